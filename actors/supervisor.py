@@ -237,6 +237,7 @@ def _pool_metrics(report: dict[str, Any]) -> dict[str, Any]:
     """The pool's places, what it thinks of its queries, and its books, as metrics."""
     row: dict[str, Any] = {
         "pool/available": report["places"]["available"],
+        "pool/resting": report["places"]["resting"],
         "pool/consumed": report["places"]["consumed"],
         "pool/flipped_share": report["flipped_share"],
         "pool/late_groups": report["late_groups"],

@@ -148,7 +148,7 @@ class FakePool(Remote):
     def report(self) -> dict[str, Any]:
         account = {"received": 1, "accepted": 1, "returned": {"zero_variance": 2}, "in_flight": 0}
         return {
-            "places": {"available": 3, "consumed": 4},
+            "places": {"available": 3, "resting": 2, "consumed": 4},
             "seen": {"too_hard": 5},
             "flipped_share": 0.25,
             "late_groups": 6,
@@ -408,6 +408,7 @@ def test_a_steps_row_joins_the_learners_the_pools_and_the_searches_numbers(play:
         "reward/mean": 0.5,
         "weights/publish_s": 0.75,  # put and delivered
         "pool/available": 3,
+        "pool/resting": 2,
         "pool/consumed": 4,
         "pool/flipped_share": 0.25,
         "pool/late_groups": 6,
