@@ -261,15 +261,24 @@ class QueryPool(Generic[G]):
 
     def _move(self, query: int, place: Place) -> None:
         """Changes one query's place; keeps the trees, and the batch at which the query is looked at again."""
-        self._place[query] = place
-        weight, look = 0.0, 0
         if place is Place.AVAILABLE:
-            weight = float(self._weights(np.array([query]))[0])
-            if self.history.draws[query]:
-                look = self.rule.next_look(self._next_batch - int(self.history.drawn_at[query]))
-        self._tree.set(query, weight)
-        self._open.set(query, float(place is Place.AVAILABLE))
-        self._look_later(query, self._next_batch + look if look else -1)
+            self._make_available(np.array([query]))
+            return
+        self._place[query] = place
+        self._tree.set(query, 0.0)
+        self._open.set(query, 0.0)
+        self._looks_at[query] = -1
+
+    def _make_available(self, queries: npt.NDArray[np.int64]) -> None:
+        """Weighs ``queries`` and lets them be drawn, wherever they were."""
+        self._place[queries] = Place.AVAILABLE
+        self._tree.set_many(queries, self._weights(queries))
+        self._open.set_many(queries, 1.0)
+        self._looks_at[queries] = -1
+        drawn = queries[self.history.draws[queries] > 0]  # an unseen query's weight never changes
+        looks = self.rule.next_look(self._next_batch - self.history.drawn_at[drawn])
+        for query, look in zip(drawn[looks > 0].tolist(), looks[looks > 0].tolist(), strict=True):
+            self._look_later(query, self._next_batch + look)
 
     def _weights(self, queries: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Weights for the next batch to open."""
@@ -277,14 +286,13 @@ class QueryPool(Generic[G]):
 
     def _look_later(self, query: int, batch: int) -> None:
         self._looks_at[query] = batch
-        if batch >= 0:
-            self._looks.setdefault(batch, []).append(query)
+        self._looks.setdefault(batch, []).append(query)
 
     def _look(self, batch: int) -> None:
         """Wakes or weighs anew the queries that are due at ``batch``."""
-        for query in self._looks.pop(batch):
-            if self._looks_at[query] == batch and self._place[query] in (Place.RESTING, Place.AVAILABLE):
-                self._move(query, Place.AVAILABLE)
+        due = np.unique(np.array(self._looks.pop(batch), dtype=np.int64))
+        idle = np.isin(self._place[due], (Place.RESTING, Place.AVAILABLE))
+        self._make_available(due[idle & (self._looks_at[due] == batch)])
 
     def _rest(self, query: int, rest: int) -> None:
         """A query comes back from its draw and rests as the rule says.
@@ -305,9 +313,7 @@ class QueryPool(Generic[G]):
         if len(consumed) == 0:
             return
         self._round += 1
-        self._place[consumed] = Place.AVAILABLE
-        self._tree.set_many(consumed, self._weights(consumed))
-        self._open.set_many(consumed, 1.0)
+        self._make_available(consumed)
 
     # --- what becomes of a claim -----------------------------------------------------------------
 

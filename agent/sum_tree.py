@@ -45,6 +45,9 @@ class SumTree:
 
     def set_many(self, indices: npt.NDArray[np.int64], weights: npt.ArrayLike) -> None:
         """``set`` for many distinct indices at once, level by level."""
+        if len(indices) == 1:
+            self.set(int(indices[0]), float(np.asarray(weights, dtype=np.float64).item()))
+            return
         nodes, at = self._nodes, np.asarray(indices, dtype=np.int64) + self._size
         nodes[at] = weights
         while len(at) and at[0] > 1:

@@ -82,8 +82,8 @@ class Rule(PoolRule):
         weights: FloatVector = np.maximum(chance, 1e-3) ** self.sharpness
         return weights
 
-    def next_look(self, age: int) -> int:
-        return max(1, age)  # an old belief changes slowly: looks at ages 1, 2, 4, 8, …
+    def next_look(self, ages: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        return np.maximum(1, ages)  # an old belief changes slowly: looks at ages 1, 2, 4, 8, …
 
     def retained(self, age: Any) -> Any:
         return 0.5 ** (np.asarray(age, dtype=np.float64) / self.half_life)

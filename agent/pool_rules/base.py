@@ -127,9 +127,9 @@ class PoolRule(ABC):
         # Successes after as many failures, and failures after as many successes.
         return chance_of_any(a, b + self.probe, rest) < limit, chance_of_any(b, a + self.probe, rest) < limit
 
-    def next_look(self, age: int) -> int:
-        """Batches after which the weight of a query last drawn ``age`` batches ago is computed anew; 0: never."""
-        return 0
+    def next_look(self, ages: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """Batches after which the weight of queries last drawn ``ages`` batches ago is computed anew; 0: never."""
+        return np.zeros_like(ages)
 
     def retained(self, age: Any) -> Any:
         """Share of an observation that still counts after ``age`` batches (scalar or array)."""

@@ -374,7 +374,7 @@ def test_adaptive_looks_again_at_ever_longer_intervals():
     rule, batch, looks = ADAPTIVE(), 1, []
     while batch < 100:
         looks.append(batch)
-        batch += rule.next_look(batch)
+        batch += int(rule.next_look(np.array([batch]))[0])
     assert looks == [1, 2, 4, 8, 16, 32, 64]
 
 
