@@ -28,6 +28,7 @@ from agent.evaluation import subset, summarise
 from conf.schema import RunConfig
 from learner.checkpoint import write_checkpoint
 from tracking.console import Console
+from tracking.draws import write_draws
 from tracking.metrics import MetricsLog
 from tracking.wandb_run import WandbRun
 
@@ -181,6 +182,7 @@ class Supervisor:
             self._wait(self.learner.save.remote(folder), "learner")
             run_state.save(folder, run_state.RunState(step=step, pool=pool))
 
+        write_draws(self.run_dir / "draws.parquet", pool["log"], [q.id for q in self.prepared.task.train])
         self.checkpoint = write_checkpoint(self.run_dir / "checkpoints", step, write, keep=self.config.checkpoints.keep)
         self._event("checkpoint", {"step": step, "path": str(self.checkpoint)})
 

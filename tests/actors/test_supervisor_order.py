@@ -24,12 +24,14 @@ from actors.supervisor import Supervisor
 from agent.errors import Fault
 from agent.evaluation import EvalRow
 from agent.pool_rules.epoch import Rule as Epoch
+from agent.query_history import DRAW
 from agent.records import Question
 from conf.schema import CheckpointConfig, EvalConfig, RunConfig
 from learner.checkpoint import checkpoints, latest
 from learner.config import AlgorithmConfig, WarmStartConfig
 from retrieval_service.stats import Stats
 from tracking.console import Console
+from tracking.draws import read_draws
 from tracking.metrics import read
 
 QUESTION = Question(id="q", text="who?", golden_answers=("she",))
@@ -143,7 +145,10 @@ class FakePool(Remote):
         assert world.delivered == world.published, "released before the workers hold the weights"
         world.released += 1
         world.happens(f"release {world.released}{' with state' if snapshot else ''}")
-        return {"released": world.released, "weight": np.full(3, world.released)} if snapshot else None
+        if not snapshot:
+            return None
+        log = np.zeros(world.released, DRAW)
+        return {"released": world.released, "weight": np.full(3, world.released), "log": log}
 
     def report(self) -> dict[str, Any]:
         account = {"received": 1, "accepted": 1, "returned": {"zero_variance": 2}, "in_flight": 0}
@@ -316,6 +321,7 @@ def test_the_checkpoint_holds_the_state_that_the_release_gave(play: Play) -> Non
     for step, path in zip((2, 4), found, strict=True):
         state = run_state.load(path)
         assert (state.step, state.pool["released"], state.pool["weight"].tolist()) == (step, step, [step] * 3)
+        assert len(state.pool["log"]) == step
         assert (path / "model.safetensors").read_text() == f"weights {step}"
     assert summary["checkpoint"] == str(found[-1])
 
@@ -371,6 +377,7 @@ def test_ctrl_c_ends_the_run_after_a_whole_step_and_its_checkpoint(play: Play, p
     assert f"step {n + 1}" not in world.events
     state = run_state.load(latest(driver.run_dir / "checkpoints"))
     assert (state.step, state.pool["released"]) == (n, n)
+    assert len(read_draws(driver.run_dir / "draws.parquet")) == n
     assert (summary["step"], summary["stopped_early"]) == (n, n < 4)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
