@@ -31,15 +31,15 @@ class Rule(PoolRule):
     name: str = "adaptive"
     oversample: float = 2.0
     """k >= 1: bound on the queries drawn per trained group."""
-    half_life: float = 16.0
+    half_life: float = 32.0
     """Batches after which an observation counts half."""
-    sharpness: float = 4.0
+    sharpness: float = 8.0
     """0 draws uniformly, 1 in proportion to the chance of signal; higher values prefer the best."""
     explore: float = 0.05
     """Share of draws that are uniform over all drawable queries."""
-    cooldown: int = 4
+    cooldown: int = 2
     """Batches for which a trained query rests."""
-    retire_after: int = 2
+    retire_after: int = 1
     """Draws in a row with the same zero-variance outcome that retire a query; 0 never does."""
     longest_rest: int = 64
     """Most batches that a retired query rests."""

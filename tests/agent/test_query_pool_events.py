@@ -18,20 +18,20 @@ EPOCH, DYNAMIC, RECYCLE, ADAPTIVE = map(rule_class, ("epoch", "dynamic", "recycl
 K = 3
 LEASE_S = 20.0
 CASES = [  # questions, rule, share of groups with a token of older weights, events
-    (30, EPOCH(batch_questions=4, max_staleness=0), 0.0, 12_000),
-    (23, EPOCH(batch_questions=4, max_staleness=1), 0.0, 12_000),
-    (9, EPOCH(batch_questions=4, max_staleness=3), 0.02, 12_000),
-    (40, RECYCLE(batch_questions=3, max_staleness=0), 0.0, 12_000),
-    (40, RECYCLE(batch_questions=3, oversample=2.0, max_staleness=1), 0.0, 14_000),
-    (25, RECYCLE(batch_questions=4, oversample=1.5, max_staleness=2), 0.0, 14_000),
-    (7, RECYCLE(batch_questions=3, oversample=1.5, max_staleness=3), 0.0, 12_000),
-    (30, RECYCLE(batch_questions=3, oversample=2.0, max_staleness=2), 0.05, 12_000),
-    (30, RECYCLE(batch_questions=3, oversample=2.0, max_staleness=2, keep_surplus=True), 0.02, 12_000),
-    (40, RECYCLE(batch_questions=3, oversample=3.0, stop_early=True, probe=2), 0.0, 12_000),
-    (30, DYNAMIC(batch_questions=4, max_staleness=1), 0.0, 12_000),
-    (40, ADAPTIVE(batch_questions=3, cooldown=2, retire_after=1, longest_rest=5), 0.0, 12_000),
-    (90, ADAPTIVE(batch_questions=4, explore=0.3, max_staleness=2, probe=2), 0.02, 12_000),
-    (14, ADAPTIVE(batch_questions=5, cooldown=6, max_staleness=1), 0.02, 12_000),
+    (30, EPOCH(batch_questions=4, max_staleness=0), 0.0, 7_500),
+    (23, EPOCH(batch_questions=4, max_staleness=1), 0.0, 7_500),
+    (9, EPOCH(batch_questions=4, max_staleness=3), 0.02, 7_500),
+    (40, RECYCLE(batch_questions=3, max_staleness=0), 0.0, 7_500),
+    (40, RECYCLE(batch_questions=3, oversample=2.0, max_staleness=1), 0.0, 7_500),
+    (25, RECYCLE(batch_questions=4, oversample=1.5, max_staleness=2), 0.0, 7_500),
+    (7, RECYCLE(batch_questions=3, oversample=1.5, max_staleness=3), 0.0, 7_500),
+    (30, RECYCLE(batch_questions=3, oversample=2.0, max_staleness=2), 0.05, 7_500),
+    (30, RECYCLE(batch_questions=3, oversample=2.0, max_staleness=2, keep_surplus=True), 0.02, 7_500),
+    (40, RECYCLE(batch_questions=3, oversample=3.0, stop_early=True, probe=2), 0.0, 7_500),
+    (30, DYNAMIC(batch_questions=4, max_staleness=1), 0.0, 7_500),
+    (40, ADAPTIVE(batch_questions=3, cooldown=2, retire_after=1, longest_rest=5), 0.0, 9_000),
+    (90, ADAPTIVE(batch_questions=4, explore=0.3, max_staleness=2, probe=2), 0.02, 7_500),
+    (14, ADAPTIVE(batch_questions=5, cooldown=6, max_staleness=1), 0.02, 7_500),
 ]
 
 
@@ -381,9 +381,9 @@ def test_random_events(make_questions, make_group, n, rule, stale_share, events)
         assert world.events["woken"] + world.events["woken early"] > 500
         assert world.resets == 0
     else:
-        assert world.resets > 20
-    assert (world.events["kept"] > 50) == rule.keep_surplus
-    assert (world.events["cut short"] > 10) == (rule.probe > 0)
+        assert world.resets > 10
+    assert (world.events["kept"] > 30) == rule.keep_surplus
+    assert (world.events["cut short"] >= 5) == (rule.probe > 0)
     assert world.events["too few viable"] > 500
     assert world.events["empty batch"] <= 0.01 * world.events["take"], "only where the redraws failed as well"
     if stale_share:
