@@ -152,6 +152,7 @@ MISTAKES = [
     (["retrieval.heap=lots"], "retrieval.heap=lots: must be at least 64m"),
     (["cluster.engine.gpu_memory_utilization=1.5"], "cluster.engine.gpu_memory_utilization must lie in (0, 1]"),
     (["cluster=4x3090", "cluster.gpus=2"], "cluster.gpus=2 is too few"),
+    (["algorithm.rollout_budget=-1"], "algorithm.rollout_budget=-1 must be at least 0"),
     (["evaluation.every=-1"], "evaluation.every must be 0 or more"),
     (["checkpoints.keep=-1"], "checkpoints.keep must be 0 or more"),
     (["tracker.wandb_mode=of"], "tracker.wandb_mode=of is not known; "),
