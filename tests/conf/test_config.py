@@ -39,8 +39,8 @@ def composed(*overrides: str) -> RunConfig:
 def test_the_groups_are_those_of_the_command_line() -> None:
     wanted = {"agent", "algorithm", "cluster", "data", "model", "pool", "retrieval", "reward", "tracker"}
     assert wanted <= set(GROUPS)
-    # Each is a part of the typed configuration; an experiment is a set of overrides.
-    assert set(GROUPS) - {"experiment"} <= set(RunConfig.__dataclass_fields__)
+    # Each is a part of the typed configuration; an experiment or a condition is a set of overrides.
+    assert set(GROUPS) - {"experiment", "condition"} <= set(RunConfig.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: value)
@@ -326,7 +326,7 @@ def test_a_sweep_runs_a_job_per_value_wherever_the_flag_stands(tmp_path: Path) -
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("cluster=local model=tiny") == 2
     jobs = sorted(file.parent.parent for file in tmp_path.glob("multirun/*/*/*/.hydra/overrides.yaml"))
-    assert [job.name for job in jobs] == ["0", "1"]
+    assert [job.name for job in jobs] == ["pool=epoch", "pool=recycle"]
     for job, rule in zip(jobs, ("epoch", "recycle"), strict=True):
         assert (job / ".hydra" / "overrides.yaml").read_text() == f"- seed=1\n- mode=plan\n- pool={rule}\n"
 
