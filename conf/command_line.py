@@ -80,8 +80,9 @@ def check_overrides(arguments: list[str]) -> Request:
 
 
 def _about_sweeps(overrides: Sequence[Override]) -> list[str]:
-    """The overrides of Hydra's own settings that say whether and where a sweep runs."""
-    return [str(o.input_line) for o in overrides if o.key_or_group in ("hydra.mode", "hydra.sweep.dir")]
+    """The overrides of Hydra's own settings that say whether, where and over what a sweep runs."""
+    keys_of_sweeps = ("hydra.mode", "hydra.sweep.dir", "hydra.sweeper.params")
+    return [str(o.input_line) for o in overrides if o.key_or_group.startswith(keys_of_sweeps)]
 
 
 def _sweep(composed: DictConfig, ours: Sequence[Override]) -> Request:
@@ -141,7 +142,9 @@ def _quoted(text: str) -> str:
 def _parse(argument: str) -> Override:
     try:
         loader = GlobalHydra.instance().config_loader()
-        override = OverridesParser.create(config_loader=loader).parse_override(argument)
+        (override,) = OverridesParser.create(config_loader=loader).parse_overrides(
+            [argument]
+        )  # alone, it gets no loader
     except HydraException as error:
         if "=" not in argument:
             raise UserError(f"{argument}: not key=value") from error

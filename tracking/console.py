@@ -16,6 +16,8 @@ class Console:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._rich = RichConsole(quiet=quiet, highlight=False, soft_wrap=True)
+        if not self._rich.is_terminal:
+            self._rich.width = 10_000  # a file or a pipe has no width that a table would have to fit into
 
     def say(self, text: str, style: str = "") -> None:
         """One line of plain text."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,19 +132,19 @@ def _em(runs: Runs, target: float | None) -> Figure:
 
 
 def _groups(runs: Runs) -> Figure:
-    columns = min(3, len(runs))
-    lines = -(-len(runs) // columns)
+    lines = 1 if len(runs) <= 3 else math.ceil(len(runs) / 3)
+    columns = math.ceil(len(runs) / lines)
     figure = Figure(figsize=(0.8 + 3.4 * columns, 0.6 + 2.9 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, sharey=True, squeeze=False).flat
-    for (name, of), axes in zip(runs.items(), grid, strict=False):
+    grid = iter(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
+    for at, ((name, of), axes) in enumerate(zip(runs.items(), grid, strict=False)):
         centres, shares = group_mix(of)
         axes.stackplot(
             centres, shares, labels=[label for label, _ in MIX.values()], colors=[colour for _, colour in MIX.values()]
         )
         axes.set_title(f"{name} ({_seeds(of)})", fontsize=10)
         axes.margins(x=0)
-        _dress(axes, "rollouts", "share of groups")
-    for axes in list(grid):
+        _dress(axes, "rollouts", "" if at % columns else "share of groups")
+    for axes in grid:
         axes.set_axis_off()
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right center", frameon=False)
