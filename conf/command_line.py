@@ -5,7 +5,8 @@ A sweep is asked for with ``-m``, or by an experiment's file (``hydra.mode: MULT
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from agent.errors import UserError, nearest
-from conf.schema import keys, typed
+from conf.schema import RunConfig, keys, typed
 from tracking import sweep
 from tracking.sweep import Job, Plan
 
@@ -59,7 +60,7 @@ def check_overrides(arguments: list[str]) -> Request:
         overrides = [_parse(a) for a in (*flags.overrides, *others)]
         ours = [o for o in overrides if not o.key_or_group.startswith("hydra")]
         first = [_lines(o)[0] for o in ours]
-        composed = _compose(first, _about_sweeps(overrides), whole=False)
+        composed = _compose(first, _about_sweeps(overrides))
         mode = RunMode.MULTIRUN if flags.multirun else composed.hydra.mode
         if composed.mode == "report":
             if flags.multirun:
@@ -70,11 +71,11 @@ def check_overrides(arguments: list[str]) -> Request:
                 raise UserError(
                     f"{several.input_line}: several values are a job each and need -m; a list is written [a,b]"
                 )
-        asks_for_runs = not (flags.cfg or flags.info or flags.help or flags.hydra_help or flags.shell_completion)
         if mode is RunMode.MULTIRUN:
             request = _sweep(composed, ours)
-            return request if asks_for_runs else Request(sweep=None)
-        _compose(first)
+            only_looks = flags.cfg or flags.info or flags.help or flags.hydra_help or flags.shell_completion
+            return Request(sweep=None) if only_looks else request
+        _check(first, composed)
         # An experiment's file may make a sweep of what is asked for; its report is none.
         return Request(sweep=None, arguments=("hydra.mode=RUN",) if composed.hydra.mode is RunMode.MULTIRUN else ())
 
@@ -94,21 +95,21 @@ def _sweep(composed: DictConfig, ours: Sequence[Override]) -> Request:
     merged = {o.get_key_element(): o for o in (*params, *ours)}
     values = [_lines(o) for o in merged.values()]
     first = [lines[0] for lines in values]
-    typed_first = typed(_without_hydra(_compose(first)))
+    one_job = _check(first)
     for at, lines in enumerate(values):
         for line in lines[1:]:  # each is checked beside the others' first values: that is one of the jobs
-            _compose([*first[:at], line, *first[at + 1 :]])
+            _check([*first[:at], line, *first[at + 1 :]])
     own = {o.get_key_element() for o in params} | {k for k, o in merged.items() if o.is_sweep_override()}
     folder, jobs = Path(composed.hydra.sweep.dir), []
     for lines in BasicSweeper.split_arguments(list(merged.values()), None)[0]:
         varied = {key: value for key, _, value in (line.partition("=") for line in lines) if key in own}
-        job = Job(overrides=varied, seed=int(varied.get("seed", typed_first.seed)))
+        job = Job(overrides=varied, seed=int(varied.get("seed", one_job.seed)))
         _check_kept(folder / job.name, lines)
         jobs.append(job)
     sweep.check_names(jobs)
     shared = sorted({o.key_or_group for key, o in merged.items() if key not in own})
     return Request(
-        sweep=Sweep(folder=folder, plan=Plan(jobs=tuple(jobs), report=typed_first.report), mode=typed_first.mode),
+        sweep=Sweep(folder=folder, plan=Plan(jobs=tuple(jobs), report=one_job.report), mode=one_job.mode),
         arguments=(
             f"hydra.sweep.dir={_quoted(str(folder))}",  # with a time in it, that would have gone on
             f"hydra.job.config.override_dirname.exclude_keys=[{','.join(shared)}]",
@@ -141,10 +142,8 @@ def _quoted(text: str) -> str:
 
 def _parse(argument: str) -> Override:
     try:
-        loader = GlobalHydra.instance().config_loader()
-        (override,) = OverridesParser.create(config_loader=loader).parse_overrides(
-            [argument]
-        )  # alone, it gets no loader
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        (override,) = parser.parse_overrides([argument])  # parse_override forgets the loader, which a glob needs
     except HydraException as error:
         if "=" not in argument:
             raise UserError(f"{argument}: not key=value") from error
@@ -167,13 +166,24 @@ def _lines(override: Override) -> list[str]:
     return [f"{line.partition('=')[0]}={value}" for value in override.sweep_string_iterator()]
 
 
-def _compose(lines: list[str], hydra_lines: Sequence[str] = (), *, whole: bool = True) -> DictConfig:
-    """What ``lines`` make, with Hydra's own settings beside it under ``hydra``; ``whole`` lines make a valid run."""
+def _compose(lines: list[str], hydra_lines: Sequence[str] = ()) -> DictConfig:
+    """What ``lines`` make, with Hydra's own settings beside it under ``hydra``."""
+    with _one_line(lines):
+        return compose("config", overrides=[*lines, "output_dir=.", *hydra_lines], return_hydra_config=True)
+
+
+def _check(lines: list[str], composed: DictConfig | None = None) -> RunConfig:
+    """The valid run that ``lines`` make; ``composed`` is what ``_compose`` made of them, if it is at hand."""
+    composed = composed if composed is not None else _compose(lines)
+    with _one_line(lines):
+        return typed(_without_hydra(composed))
+
+
+@contextmanager
+def _one_line(lines: list[str]) -> Iterator[None]:
+    """Turns what Hydra says of ``lines`` into a ``UserError``."""
     try:
-        composed = compose("config", overrides=[*lines, "output_dir=.", *hydra_lines], return_hydra_config=True)
-        if whole:
-            typed(_without_hydra(composed))
-        return composed
+        yield
     except UserError:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
