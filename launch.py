@@ -2,9 +2,10 @@
 
     python launch.py [cluster=…] [model=…] [group=…] [key=value …]
 
-``mode=train`` is the default; the others are ``plan``, ``eval``, ``index`` and ``ask``. A user's mistake
-exits 2 with one line that names the key or file and the fix; a fault exits 1 with the actor, the cause
-and the checkpoint to resume from. ``debug=true`` shows tracebacks.
+``mode=train`` is the default; the others are ``plan``, ``eval``, ``index``, ``ask`` and ``report``. A sweep
+(``-m``, or an experiment that is one) runs its jobs one after the other; the same command again goes on with
+it. A user's mistake exits 2 with one line that names the key or file and the fix; a fault exits 1 with the
+actor, the cause and the checkpoint to resume from. ``debug=true`` shows tracebacks.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -19,16 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from hydra import compose, initialize_config_module
-from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from agent.errors import Fault, UserError, nearest
-from conf.schema import RunConfig, keys, register, typed
+from agent.errors import Fault, UserError
+from conf.command_line import Sweep, check_overrides
+from conf.schema import RunConfig, register, typed
 
 if TYPE_CHECKING:
     from tracking.console import Console
@@ -136,12 +137,28 @@ def plan(config: RunConfig, run_dir: Path, console: Console) -> None:
     console.say(table(config))
 
 
+def simulate(config: RunConfig, run_dir: Path, console: Console) -> None:
+    """``mode=simulate``: the query pool with ``pool=…`` on the policy of ``simulation=…``, without a model."""
+    from tracking.simulation import write
+
+    write(config.simulation, config.pool, config.seed, run_dir, console)
+
+
+def report(config: RunConfig, run_dir: Path, console: Console) -> None:
+    """``mode=report``: tables and pictures of a sweep, as far as it is."""
+    from tracking.report import write
+
+    write(Path(config.report.sweep or ""), config.report, console)
+
+
 MODES: dict[str, Callable[[RunConfig, Path, Any], None]] = {
     "train": train,
     "eval": evaluate,
     "ask": ask,
     "index": index,
     "plan": plan,
+    "simulate": simulate,
+    "report": report,
 }
 
 
@@ -166,11 +183,14 @@ def _outputs() -> Path:
 
 @hydra.main(config_path="conf", config_name="config", version_base=None)
 def _run(composed: DictConfig) -> None:
-    """One job: a run, or one job of a ``--multirun``."""
-    debug = bool(composed.get("debug"))
-    try:
-        from tracking.console import Console
+    """One job: a run, or one of a sweep's."""
+    from tracking.console import Console
 
+    debug = bool(composed.get("debug"))
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        _job(composed, Path(HydraConfig.get().runtime.output_dir), Console())
+        return
+    try:
         config = typed(composed)
         run_dir = Path(config.output_dir).absolute()
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -183,105 +203,66 @@ def _run(composed: DictConfig) -> None:
         _leave(130, "stopped", debug)
 
 
-def _leave(code: int, message: str, debug: bool) -> None:
-    if debug:
-        import traceback
+def _job(composed: DictConfig, folder: Path, console: Console) -> None:
+    """One job of a sweep: skipped, gone on with, or started. A failure is recorded and doesn't stop the others.
 
+    Raises ``KeyboardInterrupt`` if its user ended the run: that ends the sweep.
+    """
+    from tracking import sweep
+
+    try:
+        config = typed(composed)
+        if sweep.status(folder)[0] is sweep.Status.FINISHED:
+            console.say(f"{folder.name}: finished before")
+            return
+        if sweep.has_checkpoint(folder):
+            config.resume = str(folder)
+        else:
+            sweep.clear(folder)
+        MODES[config.mode](config, folder, console)
+    except Exception as error:
+        foreseen = isinstance(error, (UserError, Fault))
+        if composed.get("debug") or not foreseen:
+            traceback.print_exc()
+        message = str(error) if foreseen else f"{type(error).__name__}: {error}"
+        sweep.record_failure(folder, message)
+        console.say(f"{folder.name} failed: {message}", "red")
+        return
+    if sweep.interrupted(folder):
+        raise KeyboardInterrupt
+
+
+def _run_sweep(asked: Sweep, debug: bool) -> None:
+    """All jobs of a sweep, then its report; leaves with 1 if a job failed and with 130 if it was stopped."""
+    from tracking import sweep
+
+    reported = asked.mode == "train"
+    if reported:
+        sweep.save_plan(asked.folder, asked.plan)
+    stopped = False
+    try:
+        _run()
+    except KeyboardInterrupt:
+        stopped = True
+    if reported:
+        from tracking.console import Console
+        from tracking.report import write
+
+        write(asked.folder, asked.plan.report, Console())
+    if stopped:
+        again = "the same command" if asked.plan.report.sweep else f"the same command with report.sweep={asked.folder}"
+        _leave(130, f"stopped; {again} goes on", debug)
+    states = {job.name: sweep.status(asked.folder / job.name) for job in asked.plan.jobs}
+    if failed := {name: message for name, (state, message) in states.items() if state is sweep.Status.FAILED}:
+        listed = "; ".join(f"{name}: {message}" for name, message in failed.items())
+        _leave(1, f"{len(failed)} of {len(states)} jobs failed: {listed}", debug)
+
+
+def _leave(code: int, message: str, debug: bool) -> None:
+    if debug and sys.exc_info()[0]:
         traceback.print_exc()
     print(f"slingshot: {message}", file=sys.stderr, flush=True)
     sys.exit(code)
-
-
-def check_overrides(arguments: list[str]) -> None:
-    """Composes what ``arguments`` ask for, each value of a sweep by itself, before Hydra runs anything.
-
-    Raises ``UserError`` naming the override and the nearest valid key or option.
-    """
-    flags, others = get_args_parser().parse_known_args(arguments)
-    for unknown in (o for o in others if o.startswith("-")):
-        raise UserError(f"{unknown}: no such flag; a setting has no dashes: {unknown.lstrip('-')}")
-    overrides = [_parse(a) for a in (*flags.overrides, *others)]
-    ours = [o for o in overrides if not o.key_or_group.startswith("hydra")]
-    values = [lines for o in ours if (lines := _lines(o))]
-    first = [lines[0] for lines in values]
-    with initialize_config_module("conf", version_base=None):
-        _compose(first)
-        for at, lines in enumerate(values):
-            for line in lines[1:]:  # each is checked beside the others' first values: that is one of the jobs
-                _compose([*first[:at], line, *first[at + 1 :]])
-    if not flags.multirun and all(o.key_or_group != "hydra.mode" for o in overrides):
-        for sweep in (o for o in ours if o.is_sweep_override()):
-            raise UserError(f"{sweep.input_line}: several values are a job each and need -m; a list is written [a,b]")
-
-
-def _parse(argument: str) -> Override:
-    try:
-        override = OverridesParser.create().parse_override(argument)
-    except HydraException as error:
-        if "=" not in argument:
-            raise UserError(f"{argument}: not key=value") from error
-        raise UserError(
-            f"{argument}: can't be read; a value with any of ,=:'()[]{{}} in it needs quotes inside the shell's: "
-            "key=\"'value'\""
-        ) from error
-    if not override.key_or_group:
-        raise UserError(f"{argument}: not key=value; the key is missing")
-    return override
-
-
-def _lines(override: Override) -> list[str]:
-    """The override for each value of a sweep, itself if it is none; nothing for a sweep that only Hydra can resolve."""
-    line = str(override.input_line)
-    if not override.is_sweep_override():
-        return [line]
-    try:
-        return [f"{line.partition('=')[0]}={value}" for value in override.sweep_string_iterator()]
-    except HydraException:
-        return []
-
-
-def _compose(lines: list[str]) -> None:
-    try:
-        typed(compose("config", overrides=[*lines, "output_dir=."]))
-    except UserError:
-        raise
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(_mistake(lines, error)) from error
-
-
-def _mistake(lines: list[str], error: Exception) -> str:
-    """The override at which composing ``lines`` failed, and the fix."""
-    choices = []
-    for line in lines:
-        key, _, value = line.partition("=")
-        if (options := _options(key)) is not None:
-            if value not in options:
-                return f"{line}: no such {key.lstrip('+~')}; {nearest(value, options)}"
-            if key.startswith("+"):
-                return f"{line}: there is a {key.lstrip('+')} already; write {line.lstrip('+')} to choose another"
-            choices.append(line)
-    valid = keys(compose("config", overrides=[*choices, "output_dir=."]))
-    for line in lines:
-        key = line.partition("=")[0].lstrip("+~")
-        if key not in valid and _options(key) is None:
-            return f"{key} is not a setting; {_hint(key, valid)}"
-    cause = error.__cause__ or error
-    culprit = getattr(cause, "full_key", None)
-    line = next((line for line in lines if line.startswith(f"{culprit}=")), " ".join(lines))
-    return f"{line}: {str(cause).strip().splitlines()[0]}"
-
-
-def _options(group: str) -> list[str] | None:
-    """The files of a configuration group, or None if there is no such group."""
-    folder = Path(__file__).parent / "conf" / group.lstrip("+~")
-    return [path.stem for path in folder.glob("*.yaml")] if group and folder.is_dir() else None
-
-
-def _hint(key: str, valid: list[str]) -> str:
-    """The nearest setting beside ``key``, or anywhere if its parent doesn't exist."""
-    parent, _, leaf = key.rpartition(".")
-    siblings = [k.rpartition(".")[2] for k in valid if k.rpartition(".")[0] == parent]
-    return nearest(leaf, siblings) if siblings else nearest(key, valid)
 
 
 def main() -> None:
@@ -291,8 +272,12 @@ def main() -> None:
     sys.argv[1:] = sorted(map(_question_quoted, sys.argv[1:]), key=lambda a: a not in ("-m", "--multirun"))
     debug = "debug=true" in sys.argv
     try:
-        check_overrides(sys.argv[1:])
-        _run()
+        request = check_overrides(sys.argv[1:])
+        sys.argv += request.arguments
+        if request.sweep is None:
+            _run()
+        else:
+            _run_sweep(request.sweep, debug)
     except UserError as error:
         _leave(2, str(error), debug)
     except (HydraException, OmegaConfBaseException) as error:

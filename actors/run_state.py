@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from agent.errors import UserError
 from learner.checkpoint import latest, verify
-from tracking.metrics import MetricsLog, read
+from tracking.metrics import read, replace
 
 TRAINING = "training"
 """Beside the model's files in a checkpoint: everything that only training needs."""
@@ -24,6 +24,12 @@ class RunState:
     step: int
     pool: dict[str, Any]
     """``QueryPool.state()``."""
+    rollouts: int
+    """Trajectories played so far."""
+    generated_tokens: int
+    """Action tokens in them."""
+    first_eval: dict[str, Any] | None
+    last_eval: dict[str, Any] | None
 
 
 def save(checkpoint: Path, state: RunState) -> None:
@@ -33,7 +39,8 @@ def save(checkpoint: Path, state: RunState) -> None:
     arrays = {k: v for k, v in state.pool.items() if isinstance(v, np.ndarray)}
     rest = {k: v for k, v in state.pool.items() if k not in arrays}
     np.savez(folder / "pool.npz", allow_pickle=False, **arrays)
-    (folder / "run.json").write_text(json.dumps({"step": state.step, "pool": rest}))
+    run = {f.name: getattr(state, f.name) for f in fields(state)} | {"pool": rest}
+    (folder / "run.json").write_text(json.dumps(run))
 
 
 def load(checkpoint: Path) -> RunState:
@@ -41,24 +48,27 @@ def load(checkpoint: Path) -> RunState:
     verify(checkpoint)
     folder = checkpoint / TRAINING
     try:
-        rest = json.loads((folder / "run.json").read_text())
+        run = json.loads((folder / "run.json").read_text())
         with np.load(folder / "pool.npz") as arrays:
-            pool = {**rest["pool"], **{name: arrays[name] for name in arrays.files}}
-    except (OSError, ValueError, KeyError) as error:
+            pool = {**run["pool"], **{name: arrays[name] for name in arrays.files}}
+        return RunState(**{**run, "pool": pool})
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"checkpoint {checkpoint}: can't be resumed ({error})") from error
-    return RunState(step=int(rest["step"]), pool=pool)
 
 
 def carry_metrics(checkpoint: Path, run_dir: Path) -> None:
-    """Starts the resumed run's ``metrics.jsonl`` with the old run's rows up to the checkpoint's step."""
-    old = checkpoint.parent.parent / "metrics.jsonl"
-    if old.is_file():
-        step = load(checkpoint).step
-        new = MetricsLog(run_dir / "metrics.jsonl")
-        for row in read(old):
-            if row["kind"] in ("step", "eval") and row["step"] <= step:
-                new.write(row.pop("kind"), row)
-        new.write("event", {"event": "resumed", "step": step, "path": str(checkpoint)})
+    """Starts the resumed run's ``metrics.jsonl`` with the old run's rows up to the checkpoint's step.
+
+    A run that is resumed in its own folder thereby forgets what came after the checkpoint, also the
+    trajectories that it is going to play again.
+    """
+    old_dir, step = checkpoint.parent.parent, load(checkpoint).step
+    if (old_dir / "metrics.jsonl").is_file():
+        kept = [r for r in read(old_dir / "metrics.jsonl") if r["kind"] in ("step", "eval") and r["step"] <= step]
+        resumed = {"kind": "event", "event": "resumed", "step": step, "path": str(checkpoint)}
+        replace(run_dir / "metrics.jsonl", [*kept, resumed])
+    if old_dir.resolve() == run_dir.resolve() and (played := run_dir / "trajectories.jsonl").is_file():
+        replace(played, [r for r in read(played) if r["batch"] < step])  # batch 0 is step 1's
 
 
 def find(resume: str, outputs: Path) -> Path:

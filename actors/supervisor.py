@@ -58,27 +58,35 @@ class Supervisor:
         """The newest checkpoint of this run, or the one that it was resumed from."""
         self._began = time.perf_counter()
         self._stop = False
-        self._evals: list[dict[str, Any]] = []
+        self._first_eval: dict[str, Any] | None = None
+        self._last_eval: dict[str, Any] | None = None
         self._totals = {"rollouts": 0, "generated_tokens": 0}
         self._held_out = subset(prepared.task.eval, config.evaluation.questions)
 
     def train(self) -> dict[str, Any]:
         """The whole run; returns its summary. Raises ``UserError`` or ``Fault``."""
         state = run_state.load(self.resume) if self.resume is not None else None
-        step = state.step if state else 0
+        step = 0
+        if state is not None:
+            step, self._first_eval, self._last_eval = state.step, state.first_eval, state.last_eval
+            self._totals = {"rollouts": state.rollouts, "generated_tokens": state.generated_tokens}
         self._start(state)
-        steps = self.config.algorithm.steps
         if state is None:
             self._evaluate(0)
-        last = step >= steps  # of a finished run that was resumed: nobody would take what the workers play
+        last = self._done(step)  # of a finished run that was resumed: nobody would take what the workers play
         if not last:
             self.crew.serve()
         with self._interruptible():
             while not last:
                 step += 1
-                last = self._step(step, last=step == steps)
+                last = self._step(step)
         self.crew.dismiss()
         return self._summary(step)
+
+    def _done(self, step: int) -> bool:
+        """Whether ``step`` is the last one, by the steps or by the trajectories that the run was given."""
+        algorithm = self.config.algorithm
+        return step >= algorithm.steps or 0 < algorithm.rollout_budget <= self._totals["rollouts"]
 
     # --- start -----------------------------------------------------------------------------------
 
@@ -114,7 +122,7 @@ class Supervisor:
 
     # --- one step --------------------------------------------------------------------------------
 
-    def _step(self, step: int, *, last: bool) -> bool:
+    def _step(self, step: int) -> bool:
         """One step; returns whether it was the last, with its checkpoint written and the pool closed.
 
         A Ctrl-C that comes too late for this step's release makes the next one the last.
@@ -139,8 +147,9 @@ class Supervisor:
         }
         self._totals["rollouts"] += row["rollout/trajectories"]
         self._totals["generated_tokens"] += row["rollout/action_tokens"]
+        last = self._done(step)
         self.metrics.write("step", row)
-        self.console.step(row, self.config.algorithm.steps)
+        self.console.step(row, self._progress(step))
         self.gauges.set(row)
         if self.tracker:
             self.tracker.log(row)
@@ -157,6 +166,13 @@ class Supervisor:
             self._save(step, state)
         return last
 
+    def _progress(self, step: int) -> str:
+        """How far the run is: in trajectories if those are its limit, else in steps."""
+        algorithm = self.config.algorithm
+        if algorithm.rollout_budget:
+            return f"step {step:>4}  rollouts {self._totals['rollouts']:>6}/{algorithm.rollout_budget}"
+        return f"step {step:>4}/{algorithm.steps}"
+
     def _search_stats(self) -> dict[str, float]:
         try:
             stats = self._wait(self.retrieval.stats.remote(), "retrieval")
@@ -171,7 +187,8 @@ class Supervisor:
         row["seconds"] = time.perf_counter() - started
         row["time_s"] = time.perf_counter() - self._began
         row |= self._totals
-        self._evals.append(row)
+        self._first_eval = self._first_eval or row
+        self._last_eval = row
         self.metrics.write("eval", row)
         self.console.evaluation(row)
         if self.tracker:
@@ -180,18 +197,25 @@ class Supervisor:
     def _save(self, step: int, pool: dict[str, Any]) -> None:
         def write(folder: Path) -> None:
             self._wait(self.learner.save.remote(folder), "learner")
-            run_state.save(folder, run_state.RunState(step=step, pool=pool))
+            state = run_state.RunState(
+                step=step, pool=pool, first_eval=self._first_eval, last_eval=self._last_eval, **self._totals
+            )
+            run_state.save(folder, state)
 
         write_draws(self.run_dir / "draws.parquet", pool["log"], [q.id for q in self.prepared.task.train])
-        self.checkpoint = write_checkpoint(self.run_dir / "checkpoints", step, write, keep=self.config.checkpoints.keep)
+        # A worker that is replaced starts from the folder that the run was resumed from: it has to stay.
+        self.checkpoint = write_checkpoint(
+            self.run_dir / "checkpoints", step, write, keep=self.config.checkpoints.keep, spare=self.resume
+        )
         self._event("checkpoint", {"step": step, "path": str(self.checkpoint)})
 
     def _summary(self, step: int) -> dict[str, Any]:
         summary = {
             "step": step,
-            "stopped_early": step < self.config.algorithm.steps,
-            "first_eval": self._evals[0] if self._evals else None,
-            "last_eval": self._evals[-1] if self._evals else None,
+            "stopped_early": not self._done(step),
+            "interrupted": self._stop,
+            "first_eval": self._first_eval,
+            "last_eval": self._last_eval,
             **self._totals,
             "restarts": self.crew.restarts,
             "checkpoint": str(self.checkpoint),

@@ -25,9 +25,13 @@ import numpy.typing as npt
 
 from agent.errors import UserError
 from agent.pool_rules.base import PoolRule
-from agent.query_pool import QueryPool
+from agent.query_pool import QueryPool, TakenBatch
 from agent.records import QueryState, Ticket, Trajectory
 from agent.seeds import derive_seed
+
+
+HELD_OUT = 2000
+"""Most queries over which the simulated policy is evaluated."""
 
 
 @dataclass
@@ -148,15 +152,11 @@ class SimulatedStep:
     """One learner step of a simulation."""
 
     rollouts: int
-    """Played so far."""
-    groups: int
-    signal: int
-    too_hard: int
-    too_easy: int
-    trained: int
-    recycled: int
+    """Played for this step."""
+    batch: TakenBatch[SimulatedGroup]
+    flipped_share: float
     em: float
-    """Mean success probability of held-out queries of the pool's difficulty."""
+    """Mean success probability of held-out queries of the pool's difficulty, before the update."""
 
 
 def simulate(config: SimulationConfig, rule: PoolRule, seed: int) -> Iterator[SimulatedStep]:
@@ -167,11 +167,11 @@ def simulate(config: SimulationConfig, rule: PoolRule, seed: int) -> Iterator[Si
     policy = DriftingPolicy(config, seed)
     questions = [SimulatedQuestion(str(i)) for i in range(config.queries)]
     pool: QueryPool[SimulatedGroup] = QueryPool(questions, rule, seed=seed)
-    held_out = np.random.default_rng(derive_seed(seed, "held out")).choice(
-        config.queries, min(config.queries, 2000), replace=False
-    )
-    budget, rollouts = config.rollouts_per_query * config.queries, 0
-    while rollouts < budget:
+    size = min(config.queries, HELD_OUT)
+    held_out = np.random.default_rng(derive_seed(seed, "held out")).choice(config.queries, size, replace=False)
+    left = config.rollouts_per_query * config.queries
+    while left > 0:
+        rollouts, em = 0, float(policy.chances(held_out, practised=False).mean())
         while tickets := pool.claim("simulated", now=0.0, limit=rule.candidates):
             queries = np.array([t.query for t in tickets])
             for ticket, chance in zip(tickets, policy.chances(queries), strict=True):
@@ -183,16 +183,8 @@ def simulate(config: SimulationConfig, rule: PoolRule, seed: int) -> Iterator[Si
         if signal:
             policy.update(np.array(signal), rule.batch_questions)
         pool.release(batch.index)
-        yield SimulatedStep(
-            rollouts=rollouts,
-            groups=len(batch.members),
-            signal=batch.states[QueryState.SIGNAL],
-            too_hard=batch.states[QueryState.TOO_HARD],
-            too_easy=batch.states[QueryState.TOO_EASY],
-            trained=len(signal),
-            recycled=sum(a.recycled for a in batch.accepted if a.group.state is QueryState.SIGNAL),
-            em=float(policy.chances(held_out, practised=False).mean()),
-        )
+        left -= rollouts
+        yield SimulatedStep(rollouts=rollouts, batch=batch, flipped_share=pool.history.flipped_share, em=em)
 
 
 def _play(ticket: Ticket, question: SimulatedQuestion, chance: float, size: int, version: int) -> SimulatedGroup:

@@ -18,12 +18,14 @@ from agent.errors import UserError, nearest, one_of
 from agent.pool_rules.base import PoolRule, rule_class, rule_names
 from agent.protocol import PROMPTS, PROTOCOLS
 from agent.rewards import Scorer
+from agent.simulator import SimulationConfig
 from learner.config import AlgorithmConfig, ModelConfig
 from retrieval_service.config import RetrievalConfig
 from tasks.config import DataConfig
-from tracking.config import TrackerConfig
+from tracking.config import ReportConfig, TrackerConfig
+from tracking.sweep import folder_name
 
-MODES = ("train", "eval", "ask", "index", "plan")
+MODES = ("train", "eval", "ask", "index", "plan", "simulate", "report")
 
 
 @dataclass
@@ -75,6 +77,8 @@ class RunConfig:
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    simulation: SimulationConfig = field(default_factory=SimulationConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
 
     def __post_init__(self) -> None:
         one_of(self.mode, MODES, "mode")
@@ -87,6 +91,8 @@ class RunConfig:
             raise UserError(
                 f"mode={self.mode} needs checkpoint=FOLDER (a run's checkpoints/step-… or a model's folder)"
             )
+        if self.mode == "report" and not self.report.sweep:
+            raise UserError("mode=report needs report.sweep=FOLDER (a sweep's, multirun/…)")
         for name in ("evaluation", "checkpoints"):
             for key in fields(getattr(self, name)):
                 if getattr(getattr(self, name), key.name) < 0:
@@ -98,11 +104,16 @@ class RunConfig:
 
 
 def register() -> None:
-    """Puts the schema where Hydra finds it: ``run_schema`` at the root, ``NAME_rule`` for each pool rule."""
+    """Puts the schema where Hydra finds it: ``run_schema`` at the root, ``NAME_rule`` for each pool rule.
+
+    And the two resolvers that ``config.yaml`` names a sweep's folders with.
+    """
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
     for name in rule_names():
         store.store(group="pool", name=f"{name}_rule", node=rule_class(name))
+    OmegaConf.register_new_resolver("either", lambda one, other: one or other, replace=True)
+    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
 
 def typed(config: DictConfig) -> RunConfig:

@@ -21,13 +21,15 @@ _ASIDE = ".tmp-"
 _NAME = re.compile(r"step-(\d{6,})$")
 
 
-def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], *, keep: int = 0) -> Path:
+def write_checkpoint(
+    root: Path, step: int, write: Callable[[Path], None], *, keep: int = 0, spare: Path | None = None
+) -> Path:
     """Writes ``root/step-000100`` (for step 100) and returns it.
 
     ``write`` is called with a folder and fills it. The manifest then lists every file with its size
     and BLAKE2b checksum; all is synced to the disk before the folder gets its name, so a reader
     never sees half of it. A checkpoint of the same step is replaced. With ``keep`` above 0 only the
-    newest that many remain. One writer per ``root``.
+    newest that many remain, and ``spare``. One writer per ``root``.
     """
     root.mkdir(parents=True, exist_ok=True)
     for leftover in root.glob(f"{_ASIDE}*"):  # of a writer that was killed
@@ -50,7 +52,8 @@ def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], *, ke
     _sync(root)
     if keep > 0:
         for old in checkpoints(root)[:-keep]:
-            _remove(old)
+            if spare is None or old.resolve() != spare.resolve():
+                _remove(old)
     return final
 
 

@@ -1,4 +1,4 @@
-"""Settings of the trackers."""
+"""Settings of the trackers and of a sweep's report."""
 
 from __future__ import annotations
 
@@ -24,3 +24,23 @@ class TrackerConfig:
         one_of(self.wandb_mode, ("auto", "online", "offline"), "tracker.wandb_mode")
         if self.trajectories_per_step < -1:
             raise UserError("tracker.trajectories_per_step must be -1 or more")
+
+
+@dataclass
+class ReportConfig:
+    """The report of a sweep: made when a sweep ends, and by ``mode=report``.
+
+    There, what is null is as the sweep was started with.
+    """
+
+    sweep: str | None = None
+    """The sweep's folder; null is a new one, named by the time."""
+    title: str | None = None
+    baseline: str | None = None
+    """The condition that the others are compared with, as the table names it: ``pool=epoch``."""
+    target_em: float | None = None
+    """Held-out exact match whose cost in rollouts and tokens is measured."""
+
+    def __post_init__(self) -> None:
+        if self.target_em is not None and not 0 < self.target_em <= 1:
+            raise UserError(f"report.target_em={self.target_em} must lie in (0, 1]")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console as RichConsole
+from rich.table import Table
+from rich.text import Text
 
 
 class Console:
@@ -13,16 +16,27 @@ class Console:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._rich = RichConsole(quiet=quiet, highlight=False, soft_wrap=True)
+        if not self._rich.is_terminal:
+            self._rich.width = 10_000  # a file or a pipe has no width that a table would have to fit into
 
     def say(self, text: str, style: str = "") -> None:
         """One line of plain text."""
         self._rich.print(text, style=style, markup=False)
 
-    def step(self, row: Mapping[str, Any], steps: int) -> None:
-        """One learner step."""
+    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table whose first column names what the others give."""
+        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE)
+        for at, name in enumerate(header):
+            table.add_column(Text(name), justify="right" if at else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        self._rich.print(table)
+
+    def step(self, row: Mapping[str, Any], progress: str) -> None:
+        """One learner step; ``progress`` says which one."""
         groups = f"{row['groups/signal']}/{row['groups/too_easy']}/{row['groups/too_hard']}"
         self._rich.print(
-            f"step {row['step']:>4}/{steps}  reward {_number(row['reward/mean'])}"
+            f"{progress}  reward {_number(row['reward/mean'])}"
             f"  searches {_number(row['search/mean'])}"
             f"  signal/easy/hard {groups:>9}  {_number(row['rollout/tokens_per_s'], 0):>6} tok/s"
             f"  gap {_number(row['rollout/engine_logprob_gap'], 8)}  {row['time/step_s']:.2f} s",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,14 @@ def read(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # splitlines would also split within a string
     rows = [json.loads(line) for line in lines]
     return [r for r in rows if kind is None or r["kind"] == kind]
+
+
+def replace(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Puts ``rows`` (as ``read`` gives them) in the place of a file's, all or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}")
+    aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    aside.rename(path)
 
 
 def _plain(value: Any) -> Any:

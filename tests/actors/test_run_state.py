@@ -15,14 +15,21 @@ from agent.pool_rules.recycle import Rule as Recycle
 from agent.query_pool import QueryPool
 from agent.records import Question
 from learner.checkpoint import write_checkpoint
-from tracking.metrics import MetricsLog, read
+from tracking.metrics import MetricsLog, read, replace
 
 QUESTIONS = [Question(id=f"q{i}", text="who?", golden_answers=("she",)) for i in range(4)]
 
 
 def checkpoint(run: Path, step: int, pool: dict[str, Any] | None = None) -> Path:
     """A checkpoint of ``run``, as the supervisor writes it."""
-    state = run_state.RunState(step=step, pool=pool or {"weight": np.ones(2), "released": step})
+    state = run_state.RunState(
+        step=step,
+        pool=pool or {"weight": np.ones(2), "released": step},
+        rollouts=8 * step,
+        generated_tokens=100 * step,
+        first_eval={"step": 0, "em": 0.1},
+        last_eval=None,
+    )
     return write_checkpoint(run / "checkpoints", step, lambda folder: run_state.save(folder, state))
 
 
@@ -45,6 +52,8 @@ def test_a_pools_state_comes_back_as_it_was(tmp_path: Path) -> None:
     assert state["books"]["groups"]["returned"] == {"worker_lost": 2}
     loaded = run_state.load(checkpoint(tmp_path, 3, state))
     assert loaded.step == 3
+    assert (loaded.rollouts, loaded.generated_tokens) == (24, 300)
+    assert (loaded.first_eval, loaded.last_eval) == ({"step": 0, "em": 0.1}, None)
     assert equal(loaded.pool, state)
     again = QueryPool(QUESTIONS, Recycle(batch_questions=2, group_size=2), seed=1)
     again.load_state(loaded.pool)
@@ -146,6 +155,25 @@ def test_a_resumed_run_keeps_the_rows_up_to_its_checkpoint(tmp_path: Path) -> No
         {"kind": "eval", "step": 2, "em": 0.2},
         {"kind": "event", "event": "resumed", "step": 2, "path": str(path)},
     ]
+
+
+def test_a_run_that_goes_on_in_its_own_folder_forgets_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    path = old_run(run)
+    played = [{"batch": batch, "question": "wer\u2028?"} for batch in (0, 0, 1, 2, 3)]
+    replace(run / "trajectories.jsonl", played)
+    for _ in range(2):  # it may be interrupted again before its next checkpoint
+        run_state.carry_metrics(path, run)
+        rows = read(run / "metrics.jsonl")
+        assert [(r["kind"], r["step"]) for r in rows] == [
+            ("eval", 0),
+            ("step", 1),
+            ("step", 2),
+            ("eval", 2),
+            ("event", 2),
+        ]
+        assert read(run / "trajectories.jsonl") == played[:3]
+        MetricsLog(run / "metrics.jsonl").write("step", {"step": 3})
 
 
 def test_a_row_that_was_never_finished_is_left_behind(tmp_path: Path) -> None:

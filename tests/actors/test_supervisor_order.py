@@ -246,6 +246,8 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
         *,
         evaluate_every: int = 0,
         save_every: int = 0,
+        keep: int = 0,
+        budget: int = 0,
         warm_start: int = 0,
         resume: Path | None = None,
         folder: str = "run",
@@ -256,9 +258,9 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
         monkeypatch.setattr(supervisor, "RayMetrics", lambda: SimpleNamespace(set=lambda row: None))
         config = RunConfig(
             pool=Epoch(),
-            algorithm=AlgorithmConfig(steps=steps, warm_start=WarmStartConfig(steps=warm_start)),
+            algorithm=AlgorithmConfig(steps=steps, rollout_budget=budget, warm_start=WarmStartConfig(steps=warm_start)),
             evaluation=EvalConfig(every=evaluate_every),
-            checkpoints=CheckpointConfig(every=save_every, keep=0),
+            checkpoints=CheckpointConfig(every=save_every, keep=keep),
         )
         task: Any = SimpleNamespace(name="fake", train=(QUESTION,), eval=(QUESTION, QUESTION), corpus=tmp_path)
         prepared = Prepared(task=task, model_path="nowhere", warm_start_key="the key")
@@ -266,6 +268,10 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
         return driver, driver.train()
 
     return run
+
+
+def without_kind(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "kind"}
 
 
 BEGINNING = ["begin 0", "deliver 0", "evaluate version 0", "serve"]
@@ -339,7 +345,11 @@ def test_a_resumed_run_goes_on_where_the_checkpoint_ends(play: Play) -> None:
         "dismiss",
     ]
     assert [row["step"] for row in read(again.metrics.path, "step")] == [3, 4]
-    assert summary["first_eval"]["step"] == 3
+    evals = read(driver.metrics.path, "eval")
+    assert without_kind(evals[0]) == summary["first_eval"]
+    assert summary["last_eval"]["step"] == 4
+    assert [row["rollouts"] for row in read(again.metrics.path, "eval")] == [24, 32]
+    assert (summary["rollouts"], summary["generated_tokens"]) == (32, 400)
 
 
 def test_a_finished_run_that_is_resumed_plays_nothing_more(play: Play) -> None:
@@ -349,6 +359,43 @@ def test_a_finished_run_that_is_resumed_plays_nothing_more(play: Play) -> None:
     _, summary = play(world, 2, resume=checkpoint, folder="again")
     assert world.events == ["begin 2", "deliver 2", "dismiss"]
     assert (summary["step"], summary["stopped_early"], summary["checkpoint"]) == (2, False, str(checkpoint))
+    (before,) = read(driver.metrics.path, "summary")
+    same = ("first_eval", "last_eval", "rollouts", "generated_tokens")
+    assert {key: summary[key] for key in same} == {key: before[key] for key in same}
+
+
+# --- the budget ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "budget", "last_step"),
+    [(9, 0, 9), (9, 16, 2), (9, 17, 3), (9, 1, 1), (2, 17, 2)],
+    ids=["no budget", "reached exactly", "passed", "within the first step", "too few steps for it"],
+)
+def test_a_run_ends_with_the_step_that_reaches_its_budget(play: Play, steps: int, budget: int, last_step: int) -> None:
+    world = World()  # where a step plays 8 trajectories
+    driver, summary = play(world, steps, budget=budget)
+    assert world.events[-4:] == ["close", f"release {last_step} with state", f"save {last_step}", "dismiss"]
+    assert (summary["step"], summary["rollouts"], summary["stopped_early"]) == (last_step, 8 * last_step, False)
+    assert [row["step"] for row in read(driver.metrics.path, "eval")] == [0, last_step]
+
+
+def test_a_resumed_run_has_used_up_the_budget_of_its_first_part(play: Play) -> None:
+    driver, first = play(World(interrupt=("step 1",)), 9, budget=24)
+    assert (first["rollouts"], first["stopped_early"], first["interrupted"]) == (8, True, True)
+    checkpoint = latest(driver.run_dir / "checkpoints")
+    _, summary = play(World(), 9, budget=24, resume=checkpoint, folder="again")
+    assert (summary["step"], summary["rollouts"], summary["stopped_early"]) == (3, 24, False)
+    checkpoint = latest(driver.run_dir.parent / "again" / "checkpoints")
+    world = World()
+    play(world, 9, budget=24, resume=checkpoint, folder="once more")
+    assert "serve" not in world.events
+
+
+def test_what_a_run_was_resumed_from_stays_for_workers_that_start_later(play: Play) -> None:
+    driver, _ = play(World(), 2)
+    play(World(), 6, resume=latest(driver.run_dir / "checkpoints"), save_every=1, keep=1)
+    assert [path.name for path in checkpoints(driver.run_dir / "checkpoints")] == ["step-000002", "step-000006"]
 
 
 # --- Ctrl-C ----------------------------------------------------------------------------------------

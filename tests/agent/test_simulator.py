@@ -9,13 +9,21 @@ import pytest
 
 from agent.errors import Fault, UserError
 from agent.pool_rules.base import rule_class
+from agent.records import QueryState
 from agent.simulator import DriftingPolicy, SimulationConfig, simulate
 
 SMALL = SimulationConfig(queries=400, rollouts_per_query=10)
 
 
+def cost(config, name, **settings):
+    """Rollouts per signal-bearing group."""
+    found = steps(config, name, **settings)
+    return sum(s.rollouts for s in found) / sum(s.batch.states[QueryState.SIGNAL] for s in found)
+
+
 def steps(config, name, seed=0, **settings):
-    return list(simulate(config, rule_class(name)(batch_questions=16, group_size=4, **settings), seed))
+    rule = rule_class(name)(**{"batch_questions": 16, "group_size": 4, **settings})
+    return list(simulate(config, rule, seed))
 
 
 @pytest.mark.parametrize("name", ["epoch", "dynamic", "recycle", "adaptive"])
@@ -23,20 +31,21 @@ def test_the_same_seed_simulates_the_same_and_spends_the_budget(name):
     first, again, other = steps(SMALL, name), steps(SMALL, name), steps(SMALL, name, seed=1)
     assert first == again
     assert first != other
-    assert first[-2].rollouts < 4000 <= first[-1].rollouts
+    rollouts = [step.rollouts for step in first]
+    assert sum(rollouts[:-1]) < 4000 <= sum(rollouts)
     for step in first:
-        assert step.signal + step.too_hard + step.too_easy == step.groups
-        assert step.trained <= step.signal
-        assert step.recycled <= step.trained
+        assert step.rollouts == 4 * len(step.batch.members)
+        assert step.batch.states.total() == len(step.batch.members)
 
 
 def test_rollouts_are_counted_by_hand():
     """Everything is solved always or never: epoch draws each query once, 4 rollouts each."""
     config = dataclasses.replace(SMALL, queries=32, rollouts_per_query=4, difficulties=[[0.5, -99, 0], [0.5, 99, 0]])
     found = steps(config, "epoch")
-    assert [s.rollouts for s in found] == [64, 128]
-    assert sum(s.too_easy + s.too_hard for s in found) == 32
-    assert found[-1].em == pytest.approx(sum(s.too_easy for s in found) / 32)
+    assert [s.rollouts for s in found] == [64, 64]
+    easy, hard = (sum(s.batch.states[state] for s in found) for state in (QueryState.TOO_EASY, QueryState.TOO_HARD))
+    assert easy + hard == 32
+    assert found[-1].em == pytest.approx(easy / 32)
     with pytest.raises(Fault, match="no signal-bearing group"):
         steps(dataclasses.replace(config, rollouts_per_query=99), "epoch")
 
@@ -86,22 +95,14 @@ def test_unsolvable_queries_are_never_solved():
 def test_adaptive_needs_fewer_rollouts_per_group_with_signal_than_recycle():
     """One scenario of many; the table of the documentation has the others."""
 
-    def cost(name):
-        found = steps(dataclasses.replace(SMALL, queries=1000), name)
-        return found[-1].rollouts / sum(s.signal for s in found)
-
-    assert cost("adaptive") < 0.8 * cost("recycle")
+    config = dataclasses.replace(SMALL, queries=1000)
+    assert cost(config, "adaptive") < 0.8 * cost(config, "recycle")
 
 
 def test_a_probe_saves_rollouts_in_a_pool_of_extremes():
     config = dataclasses.replace(SMALL, queries=1000, difficulties=[[0.4, -4, 1], [0.2, 0, 0.5], [0.4, 4, 1]])
 
-    def cost(**settings):
-        rule = rule_class("adaptive")(batch_questions=16, group_size=8, **settings)
-        found = list(simulate(config, rule, 0))
-        return found[-1].rollouts / sum(s.signal for s in found)
-
-    assert cost(probe=3) < 0.95 * cost()
+    assert cost(config, "adaptive", group_size=8, probe=3) < 0.95 * cost(config, "adaptive", group_size=8)
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ def composed(*overrides: str) -> RunConfig:
 def test_the_groups_are_those_of_the_command_line() -> None:
     wanted = {"agent", "algorithm", "cluster", "data", "model", "pool", "retrieval", "reward", "tracker"}
     assert wanted <= set(GROUPS)
-    # Each is a part of the typed configuration; an experiment is a set of overrides.
-    assert set(GROUPS) - {"experiment"} <= set(RunConfig.__dataclass_fields__)
+    # Each is a part of the typed configuration; an experiment or a condition is a set of overrides.
+    assert set(GROUPS) - {"experiment", "condition"} <= set(RunConfig.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: value)
@@ -152,6 +152,7 @@ MISTAKES = [
     (["retrieval.heap=lots"], "retrieval.heap=lots: must be at least 64m"),
     (["cluster.engine.gpu_memory_utilization=1.5"], "cluster.engine.gpu_memory_utilization must lie in (0, 1]"),
     (["cluster=4x3090", "cluster.gpus=2"], "cluster.gpus=2 is too few"),
+    (["algorithm.rollout_budget=-1"], "algorithm.rollout_budget=-1 must be at least 0"),
     (["evaluation.every=-1"], "evaluation.every must be 0 or more"),
     (["checkpoints.keep=-1"], "checkpoints.keep must be 0 or more"),
     (["tracker.wandb_mode=of"], "tracker.wandb_mode=of is not known; "),
@@ -325,7 +326,7 @@ def test_a_sweep_runs_a_job_per_value_wherever_the_flag_stands(tmp_path: Path) -
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("cluster=local model=tiny") == 2
     jobs = sorted(file.parent.parent for file in tmp_path.glob("multirun/*/*/*/.hydra/overrides.yaml"))
-    assert [job.name for job in jobs] == ["0", "1"]
+    assert [job.name for job in jobs] == ["pool=epoch", "pool=recycle"]
     for job, rule in zip(jobs, ("epoch", "recycle"), strict=True):
         assert (job / ".hydra" / "overrides.yaml").read_text() == f"- seed=1\n- mode=plan\n- pool={rule}\n"
 

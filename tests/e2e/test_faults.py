@@ -8,6 +8,8 @@ import re
 import signal
 import time
 
+import pytest
+
 
 def test_killed_worker_is_replaced_and_the_run_ends_as_it_should(start, small, tmp_path):
     """Two workers, a batch of staleness; one worker is killed with groups in hand."""
@@ -54,6 +56,47 @@ def test_ctrl_c_finishes_the_step_and_leaves_a_checkpoint(start, small, tmp_path
     steps = [r["step"] for r in _rows(folder) if r["kind"] == "step"]
     assert steps[-1] < 200
     assert [p.name for p in (folder / "checkpoints").iterdir()] == [f"step-{steps[-1]:06d}"]
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_stopped_and_started_again_does_the_rest(start, small, tmp_path):
+    """Stopped in its second job: the first is not run again, the second goes on from its checkpoint."""
+    folder = tmp_path / "sweep"
+    sweep = [*small, "-m", "seed=0,1", f"report.sweep={folder}", "algorithm.rollout_budget=240", "algorithm.steps=99"]
+    process = start(folder, *sweep)
+    try:
+        _wait_for_row(folder / "seed=1", process, lambda row: row["kind"] == "step")
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, output
+    assert _states(folder) == {"seed=0": "finished", "seed=1": "unfinished"}
+    finished, (stopped,) = _rows(folder / "seed=0"), [r for r in _rows(folder / "seed=1") if r["kind"] == "summary"]
+    again = start(folder, *sweep)
+    try:
+        output, _ = again.communicate(timeout=300)
+    finally:
+        again.kill()
+    assert again.returncode == 0, output
+    assert _states(folder) == {"seed=0": "finished", "seed=1": "finished"}
+    assert _rows(folder / "seed=0") == finished
+    rows = _rows(folder / "seed=1")
+    assert [r["step"] for r in rows if r["kind"] == "step"] == [*range(1, 11)]  # of 24 trajectories each
+    (resumed,) = [r for r in rows if r.get("event") == "resumed"]
+    assert resumed["step"] == stopped["step"] > 0
+    (summary,) = [r for r in rows if r["kind"] == "summary"]
+    assert (summary["rollouts"], summary["first_eval"]["step"]) == (240, 0)
+    batches = [
+        json.loads(line)["batch"] for line in (folder / "seed=1" / "trajectories.jsonl").read_text().splitlines()
+    ]
+    assert sorted(set(batches)) == [*range(10)]
+    assert len(batches) == 240
+    assert {path.name for path in folder.glob("*.*")} >= {"sweep.json", "table.md", "em.png", "groups.png", "pool.png"}
+
+
+def _states(folder) -> dict[str, str]:
+    return {job["name"]: job["status"] for job in json.loads((folder / "sweep.json").read_text())["jobs"]}
 
 
 def _rows(folder) -> list[dict]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,8 @@ from agent.records import (
     Trajectory,
     Turn,
 )
+
+sys.path.insert(0, str(Path(__file__).parent))  # for sweep_rows: importlib mode adds no folder by itself
 
 
 def trajectory(

@@ -1,0 +1,365 @@
+"""A sweep from its command line to its exit code, with a training run that only writes metrics."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import launch
+from actors import run_state
+from agent.errors import Fault, UserError
+from conf.command_line import Request, Sweep
+from conf.schema import RunConfig
+from learner.checkpoint import write_checkpoint
+from tracking.metrics import MetricsLog, read
+
+
+def sweep_of(*arguments: str) -> Sweep:
+    """The sweep that a command line asks for."""
+    asked = launch.check_overrides(list(arguments)).sweep
+    assert asked is not None
+    return asked
+
+
+def names(asked: Sweep) -> list[str]:
+    return [job.name for job in asked.plan.jobs]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+# --- what is asked for -----------------------------------------------------------------------------
+
+
+def test_an_experiment_is_a_sweep_by_itself() -> None:
+    asked = sweep_of("experiment=recycling")
+    assert names(asked) == [f"pool={rule},seed={seed}" for rule in ("epoch", "recycle") for seed in range(5)]
+    assert [job.seed for job in asked.plan.jobs] == [*range(5), *range(5)]
+    assert {job.condition for job in asked.plan.jobs} == {"pool=epoch", "pool=recycle"}
+    assert (asked.folder, asked.mode) == (Path("multirun/recycling"), "train")
+    assert asked.plan.report.baseline == "pool=epoch"
+
+
+def test_the_budget_of_the_experiment_has_the_papers_proportions() -> None:
+    from hydra import compose, initialize_config_module
+
+    from conf.schema import typed
+
+    with initialize_config_module("conf", version_base=None):
+        config = typed(compose("config", overrides=["experiment=recycling", "pool=epoch", "output_dir=here"]))
+    assert config.algorithm.rollout_budget == 8.45 * config.data.train_questions
+    assert config.pool.group_size == 4
+    assert config.tracker.name == "none"
+    assert config.algorithm.steps * config.pool.group_size * config.pool.batch_questions > 5070
+
+
+@pytest.mark.parametrize(
+    ("arguments", "jobs"),
+    [
+        (["seed=3"], ["pool=epoch,seed=3", "pool=recycle,seed=3"]),  # a job of the whole sweep, by its name there
+        (["seed=3,4", "pool=epoch"], ["pool=epoch,seed=3", "pool=epoch,seed=4"]),
+        (["pool=epoch", "seed=0", "cluster.dashboard=false"], ["pool=epoch,seed=0"]),
+        (
+            ["pool=epoch", "seed=0", "algorithm.kl=k1,k2"],
+            [f"algorithm.kl={kl},pool=epoch,seed=0" for kl in ("k1", "k2")],
+        ),
+        (
+            ["~hydra.sweeper.params.pool", "condition=epoch,recycle-2x", "seed=0"],
+            ["condition=epoch,seed=0", "condition=recycle-2x,seed=0"],
+        ),
+        (["hydra.sweeper.params.seed='1,2'", "pool=epoch"], ["pool=epoch,seed=1", "pool=epoch,seed=2"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_the_command_line_goes_before_the_experiment(arguments: list[str], jobs: list[str]) -> None:
+    assert names(sweep_of("experiment=recycling", *arguments)) == jobs
+
+
+def test_a_sweep_of_the_command_line_is_named_by_what_it_varies() -> None:
+    asked = sweep_of("-m", "pool=epoch,recycle", "seed=7", "mode=plan", "report.sweep=here")
+    assert names(asked) == ["pool=epoch", "pool=recycle"]
+    assert [job.seed for job in asked.plan.jobs] == [7, 7]
+    assert (asked.folder, asked.mode) == (Path("here"), "plan")
+    assert names(sweep_of("-m", "seed=1")) == ["all"]
+    assert names(sweep_of("-m", "model=glob(*, exclude=*qwen*)")) == ["model=llama1b", "model=tiny"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["experiment=recycling", "hydra.mode=RUN", "pool=epoch"],
+        ["experiment=recycling", "--cfg", "job"],
+        ["experiment=recycling", "mode=report"],
+        ["mode=report", "report.sweep=multirun/recycling"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_no_sweep(arguments: list[str]) -> None:
+    assert launch.check_overrides(arguments).sweep is None
+
+
+def test_the_report_of_an_experiment_runs_once() -> None:
+    assert launch.check_overrides(["experiment=recycling", "mode=report"]) == Request(
+        sweep=None, arguments=("hydra.mode=RUN",)
+    )
+
+
+MISTAKES = [
+    (["experiment=recycling", "seed=1,x"], "seed=x: Value 'x' "),
+    (["experiment=recycling", "hydra.sweeper.params.pool='epoch,recycl'"], "pool=recycl: no such pool; did you mean"),
+    (["experiment=recycling", "hydra.sweeper.params.seed='range(0,'"], "seed=range(0,: can't be read; "),
+    (["experiment=recycling", "+hydra.sweeper.params.sed='1,2'"], "sed is not a setting; did you mean 'seed'?"),
+    (["experiment=recycling", "pool.oversample=2"], "pool.oversample is not a setting; "),  # of the epoch rule
+    (["experiment=recycling", "condition=recycel"], "condition=recycel: no such condition; did you mean 'recycle'?"),
+    (["experiment=recyclin"], "experiment=recyclin: no such experiment; did you mean 'recycling'?"),
+    (["experiment=recycling", "resume=auto"], "resume=auto: is for one run; a sweep that is started again resumes"),
+    (["experiment=recycling", "seed=1,1"], "pool=epoch,seed=1: two jobs of the sweep have this name"),
+    (["-m", "seed=interval(0,1)"], "seed=interval(0,1): has no list of values to run; "),
+    (["mode=report"], "mode=report needs report.sweep=FOLDER"),
+    (["-m", "mode=report", "report.sweep=a,b"], "mode=report reads one sweep: run it without -m"),
+    (["report.target_em=2"], "report.target_em=2.0 must lie in (0, 1]"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(arguments) for arguments, _ in MISTAKES])
+def test_a_mistake_in_a_sweep_gets_one_line_before_anything_runs(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        launch.check_overrides(arguments)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+# --- what comes of it ------------------------------------------------------------------------------
+
+
+class Training:
+    """A ``mode=train`` of four steps, and what each job is to suffer."""
+
+    def __init__(self) -> None:
+        self.played: list[tuple[str, int]] = []
+        """Folder and first step of each run that was started."""
+        self.fate: dict[str, BaseException | str] = {}
+        """What a job of that name ends with: an exception, or ``Ctrl-C``."""
+
+    def __call__(self, config: RunConfig, run_dir: Path, console: Any) -> None:
+        first = 1
+        if config.resume is not None:
+            checkpoint = run_state.find(config.resume, Path("outputs"))
+            run_state.carry_metrics(checkpoint, run_dir)
+            first = run_state.load(checkpoint).step + 1
+        self.played.append((run_dir.name, first))
+        log = MetricsLog(run_dir / "metrics.jsonl")
+        if first == 1:
+            log.write("eval", evaluation(0))
+        fate = self.fate.pop(run_dir.name, None)
+        for step in range(first, 5):
+            log.write("step", played(step))
+            if fate == "Ctrl-C" and step == 2:
+                save(run_dir, step)
+                log.write("summary", {"step": step, "stopped_early": True, "interrupted": True})
+                return
+            if isinstance(fate, BaseException) and step == 3:
+                raise fate
+        log.write("eval", evaluation(4))
+        log.write("summary", {"step": 4, "stopped_early": False, "interrupted": fate == "Ctrl-C at the end"})
+
+
+def evaluation(step: int) -> dict[str, Any]:
+    return {
+        "step": step,
+        "em": step / 10,
+        "rollouts": 40 * step,
+        "generated_tokens": 400 * step,
+        "search/mean": 1.0,
+        "evidence_recall": None,
+    }
+
+
+def played(step: int) -> dict[str, Any]:
+    counts = ("groups/too_hard", "groups/too_easy", "pool/recovered_too_hard", "pool/recovered_too_easy")
+    return {
+        "step": step,
+        "rollout/trajectories": 40,
+        "rollout/action_tokens": 400,
+        "groups/signal": 10,
+        "groups/accepted": 10,
+        "pool/recycled_share": 0.0,
+        "pool/flipped_share": 0.0,
+        **dict.fromkeys(counts, 0),
+    }
+
+
+def save(run_dir: Path, step: int) -> None:
+    state = run_state.RunState(
+        step=step, pool={}, rollouts=40 * step, generated_tokens=400 * step, first_eval=None, last_eval=None
+    )
+    write_checkpoint(run_dir / "checkpoints", step, lambda folder: run_state.save(folder, state))
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> Training:
+    fake = Training()
+    monkeypatch.setitem(launch.MODES, "train", fake)
+    # Seconds per sweep; tests/tracking draws them.
+    monkeypatch.setattr("tracking.pictures.draw", lambda *_: {"drawn.png": "a picture"})
+    return fake
+
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Exit code, standard output and standard error of ``launch.py`` with these arguments, in this process."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["launch.py", *arguments])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        code = 0
+        try:
+            launch.main()
+        except SystemExit as left:
+            code = left.code if isinstance(left.code, int) else -1
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+SWEEP = ("experiment=recycling", "seed=0,1")
+JOBS = ["pool=epoch,seed=0", "pool=epoch,seed=1", "pool=recycle,seed=0", "pool=recycle,seed=1"]
+FOLDER = Path("multirun/recycling")
+
+
+def states(folder: Path = FOLDER) -> dict[str, str]:
+    return {job["name"]: job["status"] for job in json.loads((folder / "sweep.json").read_text())["jobs"]}
+
+
+def test_a_sweep_runs_all_and_ends_with_its_report(training: Training, command: Command) -> None:
+    code, out, err = command(*SWEEP)
+    assert (code, err) == (0, "")
+    assert training.played == [(name, 1) for name in JOBS]
+    assert states() == dict.fromkeys(JOBS, "finished")
+    assert "Query recycling against plain GRPO" in out
+    assert {path.name for path in FOLDER.iterdir()} >= {*JOBS, "plan.json", "sweep.json", "table.md"}
+    assert "![a picture](drawn.png)" in (FOLDER / "table.md").read_text()
+
+
+def test_what_is_finished_is_not_run_again(training: Training, command: Command) -> None:
+    command(*SWEEP, "pool=epoch")
+    training.played.clear()
+    assert command(*SWEEP, "tracker.project=other")[0] == 0  # which changes nothing in what was learnt
+    assert training.played == [(name, 1) for name in JOBS[2:]]
+    assert states() == dict.fromkeys([*JOBS], "finished")
+
+
+def test_a_failed_job_stops_no_other_and_is_named_at_the_end(training: Training, command: Command) -> None:
+    training.fate = {JOBS[0]: Fault("rollout-0 died"), JOBS[2]: UserError("bad data"), JOBS[3]: KeyError("a bug")}
+    code, _, err = command(*SWEEP)
+    assert code == 1
+    assert err.splitlines()[-1] == (
+        "slingshot: 3 of 4 jobs failed: pool=epoch,seed=0: rollout-0 died; pool=recycle,seed=0: bad data; "
+        "pool=recycle,seed=1: KeyError: 'a bug'"
+    )
+    assert err.count("Traceback") == 1  # of what nobody has foreseen
+    assert states() == dict(zip(JOBS, ("failed", "finished", "failed", "failed"), strict=True))
+    training.played.clear()
+    assert command(*SWEEP)[0] == 0
+    assert training.played == [(JOBS[0], 1), (JOBS[2], 1), (JOBS[3], 1)]  # none had a checkpoint
+    assert [row["step"] for row in read(FOLDER / JOBS[0] / "metrics.jsonl", "step")] == [1, 2, 3, 4]
+    assert states() == dict.fromkeys(JOBS, "finished")
+
+
+def test_ctrl_c_ends_the_sweep_and_the_same_command_goes_on(training: Training, command: Command) -> None:
+    training.fate = {JOBS[1]: "Ctrl-C"}
+    code, out, err = command(*SWEEP)
+    assert (code, err) == (130, "slingshot: stopped; the same command goes on\n")
+    assert states() == dict(zip(JOBS, ("finished", "unfinished", "waiting", "waiting"), strict=True))
+    assert "unfinished" in out
+    training.played.clear()
+    assert command(*SWEEP)[0] == 0
+    assert training.played == [(JOBS[1], 3), (JOBS[2], 1), (JOBS[3], 1)]
+    assert [row["step"] for row in read(FOLDER / JOBS[1] / "metrics.jsonl", "step")] == [1, 2, 3, 4]
+
+
+def test_ctrl_c_in_a_jobs_last_step_ends_the_sweep_too(training: Training, command: Command) -> None:
+    training.fate = {JOBS[0]: "Ctrl-C at the end"}
+    assert command(*SWEEP)[0] == 130
+    assert states()[JOBS[0]] == "finished"
+    assert len(training.played) == 1
+    assert command(*SWEEP)[0] == 0
+    assert len(training.played) == 4
+
+
+def test_ctrl_c_twice_ends_the_sweep_at_once(training: Training, command: Command) -> None:
+    training.fate = {JOBS[0]: KeyboardInterrupt()}
+    assert command(*SWEEP)[0] == 130
+    assert states() == dict(zip(JOBS, ("unfinished", "waiting", "waiting", "waiting"), strict=True))
+
+
+def test_a_killed_job_without_a_checkpoint_starts_over_also_with_other_settings(
+    training: Training, command: Command
+) -> None:
+    training.fate = {JOBS[0]: KeyboardInterrupt()}
+    command(*SWEEP)
+    training.played.clear()
+    assert command(*SWEEP, "algorithm.optimizer.lr=3e-4")[0] == 0
+    assert training.played == [(name, 1) for name in JOBS]
+    assert [row["step"] for row in read(FOLDER / JOBS[0] / "metrics.jsonl", "step")] == [1, 2, 3, 4]
+
+
+def test_a_job_of_other_settings_is_refused_before_anything_runs(training: Training, command: Command) -> None:
+    training.fate = {JOBS[1]: "Ctrl-C"}
+    command(*SWEEP)
+    kept = (FOLDER / JOBS[1] / "metrics.jsonl").read_text()
+    training.played.clear()
+    code, out, err = command(*SWEEP, "algorithm.optimizer.lr=3e-4")
+    assert (code, out) == (2, "")
+    assert err == (
+        f"slingshot: {FOLDER}/{JOBS[0]} holds a run with algorithm.optimizer.lr=0.0001, not 0.0003; "
+        "set it back, delete that folder, or put the sweep elsewhere with report.sweep=FOLDER\n"
+    )
+    assert "holds a run with mode=train, not plan" in command(*SWEEP, "mode=plan")[2]
+    assert (training.played, (FOLDER / JOBS[1] / "metrics.jsonl").read_text()) == ([], kept)
+    assert command(*SWEEP, "algorithm.optimizer.lr=3e-4", "report.sweep=multirun/other")[0] == 0
+    assert states(Path("multirun/other")) == dict.fromkeys(JOBS, "finished")
+
+
+def test_an_ordinary_sweep_has_a_folder_by_the_time_and_the_same_report(training: Training, command: Command) -> None:
+    training.fate = {"seed=1": "Ctrl-C"}
+    code, _, err = command("-m", "seed=0,1")
+    (folder,) = Path("multirun").glob("*/*")
+    assert (code, err) == (130, f"slingshot: stopped; the same command with report.sweep={folder} goes on\n")
+    assert states(folder) == {"seed=0": "finished", "seed=1": "unfinished"}
+    assert command("-m", "seed=0,1", f"report.sweep={folder}")[0] == 0
+    assert training.played == [("seed=0", 1), ("seed=1", 1), ("seed=1", 3)]
+    assert states(folder) == {"seed=0": "finished", "seed=1": "finished"}
+
+
+def test_a_report_at_any_time(training: Training, command: Command) -> None:
+    command(*SWEEP)
+    (FOLDER / "sweep.json").unlink()
+    code, out, err = command("mode=report", f"report.sweep={FOLDER}", "report.title=Anew")
+    assert (code, err) == (0, "")
+    content = json.loads((FOLDER / "sweep.json").read_text())
+    assert (content["title"], content["baseline"], content["target_em"]) == ("Anew", "pool=epoch", 0.8)
+    assert "Anew" in out
+    assert command("experiment=recycling", "mode=report", "report.target_em=0.3")[0] == 0
+    content = json.loads((FOLDER / "sweep.json").read_text())
+    (epoch, _) = content["conditions"]
+    assert epoch["measures"]["rollouts_to_target"]["mean"] == pytest.approx(120)
+    assert len(training.played) == 4
+
+
+def test_a_report_of_no_sweep_is_refused(command: Command) -> None:
+    assert command("mode=report", "report.sweep=nowhere") == (
+        *(2, ""),
+        "slingshot: report.sweep=nowhere: no plan.json there; name a sweep's folder (multirun/…)\n",
+    )

@@ -1,0 +1,318 @@
+"""A sweep's folder: what a job is called, how far it is, what is kept of it, and the report of it all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sweep_rows import RUN, evaluation, step
+
+from agent.errors import UserError
+from tracking import pictures, report, sweep
+from tracking.config import ReportConfig
+from tracking.console import Console
+from tracking.metrics import MetricsLog, read, replace
+from tracking.sweep import Job, Plan, Status
+
+SUMMARY = {"kind": "summary", "step": 4, "stopped_early": False, "interrupted": False}
+RESUMED = {"kind": "event", "event": "resumed", "step": 2}
+
+
+def job(seed: int = 0, **overrides: str) -> Job:
+    return Job(overrides={**overrides, "seed": str(seed)}, seed=seed)
+
+
+# --- names -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name", "condition"),
+    [
+        ({"seed": "3", "pool": "recycle"}, "pool=recycle,seed=3", "pool=recycle"),
+        ({"condition": "recycle-2x", "seed": "3"}, "condition=recycle-2x,seed=3", "recycle-2x"),
+        ({"condition": "epoch", "algorithm.optimizer.lr": "1e-4"}, None, "algorithm.optimizer.lr=1e-4,epoch"),
+        ({"seed": "3"}, "seed=3", "all"),
+        ({}, "all", "all"),
+        ({"model.path": "/models/a"}, "model.path=_models_a", "model.path=/models/a"),
+    ],
+)
+def test_a_job_is_named_by_what_is_varied_and_its_condition_by_the_rest(
+    overrides: dict[str, str], name: str | None, condition: str
+) -> None:
+    made = Job(overrides=overrides, seed=0)
+    assert name in (None, made.name)
+    assert made.condition == condition
+
+
+def test_two_jobs_of_one_name_are_refused() -> None:
+    with pytest.raises(UserError, match=r"^pool=epoch,seed=0: two jobs of the sweep have this name"):
+        sweep.check_names([job(pool="epoch"), job(1, pool="epoch"), job(pool="epoch")])
+    with pytest.raises(UserError, match="too long for a folder's name; put the settings into files of conf/condition"):
+        sweep.check_names([job(**{"data.questions": "x" * 240})])
+
+
+# --- plan.json -------------------------------------------------------------------------------------
+
+
+def test_a_plan_keeps_the_jobs_of_earlier_sweeps_into_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    sweep.save_plan(folder, Plan(jobs=(job(pool="epoch"), job(pool="recycle")), report=ReportConfig(title="one")))
+    sweep.save_plan(folder, Plan(jobs=(job(1, pool="epoch"), job(pool="epoch")), report=ReportConfig(title="two")))
+    plan = sweep.read_plan(folder)
+    assert [j.name for j in plan.jobs] == ["pool=epoch,seed=1", "pool=epoch,seed=0", "pool=recycle,seed=0"]
+    assert plan.report == ReportConfig(title="two")
+
+
+def test_a_folder_that_is_no_sweeps_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no plan\.json there; name a sweep's folder"):
+        sweep.read_plan(tmp_path)
+    (tmp_path / "plan.json").write_text('{"jobs": [')
+    with pytest.raises(UserError, match=r"plan\.json is damaged .*; start the sweep again"):
+        sweep.read_plan(tmp_path)
+
+
+def test_the_report_is_as_asked_for_now_else_as_the_sweep_was_started() -> None:
+    planned = ReportConfig(sweep="a", title="t", baseline="pool=epoch", target_em=0.5)
+    assert sweep.settings(ReportConfig(sweep="b", target_em=0.25), planned) == ReportConfig(
+        sweep="b", title="t", baseline="pool=epoch", target_em=0.25
+    )
+
+
+@pytest.mark.parametrize("target", [0.0, -1.0, 1.5])
+def test_a_target_is_a_share(target: float) -> None:
+    with pytest.raises(UserError, match=r"report\.target_em=.* must lie in \(0, 1\]"):
+        ReportConfig(target_em=target)
+
+
+# --- a job's state ---------------------------------------------------------------------------------
+
+FAILED = {"kind": "event", "event": "failed", "message": "no room"}
+STOPPED = {**SUMMARY, "stopped_early": True, "interrupted": True}
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (None, (Status.WAITING, "")),
+        ([], (Status.WAITING, "")),
+        ([RUN[0]], (Status.UNFINISHED, "")),
+        ([*RUN[:-1], SUMMARY], (Status.FINISHED, "")),
+        ([*RUN[:-1], STOPPED], (Status.UNFINISHED, "")),
+        ([RUN[0], FAILED], (Status.FAILED, "no room")),
+        ([RUN[0], RESUMED, SUMMARY], (Status.FINISHED, "")),
+    ],
+    ids=["no folder", "nothing yet", "running", "finished", "stopped", "failed", "resumed and finished"],
+)
+def test_how_far_a_job_is(tmp_path: Path, rows: list[dict[str, Any]] | None, expected: tuple[Status, str]) -> None:
+    if rows is not None:
+        replace(tmp_path / "metrics.jsonl", rows)
+    assert sweep.status(tmp_path) == expected
+
+
+def test_what_is_worth_keeping_is_a_finished_job_or_a_whole_checkpoint(tmp_path: Path) -> None:
+    assert not sweep.worth_keeping(tmp_path)
+    replace(tmp_path / "metrics.jsonl", [RUN[0], RUN[1]])
+    (tmp_path / "checkpoints" / ".tmp-step-000001").mkdir(parents=True)
+    assert not sweep.worth_keeping(tmp_path)
+    (tmp_path / "checkpoints" / "step-000001").mkdir()
+    assert not sweep.has_checkpoint(tmp_path)
+    (tmp_path / "checkpoints" / "step-000001" / "manifest.json").touch()
+    assert sweep.has_checkpoint(tmp_path)
+    assert sweep.worth_keeping(tmp_path)
+    sweep.clear(tmp_path)
+    replace(tmp_path / "metrics.jsonl", [SUMMARY])
+    assert sweep.worth_keeping(tmp_path)
+
+
+def test_a_job_that_starts_over_keeps_nothing_but_its_configuration(tmp_path: Path) -> None:
+    for name in (".hydra", "model", "logs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    replace(tmp_path / "metrics.jsonl", [RUN[0]])
+    sweep.clear(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == [".hydra", "file"]
+
+
+def test_a_failure_is_recorded_after_what_the_run_wrote(tmp_path: Path) -> None:
+    MetricsLog(tmp_path / "metrics.jsonl").write("eval", {"step": 0})
+    sweep.record_failure(tmp_path, "it broke")
+    assert sweep.status(tmp_path) == (Status.FAILED, "it broke")
+    assert len(read(tmp_path / "metrics.jsonl")) == 2
+
+
+@pytest.mark.parametrize(("rows", "stopped"), [([SUMMARY], False), ([STOPPED], True), ([RUN[0]], False), (None, False)])
+def test_whether_the_user_ended_a_run(tmp_path: Path, rows: list[dict[str, Any]] | None, stopped: bool) -> None:
+    if rows is not None:
+        replace(tmp_path / "metrics.jsonl", rows)
+    assert sweep.interrupted(tmp_path) is stopped
+
+
+# --- the same configuration ------------------------------------------------------------------------
+
+CONFIG: dict[str, Any] = {
+    "seed": 0,
+    "output_dir": "a",
+    "tracker": {"name": "none"},
+    "pool": {"name": "recycle", "oversample": 1.0},
+    "reward": {"gates": ["no_answer"], "weights": {}},
+}
+
+
+def test_what_changes_nothing_in_a_run_may_differ(tmp_path: Path) -> None:
+    other = {**CONFIG, "output_dir": "b", "tracker": {"name": "wandb"}, "report": {"title": "x"}}
+    sweep.check_same(tmp_path, CONFIG, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pool": {"name": "recycle", "oversample": 2.0}}, "pool.oversample=1.0, not 2.0;"),
+        ({"pool": {"name": "recycle"}}, "pool.oversample=1.0, not (no such key);"),
+        ({"pool": {"name": "epoch", "oversample": 2.0}}, "pool.name=recycle, not epoch (and 1 more keys differ);"),
+        ({"reward": {"gates": [], "weights": {}}}, "reward.gates=['no_answer'], not [];"),
+        ({"new": None}, "new=(no such key), not None;"),
+    ],
+)
+def test_a_run_of_other_settings_is_named_with_the_key_and_what_to_do(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        sweep.check_same(tmp_path / "pool=recycle", CONFIG, {**CONFIG, **change})
+    assert str(error.value).startswith(f"{tmp_path}/pool=recycle holds a run with {message}")
+    assert str(error.value).endswith("delete that folder, or put the sweep elsewhere with report.sweep=FOLDER")
+
+
+# --- the report ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two conditions of two seeds: three jobs have finished, one has failed; a third condition waits."""
+    jobs = [job(seed, pool=rule) for rule in ("epoch", "recycle") for seed in (0, 1)]
+    better = [{**row, "em": row["em"] + 0.1} if row["kind"] == "eval" else row for row in RUN]
+    runs = {
+        jobs[0].name: [*RUN[:-1], SUMMARY],
+        jobs[1].name: [*better[:-1], SUMMARY],
+        jobs[2].name: [*better[:-1], SUMMARY],
+        jobs[3].name: [RUN[0], step(1), {**FAILED, "message": "a | b\nc"}],
+    }
+    for name, rows in runs.items():
+        replace(tmp_path / name / "metrics.jsonl", rows)
+    plan = Plan(
+        jobs=(*jobs, job(pool="dynamic")),
+        report=ReportConfig(sweep=str(tmp_path), title="A title", baseline="pool=epoch", target_em=0.65),
+    )
+    sweep.save_plan(tmp_path, plan)
+    return tmp_path
+
+
+def test_a_report_of_a_sweep_of_which_a_part_is_done(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report.write(folder, ReportConfig(sweep=str(folder)), Console())
+    content = json.loads((folder / "sweep.json").read_text())
+    assert [(j["name"], j["status"], j["seed"]) for j in content["jobs"]] == [
+        ("pool=epoch,seed=0", "finished", 0),
+        ("pool=epoch,seed=1", "finished", 1),
+        ("pool=recycle,seed=0", "finished", 0),
+        ("pool=recycle,seed=1", "failed", 1),
+        ("pool=dynamic,seed=0", "waiting", 0),
+    ]
+    first, failed = content["jobs"][0], content["jobs"][3]
+    assert (first["rollouts"], first["generated_tokens"], first["measures"]["em_after"]) == (160, 1800, 0.5)
+    assert (first["first_eval"]["em"], first["last_eval"]["em"]) == (0.2, 0.5)
+    assert first["overrides"] == {"pool": "epoch", "seed": "0"}
+    assert (failed["message"], failed["rollouts"]) == ("a | b\nc", 40)
+    epoch, recycle, dynamic = content["conditions"]
+    assert [(c["name"], c["n"], len(c["jobs"])) for c in content["conditions"]] == [
+        ("pool=epoch", 2, 2),
+        ("pool=recycle", 1, 2),
+        ("pool=dynamic", 0, 1),
+    ]
+    # 0.5 and 0.6: mean 0.55, deviation 0.1 / sqrt(2), over sqrt(2): 0.05 times t of one degree.
+    assert epoch["measures"]["em_after"]["mean"] == pytest.approx(0.55)
+    assert epoch["measures"]["em_after"]["high"] == pytest.approx(0.55 + 12.706 * 0.05)
+    # Only the better run reaches 0.65, 35/40 of the way from 0.3 to 0.7 in 80 rollouts.
+    assert epoch["measures"]["rollouts_to_target"] == {"mean": pytest.approx(70), "low": None, "high": None, "n": 1}
+    assert recycle["measures"]["rollouts"]["mean"] == 160
+    assert dynamic["measures"] == {}
+    against, _ = content["comparisons"]
+    assert (against["condition"], against["em_after"]["mean"], against["em_after"]["n"]) == (
+        *("pool=recycle", pytest.approx(0.1)),
+        1,
+    )
+    assert against["rollouts_per_signal_group"]["mean"] == pytest.approx(1.0)
+    printed = capsys.readouterr().out
+    for text in ("A title", "pool=recycle", "Against pool=epoch", "failed: a | b"):
+        assert text in printed
+
+
+def test_the_table_in_the_folder_is_markdown(folder: Path) -> None:
+    report.write(folder, ReportConfig(), Console(quiet=True))
+    lines = (folder / "table.md").read_text().splitlines()
+    assert lines[0] == "# A title"
+    assert "|  | pool=epoch | pool=recycle | pool=dynamic |" in lines
+    assert "| --- | ---: | ---: | ---: |" in lines
+    assert "| finished jobs | 2 of 2 | 1 of 2 | 0 of 1 |" in lines
+    assert "| held-out EM after | 0.550 ± 0.635 | 0.600 | – |" in lines
+    assert "| &nbsp;&nbsp;1-hop | 0.900 ± 0.000 | 0.900 | – |" in lines
+    assert "| rollouts to EM 0.65 | 70 (1 of 2) | 70 | – |" in lines
+    assert "| rollouts per signal-bearing group | 8.00 ± 0.00 | 8.00 | – |" in lines
+    assert "| held-out EM after, difference | 0.100, 1 seed | – |" in lines
+    assert "| pool=recycle,seed=1 | 0.200 | 0.200 | 40 | 400 | failed: a \\| b c |" in lines
+    assert [line for line in lines if line.startswith("![")] == [
+        f"![{caption}]({name}.png)"
+        for name, caption in (
+            ("em", "Held-out exact match against rollouts and tokens"),
+            ("groups", "Groups that were too hard, bore signal, were too easy"),
+            ("pool", "Recycled share of trained groups, flipped share of queries"),
+        )
+    ]
+    for name in ("em", "groups", "pool"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sweep_of_which_nothing_is_done_has_a_report_without_pictures(tmp_path: Path) -> None:
+    sweep.save_plan(tmp_path, Plan(jobs=(job(pool="epoch"),), report=ReportConfig(baseline="pool=epoch")))
+    report.write(tmp_path, ReportConfig(), Console(quiet=True))
+    assert f"# {tmp_path.name}" in (tmp_path / "table.md").read_text()
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_a_baseline_that_is_no_condition_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report.write(folder, ReportConfig(baseline="epoch"), Console())
+    said = "nothing is compared: report.baseline=epoch is no condition here (pool=epoch, pool=recycle, pool=dynamic)"
+    assert said in capsys.readouterr().out
+    assert said in (folder / "table.md").read_text()
+    assert json.loads((folder / "sweep.json").read_text())["comparisons"] == []
+
+
+# --- curves of the pictures ------------------------------------------------------------------------
+
+
+def test_a_band_spans_what_all_curves_have() -> None:
+    x, mean, half = pictures.mean_band([([0, 10], [0.0, 1.0]), ([0, 20], [0.0, 0.0])], points=3)
+    assert x.tolist() == [0, 5, 10]
+    assert mean.tolist() == [0, 0.25, 0.5]
+    # 1 and 0 at the end: deviation 1 / sqrt(2), over sqrt(2), times t of one degree.
+    assert half.tolist() == pytest.approx([0, 12.706 * 0.25, 12.706 * 0.5])
+    assert np.isnan(pictures.mean_band([([0, 10], [0.0, 1.0])])[2]).all()
+
+
+def test_the_group_mix_is_of_all_runs_together() -> None:
+    one = [step(1, mix=(10, 0, 0)), step(2, mix=(0, 10, 0))]
+    other = [step(1, mix=(0, 5, 5)), step(2, mix=(5, 5, 0)), step(3, mix=(0, 0, 10))]  # the last is beyond the first's
+    centres, shares = pictures.group_mix([one, other])
+    assert centres.tolist() == [20, 60]
+    hard, signal, easy = shares.tolist()
+    assert (hard, signal, easy) == ([0.25, 0.75], [0.5, 0.25], [0.25, 0.0])
+
+
+def test_a_runs_curves_are_against_its_own_cost() -> None:
+    assert pictures.evaluated(RUN, "generated_tokens") == ([0, 800, 1800], [0.2, 0.6, 0.5])
+    assert pictures.stepped(RUN, "pool/flipped_share") == ([40, 80, 120, 160], [0.0, 0.0, 0.0, 0.125])
+    rows = [*RUN, step(5, mix=(0, 9, 1), recycled=None)]
+    ((x, share),) = pictures.recycled([rows])
+    assert (list(x), share) == ([20, 60, 100, 140], [0.0, 0.5, 0.5, 0.25])
+    assert pictures.recycled([[evaluation(0, 0.0, 0, 0), step(1, mix=(0, 1, 0), recycled=None)]]) == []

@@ -1,0 +1,229 @@
+"""The report of a sweep: ``sweep.json``, and from it and the jobs' metrics the tables and the pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.errors import UserError
+from tracking.config import ReportConfig
+from tracking.console import Console
+from tracking.measures import measures, paired, pooled
+from tracking.metrics import read
+from tracking.sweep import Plan, Status, read_plan, settings, status
+
+SHOWN = {
+    "em_before": ("held-out EM before", 3),
+    "em_after": ("held-out EM after", 3),
+    "em_after/*": ("  {}", 3),
+    "em_over_budget": ("mean EM over the budget", 3),
+    "rollouts_to_target": ("rollouts to EM {target}", 0),
+    "tokens_to_target": ("generated tokens to EM {target}", 0),
+    "rollouts": ("rollouts", 0),
+    "generated_tokens": ("generated tokens", 0),
+    "rollouts_per_signal_group": ("rollouts per signal-bearing group", 2),
+    "zero_variance_share": ("zero-variance share of groups", 3),
+    "zero_variance_share/*": ("  {}", 3),
+    "recycled_share_last_quarter": ("recycled share of trained groups, last quarter", 3),
+    "flipped_share": ("flipped share of queries, end", 3),
+    "recovered_too_hard_share": ("recovered from too hard, share of trained groups", 3),
+    "recovered_too_easy_share": ("recovered from too easy, share of trained groups", 3),
+    "searches": ("searches per question, last evaluation", 2),
+    "evidence_recall": ("evidence recall, last evaluation", 3),
+}
+"""The table's rows: a measure's label and its decimals; ``x/*`` stands for every measure of that beginning."""
+COMPARED = {
+    "em_after": "held-out EM after, difference",
+    "em_over_budget": "mean EM over the budget, difference",
+    "rollouts_per_signal_group": "rollouts per signal-bearing group, ratio",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """Text in columns, the first of which names the row."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def write(folder: Path, asked: ReportConfig, console: Console) -> None:
+    """Writes ``sweep.json``, ``table.md`` and the pictures into a sweep's ``folder``, and prints the tables.
+
+    Raises ``UserError`` when ``folder`` holds no sweep.
+    """
+    plan = read_plan(folder)
+    config = settings(asked, plan.report)
+    rows = {job.name: _rows(folder / job.name) for job in plan.jobs}
+    report = summary(folder, plan, config, rows)
+    (folder / "sweep.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    tables = [t for t in (conditions_table(report), comparisons_table(report), jobs_table(report)) if t.rows]
+    pictures: dict[str, str] = {}
+    if any(condition["n"] for condition in report["conditions"]):
+        from tracking.pictures import draw
+
+        pictures = draw(folder, report, rows)
+    (folder / "table.md").write_text(markdown(report, tables, pictures), encoding="utf-8")
+    for table in tables:
+        console.table(table.title, table.header, table.rows)
+    if note := missing_baseline(report):
+        console.say(note, "yellow")
+    console.say(f"report: {folder / 'table.md'}")
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    file = folder / "metrics.jsonl"
+    return read(file) if file.is_file() else []
+
+
+# --- sweep.json ------------------------------------------------------------------------------------
+
+
+def summary(
+    folder: Path, plan: Plan, config: ReportConfig, rows: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """The content of ``sweep.json``: jobs, conditions, comparisons. ``rows`` are the jobs' by their names.
+
+    Conditions and comparisons are of finished jobs only.
+    """
+    jobs = []
+    for job in plan.jobs:
+        state, message = status(folder / job.name)
+        evals = [r for r in rows[job.name] if r["kind"] == "eval"]
+        found = measures(rows[job.name], config.target_em)
+        jobs.append(
+            {
+                "name": job.name,
+                "condition": job.condition,
+                "overrides": job.overrides,
+                "seed": job.seed,
+                "status": str(state),
+                "message": message,
+                "first_eval": evals[0] if evals else None,
+                "last_eval": evals[-1] if evals else None,
+                "rollouts": found.pop("rollouts"),
+                "generated_tokens": found.pop("generated_tokens"),
+                "measures": found,
+            }
+        )
+    names = list(dict.fromkeys(job["condition"] for job in jobs))
+    by_seed = {name: _by_seed([j for j in jobs if j["condition"] == name]) for name in names}
+    conditions = [
+        {
+            "name": name,
+            "jobs": [j["name"] for j in jobs if j["condition"] == name],
+            "n": len(by_seed[name]),
+            "measures": pooled(list(by_seed[name].values())),
+        }
+        for name in names
+    ]
+    compared = [name for name in names if config.baseline in names and name != config.baseline]
+    return {
+        "title": config.title or folder.name,
+        "target_em": config.target_em,
+        "baseline": config.baseline,
+        "jobs": jobs,
+        "conditions": conditions,
+        "comparisons": [
+            {"condition": name, **paired(by_seed[name], by_seed[str(config.baseline)])} for name in compared
+        ],
+    }
+
+
+def _by_seed(jobs: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float | None]]:
+    """The measures of the finished jobs of a condition, its cost included. A seed is there once at most."""
+    cost = ("rollouts", "generated_tokens")
+    finished = [j for j in jobs if j["status"] == Status.FINISHED]
+    by_seed = {j["seed"]: {**{key: j[key] for key in cost}, **j["measures"]} for j in finished}
+    if len(by_seed) < len(finished):
+        raise UserError(f"{finished[0]['condition']}: two jobs have one seed; sweep over seed=… to tell them apart")
+    return by_seed
+
+
+def missing_baseline(report: Mapping[str, Any]) -> str:
+    """What to say when the baseline is none of the conditions; empty when it is, or when there is none."""
+    names = [c["name"] for c in report["conditions"]]
+    if report["baseline"] is None or report["baseline"] in names:
+        return ""
+    return f"nothing is compared: report.baseline={report['baseline']} is no condition here ({', '.join(names)})"
+
+
+# --- tables ----------------------------------------------------------------------------------------
+
+
+def conditions_table(report: Mapping[str, Any]) -> Table:
+    """A row per measure, a column per condition: mean ± half the 95 % interval over its finished jobs."""
+    conditions = report["conditions"]
+    rows = [("finished jobs", *(f"{c['n']} of {len(c['jobs'])}" for c in conditions))]
+    present = list(dict.fromkeys(name for c in conditions for name in c["measures"]))
+    for pattern, (label, digits) in SHOWN.items():
+        begin, each, _ = pattern.partition("*")
+        for name in [n for n in present if n.startswith(begin)] if each else [n for n in present if n == pattern]:
+            text = label.format(name[len(begin) :].replace("_", " "), target=report["target_em"])
+            rows.append((text, *(_mean_text(c["measures"].get(name), c["n"], digits) for c in conditions)))
+    return Table(
+        title=f"{report['title']}: mean ± half the 95 % interval over seeds",
+        header=("", *(c["name"] for c in conditions)),
+        rows=tuple(rows),
+    )
+
+
+def comparisons_table(report: Mapping[str, Any]) -> Table:
+    """A column per condition that is compared with the baseline."""
+    comparisons = report["comparisons"]
+    return Table(
+        title=f"Against {report['baseline']}, paired by seed: mean and 95 % interval",
+        header=("", *(c["condition"] for c in comparisons)),
+        rows=tuple((label, *(_interval_text(c[name]) for c in comparisons)) for name, label in COMPARED.items())
+        if comparisons
+        else (),
+    )
+
+
+def jobs_table(report: Mapping[str, Any]) -> Table:
+    """A row per job, with what it failed with."""
+    rows = []
+    for job in report["jobs"]:
+        first, last = job["first_eval"], job["last_eval"]
+        em = ("–", "–") if first is None else (f"{first['em']:.3f}", f"{last['em']:.3f}")
+        state = f"{job['status']}: {job['message']}" if job["message"] else job["status"]
+        rows.append((job["name"], *em, f"{job['rollouts']:,}", f"{job['generated_tokens']:,}", state))
+    header = ("job", "EM before", "EM after", "rollouts", "tokens", "status")
+    return Table(title="Jobs", header=header, rows=tuple(rows))
+
+
+def _mean_text(found: Mapping[str, Any] | None, finished: int, digits: int) -> str:
+    if found is None or found["mean"] is None:
+        return "–"
+    half = "" if found["high"] is None else f" ± {found['high'] - found['mean']:,.{digits}f}"
+    few = f" ({found['n']} of {finished})" if found["n"] < finished else ""
+    return f"{found['mean']:,.{digits}f}{half}{few}"
+
+
+def _interval_text(found: Mapping[str, Any]) -> str:
+    if found["mean"] is None:
+        return "–"
+    ends = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
+    return f"{found['mean']:.3f}{ends}, {found['n']} {'seed' if found['n'] == 1 else 'seeds'}"
+
+
+def markdown(report: Mapping[str, Any], tables: Sequence[Table], pictures: Mapping[str, str]) -> str:
+    """``table.md``: the tables, and the pictures (file name to caption) below them."""
+    parts = [f"# {report['title']}"]
+    for table in tables:
+        lines = [table.header, ("---", *["---:"] * (len(table.header) - 1)), *table.rows]
+        parts += [f"## {table.title}", "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)]
+    if note := missing_baseline(report):
+        parts.append(note)
+    parts += [f"![{caption}]({file})" for file, caption in pictures.items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(text: str) -> str:
+    """A cell's text: no bar may end it early, no line may; an indent is kept."""
+    indent = "&nbsp;" * (len(text) - len(text.lstrip(" ")))
+    return indent + " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,193 @@
+"""A sweep's folder: its jobs, how far each of them is, and what is kept when it is started again.
+
+FOLDER/plan.json                        the jobs so far, and the settings of the report
+FOLDER/pool=recycle,seed=3/             one job: a run's folder, named by what the sweep varies
+FOLDER/sweep.json, table.md, *.png      the report (``tracking/report.py``)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from agent.errors import UserError
+from tracking.config import ReportConfig
+from tracking.metrics import MetricsLog, read
+
+PLAN = "plan.json"
+IRRELEVANT = ("output_dir", "debug", "cache_dir", "tracker", "report", "checkpoints")
+"""Keys whose value changes nothing in what a run learns: a job may go on, or count, with others."""
+_LONGEST_NAME = 240
+"""File systems take 255 bytes."""
+
+
+class Status(StrEnum):
+    """How far a job is, by its own metrics."""
+
+    FINISHED = "finished"
+    FAILED = "failed"
+    UNFINISHED = "unfinished"
+    """Interrupted, killed, or running."""
+    WAITING = "waiting"
+    """Not started yet."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One run of a sweep."""
+
+    overrides: dict[str, str]
+    """What the sweep varies, as this job has it: ``{"pool": "recycle", "seed": "3"}``."""
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The job's folder: its overrides as Hydra's ``override_dirname`` writes them, made fit for a folder."""
+        return folder_name(",".join(sorted(f"{key}={value}" for key, value in self.overrides.items())))
+
+    @property
+    def condition(self) -> str:
+        """What jobs that differ in the seed alone have in common; a file of ``conf/condition`` is its own name."""
+        varied = sorted((key, value) for key, value in self.overrides.items() if key != "seed")
+        return ",".join(value if key == "condition" else f"{key}={value}" for key, value in varied) or "all"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What a sweep's folder is going to hold."""
+
+    jobs: tuple[Job, ...]
+    report: ReportConfig
+
+
+def folder_name(overrides: str) -> str:
+    """One folder's name for a job's overrides: a value that is a path makes no folders of its own."""
+    return overrides.replace("/", "_") or "all"
+
+
+def check_names(jobs: Sequence[Job]) -> None:
+    """Raises ``UserError`` for two jobs of one name, or a name too long for a folder."""
+    seen: dict[str, Job] = {}
+    for job in jobs:
+        if len(job.name.encode()) > _LONGEST_NAME:
+            raise UserError(
+                f"{job.name[:60]}…: too long for a folder's name; put the settings into files of conf/condition and "
+                "sweep over condition=…"
+            )
+        if job.name in seen:
+            raise UserError(f"{job.name}: two jobs of the sweep have this name; write each value once")
+        seen[job.name] = job
+
+
+# --- plan.json -------------------------------------------------------------------------------------
+
+
+def save_plan(folder: Path, plan: Plan) -> None:
+    """Writes ``plan.json``, keeping the jobs that earlier sweeps into the same folder had."""
+    before = read_plan(folder).jobs if (folder / PLAN).is_file() else ()
+    names = {job.name for job in plan.jobs}
+    jobs = [*plan.jobs, *(job for job in before if job.name not in names)]
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".{PLAN}"
+    content = {"report": asdict(plan.report), "jobs": [{"overrides": j.overrides, "seed": j.seed} for j in jobs]}
+    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.rename(folder / PLAN)
+
+
+def read_plan(folder: Path) -> Plan:
+    """Reads ``plan.json``. Raises ``UserError`` when the folder has none, or a damaged one."""
+    try:
+        content = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        jobs = tuple(Job(overrides=dict(j["overrides"]), seed=int(j["seed"])) for j in content["jobs"])
+        return Plan(jobs=jobs, report=ReportConfig(**content["report"]))
+    except FileNotFoundError as error:
+        raise UserError(f"report.sweep={folder}: no {PLAN} there; name a sweep's folder (multirun/…)") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / PLAN} is damaged ({error}); start the sweep again to write it anew") from error
+
+
+def settings(asked: ReportConfig, planned: ReportConfig) -> ReportConfig:
+    """The report's settings: as asked for now where that says something, else as the sweep was started with."""
+    given = {f.name: getattr(asked, f.name) for f in fields(asked)}
+    return ReportConfig(**{k: getattr(planned, k) if v is None else v for k, v in given.items()})
+
+
+# --- the jobs --------------------------------------------------------------------------------------
+
+
+def status(folder: Path) -> tuple[Status, str]:
+    """How far the job in ``folder`` is, and what it failed with."""
+    rows = _rows(folder)
+    summaries = [r for r in rows if r["kind"] == "summary"]
+    if summaries and not summaries[-1]["stopped_early"]:
+        return Status.FINISHED, ""
+    failures = [r for r in rows if r.get("event") == "failed"]
+    if failures:
+        return Status.FAILED, str(failures[-1]["message"])
+    return (Status.UNFINISHED if rows else Status.WAITING), ""
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    file = folder / "metrics.jsonl"
+    return read(file) if file.is_file() else []
+
+
+def interrupted(folder: Path) -> bool:
+    """Whether the job's run was ended by its user."""
+    summaries = [r for r in _rows(folder) if r["kind"] == "summary"]
+    return bool(summaries) and bool(summaries[-1]["interrupted"])
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a job can be resumed."""
+    return any((folder / "checkpoints").glob("step-*/manifest.json"))
+
+
+def worth_keeping(folder: Path) -> bool:
+    """Whether a sweep that is started again builds on what the job left."""
+    return status(folder)[0] is Status.FINISHED or has_checkpoint(folder)
+
+
+def clear(folder: Path) -> None:
+    """Discards what a job left that starts over; Hydra has already written its ``.hydra``."""
+    for path in folder.iterdir():
+        if path.name != ".hydra":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def record_failure(folder: Path, message: str) -> None:
+    """Notes in a job's metrics why it ended."""
+    MetricsLog(folder / "metrics.jsonl").write("event", {"event": "failed", "message": message})
+
+
+def check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises ``UserError`` if a job's configuration isn't the one with which ``folder`` was written.
+
+    ``old`` and ``new`` are nested; the first key that differs is named, and how many others do.
+    """
+    before, now = dict(_flat(old)), dict(_flat(new))
+    keys = sorted(k for k in before.keys() | now.keys() if before.get(k, _NOTHING) != now.get(k, _NOTHING))
+    relevant = [k for k in keys if k.partition(".")[0] not in IRRELEVANT]
+    if relevant:
+        key, others = relevant[0], len(relevant) - 1
+        more = f" (and {others} more keys differ)" if others else ""
+        raise UserError(
+            f"{folder} holds a run with {key}={before.get(key, _NOTHING)}, not {now.get(key, _NOTHING)}{more}; "
+            "set it back, delete that folder, or put the sweep elsewhere with report.sweep=FOLDER"
+        )
+
+
+_NOTHING = "(no such key)"
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
