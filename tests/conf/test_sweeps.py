@@ -122,6 +122,7 @@ MISTAKES = [
     (["experiment=recycling", "resume=auto"], "resume=auto: is for one run; a sweep that is started again resumes"),
     (["experiment=recycling", "seed=1,1"], "pool=epoch,seed=1: two jobs of the sweep have this name"),
     (["-m", "seed=interval(0,1)"], "seed=interval(0,1): has no list of values to run; "),
+    (["-m", "seed=0,1", "hydra.sweep.subdir=x"], "hydra.sweep.subdir=x: a job's folder is named by what the sweep"),
     (["mode=report"], "mode=report needs report.sweep=FOLDER"),
     (["-m", "mode=report", "report.sweep=a,b"], "mode=report reads one sweep: run it without -m"),
     (["report.target_em=2"], "report.target_em=2.0 must lie in (0, 1]"),
