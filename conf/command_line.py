@@ -58,6 +58,8 @@ def check_overrides(arguments: list[str]) -> Request:
         raise UserError(f"{unknown}: no such flag; a setting has no dashes: {unknown.lstrip('-')}")
     with initialize_config_module("conf", version_base=None):
         overrides = [_parse(a) for a in (*flags.overrides, *others)]
+        for named in (o for o in overrides if o.key_or_group == "hydra.sweep.subdir"):
+            raise UserError(f"{named.input_line}: a job's folder is named by what the sweep varies; leave it out")
         ours = [o for o in overrides if not o.key_or_group.startswith("hydra")]
         first = [_lines(o)[0] for o in ours]
         composed = _compose(first, _about_sweeps(overrides))

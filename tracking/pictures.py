@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from tracking.measures import half_width, recycled_share
+from tracking.sweep import Status
 
 Row = Mapping[str, Any]
 Runs = Mapping[str, Sequence[Sequence[Row]]]
@@ -31,7 +32,7 @@ def draw(folder: Path, report: Mapping[str, Any], rows: Mapping[str, Sequence[Ro
 
     ``rows`` are the jobs' by their names. Only conditions with a finished job are drawn.
     """
-    finished = {j["name"] for j in report["jobs"] if j["status"] == "finished"}
+    finished = {j["name"] for j in report["jobs"] if j["status"] == Status.FINISHED}
     runs = {
         c["name"]: found
         for c in report["conditions"]

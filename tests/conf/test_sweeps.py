@@ -122,6 +122,7 @@ MISTAKES = [
     (["experiment=recycling", "resume=auto"], "resume=auto: is for one run; a sweep that is started again resumes"),
     (["experiment=recycling", "seed=1,1"], "pool=epoch,seed=1: two jobs of the sweep have this name"),
     (["-m", "seed=interval(0,1)"], "seed=interval(0,1): has no list of values to run; "),
+    (["-m", "seed=0,1", "hydra.sweep.subdir=x"], "hydra.sweep.subdir=x: a job's folder is named by what the sweep"),
     (["mode=report"], "mode=report needs report.sweep=FOLDER"),
     (["-m", "mode=report", "report.sweep=a,b"], "mode=report reads one sweep: run it without -m"),
     (["report.target_em=2"], "report.target_em=2.0 must lie in (0, 1]"),
@@ -233,8 +234,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return run
 
 
-SWEEP = ("experiment=recycling", "seed=0,1")
-JOBS = ["pool=epoch,seed=0", "pool=epoch,seed=1", "pool=recycle,seed=0", "pool=recycle,seed=1"]
+SWEEP = ("experiment=recycling", "seed=0")
+JOBS = ["pool=epoch,seed=0", "pool=recycle,seed=0"]
 FOLDER = Path("multirun/recycling")
 
 
@@ -256,36 +257,37 @@ def test_what_is_finished_is_not_run_again(training: Training, command: Command)
     command(*SWEEP, "pool=epoch")
     training.played.clear()
     assert command(*SWEEP, "tracker.project=other")[0] == 0  # which changes nothing in what was learnt
-    assert training.played == [(name, 1) for name in JOBS[2:]]
-    assert states() == dict.fromkeys([*JOBS], "finished")
+    assert training.played == [(name, 1) for name in JOBS[1:]]
+    assert states() == dict.fromkeys(JOBS, "finished")
 
 
 def test_a_failed_job_stops_no_other_and_is_named_at_the_end(training: Training, command: Command) -> None:
-    training.fate = {JOBS[0]: Fault("rollout-0 died"), JOBS[2]: UserError("bad data"), JOBS[3]: KeyError("a bug")}
-    code, _, err = command(*SWEEP)
+    sweep = ("-m", "seed=range(0,4)", "report.sweep=here")
+    training.fate = {"seed=0": Fault("rollout-0 died"), "seed=2": UserError("bad data"), "seed=3": KeyError("a bug")}
+    code, _, err = command(*sweep)
     assert code == 1
     assert err.splitlines()[-1] == (
-        "slingshot: 3 of 4 jobs failed: pool=epoch,seed=0: rollout-0 died; pool=recycle,seed=0: bad data; "
-        "pool=recycle,seed=1: KeyError: 'a bug'"
+        "slingshot: 3 of 4 jobs failed: seed=0: rollout-0 died; seed=2: bad data; seed=3: KeyError: 'a bug'"
     )
     assert err.count("Traceback") == 1  # of what nobody has foreseen
-    assert states() == dict(zip(JOBS, ("failed", "finished", "failed", "failed"), strict=True))
+    ends = {"seed=0": "failed", "seed=1": "finished", "seed=2": "failed", "seed=3": "failed"}
+    assert states(Path("here")) == ends
     training.played.clear()
-    assert command(*SWEEP)[0] == 0
-    assert training.played == [(JOBS[0], 1), (JOBS[2], 1), (JOBS[3], 1)]  # none had a checkpoint
-    assert [row["step"] for row in read(FOLDER / JOBS[0] / "metrics.jsonl", "step")] == [1, 2, 3, 4]
-    assert states() == dict.fromkeys(JOBS, "finished")
+    assert command(*sweep)[0] == 0
+    assert training.played == [("seed=0", 1), ("seed=2", 1), ("seed=3", 1)]  # none had a checkpoint
+    assert [row["step"] for row in read(Path("here/seed=0/metrics.jsonl"), "step")] == [1, 2, 3, 4]
+    assert states(Path("here")) == dict.fromkeys(ends, "finished")
 
 
 def test_ctrl_c_ends_the_sweep_and_the_same_command_goes_on(training: Training, command: Command) -> None:
     training.fate = {JOBS[1]: "Ctrl-C"}
     code, out, err = command(*SWEEP)
     assert (code, err) == (130, "slingshot: stopped; the same command goes on\n")
-    assert states() == dict(zip(JOBS, ("finished", "unfinished", "waiting", "waiting"), strict=True))
+    assert states() == dict(zip(JOBS, ("finished", "unfinished"), strict=True))
     assert "unfinished" in out
     training.played.clear()
     assert command(*SWEEP)[0] == 0
-    assert training.played == [(JOBS[1], 3), (JOBS[2], 1), (JOBS[3], 1)]
+    assert training.played == [(JOBS[1], 3)]
     assert [row["step"] for row in read(FOLDER / JOBS[1] / "metrics.jsonl", "step")] == [1, 2, 3, 4]
 
 
@@ -295,13 +297,13 @@ def test_ctrl_c_in_a_jobs_last_step_ends_the_sweep_too(training: Training, comma
     assert states()[JOBS[0]] == "finished"
     assert len(training.played) == 1
     assert command(*SWEEP)[0] == 0
-    assert len(training.played) == 4
+    assert len(training.played) == 2
 
 
 def test_ctrl_c_twice_ends_the_sweep_at_once(training: Training, command: Command) -> None:
     training.fate = {JOBS[0]: KeyboardInterrupt()}
     assert command(*SWEEP)[0] == 130
-    assert states() == dict(zip(JOBS, ("unfinished", "waiting", "waiting", "waiting"), strict=True))
+    assert states() == dict(zip(JOBS, ("unfinished", "waiting"), strict=True))
 
 
 def test_a_killed_job_without_a_checkpoint_starts_over_also_with_other_settings(
@@ -355,7 +357,7 @@ def test_a_report_at_any_time(training: Training, command: Command) -> None:
     content = json.loads((FOLDER / "sweep.json").read_text())
     (epoch, _) = content["conditions"]
     assert epoch["measures"]["rollouts_to_target"]["mean"] == pytest.approx(120)
-    assert len(training.played) == 4
+    assert len(training.played) == 2
 
 
 def test_a_report_of_no_sweep_is_refused(command: Command) -> None:
