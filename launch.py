@@ -2,10 +2,10 @@
 
     python launch.py [cluster=…] [model=…] [group=…] [key=value …]
 
-``mode=train`` is the default; the others are ``plan``, ``eval``, ``index``, ``ask`` and ``report``. A sweep
-(``-m``, or an experiment that is one) runs its jobs one after the other; the same command again goes on with
-it. A user's mistake exits 2 with one line that names the key or file and the fix; a fault exits 1 with the
-actor, the cause and the checkpoint to resume from. ``debug=true`` shows tracebacks.
+``mode=train`` is the default; the others are ``plan``, ``eval``, ``index``, ``ask``, ``simulate`` and
+``report``. A sweep (``-m``, or an experiment that is one) runs its jobs one after the other; the same command
+again goes on with it. A user's mistake exits 2 with one line that names the key or file and the fix; a fault
+exits 1 with the actor, the cause and the checkpoint to resume from. ``debug=true`` shows tracebacks.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ def _run_sweep(asked: Sweep, debug: bool) -> None:
     """All jobs of a sweep, then its report; leaves with 1 if a job failed and with 130 if it was stopped."""
     from tracking import sweep
 
-    reported = asked.mode == "train"
+    reported = asked.mode in ("train", "simulate")
     if reported:
         sweep.save_plan(asked.folder, asked.plan)
     stopped = False

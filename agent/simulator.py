@@ -29,7 +29,6 @@ from agent.query_pool import QueryPool, TakenBatch
 from agent.records import QueryState, Ticket, Trajectory
 from agent.seeds import derive_seed
 
-
 HELD_OUT = 2000
 """Most queries over which the simulated policy is evaluated."""
 

@@ -35,7 +35,7 @@ class Sweep:
     folder: Path
     plan: Plan
     mode: str
-    """Of its jobs: only ``train`` leaves something to report."""
+    """Of its jobs: ``train`` and ``simulate`` leave something to report."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,8 +212,11 @@ def _mistake(lines: list[str], error: Exception) -> str:
             choices.append(line)
     try:
         valid = keys(compose("config", overrides=[*choices, "output_dir=."]))
-    except HydraException as broken:  # a file of conf is wrong in itself
-        return " ".join(str(broken).strip().splitlines()[:2])
+    except HydraException as broken:
+        message = " ".join(str(broken).strip().splitlines()[:2])
+        guilty = next((c for c in choices[::-1] if _composes([other for other in choices if other is not c])), None)
+        # Without one to blame, a file of conf is wrong in itself.
+        return f"{guilty}: does not go with the other choices: {message}" if guilty else message
     for line in lines:
         key = line.partition("=")[0].lstrip("+~")
         if key not in valid and _options(key) is None:
@@ -222,6 +225,14 @@ def _mistake(lines: list[str], error: Exception) -> str:
     culprit = getattr(cause, "full_key", None)
     line = next((line for line in lines if line.startswith(f"{culprit}=")), " ".join(lines))
     return f"{line}: {str(cause).strip().splitlines()[0]}"
+
+
+def _composes(lines: list[str]) -> bool:
+    try:
+        compose("config", overrides=[*lines, "output_dir=."])
+    except HydraException:
+        return False
+    return True
 
 
 def _options(group: str) -> list[str] | None:

@@ -40,11 +40,12 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_experiment_is_a_sweep_by_itself() -> None:
     asked = sweep_of("experiment=recycling")
-    assert names(asked) == [f"pool={rule},seed={seed}" for rule in ("epoch", "recycle") for seed in range(5)]
-    assert [job.seed for job in asked.plan.jobs] == [*range(5), *range(5)]
-    assert {job.condition for job in asked.plan.jobs} == {"pool=epoch", "pool=recycle"}
+    rules = ("epoch", "dynamic", "recycle", "recycle-2x", "adaptive")
+    assert names(asked) == [f"condition={rule},seed={seed}" for rule in rules for seed in range(5)]
+    assert [job.seed for job in asked.plan.jobs] == 5 * [*range(5)]
+    assert {job.condition for job in asked.plan.jobs} == set(rules)
     assert (asked.folder, asked.mode) == (Path("multirun/recycling"), "train")
-    assert asked.plan.report.baseline == "pool=epoch"
+    assert asked.plan.report.baseline == "recycle"
 
 
 def test_the_budget_of_the_experiment_has_the_papers_proportions() -> None:
@@ -53,7 +54,7 @@ def test_the_budget_of_the_experiment_has_the_papers_proportions() -> None:
     from conf.schema import typed
 
     with initialize_config_module("conf", version_base=None):
-        config = typed(compose("config", overrides=["experiment=recycling", "pool=epoch", "output_dir=here"]))
+        config = typed(compose("config", overrides=["experiment=recycling", "condition=epoch", "output_dir=here"]))
     assert config.algorithm.rollout_budget == 8.45 * config.data.train_questions
     assert config.pool.group_size == 4
     assert config.tracker.name == "none"
@@ -63,18 +64,19 @@ def test_the_budget_of_the_experiment_has_the_papers_proportions() -> None:
 @pytest.mark.parametrize(
     ("arguments", "jobs"),
     [
-        (["seed=3"], ["pool=epoch,seed=3", "pool=recycle,seed=3"]),  # a job of the whole sweep, by its name there
-        (["seed=3,4", "pool=epoch"], ["pool=epoch,seed=3", "pool=epoch,seed=4"]),
-        (["pool=epoch", "seed=0", "cluster.dashboard=false"], ["pool=epoch,seed=0"]),
+        # jobs of the whole sweep, by their names there
+        (["condition=epoch,recycle", "seed=3"], ["condition=epoch,seed=3", "condition=recycle,seed=3"]),
+        (["seed=3,4", "condition=epoch"], ["condition=epoch,seed=3", "condition=epoch,seed=4"]),
+        (["condition=epoch", "seed=0", "cluster.dashboard=false"], ["condition=epoch,seed=0"]),
         (
-            ["pool=epoch", "seed=0", "algorithm.kl=k1,k2"],
-            [f"algorithm.kl={kl},pool=epoch,seed=0" for kl in ("k1", "k2")],
+            ["condition=epoch", "seed=0", "algorithm.kl=k1,k2"],
+            [f"algorithm.kl={kl},condition=epoch,seed=0" for kl in ("k1", "k2")],
         ),
         (
-            ["~hydra.sweeper.params.pool", "condition=epoch,recycle-2x", "seed=0"],
-            ["condition=epoch,seed=0", "condition=recycle-2x,seed=0"],
+            ["~hydra.sweeper.params.condition", "pool=epoch,recycle", "seed=0"],
+            ["pool=epoch,seed=0", "pool=recycle,seed=0"],
         ),
-        (["hydra.sweeper.params.seed='1,2'", "pool=epoch"], ["pool=epoch,seed=1", "pool=epoch,seed=2"]),
+        (["hydra.sweeper.params.seed='1,2'", "condition=epoch"], ["condition=epoch,seed=1", "condition=epoch,seed=2"]),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -94,7 +96,7 @@ def test_a_sweep_of_the_command_line_is_named_by_what_it_varies() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["experiment=recycling", "hydra.mode=RUN", "pool=epoch"],
+        ["experiment=recycling", "hydra.mode=RUN", "condition=epoch"],
         ["experiment=recycling", "--cfg", "job"],
         ["experiment=recycling", "mode=report"],
         ["mode=report", "report.sweep=multirun/recycling"],
@@ -113,14 +115,18 @@ def test_the_report_of_an_experiment_runs_once() -> None:
 
 MISTAKES = [
     (["experiment=recycling", "seed=1,x"], "seed=x: Value 'x' "),
-    (["experiment=recycling", "hydra.sweeper.params.pool='epoch,recycl'"], "pool=recycl: no such pool; did you mean"),
+    (
+        ["experiment=recycling", "hydra.sweeper.params.condition='epoch,recycl'"],
+        "condition=recycl: no such condition; did ",
+    ),
     (["experiment=recycling", "hydra.sweeper.params.seed='range(0,'"], "seed=range(0,: can't be read; "),
     (["experiment=recycling", "+hydra.sweeper.params.sed='1,2'"], "sed is not a setting; did you mean 'seed'?"),
-    (["experiment=recycling", "pool.oversample=2"], "pool.oversample is not a setting; "),  # of the epoch rule
+    (["experiment=recycling", "pool.stop_early=true"], "pool.stop_early is not a setting; "),  # of the epoch rule
+    (["experiment=recycling", "pool=epoch"], "pool=epoch: does not go with the other choices: In 'condition/dynamic'"),
     (["experiment=recycling", "condition=recycel"], "condition=recycel: no such condition; did you mean 'recycle'?"),
     (["experiment=recyclin"], "experiment=recyclin: no such experiment; did you mean 'recycling'?"),
     (["experiment=recycling", "resume=auto"], "resume=auto: is for one run; a sweep that is started again resumes"),
-    (["experiment=recycling", "seed=1,1"], "pool=epoch,seed=1: two jobs of the sweep have this name"),
+    (["experiment=recycling", "seed=1,1"], "condition=epoch,seed=1: two jobs of the sweep have this name"),
     (["-m", "seed=interval(0,1)"], "seed=interval(0,1): has no list of values to run; "),
     (["-m", "seed=0,1", "hydra.sweep.subdir=x"], "hydra.sweep.subdir=x: a job's folder is named by what the sweep"),
     (["mode=report"], "mode=report needs report.sweep=FOLDER"),
@@ -234,8 +240,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return run
 
 
-SWEEP = ("experiment=recycling", "seed=0")
-JOBS = ["pool=epoch,seed=0", "pool=recycle,seed=0"]
+SWEEP = ("experiment=recycling", "condition=epoch,recycle", "seed=0")
+JOBS = ["condition=epoch,seed=0", "condition=recycle,seed=0"]
 FOLDER = Path("multirun/recycling")
 
 
@@ -248,13 +254,13 @@ def test_a_sweep_runs_all_and_ends_with_its_report(training: Training, command: 
     assert (code, err) == (0, "")
     assert training.played == [(name, 1) for name in JOBS]
     assert states() == dict.fromkeys(JOBS, "finished")
-    assert "Query recycling against plain GRPO" in out
+    assert "Query pool rules at a matched number of rollouts" in out
     assert {path.name for path in FOLDER.iterdir()} >= {*JOBS, "plan.json", "sweep.json", "table.md"}
     assert "![a picture](drawn.png)" in (FOLDER / "table.md").read_text()
 
 
 def test_what_is_finished_is_not_run_again(training: Training, command: Command) -> None:
-    command(*SWEEP, "pool=epoch")
+    command("experiment=recycling", "condition=epoch", "seed=0")
     training.played.clear()
     assert command(*SWEEP, "tracker.project=other")[0] == 0  # which changes nothing in what was learnt
     assert training.played == [(name, 1) for name in JOBS[1:]]
@@ -325,7 +331,7 @@ def test_a_job_of_other_settings_is_refused_before_anything_runs(training: Train
     code, out, err = command(*SWEEP, "algorithm.optimizer.lr=3e-4")
     assert (code, out) == (2, "")
     assert err == (
-        f"slingshot: {FOLDER}/{JOBS[0]} holds a run with algorithm.optimizer.lr=0.0001, not 0.0003; "
+        f"slingshot: {FOLDER}/{JOBS[0]} holds a run with algorithm.optimizer.lr=1.4e-05, not 0.0003; "
         "set it back, delete that folder, or put the sweep elsewhere with report.sweep=FOLDER\n"
     )
     assert "holds a run with mode=train, not plan" in command(*SWEEP, "mode=plan")[2]
@@ -351,7 +357,7 @@ def test_a_report_at_any_time(training: Training, command: Command) -> None:
     code, out, err = command("mode=report", f"report.sweep={FOLDER}", "report.title=Anew")
     assert (code, err) == (0, "")
     content = json.loads((FOLDER / "sweep.json").read_text())
-    assert (content["title"], content["baseline"], content["target_em"]) == ("Anew", "pool=epoch", 0.8)
+    assert (content["title"], content["baseline"], content["target_em"]) == ("Anew", "recycle", 0.8)
     assert "Anew" in out
     assert command("experiment=recycling", "mode=report", "report.target_em=0.3")[0] == 0
     content = json.loads((FOLDER / "sweep.json").read_text())
@@ -365,3 +371,11 @@ def test_a_report_of_no_sweep_is_refused(command: Command) -> None:
         *(2, ""),
         "slingshot: report.sweep=nowhere: no plan.json there; name a sweep's folder (multirun/…)\n",
     )
+
+
+def test_simulated_runs_are_a_sweep_too(command: Command) -> None:
+    small = ("simulation.queries=200", "simulation.rollouts_per_query=8", "pool.batch_questions=8")
+    code, out, err = command("-m", "mode=simulate", "pool=recycle,adaptive", "report.sweep=sim", *small)
+    assert (code, err) == (0, "")
+    assert "rollouts per signal-bearing group" in out
+    assert states(Path("sim")) == {"pool=recycle": "finished", "pool=adaptive": "finished"}

@@ -1,0 +1,63 @@
+"""A simulated run's metrics, read as a real run's are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.pool_rules.base import rule_class
+from agent.simulator import SimulationConfig
+from tracking import simulation, sweep
+from tracking.console import Console
+from tracking.measures import measures
+from tracking.metrics import read
+
+CONFIG = SimulationConfig(queries=400, rollouts_per_query=10)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    rule = rule_class("recycle")(batch_questions=16, group_size=4, oversample=2.0)
+    simulation.write(CONFIG, rule, 3, tmp_path, Console())
+    return tmp_path
+
+
+def test_a_simulated_run_is_measured_as_a_real_one(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = read(run_dir / "metrics.jsonl")
+    steps = [r for r in rows if r["kind"] == "step"]
+    found = measures(rows, 0.4)
+    assert found["rollouts"] == sum(r["rollout/trajectories"] for r in steps) >= 4000
+    groups = sum(r["groups/signal"] + r["groups/too_hard"] + r["groups/too_easy"] for r in steps)
+    assert groups * 4 == found["rollouts"]
+    assert found["recycled_share_last_quarter"] > 0.2
+    assert found["em_after"] > found["em_before"]
+    assert sweep.status(run_dir)[0] is sweep.Status.FINISHED
+
+
+def test_it_is_evaluated_forty_times_from_the_start_to_the_last_update(run_dir: Path) -> None:
+    rows = read(run_dir / "metrics.jsonl")
+    evals, steps = ([r for r in rows if r["kind"] == kind] for kind in ("eval", "step"))
+    played = [0]
+    for row in steps:
+        played.append(played[-1] + row["rollout/trajectories"])
+    assert [r["rollouts"] for r in evals] == [played[r["step"]] for r in evals]
+    assert evals[0]["step"] == 0
+    assert evals[-1]["step"] == len(steps) - 1
+    due = [next(n for n in played if n >= at * 100) for at in range(simulation.EVALUATIONS)]
+    assert [r["rollouts"] for r in evals] == sorted({*due, played[-2]})
+
+
+def test_a_sweep_over_scenarios_is_reported(run_dir: Path) -> None:
+    """Nothing that a simulation can't tell keeps a report from being made."""
+    from tracking import report
+    from tracking.config import ReportConfig
+    from tracking.sweep import Job, Plan
+
+    folder = run_dir.parent / "sweep"
+    job = Job(overrides={"pool": "recycle"}, seed=3)
+    (folder / job.name).mkdir(parents=True)
+    (folder / job.name / "metrics.jsonl").write_text((run_dir / "metrics.jsonl").read_text())
+    sweep.save_plan(folder, Plan(jobs=(job,), report=ReportConfig()))
+    report.write(folder, ReportConfig(), Console())
+    assert "| rollouts per signal-bearing group |" in (folder / "table.md").read_text()
