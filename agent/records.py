@@ -21,7 +21,7 @@ FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
 NO_VERSION = -1
-"""Policy version of a token that the policy did not sample (an observation)."""
+"""Policy version of a token that the policy did not sample (an observation, or an expert's action)."""
 
 
 class StopReason(StrEnum):
@@ -144,6 +144,11 @@ class Turn:
         if len(self.document_ids) != len(self.titles):
             raise ValueError("a turn needs one title per document id")
 
+    @property
+    def searched(self) -> bool:
+        """Whether the turn is a search that the environment answered with passages, or with none found."""
+        return self.query is not None and self.observation_end > self.action_end and not self.refused
+
 
 def _frozen(array: npt.NDArray, dtype: type) -> npt.NDArray:
     """``array`` as a read-only 1-D array of ``dtype``."""
@@ -163,8 +168,12 @@ class Trajectory:
     A response of two action tokens, one observation token and one action token has
     ``action_mask == [True, True, False, True]``, ``logprobs[2] == 0`` and ``versions[2] == -1``.
 
-    Raises ``ValueError`` when the arrays differ in length, when an action token lacks a version,
-    or when the turns do not tile the response with mask-true actions and mask-false observations.
+    An expert's trajectory was written, not sampled: its action tokens have no version and no
+    log-probability, and the learner takes its own as the old ones.
+
+    Raises ``ValueError`` when the arrays differ in length, when an action token lacks a version (or an
+    expert's has one), or when the turns do not tile the response with mask-true actions and mask-false
+    observations.
     """
 
     question_id: str
@@ -172,15 +181,18 @@ class Trajectory:
     token_ids: IntArray
     """(R,) response tokens, actions and observations."""
     action_mask: BoolArray
-    """(R,) true where the policy sampled the token: the only tokens that are trained."""
+    """(R,) true where the policy (or the expert) acts: the only tokens that are trained."""
     logprobs: FloatArray
-    """(R,) the engine's log-probabilities; 0 at observation tokens."""
+    """(R,) the engine's log-probabilities; 0 at observation tokens, and everywhere in an expert's trajectory."""
     versions: IntArray
-    """(R,) policy version that sampled the token; ``NO_VERSION`` at observation tokens."""
+    """(R,) policy version that sampled the token; ``NO_VERSION`` at observation tokens, and everywhere in an expert's
+    trajectory."""
     turns: tuple[Turn, ...]
     stop_reason: StopReason
     fault: str = ""
     """What broke, when ``stop_reason.is_fault``."""
+    expert: bool = False
+    """No engine sampled it (DAVID-GRPO's expert seeding): it costs no rollout and has no staleness."""
 
     def __post_init__(self) -> None:
         for name, dtype in (
@@ -199,7 +211,12 @@ class Trajectory:
             )
         if len(self.prompt_ids) == 0:
             raise ValueError(f"trajectory of {self.question_id}: empty prompt")
-        if not np.array_equal(self.versions >= 0, self.action_mask):
+        if self.expert:
+            if (self.versions != NO_VERSION).any() or self.logprobs.any():
+                raise ValueError(
+                    f"trajectory of {self.question_id}: an expert has neither versions nor log-probabilities"
+                )
+        elif not np.array_equal(self.versions >= 0, self.action_mask):
             raise ValueError(f"trajectory of {self.question_id}: versions must be >= 0 exactly where the mask is true")
         end = 0
         for turn in self.turns:
@@ -221,19 +238,16 @@ class Trajectory:
     @property
     def searches(self) -> int:
         """Searches that the environment answered."""
-        return sum(
-            turn.query is not None and turn.observation_end > turn.action_end and not turn.refused
-            for turn in self.turns
-        )
+        return sum(turn.searched for turn in self.turns)
 
     @property
     def action_tokens(self) -> int:
-        """Tokens that the policy sampled."""
+        """Tokens of the policy's (or the expert's) actions."""
         return int(self.action_mask.sum())
 
     @property
     def oldest_version(self) -> int:
-        """Oldest policy version among the action tokens; ``NO_VERSION`` when there are none."""
+        """Oldest policy version among the action tokens; ``NO_VERSION`` without any, or of an expert."""
         return int(self.versions[self.action_mask].min()) if self.action_mask.any() else NO_VERSION
 
 

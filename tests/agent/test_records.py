@@ -102,6 +102,28 @@ def test_a_wrong_trajectory(changed, message):
         trajectory(**changed)
 
 
+def expert(**changed) -> Trajectory:
+    return trajectory(**{"expert": True, "logprobs": [0.0] * 4, "versions": [NO_VERSION] * 4, **changed})
+
+
+def test_an_experts_trajectory_has_no_version():
+    t = expert()
+    assert (t.action_tokens, t.oldest_version, t.searches, t.answer) == (3, NO_VERSION, 1, "a")
+    scored = ScoredTrajectory(trajectory=t, score=Score(reward=1.0, outcome=1.0, evidence=None))
+    assert scored.trajectory.expert
+
+
+@pytest.mark.parametrize("changed", [{"versions": [3, 4, NO_VERSION, 4]}, {"logprobs": [-0.1, 0.0, 0.0, 0.0]}])
+def test_an_expert_that_was_sampled_is_none(changed):
+    with pytest.raises(ValueError, match="an expert has neither versions nor log-probabilities"):
+        expert(**changed)
+
+
+def test_a_trajectory_without_versions_is_no_expert_by_itself():
+    with pytest.raises(ValueError, match="versions must be >= 0 exactly where the mask is true"):
+        expert(expert=False)
+
+
 def test_a_trajectory_without_a_response():
     t = trajectory(
         token_ids=[],
