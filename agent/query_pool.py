@@ -233,11 +233,14 @@ class QueryPool:
             raise ValueError(f"group of {group.question.id} doesn't answer the claim {claim.ticket}")
         batch = self._batch(claim.ticket.batch)
         batch.claims.discard(claim.ticket.claim_id)
-        self.books.trajectories.receive(len(group.members) + len(group.excluded))
+        self.books.trajectories.receive(group.rollouts)
         self.books.tokens.receive(group.action_tokens)
         for trajectory in group.excluded:
             self.books.trajectories.give_back(str(trajectory.stop_reason))
-            self.books.tokens.give_back(str(trajectory.stop_reason), trajectory.action_tokens)
+            self.books.tokens.give_back(str(trajectory.stop_reason), trajectory.generated_tokens)
+        for trajectory in group.discarded:
+            self.books.trajectories.give_back("discarded")
+            self.books.tokens.give_back("discarded", trajectory.generated_tokens)
         self._move(claim.ticket.query, Place.SUBMITTED)
         if len(group.members) < self.rule.min_viable:
             self._return_group(batch, group, "too_few_viable")
@@ -281,7 +284,7 @@ class QueryPool:
         batch.returned[reason] += 1
         self.books.groups.give_back(reason)
         self.books.trajectories.give_back(reason, len(group.members))
-        self.books.tokens.give_back(reason, sum(m.trajectory.action_tokens for m in group.members))
+        self.books.tokens.give_back(reason, group.member_tokens)
         self._weight[query] = self.rule.weight_after(verdict=reason, weight=float(self._weight[query]))
         self._rest(query)
 
@@ -341,7 +344,7 @@ class QueryPool:
             self._move(query, Place.ACCEPTED)
             self.books.groups.accept()
             self.books.trajectories.accept(len(group.members))
-            self.books.tokens.accept(sum(m.trajectory.action_tokens for m in group.members))
+            self.books.tokens.accept(group.member_tokens)
             accepted.append(AcceptedGroup(group=group, recycled=recycled, before=before))
         self._taken[batch.index] = [a.group.ticket.query for a in accepted]
         self.books.check()

@@ -86,7 +86,7 @@ class Task:
         return tuple(experts[q.id] for q in choose([e.question for e in experts.values()], seed)[:count])
 
     def _experts_of_file(self, protocol: TagProtocol, without: str) -> tuple[Demonstration, ...]:
-        """Raises ``UserError`` without a file (``without`` is a way out), or for an expert whose question is held out."""
+        """Raises ``UserError`` without a file (``without`` is a way out), or for a question that is held out."""
         if self.config.experts is None:
             raise UserError(
                 f"data.source={self.config.source} brings no expert trajectories; set {without} or data.experts=FILE"
