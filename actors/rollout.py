@@ -19,12 +19,13 @@ from actors.engine import Engine, EngineStats
 from actors.process import log_to
 from actors.retrieval import RemoteSearcher
 from actors.weights import CHANNELS, Published
-from agent.config import AgentConfig, RewardConfig
+from agent.config import AgentConfig, GroupConfig, RewardConfig
 from agent.evaluation import EvalRow, evaluate
-from agent.group import Player, play_group
+from agent.group import Player
 from agent.protocol import Dialogue
 from agent.records import Question, Ticket, Trajectory
 from agent.rewards import Scorer
+from agent.strategies import STRATEGIES
 from agent.tokens import Tokenizer
 
 
@@ -38,6 +39,7 @@ class WorkerSettings:
     engine: EngineConfig
     agent: AgentConfig
     reward: RewardConfig
+    group: GroupConfig
     group_size: int
     groups_in_flight: int
     retrieval_timeout_s: float
@@ -131,7 +133,8 @@ class RolloutWorker:
         return await self._pool.claim.remote(self._name, limit)
 
     async def _play(self, ticket: Ticket, question: Question) -> None:
-        group = await play_group(self._player, question, ticket, size=self._settings.group_size, worker=self._name)
+        strategy = STRATEGIES[self._settings.group.strategy]
+        group = await strategy(self._player, question, ticket, size=self._settings.group_size, worker=self._name)
         await self._pool.submit.remote(group)
 
     @staticmethod

@@ -132,8 +132,6 @@ class Supervisor:
             "weights/publish_s": report.metrics["weights/put_s"] + delivered,
             **_pool_metrics(pool),
             **search,
-            "continuation/attempted": 0,
-            "continuation/replaced": 0,
             "workers/restarts": self.crew.restarts,
         }
         self._totals["rollouts"] += row["rollout/trajectories"]

@@ -89,6 +89,7 @@ class Topology:
             engine=cluster.engine,
             agent=config.agent,
             reward=config.reward,
+            group=config.group,
             group_size=config.pool.group_size,
             groups_in_flight=self.groups_in_flight,
             retrieval_timeout_s=config.retrieval.timeout_s,

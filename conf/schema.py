@@ -13,11 +13,12 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from actors.config import ClusterConfig
-from agent.config import AgentConfig, RewardConfig
+from agent.config import AgentConfig, GroupConfig, RewardConfig
 from agent.errors import UserError, nearest, one_of
 from agent.pool_rules.base import PoolRule, rule_class, rule_names
 from agent.protocol import PROMPTS, PROTOCOLS
 from agent.rewards import Scorer
+from agent.strategies import STRATEGIES
 from learner.config import AlgorithmConfig, ModelConfig
 from retrieval_service.config import RetrievalConfig
 from tasks.config import DataConfig
@@ -68,6 +69,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     pool: PoolRule = MISSING
+    group: GroupConfig = field(default_factory=GroupConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
@@ -80,6 +82,7 @@ class RunConfig:
         one_of(self.mode, MODES, "mode")
         one_of(self.agent.protocol, PROTOCOLS, "agent.protocol")
         one_of(self.agent.prompt, PROMPTS, "agent.prompt")
+        one_of(self.group.strategy, STRATEGIES, "group.strategy")
         Scorer(self.reward, PROTOCOLS[self.agent.protocol])  # knows its outcomes and gates
         if self.mode == "ask" and not self.question:
             raise UserError('mode=ask needs question="…"')
