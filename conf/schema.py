@@ -84,6 +84,8 @@ class RunConfig:
         one_of(self.agent.prompt, PROMPTS, "agent.prompt")
         one_of(self.group.strategy, STRATEGIES, "group.strategy")
         Scorer(self.reward, PROTOCOLS[self.agent.protocol])  # knows its outcomes and gates
+        if self.mode == "train":
+            self._check_experts()
         if self.mode == "ask" and not self.question:
             raise UserError('mode=ask needs question="…"')
         if self.mode in ("eval", "ask") and not self.checkpoint:
@@ -94,6 +96,15 @@ class RunConfig:
             for key in fields(getattr(self, name)):
                 if getattr(getattr(self, name), key.name) < 0:
                     raise UserError(f"{name}.{key.name} must be 0 or more")
+
+    def _check_experts(self) -> None:
+        seeding, experts = self.algorithm.seeding.steps, self.data.experts
+        if experts is not None and not (seeding or self.algorithm.warm_start.steps):
+            raise UserError(
+                "data.experts is given, but nothing uses it; set algorithm.seeding.steps or algorithm.warm_start.steps"
+            )
+        if seeding and experts is None and self.data.source != "world":
+            raise UserError(f"algorithm.seeding.steps={seeding} needs expert trajectories: data.experts=FILE")
 
     @property
     def cache(self) -> Path:

@@ -18,6 +18,7 @@ import numpy as np
 from agent.protocol import Dialogue, TagProtocol
 from agent.records import NO_VERSION, BoolArray, IntArray, Passage, Question, StopReason, Trajectory, Turn
 from agent.seeds import derive_seed
+from agent.tokens import Tokenizer
 from tasks.bm25 import Bm25
 from tasks.world import TRAIN, Fact, Walk, World, chains, question_of
 
@@ -120,6 +121,11 @@ def _play(
         if found is not fact:
             break
     return (*moves, Move(action=answer_text(protocol, found.object)))
+
+
+def end_ids(dialogue: Dialogue, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """What ends an expert's last action: the end token where the protocol's answer has no closing tag."""
+    return tokenizer.eos_ids if dialogue.protocol.braced_answer else ()
 
 
 def as_trajectory(demonstration: Demonstration, dialogue: Dialogue, *, end_ids: Sequence[int] = ()) -> Trajectory:
