@@ -35,7 +35,8 @@ class PoolActor:
         name: str = "pool",
     ) -> None:
         log_to(log_dir, name)
-        self._make = lambda: QueryPool(questions, rule, seed=seed)
+        self._questions = questions
+        self._make = lambda: QueryPool[Group](questions, rule, seed=seed)
         self._state = state
         self._log = log
         self._changed = asyncio.Condition()
@@ -55,7 +56,7 @@ class PoolActor:
             tickets = self._pool.claim(worker, now=time.monotonic(), limit=limit)
             if tickets:
                 await self._notify()  # others may be waiting with no lease in sight
-                return [(t, self._pool.questions[t.query]) for t in tickets]
+                return [(t, self._questions[t.query]) for t in tickets]
             await self._wait()
         return []
 
@@ -65,7 +66,7 @@ class PoolActor:
         await self._notify()
         return taken
 
-    async def take(self, version: int) -> TakenBatch:
+    async def take(self, version: int) -> TakenBatch[Group]:
         """The oldest batch, once it is complete."""
         while not self._pool.ready:
             await self._wait()
@@ -98,7 +99,7 @@ class PoolActor:
         return {
             "places": self._pool.places(),
             "seen": self._pool.seen(),
-            "flipped_share": self._pool.flipped_share,
+            "flipped_share": self._pool.history.flipped_share,
             "late_groups": books.late_groups,
             "accounts": {
                 name: {

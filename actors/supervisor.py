@@ -29,6 +29,7 @@ from agent.evaluation import subset, summarise
 from conf.schema import RunConfig
 from learner.checkpoint import write_checkpoint
 from tracking.console import Console
+from tracking.draws import write_draws
 from tracking.metrics import MetricsLog
 from tracking.wandb_run import WandbRun
 
@@ -216,6 +217,7 @@ class Supervisor:
             self._wait(self.learner.save.remote(folder), "learner")
             run_state.save(folder, run_state.RunState(step=step, pool=pool))
 
+        write_draws(self.run_dir / "draws.parquet", pool["log"], [q.id for q in self.prepared.task.train])
         self.checkpoint = write_checkpoint(self.run_dir / "checkpoints", step, write, keep=self.config.checkpoints.keep)
         self._event("checkpoint", {"step": step, "path": str(self.checkpoint)})
 
@@ -272,6 +274,7 @@ def _pool_metrics(report: dict[str, Any]) -> dict[str, Any]:
     """The pool's places, what it thinks of its queries, and its books, as metrics."""
     row: dict[str, Any] = {
         "pool/available": report["places"]["available"],
+        "pool/resting": report["places"]["resting"],
         "pool/consumed": report["places"]["consumed"],
         "pool/flipped_share": report["flipped_share"],
         "pool/late_groups": report["late_groups"],

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from agent.errors import Fault
+
+ACCOUNTS = ("groups", "trajectories", "tokens")
 
 
 @dataclass
@@ -45,9 +48,23 @@ class Books:
     """Submissions that came after their lease had expired: dropped, since the claim was already returned."""
     late_tokens: int = 0
 
+    def state(self) -> dict[str, Any]:
+        """What ``load_state`` needs; work in flight is left out, since it will be received again."""
+        accounts = {name: getattr(self, name) for name in ACCOUNTS}
+        saved = {name: {"accepted": a.accepted, "returned": dict(a.returned)} for name, a in accounts.items()}
+        return {**saved, "late_groups": self.late_groups, "late_tokens": self.late_tokens}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continues from ``state()``."""
+        for name in ACCOUNTS:
+            accepted, returned = state[name]["accepted"], Counter(state[name]["returned"])
+            received = accepted + returned.total()
+            setattr(self, name, Account(received=received, accepted=accepted, returned=returned))
+        self.late_groups, self.late_tokens = state["late_groups"], state["late_tokens"]
+
     def check(self) -> None:
         """Raises ``Fault`` with the account that does not balance."""
-        for name in ("groups", "trajectories", "tokens"):
+        for name in ACCOUNTS:
             account: Account = getattr(self, name)
             if not account.balanced:
                 raise Fault(

@@ -42,10 +42,12 @@ async def play_with_continuation(
     """The plain group, and unless a rollout is perfect up to one of them replaced by a continuation of the best.
 
     The best and the worst are the first ones on ties, and the same one if all rewards are equal. Left as it
-    is: a group whose question names no supporting documents, or none of whose rollouts is viable.
+    is: a group whose question names no supporting documents, none of whose rollouts is viable, or that the
+    pool wanted cut short.
     """
     group = await play_group(player, question, ticket, size=size, worker=worker)
-    if not question.supporting or not group.members or any(m.score.perfect for m in group.members):
+    sound = bool(group.members) and not group.cut_short
+    if not sound or not question.supporting or any(m.score.perfect for m in group.members):
         return group
     best = group.members[group.rewards.index(max(group.rewards))]
     start = cut(best.trajectory, question, player.scorer.evidence_match)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from agent.config import AgentConfig
 from agent.episode import Generator, Prefix, Searcher, play
 from agent.protocol import Dialogue
-from agent.records import Group, Question, ScoredTrajectory, Ticket, Trajectory
+from agent.records import Group, QueryState, Question, ScoredTrajectory, Ticket, Trajectory
 from agent.rewards import Scorer
 from agent.seeds import derive_seed
 
@@ -44,24 +44,41 @@ class Player:
 
 
 async def play_group(player: Player, question: Question, ticket: Ticket, *, size: int, worker: str) -> Group:
-    """K = ``size`` episodes at the training temperature, scored; faulted ones are set apart."""
+    """K = ``size`` episodes at the training temperature, scored; faulted ones are set apart.
+
+    A ticket with a probe has as many played first, and the others only if these don't decide the group
+    as the ticket says. An episode's seed is that of its place in the group, whichever way it is played.
+    """
     started = time.monotonic()
-    trajectories = await asyncio.gather(
-        *(
-            player.episode(question, temperature=player.config.temperature, seed=derive_seed(ticket.seed, k))
-            for k in range(size)
+
+    async def played(places: range) -> list[Trajectory]:
+        temperature = player.config.temperature
+        seeds = (derive_seed(ticket.seed, k) for k in places)
+        return await asyncio.gather(*(player.episode(question, temperature=temperature, seed=s) for s in seeds))
+
+    def group(trajectories: list[Trajectory], *, cut_short: bool = False) -> Group:
+        return Group(
+            question=question,
+            ticket=ticket,
+            members=tuple(
+                ScoredTrajectory(trajectory=t, score=player.scorer.score(question, t))
+                for t in trajectories
+                if not t.stop_reason.is_fault
+            ),
+            excluded=tuple(t for t in trajectories if t.stop_reason.is_fault),
+            worker=worker,
+            started_s=started,
+            finished_s=time.monotonic(),
+            cut_short=cut_short,
         )
-    )
-    return Group(
-        question=question,
-        ticket=ticket,
-        members=tuple(
-            ScoredTrajectory(trajectory=t, score=player.scorer.score(question, t))
-            for t in trajectories
-            if not t.stop_reason.is_fault
-        ),
-        excluded=tuple(t for t in trajectories if t.stop_reason.is_fault),
-        worker=worker,
-        started_s=started,
-        finished_s=time.monotonic(),
-    )
+
+    trajectories = await played(range(ticket.probe or size))
+    if ticket.probe:
+        probed = group(trajectories, cut_short=True)
+        if not probed.excluded and (
+            (ticket.cut_hard and probed.state is QueryState.TOO_HARD)
+            or (ticket.cut_easy and probed.state is QueryState.TOO_EASY)
+        ):
+            return probed
+        trajectories += await played(range(ticket.probe, size))
+    return group(trajectories)

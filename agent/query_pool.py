@@ -1,30 +1,33 @@
-"""The query pool: one state per query, leases, a hard staleness bound, balancing books.
+"""The query pool: one place per query, leases, a hard staleness bound, balancing books.
 
-    available ──claim──► claimed ──submit──► submitted ──take──► accepted ──release──► consumed
+    available ──claim──► claimed ──submit──► submitted ──take──► accepted ──release──► consumed or resting
         ▲                   │                    │                   │                    │
-        └── returned(lease_expired, worker_lost, too_few_viable, too_stale, zero_variance, …) ── reset
+        └── returned(lease_expired, worker_lost, too_few_viable, too_stale, zero_variance, …) ── reset, wake
 
 Work comes in batches, one per learner step. Batch b may be drawn from once batch
 ``b - max_staleness - 1`` has been released, that is, once every worker has the weights made from it.
 So a token's policy is at most ``max_staleness`` updates old when its batch is taken; ``take`` checks
-it all the same. Weights and selection are the rule's (``pool_rules``); everything here is pure and
-reads no clock: the caller passes ``now``.
+it all the same. Weights, rests and selection are the rule's (``pool_rules``), which decides from the
+facts in ``query_history``. Everything here is pure and reads no clock: the caller passes ``now``.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from agent.books import Books
 from agent.errors import Fault, UserError
-from agent.pool_rules.base import ACCEPTED, PoolRule
-from agent.records import NO_VERSION, Group, QueryState, Question, Ticket
+from agent.pool_rules.base import ACCEPTED, AT_ONCE, FOREVER, UNSELECTED, PoolRule
+from agent.query_history import STATES, QueryHistory
+from agent.records import NO_VERSION, QueryState, Ticket, Trajectory
 from agent.seeds import derive_seed
 from agent.sum_tree import SumTree
 
@@ -36,34 +39,74 @@ class Place(IntEnum):
     CLAIMED = 1
     SUBMITTED = 2
     ACCEPTED = 3
-    CONSUMED = 4
+    RESTING = 4
+    """Out until a batch that is known."""
+    CONSUMED = 5
+    """Out until the rule brings all consumed queries back."""
 
 
-_SEEN = tuple(QueryState)  # the order in which states are stored as small integers
+class Identified(Protocol):
+    """What the pool needs of a question."""
+
+    @property
+    def id(self) -> str: ...
+
+
+class Played(Protocol):
+    """What the pool needs of a group: see ``agent.records.Group``, or the simulator's."""
+
+    @property
+    def question(self) -> Identified: ...
+    @property
+    def ticket(self) -> Ticket: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def successes(self) -> int: ...
+    @property
+    def state(self) -> QueryState: ...
+    @property
+    def oldest_version(self) -> int: ...
+    @property
+    def viable_tokens(self) -> int: ...
+    @property
+    def action_tokens(self) -> int: ...
+    @property
+    def excluded(self) -> tuple[Trajectory, ...]: ...
+    @property
+    def discarded(self) -> tuple[Trajectory, ...]: ...
+
+
+G = TypeVar("G", bound=Played)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AcceptedGroup:
-    """A group to train on, with what the pool knew of its query before this draw."""
+class AcceptedGroup(Generic[G]):
+    """A group to train on, with the state that its query was in before this draw."""
 
-    group: Group
-    recycled: bool
-    """The query had been drawn before and was not consumed by it."""
+    group: G
     before: QueryState
 
+    @property
+    def recycled(self) -> bool:
+        """The query had been drawn before and was not consumed by it."""
+        return self.before not in (QueryState.UNSEEN, QueryState.CONSUMED)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TakenBatch:
+class TakenBatch(Generic[G]):
     """One learner step's worth of groups, in draw order, and how the rest of the batch fared."""
 
     index: int
-    accepted: tuple[AcceptedGroup, ...]
+    accepted: tuple[AcceptedGroup[G], ...]
     states: Counter[QueryState]
-    """Groups by what they say of their query, the returned ones included."""
+    """Groups by what they say of their query, the returned ones included; a kept one counts when it is decided."""
     returned: Counter[str]
     """Groups of this batch that went back, by reason."""
-    members: tuple[Group, ...]
-    """Every viable group that was submitted for the batch, accepted or not, in draw order."""
+    members: tuple[G, ...]
+    """Every group that was played for the batch, accepted or not, in draw order."""
+    kept: int
+    """Signal-bearing groups that were left over and wait for the next batch."""
 
 
 @dataclass
@@ -74,59 +117,59 @@ class _Claim:
 
 
 @dataclass
-class _OpenBatch:
+class _OpenBatch(Generic[G]):
     index: int
     random: np.random.Generator
     drawn: int = 0
     redrawn: int = 0
     orders: int = 0
+    zero: int = 0
+    """Groups in ``groups`` without signal."""
+    reissue: deque[tuple[int, int]] = field(default_factory=deque)
+    """(order, query) of draws that a checkpoint had in flight: they are claimed again first."""
     claims: set[int] = field(default_factory=set)
-    groups: dict[int, Group] = field(default_factory=dict)  # by order
+    kept: list[G] = field(default_factory=list)
+    """Surplus of an earlier batch."""
+    groups: dict[int, G] = field(default_factory=dict)  # by order
+    spoiled: list[G] = field(default_factory=list)
+    """Groups with too few viable members."""
     returned: Counter[str] = field(default_factory=Counter)
 
-    @property
-    def signal(self) -> int:
-        return sum(g.signal_bearing for g in self.groups.values())
 
-
-class QueryPool:
+class QueryPool(Generic[G]):
     """The pool over ``questions`` by ``rule``.
 
-    Each batch draws from its own generator, seeded with ``seed`` and its index, so that a resumed run
-    draws a batch that was in flight again as it was.
+    Each batch draws from its own generator, seeded with ``seed`` and its index.
 
     Raises ``UserError`` for an empty list of questions or a duplicate id.
     """
 
-    def __init__(self, questions: Sequence[Question], rule: PoolRule, *, seed: int) -> None:
+    def __init__(self, questions: Sequence[Identified], rule: PoolRule, *, seed: int) -> None:
         if not questions:
             raise UserError("the query pool is empty: the data has no training question")
         if len({q.id for q in questions}) < len(questions):
             duplicate = next(i for i, c in Counter(q.id for q in questions).items() if c > 1)
             raise UserError(f"question id {duplicate} occurs more than once in the training data")
         n = len(questions)
-        self.questions = tuple(questions)
+        self.questions = questions
         self.rule = rule
         self.books = Books()
+        self.history = QueryHistory(n, rule.retained)
         self._seed = seed
         self._place = np.full(n, Place.AVAILABLE, dtype=np.uint8)
-        self._weight = np.ones(n, dtype=np.float64)
-        self._tree = SumTree(self._weight)  # the weight of available queries, 0 for all others
-        self._available = n  # queries with a positive weight in the tree
-        self._last = np.zeros(n, dtype=np.uint8)  # index into _SEEN
-        self._draws = np.zeros(n, dtype=np.int32)  # resolved draws
-        self._open_draws = np.zeros(n, dtype=np.int32)  # of them, since the query was last consumed
+        self._open = SumTree(np.ones(n))  # 1 for available queries
         self._round = 0  # how often the consumed queries were brought back
         self._drawn_in = np.zeros(n, dtype=np.int32)  # round of the last draw
-        self._back_for = np.full(n, -1, dtype=np.int64)  # batch for which the query was last brought back
-        self._ever_zero = np.zeros(n, dtype=np.bool_)
-        self._flipped = np.zeros(n, dtype=np.bool_)
+        self._looks_at = np.full(n, -1, dtype=np.int32)  # batch that wakes the query or weighs it anew
+        self._looks: dict[int, list[int]] = {}  # the queries by that batch
         self._claims: dict[int, _Claim] = {}
         self._next_claim = 0
-        self._batches: deque[_OpenBatch] = deque()
+        self._batches: deque[_OpenBatch[G]] = deque()
         self._next_batch = 0
+        self._tree = SumTree(self._weights(np.arange(n)))  # the weight of available queries, 0 for all others
         self._released = 0  # batches released
-        self._taken: dict[int, list[int]] = {}  # batch -> accepted queries, until release
+        self._taken: dict[int, list[tuple[int, int]]] = {}  # batch -> (accepted query, its rest), until release
+        self._kept: list[G] = []  # surplus, until the next batch opens
         self.empty_batches = 0
         """Batches in a row that had no signal-bearing group."""
 
@@ -142,86 +185,141 @@ class QueryPool:
             batch = self._drawable_batch()
             if batch is None:
                 break
-            query = self._draw(batch)
-            if query is None:
-                break
-            ticket = Ticket(
-                claim_id=self._next_claim,
-                query=query,
-                batch=batch.index,
-                order=batch.orders,
-                seed=derive_seed(self._seed, "rollout", batch.index, batch.orders, self.questions[query].id),
-            )
-            self._next_claim += 1
-            batch.drawn += 1
-            batch.orders += 1
-            batch.claims.add(ticket.claim_id)
-            self._drawn_in[query] = self._round
-            self._claims[ticket.claim_id] = _Claim(ticket, worker, now + self.rule.lease_s)
-            self._move(query, Place.CLAIMED)
-            self.books.groups.receive()
-            tickets.append(ticket)
+            if batch.reissue:
+                order, query = batch.reissue.popleft()
+            else:
+                drawn = self._draw(batch)
+                if drawn is None:
+                    break
+                order, query = batch.orders, drawn
+                batch.drawn += 1
+                batch.orders += 1
+                self._drawn_in[query] = self._round
+                self._move(query, Place.CLAIMED)
+            tickets.append(self._ticket(batch, order, query, worker, now))
         return tickets
 
-    def _drawable_batch(self) -> _OpenBatch | None:
+    def _ticket(self, batch: _OpenBatch[G], order: int, query: int, worker: str, now: float) -> Ticket:
+        cut_hard, cut_easy = self.rule.cuts(self.history, query, batch.index)
+        ticket = Ticket(
+            claim_id=self._next_claim,
+            query=query,
+            batch=batch.index,
+            order=order,
+            seed=derive_seed(self._seed, "rollout", batch.index, order, self.questions[query].id),
+            probe=self.rule.probe if cut_hard or cut_easy else 0,
+            cut_hard=cut_hard,
+            cut_easy=cut_easy,
+        )
+        self._next_claim += 1
+        batch.claims.add(ticket.claim_id)
+        self._claims[ticket.claim_id] = _Claim(ticket, worker, now + self.rule.lease_s)
+        self.books.groups.receive()
+        return ticket
+
+    def _drawable_batch(self) -> _OpenBatch[G] | None:
         """The oldest batch that wants another draw, opening a new one if the staleness bound allows."""
         for batch in self._batches:
-            if self._wants(batch) > 0:
+            if batch.reissue or self._wants(batch) > 0:
                 return batch
-        return self._open_batch() if self._next_batch <= self._released + self.rule.max_staleness else None
+        while self._next_batch <= self._released + self.rule.max_staleness:
+            if self._wants(batch := self._open_batch()) > 0:  # a surplus may have filled it already
+                return batch
+        return None
 
-    def _open_batch(self) -> _OpenBatch:
+    def _open_batch(self) -> _OpenBatch[G]:
         random = np.random.default_rng(derive_seed(self._seed, "pool", self._next_batch))
-        batch = _OpenBatch(self._next_batch, random)
+        batch: _OpenBatch[G] = _OpenBatch(self._next_batch, random, kept=self._kept)
+        self._kept = []
         self._batches.append(batch)
         self._next_batch += 1
-        if self.rule.resets(available=self._available):
-            self._bring_back_consumed(batch)
+        for at in sorted(at for at in self._looks if at <= batch.index):
+            self._look(at)
+        if self.rule.resets(available=self.available):
+            self._bring_back_consumed()
         return batch
 
-    def _wants(self, batch: _OpenBatch) -> int:
-        return self.rule.wanted(drawn=batch.drawn, signal=batch.signal)
+    def _wants(self, batch: _OpenBatch[G]) -> int:
+        room = self.rule.batch_questions - len(batch.kept)
+        return self.rule.wanted(room=room, drawn=batch.drawn, zero=batch.zero)
 
-    def _draw(self, batch: _OpenBatch) -> int | None:
-        if self._available == 0 and self.rule.resets(available=0):
-            self._bring_back_consumed(batch)
-        if self._available == 0:
+    def _draw(self, batch: _OpenBatch[G]) -> int | None:
+        if self.available == 0 and self.rule.resets(available=0):
+            self._bring_back_consumed()
+        while self.available == 0 and self._looks:
+            self._look(min(self._looks))  # better a query that has not rested to the end than none
+        if self.available == 0:
             return None
-        return self._tree.find(batch.random.random() * self._tree.total)
+        explores = self.rule.explore > 0 and batch.random.random() < self.rule.explore
+        tree = self._open if explores else self._tree
+        return tree.find(batch.random.random() * tree.total)
 
-    def _bring_back_consumed(self, batch: _OpenBatch) -> None:
-        consumed = np.flatnonzero(self._place == Place.CONSUMED)
-        if len(consumed) == 0:
+    # --- where queries are -----------------------------------------------------------------------
+
+    @property
+    def available(self) -> int:
+        """Queries that can be drawn."""
+        return int(self._open.total)
+
+    def _move(self, query: int, place: Place) -> None:
+        """Changes one query's place; keeps the trees, and the batch at which the query is looked at again."""
+        if place is Place.AVAILABLE:
+            self._make_available(np.array([query]))
             return
-        self._round += 1
-        self._back_for[consumed] = batch.index
-        for query in consumed:
-            self._weight[query] = 1.0
-            self._move(int(query), Place.AVAILABLE)
+        self._place[query] = place
+        self._tree.set(query, 0.0)
+        self._open.set(query, 0.0)
+        self._looks_at[query] = -1
 
-    def _rest(self, query: int) -> None:
-        """A query comes back from its draw: consumed if it has lost its weight, else available.
+    def _make_available(self, queries: npt.NDArray[np.int64]) -> None:
+        """Weighs ``queries`` and lets them be drawn, wherever they were."""
+        self._place[queries] = Place.AVAILABLE
+        self._tree.set_many(queries, self._weights(queries))
+        self._open.set_many(queries, 1.0)
+        self._looks_at[queries] = -1
+        drawn = queries[self.history.draws[queries] > 0]  # an unseen query's weight never changes
+        looks = self.rule.next_look(self._next_batch - self.history.drawn_at[drawn])
+        for query, look in zip(drawn[looks > 0].tolist(), looks[looks > 0].tolist(), strict=True):
+            self._look_later(query, self._next_batch + look)
+
+    def _weights(self, queries: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Weights for the next batch to open."""
+        return self.rule.weights(self.history, queries, self._next_batch)
+
+    def _look_later(self, query: int, batch: int) -> None:
+        self._looks_at[query] = batch
+        self._looks.setdefault(batch, []).append(query)
+
+    def _look(self, batch: int) -> None:
+        """Wakes or weighs anew the queries that are due at ``batch``."""
+        due = np.unique(np.array(self._looks.pop(batch), dtype=np.int64))
+        idle = np.isin(self._place[due], (Place.RESTING, Place.AVAILABLE))
+        self._make_available(due[idle & (self._looks_at[due] == batch)])
+
+    def _rest(self, query: int, rest: int) -> None:
+        """A query comes back from its draw and rests as the rule says.
 
         A draw that is older than the last time the consumed queries came back consumes nothing now,
         or a query in flight at that moment would sit out a whole epoch.
         """
-        if self._weight[query] == 0:
-            self._open_draws[query] = 0
-            if self._drawn_in[query] < self._round:
-                self._weight[query] = 1.0
-        self._move(query, Place.AVAILABLE if self._weight[query] > 0 else Place.CONSUMED)
+        if rest == AT_ONCE or (rest == FOREVER and self._drawn_in[query] < self._round):
+            self._move(query, Place.AVAILABLE)
+        elif rest == FOREVER:
+            self._move(query, Place.CONSUMED)
+        else:
+            self._move(query, Place.RESTING)
+            self._look_later(query, self._next_batch + rest)
 
-    def _move(self, query: int, place: Place) -> None:
-        """The only place where a query changes state; keeps the tree and the count of drawable queries."""
-        self._place[query] = place
-        before = self._tree.weights[query] > 0
-        weight = float(self._weight[query]) if place is Place.AVAILABLE else 0.0
-        self._tree.set(query, weight)
-        self._available += int(weight > 0) - int(before)
+    def _bring_back_consumed(self) -> None:
+        consumed = np.flatnonzero(self._place == Place.CONSUMED)
+        if len(consumed) == 0:
+            return
+        self._round += 1
+        self._make_available(consumed)
 
     # --- what becomes of a claim -----------------------------------------------------------------
 
-    def submit(self, group: Group) -> bool:
+    def submit(self, group: G) -> bool:
         """Takes a played group in; False (and the group is dropped) if its claim is no longer held."""
         claim = self._claims.pop(group.ticket.claim_id, None)
         if claim is None:
@@ -233,7 +331,7 @@ class QueryPool:
             raise ValueError(f"group of {group.question.id} doesn't answer the claim {claim.ticket}")
         batch = self._batch(claim.ticket.batch)
         batch.claims.discard(claim.ticket.claim_id)
-        self.books.trajectories.receive(group.rollouts)
+        self.books.trajectories.receive(group.size + len(group.excluded) + len(group.discarded))
         self.books.tokens.receive(group.action_tokens)
         for trajectory in group.excluded:
             self.books.trajectories.give_back(str(trajectory.stop_reason))
@@ -242,11 +340,13 @@ class QueryPool:
             self.books.trajectories.give_back("discarded")
             self.books.tokens.give_back("discarded", trajectory.generated_tokens)
         self._move(claim.ticket.query, Place.SUBMITTED)
-        if len(group.members) < self.rule.min_viable:
+        if group.size < self.rule.min_viable:
+            batch.spoiled.append(group)
             self._return_group(batch, group, "too_few_viable")
             self._redraw(batch)
         else:
             batch.groups[claim.ticket.order] = group
+            batch.zero += group.state is not QueryState.SIGNAL
         return True
 
     def worker_lost(self, worker: str) -> int:
@@ -273,22 +373,20 @@ class QueryPool:
             self._redraw(batch)
         return len(claims)
 
-    def _redraw(self, batch: _OpenBatch) -> None:
+    def _redraw(self, batch: _OpenBatch[G]) -> None:
         """A draw lost to a fault is drawn again, up to as many as the batch has candidates."""
         if batch.redrawn < self.rule.candidates:
             batch.redrawn += 1
             batch.drawn -= 1
 
-    def _return_group(self, batch: _OpenBatch, group: Group, reason: str) -> None:
-        query = group.ticket.query
+    def _return_group(self, batch: _OpenBatch[G], group: G, reason: str, rest: int = AT_ONCE) -> None:
         batch.returned[reason] += 1
         self.books.groups.give_back(reason)
-        self.books.trajectories.give_back(reason, len(group.members))
-        self.books.tokens.give_back(reason, group.member_tokens)
-        self._weight[query] = self.rule.weight_after(verdict=reason, weight=float(self._weight[query]))
-        self._rest(query)
+        self.books.trajectories.give_back(reason, group.size)
+        self.books.tokens.give_back(reason, group.viable_tokens)
+        self._rest(group.ticket.query, rest)
 
-    def _batch(self, index: int) -> _OpenBatch:
+    def _batch(self, index: int) -> _OpenBatch[G]:
         return self._batches[index - self._batches[0].index]
 
     # --- take and release ------------------------------------------------------------------------
@@ -301,18 +399,18 @@ class QueryPool:
         """
         if not self._batches:
             return self._dry
-        if self._batches[0].claims:
+        if self._batches[0].claims or self._batches[0].reissue:
             return False
         return self._wants(self._batches[0]) <= 0 or self._dry
 
     @property
     def _dry(self) -> bool:
         """Nothing is left to draw, and no release is due that could bring a query back."""
-        if self._available > 0 or self._taken:
+        if self.available > 0 or self._taken or self._looks:
             return False
         return not (self.rule.resets(available=0) and (self._place == Place.CONSUMED).any())
 
-    def take(self, *, version: int) -> TakenBatch:
+    def take(self, *, version: int) -> TakenBatch[G]:
         """The oldest batch, for a learner at policy ``version``. Call it only when ``ready``.
 
         Raises ``Fault`` after ``max_empty_batches`` batches in a row without a signal-bearing group,
@@ -323,61 +421,89 @@ class QueryPool:
         if not self._batches:
             self._open_batch()
         batch = self._batches.popleft()
-        groups = [batch.groups[order] for order in sorted(batch.groups)]
+        played = [batch.groups[order] for order in sorted(batch.groups)]
         fresh = []
-        for group in groups:
-            oldest = group.oldest_version
-            if oldest != NO_VERSION and version - oldest > self.rule.max_staleness:
+        for group in (*batch.kept, *played):
+            if _too_stale(group, version, self.rule.max_staleness):
                 self._return_group(batch, group, "too_stale")
             else:
                 fresh.append(group)
         verdicts = self.rule.select([g.state for g in fresh])
+        keeps = [
+            self.rule.keep_surplus
+            and verdict == UNSELECTED
+            and not _too_stale(group, version + 1, self.rule.max_staleness)
+            for group, verdict in zip(fresh, verdicts, strict=True)
+        ]
+        surplus = [group for group, keep in zip(fresh, keeps, strict=True) if keep]
         accepted = []
-        for group, verdict in zip(fresh, verdicts, strict=True):
+        taken: list[tuple[int, int]] = []
+        for group, verdict, keep in zip(fresh, verdicts, keeps, strict=True):
+            if keep:
+                continue  # undecided: it has its verdict in the next batch
             query = group.ticket.query
-            before, recycled = _SEEN[self._last[query]], bool(self._open_draws[query] > 0)
-            self._record(query, group.state)
+            before = self.history.state_of(query)
+            rest = self._decide(group, batch.index, verdict)
             if verdict != ACCEPTED:
-                self._return_group(batch, group, verdict)
+                self._return_group(batch, group, verdict, rest)
                 continue
-            self._weight[query] = self.rule.weight_after(verdict=verdict, weight=float(self._weight[query]))
             self._move(query, Place.ACCEPTED)
             self.books.groups.accept()
-            self.books.trajectories.accept(len(group.members))
-            self.books.tokens.accept(group.member_tokens)
-            accepted.append(AcceptedGroup(group=group, recycled=recycled, before=before))
-        self._taken[batch.index] = [a.group.ticket.query for a in accepted]
+            self.books.trajectories.accept(group.size)
+            self.books.tokens.accept(group.viable_tokens)
+            taken.append((query, rest))
+            accepted.append(AcceptedGroup(group=group, before=before))
+        self._taken[batch.index] = taken
+        self.history.population.forget()
+        if self._batches:
+            self._batches[0].kept += surplus
+        else:
+            self._kept += surplus
         self.books.check()
-        states = Counter(g.state for g in fresh)
-        self.empty_batches = 0 if states[QueryState.SIGNAL] else self.empty_batches + 1
-        if self.empty_batches >= self.rule.max_empty_batches:
-            last = ", ".join(f"{count} {reason}" for reason, count in batch.returned.items()) or "nothing"
-            raise Fault(
-                f"{self.empty_batches} batches in a row had no signal-bearing group (the last one returned {last}); "
-                f"{self.describe()}"
-            )
+        states = Counter(g.state for g, keep in zip(fresh, keeps, strict=True) if not keep)
+        self._count_empty(states, batch.returned)
         return TakenBatch(
             index=batch.index,
             accepted=tuple(accepted),
             states=states,
             returned=batch.returned,
-            members=tuple(groups),
+            members=tuple(sorted((*played, *batch.spoiled), key=lambda g: g.ticket.order)),
+            kept=len(surplus),
         )
 
-    def _record(self, query: int, state: QueryState) -> None:
-        zero = state is not QueryState.SIGNAL
-        self._flipped[query] |= self._ever_zero[query] and not zero
-        self._ever_zero[query] |= zero
-        self._last[query] = _SEEN.index(state)
-        self._draws[query] += 1
-        self._open_draws[query] += 1
+    def _decide(self, group: G, batch: int, verdict: str) -> int:
+        """Enters the draw into the history; the query's rest."""
+        query, found = group.ticket.query, group.state
+        self.history.observe(query, batch, found=found, successes=group.successes, size=group.size)
+        rest = self.rule.rest(verdict, self.history, query)
+        self.history.settle(
+            query,
+            batch=batch,
+            order=group.ticket.order,
+            version=group.oldest_version,
+            size=group.size,
+            successes=group.successes,
+            found=found,
+            after=QueryState.CONSUMED if rest == FOREVER else found,
+            accepted=verdict == ACCEPTED,
+        )
+        return rest
+
+    def _count_empty(self, states: Counter[QueryState], returned: Counter[str]) -> None:
+        self.empty_batches = 0 if states[QueryState.SIGNAL] else self.empty_batches + 1
+        if self.empty_batches >= self.rule.max_empty_batches:
+            last = ", ".join(f"{count} {reason}" for reason, count in returned.items()) or "nothing"
+            raise Fault(
+                f"{self.empty_batches} batches in a row had no signal-bearing group (the last one returned {last}); "
+                f"{self.describe()}"
+            )
 
     def release(self, batch: int) -> None:
         """The workers hold the weights made from ``batch`` (or it made none): its slots are free again."""
         if batch != self._released or batch not in self._taken:
             raise ValueError(f"release of batch {batch}, but {self._released} is the next to be released")
-        for query in self._taken.pop(batch):
-            self._rest(query)
+        for query, rest in self._taken.pop(batch):
+            self._rest(query, rest)
         self._released += 1
 
     # --- reading ---------------------------------------------------------------------------------
@@ -388,15 +514,9 @@ class QueryPool:
         return {place.name.lower(): int(counts[place]) for place in Place}
 
     def seen(self) -> dict[str, int]:
-        """Number of queries by what their last draw said of them."""
-        counts = np.bincount(self._last, minlength=len(_SEEN))
-        return {str(state): int(counts[i]) for i, state in enumerate(_SEEN)}
-
-    @property
-    def flipped_share(self) -> float:
-        """Share of the queries drawn so far that went from zero-variance to signal-bearing at some draw."""
-        drawn = int((self._draws > 0).sum())
-        return float(self._flipped.sum() / drawn) if drawn else 0.0
+        """Number of queries by the state that their last draw left them in."""
+        counts = np.bincount(self.history.last, minlength=len(STATES))
+        return {str(state): int(counts[i]) for i, state in enumerate(STATES)}
 
     def describe(self) -> str:
         """The pool in one line, for a message."""
@@ -404,7 +524,7 @@ class QueryPool:
         return (
             f"the pool of {len(self.questions)} queries has {seen['too_hard']} too hard, {seen['too_easy']} too easy, "
             f"{seen['signal']} with signal, {seen['unseen']} unseen; {places['available']} are available, "
-            f"{places['consumed']} consumed"
+            f"{places['resting']} resting, {places['consumed']} consumed"
         )
 
     # --- checkpoints -----------------------------------------------------------------------------
@@ -412,31 +532,53 @@ class QueryPool:
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as arrays and JSON values.
 
-        Work in flight is not saved: a query that is claimed or submitted is saved as available, one
-        that was brought back for a batch in flight as consumed, and the batch is drawn again after a
-        resume. Raises ``ValueError`` between take and release.
+        The draws of open batches are saved, and claimed again after a resume with the same seeds; the
+        groups that were played for them are not. Raises ``ValueError`` between take and release.
         """
         if self._taken:
             raise ValueError("the pool's state is only defined when every taken batch has been released")
-        not_yet_back = self._back_for >= self._released
-        consumed = (self._place == Place.CONSUMED) | not_yet_back
+        spare = [g.ticket.query for g in (*self._kept, *(g for b in self._batches for g in b.kept))]
+        place = self._place.copy()
+        place[spare] = Place.AVAILABLE  # a surplus group is lost, its query can be drawn again
+        weight = self._tree.weights.copy()
+        weight[spare] = self._weights(np.array(spare, dtype=np.int64))
         return {
-            "ids": [q.id for q in self.questions],
-            "place": np.where(consumed, Place.CONSUMED, Place.AVAILABLE).astype(np.uint8),
-            "weight": np.where(not_yet_back, 0.0, self._weight),
-            "last": self._last.copy(),
-            "draws": self._draws.copy(),
-            "open_draws": self._open_draws.copy(),
-            "ever_zero": self._ever_zero.copy(),
-            "flipped": self._flipped.copy(),
+            "ids": self._ids_digest(),
+            "place": place,
+            "weight": weight,
+            "looks_at": self._looks_at.copy(),
+            "drawn_in": self._drawn_in.copy(),
+            "round": self._round,
             "released": self._released,
+            "next_batch": self._next_batch,
+            "next_claim": self._next_claim,
             "empty_batches": self.empty_batches,
-            "books": {
-                name: {"accepted": a.accepted, "returned": dict(a.returned)}
-                for name in ("groups", "trajectories", "tokens")
-                for a in (getattr(self.books, name),)
-            },
+            "open": [
+                {
+                    "index": b.index,
+                    "random": b.random.bit_generator.state,
+                    "drawn": b.drawn,
+                    "redrawn": b.redrawn,
+                    "orders": b.orders,
+                    "in_flight": sorted([*b.reissue, *self._in_flight(b)]),
+                    "returned": dict(b.returned),
+                }
+                for b in self._batches
+            ],
+            "books": self.books.state(),
+            **self.history.state(),
         }
+
+    def _in_flight(self, batch: _OpenBatch[G]) -> list[tuple[int, int]]:
+        """(order, query) of the batch's draws that are claimed or submitted."""
+        tickets = [self._claims[c].ticket for c in batch.claims] + [g.ticket for g in batch.groups.values()]
+        return [(t.order, t.query) for t in tickets]
+
+    def _ids_digest(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for question in self.questions:
+            digest.update(question.id.encode() + b"\0")
+        return digest.hexdigest()
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continues from ``state()``, in a pool that has not been used yet.
@@ -445,16 +587,36 @@ class QueryPool:
         """
         if self._next_claim or self._next_batch:
             raise ValueError("load_state() on a pool in use: make a new one")
-        if state["ids"] != [q.id for q in self.questions]:
+        if state["ids"] != self._ids_digest():
             raise UserError("the checkpoint's pool holds other questions than data=…; resume with the same data")
-        for name in ("weight", "last", "draws", "open_draws", "ever_zero", "flipped"):
-            getattr(self, f"_{name}")[:] = state[name]
-        for query, place in enumerate(state["place"]):
-            self._move(query, Place(int(place)))
-        self._released = self._next_batch = int(state["released"])
+        self.history.load_state(state)
+        self._place[:] = state["place"]
+        self._tree = SumTree(state["weight"])
+        self._open = SumTree(self._place == Place.AVAILABLE)
+        self._drawn_in[:] = state["drawn_in"]
+        for query in np.flatnonzero(state["looks_at"] >= 0):
+            self._look_later(int(query), int(state["looks_at"][query]))
+        for name in ("round", "released", "next_batch", "next_claim"):
+            setattr(self, f"_{name}", int(state[name]))
         self.empty_batches = int(state["empty_batches"])
-        for name, saved in state["books"].items():
-            account = getattr(self.books, name)
-            account.accepted = int(saved["accepted"])
-            account.returned = Counter({k: int(v) for k, v in saved["returned"].items()})
-            account.received = account.accepted + account.returned.total()
+        for saved in state["open"]:
+            random = np.random.default_rng()
+            random.bit_generator.state = saved["random"]
+            in_flight = deque((int(order), int(query)) for order, query in saved["in_flight"])
+            self._place[[query for _, query in in_flight]] = Place.CLAIMED
+            self._batches.append(
+                _OpenBatch(
+                    int(saved["index"]),
+                    random,
+                    drawn=int(saved["drawn"]),
+                    redrawn=int(saved["redrawn"]),
+                    orders=int(saved["orders"]),
+                    reissue=in_flight,
+                    returned=Counter(saved["returned"]),
+                )
+            )
+        self.books.load_state(state["books"])
+
+
+def _too_stale(group: Played, version: int, limit: int) -> bool:
+    return group.oldest_version != NO_VERSION and version - group.oldest_version > limit

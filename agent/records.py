@@ -304,6 +304,8 @@ class QueryState(StrEnum):
     TOO_HARD = "too_hard"
     SIGNAL = "signal"
     TOO_EASY = "too_easy"
+    CONSUMED = "consumed"
+    """Trained on and out of the pool until it is brought back; a state of the query, never of a group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -319,6 +321,12 @@ class Ticket:
     """Position of the draw within its batch: groups are chosen in this order."""
     seed: int
     """Seeds the K rollouts of the group."""
+    probe: int = 0
+    """Rollouts to play first; 0 plays all at once."""
+    cut_hard: bool = False
+    """Play no more if the probe says too hard."""
+    cut_easy: bool = False
+    """Play no more if the probe says too easy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -338,6 +346,8 @@ class Group:
     """Sound trajectories that the strategy or the seeding left out: they cost as much, and are never trained."""
     before_continuation: QueryState | None = None
     """What the first K rollouts said of the query, when a continuation was attempted; ``state`` is what is trained."""
+    cut_short: bool = False
+    """The probe decided the outcome, and the other rollouts were never started."""
     extra: dict[str, float] = field(default_factory=dict)
     """Counters of the group strategy; ``agent/continuation.py`` lists those of the continuation."""
 
@@ -369,6 +379,23 @@ class Group:
         return QueryState.TOO_EASY if easy else QueryState.TOO_HARD
 
     @property
+    def size(self) -> int:
+        """Viable trajectories."""
+        return len(self.members)
+
+    @property
+    def successes(self) -> int:
+        """Members nearer to the best reward than to the worst if the group bears signal, else all (too easy) or none.
+
+        With rewards of 0 and 1 these are the members that earned 1; with graded rewards the count still
+        lies strictly between 0 and the group's size exactly when there is signal.
+        """
+        if self.signal_bearing:
+            worst, best = min(self.rewards), max(self.rewards)
+            return sum(best - r < r - worst for r in self.rewards)
+        return len(self.members) if self.state is QueryState.TOO_EASY else 0
+
+    @property
     def oldest_version(self) -> int:
         """Oldest policy version among the members' action tokens; ``NO_VERSION`` without any."""
         versions = [v for m in self.members if (v := m.trajectory.oldest_version) != NO_VERSION]
@@ -381,11 +408,11 @@ class Group:
         return len(played) + len(self.excluded) + len(self.discarded)
 
     @property
-    def member_tokens(self) -> int:
-        """Tokens generated for the members."""
-        return sum(m.trajectory.generated_tokens for m in self.members)
-
-    @property
     def action_tokens(self) -> int:
         """Tokens generated for this group, for the excluded and discarded trajectories too: they cost as much."""
-        return self.member_tokens + sum(t.generated_tokens for t in (*self.excluded, *self.discarded))
+        return self.viable_tokens + sum(t.generated_tokens for t in (*self.excluded, *self.discarded))
+
+    @property
+    def viable_tokens(self) -> int:
+        """Tokens generated for the members."""
+        return sum(m.trajectory.generated_tokens for m in self.members)

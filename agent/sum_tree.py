@@ -43,6 +43,17 @@ class SumTree:
             at >>= 1
             nodes[at] = nodes[2 * at] + nodes[2 * at + 1]
 
+    def set_many(self, indices: npt.NDArray[np.int64], weights: npt.ArrayLike) -> None:
+        """``set`` for many distinct indices at once, level by level."""
+        if len(indices) == 1:
+            self.set(int(indices[0]), float(np.asarray(weights, dtype=np.float64).item()))
+            return
+        nodes, at = self._nodes, np.asarray(indices, dtype=np.int64) + self._size
+        nodes[at] = weights
+        while len(at) and at[0] > 1:
+            at = np.unique(at >> 1)
+            nodes[at] = nodes[2 * at] + nodes[2 * at + 1]
+
     def find(self, target: float) -> int:
         """The index whose cumulated weight first exceeds ``target`` in [0, total)."""
         nodes, at = self._nodes, 1

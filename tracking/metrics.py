@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.query_pool import TakenBatch
-from agent.records import NO_VERSION, QueryState
+from agent.records import NO_VERSION, Group, QueryState
 
 
 class MetricsLog:
@@ -43,12 +43,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def batch_metrics(batch: TakenBatch, version: int) -> dict[str, Any]:
+def batch_metrics(batch: TakenBatch[Group], version: int) -> dict[str, Any]:
     """What one batch of groups says, before the learner has touched it.
 
     Means are over the members of all groups, accepted or not (so a continuation that replaced a rollout
     counts and what was discarded doesn't); ``rollout/`` and ``stop/`` count everything that was played. A
-    share of the accepted groups counts the signal-bearing ones: the others carry no gradient.
+    share of the accepted groups counts the signal-bearing ones: the others carry no gradient. ``recovered_…``
+    are those that this batch recycled from a zero-variance state: too hard before (the policy has
+    improved), or too easy (it has drifted).
     """
     members = [m for g in batch.members for m in g.members]
     excluded = [t for g in batch.members for t in g.excluded]
@@ -68,6 +70,8 @@ def batch_metrics(batch: TakenBatch, version: int) -> dict[str, Any]:
         "groups/too_easy": batch.states[QueryState.TOO_EASY],
         "groups/too_hard": batch.states[QueryState.TOO_HARD],
         "groups/accepted": len(batch.accepted),
+        "groups/kept": batch.kept,
+        "groups/cut_short": sum(g.cut_short for g in batch.members),
         "pool/recycled_share": _mean([a.recycled for a in signal]),
         "pool/recovered_too_hard": sum(a.before is QueryState.TOO_HARD for a in signal),
         "pool/recovered_too_easy": sum(a.before is QueryState.TOO_EASY for a in signal),
@@ -87,7 +91,7 @@ def batch_metrics(batch: TakenBatch, version: int) -> dict[str, Any]:
     return row | {f"stop/{reason}": count for reason, count in sorted(stops.items())}
 
 
-def _rollout_seconds(batch: TakenBatch) -> float:
+def _rollout_seconds(batch: TakenBatch[Group]) -> float:
     """Seconds from the first group's start to the last one's end, by the slowest worker's own clock."""
     by_worker: dict[str, list[tuple[float, float]]] = {}
     for group in batch.members:

@@ -18,7 +18,7 @@ class TrajectoryLog:
     path: Path
     per_step: int
 
-    def write(self, batch: TakenBatch, version: int) -> None:
+    def write(self, batch: TakenBatch[Group], version: int) -> None:
         """One line per trajectory; accepted groups come before returned ones."""
         accepted = {a.group.ticket.claim_id for a in batch.accepted}
         groups = sorted(batch.members, key=lambda g: (g.ticket.claim_id not in accepted, g.ticket.order))

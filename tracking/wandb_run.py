@@ -50,5 +50,8 @@ class WandbRun:
         self._run.log(numbers, step=int(row["step"]))
 
     def close(self) -> None:
-        """Ends the run; uploads what is left when online."""
+        """Ends the run; uploads what is left when online, and waits until the last row is on disk."""
+        import wandb
+
         self._run.finish()
+        wandb.teardown()  # finish() alone leaves the writing to W&B's own process

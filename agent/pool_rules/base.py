@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from agent import pool_rules
+from agent.beta_binomial import chance_of_any
 from agent.errors import UserError
+from agent.query_history import QueryHistory
 from agent.records import QueryState
 
 ACCEPTED = "accepted"
 ZERO_VARIANCE = "zero_variance"
 UNSELECTED = "unselected"
 
+AT_ONCE = 0
+"""A query's rest: it may be drawn again at once."""
+FOREVER = -1
+"""A query's rest: it is consumed, until the rule brings all consumed queries back."""
+
+FloatVector = npt.NDArray[np.float64]
+
 
 @dataclass
 class PoolRule(ABC):
     """Settings of the pool, and the decisions that make one method differ from another.
 
-    A rule is stateless: it decides from what the pool tells it. Decisions about one batch see its
-    groups in the order in which they were *drawn*, so that short episodes gain nothing by finishing
-    first.
+    A rule has no state: it decides from what the pool and its history tell it. Decisions about one
+    batch see its groups in the order in which they were *drawn*, so that short episodes gain nothing
+    by finishing first; and the number of draws depends on how groups turn out, never on when, so that
+    a synchronous run is reproducible.
     """
 
     name: str = ""
@@ -33,6 +48,11 @@ class PoolRule(ABC):
     """K: trajectories per query."""
     max_staleness: int = 0
     """Most policy versions between sampling and training; 0 is synchronous and reproducible."""
+    keep_surplus: bool = False
+    """Keep signal-bearing groups beyond B for the next batch, if they will still be fresh enough then."""
+    probe: int = 0
+    """Rollouts of a group that are played first; the others are not started when these agree and queries
+    drawn instead promise more signal per rollout. 0 plays all K at once."""
     min_viable: int = 2
     """A group with fewer viable trajectories is returned."""
     lease_s: float = 600.0
@@ -45,10 +65,19 @@ class PoolRule(ABC):
             raise UserError("pool.batch_questions must be at least 1 and pool.group_size at least 2")
         if self.max_staleness < 0:
             raise UserError(f"pool.max_staleness={self.max_staleness} must be at least 0")
+        if self.keep_surplus and self.max_staleness == 0:
+            raise UserError("pool.keep_surplus=true needs pool.max_staleness of at least 1: a kept group is a step old")
         if not 1 <= self.min_viable <= self.group_size:
             raise UserError(f"pool.min_viable={self.min_viable} must lie in [1, pool.group_size={self.group_size}]")
+        if self.probe and not self.min_viable <= self.probe < self.group_size:
+            raise UserError(
+                f"pool.probe={self.probe} must be 0 or lie in [pool.min_viable={self.min_viable}, "
+                f"pool.group_size={self.group_size})"
+            )
         if self.lease_s <= 0 or self.max_empty_batches < 1:
             raise UserError("pool.lease_s must be above 0 and pool.max_empty_batches at least 1")
+
+    # --- one batch -------------------------------------------------------------------------------
 
     @property
     @abstractmethod
@@ -56,20 +85,81 @@ class PoolRule(ABC):
         """Most queries that one batch draws (redraws after a fault not counted)."""
 
     @abstractmethod
-    def wanted(self, *, drawn: int, signal: int) -> int:
-        """Further draws that a batch wants, after ``drawn`` draws of which ``signal`` are known to bear signal."""
+    def wanted(self, *, room: int, drawn: int, zero: int) -> int:
+        """Further draws that a batch wants.
+
+        ``room`` groups are still to be trained on (B less the surplus of earlier batches), ``drawn``
+        queries were drawn, and ``zero`` of their groups are known to bear no signal.
+        """
 
     @abstractmethod
     def select(self, states: Sequence[QueryState]) -> list[str]:
         """For each group in draw order: ``ACCEPTED``, or the reason for which it returns to the pool."""
 
+    # --- one query -------------------------------------------------------------------------------
+
     @abstractmethod
-    def weight_after(self, *, verdict: str, weight: float) -> float:
-        """The query's weight once its group got ``verdict``; 0 consumes it."""
+    def rest(self, verdict: str, history: QueryHistory, query: int) -> int:
+        """Batches for which the query can't be drawn after ``verdict``: ``AT_ONCE``, ``FOREVER`` or a number."""
 
     @abstractmethod
     def resets(self, *, available: int) -> bool:
         """Whether consumed queries come back before a batch that finds ``available`` drawable queries."""
+
+    explore = 0.0
+    """Share of draws that are uniform over all drawable queries, whatever their weights."""
+
+    def weights(self, history: QueryHistory, queries: npt.NDArray[np.int64], batch: int) -> FloatVector:
+        """(len(queries),) weights > 0 of drawable queries when ``batch`` is the newest."""
+        return np.ones(len(queries))
+
+    def cuts(self, history: QueryHistory, query: int, batch: int) -> tuple[bool, bool]:
+        """Whether to leave it at a probe that found only failures, and at one that found only successes.
+
+        So it is when the chance that the other rollouts differ from the probe's, per rollout, is below
+        what rollouts of late have brought.
+        """
+        if not self.probe:
+            return False, False
+        a, b = history.beta(query, batch)
+        rest = self.group_size - self.probe
+        limit = rest * history.population.signal_per_rollout
+        # Successes after as many failures, and failures after as many successes.
+        return chance_of_any(a, b + self.probe, rest) < limit, chance_of_any(b, a + self.probe, rest) < limit
+
+    def next_look(self, ages: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """Batches after which the weight of queries last drawn ``ages`` batches ago is computed anew; 0: never."""
+        return np.zeros_like(ages)
+
+    def retained(self, age: Any) -> Any:
+        """Share of an observation that still counts after ``age`` batches (scalar or array)."""
+        return np.ones_like(age, dtype=np.float64)
+
+
+def take_signal(states: Sequence[QueryState], room: int) -> list[str]:
+    """Verdicts that accept the first ``room`` signal-bearing groups in draw order and no other."""
+    verdicts: list[str] = []
+    for state in states:
+        if state is not QueryState.SIGNAL:
+            verdicts.append(ZERO_VARIANCE)
+        else:
+            verdicts.append(ACCEPTED if room > 0 else UNSELECTED)
+            room -= 1
+    return verdicts
+
+
+def draws_until_full(room: int, drawn: int, zero: int, bound: int) -> int:
+    """Draws still wanted by a batch that draws one query for each that brought no signal, up to ``bound``.
+
+    At any time as many groups are in flight or signal-bearing as there is room for, so that none is
+    played in vain; how many are drawn in the end depends on their outcomes and not on their order in time.
+    """
+    return min(room + zero, bound) - drawn
+
+
+def oversampled(questions: int, factor: float) -> int:
+    """ceil(k B)."""
+    return math.ceil(factor * questions)
 
 
 def rule_names() -> list[str]:

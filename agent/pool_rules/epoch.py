@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agent.pool_rules.base import ACCEPTED, PoolRule
+from agent.errors import UserError
+from agent.pool_rules.base import ACCEPTED, AT_ONCE, FOREVER, PoolRule
+from agent.query_history import QueryHistory
 from agent.records import QueryState
 
 
@@ -18,18 +20,23 @@ class Rule(PoolRule):
 
     name: str = "epoch"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep_surplus:
+            raise UserError("pool.keep_surplus=true has no meaning for pool=epoch, which never has a surplus")
+
     @property
     def candidates(self) -> int:
         return self.batch_questions
 
-    def wanted(self, *, drawn: int, signal: int) -> int:
-        return self.batch_questions - drawn
+    def wanted(self, *, room: int, drawn: int, zero: int) -> int:
+        return room - drawn
 
     def select(self, states: Sequence[QueryState]) -> list[str]:
         return [ACCEPTED] * len(states)
 
-    def weight_after(self, *, verdict: str, weight: float) -> float:
-        return 0.0 if verdict == ACCEPTED else weight
+    def rest(self, verdict: str, history: QueryHistory, query: int) -> int:
+        return FOREVER if verdict == ACCEPTED else AT_ONCE
 
     def resets(self, *, available: int) -> bool:
         return available == 0

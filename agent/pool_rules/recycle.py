@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent.errors import UserError, one_of
-from agent.pool_rules.base import ACCEPTED, UNSELECTED, ZERO_VARIANCE, PoolRule
+from agent.pool_rules.base import ACCEPTED, AT_ONCE, FOREVER, PoolRule, draws_until_full, oversampled, take_signal
+from agent.query_history import QueryHistory
 from agent.records import QueryState
 
 
@@ -21,6 +21,8 @@ class Rule(PoolRule):
     name: str = "recycle"
     oversample: float = 1.0
     """k >= 1: candidates drawn per trained group."""
+    stop_early: bool = False
+    """Draw only until B groups bear signal, at most the ceil(k B) that are drawn in any case without it."""
     when_dry: str = "reset"
     """When fewer than ceil(k B) queries are drawable: ``reset`` brings the consumed ones back, ``keep`` doesn't."""
 
@@ -32,24 +34,18 @@ class Rule(PoolRule):
 
     @property
     def candidates(self) -> int:
-        return math.ceil(self.oversample * self.batch_questions)
+        return oversampled(self.batch_questions, self.oversample)
 
-    def wanted(self, *, drawn: int, signal: int) -> int:
-        return self.candidates - drawn
+    def wanted(self, *, room: int, drawn: int, zero: int) -> int:
+        if self.stop_early:
+            return draws_until_full(room, drawn, zero, self.candidates)
+        return oversampled(room, self.oversample) - drawn
 
     def select(self, states: Sequence[QueryState]) -> list[str]:
-        verdicts: list[str] = []
-        free = self.batch_questions
-        for state in states:
-            if state is not QueryState.SIGNAL:
-                verdicts.append(ZERO_VARIANCE)
-            else:
-                verdicts.append(ACCEPTED if free > 0 else UNSELECTED)
-                free -= 1
-        return verdicts
+        return take_signal(states, self.batch_questions)
 
-    def weight_after(self, *, verdict: str, weight: float) -> float:
-        return 0.0 if verdict == ACCEPTED else weight
+    def rest(self, verdict: str, history: QueryHistory, query: int) -> int:
+        return FOREVER if verdict == ACCEPTED else AT_ONCE
 
     def resets(self, *, available: int) -> bool:
         return self.when_dry == "reset" and available < self.candidates

@@ -25,12 +25,14 @@ from agent.config import GroupConfig
 from agent.errors import Fault
 from agent.evaluation import EvalRow
 from agent.pool_rules.epoch import Rule as Epoch
+from agent.query_history import DRAW
 from agent.records import Question
 from conf.schema import CheckpointConfig, EvalConfig, RunConfig
 from learner.checkpoint import checkpoints, latest
 from learner.config import AlgorithmConfig, SeedingConfig, WarmStartConfig
 from retrieval_service.stats import Stats
 from tracking.console import Console
+from tracking.draws import read_draws
 from tracking.metrics import read
 
 QUESTION = Question(id="q", text="who?", golden_answers=("she",))
@@ -162,12 +164,15 @@ class FakePool(Remote):
         assert world.delivered == world.published, "released before the workers hold the weights"
         world.released += 1
         world.happens(f"release {world.released}{' with state' if snapshot else ''}")
-        return {"released": world.released, "weight": np.full(3, world.released)} if snapshot else None
+        if not snapshot:
+            return None
+        log = np.zeros(world.released, DRAW)
+        return {"released": world.released, "weight": np.full(3, world.released), "log": log}
 
     def report(self) -> dict[str, Any]:
         account = {"received": 1, "accepted": 1, "returned": {"zero_variance": 2}, "in_flight": 0}
         return {
-            "places": {"available": 3, "consumed": 4},
+            "places": {"available": 3, "resting": 2, "consumed": 4},
             "seen": {"too_hard": 5},
             "flipped_share": 0.25,
             "late_groups": 6,
@@ -397,6 +402,7 @@ def test_the_checkpoint_holds_the_state_that_the_release_gave(play: Play) -> Non
     for step, path in zip((2, 4), found, strict=True):
         state = run_state.load(path)
         assert (state.step, state.pool["released"], state.pool["weight"].tolist()) == (step, step, [step] * 3)
+        assert len(state.pool["log"]) == step
         assert (path / "model.safetensors").read_text() == f"weights {step}"
     assert summary["checkpoint"] == str(found[-1])
 
@@ -452,6 +458,7 @@ def test_ctrl_c_ends_the_run_after_a_whole_step_and_its_checkpoint(play: Play, p
     assert f"step {n + 1}" not in world.events
     state = run_state.load(latest(driver.run_dir / "checkpoints"))
     assert (state.step, state.pool["released"]) == (n, n)
+    assert len(read_draws(driver.run_dir / "draws.parquet")) == n
     assert (summary["step"], summary["stopped_early"]) == (n, n < 4)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
@@ -489,6 +496,7 @@ def test_a_steps_row_joins_the_learners_the_pools_and_the_searches_numbers(play:
         "reward/mean": 0.5,
         "weights/publish_s": 0.75,  # put and delivered
         "pool/available": 3,
+        "pool/resting": 2,
         "pool/consumed": 4,
         "pool/flipped_share": 0.25,
         "pool/late_groups": 6,

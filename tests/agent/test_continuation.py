@@ -197,6 +197,13 @@ def test_when_nothing_is_continued(play, first, question, reward):
     assert len(script.prompts) == sum(map(len, first))
 
 
+def test_a_group_that_was_cut_short_is_not_continued(play, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.TICKET", replace(TICKET, probe=2, cut_hard=True))
+    group, script = play([[answer("wrong")]] * 4)
+    assert group.cut_short
+    assert (group.extra, len(script.prompts)) == ({}, 2)
+
+
 def test_faulted_continuations_are_counted_and_are_no_data(play, codec):
     group, _ = play([[answer("wrong")], [answer("no")]], [[""], [search("a"), BROKEN]])
     assert group.rewards == (0.0, 0.0)
@@ -241,7 +248,7 @@ def test_the_pools_books_balance_with_what_was_discarded(play):
     assert books.trajectories.returned == {"retrieval_failed": 1, "discarded": 3}
     assert books.trajectories.accepted == 4
     assert books.tokens.received == group.action_tokens
-    assert books.tokens.accepted == group.member_tokens
+    assert books.tokens.accepted == group.viable_tokens
     assert books.tokens.in_flight == books.trajectories.in_flight == 0
 
 

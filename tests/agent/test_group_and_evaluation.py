@@ -156,3 +156,52 @@ def test_a_subset_is_spread_over_the_whole_list():
     questions = [Question(id=str(i), text="?", golden_answers=("a",)) for i in range(9)]
     assert [q.id for q in subset(questions, 3)] == ["0", "3", "6"]
     assert subset(questions, 0) == subset(questions, 20) == tuple(questions)
+
+
+# --- a probe -------------------------------------------------------------------------------------
+
+
+def probed(make_player, codec, emma, austen, answers, **ticket):
+    """A group of four with a probe of two, whose n-th episode to be answered gives ``answers[n]``."""
+    given = iter(answers)
+    policy = Policy(codec, lambda n: next(given))
+    player = make_player(policy, Shelf([austen]))
+    ticket = Ticket(claim_id=0, query=0, batch=0, order=0, seed=9, probe=2, **ticket)
+    return asyncio.run(play_group(player, emma, ticket, size=4, worker="w")), policy
+
+
+@pytest.mark.parametrize(
+    ("answers", "cut"),
+    [(["x", "x"], "cut_hard"), (["Jane Austen", "Jane Austen"], "cut_easy")],
+)
+def test_a_probe_that_decides_leaves_the_rest_unplayed(make_player, codec, emma, austen, answers, cut):
+    group, policy = probed(make_player, codec, emma, austen, answers, **{cut: True})
+    assert group.cut_short
+    assert len(group.members) == 2
+    assert len(policy.seeds) == 4, "two episodes of two turns, and no more"
+
+
+@pytest.mark.parametrize(
+    ("answers", "cut"),
+    [
+        (["x", "Jane Austen", "x", "x"], "cut_hard"),  # they differ: signal already
+        (["x", "x", "x", "Jane Austen"], "cut_easy"),  # decided, but not in the way that the ticket lets go
+        (["Jane Austen", "Jane Austen", "x", "x"], "cut_hard"),
+    ],
+)
+def test_a_probe_that_does_not_decide_is_the_first_half_of_the_group(make_player, codec, emma, austen, answers, cut):
+    group, policy = probed(make_player, codec, emma, austen, answers, **{cut: True})
+    assert not group.cut_short
+    assert len(group.members) == 4
+    whole = Policy(codec, lambda n: "x")
+    player = make_player(whole, Shelf([austen]))
+    asyncio.run(play_group(player, emma, Ticket(claim_id=0, query=0, batch=0, order=0, seed=9), size=4, worker="w"))
+    assert sorted(policy.seeds) == sorted(whole.seeds), "each place in the group has its seed"
+
+
+def test_a_probe_with_a_fault_decides_nothing(make_player, codec, emma, austen):
+    policy = Policy(codec, lambda n: "x")
+    player = make_player(policy, Shelf([austen], failing={0}))
+    ticket = Ticket(claim_id=0, query=0, batch=0, order=0, seed=9, probe=2, cut_hard=True, cut_easy=True)
+    group = asyncio.run(play_group(player, emma, ticket, size=4, worker="w"))
+    assert (len(group.members), len(group.excluded), group.cut_short) == (3, 1, False)

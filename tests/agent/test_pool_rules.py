@@ -4,16 +4,47 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from agent.errors import UserError
-from agent.pool_rules.base import ACCEPTED, UNSELECTED, ZERO_VARIANCE, PoolRule, rule_class, rule_names
+from agent.pool_rules.base import (
+    ACCEPTED,
+    AT_ONCE,
+    FOREVER,
+    UNSELECTED,
+    ZERO_VARIANCE,
+    PoolRule,
+    rule_class,
+    rule_names,
+)
+from agent.query_history import QueryHistory
 from agent.query_pool import QueryPool
 from agent.records import QueryState
 
-EPOCH, RECYCLE = rule_class("epoch"), rule_class("recycle")
+EPOCH, DYNAMIC, RECYCLE, ADAPTIVE = map(rule_class, ("epoch", "dynamic", "recycle", "adaptive"))
 SIGNAL, HARD, EASY = QueryState.SIGNAL, QueryState.TOO_HARD, QueryState.TOO_EASY
 REWARDS = {SIGNAL: (0.0, 1.0), HARD: (0.0, 0.0), EASY: (1.0, 1.0)}
+
+
+def history_of(draws=(), n=3, rule=None):
+    """The history of ``n`` queries after ``draws``: (query, batch, successes, size)."""
+    history = QueryHistory(n, (rule or EPOCH()).retained)
+    for query, batch, successes, size in draws:
+        found = SIGNAL if 0 < successes < size else EASY if successes else HARD
+        history.observe(query, batch, found=found, successes=successes, size=size)
+        history.settle(
+            query,
+            batch=batch,
+            order=0,
+            version=0,
+            size=size,
+            successes=successes,
+            found=found,
+            after=found,
+            accepted=False,
+        )
+    return history
 
 
 # --- the rules alone -----------------------------------------------------------------------------
@@ -56,10 +87,9 @@ def test_recycle_checks_its_own_settings():
 def test_epoch_takes_and_consumes_all():
     rule = EPOCH(batch_questions=3)
     assert rule.candidates == 3
-    assert [rule.wanted(drawn=d, signal=0) for d in range(4)] == [3, 2, 1, 0]
+    assert [rule.wanted(room=3, drawn=d, zero=d) for d in range(4)] == [3, 2, 1, 0]
     assert rule.select([SIGNAL, HARD, EASY]) == [ACCEPTED] * 3
-    assert rule.weight_after(verdict=ACCEPTED, weight=1.0) == 0.0
-    assert rule.weight_after(verdict="lease_expired", weight=0.5) == 0.5
+    assert rule.rest(ACCEPTED, history_of(), 0) == FOREVER
     assert [rule.resets(available=a) for a in (0, 1, 2)] == [True, False, False]
 
 
@@ -69,7 +99,7 @@ def test_epoch_takes_and_consumes_all():
 def test_recycle_draws_k_b_candidates(oversample, batch, candidates):
     rule = RECYCLE(batch_questions=batch, oversample=oversample)
     assert rule.candidates == candidates
-    assert rule.wanted(drawn=1, signal=1) == candidates - 1
+    assert rule.wanted(room=batch, drawn=1, zero=0) == rule.wanted(room=batch, drawn=1, zero=1) == candidates - 1
 
 
 def test_recycle_trains_on_the_first_b_with_signal():
@@ -77,9 +107,9 @@ def test_recycle_trains_on_the_first_b_with_signal():
     assert rule.select([HARD, SIGNAL, EASY, SIGNAL]) == [ZERO_VARIANCE, ACCEPTED, ZERO_VARIANCE, ACCEPTED]
     assert rule.select([SIGNAL, SIGNAL, SIGNAL, HARD]) == [ACCEPTED, ACCEPTED, UNSELECTED, ZERO_VARIANCE]
     assert rule.select([]) == []
-    assert rule.weight_after(verdict=ACCEPTED, weight=1.0) == 0.0
-    for kept in (ZERO_VARIANCE, UNSELECTED, "too_stale"):
-        assert rule.weight_after(verdict=kept, weight=0.7) == 0.7
+    assert rule.rest(ACCEPTED, history_of(), 0) == FOREVER
+    for kept in (ZERO_VARIANCE, UNSELECTED):
+        assert rule.rest(kept, history_of(), 0) == AT_ONCE
     assert [rule.resets(available=a) for a in (0, 3, 4)] == [True, True, False]
     assert not RECYCLE(when_dry="keep").resets(available=0)
 
@@ -97,13 +127,15 @@ class Played:
 
     def batch(self):
         """Draws, plays, takes and releases one batch: the queries drawn, and the batch."""
-        tickets = self.pool.claim("w", now=0.0, limit=100)
-        for ticket in reversed(tickets):  # the order in which episodes end doesn't matter
-            question = self.pool.questions[ticket.query]
-            assert self.pool.submit(self._make_group(question, ticket, REWARDS[self.states[ticket.query]]))
+        drawn = []
+        while tickets := self.pool.claim("w", now=0.0, limit=100):
+            drawn += [t.query for t in tickets]
+            for ticket in reversed(tickets):  # the order in which episodes end doesn't matter
+                question = self.pool.questions[ticket.query]
+                assert self.pool.submit(self._make_group(question, ticket, REWARDS[self.states[ticket.query]]))
         taken = self.pool.take(version=0)
         self.pool.release(taken.index)
-        return [t.query for t in tickets], taken
+        return drawn, taken
 
     def accepted(self, taken):
         return [a.group.ticket.query for a in taken.accepted]
@@ -123,7 +155,14 @@ def test_epoch_by_hand(played):
     assert len(set(first)) == 2
     assert run.accepted(taken) == first, "zero-variance groups are in the batch too"
     assert taken.returned == {}
-    assert run.pool.places() == {"available": 3, "claimed": 0, "submitted": 0, "accepted": 0, "consumed": 2}
+    assert run.pool.places() == {
+        "available": 3,
+        "claimed": 0,
+        "submitted": 0,
+        "accepted": 0,
+        "resting": 0,
+        "consumed": 2,
+    }
     second, _ = run.batch()
     assert not set(first) & set(second)
     third, taken = run.batch()  # the fifth query, and the first of the next epoch
@@ -174,10 +213,17 @@ def test_recycle_by_hand(played):
         if consumed == {0, 4}:
             break
     assert consumed == {0, 4}
-    assert run.pool.places() == {"available": 4, "claimed": 0, "submitted": 0, "accepted": 0, "consumed": 2}
+    assert run.pool.places() == {
+        "available": 4,
+        "claimed": 0,
+        "submitted": 0,
+        "accepted": 0,
+        "resting": 0,
+        "consumed": 2,
+    }
     later = {q for _ in range(20) for q in run.batch()[0]}
     assert later == {1, 2, 3, 5}
-    assert run.pool.flipped_share == 0.0, "signal at the first draw is no flip"
+    assert run.pool.history.flipped_share == 0.0, "signal at the first draw is no flip"
 
 
 def test_recycle_with_oversampling_keeps_what_it_does_not_select(played):
@@ -197,16 +243,16 @@ def test_recycle_with_oversampling_keeps_what_it_does_not_select(played):
 def test_recycled_queries_remember_what_they_were(played):
     run = played(RECYCLE(batch_questions=3, group_size=2), [HARD, EASY, HARD])
     run.batch()
-    assert run.pool.seen() == {"unseen": 0, "too_hard": 2, "signal": 0, "too_easy": 1}
-    assert run.pool.flipped_share == 0.0
+    assert run.pool.seen() == {"unseen": 0, "too_hard": 2, "signal": 0, "too_easy": 1, "consumed": 0}
+    assert run.pool.history.flipped_share == 0.0
     run.states[:2] = [SIGNAL, SIGNAL]
     _, taken = run.batch()
     assert {a.group.ticket.query: (a.recycled, a.before) for a in taken.accepted} == {0: (True, HARD), 1: (True, EASY)}
-    assert run.pool.flipped_share == pytest.approx(2 / 3)
+    assert run.pool.history.flipped_share == pytest.approx(2 / 3)
     run.states[:] = [HARD, SIGNAL, HARD]
     _, taken = run.batch()  # only one is left, so the two come back, with a clean slate
-    assert [(a.recycled, a.before) for a in taken.accepted] == [(False, SIGNAL)]
-    assert run.pool.flipped_share == pytest.approx(2 / 3)
+    assert [(a.recycled, a.before) for a in taken.accepted] == [(False, QueryState.CONSUMED)]
+    assert run.pool.history.flipped_share == pytest.approx(2 / 3)
 
 
 def test_recycle_when_dry(played):
@@ -221,3 +267,199 @@ def test_recycle_when_dry(played):
     assert len(keep.batch()[0]) == 1
     assert keep.batch()[0] == []
     assert keep.pool.places()["consumed"] == 3
+
+
+# --- dynamic -------------------------------------------------------------------------------------
+
+
+def test_dynamic_draws_one_more_for_each_group_without_signal():
+    rule = DYNAMIC(batch_questions=4, oversample=2.0)
+    assert rule.candidates == 8
+    assert rule.wanted(room=4, drawn=0, zero=0) == 4
+    assert rule.wanted(room=4, drawn=4, zero=0) == 0, "as many in flight or with signal as there is room for"
+    assert rule.wanted(room=4, drawn=4, zero=3) == 3
+    assert rule.wanted(room=4, drawn=7, zero=6) == 1, "bounded by k B"
+    assert rule.wanted(room=3, drawn=0, zero=0) == 3
+    assert rule.rest(ACCEPTED, history_of(), 0) == rule.rest(ZERO_VARIANCE, history_of(), 0) == FOREVER
+    assert [rule.resets(available=a) for a in (0, 1)] == [True, False]
+    with pytest.raises(UserError, match=r"pool\.oversample=0\.9"):
+        DYNAMIC(oversample=0.9)
+
+
+def test_dynamic_by_hand(played):
+    """Six queries, two with signal: one batch of two draws until it has them, each query once an epoch."""
+    run = played(DYNAMIC(batch_questions=2, group_size=2, oversample=3.0), [SIGNAL, HARD, EASY, HARD, SIGNAL, EASY])
+    drawn, taken = run.batch()
+    assert len(set(drawn)) == len(drawn)
+    assert {0, 4} <= set(drawn)
+    assert drawn[-1] in {0, 4}, "the draw that fills the batch is the last"
+    assert sorted(run.accepted(taken)) == [0, 4]
+    assert taken.returned == ({ZERO_VARIANCE: len(drawn) - 2} if len(drawn) > 2 else {})
+    assert run.pool.places()["consumed"] == len(drawn), "zero-variance queries too are out for the epoch"
+
+
+# --- recycle's options ---------------------------------------------------------------------------
+
+
+def test_recycle_can_stop_as_soon_as_the_batch_is_full(played):
+    rule = RECYCLE(batch_questions=2, group_size=2, oversample=3.0, stop_early=True)
+    assert rule.wanted(room=2, drawn=0, zero=0) == 2
+    run = played(rule, [SIGNAL] * 9)
+    queries, taken = run.batch()
+    assert len(queries) == len(taken.accepted) == 2, "six candidates were never needed"
+
+
+def test_a_surplus_is_trained_on_in_the_next_batch(make_questions, make_group):
+    rule = RECYCLE(batch_questions=2, group_size=2, oversample=2.0, max_staleness=1, keep_surplus=True)
+    pool = QueryPool(make_questions(20), rule, seed=5)
+
+    def play(batch):
+        while tickets := pool.claim("w", now=0.0):
+            (ticket,) = tickets
+            assert ticket.batch in (batch, batch + 1)
+            pool.submit(make_group(pool.questions[ticket.query], ticket, (0.0, 1.0), version=batch))
+
+    play(0)
+    first = pool.take(version=0)
+    assert (len(first.accepted), first.kept, first.returned) == (2, 2, {})
+    assert pool.places()["submitted"] == 2 + 4, "the surplus, and the next batch"
+    pool.release(0)
+    assert pool.books.groups.in_flight == 6
+    second = pool.take(version=1)
+    kept = [g.ticket.query for g in first.members if g not in [a.group for a in first.accepted]]
+    assert [a.group.ticket.query for a in second.accepted] == kept, "drawn first, trained on first"
+    assert second.kept == 0, "what was played by version 0 would be too old for the batch after"
+    assert second.returned == {UNSELECTED: 4}
+    pool.release(1)
+    pool.books.check()
+    assert pool.books.groups.in_flight == 0
+    for rule_of in (RECYCLE, DYNAMIC, ADAPTIVE):
+        with pytest.raises(UserError, match=r"keep_surplus=true needs pool\.max_staleness"):
+            rule_of(keep_surplus=True)
+    with pytest.raises(UserError, match="no meaning for pool=epoch"):
+        EPOCH(keep_surplus=True, max_staleness=1)
+
+
+# --- adaptive ------------------------------------------------------------------------------------
+
+
+def test_adaptive_weighs_queries_by_their_chance_of_signal_against_an_unseen_one():
+    rule = ADAPTIVE(group_size=4, half_life=8.0, sharpness=2.0)
+    history = history_of([(1, 0, 4, 4), (2, 0, 2, 4)], rule=rule)
+    history.population.load([1.0, 0.5, 0.375, 0.0, 0.0])  # the arcsine prior, Beta(1/2, 1/2)
+    unseen = 1 - 2 * (0.5 * 1.5 * 2.5 * 3.5) / 24  # E[p^4] = 0.5*1.5*2.5*3.5 / (1*2*3*4)
+    easy = 1 - (4.5 * 5.5 * 6.5 * 7.5 + 0.5 * 1.5 * 2.5 * 3.5) / (5 * 6 * 7 * 8)
+    mixed = 1 - 2 * (2.5 * 3.5 * 4.5 * 5.5) / (5 * 6 * 7 * 8)
+    expected = [1.0, (easy / unseen) ** 2, (mixed / unseen) ** 2]
+    np.testing.assert_allclose(rule.weights(history, np.arange(3), 0), expected, rtol=1e-6)
+    # A half-life later each count weighs half.
+    easy = 1 - (2.5 * 3.5 * 4.5 * 5.5 + 0.5 * 1.5 * 2.5 * 3.5) / (3 * 4 * 5 * 6)
+    assert rule.weights(history, np.array([1]), 8)[0] == pytest.approx((easy / unseen) ** 2)
+    # In the end it is as good as never seen, whatever it was.
+    np.testing.assert_allclose(rule.weights(history, np.arange(3), 400), 1.0, rtol=1e-6)
+
+
+def test_adaptive_rests_what_it_trained_and_retires_what_stays_without_signal():
+    rule = ADAPTIVE(cooldown=3, retire_after=2, longest_rest=20)
+    assert rule.rest(ACCEPTED, history_of([(0, 0, 2, 4)]), 0) == 3
+    rests = [rule.rest(ZERO_VARIANCE, history_of([(0, b, 4, 4) for b in range(draws)]), 0) for draws in range(1, 7)]
+    assert rests == [AT_ONCE, 3, 6, 12, 20, 20]
+    again = history_of([(0, 0, 4, 4), (0, 1, 4, 4), (0, 2, 3, 4), (0, 3, 4, 4)])
+    assert rule.rest(ZERO_VARIANCE, again, 0) == AT_ONCE, "signal in between starts the count anew"
+    assert ADAPTIVE(retire_after=0).rest(ZERO_VARIANCE, again, 0) == AT_ONCE
+    assert not rule.resets(available=0)
+
+
+def test_adaptive_looks_again_at_ever_longer_intervals():
+    rule, batch, looks = ADAPTIVE(), 1, []
+    while batch < 100:
+        looks.append(batch)
+        batch += int(rule.next_look(np.array([batch]))[0])
+    assert looks == [1, 2, 4, 8, 16, 32, 64]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"oversample": 0.0},
+        {"half_life": 0.0},
+        {"sharpness": -1.0},
+        {"explore": 1.5},
+        {"cooldown": -1},
+        {"retire_after": -1},
+        {"longest_rest": 0},
+    ],
+)
+def test_adaptive_checks_its_settings(changed):
+    with pytest.raises(UserError, match=rf"pool\.{next(iter(changed))}"):
+        ADAPTIVE(**changed)
+
+
+def test_adaptive_brings_trained_queries_back_after_their_rest(played):
+    """Twelve queries with signal, two a batch, three batches of rest: never out longer, never drawn earlier."""
+    run = played(ADAPTIVE(batch_questions=2, group_size=2, cooldown=3), [SIGNAL] * 12)
+    last: dict[int, int] = {}
+    for batch in range(60):
+        for query in run.batch()[0]:
+            assert batch - last.get(query, -99) > 3
+            last[query] = batch
+        assert run.pool.places()["resting"] == 2 * min(batch + 1, 4)
+        assert run.pool.places()["consumed"] == 0
+    assert set(last) == set(range(12))
+
+
+def test_adaptive_finds_the_queries_with_signal_and_gives_the_others_a_way_back(played):
+    states = [SIGNAL] * 8 + [EASY] * 16 + [HARD] * 16
+    run = played(ADAPTIVE(batch_questions=2, group_size=2, oversample=3.0, cooldown=1), states)
+    for _ in range(120):
+        run.batch()
+    drawn, trained = run.pool.history.draws.copy(), run.pool.books.groups.accepted
+    groups = drawn.sum()
+    assert trained / groups > 0.6, "a uniform draw would bring 0.2"
+    run.states[8:] = [SIGNAL] * 32  # the policy has moved
+    for _ in range(300):
+        run.batch()
+    assert (run.pool.history.draws > drawn).all(), "none is written off"
+
+
+def test_exploration_draws_uniformly_whatever_the_weights(make_questions, make_group):
+    class Lopsided(ADAPTIVE):
+        def weights(self, history, queries, batch):
+            return np.where(queries == 0, 1.0, 1e-9)
+
+    rule = Lopsided(batch_questions=1, group_size=2, cooldown=0, explore=0.4, max_empty_batches=10**9)
+    pool = QueryPool(make_questions(10), rule, seed=1)
+    batches = 4000
+    counts = Counter()
+    for _ in range(batches):
+        (ticket,) = pool.claim("w", now=0.0)
+        counts[ticket.query] += 1
+        pool.submit(make_group(pool.questions[ticket.query], ticket, (0.0, 1.0)))
+        pool.release(pool.take(version=0).index)
+    for query in range(10):
+        p = 0.64 if query == 0 else 0.04
+        assert abs(counts[query] - batches * p) < 4 * (batches * p * (1 - p)) ** 0.5
+
+
+def test_a_probe_is_cut_where_other_rollouts_promise_more():
+    rule = ADAPTIVE(group_size=8, probe=4)
+    history = history_of(n=3, rule=rule)
+    history.population.load([1.0, 0.5, 0.375, 0.0, 1.0])  # Beta(1/2, 1/2), and no signal of late
+    assert rule.cuts(history, 0, 0) == (False, False), "nothing promises more"
+    # After four failures Beta(1/2, 9/2): four more bring a success with chance 1 - 4.5*5.5*6.5*7.5/1680 = 0.2818,
+    # 0.0705 per rollout.
+    history.population.load([1.0, 0.5, 0.375, 0.07, 1.0])
+    assert rule.cuts(history, 0, 0) == (False, False)
+    history.population.load([1.0, 0.5, 0.375, 0.071, 1.0])
+    assert rule.cuts(history, 0, 0) == (True, True)
+    # A query that was solved 8 times of 8 is let go after four more successes, not after four failures.
+    history = history_of([(1, 0, 8, 8)], rule=rule)
+    history.population.load([1.0, 0.5, 0.375, 0.06, 1.0])
+    assert rule.cuts(history, 1, 0) == (False, True)
+    assert ADAPTIVE(group_size=8).cuts(history, 1, 0) == (False, False)
+
+
+@pytest.mark.parametrize("probe", [-1, 1, 8, 9])
+def test_a_probe_must_leave_something_to_play(probe):
+    with pytest.raises(UserError, match=rf"pool\.probe={probe}"):
+        ADAPTIVE(probe=probe)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from agent.pool_rules.base import PoolRule, rule_class
+from agent.pool_rules.base import AT_ONCE, FOREVER, PoolRule, rule_class
 from agent.query_pool import Place, QueryPool
-from agent.records import Group, QueryState, Ticket
+from agent.records import Group, Ticket
 
-EPOCH, RECYCLE = rule_class("epoch"), rule_class("recycle")
+EPOCH, DYNAMIC, RECYCLE, ADAPTIVE = map(rule_class, ("epoch", "dynamic", "recycle", "adaptive"))
 K = 3
 LEASE_S = 20.0
 CASES = [  # questions, rule, share of groups with a token of older weights, events
@@ -26,6 +26,12 @@ CASES = [  # questions, rule, share of groups with a token of older weights, eve
     (25, RECYCLE(batch_questions=4, oversample=1.5, max_staleness=2), 0.0, 14_000),
     (7, RECYCLE(batch_questions=3, oversample=1.5, max_staleness=3), 0.0, 12_000),
     (30, RECYCLE(batch_questions=3, oversample=2.0, max_staleness=2), 0.05, 12_000),
+    (30, RECYCLE(batch_questions=3, oversample=2.0, max_staleness=2, keep_surplus=True), 0.02, 12_000),
+    (40, RECYCLE(batch_questions=3, oversample=3.0, stop_early=True, probe=2), 0.0, 12_000),
+    (30, DYNAMIC(batch_questions=4, max_staleness=1), 0.0, 12_000),
+    (40, ADAPTIVE(batch_questions=3, cooldown=2, retire_after=1, longest_rest=5), 0.0, 12_000),
+    (90, ADAPTIVE(batch_questions=4, explore=0.3, max_staleness=2, probe=2), 0.02, 12_000),
+    (14, ADAPTIVE(batch_questions=5, cooldown=6, max_staleness=1), 0.02, 12_000),
 ]
 
 
@@ -56,10 +62,17 @@ class World:
     served: int = 0
     """Of the newest weights that all workers hold."""
     resets: int = 0
-    opened: int = -1
-    """Newest batch that a ticket came from."""
     released: int = 0
     place: bytearray = field(default_factory=bytearray)
+    wakes: dict[int, int] = field(default_factory=dict)
+    """The batch that ends a resting query's rest."""
+    again: dict[tuple[int, int], Claim] = field(default_factory=dict)
+    """By batch and order: what was in flight at a restart, and is drawn again."""
+    spoiled: dict[int, list[Group]] = field(default_factory=dict)
+    decided: int = 0
+    """Draws that the pool has a record of."""
+    kept: list[tuple[Group, Claim]] = field(default_factory=list)
+    """Surplus of the batch taken last."""
     held: dict[int, Claim] = field(default_factory=dict)
     gone: list[Claim] = field(default_factory=list)
     """Claims that ran out or died; their groups may still arrive."""
@@ -80,6 +93,7 @@ class World:
         available = before.count(Place.AVAILABLE)
         tickets = self.pool.claim(worker, now=self.now)
         after = bytes(self.pool._place)
+        self.wake(before, after, available)
         back = [q for q in range(len(after)) if before[q] == Place.CONSUMED != after[q]]
         if back:
             assert all(after[q] != Place.CONSUMED for q in range(len(after))), "all come back, or none"
@@ -88,17 +102,32 @@ class World:
             for query in back:
                 self.place[query] = Place.AVAILABLE
         for ticket in tickets:
-            assert self.place[ticket.query] == Place.AVAILABLE, "drawn while it was elsewhere"
+            old = self.again.pop((ticket.batch, ticket.order), None)
+            if old is None:
+                assert self.place[ticket.query] == Place.AVAILABLE, "drawn while it was elsewhere"
+            else:
+                assert (ticket.query, ticket.seed) == (old.ticket.query, old.ticket.seed), "drawn again as it was"
             assert ticket.batch <= self.released + self.rule.max_staleness, "beyond the staleness bound"
             assert ticket.claim_id not in self.held
             orders = [c.ticket.order for c in (*self.held.values(), *self.gone) if c.ticket.batch == ticket.batch]
             assert ticket.order not in {*orders, *self.submitted.get(ticket.batch, ())}
-            self.opened = max(self.opened, ticket.batch)
             self.place[ticket.query] = Place.CLAIMED
-            deadline = self.now + LEASE_S
-            self.held[ticket.claim_id] = Claim(ticket, worker, deadline, self.served, self.resets)
+            resets = self.resets if old is None else old.resets
+            self.held[ticket.claim_id] = Claim(ticket, worker, self.now + LEASE_S, self.served, resets)
             self.counts["groups"] += 1
         return bool(tickets)
+
+    def wake(self, before: bytes, after: bytes, available: int) -> None:
+        """Resting queries wake when their batch opens, or in order of their batches when nothing else is left."""
+        newest = self.pool._next_batch - 1
+        woken = [q for q in range(len(after)) if before[q] == Place.RESTING != after[q]]
+        for query in woken:
+            early = self.wakes.pop(query) > newest
+            assert not early or available == 0, "rested too little"
+            self.events["woken early" if early else "woken"] += 1
+            self.place[query] = Place.AVAILABLE
+        still = [self.wakes[q] for q in range(len(after)) if after[q] == Place.RESTING]
+        assert not still or min(still) > newest, "rested too long"
 
     def group(self, claim: Claim) -> Group:
         faults = self.rng.choice([0, 0, 0, 0, 1, 2, 3])
@@ -108,8 +137,12 @@ class World:
             self.events["old weights"] += 1
         pattern = self.rng.random()
         rewards = [0.0] * K if pattern < 0.3 else [1.0] * K if pattern < 0.5 else self.rng.choices([0.0, 0.5, 1.0], k=K)
-        question = self.pool.questions[claim.ticket.query]
-        return self.make_group(question, claim.ticket, rewards[faults:], versions=versions, faults=faults)
+        ticket, question = claim.ticket, self.pool.questions[claim.ticket.query]
+        cut = ticket.cut_easy if rewards[0] >= 0.5 else ticket.cut_hard
+        if ticket.probe and not faults and len(set(rewards[: ticket.probe])) == 1 and cut:
+            self.events["cut short"] += 1
+            rewards, versions = rewards[: ticket.probe], versions[: ticket.probe]
+        return self.make_group(question, ticket, rewards[faults:], versions=versions, faults=faults)
 
     def submit(self) -> bool:
         if not self.held:
@@ -117,13 +150,14 @@ class World:
         claim = self.held.pop(self.rng.choice(list(self.held)))
         group, query = self.group(claim), claim.ticket.query
         assert self.pool.submit(group)
-        self.counts["trajectories"] += K
+        self.counts["trajectories"] += len(group.members) + len(group.excluded)
         self.counts["tokens"] += group.action_tokens
         for excluded in group.excluded:
             self.give_back_members("retrieval_failed", 1, excluded.action_tokens)
         if len(group.members) < self.rule.min_viable:
             self.events["too few viable"] += 1
             self.give_back("too_few_viable", group)
+            self.spoiled.setdefault(claim.ticket.batch, []).append(group)
         else:
             self.place[query] = Place.SUBMITTED
             self.submitted.setdefault(claim.ticket.batch, {})[claim.ticket.order] = (group, claim)
@@ -171,31 +205,40 @@ class World:
         groups = [group for _, group in sorted(self.submitted.pop(index, {}).items())]
         batch = self.pool.take(version=self.version)
         assert batch.index == index
-        assert batch.members == tuple(g for g, _ in groups)
+        played = [*(g for g, _ in groups), *self.spoiled.pop(index, [])]
+        assert batch.members == tuple(sorted(played, key=lambda g: g.ticket.order))
         fresh = []
-        for group, claim in groups:
-            oldest = min(m.trajectory.versions.min() for m in group.members)
-            if self.version - oldest > self.rule.max_staleness:
+        for group, claim in (*self.kept, *groups):
+            if self.age(group, self.version) > self.rule.max_staleness:
                 self.give_back("too_stale", group)
             else:
                 fresh.append((group, claim))
-        accepted = []
+        self.kept, accepted, decided = [], [], []
         for group, claim in fresh:
             signal = len(set(group.rewards)) > 1
-            if isinstance(self.rule, EPOCH) or (signal and len(accepted) < self.rule.batch_questions):
+            room = len(accepted) < self.rule.batch_questions
+            if isinstance(self.rule, EPOCH) or (signal and room):
                 accepted.append((group, claim))
                 self.place[claim.ticket.query] = Place.ACCEPTED
                 self.counts["accepted groups"] += 1
                 self.counts["accepted trajectories"] += len(group.members)
                 self.counts["accepted tokens"] += sum(m.trajectory.action_tokens for m in group.members)
+            elif signal and self.rule.keep_surplus and self.age(group, self.version + 1) <= self.rule.max_staleness:
+                self.kept.append((group, claim))
+                self.events["kept"] += 1
+                continue
             else:
-                self.give_back("unselected" if signal else "zero_variance", group)
+                verdict = "unselected" if signal else "zero_variance"
+                self.give_back(verdict, group)
+                self.rest(claim, verdict)
+            decided.append(group)
         assert [a.group for a in batch.accepted] == [g for g, _ in accepted]
+        assert batch.kept == len(self.kept)
         for group, _ in accepted:
             assert self.version - group.oldest_version <= self.rule.max_staleness
-        signals = [g.state is QueryState.SIGNAL for g, _ in fresh]
-        assert batch.states[QueryState.SIGNAL] == sum(signals)
-        assert batch.states.total() == len(fresh)
+        assert batch.states == Counter(g.state for g in decided)
+        assert len(self.pool.history.log) == self.decided + len(decided)
+        self.decided += len(decided)
         self.events["empty batch"] += not groups
         self.taken.append((index, [c for _, c in accepted], bool(accepted)))
         self.version += 1 if accepted else 0  # the learner publishes what it made of the batch
@@ -212,27 +255,43 @@ class World:
         self.served += made_weights
         self.released += 1
         for claim in claims:
-            came_back = claim.resets < self.resets
-            self.events["came back in flight"] += came_back
-            self.place[claim.ticket.query] = Place.AVAILABLE if came_back else Place.CONSUMED
+            self.rest(claim, "accepted")
         return True
 
+    def rest(self, claim: Claim, verdict: str) -> None:
+        """Where the query goes after its verdict."""
+        query, rest = claim.ticket.query, self.rule.rest(verdict, self.pool.history, claim.ticket.query)
+        came_back = rest == FOREVER and claim.resets < self.resets
+        self.events["came back in flight"] += came_back
+        if came_back or rest == AT_ONCE:
+            self.place[query] = Place.AVAILABLE
+        elif rest == FOREVER:
+            self.place[query] = Place.CONSUMED
+        else:
+            self.place[query] = Place.RESTING
+            self.wakes[query] = self.pool._next_batch + rest
+
+    @staticmethod
+    def age(group: Group, version: int) -> int:
+        return version - min(m.trajectory.versions.min() for m in group.members)
+
     def restart(self) -> bool:
-        """The pool dies and comes back from its state; what was in flight is forgotten, by everybody."""
+        """The pool dies and comes back from its state; what was in flight is drawn again."""
         if self.taken:
             return False
         state = self.pool.state()
-        self.pool = QueryPool(self.pool.questions, self.rule, seed=self.rng.randrange(9))
+        self.pool = QueryPool(self.pool.questions, self.rule, seed=self.pool._seed)
         self.pool.load_state(state)
-        self.held.clear()
-        self.gone.clear()
-        self.submitted.clear()
-        for query, place in enumerate(self.pool._place):
-            assert place == Place.CONSUMED or (place == Place.AVAILABLE and self.place[query] != Place.CONSUMED)
-        self.place = bytearray(bytes(self.pool._place))
+        lost = [*self.held.values(), *(c for groups in self.submitted.values() for _, c in groups.values())]
+        self.again |= {(c.ticket.batch, c.ticket.order): c for c in lost}
+        for claim in self.again.values():
+            self.place[claim.ticket.query] = Place.CLAIMED
+        for _, claim in self.kept:
+            self.place[claim.ticket.query] = Place.AVAILABLE
+        for forgotten in (self.held, self.gone, self.submitted, self.kept, self.spoiled):
+            forgotten.clear()
         for unit in UNITS:
             self.counts[unit] = self.counts[f"accepted {unit}"] + self.returned[unit].total()
-        self.counts["late_groups"] = self.counts["late_tokens"] = 0
         return True
 
     # --- books -----------------------------------------------------------------------------------
@@ -253,7 +312,7 @@ class World:
         assert books.groups.balanced
         assert books.trajectories.balanced
         assert books.tokens.balanced
-        waiting = sum(map(len, self.submitted.values()))
+        waiting = sum(map(len, self.submitted.values())) + len(self.kept)
         assert books.groups.in_flight == len(self.held) + waiting
         assert books.groups.received == self.counts["groups"]
         assert books.groups.accepted == self.counts["accepted groups"]
@@ -270,10 +329,11 @@ class World:
         places = pool.places()
         assert places == {p.name.lower(): self.place.count(p) for p in Place}
         assert sum(places.values()) == sum(pool.seen().values()) == len(pool.questions)
-        assert 0 <= pool.flipped_share <= 1
+        assert 0 <= pool.history.flipped_share <= 1
         drawable = np.frombuffer(bytes(self.place), np.uint8) == Place.AVAILABLE
         assert ((pool._tree.weights > 0) == drawable).all()
-        assert pool._tree.total == pool._tree.weights.sum() == drawable.sum() == pool._available
+        assert pool._open.total == drawable.sum() == pool.available
+        assert pool._tree.total == pytest.approx(pool._tree.weights.sum(), rel=1e-9)
         assert len(pool._batches) + len(pool._taken) <= self.rule.max_staleness + 1
 
     def finish(self, batches: int) -> None:
@@ -317,7 +377,13 @@ def test_random_events(make_questions, make_group, n, rule, stale_share, events)
     world.finish(5)
     world.check_all()
     assert min(world.events[name] for name in EVENTS) >= 50, world.events
-    assert world.resets > 20
+    if isinstance(rule, ADAPTIVE):
+        assert world.events["woken"] + world.events["woken early"] > 500
+        assert world.resets == 0
+    else:
+        assert world.resets > 20
+    assert (world.events["kept"] > 50) == rule.keep_surplus
+    assert (world.events["cut short"] > 10) == (rule.probe > 0)
     assert world.events["too few viable"] > 500
     assert world.events["empty batch"] <= 0.01 * world.events["take"], "only where the redraws failed as well"
     if stale_share:

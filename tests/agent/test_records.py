@@ -276,8 +276,8 @@ def test_discarded_trajectories_count_in_a_groups_cost(make_group, emma):
     ticket = Ticket(claim_id=0, query=0, batch=0, order=0, seed=0)
     group = make_group(emma, ticket, [1.0, 0.0], faults=1)
     more = dataclasses.replace(group, discarded=(make_group.trajectory(emma, 5),))
-    assert (group.rollouts, group.action_tokens, group.member_tokens) == (3, 9, 6)
-    assert (more.rollouts, more.action_tokens, more.member_tokens) == (4, 12, 6)
+    assert (group.rollouts, group.action_tokens, group.viable_tokens) == (3, 9, 6)
+    assert (more.rollouts, more.action_tokens, more.viable_tokens) == (4, 12, 6)
     assert more.oldest_version == 0, "what is not trained can't be stale"
     with pytest.raises(ValueError, match="a faulted trajectory is excluded, not discarded"):
         dataclasses.replace(group, discarded=group.excluded)

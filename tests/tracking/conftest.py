@@ -88,19 +88,18 @@ def group(
 
 
 def batch(
-    groups: Sequence[Group], accepted: dict[int, tuple[bool, QueryState]], returned: dict[str, int]
-) -> TakenBatch:
-    """``accepted`` says by order whether the query was recycled and what it was before."""
+    groups: Sequence[Group], accepted: dict[int, QueryState], returned: dict[str, int], kept: int = 0
+) -> TakenBatch[Group]:
+    """``accepted`` says by order what the query was before."""
     return TakenBatch(
         index=3,
         accepted=tuple(
-            AcceptedGroup(group=g, recycled=accepted[g.ticket.order][0], before=accepted[g.ticket.order][1])
-            for g in groups
-            if g.ticket.order in accepted
+            AcceptedGroup(group=g, before=accepted[g.ticket.order]) for g in groups if g.ticket.order in accepted
         ),
         states=Counter(g.state for g in groups),
         returned=Counter(returned),
         members=tuple(groups),
+        kept=kept,
     )
 
 
@@ -111,6 +110,6 @@ def make() -> Any:
     class Make:
         trajectory: Callable[..., Trajectory] = staticmethod(trajectory)
         group: Callable[..., Group] = staticmethod(group)
-        batch: Callable[..., TakenBatch] = staticmethod(batch)
+        batch: Callable[..., TakenBatch[Group]] = staticmethod(batch)
 
     return Make

@@ -95,8 +95,8 @@ def batch(make: Any) -> TakenBatch:
         make.group(3, [(0.0, 0.0, 0.0)] * 2, [t("q3"), t("q3")], worker="w1", span=(99.0, 101.0)),
         make.group(4, [(0.0, 0.0, None), (1.0, 1.0, None)], [t("q4", version=3), t("q4")], worker="w0"),
     ]
-    accepted = {0: (True, QueryState.TOO_HARD), 1: (False, QueryState.UNSEEN)}
-    return make.batch(groups, accepted, {"zero_variance": 2, "too_stale": 1})
+    accepted = {0: QueryState.TOO_HARD, 1: QueryState.UNSEEN}
+    return make.batch(groups, accepted, {"zero_variance": 2, "too_stale": 1}, kept=1)
 
 
 def test_every_number_of_a_batch_by_hand(batch: TakenBatch) -> None:
@@ -120,6 +120,8 @@ def test_every_number_of_a_batch_by_hand(batch: TakenBatch) -> None:
         "continuation/replaced": 0,
         "continuation/extra_tokens": 0,
         "continuation/mean_gain": math.nan,
+        "groups/kept": 1,
+        "groups/cut_short": 0,
         "groups/returned/too_stale": 1,
         "groups/returned/zero_variance": 2,
         "pool/recycled_share": 0.5,
@@ -166,7 +168,7 @@ def test_continuations_are_counted_and_what_they_discarded_was_played(make: Any)
 
 def test_a_recovered_easy_query_counts_as_one(make: Any) -> None:
     group = make.group(0, [(1.0, 1.0, None), (0.0, 0.0, None)], [make.trajectory()] * 2)
-    row = batch_metrics(make.batch([group], {0: (True, QueryState.TOO_EASY)}, {}), version=5)
+    row = batch_metrics(make.batch([group], {0: QueryState.TOO_EASY}, {}), version=5)
     assert (row["pool/recovered_too_easy"], row["pool/recovered_too_hard"], row["pool/recycled_share"]) == (1, 0, 1.0)
 
 
@@ -174,7 +176,7 @@ def test_accepted_groups_without_signal_do_not_count_as_recycled_or_recovered(ma
     """The epoch rule accepts them; they carry no gradient."""
     dull = make.group(0, [(0.0, 0.0, None)] * 2, [make.trajectory()] * 2)
     signal = make.group(1, [(0.0, 0.0, None), (1.0, 1.0, None)], [make.trajectory("q1")] * 2)
-    accepted = {0: (True, QueryState.TOO_HARD), 1: (False, QueryState.SIGNAL)}
+    accepted = {0: QueryState.TOO_HARD, 1: QueryState.CONSUMED}
     row = batch_metrics(make.batch([dull, signal], accepted, {}), version=5)
     assert (row["groups/accepted"], row["pool/recycled_share"], row["pool/recovered_too_hard"]) == (2, 0.0, 0)
 

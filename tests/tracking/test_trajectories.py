@@ -22,7 +22,7 @@ def batch(make: Any) -> TakenBatch:
         )
         for order in (2, 1, 0)
     ]
-    return make.batch(groups, {2: (False, QueryState.UNSEEN), 0: (False, QueryState.UNSEEN)}, {"unselected": 1})
+    return make.batch(groups, {2: QueryState.UNSEEN, 0: QueryState.UNSEEN}, {"unselected": 1})
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,89 @@
+"""Queries are drawn for their chance to bear signal, from a belief about each that forgets as the policy moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.beta_binomial import chance_of_both
+from agent.errors import UserError
+from agent.pool_rules.base import ACCEPTED, AT_ONCE, FloatVector, PoolRule, draws_until_full, oversampled, take_signal
+from agent.query_history import QueryHistory
+from agent.records import QueryState
+
+
+@dataclass
+class Rule(PoolRule):
+    """Draws until B groups bear signal, at most ceil(k B); nothing is consumed for good.
+
+    The belief about a query's success probability p is Beta(a, b): the population of first draws as the
+    prior, plus the query's own successes and failures, which lose half their weight every ``half_life``
+    batches. A query is drawn in proportion to its chance of signal, 1 - E[p^K] - E[(1 - p)^K], over that
+    of an unseen one, to the power ``sharpness``. A trained query rests for ``cooldown`` batches. One that was
+    too easy or too hard ``retire_after`` times in a row is retired for ``cooldown`` batches, then, if it
+    is so again, for twice as long each time: it always has a way back.
+    """
+
+    name: str = "adaptive"
+    oversample: float = 2.0
+    """k >= 1: bound on the queries drawn per trained group."""
+    half_life: float = 16.0
+    """Batches after which an observation counts half."""
+    sharpness: float = 4.0
+    """0 draws uniformly, 1 in proportion to the chance of signal; higher values prefer the best."""
+    explore: float = 0.05
+    """Share of draws that are uniform over all drawable queries."""
+    cooldown: int = 4
+    """Batches for which a trained query rests."""
+    retire_after: int = 2
+    """Draws in a row with the same zero-variance outcome that retire a query; 0 never does."""
+    longest_rest: int = 64
+    """Most batches that a retired query rests."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.oversample < 1:
+            raise UserError(f"pool.oversample={self.oversample} must be at least 1")
+        if self.half_life <= 0 or self.sharpness < 0 or not 0 <= self.explore <= 1:
+            raise UserError("pool.half_life must be above 0, pool.sharpness at least 0 and pool.explore in [0, 1]")
+        if min(self.cooldown, self.retire_after) < 0 or self.longest_rest < 1:
+            raise UserError("pool.cooldown and pool.retire_after must be at least 0 and pool.longest_rest at least 1")
+
+    @property
+    def candidates(self) -> int:
+        return oversampled(self.batch_questions, self.oversample)
+
+    def wanted(self, *, room: int, drawn: int, zero: int) -> int:
+        return draws_until_full(room, drawn, zero, self.candidates)
+
+    def select(self, states: Sequence[QueryState]) -> list[str]:
+        return take_signal(states, self.batch_questions)
+
+    def rest(self, verdict: str, history: QueryHistory, query: int) -> int:
+        if verdict == ACCEPTED:
+            return self.cooldown
+        beyond = int(history.streak[query]) - self.retire_after
+        if not self.retire_after or beyond < 0:
+            return AT_ONCE
+        return min(max(self.cooldown, 1) * 2 ** min(beyond, 16), self.longest_rest)
+
+    def resets(self, *, available: int) -> bool:
+        return False
+
+    def weights(self, history: QueryHistory, queries: npt.NDArray[np.int64], batch: int) -> FloatVector:
+        a, b = history.population.beta
+        successes, failures = history.counts_at(queries, batch)
+        chance = chance_of_both(a + successes, b + failures, self.group_size) / chance_of_both(a, b, self.group_size)
+        # An unseen query's weight is 1 at any time, so that a million of them never need to be touched.
+        weights: FloatVector = np.maximum(chance, 1e-3) ** self.sharpness
+        return weights
+
+    def next_look(self, ages: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        return np.maximum(1, ages)  # an old belief changes slowly: looks at ages 1, 2, 4, 8, …
+
+    def retained(self, age: Any) -> Any:
+        return 0.5 ** (np.asarray(age, dtype=np.float64) / self.half_life)

@@ -1,0 +1,206 @@
+"""A drifting policy without a model: success probabilities per query that move as groups are trained.
+
+The pool in it is the real one (``agent.query_pool``); only the rollouts are drawn from a distribution.
+For choosing rules and settings in seconds, at 10,000 to 1,000,000 queries. Where its numbers come from:
+
+    logit p(q, t) = slope * (skill of q's kind - difficulty of q) + practice(q, t) + drift of q's kind
+
+- *skill* rises with every optimizer update, in proportion to the share of its signal-bearing groups of
+  that kind (and a part of it with those of the other kinds), and the slower the nearer to its ceiling;
+- *practice* is what training on the query itself has added; it fades with a half-life;
+- *drift* is a random walk with a pull to 0: the policy changes in ways that no reward asks for, which
+  is what makes too-easy queries bear signal again.
+
+Some queries can't be solved at any skill (a wrong golden answer, a passage that isn't there).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.errors import UserError
+from agent.pool_rules.base import PoolRule
+from agent.query_pool import QueryPool
+from agent.records import QueryState, Ticket, Trajectory
+from agent.seeds import derive_seed
+
+
+@dataclass
+class SimulationConfig:
+    """One scenario. Difficulties and skills are in logits times ``slope``."""
+
+    name: str = "mixed"
+    queries: int = 10_000
+    rollouts_per_query: float = 8.45
+    """Budget: trajectories over queries. 84.5k over 10k in arXiv 2606.10709."""
+    difficulties: list[list[float]] = field(
+        default_factory=lambda: [[0.34, -2.0, 1.0], [0.33, 0.0, 1.0], [0.33, 2.0, 1.0]]
+    )
+    """Kinds of queries: share, mean and standard deviation of the difficulty. The policy starts at skill 0."""
+    unsolvable: float = 0.02
+    """Share of queries that no policy solves."""
+    slope: float = 1.5
+    learning: float = 0.05
+    """Rise of a kind's skill per update whose batch is full of signal-bearing groups of that kind."""
+    transfer: float = 0.3
+    """Part of the rise that goes to the other kinds."""
+    ceiling: float = 4.0
+    practice: float = 0.4
+    """Logits that training on a query adds to it."""
+    practice_half_life: float = 20.0
+    """In updates."""
+    drift: float = 0.05
+    """Standard deviation of the drift's step per update, in logits."""
+    drift_pull: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.queries < 1 or self.rollouts_per_query <= 0:
+            raise UserError("simulation.queries must be at least 1 and simulation.rollouts_per_query above 0")
+        if not self.difficulties or any(len(kind) != 3 for kind in self.difficulties):
+            raise UserError("simulation.difficulties needs a list of [share, mean, standard deviation]")
+        if not 0 <= self.unsolvable < 1:
+            raise UserError(f"simulation.unsolvable={self.unsolvable} must lie in [0, 1)")
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedQuestion:
+    """A name for a query."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedGroup:
+    """K outcomes, as much of a group as the pool looks at."""
+
+    question: SimulatedQuestion
+    ticket: Ticket
+    size: int
+    successes: int
+    oldest_version: int
+    excluded: tuple[Trajectory, ...] = ()
+    discarded: tuple[Trajectory, ...] = ()
+
+    @property
+    def state(self) -> QueryState:
+        if 0 < self.successes < self.size:
+            return QueryState.SIGNAL
+        return QueryState.TOO_EASY if self.successes else QueryState.TOO_HARD
+
+    @property
+    def viable_tokens(self) -> int:
+        return self.size
+
+    @property
+    def action_tokens(self) -> int:
+        return self.size
+
+
+class DriftingPolicy:
+    """The success probabilities of all queries, computed when asked for."""
+
+    def __init__(self, config: SimulationConfig, seed: int) -> None:
+        self.config = config
+        self._random = np.random.default_rng(derive_seed(seed, "simulated policy"))
+        shares = np.array([kind[0] for kind in config.difficulties])
+        n, kinds = config.queries, len(shares)
+        self.kind = self._random.choice(kinds, n, p=shares / shares.sum())
+        means, deviations = (np.array([kind[i] for kind in config.difficulties]) for i in (1, 2))
+        self._difficulty = means[self.kind] + deviations[self.kind] * self._random.standard_normal(n)
+        self._difficulty[self._random.random(n) < config.unsolvable] = math.inf
+        self._skill, self._drift = np.zeros(kinds), np.zeros(kinds)
+        self._practice = np.zeros(n)
+        self._practised_at = np.zeros(n, dtype=np.int64)
+        self.version = 0
+
+    def chances(
+        self, queries: npt.NDArray[np.int64] | slice = slice(None), *, practised: bool = True
+    ) -> npt.NDArray[np.float64]:
+        """Success probabilities; without practice they are those of held-out queries of the same difficulty."""
+        c, kind = self.config, self.kind[queries]
+        logits = c.slope * (self._skill[kind] - self._difficulty[queries]) + self._drift[kind]
+        if practised:
+            age = self.version - self._practised_at[queries]
+            logits = logits + self._practice[queries] * 0.5 ** (age / c.practice_half_life)
+        chances: npt.NDArray[np.float64] = 1 / (1 + np.exp(-np.clip(logits, -50, 50)))
+        return chances
+
+    def update(self, trained: npt.NDArray[np.int64], batch_questions: int) -> None:
+        """One optimizer update on signal-bearing groups of these queries, of at most ``batch_questions``."""
+        c = self.config
+        counts = np.bincount(self.kind[trained], minlength=len(self._skill)) / batch_questions
+        felt = (1 - c.transfer) * counts + c.transfer * counts.sum() / len(counts)
+        self._skill += c.learning * felt * np.maximum(0.0, 1 - self._skill / c.ceiling)
+        age = self.version - self._practised_at[trained]
+        self._practice[trained] = self._practice[trained] * 0.5 ** (age / c.practice_half_life) + c.practice
+        self.version += 1
+        self._practised_at[trained] = self.version
+        step = c.drift * self._random.standard_normal(len(self._drift))
+        self._drift += step - c.drift_pull * self._drift
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimulatedStep:
+    """One learner step of a simulation."""
+
+    rollouts: int
+    """Played so far."""
+    groups: int
+    signal: int
+    too_hard: int
+    too_easy: int
+    trained: int
+    recycled: int
+    em: float
+    """Mean success probability of held-out queries of the pool's difficulty."""
+
+
+def simulate(config: SimulationConfig, rule: PoolRule, seed: int) -> Iterator[SimulatedStep]:
+    """Plays the pool by ``rule`` until the budget of rollouts is spent; a row per step.
+
+    Raises ``Fault`` where the pool does: when it has no signal left to give.
+    """
+    policy = DriftingPolicy(config, seed)
+    questions = [SimulatedQuestion(str(i)) for i in range(config.queries)]
+    pool: QueryPool[SimulatedGroup] = QueryPool(questions, rule, seed=seed)
+    held_out = np.random.default_rng(derive_seed(seed, "held out")).choice(
+        config.queries, min(config.queries, 2000), replace=False
+    )
+    budget, rollouts = config.rollouts_per_query * config.queries, 0
+    while rollouts < budget:
+        while tickets := pool.claim("simulated", now=0.0, limit=rule.candidates):
+            queries = np.array([t.query for t in tickets])
+            for ticket, chance in zip(tickets, policy.chances(queries), strict=True):
+                group = _play(ticket, questions[ticket.query], float(chance), rule.group_size, policy.version)
+                rollouts += group.size
+                pool.submit(group)
+        batch = pool.take(version=policy.version)
+        signal = [a.group.ticket.query for a in batch.accepted if a.group.state is QueryState.SIGNAL]
+        if signal:
+            policy.update(np.array(signal), rule.batch_questions)
+        pool.release(batch.index)
+        yield SimulatedStep(
+            rollouts=rollouts,
+            groups=len(batch.members),
+            signal=batch.states[QueryState.SIGNAL],
+            too_hard=batch.states[QueryState.TOO_HARD],
+            too_easy=batch.states[QueryState.TOO_EASY],
+            trained=len(signal),
+            recycled=sum(a.recycled for a in batch.accepted if a.group.state is QueryState.SIGNAL),
+            em=float(policy.chances(held_out, practised=False).mean()),
+        )
+
+
+def _play(ticket: Ticket, question: SimulatedQuestion, chance: float, size: int, version: int) -> SimulatedGroup:
+    """K rollouts, or the probe alone where the ticket lets it decide."""
+    outcomes = np.random.default_rng(ticket.seed).random(size) < chance
+    if ticket.probe:
+        probed = int(outcomes[: ticket.probe].sum())
+        if (probed == 0 and ticket.cut_hard) or (probed == ticket.probe and ticket.cut_easy):
+            return SimulatedGroup(question, ticket, ticket.probe, probed, version)
+    return SimulatedGroup(question, ticket, size, int(outcomes.sum()), version)
