@@ -17,6 +17,7 @@ import ray
 
 from actors.process import last_lines
 from actors.weights import Published
+from agent.config import GroupConfig
 from agent.errors import Fault, UserError
 from agent.evaluation import EvalRow
 from agent.records import Question, Trajectory
@@ -56,7 +57,7 @@ class Crew:
         self._log_dir = log_dir
         self._started = 0
         self._published: Published | None = None
-        self._serve = False
+        self._job: tuple[Any, GroupConfig] | None = None
         self._workers: list[_Worker] = []
         self.restarts = 0
         for _ in range(size):
@@ -87,12 +88,18 @@ class Crew:
             self._result(done, worker)
         return time.perf_counter() - started
 
-    def serve(self) -> None:
-        """From now on, every worker plays groups for the pool."""
-        self._serve = True
+    def serve(self, pool: Any, group: GroupConfig) -> None:
+        """From now on, every worker plays groups for ``pool`` by the strategy of ``group``."""
+        self._job = pool, group
         for worker in self._workers:
             if worker.phase == "idle":
                 self._run(worker)
+
+    def rest(self) -> None:
+        """Waits until no worker plays any more, so that they may serve another pool; theirs has to be closed."""
+        self._job = None
+        while any(w.phase == "serving" for w in self._workers):
+            self._next([])
 
     def evaluate(self, questions: Sequence[Question], chunk: int = 64) -> list[EvalRow]:
         """A row per question, in order; a dead worker's share is played by another."""
@@ -165,7 +172,7 @@ class Crew:
             worker.phase == "starting" or (worker.phase == "loading" and result != self._published.version)
         ):
             self._load(worker)
-        elif worker.phase == "loading" and self._serve:
+        elif worker.phase == "loading" and self._job is not None:
             self._run(worker)
         else:  # nothing to play yet, or the pool is closed and all that was claimed is played
             worker.phase, worker.task = "idle", None
@@ -174,7 +181,8 @@ class Crew:
         worker.phase, worker.task = "loading", worker.actor.receive.remote(self._published)
 
     def _run(self, worker: _Worker) -> None:
-        worker.phase, worker.task = "serving", worker.actor.run.remote()
+        assert self._job is not None
+        worker.phase, worker.task = "serving", worker.actor.run.remote(*self._job)
 
     def _result(self, ref: Any, worker: _Worker) -> Any:
         """The result of a worker's call; None if the worker is lost, which replaces it.

@@ -9,9 +9,10 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -21,11 +22,18 @@ from actors.run_state import TRAINING
 from actors.weights import CHANNELS, Published
 from agent.config import AgentConfig
 from agent.protocol import Dialogue
+from agent.records import Group, Trajectory
+from agent.seeding import inject
 from agent.seeds import derive_seed
 from agent.tokens import Tokenizer
 from learner.config import AlgorithmConfig, ModelConfig
 from tasks.config import DataConfig
+from tasks.demonstrations import Demonstration as ExpertEpisode
+from tasks.demonstrations import as_trajectory, encode, end_ids
 from tracking.metrics import batch_metrics
+
+if TYPE_CHECKING:
+    from learner.update import Updater
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +46,7 @@ class LearnerSettings:
     algorithm: AlgorithmConfig
     agent: AgentConfig
     data: DataConfig
+    evidence_match: str
     device: str
     threads: int
     weight_channel: str
@@ -58,6 +67,20 @@ class StepReport:
     metrics: dict[str, Any]
 
 
+@dataclass
+class _Seeding:
+    """What only the expert seeding needs."""
+
+    updater: Updater
+    experts: dict[str, Trajectory]
+    """By the id of their question."""
+    evidence_match: str
+    step: int = 0
+
+    def inject(self, group: Group) -> Group:
+        return inject(group, self.experts[group.question.id], self.evidence_match)
+
+
 @ray.remote
 class LearnerActor:
     """Owns the policy, its optimizer and the version number."""
@@ -68,6 +91,7 @@ class LearnerActor:
         self._channel = CHANNELS[settings.weight_channel]()
         self._version = 0
         self._step = 0
+        self._seeding: _Seeding | None = None
 
     def start(self) -> int:
         """Loads or builds the policy; returns its number of parameters."""
@@ -115,6 +139,36 @@ class LearnerActor:
         seconds = time.perf_counter() - started
         return {"steps": config.steps, "cached": False, "seconds": seconds, "loss": losses[-1]}
 
+    def begin_seeding(self, experts: Sequence[ExpertEpisode]) -> Published:
+        """Starts the expert seeding, with an optimizer (and a KL reference) of its own; publishes the first version."""
+        from learner.update import Updater
+
+        settings = self._settings
+        algorithm = settings.algorithm.of_seeding()
+        dialogue = Dialogue.of(self._tokenizer, settings.agent)
+        ends = end_ids(dialogue, self._tokenizer)
+        self._seeding = _Seeding(
+            updater=Updater(
+                self._policy,
+                algorithm,
+                rng=np.random.default_rng(derive_seed(settings.seed, "seeding")),
+                fault_folder=settings.run_dir,
+                temperature=settings.agent.temperature,
+                reference=self._policy.frozen_copy() if algorithm.kl != "none" else None,
+            ),
+            experts={e.question.id: as_trajectory(e, dialogue, end_ids=ends) for e in experts},
+            evidence_match=settings.evidence_match,
+        )
+        return self._publish()
+
+    def seed(self, pool: Any) -> StepReport:
+        """One batch of the seeding: take, inject the experts where they are needed, update, publish."""
+        seeding = self._seeding
+        assert seeding is not None, "begin_seeding comes first"
+        report = self._learn(pool, seeding.updater, seeding.step, seeding.inject)
+        seeding.step += 1
+        return report
+
     def begin(self, checkpoint: Path | None) -> Published:
         """Ends the preparation: reference and optimizer are made (or loaded); publishes the first version.
 
@@ -125,6 +179,7 @@ class LearnerActor:
         from learner.update import Updater
 
         settings = self._settings
+        self._seeding = None  # its optimizer's moments make room for those of the main one
         reference: Policy | None = self._policy.frozen_copy() if settings.algorithm.kl != "none" else None
         if checkpoint is not None and reference is not None:
             reference.load_weights(checkpoint / TRAINING / "reference")
@@ -145,17 +200,22 @@ class LearnerActor:
 
     def step(self, pool: Any) -> StepReport:
         """One batch: take, update, publish."""
+        report = self._learn(pool, self._updater, self._step, lambda group: group)
+        self._step += 1
+        return report
+
+    def _learn(self, pool: Any, updater: Updater, step: int, prepared: Callable[[Group], Group]) -> StepReport:
+        """One batch from ``pool``, its accepted groups trained on as ``prepared`` leaves them."""
         waiting = time.perf_counter()
         batch = ray.get(pool.take.remote(self._version))
         started = time.perf_counter()
-        report = self._updater.update([a.group for a in batch.accepted], step=self._step, version=self._version)
+        report = updater.update([prepared(a.group) for a in batch.accepted], step=step, version=self._version)
         metrics = batch_metrics(batch, self._version)
         updated = time.perf_counter()
         published = None
         if report.updates:
             self._version += 1
             published = self._publish()
-        self._step += 1
         figures = asdict(report)
         metrics |= {
             "rollout/engine_logprob_gap": figures.pop("engine_logprob_gap"),
@@ -184,13 +244,12 @@ class LearnerActor:
 
     def _demonstrations(self) -> list[Any]:
         from learner.warm_start import Demonstration
-        from tasks.demonstrations import encode
         from tasks.load import load
 
         settings, agent = self._settings, self._settings.agent
         dialogue = Dialogue.of(self._tokenizer, agent)
-        task = load(settings.data, settings.seed, settings.cache_dir)
-        ends = self._tokenizer.eos_ids if dialogue.protocol.braced_answer else ()
+        task = load(settings.data, settings.seed, settings.cache_dir, evidence_match=settings.evidence_match)
+        ends = end_ids(dialogue, self._tokenizer)
         encoded = [encode(d, dialogue, end_ids=ends) for d in task.demonstrations(dialogue.protocol, agent.top_k)]
         return [Demonstration(token_ids=ids, action_mask=mask) for ids, mask in encoded]
 

@@ -35,7 +35,10 @@ def placements(config: RunConfig) -> list[Placement]:
     size = BYTES[model.dtype]
     # AdamW keeps two float32 moments, and a float32 master copy beside bfloat16 weights.
     states = count * (8 + (4 if model.dtype == "bfloat16" else 0))
-    reference = count * size if config.algorithm.kl != "none" else 0.0
+    anchored = config.algorithm.kl != "none" or (
+        config.algorithm.seeding.steps and config.algorithm.seeding.kl != "none"
+    )
+    reference = count * size if anchored else 0.0
     on = "GPU" if cluster.device == "cuda" else "CPU"
     plan = [
         Placement(

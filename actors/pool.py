@@ -32,8 +32,9 @@ class PoolActor:
         log_dir: Path,
         log: TrajectoryLog | None = None,
         state: dict[str, Any] | None = None,
+        name: str = "pool",
     ) -> None:
-        log_to(log_dir, "pool")
+        log_to(log_dir, name)
         self._questions = questions
         self._make = lambda: QueryPool[Group](questions, rule, seed=seed)
         self._state = state

@@ -19,12 +19,13 @@ from actors.engine import Engine, EngineStats
 from actors.process import log_to
 from actors.retrieval import RemoteSearcher
 from actors.weights import CHANNELS, Published
-from agent.config import AgentConfig, RewardConfig
+from agent.config import AgentConfig, GroupConfig, RewardConfig
 from agent.evaluation import EvalRow, evaluate
-from agent.group import Player, play_group
+from agent.group import Player
 from agent.protocol import Dialogue
 from agent.records import Question, Ticket, Trajectory
 from agent.rewards import Scorer
+from agent.strategies import STRATEGIES, Strategy
 from agent.tokens import Tokenizer
 
 
@@ -48,13 +49,10 @@ class WorkerSettings:
 class RolloutWorker:
     """Plays groups with the newest policy that it was given. Serves nothing before the first one."""
 
-    def __init__(
-        self, name: str, settings: WorkerSettings, log_dir: Path, retrieval: list[Any], pool: Any = None
-    ) -> None:
+    def __init__(self, name: str, settings: WorkerSettings, log_dir: Path, retrieval: list[Any]) -> None:
         log_to(log_dir, name)
         self._name = name
         self._settings = settings
-        self._pool = pool
         self._retrieval = retrieval
 
     async def start(self) -> bool:
@@ -84,17 +82,19 @@ class RolloutWorker:
         await self._engine.load_weights(tensors, published.version)
         return published.version
 
-    async def run(self) -> int:
-        """Claims and plays until the pool closes; returns the number of groups it played.
+    async def run(self, pool: Any, group: GroupConfig) -> int:
+        """Claims from ``pool`` and plays by the strategy of ``group`` until the pool closes; returns the number of
+        groups it played.
 
         Raises what a group raised: the supervisor then replaces this worker.
         """
+        strategy = STRATEGIES[group.strategy]
         playing: set[asyncio.Task[None]] = set()
         played = 0
         while True:
             room = self._settings.groups_in_flight - len(playing)
             if room > 0:
-                claim = asyncio.ensure_future(self._claim(room))
+                claim = asyncio.ensure_future(self._claim(pool, room))
                 done, _ = await asyncio.wait({claim, *playing}, return_when=asyncio.FIRST_COMPLETED)
                 while claim not in done:
                     # A claim waits at the pool; groups that end meanwhile must not be left unwatched.
@@ -103,7 +103,7 @@ class RolloutWorker:
                 if not claim.result():
                     break
                 for ticket, question in claim.result():
-                    playing.add(asyncio.ensure_future(self._play(ticket, question)))
+                    playing.add(asyncio.ensure_future(self._play(pool, strategy, ticket, question)))
                     played += 1
             elif playing:
                 await asyncio.wait(playing, return_when=asyncio.FIRST_COMPLETED)
@@ -127,12 +127,12 @@ class RolloutWorker:
     async def stats(self) -> EngineStats:
         return self._engine.stats
 
-    async def _claim(self, limit: int) -> list[tuple[Ticket, Question]]:
-        return await self._pool.claim.remote(self._name, limit)
+    async def _claim(self, pool: Any, limit: int) -> list[tuple[Ticket, Question]]:
+        return await pool.claim.remote(self._name, limit)
 
-    async def _play(self, ticket: Ticket, question: Question) -> None:
-        group = await play_group(self._player, question, ticket, size=self._settings.group_size, worker=self._name)
-        await self._pool.submit.remote(group)
+    async def _play(self, pool: Any, strategy: Strategy, ticket: Ticket, question: Question) -> None:
+        group = await strategy(self._player, question, ticket, size=self._settings.group_size, worker=self._name)
+        await pool.submit.remote(group)
 
     @staticmethod
     def _reap(playing: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:

@@ -1,6 +1,6 @@
 """The driver of a training run. It supervises and carries no data: questions in, metrics out.
 
-    start ─► warm start ─► deliver v0 ─► evaluate ─► serve
+    start ─► warm start ─► [expert seeding] ─► deliver ─► evaluate ─► serve
     then per step:  learner.step (take, update, publish) ─► deliver ─► [evaluate] ─► release ─► [checkpoint]
 
 ``release`` comes last, so that in the synchronous mode the workers rest during an evaluation, and the
@@ -23,6 +23,7 @@ from actors.learner import StepReport
 from actors.prepare import Prepared
 from actors.ray_metrics import RayMetrics
 from actors.topology import Topology
+from agent.config import GroupConfig
 from agent.errors import Fault
 from agent.evaluation import subset, summarise
 from conf.schema import RunConfig
@@ -75,7 +76,7 @@ class Supervisor:
             self._evaluate(0)
         last = self._done(step)  # of a finished run that was resumed: nobody would take what the workers play
         if not last:
-            self.crew.serve()
+            self.crew.serve(self.pool, self.config.group)
         with self._interruptible():
             while not last:
                 step += 1
@@ -99,8 +100,9 @@ class Supervisor:
         built = self.learner.start.remote()
         self.pool = topology.pool(prepared.task.train, state.pool if state else None)
         pooled = self.pool.start.remote()
+        self._played = self.pool
         self.crew = Crew(
-            lambda name: topology.worker(name, self.retrieval, self.pool),
+            lambda name: topology.worker(name, self.retrieval),
             self._worker_lost,
             size=config.cluster.rollout_workers,
             max_restarts=config.cluster.max_restarts,
@@ -114,11 +116,43 @@ class Supervisor:
             self._event("warm_start", report)
             how = "from the cache" if report["cached"] else f"{report['steps']} steps, loss {report['loss']:.3f}"
             self._say(f"warm start on expert trajectories: {how}, {report['seconds']:.1f} s")
+        if state is None and config.algorithm.seeding.steps:
+            self._wait(opened, "retrieval")
+            self._seed(topology)
         published = self._wait(self.learner.begin.remote(self.resume), "learner")
         self._wait(opened, "retrieval")
         self.crew.deliver(published)
         self._event("serving", {"version": published.version})
         self._say(f"{config.cluster.rollout_workers} rollout worker(s) serve version {published.version}")
+
+    def _seed(self, topology: Topology) -> None:
+        """The expert seeding: steps as below, over the experts' questions alone and in plain groups.
+
+        It is part of the preparation: nothing is evaluated or saved before its end.
+        """
+        steps, experts = self.config.algorithm.seeding.steps, self.prepared.experts
+        started = time.perf_counter()
+        pool = self._played = topology.seeding_pool(tuple(e.question for e in experts))
+        self._wait(pool.start.remote(), "seeding-pool")
+        self.crew.deliver(self._wait(self.learner.begin_seeding.remote(experts), "learner"))
+        self.crew.serve(pool, GroupConfig())
+        injected = 0
+        for step in range(1, steps + 1):
+            report: StepReport = self._wait(self.learner.seed.remote(pool), "learner")
+            if report.published:
+                self.crew.deliver(report.published)
+            if step == steps:
+                self._wait(pool.close.remote(), "seeding-pool")
+            self._wait(pool.release.remote(report.batch, snapshot=False), "seeding-pool")
+            self._count(report)
+            injected += report.metrics["learner/expert_sequences"]
+            self._event("seeding", {"step": step, "version": report.version, **report.metrics})
+        self.crew.rest()
+        self._played = self.pool
+        self._say(
+            f"expert seeding: {steps} steps on {len(experts)} questions, {injected} expert sequences trained on, "
+            f"{time.perf_counter() - started:.1f} s"
+        )
 
     # --- one step --------------------------------------------------------------------------------
 
@@ -141,12 +175,9 @@ class Supervisor:
             "weights/publish_s": report.metrics["weights/put_s"] + delivered,
             **_pool_metrics(pool),
             **search,
-            "continuation/attempted": 0,
-            "continuation/replaced": 0,
             "workers/restarts": self.crew.restarts,
         }
-        self._totals["rollouts"] += row["rollout/trajectories"]
-        self._totals["generated_tokens"] += row["rollout/action_tokens"]
+        self._count(report)
         last = self._done(step)
         self.metrics.write("step", row)
         self.console.step(row, self._progress(step))
@@ -172,6 +203,10 @@ class Supervisor:
         if algorithm.rollout_budget:
             return f"step {step:>4}  rollouts {self._totals['rollouts']:>6}/{algorithm.rollout_budget}"
         return f"step {step:>4}/{algorithm.steps}"
+
+    def _count(self, report: StepReport) -> None:
+        self._totals["rollouts"] += report.metrics["rollout/trajectories"]
+        self._totals["generated_tokens"] += report.metrics["rollout/action_tokens"]
 
     def _search_stats(self) -> dict[str, float]:
         try:
@@ -231,7 +266,7 @@ class Supervisor:
 
     def _worker_lost(self, name: str, cause: str) -> None:
         """Returns a dead worker's claims; the pool answers at once, so waiting for it here is safe."""
-        returned = get(self.pool.worker_lost.remote(name), "pool", self.run_dir / "logs")
+        returned = get(self._played.worker_lost.remote(name), "pool", self.run_dir / "logs")
         self._event("worker_lost", {"worker": name, "cause": cause, "returned_groups": returned})
         self._say(f"{name} is lost, {returned} groups go back to the pool, a new worker starts: {cause}", "yellow")
 

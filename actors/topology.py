@@ -22,6 +22,7 @@ from actors.process import QUIET
 from actors.retrieval import RetrievalActor
 from actors.rollout import RolloutWorker, WorkerSettings
 from agent.errors import UserError
+from agent.pool_rules.epoch import Rule as Epoch
 from agent.records import Question
 from agent.seeds import derive_seed
 from conf.schema import RunConfig
@@ -57,6 +58,20 @@ class Topology:
             name="pool", num_cpus=0, max_concurrency=1000, runtime_env={"env_vars": QUIET}
         ).remote(questions, self.config.pool, derive_seed(self.config.seed, "run"), self.log_dir, log, state)
 
+    def seeding_pool(self, questions: tuple[Question, ...]) -> Any:
+        """The replay actor of the expert seeding: every batch is all of ``questions``. It ends with its last handle."""
+        pool, steps = self.config.pool, self.config.algorithm.seeding.steps
+        rule = Epoch(
+            batch_questions=len(questions),
+            group_size=pool.group_size,
+            min_viable=pool.min_viable,
+            lease_s=pool.lease_s,
+            max_empty_batches=steps + 1,  # the experts bring the signal that the rollouts may lack
+        )
+        return PoolActor.options(  # type: ignore[attr-defined]
+            name="seeding-pool", num_cpus=0, max_concurrency=1000, runtime_env={"env_vars": QUIET}
+        ).remote(questions, rule, derive_seed(self.config.seed, "seeding"), self.log_dir, name="seeding-pool")
+
     def learner(self) -> Any:
         """The learner, on the first GPU if the cluster has any."""
         config = self.config
@@ -66,6 +81,7 @@ class Topology:
             algorithm=config.algorithm,
             agent=config.agent,
             data=config.data,
+            evidence_match=config.reward.evidence_match,
             device=config.cluster.device,
             threads=config.cluster.learner_threads,
             weight_channel=config.cluster.weight_channel,
@@ -79,7 +95,7 @@ class Topology:
             name="learner", num_cpus=0, num_gpus=self._gpus, runtime_env={"env_vars": env}
         ).remote(settings, self.log_dir)
 
-    def worker(self, name: str, retrieval: Any, pool: Any = None) -> Any:
+    def worker(self, name: str, retrieval: Any) -> Any:
         """A rollout worker with an engine of its own, on a GPU of its own if the cluster has any."""
         config, cluster = self.config, self.config.cluster
         settings = WorkerSettings(
@@ -97,7 +113,7 @@ class Topology:
         env = {**QUIET, **engine_environment(cluster.engine, cluster.device)}
         return RolloutWorker.options(  # type: ignore[attr-defined]
             name=name, num_cpus=0, num_gpus=self._gpus, max_concurrency=1000, runtime_env={"env_vars": env}
-        ).remote(name, settings, self.log_dir, [retrieval], pool)
+        ).remote(name, settings, self.log_dir, [retrieval])
 
     @property
     def groups_in_flight(self) -> int:

@@ -1,4 +1,4 @@
-"""Settings of the search agent and of its reward."""
+"""Settings of the search agent, of its reward and of its groups."""
 
 from __future__ import annotations
 
@@ -50,7 +50,11 @@ class AgentConfig:
 
 @dataclass
 class RewardConfig:
-    """What a trajectory is worth: r = w * evidence + (1 - w) * outcome."""
+    """What a trajectory is worth: r = w * evidence + (1 - w) * outcome, less its costs.
+
+    The scale is [0, 1]: 1 is a right answer with all of the evidence at no cost, and costs take away only what was
+    earned. So they make one success better than another, and never make it better not to try.
+    """
 
     outcome: str = "em"
     """``em`` (0/1) or ``em_soft``."""
@@ -60,7 +64,24 @@ class RewardConfig:
     """Compare supporting documents by normalised ``title`` or by ``id``."""
     gates: list[str] = field(default_factory=list)
     """Any of ``no_answer``, ``no_search``, ``unbalanced``, ``search_after_answer``, ``duplicate_query``."""
+    search_cost: float = 0.0
+    """Taken off for each search that was answered; 0.05 makes five searches cost a quarter of the full reward."""
+    token_cost: float = 0.0
+    """Taken off for each action token, such as 1e-4."""
+    redundant_cost: float = 0.0
+    """Taken off for each redundant search: its query repeats an earlier one, or it retrieved nothing new."""
 
     def __post_init__(self) -> None:
+        for name in ("search_cost", "token_cost", "redundant_cost"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"reward.{name}={getattr(self, name)} must lie in [0, 1]; 1 is the full reward")
         if not 0 <= self.evidence_weight <= 1:
             raise UserError(f"reward.evidence_weight={self.evidence_weight} must lie in [0, 1]")
+
+
+@dataclass
+class GroupConfig:
+    """How the K trajectories of one question come about."""
+
+    strategy: str = "plain"
+    """``plain`` (K independent episodes) or ``continuation`` (DAVID-GRPO: and up to one of them replaced)."""

@@ -34,6 +34,34 @@ class Searcher(Protocol):
         """The top ``k`` passages, possibly none. Raises ``RetrievalError`` when it can't tell."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Prefix:
+    """Where a continuation starts: ``trajectory``, cut after its first ``turns`` turns (0: at the prompt).
+
+    Raises ``ValueError`` for a cut where no episode could go on: beyond the end, or after a turn that the
+    environment didn't answer.
+    """
+
+    trajectory: Trajectory
+    turns: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.turns <= len(self.trajectory.turns):
+            raise ValueError(f"a cut after {self.turns} of {len(self.trajectory.turns)} turns")
+        if not all(turn.searched for turn in self.kept):
+            raise ValueError(f"a cut after {self.turns} turns, not all of which are answered searches")
+
+    @property
+    def kept(self) -> tuple[Turn, ...]:
+        """The turns before the cut."""
+        return self.trajectory.turns[: self.turns]
+
+    @property
+    def tokens(self) -> int:
+        """Response tokens before the cut."""
+        return self.kept[-1].observation_end if self.turns else 0
+
+
 @dataclass
 class _Response:
     """The response so far: parallel lists that become the arrays of a ``Trajectory``."""
@@ -48,6 +76,18 @@ class _Response:
         self.mask += [True] * len(completion.token_ids)
         self.logprobs += completion.logprobs
         self.versions += completion.versions
+
+    @classmethod
+    def of(cls, start: Prefix) -> _Response:
+        """The response up to the cut, token for token as it was sampled."""
+        kept = slice(0, start.tokens)
+        t = start.trajectory
+        return cls(
+            ids=t.token_ids[kept].tolist(),
+            mask=t.action_mask[kept].tolist(),
+            logprobs=t.logprobs[kept].tolist(),
+            versions=t.versions[kept].tolist(),
+        )
 
     def observe(self, ids: Sequence[int]) -> None:
         self.ids += ids
@@ -65,21 +105,25 @@ async def play(
     searcher: Searcher,
     temperature: float,
     seed: int,
+    start: Prefix | None = None,
 ) -> Trajectory:
     """Plays one episode and returns it whole, whatever ended it.
 
-    A fault of a port ends the episode with a fault's stop reason and what was sampled so far. Raises
-    ``UserError`` when the prompt is longer than ``config.max_prompt_tokens``.
+    With a ``start`` it goes on from there: what was sampled before the cut stays as it was (ids, mask,
+    log-probabilities, versions), and its searches and tokens count against the limits. A fault of a port
+    ends the episode with a fault's stop reason and what was sampled so far. Raises ``UserError`` when the
+    prompt is longer than ``config.max_prompt_tokens``.
     """
-    prompt = dialogue.prompt_ids(question.text)
+    prompt = dialogue.prompt_ids(question.text) if start is None else start.trajectory.prompt_ids.tolist()
     if len(prompt) > config.max_prompt_tokens:
         raise UserError(
             f"question {question.id}: its prompt has {len(prompt)} tokens, more than "
             f"agent.max_prompt_tokens={config.max_prompt_tokens}; shorten the question or raise the limit"
         )
-    response = _Response()
-    turns: list[Turn] = []
-    searches = 0
+    response = _Response() if start is None else _Response.of(start)
+    inherited = len(response.ids)
+    turns: list[Turn] = [] if start is None else [*start.kept]
+    searches = len(turns)
     notified = False
 
     def finish(reason: StopReason, fault: str = "") -> Trajectory:
@@ -93,6 +137,7 @@ async def play(
             turns=tuple(turns),
             stop_reason=reason,
             fault=fault,
+            inherited=inherited,
         )
 
     while True:
@@ -108,14 +153,14 @@ async def play(
             )
         except GenerationError as error:
             return finish(StopReason.GENERATION_FAILED, str(error))
-        start = len(response.ids)
+        begin = len(response.ids)
         response.act(completion)
         end = len(response.ids)
         text = dialogue.codec.decode(completion.token_ids)
         action = dialogue.protocol.parse(text)
 
         if action.query is None:
-            turns.append(Turn(action_start=start, action_end=end, observation_end=end, text=text, answer=action.answer))
+            turns.append(Turn(action_start=begin, action_end=end, observation_end=end, text=text, answer=action.answer))
             if action.answer is not None:
                 return finish(StopReason.ANSWERED)
             if completion.finish is Finish.LENGTH:
@@ -144,7 +189,7 @@ async def play(
         response.observe(observation)
         turns.append(
             Turn(
-                action_start=start,
+                action_start=begin,
                 action_end=end,
                 observation_end=len(response.ids),
                 text=text,

@@ -1,4 +1,7 @@
-"""How the K trajectories of one question come about. The plain strategy: K independent episodes."""
+"""How the K trajectories of one question come about. The plain strategy: K independent episodes.
+
+``agent/strategies.py`` lists all strategies.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import time
 from dataclasses import dataclass
 
 from agent.config import AgentConfig
-from agent.episode import Generator, Searcher, play
+from agent.episode import Generator, Prefix, Searcher, play
 from agent.protocol import Dialogue
 from agent.records import Group, QueryState, Question, ScoredTrajectory, Ticket, Trajectory
 from agent.rewards import Scorer
@@ -24,8 +27,10 @@ class Player:
     searcher: Searcher
     scorer: Scorer
 
-    async def episode(self, question: Question, *, temperature: float, seed: int) -> Trajectory:
-        """One episode; see ``agent.episode.play``."""
+    async def episode(
+        self, question: Question, *, temperature: float, seed: int, start: Prefix | None = None
+    ) -> Trajectory:
+        """One episode, from the prompt or from a prefix; see ``agent.episode.play``."""
         return await play(
             question,
             dialogue=self.dialogue,
@@ -34,6 +39,7 @@ class Player:
             searcher=self.searcher,
             temperature=temperature,
             seed=seed,
+            start=start,
         )
 
 

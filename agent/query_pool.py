@@ -73,6 +73,8 @@ class Played(Protocol):
     def action_tokens(self) -> int: ...
     @property
     def excluded(self) -> tuple[Trajectory, ...]: ...
+    @property
+    def discarded(self) -> tuple[Trajectory, ...]: ...
 
 
 G = TypeVar("G", bound=Played)
@@ -329,11 +331,14 @@ class QueryPool(Generic[G]):
             raise ValueError(f"group of {group.question.id} doesn't answer the claim {claim.ticket}")
         batch = self._batch(claim.ticket.batch)
         batch.claims.discard(claim.ticket.claim_id)
-        self.books.trajectories.receive(group.size + len(group.excluded))
+        self.books.trajectories.receive(group.size + len(group.excluded) + len(group.discarded))
         self.books.tokens.receive(group.action_tokens)
         for trajectory in group.excluded:
             self.books.trajectories.give_back(str(trajectory.stop_reason))
-            self.books.tokens.give_back(str(trajectory.stop_reason), trajectory.action_tokens)
+            self.books.tokens.give_back(str(trajectory.stop_reason), trajectory.generated_tokens)
+        for trajectory in group.discarded:
+            self.books.trajectories.give_back("discarded")
+            self.books.tokens.give_back("discarded", trajectory.generated_tokens)
         self._move(claim.ticket.query, Place.SUBMITTED)
         if group.size < self.rule.min_viable:
             batch.spoiled.append(group)

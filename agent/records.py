@@ -20,8 +20,11 @@ IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
+MAX_REWARD = 1.0
+"""The most that a trajectory can earn; an expert's is worth exactly this."""
+
 NO_VERSION = -1
-"""Policy version of a token that the policy did not sample (an observation)."""
+"""Policy version of a token that the policy did not sample (an observation, or an expert's action)."""
 
 
 class StopReason(StrEnum):
@@ -144,6 +147,11 @@ class Turn:
         if len(self.document_ids) != len(self.titles):
             raise ValueError("a turn needs one title per document id")
 
+    @property
+    def searched(self) -> bool:
+        """Whether the turn is a search that the environment answered with passages, or with none found."""
+        return self.query is not None and self.observation_end > self.action_end and not self.refused
+
 
 def _frozen(array: npt.NDArray, dtype: type) -> npt.NDArray:
     """``array`` as a read-only 1-D array of ``dtype``."""
@@ -163,8 +171,12 @@ class Trajectory:
     A response of two action tokens, one observation token and one action token has
     ``action_mask == [True, True, False, True]``, ``logprobs[2] == 0`` and ``versions[2] == -1``.
 
-    Raises ``ValueError`` when the arrays differ in length, when an action token lacks a version,
-    or when the turns do not tile the response with mask-true actions and mask-false observations.
+    An expert's trajectory was written, not sampled: its action tokens have no version and no
+    log-probability, and the learner takes its own as the old ones.
+
+    Raises ``ValueError`` when the arrays differ in length, when an action token lacks a version (or an
+    expert's has one), or when the turns do not tile the response with mask-true actions and mask-false
+    observations.
     """
 
     question_id: str
@@ -172,15 +184,21 @@ class Trajectory:
     token_ids: IntArray
     """(R,) response tokens, actions and observations."""
     action_mask: BoolArray
-    """(R,) true where the policy sampled the token: the only tokens that are trained."""
+    """(R,) true where the policy (or the expert) acts: the only tokens that are trained."""
     logprobs: FloatArray
-    """(R,) the engine's log-probabilities; 0 at observation tokens."""
+    """(R,) the engine's log-probabilities; 0 at observation tokens, and everywhere in an expert's trajectory."""
     versions: IntArray
-    """(R,) policy version that sampled the token; ``NO_VERSION`` at observation tokens."""
+    """(R,) policy version that sampled the token; ``NO_VERSION`` at observation tokens, and everywhere in an expert's
+    trajectory."""
     turns: tuple[Turn, ...]
     stop_reason: StopReason
     fault: str = ""
     """What broke, when ``stop_reason.is_fault``."""
+    expert: bool = False
+    """No engine sampled it (DAVID-GRPO's expert seeding): it costs no rollout and has no staleness."""
+    inherited: int = 0
+    """Leading response tokens that were taken over from another trajectory (DAVID-GRPO's continuation): trained
+    like the rest, but generated once."""
 
     def __post_init__(self) -> None:
         for name, dtype in (
@@ -199,8 +217,15 @@ class Trajectory:
             )
         if len(self.prompt_ids) == 0:
             raise ValueError(f"trajectory of {self.question_id}: empty prompt")
-        if not np.array_equal(self.versions >= 0, self.action_mask):
+        if self.expert:
+            if (self.versions != NO_VERSION).any() or self.logprobs.any():
+                raise ValueError(
+                    f"trajectory of {self.question_id}: an expert has neither versions nor log-probabilities"
+                )
+        elif not np.array_equal(self.versions >= 0, self.action_mask):
             raise ValueError(f"trajectory of {self.question_id}: versions must be >= 0 exactly where the mask is true")
+        if self.inherited not in (0, *(turn.observation_end for turn in self.turns)):
+            raise ValueError(f"trajectory of {self.question_id}: {self.inherited} inherited tokens end in mid-turn")
         end = 0
         for turn in self.turns:
             if turn.action_start != end:
@@ -221,19 +246,21 @@ class Trajectory:
     @property
     def searches(self) -> int:
         """Searches that the environment answered."""
-        return sum(
-            turn.query is not None and turn.observation_end > turn.action_end and not turn.refused
-            for turn in self.turns
-        )
+        return sum(turn.searched for turn in self.turns)
 
     @property
     def action_tokens(self) -> int:
-        """Tokens that the policy sampled."""
+        """Tokens of the policy's (or the expert's) actions."""
         return int(self.action_mask.sum())
 
     @property
+    def generated_tokens(self) -> int:
+        """Tokens that an engine generated for this trajectory: what it cost, less what it inherited."""
+        return 0 if self.expert else int(self.action_mask[self.inherited :].sum())
+
+    @property
     def oldest_version(self) -> int:
-        """Oldest policy version among the action tokens; ``NO_VERSION`` when there are none."""
+        """Oldest policy version among the action tokens; ``NO_VERSION`` without any, or of an expert."""
         return int(self.versions[self.action_mask].min()) if self.action_mask.any() else NO_VERSION
 
 
@@ -242,12 +269,20 @@ class Score:
     """A trajectory's reward and the parts that made it."""
 
     reward: float
+    """In [0, ``MAX_REWARD``]."""
     outcome: float
     """r_o in [0, 1]."""
     evidence: float | None
     """r_g in [0, 1]; None when the question names no supporting documents."""
     gate: str | None = None
     """The gate that set the reward to 0, if one did."""
+    cost: float = 0.0
+    """What the budget terms took off; ``reward + cost`` was earned."""
+
+    @property
+    def perfect(self) -> bool:
+        """Whether all was earned that can be: the right answer and all of the evidence, whatever they cost."""
+        return self.reward >= MAX_REWARD - self.cost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -307,17 +342,23 @@ class Group:
     started_s: float = 0.0
     """The worker's monotonic clock when it began to play the group, and when it was done."""
     finished_s: float = 0.0
+    discarded: tuple[Trajectory, ...] = ()
+    """Sound trajectories that the strategy or the seeding left out: they cost as much, and are never trained."""
+    before_continuation: QueryState | None = None
+    """What the first K rollouts said of the query, when a continuation was attempted; ``state`` is what is trained."""
     cut_short: bool = False
     """The probe decided the outcome, and the other rollouts were never started."""
     extra: dict[str, float] = field(default_factory=dict)
-    """Counters of the group strategy (continuation: attempted, replaced, extra tokens)."""
+    """Counters of the group strategy; ``agent/continuation.py`` lists those of the continuation."""
 
     def __post_init__(self) -> None:
-        for trajectory in (*(m.trajectory for m in self.members), *self.excluded):
+        for trajectory in (*(m.trajectory for m in self.members), *self.excluded, *self.discarded):
             if trajectory.question_id != self.question.id:
                 raise ValueError(f"group of {self.question.id} holds a trajectory of {trajectory.question_id}")
         if any(not t.stop_reason.is_fault for t in self.excluded):
             raise ValueError(f"group of {self.question.id}: only faulted trajectories are excluded")
+        if any(t.stop_reason.is_fault for t in self.discarded):
+            raise ValueError(f"group of {self.question.id}: a faulted trajectory is excluded, not discarded")
 
     @property
     def rewards(self) -> tuple[float, ...]:
@@ -361,11 +402,17 @@ class Group:
         return min(versions, default=NO_VERSION)
 
     @property
+    def rollouts(self) -> int:
+        """Episodes played for this group, whole ones and continuations, whatever became of them."""
+        played = [m.trajectory for m in self.members if not m.trajectory.expert]
+        return len(played) + len(self.excluded) + len(self.discarded)
+
+    @property
     def action_tokens(self) -> int:
-        """Tokens generated for this group, the excluded trajectories' included: they cost as much."""
-        return self.viable_tokens + sum(t.action_tokens for t in self.excluded)
+        """Tokens generated for this group, for the excluded and discarded trajectories too: they cost as much."""
+        return self.viable_tokens + sum(t.generated_tokens for t in (*self.excluded, *self.discarded))
 
     @property
     def viable_tokens(self) -> int:
-        """Action tokens of the members."""
-        return sum(m.trajectory.action_tokens for m in self.members)
+        """Tokens generated for the members."""
+        return sum(m.trajectory.generated_tokens for m in self.members)

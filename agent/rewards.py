@@ -1,4 +1,4 @@
-"""What a trajectory is worth: outcome, evidence recall, their mix, and gates.
+"""What a trajectory is worth: outcome, evidence recall, their mix, gates, and what it cost.
 
 To add an outcome or a gate, write a function here and put it into its table; its name is then a
 valid value of ``reward.outcome`` or ``reward.gates``.
@@ -13,7 +13,7 @@ from agent.answers import exact_match, normalise, soft_match
 from agent.config import RewardConfig
 from agent.errors import one_of
 from agent.protocol import TagProtocol
-from agent.records import Question, Score, Trajectory
+from agent.records import Question, Score, Trajectory, Turn
 
 OUTCOMES: dict[str, Callable[[str, Sequence[str]], float]] = {"em": exact_match, "em_soft": soft_match}
 
@@ -28,19 +28,25 @@ def normalise_title(title: str) -> str:
     return " ".join(text.split()).strip("\"' ")
 
 
-def evidence_recall(trajectory: Trajectory, question: Question, match: str) -> float | None:
-    """r_g = |D* & union of D_t| / |D*| over the retrieval records; None without supporting documents.
+def evidence_wanted(question: Question, match: str) -> frozenset[str]:
+    """D*, the question's distinct supporting documents, by normalised ``title`` or by ``id``."""
+    return frozenset(question.supporting if match == "id" else map(normalise_title, question.supporting))
 
-    ``match`` is ``title`` or ``id``. Only what the environment returned counts: a result block that
-    the policy wrote is text.
-    """
+
+def evidence_found(turns: Sequence[Turn], question: Question, match: str) -> frozenset[str]:
+    """D* & union of D_t over ``turns``. Only what the environment returned counts: a result block that the policy
+    wrote is text."""
     if match == "id":
-        wanted = set(question.supporting)
-        found = {d for turn in trajectory.turns for d in turn.document_ids}
+        found = {d for turn in turns for d in turn.document_ids}
     else:
-        wanted = {normalise_title(t) for t in question.supporting}
-        found = {normalise_title(t) for turn in trajectory.turns for t in turn.titles}
-    return len(wanted & found) / len(wanted) if wanted else None
+        found = {normalise_title(t) for turn in turns for t in turn.titles}
+    return evidence_wanted(question, match) & found
+
+
+def evidence_recall(trajectory: Trajectory, question: Question, match: str) -> float | None:
+    """r_g = |D* & union of D_t| / |D*| over the retrieval records; None without supporting documents."""
+    wanted = evidence_wanted(question, match)
+    return len(evidence_found(trajectory.turns, question, match)) / len(wanted) if wanted else None
 
 
 def _no_answer(trajectory: Trajectory, protocol: TagProtocol) -> bool:
@@ -80,6 +86,22 @@ GATES: dict[str, Callable[[Trajectory, TagProtocol], bool]] = {
 }
 
 
+def redundant_searches(trajectory: Trajectory) -> int:
+    """Answered searches whose normalised query repeats an earlier one's, or that retrieved no document for the first
+    time."""
+    queries: set[str] = set()
+    documents: set[str] = set()
+    count = 0
+    for turn in trajectory.turns:
+        if turn.query is None or not turn.searched:
+            continue
+        query = normalise(turn.query)
+        count += query in queries or documents.issuperset(turn.document_ids)
+        queries.add(query)
+        documents.update(turn.document_ids)
+    return count
+
+
 class Scorer:
     """Scores trajectories by one ``RewardConfig``. Raises ``UserError`` for an unknown outcome or gate."""
 
@@ -91,12 +113,27 @@ class Scorer:
         self._config = config
         self._protocol = protocol
 
+    @property
+    def evidence_match(self) -> str:
+        """What supporting documents are compared by, ``title`` or ``id``."""
+        return self._config.evidence_match
+
     def score(self, question: Question, trajectory: Trajectory) -> Score:
-        """r = w r_g + (1 - w) r_o, or 0 if a gate closes. Without supporting documents r = r_o."""
+        """r = w r_g + (1 - w) r_o less the costs, or 0 if a gate closes. Without supporting documents w = 0."""
         answer = trajectory.answer
         outcome = 0.0 if answer is None else OUTCOMES[self._config.outcome](answer, question.golden_answers)
         evidence = evidence_recall(trajectory, question, self._config.evidence_match)
         gate = next((g for g in self._config.gates if GATES[g](trajectory, self._protocol)), None)
         weight = 0.0 if evidence is None else self._config.evidence_weight
-        reward = 0.0 if gate else weight * (evidence or 0.0) + (1 - weight) * outcome
-        return Score(reward=reward, outcome=outcome, evidence=evidence, gate=gate)
+        earned = 0.0 if gate else weight * (evidence or 0.0) + (1 - weight) * outcome
+        cost = min(self._cost(trajectory), earned)
+        return Score(reward=earned - cost, outcome=outcome, evidence=evidence, gate=gate, cost=cost)
+
+    def _cost(self, trajectory: Trajectory) -> float:
+        """What the budget terms would take off, were it earned."""
+        c = self._config
+        return (
+            c.search_cost * trajectory.searches
+            + c.token_cost * trajectory.action_tokens
+            + c.redundant_cost * redundant_searches(trajectory)
+        )

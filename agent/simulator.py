@@ -87,6 +87,7 @@ class SimulatedGroup:
     successes: int
     oldest_version: int
     excluded: tuple[Trajectory, ...] = ()
+    discarded: tuple[Trajectory, ...] = ()
 
     @property
     def state(self) -> QueryState:

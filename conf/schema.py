@@ -13,12 +13,13 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from actors.config import ClusterConfig
-from agent.config import AgentConfig, RewardConfig
+from agent.config import AgentConfig, GroupConfig, RewardConfig
 from agent.errors import UserError, nearest, one_of
 from agent.pool_rules.base import PoolRule, rule_class, rule_names
 from agent.protocol import PROMPTS, PROTOCOLS
 from agent.rewards import Scorer
 from agent.simulator import SimulationConfig
+from agent.strategies import STRATEGIES
 from learner.config import AlgorithmConfig, ModelConfig
 from retrieval_service.config import RetrievalConfig
 from tasks.config import DataConfig
@@ -70,6 +71,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     pool: PoolRule = MISSING
+    group: GroupConfig = field(default_factory=GroupConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
@@ -84,7 +86,10 @@ class RunConfig:
         one_of(self.mode, MODES, "mode")
         one_of(self.agent.protocol, PROTOCOLS, "agent.protocol")
         one_of(self.agent.prompt, PROMPTS, "agent.prompt")
+        one_of(self.group.strategy, STRATEGIES, "group.strategy")
         Scorer(self.reward, PROTOCOLS[self.agent.protocol])  # knows its outcomes and gates
+        if self.mode == "train":
+            self._check_experts()
         if self.mode == "ask" and not self.question:
             raise UserError('mode=ask needs question="…"')
         if self.mode in ("eval", "ask") and not self.checkpoint:
@@ -97,6 +102,15 @@ class RunConfig:
             for key in fields(getattr(self, name)):
                 if getattr(getattr(self, name), key.name) < 0:
                     raise UserError(f"{name}.{key.name} must be 0 or more")
+
+    def _check_experts(self) -> None:
+        seeding, experts = self.algorithm.seeding.steps, self.data.experts
+        if experts is not None and not (seeding or self.algorithm.warm_start.steps):
+            raise UserError(
+                "data.experts is given, but nothing uses it; set algorithm.seeding.steps or algorithm.warm_start.steps"
+            )
+        if seeding and experts is None and self.data.source != "world":
+            raise UserError(f"algorithm.seeding.steps={seeding} needs expert trajectories: data.experts=FILE")
 
     @property
     def cache(self) -> Path:

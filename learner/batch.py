@@ -38,9 +38,9 @@ class Sample:
     action_mask: BoolArray
     """(T,) true at the tokens that are trained."""
     engine_logprobs: FloatArray
-    """(A,) log-probabilities under the engine's policy; unused (NaN) for an expert's trajectory."""
+    """(A,) log-probabilities under the engine's policy; 0 and unused for an expert's trajectory."""
     versions: IntArray
-    """(A,) policy version that sampled each action token."""
+    """(A,) policy version that sampled each action token; ``NO_VERSION`` for an expert's trajectory."""
     advantage: float
     signal: bool
     """Whether the group's rewards differ. An advantage of 0 in such a group is still a sample."""
@@ -89,10 +89,8 @@ class Minibatch:
 def make_batch(groups: Sequence[Group], advantage: str) -> Batch:
     """Flattens groups into samples with their advantages (``group_advantages``).
 
-    An expert's trajectory (DAVID-GRPO's seeding) is told from the engine's by NaN log-probabilities
-    at *every* action token. Anything else that isn't finite at an action token is a broken engine.
-
-    Raises ``Fault`` for such a log-probability, naming the question.
+    Raises ``Fault`` for an action token whose log-probability isn't finite, naming the question: the
+    engine is broken.
     """
     samples = []
     for index, group in enumerate(groups):
@@ -107,8 +105,7 @@ def make_batch(groups: Sequence[Group], advantage: str) -> Batch:
 def _sample(member: ScoredTrajectory, question: int, advantage: float, signal: bool) -> Sample:
     trajectory = member.trajectory
     logprobs = trajectory.logprobs[trajectory.action_mask]
-    expert = len(logprobs) > 0 and bool(np.isnan(logprobs).all())
-    if not expert and not np.isfinite(logprobs).all():
+    if not np.isfinite(logprobs).all():
         raise Fault(f"question {trajectory.question_id}: the engine's log-probability of an action token is not finite")
     return Sample(
         question=question,
@@ -118,7 +115,7 @@ def _sample(member: ScoredTrajectory, question: int, advantage: float, signal: b
         versions=trajectory.versions[trajectory.action_mask],
         advantage=advantage,
         signal=signal,
-        expert=expert,
+        expert=trajectory.expert,
     )
 
 

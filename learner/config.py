@@ -1,8 +1,8 @@
-"""Settings of the model, the algorithm, the optimizer and the supervised warm start. No torch here."""
+"""Settings of the model, the algorithm, the optimizer and the two kinds of warm start. No torch here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from agent.errors import UserError, one_of
 
@@ -13,6 +13,8 @@ _TINY = {
     "num_key_value_heads": 4,
     "intermediate_size": 256,
 }
+
+KL = ("none", "k1", "k2", "k3")
 
 
 @dataclass
@@ -60,6 +62,32 @@ class WarmStartConfig:
             raise UserError("algorithm.warm_start: steps must be >= 0 and batch_size >= 1")
         if self.lr <= 0 or self.muon_lr < 0:
             raise UserError("algorithm.warm_start: lr must be above 0 and muon_lr >= 0")
+
+
+@dataclass
+class SeedingConfig:
+    """Expert seeding (DAVID-GRPO's few-shot warm start): GRPO steps on the experts' questions, before the main ones and
+    after the supervised warm start if there is one.
+
+    Each step plays all of the questions, ``pool.group_size`` rollouts each; where none of a question's is perfect,
+    the expert's trajectory takes the place of the worst. What isn't set here is the algorithm's.
+    """
+
+    steps: int = 0
+    """0 leaves it out; DAVID-GRPO takes 50."""
+    experts: int = 4
+    """Expert trajectories, one per question: from ``data.experts``, or the built-in world's."""
+    lr: float = 1.0e-5
+    kl: str = "none"
+    """``none``, ``k1``, ``k2`` or ``k3``, against the policy that the seeding starts with."""
+    kl_coefficient: float = 0.001
+
+    def __post_init__(self) -> None:
+        one_of(self.kl, KL, "algorithm.seeding.kl")
+        if self.steps < 0 or self.experts < 1:
+            raise UserError("algorithm.seeding: steps must be >= 0 and experts >= 1")
+        if self.lr <= 0:
+            raise UserError(f"algorithm.seeding.lr={self.lr} must be above 0")
 
 
 @dataclass
@@ -118,11 +146,12 @@ class AlgorithmConfig:
     """Most action tokens whose logits exist at once."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    seeding: SeedingConfig = field(default_factory=SeedingConfig)
 
     def __post_init__(self) -> None:
         one_of(self.advantage, ("grpo", "dr_grpo", "rloo"), "algorithm.advantage")
         one_of(self.old_logprobs, ("learner", "engine"), "algorithm.old_logprobs")
-        one_of(self.kl, ("none", "k1", "k2", "k3"), "algorithm.kl")
+        one_of(self.kl, KL, "algorithm.kl")
         one_of(
             self.aggregation,
             ("token_mean", "sequence_mean", "constant_length", "prompt_balanced"),
@@ -135,3 +164,9 @@ class AlgorithmConfig:
             raise UserError(f"algorithm.rollout_budget={self.rollout_budget} must be at least 0")
         if not 0 < self.clip_low < 1 or self.clip_high <= 0:
             raise UserError("algorithm.clip_low must lie in (0, 1) and algorithm.clip_high above 0")
+
+    def of_seeding(self) -> AlgorithmConfig:
+        """The algorithm of the seeding's steps: this one, with the seeding's own steps, learning rate and KL term."""
+        s = self.seeding
+        optimizer = replace(self.optimizer, lr=s.lr)
+        return replace(self, steps=s.steps, kl=s.kl, kl_coefficient=s.kl_coefficient, optimizer=optimizer)

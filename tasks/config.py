@@ -19,7 +19,8 @@ class DataConfig:
     corpus: str | None = None
     """JSONL file of passages, ``id`` and ``contents`` (``source: jsonl``)."""
     experts: str | None = None
-    """JSONL file of expert trajectories for the warm start."""
+    """JSONL file of expert trajectories (``tasks/experts.py``) for the supervised warm start and for expert seeding
+    (``source: jsonl``; the world has experts of its own)."""
     eval_share: float = 0.2
     world_seed: int = 0
     """Seed of the built-in world: its entities, relations and questions."""
@@ -37,6 +38,10 @@ class DataConfig:
             for key in ("questions", "corpus"):
                 if not getattr(self, key):
                     raise UserError(f"data=jsonl needs data.{key}=FILE")
+        elif self.experts is not None:
+            raise UserError(
+                "data.experts: data=world makes its own expert trajectories; leave it out, or use data=jsonl"
+            )
         if not 0 < self.eval_share < 1:
             raise UserError(f"data.eval_share={self.eval_share} must lie in (0, 1)")
         for key in ("train_questions", "eval_questions_per_hop", "demonstrations"):

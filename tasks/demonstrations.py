@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from agent.protocol import Dialogue, TagProtocol
-from agent.records import BoolArray, IntArray, Passage, Question
+from agent.records import NO_VERSION, BoolArray, IntArray, Passage, Question, StopReason, Trajectory, Turn
 from agent.seeds import derive_seed
+from agent.tokens import Tokenizer
 from tasks.bm25 import Bm25
 from tasks.world import TRAIN, Fact, Walk, World, chains, question_of
 
@@ -122,21 +123,58 @@ def _play(
     return (*moves, Move(action=answer_text(protocol, found.object)))
 
 
-def encode(
-    demonstration: Demonstration, dialogue: Dialogue, *, end_ids: Sequence[int] = ()
-) -> tuple[IntArray, BoolArray]:
-    """A demonstration as the learner sees it: (T,) token ids, prompt included, and a (T,) mask that is true
-    where the policy acts.
+def end_ids(dialogue: Dialogue, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """What ends an expert's last action: the end token where the protocol's answer has no closing tag."""
+    return tokenizer.eos_ids if dialogue.protocol.braced_answer else ()
+
+
+def as_trajectory(demonstration: Demonstration, dialogue: Dialogue, *, end_ids: Sequence[int] = ()) -> Trajectory:
+    """A demonstration as the record of an episode: actions and observations encoded apart, as in an episode.
 
     ``end_ids`` end the last action; a protocol without a closing answer tag needs them, since there the
     policy has to end its turn by itself. Raises ``ValueError`` when they are missing.
     """
     if dialogue.protocol.braced_answer and not end_ids:
         raise ValueError(f"protocol {dialogue.protocol.name} reads an answer when the turn ends: end_ids is needed")
-    parts: list[tuple[Sequence[int], bool]] = [(dialogue.prompt_ids(demonstration.question.text), False)]
+    ids: list[int] = []
+    mask: list[bool] = []
+    turns = []
     for move in demonstration.moves:
-        parts.append((dialogue.codec.encode(move.action), True))
-        parts.append((end_ids, True) if move.passages is None else (dialogue.observation_ids(move.passages), False))
-    ids = np.array([i for part, _ in parts for i in part], dtype=np.int32)
-    mask = np.array([acts for part, acts in parts for _ in part], dtype=np.bool_)
-    return ids, mask
+        action, passages = dialogue.protocol.parse(move.action), move.passages or ()
+        acted = [*dialogue.codec.encode(move.action), *(end_ids if move.passages is None else ())]
+        observed = [] if move.passages is None else dialogue.observation_ids(passages)
+        turns.append(
+            Turn(
+                action_start=len(ids),
+                action_end=len(ids) + len(acted),
+                observation_end=len(ids) + len(acted) + len(observed),
+                text=move.action,
+                query=action.query,
+                answer=action.answer,
+                document_ids=tuple(p.id for p in passages),
+                titles=tuple(p.title for p in passages),
+            )
+        )
+        ids += [*acted, *observed]
+        mask += [True] * len(acted) + [False] * len(observed)
+    return Trajectory(
+        question_id=demonstration.question.id,
+        prompt_ids=np.array(dialogue.prompt_ids(demonstration.question.text)),
+        token_ids=np.array(ids),
+        action_mask=np.array(mask),
+        logprobs=np.zeros(len(ids), np.float32),
+        versions=np.full(len(ids), NO_VERSION),
+        turns=tuple(turns),
+        stop_reason=StopReason.ANSWERED,
+        expert=True,
+    )
+
+
+def encode(
+    demonstration: Demonstration, dialogue: Dialogue, *, end_ids: Sequence[int] = ()
+) -> tuple[IntArray, BoolArray]:
+    """A demonstration as the supervised warm start sees it: (T,) token ids, prompt included, and a (T,) mask that is
+    true where the policy acts. See ``as_trajectory``."""
+    made = as_trajectory(demonstration, dialogue, end_ids=end_ids)
+    ids = np.concatenate([made.prompt_ids, made.token_ids])
+    return ids, np.concatenate([np.zeros(len(made.prompt_ids), np.bool_), made.action_mask])

@@ -41,7 +41,7 @@ def read_questions(path: Path, *, key: str, evidence: str = "title") -> tuple[Qu
     questions: dict[str, Question] = {}
     for number, row in rows:
         where = f"{key}={path}, {'row' if path.suffix == '.parquet' else 'line'} {number}"
-        question = _question(row, where, f"{path.stem}-{number}", evidence)
+        question = question_of(row, where, f"{path.stem}-{number}", evidence)
         if question.id in questions:
             raise UserError(f"{where}: id '{question.id}' is already taken; ids must differ (or leave them all out)")
         questions[question.id] = question
@@ -102,12 +102,13 @@ def _parquet_rows(path: Path, key: str) -> Iterator[tuple[int, Row]]:
         raise UserError(f"{key}={path}: cannot be read as Parquet ({first})") from error
 
 
-def _question(row: Row, where: str, default_id: str, evidence: str) -> Question:
+def question_of(row: Row, where: str, default_id: str, evidence: str) -> Question:
+    """The question that ``row`` holds. ``where`` names the file and line in the ``UserError`` of a wrong one."""
     source = _optional_text(row, "data_source", where)
     return Question(
         id=_id(row, source, where) or default_id,
-        text=_text(_first(row, ("question", "extra_info.question"), where), where),
-        golden_answers=_texts(_first(row, _ANSWERS, where), where),
+        text=text(first(row, ("question", "extra_info.question"), where), where),
+        golden_answers=texts(first(row, _ANSWERS, where), where),
         supporting=_supporting(row, where, evidence),
         kind=_optional_text(row, "metadata.type", where) or source,
     )
@@ -118,7 +119,7 @@ def _id(row: Row, source: str, where: str) -> str:
     value = row.get("id")
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    name = "" if value is None else _text(("id", value), where)
+    name = "" if value is None else text(("id", value), where)
     return f"{source}/{name}" if source and name else name
 
 
@@ -127,7 +128,7 @@ def _supporting(row: Row, where: str, evidence: str) -> tuple[str, ...]:
     for name in _SUPPORTING[evidence]:
         value = _get(row, name)
         if value is not None and value != []:
-            return tuple(dict.fromkeys(_texts((name, value), where)))
+            return tuple(dict.fromkeys(texts((name, value), where)))
     return ()
 
 
@@ -139,7 +140,7 @@ def _get(row: Row, name: str) -> Any:
     return value
 
 
-def _first(row: Row, names: Sequence[str], where: str) -> tuple[str, Any]:
+def first(row: Row, names: Sequence[str], where: str) -> tuple[str, Any]:
     """``(name, value)`` of the first of ``names`` that the row has."""
     for name in names:
         if (value := _get(row, name)) is not None:
@@ -150,10 +151,11 @@ def _first(row: Row, names: Sequence[str], where: str) -> tuple[str, Any]:
 
 def _optional_text(row: Row, name: str, where: str) -> str:
     value = _get(row, name)
-    return "" if value is None or value == "" else _text((name, value), where)
+    return "" if value is None or value == "" else text((name, value), where)
 
 
-def _text(named: tuple[str, Any], where: str) -> str:
+def text(named: tuple[str, Any], where: str) -> str:
+    """The text of a named value."""
     name, value = named
     if not isinstance(value, str):
         raise UserError(f"{where}: '{name}' must be a text, not {_named(value)}")
@@ -166,16 +168,16 @@ def _text(named: tuple[str, Any], where: str) -> str:
     return value
 
 
-def _texts(named: tuple[str, Any], where: str) -> tuple[str, ...]:
+def texts(named: tuple[str, Any], where: str) -> tuple[str, ...]:
     """A text as one of a kind, or a list of at least one text."""
     name, value = named
     if isinstance(value, str):
-        return (_text(named, where),)
+        return (text(named, where),)
     if not isinstance(value, list):
         raise UserError(f"{where}: '{name}' must be a list of texts, not {_named(value)}")
     if not value:
         raise UserError(f"{where}: '{name}' is empty; it needs at least one text")
-    return tuple(_text((f"{name}[{i}]", item), where) for i, item in enumerate(value))
+    return tuple(text((f"{name}[{i}]", item), where) for i, item in enumerate(value))
 
 
 def _named(value: Any) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from agent.answers import normalise
 from agent.config import AgentConfig
 from agent.errors import UserError
 from agent.protocol import Dialogue, TagProtocol
@@ -14,6 +15,7 @@ from agent.records import Question
 from retrieval_service.corpus import read_corpus, write_corpus
 from tasks.config import DataConfig
 from tasks.demonstrations import Demonstration, demonstrations, encode
+from tasks.experts import choose, read_experts, world_experts
 from tasks.files import read_questions, split
 from tasks.world import World
 
@@ -48,6 +50,8 @@ class Task:
     corpus: Path
     """JSONL file of passages, as ``retrieval_service.corpus`` reads it."""
     config: DataConfig
+    evidence_match: str = "title"
+    """What supporting documents are named by, ``title`` or ``id``."""
 
     @property
     def supporting_known(self) -> bool:
@@ -55,15 +59,48 @@ class Task:
         return all(question.supporting for question in self.train)
 
     def demonstrations(self, protocol: TagProtocol, top_k: int) -> tuple[Demonstration, ...]:
-        """Expert trajectories for a warm start, ``top_k`` passages a search; made anew by each call, in seconds.
+        """What a supervised warm start imitates: the world's lazy novice (``top_k`` passages a search), or the
+        trajectories of ``data.experts``. Made anew by each call, in seconds.
 
-        Raises ``UserError`` for a source that has none.
+        Raises ``UserError`` for a source that has none, or a wrong file.
         """
-        if self.config.source != "world":
+        if self.config.source == "world":
+            return demonstrations(self.config.world_seed, self.config.demonstrations, protocol, top_k)
+        return self._experts_of_file(protocol, "algorithm.warm_start.steps=0")
+
+    def experts(self, protocol: TagProtocol, top_k: int, count: int, seed: int) -> tuple[Demonstration, ...]:
+        """``count`` expert trajectories for expert seeding, one per question, chosen by ``seed``.
+
+        In the world an exact expert plays training questions (``top_k`` passages a search); otherwise they are
+        those of ``data.experts``. Raises ``UserError`` when there are fewer, or for a wrong file.
+        """
+        if self.config.source == "world":
+            world = World(self.config.world_seed)
+            return world_experts(world, self.train, count, seed, protocol, top_k)
+        experts = {e.question.id: e for e in self._experts_of_file(protocol, "algorithm.seeding.steps=0")}
+        if len(experts) < count:
             raise UserError(
-                f"data.source={self.config.source} brings no expert trajectories; set algorithm.warm_start.steps=0"
+                f"algorithm.seeding.experts={count}, but data.experts={self.config.experts} holds {len(experts)} "
+                "trajectories; lower it or add some"
             )
-        return demonstrations(self.config.world_seed, self.config.demonstrations, protocol, top_k)
+        return tuple(experts[q.id] for q in choose([e.question for e in experts.values()], seed)[:count])
+
+    def _experts_of_file(self, protocol: TagProtocol, without: str) -> tuple[Demonstration, ...]:
+        """Raises ``UserError`` without a file (``without`` is a way out), or for a question that is held out."""
+        if self.config.experts is None:
+            raise UserError(
+                f"data.source={self.config.source} brings no expert trajectories; set {without} or data.experts=FILE"
+            )
+        path = Path(self.config.experts).expanduser()
+        experts = read_experts(path, protocol, key="data.experts", evidence=self.evidence_match)
+        held_out = {normalise(q.text) for q in self.eval}
+        for expert in experts:
+            if normalise(expert.question.text) in held_out:
+                raise UserError(
+                    f"data.experts={path}: the question of '{expert.question.id}' is held out for evaluation; leave "
+                    "that trajectory out, or set data.eval_questions=FILE with other questions"
+                )
+        return experts
 
     def tokenizer_text(self, protocol: TagProtocol, top_k: int) -> Iterator[str]:
         """Texts to train a tokenizer on, as the policy will see them, tags included.
@@ -106,6 +143,7 @@ def _world_task(config: DataConfig, cache: Path, evidence_match: str) -> Task:
         eval=world.eval_questions(config.eval_questions_per_hop, evidence=evidence_match),
         corpus=corpus,
         config=config,
+        evidence_match=evidence_match,
     )
 
 
@@ -120,4 +158,4 @@ def _file_task(config: DataConfig, seed: int, evidence_match: str) -> Task:
         held_out = read_questions(eval_path, key="data.eval_questions", evidence=evidence_match)
     if not corpus.is_file():
         raise UserError(f"data.corpus={corpus}: no such file; name a JSONL file of passages (id, contents)")
-    return Task(name=path.stem, train=train, eval=held_out, corpus=corpus, config=config)
+    return Task(name=path.stem, train=train, eval=held_out, corpus=corpus, config=config, evidence_match=evidence_match)

@@ -178,6 +178,11 @@ class World:
             self._walks[key] = self._find_walks(self.facts[split], chain)
         return self._walks[key]
 
+    def walk_of(self, question: Question) -> Walk:
+        """The walk that one of this world's training questions asks for."""
+        chain = question.id.split("/")[1:]
+        return next(w for w in self.walks(TRAIN, chain) if question_of(w, evidence="id").id == question.id)
+
     @staticmethod
     def _find_walks(facts: Facts, chain: Sequence[str]) -> list[Walk]:
         found = []

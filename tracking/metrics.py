@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,16 @@ def _plain(value: Any) -> Any:
 def batch_metrics(batch: TakenBatch[Group], version: int) -> dict[str, Any]:
     """What one batch of groups says, before the learner has touched it.
 
-    Means are over all viable trajectories that were played for the batch, accepted or not. A share of
-    the accepted groups counts the signal-bearing ones: the others carry no gradient. ``recovered_…``
+    Means are over the members of all groups, accepted or not (so a continuation that replaced a rollout
+    counts and what was discarded doesn't); ``rollout/`` and ``stop/`` count everything that was played. A
+    share of the accepted groups counts the signal-bearing ones: the others carry no gradient. ``recovered_…``
     are those that this batch recycled from a zero-variance state: too hard before (the policy has
     improved), or too easy (it has drifted).
     """
     members = [m for g in batch.members for m in g.members]
     excluded = [t for g in batch.members for t in g.excluded]
+    discarded = [t for g in batch.members for t in g.discarded]
+    extras = [g.extra for g in batch.members if g.before_continuation is not None]
     recalls = [m.score.evidence for m in members if m.score.evidence is not None]
     signal = [a for a in batch.accepted if a.group.signal_bearing]
     oldest = [g.oldest_version for g in batch.members if g.oldest_version != NO_VERSION]
@@ -79,7 +83,11 @@ def batch_metrics(batch: TakenBatch[Group], version: int) -> dict[str, Any]:
         "pool/recycled_share": _mean([a.recycled for a in signal]),
         "pool/recovered_too_hard": sum(a.before is QueryState.TOO_HARD for a in signal),
         "pool/recovered_too_easy": sum(a.before is QueryState.TOO_EASY for a in signal),
-        "rollout/trajectories": len(members) + len(excluded),
+        "continuation/attempted": len(extras),
+        "continuation/replaced": int(sum(e["replaced"] for e in extras)),
+        "continuation/extra_tokens": int(sum(e["extra_tokens"] for e in extras)),
+        "continuation/mean_gain": _mean([e["gain"] for e in extras if e["replaced"]]),
+        "rollout/trajectories": sum(g.rollouts for g in batch.members),
         "rollout/excluded": len(excluded),
         "rollout/action_tokens": tokens,
         "rollout/seconds": seconds,
@@ -87,9 +95,8 @@ def batch_metrics(batch: TakenBatch[Group], version: int) -> dict[str, Any]:
         "rollout/staleness_max": version - min(oldest) if oldest else 0,
     }
     row |= {f"groups/returned/{reason}": count for reason, count in sorted(batch.returned.items())}
-    for reason in sorted({str(m.trajectory.stop_reason) for m in members} | {str(t.stop_reason) for t in excluded}):
-        row[f"stop/{reason}"] = sum(str(t.stop_reason) == reason for t in (*(m.trajectory for m in members), *excluded))
-    return row
+    stops = Counter(str(t.stop_reason) for t in (*(m.trajectory for m in members), *excluded, *discarded))
+    return row | {f"stop/{reason}": count for reason, count in sorted(stops.items())}
 
 
 def _rollout_seconds(batch: TakenBatch[Group]) -> float:

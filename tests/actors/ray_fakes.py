@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from agent.config import GroupConfig
 from agent.errors import Fault, UserError
 from agent.evaluation import EvalRow
 from agent.records import Passage, Question
@@ -115,10 +116,11 @@ class FakeWorker:
         await self._board.write.remote(self._page, self._name, "has", str(published.version))
         return published.version
 
-    async def run(self) -> int:
+    async def run(self, pool: str, group: GroupConfig) -> int:
         await self._act("run", str(self._version))
         assert self._version is not None, "serves without weights"
-        await self._board.gate.remote(self._page, "pool closed")
+        assert isinstance(group, GroupConfig)
+        await self._board.gate.remote(self._page, f"{pool} closed")
         await self._board.write.remote(self._page, self._name, "ran")
         return 0
 

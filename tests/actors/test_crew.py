@@ -18,9 +18,11 @@ from ray_fakes import PATIENCE_S, Board, FakeWorker, Version, result, row_of, un
 
 from actors.crew import Crew, get
 from actors.process import log_to
+from agent.config import GroupConfig
 from agent.errors import Fault, UserError
 from agent.records import Question
 
+PLAIN = GroupConfig()
 QUESTIONS = [Question(id=f"q{i}", text="who?", golden_answers=("she",)) for i in range(11)]
 
 
@@ -145,7 +147,7 @@ def test_workers_that_are_up_before_there_is_a_version_get_the_first(house: Hous
 def test_a_late_worker_gets_the_newest_version_before_it_serves(house: House) -> None:
     crew = house.crew(2, {"rollout-1": {"start": ["gate:engine"]}})
     house.patiently(crew.deliver, Version(0))
-    crew.serve()
+    crew.serve("pool", PLAIN)
     house.patiently(crew.deliver, Version(1))
     house.patiently(crew.deliver, Version(2))
     house.open("engine")
@@ -158,7 +160,7 @@ def test_a_late_worker_gets_the_newest_version_before_it_serves(house: House) ->
 def test_a_version_that_comes_while_an_older_one_loads_is_loaded_too_before_serving(house: House) -> None:
     crew = house.crew(2, {"rollout-1": {"start": ["gate:engine"], "receive": ["gate:load"]}})
     house.patiently(crew.deliver, Version(0))
-    crew.serve()
+    crew.serve("pool", PLAIN)
     house.open("engine")
     house.watch(crew, "rollout-1", "receive", "0")
     house.patiently(crew.deliver, Version(1))
@@ -174,14 +176,14 @@ def test_nobody_serves_before_it_is_told_to(house: House) -> None:
     house.patiently(crew.deliver, Version(0))
     house.patiently(crew.evaluate, QUESTIONS[:1])
     assert house.events("rollout-0", "run") == []
-    crew.serve()
+    crew.serve("pool", PLAIN)
     house.watch(crew, "rollout-0", "run", "0")
 
 
 def test_dismiss_waits_for_the_groups_that_still_play(house: House) -> None:
     crew = house.crew(2, {"rollout-1": {"run": ["gate:last group"]}})
     house.patiently(crew.deliver, Version(0))
-    crew.serve()
+    crew.serve("pool", PLAIN)
     house.until_phases(crew, "serving", "serving")
     leaving = house.meanwhile(crew.dismiss, PATIENCE_S)
     house.open("pool closed")
@@ -195,12 +197,39 @@ def test_dismiss_waits_for_the_groups_that_still_play(house: House) -> None:
 def test_a_worker_whose_pool_has_closed_rests(house: House) -> None:
     crew = house.crew(1)
     house.patiently(crew.deliver, Version(0))
-    crew.serve()
+    crew.serve("pool", PLAIN)
     house.open("pool closed")
     house.until_phases(crew, "idle")
     house.patiently(crew.deliver, Version(1))
     house.patiently(crew.evaluate, QUESTIONS[:1])
     assert house.events("rollout-0", "run") == [("0",)]
+
+
+def test_workers_that_rest_may_serve_another_pool(house: House) -> None:
+    crew = house.crew(2, {"rollout-1": {"run": ["gate:last group"]}})
+    house.patiently(crew.deliver, Version(0))
+    crew.serve("seeding", PLAIN)
+    house.until_phases(crew, "serving", "serving")
+    house.open("seeding closed")
+    resting = house.meanwhile(crew.rest)
+    house.await_event("rollout-0", "ran")
+    assert not resting.done(), "a group still plays"
+    house.open("last group")
+    resting.result(PATIENCE_S)
+    house.until_phases(crew, "idle", "idle")
+    crew.serve("pool", PLAIN)
+    house.until_phases(crew, "serving", "serving")
+    until(lambda: len(house.events("rollout-0", "run")) == 2)
+    assert len(house.events("rollout-0", "ran")) == 1, "it plays for the pool that is still open"
+
+
+def test_a_worker_that_dies_before_the_rest_is_replaced_by_one_that_rests(house: House) -> None:
+    crew = house.crew(1, {"rollout-0": {"run": ["die"]}})
+    house.patiently(crew.deliver, Version(0))
+    crew.serve("seeding", PLAIN)
+    house.patiently(crew.rest)
+    house.until_phases(crew, "idle")
+    assert house.events("rollout-1", "run") == []
 
 
 # --- evaluation ------------------------------------------------------------------------------------
@@ -274,7 +303,7 @@ def test_a_worker_that_dies_of_a_new_version_is_replaced(house: House) -> None:
     crew = house.crew(2, {"rollout-0": {"receive": ["", "die"]}})
     house.patiently(crew.deliver, Version(0))
     house.until_phases(crew, "idle", "idle")
-    crew.serve()
+    crew.serve("pool", PLAIN)
     house.patiently(crew.deliver, Version(1))
     died(house, "rollout-0")
     house.watch(crew, "rollout-2", "run", "1")
@@ -286,7 +315,7 @@ def test_a_worker_that_dies_of_a_new_version_is_replaced(house: House) -> None:
 def test_a_worker_that_stops_serving_is_replaced_while_the_crew_waits_for_others(house: House, how: str) -> None:
     crew = house.crew(2, {"rollout-0": {"run": [how]}})
     house.patiently(crew.deliver, Version(0))
-    crew.serve()
+    crew.serve("pool", PLAIN)
     house.watch(crew, "rollout-2", "run", "0")
     assert [name for name, _ in house.lost] == ["rollout-0"]
     assert crew.restarts == 1

@@ -21,6 +21,7 @@ from actors import run_state, supervisor
 from actors.learner import StepReport
 from actors.prepare import Prepared
 from actors.supervisor import Supervisor
+from agent.config import GroupConfig
 from agent.errors import Fault
 from agent.evaluation import EvalRow
 from agent.pool_rules.epoch import Rule as Epoch
@@ -28,7 +29,7 @@ from agent.query_history import DRAW
 from agent.records import Question
 from conf.schema import CheckpointConfig, EvalConfig, RunConfig
 from learner.checkpoint import checkpoints, latest
-from learner.config import AlgorithmConfig, WarmStartConfig
+from learner.config import AlgorithmConfig, SeedingConfig, WarmStartConfig
 from retrieval_service.stats import Stats
 from tracking.console import Console
 from tracking.draws import read_draws
@@ -70,7 +71,8 @@ class World:
         self.delivered: int | None = None
         self.released = 0
         self.closed = False
-        self.serving = False
+        self.serving: Any = None
+        """The pool that the workers play for."""
         self.parts: dict[str, Any] = {}
 
     def happens(self, event: str) -> None:
@@ -93,6 +95,23 @@ class FakeLearner(Remote):
         self._world.happens("warm start")
         return {"steps": 5, "cached": False, "seconds": 1.0, "loss": 0.5}
 
+    def begin_seeding(self, experts: tuple[Any, ...]) -> Any:
+        assert [e.question for e in experts] == [QUESTION]
+        self._world.happens("begin seeding")
+        return SimpleNamespace(version=self._world.published)
+
+    def seed(self, pool: Any) -> StepReport:
+        world = self._world
+        assert pool is world.parts["seeding pool"]
+        assert world.serving is pool, "a batch that nobody plays"
+        assert world.delivered == world.published, "a step while workers hold old weights"
+        pool.taken += 1
+        world.happens(f"seed {pool.taken}")
+        world.published += 1
+        metrics = {"rollout/trajectories": 8, "rollout/action_tokens": 100, "learner/expert_sequences": 1}
+        published = SimpleNamespace(version=world.published)
+        return StepReport(batch=pool.taken - 1, version=world.published, published=published, metrics=metrics)
+
     def begin(self, checkpoint: Path | None) -> Any:
         if checkpoint is not None:
             self._step = self._world.published = run_state.load(checkpoint).step
@@ -102,7 +121,7 @@ class FakeLearner(Remote):
     def step(self, pool: Any) -> StepReport:
         world = self._world
         assert pool is world.parts["pool"]
-        assert world.serving, "a batch that nobody plays"
+        assert world.serving is pool, "a batch that nobody plays"
         assert not world.closed, "a batch of a closed pool"
         assert world.delivered == world.published, "a step while workers hold old weights"
         assert world.released == self._step, "a step before the last batch was released"
@@ -168,6 +187,27 @@ class FakePool(Remote):
         self._world.happens("close")
 
 
+class FakeSeedingPool(Remote):
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.taken = self.released = 0
+        self.closed = False
+
+    def start(self) -> None: ...
+
+    def release(self, batch: int, *, snapshot: bool) -> None:
+        world = self._world
+        assert not snapshot
+        assert batch == self.released == self.taken - 1
+        assert world.delivered == world.published, "released before the workers hold the weights"
+        self.released += 1
+        world.happens(f"release seed {self.released}")
+
+    def close(self) -> None:
+        self.closed = True
+        self._world.happens("close seeding")
+
+
 class FakeRetrieval(Remote):
     def __init__(self, world: World) -> None:
         self._world = world
@@ -201,6 +241,10 @@ class FakeTopology:
         assert questions == (QUESTION,)
         return self._part("pool", FakePool(self.world, state))
 
+    def seeding_pool(self, questions: tuple[Question, ...]) -> Any:
+        assert questions == (QUESTION,)
+        return self._part("seeding pool", FakeSeedingPool(self.world))
+
 
 class FakeCrew:
     restarts = 0
@@ -209,7 +253,7 @@ class FakeCrew:
         self.world = world
 
     def wait(self, value: Any, actor: str) -> Any:
-        assert actor in ("learner", "pool", "retrieval")
+        assert actor in ("learner", "pool", "seeding-pool", "retrieval")
         return value
 
     def deliver(self, published: Any) -> float:
@@ -218,10 +262,19 @@ class FakeCrew:
         self.world.happens(f"deliver {published.version}")
         return 0.5
 
-    def serve(self) -> None:
-        assert self.world.delivered is not None
-        self.world.serving = True
-        self.world.happens("serve")
+    def serve(self, pool: Any, group: GroupConfig) -> None:
+        world = self.world
+        assert world.delivered is not None
+        assert world.serving is None, "the workers still play for another pool"
+        seeding = pool is not world.parts["pool"]
+        assert group.strategy == ("plain" if seeding else "continuation")
+        world.serving = pool
+        world.happens("serve the seeding" if seeding else "serve")
+
+    def rest(self) -> None:
+        assert self.world.serving.closed, "workers that wait for a claim never rest"
+        self.world.serving = None
+        self.world.happens("rest")
 
     def evaluate(self, questions: tuple[Question, ...]) -> list[EvalRow]:
         assert self.world.delivered == self.world.published
@@ -249,6 +302,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
         keep: int = 0,
         budget: int = 0,
         warm_start: int = 0,
+        seeding: int = 0,
         resume: Path | None = None,
         folder: str = "run",
     ) -> tuple[Supervisor, dict[str, Any]]:
@@ -258,12 +312,19 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
         monkeypatch.setattr(supervisor, "RayMetrics", lambda: SimpleNamespace(set=lambda row: None))
         config = RunConfig(
             pool=Epoch(),
-            algorithm=AlgorithmConfig(steps=steps, rollout_budget=budget, warm_start=WarmStartConfig(steps=warm_start)),
+            group=GroupConfig(strategy="continuation"),
+            algorithm=AlgorithmConfig(
+                steps=steps,
+                rollout_budget=budget,
+                warm_start=WarmStartConfig(steps=warm_start),
+                seeding=SeedingConfig(steps=seeding),
+            ),
             evaluation=EvalConfig(every=evaluate_every),
             checkpoints=CheckpointConfig(every=save_every, keep=keep),
         )
         task: Any = SimpleNamespace(name="fake", train=(QUESTION,), eval=(QUESTION, QUESTION), corpus=tmp_path)
-        prepared = Prepared(task=task, model_path="nowhere", warm_start_key="the key")
+        experts: Any = (SimpleNamespace(question=QUESTION),)
+        prepared = Prepared(task=task, model_path="nowhere", warm_start_key="the key", experts=experts)
         driver = Supervisor(config, prepared, run_dir, Console(quiet=True), resume=resume, tracker=None)
         return driver, driver.train()
 
@@ -305,6 +366,29 @@ def test_a_warm_start_comes_before_the_first_version(play: Play) -> None:
     world = World()
     play(world, 1, warm_start=5)
     assert world.events[:3] == ["warm start", "begin 0", "deliver 0"]
+
+
+def test_expert_seeding_comes_between_the_warm_start_and_the_first_step(play: Play) -> None:
+    world = World()
+    driver, summary = play(world, 1, warm_start=5, seeding=2)
+    assert world.events == [
+        *("warm start", "begin seeding", "deliver 0", "serve the seeding"),
+        *("seed 1", "deliver 1", "release seed 1"),
+        *("seed 2", "deliver 2", "close seeding", "release seed 2", "rest"),
+        *("begin 0", "deliver 2", "evaluate version 2", "serve"),
+        *("step 1", "deliver 3", "evaluate version 3", "close", "release 1 with state", "save 1", "dismiss"),
+    ]
+    events = [e for e in read(driver.metrics.path, "event") if e["event"] == "seeding"]
+    assert [(e["step"], e["version"], e["learner/expert_sequences"]) for e in events] == [(1, 1, 1), (2, 2, 1)]
+    assert (summary["rollouts"], summary["generated_tokens"]) == (3 * 8, 3 * 100), "what the seeding cost counts"
+    assert summary["first_eval"]["rollouts"] == 16
+
+
+def test_a_resumed_run_is_not_seeded_again(play: Play) -> None:
+    driver, _ = play(World(), 1, seeding=1)
+    world = World()
+    play(world, 2, seeding=1, resume=latest(driver.run_dir / "checkpoints"), folder="again")
+    assert not [event for event in world.events if "seed" in event]
 
 
 def test_a_step_that_learnt_nothing_delivers_nothing_and_releases_its_batch(play: Play) -> None:
@@ -471,8 +555,6 @@ def test_a_steps_row_joins_the_learners_the_pools_and_the_searches_numbers(play:
         "books/groups/returned/zero_variance": 2,
         "retrieval/qps": 7.0,
         "retrieval/p99_s": 0.5,
-        "continuation/attempted": 0,
-        "continuation/replaced": 0,
     }
     assert {key: first[key] for key in expected} == expected
     assert second["time_s"] >= first["time_s"] > 0

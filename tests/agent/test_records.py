@@ -102,6 +102,28 @@ def test_a_wrong_trajectory(changed, message):
         trajectory(**changed)
 
 
+def expert(**changed) -> Trajectory:
+    return trajectory(**{"expert": True, "logprobs": [0.0] * 4, "versions": [NO_VERSION] * 4, **changed})
+
+
+def test_an_experts_trajectory_has_no_version():
+    t = expert()
+    assert (t.action_tokens, t.oldest_version, t.searches, t.answer) == (3, NO_VERSION, 1, "a")
+    scored = ScoredTrajectory(trajectory=t, score=Score(reward=1.0, outcome=1.0, evidence=None))
+    assert scored.trajectory.expert
+
+
+@pytest.mark.parametrize("changed", [{"versions": [3, 4, NO_VERSION, 4]}, {"logprobs": [-0.1, 0.0, 0.0, 0.0]}])
+def test_an_expert_that_was_sampled_is_none(changed):
+    with pytest.raises(ValueError, match="an expert has neither versions nor log-probabilities"):
+        expert(**changed)
+
+
+def test_a_trajectory_without_versions_is_no_expert_by_itself():
+    with pytest.raises(ValueError, match="versions must be >= 0 exactly where the mask is true"):
+        expert(expert=False)
+
+
 def test_a_trajectory_without_a_response():
     t = trajectory(
         token_ids=[],
@@ -231,3 +253,44 @@ def test_a_group_counts_the_excluded_tokens_and_ages_by_its_members():
     assert made.oldest_version == 3
     assert made.action_tokens == 9
     assert group(excluded=(old_fault,)).oldest_version == NO_VERSION
+
+
+# --- what a trajectory cost ------------------------------------------------------------------------
+
+
+def test_inherited_tokens_were_generated_once():
+    assert trajectory().generated_tokens == 3
+    assert trajectory(inherited=3).generated_tokens == 1
+    assert trajectory(inherited=4).generated_tokens == 0
+    assert trajectory(inherited=3).action_tokens == 3, "all of them are trained"
+    assert expert().generated_tokens == 0
+
+
+@pytest.mark.parametrize("inherited", [-1, 1, 2, 5])
+def test_what_is_inherited_ends_with_a_turn(inherited):
+    with pytest.raises(ValueError, match="inherited tokens end in mid-turn"):
+        trajectory(inherited=inherited)
+
+
+def test_discarded_trajectories_count_in_a_groups_cost(make_group, emma):
+    ticket = Ticket(claim_id=0, query=0, batch=0, order=0, seed=0)
+    group = make_group(emma, ticket, [1.0, 0.0], faults=1)
+    more = dataclasses.replace(group, discarded=(make_group.trajectory(emma, 5),))
+    assert (group.rollouts, group.action_tokens, group.viable_tokens) == (3, 9, 6)
+    assert (more.rollouts, more.action_tokens, more.viable_tokens) == (4, 12, 6)
+    assert more.oldest_version == 0, "what is not trained can't be stale"
+    with pytest.raises(ValueError, match="a faulted trajectory is excluded, not discarded"):
+        dataclasses.replace(group, discarded=group.excluded)
+
+
+@pytest.mark.parametrize(
+    ("reward", "cost", "perfect"), [(1.0, 0.0, True), (0.9, 0.1, True), (0.0, 1.0, True), (0.9, 0.0, False)]
+)
+def test_a_perfect_score_is_one_before_its_cost(reward, cost, perfect):
+    assert Score(reward=reward, outcome=1.0, evidence=None, cost=cost).perfect == perfect
+
+
+@pytest.mark.parametrize("cost", [0.1 * i for i in range(11)])
+def test_a_perfect_score_is_told_exactly(cost):
+    assert Score(reward=1.0 - cost, outcome=1.0, evidence=None, cost=cost).perfect
+    assert not Score(reward=max(0.0, 0.999 - cost), outcome=1.0, evidence=None, cost=min(cost, 0.999)).perfect

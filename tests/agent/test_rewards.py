@@ -8,7 +8,7 @@ from agent.config import RewardConfig
 from agent.errors import UserError
 from agent.protocol import PROTOCOLS
 from agent.records import Question, StopReason
-from agent.rewards import GATES, OUTCOMES, Scorer, evidence_recall, normalise_title
+from agent.rewards import GATES, OUTCOMES, Scorer, evidence_recall, normalise_title, redundant_searches
 
 PLAIN = Question(id="q", text="Who?", golden_answers=("Jane Austen", "Austen"))
 TWO = Question(id="q", text="Who?", golden_answers=("Jane Austen",), supporting=("Emma (novel)", "Jane Austen"))
@@ -176,8 +176,9 @@ CLOSED = [  # gate, protocol, trajectories that it sets to 0, trajectories that 
 ]
 
 
-def test_every_gate_is_tested():
-    assert {gate for gate, *_ in CLOSED} == set(GATES)
+def test_every_gate_is_there_and_is_tested():
+    papers = {"no_answer", "no_search", "unbalanced", "search_after_answer", "duplicate_query"}
+    assert {gate for gate, *_ in CLOSED} == set(GATES) == papers
 
 
 @pytest.mark.parametrize(("gate", "protocol", "closed", "open_"), CLOSED)
@@ -220,3 +221,65 @@ def test_unknown_names(search_protocol, changed, message):
 def test_the_weight_is_a_share(weight):
     with pytest.raises(UserError, match=r"reward\.evidence_weight"):
         RewardConfig(evidence_weight=weight)
+
+
+# --- costs ---------------------------------------------------------------------------------------
+
+EMMA, AUSTEN = ("1", "Emma (novel)"), ("2", "Jane Austen")
+
+
+@pytest.mark.parametrize(
+    ("turns", "redundant"),
+    [
+        ([ANSWER], 0),
+        ([found("a", EMMA), found("b", AUSTEN), ANSWER], 0),
+        ([found("a", EMMA), found("b", EMMA), ANSWER], 1),  # nothing new
+        ([found("a", EMMA), found("b", EMMA, AUSTEN), found("c", AUSTEN, EMMA), ANSWER], 1),
+        ([found("the Emma?", EMMA), found("emma", AUSTEN), ANSWER], 1),  # the same query, though it finds more
+        ([found("a", EMMA), found("a", EMMA), found("a", EMMA)], 2),
+        ([found("a"), ANSWER], 1),  # nothing at all
+        ([found("a", EMMA), {**SEARCH, "refused": True}, ANSWER], 0),  # no search
+        ([found("a", EMMA), {**found("a"), "observed": False}], 0),
+        ([found("a", ("1", "t")), found("b", ("2", "t")), ANSWER], 0),  # two documents of one title
+    ],
+)
+def test_redundant_searches(make_trajectory, turns, redundant):
+    assert redundant_searches(make_trajectory(*turns)) == redundant
+
+
+@pytest.mark.parametrize(
+    ("costs", "cost"),
+    [
+        ({}, 0.0),
+        ({"search_cost": 0.1}, 0.3),
+        ({"token_cost": 0.01}, 0.04),  # of four turns, one token each
+        ({"redundant_cost": 0.25}, 0.25),
+        ({"search_cost": 0.1, "token_cost": 0.01, "redundant_cost": 0.25}, 0.59),
+        ({"search_cost": 0.5}, 1.0),  # no more than was earned
+    ],
+)
+def test_what_is_spent_is_taken_off(make_trajectory, search_protocol, costs, cost):
+    frugal = Scorer(RewardConfig(evidence_weight=0.5, **costs), search_protocol)
+    score = frugal.score(TWO, make_trajectory(found("a", EMMA), found("b", AUSTEN), found("c", AUSTEN), ANSWER))
+    assert score.cost == pytest.approx(cost)
+    assert score.reward == pytest.approx(1 - cost)
+    assert (score.outcome, score.evidence) == (1.0, 1.0)
+    assert score.perfect
+
+
+@pytest.mark.parametrize("changed", [{}, {"gates": ["no_answer"]}])
+def test_costs_take_only_what_was_earned(make_trajectory, search_protocol, changed):
+    """Else a policy that gives up at once would be better off than one that tries and fails."""
+    frugal = Scorer(RewardConfig(search_cost=0.3, **changed), search_protocol)
+    tried = frugal.score(PLAIN, make_trajectory(found("a", EMMA), found("b"), "hm", stop_reason=StopReason.NO_ACTION))
+    gave_up = frugal.score(PLAIN, make_trajectory("hm", stop_reason=StopReason.NO_ACTION))
+    assert (tried.reward, tried.cost) == (gave_up.reward, gave_up.cost) == (0.0, 0.0)
+    assert not tried.perfect
+
+
+@pytest.mark.parametrize("name", ["search_cost", "token_cost", "redundant_cost"])
+@pytest.mark.parametrize("value", [-0.1, 1.1])
+def test_a_cost_is_a_share_of_the_full_reward(name, value):
+    with pytest.raises(UserError, match=rf"reward\.{name}={value} must lie in \[0, 1\]"):
+        RewardConfig(**{name: value})
+    assert getattr(RewardConfig(), name) == 0.0, "off by default"

@@ -15,6 +15,7 @@ import launch
 from agent.config import RewardConfig
 from agent.errors import UserError
 from agent.pool_rules.base import rule_class, rule_names
+from agent.strategies import STRATEGIES
 from conf.schema import CheckpointConfig, EvalConfig, RunConfig, keys, typed
 from retrieval_service.config import RetrievalConfig
 from tasks.config import DataConfig
@@ -37,7 +38,7 @@ def composed(*overrides: str) -> RunConfig:
 
 
 def test_the_groups_are_those_of_the_command_line() -> None:
-    wanted = {"agent", "algorithm", "cluster", "data", "model", "pool", "retrieval", "reward", "tracker"}
+    wanted = {"agent", "algorithm", "cluster", "data", "group", "model", "pool", "retrieval", "reward", "tracker"}
     assert wanted <= set(GROUPS)
     # Each is a part of the typed configuration; an experiment or a condition is a set of overrides.
     assert set(GROUPS) - {"experiment", "condition"} <= set(RunConfig.__dataclass_fields__)
@@ -49,7 +50,9 @@ def test_every_option_becomes_a_typed_configuration(group: str, option: str) -> 
     config = composed(f"{group}={option}", *extra)
     assert type(config) is RunConfig
     part: Any = getattr(config, group, None)
-    named = {"cluster": "name", "model": "name", "pool": "name", "tracker": "name", "agent": "protocol"}
+    named = {"cluster": "name", "model": "name", "pool": "name", "tracker": "name", "agent": "protocol"} | {
+        "group": "strategy"
+    }
     if group in named and option != "search":
         assert getattr(part, named[group]) == option
     launch.check_overrides([f"{group}={option}", *extra])
@@ -79,6 +82,21 @@ def test_every_pool_rule_has_a_file_and_becomes_its_own_class() -> None:
     assert rule_names() == sorted(file.stem for file in (CONF / "pool").glob("*.yaml"))
     for name in rule_names():
         assert type(composed(f"pool={name}").pool) is rule_class(name)
+
+
+def test_every_group_strategy_has_a_file() -> None:
+    assert sorted(STRATEGIES) == sorted(file.stem for file in (CONF / "group").glob("*.yaml"))
+    assert composed().group.strategy == "plain"
+
+
+def test_davids_method_in_one_word() -> None:
+    config = composed("experiment=david", "model=qwen1.5b", "agent=autocoa")
+    algorithm = config.algorithm
+    assert (config.group.strategy, config.pool.name, config.pool.group_size) == ("continuation", "epoch", 5)
+    assert (config.reward.outcome, config.reward.evidence_weight, len(config.reward.gates)) == ("em_soft", 0.5, 5)
+    assert (algorithm.seeding.steps, algorithm.seeding.experts, algorithm.of_seeding().optimizer.lr) == (50, 4, 1e-5)
+    assert (algorithm.steps, algorithm.kl, algorithm.optimizer.lr, algorithm.clip_high) == (215, "k2", 1e-6, 0.2)
+    assert algorithm.of_seeding().kl == "none"
 
 
 def test_an_override_reaches_its_place_with_its_type() -> None:
@@ -146,6 +164,12 @@ MISTAKES = [
     (["agent.temperature=0"], "agent.temperature=0.0 must be above 0"),
     (["agent.protocol=serach"], "agent.protocol=serach is not known; did you mean 'search'?"),
     (["agent.prompt=plane"], "agent.prompt=plane is not known; did you mean 'plain'?"),
+    (["group.strategy=plane"], "group.strategy=plane is not known; did you mean 'plain'?"),
+    (["group=continuatoin"], "group=continuatoin: no such group; did you mean 'continuation'?"),
+    (["reward.search_cost=-1"], "reward.search_cost=-1.0 must lie in [0, 1]; 1 is the full reward"),
+    (["algorithm.seeding.kl=k9"], "algorithm.seeding.kl=k9 is not known; "),
+    (["algorithm.seeding.lr=0"], "algorithm.seeding.lr=0.0 must be above 0"),
+    (["data.experts=e.jsonl"], "data.experts: data=world makes its own expert trajectories"),
     (["reward.outcome=f2"], "reward.outcome=f2 is not known; "),
     (["reward.gates=[no_anwser]"], "reward.gates=no_anwser is not known; did you mean 'no_answer'?"),
     (["reward.evidence_match=url"], "reward.evidence_match=url is not known; "),
@@ -161,6 +185,10 @@ MISTAKES = [
     # what is missing
     (["data=jsonl"], "data=jsonl needs data.questions=FILE"),
     (["data=jsonl", "data.questions=q.jsonl"], "data=jsonl needs data.corpus=FILE"),
+    (
+        ["data=jsonl", "data.questions=q", "data.corpus=c", "algorithm.seeding.steps=5"],
+        "algorithm.seeding.steps=5 needs expert trajectories: data.experts=FILE",
+    ),
     (["mode=eval"], "mode=eval needs checkpoint=FOLDER"),
     (["mode=ask", "checkpoint=x"], 'mode=ask needs question="…"'),
     # what is no override

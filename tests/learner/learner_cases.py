@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from agent.records import Group, Question, Score, ScoredTrajectory, StopReason, Ticket, Trajectory, Turn
+from agent.records import NO_VERSION, Group, Question, Score, ScoredTrajectory, StopReason, Ticket, Trajectory, Turn
 from learner.config import AlgorithmConfig
 from learner.policy import Policy
 
@@ -55,6 +56,11 @@ def trajectory(
         turns=tuple(turns),
         stop_reason=StopReason.ANSWERED,
     )
+
+
+def as_expert(t: Trajectory) -> Trajectory:
+    """The same tokens, as an expert would have written them."""
+    return replace(t, expert=True, logprobs=np.zeros_like(t.logprobs), versions=np.full_like(t.versions, NO_VERSION))
 
 
 def group(question: str, trajectories: Sequence[Trajectory], rewards: Sequence[float]) -> Group:

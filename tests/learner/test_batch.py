@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from learner_cases import MIXED, group, random_groups, trajectory
+from learner_cases import MIXED, as_expert, group, random_groups, trajectory
 
 from agent.errors import Fault
+from agent.records import NO_VERSION
 from learner.batch import Sample, loss_weights, make_batch, minibatches
 from learner.config import AlgorithmConfig
 
@@ -105,9 +106,17 @@ def test_a_broken_engine_logprob_is_a_fault(value: float) -> None:
 
 def test_an_experts_trajectory_has_no_engine_logprobs() -> None:
     t = trajectory(rng(), [(3, 2), (1, 0)])
-    expert = replace(t, logprobs=np.where(t.action_mask, np.nan, 0.0))
-    batch = make_batch([group("q0", [t, expert], [0, 1])], "grpo")
+    batch = make_batch([group("q0", [t, as_expert(t)], [0, 1])], "grpo")
     assert [s.expert for s in batch.samples] == [False, True]
+    assert batch.samples[1].versions.tolist() == [NO_VERSION] * 4
+    assert batch.samples[1].engine_logprobs.tolist() == [0.0] * 4
+
+
+def test_log_probabilities_that_are_not_there_make_no_expert() -> None:
+    t = trajectory(rng(), [(3, 2), (1, 0)])
+    silent = replace(t, logprobs=np.where(t.action_mask, np.nan, 0.0))
+    with pytest.raises(Fault, match="q0"):
+        make_batch([group("q0", [t, silent], [0, 1])], "grpo")
 
 
 def test_a_sample_checks_itself() -> None:

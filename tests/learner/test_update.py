@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learner_cases import MIXED, Reference, group, random_groups, tiny_policy, trajectory
+from learner_cases import MIXED, Reference, as_expert, group, random_groups, tiny_policy, trajectory
 
 from agent.errors import Fault
 from agent.records import Group, StopReason
@@ -201,17 +201,12 @@ def test_engine_gap_counts_tokens_of_the_current_version(old_logprobs: str, epoc
     assert math.isnan(updater(policy, tmp_path, config).update(stale, step=0, version=2).engine_logprob_gap)
 
 
-def as_expert(g: Group, index: int) -> Group:
-    t = g.members[index].trajectory
-    expert = replace(g.members[index], trajectory=replace(t, logprobs=np.where(t.action_mask, np.nan, 0.0)))
-    return replace(g, members=tuple(expert if i == index else m for i, m in enumerate(g.members)))
-
-
 @pytest.mark.parametrize("old_logprobs", ["learner", "engine"])
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_an_expert_has_ratio_and_importance_one(old_logprobs: str, epochs: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    groups = [as_expert(group("q0", [trajectory(rng, [(4, 2), (2, 0)]), trajectory(rng, [(0, 2)])], [1, 0]), 0)]
+    expert = as_expert(trajectory(rng, [(4, 2), (2, 0)]))
+    groups = [group("q0", [expert, trajectory(rng, [(0, 2)])], [1, 0])]
     policy = tiny_policy()
     config = settings(old_logprobs=old_logprobs, epochs=epochs)
     report = updater(policy, tmp_path, config).update(groups, step=0, version=0)
@@ -221,6 +216,22 @@ def test_an_expert_has_ratio_and_importance_one(old_logprobs: str, epochs: int, 
     assert math.isnan(report.engine_logprob_gap)
     if epochs == 1:
         assert report.ratio_mean == 1.0
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_an_expert_is_trained_as_if_the_learner_had_sampled_it(epochs: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    t, other = trajectory(rng, [(4, 2), (2, 0)]), trajectory(rng, [(3, 1), (1, 0)])
+    config = settings(epochs=epochs)
+    written, sampled = tiny_policy(), tiny_policy()
+    learner = updater(sampled, tmp_path, config)
+    (own, _) = learner.score(sampled, make_batch([group("q0", [t, other], [1, 0])], "grpo").samples)
+    logprobs = np.zeros_like(t.logprobs)
+    logprobs[t.action_mask] = own
+    learner.update([group("q0", [replace(t, logprobs=logprobs), other], [1, 0])], step=0, version=0)
+    updater(written, tmp_path, config).update([group("q0", [as_expert(t), other], [1, 0])], step=0, version=0)
+    assert not torch.equal(weights_of(written), weights_of(tiny_policy()))
+    torch.testing.assert_close(weights_of(written), weights_of(sampled), rtol=0, atol=1e-6)
 
 
 def poison(policy: Policy) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.query_pool import TakenBatch
-from agent.records import QueryState, StopReason
+from agent.records import Group, QueryState, StopReason
 from tracking.metrics import MetricsLog, batch_metrics, read
 
 # --- the file --------------------------------------------------------------------------------------
@@ -115,6 +116,10 @@ def test_every_number_of_a_batch_by_hand(batch: TakenBatch) -> None:
         "groups/too_easy": 1,
         "groups/too_hard": 1,
         "groups/accepted": 2,
+        "continuation/attempted": 0,
+        "continuation/replaced": 0,
+        "continuation/extra_tokens": 0,
+        "continuation/mean_gain": math.nan,
         "groups/kept": 1,
         "groups/cut_short": 0,
         "groups/returned/too_stale": 1,
@@ -130,6 +135,35 @@ def test_every_number_of_a_batch_by_hand(batch: TakenBatch) -> None:
         # The excluded trajectory was of version 2, but it is not going to be trained on.
         "rollout/staleness_max": 2,
     }
+
+
+def test_continuations_are_counted_and_what_they_discarded_was_played(make: Any) -> None:
+    t = make.trajectory
+    plain = make.group(0, [(0.0, 0.0, 0.0), (1.0, 1.0, 0.0)], [t(), t()])
+
+    def continued(order: int, *, replaced: int, tokens: int, **gain: float) -> Group:
+        group = make.group(order, [(0.0, 0.0, 0.0), (0.5, 0.0, 1.0)], [t(f"q{order}"), t(f"q{order}", searches=1)])
+        extra = {"attempted": 1, "replaced": replaced, "extra_tokens": tokens, "extra_rollouts": 2, **gain}
+        thrown = (t(f"q{order}", stop=StopReason.TURN_TOKENS),) * 2
+        return replace(group, discarded=thrown, before_continuation=QueryState.TOO_HARD, extra=extra)
+
+    groups = [
+        plain,
+        continued(1, replaced=1, tokens=7, gain=0.5),
+        continued(2, replaced=0, tokens=8),
+        continued(3, replaced=1, tokens=9, gain=0.25),
+    ]
+    row = batch_metrics(make.batch(groups, {}, {}), version=5)
+    assert {k.removeprefix("continuation/"): v for k, v in row.items() if k.startswith("continuation/")} == {
+        "attempted": 3,
+        "replaced": 2,
+        "extra_tokens": 24,
+        "mean_gain": 0.375,
+    }
+    assert row["rollout/trajectories"] == 8 + 6
+    assert row["stop/turn_tokens"] == 6
+    assert row["rollout/action_tokens"] == 4 + 3 * (2 + 4 + 4)
+    assert row["reward/mean"] == (1 + 3 * 0.5) / 8, "the members count, not what was discarded"
 
 
 def test_a_recovered_easy_query_counts_as_one(make: Any) -> None:

@@ -1,0 +1,237 @@
+"""Expert trajectories: from a file of the user's, or of an exact expert in the built-in world.
+
+A file is JSONL with one trajectory per line, in the tags of the run's protocol (``agent/protocol.py``)::
+
+    {"id": "q1", "question": "Who wrote Emma?", "golden_answers": ["Jane Austen"],
+     "metadata": {"supporting_titles": ["Emma (novel)"]},
+     "trajectory": "I look it up. <search>Emma novel</search>\\n<result>\\nResult 1: \\"Emma (novel)\\"\\nEmma is …\\n</result>\\nSo <answer>Jane Austen</answer>"}
+
+| field | taken from |
+| --- | --- |
+| question, golden answers, id, supporting documents, kind | as in a file of questions (``tasks/files.py``) |
+| the response: actions and result blocks | ``trajectory``, else ``expert_response`` (DAVID-GRPO's own file) |
+| passages | the result blocks: ``Result 1: "Title"``, a new line, the text, then ``Result 2: …`` (the protocol's label, in any case); a block of another form is one passage without a title |
+| document ids | ``document_ids``, a list of ids for each result block; without it no id is known |
+
+Other fields (a ``prompt``, say) are left alone: the policy is trained on the prompt that it gets in its own
+episodes, and sees passages in the form in which the environment shows them. White space between an action
+and a result block is the environment's and in neither.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.answers import soft_match
+from agent.config import AgentConfig
+from agent.errors import UserError
+from agent.protocol import NO_RESULTS, PROTOCOLS, TagProtocol
+from agent.records import Passage, Question, Trajectory
+from agent.seeds import derive_seed
+from tasks.bm25 import Bm25
+from tasks.demonstrations import Demonstration, Move, answer_text, search_text
+from tasks.files import Row, first, jsonl_rows, question_of, text
+from tasks.world import World
+
+_RESPONSE = ("trajectory", "expert_response")
+
+
+def read_experts(path: Path, protocol: TagProtocol, *, key: str, evidence: str = "title") -> tuple[Demonstration, ...]:
+    """The expert trajectories of a JSONL file, in file order. ``key`` is the setting that names the file, ``evidence``
+    what supporting documents are matched by.
+
+    Raises ``UserError`` with file, line, id and reason for one that is malformed, or whose answer is wrong:
+    it is going to be imitated.
+    """
+    experts: dict[str, Demonstration] = {}
+    for number, row in jsonl_rows(path, key):
+        line = f"{key}={path}, line {number}"
+        question = question_of(row, line, f"{path.stem}-{number}", evidence)
+        where = f"{line}, id '{question.id}'"
+        if question.id in experts:
+            raise UserError(f"{where}: this id is already taken; one trajectory per question")
+        experts[question.id] = Demonstration(question=question, moves=_moves(row, question, protocol, where))
+    if not experts:
+        raise UserError(f"{key}={path}: the file holds no trajectories")
+    return tuple(experts.values())
+
+
+def _moves(row: Row, question: Question, protocol: TagProtocol, where: str) -> tuple[Move, ...]:
+    response = text(first(row, _RESPONSE, where), where)
+    try:
+        turns = split_response(response, protocol)
+    except ValueError as error:
+        other = [p.name for p in PROTOCOLS.values() if p is not protocol and p.search_open in response]
+        hint = f"; it has the tags of agent={other[0]}" if other and protocol.search_open not in response else ""
+        raise UserError(f"{where}: {error}{hint}") from error
+    answer = protocol.parse(turns[-1][0]).answer or ""
+    if soft_match(answer, question.golden_answers) < 1:
+        raise UserError(
+            f"{where}: it answers '{answer}', which is none of its golden answers {list(question.golden_answers)}; "
+            "correct it, or add the answer to them"
+        )
+    blocks = [block for _, block in turns if block is not None]
+    ids = _document_ids(row, len(blocks), where)
+    passages = [
+        _passages(block, protocol, f"{question.id}/{number}", ids[number] if ids else None, where)
+        for number, block in enumerate(blocks)
+    ]
+    actions = [action for action, _ in turns]
+    return (*(Move(action=a, passages=p) for a, p in zip(actions, passages, strict=False)), Move(action=actions[-1]))
+
+
+def split_response(response: str, protocol: TagProtocol) -> tuple[tuple[str, str | None], ...]:
+    """``(action, result block)`` of each turn of a written-out episode; the last one answers and has no block.
+
+    Tags are part of the action and not of the block. Raises ``ValueError`` with the reason for a response that no
+    episode could be: unbalanced tags, tags in a wrong order, a search without a result block or a query, no answer
+    at the end, or something after it.
+
+    >>> split_response("<search>a</search> <result>b</result> <answer>c</answer>", PROTOCOLS["search"])
+    (('<search>a</search>', 'b'), ('<answer>c</answer>', None))
+    """
+    tag = re.compile("|".join(map(re.escape, protocol.tags)))
+    turns: list[tuple[str, str | None]] = []
+    begin = 0
+    while True:
+        opening = tag.search(response, begin)
+        if opening is None:
+            raise ValueError(f"it ends without an answer ('{protocol.answer_open}…{protocol.answer_close}')")
+        if opening[0] == protocol.answer_open:
+            end = _answer_end(response, opening.end(), protocol, tag)
+            if rest := response[end:].strip():
+                raise ValueError(f"something comes after the answer: '{rest[:40]}'")
+            return (*turns, (response[begin:end].strip(), None))
+        if opening[0] != protocol.search_open:
+            raise ValueError(f"'{opening[0]}' at character {opening.start()} is neither a search nor an answer")
+        closing = tag.search(response, opening.end())
+        if closing is None or closing[0] != protocol.search_close:
+            raise ValueError(f"the search at character {opening.start()} is not closed by '{protocol.search_close}'")
+        if not response[opening.end() : closing.start()].strip():
+            raise ValueError(f"the search at character {opening.start()} has no query")
+        block = tag.search(response, closing.end())
+        if block is None or block[0] != protocol.result_open or response[closing.end() : block.start()].strip():
+            raise ValueError(
+                f"the search at character {opening.start()} is not followed by a result block "
+                f"('{protocol.result_open}…{protocol.result_close}')"
+            )
+        after = tag.search(response, block.end())
+        if after is None or after[0] != protocol.result_close:
+            raise ValueError(
+                f"the result block at character {block.start()} is not closed by '{protocol.result_close}'"
+                + (f", but followed by '{after[0]}'" if after else "")
+            )
+        turns.append((response[begin : closing.end()].strip(), response[block.end() : after.start()].strip()))
+        begin = after.end()
+
+
+def _answer_end(response: str, begin: int, protocol: TagProtocol, tag: re.Pattern[str]) -> int:
+    """Where the answer that was opened before ``begin`` ends, its closing tag included."""
+    if protocol.braced_answer:
+        depth, end = 1, begin
+        while depth and end < len(response):
+            depth += {"{": 1, "}": -1}.get(response[end], 0)
+            end += 1
+        inside, closed = response[begin : end - 1], depth == 0
+    else:
+        closing = tag.search(response, begin)
+        closed = closing is not None and closing[0] == protocol.answer_close
+        inside, end = (response[begin : closing.start()], closing.end()) if closing else ("", begin)
+    if not closed or tag.search(inside):
+        raise ValueError(f"the answer at character {begin} is not closed by '{protocol.answer_close}'")
+    if not inside.strip():
+        raise ValueError("the answer is empty")
+    return end
+
+
+def _document_ids(row: Row, blocks: int, where: str) -> list[list[str]] | None:
+    ids = row.get("document_ids")
+    if ids is None:
+        return None
+    if not isinstance(ids, list) or not all(isinstance(i, list) and all(isinstance(d, str) for d in i) for i in ids):
+        raise UserError(f"{where}: 'document_ids' must be a list of lists of texts, one for each result block")
+    if len(ids) != blocks:
+        raise UserError(f"{where}: 'document_ids' has {len(ids)} lists for {blocks} result blocks")
+    return ids
+
+
+def _passages(
+    block: str, protocol: TagProtocol, name: str, ids: Sequence[str] | None, where: str
+) -> tuple[Passage, ...]:
+    """The passages that a result block shows. Without ``ids`` they get made-up ones, which match no document's."""
+    found = passages_of(block, protocol)
+    if ids is None:
+        ids = [f"{name}.{i}" for i in range(len(found))]
+    if len(ids) != len(found):
+        raise UserError(f"{where}: 'document_ids' names {len(ids)} documents for a result block of {len(found)}")
+    return tuple(Passage(id=d, title=title, text=body) for d, (title, body) in zip(ids, found, strict=True))
+
+
+def passages_of(block: str, protocol: TagProtocol) -> list[tuple[str, str]]:
+    """``(title, text)`` of each passage of a result block; the title may be empty.
+
+    >>> passages_of('Result 1: "Emma (novel)"\\nEmma is a novel.\\nResult 2: So it is.', PROTOCOLS["search"])
+    [('Emma (novel)', 'Emma is a novel.'), ('', 'So it is.')]
+    """
+    if not block or block == NO_RESULTS:
+        return []
+    label = re.compile(rf'^{re.escape(protocol.result_label)} (\d+): ?(?:"(.+)"[ \t]*$)?', re.IGNORECASE | re.MULTILINE)
+    # A passage may quote another result list: only the next number in turn starts the next passage.
+    starts: list[re.Match[str]] = []
+    for match in label.finditer(block):
+        if int(match[1]) == len(starts) + 1:
+            starts.append(match)
+    if not starts or starts[0].start() > 0:
+        return [("", block)]
+    ends = [*(match.start() for match in starts[1:]), len(block)]
+    return [(m[2] or "", block[m.end() : end].strip()) for m, end in zip(starts, ends, strict=True)]
+
+
+def choose(questions: Sequence[Question], seed: int) -> list[Question]:
+    """``questions`` in the order in which experts are taken from them; it depends on ``seed`` and their ids alone."""
+    return sorted(questions, key=lambda q: (derive_seed("experts", seed, q.id), q.id))
+
+
+def world_experts(
+    world: World, questions: Sequence[Question], count: int, seed: int, protocol: TagProtocol, top_k: int
+) -> tuple[Demonstration, ...]:
+    """An exact expert's episodes for ``count`` of the world's training ``questions``, chosen by ``seed``.
+
+    Each search names entity and relation and finds its fact among the ``top_k`` passages; the last object
+    is the answer. A question for which BM25 ranks a fact lower is passed over. Raises ``UserError`` when
+    too few are left.
+    """
+    engine = Bm25(world.passages)
+    made: list[Demonstration] = []
+    for question in choose(questions, seed):
+        if len(made) == count:
+            break
+        walk = world.walk_of(question)
+        queries = [f"{fact.subject} {fact.relation}" for fact in walk]
+        found = [engine.search(query, top_k) for query in queries]
+        if all(fact.id in {p.id for p in passages} for fact, passages in zip(walk, found, strict=True)):
+            moves = [Move(action=search_text(protocol, q), passages=p) for q, p in zip(queries, found, strict=True)]
+            answer = Move(action=answer_text(protocol, walk[-1].object))
+            made.append(Demonstration(question=question, moves=(*moves, answer)))
+    if len(made) < count:
+        raise UserError(
+            f"algorithm.seeding.experts={count}, but the world's expert solves {len(made)} training questions; "
+            "lower it or raise data.train_questions or agent.top_k"
+        )
+    return tuple(made)
+
+
+def check_fits(trajectory: Trajectory, agent: AgentConfig) -> None:
+    """Raises ``UserError`` for an expert's trajectory that the policy could never play within ``agent``'s limits."""
+    for what, value, limit in (
+        ("prompt tokens", len(trajectory.prompt_ids), "max_prompt_tokens"),
+        ("response tokens", len(trajectory.token_ids), "max_response_tokens"),
+        ("searches", trajectory.searches, "max_searches"),
+    ):
+        if value > getattr(agent, limit):
+            raise UserError(
+                f"the expert's trajectory for question {trajectory.question_id} has {value} {what}, more than "
+                f"agent.{limit}={getattr(agent, limit)}; raise the limit or leave that trajectory out"
+            )
