@@ -6,7 +6,8 @@ For choosing rules and settings in seconds, at 10,000 to 1,000,000 queries. Wher
     logit p(q, t) = slope * (skill of q's kind - difficulty of q) + practice(q, t) + drift of q's kind
 
 - *skill* rises with every optimizer update, in proportion to the share of its signal-bearing groups of
-  that kind (and a part of it with those of the other kinds), and the slower the nearer to its ceiling;
+  that kind (and a part of it with those of the other kinds), the slower the nearer to its ceiling, and
+  perhaps less with a query that was trained on before;
 - *practice* is what training on the query itself has added; it fades with a half-life;
 - *drift* is a random walk with a pull to 0: the policy changes in ways that no reward asks for, which
   is what makes too-easy queries bear signal again.
@@ -53,6 +54,8 @@ class SimulationConfig:
     transfer: float = 0.3
     """Part of the rise that goes to the other kinds."""
     ceiling: float = 4.0
+    novelty: float = 1.0
+    """What each training on a query leaves of its contribution to skill: 1 keeps it, 0 makes it teach once."""
     practice: float = 0.4
     """Logits that training on a query adds to it."""
     practice_half_life: float = 20.0
@@ -68,6 +71,8 @@ class SimulationConfig:
             raise UserError("simulation.difficulties needs a list of [share, mean, standard deviation]")
         if not 0 <= self.unsolvable < 1:
             raise UserError(f"simulation.unsolvable={self.unsolvable} must lie in [0, 1)")
+        if not 0 <= self.novelty <= 1:
+            raise UserError(f"simulation.novelty={self.novelty} must lie in [0, 1]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +124,7 @@ class DriftingPolicy:
         self._skill, self._drift = np.zeros(kinds), np.zeros(kinds)
         self._practice = np.zeros(n)
         self._practised_at = np.zeros(n, dtype=np.int64)
+        self._trained = np.zeros(n, dtype=np.int64)
         self.version = 0
 
     def chances(
@@ -136,13 +142,15 @@ class DriftingPolicy:
     def update(self, trained: npt.NDArray[np.int64], batch_questions: int) -> None:
         """One optimizer update on signal-bearing groups of these queries, of at most ``batch_questions``."""
         c = self.config
-        counts = np.bincount(self.kind[trained], minlength=len(self._skill)) / batch_questions
+        taught = c.novelty ** self._trained[trained]
+        counts = np.bincount(self.kind[trained], taught, minlength=len(self._skill)) / batch_questions
         felt = (1 - c.transfer) * counts + c.transfer * counts.sum() / len(counts)
         self._skill += c.learning * felt * np.maximum(0.0, 1 - self._skill / c.ceiling)
         age = self.version - self._practised_at[trained]
         self._practice[trained] = self._practice[trained] * 0.5 ** (age / c.practice_half_life) + c.practice
         self.version += 1
         self._practised_at[trained] = self.version
+        self._trained[trained] += 1
         step = c.drift * self._random.standard_normal(len(self._drift))
         self._drift += step - c.drift_pull * self._drift
 

@@ -68,6 +68,21 @@ def test_a_policy_learns_what_it_trains_on_and_transfers_a_part():
     np.testing.assert_array_equal(policy.chances(untouched), policy.chances(untouched, practised=False))
 
 
+def test_a_query_without_novelty_teaches_once():
+    config = dataclasses.replace(SMALL, difficulties=[[1, 1.0, 0.5]], drift=0.0, learning=0.1, novelty=0.0)
+
+    def gain(first, then):
+        policy = DriftingPolicy(config, seed=0)
+        policy.update(first, 16)
+        before = policy.chances(practised=False).mean()
+        policy.update(then, 16)
+        return policy.chances(practised=False).mean() - before
+
+    queries = np.arange(16)
+    assert gain(queries, queries) == 0
+    assert gain(queries, queries + 16) == pytest.approx(2 * gain(queries, queries + 8), rel=0.05)
+
+
 def test_practice_fades_with_its_half_life():
     config = dataclasses.replace(
         SMALL, learning=0.0, drift=0.0, practice=1.0, practice_half_life=5.0, unsolvable=0.0, difficulties=[[1, 0, 1]]
@@ -110,6 +125,7 @@ def test_a_probe_saves_rollouts_in_a_pool_of_extremes():
         ({"rollouts_per_query": 0}, r"simulation\.rollouts_per_query"),
         ({"difficulties": []}, r"simulation\.difficulties"),
         ({"difficulties": [[1.0, 2.0]]}, r"simulation\.difficulties"),
+        ({"novelty": 1.5}, r"simulation\.novelty=1\.5"),
         ({"unsolvable": 1.0}, r"simulation\.unsolvable=1\.0"),
     ],
 )
