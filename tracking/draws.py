@@ -57,6 +57,8 @@ class DrawSummary:
     draws: int
     queries: int
     """Queries that were drawn at least once."""
+    trained_queries: int
+    """Queries that were trained on at least once, with signal."""
     flipped_share: float
     """Of these, how many went from zero-variance at some draw to signal-bearing at a later one."""
     flipped_from_hard: float
@@ -92,6 +94,7 @@ def summarise_draws(log: npt.NDArray[np.void]) -> DrawSummary:
     return DrawSummary(
         draws=len(log),
         queries=queries,
+        trained_queries=len(np.unique(trained["query"])),
         flipped_share=_share(len(flips), queries),
         flipped_from_hard=_share(sum(s == hard for s in flips.values()), len(flips)),
         flipped_from_easy=_share(sum(s == easy for s in flips.values()), len(flips)),

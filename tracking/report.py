@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from agent.errors import UserError
 from tracking.config import ReportConfig
 from tracking.console import Console
+from tracking.draws import read_draws, summarise_draws
 from tracking.measures import measures, paired, pooled
 from tracking.metrics import read
 from tracking.sweep import Plan, Status, read_plan, settings, status
@@ -28,7 +30,10 @@ SHOWN = {
     "zero_variance_share": ("zero-variance share of groups", 3),
     "zero_variance_share/*": ("  {}", 3),
     "recycled_share_last_quarter": ("recycled share of trained groups, last quarter", 3),
+    "trained_queries": ("different queries trained on", 0),
     "flipped_share": ("flipped share of queries, end", 3),
+    "flipped_from_too_hard": ("  of these from too hard", 3),
+    "flipped_from_too_easy": ("  of these from too easy", 3),
     "recovered_too_hard_share": ("recovered from too hard, share of trained groups", 3),
     "recovered_too_easy_share": ("recovered from too easy, share of trained groups", 3),
     "searches": ("searches per question, last evaluation", 2),
@@ -80,6 +85,19 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     return read(file) if file.is_file() else []
 
 
+def _drawn(folder: Path) -> dict[str, float | None]:
+    """The measures that need each draw of a run: as of its last checkpoint, where the draws are saved."""
+    file = folder / "draws.parquet"
+    if not file.is_file():
+        return {}
+    drawn = summarise_draws(read_draws(file))
+    flips = {"flipped_from_too_hard": drawn.flipped_from_hard, "flipped_from_too_easy": drawn.flipped_from_easy}
+    return {
+        "trained_queries": drawn.trained_queries,
+        **{name: None if math.isnan(share) else share for name, share in flips.items()},
+    }
+
+
 # --- sweep.json ------------------------------------------------------------------------------------
 
 
@@ -94,7 +112,7 @@ def summary(
     for job in plan.jobs:
         state, message = status(folder / job.name)
         evals = [r for r in rows[job.name] if r["kind"] == "eval"]
-        found = measures(rows[job.name], config.target_em)
+        found = measures(rows[job.name], config.target_em) | _drawn(folder / job.name)
         jobs.append(
             {
                 "name": job.name,

@@ -68,7 +68,7 @@ def test_the_file_says_everything_in_words(tmp_path: Path) -> None:
 
 def test_a_summary_by_hand() -> None:
     summary = summarise_draws(LOG)
-    assert (summary.draws, summary.queries) == (9, 4)
+    assert (summary.draws, summary.queries, summary.trained_queries) == (9, 4, 4)
     assert summary.flipped_share == 2 / 4
     assert (summary.flipped_from_hard, summary.flipped_from_easy) == (1.0, 0.0)
     assert summary.recycled_share == 3 / 5

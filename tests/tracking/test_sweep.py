@@ -11,9 +11,12 @@ import pytest
 from sweep_rows import RUN, evaluation, step
 
 from agent.errors import UserError
+from agent.query_history import DRAW, STATES
+from agent.records import QueryState
 from tracking import pictures, report, sweep
 from tracking.config import ReportConfig
 from tracking.console import Console
+from tracking.draws import write_draws
 from tracking.metrics import MetricsLog, read, replace
 from tracking.sweep import Job, Plan, Status
 
@@ -316,3 +319,18 @@ def test_a_runs_curves_are_against_its_own_cost() -> None:
     ((x, share),) = pictures.recycled([rows])
     assert (list(x), share) == ([20, 60, 100, 140], [0.0, 0.5, 0.5, 0.25])
     assert pictures.recycled([[evaluation(0, 0.0, 0, 0), step(1, mix=(0, 1, 0), recycled=None)]]) == []
+
+
+def test_what_needs_each_draw_of_a_run_is_taken_from_its_draws(folder: Path) -> None:
+    log = np.zeros(4, dtype=DRAW)
+    unseen, hard, signal, consumed = (STATES.index(QueryState(s)) for s in ("unseen", "too_hard", "signal", "consumed"))
+    for i, (query, before, found) in enumerate([(0, unseen, hard), (1, unseen, signal), (0, hard, signal)]):
+        after = consumed if found == signal else found
+        log[i] = (query, i, 0, i, 4, 2, before, found, after, found == signal)
+    log[3] = (1, 3, 0, 3, 4, 0, consumed, hard, hard, False)
+    write_draws(folder / "pool=recycle,seed=0" / "draws.parquet", log, ["a", "b"])
+    report.write(folder, ReportConfig(), Console(quiet=True))
+    lines = (folder / "table.md").read_text().splitlines()
+    assert "| different queries trained on | – | 2 | – |" in lines
+    assert "| &nbsp;&nbsp;of these from too hard | – | 1.000 | – |" in lines
+    assert "| &nbsp;&nbsp;of these from too easy | – | 0.000 | – |" in lines
