@@ -85,9 +85,13 @@ class Supervisor:
         return self._summary(step)
 
     def _done(self, step: int) -> bool:
-        """Whether ``step`` is the last one, by the steps or by the trajectories that the run was given."""
+        """Whether ``step`` is the last one, by the steps, trajectories or tokens that the run was given."""
         algorithm = self.config.algorithm
-        return step >= algorithm.steps or 0 < algorithm.rollout_budget <= self._totals["rollouts"]
+        return (
+            step >= algorithm.steps
+            or 0 < algorithm.rollout_budget <= self._totals["rollouts"]
+            or 0 < algorithm.token_budget <= self._totals["generated_tokens"]
+        )
 
     # --- start -----------------------------------------------------------------------------------
 
@@ -198,10 +202,12 @@ class Supervisor:
         return last
 
     def _progress(self, step: int) -> str:
-        """How far the run is: in trajectories if those are its limit, else in steps."""
+        """How far the run is: in trajectories or tokens if those are its limit, else in steps."""
         algorithm = self.config.algorithm
         if algorithm.rollout_budget:
             return f"step {step:>4}  rollouts {self._totals['rollouts']:>6}/{algorithm.rollout_budget}"
+        if algorithm.token_budget:
+            return f"step {step:>4}  tokens {self._totals['generated_tokens']:>8}/{algorithm.token_budget}"
         return f"step {step:>4}/{algorithm.steps}"
 
     def _count(self, report: StepReport) -> None:

@@ -119,6 +119,8 @@ class AlgorithmConfig:
     """Most learner steps, one batch from the pool each. A schedule of the learning rate decays over all of them."""
     rollout_budget: int = 0
     """Trajectories to play: the run ends with the step that reaches it, if ``steps`` don't end it before; 0: any."""
+    token_budget: int = 0
+    """The same for tokens to generate. Both count the expert seeding, continuations and what was excluded."""
     advantage: str = "grpo"
     """``grpo`` (mean and std), ``dr_grpo`` (mean only), ``rloo`` (leave-one-out)."""
     clip_low: float = 0.2
@@ -160,8 +162,9 @@ class AlgorithmConfig:
         for name in ("steps", "epochs", "microbatch_tokens", "logits_chunk", "constant_length"):
             if getattr(self, name) < 1:
                 raise UserError(f"algorithm.{name}={getattr(self, name)} must be at least 1")
-        if self.rollout_budget < 0:
-            raise UserError(f"algorithm.rollout_budget={self.rollout_budget} must be at least 0")
+        for key in ("rollout_budget", "token_budget"):
+            if getattr(self, key) < 0:
+                raise UserError(f"algorithm.{key}={getattr(self, key)} must be at least 0")
         if not 0 < self.clip_low < 1 or self.clip_high <= 0:
             raise UserError("algorithm.clip_low must lie in (0, 1) and algorithm.clip_high above 0")
 

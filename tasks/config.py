@@ -8,6 +8,24 @@ from agent.errors import UserError, one_of
 
 
 @dataclass
+class Novice:
+    """How lazy the world's novice is, whose episodes a warm start imitates. The defaults leave the most to learn."""
+
+    hop_shares: list[float] = field(default_factory=lambda: [0.74, 0.17, 0.09])
+    """Proportions of 1-, 2- and 3-hop questions."""
+    answers_early: float = 0.75
+    """Share of its 2- and 3-hop questions that it answers with what the first search found."""
+    omits_keyword: float = 0.15
+    """Share of its searches that name the entity and not the relation."""
+
+    def __post_init__(self) -> None:
+        _check_hop_shares(self.hop_shares, "data.novice.hop_shares")
+        for key in ("answers_early", "omits_keyword"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UserError(f"data.novice.{key}={getattr(self, key)} must lie in [0, 1]")
+
+
+@dataclass
 class DataConfig:
     """Questions and corpus: the built-in ``world``, or the user's files with ``jsonl``."""
 
@@ -31,6 +49,7 @@ class DataConfig:
     eval_questions_per_hop: int = 150
     demonstrations: int = 6000
     """Expert trajectories for the warm start, from eight other worlds. A tiny model learns 2,000 by heart."""
+    novice: Novice = field(default_factory=Novice)
 
     def __post_init__(self) -> None:
         one_of(self.source, ("world", "jsonl"), "data")
@@ -47,5 +66,9 @@ class DataConfig:
         for key in ("train_questions", "eval_questions_per_hop", "demonstrations"):
             if getattr(self, key) < 1:
                 raise UserError(f"data.{key}={getattr(self, key)} must be at least 1")
-        if len(self.hop_shares) != 3 or min(self.hop_shares) < 0 or sum(self.hop_shares) <= 0:
-            raise UserError(f"data.hop_shares={self.hop_shares} must be three numbers >= 0, not all 0")
+        _check_hop_shares(self.hop_shares, "data.hop_shares")
+
+
+def _check_hop_shares(shares: list[float], key: str) -> None:
+    if len(shares) != 3 or min(shares) < 0 or sum(shares) <= 0:
+        raise UserError(f"{key}={shares} must be three numbers >= 0, not all 0")

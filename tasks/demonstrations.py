@@ -20,10 +20,20 @@ from agent.records import NO_VERSION, BoolArray, IntArray, Passage, Question, St
 from agent.seeds import derive_seed
 from agent.tokens import Tokenizer
 from tasks.bm25 import Bm25
+from tasks.config import Novice
 from tasks.world import TRAIN, Fact, Walk, World, chains, question_of
 
 WORLDS = 8
 """Worlds that the novice's questions come from."""
+TWO_HOP_CHAINS = (
+    ("author", "birthplace"),
+    ("birthplace", "country"),
+    ("country", "capital"),
+    ("employer", "headquarters"),
+    ("founder", "spouse"),
+    ("spouse", "employer"),
+)
+"""The 2-hop questions that the novice knows: 6 chains of 13. Each relation is in one; the rest must be generalised."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,27 +60,6 @@ class Demonstration:
             raise ValueError(f"demonstration of {self.question.id}: exactly the last move ends the episode")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Novice:
-    """How lazy the novice is. The defaults were measured to leave the most to learn."""
-
-    hop_shares: tuple[float, ...] = (0.74, 0.17, 0.09)
-    """Shares of 1-, 2- and 3-hop questions."""
-    two_hop_chains: tuple[tuple[str, ...], ...] = (
-        ("author", "birthplace"),
-        ("birthplace", "country"),
-        ("country", "capital"),
-        ("employer", "headquarters"),
-        ("founder", "spouse"),
-        ("spouse", "employer"),
-    )
-    """The 2-hop questions it knows: 6 chains of 13. Each relation is in one; the rest must be generalised."""
-    answers_early: float = 0.75
-    """Share of its 2- and 3-hop questions that it answers with what the first search found."""
-    omits_keyword: float = 0.15
-    """Share of its searches that name the entity and not the relation."""
-
-
 def search_text(protocol: TagProtocol, query: str) -> str:
     """A search as the policy writes it. The space before a name gives it the tokens it has in passages."""
     return f"{protocol.search_open} {query}{protocol.search_close}"
@@ -87,7 +76,7 @@ def demonstrations(
     """``count`` episodes of a novice who plays in eight worlds, none of them that of ``world_seed``."""
     novice = novice or Novice()
     rng = random.Random(derive_seed("demonstrations", world_seed))
-    kinds = (chains(1), novice.two_hop_chains, chains(3))
+    kinds = (chains(1), TWO_HOP_CHAINS, chains(3))
     worlds = [World(derive_seed("demonstration world", world_seed, i)) for i in range(min(count, WORLDS))]
     engines = [Bm25(world.passages) for world in worlds]
     facts = [{fact.id: fact for split in world.facts.values() for fact in split.values()} for world in worlds]

@@ -65,7 +65,9 @@ class Task:
         Raises ``UserError`` for a source that has none, or a wrong file.
         """
         if self.config.source == "world":
-            return demonstrations(self.config.world_seed, self.config.demonstrations, protocol, top_k)
+            return demonstrations(
+                self.config.world_seed, self.config.demonstrations, protocol, top_k, self.config.novice
+            )
         return self._experts_of_file(protocol, "algorithm.warm_start.steps=0")
 
     def experts(self, protocol: TagProtocol, top_k: int, count: int, seed: int) -> tuple[Demonstration, ...]:

@@ -301,6 +301,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
         save_every: int = 0,
         keep: int = 0,
         budget: int = 0,
+        token_budget: int = 0,
         warm_start: int = 0,
         seeding: int = 0,
         resume: Path | None = None,
@@ -316,6 +317,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
             algorithm=AlgorithmConfig(
                 steps=steps,
                 rollout_budget=budget,
+                token_budget=token_budget,
                 warm_start=WarmStartConfig(steps=warm_start),
                 seeding=SeedingConfig(steps=seeding),
             ),
@@ -462,6 +464,13 @@ def test_a_run_ends_with_the_step_that_reaches_its_budget(play: Play, steps: int
     assert world.events[-4:] == ["close", f"release {last_step} with state", f"save {last_step}", "dismiss"]
     assert (summary["step"], summary["rollouts"], summary["stopped_early"]) == (last_step, 8 * last_step, False)
     assert [row["step"] for row in read(driver.metrics.path, "eval")] == [0, last_step]
+
+
+def test_tokens_are_a_budget_too_and_the_seeding_has_a_share_in_it(play: Play) -> None:
+    _, summary = play(World(), 9, token_budget=301)  # a step generates 100
+    assert (summary["step"], summary["generated_tokens"]) == (4, 400)
+    _, summary = play(World(), 9, token_budget=301, seeding=2, folder="seeded")
+    assert (summary["step"], summary["generated_tokens"]) == (2, 400)
 
 
 def test_a_resumed_run_has_used_up_the_budget_of_its_first_part(play: Play) -> None:

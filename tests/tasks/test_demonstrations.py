@@ -13,7 +13,8 @@ import pytest
 from agent.protocol import PROTOCOLS, Dialogue
 from agent.records import Passage, Question
 from tasks.bm25 import Bm25
-from tasks.demonstrations import Demonstration, Move, Novice, demonstrations, encode
+from tasks.config import Novice
+from tasks.demonstrations import TWO_HOP_CHAINS, Demonstration, Move, demonstrations, encode
 from tasks.world import SPLITS, World, chains
 
 SEARCH = PROTOCOLS["search"]
@@ -117,7 +118,7 @@ def test_the_novice_is_as_lazy_as_it_should_be(made):
     goes_on = sum(len(queries(d)) > 1 for d in many) / len(many)
     assert goes_on == pytest.approx(1 - novice.answers_early, abs=0.05)
     two_hop = {tuple(d.question.id.split("/")[1:]) for d in made if d.question.kind == "2-hop"}
-    assert two_hop == set(Novice().two_hop_chains)
+    assert two_hop == set(TWO_HOP_CHAINS)
     assert two_hop < set(chains(2))
     assert {relation for chain in two_hop for relation in chain} == {chain[0] for chain in chains(1)}
 
@@ -145,7 +146,7 @@ def test_whether_the_novice_is_right(made):
 
 
 def test_a_perfect_expert_is_always_right():
-    expert = Novice(hop_shares=(1, 1, 1), answers_early=0, omits_keyword=0)
+    expert = Novice(hop_shares=[1, 1, 1], answers_early=0, omits_keyword=0)
     for d in demonstrations(0, 300, SEARCH, 2, expert):
         assert SEARCH.parse(d.moves[-1].action).answer == d.question.golden_answers[0]
         assert d.question.kind == f"{len(d.moves) - 1}-hop"

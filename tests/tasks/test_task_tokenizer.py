@@ -11,8 +11,8 @@ import pytest
 from agent.config import AgentConfig
 from agent.protocol import PROTOCOLS, Dialogue
 from agent.tokens import Tokenizer
-from tasks.config import DataConfig
-from tasks.demonstrations import Novice, demonstrations, encode
+from tasks.config import DataConfig, Novice
+from tasks.demonstrations import demonstrations, encode
 from tasks.load import load
 from tasks.tokenizer import END, train
 from tasks.world import RELATIONS, World, name_words
@@ -119,7 +119,7 @@ def test_other_tags_and_an_instructing_prompt(tmp_path):
 def test_how_long_episodes_are(tokenizer):
     """An expert's episodes of 1, 2 and 3 hops fit the tiny model's context many times over."""
     dialogue = Dialogue.of(tokenizer, AgentConfig(prompt="plain", chat=False))
-    expert = Novice(hop_shares=(1, 1, 1), answers_early=0, omits_keyword=0)
+    expert = Novice(hop_shares=[1, 1, 1], answers_early=0, omits_keyword=0)
     lengths: dict[str, list[int]] = {}
     for d in demonstrations(0, 300, SEARCH, 2, expert):
         lengths.setdefault(d.question.kind, []).append(len(encode(d, dialogue)[0]))
