@@ -26,12 +26,13 @@ DRAW = np.dtype(
         ("size", "u1"),  # viable rollouts
         ("successes", "u1"),
         ("before", "u1"),  # index into STATES
-        ("found", "u1"),  # what this draw says
+        ("rolled_out", "u1"),  # what the K independent rollouts say
+        ("found", "u1"),  # what the group says; another state if a continuation replaced a rollout
         ("after", "u1"),
         ("accepted", "?"),
     ]
 )
-"""One resolved draw, 22 bytes."""
+"""One resolved draw, 23 bytes."""
 
 
 class Population:
@@ -137,6 +138,7 @@ class QueryHistory:
         version: int,
         size: int,
         successes: int,
+        rolled_out: QueryState,
         found: QueryState,
         after: QueryState,
         accepted: bool,
@@ -144,10 +146,10 @@ class QueryHistory:
         """Writes the draw's row, and the state that the query is in from now on."""
         if self._logged == len(self._log):
             self._log = np.concatenate([self._log, np.zeros_like(self._log)])
-        states = (int(self.last[query]), STATES.index(found), STATES.index(after))
+        states = (int(self.last[query]), *map(STATES.index, (rolled_out, found, after)))
         self._log[self._logged] = (query, batch, order, version, size, successes, *states, accepted)
         self._logged += 1
-        self.last[query] = states[2]
+        self.last[query] = states[-1]
 
     @property
     def log(self) -> npt.NDArray[np.void]:

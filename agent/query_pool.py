@@ -75,6 +75,8 @@ class Played(Protocol):
     def excluded(self) -> tuple[Trajectory, ...]: ...
     @property
     def discarded(self) -> tuple[Trajectory, ...]: ...
+    @property
+    def before_continuation(self) -> QueryState | None: ...
 
 
 G = TypeVar("G", bound=Played)
@@ -483,6 +485,7 @@ class QueryPool(Generic[G]):
             version=group.oldest_version,
             size=group.size,
             successes=group.successes,
+            rolled_out=group.before_continuation or found,
             found=found,
             after=QueryState.CONSUMED if rest == FOREVER else found,
             accepted=verdict == ACCEPTED,

@@ -93,6 +93,7 @@ class SimulatedGroup:
     oldest_version: int
     excluded: tuple[Trajectory, ...] = ()
     discarded: tuple[Trajectory, ...] = ()
+    before_continuation: QueryState | None = None
 
     @property
     def state(self) -> QueryState:

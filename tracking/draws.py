@@ -16,14 +16,15 @@ import pyarrow.parquet as parquet
 from agent.query_history import DRAW, STATES
 from agent.records import QueryState
 
-_STATE_COLUMNS = ("before", "found", "after")
+_STATE_COLUMNS = ("before", "rolled_out", "found", "after")
 
 
 def write_draws(path: Path, log: npt.NDArray[np.void], ids: Sequence[str]) -> None:
     """Writes ``log`` (``agent.query_history.DRAW`` rows, queries as indices into ``ids``) as one Parquet file.
 
     Columns: ``query_id``, ``batch``, ``order`` (within the batch), ``version`` (oldest policy version of the
-    rollouts), ``size`` (viable rollouts), ``successes``, ``before``, ``found`` and ``after`` (states), ``accepted``.
+    rollouts), ``size`` (viable rollouts), ``successes``, ``accepted``, and four states: ``before`` the draw, of the K
+    independent rollouts (``rolled_out``), of the group with its continuation (``found``), ``after`` the verdict.
     """
     columns: dict[str, pa.Array] = {"query_id": pa.array(ids, pa.string()).take(pa.array(log["query"]))}
     for name in ("batch", "order", "version", "size", "successes"):

@@ -40,6 +40,7 @@ def history_of(draws=(), n=3, rule=None):
             version=0,
             size=size,
             successes=successes,
+            rolled_out=found,
             found=found,
             after=found,
             accepted=False,

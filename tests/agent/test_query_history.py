@@ -26,6 +26,7 @@ def draw(history, query, batch, successes, size=4, accepted=False, after=None):
         version=batch + 100,
         size=size,
         successes=successes,
+        rolled_out=found,
         found=found,
         after=after or found,
         accepted=accepted,
@@ -83,11 +84,11 @@ def test_the_log_has_a_row_per_draw_with_the_states_around_it():
             draw(history, query, batch, successes=batch % 5, accepted=batch % 5 == 2)
     log = history.log
     assert len(log) == 200
-    assert log.dtype.itemsize == 22
+    assert log.dtype.itemsize == 23
     row = log[5 * 12 + 3]  # batch 12, query 3
     assert (row["query"], row["batch"], row["version"], row["order"]) == (3, 12, 112, 7)
     assert (row["size"], row["successes"], row["accepted"]) == (4, 2, True)
-    assert [STATES[row[name]] for name in ("before", "found", "after")] == [SIGNAL, SIGNAL, SIGNAL]
+    assert [STATES[row[name]] for name in ("before", "rolled_out", "found", "after")] == 4 * [SIGNAL]
     assert STATES[log[0]["before"]] is QueryState.UNSEEN
     assert STATES[log[5 * 10]["before"]] is EASY
 

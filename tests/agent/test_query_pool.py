@@ -14,7 +14,9 @@ import pytest
 
 from agent.errors import Fault, UserError
 from agent.pool_rules.base import rule_class
+from agent.query_history import STATES
 from agent.query_pool import QueryPool
+from agent.records import QueryState
 
 EPOCH, RECYCLE = rule_class("epoch"), rule_class("recycle")
 SIGNAL, ZERO = (0.0, 1.0), (0.0, 0.0)
@@ -497,3 +499,21 @@ def test_a_pool_in_use_loads_no_state(make_pool):
     pool.claim("w", now=0.0)
     with pytest.raises(ValueError, match="in use"):
         pool.load_state(state)
+
+
+def test_a_continuation_that_brings_signal_is_trained_and_both_states_are_on_record(make_pool, make_group):
+    pool = make_pool()
+    saved, plain = pool.claim("w", now=0.0, limit=2)
+    group = make_group(pool.questions[saved.query], saved, SIGNAL)
+    left_out = make_group.trajectory(group.question, 0)
+    pool.submit(dataclasses.replace(group, before_continuation=QueryState.TOO_HARD, discarded=(left_out,)))
+    pool.submit(make_group(pool.questions[plain.query], plain, ZERO))
+    batch = pool.take(version=0)
+    assert [a.group.question.id for a in batch.accepted] == [group.question.id]
+    pool.release(batch.index)
+    rows = [[STATES[row[name]] for name in ("before", "rolled_out", "found", "after")] for row in pool.history.log]
+    assert rows == [
+        [QueryState.UNSEEN, QueryState.TOO_HARD, QueryState.SIGNAL, QueryState.CONSUMED],
+        [QueryState.UNSEEN, QueryState.TOO_HARD, QueryState.TOO_HARD, QueryState.TOO_HARD],
+    ]
+    pool.books.check()

@@ -20,7 +20,7 @@ def log_of(*rows: tuple[int, int, int, int, int, bool]) -> np.ndarray:
     log = np.zeros(len(rows), dtype=DRAW)
     successes = {H: 0, S: 2, E: 4}
     for i, (query, batch, before, found, after, accepted) in enumerate(rows):
-        log[i] = (query, batch, i, batch + 3, 4, successes[found], before, found, after, accepted)
+        log[i] = (query, batch, i, batch + 3, 4, successes[found], before, found, found, after, accepted)
     return log
 
 
@@ -53,6 +53,7 @@ def test_the_file_says_everything_in_words(tmp_path: Path) -> None:
         "size": 4,
         "successes": 2,
         "before": "too_hard",
+        "rolled_out": "signal",
         "found": "signal",
         "after": "consumed",
         "accepted": True,

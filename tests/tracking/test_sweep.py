@@ -326,8 +326,8 @@ def test_what_needs_each_draw_of_a_run_is_taken_from_its_draws(folder: Path) -> 
     unseen, hard, signal, consumed = (STATES.index(QueryState(s)) for s in ("unseen", "too_hard", "signal", "consumed"))
     for i, (query, before, found) in enumerate([(0, unseen, hard), (1, unseen, signal), (0, hard, signal)]):
         after = consumed if found == signal else found
-        log[i] = (query, i, 0, i, 4, 2, before, found, after, found == signal)
-    log[3] = (1, 3, 0, 3, 4, 0, consumed, hard, hard, False)
+        log[i] = (query, i, 0, i, 4, 2, before, found, found, after, found == signal)
+    log[3] = (1, 3, 0, 3, 4, 0, consumed, hard, hard, hard, False)
     write_draws(folder / "pool=recycle,seed=0" / "draws.parquet", log, ["a", "b"])
     report.write(folder, ReportConfig(), Console(quiet=True))
     lines = (folder / "table.md").read_text().splitlines()
