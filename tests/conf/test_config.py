@@ -90,9 +90,14 @@ def test_every_group_strategy_has_a_file() -> None:
 
 
 def test_davids_method_in_one_word() -> None:
-    config = composed("experiment=david", "model=qwen1.5b", "agent=autocoa")
-    algorithm = config.algorithm
-    assert (config.group.strategy, config.pool.name, config.pool.group_size) == ("continuation", "epoch", 5)
+    config = composed("experiment=david_grpo", "model=qwen1.5b", "cluster=4x3090")
+    algorithm, agent, pool, optimizer = config.algorithm, config.agent, config.pool, config.algorithm.optimizer
+    assert (config.group.strategy, pool.name, pool.batch_questions, pool.group_size) == ("continuation", "epoch", 24, 5)
+    assert (agent.protocol, agent.max_searches, agent.top_k, agent.temperature) == ("autocoa", 10, 3, 0.6)
+    assert (agent.max_new_tokens_first, agent.max_new_tokens) == (2048, 1024)
+    assert (agent.max_prompt_tokens, agent.max_response_tokens) == (1024, 8192)
+    assert (optimizer.betas, optimizer.weight_decay, optimizer.max_grad_norm) == ([0.9, 0.999], 0.01, 1.0)
+    assert (algorithm.minibatch_questions, algorithm.aggregation) == (12, "prompt_balanced")
     assert (config.reward.outcome, config.reward.evidence_weight, len(config.reward.gates)) == ("em_soft", 0.5, 5)
     assert (algorithm.seeding.steps, algorithm.seeding.experts, algorithm.of_seeding().optimizer.lr) == (50, 4, 1e-5)
     assert (algorithm.steps, algorithm.kl, algorithm.optimizer.lr, algorithm.clip_high) == (215, "k2", 1e-6, 0.2)

@@ -9,7 +9,8 @@ import pytest
 def run(launch):
     run = launch(
         "david",
-        "experiment=david",
+        "experiment=david_grpo",
+        "agent=search",
         "tracker=none",
         "cluster.dashboard=false",
         "pool.batch_questions=4",
