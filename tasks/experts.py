@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from agent.answers import soft_match
@@ -199,13 +200,16 @@ def world_experts(
 ) -> tuple[Demonstration, ...]:
     """An exact expert's episodes for ``count`` of the world's training ``questions``, chosen by ``seed``.
 
+    They alternate between the numbers of hops, most hops first: few experts are to show every depth.
     Each search names entity and relation and finds its fact among the ``top_k`` passages; the last object
     is the answer. A question for which BM25 ranks a fact lower is passed over. Raises ``UserError`` when
     too few are left.
     """
     engine = Bm25(world.passages)
     made: list[Demonstration] = []
-    for question in choose(questions, seed):
+    kinds = sorted({q.kind for q in questions}, reverse=True)
+    chosen = ([q for q in choose(questions, seed) if q.kind == kind] for kind in kinds)
+    for question in (q for turn in zip_longest(*chosen) for q in turn if q is not None):
         if len(made) == count:
             break
         walk = world.walk_of(question)

@@ -285,6 +285,7 @@ def test_the_worlds_experts_depend_on_the_seed_alone():
     assert world_experts(world, questions[::-1], 4, 0, SEARCH, 2) == four
     assert world_experts(world, questions, 5, 0, SEARCH, 2)[:4] == four
     assert world_experts(world, questions, 4, 1, SEARCH, 2) != four
+    assert [e.question.kind for e in four] == ["3-hop", "2-hop", "1-hop", "3-hop"]
     with pytest.raises(UserError, match=r"algorithm\.seeding\.experts=61, but the world's expert solves"):
         world_experts(world, questions, 61, 0, SEARCH, 2)
 
