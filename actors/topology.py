@@ -21,6 +21,7 @@ from actors.pool import PoolActor
 from actors.process import QUIET
 from actors.retrieval import RetrievalActor
 from actors.rollout import RolloutWorker, WorkerSettings
+from agent.budgets import SearchBudget
 from agent.errors import UserError
 from agent.pool_rules.epoch import Rule as Epoch
 from agent.records import Question
@@ -53,10 +54,13 @@ class Topology:
     def pool(self, questions: tuple[Question, ...], state: dict[str, Any] | None) -> Any:
         """The replay actor with the run's query pool, continued from ``state`` if there is one."""
         tracker = self.config.tracker
+        budget = SearchBudget(self.config.budget, self.config.agent.max_searches)
         log = TrajectoryLog(path=self.run_dir / "trajectories.jsonl", per_step=tracker.trajectories_per_step)
         return PoolActor.options(  # type: ignore[attr-defined]
             name="pool", num_cpus=0, max_concurrency=1000, runtime_env={"env_vars": QUIET}
-        ).remote(questions, self.config.pool, derive_seed(self.config.seed, "run"), self.log_dir, log, state)
+        ).remote(
+            questions, self.config.pool, derive_seed(self.config.seed, "run"), self.log_dir, log, state, budget=budget
+        )
 
     def seeding_pool(self, questions: tuple[Question, ...]) -> Any:
         """The replay actor of the expert seeding: every batch is all of ``questions``. It ends with its last handle."""

@@ -1,4 +1,4 @@
-"""Settings of the search agent, of its reward and of its groups."""
+"""Settings of the search agent, of its reward, of its groups and of its budgets."""
 
 from __future__ import annotations
 
@@ -85,3 +85,32 @@ class GroupConfig:
 
     strategy: str = "plain"
     """``plain`` (K independent episodes) or ``continuation`` (DAVID-GRPO: and up to one of them replaced)."""
+
+
+@dataclass
+class BudgetConfig:
+    """The limit of searches of a training episode. It never exceeds ``agent.max_searches``, which is also the limit
+    wherever the policy is evaluated; null stands for that."""
+
+    rule: str = "fixed"
+    """``fixed`` (``agent.max_searches``), ``anneal`` or ``adaptive``."""
+    start: int | None = None
+    """``anneal``: the limit of the first batch."""
+    end: int | None = None
+    """``anneal``: the limit of batch ``steps`` and of all later ones."""
+    steps: int = 100
+    """``anneal``: batches over which the limit goes from ``start`` to ``end``, linearly and rounded."""
+    fewest: int = 1
+    """``adaptive``: the smallest limit."""
+    most: int | None = None
+    """``adaptive``: the largest limit, and that of a query that was never solved."""
+    spare: int = 1
+    """``adaptive``: searches beyond those that the query was last solved with."""
+    widen: int = 2
+    """``adaptive``: searches more for each draw since then that nobody solved."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"budget.steps={self.steps} must be at least 1")
+        if min(self.spare, self.widen) < 0:
+            raise UserError("budget.spare and budget.widen must be at least 0")

@@ -106,13 +106,14 @@ async def play(
     temperature: float,
     seed: int,
     start: Prefix | None = None,
+    max_searches: int | None = None,
 ) -> Trajectory:
     """Plays one episode and returns it whole, whatever ended it.
 
-    With a ``start`` it goes on from there: what was sampled before the cut stays as it was (ids, mask,
-    log-probabilities, versions), and its searches and tokens count against the limits. A fault of a port
-    ends the episode with a fault's stop reason and what was sampled so far. Raises ``UserError`` when the
-    prompt is longer than ``config.max_prompt_tokens``.
+    ``max_searches`` takes the place of ``config.max_searches``. With a ``start`` it goes on from there: what
+    was sampled before the cut stays as it was (ids, mask, log-probabilities, versions), and its searches and
+    tokens count against the limits. A fault of a port ends the episode with a fault's stop reason and what was
+    sampled so far. Raises ``UserError`` when the prompt is longer than ``config.max_prompt_tokens``.
     """
     prompt = dialogue.prompt_ids(question.text) if start is None else start.trajectory.prompt_ids.tolist()
     if len(prompt) > config.max_prompt_tokens:
@@ -124,6 +125,7 @@ async def play(
     inherited = len(response.ids)
     turns: list[Turn] = [] if start is None else [*start.kept]
     searches = len(turns)
+    search_limit = config.max_searches if max_searches is None else max_searches
     notified = False
 
     def finish(reason: StopReason, fault: str = "") -> Trajectory:
@@ -174,7 +176,7 @@ async def play(
         observation: list[int] = []
         if notified:
             reason = StopReason.SEARCH_LIMIT
-        elif searches == config.max_searches:
+        elif searches >= search_limit:
             observation, notified = dialogue.notice_ids(), True
         else:
             try:

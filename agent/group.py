@@ -28,7 +28,13 @@ class Player:
     scorer: Scorer
 
     async def episode(
-        self, question: Question, *, temperature: float, seed: int, start: Prefix | None = None
+        self,
+        question: Question,
+        *,
+        temperature: float,
+        seed: int,
+        start: Prefix | None = None,
+        max_searches: int | None = None,
     ) -> Trajectory:
         """One episode, from the prompt or from a prefix; see ``agent.episode.play``."""
         return await play(
@@ -40,6 +46,7 @@ class Player:
             temperature=temperature,
             seed=seed,
             start=start,
+            max_searches=max_searches,
         )
 
 
@@ -52,9 +59,17 @@ async def play_group(player: Player, question: Question, ticket: Ticket, *, size
     started = time.monotonic()
 
     async def played(places: range) -> list[Trajectory]:
-        temperature = player.config.temperature
-        seeds = (derive_seed(ticket.seed, k) for k in places)
-        return await asyncio.gather(*(player.episode(question, temperature=temperature, seed=s) for s in seeds))
+        return await asyncio.gather(
+            *(
+                player.episode(
+                    question,
+                    temperature=player.config.temperature,
+                    seed=derive_seed(ticket.seed, k),
+                    max_searches=ticket.max_searches,
+                )
+                for k in places
+            )
+        )
 
     def group(trajectories: list[Trajectory], *, cut_short: bool = False) -> Group:
         return Group(

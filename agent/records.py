@@ -327,6 +327,8 @@ class Ticket:
     """Play no more if the probe says too hard."""
     cut_easy: bool = False
     """Play no more if the probe says too easy."""
+    max_searches: int | None = None
+    """Most searches of each rollout (``agent/budgets.py``); None is ``agent.max_searches``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -394,6 +396,11 @@ class Group:
             worst, best = min(self.rewards), max(self.rewards)
             return sum(best - r < r - worst for r in self.rewards)
         return len(self.members) if self.state is QueryState.TOO_EASY else 0
+
+    @property
+    def solved_searches(self) -> tuple[int, ...]:
+        """Searches of each member that is right (an outcome of at least one half), whatever its reward."""
+        return tuple(m.trajectory.searches for m in self.members if m.score.outcome >= 0.5)
 
     @property
     def oldest_version(self) -> int:

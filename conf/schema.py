@@ -13,7 +13,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from actors.config import ClusterConfig
-from agent.config import AgentConfig, GroupConfig, RewardConfig
+from agent.budgets import SearchBudget
+from agent.config import AgentConfig, BudgetConfig, GroupConfig, RewardConfig
 from agent.errors import UserError, nearest, one_of
 from agent.pool_rules.base import PoolRule, rule_class, rule_names
 from agent.protocol import PROMPTS, PROTOCOLS
@@ -72,6 +73,7 @@ class RunConfig:
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     pool: PoolRule = MISSING
     group: GroupConfig = field(default_factory=GroupConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
@@ -88,6 +90,7 @@ class RunConfig:
         one_of(self.agent.prompt, PROMPTS, "agent.prompt")
         one_of(self.group.strategy, STRATEGIES, "group.strategy")
         Scorer(self.reward, PROTOCOLS[self.agent.protocol])  # knows its outcomes and gates
+        SearchBudget(self.budget, self.agent.max_searches)  # knows its rules and what fits the agent
         if self.mode == "train":
             self._check_experts()
         if self.mode == "ask" and not self.question:

@@ -12,6 +12,7 @@ import pytest
 from hydra import compose, initialize_config_module
 
 import launch
+from agent.budgets import RULES
 from agent.config import RewardConfig
 from agent.errors import UserError
 from agent.pool_rules.base import rule_class, rule_names
@@ -51,7 +52,8 @@ def test_every_option_becomes_a_typed_configuration(group: str, option: str) -> 
     assert type(config) is RunConfig
     part: Any = getattr(config, group, None)
     named = {"cluster": "name", "model": "name", "pool": "name", "tracker": "name", "agent": "protocol"} | {
-        "group": "strategy"
+        "group": "strategy",
+        "budget": "rule",
     }
     if group in named and option != "search":
         assert getattr(part, named[group]) == option
@@ -82,6 +84,13 @@ def test_every_pool_rule_has_a_file_and_becomes_its_own_class() -> None:
     assert rule_names() == sorted(file.stem for file in (CONF / "pool").glob("*.yaml"))
     for name in rule_names():
         assert type(composed(f"pool={name}").pool) is rule_class(name)
+
+
+def test_every_budget_rule_has_a_file() -> None:
+    assert sorted(RULES) == sorted(file.stem for file in (CONF / "budget").glob("*.yaml"))
+    assert composed().budget.rule == "fixed"
+    with pytest.raises(UserError, match=r"budget\.most=9 must lie in \[1, agent\.max_searches=5\]"):
+        composed("budget=adaptive", "budget.most=9")
 
 
 def test_every_group_strategy_has_a_file() -> None:
