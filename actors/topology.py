@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from actors.retrieval import RetrievalActor
 from actors.rollout import RolloutWorker, WorkerSettings
 from agent.budgets import SearchBudget
 from agent.errors import UserError
+from agent.inference import Inference
 from agent.pool_rules.epoch import Rule as Epoch
 from agent.records import Question
 from agent.seeds import derive_seed
@@ -38,6 +39,8 @@ class Topology:
     run_dir: Path
     model_path: str
     corpus: Path
+    inference: Inference = field(default_factory=Inference)
+    """How the workers evaluate and answer."""
 
     @property
     def log_dir(self) -> Path:
@@ -109,6 +112,7 @@ class Topology:
             engine=cluster.engine,
             agent=config.agent,
             reward=config.reward,
+            inference=self.inference,
             group_size=config.pool.group_size,
             groups_in_flight=self.groups_in_flight,
             retrieval_timeout_s=config.retrieval.timeout_s,

@@ -9,8 +9,8 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from agent.config import AgentConfig
-from agent.episode import Generator, Prefix, Searcher, play
+from agent.config import AgentConfig, SelectivityConfig
+from agent.episode import Generator, Prefix, Searcher, Watcher, play
 from agent.protocol import Dialogue
 from agent.records import Group, QueryState, Question, ScoredTrajectory, Ticket, Trajectory
 from agent.rewards import Scorer
@@ -35,6 +35,8 @@ class Player:
         seed: int,
         start: Prefix | None = None,
         max_searches: int | None = None,
+        selectivity: SelectivityConfig | None = None,
+        watcher: Watcher | None = None,
     ) -> Trajectory:
         """One episode, from the prompt or from a prefix; see ``agent.episode.play``."""
         return await play(
@@ -47,6 +49,8 @@ class Player:
             seed=seed,
             start=start,
             max_searches=max_searches,
+            selectivity=selectivity,
+            watcher=watcher,
         )
 
 
