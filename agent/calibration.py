@@ -5,7 +5,7 @@ of a threshold is the probability of that; the EM that early exit costs is at mo
 also be right where the full episode is wrong.
 
 The threshold is found by *learn then test* with fixed-sequence testing (Angelopoulos, Bates, Candès, Jordan and
-Lei, arXiv 2110.01052, section 2.1; CALM, arXiv 2207.07061, does so for exits inside a model): from the most
+Lei, arXiv 2110.01052; CALM, arXiv 2207.07061, does so for exits inside a model): from the most
 cautious threshold of a grid that was fixed beforehand to the boldest, each is tested for a risk above the
 wanted one, until the first that isn't rejected. The last one that was has its risk with probability
 1 - delta over the choice of the development questions, without a correction for having tested many. The test

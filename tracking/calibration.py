@@ -64,6 +64,8 @@ def write(
             f"a risk of at most {at.risk_bound:.4f} with probability {1 - ending.delta:g}",
             "bold",
         )
+        if at.searches >= found.searches and at.tokens >= found.tokens:
+            console.say("nothing is saved at this threshold: leave early exit off, or accept more risk", "yellow")
     console.say(f"{file}; the curve: {folder / 'curve.png'}")
 
 

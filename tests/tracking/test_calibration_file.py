@@ -108,6 +108,13 @@ def test_sampling_and_the_wanted_risk_change_nothing(file: Path, found: Calibrat
     assert read(file, agent=AgentConfig(temperature=0.1), ending=ExitConfig(risk=0.3)) == found.chosen.threshold
 
 
+@pytest.mark.parametrize(("confidence", "saves"), [(0.8, True), (0.01, False)])
+def test_it_says_when_nothing_is_saved(tmp_path: Path, capsys: Any, confidence: float, saves: bool) -> None:
+    rows = [row(confidence, 1.0)] * 100
+    write(tmp_path, calibrate(rows, risk=0.1, delta=0.05), rows, ABOUT, ENDING, ALL, AGENT, Console())
+    assert ("nothing is saved at this threshold" in capsys.readouterr().out) != saves
+
+
 def test_a_file_that_is_none(file: Path) -> None:
     with pytest.raises(UserError, match=r"can't be read .*; mode=calibrate writes such a file"):
         read(file.parent / "missing.json")
