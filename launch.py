@@ -103,12 +103,16 @@ def evaluate(config: RunConfig, run_dir: Path, console: Console) -> None:
 def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=calibrate``: the threshold of early exit, and its curve, from full episodes on development questions."""
     from actors.inference import inference
-    from agent.calibration import calibrate
+    from agent.calibration import calibrate, check_enough
     from tracking.calibration import write
 
+    wanted = {"risk": config.exit.risk, "delta": config.exit.delta}
+
     with inference(config, run_dir, _namespace(run_dir)) as served:
-        rows = served.crew.evaluate(served.task.development())
-    result = calibrate(rows, risk=config.exit.risk, delta=config.exit.delta)
+        questions = served.task.development()
+        check_enough(len(questions), **wanted)  # before they are played
+        rows = served.crew.evaluate(questions)
+    result = calibrate(rows, **wanted)
     about = {"checkpoint": config.checkpoint, "weights": served.weights, "data": served.task.name}
     write(run_dir, result, rows, about, config.exit, config.selectivity, config.agent, console)
 

@@ -102,13 +102,7 @@ def calibrate(rows: Sequence[EvalRow], *, risk: float, delta: float) -> Calibrat
     ``UserError`` when there are too few of them to show the risk even if none is lost.
     """
     viable = [row for row in rows if not row.fault]
-    needed = math.ceil(math.log(delta) / math.log(1 - risk))
-    if len(viable) < needed:
-        raise UserError(
-            f"{len(viable)} development questions can't show a risk of exit.risk={risk} at exit.delta={delta}, which "
-            f"takes {needed} even if none is lost; give more (data.dev_questions_per_hop, data.dev_questions) or "
-            "raise exit.risk"
-        )
+    check_enough(len(viable), risk=risk, delta=delta)
     points = tuple(point(viable, threshold, delta) for threshold in THRESHOLDS)
     chosen = None
     for candidate in points:
@@ -124,6 +118,17 @@ def calibrate(rows: Sequence[EvalRow], *, risk: float, delta: float) -> Calibrat
         points=points,
         chosen=chosen,
     )
+
+
+def check_enough(questions: int, *, risk: float, delta: float) -> None:
+    """Raises ``UserError`` if so few questions can't show the risk even if none of them is lost."""
+    needed = math.ceil(math.log(delta) / math.log(1 - risk))
+    if questions < needed:
+        raise UserError(
+            f"{questions} development questions can't show a risk of exit.risk={risk} at exit.delta={delta}, which "
+            f"takes {needed} even if none is lost; give more (data.dev_questions_per_hop, data.dev_questions) or "
+            "raise exit.risk"
+        )
 
 
 def upper_bound(k: int, n: int, delta: float) -> float:
