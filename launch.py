@@ -2,10 +2,10 @@
 
     python launch.py [cluster=…] [model=…] [group=…] [key=value …]
 
-``mode=train`` is the default; the others are ``plan``, ``eval``, ``index``, ``ask``, ``simulate`` and
-``report``. A sweep (``-m``, or an experiment that is one) runs its jobs one after the other; the same command
-again goes on with it. A user's mistake exits 2 with one line that names the key or file and the fix; a fault
-exits 1 with the actor, the cause and the checkpoint to resume from. ``debug=true`` shows tracebacks.
+``mode=train`` is the default; the others are ``plan``, ``eval``, ``calibrate``, ``ask``, ``index``,
+``simulate`` and ``report``. A sweep (``-m``, or an experiment that is one) runs its jobs one after the other; the
+same command again goes on with it. A user's mistake exits 2 with one line that names the key or file and the fix;
+a fault exits 1 with the actor, the cause and the checkpoint to resume from. ``debug=true`` shows tracebacks.
 """
 
 from __future__ import annotations
@@ -92,11 +92,29 @@ def evaluate(config: RunConfig, run_dir: Path, console: Console) -> None:
     from agent.evaluation import subset, summarise
     from tracking.metrics import MetricsLog
 
-    with inference(config, run_dir, _namespace(run_dir)) as (task, crew):
-        questions = subset(task.eval, config.evaluation.questions)
-        row = {"step": 0, "data": task.name, "checkpoint": config.checkpoint, **summarise(crew.evaluate(questions))}
+    with inference(config, run_dir, _namespace(run_dir)) as served:
+        task = served.task
+        rows = served.crew.evaluate(subset(task.eval, config.evaluation.questions))
+        row = {"step": 0, "data": task.name, "checkpoint": config.checkpoint, **summarise(rows)}
     MetricsLog(run_dir / "metrics.jsonl").write("eval", row)
     console.evaluation(row)
+
+
+def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
+    """``mode=calibrate``: the threshold of early exit, and its curve, from full episodes on development questions."""
+    from actors.inference import inference
+    from agent.calibration import calibrate, check_enough
+    from tracking.calibration import write
+
+    wanted = {"risk": config.exit.risk, "delta": config.exit.delta}
+
+    with inference(config, run_dir, _namespace(run_dir)) as served:
+        questions = served.task.development()
+        check_enough(len(questions), **wanted)  # before they are played
+        rows = served.crew.evaluate(questions)
+    result = calibrate(rows, **wanted)
+    about = {"checkpoint": config.checkpoint, "weights": served.weights, "data": served.task.name}
+    write(run_dir, result, rows, about, config.exit, config.selectivity, config.agent, console)
 
 
 def ask(config: RunConfig, run_dir: Path, console: Console) -> None:
@@ -105,15 +123,16 @@ def ask(config: RunConfig, run_dir: Path, console: Console) -> None:
     from agent.records import Question
 
     question = Question(id="asked", text=config.question or "", golden_answers=("unknown",))
-    with inference(config, run_dir, _namespace(run_dir)) as (_, crew):
-        trajectory, observations = crew.ask(question)
-    for turn, observation in zip(trajectory.turns, observations, strict=True):
+    with inference(config, run_dir, _namespace(run_dir)) as served:
+        inferred, observations = served.crew.ask(question)
+    for turn, observation in zip(inferred.trajectory.turns, observations, strict=True):
         console.say(turn.text.strip(), "bold")
         if observation.strip():
             console.say(observation.strip(), "dim")
-    console.say(
-        f"answer: {trajectory.answer}" if trajectory.answer is not None else f"no answer ({trajectory.stop_reason})"
-    )
+    if inferred.exited:
+        console.say(f"early exit, confidence {inferred.probes[-1].confidence:.4f}", "dim")
+    answer, reason = inferred.answer, inferred.trajectory.stop_reason
+    console.say(f"answer: {answer}" if answer is not None else f"no answer ({reason})")
 
 
 def index(config: RunConfig, run_dir: Path, console: Console) -> None:
@@ -154,6 +173,7 @@ def report(config: RunConfig, run_dir: Path, console: Console) -> None:
 MODES: dict[str, Callable[[RunConfig, Path, Any], None]] = {
     "train": train,
     "eval": evaluate,
+    "calibrate": calibrate,
     "ask": ask,
     "index": index,
     "plan": plan,

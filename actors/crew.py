@@ -20,7 +20,8 @@ from actors.weights import Published
 from agent.config import GroupConfig
 from agent.errors import Fault, UserError
 from agent.evaluation import EvalRow
-from agent.records import Question, Trajectory
+from agent.inference import Inferred
+from agent.records import Question
 
 POLL_S = 1.0
 """How long one wait lasts at most, so that a Ctrl-C is seen."""
@@ -126,7 +127,7 @@ class Crew:
                 rows[share[0]] = result
         return [row for at in sorted(rows) for row in rows[at]]
 
-    def ask(self, question: Question) -> tuple[Trajectory, list[str]]:
+    def ask(self, question: Question) -> tuple[Inferred, list[str]]:
         """One greedy episode by any live worker, and the text of each turn's observation."""
         worker = self.live[0]
         return self.wait(worker.actor.ask.remote(question), worker.name)

@@ -1,9 +1,10 @@
-"""Engines and retrieval without a learner: what evaluating a checkpoint and asking it need."""
+"""Engines and retrieval without a learner: what evaluating, calibrating and asking a checkpoint need."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
@@ -13,24 +14,38 @@ from actors.plan import check_machine
 from actors.topology import Topology, start_ray
 from actors.weights import FolderChannel
 from agent.errors import UserError
+from agent.inference import Inference
 from conf.schema import RunConfig
 from tasks.load import Task, load
+from tracking.calibration import read_threshold
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Served:
+    """The data, and a crew that serves a checkpoint."""
+
+    task: Task
+    crew: Crew
+    weights: str
+    """Checksum of the checkpoint's weights."""
 
 
 @contextmanager
-def inference(config: RunConfig, run_dir: Path, namespace: str) -> Iterator[tuple[Task, Crew]]:
-    """The data, and a crew that serves ``config.checkpoint``.
+def inference(config: RunConfig, run_dir: Path, namespace: str) -> Iterator[Served]:
+    """Serves ``config.checkpoint``, with early exit and query selectivity as they are configured.
 
-    Raises ``UserError`` when the checkpoint is no model's folder.
+    Raises ``UserError`` when the checkpoint is no model's folder, or ``exit.calibration`` isn't for it.
     """
     folder = Path(config.checkpoint or "").expanduser().absolute()
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise UserError(f"checkpoint={config.checkpoint}: not a model's folder (config.json and *.safetensors)")
     check_machine(config)
+    published = FolderChannel().publish(folder, 0)
+    how = _how(config, published.checksum)
     task = load(config.data, config.seed, config.cache, evidence_match=config.reward.evidence_match)
     start_ray(config, namespace)
     try:
-        topology = Topology(config, run_dir, str(folder), task.corpus)
+        topology = Topology(config, run_dir, str(folder), task.corpus, how)
         retrieval = topology.retrieval()
         opened = retrieval.start.remote()
         crew = Crew(
@@ -41,7 +56,18 @@ def inference(config: RunConfig, run_dir: Path, namespace: str) -> Iterator[tupl
             log_dir=topology.log_dir,
         )
         crew.wait(opened, "retrieval")
-        crew.deliver(FolderChannel().publish(folder, 0))
-        yield task, crew
+        crew.deliver(published)
+        yield Served(task=task, crew=crew, weights=published.checksum)
     finally:
         ray.shutdown()
+
+
+def _how(config: RunConfig, weights: str) -> Inference:
+    """How ``config.mode`` plays: calibration needs every probe of full episodes, the others a threshold."""
+    ending = config.exit
+    if ending.calibration is not None:
+        path = Path(ending.calibration).expanduser()
+        threshold = read_threshold(path, ending, config.selectivity, config.agent, weights)
+        ending = replace(ending, threshold=threshold, calibration=None)
+    probes = ending.on or config.mode == "calibrate"
+    return Inference(exit=ending if probes else None, selectivity=config.selectivity)

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from actors.process import log_to
+from agent.budgets import SearchBudget
 from agent.pool_rules.base import PoolRule
 from agent.query_pool import QueryPool, TakenBatch
 from agent.records import Group, Question, Ticket
@@ -33,10 +34,11 @@ class PoolActor:
         log: TrajectoryLog | None = None,
         state: dict[str, Any] | None = None,
         name: str = "pool",
+        budget: SearchBudget | None = None,
     ) -> None:
         log_to(log_dir, name)
         self._questions = questions
-        self._make = lambda: QueryPool[Group](questions, rule, seed=seed)
+        self._make = lambda: QueryPool[Group](questions, rule, seed=seed, budget=budget)
         self._state = state
         self._log = log
         self._changed = asyncio.Condition()

@@ -22,8 +22,9 @@ from actors.weights import CHANNELS, Published
 from agent.config import AgentConfig, GroupConfig, RewardConfig
 from agent.evaluation import EvalRow, evaluate
 from agent.group import Player
+from agent.inference import Inference, Inferred, infer
 from agent.protocol import Dialogue
-from agent.records import Question, Ticket, Trajectory
+from agent.records import Question, Ticket
 from agent.rewards import Scorer
 from agent.strategies import STRATEGIES, Strategy
 from agent.tokens import Tokenizer
@@ -39,6 +40,8 @@ class WorkerSettings:
     engine: EngineConfig
     agent: AgentConfig
     reward: RewardConfig
+    inference: Inference
+    """How greedy episodes are played."""
     group_size: int
     groups_in_flight: int
     retrieval_timeout_s: float
@@ -113,16 +116,17 @@ class RolloutWorker:
 
     async def evaluate(self, questions: Sequence[Question]) -> list[EvalRow]:
         """Greedy episodes over ``questions``; see ``agent.evaluation``."""
-        return await evaluate(self._player, questions, evidence_match=self._settings.reward.evidence_match)
+        settings = self._settings
+        return await evaluate(
+            self._player, questions, evidence_match=settings.reward.evidence_match, inference=settings.inference
+        )
 
-    async def ask(self, question: Question) -> tuple[Trajectory, list[str]]:
+    async def ask(self, question: Question) -> tuple[Inferred, list[str]]:
         """One greedy episode, and the text of each turn's observation."""
-        trajectory = await self._player.episode(question, temperature=0.0, seed=0)
-        decode = self._dialogue.codec.decode
-        observations = [
-            decode(trajectory.token_ids[t.action_end : t.observation_end].tolist()) for t in trajectory.turns
-        ]
-        return trajectory, observations
+        inferred = await infer(self._player, question, self._settings.inference)
+        ids, decode = inferred.trajectory.token_ids, self._dialogue.codec.decode
+        observations = [decode(ids[t.action_end : t.observation_end].tolist()) for t in inferred.trajectory.turns]
+        return inferred, observations
 
     async def stats(self) -> EngineStats:
         return self._engine.stats

@@ -97,7 +97,9 @@ class Supervisor:
 
     def _start(self, state: run_state.RunState | None) -> None:
         config, prepared = self.config, self.prepared
-        topology = Topology(config, self.run_dir, prepared.model_path, prepared.task.corpus)
+        topology = Topology(
+            config, self.run_dir, prepared.model_path, prepared.task.corpus, config.evaluation_inference
+        )
         self.retrieval = topology.retrieval()
         opened = self.retrieval.start.remote()
         self.learner = topology.learner()

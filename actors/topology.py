@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from actors.pool import PoolActor
 from actors.process import QUIET
 from actors.retrieval import RetrievalActor
 from actors.rollout import RolloutWorker, WorkerSettings
+from agent.budgets import SearchBudget
 from agent.errors import UserError
+from agent.inference import Inference
 from agent.pool_rules.epoch import Rule as Epoch
 from agent.records import Question
 from agent.seeds import derive_seed
@@ -37,6 +39,8 @@ class Topology:
     run_dir: Path
     model_path: str
     corpus: Path
+    inference: Inference = field(default_factory=Inference)
+    """How the workers evaluate and answer."""
 
     @property
     def log_dir(self) -> Path:
@@ -53,10 +57,13 @@ class Topology:
     def pool(self, questions: tuple[Question, ...], state: dict[str, Any] | None) -> Any:
         """The replay actor with the run's query pool, continued from ``state`` if there is one."""
         tracker = self.config.tracker
+        budget = SearchBudget(self.config.budget, self.config.agent.max_searches)
         log = TrajectoryLog(path=self.run_dir / "trajectories.jsonl", per_step=tracker.trajectories_per_step)
         return PoolActor.options(  # type: ignore[attr-defined]
             name="pool", num_cpus=0, max_concurrency=1000, runtime_env={"env_vars": QUIET}
-        ).remote(questions, self.config.pool, derive_seed(self.config.seed, "run"), self.log_dir, log, state)
+        ).remote(
+            questions, self.config.pool, derive_seed(self.config.seed, "run"), self.log_dir, log, state, budget=budget
+        )
 
     def seeding_pool(self, questions: tuple[Question, ...]) -> Any:
         """The replay actor of the expert seeding: every batch is all of ``questions``. It ends with its last handle."""
@@ -105,6 +112,7 @@ class Topology:
             engine=cluster.engine,
             agent=config.agent,
             reward=config.reward,
+            inference=self.inference,
             group_size=config.pool.group_size,
             groups_in_flight=self.groups_in_flight,
             retrieval_timeout_s=config.retrieval.timeout_s,

@@ -1,10 +1,10 @@
-"""Settings of the search agent, of its reward and of its groups."""
+"""Settings of the search agent, of its reward, of its groups and of its budgets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from agent.errors import UserError
+from agent.errors import UserError, one_of
 
 
 @dataclass
@@ -85,3 +85,90 @@ class GroupConfig:
 
     strategy: str = "plain"
     """``plain`` (K independent episodes) or ``continuation`` (DAVID-GRPO: and up to one of them replaced)."""
+
+
+@dataclass
+class ExitConfig:
+    """Early exit, at inference: after each observation a short probe answer is made, and taken if it is confident.
+
+    Off, unless ``threshold`` or ``calibration`` is given.
+    """
+
+    threshold: float | None = None
+    """Confidence in (0, 1] from which on a probe's answer is taken."""
+    calibration: str | None = None
+    """File that ``mode=calibrate`` wrote for this checkpoint; brings its threshold."""
+    confidence: str = "product"
+    """``product`` of the probabilities of the probe's tokens, or their geometric ``mean``."""
+    max_tokens: int = 32
+    """Token limit of a probe; one that doesn't close its answer within it has no confidence."""
+    before_first_search: bool = False
+    """Probe before the first search, too."""
+    risk: float = 0.01
+    """``mode=calibrate``: most that the share of questions may be that an exit loses."""
+    delta: float = 0.05
+    """``mode=calibrate``: chance that the risk is higher all the same."""
+
+    def __post_init__(self) -> None:
+        one_of(self.confidence, ("product", "mean"), "exit.confidence")
+        if self.threshold is not None and self.calibration is not None:
+            raise UserError("exit.threshold and exit.calibration both give a threshold; leave one of them out")
+        if self.threshold is not None and not 0 < self.threshold <= 1:
+            raise UserError(f"exit.threshold={self.threshold} must lie in (0, 1]")
+        if self.max_tokens < 1:
+            raise UserError(f"exit.max_tokens={self.max_tokens} must be at least 1")
+        for name in ("risk", "delta"):
+            if not 0 < getattr(self, name) < 1:
+                raise UserError(f"exit.{name}={getattr(self, name)} must lie in (0, 1)")
+
+    @property
+    def on(self) -> bool:
+        """Whether episodes may end early."""
+        return self.threshold is not None or self.calibration is not None
+
+
+@dataclass
+class SelectivityConfig:
+    """Query selectivity, at inference: a search that would repeat what is there is answered by a short notice.
+
+    It uses up one of ``agent.max_searches`` all the same, or a policy that repeats itself would never end.
+    """
+
+    queries: bool = False
+    """Don't search again for a query that equals an earlier one, both normalised."""
+    evidence: bool = False
+    """Don't show passages again if all that a search found has been shown before."""
+
+    @property
+    def on(self) -> bool:
+        """Whether any search may be answered by a notice."""
+        return self.queries or self.evidence
+
+
+@dataclass
+class BudgetConfig:
+    """The limit of searches of a training episode. It never exceeds ``agent.max_searches``, which is also the limit
+    wherever the policy is evaluated; null stands for that."""
+
+    rule: str = "fixed"
+    """``fixed`` (``agent.max_searches``), ``anneal`` or ``adaptive``."""
+    start: int | None = None
+    """``anneal``: the limit of the first batch."""
+    end: int | None = None
+    """``anneal``: the limit of batch ``steps`` and of all later ones."""
+    steps: int = 100
+    """``anneal``: batches over which the limit goes from ``start`` to ``end``, linearly and rounded."""
+    fewest: int = 1
+    """``adaptive``: the smallest limit."""
+    most: int | None = None
+    """``adaptive``: the largest limit, and that of a query that was never solved."""
+    spare: int = 1
+    """``adaptive``: searches beyond those that the query was last solved with."""
+    widen: int = 2
+    """``adaptive``: searches more for each draw since then that nobody solved."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"budget.steps={self.steps} must be at least 1")
+        if min(self.spare, self.widen) < 0:
+            raise UserError("budget.spare and budget.widen must be at least 0")

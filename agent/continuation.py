@@ -58,6 +58,7 @@ async def play_with_continuation(
                 temperature=player.config.temperature,
                 seed=derive_seed(ticket.seed, "continuation", k),
                 start=start,
+                max_searches=ticket.max_searches,
             )
             for k in range(size)
         )

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from agent.config import AgentConfig
+from agent.answers import normalise
+from agent.config import AgentConfig, SelectivityConfig
 from agent.errors import GenerationError, RetrievalError, UserError
-from agent.protocol import Dialogue
-from agent.records import NO_VERSION, Completion, Finish, Passage, Question, StopReason, Trajectory, Turn
+from agent.protocol import LIMIT_NOTICE, REPEAT_NOTICES, Dialogue
+from agent.records import NO_VERSION, Completion, Finish, Passage, Question, Repeat, StopReason, Trajectory, Turn
 from agent.seeds import derive_seed
 
 
@@ -32,6 +33,13 @@ class Searcher(Protocol):
 
     async def search(self, query: str, k: int) -> tuple[Passage, ...]:
         """The top ``k`` passages, possibly none. Raises ``RetrievalError`` when it can't tell."""
+
+
+class Watcher(Protocol):
+    """Sees one episode before each of its turns, and may end it (``agent/early_exit.py``)."""
+
+    async def ends(self, context: Sequence[int], turns: Sequence[Turn]) -> bool:
+        """Whether the episode is over, given all tokens so far and what they mean. Raises ``GenerationError``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -106,13 +114,19 @@ async def play(
     temperature: float,
     seed: int,
     start: Prefix | None = None,
+    max_searches: int | None = None,
+    selectivity: SelectivityConfig | None = None,
+    watcher: Watcher | None = None,
 ) -> Trajectory:
     """Plays one episode and returns it whole, whatever ended it.
 
-    With a ``start`` it goes on from there: what was sampled before the cut stays as it was (ids, mask,
-    log-probabilities, versions), and its searches and tokens count against the limits. A fault of a port
-    ends the episode with a fault's stop reason and what was sampled so far. Raises ``UserError`` when the
-    prompt is longer than ``config.max_prompt_tokens``.
+    ``max_searches`` takes the place of ``config.max_searches``. With a ``start`` it goes on from there: what
+    was sampled before the cut stays as it was (ids, mask, log-probabilities, versions), and its searches and
+    tokens count against the limits. With ``selectivity``, a notice may answer a search that repeats what is
+    there; a ``watcher`` may end the episode before any of its turns.
+
+    A fault of a port ends the episode with a fault's stop reason and what was sampled so far. Raises
+    ``UserError`` when the prompt is longer than ``config.max_prompt_tokens``.
     """
     prompt = dialogue.prompt_ids(question.text) if start is None else start.trajectory.prompt_ids.tolist()
     if len(prompt) > config.max_prompt_tokens:
@@ -124,6 +138,8 @@ async def play(
     inherited = len(response.ids)
     turns: list[Turn] = [] if start is None else [*start.kept]
     searches = len(turns)
+    search_limit = config.max_searches if max_searches is None else max_searches
+    selective = selectivity or SelectivityConfig()
     notified = False
 
     def finish(reason: StopReason, fault: str = "") -> Trajectory:
@@ -143,9 +159,12 @@ async def play(
     while True:
         room = config.max_response_tokens - len(response.ids)
         limit = config.max_new_tokens if turns else config.max_new_tokens_first
+        context = [*prompt, *response.ids]
         try:
+            if watcher is not None and await watcher.ends(context, turns):
+                return finish(StopReason.EARLY_EXIT)
             completion = await generator.generate(
-                [*prompt, *response.ids],
+                context,
                 max_new_tokens=min(limit, room),
                 stop=dialogue.protocol.stop,
                 temperature=temperature,
@@ -170,22 +189,30 @@ async def play(
 
         passages: tuple[Passage, ...] = ()
         reason: StopReason | None = None
+        repeat: Repeat | None = None
         fault = ""
         observation: list[int] = []
         if notified:
             reason = StopReason.SEARCH_LIMIT
-        elif searches == config.max_searches:
-            observation, notified = dialogue.notice_ids(), True
+        elif searches >= search_limit:
+            observation, notified = dialogue.notice_ids(LIMIT_NOTICE), True
         else:
-            try:
-                passages = await searcher.search(action.query, config.top_k)
-                observation = dialogue.observation_ids(passages)
-                searches += 1
-            except RetrievalError as error:
-                reason, fault = StopReason.RETRIEVAL_FAILED, str(error)
+            searches += 1
+            if selective.queries and _asked_before(action.query, turns):
+                repeat = Repeat.QUERY
+            else:
+                try:
+                    passages = await searcher.search(action.query, config.top_k)
+                    observation = dialogue.observation_ids(passages)
+                except RetrievalError as error:
+                    reason, fault = StopReason.RETRIEVAL_FAILED, str(error)
+                if selective.evidence and passages and _shown_before(passages, turns):
+                    repeat = Repeat.EVIDENCE
+            if repeat is not None:
+                observation = dialogue.notice_ids(REPEAT_NOTICES[repeat])
         if observation and len(response.ids) + len(observation) >= config.max_response_tokens:
             # No room for one more action: the policy never acts on these passages, so they are no evidence.
-            reason, observation, passages = StopReason.RESPONSE_TOKENS, [], ()
+            reason, observation, passages, repeat = StopReason.RESPONSE_TOKENS, [], (), None
         response.observe(observation)
         turns.append(
             Turn(
@@ -197,7 +224,16 @@ async def play(
                 document_ids=tuple(p.id for p in passages),
                 titles=tuple(p.title for p in passages),
                 refused=notified,
+                repeat=repeat,
             )
         )
         if reason is not None:
             return finish(reason, fault)
+
+
+def _asked_before(query: str, turns: Sequence[Turn]) -> bool:
+    return normalise(query) in {normalise(turn.query) for turn in turns if turn.query is not None}
+
+
+def _shown_before(passages: Sequence[Passage], turns: Sequence[Turn]) -> bool:
+    return {p.id for p in passages} <= {d for turn in turns for d in turn.document_ids}

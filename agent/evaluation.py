@@ -9,9 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.answers import exact_match, f1
+from agent.early_exit import Probe
 from agent.group import Player
-from agent.records import Question, Trajectory
+from agent.inference import Inference, Inferred, infer
+from agent.records import Question, Repeat
 from agent.rewards import evidence_recall
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredProbe:
+    """A probe answer, and what the episode would have been worth had it ended there."""
+
+    probe: Probe
+    em: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +38,17 @@ class EvalRow:
     action_tokens: int
     stop_reason: str
     fault: bool
+    skipped: int = 0
+    """Searches that repeated an earlier query and weren't made."""
+    withheld: int = 0
+    """Searches that found nothing new, whose passages weren't shown again."""
+    probes: tuple[ScoredProbe, ...] = ()
+    """Of an early exit, in their order."""
+
+    @property
+    def probe_tokens(self) -> int:
+        """Tokens generated for probes, which ``action_tokens`` leaves out."""
+        return sum(p.probe.tokens for p in self.probes)
 
 
 def subset(questions: Sequence[Question], limit: int) -> tuple[Question, ...]:
@@ -37,27 +58,37 @@ def subset(questions: Sequence[Question], limit: int) -> tuple[Question, ...]:
     return tuple(questions[i * len(questions) // limit] for i in range(limit))
 
 
-async def evaluate(player: Player, questions: Sequence[Question], *, evidence_match: str) -> list[EvalRow]:
+async def evaluate(
+    player: Player, questions: Sequence[Question], *, evidence_match: str, inference: Inference | None = None
+) -> list[EvalRow]:
     """A row per question, in their order. Greedy in every turn."""
-    trajectories = await asyncio.gather(*(player.episode(q, temperature=0.0, seed=0) for q in questions))
-    return [eval_row(q, t, evidence_match) for q, t in zip(questions, trajectories, strict=True)]
+    how = inference or Inference()
+    played = await asyncio.gather(*(infer(player, q, how) for q in questions))
+    return [eval_row(q, inferred, evidence_match) for q, inferred in zip(questions, played, strict=True)]
 
 
-def eval_row(question: Question, trajectory: Trajectory, evidence_match: str) -> EvalRow:
+def eval_row(question: Question, inferred: Inferred, evidence_match: str) -> EvalRow:
     """The result of one episode: no answer counts as a wrong one; a fault is marked and counts as nothing."""
-    answer = trajectory.answer
+    trajectory, answer = inferred.trajectory, inferred.answer
     return EvalRow(
         question_id=question.id,
         kind=question.kind,
         answer=answer,
-        em=0.0 if answer is None else exact_match(answer, question.golden_answers),
+        em=_em(answer, question),
         f1=0.0 if answer is None else f1(answer, question.golden_answers),
         evidence=evidence_recall(trajectory, question, evidence_match),
         searches=trajectory.searches,
         action_tokens=trajectory.action_tokens,
         stop_reason=str(trajectory.stop_reason),
         fault=trajectory.stop_reason.is_fault,
+        skipped=trajectory.repeats(Repeat.QUERY),
+        withheld=trajectory.repeats(Repeat.EVIDENCE),
+        probes=tuple(ScoredProbe(probe=p, em=_em(p.answer, question)) for p in inferred.probes),
     )
+
+
+def _em(answer: str | None, question: Question) -> float:
+    return 0.0 if answer is None else exact_match(answer, question.golden_answers)
 
 
 def summarise(rows: Sequence[EvalRow]) -> dict[str, Any]:
@@ -71,7 +102,10 @@ def summarise(rows: Sequence[EvalRow]) -> dict[str, Any]:
         "f1": _mean([r.f1 for r in viable]),
         "evidence_recall": _mean(recalls),
         "search/mean": _mean([r.searches for r in viable]),
+        "search/skipped_mean": _mean([r.skipped for r in viable]),
+        "search/withheld_mean": _mean([r.withheld for r in viable]),
         "action_tokens/mean": _mean([r.action_tokens for r in viable]),
+        "probe_tokens/mean": _mean([r.probe_tokens for r in viable]),
         "stop": dict(Counter(r.stop_reason for r in rows)),
     }
     for kind in sorted({r.kind for r in viable if r.kind}):

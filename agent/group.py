@@ -9,8 +9,8 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from agent.config import AgentConfig
-from agent.episode import Generator, Prefix, Searcher, play
+from agent.config import AgentConfig, SelectivityConfig
+from agent.episode import Generator, Prefix, Searcher, Watcher, play
 from agent.protocol import Dialogue
 from agent.records import Group, QueryState, Question, ScoredTrajectory, Ticket, Trajectory
 from agent.rewards import Scorer
@@ -28,7 +28,15 @@ class Player:
     scorer: Scorer
 
     async def episode(
-        self, question: Question, *, temperature: float, seed: int, start: Prefix | None = None
+        self,
+        question: Question,
+        *,
+        temperature: float,
+        seed: int,
+        start: Prefix | None = None,
+        max_searches: int | None = None,
+        selectivity: SelectivityConfig | None = None,
+        watcher: Watcher | None = None,
     ) -> Trajectory:
         """One episode, from the prompt or from a prefix; see ``agent.episode.play``."""
         return await play(
@@ -40,6 +48,9 @@ class Player:
             temperature=temperature,
             seed=seed,
             start=start,
+            max_searches=max_searches,
+            selectivity=selectivity,
+            watcher=watcher,
         )
 
 
@@ -52,9 +63,17 @@ async def play_group(player: Player, question: Question, ticket: Ticket, *, size
     started = time.monotonic()
 
     async def played(places: range) -> list[Trajectory]:
-        temperature = player.config.temperature
-        seeds = (derive_seed(ticket.seed, k) for k in places)
-        return await asyncio.gather(*(player.episode(question, temperature=temperature, seed=s) for s in seeds))
+        return await asyncio.gather(
+            *(
+                player.episode(
+                    question,
+                    temperature=player.config.temperature,
+                    seed=derive_seed(ticket.seed, k),
+                    max_searches=ticket.max_searches,
+                )
+                for k in places
+            )
+        )
 
     def group(trajectories: list[Trajectory], *, cut_short: bool = False) -> Group:
         return Group(

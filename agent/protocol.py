@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from agent.config import AgentConfig
 from agent.errors import Fault, one_of
-from agent.records import Passage
+from agent.records import Passage, Repeat
 from agent.tokens import TokenCodec
 
 
@@ -128,6 +128,10 @@ PROMPTS = {
 
 NO_RESULTS = "No passage matches this query."
 LIMIT_NOTICE = "The search limit is reached. Give the answer now."
+REPEAT_NOTICES = {
+    Repeat.QUERY: "This query was searched before. Its passages are above.",
+    Repeat.EVIDENCE: "Nothing new was found. These passages are above.",
+}
 _FIRST_VISIBLE = re.compile(r"^(\s*\S)")
 
 
@@ -201,9 +205,9 @@ class Dialogue:
             )
         return [*self._open, *self._harmless("\n".join(shown) or NO_RESULTS)[1], *self._close]
 
-    def notice_ids(self) -> list[int]:
-        """Ids of the block that says that no search is left."""
-        return [*self._open, *self.codec.encode(LIMIT_NOTICE), *self._close]
+    def notice_ids(self, notice: str) -> list[int]:
+        """Ids of a result block with a ``notice`` of ours in the place of passages."""
+        return [*self._open, *self.codec.encode(notice), *self._close]
 
     def _harmless(self, text: str) -> tuple[str, list[int]]:
         """Untrusted ``text``, neutralised, and its ids."""

@@ -17,6 +17,9 @@ STATES = tuple(QueryState)
 """The order in which states are stored as small integers."""
 ZERO_VARIANCE_STATES = (QueryState.TOO_HARD, QueryState.TOO_EASY)
 
+NEVER = 255
+"""``needed`` of a query that was never solved."""
+
 DRAW = np.dtype(
     [
         ("query", "<i4"),  # index in the pool
@@ -101,11 +104,16 @@ class QueryHistory:
         self.streak = np.zeros(n, dtype=np.uint8)  # draws in a row with the same zero-variance state
         self.ever_zero = np.zeros(n, dtype=np.bool_)
         self.flipped = np.zeros(n, dtype=np.bool_)
+        self.needed = np.full(n, NEVER, dtype=np.uint8)  # searches that the query was last solved with
+        self.misses = np.zeros(n, dtype=np.uint8)  # draws since then in which no rollout was right
         self.population = Population()
         self._log = np.zeros(64, dtype=DRAW)
         self._logged = 0
 
-    ARRAYS = ("last", "draws", "drawn_at", "successes", "failures", "streak", "ever_zero", "flipped")
+    ARRAYS = (
+        *("last", "draws", "drawn_at", "successes", "failures", "streak", "ever_zero", "flipped"),
+        *("needed", "misses"),
+    )
 
     def state_of(self, query: int) -> QueryState:
         """The query's state after its last draw."""
@@ -128,6 +136,18 @@ class QueryHistory:
             self.ever_zero[query] = True
         self.draws[query] += 1
         self.drawn_at[query] = batch
+
+    def observe_searches(self, query: int, solved: Sequence[int], size: int) -> None:
+        """Takes in the searches of the right rollouts of a draw of ``size``.
+
+        It is solved if at least half of them are right, and then needed their median (the upper one of an even
+        number); a draw without a right one is a miss; any other changes nothing.
+        """
+        if not solved:
+            self.misses[query] = min(int(self.misses[query]) + 1, 255)
+        elif 2 * len(solved) >= size:
+            self.needed[query] = min(sorted(solved)[len(solved) // 2], NEVER - 1)
+            self.misses[query] = 0
 
     def settle(
         self,

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.books import Books
+from agent.budgets import SearchBudget
 from agent.errors import Fault, UserError
 from agent.pool_rules.base import ACCEPTED, AT_ONCE, FOREVER, UNSELECTED, PoolRule
 from agent.query_history import STATES, QueryHistory
@@ -63,6 +64,8 @@ class Played(Protocol):
     def size(self) -> int: ...
     @property
     def successes(self) -> int: ...
+    @property
+    def solved_searches(self) -> tuple[int, ...]: ...
     @property
     def state(self) -> QueryState: ...
     @property
@@ -127,8 +130,8 @@ class _OpenBatch(Generic[G]):
     orders: int = 0
     zero: int = 0
     """Groups in ``groups`` without signal."""
-    reissue: deque[tuple[int, int]] = field(default_factory=deque)
-    """(order, query) of draws that a checkpoint had in flight: they are claimed again first."""
+    reissue: deque[tuple[int, int, int | None]] = field(default_factory=deque)
+    """(order, query, limit of searches) of draws that a checkpoint had in flight: they are claimed again first."""
     claims: set[int] = field(default_factory=set)
     kept: list[G] = field(default_factory=list)
     """Surplus of an earlier batch."""
@@ -139,14 +142,16 @@ class _OpenBatch(Generic[G]):
 
 
 class QueryPool(Generic[G]):
-    """The pool over ``questions`` by ``rule``.
+    """The pool over ``questions`` by ``rule``; ``budget`` limits the searches of each draw's episodes.
 
     Each batch draws from its own generator, seeded with ``seed`` and its index.
 
     Raises ``UserError`` for an empty list of questions or a duplicate id.
     """
 
-    def __init__(self, questions: Sequence[Identified], rule: PoolRule, *, seed: int) -> None:
+    def __init__(
+        self, questions: Sequence[Identified], rule: PoolRule, *, seed: int, budget: SearchBudget | None = None
+    ) -> None:
         if not questions:
             raise UserError("the query pool is empty: the data has no training question")
         if len({q.id for q in questions}) < len(questions):
@@ -158,6 +163,7 @@ class QueryPool(Generic[G]):
         self.books = Books()
         self.history = QueryHistory(n, rule.retained)
         self._seed = seed
+        self._budget = budget
         self._place = np.full(n, Place.AVAILABLE, dtype=np.uint8)
         self._open = SumTree(np.ones(n))  # 1 for available queries
         self._round = 0  # how often the consumed queries were brought back
@@ -188,20 +194,23 @@ class QueryPool(Generic[G]):
             if batch is None:
                 break
             if batch.reissue:
-                order, query = batch.reissue.popleft()
+                order, query, max_searches = batch.reissue.popleft()
             else:
                 drawn = self._draw(batch)
                 if drawn is None:
                     break
                 order, query = batch.orders, drawn
+                max_searches = self._budget.limit(self.history, query, batch.index) if self._budget else None
                 batch.drawn += 1
                 batch.orders += 1
                 self._drawn_in[query] = self._round
                 self._move(query, Place.CLAIMED)
-            tickets.append(self._ticket(batch, order, query, worker, now))
+            tickets.append(self._ticket(batch, order, query, max_searches, worker, now))
         return tickets
 
-    def _ticket(self, batch: _OpenBatch[G], order: int, query: int, worker: str, now: float) -> Ticket:
+    def _ticket(
+        self, batch: _OpenBatch[G], order: int, query: int, max_searches: int | None, worker: str, now: float
+    ) -> Ticket:
         cut_hard, cut_easy = self.rule.cuts(self.history, query, batch.index)
         ticket = Ticket(
             claim_id=self._next_claim,
@@ -212,6 +221,7 @@ class QueryPool(Generic[G]):
             probe=self.rule.probe if cut_hard or cut_easy else 0,
             cut_hard=cut_hard,
             cut_easy=cut_easy,
+            max_searches=max_searches,
         )
         self._next_claim += 1
         batch.claims.add(ticket.claim_id)
@@ -477,6 +487,7 @@ class QueryPool(Generic[G]):
         """Enters the draw into the history; the query's rest."""
         query, found = group.ticket.query, group.state
         self.history.observe(query, batch, found=found, successes=group.successes, size=group.size)
+        self.history.observe_searches(query, group.solved_searches, group.size)
         rest = self.rule.rest(verdict, self.history, query)
         self.history.settle(
             query,
@@ -572,10 +583,10 @@ class QueryPool(Generic[G]):
             **self.history.state(),
         }
 
-    def _in_flight(self, batch: _OpenBatch[G]) -> list[tuple[int, int]]:
-        """(order, query) of the batch's draws that are claimed or submitted."""
+    def _in_flight(self, batch: _OpenBatch[G]) -> list[tuple[int, int, int | None]]:
+        """(order, query, limit of searches) of the batch's draws that are claimed or submitted."""
         tickets = [self._claims[c].ticket for c in batch.claims] + [g.ticket for g in batch.groups.values()]
-        return [(t.order, t.query) for t in tickets]
+        return [(t.order, t.query, t.max_searches) for t in tickets]
 
     def _ids_digest(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
@@ -605,8 +616,8 @@ class QueryPool(Generic[G]):
         for saved in state["open"]:
             random = np.random.default_rng()
             random.bit_generator.state = saved["random"]
-            in_flight = deque((int(order), int(query)) for order, query in saved["in_flight"])
-            self._place[[query for _, query in in_flight]] = Place.CLAIMED
+            in_flight = deque((order, query, limit) for order, query, limit in saved["in_flight"])
+            self._place[[query for _, query, _ in in_flight]] = Place.CLAIMED
             self._batches.append(
                 _OpenBatch(
                     int(saved["index"]),

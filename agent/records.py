@@ -42,6 +42,8 @@ class StopReason(StrEnum):
     """The response (actions and observations together) reached its token limit."""
     SEARCH_LIMIT = "search_limit"
     """The policy asked for another search after the notice that none are left."""
+    EARLY_EXIT = "early_exit"
+    """At inference: a probe answer was confident enough, and is the answer (``agent/early_exit.py``)."""
     RETRIEVAL_FAILED = "retrieval_failed"
     """Fault: a search failed or timed out."""
     GENERATION_FAILED = "generation_failed"
@@ -120,6 +122,15 @@ class Completion:
             raise ValueError("every sampled token needs the policy version that sampled it")
 
 
+class Repeat(StrEnum):
+    """What a search would have repeated, so that a short notice answered it (query selectivity, at inference)."""
+
+    QUERY = "query"
+    """An earlier query, normalised alike: the retriever wasn't asked."""
+    EVIDENCE = "evidence"
+    """Passages that had all been shown: the retriever was asked, and nothing shown again."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
     """One action of the policy and the observation that answered it, as spans of the response.
@@ -140,6 +151,8 @@ class Turn:
     titles: tuple[str, ...] = ()
     refused: bool = False
     """The query came after the last search: what answers it, if anything, is the notice that none is left."""
+    repeat: Repeat | None = None
+    """A notice that the search repeats what is there answered it."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.action_start <= self.action_end <= self.observation_end:
@@ -149,8 +162,9 @@ class Turn:
 
     @property
     def searched(self) -> bool:
-        """Whether the turn is a search that the environment answered with passages, or with none found."""
-        return self.query is not None and self.observation_end > self.action_end and not self.refused
+        """Whether the turn is a search that the retriever was asked and the environment answered."""
+        answered = self.query is not None and self.observation_end > self.action_end
+        return answered and not self.refused and self.repeat is not Repeat.QUERY
 
 
 def _frozen(array: npt.NDArray, dtype: type) -> npt.NDArray:
@@ -248,6 +262,10 @@ class Trajectory:
         """Searches that the environment answered."""
         return sum(turn.searched for turn in self.turns)
 
+    def repeats(self, what: Repeat) -> int:
+        """Searches that a notice answered, by what they would have repeated."""
+        return sum(turn.repeat is what for turn in self.turns)
+
     @property
     def action_tokens(self) -> int:
         """Tokens of the policy's (or the expert's) actions."""
@@ -327,6 +345,8 @@ class Ticket:
     """Play no more if the probe says too hard."""
     cut_easy: bool = False
     """Play no more if the probe says too easy."""
+    max_searches: int | None = None
+    """Most searches of each rollout (``agent/budgets.py``); None is ``agent.max_searches``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -394,6 +414,11 @@ class Group:
             worst, best = min(self.rewards), max(self.rewards)
             return sum(best - r < r - worst for r in self.rewards)
         return len(self.members) if self.state is QueryState.TOO_EASY else 0
+
+    @property
+    def solved_searches(self) -> tuple[int, ...]:
+        """Searches of each member that is right (an outcome of at least one half), whatever its reward."""
+        return tuple(m.trajectory.searches for m in self.members if m.score.outcome >= 0.5)
 
     @property
     def oldest_version(self) -> int:

@@ -102,6 +102,10 @@ class SimulatedGroup:
         return QueryState.TOO_EASY if self.successes else QueryState.TOO_HARD
 
     @property
+    def solved_searches(self) -> tuple[int, ...]:
+        return (0,) * self.successes
+
+    @property
     def viable_tokens(self) -> int:
         return self.size
 

@@ -13,8 +13,10 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from actors.config import ClusterConfig
-from agent.config import AgentConfig, GroupConfig, RewardConfig
+from agent.budgets import SearchBudget
+from agent.config import AgentConfig, BudgetConfig, ExitConfig, GroupConfig, RewardConfig, SelectivityConfig
 from agent.errors import UserError, nearest, one_of
+from agent.inference import Inference
 from agent.pool_rules.base import PoolRule, rule_class, rule_names
 from agent.protocol import PROMPTS, PROTOCOLS
 from agent.rewards import Scorer
@@ -26,7 +28,7 @@ from tasks.config import DataConfig
 from tracking.config import ReportConfig, TrackerConfig
 from tracking.sweep import folder_name
 
-MODES = ("train", "eval", "ask", "index", "plan", "simulate", "report")
+MODES = ("train", "eval", "calibrate", "ask", "index", "plan", "simulate", "report")
 
 
 @dataclass
@@ -37,6 +39,8 @@ class EvalConfig:
     """Steps between evaluations; 0 evaluates only before the first step and after the last."""
     questions: int = 0
     """Most held-out questions; 0 takes all of them."""
+    budgets: bool = False
+    """Whether a training run's evaluations use ``exit`` and ``selectivity``, as ``mode=eval`` does."""
 
 
 @dataclass
@@ -60,7 +64,7 @@ class RunConfig:
     resume: str | None = None
     """``auto`` (the newest run under ``outputs/``), a run's folder, or a checkpoint's."""
     checkpoint: str | None = None
-    """Checkpoint to evaluate or to ask; a checkpoint's folder or a model's."""
+    """Checkpoint to evaluate, to calibrate or to ask; a checkpoint's folder or a model's."""
     question: str | None = None
     """The question of ``mode=ask``."""
     cache_dir: str = "~/.cache/slingshot"
@@ -72,6 +76,9 @@ class RunConfig:
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     pool: PoolRule = MISSING
     group: GroupConfig = field(default_factory=GroupConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    exit: ExitConfig = field(default_factory=ExitConfig)
+    selectivity: SelectivityConfig = field(default_factory=SelectivityConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
@@ -88,11 +95,15 @@ class RunConfig:
         one_of(self.agent.prompt, PROMPTS, "agent.prompt")
         one_of(self.group.strategy, STRATEGIES, "group.strategy")
         Scorer(self.reward, PROTOCOLS[self.agent.protocol])  # knows its outcomes and gates
+        SearchBudget(self.budget, self.agent.max_searches)  # knows its rules and what fits the agent
         if self.mode == "train":
             self._check_experts()
+            self._check_evaluation()
+        if self.mode == "calibrate" and self.exit.on:
+            raise UserError("mode=calibrate finds the threshold: leave exit.threshold and exit.calibration out")
         if self.mode == "ask" and not self.question:
             raise UserError('mode=ask needs question="…"')
-        if self.mode in ("eval", "ask") and not self.checkpoint:
+        if self.mode in ("eval", "calibrate", "ask") and not self.checkpoint:
             raise UserError(
                 f"mode={self.mode} needs checkpoint=FOLDER (a run's checkpoints/step-… or a model's folder)"
             )
@@ -111,6 +122,26 @@ class RunConfig:
             )
         if seeding and experts is None and self.data.source != "world":
             raise UserError(f"algorithm.seeding.steps={seeding} needs expert trajectories: data.experts=FILE")
+
+    def _check_evaluation(self) -> None:
+        """What only inference uses must be asked for, and be at hand, in a training run."""
+        given = self.exit.on or self.selectivity.on
+        if given and not self.evaluation.budgets:
+            raise UserError(
+                "exit and selectivity are for mode=eval and mode=ask; a training run's evaluations use them with "
+                "evaluation.budgets=true"
+            )
+        if self.evaluation.budgets and not given:
+            raise UserError("evaluation.budgets=true needs something to use: exit=early or selectivity=query")
+        if self.exit.calibration is not None:
+            raise UserError("exit.calibration holds for one checkpoint; a training run needs exit.threshold")
+
+    @property
+    def evaluation_inference(self) -> Inference:
+        """How a training run's evaluations play."""
+        if not self.evaluation.budgets:
+            return Inference()
+        return Inference(exit=self.exit if self.exit.on else None, selectivity=self.selectivity)
 
     @property
     def cache(self) -> Path:

@@ -34,12 +34,17 @@ class DataConfig:
     """JSONL or Parquet file of training questions (``source: jsonl``)."""
     eval_questions: str | None = None
     """File of held-out questions; None holds out ``eval_share`` of ``questions``."""
+    dev_questions: str | None = None
+    """File of development questions, for ``mode=calibrate`` (``source: jsonl``)."""
     corpus: str | None = None
     """JSONL file of passages, ``id`` and ``contents`` (``source: jsonl``)."""
     experts: str | None = None
     """JSONL file of expert trajectories (``tasks/experts.py``) for the supervised warm start and for expert seeding
     (``source: jsonl``; the world has experts of its own)."""
     eval_share: float = 0.2
+    dev_share: float = 0.0
+    """Share of the training questions that is held back for ``mode=calibrate`` and never trained on (``source:
+    jsonl``); the same value belongs into training and calibration."""
     world_seed: int = 0
     """Seed of the built-in world: its entities, relations and questions."""
     train_questions: int = 1440
@@ -47,6 +52,8 @@ class DataConfig:
     hop_shares: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])
     """Proportions of 1-, 2- and 3-hop questions among them."""
     eval_questions_per_hop: int = 150
+    dev_questions_per_hop: int = 300
+    """Development questions of the world, for ``mode=calibrate``: those that follow the held-out ones."""
     demonstrations: int = 6000
     """Expert trajectories for the warm start, from eight other worlds. A tiny model learns 2,000 by heart."""
     novice: Novice = field(default_factory=Novice)
@@ -63,7 +70,16 @@ class DataConfig:
             )
         if not 0 < self.eval_share < 1:
             raise UserError(f"data.eval_share={self.eval_share} must lie in (0, 1)")
-        for key in ("train_questions", "eval_questions_per_hop", "demonstrations"):
+        if not 0 <= self.dev_share < 1:
+            raise UserError(f"data.dev_share={self.dev_share} must lie in [0, 1)")
+        if self.source == "world" and (self.dev_share or self.dev_questions is not None):
+            raise UserError(
+                "data.dev_share and data.dev_questions are for data=jsonl; data=world makes its own development "
+                "questions (data.dev_questions_per_hop)"
+            )
+        if self.dev_share and self.dev_questions is not None:
+            raise UserError("data.dev_share and data.dev_questions both give development questions; leave one out")
+        for key in ("train_questions", "eval_questions_per_hop", "dev_questions_per_hop", "demonstrations"):
             if getattr(self, key) < 1:
                 raise UserError(f"data.{key}={getattr(self, key)} must be at least 1")
         _check_hop_shares(self.hop_shares, "data.hop_shares")

@@ -52,6 +52,8 @@ class Task:
     config: DataConfig
     evidence_match: str = "title"
     """What supporting documents are named by, ``title`` or ``id``."""
+    held_back: tuple[Question, ...] = ()
+    """The training questions that ``data.dev_share`` keeps for development."""
 
     @property
     def supporting_known(self) -> bool:
@@ -86,6 +88,36 @@ class Task:
                 "trajectories; lower it or add some"
             )
         return tuple(experts[q.id] for q in choose([e.question for e in experts.values()], seed)[:count])
+
+    def development(self) -> tuple[Question, ...]:
+        """Questions to calibrate on, none of them in ``eval``.
+
+        In the world they are held-out ones too, about entities that training has not seen. Raises
+        ``UserError`` where there are none, or one that is held out for evaluation.
+        """
+        config = self.config
+        if config.source == "world":
+            world, asked = World(config.world_seed), config.eval_questions_per_hop
+            return world.dev_questions(config.dev_questions_per_hop, after=asked, evidence=self.evidence_match)
+        if config.dev_share:
+            where, questions = f"data.dev_share={config.dev_share}", self.held_back
+        elif config.dev_questions is not None:
+            path = Path(config.dev_questions).expanduser()
+            where = f"data.dev_questions={path}"
+            questions = read_questions(path, key="data.dev_questions", evidence=self.evidence_match)
+        else:
+            raise UserError(
+                "there are no development questions; set data.dev_questions=FILE, or train and calibrate with the "
+                "same data.dev_share"
+            )
+        held_out = {normalise(q.text) for q in self.eval}
+        for question in questions:
+            if normalise(question.text) in held_out:
+                raise UserError(
+                    f"{where}: question '{question.id}' is held out for evaluation; leave it out, or set "
+                    "data.eval_questions=FILE with other questions"
+                )
+        return questions
 
     def _experts_of_file(self, protocol: TagProtocol, without: str) -> tuple[Demonstration, ...]:
         """Raises ``UserError`` without a file (``without`` is a way out), or for a question that is held out."""
@@ -158,6 +190,17 @@ def _file_task(config: DataConfig, seed: int, evidence_match: str) -> Task:
     else:
         eval_path = Path(config.eval_questions).expanduser()
         held_out = read_questions(eval_path, key="data.eval_questions", evidence=evidence_match)
+    held_back: tuple[Question, ...] = ()
+    if config.dev_share:
+        train, held_back = split(train, config.dev_share, seed)
     if not corpus.is_file():
         raise UserError(f"data.corpus={corpus}: no such file; name a JSONL file of passages (id, contents)")
-    return Task(name=path.stem, train=train, eval=held_out, corpus=corpus, config=config, evidence_match=evidence_match)
+    return Task(
+        name=path.stem,
+        train=train,
+        eval=held_out,
+        corpus=corpus,
+        config=config,
+        evidence_match=evidence_match,
+        held_back=held_back,
+    )

@@ -209,7 +209,7 @@ class World:
         if len(walks) < count:
             raise UserError(
                 f"data.source=world has {len(walks)} {hops}-hop {split} questions, not {count}; "
-                "lower data.train_questions or data.eval_questions_per_hop"
+                "lower data.train_questions, data.eval_questions_per_hop or data.dev_questions_per_hop"
             )
         return [question_of(walk, evidence=evidence) for walk in walks]
 
@@ -228,3 +228,9 @@ class World:
     def eval_questions(self, per_hop: int, *, evidence: str = "title") -> tuple[Question, ...]:
         """``per_hop`` held-out questions of each of 1, 2 and 3 hops."""
         return tuple(q for hops in (1, 2, 3) for q in self.questions(HELD_OUT, hops, per_hop, evidence=evidence))
+
+    def dev_questions(self, per_hop: int, *, after: int, evidence: str = "title") -> tuple[Question, ...]:
+        """The ``per_hop`` held-out questions of each of 1, 2 and 3 hops that follow the first ``after``."""
+        return tuple(
+            q for hops in (1, 2, 3) for q in self.questions(HELD_OUT, hops, after + per_hop, evidence=evidence)[after:]
+        )

@@ -48,10 +48,23 @@ class Console:
         slices = "  ".join(f"{key[3:]} {_number(value)}" for key, value in row.items() if key.startswith("em/"))
         self._rich.print(
             f"eval after step {row['step']:>3}: held-out EM {_number(row['em'])} on {row['n']} questions"
-            f"  F1 {_number(row['f1'])}  searches {_number(row['search/mean'], 2)}  {slices}",
+            f"  F1 {_number(row['f1'])}  searches {_number(row['search/mean'], 2)}{_saved(row)}  {slices}",
             style="bold",
             markup=False,
         )
+
+
+def _saved(row: Mapping[str, Any]) -> str:
+    """What early exit and query selectivity did; nothing where they are off or had nothing to do."""
+    exits = row.get("stop", {}).get("early_exit", 0)
+    parts = [f"  early exits {exits}"] if exits else []
+    if probes := row.get("probe_tokens/mean"):
+        tokens = row["action_tokens/mean"] + probes
+        parts.append(f"  generated tokens {_number(tokens, 1)}, {_number(probes, 1)} of them in probes")
+    for what in ("skipped", "withheld"):
+        if repeats := row.get(f"search/{what}_mean"):
+            parts.append(f"  {what} {_number(repeats, 2)}")
+    return "".join(parts)
 
 
 def _number(value: float | None, digits: int = 3) -> str:

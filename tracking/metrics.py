@@ -69,11 +69,13 @@ def batch_metrics(batch: TakenBatch[Group], version: int) -> dict[str, Any]:
     oldest = [g.oldest_version for g in batch.members if g.oldest_version != NO_VERSION]
     tokens = sum(g.action_tokens for g in batch.members)
     seconds = _rollout_seconds(batch)
+    limits = [g.ticket.max_searches for g in batch.members if g.ticket.max_searches is not None]
     row: dict[str, Any] = {
         "reward/mean": _mean([m.score.reward for m in members]),
         "outcome/mean": _mean([m.score.outcome for m in members]),
         "evidence/recall": _mean(recalls),
         "search/mean": _mean([m.trajectory.searches for m in members]),
+        "search/limit_mean": _mean(limits),
         "groups/signal": batch.states[QueryState.SIGNAL],
         "groups/too_easy": batch.states[QueryState.TOO_EASY],
         "groups/too_hard": batch.states[QueryState.TOO_HARD],

@@ -99,7 +99,10 @@ class Room:
         return await self.engine.generate(prompt, **request)
 
     def logprobs(self, seed: int, prompt: Sequence[int], completion: Completion, temperature: float) -> list[float]:
-        """What transformers says of each sampled token, given all tokens before it, with the weights of ``seed``."""
+        """What transformers says of each sampled token, given all tokens before it, with the weights of ``seed``.
+
+        Of a greedy token (temperature 0), what it says at temperature 1.
+        """
         import torch
 
         ids = torch.tensor([[*prompt, *completion.token_ids]])
@@ -107,7 +110,7 @@ class Room:
         model.set_attn_implementation("eager")
         with torch.no_grad():
             logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-        table = torch.log_softmax(logits.double() / temperature, -1)
+        table = torch.log_softmax(logits.double() / (temperature or 1.0), -1)
         return table.gather(1, ids[0, len(prompt) :, None])[:, 0].tolist()
 
     def gaps(self, seed: int, prompt: Sequence[int], completion: Completion, temperature: float) -> list[float]:

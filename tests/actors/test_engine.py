@@ -32,7 +32,8 @@ def test_nothing_is_generated_before_there_are_weights(room: RoomProcess) -> Non
 # --- log-probabilities, weights, versions ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+# A greedy token's is that of temperature 1: the confidence of an early exit is made of such.
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
 def test_logprobs_are_the_models_after_every_update(room: RoomProcess, temperature: float) -> None:
     for seed in (1, 2, 3, 4, 1):
         versions, gaps = room.call(engine_room.gaps_after_update, seed, temperature)

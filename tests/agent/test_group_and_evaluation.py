@@ -10,6 +10,7 @@ from agent.config import AgentConfig, RewardConfig
 from agent.errors import RetrievalError
 from agent.evaluation import EvalRow, eval_row, evaluate, subset, summarise
 from agent.group import Player, play_group
+from agent.inference import Inferred
 from agent.protocol import Dialogue
 from agent.records import Completion, Finish, Question, StopReason, Ticket
 from agent.rewards import Scorer
@@ -105,7 +106,7 @@ def test_a_row(make_trajectory, emma):
     answered = make_trajectory(
         {"text": "s", "query": "emma", "found": [("d", "Emma (novel)")]}, {"text": "a", "answer": "Jane"}
     )
-    assert eval_row(emma, answered, "title") == EvalRow(
+    assert eval_row(emma, Inferred(trajectory=answered), "title") == EvalRow(
         question_id="q",
         kind="",
         answer="Jane",
@@ -117,7 +118,8 @@ def test_a_row(make_trajectory, emma):
         stop_reason="answered",
         fault=False,
     )
-    silent = eval_row(emma, make_trajectory("hm", stop_reason=StopReason.NO_ACTION), "id")
+    mute = make_trajectory("hm", stop_reason=StopReason.NO_ACTION)
+    silent = eval_row(emma, Inferred(trajectory=mute), "id")
     assert (silent.answer, silent.em, silent.f1, silent.evidence, silent.fault) == (None, 0.0, 0.0, 0.0, False)
 
 
@@ -144,7 +146,10 @@ def test_a_summary_leaves_faults_out():
         "f1": pytest.approx(1 / 3),
         "evidence_recall": 0.75,
         "search/mean": 2.0,
+        "search/skipped_mean": 0.0,
+        "search/withheld_mean": 0.0,
         "action_tokens/mean": 10.0,
+        "probe_tokens/mean": 0.0,
         "stop": {"answered": 3, "retrieval_failed": 1},
         "em/bridge": 0.5,
         "em/comparison": 1.0,

@@ -12,8 +12,10 @@ import pytest
 from hydra import compose, initialize_config_module
 
 import launch
-from agent.config import RewardConfig
+from agent.budgets import RULES
+from agent.config import ExitConfig, RewardConfig, SelectivityConfig
 from agent.errors import UserError
+from agent.inference import Inference
 from agent.pool_rules.base import rule_class, rule_names
 from agent.strategies import STRATEGIES
 from conf.schema import CheckpointConfig, EvalConfig, RunConfig, keys, typed
@@ -25,7 +27,12 @@ ROOT = Path(launch.__file__).parent
 CONF = ROOT / "conf"
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if any(folder.glob("*.yaml")))
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
-NEEDED = {("data", "jsonl"): ["data.questions=questions.jsonl", "data.corpus=corpus.jsonl"]}
+NEEDED = {
+    ("data", "jsonl"): ["data.questions=questions.jsonl", "data.corpus=corpus.jsonl"],
+    ("exit", "early"): ["mode=eval", "checkpoint=folder"],
+    ("selectivity", "query"): ["mode=eval", "checkpoint=folder"],
+    ("selectivity", "evidence"): ["mode=eval", "checkpoint=folder"],
+}
 """What an option can't do without."""
 
 
@@ -51,7 +58,8 @@ def test_every_option_becomes_a_typed_configuration(group: str, option: str) -> 
     assert type(config) is RunConfig
     part: Any = getattr(config, group, None)
     named = {"cluster": "name", "model": "name", "pool": "name", "tracker": "name", "agent": "protocol"} | {
-        "group": "strategy"
+        "group": "strategy",
+        "budget": "rule",
     }
     if group in named and option != "search":
         assert getattr(part, named[group]) == option
@@ -82,6 +90,33 @@ def test_every_pool_rule_has_a_file_and_becomes_its_own_class() -> None:
     assert rule_names() == sorted(file.stem for file in (CONF / "pool").glob("*.yaml"))
     for name in rule_names():
         assert type(composed(f"pool={name}").pool) is rule_class(name)
+
+
+def test_every_budget_rule_has_a_file() -> None:
+    assert sorted(RULES) == sorted(file.stem for file in (CONF / "budget").glob("*.yaml"))
+    assert composed().budget.rule == "fixed"
+    with pytest.raises(UserError, match=r"budget\.most=9 must lie in \[1, agent\.max_searches=5\]"):
+        composed("budget=adaptive", "budget.most=9")
+
+
+def test_what_saves_at_inference_is_off_until_it_is_asked_for() -> None:
+    config = composed()
+    assert (config.exit, config.selectivity) == (ExitConfig(), SelectivityConfig())
+    assert not config.exit.on
+    assert config.evaluation_inference == Inference()
+    assert composed("mode=eval", "checkpoint=x", "exit=early").exit.threshold == 0.9
+    query, evidence = (
+        composed("mode=ask", "checkpoint=x", "question=q", f"selectivity={s}") for s in ("query", "evidence")
+    )
+    assert query.selectivity == SelectivityConfig(queries=True)
+    assert evidence.selectivity == SelectivityConfig(queries=True, evidence=True)
+
+
+def test_a_training_runs_evaluations_save_only_when_asked() -> None:
+    both = composed("exit=early", "selectivity=query", "evaluation.budgets=true")
+    assert both.evaluation_inference == Inference(exit=both.exit, selectivity=both.selectivity)
+    one = composed("selectivity=query", "evaluation.budgets=true").evaluation_inference
+    assert (one.exit, one.selectivity) == (None, SelectivityConfig(queries=True))
 
 
 def test_every_group_strategy_has_a_file() -> None:
@@ -170,6 +205,16 @@ MISTAKES = [
     (["agent.protocol=serach"], "agent.protocol=serach is not known; did you mean 'search'?"),
     (["agent.prompt=plane"], "agent.prompt=plane is not known; did you mean 'plain'?"),
     (["group.strategy=plane"], "group.strategy=plane is not known; did you mean 'plain'?"),
+    (["budget=adaptiv"], "budget=adaptiv: no such budget; did you mean 'adaptive'?"),
+    (["budget=anneal", "budget.end=9"], "budget.end=9 must lie in [1, agent.max_searches=5]"),
+    (["mode=eval", "checkpoint=x", "exit.threshold=2"], "exit.threshold=2.0 must lie in (0, 1]"),
+    (["mode=eval", "checkpoint=x", "exit=early", "exit.calibration=c.json"], "exit.threshold and exit.calibration "),
+    (["exit=early"], "exit and selectivity are for mode=eval and mode=ask; "),
+    (["selectivity=query"], "exit and selectivity are for mode=eval and mode=ask; "),
+    (["evaluation.budgets=true"], "evaluation.budgets=true needs something to use"),
+    (["exit.calibration=c.json", "evaluation.budgets=true"], "exit.calibration holds for one checkpoint"),
+    (["mode=calibrate", "checkpoint=x", "exit=early"], "mode=calibrate finds the threshold: "),
+    (["data.dev_share=0.1"], "data.dev_share and data.dev_questions are for data=jsonl"),
     (["group=continuatoin"], "group=continuatoin: no such group; did you mean 'continuation'?"),
     (["reward.search_cost=-1"], "reward.search_cost=-1.0 must lie in [0, 1]; 1 is the full reward"),
     (["algorithm.seeding.kl=k9"], "algorithm.seeding.kl=k9 is not known; "),
@@ -195,6 +240,7 @@ MISTAKES = [
         "algorithm.seeding.steps=5 needs expert trajectories: data.experts=FILE",
     ),
     (["mode=eval"], "mode=eval needs checkpoint=FOLDER"),
+    (["mode=calibrate"], "mode=calibrate needs checkpoint=FOLDER"),
     (["mode=ask", "checkpoint=x"], 'mode=ask needs question="…"'),
     # what is no override
     (["seed"], "seed: not key=value"),

@@ -23,6 +23,10 @@ def run(launch):
         "data.train_questions=60",
         "data.eval_questions_per_hop=2",
         "evaluation.every=0",
+        "budget=anneal",
+        "budget.start=1",
+        "budget.steps=1",
+        "tracker.trajectories_per_step=-1",
     )
     assert run.code == 0, run.output
     return run
@@ -54,3 +58,10 @@ def test_continuations_are_played_and_counted(run):
     assert last["books/trajectories/received"] == sum(row["rollout/trajectories"] for row in steps)
     assert last["books/tokens/received"] == sum(row["rollout/action_tokens"] for row in steps)
     assert len(run.trajectories()) <= 2 * 16
+
+
+def test_the_budget_of_searches_reaches_every_episode(run):
+    """One search in the first batch, the agent's five in the second; an evaluation has five in any case."""
+    assert [row["search/limit_mean"] for row in run.rows("step")] == [1, 5]
+    first = [t["searches"] for t in run.trajectories() if t["batch"] == 0]
+    assert max(first) == 1

@@ -89,6 +89,40 @@ def test_a_file_of_held_out_questions(files, tmp_path):
         load(DataConfig(source="jsonl", eval_questions=str(tmp_path / "missing.jsonl"), **files), 0, tmp_path)
 
 
+def test_development_questions_of_the_world_follow_the_held_out_ones(tmp_path):
+    config = DataConfig(train_questions=30, eval_questions_per_hop=5, dev_questions_per_hop=4)
+    task = load(config, 0, tmp_path, evidence_match="id")
+    dev = task.development()
+    assert Counter(q.kind for q in dev) == {"1-hop": 4, "2-hop": 4, "3-hop": 4}
+    both = World(0).eval_questions(9, evidence="id")
+    assert set(dev) == set(both) - set(task.eval)
+    assert load(config, 7, tmp_path, evidence_match="id").development() == dev
+    few = DataConfig(train_questions=30, dev_questions_per_hop=3000)
+    with pytest.raises(UserError, match=r"1-hop held-out questions, not 3150; lower .*data\.dev_questions_per_hop"):
+        load(few, 0, tmp_path).development()
+
+
+def test_development_questions_held_back_from_training(files, tmp_path):
+    whole = load(DataConfig(source="jsonl", **files), 0, tmp_path)
+    task = load(DataConfig(source="jsonl", dev_share=0.25, **files), 0, tmp_path)
+    assert task.eval == whole.eval, "what is held out doesn't depend on it"
+    assert len(task.development()) == 4
+    assert {*task.train, *task.development()} == set(whole.train)
+    assert len(task.train) == 12
+    with pytest.raises(UserError, match=r"no development questions; set data\.dev_questions=FILE, or train and"):
+        whole.development()
+
+
+def test_a_file_of_development_questions(files, tmp_path):
+    dev = write(tmp_path / "dev.jsonl", [{"question": "and this?", "answer": "that"}])
+    task = load(DataConfig(source="jsonl", dev_questions=dev, **files), 0, tmp_path)
+    assert [q.id for q in task.development()] == ["dev-1"]
+    assert len(task.train) == 16
+    write(tmp_path / "dev.jsonl", [{"question": f"{task.eval[0].text.upper()}", "answer": "that"}])
+    with pytest.raises(UserError, match=r"^data\.dev_questions=.*dev\.jsonl: question 'dev-1' is held out"):
+        task.development()
+
+
 def test_a_corpus_that_is_not_there(files, tmp_path):
     with pytest.raises(UserError, match=r"data\.corpus=.*nothing\.jsonl: no such file"):
         load(DataConfig(source="jsonl", **files | {"corpus": str(tmp_path / "nothing.jsonl")}), 0, tmp_path)
@@ -115,6 +149,13 @@ def test_a_tokenizer_for_ones_own_files(files, tmp_path):
         ({"source": "jsonl"}, r"data=jsonl needs data\.questions=FILE"),
         ({"source": "word"}, "did you mean 'world'"),
         ({"eval_share": 1.0}, r"must lie in \(0, 1\)"),
+        ({"dev_share": 1.0}, r"data\.dev_share=1\.0 must lie in \[0, 1\)"),
+        ({"dev_questions": "dev.jsonl"}, r"are for data=jsonl; data=world makes its own development questions"),
+        ({"dev_questions_per_hop": 0}, r"data\.dev_questions_per_hop=0 must be at least 1"),
+        (
+            {"source": "jsonl", "questions": "q", "corpus": "c", "dev_share": 0.1, "dev_questions": "d"},
+            r"data\.dev_share and data\.dev_questions both give",
+        ),
     ],
 )
 def test_settings_that_make_no_sense(settings, message):

@@ -74,12 +74,13 @@ def group(
     excluded: Sequence[Trajectory] = (),
     worker: str = "w0",
     span: tuple[float, float] = (0.0, 1.0),
+    limit: int | None = None,
 ) -> Group:
     """``scores`` are (reward, outcome, evidence) of each member; the question is ``q<order>``."""
     question = Question(id=f"q{order}", text=f"question {order}?", golden_answers=("yes", "yeah"))
     return Group(
         question=question,
-        ticket=Ticket(claim_id=100 + order, query=order, batch=3, order=order, seed=0),
+        ticket=Ticket(claim_id=100 + order, query=order, batch=3, order=order, seed=0, max_searches=limit),
         members=tuple(
             ScoredTrajectory(trajectory=t, score=Score(reward=r, outcome=o, evidence=e))
             for (r, o, e), t in zip(scores, trajectories, strict=True)

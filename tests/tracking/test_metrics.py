@@ -92,8 +92,8 @@ def batch(make: Any) -> TakenBatch:
         make.group(
             2, [(1.0, 1.0, 1.0)] * 2, [t("q2", searches=1), t("q2", searches=3)], worker="w1", span=(100.0, 104.0)
         ),
-        make.group(3, [(0.0, 0.0, 0.0)] * 2, [t("q3"), t("q3")], worker="w1", span=(99.0, 101.0)),
-        make.group(4, [(0.0, 0.0, None), (1.0, 1.0, None)], [t("q4", version=3), t("q4")], worker="w0"),
+        make.group(3, [(0.0, 0.0, 0.0)] * 2, [t("q3"), t("q3")], worker="w1", span=(99.0, 101.0), limit=2),
+        make.group(4, [(0.0, 0.0, None), (1.0, 1.0, None)], [t("q4", version=3), t("q4")], worker="w0", limit=5),
     ]
     accepted = {0: QueryState.TOO_HARD, 1: QueryState.UNSEEN}
     return make.batch(groups, accepted, {"zero_variance": 2, "too_stale": 1}, kept=1)
@@ -112,6 +112,7 @@ def test_every_number_of_a_batch_by_hand(batch: TakenBatch) -> None:
         "outcome/mean": (1 + 0 + 1 + 1 + 1 + 1 + 0 + 0 + 0 + 1) / 10,
         "evidence/recall": (0.5 + 0 + 0.25 + 1 + 1 + 0 + 0) / 7,
         "search/mean": (2 + 1 + 1 + 3) / 10,
+        "search/limit_mean": (2 + 5) / 2,
         "groups/signal": 3,
         "groups/too_easy": 1,
         "groups/too_hard": 1,

@@ -1,0 +1,58 @@
+"""Greedy episodes, as they are played when a policy is evaluated or asked, with what saves searches and tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.config import ExitConfig, SelectivityConfig
+from agent.early_exit import EarlyExit, Probe
+from agent.group import Player
+from agent.records import Question, StopReason, Trajectory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inference:
+    """What a greedy episode may leave out."""
+
+    exit: ExitConfig | None = None
+    """None probes nothing; with no threshold in it, probes are recorded and end nothing."""
+    selectivity: SelectivityConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inferred:
+    """A greedy episode, and the probes beside it. After an early exit, the last one's answer is the answer."""
+
+    trajectory: Trajectory
+    probes: tuple[Probe, ...] = ()
+
+    @property
+    def answer(self) -> str | None:
+        """The final answer's text, or None when there is none."""
+        return self.probes[-1].answer if self.exited else self.trajectory.answer
+
+    @property
+    def exited(self) -> bool:
+        """Whether a probe's answer ended the episode."""
+        return self.trajectory.stop_reason is StopReason.EARLY_EXIT
+
+    @property
+    def probe_tokens(self) -> int:
+        """Tokens generated for probes; the trajectory's are counted apart."""
+        return sum(probe.tokens for probe in self.probes)
+
+
+async def infer(player: Player, question: Question, inference: Inference) -> Inferred:
+    """One episode, greedy in every turn and every probe."""
+    watcher = None
+    if inference.exit is not None:
+        watcher = EarlyExit(
+            inference.exit,
+            dialogue=player.dialogue,
+            generator=player.generator,
+            context=player.config.max_prompt_tokens + player.config.max_response_tokens,
+        )
+    trajectory = await player.episode(
+        question, temperature=0.0, seed=0, selectivity=inference.selectivity, watcher=watcher
+    )
+    return Inferred(trajectory=trajectory, probes=tuple(watcher.probes) if watcher else ())

@@ -1,0 +1,106 @@
+"""What ``mode=calibrate`` leaves: calibration.json, which ``exit.calibration`` reads, its curve, and all probes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from agent.calibration import Calibration
+from agent.config import AgentConfig, ExitConfig, SelectivityConfig
+from agent.errors import UserError
+from agent.evaluation import EvalRow
+from tracking.console import Console
+
+FORMAT = 1
+
+
+def write(
+    folder: Path,
+    found: Calibration,
+    rows: Sequence[EvalRow],
+    about: Mapping[str, Any],
+    ending: ExitConfig,
+    selectivity: SelectivityConfig,
+    agent: AgentConfig,
+    console: Console,
+) -> None:
+    """Writes ``calibration.json``, ``curve.png`` and ``probes.jsonl`` into ``folder``, and says what was found.
+
+    ``about`` names the checkpoint, the checksum of its weights and the data.
+    """
+    from tracking.exit_curve import draw
+
+    content = {
+        "format": FORMAT,
+        **about,
+        "settings": settings(ending, selectivity, agent),
+        "risk": ending.risk,
+        "delta": ending.delta,
+        "threshold": found.chosen.threshold if found.chosen else None,
+        "risk_bound": found.chosen.risk_bound if found.chosen else None,
+        "questions": found.questions,
+        "full": {"em": found.em, "searches": found.searches, "tokens": found.tokens},
+        "points": [asdict(point) for point in found.points],
+    }
+    file = folder / "calibration.json"
+    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with (folder / "probes.jsonl").open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+    draw(folder / "curve.png", found)
+    console.say(
+        f"full episodes on {found.questions} development questions: EM {found.em:.3f}  searches {found.searches:.2f}  "
+        f"generated tokens {found.tokens:.1f}"
+    )
+    if found.chosen is None:
+        console.say(f"no threshold keeps the risk below exit.risk={ending.risk}", "yellow")
+    else:
+        at = found.chosen
+        console.say(
+            f"threshold {at.threshold:.6g}: EM {at.em:.3f}  searches {at.searches:.2f}  "
+            f"generated tokens {at.tokens:.1f}  early exits {at.exited:.3f}  lost {at.lost}: "
+            f"a risk of at most {at.risk_bound:.4f} with probability {1 - ending.delta:g}",
+            "bold",
+        )
+        if at.searches >= found.searches and at.tokens >= found.tokens:
+            console.say("nothing is saved at this threshold: leave early exit off, or accept more risk", "yellow")
+    console.say(f"{file}; the curve: {folder / 'curve.png'}")
+
+
+def read_threshold(
+    path: Path, ending: ExitConfig, selectivity: SelectivityConfig, agent: AgentConfig, weights: str
+) -> float:
+    """The threshold in the file ``path``, which has to be for these settings and weights.
+
+    Raises ``UserError`` for a file that is missing or broken, or for others, or that found no threshold.
+    """
+    where = f"exit.calibration={path}"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        known, threshold, made_for = content["settings"], content["threshold"], content["weights"]
+        fits = content["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{where}: can't be read ({error}); mode=calibrate writes such a file") from error
+    if not fits:
+        raise UserError(f"{where}: written by another version; calibrate again")
+    if made_for != weights:
+        raise UserError(f"{where}: was made for {content.get('checkpoint')}, whose weights are others; calibrate again")
+    for key, value in settings(ending, selectivity, agent).items():
+        if known.get(key) != value:
+            raise UserError(
+                f"{where}: was made with {key}={known.get(key)}, not {value}; set it back or calibrate again"
+            )
+    if threshold is None:
+        raise UserError(f"{where}: no threshold kept the risk; calibrate with a larger exit.risk or more questions")
+    return float(threshold)
+
+
+def settings(ending: ExitConfig, selectivity: SelectivityConfig, agent: AgentConfig) -> dict[str, Any]:
+    """Everything that decides what an episode and its probes are like, by key. Sampling plays no part in it."""
+    found: dict[str, Any] = {
+        f"exit.{name}": getattr(ending, name) for name in ("confidence", "max_tokens", "before_first_search")
+    }
+    found |= {f"selectivity.{name}": value for name, value in asdict(selectivity).items()}
+    return found | {f"agent.{name}": value for name, value in asdict(agent).items() if name != "temperature"}
