@@ -107,7 +107,7 @@ class LearnerActor:
             seed=derive_seed(settings.seed, "policy"),
             dtype=settings.model.dtype,
             device=settings.device,
-            gradient_checkpointing=settings.model.gradient_checkpointing,
+            gradient_checkpointing=settings.algorithm.gradient_checkpointing,
         )
         return sum(p.numel() for p in self._policy.parameters())
 
@@ -130,6 +130,7 @@ class LearnerActor:
             self._demonstrations(),
             config,
             rng=np.random.default_rng(derive_seed(self._settings.seed, "warm start")),
+            optimizer=self._settings.algorithm.optimizer,
             microbatch_tokens=self._settings.algorithm.microbatch_tokens,
             logits_chunk=self._settings.algorithm.logits_chunk,
             progress=lambda step, loss: print(f"warm start step {step} loss {loss:.4f}", flush=True),

@@ -20,6 +20,9 @@ from learner.logprobs import selected_logprobs
 from learner.packing import PackedRow, pack_rows
 from learner.skeleton import qwen2_config
 
+ALIGNMENT = 64
+"""Bytes; what torch's own allocations start at a multiple of."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier_scale")
@@ -209,6 +212,11 @@ def _unloadable(path: str | Path, error: Exception) -> UserError:
 
 def _move(model: PreTrainedModel, device: str, dtype: torch.dtype) -> PreTrainedModel:
     nn.Module.to(model, device=device, dtype=dtype)
+    for parameter in model.parameters():
+        # A tensor mapped from a file starts where the file has it, and a CPU's matrix product may take another path
+        # there, with other last digits: a resumed run would not be the uninterrupted one.
+        if parameter.data_ptr() % ALIGNMENT:
+            parameter.data = parameter.data.clone()
     return model
 
 

@@ -47,7 +47,7 @@ class Updater:
         temperature: float = 1.0,
         reference: Policy | None = None,
     ) -> None:
-        """``rng`` orders the later epochs, ``temperature`` is the one that the engine samples at.
+        """``rng`` orders the later epochs and seeds stochastic rounding; the engine samples at ``temperature``.
 
         ``fault_folder`` receives the batch that raised a ``Fault``. ``reference`` is the frozen policy
         of the KL term; ``ValueError`` if ``config.kl`` asks for one and it is None.
@@ -59,7 +59,7 @@ class Updater:
         self.temperature = temperature
         self.reference = reference if config.kl != "none" else None
         self.fault_folder = fault_folder
-        self.optimizer = ClippedAdamW(policy.parameters(), config.optimizer)
+        self.optimizer = ClippedAdamW(policy.parameters(), config.optimizer, rng=rng)
         self._rng = rng
         self._skipped_in_a_row = 0
 
@@ -88,8 +88,8 @@ class Updater:
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs beside the weights, as ``checkpoint.save_state`` takes it.
 
-        Optimizer moments, masters of bfloat16 weights, the states of ``rng`` and of torch's own
-        generator, and the count of skipped updates. The schedule follows from the step alone.
+        The optimizer's state, the states of ``rng`` and of torch's own generator, and the count of
+        skipped updates. The schedule follows from the step alone.
         """
         return {
             "optimizer": self.optimizer.state(),
