@@ -31,11 +31,16 @@ class ModelConfig:
     """For ``path: null``: size of the byte-level BPE trained on the task's text."""
     dtype: str = "float32"
     """``float32`` or ``bfloat16``, in the learner and in the engine."""
+    lora_rank: int = 0
+    """Train low-rank changes of this rank to every linear layer, and nothing else; 0 trains all weights. Wants a
+    learning rate 10 to 100 times higher."""
     parameters: float = 0.0
     """Parameter count in 1e9, for the plan before any weights are read."""
 
     def __post_init__(self) -> None:
         one_of(self.dtype, ("float32", "bfloat16"), "model.dtype")
+        if self.lora_rank < 0:
+            raise UserError(f"model.lora_rank={self.lora_rank} must be at least 0; 0 trains all weights")
 
 
 @dataclass
@@ -156,6 +161,11 @@ class AlgorithmConfig:
     """Most action tokens whose logits exist at once."""
     gradient_checkpointing: bool = True
     """Keep each layer's input alone and compute it again in backward: a third more work, the same result."""
+    reference: str = "device"
+    """Where the KL reference is kept: ``device``, or ``cpu`` (host memory; it comes to the device to be asked)."""
+    rehearsal: str = "cuda"
+    """Play the largest possible microbatch before the first step, so that memory runs out then or never:
+    ``cuda`` (on a GPU), ``always`` or ``never``."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     seeding: SeedingConfig = field(default_factory=SeedingConfig)
@@ -164,6 +174,8 @@ class AlgorithmConfig:
         one_of(self.advantage, ("grpo", "dr_grpo", "rloo"), "algorithm.advantage")
         one_of(self.old_logprobs, ("learner", "engine"), "algorithm.old_logprobs")
         one_of(self.kl, KL, "algorithm.kl")
+        one_of(self.reference, ("device", "cpu"), "algorithm.reference")
+        one_of(self.rehearsal, ("cuda", "always", "never"), "algorithm.rehearsal")
         one_of(
             self.aggregation,
             ("token_mean", "sequence_mean", "constant_length", "prompt_balanced"),

@@ -24,6 +24,7 @@ from agent.records import FloatArray, Group
 from learner.batch import Batch, Minibatch, Sample, make_batch, minibatches
 from learner.config import AlgorithmConfig
 from learner.loss import EngineGap, LossMetrics, importance_weights, policy_loss
+from learner.memory import named_knobs
 from learner.optimizer import ClippedAdamW, schedule_factor
 from learner.packing import PackedRow, pack_rows, packing_efficiency
 from learner.policy import Policy
@@ -70,10 +71,17 @@ class Updater:
         tokens that it sampled tell how far engine and learner are apart.
 
         Raises ``Fault`` after three updates in a row without a finite loss and gradient (counted
-        across steps), naming the file that holds the last batch.
+        across steps), naming the file that holds the last batch; and when the GPU's memory is full, naming what
+        would take less.
         """
-        started = time.perf_counter()
         batch = make_batch(groups, self.config.advantage)
+        longest = max((len(s.token_ids) for s in batch.samples), default=0)
+        with named_knobs(f"step {step + 1}", self.config, longest=longest, lora=self.policy.adapted, error=Fault):
+            return self.run(batch, step=step, version=version)
+
+    def run(self, batch: Batch, *, step: int, version: int) -> UpdateReport:
+        """``update`` with a batch that is already made."""
+        started = time.perf_counter()
         parts = minibatches(batch, self.config, self._rng)
         run = _Run(self, batch, parts, step=step, version=version)
         for minibatch in parts:
@@ -174,7 +182,10 @@ class _Run:
         samples = [batch.samples[i] for i in used]
         wanted = self.config.old_logprobs == "learner" or any(s.expert for s in samples)
         old = self.updater.score(self.policy, samples) if wanted and len(parts) > 1 else []
-        reference = self.updater.score(self.updater.reference, samples) if self.updater.reference else []
+        reference: list[FloatArray] = []
+        if self.updater.reference is not None:
+            with self.updater.reference.lent_to(self.policy.device):
+                reference = self.updater.score(self.updater.reference, samples)
         return dict(zip(used, old, strict=False)), dict(zip(used, reference, strict=False))
 
     def _backward(self, minibatch: Minibatch) -> float:

@@ -336,6 +336,18 @@ def test_bfloat16_weights_learn_from_float32_masters(tmp_path: Path) -> None:
     assert torch.equal(twin.optimizer.masters[0], learner.optimizer.masters[0])
 
 
+def test_a_reference_on_the_host_changes_nothing(tmp_path: Path) -> None:
+    results = []
+    for where in ("device", "cpu"):
+        policy, anchor = tiny_policy(), tiny_policy(1).frozen_copy(host=where == "cpu")
+        report = updater(policy, tmp_path, settings(kl="k2", reference=where), anchor).update(
+            random_groups(4, MIXED), step=0, version=0
+        )
+        assert report.kl > 0
+        results.append(weights_of(policy))
+    assert torch.equal(*results)
+
+
 def test_reference_is_needed_for_kl(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="reference"):
         updater(tiny_policy(), tmp_path, settings(kl="k2"))
