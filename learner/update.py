@@ -26,7 +26,7 @@ from learner.config import AlgorithmConfig
 from learner.loss import EngineGap, LossMetrics, importance_weights, policy_loss
 from learner.memory import named_knobs
 from learner.optimizer import ClippedAdamW, schedule_factor
-from learner.packing import PackedRow, pack_rows, packing_efficiency
+from learner.packing import PackedRow, pack_rows, room
 from learner.policy import Policy
 from learner.report import UpdateReport
 
@@ -160,6 +160,7 @@ class _Run:
         self.norms: list[float] = []
         self.gap = EngineGap()
         self.entropy = 0.0
+        self.room = 0
         self.sequences = self.experts = 0
         self.old, self.reference = self._score_before(batch, parts)
 
@@ -203,6 +204,7 @@ class _Run:
             assert out.entropy is not None
             self.entropy += float(out.entropy.sum())
         self.rows += rows
+        self.room += room(rows)
         self.sequences += len(minibatch.samples)
         self.experts += sum(s.expert for s in minibatch.samples)
         return float(torch.stack(losses).sum())
@@ -241,6 +243,7 @@ class _Run:
 
     def report(self, seconds: float) -> UpdateReport:
         metrics = LossMetrics.merge(self.metrics)
+        tokens = sum(len(row.token_ids) for row in self.rows)
         action_tokens = int(sum(row.selected.sum() for row in self.rows))
         return UpdateReport(
             updates=len(self.norms),
@@ -257,11 +260,11 @@ class _Run:
             engine_logprob_gap=self.gap.mean,
             engine_logprob_gap_max=self.gap.largest if self.gap.tokens else NAN,
             action_tokens=action_tokens,
-            tokens=sum(len(row.token_ids) for row in self.rows),
+            tokens=tokens,
             sequences=self.sequences,
             expert_sequences=self.experts,
             microbatches=len(self.rows),
-            packing_efficiency=packing_efficiency(self.rows, self.config.microbatch_tokens),
+            packing_efficiency=tokens / self.room if self.room else NAN,
             seconds=seconds,
         )
 
