@@ -27,9 +27,10 @@ def knobs(config: AlgorithmConfig, *, longest: int, lora: bool) -> list[str]:
         out.append("algorithm.gradient_checkpointing=true (a third more work)")
     if config.kl != "none" and config.reference == "device":
         out.append("algorithm.reference=cpu (its weights cross the bus once a step)")
-    if config.optimizer.kind == "adamw" and not config.optimizer.offload and not lora:
-        out.append("algorithm.optimizer.kind=adamw8bit (coarser moments)")
-        out.append("algorithm.optimizer.offload=true (exact, seconds per step)")
+    if not config.optimizer.offload and not lora:
+        if config.optimizer.kind == "adamw":
+            out.append("algorithm.optimizer.kind=adamw8bit (coarser moments)")
+        out.append("algorithm.optimizer.kind=adamw with algorithm.optimizer.offload=true (exact, seconds per step)")
     if not lora:
         out.append("model.lora_rank=32 (trains low-rank changes only, wants a higher learning rate)")
     out.append("agent.max_response_tokens (shorter episodes)")

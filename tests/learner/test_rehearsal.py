@@ -128,7 +128,7 @@ def test_knobs_are_those_that_are_left_the_cheapest_first() -> None:
         "algorithm.gradient_checkpointing",
         "algorithm.reference",
         "algorithm.optimizer.kind",
-        "algorithm.optimizer.offload",
+        "algorithm.optimizer.kind",
         "model.lora_rank",
         "agent.max_response_tokens",
     ]
@@ -140,6 +140,14 @@ def test_knobs_are_those_that_are_left_the_cheapest_first() -> None:
         optimizer=OptimizerConfig(kind="adamw8bit"),
     )
     assert names(saving, longest=saving.microbatch_tokens, lora=True) == ["agent.max_response_tokens"]
+    assert (
+        "algorithm.optimizer.kind=adamw with algorithm.optimizer.offload=true"
+        in knobs(config, longest=1, lora=False)[5]
+    )
+    assert names(replace(saving, optimizer=OptimizerConfig(offload=True)), longest=10**6) == [
+        "model.lora_rank",
+        "agent.max_response_tokens",
+    ]
     assert knobs(AlgorithmConfig(microbatch_tokens=150), longest=100, lora=False)[1].startswith(
         "algorithm.microbatch_tokens=100 "
     )
