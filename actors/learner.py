@@ -125,7 +125,7 @@ class LearnerActor:
                 f"peak {worst.peak_bytes / 2**30:.2f} GiB",
                 flush=True,
             )
-        return sum(p.numel() for p in self._policy.parameters())
+        return sum(p.numel() for p in self._policy.model.parameters())
 
     def warm_start(self, key: str) -> dict[str, Any]:
         """The supervised warm start, from the cache when the same one was made before.

@@ -17,17 +17,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen
 from agent.errors import UserError
 from learner import lora
 from learner.attention import ATTENTION
+from learner.exactness import check_against_model, refuse_unsupported
 from learner.logprobs import selected_logprobs
-from learner.packing import PackedRow, pack_rows
+from learner.packing import PackedRow
 from learner.skeleton import qwen2_config
 
 ALIGNMENT = 64
 """Bytes; what torch's own allocations start at a multiple of."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier_scale")
-"""Configuration fields of models whose logits are not simply head(hidden): Gemma, Cohere, Granite."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -55,7 +53,7 @@ class Policy:
         """
         self.model = model
         self._seed = seed
-        _refuse_unsupported(model)
+        refuse_unsupported(model)
         for module in model.modules():
             # Old and new log-probabilities have to be those of one function of the weights.
             if isinstance(module, nn.Dropout):
@@ -68,7 +66,7 @@ class Policy:
             model.train()  # transformers checkpoints in training mode only
         if lora_rank:
             lora.adapt(model, lora_rank, seed)
-        _check_against_model(self)
+        check_against_model(self)
 
     @classmethod
     def from_folder(
@@ -277,46 +275,3 @@ def _move(model: PreTrainedModel, device: str, dtype: torch.dtype) -> PreTrained
         if parameter.data_ptr() % ALIGNMENT:
             parameter.data = parameter.data.clone()
     return model
-
-
-def _refuse_unsupported(model: PreTrainedModel) -> None:
-    config, name = model.config, type(model).__name__
-    for field in RESCALED_LOGITS:
-        if getattr(config, field, None) not in (None, 1.0):
-            raise UserError(f"model {name}: {field} is not supported; its logits are rescaled after the head")
-    other = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    if other:
-        raise UserError(f"model {name}: layers of type {', '.join(sorted(other))} are not supported on packed rows")
-    if config._attn_implementation != ATTENTION:
-        raise UserError(f"model {name}: built with attention {config._attn_implementation}, needs {ATTENTION}")
-    head = model.get_output_embeddings()
-    if head is None or getattr(head, "bias", None) is not None:
-        raise UserError(f"model {name}: needs a language-model head without a bias")
-
-
-@contextmanager
-def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(ATTENTION)
-
-
-@torch.no_grad()
-def _check_against_model(policy: Policy) -> None:
-    """Two short sequences in a row must give what the model itself says of each alone.
-
-    Catches what no list of names can: a rescaled head, a state that leaks from one packed sequence
-    into the next, an attention that doesn't pass through ``slingshot_varlen``.
-    """
-    model, vocabulary = policy.model, policy.head.shape[0]
-    probes = [np.arange(n, dtype=np.int32) * 7919 % vocabulary for n in (6, 4)]
-    (row,) = pack_rows(probes, [np.arange(len(p)) > 0 for p in probes], limit=16)
-    ours = policy.hidden(row) @ policy.head.t()
-    with _plain_attention(model):
-        alone = [model(input_ids=policy.to_device(p.astype(np.int64))[None], use_cache=False).logits[0] for p in probes]
-    theirs = torch.cat(alone)
-    tolerance = 1e-3 if ours.dtype in (torch.float32, torch.float64) else 5e-2
-    if not (ours - theirs).abs().max() <= tolerance * theirs.abs().max().clamp(min=1.0):
-        raise UserError(f"model {type(model).__name__}: its logits on a packed row differ from its own forward pass")
