@@ -21,6 +21,7 @@ from actors.process import log_to
 from actors.run_state import TRAINING
 from actors.weights import CHANNELS, Published
 from agent.config import AgentConfig
+from agent.errors import UserError
 from agent.protocol import Dialogue
 from agent.records import Group, Trajectory
 from agent.seeding import inject
@@ -33,6 +34,7 @@ from tasks.demonstrations import as_trajectory, encode, end_ids
 from tracking.metrics import batch_metrics
 
 if TYPE_CHECKING:
+    from learner.policy import Policy
     from learner.update import Updater
 
 
@@ -94,10 +96,11 @@ class LearnerActor:
         self._seeding: _Seeding | None = None
 
     def start(self) -> int:
-        """Loads or builds the policy; returns its number of parameters."""
+        """Loads or builds the policy and rehearses the worst step; returns the policy's number of parameters."""
         import torch
 
         from learner.policy import Policy
+        from learner.rehearsal import due, rehearse
 
         settings = self._settings
         torch.set_num_threads(settings.threads)
@@ -107,9 +110,22 @@ class LearnerActor:
             seed=derive_seed(settings.seed, "policy"),
             dtype=settings.model.dtype,
             device=settings.device,
-            gradient_checkpointing=settings.model.gradient_checkpointing,
+            gradient_checkpointing=settings.algorithm.gradient_checkpointing,
+            lora_rank=settings.model.lora_rank,
         )
-        return sum(p.numel() for p in self._policy.parameters())
+        if due(settings.algorithm, settings.device):
+            worst = rehearse(
+                self._policy,
+                settings.algorithm,
+                longest=self._longest,
+                temperature=settings.agent.temperature,
+            )
+            print(
+                f"rehearsal: {worst.tokens} tokens in a row, {worst.seconds:.1f} s, "
+                f"peak {worst.peak_bytes / 2**30:.2f} GiB",
+                flush=True,
+            )
+        return sum(p.numel() for p in self._policy.model.parameters())
 
     def warm_start(self, key: str) -> dict[str, Any]:
         """The supervised warm start, from the cache when the same one was made before.
@@ -117,6 +133,7 @@ class LearnerActor:
         ``key`` names everything that determines the result. Returns its steps, seconds, last loss, and
         whether it was cached.
         """
+        from learner.memory import named_knobs
         from learner.warm_start import warm_start
 
         config = self._settings.algorithm.warm_start
@@ -125,17 +142,22 @@ class LearnerActor:
         if config.cache and cached.is_dir():
             self._policy.load_weights(cached)
             return {"steps": config.steps, "cached": True, "seconds": time.perf_counter() - started, "loss": None}
-        losses = warm_start(
-            self._policy,
-            self._demonstrations(),
-            config,
-            rng=np.random.default_rng(derive_seed(self._settings.seed, "warm start")),
-            microbatch_tokens=self._settings.algorithm.microbatch_tokens,
-            logits_chunk=self._settings.algorithm.logits_chunk,
-            progress=lambda step, loss: print(f"warm start step {step} loss {loss:.4f}", flush=True),
-        )
+        algorithm = self._settings.algorithm
+        where, lora = "the warm start", self._policy.adapted
+        with named_knobs(where, algorithm, longest=self._longest, lora=lora, error=UserError):
+            losses = warm_start(
+                self._policy,
+                self._demonstrations(),
+                config,
+                rng=np.random.default_rng(derive_seed(self._settings.seed, "warm start")),
+                optimizer=algorithm.optimizer,
+                microbatch_tokens=algorithm.microbatch_tokens,
+                logits_chunk=algorithm.logits_chunk,
+                progress=lambda step, loss: print(f"warm start step {step} loss {loss:.4f}", flush=True),
+            )
         if config.cache:
             self._keep(cached)
+        self._policy.fold()  # the next run will find it in the cache, and both have to begin alike
         seconds = time.perf_counter() - started
         return {"steps": config.steps, "cached": False, "seconds": seconds, "loss": losses[-1]}
 
@@ -154,7 +176,7 @@ class LearnerActor:
                 rng=np.random.default_rng(derive_seed(settings.seed, "seeding")),
                 fault_folder=settings.run_dir,
                 temperature=settings.agent.temperature,
-                reference=self._policy.frozen_copy() if algorithm.kl != "none" else None,
+                reference=self._anchor(algorithm),
             ),
             experts={e.question.id: as_trajectory(e, dialogue, end_ids=ends) for e in experts},
             evidence_match=settings.evidence_match,
@@ -175,12 +197,11 @@ class LearnerActor:
         With a ``checkpoint``, the policy was already started from its folder.
         """
         from learner.checkpoint import load_state
-        from learner.policy import Policy
         from learner.update import Updater
 
         settings = self._settings
         self._seeding = None  # its optimizer's moments make room for those of the main one
-        reference: Policy | None = self._policy.frozen_copy() if settings.algorithm.kl != "none" else None
+        reference = self._anchor(settings.algorithm)
         if checkpoint is not None and reference is not None:
             reference.load_weights(checkpoint / TRAINING / "reference")
         self._reference = reference
@@ -194,6 +215,7 @@ class LearnerActor:
         )
         if checkpoint is not None:
             state = load_state(checkpoint / TRAINING / "learner.pt")
+            self._policy.load_adapters(state.get("adapters", {}))  # older checkpoints know of none
             self._updater.load_state(state["updater"])
             self._version, self._step = int(state["version"]), int(state["step"])
         return self._publish()
@@ -236,8 +258,22 @@ class LearnerActor:
         (folder / TRAINING).mkdir(exist_ok=True)
         if self._reference is not None:
             self._reference.save(folder / TRAINING / "reference")
-        state = {"updater": self._updater.state(), "version": self._version, "step": self._step}
+        state = {
+            "updater": self._updater.state(),
+            "adapters": self._policy.adapters(),
+            "version": self._version,
+            "step": self._step,
+        }
         save_state(folder / TRAINING / "learner.pt", state)
+
+    @property
+    def _longest(self) -> int:
+        """Tokens of the longest episode."""
+        return self._settings.agent.max_prompt_tokens + self._settings.agent.max_response_tokens
+
+    def _anchor(self, algorithm: AlgorithmConfig) -> Policy | None:
+        """The reference of a KL term: the policy as it is now."""
+        return None if algorithm.kl == "none" else self._policy.frozen_copy(host=algorithm.reference == "cpu")
 
     def _publish(self) -> Published:
         return self._channel.publish(self._policy.published(), self._version)

@@ -122,6 +122,7 @@ def _warm_start_key(config: RunConfig, model_path: str) -> str:
         "seed": config.seed,
         "model": asdict(config.model),
         "warm_start": asdict(config.algorithm.warm_start),
+        "optimizer": config.algorithm.optimizer.kind,
         "data": asdict(config.data),
         "agent": asdict(config.agent),
     }

@@ -31,12 +31,16 @@ class ModelConfig:
     """For ``path: null``: size of the byte-level BPE trained on the task's text."""
     dtype: str = "float32"
     """``float32`` or ``bfloat16``, in the learner and in the engine."""
+    lora_rank: int = 0
+    """Train low-rank changes of this rank to every linear layer, and nothing else; 0 trains all weights. Wants a
+    learning rate 10 to 100 times higher."""
     parameters: float = 0.0
     """Parameter count in 1e9, for the plan before any weights are read."""
-    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         one_of(self.dtype, ("float32", "bfloat16"), "model.dtype")
+        if self.lora_rank < 0:
+            raise UserError(f"model.lora_rank={self.lora_rank} must be at least 0; 0 trains all weights")
 
 
 @dataclass
@@ -94,6 +98,11 @@ class SeedingConfig:
 class OptimizerConfig:
     """AdamW and its schedule."""
 
+    kind: str = "adamw"
+    """``adamw`` (float32 masters and moments) or ``adamw8bit`` (8-bit moments; bfloat16 weights are rounded
+    stochastically and have no master)."""
+    offload: bool = False
+    """Keep the states of ``adamw`` in host memory and step there: seconds per step for 1.5B parameters."""
     lr: float = 1.0e-6
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1.0e-8
@@ -104,7 +113,13 @@ class OptimizerConfig:
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
+        one_of(self.kind, ("adamw", "adamw8bit"), "algorithm.optimizer.kind")
         one_of(self.schedule, ("constant", "linear", "cosine"), "algorithm.optimizer.schedule")
+        if self.offload and self.kind != "adamw":
+            raise UserError(
+                f"algorithm.optimizer.offload=true keeps float32 states in host memory, where there is room for them; "
+                f"set algorithm.optimizer.kind=adamw, or offload=false for {self.kind}"
+            )
         if self.lr <= 0:
             raise UserError(f"algorithm.optimizer.lr={self.lr} must be above 0")
         if len(self.betas) != 2:
@@ -146,6 +161,13 @@ class AlgorithmConfig:
     """Most tokens in one forward and backward; changes memory, never the result."""
     logits_chunk: int = 1024
     """Most action tokens whose logits exist at once."""
+    gradient_checkpointing: bool = True
+    """Keep each layer's input alone and compute it again in backward: a third more work, the same result."""
+    reference: str = "device"
+    """Where the KL reference is kept: ``device``, or ``cpu`` (host memory; it comes to the device to be asked)."""
+    rehearsal: str = "cuda"
+    """Play the largest possible microbatch before the first step, so that memory runs out then or never:
+    ``cuda`` (on a GPU), ``always`` or ``never``."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     seeding: SeedingConfig = field(default_factory=SeedingConfig)
@@ -154,6 +176,8 @@ class AlgorithmConfig:
         one_of(self.advantage, ("grpo", "dr_grpo", "rloo"), "algorithm.advantage")
         one_of(self.old_logprobs, ("learner", "engine"), "algorithm.old_logprobs")
         one_of(self.kl, KL, "algorithm.kl")
+        one_of(self.reference, ("device", "cpu"), "algorithm.reference")
+        one_of(self.rehearsal, ("cuda", "always", "never"), "algorithm.rehearsal")
         one_of(
             self.aggregation,
             ("token_mean", "sequence_mean", "constant_length", "prompt_balanced"),

@@ -1,14 +1,16 @@
-"""AdamW (and Muon) with gradient clipping, float32 masters for bfloat16 weights, and the schedules."""
+"""AdamW (and Muon) with gradient clipping, where its states lie and in what precision, and the schedules."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agent.errors import UserError
 from learner.config import OptimizerConfig
 
 
@@ -36,9 +38,16 @@ def schedule_factor(schedule: str, step: int, steps: int, warmup_steps: int) -> 
 class ClippedAdamW:
     """AdamW over the given parameters: ``clip`` the gradient, then ``step`` or ``drop`` it.
 
-    bfloat16 has 8 bits of mantissa: an update of 1e-6 to a weight of 0.02 would round to nothing.
-    Such parameters get a float32 master that is updated and copied back, 16 bytes a parameter in
-    all with gradients and moments; float32 parameters are their own masters.
+    bfloat16 has 8 bits of mantissa: an update of 1e-6 to a weight of 0.02 would round to nothing. What is done about
+    it is ``config.kind``:
+
+    - ``adamw``: a bfloat16 parameter gets a float32 master that is updated and copied back, 14 bytes a parameter with
+      the moments and weights, and 4 more for the gradient while the step is taken; float32 parameters are their own
+      masters. With ``config.offload`` masters, moments and the step itself are the host's, 12 bytes a parameter there
+      and 4 for the gradient. Both cross the bus once a step. (torchao's ``CPUOffloadOptimizer`` copies a gradient in
+      backward, before it can be clipped, and needs a GPU; this is the same on a CPU, to the bit.)
+    - ``adamw8bit``: moments of 8 bits and stochastic rounding (``adamw8bit.py``), 4 bytes a parameter with the
+      weights. What is too small for it (norms and biases) has a master as above.
 
     The ``matrices`` among the parameters, if any, are Muon's (learning rate ``muon_lr``) in place of AdamW's.
     """
@@ -50,36 +59,69 @@ class ClippedAdamW:
         *,
         matrices: Collection[nn.Parameter] = (),
         muon_lr: float = 0.0,
+        rng: np.random.Generator | None = None,
     ) -> None:
+        """``adamw8bit`` draws one number from ``rng``, to seed its rounding. ``ValueError`` if there is none."""
         self.config = config
         self.parameters = [p for p in parameters if p.requires_grad]
-        self.masters = [p if p.dtype in (torch.float32, torch.float64) else _master(p) for p in self.parameters]
         for_muon = {id(p) for p in matrices}
+        coarse = self._coarse(for_muon)
+        self.masters = [p if id(p) in coarse else _master(p, offload=config.offload) for p in self.parameters]
         split: tuple[list[Tensor], list[Tensor]] = ([], [])
         for parameter, master in zip(self.parameters, self.masters, strict=True):
-            split[id(parameter) in for_muon].append(master)
-        adamw = torch.optim.AdamW(
-            split[False],
-            lr=config.lr,
-            betas=(config.betas[0], config.betas[1]),
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        self._rates: list[tuple[torch.optim.Optimizer, float]] = [(adamw, config.lr)]
+            if id(parameter) not in coarse:
+                split[id(parameter) in for_muon].append(master)
+        self._rates: list[tuple[torch.optim.Optimizer, float]] = []
+        if split[False]:
+            adamw = torch.optim.AdamW(
+                split[False],
+                lr=config.lr,
+                betas=(config.betas[0], config.betas[1]),
+                eps=config.eps,
+                weight_decay=config.weight_decay,
+                fused=True,
+            )
+            self._rates.append((adamw, config.lr))
         if split[True]:
             muon = torch.optim.Muon(split[True], lr=muon_lr, weight_decay=config.weight_decay)
             self._rates.append((muon, muon_lr))
+        if coarse:
+            from learner.adamw8bit import EightBitAdamW
+
+            if rng is None:
+                raise ValueError("adamw8bit rounds by chance: it needs a generator")
+            taken = [p for p in self.parameters if id(p) in coarse]
+            self._rates.append((EightBitAdamW(taken, config, seed=int(rng.integers(2**62))), config.lr))
+
+    def _coarse(self, for_muon: Collection[int]) -> set[int]:
+        """Ids of the parameters that are updated in place, with 8-bit moments."""
+        if self.config.kind != "adamw8bit":
+            return set()
+        from learner.adamw8bit import takes
+
+        return {id(p) for p in self.parameters if takes(p) and id(p) not in for_muon}
 
     def _pairs(self) -> list[tuple[nn.Parameter, Tensor]]:
         return [(p, m) for p, m in zip(self.parameters, self.masters, strict=True) if p is not m]
 
+    @torch.no_grad()
     def clip(self) -> float:
-        """Clips the gradient to ``max_grad_norm`` (0: no clipping); its norm before that, maybe not finite."""
+        """Clips the gradient to ``max_grad_norm`` (0: no clipping); its norm before that, maybe not finite.
+
+        Gradients of parameters that have masters go over to those here.
+        """
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = _norm(gradients)
+        scale = min(1.0, self.config.max_grad_norm / (norm + 1e-6)) if self.config.max_grad_norm else 1.0
         for parameter, master in self._pairs():
-            master.grad = None if parameter.grad is None else parameter.grad.float()
-        limit = self.config.max_grad_norm or math.inf
-        return float(nn.utils.clip_grad_norm_(self.masters, limit))
+            gradient, parameter.grad = parameter.grad, None
+            master.grad = None if gradient is None else gradient.to(master.device, master.dtype, copy=True)
+            del gradient  # before the next one is widened
+        if scale < 1.0:
+            for master in self.masters:
+                if master.grad is not None:
+                    master.grad.mul_(scale)
+        return norm
 
     def step(self, factor: float) -> None:
         """Updates the parameters from the clipped gradient, which is gone afterwards.
@@ -88,7 +130,10 @@ class ClippedAdamW:
         """
         for optimizer, lr in self._rates:
             for group in optimizer.param_groups:
-                group["lr"] = lr * factor
+                if isinstance(group["lr"], Tensor):  # torchao's: its kernels are compiled for a tensor
+                    group["lr"].fill_(lr * factor)
+                else:
+                    group["lr"] = lr * factor
             optimizer.step()
         with torch.no_grad():
             for parameter, master in self._pairs():
@@ -101,7 +146,7 @@ class ClippedAdamW:
             tensor.grad = None
 
     def state(self) -> dict[str, Any]:
-        """Moments and masters, for ``torch.save``. The tensors are the live ones, not copies."""
+        """Moments, masters and the rounding's generator, for ``torch.save``. The tensors are live ones, not copies."""
         return {
             "optimizers": [optimizer.state_dict() for optimizer, _ in self._rates],
             "masters": [m for _, m in self._pairs()],
@@ -110,11 +155,15 @@ class ClippedAdamW:
     def load_state(self, state: dict[str, Any]) -> None:
         """Continues from a state that was read from a file; its tensors are taken over, not copied.
 
-        Raises ``ValueError`` when the state is that of other parameters.
+        Raises ``UserError`` when the state is that of other settings.
         """
         pairs = self._pairs()
-        if len(pairs) != len(state["masters"]):
-            raise ValueError(f"{len(state['masters'])} masters for {len(pairs)} parameters")
+        if len(pairs) != len(state["masters"]) or len(self._rates) != len(state["optimizers"]):
+            raise UserError(
+                f"the saved optimizer has {len(state['masters'])} masters and {len(state['optimizers'])} parts, this "
+                f"one {len(pairs)} and {len(self._rates)}; resume with the algorithm.optimizer, model.dtype and "
+                "model.lora_rank that the checkpoint was made with"
+            )
         for (optimizer, _), saved in zip(self._rates, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         with torch.no_grad():
@@ -122,5 +171,17 @@ class ClippedAdamW:
                 master.copy_(saved)
 
 
-def _master(parameter: nn.Parameter) -> Tensor:
-    return parameter.detach().float().requires_grad_()
+def _master(parameter: nn.Parameter, *, offload: bool) -> Tensor:
+    """The float32 (or wider) tensor that is updated for ``parameter``: itself, if it is that already."""
+    wide = torch.promote_types(parameter.dtype, torch.float32)
+    if wide == parameter.dtype and not offload:
+        return parameter
+    return parameter.detach().to("cpu" if offload else parameter.device, wide, copy=True).requires_grad_()
+
+
+def _norm(gradients: Sequence[Tensor]) -> float:
+    """The 2-norm of all gradients together, summed in float32 or wider."""
+    if not gradients:
+        return 0.0
+    norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
+    return float(torch.linalg.vector_norm(torch.stack(norms)))

@@ -60,7 +60,11 @@ class PackedRow:
 
 
 def pack_rows(token_ids: Sequence[IntArray], selected: Sequence[BoolArray], limit: int) -> list[PackedRow]:
-    """Packs sequences into rows of at most ``limit`` tokens, first-fit decreasing.
+    """Packs sequences into rows of at most ``limit`` tokens: few rows, and those of nearly equal length.
+
+    First-fit decreasing says how many rows there are. The last of them would be a stump, on average half empty; so
+    the limit is then lowered as far as the same number of rows allows. The fullest row, and with it the memory that a
+    step needs, gets smaller for nothing.
 
     ``selected[i]`` (T_i,) marks the tokens of sequence i whose log-probabilities are wanted. A single
     sequence longer than the limit gets a row of its own. The outcome depends on the lengths and
@@ -68,19 +72,33 @@ def pack_rows(token_ids: Sequence[IntArray], selected: Sequence[BoolArray], limi
 
     Raises ``ValueError`` when a first token is selected: nothing precedes it.
     """
-    order = sorted(range(len(token_ids)), key=lambda i: -len(token_ids[i]))
+    lengths = [len(ids) for ids in token_ids]
+    bins = _first_fit(lengths, limit)
+    if bins:
+        low, high = max(-(-sum(lengths) // len(bins)), min(limit, max(lengths))), limit
+        while low < high:
+            middle = (low + high) // 2
+            tried = _first_fit(lengths, middle)
+            if len(tried) <= len(bins):
+                bins, high = tried, middle
+            else:
+                low = middle + 1
+    return [_row(members, token_ids, selected) for members in bins]
+
+
+def _first_fit(lengths: Sequence[int], limit: int) -> list[list[int]]:
+    """Indices by row: each sequence, longest first, goes into the first row that has room for it."""
     bins: list[list[int]] = []
     space: list[int] = []
-    for i in order:
-        length = len(token_ids[i])
-        fit = next((b for b, free in enumerate(space) if free >= length), None)
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        fit = next((b for b, free in enumerate(space) if free >= lengths[i]), None)
         if fit is None:
             bins.append([i])
-            space.append(limit - length)
+            space.append(limit - lengths[i])
         else:
             bins[fit].append(i)
-            space[fit] -= length
-    return [_row(members, token_ids, selected) for members in bins]
+            space[fit] -= lengths[i]
+    return bins
 
 
 def _row(members: list[int], token_ids: Sequence[IntArray], selected: Sequence[BoolArray]) -> PackedRow:
@@ -95,10 +113,15 @@ def _row(members: list[int], token_ids: Sequence[IntArray], selected: Sequence[B
     )
 
 
-def packing_efficiency(rows: Sequence[PackedRow], limit: int) -> float:
-    """Share of the rows' room that holds tokens; a row longer than ``limit`` counts as full.
+def room(rows: Sequence[PackedRow]) -> int:
+    """Tokens that the rows would hold if all were as full as the fullest."""
+    return len(rows) * max((len(row.token_ids) for row in rows), default=0)
 
-    NaN when there are no rows.
+
+def packing_efficiency(rows: Sequence[PackedRow]) -> float:
+    """Share of the rows' ``room`` that holds tokens; NaN when there are no rows.
+
+    No token of padding is ever computed. What an emptier row wastes is a pass that could have done more in the
+    memory that the fullest one needs anyway.
     """
-    room = sum(max(limit, len(row.token_ids)) for row in rows)
-    return sum(len(row.token_ids) for row in rows) / room if room else float("nan")
+    return sum(len(row.token_ids) for row in rows) / room(rows) if rows else float("nan")

@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 
 from agent.errors import UserError
+from learner import lora
 from learner.attention import ATTENTION
+from learner.exactness import check_against_model, refuse_unsupported
 from learner.logprobs import selected_logprobs
-from learner.packing import PackedRow, pack_rows
+from learner.packing import PackedRow
 from learner.skeleton import qwen2_config
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ALIGNMENT = 64
+"""Bytes; what torch's own allocations start at a multiple of."""
 
-RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier_scale")
-"""Configuration fields of models whose logits are not simply head(hidden): Gemma, Cohere, Granite."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -42,10 +44,16 @@ class Policy:
     ``device`` is where its parameters are and where results come out.
     """
 
-    def __init__(self, model: PreTrainedModel, *, gradient_checkpointing: bool = False) -> None:
-        """Takes ``model`` over. Raises ``UserError`` if rows or its head can't be computed exactly here."""
+    def __init__(
+        self, model: PreTrainedModel, *, gradient_checkpointing: bool = False, lora_rank: int = 0, seed: int = 0
+    ) -> None:
+        """Takes ``model`` over. With a ``lora_rank`` only low-rank adapters are trained, which begin from ``seed``.
+
+        Raises ``UserError`` if rows or its head can't be computed exactly here.
+        """
         self.model = model
-        _refuse_unsupported(model)
+        self._seed = seed
+        refuse_unsupported(model)
         for module in model.modules():
             # Old and new log-probabilities have to be those of one function of the weights.
             if isinstance(module, nn.Dropout):
@@ -56,11 +64,20 @@ class Policy:
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.train()  # transformers checkpoints in training mode only
-        _check_against_model(self)
+        if lora_rank:
+            lora.adapt(model, lora_rank, seed)
+        check_against_model(self)
 
     @classmethod
     def from_folder(
-        cls, path: str | Path, *, seed: int, dtype: str, device: str = "cpu", gradient_checkpointing: bool = False
+        cls,
+        path: str | Path,
+        *,
+        seed: int,
+        dtype: str,
+        device: str = "cpu",
+        gradient_checkpointing: bool = False,
+        lora_rank: int = 0,
     ) -> Policy:
         """The model at ``path``: loaded, or with random weights from ``seed`` where a folder has none.
 
@@ -69,7 +86,8 @@ class Policy:
         folder = Path(path)
         kind = DTYPES[dtype]
         if not folder.is_dir() or any(folder.glob("*.safetensors")):
-            return cls.load(path, dtype=kind, device=device, gradient_checkpointing=gradient_checkpointing)
+            model = _loaded(path, device, kind)
+            return cls(model, gradient_checkpointing=gradient_checkpointing, lora_rank=lora_rank, seed=seed)
         try:
             config = AutoConfig.from_pretrained(folder)
         except (OSError, ValueError) as error:
@@ -77,23 +95,13 @@ class Policy:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed % 2**63)
             model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
-        return cls(_move(model, device, kind), gradient_checkpointing=gradient_checkpointing)
+        model = _move(model, device, kind)
+        return cls(model, gradient_checkpointing=gradient_checkpointing, lora_rank=lora_rank, seed=seed)
 
     @classmethod
-    def load(
-        cls,
-        path: str | Path,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: str = "cpu",
-        gradient_checkpointing: bool = False,
-    ) -> Policy:
+    def load(cls, path: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Policy:
         """Loads a folder or hub name. Raises ``UserError`` when there is no model to load there."""
-        try:
-            model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, attn_implementation=ATTENTION)
-        except (OSError, ValueError) as error:
-            raise _unloadable(path, error) from error
-        return cls(_move(model, device, dtype), gradient_checkpointing=gradient_checkpointing)
+        return cls(_loaded(path, device, dtype))
 
     @classmethod
     def build(
@@ -105,13 +113,14 @@ class Policy:
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
         gradient_checkpointing: bool = False,
+        lora_rank: int = 0,
     ) -> Policy:
         """A Qwen2 of the given sizes (``qwen2_config``) with random weights from ``seed``."""
         config = qwen2_config(architecture, vocab_size=vocab_size, attn_implementation=ATTENTION)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = Qwen2ForCausalLM(config)
-        return cls(_move(model, device, dtype), gradient_checkpointing=gradient_checkpointing)
+            model = _move(Qwen2ForCausalLM(config), device, dtype)
+        return cls(model, gradient_checkpointing=gradient_checkpointing, lora_rank=lora_rank, seed=seed)
 
     @property
     def device(self) -> torch.device:
@@ -121,6 +130,11 @@ class Policy:
     def head(self) -> Tensor:
         """(V, d) weight of the LM head."""
         return self.model.get_output_embeddings().weight
+
+    @property
+    def adapted(self) -> bool:
+        """Whether low-rank adapters are all that is trained."""
+        return any(True for _ in lora.layers(self.model))
 
     def hidden(self, row: PackedRow) -> Tensor:
         """(N, d) last hidden states of a packed row; positions restart in each sequence."""
@@ -172,34 +186,80 @@ class Policy:
     def published(self) -> dict[str, Tensor]:
         """Name to tensor, for the engines: Hugging Face names, contiguous copies on the CPU, model dtype.
 
-        A tensor that two names share (tied embeddings) is listed once, under the first name.
+        Adapters are merged. A tensor that two names share (tied embeddings) is listed once, under the first name.
         """
         seen: set[int] = set()
         out = {}
-        for name, tensor in self.model.state_dict(keep_vars=True).items():
+        for name, tensor in lora.merged_weights(self.model).items():
             if id(tensor) not in seen:
                 seen.add(id(tensor))
                 out[name] = tensor.detach().to("cpu", copy=True).contiguous()
         return out
 
     def save(self, path: Path) -> None:
-        """Writes weights and configuration in Hugging Face format; the tokenizer is the caller's."""
-        self.model.save_pretrained(path)
+        """Writes (merged) weights and configuration in Hugging Face format; the tokenizer is the caller's."""
+        weights = {name: tensor.detach() for name, tensor in lora.merged_weights(self.model).items()}
+        self.model.save_pretrained(path, state_dict=weights)
 
     def load_weights(self, path: Path) -> None:
-        """Takes the weights of a folder that ``save`` wrote. Raises ``UserError`` when they are another model's."""
+        """Takes the weights of a folder that ``save`` wrote; adapters begin anew.
+
+        Raises ``UserError`` when the weights are another model's.
+        """
         tensors = {k: v for file in sorted(path.glob("*.safetensors")) for k, v in load_file(file).items()}
         wanted = self.published()
         for name in sorted(wanted.keys() | tensors.keys()):
             if name not in wanted or name not in tensors or wanted[name].shape != tensors[name].shape:
                 raise UserError(f"{path}: these are the weights of another model; {name} differs")
         self.model.load_state_dict(tensors, strict=False)  # strict would miss the second name of a tied tensor
+        lora.begin(self.model, self._seed)
 
-    def frozen_copy(self) -> Policy:
-        """A copy without gradients, as the reference of a KL term."""
+    def fold(self) -> None:
+        """Moves what adapters have learnt into the weights, and lets them begin anew: as if saved and loaded."""
+        lora.fold(self.model, self._seed)
+
+    def adapters(self) -> dict[str, Tensor]:
+        """What a resumed run needs beside the merged weights; empty without adapters. Live tensors, not copies."""
+        return lora.adapter_state(self.model)
+
+    def load_adapters(self, state: dict[str, Tensor]) -> None:
+        """Continues from what ``adapters`` gave. Raises ``UserError`` when they are of another model or rank."""
+        try:
+            lora.load_adapter_state(self.model, state)
+        except ValueError as error:
+            raise UserError(f"{error}; resume with the model.lora_rank that the checkpoint was made with") from error
+
+    def frozen_copy(self, *, host: bool = False) -> Policy:
+        """A copy without gradients and adapters, as the reference of a KL term; in ``host`` memory if asked."""
         twin = object.__new__(Policy)
-        twin.model = copy.deepcopy(self.model).eval().requires_grad_(False)
+        twin.model, twin._seed = copy.deepcopy(self.model).eval(), self._seed
+        lora.unwrap(twin.model)
+        twin.model.requires_grad_(False)
+        if host and self.device.type != "cpu":
+            for tensor in (*twin.model.parameters(), *twin.model.buffers()):
+                tensor.data = tensor.data.to("cpu").pin_memory()
         return twin
+
+    @contextmanager
+    def lent_to(self, device: torch.device | str) -> Iterator[None]:
+        """Computes on ``device`` while the context lasts. What lies elsewhere is copied there, and not copied back."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        home = [tensor.data for tensor in tensors]
+        try:
+            for tensor in tensors:
+                tensor.data = tensor.data.to(device, non_blocking=True)
+            yield
+        finally:
+            for tensor, data in zip(tensors, home, strict=True):
+                tensor.data = data
+
+
+def _loaded(path: str | Path, device: str, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, attn_implementation=ATTENTION)
+    except (OSError, ValueError) as error:
+        raise _unloadable(path, error) from error
+    return _move(model, device, dtype)
 
 
 def _unloadable(path: str | Path, error: Exception) -> UserError:
@@ -209,47 +269,9 @@ def _unloadable(path: str | Path, error: Exception) -> UserError:
 
 def _move(model: PreTrainedModel, device: str, dtype: torch.dtype) -> PreTrainedModel:
     nn.Module.to(model, device=device, dtype=dtype)
+    for parameter in model.parameters():
+        # A tensor mapped from a file starts where the file has it, and a CPU's matrix product may take another path
+        # there, with other last digits: a resumed run would not be the uninterrupted one.
+        if parameter.data_ptr() % ALIGNMENT:
+            parameter.data = parameter.data.clone()
     return model
-
-
-def _refuse_unsupported(model: PreTrainedModel) -> None:
-    config, name = model.config, type(model).__name__
-    for field in RESCALED_LOGITS:
-        if getattr(config, field, None) not in (None, 1.0):
-            raise UserError(f"model {name}: {field} is not supported; its logits are rescaled after the head")
-    other = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    if other:
-        raise UserError(f"model {name}: layers of type {', '.join(sorted(other))} are not supported on packed rows")
-    if config._attn_implementation != ATTENTION:
-        raise UserError(f"model {name}: built with attention {config._attn_implementation}, needs {ATTENTION}")
-    head = model.get_output_embeddings()
-    if head is None or getattr(head, "bias", None) is not None:
-        raise UserError(f"model {name}: needs a language-model head without a bias")
-
-
-@contextmanager
-def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(ATTENTION)
-
-
-@torch.no_grad()
-def _check_against_model(policy: Policy) -> None:
-    """Two short sequences in a row must give what the model itself says of each alone.
-
-    Catches what no list of names can: a rescaled head, a state that leaks from one packed sequence
-    into the next, an attention that doesn't pass through ``slingshot_varlen``.
-    """
-    model, vocabulary = policy.model, policy.head.shape[0]
-    probes = [np.arange(n, dtype=np.int32) * 7919 % vocabulary for n in (6, 4)]
-    (row,) = pack_rows(probes, [np.arange(len(p)) > 0 for p in probes], limit=16)
-    ours = policy.hidden(row) @ policy.head.t()
-    with _plain_attention(model):
-        alone = [model(input_ids=policy.to_device(p.astype(np.int64))[None], use_cache=False).logits[0] for p in probes]
-    theirs = torch.cat(alone)
-    tolerance = 1e-3 if ours.dtype in (torch.float32, torch.float64) else 5e-2
-    if not (ours - theirs).abs().max() <= tolerance * theirs.abs().max().clamp(min=1.0):
-        raise UserError(f"model {type(model).__name__}: its logits on a packed row differ from its own forward pass")

@@ -39,5 +39,5 @@ class UpdateReport:
     """Of those, trajectories that no engine sampled."""
     microbatches: int
     packing_efficiency: float
-    """Share of the microbatches' room that held tokens; NaN without microbatches."""
+    """Tokens over what the microbatches would hold if all of an update were as full as its fullest; NaN without any."""
     seconds: float

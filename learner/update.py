@@ -24,8 +24,9 @@ from agent.records import FloatArray, Group
 from learner.batch import Batch, Minibatch, Sample, make_batch, minibatches
 from learner.config import AlgorithmConfig
 from learner.loss import EngineGap, LossMetrics, importance_weights, policy_loss
+from learner.memory import named_knobs
 from learner.optimizer import ClippedAdamW, schedule_factor
-from learner.packing import PackedRow, pack_rows, packing_efficiency
+from learner.packing import PackedRow, pack_rows, room
 from learner.policy import Policy
 from learner.report import UpdateReport
 
@@ -47,7 +48,7 @@ class Updater:
         temperature: float = 1.0,
         reference: Policy | None = None,
     ) -> None:
-        """``rng`` orders the later epochs, ``temperature`` is the one that the engine samples at.
+        """``rng`` orders the later epochs and seeds stochastic rounding; the engine samples at ``temperature``.
 
         ``fault_folder`` receives the batch that raised a ``Fault``. ``reference`` is the frozen policy
         of the KL term; ``ValueError`` if ``config.kl`` asks for one and it is None.
@@ -59,7 +60,7 @@ class Updater:
         self.temperature = temperature
         self.reference = reference if config.kl != "none" else None
         self.fault_folder = fault_folder
-        self.optimizer = ClippedAdamW(policy.parameters(), config.optimizer)
+        self.optimizer = ClippedAdamW(policy.parameters(), config.optimizer, rng=rng)
         self._rng = rng
         self._skipped_in_a_row = 0
 
@@ -70,10 +71,17 @@ class Updater:
         tokens that it sampled tell how far engine and learner are apart.
 
         Raises ``Fault`` after three updates in a row without a finite loss and gradient (counted
-        across steps), naming the file that holds the last batch.
+        across steps), naming the file that holds the last batch; and when the GPU's memory is full, naming what
+        would take less.
         """
-        started = time.perf_counter()
         batch = make_batch(groups, self.config.advantage)
+        longest = max((len(s.token_ids) for s in batch.samples), default=0)
+        with named_knobs(f"step {step + 1}", self.config, longest=longest, lora=self.policy.adapted, error=Fault):
+            return self.run(batch, step=step, version=version)
+
+    def run(self, batch: Batch, *, step: int, version: int) -> UpdateReport:
+        """``update`` with a batch that is already made."""
+        started = time.perf_counter()
         parts = minibatches(batch, self.config, self._rng)
         run = _Run(self, batch, parts, step=step, version=version)
         for minibatch in parts:
@@ -88,8 +96,8 @@ class Updater:
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs beside the weights, as ``checkpoint.save_state`` takes it.
 
-        Optimizer moments, masters of bfloat16 weights, the states of ``rng`` and of torch's own
-        generator, and the count of skipped updates. The schedule follows from the step alone.
+        The optimizer's state, the states of ``rng`` and of torch's own generator, and the count of
+        skipped updates. The schedule follows from the step alone.
         """
         return {
             "optimizer": self.optimizer.state(),
@@ -152,6 +160,7 @@ class _Run:
         self.norms: list[float] = []
         self.gap = EngineGap()
         self.entropy = 0.0
+        self.room = 0
         self.sequences = self.experts = 0
         self.old, self.reference = self._score_before(batch, parts)
 
@@ -174,7 +183,10 @@ class _Run:
         samples = [batch.samples[i] for i in used]
         wanted = self.config.old_logprobs == "learner" or any(s.expert for s in samples)
         old = self.updater.score(self.policy, samples) if wanted and len(parts) > 1 else []
-        reference = self.updater.score(self.updater.reference, samples) if self.updater.reference else []
+        reference: list[FloatArray] = []
+        if self.updater.reference is not None:
+            with self.updater.reference.lent_to(self.policy.device):
+                reference = self.updater.score(self.updater.reference, samples)
         return dict(zip(used, old, strict=False)), dict(zip(used, reference, strict=False))
 
     def _backward(self, minibatch: Minibatch) -> float:
@@ -192,6 +204,7 @@ class _Run:
             assert out.entropy is not None
             self.entropy += float(out.entropy.sum())
         self.rows += rows
+        self.room += room(rows)
         self.sequences += len(minibatch.samples)
         self.experts += sum(s.expert for s in minibatch.samples)
         return float(torch.stack(losses).sum())
@@ -230,6 +243,7 @@ class _Run:
 
     def report(self, seconds: float) -> UpdateReport:
         metrics = LossMetrics.merge(self.metrics)
+        tokens = sum(len(row.token_ids) for row in self.rows)
         action_tokens = int(sum(row.selected.sum() for row in self.rows))
         return UpdateReport(
             updates=len(self.norms),
@@ -246,11 +260,11 @@ class _Run:
             engine_logprob_gap=self.gap.mean,
             engine_logprob_gap_max=self.gap.largest if self.gap.tokens else NAN,
             action_tokens=action_tokens,
-            tokens=sum(len(row.token_ids) for row in self.rows),
+            tokens=tokens,
             sequences=self.sequences,
             expert_sequences=self.experts,
             microbatches=len(self.rows),
-            packing_efficiency=packing_efficiency(self.rows, self.config.microbatch_tokens),
+            packing_efficiency=tokens / self.room if self.room else NAN,
             seconds=seconds,
         )
 

@@ -39,6 +39,7 @@ def warm_start(
     config: WarmStartConfig,
     *,
     rng: np.random.Generator,
+    optimizer: OptimizerConfig | None = None,
     microbatch_tokens: int = 16384,
     logits_chunk: int = 4096,
     progress: Callable[[int, float], None] | None = None,
@@ -46,29 +47,38 @@ def warm_start(
     """Trains ``policy`` in place for ``config.steps`` steps; returns the loss of each.
 
     Loss of a step: mean over its action tokens + ``context_weight`` * mean over all its tokens. Batches of
-    ``batch_size`` walk through permutations drawn from ``rng``. AdamW (0.9, 0.95) without decay, with
-    ``config.muon_lr`` Muon on the hidden matrices; warm-up, then cosine to 0. ``progress`` is called
-    with (step from 0, loss) after each step.
+    ``batch_size`` walk through permutations drawn from ``rng``. AdamW (0.9, 0.95) without decay, of the kind of
+    ``optimizer`` (the plain one by default) and where that keeps it, with ``config.muon_lr`` Muon on the hidden
+    matrices; warm-up, then cosine to 0. ``progress`` is called with (step from 0, loss) after each step.
 
     Raises ``UserError`` without demonstrations, ``Fault`` when a loss or gradient isn't finite.
     """
     if not demonstrations and config.steps:
         raise UserError("algorithm.warm_start.steps is above 0, but there are no demonstrations")
-    optimizer = ClippedAdamW(
+    place = optimizer or OptimizerConfig()
+    adamw = ClippedAdamW(
         policy.parameters(),
-        OptimizerConfig(lr=config.lr, betas=[0.9, 0.95], weight_decay=0.0, max_grad_norm=config.max_grad_norm),
+        OptimizerConfig(
+            kind=place.kind,
+            offload=place.offload,
+            lr=config.lr,
+            betas=[0.9, 0.95],
+            weight_decay=0.0,
+            max_grad_norm=config.max_grad_norm,
+        ),
         matrices=policy.hidden_matrices() if config.muon_lr else (),
         muon_lr=config.muon_lr,
+        rng=rng,
     )
     losses = []
     batches = _batches(len(demonstrations), config.batch_size, rng)
     for step in range(config.steps):
         chosen = [demonstrations[i] for i in next(batches)]
         loss = _backward(policy, chosen, config.context_weight, microbatch_tokens, logits_chunk)
-        norm = optimizer.clip()
+        norm = adamw.clip()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Fault(f"warm start: step {step} has loss {loss} and gradient norm {norm}; lower warm_start.lr")
-        optimizer.step(schedule_factor("cosine", step, config.steps, config.warmup_steps))
+        adamw.step(schedule_factor("cosine", step, config.steps, config.warmup_steps))
         losses.append(loss)
         if progress is not None:
             progress(step, loss)

@@ -139,6 +139,16 @@ def test_davids_method_in_one_word() -> None:
     assert algorithm.of_seeding().kl == "none"
 
 
+def test_models_above_a_billion_parameters_have_8_bit_moments() -> None:
+    for file in (CONF / "model").glob("*.yaml"):
+        config = composed(f"model={file.stem}", "algorithm=david")
+        assert (config.algorithm.optimizer.kind == "adamw8bit") == (config.model.parameters > 1), file.stem
+        assert config.algorithm.gradient_checkpointing == (config.model.parameters > 0.1), file.stem
+        assert config.algorithm.optimizer.lr == (1e-6 if file.stem != "tiny" else 3e-4)
+    kept = composed("model=qwen1.5b", "algorithm.optimizer.kind=adamw", "algorithm.optimizer.offload=true")
+    assert kept.algorithm.optimizer.offload
+
+
 def test_an_override_reaches_its_place_with_its_type() -> None:
     config = composed(
         *("seed=7", "pool.oversample=2", "algorithm.optimizer.betas=[0.5,0.75]", "agent.chat=true"),

@@ -69,3 +69,34 @@ def test_muon_takes_the_matrices_and_adamw_the_rest() -> None:
     moved = before - matrix.detach()
     assert moved[0, 0] == pytest.approx(0.25, rel=0.5)  # an orthogonal step: its size isn't the gradient's
     assert [len(saved["state"]) for saved in optimizer.state()["optimizers"]] == [1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_offloaded_states_give_the_same_parameters(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, gradients = (torch.randn(3, 8, 8, generator=generator).to(dtype) for _ in range(2))
+    results = []
+    for offload in (False, True):
+        parameter = nn.Parameter(start[0].clone())
+        optimizer = ClippedAdamW([parameter], OptimizerConfig(lr=1e-2, offload=offload))
+        for gradient in gradients:
+            parameter.grad = gradient.clone()
+            norm = optimizer.clip()
+            assert (parameter.grad is None) == (offload or dtype == torch.bfloat16), "a copy would be memory"
+            optimizer.step(1.0)
+        master = optimizer.masters[0]
+        assert (master is parameter) == (not offload and dtype == torch.float32)
+        assert master.device.type == "cpu"
+        results.append((parameter.detach(), master.detach(), norm))
+    (a, b), (m, n), norms = zip(*results, strict=True)
+    assert torch.equal(a, b)
+    assert torch.equal(m, n)
+    assert norms[0] == norms[1] > 1
+
+
+def test_a_norm_of_bfloat16_gradients_is_summed_in_float32() -> None:
+    parameters = [nn.Parameter(torch.zeros(1000, dtype=torch.bfloat16)), nn.Parameter(torch.zeros(1))]
+    optimizer = ClippedAdamW(parameters, OptimizerConfig(max_grad_norm=0.0))
+    parameters[0].grad = torch.ones(1000, dtype=torch.bfloat16)
+    parameters[1].grad = torch.ones(1)
+    assert optimizer.clip() == pytest.approx(math.sqrt(1001), rel=1e-6)

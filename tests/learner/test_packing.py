@@ -41,15 +41,40 @@ def test_first_fit_decreasing_fills_the_gaps() -> None:
     ids, masks = sequences([4, 6, 5, 5, 7, 3])
     rows = pack_rows(ids, masks, 10)
     assert [row.lengths.tolist() for row in rows] == [[7, 3], [6, 4], [5, 5]]
-    assert packing_efficiency(rows, 10) == 1.0
+    assert packing_efficiency(rows) == 1.0
+
+
+def test_rows_are_evened_out() -> None:
+    """First fit alone gives 6 + 4 and 5; two rows can do with 9, but not with 8."""
+    ids, masks = sequences([6, 5, 4])
+    rows = pack_rows(ids, masks, 10)
+    assert [row.lengths.tolist() for row in rows] == [[6], [5, 4]]
+    assert packing_efficiency(rows) == 15 / 18
+    ids, masks = sequences([30, 4, 4, 4])  # one is longer than the limit, and alone
+    assert [row.lengths.tolist() for row in pack_rows(ids, masks, 10)] == [[30], [4, 4], [4]]
+
+
+@pytest.mark.parametrize(("limit", "least"), [(16384, 0.95), (9216, 0.94)])
+@pytest.mark.parametrize("seed", range(10))
+def test_efficiency_on_long_tailed_lengths(limit: int, least: float, seed: int) -> None:
+    """An optimizer update of 12 questions x 5 episodes: a prompt, 1 to 10 searches with their passages, an answer."""
+    rng = np.random.default_rng(seed)
+    searches = np.minimum(1 + rng.geometric(0.35, 60), 10)
+    lengths = [
+        min(9216, int(rng.integers(150, 350) + rng.normal(480, 60, n).sum() + rng.lognormal(4.3, 0.9, n + 1).sum()))
+        for n in searches
+    ]
+    assert max(lengths) > 2 * np.median(lengths)
+    rows = pack_rows(*sequences(lengths), limit)
+    assert packing_efficiency(rows) > least
+    assert len(rows) <= -(-sum(lengths) // limit) + 1
+    assert max(len(row.token_ids) for row in rows) <= limit
 
 
 def test_efficiency() -> None:
-    ids, masks = sequences([6, 6])
-    assert packing_efficiency(pack_rows(ids, masks, 10), 10) == 0.6
-    ids, masks = sequences([30, 5])
-    assert packing_efficiency(pack_rows(ids, masks, 10), 10) == 35 / 40
-    assert np.isnan(packing_efficiency([], 10))
+    ids, masks = sequences([6, 5])
+    assert packing_efficiency(pack_rows(ids, masks, 10)) == 11 / 12
+    assert np.isnan(packing_efficiency(pack_rows([], [], 10)))
 
 
 def test_a_first_token_cannot_be_selected() -> None:

@@ -24,7 +24,7 @@ from transformers import (
 from agent.errors import UserError
 from learner.attention import ATTENTION
 from learner.packing import pack_rows
-from learner.policy import Policy
+from learner.policy import ALIGNMENT, Policy
 from learner.skeleton import qwen2_config
 
 
@@ -124,6 +124,23 @@ def test_frozen_copy_stays_behind() -> None:
     assert not frozen.logprobs(row_of(4)).values.requires_grad
 
 
+def test_a_policy_that_is_lent_comes_home() -> None:
+    policy, row = tiny_policy().frozen_copy(host=True), row_of(5, 3)
+    expected = policy.logprobs(row).values
+    addresses = [t.data_ptr() for t in policy.model.parameters()]
+    with policy.lent_to("cpu"):
+        assert torch.equal(policy.logprobs(row).values, expected)
+    assert [t.data_ptr() for t in policy.model.parameters()] == addresses
+    assert policy.model.lm_head.weight is policy.model.model.embed_tokens.weight
+    assert torch.equal(policy.logprobs(row).values, expected)
+
+
+def test_loaded_weights_are_aligned(tmp_path: Path) -> None:
+    """Where a file has them, matrix products may take another path: a resumed run would differ."""
+    tiny_policy().save(tmp_path)
+    assert not any(p.data_ptr() % ALIGNMENT for p in Policy.load(tmp_path).model.parameters())
+
+
 def test_a_misspelt_size_names_the_right_one() -> None:
     with pytest.raises(UserError, match=r"hidden_sise.*hidden_size"):
         Policy.build({"hidden_sise": 8}, vocab_size=8, seed=0)
@@ -157,7 +174,7 @@ def test_models_with_rescaled_logits_are_refused() -> None:
 
 
 def test_a_rescaled_head_that_no_list_names_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learner.policy.RESCALED_LOGITS", ())
+    monkeypatch.setattr("learner.exactness.RESCALED_LOGITS", ())
     with pytest.raises(UserError, match="differ from its own forward pass"):
         Policy(GraniteForCausalLM(GraniteConfig(**COMMON, logits_scaling=8.0)))
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learner_cases import MIXED, Reference, as_expert, group, random_groups, tiny_policy, trajectory
+from learner_cases import MIXED, SIZES, VOCABULARY, Reference, as_expert, group, random_groups, tiny_policy, trajectory
 
 from agent.errors import Fault
 from agent.records import Group, StopReason
@@ -274,12 +274,21 @@ def test_three_in_a_row_are_a_fault_with_the_batch_in_a_file(tmp_path: Path) -> 
     assert len(saved["advantages"]) == sum(len(g.members) for g in groups if g.signal_bearing)
 
 
-def test_resuming_is_bit_identical(tmp_path: Path) -> None:
-    config = settings(
-        minibatch_questions=2, epochs=2, optimizer=OptimizerConfig(lr=1e-2, schedule="cosine", warmup_steps=2), steps=6
-    )
+@pytest.mark.parametrize(
+    ("kind", "offload", "dtype"),
+    [
+        ("adamw", False, torch.float32),
+        ("adamw", True, torch.bfloat16),
+        ("adamw8bit", False, torch.bfloat16),
+        ("adamw8bit", False, torch.float32),
+    ],
+)
+def test_resuming_is_bit_identical(kind: str, offload: bool, dtype: torch.dtype, tmp_path: Path) -> None:
+    optimizer = OptimizerConfig(kind=kind, offload=offload, lr=1e-2, schedule="cosine", warmup_steps=2)
+    config = settings(minibatch_questions=2, epochs=2, optimizer=optimizer, steps=6)
     batches = [random_groups(seed, MIXED) for seed in range(6)]
-    policy = tiny_policy()
+    wide = {**SIZES, "hidden_size": 64, "intermediate_size": 64}  # so that 8-bit moments are used
+    policy = Policy.build(wide, vocab_size=VOCABULARY, seed=0, dtype=dtype)
     learner = updater(policy, tmp_path, config)
     for step in range(3):
         learner.update(batches[step], step=step, version=step)
@@ -292,7 +301,7 @@ def test_resuming_is_bit_identical(tmp_path: Path) -> None:
     for step in range(3, 6):
         learner.update(batches[step], step=step, version=step)
 
-    resumed = Policy.load(path)
+    resumed = Policy.load(path, dtype=dtype)
     other = Updater(resumed, config, rng=np.random.default_rng(99), fault_folder=tmp_path)
     other.load_state(load_state(path / "learner.pt"))
     reports = [other.update(batches[step], step=step, version=step) for step in range(3, 6)]
@@ -300,6 +309,7 @@ def test_resuming_is_bit_identical(tmp_path: Path) -> None:
     assert torch.equal(weights_of(resumed), weights_of(policy))
     ours, theirs = learner.state(), other.state()
     assert ours["rng"] == theirs["rng"]
+    assert len(ours["optimizer"]["optimizers"]) == (2 if kind == "adamw8bit" else 1)
     moments = [state["optimizer"]["optimizers"][0]["state"].values() for state in (ours, theirs)]
     for a, b in zip(*moments, strict=True):
         assert torch.equal(a["exp_avg_sq"], b["exp_avg_sq"])
@@ -324,6 +334,18 @@ def test_bfloat16_weights_learn_from_float32_masters(tmp_path: Path) -> None:
     save_state(tmp_path / "s.pt", learner.state())
     twin.load_state(load_state(tmp_path / "s.pt"))
     assert torch.equal(twin.optimizer.masters[0], learner.optimizer.masters[0])
+
+
+def test_a_reference_on_the_host_changes_nothing(tmp_path: Path) -> None:
+    results = []
+    for where in ("device", "cpu"):
+        policy, anchor = tiny_policy(), tiny_policy(1).frozen_copy(host=where == "cpu")
+        report = updater(policy, tmp_path, settings(kl="k2", reference=where), anchor).update(
+            random_groups(4, MIXED), step=0, version=0
+        )
+        assert report.kl > 0
+        results.append(weights_of(policy))
+    assert torch.equal(*results)
 
 
 def test_reference_is_needed_for_kl(tmp_path: Path) -> None:

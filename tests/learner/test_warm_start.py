@@ -3,10 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from learner_cases import VOCABULARY, tiny_policy
+from learner_cases import SIZES, VOCABULARY, tiny_policy
 
 from agent.errors import Fault, UserError
-from learner.config import WarmStartConfig
+from learner.config import OptimizerConfig, WarmStartConfig
+from learner.policy import Policy
 from learner.warm_start import Demonstration, warm_start
 
 
@@ -59,6 +60,22 @@ def test_muon_learns_too() -> None:
     )
     losses = warm_start(policy, demonstrations(8), config(muon_lr=0.03), rng=np.random.default_rng(0))
     assert losses[-1] < 0.6 * losses[0]
+
+
+def test_8_bit_adamw_on_bfloat16_weights_learns_as_float32_does() -> None:
+    sizes = {**SIZES, "hidden_size": 64, "intermediate_size": 64}  # large enough for 8-bit moments
+    losses = []
+    for kind, dtype in (("adamw", torch.float32), ("adamw8bit", torch.bfloat16)):
+        policy = Policy.build(sizes, vocab_size=VOCABULARY, seed=0, dtype=dtype)
+        optimizer, rng = OptimizerConfig(kind=kind), np.random.default_rng(0)
+        losses.append(
+            warm_start(
+                policy, demonstrations(16), config(lr=5e-3, steps=60, batch_size=16), rng=rng, optimizer=optimizer
+            )
+        )
+    exact, coarse = losses
+    assert exact[-1] < 0.1 * exact[0]
+    assert coarse[-1] == pytest.approx(exact[-1], rel=0.25)
 
 
 def test_microbatches_do_not_matter() -> None:

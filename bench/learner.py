@@ -1,0 +1,154 @@
+"""What the learner adds to the arithmetic: its tokens per second against a bare forward, backward and step.
+
+    python bench/learner.py [--quick]
+
+Both train the tiny model, with its settings, on the same rows of long-tailed episodes, turn by turn in one process of
+one thread. Time is the processor's, so that what else runs on the machine doesn't count.
+The bare loop has its rows and weights ready, takes the logits of all action tokens at once and torch's own cross
+entropy; it knows no ratio, no clip, no entropy and no metric. The ratio of their speeds should be at least 0.85.
+
+Beside it, how full the rows are, for episodes of this size and for those of a 1.5B model (up to 9,216 tokens, five each
+for 12 questions an update): of what the fullest row holds, and of ``algorithm.microbatch_tokens``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from learner.batch import Batch, Sample  # noqa: E402
+from learner.config import AlgorithmConfig, ModelConfig, OptimizerConfig  # noqa: E402
+from learner.packing import PackedRow, pack_rows, packing_efficiency  # noqa: E402
+from learner.policy import Policy  # noqa: E402
+from learner.update import Updater  # noqa: E402
+
+LIMIT = 0.85
+TINY_TOKENS, LARGE_TOKENS = 4096, 16384
+
+
+def episodes(rng: np.random.Generator, count: int, prompt: int, passages: int, words: int, longest: int) -> list[Any]:
+    """(token_ids, action_mask) of ``count`` episodes: a prompt, turns of about ``words`` and ``passages`` tokens."""
+    out = []
+    for searches in np.minimum(rng.geometric(0.45, count), 10):
+        mask = [False] * int(rng.integers(prompt // 2, prompt))
+        for _ in range(searches):
+            mask += [True] * (1 + int(rng.lognormal(np.log(words), 0.5)))
+            mask += [False] * int(rng.normal(passages, passages / 8))
+        mask = [*mask[: longest - 8], *[True] * 8]
+        out.append((rng.integers(0, 1000, len(mask)).astype(np.int32), np.array(mask)))
+    return out
+
+
+def batch_of(sequences: list[Any]) -> Batch:
+    """One update of questions with eight episodes each, sampled by the current version."""
+    samples = [
+        Sample(
+            question=i // 8,
+            token_ids=ids,
+            action_mask=mask,
+            engine_logprobs=np.full(int(mask.sum()), -6.9),
+            versions=np.zeros(int(mask.sum()), np.int32),
+            advantage=1.0 if i % 2 else -1.0,
+            signal=True,
+        )
+        for i, (ids, mask) in enumerate(sequences)
+    ]
+    return Batch(samples=tuple(samples), questions=len(sequences) // 8)
+
+
+def bare(policy: Policy, optimizer: torch.optim.Optimizer, rows: list[PackedRow]) -> float:
+    """Processor seconds of one forward, backward and step over ``rows``."""
+    ready = [
+        (row, torch.from_numpy(row.sources), torch.from_numpy(row.targets), 1.0 / int(row.selected.sum()))
+        for row in rows
+    ]
+    started = time.process_time()
+    for row, sources, targets, weight in ready:
+        logits = policy.hidden(row)[sources] @ policy.head.t()
+        (weight * cross_entropy(logits, targets, reduction="sum")).backward()
+    torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return time.process_time() - started
+
+
+def fullness(sequences: list[Any], limit: int) -> tuple[float, float]:
+    """Share of the fullest row's length, and of the limit, that the rows hold on average."""
+    rows = pack_rows([ids for ids, _ in sequences], [mask for _, mask in sequences], limit)
+    return packing_efficiency(rows), sum(len(r.token_ids) for r in rows) / (len(rows) * limit)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="5 rounds instead of 15")
+    rounds = 5 if parser.parse_args().quick else 15
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(0)
+    sequences = episodes(rng, 192, prompt=40, passages=60, words=8, longest=384)
+    batch = batch_of(sequences)
+    config = AlgorithmConfig(
+        microbatch_tokens=TINY_TOKENS, gradient_checkpointing=False, optimizer=OptimizerConfig(lr=3e-4)
+    )
+    ours, theirs = (
+        Policy.build(ModelConfig().architecture, vocab_size=ModelConfig().vocab_size, seed=0) for _ in range(2)
+    )
+    adamw = torch.optim.AdamW(theirs.parameters(), lr=3e-4, fused=True)
+    with tempfile.TemporaryDirectory() as folder:
+        updater = Updater(ours, config, rng=rng, fault_folder=Path(folder))
+        rows = updater.pack(batch.samples)
+        tokens = sum(len(row.token_ids) for row in rows)
+        pairs = []
+        for step in range(rounds + 1):
+            started = time.process_time()
+            report = updater.run(batch, step=step, version=0)
+            pairs.append((time.process_time() - started, bare(theirs, adamw, rows)))
+            assert report.tokens == tokens
+            assert report.updates == 1
+    # The first round pays for what torch sets up once.
+    ratio = statistics.median(b / a for a, b in pairs[1:])
+    seconds, baseline = (statistics.median(column) for column in zip(*pairs[1:], strict=True))
+    print(
+        f"{tokens:,} tokens in {len(rows)} rows, {report.action_tokens:,} of them actions: learner "
+        f"{tokens / seconds:,.0f} tok/s, bare loop {tokens / baseline:,.0f} tok/s, ratio {ratio:.3f}"
+    )
+    large = [fullness(episodes(rng, 60, 350, 480, 80, 9216), LARGE_TOKENS) for _ in range(50)]
+    small = [fullness(episodes(rng, 192, 40, 60, 8, 384), TINY_TOKENS) for _ in range(50)]
+    packing = {}
+    for name, limit, found in (("tiny", TINY_TOKENS, small), ("1.5B", LARGE_TOKENS, large)):
+        fullest, room = (statistics.mean(column) for column in zip(*found, strict=True))
+        worst = min(f for f, _ in found)
+        print(f"packing {name}: {fullest:.3f} of the fullest row (worst {worst:.3f}), {room:.3f} of {limit} tokens")
+        packing[name] = {"of_fullest_row": round(fullest, 4), "worst": round(worst, 4), "of_limit": round(room, 4)}
+    print(
+        json.dumps(
+            {
+                "bench": "learner",
+                "value": round(tokens / seconds),
+                "unit": "tokens per processor second",
+                "baseline": "bare forward, backward and step",
+                "baseline_value": round(tokens / baseline),
+                "ratio": round(ratio, 4),
+                "limit": LIMIT,
+                "packing": packing,
+            }
+        )
+    )
+    if ratio < LIMIT or min(p["of_fullest_row"] for p in packing.values()) < 0.95:
+        sys.exit("below the limits: 0.85 of the bare loop, 0.95 of the fullest row")
+
+
+if __name__ == "__main__":
+    main()

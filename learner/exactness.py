@@ -1,0 +1,65 @@
+"""Whether a model computes on packed rows what it would compute on each sequence alone; others are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from agent.errors import UserError
+from learner.attention import ATTENTION
+from learner.packing import pack_rows
+
+if TYPE_CHECKING:
+    from learner.policy import Policy
+
+RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier_scale")
+"""Configuration fields of models whose logits are not simply head(hidden): Gemma, Cohere, Granite."""
+
+
+def refuse_unsupported(model: PreTrainedModel) -> None:
+    """Raises ``UserError`` for what a model's configuration says can't be computed on packed rows."""
+    config, name = model.config, type(model).__name__
+    for field in RESCALED_LOGITS:
+        if getattr(config, field, None) not in (None, 1.0):
+            raise UserError(f"model {name}: {field} is not supported; its logits are rescaled after the head")
+    other = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if other:
+        raise UserError(f"model {name}: layers of type {', '.join(sorted(other))} are not supported on packed rows")
+    if config._attn_implementation != ATTENTION:
+        raise UserError(f"model {name}: built with attention {config._attn_implementation}, needs {ATTENTION}")
+    head = model.get_output_embeddings()
+    if head is None or getattr(head, "bias", None) is not None:
+        raise UserError(f"model {name}: needs a language-model head without a bias")
+
+
+@contextmanager
+def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(ATTENTION)
+
+
+@torch.no_grad()
+def check_against_model(policy: Policy) -> None:
+    """Two short sequences in a row must give what the model itself says of each alone.
+
+    Catches what no list of names can: a rescaled head, a state that leaks from one packed sequence
+    into the next, an attention that doesn't pass through ``slingshot_varlen``.
+    """
+    model, vocabulary = policy.model, policy.head.shape[0]
+    probes = [np.arange(n, dtype=np.int32) * 7919 % vocabulary for n in (6, 4)]
+    (row,) = pack_rows(probes, [np.arange(len(p)) > 0 for p in probes], limit=16)
+    ours = policy.hidden(row) @ policy.head.t()
+    with _plain_attention(model):
+        alone = [model(input_ids=policy.to_device(p.astype(np.int64))[None], use_cache=False).logits[0] for p in probes]
+    theirs = torch.cat(alone)
+    tolerance = 1e-3 if ours.dtype in (torch.float32, torch.float64) else 5e-2
+    if not (ours - theirs).abs().max() <= tolerance * theirs.abs().max().clamp(min=1.0):
+        raise UserError(f"model {type(model).__name__}: its logits on a packed row differ from its own forward pass")

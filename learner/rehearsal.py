@@ -1,0 +1,117 @@
+"""The worst step that can come, played before the first one: out of memory in the first minute or never."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from agent.errors import UserError
+from learner.batch import Batch, Sample
+from learner.config import AlgorithmConfig
+from learner.memory import named_knobs
+from learner.policy import Policy
+from learner.update import Updater
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rehearsal:
+    """What the worst step took."""
+
+    tokens: int
+    """In its largest microbatch."""
+    seconds: float
+    peak_bytes: int
+    """Most that torch had allocated on the GPU; 0 on a CPU."""
+
+
+def due(config: AlgorithmConfig, device: str) -> bool:
+    """Whether a run with these settings rehearses."""
+    return config.rehearsal == "always" or (config.rehearsal == "cuda" and device == "cuda")
+
+
+def rehearse(policy: Policy, config: AlgorithmConfig, *, longest: int, temperature: float = 1.0) -> Rehearsal:
+    """Two updates of an optimizer (and a KL reference) of its own, which then go, and so does all that they changed.
+
+    The first update is small and makes the optimizer's states. In the second, two rows are as full as the settings
+    allow, with a sequence of ``longest`` tokens in each and all tokens trained: the backward pass of the second row
+    meets weights, states, gradients and the reference, as the worst real one will.
+
+    Afterwards the parameters are, bit for bit, what they were, and so are torch's generators. Takes as much host memory
+    as the trained parameters have.
+
+    Raises ``UserError`` with what would take less memory, when the GPU hasn't enough.
+    """
+    started = time.perf_counter()
+    # One update, whatever the run's minibatches are: those make updates smaller.
+    config = replace(config, epochs=1, minibatch_questions=0)
+    vocabulary, on_gpu = policy.head.shape[0], policy.device.type == "cuda"
+    worst = worst_batch(config.microbatch_tokens, longest, vocabulary)
+    tokens = sum(len(s.token_ids) for s in worst.samples) // 2
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(policy.device)
+    explained = named_knobs(
+        f"the rehearsal of its largest microbatch ({tokens} tokens)",
+        config,
+        longest=longest,
+        lora=policy.adapted,
+        error=UserError,
+    )
+    with _unchanged(policy), tempfile.TemporaryDirectory() as folder, explained:
+        updater = Updater(
+            policy,
+            config,
+            rng=np.random.default_rng(0),
+            fault_folder=Path(folder),
+            temperature=temperature,
+            reference=policy.frozen_copy(host=config.reference == "cpu") if config.kl != "none" else None,
+        )
+        updater.run(worst_batch(4, 4, vocabulary), step=0, version=0)
+        updater.run(worst, step=0, version=0)
+    peak = torch.cuda.max_memory_allocated(policy.device) if on_gpu else 0
+    if on_gpu:
+        del updater
+        torch.cuda.empty_cache()
+    return Rehearsal(tokens=tokens, seconds=time.perf_counter() - started, peak_bytes=peak)
+
+
+def worst_batch(room: int, longest: int, vocabulary: int) -> Batch:
+    """Two rows' worth of samples: sequences of ``longest`` tokens, and what is left of ``room`` in a shorter one."""
+    room = max(room, longest)
+    lengths = [longest] * (room // longest) + [room % longest] * (room % longest > 1)
+    return Batch(
+        samples=tuple(_sample(n, advantage, vocabulary) for advantage in (1.0, -0.5) for n in lengths), questions=1
+    )
+
+
+def _sample(length: int, advantage: float, vocabulary: int) -> Sample:
+    return Sample(
+        question=0,
+        token_ids=(np.arange(length) * 7919 % vocabulary).astype(np.int32),
+        action_mask=np.arange(length) > 0,
+        engine_logprobs=np.full(length - 1, -np.log(vocabulary)),
+        versions=np.zeros(length - 1, np.int32),
+        advantage=advantage,
+        signal=True,
+    )
+
+
+@contextmanager
+def _unchanged(policy: Policy) -> Iterator[None]:
+    """Puts parameters, gradients and generators back to what they are now."""
+    before = [(p, p.detach().to("cpu", copy=True)) for p in policy.parameters()]
+    devices = [policy.device] if policy.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, values in before:
+                    parameter.grad = None
+                    parameter.copy_(values)

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from agent.errors import UserError
+from learner.adamw8bit import EightBitAdamW, takes
+from learner.checkpoint import load_state, save_state
+from learner.config import OptimizerConfig
+from learner.optimizer import ClippedAdamW
+
+
+def config(**changes: object) -> OptimizerConfig:
+    return OptimizerConfig(**{"kind": "adamw8bit", "lr": 1e-5, "weight_decay": 0.0, "max_grad_norm": 0.0, **changes})
+
+
+def parameters(dtype: torch.dtype = torch.bfloat16) -> list[nn.Parameter]:
+    """A matrix that takes 8-bit moments and a norm that doesn't."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        nn.Parameter((torch.rand(64, 128, generator=generator) * 0.01 + 0.02).to(dtype)),
+        nn.Parameter(torch.ones(128, dtype=dtype)),
+    ]
+
+
+def made(params: list[nn.Parameter], seed: int = 0, **changes: object) -> ClippedAdamW:
+    return ClippedAdamW(params, config(**changes), rng=np.random.default_rng(seed))
+
+
+def walk(optimizer: ClippedAdamW, steps: range) -> None:
+    """Gradients that depend on the step alone: a drift of the sign of each value, and noise."""
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        for p in optimizer.parameters:
+            drift = torch.linspace(-1, 1, p.numel()).view(p.shape)
+            p.grad = (drift + 0.3 * torch.randn(p.shape, generator=generator)).to(p.dtype)
+        optimizer.clip()
+        optimizer.step(1.0)
+
+
+def test_updates_below_the_resolution_of_bfloat16_add_up() -> None:
+    """A step of 1e-5 is a twelfth of what separates two bfloat16 values at 0.02."""
+    matrix, _ = params = parameters()
+    before = matrix.detach().float()
+    optimizer = made(params)
+    for _ in range(40):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.clip()
+        optimizer.step(1.0)
+    moved = before - matrix.detach().float()
+    assert matrix.dtype == torch.bfloat16
+    assert moved.mean() == pytest.approx(40 * 1e-5, rel=0.02)  # 8,192 values: the mean's error is about 0.5 %
+
+
+def test_follows_float32_adamw() -> None:
+    params = parameters()
+    exact = [nn.Parameter(p.detach().float()) for p in params]
+    start = [p.detach().clone() for p in exact]
+    ours = made(params, lr=1e-4)
+    walk(ours, range(60))
+    walk(ClippedAdamW(exact, OptimizerConfig(lr=1e-4, weight_decay=0.0, max_grad_norm=0.0)), range(60))
+    for master, q, s in zip(ours.masters, exact, start, strict=True):
+        a, b = (master.detach().float() - s).flatten(), (q.detach() - s).flatten()
+        assert nn.functional.cosine_similarity(a, b, dim=0) > 0.99
+        assert (a.norm() / b.norm()).item() == pytest.approx(1, abs=0.02)
+
+
+def test_only_what_is_large_enough_has_8_bit_moments_and_no_master() -> None:
+    matrix, norm = params = parameters()
+    assert takes(matrix)
+    assert not takes(norm)
+    assert not takes(torch.empty(4097))
+    optimizer = made(params)
+    walk(optimizer, range(1))
+    state = optimizer.state()
+    assert [m.shape for m in state["masters"]] == [norm.shape]
+    assert state["masters"][0].dtype == torch.float32
+    (moments,) = state["optimizers"][1]["moments"]
+    assert moments["exp_avg.codes"].dtype == moments["exp_avg_sq.codes"].dtype == torch.uint8
+    assert moments["exp_avg.codes"].shape == matrix.shape
+    assert len(moments["exp_avg.scale"]) == matrix.numel() // 256
+
+
+def test_resumes_exactly(tmp_path: Path) -> None:
+    params = parameters()
+    optimizer = made(params)
+    walk(optimizer, range(3))
+    save_state(tmp_path / "s.pt", {"optimizer": optimizer.state()})
+    copies = [nn.Parameter(p.detach().clone()) for p in params]
+    walk(optimizer, range(3, 8))
+    other = made(copies, seed=99)
+    other.load_state(load_state(tmp_path / "s.pt")["optimizer"])
+    torch.rand(7)  # what anyone else draws in between is nothing to it
+    walk(other, range(3, 8))
+    assert all(torch.equal(p, q) for p, q in zip(params, copies, strict=True))
+    ours, theirs = (o.state()["optimizers"][1] for o in (optimizer, other))
+    assert torch.equal(ours["draws"], theirs["draws"])
+    for a, b in zip(ours["moments"], theirs["moments"], strict=True):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_rounding_has_a_generator_of_its_own() -> None:
+    results = []
+    for seed, disturbance in ((0, 0), (0, 5), (1, 0)):
+        torch.manual_seed(disturbance)
+        before = torch.get_rng_state()
+        params = parameters()
+        walk(made(params, seed=seed), range(2))
+        assert torch.equal(torch.get_rng_state(), before)
+        results.append(params[0].detach())
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+    with pytest.raises(ValueError, match="generator"):
+        ClippedAdamW(parameters(), config())
+
+
+def test_a_state_of_other_parameters_is_refused() -> None:
+    optimizer = made(parameters())
+    walk(optimizer, range(1))
+    state = optimizer.state()["optimizers"][1]
+    other = EightBitAdamW([nn.Parameter(torch.zeros(128, 64))], config(), seed=0)
+    with pytest.raises(ValueError, match="other parameters"):
+        other.load_state_dict(state)
+    with pytest.raises(UserError, match=r"algorithm\.optimizer"):
+        ClippedAdamW(parameters(), OptimizerConfig()).load_state(optimizer.state())
+
+
+def test_float32_weights_keep_their_precision() -> None:
+    params = parameters(torch.float32)
+    optimizer = made(params)
+    walk(optimizer, range(2))
+    assert optimizer.state()["masters"] == []
+    assert (params[0].detach() != params[0].detach().bfloat16().float()).any()
+
+
+def test_offload_is_for_plain_adamw() -> None:
+    with pytest.raises(UserError, match=r"algorithm\.optimizer\.kind=adamw"):
+        config(offload=True)
+    with pytest.raises(UserError, match=r"algorithm\.optimizer\.kind=adamw9bit"):
+        config(kind="adamw9bit")
