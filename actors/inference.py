@@ -9,7 +9,7 @@ from pathlib import Path
 import ray
 
 from actors.crew import Crew
-from actors.plan import check_machine
+from actors.machine import check_machine
 from actors.topology import Topology, start_ray
 from actors.weights import FolderChannel
 from agent.errors import UserError

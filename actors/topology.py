@@ -17,6 +17,7 @@ import ray
 
 from actors.engine import engine_environment
 from actors.learner import LearnerActor, LearnerSettings
+from actors.plan.host import object_store_bytes
 from actors.pool import PoolActor
 from actors.process import QUIET
 from actors.retrieval import RetrievalActor
@@ -150,7 +151,7 @@ def start_ray(config: RunConfig, namespace: str) -> str:
     context = ray.init(
         address="local",
         include_dashboard=cluster.dashboard,
-        object_store_memory=cluster.object_store_mib * 2**20,
+        object_store_memory=object_store_bytes(config),
         **common,
     )
     return (context.dashboard_url or "") if cluster.dashboard else ""

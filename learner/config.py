@@ -26,17 +26,23 @@ class ModelConfig:
     path: str | None = None
     """Folder or hub name of pretrained weights; None builds a random model of ``architecture``."""
     architecture: dict[str, int] = field(default_factory=lambda: dict(_TINY))
-    """For ``path: null``: Qwen2 sizes (hidden_size, num_hidden_layers, num_attention_heads, ...)."""
+    """Sizes (hidden_size, num_hidden_layers, num_attention_heads, ...): of the Qwen2 that ``path: null`` builds, and
+    of a model whose folder isn't at hand when it is planned for."""
     vocab_size: int = 1024
     """For ``path: null``: size of the byte-level BPE trained on the task's text."""
+    family: str = "qwen2"
+    """``qwen2``, ``qwen3`` or ``llama``: which tensors ``architecture`` stands for, in the plan."""
     dtype: str = "float32"
     """``float32`` or ``bfloat16``, in the learner and in the engine."""
-    parameters: float = 0.0
-    """Parameter count in 1e9, for the plan before any weights are read."""
+    lora_rank: int = 0
+    """Rank of the adapters that are trained in place of the weights; 0 trains the weights."""
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        one_of(self.family, ("qwen2", "qwen3", "llama"), "model.family")
         one_of(self.dtype, ("float32", "bfloat16"), "model.dtype")
+        if self.lora_rank < 0:
+            raise UserError(f"model.lora_rank={self.lora_rank} must be at least 0")
 
 
 @dataclass
@@ -94,6 +100,11 @@ class SeedingConfig:
 class OptimizerConfig:
     """AdamW and its schedule."""
 
+    kind: str = "adamw"
+    """``adamw`` (float32 moments, and a float32 master of each bfloat16 weight) or ``adamw8bit`` (two 8-bit moments,
+    a float32 scale per 256 values, no masters: bfloat16 weights are rounded stochastically)."""
+    offload: bool = False
+    """Keep the optimizer's states in CPU memory and update there."""
     lr: float = 1.0e-6
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1.0e-8
@@ -104,6 +115,7 @@ class OptimizerConfig:
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
+        one_of(self.kind, ("adamw", "adamw8bit"), "algorithm.optimizer.kind")
         one_of(self.schedule, ("constant", "linear", "cosine"), "algorithm.optimizer.schedule")
         if self.lr <= 0:
             raise UserError(f"algorithm.optimizer.lr={self.lr} must be above 0")
@@ -130,6 +142,8 @@ class AlgorithmConfig:
     kl: str = "none"
     """``none``, ``k1``, ``k2`` or ``k3``, against the policy the run started RL with."""
     kl_coefficient: float = 0.001
+    reference: str = "device"
+    """Where the KL term's reference policy lives: ``device`` or ``cpu``."""
     kl_zero_variance: bool = False
     """Also apply the KL term to zero-advantage groups."""
     aggregation: str = "token_mean"
@@ -144,6 +158,8 @@ class AlgorithmConfig:
     """Most tokens in one forward and backward; changes memory, never the result."""
     logits_chunk: int = 1024
     """Most action tokens whose logits exist at once."""
+    gradient_checkpointing: bool = True
+    """Keep only each layer's input for the backward pass, and compute the rest again: a third more work."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     seeding: SeedingConfig = field(default_factory=SeedingConfig)
@@ -152,6 +168,7 @@ class AlgorithmConfig:
         one_of(self.advantage, ("grpo", "dr_grpo", "rloo"), "algorithm.advantage")
         one_of(self.old_logprobs, ("learner", "engine"), "algorithm.old_logprobs")
         one_of(self.kl, KL, "algorithm.kl")
+        one_of(self.reference, ("device", "cpu"), "algorithm.reference")
         one_of(
             self.aggregation,
             ("token_mean", "sequence_mean", "constant_length", "prompt_balanced"),

@@ -175,7 +175,13 @@ MISTAKES = [
     (["reward.evidence_match=url"], "reward.evidence_match=url is not known; "),
     (["retrieval.heap=lots"], "retrieval.heap=lots: must be at least 64m"),
     (["cluster.engine.gpu_memory_utilization=1.5"], "cluster.engine.gpu_memory_utilization must lie in (0, 1]"),
-    (["cluster=4x3090", "cluster.gpus=2"], "cluster.gpus=2 is too few"),
+    (["cluster.take_turns=true"], "cluster.take_turns=true shares one GPU between the learner and one engine"),
+    (["cluster=1x24gb", "pool.max_staleness=1"], "cluster.take_turns=true needs pool.max_staleness=0"),
+    (["cluster.object_store_mib=-1"], "cluster.object_store_mib=-1 must be at least 0"),
+    (["model.lora_rank=-1"], "model.lora_rank=-1 must be at least 0"),
+    (["model.family=qwen4"], "model.family=qwen4 is not known; "),
+    (["algorithm.optimizer.kind=adamw4bit"], "algorithm.optimizer.kind=adamw4bit is not known; "),
+    (["algorithm.reference=gpu"], "algorithm.reference=gpu is not known; "),
     (["algorithm.rollout_budget=-1"], "algorithm.rollout_budget=-1 must be at least 0"),
     (["evaluation.every=-1"], "evaluation.every must be 0 or more"),
     (["checkpoints.keep=-1"], "checkpoints.keep must be 0 or more"),
@@ -336,8 +342,15 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_machine_without_the_gpus_is_told_so(tmp_path: Path) -> None:
     done = command(tmp_path, "cluster=4x3090", "model=qwen1.5b")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1
+    first = done.stderr.splitlines()[0]
     for part in ("needs 4 CUDA GPUs of 24 GiB", "this machine has none", "mode=plan"):
+        assert part in first
+
+
+def test_what_does_not_fit_is_refused_before_the_machine_is_looked_at(tmp_path: Path) -> None:
+    done = command(tmp_path, "cluster=4x3090", "model=qwen1.5b", "algorithm.optimizer.kind=adamw")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    for part in ("the learner needs 30.3 GiB at its peak", "algorithm.optimizer.kind=adamw8bit makes it fit"):
         assert part in done.stderr
 
 
@@ -345,8 +358,8 @@ def test_a_plan_needs_no_gpu(tmp_path: Path) -> None:
     done = command(tmp_path, "mode=plan", "cluster=4x3090", "model=qwen1.5b")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0] == "cluster=4x3090 model=qwen1.5b (1.544 G parameters)"
-    assert [line.split()[0] for line in lines[1:5]] == ["learner", "rollout-0", "rollout-1", "rollout-2"]
+    assert lines[0].startswith("cluster=4x3090 model=qwen1.5b: 1,543,714,304 parameters in bfloat16, 4 x rtx3090 ")
+    assert {"GPU 0: learner", "GPU 1 to 3: rollout-0 to rollout-2, each"} <= set(lines)
 
 
 def test_a_sweep_runs_a_job_per_value_wherever_the_flag_stands(tmp_path: Path) -> None:
