@@ -32,7 +32,7 @@ def inference(config: RunConfig, run_dir: Path, namespace: str) -> Iterator[tupl
     try:
         topology = Topology(config, run_dir, str(folder), task.corpus)
         retrieval = topology.retrieval()
-        opened = retrieval.start.remote()
+        opened = [replica.start.remote() for replica in retrieval.values()]
         crew = Crew(
             lambda name: topology.worker(name, retrieval),
             lambda name, cause: None,
@@ -40,7 +40,8 @@ def inference(config: RunConfig, run_dir: Path, namespace: str) -> Iterator[tupl
             max_restarts=config.cluster.max_restarts,
             log_dir=topology.log_dir,
         )
-        crew.wait(opened, "retrieval")
+        for ref in opened:
+            crew.wait(ref, "retrieval")
         crew.deliver(FolderChannel().publish(folder, 0))
         yield task, crew
     finally:

@@ -22,6 +22,7 @@ from actors.run_state import TRAINING
 from actors.weights import CHANNELS, Published
 from agent.config import AgentConfig
 from agent.protocol import Dialogue
+from agent.query_pool import TakenBatch
 from agent.records import Group, Trajectory
 from agent.seeding import inject
 from agent.seeds import derive_seed
@@ -48,6 +49,8 @@ class LearnerSettings:
     data: DataConfig
     evidence_match: str
     device: str
+    take_turns: bool
+    """An engine has the card whenever this learner doesn't work."""
     threads: int
     weight_channel: str
     seed: int
@@ -92,6 +95,7 @@ class LearnerActor:
         self._version = 0
         self._step = 0
         self._seeding: _Seeding | None = None
+        self._taken: tuple[TakenBatch[Group], float] | None = None
 
     def start(self) -> int:
         """Loads or builds the policy; returns its number of parameters."""
@@ -137,6 +141,7 @@ class LearnerActor:
         if config.cache:
             self._keep(cached)
         seconds = time.perf_counter() - started
+        self._leave_card()
         return {"steps": config.steps, "cached": False, "seconds": seconds, "loss": losses[-1]}
 
     def begin_seeding(self, experts: Sequence[ExpertEpisode]) -> Published:
@@ -198,6 +203,16 @@ class LearnerActor:
             self._version, self._step = int(state["version"]), int(state["step"])
         return self._publish()
 
+    def take(self, pool: Any) -> int:
+        """Waits for the next batch of ``pool`` and keeps it for the step that follows; returns its index.
+
+        Where learner and engine take turns on one card: when the batch is here, nobody plays any more.
+        """
+        waiting = time.perf_counter()
+        batch = ray.get(pool.take.remote(self._version))
+        self._taken = batch, time.perf_counter() - waiting
+        return batch.index
+
     def step(self, pool: Any) -> StepReport:
         """One batch: take, update, publish."""
         report = self._learn(pool, self._updater, self._step, lambda group: group)
@@ -206,9 +221,10 @@ class LearnerActor:
 
     def _learn(self, pool: Any, updater: Updater, step: int, prepared: Callable[[Group], Group]) -> StepReport:
         """One batch from ``pool``, its accepted groups trained on as ``prepared`` leaves them."""
-        waiting = time.perf_counter()
-        batch = ray.get(pool.take.remote(self._version))
-        started = time.perf_counter()
+        if self._taken is None:
+            self.take(pool)
+        assert self._taken is not None
+        (batch, idle), self._taken = self._taken, None
         report = updater.update([prepared(a.group) for a in batch.accepted], step=step, version=self._version)
         metrics = batch_metrics(batch, self._version)
         updated = time.perf_counter()
@@ -216,12 +232,13 @@ class LearnerActor:
         if report.updates:
             self._version += 1
             published = self._publish()
+        self._leave_card()
         figures = asdict(report)
         metrics |= {
             "rollout/engine_logprob_gap": figures.pop("engine_logprob_gap"),
             "rollout/engine_logprob_gap_max": figures.pop("engine_logprob_gap_max"),
             "learner/tokens_per_s": report.tokens / report.seconds if report.seconds else 0.0,
-            "learner/idle_s": started - waiting,
+            "learner/idle_s": idle,
             "weights/put_s": time.perf_counter() - updated,
         }
         metrics |= {f"learner/{name}": value for name, value in figures.items()}
@@ -238,6 +255,13 @@ class LearnerActor:
             self._reference.save(folder / TRAINING / "reference")
         state = {"updater": self._updater.state(), "version": self._version, "step": self._step}
         save_state(folder / TRAINING / "learner.pt", state)
+
+    def _leave_card(self) -> None:
+        """Gives back what torch's allocator holds and doesn't use; weights and optimizer states stay."""
+        if self._settings.take_turns:
+            import torch
+
+            torch.cuda.empty_cache()
 
     def _publish(self) -> Published:
         return self._channel.publish(self._policy.published(), self._version)
