@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -11,7 +13,10 @@ from ray_fakes import result, until
 
 from actors.config import ClusterConfig
 from actors.placement import ANYWHERE, Places, bundles, engine_nodes, lacking, nearest, on_node, reserve
+from actors.topology import Topology
 from agent.errors import UserError
+from agent.pool_rules.epoch import Rule as Epoch
+from conf.schema import RunConfig
 
 
 def test_each_engine_has_a_bundle_beside_the_learners() -> None:
@@ -48,6 +53,17 @@ def test_a_worker_asks_its_own_nodes_replica() -> None:
     assert nearest(replicas, "b") == ["on b"]
     assert nearest(replicas, "c") == ["on a", "on b"]
     assert nearest({ANYWHERE: "somewhere"}, "a") == ["somewhere"]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "share"),
+    [({}, 0), ({"device": "cuda"}, 1), ({"device": "cuda", "take_turns": True}, 0.5)],
+)
+def test_learner_and_engine_have_a_gpu_each_or_half_of_one(
+    cluster: dict[str, Any], share: float, tmp_path: Path
+) -> None:
+    config = RunConfig(pool=Epoch(), cluster=ClusterConfig(**cluster))
+    assert Topology(config, tmp_path, "model", tmp_path)._gpus == share
 
 
 # --- on a real Ray, with CPUs in the GPUs' place ----------------------------------------------------

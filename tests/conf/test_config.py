@@ -114,6 +114,12 @@ def test_an_override_reaches_its_place_with_its_type() -> None:
 def test_the_four_cards_hold_a_learner_and_three_engines() -> None:
     config = composed("cluster=4x3090", "model=qwen1.5b")
     assert (config.cluster.gpus, config.cluster.rollout_workers, config.cluster.device) == (4, 3, "cuda")
+    assert config.algorithm.optimizer.kind == "adamw8bit"
+
+
+@pytest.mark.parametrize(("cluster", "gpus"), [("local", 0), ("2x24gb", 2), ("1x24gb", 1), ("8xh100", 8), ("ray", 4)])
+def test_each_cluster_says_how_many_gpus_it_takes(cluster: str, gpus: int) -> None:
+    assert composed(f"cluster={cluster}").cluster.gpus == gpus
 
 
 def test_every_setting_can_be_named_on_the_command_line() -> None:
