@@ -113,6 +113,7 @@ class LearnerActor:
             device=settings.device,
             gradient_checkpointing=settings.model.gradient_checkpointing,
         )
+        self._leave_card()
         return sum(p.numel() for p in self._policy.parameters())
 
     def warm_start(self, key: str) -> dict[str, Any]:

@@ -102,6 +102,8 @@ class Supervisor:
         self.pool = topology.pool(prepared.task.train, state.pool if state else None)
         pooled = self.pool.start.remote()
         self._played = self.pool
+        if config.cluster.take_turns:  # the card is the learner's until it is up and has given back what it tried
+            get(built, "learner", topology.log_dir)
         self.crew = Crew(
             lambda name: topology.worker(name, self.retrieval),
             self._worker_lost,

@@ -117,6 +117,11 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         one_of(self.kind, ("adamw", "adamw8bit"), "algorithm.optimizer.kind")
         one_of(self.schedule, ("constant", "linear", "cosine"), "algorithm.optimizer.schedule")
+        if self.offload and self.kind != "adamw":
+            raise UserError(
+                f"algorithm.optimizer.offload=true keeps float32 states in host memory, where there is room for them; "
+                f"set algorithm.optimizer.kind=adamw, or offload=false for {self.kind}"
+            )
         if self.lr <= 0:
             raise UserError(f"algorithm.optimizer.lr={self.lr} must be above 0")
         if len(self.betas) != 2:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Any
 
 from actors.plan.cards import GIB, usable_bytes
 from actors.plan.engine import engine_memory
 from actors.plan.learner import RESERVE, learner_memory, longest_episode, longest_row, needs_reference
 from conf.schema import RunConfig
+from learner.config import OptimizerConfig
 
 ROUND = 256
 """A microbatch is proposed in multiples of this many tokens."""
@@ -98,6 +99,12 @@ def _sequences(config: RunConfig) -> int | None:
     return _when(config.cluster.engine.max_num_seqs > 64, 64)
 
 
+def _offload(config: RunConfig) -> OptimizerConfig | None:
+    """Float32 states in CPU memory; what has no float32 states can't have them there."""
+    optimizer = config.algorithm.optimizer
+    return _when(not optimizer.offload, replace(optimizer, kind="adamw", offload=True))
+
+
 def _response(tokens: int) -> Callable[[RunConfig], int | None]:
     return lambda config: _when(config.agent.max_response_tokens > tokens, tokens)
 
@@ -112,7 +119,7 @@ KNOBS = (
     _Knob("algorithm.gradient_checkpointing", lambda c: _when(not c.algorithm.gradient_checkpointing, True)),
     _Knob("algorithm.reference", lambda c: _when(needs_reference(c) and c.algorithm.reference == "device", "cpu")),
     _Knob("algorithm.optimizer.kind", lambda c: _when(c.algorithm.optimizer.kind == "adamw", "adamw8bit")),
-    _Knob("algorithm.optimizer.offload", lambda c: _when(not c.algorithm.optimizer.offload, True)),
+    _Knob("algorithm.optimizer", _offload),
     _Knob("model.lora_rank", lambda c: _when(c.model.lora_rank == 0, 16)),
     _Knob("agent.max_response_tokens", _response(4096)),
     _Knob("agent.max_response_tokens", _response(2048)),
@@ -133,15 +140,16 @@ def smallest_change(config: RunConfig) -> tuple[str, ...] | None:
 
 def _change(config: RunConfig, knobs: tuple[_Knob, ...]) -> tuple[str, ...] | None:
     """These settings together as ``key=value``, or None if one of them is no use or it still doesn't fit."""
-    if len({knob.key for knob in knobs}) < len(knobs):
-        return None
+    keys = [knob.key for knob in knobs]
+    if any(a == b or b.startswith(f"{a}.") for a, b in permutations(keys, 2)):
+        return None  # one would undo the other
     written = {}
     for knob in sorted(knobs, key=lambda knob: DEPENDENT.index(knob.key) if knob.key in DEPENDENT else -1):
         value = knob.value(config)
         if value is None:
             return None
         config = changed(config, knob.key, value)
-        written[knob.key] = f"{knob.key}={str(value).lower()}"
+        written[knob.key] = _written(knob.key, value)
     return tuple(written[knob.key] for knob in knobs) if not problems(config) else None
 
 
@@ -160,7 +168,14 @@ def changes(config: RunConfig) -> Iterator[tuple[str, int]]:
             continue
         saved = now - learner_memory(changed(config, knob.key, value)).peak
         if saved > 0:
-            yield f"{knob.key}={str(value).lower()}", saved
+            yield _written(knob.key, value), saved
+
+
+def _written(key: str, value: Any) -> str:
+    """As one would type it."""
+    if isinstance(value, OptimizerConfig):
+        return f"{key}.kind={value.kind} {key}.offload=true"
+    return f"{key}={str(value).lower()}"
 
 
 def _gib(count: int) -> str:

@@ -29,7 +29,7 @@ RESERVE = int(1.0 * GIB)
 BLOCK = 256
 """Values that share a scale in 8-bit optimizer states (torchao)."""
 SMALLEST_QUANTISED = 4096
-"""Tensors of fewer values, or not a multiple of ``BLOCK``, keep both moments in their own type (torchao)."""
+"""Tensors of fewer values, or not a multiple of ``BLOCK``, have float32 moments and masters as without 8 bits."""
 CODEBOOK = 256 * 4
 """Bytes of the table of 8-bit values that each quantised moment carries (torchao)."""
 
@@ -68,22 +68,26 @@ class LearnerMemory:
         return self.model.adapters(self.lora_rank) if self.lora_rank else self.model.counts
 
     @property
+    def trained_size(self) -> int:
+        """Bytes of a trained value: adapters are float32."""
+        return 4 if self.lora_rank else self.size
+
+    @property
     def weights(self) -> int:
-        adapters = sum(self.trained) if self.lora_rank else 0
-        return (self.model.parameters + adapters) * self.size
+        adapters = 4 * sum(self.trained) if self.lora_rank else 0
+        return self.model.parameters * self.size + adapters
 
     @property
     def gradients(self) -> int:
-        return sum(self.trained) * self.size
+        return sum(self.trained) * self.trained_size
 
     @cached_property
     def states(self) -> int:
         """The optimizer's, wherever they are: moments, scales and tables, masters."""
-        if self.optimizer == "adamw8bit":
-            return sum(2 * _moment8(n, self.size) for n in self.trained)
-        # Two float32 moments, a float32 master beside each narrower weight, and torch's step count per tensor.
-        masters = 4 if self.size < 4 else 0
-        return sum((8 + masters) * n + 4 for n in self.trained)
+        # Two float32 moments, a float32 master beside each weight that is narrower or elsewhere, torch's step count.
+        each = 8 + (4 if self.trained_size < 4 or self.offload else 0)
+        coarse = self.optimizer == "adamw8bit"
+        return sum(2 * _moment8(n) if coarse and quantised(n) else each * n + 4 for n in self.trained)
 
     @property
     def states_here(self) -> int:
@@ -109,8 +113,8 @@ class LearnerMemory:
 
     @property
     def host(self) -> int:
-        """Bytes of CPU memory: states (with a copy of weights and gradients) and reference that were moved there."""
-        moved = self.states + 2 * sum(self.trained) * self.size if self.offload else 0
+        """Bytes of CPU memory: states and reference that were moved there, and float32 gradients for those states."""
+        moved = self.states + 4 * sum(self.trained) if self.offload else 0
         return moved + (self.reference_weights if self.reference == "cpu" else 0)
 
     # --- activations -----------------------------------------------------------------------------
@@ -141,7 +145,18 @@ class LearnerMemory:
     @property
     def kept(self) -> int:
         """Bytes between forward and backward: the layers' inputs, and without checkpointing all the rest."""
-        return self.inputs + (0 if self.checkpointing else self.row * self.model.layers * self.kept_per_layer)
+        whole = self.row * self.kept_per_layer + self.merged_layer
+        return self.inputs + (0 if self.checkpointing else self.model.layers * whole)
+
+    @property
+    def merged_layer(self) -> int:
+        """A layer's weights with its adapters added (``learner/lora.py``), which its backward keeps."""
+        return self.size * self.model.layer_parameters // self.model.layers if self.lora_rank else 0
+
+    @property
+    def merging(self) -> int:
+        """Three float32 arrays of the largest matrix: the product of its adapters, scaled, and added to it."""
+        return 12 * max(out * into for out, into in self.model.matrices.values()) if self.lora_rank else 0
 
     @property
     def last_norm(self) -> int:
@@ -178,19 +193,19 @@ class LearnerMemory:
     def layer_backward(self) -> int:
         """One layer made again, and the gradients in its feed-forward part, where they are widest."""
         m, b = self.model, self.size
-        again = self.row * self.kept_per_layer if self.checkpointing else 0
+        again = self.row * self.kept_per_layer + self.merged_layer if self.checkpointing else 0
         # Gradients of silu(gate), up and the product while the product itself is gone; four of the residual stream.
         gradients = self.row * b * (2 * m.intermediate + 4 * m.hidden)
         # A tied head's gradient waits for the embedding's.
         waiting = m.head_parameters * b if m.tied and not self.lora_rank else 0
-        return again + gradients + waiting
+        return again + gradients + waiting + self.merging
 
     @property
     def forward_without_gradients(self) -> int:
         """One layer's widest moment (silu(gate), up, product, two residuals) or the logits after it."""
         m, b = self.model, self.size
         layer = self.row * b * (3 * m.intermediate + 4 * m.hidden)
-        return max(layer, self.last_norm + self.logits_forward)
+        return max(layer + self.merging, self.last_norm + self.logits_forward)
 
     @property
     def update(self) -> int:
@@ -199,7 +214,9 @@ class LearnerMemory:
             return 0
         if self.optimizer == "adamw8bit":
             return 16 * max(self.trained)  # float32 weight, gradient and moments of one tensor, as if nothing is fused
-        return 4 * sum(self.trained) if self.size < 4 else 0  # the gradients of the float32 masters
+        # The float32 masters have gradients of their own; each takes the place of the weight's, one after the other.
+        narrow = self.trained_size
+        return (4 - narrow) * sum(self.trained) + narrow * max(self.trained) if narrow < 4 else 0
 
     # --- the peak --------------------------------------------------------------------------------
 
@@ -225,9 +242,12 @@ class LearnerMemory:
         return max(self.phases, key=lambda phase: self.phases[phase])
 
 
-def _moment8(values: int, size: int) -> int:
-    if values < SMALLEST_QUANTISED or values % BLOCK:
-        return values * size
+def quantised(values: int) -> bool:
+    """Whether a tensor of so many values has 8-bit moments."""
+    return values >= SMALLEST_QUANTISED and values % BLOCK == 0
+
+
+def _moment8(values: int) -> int:
     return values + 4 * (values // BLOCK) + CODEBOOK
 
 

@@ -59,7 +59,7 @@ class Learning:
     tokens: float
     tokens_per_s: float
     model_use: float
-    """Model-flops utilisation: 6 flops a weight and token (2 less with adapters), without the recomputation."""
+    """Model-flops utilisation: 6 flops a weight and token, without the recomputation."""
     publish_s: float
     limit: str
 
@@ -141,15 +141,16 @@ def _learning(config: RunConfig, memory: LearnerMemory, gpu: Card, assumed: Assu
     response = assumed.response_share * agent.max_response_tokens
     length = agent.max_prompt_tokens + response
     tokens, actions = sequences * length, sequences * response * assumed.action_share
-    # Forward; backward twice that, or once where only adapters are trained; forward again with checkpointing.
-    backward = 1 if memory.lora_rank else 2
-    passes = 1 + backward + memory.checkpointing
+    # Forward; backward twice that (with adapters too: they are merged, so each matrix has a gradient); forward again
+    # with checkpointing.
+    passes = 3 + memory.checkpointing
+    head_passes = 3 if memory.lora_rank else 4
     attention = 2 * model.layers * model.query * length  # 4 flops per query width and key, half of them masked
     forward = tokens * (2 * model.layer_parameters + attention)
     head = 2 * actions * model.head_parameters
     scored = needs_reference(config) + (0 < config.algorithm.minibatch_questions < pool.batch_questions)
     epochs = config.algorithm.epochs
-    work = epochs * (passes * forward + (2 + backward) * head) + scored * (forward + head)
+    work = epochs * (passes * forward + head_passes * head) + scored * (forward + head)
     computing = work / (assumed.learner_use * gpu.tflops * 1e12)
     if memory.offload:
         updating = 2 * memory.states / (assumed.host_bandwidth * 1e9) + 2 * memory.gradients / (gpu.pcie * 1e9)
@@ -162,7 +163,7 @@ def _learning(config: RunConfig, memory: LearnerMemory, gpu: Card, assumed: Assu
     weights = model.parameters * memory.size
     publish = 2 * weights / (gpu.pcie * 1e9) + 3 * weights / (assumed.host_bandwidth * 1e9)
     parts = {"computing": computing, "the optimizer": updating, "publishing": publish}
-    useful = epochs * (1 + backward) * (2 * tokens * model.layer_parameters + head)
+    useful = epochs * 3 * (2 * tokens * model.layer_parameters + head)
     return Learning(
         seconds=seconds,
         tokens=tokens,

@@ -210,7 +210,7 @@ def test_the_states_of_8_bit_adamw_are_those_of_torchao() -> None:
                 state = subclass.OptimState8bit.zeros((n,), signed, 256, "cpu")
                 total += state.codes.nbytes + state.scale.nbytes + state.qmap.nbytes
             else:
-                total += 2 * n
+                total += (12 * n + 4) // 2  # float32 moments and master
     assert memory.states == total
 
 
@@ -220,7 +220,8 @@ def test_8_bit_states_by_hand() -> None:
     quantised = [n for n in memory.trained if n >= 4096]
     rest = sum(memory.trained) - sum(quantised)
     assert quantised == [64_000] + 2 * [4096, 4096, 8192, 8192, 8192]
-    assert memory.states == sum(2 * (n + n // 64 + 1024) for n in quantised) + 4 * rest
+    tensors = len(memory.trained) - len(quantised)
+    assert memory.states == sum(2 * (n + n // 64 + 1024) for n in quantised) + 12 * rest + 4 * tensors
 
 
 def test_adapters_are_what_is_trained_and_stepped() -> None:
@@ -228,16 +229,21 @@ def test_adapters_are_what_is_trained_and_stepped() -> None:
     # q 64x64, k and v 32x64, o 64x64, gate and up 128x64, down 64x128; rank 4 of in and out each, two layers
     values = 2 * 4 * (128 + 96 + 96 + 128 + 192 + 192 + 192)
     assert sum(memory.trained) == values
-    assert memory.weights == whole.weights + 2 * values
-    assert memory.gradients == 2 * values
-    assert memory.states == 12 * values + 4 * 2 * 14
+    assert memory.weights == whole.weights + 4 * values, "adapters are float32"
+    assert memory.gradients == 4 * values
+    assert memory.states == 8 * values + 4 * 2 * 14
+    assert memory.layer_backward - whole.layer_backward == (
+        2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64) + 12 * 128 * 64 - 2 * 64_000
+    ), "the merged weights of a layer, the making of its largest; no gradient of the tied head"
 
 
 def test_the_reference_and_the_states_are_where_they_are_put() -> None:
     here, away = small(reference="device"), small(reference="cpu", offload=True)
     assert here.static == small().static + small().weights
     assert away.static == away.weights + away.gradients
-    assert away.host == away.states + 3 * away.weights, "states, a copy of weights and gradients, the reference"
+    assert away.host == away.states + 3 * away.weights, "states, float32 gradients, the reference"
+    assert away.states == small().states
+    assert small(size=4, offload=True).states == small(size=4).states + small(size=4).weights, "masters over there"
     assert small().host == 0
     assert small(reference="cpu").phases["score"] == small().phases["score"] + small().weights
 
@@ -314,7 +320,7 @@ def test_the_learner_of_the_four_cards_takes_at_most_20_gib() -> None:
     memory = learner_memory(config)
     assert memory.row >= 1024 + 8192
     assert (memory.weights, memory.gradients) == (2 * 1_543_714_304,) * 2
-    assert memory.states == 3_136_358_400
+    assert memory.states == 3_137_518_132
     assert memory.peak <= 20 * GIB
     assert problems(config) == []
 
@@ -354,7 +360,7 @@ def test_what_does_not_fit_is_named_with_both_numbers_and_the_cure() -> None:
     config = box(("algorithm.optimizer.kind", "adamw"))
     assert refusal(box()) is None
     assert refusal(config) == (
-        f"cluster=box model=m: the learner needs {learner_memory(config).peak / GIB:.1f} GiB at its peak (update, rows "
+        f"cluster=box model=m: the learner needs {learner_memory(config).peak / GIB:.1f} GiB at its peak (layers, rows "
         "of 16384 tokens), and a card has 23.6 GiB; algorithm.optimizer.kind=adamw8bit makes it fit"
     )
 
@@ -475,12 +481,12 @@ def test_a_step_takes_the_longer_of_both_when_they_overlap() -> None:
     assert apart.limit.startswith("learner: computing")
 
 
-def test_recomputation_costs_a_third_and_adapters_save_one() -> None:
+def test_recomputation_costs_a_third_and_adapters_save_no_time() -> None:
     def seconds(*changes: tuple[str, Any]) -> float:
         return step(box(*changes)).learning.seconds
 
     assert 1.2 < seconds() / seconds(("algorithm.gradient_checkpointing", False)) < 1.34
-    assert 0.7 < seconds(("model.lora_rank", 16)) / seconds() < 0.8
+    assert 0.97 < seconds(("model.lora_rank", 16)) / seconds() < 1.0
 
 
 # --- the machine around the cards -------------------------------------------------------------------
@@ -494,7 +500,7 @@ def test_the_object_store_holds_two_versions() -> None:
 
 def test_what_stays_on_the_disk_is_counted() -> None:
     config = box(("checkpoints", CheckpointConfig(every=20, keep=2)), ("algorithm.steps", 100))
-    one = 2 * 1_543_714_304 + 3_136_358_400
+    one = 2 * 1_543_714_304 + 3_137_518_132
     assert checkpoint_bytes(config) == one
     assert output_bytes(config) == 3 * one + GIB // 4
     assert output_bytes(changed(config, "checkpoints.keep", 0)) == 6 * one + GIB // 4
@@ -502,8 +508,8 @@ def test_what_stays_on_the_disk_is_counted() -> None:
 
 
 def test_what_is_moved_to_the_cpu_is_counted_there() -> None:
-    away = box(("algorithm.optimizer.offload", True))
-    assert memory_bytes(away) - memory_bytes(box()) == 3_136_358_400 + 4 * 1_543_714_304
+    away = box(("algorithm.optimizer", OptimizerConfig(offload=True)))
+    assert memory_bytes(away) - memory_bytes(box()) == 16 * 1_543_714_304 + 4 * 338
 
 
 @pytest.mark.parametrize(("heap", "gib"), [("512m", 0.5), ("2G", 2.0), ("262144k", 0.25), (str(2**30), 1.0)])
@@ -520,7 +526,7 @@ def test_the_table_has_a_line_per_part_on_each_card() -> None:
     assert lines[0] == ("cluster=box model=m: 1,543,714,304 parameters in bfloat16, 4 x rtx3090 with 23.64 GiB each")
     titles = [line for line in lines if not line.startswith(" ")]
     assert titles[1:4] == ["GPU 0: learner", "GPU 1 to 3: rollout-0 to rollout-2, each", "CPU: all actors"]
-    assert "  optimizer states            2.921 GiB    3,136,358,400 bytes  adamw8bit" in lines
+    assert "  optimizer states            2.922 GiB    3,137,518,132 bytes  adamw8bit" in lines
     assert any(line.startswith("  28,672 bytes of KV cache a token: ") for line in lines)
     assert "a batch: 24 queries x 4 trajectories, at most 16 groups trained; staleness at most 0" in lines
     assert "a projection that was never run" in text

@@ -336,6 +336,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
         world.turns = turns
         monkeypatch.setattr(supervisor, "Topology", lambda *_: FakeTopology(world, run_dir))
         monkeypatch.setattr(supervisor, "Crew", lambda *_, **__: FakeCrew(world))
+        monkeypatch.setattr(supervisor, "get", lambda value, actor, log_dir: value)
         monkeypatch.setattr(supervisor, "RayMetrics", lambda: SimpleNamespace(set=lambda row: None))
         config = RunConfig(
             pool=Epoch(),
