@@ -42,12 +42,15 @@ register()
 
 def train(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=train``: the whole training run, its first line to its summary."""
-    from actors import run_state
-    from actors.plan import check_machine, problems
+    from actors.machine import check_machine
+    from actors.plan.fit import refusal
 
+    if unfit := refusal(config):
+        raise UserError(f"{unfit} (mode=plan shows the whole plan)")
     check_machine(config)
-    if unfit := problems(config):
-        raise UserError(f"{unfit[0]}; mode=plan shows the whole plan")
+
+    from actors import run_state  # brings torch: what is refused above shall be refused at once
+
     resume = run_state.find(config.resume, _outputs()) if config.resume else None
     if resume is not None:
         run_state.load(resume)  # a damaged checkpoint is refused before anything starts
@@ -151,7 +154,7 @@ def index(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 def plan(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=plan``: placement and memory, without Ray or a GPU."""
-    from actors.plan import table
+    from actors.plan.table import table
 
     console.say(table(config))
 

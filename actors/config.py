@@ -36,10 +36,12 @@ class ClusterConfig:
     name: str = "local"
     device: str = "cpu"
     """``cpu`` or ``cuda``, for the learner and the engines."""
-    gpus: int = 0
-    """GPUs that the layout needs: one for the learner, one per rollout worker."""
+    card: str = "rtx3090"
+    """Kind of the GPUs, for the plan and the check before a start: a name in ``actors/plan/cards.py``."""
     gpu_memory_gib: float = 0.0
-    """Memory that each of them must have."""
+    """Memory of each GPU, for a card that isn't in that table; 0 takes the card's."""
+    take_turns: bool = False
+    """One GPU for the learner and the engine: the engine sleeps while the learner learns."""
     rollout_workers: int = 1
     groups_per_worker: int = 0
     """Groups that a worker plays at once; 0 divides a batch (times staleness + 1) among the workers."""
@@ -52,16 +54,27 @@ class ClusterConfig:
     """Longest that an actor may take to start."""
     max_restarts: int = 3
     """Times that a rollout worker is replaced before the run gives up."""
-    object_store_mib: int = 512
+    object_store_mib: int = 0
+    """Ray's object store on this machine; 0 makes room for two versions of the weights, and takes at least 512."""
     engine: EngineConfig = field(default_factory=EngineConfig)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that the layout needs: one for the learner, one per rollout worker, or one that they share."""
+        if self.device == "cpu":
+            return 0
+        return 1 if self.take_turns else 1 + self.rollout_workers
 
     def __post_init__(self) -> None:
         one_of(self.device, ("cpu", "cuda"), "cluster.device")
         one_of(self.weight_channel, ("object_store",), "cluster.weight_channel")
         if self.rollout_workers < 1 or self.learner_threads < 1:
             raise UserError("cluster.rollout_workers and cluster.learner_threads must be at least 1")
-        if self.device == "cuda" and self.gpus < self.rollout_workers + 1:
+        for name in ("gpu_memory_gib", "object_store_mib"):
+            if getattr(self, name) < 0:
+                raise UserError(f"cluster.{name}={getattr(self, name)} must be at least 0")
+        if self.take_turns and (self.device != "cuda" or self.rollout_workers != 1):
             raise UserError(
-                f"cluster.gpus={self.gpus} is too few: one for the learner and one for each of "
-                f"cluster.rollout_workers={self.rollout_workers}"
+                "cluster.take_turns=true shares one GPU between the learner and one engine: it needs "
+                "cluster.device=cuda and cluster.rollout_workers=1"
             )

@@ -61,6 +61,9 @@ class Crew:
         self._job: tuple[Any, GroupConfig] | None = None
         self._workers: list[_Worker] = []
         self.restarts = 0
+        self._asleep = False
+        self._owed = 0
+        """Workers that were lost while the others slept; the card has no room for a new one before they wake."""
         for _ in range(size):
             self._add()
 
@@ -101,6 +104,21 @@ class Crew:
         self._job = None
         while any(w.phase == "serving" for w in self._workers):
             self._next([])
+
+    def sleep(self) -> None:
+        """Sends every engine to sleep, so that the learner has the card; waits for those that are still starting."""
+        while any(w.phase in ("starting", "loading") for w in self._workers):
+            self._next([])
+        self._asleep = True
+        self._all("sleep")
+
+    def wake(self) -> None:
+        """Wakes every engine, with the weights it had, and replaces the workers that were lost meanwhile."""
+        self._all("wake")
+        self._asleep = False
+        for _ in range(self._owed):
+            self._add()
+        self._owed = 0
 
     def evaluate(self, questions: Sequence[Question], chunk: int = 64) -> list[EvalRow]:
         """A row per question, in order; a dead worker's share is played by another."""
@@ -145,6 +163,14 @@ class Crew:
             ray.wait(runs, num_returns=len(runs), timeout=timeout_s)
 
     # --- inside ----------------------------------------------------------------------------------
+
+    def _all(self, call: str) -> None:
+        """Calls a method without arguments of every worker, and waits for all of them."""
+        pending = {getattr(w.actor, call).remote(): w for w in self._workers}
+        while pending:
+            done = self._next([*pending])
+            if done is not None:
+                self._result(done, pending.pop(done))
 
     def _add(self) -> None:
         name = f"rollout-{self._started}"
@@ -210,7 +236,10 @@ class Crew:
                 f"{worker.name} failed, and cluster.max_restarts={self._max_restarts} workers have been replaced "
                 f"already: {cause}"
             )
-        self._add()
+        if self._asleep:
+            self._owed += 1
+        else:
+            self._add()
 
 
 def get(ref: Any, actor: str, log_dir: Path) -> Any:

@@ -75,8 +75,17 @@ class Engine:
     """
 
     def __init__(
-        self, model_path: str, config: EngineConfig, *, device: str, dtype: str, max_model_len: int, seed: int
+        self,
+        model_path: str,
+        config: EngineConfig,
+        *,
+        device: str,
+        dtype: str,
+        max_model_len: int,
+        seed: int,
+        sleeps: bool = False,
     ) -> None:
+        """With ``sleeps``, vLLM's memory can leave the card in between (CUDA only): see ``sleep``."""
         os.environ.update(engine_environment(config, device))
         from vllm import EngineArgs, SamplingParams
         from vllm.exceptions import VLLMClientError
@@ -102,12 +111,14 @@ class Engine:
                 logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
                 distributed_executor_backend="uni",
                 disable_log_stats=True,
+                enable_sleep_mode=sleeps,
                 seed=seed,
             )
         )
         self._tokenizer = self._engine.renderer.tokenizer
         self._cpu = device == "cpu"
         self._version: int | None = None
+        self._asleep = False
         self._numbers = itertools.count()
         self._inbox: queue.SimpleQueue[_Request | _Command | None] = queue.SimpleQueue()
         self._pending: dict[str, _Request] = {}
@@ -133,6 +144,8 @@ class Engine:
         """See ``agent.episode.Generator``. Needs a loaded version."""
         if self._version is None:
             raise Fault("the engine has no weights yet: load_weights comes first")
+        if self._asleep:
+            raise Fault("the engine sleeps: wake comes first")
         stop_ids = self._as_token_ids(stop)
         as_ids: dict[str, Any] = {"stop_token_ids": stop_ids, "detokenize": False}
         as_text: dict[str, Any] = {"stop": list(stop), "include_stop_str_in_output": True}
@@ -157,6 +170,19 @@ class Engine:
         of the old version is dropped. If vLLM refuses a tensor, the engine holds half of it and is dead.
         """
         await self._command(lambda: self._load(tensors, version))
+
+    async def sleep(self) -> None:
+        """Leaves the card to others: the weights go to CPU memory, the KV cache is dropped (vLLM's sleep level 1).
+
+        Nothing may be in the engine: it would be aborted, and the engine dies of that instead. On a CPU nothing moves.
+        """
+        self._asleep = True
+        await self._command(self._fall_asleep)
+
+    async def wake(self) -> None:
+        """Brings the same weights back, and an empty KV cache."""
+        await self._command(self._engine.wake_up)
+        self._asleep = False
 
     async def close(self) -> None:
         """Ends the thread; requests still in the engine fail, later ones raise ``Fault``."""
@@ -253,6 +279,11 @@ class Engine:
                     finish=Finish(completion.finish_reason),
                 ),
             )
+
+    def _fall_asleep(self) -> None:
+        if self._engine.has_unfinished_requests():
+            raise Fault(f"the engine was sent to sleep with {len(self._pending)} requests in it")
+        self._engine.sleep(level=1)
 
     def _load(self, tensors: Mapping[str, np.ndarray | torch.Tensor], version: int) -> None:
         from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm

@@ -10,7 +10,7 @@ from pathlib import Path
 import ray
 
 from actors.crew import Crew
-from actors.plan import check_machine
+from actors.machine import check_machine
 from actors.topology import Topology, start_ray
 from actors.weights import FolderChannel
 from agent.errors import UserError
@@ -47,7 +47,7 @@ def inference(config: RunConfig, run_dir: Path, namespace: str) -> Iterator[Serv
     try:
         topology = Topology(config, run_dir, str(folder), task.corpus, how)
         retrieval = topology.retrieval()
-        opened = retrieval.start.remote()
+        opened = [replica.start.remote() for replica in retrieval.values()]
         crew = Crew(
             lambda name: topology.worker(name, retrieval),
             lambda name, cause: None,
@@ -55,7 +55,8 @@ def inference(config: RunConfig, run_dir: Path, namespace: str) -> Iterator[Serv
             max_restarts=config.cluster.max_restarts,
             log_dir=topology.log_dir,
         )
-        crew.wait(opened, "retrieval")
+        for ref in opened:
+            crew.wait(ref, "retrieval")
         crew.deliver(published)
         yield Served(task=task, crew=crew, weights=published.checksum)
     finally:

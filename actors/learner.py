@@ -23,6 +23,7 @@ from actors.weights import CHANNELS, Published
 from agent.config import AgentConfig
 from agent.errors import UserError
 from agent.protocol import Dialogue
+from agent.query_pool import TakenBatch
 from agent.records import Group, Trajectory
 from agent.seeding import inject
 from agent.seeds import derive_seed
@@ -50,6 +51,8 @@ class LearnerSettings:
     data: DataConfig
     evidence_match: str
     device: str
+    take_turns: bool
+    """An engine has the card whenever this learner doesn't work."""
     threads: int
     weight_channel: str
     seed: int
@@ -94,6 +97,7 @@ class LearnerActor:
         self._version = 0
         self._step = 0
         self._seeding: _Seeding | None = None
+        self._taken: tuple[TakenBatch[Group], float] | None = None
 
     def start(self) -> int:
         """Loads or builds the policy and rehearses the worst step; returns the policy's number of parameters."""
@@ -125,6 +129,7 @@ class LearnerActor:
                 f"peak {worst.peak_bytes / 2**30:.2f} GiB",
                 flush=True,
             )
+        self._leave_card()
         return sum(p.numel() for p in self._policy.model.parameters())
 
     def warm_start(self, key: str) -> dict[str, Any]:
@@ -159,6 +164,7 @@ class LearnerActor:
             self._keep(cached)
         self._policy.fold()  # the next run will find it in the cache, and both have to begin alike
         seconds = time.perf_counter() - started
+        self._leave_card()
         return {"steps": config.steps, "cached": False, "seconds": seconds, "loss": losses[-1]}
 
     def begin_seeding(self, experts: Sequence[ExpertEpisode]) -> Published:
@@ -215,10 +221,20 @@ class LearnerActor:
         )
         if checkpoint is not None:
             state = load_state(checkpoint / TRAINING / "learner.pt")
-            self._policy.load_adapters(state.get("adapters", {}))  # older checkpoints know of none
+            self._policy.load_adapters(state["adapters"])
             self._updater.load_state(state["updater"])
             self._version, self._step = int(state["version"]), int(state["step"])
         return self._publish()
+
+    def take(self, pool: Any) -> int:
+        """Waits for the next batch of ``pool`` and keeps it for the step that follows; returns its index.
+
+        Where learner and engine take turns on one card: when the batch is here, nobody plays any more.
+        """
+        waiting = time.perf_counter()
+        batch = ray.get(pool.take.remote(self._version))
+        self._taken = batch, time.perf_counter() - waiting
+        return batch.index
 
     def step(self, pool: Any) -> StepReport:
         """One batch: take, update, publish."""
@@ -228,9 +244,10 @@ class LearnerActor:
 
     def _learn(self, pool: Any, updater: Updater, step: int, prepared: Callable[[Group], Group]) -> StepReport:
         """One batch from ``pool``, its accepted groups trained on as ``prepared`` leaves them."""
-        waiting = time.perf_counter()
-        batch = ray.get(pool.take.remote(self._version))
-        started = time.perf_counter()
+        if self._taken is None:
+            self.take(pool)
+        assert self._taken is not None
+        (batch, idle), self._taken = self._taken, None
         report = updater.update([prepared(a.group) for a in batch.accepted], step=step, version=self._version)
         metrics = batch_metrics(batch, self._version)
         updated = time.perf_counter()
@@ -238,12 +255,13 @@ class LearnerActor:
         if report.updates:
             self._version += 1
             published = self._publish()
+        self._leave_card()
         figures = asdict(report)
         metrics |= {
             "rollout/engine_logprob_gap": figures.pop("engine_logprob_gap"),
             "rollout/engine_logprob_gap_max": figures.pop("engine_logprob_gap_max"),
             "learner/tokens_per_s": report.tokens / report.seconds if report.seconds else 0.0,
-            "learner/idle_s": started - waiting,
+            "learner/idle_s": idle,
             "weights/put_s": time.perf_counter() - updated,
         }
         metrics |= {f"learner/{name}": value for name, value in figures.items()}
@@ -274,6 +292,13 @@ class LearnerActor:
     def _anchor(self, algorithm: AlgorithmConfig) -> Policy | None:
         """The reference of a KL term: the policy as it is now."""
         return None if algorithm.kl == "none" else self._policy.frozen_copy(host=algorithm.reference == "cpu")
+
+    def _leave_card(self) -> None:
+        """Gives back what torch's allocator holds and doesn't use; weights and optimizer states stay."""
+        if self._settings.take_turns:
+            import torch
+
+            torch.cuda.empty_cache()
 
     def _publish(self) -> Published:
         return self._channel.publish(self._policy.published(), self._version)

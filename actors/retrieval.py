@@ -21,8 +21,8 @@ from retrieval_service.service import RetrievalService, Stats
 class RetrievalActor:
     """Serves passages from one index; builds the index of ``corpus`` first if there is none."""
 
-    def __init__(self, corpus: Path, config: RetrievalConfig, cache_dir: Path, log_dir: Path) -> None:
-        log_to(log_dir, "retrieval")
+    def __init__(self, corpus: Path, config: RetrievalConfig, cache_dir: Path, log_dir: Path, name: str) -> None:
+        log_to(log_dir, name)
 
         def open_index() -> Any:
             index = Path(config.index) if config.index else ensure_index(corpus, config, cache_dir / "indexes")

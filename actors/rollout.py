@@ -16,6 +16,7 @@ import ray
 
 from actors.config import EngineConfig
 from actors.engine import Engine, EngineStats
+from actors.placement import nearest
 from actors.process import log_to
 from actors.retrieval import RemoteSearcher
 from actors.weights import CHANNELS, Published
@@ -37,6 +38,8 @@ class WorkerSettings:
     model_path: str
     dtype: str
     device: str
+    take_turns: bool
+    """The engine can sleep."""
     engine: EngineConfig
     agent: AgentConfig
     reward: RewardConfig
@@ -52,7 +55,7 @@ class WorkerSettings:
 class RolloutWorker:
     """Plays groups with the newest policy that it was given. Serves nothing before the first one."""
 
-    def __init__(self, name: str, settings: WorkerSettings, log_dir: Path, retrieval: list[Any]) -> None:
+    def __init__(self, name: str, settings: WorkerSettings, log_dir: Path, retrieval: dict[str, Any]) -> None:
         log_to(log_dir, name)
         self._name = name
         self._settings = settings
@@ -69,12 +72,16 @@ class RolloutWorker:
             dtype=settings.dtype,
             max_model_len=agent.max_prompt_tokens + agent.max_response_tokens,
             seed=settings.seed % 2**31,
+            sleeps=settings.take_turns,
         )
         self._player = Player(
             dialogue=self._dialogue,
             config=agent,
             generator=self._engine,
-            searcher=RemoteSearcher(self._retrieval, timeout_s=settings.retrieval_timeout_s),
+            searcher=RemoteSearcher(
+                nearest(self._retrieval, ray.get_runtime_context().get_node_id()),
+                timeout_s=settings.retrieval_timeout_s,
+            ),
             scorer=Scorer(settings.reward, self._dialogue.protocol),
         )
         return True
@@ -84,6 +91,14 @@ class RolloutWorker:
         tensors = await CHANNELS[published.channel]().receive(published)
         await self._engine.load_weights(tensors, published.version)
         return published.version
+
+    async def sleep(self) -> None:
+        """The engine leaves its card. Nothing may be playing."""
+        await self._engine.sleep()
+
+    async def wake(self) -> None:
+        """The engine comes back, with the weights that it had."""
+        await self._engine.wake()
 
     async def run(self, pool: Any, group: GroupConfig) -> int:
         """Claims from ``pool`` and plays by the strategy of ``group`` until the pool closes; returns the number of

@@ -28,6 +28,7 @@ from agent.errors import Fault
 from agent.evaluation import subset, summarise
 from conf.schema import RunConfig
 from learner.checkpoint import write_checkpoint
+from retrieval_service.stats import merged
 from tracking.console import Console
 from tracking.draws import write_draws
 from tracking.metrics import MetricsLog
@@ -101,12 +102,14 @@ class Supervisor:
             config, self.run_dir, prepared.model_path, prepared.task.corpus, config.evaluation_inference
         )
         self.retrieval = topology.retrieval()
-        opened = self.retrieval.start.remote()
+        opened = [replica.start.remote() for replica in self.retrieval.values()]
         self.learner = topology.learner()
         built = self.learner.start.remote()
         self.pool = topology.pool(prepared.task.train, state.pool if state else None)
         pooled = self.pool.start.remote()
         self._played = self.pool
+        if config.cluster.take_turns:  # the card is the learner's until it is up and has given back what it tried
+            get(built, "learner", topology.log_dir)
         self.crew = Crew(
             lambda name: topology.worker(name, self.retrieval),
             self._worker_lost,
@@ -118,15 +121,16 @@ class Supervisor:
         parameters = self._wait(built, "learner")
         self._say(f"policy {config.model.name}: {parameters:,} parameters")
         if state is None and config.algorithm.warm_start.steps:
-            report = self._wait(self.learner.warm_start.remote(prepared.warm_start_key), "learner")
+            with self._learners_turn():
+                report = self._wait(self.learner.warm_start.remote(prepared.warm_start_key), "learner")
             self._event("warm_start", report)
             how = "from the cache" if report["cached"] else f"{report['steps']} steps, loss {report['loss']:.3f}"
             self._say(f"warm start on expert trajectories: {how}, {report['seconds']:.1f} s")
         if state is None and config.algorithm.seeding.steps:
-            self._wait(opened, "retrieval")
+            self._opened(opened)
             self._seed(topology)
         published = self._wait(self.learner.begin.remote(self.resume), "learner")
-        self._wait(opened, "retrieval")
+        self._opened(opened)
         self.crew.deliver(published)
         self._event("serving", {"version": published.version})
         self._say(f"{config.cluster.rollout_workers} rollout worker(s) serve version {published.version}")
@@ -144,7 +148,8 @@ class Supervisor:
         self.crew.serve(pool, GroupConfig())
         injected = 0
         for step in range(1, steps + 1):
-            report: StepReport = self._wait(self.learner.seed.remote(pool), "learner")
+            with self._learners_turn(pool):
+                report: StepReport = self._wait(self.learner.seed.remote(pool), "learner")
             if report.published:
                 self.crew.deliver(report.published)
             if step == steps:
@@ -168,7 +173,8 @@ class Supervisor:
         A Ctrl-C that comes too late for this step's release makes the next one the last.
         """
         started = time.perf_counter()
-        report: StepReport = self._wait(self.learner.step.remote(self.pool), "learner")
+        with self._learners_turn(self.pool):
+            report: StepReport = self._wait(self.learner.step.remote(self.pool), "learner")
         delivered = self.crew.deliver(report.published) if report.published else 0.0
         pool, search = self._wait(self.pool.report.remote(), "pool"), self._search_stats()
         now = time.perf_counter()
@@ -218,7 +224,7 @@ class Supervisor:
 
     def _search_stats(self) -> dict[str, float]:
         try:
-            stats = self._wait(self.retrieval.stats.remote(), "retrieval")
+            stats = merged([self._wait(r.stats.remote(), "retrieval") for r in self.retrieval.values()])
         except Fault:  # Ray is restarting it; the searches that it lost are counted where they were asked
             return {"retrieval/qps": 0.0, "retrieval/p99_s": float("nan")}
         return {f"retrieval/{name}": value for name, value in asdict(stats).items()}
@@ -267,7 +273,26 @@ class Supervisor:
         self.metrics.write("summary", summary)
         return summary
 
+    @contextmanager
+    def _learners_turn(self, pool: Any = None) -> Iterator[None]:
+        """The learner's work, with ``pool``'s next batch if it needs one. On a shared card the engines sleep meanwhile.
+
+        take ─► engines sleep ─► the learner works ─► engines wake ─► (deliver)
+        """
+        if not self.config.cluster.take_turns:
+            yield
+            return
+        if pool is not None:
+            self._wait(self.learner.take.remote(pool), "learner")
+        self.crew.sleep()
+        yield
+        self.crew.wake()
+
     # --- watching --------------------------------------------------------------------------------
+
+    def _opened(self, opening: list[Any]) -> None:
+        for ref in opening:
+            self._wait(ref, "retrieval")
 
     def _wait(self, ref: Any, actor: str) -> Any:
         return self.crew.wait(ref, actor)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import ray
 
 from actors.engine import engine_environment
 from actors.learner import LearnerActor, LearnerSettings
+from actors.placement import ANYWHERE, Places, bundles, engine_nodes, on_node, reserve
+from actors.plan.host import object_store_bytes
 from actors.pool import PoolActor
 from actors.process import QUIET
 from actors.retrieval import RetrievalActor
@@ -46,13 +50,30 @@ class Topology:
     def log_dir(self) -> Path:
         return self.run_dir / "logs"
 
-    def retrieval(self) -> Any:
-        """The retrieval actor; Ray restarts it if its process dies."""
+    @cached_property
+    def places(self) -> Places | None:
+        """The GPUs that are reserved for this run; None on a CPU. Raises ``UserError`` if it can't have them."""
+        cluster = self.config.cluster
+        wanted = bundles(cluster)
+        return reserve(wanted, cluster.name, cluster.start_timeout_s) if wanted else None
+
+    def retrieval(self) -> dict[str, Any]:
+        """A retrieval actor on each node with engines, by the node's id; Ray restarts one whose process dies."""
         # The JVM uses SIGSEGV for itself, and Ray's own handler for it would end the process.
         env = {**QUIET, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1"}
-        return RetrievalActor.options(  # type: ignore[attr-defined]
-            name="retrieval", num_cpus=0, max_restarts=3, max_concurrency=1000, runtime_env={"env_vars": env}
-        ).remote(self.corpus, self.config.retrieval, self.config.cache, self.log_dir)
+        nodes = engine_nodes(self.places.nodes) if self.places else (ANYWHERE,)
+        names = [f"retrieval-{i}" for i in range(len(nodes))] if len(nodes) > 1 else ["retrieval"]
+        return {
+            node: RetrievalActor.options(  # type: ignore[attr-defined]
+                name=name,
+                num_cpus=0,
+                max_restarts=3,
+                max_concurrency=1000,
+                runtime_env={"env_vars": env},
+                **on_node(node),
+            ).remote(self.corpus, self.config.retrieval, self.config.cache, self.log_dir, name)
+            for node, name in zip(nodes, names, strict=True)
+        }
 
     def pool(self, questions: tuple[Question, ...], state: dict[str, Any] | None) -> Any:
         """The replay actor with the run's query pool, continued from ``state`` if there is one."""
@@ -90,6 +111,7 @@ class Topology:
             data=config.data,
             evidence_match=config.reward.evidence_match,
             device=config.cluster.device,
+            take_turns=config.cluster.take_turns,
             threads=config.cluster.learner_threads,
             weight_channel=config.cluster.weight_channel,
             seed=config.seed,
@@ -99,16 +121,21 @@ class Topology:
         # Threads that spin while they wait would take the cores that the engines need.
         env = {**QUIET, "OMP_NUM_THREADS": str(config.cluster.learner_threads), "OMP_WAIT_POLICY": "passive"}
         return LearnerActor.options(  # type: ignore[attr-defined]
-            name="learner", num_cpus=0, num_gpus=self._gpus, runtime_env={"env_vars": env}
+            name="learner",
+            num_cpus=0,
+            num_gpus=self._gpus,
+            runtime_env={"env_vars": env},
+            **(self.places.learner() if self.places else {}),
         ).remote(settings, self.log_dir)
 
-    def worker(self, name: str, retrieval: Any) -> Any:
-        """A rollout worker with an engine of its own, on a GPU of its own if the cluster has any."""
+    def worker(self, name: str, retrieval: Mapping[str, Any]) -> Any:
+        """A rollout worker with an engine of its own, on a GPU of its own unless it shares the learner's."""
         config, cluster = self.config, self.config.cluster
         settings = WorkerSettings(
             model_path=self.model_path,
             dtype=config.model.dtype,
             device=cluster.device,
+            take_turns=cluster.take_turns,
             engine=cluster.engine,
             agent=config.agent,
             reward=config.reward,
@@ -120,8 +147,13 @@ class Topology:
         )
         env = {**QUIET, **engine_environment(cluster.engine, cluster.device)}
         return RolloutWorker.options(  # type: ignore[attr-defined]
-            name=name, num_cpus=0, num_gpus=self._gpus, max_concurrency=1000, runtime_env={"env_vars": env}
-        ).remote(name, settings, self.log_dir, [retrieval])
+            name=name,
+            num_cpus=0,
+            num_gpus=self._gpus,
+            max_concurrency=1000,
+            runtime_env={"env_vars": env},
+            **(self.places.engine() if self.places else {}),
+        ).remote(name, settings, self.log_dir, dict(retrieval))
 
     @property
     def groups_in_flight(self) -> int:
@@ -131,8 +163,11 @@ class Topology:
         return config.cluster.groups_per_worker or math.ceil(groups / config.cluster.rollout_workers)
 
     @property
-    def _gpus(self) -> int:
-        return 1 if self.config.cluster.device == "cuda" else 0
+    def _gpus(self) -> float:
+        """Of a learner or an engine."""
+        if self.config.cluster.device == "cpu":
+            return 0
+        return 0.5 if self.config.cluster.take_turns else 1
 
 
 def start_ray(config: RunConfig, namespace: str) -> str:
@@ -158,7 +193,7 @@ def start_ray(config: RunConfig, namespace: str) -> str:
     context = ray.init(
         address="local",
         include_dashboard=cluster.dashboard,
-        object_store_memory=cluster.object_store_mib * 2**20,
+        object_store_memory=object_store_bytes(config),
         **common,
     )
     return (context.dashboard_url or "") if cluster.dashboard else ""

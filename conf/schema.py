@@ -96,6 +96,11 @@ class RunConfig:
         one_of(self.group.strategy, STRATEGIES, "group.strategy")
         Scorer(self.reward, PROTOCOLS[self.agent.protocol])  # knows its outcomes and gates
         SearchBudget(self.budget, self.agent.max_searches)  # knows its rules and what fits the agent
+        if self.cluster.take_turns and self.pool.max_staleness:
+            raise UserError(
+                f"cluster.take_turns=true needs pool.max_staleness=0, not {self.pool.max_staleness}: nobody plays "
+                "while the learner learns"
+            )
         if self.mode == "train":
             self._check_experts()
             self._check_evaluation()

@@ -26,18 +26,20 @@ class ModelConfig:
     path: str | None = None
     """Folder or hub name of pretrained weights; None builds a random model of ``architecture``."""
     architecture: dict[str, int] = field(default_factory=lambda: dict(_TINY))
-    """For ``path: null``: Qwen2 sizes (hidden_size, num_hidden_layers, num_attention_heads, ...)."""
+    """Sizes (hidden_size, num_hidden_layers, num_attention_heads, ...): of the Qwen2 that ``path: null`` builds, and
+    of a model whose folder isn't at hand when it is planned for."""
     vocab_size: int = 1024
     """For ``path: null``: size of the byte-level BPE trained on the task's text."""
+    family: str = "qwen2"
+    """``qwen2``, ``qwen3`` or ``llama``: which tensors ``architecture`` stands for, in the plan."""
     dtype: str = "float32"
     """``float32`` or ``bfloat16``, in the learner and in the engine."""
     lora_rank: int = 0
     """Train low-rank changes of this rank to every linear layer, and nothing else; 0 trains all weights. Wants a
     learning rate 10 to 100 times higher."""
-    parameters: float = 0.0
-    """Parameter count in 1e9, for the plan before any weights are read."""
 
     def __post_init__(self) -> None:
+        one_of(self.family, ("qwen2", "qwen3", "llama"), "model.family")
         one_of(self.dtype, ("float32", "bfloat16"), "model.dtype")
         if self.lora_rank < 0:
             raise UserError(f"model.lora_rank={self.lora_rank} must be at least 0; 0 trains all weights")
@@ -147,6 +149,9 @@ class AlgorithmConfig:
     kl: str = "none"
     """``none``, ``k1``, ``k2`` or ``k3``, against the policy the run started RL with."""
     kl_coefficient: float = 0.001
+    reference: str = "device"
+    """Where the KL term's reference policy is kept: ``device``, or ``cpu`` (host memory; it comes to the device to be
+    asked)."""
     kl_zero_variance: bool = False
     """Also apply the KL term to zero-advantage groups."""
     aggregation: str = "token_mean"
@@ -163,8 +168,6 @@ class AlgorithmConfig:
     """Most action tokens whose logits exist at once."""
     gradient_checkpointing: bool = True
     """Keep each layer's input alone and compute it again in backward: a third more work, the same result."""
-    reference: str = "device"
-    """Where the KL reference is kept: ``device``, or ``cpu`` (host memory; it comes to the device to be asked)."""
     rehearsal: str = "cuda"
     """Play the largest possible microbatch before the first step, so that memory runs out then or never:
     ``cuda`` (on a GPU), ``always`` or ``never``."""

@@ -44,6 +44,13 @@ def percentile(values: Sequence[float], q: float) -> float:
     return values[math.ceil(q * len(values)) - 1] if values else 0.0
 
 
+def merged(parts: Sequence[Stats]) -> Stats:
+    """Of several services: counts and rates added up, the latencies of the slowest. At least one."""
+    added = ("queries", "cache_hits", "shared", "batches", "failures", "timeouts", "qps")
+    sums = {name: sum(getattr(part, name) for part in parts) for name in added}
+    return Stats(**sums, p50_s=max(part.p50_s for part in parts), p99_s=max(part.p99_s for part in parts))
+
+
 class Meter:
     """Counts for ``Stats``; ``clock`` gives seconds, monotonic. For one thread."""
 

@@ -375,6 +375,17 @@ def loop_ends_in_flight(room: Room) -> int:
         return len(loop.run_until_complete(follow()).token_ids)
 
 
+async def sleep_and_wake(room: Room) -> tuple[str, list[int], list[int], int | None]:
+    """What a request gets while the engine sleeps; a completion before and after; the version after."""
+    await room.load(31)
+    before = await room.generate(room.prompt(5), seed=5)
+    await room.engine.sleep()
+    meanwhile = await _refusal(room.generate(room.prompt(5), seed=5))
+    await room.engine.wake()
+    after = await room.generate(room.prompt(5), seed=5)
+    return meanwhile, list(before.token_ids), list(after.token_ids), room.engine.version
+
+
 async def close_in_flight(room: Room) -> tuple[list[str], list[str]]:
     """Closes the engine, for good: what those who waited got, and what those who come later get."""
     await room.load(31)
@@ -387,6 +398,9 @@ async def close_in_flight(room: Room) -> tuple[list[str], list[str]]:
 
 
 # --- over a scripted core, for what real vLLM doesn't do on demand ----------------------------------
+
+
+PLAIN: dict[str, Any] = {"stop": (), "temperature": 1.0, "seed": 0}
 
 
 class FlatLogprobs(SimpleNamespace):
@@ -409,6 +423,14 @@ class ScriptedCore:
         for name, _ in weights_iterator:
             if name == "bad":
                 raise KeyError("there is no module or parameter named bad")
+
+    def sleep(self, level: int) -> None:
+        assert level == 1, "the weights must be kept: a step that learns nothing publishes none"
+        self.asleep = True
+
+    def wake_up(self) -> None:
+        assert self.asleep
+        self.asleep = False
 
     def reset_prefix_cache(self, reset_running_requests: bool) -> bool:
         assert reset_running_requests
@@ -437,6 +459,7 @@ class ScriptedCore:
 async def scripted(room: Room, script: list[Any]) -> list[str]:
     """What each of four requests gets in turn over a core that follows ``script``.
 
+    ``sleep in flight`` in it sends the engine to sleep with a request in it, and ends there: what both get.
     ``bad weights`` in it stands for an update with weights that vLLM refuses, and what that gets.
     """
     import torch
@@ -446,7 +469,7 @@ async def scripted(room: Room, script: list[Any]) -> list[str]:
     from actors.engine import Engine
 
     real = LLMEngine.from_engine_args
-    steps = iter([s for s in script if s != "bad weights"])
+    steps = iter([s for s in script if s not in ("bad weights", "sleep in flight")])
     LLMEngine.from_engine_args = lambda *_, **__: ScriptedCore(steps)
     try:
         engine = Engine(str(room.folder), EngineConfig(), device="cpu", dtype="float32", max_model_len=8, seed=0)
@@ -455,6 +478,11 @@ async def scripted(room: Room, script: list[Any]) -> list[str]:
     await engine.load_weights({"good": torch.zeros(1)}, 1)
     answers = []
     for number in range(4):
+        if script[number : number + 1] == ["sleep in flight"]:
+            playing = asyncio.ensure_future(_refusal(engine.generate([1], max_new_tokens=1, **PLAIN)))
+            await asyncio.sleep(0)  # the request is in the inbox, before the command
+            answers += [await _refusal(engine.sleep()), await playing]
+            break
         if script[number : number + 1] == ["bad weights"]:
             answers.append(await _refusal(engine.load_weights({"good": torch.zeros(1), "bad": torch.zeros(1)}, 2)))
         else:

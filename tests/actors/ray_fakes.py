@@ -101,6 +101,7 @@ class FakeWorker:
         self._started = False
         self._version: int | None = None
         self._evaluating = 0
+        self._asleep = False
 
     async def start(self) -> bool:
         await self._act("start")
@@ -111,10 +112,24 @@ class FakeWorker:
     async def receive(self, published: Version) -> int:
         await self._act("receive", str(published.version))
         assert self._started, "weights for a worker that is not up"
+        assert not self._asleep, "weights for an engine that isn't on the card"
         assert self._version is None or published.version >= self._version, "an older version"
         self._version = published.version
         await self._board.write.remote(self._page, self._name, "has", str(published.version))
         return published.version
+
+    async def sleep(self) -> None:
+        await self._act("sleep")
+        assert self._started, "an engine that isn't up can't sleep"
+        assert not self._asleep
+        self._asleep = True
+        await self._board.write.remote(self._page, self._name, "asleep")
+
+    async def wake(self) -> None:
+        await self._act("wake")
+        assert self._asleep
+        self._asleep = False
+        await self._board.write.remote(self._page, self._name, "awake")
 
     async def run(self, pool: str, group: GroupConfig) -> int:
         await self._act("run", str(self._version))

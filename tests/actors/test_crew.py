@@ -405,3 +405,44 @@ def test_waiting_for_an_actor_raises_its_error(house: House, failing: Any) -> No
     with pytest.raises(Fault, match=r"^learner: it broke$"):
         house.patiently(crew.wait, failing.fail.remote("fault"), "learner")
     assert house.lost == []
+
+
+# --- taking turns on one card -----------------------------------------------------------------------
+
+
+def test_workers_sleep_once_they_are_up_and_wake_with_what_they_had(house: House) -> None:
+    crew = house.crew(2, {"rollout-1": {"start": ["gate:slow"]}})
+    sleeping = house.meanwhile(crew.sleep)
+    house.await_event("rollout-1", "start")
+    assert not sleeping.done()
+    assert house.events("rollout-0", "sleep") == []
+    house.open("slow")
+    sleeping.result(PATIENCE_S)
+    house.patiently(crew.wake)
+    house.patiently(crew.deliver, Version(0))
+    house.until_phases(crew, "idle", "idle")
+    assert house.events("rollout-1")[:5] == [("start",), ("sleep",), ("asleep",), ("wake",), ("awake",)]
+
+
+def test_a_serving_worker_can_sleep_between_two_batches(house: House) -> None:
+    crew = house.crew(1)
+    house.patiently(crew.deliver, Version(0))
+    crew.serve("pool", PLAIN)
+    house.await_event("rollout-0", "run", "0")
+    house.patiently(crew.sleep)
+    house.patiently(crew.wake)
+    house.patiently(crew.deliver, Version(1))
+    assert house.events("rollout-0", "has") == [("0",), ("1",)]
+    assert [w.phase for w in crew.live] == ["serving"]
+    house.open("pool closed")
+
+
+def test_a_worker_that_is_lost_in_its_sleep_is_replaced_when_there_is_room_again(house: House) -> None:
+    crew = house.crew(1, {"rollout-0": {"sleep": ["die"]}})
+    house.patiently(crew.deliver, Version(0))
+    house.patiently(crew.sleep)
+    assert [name for name, _ in house.lost] == ["rollout-0"]
+    assert crew._workers == [], "a new engine would need the card that the learner has"
+    house.patiently(crew.wake)
+    house.patiently(crew.deliver, Version(1))
+    assert house.events("rollout-1", "has")[-1] == ("1",)

@@ -208,6 +208,18 @@ def test_half_loaded_weights_are_never_sampled_from(room: RoomProcess) -> None:
     assert all(answer.startswith("Fault: the engine is dead: KeyError: ") for answer in after)
 
 
+def test_an_engine_that_sleeps_refuses_requests_and_wakes_with_its_weights(room: RoomProcess) -> None:
+    meanwhile, before, after, version = room.call(engine_room.sleep_and_wake)
+    assert meanwhile == "Fault: the engine sleeps: wake comes first"
+    assert (after, version) == (before, 31)
+
+
+def test_an_engine_that_is_sent_to_sleep_at_work_dies_of_it(room: RoomProcess) -> None:
+    sleep, playing = room.call(engine_room.scripted, ["sleep in flight"])
+    assert sleep == "Fault: the engine was sent to sleep with 1 requests in it"
+    assert playing == "GenerationError: Fault: the engine was sent to sleep with 1 requests in it"
+
+
 def test_close_fails_those_who_wait_and_those_who_come_later(room: RoomProcess) -> None:
     """The last test: it closes the one engine of this file."""
     waiting, later = room.call(engine_room.close_in_flight)

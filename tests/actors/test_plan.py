@@ -1,154 +1,553 @@
-"""What a configuration needs, in bytes by hand, and what a machine has."""
+"""The plan: its static parts against real tensors, its peaks against what is alive while the learner computes."""
 
 from __future__ import annotations
 
-import os
+import math
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from hydra import compose, initialize_config_module
+from live_bytes import LiveBytes
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from actors.config import ClusterConfig, EngineConfig
-from actors.plan import check_machine, gpus, placements, problems, table
+from actors.plan.architecture import Architecture, architecture
+from actors.plan.cards import CARDS, GIB, usable_bytes
+from actors.plan.engine import engine_memory
+from actors.plan.fit import advice, changed, problems, refusal, smallest_change
+from actors.plan.host import checkpoint_bytes, heap_bytes, memory_bytes, object_store_bytes, output_bytes
+from actors.plan.learner import LearnerMemory, learner_memory, longest_row
+from actors.plan.roofline import Assumptions, step
+from actors.plan.table import table
 from agent.errors import UserError
 from agent.pool_rules.recycle import Rule as Recycle
-from conf.schema import RunConfig
-from learner.config import AlgorithmConfig, ModelConfig
-from retrieval_service.config import RetrievalConfig
+from conf.schema import CheckpointConfig, RunConfig, register, typed
+from learner.config import AlgorithmConfig, ModelConfig, OptimizerConfig
+from learner.optimizer import ClippedAdamW
+from learner.packing import pack_rows
+from learner.policy import Policy
 
-BILLION_TWO_BYTES = 2e9 / 2**30  # 1.8626 GiB
+register()
+
+CONFIGS: dict[str, Any] = {"qwen2": Qwen2Config, "qwen3": Qwen3Config, "llama": LlamaConfig}
+PUBLISHED = {
+    "tiny": 460_160,  # with a vocabulary of model.vocab_size, the most that its tokenizer may have
+    "qwen0.5b": 494_032_768,
+    "qwen1.5b": 1_543_714_304,
+    "qwen3-1.7b": 1_720_574_976,
+    "llama1b": 1_235_814_400,
+}
+"""Parameters of every shipped model, by their model cards."""
 
 
-def config(cluster: dict[str, Any] | None = None, *, kl: str = "none", heap: str = "1g", **model: Any) -> RunConfig:
-    """A billion parameters in bfloat16 on four cards of 24 GiB, unless told otherwise."""
-    box = {"name": "box", "device": "cuda", "gpus": 4, "gpu_memory_gib": 24.0, "rollout_workers": 3}
-    return RunConfig(
-        pool=Recycle(batch_questions=16, oversample=1.5, group_size=4, max_staleness=1),
-        cluster=ClusterConfig(**{**box, **(cluster or {})}),
-        model=ModelConfig(**{"name": "m", "dtype": "bfloat16", "parameters": 1.0, **model}),
-        algorithm=AlgorithmConfig(kl=kl),
-        retrieval=RetrievalConfig(heap=heap),
+def composed(*overrides: str) -> RunConfig:
+    with initialize_config_module("conf", version_base=None):
+        return typed(compose("config", overrides=[*overrides, "output_dir=here"]))
+
+
+def box(*changes: tuple[str, Any]) -> RunConfig:
+    """Qwen2.5 1.5B with 8-bit AdamW on four 24 GiB cards, and ``changes`` by their keys."""
+    sizes = {
+        "vocab_size": 151936,
+        "hidden_size": 1536,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "intermediate_size": 8960,
+    }
+    config = RunConfig(
+        pool=Recycle(batch_questions=16, oversample=1.5, group_size=4),
+        cluster=ClusterConfig(name="box", device="cuda", rollout_workers=3),
+        model=ModelConfig(name="m", path="org/m", dtype="bfloat16", architecture=sizes),
+        algorithm=AlgorithmConfig(optimizer=OptimizerConfig(kind="adamw8bit")),
     )
+    for key, value in changes:
+        config = changed(config, key, value)
+    return config
 
 
-CPU = {"device": "cpu", "gpus": 0, "gpu_memory_gib": 0.0, "rollout_workers": 2}
+# --- static parts against real tensors ------------------------------------------------------------
 
 
-def test_every_actor_has_a_place_the_learner_first() -> None:
-    plan = placements(config())
-    assert [(p.actor, p.device) for p in plan] == [
-        ("learner", "GPU 0"),
-        ("rollout-0", "GPU 1"),
-        ("rollout-1", "GPU 2"),
-        ("rollout-2", "GPU 3"),
-        ("retrieval", "CPU"),
-        ("pool", "CPU"),
-    ]
-    assert {p.device for p in placements(config(CPU))} == {"CPU"}
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_tensors_of_every_shipped_model_are_those_that_transformers_builds(name: str) -> None:
+    config = composed(f"model={name}").model
+    sizes = {"vocab_size": config.vocab_size, **config.architecture}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            CONFIGS[config.family](
+                **sizes,
+                tie_word_embeddings=True,
+                head_dim=sizes["hidden_size"] // sizes["num_attention_heads"],
+            ),
+            dtype=getattr(torch, config.dtype),
+        )
+    ours = architecture(config)
+    assert ours.tensors == {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert ours.parameters == PUBLISHED[name]
+    memory = learner_memory(composed(f"model={name}"))
+    assert memory.weights == memory.gradients == sum(p.nbytes for p in model.parameters())
+
+
+def test_every_shipped_model_is_checked() -> None:
+    folder = Path(__file__).parents[2] / "conf" / "model"
+    assert {file.stem for file in folder.glob("*.yaml")} == set(PUBLISHED)
+
+
+def test_a_head_of_its_own_and_other_head_sizes_are_counted() -> None:
+    sizes: dict[str, Any] = {
+        "vocab_size": 50,
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 40,
+    }
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(Qwen3Config(**sizes, head_dim=16, tie_word_embeddings=False))
+    found = architecture(
+        ModelConfig(path="hub/name", family="qwen3", architecture={**sizes, "head_dim": 16, "tie_word_embeddings": 0})
+    )
+    assert found.tensors == {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+
+def test_a_folder_at_hand_is_read(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 96}
+    Qwen2Config(**sizes, num_key_value_heads=1, vocab_size=99, tie_word_embeddings=True).save_pretrained(tmp_path)
+    found = architecture(ModelConfig(path=str(tmp_path)))
+    assert (found.family, found.vocabulary, found.kv_heads, found.head_dim, found.tied) == ("qwen2", 99, 1, 32, True)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kl", "bytes_per_parameter"),
+    ("text", "complaint"),
+    [('{"hidden_size": 8}', "num_hidden_layers is None"), ("hello", "not JSON")],
+)
+def test_a_folder_with_a_bad_configuration_is_named(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=complaint) as error:
+        architecture(ModelConfig(path=str(tmp_path)))
+    assert str(tmp_path) in str(error.value)
+
+
+def small(**changed: Any) -> LearnerMemory:
+    model = Architecture(
+        family="qwen2",
+        vocabulary=1000,
+        hidden=64,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=16,
+        intermediate=128,
+        tied=True,
+    )
+    given: dict[str, Any] = {
+        "model": model,
+        "size": 2,
+        "row": 512,
+        "chunk": 64,
+        "optimizer": "adamw",
+        "offload": False,
+        "reference": "none",
+        "checkpointing": True,
+        "lora_rank": 0,
+        "on_gpu": False,
+    }
+    return LearnerMemory(**{**given, **changed})
+
+
+def policy_of(memory: LearnerMemory) -> Policy:
+    m = memory.model
+    sizes: dict[str, Any] = {
+        "hidden_size": m.hidden,
+        "num_hidden_layers": m.layers,
+        "num_attention_heads": m.heads,
+        "num_key_value_heads": m.kv_heads,
+        "intermediate_size": m.intermediate,
+        "tie_word_embeddings": m.tied,
+    }
+    return Policy.build(
+        sizes,
+        vocab_size=m.vocabulary,
+        seed=0,
+        dtype=torch.bfloat16 if memory.size == 2 else torch.float32,
+        gradient_checkpointing=memory.checkpointing,
+    )
+
+
+def bytes_in(value: Any) -> int:
+    """Of all tensors in a nest of dicts and lists."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return sum(bytes_in(item) for item in items)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_states_of_adamw_are_those_of_the_learners_optimizer(size: int) -> None:
+    memory = small(size=size)
+    policy = policy_of(memory)
+    optimizer = ClippedAdamW(policy.parameters(), OptimizerConfig())
+    for parameter in policy.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.clip()
+    optimizer.step(1.0)
+    assert bytes_in(optimizer.state()) == memory.states
+
+
+def test_the_states_of_8_bit_adamw_are_those_of_torchao() -> None:
+    from torchao.optim import subclass_8bit as subclass
+
+    memory = small(optimizer="adamw8bit")
+    total = 0
+    for n in memory.trained:
+        for signed in (True, False):
+            if n >= 4096 and n % 256 == 0:  # as torchao's optimizers decide, _AdamBase._new_buffer
+                state = subclass.OptimState8bit.zeros((n,), signed, 256, "cpu")
+                total += state.codes.nbytes + state.scale.nbytes + state.qmap.nbytes
+            else:
+                total += (12 * n + 4) // 2  # float32 moments and master
+    assert memory.states == total
+
+
+def test_8_bit_states_by_hand() -> None:
+    # A billion values in one tensor would be 2e9 codes and 2e9 / 256 scales of 4 bytes.
+    memory = small(optimizer="adamw8bit")
+    quantised = [n for n in memory.trained if n >= 4096]
+    rest = sum(memory.trained) - sum(quantised)
+    assert quantised == [64_000] + 2 * [4096, 4096, 8192, 8192, 8192]
+    tensors = len(memory.trained) - len(quantised)
+    assert memory.states == sum(2 * (n + n // 64 + 1024) for n in quantised) + 12 * rest + 4 * tensors
+
+
+def test_adapters_are_what_is_trained_and_stepped() -> None:
+    memory, whole = small(lora_rank=4), small()
+    # q 64x64, k and v 32x64, o 64x64, gate and up 128x64, down 64x128; rank 4 of in and out each, two layers
+    values = 2 * 4 * (128 + 96 + 96 + 128 + 192 + 192 + 192)
+    assert sum(memory.trained) == values
+    assert memory.weights == whole.weights + 4 * values, "adapters are float32"
+    assert memory.gradients == 4 * values
+    assert memory.states == 8 * values + 4 * 2 * 14
+    assert memory.layer_backward - whole.layer_backward == (
+        2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64) + 12 * 128 * 64 - 2 * 64_000
+    ), "the merged weights of a layer, the making of its largest; no gradient of the tied head"
+
+
+def test_the_reference_and_the_states_are_where_they_are_put() -> None:
+    here, away = small(reference="device"), small(reference="cpu", offload=True)
+    assert here.static == small().static + small().weights
+    assert away.static == away.weights + away.gradients
+    assert away.host == away.states + 3 * away.weights, "states, float32 gradients, the reference"
+    assert away.states == small().states
+    assert small(size=4, offload=True).states == small(size=4).states + small(size=4).weights, "masters over there"
+    assert small().host == 0
+    assert small(reference="cpu").phases["score"] == small().phases["score"] + small().weights
+
+
+# --- what lives for moments ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """So small a model is faster on one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize(("vocabulary", "tied"), [(500, True), (8000, False)])
+def test_the_peak_is_what_the_learner_really_holds(
+    one_thread: None, size: int, checkpointing: bool, vocabulary: int, tied: bool
+) -> None:
+    """With a small vocabulary the peak is in a layer, with a large one in the logits."""
+    chunk = 64
+    model = replace(small().model, intermediate=256, vocabulary=vocabulary, tied=tied)
+    memory = small(model=model, size=size, checkpointing=checkpointing, chunk=chunk, row=256)
+    policy = policy_of(memory)
+    ids = np.arange(memory.row, dtype=np.int32) % vocabulary
+    (row,) = pack_rows([ids], [np.arange(memory.row) > 0], memory.row)
+
+    def backward() -> None:
+        policy.logprobs(row, chunk=chunk, entropy=True).values.sum().backward()
+
+    backward()  # the gradients exist from here on
+    with LiveBytes() as live:
+        backward()
+    planned = max(memory.phases["head"], memory.phases["layers"]) - memory.static
+    assert 0.9 * planned <= live.peak <= 1.002 * planned
+
+
+def test_what_is_alive_is_counted_while_it_is() -> None:
+    with LiveBytes() as live:
+        a = torch.zeros(1000)
+        b = a.view(10, 100)
+        c = b + 1
+        del a, b
+        d = c * 2
+    assert (live.now, live.peak) == (8000, 8000)
+    del c, d
+    assert live.now == 0
+
+
+def test_a_longer_row_needs_more_and_the_longest_that_fits_is_found() -> None:
+    memory = small(row=512)
+    limit = memory.peak
+    best = longest_row(memory, limit)
+    assert best >= 512
+    assert replace(memory, row=best).peak <= limit < replace(memory, row=best + 1).peak
+    assert longest_row(memory, memory.static) == 0
+
+
+def test_without_checkpointing_all_layers_are_kept() -> None:
+    with_it, without = small(), small(checkpointing=False)
+    assert without.kept - with_it.kept == 512 * 2 * with_it.kept_per_layer
+    assert with_it.layer_backward - without.layer_backward == 512 * with_it.kept_per_layer
+
+
+# --- the shipped configuration ---------------------------------------------------------------------
+
+
+def test_the_learner_of_the_four_cards_takes_at_most_20_gib() -> None:
+    config = composed("cluster=4x3090", "model=qwen1.5b")
+    assert (config.agent.max_prompt_tokens, config.agent.max_response_tokens) == (1024, 8192)
+    memory = learner_memory(config)
+    assert memory.row >= 1024 + 8192
+    assert (memory.weights, memory.gradients) == (2 * 1_543_714_304,) * 2
+    assert memory.states == 3_137_518_132
+    assert memory.peak <= 20 * GIB
+    assert problems(config) == []
+
+
+@pytest.mark.parametrize("model", [m for m in PUBLISHED if m != "tiny"])
+@pytest.mark.parametrize("cluster", ["4x3090", "2x24gb", "1x24gb", "8xh100", "ray"])
+def test_every_shipped_model_fits_on_every_shipped_cluster(cluster: str, model: str) -> None:
+    assert refusal(composed(f"cluster={cluster}", f"model={model}")) is None
+
+
+def test_david_fits_on_the_four_cards() -> None:
+    assert refusal(composed("cluster=4x3090", "model=qwen1.5b", "experiment=david_grpo")) is None
+
+
+# --- engines ---------------------------------------------------------------------------------------
+
+
+def test_the_kv_cache_is_what_the_share_leaves() -> None:
+    config = box()
+    engine = engine_memory(config, usable_bytes(config.cluster))
+    assert engine.kv_per_token == 2 * 28 * 2 * 128 * 2 == 28_672
+    assert engine.share == int(0.9 * usable_bytes(config.cluster)) == engine.total
+    assert engine.weights + engine.activations + engine.overhead + engine.kv_cache == engine.share
+    assert engine.kv_tokens % 16 == 0
+    assert engine.full_episodes == engine.kv_tokens // 9216
+
+
+def test_an_engine_on_a_cpu_takes_what_it_holds() -> None:
+    engine = engine_memory(composed("cluster.engine.kv_cache_gib=3"), 0)
+    assert (engine.kv_cache, engine.total) == (3 * GIB, 3 * GIB + 4 * 460_160)
+
+
+# --- what does not fit -----------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_is_named_with_both_numbers_and_the_cure() -> None:
+    config = box(("algorithm.optimizer.kind", "adamw"))
+    assert refusal(box()) is None
+    assert refusal(config) == (
+        f"cluster=box model=m: the learner needs {learner_memory(config).peak / GIB:.1f} GiB at its peak (layers, rows "
+        "of 16384 tokens), and a card has 23.6 GiB; algorithm.optimizer.kind=adamw8bit makes it fit"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "cure"),
     [
-        ("bfloat16", "none", 2 + 2 + 8 + 4),  # weights, gradients, two float32 moments, float32 master
-        ("float32", "none", 4 + 4 + 8),
-        ("bfloat16", "k3", 2 + 2 + 8 + 4 + 2),  # and the reference
+        ([("algorithm.microbatch_tokens", 200_000)], "algorithm.microbatch_tokens="),
+        ([("algorithm.logits_chunk", 16_384)], "algorithm.logits_chunk=256"),
+        ([("algorithm.gradient_checkpointing", False), ("algorithm.microbatch_tokens", 9216)], "algorithm.gradient_ch"),
+        (
+            [("cluster.gpu_memory_gib", 16.0), ("algorithm.kl", "k2"), ("cluster.engine.max_num_seqs", 32)],
+            "algorithm.reference=cpu",
+        ),
+        ([("cluster.gpu_memory_gib", 10.0), ("algorithm.microbatch_tokens", 9216)], "model.lora_rank=16"),
+        ([("cluster.engine.gpu_memory_utilization", 0.2)], "cluster.engine.gpu_memory_utilization=0.92"),
     ],
 )
-def test_the_learners_memory_by_hand(dtype: str, kl: str, bytes_per_parameter: int) -> None:
-    learner = placements(config(dtype=dtype, kl=kl))[0]
-    assert learner.gib == pytest.approx(bytes_per_parameter * 1e9 / 2**30)
-    assert ("KL reference" in learner.parts) == (kl != "none")
+def test_the_cheapest_single_change_is_proposed(changes: list[tuple[str, Any]], cure: str) -> None:
+    config = box(*changes)
+    assert problems(config)
+    change = smallest_change(config)
+    assert change is not None
+    assert len(change) == 1
+    assert change[0].startswith(cure)
 
 
-def test_an_engine_on_a_gpu_takes_its_share_and_on_a_cpu_what_it_holds() -> None:
-    engine = EngineConfig(gpu_memory_utilization=0.5, kv_cache_gib=3)
-    assert placements(config({"engine": engine}))[1].gib == pytest.approx(12.0)
-    assert placements(config({**CPU, "engine": engine}))[1].gib == pytest.approx(3 + BILLION_TWO_BYTES)
+def test_a_proposed_microbatch_is_the_longest_that_fits() -> None:
+    config = box(("algorithm.microbatch_tokens", 200_000))
+    (change,) = smallest_change(config) or ()
+    tokens = int(change.partition("=")[2])
+    assert tokens % 256 == 0
+    assert not problems(changed(config, "algorithm.microbatch_tokens", tokens))
+    assert problems(changed(config, "algorithm.microbatch_tokens", tokens + 256))
+
+
+def test_where_one_change_is_not_enough_the_smallest_combination_is_proposed() -> None:
+    config = box(("algorithm.optimizer.kind", "adamw"), ("algorithm.microbatch_tokens", 200_000))
+    change = smallest_change(config)
+    assert change is not None
+    assert [c.partition("=")[0] for c in change] == ["algorithm.microbatch_tokens", "algorithm.optimizer.kind"]
+    for setting in change:
+        key, _, value = setting.partition("=")
+        config = changed(config, key, int(value) if value.isdigit() else value)
+    assert not problems(config)
+
+
+def test_where_nothing_helps_that_is_said() -> None:
+    config = box(("cluster.gpu_memory_gib", 2.0))
+    assert smallest_change(config) is None
+    assert advice(config).endswith("take a smaller model or a larger card")
+
+
+def test_learner_and_engine_that_take_turns_must_rest_side_by_side() -> None:
+    turns = (("cluster.rollout_workers", 1), ("cluster.take_turns", True))
+    config = box(*turns)
+    (problem,) = problems(config)
+    assert problem.startswith("the engine's share of 21.3 GiB and the learner at rest")
+    (change,) = smallest_change(config) or ()
+    assert change.startswith("cluster.engine.gpu_memory_utilization=0.")
+    share = float(change.partition("=")[2])
+    assert not problems(changed(config, "cluster.engine.gpu_memory_utilization", share))
+    assert problems(changed(config, "cluster.engine.gpu_memory_utilization", share + 0.01))
+
+
+def test_nothing_is_too_large_for_a_cpu() -> None:
+    assert problems(composed("algorithm.microbatch_tokens=1000000")) == []
+
+
+def test_an_unknown_card_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"cluster\.card=rtx309 is not known; did you mean 'rtx3090'"):
+        usable_bytes(ClusterConfig(device="cuda", card="rtx309"))
+
+
+def test_a_cards_memory_can_be_given() -> None:
+    cluster = ClusterConfig(device="cuda", gpu_memory_gib=16.0)
+    assert usable_bytes(cluster) == int(0.985 * 16 * GIB)
+    assert usable_bytes(replace(cluster, gpu_memory_gib=0.0)) == int(0.985 * CARDS["rtx3090"].gib * GIB)
+    assert usable_bytes(ClusterConfig()) == 0
+
+
+# --- the roofline ----------------------------------------------------------------------------------
+
+
+def test_the_learners_seconds_by_hand() -> None:
+    config = box(("agent.max_response_tokens", 4096))
+    assumed = Assumptions(response_share=0.5, action_share=0.25, learner_use=0.5)
+    learning = step(config, assumed).learning
+    model = architecture(config.model)
+    tokens = 16 * 4 * (1024 + 2048)
+    layers = 8 * tokens * model.layer_parameters + 4 * tokens * 2 * 28 * 1536 * 3072
+    head = 4 * 2 * (16 * 4 * 512) * 151_936 * 1536
+    memory = learner_memory(config)
+    update = (2 * memory.states + 2 * memory.weights + memory.gradients) / 936e9
+    assert learning.tokens == tokens
+    assert learning.seconds == pytest.approx((layers + head) / (0.5 * 71e12) + update)
+    assert learning.limit == "computing"
+
+
+def test_decoding_by_hand() -> None:
+    config = box(("agent.max_response_tokens", 4096), ("cluster.engine.max_num_seqs", 8))
+    assumed = Assumptions(response_share=0.5, action_share=0.25, decode_bandwidth=0.5, engine_step_s=0.0)
+    rollouts = step(config, assumed).rollouts
+    mine = math.ceil(24 * 4 / 3)
+    each = (2 * 1_543_714_304 + 8 * (1024 + 1024) * 28_672) / (0.5 * 936e9)
+    read = mine * 1536 + mine / 4 * 1024
+    prefill = read * 2 * architecture(config.model).layer_parameters / (0.45 * 71e12)
+    assert (rollouts.trajectories, rollouts.together) == (96, 8)
+    assert rollouts.seconds == pytest.approx(mine * 512 / 8 * each + prefill)
+    assert rollouts.limit == "reading weights with 8 sequences at once (cluster.engine.max_num_seqs)"
+
+
+def test_a_step_takes_the_longer_of_both_when_they_overlap() -> None:
+    together, apart = step(box(("pool.max_staleness", 1))), step(box())
+    learnt = apart.learning.seconds + apart.learning.publish_s
+    assert apart.seconds == apart.rollouts.seconds + learnt
+    assert together.seconds == max(together.rollouts.seconds, learnt) < apart.seconds
+    assert apart.limit.startswith("learner: computing")
+
+
+def test_recomputation_costs_a_third_and_adapters_save_no_time() -> None:
+    def seconds(*changes: tuple[str, Any]) -> float:
+        return step(box(*changes)).learning.seconds
+
+    assert 1.2 < seconds() / seconds(("algorithm.gradient_checkpointing", False)) < 1.34
+    assert 0.97 < seconds(("model.lora_rank", 16)) / seconds() < 1.0
+
+
+# --- the machine around the cards -------------------------------------------------------------------
+
+
+def test_the_object_store_holds_two_versions() -> None:
+    assert object_store_bytes(box()) == 5 * 1_543_714_304
+    assert object_store_bytes(box(("cluster.object_store_mib", 700))) == 700 * 2**20
+    assert object_store_bytes(composed()) == 512 * 2**20
+
+
+def test_what_stays_on_the_disk_is_counted() -> None:
+    config = box(("checkpoints", CheckpointConfig(every=20, keep=2)), ("algorithm.steps", 100))
+    one = 2 * 1_543_714_304 + 3_137_518_132
+    assert checkpoint_bytes(config) == one
+    assert output_bytes(config) == 3 * one + GIB // 4
+    assert output_bytes(changed(config, "checkpoints.keep", 0)) == 6 * one + GIB // 4
+    assert output_bytes(changed(config, "mode", "plan")) == GIB // 4
+
+
+def test_what_is_moved_to_the_cpu_is_counted_there() -> None:
+    away = box(("algorithm.optimizer", OptimizerConfig(offload=True)))
+    assert memory_bytes(away) - memory_bytes(box()) == 16 * 1_543_714_304 + 4 * 338
 
 
 @pytest.mark.parametrize(("heap", "gib"), [("512m", 0.5), ("2G", 2.0), ("262144k", 0.25), (str(2**30), 1.0)])
 def test_the_jvms_heap_in_every_spelling(heap: str, gib: float) -> None:
-    (retrieval,) = (p for p in placements(config(heap=heap)) if p.actor == "retrieval")
-    assert retrieval.gib == gib
+    assert heap_bytes(heap) == gib * GIB
 
 
-def test_what_does_not_fit_is_named_with_both_numbers() -> None:
-    assert problems(config()) == []
-    (problem,) = problems(config(parameters=1.7))
-    assert problem == "learner needs 25.3 GiB before activations, cluster.gpu_memory_gib is 24"
-    assert problems(config(CPU, parameters=1.7)) == []
-    assert f"does not fit: {problem}" in table(config(parameters=1.7))
+# --- the table -------------------------------------------------------------------------------------
 
 
-def test_the_table_has_a_line_per_actor_and_the_batch() -> None:
-    lines = table(config()).splitlines()
-    assert lines[0] == "cluster=box model=m (1 G parameters)"
-    assert [line.split()[0] for line in lines[1:7]] == [
-        *("learner", "rollout-0", "rollout-1", "rollout-2"),
-        *("retrieval", "pool"),
-    ]
-    assert "14.90 GiB" in lines[1]
-    assert lines[7].strip() == ("a batch: 24 queries x 4 trajectories, at most 16 groups trained; staleness at most 1")
-    assert len(lines) == 8
+def test_the_table_has_a_line_per_part_on_each_card() -> None:
+    text = table(box())
+    lines = text.splitlines()
+    assert lines[0] == ("cluster=box model=m: 1,543,714,304 parameters in bfloat16, 4 x rtx3090 with 23.64 GiB each")
+    titles = [line for line in lines if not line.startswith(" ")]
+    assert titles[1:4] == ["GPU 0: learner", "GPU 1 to 3: rollout-0 to rollout-2, each", "CPU: all actors"]
+    assert "  optimizer states            2.922 GiB    3,137,518,132 bytes  adamw8bit" in lines
+    assert any(line.startswith("  28,672 bytes of KV cache a token: ") for line in lines)
+    assert "a batch: 24 queries x 4 trajectories, at most 16 groups trained; staleness at most 0" in lines
+    assert "a projection that was never run" in text
+    assert "does not fit" not in text
 
 
-# --- the machine -----------------------------------------------------------------------------------
+def test_the_table_says_what_does_not_fit() -> None:
+    lines = table(box(("algorithm.optimizer.kind", "adamw"))).splitlines()
+    assert lines[-2].startswith("does not fit: the learner needs ")
+    assert lines[-1] == "smallest change: algorithm.optimizer.kind=adamw8bit makes it fit"
 
 
-@pytest.fixture
-def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Puts an ``nvidia-smi`` on the path that prints what it is given, and ends with a code."""
-
-    def install(output: str, code: int = 0) -> None:
-        program = tmp_path / "nvidia-smi"
-        program.write_text(f"#!/bin/sh\nprintf '{output}'\nexit {code}\n")
-        program.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-
-    return install
+def test_a_plan_without_a_gpu_has_no_times() -> None:
+    text = table(composed())
+    assert text.splitlines()[0] == "cluster=local model=tiny: 460,160 parameters in float32, no GPU"
+    assert "roofline" not in text
 
 
-@pytest.fixture
-def no_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-
-
-def test_the_gpus_are_what_the_driver_says(driver: Any) -> None:
-    driver("24576\\n81920\\n")
-    assert gpus() == [24.0, 80.0]
-
-
-@pytest.mark.parametrize(("output", "code"), [("", 0), ("No devices were found\\n", 6), ("NVIDIA-SMI has failed", 9)])
-def test_a_driver_without_gpus_has_none(driver: Any, output: str, code: int) -> None:
-    driver(output, code)
-    assert gpus() == []
-
-
-def test_a_machine_without_a_driver_has_none(no_driver: None) -> None:
-    assert gpus() == []
-
-
-def test_a_machine_that_lacks_the_gpus_is_refused_with_what_it_needs_and_has(no_driver: None) -> None:
-    with pytest.raises(UserError) as error:
-        check_machine(config())
-    assert str(error.value) == (
-        "cluster=box needs 4 CUDA GPUs of 24 GiB and this machine has none; add mode=plan to see the plan without "
-        "them, or use cluster=local"
-    )
-
-
-def test_gpus_that_are_too_small_or_too_few_are_no_help(driver: Any) -> None:
-    driver("24576\\n24576\\n24576\\n8192\\n")
-    with pytest.raises(UserError, match=r"needs 4 CUDA GPUs of 24 GiB and this machine has 4 of 24, 24, 24, 8 GiB"):
-        check_machine(config())
-
-
-def test_a_card_that_reports_a_little_less_than_its_name_says_will_do(driver: Any) -> None:
-    driver("24268\\n24268\\n24268\\n24268\\n")
-    check_machine(config())
-
-
-def test_a_cpu_or_a_cluster_elsewhere_needs_no_gpu_here(no_driver: None) -> None:
-    check_machine(config(CPU))
-    check_machine(config({"address": "ray://somewhere:10001"}))
+def test_engines_settings_are_checked_before_they_are_planned_with() -> None:
+    with pytest.raises(UserError, match="must lie in"):
+        EngineConfig(gpu_memory_utilization=1.5)
+    with pytest.raises(UserError, match=r"cluster\.take_turns=true shares one GPU"):
+        ClusterConfig(device="cuda", take_turns=True, rollout_workers=2)

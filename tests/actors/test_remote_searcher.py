@@ -198,7 +198,7 @@ def retrieval(local_ray: None, tmp_path: Path) -> Iterator[Callable[[str], Any]]
         config = RetrievalConfig(heap="128m", threads=1)
         actors.append(
             RetrievalActor.options(num_cpus=0, max_concurrency=100, runtime_env={"env_vars": env}).remote(
-                corpus, config, tmp_path / "cache", tmp_path / "logs"
+                corpus, config, tmp_path / "cache", tmp_path / "logs", "retrieval"
             )
         )
         return actors[-1]

@@ -77,6 +77,7 @@ def start(prepared: Prepared, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
             data=run.data,
             evidence_match=run.reward.evidence_match,
             device="cpu",
+            take_turns=False,
             threads=1,
             weight_channel="object_store",
             seed=0,

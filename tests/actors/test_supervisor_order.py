@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from actors import run_state, supervisor
+from actors.config import ClusterConfig
 from actors.learner import StepReport
 from actors.prepare import Prepared
 from actors.supervisor import Supervisor
@@ -71,6 +72,9 @@ class World:
         self.delivered: int | None = None
         self.released = 0
         self.closed = False
+        self.asleep = False
+        self.turns = False
+        """Learner and engines share a card."""
         self.serving: Any = None
         """The pool that the workers play for."""
         self.parts: dict[str, Any] = {}
@@ -92,6 +96,7 @@ class FakeLearner(Remote):
 
     def warm_start(self, key: str) -> dict[str, Any]:
         assert key == "the key"
+        assert self._world.asleep == self._world.turns
         self._world.happens("warm start")
         return {"steps": 5, "cached": False, "seconds": 1.0, "loss": 0.5}
 
@@ -105,6 +110,7 @@ class FakeLearner(Remote):
         assert pool is world.parts["seeding pool"]
         assert world.serving is pool, "a batch that nobody plays"
         assert world.delivered == world.published, "a step while workers hold old weights"
+        assert world.asleep == world.turns
         pool.taken += 1
         world.happens(f"seed {pool.taken}")
         world.published += 1
@@ -118,8 +124,15 @@ class FakeLearner(Remote):
         self._world.happens(f"begin {self._step}")
         return SimpleNamespace(version=self._world.published)
 
+    def take(self, pool: Any) -> int:
+        assert self._world.serving is pool, "a batch that nobody plays"
+        assert not self._world.asleep, "a batch that nobody plays"
+        self._world.happens("take")
+        return self._step
+
     def step(self, pool: Any) -> StepReport:
         world = self._world
+        assert world.asleep == world.turns
         assert pool is world.parts["pool"]
         assert world.serving is pool, "a batch that nobody plays"
         assert not world.closed, "a batch of a closed pool"
@@ -232,7 +245,7 @@ class FakeTopology:
         return part
 
     def retrieval(self) -> Any:
-        return self._part("retrieval", FakeRetrieval(self.world))
+        return {"": self._part("retrieval", FakeRetrieval(self.world))}
 
     def learner(self) -> Any:
         return self._part("learner", FakeLearner(self.world))
@@ -256,7 +269,19 @@ class FakeCrew:
         assert actor in ("learner", "pool", "seeding-pool", "retrieval")
         return value
 
+    def sleep(self) -> None:
+        assert self.world.turns
+        assert not self.world.asleep
+        self.world.asleep = True
+        self.world.happens("sleep")
+
+    def wake(self) -> None:
+        assert self.world.asleep
+        self.world.asleep = False
+        self.world.happens("wake")
+
     def deliver(self, published: Any) -> float:
+        assert not self.world.asleep, "weights for engines that sleep"
         assert published.version == self.world.published, "not the newest version"
         self.world.delivered = published.version
         self.world.happens(f"deliver {published.version}")
@@ -306,14 +331,18 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
         seeding: int = 0,
         resume: Path | None = None,
         folder: str = "run",
+        turns: bool = False,
     ) -> tuple[Supervisor, dict[str, Any]]:
         run_dir = tmp_path / folder
+        world.turns = turns
         monkeypatch.setattr(supervisor, "Topology", lambda *_: FakeTopology(world, run_dir))
         monkeypatch.setattr(supervisor, "Crew", lambda *_, **__: FakeCrew(world))
+        monkeypatch.setattr(supervisor, "get", lambda value, actor, log_dir: value)
         monkeypatch.setattr(supervisor, "RayMetrics", lambda: SimpleNamespace(set=lambda row: None))
         config = RunConfig(
             pool=Epoch(),
             group=GroupConfig(strategy="continuation"),
+            cluster=ClusterConfig(device="cuda" if turns else "cpu", take_turns=turns),
             algorithm=AlgorithmConfig(
                 steps=steps,
                 rollout_budget=budget,
@@ -404,6 +433,28 @@ def test_a_step_that_learnt_nothing_delivers_nothing_and_releases_its_batch(play
     rows = read(driver.metrics.path, "step")
     assert [row["version"] for row in rows] == [1, 1, 2]
     assert [row["weights/publish_s"] for row in rows] == [0.75, 0.25, 0.75]
+
+
+def test_on_a_shared_card_the_engines_sleep_while_the_learner_works(play: Play) -> None:
+    world = World(barren=(1,))
+    play(world, 2, warm_start=5, seeding=1, turns=True)
+    assert world.events == [
+        *("sleep", "warm start", "wake", "begin seeding", "deliver 0", "serve the seeding"),
+        *("take", "sleep", "seed 1", "wake", "deliver 1", "close seeding", "release seed 1", "rest"),
+        *("begin 0", "deliver 1", "evaluate version 1", "serve"),
+        *("take", "sleep", "step 1", "wake", "deliver 2", "release 1"),
+        *(
+            "take",
+            "sleep",
+            "step 2",
+            "wake",
+            "evaluate version 2",
+            "close",
+            "release 2 with state",
+            "save 2",
+            "dismiss",
+        ),
+    ]
 
 
 def test_the_checkpoint_holds_the_state_that_the_release_gave(play: Play) -> None:

@@ -14,7 +14,7 @@ from agent.errors import UserError
 from retrieval_service import jvm
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.lru import Lru
-from retrieval_service.stats import LATENCY_WINDOW, Meter, percentile
+from retrieval_service.stats import LATENCY_WINDOW, Meter, Stats, merged, percentile
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,3 +155,24 @@ def test_importing_starts_nothing_and_pulls_in_nothing_heavy() -> None:
         "sys.exit(f'imported {heavy}' if heavy else 0)\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def test_the_statistics_of_several_services_are_added_up() -> None:
+    parts = [
+        Stats(
+            queries=n,
+            cache_hits=1,
+            shared=2,
+            batches=3,
+            failures=4,
+            timeouts=5,
+            qps=0.5 * n,
+            p50_s=1 / n,
+            p99_s=2.0 * n,
+        )
+        for n in (1, 2)
+    ]
+    assert merged(parts) == Stats(
+        queries=3, cache_hits=2, shared=4, batches=6, failures=8, timeouts=10, qps=1.5, p50_s=1.0, p99_s=4.0
+    )
+    assert merged(parts[:1]) == parts[0]

@@ -1,0 +1,193 @@
+"""The check before a start: what this machine has, against what the configuration needs.
+
+``snapshot`` looks, ``missing`` compares, ``check_machine`` refuses. Needs neither Ray nor torch; well under a second.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from actors.plan.cards import GIB, nominal_gib, usable_bytes
+from actors.plan.engine import engine_memory
+from actors.plan.host import DISK_MARGIN, memory_bytes, object_store_bytes, output_bytes
+from actors.plan.learner import learner_memory
+from agent.errors import UserError
+from conf.schema import RunConfig
+
+OLDEST_DRIVER = 580
+"""CUDA 13, which the pinned torch and vLLM are built for, needs this one."""
+NEARLY = 0.95
+"""A card reports a little less than its name says: 24,268 MiB on some RTX 3090."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gpu:
+    """One NVIDIA GPU, in GiB."""
+
+    total: float
+    used: float = 0.0
+    """By whatever runs on it now."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Disk:
+    """The file system that a folder is on, or would be."""
+
+    device: int
+    """Folders with the same number share it."""
+    free: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """What was found on a machine at one moment."""
+
+    gpus: tuple[Gpu, ...]
+    driver: str | None
+    """Version of the NVIDIA driver; None without one."""
+    memory: int
+    """Bytes of CPU memory that are available."""
+    shared_memory: int | None
+    """Free bytes of /dev/shm; None where there is none."""
+    disks: Mapping[str, Disk]
+    """``outputs``, ``cache`` and ``ray``."""
+    ray_folder: str
+    """Where Ray keeps its sessions."""
+
+
+def check_machine(config: RunConfig) -> None:
+    """Raises ``UserError`` with a line for each thing that this machine lacks for ``config``."""
+    if found := list(missing(config, snapshot(config))):
+        raise UserError("\n".join(found))
+
+
+def missing(config: RunConfig, machine: Machine) -> Iterator[str]:
+    """What ``machine`` lacks: what is needed, what is there, and how to mend it.
+
+    On an existing Ray cluster only this machine's disks count; Ray knows the GPUs (``actors/placement.py``).
+    """
+    if config.cluster.address is None:
+        if config.cluster.device == "cuda":
+            yield from _gpus(config, machine)
+            yield from _shared_memory(config, machine)
+        yield from _memory(config, machine)
+    yield from _disks(config, machine)
+
+
+def _gpus(config: RunConfig, machine: Machine) -> Iterator[str]:
+    cluster = config.cluster
+    gib = nominal_gib(cluster)
+    have = [gpu.total for gpu in machine.gpus]
+    large = [gpu for gpu in machine.gpus if gpu.total >= NEARLY * gib]
+    if len(large) < cluster.gpus:
+        found = f"{len(have)} of {', '.join(f'{g:.0f}' for g in have)} GiB" if have else "none"
+        yield (
+            f"cluster={cluster.name} needs {cluster.gpus} CUDA GPUs of {gib:g} GiB and this machine has {found}; "
+            "add mode=plan to see the plan without them, or use cluster=local"
+        )
+        return
+    limit = usable_bytes(cluster)
+    need = max(learner_memory(config).peak, engine_memory(config, limit).share) / GIB
+    free = sorted((gpu.total - gpu.used for gpu in large), reverse=True)[cluster.gpus - 1]
+    if free < need:
+        yield (
+            f"cluster={cluster.name} needs {need:.1f} GiB free on each of {cluster.gpus} GPUs and one has {free:.1f}; "
+            "end what runs on it (nvidia-smi shows it)"
+        )
+    if machine.driver is None or int(machine.driver.split(".")[0]) < OLDEST_DRIVER:
+        yield (
+            f"CUDA 13 needs an NVIDIA driver of version {OLDEST_DRIVER} or newer and this machine has "
+            f"{machine.driver or 'none'}; install a newer one"
+        )
+
+
+def _shared_memory(config: RunConfig, machine: Machine) -> Iterator[str]:
+    need = object_store_bytes(config)
+    have = machine.shared_memory
+    if have is None or have < need:
+        yield (
+            f"Ray's object store needs {need / GIB:.1f} GiB of /dev/shm and {(have or 0) / GIB:.1f} are free; run "
+            f"`mount -o remount,size={-(-need // GIB) + 1}G /dev/shm`, or start the container with "
+            f"--shm-size={-(-need // GIB) + 1}g"
+        )
+
+
+def _memory(config: RunConfig, machine: Machine) -> Iterator[str]:
+    need = memory_bytes(config)
+    if machine.memory < need:
+        yield (
+            f"cluster={config.cluster.name} model={config.model.name} needs {need / GIB:.1f} GiB of CPU memory and "
+            f"{machine.memory / GIB:.1f} are available; end other programs, or use fewer cluster.rollout_workers or a "
+            "smaller retrieval.heap"
+        )
+
+
+def _disks(config: RunConfig, machine: Machine) -> Iterator[str]:
+    """A line for each file system that is too small for all that goes there."""
+    need = {"outputs": output_bytes(config), "cache": DISK_MARGIN, "ray": DISK_MARGIN}
+    folders = {"outputs": config.output_dir, "cache": str(config.cache), "ray": machine.ray_folder}
+    mend = {"outputs": "output_dir or a smaller checkpoints.keep", "cache": "cache_dir", "ray": "RAY_TMPDIR"}
+    sharing: dict[int, list[str]] = defaultdict(list)
+    for name in need:
+        sharing[machine.disks[name].device].append(name)
+    for names in sharing.values():
+        wanted, free = sum(need[n] for n in names), machine.disks[names[0]].free
+        if free < wanted:
+            yield (
+                f"{' and '.join(folders[n] for n in names)} need {wanted / GIB:.1f} GiB of disk and {free / GIB:.1f} "
+                f"are free; make room, or set {' or '.join(mend[n] for n in names)}"
+            )
+
+
+# --- looking ---------------------------------------------------------------------------------------
+
+
+def snapshot(config: RunConfig) -> Machine:
+    """This machine, now."""
+    import psutil
+
+    ray_folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    cards, driver = gpus() if config.cluster.device == "cuda" else ((), None)
+    shared = Path("/dev/shm")
+    return Machine(
+        gpus=cards,
+        driver=driver,
+        memory=psutil.virtual_memory().available,
+        shared_memory=shutil.disk_usage(shared).free if shared.is_dir() else None,
+        disks={
+            "outputs": _disk(Path(config.output_dir)),
+            "cache": _disk(config.cache),
+            "ray": _disk(Path(ray_folder)),
+        },
+        ray_folder=ray_folder,
+    )
+
+
+def gpus() -> tuple[tuple[Gpu, ...], str | None]:
+    """Each NVIDIA GPU and the driver's version, as the driver reports them; nothing without a driver."""
+    if shutil.which("nvidia-smi") is None:
+        return (), None
+    query = ["nvidia-smi", "--query-gpu=memory.total,memory.used,driver_version", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=8, check=True).stdout
+    except (subprocess.SubprocessError, OSError):
+        return (), None
+    rows = [line.split(", ") for line in answer.splitlines() if line.count(", ") == 2]
+    found = tuple(Gpu(total=float(total) / 1024, used=float(used) / 1024) for total, used, _ in rows)
+    return found, rows[0][2].strip() if rows else None
+
+
+def _disk(folder: Path) -> Disk:
+    """Of the nearest folder above that exists."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return Disk(device=os.stat(folder).st_dev, free=shutil.disk_usage(folder).free)

@@ -1,0 +1,182 @@
+"""What of a configuration doesn't fit on its cards, and the smallest change that makes it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations, permutations
+from typing import Any
+
+from actors.plan.cards import GIB, usable_bytes
+from actors.plan.engine import engine_memory
+from actors.plan.learner import RESERVE, learner_memory, longest_episode, longest_row, needs_reference
+from conf.schema import RunConfig
+from learner.config import OptimizerConfig
+
+ROUND = 256
+"""A microbatch is proposed in multiples of this many tokens."""
+MOST_CHANGES = 4
+"""Largest combination of changes that is looked for."""
+
+
+def problems(config: RunConfig) -> list[str]:
+    """One line for each thing that is too large for its card; none on a CPU."""
+    limit = usable_bytes(config.cluster)
+    if not limit:
+        return []
+    learner, engine = learner_memory(config), engine_memory(config, limit)
+    found = []
+    peak = learner.peak + (engine.asleep if config.cluster.take_turns else 0)
+    if peak > limit:
+        beside = " beside a sleeping engine" if config.cluster.take_turns else ""
+        found.append(
+            f"the learner needs {_gib(peak)} at its peak ({learner.peak_phase}, rows of {learner.row} tokens){beside}, "
+            f"and a card has {_gib(limit)}"
+        )
+    if config.cluster.take_turns and learner.at_rest + RESERVE + engine.share > limit:
+        found.append(
+            f"the engine's share of {_gib(engine.share)} and the learner at rest ({_gib(learner.at_rest)}, and "
+            f"{_gib(RESERVE)} in reserve) are more than the card's {_gib(limit)}"
+        )
+    if engine.full_episodes < 1:
+        found.append(
+            f"an engine's KV cache of {_gib(max(0, engine.kv_cache))} holds {engine.kv_tokens} tokens, less than one "
+            f"episode of {engine.episode}"
+        )
+    return found
+
+
+def refusal(config: RunConfig) -> str | None:
+    """Why ``config`` can't run on its cards and what would make it, in one line; None if it can."""
+    found = problems(config)
+    return f"cluster={config.cluster.name} model={config.model.name}: {found[0]}; {advice(config)}" if found else None
+
+
+def advice(config: RunConfig) -> str:
+    """The smallest change that makes a configuration with ``problems`` fit, as one would type it."""
+    change = smallest_change(config)
+    if change is None:
+        return "no change of the learner's or the engine's settings makes it fit: take a smaller model or a larger card"
+    return f"{' '.join(change)} makes it fit"
+
+
+@dataclass(frozen=True, slots=True)
+class _Knob:
+    """One setting that saves memory. ``value`` gives what to set it to, None where that would save nothing."""
+
+    key: str
+    value: Callable[[RunConfig], Any]
+
+
+def _when(wanted: bool, value: Any) -> Any:
+    return value if wanted else None
+
+
+def _chunk(config: RunConfig) -> int | None:
+    return _when(config.algorithm.logits_chunk > 256, 256)
+
+
+def _microbatch(config: RunConfig) -> int | None:
+    """The longest row that fits, if it is shorter than now and an episode fits into it."""
+    limit = usable_bytes(config.cluster)
+    if config.cluster.take_turns:
+        limit -= engine_memory(config, limit).asleep
+    most = longest_row(learner_memory(config), limit)
+    most -= most % ROUND if most - most % ROUND >= longest_episode(config) else 0
+    return _when(longest_episode(config) <= most < config.algorithm.microbatch_tokens, most)
+
+
+def _share(config: RunConfig) -> float | None:
+    """vLLM's share: as much as there is beside a learner at rest, or as much as it can take of a card of its own."""
+    limit, now = usable_bytes(config.cluster), config.cluster.engine.gpu_memory_utilization
+    if not config.cluster.take_turns:
+        return _when(now < 0.92, 0.92)
+    best = int((limit - learner_memory(config).at_rest - RESERVE) / limit * 100) / 100
+    return _when(0 < best != now, best)
+
+
+def _sequences(config: RunConfig) -> int | None:
+    return _when(config.cluster.engine.max_num_seqs > 64, 64)
+
+
+def _offload(config: RunConfig) -> OptimizerConfig | None:
+    """Float32 states in CPU memory; what has no float32 states can't have them there."""
+    optimizer = config.algorithm.optimizer
+    return _when(not optimizer.offload, replace(optimizer, kind="adamw", offload=True))
+
+
+def _response(tokens: int) -> Callable[[RunConfig], int | None]:
+    return lambda config: _when(config.agent.max_response_tokens > tokens, tokens)
+
+
+# In the order of their price: nothing, a little time, more time, precision, much time, another method, shorter answers.
+# Those whose value depends on the others come after all of them when they are applied together.
+KNOBS = (
+    _Knob("algorithm.microbatch_tokens", _microbatch),
+    _Knob("algorithm.logits_chunk", _chunk),
+    _Knob("cluster.engine.gpu_memory_utilization", _share),
+    _Knob("cluster.engine.max_num_seqs", _sequences),
+    _Knob("algorithm.gradient_checkpointing", lambda c: _when(not c.algorithm.gradient_checkpointing, True)),
+    _Knob("algorithm.reference", lambda c: _when(needs_reference(c) and c.algorithm.reference == "device", "cpu")),
+    _Knob("algorithm.optimizer.kind", lambda c: _when(c.algorithm.optimizer.kind == "adamw", "adamw8bit")),
+    _Knob("algorithm.optimizer", _offload),
+    _Knob("model.lora_rank", lambda c: _when(c.model.lora_rank == 0, 16)),
+    _Knob("agent.max_response_tokens", _response(4096)),
+    _Knob("agent.max_response_tokens", _response(2048)),
+    _Knob("agent.max_response_tokens", _response(1024)),
+)
+DEPENDENT = ("cluster.engine.gpu_memory_utilization", "algorithm.microbatch_tokens")
+
+
+def smallest_change(config: RunConfig) -> tuple[str, ...] | None:
+    """The fewest settings that make ``config`` fit, the cheapest of those, as ``key=value``; None if none do."""
+    usable = [knob for knob in KNOBS if knob.key in DEPENDENT or knob.value(config) is not None]
+    for count in range(1, MOST_CHANGES + 1):
+        for chosen in combinations(usable, count):
+            if (change := _change(config, chosen)) is not None:
+                return change
+    return None
+
+
+def _change(config: RunConfig, knobs: tuple[_Knob, ...]) -> tuple[str, ...] | None:
+    """These settings together as ``key=value``, or None if one of them is no use or it still doesn't fit."""
+    keys = [knob.key for knob in knobs]
+    if any(a == b or b.startswith(f"{a}.") for a, b in permutations(keys, 2)):
+        return None  # one would undo the other
+    written = {}
+    for knob in sorted(knobs, key=lambda knob: DEPENDENT.index(knob.key) if knob.key in DEPENDENT else -1):
+        value = knob.value(config)
+        if value is None:
+            return None
+        config = changed(config, knob.key, value)
+        written[knob.key] = _written(knob.key, value)
+    return tuple(written[knob.key] for knob in knobs) if not problems(config) else None
+
+
+def changed(config: Any, key: str, value: Any) -> Any:
+    """A copy of a dataclass with the setting at the dotted ``key`` set to ``value``."""
+    name, _, rest = key.partition(".")
+    return replace(config, **{name: changed(getattr(config, name), rest, value) if rest else value})
+
+
+def changes(config: RunConfig) -> Iterator[tuple[str, int]]:
+    """Each single setting that saves the learner memory, as ``key=value``, and the bytes of its peak that it saves."""
+    now = learner_memory(config).peak
+    for knob in KNOBS:
+        value = knob.value(config)
+        if value is None or knob.key.startswith(("cluster.", "agent.")):
+            continue
+        saved = now - learner_memory(changed(config, knob.key, value)).peak
+        if saved > 0:
+            yield _written(knob.key, value), saved
+
+
+def _written(key: str, value: Any) -> str:
+    """As one would type it."""
+    if isinstance(value, OptimizerConfig):
+        return f"{key}.kind={value.kind} {key}.offload=true"
+    return f"{key}={str(value).lower()}"
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.1f} GiB"

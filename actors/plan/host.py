@@ -1,0 +1,65 @@
+"""What a run needs of the machine around its cards: CPU memory, shared memory, disk."""
+
+from __future__ import annotations
+
+from actors.plan.architecture import BYTES, architecture
+from actors.plan.cards import GIB, usable_bytes
+from actors.plan.engine import engine_memory
+from actors.plan.learner import learner_memory
+from conf.schema import RunConfig
+
+MIB = 2**20
+SMALLEST_STORE = 512 * MIB
+PROCESS = int(0.5 * GIB)
+"""Of a Python process with torch, whatever it holds."""
+CUDA_PROCESS = int(2.5 * GIB)
+"""The same with CUDA's libraries and pinned buffers."""
+DISK_MARGIN = GIB // 4
+"""Logs, metrics, trajectories, Ray's session files."""
+
+
+def weight_bytes(config: RunConfig) -> int:
+    """One version of the policy, as it is published."""
+    return architecture(config.model).parameters * BYTES[config.model.dtype]
+
+
+def object_store_bytes(config: RunConfig) -> int:
+    """Size of Ray's object store: as configured, or room for two versions of the weights and a half for groups."""
+    if config.cluster.object_store_mib:
+        return config.cluster.object_store_mib * MIB
+    return max(SMALLEST_STORE, weight_bytes(config) * 5 // 2)
+
+
+def memory_bytes(config: RunConfig) -> int:
+    """CPU memory of all actors on this machine, the object store included."""
+    cluster = config.cluster
+    learner, engine = learner_memory(config), engine_memory(config, usable_bytes(cluster))
+    copies = 2 * weight_bytes(config)  # the learner's, and the buffer that they are packed into
+    shared = object_store_bytes(config) + heap_bytes(config.retrieval.heap) + copies + 3 * PROCESS
+    if cluster.device == "cuda":
+        asleep = engine.weights if cluster.take_turns else 0
+        return shared + learner.host + (1 + cluster.rollout_workers) * CUDA_PROCESS + asleep
+    return shared + learner.static + cluster.rollout_workers * (engine.total + PROCESS) + PROCESS
+
+
+def checkpoint_bytes(config: RunConfig) -> int:
+    """One checkpoint: weights, optimizer states, the KL reference."""
+    learner = learner_memory(config)
+    return learner.weights + learner.states + learner.reference_weights
+
+
+def output_bytes(config: RunConfig) -> int:
+    """The run's folder: the checkpoints that stay, one that is being written, and what is small."""
+    if config.mode != "train":
+        return DISK_MARGIN
+    kept = config.checkpoints.keep
+    if not kept and config.checkpoints.every:
+        kept = config.algorithm.steps // config.checkpoints.every
+    return (max(1, kept) + 1) * checkpoint_bytes(config) + DISK_MARGIN
+
+
+def heap_bytes(heap: str) -> int:
+    """The JVM's -Xmx in bytes."""
+    units = {"k": 2**10, "m": 2**20, "g": 2**30}
+    unit = units.get(heap[-1].lower())  # none: bytes
+    return int(heap[:-1]) * unit if unit else int(heap)

@@ -1,0 +1,291 @@
+"""The learner's memory, to the byte where it is static, and at its peak.
+
+A step passes through phases, and the peak is the largest of them on top of what always stays:
+
+    stays:    CUDA context, reserve, weights, optimizer states, the KL reference, (from the first microbatch) gradients
+    score     no gradients yet: the reference (brought here with algorithm.reference=cpu), one layer, a logits chunk
+    head      each layer's input, a logits chunk forward; then backward with the head's gradient
+    layers    each layer's input, one layer made again with all that its backward keeps, and what that makes
+    update    the optimizer's temporaries; no activations
+
+The activations are those of transformers' eager Qwen2, Qwen3 and Llama with variable-length attention, and of
+``learner/logprobs.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from actors.plan.architecture import BYTES, Architecture, architecture
+from actors.plan.cards import GIB
+from conf.schema import RunConfig
+
+CONTEXT = int(0.5 * GIB)
+"""CUDA context, loaded kernels and cuBLAS workspaces of one process."""
+RESERVE = int(1.0 * GIB)
+"""Left for what the allocator can't use of what it holds, and for what is forgotten here."""
+
+BLOCK = 256
+"""Values that share a scale in 8-bit optimizer states (torchao)."""
+SMALLEST_QUANTISED = 4096
+"""Tensors of fewer values, or not a multiple of ``BLOCK``, have float32 moments and masters as without 8 bits."""
+CODEBOOK = 256 * 4
+"""Bytes of the table of 8-bit values that each quantised moment carries (torchao)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerMemory:
+    """What the learner needs, in bytes. ``row`` is the longest packed row (a microbatch) in tokens."""
+
+    model: Architecture
+    size: int
+    """Bytes of a weight."""
+    row: int
+    chunk: int
+    """Most tokens whose logits exist at once."""
+    optimizer: str
+    offload: bool
+    reference: str
+    """``none``, ``device`` or ``cpu``."""
+    checkpointing: bool
+    lora_rank: int
+    on_gpu: bool = True
+
+    # --- what stays ------------------------------------------------------------------------------
+
+    @property
+    def context(self) -> int:
+        return CONTEXT if self.on_gpu else 0
+
+    @property
+    def reserve(self) -> int:
+        return RESERVE if self.on_gpu else 0
+
+    @cached_property
+    def trained(self) -> tuple[int, ...]:
+        """Number of values in each trained tensor."""
+        return self.model.adapters(self.lora_rank) if self.lora_rank else self.model.counts
+
+    @property
+    def trained_size(self) -> int:
+        """Bytes of a trained value: adapters are float32."""
+        return 4 if self.lora_rank else self.size
+
+    @property
+    def weights(self) -> int:
+        adapters = 4 * sum(self.trained) if self.lora_rank else 0
+        return self.model.parameters * self.size + adapters
+
+    @property
+    def gradients(self) -> int:
+        return sum(self.trained) * self.trained_size
+
+    @cached_property
+    def states(self) -> int:
+        """The optimizer's, wherever they are: moments, scales and tables, masters."""
+        # Two float32 moments, a float32 master beside each weight that is narrower or elsewhere, torch's step count.
+        each = 8 + (4 if self.trained_size < 4 or self.offload else 0)
+        coarse = self.optimizer == "adamw8bit"
+        return sum(2 * _moment8(n) if coarse and quantised(n) else each * n + 4 for n in self.trained)
+
+    @property
+    def states_here(self) -> int:
+        return 0 if self.offload else self.states
+
+    @property
+    def reference_weights(self) -> int:
+        return 0 if self.reference == "none" else self.model.parameters * self.size
+
+    @property
+    def reference_here(self) -> int:
+        return self.reference_weights if self.reference == "device" else 0
+
+    @property
+    def static(self) -> int:
+        """Weights, gradients, states and reference on this device."""
+        return self.weights + self.gradients + self.states_here + self.reference_here
+
+    @property
+    def at_rest(self) -> int:
+        """Between two steps, with the allocator's cache emptied: no gradients, no activations."""
+        return self.context + self.static - self.gradients
+
+    @property
+    def host(self) -> int:
+        """Bytes of CPU memory: states and reference that were moved there, and float32 gradients for those states."""
+        moved = self.states + 4 * sum(self.trained) if self.offload else 0
+        return moved + (self.reference_weights if self.reference == "cpu" else 0)
+
+    # --- activations -----------------------------------------------------------------------------
+
+    @property
+    def _norm(self) -> int:
+        """Bytes per token that an RMSNorm of the residual stream keeps: its input in float32 and the factor, what is
+        multiplied with its weight, and its result."""
+        d, b = self.model.hidden, self.size
+        return 4 * d + 4 + 2 * b * d
+
+    @property
+    def kept_per_layer(self) -> int:
+        """Bytes per token that a layer's backward needs of its forward."""
+        m, b = self.model, self.size
+        attention = b * (2 * m.query + 2 * m.key) + 4 * m.heads  # q, k, v, result; the softmax's normaliser
+        if m.family == "qwen3":
+            attention += (4 + b) * (m.query + m.key) + 4 * (m.heads + m.kv_heads)  # norms of q and k
+        feed_forward = 4 * b * m.intermediate  # gate, silu(gate), up, their product
+        return 2 * self._norm + attention + feed_forward
+
+    @property
+    def inputs(self) -> int:
+        """Bytes of all layers' inputs, of the rotary tables and of the ids."""
+        m, b = self.model, self.size
+        return self.row * (m.layers * m.hidden * b + 2 * m.head_dim * b + 16)
+
+    @property
+    def kept(self) -> int:
+        """Bytes between forward and backward: the layers' inputs, and without checkpointing all the rest."""
+        whole = self.row * self.kept_per_layer + self.merged_layer
+        return self.inputs + (0 if self.checkpointing else self.model.layers * whole)
+
+    @property
+    def merged_layer(self) -> int:
+        """A layer's weights with its adapters added (``learner/lora.py``), which its backward keeps."""
+        return self.size * self.model.layer_parameters // self.model.layers if self.lora_rank else 0
+
+    @property
+    def merging(self) -> int:
+        """Three float32 arrays of the largest matrix: the product of its adapters, scaled, and added to it."""
+        return 12 * max(out * into for out, into in self.model.matrices.values()) if self.lora_rank else 0
+
+    @property
+    def last_norm(self) -> int:
+        """Bytes that the norm before the head keeps; gone when the layers' backward begins."""
+        return self.row * self._norm
+
+    @property
+    def _logits(self) -> int:
+        """(chunk, V) entries."""
+        return min(self.chunk, self.row) * self.model.vocabulary
+
+    @property
+    def _narrow(self) -> int:
+        """Bytes of a value in the weights' type beside a float32 one of it; 0 where that is the same."""
+        return self.size if self.size < 4 else 0
+
+    @property
+    def logits_forward(self) -> int:
+        """The last chunk's float32 logits and their exponentials, while this one's logits are made."""
+        chunk = (8 + 4 + self._narrow) * self._logits
+        return chunk + min(self.chunk, self.row) * self.model.hidden * self.size
+
+    @property
+    def logits_backward(self) -> int:
+        """The last chunk's gradient while this one's is made, or its product with the hidden states; the head's
+        gradient, summed in float32; the hidden states'."""
+        head = 0 if self.lora_rank else self.model.head_parameters
+        last = self._narrow or 4
+        making = (last + self._narrow + 4) * self._logits + 4 * head
+        adding = last * self._logits + (4 + self._narrow) * head
+        return max(making, adding) + (self.row + min(self.chunk, self.row)) * self.model.hidden * self.size
+
+    @property
+    def layer_backward(self) -> int:
+        """One layer made again, and the gradients in its feed-forward part, where they are widest."""
+        m, b = self.model, self.size
+        again = self.row * self.kept_per_layer + self.merged_layer if self.checkpointing else 0
+        # Gradients of silu(gate), up and the product while the product itself is gone; four of the residual stream.
+        gradients = self.row * b * (2 * m.intermediate + 4 * m.hidden)
+        # A tied head's gradient waits for the embedding's.
+        waiting = m.head_parameters * b if m.tied and not self.lora_rank else 0
+        return again + gradients + waiting + self.merging
+
+    @property
+    def forward_without_gradients(self) -> int:
+        """One layer's widest moment (silu(gate), up, product, two residuals) or the logits after it."""
+        m, b = self.model, self.size
+        layer = self.row * b * (3 * m.intermediate + 4 * m.hidden)
+        return max(layer + self.merging, self.last_norm + self.logits_forward)
+
+    @property
+    def update(self) -> int:
+        """Temporaries of an optimizer step."""
+        if self.offload:
+            return 0
+        if self.optimizer == "adamw8bit":
+            return 16 * max(self.trained)  # float32 weight, gradient and moments of one tensor, as if nothing is fused
+        # The float32 masters have gradients of their own; each takes the place of the weight's, one after the other.
+        narrow = self.trained_size
+        return (4 - narrow) * sum(self.trained) + narrow * max(self.trained) if narrow < 4 else 0
+
+    # --- the peak --------------------------------------------------------------------------------
+
+    @cached_property
+    def phases(self) -> dict[str, int]:
+        """Bytes on the device in each phase of a step."""
+        base = self.context + self.reserve
+        fetched = self.reference_weights if self.reference == "cpu" else 0
+        kept = base + self.static + self.kept
+        return {
+            "score": base + self.static - self.gradients + fetched + self.forward_without_gradients,
+            "head": kept + self.last_norm + max(self.logits_forward, self.logits_backward),
+            "layers": kept + self.layer_backward,
+            "update": base + self.static + self.update,
+        }
+
+    @property
+    def peak(self) -> int:
+        return max(self.phases.values())
+
+    @property
+    def peak_phase(self) -> str:
+        return max(self.phases, key=lambda phase: self.phases[phase])
+
+
+def quantised(values: int) -> bool:
+    """Whether a tensor of so many values has 8-bit moments."""
+    return values >= SMALLEST_QUANTISED and values % BLOCK == 0
+
+
+def _moment8(values: int) -> int:
+    return values + 4 * (values // BLOCK) + CODEBOOK
+
+
+def longest_episode(config: RunConfig) -> int:
+    """Tokens of the longest trajectory, prompt included."""
+    return config.agent.max_prompt_tokens + config.agent.max_response_tokens
+
+
+def needs_reference(config: RunConfig) -> bool:
+    """Whether the run has a KL term, in its main part or in its seeding."""
+    seeding = config.algorithm.seeding
+    return config.algorithm.kl != "none" or (seeding.steps > 0 and seeding.kl != "none")
+
+
+def learner_memory(config: RunConfig) -> LearnerMemory:
+    """The learner of ``config``. A trajectory longer than ``algorithm.microbatch_tokens`` is a row by itself."""
+    algorithm = config.algorithm
+    return LearnerMemory(
+        model=architecture(config.model),
+        size=BYTES[config.model.dtype],
+        row=max(algorithm.microbatch_tokens, longest_episode(config)),
+        chunk=algorithm.logits_chunk,
+        optimizer=algorithm.optimizer.kind,
+        offload=algorithm.optimizer.offload,
+        reference=algorithm.reference if needs_reference(config) else "none",
+        checkpointing=algorithm.gradient_checkpointing,
+        lora_rank=config.model.lora_rank,
+        on_gpu=config.cluster.device == "cuda",
+    )
+
+
+def longest_row(memory: LearnerMemory, limit: int) -> int:
+    """The most tokens in one packed row with which the peak is at most ``limit`` bytes; 0: none."""
+    low, high = 0, 1 << 22
+    while low < high:
+        middle = (low + high + 1) // 2
+        if replace(memory, row=middle).peak <= limit:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -1,0 +1,174 @@
+"""How long a step takes if each part runs at a stated share of what its card can do.
+
+A projection: no part of it was measured on a GPU. It leaves out what only a run shows (the longest episode of a
+batch, searches, the loop's own time), so it is a floor for the seconds and a ceiling for the rates.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from actors.plan.cards import Card, card, usable_bytes
+from actors.plan.engine import EngineMemory, engine_memory
+from actors.plan.learner import LearnerMemory, learner_memory, needs_reference
+from conf.schema import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assumptions:
+    """What the numbers rest on; the table prints all of them."""
+
+    response_share: float = 0.25
+    """Mean length of a response, as a share of ``agent.max_response_tokens``."""
+    action_share: float = 0.4
+    """Of a response's tokens, those that the policy wrote; the rest is passages."""
+    learner_use: float = 0.40
+    """Of the card's peak matrix rate, recomputation counted as work: large matrix products, some small kernels."""
+    prefill_use: float = 0.45
+    """The same for an engine that reads tokens."""
+    decode_bandwidth: float = 0.65
+    """Of the card's memory bandwidth, for an engine that writes tokens."""
+    engine_step_s: float = 0.003
+    """Seconds of each engine step that aren't the GPU's: scheduling, sampling, the loop."""
+    host_bandwidth: float = 10.0
+    """Of a copy within CPU memory, in 1e9 bytes per second."""
+
+
+ASSUMED = Assumptions()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollouts:
+    """Playing one batch, all workers together."""
+
+    seconds: float
+    trajectories: int
+    together: int
+    """Sequences that each engine decodes at once."""
+    tokens_per_s: float
+    """Sampled tokens, of all workers together."""
+    limit: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learning:
+    """Training on one batch, and getting the weights to the engines."""
+
+    seconds: float
+    tokens: float
+    tokens_per_s: float
+    model_use: float
+    """Model-flops utilisation: 6 flops a weight and token, without the recomputation."""
+    publish_s: float
+    limit: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One step of the run."""
+
+    rollouts: Rollouts
+    learning: Learning
+    turns_s: float
+    """Seconds of moving the engine's weights off the card and back, where learner and engine take turns."""
+    seconds: float
+    overlapped: bool
+    limit: str
+
+
+def step(config: RunConfig, assumed: Assumptions = ASSUMED) -> Step:
+    """A step of ``config``, which must be on CUDA."""
+    gpu = card(config.cluster.card)
+    engine = engine_memory(config, usable_bytes(config.cluster))
+    rollouts = _rollouts(config, engine, gpu, assumed)
+    learning = _learning(config, learner_memory(config), gpu, assumed)
+    turns = 2 * engine.weights / (gpu.pcie * 1e9) if config.cluster.take_turns else 0.0
+    learnt = learning.seconds + learning.publish_s
+    overlapped = config.pool.max_staleness > 0
+    longer = "rollouts" if rollouts.seconds >= learnt else "learner"
+    reason = rollouts.limit if longer == "rollouts" else learning.limit
+    return Step(
+        rollouts=rollouts,
+        learning=learning,
+        turns_s=turns,
+        seconds=max(rollouts.seconds, learnt) if overlapped else rollouts.seconds + learnt + turns,
+        overlapped=overlapped,
+        limit=f"{longer}: {reason}",
+    )
+
+
+def _rollouts(config: RunConfig, engine: EngineMemory, gpu: Card, assumed: Assumptions) -> Rollouts:
+    pool, agent = config.pool, config.agent
+    trajectories = pool.candidates * pool.group_size
+    mine = math.ceil(trajectories / config.cluster.rollout_workers)
+    response = assumed.response_share * agent.max_response_tokens
+    actions = assumed.action_share * response
+    fitting = max(1, int(engine.kv_tokens / (agent.max_prompt_tokens + response)))
+    bounds = {"KV cache": fitting, "cluster.engine.max_num_seqs": engine.sequences, "the batch": mine}
+    together = min(bounds.values())
+    context = agent.max_prompt_tokens + response / 2
+    bandwidth = assumed.decode_bandwidth * gpu.bandwidth * 1e9
+    rate = assumed.prefill_use * gpu.tflops * 1e12
+    per_token = 2 * (engine.model.layer_parameters + engine.model.head_parameters)
+    parts = {
+        "reading weights": engine.weights / bandwidth,
+        "reading the KV cache": together * context * engine.kv_per_token / bandwidth,
+        "computing": together * per_token / rate,
+        "the engine's own time": assumed.engine_step_s,
+    }
+    # Reading and computing go on at the same time; the engine's own time comes on top.
+    moving = parts["reading weights"] + parts["reading the KV cache"]
+    each = max(moving, parts["computing"]) + parts["the engine's own time"]
+    # The K episodes of a group share their prompt in the prefix cache.
+    read = mine * (response - actions) + mine / pool.group_size * agent.max_prompt_tokens
+    parts = {name: seconds * mine * actions / together for name, seconds in parts.items()}
+    parts["reading passages"] = read * 2 * engine.model.layer_parameters / rate
+    seconds = each * mine * actions / together + parts["reading passages"]
+    few = min(bounds, key=lambda name: bounds[name])
+    return Rollouts(
+        seconds=seconds,
+        trajectories=trajectories,
+        together=together,
+        tokens_per_s=trajectories * actions / seconds,
+        limit=f"{max(parts, key=lambda name: parts[name])} with {together} sequences at once ({few})",
+    )
+
+
+def _learning(config: RunConfig, memory: LearnerMemory, gpu: Card, assumed: Assumptions) -> Learning:
+    pool, agent, model = config.pool, config.agent, memory.model
+    sequences = pool.batch_questions * pool.group_size
+    response = assumed.response_share * agent.max_response_tokens
+    length = agent.max_prompt_tokens + response
+    tokens, actions = sequences * length, sequences * response * assumed.action_share
+    # Forward; backward twice that (with adapters too: they are merged, so each matrix has a gradient); forward again
+    # with checkpointing.
+    passes = 3 + memory.checkpointing
+    head_passes = 3 if memory.lora_rank else 4
+    attention = 2 * model.layers * model.query * length  # 4 flops per query width and key, half of them masked
+    forward = tokens * (2 * model.layer_parameters + attention)
+    head = 2 * actions * model.head_parameters
+    scored = needs_reference(config) + (0 < config.algorithm.minibatch_questions < pool.batch_questions)
+    epochs = config.algorithm.epochs
+    work = epochs * (passes * forward + head_passes * head) + scored * (forward + head)
+    computing = work / (assumed.learner_use * gpu.tflops * 1e12)
+    if memory.offload:
+        updating = 2 * memory.states / (assumed.host_bandwidth * 1e9) + 2 * memory.gradients / (gpu.pcie * 1e9)
+    else:
+        updating = (2 * memory.states + 2 * memory.weights + memory.gradients) / (gpu.bandwidth * 1e9)
+    per_update = config.algorithm.minibatch_questions or pool.batch_questions
+    updating *= epochs * math.ceil(pool.batch_questions / per_update)
+    seconds = computing + updating
+    # Down to the CPU; packed, hashed and read there; up to each engine, all at once.
+    weights = model.parameters * memory.size
+    publish = 2 * weights / (gpu.pcie * 1e9) + 3 * weights / (assumed.host_bandwidth * 1e9)
+    parts = {"computing": computing, "the optimizer": updating, "publishing": publish}
+    useful = epochs * 3 * (2 * tokens * model.layer_parameters + head)
+    return Learning(
+        seconds=seconds,
+        tokens=tokens,
+        tokens_per_s=tokens / seconds,
+        model_use=useful / seconds / (gpu.tflops * 1e12),
+        publish_s=publish,
+        limit=max(parts, key=lambda name: parts[name]),
+    )

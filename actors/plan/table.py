@@ -1,0 +1,149 @@
+"""The plan as text: each card with what is on it, what would not fit, and how long a step may take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from actors.plan.cards import GIB, card, usable_bytes
+from actors.plan.engine import EngineMemory, engine_memory
+from actors.plan.fit import advice, changes, problems
+from actors.plan.host import heap_bytes, memory_bytes, object_store_bytes
+from actors.plan.learner import LearnerMemory, learner_memory, longest_row
+from actors.plan.roofline import ASSUMED, Assumptions, step
+from conf.schema import RunConfig
+
+Row = tuple[str, int, str]
+"""A part, its bytes, and a remark."""
+
+
+def table(config: RunConfig) -> str:
+    """The whole plan of ``config``."""
+    cluster, model = config.cluster, config.model
+    limit = usable_bytes(cluster)
+    learner, engine = learner_memory(config), engine_memory(config, limit)
+    kind = f"{cluster.gpus} x {cluster.card} with {limit / GIB:.2f} GiB each" if limit else "no GPU"
+    lines = [
+        f"cluster={cluster.name} model={model.name}: {learner.model.parameters:,} parameters in {model.dtype}, {kind}",
+        *_section("GPU 0: learner" if limit else "CPU: learner", learner_rows(learner)),
+        f"  peak {learner.peak / GIB:.2f} GiB in phase {learner.peak_phase!r}"
+        + (f"; the longest packed row that fits has {_longest(learner, engine, config):,} tokens" if limit else ""),
+    ]
+    if learner.host:
+        lines.append(f"  in CPU memory: {learner.host / GIB:.2f} GiB")
+    lines += _section(_engines(config), engine_rows(engine))
+    lines.append(
+        f"  {engine.kv_per_token:,} bytes of KV cache a token: {engine.kv_tokens:,} tokens, "
+        f"{engine.full_episodes} episodes of {engine.episode:,} tokens at once"
+    )
+    if cluster.take_turns:
+        resting = f"{learner.at_rest / GIB:.2f} GiB of the learner stay while the engine plays"
+        lines.append(f"  they take turns: {resting}, {engine.asleep / GIB:.2f} of the engine while it sleeps")
+    lines += _section(
+        "CPU: all actors",
+        [
+            (
+                "retrieval's JVM heap",
+                heap_bytes(config.retrieval.heap),
+                "on each node with an engine" * bool(cluster.address),
+            ),
+            ("Ray's object store", object_store_bytes(config), ""),
+            ("together", memory_bytes(config), ""),
+        ],
+    )
+    pool = config.pool
+    lines.append(
+        f"a batch: {pool.candidates} queries x {pool.group_size} trajectories, at most {pool.batch_questions} groups "
+        f"trained; staleness at most {pool.max_staleness}"
+    )
+    found = problems(config)
+    lines += [f"does not fit: {problem}" for problem in found]
+    if found:
+        lines.append(f"smallest change: {advice(config)}")
+    elif limit:
+        lines += _times(config)
+        lines += [f"would save {saved / GIB:.2f} GiB of the learner's peak: {text}" for text, saved in changes(config)]
+    return "\n".join(lines)
+
+
+def learner_rows(m: LearnerMemory) -> list[Row]:
+    """What is on the learner's device at its peak and around it."""
+    where = " in CPU memory" if m.offload else ""
+    trained = f"of {sum(m.trained):,} adapter values" if m.lora_rank else ""
+    recomputed = "one layer's is made again" if m.checkpointing else "all layers' are kept"
+    reference = {"none": "none", "device": "", "cpu": "in CPU memory, here to score"}[m.reference]
+    rows = [
+        ("weights", m.weights, ""),
+        ("gradients", m.gradients, trained),
+        ("optimizer states", m.states_here, f"{m.optimizer}{where}"),
+        ("KL reference", m.reference_here, reference),
+        ("kept activations", m.kept, f"rows of {m.row:,} tokens; {recomputed}"),
+        ("last norm", m.last_norm, "phase head"),
+        ("one layer, backward", m.layer_backward, "phase layers"),
+        ("logits, forward", m.logits_forward, f"phase head; {min(m.chunk, m.row):,} tokens x {m.model.vocabulary:,}"),
+        ("logits, backward", m.logits_backward, "phase head, after those"),
+        ("optimizer step", m.update, "phase update; no activations then"),
+    ]
+    if m.on_gpu:
+        rows += [("CUDA context", m.context, "stated"), ("reserve", m.reserve, "stated: fragmentation, the forgotten")]
+    return rows
+
+
+def engine_rows(m: EngineMemory) -> list[Row]:
+    """What an engine takes."""
+    rows = [("weights", m.weights, "")]
+    if m.share:
+        rows.append(("activations", m.activations, "of vLLM's profile run"))
+        rows.append(("context, CUDA graphs", m.overhead, "stated"))
+    rows.append(("KV cache", m.kv_cache, "the rest of its share" if m.share else ""))
+    return [*rows, ("together", m.total, "")]
+
+
+def _section(title: str, rows: list[Row]) -> Iterator[str]:
+    yield title
+    for part, count, remark in rows:
+        yield f"  {part:<24}{count / GIB:>9.3f} GiB {count:>16,} bytes  {remark}".rstrip()
+
+
+def _engines(config: RunConfig) -> str:
+    workers = config.cluster.rollout_workers
+    names = f"rollout-0 to rollout-{workers - 1}, each" if workers > 1 else "rollout-0"
+    if config.cluster.device == "cpu":
+        return f"CPU: {names}"
+    if config.cluster.take_turns:
+        return f"GPU 0, too: {names}"
+    return f"GPU {f'1 to {workers}' if workers > 1 else '1'}: {names}"
+
+
+def _longest(learner: LearnerMemory, engine: EngineMemory, config: RunConfig) -> int:
+    asleep = engine.asleep if config.cluster.take_turns else 0
+    return longest_row(learner, usable_bytes(config.cluster) - asleep)
+
+
+def _times(config: RunConfig) -> Iterator[str]:
+    gpu = card(config.cluster.card)
+    yield "a step by the roofline, a projection that was never run:"
+    for share, name in ((ASSUMED.response_share, "expected"), (1.0, "all responses at their longest")):
+        s = step(config, replace(ASSUMED, response_share=share))
+        how = "overlapped" if s.overlapped else "one after the other"
+        turns = f", {s.turns_s:.1f} s of changing turns" if s.turns_s else ""
+        yield (
+            f"  {name}: {s.seconds:.1f} s a step ({how}); {s.rollouts.trajectories} rollouts in "
+            f"{s.rollouts.seconds:.1f} s at {s.rollouts.tokens_per_s:,.0f} sampled tokens/s; learner "
+            f"{s.learning.seconds:.1f} s at {s.learning.tokens_per_s:,.0f} tokens/s, model-flops utilisation "
+            f"{s.learning.model_use:.0%}; publishing {s.learning.publish_s:.1f} s{turns}"
+        )
+        yield f"    limited by {s.limit}"
+    yield from _assumptions(ASSUMED)
+    yield f"  of the card: {gpu.tflops:g} TFLOP/s in bfloat16, {gpu.bandwidth:g} GB/s, {gpu.pcie:g} GB/s of PCIe"
+
+
+def _assumptions(a: Assumptions) -> Iterator[str]:
+    yield (
+        f"  assumed: responses take {a.response_share:.0%} of their limit, {a.action_share:.0%} of that sampled; "
+        f"learner at {a.learner_use:.0%} of the matrix peak, prefill {a.prefill_use:.0%}"
+    )
+    yield (
+        f"    decoding {a.decode_bandwidth:.0%} of the memory bandwidth and {1000 * a.engine_step_s:g} ms a step; "
+        f"{a.host_bandwidth:g} GB/s in CPU memory"
+    )

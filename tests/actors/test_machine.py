@@ -1,0 +1,180 @@
+"""What a machine has against what a configuration needs, each lack in one line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.config import ClusterConfig
+from actors.machine import Disk, Gpu, Machine, check_machine, gpus, missing, snapshot
+from actors.plan.cards import GIB
+from actors.plan.host import memory_bytes, output_bytes
+from agent.errors import UserError
+from agent.pool_rules.recycle import Rule as Recycle
+from conf.schema import RunConfig
+from learner.config import AlgorithmConfig, ModelConfig, OptimizerConfig
+
+SIZES = {
+    "vocab_size": 151936,
+    "hidden_size": 1536,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "intermediate_size": 8960,
+}
+
+
+def config(**cluster: Any) -> RunConfig:
+    """Qwen2.5 1.5B on four 24 GiB cards, unless told otherwise."""
+    return RunConfig(
+        pool=Recycle(),
+        cluster=ClusterConfig(**{"name": "box", "device": "cuda", "rollout_workers": 3, **cluster}),
+        model=ModelConfig(name="m", path="org/m", dtype="bfloat16", architecture=SIZES),
+        algorithm=AlgorithmConfig(optimizer=OptimizerConfig(kind="adamw8bit")),
+        output_dir="/data/outputs",
+        cache_dir="/data/cache",
+    )
+
+
+def machine(**changed: Any) -> Machine:
+    """Four idle RTX 3090 and enough of everything."""
+    disk = Disk(device=1, free=500 * GIB)
+    given: dict[str, Any] = {
+        "gpus": (Gpu(total=23.7),) * 4,
+        "driver": "580.65.06",
+        "memory": 128 * GIB,
+        "shared_memory": 64 * GIB,
+        "disks": {"outputs": disk, "cache": disk, "ray": Disk(device=2, free=50 * GIB)},
+        "ray_folder": "/tmp",
+    }
+    return Machine(**{**given, **changed})
+
+
+def only(**changed: Any) -> str:
+    """The one thing that a machine lacks for the configuration."""
+    (line,) = missing(config(), machine(**changed))
+    return line
+
+
+def test_a_machine_that_has_all_is_not_complained_of() -> None:
+    assert list(missing(config(), machine())) == []
+
+
+def test_missing_gpus_are_named_with_what_is_needed_and_there() -> None:
+    assert only(gpus=(), driver=None) == (
+        "cluster=box needs 4 CUDA GPUs of 24 GiB and this machine has none; add mode=plan to see the plan without "
+        "them, or use cluster=local"
+    )
+    assert "needs 4 CUDA GPUs of 24 GiB and this machine has 4 of 24, 24, 24, 8 GiB;" in only(
+        gpus=(*(Gpu(total=24.0),) * 3, Gpu(total=8.0))
+    )
+
+
+def test_a_card_in_use_is_named() -> None:
+    assert only(gpus=(*(Gpu(total=24.0),) * 3, Gpu(total=24.0, used=9.5))) == (
+        "cluster=box needs 21.3 GiB free on each of 4 GPUs and one has 14.5; end what runs on it (nvidia-smi shows it)"
+    )
+    in_use = (*(Gpu(total=24.0),) * 4, Gpu(total=24.0, used=9.5))
+    assert list(missing(config(), machine(gpus=in_use))) == [], "the four others will do"
+
+
+@pytest.mark.parametrize("driver", ["570.133.20", "535.54"])
+def test_an_old_driver_is_named(driver: str) -> None:
+    assert only(driver=driver) == (
+        f"CUDA 13 needs an NVIDIA driver of version 580 or newer and this machine has {driver}; install a newer one"
+    )
+
+
+@pytest.mark.parametrize(("free", "said"), [(GIB // 16, "0.1"), (None, "0.0")])
+def test_too_little_shared_memory_is_named_with_both_cures(free: int | None, said: str) -> None:
+    assert only(shared_memory=free) == (
+        f"Ray's object store needs 7.2 GiB of /dev/shm and {said} are free; run `mount -o remount,size=9G /dev/shm`, "
+        "or start the container with --shm-size=9g"
+    )
+
+
+def test_too_little_memory_is_named() -> None:
+    need = memory_bytes(config())
+    assert list(missing(config(), machine(memory=need))) == []
+    assert only(memory=need - 1).startswith(f"cluster=box model=m needs {need / GIB:.1f} GiB of CPU memory and ")
+
+
+def test_folders_on_one_disk_need_the_sum() -> None:
+    need = output_bytes(config()) + GIB // 4
+    enough, short = (Disk(device=1, free=n) for n in (need, need - 1))
+    ray = Disk(device=2, free=GIB)
+    assert list(missing(config(), machine(disks={"outputs": enough, "cache": enough, "ray": ray}))) == []
+    assert only(disks={"outputs": short, "cache": short, "ray": ray}) == (
+        f"/data/outputs and /data/cache need {need / GIB:.1f} GiB of disk and {need / GIB:.1f} are free; make room, or "
+        "set output_dir or a smaller checkpoints.keep or cache_dir"
+    )
+
+
+def test_rays_folder_has_a_need_of_its_own() -> None:
+    disk = Disk(device=1, free=500 * GIB)
+    line = only(disks={"outputs": disk, "cache": disk, "ray": Disk(device=2, free=0)}, ray_folder="/tmp")
+    assert line == "/tmp need 0.2 GiB of disk and 0.0 are free; make room, or set RAY_TMPDIR"
+
+
+def test_a_cpu_needs_memory_and_disk_alone() -> None:
+    small = machine(gpus=(), driver=None, shared_memory=0)
+    cpu = replace(config(device="cpu"), model=ModelConfig())
+    assert list(missing(cpu, small)) == []
+    assert len(list(missing(cpu, replace(small, memory=GIB)))) == 1
+
+
+def test_of_a_cluster_elsewhere_only_the_disks_are_seen() -> None:
+    none = machine(gpus=(), driver=None, shared_memory=0, memory=0)
+    assert list(missing(config(address="ray://somewhere:10001"), none)) == []
+
+
+def test_everything_that_lacks_is_told_at_once() -> None:
+    lines = list(missing(config(), machine(gpus=(), memory=0, shared_memory=0)))
+    assert len(lines) == 3
+    assert not any("\n" in line for line in lines)
+
+
+# --- looking ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts an ``nvidia-smi`` on the path that prints what it is given, and ends with a code."""
+
+    def install(output: str, code: int = 0) -> None:
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\nprintf '{output}'\nexit {code}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+
+    return install
+
+
+def test_the_gpus_are_what_the_driver_says(driver: Callable[..., None]) -> None:
+    driver("24576, 512, 580.65.06\\n81920, 0, 580.65.06\\n")
+    assert gpus() == ((Gpu(total=24.0, used=0.5), Gpu(total=80.0)), "580.65.06")
+
+
+@pytest.mark.parametrize(("output", "code"), [("", 0), ("No devices were found\\n", 6), ("NVIDIA-SMI has failed", 9)])
+def test_a_driver_without_gpus_has_none(driver: Callable[..., None], output: str, code: int) -> None:
+    driver(output, code)
+    assert gpus() == ((), None)
+
+
+def test_a_machine_without_a_driver_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"needs 4 CUDA GPUs of 24 GiB and this machine has none"):
+        check_machine(replace(config(), output_dir=str(tmp_path), cache_dir=str(tmp_path)))
+
+
+def test_a_snapshot_looks_at_the_folders_that_are_to_be_made(tmp_path: Path) -> None:
+    found = snapshot(replace(config(device="cpu"), output_dir=str(tmp_path / "a" / "b"), cache_dir=str(tmp_path)))
+    assert found.disks["outputs"].device == found.disks["cache"].device == os.stat(tmp_path).st_dev
+    assert found.disks["outputs"].free > 0
+    assert found.memory > 0
+    assert (found.gpus, found.driver) == ((), None)

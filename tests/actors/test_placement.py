@@ -1,0 +1,123 @@
+"""Where actors go: what is reserved, on which nodes, and what a cluster that lacks it is told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray_fakes import result, until
+
+from actors.config import ClusterConfig
+from actors.placement import ANYWHERE, Places, bundles, engine_nodes, lacking, nearest, on_node, reserve
+from actors.topology import Topology
+from agent.errors import UserError
+from agent.pool_rules.epoch import Rule as Epoch
+from conf.schema import RunConfig
+
+
+def test_each_engine_has_a_bundle_beside_the_learners() -> None:
+    assert bundles(ClusterConfig(device="cuda", rollout_workers=3)) == [{"GPU": 1.0}] * 4
+    assert bundles(ClusterConfig(device="cuda", rollout_workers=1, take_turns=True)) == [{"GPU": 1.0}]
+    assert bundles(ClusterConfig(rollout_workers=3)) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nodes", "lack"),
+    [
+        (4, [4], None),
+        (4, [2, 0, 2], None),
+        (4, [2, 1], "needs 4 GPU, and the nodes of the Ray cluster have 2 GPU; 1 GPU"),
+        (1, [], "needs 1 GPU, and the nodes of the Ray cluster have no nodes"),
+    ],
+)
+def test_what_a_cluster_lacks_is_said_node_by_node(wanted: int, nodes: list[int], lack: str | None) -> None:
+    assert lacking([{"GPU": 1.0}] * wanted, [{"GPU": float(n), "CPU": 8.0} for n in nodes]) == lack
+
+
+def test_a_bundle_is_not_spread_over_nodes() -> None:
+    assert lacking([{"GPU": 2.0}], [{"GPU": 1.0}, {"GPU": 1.0}]) is not None
+
+
+def test_retrieval_is_on_each_node_with_engines() -> None:
+    assert engine_nodes(["a", "a", "a", "b", "b"]) == ("a", "b")
+    assert engine_nodes(["a", "b", "b"]) == ("b",), "the learner searches nothing"
+    assert engine_nodes(["a"]) == ("a",)
+
+
+def test_a_worker_asks_its_own_nodes_replica() -> None:
+    replicas = {"a": "on a", "b": "on b"}
+    assert nearest(replicas, "b") == ["on b"]
+    assert nearest(replicas, "c") == ["on a", "on b"]
+    assert nearest({ANYWHERE: "somewhere"}, "a") == ["somewhere"]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "share"),
+    [({}, 0), ({"device": "cuda"}, 1), ({"device": "cuda", "take_turns": True}, 0.5)],
+)
+def test_learner_and_engine_have_a_gpu_each_or_half_of_one(
+    cluster: dict[str, Any], share: float, tmp_path: Path
+) -> None:
+    config = RunConfig(pool=Epoch(), cluster=ClusterConfig(**cluster))
+    assert Topology(config, tmp_path, "model", tmp_path)._gpus == share
+
+
+# --- on a real Ray, with CPUs in the GPUs' place ----------------------------------------------------
+
+
+@ray.remote
+class Tenant:
+    def where(self) -> tuple[str, int]:
+        return ray.get_runtime_context().get_node_id(), os.getpid()
+
+
+@pytest.fixture
+def places(local_ray: None) -> Iterator[Places]:
+    granted = reserve([{"CPU": 1.0}] * 2, "box", 30.0)
+    yield granted
+    granted.release()
+
+
+def test_learner_and_engine_get_what_was_reserved_and_a_replaced_worker_its_place(places: Places) -> None:
+    (node,) = set(places.nodes)
+    assert len(places.nodes) == 2
+    learner = Tenant.options(num_cpus=1, **places.learner()).remote()
+    engine = Tenant.options(num_cpus=1, **places.engine()).remote()
+    first, second = result(learner.where.remote()), result(engine.where.remote())
+    assert first[0] == second[0] == node
+    ray.kill(engine)
+    replaced = Tenant.options(num_cpus=1, **places.engine()).remote()
+    assert result(replaced.where.remote())[1] not in (first[1], second[1])
+    for actor in (learner, replaced):
+        ray.kill(actor)
+
+
+def test_two_actors_share_a_bundle_by_halves(places: Places) -> None:
+    halves = [Tenant.options(num_cpus=0.5, **places.learner()).remote() for _ in range(2)]
+    assert len({result(half.where.remote())[1] for half in halves}) == 2
+    for half in halves:
+        ray.kill(half)
+
+
+def test_an_actor_can_be_put_on_a_node(places: Places) -> None:
+    tenant = Tenant.options(num_cpus=0, **on_node(places.nodes[0])).remote()
+    assert result(tenant.where.remote())[0] == places.nodes[0]
+    ray.kill(tenant)
+    assert on_node(ANYWHERE) == {}
+
+
+def test_what_could_never_be_reserved_is_refused_at_once(local_ray: None) -> None:
+    with pytest.raises(UserError, match=r"cluster=box needs 4 GPU, and the nodes of the Ray cluster have 0 GPU; start"):
+        reserve([{"GPU": 1.0}] * 4, "box", 600.0)
+
+
+def test_what_others_have_is_waited_for_and_then_refused(places: Places) -> None:
+    with pytest.raises(UserError, match=r"not free within cluster.start_timeout_s=0.1; `ray status` shows"):
+        reserve([{"CPU": 1.0}], "box", 0.1)
+    places.release()
+    until(lambda: ray.available_resources().get("CPU", 0) >= 1)
+    reserve([{"CPU": 1.0}], "box", 30.0).release()
