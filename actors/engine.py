@@ -50,6 +50,10 @@ class EngineStats:
     """Counters since the engine started."""
 
     generated_tokens: int
+    prompt_tokens: int
+    """Of finished requests; every turn of an episode is one, with all that came before it as its prompt."""
+    cached_tokens: int
+    """How many of these were found in the prefix cache."""
     busy_s: float
     """Seconds with at least one request in the engine."""
 
@@ -123,6 +127,8 @@ class Engine:
         self._inbox: queue.SimpleQueue[_Request | _Command | None] = queue.SimpleQueue()
         self._pending: dict[str, _Request] = {}
         self._generated = 0
+        self._prompted = 0
+        self._cached = 0
         self._busy_s = 0.0
         self._dead: str | None = None
         self._thread = threading.Thread(target=self._pump, name="engine", daemon=True)
@@ -136,7 +142,12 @@ class Engine:
 
     @property
     def stats(self) -> EngineStats:
-        return EngineStats(generated_tokens=self._generated, busy_s=self._busy_s)
+        return EngineStats(
+            generated_tokens=self._generated,
+            prompt_tokens=self._prompted,
+            cached_tokens=self._cached,
+            busy_s=self._busy_s,
+        )
 
     async def generate(
         self, prompt_ids: Sequence[int], *, max_new_tokens: int, stop: tuple[str, ...], temperature: float, seed: int
@@ -270,6 +281,8 @@ class Engine:
                 continue
             ids = tuple(completion.token_ids)
             self._generated += len(ids)
+            self._prompted += len(request.prompt_ids)
+            self._cached += output.num_cached_tokens or 0
             _resolve(
                 request.future,
                 result=Completion(

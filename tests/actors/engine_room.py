@@ -283,6 +283,22 @@ async def complete(room: Room, requests: list[dict[str, Any]]) -> list[Completio
     return list(await asyncio.gather(*(room.generate(r.pop("prompt", room.prompt(1)), **r) for r in requests)))
 
 
+async def shared_prefix(room: Room) -> list[tuple[int, int]]:
+    """Prompt and cached tokens of a long prompt, of eight continuations of it, and of one after an update."""
+    await room.load(31)
+    prefix = room.prompt(40, length=300)
+
+    async def counted(prompts: list[list[int]]) -> tuple[int, int]:
+        before = room.engine.stats
+        await asyncio.gather(*(room.generate(p, max_new_tokens=4) for p in prompts))
+        after = room.engine.stats
+        return after.prompt_tokens - before.prompt_tokens, after.cached_tokens - before.cached_tokens
+
+    found = [await counted([prefix]), await counted([[*prefix, *room.prompt(n, length=10)] for n in range(8)])]
+    await room.load(32)
+    return [*found, await counted([prefix])]
+
+
 async def sometimes(room: Room, tokens: list[int], **request: Any) -> list[Completion]:
     """Eight completions of a policy that now and then writes one of ``tokens``."""
 

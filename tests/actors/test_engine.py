@@ -63,6 +63,15 @@ def test_an_update_in_flight_reaches_every_later_token_and_its_whole_prefix(room
         assert mean(stale) > 1000 * CLOSE_ENOUGH
 
 
+def test_continuations_of_a_prefix_find_it_in_the_cache_until_the_weights_change(room: RoomProcess) -> None:
+    alone, continued, updated = room.call(engine_room.shared_prefix)
+    assert alone == (300, 0)
+    prompted, cached = continued
+    assert prompted == 8 * 310
+    assert 8 * 256 <= cached <= 8 * 300  # whole blocks of it, of at most 128 tokens
+    assert updated == (300, 0)
+
+
 # --- where a completion ends -----------------------------------------------------------------------
 
 
