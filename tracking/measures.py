@@ -60,12 +60,15 @@ def measures(rows: Sequence[Row], target_em: float | None) -> dict[str, float | 
     steps = [r for r in rows if r["kind"] == "step"]
     evals = [r for r in rows if r["kind"] == "eval"]
     played = sum(r["rollout/trajectories"] for r in steps)
+    tokens = sum(r["rollout/action_tokens"] for r in steps)
+    # What came before the first step, the expert seeding, is in the totals of the evaluations alone.
+    before = evals[0] if evals else {"rollouts": 0, "generated_tokens": 0}
     signal = sum(r["groups/signal"] for r in steps)
     trained = sum(trained_groups(r) for r in steps)
     quarter = quarters(steps)
     found: dict[str, float | None] = {
-        "rollouts": played,
-        "generated_tokens": sum(r["rollout/action_tokens"] for r in steps),
+        "rollouts": before["rollouts"] + played,
+        "generated_tokens": before["generated_tokens"] + tokens,
         **_evaluated(evals, target_em),
         "rollouts_per_signal_group": _share(played, signal),
         "zero_variance_share": zero_variance_share(steps),
@@ -164,14 +167,16 @@ def paired(
 ) -> dict[str, dict[str, Any]]:
     """One condition against another, seed by seed: both map a seed to its run's measures.
 
-    ``em_after`` and ``em_over_budget`` are differences (run minus baseline), ``rollouts_per_signal_group``
-    is a ratio (run to baseline, geometric mean). Seeds that only one of them has are left out.
+    ``em_after``, that of each kind of question, and ``em_over_budget`` are differences (run minus baseline),
+    ``rollouts_per_signal_group`` is a ratio (run to baseline, geometric mean). Seeds that only one of them has
+    are left out.
     """
 
     def pairs(name: str) -> list[tuple[float, float]]:
         both = [(runs[seed].get(name), baseline[seed].get(name)) for seed in sorted(runs.keys() & baseline.keys())]
         return [(a, b) for a, b in both if a is not None and b is not None]
 
-    found = {name: interval([a - b for a, b in pairs(name)]) for name in ("em_after", "em_over_budget")}
+    kinds = dict.fromkeys(name for run in runs.values() for name in run if name.startswith("em_after/"))
+    found = {name: interval([a - b for a, b in pairs(name)]) for name in ("em_after", *kinds, "em_over_budget")}
     ratio = "rollouts_per_signal_group"
     return found | {ratio: ratio_interval([a / b for a, b in pairs(ratio)])}

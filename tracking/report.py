@@ -42,6 +42,7 @@ SHOWN = {
 """The table's rows: a measure's label and its decimals; ``x/*`` stands for every measure of that beginning."""
 COMPARED = {
     "em_after": "held-out EM after, difference",
+    "em_after/*": "  {}",
     "em_over_budget": "mean EM over the budget, difference",
     "rollouts_per_signal_group": "rollouts per signal-bearing group, ratio",
 }
@@ -179,9 +180,8 @@ def conditions_table(report: Mapping[str, Any]) -> Table:
     rows = [("finished jobs", *(f"{c['n']} of {len(c['jobs'])}" for c in conditions))]
     present = list(dict.fromkeys(name for c in conditions for name in c["measures"]))
     for pattern, (label, digits) in SHOWN.items():
-        begin, each, _ = pattern.partition("*")
-        for name in [n for n in present if n.startswith(begin)] if each else [n for n in present if n == pattern]:
-            text = label.format(name[len(begin) :].replace("_", " "), target=report["target_em"])
+        for name in _matching(pattern, present):
+            text = label.format(_kind(pattern, name), target=report["target_em"])
             rows.append((text, *(_mean_text(c["measures"].get(name), c["n"], digits) for c in conditions)))
     return Table(
         title=f"{report['title']}: mean ± half the 95 % interval over seeds",
@@ -193,13 +193,27 @@ def conditions_table(report: Mapping[str, Any]) -> Table:
 def comparisons_table(report: Mapping[str, Any]) -> Table:
     """A column per condition that is compared with the baseline."""
     comparisons = report["comparisons"]
+    present = list(dict.fromkeys(name for c in comparisons for name in c))
+    rows = []
+    for pattern, label in COMPARED.items():
+        for name in _matching(pattern, present):
+            cells = (_interval_text(c[name]) if name in c else "–" for c in comparisons)
+            rows.append((label.format(_kind(pattern, name)), *cells))
     return Table(
         title=f"Against {report['baseline']}, paired by seed: mean and 95 % interval",
         header=("", *(c["condition"] for c in comparisons)),
-        rows=tuple((label, *(_interval_text(c[name]) for c in comparisons)) for name, label in COMPARED.items())
-        if comparisons
-        else (),
+        rows=tuple(rows),
     )
+
+
+def _matching(pattern: str, names: Sequence[str]) -> list[str]:
+    begin, each, _ = pattern.partition("*")
+    return [n for n in names if n.startswith(begin)] if each else [n for n in names if n == pattern]
+
+
+def _kind(pattern: str, name: str) -> str:
+    """What ``name`` has in the place of the star of ``pattern``."""
+    return name[len(pattern.partition("*")[0]) :].replace("_", " ")
 
 
 def jobs_table(report: Mapping[str, Any]) -> Table:

@@ -116,6 +116,14 @@ def test_every_measure_of_a_run_by_hand() -> None:
     }
 
 
+def test_what_came_before_the_first_step_counts_too() -> None:
+    """The expert seeding is in the totals of the first evaluation, and in no step."""
+    seeded = [{**RUN[0], "rollouts": 40, "generated_tokens": 300}, *RUN[1:]]
+    found = measures.measures(seeded, None)
+    assert (found["rollouts"], found["generated_tokens"]) == (160 + 40, 1800 + 300)
+    assert found["rollouts_per_signal_group"] == 160 / 20
+
+
 def test_without_a_target_nothing_is_said_of_one() -> None:
     assert not [name for name in measures.measures(RUN, None) if "target" in name]
 
@@ -155,7 +163,8 @@ def test_a_measure_is_pooled_over_the_runs_that_have_it() -> None:
 
 def test_conditions_are_compared_seed_by_seed() -> None:
     def run(em: float, cost: float | None) -> dict[str, float | None]:
-        return {"em_after": em, "em_over_budget": em / 2, "rollouts_per_signal_group": cost}
+        kinds = {"em_before/2-hop": 0.0, "em_after/2-hop": em / 10}
+        return {"em_after": em, "em_over_budget": em / 2, "rollouts_per_signal_group": cost, **kinds}
 
     runs = {0: run(0.9, 4.0), 1: run(0.7, 5.0), 2: run(0.8, 3.0), 7: run(0.0, 1.0)}
     baseline = {2: run(0.75, None), 1: run(0.6, 10.0), 0: run(0.85, 8.0), 5: run(1.0, 1.0)}
@@ -165,6 +174,8 @@ def test_conditions_are_compared_seed_by_seed() -> None:
     assert found["em_after"]["mean"] == pytest.approx(1 / 15)
     assert found["em_after"]["high"] == pytest.approx(1 / 15 + half)
     assert found["em_over_budget"]["mean"] == pytest.approx(1 / 30)
+    assert found["em_after/2-hop"]["mean"] == pytest.approx(1 / 150)
+    assert "em_before/2-hop" not in found
     assert found["em_after"]["n"] == 3
     ratio = found["rollouts_per_signal_group"]
     assert (ratio["mean"], ratio["low"], ratio["high"], ratio["n"]) == (*(pytest.approx(0.5),) * 3, 2)

@@ -263,6 +263,7 @@ def test_the_table_in_the_folder_is_markdown(folder: Path) -> None:
     assert "| rollouts to EM 0.65 | 70 (1 of 2) | 70 | – |" in lines
     assert "| rollouts per signal-bearing group | 8.00 ± 0.00 | 8.00 | – |" in lines
     assert "| held-out EM after, difference | 0.100, 1 seed | – |" in lines
+    assert "| &nbsp;&nbsp;2-hop | 0.000, 1 seed | – |" in lines
     assert "| pool=recycle,seed=1 | 0.200 | 0.200 | 40 | 400 | failed: a \\| b c |" in lines
     assert [line for line in lines if line.startswith("![")] == [
         f"![{caption}]({name}.png)"
