@@ -469,7 +469,9 @@ class ScriptedCore:
         logprobs = FlatLogprobs(logprobs=[-0.5], start_indices=[0])
         spans = [SimpleNamespace(version=self.version, start=0, end=1)]
         completion = SimpleNamespace(finish_reason=reason, token_ids=[5], logprobs=logprobs, weight_versions=spans)
-        return [SimpleNamespace(request_id=name, finished=True, outputs=[completion]) for name in done]
+        return [
+            SimpleNamespace(request_id=name, finished=True, outputs=[completion], num_cached_tokens=0) for name in done
+        ]
 
 
 async def scripted(room: Room, script: list[Any]) -> list[str]:
