@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +10,12 @@ import numpy.typing as npt
 
 from agent.beta_binomial import chance_of_both
 from agent.errors import UserError
-from agent.pool_rules.base import ACCEPTED, AT_ONCE, FloatVector, PoolRule, draws_until_full, oversampled, take_signal
+from agent.pool_rules.base import ACCEPTED, AT_ONCE, FloatVector, OversamplingRule, draws_until_full
 from agent.query_history import QueryHistory
-from agent.records import QueryState
 
 
 @dataclass
-class Rule(PoolRule):
+class Rule(OversamplingRule):
     """Draws until B groups bear signal, at most ceil(k B); nothing is consumed for good.
 
     The belief about a query's success probability p is Beta(a, b): the population of first draws as the
@@ -30,7 +28,6 @@ class Rule(PoolRule):
 
     name: str = "adaptive"
     oversample: float = 2.0
-    """k >= 1: bound on the queries drawn per trained group."""
     half_life: float = 32.0
     """Batches after which an observation counts half."""
     sharpness: float = 8.0
@@ -46,22 +43,13 @@ class Rule(PoolRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.oversample < 1:
-            raise UserError(f"pool.oversample={self.oversample} must be at least 1")
         if self.half_life <= 0 or self.sharpness < 0 or not 0 <= self.explore <= 1:
             raise UserError("pool.half_life must be above 0, pool.sharpness at least 0 and pool.explore in [0, 1]")
         if min(self.cooldown, self.retire_after) < 0 or self.longest_rest < 1:
             raise UserError("pool.cooldown and pool.retire_after must be at least 0 and pool.longest_rest at least 1")
 
-    @property
-    def candidates(self) -> int:
-        return oversampled(self.batch_questions, self.oversample)
-
     def wanted(self, *, room: int, drawn: int, zero: int) -> int:
         return draws_until_full(room, drawn, zero, self.candidates)
-
-    def select(self, states: Sequence[QueryState]) -> list[str]:
-        return take_signal(states, self.batch_questions)
 
     def rest(self, verdict: str, history: QueryHistory, query: int) -> int:
         if verdict == ACCEPTED:

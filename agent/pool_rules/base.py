@@ -136,6 +136,26 @@ class PoolRule(ABC):
         return np.ones_like(age, dtype=np.float64)
 
 
+@dataclass
+class OversamplingRule(PoolRule):
+    """A rule that draws at most ceil(k B) queries a batch, and trains on the first B that bear signal."""
+
+    oversample: float = 1.0
+    """k >= 1: most queries drawn per trained group."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.oversample < 1:
+            raise UserError(f"pool.oversample={self.oversample} must be at least 1")
+
+    @property
+    def candidates(self) -> int:
+        return oversampled(self.batch_questions, self.oversample)
+
+    def select(self, states: Sequence[QueryState]) -> list[str]:
+        return take_signal(states, self.batch_questions)
+
+
 def take_signal(states: Sequence[QueryState], room: int) -> list[str]:
     """Verdicts that accept the first ``room`` signal-bearing groups in draw order and no other."""
     verdicts: list[str] = []
