@@ -23,6 +23,8 @@ from agent.records import Completion
 
 TAGS = ("<search>", "</search>", "</answer>")
 CONTEXT = 512
+BUCKET = 2**16
+"""Bytes; the tiny model has several of these."""
 PATIENCE_S = 120.0
 """How long one call may take on a busy machine before the test fails; none takes more than a few seconds."""
 START_S = 300.0
@@ -42,10 +44,11 @@ SYLLABLES = ("ba", "ko", "mi", "tur", "len", "sha", "vor", "dex", "qui", "nop", 
 class RoomProcess:
     """The process with the engine. ``call`` runs one function of this module in it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        """On ``cuda`` the model is bfloat16; which card it is on is the environment's to say."""
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, folder), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, folder, device), daemon=True)
         self._process.start()
         theirs.close()
         self.before_weights = self._answer(START_S)
@@ -127,7 +130,7 @@ class Room:
         return [ids[i % 7] for i in range(4)] + [ids[(number * 31 + i * i) % len(ids)] for i in range(length - 4)]
 
 
-def _serve(connection: Any, folder: Path) -> None:
+def _serve(connection: Any, folder: Path, device: str) -> None:
     """The process's main function: makes the room, then answers calls until the pipe closes."""
     from actors.process import QUIET
 
@@ -135,7 +138,7 @@ def _serve(connection: Any, folder: Path) -> None:
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
-        room = _make_room(folder)
+        room = _make_room(folder, device)
         connection.send((True, loop.run_until_complete(_refusal(room.generate([1, 2, 3])))))
     except BaseException:
         connection.send((False, traceback.format_exc()))
@@ -152,7 +155,7 @@ def _serve(connection: Any, folder: Path) -> None:
                 connection.send((False, traceback.format_exc()))
 
 
-def _make_room(folder: Path) -> Room:
+def _make_room(folder: Path, device: str) -> Room:
     import torch
 
     from actors.config import EngineConfig
@@ -165,8 +168,9 @@ def _make_room(folder: Path) -> Room:
     words = (f"{a}{b}{c}" for a in SYLLABLES for b in SYLLABLES for c in SYLLABLES)
     train((" ".join(words),), tags=TAGS, folder=folder, vocab_size=520)
     write_skeleton(folder, ModelConfig(architecture=SIZES), context=CONTEXT)
-    config = EngineConfig(max_num_seqs=16)
-    engine = Engine(str(folder), config, device="cpu", dtype="float32", max_model_len=CONTEXT, seed=0, transfers=True)
+    config = EngineConfig(max_num_seqs=16, gpu_memory_utilization=0.3)
+    dtype = "float32" if device == "cpu" else "bfloat16"
+    engine = Engine(str(folder), config, device=device, dtype=dtype, max_model_len=CONTEXT, seed=0, transfers=True)
     return Room(folder, engine)
 
 
@@ -367,6 +371,34 @@ async def broadcast(room: Room, bucket: int, damaged: bool) -> tuple[list[int], 
         fresh = {s: [g for v, g in zip(completion.versions, table[s], strict=True) if v == s] for s in table}
         rows.append((list(completion.versions), fresh))
     return sizes, rows, said
+
+
+async def join(room: Room, group: bytes, timeout_s: float) -> None:
+    """Becomes the one engine of a broadcast's group."""
+    await room.engine.join(group, 1, 2, bucket=BUCKET, timeout_s=timeout_s)
+
+
+def weights(room: Room, seed: int) -> dict[str, Any]:
+    """The published weights of ``seed``."""
+    published: dict[str, Any] = room.policy(seed).published()
+    return published
+
+
+async def over_nccl(room: Room, published: Any) -> list[tuple[list[int], dict[int, list[float]], list[float]]]:
+    """A broadcast of version 22 in mid-completion: three requests' versions, gaps by version, and stale gaps."""
+    await room.load(21)
+    prompts = [room.prompt(n) for n in range(3)]
+    playing = [asyncio.ensure_future(room.generate(p, seed=n, max_new_tokens=400)) for n, p in enumerate(prompts)]
+    await room.generate(room.prompt(9), max_new_tokens=20)
+    await room.engine.hold()
+    await room.engine.transfer(published)
+    rows = []
+    for prompt, completion in zip(prompts, await asyncio.gather(*playing), strict=True):
+        table = {s: room.gaps(s, prompt, completion, 1.0) for s in (21, 22)}
+        fresh = {s: [g for v, g in zip(completion.versions, table[s], strict=True) if v == s] for s in table}
+        stale = [table[21][i] for i, v in enumerate(completion.versions) if v == 22]
+        rows.append((list(completion.versions), fresh, stale))
+    return rows
 
 
 async def free_run(room: Room, request: dict[str, Any]) -> tuple[Completion, list[str]]:
