@@ -153,6 +153,8 @@ class Broadcast:
                 actor.abandon.remote()
             seen = dict(failed)
             collect(GRACE_S, all_of_them=True)
-            failed = {**failed, **seen}
-            failed |= {name: f"{name} hangs in a broken broadcast" for name in pending.values() if name not in failed}
+            hung = {name: f"{name} hangs in a broken broadcast" for name in pending.values()}
+            # After a time-out, who doesn't come out is who was missing: the others were only waiting for it.
+            order = {**hung, **seen} if missing else {**seen, **hung}
+            failed = {**order, **failed}
         return failed
