@@ -284,7 +284,8 @@ async def held(room: Room) -> tuple[int, int, list[list[int]]]:
     await room.generate(room.prompt(9), max_new_tokens=20)
     await room.engine.hold()
     playing += [asyncio.ensure_future(room.generate(room.prompt(n), seed=n, max_new_tokens=5)) for n in (4, 5)]
-    await room.engine.hold()  # a command: when it is done, the two requests before it are in the engine
+    await asyncio.sleep(0)  # the two requests are in the inbox
+    await room.engine.hold()  # a command: when it is done, what came before it is in the engine
     ended, given = sum(task.done() for task in playing), len(room.engine._pending)
     await room.load(22)
     return ended, given, [list(c.versions) for c in await asyncio.gather(*playing)]
