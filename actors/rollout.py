@@ -7,7 +7,8 @@ search in one episode leaves the engine busy with the others.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from actors.engine import Engine, EngineStats
 from actors.placement import nearest
 from actors.process import log_to
 from actors.retrieval import RemoteSearcher
-from actors.weights import CHANNELS, Published
+from actors.weights import CHANNELS, NcclChannel, Published
 from agent.config import AgentConfig, GroupConfig, RewardConfig
 from agent.evaluation import EvalRow, evaluate
 from agent.group import Player
@@ -40,6 +41,13 @@ class WorkerSettings:
     device: str
     take_turns: bool
     """The engine can sleep."""
+    transfers: bool
+    """Weights may come by broadcast."""
+    in_flight_updates: bool
+    """New weights in mid-episode."""
+    weight_bucket: int
+    """Bytes."""
+    weight_timeout_s: float
     engine: EngineConfig
     agent: AgentConfig
     reward: RewardConfig
@@ -60,6 +68,11 @@ class RolloutWorker:
         self._name = name
         self._settings = settings
         self._retrieval = retrieval
+        self._open = asyncio.Event()
+        """Clear while new weights wait for the groups in flight."""
+        self._open.set()
+        self._at_play = 0
+        self._alone = asyncio.Condition()
 
     async def start(self) -> bool:
         """Brings the engine up, which takes a while; it still has no weights then."""
@@ -73,6 +86,7 @@ class RolloutWorker:
             max_model_len=agent.max_prompt_tokens + agent.max_response_tokens,
             seed=settings.seed % 2**31,
             sleeps=settings.take_turns,
+            transfers=settings.transfers,
         )
         self._player = Player(
             dialogue=self._dialogue,
@@ -87,10 +101,32 @@ class RolloutWorker:
         return True
 
     async def receive(self, published: Published) -> int:
-        """Loads a published version; returns the version that the engine then holds."""
+        """Loads a published version, or a later one; returns the version that the engine then holds."""
+        if published.channel == "nccl":  # a broadcast has all engines or none; this one is alone
+            published = await NcclChannel().copy(published)
         tensors = await CHANNELS[published.channel]().receive(published)
-        await self._engine.load_weights(tensors, published.version)
+        async with self._between_groups():
+            await self._engine.load_weights(tensors, published.version)
         return published.version
+
+    async def hold(self) -> None:
+        """Stops the engine with its requests, for the weights that ``transfer`` or ``receive`` brings next."""
+        async with self._between_groups():
+            await self._engine.hold()
+
+    async def join(self, group: bytes, rank: int, world: int) -> None:
+        """Becomes ``rank`` of a broadcast's group of ``world``."""
+        settings = self._settings
+        await self._engine.join(group, rank, world, bucket=settings.weight_bucket, timeout_s=settings.weight_timeout_s)
+
+    async def transfer(self, published: Published) -> int:
+        """Takes a version from the broadcast that the learner sends meanwhile; returns it."""
+        await self._engine.transfer(published)
+        return published.version
+
+    async def abandon(self) -> None:
+        """Ends a broadcast that others have left."""
+        await self._engine.abandon()
 
     async def sleep(self) -> None:
         """The engine leaves its card. Nothing may be playing."""
@@ -150,8 +186,29 @@ class RolloutWorker:
         return await pool.claim.remote(self._name, limit)
 
     async def _play(self, pool: Any, strategy: Strategy, ticket: Ticket, question: Question) -> None:
-        group = await strategy(self._player, question, ticket, size=self._settings.group_size, worker=self._name)
+        await self._open.wait()
+        self._at_play += 1
+        try:
+            group = await strategy(self._player, question, ticket, size=self._settings.group_size, worker=self._name)
+        finally:
+            async with self._alone:
+                self._at_play -= 1
+                self._alone.notify_all()
         await pool.submit.remote(group)
+
+    @asynccontextmanager
+    async def _between_groups(self) -> AsyncIterator[None]:
+        """Without updates in flight: no group is begun from now on, and all that play have ended."""
+        if self._settings.in_flight_updates:
+            yield
+            return
+        self._open.clear()
+        try:
+            async with self._alone:
+                await self._alone.wait_for(lambda: self._at_play == 0)
+            yield
+        finally:
+            self._open.set()
 
     @staticmethod
     def _reap(playing: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from actors import run_state
+from actors.broadcast import Broadcast
 from actors.crew import Crew, get
 from actors.learner import StepReport
 from actors.prepare import Prepared
@@ -116,7 +117,9 @@ class Supervisor:
             size=config.cluster.rollout_workers,
             max_restarts=config.cluster.max_restarts,
             log_dir=topology.log_dir,
+            weight_timeout_s=self._weight_timeout_s,
         )
+        self._choose_channel(topology.log_dir)
         self._wait(pooled, "pool")
         parameters = self._wait(built, "learner")
         self._say(f"policy {config.model.name}: {parameters:,} parameters")
@@ -134,6 +137,32 @@ class Supervisor:
         self.crew.deliver(published)
         self._event("serving", {"version": published.version})
         self._say(f"{config.cluster.rollout_workers} rollout worker(s) serve version {published.version}")
+
+    def _choose_channel(self, log_dir: Path) -> None:
+        """Says how weights will travel; a broadcast needs somebody who directs it."""
+        cluster = self.config.cluster
+        channel, why = cluster.channel
+        if channel == "nccl":
+            self.crew.broadcast = Broadcast(
+                self.learner,
+                timeout_s=cluster.weight_timeout_s,
+                hold_s=self._weight_timeout_s,
+                say=self._broadcast_failed,
+                log_dir=log_dir,
+            )
+        settings = "".join(f", {name}={value}" for name, value in cluster.nccl_environment.items())
+        self._event("weight_channel", {"channel": channel, "why": why, **cluster.nccl_environment})
+        self._say(f"weights travel through {channel}: {why}{settings}")
+
+    @property
+    def _weight_timeout_s(self) -> float:
+        """For a worker that may first have to finish its groups, the longest that the pool gives it for them."""
+        cluster = self.config.cluster
+        return cluster.weight_timeout_s + (0.0 if cluster.in_flight_updates else self.config.pool.lease_s)
+
+    def _broadcast_failed(self, why: str) -> None:
+        self._event("weight_channel", {"channel": "object_store", "why": why})
+        self._say(why, "yellow")
 
     def _seed(self, topology: Topology) -> None:
         """The expert seeding: steps as below, over the experts' questions alone and in plain groups.

@@ -113,13 +113,16 @@ class Topology:
             device=config.cluster.device,
             take_turns=config.cluster.take_turns,
             threads=config.cluster.learner_threads,
-            weight_channel=config.cluster.weight_channel,
+            weight_channel=config.cluster.channel[0],
+            weight_bucket=config.cluster.weight_bucket_mib * 2**20,
+            weight_timeout_s=config.cluster.weight_timeout_s,
             seed=config.seed,
             run_dir=self.run_dir,
             cache_dir=config.cache,
         )
         # Threads that spin while they wait would take the cores that the engines need.
         env = {**QUIET, "OMP_NUM_THREADS": str(config.cluster.learner_threads), "OMP_WAIT_POLICY": "passive"}
+        env |= config.cluster.nccl_environment
         return LearnerActor.options(  # type: ignore[attr-defined]
             name="learner",
             num_cpus=0,
@@ -136,6 +139,10 @@ class Topology:
             dtype=config.model.dtype,
             device=cluster.device,
             take_turns=cluster.take_turns,
+            transfers=cluster.channel[0] == "nccl" and config.mode == "train",
+            in_flight_updates=cluster.in_flight_updates,
+            weight_bucket=cluster.weight_bucket_mib * 2**20,
+            weight_timeout_s=cluster.weight_timeout_s,
             engine=cluster.engine,
             agent=config.agent,
             reward=config.reward,
@@ -145,7 +152,7 @@ class Topology:
             retrieval_timeout_s=config.retrieval.timeout_s,
             seed=derive_seed(config.seed, "engine"),
         )
-        env = {**QUIET, **engine_environment(cluster.engine, cluster.device)}
+        env = {**QUIET, **engine_environment(cluster.engine, cluster.device), **cluster.nccl_environment}
         return RolloutWorker.options(  # type: ignore[attr-defined]
             name=name,
             num_cpus=0,

@@ -2,6 +2,9 @@
 
 A channel has two operations, publish and receive, and knows nothing of what is trained. The learner
 publishes, the supervisor passes the small ``Published`` on, and each worker receives.
+
+A broadcast (``nccl``) has all engines or none, and its bytes go straight into them: ``actors/broadcast.py`` directs it,
+``actors/nccl.py`` does it. A worker that comes too late for it asks the learner for a copy through the object store.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ class Published:
     """The name in ``CHANNELS`` of the channel that can receive it."""
     version: int
     checksum: str
-    """xxh3-64 of the bytes."""
+    """xxh3-64 of the bytes, or of their ``Digest`` where they never leave the GPUs."""
     handle: Any
     """The channel's own."""
 
@@ -97,7 +100,7 @@ class ObjectStoreChannel:
         """See ``Channel``."""
         references, specs = published.handle
         buffer = await references[0]
-        _check(published, checksum(buffer))
+        check(published.version, published.checksum, checksum(buffer))
         return unpack(buffer, specs)
 
 
@@ -112,7 +115,7 @@ class FolderChannel:
         """See ``Channel``."""
         from safetensors.torch import load_file
 
-        _check(published, self._checksum(published.handle))
+        check(published.version, published.checksum, self._checksum(published.handle))
         return {k: v for file in self._files(published.handle) for k, v in load_file(file).items()}
 
     def _checksum(self, folder: Path) -> str:
@@ -127,11 +130,86 @@ class FolderChannel:
         return sorted(folder.glob("*.safetensors"))
 
 
-CHANNELS: dict[str, type[Any]] = {"object_store": ObjectStoreChannel, "folder": FolderChannel}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Announced:
+    """What the bytes of a broadcast are, in the order in which they come."""
+
+    names: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    learner: Any
+    """The learner's actor, whom a worker that isn't in the group asks for a ``copy``."""
 
 
-def _check(published: Published, found: str) -> None:
-    if found != published.checksum:
-        raise Fault(
-            f"weights of version {published.version} arrived damaged: checksum {found}, not {published.checksum}"
+class NcclChannel:
+    """From the learner's GPU to all engines' at once. Publishing only announces: the broadcast follows."""
+
+    def publish(self, tensors: Mapping[str, torch.Tensor], version: int, learner: Any) -> Published:
+        """``tensors`` are those that ``learner`` is going to send; they must not change before."""
+        announced = Announced(
+            names=tuple(tensors),
+            dtypes=tuple(str(t.dtype)[6:] for t in tensors.values()),
+            shapes=tuple(tuple(t.shape) for t in tensors.values()),
+            learner=learner,
         )
+        return Published(channel="nccl", version=version, checksum=digest(tensors), handle=announced)
+
+    async def copy(self, published: Published) -> Published:
+        """For one worker alone: the newest version, which may be a later one, through the object store."""
+        copied: Published = await published.handle.learner.copy.remote()
+        return copied
+
+
+class Digest:
+    """A checksum that is computed where the tensors are, so that a broadcast's bytes needn't leave the GPU.
+
+    Of each tensor the sum of its elements' bits, times 1, 3, 5, … by position, modulo 2^64: the factors are odd, so
+    one flipped bit changes the sum, and so do two elements that have changed places. Integers add up to the same on
+    every device and in every order.
+    """
+
+    CHUNK = 1 << 22
+    """Elements that are widened to 8 bytes at a time."""
+
+    def __init__(self) -> None:
+        self._what: list[str] = []
+        self._sums: list[torch.Tensor] = []
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """``tensor`` as the next in order."""
+        bits = tensor.detach().contiguous().view(-1).view(_INTEGERS[tensor.dtype.itemsize])
+        total = torch.zeros((), dtype=torch.int64, device=bits.device)
+        for start in range(0, len(bits), self.CHUNK):
+            part = bits[start : start + self.CHUNK].long()
+            total += (part * torch.arange(2 * start + 1, 2 * (start + len(part)), 2, device=bits.device)).sum()
+        self._what.append(f"{name} {tensor.dtype} {tuple(tensor.shape)}")
+        self._sums.append(total)
+
+    def hex(self) -> str:
+        """Of all tensors so far; waits for the GPU."""
+        text = "\n".join(f"{what} {int(total)}" for what, total in zip(self._what, self._sums, strict=True))
+        return xxhash.xxh3_64_hexdigest(text.encode())
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The ``Digest`` of all ``tensors``, in their order."""
+    whole = Digest()
+    for name, tensor in tensors.items():
+        whole.add(name, tensor)
+    return whole.hex()
+
+
+CHANNELS: dict[str, type[Any]] = {
+    "object_store": ObjectStoreChannel,
+    "folder": FolderChannel,
+    "nccl": NcclChannel,
+}
+
+
+def check(version: int, expected: str, found: str) -> None:
+    """Raises ``Fault`` unless the bytes that arrived are those that were published."""
+    if found != expected:
+        raise Fault(f"weights of version {version} arrived damaged: checksum {found}, not {expected}")

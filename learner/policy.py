@@ -183,8 +183,8 @@ class Policy:
         outer = {id(self.model.get_input_embeddings().weight), id(self.head)}
         return [p for p in self.parameters() if p.ndim == 2 and id(p) not in outer]
 
-    def published(self) -> dict[str, Tensor]:
-        """Name to tensor, for the engines: Hugging Face names, contiguous copies on the CPU, model dtype.
+    def current(self) -> dict[str, Tensor]:
+        """Name to tensor, for the engines: Hugging Face names, model dtype, where they are and as they change.
 
         Adapters are merged. A tensor that two names share (tied embeddings) is listed once, under the first name.
         """
@@ -193,8 +193,12 @@ class Policy:
         for name, tensor in lora.merged_weights(self.model).items():
             if id(tensor) not in seen:
                 seen.add(id(tensor))
-                out[name] = tensor.detach().to("cpu", copy=True).contiguous()
+                out[name] = tensor.detach()
         return out
+
+    def published(self) -> dict[str, Tensor]:
+        """``current`` as contiguous copies on the CPU, which stay as they are."""
+        return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in self.current().items()}
 
     def save(self, path: Path) -> None:
         """Writes (merged) weights and configuration in Hugging Face format; the tokenizer is the caller's."""

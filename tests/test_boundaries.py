@@ -80,7 +80,14 @@ def test_only_actors_and_launch_import_ray():
     assert users <= {"actors", "launch"}
 
 
-def test_one_file_imports_vllm():
-    users = [path for place in (*ROOMS, "launch") for path in sources(place) if "vllm" in imported(path)]
-    assert len(users) <= 1
-    assert all(path.is_relative_to(ROOT / "actors") for path in users)
+def test_the_engine_and_its_weight_transfer_import_vllm():
+    users = {path for place in (*ROOMS, "launch") for path in sources(place) if "vllm" in imported(path)}
+    assert users == {ROOT / "actors" / "engine.py", ROOT / "actors" / "nccl.py"}
+
+
+def test_weight_transfer_is_imported_where_it_is_needed():
+    users = [path for path in sources("actors") if "actors.nccl" in path.read_text(encoding="utf-8")]
+    assert users
+    for path in users:
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        assert not any(isinstance(node, ast.ImportFrom) and node.module == "actors.nccl" for node in body), path

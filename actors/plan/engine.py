@@ -33,6 +33,8 @@ class EngineMemory:
     episode: int
     """Tokens of the longest trajectory, prompt included."""
     graphs: bool
+    bucket: int = 0
+    """Bytes in a bucket of a broadcast; 0 where weights come another way."""
 
     @property
     def weights(self) -> int:
@@ -76,6 +78,12 @@ class EngineMemory:
         return self.share or self.weights + self.kv_cache_set
 
     @property
+    def broadcast(self) -> int:
+        """Two buckets on their way, beside vLLM's share; each ends with the tensor that passes its size."""
+        largest = (self.model.vocabulary + self.model.intermediate) * self.model.hidden * self.size
+        return 2 * self.bucket + largest if self.bucket else 0
+
+    @property
     def asleep(self) -> int:
         """What stays on the card while vLLM sleeps: weights and KV cache leave, the rest doesn't."""
         return self.overhead
@@ -92,4 +100,5 @@ def engine_memory(config: RunConfig, card_bytes: int) -> EngineMemory:
         sequences=engine.max_num_seqs,
         episode=config.agent.max_prompt_tokens + config.agent.max_response_tokens,
         graphs=not engine.enforce_eager,
+        bucket=config.cluster.weight_bucket_mib * 2**20 if config.cluster.channel[0] == "nccl" else 0,
     )

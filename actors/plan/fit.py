@@ -38,6 +38,11 @@ def problems(config: RunConfig) -> list[str]:
             f"the engine's share of {_gib(engine.share)} and the learner at rest ({_gib(learner.at_rest)}, and "
             f"{_gib(RESERVE)} in reserve) are more than the card's {_gib(limit)}"
         )
+    if engine.broadcast and engine.share + engine.broadcast > limit:
+        found.append(
+            f"the engine's share of {_gib(engine.share)} and two buckets of new weights ({_gib(engine.broadcast)}) are "
+            f"more than the card's {_gib(limit)}"
+        )
     if engine.full_episodes < 1:
         found.append(
             f"an engine's KV cache of {_gib(max(0, engine.kv_cache))} holds {engine.kv_tokens} tokens, less than one "
@@ -95,6 +100,10 @@ def _share(config: RunConfig) -> float | None:
     return _when(0 < best != now, best)
 
 
+def _bucket(config: RunConfig) -> int | None:
+    return _when(config.cluster.channel[0] == "nccl" and config.cluster.weight_bucket_mib > 64, 64)
+
+
 def _sequences(config: RunConfig) -> int | None:
     return _when(config.cluster.engine.max_num_seqs > 64, 64)
 
@@ -114,6 +123,7 @@ def _response(tokens: int) -> Callable[[RunConfig], int | None]:
 KNOBS = (
     _Knob("algorithm.microbatch_tokens", _microbatch),
     _Knob("algorithm.logits_chunk", _chunk),
+    _Knob("cluster.weight_bucket_mib", _bucket),
     _Knob("cluster.engine.gpu_memory_utilization", _share),
     _Knob("cluster.engine.max_num_seqs", _sequences),
     _Knob("algorithm.gradient_checkpointing", lambda c: _when(not c.algorithm.gradient_checkpointing, True)),

@@ -96,7 +96,10 @@ def engine_rows(m: EngineMemory) -> list[Row]:
         rows.append(("activations", m.activations, "of vLLM's profile run"))
         rows.append(("context, CUDA graphs", m.overhead, "stated"))
     rows.append(("KV cache", m.kv_cache, "the rest of its share" if m.share else ""))
-    return [*rows, ("together", m.total, "")]
+    rows.append(("together", m.total, ""))
+    if m.broadcast:
+        rows.append(("buckets of new weights", m.broadcast, "beside that, while they are broadcast"))
+    return rows
 
 
 def _section(title: str, rows: list[Row]) -> Iterator[str]:

@@ -12,7 +12,7 @@ import contextlib
 import multiprocessing
 import os
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,8 @@ from agent.records import Completion
 
 TAGS = ("<search>", "</search>", "</answer>")
 CONTEXT = 512
+BUCKET = 2**16
+"""Bytes; the tiny model has several of these."""
 PATIENCE_S = 120.0
 """How long one call may take on a busy machine before the test fails; none takes more than a few seconds."""
 START_S = 300.0
@@ -42,10 +44,11 @@ SYLLABLES = ("ba", "ko", "mi", "tur", "len", "sha", "vor", "dex", "qui", "nop", 
 class RoomProcess:
     """The process with the engine. ``call`` runs one function of this module in it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        """On ``cuda`` the model is bfloat16; which card it is on is the environment's to say."""
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, folder), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, folder, device), daemon=True)
         self._process.start()
         theirs.close()
         self.before_weights = self._answer(START_S)
@@ -127,7 +130,7 @@ class Room:
         return [ids[i % 7] for i in range(4)] + [ids[(number * 31 + i * i) % len(ids)] for i in range(length - 4)]
 
 
-def _serve(connection: Any, folder: Path) -> None:
+def _serve(connection: Any, folder: Path, device: str) -> None:
     """The process's main function: makes the room, then answers calls until the pipe closes."""
     from actors.process import QUIET
 
@@ -135,7 +138,7 @@ def _serve(connection: Any, folder: Path) -> None:
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
-        room = _make_room(folder)
+        room = _make_room(folder, device)
         connection.send((True, loop.run_until_complete(_refusal(room.generate([1, 2, 3])))))
     except BaseException:
         connection.send((False, traceback.format_exc()))
@@ -152,7 +155,7 @@ def _serve(connection: Any, folder: Path) -> None:
                 connection.send((False, traceback.format_exc()))
 
 
-def _make_room(folder: Path) -> Room:
+def _make_room(folder: Path, device: str) -> Room:
     import torch
 
     from actors.config import EngineConfig
@@ -165,8 +168,9 @@ def _make_room(folder: Path) -> Room:
     words = (f"{a}{b}{c}" for a in SYLLABLES for b in SYLLABLES for c in SYLLABLES)
     train((" ".join(words),), tags=TAGS, folder=folder, vocab_size=520)
     write_skeleton(folder, ModelConfig(architecture=SIZES), context=CONTEXT)
-    config = EngineConfig(max_num_seqs=16)
-    engine = Engine(str(folder), config, device="cpu", dtype="float32", max_model_len=CONTEXT, seed=0)
+    config = EngineConfig(max_num_seqs=16, gpu_memory_utilization=0.3)
+    dtype = "float32" if device == "cpu" else "bfloat16"
+    engine = Engine(str(folder), config, device=device, dtype=dtype, max_model_len=CONTEXT, seed=0, transfers=True)
     return Room(folder, engine)
 
 
@@ -266,6 +270,134 @@ async def update_in_flight(room: Room) -> list[tuple[list[int], dict[int, list[f
         table = {s: room.gaps(s, prompt, completion, 1.0) for s in seeds}
         fresh = {s: [g for v, g in zip(completion.versions, table[s], strict=True) if v == s] for s in seeds}
         stale = [table[v - 1][i] for i, v in enumerate(completion.versions) if v > seeds[0]]
+        rows.append((list(completion.versions), fresh, stale))
+    return rows
+
+
+async def held(room: Room) -> tuple[int, int, list[list[int]]]:
+    """Requests before and after the engine stops, and then new weights.
+
+    How many had ended before those, how many vLLM had been given, and the versions of each one's tokens.
+    """
+    await room.load(21)
+    playing = [asyncio.ensure_future(room.generate(room.prompt(n), seed=n, max_new_tokens=300)) for n in range(3)]
+    await room.generate(room.prompt(9), max_new_tokens=20)
+    await room.engine.hold()
+    playing += [asyncio.ensure_future(room.generate(room.prompt(n), seed=n, max_new_tokens=5)) for n in (4, 5)]
+    await asyncio.sleep(0)  # the two requests are in the inbox
+    await room.engine.hold()  # a command: when it is done, what came before it is in the engine
+    ended, given = sum(task.done() for task in playing), len(room.engine._pending)
+    await room.load(22)
+    return ended, given, [list(c.versions) for c in await asyncio.gather(*playing)]
+
+
+async def broadcast(room: Room, bucket: int, damaged: bool) -> tuple[list[int], list[Any], str]:
+    """Weights by vLLM's packed broadcast, in mid-completion, with a queue in NCCL's place.
+
+    The sizes of what was sent at once; for each of three requests its versions and its gaps by version; and what the
+    engine says of the broadcast. ``damaged`` flips a bit on the way.
+    """
+    import queue
+    from unittest import mock
+
+    import torch
+    import vllm.distributed.weight_transfer.nccl_engine as theirs
+
+    import actors.nccl as ours
+    from actors.nccl import Sender
+    from actors.weights import NcclChannel
+
+    wire: queue.Queue[torch.Tensor] = queue.Queue()
+    sizes: list[int] = []
+
+    class End:
+        """One rank's end of the wire, with a communicator's ``broadcast``."""
+
+        disabled = False
+
+        def __init__(self, rank: int) -> None:
+            self.rank = rank
+
+        def broadcast(self, tensor: torch.Tensor, src: int) -> None:
+            assert (src, tensor.dtype, tensor.ndim) == (0, torch.uint8, 1)
+            if self.rank == src:
+                sizes.append(len(tensor))
+                wire.put(tensor.clone())
+                return
+            sent = wire.get(timeout=30)
+            if damaged and len(wire.queue) == 0:
+                sent[-1] ^= 1
+            tensor.copy_(sent)
+
+        def destroy(self) -> None: ...
+
+    def opened(group: bytes, rank: int, world: int, device: int) -> End:
+        assert (group, rank, world, device) == (b"g" * 128, 0, 2, 0)
+        return End(rank)
+
+    def joined(info: Any, parallel: Any) -> End:
+        assert (info.nccl_unique_id_bytes, info.rank_offset, info.world_size) == (b"g" * 128, 1, 2)
+        assert (info.packed, info.packed_buffer_size_bytes) == (True, bucket)
+        return End(info.rank_offset)
+
+    stream = SimpleNamespace(synchronize=lambda: None)
+    with (
+        mock.patch.object(ours, "uid_init_process_group", opened),
+        mock.patch.object(theirs, "worker_init_process_group", joined),
+        mock.patch.object(ours.packed_tensor, "_get_streams", lambda device, n: (stream,) * n),
+        mock.patch.object(torch.cuda, "stream", return_value=contextlib.nullcontext()),
+        mock.patch.object(torch.accelerator, "current_device_index", return_value=0),
+        mock.patch.object(torch.accelerator, "synchronize"),
+    ):
+        await room.load(21)
+        sender = Sender(b"g" * 128, 2, bucket=bucket, timeout_s=30.0)
+        await room.engine.join(b"g" * 128, 1, 2, bucket=bucket, timeout_s=30.0)
+        prompts = [room.prompt(n) for n in range(3)]
+        playing = [asyncio.ensure_future(room.generate(p, seed=n, max_new_tokens=300)) for n, p in enumerate(prompts)]
+        await room.generate(room.prompt(9), max_new_tokens=20)
+        assert not any(task.done() for task in playing), "too fast: the broadcast finds nothing in flight"
+        tensors = room.policy(22).current()
+        published = NcclChannel().publish(tensors, 22, None)
+        await room.engine.hold()
+        sending = asyncio.ensure_future(asyncio.to_thread(sender.send, tensors))
+        said = await _refusal(room.engine.transfer(published))
+        await sending
+        done = await asyncio.gather(*playing, return_exceptions=True)
+    rows: list[Any] = []
+    for prompt, completion in zip(prompts, done, strict=True):
+        if isinstance(completion, BaseException):
+            rows.append(str(completion))
+            continue
+        table = {s: room.gaps(s, prompt, completion, 1.0) for s in (21, 22)}
+        fresh = {s: [g for v, g in zip(completion.versions, table[s], strict=True) if v == s] for s in table}
+        rows.append((list(completion.versions), fresh))
+    return sizes, rows, said
+
+
+async def join(room: Room, group: bytes, timeout_s: float) -> None:
+    """Becomes the one engine of a broadcast's group."""
+    await room.engine.join(group, 1, 2, bucket=BUCKET, timeout_s=timeout_s)
+
+
+def weights(room: Room, seed: int) -> dict[str, Any]:
+    """The published weights of ``seed``."""
+    published: dict[str, Any] = room.policy(seed).published()
+    return published
+
+
+async def over_nccl(room: Room, published: Any) -> list[tuple[list[int], dict[int, list[float]], list[float]]]:
+    """A broadcast of version 22 in mid-completion: three requests' versions, gaps by version, and stale gaps."""
+    await room.load(21)
+    prompts = [room.prompt(n) for n in range(3)]
+    playing = [asyncio.ensure_future(room.generate(p, seed=n, max_new_tokens=400)) for n, p in enumerate(prompts)]
+    await room.generate(room.prompt(9), max_new_tokens=20)
+    await room.engine.hold()
+    await room.engine.transfer(published)
+    rows = []
+    for prompt, completion in zip(prompts, await asyncio.gather(*playing), strict=True):
+        table = {s: room.gaps(s, prompt, completion, 1.0) for s in (21, 22)}
+        fresh = {s: [g for v, g in zip(completion.versions, table[s], strict=True) if v == s] for s in table}
+        stale = [table[21][i] for i, v in enumerate(completion.versions) if v == 22]
         rows.append((list(completion.versions), fresh, stale))
     return rows
 
@@ -425,17 +557,32 @@ class FlatLogprobs(SimpleNamespace):
 
 
 class ScriptedCore:
-    """Stands in for vLLM's ``LLMEngine``: ``script`` says what each step gives, or raises."""
+    """Stands in for vLLM's ``LLMEngine``: ``script`` says how all requests end in each step, or what it raises.
+
+    ``unscored`` is the end of a completion without log-probabilities.
+    """
 
     def __init__(self, script: Iterator[Any]) -> None:
         self.renderer = SimpleNamespace(tokenizer=SimpleNamespace(get_added_vocab=dict))
         worker = SimpleNamespace(model_runner=SimpleNamespace(reload_weights=self._reload))
         worker.model_runner.model = SimpleNamespace(config=SimpleNamespace(tie_word_embeddings=False))
         self.model_executor = SimpleNamespace(driver_worker=SimpleNamespace(worker=worker))
+        self.engine_core = SimpleNamespace(engine_core=self)
+        self.batch_queue: Any = None
+        self.paused = False
         self._script = script
         self._names: list[str] = []
 
+    def pause_scheduler(self, mode: str, clear_cache: bool) -> None:
+        assert mode == "keep", "requests in flight would be lost"
+        self.paused = True
+
+    def resume_scheduler(self) -> None:
+        assert self.paused
+        self.paused = False
+
     def _reload(self, weights_iterator: Iterator[Any]) -> None:
+        assert self.paused, "new weights under a running engine"
         for name, _ in weights_iterator:
             if name == "bad":
                 raise KeyError("there is no module or parameter named bad")
@@ -467,11 +614,101 @@ class ScriptedCore:
             raise reason
         done, self._names = self._names, []
         logprobs = FlatLogprobs(logprobs=[-0.5], start_indices=[0])
+        if reason == "unscored":
+            reason, logprobs = "stop", FlatLogprobs(logprobs=[], start_indices=[])
         spans = [SimpleNamespace(version=self.version, start=0, end=1)]
         completion = SimpleNamespace(finish_reason=reason, token_ids=[5], logprobs=logprobs, weight_versions=spans)
         return [
             SimpleNamespace(request_id=name, finished=True, outputs=[completion], num_cached_tokens=0) for name in done
         ]
+
+
+class PipelinedCore(ScriptedCore):
+    """Samples as vLLM does with asynchronous scheduling: a step starts a batch and gives the tokens of the one before.
+
+    A token's id is the version of the weights that sampled it, so that ids and labels can be compared.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(iter(()))
+        self.batch_queue = deque()
+        self.playing: dict[str, tuple[int, list[int], list[int]]] = {}
+        self.weights = self.stale = 0
+        """Updates so far, and those that found a batch in flight."""
+
+    def _reload(self, weights_iterator: Iterator[Any]) -> None:
+        super()._reload(weights_iterator)
+        self.stale += bool(self.batch_queue)
+        self.weights += 1
+
+    def add_request(self, name: str, prompt: dict[str, Any], params: Any) -> None:
+        self.playing[name] = (params.max_tokens, [], [])
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self.playing)
+
+    def step(self) -> list[Any]:
+        started = False
+        if not self.paused and any(len(ids) + len(self.batch_queue) < n for n, ids, _ in self.playing.values()):
+            self.batch_queue.appendleft((self.weights, [*self.playing]))
+            started = True
+        if not self.batch_queue or (started and len(self.batch_queue) < 2):
+            return []
+        weights, names = self.batch_queue.pop()
+        done = []
+        for name in names:
+            if name not in self.playing:
+                continue
+            wanted, ids, labels = self.playing[name]
+            ids.append(weights)
+            labels.append(int(self.version))
+            if len(ids) == wanted:
+                del self.playing[name]
+                completion = self._completion(ids, labels)
+                done.append(SimpleNamespace(request_id=name, finished=True, outputs=[completion], num_cached_tokens=0))
+        return done
+
+    @staticmethod
+    def _completion(ids: list[int], labels: list[int]) -> Any:
+        spans = [SimpleNamespace(version=v, start=i, end=i + 1) for i, v in enumerate(labels)]
+        logprobs = FlatLogprobs(logprobs=[-0.5] * len(ids), start_indices=range(len(ids)))
+        return SimpleNamespace(finish_reason="length", token_ids=ids, logprobs=logprobs, weight_versions=spans)
+
+
+async def pipelined(room: Room, drained: bool) -> tuple[list[int], list[int], int]:
+    """A completion across three updates by an engine that samples ahead: what sampled each token, and its label.
+
+    And how many updates found a batch in flight. Without ``drained``, the engine takes no notice of such.
+    """
+    import torch
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    from actors.config import EngineConfig
+    from actors.engine import Engine
+
+    class Blind(Engine):
+        def _hold(self) -> None:
+            self._core.pause_scheduler(mode="keep", clear_cache=False)
+
+    real, core = LLMEngine.from_engine_args, PipelinedCore()
+    LLMEngine.from_engine_args = lambda *_, **__: core
+    make = Engine if drained else Blind
+    try:
+        engine = make(str(room.folder), EngineConfig(), device="cpu", dtype="float32", max_model_len=8, seed=0)
+    finally:
+        LLMEngine.from_engine_args = real
+    await engine.load_weights({"good": torch.zeros(1)}, 1)
+    playing = asyncio.ensure_future(engine.generate([1], max_new_tokens=200_000, **PLAIN))
+    for version in (2, 3, 4):
+        ids = []
+        while not ids or ids[-1] != version - 1:  # until the newest weights have sampled something
+            await asyncio.sleep(0)
+            ids = next((p[1] for p in [*core.playing.values()]), [])
+            assert not playing.done(), "too fast: the update finds nothing in flight"
+        await engine.load_weights({"good": torch.zeros(1)}, version)
+    completion = await playing
+    await engine.close()
+    return list(completion.token_ids), list(completion.versions), core.stale
 
 
 async def scripted(room: Room, script: list[Any]) -> list[str]:

@@ -42,9 +42,10 @@ def until(condition: Callable[[], Any]) -> Any:
 
 @dataclass(frozen=True)
 class Version:
-    """Stands in for ``Published``, without its torch: the crew looks at nothing but the number."""
+    """Stands in for ``Published``, without its torch: the crew looks at nothing but the number and the channel."""
 
     version: int
+    channel: str = "object_store"
 
 
 @ray.remote
@@ -74,6 +75,24 @@ class Board:
         async with self._changed:
             await self._changed.wait_for(lambda: (page, name) in self._open)
 
+    async def meet(self, page: str, where: str, who: str, world: int) -> bool:
+        """Returns True when ``world`` have come, False when they part before."""
+        async with self._changed:
+            self._events[page].append(("met", where, who))
+            self._changed.notify_all()
+
+            def come() -> int:
+                return sum(e[:2] == ("met", where) for e in self._events[page])
+
+            def parted() -> bool:
+                return any(e[0] == "parted" and where.startswith(e[1]) for e in self._events[page])
+
+            await self._changed.wait_for(lambda: come() >= world or parted())
+            return come() >= world
+
+    async def part(self, page: str, group: bytes) -> None:
+        await self.write(page, "parted", repr(group))
+
     async def seen(self, page: str, *event: str) -> None:
         """Returns when ``event`` has been written."""
         async with self._changed:
@@ -102,6 +121,8 @@ class FakeWorker:
         self._version: int | None = None
         self._evaluating = 0
         self._asleep = False
+        self._held = False
+        self._group: tuple[bytes, int, int] | None = None
 
     async def start(self) -> bool:
         await self._act("start")
@@ -114,6 +135,36 @@ class FakeWorker:
         assert self._started, "weights for a worker that is not up"
         assert not self._asleep, "weights for an engine that isn't on the card"
         assert self._version is None or published.version >= self._version, "an older version"
+        return await self._take(published)
+
+    async def hold(self) -> None:
+        await self._act("hold")
+        assert self._version is not None, "an engine that serves nothing"
+        self._held = True
+
+    async def join(self, group: bytes, rank: int, world: int) -> None:
+        assert self._held, "NCCL starts while the engine samples"
+        await self._act("join", str(rank), str(world))
+        assert 0 < rank < world
+        self._group = group, rank, world
+
+    async def transfer(self, published: Version) -> int:
+        """As in NCCL: ends when all ranks are there, or when the broadcast is abandoned."""
+        assert self._held, "weights for an engine that samples"
+        assert self._group is not None, "a broadcast without a group"
+        await self._act("transfer", str(published.version))
+        group, _, world = self._group
+        if not await self._board.meet.remote(self._page, f"{group!r} {published.version}", self._name, world):
+            self._group = None
+            raise Fault("the broadcast was abandoned")
+        return await self._take(published)
+
+    async def abandon(self) -> None:
+        if self._group is not None:
+            await self._board.part.remote(self._page, self._group[0])
+
+    async def _take(self, published: Version) -> int:
+        self._held = False
         self._version = published.version
         await self._board.write.remote(self._page, self._name, "has", str(published.version))
         return published.version
@@ -208,3 +259,57 @@ class FakeRetrieval:
 
 def hits(query: str, k: int) -> tuple[Passage, ...]:
     return tuple(Passage(id=f"{query}-{n}", title=query, text="x") for n in range(k))
+
+
+@ray.remote(concurrency_groups={"beside": 2})
+class FakeSender:
+    """The learner's end of a broadcast, by ``script`` as ``FakeWorker``'s. It insists on the order of calls."""
+
+    def __init__(self, board: Any, page: str, script: dict[str, list[str]]) -> None:
+        self._board = board
+        self._page = page
+        self._script = {method: list(steps) for method, steps in script.items()}
+        self._groups = 0
+        self._open: tuple[bytes, int] | None = None
+        self._off = False
+
+    def offer(self) -> bytes:
+        assert not self._off, "NCCL after it was given up"
+        self._act("offer")
+        self._groups += 1
+        self._open = None
+        return b"group %d;" % self._groups
+
+    def join(self, group: bytes, world: int) -> None:
+        self._act("join", str(world))
+        assert group == b"group %d;" % self._groups, "not the newest group"
+        self._open = group, world
+
+    def send(self, version: int) -> None:
+        assert self._open is not None, "a broadcast without a group"
+        self._act("send", str(version))
+        group, world = self._open
+        if not ray.get(self._board.meet.remote(self._page, f"{group!r} {version}", "learner", world)):
+            raise Fault("the broadcast was abandoned")
+
+    def leave(self) -> None:
+        self._open = None
+        self._act("leave")
+
+    def fall_back(self) -> None:
+        self._off = True
+        self._act("fall back")
+
+    @ray.method(concurrency_group="beside")
+    def abandon(self) -> None:
+        if self._open is not None:
+            ray.get(self._board.part.remote(self._page, self._open[0]))
+
+    def _act(self, method: str, *details: str) -> None:
+        ray.get(self._board.write.remote(self._page, "learner", method, *details))
+        steps = self._script.get(method, [])
+        step = steps.pop(0) if steps else ""
+        if step == "fault":
+            raise Fault(f"{method} broke")
+        if step.startswith("gate:"):
+            ray.get(self._board.gate.remote(self._page, step.removeprefix("gate:")))

@@ -5,7 +5,9 @@ The engine and everything asked of it live in ``engine_room``'s process; here is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from statistics import mean
 
 import engine_room
@@ -70,6 +72,42 @@ def test_continuations_of_a_prefix_find_it_in_the_cache_until_the_weights_change
     assert prompted == 8 * 310
     assert 8 * 256 <= cached <= 8 * 300  # whole blocks of it, of at most 128 tokens
     assert updated == (300, 0)
+
+
+def test_a_held_engine_keeps_all_requests_and_goes_on_with_the_new_weights(room: RoomProcess) -> None:
+    ended, given, (*long, first, second) = room.call(engine_room.held)
+    assert (ended, given) == (0, 5)
+    for versions in long:
+        assert versions == sorted(versions)
+        assert set(versions) == {21, 22}
+    assert first == second == [22] * 5
+
+
+def test_tokens_that_are_in_flight_at_an_update_are_labelled_with_what_sampled_them(room: RoomProcess) -> None:
+    sampled_by, labels, stale = room.call(engine_room.pipelined, True)
+    assert (labels, stale) == (sampled_by, 0)
+    assert sorted(set(labels)) == [1, 2, 3, 4]
+    assert labels == sorted(labels)
+
+
+def test_an_update_that_leaves_a_batch_in_flight_would_show(room: RoomProcess) -> None:
+    sampled_by, labels, stale = room.call(engine_room.pipelined, False)
+    assert stale == 3
+    assert sum(a != b for a, b in zip(sampled_by, labels, strict=True)) >= 3
+
+
+@pytest.mark.parametrize("bucket", [2**10, 2**30])
+def test_a_broadcast_in_flight_brings_the_weights_bit_for_bit(room: RoomProcess, bucket: int) -> None:
+    sizes, rows, said = room.call(engine_room.broadcast, bucket, False)
+    assert said == "no error"
+    assert (len(sizes) == 1) == (bucket == 2**30)
+    for versions, fresh in rows:
+        assert len(versions) == 300
+        assert versions == sorted(versions)
+        assert set(versions) == {21, 22}
+        for gaps in fresh.values():
+            assert mean(gaps) <= CLOSE_ENOUGH
+            assert max(gaps) <= 20 * CLOSE_ENOUGH
 
 
 # --- where a completion ends -----------------------------------------------------------------------
@@ -210,6 +248,14 @@ def test_when_vllm_dies_everybody_hears_of_it(room: RoomProcess) -> None:
     ]
 
 
+def test_outputs_that_cannot_be_read_leave_nobody_waiting(room: RoomProcess) -> None:
+    why = "GenerationError: vLLM returned 0 log-probabilities for 1 tokens"
+    assert room.call(engine_room.scripted, ["unscored"]) == [
+        f"GenerationError: {why}",
+        *[f"Fault: the engine is dead: {why}"] * 3,
+    ]
+
+
 def test_half_loaded_weights_are_never_sampled_from(room: RoomProcess) -> None:
     before, load, *after = room.call(engine_room.scripted, ["stop", "bad weights", "stop", "stop"])
     assert before == "no error"
@@ -230,7 +276,18 @@ def test_an_engine_that_is_sent_to_sleep_at_work_dies_of_it(room: RoomProcess) -
 
 
 def test_close_fails_those_who_wait_and_those_who_come_later(room: RoomProcess) -> None:
-    """The last test: it closes the one engine of this file."""
+    """The last test of the one engine of this file: it closes it."""
     waiting, later = room.call(engine_room.close_in_flight)
     assert waiting == ["GenerationError: the engine was closed"] * 3
     assert later == ["Fault: the engine is dead: it was closed"] * 2
+
+
+def test_a_damaged_broadcast_is_the_end_of_the_engine(tmp_path: Path) -> None:
+    room = RoomProcess(tmp_path / "model")
+    try:
+        _, answers, said = room.call(engine_room.broadcast, 2**10, True)
+    finally:
+        room.end()
+    assert re.match(r"Fault: weights of version 22 arrived damaged: checksum \w{16}, not \w{16}$", said)
+    assert len(answers) == 3
+    assert all("arrived damaged" in answer for answer in answers)

@@ -551,3 +551,16 @@ def test_engines_settings_are_checked_before_they_are_planned_with() -> None:
         EngineConfig(gpu_memory_utilization=1.5)
     with pytest.raises(UserError, match=r"cluster\.take_turns=true shares one GPU"):
         ClusterConfig(device="cuda", take_turns=True, rollout_workers=2)
+
+
+# --- weights by broadcast ---------------------------------------------------------------------------
+
+
+def test_two_buckets_have_room_beside_the_engines_share() -> None:
+    engine = engine_memory(box(), 24 * 2**30)
+    assert engine.broadcast == 2 * 256 * 2**20 + 2 * 1536 * (151_936 + 8960)
+    assert problems(box(("cluster.engine.gpu_memory_utilization", 0.92))) == []
+    (problem,) = problems(box(("cluster.engine.gpu_memory_utilization", 0.97)))
+    assert problem.startswith("the engine's share of 22.9 GiB and two buckets of new weights (1.0 GiB) are more than")
+    assert advice(box(("cluster.engine.gpu_memory_utilization", 0.97))) == "cluster.weight_bucket_mib=64 makes it fit"
+    assert engine_memory(box(("cluster.weight_channel", "object_store")), 24 * 2**30).broadcast == 0

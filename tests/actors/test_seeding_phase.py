@@ -80,6 +80,8 @@ def start(prepared: Prepared, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
             take_turns=False,
             threads=1,
             weight_channel="object_store",
+            weight_bucket=2**20,
+            weight_timeout_s=60.0,
             seed=0,
             run_dir=folder,
             cache_dir=run.cache,

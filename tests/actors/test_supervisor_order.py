@@ -628,7 +628,7 @@ def test_a_steps_row_joins_the_learners_the_pools_and_the_searches_numbers(play:
     assert written["generated_tokens"] == 200
     assert written["first_eval"]["step"] == 0
     assert written["last_eval"]["step"] == 2
-    assert [e["event"] for e in read(driver.metrics.path, "event")] == ["serving", "checkpoint"]
+    assert [e["event"] for e in read(driver.metrics.path, "event")] == ["weight_channel", "serving", "checkpoint"]
 
 
 def test_searches_that_cannot_be_counted_cost_no_step(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:

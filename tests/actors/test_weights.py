@@ -5,14 +5,28 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from actors.weights import CHANNELS, FolderChannel, ObjectStoreChannel, Published, TensorSpec, checksum, pack, unpack
-from agent.errors import Fault
+from actors.config import ClusterConfig
+from actors.weights import (
+    CHANNELS,
+    Digest,
+    FolderChannel,
+    NcclChannel,
+    ObjectStoreChannel,
+    Published,
+    TensorSpec,
+    checksum,
+    digest,
+    pack,
+    unpack,
+)
+from agent.errors import Fault, UserError
 
 
 def _odd_tensors() -> dict[str, torch.Tensor]:
@@ -169,3 +183,88 @@ def test_a_folder_that_has_changed_is_refused(tmp_path: Path, damage: str) -> No
         save_file({"d": torch.ones(1)}, tmp_path / "model" / "model-00003.safetensors")
     with pytest.raises(Fault, match="weights of version 3 arrived damaged"):
         asyncio.run(channel.receive(published))
+
+
+# --- by broadcast ----------------------------------------------------------------------------------
+
+
+def test_a_broadcast_is_announced_by_what_will_come_and_nothing_is_copied() -> None:
+    tensors = _odd_tensors()
+    published = NcclChannel().publish(tensors, 5, "the learner")
+    announced = published.handle
+    assert (published.channel, published.version, announced.learner) == ("nccl", 5, "the learner")
+    assert CHANNELS[published.channel] is NcclChannel
+    assert announced.names == tuple(tensors)
+    assert [getattr(torch, d) for d in announced.dtypes] == [t.dtype for t in tensors.values()]
+    assert list(announced.shapes) == [tuple(t.shape) for t in tensors.values()]
+    assert published.checksum == digest(tensors)
+
+
+def test_the_digest_is_the_sum_of_the_bits_by_their_places() -> None:
+    whole = Digest()
+    whole.add("a", torch.tensor([1.0, -2.0]).bfloat16())  # 0x3f80 and 0xc000, as signed numbers of two bytes
+    (total,) = whole._sums
+    assert int(total) == 1 * 0x3F80 + 3 * (0xC000 - 0x10000)
+    assert digest({}) == Digest().hex()
+
+
+def test_the_digest_does_not_depend_on_how_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = _odd_tensors()
+    whole = digest(tensors)
+    monkeypatch.setattr(Digest, "CHUNK", 2)
+    assert digest(tensors) == whole
+
+
+@pytest.mark.parametrize("bit", range(16))
+def test_the_digest_sees_any_one_bit(bit: int) -> None:
+    tensor = torch.zeros(33, dtype=torch.bfloat16)
+    before = digest({"a": tensor})
+    tensor.view(torch.int16)[32] ^= -(1 << 15) if bit == 15 else 1 << bit
+    assert digest({"a": tensor}) != before
+
+
+def test_the_digest_sees_places_names_and_shapes() -> None:
+    a, b = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([2.0, 1.0, 3.0, 4.0])
+    variants = [{"x": a}, {"x": b}, {"y": a}, {"x": a.view(2, 2)}, {"x": a, "y": b}, {"y": b, "x": a}]
+    assert len({digest(v) for v in variants}) == len(variants)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "channel", "why"),
+    [
+        ({}, "object_store", "there is no GPU"),
+        ({"device": "cuda", "take_turns": True}, "object_store", "learner and engine share a card"),
+        ({"device": "cuda"}, "nccl", "learner and 1 engine(s) have a GPU each"),
+        ({"device": "cuda", "rollout_workers": 3}, "nccl", "learner and 3 engine(s) have a GPU each"),
+        ({"device": "cuda", "weight_channel": "object_store"}, "object_store", "cluster.weight_channel=object_store"),
+        ({"device": "cuda", "weight_channel": "nccl"}, "nccl", "cluster.weight_channel=nccl"),
+    ],
+)
+def test_the_channel_is_chosen_by_the_cards(cluster: dict[str, Any], channel: str, why: str) -> None:
+    chosen, reason = ClusterConfig(**cluster).channel
+    assert chosen == channel
+    assert reason.startswith(why)
+
+
+def test_the_environment_of_nccl_is_left_alone_unless_asked() -> None:
+    assert ClusterConfig(device="cuda").nccl_environment == {}
+    assert ClusterConfig(device="cuda", nccl_p2p=False).nccl_environment == {"NCCL_P2P_DISABLE": "1"}
+    assert ClusterConfig(nccl_p2p=False).nccl_environment == {}
+
+
+@pytest.mark.parametrize(
+    ("cluster", "message"),
+    [
+        ({"weight_channel": "nccl"}, "weight_channel=nccl needs a GPU for the learner and one for each engine"),
+        (
+            {"weight_channel": "nccl", "device": "cuda", "take_turns": True},
+            "weight_channel=nccl needs a GPU for the learner and one for each engine",
+        ),
+        ({"weight_channel": "ncl"}, "cluster.weight_channel"),
+        ({"weight_timeout_s": 0.0}, "weight_timeout_s and cluster.weight_bucket_mib must be positive"),
+        ({"weight_bucket_mib": 0}, "weight_timeout_s and cluster.weight_bucket_mib must be positive"),
+    ],
+)
+def test_a_channel_that_cannot_be_is_refused(cluster: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ClusterConfig(**cluster)

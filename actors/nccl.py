@@ -1,0 +1,165 @@
+"""vLLM's weight transfer over NCCL, at both ends: the learner's ``Sender`` and the engines' ``Receiver``.
+
+Rank 0 is the learner, rank 1 + i the i-th engine. The group is opened from an id that the learner's NCCL makes, so no
+port is chosen here, and all ranks have to come at once: ``actors/broadcast.py`` sees to that. Both ends cut the stream
+of tensors into the same buckets (vLLM's packed broadcast). Without NVLink or peer-to-peer copies NCCL goes through
+shared memory by itself. Imports vllm: import this file inside functions.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from operator import itemgetter
+from threading import Thread
+from typing import Any, TypeVar
+
+import torch
+from vllm.distributed.device_communicators.pynccl_wrapper import NCCLLibrary
+from vllm.distributed.weight_transfer import packed_tensor
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.nccl_common import uid_init_process_group
+from vllm.distributed.weight_transfer.nccl_engine import (
+    NCCLWeightTransferEngine,
+    NCCLWeightTransferInitInfo,
+    NCCLWeightTransferUpdateInfo,
+)
+
+from actors.weights import Digest, Published, check
+from agent.errors import Fault
+
+T = TypeVar("T")
+
+BACKEND = "slingshot"
+"""The receiver's name among vLLM's transfer engines."""
+
+
+def unique_id() -> bytes:
+    """The id of a group that is to be opened by the process that asks. Raises what NCCL raises without a library."""
+    return bytes(NCCLLibrary().ncclGetUniqueId())
+
+
+def in_time(run: Callable[[], T], timeout_s: float, what: str) -> T:
+    """The result of ``run``, which may hang in NCCL: its thread is then left behind, and a ``Fault`` names ``what``."""
+    answer: list[Callable[[], T]] = []
+
+    def call() -> None:
+        try:
+            value = run()
+        except BaseException as error:
+            caught = error
+
+            def throw() -> T:
+                raise caught
+
+            answer.append(throw)
+        else:
+            answer.append(lambda: value)
+
+    thread = Thread(target=call, name=what, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if not answer:
+        raise Fault(f"{what} was not done after {timeout_s:g} s")
+    return answer[0]()
+
+
+class Sender:
+    """The learner's end. Opening it waits for all other ranks, at most ``timeout_s``."""
+
+    def __init__(self, group: bytes, world: int, *, bucket: int, timeout_s: float) -> None:
+        """``world`` counts the learner; ``bucket`` is in bytes."""
+        device = torch.accelerator.current_device_index()
+        self._bucket = bucket
+        self._group = in_time(
+            lambda: uid_init_process_group(group, 0, world, device), timeout_s, "opening the NCCL group"
+        )
+        if self._group.disabled:  # vLLM goes on without a library, and broadcasts nothing
+            raise Fault("NCCL is not there or disabled (VLLM_DISABLE_PYNCCL)")
+
+    def send(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Broadcasts ``tensors`` in their order, and returns when the last bucket has left."""
+        packed_tensor.packed_nccl_broadcast_producer(
+            iterator=iter(tensors.items()),
+            group=self._group,
+            src=0,
+            post_iter_func=itemgetter(1),
+            buffer_size_bytes=self._bucket,
+        )
+
+    def abandon(self) -> None:
+        """Ends the group without the others; a ``send`` that waits for them returns."""
+        self._group.destroy()
+
+
+@dataclass
+class Update(NCCLWeightTransferUpdateInfo):
+    """What vLLM is told of one broadcast."""
+
+    version: int = 0
+    checksum: str = ""
+
+
+def update_info(published: Published) -> dict[str, Any]:
+    """``Update`` as vLLM's calls take it."""
+    announced = published.handle
+    return {
+        "names": list(announced.names),
+        "dtype_names": list(announced.dtypes),
+        "shapes": [list(shape) for shape in announced.shapes],
+        "version": published.version,
+        "checksum": published.checksum,
+    }
+
+
+def init_info(group: bytes, rank: int, world: int, bucket: int) -> dict[str, Any]:
+    """How an engine joins ``group`` as ``rank``, as vLLM's calls take it."""
+    return {
+        "nccl_unique_id_b64": base64.b64encode(group).decode(),
+        "rank_offset": rank,
+        "world_size": world,
+        "packed": True,
+        "packed_buffer_size_bytes": bucket,
+    }
+
+
+class Receiver(NCCLWeightTransferEngine):
+    """vLLM's receiver, which checks what arrived before the engine may use it."""
+
+    update_info_cls = Update
+
+    def init_transfer_engine(self, init_info: NCCLWeightTransferInitInfo) -> None:
+        super().init_transfer_engine(init_info)
+        if self.model_update_group is None or self.model_update_group.disabled:
+            raise Fault("NCCL is not there or disabled (VLLM_DISABLE_PYNCCL)")
+
+    def receive_weights(self, update: NCCLWeightTransferUpdateInfo) -> None:
+        """Loads bucket by bucket. Raises ``Fault`` for other bytes than were announced; they are in the model then."""
+        assert isinstance(update, Update)
+        arrived = Digest()
+
+        def expected() -> Iterator[tuple[str, tuple[list[int], torch.dtype]]]:
+            for name, dtype, shape in zip(update.names, update.dtype_names, update.shapes, strict=True):
+                yield name, (shape, getattr(torch, dtype))
+
+        def load(tensors: list[tuple[str, torch.Tensor]]) -> None:
+            for name, tensor in tensors:
+                arrived.add(name, tensor)
+            self.model.load_weights(tensors)  # type: ignore[operator]  # a model's own method
+
+        packed_tensor.packed_nccl_broadcast_consumer(
+            iterator=expected(),
+            group=self.model_update_group,
+            src=0,
+            post_unpack_func=load,
+            buffer_size_bytes=self.packed_buffer_size_bytes,
+            device=self.device,
+        )
+        check(update.version, update.checksum, arrived.hex())
+
+
+def register() -> None:
+    """Makes ``BACKEND`` known to vLLM, once in a process."""
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, Receiver)

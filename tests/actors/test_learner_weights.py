@@ -1,0 +1,183 @@
+"""The learner's end of a publication: who gets a copy and when, and how a broadcast ends that nobody hears."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray_fakes import PATIENCE_S, result
+from test_seeding_phase import config
+
+from actors import learner as learner_module
+from actors.learner import LearnerActor, LearnerSettings
+from actors.prepare import prepare
+from actors.process import QUIET
+from actors.weights import Published, digest, unpack
+from agent.errors import Fault
+
+
+@dataclass
+class Report:
+    """Of an update, as far as the learner looks at it."""
+
+    updates: int = 1
+    tokens: int = 10
+    seconds: float = 1.0
+    engine_logprob_gap: float = 0.0
+    engine_logprob_gap_max: float = 0.0
+
+
+class Room:
+    """A learner without its actor, whose pool and update wait for the test."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        monkeypatch.setattr(learner_module, "log_to", lambda *_: None)
+        monkeypatch.setattr(learner_module.ray, "get", lambda call: call())
+        monkeypatch.setattr(learner_module, "batch_metrics", lambda *_: {})
+        self.stored: list[int] = []
+        channel = SimpleNamespace(publish=self._publish)
+        monkeypatch.setitem(learner_module.CHANNELS, "object_store", lambda: channel)
+        settings = SimpleNamespace(weight_channel="object_store", take_turns=False)
+        self.learner: Any = LearnerActor.__ray_metadata__.modified_class(settings, folder)  # type: ignore[attr-defined]
+        self.weights = {"w": torch.zeros(3)}
+        self.learner._policy = SimpleNamespace(current=lambda: self.weights, published=lambda: self.weights)
+        self.learner._updater = SimpleNamespace(update=self._update)
+        self.batch_there, self.updating, self.updated = (threading.Event() for _ in range(3))
+        batch = SimpleNamespace(index=0, accepted=())
+
+        def take() -> Any:
+            assert self.batch_there.wait(PATIENCE_S)
+            return batch
+
+        self.pool = SimpleNamespace(take=SimpleNamespace(remote=lambda version: take))
+
+    def _publish(self, tensors: Any, version: int) -> Published:
+        self.stored.append(version)
+        value = float(tensors["w"][0])
+        assert value == version, "these are another version's weights"
+        return Published(channel="object_store", version=version, checksum="", handle=None)
+
+    def _update(self, groups: Any, *, step: int, version: int) -> Report:
+        self.weights["w"] += 0.5
+        self.updating.set()
+        assert self.updated.wait(PATIENCE_S)
+        self.weights["w"] += 0.5
+        return Report()
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Room:
+    return Room(monkeypatch, tmp_path)
+
+
+def beside(call: Callable[[], Any]) -> Future[Any]:
+    """``call`` in a thread of its own, as the learner's calls in ``beside``."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def test_a_copy_is_to_be_had_while_the_learner_waits_for_a_batch(room: Room) -> None:
+    stepping = beside(lambda: room.learner.step(room.pool))
+    assert beside(room.learner.copy).result(PATIENCE_S).version == 0
+    assert beside(room.learner.copy).result(PATIENCE_S).version == 0
+    assert room.stored == [0], "one copy is enough for all who ask"
+    room.batch_there.set()
+    room.updated.set()
+    assert stepping.result(PATIENCE_S).version == 1
+    assert beside(room.learner.copy).result(PATIENCE_S).version == 1
+
+
+def test_a_copy_is_never_of_weights_in_mid_update(room: Room) -> None:
+    room.batch_there.set()
+    stepping = beside(lambda: room.learner.step(room.pool))
+    assert room.updating.wait(PATIENCE_S)
+    copying = beside(room.learner.copy)
+    assert not copying.done()
+    room.updated.set()
+    assert copying.result(PATIENCE_S).version == 1
+    assert stepping.result(PATIENCE_S).version == 1
+
+
+def test_a_broadcast_that_is_abandoned_is_a_fault(room: Room) -> None:
+    sent: list[Any] = []
+
+    class Sender:
+        def send(self, tensors: Any) -> None:
+            sent.append(tensors)
+            beside(room.learner.abandon).result(PATIENCE_S)
+
+        def abandon(self) -> None:
+            sent.append("abandoned")
+
+    room.learner._sender = Sender()
+    with pytest.raises(Fault, match="the broadcast of version 0 was abandoned"):
+        room.learner.send(0)
+    assert sent == [room.weights, "abandoned"]
+
+
+def test_a_broadcast_of_another_version_is_refused(room: Room) -> None:
+    room.learner._sender = SimpleNamespace(send=lambda tensors: pytest.fail("sent"))
+    with pytest.raises(AssertionError, match="have changed since"):
+        room.learner.send(1)
+
+
+# --- as the actor that it is -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def actor(local_ray: None, tmp_path: Path) -> Iterator[Any]:
+    run = config(tmp_path)
+    prepared = prepare(run, tmp_path)
+    settings = LearnerSettings(
+        model_path=prepared.model_path,
+        model=run.model,
+        algorithm=run.algorithm,
+        agent=run.agent,
+        data=run.data,
+        evidence_match=run.reward.evidence_match,
+        device="cpu",
+        take_turns=False,
+        threads=1,
+        weight_channel="nccl",
+        weight_bucket=2**20,
+        weight_timeout_s=60.0,
+        seed=0,
+        run_dir=tmp_path,
+        cache_dir=run.cache,
+    )
+    actor = LearnerActor.options(num_cpus=0, runtime_env={"env_vars": QUIET}).remote(settings, tmp_path)  # type: ignore[attr-defined]
+    yield actor
+    ray.kill(actor)
+
+
+def test_what_is_announced_is_what_a_copy_brings_and_what_comes_after_nccl(actor: Any) -> None:
+    result(actor.start.remote())
+    announced = result(actor.begin.remote(None))
+    assert (announced.channel, announced.version) == ("nccl", 0)
+    copied = result(announced.handle.learner.copy.remote())
+    references, specs = copied.handle
+    tensors = unpack(ray.get(references[0]), specs)
+    assert (copied.channel, copied.version) == ("object_store", 0)
+    assert tuple(tensors) == announced.handle.names
+    assert digest(tensors) == announced.checksum
+    with pytest.raises(ray.exceptions.RayTaskError):  # there is no NCCL here
+        result(actor.offer.remote())
+    result(actor.fall_back.remote())
+    after = result(actor.begin.remote(None))
+    assert after.channel == "object_store"

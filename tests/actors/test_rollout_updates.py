@@ -1,0 +1,163 @@
+"""New weights and the groups in flight: in mid-episode, or between groups where that is asked for.
+
+The worker's actor is used as the plain class that it is, its engine is scripted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from actors import rollout as rollout_module
+from actors.rollout import RolloutWorker
+from actors.weights import Published
+from agent.config import GroupConfig
+
+PATIENCE_S = 60.0
+
+
+class FakeEngine:
+    """Writes down what is asked of it."""
+
+    def __init__(self) -> None:
+        self.version: int | None = None
+        self.events: list[str] = []
+
+    async def load_weights(self, tensors: Any, version: int) -> None:
+        assert tensors == {"w": version}
+        self.version = version
+        self.events.append(f"load {version}")
+
+    async def hold(self) -> None:
+        self.events.append("hold")
+
+
+class Scene:
+    """A worker whose groups end when the test opens their gates; a group is (version at its begin, at its end)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, in_flight: bool) -> None:
+        monkeypatch.setattr(rollout_module, "log_to", lambda *_: None)
+        self.channel = SimpleNamespace(receive=self._received)
+        monkeypatch.setitem(rollout_module.CHANNELS, "object_store", lambda: self.channel)
+        settings = SimpleNamespace(in_flight_updates=in_flight, groups_in_flight=2, group_size=4)
+        self.worker: Any = RolloutWorker.__ray_metadata__.modified_class("w", settings, Path(), {})  # type: ignore[attr-defined]
+        self.engine = self.worker._engine = FakeEngine()
+        self.worker._player = None
+        self.gates = [asyncio.Event() for _ in range(4)]
+        self.tickets = list(range(4))
+        self.submitted: list[tuple[int, int | None, int | None]] = []
+        self.begun: list[int] = []
+        monkeypatch.setitem(rollout_module.STRATEGIES, "plain", self._play)
+        self.pool = SimpleNamespace(
+            claim=SimpleNamespace(remote=self._claim), submit=SimpleNamespace(remote=self._submit)
+        )
+
+    async def _received(self, published: Published) -> dict[str, int]:
+        return {"w": published.version}
+
+    async def _claim(self, name: str, limit: int) -> list[tuple[int, None]]:
+        given, self.tickets = self.tickets[:limit], self.tickets[limit:]
+        return [(ticket, None) for ticket in given]
+
+    async def _play(self, player: Any, question: Any, ticket: int, **_: Any) -> tuple[int, int | None, int | None]:
+        before = self.engine.version
+        self.begun.append(ticket)
+        await self.gates[ticket].wait()
+        return ticket, before, self.engine.version
+
+    async def _submit(self, group: tuple[int, int | None, int | None]) -> None:
+        self.submitted.append(group)
+
+    def run(self) -> asyncio.Task[int]:
+        return asyncio.ensure_future(self.worker.run(self.pool, GroupConfig()))
+
+    async def receive(self, version: int) -> None:
+        published = Published(channel="object_store", version=version, checksum="", handle=None)
+        assert await self.worker.receive(published) == version
+
+
+async def settle() -> None:
+    """Lets everything run that can."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+def play(scenario: Coroutine[Any, Any, None]) -> None:
+    async def patient() -> None:
+        await asyncio.wait_for(scenario, PATIENCE_S)
+
+    asyncio.run(patient())
+
+
+def test_new_weights_come_in_mid_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        scene = Scene(monkeypatch, in_flight=True)
+        await scene.receive(0)
+        running = scene.run()
+        await settle()
+        await scene.receive(1)
+        for gate in scene.gates:
+            gate.set()
+        assert await running == 4
+        assert sorted(scene.submitted) == [(0, 0, 1), (1, 0, 1), (2, 1, 1), (3, 1, 1)]
+
+    play(scenario())
+
+
+def test_new_weights_wait_for_the_groups_that_play_and_no_other_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        scene = Scene(monkeypatch, in_flight=False)
+        await scene.receive(0)
+        running = scene.run()
+        await settle()
+        receiving = asyncio.ensure_future(scene.receive(1))
+        scene.gates[0].set()
+        await settle()
+        assert scene.begun == [0, 1], "a group was begun that would see both versions"
+        assert scene.engine.events == ["load 0"]
+        scene.gates[1].set()
+        await receiving
+        scene.gates[2].set()
+        scene.gates[3].set()
+        assert await running == 4
+        assert sorted(scene.submitted) == [(0, 0, 0), (1, 0, 0), (2, 1, 1), (3, 1, 1)]
+
+    play(scenario())
+
+
+def test_a_broadcast_waits_for_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        scene = Scene(monkeypatch, in_flight=False)
+        await scene.receive(0)
+        running = scene.run()
+        await settle()
+        holding = asyncio.ensure_future(scene.worker.hold())
+        await settle()
+        assert scene.engine.events == ["load 0"]
+        for gate in scene.gates:
+            gate.set()
+        await holding
+        assert scene.engine.events == ["load 0", "hold"]
+        assert await running == 4
+
+    play(scenario())
+
+
+def test_one_worker_alone_gets_a_copy_and_says_which_version_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        scene = Scene(monkeypatch, in_flight=True)
+
+        async def copy() -> Published:
+            return Published(channel="object_store", version=7, checksum="", handle=None)
+
+        learner = SimpleNamespace(copy=SimpleNamespace(remote=copy))
+        announced = Published(channel="nccl", version=6, checksum="", handle=SimpleNamespace(learner=learner))
+        assert await scene.worker.receive(announced) == 7
+        assert scene.engine.events == ["load 7"]
+
+    play(scenario())
