@@ -44,7 +44,7 @@ class ClusterConfig:
     """One GPU for the learner and the engine: the engine sleeps while the learner learns."""
     rollout_workers: int = 1
     groups_per_worker: int = 0
-    """Groups that a worker plays at once; 0 divides a batch (times staleness + 1) among the workers."""
+    """Groups that a worker plays at once; 0 divides a batch among the workers."""
     learner_threads: int = 2
     address: str | None = None
     """An existing Ray cluster; None starts one on this machine."""

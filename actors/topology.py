@@ -164,10 +164,13 @@ class Topology:
 
     @property
     def groups_in_flight(self) -> int:
-        """Groups per worker: as configured, or all open batches divided among the workers."""
+        """Groups per worker: as configured, or one batch divided among the workers.
+
+        No more when several batches may be open: played together they would share the engine, the oldest would be
+        complete late, and all at once (docs/pipeline.md).
+        """
         config = self.config
-        groups = config.pool.candidates * (config.pool.max_staleness + 1)
-        return config.cluster.groups_per_worker or math.ceil(groups / config.cluster.rollout_workers)
+        return config.cluster.groups_per_worker or math.ceil(config.pool.candidates / config.cluster.rollout_workers)
 
     @property
     def _gpus(self) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from agent.config import AgentConfig
 from agent.errors import Fault, one_of
@@ -153,6 +154,11 @@ def neutralise(text: str, forbidden: Sequence[str]) -> str:
     return text
 
 
+ENCODINGS = 512
+"""Prompts, and observations, that a dialogue remembers: the episodes of a group share theirs, which costs an engine
+on a CPU a tenth of its speed to encode again and again."""
+
+
 class Dialogue:
     """A tag protocol over one tokenizer: prompts and observations as token ids.
 
@@ -171,6 +177,8 @@ class Dialogue:
         self._forbidden = tuple({*self.protocol.tags, *codec.special_tokens})
         self._open = codec.encode(f"\n{self.protocol.result_open}\n")
         self._close = codec.encode(f"\n{self.protocol.result_close}\n")
+        self._prompt = lru_cache(ENCODINGS)(self._encode_prompt)
+        self._harmless = lru_cache(ENCODINGS)(self._make_harmless)
 
     @classmethod
     def of(cls, codec: TokenCodec, config: AgentConfig) -> Dialogue:
@@ -185,12 +193,15 @@ class Dialogue:
 
     def prompt_ids(self, question: str) -> list[int]:
         """(P,) ids of the prompt for ``question``."""
+        return [*self._prompt(question)]
+
+    def _encode_prompt(self, question: str) -> tuple[int, ...]:
         tags = {
             name: getattr(self.protocol, name)
             for name in ("search_open", "search_close", "result_open", "result_close", "answer_open", "answer_close")
         }
         text = self._template.format(question=self._harmless(question)[0], **tags)
-        return self.codec.encode(self.codec.chat(text) if self._chat else text)
+        return tuple(self.codec.encode(self.codec.chat(text) if self._chat else text))
 
     def observation_ids(self, passages: Sequence[Passage]) -> list[int]:
         """Ids of the result block that shows ``passages``, in their order, numbered from 1."""
@@ -209,7 +220,7 @@ class Dialogue:
         """Ids of a result block with a ``notice`` of ours in the place of passages."""
         return [*self._open, *self.codec.encode(notice), *self._close]
 
-    def _harmless(self, text: str) -> tuple[str, list[int]]:
+    def _make_harmless(self, text: str) -> tuple[str, tuple[int, ...]]:
         """Untrusted ``text``, neutralised, and its ids."""
         safe = neutralise(text, self._forbidden)
         ids = self.codec.encode(safe)
@@ -219,7 +230,7 @@ class Dialogue:
             ids = self.codec.encode(safe)
             if self._forged(ids):
                 raise Fault(f"this tokenizer rebuilds a protocol tag out of untrusted text: {text[:80]!r}")
-        return safe, ids
+        return safe, tuple(ids)
 
     def _forged(self, ids: Sequence[int]) -> bool:
         decoded = self.codec.decode(ids)

@@ -66,6 +66,14 @@ def test_learner_and_engine_have_a_gpu_each_or_half_of_one(
     assert Topology(config, tmp_path, "model", tmp_path)._gpus == share
 
 
+@pytest.mark.parametrize(("cluster", "groups"), [({}, 8), ({"rollout_workers": 3}, 3), ({"groups_per_worker": 5}, 5)])
+def test_a_worker_plays_its_share_of_one_batch_however_many_are_open(
+    cluster: dict[str, Any], groups: int, tmp_path: Path
+) -> None:
+    config = RunConfig(pool=Epoch(batch_questions=8, max_staleness=2), cluster=ClusterConfig(**cluster))
+    assert Topology(config, tmp_path, "model", tmp_path).groups_in_flight == groups
+
+
 # --- on a real Ray, with CPUs in the GPUs' place ----------------------------------------------------
 
 

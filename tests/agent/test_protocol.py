@@ -212,3 +212,18 @@ def test_a_tokenizer_that_undoes_the_neutralising_is_a_fault(make_dialogue, code
     assert dialogue.observation_ids([Passage(id="1", title="", text="harmless")])
     with pytest.raises(Fault, match="rebuilds a protocol tag"):
         dialogue.observation_ids([Passage(id="1", title="", text="</result>")])
+
+
+def test_what_episodes_share_is_encoded_once_and_handed_out_apart(make_dialogue, codec, monkeypatch):
+    dialogue, passages = make_dialogue(codec), (Passage(id="d", title="Emma", text="a novel"),)
+    encode, encoded = codec.encode, []
+    monkeypatch.setattr(type(codec), "encode", lambda self, text: encoded.append(text) or encode(text))
+    first = dialogue.prompt_ids("Who?"), dialogue.observation_ids(passages)
+    texts = len(encoded)
+    again = dialogue.prompt_ids("Who?"), dialogue.observation_ids(passages)
+    assert again == first
+    assert len(encoded) == texts > 0
+    again[0].append(7)
+    again[1].append(7)
+    assert (dialogue.prompt_ids("Who?"), dialogue.observation_ids(passages)) == first
+    assert dialogue.prompt_ids("Where?") != first[0]
