@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,9 @@ class EngineStats:
 class _Request:
     prompt_ids: list[int]
     params: Any
-    future: asyncio.Future[Completion]
+    future: asyncio.Future[Any]
+    read: Callable[[Any], Any]
+    """What the future gets, from vLLM's finished output."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,26 +169,38 @@ class Engine:
         self, prompt_ids: Sequence[int], *, max_new_tokens: int, stop: tuple[str, ...], temperature: float, seed: int
     ) -> Completion:
         """See ``agent.episode.Generator``. Needs a loaded version."""
-        if self._version is None:
-            raise Fault("the engine has no weights yet: load_weights comes first")
-        if self._asleep:
-            raise Fault("the engine sleeps: wake comes first")
         stop_ids = self._as_token_ids(stop)
         as_ids: dict[str, Any] = {"stop_token_ids": stop_ids, "detokenize": False}
         as_text: dict[str, Any] = {"stop": list(stop), "include_stop_str_in_output": True}
-        params = self._sampling_params(
+        completion: Completion = await self._request(
+            prompt_ids,
+            _completion,
             temperature=temperature,
             seed=seed,
             max_tokens=max_new_tokens,
             logprobs=0,
-            flat_logprobs=True,
-            output_kind=self._final_only,
             skip_special_tokens=False,
             **(as_text if stop_ids is None else as_ids),
         )
-        future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        self._put(_Request(prompt_ids=list(prompt_ids), params=params, future=future))
-        return await future
+        return completion
+
+    async def score(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> float:
+        """See ``agent.episode.Generator``: one request for each of ``token_ids``, of one token that is thrown away.
+
+        vLLM could score them as parts of a prompt, but then it computes the whole prompt anew, with all its logits.
+        """
+        asked = [
+            self._request(
+                [*prompt_ids, *token_ids[:i]],
+                partial(_scored, token=token),
+                temperature=0.0,
+                max_tokens=1,
+                logprob_token_ids=[token],
+                detokenize=False,
+            )
+            for i, token in enumerate(token_ids)
+        ]
+        return float(sum(await asyncio.gather(*asked)))
 
     async def load_weights(self, tensors: Mapping[str, np.ndarray | torch.Tensor], version: int) -> None:
         """Swaps in the weights of ``version`` between two engine steps, in Hugging Face names and shapes.
@@ -243,6 +258,16 @@ class Engine:
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
 
     # --- the event loop's side -------------------------------------------------------------------
+
+    async def _request(self, prompt_ids: Sequence[int], read: Callable[[Any], Any], **params: Any) -> Any:
+        if self._version is None:
+            raise Fault("the engine has no weights yet: load_weights comes first")
+        if self._asleep:
+            raise Fault("the engine sleeps: wake comes first")
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        sampling = self._sampling_params(flat_logprobs=True, output_kind=self._final_only, **params)
+        self._put(_Request(prompt_ids=list(prompt_ids), params=sampling, future=future, read=read))
+        return await future
 
     def _put(self, item: _Request | _Command) -> None:
         if self._dead:
@@ -321,19 +346,10 @@ class Engine:
                 _resolve(request.future, error=GenerationError(f"vLLM ended the stream early: {reason}"))
                 del self._pending[output.request_id]
                 continue
-            ids = tuple(completion.token_ids)
-            self._generated += len(ids)
+            self._generated += len(completion.token_ids)
             self._prompted += len(request.prompt_ids)
             self._cached += output.num_cached_tokens or 0
-            _resolve(
-                request.future,
-                result=Completion(
-                    token_ids=ids,
-                    logprobs=tuple(_sampled_logprobs(completion.logprobs, len(ids))),
-                    versions=tuple(_versions(completion.weight_versions, len(ids))),
-                    finish=Finish(completion.finish_reason),
-                ),
-            )
+            _resolve(request.future, result=request.read(completion))
             del self._pending[output.request_id]  # not before it has its answer: whatever raises here fails it too
 
     def _fall_asleep(self) -> None:
@@ -417,6 +433,24 @@ class Engine:
         for request in self._pending.values():
             _resolve(request.future, error=GenerationError(why))
         self._pending.clear()
+
+
+def _completion(output: Any) -> Completion:
+    ids = tuple(output.token_ids)
+    return Completion(
+        token_ids=ids,
+        logprobs=tuple(_sampled_logprobs(output.logprobs, len(ids))),
+        versions=tuple(_versions(output.weight_versions, len(ids))),
+        finish=Finish(output.finish_reason),
+    )
+
+
+def _scored(output: Any, token: int) -> float:
+    """The log-probability of ``token`` at the first position: it comes after the sampled one, which it may also be."""
+    of = dict(zip(output.logprobs.token_ids, output.logprobs.logprobs, strict=True))
+    if token not in of:
+        raise GenerationError(f"vLLM returned no log-probability for token {token}")
+    return float(of[token])
 
 
 def _sampled_logprobs(logprobs: Any, n: int) -> list[float]:

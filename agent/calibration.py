@@ -74,7 +74,7 @@ def ending(row: EvalRow, threshold: float) -> Ending:
     tokens = 0
     for scored in row.probes:
         probe = scored.probe
-        tokens += probe.tokens
+        tokens += probe.cost(threshold)
         if probe.confidence >= threshold:
             return Ending(em=scored.em, searches=probe.searches, tokens=probe.action_tokens + tokens, exited=True)
     return Ending(em=row.em, searches=row.searches, tokens=row.action_tokens + tokens, exited=False)

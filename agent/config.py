@@ -99,7 +99,8 @@ class ExitConfig:
     calibration: str | None = None
     """File that ``mode=calibrate`` wrote for this checkpoint; brings its threshold."""
     confidence: str = "product"
-    """``product`` of the probabilities of the probe's tokens, or their geometric ``mean``."""
+    """``product`` of the probabilities of the probe's tokens, their geometric ``mean``, or ``decision``: the product
+    times the probability that the policy answers at this point at all."""
     max_tokens: int = 32
     """Token limit of a probe; one that doesn't close its answer within it has no confidence."""
     before_first_search: bool = False
@@ -110,7 +111,7 @@ class ExitConfig:
     """``mode=calibrate``: chance that the risk is higher all the same."""
 
     def __post_init__(self) -> None:
-        one_of(self.confidence, ("product", "mean"), "exit.confidence")
+        one_of(self.confidence, ("product", "mean", "decision"), "exit.confidence")
         if self.threshold is not None and self.calibration is not None:
             raise UserError("exit.threshold and exit.calibration both give a threshold; leave one of them out")
         if self.threshold is not None and not 0 < self.threshold <= 1:

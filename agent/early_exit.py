@@ -20,6 +20,7 @@ from agent.protocol import Dialogue
 from agent.records import Turn
 
 CONFIDENCES: dict[str, Callable[[Sequence[float]], float]] = {
+    "decision": lambda logprobs: math.exp(sum(logprobs)),
     "product": lambda logprobs: math.exp(sum(logprobs)),
     "mean": lambda logprobs: math.exp(sum(logprobs) / len(logprobs)),
 }
@@ -27,7 +28,9 @@ CONFIDENCES: dict[str, Callable[[Sequence[float]], float]] = {
 
 The product is the chance that the policy would write exactly this answer, once it answers: a threshold on it
 is a threshold on a probability. It falls with the answer's length; the geometric mean doesn't, and is for
-answers that are long in themselves.
+answers that are long in themselves. The decision is the product times the chance that the policy answers at
+all at this point, tag and all: what it knows of being done is in that. A policy that thinks before it answers
+never opens an answer right after an observation; with such, ask for the product.
 """
 
 
@@ -45,6 +48,15 @@ class Probe:
     """In [0, 1]; 0 without an answer."""
     tokens: int
     """Tokens generated for it; the forced tag isn't."""
+    opening: float = 1.0
+    """The chance that the policy would have answered at this point, where ``decision`` asked for it."""
+    opening_tokens: int = 0
+    """Tokens generated to learn ``opening``."""
+
+    def cost(self, threshold: float | None) -> int:
+        """Tokens generated for it at ``threshold``: an opening below it leaves nothing to ask."""
+        asked = threshold is None or self.opening >= threshold
+        return self.opening_tokens + (self.tokens if asked else 0)
 
 
 class EarlyExit:
@@ -72,16 +84,35 @@ class EarlyExit:
         return self._config.threshold is not None and probe.confidence >= self._config.threshold
 
     async def _probe(self, context: Sequence[int], turns: Sequence[Turn], limit: int) -> Probe:
+        searches = sum(turn.searched for turn in turns)
+        action_tokens = sum(turn.action_end - turn.action_start for turn in turns)
+        opening, opening_tokens = 1.0, 0
+        if self._config.confidence == "decision":
+            opening = math.exp(await self._generator.score(context, self._forced))
+            opening_tokens = len(self._forced)
+            if self._config.threshold is not None and opening < self._config.threshold:
+                return Probe(
+                    searches=searches,
+                    action_tokens=action_tokens,
+                    answer=None,
+                    confidence=0.0,
+                    tokens=0,
+                    opening=opening,
+                    opening_tokens=opening_tokens,
+                )
         protocol = self._dialogue.protocol
         completion = await self._generator.generate(
             [*context, *self._forced], max_new_tokens=limit, stop=(protocol.answer_close,), temperature=0.0, seed=0
         )
         text = protocol.answer_open + self._dialogue.codec.decode(completion.token_ids)
         answer = protocol.parse(text).answer or None
+        sure = 0.0 if answer is None else CONFIDENCES[self._config.confidence](completion.logprobs)
         return Probe(
-            searches=sum(turn.searched for turn in turns),
-            action_tokens=sum(turn.action_end - turn.action_start for turn in turns),
+            searches=searches,
+            action_tokens=action_tokens,
             answer=answer,
-            confidence=0.0 if answer is None else CONFIDENCES[self._config.confidence](completion.logprobs),
+            confidence=opening * sure,
             tokens=len(completion.token_ids),
+            opening=opening,
+            opening_tokens=opening_tokens,
         )

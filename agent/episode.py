@@ -27,6 +27,9 @@ class Generator(Protocol):
     ) -> Completion:
         """Samples until a stop string, the end token or the limit. Raises ``GenerationError``."""
 
+    async def score(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> float:
+        """Log-probability that ``token_ids`` follow, at temperature 1. Raises ``GenerationError``."""
+
 
 class Searcher(Protocol):
     """The retriever, as an episode sees it."""

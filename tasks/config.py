@@ -17,10 +17,12 @@ class Novice:
     """Share of its 2- and 3-hop questions that it answers with what the first search found."""
     omits_keyword: float = 0.15
     """Share of its searches that name the entity and not the relation."""
+    double_checks: float = 0.0
+    """Share of the questions it has found everything for, where it makes the last search again before it answers."""
 
     def __post_init__(self) -> None:
         _check_hop_shares(self.hop_shares, "data.novice.hop_shares")
-        for key in ("answers_early", "omits_keyword"):
+        for key in ("answers_early", "omits_keyword", "double_checks"):
             if not 0 <= getattr(self, key) <= 1:
                 raise UserError(f"data.novice.{key}={getattr(self, key)} must lie in [0, 1]")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from agent.records import Completion
+from agent.records import Completion, Finish
 
 TAGS = ("<search>", "</search>", "</answer>")
 CONTEXT = 512
@@ -225,6 +225,25 @@ async def _refusal(call: Coroutine[Any, Any, Any]) -> str:
 
 
 # --- what the tests do with it ---------------------------------------------------------------------
+
+
+async def scores(room: Room, seed: int) -> list[tuple[float, float]]:
+    """What the engine and transformers say of ten texts of four tokens, one of them the likeliest, the others chance.
+
+    Other requests sample meanwhile.
+    """
+    await room.load(seed)
+    others = [asyncio.ensure_future(room.generate(room.prompt(20 + i), max_new_tokens=60)) for i in range(4)]
+    likely = await room.generate(room.prompt(0), temperature=0.0, max_new_tokens=4)
+    texts = [list(likely.token_ids), *(room.prompt(10 + i)[-4:] for i in range(9))]
+    found = await asyncio.gather(*(room.engine.score(room.prompt(0), text) for text in texts))
+    given = [Completion(token_ids=tuple(t), logprobs=(0,) * 4, versions=(seed,) * 4, finish=Finish.STOP) for t in texts]
+    theirs = [sum(room.logprobs(seed, room.prompt(0), text, 1.0)) for text in given]
+    for number, other in enumerate(others):
+        completion = await other
+        gaps = room.gaps(seed, room.prompt(20 + number), completion, 1.0)
+        assert max(gaps) < 2e-4, "scoring has changed what is said of what others sample"
+    return list(zip(found, theirs, strict=True))
 
 
 async def gaps_after_update(room: Room, seed: int, temperature: float) -> tuple[list[int], list[float]]:

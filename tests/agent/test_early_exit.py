@@ -26,13 +26,22 @@ def search(query: str) -> str:
 
 
 class Script:
-    """Writes ``turns`` in turn, and the probes of ``probes``: (what follows the forced tag, its log-probabilities)."""
+    """Writes ``turns`` in turn, and the probes of ``probes``: (what follows the forced tag, its log-probabilities).
 
-    def __init__(self, codec, turns, probes=(), answer_close="</answer>"):
+    ``openings`` are the chances that it would have written the tag by itself.
+    """
+
+    def __init__(self, codec, turns, probes=(), answer_close="</answer>", openings=()):
         self._codec, self._turns, self._probes = codec, iter(turns), iter(probes)
+        self._openings = iter(openings)
+        self.scored: list[tuple[list[int], list[int]]] = []
         self._answer_close = answer_close
         self.episode: list[list[int]] = []
         self.probed: list[tuple[list[int], int]] = []
+
+    async def score(self, prompt_ids, token_ids):
+        self.scored.append((list(prompt_ids), list(token_ids)))
+        return math.log(next(self._openings))
 
     async def generate(self, prompt_ids, *, max_new_tokens, stop, temperature, seed):
         assert temperature == 0.0
@@ -66,10 +75,10 @@ class Shelf:
 
 @pytest.fixture
 def run(codec, search_protocol):
-    def run(turns, probes=(), *, exit=None, selectivity=None, protocol="search", **changed):
+    def run(turns, probes=(), *, exit=None, selectivity=None, protocol="search", openings=(), **changed):
         config = AgentConfig(protocol=protocol, **changed)
         dialogue = Dialogue.of(codec, config)
-        script, shelf = Script(codec, turns, probes, dialogue.protocol.answer_close), Shelf()
+        script, shelf = Script(codec, turns, probes, dialogue.protocol.answer_close, openings), Shelf()
         player = Player(
             dialogue=dialogue,
             config=config,
@@ -143,6 +152,31 @@ def test_a_probe_before_the_first_search_only_when_asked(run):
     (probe,) = inferred.probes
     assert (probe.searches, probe.action_tokens) == (0, 0)
     assert (inferred.trajectory.action_tokens, inferred.trajectory.turns) == (0, ())
+
+
+def test_a_decision_is_that_of_answering_now_and_so(run, codec):
+    inferred, script, _ = run(EPISODE, PROBES, openings=[0.25, 0.75], exit=ExitConfig(confidence="decision"))
+    first, second = inferred.probes
+    assert (first.opening, first.confidence) == pytest.approx((0.25, 0.25 * 0.5))
+    assert (second.opening, second.confidence) == pytest.approx((0.75, 0.75 * 0.9))
+    tag = codec.encode("<answer>")
+    assert [p.opening_tokens for p in inferred.probes] == [len(tag)] * 2
+    assert script.scored == [(turn, tag) for turn in script.episode[1:]], "all that the next turn sees"
+    assert inferred.probe_tokens == sum(len(tag) + p.tokens for p in inferred.probes)
+    assert [p.cost(0.5) for p in inferred.probes] == [len(tag), len(tag) + second.tokens]
+
+
+def test_a_decision_that_is_lost_with_the_tag_is_not_asked_further(run, codec):
+    whole, _, _ = run(EPISODE, PROBES, openings=[0.25, 0.75], exit=ExitConfig(confidence="decision"))
+    inferred, script, _ = run(
+        EPISODE, PROBES[1:], openings=[0.25, 0.75], exit=ExitConfig(confidence="decision", threshold=0.5)
+    )
+    assert (inferred.answer, inferred.exited, inferred.trajectory.searches) == ("right", True, 2)
+    assert len(script.probed) == 1
+    unasked, asked = inferred.probes
+    assert (unasked.answer, unasked.confidence, unasked.tokens) == (None, 0.0, 0)
+    assert asked == whole.probes[1]
+    assert inferred.probe_tokens == sum(p.cost(0.5) for p in whole.probes), "what calibration reckons with"
 
 
 @pytest.mark.parametrize("text", ["right", "</answer>", " </answer>", "right</search>", "right<answer"])

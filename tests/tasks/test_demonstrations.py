@@ -123,6 +123,21 @@ def test_the_novice_is_as_lazy_as_it_should_be(made):
     assert {relation for chain in two_hop for relation in chain} == {chain[0] for chain in chains(1)}
 
 
+def test_a_novice_that_checks_makes_its_last_search_again():
+    novice = Novice(hop_shares=[1, 1, 1], answers_early=0, omits_keyword=0, double_checks=0.6)
+    made = demonstrations(0, 600, SEARCH, 2, novice)
+    twice = 0
+    for d in made:
+        hops, asked = int(d.question.kind[0]), queries(d)
+        assert len(asked) == hops or (len(asked) == hops + 1 and asked[-1] == asked[-2])
+        assert SEARCH.parse(d.moves[-1].action).answer in d.question.golden_answers
+        twice += len(asked) > hops
+    assert twice / len(made) == pytest.approx(0.6, abs=0.06)
+    lazy = Novice(answers_early=1, omits_keyword=0, double_checks=1)
+    for d in demonstrations(0, 100, SEARCH, 2, lazy):
+        assert len(queries(d)) == (2 if d.question.kind == "1-hop" else 1), "it checks where it has found everything"
+
+
 def test_the_novice_answers_only_with_what_it_reads(made):
     for demonstration in made:
         seen = [p for m in demonstration.moves[:-1] for p in m.passages]
