@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from tracking.measures import half_width, recycled_share
+from tracking.measures import half_width, measures, recycled_share
 from tracking.sweep import Status
 
 Row = Mapping[str, Any]
@@ -25,6 +25,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MIX = {"too_hard": ("too hard", "#D55E00"), "signal": ("signal", "#0072B2"), "too_easy": ("too easy", "#BBBBBB")}
 BINS = 20
 _DASHES = ("-", "--", ":")
+_MARKERS = ("o", "s", "^")
 
 
 def draw(folder: Path, report: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
@@ -38,11 +39,14 @@ def draw(folder: Path, report: Mapping[str, Any], rows: Mapping[str, Sequence[Ro
         for c in report["conditions"]
         if (found := [rows[name] for name in c["jobs"] if name in finished])
     }
+    spent = any("search/mean" in row and row["search/mean"] is not None for of in runs.values() for row in of[0])
     made: dict[str, tuple[Callable[[], Figure], str]] = {
         "em.png": (lambda: _em(runs, report["target_em"]), "Held-out exact match against rollouts and tokens"),
         "groups.png": (lambda: _groups(runs), "Groups that were too hard, bore signal, were too easy"),
         "pool.png": (lambda: _pool(runs), "Recycled share of trained groups, flipped share of queries"),
     }
+    if spent:  # simulated policies search for nothing
+        made["spent.png"] = (lambda: _spent(runs), "Held-out exact match against searches and tokens per question")
     for file, (figure, _) in made.items():
         figure().savefig(folder / file, dpi=130)
     return {file: caption for file, (_, caption) in made.items()}
@@ -160,6 +164,35 @@ def _pool(runs: Runs) -> Figure:
     _lines(right, {name: [stepped(rows, "pool/flipped_share") for rows in of] for name, of in runs.items()})
     _dress(right, "rollouts", "flipped share of queries")
     right.legend(frameon=False)
+    return figure
+
+
+def _spent(runs: Runs) -> Figure:
+    """Last evaluations: a point and its 95 % intervals for each condition."""
+    found = {name: [measures(rows, None) for rows in of] for name, of in runs.items()}
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    for axes, (x, label) in zip(
+        figure.subplots(1, 2, sharey=True),
+        (("searches", "searches per question"), ("question_tokens", "generated tokens per question")),
+        strict=True,
+    ):
+        for at, (name, of) in enumerate(found.items()):
+            ends = [(m[x], m["em_after"]) for m in of if m.get(x) is not None]
+            if not ends:
+                continue
+            across, up = (list(column) for column in zip(*ends, strict=True))
+            axes.errorbar(
+                float(np.mean(across)),
+                float(np.mean(up)),
+                xerr=np.nan_to_num(half_width(across)),
+                yerr=np.nan_to_num(half_width(up)),
+                color=COLOURS[at % len(COLOURS)],
+                marker=_MARKERS[at // len(COLOURS) % len(_MARKERS)],
+                linewidth=1.0,
+                label=f"{name} ({_seeds(of)})",
+            )
+        _dress(axes, label, "held-out exact match" if x == "searches" else "")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
 
 

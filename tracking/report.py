@@ -37,6 +37,7 @@ SHOWN = {
     "recovered_too_hard_share": ("recovered from too hard, share of trained groups", 3),
     "recovered_too_easy_share": ("recovered from too easy, share of trained groups", 3),
     "searches": ("searches per question, last evaluation", 2),
+    "question_tokens": ("generated tokens per question, last evaluation", 1),
     "evidence_recall": ("evidence recall, last evaluation", 3),
 }
 """The table's rows: a measure's label and its decimals; ``x/*`` stands for every measure of that beginning."""

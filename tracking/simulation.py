@@ -86,5 +86,6 @@ def _evaluation(step: int, em: float, rollouts: int) -> dict[str, Any]:
         "rollouts": rollouts,
         "generated_tokens": rollouts,
         "search/mean": None,
+        "action_tokens/mean": None,
         "evidence_recall": None,
     }

@@ -185,6 +185,7 @@ def evaluation(step: int) -> dict[str, Any]:
         "rollouts": 40 * step,
         "generated_tokens": 400 * step,
         "search/mean": 1.0,
+        "action_tokens/mean": 9.0,
         "evidence_recall": None,
     }
 

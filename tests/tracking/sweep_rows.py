@@ -41,6 +41,8 @@ def evaluation(number: int, em: float, rollouts: int, tokens: int, **kinds: floa
         "rollouts": rollouts,
         "generated_tokens": tokens,
         "search/mean": 1.5 + number,
+        "action_tokens/mean": 10.0 + number,
+        "probe_tokens/mean": 0.5,
         "evidence_recall": 0.25,
         **{f"em/{name}": value for name, value in kinds.items()},
     }

@@ -70,8 +70,12 @@ def test_the_threshold_comes_back_as_it_was(file: Path, found: Calibration) -> N
     assert content["points"][0]["em"] == 1.0
     lines = [json.loads(line) for line in (file.parent / "probes.jsonl").read_text().splitlines()]
     assert len(lines) == 100
+    asked = {"opening": 1.0, "opening_tokens": 0}
     assert lines[0]["probes"] == [
-        {"probe": {"searches": 1, "action_tokens": 5, "answer": "größer", "confidence": 0.8, "tokens": 3}, "em": 1.0}
+        {
+            "probe": {"searches": 1, "action_tokens": 5, "answer": "größer", "confidence": 0.8, "tokens": 3} | asked,
+            "em": 1.0,
+        }
     ]
 
 

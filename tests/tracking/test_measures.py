@@ -102,6 +102,7 @@ def test_every_measure_of_a_run_by_hand() -> None:
         "rollouts_to_target": pytest.approx(20.0),
         "tokens_to_target": pytest.approx(200.0),
         "searches": 5.5,
+        "question_tokens": 14.5,
         "evidence_recall": 0.25,
         "rollouts_per_signal_group": 160 / 20,
         "zero_variance_share": 20 / 40,

@@ -271,6 +271,7 @@ def test_the_table_in_the_folder_is_markdown(folder: Path) -> None:
             ("em", "Held-out exact match against rollouts and tokens"),
             ("groups", "Groups that were too hard, bore signal, were too easy"),
             ("pool", "Recycled share of trained groups, flipped share of queries"),
+            ("spent", "Held-out exact match against searches and tokens per question"),
         )
     ]
     for name in ("em", "groups", "pool"):
