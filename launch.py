@@ -109,7 +109,7 @@ def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
     from agent.calibration import calibrate, check_enough
     from tracking.calibration import write
 
-    wanted = {"risk": config.exit.risk, "delta": config.exit.delta}
+    wanted = {name: getattr(config.exit, name) for name in ("risk", "delta", "fit_share")}
 
     with inference(config, run_dir, _namespace(run_dir)) as served:
         questions = served.task.development()

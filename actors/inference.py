@@ -65,10 +65,10 @@ def inference(config: RunConfig, run_dir: Path, namespace: str) -> Iterator[Serv
 
 def _how(config: RunConfig, weights: str) -> Inference:
     """How ``config.mode`` plays: calibration needs every probe of full episodes, the others a threshold."""
-    ending = config.exit
+    ending, scale = config.exit, None
     if ending.calibration is not None:
         path = Path(ending.calibration).expanduser()
-        threshold = read_threshold(path, ending, config.selectivity, config.agent, weights)
+        threshold, scale = read_threshold(path, ending, config.selectivity, config.agent, weights)
         ending = replace(ending, threshold=threshold, calibration=None)
     probes = ending.on or config.mode == "calibrate"
-    return Inference(exit=ending if probes else None, selectivity=config.selectivity)
+    return Inference(exit=ending if probes else None, scale=scale, selectivity=config.selectivity)

@@ -11,16 +11,23 @@ wanted one, until the first that isn't rejected. The last one that was has its r
 1 - delta over the choice of the development questions, without a correction for having tested many. The test
 is the exact binomial one: it rejects where the upper bound of Clopper and Pearson (Biometrika 26, 1934) is at
 most the wanted risk.
+
+Before that, some of the questions tell what a confidence is worth after each number of searches
+(``agent/scaling.py``): one threshold for all depths is one for comparable chances then. The other questions find
+the threshold, so that what is fitted and what is tested don't know of each other.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.errors import UserError
 from agent.evaluation import EvalRow
+from agent.scaling import Scale, fit
+from agent.seeds import derive_seed
 
 THRESHOLDS = tuple(1 / (1 + math.exp(-z / 2)) for z in range(28, -9, -1))
 """From 0.9999992 to 0.018 in steps of half a logit, most cautious first."""
@@ -59,7 +66,10 @@ class Point:
 class Calibration:
     """The curve over the grid, and the threshold that was chosen."""
 
+    scale: Scale | None
+    """What confidences are worth; the thresholds are on it."""
     questions: int
+    """Those that found the threshold, as everything below."""
     em: float
     searches: float
     tokens: float
@@ -95,14 +105,23 @@ def point(rows: Sequence[EvalRow], threshold: float, delta: float) -> Point:
     )
 
 
-def calibrate(rows: Sequence[EvalRow], *, risk: float, delta: float) -> Calibration:
+def calibrate(rows: Sequence[EvalRow], *, risk: float, delta: float, fit_share: float) -> Calibration:
     """The boldest threshold whose risk is at most ``risk`` with probability 1 - ``delta``.
 
-    ``rows`` are full episodes of development questions with all of their probes; faults are left out. Raises
-    ``UserError`` when there are too few of them to show the risk even if none is lost.
+    ``rows`` are full episodes of development questions with all of their probes; faults are left out. ``fit_share``
+    of them, the same ones every time, make the scale. Raises ``UserError`` when too few are left to show the risk
+    even if none is lost.
     """
-    viable = [row for row in rows if not row.fault]
-    check_enough(len(viable), risk=risk, delta=delta)
+    played = [row for row in rows if not row.fault]
+    check_enough(len(played), risk=risk, delta=delta, fit_share=fit_share)
+    # By chance: questions often come in turns, and every third may be of one kind.
+    n = len(played)
+    fitted = set(random.Random(derive_seed("calibration", n)).sample(range(n), int(n * fit_share)))
+    viable = [row for i, row in enumerate(played) if i not in fitted]
+    scale = None
+    if fitted:
+        scale = scale_of([played[i] for i in sorted(fitted)])
+        viable = [scaled(row, scale) for row in viable]
     points = tuple(point(viable, threshold, delta) for threshold in THRESHOLDS)
     chosen = None
     for candidate in points:
@@ -111,6 +130,7 @@ def calibrate(rows: Sequence[EvalRow], *, risk: float, delta: float) -> Calibrat
         chosen = candidate
     n = len(viable)
     return Calibration(
+        scale=scale,
         questions=n,
         em=sum(row.em for row in viable) / n,
         searches=sum(row.searches for row in viable) / n,
@@ -120,12 +140,36 @@ def calibrate(rows: Sequence[EvalRow], *, risk: float, delta: float) -> Calibrat
     )
 
 
-def check_enough(questions: int, *, risk: float, delta: float) -> None:
+def scale_of(rows: Sequence[EvalRow]) -> Scale:
+    """What the probes of ``rows``, full episodes, say that a confidence is worth."""
+    return fit((p.probe.searches, p.probe.confidence, p.em >= row.em) for row in rows for p in row.probes)
+
+
+def scaled(row: EvalRow, scale: Scale) -> EvalRow:
+    """``row`` with its probes' confidences on ``scale``."""
+    probes = tuple(
+        replace(
+            p,
+            probe=replace(
+                p.probe,
+                confidence=scale(p.probe.searches, p.probe.confidence),
+                # Without a score of its own it bounds nothing, on any scale.
+                opening=scale(p.probe.searches, p.probe.opening) if p.probe.opening_tokens else 1.0,
+            ),
+        )
+        for p in row.probes
+    )
+    return replace(row, probes=probes)
+
+
+def check_enough(questions: int, *, risk: float, delta: float, fit_share: float) -> None:
     """Raises ``UserError`` if so few questions can't show the risk even if none of them is lost."""
     needed = math.ceil(math.log(delta) / math.log(1 - risk))
-    if questions < needed:
+    left = questions - int(questions * fit_share)
+    if left < needed:
+        of = f" (those that exit.fit_share={fit_share:.3g} leaves of {questions})" if fit_share else ""
         raise UserError(
-            f"{questions} development questions can't show a risk of exit.risk={risk} at exit.delta={delta}, which "
+            f"{left} development questions{of} can't show a risk of exit.risk={risk} at exit.delta={delta}, which "
             f"takes {needed} even if none is lost; give more (data.dev_questions_per_hop, data.dev_questions) or "
             "raise exit.risk"
         )

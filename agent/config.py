@@ -105,6 +105,9 @@ class ExitConfig:
     """Token limit of a probe; one that doesn't close its answer within it has no confidence."""
     before_first_search: bool = False
     """Probe before the first search, too."""
+    fit_share: float = 1 / 3
+    """``mode=calibrate``: share of the development questions that tells what a confidence is worth after each number
+    of searches (``agent/scaling.py``); the others find the threshold. 0 takes confidences as they are."""
     risk: float = 0.01
     """``mode=calibrate``: most that the share of questions may be that an exit loses."""
     delta: float = 0.05
@@ -118,6 +121,8 @@ class ExitConfig:
             raise UserError(f"exit.threshold={self.threshold} must lie in (0, 1]")
         if self.max_tokens < 1:
             raise UserError(f"exit.max_tokens={self.max_tokens} must be at least 1")
+        if not 0 <= self.fit_share < 1:
+            raise UserError(f"exit.fit_share={self.fit_share} must lie in [0, 1)")
         for name in ("risk", "delta"):
             if not 0 < getattr(self, name) < 1:
                 raise UserError(f"exit.{name}={getattr(self, name)} must lie in (0, 1)")

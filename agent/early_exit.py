@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.config import ExitConfig
 from agent.episode import Generator
 from agent.protocol import Dialogue
 from agent.records import Turn
+from agent.scaling import Scale
 
 CONFIDENCES: dict[str, Callable[[Sequence[float]], float]] = {
     "decision": lambda logprobs: math.exp(sum(logprobs)),
@@ -45,11 +46,12 @@ class Probe:
     answer: str | None
     """None if the probe didn't close an answer, or an empty one."""
     confidence: float
-    """In [0, 1]; 0 without an answer."""
+    """In [0, 1], scaled where there is a scale; 0 without an answer."""
     tokens: int
     """Tokens generated for it; the forced tag isn't."""
     opening: float = 1.0
-    """The chance that the policy would have answered at this point, where ``decision`` asked for it."""
+    """The most that ``confidence`` can be: the chance that the policy answers at all at this point, where ``decision``
+    asked for it, scaled as it is."""
     opening_tokens: int = 0
     """Tokens generated to learn ``opening``."""
 
@@ -62,11 +64,21 @@ class Probe:
 class EarlyExit:
     """The ``Watcher`` of one episode, with at most ``context`` tokens of prompt and response.
 
-    With ``config.threshold`` None it records probes and never ends anything.
+    With ``config.threshold`` None it records probes and never ends anything. ``scale`` says what confidences are
+    worth; without one they are taken as they are.
     """
 
-    def __init__(self, config: ExitConfig, *, dialogue: Dialogue, generator: Generator, context: int) -> None:
+    def __init__(
+        self,
+        config: ExitConfig,
+        *,
+        dialogue: Dialogue,
+        generator: Generator,
+        context: int,
+        scale: Scale | None = None,
+    ) -> None:
         self._config = config
+        self._scale = scale
         self._dialogue = dialogue
         self._generator = generator
         self._context = context
@@ -84,35 +96,28 @@ class EarlyExit:
         return self._config.threshold is not None and probe.confidence >= self._config.threshold
 
     async def _probe(self, context: Sequence[int], turns: Sequence[Turn], limit: int) -> Probe:
+        config, protocol = self._config, self._dialogue.protocol
         searches = sum(turn.searched for turn in turns)
-        action_tokens = sum(turn.action_end - turn.action_start for turn in turns)
-        opening, opening_tokens = 1.0, 0
-        if self._config.confidence == "decision":
-            opening = math.exp(await self._generator.score(context, self._forced))
-            opening_tokens = len(self._forced)
-            if self._config.threshold is not None and opening < self._config.threshold:
-                return Probe(
-                    searches=searches,
-                    action_tokens=action_tokens,
-                    answer=None,
-                    confidence=0.0,
-                    tokens=0,
-                    opening=opening,
-                    opening_tokens=opening_tokens,
-                )
-        protocol = self._dialogue.protocol
+        probe = Probe(
+            searches=searches,
+            action_tokens=sum(turn.action_end - turn.action_start for turn in turns),
+            answer=None,
+            confidence=0.0,
+            tokens=0,
+        )
+        chance = 1.0
+        if config.confidence == "decision":
+            chance = math.exp(await self._generator.score(context, self._forced))
+            probe = replace(probe, opening=self._worth(searches, chance), opening_tokens=len(self._forced))
+            if config.threshold is not None and probe.opening < config.threshold:
+                return probe
         completion = await self._generator.generate(
             [*context, *self._forced], max_new_tokens=limit, stop=(protocol.answer_close,), temperature=0.0, seed=0
         )
         text = protocol.answer_open + self._dialogue.codec.decode(completion.token_ids)
         answer = protocol.parse(text).answer or None
-        sure = 0.0 if answer is None else CONFIDENCES[self._config.confidence](completion.logprobs)
-        return Probe(
-            searches=searches,
-            action_tokens=action_tokens,
-            answer=answer,
-            confidence=opening * sure,
-            tokens=len(completion.token_ids),
-            opening=opening,
-            opening_tokens=opening_tokens,
-        )
+        sure = 0.0 if answer is None else chance * CONFIDENCES[config.confidence](completion.logprobs)
+        return replace(probe, answer=answer, confidence=self._worth(searches, sure), tokens=len(completion.token_ids))
+
+    def _worth(self, searches: int, confidence: float) -> float:
+        return confidence if self._scale is None else self._scale(searches, confidence)

@@ -8,6 +8,7 @@ from agent.config import ExitConfig, SelectivityConfig
 from agent.early_exit import EarlyExit, Probe
 from agent.group import Player
 from agent.records import Question, StopReason, Trajectory
+from agent.scaling import Scale
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,6 +17,8 @@ class Inference:
 
     exit: ExitConfig | None = None
     """None probes nothing; with no threshold in it, probes are recorded and end nothing."""
+    scale: Scale | None = None
+    """What the probes' confidences are worth."""
     selectivity: SelectivityConfig | None = None
 
 
@@ -51,6 +54,7 @@ async def infer(player: Player, question: Question, inference: Inference) -> Inf
             dialogue=player.dialogue,
             generator=player.generator,
             context=player.config.max_prompt_tokens + player.config.max_response_tokens,
+            scale=inference.scale,
         )
     trajectory = await player.episode(
         question, temperature=0.0, seed=0, selectivity=inference.selectivity, watcher=watcher

@@ -12,9 +12,10 @@ from agent.calibration import Calibration
 from agent.config import AgentConfig, ExitConfig, SelectivityConfig
 from agent.errors import UserError
 from agent.evaluation import EvalRow
+from agent.scaling import Scale
 from tracking.console import Console
 
-FORMAT = 1
+FORMAT = 2
 
 
 def write(
@@ -39,6 +40,7 @@ def write(
         "settings": settings(ending, selectivity, agent),
         "risk": ending.risk,
         "delta": ending.delta,
+        "scale": None if found.scale is None else {str(depth): line for depth, line in found.scale.lines.items()},
         "threshold": found.chosen.threshold if found.chosen else None,
         "risk_bound": found.chosen.risk_bound if found.chosen else None,
         "questions": found.questions,
@@ -71,17 +73,18 @@ def write(
 
 def read_threshold(
     path: Path, ending: ExitConfig, selectivity: SelectivityConfig, agent: AgentConfig, weights: str
-) -> float:
-    """The threshold in the file ``path``, which has to be for these settings and weights.
+) -> tuple[float, Scale | None]:
+    """The threshold in the file ``path``, and its scale; they have to be for these settings and weights.
 
     Raises ``UserError`` for a file that is missing or broken, or for others, or that found no threshold.
     """
     where = f"exit.calibration={path}"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        known, threshold, made_for = content["settings"], content["threshold"], content["weights"]
         fits = content["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        known, threshold, made_for = content["settings"], content["threshold"], content["weights"]
+        scale = _scale(content["scale"]) if fits else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{where}: can't be read ({error}); mode=calibrate writes such a file") from error
     if not fits:
         raise UserError(f"{where}: written by another version; calibrate again")
@@ -94,7 +97,15 @@ def read_threshold(
             )
     if threshold is None:
         raise UserError(f"{where}: no threshold kept the risk; calibrate with a larger exit.risk or more questions")
-    return float(threshold)
+    return float(threshold), scale
+
+
+def _scale(lines: Mapping[str, Sequence[float]] | None) -> Scale | None:
+    """Raises ``TypeError`` or ``ValueError`` for anything else than ``write`` writes."""
+    if lines is None:
+        return None
+    found = {int(depth): (float(slope), float(offset)) for depth, (slope, offset) in lines.items()}
+    return Scale(lines=found)
 
 
 def settings(ending: ExitConfig, selectivity: SelectivityConfig, agent: AgentConfig) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from agent.inference import Inference, Inferred, infer
 from agent.protocol import LIMIT_NOTICE, REPEAT_NOTICES, Dialogue
 from agent.records import Completion, Finish, Passage, Question, Repeat, StopReason
 from agent.rewards import Scorer
+from agent.scaling import Scale
 
 QUESTION = Question(id="q", text="Who?", golden_answers=("right",))
 RECORD = ExitConfig()
@@ -75,7 +76,7 @@ class Shelf:
 
 @pytest.fixture
 def run(codec, search_protocol):
-    def run(turns, probes=(), *, exit=None, selectivity=None, protocol="search", openings=(), **changed):
+    def run(turns, probes=(), *, exit=None, selectivity=None, protocol="search", openings=(), scale=None, **changed):
         config = AgentConfig(protocol=protocol, **changed)
         dialogue = Dialogue.of(codec, config)
         script, shelf = Script(codec, turns, probes, dialogue.protocol.answer_close, openings), Shelf()
@@ -86,7 +87,7 @@ def run(codec, search_protocol):
             searcher=shelf,
             scorer=Scorer(RewardConfig(), search_protocol),
         )
-        inference = Inference(exit=exit, selectivity=selectivity)
+        inference = Inference(exit=exit, scale=scale, selectivity=selectivity)
         return asyncio.run(infer(player, QUESTION, inference)), script, shelf
 
     return run
@@ -177,6 +178,18 @@ def test_a_decision_that_is_lost_with_the_tag_is_not_asked_further(run, codec):
     assert (unasked.answer, unasked.confidence, unasked.tokens) == (None, 0.0, 0)
     assert asked == whole.probes[1]
     assert inferred.probe_tokens == sum(p.cost(0.5) for p in whole.probes), "what calibration reckons with"
+
+
+def test_a_scale_says_what_a_confidence_is_worth(run):
+    scale = Scale(lines={1: (1.0, 0.0), 2: (1.0, 5.0)})
+    how = ExitConfig(confidence="decision", threshold=0.9)
+    inferred, _, _ = run(EPISODE, PROBES[1:], openings=[0.6, 0.1], exit=how, scale=scale)
+    first, second = inferred.probes
+    assert (first.opening, first.tokens) == (pytest.approx(0.6), 0)
+    assert (second.opening, second.confidence) == pytest.approx((scale(2, 0.1), scale(2, 0.1 * 0.9)))
+    assert (inferred.exited, inferred.answer) == (True, "right")
+    raw, _, _ = run(EPISODE, PROBES, openings=[0.6, 0.1], exit=how)
+    assert not raw.exited
 
 
 @pytest.mark.parametrize("text", ["right", "</answer>", " </answer>", "right</search>", "right<answer"])
@@ -329,6 +342,7 @@ def test_off_by_default(run, codec):
         ({"threshold": 0.5, "calibration": "c.json"}, r"exit\.threshold and exit\.calibration both give a threshold"),
         ({"confidence": "sum"}, r"exit\.confidence=sum is not known"),
         ({"max_tokens": 0}, r"exit\.max_tokens=0 must be at least 1"),
+        ({"fit_share": 1.0}, r"exit\.fit_share=1\.0 must lie in \[0, 1\)"),
         ({"risk": 0.0}, r"exit\.risk=0\.0 must lie in \(0, 1\)"),
         ({"delta": 1.0}, r"exit\.delta=1\.0 must lie in \(0, 1\)"),
     ],

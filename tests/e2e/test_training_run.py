@@ -90,6 +90,22 @@ def test_same_seed_gives_the_same_run(whole, launch, small):
         assert a["learner/loss"] == pytest.approx(b["learner/loss"], rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
+def test_adapters_under_8_bit_adamw_train_publish_and_resume(launch, small, loads_elsewhere):
+    """What the engines get is merged, what a checkpoint keeps is not: a resumed run goes on with the adapters."""
+    lean = [*small, "model.lora_rank=8", "algorithm.optimizer.kind=adamw8bit", "algorithm.steps=4"]
+    run = launch("lean", *lean, "checkpoints.every=2", "checkpoints.keep=0")
+    assert run.code == 0, run.output
+    trained = [row for row in run.rows("step") if row["learner/updates"]]
+    assert trained
+    assert [row["version"] for row in run.rows("step")][-1] == len(trained)
+    assert all(row["rollout/engine_logprob_gap"] <= 1e-5 for row in trained)
+    resumed = launch("lean-resumed", *lean, f"resume={run.folder}/checkpoints/step-000002")
+    assert resumed.code == 0, resumed.output
+    assert _played(resumed, {2, 3}) == _played(run, {2, 3})
+    loads_elsewhere(run.checkpoint)
+
+
 def test_checkpoint_loads_in_transformers_and_in_vllm_as_it_is(whole, loads_elsewhere):
     loads_elsewhere(whole.checkpoint)
 

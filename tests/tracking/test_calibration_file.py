@@ -44,7 +44,7 @@ ROWS = [row(0.8, 1.0)] * 90 + [row(0.1, 0.0)] * 10
 
 @pytest.fixture
 def found() -> Calibration:
-    return calibrate(ROWS, risk=ENDING.risk, delta=ENDING.delta)
+    return calibrate(ROWS, risk=ENDING.risk, delta=ENDING.delta, fit_share=0)
 
 
 @pytest.fixture
@@ -55,7 +55,30 @@ def file(tmp_path: Path, found: Calibration) -> Path:
 
 def read(file: Path, **changed: Any) -> float:
     given = {"ending": ENDING, "selectivity": ALL, "agent": AGENT, "weights": "abc", **changed}
-    return read_threshold(file, **given)
+    threshold, scale = read_threshold(file, **given)
+    assert scale is None
+    return threshold
+
+
+def test_the_scale_comes_back_as_it_was(tmp_path: Path) -> None:
+    found = calibrate(ROWS, risk=0.2, delta=0.05, fit_share=0.5)
+    write(tmp_path, found, ROWS, ABOUT, ENDING, ALL, AGENT, Console(quiet=True))
+    threshold, scale = read_threshold(tmp_path / "calibration.json", ENDING, ALL, AGENT, "abc")
+    assert found.chosen is not None
+    assert (threshold, scale) == (found.chosen.threshold, found.scale)
+
+
+@pytest.mark.parametrize("scale", [[1, 2], {"1": 0.5}, {"one": [1.0, 2.0]}, {"1": ["a", 2.0]}])
+def test_a_scale_that_is_none(file: Path, scale: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"scale": scale}))
+    with pytest.raises(UserError, match="can't be read"):
+        read(file)
+
+
+def test_a_file_of_another_version(file: Path) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 1}))
+    with pytest.raises(UserError, match="written by another version; calibrate again"):
+        read(file)
 
 
 def test_the_threshold_comes_back_as_it_was(file: Path, found: Calibration) -> None:
@@ -115,7 +138,7 @@ def test_sampling_and_the_wanted_risk_change_nothing(file: Path, found: Calibrat
 @pytest.mark.parametrize(("confidence", "saves"), [(0.8, True), (0.01, False)])
 def test_it_says_when_nothing_is_saved(tmp_path: Path, capsys: Any, confidence: float, saves: bool) -> None:
     rows = [row(confidence, 1.0)] * 100
-    write(tmp_path, calibrate(rows, risk=0.1, delta=0.05), rows, ABOUT, ENDING, ALL, AGENT, Console())
+    write(tmp_path, calibrate(rows, risk=0.1, delta=0.05, fit_share=0), rows, ABOUT, ENDING, ALL, AGENT, Console())
     assert ("nothing is saved at this threshold" in capsys.readouterr().out) != saves
 
 
@@ -129,7 +152,7 @@ def test_a_file_that_is_none(file: Path) -> None:
 
 def test_a_calibration_that_found_nothing(tmp_path: Path) -> None:
     rows = [row(1.0, 0.0)] * 100
-    nothing = calibrate(rows, risk=0.1, delta=0.05)
+    nothing = calibrate(rows, risk=0.1, delta=0.05, fit_share=0)
     write(tmp_path, nothing, rows, ABOUT, ENDING, ALL, AGENT, Console(quiet=True))
     with pytest.raises(UserError, match="no threshold kept the risk; calibrate with a larger"):
         read(tmp_path / "calibration.json")
