@@ -95,10 +95,15 @@ def _evaluated(evals: Sequence[Row], target_em: float | None) -> dict[str, float
     if target_em is not None:
         found["rollouts_to_target"] = first_reach(rollouts, em, target_em)
         found["tokens_to_target"] = first_reach(tokens, em, target_em)
-    return found | {
-        "searches": last["search/mean"],
-        "question_tokens": _sum(last["action_tokens/mean"], last.get("probe_tokens/mean")),
-        "evidence_recall": last["evidence_recall"],
+    return found | per_question(last) | {"evidence_recall": last["evidence_recall"]}
+
+
+def per_question(evaluation: Row) -> dict[str, Any]:
+    """Searches and generated tokens, probes included, that a question took; None for simulated policies."""
+    tokens = evaluation["action_tokens/mean"]
+    return {
+        "searches": evaluation["search/mean"],
+        "question_tokens": None if tokens is None else tokens + (evaluation.get("probe_tokens/mean") or 0.0),
     }
 
 
@@ -151,11 +156,6 @@ def recycled_share(steps: Sequence[Row]) -> float | None:
     """Share of the trained, signal-bearing groups whose query had been drawn before and not consumed."""
     weighted = [(trained_groups(r), r["pool/recycled_share"]) for r in steps if r["pool/recycled_share"] is not None]
     return _share(sum(n * share for n, share in weighted), sum(n for n, _ in weighted))
-
-
-def _sum(a: float | None, b: float | None) -> float | None:
-    """None where there is no ``a``; a missing ``b`` is nothing."""
-    return None if a is None else a + (b or 0.0)
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from tracking.measures import half_width, measures, recycled_share
+from tracking.measures import half_width, per_question, recycled_share
 from tracking.sweep import Status
 
 Row = Mapping[str, Any]
@@ -59,6 +59,12 @@ def evaluated(rows: Sequence[Row], x: str) -> Curve:
     """Held-out EM of a run against ``x`` (``rollouts`` or ``generated_tokens``)."""
     evals = [r for r in rows if r["kind"] == "eval"]
     return [r[x] for r in evals], [r["em"] for r in evals]
+
+
+def spent(rows: Sequence[Row], x: str) -> Curve:
+    """Held-out EM of a run's evaluations against what they took per question, ``searches`` or ``question_tokens``."""
+    evals = [r for r in rows if r["kind"] == "eval"]
+    return [per_question(r)[x] for r in evals], [r["em"] for r in evals]
 
 
 def stepped(rows: Sequence[Row], key: str) -> Curve:
@@ -168,29 +174,20 @@ def _pool(runs: Runs) -> Figure:
 
 
 def _spent(runs: Runs) -> Figure:
-    """Last evaluations: a point and its 95 % intervals for each condition."""
-    found = {name: [measures(rows, None) for rows in of] for name, of in runs.items()}
+    """The evaluations of each run in their order, the last one marked."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     for axes, (x, label) in zip(
         figure.subplots(1, 2, sharey=True),
         (("searches", "searches per question"), ("question_tokens", "generated tokens per question")),
         strict=True,
     ):
-        for at, (name, of) in enumerate(found.items()):
-            ends = [(m[x], m["em_after"]) for m in of if m.get(x) is not None]
-            if not ends:
-                continue
-            across, up = (list(column) for column in zip(*ends, strict=True))
-            axes.errorbar(
-                float(np.mean(across)),
-                float(np.mean(up)),
-                xerr=np.nan_to_num(half_width(across)),
-                yerr=np.nan_to_num(half_width(up)),
-                color=COLOURS[at % len(COLOURS)],
-                marker=_MARKERS[at // len(COLOURS) % len(_MARKERS)],
-                linewidth=1.0,
-                label=f"{name} ({_seeds(of)})",
-            )
+        for at, (name, of) in enumerate(runs.items()):
+            colour, marker = COLOURS[at % len(COLOURS)], _MARKERS[at // len(COLOURS) % len(_MARKERS)]
+            for number, rows in enumerate(of):
+                across, up = spent(rows, x)
+                axes.plot(across, up, color=colour, linewidth=0.8, alpha=0.4)
+                label_of = f"{name} ({_seeds(of)})" if number == 0 else None
+                axes.plot(across[-1], up[-1], marker, color=colour, alpha=0.8, label=label_of)
         _dress(axes, label, "held-out exact match" if x == "searches" else "")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure

@@ -278,6 +278,18 @@ def test_the_table_in_the_folder_is_markdown(folder: Path) -> None:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_is_spent_is_drawn_by_evaluations() -> None:
+    assert pictures.spent(RUN, "searches") == ([1.5, 3.5, 5.5], [0.2, 0.6, 0.5])
+    assert pictures.spent(RUN, "question_tokens") == ([10.5, 12.5, 14.5], [0.2, 0.6, 0.5])
+    figure = pictures._spent({"a": [RUN, RUN], "b": [RUN]})
+    left, right = figure.axes
+    assert len(left.lines) == len(right.lines) == 2 * 3
+    path, last, *_ = left.lines
+    assert list(path.get_xdata()) == [1.5, 3.5, 5.5]
+    assert (list(last.get_xdata()), list(last.get_ydata())) == ([5.5], [0.5])
+    assert [text.get_text() for text in figure.legends[0].texts] == ["a (2 seeds)", "b (1 seed)"]
+
+
 def test_a_sweep_of_which_nothing_is_done_has_a_report_without_pictures(tmp_path: Path) -> None:
     sweep.save_plan(tmp_path, Plan(jobs=(job(pool="epoch"),), report=ReportConfig(baseline="pool=epoch")))
     report.write(tmp_path, ReportConfig(), Console(quiet=True))
