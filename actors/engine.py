@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import itertools
 import os
 import queue
@@ -18,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,10 @@ class _Request:
 class _Command:
     run: Callable[[], Any]
     future: asyncio.Future[Any]
+
+
+_Answer = tuple["asyncio.Future[Any]", Any, BaseException | None]
+"""A future, and its result or its error."""
 
 
 class Engine:
@@ -149,7 +154,7 @@ class Engine:
         self._dead: str | None = None
         self._thread = threading.Thread(target=self._pump, name="engine", daemon=True)
         self._thread.start()
-        self._stop_ids: dict[tuple[str, ...], list[int] | None] = {}
+        self._plan = lru_cache(maxsize=4096)(self._make_plan)
 
     @property
     def version(self) -> int | None:
@@ -169,19 +174,9 @@ class Engine:
         self, prompt_ids: Sequence[int], *, max_new_tokens: int, stop: tuple[str, ...], temperature: float, seed: int
     ) -> Completion:
         """See ``agent.episode.Generator``. Needs a loaded version."""
-        stop_ids = self._as_token_ids(stop)
-        as_ids: dict[str, Any] = {"stop_token_ids": stop_ids, "detokenize": False}
-        as_text: dict[str, Any] = {"stop": list(stop), "include_stop_str_in_output": True}
-        completion: Completion = await self._request(
-            prompt_ids,
-            _completion,
-            temperature=temperature,
-            seed=seed,
-            max_tokens=max_new_tokens,
-            logprobs=0,
-            skip_special_tokens=False,
-            **(as_text if stop_ids is None else as_ids),
-        )
+        params = copy.copy(self._plan(stop, temperature, max_new_tokens))
+        params.seed = seed
+        completion: Completion = await self._request(prompt_ids, _completion, params)
         return completion
 
     async def score(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> float:
@@ -193,10 +188,7 @@ class Engine:
             self._request(
                 [*prompt_ids, *token_ids[:i]],
                 partial(_scored, token=token),
-                temperature=0.0,
-                max_tokens=1,
-                logprob_token_ids=[token],
-                detokenize=False,
+                self._make_params(temperature=0.0, max_tokens=1, logprob_token_ids=[token], detokenize=False),
             )
             for i, token in enumerate(token_ids)
         ]
@@ -259,15 +251,36 @@ class Engine:
 
     # --- the event loop's side -------------------------------------------------------------------
 
-    async def _request(self, prompt_ids: Sequence[int], read: Callable[[Any], Any], **params: Any) -> Any:
+    def _request(self, prompt_ids: Sequence[int], read: Callable[[Any], Any], params: Any) -> asyncio.Future[Any]:
         if self._version is None:
             raise Fault("the engine has no weights yet: load_weights comes first")
         if self._asleep:
             raise Fault("the engine sleeps: wake comes first")
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        sampling = self._sampling_params(flat_logprobs=True, output_kind=self._final_only, **params)
-        self._put(_Request(prompt_ids=list(prompt_ids), params=sampling, future=future, read=read))
-        return await future
+        self._put(_Request(prompt_ids=list(prompt_ids), params=params, future=future, read=read))
+        return future
+
+    def _make_plan(self, stop: tuple[str, ...], temperature: float, max_new_tokens: int) -> Any:
+        """What requests that differ in the seed alone have in common, to be copied for each.
+
+        To make and check it takes vLLM as long as twenty copies, and its own deep copy of each request's as long as
+        seventy. What a copy shares are the stop tokens, to which vLLM adds the model's end token, for all the same.
+        """
+        stop_ids = self._as_token_ids(stop)
+        as_ids: dict[str, Any] = {"stop_token_ids": stop_ids, "detokenize": False}
+        as_text: dict[str, Any] = {"stop": list(stop), "include_stop_str_in_output": True}
+        return self._make_params(
+            temperature=temperature,
+            seed=0,
+            max_tokens=max_new_tokens,
+            logprobs=0,
+            skip_special_tokens=False,
+            skip_clone=True,
+            **(as_text if stop_ids is None else as_ids),
+        )
+
+    def _make_params(self, **params: Any) -> Any:
+        return self._sampling_params(flat_logprobs=True, output_kind=self._final_only, **params)
 
     def _put(self, item: _Request | _Command) -> None:
         if self._dead:
@@ -281,10 +294,8 @@ class Engine:
 
     def _as_token_ids(self, stop: tuple[str, ...]) -> list[int] | None:
         """Ids of the stop strings if each is one reserved token: then nothing needs to be detokenised."""
-        if stop not in self._stop_ids:
-            added = self._tokenizer.get_added_vocab()
-            self._stop_ids[stop] = [added[s] for s in stop] if all(s in added for s in stop) else None
-        return self._stop_ids[stop]
+        added = self._tokenizer.get_added_vocab()
+        return [added[s] for s in stop] if all(s in added for s in stop) else None
 
     # --- the engine thread's side ----------------------------------------------------------------
 
@@ -301,7 +312,7 @@ class Engine:
                 item = self._inbox.get()
                 if item is None:
                     return
-                _resolve(item.future, error=Fault(f"the engine is dead: {self._dead}"))
+                _resolve([(item.future, None, Fault(f"the engine is dead: {self._dead}"))])
 
     def _admit(self) -> bool:
         """Takes in what waits in the inbox; blocks while the engine is idle or held. False: close."""
@@ -316,9 +327,9 @@ class Engine:
                 return False
             if isinstance(item, _Command):
                 try:
-                    _resolve(item.future, result=item.run())
+                    _resolve([(item.future, item.run(), None)])
                 except Exception as error:
-                    _resolve(item.future, error=error)
+                    _resolve([(item.future, None, error)])
                     raise  # some tensors may be new and some old: nothing may be sampled from that
             else:
                 self._add(item)
@@ -328,7 +339,7 @@ class Engine:
         try:
             self._engine.add_request(name, {"prompt_token_ids": request.prompt_ids}, request.params)
         except self._request_errors as error:  # this request's fault, not the engine's
-            _resolve(request.future, error=GenerationError(f"vLLM refused the request: {error}"))
+            _resolve([(request.future, None, GenerationError(f"vLLM refused the request: {error}"))])
             return
         self._pending[name] = request
 
@@ -336,21 +347,25 @@ class Engine:
         started = time.perf_counter()
         outputs = self._engine.step()
         self._busy_s += time.perf_counter() - started
-        for output in outputs:
-            if not output.finished:
-                continue
-            request = self._pending[output.request_id]
-            completion: Any = output.outputs[0]  # type: ignore[index]
-            if completion.finish_reason not in ("stop", "length"):
-                reason = completion.finish_reason or "without a finish reason"
-                _resolve(request.future, error=GenerationError(f"vLLM ended the stream early: {reason}"))
-                del self._pending[output.request_id]
-                continue
-            self._generated += len(completion.token_ids)
-            self._prompted += len(request.prompt_ids)
-            self._cached += output.num_cached_tokens or 0
-            _resolve(request.future, result=request.read(completion))
-            del self._pending[output.request_id]  # not before it has its answer: whatever raises here fails it too
+        answers: list[_Answer] = []
+        try:
+            for output in outputs:
+                if output.finished:
+                    answers.append(self._answer(output))
+                    del self._pending[output.request_id]
+        finally:  # whatever raises leaves its own request pending, and fails it with the others
+            _resolve(answers)
+
+    def _answer(self, output: Any) -> _Answer:
+        request = self._pending[output.request_id]
+        completion = output.outputs[0]
+        if completion.finish_reason not in ("stop", "length"):
+            reason = completion.finish_reason or "without a finish reason"
+            return request.future, None, GenerationError(f"vLLM ended the stream early: {reason}")
+        self._generated += len(completion.token_ids)
+        self._prompted += len(request.prompt_ids)
+        self._cached += output.num_cached_tokens or 0
+        return request.future, request.read(completion), None
 
     def _fall_asleep(self) -> None:
         if self._engine.has_unfinished_requests():
@@ -430,8 +445,7 @@ class Engine:
         self._version = version
 
     def _fail_pending(self, why: str) -> None:
-        for request in self._pending.values():
-            _resolve(request.future, error=GenerationError(why))
+        _resolve([(request.future, None, GenerationError(why)) for request in self._pending.values()])
         self._pending.clear()
 
 
@@ -466,16 +480,21 @@ def _versions(spans: Any, n: int) -> Iterator[int]:
         yield from itertools.repeat(int(span.version), span.end - span.start)
 
 
-def _resolve(future: asyncio.Future[Any], *, result: Any = None, error: BaseException | None = None) -> None:
-    """Sets a future from the engine thread; one whose caller has gone is left alone."""
+def _resolve(answers: Sequence[_Answer]) -> None:
+    """Sets futures from the engine thread, waking each event loop once; one whose caller has gone is left alone."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Answer]] = {}
+    for answer in answers:
+        by_loop.setdefault(answer[0].get_loop(), []).append(answer)
 
-    def set_it() -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
+    def set_them(together: Sequence[_Answer]) -> None:
+        for future, result, error in together:
+            if future.done():
+                continue
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
 
-    with contextlib.suppress(RuntimeError):  # the caller's loop was closed; the engine serves the others
-        future.get_loop().call_soon_threadsafe(set_it)
+    for loop, together in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the caller's loop was closed; the engine serves the others
+            loop.call_soon_threadsafe(set_them, together)

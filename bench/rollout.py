@@ -278,12 +278,12 @@ async def measure(folder: Path, rounds: int, curve: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="3 pairs of rounds instead of 9")
+    parser.add_argument("--quick", action="store_true", help="9 pairs of rounds instead of 41")
     parser.add_argument("--curve", action="store_true", help="also measure the engine's curve for bench/pipeline.py")
     given = parser.parse_args()
     os.environ.update(QUIET, HF_HUB_OFFLINE="1")
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(measure(Path(folder), 3 if given.quick else 9, given.curve))
+        asyncio.run(measure(Path(folder), 9 if given.quick else 41, given.curve))
 
 
 if __name__ == "__main__":

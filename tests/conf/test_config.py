@@ -47,8 +47,9 @@ def composed(*overrides: str) -> RunConfig:
 def test_the_groups_are_those_of_the_command_line() -> None:
     wanted = {"agent", "algorithm", "cluster", "data", "group", "model", "pool", "retrieval", "reward", "tracker"}
     assert wanted <= set(GROUPS)
-    # Each is a part of the typed configuration; an experiment or a condition is a set of overrides.
-    assert set(GROUPS) - {"experiment", "condition"} <= set(RunConfig.__dataclass_fields__)
+    # Each is a part of the typed configuration; a cost is one of the reward, an experiment or a condition a set of
+    # overrides.
+    assert set(GROUPS) - {"experiment", "condition", "cost"} <= set(RunConfig.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: value)
