@@ -257,6 +257,29 @@ async def gaps_after_update(room: Room, seed: int, temperature: float) -> tuple[
     return [v for c in done for v in c.versions], gaps
 
 
+async def learner_gaps(room: Room, seed: int, device: str, dtype: str) -> list[float]:
+    """Each sampled token's gap to the learner's own log-probability, from one packed row in ``dtype`` on ``device``."""
+    import numpy as np
+    import torch
+
+    from learner.packing import pack_rows
+    from learner.policy import Policy
+
+    await room.load(seed)
+    prompts = [room.prompt(n, length=20 + n) for n in range(6)]
+    done = await asyncio.gather(*(room.generate(p, seed=n, max_new_tokens=60) for n, p in enumerate(prompts)))
+    policy = Policy.from_folder(room.folder, seed=seed, dtype=dtype, device=device)
+    with torch.no_grad():
+        for ours, theirs in zip(policy.model.parameters(), room.policy(seed).model.parameters(), strict=True):
+            ours.copy_(theirs)
+        ids = [np.array([*p, *c.token_ids], np.int32) for p, c in zip(prompts, done, strict=True)]
+        masks = [np.arange(len(i)) >= len(p) for i, p in zip(ids, prompts, strict=True)]
+        (row,) = pack_rows(ids, masks, sum(map(len, ids)))
+        values = policy.logprobs(row).values.float().tolist()
+    sampled = [logprob for member in row.members for logprob in done[member].logprobs]
+    return [abs(a - b) for a, b in zip(sampled, values, strict=True)]
+
+
 async def gaps_without_cure(room: Room, seed: int) -> list[float]:
     """The gaps after an update that leaves vLLM's prepacked head as it was."""
     import vllm.model_executor.layers.utils as utils

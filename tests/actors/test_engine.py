@@ -45,6 +45,13 @@ def test_logprobs_are_the_models_after_every_update(room: RoomProcess, temperatu
         assert max(gaps) <= 20 * CLOSE_ENOUGH
 
 
+def test_logprobs_are_the_learners_own(room: RoomProcess) -> None:
+    gaps = room.call(engine_room.learner_gaps, 5, "cpu", "float32")
+    assert len(gaps) == 6 * 60
+    assert mean(gaps) <= CLOSE_ENOUGH
+    assert max(gaps) <= 20 * CLOSE_ENOUGH
+
+
 def test_scores_are_the_models(room: RoomProcess) -> None:
     scores = room.call(engine_room.scores, 5)
     (likeliest, _), *others = scores

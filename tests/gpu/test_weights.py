@@ -54,6 +54,14 @@ def right(rows: list[Any]) -> None:
         assert mean(stale) > FAR
 
 
+def test_the_gap_between_engine_and_learner_in_bfloat16(room: RoomProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    gaps = torch.tensor(room.call(engine_room.learner_gaps, 5, "cuda", "bfloat16"))
+    with capsys.disabled():
+        quantiles = ", ".join(f"{q:g}: {gaps.quantile(q).item():.4f}" for q in (0.5, 0.9, 0.99))
+        print(f"\nengine against learner, bfloat16: mean {gaps.mean():.4f}, max {gaps.max():.4f}, {quantiles}")
+    assert gaps.mean() < CLOSE
+
+
 def test_updates_in_flight_with_asynchronous_scheduling(room: RoomProcess) -> None:
     right(room.call(engine_room.update_in_flight))
 
