@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 
-from actors.crew import POLL_S, get
+from actors.calls import POLL_S, get
 from actors.weights import Published
 from agent.errors import Fault
 

@@ -11,23 +11,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import ray
 
-from actors.process import last_lines
+from actors.broadcast import Broadcast
+from actors.calls import POLL_S, get
 from actors.weights import Published
 from agent.config import GroupConfig
 from agent.errors import Fault, UserError
 from agent.evaluation import EvalRow
 from agent.inference import Inferred
 from agent.records import Question
-
-if TYPE_CHECKING:
-    from actors.broadcast import Broadcast
-
-POLL_S = 1.0
-"""How long one wait lasts at most, so that a Ctrl-C is seen."""
 
 
 @dataclass
@@ -55,7 +50,7 @@ class Crew:
         size: int,
         max_restarts: int,
         log_dir: Path,
-        weight_timeout_s: float = 300.0,
+        weight_timeout_s: float,
     ) -> None:
         self.broadcast: Broadcast | None = None
         """How a version that is published by broadcast reaches the workers that are live."""
@@ -274,24 +269,3 @@ class Crew:
             self._owed += 1
         else:
             self._add()
-
-
-def get(ref: Any, actor: str, log_dir: Path) -> Any:
-    """The result of a finished call of ``actor``, its errors as ours.
-
-    A ``UserError`` stays one; anything else becomes a ``Fault`` that names the actor and ends with the
-    last lines of its log.
-    """
-    try:
-        return ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, UserError):
-            raise UserError(str(cause)) from error
-        text = str(cause) if isinstance(cause, Fault) else f"{type(cause).__name__}: {cause}"
-        raise Fault(f"{actor}: {text}") from error
-    except ray.exceptions.RayError as error:
-        lines = last_lines(log_dir, actor)
-        raise Fault(
-            f"{actor} died ({type(error).__name__})" + (f"; its last lines:\n{lines}" if lines else "")
-        ) from error

@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.completions import completed, scored
 from actors.config import EngineConfig
 from actors.weights import Published
 from agent.errors import Fault, GenerationError
-from agent.records import Completion, Finish
+from agent.records import Completion
 
 
 def engine_environment(config: EngineConfig, device: str) -> dict[str, str]:
@@ -176,7 +177,7 @@ class Engine:
         """See ``agent.episode.Generator``. Needs a loaded version."""
         params = copy.copy(self._plan(stop, temperature, max_new_tokens))
         params.seed = seed
-        completion: Completion = await self._request(prompt_ids, _completion, params)
+        completion: Completion = await self._request(prompt_ids, completed, params)
         return completion
 
     async def score(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> float:
@@ -187,7 +188,7 @@ class Engine:
         asked = [
             self._request(
                 [*prompt_ids, *token_ids[:i]],
-                partial(_scored, token=token),
+                partial(scored, token=token),
                 self._make_params(temperature=0.0, max_tokens=1, logprob_token_ids=[token], detokenize=False),
             )
             for i, token in enumerate(token_ids)
@@ -447,37 +448,6 @@ class Engine:
     def _fail_pending(self, why: str) -> None:
         _resolve([(request.future, None, GenerationError(why)) for request in self._pending.values()])
         self._pending.clear()
-
-
-def _completion(output: Any) -> Completion:
-    ids = tuple(output.token_ids)
-    return Completion(
-        token_ids=ids,
-        logprobs=tuple(_sampled_logprobs(output.logprobs, len(ids))),
-        versions=tuple(_versions(output.weight_versions, len(ids))),
-        finish=Finish(output.finish_reason),
-    )
-
-
-def _scored(output: Any, token: int) -> float:
-    """The log-probability of ``token`` at the first position: it comes after the sampled one, which it may also be."""
-    of = dict(zip(output.logprobs.token_ids, output.logprobs.logprobs, strict=True))
-    if token not in of:
-        raise GenerationError(f"vLLM returned no log-probability for token {token}")
-    return float(of[token])
-
-
-def _sampled_logprobs(logprobs: Any, n: int) -> list[float]:
-    """The sampled token's log-probability at each of ``n`` positions, from vLLM's flat record."""
-    if len(logprobs) != n:
-        raise GenerationError(f"vLLM returned {len(logprobs)} log-probabilities for {n} tokens")
-    # The sampled token comes first at each position; with logprobs=0 it is the only one.
-    return [float(logprobs.logprobs[start]) for start in logprobs.start_indices]
-
-
-def _versions(spans: Any, n: int) -> Iterator[int]:
-    for span in spans or ():
-        yield from itertools.repeat(int(span.version), span.end - span.start)
 
 
 def _resolve(answers: Sequence[_Answer]) -> None:

@@ -54,6 +54,7 @@ def inference(config: RunConfig, run_dir: Path, namespace: str) -> Iterator[Serv
             size=config.cluster.rollout_workers,
             max_restarts=config.cluster.max_restarts,
             log_dir=topology.log_dir,
+            weight_timeout_s=config.cluster.weight_timeout_s,
         )
         for ref in opened:
             crew.wait(ref, "retrieval")

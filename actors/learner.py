@@ -21,10 +21,10 @@ import ray
 from actors.process import log_to
 from actors.run_state import TRAINING
 from actors.weights import CHANNELS, NcclChannel, Published
+from agent.batches import TakenBatch
 from agent.config import AgentConfig
 from agent.errors import Fault, UserError
 from agent.protocol import Dialogue
-from agent.query_pool import TakenBatch
 from agent.records import Group, Trajectory
 from agent.seeding import inject
 from agent.seeds import derive_seed

@@ -14,9 +14,10 @@ from typing import Any
 import ray
 
 from actors.process import log_to
+from agent.batches import TakenBatch
 from agent.budgets import SearchBudget
 from agent.pool_rules.base import PoolRule
-from agent.query_pool import QueryPool, TakenBatch
+from agent.query_pool import QueryPool
 from agent.records import Group, Question, Ticket
 from tracking.trajectories import TrajectoryLog
 

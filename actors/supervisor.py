@@ -19,7 +19,8 @@ from typing import Any
 
 from actors import run_state
 from actors.broadcast import Broadcast
-from actors.crew import Crew, get
+from actors.calls import get
+from actors.crew import Crew
 from actors.learner import StepReport
 from actors.prepare import Prepared
 from actors.ray_metrics import RayMetrics

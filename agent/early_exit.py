@@ -20,9 +20,14 @@ from agent.protocol import Dialogue
 from agent.records import Turn
 from agent.scaling import Scale
 
+
+def _product(logprobs: Sequence[float]) -> float:
+    return math.exp(sum(logprobs))
+
+
 CONFIDENCES: dict[str, Callable[[Sequence[float]], float]] = {
-    "decision": lambda logprobs: math.exp(sum(logprobs)),
-    "product": lambda logprobs: math.exp(sum(logprobs)),
+    "decision": _product,
+    "product": _product,
     "mean": lambda logprobs: math.exp(sum(logprobs) / len(logprobs)),
 }
 """From the log-probabilities of a probe's tokens, the closing tag's included, to a confidence in [0, 1].
@@ -55,10 +60,9 @@ class Probe:
     opening_tokens: int = 0
     """Tokens generated to learn ``opening``."""
 
-    def cost(self, threshold: float | None) -> int:
+    def cost(self, threshold: float = 0.0) -> int:
         """Tokens generated for it at ``threshold``: an opening below it leaves nothing to ask."""
-        asked = threshold is None or self.opening >= threshold
-        return self.opening_tokens + (self.tokens if asked else 0)
+        return self.opening_tokens + (self.tokens if self.opening >= threshold else 0)
 
 
 class EarlyExit:

@@ -48,7 +48,7 @@ class EvalRow:
     @property
     def probe_tokens(self) -> int:
         """Tokens generated for probes, which ``action_tokens`` leaves out."""
-        return sum(p.probe.cost(None) for p in self.probes)
+        return sum(p.probe.cost() for p in self.probes)
 
 
 def subset(questions: Sequence[Question], limit: int) -> tuple[Question, ...]:

@@ -42,7 +42,7 @@ class Inferred:
     @property
     def probe_tokens(self) -> int:
         """Tokens generated for probes; the trajectory's are counted apart."""
-        return sum(probe.cost(None) for probe in self.probes)
+        return sum(probe.cost() for probe in self.probes)
 
 
 async def infer(player: Player, question: Question, inference: Inference) -> Inferred:

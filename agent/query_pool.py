@@ -18,17 +18,18 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 import numpy as np
 import numpy.typing as npt
 
+from agent.batches import AcceptedGroup, G, Identified, Played, TakenBatch
 from agent.books import Books
 from agent.budgets import SearchBudget
 from agent.errors import Fault, UserError
 from agent.pool_rules.base import ACCEPTED, AT_ONCE, FOREVER, UNSELECTED, PoolRule
 from agent.query_history import STATES, QueryHistory
-from agent.records import NO_VERSION, QueryState, Ticket, Trajectory
+from agent.records import NO_VERSION, QueryState, Ticket
 from agent.seeds import derive_seed
 from agent.sum_tree import SumTree
 
@@ -44,74 +45,6 @@ class Place(IntEnum):
     """Out until a batch that is known."""
     CONSUMED = 5
     """Out until the rule brings all consumed queries back."""
-
-
-class Identified(Protocol):
-    """What the pool needs of a question."""
-
-    @property
-    def id(self) -> str: ...
-
-
-class Played(Protocol):
-    """What the pool needs of a group: see ``agent.records.Group``, or the simulator's."""
-
-    @property
-    def question(self) -> Identified: ...
-    @property
-    def ticket(self) -> Ticket: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def successes(self) -> int: ...
-    @property
-    def solved_searches(self) -> tuple[int, ...]: ...
-    @property
-    def state(self) -> QueryState: ...
-    @property
-    def oldest_version(self) -> int: ...
-    @property
-    def viable_tokens(self) -> int: ...
-    @property
-    def action_tokens(self) -> int: ...
-    @property
-    def excluded(self) -> tuple[Trajectory, ...]: ...
-    @property
-    def discarded(self) -> tuple[Trajectory, ...]: ...
-    @property
-    def before_continuation(self) -> QueryState | None: ...
-
-
-G = TypeVar("G", bound=Played)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AcceptedGroup(Generic[G]):
-    """A group to train on, with the state that its query was in before this draw."""
-
-    group: G
-    before: QueryState
-
-    @property
-    def recycled(self) -> bool:
-        """The query had been drawn before and was not consumed by it."""
-        return self.before not in (QueryState.UNSEEN, QueryState.CONSUMED)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TakenBatch(Generic[G]):
-    """One learner step's worth of groups, in draw order, and how the rest of the batch fared."""
-
-    index: int
-    accepted: tuple[AcceptedGroup[G], ...]
-    states: Counter[QueryState]
-    """Groups by what they say of their query, the returned ones included; a kept one counts when it is decided."""
-    returned: Counter[str]
-    """Groups of this batch that went back, by reason."""
-    members: tuple[G, ...]
-    """Every group that was played for the batch, accepted or not, in draw order."""
-    kept: int
-    """Signal-bearing groups that were left over and wait for the next batch."""
 
 
 @dataclass

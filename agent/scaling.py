@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FEWEST = 1e-12
+SMALLEST = 1e-12
 """A smaller confidence counts as this, one that is closer to 1 as 1 less this."""
 
 
@@ -75,7 +75,7 @@ def _line(found: np.ndarray) -> tuple[float, float]:
 
 
 def _logit(p: float) -> float:
-    p = min(max(p, FEWEST), 1 - FEWEST)
+    p = min(max(p, SMALLEST), 1 - SMALLEST)
     return math.log(p) - math.log1p(-p)
 
 

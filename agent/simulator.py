@@ -24,9 +24,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from agent.batches import TakenBatch
 from agent.errors import UserError
 from agent.pool_rules.base import PoolRule
-from agent.query_pool import QueryPool, TakenBatch
+from agent.query_pool import QueryPool
 from agent.records import QueryState, Ticket, Trajectory
 from agent.seeds import derive_seed
 

@@ -39,13 +39,12 @@ def draw(folder: Path, report: Mapping[str, Any], rows: Mapping[str, Sequence[Ro
         for c in report["conditions"]
         if (found := [rows[name] for name in c["jobs"] if name in finished])
     }
-    spent = any("search/mean" in row and row["search/mean"] is not None for of in runs.values() for row in of[0])
     made: dict[str, tuple[Callable[[], Figure], str]] = {
         "em.png": (lambda: _em(runs, report["target_em"]), "Held-out exact match against rollouts and tokens"),
         "groups.png": (lambda: _groups(runs), "Groups that were too hard, bore signal, were too easy"),
         "pool.png": (lambda: _pool(runs), "Recycled share of trained groups, flipped share of queries"),
     }
-    if spent:  # simulated policies search for nothing
+    if any(spent(rows, "searches")[0] for of in runs.values() for rows in of):
         made["spent.png"] = (lambda: _spent(runs), "Held-out exact match against searches and tokens per question")
     for file, (figure, _) in made.items():
         figure().savefig(folder / file, dpi=130)
@@ -62,8 +61,11 @@ def evaluated(rows: Sequence[Row], x: str) -> Curve:
 
 
 def spent(rows: Sequence[Row], x: str) -> Curve:
-    """Held-out EM of a run's evaluations against what they took per question, ``searches`` or ``question_tokens``."""
-    evals = [r for r in rows if r["kind"] == "eval"]
+    """Held-out EM of a run's evaluations against what they took per question, ``searches`` or ``question_tokens``.
+
+    Simulated policies search for nothing: their curve is empty.
+    """
+    evals = [r for r in rows if r["kind"] == "eval" and r["search/mean"] is not None]
     return [per_question(r)[x] for r in evals], [r["em"] for r in evals]
 
 
@@ -183,11 +185,11 @@ def _spent(runs: Runs) -> Figure:
     ):
         for at, (name, of) in enumerate(runs.items()):
             colour, marker = COLOURS[at % len(COLOURS)], _MARKERS[at // len(COLOURS) % len(_MARKERS)]
-            for number, rows in enumerate(of):
+            axes.plot([], [], marker, color=colour, label=f"{name} ({_seeds(of)})")
+            for rows in of:
                 across, up = spent(rows, x)
                 axes.plot(across, up, color=colour, linewidth=0.8, alpha=0.4)
-                label_of = f"{name} ({_seeds(of)})" if number == 0 else None
-                axes.plot(across[-1], up[-1], marker, color=colour, alpha=0.8, label=label_of)
+                axes.plot(across[-1:], up[-1:], marker, color=colour, alpha=0.8)
         _dress(axes, label, "held-out exact match" if x == "searches" else "")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure

@@ -16,7 +16,8 @@ import pytest
 import ray
 from ray_fakes import PATIENCE_S, Board, FakeWorker, Version, result, row_of, until
 
-from actors.crew import Crew, get
+from actors.calls import get
+from actors.crew import Crew
 from actors.process import log_to
 from agent.config import GroupConfig
 from agent.errors import Fault, UserError
@@ -51,6 +52,7 @@ class House:
             size=size,
             max_restarts=max_restarts,
             log_dir=self._log_dir,
+            weight_timeout_s=300.0,
         )
 
     def events(self, *beginning: str) -> list[tuple[str, ...]]:

@@ -14,10 +14,10 @@ import pytest
 import ray
 import torch
 from ray_fakes import PATIENCE_S, result
-from test_seeding_phase import config
+from test_seeding_phase import config, learner_settings
 
 from actors import learner as learner_module
-from actors.learner import LearnerActor, LearnerSettings
+from actors.learner import LearnerActor
 from actors.prepare import prepare
 from actors.process import QUIET
 from actors.weights import Published, digest, unpack
@@ -143,24 +143,7 @@ def test_a_broadcast_of_another_version_is_refused(room: Room) -> None:
 @pytest.fixture
 def actor(local_ray: None, tmp_path: Path) -> Iterator[Any]:
     run = config(tmp_path)
-    prepared = prepare(run, tmp_path)
-    settings = LearnerSettings(
-        model_path=prepared.model_path,
-        model=run.model,
-        algorithm=run.algorithm,
-        agent=run.agent,
-        data=run.data,
-        evidence_match=run.reward.evidence_match,
-        device="cpu",
-        take_turns=False,
-        threads=1,
-        weight_channel="nccl",
-        weight_bucket=2**20,
-        weight_timeout_s=60.0,
-        seed=0,
-        run_dir=tmp_path,
-        cache_dir=run.cache,
-    )
+    settings = learner_settings(run, prepare(run, tmp_path), tmp_path, channel="nccl")
     actor = LearnerActor.options(num_cpus=0, runtime_env={"env_vars": QUIET}).remote(settings, tmp_path)  # type: ignore[attr-defined]
     yield actor
     ray.kill(actor)

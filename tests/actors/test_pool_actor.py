@@ -16,7 +16,7 @@ import pytest
 import ray
 from ray_fakes import pending, result, until
 
-from actors.crew import get
+from actors.calls import get
 from actors.pool import PoolActor
 from agent.errors import Fault, UserError
 from agent.pool_rules.epoch import Rule as Epoch

@@ -11,7 +11,7 @@ import pytest
 import ray
 from ray_fakes import PATIENCE_S, FakeRetrieval, hits, result
 
-from actors.crew import get
+from actors.calls import get
 from actors.process import QUIET
 from actors.retrieval import RemoteSearcher, RetrievalActor
 from agent.errors import RetrievalError, UserError

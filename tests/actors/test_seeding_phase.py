@@ -54,6 +54,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("seeding")
 
 
+def learner_settings(run: RunConfig, prepared: Prepared, folder: Path, *, channel: str = "object_store") -> Any:
+    """What the learner of ``run`` is told on a CPU."""
+    return LearnerSettings(
+        model_path=prepared.model_path,
+        model=run.model,
+        algorithm=run.algorithm,
+        agent=run.agent,
+        data=run.data,
+        evidence_match=run.reward.evidence_match,
+        device="cpu",
+        take_turns=False,
+        threads=1,
+        weight_channel=channel,
+        weight_bucket=2**20,
+        weight_timeout_s=60.0,
+        seed=0,
+        run_dir=folder,
+        cache_dir=run.cache,
+    )
+
+
 @pytest.fixture(scope="module")
 def prepared(folder: Path) -> Prepared:
     return prepare(config(folder), folder)
@@ -68,24 +89,7 @@ def start(prepared: Prepared, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(learner_module.ray, "get", lambda value: value)
 
     def make(**changed: Any) -> Any:
-        run = config(folder, **changed)
-        settings = LearnerSettings(
-            model_path=prepared.model_path,
-            model=run.model,
-            algorithm=run.algorithm,
-            agent=run.agent,
-            data=run.data,
-            evidence_match=run.reward.evidence_match,
-            device="cpu",
-            take_turns=False,
-            threads=1,
-            weight_channel="object_store",
-            weight_bucket=2**20,
-            weight_timeout_s=60.0,
-            seed=0,
-            run_dir=folder,
-            cache_dir=run.cache,
-        )
+        settings = learner_settings(config(folder, **changed), prepared, folder)
         actor = LearnerActor.__ray_metadata__.modified_class(settings, folder)  # type: ignore[attr-defined]
         actor.start()
         assert actor.begin_seeding(prepared.experts).version == 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent.query_pool import AcceptedGroup, TakenBatch
+from agent.batches import AcceptedGroup, TakenBatch
 from agent.records import (
     Group,
     QueryState,

@@ -280,11 +280,13 @@ def test_the_table_in_the_folder_is_markdown(folder: Path) -> None:
 
 def test_what_is_spent_is_drawn_by_evaluations() -> None:
     assert pictures.spent(RUN, "searches") == ([1.5, 3.5, 5.5], [0.2, 0.6, 0.5])
+    simulated = [{**row, "search/mean": None, "action_tokens/mean": None} for row in RUN if row["kind"] == "eval"]
+    assert pictures.spent(simulated, "searches") == ([], [])
     assert pictures.spent(RUN, "question_tokens") == ([10.5, 12.5, 14.5], [0.2, 0.6, 0.5])
     figure = pictures._spent({"a": [RUN, RUN], "b": [RUN]})
     left, right = figure.axes
-    assert len(left.lines) == len(right.lines) == 2 * 3
-    path, last, *_ = left.lines
+    assert len(left.lines) == len(right.lines) == 2 + 2 * 3
+    _, path, last, *_ = left.lines
     assert list(path.get_xdata()) == [1.5, 3.5, 5.5]
     assert (list(last.get_xdata()), list(last.get_ydata())) == ([5.5], [0.5])
     assert [text.get_text() for text in figure.legends[0].texts] == ["a (2 seeds)", "b (1 seed)"]
