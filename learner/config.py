@@ -14,6 +14,8 @@ _TINY = {
     "intermediate_size": 256,
 }
 
+BFLOAT16_MISMATCH = 0.05
+"""Nats: a bfloat16 run whose train-inference mismatch is above this is warned. Rounding alone makes 0.001 to 0.02."""
 KL = ("none", "k1", "k2", "k3")
 
 
@@ -146,6 +148,10 @@ class AlgorithmConfig:
     """``learner`` (recomputed before the update) or ``engine``."""
     importance_cap: float = 2.0
     """C of the truncated importance weight min(pi_learner_old / pi_engine, C); 0 turns it off."""
+    mismatch_limit: float = 1.0e-3
+    """Nats. A float32 run stops before an update whose train-inference mismatch is above it: mean |learner - engine|
+    log-probability of the tokens that the current weights sampled, 1e-7 to 1e-5 when all is well. Above it the engine
+    holds other weights than the learner, or computes wrongly. 0 turns it off; a bfloat16 run is only warned."""
     kl: str = "none"
     """``none``, ``k1``, ``k2`` or ``k3``, against the policy the run started RL with."""
     kl_coefficient: float = 0.001
@@ -189,8 +195,8 @@ class AlgorithmConfig:
         for name in ("steps", "epochs", "microbatch_tokens", "logits_chunk", "constant_length"):
             if getattr(self, name) < 1:
                 raise UserError(f"algorithm.{name}={getattr(self, name)} must be at least 1")
-        for key in ("rollout_budget", "token_budget"):
-            if getattr(self, key) < 0:
+        for key in ("rollout_budget", "token_budget", "mismatch_limit"):
+            if not getattr(self, key) >= 0:
                 raise UserError(f"algorithm.{key}={getattr(self, key)} must be at least 0")
         if not 0 < self.clip_low < 1 or self.clip_high <= 0:
             raise UserError("algorithm.clip_low must lie in (0, 1) and algorithm.clip_high above 0")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from agent.errors import UserError
 from learner.config import OptimizerConfig
+from learner.muon import Muon
 
 
 def schedule_factor(schedule: str, step: int, steps: int, warmup_steps: int) -> float:
@@ -83,7 +84,7 @@ class ClippedAdamW:
             )
             self._rates.append((adamw, config.lr))
         if split[True]:
-            muon = torch.optim.Muon(split[True], lr=muon_lr, weight_decay=config.weight_decay)
+            muon = Muon(split[True], lr=muon_lr, weight_decay=config.weight_decay)
             self._rates.append((muon, muon_lr))
         if coarse:
             from learner.adamw8bit import EightBitAdamW

@@ -19,6 +19,9 @@ from learner.memory import named_knobs
 from learner.policy import Policy
 from learner.update import Updater
 
+NOBODYS = 1
+"""The policy's version, for tokens that are labelled 0: no engine sampled them, and there is nothing to compare."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rehearsal:
@@ -72,8 +75,8 @@ def rehearse(policy: Policy, config: AlgorithmConfig, *, longest: int, temperatu
             temperature=temperature,
             reference=policy.frozen_copy(host=config.reference == "cpu") if config.kl != "none" else None,
         )
-        updater.run(worst_batch(4, 4, vocabulary), step=0, version=0)
-        updater.run(worst, step=0, version=0)
+        updater.run(worst_batch(4, 4, vocabulary), step=0, version=NOBODYS)
+        updater.run(worst, step=0, version=NOBODYS)
     peak = torch.cuda.max_memory_allocated(policy.device) if on_gpu else 0
     if on_gpu:
         del updater

@@ -70,7 +70,8 @@ class Updater:
         ``step`` (from 0) sets the learning rate, ``version`` is that of the current parameters: only
         tokens that it sampled tell how far engine and learner are apart.
 
-        Raises ``Fault`` after three updates in a row without a finite loss and gradient (counted
+        Raises ``Fault`` before the first update when engine and learner don't hold the same weights
+        (``algorithm.mismatch_limit``), after three updates in a row without a finite loss and gradient (counted
         across steps), naming the file that holds the last batch; and when the GPU's memory is full, naming what
         would take less.
         """
@@ -167,10 +168,25 @@ class _Run:
     def take(self, minibatch: Minibatch) -> None:
         """One optimizer update."""
         loss = self._backward(minibatch)
+        self._check_mismatch()
         self.losses.append(loss)
         norm = self.updater.apply(loss, minibatch, self.step)
         if norm is not None:
             self.norms.append(norm)
+
+    def _check_mismatch(self) -> None:
+        """Raises ``Fault`` if a float32 engine has sampled from other weights than the learner's.
+
+        One that isn't a number is the learner's own trouble, which ``apply`` deals with.
+        """
+        limit = self.config.mismatch_limit
+        if not limit or self.policy.model.dtype == torch.bfloat16 or not self.gap.mean > limit:
+            return
+        raise Fault(
+            f"step {self.step + 1}: engine and learner don't hold the same weights: their log-probabilities differ by "
+            f"{self.gap.mean:.2g} nats a token (largest {self.gap.largest:.2g}), and algorithm.mismatch_limit is "
+            f"{limit:g}. This step has changed nothing. It is a defect: report it with what lscpu and nvidia-smi say"
+        )
 
     def _score_before(
         self, batch: Batch, parts: Sequence[Minibatch]

@@ -30,7 +30,7 @@ def plain(dtype: torch.dtype = torch.float32) -> Policy:
 
 
 def updater(policy: Policy, tmp: Path) -> Updater:
-    config = AlgorithmConfig(optimizer=OptimizerConfig(lr=2e-2), logits_chunk=7)
+    config = AlgorithmConfig(optimizer=OptimizerConfig(lr=2e-2), logits_chunk=7, mismatch_limit=0)
     return Updater(policy, config, rng=np.random.default_rng(3), fault_folder=tmp)
 
 

@@ -83,7 +83,9 @@ def test_chunked_packed_and_checkpointed_is_plain(
 ) -> None:
     groups = random_groups(4, MIXED)
     policy, anchor = saving(0, tie_word_embeddings=tied), saving(1, tie_word_embeddings=tied).frozen_copy()
-    config = AlgorithmConfig(aggregation=aggregation, kl="k2", kl_coefficient=0.3, microbatch_tokens=40, logits_chunk=3)
+    config = AlgorithmConfig(
+        aggregation=aggregation, kl="k2", kl_coefficient=0.3, microbatch_tokens=40, logits_chunk=3, mismatch_limit=0
+    )
     assert policy.model.is_gradient_checkpointing
     expected_loss, expected = plain(policy, anchor, groups, config)
     loss, gradients, rows = ours(policy, anchor, groups, config, tmp_path, monkeypatch)
@@ -109,7 +111,7 @@ def test_no_array_of_all_logits_is_made(tmp_path: Path, monkeypatch: pytest.Monk
             return out
 
     policy = saving()
-    config = AlgorithmConfig(microbatch_tokens=1000, logits_chunk=3)
+    config = AlgorithmConfig(microbatch_tokens=1000, logits_chunk=3, mismatch_limit=0)
     updater = Updater(policy, config, rng=np.random.default_rng(0), fault_folder=tmp_path)
     with Watch():
         report = updater.update(random_groups(4, MIXED), step=0, version=0)

@@ -15,7 +15,7 @@ from agent.errors import Fault
 from agent.records import Group, StopReason
 from learner.batch import make_batch
 from learner.checkpoint import load_state, save_state, write_checkpoint
-from learner.config import AlgorithmConfig, OptimizerConfig
+from learner.config import BFLOAT16_MISMATCH, AlgorithmConfig, OptimizerConfig
 from learner.packing import PackedRow
 from learner.policy import Policy
 from learner.update import Updater
@@ -33,6 +33,7 @@ def settings(**changes: Any) -> AlgorithmConfig:
     """A learning rate at which ratios leave the clip range within a few updates."""
     optimizer = OptimizerConfig(lr=2e-2, max_grad_norm=0.5, eps=1e-3, weight_decay=0.1)
     base = {"optimizer": optimizer, "constant_length": 16, "clip_high": 0.28, "kl_coefficient": 0.3, "logits_chunk": 7}
+    base["mismatch_limit"] = 0.0  # no engine has sampled what the cases are made of
     return AlgorithmConfig(**{**base, **changes})
 
 
@@ -199,6 +200,44 @@ def test_engine_gap_counts_tokens_of_the_current_version(old_logprobs: str, epoc
     assert report.engine_logprob_gap == pytest.approx(expected, rel=1e-3)
     assert report.engine_logprob_gap_max == pytest.approx(0.05, rel=1e-3)
     assert math.isnan(updater(policy, tmp_path, config).update(stale, step=0, version=2).engine_logprob_gap)
+
+
+def sampled_off_by(policy: Policy, tmp: Path, error: float) -> list[Group]:
+    """Groups of version 2 whose engine said ``error`` nats more of each token than ``policy`` does."""
+    (only,) = random_groups(4, [[1, 0]], version=2)
+    scored = updater(policy, tmp, settings()).score(policy, make_batch([only], "grpo").samples)
+    members = []
+    for member, logprobs in zip(only.members, scored, strict=True):
+        full = member.trajectory.logprobs.copy()
+        full[member.trajectory.action_mask] = logprobs + np.float32(error)
+        members.append(replace(member, trajectory=replace(member.trajectory, logprobs=full)))
+    return [replace(only, members=tuple(members))]
+
+
+@pytest.mark.parametrize("error", [2e-3, -2e-3])
+@pytest.mark.parametrize("old_logprobs", ["learner", "engine"])
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_float32_engine_with_other_weights_stops_the_run(
+    error: float, old_logprobs: str, epochs: int, tmp_path: Path
+) -> None:
+    policy = tiny_policy()
+    before = weights_of(policy)
+    config = settings(mismatch_limit=1e-3, old_logprobs=old_logprobs, epochs=epochs)
+    groups = sampled_off_by(policy, tmp_path, error)
+    with pytest.raises(Fault, match=r"step 6: engine and learner don't hold the same weights.*mismatch_limit"):
+        updater(policy, tmp_path, config).update(groups, step=5, version=2)
+    assert torch.equal(weights_of(policy), before)
+
+
+def test_a_mismatch_within_the_limit_or_of_other_versions_or_in_bfloat16_trains(tmp_path: Path) -> None:
+    policy = tiny_policy()
+    config = settings(mismatch_limit=1e-3)
+    assert updater(policy, tmp_path, config).update(sampled_off_by(policy, tmp_path, 5e-4), step=0, version=2).updates
+    assert updater(policy, tmp_path, config).update(sampled_off_by(policy, tmp_path, 0.5), step=0, version=3).updates
+    policy.model.to(torch.bfloat16)
+    report = updater(policy, tmp_path, config).update(sampled_off_by(policy, tmp_path, 0.5), step=0, version=2)
+    assert report.updates
+    assert report.engine_logprob_gap > BFLOAT16_MISMATCH
 
 
 @pytest.mark.parametrize("old_logprobs", ["learner", "engine"])
