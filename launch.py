@@ -33,6 +33,7 @@ from conf.schema import RunConfig, register, typed
 
 if TYPE_CHECKING:
     from tracking.console import Console
+    from tracking.progress import Phase
 
 register()
 
@@ -48,8 +49,9 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
     if unfit := refusal(config):
         raise UserError(f"{unfit} (mode=plan shows the whole plan)")
     check_machine(config)
-
-    from actors import run_state  # brings torch: what is refused above shall be refused at once
+    console.say(f"run {run_dir}: {_in_short(config)}")
+    with console.phase("loading PyTorch"):
+        from actors import run_state  # what is refused above shall be refused at once
 
     resume = run_state.find(config.resume, _outputs()) if config.resume else None
     if resume is not None:
@@ -58,15 +60,22 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
         config.model.path = str(resume)
         console.say(f"resuming {resume}")
 
-    import ray
+    with console.phase("loading Ray"):
+        import ray
 
-    from actors.prepare import prepare
-    from actors.topology import start_ray
+        from actors.prepare import prepare
+        from actors.topology import start_ray
+
+    def prepared_here() -> Any:
+        with console.phase("reading the data"):
+            return prepare(config, run_dir)
 
     with ThreadPoolExecutor(2) as threads:
-        prepared_later = threads.submit(prepare, config, run_dir)
+        prepared_later = threads.submit(prepared_here)
         tracker_later = threads.submit(_tracker, config, run_dir)
-        if dashboard := start_ray(config, _namespace(run_dir)):
+        with console.phase("starting Ray"):
+            dashboard = start_ray(config, _namespace(run_dir))
+        if dashboard:
             console.say(f"Ray's dashboard: http://{dashboard}")
         try:
             prepared, tracker = prepared_later.result(), tracker_later.result()
@@ -82,7 +91,8 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
                 if tracker is not None:
                     tracker.close()
         finally:
-            ray.shutdown()
+            with console.phase("Ray shuts down"):
+                ray.shutdown()
     first, last = summary["first_eval"], summary["last_eval"]
     if first and last:
         console.say(f"held-out EM {first['em']:.3f} before, {last['em']:.3f} after {summary['step']} steps", "bold")
@@ -95,9 +105,9 @@ def evaluate(config: RunConfig, run_dir: Path, console: Console) -> None:
     from agent.evaluation import subset, summarise
     from tracking.metrics import MetricsLog
 
-    with inference(config, run_dir, _namespace(run_dir)) as served:
+    with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("evaluation") as phase:
         task = served.task
-        rows = served.crew.evaluate(subset(task.eval, config.evaluation.questions))
+        rows = served.crew.evaluate(subset(task.eval, config.evaluation.questions), _questions(phase))
         row = {"step": 0, "data": task.name, "checkpoint": config.checkpoint, **summarise(rows)}
     MetricsLog(run_dir / "metrics.jsonl").write("eval", row)
     console.evaluation(row)
@@ -111,10 +121,10 @@ def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
 
     wanted = {name: getattr(config.exit, name) for name in ("risk", "delta", "fit_share")}
 
-    with inference(config, run_dir, _namespace(run_dir)) as served:
+    with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("calibration") as phase:
         questions = served.task.development()
         check_enough(len(questions), **wanted)  # before they are played
-        rows = served.crew.evaluate(questions)
+        rows = served.crew.evaluate(questions, _questions(phase))
     result = calibrate(rows, **wanted)
     about = {"checkpoint": config.checkpoint, "weights": served.weights, "data": served.task.name}
     write(run_dir, result, rows, about, config.exit, config.selectivity, config.agent, console)
@@ -126,7 +136,7 @@ def ask(config: RunConfig, run_dir: Path, console: Console) -> None:
     from agent.records import Question
 
     question = Question(id="asked", text=config.question or "", golden_answers=("unknown",))
-    with inference(config, run_dir, _namespace(run_dir)) as served:
+    with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("the episode"):
         inferred, observations = served.crew.ask(question)
     for turn, observation in zip(inferred.trajectory.turns, observations, strict=True):
         console.say(turn.text.strip(), "bold")
@@ -144,9 +154,10 @@ def index(config: RunConfig, run_dir: Path, console: Console) -> None:
     from tasks.load import load
 
     started = time.perf_counter()
-    folder = ensure_index(
-        load(config.data, config.seed, config.cache).corpus, config.retrieval, config.cache / "indexes"
-    )
+    with console.phase("building the index"):
+        folder = ensure_index(
+            load(config.data, config.seed, config.cache).corpus, config.retrieval, config.cache / "indexes"
+        )
     manifest = check_index(folder)
     documents = f"{manifest.documents:,} passages" if manifest else "ready"
     console.say(f"{folder}: {documents}, {time.perf_counter() - started:.1f} s")
@@ -183,6 +194,21 @@ MODES: dict[str, Callable[[RunConfig, Path, Any], None]] = {
     "simulate": simulate,
     "report": report,
 }
+
+
+def _in_short(config: RunConfig) -> str:
+    """The choices that say what a run is."""
+    return (
+        f"model {config.model.name}, data {config.data.source}, pool {HydraConfig.get().runtime.choices.get('pool')}, "
+        f"cluster {config.cluster.name}, seed {config.seed}"
+    )
+
+
+def _questions(phase: Phase) -> Callable[[int, int], None]:
+    """Tells ``phase`` how many questions have been played."""
+    from tracking.progress import Progress
+
+    return lambda done, total: phase.update(Progress(done=done, total=total, unit="questions"))
 
 
 def _tracker(config: RunConfig, run_dir: Path) -> Any:

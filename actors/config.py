@@ -59,6 +59,9 @@ class ClusterConfig:
     """False sets NCCL_P2P_DISABLE=1: for boards that claim peer-to-peer copies between their cards and hang in them."""
     in_flight_updates: bool = True
     """New weights in mid-episode; False lets a worker finish its groups with the old ones first."""
+    niceness: int = 0
+    """Of the actors' processes, 0 (as important as other programs) to 19. Ray's own default of 15 leaves a learner a
+    fifth of a core beside other programs. On an existing Ray cluster, who started it decides."""
     start_timeout_s: float = 600.0
     """Longest that an actor may take to start."""
     max_restarts: int = 3
@@ -98,6 +101,8 @@ class ClusterConfig:
                 "cluster.weight_channel=nccl needs a GPU for the learner and one for each engine (cluster.device=cuda, "
                 "cluster.take_turns=false); auto takes what there is"
             )
+        if not 0 <= self.niceness <= 19:
+            raise UserError(f"cluster.niceness={self.niceness} must lie in 0 to 19")
         if self.weight_timeout_s <= 0 or self.weight_bucket_mib < 1:
             raise UserError("cluster.weight_timeout_s and cluster.weight_bucket_mib must be positive")
         if self.rollout_workers < 1 or self.learner_threads < 1:

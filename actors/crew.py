@@ -64,6 +64,8 @@ class Crew:
         self._job: tuple[Any, GroupConfig] | None = None
         self._workers: list[_Worker] = []
         self.restarts = 0
+        self.idle: Callable[[], None] = lambda: None
+        """Called about once a second while the crew waits for something."""
         self._asleep = False
         self._owed = 0
         """Workers that were lost while the others slept; the card has no room for a new one before they wake."""
@@ -148,8 +150,13 @@ class Crew:
             self._add()
         self._owed = 0
 
-    def evaluate(self, questions: Sequence[Question], chunk: int = 64) -> list[EvalRow]:
-        """A row per question, in order; a dead worker's share is played by another."""
+    def evaluate(
+        self, questions: Sequence[Question], played: Callable[[int, int], None] | None = None, *, chunk: int = 64
+    ) -> list[EvalRow]:
+        """A row per question, in order; a dead worker's share is played by another.
+
+        ``played`` is told how many questions of how many are done.
+        """
         todo = [(at, tuple(questions[at : at + chunk])) for at in range(0, len(questions), chunk)]
         rows: dict[int, list[EvalRow]] = {}
         pending: dict[Any, tuple[_Worker, tuple[int, tuple[Question, ...]]]] = {}
@@ -171,6 +178,8 @@ class Crew:
                 todo.append(share)
             else:
                 rows[share[0]] = result
+                if played is not None:
+                    played(sum(map(len, rows.values())), len(questions))
         return [row for at in sorted(rows) for row in rows[at]]
 
     def ask(self, question: Question) -> tuple[Inferred, list[str]]:
@@ -211,6 +220,7 @@ class Crew:
         phases = {w.task: w for w in self._workers if w.task is not None}
         done, _ = ray.wait([*refs, *phases], num_returns=1, timeout=POLL_S)
         if not done:
+            self.idle()
             return None
         if done[0] in phases:
             self._phase_ended(phases[done[0]])

@@ -18,6 +18,7 @@ from agent.inference import Inference
 from conf.schema import RunConfig
 from tasks.load import Task, load
 from tracking.calibration import read_threshold
+from tracking.console import Console
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +32,7 @@ class Served:
 
 
 @contextmanager
-def inference(config: RunConfig, run_dir: Path, namespace: str) -> Iterator[Served]:
+def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console) -> Iterator[Served]:
     """Serves ``config.checkpoint``, with early exit and query selectivity as they are configured.
 
     Raises ``UserError`` when the checkpoint is no model's folder, or ``exit.calibration`` isn't for it.
@@ -40,10 +41,12 @@ def inference(config: RunConfig, run_dir: Path, namespace: str) -> Iterator[Serv
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise UserError(f"checkpoint={config.checkpoint}: not a model's folder (config.json and *.safetensors)")
     check_machine(config)
-    published = FolderChannel().publish(folder, 0)
-    how = _how(config, published.checksum)
-    task = load(config.data, config.seed, config.cache, evidence_match=config.reward.evidence_match)
-    start_ray(config, namespace)
+    with console.phase("reading the checkpoint and the data"):
+        published = FolderChannel().publish(folder, 0)
+        how = _how(config, published.checksum)
+        task = load(config.data, config.seed, config.cache, evidence_match=config.reward.evidence_match)
+    with console.phase("starting Ray"):
+        start_ray(config, namespace)
     try:
         topology = Topology(config, run_dir, str(folder), task.corpus, how)
         retrieval = topology.retrieval()
@@ -56,9 +59,11 @@ def inference(config: RunConfig, run_dir: Path, namespace: str) -> Iterator[Serv
             log_dir=topology.log_dir,
             weight_timeout_s=config.cluster.weight_timeout_s,
         )
-        for ref in opened:
-            crew.wait(ref, "retrieval")
-        crew.deliver(published)
+        with console.phase("the retrieval index opens"):
+            for ref in opened:
+                crew.wait(ref, "retrieval")
+        with console.phase(f"{config.cluster.rollout_workers} engine(s) start and take the weights"):
+            crew.deliver(published)
         yield Served(task=task, crew=crew, weights=published.checksum)
     finally:
         ray.shutdown()

@@ -34,11 +34,16 @@ from tasks.config import DataConfig
 from tasks.demonstrations import Demonstration as ExpertEpisode
 from tasks.demonstrations import as_trajectory, encode, end_ids
 from tracking.metrics import batch_metrics
+from tracking.progress import Progress
 
 if TYPE_CHECKING:
     from actors.nccl import Sender
     from learner.policy import Policy
     from learner.update import Updater
+
+
+PLAYING = "rollouts"
+"""What a learner that waits for a batch waits for; the pool knows how far they are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +115,7 @@ class LearnerActor:
         self._step = 0
         self._seeding: _Seeding | None = None
         self._taken: tuple[TakenBatch[Group], float] | None = None
+        self._progress = Progress()
 
     def start(self) -> int:
         """Loads or builds the policy and rehearses the worst step; returns the policy's number of parameters."""
@@ -119,6 +125,7 @@ class LearnerActor:
         from learner.rehearsal import due, rehearse
 
         settings = self._settings
+        self._progress = Progress(what="the learner loads the policy")
         torch.set_num_threads(settings.threads)
         self._tokenizer = Tokenizer(settings.model_path)
         self._policy = Policy.from_folder(
@@ -130,6 +137,7 @@ class LearnerActor:
             lora_rank=settings.model.lora_rank,
         )
         if due(settings.algorithm, settings.device):
+            self._progress = Progress(what="the learner tries the largest step")
             worst = rehearse(
                 self._policy,
                 settings.algorithm,
@@ -155,6 +163,12 @@ class LearnerActor:
 
         config = self._settings.algorithm.warm_start
         started = time.perf_counter()
+        self._progress = Progress(what="reading the expert trajectories")
+
+        def progress(step: int, loss: float) -> None:
+            print(f"warm start step {step} loss {loss:.4f}", flush=True)
+            self._progress = Progress(done=step + 1, total=config.steps, unit="steps")
+
         cached = self._settings.cache_dir / "warm_start" / key
         if config.cache and cached.is_dir():
             self._policy.load_weights(cached)
@@ -170,7 +184,7 @@ class LearnerActor:
                 optimizer=algorithm.optimizer,
                 microbatch_tokens=algorithm.microbatch_tokens,
                 logits_chunk=algorithm.logits_chunk,
-                progress=lambda step, loss: print(f"warm start step {step} loss {loss:.4f}", flush=True),
+                progress=progress,
             )
         if config.cache:
             self._keep(cached)
@@ -248,6 +262,7 @@ class LearnerActor:
         Where learner and engine take turns on one card: when the batch is here, nobody plays any more.
         """
         waiting = time.perf_counter()
+        self._progress = Progress(what=PLAYING)
         batch = ray.get(pool.take.remote(self._version))
         self._taken = batch, time.perf_counter() - waiting
         return batch.index
@@ -264,6 +279,7 @@ class LearnerActor:
             self.take(pool)
         assert self._taken is not None
         (batch, idle), self._taken = self._taken, None
+        self._progress = Progress(what="update")
         with self._steady:
             report = updater.update([prepared(a.group) for a in batch.accepted], step=step, version=self._version)
             metrics = batch_metrics(batch, self._version)
@@ -288,6 +304,7 @@ class LearnerActor:
         """Writes the model and its tokenizer in Hugging Face format, and beside them what only training needs."""
         from learner.checkpoint import save_state
 
+        self._progress = Progress(what="saving")
         self._policy.save(folder)
         self._tokenizer.save(folder)
         (folder / TRAINING).mkdir(exist_ok=True)
@@ -337,6 +354,11 @@ class LearnerActor:
         """Publishes through the object store from now on."""
         self.leave()
         self._channel = "object_store"
+
+    @ray.method(concurrency_group="beside")
+    def progress(self) -> Progress:
+        """What the learner does right now, and how far it is."""
+        return self._progress
 
     @ray.method(concurrency_group="beside")
     def abandon(self) -> None:

@@ -119,6 +119,10 @@ class PoolActor:
             },
         }
 
+    async def progress(self) -> tuple[int, int]:
+        """Groups of the oldest open batch that have been played, and that it wants so far."""
+        return self._pool.progress()
+
     async def close(self) -> None:
         """No more claims: workers that wait for one get none and end."""
         self._closed = True

@@ -30,7 +30,7 @@ def log_to(folder: Path, actor: str) -> None:
     os.dup2(file, 2)
     os.close(file)
     faulthandler.enable()
-    print(f"[slingshot] {actor}, pid {os.getpid()}", flush=True)
+    print(f"[slingshot] {actor}, niceness {os.nice(0)}, pid {os.getpid()}", flush=True)
 
 
 def last_lines(folder: Path, actor: str, count: int = 8) -> str:

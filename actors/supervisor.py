@@ -25,6 +25,7 @@ from actors.learner import StepReport
 from actors.prepare import Prepared
 from actors.ray_metrics import RayMetrics
 from actors.topology import Topology
+from actors.watch import Watch
 from agent.config import GroupConfig
 from agent.errors import Fault
 from agent.evaluation import subset, summarise
@@ -35,6 +36,7 @@ from retrieval_service.stats import merged
 from tracking.console import Console
 from tracking.draws import write_draws
 from tracking.metrics import MetricsLog
+from tracking.progress import Progress
 from tracking.wandb_run import WandbRun
 
 
@@ -55,6 +57,7 @@ class Supervisor:
         self.prepared = prepared
         self.run_dir = run_dir
         self.console = console
+        self.watch = Watch(console)
         self.resume = resume
         self.tracker = tracker
         self.metrics = MetricsLog(run_dir / "metrics.jsonl")
@@ -121,12 +124,14 @@ class Supervisor:
             log_dir=topology.log_dir,
             weight_timeout_s=self._weight_timeout_s,
         )
+        self.crew.idle = self.watch.look
         self._choose_channel(topology.log_dir)
-        self._wait(pooled, "pool")
-        parameters = self._wait(built, "learner")
+        with self.watch.phase("the actors start", learner=self.learner):
+            self._wait(pooled, "pool")
+            parameters = self._wait(built, "learner")
         self._say(f"policy {config.model.name}: {parameters:,} parameters")
         if state is None and config.algorithm.warm_start.steps:
-            with self._learners_turn():
+            with self._learners_turn(), self.watch.phase("warm start", learner=self.learner):
                 report = self._wait(self.learner.warm_start.remote(prepared.warm_start_key), "learner")
             self._event("warm_start", report)
             how = "from the cache" if report["cached"] else f"{report['steps']} steps, loss {report['loss']:.3f}"
@@ -134,9 +139,12 @@ class Supervisor:
         if state is None and config.algorithm.seeding.steps:
             self._opened(opened)
             self._seed(topology)
-        published = self._wait(self.learner.begin.remote(self.resume), "learner")
-        self._opened(opened)
-        self.crew.deliver(published)
+        with self.watch.phase("the learner prepares the first version"):
+            published = self._wait(self.learner.begin.remote(self.resume), "learner")
+        with self.watch.phase("the retrieval index opens"):
+            self._opened(opened)
+        with self.watch.phase(f"{config.cluster.rollout_workers} engine(s) start and take the weights"):
+            self.crew.deliver(published)
         self._event("serving", {"version": published.version})
         self._say(f"{config.cluster.rollout_workers} rollout worker(s) serve version {published.version}")
 
@@ -179,7 +187,7 @@ class Supervisor:
         self.crew.serve(pool, GroupConfig())
         injected = 0
         for step in range(1, steps + 1):
-            with self._learners_turn(pool):
+            with self._learners_turn(pool), self.watch.phase("expert seeding", learner=self.learner, pool=pool):
                 report: StepReport = self._wait(self.learner.seed.remote(pool), "learner")
             if report.published:
                 self.crew.deliver(report.published)
@@ -204,7 +212,7 @@ class Supervisor:
         A Ctrl-C that comes too late for this step's release makes the next one the last.
         """
         started = time.perf_counter()
-        with self._learners_turn(self.pool):
+        with self._learners_turn(self.pool), self.watch.phase(f"step {step}", learner=self.learner, pool=self.pool):
             report: StepReport = self._wait(self.learner.step.remote(self.pool), "learner")
         delivered = self.crew.deliver(report.published) if report.published else 0.0
         pool, search = self._wait(self.pool.report.remote(), "pool"), self._search_stats()
@@ -272,7 +280,8 @@ class Supervisor:
 
     def _evaluate(self, step: int) -> None:
         started = time.perf_counter()
-        rows = self.crew.evaluate(self._held_out)
+        with self.watch.phase("evaluation") as phase:
+            rows = self.crew.evaluate(self._held_out, lambda done, total: phase.update(_questions(done, total)))
         row = {"step": step, "data": self.prepared.task.name, **summarise(rows)}
         row["seconds"] = time.perf_counter() - started
         row["time_s"] = time.perf_counter() - self._began
@@ -293,10 +302,11 @@ class Supervisor:
             run_state.save(folder, state)
 
         write_draws(self.run_dir / "draws.parquet", pool["log"], [q.id for q in self.prepared.task.train])
-        # A worker that is replaced starts from the folder that the run was resumed from: it has to stay.
-        self.checkpoint = write_checkpoint(
-            self.run_dir / "checkpoints", step, write, keep=self.config.checkpoints.keep, spare=self.resume
-        )
+        with self.watch.phase(f"the checkpoint of step {step} is written"):
+            # A worker that is replaced starts from the folder that the run was resumed from: it has to stay.
+            self.checkpoint = write_checkpoint(
+                self.run_dir / "checkpoints", step, write, keep=self.config.checkpoints.keep, spare=self.resume
+            )
         self._event("checkpoint", {"step": step, "path": str(self.checkpoint)})
 
     def _summary(self, step: int) -> dict[str, Any]:
@@ -366,6 +376,10 @@ class Supervisor:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _questions(done: int, total: int) -> Progress:
+    return Progress(done=done, total=total, unit="questions")
 
 
 def _pool_metrics(report: dict[str, Any]) -> dict[str, Any]:

@@ -200,6 +200,7 @@ def start_ray(config: RunConfig, namespace: str) -> str:
             return ray.init(address=cluster.address, **common).dashboard_url or ""
         except (ConnectionError, ValueError) as error:
             raise UserError(f"cluster.address={cluster.address}: no Ray cluster answers there ({error})") from error
+    os.environ["RAY_worker_niceness"] = str(cluster.niceness)  # noqa: SIM112 (Ray spells its settings so)
     context = ray.init(
         address="local",
         include_dashboard=cluster.dashboard,

@@ -262,6 +262,14 @@ class QueryPool(Generic[G]):
         self._round += 1
         self._make_available(consumed)
 
+    def progress(self) -> tuple[int, int]:
+        """Groups of the oldest open batch that are here, and as many as it has drawn or wants so far."""
+        if not self._batches:
+            return 0, 0
+        batch = self._batches[0]
+        here = len(batch.groups) + len(batch.spoiled) + len(batch.kept)
+        return here, here + len(batch.claims) + len(batch.reissue) + max(0, self._wants(batch))
+
     # --- what becomes of a claim -----------------------------------------------------------------
 
     def submit(self, group: G) -> bool:

@@ -3,8 +3,60 @@
 from __future__ import annotations
 
 import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for patience.py: importlib mode adds no folder by itself
 
 # A shell that starts a job in the background has it ignore Ctrl-C, and its children inherit that; here are tests
 # of what a Ctrl-C does.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+SILENCE_S = 8.0
+"""Longest that nothing is written while a test, or the collection, is under way."""
+
+
+class StillRunning:
+    """Says what runs, and for how long, whenever pytest has been silent for a while."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+        self._heard = self._began = time.monotonic()
+        self._what = "collecting the tests"
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, name="still running", daemon=True).start()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(1.0):
+            now = time.monotonic()
+            if now - self._heard >= SILENCE_S:
+                self._heard = now
+                self._terminal.write(f"\n… {self._what}, {now - self._began:.0f} s\n", flush=True)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        self._what, self._began = item.nodeid, time.monotonic()
+        return (yield)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            self._heard = time.monotonic()
+
+    def pytest_sessionfinish(self) -> None:
+        self._what, self._began = "ending the session", time.monotonic()
+
+    def pytest_unconfigure(self) -> None:
+        self._ended.set()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None:
+        config.pluginmanager.register(StillRunning(terminal), "still-running")

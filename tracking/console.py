@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
+
+from tracking.progress import Phase, Phases
 
 
 class Console:
@@ -18,10 +21,15 @@ class Console:
         self._rich = RichConsole(quiet=quiet, highlight=False, soft_wrap=True)
         if not self._rich.is_terminal:
             self._rich.width = 10_000  # a file or a pipe has no width that a table would have to fit into
+        self._phases = Phases(self._rich)
+
+    def phase(self, title: str) -> AbstractContextManager[Phase]:
+        """Shows ``title`` as under way, and for how long, while the body runs. Any thread may have one."""
+        return self._phases.phase(title)
 
     def say(self, text: str, style: str = "") -> None:
         """One line of plain text."""
-        self._rich.print(text, style=style, markup=False)
+        self._print(text, style=style, markup=False)
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table whose first column names what the others give."""
@@ -30,12 +38,12 @@ class Console:
             table.add_column(Text(name), justify="right" if at else "left", overflow="fold")
         for row in rows:
             table.add_row(*map(Text, row))
-        self._rich.print(table)
+        self._print(table)
 
     def step(self, row: Mapping[str, Any], progress: str) -> None:
         """One learner step; ``progress`` says which one."""
         groups = f"{row['groups/signal']}/{row['groups/too_easy']}/{row['groups/too_hard']}"
-        self._rich.print(
+        self._print(
             f"{progress}  reward {_number(row['reward/mean'])}"
             f"  searches {_number(row['search/mean'])}"
             f"  signal/easy/hard {groups:>9}  {_number(row['rollout/tokens_per_s'], 0):>6} tok/s"
@@ -46,12 +54,16 @@ class Console:
     def evaluation(self, row: Mapping[str, Any]) -> None:
         """One evaluation."""
         slices = "  ".join(f"{key[3:]} {_number(value)}" for key, value in row.items() if key.startswith("em/"))
-        self._rich.print(
+        self._print(
             f"eval after step {row['step']:>3}: held-out EM {_number(row['em'])} on {row['n']} questions"
             f"  F1 {_number(row['f1'])}  searches {_number(row['search/mean'], 2)}{_saved(row)}  {slices}",
             style="bold",
             markup=False,
         )
+
+    def _print(self, what: Any, **how: Any) -> None:
+        self._rich.print(what, **how)
+        self._phases.heard()
 
 
 def _saved(row: Mapping[str, Any]) -> str:

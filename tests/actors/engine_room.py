@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from patience import HANG_S, Pulse
 from scripted_core import PipelinedCore, ScriptedCore
 
 from agent.records import Completion, Finish
@@ -27,9 +28,6 @@ TAGS = ("<search>", "</search>", "</answer>")
 CONTEXT = 512
 BUCKET = 2**16
 """Bytes; the tiny model has several of these."""
-PATIENCE_S = 120.0
-"""How long one call may take on a busy machine before the test fails; none takes more than a few seconds."""
-START_S = 300.0
 SIZES = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
@@ -53,17 +51,19 @@ class RoomProcess:
         self._process = context.Process(target=_serve, args=(theirs, folder, device), daemon=True)
         self._process.start()
         theirs.close()
-        self.before_weights = self._answer(START_S)
+        self.before_weights = self._answer()
         """What ``generate`` said before the engine had any weights."""
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The result of ``function(room, *arguments)``; its error, with its traceback, as an AssertionError."""
         self._connection.send((function.__name__, arguments))
-        return self._answer(PATIENCE_S)
+        return self._answer()
 
-    def _answer(self, patience_s: float) -> Any:
-        if not self._connection.poll(patience_s):
-            raise AssertionError(f"the engine's process did not answer within {patience_s:g} s")
+    def _answer(self) -> Any:
+        assert self._process.pid is not None
+        pulse = Pulse(self._process.pid)
+        while not self._connection.poll(1.0):
+            assert pulse.beats(), "the engine's process stands still"
         try:
             fine, value = self._connection.recv()
         except EOFError:
@@ -220,7 +220,7 @@ def _readable(tokenizer: Any) -> list[int]:
 async def _refusal(call: Coroutine[Any, Any, Any]) -> str:
     """The error that ``call`` raises, as ``Type: text``, or ``no error``."""
     try:
-        await asyncio.wait_for(call, 30)
+        await asyncio.wait_for(call, HANG_S)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
@@ -368,7 +368,7 @@ async def broadcast(room: Room, bucket: int, damaged: bool) -> tuple[list[int], 
                 sizes.append(len(tensor))
                 wire.put(tensor.clone())
                 return
-            sent = wire.get(timeout=30)
+            sent = wire.get(timeout=HANG_S)
             if damaged and len(wire.queue) == 0:
                 sent[-1] ^= 1
             tensor.copy_(sent)
@@ -394,8 +394,8 @@ async def broadcast(room: Room, bucket: int, damaged: bool) -> tuple[list[int], 
         mock.patch.object(torch.accelerator, "synchronize"),
     ):
         await room.load(21)
-        sender = Sender(b"g" * 128, 2, bucket=bucket, timeout_s=30.0)
-        await room.engine.join(b"g" * 128, 1, 2, bucket=bucket, timeout_s=30.0)
+        sender = Sender(b"g" * 128, 2, bucket=bucket, timeout_s=HANG_S)
+        await room.engine.join(b"g" * 128, 1, 2, bucket=bucket, timeout_s=HANG_S)
         prompts = [room.prompt(n) for n in range(3)]
         playing = [asyncio.ensure_future(room.generate(p, seed=n, max_new_tokens=300)) for n, p in enumerate(prompts)]
         await room.generate(room.prompt(9), max_new_tokens=20)

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from patience import HANG_S
 
 from agent.config import GroupConfig
 from agent.errors import Fault, UserError
 from agent.evaluation import EvalRow
 from agent.records import Passage, Question
 
-PATIENCE_S = 60.0
-"""How long a test waits for what is certain to come on however busy a machine."""
+PATIENCE_S = HANG_S
+"""How long a test waits for what is certain to come; only a hang takes so long."""
 
 
 def result(ref: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +242,7 @@ def test_evaluation_returns_a_row_per_question_in_order(house: House) -> None:
     # The first chunk is the last to be done.
     crew = house.crew(1, {"rollout-0": {"evaluate": ["gate:first"]}})
     house.patiently(crew.deliver, Version(0))
-    evaluating = house.meanwhile(crew.evaluate, QUESTIONS, 3)
+    evaluating = house.meanwhile(partial(crew.evaluate, chunk=3), QUESTIONS)
     for size in (3, 2):
         house.await_event("rollout-0", "evaluate", str(size), "at once 2")
     assert not evaluating.done()
@@ -262,7 +263,7 @@ def test_a_dead_workers_share_of_an_evaluation_is_played_by_another(house: House
     crew = house.crew(2, {"rollout-1": {"evaluate": ["gate:both busy", "die"]}})
     house.patiently(crew.deliver, Version(0))
     house.until_phases(crew, "idle", "idle")
-    assert house.patiently(crew.evaluate, QUESTIONS, 2) == [row_of(q) for q in QUESTIONS]
+    assert house.patiently(partial(crew.evaluate, chunk=2), QUESTIONS) == [row_of(q) for q in QUESTIONS]
     assert [name for name, _ in house.lost] == ["rollout-1"]
     assert crew.restarts == 1
     assert len(house.events("rollout-1", "evaluate")) == 2

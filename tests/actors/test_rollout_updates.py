@@ -18,7 +18,7 @@ from actors.rollout import RolloutWorker
 from actors.weights import Published
 from agent.config import GroupConfig
 
-PATIENCE_S = 60.0
+PATIENCE_S = 600.0
 
 
 class FakeEngine:

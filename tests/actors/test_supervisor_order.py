@@ -301,9 +301,10 @@ class FakeCrew:
         self.world.serving = None
         self.world.happens("rest")
 
-    def evaluate(self, questions: tuple[Question, ...]) -> list[EvalRow]:
+    def evaluate(self, questions: tuple[Question, ...], played: Callable[[int, int], None]) -> list[EvalRow]:
         assert self.world.delivered == self.world.published
         self.world.happens(f"evaluate version {self.world.delivered}")
+        played(len(questions), len(questions))
         return [ROW] * len(questions)
 
     def dismiss(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from patience import HANG_S
 from safetensors.torch import save_file
 
 from actors.config import ClusterConfig
@@ -129,7 +130,7 @@ def test_every_worker_reads_the_same_version(local_ray: None) -> None:
 
     published = ObjectStoreChannel().publish({"w": torch.ones(1000)}, 9)
     readers = [Reader.remote() for _ in range(2)]
-    assert ray.get([r.receive.remote(published) for r in readers], timeout=60) == [(9, 1000.0)] * 2
+    assert ray.get([r.receive.remote(published) for r in readers], timeout=HANG_S) == [(9, 1000.0)] * 2
 
 
 def test_the_object_store_refuses_damaged_weights(local_ray: None) -> None:

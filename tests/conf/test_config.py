@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
+from patience import run
 
 import launch
 from agent.budgets import RULES
@@ -403,14 +404,10 @@ def test_a_question_may_have_any_punctuation(leave: Any, question: str) -> None:
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """``python launch.py`` in ``folder`` on a machine without a GPU."""
-    return subprocess.run(
+    return run(
         [sys.executable, str(ROOT / "launch.py"), *arguments],
         cwd=folder,
         env={**os.environ, "PATH": str(folder), "OMP_NUM_THREADS": "1"},  # no nvidia-smi
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
     )
 
 
@@ -458,7 +455,5 @@ def test_a_typing_error_exits_2_with_one_line(tmp_path: Path) -> None:
 def test_the_settings_import_nothing_heavy(module: str) -> None:
     heavy = ("torch", "ray", "vllm", "transformers", "pyserini", "jnius", "wandb", "datasets")
     code = f"import sys, {module}; print(sorted(set({heavy!r}) & set(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
-    )
+    done = run([sys.executable, "-c", code], cwd=ROOT)
     assert (done.stdout, done.stderr) == ("[]\n", "")

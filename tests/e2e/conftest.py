@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from patience import finished, run
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -49,6 +50,11 @@ class Run:
         return sorted((self.folder / "checkpoints").glob("step-*"))[-1]
 
 
+def output_of(folder: Path) -> Path:
+    """Where the output of the run in ``folder`` is collected."""
+    return folder.with_name(f"{folder.name}.output")
+
+
 @pytest.fixture(scope="session")
 def start(tmp_path_factory) -> Callable[..., subprocess.Popen]:
     """Starts launch.py in a folder with one cache for the whole session; the caller waits for it."""
@@ -56,9 +62,10 @@ def start(tmp_path_factory) -> Callable[..., subprocess.Popen]:
 
     def start(folder: Path, *arguments: str) -> subprocess.Popen:
         command = [sys.executable, str(ROOT / "launch.py"), *arguments, f"hydra.run.dir={folder}", f"cache_dir={cache}"]
-        return subprocess.Popen(
-            command, cwd=folder.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment()
-        )
+        with output_of(folder).open("w") as output:
+            return subprocess.Popen(
+                command, cwd=folder.parent, stdout=output, stderr=subprocess.STDOUT, text=True, env=_environment()
+            )
 
     return start
 
@@ -70,7 +77,8 @@ def launch(start, tmp_path_factory) -> Callable[..., Run]:
     def launch(name: str, *arguments: str) -> Run:
         folder = tmp_path_factory.mktemp("runs") / name
         process = start(folder, *arguments)
-        output, _ = process.communicate(timeout=400)
+        with output_of(folder).open() as file:
+            output = finished(process, file)
         return Run(folder, process.returncode, output)
 
     return launch
@@ -125,7 +133,7 @@ def loads_elsewhere() -> Callable[[Path], None]:
             "OMP_NUM_THREADS": "1",
         }
         command = [sys.executable, "-c", LOAD, str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
+        done = run(command, env=env)
         assert done.returncode == 0, done.stderr
         result = json.loads(done.stdout.split("RESULT", 1)[1].splitlines()[0])
         assert result["same"]

@@ -6,9 +6,9 @@ import json
 import os
 import re
 import signal
-import time
 
 import pytest
+from patience import finished, until
 
 
 def test_killed_worker_is_replaced_and_the_run_ends_as_it_should(start, small, tmp_path):
@@ -26,7 +26,7 @@ def test_killed_worker_is_replaced_and_the_run_ends_as_it_should(start, small, t
         _wait_for_row(folder, process, lambda row: row["kind"] == "step" and row["step"] == 1)
         victim = _pid(folder, "rollout-1")
         os.kill(victim, signal.SIGKILL)
-        output, _ = process.communicate(timeout=300)
+        output = _output(process, folder)
     finally:
         process.kill()
     assert process.returncode == 0, output
@@ -49,7 +49,7 @@ def test_ctrl_c_finishes_the_step_and_leaves_a_checkpoint(start, small, tmp_path
     try:
         _wait_for_row(folder, process, lambda row: row["kind"] == "step")
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=120)
+        output = _output(process, folder)
     finally:
         process.kill()
     assert process.returncode == 0, output
@@ -67,7 +67,7 @@ def test_a_sweep_that_is_stopped_and_started_again_does_the_rest(start, small, t
     try:
         _wait_for_row(folder / "seed=1", process, lambda row: row["kind"] == "step")
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=120)
+        output = _output(process, folder)
     finally:
         process.kill()
     assert process.returncode == 130, output
@@ -75,7 +75,7 @@ def test_a_sweep_that_is_stopped_and_started_again_does_the_rest(start, small, t
     finished, (stopped,) = _rows(folder / "seed=0"), [r for r in _rows(folder / "seed=1") if r["kind"] == "summary"]
     again = start(folder, *sweep)
     try:
-        output, _ = again.communicate(timeout=300)
+        output = _output(again, folder)
     finally:
         again.kill()
     assert again.returncode == 0, output
@@ -105,12 +105,14 @@ def _rows(folder) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _wait_for_row(folder, process, wanted, deadline_s: float = 240.0) -> None:
-    end = time.monotonic() + deadline_s
-    while not any(wanted(row) for row in _rows(folder)):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < end, "the run made no progress"
-        time.sleep(0.05)
+def _wait_for_row(folder, process, wanted) -> None:
+    until(lambda: any(wanted(row) for row in _rows(folder)), process)
+
+
+def _output(process, folder) -> str:
+    """What the run has printed, once it has ended."""
+    with folder.with_name(f"{folder.name}.output").open() as file:
+        return finished(process, file)
 
 
 def _pid(folder, actor: str) -> int:

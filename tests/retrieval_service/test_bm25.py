@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import run
 
 from agent.errors import Fault, RetrievalError, UserError
 from agent.records import Passage
@@ -205,14 +205,7 @@ def test_a_process_with_a_jvm_is_quiet_and_keeps_its_signals_and_environment(ind
         "    backend.close()\n"
         "    sys.exit(7)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(index)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run([sys.executable, "-c", code, str(index)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
 
 

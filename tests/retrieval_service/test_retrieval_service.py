@@ -15,7 +15,7 @@ from retrieval_service.backend import Backend
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.service import RetrievalService
 
-PATIENCE_S = 10.0
+PATIENCE_S = 600.0
 """How long a test waits for an event that is certain to come."""
 
 

@@ -1,0 +1,101 @@
+"""What a person sees of a phase: a line that moves in a terminal, and in a log a line after each long silence."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console as RichConsole
+
+from tracking.progress import LOG_EVERY_S, Phase, Phases, Progress
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def log(clock: Clock) -> Phases:
+    return Phases(RichConsole(file=io.StringIO(), force_terminal=False), clock=clock)
+
+
+def test_a_log_gets_a_line_after_a_silence_and_not_before(log: Phases, clock: Clock) -> None:
+    with log.phase("starting Ray"):
+        clock.now += LOG_EVERY_S - 1
+        assert log.line_due() is None
+        clock.now += 1
+        assert log.line_due() == "… starting Ray, 20 s"
+        assert log.line_due() is None
+        clock.now += LOG_EVERY_S - 1
+        log.heard()
+        clock.now += LOG_EVERY_S - 1
+        assert log.line_due() is None
+    clock.now += 10 * LOG_EVERY_S
+    assert log.line_due() is None, "nothing is under way"
+
+
+def test_phases_of_several_threads_share_the_line(log: Phases, clock: Clock) -> None:
+    with log.phase("starting Ray"):
+        clock.now += 12
+        with log.phase("reading the data"):
+            clock.now += 10
+            assert log.line_due() == "… starting Ray, 22 s; reading the data, 10 s"
+        clock.now += LOG_EVERY_S
+        assert log.line_due() == "… starting Ray, 42 s"
+
+
+def test_counts_and_the_time_left() -> None:
+    phase = Phase("warm start", 0.0)
+    phase.update(Progress(what="reading the expert trajectories"), now=4.0)
+    assert phase.line(6.0) == "warm start: reading the expert trajectories, 6 s"
+    phase.update(Progress(done=0, total=200, unit="steps"), now=10.0)
+    assert phase.line(10.0) == "warm start 0/200 steps, 10 s"
+    phase.update(Progress(done=50, total=200, unit="steps"), now=40.0)
+    assert phase.left_s(40.0) == pytest.approx(90.0)  # 30 s for 50 of them
+    assert phase.line(40.0) == "warm start 50/200 steps, 40 s, 90 s left"
+    phase.update(Progress(done=200, total=200, unit="steps"), now=4000.0)
+    assert phase.line(7000.0) == "warm start 200/200 steps, 1 h 56 min, 0 s left"
+
+
+def test_another_part_of_a_phase_counts_from_its_own_beginning() -> None:
+    phase = Phase("step 3", 0.0)
+    phase.update(Progress(what="rollouts", done=20, total=24, unit="groups"), now=10.0)
+    phase.update(Progress(what="rollouts", done=22, total=24, unit="groups"), now=14.0)
+    assert phase.line(14.0) == "step 3: rollouts 22/24 groups, 14 s, 4 s left"
+    phase.update(Progress(what="update"), now=20.0)
+    assert phase.line(20.0) == "step 3: update, 20 s"
+
+
+def test_a_terminal_shows_the_phase_and_takes_it_away(clock: Clock) -> None:
+    screen = io.StringIO()
+    console = RichConsole(file=screen, force_terminal=True, width=100, legacy_windows=False)
+    phases = Phases(console, clock=clock)
+    with phases.phase("evaluation") as phase:
+        phase.update(Progress(done=64, total=450, unit="questions"))
+        assert phases._live is not None
+        phases._live._bars.refresh()
+        console.print("a line above it")
+        with phases.phase("starting [1] engine"):
+            pass
+    assert "evaluation 64/450 questions" in screen.getvalue()
+    assert "starting [1] engine" in screen.getvalue()
+    assert "a line above it" in screen.getvalue()
+    assert phases._live is None
+
+
+def test_a_phase_ends_with_its_error(log: Phases, clock: Clock) -> None:
+    with pytest.raises(KeyError), log.phase("reading the data"):
+        raise KeyError("x")
+    clock.now += 2 * LOG_EVERY_S
+    assert log.line_due() is None

@@ -1,0 +1,197 @@
+"""What a run is doing right now: phases that a person sees while they last.
+
+In a terminal a phase is a line that moves. In a log, where nothing can move, a plain line says what is under way
+whenever nothing else was written for a while.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console as RichConsole
+from rich.console import RenderableType
+from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+LOG_EVERY_S = 20.0
+"""Longest silence of a log while a phase is under way."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far a phase is. ``total`` of 0: nobody knows how much there is."""
+
+    what: str = ""
+    """The part of the phase that is under way."""
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.done}/{self.total} {self.unit}".strip() if self.total else self.what
+
+
+class Phase:
+    """One phase. ``update`` may be called from any thread."""
+
+    def __init__(self, title: str, now: float) -> None:
+        self.began = now
+        self.progress = Progress()
+        self._title = title
+        self._counted_from = (now, 0)
+
+    def __str__(self) -> str:
+        said = str(self.progress)
+        if not said:
+            return self._title
+        return f"{self._title}: {said}" if self.progress.what else f"{self._title} {said}"
+
+    def update(self, progress: Progress, now: float | None = None) -> None:
+        """From now on the phase is as far as ``progress`` says; another ``what`` begins a count of its own."""
+        if progress.what != self.progress.what or progress.total != self.progress.total:
+            self._counted_from = (time.monotonic() if now is None else now, progress.done)
+        self.progress = progress
+
+    def left_s(self, now: float) -> float | None:
+        """Seconds that the rest takes at the speed so far; None while nobody can tell."""
+        began, first = self._counted_from
+        done = self.progress.done - first
+        if not self.progress.total or done <= 0:
+            return None
+        return (now - began) / done * (self.progress.total - self.progress.done)
+
+    def line(self, now: float) -> str:
+        """The phase as a log has it: ``warm start 80/200 steps, 24 s, 36 s left``."""
+        left = self.left_s(now)
+        rest = "" if left is None else f", {_duration(left)} left"
+        return f"{self}, {_duration(now - self.began)}{rest}"
+
+
+class Phases:
+    """The phases under way, shown on ``console``. Thread-safe: several threads may each be in one."""
+
+    def __init__(self, console: RichConsole, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._active: list[Phase] = []
+        self._heard = clock()
+        """When the log last got a line."""
+        self._ticker: threading.Thread | None = None
+        self._live: _Live | None = None
+
+    @contextmanager
+    def phase(self, title: str) -> Iterator[Phase]:
+        """Shows ``title`` while the body runs."""
+        phase = Phase(title, self._clock())
+        self._enter(phase)
+        try:
+            yield phase
+        finally:
+            self._leave(phase)
+
+    def heard(self) -> None:
+        """Something else was written: a log's silence begins anew."""
+        self._heard = self._clock()
+
+    def line_due(self) -> str | None:
+        """The line that a log is owed after too long a silence; it counts as written."""
+        with self._lock:
+            now = self._clock()
+            if not self._active or now - self._heard < LOG_EVERY_S:
+                return None
+            self._heard = now
+            return "… " + "; ".join(phase.line(now) for phase in self._active)
+
+    def _enter(self, phase: Phase) -> None:
+        if self._console.quiet:
+            return
+        with self._lock:
+            self._active.append(phase)
+            if self._console.is_terminal:
+                self._live = self._live or _Live(self._console, self._clock)
+                self._live.add(phase)
+            elif self._ticker is None:
+                self._ticker = threading.Thread(target=self._tick, name="progress", daemon=True)
+                self._ticker.start()
+
+    def _leave(self, phase: Phase) -> None:
+        if self._console.quiet:
+            return
+        with self._lock:
+            self._active.remove(phase)
+            if self._live is not None:
+                self._live.remove(phase)
+                if not self._active:
+                    self._live.stop()
+                    self._live = None
+
+    def _tick(self) -> None:
+        """The log's watch; it lives as long as the process."""
+        while True:
+            time.sleep(1.0)
+            if (line := self.line_due()) is not None:
+                self._console.print(line, markup=False)
+
+
+class _Live:
+    """The moving lines of a terminal."""
+
+    def __init__(self, console: RichConsole, clock: Callable[[], float]) -> None:
+        self._bars = _Bars(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            _Times(clock),
+            console=console,
+            transient=True,
+            refresh_per_second=4,
+        )
+        self._tasks: dict[int, TaskID] = {}
+        self._bars.start()
+
+    def add(self, phase: Phase) -> None:
+        self._tasks[id(phase)] = self._bars.add_task(str(phase), total=None, phase=phase)
+
+    def remove(self, phase: Phase) -> None:
+        self._bars.remove_task(self._tasks.pop(id(phase)))
+
+    def stop(self) -> None:
+        self._bars.stop()
+
+
+class _Bars(RichProgress):
+    """Asks each phase how far it is whenever it is drawn."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        for task in self.tasks:
+            phase: Phase = task.fields["phase"]
+            progress = phase.progress
+            task.description, task.completed, task.total = str(phase), progress.done, progress.total or None
+        return super().get_renderables()
+
+
+class _Times(ProgressColumn):
+    """How long a phase has lasted and will last."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def render(self, task: Task) -> Text:
+        phase, now = task.fields["phase"], self._clock()
+        left = phase.left_s(now)
+        return Text(_duration(now - phase.began) + ("" if left is None else f", {_duration(left)} left"))
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {whole % 60:02d} s"
