@@ -1,54 +1,60 @@
 # make demo       installs what it needs, trains the tiny model on a CPU, shows it improve
 # make test       installs what it needs, runs the tests
-# The rest: setup test-all test-gpu check bench clean
+# The rest: setup test-all test-gpu first-hour check bench clean
+#
+# Demo and tests run on a CPU everywhere. On a machine with a GPU they have a virtual environment of their own, .venv-cpu,
+# beside that of `make setup`, since vLLM's build for CUDA doesn't run on a CPU.
 
 PLATFORM ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
-LOCK := requirements-$(PLATFORM).lock
 VENV ?= .venv
-BIN := $(VENV)/bin
+VENV_CPU ?= $(VENV)$(if $(filter cpu,$(PLATFORM)),,-cpu)
 READY := $(VENV)/ready-$(PLATFORM)
-# The CPU build of torch: wherever pip finds it by itself, else from PyTorch's own index.
-TORCH_INDEX := https://download.pytorch.org/whl/cpu
+READY_CPU := $(VENV_CPU)/ready-cpu
+PYTHON := $(VENV)/bin/python
+PYTHON_CPU := $(VENV_CPU)/bin/python
+# Whatever Python there is looks for the one to install with.
+ANY_PYTHON := $(firstword $(foreach name,python3 python3.11 python3.12 python3.13 python,$(shell command -v $(name))))
 
-.PHONY: demo test test-all test-gpu check bench setup clean
+.PHONY: demo test test-all test-gpu first-hour check bench setup clean
 
-demo: setup
-	$(BIN)/python launch.py tracker=none
+demo: $(READY_CPU)
+	$(PYTHON_CPU) launch.py tracker=none
 
-test: setup
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+test: $(READY_CPU)
+	$(PYTHON_CPU) -m pytest -q -m "not slow and not gpu"
 
-test-all: setup
-	$(BIN)/python -m pytest -q -m "not gpu"
+test-all: $(READY_CPU)
+	$(PYTHON_CPU) -m pytest -q -m "not gpu"
 
 test-gpu: setup
-	$(BIN)/python -m pytest -q -m gpu
+	$(PYTHON) -m pytest -q -m gpu
 
-check: setup
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+first-hour: $(READY_CPU)
+	$(PYTHON_CPU) bench/first_hour.py
 
-bench: setup
-	for file in bench/*.py; do $(BIN)/python $$file || exit 1; done
+check: $(READY_CPU)
+	$(VENV_CPU)/bin/ruff format --check .
+	$(VENV_CPU)/bin/ruff check .
+	$(VENV_CPU)/bin/mypy
+
+bench: $(READY_CPU)
+	for file in bench/*.py; do $(PYTHON_CPU) $$file || exit 1; done
 
 setup: $(READY)
 
-$(READY): $(LOCK) pyproject.toml
-	@for python in python3.11 python3.12 python3 python; do \
-	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
-	done; \
-	if [ -z "$$found" ]; then echo "slingshot: needs Python 3.11 or newer; none found on PATH" >&2; exit 2; fi; \
-	test -x $(BIN)/python || $$found -m venv $(VENV)
-	@echo "installing $(LOCK) into $(VENV), a few minutes the first time"
-	@index=""; \
-	if [ $(PLATFORM) = cpu ] && ! $(BIN)/python -m pip install -qq --no-deps --dry-run "$$(grep '^torch==' $(LOCK))" >/dev/null 2>&1; then \
-	  index="--extra-index-url $(TORCH_INDEX)"; \
-	fi; \
-	$(BIN)/python -m pip install -qq --no-deps --disable-pip-version-check $$index -r $(LOCK)
-	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --disable-pip-version-check -e .
+$(VENV)/ready-cuda: requirements-cuda.lock pyproject.toml install.py
+	@$(call install,cuda,$(VENV))
 	@touch $@
 
+$(VENV_CPU)/ready-cpu: requirements-cpu.lock pyproject.toml install.py
+	@$(call install,cpu,$(VENV_CPU))
+	@touch $@
+
+define install
+if [ -z "$(ANY_PYTHON)" ]; then echo "slingshot: needs Python 3.11; no Python was found on PATH" >&2; exit 2; fi; \
+$(ANY_PYTHON) install.py --platform $(1) --venv $(2)
+endef
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VENV_CPU) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,144 @@
+"""install.py, without installing anything: what it refuses, and what it says meanwhile."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def loaded() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("install", ROOT / "install.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+install = loaded()
+
+
+def pretend(folder: Path, name: str, version: str | None) -> None:
+    """A program that says that it is a Python of ``version``, or (None) that fails as a pyenv shim does."""
+    folder.mkdir(exist_ok=True)
+    program = folder / name
+    program.write_text("#!/bin/sh\nexit 127\n" if version is None else f"#!/bin/sh\necho {version}\n")
+    program.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("found", "chosen"),
+    [
+        ({"python3.12": "3.12", "python3.11": "3.11"}, "python3.11"),
+        ({"python3.11": None, "python3.12": "3.12", "python3": "3.9"}, "python3.12"),
+        ({"python3": "3.13"}, "python3"),
+    ],
+)
+def test_the_best_python_is_taken(
+    found: dict[str, str | None], chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, version in found.items():
+        pretend(tmp_path / "bin", name, version)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    assert install.best_python("cpu") == str(tmp_path / "bin" / chosen)
+
+
+def refusal(*arguments: str, path: Path, cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "install.py"), *arguments],
+        env={**os.environ, "PATH": str(path)},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_another_python_is_refused_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(tmp_path / "bin", "python3", "3.14")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python3"))
+    with pytest.raises(
+        install.Refusal, match=r"needs Python 3\.11 or 3\.12 or 3\.13, and this machine has 3\.14; inst"
+    ):
+        install.install("cpu", tmp_path / "venv")
+    with pytest.raises(install.Refusal, match=r"needs Python 3\.11, and this machine has 3\.14"):
+        install.install("cuda", tmp_path / "venv")
+    assert not (tmp_path / "venv").exists()
+
+
+def test_a_virtual_environment_of_another_python_is_named(tmp_path: Path) -> None:
+    pretend(tmp_path / "venv", "x", None)
+    pretend(tmp_path / "venv" / "bin", "python", "3.10")
+    said = refusal("--platform", "cpu", "--venv", str(tmp_path / "venv"), path=tmp_path, cwd=tmp_path)
+    assert said == f"slingshot: {tmp_path}/venv is of Python 3.10; delete it: rm -r {tmp_path}/venv\n"
+
+
+@pytest.mark.parametrize(
+    ("system", "machine"), [("Darwin", "arm64"), ("Linux", "aarch64"), ("Windows", "AMD64"), ("Linux", "i686")]
+)
+def test_another_machine_is_refused(system: str, machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install.platform, "system", lambda: system)
+    monkeypatch.setattr(install.platform, "machine", lambda: machine)
+    with pytest.raises(install.Refusal, match=f"Linux on x86-64, and this is {system} on {machine}"):
+        install.install("cpu", tmp_path / "venv")
+
+
+def test_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1e9))
+    with pytest.raises(install.Refusal, match=r"takes 6 GB of disk and .* has 1\.0 free"):
+        install.install("cpu", tmp_path / "venv")
+
+
+PIP = """
+import sys, time
+from pathlib import Path
+packages = Path(sys.argv[1]) / "lib" / "python3.11" / "site-packages"
+packages.mkdir(parents=True)
+for name in "abc":
+    print(f"Collecting {name}==1 (from -r lock (line 1))", flush=True)
+    while not Path(sys.argv[2]).exists(): time.sleep(0.01)
+print("Installing collected packages: a, b, c", flush=True)
+(packages / "a-1.dist-info").mkdir()
+while not Path(sys.argv[3]).exists(): time.sleep(0.01)
+sys.exit(int(sys.argv[4]))
+"""
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_pip_is_watched(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pip that goes on only when what it did before has been told."""
+    fetched, unpacked = tmp_path / "fetched", tmp_path / "unpacked"
+    told: list[str] = []
+
+    def say(text: str) -> None:
+        told.append(text)
+        if text.startswith("fetched 0 of 3 packages"):
+            fetched.touch()
+        if text.startswith("unpacked 1 of 3 packages"):
+            unpacked.touch()
+
+    monkeypatch.setattr(install, "say", say)
+    monkeypatch.setattr(install, "EVERY_S", 0.05)
+    command = [sys.executable, "-c", PIP, *map(str, (tmp_path / "venv", fetched, unpacked, code))]
+    watched = install.Installation(tmp_path / "venv", 3)
+    if code:
+        with pytest.raises(install.Refusal, match="pip could not install the packages: Installing collected"):
+            watched.run(command)
+    else:
+        watched.run(command)
+        assert told[-1].startswith("installed in ")
+    assert fetched.exists()
+    assert unpacked.exists()
