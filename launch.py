@@ -43,6 +43,7 @@ register()
 
 def train(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=train``: the whole training run, its first line to its summary."""
+    from actors.installation import slow_bfloat16
     from actors.machine import check_machine
     from actors.plan.fit import refusal
 
@@ -50,6 +51,8 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
         raise UserError(f"{unfit} (mode=plan shows the whole plan)")
     check_machine(config)
     console.say(f"run {run_dir}: {_in_short(config)}")
+    if warning := slow_bfloat16(config):
+        console.say(warning, "yellow")
     with console.phase("loading PyTorch"):
         from actors import run_state  # what is refused above shall be refused at once
 
@@ -63,6 +66,7 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
     with console.phase("loading Ray"):
         import ray
 
+        from actors.dashboard import entrance
         from actors.prepare import prepare
         from actors.topology import start_ray
 
@@ -76,7 +80,7 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
         with console.phase("starting Ray"):
             dashboard = start_ray(config, _namespace(run_dir))
         if dashboard:
-            console.say(f"Ray's dashboard: http://{dashboard}")
+            console.say(entrance(dashboard))
         try:
             prepared, tracker = prepared_later.result(), tracker_later.result()
             from actors.supervisor import Supervisor

