@@ -29,8 +29,8 @@ test-all: $(READY_CPU)
 test-gpu: setup
 	$(PYTHON) -m pytest -q -m gpu
 
-first-hour: $(READY_CPU)
-	$(PYTHON_CPU) bench/first_hour.py
+first-hour:
+	$(ANY_PYTHON) tests/first_hour.py
 
 check: $(READY_CPU)
 	$(VENV_CPU)/bin/ruff format --check .

@@ -78,7 +78,8 @@ class RolloutWorker:
         """Brings the engine up, which takes a while; it still has no weights then."""
         settings, agent = self._settings, self._settings.agent
         self._dialogue = Dialogue.of(Tokenizer(settings.model_path), agent)
-        self._engine = Engine(
+        self._engine = await asyncio.to_thread(  # which leaves this actor answering
+            Engine,
             settings.model_path,
             settings.engine,
             device=settings.device,

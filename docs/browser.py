@@ -43,6 +43,10 @@ def program() -> str | None:
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
+class Navigated(Exception):
+    """The page went elsewhere while it was asked."""
+
+
 class Page:
     """The one page of a browser."""
 
@@ -61,11 +65,17 @@ class Page:
         return answer["result"].get("value")
 
     async def until(self, script: str) -> Any:
-        """The first true value of ``script``, asked again and again. Raises ``TimeoutError`` in the end."""
+        """The first true value of ``script``, asked again and again, also of the page that the one goes to.
+
+        Raises ``TimeoutError`` in the end.
+        """
         end = asyncio.get_running_loop().time() + PATIENCE_S
         while True:
-            if value := await self.evaluate(script):
-                return value
+            try:
+                if value := await self.evaluate(script):
+                    return value
+            except Navigated:
+                pass
             if asyncio.get_running_loop().time() > end:
                 text = await self.evaluate("document.body.innerText")
                 raise TimeoutError(f"{script} stays false; the page says: {text[:2000]}")
@@ -93,6 +103,8 @@ class Page:
         async for message in self._socket:
             answer = json.loads(message.data)
             if answer.get("id") == number:
+                if "navigated" in answer.get("error", {}).get("message", ""):
+                    raise Navigated(method)
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
                 result: dict[str, Any] = answer["result"]

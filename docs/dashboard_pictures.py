@@ -26,7 +26,7 @@ from browser import PATIENCE_S, Page, browser
 ROOT = Path(__file__).parents[1]
 IMAGES = Path(__file__).parent / "images"
 ACTORS = ("pool", "learner", "retrieval", "rollout-0")
-NUMBERS = ("slingshot_reward_mean", "slingshot_search_mean")
+NUMBER = "ray_slingshot_reward_mean"
 STEPS = 12
 """Steps of the run before the pictures are taken, so that the curves have a shape."""
 
@@ -77,11 +77,13 @@ async def enter(page: Page, address: str) -> None:
         [str(Path(sys.executable).parent / "ray"), "get-auth-token"], capture_output=True, text=True, check=True
     ).stdout.strip()
     await page.open(f"{address}/#/actors")
-    await page.until("document.querySelector('[role=dialog] input')")
+    await page.until("document.querySelector('[role=dialog] input') !== null")
     await page.evaluate("document.querySelector('[role=dialog] input').focus()")
     await page.type(token)
-    await page.until("(b => b && !b.disabled)(document.querySelector('[role=dialog] button[type=submit]'))")
-    await page.evaluate("document.querySelector('[role=dialog] button[type=submit]').click()")
+    await page.until(
+        "(b => b !== null && !b.disabled)(document.querySelector('[role=dialog] .MuiDialogActions-root button'))"
+    )
+    await page.evaluate("document.querySelector('[role=dialog] .MuiDialogActions-root button').click()")
 
 
 async def actors(address: str) -> None:
@@ -92,11 +94,10 @@ async def actors(address: str) -> None:
         await page.picture(IMAGES / "dashboard_actors.png")
 
 
-async def numbers(address: str) -> None:
-    graphs = "&".join(f"g{i}.expr={name}&g{i}.tab=0&g{i}.range_input=2m" for i, name in enumerate(NUMBERS))
-    async with browser(1200, 1000) as page:
-        await page.open(f"{address}/graph?{graphs}")
-        await page.until("document.querySelectorAll('canvas').length >= 2")
+async def number(address: str) -> None:
+    async with browser(1200, 760) as page:
+        await page.open(f"{address}/graph?g0.expr={NUMBER}&g0.tab=0&g0.range_input=2m")
+        await page.until("document.querySelectorAll('canvas, .rickshaw_graph svg').length > 0")
         await page.picture(IMAGES / "dashboard_metrics.png")
 
 
@@ -104,8 +105,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, demo(Path(name)) as address:
         asyncio.run(actors(address))
         with prometheus(Path(name)) as metrics:
-            time.sleep(60)  # seconds that the curves shall show
-            asyncio.run(numbers(metrics))
+            time.sleep(100)  # seconds that the curve shall show
+            asyncio.run(number(metrics))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+
 import pytest
 
 STEP_KEYS = {
@@ -29,6 +32,16 @@ def test_run_leaves_metrics_trajectories_logs_and_checkpoints(whole):
     assert {p.name for p in (whole.folder / "logs").iterdir()} >= {"learner.log", "pool.log", "retrieval.log"}
     assert (whole.folder / ".hydra" / "config.yaml").is_file()
     assert [p.name for p in sorted((whole.folder / "checkpoints").iterdir())] == ["step-000002", "step-000004"]
+
+
+def test_the_actors_are_as_important_as_other_programs(whole):
+    for log in (whole.folder / "logs").glob("*.log"):
+        assert re.search(rf"^\[slingshot\] \S+, niceness {os.nice(0)}, pid \d+$", log.read_text(), re.M), log.name
+
+
+def test_the_console_says_first_what_is_run_and_where(whole):
+    first = whole.output.splitlines()[0]
+    assert first == f"run {whole.folder}: model tiny, data world, pool recycle, cluster local, seed 0"
 
 
 def test_engine_and_learner_agree_at_every_step(whole):
