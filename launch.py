@@ -56,11 +56,19 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
         run_state.load(resume)  # a damaged checkpoint is refused before anything starts
         run_state.carry_metrics(resume, run_dir)
         config.model.path = str(resume)
+
+    from actors.prepare import check_model, prepare
+
+    if config.model.path is not None:
+        given = f"resume={config.resume}" if resume is not None else f"model.path={config.model.path}"
+        folder = check_model(config.model.path, given, config.agent)
+        if config.cluster.address is None or Path(config.model.path).expanduser().is_dir():
+            config.model.path = str(folder)  # else the name: nodes of a cluster have snapshots of their own
+    if resume is not None:
         console.say(f"resuming {resume}")
 
     import ray
 
-    from actors.prepare import prepare
     from actors.topology import start_ray
 
     with ThreadPoolExecutor(2) as threads:
