@@ -92,7 +92,7 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
         finally:
             ray.shutdown()
     first, last = summary["first_eval"], summary["last_eval"]
-    if first and last:
+    if first and last and None not in (first["em"], last["em"]):
         console.say(f"held-out EM {first['em']:.3f} before, {last['em']:.3f} after {summary['step']} steps", "bold")
     console.say(f"checkpoint {summary['checkpoint']}, metrics {run_dir / 'metrics.jsonl'}")
 
@@ -100,12 +100,13 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
 def evaluate(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=eval``: one greedy episode per held-out question with a checkpoint's policy."""
     from actors.inference import inference
-    from agent.evaluation import subset, summarise
+    from agent.evaluation import check_any_scored, subset, summarise
     from tracking.metrics import MetricsLog
 
     with inference(config, run_dir, _namespace(run_dir)) as served:
         task = served.task
         rows = served.crew.evaluate(subset(task.eval, config.evaluation.questions))
+        check_any_scored(rows)
         row = {"step": 0, "data": task.name, "checkpoint": config.checkpoint, **summarise(rows)}
     MetricsLog(run_dir / "metrics.jsonl").write("eval", row)
     console.evaluation(row)
@@ -115,6 +116,7 @@ def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=calibrate``: the threshold of early exit, and its curve, from full episodes on development questions."""
     from actors.inference import inference
     from agent.calibration import calibrate, check_enough
+    from agent.evaluation import check_any_scored
     from tracking.calibration import write
 
     wanted = {name: getattr(config.exit, name) for name in ("risk", "delta", "fit_share")}
@@ -123,6 +125,7 @@ def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
         questions = served.task.development()
         check_enough(len(questions), **wanted)  # before they are played
         rows = served.crew.evaluate(questions)
+        check_any_scored(rows)
     result = calibrate(rows, **wanted)
     about = {"checkpoint": config.checkpoint, "weights": served.weights, "data": served.task.name}
     write(run_dir, result, rows, about, config.exit, config.selectivity, config.agent, console)
@@ -143,6 +146,8 @@ def ask(config: RunConfig, run_dir: Path, console: Console) -> None:
     if inferred.exited:
         console.say(f"early exit, confidence {inferred.probes[-1].confidence:.4f}", "dim")
     answer, reason = inferred.answer, inferred.trajectory.stop_reason
+    if reason.is_fault:
+        raise Fault(f"the episode ended in a fault: {reason}: {inferred.trajectory.fault}")
     console.say(f"answer: {answer}" if answer is not None else f"no answer ({reason})")
 
 
