@@ -55,19 +55,27 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
         console.say(warning, "yellow")
     with console.phase("loading PyTorch"):
         from actors import run_state  # what is refused above shall be refused at once
+        from actors.prepare import check_model, prepare
 
     resume = run_state.find(config.resume, _outputs()) if config.resume else None
     if resume is not None:
         run_state.load(resume)  # a damaged checkpoint is refused before anything starts
         run_state.carry_metrics(resume, run_dir)
         config.model.path = str(resume)
+
+    if config.model.path is not None:
+        given = f"resume={config.resume}" if resume is not None else f"model.path={config.model.path}"
+        with console.phase("checking the model"):
+            folder = check_model(config.model.path, given, config.agent)
+        if config.cluster.address is None or Path(config.model.path).expanduser().is_dir():
+            config.model.path = str(folder)  # else the name: nodes of a cluster have snapshots of their own
+    if resume is not None:
         console.say(f"resuming {resume}")
 
     with console.phase("loading Ray"):
         import ray
 
         from actors.dashboard import entrance
-        from actors.prepare import prepare
         from actors.topology import start_ray
 
     def prepared_here() -> Any:
@@ -98,7 +106,7 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
             with console.phase("Ray shuts down"):
                 ray.shutdown()
     first, last = summary["first_eval"], summary["last_eval"]
-    if first and last:
+    if first and last and None not in (first["em"], last["em"]):
         console.say(f"held-out EM {first['em']:.3f} before, {last['em']:.3f} after {summary['step']} steps", "bold")
     console.say(f"checkpoint {summary['checkpoint']}, metrics {run_dir / 'metrics.jsonl'}")
 
@@ -106,12 +114,13 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
 def evaluate(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=eval``: one greedy episode per held-out question with a checkpoint's policy."""
     from actors.inference import inference
-    from agent.evaluation import subset, summarise
+    from agent.evaluation import check_any_scored, subset, summarise
     from tracking.metrics import MetricsLog
 
     with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("evaluation") as phase:
         task = served.task
         rows = served.crew.evaluate(subset(task.eval, config.evaluation.questions), _questions(phase))
+        check_any_scored(rows)
         row = {"step": 0, "data": task.name, "checkpoint": config.checkpoint, **summarise(rows)}
     MetricsLog(run_dir / "metrics.jsonl").write("eval", row)
     console.evaluation(row)
@@ -121,6 +130,7 @@ def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=calibrate``: the threshold of early exit, and its curve, from full episodes on development questions."""
     from actors.inference import inference
     from agent.calibration import calibrate, check_enough
+    from agent.evaluation import check_any_scored
     from tracking.calibration import write
 
     wanted = {name: getattr(config.exit, name) for name in ("risk", "delta", "fit_share")}
@@ -129,6 +139,7 @@ def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
         questions = served.task.development()
         check_enough(len(questions), **wanted)  # before they are played
         rows = served.crew.evaluate(questions, _questions(phase))
+        check_any_scored(rows)
     result = calibrate(rows, **wanted)
     about = {"checkpoint": config.checkpoint, "weights": served.weights, "data": served.task.name}
     write(run_dir, result, rows, about, config.exit, config.selectivity, config.agent, console)
@@ -149,6 +160,8 @@ def ask(config: RunConfig, run_dir: Path, console: Console) -> None:
     if inferred.exited:
         console.say(f"early exit, confidence {inferred.probes[-1].confidence:.4f}", "dim")
     answer, reason = inferred.answer, inferred.trajectory.stop_reason
+    if reason.is_fault:
+        raise Fault(f"the episode ended in a fault: {reason}: {inferred.trajectory.fault}")
     console.say(f"answer: {answer}" if answer is not None else f"no answer ({reason})")
 
 

@@ -3,6 +3,9 @@
 A worker is *starting* (the engine comes up), *empty* until a version has been published, *loading* the
 newest one, *idle*, and *serving* while its ``run`` call is under way. A worker that dies in any phase is replaced by
 one of a new name, so that whatever the pool still knows of the old one can't be confused with it.
+
+That is for what may go well the next time: a process that was killed, an engine that broke once. Where a restart
+would only repeat what was raised, the run ends with the cause instead (``actors/repeats.py``).
 """
 
 from __future__ import annotations
@@ -16,13 +19,18 @@ from typing import Any, Literal
 import ray
 
 from actors.broadcast import Broadcast
-from actors.calls import POLL_S, get
+from actors.calls import POLL_S, Died, get
+from actors.process import last_lines
+from actors.repeats import Repeats
 from actors.weights import Published
 from agent.config import GroupConfig
 from agent.errors import Fault, UserError
 from agent.evaluation import EvalRow
 from agent.inference import Inferred
 from agent.records import Question
+
+_CALLS = {"starting": "start", "loading": "receive", "serving": "run"}
+"""What a phase waits for."""
 
 
 @dataclass
@@ -67,6 +75,7 @@ class Crew:
         self.idle: Callable[[], None] = lambda: None
         """Called about once a second while the crew waits for something."""
         self._asleep = False
+        self._repeats = Repeats()
         self._owed = 0
         """Workers that were lost while the others slept; the card has no room for a new one before they wake."""
         for _ in range(size):
@@ -105,7 +114,7 @@ class Crew:
             if done is None:
                 continue
             worker = pending.pop(done)
-            self._result(done, worker)
+            self._result(done, worker, "receive")
         return time.perf_counter() - started
 
     def _broadcast(self, published: Published) -> list[_Worker]:
@@ -155,7 +164,8 @@ class Crew:
     ) -> list[EvalRow]:
         """A row per question, in order; a dead worker's share is played by another.
 
-        ``played`` is told how many questions of how many are done.
+        ``played`` is told how many questions of how many are done. Raises ``Fault`` when a worker breaks before any
+        episode has had an end of its own: the next would, too.
         """
         todo = [(at, tuple(questions[at : at + chunk])) for at in range(0, len(questions), chunk)]
         rows: dict[int, list[EvalRow]] = {}
@@ -173,7 +183,8 @@ class Crew:
             if done is None:
                 continue
             worker, share = pending.pop(done)
-            result = self._result(done, worker)
+            sound = any(not row.fault for played in rows.values() for row in played)
+            result = self._result(done, worker, "evaluate", final=bool(rows) and not sound)
             if result is None:
                 todo.append(share)
             else:
@@ -207,7 +218,7 @@ class Crew:
         while pending:
             done = self._next([*pending])
             if done is not None:
-                self._result(done, pending.pop(done))
+                self._result(done, pending.pop(done), call)
 
     def _add(self) -> None:
         name = f"rollout-{self._started}"
@@ -228,7 +239,7 @@ class Crew:
         return done[0]
 
     def _phase_ended(self, worker: _Worker) -> None:
-        result = self._result(worker.task, worker)
+        result = self._result(worker.task, worker, _CALLS[worker.phase])
         if result is None:
             return
         if worker.phase == "starting" and self._published is None:
@@ -249,20 +260,30 @@ class Crew:
         assert self._job is not None
         worker.phase, worker.task = "serving", worker.actor.run.remote(*self._job)
 
-    def _result(self, ref: Any, worker: _Worker) -> Any:
-        """The result of a worker's call; None if the worker is lost, which replaces it.
+    def _result(self, ref: Any, worker: _Worker, call: str, *, final: bool = False) -> Any:
+        """The result of a worker's ``call``; None if the worker is lost, which replaces it.
 
-        An error in its input is the user's and ends the run; anything else costs one worker.
+        An error in its input is the user's and ends the run, as does a fault that would only repeat itself, or with
+        ``final`` any that was raised; anything else costs one worker.
         """
         if worker not in self._workers:
             return None
         try:
-            return get(ref, worker.name, self._log_dir)
+            result = get(ref, worker.name, self._log_dir)
         except UserError:
             raise
         except Fault as error:
+            # A group that breaks says nothing of the next one: others may have been played for hours in between.
+            if call != "run" and (self._repeats.would(call, error) or (final and not isinstance(error, Died))):
+                raise self._hopeless(worker, error) from error
             self._replace(worker, str(error))
             return None
+        self._repeats.went_well(call)
+        return result
+
+    def _hopeless(self, worker: _Worker, error: Fault) -> Fault:
+        lines = "" if isinstance(error, Died) else last_lines(self._log_dir, worker.name)
+        return Fault(f"every worker would fail as {error}" + (f"; its last lines:\n{lines}" if lines else ""))
 
     def _replace(self, worker: _Worker, cause: str, *, counted: bool = True) -> None:
         """Starts another in its place; ``counted``, it is one of the ``max_restarts`` that a run may cost."""

@@ -11,9 +11,9 @@ import ray
 
 from actors.crew import Crew
 from actors.machine import check_machine
+from actors.prepare import check_model
 from actors.topology import Topology, start_ray
 from actors.weights import FolderChannel
-from agent.errors import UserError
 from agent.inference import Inference
 from conf.schema import RunConfig
 from tasks.load import Task, load
@@ -37,11 +37,9 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
 
     Raises ``UserError`` when the checkpoint is no model's folder, or ``exit.calibration`` isn't for it.
     """
-    folder = Path(config.checkpoint or "").expanduser().absolute()
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise UserError(f"checkpoint={config.checkpoint}: not a model's folder (config.json and *.safetensors)")
     check_machine(config)
     with console.phase("reading the checkpoint and the data"):
+        folder = check_model(str(config.checkpoint), f"checkpoint={config.checkpoint}", config.agent, hub=False)
         published = FolderChannel().publish(folder, 0)
         how = _how(config, published.checksum)
         task = load(config.data, config.seed, config.cache, evidence_match=config.reward.evidence_match)

@@ -19,6 +19,7 @@ import numpy as np
 import ray
 
 from actors.process import log_to
+from actors.reports import StepReport, Unsound
 from actors.run_state import TRAINING
 from actors.weights import CHANNELS, NcclChannel, Published
 from agent.batches import TakenBatch
@@ -68,18 +69,6 @@ class LearnerSettings:
     seed: int
     run_dir: Path
     cache_dir: Path
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepReport:
-    """What one learner step did; the only thing that leaves the learner besides weights."""
-
-    batch: int
-    """The batch to release once its weights are everywhere."""
-    version: int
-    published: Published | None
-    """The new version, or None when the batch had nothing to train on."""
-    metrics: dict[str, Any]
 
 
 @dataclass
@@ -220,7 +209,7 @@ class LearnerActor:
         seeding = self._seeding
         assert seeding is not None, "begin_seeding comes first"
         report = self._learn(pool, seeding.updater, seeding.step, seeding.inject)
-        seeding.step += 1
+        seeding.step += report.unsound is None
         return report
 
     def begin(self, checkpoint: Path | None) -> Published:
@@ -270,7 +259,7 @@ class LearnerActor:
     def step(self, pool: Any) -> StepReport:
         """One batch: take, update, publish."""
         report = self._learn(pool, self._updater, self._step, lambda group: group)
-        self._step += 1
+        self._step += report.unsound is None
         return report
 
     def _learn(self, pool: Any, updater: Updater, step: int, prepared: Callable[[Group], Group]) -> StepReport:
@@ -298,7 +287,13 @@ class LearnerActor:
             "weights/put_s": time.perf_counter() - updated,
         }
         metrics |= {f"learner/{name}": value for name, value in figures.items()}
-        return StepReport(batch=batch.index, version=self._version, published=published, metrics=metrics)
+        return StepReport(
+            batch=batch.index,
+            version=self._version,
+            published=published,
+            metrics=metrics,
+            unsound=Unsound.of(batch),
+        )
 
     def save(self, folder: Path) -> None:
         """Writes the model and its tokenizer in Hugging Face format, and beside them what only training needs."""

@@ -1,17 +1,22 @@
-"""What has to exist before any actor starts: the task's files, and a model folder to start engines from."""
+"""What has to exist before any actor starts: the task's files, and a whole model folder to start engines from."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from agent.config import AgentConfig
 from agent.errors import UserError, one_of
 from agent.protocol import PROTOCOLS, Dialogue
 from agent.rewards import Scorer
 from agent.tokens import Tokenizer
 from conf.schema import RunConfig
+from learner.hub import local_folder
+from learner.model_folder import check_folder
 from learner.skeleton import write_skeleton
 from tasks.demonstrations import Demonstration, as_trajectory, end_ids
 from tasks.experts import check_fits
@@ -28,7 +33,7 @@ class Prepared:
 
     task: Task
     model_path: str
-    """A folder (or hub name) with a configuration and a tokenizer; it may have no weights yet."""
+    """A folder (or hub name) with a configuration and a tokenizer, and weights unless this run wrote it."""
     warm_start_key: str
     """Names everything that determines the warm-started policy."""
     experts: tuple[Demonstration, ...] = ()
@@ -51,19 +56,8 @@ def prepare(config: RunConfig, run_dir: Path) -> Prepared:
         )
     model_path = config.model.path
     if model_path is None:
-        folder = run_dir / "model"
-        if not folder.exists():
-            protocol = PROTOCOLS[config.agent.protocol]
-            train(
-                task.tokenizer_text(protocol, config.agent.top_k),
-                tags=protocol.tags,
-                folder=folder,
-                vocab_size=config.model.vocab_size,
-            )
-            # Positions cost a Qwen2 nothing; room to spare lets the same model be used on longer texts.
-            write_skeleton(folder, config.model, context=max(_longest(config), 4096))
-        model_path = str(folder)
-    _check_context(config, model_path)
+        model_path = str(_skeleton(config, task, run_dir))
+    _check_context(model_path, f"model.path={model_path}", config.agent)
     tokenizer = Tokenizer(model_path)
     dialogue = Dialogue.of(tokenizer, config.agent)
     _check_prompts(dialogue, task, config.agent.max_prompt_tokens)
@@ -75,23 +69,56 @@ def prepare(config: RunConfig, run_dir: Path) -> Prepared:
     )
 
 
-def _longest(config: RunConfig) -> int:
-    """Tokens of the longest episode."""
-    return config.agent.max_prompt_tokens + config.agent.max_response_tokens
+def check_model(path: str, given: str, agent: AgentConfig, *, hub: bool = True) -> Path:
+    """The folder of the model ``path``, when all that a run of ``agent`` needs of it is there. Takes a second.
+
+    That is its weights, by their headers; a tokenizer of this model, with a chat template if the agent wants one;
+    and a context for the longest episode. Raises ``UserError`` that starts with ``given`` (``checkpoint=…``).
+    """
+    folder = local_folder(path, given, hub=hub)
+    rows = check_folder(folder, given)
+    tokenizer = Tokenizer(folder, given)
+    tokenizer.check(rows)
+    Dialogue.of(tokenizer, agent).prompt_ids("?")
+    _check_context(str(folder), given, agent)
+    return folder
 
 
-def _check_context(config: RunConfig, model_path: str) -> None:
+def _skeleton(config: RunConfig, task: Task, run_dir: Path) -> Path:
+    """Writes the folder of a model that is built from scratch, whole or not at all.
+
+    One that an earlier run left here may be half of it, or of other settings.
+    """
+    folder = run_dir / "model"
+    protocol = PROTOCOLS[config.agent.protocol]
+    with tempfile.TemporaryDirectory(prefix=".model-", dir=run_dir) as aside:
+        made = train(
+            task.tokenizer_text(protocol, config.agent.top_k),
+            tags=protocol.tags,
+            folder=Path(aside) / "model",
+            vocab_size=config.model.vocab_size,
+        )
+        # Positions cost a Qwen2 nothing; room to spare lets the same model be used on longer texts.
+        longest = config.agent.max_prompt_tokens + config.agent.max_response_tokens
+        write_skeleton(made, config.model, context=max(longest, 4096))
+        shutil.rmtree(folder, ignore_errors=True)
+        made.rename(folder)
+    return folder
+
+
+def _check_context(model_path: str, given: str, agent: AgentConfig) -> None:
     from transformers import AutoConfig
 
     try:
         context = getattr(AutoConfig.from_pretrained(model_path), "max_position_embeddings", None)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UserError(f"model.path={model_path}: no model's configuration can be loaded from it ({first})") from error
-    if context is not None and _longest(config) > context:
+        raise UserError(f"{given}: no model's configuration can be loaded from it ({first})") from error
+    longest = agent.max_prompt_tokens + agent.max_response_tokens
+    if context is not None and longest > context:
         raise UserError(
-            f"agent.max_prompt_tokens + agent.max_response_tokens = {_longest(config)}, but the model's context is "
-            f"{context} tokens; lower one of them"
+            f"agent.max_prompt_tokens + agent.max_response_tokens = {longest}, but the context of the model in "
+            f"{given} is {context} tokens; lower one of them"
         )
 
 

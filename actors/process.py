@@ -35,9 +35,20 @@ def log_to(folder: Path, actor: str) -> None:
 
 def last_lines(folder: Path, actor: str, count: int = 8) -> str:
     """The end of an actor's log; empty when it has none."""
+    return "\n".join(_end(folder, actor).splitlines()[-count:])
+
+
+def last_crash(folder: Path, actor: str) -> str:
+    """What Python's fault handler wrote into an actor's log when the process crashed; empty if it didn't."""
+    lines = [line for line in _end(folder, actor).splitlines() if line.startswith("Fatal Python error: ")]
+    return lines[-1] if lines else ""
+
+
+def _end(folder: Path, actor: str) -> str:
+    """The last 64 KiB of an actor's log: a crash ends with the stacks of all threads."""
     path = folder / f"{actor}.log"
     if not path.exists():
         return ""
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 16384))
-        return "\n".join(file.read().decode(errors="replace").splitlines()[-count:])
+        file.seek(max(0, path.stat().st_size - 65536))
+        return file.read().decode(errors="replace")

@@ -62,13 +62,15 @@ def carry_metrics(checkpoint: Path, run_dir: Path) -> None:
     A run that is resumed in its own folder thereby forgets what came after the checkpoint, also the
     trajectories that it is going to play again.
     """
-    old_dir, step = checkpoint.parent.parent, load(checkpoint).step
+    old_dir, state = checkpoint.parent.parent, load(checkpoint)
+    step = state.step
     if (old_dir / "metrics.jsonl").is_file():
         kept = [r for r in read(old_dir / "metrics.jsonl") if r["kind"] in ("step", "eval") and r["step"] <= step]
         resumed = {"kind": "event", "event": "resumed", "step": step, "path": str(checkpoint)}
         replace(run_dir / "metrics.jsonl", [*kept, resumed])
     if old_dir.resolve() == run_dir.resolve() and (played := run_dir / "trajectories.jsonl").is_file():
-        replace(played, [r for r in read(played) if r["batch"] < step])  # batch 0 is step 1's
+        released = state.pool.get("released", step)  # not the steps: a batch without a sound trajectory is none
+        replace(played, [r for r in read(played) if r["batch"] < released])
 
 
 def find(resume: str, outputs: Path) -> Path:

@@ -21,14 +21,14 @@ from actors import run_state
 from actors.broadcast import Broadcast
 from actors.calls import get
 from actors.crew import Crew
-from actors.learner import StepReport
 from actors.prepare import Prepared
 from actors.ray_metrics import RayMetrics
+from actors.reports import StepReport
 from actors.topology import Topology
 from actors.watch import Watch
 from agent.config import GroupConfig
 from agent.errors import Fault
-from agent.evaluation import subset, summarise
+from agent.evaluation import check_any_scored, subset, summarise
 from conf.schema import RunConfig
 from learner.checkpoint import write_checkpoint
 from learner.config import BFLOAT16_MISMATCH
@@ -38,6 +38,9 @@ from tracking.draws import write_draws
 from tracking.metrics import MetricsLog
 from tracking.progress import Progress
 from tracking.wandb_run import WandbRun
+
+BROKEN_BATCHES = 2
+"""Batches in a row of which the engines finish no episode, and the run ends: one is an engine that broke once."""
 
 
 class Supervisor:
@@ -187,8 +190,8 @@ class Supervisor:
         self.crew.serve(pool, GroupConfig())
         injected = 0
         for step in range(1, steps + 1):
-            with self._learners_turn(pool), self.watch.phase("expert seeding", learner=self.learner, pool=pool):
-                report: StepReport = self._wait(self.learner.seed.remote(pool), "learner")
+            with self.watch.phase("expert seeding", learner=self.learner, pool=pool):
+                report = self._learn(pool, self.learner.seed, "seeding-pool")
             if report.published:
                 self.crew.deliver(report.published)
             if step == steps:
@@ -212,8 +215,8 @@ class Supervisor:
         A Ctrl-C that comes too late for this step's release makes the next one the last.
         """
         started = time.perf_counter()
-        with self._learners_turn(self.pool), self.watch.phase(f"step {step}", learner=self.learner, pool=self.pool):
-            report: StepReport = self._wait(self.learner.step.remote(self.pool), "learner")
+        with self.watch.phase(f"step {step}", learner=self.learner, pool=self.pool):
+            report = self._learn(self.pool, self.learner.step, "pool")
         delivered = self.crew.deliver(report.published) if report.published else 0.0
         pool, search = self._wait(self.pool.report.remote(), "pool"), self._search_stats()
         now = time.perf_counter()
@@ -249,6 +252,29 @@ class Supervisor:
             self._save(step, state)
         return last
 
+    def _learn(self, pool: Any, learn: Any, name: str) -> StepReport:
+        """The learner's next step on a batch of ``pool``; ``learn`` is its method.
+
+        A batch without a sound trajectory is none: it is released, and the next one is waited for. The pool ends the
+        run after ``pool.max_empty_batches`` of them. Raises ``Fault`` before that if it is the engines that fail.
+        """
+        broken = 0
+        while True:
+            with self._learners_turn(pool):
+                report: StepReport = self._wait(learn.remote(pool), "learner")
+            unsound = report.unsound
+            if unsound is None:
+                return report
+            self._count(report)
+            self._event("unsound_batch", {"batch": report.batch, "why": unsound.why})
+            broken = broken + 1 if unsound.by_engines else 0
+            if broken >= BROKEN_BATCHES:
+                raise Fault(f"the engines finished no episode of {broken} batches in a row: {unsound.why}")
+            if self._stop:
+                raise Fault(f"stopped while no episode of batch {report.batch} was sound: {unsound.why}")
+            self._say(f"no episode of batch {report.batch} was sound, it is no step: {unsound.why}", "yellow")
+            self._wait(pool.release.remote(report.batch, snapshot=False), name)
+
     def _progress(self, step: int) -> str:
         """How far the run is: in trajectories or tokens if those are its limit, else in steps."""
         algorithm = self.config.algorithm
@@ -282,6 +308,7 @@ class Supervisor:
         started = time.perf_counter()
         with self.watch.phase("evaluation") as phase:
             rows = self.crew.evaluate(self._held_out, lambda done, total: phase.update(_questions(done, total)))
+        check_any_scored(rows)
         row = {"step": step, "data": self.prepared.task.name, **summarise(rows)}
         row["seconds"] = time.perf_counter() - started
         row["time_s"] = time.perf_counter() - self._began

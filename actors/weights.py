@@ -21,6 +21,7 @@ import torch
 import xxhash
 
 from agent.errors import Fault
+from learner.model_folder import INDEX, WEIGHTS, weight_files
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,8 +127,10 @@ class FolderChannel:
                     digest.update(block)
         return digest.hexdigest()
 
-    def _files(self, folder: Path) -> list[Path]:
-        return sorted(folder.glob("*.safetensors"))
+    def _files(self, folder: Path) -> tuple[Path, ...]:
+        """Those that a loader would read, where the folder says which; other copies may lie beside them."""
+        says = any((folder / name).is_file() for name in (WEIGHTS, INDEX))
+        return weight_files(folder) if says else tuple(sorted(folder.glob("*.safetensors")))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

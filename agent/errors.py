@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -23,6 +24,16 @@ class RetrievalError(Fault):
 
 class GenerationError(Fault):
     """The engine could not finish a completion. It excludes the trajectory from its group."""
+
+
+def commonest(faults: Sequence[str]) -> str:
+    """The fault that occurs most often among ``faults`` and how often that is, to end an error message with.
+
+    >>> commonest(["the engine is gone", "timeout", "the engine is gone"])
+    'the engine is gone (2 of 3)'
+    """
+    ((fault, count),) = Counter(faults).most_common(1)
+    return f"{fault} ({count} of {len(faults)})" if count < len(faults) else fault
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

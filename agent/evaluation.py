@@ -10,6 +10,7 @@ from typing import Any
 
 from agent.answers import exact_match, f1
 from agent.early_exit import Probe
+from agent.errors import Fault, commonest
 from agent.group import Player
 from agent.inference import Inference, Inferred, infer
 from agent.records import Question, Repeat
@@ -38,6 +39,8 @@ class EvalRow:
     action_tokens: int
     stop_reason: str
     fault: bool
+    error: str = ""
+    """What broke, if ``fault``."""
     skipped: int = 0
     """Searches that repeated an earlier query and weren't made."""
     withheld: int = 0
@@ -81,6 +84,7 @@ def eval_row(question: Question, inferred: Inferred, evidence_match: str) -> Eva
         action_tokens=trajectory.action_tokens,
         stop_reason=str(trajectory.stop_reason),
         fault=trajectory.stop_reason.is_fault,
+        error=trajectory.fault,
         skipped=trajectory.repeats(Repeat.QUERY),
         withheld=trajectory.repeats(Repeat.EVIDENCE),
         probes=tuple(ScoredProbe(probe=p, em=_em(p.answer, question)) for p in inferred.probes),
@@ -91,8 +95,18 @@ def _em(answer: str | None, question: Question) -> float:
     return 0.0 if answer is None else exact_match(answer, question.golden_answers)
 
 
+def check_any_scored(rows: Sequence[EvalRow]) -> None:
+    """Raises ``Fault`` with the reason if not one of ``rows`` has a score: that is no evaluation of a policy."""
+    if all(row.fault for row in rows):
+        why = commonest([f"{row.stop_reason}: {row.error}" for row in rows]) if rows else "there are no questions"
+        raise Fault(f"none of {len(rows)} questions could be evaluated: {why}")
+
+
 def summarise(rows: Sequence[EvalRow]) -> dict[str, Any]:
-    """The metrics of an evaluation: means over the rows without a fault, and ``em/<kind>`` per kind."""
+    """The metrics of an evaluation: means over the rows without a fault, and ``em/<kind>`` per kind.
+
+    A mean of nothing is None. ``error`` is the commonest fault's, if there was any.
+    """
     viable = [r for r in rows if not r.fault]
     recalls = [r.evidence for r in viable if r.evidence is not None]
     summary: dict[str, Any] = {
@@ -108,6 +122,8 @@ def summarise(rows: Sequence[EvalRow]) -> dict[str, Any]:
         "probe_tokens/mean": _mean([r.probe_tokens for r in viable]),
         "stop": dict(Counter(r.stop_reason for r in rows)),
     }
+    if errors := [r.error for r in rows if r.error]:
+        summary["error"] = commonest(errors)
     for kind in sorted({r.kind for r in viable if r.kind}):
         summary[f"em/{kind}"] = _mean([r.em for r in viable if r.kind == kind])
     return summary

@@ -166,12 +166,23 @@ class Dialogue:
     neutralised text into a tag or a special token all the same.
     """
 
-    def __init__(self, codec: TokenCodec, *, protocol: str, prompt: str, chat: bool, max_passage_chars: int) -> None:
+    def __init__(
+        self,
+        codec: TokenCodec,
+        *,
+        protocol: str,
+        prompt: str,
+        chat: bool,
+        max_passage_chars: int,
+        beginning: Sequence[int] = (),
+    ) -> None:
+        """``beginning`` are ids that every prompt starts with; a chat's template brings them itself."""
         one_of(protocol, PROTOCOLS, "agent.protocol")
         one_of(prompt, PROMPTS, "agent.prompt")
         self.protocol = PROTOCOLS[protocol]
         self.codec = codec
         self._chat = chat
+        self._beginning = tuple(beginning)
         self._template = PROMPTS[prompt]
         self._max_passage_chars = max_passage_chars
         self._forbidden = tuple({*self.protocol.tags, *codec.special_tokens})
@@ -189,10 +200,11 @@ class Dialogue:
             prompt=config.prompt,
             chat=config.chat,
             max_passage_chars=config.max_passage_chars,
+            beginning=() if config.chat else codec.beginning,
         )
 
     def prompt_ids(self, question: str) -> list[int]:
-        """(P,) ids of the prompt for ``question``."""
+        """(P,) ids of the prompt for ``question``, the tokenizer's own beginning included."""
         return [*self._prompt(question)]
 
     def _encode_prompt(self, question: str) -> tuple[int, ...]:
@@ -201,7 +213,7 @@ class Dialogue:
             for name in ("search_open", "search_close", "result_open", "result_close", "answer_open", "answer_close")
         }
         text = self._template.format(question=self._harmless(question)[0], **tags)
-        return tuple(self.codec.encode(self.codec.chat(text) if self._chat else text))
+        return (*self._beginning, *self.codec.encode(self.codec.chat(text) if self._chat else text))
 
     def observation_ids(self, passages: Sequence[Passage]) -> list[int]:
         """Ids of the result block that shows ``passages``, in their order, numbered from 1."""

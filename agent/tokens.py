@@ -21,6 +21,10 @@ class TokenCodec(Protocol):
     def special_ids(self) -> frozenset[int]:
         """The ids of ``special_tokens``."""
 
+    @property
+    def beginning(self) -> tuple[int, ...]:
+        """The ids that the model expects before a text: a begin token, or nothing. A chat brings its own."""
+
     def encode(self, text: str) -> list[int]:
         """Ids of ``text`` as it stands: no begin or end token is added, special tokens are recognised."""
 
@@ -31,17 +35,56 @@ class TokenCodec(Protocol):
         """``user`` as the first message of a conversation, up to where the assistant starts."""
 
 
-class Tokenizer:
-    """A Hugging Face tokenizer as a ``TokenCodec``. Raises ``UserError`` when ``path`` holds none."""
+SAMPLE = "Question: Who wrote Emma in 1815?\nAnswer: Jane Austen."
+"""A text that every tokenizer of a language model gives back as it was."""
 
-    def __init__(self, path: str | Path) -> None:
+
+class Tokenizer:
+    """A Hugging Face tokenizer as a ``TokenCodec``.
+
+    Raises ``UserError`` that starts with ``given`` (by default ``model.path=…``) when ``path`` holds none.
+    """
+
+    def __init__(self, path: str | Path, given: str | None = None) -> None:
         from transformers import AutoTokenizer
 
+        self._given = given or f"model.path={path}"
+        self._path = Path(path)
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(str(path))
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UserError(f"model.path={path}: no tokenizer can be loaded from it ({first})") from error
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        except Exception as error:  # what a damaged file raises depends on the kind of the tokenizer
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{self._given}: no tokenizer can be loaded from it ({first})") from error
+
+    def check(self, rows: int) -> None:
+        """Raises ``UserError`` unless this is a tokenizer for a model whose embedding has ``rows`` rows.
+
+        Where its files are missing, transformers makes an empty one without an error.
+        """
+        ids, files = self.encode(SAMPLE), ("tokenizer.json", "tokenizer_config.json")
+        missing = [name for name in files if not (self._path / name).is_file()]
+        hint = f" ({' and '.join(missing)} missing)" if missing else ""
+        if not ids:
+            raise UserError(
+                f"{self._given}: its tokenizer makes no tokens of a text{hint}; copy the tokenizer's files from the "
+                "model that the weights come from"
+            )
+        if (text := self.decode(ids)).strip() != SAMPLE:
+            raise UserError(
+                f"{self._given}: its tokenizer makes {text!r} of {SAMPLE!r}{hint}; copy the tokenizer's files from the "
+                "model that the weights come from"
+            )
+        token, highest = max(self._tokenizer.get_vocab().items(), key=lambda item: item[1])
+        if highest >= rows:
+            raise UserError(
+                f"{self._given}: its tokenizer has ids up to {highest} ({token}){hint}, and the model's embedding has "
+                f"{rows} rows; copy the tokenizer's files from the model that the weights come from, or resize the "
+                "embedding"
+            )
+        if not self.eos_ids:
+            raise UserError(
+                f"{self._given}: its tokenizer has no end token; name it as eos_token in tokenizer_config.json"
+            )
 
     @cached_property
     def special_tokens(self) -> tuple[str, ...]:
@@ -54,6 +97,15 @@ class Tokenizer:
     @cached_property
     def special_ids(self) -> frozenset[int]:
         return frozenset(self._tokenizer.convert_tokens_to_ids(list(self.special_tokens)))
+
+    @cached_property
+    def beginning(self) -> tuple[int, ...]:
+        # Whatever puts it there, a post-processor or add_bos_token; what comes after the text isn't taken.
+        text, whole = self.encode(SAMPLE), self._tokenizer.encode(SAMPLE, add_special_tokens=True)
+        for at in range(len(whole) - len(text) + 1):
+            if whole[at : at + len(text)] == text:
+                return tuple(whole[:at])
+        raise UserError(f"{self._given}: its tokenizer changes a text when it adds special tokens to it")
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -69,9 +121,16 @@ class Tokenizer:
     def chat(self, user: str) -> str:
         if not self._tokenizer.chat_template:
             raise UserError("agent.chat=true, but this model's tokenizer has no chat template; set agent.chat=false")
-        return self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True
-        )
+        try:
+            return self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template is a program
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"{self._given}: its chat template fails ({type(error).__name__}: {first}); mend it or set "
+                "agent.chat=false"
+            ) from error
 
     def save(self, path: str | Path) -> None:
         """Writes the tokenizer's files into the folder ``path``."""

@@ -18,9 +18,11 @@ from agent.errors import UserError
 from learner import lora
 from learner.attention import ATTENTION
 from learner.exactness import check_against_model, refuse_unsupported
+from learner.hub import local_folder
 from learner.logprobs import selected_logprobs
+from learner.model_folder import check_folder
 from learner.packing import PackedRow
-from learner.skeleton import qwen2_config
+from learner.skeleton import is_skeleton, qwen2_config
 
 ALIGNMENT = 64
 """Bytes; what torch's own allocations start at a multiple of."""
@@ -79,28 +81,24 @@ class Policy:
         gradient_checkpointing: bool = False,
         lora_rank: int = 0,
     ) -> Policy:
-        """The model at ``path``: loaded, or with random weights from ``seed`` where a folder has none.
+        """The model at ``path``, a folder or a hub name; a run's own skeleton gets random weights from ``seed``.
 
-        Raises ``UserError`` when there is no model there.
+        Raises ``UserError`` when there is no whole model there.
         """
-        folder = Path(path)
         kind = DTYPES[dtype]
-        if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        if is_skeleton(Path(path)):
+            config = AutoConfig.from_pretrained(path)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed % 2**63)
+                model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
+            model = _move(model, device, kind)
+        else:
             model = _loaded(path, device, kind)
-            return cls(model, gradient_checkpointing=gradient_checkpointing, lora_rank=lora_rank, seed=seed)
-        try:
-            config = AutoConfig.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise _unloadable(path, error) from error
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed % 2**63)
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
-        model = _move(model, device, kind)
         return cls(model, gradient_checkpointing=gradient_checkpointing, lora_rank=lora_rank, seed=seed)
 
     @classmethod
     def load(cls, path: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Policy:
-        """Loads a folder or hub name. Raises ``UserError`` when there is no model to load there."""
+        """Loads a folder or hub name. Raises ``UserError`` when there is no whole model there."""
         return cls(_loaded(path, device, dtype))
 
     @classmethod
@@ -259,16 +257,17 @@ class Policy:
 
 
 def _loaded(path: str | Path, device: str, dtype: torch.dtype) -> PreTrainedModel:
+    given = f"model.path={path}"
+    folder = local_folder(path, given)
+    check_folder(folder, given)  # transformers itself fills what is missing with random numbers
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, attn_implementation=ATTENTION)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True
+        )
     except (OSError, ValueError) as error:
-        raise _unloadable(path, error) from error
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{given}: no causal language model could be loaded ({reason})") from error
     return _move(model, device, dtype)
-
-
-def _unloadable(path: str | Path, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0]
-    return UserError(f"model.path={path}: no causal language model could be loaded ({reason})")
 
 
 def _move(model: PreTrainedModel, device: str, dtype: torch.dtype) -> PreTrainedModel:

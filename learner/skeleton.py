@@ -13,6 +13,9 @@ from learner.config import ModelConfig
 if TYPE_CHECKING:
     from transformers import Qwen2Config
 
+MARKER = "untrained.txt"
+"""The file by which a run knows the folder that it wrote itself: from no other may it take random weights."""
+
 
 def qwen2_config(sizes: Mapping[str, int], **settings: Any) -> Qwen2Config:
     """The configuration of a Qwen2 of these sizes, embeddings tied unless ``sizes`` says otherwise.
@@ -32,7 +35,8 @@ def qwen2_config(sizes: Mapping[str, int], **settings: Any) -> Qwen2Config:
 def write_skeleton(folder: Path, config: ModelConfig, *, context: int) -> None:
     """Writes ``config.json`` of a Qwen2 with ``config.architecture``'s sizes beside the tokenizer in ``folder``.
 
-    The learner builds its policy from this file and the engine starts from it, so that both agree.
+    The learner builds its policy from this file and the engine starts from it, so that both agree. ``MARKER`` comes
+    last, when the folder is whole.
     ``context`` is the longest sequence, in tokens. Raises ``UserError`` for a size that Qwen2 doesn't have.
     """
     from transformers import AutoTokenizer
@@ -47,3 +51,9 @@ def write_skeleton(folder: Path, config: ModelConfig, *, context: int) -> None:
         dtype=config.dtype,
         architectures=["Qwen2ForCausalLM"],
     ).save_pretrained(folder)
+    (folder / MARKER).write_text("No weights: a run started here from random ones. Its checkpoints hold the trained.\n")
+
+
+def is_skeleton(folder: Path) -> bool:
+    """Whether ``write_skeleton`` wrote ``folder``: a model without weights, to be built at random."""
+    return (folder / MARKER).is_file()

@@ -28,6 +28,7 @@ class _Characters:
 
     special_tokens: tuple[str, ...] = ()
     special_ids: frozenset[int] = frozenset()
+    beginning: tuple[int, ...] = ()
 
     def encode(self, text: str) -> list[int]:
         return [ord(character) for character in text]

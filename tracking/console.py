@@ -60,6 +60,8 @@ class Console:
             style="bold",
             markup=False,
         )
+        if faults := row.get("faults"):
+            self.say(f"{faults} more questions ended in a fault: {row.get('error', 'no reason was given')}", "yellow")
 
     def _print(self, what: Any, **how: Any) -> None:
         self._rich.print(what, **how)

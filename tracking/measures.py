@@ -58,11 +58,11 @@ def measures(rows: Sequence[Row], target_em: float | None) -> dict[str, float | 
     ``recovered_*_share`` of those that were trained on and bore signal. Quarters are of the rollouts.
     """
     steps = [r for r in rows if r["kind"] == "step"]
-    evals = [r for r in rows if r["kind"] == "eval"]
+    evals = evaluations(rows)
     played = sum(r["rollout/trajectories"] for r in steps)
     tokens = sum(r["rollout/action_tokens"] for r in steps)
     # What came before the first step, the expert seeding, is in the totals of the evaluations alone.
-    before = evals[0] if evals else {"rollouts": 0, "generated_tokens": 0}
+    before = next((r for r in rows if r["kind"] == "eval"), {"rollouts": 0, "generated_tokens": 0})
     signal = sum(r["groups/signal"] for r in steps)
     trained = sum(trained_groups(r) for r in steps)
     quarter = quarters(steps)
@@ -80,6 +80,11 @@ def measures(rows: Sequence[Row], target_em: float | None) -> dict[str, float | 
     for kind in ("too_hard", "too_easy"):
         found[f"recovered_{kind}_share"] = _share(sum(r[f"pool/recovered_{kind}"] for r in steps), trained)
     return found
+
+
+def evaluations(rows: Sequence[Row]) -> list[Row]:
+    """The evaluations that scored something: one in which every episode broke says nothing of the policy."""
+    return [r for r in rows if r["kind"] == "eval" and r["em"] is not None]
 
 
 def _evaluated(evals: Sequence[Row], target_em: float | None) -> dict[str, float | None]:

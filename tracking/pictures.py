@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from tracking.measures import half_width, per_question, recycled_share
+from tracking.measures import evaluations, half_width, per_question, recycled_share
 from tracking.sweep import Status
 
 Row = Mapping[str, Any]
@@ -56,7 +56,7 @@ def draw(folder: Path, report: Mapping[str, Any], rows: Mapping[str, Sequence[Ro
 
 def evaluated(rows: Sequence[Row], x: str) -> Curve:
     """Held-out EM of a run against ``x`` (``rollouts`` or ``generated_tokens``)."""
-    evals = [r for r in rows if r["kind"] == "eval"]
+    evals = evaluations(rows)
     return [r[x] for r in evals], [r["em"] for r in evals]
 
 
@@ -136,7 +136,8 @@ def _em(runs: Runs, target: float | None) -> Figure:
         (("rollouts", "rollouts"), ("generated_tokens", "generated tokens")),
         strict=True,
     ):
-        _lines(axes, {name: [evaluated(rows, x) for rows in of] for name, of in runs.items()})
+        curves = {name: [curve for rows in of if (curve := evaluated(rows, x))[0]] for name, of in runs.items()}
+        _lines(axes, curves)
         if target is not None:
             axes.axhline(target, color="0.5", linewidth=0.8, linestyle=":")
         _dress(axes, label, "held-out exact match" if x == "rollouts" else "")

@@ -13,7 +13,7 @@ from agent.errors import UserError
 from tracking.config import ReportConfig
 from tracking.console import Console
 from tracking.draws import read_draws, summarise_draws
-from tracking.measures import measures, paired, pooled
+from tracking.measures import evaluations, measures, paired, pooled
 from tracking.metrics import read
 from tracking.sweep import Plan, Status, read_plan, settings, status
 
@@ -113,7 +113,7 @@ def summary(
     jobs = []
     for job in plan.jobs:
         state, message = status(folder / job.name)
-        evals = [r for r in rows[job.name] if r["kind"] == "eval"]
+        evals = evaluations(rows[job.name])
         found = measures(rows[job.name], config.target_em) | _drawn(folder / job.name)
         jobs.append(
             {

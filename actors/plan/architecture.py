@@ -116,6 +116,8 @@ def _from_json(file: Path) -> Architecture:
         found = json.loads(file.read_text())
     except ValueError as error:
         raise UserError(f"{file}: not JSON ({error}); model.path must be a model's folder") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: no JSON object; model.path must be a model's folder")
     # A configuration without this field means transformers' default, which is not to tie.
     return _build(found.get("model_type", ""), {"tie_word_embeddings": False, **found}, str(file))
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -109,8 +109,9 @@ class Board:
 class FakeWorker:
     """A rollout worker that follows ``script``: for each method, what its successive calls do.
 
-    ``die`` ends the process, ``fault`` and ``user`` raise, ``gate:NAME`` waits for a gate of the board and goes
-    on. It insists on being used as a worker may be: started first, loaded before it serves, never an older version.
+    ``die`` ends the process, ``fault`` and ``user`` raise, ``faults`` gives an evaluation of nothing but faults,
+    ``gate:NAME`` waits for a gate of the board and goes on. It insists on being used as a worker may be: started first,
+    loaded before it serves, never an older version.
     """
 
     def __init__(self, name: str, board: Any, page: str, script: dict[str, list[str]]) -> None:
@@ -194,11 +195,12 @@ class FakeWorker:
     async def evaluate(self, questions: tuple[Question, ...]) -> list[EvalRow]:
         assert self._version is not None, "evaluates without weights"
         self._evaluating += 1
-        await self._act("evaluate", str(len(questions)), f"at once {self._evaluating}")
+        step = await self._act("evaluate", str(len(questions)), f"at once {self._evaluating}")
         self._evaluating -= 1
-        return [row_of(q) for q in questions]
+        return [replace(row_of(q), fault=step == "faults") for q in questions]
 
-    async def _act(self, method: str, *details: str) -> None:
+    async def _act(self, method: str, *details: str) -> str:
+        """Does what the script says, and says what that was."""
         await self._board.write.remote(self._page, self._name, method, *details)
         steps = self._script.get(method, [])
         step = steps.pop(0) if steps else ""
@@ -211,6 +213,7 @@ class FakeWorker:
             raise UserError(f"{method} got bad input")
         elif step.startswith("gate:"):
             await self._board.gate.remote(self._page, step.removeprefix("gate:"))
+        return step
 
 
 def row_of(question: Question) -> EvalRow:

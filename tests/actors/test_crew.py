@@ -17,7 +17,7 @@ import pytest
 import ray
 from ray_fakes import PATIENCE_S, Board, FakeWorker, Version, result, row_of, until
 
-from actors.calls import get
+from actors.calls import Died, get
 from actors.crew import Crew
 from actors.process import log_to
 from agent.config import GroupConfig
@@ -327,13 +327,74 @@ def test_a_worker_that_stops_serving_is_replaced_while_the_crew_waits_for_others
 
 
 def test_too_many_deaths_end_the_run(house: House) -> None:
-    crew = house.crew(1, {f"rollout-{i}": {"start": ["fault"]} for i in range(3)}, max_restarts=2)
-    wanted = (
-        r"^rollout-2 failed, and cluster.max_restarts=2 workers have been replaced already: rollout-2: start broke$"
-    )
+    """Of processes that somebody kills: nothing says that the next one would be killed too."""
+    crew = house.crew(1, {f"rollout-{i}": {"start": ["die"]} for i in range(3)}, max_restarts=2)
+    wanted = r"^rollout-2 failed, and cluster.max_restarts=2 workers have been replaced already: rollout-2 died \("
     with pytest.raises(Fault, match=wanted):
         house.patiently(crew.deliver, Version(0))
     assert [name for name, _ in house.lost] == ["rollout-0", "rollout-1", "rollout-2"]
+
+
+# --- what would only happen again ------------------------------------------------------------------
+
+
+def test_an_engine_that_has_never_started_is_not_started_again(house: House) -> None:
+    crew = house.crew(1, {"rollout-0": {"start": ["fault"]}})
+    with pytest.raises(Fault, match=r"^every worker would fail as rollout-0: start broke$"):
+        house.patiently(crew.deliver, Version(0))
+    assert house.lost == []
+    assert house.events("rollout-1") == []
+
+
+def test_the_cause_comes_with_the_logs_last_lines(house: House, tmp_path: Path) -> None:
+    (tmp_path / "rollout-0.log").write_text("what vLLM said\n")
+    crew = house.crew(1, {"rollout-0": {"start": ["fault"]}})
+    with pytest.raises(Fault, match=r"rollout-0: start broke; its last lines:\nwhat vLLM said$"):
+        house.patiently(crew.deliver, Version(0))
+
+
+def test_an_engine_that_starts_elsewhere_is_started_once_more(house: House) -> None:
+    crew = house.crew(1, {"rollout-0": {"receive": ["", "die"]}, "rollout-1": {"start": ["fault"]}})
+    house.patiently(crew.deliver, Version(0))
+    house.patiently(crew.deliver, Version(1))
+    assert [name for name, _ in house.lost] == ["rollout-0", "rollout-1"]
+    assert [w.name for w in crew.live] == ["rollout-2"]
+
+
+@pytest.mark.parametrize("call", ["start", "receive"])
+def test_what_two_workers_in_a_row_raise_alike_is_not_tried_a_third_time(house: House, call: str) -> None:
+    scripts = {"rollout-0": {"receive": ["", "die"]}, "rollout-1": {call: ["fault"]}, "rollout-2": {call: ["fault"]}}
+    crew = house.crew(1, scripts, max_restarts=9)
+    house.patiently(crew.deliver, Version(0))
+    with pytest.raises(Fault, match=rf"^every worker would fail as rollout-2: {call} broke$"):
+        house.patiently(crew.deliver, Version(1))
+    assert [name for name, _ in house.lost] == ["rollout-0", "rollout-1"]
+
+
+def test_a_share_of_an_evaluation_that_breaks_two_workers_is_not_played_by_a_third(house: House) -> None:
+    crew = house.crew(1, {f"rollout-{i}": {"evaluate": ["fault"]} for i in range(9)}, max_restarts=9)
+    house.patiently(crew.deliver, Version(0))
+    with pytest.raises(Fault, match=r"^every worker would fail as rollout-1: evaluate broke$"):
+        house.patiently(crew.evaluate, QUESTIONS)
+    assert [name for name, _ in house.lost] == ["rollout-0"]
+
+
+def test_an_evaluation_without_a_sound_episode_ends_with_the_engine_that_breaks(house: House) -> None:
+    """An engine that dies of its first request: what was in it comes back as faults, what comes later is raised."""
+    crew = house.crew(1, {"rollout-0": {"evaluate": ["faults", "faults", "fault"]}})
+    house.patiently(crew.deliver, Version(0))
+    with pytest.raises(Fault, match=r"^every worker would fail as rollout-0: evaluate broke$"):
+        house.patiently(partial(crew.evaluate, chunk=2), QUESTIONS)
+    assert house.lost == []
+
+
+def test_groups_that_break_workers_in_a_long_run_cost_a_worker_each(house: House) -> None:
+    """Hours may lie between two that break alike."""
+    crew = house.crew(1, {f"rollout-{i}": {"run": ["fault"]} for i in range(3)}, max_restarts=3)
+    house.patiently(crew.deliver, Version(0))
+    crew.serve("pool", PLAIN)
+    house.watch(crew, "rollout-3", "run", "0")
+    assert [cause for _, cause in house.lost] == [f"rollout-{i}: run broke" for i in range(3)]
 
 
 def test_a_users_mistake_ends_the_run_and_costs_no_worker(house: House) -> None:
@@ -365,6 +426,8 @@ class Failing:
         if how == "die":
             print("the last words", flush=True)
             os._exit(1)
+        if how == "crash":
+            os.abort()
         raise {"user": UserError("file.jsonl:3: bad"), "fault": Fault("it broke"), "bug": KeyError("x")}[how]
 
 
@@ -401,6 +464,12 @@ def test_a_dead_actor_is_reported_with_its_last_words(failing: Any, tmp_path: Pa
         get(failing.fail.remote("die"), "failing", tmp_path)
     with pytest.raises(Fault, match=r"^other died \(\w+\)$"):
         get(failing.ready.remote(), "other", tmp_path)
+
+
+def test_a_crash_is_told_from_a_death(failing: Any, tmp_path: Path) -> None:
+    with pytest.raises(Died, match=r"^failing died \(\w+: Fatal Python error: Aborted\); its last lines:\n") as error:
+        get(failing.fail.remote("crash"), "failing", tmp_path)
+    assert error.value.crash == "Fatal Python error: Aborted"
 
 
 def test_waiting_for_an_actor_raises_its_error(house: House, failing: Any) -> None:

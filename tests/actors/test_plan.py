@@ -125,7 +125,7 @@ def test_a_folder_at_hand_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
-    [('{"hidden_size": 8}', "num_hidden_layers is None"), ("hello", "not JSON")],
+    [('{"hidden_size": 8}', "num_hidden_layers is None"), ("hello", "not JSON"), ("[]", "no JSON object")],
 )
 def test_a_folder_with_a_bad_configuration_is_named(tmp_path: Path, text: str, complaint: str) -> None:
     (tmp_path / "config.json").write_text(text)

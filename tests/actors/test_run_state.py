@@ -176,6 +176,15 @@ def test_a_run_that_goes_on_in_its_own_folder_forgets_what_came_after_its_checkp
         MetricsLog(run / "metrics.jsonl").write("step", {"step": 3})
 
 
+def test_trajectories_go_by_batches_of_which_not_each_is_a_step(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    path = checkpoint(run, 2, {"weight": np.ones(2), "released": 3})
+    MetricsLog(run / "metrics.jsonl").write("step", {"step": 1})
+    replace(run / "trajectories.jsonl", [{"batch": batch} for batch in range(5)])
+    run_state.carry_metrics(path, run)
+    assert read(run / "trajectories.jsonl") == [{"batch": batch} for batch in range(3)]
+
+
 def test_a_row_that_was_never_finished_is_left_behind(tmp_path: Path) -> None:
     path = old_run(tmp_path / "old")
     with (tmp_path / "old" / "metrics.jsonl").open("a") as file:

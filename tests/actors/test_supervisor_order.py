@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +20,8 @@ import pytest
 
 from actors import run_state, supervisor
 from actors.config import ClusterConfig
-from actors.learner import StepReport
 from actors.prepare import Prepared
+from actors.reports import StepReport, Unsound
 from actors.supervisor import Supervisor
 from agent.config import GroupConfig
 from agent.errors import Fault
@@ -62,10 +63,21 @@ class Remote:
 class World:
     """What has happened so far, in order, and what the fakes know of each other."""
 
-    def __init__(self, *, barren: tuple[int, ...] = (), interrupt: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        barren: tuple[int, ...] = (),
+        unsound: Mapping[int, Unsound] | None = None,
+        faults: tuple[int, ...] = (),
+        interrupt: tuple[str, ...] = (),
+    ) -> None:
         self.events: list[str] = []
         self.barren = barren
         """Batches that nothing can be learnt from."""
+        self.unsound = unsound or {}
+        """Batches (of the seeding's pool, where there is one) in which every episode ends in a fault, and which."""
+        self.faults = faults
+        """Versions with which every episode of an evaluation ends in a fault."""
         self.interrupt = list(interrupt)
         """Events during which Ctrl-C is pressed."""
         self.published = 0
@@ -89,7 +101,7 @@ class World:
 class FakeLearner(Remote):
     def __init__(self, world: World) -> None:
         self._world = world
-        self._step = 0
+        self._step = self._batch = 0
 
     def start(self) -> int:
         return 1000
@@ -112,6 +124,9 @@ class FakeLearner(Remote):
         assert world.delivered == world.published, "a step while workers hold old weights"
         assert world.asleep == world.turns
         pool.taken += 1
+        if why := world.unsound.get(pool.taken - 1):
+            world.happens(f"unsound seed {pool.taken}")
+            return unsound(pool.taken - 1, world.published, why)
         world.happens(f"seed {pool.taken}")
         world.published += 1
         metrics = {"rollout/trajectories": 8, "rollout/action_tokens": 100, "learner/expert_sequences": 1}
@@ -120,7 +135,7 @@ class FakeLearner(Remote):
 
     def begin(self, checkpoint: Path | None) -> Any:
         if checkpoint is not None:
-            self._step = self._world.published = run_state.load(checkpoint).step
+            self._step = self._batch = self._world.published = run_state.load(checkpoint).step
         self._world.happens(f"begin {self._step}")
         return SimpleNamespace(version=self._world.published)
 
@@ -137,8 +152,12 @@ class FakeLearner(Remote):
         assert world.serving is pool, "a batch that nobody plays"
         assert not world.closed, "a batch of a closed pool"
         assert world.delivered == world.published, "a step while workers hold old weights"
-        assert world.released == self._step, "a step before the last batch was released"
-        batch, self._step = self._step, self._step + 1
+        assert world.released == self._batch, "a step before the last batch was released"
+        batch, self._batch = self._batch, self._batch + 1
+        if why := world.unsound.get(batch):
+            world.happens(f"unsound batch {batch}")
+            return unsound(batch, world.published, why)
+        self._step += 1
         world.happens(f"step {self._step}")
         published = None
         if batch not in world.barren:
@@ -159,9 +178,14 @@ class FakeLearner(Remote):
         return StepReport(batch=batch, version=world.published, published=published, metrics=metrics)
 
     def save(self, folder: Path) -> None:
-        assert self._world.released == self._step, "a checkpoint before the release"
+        assert self._world.released == self._batch, "a checkpoint before the release"
         (folder / "model.safetensors").write_text(f"weights {self._world.published}")
         self._world.happens(f"save {self._step}")
+
+
+def unsound(batch: int, version: int, why: Unsound) -> StepReport:
+    metrics = {"rollout/trajectories": 8, "rollout/action_tokens": 0}
+    return StepReport(batch=batch, version=version, published=None, metrics=metrics, unsound=why)
 
 
 class FakePool(Remote):
@@ -305,7 +329,8 @@ class FakeCrew:
         assert self.world.delivered == self.world.published
         self.world.happens(f"evaluate version {self.world.delivered}")
         played(len(questions), len(questions))
-        return [ROW] * len(questions)
+        broken = replace(ROW, stop_reason="generation_failed", fault=True, error="head size 16")
+        return [broken if self.world.delivered in self.world.faults else ROW] * len(questions)
 
     def dismiss(self) -> None:
         assert self.world.closed or not self.world.serving, "workers that wait for a claim never end"
@@ -434,6 +459,64 @@ def test_a_step_that_learnt_nothing_delivers_nothing_and_releases_its_batch(play
     rows = read(driver.metrics.path, "step")
     assert [row["version"] for row in rows] == [1, 1, 2]
     assert [row["weights/publish_s"] for row in rows] == [0.75, 0.25, 0.75]
+
+
+# --- where everything fails ------------------------------------------------------------------------
+
+BY_ENGINES = Unsound(why="generation_failed: head size 16", by_engines=True)
+NO_SEARCH = Unsound(why="retrieval_failed: the retrieval actor failed", by_engines=False)
+
+
+def test_a_batch_without_a_sound_trajectory_is_no_step(play: Play) -> None:
+    world = World(unsound={1: NO_SEARCH, 2: NO_SEARCH, 3: BY_ENGINES})
+    driver, summary = play(world, 2)
+    assert world.events[len(BEGINNING) :] == [
+        *("step 1", "deliver 1", "release 1"),
+        *("unsound batch 1", "release 2", "unsound batch 2", "release 3", "unsound batch 3", "release 4"),
+        *("step 2", "deliver 2", "evaluate version 2", "close", "release 5 with state", "save 2"),
+        "dismiss",
+    ]
+    assert [row["step"] for row in read(driver.metrics.path, "step")] == [1, 2]
+    events = [e for e in read(driver.metrics.path, "event") if e["event"] == "unsound_batch"]
+    assert [(e["batch"], e["why"]) for e in events] == [(1, NO_SEARCH.why), (2, NO_SEARCH.why), (3, BY_ENGINES.why)]
+    assert summary["step"] == 2
+    assert summary["rollouts"] == 5 * 8, "what was played has cost something"
+
+
+def test_engines_that_finish_nothing_end_the_run_with_the_second_batch(play: Play) -> None:
+    world = World(unsound={0: BY_ENGINES, 1: BY_ENGINES})
+    with pytest.raises(Fault, match=r"^the engines finished no episode of 2 batches in a row: .*: head size 16$"):
+        play(world, 2)
+    assert world.events[len(BEGINNING) :] == ["unsound batch 0", "release 1", "unsound batch 1"]
+
+
+def test_an_unsound_batch_of_the_seeding_is_none_of_its_steps(play: Play) -> None:
+    world = World(unsound={0: NO_SEARCH})
+    play(world, 0 + 1, seeding=1)
+    seeding = world.events[world.events.index("serve the seeding") + 1 : world.events.index("rest")]
+    assert seeding == [
+        *("unsound seed 1", "release seed 1"),
+        *("seed 2", "deliver 1", "close seeding", "release seed 2"),
+    ]
+
+
+def test_a_run_that_is_stopped_where_everything_fails_says_so(play: Play) -> None:
+    world = World(unsound={1: NO_SEARCH}, interrupt=("unsound batch 1",))
+    with pytest.raises(Fault, match=r"^stopped while no episode of batch 1 was sound: retrieval_failed"):
+        play(world, 3)
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_an_evaluation_without_a_score_ends_the_run_and_leaves_no_row(play: Play, tmp_path: Path, version: int) -> None:
+    world = World(faults=(version,))
+    wanted = r"^none of 2 questions could be evaluated: generation_failed: head size 16$"
+    with pytest.raises(Fault, match=wanted):
+        play(world, 1)
+    assert [row["step"] for row in read(tmp_path / "run" / "metrics.jsonl", "eval")] == [*range(version)]
+    assert not [event for event in world.events if "save" in event]
+
+
+# --- a shared card ---------------------------------------------------------------------------------
 
 
 def test_on_a_shared_card_the_engines_sleep_while_the_learner_works(play: Play) -> None:

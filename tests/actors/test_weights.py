@@ -169,6 +169,14 @@ def test_other_files_in_the_folder_are_no_weights(tmp_path: Path) -> None:
     assert set(asyncio.run(channel.receive(published))) == {"a", "b", "c"}
 
 
+def test_another_copy_beside_the_weights_is_none_of_them(tmp_path: Path) -> None:
+    channel, folder = FolderChannel(), _folder(tmp_path / "model")
+    save_file({"d": torch.ones(1)}, folder / "model.safetensors")
+    published = channel.publish(folder, 3)
+    save_file({"tok_embeddings": torch.ones(1)}, folder / "consolidated.safetensors")
+    assert set(asyncio.run(channel.receive(published))) == {"d"}
+
+
 @pytest.mark.parametrize("damage", ["bit", "missing", "more"])
 def test_a_folder_that_has_changed_is_refused(tmp_path: Path, damage: str) -> None:
     channel = FolderChannel()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 import pytest
 
 from agent.config import AgentConfig, RewardConfig
-from agent.errors import RetrievalError
-from agent.evaluation import EvalRow, eval_row, evaluate, subset, summarise
+from agent.errors import Fault, RetrievalError
+from agent.evaluation import EvalRow, check_any_scored, eval_row, evaluate, subset, summarise
 from agent.group import Player, play_group
 from agent.inference import Inferred
 from agent.protocol import Dialogue
@@ -155,6 +156,29 @@ def test_a_summary_leaves_faults_out():
         "em/comparison": 1.0,
     }
     assert summarise([])["em"] is None
+
+
+def test_what_broke_is_kept(make_player, codec, austen):
+    questions = [Question(id=f"q{i}", text=f"{i}?", golden_answers=("Jane Austen",)) for i in range(3)]
+    player = make_player(Policy(codec, lambda n: "Jane Austen"), Shelf([austen], failing={0}))
+    rows = asyncio.run(evaluate(player, questions, evidence_match="title"))
+    assert [row.error for row in rows] == ["timeout", "", ""]
+    assert summarise(rows)["error"] == "timeout"
+    assert "error" not in summarise(rows[1:])
+    check_any_scored(rows)
+
+
+def test_an_evaluation_in_which_everything_breaks_is_none(make_player, codec, austen):
+    questions = [Question(id=f"q{i}", text=f"{i}?", golden_answers=("Jane Austen",)) for i in range(3)]
+    player = make_player(Policy(codec, lambda n: "Jane Austen"), Shelf([austen], failing={0, 1, 2}))
+    rows = asyncio.run(evaluate(player, questions, evidence_match="title"))
+    with pytest.raises(Fault, match=r"^none of 3 questions could be evaluated: retrieval_failed: timeout$"):
+        check_any_scored(rows)
+    other = dataclasses.replace(rows[0], stop_reason="generation_failed", error="head size 16")
+    with pytest.raises(Fault, match=r"retrieval_failed: timeout \(2 of 3\)$"):
+        check_any_scored([*rows[1:], other])
+    with pytest.raises(Fault, match=r"^none of 0 questions could be evaluated: there are no questions$"):
+        check_any_scored([])
 
 
 def test_a_subset_is_spread_over_the_whole_list():

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from string import ascii_letters, digits, punctuation
+
 import pytest
 
+from agent.config import AgentConfig
 from agent.errors import UserError
-from agent.records import Passage
+from agent.protocol import Dialogue
+from agent.records import Passage, Question
 from agent.tokens import Tokenizer
+from tasks.demonstrations import Demonstration, Move, as_trajectory
+from tasks.tokenizer import train
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -82,3 +89,201 @@ def test_no_document_or_question_forges_a_token(tokenizer, make_dialogue, attack
     asked, plain = dialogue.prompt_ids(f"Who {attack} ?"), dialogue.prompt_ids("Who ?")
     for special in tokenizer.special_ids:
         assert asked.count(special) == plain.count(special)
+
+
+def test_a_chat_template_that_fails_is_the_users_to_mend(made):
+    with pytest.raises(UserError, match=r"its chat template fails \(UndefinedError: .*agent\.chat=false") as error:
+        Tokenizer(made("broken chat", "{{ messages[0].no.such.field }}")).chat("Who?")
+    assert "\n" not in str(error.value)
+
+
+# --- a tokenizer that is whole, and the model's ---------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A whole tokenizer of a Qwen2, beside the model's configuration."""
+    from transformers import Qwen2Config
+
+    train(("who wrote Emma?",), tags=("<search>",), folder=tmp_path, vocab_size=270)
+    Qwen2Config(vocab_size=270, hidden_size=8, num_attention_heads=1).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def rows(folder) -> int:
+    return len(Tokenizer(folder)._tokenizer)
+
+
+def test_a_whole_tokenizer_fits_an_embedding_of_as_many_rows_or_more(folder):
+    Tokenizer(folder).check(rows(folder))
+    Tokenizer(folder).check(rows(folder) + 64)
+
+
+def test_a_tokenizer_of_another_model(folder):
+    with pytest.raises(UserError, match=r"checkpoint=here: its tokenizer has ids up to \d+ \(.*embedding has 200 rows"):
+        Tokenizer(folder, "checkpoint=here").check(200)
+
+
+def test_an_added_token_that_the_embedding_has_no_row_for(folder):
+    before = rows(folder)
+    tokenizer = Tokenizer(folder)
+    tokenizer._tokenizer.add_tokens(["<think>"])
+    tokenizer.save(folder)
+    with pytest.raises(UserError, match=rf"has ids up to {before} \(<think>\)"):
+        Tokenizer(folder).check(before)
+
+
+@pytest.mark.parametrize("missing", [("tokenizer.json",), ("tokenizer.json", "tokenizer_config.json")])
+def test_missing_files_make_an_empty_tokenizer_which_is_refused(folder, missing):
+    for name in missing:
+        (folder / name).unlink()
+    with pytest.raises(UserError, match=rf"makes no tokens of a text \({' and '.join(missing)} missing\)") as error:
+        Tokenizer(folder).check(1000)
+    assert "\n" not in str(error.value)
+
+
+def test_without_its_settings_a_tokenizer_has_a_token_too_many(folder):
+    fits = rows(folder)
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match=r"\(tokenizer_config\.json missing\)"):
+        Tokenizer(folder).check(fits)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"model": {"type": "BPE"}}', "null"])
+def test_a_garbled_tokenizer_is_one_line(folder, content):
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=r"^model\.path=.*") as error:
+        Tokenizer(folder).check(1000)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_that_doesnt_give_a_text_back(folder):
+    from transformers import PreTrainedTokenizerFast
+
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"normalizer": {"type": "Lowercase"}}))
+    PreTrainedTokenizerFast(tokenizer_file=str(file), eos_token="<|end|>").save_pretrained(folder / "alone")
+    with pytest.raises(UserError, match=r"its tokenizer makes 'question: who wrote .*' of 'Question: Who wrote "):
+        Tokenizer(folder / "alone").check(1000)
+
+
+def test_a_tokenizer_without_an_end_token(folder):
+    from transformers import PreTrainedTokenizerFast
+
+    alone = folder / "alone"
+    PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json")).save_pretrained(alone)
+    with pytest.raises(UserError, match="has no end token"):
+        Tokenizer(alone).check(1000)
+
+
+# --- what the model expects before a text ---------------------------------------------------------
+
+BOS, EOS = 1, 2
+
+
+@pytest.fixture
+def family(tmp_path, made):
+    """A saved tokenizer by the name of its kind."""
+
+    def of_characters(kind, name, **settings):
+        """A Llama's or Gemma's: characters, and bytes for what isn't one of them."""
+        import transformers
+
+        pieces = [
+            "<unk>",
+            "<s>",
+            "</s>",
+            *(f"<0x{b:02X}>" for b in range(256)),
+            "▁",
+            *ascii_letters,
+            *digits,
+            *punctuation,
+        ]
+        special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
+        vocabulary = {piece: i for i, piece in enumerate(pieces)}
+        made = getattr(transformers, f"{kind}Tokenizer")(vocab=vocabulary, merges=[], **special, **settings)
+        made.save_pretrained(tmp_path / name)
+        getattr(transformers, f"{kind}Config")().save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    def processed(name, single):
+        """A byte-level one with a post-processor, as Llama 3 has it; ``single`` is its template."""
+        from tokenizers import Tokenizer as Fast
+        from tokenizers.processors import TemplateProcessing
+        from transformers import PreTrainedTokenizerFast
+
+        fast = Fast.from_file(str(made(name, None) / "tokenizer.json"))
+        fast.add_special_tokens(["<s>", "</s>"])
+        ids = [(token, fast.token_to_id(token)) for token in ("<s>", "</s>")]
+        fast.post_processor = TemplateProcessing(single=single, special_tokens=ids)
+        wrapped = PreTrainedTokenizerFast(tokenizer_object=fast, bos_token="<s>", eos_token="</s>")
+        wrapped.chat_template = "{{ bos_token }}" + TEMPLATE
+        wrapped.save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    kinds = {
+        "qwen2": lambda: train(("who?",), tags=(), folder=tmp_path / "qwen2", vocab_size=270),
+        "llama": lambda: of_characters("Llama", "llama", add_bos_token=True),
+        "llama without": lambda: of_characters("Llama", "llama-without", add_bos_token=False),
+        "llama with end": lambda: of_characters("Llama", "llama-with-end", add_bos_token=True, add_eos_token=True),
+        "gemma": lambda: of_characters("Gemma", "gemma", add_bos_token=True),
+        "processor": lambda: processed("begin", "<s> $A"),
+        "processor with end": lambda: processed("both", "<s> $A </s>"),
+        "end alone": lambda: processed("end", "$A </s>"),
+    }
+    return lambda kind: Tokenizer(kinds[kind]())
+
+
+@pytest.mark.parametrize(
+    ("kind", "begins"),
+    [
+        ("qwen2", False),
+        ("llama", True),
+        ("llama without", False),
+        ("llama with end", True),
+        ("gemma", True),
+        ("processor", True),
+        ("processor with end", True),
+        ("end alone", False),
+    ],
+)
+@pytest.mark.parametrize("prompt", ["plain", "instruct"])
+def test_a_prompt_begins_as_the_tokenizer_begins_a_text(family, kind, begins, prompt):
+    tokenizer = family(kind)
+    inner = tokenizer._tokenizer
+    assert tokenizer.beginning == ((inner.bos_token_id,) if begins else ())
+    ids = Dialogue.of(tokenizer, AgentConfig(prompt=prompt, chat=False)).prompt_ids("Who wrote Emma?")
+    whole = inner.encode(inner.decode(ids[begins:]), add_special_tokens=True)
+    assert ids == whole[: len(ids)], "what transformers would give the model"
+    assert inner.eos_token_id not in ids
+    assert ids.count(inner.bos_token_id) == begins or not begins
+
+
+def test_only_a_prompt_begins_a_text(family):
+    """What follows in the same sequence, actions and observations, has no beginning of its own."""
+    tokenizer = family("llama")
+    dialogue = Dialogue.of(tokenizer, AgentConfig(prompt="plain", chat=False))
+    passage = Passage(id="1", title="Emma", text="a novel <s> by </s>")
+    question = Question(id="q", text="Who wrote <s> Emma?", golden_answers=("Austen",))
+    moves = (Move(action="<search> Emma</search>", passages=(passage,)), Move(action="<answer> Austen</answer>"))
+    expert = as_trajectory(Demonstration(question=question, moves=moves), dialogue)
+    assert expert.prompt_ids.tolist() == dialogue.prompt_ids(question.text)
+    assert [*expert.prompt_ids, *expert.token_ids].count(BOS) == 1
+    assert expert.prompt_ids[0] == BOS
+    assert EOS not in expert.token_ids
+
+
+def test_a_chat_brings_its_own_beginning_once(family):
+    tokenizer = family("processor with end")
+    ids = Dialogue.of(tokenizer, AgentConfig(chat=True)).prompt_ids("Who?")
+    (begin,) = tokenizer.beginning
+    assert ids[0] == begin
+    assert ids.count(begin) == 1
+
+
+def test_a_beginning_counts_towards_the_prompts_length(family):
+    plain, begun = (
+        Dialogue.of(family(kind), AgentConfig(prompt="plain", chat=False)).prompt_ids("Who?")
+        for kind in ("llama without", "llama")
+    )
+    assert len(begun) == len(plain) + 1

@@ -23,9 +23,11 @@ from transformers import (
 
 from agent.errors import UserError
 from learner.attention import ATTENTION
+from learner.config import ModelConfig
 from learner.packing import pack_rows
 from learner.policy import ALIGNMENT, Policy
-from learner.skeleton import qwen2_config
+from learner.skeleton import write_skeleton
+from tasks.tokenizer import train
 
 
 def row_of(*lengths: int) -> Any:
@@ -88,16 +90,20 @@ def test_save_and_load_are_exact_and_plain(tmp_path: Path) -> None:
     assert plain.lm_head.weight is plain.model.embed_tokens.weight
 
 
-def test_a_folder_without_weights_is_built_from_the_seed(tmp_path: Path) -> None:
-    qwen2_config(SIZES, vocab_size=VOCABULARY).save_pretrained(tmp_path)
+def test_a_skeleton_is_built_from_the_seed(tmp_path: Path) -> None:
+    train(("some text",), tags=("<search>",), folder=tmp_path, vocab_size=270)
+    write_skeleton(tmp_path, ModelConfig(architecture=SIZES), context=64)
     built, twin, other = (Policy.from_folder(tmp_path, seed=s, dtype="bfloat16") for s in (0, 0, 1))
     assert built.head.dtype == torch.bfloat16
     assert built.logprobs(row_of(5, 3)).values.dtype == torch.float32
     assert torch.equal(built.head, twin.head)
     assert not torch.equal(built.head, other.head)
-    built.save(tmp_path)
-    loaded = Policy.from_folder(tmp_path, seed=5, dtype="float32")
+    built.save(tmp_path / "checkpoint")
+    loaded = Policy.from_folder(tmp_path / "checkpoint", seed=5, dtype="float32")
     assert torch.equal(loaded.head, built.head.float())
+    (tmp_path / "checkpoint" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors is missing"):  # a checkpoint is no skeleton
+        Policy.from_folder(tmp_path / "checkpoint", seed=5, dtype="float32")
 
 
 def test_load_weights(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from sweep_rows import RUN, step
+from sweep_rows import RUN, evaluation, step
 
 from tracking import measures
 
@@ -86,6 +86,15 @@ def test_quarters_are_of_the_rollouts_not_of_the_steps() -> None:
         [3, 4, 5, 6, 7],
         [8, 9, 10, 11, 12],
     ]
+
+
+def test_an_evaluation_that_scored_nothing_says_nothing() -> None:
+    """Of a run in which every episode broke for a while: no measure of it is an error, and none counts it as 0."""
+    broken = {**evaluation(3, 0.0, 120, 1200), "n": 0, **dict.fromkeys(("em", "search/mean", "action_tokens/mean"))}
+    assert measures.measures([*RUN[:-1], broken], 0.3) == measures.measures(RUN, 0.3)
+    alone = measures.measures([broken], 0.3)
+    assert "em_after" not in alone
+    assert (alone["rollouts"], alone["generated_tokens"]) == (120, 1200)
 
 
 def test_every_measure_of_a_run_by_hand() -> None:

@@ -1,0 +1,48 @@
+"""What a learner step did: the only thing that leaves the learner besides weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from actors.weights import Published
+from agent.batches import TakenBatch
+from agent.errors import commonest
+from agent.records import Group, StopReason
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unsound:
+    """Why a batch has no sound trajectory."""
+
+    why: str
+    """The commonest fault, or that nothing was played."""
+    by_engines: bool
+    """Every episode ended because an engine couldn't finish it."""
+
+    @classmethod
+    def of(cls, batch: TakenBatch[Group]) -> Unsound | None:
+        """None for a batch with a sound trajectory."""
+        if any(group.size for group in batch.members):
+            return None
+        broken = [t for group in batch.members for t in group.excluded]
+        if not broken:
+            return cls(why="nothing was played", by_engines=False)
+        return cls(
+            why=commonest([f"{t.stop_reason}: {t.fault}" for t in broken]),
+            by_engines=all(t.stop_reason is StopReason.GENERATION_FAILED for t in broken),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepReport:
+    """One learner step."""
+
+    batch: int
+    """The batch to release once its weights are everywhere."""
+    version: int
+    published: Published | None
+    """The new version, or None when the batch had nothing to train on."""
+    metrics: dict[str, Any]
+    unsound: Unsound | None = None
+    """Why no trajectory of the batch was sound; None if one was. Such a batch is no step of a training run."""

@@ -1,0 +1,54 @@
+"""Where a model is: a folder, or a name on the Hugging Face hub, whose files are fetched where they aren't here yet."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from agent.errors import UserError
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+"""Configuration, weights, tokenizer. Pickles are never fetched, since they are never loaded."""
+LEFT_OUT = ["consolidated*", "*/*"]
+"""The same weights once more, in other formats."""
+
+
+def local_folder(path: str | Path, given: str, *, hub: bool = True) -> Path:
+    """The absolute folder of the model ``path``: itself, or with ``hub`` the hub's snapshot on this machine.
+
+    Raises ``UserError`` that starts with ``given`` (``model.path=…``) when there is neither.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder.absolute()
+    if folder.exists():
+        raise UserError(f"{given}: is a file; name the model's folder, {folder.parent}")
+    if not hub or not HUB_NAME.fullmatch(str(path)):
+        neither = ", and not a hub's name (org/name)" if hub else ""
+        raise UserError(f"{given}: no such folder{neither}; name a folder with a model in Hugging Face format")
+    return _snapshot(str(path), given)
+
+
+def _snapshot(name: str, given: str) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=FETCHED, ignore_patterns=LEFT_OUT))
+    except GatedRepoError as error:
+        raise UserError(
+            f"{given}: the hub gives it only to who has accepted its licence; do so at "
+            f"{constants.ENDPOINT}/{name}, then log in with `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"{given}: no such folder here and no such model on the hub; if it is a private one, log in with "
+            "`hf auth login`"
+        ) from error
+    except Exception as error:  # whatever its client and the network raise
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{given}: no such folder here, no whole copy in this machine's cache, and the hub can't be asked "
+            f"({reason}); where there is a network, `hf download {name} --local-dir FOLDER`, then model.path=FOLDER"
+        ) from error

@@ -1,0 +1,107 @@
+"""A model's folder before a run: checked if it is the user's, made anew if it is the run's own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Qwen2ForCausalLM
+
+from actors.prepare import check_model, prepare
+from agent.config import AgentConfig
+from agent.errors import UserError
+from agent.pool_rules.epoch import Rule as Epoch
+from agent.protocol import PROTOCOLS
+from conf.schema import RunConfig
+from learner.config import ModelConfig
+from learner.policy import Policy
+from learner.skeleton import MARKER, qwen2_config
+from tasks.config import DataConfig
+from tasks.tokenizer import train
+
+AGENT = AgentConfig(prompt="plain", chat=False, max_prompt_tokens=64, max_response_tokens=64)
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen2 of 270 tokens with its tokenizer, and a context of 128."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(("who wrote Emma?",), tags=PROTOCOLS["search"].tags, folder=folder, vocab_size=270)
+    torch.manual_seed(0)
+    config = qwen2_config({**SIZES, "intermediate_size": 32}, vocab_size=270, max_position_embeddings=128)
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "model"))
+
+
+def test_a_whole_model_is_found(folder: Path) -> None:
+    assert check_model(str(folder), "checkpoint=here", AGENT) == folder
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors is missing"),
+        (lambda folder: (folder / "config.json").unlink(), r"config\.json is missing"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), r"tokenizer\.json missing"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), r"tokenizer\.json can't be read"),
+        (lambda folder: train(("a",), tags=[f"<t{i}>" for i in range(20)], folder=folder, vocab_size=290), "270 rows"),
+    ],
+)
+def test_what_is_wrong_is_one_line_that_begins_with_what_was_given(
+    folder: Path, spoil: Callable[[Path], Any], said: str
+) -> None:
+    spoil(folder)
+    with pytest.raises(UserError, match=rf"^checkpoint=here: .*{said}") as error:
+        check_model(str(folder), "checkpoint=here", AGENT)
+    assert "\n" not in str(error.value)
+
+
+def test_what_the_agent_wants_of_the_model_is_checked_too(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"agent\.chat=true, but this model's tokenizer has no chat template"):
+        check_model(str(folder), "checkpoint=here", AgentConfig(max_prompt_tokens=64, max_response_tokens=64))
+    longer = AgentConfig(prompt="plain", chat=False, max_prompt_tokens=64, max_response_tokens=65)
+    with pytest.raises(UserError, match=r"= 129, but the context of the model in checkpoint=here is 128 tokens"):
+        check_model(str(folder), "checkpoint=here", longer)
+
+
+# --- a run's own -----------------------------------------------------------------------------------
+
+
+def run(folder: Path, **sizes: int) -> RunConfig:
+    return RunConfig(
+        cache_dir=str(folder / "cache"),
+        agent=AgentConfig(prompt="plain", chat=False, top_k=2, max_prompt_tokens=64, max_response_tokens=320),
+        model=ModelConfig(architecture={**SIZES, "intermediate_size": 32, **sizes}),
+        data=DataConfig(train_questions=3, eval_questions_per_hop=1, demonstrations=4),
+        pool=Epoch(),
+    )
+
+
+def test_a_runs_own_folder_is_a_skeleton_and_nobody_may_start_from_it(tmp_path: Path) -> None:
+    made = Path(prepare(run(tmp_path), tmp_path).model_path)
+    assert (made / MARKER).is_file()
+    assert Policy.from_folder(made, seed=0, dtype="float32").head.shape[1] == SIZES["hidden_size"]
+    with pytest.raises(UserError, match=r"^model\.path=it: .*name one of its checkpoints"):
+        check_model(str(made), "model.path=it", AGENT)
+
+
+@pytest.mark.parametrize("left", ["half", "other sizes"])
+def test_what_an_earlier_run_left_in_its_place_is_never_built_on(tmp_path: Path, left: str) -> None:
+    first = Path(prepare(run(tmp_path, hidden_size=32), tmp_path).model_path)
+    if left == "half":
+        (first / "config.json").unlink()
+        (first / MARKER).unlink()
+    made = Path(prepare(run(tmp_path), tmp_path).model_path)
+    assert json.loads((made / "config.json").read_text())["hidden_size"] == SIZES["hidden_size"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "model"], "nothing is left aside"

@@ -1,0 +1,53 @@
+"""Why a batch has no sound trajectory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from actors.reports import Unsound
+from agent.batches import TakenBatch
+from agent.records import Group, Question, Score, ScoredTrajectory, StopReason, Ticket, Trajectory, Turn
+
+QUESTION = Question(id="q", text="who?", golden_answers=("she",))
+TICKET = Ticket(claim_id=0, query=0, batch=0, order=0, seed=0)
+
+
+def trajectory(stop: StopReason, fault: str = "") -> Trajectory:
+    played: dict[str, Any] = {"token_ids": [1], "action_mask": [True], "logprobs": [-1.0], "versions": [0]}
+    turns = (Turn(action_start=0, action_end=1, observation_end=1, text="a"),)
+    return Trajectory(question_id="q", prompt_ids=[0], turns=turns, stop_reason=stop, fault=fault, **played)  # type: ignore[arg-type]
+
+
+def batch(*groups: Group) -> TakenBatch[Group]:
+    return TakenBatch(index=0, accepted=(), states=Counter(), returned=Counter(), members=groups, kept=0)
+
+
+def broken(*faults: tuple[StopReason, str]) -> Group:
+    return Group(question=QUESTION, ticket=TICKET, members=(), excluded=tuple(trajectory(*f) for f in faults))
+
+
+ENGINE = (StopReason.GENERATION_FAILED, "head size 16")
+SEARCH = (StopReason.RETRIEVAL_FAILED, "timeout")
+
+
+def test_one_sound_trajectory_is_enough() -> None:
+    score = Score(reward=0.0, outcome=0.0, evidence=None)
+    member = ScoredTrajectory(trajectory=trajectory(StopReason.NO_ACTION), score=score)
+    sound = Group(question=QUESTION, ticket=TICKET, members=(member,))
+    assert Unsound.of(batch(broken(ENGINE, ENGINE), sound)) is None
+
+
+@pytest.mark.parametrize(
+    ("groups", "why", "by_engines"),
+    [
+        ([broken(ENGINE, ENGINE), broken(ENGINE)], "generation_failed: head size 16", True),
+        ([broken(SEARCH), broken(SEARCH)], "retrieval_failed: timeout", False),
+        ([broken(SEARCH, ENGINE), broken(ENGINE)], "generation_failed: head size 16 (2 of 3)", False),
+        ([], "nothing was played", False),
+    ],
+)
+def test_the_commonest_fault_is_named(groups: list[Group], why: str, by_engines: bool) -> None:
+    assert Unsound.of(batch(*groups)) == Unsound(why=why, by_engines=by_engines)

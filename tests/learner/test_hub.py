@@ -1,0 +1,108 @@
+"""Where a model's name leads: to a folder, to the hub's cache on this machine, or to one line that says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+from agent.errors import UserError
+from learner.hub import local_folder
+
+COMMIT = "0123456789012345678901234567890123456789"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache, empty, on a machine that must not ask the hub."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in (tmp_path / "org" / "name", "org/name", "./org/name", "~/org/name"):
+        assert local_folder(path, "model.path=it") == tmp_path / "org" / "name"
+
+
+@pytest.mark.parametrize(
+    "path", ["/nowhere/at/all", "a/b/c", "name", "./org/name", "../org/name", "~/org/name", "-x/y"]
+)
+def test_what_is_neither_a_folder_nor_a_hubs_name(cache: Path, path: str) -> None:
+    with pytest.raises(UserError, match=r"^model\.path=it: no such folder, and not a hub's name \(org/name\)"):
+        local_folder(path, "model.path=it")
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("")
+    with pytest.raises(UserError, match=rf"^checkpoint=it: is a file; name the model's folder, {tmp_path}$"):
+        local_folder(tmp_path / "model.safetensors", "checkpoint=it")
+
+
+def test_a_checkpoint_is_a_folder(cache: Path) -> None:
+    with pytest.raises(UserError, match=r"^checkpoint=it: no such folder; name a folder"):
+        local_folder("org/name", "checkpoint=it", hub=False)
+
+
+def test_a_name_that_the_cache_holds(cache: Path) -> None:
+    snapshot = cache / "models--org--name" / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (cache / "models--org--name" / "refs").mkdir()
+    (cache / "models--org--name" / "refs" / "main").write_text(COMMIT)
+    assert local_folder("org/name", "model.path=it") == snapshot
+
+
+def test_a_name_without_a_network(cache: Path) -> None:
+    with pytest.raises(UserError) as error:
+        local_folder("org/name", "model.path=it")
+    message = str(error.value)
+    assert "\n" not in message
+    assert "HF_HUB_OFFLINE is set" in message
+    assert "`hf download org/name --local-dir FOLDER`, then model.path=FOLDER" in message
+
+
+def test_a_hub_that_doesnt_answer(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise httpx.ConnectError("[Errno -2] Name or service not known\nand more lines")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
+    with pytest.raises(UserError, match=r"can't be asked \(\[Errno -2\] Name or service not known\)") as error:
+        local_folder("org/name", "model.path=it")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (GatedRepoError, "accepted its licence.*org/name.*hf auth login"),
+        (RepositoryNotFoundError, "no such model on the hub"),
+    ],
+)
+def test_what_the_hub_refuses(cache: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception], said: str) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        request = httpx.Request("GET", "https://huggingface.co/api/models/org/name")
+        raise kind("no", response=httpx.Response(403, request=request))  # type: ignore[call-arg]
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(UserError, match=said):
+        local_folder("org/name", "model.path=it")
+
+
+def test_pickles_are_never_fetched(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **how: asked.update(how) or "/snapshot")
+    assert local_folder("org/name", "model.path=it") == Path("/snapshot")
+    files = ["config.json", "model.safetensors", "tokenizer.model", "pytorch_model.bin", "original/a.json", "x.pth"]
+    chosen = huggingface_hub.utils.filter_repo_objects(files, **asked)
+    assert list(chosen) == ["config.json", "model.safetensors", "tokenizer.model"]

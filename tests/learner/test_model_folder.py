@@ -1,0 +1,382 @@
+"""Model folders that aren't whole: each is a real one of transformers, broken in one way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from learner_cases import SIZES, VOCABULARY
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2ForCausalLM
+
+from agent.errors import UserError
+from learner.model_folder import INDEX, WEIGHTS, check_folder, weight_files
+from learner.policy import Policy
+from learner.skeleton import MARKER, qwen2_config
+
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 42\n"
+Break = Callable[[Path], Any]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Whole folders: a Qwen2 with tied embeddings and a Llama with a head of its own."""
+    torch.manual_seed(0)
+    qwen2 = Qwen2ForCausalLM(qwen2_config(SIZES, vocab_size=VOCABULARY))
+    llama = LlamaForCausalLM(LlamaConfig(**SIZES, vocab_size=VOCABULARY))
+    folders = {"qwen2": tmp_path_factory.mktemp("qwen2"), "llama": tmp_path_factory.mktemp("llama")}
+    for model, folder in zip((qwen2, llama), folders.values(), strict=True):
+        model.save_pretrained(folder)
+    return folders
+
+
+@pytest.fixture
+def folder(made: dict[str, Path], tmp_path: Path) -> Path:
+    """A whole Qwen2, to be broken."""
+    return Path(shutil.copytree(made["qwen2"], tmp_path / "model"))
+
+
+@pytest.fixture
+def llama(made: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made["llama"], tmp_path / "llama"))
+
+
+def configure(folder: Path, **changed: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+
+
+def tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def without(name: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    return lambda held: {key: value for key, value in held.items() if key != name}
+
+
+def shard(folder: Path) -> dict[str, str]:
+    """Splits the weights into two shards; the index's map."""
+    held = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    names = sorted(held)
+    place = {name: SHARDS[at >= 5] for at, name in enumerate(names)}
+    for file in SHARDS:
+        save_file({name: held[name] for name in names if place[name] == file}, folder / file)
+    index(folder, place)
+    return place
+
+
+def index(folder: Path, place: dict[str, Any]) -> None:
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": place}))
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(UserError) as error:
+        check_folder(folder, "model.path=here")
+    message = str(error.value)
+    assert message.startswith("model.path=here: ")
+    assert "\n" not in message
+    return message
+
+
+# --- whole ones ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_a_whole_folder_says_how_many_rows_its_embedding_has(made: dict[str, Path], family: str) -> None:
+    assert check_folder(made[family], "model.path=here") == VOCABULARY
+
+
+def test_shards_are_as_good_as_one_file(folder: Path) -> None:
+    shard(folder)
+    assert check_folder(folder, "model.path=here") == VOCABULARY
+    assert [file.name for file in weight_files(folder)] == list(SHARDS)
+    assert Policy.load(folder).head.shape == (VOCABULARY, SIZES["hidden_size"])
+
+
+def test_files_that_are_none_of_the_weights_are_left_alone(folder: Path) -> None:
+    save_file({"tok_embeddings.weight": torch.zeros(2)}, folder / "consolidated.safetensors")
+    (folder / "pytorch_model.bin").write_text(POINTER)
+    (folder / "README.md").write_text("about it")
+    assert check_folder(folder, "model.path=here") == VOCABULARY
+    assert [file.name for file in weight_files(folder)] == [WEIGHTS]
+
+
+def test_what_loaders_forgive_is_forgiven(folder: Path) -> None:
+    """A head that is written although it is the embedding, and a buffer of old Llamas."""
+
+    def more(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        head = held["model.embed_tokens.weight"].clone()
+        return {**held, "lm_head.weight": head, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(2)}
+
+    tensors(folder, more)
+    assert check_folder(folder, "model.path=here") == VOCABULARY
+
+
+def test_a_saved_policy_is_whole(tmp_path: Path) -> None:
+    for name, rank in (("plain", 0), ("adapted", 2)):
+        Policy.build(SIZES, vocab_size=VOCABULARY, seed=0, lora_rank=rank).save(tmp_path / name)
+        assert check_folder(tmp_path / name, "checkpoint=here") == VOCABULARY
+
+
+def test_the_headers_of_a_model_of_gigabytes_take_no_time(tmp_path: Path) -> None:
+    """1.5B parameters in a file with nothing but holes after its header: reading them would take seconds."""
+    sizes = {"hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2}
+    config = qwen2_config({**sizes, "intermediate_size": 8960}, vocab_size=151936)
+    config.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = Qwen2ForCausalLM(config)
+    header, at = {}, 0
+    for name, tensor in model.named_parameters():
+        size = 2 * tensor.numel()
+        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    with (tmp_path / WEIGHTS).open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + at)
+    assert at > 3e9
+    started = time.process_time()
+    assert check_folder(tmp_path, "model.path=here") == 151936
+    assert time.process_time() - started < 1
+
+
+# --- files that are missing, or are something else --------------------------------------------------
+
+
+def test_a_folder_without_weights(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    assert "model.safetensors is missing" in refusal(folder)
+    with pytest.raises(UserError, match=r"model\.safetensors is missing"):
+        weight_files(folder)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "consolidated.00.pth"])
+def test_a_pickle_is_never_loaded_and_how_to_convert_it_is_said(folder: Path, name: str) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / name).write_bytes(b"cos\nsystem\n(S'touch unpickled'\ntR.")
+    message = refusal(folder)
+    assert f"{name} is a pickle" in message
+    assert f"use_safetensors=False).save_pretrained('{folder}')" in message
+    with pytest.raises(UserError, match="is a pickle"):
+        Policy.from_folder(folder, seed=0, dtype="float32")
+
+
+@pytest.mark.parametrize("half", ["model.safetensors.incomplete", ".cache/huggingface/download/a1b2.incomplete"])
+def test_half_a_download(folder: Path, half: str) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / half).parent.mkdir(parents=True, exist_ok=True)
+    (folder / half).write_bytes(b"part")
+    message = refusal(folder)
+    assert "model.safetensors is missing" in message
+    assert f"a download was not finished: {half}" in message
+
+
+def test_weights_of_another_name(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / SHARDS[0])
+    assert f"and so is {INDEX}, which would name {SHARDS[0]}" in refusal(folder)
+
+
+def test_a_link_to_nowhere(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to(folder / "blobs" / "1234")
+    assert "model.safetensors is a link to a file that is missing" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "tokenizer.json", "tokenizer.model"])
+def test_a_git_lfs_pointer(folder: Path, name: str) -> None:
+    (folder / name).write_text(POINTER)
+    assert f"{name} is a git-lfs pointer" in refusal(folder)
+    assert "git lfs pull" in refusal(folder)
+
+
+def test_a_shard_that_is_a_git_lfs_pointer(folder: Path) -> None:
+    shard(folder)
+    (folder / SHARDS[1]).write_text(POINTER)
+    assert f"{SHARDS[1]} is a git-lfs pointer" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 7, b"\0" * 999, b"x" * 999, struct.pack("<Q", 12) + b'{"a": nope} ' + b"\0" * 50]
+)
+def test_weights_that_are_no_safetensors(folder: Path, content: bytes) -> None:
+    (folder / WEIGHTS).write_bytes(content)
+    message = refusal(folder)
+    assert "model.safetensors is no whole safetensors file" in message
+    assert f"{len(content)} bytes" in message
+
+
+@pytest.mark.parametrize("left", [9, 200, -1])
+def test_weights_that_are_cut_short(folder: Path, left: int) -> None:
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:left])
+    assert "model.safetensors is no whole safetensors file" in refusal(folder)
+
+
+def test_a_header_that_promises_other_sizes(folder: Path) -> None:
+    content = (folder / WEIGHTS).read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    header = content[8 : 8 + size].replace(b'"data_offsets":[0,', b'"data_offsets":[4,')
+    (folder / WEIGHTS).write_bytes(content[:8] + header + content[8 + size :])
+    assert "model.safetensors is no whole safetensors file" in refusal(folder)
+
+
+def test_a_shard_is_missing(folder: Path) -> None:
+    shard(folder)
+    (folder / SHARDS[1]).unlink()
+    assert f"{SHARDS[1]} is missing, which {INDEX} names" in refusal(folder)
+
+
+def test_an_index_that_names_what_its_shards_dont_hold(folder: Path) -> None:
+    place = shard(folder)
+    index(folder, {**place, "model.ghost.weight": SHARDS[0]})
+    assert f"{SHARDS[0]} doesn't hold model.ghost.weight" in refusal(folder)
+    name = "model.embed_tokens.weight"
+    index(folder, {**place, name: SHARDS[1]})
+    assert f"{SHARDS[1]} doesn't hold {name}" in refusal(folder)
+
+
+def test_a_tensor_in_two_shards(folder: Path) -> None:
+    place = shard(folder)
+    name = next(iter(place))
+    both = [load_file(folder / file) for file in SHARDS]
+    save_file({**both[1], name: both[0][name]}, folder / SHARDS[1])
+    assert f"{name} is both in {SHARDS[0]} and in {SHARDS[1]}" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "can't be read"),
+        ("[]", "holds no JSON object"),
+        ("{}", "has no weight_map"),
+        ('{"weight_map": {}}', "has no weight_map"),
+        ('{"weight_map": {"a": 1}}', "puts a into 1, which is no file of this folder"),
+        ('{"weight_map": {"a": "../b.safetensors"}}', "puts a into ../b.safetensors, which is no file of this folder"),
+    ],
+)
+def test_an_index_that_is_garbled(folder: Path, text: str, reason: str) -> None:
+    shard(folder)
+    (folder / INDEX).write_text(text)
+    assert f"{INDEX} {reason}" in refusal(folder)
+
+
+# --- config.json -----------------------------------------------------------------------------------
+
+
+def test_without_a_configuration(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    assert "config.json is missing; name a folder with a model" in refusal(folder)
+    (folder / "adapter_config.json").write_text("{}")
+    assert "config.json is missing; the folder holds an adapter" in refusal(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{ nope", b"\xff\xfe\0", b'{"model_type": "qw', b"[]", b"null", b'"text"'])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"])
+def test_json_that_is_garbled(folder: Path, name: str, content: bytes) -> None:
+    (folder / name).write_bytes(content)
+    assert f"model.path=here: {name} " in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model_type": None},
+        {"model_type": "nothing-like-it"},
+        {"model_type": "bert-generation-of-tomorrow"},
+        {"model_type": "t5"},
+        {"num_attention_heads": 0},
+        {"num_attention_heads": "four"},
+        {"hidden_size": -16},
+        {"hidden_act": "no such function"},
+        {"vocab_size": 1.5},
+    ],
+)
+def test_a_configuration_that_is_of_no_model(folder: Path, changed: dict[str, Any]) -> None:
+    configure(folder, **changed)
+    assert "config.json describes no causal language model" in refusal(folder)
+
+
+def test_quantised_weights(folder: Path) -> None:
+    configure(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    assert "config.json says that the weights are quantised" in refusal(folder)
+
+
+# --- tensors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight"]
+)
+def test_a_tensor_is_missing(folder: Path, name: str) -> None:
+    tensors(folder, without(name))
+    assert f"{WEIGHTS}: {name} of the Qwen2ForCausalLM in config.json is missing" in refusal(folder)
+
+
+def test_a_head_of_its_own_is_missing(llama: Path) -> None:
+    tensors(llama, without("lm_head.weight"))
+    message = refusal(llama)
+    assert "lm_head.weight of the LlamaForCausalLM in config.json is missing" in message
+    assert "tie_word_embeddings=true" in message
+
+
+def test_a_head_that_should_be_the_embedding_and_differs(folder: Path) -> None:
+    """transformers would keep it, and vLLM would leave it out: learner and engine would be two models."""
+    tensors(folder, lambda held: {**held, "lm_head.weight": held["model.embed_tokens.weight"] + 1})
+    assert "lm_head.weight differs from model.embed_tokens.weight" in refusal(folder)
+
+
+@pytest.mark.parametrize(("layers", "where"), [(3, "missing"), (1, "not of the Qwen2ForCausalLM")])
+def test_another_number_of_layers(folder: Path, layers: int, where: str) -> None:
+    configure(folder, num_hidden_layers=layers, layer_types=None)
+    message = refusal(folder)
+    assert where in message
+    assert "(and 11 more)" in message
+
+
+def test_a_tensor_of_another_model(folder: Path) -> None:
+    tensors(folder, lambda held: {**held, "v_head.weight": torch.zeros(3)})
+    assert f"{WEIGHTS}: v_head.weight is not of the Qwen2ForCausalLM" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"vocab_size": VOCABULARY + 3}, "model.embed_tokens.weight"),
+        ({"intermediate_size": 32}, "mlp"),
+        ({"num_key_value_heads": 4}, "self_attn.k_proj"),
+    ],
+)
+def test_shapes_that_arent_the_configurations(folder: Path, changed: dict[str, int], name: str) -> None:
+    configure(folder, **changed)
+    message = refusal(folder)
+    assert name in message
+    assert "has shape" in message
+
+
+def test_numbers_that_are_no_weights(folder: Path) -> None:
+    tensors(folder, lambda held: {**held, "model.norm.weight": torch.zeros(SIZES["hidden_size"], dtype=torch.int8)})
+    assert f"{WEIGHTS}: model.norm.weight has type I8" in refusal(folder)
+
+
+# --- random weights --------------------------------------------------------------------------------
+
+
+def test_nobody_elses_folder_is_filled_with_random_weights(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    for make in (Policy.load, lambda path: Policy.from_folder(path, seed=0, dtype="float32")):
+        with pytest.raises(UserError, match=r"model\.safetensors is missing"):
+            make(folder)
+
+
+def test_a_skeleton_is_no_model_to_start_from(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / MARKER).write_text("")
+    assert "a run started here from random weights; name one of its checkpoints" in refusal(folder)
