@@ -49,6 +49,10 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
         raise UserError(f"{unfit} (mode=plan shows the whole plan)")
     check_machine(config)
 
+    from actors.prepare import look, prepare
+
+    task = look(config, console.say)  # wrong data is refused before anything is built
+
     from actors import run_state  # brings torch: what is refused above shall be refused at once
 
     resume = run_state.find(config.resume, _outputs()) if config.resume else None
@@ -60,16 +64,16 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
 
     import ray
 
-    from actors.prepare import prepare
     from actors.topology import start_ray
 
     with ThreadPoolExecutor(2) as threads:
-        prepared_later = threads.submit(prepare, config, run_dir)
+        prepared_later = threads.submit(prepare, config, run_dir, task)
         tracker_later = threads.submit(_tracker, config, run_dir)
         if dashboard := start_ray(config, _namespace(run_dir)):
             console.say(f"Ray's dashboard: http://{dashboard}")
         try:
             prepared, tracker = prepared_later.result(), tracker_later.result()
+            console.notices(prepared.task.notices, run_dir)
             from actors.supervisor import Supervisor
 
             supervisor = Supervisor(config, prepared, run_dir, console, resume=resume, tracker=tracker)
@@ -92,13 +96,14 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
 def evaluate(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=eval``: one greedy episode per held-out question with a checkpoint's policy."""
     from actors.inference import inference
-    from agent.evaluation import subset, summarise
+    from agent.evaluation import summarise
     from tracking.metrics import MetricsLog
 
     with inference(config, run_dir, _namespace(run_dir)) as served:
-        task = served.task
-        rows = served.crew.evaluate(subset(task.eval, config.evaluation.questions))
-        row = {"step": 0, "data": task.name, "checkpoint": config.checkpoint, **summarise(rows)}
+        console.notices(served.asked.notices, run_dir)
+        console.say(served.asked.about)
+        rows = served.crew.evaluate(served.asked.questions)
+        row = {"step": 0, "data": served.task.name, "checkpoint": config.checkpoint, **summarise(rows)}
     MetricsLog(run_dir / "metrics.jsonl").write("eval", row)
     console.evaluation(row)
 
@@ -112,9 +117,10 @@ def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
     wanted = {name: getattr(config.exit, name) for name in ("risk", "delta", "fit_share")}
 
     with inference(config, run_dir, _namespace(run_dir)) as served:
-        questions = served.task.development()
-        check_enough(len(questions), **wanted)  # before they are played
-        rows = served.crew.evaluate(questions)
+        console.notices(served.asked.notices, run_dir)
+        console.say(served.asked.about)
+        check_enough(len(served.asked.questions), **wanted)  # before they are played
+        rows = served.crew.evaluate(served.asked.questions)
     result = calibrate(rows, **wanted)
     about = {"checkpoint": config.checkpoint, "weights": served.weights, "data": served.task.name}
     write(run_dir, result, rows, about, config.exit, config.selectivity, config.agent, console)
@@ -145,7 +151,7 @@ def index(config: RunConfig, run_dir: Path, console: Console) -> None:
 
     started = time.perf_counter()
     folder = ensure_index(
-        load(config.data, config.seed, config.cache).corpus, config.retrieval, config.cache / "indexes"
+        load(config.data, config.seed, config.cache, mode="index").corpus, config.retrieval, config.cache / "indexes"
     )
     manifest = check_index(folder)
     documents = f"{manifest.documents:,} passages" if manifest else "ready"

@@ -11,12 +11,14 @@ import ray
 
 from actors.crew import Crew
 from actors.machine import check_machine
+from actors.questions import Asked, asked
 from actors.topology import Topology, start_ray
 from actors.weights import FolderChannel
 from agent.errors import UserError
 from agent.inference import Inference
 from conf.schema import RunConfig
 from tasks.load import Task, load
+from tasks.notices import write_notices
 from tracking.calibration import read_threshold
 
 
@@ -25,6 +27,8 @@ class Served:
     """The data, and a crew that serves a checkpoint."""
 
     task: Task
+    asked: Asked
+    """The questions that the mode plays."""
     crew: Crew
     weights: str
     """Checksum of the checkpoint's weights."""
@@ -34,7 +38,8 @@ class Served:
 def inference(config: RunConfig, run_dir: Path, namespace: str) -> Iterator[Served]:
     """Serves ``config.checkpoint``, with early exit and query selectivity as they are configured.
 
-    Raises ``UserError`` when the checkpoint is no model's folder, or ``exit.calibration`` isn't for it.
+    Raises ``UserError`` when the checkpoint is no model's folder, when ``exit.calibration`` isn't for it, or for bad
+    data.
     """
     folder = Path(config.checkpoint or "").expanduser().absolute()
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
@@ -42,7 +47,10 @@ def inference(config: RunConfig, run_dir: Path, namespace: str) -> Iterator[Serv
     check_machine(config)
     published = FolderChannel().publish(folder, 0)
     how = _how(config, published.checksum)
-    task = load(config.data, config.seed, config.cache, evidence_match=config.reward.evidence_match)
+    match = config.reward.evidence_match
+    task = load(config.data, config.seed, config.cache, evidence_match=match, mode=config.mode)
+    questions = asked(config, task, folder)
+    write_notices(run_dir, questions.notices)
     start_ray(config, namespace)
     try:
         topology = Topology(config, run_dir, str(folder), task.corpus, how)
@@ -58,7 +66,7 @@ def inference(config: RunConfig, run_dir: Path, namespace: str) -> Iterator[Serv
         for ref in opened:
             crew.wait(ref, "retrieval")
         crew.deliver(published)
-        yield Served(task=task, crew=crew, weights=published.checksum)
+        yield Served(task=task, asked=questions, crew=crew, weights=published.checksum)
     finally:
         ray.shutdown()
 

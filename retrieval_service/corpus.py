@@ -89,7 +89,7 @@ def parse_record(line: str) -> Passage:
 
 def _parse(line: str) -> _Record:
     try:
-        record = json.loads(line, parse_constant=_no_constant)
+        record = _JSON.decode(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg} at column {error.colno})") from None
     except RecursionError:
@@ -144,6 +144,9 @@ def _text(record: Mapping[str, Any], key: str) -> str:
 def _no_constant(name: str) -> NoReturn:
     # Python reads NaN and Infinity; JSON, and the Java reader after us, do not.
     raise ValueError(f"not valid JSON ({name} is no JSON value)")
+
+
+_JSON = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def _records(path: Path) -> Iterator[tuple[int, _Record]]:

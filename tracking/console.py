@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
+
+from tasks.notices import FILE, Notice
 
 
 class Console:
@@ -22,6 +25,13 @@ class Console:
     def say(self, text: str, style: str = "") -> None:
         """One line of plain text."""
         self._rich.print(text, style=style, markup=False)
+
+    def notices(self, notices: Sequence[Notice], folder: Path) -> None:
+        """What there is to say of the data, a line each, and where the questions are listed."""
+        for notice in notices:
+            self.say(f"data: {notice.text}", "yellow")
+        if any(notice.items for notice in notices):
+            self.say(f"data: all of these questions are listed in {folder / FILE}", "dim")
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table whose first column names what the others give."""
