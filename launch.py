@@ -53,9 +53,12 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
     console.say(f"run {run_dir}: {_in_short(config)}")
     if warning := slow_bfloat16(config):
         console.say(warning, "yellow")
+    with console.phase("reading the data"):
+        from actors.prepare import check_model, look, prepare
+
+        task = look(config, console.say)  # wrong data is refused before anything is built
     with console.phase("loading PyTorch"):
         from actors import run_state  # what is refused above shall be refused at once
-        from actors.prepare import check_model, prepare
 
     resume = run_state.find(config.resume, _outputs()) if config.resume else None
     if resume is not None:
@@ -79,8 +82,8 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
         from actors.topology import start_ray
 
     def prepared_here() -> Any:
-        with console.phase("reading the data"):
-            return prepare(config, run_dir)
+        with console.phase("checking the prompts"):
+            return prepare(config, run_dir, task)
 
     with ThreadPoolExecutor(2) as threads:
         prepared_later = threads.submit(prepared_here)
@@ -91,6 +94,7 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
             console.say(entrance(dashboard))
         try:
             prepared, tracker = prepared_later.result(), tracker_later.result()
+            console.notices(prepared.task.notices, run_dir)
             from actors.supervisor import Supervisor
 
             supervisor = Supervisor(config, prepared, run_dir, console, resume=resume, tracker=tracker)
@@ -114,14 +118,15 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
 def evaluate(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=eval``: one greedy episode per held-out question with a checkpoint's policy."""
     from actors.inference import inference
-    from agent.evaluation import check_any_scored, subset, summarise
+    from agent.evaluation import check_any_scored, summarise
     from tracking.metrics import MetricsLog
 
     with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("evaluation") as phase:
-        task = served.task
-        rows = served.crew.evaluate(subset(task.eval, config.evaluation.questions), _questions(phase))
+        console.notices(served.asked.notices, run_dir)
+        console.say(served.asked.about)
+        rows = served.crew.evaluate(served.asked.questions, _questions(phase))
         check_any_scored(rows)
-        row = {"step": 0, "data": task.name, "checkpoint": config.checkpoint, **summarise(rows)}
+        row = {"step": 0, "data": served.task.name, "checkpoint": config.checkpoint, **summarise(rows)}
     MetricsLog(run_dir / "metrics.jsonl").write("eval", row)
     console.evaluation(row)
 
@@ -136,9 +141,10 @@ def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
     wanted = {name: getattr(config.exit, name) for name in ("risk", "delta", "fit_share")}
 
     with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("calibration") as phase:
-        questions = served.task.development()
-        check_enough(len(questions), **wanted)  # before they are played
-        rows = served.crew.evaluate(questions, _questions(phase))
+        console.notices(served.asked.notices, run_dir)
+        console.say(served.asked.about)
+        check_enough(len(served.asked.questions), **wanted)  # before they are played
+        rows = served.crew.evaluate(served.asked.questions, _questions(phase))
         check_any_scored(rows)
     result = calibrate(rows, **wanted)
     about = {"checkpoint": config.checkpoint, "weights": served.weights, "data": served.task.name}
@@ -172,9 +178,8 @@ def index(config: RunConfig, run_dir: Path, console: Console) -> None:
 
     started = time.perf_counter()
     with console.phase("building the index"):
-        folder = ensure_index(
-            load(config.data, config.seed, config.cache).corpus, config.retrieval, config.cache / "indexes"
-        )
+        corpus = load(config.data, config.seed, config.cache, mode="index").corpus
+        folder = ensure_index(corpus, config.retrieval, config.cache / "indexes")
     manifest = check_index(folder)
     documents = f"{manifest.documents:,} passages" if manifest else "ready"
     console.say(f"{folder}: {documents}, {time.perf_counter() - started:.1f} s")

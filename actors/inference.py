@@ -12,11 +12,13 @@ import ray
 from actors.crew import Crew
 from actors.machine import check_machine
 from actors.prepare import check_model
+from actors.questions import Asked, asked
 from actors.topology import Topology, start_ray
 from actors.weights import FolderChannel
 from agent.inference import Inference
 from conf.schema import RunConfig
 from tasks.load import Task, load
+from tasks.notices import write_notices
 from tracking.calibration import read_threshold
 from tracking.console import Console
 
@@ -26,6 +28,8 @@ class Served:
     """The data, and a crew that serves a checkpoint."""
 
     task: Task
+    asked: Asked
+    """The questions that the mode plays."""
     crew: Crew
     weights: str
     """Checksum of the checkpoint's weights."""
@@ -35,14 +39,18 @@ class Served:
 def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console) -> Iterator[Served]:
     """Serves ``config.checkpoint``, with early exit and query selectivity as they are configured.
 
-    Raises ``UserError`` when the checkpoint is no model's folder, or ``exit.calibration`` isn't for it.
+    Raises ``UserError`` when the checkpoint is no model's folder, when ``exit.calibration`` isn't for it, or for bad
+    data.
     """
     check_machine(config)
     with console.phase("reading the checkpoint and the data"):
         folder = check_model(str(config.checkpoint), f"checkpoint={config.checkpoint}", config.agent, hub=False)
         published = FolderChannel().publish(folder, 0)
         how = _how(config, published.checksum)
-        task = load(config.data, config.seed, config.cache, evidence_match=config.reward.evidence_match)
+        match = config.reward.evidence_match
+        task = load(config.data, config.seed, config.cache, evidence_match=match, mode=config.mode)
+        questions = asked(config, task, folder)
+        write_notices(run_dir, questions.notices)
     with console.phase("starting Ray"):
         start_ray(config, namespace)
     try:
@@ -62,7 +70,7 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
                 crew.wait(ref, "retrieval")
         with console.phase(f"{config.cluster.rollout_workers} engine(s) start and take the weights"):
             crew.deliver(published)
-        yield Served(task=task, crew=crew, weights=published.checksum)
+        yield Served(task=task, asked=questions, crew=crew, weights=published.checksum)
     finally:
         ray.shutdown()
 

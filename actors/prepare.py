@@ -6,9 +6,12 @@ import hashlib
 import json
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from actors.evidence import check_evidence
+from actors.prompts import playable
 from agent.config import AgentConfig
 from agent.errors import UserError, one_of
 from agent.protocol import PROTOCOLS, Dialogue
@@ -21,7 +24,9 @@ from learner.skeleton import write_skeleton
 from tasks.demonstrations import Demonstration, as_trajectory, end_ids
 from tasks.experts import check_fits
 from tasks.load import Task, load
+from tasks.notices import write_notices
 from tasks.tokenizer import train
+from tasks.trained import write_trained
 
 WARM_START_FORMAT = 2
 """Raise it when the same settings would warm-start another policy than before."""
@@ -40,32 +45,45 @@ class Prepared:
     """Expert trajectories of the seeding, one per question; none without a seeding."""
 
 
-def prepare(config: RunConfig, run_dir: Path) -> Prepared:
-    """Loads and checks the data, and makes the folder of a model that is built from scratch.
+def look(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> Task:
+    """The data of a training run, checked as far as no tokenizer is needed: before anything is built or started.
 
-    Raises ``UserError`` for bad data, an unknown protocol or reward, a missing tokenizer, a question whose
-    prompt is too long, or expert trajectories that are wrong or don't fit the agent's limits.
+    ``say`` is told of what takes long. Raises ``UserError`` for bad data, an unknown protocol or reward, or wrong
+    expert trajectories.
     """
     one_of(config.agent.protocol, PROTOCOLS, "agent.protocol")
     Scorer(config.reward, PROTOCOLS[config.agent.protocol])  # the workers make theirs when it is late to complain
     task = load(config.data, config.seed, config.cache, evidence_match=config.reward.evidence_match)
-    if config.group.strategy == "continuation" and not any(q.supporting for q in task.train):
-        raise UserError(
-            "group=continuation cuts where a question's supporting documents were found, and no training question "
-            "names any; add metadata.supporting_titles to data.questions, or use group=plain"
-        )
+    if config.data.experts is not None:
+        _expert_demonstrations(config, task)
+    return replace(task, notices=(*task.notices, *check_evidence(config, task, say)))
+
+
+def prepare(config: RunConfig, run_dir: Path, task: Task | None = None) -> Prepared:
+    """Makes the folder of a model that is built from scratch, and checks ``task`` (of ``look``) against the limits.
+
+    What there is to say of the data is in the task's notices, and listed in ``run_dir``. Raises ``UserError`` for a
+    missing tokenizer, for prompts most of which are too long, or for expert trajectories that don't fit the agent's
+    limits.
+    """
+    task = task or look(config)
     model_path = config.model.path
     if model_path is None:
         model_path = str(_skeleton(config, task, run_dir))
     _check_context(model_path, f"model.path={model_path}", config.agent)
     tokenizer = Tokenizer(model_path)
     dialogue = Dialogue.of(tokenizer, config.agent)
-    _check_prompts(dialogue, task, config.agent.max_prompt_tokens)
+    task = playable(task, dialogue, tokenizer, config.agent.max_prompt_tokens)
+    experts, imitated = _expert_demonstrations(config, task)
+    for expert in (*experts, *imitated):
+        check_fits(as_trajectory(expert, dialogue, end_ids=end_ids(dialogue, tokenizer)), config.agent)
+    write_notices(run_dir, task.notices)
+    write_trained(run_dir, [*task.train, *(e.question for e in (*experts, *imitated))])
     return Prepared(
         task=task,
         model_path=model_path,
         warm_start_key=_warm_start_key(config, model_path),
-        experts=_experts(config, task, dialogue, tokenizer),
+        experts=experts,
     )
 
 
@@ -122,24 +140,15 @@ def _check_context(model_path: str, given: str, agent: AgentConfig) -> None:
         )
 
 
-def _check_prompts(dialogue: Dialogue, task: Task, limit: int) -> None:
-    for question in (*task.train, *task.eval):
-        if (length := len(dialogue.prompt_ids(question.text))) > limit:
-            raise UserError(
-                f"question {question.id}: its prompt has {length} tokens, more than agent.max_prompt_tokens={limit}; "
-                "shorten the question or raise the limit"
-            )
-
-
-def _experts(config: RunConfig, task: Task, dialogue: Dialogue, tokenizer: Tokenizer) -> tuple[Demonstration, ...]:
-    """The seeding's experts. Those of a file that only the supervised warm start will read are checked here too."""
-    protocol, top_k = dialogue.protocol, config.agent.top_k
+def _expert_demonstrations(
+    config: RunConfig, task: Task
+) -> tuple[tuple[Demonstration, ...], tuple[Demonstration, ...]]:
+    """The seeding's experts, and those of a file that the supervised warm start will read."""
+    protocol, top_k = PROTOCOLS[config.agent.protocol], config.agent.top_k
     seeding = config.algorithm.seeding
     experts = task.experts(protocol, top_k, seeding.experts, config.seed) if seeding.steps else ()
     imitated = task.demonstrations(protocol, top_k) if config.data.experts and config.algorithm.warm_start.steps else ()
-    for expert in (*experts, *imitated):
-        check_fits(as_trajectory(expert, dialogue, end_ids=end_ids(dialogue, tokenizer)), config.agent)
-    return experts
+    return experts, imitated
 
 
 def _warm_start_key(config: RunConfig, model_path: str) -> str:

@@ -1,41 +1,112 @@
-"""Comparing answers: normalisation, exact match, its soft form, F1. As in SQuAD and [DAVID-GRPO]."""
+"""Comparing texts: one normal form of answers, queries and questions, one of titles, and the scores made from them.
+
+The normal form is SQuAD's (lower case, no punctuation, no articles, single spaces), which HotpotQA's, MuSiQue's and
+2WikiMultihopQA's scripts share. On ASCII text it is theirs to the letter, with one exception: what it would empty
+("A", "The The", "!") is compared as it stands, or an empty answer would be right. Beyond ASCII, spellings of the
+same text are equal: composed and decomposed accents, typographic quotes and dashes and their ASCII forms, full-width
+letters, invisible characters. Accents count, as in those scripts: "é" is not "e".
+"""
 
 from __future__ import annotations
 
+import html
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_MARK = "\u0300-\u036f"
+"""Combining marks of Latin letters; one that has no composed form stays behind its letter, and is no end of a word."""
+_ARTICLES = re.compile(rf"(?<![{_MARK}])\b(a|an|the)\b(?![{_MARK}])")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_TYPOGRAPHIC = str.maketrans(
+    {
+        **dict.fromkeys("‘’‚‛‹›′‵´ˋʹʻʼʽʾʿˈ", "'"),
+        **dict.fromkeys("“”„‟«»″‶ʺ〝〞〟", '"'),
+        **dict.fromkeys("‐‑‒–—―−⁃", "-"),
+        **dict.fromkeys("⁄∕", "/"),
+    }
+)
+"""Quotes, dashes and slashes beyond ASCII, by the ASCII punctuation that they stand for."""
+_CLOSED = frozenset({"yes", "no", "noanswer"})
+"""Answers that are right or wrong as a whole, in HotpotQA's F1."""
 SOFT_WORD_SHARE = 0.7
 """Share of the golden words that earns the full soft outcome (DAVID-GRPO's public code)."""
 
 
 def normalise(text: str) -> str:
-    """Lower case, no punctuation, no articles, single spaces.
+    """Case-folded, no punctuation, no articles, single spaces; empty only for a text without a visible character.
+
+    A text of articles alone keeps them, and one of punctuation alone keeps that.
 
     >>> normalise("The  Beatles!")
     'beatles'
+    >>> normalise("The The")
+    'the the'
     """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    folded = fold(text)
+    bare = _without_punctuation(folded)
+    return _spaced(_ARTICLES.sub(" ", bare)) or _spaced(bare) or _spaced(folded)
+
+
+def normalise_title(title: str) -> str:
+    """A title for comparison: folded like an answer, underscores as spaces, no surrounding quotes, single spaces.
+
+    Punctuation and articles count, since titles differ in them. HTML's entities are read: HotpotQA's files have
+    them, and other dumps of the same Wikipedia don't. Empty only for a title without a visible character.
+
+    >>> normalise_title('"William_King (governor)"')
+    'william king (governor)'
+    """
+    folded = fold(html.unescape(title) if "&" in title else title)
+    return _spaced(folded.replace("_", " ")).strip("\"' ") or _spaced(folded)
+
+
+def fold(text: str) -> str:
+    """``text`` without differences of case, of Unicode form and of typography: what all comparisons start from."""
+    if text.isascii():
+        return text.lower()
+    plain = unicodedata.normalize("NFKC", text.translate(_TYPOGRAPHIC)).casefold()
+    return "".join(c for c in unicodedata.normalize("NFKC", plain) if not _invisible(c))  # folding can decompose again
+
+
+def _invisible(character: str) -> bool:
+    """Format characters (zero-width spaces, soft hyphens, marks of direction) and the selectors of emoji styles."""
+    return unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f"
+
+
+def _without_punctuation(folded: str) -> str:
+    bare = folded.translate(_PUNCTUATION)
+    return bare if bare.isascii() else "".join(c for c in bare if unicodedata.category(c)[0] != "P")
+
+
+def _spaced(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _has_words(normal: str) -> bool:
+    """Whether SQuAD's normalisation leaves anything of a normal form."""
+    return bool(_ARTICLES.sub(" ", _without_punctuation(normal)).strip())
 
 
 def exact_match(answer: str, golden: Sequence[str]) -> float:
-    """1.0 when the normalised answer equals a normalised golden answer, else 0.0."""
-    return float(normalise(answer) in {normalise(g) for g in golden})
+    """1.0 when the normalised answer equals a normalised golden answer, else 0.0; an empty answer equals none."""
+    said = normalise(answer)
+    return float(bool(said) and said in {normalise(g) for g in golden})
 
 
 def soft_match(answer: str, golden: Sequence[str]) -> float:
     """1.0 for an exact match or at least 70 % of the golden words, 0.5 for a substring either way, else 0.0."""
-    return max(_soft(normalise(answer), normalise(g)) for g in golden)
+    said = normalise(answer)
+    return max(_soft(said, normalise(g)) for g in golden) if said else 0.0
 
 
 def _soft(answer: str, golden: str) -> float:
     if answer == golden:
         return 1.0
-    if not answer or not golden:
+    # Without words only the whole is comparable: the letter "a" is a substring of nearly every answer.
+    if not _has_words(answer) or not _has_words(golden):
         return 0.0
     said, wanted = set(answer.split()), golden.split()
     if sum(word in said for word in wanted) >= SOFT_WORD_SHARE * len(wanted):
@@ -44,12 +115,19 @@ def _soft(answer: str, golden: str) -> float:
 
 
 def f1(answer: str, golden: Sequence[str]) -> float:
-    """Best token F1 of the normalised answer against the golden answers, in [0, 1]."""
-    return max(_f1(normalise(answer).split(), normalise(g).split()) for g in golden)
+    """Best token F1 of the normalised answer against the golden answers, in [0, 1]; 0 for an empty answer.
+
+    As in HotpotQA's script, yes, no and noanswer have no part in common with anything else.
+    """
+    said = normalise(answer)
+    return max(_f1(said, normalise(g)) for g in golden) if said else 0.0
 
 
-def _f1(answer: list[str], golden: list[str]) -> float:
-    if not answer or not golden:
-        return float(answer == golden)
-    common = sum((Counter(answer) & Counter(golden)).values())
-    return 2 * common / (len(answer) + len(golden))
+def _f1(answer: str, golden: str) -> float:
+    if answer == golden:
+        return 1.0
+    if answer in _CLOSED or golden in _CLOSED:
+        return 0.0
+    said, wanted = answer.split(), golden.split()
+    common = sum((Counter(said) & Counter(wanted)).values())
+    return 2 * common / (len(said) + len(wanted))

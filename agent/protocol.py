@@ -136,6 +136,12 @@ REPEAT_NOTICES = {
 _FIRST_VISIBLE = re.compile(r"^(\s*\S)")
 
 
+@lru_cache(maxsize=16)
+def _any_of(forbidden: tuple[str, ...]) -> re.Pattern[str]:
+    breakable = sorted((f for f in forbidden if len(f.strip()) > 1), key=len, reverse=True)
+    return re.compile("|".join(re.escape(f) for f in breakable))
+
+
 def neutralise(text: str, forbidden: Sequence[str]) -> str:
     """``text`` with every occurrence of a ``forbidden`` string broken by a space after its first visible character.
 
@@ -144,8 +150,7 @@ def neutralise(text: str, forbidden: Sequence[str]) -> str:
     >>> neutralise("a <search> tag", ["<search>"])
     'a < search> tag'
     """
-    breakable = sorted((f for f in forbidden if len(f.strip()) > 1), key=len, reverse=True)
-    pattern = re.compile("|".join(re.escape(f) for f in breakable))
+    pattern = _any_of(tuple(forbidden))
     if not pattern.pattern:
         return text
     # Breaking one string may leave an overlapping one whole ("<a<ab>"), so repeat until none is left.
@@ -207,13 +212,25 @@ class Dialogue:
         """(P,) ids of the prompt for ``question``, the tokenizer's own beginning included."""
         return [*self._prompt(question)]
 
+    def prompt_text(self, question: str) -> str:
+        """The prompt for ``question`` as text."""
+        return self._around(self._harmless(question)[0])
+
+    def neutral(self, question: str) -> str:
+        """``question`` without tags and special tokens, as its prompt has it unless the tokenizer rebuilds one."""
+        return neutralise(question, self._forbidden)
+
     def _encode_prompt(self, question: str) -> tuple[int, ...]:
+        return (*self._beginning, *self.codec.encode(self.prompt_text(question)))
+
+    def _around(self, harmless: str) -> str:
+        """The prompt around a question that forges nothing."""
         tags = {
             name: getattr(self.protocol, name)
             for name in ("search_open", "search_close", "result_open", "result_close", "answer_open", "answer_close")
         }
-        text = self._template.format(question=self._harmless(question)[0], **tags)
-        return (*self._beginning, *self.codec.encode(self.codec.chat(text) if self._chat else text))
+        text = self._template.format(question=harmless, **tags)
+        return self.codec.chat(text) if self._chat else text
 
     def observation_ids(self, passages: Sequence[Passage]) -> list[int]:
         """Ids of the result block that shows ``passages``, in their order, numbered from 1."""

@@ -6,10 +6,9 @@ valid value of ``reward.outcome`` or ``reward.gates``.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Sequence
 
-from agent.answers import exact_match, normalise, soft_match
+from agent.answers import exact_match, normalise, normalise_title, soft_match
 from agent.config import RewardConfig
 from agent.errors import one_of
 from agent.protocol import TagProtocol
@@ -18,19 +17,10 @@ from agent.records import Question, Score, Trajectory, Turn
 OUTCOMES: dict[str, Callable[[str, Sequence[str]], float]] = {"em": exact_match, "em_soft": soft_match}
 
 
-def normalise_title(title: str) -> str:
-    """A title for comparison: case-folded, underscores as spaces, no surrounding quotes, single spaces.
-
-    >>> normalise_title('"William_King (governor)"')
-    'william king (governor)'
-    """
-    text = unicodedata.normalize("NFKC", title).casefold().replace("_", " ")
-    return " ".join(text.split()).strip("\"' ")
-
-
 def evidence_wanted(question: Question, match: str) -> frozenset[str]:
     """D*, the question's distinct supporting documents, by normalised ``title`` or by ``id``."""
-    return frozenset(question.supporting if match == "id" else map(normalise_title, question.supporting))
+    names = question.supporting if match == "id" else map(normalise_title, question.supporting)
+    return frozenset(name for name in names if name)  # no title is the title of no document
 
 
 def evidence_found(turns: Sequence[Turn], question: Question, match: str) -> frozenset[str]:

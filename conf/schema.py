@@ -24,7 +24,7 @@ from agent.simulator import SimulationConfig
 from agent.strategies import STRATEGIES
 from learner.config import AlgorithmConfig, ModelConfig
 from retrieval_service.config import RetrievalConfig
-from tasks.config import DataConfig
+from tasks.config import NO_DEVELOPMENT, DataConfig
 from tracking.config import ReportConfig, TrackerConfig
 from tracking.sweep import folder_name
 
@@ -101,6 +101,8 @@ class RunConfig:
                 f"cluster.take_turns=true needs pool.max_staleness=0, not {self.pool.max_staleness}: nobody plays "
                 "while the learner learns"
             )
+        if self.data.source == "jsonl":
+            self._check_files()
         if self.mode == "train":
             self._check_experts()
             self._check_evaluation()
@@ -119,6 +121,19 @@ class RunConfig:
                 if getattr(getattr(self, name), key.name) < 0:
                     raise UserError(f"{name}.{key.name} must be 0 or more")
 
+    def _check_files(self) -> None:
+        """Each mode needs other files of the user's; the corpus all that have to do with data."""
+        data = self.data
+        if self.mode == "train" and data.questions is None:
+            raise UserError("data=jsonl needs data.questions=FILE")
+        if self.mode == "eval" and data.questions is None and data.eval_questions is None:
+            raise UserError("mode=eval data=jsonl needs data.eval_questions=FILE")
+        if self.mode == "calibrate" and data.dev_questions is None:
+            if not data.dev_share:
+                raise UserError(NO_DEVELOPMENT)
+            if data.questions is None:
+                raise UserError(f"data.dev_share={data.dev_share} is a share of data.questions=FILE, which is missing")
+
     def _check_experts(self) -> None:
         seeding, experts = self.algorithm.seeding.steps, self.data.experts
         if experts is not None and not (seeding or self.algorithm.warm_start.steps):
@@ -127,6 +142,19 @@ class RunConfig:
             )
         if seeding and experts is None and self.data.source != "world":
             raise UserError(f"algorithm.seeding.steps={seeding} needs expert trajectories: data.experts=FILE")
+        imitation = self.algorithm.warm_start.steps
+        if not imitation or experts is not None or self.data.source == "world" or self.resume is not None:
+            return
+        if self.model.path is None:
+            raise UserError(
+                f"model={self.model.name} is made from scratch, and data=jsonl brings nothing that it could learn to "
+                "write from: take a pretrained model (model=smollm2-135m, or model=qwen0.5b model.path=FOLDER) or give "
+                "data.experts=FILE; algorithm.warm_start.steps=0 trains it from random weights"
+            )
+        raise UserError(
+            f"algorithm.warm_start.steps={imitation} needs expert trajectories: data.experts=FILE; or set "
+            "algorithm.warm_start.steps=0"
+        )
 
     def _check_evaluation(self) -> None:
         """What only inference uses must be asked for, and be at hand, in a training run."""

@@ -1,7 +1,16 @@
-"""A corpus on disk: one JSON object per line, ``{"id": "d1", "contents": "\\"Title\\"\\ntext"}``.
+"""A corpus on disk: one JSON object per line, ``{"id": "d1", "contents": "\\"Title\\"\\ntext"}``, plain or compressed.
 
-Everything is checked here, with the line number, before any of it reaches Lucene, which would skip
-a bad record and say nothing. Further keys of a line are allowed and ignored.
+| field | taken from |
+| --- | --- |
+| id | ``id``, else ``_id`` (BEIR) |
+| contents | ``contents``, else ``text``: the title, if there is one, in quotes on the first line, then the text |
+| title | ``title``; without it, or beside ``contents`` that begin with it, the first line of the contents |
+
+A ``title`` that isn't the contents' first line becomes it: ``{"id", "title", "text"}`` is read like the line above. A
+``text`` beside ``contents`` must be a part of them. Further keys of a line are allowed and ignored.
+
+Everything is checked here, with the line number, before any of it reaches Lucene, which would skip a bad record and
+say nothing.
 """
 
 from __future__ import annotations
@@ -10,13 +19,16 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from agent.answers import normalise_title
 from agent.errors import UserError
 from agent.records import Passage
+from retrieval_service.textfile import is_plain, text_lines
 
 EXAMPLE = r'{"id": "d1", "contents": "\"Title\"\ntext"}'
 MAX_ID_BYTES = 32_766
@@ -55,34 +67,78 @@ def join_contents(title: str, text: str) -> str:
     return contents
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Record:
+    """One line of a corpus."""
+
+    id: str
+    contents: str
+    verbatim: bool
+    """Whether the line says the same to Lucene, which reads ``id`` and ``contents`` alone."""
+
+    @property
+    def passage(self) -> Passage:
+        title, text = split_contents(self.contents)
+        return Passage(id=self.id, title=title, text=text)
+
+
 def parse_record(line: str) -> Passage:
     """One line of a corpus as a passage (score 0). Raises ``ValueError`` with the reason."""
+    return _parse(line).passage
+
+
+def _parse(line: str) -> _Record:
     try:
-        record = json.loads(line, parse_constant=_no_constant)
+        record = _JSON.decode(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg} at column {error.colno})") from None
     except RecursionError:
         raise ValueError("not valid JSON (nested too deeply)") from None
     if not isinstance(record, dict):
         raise ValueError(f"a JSON {type(record).__name__}, not an object")
-    for key in ("id", "contents"):
-        if key not in record:
-            raise ValueError(f'no "{key}"')
-        value = record[key]
-        if not isinstance(value, str):
-            raise ValueError(f'"{key}" is of type {type(value).__name__}, not a string')
-        if not value.strip():
-            raise ValueError(f'"{key}" is empty')
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f'"{key}" holds half of a surrogate pair, which is no character') from None
-    if len(record["id"].encode()) > MAX_ID_BYTES:
-        raise ValueError(f'"id" is longer than {MAX_ID_BYTES} bytes')
-    if len(record["contents"]) > MAX_CONTENTS:
+    id_key = "id" if "id" in record or "_id" not in record else "_id"
+    if "contents" not in record and "text" not in record:
+        raise ValueError('no "contents" (and no "title" and "text" instead)' if id_key in record else 'no "id"')
+    name = _text(record, id_key)
+    if len(name.encode()) > MAX_ID_BYTES:
+        raise ValueError(f'"{id_key}" is longer than {MAX_ID_BYTES} bytes')
+    contents = _contents(record)
+    if len(contents) > MAX_CONTENTS:
         raise ValueError(f'"contents" is longer than {MAX_CONTENTS} characters; split it into passages')
-    title, text = split_contents(record["contents"])
-    return Passage(id=record["id"], title=title, text=text)
+    return _Record(id=name, contents=contents, verbatim=id_key == "id" and record.get("contents") == contents)
+
+
+def _contents(record: Mapping[str, Any]) -> str:
+    """The contents with the title as their first line, if the record names one."""
+    title = " ".join(_text(record, "title").split()) if record.get("title") not in (None, "") else ""
+    if "contents" not in record:
+        # A page that is only a title is a passage, too.
+        return join_contents(title, "" if title and record["text"] == "" else _text(record, "text"))
+    contents = _text(record, "contents")
+    if record.get("text") not in (None, "") and not _within(_text(record, "text"), contents):
+        raise ValueError('"text" is not a part of "contents"; leave out the one that is not to be searched')
+    if not title or normalise_title(split_contents(contents)[0]) == normalise_title(title):
+        return contents
+    return join_contents(title, contents)
+
+
+def _within(text: str, contents: str) -> bool:
+    return text in contents or " ".join(text.split()) in " ".join(contents.split())
+
+
+def _text(record: Mapping[str, Any], key: str) -> str:
+    if key not in record:
+        raise ValueError(f'no "{key}"')
+    value = record[key]
+    if not isinstance(value, str):
+        raise ValueError(f'"{key}" is of type {type(value).__name__}, not a string')
+    if not value.strip():
+        raise ValueError(f'"{key}" is empty')
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f'"{key}" holds half of a surrogate pair, which is no character') from None
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -90,37 +146,82 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"not valid JSON ({name} is no JSON value)")
 
 
-def read_corpus(path: Path) -> Iterator[Passage]:
-    """The passages of ``path`` in order, each checked as it is read. Memory: the ids only.
+_JSON = json.JSONDecoder(parse_constant=_no_constant)
 
-    Raises ``UserError`` naming the file, the line and the reason: bad JSON or UTF-8, an empty line,
-    a missing, empty or non-string id or contents, a duplicate id, or no passage at all.
-    """
-    lines: dict[str, int] = {}
+
+def _records(path: Path) -> Iterator[tuple[int, _Record]]:
+    """``(line, record)`` in order, each checked as it is read, but for ids that are there twice. Memory: one line."""
     number = 0
-    with _open_corpus(path) as file:
-        for number, raw in enumerate(file, start=1):
+    try:
+        for number, raw in text_lines(path, str(path)):
             try:
                 line = raw.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise _bad_line(path, number, f"not UTF-8 (byte {error.start + 1}); save it as plain UTF-8") from None
             if not line.strip():
                 raise _bad_line(path, number, "the line is empty; delete it")
+            if number == 1 and line.lstrip().startswith("["):
+                raise UserError(f"{path}: is one JSON list; write its objects one per line, like {EXAMPLE}")
             try:
-                passage = parse_record(line)
+                yield number, _parse(line)
             except ValueError as error:
                 raise _bad_line(path, number, f"{error}; a line must be like {EXAMPLE}") from None
-            first = lines.setdefault(passage.id, number)
-            if first != number:
-                raise _bad_line(path, number, f"id {passage.id!r} is taken by line {first}; every id must be unique")
-            yield passage
+    except OSError as error:
+        raise _unreadable(path, error) from error
     if not number:
         raise UserError(f"{path}: the corpus is empty; it needs one line like {EXAMPLE} per passage")
 
 
+def passages(path: Path) -> Iterator[Passage]:
+    """``read_corpus`` without its look-out for ids that are there twice, which takes memory."""
+    return (record.passage for _, record in _records(path))
+
+
+def read_corpus(path: Path) -> Iterator[Passage]:
+    """The passages of ``path`` in order, each checked as it is read. Memory: the ids only.
+
+    Raises ``UserError`` naming the file, the line and the reason: bad JSON or UTF-8, an empty line, a missing,
+    empty or non-string id or contents, a duplicate id, or no passage at all; or a file that is damaged or no text.
+    """
+    return (record.passage for record in _unique(path))
+
+
+def _unique(path: Path) -> Iterator[_Record]:
+    lines: dict[str, int] = {}
+    for number, record in _records(path):
+        first = lines.setdefault(record.id, number)
+        if first != number:
+            raise _bad_line(path, number, f"id {record.id!r} is taken by line {first}; every id must be unique")
+        yield record
+
+
 def count_passages(path: Path) -> int:
     """Reads and checks the whole corpus; raises what ``read_corpus`` raises."""
-    return sum(1 for _ in read_corpus(path))
+    return sum(1 for _ in _unique(path))
+
+
+def lay_out(path: Path, folder: Path) -> int:
+    """Checks the whole corpus, and puts it into ``folder`` as Anserini reads it: JSONL of ids and contents.
+
+    That is a link if the file is so already. One that is compressed, or that has its titles apart, is written out.
+    Returns the number of passages; raises what ``read_corpus`` raises.
+    """
+    there = folder / "corpus.jsonl"
+    count, verbatim = 0, True
+    for record in _unique(path):
+        count += 1
+        verbatim &= record.verbatim
+    if verbatim and is_plain(path):
+        there.symlink_to(path.resolve())
+        return count
+    with open(there, "w", encoding="utf-8", newline="\n") as file:
+        for _, record in _records(path):
+            file.write(_line(record.id, record.contents))
+    return count
+
+
+def _line(name: str, contents: str) -> str:
+    return json.dumps({"id": name, "contents": contents}, ensure_ascii=False) + "\n"
 
 
 def corpus_checksum(path: Path) -> str:
@@ -142,15 +243,14 @@ def write_corpus(path: Path, passages: Iterable[Passage]) -> int:
         with open(handle, "w", encoding="utf-8", newline="\n") as file:
             for passage in passages:
                 try:
-                    contents = join_contents(passage.title, passage.text)
-                    line = json.dumps({"id": passage.id, "contents": contents}, ensure_ascii=False)
-                    parse_record(line)
+                    line = _line(passage.id, join_contents(passage.title, passage.text))
+                    _parse(line)
                 except ValueError as error:
                     raise ValueError(f"passage {passage.id!r}: {error}") from None
                 if passage.id in ids:
                     raise ValueError(f"passage {passage.id!r}: the id is there twice")
                 ids.add(passage.id)
-                file.write(line + "\n")
+                file.write(line)
         # mkstemp's files are the owner's alone; a corpus is read by whoever may read its folder.
         os.chmod(name, 0o644)
         os.replace(name, path)
@@ -164,7 +264,11 @@ def _open_corpus(path: Path) -> BufferedReader:
     try:
         return open(path, "rb")
     except OSError as error:
-        raise UserError(f"{path}: cannot read the corpus ({error.strerror}); name a JSONL file") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot read the corpus ({error.strerror}); name a JSONL file")
 
 
 def _bad_line(path: Path, number: int, reason: str) -> UserError:

@@ -20,10 +20,10 @@ from pathlib import Path
 from agent.errors import Fault, UserError
 from retrieval_service import jvm
 from retrieval_service.config import RetrievalConfig
-from retrieval_service.corpus import corpus_checksum, count_passages
+from retrieval_service.corpus import corpus_checksum, lay_out
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 """Raise it when an index built by older code must not be used any more."""
 ANALYSER = "porter"
 """Anserini's English analyser: Lucene's tokens in lower case, its stop words dropped, Porter's stems."""
@@ -102,12 +102,11 @@ def _check_ours(index: Path, checksum: str) -> None:
 
 
 def _build(corpus: Path, checksum: str, index: Path, config: RetrievalConfig) -> Manifest:
-    documents = count_passages(corpus)
     work = Path(tempfile.mkdtemp(prefix=_building(index), dir=index.parent))
     try:
-        # Anserini reads every JSON file of a folder, so the corpus gets a folder to itself, without a copy.
+        # Anserini reads every JSON file of a folder, so the corpus gets a folder to itself.
         (work / "corpus").mkdir()
-        (work / "corpus" / "corpus.jsonl").symlink_to(corpus.resolve())
+        documents = lay_out(corpus, work / "corpus")
         run_lucene(work / "corpus", work / "index", documents, config)
         if corpus_checksum(corpus) != checksum:
             raise UserError(f"{corpus}: changed while it was being indexed; start again when it is complete")

@@ -6,6 +6,11 @@ from dataclasses import dataclass, field
 
 from agent.errors import UserError, one_of
 
+NO_DEVELOPMENT = (
+    "there are no development questions; set data.dev_questions=FILE, or train and calibrate with the same "
+    "data.dev_share"
+)
+
 
 @dataclass
 class Novice:
@@ -33,13 +38,17 @@ class DataConfig:
 
     source: str = "world"
     questions: str | None = None
-    """JSONL or Parquet file of training questions (``source: jsonl``)."""
+    """File of training questions (``source: jsonl``): JSONL, a JSON list or Parquet (``tasks/files.py``). Without
+    ``eval_questions``, ``mode=eval`` plays all of it, less what the checkpoint's run has trained on."""
     eval_questions: str | None = None
-    """File of held-out questions; None holds out ``eval_share`` of ``questions``."""
+    """File of held-out questions; None holds out ``eval_share`` of ``questions``. ``mode=eval`` plays all of it."""
     dev_questions: str | None = None
     """File of development questions, for ``mode=calibrate`` (``source: jsonl``)."""
     corpus: str | None = None
-    """JSONL file of passages, ``id`` and ``contents`` (``source: jsonl``)."""
+    """JSONL file of passages, ``id`` and ``contents``, or ``title`` and ``text`` (``source: jsonl``)."""
+    strict: bool = False
+    """Refuse what is otherwise left out with a notice: training questions that are held out, too; questions whose
+    prompt is longer than ``agent.max_prompt_tokens``; rows that are marked as unanswerable."""
     experts: str | None = None
     """JSONL file of expert trajectories (``tasks/experts.py``) for the supervised warm start and for expert seeding
     (``source: jsonl``; the world has experts of its own)."""
@@ -63,9 +72,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         one_of(self.source, ("world", "jsonl"), "data")
         if self.source == "jsonl":
-            for key in ("questions", "corpus"):
-                if not getattr(self, key):
-                    raise UserError(f"data=jsonl needs data.{key}=FILE")
+            if not self.corpus:
+                missing = "data.questions=FILE and " if not (self.questions or self.eval_questions) else ""
+                raise UserError(f"data=jsonl needs {missing}data.corpus=FILE")
         elif self.experts is not None:
             raise UserError(
                 "data.experts: data=world makes its own expert trajectories; leave it out, or use data=jsonl"

@@ -1,6 +1,6 @@
 """Expert trajectories: from a file of the user's, or of an exact expert in the built-in world.
 
-A file is JSONL with one trajectory per line, in the tags of the run's protocol (``agent/protocol.py``)::
+A file is JSONL (plain or compressed) with one trajectory per line, in the tags of the run's protocol (``agent/protocol.py``)::
 
     {"id": "q1", "question": "Who wrote Emma?", "golden_answers": ["Jane Austen"],
      "metadata": {"supporting_titles": ["Emma (novel)"]},
@@ -31,25 +31,27 @@ from agent.errors import UserError
 from agent.protocol import NO_RESULTS, PROTOCOLS, TagProtocol
 from agent.records import Passage, Question, Trajectory
 from agent.seeds import derive_seed
+from retrieval_service.textfile import stem
 from tasks.bm25 import Bm25
 from tasks.demonstrations import Demonstration, Move, answer_text, search_text
-from tasks.files import Row, first, jsonl_rows, question_of, text
+from tasks.fields import first, text
+from tasks.files import question_of
+from tasks.rows import Row, rows
 from tasks.world import World
 
 _RESPONSE = ("trajectory", "expert_response")
 
 
 def read_experts(path: Path, protocol: TagProtocol, *, key: str, evidence: str = "title") -> tuple[Demonstration, ...]:
-    """The expert trajectories of a JSONL file, in file order. ``key`` is the setting that names the file, ``evidence``
+    """The expert trajectories of a file, in file order. ``key`` is the setting that names the file, ``evidence``
     what supporting documents are matched by.
 
     Raises ``UserError`` with file, line, id and reason for one that is malformed, or whose answer is wrong:
     it is going to be imitated.
     """
     experts: dict[str, Demonstration] = {}
-    for number, row in jsonl_rows(path, key):
-        line = f"{key}={path}, line {number}"
-        question = question_of(row, line, f"{path.stem}-{number}", evidence)
+    for line, number, row in rows(path, key):
+        question = question_of(row, line, f"{stem(path)}-{number}", evidence)
         where = f"{line}, id '{question.id}'"
         if question.id in experts:
             raise UserError(f"{where}: this id is already taken; one trajectory per question")

@@ -1,53 +1,110 @@
-"""The user's questions: JSONL and Parquet files in our own layout, FlashRAG's, Search-R1's and verl's.
+"""The user's questions, in our own layout and in those that the field's data sets are published in.
+
+HotpotQA, 2WikiMultihopQA, MuSiQue (official, on the hub, and as FlashRAG has them), Search-R1, verl, David-GRPO.
 
 | field | taken from, first that is there |
 | --- | --- |
 | text | ``question``; ``extra_info.question`` (verl) |
-| golden answers, a text or a list of texts | ``golden_answers``, ``answers``, ``answer``; ``reward_model.ground_truth`` or its ``target`` (Search-R1, verl) |
-| id | ``id``, after ``data_source`` if that is named (Search-R1 mixes sets that both count from train_0); the file's name and the line |
-| supporting titles | ``metadata.supporting_titles``; ``metadata.supporting_facts.title`` (FlashRAG); with ``evidence="id"``: ``metadata.supporting_ids`` |
-| kind | ``metadata.type``; ``data_source`` |
+| golden answers, a text or a list of texts | ``golden_answers``, ``answers``, ``answer``; ``reward_model.ground_truth`` or its ``target`` (Search-R1, verl); and beside any of them ``answer_aliases`` (MuSiQue) |
+| id | ``id``, ``_id``, after ``data_source`` if that is named (Search-R1 mixes sets that both count from train_0); the file's name and the line |
+| supporting titles | ``supporting_titles``; ``supporting_facts`` (HotpotQA, 2Wiki); ``paragraphs`` with ``is_supporting`` (MuSiQue); ``question_decomposition`` with ``support_paragraph`` (FlashRAG); ``evidence_documents`` (David-GRPO) |
+| supporting ids, with ``evidence="id"`` | ``supporting_ids``; ``evidence_documents`` |
+| kind | ``type``; ``level`` (HotpotQA: where there is no type); ``data_source`` |
 
-Everything that is wrong with a file is a ``UserError`` that names the file, the line and the fix.
+Supporting documents, ``answer_aliases``, ``type`` and ``level`` may stand in the row or in its ``metadata``. Rows with
+``answerable: false`` (the full MuSiQue) are left out with a notice, and so is said what looks like one of these fields
+and isn't read. Everything that is wrong with a file is a ``UserError`` that names the file, the line and the fix.
 """  # noqa: E501
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from agent.answers import normalise
 from agent.errors import UserError
 from agent.records import Question
 from agent.seeds import derive_seed
+from retrieval_service.textfile import stem
+from tasks import supporting
+from tasks.fields import anywhere, first, text, text_or_number, texts
+from tasks.notices import Notice, left_out, some
+from tasks.rows import Row, rows
+from tasks.unread import Unread, is_like_a_field
 
-_COLUMNS = (
-    "id", "question", "golden_answers", "answers", "answer", "data_source", "reward_model", "extra_info", "metadata"
-)  # fmt: skip
 _ANSWERS = ("golden_answers", "answers", "answer", "reward_model.ground_truth.target", "reward_model.ground_truth")
-_SUPPORTING = {
-    "title": ("metadata.supporting_titles", "metadata.supporting_facts.title"),
-    "id": ("metadata.supporting_ids",),
-}
-
-Row = Mapping[str, Any]
 
 
-def read_questions(path: Path, *, key: str, evidence: str = "title") -> tuple[Question, ...]:
-    """The questions of ``path`` (``.parquet``, or else JSONL) in file order. ``key`` is the setting that
-    names the file; ``evidence`` is what supporting documents are matched by, ``title`` or ``id``."""
-    rows = _parquet_rows(path, key) if path.suffix == ".parquet" else jsonl_rows(path, key)
+def read_questions(
+    path: Path, *, key: str, evidence: str = "title", strict: bool = False, notices: list[Notice] | None = None
+) -> tuple[Question, ...]:
+    """The questions of ``path`` in file order.
+
+    ``key`` is the setting that names the file; ``evidence`` is what supporting documents are matched by, ``title`` or
+    ``id``. What is left out or not read is added to ``notices``; with ``strict``, rows that would be left out are a
+    ``UserError`` like all that is wrong.
+    """
     questions: dict[str, Question] = {}
-    for number, row in rows:
-        where = f"{key}={path}, {'row' if path.suffix == '.parquet' else 'line'} {number}"
-        question = question_of(row, where, f"{path.stem}-{number}", evidence)
+    unanswerable: list[tuple[str, str]] = []
+    unread = Unread(evidence)
+    for where, number, row in rows(path, key, is_like_a_field):
+        default_id = f"{stem(path)}-{number}"
+        if any(value is False for _, value in anywhere(row, "answerable")):
+            unanswerable.append((_id(row, where) or default_id, "answerable is false"))
+            continue
+        question = question_of(row, where, default_id, evidence)
+        unread.look(row, question)
         if question.id in questions:
             raise UserError(f"{where}: id '{question.id}' is already taken; ids must differ (or leave them all out)")
         questions[question.id] = question
+    found = unread.notices(f"{key}={path}")
+    if unanswerable:
+        said = (
+            f"{key}={path}: {len(unanswerable)} rows are marked answerable=false ({some([i for i, _ in unanswerable])})"
+        )
+        found.append(left_out(said, unanswerable, strict=strict))
     if not questions:
-        raise UserError(f"{key}={path}: the file holds no questions")
+        raise UserError(f"{key}={path}: the file holds no questions" + (" with an answer" if unanswerable else ""))
+    if notices is not None:
+        notices += found
     return tuple(questions.values())
+
+
+def question_of(row: Row, where: str, default_id: str, evidence: str) -> Question:
+    """The question that ``row`` holds. ``where`` names the file and line in the ``UserError`` of a wrong one."""
+    question = text(first(row, ("question", "extra_info.question"), where), where)
+    golden = texts(first(row, _ANSWERS, where), where)
+    for aliases in anywhere(row, "answer_aliases"):
+        golden += texts(aliases, where)
+    return Question(
+        id=_id(row, where) or default_id,
+        text=question,
+        golden_answers=tuple(dict.fromkeys(golden)),
+        supporting=supporting.supporting(row, where, evidence),
+        kind=_kind(row, where),
+    )
+
+
+def _kind(row: Row, where: str) -> str:
+    """The slice that evaluations report the question in."""
+    for kind in anywhere(row, "type"):
+        return text(kind, where)
+    for level in anywhere(row, "level"):
+        return text_or_number(level, where)
+    return _source(row, where)
+
+
+def _source(row: Row, where: str) -> str:
+    value = row.get("data_source")
+    return "" if value in (None, "") else text(("data_source", value), where)
+
+
+def _id(row: Row, where: str) -> str:
+    """The row's id, after its source; empty when it has none."""
+    source = _source(row, where)
+    name = next((key for key in ("id", "_id") if row.get(key) is not None), None)
+    value = "" if name is None else text_or_number((name, row[name]), where)
+    return f"{source}/{value}" if source and value else value
 
 
 def split(questions: Sequence[Question], share: float, seed: int) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
@@ -63,124 +120,17 @@ def split(questions: Sequence[Question], share: float, seed: int) -> tuple[tuple
     return tuple(q for q in questions if q.id not in held_out), tuple(q for q in questions if q.id in held_out)
 
 
-def jsonl_rows(path: Path, key: str) -> Iterator[tuple[int, Row]]:
-    """``(line, object)`` of every line of a JSONL file that isn't blank, lines counted from 1."""
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, _json_object(line, f"{key}={path}, line {number}")
-    except OSError as error:
-        raise UserError(f"{key}={path}: cannot be read ({error.strerror})") from error
-
-
-def _json_object(line: bytes, where: str) -> Row:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:  # Not UTF-8, or not JSON.
-        raise UserError(f"{where}: not JSON in UTF-8 ({error}); each line must be one object") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: {_named(row)}; each line must be one JSON object")
-    return row
-
-
-def _parquet_rows(path: Path, key: str) -> Iterator[tuple[int, Row]]:
-    """``(row, object)`` of a Parquet file, rows counted from 1; only the columns that are used are read."""
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        file = parquet.ParquetFile(path)
-        columns = [name for name in file.schema_arrow.names if name in _COLUMNS]
-        number = 0
-        for batch in file.iter_batches(batch_size=1024, columns=columns):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-    except (OSError, pyarrow.ArrowException) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"{key}={path}: cannot be read as Parquet ({first})") from error
-
-
-def question_of(row: Row, where: str, default_id: str, evidence: str) -> Question:
-    """The question that ``row`` holds. ``where`` names the file and line in the ``UserError`` of a wrong one."""
-    source = _optional_text(row, "data_source", where)
-    return Question(
-        id=_id(row, source, where) or default_id,
-        text=text(first(row, ("question", "extra_info.question"), where), where),
-        golden_answers=texts(first(row, _ANSWERS, where), where),
-        supporting=_supporting(row, where, evidence),
-        kind=_optional_text(row, "metadata.type", where) or source,
-    )
-
-
-def _id(row: Row, source: str, where: str) -> str:
-    """The row's id, after its source; empty when it has none."""
-    value = row.get("id")
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    name = "" if value is None else text(("id", value), where)
-    return f"{source}/{name}" if source and name else name
-
-
-def _supporting(row: Row, where: str, evidence: str) -> tuple[str, ...]:
-    """Titles or ids of the supporting documents, each once; none when the row names none."""
-    for name in _SUPPORTING[evidence]:
-        value = _get(row, name)
-        if value is not None and value != []:
-            return tuple(dict.fromkeys(texts((name, value), where)))
-    return ()
-
-
-def _get(row: Row, name: str) -> Any:
-    """What stands under the dotted ``name``; None when there is nothing."""
-    value: Any = row
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def first(row: Row, names: Sequence[str], where: str) -> tuple[str, Any]:
-    """``(name, value)`` of the first of ``names`` that the row has."""
-    for name in names:
-        if (value := _get(row, name)) is not None:
-            return name, value
-    there = ", ".join(sorted(name for name, value in row.items() if value is not None)) or "nothing"
-    raise UserError(f"{where}: has no '{names[0]}' (it has {there})")
-
-
-def _optional_text(row: Row, name: str, where: str) -> str:
-    value = _get(row, name)
-    return "" if value is None or value == "" else text((name, value), where)
-
-
-def text(named: tuple[str, Any], where: str) -> str:
-    """The text of a named value."""
-    name, value = named
-    if not isinstance(value, str):
-        raise UserError(f"{where}: '{name}' must be a text, not {_named(value)}")
-    if not value.strip():
-        raise UserError(f"{where}: '{name}' is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where}: '{name}' holds half a surrogate pair at character {error.start}") from error
-    return value
-
-
-def texts(named: tuple[str, Any], where: str) -> tuple[str, ...]:
-    """A text as one of a kind, or a list of at least one text."""
-    name, value = named
-    if isinstance(value, str):
-        return (text(named, where),)
-    if not isinstance(value, list):
-        raise UserError(f"{where}: '{name}' must be a list of texts, not {_named(value)}")
-    if not value:
-        raise UserError(f"{where}: '{name}' is empty; it needs at least one text")
-    return tuple(text((f"{name}[{i}]", item), where) for i, item in enumerate(value))
-
-
-def _named(value: Any) -> str:
-    """A JSON value in words, for a message."""
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return kinds.get(type(value), f"the number {value}")
+def split_texts(
+    questions: Sequence[Question], share: float, seed: int
+) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
+    """``split`` over the different texts among ``questions``: all copies of one text are on the same side."""
+    firsts: dict[str, Question] = {}  # of each text the copy with the smallest id: their order doesn't matter
+    keys = [normalise(q.text) for q in questions]
+    for key, question in zip(keys, questions, strict=True):
+        if key not in firsts or question.id < firsts[key].id:
+            firsts[key] = question
+    held_out = {normalise(q.text) for q in split(list(firsts.values()), share, seed)[1]}
+    sides: tuple[list[Question], list[Question]] = ([], [])
+    for key, question in zip(keys, questions, strict=True):
+        sides[key in held_out].append(question)
+    return tuple(sides[0]), tuple(sides[1])

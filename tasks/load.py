@@ -13,10 +13,12 @@ from agent.errors import UserError
 from agent.protocol import Dialogue, TagProtocol
 from agent.records import Question
 from retrieval_service.corpus import read_corpus, write_corpus
-from tasks.config import DataConfig
+from tasks.config import NO_DEVELOPMENT, DataConfig
 from tasks.demonstrations import Demonstration, demonstrations, encode
 from tasks.experts import choose, read_experts, world_experts
-from tasks.files import read_questions, split
+from tasks.files import read_questions
+from tasks.notices import Notice
+from tasks.sets import sets
 from tasks.world import World
 
 TEXT_SAMPLE = 2000
@@ -55,6 +57,8 @@ class Task:
     """What supporting documents are named by, ``title`` or ``id``."""
     held_back: tuple[Question, ...] = ()
     """The training questions that ``data.dev_share`` keeps for development."""
+    notices: tuple[Notice, ...] = ()
+    """What there is to say of the files."""
 
     @property
     def supporting_known(self) -> bool:
@@ -94,7 +98,7 @@ class Task:
         """Questions to calibrate on, none of them in ``eval``.
 
         In the world they are held-out ones too, about entities that training has not seen. Raises
-        ``UserError`` where there are none, or one that is held out for evaluation.
+        ``UserError`` where there are none, or one that is held out for evaluation or trained on.
         """
         config = self.config
         if config.source == "world":
@@ -107,17 +111,16 @@ class Task:
             where = f"data.dev_questions={path}"
             questions = read_questions(path, key="data.dev_questions", evidence=self.evidence_match)
         else:
-            raise UserError(
-                "there are no development questions; set data.dev_questions=FILE, or train and calibrate with the "
-                "same data.dev_share"
-            )
-        held_out = {normalise(q.text) for q in self.eval}
+            raise UserError(NO_DEVELOPMENT)
+        held_out, trained = ({normalise(q.text) for q in side} for side in (self.eval, self.train))
         for question in questions:
             if normalise(question.text) in held_out:
                 raise UserError(
                     f"{where}: question '{question.id}' is held out for evaluation; leave it out, or set "
                     "data.eval_questions=FILE with other questions"
                 )
+            if normalise(question.text) in trained:
+                raise UserError(f"{where}: question '{question.id}' is a training question, too; leave it out")
         return questions
 
     def _experts_of_file(self, protocol: TagProtocol, without: str) -> tuple[Demonstration, ...]:
@@ -155,16 +158,30 @@ class Task:
             yield codec.decode(dialogue.observation_ids([passage]))
 
 
-def load(config: DataConfig, seed: int, cache: Path, *, evidence_match: str = "title") -> Task:
+def load(config: DataConfig, seed: int, cache: Path, *, evidence_match: str = "title", mode: str = "train") -> Task:
     """The task that ``config`` describes; the world's corpus is written below the folder ``cache``.
 
     ``seed`` chooses what is held out of the user's questions; the world has a seed of its own, so that
     runs with different seeds answer the same questions. ``evidence_match`` (``title`` or ``id``) says
-    what supporting documents are named by. Raises ``UserError`` for files that are missing or wrong.
+    what supporting documents are named by, ``mode`` which of the user's files are needed (``tasks/sets.py``). Raises
+    ``UserError`` for files that are missing or wrong.
     """
     if config.source == "world":
         return _world_task(config, cache, evidence_match)
-    return _file_task(config, seed, evidence_match)
+    corpus = Path(config.corpus or "").expanduser()  # DataConfig has checked that it is there
+    if not corpus.is_file():
+        raise UserError(f"data.corpus={corpus}: no such file; name a JSONL file of passages (id, contents)")
+    found = sets(config, seed, evidence_match, mode)
+    return Task(
+        name=found.name,
+        train=found.train,
+        eval=found.eval,
+        corpus=corpus,
+        config=config,
+        evidence_match=evidence_match,
+        held_back=found.held_back,
+        notices=found.notices,
+    )
 
 
 def _world_task(config: DataConfig, cache: Path, evidence_match: str) -> Task:
@@ -179,29 +196,4 @@ def _world_task(config: DataConfig, cache: Path, evidence_match: str) -> Task:
         corpus=corpus,
         config=config,
         evidence_match=evidence_match,
-    )
-
-
-def _file_task(config: DataConfig, seed: int, evidence_match: str) -> Task:
-    # DataConfig has checked that both are there.
-    path, corpus = (Path(name or "").expanduser() for name in (config.questions, config.corpus))
-    train = read_questions(path, key="data.questions", evidence=evidence_match)
-    if config.eval_questions is None:
-        train, held_out = split(train, config.eval_share, seed)
-    else:
-        eval_path = Path(config.eval_questions).expanduser()
-        held_out = read_questions(eval_path, key="data.eval_questions", evidence=evidence_match)
-    held_back: tuple[Question, ...] = ()
-    if config.dev_share:
-        train, held_back = split(train, config.dev_share, seed)
-    if not corpus.is_file():
-        raise UserError(f"data.corpus={corpus}: no such file; name a JSONL file of passages (id, contents)")
-    return Task(
-        name=path.stem,
-        train=train,
-        eval=held_out,
-        corpus=corpus,
-        config=config,
-        evidence_match=evidence_match,
-        held_back=held_back,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
@@ -11,6 +12,7 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
 
+from tasks.notices import FILE, Notice
 from tracking.progress import Phase, Phases
 
 
@@ -30,6 +32,13 @@ class Console:
     def say(self, text: str, style: str = "") -> None:
         """One line of plain text."""
         self._print(text, style=style, markup=False)
+
+    def notices(self, notices: Sequence[Notice], folder: Path) -> None:
+        """What there is to say of the data, a line each, and where the questions are listed."""
+        for notice in notices:
+            self.say(f"data: {notice.text}", "yellow")
+        if any(notice.items for notice in notices):
+            self.say(f"data: all of these questions are listed in {folder / FILE}", "dim")
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table whose first column names what the others give."""

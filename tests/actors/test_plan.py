@@ -37,6 +37,7 @@ register()
 CONFIGS: dict[str, Any] = {"qwen2": Qwen2Config, "qwen3": Qwen3Config, "llama": LlamaConfig}
 PUBLISHED = {
     "tiny": 460_160,  # with a vocabulary of model.vocab_size, the most that its tokenizer may have
+    "smollm2-135m": 134_515_008,
     "qwen0.5b": 494_032_768,
     "qwen1.5b": 1_543_714_304,
     "qwen3-1.7b": 1_720_574_976,

@@ -246,12 +246,13 @@ def test_an_expert_that_does_not_fit_is_refused_before_anything_starts(folder: P
 def own_data(folder: Path, *, experts: str | None = None) -> DataConfig:
     def write(name: str, row: dict[str, Any], count: int = 1) -> str:
         path = folder / name
-        path.write_text("".join(json.dumps({**row, "id": f"{name}{i}"}) + "\n" for i in range(count)))
+        rows = [{key: value.replace("#", str(i)) for key, value in row.items()} for i in range(count)]
+        path.write_text("".join(json.dumps({**row, "id": f"{name}{i}"}) + "\n" for i, row in enumerate(rows)))
         return str(path)
 
     return DataConfig(
         source="jsonl",
-        questions=write("ask.jsonl", {"question": "who?", "answer": "x"}, 4),
+        questions=write("ask.jsonl", {"question": "who is #?", "answer": "x"}, 4),
         corpus=write("corpus.jsonl", {"contents": '"t"\nx'}),
         experts=experts and write("experts.jsonl", {"question": "who wrote it?", "answer": "x", "trajectory": experts}),
     )

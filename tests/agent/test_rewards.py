@@ -73,6 +73,9 @@ def test_evidence_by_title(make_trajectory):
     # The same document twice, in one turn or in two, counts once; so do two passages of one title.
     assert recall(found("a", ("1", "Emma (novel)"), ("9", "Emma (novel)")), found("b", ("1", "Emma (novel)"))) == 0.5
     assert recall(ANSWER, question=PLAIN) is None
+    band = Question(id="q", text="?", golden_answers=("a",), supporting=("!!!", "\u200b"))
+    assert recall(found("a", ("1", "???"), ("2", "")), question=band) == 0.0, "titles without a word differ, too"
+    assert recall(found("a", ("1", "!!!")), question=band) == 1.0, "and no title is no document's"
     twice = Question(id="q", text="?", golden_answers=("a",), supporting=("Emma", "emma", '"Emma"'))
     assert recall(found("a", ("1", "Emma")), question=twice) == 1.0
 
@@ -170,8 +173,9 @@ CLOSED = [  # gate, protocol, trajectories that it sets to 0, trajectories that 
             [SEARCH, SEARCH, ANSWER],
             [SEARCH, found("x"), found("The EMMA?"), ANSWER],
             [SEARCH, {**SEARCH, "refused": True}],
+            [found("caf\u00e9"), found("cafe\u0301"), ANSWER],
         ],
-        [[SEARCH, found("emma author"), ANSWER], [SEARCH, ANSWER], [ANSWER]],
+        [[SEARCH, found("emma author"), ANSWER], [SEARCH, ANSWER], [ANSWER], [found("The The"), found("!!!"), ANSWER]],
     ),
 ]
 
@@ -241,6 +245,7 @@ EMMA, AUSTEN = ("1", "Emma (novel)"), ("2", "Jane Austen")
         ([found("a", EMMA), {**SEARCH, "refused": True}, ANSWER], 0),  # no search
         ([found("a", EMMA), {**found("a"), "observed": False}], 0),
         ([found("a", ("1", "t")), found("b", ("2", "t")), ANSWER], 0),  # two documents of one title
+        ([found("!!!", EMMA), found("???", AUSTEN), ANSWER], 0),  # queries without a word are compared as they stand
     ],
 )
 def test_redundant_searches(make_trajectory, turns, redundant):

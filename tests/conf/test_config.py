@@ -29,7 +29,7 @@ CONF = ROOT / "conf"
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if any(folder.glob("*.yaml")))
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 NEEDED = {
-    ("data", "jsonl"): ["data.questions=questions.jsonl", "data.corpus=corpus.jsonl"],
+    ("data", "jsonl"): ["data.questions=questions.jsonl", "data.corpus=corpus.jsonl", "model=smollm2-135m"],
     ("exit", "early"): ["mode=eval", "checkpoint=folder"],
     ("selectivity", "query"): ["mode=eval", "checkpoint=folder"],
     ("selectivity", "evidence"): ["mode=eval", "checkpoint=folder"],
@@ -264,7 +264,32 @@ MISTAKES = [
     (["tracker.trajectories_per_step=-2"], "tracker.trajectories_per_step must be -1 or more"),
     (["data.eval_share=1"], "data.eval_share=1.0 must lie in (0, 1)"),
     # what is missing
-    (["data=jsonl"], "data=jsonl needs data.questions=FILE"),
+    (["data=jsonl"], "data=jsonl needs data.questions=FILE and data.corpus=FILE"),
+    (["data=jsonl", "data.corpus=c", "model=smollm2-135m"], "data=jsonl needs data.questions=FILE"),
+    (["data=jsonl", "data.eval_questions=q", "data.corpus=c"], "data=jsonl needs data.questions=FILE"),
+    (["mode=index", "data=jsonl", "data.questions=q"], "data=jsonl needs data.corpus=FILE"),
+    (
+        ["mode=eval", "data=jsonl", "data.corpus=c", "checkpoint=x"],
+        "mode=eval data=jsonl needs data.eval_questions=FILE",
+    ),
+    (["mode=calibrate", "data=jsonl", "data.corpus=c", "checkpoint=x"], "there are no development questions; "),
+    (
+        ["mode=calibrate", "data=jsonl", "data.corpus=c", "checkpoint=x", "data.dev_share=0.1"],
+        "data.dev_share=0.1 is a share of data.questions=FILE, which is missing",
+    ),
+    (
+        ["data=jsonl", "data.questions=q", "data.corpus=c"],
+        "model=tiny is made from scratch, and data=jsonl brings nothing that it could learn to write from: "
+        "take a pretrained model (model=smollm2-135m, ",
+    ),
+    (
+        ["-m", "data=jsonl", "data.questions=q", "data.corpus=c", "model=smollm2-135m,tiny"],
+        "model=tiny is made from scratch",
+    ),
+    (
+        ["data=jsonl", "data.questions=q", "data.corpus=c", "model.path=folder"],
+        "algorithm.warm_start.steps=200 needs expert trajectories: data.experts=FILE; or set ",
+    ),
     (["data=jsonl", "data.questions=q.jsonl"], "data=jsonl needs data.corpus=FILE"),
     (
         ["data=jsonl", "data.questions=q", "data.corpus=c", "algorithm.seeding.steps=5"],
@@ -305,7 +330,17 @@ def test_a_mistake_gets_one_line_that_names_it(arguments: list[str], message: st
         ["seed=1", "-m", "mode=plan"],
         ["-m", "seed=range(1,4)", "model=choice(tiny,qwen0.5b)"],
         ["-m", "mode=eval", "checkpoint=one,two"],  # neither is complete without the other
-        ["-m", "data=jsonl", "data.questions=a,b", "data.corpus=c"],
+        ["-m", "data=jsonl", "data.questions=a,b", "data.corpus=c", "model=smollm2-135m"],
+        # The model that is made from scratch, on purpose: with the user's experts, from random weights, or resumed.
+        ["data=jsonl", "data.questions=q", "data.corpus=c", "data.experts=e"],
+        ["data=jsonl", "data.questions=q", "data.corpus=c", "algorithm.warm_start.steps=0"],
+        ["data=jsonl", "data.questions=q", "data.corpus=c", "resume=auto"],
+        # What only plays needs the files that it plays.
+        ["mode=index", "data=jsonl", "data.corpus=c"],
+        ["mode=ask", "data=jsonl", "data.corpus=c", "checkpoint=x", "question=who"],
+        ["mode=eval", "data=jsonl", "data.corpus=c", "checkpoint=x", "data.eval_questions=q"],
+        ["mode=eval", "data=jsonl", "data.corpus=c", "checkpoint=x", "data.questions=q"],
+        ["mode=calibrate", "data=jsonl", "data.corpus=c", "checkpoint=x", "data.dev_questions=q"],
         ["hydra.run.dir=elsewhere", "seed=2"],
         ["--cfg", "job"],
         ["+model.architecture.rope_theta=1000"],

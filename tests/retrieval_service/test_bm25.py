@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import sys
@@ -73,6 +74,18 @@ def test_the_right_passage_comes_first_and_comes_back_whole(bm25: Bm25) -> None:
         top = hits[0]
         assert (top.id, top.title, top.text) == (passage.id, passage.title, passage.text)
         assert top.score > 0
+
+
+def test_a_compressed_corpus_with_titles_apart_is_searched_by_them(tmp_path: Path) -> None:
+    rows = [{"_id": p.id, "title": p.title, "text": p.text} for p in PASSAGES]
+    corpus = tmp_path / "corpus.jsonl.gz"
+    corpus.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    backend = Bm25(ensure_index(corpus, CONFIG, tmp_path / "cache"), CONFIG)
+    try:
+        ((top,),) = backend.search_batch(["heroes album"], 1)
+    finally:
+        backend.close()
+    assert (top.id, top.title, top.text) == (PASSAGES[2].id, PASSAGES[2].title, PASSAGES[2].text)
 
 
 def test_hits_are_ordered_by_score_and_limited_by_k(bm25: Bm25) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from retrieval_service.corpus import (
     corpus_checksum,
     count_passages,
     join_contents,
+    lay_out,
     read_corpus,
     split_contents,
     write_corpus,
@@ -79,7 +81,13 @@ def test_last_line_needs_no_newline(tmp_path: Path) -> None:
         (record(id=7, contents="x"), '"id" is of type int, not a string'),
         (record(id="i" * (MAX_ID_BYTES + 1), contents="x"), '"id" is longer than'),
         (record(id="a", contents="x"), "id 'a' is taken by line 1"),
-        (record(id="b", text="x"), 'no "contents"'),
+        (record(id="b", title="x"), 'no "contents" (and no "title" and "text" instead)'),
+        (record(id="b", title="x", text=None), '"text" is of type NoneType, not a string'),
+        (record(id="b", title="x", text=["y"]), '"text" is of type list, not a string'),
+        (record(id="b", title="", text=""), '"text" is empty'),
+        (record(id="b", title=["x"], contents="y"), '"title" is of type list, not a string'),
+        (record(id="b", title="x", contents="y", text="z"), '"text" is not a part of "contents"'),
+        (record(_id=7, contents="x"), '"_id" is of type int, not a string'),
         (record(id="b", contents=" \n"), '"contents" is empty'),
         (record(id="b", contents=None), '"contents" is of type NoneType, not a string'),
         (record(id="b", contents=["x"]), '"contents" is of type list, not a string'),
@@ -99,10 +107,70 @@ def test_a_bad_line_is_named(tmp_path: Path, bad: bytes, reason: str) -> None:
     assert "\n" not in message
 
 
-def test_a_byte_order_mark_is_refused(tmp_path: Path) -> None:
-    path = corpus_of(tmp_path, b"\xef\xbb\xbf" + GOOD)
-    with pytest.raises(UserError, match=r"line 1: not valid JSON \(Unexpected UTF-8 BOM"):
-        count_passages(path)
+@pytest.mark.parametrize(
+    ("fields", "title", "text"),
+    [
+        ({"title": "Emma", "text": "A novel."}, "Emma", "A novel."),
+        ({"title": " Emma\n(novel) ", "text": "A novel.\nBy Austen."}, "Emma (novel)", "A novel.\nBy Austen."),
+        ({"title": '"Heroes" (album)', "text": "By Bowie."}, '"Heroes" (album)', "By Bowie."),
+        ({"title": "Emma", "text": ""}, "Emma", ""),
+        ({"text": "No title."}, "", "No title."),
+        ({"title": None, "text": "No title,\ntwo lines."}, "", "No title,\ntwo lines."),
+        ({"title": "Emma", "contents": "A novel."}, "Emma", "A novel."),
+        ({"title": "Emma", "contents": "Emma is a novel.\nBy Austen."}, "Emma", "Emma is a novel.\nBy Austen."),
+        ({"title": "Emma", "contents": '"Emma"\nA novel.'}, "Emma", "A novel."),
+        ({"title": "Caf\u00e9_A", "contents": "Cafe\u0301 A\nA place."}, "Cafe\u0301 A", "A place."),
+        ({"title": "", "contents": '"Emma"\nA novel.'}, "Emma", "A novel."),
+        # Search-R1's BM25 has all three.
+        ({"title": "Emma", "text": "A  novel.", "contents": '"Emma"\nA novel.'}, "Emma", "A novel."),
+    ],
+)
+def test_a_title_of_its_own_is_the_passages_title(tmp_path: Path, fields: dict, title: str, text: str) -> None:
+    path = corpus_of(tmp_path, GOOD, record(id="b", **fields))
+    assert list(read_corpus(path))[1] == Passage(id="b", title=title, text=text)
+
+
+def test_beirs_lines_are_read(tmp_path: Path) -> None:
+    path = corpus_of(tmp_path, record(_id="7", title="Emma", text="A novel.", metadata={"url": "x"}))
+    assert list(read_corpus(path)) == [Passage(id="7", title="Emma", text="A novel.")]
+
+
+def test_a_corpus_is_laid_out_for_lucene_as_a_link_or_as_ids_and_contents(tmp_path: Path) -> None:
+    plain = corpus_of(tmp_path, GOOD, record(id="b", contents="No title.", url="x"), record(id="c", contents="x\ny"))
+    passages = list(read_corpus(plain))
+    (tmp_path / "plain").mkdir()
+    assert lay_out(plain, tmp_path / "plain") == 3
+    assert (tmp_path / "plain" / "corpus.jsonl").is_symlink()
+    packed = tmp_path / "corpus.jsonl.gz"
+    packed.write_bytes(gzip.compress(b"\xef\xbb\xbf" + plain.read_bytes()))
+    marked = tmp_path / "marked.jsonl"
+    marked.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
+    titled = tmp_path / "titled.jsonl"
+    titled.write_bytes(plain.read_bytes() + record(id="d", title="D", text="last") + b"\n")
+    for path, more in ((packed, []), (marked, []), (titled, [Passage(id="d", title="D", text="last")])):
+        folder = tmp_path / f"{path.name}.for-lucene"
+        folder.mkdir()
+        assert lay_out(path, folder) == 3 + len(more)
+        (there,) = folder.iterdir()
+        assert not there.is_symlink()
+        assert [set(json.loads(line)) for line in there.read_text("utf-8").splitlines()] == [{"id", "contents"}] * (
+            3 + len(more)
+        )
+        assert list(read_corpus(there)) == list(read_corpus(path)) == passages + more
+
+
+def test_a_json_list_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"corpus\.jsonl: is one JSON list; write its objects one per line"):
+        count_passages(corpus_of(tmp_path, b"[", GOOD, b"]"))
+
+
+def test_a_corpus_that_is_cut_short_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl.gz"
+    path.write_bytes(gzip.compress(GOOD * 100)[:-9])
+    for read in (count_passages, lambda p: lay_out(p, tmp_path)):
+        with pytest.raises(UserError, match=r"^.*corpus\.jsonl\.gz: the gzip file is cut short or damaged") as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
 
 
 def test_an_empty_or_missing_corpus_is_refused(tmp_path: Path) -> None:

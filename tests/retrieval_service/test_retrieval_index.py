@@ -14,7 +14,7 @@ from agent.records import Passage
 from retrieval_service import index as index_module
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import corpus_checksum, write_corpus
-from retrieval_service.index import MANIFEST, build_index, check_index, ensure_index
+from retrieval_service.index import FORMAT, MANIFEST, build_index, check_index, ensure_index
 
 CONFIG = RetrievalConfig()
 
@@ -195,7 +195,7 @@ def test_an_index_of_another_format_is_refused(tmp_path: Path, corpus: Path, luc
     build_index(corpus, index, CONFIG)
     manifest = json.loads((index / MANIFEST).read_text())
     (index / MANIFEST).write_text(json.dumps(manifest | {"format": manifest["format"] + 1}))
-    with pytest.raises(UserError, match=r"its format is 2, this version reads 1"):
+    with pytest.raises(UserError, match=rf"its format is {FORMAT + 1}, this version reads {FORMAT}"):
         check_index(index)
 
 

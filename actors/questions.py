@@ -1,0 +1,105 @@
+"""Which questions an evaluation or a calibration plays, and which ones it can't or shouldn't."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from actors.prompts import short_enough
+from agent.errors import UserError
+from agent.evaluation import subset
+from agent.protocol import Dialogue
+from agent.records import Question
+from agent.tokens import Tokenizer
+from conf.schema import RunConfig
+from tasks.load import Task
+from tasks.notices import Notice, some
+from tasks.trained import trained_on
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """The questions of one run that plays a checkpoint."""
+
+    questions: tuple[Question, ...] = ()
+    about: str = ""
+    """What they are, in words."""
+    notices: tuple[Notice, ...] = ()
+
+
+def asked(config: RunConfig, task: Task, checkpoint: Path) -> Asked:
+    """The questions that ``config.mode`` plays with ``checkpoint``: none for ``ask``, which brings its own.
+
+    Raises ``UserError`` where no question is left, or only such as the checkpoint's run has trained on, and where most
+    prompts are too long.
+    """
+    if config.mode == "ask":
+        return Asked()
+    chosen = (
+        _development(config, task, checkpoint) if config.mode == "calibrate" else _held_out(config, task, checkpoint)
+    )
+    tokenizer = Tokenizer(checkpoint)
+    questions, long = short_enough(
+        chosen.questions,
+        "development" if config.mode == "calibrate" else "held-out",
+        Dialogue.of(tokenizer, config.agent),
+        tokenizer,
+        config.agent.max_prompt_tokens,
+        strict=config.data.strict,
+    )
+    if config.mode == "eval":
+        questions = subset(questions, config.evaluation.questions)
+    return Asked(
+        questions=questions,
+        about=chosen.about.format(n=f"{len(questions):,}"),
+        notices=(*task.notices, *chosen.notices, *long),
+    )
+
+
+def _held_out(config: RunConfig, task: Task, checkpoint: Path) -> Asked:
+    """All of the file that is given; of ``data.questions``, which may be the training file, what wasn't trained on."""
+    data, found = config.data, task.eval
+    learnt = trained_on(checkpoint, found)
+    if data.source == "world":
+        return Asked(questions=found, about="evaluating {n} held-out questions of the world")
+    if data.eval_questions is not None:
+        about = f"evaluating {{n}} of the {len(found):,} questions of data.eval_questions={data.eval_questions}"
+        notices = [Notice(kind="trained_on", text=_learnt(learnt, found), items=_items(learnt))] if learnt else []
+        return Asked(questions=found, about=about, notices=tuple(notices))
+    about = f"evaluating {{n}} of the {len(found):,} questions of data.questions={data.questions}"
+    if learnt is None:
+        return Asked(questions=found, about=f"{about}; what the checkpoint was trained on is not recorded beside it")
+    if len(learnt) == len(found):
+        raise UserError(
+            f"data.questions={data.questions}: the checkpoint's run has trained on every question; name others, or "
+            f"play these all the same with data.eval_questions={data.questions}"
+        )
+    if not learnt:
+        return Asked(questions=found, about=f"{about}; the checkpoint's run has trained on none of them")
+    text = f"{_learnt(learnt, found)}, which are left out; data.eval_questions={data.questions} plays them, too"
+    return Asked(
+        questions=tuple(q for q in found if q.id not in learnt),
+        about=about,
+        notices=(Notice(kind="left_out", text=text, items=_items(learnt)),),
+    )
+
+
+def _development(config: RunConfig, task: Task, checkpoint: Path) -> Asked:
+    """Development questions, which the policy must not know: a calibration on those it does promises too much."""
+    found = task.development()
+    if config.data.source == "jsonl" and (learnt := trained_on(checkpoint, found)):
+        raise UserError(
+            f"mode=calibrate: {_learnt(learnt, found)}; calibrate with the seed, the files and the data.dev_share of "
+            "that run, or with other data.dev_questions"
+        )
+    return Asked(questions=found, about="calibrating on {n} development questions")
+
+
+def _learnt(learnt: set[str], found: tuple[Question, ...]) -> str:
+    return (
+        f"the checkpoint's run has trained on {len(learnt):,} of the {len(found):,} questions ({some(sorted(learnt))})"
+    )
+
+
+def _items(learnt: set[str]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, "the checkpoint's run has trained on it") for name in sorted(learnt))

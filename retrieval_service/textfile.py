@@ -1,0 +1,113 @@
+"""Text files of the user's, as they come: plain or compressed, with or without a byte order mark.
+
+What a file is, its first bytes say; its name doesn't matter. Read are gzip, bzip2, xz and Zstandard (of several
+frames, too). Archives, Parquet files and UTF-16 are refused by name, since their first line would only be called
+no JSON.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from agent.errors import UserError
+
+
+def _zstandard(file: BinaryIO) -> io.BufferedReader:
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd"))
+
+
+_COMPRESSIONS: dict[bytes, tuple[str, Callable[[BinaryIO], Any]]] = {
+    b"\x1f\x8b": ("gzip", gzip.open),
+    b"BZh": ("bzip2", bz2.open),
+    b"\xfd7zXZ\x00": ("xz", lzma.open),
+    b"\x28\xb5\x2f\xfd": ("Zstandard", _zstandard),
+}
+"""How a compressed file starts, what that is called, and what unpacks it."""
+_NO_TEXT = {
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"7z\xbc\xaf": "a 7z archive; unpack it",
+    b"Rar!": "a rar archive; unpack it",
+    b"PAR1": "a Parquet file, which can't be read here; write it as JSONL",
+    b"\xff\xfe": "encoded in UTF-16; save it as UTF-8",
+    b"\xfe\xff": "encoded in UTF-16; save it as UTF-8",
+}
+_TAR = slice(257, 262)
+_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+_HEAD = 512
+_DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError)
+"""What reading raises for a file that is cut short or not what its first bytes say."""
+
+
+def stem(path: Path) -> str:
+    """The file's name without its suffix, and without that of its compression.
+
+    >>> stem(Path("data/train.jsonl.gz"))
+    'train'
+    """
+    return Path(path.stem).stem if path.suffix in _SUFFIXES else path.stem
+
+
+def is_plain(path: Path) -> bool:
+    """Whether the file's bytes are its text: not compressed, no byte order mark. Raises ``OSError``."""
+    with open(path, "rb") as file:
+        head = file.read(_HEAD)
+    return not head.startswith((*_COMPRESSIONS, codecs.BOM_UTF8))
+
+
+@contextmanager
+def open_text(path: Path, name: str) -> Iterator[BinaryIO]:
+    """The text of ``path`` as bytes, unpacked, after its byte order mark. It can be peeked into.
+
+    Raises ``OSError`` if it can't be opened, and ``UserError`` that begins with ``name`` if it is no text in UTF-8,
+    or turns out to be damaged while it is read.
+    """
+    with open(path, "rb") as packed:
+        start = packed.peek(_HEAD)
+        compression, unpack = next(
+            (known for sign, known in _COMPRESSIONS.items() if start.startswith(sign)), ("", None)
+        )
+        with closing(unpack(packed) if unpack else packed) as file:
+            try:
+                head = file.peek(_HEAD)
+                if what := _not_text(head):
+                    raise UserError(f"{name}: is {what}")
+                if head.startswith(codecs.BOM_UTF8):
+                    file.read(len(codecs.BOM_UTF8))
+                yield file
+            except _DAMAGE as error:
+                if not compression:
+                    raise
+                raise UserError(
+                    f"{name}: the {compression} file is cut short or damaged ({_first_line(error)}); get it again"
+                ) from error
+
+
+def _not_text(head: bytes) -> str | None:
+    for start, what in _NO_TEXT.items():
+        if head.startswith(start):
+            return what
+    if head[_TAR] == b"ustar":
+        return "a tar archive; unpack it"
+    # JSON starts with an ASCII character: a zero byte beside it is the other half of a wider one.
+    return "encoded in UTF-16 or UTF-32; save it as UTF-8" if b"\0" in head[:4] else None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def text_lines(path: Path, name: str) -> Iterator[tuple[int, bytes]]:
+    """``(number, line)`` of every line, counted from 1; raises what ``open_text`` raises."""
+    with open_text(path, name) as file:
+        yield from enumerate(file, start=1)

@@ -1,0 +1,69 @@
+"""Values of a row by dotted names, checked: what is wrong is a ``UserError`` with the line and the field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from agent.errors import UserError
+from tasks.rows import Row, named
+
+
+def get(row: Row, name: str) -> Any:
+    """What stands under the dotted ``name``; None when there is nothing."""
+    value: Any = row
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+PLACES = ("metadata.", "", "metadata.metadata.")
+"""Where what describes a question may stand; copies of FlashRAG's MuSiQue have their metadata twice nested."""
+
+
+def anywhere(row: Row, field: str) -> Iterator[tuple[str, Any]]:
+    """``(name, value)`` of ``field`` wherever it stands and isn't empty."""
+    for place in PLACES:
+        if (value := get(row, f"{place}{field}")) not in (None, "", []):
+            yield f"{place}{field}", value
+
+
+def first(row: Row, names: Sequence[str], where: str) -> tuple[str, Any]:
+    """``(name, value)`` of the first of ``names`` that the row has."""
+    for name in names:
+        if (value := get(row, name)) is not None:
+            return name, value
+    there = ", ".join(sorted(name for name, value in row.items() if value is not None)) or "nothing"
+    raise UserError(f"{where}: has no '{names[0]}' (it has {there})")
+
+
+def text(named_value: tuple[str, Any], where: str) -> str:
+    """The text of a named value."""
+    name, value = named_value
+    if not isinstance(value, str):
+        raise UserError(f"{where}: '{name}' must be a text, not {named(value)}")
+    if not value.strip():
+        raise UserError(f"{where}: '{name}' is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: '{name}' holds half a surrogate pair at character {error.start}") from error
+    return value
+
+
+def text_or_number(named_value: tuple[str, Any], where: str) -> str:
+    """The text of a named value that may be a whole number, as ids are."""
+    name, value = named_value
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else text((name, value), where)
+
+
+def texts(named_value: tuple[str, Any], where: str) -> tuple[str, ...]:
+    """A text as one of a kind, or a list of at least one text."""
+    name, value = named_value
+    if isinstance(value, str):
+        return (text(named_value, where),)
+    if not isinstance(value, list):
+        raise UserError(f"{where}: '{name}' must be a list of texts, not {named(value)}")
+    if not value:
+        raise UserError(f"{where}: '{name}' is empty; it needs at least one text")
+    return tuple(text((f"{name}[{i}]", item), where) for i, item in enumerate(value))

@@ -1,0 +1,55 @@
+"""What a run's user should know of the data without being stopped by it: counted, said in one line, and listed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.errors import UserError
+
+FILE = "data_notices.jsonl"
+"""The list of all questions that notices are about, in a run's folder."""
+SHOWN = 3
+"""Names that a line gives as examples."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Notice:
+    """One line, and the questions that it is about."""
+
+    kind: str
+    """``left_out`` (questions that are not played), ``evidence`` (supporting documents that are not named or not
+    there) or ``unread`` (fields of a file)."""
+    text: str
+    items: tuple[tuple[str, str], ...] = ()
+    """A question's id, and why it is here."""
+
+
+def left_out(text: str, items: Iterable[tuple[str, str]], *, strict: bool) -> Notice:
+    """The notice of questions that are left out; with ``strict`` (``data.strict``) a ``UserError`` in its place."""
+    notice = Notice(kind="left_out", text=f"{text}, and left out", items=tuple(items))
+    if strict:
+        raise UserError(f"{text}; data.strict=true leaves none out: mend the file, or set data.strict=false")
+    return notice
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of ``names``, for a line.
+
+    >>> some(["a", "b", "c", "d"])
+    'a, b, c, …'
+    """
+    return ", ".join([*names[:SHOWN], *(["…"] if len(names) > SHOWN else [])])
+
+
+def write_notices(folder: Path, notices: Iterable[Notice]) -> None:
+    """Lists the questions of ``notices`` in ``folder``; writes nothing where there are none."""
+    lines = [
+        json.dumps({"kind": notice.kind, "id": name, "why": why}, ensure_ascii=False) + "\n"
+        for notice in notices
+        for name, why in notice.items
+    ]
+    if lines:
+        (folder / FILE).write_text("".join(lines), encoding="utf-8")

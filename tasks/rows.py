@@ -1,0 +1,101 @@
+"""The rows of a user's file, whatever holds them: JSONL, one JSON list of objects, or Parquet.
+
+Its first bytes say which. Text may be compressed and have a byte order mark (``retrieval_service/textfile.py``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from agent.errors import UserError
+from retrieval_service.textfile import open_text
+
+Row = Mapping[str, Any]
+
+
+def rows(path: Path, key: str, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, int, Row]]:
+    """``(where, number, object)`` of every row of a file: its file and line in words, and its number from 1.
+
+    ``key`` is the setting that names the file. Of a Parquet file only the columns that are ``wanted`` are read. Blank
+    lines are counted and not read. Raises ``UserError`` that names file, line and reason.
+    """
+    name = f"{key}={path}"
+    try:
+        if _is_parquet(path):
+            yield from ((f"{name}, row {number}", number, row) for number, row in _parquet_rows(path, name, wanted))
+            return
+        with open_text(path, name) as file:
+            if file.peek(4096).lstrip()[:1] == b"[":  # type: ignore[attr-defined]  # all that it opens can be peeked
+                yield from _list_rows(file, name)
+            else:
+                yield from _line_rows(file, name)
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror})") from error
+
+
+def _is_parquet(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == b"PAR1" or path.suffix == ".parquet"
+
+
+def _line_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, int, Row]]:
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            where = f"{name}, line {number}"
+            try:
+                value = json.loads(line.decode("utf-8-sig"))  # files that were joined have marks in the middle
+            except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
+                raise UserError(
+                    f"{where}: not JSON in UTF-8 ({error}); each line must be one object (or the file one list of them)"
+                ) from error
+            yield where, number, _object(value, where, "line")
+
+
+def _list_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, int, Row]]:
+    """The objects of one list, read one by one: HotpotQA's training file is a single line of 566 MB."""
+    import ijson
+
+    number = 0
+    try:
+        for number, value in enumerate(ijson.items(file, "item", use_float=True), start=1):
+            where = f"{name}, row {number}"
+            yield where, number, _object(value, where, "row")
+    except ijson.JSONError as error:
+        reason = error.args[0] if error.args else error
+        said = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
+        raise UserError(
+            f"{name}, after row {number}: not JSON in UTF-8 ({said.strip().splitlines()[0]}); the file must be one "
+            "list of objects, or one object per line"
+        ) from error
+
+
+def _object(value: Any, where: str, what: str) -> Row:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: {named(value)}; each {what} must be one JSON object")
+    return value
+
+
+def _parquet_rows(path: Path, name: str, wanted: Callable[[str], bool]) -> Iterator[tuple[int, Row]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+        columns = [column for column in file.schema_arrow.names if wanted(column)]
+        number = 0
+        for batch in file.iter_batches(batch_size=1024, columns=columns):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (OSError, pyarrow.ArrowException) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"{name}: cannot be read as Parquet ({first})") from error
+
+
+def named(value: Any) -> str:
+    """A JSON value in words, for a message."""
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), f"the number {value}")

@@ -1,0 +1,122 @@
+"""The user's questions by what they are for: trained on, held out for evaluation, held back for calibration.
+
+    mode=train       data.questions, less what is held out of them, or is in data.eval_questions or data.dev_questions
+    mode=eval        data.eval_questions, else all of data.questions
+    mode=calibrate   as in training; data.questions may be left out if data.dev_questions are given
+    mode=ask, index  none
+
+No text is on two sides: copies of a question go together when a file is split, and a training question that is also
+in a file of held-out ones is left out of training. Texts are compared normalised (``agent/answers.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.answers import normalise
+from agent.errors import UserError
+from agent.records import Question
+from retrieval_service.textfile import stem
+from tasks.config import DataConfig
+from tasks.files import read_questions, split_texts
+from tasks.notices import Notice, left_out, some
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sets:
+    """The questions of one run."""
+
+    name: str
+    train: tuple[Question, ...] = ()
+    eval: tuple[Question, ...] = ()
+    held_back: tuple[Question, ...] = ()
+    """What ``data.dev_share`` keeps for development."""
+    notices: tuple[Notice, ...] = ()
+
+
+class _Reader:
+    """Reads the files that ``config`` names, and collects what there is to say of them."""
+
+    def __init__(self, config: DataConfig, evidence_match: str) -> None:
+        self.config = config
+        self.evidence_match = evidence_match
+        self.notices: list[Notice] = []
+
+    def read(self, key: str) -> tuple[Question, ...]:
+        """The questions of ``data.<key>``."""
+        return read_questions(
+            self.path(key),
+            key=f"data.{key}",
+            evidence=self.evidence_match,
+            strict=self.config.strict,
+            notices=self.notices,
+        )
+
+    def path(self, key: str) -> Path:
+        return Path(getattr(self.config, key)).expanduser()
+
+    def without(self, train: tuple[Question, ...], key: str, others: Sequence[Question]) -> tuple[Question, ...]:
+        """``train`` less the questions whose text is among ``others``, those of ``data.<key>``."""
+        texts = {normalise(q.text) for q in others}
+        leaks = {q.id for q in train if normalise(q.text) in texts}
+        if not leaks:
+            return train
+        where, there = f"data.questions={self.path('questions')}", f"data.{key}={self.path(key)}"
+        if len(leaks) == len(train):
+            raise UserError(f"{where}: every question is also in {there}; none is left to train on")
+        self.notices.append(
+            left_out(
+                f"{where}: {len(leaks)} of {len(train)} training questions are also in {there} "
+                f"({some([q.id for q in train if q.id in leaks])})",
+                [(q.id, f"its text is also in {there}") for q in train if q.id in leaks],
+                strict=self.config.strict,
+            )
+        )
+        return tuple(q for q in train if q.id not in leaks)
+
+
+def sets(config: DataConfig, seed: int, evidence_match: str, mode: str) -> Sets:
+    """The questions that ``mode`` needs of the user's files; ``seed`` chooses what is held out.
+
+    Raises ``UserError`` for files that are missing or wrong, and with ``data.strict`` for what would be left out.
+    """
+    reader = _Reader(config, evidence_match)
+    if mode in ("ask", "index"):
+        return Sets(name=stem(Path(config.corpus or "")))
+    if mode == "eval":
+        return _evaluated(reader, seed)
+    train: tuple[Question, ...] = reader.read("questions") if config.questions is not None else ()
+    name = stem(reader.path("questions" if train else "dev_questions"))
+    held_out: tuple[Question, ...] = ()
+    held_back: tuple[Question, ...] = ()
+    if config.eval_questions is not None:
+        held_out = reader.read("eval_questions")
+        train = reader.without(train, "eval_questions", held_out)
+    elif train:
+        train, held_out = split_texts(train, config.eval_share, seed)
+    if train and config.dev_share:
+        train, held_back = split_texts(train, config.dev_share, seed)
+    elif train and config.dev_questions is not None and mode == "train":
+        train = reader.without(train, "dev_questions", reader.read("dev_questions"))
+    return Sets(name=name, train=train, eval=held_out, held_back=held_back, notices=tuple(reader.notices))
+
+
+def _evaluated(reader: _Reader, seed: int) -> Sets:
+    """All of the file that is given. What calibration keeps of it would flatter an early exit, and stays out."""
+    config = reader.config
+    key = "questions" if config.eval_questions is None else "eval_questions"
+    questions = reader.read(key)
+    if key == "questions" and config.dev_share:
+        train = split_texts(questions, config.eval_share, seed)[0]  # as the run that trained did it
+        held_back = {q.id for q in split_texts(train, config.dev_share, seed)[1]}
+        questions = tuple(q for q in questions if q.id not in held_back)
+        reader.notices.append(
+            Notice(
+                kind="left_out",
+                text=f"data.dev_share={config.dev_share}: {len(held_back)} questions are for calibration, and left out",
+                items=tuple((name, "held back for calibration") for name in held_back),
+            )
+        )
+    return Sets(name=stem(reader.path(key)), eval=questions, notices=tuple(reader.notices))

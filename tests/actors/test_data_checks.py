@@ -1,0 +1,351 @@
+"""The data before a start: supporting documents, prompts that are too long, what a checkpoint was trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors import prompts
+from actors.prepare import look, prepare
+from actors.prompts import short_enough, too_long
+from actors.questions import asked
+from agent.config import AgentConfig, GroupConfig, RewardConfig
+from agent.errors import UserError
+from agent.pool_rules.epoch import Rule as Epoch
+from agent.protocol import Dialogue
+from agent.records import Question
+from agent.tokens import Tokenizer
+from conf.schema import RunConfig
+from learner.config import AlgorithmConfig, ModelConfig
+from tasks.config import DataConfig
+from tasks.load import load
+from tasks.notices import FILE
+from tasks.trained import trained_on, write_trained
+
+AGENT = AgentConfig(prompt="plain", chat=False, top_k=2, max_prompt_tokens=64, max_response_tokens=320)
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+ROWS = [{"id": f"q{i}", "question": f"who wrote book {i}?", "answer": f"writer {i}"} for i in range(10)]
+CORPUS = [{"id": f"d{i}", "title": f"Book {i}", "text": f"It is by writer {i}."} for i in range(10)]
+Make = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """A run on files with these rows."""
+
+    def write(name: str, rows: Sequence[dict[str, Any]]) -> str:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    def make(rows: Any = ROWS, corpus: Any = CORPUS, data: dict[str, Any] | None = None, **changed: Any) -> RunConfig:
+        files: dict[str, Any] = {"questions": write("ask.jsonl", rows), "corpus": write("corpus.jsonl", corpus)}
+        for key, value in (data or {}).items():
+            files[key] = write(f"{key}.jsonl", value) if isinstance(value, list) else value
+        settings: dict[str, Any] = {
+            "cache_dir": str(tmp_path / "cache"),
+            "agent": AGENT,
+            "model": ModelConfig(architecture=SIZES, vocab_size=300),
+            "algorithm": AlgorithmConfig(),
+            "data": DataConfig(source="jsonl", **files),
+            "pool": Epoch(),
+            **changed,
+        }
+        return RunConfig(**settings)
+
+    return make
+
+
+def named(*titles: Sequence[str], key: str = "supporting_titles") -> list[dict[str, Any]]:
+    """Rows with these supporting documents, one list for each of the first ones."""
+    return [row | ({key: list(titles[i])} if i < len(titles) else {}) for i, row in enumerate(ROWS)]
+
+
+ALL = [[f"book_{i}"] for i in range(10)]
+DAVID = RewardConfig(evidence_weight=0.5)
+CONTINUED = GroupConfig(strategy="continuation")
+
+
+def told(config: RunConfig) -> list[str]:
+    return [notice.text for notice in look(config).notices]
+
+
+# --- supporting documents --------------------------------------------------------------------------
+
+
+def test_questions_and_corpus_that_go_together_need_no_word(make: Make, tmp_path: Path) -> None:
+    assert told(make(named(*ALL), reward=DAVID, group=CONTINUED)) == []
+    assert told(make()) == [], "nothing is asked of questions that name none"
+    assert [p.suffix for p in (tmp_path / "cache" / "corpora").iterdir()] == [".npz"], "nor is the corpus read for them"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reward": DAVID}, r"^reward\.evidence_weight=0\.5 pays for .*, and no training question names any by title"),
+        ({"group": CONTINUED}, "^group=continuation cuts where .*, and no training question names any by title; add"),
+        (
+            {"reward": RewardConfig(evidence_weight=0.5, evidence_match="id")},
+            r"no training question names any by id; add metadata\.supporting_ids to data\.questions",
+        ),
+    ],
+)  # fmt: skip
+def test_evidence_that_nobody_names_can_not_be_used(make: Make, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        look(make(**settings))
+
+
+def test_names_of_the_other_kind_are_pointed_out(make: Make) -> None:
+    by_id = RewardConfig(evidence_weight=0.5, evidence_match="id")
+    with pytest.raises(UserError, match=r"names any by id; .*'supporting_titles' names no supporting document by id\)"):
+        look(make(named(*ALL), reward=by_id))
+    with pytest.raises(UserError, match=r"has none of .* by title, but has them by id; set reward\.evidence_match=id"):
+        look(make(named(*[[f"d{i}"] for i in range(10)]), reward=DAVID))
+
+
+def test_training_questions_without_supporting_documents_are_counted(make: Make) -> None:
+    held_out = {"eval_questions": [{"question": "else?", "answer": "x"}]}
+    (text,) = told(make(named(*ALL[:7]), reward=DAVID, data=held_out))
+    assert text == "3 of 10 training questions name no supporting documents and have the answer alone as their reward"
+    (text,) = told(make(named(*ALL[:7]), group=CONTINUED, data=held_out))
+    assert text == "3 of 10 training questions name no supporting documents and are never continued"
+    assert told(make(named(*ALL[:7]), data=held_out)) == [], "which is no matter where nobody uses them"
+
+
+def test_documents_that_the_corpus_lacks_are_counted_and_named(make: Make) -> None:
+    held_out = {"eval_questions": [{"id": "e", "question": "else?", "answer": "x", "supporting_titles": ["Nowhere"]}]}
+    config = make(named(["Book 0", "Gone"], ["Lost"], *ALL[2:]), data=held_out)
+    trained, evaluated = look(config).notices
+    assert trained.text.startswith(
+        "2 of 10 training questions name supporting documents that the corpus lacks, such as"
+    )
+    assert "such as 'Gone' (q0)" in trained.text
+    assert trained.items == (("q0", "the corpus lacks: Gone"), ("q1", "the corpus lacks: Lost"))
+    assert evaluated.text.startswith("1 of 1 held-out questions name supporting documents that the corpus lacks")
+
+
+@pytest.mark.parametrize("settings", [{"reward": DAVID}, {"group": CONTINUED}])
+def test_a_corpus_without_any_of_them_is_refused_where_they_are_needed(make: Make, settings: dict[str, Any]) -> None:
+    gone = named(*[[f"Elsewhere {i}"] for i in range(10)])
+    message = r"^data\.corpus=.*: has none of .* by title, such as 'Elsewhere \d'; its own titles are like 'Book 0'"
+    with pytest.raises(UserError, match=message):
+        look(make(gone, **settings))
+    with pytest.raises(UserError, match="its passages have no titles; give them some"):
+        look(make(gone, corpus=[{"id": "d", "contents": "x"}], **settings))
+    assert "8 of 8 training questions name" in told(make(gone))[0], "elsewhere it is said"
+
+
+def test_another_index_may_hold_other_documents(make: Make) -> None:
+    from retrieval_service.config import RetrievalConfig
+
+    assert told(make(named(["Gone"]), retrieval=RetrievalConfig(index="elsewhere"))) == []
+
+
+# --- prompts ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model's folder, with a tokenizer."""
+    place = tmp_path_factory.mktemp("model")
+    data = DataConfig(train_questions=10, eval_questions_per_hop=1, demonstrations=4)
+    config = RunConfig(
+        cache_dir=str(place / "cache"),
+        agent=AGENT,
+        data=data,
+        pool=Epoch(),
+        model=ModelConfig(architecture=SIZES, vocab_size=300),
+        reward=RewardConfig(evidence_match="id"),
+    )
+    return Path(prepare(config, place).model_path)
+
+
+def test_long_prompts_are_found_exactly(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "CHUNK", 7)
+    tokenizer = Tokenizer(folder)
+    texts = [f"who {'said it ' * n}?" for n in range(40)] + ["é" * n for n in range(1, 40)] + ["a <search> b" * 9]
+    questions = [Question(id=str(i), text=text, golden_answers=("x",)) for i, text in enumerate(texts)]
+    for prompt in ("plain", "instruct"):
+        dialogue = Dialogue(tokenizer, protocol="search", prompt=prompt, chat=False, max_passage_chars=9)
+        lengths = {q: len(dialogue.prompt_ids(q.text)) for q in questions}
+        for limit in (min(lengths.values()) - 1, *sorted(lengths.values())[::9], max(lengths.values())):
+            assert dict(too_long(questions, dialogue, tokenizer, limit)) == {
+                q: length for q, length in lengths.items() if length > limit
+            }
+
+
+def test_short_questions_are_not_encoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer(folder)
+    dialogue = Dialogue.of(tokenizer, replace(AGENT, prompt="instruct"))
+    questions = [Question(id=str(i), text=f"who is {i}?", golden_answers=("x",)) for i in range(10_000)]
+    encoded: list[str] = []
+    encode = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda text: encoded.append(text) or encode(text))
+    monkeypatch.setattr(tokenizer, "lengths", lambda texts: pytest.fail("encoded"))
+    assert too_long(questions, dialogue, tokenizer, 1024) == []
+    assert len(encoded) < 10
+
+
+def test_a_chat_template_that_repeats_the_question_is_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer(folder)
+    monkeypatch.setattr(tokenizer, "chat", lambda user: user * 3)
+    dialogue = Dialogue.of(tokenizer, replace(AGENT, chat=True))
+    question = Question(id="q", text="who said it? " * 5, golden_answers=("x",))
+    length = len(dialogue.prompt_ids(question.text))
+    assert too_long([question], dialogue, tokenizer, length - 1) == [(question, length)]
+    assert too_long([question], dialogue, tokenizer, length) == []
+
+
+LONG = {"id": "long", "question": "who, " + "who, " * 60 + "wrote it?", "answer": "x"}
+
+
+def test_a_long_question_is_left_out_counted_and_listed(make: Make, tmp_path: Path) -> None:
+    held_out = {"eval_questions": [LONG | {"id": "other", "question": LONG["question"] + " indeed"}, *ROWS[:2]]}
+    config = make([LONG, *ROWS[2:]], data=held_out)
+    prepared = prepare(config, tmp_path)
+    assert [q.id for q in prepared.task.train] == [row["id"] for row in ROWS[2:]]
+    assert [q.id for q in prepared.task.eval] == ["q0", "q1"]
+    trained, evaluated = prepared.task.notices
+    assert trained.text.startswith("1 of 9 training questions have a prompt of more than agent.max_prompt_tokens=64 ")
+    assert trained.text.endswith(" (long), and left out")
+    assert evaluated.text.startswith("1 of 3 held-out questions have a prompt of more than")
+    rows = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+    assert [(row["kind"], row["id"]) for row in rows] == [("left_out", "long"), ("left_out", "other")]
+    assert rows[0]["why"].startswith("its prompt has ")
+    config.data.strict = True
+    with pytest.raises(UserError, match=r"^1 of 9 training questions have .*; data\.strict=true leaves none out"):
+        prepare(config, tmp_path)
+
+
+def test_where_most_are_too_long_the_limit_is_wrong(make: Make, tmp_path: Path) -> None:
+    config = make([LONG | {"id": f"l{i}", "question": f"{i}{LONG['question']}"} for i in range(9)])
+    with pytest.raises(
+        UserError, match=r"training questions have .*agent\.max_prompt_tokens=64 tokens; the longest has"
+    ) as e:
+        prepare(config, tmp_path)
+    limit = int(str(e.value).rpartition("set agent.max_prompt_tokens=")[2])
+    config.agent = replace(AGENT, max_prompt_tokens=limit)
+    assert prepare(config, tmp_path).task.notices == ()
+
+
+def test_half_may_be_too_long(folder: Path) -> None:
+    tokenizer = Tokenizer(folder)
+    dialogue = Dialogue.of(tokenizer, AGENT)
+    two = tuple(Question(id=t[:1], text=t, golden_answers=("x",)) for t in ("short?", "l" * 400))
+    kept, (notice,) = short_enough(two, "training", dialogue, tokenizer, 64, strict=False)
+    assert ([q.id for q in kept], notice.items[0][0]) == (["s"], "l")
+
+
+# --- what is played --------------------------------------------------------------------------------
+
+
+def playing(make: Make, mode: str, **data: Any) -> RunConfig:
+    config = make(data=data, mode=mode, checkpoint="given", question="who?")
+    for key in [key for key, value in data.items() if value is None]:
+        setattr(config.data, key, None)
+    return config
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, folder: Path) -> Callable[[Sequence[int]], Path]:
+    """A run's checkpoint, of a run that has trained on the questions with these numbers."""
+
+    def make(numbers: Sequence[int]) -> Path:
+        place = tmp_path / "run" / "checkpoints" / "step-000001"
+        place.parent.mkdir(parents=True)
+        place.symlink_to(folder)
+        trained = [Question(id=f"t{i}", text=ROWS[i]["question"].upper(), golden_answers=("x",)) for i in numbers]
+        write_trained(tmp_path / "run", trained)
+        return place
+
+    return make
+
+
+def chosen(config: RunConfig, place: Path) -> Any:
+    task = load(config.data, config.seed, config.cache, mode=config.mode)
+    return asked(config, task, place)
+
+
+def test_what_a_run_trains_on_is_recorded(make: Make, tmp_path: Path) -> None:
+    config = make(data={"eval_share": 0.3})
+    prepared = prepare(config, tmp_path)
+    place = tmp_path / "checkpoints" / "step-000001"
+    place.mkdir(parents=True)
+    both = (*prepared.task.train, *prepared.task.eval)
+    assert trained_on(place, both) == {q.id for q in prepared.task.train}
+    assert len(prepared.task.train) == 7
+    assert trained_on(tmp_path, both) is None, "not a checkpoint of a run"
+
+
+def test_an_evaluation_leaves_out_what_the_checkpoint_was_trained_on(make: Make, checkpoint: Any) -> None:
+    place = checkpoint([0, 3, 4])
+    found = chosen(playing(make, "eval"), place)
+    assert [q.id for q in found.questions] == ["q1", "q2", "q5", "q6", "q7", "q8", "q9"]
+    assert found.about.startswith("evaluating 7 of the 10 questions of data.questions=")
+    (notice,) = found.notices
+    assert notice.text.startswith(
+        "the checkpoint's run has trained on 3 of the 10 questions (q0, q3, q4), which are left out"
+    )
+    assert len(notice.items) == 3
+
+
+def test_a_file_for_evaluation_is_played_whole_all_the_same(make: Make, checkpoint: Any) -> None:
+    found = chosen(playing(make, "eval", eval_questions=ROWS, questions=None), checkpoint([0, 3]))
+    assert len(found.questions) == 10
+    assert found.about.startswith("evaluating 10 of the 10 questions of data.eval_questions=")
+    assert "has trained on 2 of the 10 questions (q0, q3)" in found.notices[0].text
+
+
+def test_a_checkpoint_of_other_data_is_played_on_all(make: Make, checkpoint: Any, folder: Path) -> None:
+    config = playing(make, "eval")
+    config.evaluation.questions = 4
+    found = chosen(config, checkpoint([]))
+    assert (len(found.questions), found.notices) == (4, ())
+    assert "evaluating 4 of the 10 questions" in found.about
+    assert "has trained on none of them" in found.about
+    unknown = chosen(config, folder)
+    assert "what the checkpoint was trained on is not recorded beside it" in unknown.about
+
+
+def test_nothing_but_training_questions_is_no_evaluation(make: Make, checkpoint: Any) -> None:
+    place = checkpoint(range(10))
+    with pytest.raises(UserError, match=r"run has trained on every question; .*data\.eval_questions=.*ask\.jsonl"):
+        chosen(playing(make, "eval"), place)
+
+
+def test_a_calibration_on_training_questions_is_refused(make: Make, checkpoint: Any) -> None:
+    place = checkpoint([0])
+    config = playing(make, "calibrate", dev_questions=ROWS[:4], questions=None)
+    with pytest.raises(
+        UserError, match=r"^mode=calibrate: the checkpoint's run has trained on 1 of the 4 questions \(q0\)"
+    ):
+        chosen(config, place)
+    fine = playing(make, "calibrate", dev_questions=ROWS[1:5], questions=None)
+    assert chosen(fine, place).about == "calibrating on 4 development questions"
+
+
+def test_a_long_question_does_not_stop_an_evaluation(make: Make, checkpoint: Any) -> None:
+    found = chosen(playing(make, "eval", eval_questions=[LONG, *ROWS]), checkpoint([]))
+    assert len(found.questions) == 10
+    assert found.notices[-1].text.startswith("1 of 11 held-out questions have a prompt of more than")
+
+
+def test_asking_plays_no_file(make: Make, checkpoint: Any) -> None:
+    assert chosen(playing(make, "ask", questions=None), checkpoint([])).questions == ()
+
+
+def test_the_console_says_each_notice_and_where_the_questions_are_listed(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tracking.console import Console
+
+    Console().notices(prepare(make([LONG, *ROWS]), tmp_path).task.notices, tmp_path)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("data: 1 of ")
+    assert said[-1] == f"data: all of these questions are listed in {tmp_path / FILE}"
+    Console().notices((), tmp_path)
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,85 @@
+"""The table of a corpus's titles and ids: right, kept by checksum, made whole or not at all."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.errors import UserError
+from agent.records import Passage
+from retrieval_service import names as names_module
+from retrieval_service.corpus import write_corpus
+from retrieval_service.names import among, corpus_names, digests
+
+PASSAGES = [
+    Passage(id="1", title="Emma (novel)", text="x"),
+    Passage(id="2", title="Emma (novel)", text="another part"),
+    Passage(id="3", title="Caf\u00e9 &amp; Bar", text="x"),
+    Passage(id="4", title="", text="no title"),
+    Passage(id="5", title="!!!", text="a band"),
+]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    write_corpus(tmp_path / "corpus.jsonl", PASSAGES)
+    return tmp_path / "corpus.jsonl"
+
+
+def test_titles_are_compared_normalised_and_ids_as_they_are(tmp_path: Path, corpus: Path) -> None:
+    names = corpus_names(corpus, tmp_path / "cache")
+    wanted = {"emma_(Novel)", "Cafe\u0301 & Bar", "!!!", "???", "", "Emma", "1"}
+    assert names.known(wanted, "title") == {"emma_(Novel)", "Cafe\u0301 & Bar", "!!!"}
+    assert names.known({"1", "5", "6", "Emma (novel)", ""}, "id") == {"1", "5"}
+    assert (len(names.titles), len(names.ids)) == (3, 5)
+    assert names.examples == ("Emma (novel)", "Emma (novel)", "Caf\u00e9 &amp; Bar")
+
+
+def test_a_corpus_is_read_once(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = corpus_names(corpus, tmp_path / "cache")
+    monkeypatch.setattr(names_module, "passages", lambda path: pytest.fail("read again"))
+    again = corpus_names(corpus, tmp_path / "cache")
+    assert np.array_equal(again.titles, first.titles)
+    assert again.examples == first.examples
+
+
+def test_a_changed_corpus_is_read_anew(tmp_path: Path, corpus: Path) -> None:
+    corpus_names(corpus, tmp_path / "cache")
+    write_corpus(corpus, [Passage(id="9", title="New", text="x")])
+    assert corpus_names(corpus, tmp_path / "cache").known({"New", "!!!"}, "title") == {"New"}
+
+
+def test_a_compressed_corpus_without_titles(tmp_path: Path) -> None:
+    path = tmp_path / "c.gz"
+    path.write_bytes(gzip.compress(b'{"id": "a", "text": "x"}\n'))
+    names = corpus_names(path, tmp_path)
+    assert names.known({"a"}, "id") == {"a"}
+    assert (names.known({"a", "x"}, "title"), names.examples) == (set(), ())
+
+
+def test_a_bad_corpus_is_named_and_nothing_kept(tmp_path: Path, corpus: Path) -> None:
+    corpus.write_bytes(corpus.read_bytes() + b"{}\n")
+    with pytest.raises(UserError, match=r"corpus\.jsonl, line 6: no \"id\""):
+        corpus_names(corpus, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_only_a_large_corpus_is_announced(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    corpus_names(corpus, tmp_path / "a", said.append)
+    assert said == []
+    monkeypatch.setattr(names_module, "LARGE", 10)
+    corpus_names(corpus, tmp_path / "b", said.append)
+    corpus_names(corpus, tmp_path / "b", said.append)
+    assert said == [f"reading the titles of {corpus}, once: they are kept in {tmp_path / 'b'}"]
+
+
+def test_digests_are_looked_up_by_bisection() -> None:
+    texts = [str(n) for n in range(1000)]
+    table = digests(texts + texts)
+    assert len(table) == 1000
+    assert among([*texts[::7], "x", ""], table) == set(texts[::7])
+    assert among(texts, digests([])) == set()

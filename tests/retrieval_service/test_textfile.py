@@ -1,0 +1,115 @@
+"""Text files in every wrapping: the same lines come out, and what is no text gets one line that says what it is."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pytest
+
+from agent.errors import UserError
+from retrieval_service.textfile import is_plain, stem, text_lines
+
+TEXT = "".join(f'{{"id": "{n}", "text": "Čapek {n}"}}\n' for n in range(20_000)).encode()
+BOM = b"\xef\xbb\xbf"
+
+
+def zstandard(data: bytes) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as file:
+        file.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+PACKERS = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress, "Zstandard": zstandard}
+
+
+def read(path: Path) -> bytes:
+    lines = list(text_lines(path, "data.corpus=c"))
+    assert [number for number, _ in lines] == list(range(1, len(lines) + 1))
+    return b"".join(line for _, line in lines)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[[bytes], Path]:
+    def make(data: bytes) -> Path:
+        path = tmp_path / "anything"  # its name says nothing
+        path.write_bytes(data)
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize("mark", [b"", BOM], ids=["bare", "marked"])
+def test_plain_text(file, mark):
+    path = file(mark + TEXT)
+    assert read(path) == TEXT
+    assert is_plain(path) == (not mark)
+
+
+@pytest.mark.parametrize("mark", [b"", BOM], ids=["bare", "marked"])
+@pytest.mark.parametrize("kind", PACKERS)
+def test_compressed_text(file, kind, mark):
+    packed = PACKERS[kind](mark + TEXT)
+    path = file(packed)
+    assert read(path) == TEXT
+    assert not is_plain(path)
+    assert read(file(packed + PACKERS[kind](TEXT))) == TEXT + TEXT, "files that were joined"
+    assert read(file(PACKERS[kind](b""))) == b""
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+@pytest.mark.parametrize("left", [0.5, 0.999, 8])
+def test_a_file_that_is_cut_short(file, kind, left):
+    packed = PACKERS[kind](TEXT)
+    path = file(packed[: left if left > 1 else int(len(packed) * left)])
+    with pytest.raises(
+        UserError, match=rf"^data\.corpus=c: the {kind} file is cut short or damaged \(.+\); get it"
+    ) as e:
+        read(path)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("kind", ["gzip", "bzip2", "xz"])
+def test_a_file_that_is_damaged(file, kind):
+    packed = bytearray(PACKERS[kind](TEXT))
+    packed[len(packed) // 2] ^= 0x55
+    with pytest.raises(UserError, match=rf"the {kind} file is cut short or damaged"):
+        read(file(bytes(packed)))
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "packed"])
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        ('{"id": 1}'.encode("utf-16"), "encoded in UTF-16; save it as UTF-8"),
+        ('{"id": 1}'.encode("utf-16-le"), "encoded in UTF-16 or UTF-32; save it as UTF-8"),
+        (b"\xfe\xff" + '{"id": 1}'.encode("utf-16-be"), "encoded in UTF-16; save it as UTF-8"),
+        ('{"id": 1}'.encode("utf-32-be"), "encoded in UTF-16 or UTF-32; save it as UTF-8"),
+        (b"PK\x03\x04rest", "a zip archive; unpack it"),
+        (b"PAR1rest", "a Parquet file, which can't be read here; write it as JSONL"),
+        (b"name" + bytes(253) + b"ustar  \0", "a tar archive; unpack it"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_text_is_named(file, pack, data, what):
+    with pytest.raises(UserError, match=f"^data.corpus=c: is {what}$"):
+        read(file(pack(data)))
+
+
+def test_an_empty_file_has_no_lines(file):
+    assert read(file(b"")) == b""
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["q.jsonl", "q.jsonl.gz", "q.json.zst", "q.parquet", "q"])
+def test_the_stem_of_a_name(name):
+    assert stem(Path("folder.x") / name) == "q"

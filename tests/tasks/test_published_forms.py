@@ -1,0 +1,281 @@
+"""Questions in the forms that the field's data sets are published in: no known field of theirs is lost."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from agent.errors import UserError
+from agent.records import Question
+from tasks.files import read_questions
+from tasks.notices import Notice
+
+HOTPOT = {
+    "_id": "5a7a0693",
+    "question": "Were Scott Derrickson and Ed Wood of the same nationality?",
+    "answer": "yes",
+    "type": "comparison",
+    "level": "hard",
+    "supporting_facts": [["Scott Derrickson", 0], ["Ed Wood", 0], ["Ed Wood", 2]],
+    "context": [["Ed Wood (film)", ["Ed Wood is a film.", "It is American."]], ["Scott Derrickson", ["He directs."]]],
+}
+"""A row of HotpotQA as its authors publish it; 2WikiMultihopQA's has ``evidences`` besides."""
+READ = Question(
+    id="5a7a0693",
+    text=HOTPOT["question"],
+    golden_answers=("yes",),
+    supporting=("Scott Derrickson", "Ed Wood"),
+    kind="comparison",
+)
+FACTS = {"title": ["Scott Derrickson", "Ed Wood", "Ed Wood"], "sent_id": [0, 0, 2]}
+"""Supporting facts as the hub has them."""
+
+
+def paragraph(idx: int, title: str, supports: bool) -> dict:
+    return {"idx": idx, "title": title, "paragraph_text": f"All about {title}.", "is_supporting": supports}
+
+
+MUSIQUE = {
+    "id": "2hop__482757_12019",
+    "paragraphs": [paragraph(0, "Lloyd Dane", True), paragraph(1, "Noise", False), paragraph(2, "Missouri", True)],
+    "question": "When did the state of Lloyd Dane's birth join the Union?",
+    "question_decomposition": [
+        {"id": 1, "question": "Lloyd Dane >> birthplace", "answer": "Missouri", "paragraph_support_idx": 0},
+        {"id": 2, "question": "when did #1 join?", "answer": "1821", "paragraph_support_idx": 2},
+    ],
+    "answer": "1821",
+    "answer_aliases": ["the year 1821", "1821"],
+    "answerable": True,
+}
+STEPS = [
+    {"question": "a", "answer": "b", "support_paragraph": paragraph(0, "Lloyd Dane", True)},
+    {"question": "c", "answer": "d", "support_paragraph": None},
+    {"question": "c", "answer": "d", "support_paragraph": paragraph(2, "Missouri", True)},
+]
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Questions, and notices, of a file with these bytes or rows."""
+
+    def read(content: bytes | list[dict], name: str = "q.jsonl", **more) -> tuple[tuple[Question, ...], list[Notice]]:
+        path = tmp_path / name
+        data = content if isinstance(content, bytes) else b"".join(json.dumps(r).encode() + b"\n" for r in content)
+        path.write_bytes(data)
+        notices: list[Notice] = []
+        return read_questions(path, key="data.questions", notices=notices, **more), notices
+
+    return read
+
+
+def without(row: dict, *names: str) -> dict:
+    return {name: value for name, value in row.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        HOTPOT,
+        HOTPOT | {"supporting_facts": FACTS},
+        HOTPOT | {"supporting_facts": [{"title": "Scott Derrickson", "sent_id": 0}, {"title": "Ed Wood"}]},
+        # As FlashRAG has it.
+        {
+            "id": "5a7a0693",
+            "question": HOTPOT["question"],
+            "golden_answers": ["yes"],
+            "metadata": {"type": "comparison", "level": "hard", "supporting_facts": FACTS, "context": {"title": []}},
+        },
+        HOTPOT | {"evidences": [["Ed Wood", "country", "America"]], "entity_ids": "Q1_Q2", "answer_id": "Q3"},
+        # What isn't there is null, in a table of several sets.
+        HOTPOT | {"paragraphs": None, "answer_aliases": None, "answerable": None, "evidence_documents": []},
+    ],
+)
+def test_hotpotqa_and_2wiki(read, row):
+    assert read([row]) == ((READ,), [])
+
+
+def test_a_level_stands_in_for_a_type(read):
+    (one, two), _ = read([without(HOTPOT, "type"), {"question": "q?", "answer": "a", "level": 3}])
+    assert (one.kind, two.kind) == ("hard", "3")
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_one_list_of_objects(read, indent):
+    rows = [HOTPOT, HOTPOT | {"_id": "two"}, without(HOTPOT, "_id")]
+    questions, notices = read(b" \n" + json.dumps(rows, indent=indent).encode(), name="hotpot_train_v1.1.json")
+    assert [q.id for q in questions] == ["5a7a0693", "two", "hotpot_train_v1.1-3"]
+    assert questions[0] == READ
+    assert not notices
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'[{"question": "q?", "answer": "a"}, {"question": "q?"', r"after row 1: not JSON in UTF-8 \(.*premature EOF"),
+        (b'[{"question": "q?", "answer": "a"}, 3]', "row 2: the number 3; each row must be one JSON object"),
+        (b'[{"question": "q?", "answer": "a"}, {"question": "r?"}]', "row 2: has no 'golden_answers'"),
+        (b'[{"question": "q\xff?"}]', r"after row 0: not JSON in UTF-8 \(.*invalid bytes in UTF8"),
+        (b'[{"question": "q?", "answer": "a"}]\n[]', "after row 1: not JSON in UTF-8"),
+        (b"[]", "the file holds no questions"),
+    ],
+)
+def test_a_bad_list_is_one_line(read, content, message):
+    with pytest.raises(UserError, match=rf"^data\.questions=.*q\.json(, |: ){message}") as caught:
+        read(content, name="q.json")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        MUSIQUE,
+        MUSIQUE | {"paragraphs": {name: [p[name] for p in MUSIQUE["paragraphs"]] for name in MUSIQUE["paragraphs"][0]}},
+        {
+            "id": MUSIQUE["id"],
+            "question": MUSIQUE["question"],
+            "golden_answers": ["1821", "the year 1821"],
+            "metadata": {"question_decomposition": STEPS, "answerable": True},
+        },
+        without(MUSIQUE, "paragraphs", "question_decomposition")
+        | {"metadata": {"metadata": {"question_decomposition": STEPS}}},
+    ],
+)
+def test_musique(read, row):
+    ((question,), notices) = read([row])
+    assert question == Question(
+        id="2hop__482757_12019",
+        text=MUSIQUE["question"],
+        golden_answers=("1821", "the year 1821"),
+        supporting=("Lloyd Dane", "Missouri"),
+    )
+    assert not notices
+
+
+def test_unanswerable_rows_are_left_out_and_counted(read):
+    """The full MuSiQue has each question twice, under one id, and once without what answers it."""
+    twin = MUSIQUE | {"answerable": False, "paragraphs": MUSIQUE["paragraphs"][1:]}
+    questions, (notice,) = read([twin, MUSIQUE])
+    assert [q.id for q in questions] == [MUSIQUE["id"]]
+    assert notice.kind == "left_out"
+    assert notice.text.endswith(f"1 rows are marked answerable=false ({MUSIQUE['id']}), and left out")
+    assert notice.items == ((MUSIQUE["id"], "answerable is false"),)
+    with pytest.raises(UserError, match=r"1 rows are marked answerable=false.*data\.strict=true leaves none out"):
+        read([twin, MUSIQUE], strict=True)
+    with pytest.raises(UserError, match="holds no questions with an answer"):
+        read([twin])
+
+
+def test_david_grpo(read):
+    documents = [
+        {"id": "9", "title": "Woolton", "content": "A suburb."},
+        {"id": 10, "title": "Gateacre", "content": ""},
+    ]
+    row = {"id": "s1", "question": "How many?", "answer": "12,921", "evidence_documents": documents}
+    assert read([row])[0][0].supporting == ("Woolton", "Gateacre")
+    assert read([row], evidence="id")[0][0].supporting == ("9", "10")
+
+
+def test_parquet_of_the_hub(read, tmp_path):
+    rows = [without(HOTPOT, "context") | {"supporting_facts": FACTS}, without(HOTPOT, "context") | {"_id": "b"}]
+    parquet.write_table(pa.Table.from_pylist([rows[0]]), tmp_path / "facts.bin")
+    assert read((tmp_path / "facts.bin").read_bytes()) == ((READ,), []), "its bytes say what it is, not its name"
+    musique = MUSIQUE | {"question_decomposition": STEPS}
+    parquet.write_table(pa.Table.from_pylist([musique]), tmp_path / "m.parquet")
+    ((question,), _) = read((tmp_path / "m.parquet").read_bytes(), name="m.parquet")
+    assert (question.supporting, question.golden_answers) == (("Lloyd Dane", "Missouri"), ("1821", "the year 1821"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"supporting_facts": "Ed Wood"}, r"'supporting_facts' must be a list of \[title, sentence\] or .* a text"),
+        ({"supporting_facts": ["Ed Wood"]}, r"'supporting_facts\[0\]' must be \[title, sentence\], not a text"),
+        ({"supporting_facts": [[0, "Ed Wood"]]}, r"'supporting_facts\[0\]\[0\]' must be a text, not the number 0"),
+        ({"supporting_facts": {"titles": ["x"]}}, r"'supporting_facts' must be a list of .*, not an object"),
+        ({"metadata": {"supporting_facts": {"title": [7]}}}, r"'metadata\.supporting_facts\.title\[0\]' must be"),
+        ({"paragraphs": [{"title": "", "is_supporting": True}]}, r"'paragraphs\[0\]\.title' is empty"),
+        ({"question_decomposition": [{"support_paragraph": {}}]}, r"'question_decomposition\[0\]\.support_parag"),
+        ({"evidence_documents": ["Ed Wood"]}, r"'evidence_documents' must be a list of objects with id and title"),
+        ({"evidence_documents": [{"id": "1"}]}, r"'evidence_documents\[0\]\.title' must be a text, not null"),
+        ({"answer_aliases": ["x", 3]}, r"'answer_aliases\[1\]' must be a text, not the number 3"),
+        ({"_id": ["x"]}, "'_id' must be a text, not a list"),
+        ({"type": ["x"]}, "'type' must be a text, not a list"),
+    ],
+)  # fmt: skip
+def test_a_known_field_that_can_not_be_read_is_named(read, fields, message):
+    with pytest.raises(UserError, match=rf"line 2: {message}"):
+        read([{"question": "q?", "answer": "a"}, {"question": "r?", "answer": "a"} | fields])
+
+
+@pytest.mark.parametrize(
+    ("fields", "evidence", "message"),
+    [
+        ({"supporting_title": ["x"]}, "title", "'supporting_title' isn't read; did you mean 'supporting_titles'?"),
+        ({"metadata": {"Supporting_Facts": []}}, "title", "'metadata.Supporting_Facts' isn't read; did you mean"),
+        ({"url": [], "answer_alias": "x"}, "title", "'answer_alias' isn't read; did you mean 'answer_aliases'?"),
+        ({"paragraphs": ["plain text"]}, "title", "'paragraphs' names no supporting document by title"),
+        ({"paragraphs": [paragraph(0, "x", False)]}, "title", "'paragraphs' names no supporting document by title"),
+        ({"supporting_titles": ["x"]}, "id", "'supporting_titles' names no supporting document by id"),
+        ({"supporting_ids": ["x"]}, "title", "'supporting_ids' names no supporting document by title"),
+        ({"metadata": '{"supporting_titles": ["x"]}'}, "title", "'metadata' isn't read: it is a text, not an object"),
+    ],
+)  # fmt: skip
+def test_what_looks_like_a_known_field_and_is_not_read_is_said_with_a_count(read, fields, evidence, message):
+    rows = [{"question": f"q{i}?", "answer": "a"} | (fields if i else {}) for i in range(3)]
+    questions, notices = read(rows, evidence=evidence)
+    assert len(questions) == 3
+    assert [n.kind for n in notices] == ["unread"]
+    assert f"in 2 of 3 rows {message}" in notices[0].text
+
+
+def test_fields_of_other_sets_are_no_matter(read):
+    row = {"question": "q?", "answer": "a", "context": [], "evidences": [], "prompt": "x", "question_id": 3, "url": "u"}
+    assert read([row])[1] == []
+
+
+def test_a_misspelt_column_of_a_parquet_file_is_said(read, tmp_path):
+    parquet.write_table(
+        pa.Table.from_pylist([{"question": "q?", "answer": "a", "supporting_title": ["x"], "context": "y"}]),
+        tmp_path / "x.parquet",
+    )
+    _, (notice,) = read((tmp_path / "x.parquet").read_bytes())
+    assert "in 1 of 1 rows 'supporting_title' isn't read; did you mean 'supporting_titles'?" in notice.text
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress], ids=["gz", "bz2", "xz"])
+def test_compressed_files(read, pack):
+    marked = b"\xef\xbb\xbf" + json.dumps(without(HOTPOT, "_id")).encode() + b"\r\n"
+    ((question,), _) = read(pack(marked), name="train.jsonl.gz")
+    assert (question.id, question.text) == ("train-1", READ.text)
+    assert read(pack(json.dumps([HOTPOT]).encode()), name="train.json.gz")[0] == (READ,)
+
+
+def test_files_that_are_damaged_or_no_utf8_are_one_line(read):
+    for content, message in (
+        (gzip.compress(json.dumps([HOTPOT] * 50).encode())[:-20], "the gzip file is cut short or damaged"),
+        (gzip.compress(json.dumps(HOTPOT).encode() + b"\n")[:-20], "the gzip file is cut short or damaged"),
+        (json.dumps(HOTPOT).encode("utf-16"), "is encoded in UTF-16; save it as UTF-8"),
+        (b"PK\x03\x04", "is a zip archive; unpack it"),
+    ):
+        with pytest.raises(UserError, match=rf"^data\.questions=.*q\.jsonl: {message}") as caught:
+            read(content)
+        assert "\n" not in str(caught.value)
+
+
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "multihop_mini"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the multi-hop sample is not here")
+def test_a_real_sample_has_nothing_unread():
+    notices: list[Notice] = []
+    questions = read_questions(SHARED / "train.jsonl", key="data.questions", notices=notices)
+    assert len(questions) == 839
+    assert all(q.supporting and q.kind for q in questions)
+    assert not notices

@@ -1,0 +1,167 @@
+"""Which of the user's questions are for what: every mode's files, and no text on two sides."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from agent.answers import normalise
+from agent.errors import UserError
+from agent.records import Question
+from tasks.config import DataConfig
+from tasks.files import split, split_texts
+from tasks.load import load
+from tasks.notices import FILE, Notice, left_out, some, write_notices
+
+TEXTS = [f"who wrote book {i}?" for i in range(20)]
+
+
+def write(path: Path, texts: list[str]) -> str:
+    path.write_text("".join(json.dumps({"question": text, "answer": "x"}) + "\n" for text in texts))
+    return str(path)
+
+
+@pytest.fixture
+def config(tmp_path):
+    """The settings of files with these texts."""
+    (tmp_path / "corpus.jsonl").write_text('{"id": "d", "contents": "x"}\n')
+
+    def make(**texts_or_settings) -> DataConfig:
+        settings = {
+            key: write(tmp_path / f"{key}.jsonl", value) if isinstance(value, list) else value
+            for key, value in texts_or_settings.items()
+        }
+        return DataConfig(source="jsonl", corpus=str(tmp_path / "corpus.jsonl"), **settings)
+
+    return make
+
+
+def texts(questions) -> list[str]:
+    return [q.text for q in questions]
+
+
+# --- copies and leaks ------------------------------------------------------------------------------
+
+
+def numbered(texts: list[str]) -> list[Question]:
+    return [Question(id=f"q{i:02}", text=text, golden_answers=("a",)) for i, text in enumerate(texts)]
+
+
+def test_without_copies_a_split_by_texts_is_the_split_by_ids():
+    questions = numbered(TEXTS)
+    assert split_texts(questions, 0.3, seed=5) == split(questions, 0.3, seed=5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_copies_of_a_text_are_on_the_same_side(seed):
+    questions = numbered([*TEXTS, *(t.upper() for t in TEXTS[:10]), "Who wrote “book 3”"])
+    train, held_out = split_texts(questions, 0.3, seed)
+    assert len({normalise(t) for t in texts(held_out)}) == 6
+    assert not {normalise(t) for t in texts(train)} & {normalise(t) for t in texts(held_out)}
+    assert sorted([*train, *held_out], key=questions.index) == questions
+    again = split_texts(questions[::-1], 0.3, seed)
+    assert {q.id for q in again[1]} == {q.id for q in held_out}, "whatever their order"
+
+
+def test_copies_of_one_question_can_not_be_split():
+    with pytest.raises(UserError, match=r"holds one question, too few to hold any out; set data\.eval_questions=FILE"):
+        split_texts(numbered(["one?", "One", "one!"]), 0.5, seed=0)
+
+
+def test_training_questions_that_are_held_out_are_left_out(config, tmp_path):
+    data = config(questions=TEXTS, eval_questions=["Who wrote  book 3", "who wrote “book 7”?", "what else?"])
+    task = load(data, 0, tmp_path)
+    assert texts(task.train) == [t for i, t in enumerate(TEXTS) if i not in (3, 7)]
+    assert len(task.eval) == 3
+    (notice,) = task.notices
+    assert "2 of 20 training questions are also in data.eval_questions=" in notice.text
+    assert [name for name, _ in notice.items] == ["questions-4", "questions-8"]
+    data.strict = True
+    with pytest.raises(
+        UserError, match=r"2 of 20 training questions are also in .* \(questions-4, questions-8\); data\."
+    ):
+        load(data, 0, tmp_path)
+
+
+def test_training_questions_that_are_for_calibration_are_left_out(config, tmp_path):
+    task = load(config(questions=TEXTS, eval_questions=["what else?"], dev_questions=TEXTS[:2]), 0, tmp_path)
+    assert texts(task.train) == TEXTS[2:]
+    assert "2 of 20 training questions are also in data.dev_questions=" in task.notices[0].text
+
+
+def test_a_file_that_is_held_out_whole_leaves_nothing_to_train_on(config, tmp_path):
+    with pytest.raises(UserError, match=r"every question is also in data\.eval_questions=.*none is left to train on"):
+        load(config(questions=TEXTS, eval_questions=TEXTS), 0, tmp_path)
+
+
+def test_strict_data_without_a_fault_pass(config, tmp_path):
+    assert load(config(questions=TEXTS, eval_questions=["what else?"], strict=True), 0, tmp_path).notices == ()
+
+
+# --- modes -----------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_plays_all_of_the_file_that_it_is_given(config, tmp_path):
+    for data in (config(questions=TEXTS), config(eval_questions=TEXTS)):
+        task = load(data, 0, tmp_path, mode="eval")
+        assert (texts(task.eval), task.train) == (TEXTS, ())
+    both = load(config(questions=["other?"], eval_questions=TEXTS), 0, tmp_path, mode="eval")
+    assert (texts(both.eval), both.name) == (TEXTS, "eval_questions")
+
+
+def test_an_evaluation_reads_only_what_it_plays(config, tmp_path):
+    data = config(questions=str(tmp_path / "missing.jsonl"), eval_questions=TEXTS)
+    assert texts(load(data, 0, tmp_path, mode="eval").eval) == TEXTS
+
+
+def test_an_evaluation_leaves_out_what_is_for_calibration(config, tmp_path):
+    data = config(questions=TEXTS, dev_share=0.25)
+    dev = load(data, 0, tmp_path, mode="calibrate").development()
+    task = load(data, 0, tmp_path, mode="eval")
+    assert set(texts(task.eval)) == set(TEXTS) - set(texts(dev))
+    assert f"{len(dev)} questions are for calibration, and left out" in task.notices[0].text
+
+
+@pytest.mark.parametrize("mode", ["ask", "index"])
+def test_asking_and_indexing_need_the_corpus_alone(config, tmp_path, mode):
+    task = load(config(), 0, tmp_path, mode=mode)
+    assert (task.train, task.eval, task.corpus) == ((), (), tmp_path / "corpus.jsonl")
+    with pytest.raises(UserError, match=r"data\.corpus=gone\.jsonl: no such file"):
+        load(DataConfig(source="jsonl", corpus="gone.jsonl"), 0, tmp_path, mode=mode)
+
+
+def test_a_calibration_needs_its_own_questions_alone(config, tmp_path):
+    assert texts(load(config(dev_questions=TEXTS), 0, tmp_path, mode="calibrate").development()) == TEXTS
+
+
+def test_a_development_question_is_no_training_question(config, tmp_path):
+    task = load(config(questions=TEXTS, eval_questions=["x?"], dev_questions=TEXTS[:1]), 0, tmp_path, mode="calibrate")
+    with pytest.raises(UserError, match="question 'dev_questions-1' is a training question, too; leave it out"):
+        task.development()
+
+
+def test_compressed_files_have_their_names_without_the_suffixes(config, tmp_path):
+    import gzip
+
+    packed = tmp_path / "train.jsonl.gz"
+    packed.write_bytes(gzip.compress(Path(write(tmp_path / "x", TEXTS)).read_bytes()))
+    task = load(config(questions=str(packed), eval_questions=["x?"]), 0, tmp_path)
+    assert (task.name, task.train[0].id) == ("train", "train-1")
+
+
+# --- notices ---------------------------------------------------------------------------------------
+
+
+def test_notices_are_listed_in_a_file(tmp_path):
+    write_notices(tmp_path, [Notice(kind="unread", text="only a count")])
+    assert list(tmp_path.iterdir()) == []
+    write_notices(tmp_path, [left_out("2 are long", [("q1", "é"), ("q2", "y")], strict=False)])
+    rows = [json.loads(line) for line in (tmp_path / FILE).read_text("utf-8").splitlines()]
+    assert rows == [{"kind": "left_out", "id": "q1", "why": "é"}, {"kind": "left_out", "id": "q2", "why": "y"}]
+
+
+def test_a_line_names_the_first_few():
+    assert some(["a", "b", "c"]) == "a, b, c"
+    assert some(["a", "b", "c", "d"]) == "a, b, c, …"
