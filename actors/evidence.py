@@ -12,8 +12,12 @@ from tasks.load import Task
 from tasks.notices import Notice
 
 
-def check_evidence(config: RunConfig, task: Task, say: Callable[[str], None]) -> list[Notice]:
-    """What there is to say of the supporting documents of ``task``. ``say`` is told of what takes long.
+def check_evidence(
+    config: RunConfig, task: Task, experts: Sequence[Question], say: Callable[[str], None]
+) -> list[Notice]:
+    """What there is to say of the supporting documents of ``task``, and of the questions of its ``experts``.
+
+    ``say`` is told of what takes long.
 
     Raises ``UserError`` where the reward or the group strategy needs them and no training question names any, or the
     corpus has none of them.
@@ -23,7 +27,7 @@ def check_evidence(config: RunConfig, task: Task, say: Callable[[str], None]) ->
         notices += _unnamed(config, task, *user)
     if task.config.source == "jsonl" and config.retrieval.index is None:
         # Another index than the corpus's may hold other documents; the world's corpus is made with its questions.
-        notices += _missing(config, task, say)
+        notices += _missing(config, task, experts, say)
     return notices
 
 
@@ -54,10 +58,10 @@ def _unnamed(config: RunConfig, task: Task, need: str, without: str) -> list[Not
     return [Notice(kind="evidence", text=text, items=tuple((q.id, "names no supporting documents") for q in unnamed))]
 
 
-def _missing(config: RunConfig, task: Task, say: Callable[[str], None]) -> list[Notice]:
+def _missing(config: RunConfig, task: Task, experts: Sequence[Question], say: Callable[[str], None]) -> list[Notice]:
     notices: list[Notice] = []
     names: Names | None = None
-    for what, questions in (("training", task.train), ("held-out", task.eval)):
+    for what, questions in (("training", task.train), ("held-out", task.eval), ("expert", experts)):
         wanted = {name for q in questions for name in q.supporting}
         if not wanted:
             continue

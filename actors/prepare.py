@@ -15,6 +15,7 @@ from actors.prompts import playable
 from agent.config import AgentConfig
 from agent.errors import UserError, one_of
 from agent.protocol import PROTOCOLS, Dialogue
+from agent.records import Question
 from agent.rewards import Scorer
 from agent.tokens import Tokenizer
 from conf.schema import RunConfig
@@ -54,9 +55,15 @@ def look(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> T
     one_of(config.agent.protocol, PROTOCOLS, "agent.protocol")
     Scorer(config.reward, PROTOCOLS[config.agent.protocol])  # the workers make theirs when it is late to complain
     task = load(config.data, config.seed, config.cache, evidence_match=config.reward.evidence_match)
+    experts: list[Question] = []
+    notices = list(task.notices)
     if config.data.experts is not None:
         _expert_demonstrations(config, task)
-    return replace(task, notices=(*task.notices, *check_evidence(config, task, say)))
+        written, said = task.file_of_experts(PROTOCOLS[config.agent.protocol])
+        experts = [expert.question for expert in written]
+        notices += said
+    notices += check_evidence(config, task, experts, say)
+    return replace(task, notices=tuple(notices))
 
 
 def prepare(config: RunConfig, run_dir: Path, task: Task | None = None) -> Prepared:

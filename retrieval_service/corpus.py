@@ -98,7 +98,8 @@ def _parse(line: str) -> _Record:
         raise ValueError(f"a JSON {type(record).__name__}, not an object")
     id_key = "id" if "id" in record or "_id" not in record else "_id"
     if "contents" not in record and "text" not in record:
-        raise ValueError('no "contents" (and no "title" and "text" instead)' if id_key in record else 'no "id"')
+        there = ", ".join(f'"{key}"' for key in sorted(record)) or "nothing"
+        raise ValueError(f'no "{"contents" if id_key in record else "id"}" (it has {there})')
     name = _text(record, id_key)
     if len(name.encode()) > MAX_ID_BYTES:
         raise ValueError(f'"{id_key}" is longer than {MAX_ID_BYTES} bytes')

@@ -1,6 +1,6 @@
 """Expert trajectories: from a file of the user's, or of an exact expert in the built-in world.
 
-A file is JSONL (plain or compressed) with one trajectory per line, in the tags of the run's protocol (``agent/protocol.py``)::
+A file is JSONL with one trajectory per line, in the tags of the run's protocol (``agent/protocol.py``)::
 
     {"id": "q1", "question": "Who wrote Emma?", "golden_answers": ["Jane Austen"],
      "metadata": {"supporting_titles": ["Emma (novel)"]},
@@ -13,7 +13,7 @@ A file is JSONL (plain or compressed) with one trajectory per line, in the tags 
 | passages | the result blocks: ``Result 1: "Title"``, a new line, the text, then ``Result 2: …`` (the protocol's label, in any case); a block of another form is one passage without a title |
 | document ids | ``document_ids``, a list of ids for each result block; without it no id is known |
 
-Other fields (a ``prompt``, say) are left alone: the policy is trained on the prompt that it gets in its own
+It may be compressed, as any file of questions. Other fields (a ``prompt``, say) are left alone: the policy is trained on the prompt that it gets in its own
 episodes, and sees passages in the form in which the environment shows them. White space between an action
 and a result block is the environment's and in neither.
 """  # noqa: E501
@@ -36,28 +36,36 @@ from tasks.bm25 import Bm25
 from tasks.demonstrations import Demonstration, Move, answer_text, search_text
 from tasks.fields import first, text
 from tasks.files import question_of
+from tasks.notices import Notice
 from tasks.rows import Row, rows
+from tasks.unread import Unread
 from tasks.world import World
 
 _RESPONSE = ("trajectory", "expert_response")
 
 
-def read_experts(path: Path, protocol: TagProtocol, *, key: str, evidence: str = "title") -> tuple[Demonstration, ...]:
+def read_experts(
+    path: Path, protocol: TagProtocol, *, key: str, evidence: str = "title", notices: list[Notice] | None = None
+) -> tuple[Demonstration, ...]:
     """The expert trajectories of a file, in file order. ``key`` is the setting that names the file, ``evidence``
-    what supporting documents are matched by.
+    what supporting documents are matched by; what isn't read is added to ``notices``.
 
     Raises ``UserError`` with file, line, id and reason for one that is malformed, or whose answer is wrong:
     it is going to be imitated.
     """
     experts: dict[str, Demonstration] = {}
+    unread = Unread(evidence)
     for line, number, row in rows(path, key):
         question = question_of(row, line, f"{stem(path)}-{number}", evidence)
+        unread.look(row, question)
         where = f"{line}, id '{question.id}'"
         if question.id in experts:
             raise UserError(f"{where}: this id is already taken; one trajectory per question")
         experts[question.id] = Demonstration(question=question, moves=_moves(row, question, protocol, where))
     if not experts:
         raise UserError(f"{key}={path}: the file holds no trajectories")
+    if notices is not None:
+        notices += unread.notices(f"{key}={path}")
     return tuple(experts.values())
 
 

@@ -129,8 +129,13 @@ class Task:
             raise UserError(
                 f"data.source={self.config.source} brings no expert trajectories; set {without} or data.experts=FILE"
             )
-        path = Path(self.config.experts).expanduser()
-        experts = read_experts(path, protocol, key="data.experts", evidence=self.evidence_match)
+        return self.file_of_experts(protocol)[0]
+
+    def file_of_experts(self, protocol: TagProtocol) -> tuple[tuple[Demonstration, ...], list[Notice]]:
+        """All that ``data.experts`` holds, and what there is to say of it. Raises ``UserError`` for a wrong file."""
+        path = Path(self.config.experts or "").expanduser()
+        notices: list[Notice] = []
+        experts = read_experts(path, protocol, key="data.experts", evidence=self.evidence_match, notices=notices)
         held_out = {normalise(q.text) for q in self.eval}
         for expert in experts:
             if normalise(expert.question.text) in held_out:
@@ -138,7 +143,7 @@ class Task:
                     f"data.experts={path}: the question of '{expert.question.id}' is held out for evaluation; leave "
                     "that trajectory out, or set data.eval_questions=FILE with other questions"
                 )
-        return experts
+        return experts, notices
 
     def tokenizer_text(self, protocol: TagProtocol, top_k: int) -> Iterator[str]:
         """Texts to train a tokenizer on, as the policy will see them, tags included.

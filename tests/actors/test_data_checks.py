@@ -21,7 +21,7 @@ from agent.protocol import Dialogue
 from agent.records import Question
 from agent.tokens import Tokenizer
 from conf.schema import RunConfig
-from learner.config import AlgorithmConfig, ModelConfig
+from learner.config import AlgorithmConfig, ModelConfig, WarmStartConfig
 from tasks.config import DataConfig
 from tasks.load import load
 from tasks.notices import FILE
@@ -137,6 +137,20 @@ def test_a_corpus_without_any_of_them_is_refused_where_they_are_needed(make: Mak
     with pytest.raises(UserError, match="its passages have no titles; give them some"):
         look(make(gone, corpus=[{"id": "d", "contents": "x"}], **settings))
     assert "8 of 8 training questions name" in told(make(gone))[0], "elsewhere it is said"
+
+
+def test_documents_of_experts_are_looked_up_too(make: Make) -> None:
+    row = {
+        "id": "e",
+        "question": "else?",
+        "answer": "x",
+        "trajectory": "<answer>x</answer>",
+        "supporting_titles": ["Y"],
+    }
+    config = make(data={"experts": [row]}, algorithm=AlgorithmConfig(warm_start=WarmStartConfig(steps=1)))
+    assert told(config)[0].startswith(
+        "1 of 1 expert questions name supporting documents that the corpus lacks, such as"
+    )
 
 
 def test_another_index_may_hold_other_documents(make: Make) -> None:

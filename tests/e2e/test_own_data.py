@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,56 @@ def test_hotpotqa_trains_two_steps(whole, launch, loads_elsewhere):
     assert all(row["rollout/engine_logprob_gap"] <= 1e-5 for row in run.rows("step") if row["learner/updates"])
     assert any((run.folder / "wandb").glob("offline-run-*/*.wandb"))
     loads_elsewhere(run.checkpoint)
+
+
+def test_ones_own_files_as_they_come(whole, launch, tmp_path):
+    """Training on HotpotQA's own layout and a compressed corpus with titles apart, then an evaluation of the same file.
+
+    One long question stops neither; one that the held-out file has, too, is not trained on.
+    """
+    rows = [
+        {
+            "_id": f"h{i}",
+            "question": f"who wrote book number {i}?",
+            "answer": f"writer {i}",
+            "type": "bridge",
+            "supporting_facts": [[f"Book {i}", 0], ["Nowhere" if i == 3 else "Writers", 1]],
+        }
+        for i in range(24)
+    ]
+    rows.append({**rows[0], "_id": "long", "question": "who, " * 300 + "wrote it?"})
+    questions, held_out = tmp_path / "hotpot.json", tmp_path / "held-out.jsonl"
+    questions.write_text(json.dumps(rows))
+    held_out.write_text("".join(json.dumps(row | {"_id": f"e{i}"}) + "\n" for i, row in enumerate(rows[:4])))
+    passages = [{"_id": f"d{i}", "title": f"Book {i}", "text": f"It is by writer {i}."} for i in range(24)]
+    passages.append({"_id": "w", "title": "Writers", "text": "All who write."})
+    corpus = tmp_path / "corpus.jsonl.gz"
+    corpus.write_bytes(gzip.compress("".join(json.dumps(p) + "\n" for p in passages).encode()))
+    common = ["data=jsonl", f"data.corpus={corpus}", "tracker=none", "cluster.dashboard=false"]
+    common.append("agent.max_prompt_tokens=100")
+    run = launch(
+        "own-files",
+        *common,
+        f"model.path={whole.checkpoint}",
+        f"data.questions={questions}",
+        f"data.eval_questions={held_out}",
+        "algorithm.steps=1",
+        "algorithm.warm_start.steps=0",
+        "pool=epoch",
+        "pool.batch_questions=4",
+        "pool.group_size=2",
+        "reward.evidence_weight=0.5",
+    )
+    assert run.code == 0, run.output
+    assert run.rows("eval")[-1]["n"] == 4
+    assert "4 of 25 training questions are also in data.eval_questions=" in run.output
+    assert "1 of 21 training questions have a prompt of more than agent.max_prompt_tokens=100 tokens" in run.output
+    assert "1 of 4 held-out questions name supporting documents that the corpus lacks, such as 'Nowhere'" in run.output
+    listed = [json.loads(line) for line in (run.folder / "data_notices.jsonl").read_text().splitlines()]
+    assert {row["id"] for row in listed if row["kind"] == "left_out"} == {"h0", "h1", "h2", "h3", "long"}
+
+    evaluation = launch("own-eval", *common, "mode=eval", f"checkpoint={run.checkpoint}", f"data.questions={questions}")
+    assert evaluation.code == 0, evaluation.output
+    assert evaluation.rows("eval")[-1]["n"] == 4, "those that it wasn't trained on, less the long one"
+    assert "has trained on 20 of the 25 questions" in evaluation.output
+    assert "evaluating 4 of the 25 questions of data.questions=" in evaluation.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from dataclasses import replace
@@ -19,6 +20,7 @@ from tasks.config import DataConfig
 from tasks.demonstrations import as_trajectory, encode
 from tasks.experts import check_fits, passages_of, read_experts, split_response, world_experts
 from tasks.load import Task, load
+from tasks.notices import Notice
 from tasks.world import World
 
 SEARCH, AUTOCOA = PROTOCOLS["search"], PROTOCOLS["autocoa"]
@@ -354,3 +356,30 @@ def test_an_expert_must_fit_the_agents_limits(read, changed, message):
     check_fits(as_trajectory(expert, dialogue()), AgentConfig())
     with pytest.raises(UserError, match=message):
         check_fits(as_trajectory(expert, dialogue()), AgentConfig(**changed))
+
+
+# --- files -----------------------------------------------------------------------------------------
+
+
+def test_a_file_may_be_compressed_or_one_list(tmp_path):
+    wanted = None
+    for name, content in (
+        ("plain", json.dumps(ROW).encode()),
+        ("marked", b"\xef\xbb\xbf" + json.dumps(ROW).encode()),
+        ("packed", gzip.compress(json.dumps(ROW).encode())),
+        ("list", json.dumps([ROW]).encode()),
+    ):
+        (tmp_path / name).write_bytes(content)
+        read = read_experts(tmp_path / name, SEARCH, key="data.experts")
+        wanted = wanted or read
+        assert read == wanted, name
+    (tmp_path / "cut").write_bytes(gzip.compress(json.dumps(ROW).encode())[:-9])
+    with pytest.raises(UserError, match=r"^data\.experts=.*cut: the gzip file is cut short or damaged"):
+        read_experts(tmp_path / "cut", SEARCH, key="data.experts")
+
+
+def test_a_misspelt_field_is_said(tmp_path):
+    notices: list[Notice] = []
+    (tmp_path / "e").write_text(json.dumps({**ROW, "metadata": {"supporting_title": ["x"]}}))
+    read_experts(tmp_path / "e", SEARCH, key="data.experts", notices=notices)
+    assert "in 1 of 1 rows 'metadata.supporting_title' isn't read; did you mean" in notices[0].text
