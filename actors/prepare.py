@@ -13,7 +13,7 @@ from pathlib import Path
 from actors.evidence import check_evidence
 from actors.prompts import playable
 from agent.config import AgentConfig
-from agent.errors import UserError, one_of
+from agent.errors import UserError, one_of, shortened
 from agent.protocol import PROTOCOLS, Dialogue
 from agent.records import Question
 from agent.rewards import Scorer
@@ -137,8 +137,7 @@ def _check_context(model_path: str, given: str, agent: AgentConfig) -> None:
     try:
         context = getattr(AutoConfig.from_pretrained(model_path), "max_position_embeddings", None)
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"{given}: no model's configuration can be loaded from it ({first})") from error
+        raise UserError(f"{given}: no model's configuration can be loaded from it ({shortened(error)})") from error
     longest = agent.max_prompt_tokens + agent.max_response_tokens
     if context is not None and longest > context:
         raise UserError(

@@ -20,6 +20,10 @@ QUIET = {
 """Nothing here reports usage or looks for updates unless its user asks for it."""
 
 
+WIDTH = 300
+"""Characters of a log's line that a message shows; vLLM's lists of what it supports have thousands."""
+
+
 def log_to(folder: Path, actor: str) -> None:
     """Sends this process's output, of Python and of native code alike, to ``folder/actor.log``."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -34,8 +38,8 @@ def log_to(folder: Path, actor: str) -> None:
 
 
 def last_lines(folder: Path, actor: str, count: int = 8) -> str:
-    """The end of an actor's log; empty when it has none."""
-    return "\n".join(_end(folder, actor).splitlines()[-count:])
+    """The end of an actor's log, no line of it longer than ``WIDTH``; empty when it has none."""
+    return "\n".join(line[:WIDTH] for line in _end(folder, actor).splitlines()[-count:])
 
 
 def last_crash(folder: Path, actor: str) -> str:

@@ -14,18 +14,19 @@ _NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
 class Repeats:
     """Looks at what successive workers of a run raise.
 
-    An engine that has never started, with any worker, won't for the next one either. What two workers in a row raise
-    in the same call and in the same words is no accident. A process that was killed from outside has raised nothing.
+    An engine that has never started, or never taken weights, with any worker, won't for the next one either. What two
+    workers in a row raise in the same call and in the same words is no accident. A process that was killed from
+    outside has raised nothing.
     """
 
     def __init__(self) -> None:
         self._last: dict[str, str] = {}
-        self._started = False
+        self._never = {"start", "receive"}
 
     def went_well(self, call: str) -> None:
         """A worker has done ``call``."""
         self._last.pop(call, None)
-        self._started |= call == "start"
+        self._never.discard(call)
 
     def would(self, call: str, error: Fault) -> bool:
         """Whether a new worker's ``call`` would end in ``error`` again, as this one's has."""
@@ -35,4 +36,4 @@ class Repeats:
             return False
         words = _NUMBER.sub("#", words)
         before, self._last[call] = self._last.get(call), words
-        return before == words or (call == "start" and not self._started and not died)
+        return before == words or (call in self._never and not died)

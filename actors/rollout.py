@@ -7,6 +7,7 @@ search in one episode leaves the engine busy with the others.
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from actors.process import log_to
 from actors.retrieval import RemoteSearcher
 from actors.weights import CHANNELS, NcclChannel, Published
 from agent.config import AgentConfig, GroupConfig, RewardConfig
+from agent.errors import Fault, shortened
 from agent.evaluation import EvalRow, evaluate
 from agent.group import Player
 from agent.inference import Inference, Inferred, infer
@@ -75,20 +77,24 @@ class RolloutWorker:
         self._alone = asyncio.Condition()
 
     async def start(self) -> bool:
-        """Brings the engine up, which takes a while; it still has no weights then."""
+        """Brings the engine up, which takes a while; it still has no weights then. Raises ``Fault`` if it can't."""
         settings, agent = self._settings, self._settings.agent
         self._dialogue = Dialogue.of(Tokenizer(settings.model_path), agent)
-        self._engine = await asyncio.to_thread(  # which leaves this actor answering
-            Engine,
-            settings.model_path,
-            settings.engine,
-            device=settings.device,
-            dtype=settings.dtype,
-            max_model_len=agent.max_prompt_tokens + agent.max_response_tokens,
-            seed=settings.seed % 2**31,
-            sleeps=settings.take_turns,
-            transfers=settings.transfers,
-        )
+        try:
+            self._engine = await asyncio.to_thread(  # which leaves this actor answering
+                Engine,
+                settings.model_path,
+                settings.engine,
+                device=settings.device,
+                dtype=settings.dtype,
+                max_model_len=agent.max_prompt_tokens + agent.max_response_tokens,
+                seed=settings.seed % 2**31,
+                sleeps=settings.take_turns,
+                transfers=settings.transfers,
+            )
+        except Exception as error:
+            traceback.print_exc()  # vLLM's own errors are pages long, and some can't leave this process
+            raise Fault(f"vLLM can't start: {type(error).__name__}: {shortened(error)}") from None
         self._player = Player(
             dialogue=self._dialogue,
             config=agent,

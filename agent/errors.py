@@ -36,6 +36,16 @@ def commonest(faults: Sequence[str]) -> str:
     return f"{fault} ({count} of {len(faults)})" if count < len(faults) else fault
 
 
+def shortened(error: BaseException, limit: int = 300) -> str:
+    """What ``error`` says, in one line of at most ``limit`` characters; its type if it says nothing.
+
+    >>> shortened(ValueError("1 error:\\n  no such layer"))
+    '1 error: no such layer'
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A phrase naming the closest valid spelling of ``name``, to end an error message with.
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from agent.errors import UserError
+from agent.errors import UserError, shortened
 
 
 class TokenCodec(Protocol):
@@ -53,8 +53,7 @@ class Tokenizer:
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
         except Exception as error:  # what a damaged file raises depends on the kind of the tokenizer
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{self._given}: no tokenizer can be loaded from it ({first})") from error
+            raise UserError(f"{self._given}: no tokenizer can be loaded from it ({shortened(error)})") from error
 
     def check(self, rows: int) -> None:
         """Raises ``UserError`` unless this is a tokenizer for a model whose embedding has ``rows`` rows.
@@ -131,9 +130,8 @@ class Tokenizer:
                 [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True
             )
         except Exception as error:  # a template is a program
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"{self._given}: its chat template fails ({type(error).__name__}: {first}); mend it or set "
+                f"{self._given}: its chat template fails ({type(error).__name__}: {shortened(error)}); mend it or set "
                 "agent.chat=false"
             ) from error
 

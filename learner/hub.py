@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from agent.errors import UserError
+from agent.errors import UserError, shortened
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
@@ -47,7 +47,7 @@ def _snapshot(name: str, given: str) -> Path:
             "`hf auth login`"
         ) from error
     except Exception as error:  # whatever its client and the network raise
-        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else str(error).strip().splitlines()[0]
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else shortened(error)
         raise UserError(
             f"{given}: no such folder here, no whole copy in this machine's cache, and the hub can't be asked "
             f"({reason}); where there is a network, `hf download {name} --local-dir FOLDER`, then model.path=FOLDER"

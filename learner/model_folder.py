@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from agent.errors import UserError
+from agent.errors import UserError, shortened
 from learner.skeleton import is_skeleton
 
 if TYPE_CHECKING:
@@ -133,7 +133,9 @@ def _no_weights(folder: Path) -> str:
 def _unfinished(folder: Path) -> str:
     """A half-finished download, where something is missing."""
     half = [*folder.glob("*.incomplete"), *(folder / ".cache" / "huggingface").rglob("*.incomplete")]
-    return f" (a download was not finished: {half[0].relative_to(folder)})" if half else ""
+    if folder.parent.name == "snapshots":  # of the hub's cache, whose files are links into another folder
+        half += (folder.parent.parent / "blobs").glob("*.incomplete")
+    return f" (a download was not finished: {half[0].name})" if half else ""
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -197,7 +199,7 @@ def _described(folder: Path) -> PreTrainedModel:
             with torch.device("meta"):
                 model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         except Exception as error:  # what a wrong field raises depends on the field and on the model
-            raise _Broken(f"{CONFIG} describes no causal language model ({_first_line(error)})") from error
+            raise _Broken(f"{CONFIG} describes no causal language model ({shortened(error)})") from error
     if getattr(config, "quantization_config", None) is not None:
         raise _Broken(f"{CONFIG} says that the weights are quantised; name the folder of the model before that")
     return model
@@ -287,10 +289,6 @@ def _compare_tied(folder: Path, model: PreTrainedModel, tensors: Mapping[str, _T
 
 def _more(names: set[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

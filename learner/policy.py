@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 
-from agent.errors import UserError
+from agent.errors import UserError, shortened
 from learner import lora
 from learner.attention import ATTENTION
 from learner.exactness import check_against_model, refuse_unsupported
@@ -265,8 +265,7 @@ def _loaded(path: str | Path, device: str, dtype: torch.dtype) -> PreTrainedMode
             str(folder), dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True
         )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{given}: no causal language model could be loaded ({reason})") from error
+        raise UserError(f"{given}: no causal language model could be loaded ({shortened(error)})") from error
     return _move(model, device, dtype)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from actors.calls import Died
 from actors.repeats import Repeats
 from agent.errors import Fault
@@ -9,8 +11,10 @@ from agent.errors import Fault
 CRASH = "Fatal Python error: Segmentation fault"
 
 
-def test_the_first_start_of_all_settles_it() -> None:
-    assert Repeats().would("start", Fault("rollout-0: head size 16 is not supported"))
+@pytest.mark.parametrize("call", ["start", "receive"])
+def test_the_first_of_all_settles_it(call: str) -> None:
+    assert Repeats().would(call, Fault("rollout-0: head size 16 is not supported"))
+    assert not Repeats().would("evaluate", Fault("rollout-0: a search broke"))
 
 
 def test_a_start_that_raises_after_another_went_well_may_be_an_accident() -> None:
@@ -29,6 +33,7 @@ def test_success_in_between_makes_it_two_accidents() -> None:
 
 def test_other_words_and_other_calls_are_other_failures() -> None:
     repeats = Repeats()
+    repeats.went_well("receive")
     assert not repeats.would("evaluate", Fault("rollout-0: it broke"))
     assert not repeats.would("receive", Fault("rollout-1: it broke"))
     assert not repeats.would("evaluate", Fault("rollout-2: it broke otherwise"))

@@ -177,7 +177,16 @@ def test_half_a_download(folder: Path, half: str) -> None:
     (folder / half).write_bytes(b"part")
     message = refusal(folder)
     assert "model.safetensors is missing" in message
-    assert f"a download was not finished: {half}" in message
+    assert f"a download was not finished: {Path(half).name}" in message
+
+
+def test_half_a_download_in_the_hubs_cache(folder: Path, tmp_path: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "a1b2"
+    shutil.copytree(folder, snapshot)
+    (snapshot.parent.parent / "blobs").mkdir()
+    (snapshot.parent.parent / "blobs" / "c3d4.incomplete").write_bytes(b"part")
+    assert "a download was not finished: c3d4.incomplete" in refusal(snapshot)
 
 
 def test_weights_of_another_name(folder: Path) -> None:

@@ -1,0 +1,56 @@
+"""An engine that can't start: what its worker says of it. The worker's actor is used as the plain class that it is."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from actors import rollout as rollout_module
+from actors.process import WIDTH, last_lines
+from actors.rollout import RolloutWorker
+from agent.config import AgentConfig
+from agent.errors import Fault
+
+
+class Unfit(ValueError):
+    """Pages long, and it can't be pickled, as some of vLLM's are."""
+
+    def __init__(self) -> None:
+        super().__init__(f"1 validation error\n  head size 16 is not supported: {[*range(9999)]}")
+        self.lock = threading.Lock()
+
+
+def test_the_fault_is_one_line_that_can_leave_the_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise Unfit
+
+    monkeypatch.setattr(rollout_module, "log_to", lambda *_: None)
+    monkeypatch.setattr(rollout_module, "Tokenizer", lambda path: None)
+    monkeypatch.setattr(rollout_module, "Dialogue", SimpleNamespace(of=lambda *_: None))
+    monkeypatch.setattr(rollout_module, "Engine", refuse)
+    settings = SimpleNamespace(
+        model_path="", engine=None, device="cpu", dtype="float32", seed=0, take_turns=False, transfers=False
+    )
+    settings.agent = AgentConfig()
+    worker: Any = RolloutWorker.__ray_metadata__.modified_class("w", settings, Path(), {})  # type: ignore[attr-defined]
+    with pytest.raises(Fault, match=r"^vLLM can't start: Unfit: 1 validation error head size 16 is not supp") as error:
+        asyncio.run(worker.start())
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+    assert "9998]" in capsys.readouterr().err, "the log has all of it"
+
+
+def test_a_message_shows_no_line_of_a_log_in_full_that_is_pages_long(tmp_path: Path) -> None:
+    (tmp_path / "rollout-0.log").write_text("first\n" + "x" * 5000 + "\nlast\n")
+    assert last_lines(tmp_path, "rollout-0").splitlines() == ["first", "x" * WIDTH, "last"]
+    assert last_lines(tmp_path, "rollout-0", 1) == "last"
+    assert last_lines(tmp_path, "rollout-1") == ""
