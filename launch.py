@@ -99,9 +99,7 @@ def evaluate(config: RunConfig, run_dir: Path, console: Console) -> None:
     from agent.evaluation import summarise
     from tracking.metrics import MetricsLog
 
-    with inference(config, run_dir, _namespace(run_dir)) as served:
-        console.notices(served.asked.notices, run_dir)
-        console.say(served.asked.about)
+    with inference(config, run_dir, _namespace(run_dir), console) as served:
         rows = served.crew.evaluate(served.asked.questions)
         row = {"step": 0, "data": served.task.name, "checkpoint": config.checkpoint, **summarise(rows)}
     MetricsLog(run_dir / "metrics.jsonl").write("eval", row)
@@ -116,9 +114,7 @@ def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
 
     wanted = {name: getattr(config.exit, name) for name in ("risk", "delta", "fit_share")}
 
-    with inference(config, run_dir, _namespace(run_dir)) as served:
-        console.notices(served.asked.notices, run_dir)
-        console.say(served.asked.about)
+    with inference(config, run_dir, _namespace(run_dir), console) as served:
         check_enough(len(served.asked.questions), **wanted)  # before they are played
         rows = served.crew.evaluate(served.asked.questions)
     result = calibrate(rows, **wanted)
@@ -132,7 +128,7 @@ def ask(config: RunConfig, run_dir: Path, console: Console) -> None:
     from agent.records import Question
 
     question = Question(id="asked", text=config.question or "", golden_answers=("unknown",))
-    with inference(config, run_dir, _namespace(run_dir)) as served:
+    with inference(config, run_dir, _namespace(run_dir), console) as served:
         inferred, observations = served.crew.ask(question)
     for turn, observation in zip(inferred.trajectory.turns, observations, strict=True):
         console.say(turn.text.strip(), "bold")

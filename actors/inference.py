@@ -20,6 +20,7 @@ from conf.schema import RunConfig
 from tasks.load import Task, load
 from tasks.notices import write_notices
 from tracking.calibration import read_threshold
+from tracking.console import Console
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,8 +36,10 @@ class Served:
 
 
 @contextmanager
-def inference(config: RunConfig, run_dir: Path, namespace: str) -> Iterator[Served]:
+def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console) -> Iterator[Served]:
     """Serves ``config.checkpoint``, with early exit and query selectivity as they are configured.
+
+    What there is to say of the questions goes to ``console``.
 
     Raises ``UserError`` when the checkpoint is no model's folder, when ``exit.calibration`` isn't for it, or for bad
     data.
@@ -49,8 +52,11 @@ def inference(config: RunConfig, run_dir: Path, namespace: str) -> Iterator[Serv
     how = _how(config, published.checksum)
     match = config.reward.evidence_match
     task = load(config.data, config.seed, config.cache, evidence_match=match, mode=config.mode)
-    questions = asked(config, task, folder)
+    questions = asked(config, task, folder, console.say)
     write_notices(run_dir, questions.notices)
+    console.notices(questions.notices, run_dir)
+    if questions.about:
+        console.say(questions.about)
     start_ray(config, namespace)
     try:
         topology = Topology(config, run_dir, str(folder), task.corpus, how)
