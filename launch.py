@@ -122,8 +122,6 @@ def evaluate(config: RunConfig, run_dir: Path, console: Console) -> None:
     from tracking.metrics import MetricsLog
 
     with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("evaluation") as phase:
-        console.notices(served.asked.notices, run_dir)
-        console.say(served.asked.about)
         rows = served.crew.evaluate(served.asked.questions, _questions(phase))
         check_any_scored(rows)
         row = {"step": 0, "data": served.task.name, "checkpoint": config.checkpoint, **summarise(rows)}
@@ -141,8 +139,9 @@ def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
     wanted = {name: getattr(config.exit, name) for name in ("risk", "delta", "fit_share")}
 
     with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("calibration") as phase:
-        console.notices(served.asked.notices, run_dir)
-        console.say(served.asked.about)
+        check_enough(len(served.asked.questions), **wanted)  # before they are played
+        rows = served.crew.evaluate(served.asked.questions, _questions(phase))
+        check_any_scored(rows)
         check_enough(len(served.asked.questions), **wanted)  # before they are played
         rows = served.crew.evaluate(served.asked.questions, _questions(phase))
         check_any_scored(rows)
@@ -158,6 +157,7 @@ def ask(config: RunConfig, run_dir: Path, console: Console) -> None:
 
     question = Question(id="asked", text=config.question or "", golden_answers=("unknown",))
     with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("the episode"):
+        inferred, observations = served.crew.ask(question)
         inferred, observations = served.crew.ask(question)
     for turn, observation in zip(inferred.trajectory.turns, observations, strict=True):
         console.say(turn.text.strip(), "bold")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from agent.errors import UserError
 from agent.records import Question
@@ -25,10 +25,8 @@ def check_evidence(
     notices: list[Notice] = []
     if user := _user(config):
         notices += _unnamed(config, task, *user)
-    if task.config.source == "jsonl" and config.retrieval.index is None:
-        # Another index than the corpus's may hold other documents; the world's corpus is made with its questions.
-        notices += _missing(config, task, experts, say)
-    return notices
+    sets = {"training": task.train, "held-out": task.eval, "expert": experts}
+    return [*notices, *missing_documents(config, task, sets, say)]
 
 
 def _user(config: RunConfig) -> tuple[str, str] | None:
@@ -58,10 +56,18 @@ def _unnamed(config: RunConfig, task: Task, need: str, without: str) -> list[Not
     return [Notice(kind="evidence", text=text, items=tuple((q.id, "names no supporting documents") for q in unnamed))]
 
 
-def _missing(config: RunConfig, task: Task, experts: Sequence[Question], say: Callable[[str], None]) -> list[Notice]:
+def missing_documents(
+    config: RunConfig, task: Task, sets: Mapping[str, Sequence[Question]], say: Callable[[str], None]
+) -> list[Notice]:
+    """How many questions of each of ``sets``, by what they are, name documents that the corpus of ``task`` lacks.
+
+    Raises ``UserError`` where the reward or the group strategy needs those of the training questions and none is there.
+    """
+    if task.config.source == "world" or config.retrieval.index is not None:
+        return []  # the world's corpus is made with its questions; another index may hold other documents
     notices: list[Notice] = []
     names: Names | None = None
-    for what, questions in (("training", task.train), ("held-out", task.eval), ("expert", experts)):
+    for what, questions in sets.items():
         wanted = {name for q in questions for name in q.supporting}
         if not wanted:
             continue

@@ -39,6 +39,8 @@ class Served:
 def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console) -> Iterator[Served]:
     """Serves ``config.checkpoint``, with early exit and query selectivity as they are configured.
 
+    What there is to say of the questions goes to ``console``.
+
     Raises ``UserError`` when the checkpoint is no model's folder, when ``exit.calibration`` isn't for it, or for bad
     data.
     """
@@ -49,8 +51,11 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
         how = _how(config, published.checksum)
         match = config.reward.evidence_match
         task = load(config.data, config.seed, config.cache, evidence_match=match, mode=config.mode)
-        questions = asked(config, task, folder)
+        questions = asked(config, task, folder, console.say)
         write_notices(run_dir, questions.notices)
+    console.notices(questions.notices, run_dir)
+    if questions.about:
+        console.say(questions.about)
     with console.phase("starting Ray"):
         start_ray(config, namespace)
     try:

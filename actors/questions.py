@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.evidence import missing_documents
 from actors.prompts import short_enough
 from agent.errors import UserError
 from agent.evaluation import subset
@@ -27,21 +29,22 @@ class Asked:
     notices: tuple[Notice, ...] = ()
 
 
-def asked(config: RunConfig, task: Task, checkpoint: Path) -> Asked:
+def asked(config: RunConfig, task: Task, checkpoint: Path, say: Callable[[str], None] = lambda text: None) -> Asked:
     """The questions that ``config.mode`` plays with ``checkpoint``: none for ``ask``, which brings its own.
+
+    ``say`` is told of what takes long.
 
     Raises ``UserError`` where no question is left, or only such as the checkpoint's run has trained on, and where most
     prompts are too long.
     """
     if config.mode == "ask":
         return Asked()
-    chosen = (
-        _development(config, task, checkpoint) if config.mode == "calibrate" else _held_out(config, task, checkpoint)
-    )
+    what, choose = ("development", _development) if config.mode == "calibrate" else ("held-out", _held_out)
+    chosen = choose(config, task, checkpoint)
     tokenizer = Tokenizer(checkpoint)
     questions, long = short_enough(
         chosen.questions,
-        "development" if config.mode == "calibrate" else "held-out",
+        what,
         Dialogue.of(tokenizer, config.agent),
         tokenizer,
         config.agent.max_prompt_tokens,
@@ -49,19 +52,20 @@ def asked(config: RunConfig, task: Task, checkpoint: Path) -> Asked:
     )
     if config.mode == "eval":
         questions = subset(questions, config.evaluation.questions)
+    lacking = missing_documents(config, task, {what: questions}, say)
     return Asked(
         questions=questions,
-        about=chosen.about.format(n=f"{len(questions):,}"),
-        notices=(*task.notices, *chosen.notices, *long),
+        about=chosen.about.replace("{n}", f"{len(questions):,}", 1),
+        notices=(*task.notices, *chosen.notices, *long, *lacking),
     )
 
 
 def _held_out(config: RunConfig, task: Task, checkpoint: Path) -> Asked:
     """All of the file that is given; of ``data.questions``, which may be the training file, what wasn't trained on."""
     data, found = config.data, task.eval
-    learnt = trained_on(checkpoint, found)
     if data.source == "world":
         return Asked(questions=found, about="evaluating {n} held-out questions of the world")
+    learnt = trained_on(checkpoint, found)
     if data.eval_questions is not None:
         about = f"evaluating {{n}} of the {len(found):,} questions of data.eval_questions={data.eval_questions}"
         notices = [Notice(kind="trained_on", text=_learnt(learnt, found), items=_items(learnt))] if learnt else []
@@ -86,13 +90,14 @@ def _held_out(config: RunConfig, task: Task, checkpoint: Path) -> Asked:
 
 def _development(config: RunConfig, task: Task, checkpoint: Path) -> Asked:
     """Development questions, which the policy must not know: a calibration on those it does promises too much."""
-    found = task.development()
+    notices: list[Notice] = []
+    found = task.development(notices)
     if config.data.source == "jsonl" and (learnt := trained_on(checkpoint, found)):
         raise UserError(
             f"mode=calibrate: {_learnt(learnt, found)}; calibrate with the seed, the files and the data.dev_share of "
             "that run, or with other data.dev_questions"
         )
-    return Asked(questions=found, about="calibrating on {n} development questions")
+    return Asked(questions=found, about="calibrating on {n} development questions", notices=tuple(notices))
 
 
 def _learnt(learnt: set[str], found: tuple[Question, ...]) -> str:

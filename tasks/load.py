@@ -94,11 +94,12 @@ class Task:
             )
         return tuple(experts[q.id] for q in choose([e.question for e in experts.values()], seed)[:count])
 
-    def development(self) -> tuple[Question, ...]:
+    def development(self, notices: list[Notice] | None = None) -> tuple[Question, ...]:
         """Questions to calibrate on, none of them in ``eval``.
 
-        In the world they are held-out ones too, about entities that training has not seen. Raises
-        ``UserError`` where there are none, or one that is held out for evaluation or trained on.
+        In the world they are held-out ones too, about entities that training has not seen. What there is to say of
+        their file is added to ``notices``. Raises ``UserError`` where there are none, or one that is held out for
+        evaluation or trained on.
         """
         config = self.config
         if config.source == "world":
@@ -109,7 +110,13 @@ class Task:
         elif config.dev_questions is not None:
             path = Path(config.dev_questions).expanduser()
             where = f"data.dev_questions={path}"
-            questions = read_questions(path, key="data.dev_questions", evidence=self.evidence_match)
+            questions = read_questions(
+                path,
+                key="data.dev_questions",
+                evidence=self.evidence_match,
+                strict=config.strict,
+                notices=notices,
+            )
         else:
             raise UserError(NO_DEVELOPMENT)
         held_out, trained = ({normalise(q.text) for q in side} for side in (self.eval, self.train))

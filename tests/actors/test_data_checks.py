@@ -338,14 +338,23 @@ def test_a_calibration_on_training_questions_is_refused(make: Make, checkpoint: 
         UserError, match=r"^mode=calibrate: the checkpoint's run has trained on 1 of the 4 questions \(q0\)"
     ):
         chosen(config, place)
-    fine = playing(make, "calibrate", dev_questions=ROWS[1:5], questions=None)
-    assert chosen(fine, place).about == "calibrating on 4 development questions"
+    fine = playing(make, "calibrate", dev_questions=[*ROWS[1:5], ROWS[5] | {"answerable": False}], questions=None)
+    found = chosen(fine, place)
+    assert found.about == "calibrating on 4 development questions"
+    assert "1 rows are marked answerable=false (q5), and left out" in found.notices[0].text
 
 
 def test_a_long_question_does_not_stop_an_evaluation(make: Make, checkpoint: Any) -> None:
     found = chosen(playing(make, "eval", eval_questions=[LONG, *ROWS]), checkpoint([]))
     assert len(found.questions) == 10
     assert found.notices[-1].text.startswith("1 of 11 held-out questions have a prompt of more than")
+
+
+def test_documents_that_an_evaluation_can_not_find_are_counted(make: Make, checkpoint: Any) -> None:
+    found = chosen(playing(make, "eval", eval_questions=named(["Gone"], ["Book 1"])), checkpoint([]))
+    assert found.notices[-1].text.startswith(
+        "1 of 10 held-out questions name supporting documents that the corpus lacks"
+    )
 
 
 def test_asking_plays_no_file(make: Make, checkpoint: Any) -> None:
