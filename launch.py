@@ -158,7 +158,6 @@ def ask(config: RunConfig, run_dir: Path, console: Console) -> None:
     question = Question(id="asked", text=config.question or "", golden_answers=("unknown",))
     with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("the episode"):
         inferred, observations = served.crew.ask(question)
-        inferred, observations = served.crew.ask(question)
     for turn, observation in zip(inferred.trajectory.turns, observations, strict=True):
         console.say(turn.text.strip(), "bold")
         if observation.strip():
