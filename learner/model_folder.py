@@ -279,7 +279,7 @@ def _compare_tied(folder: Path, model: PreTrainedModel, tensors: Mapping[str, _T
         for name in (target, source):
             with safe_open(folder / tensors[name].file, "pt") as opened:
                 part = opened.get_slice(name)
-                some.append(torch.cat([part[row : row + 1] for row in rows]))
+                some.append(torch.cat([part[row : row + 1] for row in rows]).float())
         if not torch.equal(*some):
             raise _Broken(
                 f"{tensors[target].file}: {target} differs from {source}, and by {CONFIG} they are one; set "

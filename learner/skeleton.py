@@ -56,4 +56,4 @@ def write_skeleton(folder: Path, config: ModelConfig, *, context: int) -> None:
 
 def is_skeleton(folder: Path) -> bool:
     """Whether ``write_skeleton`` wrote ``folder``: a model without weights, to be built at random."""
-    return (folder / MARKER).is_file()
+    return (folder / MARKER).is_file() and not any(folder.glob("*.safetensors"))

@@ -98,6 +98,8 @@ def test_a_skeleton_is_built_from_the_seed(tmp_path: Path) -> None:
     assert built.logprobs(row_of(5, 3)).values.dtype == torch.float32
     assert torch.equal(built.head, twin.head)
     assert not torch.equal(built.head, other.head)
+    tiny_policy().save(tmp_path)  # a folder with weights is none, whatever lies beside them
+    assert torch.equal(Policy.from_folder(tmp_path, seed=0, dtype="float32").head, tiny_policy().head)
     built.save(tmp_path / "checkpoint")
     loaded = Policy.from_folder(tmp_path / "checkpoint", seed=5, dtype="float32")
     assert torch.equal(loaded.head, built.head.float())

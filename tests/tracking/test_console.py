@@ -1,0 +1,31 @@
+"""What a person reads of an evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tracking.console import Console
+
+ROW: dict[str, Any] = {"step": 3, "n": 20, "em": 0.5, "f1": 0.625, "search/mean": 2.0, "faults": 0, "em/1-hop": 1.0}
+
+
+def shown(capsys: pytest.CaptureFixture[str], **changed: Any) -> list[str]:
+    Console().evaluation({**ROW, **changed})
+    return capsys.readouterr().out.splitlines()
+
+
+def test_an_evaluation_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = shown(capsys)
+    assert line == "eval after step   3: held-out EM 0.500 on 20 questions  F1 0.625  searches 2.00  1-hop 1.000"
+
+
+def test_questions_that_broke_are_counted_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    _, second = shown(capsys, faults=4, error="timeout (3 of 4)")
+    assert second == "4 more questions ended in a fault: timeout (3 of 4)"
+
+
+def test_what_isnt_known_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
+    line = shown(capsys, em=None, f1=None, n=0)[0]
+    assert "held-out EM – on 0 questions  F1 –" in line
