@@ -172,9 +172,11 @@ def ask(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 def index(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=index``: builds the retrieval index of the data's corpus and says where it is."""
+    from actors.machine import check_cache
     from retrieval_service.index import check_index, ensure_index
     from tasks.load import load
 
+    check_cache(config)
     started = time.perf_counter()
     with console.phase("building the index"):
         corpus = load(config.data, config.seed, config.cache, mode="index").corpus

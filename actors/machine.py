@@ -1,6 +1,7 @@
 """The check before a start: what this machine has, against what the configuration needs.
 
-``snapshot`` looks, ``missing`` compares, ``check_machine`` refuses. Needs neither Ray nor torch; well under a second.
+``snapshot`` looks, ``missing`` compares, ``check_machine`` refuses; ``check_cache`` is for a mode that needs no more.
+Needs neither Ray nor torch; well under a second.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,9 +22,12 @@ from actors.plan.host import DISK_MARGIN, memory_bytes, object_store_bytes, outp
 from actors.plan.learner import learner_memory
 from agent.errors import UserError
 from conf.schema import RunConfig
+from tracking.run_folder import unwritable
 
 OLDEST_DRIVER = 580
 """CUDA 13, which the pinned torch and vLLM are built for, needs this one."""
+_LONGEST_SOCKET = 107 if sys.platform == "linux" else 103
+"""Bytes of a Unix socket's path."""
 NEARLY = 0.95
 """A card reports a little less than its name says: 24,268 MiB on some RTX 3090."""
 
@@ -45,6 +49,8 @@ class Disk:
     """Folders with the same number share it."""
     free: int
     """Bytes."""
+    refusal: str | None = None
+    """Why nothing can be written there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +76,12 @@ def check_machine(config: RunConfig) -> None:
     """Raises ``UserError`` with a line for each thing that this machine lacks for ``config``."""
     if found := list(missing(config, snapshot(config))):
         raise UserError("\n".join(found))
+
+
+def check_cache(config: RunConfig) -> None:
+    """Raises ``UserError`` if nothing can be written to the cache."""
+    if refusal := unwritable(config.cache):
+        raise UserError(f"cache_dir={config.cache}: {refusal}; name another with cache_dir=FOLDER")
 
 
 def missing(config: RunConfig, machine: Machine) -> Iterator[str]:
@@ -137,12 +149,21 @@ def _memory(config: RunConfig, machine: Machine) -> Iterator[str]:
 
 
 def _disks(config: RunConfig, machine: Machine) -> Iterator[str]:
-    """A line for each file system that is too small for all that goes there."""
+    """A line for each folder that can't be written to, and each file system too small for all that goes there."""
     need = {"outputs": output_bytes(config), "cache": DISK_MARGIN, "ray": DISK_MARGIN}
     folders = {"outputs": config.output_dir, "cache": str(config.cache), "ray": machine.ray_folder}
     mend = {"outputs": "output_dir or a smaller checkpoints.keep", "cache": "cache_dir", "ray": "RAY_TMPDIR"}
+    place = {"outputs": "output_dir", "cache": "cache_dir", "ray": "RAY_TMPDIR"}
+    refused = {name: disk.refusal for name, disk in machine.disks.items() if disk.refusal}
+    for name, refusal in refused.items():
+        yield f"{place[name]}={folders[name]}: {refusal}; name another with {place[name]}=FOLDER"
+    if config.cluster.address is None and (over := _too_long(machine.ray_folder)) > 0:
+        yield (
+            f"RAY_TMPDIR={machine.ray_folder}: its name is {over} bytes too long for Ray's sockets; name another with "
+            "RAY_TMPDIR=FOLDER"
+        )
     sharing: dict[int, list[str]] = defaultdict(list)
-    for name in need:
+    for name in (n for n in need if n not in refused):
         sharing[machine.disks[name].device].append(name)
     for names in sharing.values():
         wanted, free = sum(need[n] for n in names), machine.disks[names[0]].free
@@ -160,7 +181,7 @@ def snapshot(config: RunConfig) -> Machine:
     """This machine, now."""
     import psutil
 
-    ray_folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    ray_folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # as Ray itself chooses
     cards, driver = gpus() if config.cluster.device == "cuda" else ((), None)
     shared = Path("/dev/shm")
     return Machine(
@@ -171,7 +192,7 @@ def snapshot(config: RunConfig) -> Machine:
         disks={
             "outputs": _disk(Path(config.output_dir)),
             "cache": _disk(config.cache),
-            "ray": _disk(Path(ray_folder)),
+            "ray": _disk(Path(ray_folder) / "ray"),
         },
         ray_folder=ray_folder,
         engines=engines(),
@@ -194,7 +215,15 @@ def gpus() -> tuple[tuple[Gpu, ...], str | None]:
 
 def _disk(folder: Path) -> Disk:
     """Of the nearest folder above that exists."""
+    if refusal := unwritable(folder):
+        return Disk(device=0, free=0, refusal=refusal)
     folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
     return Disk(device=os.stat(folder).st_dev, free=shutil.disk_usage(folder).free)
+
+
+def _too_long(ray_folder: str) -> int:
+    """Bytes by which the names of Ray's sockets below ``ray_folder`` are longer than the system allows."""
+    session = f"ray/session_2000-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    return len(os.path.join(ray_folder, session).encode()) - _LONGEST_SOCKET

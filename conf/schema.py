@@ -178,7 +178,11 @@ class RunConfig:
 
     @property
     def cache(self) -> Path:
-        return Path(self.cache_dir).expanduser()
+        """Raises ``UserError`` without a home for it."""
+        try:
+            return Path(self.cache_dir).expanduser()
+        except RuntimeError as error:
+            raise UserError(f"cache_dir={self.cache_dir}: nobody knows your home here; set cache_dir=FOLDER") from error
 
 
 def register() -> None:

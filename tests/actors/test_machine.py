@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actors.config import ClusterConfig
-from actors.machine import Disk, Gpu, Machine, check_machine, gpus, missing, snapshot
+from actors.machine import Disk, Gpu, Machine, check_cache, check_machine, gpus, missing, snapshot
 from actors.plan.cards import GIB
 from actors.plan.host import memory_bytes, output_bytes
 from agent.errors import UserError
@@ -121,6 +121,27 @@ def test_rays_folder_has_a_need_of_its_own() -> None:
     assert line == "/tmp need 0.2 GiB of disk and 0.0 are free; make room, or set RAY_TMPDIR"
 
 
+def test_a_folder_that_cannot_be_written_to_is_named_with_its_setting() -> None:
+    disk, closed = Disk(device=1, free=500 * GIB), Disk(device=0, free=0, refusal="/data is a file, not a folder")
+    ray = Disk(device=2, free=50 * GIB)
+    assert only(disks={"outputs": disk, "cache": closed, "ray": ray}) == (
+        "cache_dir=/data/cache: /data is a file, not a folder; name another with cache_dir=FOLDER"
+    )
+    assert only(disks={"outputs": closed, "cache": disk, "ray": ray}).startswith(
+        "output_dir=/data/outputs: /data is a "
+    )
+    assert only(disks={"outputs": disk, "cache": disk, "ray": closed}).startswith("RAY_TMPDIR=/tmp: /data is a file")
+
+
+def test_a_name_too_long_for_rays_sockets_is_named() -> None:
+    assert list(missing(config(), machine(ray_folder="/" + "x" * 30))) == []
+    line = only(ray_folder="/" + "x" * 60)
+    assert line.startswith("RAY_TMPDIR=/xxx")
+    assert "bytes too long for Ray's sockets; name another with RAY_TMPDIR=FOLDER" in line
+    elsewhere = replace(config(), cluster=replace(config().cluster, address="head:6379"))
+    assert list(missing(elsewhere, machine(ray_folder="/" + "x" * 60))) == [], "its sockets are there already"
+
+
 def test_a_cpu_needs_memory_and_disk_alone() -> None:
     small = machine(gpus=(), driver=None, shared_memory=0)
     cpu = replace(config(device="cpu"), model=ModelConfig())
@@ -170,6 +191,29 @@ def test_a_machine_without_a_driver_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"needs 4 CUDA GPUs of 24 GiB and this machine has none"):
         check_machine(replace(config(), output_dir=str(tmp_path), cache_dir=str(tmp_path)))
+
+
+def test_a_machine_where_nothing_can_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    given = replace(config(device="cpu"), model=ModelConfig(), output_dir=str(tmp_path), cache_dir=str(file / "cache"))
+    with pytest.raises(UserError, match=rf"^cache_dir={file}/cache: {file} is a file, not a folder; name another"):
+        check_machine(given)
+    with pytest.raises(UserError, match=rf"^cache_dir={file}/cache: {file} is a file, not a folder; name another"):
+        check_cache(given)
+    given = replace(given, cache_dir=str(tmp_path))
+    for name in ("TMPDIR", "RAY_TMPDIR"):
+        monkeypatch.setenv(name, "/proc/nothing")
+        with pytest.raises(UserError, match=r"^RAY_TMPDIR=/proc/nothing: nothing can be written to it \("):
+            check_machine(given)
+        monkeypatch.setenv(name, str(tmp_path))  # RAY_TMPDIR goes before TMPDIR
+
+
+def test_a_home_that_nobody_can_write_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/proc/nobody")
+    given = replace(config(device="cpu"), model=ModelConfig(), output_dir=str(tmp_path), cache_dir=RunConfig.cache_dir)
+    with pytest.raises(UserError, match=r"^cache_dir=/proc/nobody/\.cache/slingshot: nothing can be written to it"):
+        check_machine(given)
 
 
 def test_a_snapshot_looks_at_the_folders_that_are_to_be_made(tmp_path: Path) -> None:
