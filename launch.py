@@ -79,7 +79,7 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
         import ray
 
         from actors.dashboard import entrance
-        from actors.topology import start_ray
+        from actors.ray_start import start_ray
 
     def prepared_here() -> Any:
         with console.phase("checking the prompts"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from actors.ray_address import check_form
 from agent.errors import UserError, one_of
 
 
@@ -63,7 +64,7 @@ class ClusterConfig:
     """Of the actors' processes, 0 (as important as other programs) to 19. Ray's own default of 15 leaves a learner a
     fifth of a core beside other programs. On an existing Ray cluster, who started it decides."""
     start_timeout_s: float = 600.0
-    """Longest that an actor may take to start."""
+    """Longest that Ray, or an actor, may take to start."""
     max_restarts: int = 3
     """Times that a rollout worker is replaced before the run gives up."""
     object_store_mib: int = 0
@@ -105,6 +106,10 @@ class ClusterConfig:
             raise UserError(f"cluster.niceness={self.niceness} must lie in 0 to 19")
         if self.weight_timeout_s <= 0 or self.weight_bucket_mib < 1:
             raise UserError("cluster.weight_timeout_s and cluster.weight_bucket_mib must be positive")
+        if self.address is not None:
+            check_form(self.address)
+        if self.start_timeout_s <= 0 or self.max_restarts < 0:
+            raise UserError("cluster.start_timeout_s must be positive and cluster.max_restarts at least 0")
         if self.rollout_workers < 1 or self.learner_threads < 1:
             raise UserError("cluster.rollout_workers and cluster.learner_threads must be at least 1")
         for name in ("gpu_memory_gib", "object_store_mib"):

@@ -13,7 +13,8 @@ from actors.crew import Crew
 from actors.machine import check_machine
 from actors.prepare import check_model
 from actors.questions import Asked, asked
-from actors.topology import Topology, start_ray
+from actors.ray_start import start_ray
+from actors.topology import Topology
 from actors.weights import FolderChannel
 from agent.inference import Inference
 from conf.schema import RunConfig

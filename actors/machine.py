@@ -20,6 +20,7 @@ from actors.plan.cards import GIB, nominal_gib, usable_bytes
 from actors.plan.engine import engine_memory
 from actors.plan.host import DISK_MARGIN, memory_bytes, object_store_bytes, output_bytes
 from actors.plan.learner import learner_memory
+from actors.ray_address import reach
 from agent.errors import UserError
 from conf.schema import RunConfig
 from tracking.run_folder import unwritable
@@ -73,9 +74,14 @@ class Machine:
 
 
 def check_machine(config: RunConfig) -> None:
-    """Raises ``UserError`` with a line for each thing that this machine lacks for ``config``."""
+    """Raises ``UserError`` with a line for each thing that this machine lacks for ``config``.
+
+    Or for a Ray cluster that doesn't answer.
+    """
     if found := list(missing(config, snapshot(config))):
         raise UserError("\n".join(found))
+    if config.cluster.address is not None:
+        reach(config.cluster.address, config.cluster.start_timeout_s)
 
 
 def check_cache(config: RunConfig) -> None:

@@ -6,27 +6,21 @@ a cluster: ``retrieval``, ``pool``, ``learner`` and ``rollout-0``, ``rollout-1``
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from actors.engine import engine_environment
 from actors.learner import LearnerActor, LearnerSettings
 from actors.placement import ANYWHERE, Places, bundles, engine_nodes, on_node, reserve
-from actors.plan.host import object_store_bytes
 from actors.pool import PoolActor
 from actors.process import QUIET
 from actors.retrieval import RetrievalActor
 from actors.rollout import RolloutWorker, WorkerSettings
 from agent.budgets import SearchBudget
-from agent.errors import UserError
 from agent.inference import Inference
 from agent.pool_rules.epoch import Rule as Epoch
 from agent.records import Question
@@ -178,33 +172,3 @@ class Topology:
         if self.config.cluster.device == "cpu":
             return 0
         return 0.5 if self.config.cluster.take_turns else 1
-
-
-def start_ray(config: RunConfig, namespace: str) -> str:
-    """Connects to ``cluster.address``, or starts Ray on this machine; the dashboard's address, or nothing.
-
-    Raises ``UserError`` if it can't connect.
-    """
-    os.environ.update(QUIET)
-    # Ray protects a local cluster with a token by default, and warns its user that it does.
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    cluster = config.cluster
-    common: dict[str, Any] = {
-        "namespace": namespace,
-        "log_to_driver": config.debug,
-        "logging_level": "WARNING",
-        "runtime_env": {"env_vars": QUIET},
-    }
-    if cluster.address is not None:
-        try:
-            return ray.init(address=cluster.address, **common).dashboard_url or ""
-        except (ConnectionError, ValueError) as error:
-            raise UserError(f"cluster.address={cluster.address}: no Ray cluster answers there ({error})") from error
-    os.environ["RAY_worker_niceness"] = str(cluster.niceness)  # noqa: SIM112 (Ray spells its settings so)
-    context = ray.init(
-        address="local",
-        include_dashboard=cluster.dashboard,
-        object_store_memory=object_store_bytes(config),
-        **common,
-    )
-    return (context.dashboard_url or "") if cluster.dashboard else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -214,6 +215,17 @@ def test_a_home_that_nobody_can_write_to_is_named(tmp_path: Path, monkeypatch: p
     given = replace(config(device="cpu"), model=ModelConfig(), output_dir=str(tmp_path), cache_dir=RunConfig.cache_dir)
     with pytest.raises(UserError, match=r"^cache_dir=/proc/nobody/\.cache/slingshot: nothing can be written to it"):
         check_machine(given)
+
+
+def test_a_ray_cluster_that_is_gone_is_refused(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        given = replace(config(device="cpu", address=address), output_dir=str(tmp_path), cache_dir=str(tmp_path))
+        with pytest.raises(
+            UserError, match=rf"^cluster\.address={address}: no Ray cluster answers there: Connection ref"
+        ):
+            check_machine(given)
 
 
 def test_a_snapshot_looks_at_the_folders_that_are_to_be_made(tmp_path: Path) -> None:

@@ -1,0 +1,90 @@
+"""The address of a Ray cluster that runs already: how it is written, and whether anything answers there.
+
+Ray itself waits without end for a head that is gone, where no Ctrl-C reaches it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+
+from agent.errors import UserError
+
+ANSWER_S = 10.0
+"""Longest that a head may take to answer."""
+_SERVING = b"\x08\x01"
+"""The answer of a healthy server."""
+_FORM = re.compile(r"(ray://)?(?P<host>\[[^\]\s]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})")
+
+
+def check_form(address: str) -> None:
+    """Raises ``UserError`` unless ``address`` is ``HOST:PORT``, ``ray://HOST:PORT`` or ``auto``."""
+    if address == "auto":
+        return
+    if address == "local":
+        raise UserError("cluster.address=local: leave it out (null) to start Ray on this machine")
+    match = _FORM.fullmatch(address)
+    if match is None or not 0 < int(match["port"]) < 2**16:
+        raise UserError(
+            f"cluster.address={address}: is written HOST:PORT, as `ray start --head` prints it, ray://HOST:PORT, or "
+            "auto for the cluster that runs on this machine"
+        )
+
+
+def reach(address: str, patience_s: float) -> None:
+    """Returns once a Ray cluster has answered at ``address``. Takes at most two ``ANSWER_S``, or two ``patience_s``.
+
+    Raises ``UserError`` if none does.
+    """
+    found = _of_this_machine() if address == "auto" else address
+    check_form(found)
+    host, port = found.removeprefix("ray://").rsplit(":", 1)
+    patience_s = min(patience_s, ANSWER_S)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), patience_s).close()
+    except OSError as error:  # also a name that nobody knows
+        reason = "it took too long" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        raise _silent(address, found, reason) from error
+    if os.environ.get("RAY_USE_TLS", "0") in ("", "0") and not _healthy(found, patience_s):
+        raise _silent(address, found, "what listens there is no Ray head, or it hangs")
+
+
+def _silent(address: str, found: str, reason: str) -> UserError:
+    where = "" if found == address else f" ({found})"
+    return UserError(
+        f"cluster.address={address}{where}: no Ray cluster answers there: {reason}; start one with `ray start --head`, "
+        "or leave the address out to start Ray on this machine"
+    )
+
+
+def _of_this_machine() -> str:
+    """The address behind ``auto``: RAY_ADDRESS, or the cluster that runs here."""
+    if given := os.environ.get("RAY_ADDRESS"):
+        return given
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        found = canonicalize_bootstrap_address("auto")
+    except (ConnectionError, ValueError, OSError) as error:
+        raise _silent("auto", "auto", "none runs on this machine") from error
+    assert found is not None
+    return found
+
+
+def _healthy(target: str, patience_s: float) -> bool:
+    """Whether a Ray head says so, by gRPC's own health check; of a Ray Client's server, whether it speaks gRPC."""
+    import grpc
+
+    client = target.startswith("ray://")
+    with grpc.insecure_channel(target.removeprefix("ray://")) as channel:
+        try:
+            if client:
+                grpc.channel_ready_future(channel).result(timeout=patience_s)
+                return True
+            check = channel.unary_unary(
+                "/grpc.health.v1.Health/Check", request_serializer=bytes, response_deserializer=bytes
+            )
+            return check(b"", timeout=patience_s, wait_for_ready=True) == _SERVING
+        except (grpc.FutureTimeoutError, grpc.RpcError):
+            return False

@@ -1,0 +1,249 @@
+"""Ray's start, with an end: a cluster on this machine, or the connection to one that runs already.
+
+Ray waits 30 seconds for its own processes, too short for a slow machine, and waits them out when a process has
+already died. Here it waits as long as ``cluster.start_timeout_s``, and sees that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from actors.plan.host import object_store_bytes
+from actors.process import QUIET
+from actors.ray_address import reach
+from agent.errors import Fault, UserError
+from conf.schema import RunConfig
+from tracking.run_folder import unwritable
+
+ATTEMPTS = 3
+"""Starts that are tried. A raylet gives its own agents 15 seconds: they may need the first to get into memory."""
+_POLL_S = 0.1
+
+
+class _Ended(Exception):
+    """One of Ray's processes ended while it started. No ``Fault``: Ray catches every ``RuntimeError`` as it waits."""
+
+
+def start_ray(config: RunConfig, namespace: str) -> str:
+    """Connects to ``cluster.address``, or starts Ray on this machine; the dashboard's address, or nothing.
+
+    Raises ``UserError`` if it can't connect, and ``Fault`` if Ray doesn't start within ``cluster.start_timeout_s``;
+    then none of its processes is left.
+    """
+    cluster = config.cluster
+    os.environ.update(QUIET)
+    if cluster.address is None:
+        os.environ["RAY_worker_niceness"] = str(cluster.niceness)  # noqa: SIM112 (Ray spells its settings so)
+        for name, value in _patience(cluster.start_timeout_s).items():
+            os.environ.setdefault(name, value)
+    # Ray protects a local cluster with a token by default, and warns its user that it does.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    common: dict[str, Any] = {
+        "namespace": namespace,
+        "log_to_driver": config.debug,
+        "logging_level": "WARNING" if config.debug else "CRITICAL",  # what goes wrong is said in one line, below
+        "runtime_env": {"env_vars": QUIET},
+    }
+    try:
+        return _connect(config, common) if cluster.address is not None else _start(config, common)
+    finally:
+        logging.getLogger("ray").setLevel(logging.WARNING)
+
+
+def _connect(config: RunConfig, common: dict[str, Any]) -> str:
+    address = str(config.cluster.address)
+    reach(address, config.cluster.start_timeout_s)
+    import ray
+
+    log = Path(config.output_dir, "logs", "ray.log")
+    try:
+        with contextlib.nullcontext() if config.debug else _errors_into(log):
+            return ray.init(address=address, **common).dashboard_url or ""
+    except Exception as error:  # of a dozen kinds: no node here, other versions, no token
+        ray.shutdown()
+        raise UserError(f"cluster.address={address}: can't join the Ray cluster there ({_reason(error)})") from error
+
+
+def _start(config: RunConfig, common: dict[str, Any]) -> str:
+    _provide_token()
+    limit = config.cluster.start_timeout_s
+    deadline = time.monotonic() + limit
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return _attempt(config, common, deadline)
+        except _Ended as error:
+            if attempt == ATTEMPTS:
+                raise Fault(f"{error}, {ATTEMPTS} times; Ray's logs are in {_logs()}") from error
+        except TimeoutError as error:
+            raise Fault(
+                f"Ray didn't start within cluster.start_timeout_s={limit:g}; raise that if the machine is slow (Ray's "
+                f"logs are in {_logs()})"
+            ) from error
+    raise AssertionError("unreachable")
+
+
+def _attempt(config: RunConfig, common: dict[str, Any], deadline: float) -> str:
+    """One start. Raises ``_Ended``, ``TimeoutError`` or ``Fault``, each with all of Ray's processes gone."""
+    import ray
+
+    before = _processes() | {*_children()}
+
+    def check() -> None:
+        """Raises unless there is time, and all that has been started lives."""
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        for process in _children():
+            if process not in before and (name := _ended(process)) in ("raylet", "gcs_server"):
+                raise _Ended(f"Ray's {name} ended while it started")
+
+    try:
+        with _waiting(check, deadline):
+            context = ray.init(
+                address="local",
+                include_dashboard=config.cluster.dashboard,
+                object_store_memory=object_store_bytes(config),
+                **common,
+            )
+        if time.monotonic() > deadline:
+            raise TimeoutError
+    except BaseException as error:
+        ray.shutdown()
+        _end(_processes() - before)
+        if isinstance(error, Exception) and not isinstance(error, (_Ended, TimeoutError)):
+            raise Fault(f"Ray can't be started: {_reason(error)}; its logs are in {_logs()}") from error
+        raise
+    return (context.dashboard_url or "") if config.cluster.dashboard else ""
+
+
+def _patience(seconds: float) -> dict[str, str]:
+    """Ray's settings for how long its processes wait for one another."""
+    whole = math.ceil(seconds)
+    return {
+        "RAY_worker_register_timeout_seconds": str(whole),
+        "RAY_agent_register_timeout_ms": str(1000 * whole),
+    }
+
+
+@contextmanager
+def _waiting(check: Callable[[], None], deadline: float) -> Iterator[None]:
+    """Calls ``check`` while Ray waits for its server's port and for its node, whose ends are numbers in its source."""
+    from ray._private import node, ray_constants, services, state
+
+    wait_for_port, get_node = node.wait_for_persisted_port, services.get_node
+    dashboard_s = ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S
+
+    def port(session_dir: str, node_id: str, port_name: str, **limit: int) -> int:
+        while not Path(session_dir, node.get_port_filename(node_id, port_name)).exists():
+            check()
+            time.sleep(_POLL_S)
+        return wait_for_port(session_dir, node_id, port_name, **limit)
+
+    def registered(gcs_address: str, node_id: str) -> dict[str, Any]:
+        nodes = state.GlobalState()
+        nodes._initialize_global_state(services._get_gcs_client_options(gcs_address))
+        while node_id not in {entry["NodeID"] for entry in nodes.node_table()}:
+            check()
+            time.sleep(_POLL_S)
+        return get_node(gcs_address, node_id)
+
+    node.wait_for_persisted_port, services.get_node = port, registered
+    ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = max(0.0, deadline - time.monotonic())
+    try:
+        yield
+    finally:
+        node.wait_for_persisted_port, services.get_node = wait_for_port, get_node
+        ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = dashboard_s
+
+
+@contextmanager
+def _errors_into(log: Path) -> Iterator[None]:
+    """Sends standard error to a file, also that of Ray's C++, which reports each of its tries to connect."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+# --- Ray's processes -------------------------------------------------------------------------------
+
+
+def _children() -> list[Any]:
+    import psutil
+
+    return psutil.Process().children()
+
+
+def _processes() -> set[Any]:
+    """All processes below this one that Ray started, and those below them."""
+    import psutil
+    import ray
+
+    home, found = str(Path(ray.__file__).parent), set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any(home in part for part in process.cmdline()) or process.name() in ("raylet", "gcs_server"):
+                found |= {process, *process.children(recursive=True)}
+    return found
+
+
+def _ended(process: Any) -> str | None:
+    """The name of a process that has ended and that nobody has asked for its exit code yet."""
+    import psutil
+
+    try:
+        return process.name() if process.status() == psutil.STATUS_ZOMBIE else None
+    except psutil.Error:
+        return None
+
+
+def _end(processes: set[Any]) -> None:
+    import psutil
+
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)
+
+
+def _provide_token() -> None:
+    """Ray guards a cluster of its own by a token in ``~/.ray``; without a home to write to, by one for this run."""
+    if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return
+    try:
+        file = Path.home() / ".ray" / "auth_token"
+        kept = os.access(file, os.R_OK) or unwritable(file.parent) is None
+    except (OSError, RuntimeError):  # nobody knows the home
+        kept = False
+    if not kept:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _logs() -> Path:
+    """Where the newest start left Ray's logs."""
+    from ray._common.utils import get_default_ray_temp_dir
+
+    return Path(get_default_ray_temp_dir()) / "session_latest" / "logs"
+
+
+def _reason(error: BaseException) -> str:
+    """One line of what Ray says: the first, or the last where a traceback is in it."""
+    inner = error.__cause__ or error
+    lines = (str(inner) or str(error)).strip().splitlines() or [type(inner).__name__]
+    return lines[-1 if any(line.endswith("Traceback (most recent call last):") for line in lines) else 0]

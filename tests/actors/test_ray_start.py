@@ -1,0 +1,256 @@
+"""Ray's start: how an address is written, who answers there, and what is said when Ray doesn't come up."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors import ray_start
+from actors.config import ClusterConfig
+from actors.ray_address import reach
+from agent.errors import UserError
+from agent.pool_rules.recycle import Rule as Recycle
+from conf.schema import RunConfig
+
+ROOT = Path(ray_start.__file__).parents[1]
+
+
+# --- an address ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address", ["auto", "head:6379", "10.0.0.1:6379", "[::1]:6379", "ray://head.example.org:10001"]
+)
+def test_an_address_that_is_one(address: str) -> None:
+    assert ClusterConfig(address=address).address == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "head",
+        "head:",
+        ":6379",
+        "head:0",
+        "head:65536",
+        "head:abc",
+        "he ad:1",
+        "http://head:8265",
+        "ray://",
+        "::1:6379",
+    ],
+)
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(UserError, match=rf"^cluster\.address={address}: is written HOST:PORT, as `ray start --head`"):
+        ClusterConfig(address=address)
+
+
+def test_this_machine_is_no_address() -> None:
+    with pytest.raises(UserError, match=r"^cluster\.address=local: leave it out \(null\) to start Ray on this machine"):
+        ClusterConfig(address="local")
+
+
+def refusal(address: str, patience_s: float = 0.5) -> str:
+    """What is said of an address where no Ray cluster answers, which takes no longer than it may."""
+    started = time.monotonic()
+    with pytest.raises(UserError) as error:
+        reach(address, patience_s)
+    assert time.monotonic() - started < 4 * patience_s + 4
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(f"cluster.address={address}")
+    return str(error.value)
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a program that lets one connect and never says anything."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for given in (address, f"ray://{address}"):
+            assert ": no Ray cluster answers there: Connection refused; start one with `ray start" in refusal(given)
+
+
+def test_a_host_that_nobody_knows_is_refused() -> None:
+    assert ": no Ray cluster answers there: " in refusal("no-such-host.invalid:6379", patience_s=10.0)
+
+
+def test_who_never_answers_is_no_head(silent: str) -> None:
+    for given in (silent, f"ray://{silent}"):
+        assert ": no Ray cluster answers there: what listens there is no Ray head, or it hangs; " in refusal(given)
+
+
+@pytest.fixture
+def grpc_server() -> Iterator[dict[str, Any]]:
+    """A server of gRPC that answers health checks with ``answer``, at ``address``."""
+    import grpc
+
+    state: dict[str, Any] = {"answer": b"\x08\x01"}
+
+    class Health(grpc.GenericRpcHandler):
+        def service(self, call: Any) -> Any:
+            if call.method != "/grpc.health.v1.Health/Check" or state["answer"] is None:
+                return None
+            return grpc.unary_unary_rpc_method_handler(lambda request, context: state["answer"])
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[Health()])
+    state["address"] = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    yield state
+    server.stop(None)
+
+
+def test_a_head_that_is_healthy_is_reached(grpc_server: dict[str, Any]) -> None:
+    reach(grpc_server["address"], 5.0)
+    reach(f"ray://{grpc_server['address']}", 5.0)
+
+
+@pytest.mark.parametrize("answer", [None, b"\x08\x02"])
+def test_another_server_or_one_that_is_not_serving_is_no_head(
+    grpc_server: dict[str, Any], answer: bytes | None
+) -> None:
+    grpc_server["answer"] = answer
+    assert "what listens there is no Ray head" in refusal(grpc_server["address"], 5.0)
+
+
+def test_auto_is_the_cluster_that_the_environment_names(grpc_server: dict[str, Any], monkeypatch: Any) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", grpc_server["address"])
+    reach("auto", 5.0)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert refusal("auto").startswith("cluster.address=auto (127.0.0.1:1): no Ray cluster answers there: ")
+
+
+def test_auto_without_a_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(address: str) -> str:
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray._private.services.canonicalize_bootstrap_address", none)
+    assert "cluster.address=auto: no Ray cluster answers there: none runs on this machine; " in refusal("auto")
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("Version mismatch: Ray: 2.50.0\nPython: 3.12", "Version mismatch: Ray: 2.50.0"),
+        ("Failed. Last error: Traceback (most recent call last):\n  File x\nRpcError: no token", "RpcError: no token"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined_is_refused_in_one_line(
+    said: str, reason: str, grpc_server: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    def join(**given: Any) -> None:
+        os.write(2, b"[W] rpc_client.h: noise of C++\n")
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("ray.init", join)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    address = grpc_server["address"]
+    config = RunConfig(pool=Recycle(), cluster=ClusterConfig(address=address), output_dir=str(tmp_path))
+    with pytest.raises(UserError) as error:
+        ray_start.start_ray(config, "test")
+    assert str(error.value) == f"cluster.address={address}: can't join the Ray cluster there ({reason})"
+    assert capfd.readouterr().err == ""
+    assert (tmp_path / "logs" / "ray.log").read_text() == "[W] rpc_client.h: noise of C++\n"
+
+
+def test_without_a_home_the_token_is_this_runs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("HOME", "/proc/nobody")
+    ray_start._provide_token()
+    token = os.environ["RAY_AUTH_TOKEN"]
+    assert len(token) == 64
+    ray_start._provide_token()
+    assert os.environ["RAY_AUTH_TOKEN"] == token
+
+
+# --- a start on this machine -----------------------------------------------------------------------
+
+START = """
+import json, sys, time
+import psutil, ray
+from ray._private import services
+from actors import ray_start
+from actors.config import ClusterConfig
+from agent.errors import Fault
+from agent.pool_rules.recycle import Rule
+from conf.schema import RunConfig
+
+program, limit_s, ray_start.ATTEMPTS = sys.argv[1], float(sys.argv[2]), 2
+services.RAYLET_EXECUTABLE = program or services.RAYLET_EXECUTABLE
+config = RunConfig(pool=Rule(), cluster=ClusterConfig(dashboard=False, start_timeout_s=limit_s))
+started = time.monotonic()
+try:
+    ray_start.start_ray(config, "test")
+    end = "up"
+except Fault as fault:
+    end = str(fault)
+seconds = time.monotonic() - started
+left = [process.name() for process in psutil.Process().children(recursive=True)] if end != "up" else []
+ray.shutdown()
+print(json.dumps({"end": end, "seconds": seconds, "left": left}))
+"""
+"""Starts Ray with another program for its raylet, in a process with nothing else of Ray."""
+
+
+def start(program: Path | None, limit_s: float) -> dict[str, Any]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", START, str(program or ""), str(limit_s)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "all that is said is the line of the Fault"
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def raylet(folder: Path, script: str) -> Path:
+    import ray
+
+    program = folder / "raylet"
+    real = Path(ray.__file__).parent / "core" / "src" / "ray" / "raylet" / "raylet"
+    program.write_text(f"#!/bin/sh\n{script.format(real=real)}\n")
+    program.chmod(0o755)
+    return program
+
+
+def test_a_ray_that_dies_as_it_starts_is_tried_again_and_named(tmp_path: Path) -> None:
+    """Ray itself would wait half a minute for it, each time."""
+    tried = start(raylet(tmp_path, f"echo x >> {tmp_path}/tried; exit 1"), 600.0)
+    assert tried["end"].startswith("Ray's raylet ended while it started, 2 times; Ray's logs are in ")
+    assert (tmp_path / "tried").read_text() == "x\nx\n"
+    assert tried["left"] == []
+
+
+def test_a_ray_that_is_not_up_in_time_is_ended(tmp_path: Path) -> None:
+    slow = start(raylet(tmp_path, "sleep 1000; exit 1"), 8.0)
+    assert slow["end"].startswith(
+        "Ray didn't start within cluster.start_timeout_s=8; raise that if the machine is slow "
+    )
+    assert slow["left"] == []
+    assert slow["seconds"] < 60
+
+
+@pytest.mark.slow
+def test_a_slow_machine_is_waited_for(tmp_path: Path) -> None:
+    """Ray's own limit is 30 seconds."""
+    slow = start(raylet(tmp_path, 'sleep 40; exec {real} "$@"'), 600.0)
+    assert slow["end"] == "up"
+    assert slow["seconds"] > 40
