@@ -143,7 +143,7 @@ def start_jvm(heap: str, threads: int) -> None:
         java = find_java()
         jnius_config.set_classpath(str(anserini_jar()))
         jnius_config.set_options(*jvm_options(java, heap, threads))
-        with _java_home(java.home):
+        with _environment(java.home):
             try:
                 import jnius  # noqa: F401  (importing it starts the JVM)
             except Exception as error:
@@ -153,14 +153,20 @@ def start_jvm(heap: str, threads: int) -> None:
 
 
 @contextmanager
-def _java_home(home: Path) -> Iterator[None]:
-    """Points pyjnius at ``home`` and leaves the environment as it was, for our children's sake."""
-    before = {name: os.environ.pop(name, None) for name in ("JAVA_HOME", "JVM_PATH")}
+def _environment(home: Path) -> Iterator[None]:
+    """Points pyjnius at ``home`` and leaves the environment as it was, for our children's sake.
+
+    Java reads the names of files by the locale, Python as UTF-8; with LC_ALL=C they would not find the same files.
+    """
+    before = {name: os.environ.pop(name, None) for name in ("JAVA_HOME", "JVM_PATH", "LC_ALL")}
     os.environ["JAVA_HOME"] = str(home)
+    if before["LC_ALL"]:
+        os.environ["LC_ALL"] = "C.UTF-8"
     try:
         yield
     finally:
         del os.environ["JAVA_HOME"]
+        os.environ.pop("LC_ALL", None)
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
 

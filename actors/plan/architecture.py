@@ -13,6 +13,8 @@ from typing import Any
 from agent.errors import UserError
 from learner.config import ModelConfig
 
+MOST, MOST_LAYERS = 10**8, 1000
+"""Bounds of any size, so that a number that is mistyped is said and not computed with."""
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -113,8 +115,8 @@ def architecture(config: ModelConfig) -> Architecture:
 
 def _from_json(file: Path) -> Architecture:
     try:
-        found = json.loads(file.read_text())
-    except ValueError as error:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
         raise UserError(f"{file}: not JSON ({error}); model.path must be a model's folder") from error
     if not isinstance(found, dict):
         raise UserError(f"{file}: no JSON object; model.path must be a model's folder")
@@ -128,6 +130,14 @@ def _build(family: str, sizes: Mapping[str, Any], place: str) -> Architecture:
     for name in (*SIZES, "vocab_size"):
         if not isinstance(known.get(name), int) or known[name] < 1:
             raise UserError(f"{place}: {name} is {known.get(name)}, and the plan needs a positive number there")
+        if known[name] > (most := MOST_LAYERS if name == "num_hidden_layers" else MOST):
+            raise UserError(f"{place}: {name} is {known[name]}, and no model has more than {most:,}")
+    per_head = known.get("head_dim") or known["hidden_size"] // known["num_attention_heads"]
+    if not isinstance(per_head, int) or per_head < 1 or known["num_attention_heads"] % known["num_key_value_heads"]:
+        raise UserError(
+            f"{place}: num_attention_heads={known['num_attention_heads']} must be a multiple of num_key_value_heads="
+            f"{known['num_key_value_heads']} and no more than hidden_size={known['hidden_size']}"
+        )
     made = Architecture(
         family=family,
         vocabulary=known["vocab_size"],
@@ -135,7 +145,7 @@ def _build(family: str, sizes: Mapping[str, Any], place: str) -> Architecture:
         layers=known["num_hidden_layers"],
         heads=known["num_attention_heads"],
         kv_heads=known["num_key_value_heads"],
-        head_dim=known.get("head_dim") or known["hidden_size"] // known["num_attention_heads"],
+        head_dim=per_head,
         intermediate=known["intermediate_size"],
         tied=bool(known["tie_word_embeddings"]),
     )

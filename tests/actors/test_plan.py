@@ -135,6 +135,24 @@ def test_a_folder_with_a_bad_configuration_is_named(tmp_path: Path, text: str, c
     assert str(tmp_path) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "complaint"),
+    [
+        (
+            {"hidden_size": 2},
+            "num_attention_heads=4 must be a multiple of num_key_value_heads=4 and no more than hidden",
+        ),
+        ({"num_key_value_heads": 3}, "num_attention_heads=4 must be a multiple of num_key_value_heads=3 and no more"),
+        ({"num_hidden_layers": 9_000_000}, "num_hidden_layers is 9000000, and no model has more than 1,000"),
+        ({"intermediate_size": 10**12}, "intermediate_size is 1000000000000, and no model has more than 100,000,000"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_sizes_that_no_model_has_are_named(sizes: dict[str, int], complaint: str) -> None:
+    with pytest.raises(UserError, match=rf"^model\.architecture: {complaint}"):
+        architecture(ModelConfig(architecture={**ModelConfig().architecture, **sizes}))
+
+
 def small(**changed: Any) -> LearnerMemory:
     model = Architecture(
         family="qwen2",

@@ -222,6 +222,31 @@ def test_a_process_with_a_jvm_is_quiet_and_keeps_its_signals_and_environment(ind
     assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
 
 
+def test_names_of_files_are_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    """A container's locale is often C, and Java takes the names of files from it."""
+    corpus = tmp_path / "größer 世界" / "corpus.jsonl"
+    corpus.parent.mkdir()
+    corpus.write_text('{"id": "a", "contents": "\\"A\\"\\nOne passage."}\n')
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from retrieval_service.config import RetrievalConfig\n"
+        "from retrieval_service.index import ensure_index\n"
+        "corpus = Path(sys.argv[1])\n"
+        "ensure_index(corpus, RetrievalConfig(heap='128m', threads=1), corpus.parent)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(corpus)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 @pytest.mark.skipif(not HOTPOT.is_dir(), reason="the HotpotQA sample is not here")
 def test_recall_on_hotpotqa_is_what_it_should_be(tmp_path: Path) -> None:
     backend = Bm25(ensure_index(HOTPOT / "corpus.jsonl", CONFIG, tmp_path), CONFIG)
