@@ -1,15 +1,15 @@
 """Slingshot's command line: composes the configuration with Hydra and runs one mode of it.
 
-    python launch.py [cluster=…] [model=…] [group=…] [key=value …]
+    python launch.py [mode=…] [cluster=…] [model=…] [group=…] [key=value …]
 
-``mode=train`` is the default; the others are ``plan``, ``eval``, ``calibrate``, ``ask``, ``index``,
-``simulate`` and ``report``. A sweep (``-m``, or an experiment that is one) runs its jobs one after the other; the
-same command again goes on with it. A user's mistake exits 2 with one line that names the key or file and the fix;
-a fault exits 1 with the actor, the cause and the checkpoint to resume from. ``debug=true`` shows tracebacks.
+``--help`` lists the modes and the groups. A sweep (``-m``, or an experiment that is one) runs its jobs one after the
+other; the same command again goes on with it. A user's mistake exits 2 with one line that names the key or file and
+the fix; a fault exits 1 with the actor, the cause and the checkpoint to resume from. ``debug=true`` shows tracebacks.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -26,10 +26,13 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from agent.errors import Fault, UserError
-from conf.command_line import Sweep, check_overrides
+from agent.errors import Fault, UserError, refused
+from conf.arguments import asks_for_help
+from conf.command_line import check_overrides
 from conf.schema import RunConfig, register, typed
+from conf.start import ready
 
 if TYPE_CHECKING:
     from tracking.console import Console
@@ -42,7 +45,7 @@ register()
 
 
 def train(config: RunConfig, run_dir: Path, console: Console) -> None:
-    """``mode=train``: the whole training run, its first line to its summary."""
+    """``mode=train``: the whole training run, from data to the last checkpoint."""
     from actors.installation import slow_bfloat16
     from actors.machine import check_machine
     from actors.plan.fit import refusal
@@ -116,7 +119,7 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 
 def evaluate(config: RunConfig, run_dir: Path, console: Console) -> None:
-    """``mode=eval``: one greedy episode per held-out question with a checkpoint's policy."""
+    """``mode=eval``: one greedy episode per held-out question, of a checkpoint."""
     from actors.inference import inference
     from agent.evaluation import check_any_scored, summarise
     from tracking.metrics import MetricsLog
@@ -130,7 +133,10 @@ def evaluate(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 
 def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
-    """``mode=calibrate``: the threshold of early exit, and its curve, from full episodes on development questions."""
+    """``mode=calibrate``: a threshold for early exit, of a stated risk, and its curve.
+
+    From full episodes on development questions.
+    """
     from actors.inference import inference
     from agent.calibration import calibrate, check_enough
     from agent.evaluation import check_any_scored
@@ -171,7 +177,7 @@ def ask(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 
 def index(config: RunConfig, run_dir: Path, console: Console) -> None:
-    """``mode=index``: builds the retrieval index of the data's corpus and says where it is."""
+    """``mode=index``: the retrieval index of the corpus, built beforehand."""
     from actors.machine import check_cache
     from retrieval_service.index import check_index, ensure_index
     from tasks.load import load
@@ -194,7 +200,7 @@ def plan(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 
 def simulate(config: RunConfig, run_dir: Path, console: Console) -> None:
-    """``mode=simulate``: the query pool with ``pool=…`` on the policy of ``simulation=…``, without a model."""
+    """``mode=simulate``: the query pool alone, on a simulated policy, in seconds."""
     from tracking.simulation import write
 
     write(config.simulation, config.pool, config.seed, run_dir, console)
@@ -260,7 +266,9 @@ def _run(composed: DictConfig) -> None:
 
     debug = bool(composed.get("debug"))
     if HydraConfig.get().mode is RunMode.MULTIRUN:
-        _job(composed, Path(HydraConfig.get().runtime.output_dir), Console())
+        from conf.jobs import job
+
+        job(composed, Path(HydraConfig.get().runtime.output_dir), MODES[composed.mode])
         return
     try:
         config = typed(composed)
@@ -271,63 +279,10 @@ def _run(composed: DictConfig) -> None:
         _leave(2, str(error), debug)
     except Fault as error:
         _leave(1, f"fault: {error}", debug)
+    except OSError as error:
+        _leave(1, f"fault: {refused(error)}", debug)
     except KeyboardInterrupt:
         _leave(130, "stopped", debug)
-
-
-def _job(composed: DictConfig, folder: Path, console: Console) -> None:
-    """One job of a sweep: skipped, gone on with, or started. A failure is recorded and doesn't stop the others.
-
-    Raises ``KeyboardInterrupt`` if its user ended the run: that ends the sweep.
-    """
-    from tracking import sweep
-
-    try:
-        config = typed(composed)
-        if sweep.status(folder)[0] is sweep.Status.FINISHED:
-            console.say(f"{folder.name}: finished before")
-            return
-        if sweep.has_checkpoint(folder):
-            config.resume = str(folder)
-        else:
-            sweep.clear(folder)
-        MODES[config.mode](config, folder, console)
-    except Exception as error:
-        foreseen = isinstance(error, (UserError, Fault))
-        if composed.get("debug") or not foreseen:
-            traceback.print_exc()
-        message = str(error) if foreseen else f"{type(error).__name__}: {error}"
-        sweep.record_failure(folder, message)
-        console.say(f"{folder.name} failed: {message}", "red")
-        return
-    if sweep.interrupted(folder):
-        raise KeyboardInterrupt
-
-
-def _run_sweep(asked: Sweep, debug: bool) -> None:
-    """All jobs of a sweep, then its report; leaves with 1 if a job failed and with 130 if it was stopped."""
-    from tracking import sweep
-
-    reported = asked.mode in ("train", "simulate")
-    if reported:
-        sweep.save_plan(asked.folder, asked.plan)
-    stopped = False
-    try:
-        _run()
-    except KeyboardInterrupt:
-        stopped = True
-    if reported:
-        from tracking.console import Console
-        from tracking.report import write
-
-        write(asked.folder, asked.plan.report, Console())
-    if stopped:
-        again = "the same command" if asked.plan.report.sweep else f"the same command with report.sweep={asked.folder}"
-        _leave(130, f"stopped; {again} goes on", debug)
-    states = {job.name: sweep.status(asked.folder / job.name) for job in asked.plan.jobs}
-    if failed := {name: message for name, (state, message) in states.items() if state is sweep.Status.FAILED}:
-        listed = "; ".join(f"{name}: {message}" for name, message in failed.items())
-        _leave(1, f"{len(failed)} of {len(states)} jobs failed: {listed}", debug)
 
 
 def _leave(code: int, message: str, debug: bool) -> None:
@@ -340,29 +295,43 @@ def _leave(code: int, message: str, debug: bool) -> None:
 def main() -> None:
     """Entry point: checks the overrides, then hands over to Hydra."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    # Hydra's parser takes overrides on one side of a flag only; -m is welcome anywhere.
-    sys.argv[1:] = sorted(map(_question_quoted, sys.argv[1:]), key=lambda a: a not in ("-m", "--multirun"))
-    debug = "debug=true" in sys.argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may lack a letter of a path
+    arguments = sys.argv[1:]
+    debug = any(argument.lower() == "debug=true" for argument in arguments)
     try:
-        request = check_overrides(sys.argv[1:])
-        sys.argv += request.arguments
-        if request.sweep is None:
-            _run()
-        else:
-            _run_sweep(request.sweep, debug)
+        if asks_for_help(arguments):
+            from conf.help import page
+
+            print(page({name: mode.__doc__ for name, mode in MODES.items()}), end="", flush=True)
+            return
+        _start(arguments, debug)
     except UserError as error:
         _leave(2, str(error), debug)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         _leave(2, str(error).strip().splitlines()[0], debug)
+    except BrokenPipeError:  # whoever read the output has gone: nothing more can be said there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+    except OSError as error:
+        _leave(2, refused(error), debug)
+    except KeyboardInterrupt:
+        _leave(130, "stopped", debug)
 
 
-def _question_quoted(argument: str) -> str:
-    """A question is a sentence, and no list or call of Hydra's grammar, whatever its punctuation."""
-    key, _, value = argument.partition("=")
-    if key != "question" or value.startswith(("'", '"')):
-        return argument
-    escaped = value.replace("'", "\\'")
-    return f"question='{escaped}'"
+def _start(arguments: list[str], debug: bool) -> None:
+    """Runs what is asked for, once it is right and has a folder."""
+    request = check_overrides(arguments)
+    with ready(request) as for_hydra:
+        sys.argv[1:] = for_hydra.arguments
+        if for_hydra.sweep is None:
+            _run()
+        else:
+            from conf.jobs import run_sweep
+
+            if end := run_sweep(for_hydra.sweep, _run):
+                _leave(*end, debug)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from actors.ray_address import check_form
 from agent.errors import UserError, one_of
+from agent.settings import TEXT
 
 
 @dataclass
@@ -34,7 +35,7 @@ class EngineConfig:
 class ClusterConfig:
     """What the actors run on."""
 
-    name: str = "local"
+    name: str = field(default="local", metadata=TEXT)
     device: str = "cpu"
     """``cpu`` or ``cuda``, for the learner and the engines."""
     card: str = "rtx3090"
@@ -47,7 +48,7 @@ class ClusterConfig:
     groups_per_worker: int = 0
     """Groups that a worker plays at once; 0 divides a batch among the workers."""
     learner_threads: int = 2
-    address: str | None = None
+    address: str | None = field(default=None, metadata=TEXT)
     """An existing Ray cluster; None starts one on this machine."""
     dashboard: bool = True
     weight_channel: str = "auto"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agent.errors import UserError, one_of
+from agent.settings import PATH
 
 
 @dataclass
@@ -96,7 +97,7 @@ class ExitConfig:
 
     threshold: float | None = None
     """Confidence in (0, 1] from which on a probe's answer is taken."""
-    calibration: str | None = None
+    calibration: str | None = field(default=None, metadata=PATH)
     """File that ``mode=calibrate`` wrote for this checkpoint; brings its threshold."""
     confidence: str = "product"
     """``product`` of the probabilities of the probe's tokens, their geometric ``mean``, or ``decision``: the product

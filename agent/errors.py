@@ -46,6 +46,14 @@ def shortened(error: BaseException, limit: int = 300) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
+def refused(error: BaseException) -> str:
+    """What an error says; of the system's, what it refused and of which file."""
+    if not isinstance(error, OSError):
+        return str(error)
+    what = error.strerror or str(error)
+    return f"{error.filename}: {what}" if error.filename else what
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A phrase naming the closest valid spelling of ``name``, to end an error message with.
 

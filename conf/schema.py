@@ -5,23 +5,26 @@ Each room owns the dataclass of its settings and their defaults; a YAML file say
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from actors.config import ClusterConfig
 from agent.budgets import SearchBudget
 from agent.config import AgentConfig, BudgetConfig, ExitConfig, GroupConfig, RewardConfig, SelectivityConfig
-from agent.errors import UserError, nearest, one_of
+from agent.errors import UserError, one_of
 from agent.inference import Inference
 from agent.pool_rules.base import PoolRule, rule_class, rule_names
 from agent.protocol import PROMPTS, PROTOCOLS
 from agent.rewards import Scorer
+from agent.settings import KIND, PATH, SENTENCE
 from agent.simulator import SimulationConfig
 from agent.strategies import STRATEGIES
+from conf.hints import hint
 from learner.config import AlgorithmConfig, ModelConfig
 from retrieval_service.config import RetrievalConfig
 from tasks.config import NO_DEVELOPMENT, DataConfig
@@ -61,15 +64,15 @@ class RunConfig:
     seed: int = 0
     debug: bool = False
     """Show tracebacks and the actors' output."""
-    resume: str | None = None
+    resume: str | None = field(default=None, metadata=PATH)
     """``auto`` (the newest run under ``outputs/``), a run's folder, or a checkpoint's."""
-    checkpoint: str | None = None
+    checkpoint: str | None = field(default=None, metadata=PATH)
     """Checkpoint to evaluate, to calibrate or to ask; a checkpoint's folder or a model's."""
-    question: str | None = None
+    question: str | None = field(default=None, metadata=SENTENCE)
     """The question of ``mode=ask``."""
-    cache_dir: str = "~/.cache/slingshot"
+    cache_dir: str = field(default="~/.cache/slingshot", metadata=PATH)
     """Indexes and warm starts that later runs can reuse."""
-    output_dir: str = "outputs"
+    output_dir: str = field(default="outputs", metadata=PATH)
     """The run's folder; set by Hydra."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -202,18 +205,19 @@ def typed(config: DictConfig) -> RunConfig:
     """The typed configuration of a composed one. Raises ``UserError`` for a wrong key, type or value."""
     from omegaconf.errors import OmegaConfBaseException
 
-    _refuse_unknown(config)
+    _check_tree(config)
     try:
         run = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
-        raise UserError(str(error).splitlines()[0]) from error
+        where = f"{error.full_key}: " if error.full_key else ""
+        raise UserError(where + str(error).splitlines()[0]) from error
     if not isinstance(run, RunConfig):
         raise TypeError(f"the composed configuration is a {type(run).__name__}, not a RunConfig")
     return run
 
 
-def _refuse_unknown(config: DictConfig, prefix: str = "") -> None:
-    """Raises ``UserError`` for a key that a ``+key=value`` added beside the dataclass's fields."""
+def _check_tree(config: DictConfig, prefix: str = "") -> None:
+    """Raises ``UserError`` for a key that a ``+key=value`` added beside the fields, or a number that is no number."""
     kind = OmegaConf.get_type(config)
     if not is_dataclass(kind):
         return
@@ -221,9 +225,32 @@ def _refuse_unknown(config: DictConfig, prefix: str = "") -> None:
     for key, value in config.items_ex(resolve=False):
         name = str(key)
         if name not in valid:
-            raise UserError(f"{prefix}{name} is not a setting; {nearest(name, valid)}")
+            names = [f"{prefix}{other}" for other in valid]
+            raise UserError(f"{prefix}{name} is not a setting; {hint(prefix + name, names)}")
         if isinstance(value, DictConfig):
-            _refuse_unknown(value, f"{prefix}{name}.")
+            _check_tree(value, f"{prefix}{name}.")
+        else:
+            _check_number(value, f"{prefix}{name}")
+
+
+def _check_number(value: Any, name: str) -> None:
+    """Raises ``UserError`` for a number that isn't finite, or that no machine word holds."""
+    if isinstance(value, ListConfig) and not value._is_none():
+        for element in value._iter_ex(resolve=False):
+            _check_number(element, name)
+    elif isinstance(value, int | float) and not abs(value) < 2**63:
+        raise UserError(f"{name}={value} must be a finite number, and below 2^63")
+
+
+def taken_as(kind: Any = RunConfig, prefix: str = "") -> dict[str, str]:
+    """The settings that are taken as they are typed, by dotted key, and what each is (``agent/settings.py``)."""
+    found: dict[str, str] = {}
+    for f in fields(kind):
+        if KIND in f.metadata:
+            found[f"{prefix}{f.name}"] = f.metadata[KIND]
+        elif f.default_factory is not dataclasses.MISSING and is_dataclass(part := f.default_factory()):
+            found |= taken_as(part, f"{prefix}{f.name}.")
+    return found
 
 
 def keys(node: Any = None, prefix: str = "") -> list[str]:
@@ -232,6 +259,6 @@ def keys(node: Any = None, prefix: str = "") -> list[str]:
     items: Any = node.items_ex(resolve=False) if isinstance(node, DictConfig) else vars(node).items()
     for name, value in items:
         found.append(f"{prefix}{name}")
-        if isinstance(value, DictConfig) or is_dataclass(value):
+        if is_dataclass(value) or (isinstance(value, DictConfig) and not value._is_none()):
             found += keys(value, f"{prefix}{name}.")
     return found

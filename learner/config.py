@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from agent.errors import UserError, one_of
+from agent.settings import PATH, TEXT
 
 _TINY = {
     "hidden_size": 128,
@@ -23,9 +24,9 @@ KL = ("none", "k1", "k2", "k3")
 class ModelConfig:
     """The policy: a folder or hub name in Hugging Face format, or ``tiny``, built from scratch."""
 
-    name: str = "tiny"
+    name: str = field(default="tiny", metadata=TEXT)
     """Label in logs and folders."""
-    path: str | None = None
+    path: str | None = field(default=None, metadata=PATH)
     """Folder or hub name of pretrained weights; None builds a random model of ``architecture``."""
     architecture: dict[str, int] = field(default_factory=lambda: dict(_TINY))
     """Sizes (hidden_size, num_hidden_layers, num_attention_heads, ...): of the Qwen2 that ``path: null`` builds, and

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent.errors import UserError, one_of
+from agent.settings import PATH
 
 MIN_HEAP = 64 << 20
 """Bytes; a JVM that finds its heap too small ends the process without an exception to catch."""
@@ -16,7 +17,7 @@ class RetrievalConfig:
     """Where the passages come from and how they are ranked."""
 
     backend: str = "bm25"
-    index: str | None = None
+    index: str | None = field(default=None, metadata=PATH)
     """An existing Lucene index; None builds one from the data's corpus and caches it by checksum."""
     k1: float = 0.9
     b: float = 0.4

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agent.errors import UserError, one_of
+from agent.settings import PATH
 
 NO_DEVELOPMENT = (
     "there are no development questions; set data.dev_questions=FILE, or train and calibrate with the same "
@@ -37,19 +38,19 @@ class DataConfig:
     """Questions and corpus: the built-in ``world``, or the user's files with ``jsonl``."""
 
     source: str = "world"
-    questions: str | None = None
+    questions: str | None = field(default=None, metadata=PATH)
     """File of training questions (``source: jsonl``): JSONL, a JSON list or Parquet (``tasks/files.py``). Without
     ``eval_questions``, ``mode=eval`` plays all of it, less what the checkpoint's run has trained on."""
-    eval_questions: str | None = None
+    eval_questions: str | None = field(default=None, metadata=PATH)
     """File of held-out questions; None holds out ``eval_share`` of ``questions``. ``mode=eval`` plays all of it."""
-    dev_questions: str | None = None
+    dev_questions: str | None = field(default=None, metadata=PATH)
     """File of development questions, for ``mode=calibrate`` (``source: jsonl``)."""
-    corpus: str | None = None
+    corpus: str | None = field(default=None, metadata=PATH)
     """JSONL file of passages, ``id`` and ``contents``, or ``title`` and ``text`` (``source: jsonl``)."""
     strict: bool = False
     """Refuse what is otherwise left out with a notice: training questions that are held out, too; questions whose
     prompt is longer than ``agent.max_prompt_tokens``; rows that are marked as unanswerable."""
-    experts: str | None = None
+    experts: str | None = field(default=None, metadata=PATH)
     """JSONL file of expert trajectories (``tasks/experts.py``) for the supervised warm start and for expert seeding
     (``source: jsonl``; the world has experts of its own)."""
     eval_share: float = 0.2

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent.errors import UserError, one_of
+from agent.settings import PATH, SENTENCE, TEXT
 
 
 @dataclass
@@ -13,7 +14,7 @@ class TrackerConfig:
 
     name: str = "wandb"
     """``wandb`` or ``none``."""
-    project: str = "slingshot"
+    project: str = field(default="slingshot", metadata=TEXT)
     wandb_mode: str = "auto"
     """``auto`` is online for a user who has logged in and offline for others; or ``online``, ``offline``."""
     trajectories_per_step: int = 8
@@ -33,10 +34,10 @@ class ReportConfig:
     There, what is null is as the sweep was started with.
     """
 
-    sweep: str | None = None
+    sweep: str | None = field(default=None, metadata=PATH)
     """The sweep's folder; null is a new one, named by the time."""
-    title: str | None = None
-    baseline: str | None = None
+    title: str | None = field(default=None, metadata=SENTENCE)
+    baseline: str | None = field(default=None, metadata=TEXT)
     """The condition that the others are compared with, as the table names it: ``pool=epoch``."""
     target_em: float | None = None
     """Held-out exact match whose cost in rollouts and tokens is measured."""

@@ -18,6 +18,7 @@ from typing import Any
 from agent.errors import UserError
 from tracking.config import ReportConfig
 from tracking.metrics import MetricsLog, read
+from tracking.run_folder import LOCK
 
 PLAN = "plan.json"
 IRRELEVANT = ("output_dir", "debug", "cache_dir", "tracker", "report", "checkpoints")
@@ -154,9 +155,9 @@ def worth_keeping(folder: Path) -> bool:
 
 
 def clear(folder: Path) -> None:
-    """Discards what a job left that starts over; Hydra has already written its ``.hydra``."""
+    """Discards what a job left that starts over; Hydra has already written its ``.hydra``, and we hold its lock."""
     for path in folder.iterdir():
-        if path.name != ".hydra":
+        if path.name not in (".hydra", LOCK):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

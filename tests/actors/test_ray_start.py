@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import run
 
 from actors import ray_start
 from actors.config import ClusterConfig
@@ -215,7 +215,7 @@ print(json.dumps({"end": end, "seconds": seconds, "left": left}))
 def start(program: Path | None, limit_s: float) -> dict[str, Any]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = [sys.executable, "-c", START, str(program or ""), str(limit_s)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=400, check=False)
+    done = run(command, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "all that is said is the line of the Fault"
     return json.loads(done.stdout.splitlines()[-1])

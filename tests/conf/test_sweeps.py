@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from conf_runs import Command, Training
 
 import launch
-from actors import run_state
 from agent.errors import Fault, UserError
-from conf.command_line import Request, Sweep
-from conf.schema import RunConfig
-from learner.checkpoint import write_checkpoint
-from tracking.metrics import MetricsLog, read
+from conf.command_line import Sweep
+from tracking.metrics import read
 
 
 def sweep_of(*arguments: str) -> Sweep:
@@ -108,9 +103,8 @@ def test_what_is_no_sweep(arguments: list[str]) -> None:
 
 
 def test_the_report_of_an_experiment_runs_once() -> None:
-    assert launch.check_overrides(["experiment=recycling", "mode=report"]) == Request(
-        sweep=None, arguments=("hydra.mode=RUN",)
-    )
+    asked = launch.check_overrides(["experiment=recycling", "mode=report"])
+    assert (asked.sweep, asked.arguments) == (None, ("experiment=recycling", "mode=report", "hydra.mode=RUN"))
 
 
 MISTAKES = [
@@ -144,101 +138,6 @@ def test_a_mistake_in_a_sweep_gets_one_line_before_anything_runs(arguments: list
 
 
 # --- what comes of it ------------------------------------------------------------------------------
-
-
-class Training:
-    """A ``mode=train`` of four steps, and what each job is to suffer."""
-
-    def __init__(self) -> None:
-        self.played: list[tuple[str, int]] = []
-        """Folder and first step of each run that was started."""
-        self.fate: dict[str, BaseException | str] = {}
-        """What a job of that name ends with: an exception, or ``Ctrl-C``."""
-
-    def __call__(self, config: RunConfig, run_dir: Path, console: Any) -> None:
-        first = 1
-        if config.resume is not None:
-            checkpoint = run_state.find(config.resume, Path("outputs"))
-            run_state.carry_metrics(checkpoint, run_dir)
-            first = run_state.load(checkpoint).step + 1
-        self.played.append((run_dir.name, first))
-        log = MetricsLog(run_dir / "metrics.jsonl")
-        if first == 1:
-            log.write("eval", evaluation(0))
-        fate = self.fate.pop(run_dir.name, None)
-        for step in range(first, 5):
-            log.write("step", played(step))
-            if fate == "Ctrl-C" and step == 2:
-                save(run_dir, step)
-                log.write("summary", {"step": step, "stopped_early": True, "interrupted": True})
-                return
-            if isinstance(fate, BaseException) and step == 3:
-                raise fate
-        log.write("eval", evaluation(4))
-        log.write("summary", {"step": 4, "stopped_early": False, "interrupted": fate == "Ctrl-C at the end"})
-
-
-def evaluation(step: int) -> dict[str, Any]:
-    return {
-        "step": step,
-        "em": step / 10,
-        "rollouts": 40 * step,
-        "generated_tokens": 400 * step,
-        "search/mean": 1.0,
-        "action_tokens/mean": 9.0,
-        "evidence_recall": None,
-    }
-
-
-def played(step: int) -> dict[str, Any]:
-    counts = ("groups/too_hard", "groups/too_easy", "pool/recovered_too_hard", "pool/recovered_too_easy")
-    return {
-        "step": step,
-        "rollout/trajectories": 40,
-        "rollout/action_tokens": 400,
-        "groups/signal": 10,
-        "groups/accepted": 10,
-        "pool/recycled_share": 0.0,
-        "pool/flipped_share": 0.0,
-        **dict.fromkeys(counts, 0),
-    }
-
-
-def save(run_dir: Path, step: int) -> None:
-    state = run_state.RunState(
-        step=step, pool={}, rollouts=40 * step, generated_tokens=400 * step, first_eval=None, last_eval=None
-    )
-    write_checkpoint(run_dir / "checkpoints", step, lambda folder: run_state.save(folder, state))
-
-
-@pytest.fixture
-def training(monkeypatch: pytest.MonkeyPatch) -> Training:
-    fake = Training()
-    monkeypatch.setitem(launch.MODES, "train", fake)
-    # Seconds per sweep; tests/tracking draws them.
-    monkeypatch.setattr("tracking.pictures.draw", lambda *_: {"drawn.png": "a picture"})
-    return fake
-
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Exit code, standard output and standard error of ``launch.py`` with these arguments, in this process."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["launch.py", *arguments])
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-        code = 0
-        try:
-            launch.main()
-        except SystemExit as left:
-            code = left.code if isinstance(left.code, int) else -1
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 SWEEP = ("experiment=recycling", "condition=epoch,recycle", "seed=0")
@@ -368,9 +267,15 @@ def test_a_report_at_any_time(training: Training, command: Command) -> None:
 
 
 def test_a_report_of_no_sweep_is_refused(command: Command) -> None:
-    assert command("mode=report", "report.sweep=nowhere") == (
+    Path("a-folder").mkdir()
+    assert command("mode=report", "report.sweep=a-folder") == (
         *(2, ""),
-        "slingshot: report.sweep=nowhere: no plan.json there; name a sweep's folder (multirun/…)\n",
+        "slingshot: report.sweep=a-folder: no plan.json there; name a sweep's folder (multirun/…)\n",
+    )
+    code, _, err = command("mode=report", "report.sweep=nowhere")
+    assert (code, err) == (
+        2,
+        f"slingshot: report.sweep=nowhere: no such file or folder; {Path.cwd()} has no 'nowhere'\n",
     )
 
 

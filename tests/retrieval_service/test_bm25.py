@@ -235,14 +235,10 @@ def test_names_of_files_are_utf_8_whatever_the_locale(tmp_path: Path) -> None:
         "corpus = Path(sys.argv[1])\n"
         "ensure_index(corpus, RetrievalConfig(heap='128m', threads=1), corpus.parent)\n"
     )
-    done = subprocess.run(
+    done = run(
         [sys.executable, "-c", code, str(corpus)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

@@ -1,0 +1,130 @@
+"""Composes settings before Hydra does, from the same files, to say what is wrong with them in one line."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import compose, initialize_config_module
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from agent.errors import UserError
+from agent.pool_rules.base import rule_names
+from conf.schema import MODES, RunConfig, typed
+
+FAILURES = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError)
+"""What composing raises for a mistake of its user's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Composer:
+    """Hydra, set up on the folders that hold the files of settings."""
+
+    primary: str = "config"
+    """The file that composing starts from."""
+
+    def compose(self, lines: Sequence[str], hydra_lines: Sequence[str] = ()) -> DictConfig:
+        """What ``lines`` make, with Hydra's own settings beside it under ``hydra``. Raises one of ``FAILURES``."""
+        # Its default is filled in by a running Hydra.
+        folder = [] if any(line.lstrip("+").startswith("output_dir=") for line in lines) else ["output_dir=."]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="provider=.*is not available", category=UserWarning)
+            try:
+                return compose(self.primary, overrides=[*lines, *folder, *hydra_lines], return_hydra_config=True)
+            except UserWarning as warning:
+                raise HydraException(str(warning)) from warning
+
+    def composes(self, lines: Sequence[str]) -> bool:
+        """Whether ``lines`` make anything."""
+        try:
+            self.compose(lines)
+        except FAILURES:
+            return False
+        return True
+
+    def options(self, group: str) -> list[str]:
+        """The files of a configuration group, without those that only its own files name; none if it is no group."""
+        loader = GlobalHydra.instance().config_loader()
+        inner = {f"{name}_rule" for name in rule_names()} if group == "pool" else set()
+        return [name for name in loader.get_group_options(group) if name not in inner] if group else []
+
+    def parse(self, argument: str) -> Override:
+        """One override. Raises ``UserError`` for what is none."""
+        try:
+            parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+            (override,) = parser.parse_overrides([argument])  # parse_override forgets the loader, which a glob needs
+        except HydraException as error:
+            if "=" not in argument:
+                raise UserError(f"{argument}: not key=value{self._meant(argument)}") from error
+            raise UserError(
+                f"{argument}: can't be read; a value with any of ,=:;#&!~'()[]{{}} or a letter like é in it needs "
+                "quotes inside the shell's: key=\"'value'\""
+            ) from error
+        if not override.key_or_group:
+            raise UserError(f"{argument}: not key=value; the key is missing")
+        if not override.is_delete() and "=" not in argument:
+            raise UserError(f"{argument}: not key=value{self._meant(argument)}")
+        return override
+
+    def _meant(self, word: str) -> str:
+        """The group that has ``word`` among its choices."""
+        groups = GlobalHydra.instance().config_loader().list_groups("")
+        found = ["mode"] if word in MODES else []
+        found += [group for group in groups if group != "hydra" and word in self.options(group)]
+        return f"; did you mean {' or '.join(f'{group}={word}' for group in found[:3])}?" if found else ""
+
+
+@contextmanager
+def opened(primary: str | None, folder: str | None, search: Sequence[str]) -> Iterator[Composer]:
+    """A composer for a command line's ``--config-name``, ``--config-dir`` and ``hydra.searchpath``."""
+    for place in search:
+        if (path := place.removeprefix("file://")) and "://" not in path and not Path(path).is_dir():
+            raise UserError(f"hydra.searchpath: {path}: no such folder")
+    with initialize_config_module("conf", version_base=None):
+        if folder is not None or search:
+            # As Hydra orders them: the user's folders after ours, and before the schema.
+            places = create_config_search_path("pkg://conf")
+            for place in (*search, *([f"file://{folder}"] if folder else [])):
+                places.prepend(provider="hydra.searchpath", path=place, anchor=SearchPathQuery(provider="schema"))
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            hydra.config_loader = ConfigLoaderImpl(config_search_path=places)
+        composer = Composer(primary=primary or "config")
+        if primary is not None:
+            _check_primary(composer)
+        yield composer
+
+
+def _check_primary(composer: Composer) -> None:
+    try:
+        composer.compose([])
+    except HydraException as error:
+        if "primary config" in str(error):
+            raise UserError(
+                f"--config-name={composer.primary}: no file of this name in conf/ or --config-dir=FOLDER"
+            ) from error
+
+
+def without_hydra(composed: DictConfig) -> DictConfig:
+    """A copy without Hydra's own settings."""
+    bare = composed.copy()
+    with open_dict(bare):
+        bare.pop("hydra", None)
+    return bare
+
+
+def checked(composed: DictConfig) -> RunConfig:
+    """The valid run that was composed. Raises ``UserError``, or one of ``FAILURES``."""
+    return typed(without_hydra(composed))

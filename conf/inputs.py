@@ -1,0 +1,73 @@
+"""The files and folders that a run is going to read, looked for before anything starts."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+from agent.errors import UserError
+from agent.settings import KIND
+from conf.schema import RunConfig
+
+_SERVING = ("eval", "calibrate", "ask")
+_FOLDERS = ("checkpoint", "report.sweep", "resume", "retrieval.index")
+_LOCAL = ("/", "./", "../", "~")
+"""How a model's folder starts; anything else may be a name on the hub."""
+
+
+def check_inputs(config: RunConfig) -> None:
+    """Raises ``UserError`` for the first path that ``config.mode`` reads and that isn't there or can't be read."""
+    for key, path in _read(config):
+        if problem := missing(path):
+            raise UserError(f"{key}={path}: {problem}")
+        if key in _FOLDERS and not Path(path).expanduser().is_dir():
+            raise UserError(f"{key}={path}: is a file, and a folder is needed")
+
+
+def _read(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Key and path of what ``config.mode`` reads."""
+    mode, model = config.mode, config.model.path
+    if mode == "train" and config.resume not in (None, "", "auto"):
+        yield "resume", str(config.resume)
+    elif mode == "train" and model and (model in (".", "..") or model.startswith(_LOCAL)):
+        yield "model.path", model
+    if mode in _SERVING:
+        yield "checkpoint", str(config.checkpoint)
+    if mode in _SERVING and config.exit.calibration:
+        yield "exit.calibration", config.exit.calibration
+    if mode in (*_SERVING, "train", "index") and config.data.source == "jsonl":
+        for f in fields(config.data):
+            if KIND in f.metadata and (path := getattr(config.data, f.name)):
+                yield f"data.{f.name}", path
+    if mode in (*_SERVING, "train") and config.retrieval.index:
+        yield "retrieval.index", config.retrieval.index
+    if mode == "report":
+        yield "report.sweep", str(config.report.sweep)
+
+
+def missing(path: str) -> str | None:
+    """Why ``path`` can't be read, and what is there that may be meant; None if it can."""
+    wanted = Path(path).expanduser().absolute()
+    try:
+        if wanted.exists():
+            readable = os.access(wanted, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
+            return None if readable else "you have no right to read it"
+        there = next(folder for folder in wanted.parents if folder.exists())
+    except OSError as error:
+        return f"can't be looked at ({error.strerror})"
+    lacking = wanted.relative_to(there).parts[0]
+    if not there.is_dir():
+        return f"no such file or folder; {there} is a file"
+    if wanted.is_symlink():
+        return f"no such file or folder; it is a link to {os.readlink(wanted)}, which doesn't exist"
+    try:
+        close = difflib.get_close_matches(lacking, os.listdir(there), n=1, cutoff=0.6)
+    except OSError:
+        close = []
+    if close:
+        return f"no such file or folder; did you mean {there / close[0] / Path(*wanted.relative_to(there).parts[1:])}?"
+    several = "; several values are a job each and need -m" if "," in path else ""
+    return f"no such file or folder; {there} has no {lacking!r}{several}"

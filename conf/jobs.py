@@ -1,0 +1,72 @@
+"""The jobs of a sweep, one after the other."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from agent.errors import Fault, UserError, refused
+from conf.command_line import Sweep
+from conf.schema import RunConfig, typed
+from tracking import run_folder, sweep
+from tracking.console import Console
+
+
+def job(composed: DictConfig, folder: Path, mode: Callable[[RunConfig, Path, Console], None]) -> None:
+    """One job of a sweep: skipped, gone on with, or started. A failure is recorded and doesn't stop the others.
+
+    Raises ``KeyboardInterrupt`` if its user ended the run: that ends the sweep. And ``UserError`` if another process
+    writes to ``folder``.
+    """
+    with run_folder.claimed(folder, "report.sweep"):
+        console = Console()
+        try:
+            config = typed(composed)
+            if sweep.status(folder)[0] is sweep.Status.FINISHED:
+                console.say(f"{folder.name}: finished before")
+                return
+            if sweep.has_checkpoint(folder):
+                config.resume = str(folder)
+            else:
+                sweep.clear(folder)
+            mode(config, folder, console)
+        except Exception as error:
+            foreseen = isinstance(error, (UserError, Fault, OSError))
+            if composed.get("debug") or not foreseen:
+                traceback.print_exc()
+            message = refused(error) if foreseen else f"{type(error).__name__}: {error}"
+            sweep.record_failure(folder, message)
+            console.say(f"{folder.name} failed: {message}", "red")
+            return
+        if sweep.interrupted(folder):
+            raise KeyboardInterrupt
+
+
+def run_sweep(asked: Sweep, run: Callable[[], None]) -> tuple[int, str] | None:
+    """``run`` plays all jobs of a sweep; then its report is made.
+
+    Returns the code to exit with and why, if a job failed (1) or the user stopped it (130).
+    """
+    reported = asked.mode in ("train", "simulate")
+    if reported:
+        sweep.save_plan(asked.folder, asked.plan)
+    stopped = False
+    try:
+        run()
+    except KeyboardInterrupt:
+        stopped = True
+    if reported:
+        from tracking.report import write
+
+        write(asked.folder, asked.plan.report, Console())
+    if stopped:
+        again = "the same command" if asked.plan.report.sweep else f"the same command with report.sweep={asked.folder}"
+        return 130, f"stopped; {again} goes on"
+    states = {job.name: sweep.status(asked.folder / job.name) for job in asked.plan.jobs}
+    if failed := {name: message for name, (state, message) in states.items() if state is sweep.Status.FAILED}:
+        listed = "; ".join(f"{name}: {message}" for name, message in failed.items())
+        return 1, f"{len(failed)} of {len(states)} jobs failed: {listed}"
+    return None

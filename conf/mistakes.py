@@ -1,0 +1,141 @@
+"""What is wrong with a command line, in one line that names it and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from omegaconf import DictConfig
+from yaml import YAMLError
+
+from agent.errors import UserError, nearest
+from conf import peers
+from conf.composing import FAILURES, Composer
+from conf.hints import LISTING, hint
+from conf.schema import keys
+
+
+@contextmanager
+def one_line(composer: Composer, lines: Sequence[str], hydra_lines: Sequence[str] = ()) -> Iterator[None]:
+    """Turns what Hydra says of ``lines`` into a ``UserError``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FAILURES as error:
+        raise UserError(_mistake(composer, lines, hydra_lines, error)) from error
+
+
+def _mistake(composer: Composer, lines: Sequence[str], hydra_lines: Sequence[str], error: Exception) -> str:
+    """The override at which composing failed, and the fix."""
+    if isinstance(error, YAMLError):
+        return _unreadable(error)
+    choices = []
+    for line in lines:
+        key, _, value = line.partition("=")
+        if options := composer.options(key.lstrip("+~")):
+            if not key.startswith("~") and value not in options:
+                return f"{line}: no such {key.lstrip('+')}; {nearest(value, options)}"
+            if key.startswith("+"):
+                return f"{line}: there is a {key.lstrip('+')} already; write {line.lstrip('+')} to choose another"
+            choices.append(line)
+    try:
+        composed = composer.compose(choices)
+    except FAILURES as broken:
+        return _clash(composer, choices, broken)
+    if unknown := _unknown(composer, lines, composed):
+        return unknown
+    for line in hydra_lines:
+        if wrong := _of_hydra(composer, line, composed):
+            return wrong
+    return _as_said(lines, error)
+
+
+def _unreadable(error: YAMLError) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    where = f"{mark.name}: line {mark.line + 1}" if mark is not None else "a file of settings"
+    return f"{where}: is not YAML ({problem or str(error).splitlines()[0]})"
+
+
+def _clash(composer: Composer, choices: list[str], broken: Exception) -> str:
+    """Choices that don't compose: the last without which the others do, or a file that is wrong in itself."""
+    if isinstance(broken, YAMLError):
+        return _unreadable(broken)
+    message = " ".join(str(broken).strip().splitlines()[:2])
+    guilty = next((c for c in choices[::-1] if composer.composes([other for other in choices if other is not c])), None)
+    return f"{guilty}: does not go with the other choices: {message}" if guilty else message
+
+
+def check_peers(lines: Sequence[str]) -> None:
+    """Raises ``UserError`` that translates the keys of other programs, all at once: whole commands are pasted."""
+    names = [_key(line) for line in lines]
+    if answers := [answer for key in names if (answer := peers.answer(key))]:
+        raise UserError("; ".join(answers))
+    for key in names:
+        if program := peers.family(key):
+            raise UserError(f"{key} is a name of {program}'s, and nothing here corresponds to it; {LISTING}")
+
+
+def _unknown(composer: Composer, lines: Sequence[str], composed: DictConfig) -> str | None:
+    """The first key that is no setting."""
+    valid = _settings(composed)
+    for line in lines:
+        key, value = _key(line), line.partition("=")[2]
+        if key in valid or composer.options(key):
+            continue
+        groups = difflib.get_close_matches(key, valid, n=3, cutoff=0.6)
+        if meant := next((group for group in groups if value in composer.options(group)), None):
+            return f"{key} is not a setting; did you mean {meant}={value}?"
+        return f"{key} is not a setting; {hint(key, valid)}"
+    return None
+
+
+def _of_hydra(composer: Composer, line: str, composed: DictConfig) -> str | None:
+    """What is wrong with one of Hydra's own settings; None if nothing is."""
+    try:
+        composer.compose([], [line])
+    except FAILURES as error:
+        key, value = _key(line), line.partition("=")[2]
+        if options := composer.options(key):
+            return f"{line}: no such {key}; {nearest(value, options)}"
+        valid = [name for name in keys(composed) if name.startswith("hydra.")]
+        if key not in valid:
+            return f"{key} is not a setting of Hydra's; {hint(key, valid, 'see https://hydra.cc')}"
+        return f"{line}: {_first_line(error)}"
+    return None
+
+
+def _as_said(lines: Sequence[str], error: Exception) -> str:
+    """Hydra's own words, with the override that they are about."""
+    culprit = getattr(error.__cause__ or error, "full_key", None)
+    line = next((line for line in lines if line.startswith(f"{culprit}=")), " ".join(lines))
+    return f"{line}: {_first_line(error)}" if line else _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error.__cause__ or error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _settings(composed: DictConfig) -> list[str]:
+    return [key for key in keys(composed) if key.partition(".")[0] != "hydra"]
+
+
+def _key(line: str) -> str:
+    return line.partition("=")[0].lstrip("+~")
+
+
+def strange_flag(composer: Composer, flag: str, value: str, known: Sequence[str]) -> str:
+    """What to say of a flag that doesn't exist; ``value`` is the argument after it."""
+    name, equals, inline = flag.lstrip("-").partition("=")
+    value = inline if equals else value
+    valid = _settings(composer.compose([]))
+    for key in (name, name.replace("-", "_")):
+        if answer := peers.answer(key, value):
+            return f"--{answer}"
+        if key in valid or composer.options(key):
+            return f"{flag}: no such flag; a setting has no dashes: {key}={value or '…'}"
+    if close := difflib.get_close_matches(f"--{name}", known, n=1, cutoff=0.8):
+        return f"{flag}: no such flag; did you mean {close[0]}?"
+    return f"{flag}: no such flag, and no setting either; {hint(name.replace('-', '_'), valid)}"

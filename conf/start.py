@@ -1,0 +1,55 @@
+"""Between a command line that is right and its run: what is read is there, and the folder is this process's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from agent.errors import UserError
+from conf.arguments import quoted
+from conf.command_line import Request
+from conf.inputs import check_inputs
+from tracking import run_folder
+
+
+@contextmanager
+def ready(request: Request) -> Iterator[Request]:
+    """``request`` with the folder that it got, which Hydra is told of, for as long as it is held.
+
+    Raises ``UserError`` if something that is read isn't there, or the folder can't be written to, is written to by
+    another process, or holds another run.
+    """
+    if request.folder is None:
+        yield request
+        return
+    for config in request.configs:
+        check_inputs(config)
+    folder = run_folder.make_new(request.folder, request.setting) if request.new else request.folder
+    with run_folder.claimed(folder, request.setting):
+        if not request.new and (left := run_folder.trace(folder)):
+            _check_reuse(request, folder, left)
+        # Hydra's own setting has a time in it that would have gone on.
+        place = f"hydra.{'run' if request.sweep is None else 'sweep'}.dir={quoted(str(folder))}"
+        sweep = replace(request.sweep, folder=folder) if request.sweep is not None else None
+        yield replace(request, folder=folder, sweep=sweep, arguments=(*request.arguments, place))
+
+
+def _check_reuse(request: Request, folder: Path, left: str) -> None:
+    """Raises ``UserError`` unless what is asked for goes on with what ``folder`` holds: ``left`` is a part of that."""
+    config, where = request.configs[0], f"{request.setting}={folder}"
+    if request.sweep is not None:
+        if left != "plan.json":
+            raise UserError(f"{where}: holds a run ({left}), not a sweep; name another folder")
+        return
+    if config.mode != "train":
+        raise UserError(f"{where}: holds a run ({left}); leave {request.setting} out, or name another folder")
+    from actors import run_state  # brings torch
+
+    if config.resume:
+        checkpoint = run_state.find(config.resume, Path("outputs"))
+        if checkpoint.parent.parent.resolve() == folder.resolve():
+            return
+    goes_on = f"resume={folder} goes on with it, " if (folder / "checkpoints").is_dir() else ""
+    raise UserError(f"{where}: holds a run ({left}); {goes_on}another folder starts a new one")

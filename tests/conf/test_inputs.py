@@ -1,0 +1,136 @@
+"""What a run reads is looked for before anything starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from conf_runs import Command, Training
+
+import launch
+from agent.errors import UserError
+from conf.inputs import check_inputs, missing
+
+OWN = ("data=jsonl", "data.questions=questions.jsonl", "data.corpus=corpus.jsonl")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def refusal(*arguments: str) -> str | None:
+    """The line with which what is asked for is refused; None if all is there."""
+    (config,) = launch.check_overrides(list(arguments)).configs
+    try:
+        check_inputs(config)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def test_what_is_there_is_not_complained_of(tmp_path: Path) -> None:
+    Path("é").mkdir()
+    for path in (".", "é", str(tmp_path), f"{tmp_path}/é/../é"):
+        assert missing(path) is None
+
+
+def test_the_nearest_thing_that_exists_is_named(tmp_path: Path) -> None:
+    Path("data/one").mkdir(parents=True)
+    Path("data/questions.jsonl").touch()
+    no = "no such file or folder; "
+    assert missing("data/question.jsonl") == f"{no}did you mean {tmp_path}/data/questions.jsonl?"
+    assert missing("dta/questions.jsonl") == f"{no}did you mean {tmp_path}/data/questions.jsonl?"
+    assert missing("data/one/x/y") == f"{no}{tmp_path}/data/one has no 'x'"
+    assert missing("/nowhere/at/all") == f"{no}/ has no 'nowhere'"
+    assert missing("data/questions.jsonl/x") == f"{no}{tmp_path}/data/questions.jsonl is a file"
+    Path("link").symlink_to("gone")
+    assert missing("link") == f"{no}it is a link to gone, which doesn't exist"
+    assert (
+        missing("a.jsonl,b.jsonl")
+        == f"{no}{tmp_path} has no 'a.jsonl,b.jsonl'; several values are a job each and need -m"
+    )
+    assert missing("x" * 300) == "can't be looked at (File name too long)"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_what_may_not_be_read_is_named(tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    Path("closed").mkdir(mode=0o700)
+    Path("secret").touch(mode=0o600)
+    os.setegid(65534)
+    os.seteuid(65534)
+    try:
+        found = [missing(path) for path in ("closed/x", "secret")]
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+    assert found[0] == "can't be looked at (Permission denied)"
+    assert found[1] == "you have no right to read it"
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "calibrate", "index"])
+def test_data_is_looked_for_by_the_modes_that_read_it(mode: str) -> None:
+    Path("model").mkdir()
+    served = ["checkpoint=model"] if mode in ("eval", "calibrate") else []
+    assert str(refusal(*OWN, *served, f"mode={mode}")).startswith("data.questions=questions.jsonl: no such file or fol")
+    Path("questions.jsonl").touch()
+    assert str(refusal(*OWN, *served, f"mode={mode}")).startswith("data.corpus=corpus.jsonl: no such file or folder; ")
+    Path("corpus.jsonl").touch()
+    assert refusal(*OWN, *served, f"mode={mode}") is None
+    for key in ("data.eval_questions", "data.experts", "data.dev_questions"):
+        line = str(refusal(*OWN, *served, f"mode={mode}", f"{key}=none"))
+        assert line.startswith(f"{key}=none: no such file or folder; ")
+
+
+def test_a_plan_needs_no_file() -> None:
+    assert refusal(*OWN, "mode=plan", "model.path=/nowhere", "checkpoint=x", "retrieval.index=y") is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["resume=run"], "resume=run: no such file or folder; "),
+        (["resume=file"], "resume=file: is a file, and a folder is needed"),
+        (["mode=eval", "checkpoint=run"], "checkpoint=run: no such file or folder; "),
+        (["mode=ask", "question=q", "checkpoint=file"], "checkpoint=file: is a file, and a folder is needed"),
+        (["mode=eval", "checkpoint=.", "exit.calibration=c.json"], "exit.calibration=c.json: no such file or folder; "),
+        (["retrieval.index=index"], "retrieval.index=index: no such file or folder; "),
+        (["model.path=./model"], "model.path=./model: no such file or folder; "),
+        (["model.path=/nowhere/model"], "model.path=/nowhere/model: no such file or folder; / has no 'nowhere'"),
+        (["mode=report", "report.sweep=multirun/x"], "report.sweep=multirun/x: no such file or folder; "),
+        (["mode=report", "report.sweep=file"], "report.sweep=file: is a file, and a folder is needed"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_path_that_is_not_there_is_named(arguments: list[str], line: str) -> None:
+    Path("file").touch()
+    assert str(refusal(*arguments)).startswith(line)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["resume=auto"], ["model.path=org/name"], ["model.path=name"], ["cache_dir=new"]]
+)
+def test_what_is_no_path_or_is_yet_to_be_made_passes(arguments: list[str]) -> None:
+    assert refusal(*arguments) is None
+
+
+def test_paths_are_relative_to_the_folder_that_one_starts_in(training: Training, command: Command) -> None:
+    for name in ("questions.jsonl", "corpus.jsonl"):
+        Path(name).touch()
+    assert command(*OWN, "hydra.run.dir=deep/down") == (0, "", "")
+    code, out, err = command(*OWN, "data.questions=question.jsonl", "hydra.run.dir=other")
+    assert (code, out) == (2, "")
+    meant = Path.cwd() / "questions.jsonl"
+    assert err == f"slingshot: data.questions=question.jsonl: no such file or folder; did you mean {meant}?\n"
+    assert not Path("other").exists(), "nothing has been made"
+
+
+def test_each_value_of_a_sweep_is_looked_for(training: Training, command: Command) -> None:
+    for name in ("a.jsonl", "corpus.jsonl"):
+        Path(name).touch()
+    code, _, err = command("-m", *OWN, "data.questions=a.jsonl,b,c.jsonl")
+    assert (code, training.played) == (2, [])
+    assert err.startswith("slingshot: data.questions=b: no such file or folder; ")

@@ -1,0 +1,207 @@
+"""Keys of other programs, misspelt ones, and files of settings that are wrong: one line each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conf_runs import Command
+from hydra import compose, initialize_config_module
+
+import launch
+from agent.errors import UserError
+from conf import peers
+from conf.help import groups
+from conf.hints import LISTING, hint
+from conf.schema import keys
+
+
+def settings(*overrides: str) -> list[str]:
+    with initialize_config_module("conf", version_base=None):
+        return keys(compose("config", overrides=[*overrides, "output_dir=here"]))
+
+
+def refusal(*arguments: str) -> str:
+    """The one line with which a command line is refused."""
+    with pytest.raises(UserError) as error:
+        launch.check_overrides(list(arguments))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# --- names of other programs -----------------------------------------------------------------------
+
+
+def test_what_a_peers_setting_is_called_here_exists() -> None:
+    valid = {*settings(), *groups(), "resume"}
+    for names in peers.NAMES.values():
+        for theirs, ours in names.items():
+            for word in ours.partition(" (")[0].replace(" and ", " or ").split(" or "):
+                assert word.partition("=")[0] in valid, (theirs, ours)
+
+
+def test_no_name_of_theirs_is_one_of_ours() -> None:
+    ours = {*settings(), *settings("pool=epoch"), *settings("pool=adaptive"), *groups()}
+    assert not ours & {name for names in peers.NAMES.values() for name in names}
+    assert not [key for key in ours if peers.family(f"{key}.x")]
+
+
+@pytest.mark.parametrize(
+    ("given", "answer"),
+    [
+        ("trainer.total_training_steps=9", "trainer.total_training_steps is verl's name; here it is algorithm.steps"),
+        ("trainer.total_epochs=3", "trainer.total_epochs is verl's name; here it is algorithm.steps (steps of "),
+        ("algorithm.adv_estimator=grpo", "algorithm.adv_estimator is verl's name; here it is algorithm.advantage"),
+        ("data.train_files=[a=b]", "data.train_files is verl's name; here it is data.questions"),
+        ("actor_rollout_ref.model.path=Q/x", "actor_rollout_ref.model.path is verl's name; here it is model.path"),
+        ("actor_rollout_ref.rollout.n=5", "actor_rollout_ref.rollout.n is verl's name; here it is pool.group_size"),
+        ("data.train_batch_size=8", "data.train_batch_size is verl's name; here it is pool.batch_questions"),
+        ("data.max_prompt_length=8", "data.max_prompt_length is verl's name; here it is agent.max_prompt_tokens"),
+        ("+trainer.total_epochs=3", "trainer.total_epochs is verl's name; "),
+        ("retriever.url=http://x:1/", "retriever.url is Search-R1's name; here it is retrieval.index ("),
+        ("retriever.topk=3", "retriever.topk is Search-R1's name; here it is agent.top_k"),
+        ("max_turns=4", "max_turns is Search-R1's name; here it is agent.max_searches"),
+        ("generator.n_samples_per_prompt=5", "generator.n_samples_per_prompt is SkyRL's name; here it is pool.group_s"),
+        ("num_generations=8", "num_generations is TRL's name; here it is pool.group_size"),
+        ("n_samples_per_prompt=8", "n_samples_per_prompt is OpenRLHF's name; here it is pool.group_size"),
+        ("lr=1e-6", "lr is not a setting; here it is algorithm.optimizer.lr"),
+        ("batch_size=8", "batch_size is not a setting; here it is pool.batch_questions"),
+        ("temperature=1", "temperature is not a setting; here it is agent.temperature"),
+        ("critic.optim.lr=1", f"critic.optim.lr is a name of verl's, and nothing here corresponds to it; {LISTING}"),
+        ("+trainer.val_only=false", "trainer.val_only is a name of verl's or SkyRL's, and nothing here corresponds"),
+    ],
+)
+def test_a_peers_key_is_answered_with_ours(given: str, answer: str) -> None:
+    assert refusal(given).startswith(answer)
+
+
+def test_a_command_that_was_pasted_is_answered_at_once() -> None:
+    line = refusal("data.train_files=a.parquet", "seed=1", "trainer.total_epochs=15", "max_turns=2", "+critic.x=1")
+    assert line.count(" name; here it is ") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["--learning_rate", "1e-6"], "--learning_rate is TRL's name; here it is algorithm.optimizer.lr=1e-6"),
+        (["--learning-rate=1e-6"], "--learning_rate is TRL's name; here it is algorithm.optimizer.lr=1e-6"),
+        (["--num_generations", "8", "seed=1"], "--num_generations is TRL's name; here it is pool.group_size=8"),
+        (["--per_device_train_batch_size", "8"], "--per_device_train_batch_size is TRL's name; here it is pool.batch_"),
+        (["--model_name_or_path", "x"], "--model_name_or_path is TRL's name; here it is model.path=x"),
+        (["--pretrain", "x"], "--pretrain is OpenRLHF's name; here it is model.path=x"),
+        (["--model", "tiny"], "--model: no such flag; a setting has no dashes: model=tiny"),
+        (["-model", "tiny"], "-model: no such flag; a setting has no dashes: model=tiny"),
+        (["--pool.group_size=4"], "--pool.group_size=4: no such flag; a setting has no dashes: pool.group_size=4"),
+        (["--pool.group-size", "4"], "--pool.group-size: no such flag; a setting has no dashes: pool.group_size=4"),
+        (["--debug"], "--debug: no such flag; a setting has no dashes: debug=…"),
+        (["--multirum"], "--multirum: no such flag; did you mean --multirun?"),
+        (["--qwert", "3"], f"--qwert: no such flag, and no setting either; {LISTING}"),
+        (["seed=1", "-x"], f"-x: no such flag, and no setting either; {LISTING}"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_flag_that_is_none_gets_one_line(arguments: list[str], answer: str) -> None:
+    assert refusal(*arguments).startswith(answer)
+
+
+# --- misspelt --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("sed", "did you mean 'seed'?"),
+        ("agent.max_serches", "did you mean 'max_searches'?"),
+        ("agnet.max_searches", "did you mean 'agent.max_searches'?"),
+        ("max_searches", "did you mean 'agent.max_searches'?"),
+        ("optimizer.lr", "did you mean 'algorithm.optimizer.lr'?"),
+        ("algorithm.optimiser.lr", "did you mean 'algorithm.optimizer.lr'?"),
+        ("qwert", LISTING),
+        ("tracking.total", LISTING),
+        ("foo.bar.baz", LISTING),
+        ("xpool", "did you mean 'pool'?"),
+    ],
+)
+def test_a_hint_is_given_only_where_it_is_likely(key: str, meant: str) -> None:
+    assert hint(key, settings()) == meant
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["modle=tiny"], "modle is not a setting; did you mean model=tiny?"),
+        (["train"], "train: not key=value; did you mean mode=train?"),
+        (["4x3090"], "4x3090: not key=value; did you mean cluster=4x3090?"),
+        (["adaptive"], "adaptive: not key=value; did you mean budget=adaptive or condition=adaptive or pool=adaptive?"),
+        (["+foo=3"], f"foo is not a setting; {LISTING}"),
+        (["seed=${nosuch}"], "seed: Interpolation key 'nosuch' not found"),
+        (["pool.lease_s=inf"], "pool.lease_s=inf must be a finite number, and below 2^63"),
+        (["simulation.drift=nan"], "simulation.drift=nan must be a finite number, and below 2^63"),
+        (["algorithm.optimizer.betas=[0.9,inf]"], "algorithm.optimizer.betas=inf must be a finite number, and below"),
+        (["seed=99999999999999999999"], "seed=99999999999999999999 must be a finite number, and below 2^63"),
+        (["hydra.run.dri=x"], "hydra.run.dri is not a setting of Hydra's; did you mean 'dir'?"),
+        (["hydra.mode=FOO"], "hydra.mode=FOO: Invalid value 'FOO', expected one of [RUN, MULTIRUN]"),
+        (["hydra.run.dir=null"], "hydra.run.dir=null: field 'hydra.run.dir' is not Optional"),
+        (["hydra/launcher=joblib"], "hydra/launcher=joblib: no such hydra/launcher; valid names: basic"),
+        (["hydra.job.chdir=true"], "hydra.job.chdir=true: paths are relative to the folder that you start in; "),
+        (["hydra.searchpath=x"], "hydra.searchpath=x: hydra.searchpath must be a list of strings"),
+        (["hydra.searchpath=[/nowhere]"], "hydra.searchpath: /nowhere: no such folder"),
+        (["hydra.searchpath=[pkg://nowhere]"], "hydra.searchpath=[pkg://nowhere]: provider=hydra.searchpath, path=now"),
+        (["-m", "seed=1,2", "output_dir=x"], "output_dir=x: each job of a sweep has a folder of its own; "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_named(arguments: list[str], line: str) -> None:
+    assert refusal(*arguments).startswith(line)
+
+
+# --- files of one's own ----------------------------------------------------------------------------
+
+FILES = {
+    "broken.yaml": ("seed: [1\n", "line 2: is not YAML ("),
+    "bytes.yaml": (b"\xff\xfe", "experiment=bytes: does not go with the other choices: 'utf-8' codec can't decode"),
+    "typo.yaml": ("# @package _global_\nsed: 5\n", "experiment=typo: does not go with the other choices: In 'experi"),
+    "defaults.yaml": ("defaults: 3\n", "experiment=defaults: does not go with the other choices: Invalid defaults"),
+    "value.yaml": ("# @package _global_\nseed: ${nosuch}\n", "seed: Interpolation key 'nosuch' not found"),
+}
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of settings of one's own."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    for name, (content, _) in FILES.items():
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    (folder / "good.yaml").write_text("# @package _global_\nseed: 5\n")
+    (folder.parent / "own.yaml").write_text("defaults:\n  - config\n  - _self_\nseed: 7\n")
+    return folder.parent
+
+
+@pytest.mark.parametrize("by", ["--config-dir", "hydra.searchpath"])
+def test_files_of_ones_own_are_used(mine: Path, by: str) -> None:
+    where = ["--config-dir", "mine"] if by == "--config-dir" else [f"hydra.searchpath=[file://{mine}]"]
+    (config,) = launch.check_overrides([*where, "mode=plan", "experiment=good"]).configs
+    assert config.seed == 5
+    assert refusal(*where, "experiment=goood") == "experiment=goood: no such experiment; did you mean 'good'?"
+    assert refusal(*where, "experiment=good", "sed=1") == "sed is not a setting; did you mean 'seed'?"
+
+
+def test_a_configuration_of_ones_own_is_used(mine: Path, command: Command) -> None:
+    own = ["--config-dir", str(mine), "--config-name", "own"]
+    (config,) = launch.check_overrides([*own, "mode=plan"]).configs
+    assert config.seed == 7
+    code, out, err = command(*own, "--cfg", "job", "--resolve", "output_dir=x")
+    assert (code, err) == (0, "")
+    assert "seed: 7" in out
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("by", ["--config-dir", "hydra.searchpath"])
+def test_a_file_that_is_wrong_gets_one_line(mine: Path, name: str, by: str) -> None:
+    where = ["--config-dir", "mine"] if by == "--config-dir" else [f"hydra.searchpath=[file://{mine}]"]
+    line = refusal(*where, "mode=plan", f"experiment={Path(name).stem}")
+    assert FILES[name][1] in line
+    if name == "broken.yaml":
+        assert line.startswith(str(mine / "experiment" / name))
