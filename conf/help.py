@@ -12,7 +12,7 @@ WIDTH = 79
 EXAMPLES = {
     "python launch.py tracker=none": "train on a laptop, in minutes",
     "python launch.py cluster=4x3090 model=qwen1.5b": "train on a box with four cards",
-    "python launch.py data=jsonl data.questions=FILE data.corpus=FILE": "on your own data",
+    "python launch.py model=qwen0.5b data=jsonl data.questions=Q data.corpus=C": "on your own data",
     'python launch.py mode=ask checkpoint=FOLDER question="…"': "ask what was trained",
     "python launch.py -m pool=epoch,recycle seed=0,1,2": "a sweep: all combinations",
 }
