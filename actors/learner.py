@@ -292,7 +292,7 @@ class LearnerActor:
             version=self._version,
             published=published,
             metrics=metrics,
-            unsound=Unsound.of(batch),
+            unsound=None if report.updates else Unsound.of(batch),
         )
 
     def save(self, folder: Path) -> None:
