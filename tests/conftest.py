@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -23,10 +24,13 @@ SILENCE_S = 8.0
 
 
 class StillRunning:
-    """Says what runs, and for how long, whenever pytest has been silent for a while."""
+    """Says what runs, and for how long, whenever pytest has been silent for a while.
 
-    def __init__(self, terminal: pytest.TerminalReporter) -> None:
-        self._terminal = terminal
+    ``output`` is a descriptor of pytest's own output: while a test runs, 1 is the file that it is captured in.
+    """
+
+    def __init__(self, output: int) -> None:
+        self._output = output
         self._heard = self._began = time.monotonic()
         self._what = "collecting the tests"
         self._ended = threading.Event()
@@ -37,7 +41,7 @@ class StillRunning:
             now = time.monotonic()
             if now - self._heard >= SILENCE_S:
                 self._heard = now
-                self._terminal.write(f"\n… {self._what}, {now - self._began:.0f} s\n", flush=True)
+                os.write(self._output, f"\n… {self._what}, {now - self._began:.0f} s\n".encode())
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
@@ -57,6 +61,4 @@ class StillRunning:
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    terminal = config.pluginmanager.get_plugin("terminalreporter")
-    if terminal is not None:
-        config.pluginmanager.register(StillRunning(terminal), "still-running")
+    config.pluginmanager.register(StillRunning(os.dup(1)), "still-running")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from patience import LIFE, Pulse, processor_seconds, run, until
+
+ROOT = Path(__file__).parents[1]
 
 
 def pulse_of(work: list[float], every_s: float = 10.0) -> list[bool]:
@@ -56,3 +59,23 @@ def test_a_process_that_ends_too_early_is_told() -> None:
 def test_run_brings_back_what_was_written() -> None:
     done = run([sys.executable, "-c", "import sys; print('out'); print('err', file=sys.stderr); sys.exit(4)"])
     assert (done.returncode, done.stdout, done.stderr) == (4, "out\n", "err\n")
+
+
+def test_pytest_says_what_runs_when_it_has_been_silent(tmp_path: Path) -> None:
+    """In a pytest of its own, whose test ends when the line about it has been written."""
+    (tmp_path / "conftest.py").write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+        "import conftest_of_all as of_all\nof_all.SILENCE_S = 0.0\nfrom conftest_of_all import pytest_configure\n"
+    )
+    (tmp_path / "conftest_of_all.py").write_text((ROOT / "tests" / "conftest.py").read_text())
+    (tmp_path / "test_long.py").write_text(
+        "import os, time\ndef test_long():\n    while not os.path.exists('seen'): time.sleep(0.05)\n"
+    )
+    output = tmp_path / "output"
+    with output.open("w") as file:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=subprocess.STDOUT)
+    until(lambda: "… test_long.py::test_long, " in output.read_text(), process)
+    (tmp_path / "seen").touch()
+    until(lambda: process.poll() is not None, process)
+    assert "1 passed" in output.read_text()
