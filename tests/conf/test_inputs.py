@@ -12,7 +12,11 @@ import launch
 from agent.errors import UserError
 from conf.inputs import check_inputs, missing
 
-OWN = ("data=jsonl", "data.questions=questions.jsonl", "data.corpus=corpus.jsonl")
+OWN = ("data=jsonl", "data.questions=questions.jsonl", "data.corpus=corpus.jsonl", "model=qwen0.5b")
+EXPERTS = {key: ["data.experts=corpus.jsonl"] for key in ("data.eval_questions", "data.dev_questions")} | {
+    "data.experts": []
+}
+"""What else a training run with each of these files needs."""
 
 
 @pytest.fixture(autouse=True)
@@ -74,14 +78,16 @@ def test_what_may_not_be_read_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["train", "eval", "calibrate", "index"])
 def test_data_is_looked_for_by_the_modes_that_read_it(mode: str) -> None:
     Path("model").mkdir()
-    served = ["checkpoint=model"] if mode in ("eval", "calibrate") else []
-    assert str(refusal(*OWN, *served, f"mode={mode}")).startswith("data.questions=questions.jsonl: no such file or fol")
+    asked = [*OWN, f"mode={mode}", *(["checkpoint=model"] if mode in ("eval", "calibrate") else [])]
+    share = ["data.dev_share=0.1"] if mode == "calibrate" else []
+    assert str(refusal(*asked, *share)).startswith("data.questions=questions.jsonl: no such file or folder; ")
     Path("questions.jsonl").touch()
-    assert str(refusal(*OWN, *served, f"mode={mode}")).startswith("data.corpus=corpus.jsonl: no such file or folder; ")
+    assert str(refusal(*asked, *share)).startswith("data.corpus=corpus.jsonl: no such file or folder; ")
     Path("corpus.jsonl").touch()
-    assert refusal(*OWN, *served, f"mode={mode}") is None
+    assert refusal(*asked, *share) is None
     for key in ("data.eval_questions", "data.experts", "data.dev_questions"):
-        line = str(refusal(*OWN, *served, f"mode={mode}", f"{key}=none"))
+        other = share if key != "data.dev_questions" else []
+        line = str(refusal(*asked, *other, "algorithm.seeding.steps=1", f"{key}=none", *EXPERTS[key]))
         assert line.startswith(f"{key}=none: no such file or folder; ")
 
 
