@@ -41,7 +41,9 @@ def config(folder: Path, *, seeding: SeedingConfig | None = None, **changed: Any
         "reward": RewardConfig(evidence_match="id"),
         "data": DataConfig(train_questions=30, eval_questions_per_hop=2, demonstrations=4),
         "algorithm": AlgorithmConfig(
-            optimizer=OptimizerConfig(lr=1e-4), seeding=seeding or SeedingConfig(steps=3, lr=1e-2)
+            optimizer=OptimizerConfig(lr=1e-4),
+            seeding=seeding or SeedingConfig(steps=3, lr=1e-2),
+            mismatch_limit=0.0,  # the rollouts' log-probabilities are made up here, no engine gave them
         ),
         "pool": Epoch(),
         **changed,
@@ -200,7 +202,12 @@ def test_a_step_without_anything_to_learn_publishes_nothing(start: Any, prepared
 
 def test_the_main_run_begins_anew_from_the_seeded_policy(start: Any, prepared: Prepared) -> None:
     actor = start(
-        algorithm=AlgorithmConfig(kl="k2", optimizer=OptimizerConfig(lr=1e-4), seeding=SeedingConfig(steps=1, lr=1e-2))
+        algorithm=AlgorithmConfig(
+            kl="k2",
+            optimizer=OptimizerConfig(lr=1e-4),
+            seeding=SeedingConfig(steps=1, lr=1e-2),
+            mismatch_limit=0.0,
+        )
     )
     assert actor._seeding.updater.reference is None
     report = actor.seed(Pool(prepared, {}))
