@@ -121,7 +121,7 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
 def evaluate(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=eval``: one greedy episode per held-out question, of a checkpoint."""
     from actors.inference import inference
-    from agent.evaluation import check_any_scored, summarise
+    from agent.inference.evaluation import check_any_scored, summarise
     from tracking.metrics import MetricsLog
 
     with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("evaluation") as phase:
@@ -138,8 +138,8 @@ def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
     From full episodes on development questions.
     """
     from actors.inference import inference
-    from agent.calibration import calibrate, check_enough
-    from agent.evaluation import check_any_scored
+    from agent.inference.calibration import calibrate, check_enough
+    from agent.inference.evaluation import check_any_scored
     from tracking.calibration import write
 
     wanted = {name: getattr(config.exit, name) for name in ("risk", "delta", "fit_share")}
@@ -201,14 +201,14 @@ def plan(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 def simulate(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=simulate``: the query pool alone, on a simulated policy, in seconds."""
-    from tracking.simulation import write
+    from tracking.experiments.simulation import write
 
     write(config.simulation, config.pool, config.seed, run_dir, console)
 
 
 def report(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=report``: tables and pictures of a sweep, as far as it is."""
-    from tracking.report import write
+    from tracking.experiments.report import write
 
     write(Path(config.report.sweep or ""), config.report, console)
 

@@ -25,8 +25,8 @@ from actors.repeats import Repeats
 from actors.weights import Published
 from agent.config import GroupConfig
 from agent.errors import Fault, UserError
-from agent.evaluation import EvalRow
-from agent.inference import Inferred
+from agent.inference.evaluation import EvalRow
+from agent.inference.infer import Inferred
 from agent.records import Question
 
 _CALLS = {"starting": "start", "loading": "receive", "serving": "run"}

@@ -16,7 +16,7 @@ from actors.questions import Asked, asked
 from actors.ray_start import start_ray
 from actors.topology import Topology
 from actors.weights import FolderChannel
-from agent.inference import Inference
+from agent.inference.infer import Inference
 from conf.schema import RunConfig
 from tasks.load import Task, load
 from tasks.notices import write_notices

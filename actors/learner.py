@@ -22,9 +22,9 @@ from actors.process import log_to
 from actors.reports import StepReport, Unsound
 from actors.run_state import TRAINING
 from actors.weights import CHANNELS, NcclChannel, Published
-from agent.batches import TakenBatch
 from agent.config import AgentConfig
 from agent.errors import Fault, UserError
+from agent.pool.batches import TakenBatch
 from agent.protocol import Dialogue
 from agent.records import Group, Trajectory
 from agent.seeding import inject

@@ -1,4 +1,4 @@
-"""The replay actor: a thin asynchronous shell around ``agent.query_pool.QueryPool``.
+"""The replay actor: a thin asynchronous shell around ``agent.pool.query_pool.QueryPool``.
 
 Consumes claims, groups and releases; ``claim`` waits until a draw is allowed, ``take`` until the
 oldest batch is complete. Both are woken by every change of the pool and by the next lease's end.
@@ -14,10 +14,10 @@ from typing import Any
 import ray
 
 from actors.process import log_to
-from agent.batches import TakenBatch
 from agent.budgets import SearchBudget
-from agent.pool_rules.base import PoolRule
-from agent.query_pool import QueryPool
+from agent.pool.batches import TakenBatch
+from agent.pool.query_pool import QueryPool
+from agent.pool.rules.base import PoolRule
 from agent.records import Group, Question, Ticket
 from tracking.trajectories import TrajectoryLog
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from actors.evidence import missing_documents
 from actors.prompts import short_enough
 from agent.errors import UserError
-from agent.evaluation import subset
+from agent.inference.evaluation import subset
 from agent.protocol import Dialogue
 from agent.records import Question
 from agent.tokens import Tokenizer

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.weights import Published
-from agent.batches import TakenBatch
 from agent.errors import commonest
+from agent.pool.batches import TakenBatch
 from agent.records import Group, StopReason
 
 

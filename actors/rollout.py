@@ -24,9 +24,9 @@ from actors.retrieval import RemoteSearcher
 from actors.weights import CHANNELS, NcclChannel, Published
 from agent.config import AgentConfig, GroupConfig, RewardConfig
 from agent.errors import Fault, shortened
-from agent.evaluation import EvalRow, evaluate
 from agent.group import Player
-from agent.inference import Inference, Inferred, infer
+from agent.inference.evaluation import EvalRow, evaluate
+from agent.inference.infer import Inference, Inferred, infer
 from agent.protocol import Dialogue
 from agent.records import Question, Ticket
 from agent.rewards import Scorer
@@ -173,7 +173,7 @@ class RolloutWorker:
         return played
 
     async def evaluate(self, questions: Sequence[Question]) -> list[EvalRow]:
-        """Greedy episodes over ``questions``; see ``agent.evaluation``."""
+        """Greedy episodes over ``questions``; see ``agent.inference.evaluation``."""
         settings = self._settings
         return await evaluate(
             self._player, questions, evidence_match=settings.reward.evidence_match, inference=settings.inference

@@ -28,7 +28,7 @@ from actors.topology import Topology
 from actors.watch import Watch
 from agent.config import GroupConfig
 from agent.errors import Fault
-from agent.evaluation import check_any_scored, subset, summarise
+from agent.inference.evaluation import check_any_scored, subset, summarise
 from conf.schema import RunConfig
 from learner.checkpoint import write_checkpoint
 from learner.config import BFLOAT16_MISMATCH

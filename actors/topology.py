@@ -21,8 +21,8 @@ from actors.process import QUIET
 from actors.retrieval import RetrievalActor
 from actors.rollout import RolloutWorker, WorkerSettings
 from agent.budgets import SearchBudget
-from agent.inference import Inference
-from agent.pool_rules.epoch import Rule as Epoch
+from agent.inference.infer import Inference
+from agent.pool.rules.epoch import Rule as Epoch
 from agent.records import Question
 from agent.seeds import derive_seed
 from conf.schema import RunConfig

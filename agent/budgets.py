@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from agent.config import BudgetConfig
 from agent.errors import UserError, one_of
-from agent.query_history import NEVER, QueryHistory
+from agent.pool.history import NEVER, QueryHistory
 
 Limit = Callable[[BudgetConfig, int, QueryHistory, int, int], int | None]
 """Of the configuration, ``agent.max_searches``, the history, a query and its batch: the limit, None for the agent's."""

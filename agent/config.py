@@ -108,7 +108,7 @@ class ExitConfig:
     """Probe before the first search, too."""
     fit_share: float = 1 / 3
     """``mode=calibrate``: share of the development questions that tells what a confidence is worth after each number
-    of searches (``agent/scaling.py``); the others find the threshold. 0 takes confidences as they are."""
+    of searches (``agent/inference/scaling.py``); the others find the threshold. 0 takes confidences as they are."""
     risk: float = 0.01
     """``mode=calibrate``: most that the share of questions may be that an exit loses."""
     delta: float = 0.05

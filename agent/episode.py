@@ -39,7 +39,7 @@ class Searcher(Protocol):
 
 
 class Watcher(Protocol):
-    """Sees one episode before each of its turns, and may end it (``agent/early_exit.py``)."""
+    """Sees one episode before each of its turns, and may end it (``agent/inference/early_exit.py``)."""
 
     async def ends(self, context: Sequence[int], turns: Sequence[Turn]) -> bool:
         """Whether the episode is over, given all tokens so far and what they mean. Raises ``GenerationError``."""

@@ -43,7 +43,7 @@ class StopReason(StrEnum):
     SEARCH_LIMIT = "search_limit"
     """The policy asked for another search after the notice that none are left."""
     EARLY_EXIT = "early_exit"
-    """At inference: a probe answer was confident enough, and is the answer (``agent/early_exit.py``)."""
+    """At inference: a probe answer was confident enough, and is the answer (``agent/inference/early_exit.py``)."""
     RETRIEVAL_FAILED = "retrieval_failed"
     """Fault: a search failed or timed out."""
     GENERATION_FAILED = "generation_failed"

@@ -2,9 +2,9 @@
 
     python bench/pipeline.py [--run FOLDER] [--save FILE] [--quick]
 
-The latencies are those of a finished synchronous run (``tracking/latencies.py``), of the CPU demo unless ``--run``
-names another; ``agent/pipeline.py`` simulates. Learner and engines have a device each here, as on a box of GPUs: on the
-two cores of the demo they would take them from each other.
+The latencies are those of a finished synchronous run (``tracking/experiments/latencies.py``), of the CPU demo unless
+``--run`` names another; ``agent/simulation/pipeline.py`` simulates. Learner and engines have a device each here, as on
+a box of GPUs: on the two cores of the demo they would take them from each other.
 
 What should be seen, and why. Let R be the time of a batch's rollouts, L that of the learner, its publication and the
 driver's work.
@@ -37,8 +37,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from agent.errors import UserError  # noqa: E402
-from agent.pipeline import Latencies, Layout, Overlap, simulate  # noqa: E402
-from tracking.latencies import Calibration, calibrate  # noqa: E402
+from agent.simulation.pipeline import Latencies, Layout, Overlap, simulate  # noqa: E402
+from tracking.experiments.latencies import Calibration, calibrate  # noqa: E402
 
 DEMO = Path(__file__).with_name("pipeline_demo.json")
 """The CPU demo: ``--save`` of a run of ``python launch.py tracker=none`` with seed 0, on two cores."""

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agent.pool_rules.base import rule_class
-from agent.query_pool import QueryPool
-from agent.simulator import SimulatedGroup, SimulatedQuestion
+from agent.pool.query_pool import QueryPool
+from agent.pool.rules.base import rule_class
+from agent.simulation.policies import SimulatedGroup, SimulatedQuestion
 
 LIMIT_S, LIMIT_BYTES = 1e-3, 200
 BATCH, K = 64, 4

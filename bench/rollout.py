@@ -199,7 +199,8 @@ class Bench:
         return await self.engine._command(run)
 
     async def curve(self, chains: list[Chain]) -> dict[str, Any]:
-        """Of n sequences, seconds per token are ``token * (1 + half / n)`` (``agent/pipeline.py``): a line in 1/n."""
+        """Of n sequences, seconds per token are ``token * (1 + half / n)``, a line in 1/n: see
+        ``agent/simulation/pipeline.py``."""
         found = []
         for most in (4, 8, 16, 32, 64, 128):
             some = chains[: max(32, 2 * most)] if most < 128 else chains[:128]

@@ -19,10 +19,10 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from agent.errors import Fault
-from agent.pool_rules.base import rule_class
+from agent.pool.rules.base import rule_class
 from agent.records import QueryState
-from agent.simulator import SimulationConfig, simulate
-from tracking.measures import interval, ratio_interval
+from agent.simulation.policies import SimulationConfig, simulate
+from tracking.experiments.measures import interval, ratio_interval
 
 CONF = Path(__file__).parents[1] / "conf" / "simulation"
 TUNED = ("mixed", "hard", "easy", "spread")

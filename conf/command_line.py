@@ -21,8 +21,8 @@ from conf.arguments import Arguments, as_typed, read
 from conf.composing import Composer, checked, opened, without_hydra
 from conf.mistakes import check_peers, one_line, strange_flag
 from conf.schema import RunConfig
-from tracking import sweep
-from tracking.sweep import Job, Plan
+from tracking.experiments import sweep
+from tracking.experiments.sweep import Job, Plan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

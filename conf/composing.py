@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from agent.errors import UserError
-from agent.pool_rules.base import rule_names
+from agent.pool.rules.base import rule_names
 from conf.schema import MODES, RunConfig, typed
 
 FAILURES = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError)

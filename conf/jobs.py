@@ -11,8 +11,9 @@ from omegaconf import DictConfig
 from agent.errors import Fault, UserError, refused
 from conf.command_line import Sweep
 from conf.schema import RunConfig, typed
-from tracking import run_folder, sweep
+from tracking import run_folder
 from tracking.console import Console
+from tracking.experiments import sweep
 
 
 def job(composed: DictConfig, folder: Path, mode: Callable[[RunConfig, Path, Console], None]) -> None:
@@ -59,7 +60,7 @@ def run_sweep(asked: Sweep, run: Callable[[], None]) -> tuple[int, str] | None:
     except KeyboardInterrupt:
         stopped = True
     if reported:
-        from tracking.report import write
+        from tracking.experiments.report import write
 
         write(asked.folder, asked.plan.report, Console())
     if stopped:

@@ -17,19 +17,19 @@ from actors.config import ClusterConfig
 from agent.budgets import SearchBudget
 from agent.config import AgentConfig, BudgetConfig, ExitConfig, GroupConfig, RewardConfig, SelectivityConfig
 from agent.errors import UserError, one_of
-from agent.inference import Inference
-from agent.pool_rules.base import PoolRule, rule_class, rule_names
+from agent.inference.infer import Inference
+from agent.pool.rules.base import PoolRule, rule_class, rule_names
 from agent.protocol import PROMPTS, PROTOCOLS
 from agent.rewards import Scorer
 from agent.settings import KIND, PATH, SENTENCE
-from agent.simulator import SimulationConfig
+from agent.simulation.policies import SimulationConfig
 from agent.strategies import STRATEGIES
 from conf.hints import hint
 from learner.config import AlgorithmConfig, ModelConfig
 from retrieval_service.config import RetrievalConfig
 from tasks.config import NO_DEVELOPMENT, DataConfig
 from tracking.config import ReportConfig, TrackerConfig
-from tracking.sweep import folder_name
+from tracking.experiments.sweep import folder_name
 
 MODES = ("train", "eval", "calibrate", "ask", "index", "plan", "simulate", "report")
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from agent.errors import UserError
 from learner.attention import ATTENTION
-from learner.packing import pack_rows
-
-if TYPE_CHECKING:
-    from learner.policy import Policy
+from learner.packing import PackedRow, pack_rows
 
 RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier_scale")
 """Configuration fields of models whose logits are not simply head(hidden): Gemma, Cohere, Granite."""
@@ -47,18 +44,19 @@ def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 @torch.no_grad()
-def check_against_model(policy: Policy) -> None:
+def check_against_model(model: PreTrainedModel, hidden: Callable[[PackedRow], Tensor], head: Tensor) -> None:
     """Two short sequences in a row must give what the model itself says of each alone.
 
+    ``hidden`` computes a row's (N, d) last hidden states with ``model``, and ``head`` is its (V, d) output matrix.
     Catches what no list of names can: a rescaled head, a state that leaks from one packed sequence
     into the next, an attention that doesn't pass through ``slingshot_varlen``.
     """
-    model, vocabulary = policy.model, policy.head.shape[0]
-    probes = [np.arange(n, dtype=np.int32) * 7919 % vocabulary for n in (6, 4)]
+    probes = [np.arange(n, dtype=np.int32) * 7919 % head.shape[0] for n in (6, 4)]
     (row,) = pack_rows(probes, [np.arange(len(p)) > 0 for p in probes], limit=16)
-    ours = policy.hidden(row) @ policy.head.t()
+    ours = hidden(row) @ head.t()
     with _plain_attention(model):
-        alone = [model(input_ids=policy.to_device(p.astype(np.int64))[None], use_cache=False).logits[0] for p in probes]
+        texts = [torch.from_numpy(p.astype(np.int64)).to(model.device)[None] for p in probes]
+        alone = [model(input_ids=ids, use_cache=False).logits[0] for ids in texts]
     theirs = torch.cat(alone)
     tolerance = 1e-3 if ours.dtype in (torch.float32, torch.float64) else 5e-2
     if not (ours - theirs).abs().max() <= tolerance * theirs.abs().max().clamp(min=1.0):

@@ -68,7 +68,7 @@ class Policy:
             model.train()  # transformers checkpoints in training mode only
         if lora_rank:
             lora.adapt(model, lora_rank, seed)
-        check_against_model(self)
+        check_against_model(self.model, self.hidden, self.head)
 
     @classmethod
     def from_folder(

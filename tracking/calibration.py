@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from agent.calibration import Calibration
 from agent.config import AgentConfig, ExitConfig, SelectivityConfig
 from agent.errors import UserError
-from agent.evaluation import EvalRow
-from agent.scaling import Scale
+from agent.inference.calibration import Calibration
+from agent.inference.evaluation import EvalRow
+from agent.inference.scaling import Scale
 from tracking.console import Console
 
 FORMAT = 2

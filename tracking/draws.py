@@ -13,14 +13,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from agent.query_history import DRAW, STATES
+from agent.pool.history import DRAW, STATES
 from agent.records import QueryState
 
 _STATE_COLUMNS = ("before", "rolled_out", "found", "after")
 
 
 def write_draws(path: Path, log: npt.NDArray[np.void], ids: Sequence[str]) -> None:
-    """Writes ``log`` (``agent.query_history.DRAW`` rows, queries as indices into ``ids``) as one Parquet file.
+    """Writes ``log`` (``agent.pool.history.DRAW`` rows, queries as indices into ``ids``) as one Parquet file.
 
     Columns: ``query_id``, ``batch``, ``order`` (within the batch), ``version`` (oldest policy version of the
     rollouts), ``size`` (viable rollouts), ``successes``, ``accepted``, and four states: ``before`` the draw, of the K

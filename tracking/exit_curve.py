@@ -6,8 +6,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from agent.calibration import Calibration
-from tracking.pictures import COLOURS
+from agent.inference.calibration import Calibration
+from tracking.experiments.pictures import COLOURS
 
 
 def draw(file: Path, found: Calibration) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.batches import TakenBatch
+from agent.pool.batches import TakenBatch
 from agent.records import NO_VERSION, Group, QueryState
 
 

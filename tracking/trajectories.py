@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.batches import TakenBatch
+from agent.pool.batches import TakenBatch
 from agent.records import Group, ScoredTrajectory
 
 

@@ -15,7 +15,7 @@ from patience import HANG_S
 
 from agent.config import GroupConfig
 from agent.errors import Fault, UserError
-from agent.evaluation import EvalRow
+from agent.inference.evaluation import EvalRow
 from agent.records import Passage, Question
 
 PATIENCE_S = HANG_S

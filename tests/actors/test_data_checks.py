@@ -16,7 +16,7 @@ from actors.prompts import short_enough, too_long
 from actors.questions import asked
 from agent.config import AgentConfig, GroupConfig, RewardConfig
 from agent.errors import UserError
-from agent.pool_rules.epoch import Rule as Epoch
+from agent.pool.rules.epoch import Rule as Epoch
 from agent.protocol import Dialogue
 from agent.records import Question
 from agent.tokens import Tokenizer

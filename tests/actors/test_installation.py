@@ -8,7 +8,7 @@ import pytest
 
 from actors.config import ClusterConfig
 from actors.installation import engines, processor_flags, slow_bfloat16, wrong_build
-from agent.pool_rules.epoch import Rule as Epoch
+from agent.pool.rules.epoch import Rule as Epoch
 from conf.schema import RunConfig
 from learner.config import ModelConfig
 

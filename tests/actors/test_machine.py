@@ -16,7 +16,7 @@ from actors.machine import Disk, Gpu, Machine, check_cache, check_machine, gpus,
 from actors.plan.cards import GIB
 from actors.plan.host import memory_bytes, output_bytes
 from agent.errors import UserError
-from agent.pool_rules.recycle import Rule as Recycle
+from agent.pool.rules.recycle import Rule as Recycle
 from conf.schema import RunConfig
 from learner.config import AlgorithmConfig, ModelConfig, OptimizerConfig
 

@@ -15,7 +15,7 @@ from actors.config import ClusterConfig
 from actors.placement import ANYWHERE, Places, bundles, engine_nodes, lacking, nearest, on_node, reserve
 from actors.topology import Topology
 from agent.errors import UserError
-from agent.pool_rules.epoch import Rule as Epoch
+from agent.pool.rules.epoch import Rule as Epoch
 from conf.schema import RunConfig
 
 

@@ -25,7 +25,7 @@ from actors.plan.learner import LearnerMemory, learner_memory, longest_row
 from actors.plan.roofline import Assumptions, step
 from actors.plan.table import table
 from agent.errors import UserError
-from agent.pool_rules.recycle import Rule as Recycle
+from agent.pool.rules.recycle import Rule as Recycle
 from conf.schema import CheckpointConfig, RunConfig, register, typed
 from learner.config import AlgorithmConfig, ModelConfig, OptimizerConfig
 from learner.optimizer import ClippedAdamW

@@ -19,9 +19,9 @@ from ray_fakes import pending, result, until
 from actors.calls import get
 from actors.pool import PoolActor
 from agent.errors import Fault, UserError
-from agent.pool_rules.epoch import Rule as Epoch
-from agent.pool_rules.recycle import Rule as Recycle
-from agent.query_pool import QueryPool
+from agent.pool.query_pool import QueryPool
+from agent.pool.rules.epoch import Rule as Epoch
+from agent.pool.rules.recycle import Rule as Recycle
 from agent.records import Group, Question, Score, ScoredTrajectory, StopReason, Ticket, Trajectory, Turn
 from tracking.trajectories import TrajectoryLog
 

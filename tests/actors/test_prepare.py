@@ -15,7 +15,7 @@ from transformers import Qwen2ForCausalLM
 from actors.prepare import check_model, prepare
 from agent.config import AgentConfig
 from agent.errors import UserError
-from agent.pool_rules.epoch import Rule as Epoch
+from agent.pool.rules.epoch import Rule as Epoch
 from agent.protocol import PROTOCOLS
 from conf.schema import RunConfig
 from learner.config import ModelConfig

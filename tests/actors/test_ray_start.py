@@ -19,7 +19,7 @@ from actors import ray_start
 from actors.config import ClusterConfig
 from actors.ray_address import reach
 from agent.errors import UserError
-from agent.pool_rules.recycle import Rule as Recycle
+from agent.pool.rules.recycle import Rule as Recycle
 from conf.schema import RunConfig
 
 ROOT = Path(ray_start.__file__).parents[1]
@@ -192,7 +192,7 @@ from ray._private import services
 from actors import ray_start
 from actors.config import ClusterConfig
 from agent.errors import Fault
-from agent.pool_rules.recycle import Rule
+from agent.pool.rules.recycle import Rule
 from conf.schema import RunConfig
 
 program, limit_s, ray_start.ATTEMPTS = sys.argv[1], float(sys.argv[2]), 2

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from actors.reports import Unsound
-from agent.batches import TakenBatch
+from agent.pool.batches import TakenBatch
 from agent.records import Group, Question, Score, ScoredTrajectory, StopReason, Ticket, Trajectory, Turn
 
 QUESTION = Question(id="q", text="who?", golden_answers=("she",))

@@ -11,8 +11,8 @@ import pytest
 
 from actors import run_state
 from agent.errors import UserError
-from agent.pool_rules.recycle import Rule as Recycle
-from agent.query_pool import QueryPool
+from agent.pool.query_pool import QueryPool
+from agent.pool.rules.recycle import Rule as Recycle
 from agent.records import Question
 from learner.checkpoint import write_checkpoint
 from tracking.metrics import MetricsLog, read, replace

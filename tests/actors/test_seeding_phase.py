@@ -19,9 +19,9 @@ from actors.learner import LearnerActor, LearnerSettings
 from actors.prepare import Prepared, prepare
 from agent.config import AgentConfig, GroupConfig, RewardConfig
 from agent.errors import UserError
-from agent.pool_rules.epoch import Rule as Epoch
+from agent.pool.query_pool import QueryPool
+from agent.pool.rules.epoch import Rule as Epoch
 from agent.protocol import Dialogue
-from agent.query_pool import QueryPool
 from agent.records import Group, Question, Score, ScoredTrajectory, StopReason, Ticket, Trajectory, Turn
 from agent.tokens import Tokenizer
 from conf.schema import RunConfig

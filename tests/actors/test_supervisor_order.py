@@ -25,9 +25,9 @@ from actors.reports import StepReport, Unsound
 from actors.supervisor import Supervisor
 from agent.config import GroupConfig
 from agent.errors import Fault
-from agent.evaluation import EvalRow
-from agent.pool_rules.epoch import Rule as Epoch
-from agent.query_history import DRAW
+from agent.inference.evaluation import EvalRow
+from agent.pool.history import DRAW
+from agent.pool.rules.epoch import Rule as Epoch
 from agent.records import Question
 from conf.schema import CheckpointConfig, EvalConfig, RunConfig
 from learner.checkpoint import checkpoints, latest

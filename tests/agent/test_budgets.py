@@ -14,10 +14,10 @@ from agent.config import AgentConfig, BudgetConfig, RewardConfig
 from agent.continuation import play_with_continuation
 from agent.errors import UserError
 from agent.group import Player, play_group
-from agent.pool_rules.base import rule_class
+from agent.pool.history import NEVER, QueryHistory
+from agent.pool.query_pool import QueryPool
+from agent.pool.rules.base import rule_class
 from agent.protocol import LIMIT_NOTICE, Dialogue
-from agent.query_history import NEVER, QueryHistory
-from agent.query_pool import QueryPool
 from agent.records import Completion, Finish, Group, Passage, Question, Score, ScoredTrajectory, StopReason, Ticket
 from agent.rewards import Scorer
 

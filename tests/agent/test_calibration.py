@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agent.calibration import THRESHOLDS, Ending, calibrate, ending, point, scaled, upper_bound
-from agent.early_exit import Probe
 from agent.errors import UserError
-from agent.evaluation import EvalRow, ScoredProbe
-from agent.scaling import Scale
+from agent.inference.calibration import THRESHOLDS, Ending, calibrate, ending, point, scaled, upper_bound
+from agent.inference.early_exit import Probe
+from agent.inference.evaluation import EvalRow, ScoredProbe
+from agent.inference.scaling import Scale
 
 
 def row(em: float, *probes: tuple[float, float], searches: int | None = None, fault: bool = False) -> EvalRow:

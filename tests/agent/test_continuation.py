@@ -13,9 +13,9 @@ from agent.continuation import accept, cut, play_with_continuation
 from agent.episode import Prefix
 from agent.errors import GenerationError, RetrievalError
 from agent.group import Player, play_group
-from agent.pool_rules.epoch import Rule as Epoch
+from agent.pool.query_pool import QueryPool
+from agent.pool.rules.epoch import Rule as Epoch
 from agent.protocol import LIMIT_NOTICE, Dialogue
-from agent.query_pool import QueryPool
 from agent.records import (
     NO_VERSION,
     Completion,

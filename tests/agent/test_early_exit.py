@@ -8,15 +8,15 @@ import math
 import pytest
 
 from agent.config import AgentConfig, ExitConfig, RewardConfig, SelectivityConfig
-from agent.early_exit import CONFIDENCES, Probe
 from agent.errors import GenerationError, UserError
-from agent.evaluation import ScoredProbe, eval_row, evaluate, summarise
 from agent.group import Player
-from agent.inference import Inference, Inferred, infer
+from agent.inference.early_exit import CONFIDENCES, Probe
+from agent.inference.evaluation import ScoredProbe, eval_row, evaluate, summarise
+from agent.inference.infer import Inference, Inferred, infer
+from agent.inference.scaling import Scale
 from agent.protocol import LIMIT_NOTICE, REPEAT_NOTICES, Dialogue
 from agent.records import Completion, Finish, Passage, Question, Repeat, StopReason
 from agent.rewards import Scorer
-from agent.scaling import Scale
 
 QUESTION = Question(id="q", text="Who?", golden_answers=("right",))
 RECORD = ExitConfig()

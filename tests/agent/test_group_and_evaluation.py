@@ -9,9 +9,9 @@ import pytest
 
 from agent.config import AgentConfig, RewardConfig
 from agent.errors import Fault, RetrievalError
-from agent.evaluation import EvalRow, check_any_scored, eval_row, evaluate, subset, summarise
 from agent.group import Player, play_group
-from agent.inference import Inferred
+from agent.inference.evaluation import EvalRow, check_any_scored, eval_row, evaluate, subset, summarise
+from agent.inference.infer import Inferred
 from agent.protocol import Dialogue
 from agent.records import Completion, Finish, Question, StopReason, Ticket
 from agent.rewards import Scorer

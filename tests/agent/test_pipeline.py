@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from agent.errors import UserError
-from agent.pipeline import Latencies, Layout, fit_engine, simulate
+from agent.simulation.pipeline import Latencies, Layout, fit_engine, simulate
 
 CONSTANT = Latencies(episodes=((5.0,),), searches=(0.0,), learner=(10.0,), publish=1.0, driver=0.5, token=1.0, half=0.0)
 """An engine makes a token per second, however many sequences share it."""

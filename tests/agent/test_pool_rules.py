@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from agent.errors import UserError
-from agent.pool_rules.base import (
+from agent.pool.history import QueryHistory
+from agent.pool.query_pool import QueryPool
+from agent.pool.rules.base import (
     ACCEPTED,
     AT_ONCE,
     FOREVER,
@@ -18,8 +20,6 @@ from agent.pool_rules.base import (
     rule_class,
     rule_names,
 )
-from agent.query_history import QueryHistory
-from agent.query_pool import QueryPool
 from agent.records import QueryState
 
 EPOCH, DYNAMIC, RECYCLE, ADAPTIVE = map(rule_class, ("epoch", "dynamic", "recycle", "adaptive"))

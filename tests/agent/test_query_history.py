@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agent.beta_binomial import chance_of_all, chance_of_any, chance_of_both
-from agent.query_history import STATES, Population, QueryHistory
+from agent.pool.beta_binomial import chance_of_all, chance_of_any, chance_of_both
+from agent.pool.history import STATES, Population, QueryHistory
 from agent.records import QueryState
 
 SIGNAL, HARD, EASY = QueryState.SIGNAL, QueryState.TOO_HARD, QueryState.TOO_EASY

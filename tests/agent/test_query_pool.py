@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from agent.errors import Fault, UserError
-from agent.pool_rules.base import rule_class
-from agent.query_history import STATES
-from agent.query_pool import QueryPool
+from agent.pool.history import STATES
+from agent.pool.query_pool import QueryPool
+from agent.pool.rules.base import rule_class
 from agent.records import QueryState
 
 EPOCH, RECYCLE = rule_class("epoch"), rule_class("recycle")

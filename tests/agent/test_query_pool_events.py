@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from agent.pool_rules.base import AT_ONCE, FOREVER, PoolRule, rule_class
-from agent.query_pool import Place, QueryPool
+from agent.pool.query_pool import Place, QueryPool
+from agent.pool.rules.base import AT_ONCE, FOREVER, PoolRule, rule_class
 from agent.records import Group, Ticket
 
 EPOCH, DYNAMIC, RECYCLE, ADAPTIVE = map(rule_class, ("epoch", "dynamic", "recycle", "adaptive"))

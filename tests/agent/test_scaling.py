@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from agent.scaling import Scale, fit
+from agent.inference.scaling import Scale, fit
 
 
 def sigmoid(z: float) -> float:

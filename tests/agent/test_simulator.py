@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from agent.errors import Fault, UserError
-from agent.pool_rules.base import rule_class
+from agent.pool.rules.base import rule_class
 from agent.records import QueryState
-from agent.simulator import DriftingPolicy, SimulationConfig, simulate
+from agent.simulation.policies import DriftingPolicy, SimulationConfig, simulate
 
 SMALL = SimulationConfig(queries=400, rollouts_per_query=10)
 

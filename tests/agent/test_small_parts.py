@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.books import Account, Books
 from agent.config import AgentConfig
 from agent.errors import Fault, UserError, nearest, one_of
+from agent.pool.books import Account, Books
 from agent.seeds import derive_seed
 
 ROOT = Path(__file__).parents[2]

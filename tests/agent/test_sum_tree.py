@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from agent.sum_tree import SumTree
+from agent.pool.sum_tree import SumTree
 
 
 def naive(weights: np.ndarray, target: float) -> int:

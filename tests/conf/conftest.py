@@ -19,7 +19,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Training:
     fake = Training()
     monkeypatch.setitem(launch.MODES, "train", fake)
     # Seconds per sweep; tests/tracking draws them.
-    monkeypatch.setattr("tracking.pictures.draw", lambda *_: {"drawn.png": "a picture"})
+    monkeypatch.setattr("tracking.experiments.pictures.draw", lambda *_: {"drawn.png": "a picture"})
     return fake
 
 

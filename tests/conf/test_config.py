@@ -16,8 +16,8 @@ import launch
 from agent.budgets import RULES
 from agent.config import ExitConfig, RewardConfig, SelectivityConfig
 from agent.errors import UserError
-from agent.inference import Inference
-from agent.pool_rules.base import rule_class, rule_names
+from agent.inference.infer import Inference
+from agent.pool.rules.base import rule_class, rule_names
 from agent.strategies import STRATEGIES
 from conf.schema import CheckpointConfig, EvalConfig, RunConfig, keys, typed
 from retrieval_service.config import RetrievalConfig

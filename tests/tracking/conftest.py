@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent.batches import AcceptedGroup, TakenBatch
+from agent.pool.batches import AcceptedGroup, TakenBatch
 from agent.records import (
     Group,
     QueryState,

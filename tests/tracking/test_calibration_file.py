@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from agent.calibration import Calibration, calibrate
 from agent.config import AgentConfig, ExitConfig, SelectivityConfig
-from agent.early_exit import Probe
 from agent.errors import UserError
-from agent.evaluation import EvalRow, ScoredProbe
+from agent.inference.calibration import Calibration, calibrate
+from agent.inference.early_exit import Probe
+from agent.inference.evaluation import EvalRow, ScoredProbe
 from tracking.calibration import read_threshold, write
 from tracking.console import Console
 from tracking.exit_curve import figure

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 
-from agent.query_history import DRAW, STATES
+from agent.pool.history import DRAW, STATES
 from tracking.draws import read_draws, summarise_draws, write_draws
 
 U, H, S, E, C = range(5)  # unseen, too hard, signal, too easy, consumed

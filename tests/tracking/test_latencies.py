@@ -8,8 +8,8 @@ import json
 import pytest
 
 from agent.errors import UserError
-from agent.pipeline import simulate
-from tracking.latencies import calibrate, scaled, spread, turns_of
+from agent.simulation.pipeline import simulate
+from tracking.experiments.latencies import calibrate, scaled, spread, turns_of
 from tracking.metrics import MetricsLog
 
 CONFIG = """

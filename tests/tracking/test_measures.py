@@ -7,7 +7,7 @@ import math
 import pytest
 from sweep_rows import RUN, evaluation, step
 
-from tracking import measures
+from tracking.experiments import measures
 
 # --- intervals -------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent.batches import TakenBatch
+from agent.pool.batches import TakenBatch
 from agent.records import Group, QueryState, StopReason
 from tracking.metrics import MetricsLog, batch_metrics, read
 

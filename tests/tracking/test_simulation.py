@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.pool_rules.base import rule_class
-from agent.simulator import SimulationConfig
-from tracking import simulation, sweep
+from agent.pool.rules.base import rule_class
+from agent.simulation.policies import SimulationConfig
 from tracking.console import Console
-from tracking.measures import measures
+from tracking.experiments import simulation, sweep
+from tracking.experiments.measures import measures
 from tracking.metrics import read
 
 CONFIG = SimulationConfig(queries=400, rollouts_per_query=10)
@@ -50,9 +50,9 @@ def test_it_is_evaluated_forty_times_from_the_start_to_the_last_update(run_dir: 
 
 def test_a_sweep_over_scenarios_is_reported(run_dir: Path) -> None:
     """Nothing that a simulation can't tell keeps a report from being made."""
-    from tracking import report
     from tracking.config import ReportConfig
-    from tracking.sweep import Job, Plan
+    from tracking.experiments import report
+    from tracking.experiments.sweep import Job, Plan
 
     folder = run_dir.parent / "sweep"
     job = Job(overrides={"pool": "recycle"}, seed=3)

@@ -11,14 +11,14 @@ import pytest
 from sweep_rows import RUN, evaluation, step
 
 from agent.errors import UserError
-from agent.query_history import DRAW, STATES
+from agent.pool.history import DRAW, STATES
 from agent.records import QueryState
-from tracking import pictures, report, sweep
 from tracking.config import ReportConfig
 from tracking.console import Console
 from tracking.draws import write_draws
+from tracking.experiments import pictures, report, sweep
+from tracking.experiments.sweep import Job, Plan, Status
 from tracking.metrics import MetricsLog, read, replace
-from tracking.sweep import Job, Plan, Status
 
 SUMMARY = {"kind": "summary", "step": 4, "stopped_early": False, "interrupted": False}
 RESUMED = {"kind": "event", "event": "resumed", "step": 2}

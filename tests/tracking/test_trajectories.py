@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent.batches import TakenBatch
+from agent.pool.batches import TakenBatch
 from agent.records import QueryState
 from tracking.trajectories import TrajectoryLog
 

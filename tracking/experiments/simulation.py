@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from agent.pool_rules.base import PoolRule
+from agent.pool.rules.base import PoolRule
 from agent.records import QueryState
-from agent.simulator import SimulatedStep, SimulationConfig, simulate
+from agent.simulation.policies import SimulatedStep, SimulationConfig, simulate
 from tracking.console import Console
 from tracking.metrics import MetricsLog
 

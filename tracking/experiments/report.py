@@ -13,9 +13,9 @@ from agent.errors import UserError
 from tracking.config import ReportConfig
 from tracking.console import Console
 from tracking.draws import read_draws, summarise_draws
-from tracking.measures import evaluations, measures, paired, pooled
+from tracking.experiments.measures import evaluations, measures, paired, pooled
+from tracking.experiments.sweep import Plan, Status, read_plan, settings, status
 from tracking.metrics import read
-from tracking.sweep import Plan, Status, read_plan, settings, status
 
 SHOWN = {
     "em_before": ("held-out EM before", 3),
@@ -71,7 +71,7 @@ def write(folder: Path, asked: ReportConfig, console: Console) -> None:
     tables = [t for t in (conditions_table(report), comparisons_table(report), jobs_table(report)) if t.rows]
     pictures: dict[str, str] = {}
     if any(condition["n"] for condition in report["conditions"]):
-        from tracking.pictures import draw
+        from tracking.experiments.pictures import draw
 
         pictures = draw(folder, report, rows)
     (folder / "table.md").write_text(markdown(report, tables, pictures), encoding="utf-8")

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from tracking.measures import evaluations, half_width, per_question, recycled_share
-from tracking.sweep import Status
+from tracking.experiments.measures import evaluations, half_width, per_question, recycled_share
+from tracking.experiments.sweep import Status
 
 Row = Mapping[str, Any]
 Runs = Mapping[str, Sequence[Sequence[Row]]]

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from agent import pool_rules
-from agent.beta_binomial import chance_of_any
 from agent.errors import UserError
-from agent.query_history import QueryHistory
+from agent.pool import rules as pool_rules
+from agent.pool.beta_binomial import chance_of_any
+from agent.pool.history import QueryHistory
 from agent.records import QueryState
 
 ACCEPTED = "accepted"
@@ -189,5 +189,5 @@ def rule_names() -> list[str]:
 
 def rule_class(name: str) -> type[PoolRule]:
     """The rule of that name."""
-    rule: type[PoolRule] = importlib.import_module(f"agent.pool_rules.{name}").Rule
+    rule: type[PoolRule] = importlib.import_module(f"agent.pool.rules.{name}").Rule
     return rule

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent.pool_rules.base import FOREVER, OversamplingRule, draws_until_full
-from agent.query_history import QueryHistory
+from agent.pool.history import QueryHistory
+from agent.pool.rules.base import FOREVER, OversamplingRule, draws_until_full
 
 
 @dataclass

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent.errors import UserError
-from agent.pool_rules.base import ACCEPTED, AT_ONCE, FOREVER, PoolRule
-from agent.query_history import QueryHistory
+from agent.pool.history import QueryHistory
+from agent.pool.rules.base import ACCEPTED, AT_ONCE, FOREVER, PoolRule
 from agent.records import QueryState
 
 

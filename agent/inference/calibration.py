@@ -13,7 +13,7 @@ is the exact binomial one: it rejects where the upper bound of Clopper and Pears
 most the wanted risk.
 
 Before that, some of the questions tell what a confidence is worth after each number of searches
-(``agent/scaling.py``): one threshold for all depths is one for comparable chances then. The other questions find
+(``scaling.py``): one threshold for all depths is one for comparable chances then. The other questions find
 the threshold, so that what is fitted and what is tested don't know of each other.
 """
 
@@ -25,8 +25,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from agent.errors import UserError
-from agent.evaluation import EvalRow
-from agent.scaling import Scale, fit
+from agent.inference.evaluation import EvalRow
+from agent.inference.scaling import Scale, fit
 from agent.seeds import derive_seed
 
 THRESHOLDS = tuple(1 / (1 + math.exp(-z / 2)) for z in range(28, -9, -1))

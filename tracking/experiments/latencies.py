@@ -1,4 +1,4 @@
-"""What the parts of the loop took in a finished run, for the simulator of the loop (``agent/pipeline.py``).
+"""What the parts of the loop took in a finished run, for the simulator of the loop (``agent/simulation/pipeline.py``).
 
 Every other step is read; the ones between are left for a comparison of simulated and real step times. The first step
 pays for the engine's warm-up, and a step after an evaluation or a checkpoint for that: both are left out.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import UserError
-from agent.pipeline import Latencies, Layout, fit_engine
+from agent.simulation.pipeline import Latencies, Layout, fit_engine
 from tracking.metrics import read
 
 FIT_STEPS = 20

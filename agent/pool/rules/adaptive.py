@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from agent.beta_binomial import chance_of_both
 from agent.errors import UserError
-from agent.pool_rules.base import ACCEPTED, AT_ONCE, FloatVector, OversamplingRule, draws_until_full
-from agent.query_history import QueryHistory
+from agent.pool.beta_binomial import chance_of_both
+from agent.pool.history import QueryHistory
+from agent.pool.rules.base import ACCEPTED, AT_ONCE, FloatVector, OversamplingRule, draws_until_full
 
 
 @dataclass

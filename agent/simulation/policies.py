@@ -1,6 +1,6 @@
 """A drifting policy without a model: success probabilities per query that move as groups are trained.
 
-The pool in it is the real one (``agent.query_pool``); only the rollouts are drawn from a distribution.
+The pool in it is the real one (``agent.pool.query_pool``); only the rollouts are drawn from a distribution.
 For choosing rules and settings in seconds, at 10,000 to 1,000,000 queries. Where its numbers come from:
 
     logit p(q, t) = slope * (skill of q's kind - difficulty of q) + practice(q, t) + drift of q's kind
@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from agent.batches import TakenBatch
 from agent.errors import UserError
-from agent.pool_rules.base import PoolRule
-from agent.query_pool import QueryPool
+from agent.pool.batches import TakenBatch
+from agent.pool.query_pool import QueryPool
+from agent.pool.rules.base import PoolRule
 from agent.records import QueryState, Ticket, Trajectory
 from agent.seeds import derive_seed
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agent.config import ExitConfig, SelectivityConfig
-from agent.early_exit import EarlyExit, Probe
 from agent.group import Player
+from agent.inference.early_exit import EarlyExit, Probe
+from agent.inference.scaling import Scale
 from agent.records import Question, StopReason, Trajectory
-from agent.scaling import Scale
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

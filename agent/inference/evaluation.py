@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.answers import exact_match, f1
-from agent.early_exit import Probe
 from agent.errors import Fault, commonest
 from agent.group import Player
-from agent.inference import Inference, Inferred, infer
+from agent.inference.early_exit import Probe
+from agent.inference.infer import Inference, Inferred, infer
 from agent.records import Question, Repeat
 from agent.rewards import evidence_recall
 

@@ -23,15 +23,15 @@ from typing import Any, Generic
 import numpy as np
 import numpy.typing as npt
 
-from agent.batches import AcceptedGroup, G, Identified, Played, TakenBatch
-from agent.books import Books
 from agent.budgets import SearchBudget
 from agent.errors import Fault, UserError
-from agent.pool_rules.base import ACCEPTED, AT_ONCE, FOREVER, UNSELECTED, PoolRule
-from agent.query_history import STATES, QueryHistory
+from agent.pool.batches import AcceptedGroup, G, Identified, Played, TakenBatch
+from agent.pool.books import Books
+from agent.pool.history import STATES, QueryHistory
+from agent.pool.rules.base import ACCEPTED, AT_ONCE, FOREVER, UNSELECTED, PoolRule
+from agent.pool.sum_tree import SumTree
 from agent.records import NO_VERSION, QueryState, Ticket
 from agent.seeds import derive_seed
-from agent.sum_tree import SumTree
 
 
 class Place(IntEnum):

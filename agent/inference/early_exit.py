@@ -5,7 +5,7 @@
          └──────────────────────────► the episode's next turn, as if nothing had been asked
 
 A probe leaves the episode's own tokens as they are: it is a branch, and its tokens are counted apart. So one
-full episode with all of its probes says how it would have ended at every threshold (``agent/calibration.py``).
+full episode with all of its probes says how it would have ended at every threshold (``calibration.py``).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 
 from agent.config import ExitConfig
 from agent.episode import Generator
+from agent.inference.scaling import Scale
 from agent.protocol import Dialogue
 from agent.records import Turn
-from agent.scaling import Scale
 
 
 def _product(logprobs: Sequence[float]) -> float:

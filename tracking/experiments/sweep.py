@@ -2,7 +2,7 @@
 
 FOLDER/plan.json                        the jobs so far, and the settings of the report
 FOLDER/pool=recycle,seed=3/             one job: a run's folder, named by what the sweep varies
-FOLDER/sweep.json, table.md, *.png      the report (``tracking/report.py``)
+FOLDER/sweep.json, table.md, *.png      the report (``tracking/experiments/report.py``)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The training loop in simulated time: what it is worth that rollouts go on while the learner learns.
 
-The pool in it is the real one (``agent.query_pool``), so which batch may be drawn from, when the learner gets one
+The pool in it is the real one (``agent.pool.query_pool``), so which batch may be drawn from, when the learner gets one
 and what a release opens are the system's own rules. Everything else is a latency:
 
     claim ─► K episodes of turns: engine ─► search ─► engine … ─► submit          rollout workers
@@ -26,11 +26,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from agent.errors import UserError
-from agent.pool_rules.epoch import Rule
-from agent.query_pool import QueryPool
+from agent.pool.query_pool import QueryPool
+from agent.pool.rules.epoch import Rule
 from agent.records import Ticket
 from agent.seeds import derive_seed
-from agent.simulator import SimulatedGroup, SimulatedQuestion
+from agent.simulation.policies import SimulatedGroup, SimulatedQuestion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

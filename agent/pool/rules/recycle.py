@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agent.errors import one_of
-from agent.pool_rules.base import ACCEPTED, AT_ONCE, FOREVER, OversamplingRule, draws_until_full, oversampled
-from agent.query_history import QueryHistory
+from agent.pool.history import QueryHistory
+from agent.pool.rules.base import ACCEPTED, AT_ONCE, FOREVER, OversamplingRule, draws_until_full, oversampled
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Playing without learning: evaluation, early exit and its calibration."""

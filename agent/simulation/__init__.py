@@ -1,0 +1,1 @@
+"""The pool and the pipeline without a model: simulated policies, simulated time."""

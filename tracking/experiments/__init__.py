@@ -1,0 +1,1 @@
+"""Sweeps: their folders, measures, pictures and reports."""
