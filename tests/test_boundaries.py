@@ -23,6 +23,22 @@ FORBIDDEN = {
     "conf": ("ray", "torch", "vllm"),
     "launch": ("ray", "torch", "vllm"),
 }
+FLOORS = (
+    ("agent",),
+    ("learner", "retrieval_service"),
+    ("tasks",),
+    ("tracking",),
+    ("conf",),
+    ("actors",),
+    ("launch",),
+)
+"""Each floor may import from the floors before it, and from itself."""
+INNER_FLOORS = (
+    ("agent", "agent.pool", "agent.inference", "agent.simulation"),
+    ("tracking", "tracking.experiments"),
+    ("actors.plan", "actors"),
+)
+"""The same inside a room that has rooms of its own."""
 IMPORT_ALL = """
 import importlib, json, sys
 for name in sys.argv[1:]:
@@ -91,3 +107,62 @@ def test_weight_transfer_is_imported_where_it_is_needed():
     for path in users:
         body = ast.parse(path.read_text(encoding="utf-8")).body
         assert not any(isinstance(node, ast.ImportFrom) and node.module == "actors.nccl" for node in body), path
+
+
+# --- the whole house ---------------------------------------------------------------------------------
+
+
+def arrows() -> dict[str, set[str]]:
+    """For each module of the product, the modules of it that it imports anywhere, under TYPE_CHECKING too."""
+    modules = {module_name(path): path for place in (*ROOMS, "launch") for path in sources(place)}
+    found: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        named: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                each = {f"{node.module}.{alias.name}" for alias in node.names}
+                named |= each & modules.keys() or {node.module}
+            elif isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+        found[name] = (named & modules.keys()) - {name}
+    return found
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    waiting = arrows()
+    while free := [name for name, needs in waiting.items() if not needs & waiting.keys()]:
+        for name in free:
+            del waiting[name]
+    assert not waiting, f"a circle, or what depends on one: {sorted(waiting)}"
+
+
+def test_no_arrow_runs_upwards():
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    assert set(floor) == {*ROOMS, "launch"}
+    for name, needs in arrows().items():
+        for other in needs:
+            here, there = name.partition(".")[0], other.partition(".")[0]
+            assert here == there or floor[there] < floor[here], f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("rooms", INNER_FLOORS)
+def test_no_arrow_runs_upwards_inside_a_room(rooms):
+    def place(module):
+        """The innermost of ``rooms`` that it is in; its number, or None."""
+        inside = [n for n, room in enumerate(rooms) if f"{module}.".startswith(f"{room}.")]
+        return max(inside, key=lambda n: len(rooms[n]), default=None)
+
+    for name, needs in arrows().items():
+        for other in needs:
+            here, there = place(name), place(other)
+            assert here is None or there is None or there <= here, f"{name} imports {other}"
+
+
+def test_no_file_of_the_product_is_longer_than_400_lines():
+    long = {
+        module_name(path): lines
+        for place in (*ROOMS, "launch")
+        for path in sources(place)
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 400
+    }
+    assert not long

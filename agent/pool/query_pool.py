@@ -16,62 +16,20 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Any, Generic
 
 import numpy as np
-import numpy.typing as npt
 
 from agent.budgets import SearchBudget
 from agent.errors import Fault, UserError
 from agent.pool.batches import AcceptedGroup, G, Identified, Played, TakenBatch
 from agent.pool.books import Books
 from agent.pool.history import STATES, QueryHistory
+from agent.pool.open_batch import Claim, OpenBatch
+from agent.pool.places import Place, Places
 from agent.pool.rules.base import ACCEPTED, AT_ONCE, FOREVER, UNSELECTED, PoolRule
-from agent.pool.sum_tree import SumTree
 from agent.records import NO_VERSION, QueryState, Ticket
 from agent.seeds import derive_seed
-
-
-class Place(IntEnum):
-    """Where a query is. Exactly one of these holds for each query at any time."""
-
-    AVAILABLE = 0
-    CLAIMED = 1
-    SUBMITTED = 2
-    ACCEPTED = 3
-    RESTING = 4
-    """Out until a batch that is known."""
-    CONSUMED = 5
-    """Out until the rule brings all consumed queries back."""
-
-
-@dataclass
-class _Claim:
-    ticket: Ticket
-    worker: str
-    deadline: float
-
-
-@dataclass
-class _OpenBatch(Generic[G]):
-    index: int
-    random: np.random.Generator
-    drawn: int = 0
-    redrawn: int = 0
-    orders: int = 0
-    zero: int = 0
-    """Groups in ``groups`` without signal."""
-    reissue: deque[tuple[int, int, int | None]] = field(default_factory=deque)
-    """(order, query, limit of searches) of draws that a checkpoint had in flight: they are claimed again first."""
-    claims: set[int] = field(default_factory=set)
-    kept: list[G] = field(default_factory=list)
-    """Surplus of an earlier batch."""
-    groups: dict[int, G] = field(default_factory=dict)  # by order
-    spoiled: list[G] = field(default_factory=list)
-    """Groups with too few viable members."""
-    returned: Counter[str] = field(default_factory=Counter)
 
 
 class QueryPool(Generic[G]):
@@ -90,24 +48,17 @@ class QueryPool(Generic[G]):
         if len({q.id for q in questions}) < len(questions):
             duplicate = next(i for i, c in Counter(q.id for q in questions).items() if c > 1)
             raise UserError(f"question id {duplicate} occurs more than once in the training data")
-        n = len(questions)
         self.questions = questions
         self.rule = rule
         self.books = Books()
-        self.history = QueryHistory(n, rule.retained)
+        self.history = QueryHistory(len(questions), rule.retained)
         self._seed = seed
         self._budget = budget
-        self._place = np.full(n, Place.AVAILABLE, dtype=np.uint8)
-        self._open = SumTree(np.ones(n))  # 1 for available queries
-        self._round = 0  # how often the consumed queries were brought back
-        self._drawn_in = np.zeros(n, dtype=np.int32)  # round of the last draw
-        self._looks_at = np.full(n, -1, dtype=np.int32)  # batch that wakes the query or weighs it anew
-        self._looks: dict[int, list[int]] = {}  # the queries by that batch
-        self._claims: dict[int, _Claim] = {}
+        self._places = Places(len(questions), rule, self.history)
+        self._claims: dict[int, Claim] = {}
         self._next_claim = 0
-        self._batches: deque[_OpenBatch[G]] = deque()
+        self._batches: deque[OpenBatch[G]] = deque()
         self._next_batch = 0
-        self._tree = SumTree(self._weights(np.arange(n)))  # the weight of available queries, 0 for all others
         self._released = 0  # batches released
         self._taken: dict[int, list[tuple[int, int]]] = {}  # batch -> (accepted query, its rest), until release
         self._kept: list[G] = []  # surplus, until the next batch opens
@@ -129,20 +80,18 @@ class QueryPool(Generic[G]):
             if batch.reissue:
                 order, query, max_searches = batch.reissue.popleft()
             else:
-                drawn = self._draw(batch)
+                drawn = self._places.draw(batch.random)
                 if drawn is None:
                     break
                 order, query = batch.orders, drawn
                 max_searches = self._budget.limit(self.history, query, batch.index) if self._budget else None
                 batch.drawn += 1
                 batch.orders += 1
-                self._drawn_in[query] = self._round
-                self._move(query, Place.CLAIMED)
             tickets.append(self._ticket(batch, order, query, max_searches, worker, now))
         return tickets
 
     def _ticket(
-        self, batch: _OpenBatch[G], order: int, query: int, max_searches: int | None, worker: str, now: float
+        self, batch: OpenBatch[G], order: int, query: int, max_searches: int | None, worker: str, now: float
     ) -> Ticket:
         cut_hard, cut_easy = self.rule.cuts(self.history, query, batch.index)
         ticket = Ticket(
@@ -158,11 +107,11 @@ class QueryPool(Generic[G]):
         )
         self._next_claim += 1
         batch.claims.add(ticket.claim_id)
-        self._claims[ticket.claim_id] = _Claim(ticket, worker, now + self.rule.lease_s)
+        self._claims[ticket.claim_id] = Claim(ticket, worker, now + self.rule.lease_s)
         self.books.groups.receive()
         return ticket
 
-    def _drawable_batch(self) -> _OpenBatch[G] | None:
+    def _drawable_batch(self) -> OpenBatch[G] | None:
         """The oldest batch that wants another draw, opening a new one if the staleness bound allows."""
         for batch in self._batches:
             if batch.reissue or self._wants(batch) > 0:
@@ -172,95 +121,19 @@ class QueryPool(Generic[G]):
                 return batch
         return None
 
-    def _open_batch(self) -> _OpenBatch[G]:
+    def _open_batch(self) -> OpenBatch[G]:
         random = np.random.default_rng(derive_seed(self._seed, "pool", self._next_batch))
-        batch: _OpenBatch[G] = _OpenBatch(self._next_batch, random, kept=self._kept)
+        batch: OpenBatch[G] = OpenBatch(self._next_batch, random, kept=self._kept)
         self._kept = []
         self._batches.append(batch)
         self._next_batch += 1
-        for at in sorted(at for at in self._looks if at <= batch.index):
-            self._look(at)
-        if self.rule.resets(available=self.available):
-            self._bring_back_consumed()
+        self._places.next_batch = self._next_batch
+        self._places.wake(batch.index)
         return batch
 
-    def _wants(self, batch: _OpenBatch[G]) -> int:
+    def _wants(self, batch: OpenBatch[G]) -> int:
         room = self.rule.batch_questions - len(batch.kept)
         return self.rule.wanted(room=room, drawn=batch.drawn, zero=batch.zero)
-
-    def _draw(self, batch: _OpenBatch[G]) -> int | None:
-        if self.available == 0 and self.rule.resets(available=0):
-            self._bring_back_consumed()
-        while self.available == 0 and self._looks:
-            self._look(min(self._looks))  # better a query that has not rested to the end than none
-        if self.available == 0:
-            return None
-        explores = self.rule.explore > 0 and batch.random.random() < self.rule.explore
-        tree = self._open if explores else self._tree
-        return tree.find(batch.random.random() * tree.total)
-
-    # --- where queries are -----------------------------------------------------------------------
-
-    @property
-    def available(self) -> int:
-        """Queries that can be drawn."""
-        return int(self._open.total)
-
-    def _move(self, query: int, place: Place) -> None:
-        """Changes one query's place; keeps the trees, and the batch at which the query is looked at again."""
-        if place is Place.AVAILABLE:
-            self._make_available(np.array([query]))
-            return
-        self._place[query] = place
-        self._tree.set(query, 0.0)
-        self._open.set(query, 0.0)
-        self._looks_at[query] = -1
-
-    def _make_available(self, queries: npt.NDArray[np.int64]) -> None:
-        """Weighs ``queries`` and lets them be drawn, wherever they were."""
-        self._place[queries] = Place.AVAILABLE
-        self._tree.set_many(queries, self._weights(queries))
-        self._open.set_many(queries, 1.0)
-        self._looks_at[queries] = -1
-        drawn = queries[self.history.draws[queries] > 0]  # an unseen query's weight never changes
-        looks = self.rule.next_look(self._next_batch - self.history.drawn_at[drawn])
-        for query, look in zip(drawn[looks > 0].tolist(), looks[looks > 0].tolist(), strict=True):
-            self._look_later(query, self._next_batch + look)
-
-    def _weights(self, queries: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Weights for the next batch to open."""
-        return self.rule.weights(self.history, queries, self._next_batch)
-
-    def _look_later(self, query: int, batch: int) -> None:
-        self._looks_at[query] = batch
-        self._looks.setdefault(batch, []).append(query)
-
-    def _look(self, batch: int) -> None:
-        """Wakes or weighs anew the queries that are due at ``batch``."""
-        due = np.unique(np.array(self._looks.pop(batch), dtype=np.int64))
-        idle = np.isin(self._place[due], (Place.RESTING, Place.AVAILABLE))
-        self._make_available(due[idle & (self._looks_at[due] == batch)])
-
-    def _rest(self, query: int, rest: int) -> None:
-        """A query comes back from its draw and rests as the rule says.
-
-        A draw that is older than the last time the consumed queries came back consumes nothing now,
-        or a query in flight at that moment would sit out a whole epoch.
-        """
-        if rest == AT_ONCE or (rest == FOREVER and self._drawn_in[query] < self._round):
-            self._move(query, Place.AVAILABLE)
-        elif rest == FOREVER:
-            self._move(query, Place.CONSUMED)
-        else:
-            self._move(query, Place.RESTING)
-            self._look_later(query, self._next_batch + rest)
-
-    def _bring_back_consumed(self) -> None:
-        consumed = np.flatnonzero(self._place == Place.CONSUMED)
-        if len(consumed) == 0:
-            return
-        self._round += 1
-        self._make_available(consumed)
 
     def progress(self) -> tuple[int, int]:
         """Groups of the oldest open batch that are here, and as many as it has drawn or wants so far."""
@@ -292,7 +165,7 @@ class QueryPool(Generic[G]):
         for trajectory in group.discarded:
             self.books.trajectories.give_back("discarded")
             self.books.tokens.give_back("discarded", trajectory.generated_tokens)
-        self._move(claim.ticket.query, Place.SUBMITTED)
+        self._places.move(claim.ticket.query, Place.SUBMITTED)
         if group.size < self.rule.min_viable:
             batch.spoiled.append(group)
             self._return_group(batch, group, "too_few_viable")
@@ -315,31 +188,31 @@ class QueryPool(Generic[G]):
         """When the next lease runs out, or None without claims."""
         return min((c.deadline for c in self._claims.values()), default=None)
 
-    def _return_claims(self, claims: list[_Claim], reason: str) -> int:
+    def _return_claims(self, claims: list[Claim], reason: str) -> int:
         for claim in claims:
             del self._claims[claim.ticket.claim_id]
             batch = self._batch(claim.ticket.batch)
             batch.claims.discard(claim.ticket.claim_id)
             batch.returned[reason] += 1
             self.books.groups.give_back(reason)
-            self._move(claim.ticket.query, Place.AVAILABLE)
+            self._places.move(claim.ticket.query, Place.AVAILABLE)
             self._redraw(batch)
         return len(claims)
 
-    def _redraw(self, batch: _OpenBatch[G]) -> None:
+    def _redraw(self, batch: OpenBatch[G]) -> None:
         """A draw lost to a fault is drawn again, up to as many as the batch has candidates."""
         if batch.redrawn < self.rule.candidates:
             batch.redrawn += 1
             batch.drawn -= 1
 
-    def _return_group(self, batch: _OpenBatch[G], group: G, reason: str, rest: int = AT_ONCE) -> None:
+    def _return_group(self, batch: OpenBatch[G], group: G, reason: str, rest: int = AT_ONCE) -> None:
         batch.returned[reason] += 1
         self.books.groups.give_back(reason)
         self.books.trajectories.give_back(reason, group.size)
         self.books.tokens.give_back(reason, group.viable_tokens)
-        self._rest(group.ticket.query, rest)
+        self._places.rest(group.ticket.query, rest)
 
-    def _batch(self, index: int) -> _OpenBatch[G]:
+    def _batch(self, index: int) -> OpenBatch[G]:
         return self._batches[index - self._batches[0].index]
 
     # --- take and release ------------------------------------------------------------------------
@@ -359,9 +232,8 @@ class QueryPool(Generic[G]):
     @property
     def _dry(self) -> bool:
         """Nothing is left to draw, and no release is due that could bring a query back."""
-        if self.available > 0 or self._taken or self._looks:
-            return False
-        return not (self.rule.resets(available=0) and (self._place == Place.CONSUMED).any())
+        places = self._places
+        return not (places.available or self._taken or places.any_rests or places.can_bring_back())
 
     def take(self, *, version: int) -> TakenBatch[G]:
         """The oldest batch, for a learner at policy ``version``. Call it only when ``ready``.
@@ -400,7 +272,7 @@ class QueryPool(Generic[G]):
             if verdict != ACCEPTED:
                 self._return_group(batch, group, verdict, rest)
                 continue
-            self._move(query, Place.ACCEPTED)
+            self._places.move(query, Place.ACCEPTED)
             self.books.groups.accept()
             self.books.trajectories.accept(group.size)
             self.books.tokens.accept(group.viable_tokens)
@@ -458,15 +330,14 @@ class QueryPool(Generic[G]):
         if batch != self._released or batch not in self._taken:
             raise ValueError(f"release of batch {batch}, but {self._released} is the next to be released")
         for query, rest in self._taken.pop(batch):
-            self._rest(query, rest)
+            self._places.rest(query, rest)
         self._released += 1
 
     # --- reading ---------------------------------------------------------------------------------
 
     def places(self) -> dict[str, int]:
         """Number of queries in each place; they add up to the size of the pool."""
-        counts = np.bincount(self._place, minlength=len(Place))
-        return {place.name.lower(): int(counts[place]) for place in Place}
+        return self._places.counts()
 
     def seen(self) -> dict[str, int]:
         """Number of queries by the state that their last draw left them in."""
@@ -493,41 +364,17 @@ class QueryPool(Generic[G]):
         if self._taken:
             raise ValueError("the pool's state is only defined when every taken batch has been released")
         spare = [g.ticket.query for g in (*self._kept, *(g for b in self._batches for g in b.kept))]
-        place = self._place.copy()
-        place[spare] = Place.AVAILABLE  # a surplus group is lost, its query can be drawn again
-        weight = self._tree.weights.copy()
-        weight[spare] = self._weights(np.array(spare, dtype=np.int64))
         return {
             "ids": self._ids_digest(),
-            "place": place,
-            "weight": weight,
-            "looks_at": self._looks_at.copy(),
-            "drawn_in": self._drawn_in.copy(),
-            "round": self._round,
+            **self._places.state(spare),  # a surplus group is lost, its query can be drawn again
             "released": self._released,
             "next_batch": self._next_batch,
             "next_claim": self._next_claim,
             "empty_batches": self.empty_batches,
-            "open": [
-                {
-                    "index": b.index,
-                    "random": b.random.bit_generator.state,
-                    "drawn": b.drawn,
-                    "redrawn": b.redrawn,
-                    "orders": b.orders,
-                    "in_flight": sorted([*b.reissue, *self._in_flight(b)]),
-                    "returned": dict(b.returned),
-                }
-                for b in self._batches
-            ],
+            "open": [b.state([self._claims[c].ticket for c in b.claims]) for b in self._batches],
             "books": self.books.state(),
             **self.history.state(),
         }
-
-    def _in_flight(self, batch: _OpenBatch[G]) -> list[tuple[int, int, int | None]]:
-        """(order, query, limit of searches) of the batch's draws that are claimed or submitted."""
-        tickets = [self._claims[c].ticket for c in batch.claims] + [g.ticket for g in batch.groups.values()]
-        return [(t.order, t.query, t.max_searches) for t in tickets]
 
     def _ids_digest(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
@@ -545,31 +392,12 @@ class QueryPool(Generic[G]):
         if state["ids"] != self._ids_digest():
             raise UserError("the checkpoint's pool holds other questions than data=…; resume with the same data")
         self.history.load_state(state)
-        self._place[:] = state["place"]
-        self._tree = SumTree(state["weight"])
-        self._open = SumTree(self._place == Place.AVAILABLE)
-        self._drawn_in[:] = state["drawn_in"]
-        for query in np.flatnonzero(state["looks_at"] >= 0):
-            self._look_later(int(query), int(state["looks_at"][query]))
-        for name in ("round", "released", "next_batch", "next_claim"):
+        for name in ("released", "next_batch", "next_claim"):
             setattr(self, f"_{name}", int(state[name]))
+        self._places.next_batch = self._next_batch
+        self._places.load_state(state, [query for saved in state["open"] for _, query, _ in saved["in_flight"]])
         self.empty_batches = int(state["empty_batches"])
-        for saved in state["open"]:
-            random = np.random.default_rng()
-            random.bit_generator.state = saved["random"]
-            in_flight = deque((order, query, limit) for order, query, limit in saved["in_flight"])
-            self._place[[query for _, query, _ in in_flight]] = Place.CLAIMED
-            self._batches.append(
-                _OpenBatch(
-                    int(saved["index"]),
-                    random,
-                    drawn=int(saved["drawn"]),
-                    redrawn=int(saved["redrawn"]),
-                    orders=int(saved["orders"]),
-                    reissue=in_flight,
-                    returned=Counter(saved["returned"]),
-                )
-            )
+        self._batches.extend(OpenBatch.of(saved) for saved in state["open"])
         self.books.load_state(state["books"])
 
 

@@ -89,10 +89,10 @@ class World:
 
     def claim(self) -> bool:
         worker = f"w{self.rng.randrange(4)}"
-        before = bytes(self.pool._place)
+        before = bytes(self.pool._places._place)
         available = before.count(Place.AVAILABLE)
         tickets = self.pool.claim(worker, now=self.now)
-        after = bytes(self.pool._place)
+        after = bytes(self.pool._places._place)
         self.wake(before, after, available)
         back = [q for q in range(len(after)) if before[q] == Place.CONSUMED != after[q]]
         if back:
@@ -308,7 +308,7 @@ class World:
     def check(self) -> None:
         """After every event: each query is where the clerk says, and the counts add up."""
         pool, books = self.pool, self.pool.books
-        assert bytes(pool._place) == self.place
+        assert bytes(pool._places._place) == self.place
         assert books.groups.balanced
         assert books.trajectories.balanced
         assert books.tokens.balanced
@@ -331,9 +331,9 @@ class World:
         assert sum(places.values()) == sum(pool.seen().values()) == len(pool.questions)
         assert 0 <= pool.history.flipped_share <= 1
         drawable = np.frombuffer(bytes(self.place), np.uint8) == Place.AVAILABLE
-        assert ((pool._tree.weights > 0) == drawable).all()
-        assert pool._open.total == drawable.sum() == pool.available
-        assert pool._tree.total == pytest.approx(pool._tree.weights.sum(), rel=1e-9)
+        assert ((pool._places._tree.weights > 0) == drawable).all()
+        assert pool._places._open.total == drawable.sum() == pool._places.available
+        assert pool._places._tree.total == pytest.approx(pool._places._tree.weights.sum(), rel=1e-9)
         assert len(pool._batches) + len(pool._taken) <= self.rule.max_staleness + 1
 
     def finish(self, batches: int) -> None:

@@ -1,0 +1,75 @@
+"""A batch that is still being drawn or played: its draws, its generator and the groups that are there."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic
+
+import numpy as np
+
+from agent.pool.batches import G
+from agent.records import Ticket
+
+Draw = tuple[int, int, int | None]
+"""(order, query, limit of searches)."""
+
+
+@dataclass
+class Claim:
+    """A ticket that a worker holds until ``deadline``, in the caller's seconds."""
+
+    ticket: Ticket
+    worker: str
+    deadline: float
+
+
+@dataclass
+class OpenBatch(Generic[G]):
+    """One batch, until it is taken."""
+
+    index: int
+    random: np.random.Generator
+    drawn: int = 0
+    redrawn: int = 0
+    orders: int = 0
+    zero: int = 0
+    """Groups in ``groups`` without signal."""
+    reissue: deque[Draw] = field(default_factory=deque)
+    """Draws that a checkpoint had in flight: they are claimed again first."""
+    claims: set[int] = field(default_factory=set)
+    kept: list[G] = field(default_factory=list)
+    """Surplus of an earlier batch."""
+    groups: dict[int, G] = field(default_factory=dict)  # by order
+    spoiled: list[G] = field(default_factory=list)
+    """Groups with too few viable members."""
+    returned: Counter[str] = field(default_factory=Counter)
+
+    def state(self, claimed: Sequence[Ticket]) -> dict[str, Any]:
+        """As JSON values. Its draws that are ``claimed`` or played are in flight; played groups are not saved."""
+        tickets = [*claimed, *(group.ticket for group in self.groups.values())]
+        return {
+            "index": self.index,
+            "random": self.random.bit_generator.state,
+            "drawn": self.drawn,
+            "redrawn": self.redrawn,
+            "orders": self.orders,
+            "in_flight": sorted([*self.reissue, *((t.order, t.query, t.max_searches) for t in tickets)]),
+            "returned": dict(self.returned),
+        }
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> OpenBatch[G]:
+        """The batch of a ``state()``; what was in flight is claimed again first."""
+        random = np.random.default_rng()
+        random.bit_generator.state = state["random"]
+        return cls(
+            int(state["index"]),
+            random,
+            drawn=int(state["drawn"]),
+            redrawn=int(state["redrawn"]),
+            orders=int(state["orders"]),
+            reissue=deque((order, query, limit) for order, query, limit in state["in_flight"]),
+            returned=Counter(state["returned"]),
+        )
