@@ -28,11 +28,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from actors.start import ready
 from agent.errors import Fault, UserError, refused
 from conf.arguments import asks_for_help
 from conf.command_line import check_overrides
 from conf.schema import RunConfig, register, typed
-from conf.start import ready
 
 if TYPE_CHECKING:
     from tracking.console import Console
@@ -46,9 +46,9 @@ register()
 
 def train(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=train``: the whole training run, from data to the last checkpoint."""
-    from actors.installation import slow_bfloat16
-    from actors.machine import check_machine
     from actors.plan.fit import refusal
+    from actors.plan.installation import slow_bfloat16
+    from actors.plan.machine import check_machine
 
     if unfit := refusal(config):
         raise UserError(f"{unfit} (mode=plan shows the whole plan)")
@@ -178,7 +178,7 @@ def ask(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 def index(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=index``: the retrieval index of the corpus, built beforehand."""
-    from actors.machine import check_cache
+    from actors.plan.machine import check_cache
     from retrieval_service.index import check_index, ensure_index
     from tasks.load import load
 

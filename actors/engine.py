@@ -32,10 +32,10 @@ import numpy as np
 import torch
 
 from actors.completions import completed, scored
-from actors.config import EngineConfig
 from actors.weights import Published
 from agent.errors import Fault, GenerationError
 from agent.records import Completion
+from conf.topology import EngineConfig
 
 
 def engine_environment(config: EngineConfig, device: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import ray
 
 from actors.crew import Crew
-from actors.machine import check_machine
+from actors.plan.machine import check_machine
 from actors.prepare import check_model
 from actors.questions import Asked, asked
 from actors.ray_start import start_ray

@@ -16,8 +16,8 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from actors.config import ClusterConfig
 from agent.errors import UserError
+from conf.topology import ClusterConfig
 
 Bundle = Mapping[str, float]
 

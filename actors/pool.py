@@ -14,8 +14,8 @@ from typing import Any
 import ray
 
 from actors.process import log_to
-from agent.budgets import SearchBudget
 from agent.pool.batches import TakenBatch
+from agent.pool.budgets import SearchBudget
 from agent.pool.query_pool import QueryPool
 from agent.pool.rules.base import PoolRule
 from agent.records import Group, Question, Ticket

@@ -20,8 +20,8 @@ from typing import Any
 
 from actors.plan.host import object_store_bytes
 from actors.process import QUIET
-from actors.ray_address import reach
 from agent.errors import Fault, UserError
+from conf.ray_address import reach
 from conf.schema import RunConfig
 from tracking.run_folder import unwritable
 

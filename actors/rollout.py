@@ -16,7 +16,6 @@ from typing import Any
 
 import ray
 
-from actors.config import EngineConfig
 from actors.engine import Engine, EngineStats
 from actors.placement import nearest
 from actors.process import log_to
@@ -32,6 +31,7 @@ from agent.records import Question, Ticket
 from agent.rewards import Scorer
 from agent.strategies import STRATEGIES, Strategy
 from agent.tokens import Tokenizer
+from conf.topology import EngineConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,8 +20,8 @@ from actors.pool import PoolActor
 from actors.process import QUIET
 from actors.retrieval import RetrievalActor
 from actors.rollout import RolloutWorker, WorkerSettings
-from agent.budgets import SearchBudget
 from agent.inference.infer import Inference
+from agent.pool.budgets import SearchBudget
 from agent.pool.rules.epoch import Rule as Epoch
 from agent.records import Question
 from agent.seeds import derive_seed

@@ -346,7 +346,7 @@ class Ticket:
     cut_easy: bool = False
     """Play no more if the probe says too easy."""
     max_searches: int | None = None
-    """Most searches of each rollout (``agent/budgets.py``); None is ``agent.max_searches``."""
+    """Most searches of each rollout (``agent/pool/budgets.py``); None is ``agent.max_searches``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

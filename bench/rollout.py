@@ -40,7 +40,6 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from actors.config import EngineConfig  # noqa: E402
 from actors.engine import Engine  # noqa: E402
 from actors.process import QUIET  # noqa: E402
 from agent.config import AgentConfig, RewardConfig  # noqa: E402
@@ -49,6 +48,7 @@ from agent.protocol import PROTOCOLS, Dialogue  # noqa: E402
 from agent.records import Completion, Passage, Ticket  # noqa: E402
 from agent.rewards import Scorer  # noqa: E402
 from agent.tokens import Tokenizer  # noqa: E402
+from conf.topology import EngineConfig  # noqa: E402
 from learner.config import ModelConfig  # noqa: E402
 from learner.policy import Policy  # noqa: E402
 from learner.skeleton import write_skeleton  # noqa: E402

@@ -13,11 +13,10 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
-from actors.config import ClusterConfig
-from agent.budgets import SearchBudget
 from agent.config import AgentConfig, BudgetConfig, ExitConfig, GroupConfig, RewardConfig, SelectivityConfig
 from agent.errors import UserError, one_of
 from agent.inference.infer import Inference
+from agent.pool.budgets import SearchBudget
 from agent.pool.rules.base import PoolRule, rule_class, rule_names
 from agent.protocol import PROMPTS, PROTOCOLS
 from agent.rewards import Scorer
@@ -25,6 +24,7 @@ from agent.settings import KIND, PATH, SENTENCE
 from agent.simulation.policies import SimulationConfig
 from agent.strategies import STRATEGIES
 from conf.hints import hint
+from conf.topology import ClusterConfig
 from learner.config import AlgorithmConfig, ModelConfig
 from retrieval_service.config import RetrievalConfig
 from tasks.config import NO_DEVELOPMENT, DataConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from agent.inference.calibration import Calibration
-from tracking.experiments.pictures import COLOURS
+from tracking.palette import COLOURS
 
 
 def draw(file: Path, found: Calibration) -> None:

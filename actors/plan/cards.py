@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from actors.config import ClusterConfig
 from agent.errors import one_of
+from conf.topology import ClusterConfig
 
 GIB = 2**30
 

@@ -20,10 +20,10 @@ from typing import Any, Generic
 
 import numpy as np
 
-from agent.budgets import SearchBudget
 from agent.errors import Fault, UserError
 from agent.pool.batches import AcceptedGroup, G, Identified, Played, TakenBatch
 from agent.pool.books import Books
+from agent.pool.budgets import SearchBudget
 from agent.pool.history import STATES, QueryHistory
 from agent.pool.open_batch import Claim, OpenBatch
 from agent.pool.places import Place, Places

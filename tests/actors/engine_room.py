@@ -160,8 +160,8 @@ def _serve(connection: Any, folder: Path, device: str) -> None:
 def _make_room(folder: Path, device: str) -> Room:
     import torch
 
-    from actors.config import EngineConfig
     from actors.engine import Engine
+    from conf.topology import EngineConfig
     from learner.config import ModelConfig
     from learner.skeleton import write_skeleton
     from tasks.tokenizer import train
@@ -603,8 +603,8 @@ async def pipelined(room: Room, drained: bool) -> tuple[list[int], list[int], in
     import torch
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from actors.config import EngineConfig
     from actors.engine import Engine
+    from conf.topology import EngineConfig
 
     class Blind(Engine):
         def _hold(self) -> None:
@@ -640,8 +640,8 @@ async def scripted(room: Room, script: list[Any]) -> list[str]:
     import torch
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from actors.config import EngineConfig
     from actors.engine import Engine
+    from conf.topology import EngineConfig
 
     real = LLMEngine.from_engine_args
     steps = iter([s for s in script if s not in ("bad weights", "sleep in flight")])

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from actors.config import ClusterConfig
-from actors.installation import engines, processor_flags, slow_bfloat16, wrong_build
+from actors.plan.installation import engines, processor_flags, slow_bfloat16, wrong_build
 from agent.pool.rules.epoch import Rule as Epoch
 from conf.schema import RunConfig
+from conf.topology import ClusterConfig
 from learner.config import ModelConfig
 
 AVX2 = frozenset({"fma", "avx2"})

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from actors.config import ClusterConfig
-from actors.machine import Disk, Gpu, Machine, check_cache, check_machine, gpus, missing, snapshot
 from actors.plan.cards import GIB
 from actors.plan.host import memory_bytes, output_bytes
+from actors.plan.machine import Disk, Gpu, Machine, check_cache, check_machine, gpus, missing, snapshot
 from agent.errors import UserError
 from agent.pool.rules.recycle import Rule as Recycle
 from conf.schema import RunConfig
+from conf.topology import ClusterConfig
 from learner.config import AlgorithmConfig, ModelConfig, OptimizerConfig
 
 SIZES = {

@@ -11,12 +11,12 @@ import pytest
 import ray
 from ray_fakes import result, until
 
-from actors.config import ClusterConfig
 from actors.placement import ANYWHERE, Places, bundles, engine_nodes, lacking, nearest, on_node, reserve
 from actors.topology import Topology
 from agent.errors import UserError
 from agent.pool.rules.epoch import Rule as Epoch
 from conf.schema import RunConfig
+from conf.topology import ClusterConfig
 
 
 def test_each_engine_has_a_bundle_beside_the_learners() -> None:

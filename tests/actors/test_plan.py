@@ -15,7 +15,6 @@ from hydra import compose, initialize_config_module
 from live_bytes import LiveBytes
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from actors.config import ClusterConfig, EngineConfig
 from actors.plan.architecture import Architecture, architecture
 from actors.plan.cards import CARDS, GIB, usable_bytes
 from actors.plan.engine import engine_memory
@@ -27,6 +26,7 @@ from actors.plan.table import table
 from agent.errors import UserError
 from agent.pool.rules.recycle import Rule as Recycle
 from conf.schema import CheckpointConfig, RunConfig, register, typed
+from conf.topology import ClusterConfig, EngineConfig
 from learner.config import AlgorithmConfig, ModelConfig, OptimizerConfig
 from learner.optimizer import ClippedAdamW
 from learner.packing import pack_rows

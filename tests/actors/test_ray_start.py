@@ -16,11 +16,11 @@ import pytest
 from patience import run
 
 from actors import ray_start
-from actors.config import ClusterConfig
-from actors.ray_address import reach
 from agent.errors import UserError
 from agent.pool.rules.recycle import Rule as Recycle
+from conf.ray_address import reach
 from conf.schema import RunConfig
+from conf.topology import ClusterConfig
 
 ROOT = Path(ray_start.__file__).parents[1]
 
@@ -190,7 +190,7 @@ import json, sys, time
 import psutil, ray
 from ray._private import services
 from actors import ray_start
-from actors.config import ClusterConfig
+from conf.topology import ClusterConfig
 from agent.errors import Fault
 from agent.pool.rules.recycle import Rule
 from conf.schema import RunConfig

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 
 from actors import run_state, supervisor
-from actors.config import ClusterConfig
 from actors.prepare import Prepared
 from actors.reports import StepReport, Unsound
 from actors.supervisor import Supervisor
@@ -30,6 +29,7 @@ from agent.pool.history import DRAW
 from agent.pool.rules.epoch import Rule as Epoch
 from agent.records import Question
 from conf.schema import CheckpointConfig, EvalConfig, RunConfig
+from conf.topology import ClusterConfig
 from learner.checkpoint import checkpoints, latest
 from learner.config import AlgorithmConfig, SeedingConfig, WarmStartConfig
 from retrieval_service.stats import Stats

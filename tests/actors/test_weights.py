@@ -13,7 +13,6 @@ import torch
 from patience import HANG_S
 from safetensors.torch import save_file
 
-from actors.config import ClusterConfig
 from actors.weights import (
     CHANNELS,
     Digest,
@@ -28,6 +27,7 @@ from actors.weights import (
     unpack,
 )
 from agent.errors import Fault, UserError
+from conf.topology import ClusterConfig
 
 
 def _odd_tensors() -> dict[str, torch.Tensor]:

@@ -9,11 +9,11 @@ import json
 import numpy as np
 import pytest
 
-from agent.budgets import SearchBudget
 from agent.config import AgentConfig, BudgetConfig, RewardConfig
 from agent.continuation import play_with_continuation
 from agent.errors import UserError
 from agent.group import Player, play_group
+from agent.pool.budgets import SearchBudget
 from agent.pool.history import NEVER, QueryHistory
 from agent.pool.query_pool import QueryPool
 from agent.pool.rules.base import rule_class

@@ -13,10 +13,10 @@ from hydra import compose, initialize_config_module
 from patience import run
 
 import launch
-from agent.budgets import RULES
 from agent.config import ExitConfig, RewardConfig, SelectivityConfig
 from agent.errors import UserError
 from agent.inference.infer import Inference
+from agent.pool.budgets import RULES
 from agent.pool.rules.base import rule_class, rule_names
 from agent.strategies import STRATEGIES
 from conf.schema import CheckpointConfig, EvalConfig, RunConfig, keys, typed

@@ -14,14 +14,13 @@ from matplotlib.ticker import FuncFormatter
 
 from tracking.experiments.measures import evaluations, half_width, per_question, recycled_share
 from tracking.experiments.sweep import Status
+from tracking.palette import COLOURS
 
 Row = Mapping[str, Any]
 Runs = Mapping[str, Sequence[Sequence[Row]]]
 """The rows of each condition's finished jobs."""
 Curve = tuple[Sequence[float], Sequence[float]]
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, which people of any colour vision tell apart; the yellow is too pale for a line."""
 MIX = {"too_hard": ("too hard", "#D55E00"), "signal": ("signal", "#0072B2"), "too_easy": ("too easy", "#BBBBBB")}
 BINS = 20
 _DASHES = ("-", "--", ":")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from actors.ray_address import check_form
 from agent.errors import UserError, one_of
 from agent.settings import TEXT
+from conf.ray_address import check_form
 
 
 @dataclass

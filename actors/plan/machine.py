@@ -15,13 +15,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.installation import engines, wrong_build
 from actors.plan.cards import GIB, nominal_gib, usable_bytes
 from actors.plan.engine import engine_memory
 from actors.plan.host import DISK_MARGIN, memory_bytes, object_store_bytes, output_bytes
+from actors.plan.installation import engines, wrong_build
 from actors.plan.learner import learner_memory
-from actors.ray_address import reach
 from agent.errors import UserError
+from conf.ray_address import reach
 from conf.schema import RunConfig
 from tracking.run_folder import unwritable
 
