@@ -34,7 +34,7 @@ FLOORS = (
 )
 """Each floor may import from the floors before it, and from itself."""
 INNER_FLOORS = (
-    ("agent", "agent.pool", "agent.inference.infer", "agent.simulation"),
+    ("agent", "agent.pool", "agent.inference", "agent.simulation"),
     ("tracking", "tracking.experiments"),
     ("actors.plan", "actors"),
 )
