@@ -14,11 +14,13 @@ from typing import Any
 import ray
 
 from actors.process import log_to
+from agent.groups import Group
 from agent.pool.batches import TakenBatch
 from agent.pool.budgets import SearchBudget
 from agent.pool.query_pool import QueryPool
 from agent.pool.rules.base import PoolRule
-from agent.records import Group, Question, Ticket
+from agent.records import Question
+from agent.tickets import Ticket
 from tracking.trajectories import TrajectoryLog
 
 

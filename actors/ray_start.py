@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from actors.plan.host import object_store_bytes
+from actors.plan.ray_address import reach
 from actors.process import QUIET
 from agent.errors import Fault, UserError
-from conf.ray_address import reach
 from conf.schema import RunConfig
 from tracking.run_folder import unwritable
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from actors.weights import Published
 from agent.errors import commonest
+from agent.groups import Group
 from agent.pool.batches import TakenBatch
-from agent.records import Group, StopReason
+from agent.records import StopReason
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

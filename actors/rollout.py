@@ -27,9 +27,10 @@ from agent.group import Player
 from agent.inference.evaluation import EvalRow, evaluate
 from agent.inference.infer import Inference, Inferred, infer
 from agent.protocol import Dialogue
-from agent.records import Question, Ticket
+from agent.records import Question
 from agent.rewards import Scorer
 from agent.strategies import STRATEGIES, Strategy
+from agent.tickets import Ticket
 from agent.tokens import Tokenizer
 from conf.topology import EngineConfig
 

@@ -19,9 +19,11 @@ from dataclasses import replace
 
 from agent.episode import Prefix
 from agent.group import Player, play_group
-from agent.records import Group, Question, ScoredTrajectory, Ticket, Trajectory
+from agent.groups import Group
+from agent.records import Question, ScoredTrajectory, Trajectory
 from agent.rewards import evidence_found
 from agent.seeds import derive_seed
+from agent.tickets import Ticket
 
 
 def cut(trajectory: Trajectory, question: Question, evidence_match: str) -> Prefix:

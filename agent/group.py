@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 from agent.config import AgentConfig, SelectivityConfig
 from agent.episode import Generator, Prefix, Searcher, Watcher, play
+from agent.groups import Group
 from agent.protocol import Dialogue
-from agent.records import Group, QueryState, Question, ScoredTrajectory, Ticket, Trajectory
+from agent.records import Question, ScoredTrajectory, Trajectory
 from agent.rewards import Scorer
 from agent.seeds import derive_seed
+from agent.tickets import QueryState, Ticket
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

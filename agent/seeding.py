@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from agent.records import MAX_REWARD, Group, Question, Score, ScoredTrajectory, Trajectory
+from agent.groups import Group
+from agent.records import MAX_REWARD, Question, Score, ScoredTrajectory, Trajectory
 from agent.rewards import evidence_recall
 
 

@@ -6,7 +6,9 @@ from typing import Protocol
 
 from agent.continuation import play_with_continuation
 from agent.group import Player, play_group
-from agent.records import Group, Question, Ticket
+from agent.groups import Group
+from agent.records import Question
+from agent.tickets import Ticket
 
 
 class Strategy(Protocol):

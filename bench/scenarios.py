@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 
 from agent.errors import Fault
 from agent.pool.rules.base import rule_class
-from agent.records import QueryState
 from agent.simulation.policies import SimulationConfig, simulate
+from agent.tickets import QueryState
 from tracking.experiments.measures import interval, ratio_interval
 
 CONF = Path(__file__).parents[1] / "conf" / "simulation"

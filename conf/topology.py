@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from agent.errors import UserError, one_of
 from agent.settings import TEXT
-from conf.ray_address import check_form
 
 
 @dataclass
@@ -108,7 +108,7 @@ class ClusterConfig:
         if self.weight_timeout_s <= 0 or self.weight_bucket_mib < 1:
             raise UserError("cluster.weight_timeout_s and cluster.weight_bucket_mib must be positive")
         if self.address is not None:
-            check_form(self.address)
+            check_address(self.address)
         if self.start_timeout_s <= 0 or self.max_restarts < 0:
             raise UserError("cluster.start_timeout_s must be positive and cluster.max_restarts at least 0")
         if self.rollout_workers < 1 or self.learner_threads < 1:
@@ -121,3 +121,20 @@ class ClusterConfig:
                 "cluster.take_turns=true shares one GPU between the learner and one engine: it needs "
                 "cluster.device=cuda and cluster.rollout_workers=1"
             )
+
+
+_ADDRESS = re.compile(r"(ray://)?(?P<host>\[[^\]\s]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})")
+
+
+def check_address(address: str) -> None:
+    """Raises ``UserError`` unless ``address`` is ``HOST:PORT``, ``ray://HOST:PORT`` or ``auto``."""
+    if address == "auto":
+        return
+    if address == "local":
+        raise UserError("cluster.address=local: leave it out (null) to start Ray on this machine")
+    match = _ADDRESS.fullmatch(address)
+    if match is None or not 0 < int(match["port"]) < 2**16:
+        raise UserError(
+            f"cluster.address={address}: is written HOST:PORT, as `ray start --head` prints it, ray://HOST:PORT, or "
+            "auto for the cluster that runs on this machine"
+        )

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.errors import Fault
-from agent.records import BoolArray, FloatArray, Group, IntArray, ScoredTrajectory
+from agent.groups import Group
+from agent.records import BoolArray, FloatArray, IntArray, ScoredTrajectory
 from learner.advantages import group_advantages
 from learner.config import AlgorithmConfig
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from agent.errors import Fault
-from agent.records import FloatArray, Group
+from agent.groups import Group
+from agent.records import FloatArray
 from learner.batch import Batch, Minibatch, Sample, make_batch, minibatches
 from learner.config import AlgorithmConfig
 from learner.loss import EngineGap, LossMetrics, importance_weights, policy_loss

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from agent.pool.history import DRAW, STATES
-from agent.records import QueryState
+from agent.tickets import QueryState
 
 _STATE_COLUMNS = ("before", "rolled_out", "found", "after")
 

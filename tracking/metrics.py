@@ -9,8 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agent.groups import Group
 from agent.pool.batches import TakenBatch
-from agent.records import NO_VERSION, Group, QueryState
+from agent.records import NO_VERSION
+from agent.tickets import QueryState
 
 
 class MetricsLog:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent.groups import Group
 from agent.pool.batches import TakenBatch
-from agent.records import Group, ScoredTrajectory
+from agent.records import ScoredTrajectory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

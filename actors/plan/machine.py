@@ -20,8 +20,8 @@ from actors.plan.engine import engine_memory
 from actors.plan.host import DISK_MARGIN, memory_bytes, object_store_bytes, output_bytes
 from actors.plan.installation import engines, wrong_build
 from actors.plan.learner import learner_memory
+from actors.plan.ray_address import reach
 from agent.errors import UserError
-from conf.ray_address import reach
 from conf.schema import RunConfig
 from tracking.run_folder import unwritable
 

@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from agent.records import QueryState, Ticket, Trajectory
+from agent.records import Trajectory
+from agent.tickets import QueryState, Ticket
 
 
 class Identified(Protocol):
@@ -17,7 +18,7 @@ class Identified(Protocol):
 
 
 class Played(Protocol):
-    """What the pool needs of a group: see ``agent.records.Group``, or the simulator's."""
+    """What the pool needs of a group: see ``agent.groups.Group``, or the simulator's."""
 
     @property
     def question(self) -> Identified: ...

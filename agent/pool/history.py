@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from agent.records import QueryState
+from agent.tickets import QueryState
 
 STATES = tuple(QueryState)
 """The order in which states are stored as small integers."""

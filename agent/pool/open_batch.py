@@ -10,7 +10,7 @@ from typing import Any, Generic
 import numpy as np
 
 from agent.pool.batches import G
-from agent.records import Ticket
+from agent.tickets import Ticket
 
 Draw = tuple[int, int, int | None]
 """(order, query, limit of searches)."""

@@ -28,8 +28,9 @@ from agent.pool.history import STATES, QueryHistory
 from agent.pool.open_batch import Claim, OpenBatch
 from agent.pool.places import Place, Places
 from agent.pool.rules.base import ACCEPTED, AT_ONCE, FOREVER, UNSELECTED, PoolRule
-from agent.records import NO_VERSION, QueryState, Ticket
+from agent.records import NO_VERSION
 from agent.seeds import derive_seed
+from agent.tickets import QueryState, Ticket
 
 
 class QueryPool(Generic[G]):

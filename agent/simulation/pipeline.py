@@ -28,9 +28,9 @@ import numpy as np
 from agent.errors import UserError
 from agent.pool.query_pool import QueryPool
 from agent.pool.rules.epoch import Rule
-from agent.records import Ticket
 from agent.seeds import derive_seed
 from agent.simulation.policies import SimulatedGroup, SimulatedQuestion
+from agent.tickets import Ticket
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,8 +28,9 @@ from agent.errors import UserError
 from agent.pool.batches import TakenBatch
 from agent.pool.query_pool import QueryPool
 from agent.pool.rules.base import PoolRule
-from agent.records import QueryState, Ticket, Trajectory
+from agent.records import Trajectory
 from agent.seeds import derive_seed
+from agent.tickets import QueryState, Ticket
 
 HELD_OUT = 2000
 """Most queries over which the simulated policy is evaluated."""

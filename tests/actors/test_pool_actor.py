@@ -19,10 +19,12 @@ from ray_fakes import pending, result, until
 from actors.calls import get
 from actors.pool import PoolActor
 from agent.errors import Fault, UserError
+from agent.groups import Group
 from agent.pool.query_pool import QueryPool
 from agent.pool.rules.epoch import Rule as Epoch
 from agent.pool.rules.recycle import Rule as Recycle
-from agent.records import Group, Question, Score, ScoredTrajectory, StopReason, Ticket, Trajectory, Turn
+from agent.records import Question, Score, ScoredTrajectory, StopReason, Trajectory, Turn
+from agent.tickets import Ticket
 from tracking.trajectories import TrajectoryLog
 
 QUESTIONS = tuple(Question(id=f"q{i}", text=f"question {i}?", golden_answers=("yes",)) for i in range(6))

@@ -16,9 +16,9 @@ import pytest
 from patience import run
 
 from actors import ray_start
+from actors.plan.ray_address import reach
 from agent.errors import UserError
 from agent.pool.rules.recycle import Rule as Recycle
-from conf.ray_address import reach
 from conf.schema import RunConfig
 from conf.topology import ClusterConfig
 

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from actors.reports import Unsound
+from agent.groups import Group
 from agent.pool.batches import TakenBatch
-from agent.records import Group, Question, Score, ScoredTrajectory, StopReason, Ticket, Trajectory, Turn
+from agent.records import Question, Score, ScoredTrajectory, StopReason, Trajectory, Turn
+from agent.tickets import Ticket
 
 QUESTION = Question(id="q", text="who?", golden_answers=("she",))
 TICKET = Ticket(claim_id=0, query=0, batch=0, order=0, seed=0)

@@ -14,20 +14,10 @@ import pytest
 from agent.config import AgentConfig
 from agent.episode import play
 from agent.errors import GenerationError
+from agent.groups import Group
 from agent.protocol import PROTOCOLS, Dialogue, TagProtocol
-from agent.records import (
-    Completion,
-    Finish,
-    Group,
-    Passage,
-    Question,
-    Score,
-    ScoredTrajectory,
-    StopReason,
-    Ticket,
-    Trajectory,
-    Turn,
-)
+from agent.records import Completion, Finish, Passage, Question, Score, ScoredTrajectory, StopReason, Trajectory, Turn
+from agent.tickets import Ticket
 
 
 class ByteCodec:

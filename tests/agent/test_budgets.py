@@ -13,13 +13,15 @@ from agent.config import AgentConfig, BudgetConfig, RewardConfig
 from agent.continuation import play_with_continuation
 from agent.errors import UserError
 from agent.group import Player, play_group
+from agent.groups import Group
 from agent.pool.budgets import SearchBudget
 from agent.pool.history import NEVER, QueryHistory
 from agent.pool.query_pool import QueryPool
 from agent.pool.rules.base import rule_class
 from agent.protocol import LIMIT_NOTICE, Dialogue
-from agent.records import Completion, Finish, Group, Passage, Question, Score, ScoredTrajectory, StopReason, Ticket
+from agent.records import Completion, Finish, Passage, Question, Score, ScoredTrajectory, StopReason
 from agent.rewards import Scorer
+from agent.tickets import Ticket
 
 
 def limits(config: BudgetConfig, ceiling: int, batches, history=None) -> list[int | None]:

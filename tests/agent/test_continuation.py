@@ -16,21 +16,11 @@ from agent.group import Player, play_group
 from agent.pool.query_pool import QueryPool
 from agent.pool.rules.epoch import Rule as Epoch
 from agent.protocol import LIMIT_NOTICE, Dialogue
-from agent.records import (
-    NO_VERSION,
-    Completion,
-    Finish,
-    Passage,
-    QueryState,
-    Question,
-    Score,
-    ScoredTrajectory,
-    StopReason,
-    Ticket,
-)
+from agent.records import NO_VERSION, Completion, Finish, Passage, Question, Score, ScoredTrajectory, StopReason
 from agent.rewards import Scorer
 from agent.seeds import derive_seed
 from agent.strategies import STRATEGIES
+from agent.tickets import QueryState, Ticket
 
 TICKET = Ticket(claim_id=3, query=0, batch=1, order=2, seed=99)
 QUESTION = Question(id="q", text="Who?", golden_answers=("right",), supporting=("A", "B"))

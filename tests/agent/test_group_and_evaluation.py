@@ -13,8 +13,9 @@ from agent.group import Player, play_group
 from agent.inference.evaluation import EvalRow, check_any_scored, eval_row, evaluate, subset, summarise
 from agent.inference.infer import Inferred
 from agent.protocol import Dialogue
-from agent.records import Completion, Finish, Question, StopReason, Ticket
+from agent.records import Completion, Finish, Question, StopReason
 from agent.rewards import Scorer
+from agent.tickets import Ticket
 
 TICKET = Ticket(claim_id=3, query=0, batch=1, order=2, seed=99)
 

@@ -20,7 +20,7 @@ from agent.pool.rules.base import (
     rule_class,
     rule_names,
 )
-from agent.records import QueryState
+from agent.tickets import QueryState
 
 EPOCH, DYNAMIC, RECYCLE, ADAPTIVE = map(rule_class, ("epoch", "dynamic", "recycle", "adaptive"))
 SIGNAL, HARD, EASY = QueryState.SIGNAL, QueryState.TOO_HARD, QueryState.TOO_EASY

@@ -7,7 +7,7 @@ import pytest
 
 from agent.pool.beta_binomial import chance_of_all, chance_of_any, chance_of_both
 from agent.pool.history import STATES, Population, QueryHistory
-from agent.records import QueryState
+from agent.tickets import QueryState
 
 SIGNAL, HARD, EASY = QueryState.SIGNAL, QueryState.TOO_HARD, QueryState.TOO_EASY
 

@@ -16,7 +16,7 @@ from agent.errors import Fault, UserError
 from agent.pool.history import STATES
 from agent.pool.query_pool import QueryPool
 from agent.pool.rules.base import rule_class
-from agent.records import QueryState
+from agent.tickets import QueryState
 
 EPOCH, RECYCLE = rule_class("epoch"), rule_class("recycle")
 SIGNAL, ZERO = (0.0, 1.0), (0.0, 0.0)

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from agent.groups import Group
 from agent.pool.query_pool import Place, QueryPool
 from agent.pool.rules.base import AT_ONCE, FOREVER, PoolRule, rule_class
-from agent.records import Group, Ticket
+from agent.tickets import Ticket
 
 EPOCH, DYNAMIC, RECYCLE, ADAPTIVE = map(rule_class, ("epoch", "dynamic", "recycle", "adaptive"))
 K = 3

@@ -8,20 +8,19 @@ import pickle
 import numpy as np
 import pytest
 
+from agent.groups import Group
 from agent.records import (
     NO_VERSION,
     Completion,
     Finish,
-    Group,
-    QueryState,
     Question,
     Score,
     ScoredTrajectory,
     StopReason,
-    Ticket,
     Trajectory,
     Turn,
 )
+from agent.tickets import QueryState, Ticket
 
 
 def turn(a: int, b: int, c: int, **more) -> Turn:

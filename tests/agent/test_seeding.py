@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agent.records import NO_VERSION, Question, Score, Ticket, Trajectory
+from agent.records import NO_VERSION, Question, Score, Trajectory
 from agent.seeding import expert_score, inject
+from agent.tickets import Ticket
 from learner.advantages import group_advantages
 
 QUESTION = Question(id="q", text="Who wrote Emma?", golden_answers=("Jane Austen",), supporting=("Emma", "Austen"))

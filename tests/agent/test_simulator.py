@@ -9,8 +9,8 @@ import pytest
 
 from agent.errors import Fault, UserError
 from agent.pool.rules.base import rule_class
-from agent.records import QueryState
 from agent.simulation.policies import DriftingPolicy, SimulationConfig, simulate
+from agent.tickets import QueryState
 
 SMALL = SimulationConfig(queries=400, rollouts_per_query=10)
 

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from agent.records import NO_VERSION, Group, Question, Score, ScoredTrajectory, StopReason, Ticket, Trajectory, Turn
+from agent.groups import Group
+from agent.records import NO_VERSION, Question, Score, ScoredTrajectory, StopReason, Trajectory, Turn
+from agent.tickets import Ticket
 from learner.config import AlgorithmConfig
 from learner.policy import Policy
 

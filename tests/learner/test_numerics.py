@@ -11,7 +11,7 @@ import torch
 from learner_cases import MIXED, SIZES, VOCABULARY, random_groups
 from torch import Tensor
 
-from agent.records import Group
+from agent.groups import Group
 from learner.batch import make_batch, minibatches
 from learner.config import AlgorithmConfig
 from learner.policy import Policy

@@ -12,7 +12,8 @@ import torch
 from learner_cases import MIXED, SIZES, VOCABULARY, Reference, as_expert, group, random_groups, tiny_policy, trajectory
 
 from agent.errors import Fault
-from agent.records import Group, StopReason
+from agent.groups import Group
+from agent.records import StopReason
 from learner.batch import make_batch
 from learner.checkpoint import load_state, save_state, write_checkpoint
 from learner.config import BFLOAT16_MISMATCH, AlgorithmConfig, OptimizerConfig

@@ -10,18 +10,10 @@ from typing import Any
 
 import pytest
 
+from agent.groups import Group
 from agent.pool.batches import AcceptedGroup, TakenBatch
-from agent.records import (
-    Group,
-    QueryState,
-    Question,
-    Score,
-    ScoredTrajectory,
-    StopReason,
-    Ticket,
-    Trajectory,
-    Turn,
-)
+from agent.records import Question, Score, ScoredTrajectory, StopReason, Trajectory, Turn
+from agent.tickets import QueryState, Ticket
 
 sys.path.insert(0, str(Path(__file__).parent))  # for sweep_rows: importlib mode adds no folder by itself
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from agent.groups import Group
 from agent.pool.batches import TakenBatch
-from agent.records import Group, QueryState, StopReason
+from agent.records import StopReason
+from agent.tickets import QueryState
 from tracking.metrics import MetricsLog, batch_metrics, read
 
 # --- the file --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from sweep_rows import RUN, evaluation, step
 
 from agent.errors import UserError
 from agent.pool.history import DRAW, STATES
-from agent.records import QueryState
+from agent.tickets import QueryState
 from tracking.config import ReportConfig
 from tracking.console import Console
 from tracking.draws import write_draws

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agent.pool.batches import TakenBatch
-from agent.records import QueryState
+from agent.tickets import QueryState
 from tracking.trajectories import TrajectoryLog
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.pool.rules.base import PoolRule
-from agent.records import QueryState
 from agent.simulation.policies import SimulatedStep, SimulationConfig, simulate
+from agent.tickets import QueryState
 from tracking.console import Console
 from tracking.metrics import MetricsLog
 

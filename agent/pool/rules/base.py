@@ -17,7 +17,7 @@ from agent.errors import UserError
 from agent.pool import rules as pool_rules
 from agent.pool.beta_binomial import chance_of_any
 from agent.pool.history import QueryHistory
-from agent.records import QueryState
+from agent.tickets import QueryState
 
 ACCEPTED = "accepted"
 ZERO_VARIANCE = "zero_variance"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from agent.errors import UserError
 from agent.pool.history import QueryHistory
 from agent.pool.rules.base import ACCEPTED, AT_ONCE, FOREVER, PoolRule
-from agent.records import QueryState
+from agent.tickets import QueryState
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The address of a Ray cluster that runs already: how it is written, and whether anything answers there.
+"""Whether a Ray cluster answers at an address.
 
 Ray itself waits without end for a head that is gone, where no Ctrl-C reaches it.
 """
@@ -6,30 +6,15 @@ Ray itself waits without end for a head that is gone, where no Ctrl-C reaches it
 from __future__ import annotations
 
 import os
-import re
 import socket
 
 from agent.errors import UserError
+from conf.topology import check_address
 
 ANSWER_S = 10.0
 """Longest that a head may take to answer."""
 _SERVING = b"\x08\x01"
 """The answer of a healthy server."""
-_FORM = re.compile(r"(ray://)?(?P<host>\[[^\]\s]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})")
-
-
-def check_form(address: str) -> None:
-    """Raises ``UserError`` unless ``address`` is ``HOST:PORT``, ``ray://HOST:PORT`` or ``auto``."""
-    if address == "auto":
-        return
-    if address == "local":
-        raise UserError("cluster.address=local: leave it out (null) to start Ray on this machine")
-    match = _FORM.fullmatch(address)
-    if match is None or not 0 < int(match["port"]) < 2**16:
-        raise UserError(
-            f"cluster.address={address}: is written HOST:PORT, as `ray start --head` prints it, ray://HOST:PORT, or "
-            "auto for the cluster that runs on this machine"
-        )
 
 
 def reach(address: str, patience_s: float) -> None:
@@ -38,7 +23,7 @@ def reach(address: str, patience_s: float) -> None:
     Raises ``UserError`` if none does.
     """
     found = _of_this_machine() if address == "auto" else address
-    check_form(found)
+    check_address(found)
     host, port = found.removeprefix("ray://").rsplit(":", 1)
     patience_s = min(patience_s, ANSWER_S)
     try:
