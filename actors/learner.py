@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
+from actors.payloads import fetched
 from actors.process import log_to
 from actors.reports import StepReport, Unsound
 from actors.run_state import TRAINING
@@ -37,6 +38,7 @@ from tasks.demonstrations import Demonstration as ExpertEpisode
 from tasks.demonstrations import as_trajectory, encode, end_ids
 from tracking.metrics import batch_metrics
 from tracking.progress import Progress
+from tracking.trajectories import TrajectoryLog
 
 if TYPE_CHECKING:
     from actors.nccl import Sender
@@ -69,6 +71,8 @@ class LearnerSettings:
     weight_timeout_s: float
     seed: int
     run_dir: Path
+    log: TrajectoryLog
+    """Of the episodes that it is given; those of the expert seeding aren't in it."""
     cache_dir: Path
 
 
@@ -209,7 +213,7 @@ class LearnerActor:
         """One batch of the seeding: take, inject the experts where they are needed, update, publish."""
         seeding = self._seeding
         assert seeding is not None, "begin_seeding comes first"
-        report = self._learn(pool, seeding.updater, seeding.step, seeding.inject)
+        report = self._learn(pool, seeding.updater, seeding.step, seeding.inject, log=None)
         seeding.step += report.unsound is None
         return report
 
@@ -253,25 +257,35 @@ class LearnerActor:
         """
         waiting = time.perf_counter()
         self._progress = Progress(what=PLAYING)
-        batch = ray.get(pool.take.remote(self._version))
+        batch = fetched(ray.get(pool.take.remote(self._version)))
         self._taken = batch, time.perf_counter() - waiting
         return batch.index
 
     def step(self, pool: Any) -> StepReport:
         """One batch: take, update, publish."""
-        report = self._learn(pool, self._updater, self._step, lambda group: group)
+        report = self._learn(pool, self._updater, self._step, lambda group: group, log=self._settings.log)
         self._step += report.unsound is None
         return report
 
-    def _learn(self, pool: Any, updater: Updater, step: int, prepared: Callable[[Group], Group]) -> StepReport:
+    def _learn(
+        self,
+        pool: Any,
+        updater: Updater,
+        step: int,
+        prepared: Callable[[Group], Group],
+        *,
+        log: TrajectoryLog | None,
+    ) -> StepReport:
         """One batch from ``pool``, its accepted groups trained on as ``prepared`` leaves them."""
         if self._taken is None:
             self.take(pool)
         assert self._taken is not None
         (batch, idle), self._taken = self._taken, None
+        if log is not None:
+            log.write(batch, self._version)
         self._progress = Progress(what="update")
         with self._steady:
-            report = updater.update([prepared(a.group) for a in batch.accepted], step=step, version=self._version)
+            report = updater.update([prepared(a.payload) for a in batch.accepted], step=step, version=self._version)
             metrics = batch_metrics(batch, self._version)
             updated = time.perf_counter()
             published = None

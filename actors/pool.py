@@ -1,7 +1,8 @@
 """The replay actor: a thin asynchronous shell around ``agent.pool.query_pool.QueryPool``.
 
-Consumes claims, groups and releases; ``claim`` waits until a draw is allowed, ``take`` until the
+Consumes claims, outcomes and releases; ``claim`` waits until a draw is allowed, ``take`` until the
 oldest batch is complete. Both are woken by every change of the pool and by the next lease's end.
+The groups themselves lie in the object store: the pool holds references to them.
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ from typing import Any
 import ray
 
 from actors.process import log_to
-from agent.groups import Group
+from actors.run_state import TRAINING
+from agent.errors import UserError
+from agent.pool import saved
 from agent.pool.batches import TakenBatch
 from agent.pool.budgets import SearchBudget
 from agent.pool.query_pool import QueryPool
 from agent.pool.rules.base import PoolRule
 from agent.records import Question
-from agent.tickets import Ticket
-from tracking.trajectories import TrajectoryLog
+from agent.tickets import Outcome, Ticket
+from tracking.draws import write_draws
 
 
 @ray.remote
 class PoolActor:
-    """Holds the query pool, its books and the trajectory log of one run."""
+    """Holds the query pool and its books of one run, and references to the groups in it."""
 
     def __init__(
         self,
@@ -34,26 +37,28 @@ class PoolActor:
         rule: PoolRule,
         seed: int,
         log_dir: Path,
-        log: TrajectoryLog | None = None,
-        state: dict[str, Any] | None = None,
         name: str = "pool",
         budget: SearchBudget | None = None,
     ) -> None:
         log_to(log_dir, name)
         self._questions = questions
-        self._make = lambda: QueryPool[Group](questions, rule, seed=seed, budget=budget)
-        self._state = state
-        self._log = log
+        self._make = lambda: QueryPool[ray.ObjectRef]([q.id for q in questions], rule, seed=seed, budget=budget)
         self._changed = asyncio.Condition()
         self._closed = False
         self._lost: set[str] = set()  # a dead worker's claim may still be waiting here
 
-    async def start(self) -> None:
-        """Makes the pool, from the state of a checkpoint if there is one."""
+    async def start(self, checkpoint: Path | None = None) -> None:
+        """Makes the pool, as it was saved into a ``checkpoint`` if there is one.
+
+        Raises ``UserError`` for questions that make no pool, and for a checkpoint of others.
+        """
         self._pool = self._make()
-        if self._state is not None:
-            self._pool.load_state(self._state)
-            self._state = None
+        if checkpoint is not None:
+            try:
+                state = saved.load(checkpoint / TRAINING)
+            except (OSError, ValueError) as error:
+                raise UserError(f"checkpoint {checkpoint}: its pool can't be read ({error})") from error
+            self._pool.load_state(state)
 
     async def claim(self, worker: str, limit: int) -> list[tuple[Ticket, Question]]:
         """One to ``limit`` claims, as soon as a batch may be drawn from; none once the pool is closed."""
@@ -65,30 +70,30 @@ class PoolActor:
             await self._wait()
         return []
 
-    async def submit(self, group: Group) -> bool:
-        """See ``QueryPool.submit``."""
-        taken = self._pool.submit(group)
+    async def submit(self, outcome: Outcome, group: bytes) -> bool:
+        """See ``QueryPool.submit``; ``group`` is for the learner (``actors/payloads.py``)."""
+        taken = self._pool.submit(outcome, ray.put(group))
         await self._notify()
         return taken
 
-    async def take(self, version: int) -> TakenBatch[Group]:
+    async def take(self, version: int) -> TakenBatch[ray.ObjectRef]:
         """The oldest batch, once it is complete."""
         while not self._pool.ready:
             await self._wait()
-        batch = self._pool.take(version=version)
-        if self._log is not None:
-            self._log.write(batch, version)
-        return batch
+        return self._pool.take(version=version)
 
-    async def release(self, batch: int, *, snapshot: bool) -> dict[str, Any] | None:
-        """Frees the batch's slots; with ``snapshot``, returns the pool's state for a checkpoint.
+    async def release(self, batch: int, *, checkpoint: Path | None = None, draws: Path | None = None) -> None:
+        """Frees the batch's slots, and saves the pool into the folder of a ``checkpoint`` and its record to ``draws``.
 
-        Both in one call: right after it, waiting claims are served and the generator moves on.
+        All in one call: right after it, waiting claims are served and the generator moves on.
         """
         self._pool.release(batch)
-        state = self._pool.state() if snapshot else None
+        if checkpoint is not None:
+            (checkpoint / TRAINING).mkdir(exist_ok=True)
+            saved.save(checkpoint / TRAINING, self._pool.state())
+        if draws is not None:
+            write_draws(draws, self._pool.history.log, self._pool.ids)
         await self._notify()
-        return state
 
     async def worker_lost(self, worker: str) -> int:
         """Returns a dead worker's claims to the pool."""

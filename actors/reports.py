@@ -24,9 +24,9 @@ class Unsound:
     @classmethod
     def of(cls, batch: TakenBatch[Group]) -> Unsound | None:
         """None for a batch with a sound trajectory."""
-        if any(group.size for group in batch.members):
+        if any(p.outcome.size for p in batch.played):
             return None
-        broken = [t for group in batch.members for t in group.excluded]
+        broken = [t for group in batch.payloads for t in group.excluded]
         if not broken:
             return cls(why="nothing was played", by_engines=False)
         return cls(

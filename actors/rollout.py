@@ -17,6 +17,7 @@ from typing import Any
 import ray
 
 from actors.engine import Engine, EngineStats
+from actors.payloads import packed
 from actors.placement import nearest
 from actors.process import log_to
 from actors.retrieval import RemoteSearcher
@@ -202,7 +203,7 @@ class RolloutWorker:
             async with self._alone:
                 self._at_play -= 1
                 self._alone.notify_all()
-        await pool.submit.remote(group)
+        await pool.submit.remote(group.outcome(), packed(group))
 
     @asynccontextmanager
     async def _between_groups(self) -> AsyncIterator[None]:

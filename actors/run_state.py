@@ -1,15 +1,14 @@
-"""What a run continues from, besides the model: the step, the pool, and where checkpoints lie."""
+"""What a run continues from: the supervisor's part of a checkpoint, and where checkpoints lie."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from agent.errors import UserError
+from agent.pool import saved
 from learner.checkpoint import latest, verify
 from tracking.metrics import read, replace
 
@@ -22,8 +21,6 @@ class RunState:
     """The supervisor's part of a checkpoint."""
 
     step: int
-    pool: dict[str, Any]
-    """``QueryPool.state()``."""
     rollouts: int
     """Trajectories played so far."""
     generated_tokens: int
@@ -33,26 +30,25 @@ class RunState:
 
 
 def save(checkpoint: Path, state: RunState) -> None:
-    """Writes ``training/pool.npz`` (arrays) and ``training/run.json`` (the rest)."""
+    """Writes ``training/run.json``; the pool and the learner write their own files beside it."""
     folder = checkpoint / TRAINING
     folder.mkdir(exist_ok=True)
-    arrays = {k: v for k, v in state.pool.items() if isinstance(v, np.ndarray)}
-    rest = {k: v for k, v in state.pool.items() if k not in arrays}
-    np.savez(folder / "pool.npz", allow_pickle=False, **arrays)
-    run = {f.name: getattr(state, f.name) for f in fields(state)} | {"pool": rest}
-    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "run.json").write_text(json.dumps(asdict(state)))
 
 
 def load(checkpoint: Path) -> RunState:
     """Reads what ``save`` wrote. Raises ``UserError`` naming a missing or damaged file."""
     verify(checkpoint)
     folder = checkpoint / TRAINING
+    for name in ("run.json", saved.VALUES, saved.ARRAYS):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"checkpoint {checkpoint}: {TRAINING}/{name} is missing, so no run can go on from it; it may be an "
+                "earlier version's, or only a model: model.path=… starts a new run from one"
+            )
     try:
-        run = json.loads((folder / "run.json").read_text())
-        with np.load(folder / "pool.npz") as arrays:
-            pool = {**run["pool"], **{name: arrays[name] for name in arrays.files}}
-        return RunState(**{**run, "pool": pool})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return RunState(**json.loads((folder / "run.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"checkpoint {checkpoint}: can't be resumed ({error})") from error
 
 
@@ -69,7 +65,8 @@ def carry_metrics(checkpoint: Path, run_dir: Path) -> None:
         resumed = {"kind": "event", "event": "resumed", "step": step, "path": str(checkpoint)}
         replace(run_dir / "metrics.jsonl", [*kept, resumed])
     if old_dir.resolve() == run_dir.resolve() and (played := run_dir / "trajectories.jsonl").is_file():
-        released = state.pool.get("released", step)  # not the steps: a batch without a sound trajectory is none
+        # Not the steps: a batch without a sound trajectory is none.
+        released = saved.load(checkpoint / TRAINING)["released"]
         replace(played, [r for r in read(played) if r["batch"] < released])
 
 

@@ -34,7 +34,6 @@ from learner.checkpoint import write_checkpoint
 from learner.config import BFLOAT16_MISMATCH
 from retrieval_service.stats import merged
 from tracking.console import Console
-from tracking.draws import write_draws
 from tracking.metrics import MetricsLog
 from tracking.progress import Progress
 from tracking.wandb_run import WandbRun
@@ -114,8 +113,8 @@ class Supervisor:
         opened = [replica.start.remote() for replica in self.retrieval.values()]
         self.learner = topology.learner()
         built = self.learner.start.remote()
-        self.pool = topology.pool(prepared.task.train, state.pool if state else None)
-        pooled = self.pool.start.remote()
+        self.pool = topology.pool(prepared.task.train)
+        pooled = self.pool.start.remote(self.resume)
         self._played = self.pool
         if config.cluster.take_turns:  # the card is the learner's until it is up and has given back what it tried
             get(built, "learner", topology.log_dir)
@@ -196,7 +195,7 @@ class Supervisor:
                 self.crew.deliver(report.published)
             if step == steps:
                 self._wait(pool.close.remote(), "seeding-pool")
-            self._wait(pool.release.remote(report.batch, snapshot=False), "seeding-pool")
+            self._wait(pool.release.remote(report.batch), "seeding-pool")
             self._count(report)
             injected += report.metrics["learner/expert_sequences"]
             self._event("seeding", {"step": step, "version": report.version, **report.metrics})
@@ -247,9 +246,10 @@ class Supervisor:
             self._wait(self.pool.close.remote(), "pool")
         every = self.config.checkpoints.every
         saving = last or bool(every and step % every == 0)
-        state = self._wait(self.pool.release.remote(report.batch, snapshot=saving), "pool")
         if saving:
-            self._save(step, state)
+            self._save(step, report.batch)
+        else:
+            self._wait(self.pool.release.remote(report.batch), "pool")
         return last
 
     def _learn(self, pool: Any, learn: Any, name: str) -> StepReport:
@@ -273,7 +273,7 @@ class Supervisor:
             if self._stop:
                 raise Fault(f"stopped while no episode of batch {report.batch} was sound: {unsound.why}")
             self._say(f"no episode of batch {report.batch} was sound, it is no step: {unsound.why}", "yellow")
-            self._wait(pool.release.remote(report.batch, snapshot=False), name)
+            self._wait(pool.release.remote(report.batch), name)
 
     def _progress(self, step: int) -> str:
         """How far the run is: in trajectories or tokens if those are its limit, else in steps."""
@@ -320,15 +320,18 @@ class Supervisor:
         if self.tracker:
             self.tracker.log(row, prefix="eval/")
 
-    def _save(self, step: int, pool: dict[str, Any]) -> None:
+    def _save(self, step: int, batch: int) -> None:
+        """Writes the checkpoint of ``step``; its ``batch`` is released in it, before the workers go on."""
+
         def write(folder: Path) -> None:
+            release = self.pool.release.remote(batch, checkpoint=folder, draws=self.run_dir / "draws.parquet")
+            self._wait(release, "pool")
             self._wait(self.learner.save.remote(folder), "learner")
             state = run_state.RunState(
-                step=step, pool=pool, first_eval=self._first_eval, last_eval=self._last_eval, **self._totals
+                step=step, first_eval=self._first_eval, last_eval=self._last_eval, **self._totals
             )
             run_state.save(folder, state)
 
-        write_draws(self.run_dir / "draws.parquet", pool["log"], [q.id for q in self.prepared.task.train])
         with self.watch.phase(f"the checkpoint of step {step} is written"):
             # A worker that is replaced starts from the folder that the run was resumed from: it has to stay.
             self.checkpoint = write_checkpoint(

@@ -69,16 +69,12 @@ class Topology:
             for node, name in zip(nodes, names, strict=True)
         }
 
-    def pool(self, questions: tuple[Question, ...], state: dict[str, Any] | None) -> Any:
-        """The replay actor with the run's query pool, continued from ``state`` if there is one."""
-        tracker = self.config.tracker
+    def pool(self, questions: tuple[Question, ...]) -> Any:
+        """The replay actor with the run's query pool."""
         budget = SearchBudget(self.config.budget, self.config.agent.max_searches)
-        log = TrajectoryLog(path=self.run_dir / "trajectories.jsonl", per_step=tracker.trajectories_per_step)
         return PoolActor.options(  # type: ignore[attr-defined]
             name="pool", num_cpus=0, max_concurrency=1000, runtime_env={"env_vars": QUIET}
-        ).remote(
-            questions, self.config.pool, derive_seed(self.config.seed, "run"), self.log_dir, log, state, budget=budget
-        )
+        ).remote(questions, self.config.pool, derive_seed(self.config.seed, "run"), self.log_dir, budget=budget)
 
     def seeding_pool(self, questions: tuple[Question, ...]) -> Any:
         """The replay actor of the expert seeding: every batch is all of ``questions``. It ends with its last handle."""
@@ -112,6 +108,7 @@ class Topology:
             weight_timeout_s=config.cluster.weight_timeout_s,
             seed=config.seed,
             run_dir=self.run_dir,
+            log=TrajectoryLog(path=self.run_dir / "trajectories.jsonl", per_step=config.tracker.trajectories_per_step),
             cache_dir=config.cache,
         )
         # Threads that spin while they wait would take the cores that the engines need.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agent.records import NO_VERSION, Question, ScoredTrajectory, Trajectory
-from agent.tickets import QueryState, Ticket
+from agent.tickets import Outcome, QueryState, Spent, Ticket
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -58,28 +58,6 @@ class Group:
         return QueryState.TOO_EASY if easy else QueryState.TOO_HARD
 
     @property
-    def size(self) -> int:
-        """Viable trajectories."""
-        return len(self.members)
-
-    @property
-    def successes(self) -> int:
-        """Members nearer to the best reward than to the worst if the group bears signal, else all (too easy) or none.
-
-        With rewards of 0 and 1 these are the members that earned 1; with graded rewards the count still
-        lies strictly between 0 and the group's size exactly when there is signal.
-        """
-        if self.signal_bearing:
-            worst, best = min(self.rewards), max(self.rewards)
-            return sum(best - r < r - worst for r in self.rewards)
-        return len(self.members) if self.state is QueryState.TOO_EASY else 0
-
-    @property
-    def solved_searches(self) -> tuple[int, ...]:
-        """Searches of each member that is right (an outcome of at least one half), whatever its reward."""
-        return tuple(m.trajectory.searches for m in self.members if m.score.outcome >= 0.5)
-
-    @property
     def oldest_version(self) -> int:
         """Oldest policy version among the members' action tokens; ``NO_VERSION`` without any."""
         versions = [v for m in self.members if (v := m.trajectory.oldest_version) != NO_VERSION]
@@ -92,11 +70,39 @@ class Group:
         return len(played) + len(self.excluded) + len(self.discarded)
 
     @property
-    def action_tokens(self) -> int:
+    def generated_tokens(self) -> int:
         """Tokens generated for this group, for the excluded and discarded trajectories too: they cost as much."""
-        return self.viable_tokens + sum(t.generated_tokens for t in (*self.excluded, *self.discarded))
+        return self.outcome().all_tokens
 
-    @property
-    def viable_tokens(self) -> int:
-        """Tokens generated for the members."""
-        return sum(m.trajectory.generated_tokens for m in self.members)
+    def outcome(self) -> Outcome:
+        """What the pool is told of it."""
+        return Outcome(
+            ticket=self.ticket,
+            state=self.state,
+            rolled_out=self.before_continuation or self.state,
+            size=len(self.members),
+            successes=self._successes(),
+            tokens=sum(m.trajectory.generated_tokens for m in self.members),
+            solved_searches=tuple(m.trajectory.searches for m in self.members if m.score.outcome >= 0.5),
+            oldest_version=self.oldest_version,
+            set_aside=self._set_aside(),
+        )
+
+    def _successes(self) -> int:
+        """Members nearer to the best reward than to the worst if the group bears signal, else all (too easy) or none.
+
+        With rewards of 0 and 1 these are the members that earned 1; with graded rewards the count still
+        lies strictly between 0 and the group's size exactly when there is signal.
+        """
+        if self.signal_bearing:
+            worst, best = min(self.rewards), max(self.rewards)
+            return sum(best - r < r - worst for r in self.rewards)
+        return len(self.members) if self.state is QueryState.TOO_EASY else 0
+
+    def _set_aside(self) -> dict[str, Spent]:
+        spent: dict[str, Spent] = {}
+        reasons = [(str(t.stop_reason), t) for t in self.excluded] + [("discarded", t) for t in self.discarded]
+        for reason, trajectory in reasons:
+            trajectories, tokens = spent.get(reason, Spent(0, 0))
+            spent[reason] = Spent(trajectories + 1, tokens + trajectory.generated_tokens)
+        return spent

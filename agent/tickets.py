@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
+
+from agent.records import NO_VERSION
 
 
 class QueryState(StrEnum):
@@ -38,3 +42,53 @@ class Ticket:
     """Play no more if the probe says too easy."""
     max_searches: int | None = None
     """Most searches of each rollout (``agent/pool/budgets.py``); None is ``agent.max_searches``."""
+
+
+class Spent(NamedTuple):
+    """What trajectories that aren't trained on have cost."""
+
+    trajectories: int
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What came of a ticket: the facts that the pool decides from. The group itself is opaque to it.
+
+    Raises ``ValueError`` for a state that contradicts the number of successes, and for negative counts.
+    """
+
+    ticket: Ticket
+    state: QueryState
+    """What the trajectories say that would be trained on: one of ``TOO_HARD``, ``SIGNAL`` and ``TOO_EASY``."""
+    rolled_out: QueryState
+    """What the K independent rollouts said; another state if a continuation has replaced one of them."""
+    size: int
+    """Viable trajectories."""
+    successes: int
+    """Of these; strictly between 0 and ``size`` exactly when there is signal."""
+    tokens: int
+    """Generated for the viable trajectories."""
+    solved_searches: tuple[int, ...] = ()
+    """Searches of each viable trajectory whose answer is right."""
+    oldest_version: int = NO_VERSION
+    """Oldest policy version among their action tokens; ``NO_VERSION`` without any."""
+    set_aside: Mapping[str, Spent] = field(default_factory=dict)
+    """Further trajectories that were played and won't be trained on, by the reason."""
+
+    def __post_init__(self) -> None:
+        query = self.ticket.query
+        if not 0 <= self.successes <= self.size:
+            raise ValueError(f"query {query}: {self.successes} successes of {self.size} trajectories")
+        if min(self.tokens, *(n for spent in self.set_aside.values() for n in spent), 0) < 0:
+            raise ValueError(f"query {query}: a negative count in {self}")
+        for state in (self.state, self.rolled_out):
+            if state not in (QueryState.TOO_HARD, QueryState.SIGNAL, QueryState.TOO_EASY):
+                raise ValueError(f"query {query}: {state} is no state of a group")
+        if (self.state is QueryState.SIGNAL) != (0 < self.successes < self.size):
+            raise ValueError(f"query {query}: {self.successes} successes of {self.size} are not {self.state}")
+
+    @property
+    def all_tokens(self) -> int:
+        """Tokens generated for the ticket, those of the trajectories set aside too."""
+        return self.tokens + sum(spent.tokens for spent in self.set_aside.values())

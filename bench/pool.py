@@ -21,7 +21,7 @@ import numpy as np
 
 from agent.pool.query_pool import QueryPool
 from agent.pool.rules.base import rule_class
-from agent.simulation.policies import SimulatedGroup, SimulatedQuestion
+from agent.simulation.policies import outcome
 
 LIMIT_S, LIMIT_BYTES = 1e-3, 200
 BATCH, K = 64, 4
@@ -39,10 +39,9 @@ class Row:
 
 def measure(name: str, queries: int, batches: int) -> Row:
     """Medians over ``batches`` steps of ``BATCH`` questions, after as many to warm up."""
-    questions = [SimulatedQuestion(str(i)) for i in range(queries)]
     rule = rule_class(name)(batch_questions=BATCH, group_size=K, max_empty_batches=10**9)
     tracemalloc.start()
-    pool: QueryPool[SimulatedGroup] = QueryPool(questions, rule, seed=0)
+    pool: QueryPool[None] = QueryPool([str(i) for i in range(queries)], rule, seed=0)
     size = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     rng = np.random.default_rng(0)
@@ -53,7 +52,7 @@ def measure(name: str, queries: int, batches: int) -> Row:
             drawn += len(tickets)
             for ticket in tickets:
                 solved = int(rng.integers(K + 1))
-                pool.submit(SimulatedGroup(questions[ticket.query], ticket, K, solved, ticket.batch))
+                pool.submit(outcome(ticket, K, solved, ticket.batch), None)
         pool.release(pool.take(version=0).index)
         times.append((time.perf_counter() - started) / drawn)
     return Row(name, queries, float(np.median(times[batches:])), size / queries)

@@ -62,16 +62,17 @@ def batch_metrics(batch: TakenBatch[Group], version: int) -> dict[str, Any]:
     are those that this batch recycled from a zero-variance state: too hard before (the policy has
     improved), or too easy (it has drifted).
     """
-    members = [m for g in batch.members for m in g.members]
-    excluded = [t for g in batch.members for t in g.excluded]
-    discarded = [t for g in batch.members for t in g.discarded]
-    extras = [g.extra for g in batch.members if g.before_continuation is not None]
+    groups = batch.payloads
+    members = [m for g in groups for m in g.members]
+    excluded = [t for g in groups for t in g.excluded]
+    discarded = [t for g in groups for t in g.discarded]
+    extras = [g.extra for g in groups if g.before_continuation is not None]
     recalls = [m.score.evidence for m in members if m.score.evidence is not None]
-    signal = [a for a in batch.accepted if a.group.signal_bearing]
-    oldest = [g.oldest_version for g in batch.members if g.oldest_version != NO_VERSION]
-    tokens = sum(g.action_tokens for g in batch.members)
-    seconds = _rollout_seconds(batch)
-    limits = [g.ticket.max_searches for g in batch.members if g.ticket.max_searches is not None]
+    signal = [a for a in batch.accepted if a.outcome.state is QueryState.SIGNAL]
+    oldest = [g.oldest_version for g in groups if g.oldest_version != NO_VERSION]
+    tokens = sum(g.generated_tokens for g in groups)
+    seconds = _rollout_seconds(groups)
+    limits = [g.ticket.max_searches for g in groups if g.ticket.max_searches is not None]
     row: dict[str, Any] = {
         "reward/mean": _mean([m.score.reward for m in members]),
         "outcome/mean": _mean([m.score.outcome for m in members]),
@@ -83,7 +84,7 @@ def batch_metrics(batch: TakenBatch[Group], version: int) -> dict[str, Any]:
         "groups/too_hard": batch.states[QueryState.TOO_HARD],
         "groups/accepted": len(batch.accepted),
         "groups/kept": batch.kept,
-        "groups/cut_short": sum(g.cut_short for g in batch.members),
+        "groups/cut_short": sum(g.cut_short for g in groups),
         "pool/recycled_share": _mean([a.recycled for a in signal]),
         "pool/recovered_too_hard": sum(a.before is QueryState.TOO_HARD for a in signal),
         "pool/recovered_too_easy": sum(a.before is QueryState.TOO_EASY for a in signal),
@@ -91,7 +92,7 @@ def batch_metrics(batch: TakenBatch[Group], version: int) -> dict[str, Any]:
         "continuation/replaced": int(sum(e["replaced"] for e in extras)),
         "continuation/extra_tokens": int(sum(e["extra_tokens"] for e in extras)),
         "continuation/mean_gain": _mean([e["gain"] for e in extras if e["replaced"]]),
-        "rollout/trajectories": sum(g.rollouts for g in batch.members),
+        "rollout/trajectories": sum(g.rollouts for g in groups),
         "rollout/excluded": len(excluded),
         "rollout/action_tokens": tokens,
         "rollout/seconds": seconds,
@@ -103,10 +104,10 @@ def batch_metrics(batch: TakenBatch[Group], version: int) -> dict[str, Any]:
     return row | {f"stop/{reason}": count for reason, count in sorted(stops.items())}
 
 
-def _rollout_seconds(batch: TakenBatch[Group]) -> float:
+def _rollout_seconds(groups: Sequence[Group]) -> float:
     """Seconds from the first group's start to the last one's end, by the slowest worker's own clock."""
     by_worker: dict[str, list[tuple[float, float]]] = {}
-    for group in batch.members:
+    for group in groups:
         by_worker.setdefault(group.worker, []).append((group.started_s, group.finished_s))
     spans = [max(end for _, end in times) - min(start for start, _ in times) for times in by_worker.values()]
     return max(spans, default=0.0)

@@ -21,8 +21,8 @@ class TrajectoryLog:
 
     def write(self, batch: TakenBatch[Group], version: int) -> None:
         """One line per trajectory; accepted groups come before returned ones."""
-        accepted = {a.group.ticket.claim_id for a in batch.accepted}
-        groups = sorted(batch.members, key=lambda g: (g.ticket.claim_id not in accepted, g.ticket.order))
+        accepted = {a.outcome.ticket.claim_id for a in batch.accepted}
+        groups = sorted(batch.payloads, key=lambda g: (g.ticket.claim_id not in accepted, g.ticket.order))
         rows = [
             row(group, member, batch.index, version, group.ticket.claim_id in accepted)
             for group in groups

@@ -1,60 +1,41 @@
-"""What the query pool is given and what it gives: groups as it sees them, and a learner step's worth of them."""
+"""What the query pool gives a learner: a step's worth of groups, each as its outcome and an opaque payload."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
-from agent.records import Trajectory
-from agent.tickets import QueryState, Ticket
+from agent.tickets import Outcome, QueryState
 
-
-class Identified(Protocol):
-    """What the pool needs of a question."""
-
-    @property
-    def id(self) -> str: ...
-
-
-class Played(Protocol):
-    """What the pool needs of a group: see ``agent.groups.Group``, or the simulator's."""
-
-    @property
-    def question(self) -> Identified: ...
-    @property
-    def ticket(self) -> Ticket: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def successes(self) -> int: ...
-    @property
-    def solved_searches(self) -> tuple[int, ...]: ...
-    @property
-    def state(self) -> QueryState: ...
-    @property
-    def oldest_version(self) -> int: ...
-    @property
-    def viable_tokens(self) -> int: ...
-    @property
-    def action_tokens(self) -> int: ...
-    @property
-    def excluded(self) -> tuple[Trajectory, ...]: ...
-    @property
-    def discarded(self) -> tuple[Trajectory, ...]: ...
-    @property
-    def before_continuation(self) -> QueryState | None: ...
-
-
-G = TypeVar("G", bound=Played)
+P = TypeVar("P")
+"""What a player sends along with an outcome, which the pool only keeps."""
+Q = TypeVar("Q")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AcceptedGroup(Generic[G]):
+class Played(Generic[P]):
+    """One submitted group."""
+
+    outcome: Outcome
+    payload: P
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Accepted(Generic[P]):
     """A group to train on, with the state that its query was in before this draw."""
 
-    group: G
+    played: Played[P]
     before: QueryState
+
+    @property
+    def payload(self) -> P:
+        return self.played.payload
+
+    @property
+    def outcome(self) -> Outcome:
+        return self.played.outcome
 
     @property
     def recycled(self) -> bool:
@@ -63,16 +44,37 @@ class AcceptedGroup(Generic[G]):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TakenBatch(Generic[G]):
+class TakenBatch(Generic[P]):
     """One learner step's worth of groups, in draw order, and how the rest of the batch fared."""
 
     index: int
-    accepted: tuple[AcceptedGroup[G], ...]
+    accepted: tuple[Accepted[P], ...]
     states: Counter[QueryState]
     """Groups by what they say of their query, the returned ones included; a kept one counts when it is decided."""
     returned: Counter[str]
     """Groups of this batch that went back, by reason."""
-    members: tuple[G, ...]
+    played: tuple[Played[P], ...]
     """Every group that was played for the batch, accepted or not, in draw order."""
     kept: int
     """Signal-bearing groups that were left over and wait for the next batch."""
+
+    @property
+    def payloads(self) -> tuple[P, ...]:
+        """Of every group that was played for the batch, in draw order."""
+        return tuple(p.payload for p in self.played)
+
+    def unpacked(self, unpack: Callable[[P], Q]) -> TakenBatch[Q]:
+        """The same batch with ``unpack(payload)`` in the place of each payload, called once for each group.
+
+        A group that waited since an earlier batch is accepted here and was played there.
+        """
+        groups = {p.outcome.ticket.claim_id: p for p in (*self.played, *(a.played for a in self.accepted))}
+        found = {claim: Played(outcome=p.outcome, payload=unpack(p.payload)) for claim, p in groups.items()}
+        return TakenBatch(
+            index=self.index,
+            accepted=tuple(Accepted(played=found[a.outcome.ticket.claim_id], before=a.before) for a in self.accepted),
+            states=self.states,
+            returned=self.returned,
+            played=tuple(found[p.outcome.ticket.claim_id] for p in self.played),
+            kept=self.kept,
+        )

@@ -9,7 +9,7 @@ from typing import Any, Generic
 
 import numpy as np
 
-from agent.pool.batches import G
+from agent.pool.batches import P, Played
 from agent.tickets import Ticket
 
 Draw = tuple[int, int, int | None]
@@ -26,7 +26,7 @@ class Claim:
 
 
 @dataclass
-class OpenBatch(Generic[G]):
+class OpenBatch(Generic[P]):
     """One batch, until it is taken."""
 
     index: int
@@ -39,16 +39,16 @@ class OpenBatch(Generic[G]):
     reissue: deque[Draw] = field(default_factory=deque)
     """Draws that a checkpoint had in flight: they are claimed again first."""
     claims: set[int] = field(default_factory=set)
-    kept: list[G] = field(default_factory=list)
+    kept: list[Played[P]] = field(default_factory=list)
     """Surplus of an earlier batch."""
-    groups: dict[int, G] = field(default_factory=dict)  # by order
-    spoiled: list[G] = field(default_factory=list)
+    groups: dict[int, Played[P]] = field(default_factory=dict)  # by order
+    spoiled: list[Played[P]] = field(default_factory=list)
     """Groups with too few viable members."""
     returned: Counter[str] = field(default_factory=Counter)
 
     def state(self, claimed: Sequence[Ticket]) -> dict[str, Any]:
         """As JSON values. Its draws that are ``claimed`` or played are in flight; played groups are not saved."""
-        tickets = [*claimed, *(group.ticket for group in self.groups.values())]
+        tickets = [*claimed, *(group.outcome.ticket for group in self.groups.values())]
         return {
             "index": self.index,
             "random": self.random.bit_generator.state,
@@ -60,7 +60,7 @@ class OpenBatch(Generic[G]):
         }
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> OpenBatch[G]:
+    def of(cls, state: dict[str, Any]) -> OpenBatch[P]:
         """The batch of a ``state()``; what was in flight is claimed again first."""
         random = np.random.default_rng()
         random.bit_generator.state = state["random"]

@@ -21,7 +21,7 @@ from typing import Any, Generic
 import numpy as np
 
 from agent.errors import Fault, UserError
-from agent.pool.batches import AcceptedGroup, G, Identified, Played, TakenBatch
+from agent.pool.batches import Accepted, P, Played, TakenBatch
 from agent.pool.books import Books
 from agent.pool.budgets import SearchBudget
 from agent.pool.history import STATES, QueryHistory
@@ -30,39 +30,37 @@ from agent.pool.places import Place, Places
 from agent.pool.rules.base import ACCEPTED, AT_ONCE, FOREVER, UNSELECTED, PoolRule
 from agent.records import NO_VERSION
 from agent.seeds import derive_seed
-from agent.tickets import QueryState, Ticket
+from agent.tickets import Outcome, QueryState, Ticket
 
 
-class QueryPool(Generic[G]):
-    """The pool over ``questions`` by ``rule``; ``budget`` limits the searches of each draw's episodes.
+class QueryPool(Generic[P]):
+    """The pool over the questions of these ``ids`` by ``rule``; ``budget`` limits the searches of each draw's episodes.
 
-    Each batch draws from its own generator, seeded with ``seed`` and its index.
+    A query is its index in ``ids``. Each batch draws from its own generator, seeded with ``seed`` and its index.
 
-    Raises ``UserError`` for an empty list of questions or a duplicate id.
+    Raises ``UserError`` for an empty list of ids or one that occurs twice.
     """
 
-    def __init__(
-        self, questions: Sequence[Identified], rule: PoolRule, *, seed: int, budget: SearchBudget | None = None
-    ) -> None:
-        if not questions:
+    def __init__(self, ids: Sequence[str], rule: PoolRule, *, seed: int, budget: SearchBudget | None = None) -> None:
+        if not ids:
             raise UserError("the query pool is empty: the data has no training question")
-        if len({q.id for q in questions}) < len(questions):
-            duplicate = next(i for i, c in Counter(q.id for q in questions).items() if c > 1)
+        if len(set(ids)) < len(ids):
+            duplicate = next(i for i, c in Counter(ids).items() if c > 1)
             raise UserError(f"question id {duplicate} occurs more than once in the training data")
-        self.questions = questions
+        self.ids = ids
         self.rule = rule
         self.books = Books()
-        self.history = QueryHistory(len(questions), rule.retained)
+        self.history = QueryHistory(len(ids), rule.retained)
         self._seed = seed
         self._budget = budget
-        self._places = Places(len(questions), rule, self.history)
+        self._places = Places(len(ids), rule, self.history)
         self._claims: dict[int, Claim] = {}
         self._next_claim = 0
-        self._batches: deque[OpenBatch[G]] = deque()
+        self._batches: deque[OpenBatch[P]] = deque()
         self._next_batch = 0
         self._released = 0  # batches released
         self._taken: dict[int, list[tuple[int, int]]] = {}  # batch -> (accepted query, its rest), until release
-        self._kept: list[G] = []  # surplus, until the next batch opens
+        self._kept: list[Played[P]] = []  # surplus, until the next batch opens
         self.empty_batches = 0
         """Batches in a row that had no signal-bearing group."""
 
@@ -92,7 +90,7 @@ class QueryPool(Generic[G]):
         return tickets
 
     def _ticket(
-        self, batch: OpenBatch[G], order: int, query: int, max_searches: int | None, worker: str, now: float
+        self, batch: OpenBatch[P], order: int, query: int, max_searches: int | None, worker: str, now: float
     ) -> Ticket:
         cut_hard, cut_easy = self.rule.cuts(self.history, query, batch.index)
         ticket = Ticket(
@@ -100,7 +98,7 @@ class QueryPool(Generic[G]):
             query=query,
             batch=batch.index,
             order=order,
-            seed=derive_seed(self._seed, "rollout", batch.index, order, self.questions[query].id),
+            seed=derive_seed(self._seed, "rollout", batch.index, order, self.ids[query]),
             probe=self.rule.probe if cut_hard or cut_easy else 0,
             cut_hard=cut_hard,
             cut_easy=cut_easy,
@@ -112,7 +110,7 @@ class QueryPool(Generic[G]):
         self.books.groups.receive()
         return ticket
 
-    def _drawable_batch(self) -> OpenBatch[G] | None:
+    def _drawable_batch(self) -> OpenBatch[P] | None:
         """The oldest batch that wants another draw, opening a new one if the staleness bound allows."""
         for batch in self._batches:
             if batch.reissue or self._wants(batch) > 0:
@@ -122,9 +120,9 @@ class QueryPool(Generic[G]):
                 return batch
         return None
 
-    def _open_batch(self) -> OpenBatch[G]:
+    def _open_batch(self) -> OpenBatch[P]:
         random = np.random.default_rng(derive_seed(self._seed, "pool", self._next_batch))
-        batch: OpenBatch[G] = OpenBatch(self._next_batch, random, kept=self._kept)
+        batch: OpenBatch[P] = OpenBatch(self._next_batch, random, kept=self._kept)
         self._kept = []
         self._batches.append(batch)
         self._next_batch += 1
@@ -132,7 +130,7 @@ class QueryPool(Generic[G]):
         self._places.wake(batch.index)
         return batch
 
-    def _wants(self, batch: OpenBatch[G]) -> int:
+    def _wants(self, batch: OpenBatch[P]) -> int:
         room = self.rule.batch_questions - len(batch.kept)
         return self.rule.wanted(room=room, drawn=batch.drawn, zero=batch.zero)
 
@@ -146,35 +144,41 @@ class QueryPool(Generic[G]):
 
     # --- what becomes of a claim -----------------------------------------------------------------
 
-    def submit(self, group: G) -> bool:
-        """Takes a played group in; False (and the group is dropped) if its claim is no longer held."""
-        claim = self._claims.pop(group.ticket.claim_id, None)
+    def submit(self, outcome: Outcome, payload: P) -> bool:
+        """Takes a played group in; False (and the payload is dropped) if its claim is no longer held.
+
+        Raises ``ValueError`` for an outcome of another ticket than the claim's.
+        """
+        claim = self._claims.get(outcome.ticket.claim_id)
         if claim is None:
             self.books.late_groups += 1
-            self.books.late_tokens += group.action_tokens
+            self.books.late_tokens += outcome.all_tokens
             return False
-        if claim.ticket != group.ticket or self.questions[claim.ticket.query].id != group.question.id:
-            self._claims[claim.ticket.claim_id] = claim
-            raise ValueError(f"group of {group.question.id} doesn't answer the claim {claim.ticket}")
-        batch = self._batch(claim.ticket.batch)
-        batch.claims.discard(claim.ticket.claim_id)
-        self.books.trajectories.receive(group.size + len(group.excluded) + len(group.discarded))
-        self.books.tokens.receive(group.action_tokens)
-        for trajectory in group.excluded:
-            self.books.trajectories.give_back(str(trajectory.stop_reason))
-            self.books.tokens.give_back(str(trajectory.stop_reason), trajectory.generated_tokens)
-        for trajectory in group.discarded:
-            self.books.trajectories.give_back("discarded")
-            self.books.tokens.give_back("discarded", trajectory.generated_tokens)
-        self._places.move(claim.ticket.query, Place.SUBMITTED)
-        if group.size < self.rule.min_viable:
+        ticket = claim.ticket
+        if ticket != outcome.ticket:
+            raise ValueError(f"an outcome of {outcome.ticket} doesn't answer the claim {ticket}")
+        del self._claims[ticket.claim_id]
+        batch = self._batch(ticket.batch)
+        batch.claims.discard(ticket.claim_id)
+        self._enter(outcome)
+        self._places.move(ticket.query, Place.SUBMITTED)
+        group = Played(outcome=outcome, payload=payload)
+        if outcome.size < self.rule.min_viable:
             batch.spoiled.append(group)
-            self._return_group(batch, group, "too_few_viable")
+            self._return_group(batch, outcome, "too_few_viable")
             self._redraw(batch)
         else:
-            batch.groups[claim.ticket.order] = group
-            batch.zero += group.state is not QueryState.SIGNAL
+            batch.groups[ticket.order] = group
+            batch.zero += outcome.state is not QueryState.SIGNAL
         return True
+
+    def _enter(self, outcome: Outcome) -> None:
+        """Writes what was played into the books, and what was set aside out again."""
+        self.books.trajectories.receive(outcome.size + sum(spent.trajectories for spent in outcome.set_aside.values()))
+        self.books.tokens.receive(outcome.all_tokens)
+        for reason, spent in outcome.set_aside.items():
+            self.books.trajectories.give_back(reason, spent.trajectories)
+            self.books.tokens.give_back(reason, spent.tokens)
 
     def worker_lost(self, worker: str) -> int:
         """Returns all claims of a dead worker; the number of them."""
@@ -200,20 +204,20 @@ class QueryPool(Generic[G]):
             self._redraw(batch)
         return len(claims)
 
-    def _redraw(self, batch: OpenBatch[G]) -> None:
+    def _redraw(self, batch: OpenBatch[P]) -> None:
         """A draw lost to a fault is drawn again, up to as many as the batch has candidates."""
         if batch.redrawn < self.rule.candidates:
             batch.redrawn += 1
             batch.drawn -= 1
 
-    def _return_group(self, batch: OpenBatch[G], group: G, reason: str, rest: int = AT_ONCE) -> None:
+    def _return_group(self, batch: OpenBatch[P], outcome: Outcome, reason: str, rest: int = AT_ONCE) -> None:
         batch.returned[reason] += 1
         self.books.groups.give_back(reason)
-        self.books.trajectories.give_back(reason, group.size)
-        self.books.tokens.give_back(reason, group.viable_tokens)
-        self._places.rest(group.ticket.query, rest)
+        self.books.trajectories.give_back(reason, outcome.size)
+        self.books.tokens.give_back(reason, outcome.tokens)
+        self._places.rest(outcome.ticket.query, rest)
 
-    def _batch(self, index: int) -> OpenBatch[G]:
+    def _batch(self, index: int) -> OpenBatch[P]:
         return self._batches[index - self._batches[0].index]
 
     # --- take and release ------------------------------------------------------------------------
@@ -236,7 +240,7 @@ class QueryPool(Generic[G]):
         places = self._places
         return not (places.available or self._taken or places.any_rests or places.can_bring_back())
 
-    def take(self, *, version: int) -> TakenBatch[G]:
+    def take(self, *, version: int) -> TakenBatch[P]:
         """The oldest batch, for a learner at policy ``version``. Call it only when ``ready``.
 
         Raises ``Fault`` after ``max_empty_batches`` batches in a row without a signal-bearing group,
@@ -250,15 +254,15 @@ class QueryPool(Generic[G]):
         played = [batch.groups[order] for order in sorted(batch.groups)]
         fresh = []
         for group in (*batch.kept, *played):
-            if _too_stale(group, version, self.rule.max_staleness):
-                self._return_group(batch, group, "too_stale")
+            if _too_stale(group.outcome, version, self.rule.max_staleness):
+                self._return_group(batch, group.outcome, "too_stale")
             else:
                 fresh.append(group)
-        verdicts = self.rule.select([g.state for g in fresh])
+        verdicts = self.rule.select([g.outcome.state for g in fresh])
         keeps = [
             self.rule.keep_surplus
             and verdict == UNSELECTED
-            and not _too_stale(group, version + 1, self.rule.max_staleness)
+            and not _too_stale(group.outcome, version + 1, self.rule.max_staleness)
             for group, verdict in zip(fresh, verdicts, strict=True)
         ]
         surplus = [group for group, keep in zip(fresh, keeps, strict=True) if keep]
@@ -267,18 +271,18 @@ class QueryPool(Generic[G]):
         for group, verdict, keep in zip(fresh, verdicts, keeps, strict=True):
             if keep:
                 continue  # undecided: it has its verdict in the next batch
-            query = group.ticket.query
+            outcome, query = group.outcome, group.outcome.ticket.query
             before = self.history.state_of(query)
-            rest = self._decide(group, batch.index, verdict)
+            rest = self._decide(outcome, batch.index, verdict)
             if verdict != ACCEPTED:
-                self._return_group(batch, group, verdict, rest)
+                self._return_group(batch, outcome, verdict, rest)
                 continue
             self._places.move(query, Place.ACCEPTED)
             self.books.groups.accept()
-            self.books.trajectories.accept(group.size)
-            self.books.tokens.accept(group.viable_tokens)
+            self.books.trajectories.accept(outcome.size)
+            self.books.tokens.accept(outcome.tokens)
             taken.append((query, rest))
-            accepted.append(AcceptedGroup(group=group, before=before))
+            accepted.append(Accepted(played=group, before=before))
         self._taken[batch.index] = taken
         self.history.population.forget()
         if self._batches:
@@ -286,31 +290,31 @@ class QueryPool(Generic[G]):
         else:
             self._kept += surplus
         self.books.check()
-        states = Counter(g.state for g, keep in zip(fresh, keeps, strict=True) if not keep)
+        states = Counter(g.outcome.state for g, keep in zip(fresh, keeps, strict=True) if not keep)
         self._count_empty(states, batch.returned)
         return TakenBatch(
             index=batch.index,
             accepted=tuple(accepted),
             states=states,
             returned=batch.returned,
-            members=tuple(sorted((*played, *batch.spoiled), key=lambda g: g.ticket.order)),
+            played=tuple(sorted((*played, *batch.spoiled), key=lambda g: g.outcome.ticket.order)),
             kept=len(surplus),
         )
 
-    def _decide(self, group: G, batch: int, verdict: str) -> int:
+    def _decide(self, outcome: Outcome, batch: int, verdict: str) -> int:
         """Enters the draw into the history; the query's rest."""
-        query, found = group.ticket.query, group.state
-        self.history.observe(query, batch, found=found, successes=group.successes, size=group.size)
-        self.history.observe_searches(query, group.solved_searches, group.size)
+        query, found = outcome.ticket.query, outcome.state
+        self.history.observe(query, batch, found=found, successes=outcome.successes, size=outcome.size)
+        self.history.observe_searches(query, outcome.solved_searches, outcome.size)
         rest = self.rule.rest(verdict, self.history, query)
         self.history.settle(
             query,
             batch=batch,
-            order=group.ticket.order,
-            version=group.oldest_version,
-            size=group.size,
-            successes=group.successes,
-            rolled_out=group.before_continuation or found,
+            order=outcome.ticket.order,
+            version=outcome.oldest_version,
+            size=outcome.size,
+            successes=outcome.successes,
+            rolled_out=outcome.rolled_out,
             found=found,
             after=QueryState.CONSUMED if rest == FOREVER else found,
             accepted=verdict == ACCEPTED,
@@ -349,7 +353,7 @@ class QueryPool(Generic[G]):
         """The pool in one line, for a message."""
         seen, places = self.seen(), self.places()
         return (
-            f"the pool of {len(self.questions)} queries has {seen['too_hard']} too hard, {seen['too_easy']} too easy, "
+            f"the pool of {len(self.ids)} queries has {seen['too_hard']} too hard, {seen['too_easy']} too easy, "
             f"{seen['signal']} with signal, {seen['unseen']} unseen; {places['available']} are available, "
             f"{places['resting']} resting, {places['consumed']} consumed"
         )
@@ -364,7 +368,7 @@ class QueryPool(Generic[G]):
         """
         if self._taken:
             raise ValueError("the pool's state is only defined when every taken batch has been released")
-        spare = [g.ticket.query for g in (*self._kept, *(g for b in self._batches for g in b.kept))]
+        spare = [g.outcome.ticket.query for g in (*self._kept, *(g for b in self._batches for g in b.kept))]
         return {
             "ids": self._ids_digest(),
             **self._places.state(spare),  # a surplus group is lost, its query can be drawn again
@@ -379,8 +383,8 @@ class QueryPool(Generic[G]):
 
     def _ids_digest(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
-        for question in self.questions:
-            digest.update(question.id.encode() + b"\0")
+        for name in self.ids:
+            digest.update(name.encode() + b"\0")
         return digest.hexdigest()
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -402,5 +406,5 @@ class QueryPool(Generic[G]):
         self.books.load_state(state["books"])
 
 
-def _too_stale(group: Played, version: int, limit: int) -> bool:
-    return group.oldest_version != NO_VERSION and version - group.oldest_version > limit
+def _too_stale(outcome: Outcome, version: int, limit: int) -> bool:
+    return outcome.oldest_version != NO_VERSION and version - outcome.oldest_version > limit

@@ -29,7 +29,7 @@ from agent.errors import UserError
 from agent.pool.query_pool import QueryPool
 from agent.pool.rules.epoch import Rule
 from agent.seeds import derive_seed
-from agent.simulation.policies import SimulatedGroup, SimulatedQuestion
+from agent.simulation.policies import outcome
 from agent.tickets import Ticket
 
 
@@ -238,11 +238,10 @@ class _Loop:
         self._seed = derive_seed(seed, "pipeline")
         # Enough queries for every open batch, so that the pool never runs dry.
         queries = layout.batch_questions * (layout.max_staleness + 3)
-        self._questions = [SimulatedQuestion(str(i)) for i in range(queries)]
         rule = Rule(
             batch_questions=layout.batch_questions, group_size=layout.group_size, max_staleness=layout.max_staleness
         )
-        self._pool: QueryPool[SimulatedGroup] = QueryPool(self._questions, rule, seed=seed)
+        self._pool: QueryPool[None] = QueryPool([str(i) for i in range(queries)], rule, seed=seed)
         self._workers = [
             _Worker(f"rollout-{i}", _Engine(latencies.token, latencies.half, layout.max_num_seqs))
             for i in range(layout.rollout_workers)
@@ -334,8 +333,7 @@ class _Loop:
     def _submit(self, group: _GroupInPlay) -> None:
         size = self._layout.group_size
         group.worker.groups -= 1
-        question = self._questions[group.ticket.query]
-        self._pool.submit(SimulatedGroup(question, group.ticket, size, 1, group.version))
+        self._pool.submit(outcome(group.ticket, size, 1, group.version), None)
         self._submitted_at[group.ticket.batch] = self._now
         self._claim()
         self._take()
@@ -349,7 +347,7 @@ class _Loop:
         batch = self._pool.take(version=self._version)
         assert not batch.returned, "the bound is kept before anything is sampled: no group is ever too stale"
         self.rollouts.append(self._submitted_at.pop(batch.index) - self._claimed_at.pop(batch.index))
-        self.staleness.append(float(np.mean([self._version - g.oldest_version for g in batch.members])))
+        self.staleness.append(float(np.mean([self._version - g.outcome.oldest_version for g in batch.played])))
         seconds = float(self._random(batch.index).choice(self._latencies.learner))
         self._after(seconds, lambda: self._publish(batch.index, seconds))
 

@@ -28,9 +28,8 @@ from agent.errors import UserError
 from agent.pool.batches import TakenBatch
 from agent.pool.query_pool import QueryPool
 from agent.pool.rules.base import PoolRule
-from agent.records import Trajectory
 from agent.seeds import derive_seed
-from agent.tickets import QueryState, Ticket
+from agent.tickets import Outcome, QueryState, Ticket
 
 HELD_OUT = 2000
 """Most queries over which the simulated policy is evaluated."""
@@ -77,43 +76,20 @@ class SimulationConfig:
             raise UserError(f"simulation.novelty={self.novelty} must lie in [0, 1]")
 
 
-@dataclass(frozen=True, slots=True)
-class SimulatedQuestion:
-    """A name for a query."""
-
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
-class SimulatedGroup:
-    """K outcomes, as much of a group as the pool looks at."""
-
-    question: SimulatedQuestion
-    ticket: Ticket
-    size: int
-    successes: int
-    oldest_version: int
-    excluded: tuple[Trajectory, ...] = ()
-    discarded: tuple[Trajectory, ...] = ()
-    before_continuation: QueryState | None = None
-
-    @property
-    def state(self) -> QueryState:
-        if 0 < self.successes < self.size:
-            return QueryState.SIGNAL
-        return QueryState.TOO_EASY if self.successes else QueryState.TOO_HARD
-
-    @property
-    def solved_searches(self) -> tuple[int, ...]:
-        return (0,) * self.successes
-
-    @property
-    def viable_tokens(self) -> int:
-        return self.size
-
-    @property
-    def action_tokens(self) -> int:
-        return self.size
+def outcome(ticket: Ticket, size: int, successes: int, version: int) -> Outcome:
+    """What the pool is told of ``size`` rollouts of a token each, ``successes`` of which are right."""
+    agreed = QueryState.TOO_EASY if successes else QueryState.TOO_HARD
+    state = QueryState.SIGNAL if 0 < successes < size else agreed
+    return Outcome(
+        ticket=ticket,
+        state=state,
+        rolled_out=state,
+        size=size,
+        successes=successes,
+        tokens=size,
+        solved_searches=(0,) * successes,
+        oldest_version=version,
+    )
 
 
 class DriftingPolicy:
@@ -168,7 +144,7 @@ class SimulatedStep:
 
     rollouts: int
     """Played for this step."""
-    batch: TakenBatch[SimulatedGroup]
+    batch: TakenBatch[None]
     flipped_share: float
     em: float
     """Mean success probability of held-out queries of the pool's difficulty, before the update."""
@@ -180,8 +156,7 @@ def simulate(config: SimulationConfig, rule: PoolRule, seed: int) -> Iterator[Si
     Raises ``Fault`` where the pool does: when it has no signal left to give.
     """
     policy = DriftingPolicy(config, seed)
-    questions = [SimulatedQuestion(str(i)) for i in range(config.queries)]
-    pool: QueryPool[SimulatedGroup] = QueryPool(questions, rule, seed=seed)
+    pool: QueryPool[None] = QueryPool([str(i) for i in range(config.queries)], rule, seed=seed)
     size = min(config.queries, HELD_OUT)
     held_out = np.random.default_rng(derive_seed(seed, "held out")).choice(config.queries, size, replace=False)
     left = config.rollouts_per_query * config.queries
@@ -190,11 +165,11 @@ def simulate(config: SimulationConfig, rule: PoolRule, seed: int) -> Iterator[Si
         while tickets := pool.claim("simulated", now=0.0, limit=rule.candidates):
             queries = np.array([t.query for t in tickets])
             for ticket, chance in zip(tickets, policy.chances(queries), strict=True):
-                group = _play(ticket, questions[ticket.query], float(chance), rule.group_size, policy.version)
-                rollouts += group.size
-                pool.submit(group)
+                played = _play(ticket, float(chance), rule.group_size, policy.version)
+                rollouts += played.size
+                pool.submit(played, None)
         batch = pool.take(version=policy.version)
-        signal = [a.group.ticket.query for a in batch.accepted if a.group.state is QueryState.SIGNAL]
+        signal = [a.outcome.ticket.query for a in batch.accepted if a.outcome.state is QueryState.SIGNAL]
         if signal:
             policy.update(np.array(signal), rule.batch_questions)
         pool.release(batch.index)
@@ -202,11 +177,11 @@ def simulate(config: SimulationConfig, rule: PoolRule, seed: int) -> Iterator[Si
         yield SimulatedStep(rollouts=rollouts, batch=batch, flipped_share=pool.history.flipped_share, em=em)
 
 
-def _play(ticket: Ticket, question: SimulatedQuestion, chance: float, size: int, version: int) -> SimulatedGroup:
+def _play(ticket: Ticket, chance: float, size: int, version: int) -> Outcome:
     """K rollouts, or the probe alone where the ticket lets it decide."""
     outcomes = np.random.default_rng(ticket.seed).random(size) < chance
     if ticket.probe:
         probed = int(outcomes[: ticket.probe].sum())
         if (probed == 0 and ticket.cut_hard) or (probed == ticket.probe and ticket.cut_easy):
-            return SimulatedGroup(question, ticket, ticket.probe, probed, version)
-    return SimulatedGroup(question, ticket, size, int(outcomes.sum()), version)
+            return outcome(ticket, ticket.probe, probed, version)
+    return outcome(ticket, size, int(outcomes.sum()), version)

@@ -6,7 +6,7 @@ report that was asked for later tells what the claim before it has got.
 
 from __future__ import annotations
 
-import json
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,17 @@ import ray
 from ray_fakes import pending, result, until
 
 from actors.calls import get
+from actors.payloads import fetched, packed
 from actors.pool import PoolActor
 from agent.errors import Fault, UserError
 from agent.groups import Group
+from agent.pool import saved
 from agent.pool.query_pool import QueryPool
 from agent.pool.rules.epoch import Rule as Epoch
 from agent.pool.rules.recycle import Rule as Recycle
 from agent.records import Question, Score, ScoredTrajectory, StopReason, Trajectory, Turn
 from agent.tickets import Ticket
-from tracking.trajectories import TrajectoryLog
+from tracking.draws import read_draws
 
 QUESTIONS = tuple(Question(id=f"q{i}", text=f"question {i}?", golden_answers=("yes",)) for i in range(6))
 
@@ -37,13 +39,20 @@ def start(local_ray: None, tmp_path: Path) -> Iterator[Start]:
     """Starts a pool actor over ``QUESTIONS``; keyword arguments are the actor's."""
     actors = []
 
-    def make(rule: Any, questions: Sequence[Question] = QUESTIONS, *, begin: bool = True, **settings: Any) -> Any:
+    def make(
+        rule: Any,
+        questions: Sequence[Question] = QUESTIONS,
+        *,
+        begin: bool = True,
+        checkpoint: Path | None = None,
+        **settings: Any,
+    ) -> Any:
         pool = PoolActor.options(num_cpus=0, max_concurrency=100).remote(
             tuple(questions), rule, 7, tmp_path / "logs", **settings
         )
         actors.append(pool)
         if begin:
-            result(pool.start.remote())
+            result(pool.start.remote(checkpoint))
         return pool
 
     yield make
@@ -89,6 +98,10 @@ def claim(pool: Any, worker: str = "w", limit: int = 8) -> list[Ticket]:
     return [ticket for ticket, _ in claimed]
 
 
+def submitted(pool: Any, group: Group) -> bool:
+    return result(pool.submit.remote(group.outcome(), packed(group)))
+
+
 def claimed(pool: Any) -> int:
     return result(pool.report.remote())["places"]["claimed"]
 
@@ -100,13 +113,13 @@ def test_a_claim_waits_until_the_batch_before_it_is_released(start: Start) -> No
     waiting = pool.claim.remote("w", 8)
     for ticket in tickets:
         assert claimed(pool) == 2 - ticket.order
-        assert result(pool.submit.remote(played(ticket)))
+        assert submitted(pool, played(ticket))
     assert claimed(pool) == 0
     batch = result(pool.take.remote(0))
     assert batch.index == 0
     assert claimed(pool) == 0
     assert pending(waiting)
-    assert result(pool.release.remote(0, snapshot=False)) is None
+    assert result(pool.release.remote(0)) is None
     assert [t.batch for t, _ in result(waiting)] == [1, 1]
     assert claimed(pool) == 2
 
@@ -118,10 +131,10 @@ def test_with_staleness_one_more_batch_may_be_drawn(start: Start) -> None:
     waiting = pool.claim.remote("w", 8)
     assert claimed(pool) == 4
     for ticket in tickets[:2]:
-        result(pool.submit.remote(played(ticket)))
+        submitted(pool, played(ticket))
     result(pool.take.remote(0))
     assert claimed(pool) == 2
-    result(pool.release.remote(0, snapshot=False))
+    result(pool.release.remote(0))
     assert [t.batch for t, _ in result(waiting)] == [2, 2]
 
 
@@ -130,13 +143,13 @@ def test_take_waits_until_the_oldest_batch_is_complete(start: Start) -> None:
     taking = pool.take.remote(0)
     first, second, third, *next_batch = claim(pool)
     for ticket in (third, *next_batch, first):
-        result(pool.submit.remote(played(ticket)))
+        submitted(pool, played(ticket))
         assert result(pool.report.remote())["places"]["accepted"] == 0
     assert pending(taking)
-    result(pool.submit.remote(played(second, (1.0, 1.0))))
+    submitted(pool, played(second, (1.0, 1.0)))
     batch = result(taking)
-    assert (batch.index, [g.ticket.order for g in batch.members]) == (0, [0, 1, 2])
-    assert [a.group.ticket.order for a in batch.accepted] == [0, 2]
+    assert (batch.index, [p.outcome.ticket.order for p in batch.played]) == (0, [0, 1, 2])
+    assert [a.outcome.ticket.order for a in batch.accepted] == [0, 2]
     report = result(pool.report.remote())
     assert report["places"]["accepted"] == 2
     assert report["accounts"]["groups"] == {
@@ -152,11 +165,11 @@ def test_a_group_that_comes_back_wakes_a_waiting_claim(start: Start) -> None:
     first, second = claim(pool, "w0")
     waiting = pool.claim.remote("w1", 8)
     assert claimed(pool) == 2
-    result(pool.submit.remote(played(first, (1.0,), faults=1)))
+    submitted(pool, played(first, (1.0,), faults=1))
     ((again, _),) = result(waiting)
     assert (again.batch, again.order) == (0, 2)
     for ticket in (second, again):
-        assert result(pool.submit.remote(played(ticket)))
+        assert submitted(pool, played(ticket))
     batch = result(pool.take.remote(0))
     assert dict(batch.returned) == {"too_few_viable": 1}
     assert len(batch.accepted) == 2
@@ -173,13 +186,13 @@ def test_a_lost_workers_claims_return_and_its_waiting_claim_ends(start: Start) -
     assert len(tickets) == 2
     assert {t.claim_id for t in tickets}.isdisjoint(t.claim_id for t in lost)
     assert result(pool.claim.remote("w0", 8)) == []
-    assert result(pool.submit.remote(played(lost[0]))) is False
+    assert submitted(pool, played(lost[0])) is False
     assert result(pool.report.remote())["late_groups"] == 1
     for ticket in tickets:
-        assert result(pool.submit.remote(played(ticket)))
+        assert submitted(pool, played(ticket))
     batch = result(pool.take.remote(0))
     assert dict(batch.returned) == {"worker_lost": 2}
-    assert [a.group.ticket for a in batch.accepted] == tickets
+    assert [a.outcome.ticket for a in batch.accepted] == tickets
 
 
 def test_the_end_of_a_lease_wakes_a_waiting_claim(start: Start) -> None:
@@ -188,7 +201,7 @@ def test_the_end_of_a_lease_wakes_a_waiting_claim(start: Start) -> None:
     tickets = claim(pool, "w1")
     assert [t.order for t in tickets] == [2, 3]
     assert {t.query for t in tickets} <= set(range(6))
-    assert result(pool.submit.remote(played(silent[0]))) is False
+    assert submitted(pool, played(silent[0])) is False
     assert result(pool.report.remote())["accounts"]["groups"]["returned"] == {"lease_expired": 2}
 
 
@@ -203,7 +216,7 @@ def test_the_end_of_a_lease_is_seen_by_a_take_that_came_before_the_claim(start: 
             )
         )
     batch = result(taking)
-    assert (dict(batch.returned), batch.accepted, batch.members) == ({"lease_expired": 2}, (), ())
+    assert (dict(batch.returned), batch.accepted, batch.played) == ({"lease_expired": 2}, (), ())
 
 
 def test_close_ends_claims_and_no_take(start: Start) -> None:
@@ -216,7 +229,7 @@ def test_close_ends_claims_and_no_take(start: Start) -> None:
     assert [result(w) for w in waiting] == [[], []]
     assert result(pool.claim.remote("w2", 8)) == []
     assert pending(taking)
-    assert result(pool.submit.remote(played(ticket)))
+    assert submitted(pool, played(ticket))
     assert len(result(taking).accepted) == 1
 
 
@@ -226,9 +239,9 @@ def equal_states(a: dict[str, Any], b: dict[str, Any]) -> bool:
     )
 
 
-def test_the_snapshot_is_the_pools_state_at_the_release(start: Start, tmp_path: Path) -> None:
+def test_a_checkpoint_has_the_pools_state_at_the_release(start: Start, tmp_path: Path) -> None:
     rule = Recycle(batch_questions=3, group_size=2, when_dry="reset")
-    pool, twin = start(rule), QueryPool(QUESTIONS, rule, seed=7)
+    pool, twin = start(rule), QueryPool([q.id for q in QUESTIONS], rule, seed=7)
     rewards = ((0.0, 1.0), (1.0, 1.0), (1.0, 0.0))
     waiting = pool.claim.remote("w", 8)
     for step in range(4):
@@ -236,31 +249,49 @@ def test_the_snapshot_is_the_pools_state_at_the_release(start: Start, tmp_path: 
         assert tickets == twin.claim("w", now=0.0, limit=8)
         waiting = pool.claim.remote("w", 8)
         for ticket, reward in zip(tickets, rewards, strict=True):
-            result(pool.submit.remote(played(ticket, reward, version=step)))
-            twin.submit(played(ticket, reward, version=step))
+            submitted(pool, played(ticket, reward, version=step))
+            twin.submit(played(ticket, reward, version=step).outcome(), None)
         result(pool.take.remote(step))
         twin.take(version=step)
         assert claimed(pool) == 0
-        state = result(pool.release.remote(step, snapshot=True))
+        draws = tmp_path / "draws.parquet"
+        result(pool.release.remote(step, checkpoint=tmp_path, draws=draws))
         twin.release(step)
+        state = saved.load(tmp_path / "training")
         assert equal_states(state, twin.state()), f"after step {step}"
+        assert len(read_draws(draws)) == 3 * (step + 1)
     assert state["released"] == 4
 
-    # What was waiting has gone on at once; a pool made from the snapshot draws the same.
-    resumed = start(rule, state=state)
+    # What was waiting has gone on at once; a pool made from the checkpoint draws the same.
+    resumed = start(rule, checkpoint=tmp_path)
     assert claim(resumed) == [t for t, _ in result(waiting)]
 
 
-def test_each_taken_batch_is_logged(start: Start, tmp_path: Path) -> None:
-    path = tmp_path / "trajectories.jsonl"
-    pool = start(Epoch(batch_questions=2, group_size=2), log=TrajectoryLog(path=path, per_step=3))
-    for step in range(2):
-        for ticket in claim(pool):
-            result(pool.submit.remote(played(ticket, version=step)))
-        result(pool.take.remote(step))
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        assert [row["batch"] for row in rows] == [0, 0, 0, 1, 1, 1][: 3 * (step + 1)]
-        result(pool.release.remote(step, snapshot=False))
+def test_the_groups_themselves_come_to_whoever_takes_the_batch(start: Start) -> None:
+    pool = start(Epoch(batch_questions=2, group_size=2))
+    sent = [played(ticket) for ticket in claim(pool)]
+    for group in sent:
+        assert submitted(pool, group)
+    batch = fetched(result(pool.take.remote(0)))
+    assert [pickle.dumps(group) for group in batch.payloads] == [pickle.dumps(group) for group in sent]
+    assert [a.payload for a in batch.accepted] == list(batch.payloads), "each was fetched once"
+
+
+def test_a_group_outlives_the_worker_that_has_sent_it(start: Start) -> None:
+    pool = start(Epoch(batch_questions=1, group_size=2))
+    (ticket,) = claim(pool)
+    sent = played(ticket)
+
+    @ray.remote(num_cpus=0)
+    class Worker:
+        def send(self) -> bool:
+            return submitted(pool, sent)
+
+    worker = Worker.remote()  # type: ignore[attr-defined]
+    assert result(worker.send.remote())
+    ray.kill(worker)
+    (group,) = fetched(result(pool.take.remote(0))).payloads
+    assert pickle.dumps(group) == pickle.dumps(sent)
 
 
 def test_bad_questions_are_the_users_mistake(start: Start, tmp_path: Path) -> None:
@@ -270,20 +301,27 @@ def test_bad_questions_are_the_users_mistake(start: Start, tmp_path: Path) -> No
 
 
 def test_a_checkpoint_of_other_questions_is_the_users_mistake(start: Start, tmp_path: Path) -> None:
-    state = QueryPool(QUESTIONS[:2], Epoch(), seed=7).state()
-    pool = start(Epoch(), begin=False, state=state)
+    (tmp_path / "training").mkdir()
+    saved.save(tmp_path / "training", QueryPool([q.id for q in QUESTIONS[:2]], Epoch(), seed=7).state())
+    pool = start(Epoch(), begin=False)
     with pytest.raises(UserError, match="resume with the same data"):
-        get(pool.start.remote(), "pool", tmp_path / "logs")
+        get(pool.start.remote(tmp_path), "pool", tmp_path / "logs")
+
+
+def test_a_checkpoint_without_a_pool_is_the_users_mistake(start: Start, tmp_path: Path) -> None:
+    pool = start(Epoch(), begin=False)
+    with pytest.raises(UserError, match=r"its pool can't be read \(.*pool\.json"):
+        get(pool.start.remote(tmp_path), "pool", tmp_path / "logs")
 
 
 def test_batches_without_signal_end_the_run_with_a_picture_of_the_pool(start: Start, tmp_path: Path) -> None:
     pool = start(Recycle(batch_questions=2, group_size=2, max_empty_batches=2))
     for step in range(2):
         for ticket in claim(pool):
-            result(pool.submit.remote(played(ticket, (0.0, 0.0), version=step)))
+            submitted(pool, played(ticket, (0.0, 0.0), version=step))
         taking = pool.take.remote(step)
         if step == 0:
             assert result(taking).accepted == ()
-            result(pool.release.remote(0, snapshot=False))
+            result(pool.release.remote(0))
     with pytest.raises(Fault, match=r"^pool: .*the pool of 6 queries has \d too hard"):
         get(taking, "pool", tmp_path / "logs")

@@ -9,7 +9,7 @@ import pytest
 
 from actors.reports import Unsound
 from agent.groups import Group
-from agent.pool.batches import TakenBatch
+from agent.pool.batches import Played, TakenBatch
 from agent.records import Question, Score, ScoredTrajectory, StopReason, Trajectory, Turn
 from agent.tickets import Ticket
 
@@ -24,7 +24,8 @@ def trajectory(stop: StopReason, fault: str = "") -> Trajectory:
 
 
 def batch(*groups: Group) -> TakenBatch[Group]:
-    return TakenBatch(index=0, accepted=(), states=Counter(), returned=Counter(), members=groups, kept=0)
+    played = tuple(Played(outcome=group.outcome(), payload=group) for group in groups)
+    return TakenBatch(index=0, accepted=(), states=Counter(), returned=Counter(), played=played, kept=0)
 
 
 def broken(*faults: tuple[StopReason, str]) -> Group:

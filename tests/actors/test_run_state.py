@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,26 +12,30 @@ import pytest
 
 from actors import run_state
 from agent.errors import UserError
+from agent.pool import saved
 from agent.pool.query_pool import QueryPool
 from agent.pool.rules.recycle import Rule as Recycle
-from agent.records import Question
 from learner.checkpoint import write_checkpoint
 from tracking.metrics import MetricsLog, read, replace
 
-QUESTIONS = [Question(id=f"q{i}", text="who?", golden_answers=("she",)) for i in range(4)]
+IDS = [f"q{i}" for i in range(4)]
 
 
 def checkpoint(run: Path, step: int, pool: dict[str, Any] | None = None) -> Path:
     """A checkpoint of ``run``, as the supervisor writes it."""
     state = run_state.RunState(
         step=step,
-        pool=pool or {"weight": np.ones(2), "released": step},
         rollouts=8 * step,
         generated_tokens=100 * step,
         first_eval={"step": 0, "em": 0.1},
         last_eval=None,
     )
-    return write_checkpoint(run / "checkpoints", step, lambda folder: run_state.save(folder, state))
+
+    def write(folder: Path) -> None:
+        run_state.save(folder, state)
+        saved.save(folder / "training", pool or {"weight": np.ones(2), "released": step})
+
+    return write_checkpoint(run / "checkpoints", step, write)
 
 
 def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
@@ -44,19 +49,20 @@ def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def test_a_pools_state_comes_back_as_it_was(tmp_path: Path) -> None:
-    pool = QueryPool(QUESTIONS, Recycle(batch_questions=2, group_size=2), seed=1)
+    pool = QueryPool(IDS, Recycle(batch_questions=2, group_size=2), seed=1)
     claimed = pool.claim("w", now=0.0, limit=2)
     pool.worker_lost("w")
     state = pool.state()
     assert len(claimed) == 2
     assert state["books"]["groups"]["returned"] == {"worker_lost": 2}
-    loaded = run_state.load(checkpoint(tmp_path, 3, state))
+    path = checkpoint(tmp_path, 3, state)
+    loaded, pool_state = run_state.load(path), saved.load(path / "training")
     assert loaded.step == 3
     assert (loaded.rollouts, loaded.generated_tokens) == (24, 300)
     assert (loaded.first_eval, loaded.last_eval) == ({"step": 0, "em": 0.1}, None)
-    assert equal(loaded.pool, state)
-    again = QueryPool(QUESTIONS, Recycle(batch_questions=2, group_size=2), seed=1)
-    again.load_state(loaded.pool)
+    assert equal(pool_state, state)
+    again = QueryPool(IDS, Recycle(batch_questions=2, group_size=2), seed=1)
+    again.load_state(pool_state)
     assert equal(again.state(), state)
 
 
@@ -65,7 +71,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         run_state.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["run.json", "pool.npz"])
+@pytest.mark.parametrize("name", ["run.json", "pool.json", "pool.npz"])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     path = checkpoint(tmp_path, 3)
     file = path / "training" / name
@@ -79,7 +85,18 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
 
 def test_a_checkpoint_without_a_training_state_cannot_be_resumed(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path, 1, lambda folder: (folder / "model.safetensors").write_text("x"))
-    with pytest.raises(UserError, match=r"step-000001: can't be resumed \(.*run\.json"):
+    with pytest.raises(UserError, match=r"step-000001: training/run\.json is missing, so no run can go on from it; "):
+        run_state.load(path)
+
+
+def test_a_checkpoint_of_an_earlier_version_cannot_be_resumed(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        (folder / "training").mkdir()
+        (folder / "training" / "run.json").write_text(json.dumps({"step": 1, "pool": {"released": 1}}))
+        np.savez(folder / "training" / "pool.npz", weight=np.ones(2))
+
+    path = write_checkpoint(tmp_path, 1, write)
+    with pytest.raises(UserError, match=r"training/pool\.json is missing.* may be an earlier version's"):
         run_state.load(path)
 
 

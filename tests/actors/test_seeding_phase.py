@@ -16,6 +16,7 @@ import torch
 
 from actors import learner as learner_module
 from actors.learner import LearnerActor, LearnerSettings
+from actors.payloads import packed
 from actors.prepare import Prepared, prepare
 from agent.config import AgentConfig, GroupConfig, RewardConfig
 from agent.errors import UserError
@@ -29,6 +30,7 @@ from agent.tokens import Tokenizer
 from conf.schema import RunConfig
 from learner.config import AlgorithmConfig, ModelConfig, OptimizerConfig, SeedingConfig, WarmStartConfig
 from tasks.config import DataConfig
+from tracking.trajectories import TrajectoryLog
 
 AGENT = AgentConfig(prompt="plain", chat=False, top_k=2, max_prompt_tokens=64, max_response_tokens=320)
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -75,6 +77,7 @@ def learner_settings(run: RunConfig, prepared: Prepared, folder: Path, *, channe
         weight_timeout_s=60.0,
         seed=0,
         run_dir=folder,
+        log=TrajectoryLog(path=folder / "trajectories.jsonl", per_step=0),
         cache_dir=run.cache,
     )
 
@@ -108,7 +111,7 @@ class Pool:
     def __init__(self, prepared: Prepared, rewards: dict[str, list[float]]) -> None:
         self._questions = tuple(e.question for e in prepared.experts)
         self._pool = QueryPool(
-            self._questions,
+            [q.id for q in self._questions],
             Epoch(batch_questions=len(self._questions), group_size=K, max_empty_batches=9),
             seed=0,
         )
@@ -121,7 +124,8 @@ class Pool:
         tickets = self._pool.claim("w", now=0.0, limit=99)
         self.drawn.append({self._questions[t.query].id for t in tickets})
         for ticket in tickets:
-            assert self._pool.submit(self._group(ticket, version))
+            group = self._group(ticket, version)
+            assert self._pool.submit(group.outcome(), packed(group))
         batch = self._pool.take(version=version)
         self._pool.release(batch.index)
         return batch

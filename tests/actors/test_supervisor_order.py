@@ -25,6 +25,7 @@ from actors.supervisor import Supervisor
 from agent.config import GroupConfig
 from agent.errors import Fault
 from agent.inference.evaluation import EvalRow
+from agent.pool import saved
 from agent.pool.history import DRAW
 from agent.pool.rules.epoch import Rule as Epoch
 from agent.records import Question
@@ -34,7 +35,7 @@ from learner.checkpoint import checkpoints, latest
 from learner.config import AlgorithmConfig, SeedingConfig, WarmStartConfig
 from retrieval_service.stats import Stats
 from tracking.console import Console
-from tracking.draws import read_draws
+from tracking.draws import read_draws, write_draws
 from tracking.metrics import read
 
 QUESTION = Question(id="q", text="who?", golden_answers=("she",))
@@ -189,22 +190,24 @@ def unsound(batch: int, version: int, why: Unsound) -> StepReport:
 
 
 class FakePool(Remote):
-    def __init__(self, world: World, state: dict[str, Any] | None) -> None:
+    def __init__(self, world: World) -> None:
         self._world = world
-        self._world.released = int(state["released"]) if state else 0
 
-    def start(self) -> None: ...
+    def start(self, checkpoint: Path | None) -> None:
+        if checkpoint is not None:
+            self._world.released = saved.load(checkpoint / "training")["released"]
 
-    def release(self, batch: int, *, snapshot: bool) -> dict[str, Any] | None:
+    def release(self, batch: int, *, checkpoint: Path | None = None, draws: Path | None = None) -> None:
         world = self._world
         assert batch == world.released
         assert world.delivered == world.published, "released before the workers hold the weights"
+        assert (checkpoint is None) == (draws is None)
         world.released += 1
-        world.happens(f"release {world.released}{' with state' if snapshot else ''}")
-        if not snapshot:
-            return None
-        log = np.zeros(world.released, DRAW)
-        return {"released": world.released, "weight": np.full(3, world.released), "log": log}
+        world.happens(f"release {world.released}{' with state' if checkpoint else ''}")
+        if checkpoint is not None:
+            (checkpoint / "training").mkdir()
+            saved.save(checkpoint / "training", {"released": world.released, "weight": np.full(3, world.released)})
+            write_draws(draws, np.zeros(world.released, DRAW), ["q"])
 
     def report(self) -> dict[str, Any]:
         account = {"received": 1, "accepted": 1, "returned": {"zero_variance": 2}, "in_flight": 0}
@@ -232,9 +235,8 @@ class FakeSeedingPool(Remote):
 
     def start(self) -> None: ...
 
-    def release(self, batch: int, *, snapshot: bool) -> None:
+    def release(self, batch: int) -> None:
         world = self._world
-        assert not snapshot
         assert batch == self.released == self.taken - 1
         assert world.delivered == world.published, "released before the workers hold the weights"
         self.released += 1
@@ -274,9 +276,9 @@ class FakeTopology:
     def learner(self) -> Any:
         return self._part("learner", FakeLearner(self.world))
 
-    def pool(self, questions: tuple[Question, ...], state: dict[str, Any] | None) -> Any:
+    def pool(self, questions: tuple[Question, ...]) -> Any:
         assert questions == (QUESTION,)
-        return self._part("pool", FakePool(self.world, state))
+        return self._part("pool", FakePool(self.world))
 
     def seeding_pool(self, questions: tuple[Question, ...]) -> Any:
         assert questions == (QUESTION,)
@@ -547,8 +549,8 @@ def test_the_checkpoint_holds_the_state_that_the_release_gave(play: Play) -> Non
     assert [path.name for path in found] == ["step-000002", "step-000004"]
     for step, path in zip((2, 4), found, strict=True):
         state = run_state.load(path)
-        assert (state.step, state.pool["released"], state.pool["weight"].tolist()) == (step, step, [step] * 3)
-        assert len(state.pool["log"]) == step
+        pool = saved.load(path / "training")
+        assert (state.step, pool["released"], pool["weight"].tolist()) == (step, step, [step] * 3)
         assert (path / "model.safetensors").read_text() == f"weights {step}"
     assert summary["checkpoint"] == str(found[-1])
 
@@ -650,8 +652,8 @@ def test_ctrl_c_ends_the_run_after_a_whole_step_and_its_checkpoint(play: Play, p
     assert world.events[-4:] == ending
     assert world.events.count("close") == 1
     assert f"step {n + 1}" not in world.events
-    state = run_state.load(latest(driver.run_dir / "checkpoints"))
-    assert (state.step, state.pool["released"]) == (n, n)
+    written = latest(driver.run_dir / "checkpoints")
+    assert (run_state.load(written).step, saved.load(written / "training")["released"]) == (n, n)
     assert len(read_draws(driver.run_dir / "draws.parquet")) == n
     assert (summary["step"], summary["stopped_early"]) == (n, n < 4)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

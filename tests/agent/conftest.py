@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for pool_cases: importlib mode adds no folder by itself
 
 from agent.config import AgentConfig
 from agent.episode import play

@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import pytest
+from pool_cases import asked, enter, pool_of
 
 from agent.config import AgentConfig, BudgetConfig, RewardConfig
 from agent.continuation import play_with_continuation
@@ -16,7 +17,6 @@ from agent.group import Player, play_group
 from agent.groups import Group
 from agent.pool.budgets import SearchBudget
 from agent.pool.history import NEVER, QueryHistory
-from agent.pool.query_pool import QueryPool
 from agent.pool.rules.base import rule_class
 from agent.protocol import LIMIT_NOTICE, Dialogue
 from agent.records import Completion, Finish, Passage, Question, Score, ScoredTrajectory, StopReason
@@ -120,7 +120,7 @@ def played(make_trajectory):
 def adaptive_pool(questions, **settings):
     rule = rule_class("recycle")(**{"batch_questions": 2, "group_size": 2, "when_dry": "reset", **settings})
     budget = SearchBudget(BudgetConfig(rule="adaptive", most=4), 5)
-    return QueryPool(questions, rule, seed=0, budget=budget)
+    return pool_of(questions, rule, seed=0, budget=budget)
 
 
 def test_a_ticket_carries_what_the_querys_last_draw_says(make_questions, played):
@@ -128,15 +128,15 @@ def test_a_ticket_carries_what_the_querys_last_draw_says(make_questions, played)
     first = pool.claim("w", now=0.0, limit=2)
     assert [t.max_searches for t in first] == [4, 4]
     solved, missed = first
-    pool.submit(played(pool.questions[solved.query], solved, (2, 1.0), (2, 1.0)))
-    pool.submit(played(pool.questions[missed.query], missed, (1, 0.0), (4, 0.0)))
+    enter(pool, played(asked(pool, solved), solved, (2, 1.0), (2, 1.0)))
+    enter(pool, played(asked(pool, missed), missed, (1, 0.0), (4, 0.0)))
     pool.release(pool.take(version=0).index)
     second = {t.query: t.max_searches for t in pool.claim("w", now=0.0, limit=2)}
     assert second == {solved.query: 3, missed.query: 4}
 
 
 def test_without_a_budget_the_limit_is_the_agents(make_questions):
-    pool = QueryPool(make_questions(2), rule_class("epoch")(batch_questions=2, group_size=2), seed=0)
+    pool = pool_of(make_questions(2), rule_class("epoch")(batch_questions=2, group_size=2), seed=0)
     assert [t.max_searches for t in pool.claim("w", now=0.0, limit=2)] == [None, None]
 
 
@@ -145,7 +145,7 @@ def test_a_draw_that_is_made_again_after_a_resume_has_the_same_limit(make_questi
     questions = make_questions(2)
     pool = adaptive_pool(questions, batch_questions=1, max_staleness=1)
     first, second = pool.claim("w", now=0.0, limit=2)
-    pool.submit(played(questions[first.query], first, (1, 1.0), (1, 1.0)))
+    enter(pool, played(questions[first.query], first, (1, 1.0), (1, 1.0)))
     pool.release(pool.take(version=0).index)
     (third,) = pool.claim("w", now=0.0, limit=1)
     assert (third.query, third.max_searches) == (first.query, 2)
@@ -207,4 +207,4 @@ def test_the_notice_comes_at_the_tickets_limit(codec, search_protocol, limit, se
 def test_right_rollouts_count_whatever_they_earned(played, emma):
     ticket = Ticket(claim_id=0, query=0, batch=0, order=0, seed=0)
     group = played(emma, ticket, (3, 1.0), (1, 0.0), (2, 0.5))
-    assert group.solved_searches == (3, 2)
+    assert group.outcome().solved_searches == (3, 2)

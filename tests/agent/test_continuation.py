@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pool_cases import enter, pool_of
 
 from agent.config import AgentConfig, RewardConfig
 from agent.continuation import accept, cut, play_with_continuation
 from agent.episode import Prefix
 from agent.errors import GenerationError, RetrievalError
 from agent.group import Player, play_group
-from agent.pool.query_pool import QueryPool
 from agent.pool.rules.epoch import Rule as Epoch
 from agent.protocol import LIMIT_NOTICE, Dialogue
 from agent.records import NO_VERSION, Completion, Finish, Passage, Question, Score, ScoredTrajectory, StopReason
@@ -145,7 +145,7 @@ def test_the_best_continuation_of_the_best_replaces_the_worst(play, codec):
         "gain": 0.75,
     }
     assert (group.rollouts, plain.rollouts) == (8, 4)
-    assert group.action_tokens == plain.action_tokens + generated
+    assert group.generated_tokens == plain.generated_tokens + generated
     assert group.oldest_version == 4
     assert group.finished_s >= group.started_s > 0
 
@@ -229,16 +229,16 @@ def test_the_strategies_have_names():
 
 def test_the_pools_books_balance_with_what_was_discarded(play):
     group, _ = play(FIRST, MORE, kept=1)
-    pool = QueryPool([QUESTION], Epoch(batch_questions=1, group_size=4), seed=0)
+    pool = pool_of([QUESTION], Epoch(batch_questions=1, group_size=4), seed=0)
     (ticket,) = pool.claim("w", now=0.0)
-    assert pool.submit(replace(group, ticket=ticket))
+    assert enter(pool, replace(group, ticket=ticket))
     pool.take(version=4)
     books = pool.books
     assert books.trajectories.received == group.rollouts == 8
     assert books.trajectories.returned == {"retrieval_failed": 1, "discarded": 3}
     assert books.trajectories.accepted == 4
-    assert books.tokens.received == group.action_tokens
-    assert books.tokens.accepted == group.viable_tokens
+    assert books.tokens.received == group.generated_tokens
+    assert books.tokens.accepted == group.outcome().tokens
     assert books.tokens.in_flight == books.trajectories.in_flight == 0
 
 

@@ -6,10 +6,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from pool_cases import asked, enter, pool_of
 
 from agent.errors import UserError
 from agent.pool.history import QueryHistory
-from agent.pool.query_pool import QueryPool
 from agent.pool.rules.base import (
     ACCEPTED,
     AT_ONCE,
@@ -122,7 +122,7 @@ class Played:
     """A pool of which every query has a fixed state, played batch by batch."""
 
     def __init__(self, rule, questions, make_group, states):
-        self.pool = QueryPool(questions, rule, seed=11)
+        self.pool = pool_of(questions, rule, seed=11)
         self.states = list(states)
         self._make_group = make_group
 
@@ -132,14 +132,14 @@ class Played:
         while tickets := self.pool.claim("w", now=0.0, limit=100):
             drawn += [t.query for t in tickets]
             for ticket in reversed(tickets):  # the order in which episodes end doesn't matter
-                question = self.pool.questions[ticket.query]
-                assert self.pool.submit(self._make_group(question, ticket, REWARDS[self.states[ticket.query]]))
+                question = asked(self.pool, ticket)
+                assert enter(self.pool, self._make_group(question, ticket, REWARDS[self.states[ticket.query]]))
         taken = self.pool.take(version=0)
         self.pool.release(taken.index)
         return drawn, taken
 
     def accepted(self, taken):
-        return [a.group.ticket.query for a in taken.accepted]
+        return [a.payload.ticket.query for a in taken.accepted]
 
 
 @pytest.fixture
@@ -180,12 +180,12 @@ def test_epoch_by_hand(played):
 @pytest.mark.parametrize("staleness", [0, 1, 3])
 def test_an_epoch_is_a_pass_through_all_queries(make_questions, make_group, n, staleness):
     rule = EPOCH(batch_questions=4, group_size=2, max_staleness=staleness)
-    pool = QueryPool(make_questions(n), rule, seed=n)
+    pool = pool_of(make_questions(n), rule, seed=n)
     draws: list[int] = []
     for step in range(12):
         while tickets := pool.claim("w", now=0.0):
             draws += [t.query for t in tickets]
-            pool.submit(make_group(pool.questions[tickets[0].query], tickets[0], (0.0, 1.0), version=step))
+            enter(pool, make_group(asked(pool, tickets[0]), tickets[0], (0.0, 1.0), version=step))
         pool.release(pool.take(version=step).index)
     assert len(draws) >= 12 * min(n, 4)
     for start in range(0, len(draws) - n + 1, n):
@@ -209,7 +209,7 @@ def test_recycle_by_hand(played):
         assert [a.recycled for a in taken.accepted] == [before.get(q, 0) > 0 for q in wanted]
         assert taken.returned == Counter({ZERO_VARIANCE: 2 - len(wanted)} if len(wanted) < 2 else {})
         assert taken.states == Counter(run.states[q] for q in queries)
-        assert [g.ticket.query for g in taken.members] == queries
+        assert [g.ticket.query for g in taken.payloads] == queries
         consumed |= set(wanted)
         if consumed == {0, 4}:
             break
@@ -236,7 +236,7 @@ def test_recycle_with_oversampling_keeps_what_it_does_not_select(played):
     again, taken = run.batch()
     assert set(again) == set(range(6)) - set(queries[:2])
     for accepted in taken.accepted:
-        known = accepted.group.ticket.query in queries
+        known = accepted.outcome.ticket.query in queries
         assert accepted.recycled == known
         assert accepted.before is (SIGNAL if known else QueryState.UNSEEN)
 
@@ -248,7 +248,10 @@ def test_recycled_queries_remember_what_they_were(played):
     assert run.pool.history.flipped_share == 0.0
     run.states[:2] = [SIGNAL, SIGNAL]
     _, taken = run.batch()
-    assert {a.group.ticket.query: (a.recycled, a.before) for a in taken.accepted} == {0: (True, HARD), 1: (True, EASY)}
+    assert {a.payload.ticket.query: (a.recycled, a.before) for a in taken.accepted} == {
+        0: (True, HARD),
+        1: (True, EASY),
+    }
     assert run.pool.history.flipped_share == pytest.approx(2 / 3)
     run.states[:] = [HARD, SIGNAL, HARD]
     _, taken = run.batch()  # only one is left, so the two come back, with a clean slate
@@ -312,13 +315,13 @@ def test_recycle_can_stop_as_soon_as_the_batch_is_full(played):
 
 def test_a_surplus_is_trained_on_in_the_next_batch(make_questions, make_group):
     rule = RECYCLE(batch_questions=2, group_size=2, oversample=2.0, max_staleness=1, keep_surplus=True)
-    pool = QueryPool(make_questions(20), rule, seed=5)
+    pool = pool_of(make_questions(20), rule, seed=5)
 
     def play(batch):
         while tickets := pool.claim("w", now=0.0):
             (ticket,) = tickets
             assert ticket.batch in (batch, batch + 1)
-            pool.submit(make_group(pool.questions[ticket.query], ticket, (0.0, 1.0), version=batch))
+            enter(pool, make_group(asked(pool, ticket), ticket, (0.0, 1.0), version=batch))
 
     play(0)
     first = pool.take(version=0)
@@ -327,8 +330,8 @@ def test_a_surplus_is_trained_on_in_the_next_batch(make_questions, make_group):
     pool.release(0)
     assert pool.books.groups.in_flight == 6
     second = pool.take(version=1)
-    kept = [g.ticket.query for g in first.members if g not in [a.group for a in first.accepted]]
-    assert [a.group.ticket.query for a in second.accepted] == kept, "drawn first, trained on first"
+    kept = [g.ticket.query for g in first.payloads if g not in [a.payload for a in first.accepted]]
+    assert [a.payload.ticket.query for a in second.accepted] == kept, "drawn first, trained on first"
     assert second.kept == 0, "what was played by version 0 would be too old for the batch after"
     assert second.returned == {UNSELECTED: 4}
     pool.release(1)
@@ -429,13 +432,13 @@ def test_exploration_draws_uniformly_whatever_the_weights(make_questions, make_g
             return np.where(queries == 0, 1.0, 1e-9)
 
     rule = Lopsided(batch_questions=1, group_size=2, cooldown=0, explore=0.4, max_empty_batches=10**9)
-    pool = QueryPool(make_questions(10), rule, seed=1)
+    pool = pool_of(make_questions(10), rule, seed=1)
     batches = 4000
     counts = Counter()
     for _ in range(batches):
         (ticket,) = pool.claim("w", now=0.0)
         counts[ticket.query] += 1
-        pool.submit(make_group(pool.questions[ticket.query], ticket, (0.0, 1.0)))
+        enter(pool, make_group(asked(pool, ticket), ticket, (0.0, 1.0)))
         pool.release(pool.take(version=0).index)
     for query in range(10):
         p = 0.64 if query == 0 else 0.04

@@ -11,6 +11,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from pool_cases import asked, enter, pool_of
 
 from agent.errors import Fault, UserError
 from agent.pool.history import STATES
@@ -26,7 +27,7 @@ SIGNAL, ZERO = (0.0, 1.0), (0.0, 0.0)
 def make_pool(make_questions):
     def make(n=6, rule=None, seed=0, **settings):
         rule = rule or RECYCLE(**{"batch_questions": 2, "group_size": 2, **settings})
-        return QueryPool(make_questions(n), rule, seed=seed)
+        return pool_of(make_questions(n), rule, seed=seed)
 
     return make
 
@@ -34,7 +35,7 @@ def make_pool(make_questions):
 @pytest.fixture
 def submit(make_group):
     def run(pool, ticket, rewards=SIGNAL, **more):
-        return pool.submit(make_group(pool.questions[ticket.query], ticket, rewards, **more))
+        return enter(pool, make_group(asked(pool, ticket), ticket, rewards, **more))
 
     return run
 
@@ -75,7 +76,7 @@ def test_bad_questions_are_the_users_mistake(make_questions):
     with pytest.raises(UserError, match="no training question"):
         QueryPool([], EPOCH(), seed=0)
     with pytest.raises(UserError, match="question id q1 occurs more than once"):
-        QueryPool([*make_questions(3), make_questions(2)[1]], EPOCH(), seed=0)
+        pool_of([*make_questions(3), make_questions(2)[1]], EPOCH(), seed=0)
 
 
 # --- claims --------------------------------------------------------------------------------------
@@ -158,14 +159,12 @@ def test_a_lease_runs_out_and_a_late_group_is_dropped(make_pool, submit):
     assert pool.next_deadline is None
 
 
-def test_a_group_must_answer_its_claim(make_pool, make_group, submit):
+def test_an_outcome_must_answer_its_claim(make_pool, make_group, submit):
     pool = make_pool()
     first, second = pool.claim("w", now=0.0, limit=2)
-    with pytest.raises(ValueError, match="doesn't answer the claim"):
-        pool.submit(make_group(pool.questions[second.query], first, SIGNAL))
     forged = dataclasses.replace(second, claim_id=first.claim_id)
     with pytest.raises(ValueError, match="doesn't answer the claim"):
-        pool.submit(make_group(pool.questions[second.query], forged, SIGNAL))
+        enter(pool, make_group(asked(pool, second), forged, SIGNAL))
     assert submit(pool, first)
     assert submit(pool, second)
     assert pool.ready
@@ -181,7 +180,7 @@ def test_too_few_viable_trajectories_send_a_group_back(make_pool, submit):
     assert again.order == 2
     submit(pool, again, (1.0, 0.0, 0.0, 0.0))
     batch = pool.take(version=0)
-    assert [a.group.ticket.order for a in batch.accepted] == [1, 2]
+    assert [a.payload.ticket.order for a in batch.accepted] == [1, 2]
     assert batch.returned == {"too_few_viable": 1}
     books = pool.books
     assert books.groups.returned == {"too_few_viable": 1}
@@ -294,7 +293,7 @@ def test_a_batch_larger_than_the_pool_takes_what_there_is(make_pool, submit):
         submit(pool, ticket, SIGNAL if number else ZERO)
     batch = pool.take(version=0)
     assert len(batch.accepted) == 2
-    assert len(batch.members) == 3
+    assert len(batch.payloads) == 3
 
 
 # --- take and release ----------------------------------------------------------------------------
@@ -335,7 +334,7 @@ def test_a_group_that_is_too_old_is_returned_and_not_trained(make_pool, submit):
     submit(pool, tickets[1], SIGNAL, versions=(5, 4))
     submit(pool, tickets[2], SIGNAL, versions=(3, 3))
     batch = pool.take(version=5)
-    assert [a.group.ticket.order for a in batch.accepted] == [1]
+    assert [a.payload.ticket.order for a in batch.accepted] == [1]
     assert batch.returned == {"too_stale": 2}
     assert sum(batch.states.values()) == 1
     assert pool.seen()["unseen"] == 19, "a stale group says nothing of its query"
@@ -490,7 +489,7 @@ def test_a_state_of_other_questions_is_the_users_mistake(make_pool, make_questio
         with pytest.raises(UserError, match="other questions"):
             make_pool(n=n).load_state(state)
     with pytest.raises(UserError, match="other questions"):
-        QueryPool(make_questions(6)[::-1], RECYCLE(), seed=0).load_state(state)
+        pool_of(make_questions(6)[::-1], RECYCLE(), seed=0).load_state(state)
 
 
 def test_a_pool_in_use_loads_no_state(make_pool):
@@ -504,12 +503,12 @@ def test_a_pool_in_use_loads_no_state(make_pool):
 def test_a_continuation_that_brings_signal_is_trained_and_both_states_are_on_record(make_pool, make_group):
     pool = make_pool()
     saved, plain = pool.claim("w", now=0.0, limit=2)
-    group = make_group(pool.questions[saved.query], saved, SIGNAL)
+    group = make_group(asked(pool, saved), saved, SIGNAL)
     left_out = make_group.trajectory(group.question, 0)
-    pool.submit(dataclasses.replace(group, before_continuation=QueryState.TOO_HARD, discarded=(left_out,)))
-    pool.submit(make_group(pool.questions[plain.query], plain, ZERO))
+    enter(pool, dataclasses.replace(group, before_continuation=QueryState.TOO_HARD, discarded=(left_out,)))
+    enter(pool, make_group(asked(pool, plain), plain, ZERO))
     batch = pool.take(version=0)
-    assert [a.group.question.id for a in batch.accepted] == [group.question.id]
+    assert [a.payload.question.id for a in batch.accepted] == [group.question.id]
     pool.release(batch.index)
     rows = [[STATES[row[name]] for name in ("before", "rolled_out", "found", "after")] for row in pool.history.log]
     assert rows == [

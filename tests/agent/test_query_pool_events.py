@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from pool_cases import asked, enter, pool_of
 
 from agent.groups import Group
 from agent.pool.query_pool import Place, QueryPool
@@ -84,7 +85,7 @@ class World:
     events: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.place = bytearray(len(self.pool.questions))
+        self.place = bytearray(len(self.pool.ids))
 
     # --- events ----------------------------------------------------------------------------------
 
@@ -138,7 +139,7 @@ class World:
             self.events["old weights"] += 1
         pattern = self.rng.random()
         rewards = [0.0] * K if pattern < 0.3 else [1.0] * K if pattern < 0.5 else self.rng.choices([0.0, 0.5, 1.0], k=K)
-        ticket, question = claim.ticket, self.pool.questions[claim.ticket.query]
+        ticket, question = claim.ticket, asked(self.pool, claim.ticket)
         cut = ticket.cut_easy if rewards[0] >= 0.5 else ticket.cut_hard
         if ticket.probe and not faults and len(set(rewards[: ticket.probe])) == 1 and cut:
             self.events["cut short"] += 1
@@ -150,9 +151,9 @@ class World:
             return False
         claim = self.held.pop(self.rng.choice(list(self.held)))
         group, query = self.group(claim), claim.ticket.query
-        assert self.pool.submit(group)
+        assert enter(self.pool, group)
         self.counts["trajectories"] += len(group.members) + len(group.excluded)
-        self.counts["tokens"] += group.action_tokens
+        self.counts["tokens"] += group.generated_tokens
         for excluded in group.excluded:
             self.give_back_members("retrieval_failed", 1, excluded.action_tokens)
         if len(group.members) < self.rule.min_viable:
@@ -169,9 +170,9 @@ class World:
             return False
         claim = self.gone.pop(self.rng.randrange(len(self.gone)))
         group = self.group(claim)
-        assert not self.pool.submit(group)
+        assert not enter(self.pool, group)
         self.counts["late_groups"] += 1
-        self.counts["late_tokens"] += group.action_tokens
+        self.counts["late_tokens"] += group.generated_tokens
         return True
 
     def lose(self, claims: list[Claim], reason: str) -> int:
@@ -207,7 +208,7 @@ class World:
         batch = self.pool.take(version=self.version)
         assert batch.index == index
         played = [*(g for g, _ in groups), *self.spoiled.pop(index, [])]
-        assert batch.members == tuple(sorted(played, key=lambda g: g.ticket.order))
+        assert batch.payloads == tuple(sorted(played, key=lambda g: g.ticket.order))
         fresh = []
         for group, claim in (*self.kept, *groups):
             if self.age(group, self.version) > self.rule.max_staleness:
@@ -233,7 +234,7 @@ class World:
                 self.give_back(verdict, group)
                 self.rest(claim, verdict)
             decided.append(group)
-        assert [a.group for a in batch.accepted] == [g for g, _ in accepted]
+        assert [a.payload for a in batch.accepted] == [g for g, _ in accepted]
         assert batch.kept == len(self.kept)
         for group, _ in accepted:
             assert self.version - group.oldest_version <= self.rule.max_staleness
@@ -281,7 +282,7 @@ class World:
         if self.taken:
             return False
         state = self.pool.state()
-        self.pool = QueryPool(self.pool.questions, self.rule, seed=self.pool._seed)
+        self.pool = QueryPool(self.pool.ids, self.rule, seed=self.pool._seed)
         self.pool.load_state(state)
         lost = [*self.held.values(), *(c for groups in self.submitted.values() for _, c in groups.values())]
         self.again |= {(c.ticket.batch, c.ticket.order): c for c in lost}
@@ -329,7 +330,7 @@ class World:
         assert (books.late_groups, books.late_tokens) == (self.counts["late_groups"], self.counts["late_tokens"])
         places = pool.places()
         assert places == {p.name.lower(): self.place.count(p) for p in Place}
-        assert sum(places.values()) == sum(pool.seen().values()) == len(pool.questions)
+        assert sum(places.values()) == sum(pool.seen().values()) == len(pool.ids)
         assert 0 <= pool.history.flipped_share <= 1
         drawable = np.frombuffer(bytes(self.place), np.uint8) == Place.AVAILABLE
         assert ((pool._places._tree.weights > 0) == drawable).all()
@@ -363,7 +364,7 @@ def test_random_events(make_questions, make_group, n, rule, stale_share, events)
     """Counts only what happened: a claim that gave nothing or a take that had to wait is checked, and tried again."""
     rule = dataclasses.replace(rule, group_size=K, lease_s=LEASE_S, max_empty_batches=10**9)
     seed = n + 100 * rule.max_staleness
-    pool = QueryPool(make_questions(n), rule, seed=seed)
+    pool = pool_of(make_questions(n), rule, seed=seed)
     world = World(pool, rule, random.Random(seed), make_group, stale_share)
     names, weights = list(EVENTS), list(EVENTS.values())
     happened = 0

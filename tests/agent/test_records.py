@@ -20,7 +20,7 @@ from agent.records import (
     Trajectory,
     Turn,
 )
-from agent.tickets import QueryState, Ticket
+from agent.tickets import Outcome, QueryState, Spent, Ticket
 
 
 def turn(a: int, b: int, c: int, **more) -> Turn:
@@ -250,7 +250,7 @@ def test_a_group_counts_the_excluded_tokens_and_ages_by_its_members():
     old_fault = trajectory(versions=[1, 1, NO_VERSION, 1], **FAULTED)
     made = group(young, scored(0.0), excluded=(old_fault,))
     assert made.oldest_version == 3
-    assert made.action_tokens == 9
+    assert made.generated_tokens == 9
     assert group(excluded=(old_fault,)).oldest_version == NO_VERSION
 
 
@@ -275,8 +275,8 @@ def test_discarded_trajectories_count_in_a_groups_cost(make_group, emma):
     ticket = Ticket(claim_id=0, query=0, batch=0, order=0, seed=0)
     group = make_group(emma, ticket, [1.0, 0.0], faults=1)
     more = dataclasses.replace(group, discarded=(make_group.trajectory(emma, 5),))
-    assert (group.rollouts, group.action_tokens, group.viable_tokens) == (3, 9, 6)
-    assert (more.rollouts, more.action_tokens, more.viable_tokens) == (4, 12, 6)
+    assert (group.rollouts, group.generated_tokens, group.outcome().tokens) == (3, 9, 6)
+    assert (more.rollouts, more.generated_tokens, more.outcome().tokens) == (4, 12, 6)
     assert more.oldest_version == 0, "what is not trained can't be stale"
     with pytest.raises(ValueError, match="a faulted trajectory is excluded, not discarded"):
         dataclasses.replace(group, discarded=group.excluded)
@@ -293,3 +293,49 @@ def test_a_perfect_score_is_one_before_its_cost(reward, cost, perfect):
 def test_a_perfect_score_is_told_exactly(cost):
     assert Score(reward=1.0 - cost, outcome=1.0, evidence=None, cost=cost).perfect
     assert not Score(reward=max(0.0, 0.999 - cost), outcome=1.0, evidence=None, cost=min(cost, 0.999)).perfect
+
+
+# --- what the pool is told -------------------------------------------------------------------------
+
+
+def test_an_outcome_has_the_facts_of_its_group(make_group, emma):
+    group = make_group(emma, TICKET, [1.0, 0.0, 1.0], versions=[4, 3, 5], faults=2)
+    discarded = make_group.trajectory(emma, 1)
+    told = dataclasses.replace(group, discarded=(discarded,), before_continuation=QueryState.TOO_HARD).outcome()
+    assert (told.ticket, told.state, told.rolled_out) == (TICKET, QueryState.SIGNAL, QueryState.TOO_HARD)
+    assert (told.size, told.successes, told.solved_searches) == (3, 2, (0, 0))
+    assert (told.tokens, told.all_tokens, told.oldest_version) == (9, 18, 3)
+    assert told.set_aside == {"retrieval_failed": Spent(2, 6), "discarded": Spent(1, 3)}
+
+
+def test_an_outcome_of_faults_alone_has_no_trajectory(make_group, emma):
+    told = make_group(emma, TICKET, [], faults=2).outcome()
+    assert (told.state, told.size, told.successes, told.tokens) == (QueryState.TOO_HARD, 0, 0, 0)
+    assert told.oldest_version == NO_VERSION
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"successes": 3}, "query 0: 3 successes of 2 trajectories"),
+        ({"successes": -1}, "query 0: -1 successes of 2 trajectories"),
+        ({"tokens": -1}, "query 0: a negative count"),
+        ({"set_aside": {"discarded": Spent(-1, 0)}}, "query 0: a negative count"),
+        ({"state": QueryState.UNSEEN}, "query 0: unseen is no state of a group"),
+        ({"rolled_out": QueryState.CONSUMED}, "query 0: consumed is no state of a group"),
+        ({"state": QueryState.TOO_EASY}, "query 0: 1 successes of 2 are not too_easy"),
+        ({"successes": 2}, "query 0: 2 successes of 2 are not signal"),
+    ],
+)
+def test_an_outcome_contradicts_nothing(changed, message):
+    right = {
+        "ticket": TICKET,
+        "state": QueryState.SIGNAL,
+        "rolled_out": QueryState.SIGNAL,
+        "size": 2,
+        "successes": 1,
+        "tokens": 6,
+    }
+    Outcome(**right)
+    with pytest.raises(ValueError, match=message):
+        Outcome(**right | changed)

@@ -67,7 +67,7 @@ def test_the_replaced_rollout_still_counts_in_the_cost(make_group, expert):
     seeded = inject(group, expert, "title")
     assert [t is group.members[1].trajectory for t in seeded.discarded] == [True]
     assert seeded.rollouts == group.rollouts == 4
-    assert seeded.action_tokens == group.action_tokens == 4 * 3, "the expert's tokens were not generated"
+    assert seeded.generated_tokens == group.generated_tokens == 4 * 3, "the expert's tokens were not generated"
     assert seeded.oldest_version == group.oldest_version, "an expert is never stale"
 
 

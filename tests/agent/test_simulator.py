@@ -34,8 +34,8 @@ def test_the_same_seed_simulates_the_same_and_spends_the_budget(name):
     rollouts = [step.rollouts for step in first]
     assert sum(rollouts[:-1]) < 4000 <= sum(rollouts)
     for step in first:
-        assert step.rollouts == 4 * len(step.batch.members)
-        assert step.batch.states.total() == len(step.batch.members)
+        assert step.rollouts == 4 * len(step.batch.payloads)
+        assert step.batch.states.total() == len(step.batch.payloads)
 
 
 def test_rollouts_are_counted_by_hand():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from actors import run_state
+from agent.pool import saved
 from conf.schema import RunConfig
 from learner.checkpoint import write_checkpoint
 from tracking.metrics import MetricsLog
@@ -75,6 +76,11 @@ def played(step: int) -> dict[str, Any]:
 
 def save(run_dir: Path, step: int) -> None:
     state = run_state.RunState(
-        step=step, pool={}, rollouts=40 * step, generated_tokens=400 * step, first_eval=None, last_eval=None
+        step=step, rollouts=40 * step, generated_tokens=400 * step, first_eval=None, last_eval=None
     )
-    write_checkpoint(run_dir / "checkpoints", step, lambda folder: run_state.save(folder, state))
+
+    def write(folder: Path) -> None:
+        run_state.save(folder, state)
+        saved.save(folder / "training", {"released": step})
+
+    write_checkpoint(run_dir / "checkpoints", step, write)

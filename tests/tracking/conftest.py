@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agent.groups import Group
-from agent.pool.batches import AcceptedGroup, TakenBatch
+from agent.pool.batches import Accepted, Played, TakenBatch
 from agent.records import Question, Score, ScoredTrajectory, StopReason, Trajectory, Turn
 from agent.tickets import QueryState, Ticket
 
@@ -88,14 +88,17 @@ def batch(
     groups: Sequence[Group], accepted: dict[int, QueryState], returned: dict[str, int], kept: int = 0
 ) -> TakenBatch[Group]:
     """``accepted`` says by order what the query was before."""
+    played = tuple(Played(outcome=g.outcome(), payload=g) for g in groups)
     return TakenBatch(
         index=3,
         accepted=tuple(
-            AcceptedGroup(group=g, before=accepted[g.ticket.order]) for g in groups if g.ticket.order in accepted
+            Accepted(played=p, before=accepted[p.payload.ticket.order])
+            for p in played
+            if p.payload.ticket.order in accepted
         ),
         states=Counter(g.state for g in groups),
         returned=Counter(returned),
-        members=tuple(groups),
+        played=played,
         kept=kept,
     )
 

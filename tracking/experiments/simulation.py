@@ -63,7 +63,7 @@ def write(config: SimulationConfig, rule: PoolRule, seed: int, run_dir: Path, co
 def _row(played: SimulatedStep) -> dict[str, Any]:
     """The part of a run's step that a pool can tell."""
     batch = played.batch
-    signal = [a for a in batch.accepted if a.group.state is QueryState.SIGNAL]
+    signal = [a for a in batch.accepted if a.outcome.state is QueryState.SIGNAL]
     return {
         "rollout/trajectories": played.rollouts,
         "rollout/action_tokens": played.rollouts,
