@@ -16,7 +16,8 @@ from typing import Any
 
 import ray
 
-from actors.engine import Engine, EngineStats
+from actors.engine import Engine
+from actors.engine_thread import Counters
 from actors.payloads import packed
 from actors.placement import nearest
 from actors.process import log_to
@@ -188,7 +189,7 @@ class RolloutWorker:
         observations = [decode(ids[t.action_end : t.observation_end].tolist()) for t in inferred.trajectory.turns]
         return inferred, observations
 
-    async def stats(self) -> EngineStats:
+    async def stats(self) -> Counters:
         return self._engine.stats
 
     async def _claim(self, pool: Any, limit: int) -> list[tuple[Ticket, Question]]:

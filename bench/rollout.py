@@ -134,7 +134,7 @@ class Bench:
 
     async def loop(self, round_: int) -> tuple[Clock, list[Chain]]:
         """One round of all groups, by the agent's loop; what it took, and the episodes as the engine saw them."""
-        await self.in_engine(self.engine._engine.reset_prefix_cache)
+        await self.in_engine(self.engine.thread.vllm.reset_prefix_cache)
         novices = [Novice(self.engine, self.dialogue, shown) for shown in self.shown]
         clock = Clock.start()
         await asyncio.gather(*(self._group(i, novice, round_) for i, novice in enumerate(novices)))
@@ -155,7 +155,7 @@ class Bench:
         return await self.in_engine(lambda: self._replay(chains, most, reset_after))
 
     def _replay(self, chains: list[Chain], most: int, reset_after: int | None) -> Clock:
-        engine, waiting = self.engine._engine, deque(chains)
+        engine, waiting = self.engine.thread.vllm, deque(chains)
         playing: dict[str, tuple[Chain, int]] = {}
         numbers = iter(range(10**9))
         engine.reset_prefix_cache()
@@ -183,14 +183,14 @@ class Bench:
 
     def _params(self, request: Request) -> Any:
         """As ``Engine.generate`` asks for it; but the model's end token doesn't end it."""
-        return self.engine._sampling_params(
+        return self.engine.thread.sampling_params(
             temperature=AGENT.temperature,
             seed=request.seed,
             max_tokens=request.tokens,
             ignore_eos=True,
             logprobs=0,
             flat_logprobs=True,
-            output_kind=self.engine._final_only,
+            output_kind=self.engine.thread.final_only,
             skip_special_tokens=False,
             detokenize=False,
         )

@@ -98,7 +98,7 @@ def test_only_actors_and_launch_import_ray():
 
 def test_the_engine_and_its_weight_transfer_import_vllm():
     users = {path for place in (*ROOMS, "launch") for path in sources(place) if "vllm" in imported(path)}
-    assert users == {ROOT / "actors" / "engine.py", ROOT / "actors" / "nccl.py"}
+    assert users == {ROOT / "actors" / "engine_thread.py", ROOT / "actors" / "nccl.py"}
 
 
 def test_weight_transfer_is_imported_where_it_is_needed():

@@ -124,7 +124,7 @@ class Room:
 
     @property
     def tokenizer(self) -> Any:
-        return self.engine._tokenizer
+        return self.engine.thread.tokenizer
 
     def prompt(self, number: int, length: int = 20) -> list[int]:
         """Some readable tokens, different for each ``number``; they share their first ones."""
@@ -286,7 +286,7 @@ async def gaps_without_cure(room: Room, seed: int) -> list[float]:
     """The gaps after an update that leaves vLLM's prepacked head as it was."""
     import vllm.model_executor.layers.utils as utils
 
-    head = room.engine._engine.model_executor.driver_worker.worker.model_runner.model.lm_head
+    head = room.engine.thread.worker.model_runner.model.lm_head
     cure = utils.dispatch_cpu_unquantized_gemm
     utils.dispatch_cpu_unquantized_gemm = lambda layer, **how: None if layer is head else cure(layer, **how)
     try:
@@ -330,7 +330,7 @@ async def held(room: Room) -> tuple[int, int, list[list[int]]]:
     playing += [asyncio.ensure_future(room.generate(room.prompt(n), seed=n, max_new_tokens=5)) for n in (4, 5)]
     await asyncio.sleep(0)  # the two requests are in the inbox
     await room.engine.hold()  # a command: when it is done, what came before it is in the engine
-    ended, given = sum(task.done() for task in playing), len(room.engine._pending)
+    ended, given = sum(task.done() for task in playing), len(room.engine.thread.pending)
     await room.load(22)
     return ended, given, [list(c.versions) for c in await asyncio.gather(*playing)]
 
@@ -606,17 +606,15 @@ async def pipelined(room: Room, drained: bool) -> tuple[list[int], list[int], in
     from actors.engine import Engine
     from conf.topology import EngineConfig
 
-    class Blind(Engine):
-        def _hold(self) -> None:
-            self._core.pause_scheduler(mode="keep", clear_cache=False)
-
     real, core = LLMEngine.from_engine_args, PipelinedCore()
     LLMEngine.from_engine_args = lambda *_, **__: core
-    make = Engine if drained else Blind
     try:
-        engine = make(str(room.folder), EngineConfig(), device="cpu", dtype="float32", max_model_len=8, seed=0)
+        engine = Engine(str(room.folder), EngineConfig(), device="cpu", dtype="float32", max_model_len=8, seed=0)
     finally:
         LLMEngine.from_engine_args = real
+    if not drained:
+        blind: Any = engine.thread
+        blind.hold = lambda: core.pause_scheduler(mode="keep", clear_cache=False)
     await engine.load_weights({"good": torch.zeros(1)}, 1)
     playing = asyncio.ensure_future(engine.generate([1], max_new_tokens=200_000, **PLAIN))
     for version in (2, 3, 4):

