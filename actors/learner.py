@@ -6,9 +6,6 @@ workers through the supervisor, which frees the batch's slots when they hold it.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,11 +17,12 @@ import ray
 
 from actors.payloads import fetched
 from actors.process import log_to
+from actors.publisher import Publisher
 from actors.reports import StepReport, Unsound
 from actors.run_state import TRAINING
-from actors.weights import CHANNELS, NcclChannel, Published
+from actors.weights import Published
 from agent.config import AgentConfig
-from agent.errors import Fault, UserError
+from agent.errors import UserError
 from agent.groups import Group
 from agent.pool.batches import TakenBatch
 from agent.protocol import Dialogue
@@ -41,7 +39,6 @@ from tracking.progress import Progress
 from tracking.trajectories import TrajectoryLog
 
 if TYPE_CHECKING:
-    from actors.nccl import Sender
     from learner.policy import Policy
     from learner.update import Updater
 
@@ -100,12 +97,6 @@ class LearnerActor:
     def __init__(self, settings: LearnerSettings, log_dir: Path) -> None:
         log_to(log_dir, "learner")
         self._settings = settings
-        self._channel = settings.weight_channel
-        self._sender: Sender | None = None
-        self._steady = threading.Lock()
-        """Held while weights and version don't belong together, or are being sent."""
-        self._copy: Published | None = None
-        self._version = 0
         self._step = 0
         self._seeding: _Seeding | None = None
         self._taken: tuple[TakenBatch[Group], float] | None = None
@@ -129,6 +120,12 @@ class LearnerActor:
             device=settings.device,
             gradient_checkpointing=settings.algorithm.gradient_checkpointing,
             lora_rank=settings.model.lora_rank,
+        )
+        self._publisher = Publisher(
+            self._policy,
+            settings.weight_channel,
+            bucket=settings.weight_bucket,
+            timeout_s=settings.weight_timeout_s,
         )
         if due(settings.algorithm, settings.device):
             self._progress = Progress(what="the learner tries the largest step")
@@ -154,6 +151,7 @@ class LearnerActor:
         """
         from learner.memory import named_knobs
         from learner.warm_start import warm_start
+        from learner.weight_cache import keep, load_cached
 
         config = self._settings.algorithm.warm_start
         started = time.perf_counter()
@@ -164,8 +162,7 @@ class LearnerActor:
             self._progress = Progress(done=step + 1, total=config.steps, unit="steps")
 
         cached = self._settings.cache_dir / "warm_start" / key
-        if config.cache and cached.is_dir():
-            self._policy.load_weights(cached)
+        if config.cache and load_cached(self._policy, cached):
             return {"steps": config.steps, "cached": True, "seconds": time.perf_counter() - started, "loss": None}
         algorithm = self._settings.algorithm
         where, lora = "the warm start", self._policy.adapted
@@ -181,7 +178,7 @@ class LearnerActor:
                 progress=progress,
             )
         if config.cache:
-            self._keep(cached)
+            keep(self._policy, cached)
         self._policy.fold()  # the next run will find it in the cache, and both have to begin alike
         seconds = time.perf_counter() - started
         self._leave_card()
@@ -207,7 +204,7 @@ class LearnerActor:
             experts={e.question.id: as_trajectory(e, dialogue, end_ids=ends) for e in experts},
             evidence_match=settings.evidence_match,
         )
-        return self._publish()
+        return self._publisher.publish()
 
     def seed(self, pool: Any) -> StepReport:
         """One batch of the seeding: take, inject the experts where they are needed, update, publish."""
@@ -222,7 +219,7 @@ class LearnerActor:
 
         With a ``checkpoint``, the policy was already started from its folder.
         """
-        with self._steady:
+        with self._publisher.steady:
             return self._begin(checkpoint)
 
     def _begin(self, checkpoint: Path | None) -> Published:
@@ -247,8 +244,8 @@ class LearnerActor:
             state = load_state(checkpoint / TRAINING / "learner.pt")
             self._policy.load_adapters(state["adapters"])
             self._updater.load_state(state["updater"])
-            self._version, self._step = int(state["version"]), int(state["step"])
-        return self._publish()
+            self._publisher.version, self._step = int(state["version"]), int(state["step"])
+        return self._publisher.publish()
 
     def take(self, pool: Any) -> int:
         """Waits for the next batch of ``pool`` and keeps it for the step that follows; returns its index.
@@ -257,7 +254,7 @@ class LearnerActor:
         """
         waiting = time.perf_counter()
         self._progress = Progress(what=PLAYING)
-        batch = fetched(ray.get(pool.take.remote(self._version)))
+        batch = fetched(ray.get(pool.take.remote(self._publisher.version)))
         self._taken = batch, time.perf_counter() - waiting
         return batch.index
 
@@ -282,16 +279,18 @@ class LearnerActor:
         assert self._taken is not None
         (batch, idle), self._taken = self._taken, None
         if log is not None:
-            log.write(batch, self._version)
+            log.write(batch, self._publisher.version)
         self._progress = Progress(what="update")
-        with self._steady:
-            report = updater.update([prepared(a.payload) for a in batch.accepted], step=step, version=self._version)
-            metrics = batch_metrics(batch, self._version)
+        with self._publisher.steady:
+            report = updater.update(
+                [prepared(a.payload) for a in batch.accepted], step=step, version=self._publisher.version
+            )
+            metrics = batch_metrics(batch, self._publisher.version)
             updated = time.perf_counter()
             published = None
             if report.updates:
-                self._version += 1
-                published = self._publish()
+                self._publisher.version += 1
+                published = self._publisher.publish()
         self._leave_card()
         figures = asdict(report)
         metrics |= {
@@ -304,8 +303,10 @@ class LearnerActor:
         metrics |= {f"learner/{name}": value for name, value in figures.items()}
         return StepReport(
             batch=batch.index,
-            version=self._version,
+            version=self._publisher.version,
             published=published,
+            rollouts=sum(group.rollouts for group in batch.payloads),
+            generated_tokens=sum(played.outcome.all_tokens for played in batch.played),
             metrics=metrics,
             unsound=None if report.updates else Unsound.of(batch),
         )
@@ -323,7 +324,7 @@ class LearnerActor:
         state = {
             "updater": self._updater.state(),
             "adapters": self._policy.adapters(),
-            "version": self._version,
+            "version": self._publisher.version,
             "step": self._step,
         }
         save_state(folder / TRAINING / "learner.pt", state)
@@ -331,39 +332,20 @@ class LearnerActor:
     # --- the learner's end of a broadcast: see actors/broadcast.py ---------------------------------
 
     def offer(self) -> bytes:
-        """The id of a new group of learner and engines, which everybody then joins."""
-        from actors.nccl import unique_id
-
-        self.leave()
-        return unique_id()
+        """See ``actors/publisher.py``, for this and the next four."""
+        return self._publisher.offer()
 
     def join(self, group: bytes, world: int) -> None:
-        """Opens the group with all its engines. Raises ``Fault`` if one is missing, and what NCCL raises."""
-        from actors.nccl import Sender
-
-        settings = self._settings
-        self._sender = Sender(group, world, bucket=settings.weight_bucket, timeout_s=settings.weight_timeout_s)
+        self._publisher.join(group, world)
 
     def send(self, version: int) -> None:
-        """Broadcasts the weights, which are those of ``version``. Raises ``Fault`` if the broadcast is abandoned."""
-        assert version == self._version, "the weights have changed since they were published"
-        assert self._sender is not None, "join comes first"
-        sender = self._sender
-        with self._steady:
-            sender.send(self._policy.current())
-        if self._sender is not sender:
-            raise Fault(f"the broadcast of version {version} was abandoned")
+        self._publisher.send(version)
 
     def leave(self) -> None:
-        """Closes the group, if there is one."""
-        sender, self._sender = self._sender, None
-        if sender is not None:
-            sender.abandon()
+        self._publisher.leave()
 
     def fall_back(self) -> None:
-        """Publishes through the object store from now on."""
-        self.leave()
-        self._channel = "object_store"
+        self._publisher.fall_back()
 
     @ray.method(concurrency_group="beside")
     def progress(self) -> Progress:
@@ -373,15 +355,12 @@ class LearnerActor:
     @ray.method(concurrency_group="beside")
     def abandon(self) -> None:
         """Ends a broadcast whose engines are gone."""
-        self.leave()
+        self._publisher.leave()
 
     @ray.method(concurrency_group="beside")
     def copy(self) -> Published:
-        """The newest version in the object store, for engines that come too late for its broadcast."""
-        with self._steady:
-            if self._copy is None:
-                self._copy = self._stored()
-            return self._copy
+        """See ``Publisher.copy``."""
+        return self._publisher.copy()
 
     @property
     def _longest(self) -> int:
@@ -399,18 +378,6 @@ class LearnerActor:
 
             torch.cuda.empty_cache()
 
-    def _publish(self) -> Published:
-        self._copy = None
-        if self._channel == "nccl":
-            me = ray.get_runtime_context().current_actor
-            return NcclChannel().publish(self._policy.current(), self._version, me)
-        return self._stored()
-
-    def _stored(self) -> Published:
-        """The weights of now, in the object store."""
-        published: Published = CHANNELS["object_store"]().publish(self._policy.published(), self._version)
-        return published
-
     def _demonstrations(self) -> list[Any]:
         from learner.warm_start import Demonstration
         from tasks.load import load
@@ -421,17 +388,3 @@ class LearnerActor:
         ends = end_ids(dialogue, self._tokenizer)
         encoded = [encode(d, dialogue, end_ids=ends) for d in task.demonstrations(dialogue.protocol, agent.top_k)]
         return [Demonstration(token_ids=ids, action_mask=mask) for ids, mask in encoded]
-
-    def _keep(self, cached: Path) -> None:
-        """Puts the weights into the cache, whole or not at all."""
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{cached.name}-", dir=cached.parent))
-        try:
-            self._policy.save(aside / "model")
-            try:
-                (aside / "model").rename(cached)
-            except OSError:  # another run was first; its result is the same
-                if not cached.is_dir():
-                    raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)

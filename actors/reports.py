@@ -44,6 +44,9 @@ class StepReport:
     version: int
     published: Published | None
     """The new version, or None when the batch had nothing to train on."""
+    rollouts: int
+    """Trajectories played for the batch, whatever became of them, and the tokens generated for them."""
+    generated_tokens: int
     metrics: dict[str, Any]
     unsound: Unsound | None = None
     """Why no trajectory of the batch was sound; None if one was. Such a batch is no step of a training run."""

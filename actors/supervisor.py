@@ -25,6 +25,7 @@ from actors.prepare import Prepared
 from actors.ray_metrics import RayMetrics
 from actors.reports import StepReport
 from actors.topology import Topology
+from actors.totals import Totals
 from actors.watch import Watch
 from agent.config import GroupConfig
 from agent.errors import Fault
@@ -34,7 +35,7 @@ from learner.checkpoint import write_checkpoint
 from learner.config import BFLOAT16_MISMATCH
 from retrieval_service.stats import merged
 from tracking.console import Console
-from tracking.metrics import MetricsLog
+from tracking.metrics import MetricsLog, pool_metrics
 from tracking.progress import Progress
 from tracking.wandb_run import WandbRun
 
@@ -70,7 +71,7 @@ class Supervisor:
         self._stop = False
         self._first_eval: dict[str, Any] | None = None
         self._last_eval: dict[str, Any] | None = None
-        self._totals = {"rollouts": 0, "generated_tokens": 0}
+        self._totals = Totals()
         self._held_out = subset(prepared.task.eval, config.evaluation.questions)
 
     def train(self) -> dict[str, Any]:
@@ -79,11 +80,13 @@ class Supervisor:
         step = 0
         if state is not None:
             step, self._first_eval, self._last_eval = state.step, state.first_eval, state.last_eval
-            self._totals = {"rollouts": state.rollouts, "generated_tokens": state.generated_tokens}
+            self._totals = Totals(rollouts=state.rollouts, generated_tokens=state.generated_tokens)
         self._start(state)
         if state is None:
             self._evaluate(0)
-        last = self._done(step)  # of a finished run that was resumed: nobody would take what the workers play
+        last = self._totals.end(
+            step, self.config.algorithm
+        )  # of a finished run that was resumed: nobody would take what the workers play
         if not last:
             self.crew.serve(self.pool, self.config.group)
         with self._interruptible():
@@ -92,15 +95,6 @@ class Supervisor:
                 last = self._step(step)
         self.crew.dismiss()
         return self._summary(step)
-
-    def _done(self, step: int) -> bool:
-        """Whether ``step`` is the last one, by the steps, trajectories or tokens that the run was given."""
-        algorithm = self.config.algorithm
-        return (
-            step >= algorithm.steps
-            or 0 < algorithm.rollout_budget <= self._totals["rollouts"]
-            or 0 < algorithm.token_budget <= self._totals["generated_tokens"]
-        )
 
     # --- start -----------------------------------------------------------------------------------
 
@@ -196,7 +190,7 @@ class Supervisor:
             if step == steps:
                 self._wait(pool.close.remote(), "seeding-pool")
             self._wait(pool.release.remote(report.batch), "seeding-pool")
-            self._count(report)
+            self._totals.count(report)
             injected += report.metrics["learner/expert_sequences"]
             self._event("seeding", {"step": step, "version": report.version, **report.metrics})
         self.crew.rest()
@@ -226,14 +220,14 @@ class Supervisor:
             "time/step_s": now - started,
             **report.metrics,
             "weights/publish_s": report.metrics["weights/put_s"] + delivered,
-            **_pool_metrics(pool),
+            **pool_metrics(pool),
             **search,
             "workers/restarts": self.crew.restarts,
         }
-        self._count(report)
-        last = self._done(step)
+        self._totals.count(report)
+        last = self._totals.end(step, self.config.algorithm)
         self.metrics.write("step", row)
-        self.console.step(row, self._progress(step))
+        self.console.step(row, self._totals.so_far(step, self.config.algorithm))
         self._warn_of_mismatch(row["rollout/engine_logprob_gap"])
         self.gauges.set(row)
         if self.tracker:
@@ -265,7 +259,7 @@ class Supervisor:
             unsound = report.unsound
             if unsound is None:
                 return report
-            self._count(report)
+            self._totals.count(report)
             self._event("unsound_batch", {"batch": report.batch, "why": unsound.why})
             broken = broken + 1 if unsound.by_engines else 0
             if broken >= BROKEN_BATCHES:
@@ -275,15 +269,6 @@ class Supervisor:
             self._say(f"no episode of batch {report.batch} was sound, it is no step: {unsound.why}", "yellow")
             self._wait(pool.release.remote(report.batch), name)
 
-    def _progress(self, step: int) -> str:
-        """How far the run is: in trajectories or tokens if those are its limit, else in steps."""
-        algorithm = self.config.algorithm
-        if algorithm.rollout_budget:
-            return f"step {step:>4}  rollouts {self._totals['rollouts']:>6}/{algorithm.rollout_budget}"
-        if algorithm.token_budget:
-            return f"step {step:>4}  tokens {self._totals['generated_tokens']:>8}/{algorithm.token_budget}"
-        return f"step {step:>4}/{algorithm.steps}"
-
     def _warn_of_mismatch(self, gap: float) -> None:
         """Of bfloat16 alone: the learner itself stops a float32 run (``algorithm.mismatch_limit``)."""
         if self.config.model.dtype == "bfloat16" and gap > BFLOAT16_MISMATCH:
@@ -292,10 +277,6 @@ class Supervisor:
                 f"({BFLOAT16_MISMATCH}): the engine may hold other weights; try model.dtype=float32",
                 "yellow",
             )
-
-    def _count(self, report: StepReport) -> None:
-        self._totals["rollouts"] += report.metrics["rollout/trajectories"]
-        self._totals["generated_tokens"] += report.metrics["rollout/action_tokens"]
 
     def _search_stats(self) -> dict[str, float]:
         try:
@@ -312,7 +293,7 @@ class Supervisor:
         row = {"step": step, "data": self.prepared.task.name, **summarise(rows)}
         row["seconds"] = time.perf_counter() - started
         row["time_s"] = time.perf_counter() - self._began
-        row |= self._totals
+        row |= asdict(self._totals)
         self._first_eval = self._first_eval or row
         self._last_eval = row
         self.metrics.write("eval", row)
@@ -328,7 +309,7 @@ class Supervisor:
             self._wait(release, "pool")
             self._wait(self.learner.save.remote(folder), "learner")
             state = run_state.RunState(
-                step=step, first_eval=self._first_eval, last_eval=self._last_eval, **self._totals
+                step=step, first_eval=self._first_eval, last_eval=self._last_eval, **asdict(self._totals)
             )
             run_state.save(folder, state)
 
@@ -342,11 +323,11 @@ class Supervisor:
     def _summary(self, step: int) -> dict[str, Any]:
         summary = {
             "step": step,
-            "stopped_early": not self._done(step),
+            "stopped_early": not self._totals.end(step, self.config.algorithm),
             "interrupted": self._stop,
             "first_eval": self._first_eval,
             "last_eval": self._last_eval,
-            **self._totals,
+            **asdict(self._totals),
             "restarts": self.crew.restarts,
             "checkpoint": str(self.checkpoint),
             "time_s": time.perf_counter() - self._began,
@@ -410,19 +391,3 @@ class Supervisor:
 
 def _questions(done: int, total: int) -> Progress:
     return Progress(done=done, total=total, unit="questions")
-
-
-def _pool_metrics(report: dict[str, Any]) -> dict[str, Any]:
-    """The pool's places, what it thinks of its queries, and its books, as metrics."""
-    row: dict[str, Any] = {
-        "pool/available": report["places"]["available"],
-        "pool/resting": report["places"]["resting"],
-        "pool/consumed": report["places"]["consumed"],
-        "pool/flipped_share": report["flipped_share"],
-        "pool/late_groups": report["late_groups"],
-    }
-    row |= {f"pool/seen_{name}": count for name, count in report["seen"].items()}
-    for name, account in report["accounts"].items():
-        row |= {f"books/{name}/{key}": account[key] for key in ("received", "accepted", "in_flight")}
-        row |= {f"books/{name}/returned/{reason}": count for reason, count in account["returned"].items()}
-    return row

@@ -156,3 +156,13 @@ def test_no_arrow_runs_upwards_inside_a_room(rooms):
         for other in needs:
             here, there = place(name), place(other)
             assert here is None or there is None or there <= here, f"{name} imports {other}"
+
+
+def test_no_file_of_the_product_is_longer_than_400_lines():
+    long = {
+        module_name(path): lines
+        for place in (*ROOMS, "launch")
+        for path in sources(place)
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 400
+    }
+    assert not long

@@ -94,7 +94,7 @@ def batch_metrics(batch: TakenBatch[Group], version: int) -> dict[str, Any]:
         "continuation/mean_gain": _mean([e["gain"] for e in extras if e["replaced"]]),
         "rollout/trajectories": sum(g.rollouts for g in groups),
         "rollout/excluded": len(excluded),
-        "rollout/action_tokens": tokens,
+        "rollout/generated_tokens": tokens,
         "rollout/seconds": seconds,
         "rollout/tokens_per_s": tokens / seconds if seconds > 0 else math.nan,
         "rollout/staleness_max": version - min(oldest) if oldest else 0,
@@ -111,6 +111,22 @@ def _rollout_seconds(groups: Sequence[Group]) -> float:
         by_worker.setdefault(group.worker, []).append((group.started_s, group.finished_s))
     spans = [max(end for _, end in times) - min(start for start, _ in times) for times in by_worker.values()]
     return max(spans, default=0.0)
+
+
+def pool_metrics(report: dict[str, Any]) -> dict[str, Any]:
+    """The pool's places, what it thinks of its queries, and its books, as metrics."""
+    row: dict[str, Any] = {
+        "pool/available": report["places"]["available"],
+        "pool/resting": report["places"]["resting"],
+        "pool/consumed": report["places"]["consumed"],
+        "pool/flipped_share": report["flipped_share"],
+        "pool/late_groups": report["late_groups"],
+    }
+    row |= {f"pool/seen_{name}": count for name, count in report["seen"].items()}
+    for name, account in report["accounts"].items():
+        row |= {f"books/{name}/{key}": account[key] for key in ("received", "accepted", "in_flight")}
+        row |= {f"books/{name}/returned/{reason}": count for reason, count in account["returned"].items()}
+    return row
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -7,13 +7,12 @@
 Work comes in batches, one per learner step. Batch b may be drawn from once batch
 ``b - max_staleness - 1`` has been released, that is, once every worker has the weights made from it.
 So a token's policy is at most ``max_staleness`` updates old when its batch is taken; ``take`` checks
-it all the same. Weights, rests and selection are the rule's (``pool_rules``), which decides from the
-facts in ``query_history``. Everything here is pure and reads no clock: the caller passes ``now``.
+it all the same. Weights, rests and selection are the rule's (``rules/``), which decides from the facts in
+``history``. Everything here is pure and reads no clock: the caller passes ``now``.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, Generic
@@ -25,6 +24,7 @@ from agent.pool.batches import Accepted, P, Played, TakenBatch
 from agent.pool.books import Books
 from agent.pool.budgets import SearchBudget
 from agent.pool.history import STATES, QueryHistory
+from agent.pool.ids import check_ids, digest
 from agent.pool.open_batch import Claim, OpenBatch
 from agent.pool.places import Place, Places
 from agent.pool.rules.base import ACCEPTED, AT_ONCE, FOREVER, UNSELECTED, PoolRule
@@ -42,11 +42,7 @@ class QueryPool(Generic[P]):
     """
 
     def __init__(self, ids: Sequence[str], rule: PoolRule, *, seed: int, budget: SearchBudget | None = None) -> None:
-        if not ids:
-            raise UserError("the query pool is empty: the data has no training question")
-        if len(set(ids)) < len(ids):
-            duplicate = next(i for i, c in Counter(ids).items() if c > 1)
-            raise UserError(f"question id {duplicate} occurs more than once in the training data")
+        check_ids(ids)
         self.ids = ids
         self.rule = rule
         self.books = Books()
@@ -370,7 +366,7 @@ class QueryPool(Generic[P]):
             raise ValueError("the pool's state is only defined when every taken batch has been released")
         spare = [g.outcome.ticket.query for g in (*self._kept, *(g for b in self._batches for g in b.kept))]
         return {
-            "ids": self._ids_digest(),
+            "ids": digest(self.ids),
             **self._places.state(spare),  # a surplus group is lost, its query can be drawn again
             "released": self._released,
             "next_batch": self._next_batch,
@@ -381,12 +377,6 @@ class QueryPool(Generic[P]):
             **self.history.state(),
         }
 
-    def _ids_digest(self) -> str:
-        digest = hashlib.blake2b(digest_size=16)
-        for name in self.ids:
-            digest.update(name.encode() + b"\0")
-        return digest.hexdigest()
-
     def load_state(self, state: dict[str, Any]) -> None:
         """Continues from ``state()``, in a pool that has not been used yet.
 
@@ -394,7 +384,7 @@ class QueryPool(Generic[P]):
         """
         if self._next_claim or self._next_batch:
             raise ValueError("load_state() on a pool in use: make a new one")
-        if state["ids"] != self._ids_digest():
+        if state["ids"] != digest(self.ids):
             raise UserError("the checkpoint's pool holds other questions than data=…; resume with the same data")
         self.history.load_state(state)
         for name in ("released", "next_batch", "next_claim"):

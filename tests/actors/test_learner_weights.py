@@ -17,9 +17,11 @@ from ray_fakes import PATIENCE_S, result
 from test_seeding_phase import config, learner_settings
 
 from actors import learner as learner_module
+from actors import publisher as publisher_module
 from actors.learner import LearnerActor
 from actors.prepare import prepare
 from actors.process import QUIET
+from actors.publisher import Publisher
 from actors.weights import Published, digest, unpack
 from agent.errors import Fault
 
@@ -44,11 +46,13 @@ class Room:
         monkeypatch.setattr(learner_module, "batch_metrics", lambda *_: {})
         self.stored: list[int] = []
         channel = SimpleNamespace(publish=self._publish)
-        monkeypatch.setitem(learner_module.CHANNELS, "object_store", lambda: channel)
-        settings = SimpleNamespace(weight_channel="object_store", take_turns=False)
+        monkeypatch.setitem(publisher_module.CHANNELS, "object_store", lambda: channel)
+        monkeypatch.setattr(learner_module, "fetched", lambda batch: batch)
+        settings = SimpleNamespace(take_turns=False, log=None)
         self.learner: Any = LearnerActor.__ray_metadata__.modified_class(settings, folder)  # type: ignore[attr-defined]
         self.weights = {"w": torch.zeros(3)}
         self.learner._policy = SimpleNamespace(current=lambda: self.weights, published=lambda: self.weights)
+        self.learner._publisher = Publisher(self.learner._policy, "object_store", bucket=1, timeout_s=1.0)
         self.learner._updater = SimpleNamespace(update=self._update)
         self.batch_there, self.updating, self.updated = (threading.Event() for _ in range(3))
         batch = SimpleNamespace(index=0, accepted=())
@@ -125,14 +129,14 @@ def test_a_broadcast_that_is_abandoned_is_a_fault(room: Room) -> None:
         def abandon(self) -> None:
             sent.append("abandoned")
 
-    room.learner._sender = Sender()
+    room.learner._publisher._sender = Sender()
     with pytest.raises(Fault, match="the broadcast of version 0 was abandoned"):
         room.learner.send(0)
     assert sent == [room.weights, "abandoned"]
 
 
 def test_a_broadcast_of_another_version_is_refused(room: Room) -> None:
-    room.learner._sender = SimpleNamespace(send=lambda tensors: pytest.fail("sent"))
+    room.learner._publisher._sender = SimpleNamespace(send=lambda tensors: pytest.fail("sent"))
     with pytest.raises(AssertionError, match="have changed since"):
         room.learner.send(1)
 

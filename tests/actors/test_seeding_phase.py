@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from actors import learner as learner_module
+from actors import publisher as publisher_module
 from actors.learner import LearnerActor, LearnerSettings
 from actors.payloads import packed
 from actors.prepare import Prepared, prepare
@@ -91,7 +92,7 @@ def prepared(folder: Path) -> Prepared:
 def start(prepared: Prepared, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A learner that has begun its seeding, with other settings if they are given."""
     channel = SimpleNamespace(publish=lambda tensors, version: SimpleNamespace(version=version))
-    monkeypatch.setitem(learner_module.CHANNELS, "object_store", lambda: channel)
+    monkeypatch.setitem(publisher_module.CHANNELS, "object_store", lambda: channel)
     monkeypatch.setattr(learner_module, "log_to", lambda *_: None)
     monkeypatch.setattr(learner_module.ray, "get", lambda value: value)
 

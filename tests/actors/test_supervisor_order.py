@@ -130,9 +130,16 @@ class FakeLearner(Remote):
             return unsound(pool.taken - 1, world.published, why)
         world.happens(f"seed {pool.taken}")
         world.published += 1
-        metrics = {"rollout/trajectories": 8, "rollout/action_tokens": 100, "learner/expert_sequences": 1}
+        metrics = {"learner/expert_sequences": 1}
         published = SimpleNamespace(version=world.published)
-        return StepReport(batch=pool.taken - 1, version=world.published, published=published, metrics=metrics)
+        return StepReport(
+            batch=pool.taken - 1,
+            version=world.published,
+            published=published,
+            rollouts=8,
+            generated_tokens=100,
+            metrics=metrics,
+        )
 
     def begin(self, checkpoint: Path | None) -> Any:
         if checkpoint is not None:
@@ -172,11 +179,16 @@ class FakeLearner(Remote):
             "search/mean": 1.0,
             "rollout/tokens_per_s": 10.0,
             "rollout/engine_logprob_gap": 0.0,
-            "rollout/trajectories": 8,
-            "rollout/action_tokens": 100,
             "weights/put_s": 0.25,
         }
-        return StepReport(batch=batch, version=world.published, published=published, metrics=metrics)
+        return StepReport(
+            batch=batch,
+            version=world.published,
+            published=published,
+            rollouts=8,
+            generated_tokens=100,
+            metrics=metrics,
+        )
 
     def save(self, folder: Path) -> None:
         assert self._world.released == self._batch, "a checkpoint before the release"
@@ -185,8 +197,9 @@ class FakeLearner(Remote):
 
 
 def unsound(batch: int, version: int, why: Unsound) -> StepReport:
-    metrics = {"rollout/trajectories": 8, "rollout/action_tokens": 0}
-    return StepReport(batch=batch, version=version, published=None, metrics=metrics, unsound=why)
+    return StepReport(
+        batch=batch, version=version, published=None, rollouts=8, generated_tokens=0, metrics={}, unsound=why
+    )
 
 
 class FakePool(Remote):

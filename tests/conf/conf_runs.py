@@ -65,7 +65,7 @@ def played(step: int) -> dict[str, Any]:
     return {
         "step": step,
         "rollout/trajectories": 40,
-        "rollout/action_tokens": 400,
+        "rollout/generated_tokens": 400,
         "groups/signal": 10,
         "groups/accepted": 10,
         "pool/recycled_share": 0.0,

@@ -56,7 +56,7 @@ def test_continuations_are_played_and_counted(run):
         returned = sum(v for k, v in last.items() if k.startswith(f"books/{unit}/returned/"))
         assert last[f"books/{unit}/received"] == last[f"books/{unit}/accepted"] + returned
     assert last["books/trajectories/received"] == sum(row["rollout/trajectories"] for row in steps)
-    assert last["books/tokens/received"] == sum(row["rollout/action_tokens"] for row in steps)
+    assert last["books/tokens/received"] == sum(row["rollout/generated_tokens"] for row in steps)
     assert len(run.trajectories()) <= 2 * 16
 
 

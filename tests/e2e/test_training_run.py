@@ -11,7 +11,7 @@ STEP_KEYS = {
     "step", "version", "time_s", "reward/mean", "outcome/mean", "evidence/recall", "search/mean", "groups/signal",
     "groups/too_easy", "groups/too_hard", "pool/available", "pool/consumed", "pool/recycled_share",
     "pool/recovered_too_hard", "pool/recovered_too_easy", "pool/flipped_share", "rollout/trajectories",
-    "rollout/action_tokens", "rollout/tokens_per_s", "rollout/staleness_max", "rollout/engine_logprob_gap",
+    "rollout/generated_tokens", "rollout/tokens_per_s", "rollout/staleness_max", "rollout/engine_logprob_gap",
     "learner/loss", "learner/kl", "learner/clip_share", "learner/grad_norm", "learner/tokens_per_s",
     "learner/idle_s", "weights/publish_s", "retrieval/qps", "retrieval/p99_s", "continuation/attempted",
     "continuation/replaced",

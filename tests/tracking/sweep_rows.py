@@ -21,7 +21,7 @@ def step(
         "kind": "step",
         "step": number,
         "rollout/trajectories": rollouts,
-        "rollout/action_tokens": tokens,
+        "rollout/generated_tokens": tokens,
         "groups/signal": mix[0],
         "groups/too_hard": mix[1],
         "groups/too_easy": mix[2],

@@ -18,7 +18,7 @@ cluster: {rollout_workers: 1, engine: {max_num_seqs: 256}}
 """
 STEP = {
     "rollout/seconds": 2.0,
-    "rollout/action_tokens": 80,
+    "rollout/generated_tokens": 80,
     "rollout/trajectories": 8,
     "learner/seconds": 1.0,
     "weights/publish_s": 0.25,

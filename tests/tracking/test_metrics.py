@@ -132,7 +132,7 @@ def test_every_number_of_a_batch_by_hand(batch: TakenBatch) -> None:
         "pool/recovered_too_easy": 0,
         "rollout/trajectories": 11,
         "rollout/excluded": 1,
-        "rollout/action_tokens": tokens,
+        "rollout/generated_tokens": tokens,
         "rollout/seconds": seconds,
         "rollout/tokens_per_s": tokens / seconds,
         # The excluded trajectory was of version 2, but it is not going to be trained on.
@@ -165,7 +165,7 @@ def test_continuations_are_counted_and_what_they_discarded_was_played(make: Any)
     }
     assert row["rollout/trajectories"] == 8 + 6
     assert row["stop/turn_tokens"] == 6
-    assert row["rollout/action_tokens"] == 4 + 3 * (2 + 4 + 4)
+    assert row["rollout/generated_tokens"] == 4 + 3 * (2 + 4 + 4)
     assert row["reward/mean"] == (1 + 3 * 0.5) / 8, "the members count, not what was discarded"
 
 
@@ -188,7 +188,7 @@ def test_a_batch_without_any_group_has_no_means(make: Any) -> None:
     row = batch_metrics(make.batch([], {}, {"lease_expired": 2}), version=5)
     means = ("reward/mean", "outcome/mean", "evidence/recall", "search/mean", "pool/recycled_share")
     assert all(math.isnan(row[key]) for key in (*means, "rollout/tokens_per_s"))
-    counts = ("groups/signal", "groups/too_easy", "groups/too_hard", "rollout/trajectories", "rollout/action_tokens")
+    counts = ("groups/signal", "groups/too_easy", "groups/too_hard", "rollout/trajectories", "rollout/generated_tokens")
     assert all(row[key] == 0 for key in (*counts, "rollout/staleness_max", "rollout/seconds"))
     assert row["groups/returned/lease_expired"] == 2
 

@@ -60,7 +60,7 @@ def calibrate(run: Path, *, half: float, recompute: float, seed: int) -> Calibra
     )
     rollout_s = _mean(fitted, "rollout/seconds")
     parts = ("rollout/seconds", "learner/seconds", "weights/publish_s")
-    tokens = sum(r["rollout/action_tokens"] for r in fitted) / sum(r["rollout/trajectories"] for r in fitted)
+    tokens = sum(r["rollout/generated_tokens"] for r in fitted) / sum(r["rollout/trajectories"] for r in fitted)
     latencies = Latencies(
         episodes=scaled(_episodes(run), tokens),
         searches=spread(fitted[-1]["retrieval/p50_s"], fitted[-1]["retrieval/p99_s"]),

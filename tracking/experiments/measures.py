@@ -60,7 +60,7 @@ def measures(rows: Sequence[Row], target_em: float | None) -> dict[str, float | 
     steps = [r for r in rows if r["kind"] == "step"]
     evals = evaluations(rows)
     played = sum(r["rollout/trajectories"] for r in steps)
-    tokens = sum(r["rollout/action_tokens"] for r in steps)
+    tokens = sum(r["rollout/generated_tokens"] for r in steps)
     # What came before the first step, the expert seeding, is in the totals of the evaluations alone.
     before = next((r for r in rows if r["kind"] == "eval"), {"rollouts": 0, "generated_tokens": 0})
     signal = sum(r["groups/signal"] for r in steps)

@@ -66,7 +66,7 @@ def _row(played: SimulatedStep) -> dict[str, Any]:
     signal = [a for a in batch.accepted if a.outcome.state is QueryState.SIGNAL]
     return {
         "rollout/trajectories": played.rollouts,
-        "rollout/action_tokens": played.rollouts,
+        "rollout/generated_tokens": played.rollouts,
         "groups/signal": batch.states[QueryState.SIGNAL],
         "groups/too_easy": batch.states[QueryState.TOO_EASY],
         "groups/too_hard": batch.states[QueryState.TOO_HARD],
