@@ -84,9 +84,8 @@ class Supervisor:
         self._start(state)
         if state is None:
             self._evaluate(0)
-        last = self._totals.end(
-            step, self.config.algorithm
-        )  # of a finished run that was resumed: nobody would take what the workers play
+        # Of a finished run that was resumed, nobody would take what the workers play.
+        last = self._totals.end(step, self.config.algorithm)
         if not last:
             self.crew.serve(self.pool, self.config.group)
         with self._interruptible():
