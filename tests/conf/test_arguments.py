@@ -224,6 +224,7 @@ def test_an_experiment_that_is_a_sweep_separates_at_commas_too() -> None:
     assert config_of(*one, "hydra.mode=RUN", "tracker.project=é,b").tracker.project == "é,b"
 
 
+@pytest.mark.slow
 def test_the_jobs_of_odd_values_have_the_folders_of_their_names(command: Command, training: Training) -> None:
     values = ["'a,b'", "é x", "b(1)", "c\\d"]
     code, _, err = command("-m", f"tracker.project={','.join(values)}", "report.sweep=here/é")

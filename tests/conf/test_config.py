@@ -55,8 +55,7 @@ def test_the_groups_are_those_of_the_command_line() -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: value)
 def test_every_option_becomes_a_typed_configuration(group: str, option: str) -> None:
-    extra = NEEDED.get((group, option), [])
-    config = composed(f"{group}={option}", *extra)
+    (config, *_) = launch.check_overrides([f"{group}={option}", *NEEDED.get((group, option), [])]).configs
     assert type(config) is RunConfig
     part: Any = getattr(config, group, None)
     named = {"cluster": "name", "model": "name", "pool": "name", "tracker": "name", "agent": "protocol"} | {
@@ -65,7 +64,6 @@ def test_every_option_becomes_a_typed_configuration(group: str, option: str) -> 
     }
     if group in named and option != "search":
         assert getattr(part, named[group]) == option
-    launch.check_overrides([f"{group}={option}", *extra])
 
 
 def test_the_default_needs_nothing_that_has_to_be_downloaded() -> None:

@@ -109,6 +109,7 @@ def test_a_folder_that_another_process_writes_to_is_refused(training: Training, 
     assert not Path("run/.hydra").exists()
 
 
+@pytest.mark.slow
 def test_other_modes_have_folders_of_their_own_too(command: Command) -> None:
     assert command(*SIMULATED, "output_dir=sim")[0] == 0
     code, _, err = command(*SIMULATED, "output_dir=sim")
@@ -133,6 +134,7 @@ def test_a_sweep_that_runs_is_not_started_again(training: Training, command: Com
     assert len(training.played) == 2
 
 
+@pytest.mark.slow
 def test_a_job_whose_folder_is_held_is_not_touched(training: Training, command: Command) -> None:
     with claimed(Path("here/seed=1"), "output_dir"):
         code, _, err = command("-m", "seed=0,1", "report.sweep=here")
@@ -151,6 +153,7 @@ def test_a_sweep_does_not_go_into_a_runs_folder(training: Training, command: Com
     )
 
 
+@pytest.mark.slow
 def test_sweeps_of_the_same_second_have_folders_of_their_own(
     training: Training, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +165,7 @@ def test_sweeps_of_the_same_second_have_folders_of_their_own(
     assert all((noon.with_name(name) / "table.md").is_file() for name in ("12-00-00", "12-00-00-2"))
 
 
+@pytest.mark.slow
 def test_a_report_works_on_a_sweep_that_runs(training: Training, command: Command) -> None:
     command("-m", "seed=0,1", "report.sweep=here")
     with claimed(Path("here"), "report.sweep"):
@@ -171,7 +175,7 @@ def test_a_report_works_on_a_sweep_that_runs(training: Training, command: Comman
 # --- where nothing can be written ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["train", "plan", "simulate"])
+@pytest.mark.parametrize("mode", ["train", *(pytest.param(m, marks=pytest.mark.slow) for m in ("plan", "simulate"))])
 @pytest.mark.parametrize("key", ["output_dir", "hydra.run.dir", "report.sweep", "hydra.sweep.dir"])
 def test_a_folder_that_cannot_be_written_to_gets_one_line(
     training: Training, command: Command, key: str, mode: str

@@ -159,6 +159,7 @@ def test_a_sweep_runs_all_and_ends_with_its_report(training: Training, command: 
     assert "![a picture](drawn.png)" in (FOLDER / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_run_again(training: Training, command: Command) -> None:
     command("experiment=recycling", "condition=epoch", "seed=0")
     training.played.clear()
@@ -197,6 +198,7 @@ def test_ctrl_c_ends_the_sweep_and_the_same_command_goes_on(training: Training, 
     assert [row["step"] for row in read(FOLDER / JOBS[1] / "metrics.jsonl", "step")] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_jobs_last_step_ends_the_sweep_too(training: Training, command: Command) -> None:
     training.fate = {JOBS[0]: "Ctrl-C at the end"}
     assert command(*SWEEP)[0] == 130
@@ -206,12 +208,14 @@ def test_ctrl_c_in_a_jobs_last_step_ends_the_sweep_too(training: Training, comma
     assert len(training.played) == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_ends_the_sweep_at_once(training: Training, command: Command) -> None:
     training.fate = {JOBS[0]: KeyboardInterrupt()}
     assert command(*SWEEP)[0] == 130
     assert states() == dict(zip(JOBS, ("unfinished", "waiting"), strict=True))
 
 
+@pytest.mark.slow
 def test_a_killed_job_without_a_checkpoint_starts_over_also_with_other_settings(
     training: Training, command: Command
 ) -> None:
@@ -240,6 +244,7 @@ def test_a_job_of_other_settings_is_refused_before_anything_runs(training: Train
     assert states(Path("multirun/other")) == dict.fromkeys(JOBS, "finished")
 
 
+@pytest.mark.slow
 def test_an_ordinary_sweep_has_a_folder_by_the_time_and_the_same_report(training: Training, command: Command) -> None:
     training.fate = {"seed=1": "Ctrl-C"}
     code, _, err = command("-m", "seed=0,1")
@@ -279,6 +284,7 @@ def test_a_report_of_no_sweep_is_refused(command: Command) -> None:
     )
 
 
+@pytest.mark.slow
 def test_simulated_runs_are_a_sweep_too(command: Command) -> None:
     small = ("simulation.queries=200", "simulation.rollouts_per_query=8", "pool.batch_questions=8")
     code, out, err = command("-m", "mode=simulate", "pool=recycle,adaptive", "report.sweep=sim", *small)
