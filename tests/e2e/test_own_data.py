@@ -11,6 +11,7 @@ import pytest
 HOTPOT = Path(__file__).parents[2].parent / "shared" / "data" / "hotpotqa_mini"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HOTPOT.is_dir(), reason="the HotpotQA sample is not here")
 def test_hotpotqa_trains_two_steps(whole, launch, loads_elsewhere):
     """Real questions and 7,117 real passages, played by a policy that knows the tags and no English.

@@ -91,6 +91,7 @@ def test_stopped_and_resumed_equals_one_go(whole, launch, small):
         assert ours["learner/loss"] == pytest.approx(theirs["learner/loss"], rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_run(whole, launch, small):
     """The exact part of docs/dataflow.md: questions, and while no sampled token differs, the trajectories."""
     again = launch("again", *small, "algorithm.steps=2")
