@@ -2,10 +2,9 @@
 
     hold (every engine stops, its requests kept) ─► [open the group] ─► send, transfer ─► (each engine resumes)
 
-Nobody enters NCCL, which waits without end and says of nobody that he is missing, before every engine has said that it
-is there: who doesn't is named, replaced, and the others go on without it. The group is opened anew whenever the
-engines are others than before. When one can't be opened, or two broadcasts in a row break, the run goes on through
-the object store and says why.
+NCCL blocks for ever on a missing rank and doesn't name it, so every engine first reports that it has stopped. One that
+doesn't is named and replaced, and the others go on without it. The group is opened anew whenever the set of engines has
+changed. If it can't be opened, or two broadcasts in a row break, the run goes on through the object store and says why.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from agent.errors import Fault
 
 LEARNER = "learner"
 GRACE_S = 30.0
-"""How long those that were waiting in a broken broadcast have to come out of it."""
+"""Seconds that the other members of a broken broadcast have to return from it."""
 
 
 @dataclass
@@ -32,20 +31,20 @@ class Outcome:
     """What became of each engine."""
 
     holding: tuple[str, ...] = ()
-    """They hold the version. Those that are in none of the three stand still and need it by other means."""
+    """They hold the version. Engines in none of the three are still stopped and need it by another way."""
     lost: dict[str, str] = field(default_factory=dict)
     """Engines to replace, with the cause."""
     bystanders: dict[str, str] = field(default_factory=dict)
-    """Engines to replace because another one broke the broadcast when they had taken in a part of it."""
+    """Engines to replace because another one broke the broadcast after they had loaded a part of it."""
 
 
 class Broadcast:
-    """Broadcasts from ``learner`` to whoever is there. ``say`` is told, in one line, when it gives up."""
+    """Broadcasts from ``learner`` to the live engines. ``say`` gets one line when NCCL is given up."""
 
     def __init__(
         self, learner: Any, *, timeout_s: float, hold_s: float, say: Callable[[str], None], log_dir: Path
     ) -> None:
-        """``hold_s`` is the longest that an engine may take to stop, ``timeout_s`` that of every other part."""
+        """``hold_s`` is the longest that an engine may take to stop, ``timeout_s`` the longest of every other part."""
         self._learner = learner
         self._timeout_s = timeout_s
         self._hold_s = hold_s
@@ -82,7 +81,9 @@ class Broadcast:
             if name == first:
                 outcome.lost[name] = cause
             elif name in failed:
-                outcome.bystanders[name] = f"it had part of version {published.version} when the broadcast broke"
+                outcome.bystanders[name] = (
+                    f"it had loaded a part of version {published.version} when the broadcast broke"
+                )
         outcome.holding = tuple(name for name in members if name not in failed)
         self._broken += 1
         if self._broken == 2:
@@ -112,22 +113,22 @@ class Broadcast:
         self._off = True
         self._learner_answer(self._learner.fall_back.remote())
         self._say(
-            "NCCL failed, weights go through the object store from here on (cluster.nccl_p2p=false may help, "
-            f"cluster.weight_channel=object_store asks for no more of it): {' '.join(why.split())}"
+            "NCCL failed, and from here on weights go through the object store; the next time, try "
+            f"cluster.nccl_p2p=false, or avoid NCCL with cluster.weight_channel=object_store ({' '.join(why.split())})"
         )
 
     def _learner_answer(self, ref: Any) -> Any:
         if not ray.wait([ref], timeout=self._timeout_s)[0]:
             raise Fault(
-                f"the learner hangs in NCCL since {self._timeout_s:g} s (cluster.weight_timeout_s); go on from the "
-                "last checkpoint with cluster.weight_channel=object_store"
+                f"the learner has not returned from NCCL for {self._timeout_s:g} s (cluster.weight_timeout_s); resume "
+                "from the last checkpoint with cluster.weight_channel=object_store"
             )
         return get(ref, LEARNER, self._log_dir)
 
     def _failures(
         self, calls: Mapping[str, Any], timeout_s: float, what: str, *, together: Mapping[str, Any] | None = None
     ) -> dict[str, str]:
-        """Waits for ``calls`` by name; who failed and why, in the order in which it was seen, the missing last.
+        """Waits for ``calls`` by name; which failed and why, in the order in which that was seen.
 
         Where ``together`` (engines by name) are in one broadcast, the first failure ends it for all.
         """
@@ -153,8 +154,8 @@ class Broadcast:
                 actor.abandon.remote()
             seen = dict(failed)
             collect(GRACE_S, all_of_them=True)
-            hung = {name: f"{name} hangs in a broken broadcast" for name in pending.values()}
-            # After a time-out, who doesn't come out is who was missing: the others were only waiting for it.
+            hung = {name: f"{name} didn't return from a broken broadcast" for name in pending.values()}
+            # After a time-out, an engine that doesn't return is the missing one: the others waited for it.
             order = {**hung, **seen} if missing else {**seen, **hung}
             failed = {**order, **failed}
         return failed

@@ -1,11 +1,11 @@
-"""The rollout workers of a run: starting them, keeping them supplied with weights, replacing dead ones.
+"""The worker pool: starts a run's rollout workers, supplies them with weights, replaces dead ones.
 
 A worker is *starting* (the engine comes up), *empty* until a version has been published, *loading* the
 newest one, *idle*, and *serving* while its ``run`` call is under way. A worker that dies in any phase is replaced by
-one of a new name, so that whatever the pool still knows of the old one can't be confused with it.
+one with a new name, so that it can't be confused with claims of the old one.
 
-That is for what may go well the next time: a process that was killed, an engine that broke once. Where a restart
-would only repeat what was raised, the run ends with the cause instead (``actors/repeats.py``).
+Replacing helps where the next worker may do better: a process was killed, an engine broke once. Where a new worker
+would only raise the same error, the run ends with its cause instead (``actors/repeats.py``).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Crew:
     """All rollout workers of one run, seen from the supervisor.
 
     ``make`` creates a worker's actor by name, ``lost`` is told a dead worker's name and its cause.
-    ``wait`` watches the crew while it waits for something else. A worker that doesn't take new weights within
+    ``wait`` watches the workers while it waits for another call. A worker that doesn't load new weights within
     ``weight_timeout_s`` is replaced like one that died.
     """
 
@@ -73,11 +73,11 @@ class Crew:
         self._workers: list[_Worker] = []
         self.restarts = 0
         self.idle: Callable[[], None] = lambda: None
-        """Called about once a second while the crew waits for something."""
+        """Called about once a second while this waits for anything."""
         self._asleep = False
         self._repeats = Repeats()
         self._owed = 0
-        """Workers that were lost while the others slept; the card has no room for a new one before they wake."""
+        """Workers that died while the engines slept. The card has room for new ones only when the engines are awake."""
         for _ in range(size):
             self._add()
 
@@ -106,7 +106,7 @@ class Crew:
                     if worker in self._workers:
                         self._replace(
                             worker,
-                            f"{worker.name} did not take the weights of version {published.version} within "
+                            f"{worker.name} did not load the weights of version {published.version} within "
                             f"{self._weight_timeout_s:g} s (cluster.weight_timeout_s)",
                         )
                 pending.clear()
@@ -119,7 +119,7 @@ class Crew:
 
     def _broadcast(self, published: Published) -> list[_Worker]:
         """Broadcasts to the live workers; those that still need the version."""
-        assert self.broadcast is not None, "a version that is broadcast, and nobody who does it"
+        assert self.broadcast is not None, "a version was published for a broadcast, and none is set up"
         workers = {w.name: w for w in self.live}
         if not workers:
             return []
@@ -139,13 +139,13 @@ class Crew:
                 self._run(worker)
 
     def rest(self) -> None:
-        """Waits until no worker plays any more, so that they may serve another pool; theirs has to be closed."""
+        """Waits until all workers are idle, so that they may serve another query pool; theirs has to be closed."""
         self._job = None
         while any(w.phase == "serving" for w in self._workers):
             self._next([])
 
     def sleep(self) -> None:
-        """Sends every engine to sleep, so that the learner has the card; waits for those that are still starting."""
+        """Puts every engine to sleep, so that the learner has the card; waits for engines that are still starting."""
         while any(w.phase in ("starting", "loading") for w in self._workers):
             self._next([])
         self._asleep = True
@@ -286,7 +286,7 @@ class Crew:
         return Fault(f"every worker would fail as {error}" + (f"; its last lines:\n{lines}" if lines else ""))
 
     def _replace(self, worker: _Worker, cause: str, *, counted: bool = True) -> None:
-        """Starts another in its place; ``counted``, it is one of the ``max_restarts`` that a run may cost."""
+        """Starts another in its place; if ``counted``, as one of the run's ``max_restarts``."""
         self._workers.remove(worker)
         ray.kill(worker.actor)
         self._lost(worker.name, cause)

@@ -1,4 +1,4 @@
-"""What the supervisor waits for, shown to a person while it waits: see ``tracking/progress.py``."""
+"""Shows on the console what the supervisor waits for: see ``tracking/progress.py``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Watch:
 
     @contextmanager
     def phase(self, title: str, *, learner: Any = None, pool: Any = None) -> Iterator[Phase]:
-        """Shows ``title`` and what ``learner`` does; while that waits for rollouts, how far ``pool`` is with them."""
+        """Shows ``title`` and what ``learner`` does; while it waits for rollouts, how many groups ``pool`` has."""
         with self._console.phase(title) as phase:
             before = self._phase, self._learner, self._pool, self._asked
             self._phase, self._learner, self._pool, self._asked = phase, learner, pool, []
@@ -39,7 +39,7 @@ class Watch:
                 self._phase, self._learner, self._pool, self._asked = before
 
     def look(self) -> None:
-        """Takes in what has been answered and asks again. A dead actor is its caller's to notice."""
+        """Reads the answers that have come and asks again. A dead actor is left to the caller to notice."""
         if self._phase is None or self._learner is None:
             return
         if self._asked:

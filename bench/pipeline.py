@@ -9,18 +9,18 @@ a box of GPUs: on the two cores of the demo they would take them from each other
 What should be seen, and why. Let R be the time of a batch's rollouts, L that of the learner, its publication and the
 driver's work.
 
-- Synchronous, a step takes R + L, and one of the two rests at any time.
+- Synchronous, a step takes R + L, and one of the two is idle at any time.
 - Asynchronous, it takes at least max(R', L), where R' <= R is what the engine needs for a batch's tokens when there
   is always a next group to play: a batch's last, long episodes no longer play alone. The gain is at most
   1 + min(R, L) / max(R, L), so two, plus that of the tail; and most where R is about L.
 - A staleness of 1 would give all of that if every batch took as long as every other. More only evens out: a learner
   that is faster for once finds the next batch ready. So 2 gives a little more than 1, and 3 and 4 hardly anything.
-- More workers divide R, and not L: the gain grows until R = L and falls behind it. The learner then rests for its
-  publication and the driver alone, and the engines wait for it.
+- More workers divide R, and not L: the gain grows until R = L and falls behind it. The learner is then
+  idle only while weights are published and the driver works, and the engines wait for it.
 - The learner's idle share can't fall below what publication and driver take of L.
 
 Targets: for at least one number of workers, with a staleness of at most 2, 1.6 times the synchronous steps per hour and
-a learner that rests for at most 10 % of the time; and a simulated synchronous step within 10 % of the run's.
+a learner that is idle for at most 10 % of the time; and a simulated synchronous step within 10 % of the run's.
 """
 
 from __future__ import annotations

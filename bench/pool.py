@@ -1,11 +1,11 @@
-"""The query pool at up to a million queries: time per query drawn, submitted and taken, and memory per query.
+"""The query pool at up to a million queries: time per question drawn, submitted and taken, and memory per question.
 
 python bench/pool.py [--quick]
 
 What should hold, and why: a draw walks two binary trees and touches nothing else of size n, so its time
-grows like log n. ``adaptive`` also weighs idle queries anew, at ever longer intervals: that is work per draw
-and not per query of the pool, but a small pool draws its queries again before most of it is due; so the
-growth is counted from 10,000 queries on. The limits are 1 ms per query drawn and 200 bytes per query.
+grows like log n. ``adaptive`` also weighs idle questions anew, at ever longer intervals. That is work per draw
+and not per question of the pool, but a small pool draws its questions again before most of it is due; so
+the growth is counted from 10,000 questions on. The limits are 1 ms per question drawn and 200 bytes per question.
 """
 
 from __future__ import annotations

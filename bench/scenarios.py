@@ -1,8 +1,8 @@
-"""The rules of the query pool on simulated policies: cost of a group with signal, and EM, over several seeds.
+"""The rules of the query pool on simulated policies: cost of a signal-bearing group, and EM, over several seeds.
 
 python bench/scenarios.py [--quick] [--queries N] [--seeds N] [--scenario NAME …]
 
-What should hold, and why: ``recycle`` gives every zero-variance query the same chance to be drawn again, so
+What should hold, and why: ``recycle`` gives every zero-variance question the same chance to be drawn again, so
 its pool fills with what the policy always or never solves; ``adaptive`` draws by the chance of signal, and
 should need at most 0.8 of ``recycle``'s rollouts per signal-bearing group, at equal or better EM. The
 scenarios are ``conf/simulation``; adaptive's settings were chosen on ``TUNED``, so only the others count.

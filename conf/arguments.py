@@ -162,10 +162,10 @@ def _one(setting: str, value: str, kind: str) -> str:
 
 
 def _at_home(setting: str, path: str) -> str:
-    """``path`` with the home that ``~`` or ``~user`` stands for; nobody's home is a name as any other."""
+    """``path`` with the home that ``~`` or ``~user`` stands for; without such a user it is an ordinary name."""
     home = os.path.expanduser(path)
     if home == path and (path == "~" or path.startswith("~/")):
-        raise UserError(f"{setting}: nobody knows your home here; set HOME, or write the path without ~")
+        raise UserError(f"{setting}: the home folder is unknown here; set HOME, or write the path without ~")
     return home
 
 

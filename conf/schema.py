@@ -101,8 +101,8 @@ class RunConfig:
         SearchBudget(self.budget, self.agent.max_searches)  # knows its rules and what fits the agent
         if self.cluster.take_turns and self.pool.max_staleness:
             raise UserError(
-                f"cluster.take_turns=true needs pool.max_staleness=0, not {self.pool.max_staleness}: nobody plays "
-                "while the learner learns"
+                f"cluster.take_turns=true needs pool.max_staleness=0, not {self.pool.max_staleness}: no episode is "
+                "played while the learner learns"
             )
         if self.data.source == "jsonl":
             self._check_files()
@@ -185,7 +185,9 @@ class RunConfig:
         try:
             return Path(self.cache_dir).expanduser()
         except RuntimeError as error:
-            raise UserError(f"cache_dir={self.cache_dir}: nobody knows your home here; set cache_dir=FOLDER") from error
+            raise UserError(
+                f"cache_dir={self.cache_dir}: the home folder is unknown here; set cache_dir=FOLDER"
+            ) from error
 
 
 def register() -> None:

@@ -43,7 +43,7 @@ class ClusterConfig:
     gpu_memory_gib: float = 0.0
     """Memory of each GPU, for a card that isn't in that table; 0 takes the card's."""
     take_turns: bool = False
-    """One GPU for the learner and the engine: the engine sleeps while the learner learns."""
+    """Learner and engine colocated on one GPU: the engine sleeps while the learner learns."""
     rollout_workers: int = 1
     groups_per_worker: int = 0
     """Groups that a worker plays at once; 0 divides a batch among the workers."""
@@ -54,20 +54,20 @@ class ClusterConfig:
     weight_channel: str = "auto"
     """``nccl``, ``object_store``, or ``auto``: NCCL where every engine has a GPU of its own."""
     weight_timeout_s: float = 300.0
-    """Longest that a worker may take to stop for new weights, to join the group, or to take them in."""
+    """Seconds that a worker may take to stop for new weights, to join the NCCL group, or to load the weights."""
     weight_bucket_mib: int = 256
-    """Weights are broadcast in buckets that end with the tensor that passes this; two are on their way at a time."""
+    """Weights are broadcast in buckets. A tensor that takes one past this size ends it; two are sent at a time."""
     nccl_p2p: bool = True
-    """False sets NCCL_P2P_DISABLE=1: for boards that claim peer-to-peer copies between their cards and hang in them."""
+    """False sets NCCL_P2P_DISABLE=1: for boards that report peer-to-peer copies and hang in them."""
     in_flight_updates: bool = True
     """New weights in mid-episode; False lets a worker finish its groups with the old ones first."""
     niceness: int = 0
-    """Of the actors' processes, 0 (as important as other programs) to 19. Ray's own default of 15 leaves a learner a
-    fifth of a core beside other programs. On an existing Ray cluster, who started it decides."""
+    """Of the actors' processes, 0 (the same priority as other programs) to 19. With Ray's own default of 15 a learner
+    gets a fifth of a core beside other programs. Without effect on an existing Ray cluster."""
     start_timeout_s: float = 600.0
     """Longest that Ray, or an actor, may take to start."""
     max_restarts: int = 3
-    """Times that a rollout worker is replaced before the run gives up."""
+    """How many rollout workers a run replaces before it stops."""
     object_store_mib: int = 0
     """Ray's object store on this machine; 0 makes room for two versions of the weights, and takes at least 512."""
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -87,7 +87,7 @@ class ClusterConfig:
         if self.device == "cpu":
             return "object_store", "there is no GPU"
         if self.take_turns:
-            return "object_store", "learner and engine share a card, and NCCL wants one for each"
+            return "object_store", "learner and engine are colocated on one card, and NCCL needs one for each"
         return "nccl", f"learner and {self.rollout_workers} engine(s) have a GPU each"
 
     @property

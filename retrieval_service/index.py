@@ -122,7 +122,7 @@ def _build(corpus: Path, checksum: str, index: Path, config: RetrievalConfig) ->
         try:
             os.rename(work / "index", index)
         except OSError:
-            # Where locks don't reach, another builder may have been first. Its index is as good as ours.
+            # Where file locks don't work, another builder may have been first. Its index is the same as ours.
             if not index.exists():
                 raise
             _check_ours(index, checksum)

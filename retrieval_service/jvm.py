@@ -171,7 +171,7 @@ def _environment(home: Path) -> Iterator[None]:
 
 
 def _silence() -> None:
-    """Lucene's remarks on the runtime (newer Java, no vector module) help nobody here; errors still show."""
+    """Lucene's remarks on the runtime (newer Java, no vector module) are switched off; errors are still shown."""
     global _quiet_logger
     # java.util.logging keeps its loggers weakly: the level lasts while somebody holds the logger.
     _quiet_logger = java_class("java.util.logging.Logger").getLogger("org.apache.lucene")

@@ -89,6 +89,6 @@ class BackendThread:
             else:
                 future.set_exception(error)
 
-        # A loop that was closed before the service raises this, and has nobody left to tell.
+        # A loop that was closed before the service raises this, and then nothing waits for the result.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(settle)

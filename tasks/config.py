@@ -8,14 +8,14 @@ from agent.errors import UserError, one_of
 from agent.settings import PATH
 
 NO_DEVELOPMENT = (
-    "there are no development questions; set data.dev_questions=FILE, or train and calibrate with the same "
-    "data.dev_share"
+    "there are no development questions; set data.dev_questions=FILE, or use the same data.dev_share in "
+    "training and calibration"
 )
 
 
 @dataclass
 class Novice:
-    """How lazy the world's novice is, whose episodes a warm start imitates. The defaults leave the most to learn."""
+    """The built-in world's novice, whose episodes a warm start imitates. With the defaults it is laziest."""
 
     hop_shares: list[float] = field(default_factory=lambda: [0.74, 0.17, 0.09])
     """Proportions of 1-, 2- and 3-hop questions."""
@@ -24,7 +24,7 @@ class Novice:
     omits_keyword: float = 0.15
     """Share of its searches that name the entity and not the relation."""
     double_checks: float = 0.0
-    """Share of the questions it has found everything for, where it makes the last search again before it answers."""
+    """Share of the questions on which it repeats its last search before it answers, though it has found everything."""
 
     def __post_init__(self) -> None:
         _check_hop_shares(self.hop_shares, "data.novice.hop_shares")
@@ -56,7 +56,7 @@ class DataConfig:
     eval_share: float = 0.2
     dev_share: float = 0.0
     """Share of the training questions that is held back for ``mode=calibrate`` and never trained on (``source:
-    jsonl``); the same value belongs into training and calibration."""
+    jsonl``). Use the same value in training and in calibration."""
     world_seed: int = 0
     """Seed of the built-in world: its entities, relations and questions."""
     train_questions: int = 1440
@@ -67,7 +67,7 @@ class DataConfig:
     dev_questions_per_hop: int = 300
     """Development questions of the world, for ``mode=calibrate``: those that follow the held-out ones."""
     demonstrations: int = 6000
-    """Expert trajectories for the warm start, from eight other worlds. A tiny model learns 2,000 by heart."""
+    """Expert trajectories for the warm start, from eight other worlds. A tiny model memorises 2,000."""
     novice: Novice = field(default_factory=Novice)
 
     def __post_init__(self) -> None:

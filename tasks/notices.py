@@ -1,4 +1,4 @@
-"""What a run's user should know of the data without being stopped by it: counted, said in one line, and listed."""
+"""Findings about the data that don't stop a run: counted, said in one line, and listed in its folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def left_out(text: str, items: Iterable[tuple[str, str]], *, strict: bool) -> No
     """The notice of questions that are left out; with ``strict`` (``data.strict``) a ``UserError`` in its place."""
     notice = Notice(kind="left_out", text=f"{text}, and left out", items=tuple(items))
     if strict:
-        raise UserError(f"{text}; data.strict=true leaves none out: mend the file, or set data.strict=false")
+        raise UserError(f"{text}; data.strict=true allows none: correct the file, or set data.strict=false")
     return notice
 
 

@@ -5,8 +5,8 @@
     mode=calibrate   as in training; data.questions may be left out if data.dev_questions are given
     mode=ask, index  none
 
-No text is on two sides: copies of a question go together when a file is split, and a training question that is also
-in a file of held-out ones is left out of training. Texts are compared normalised (``agent/answers.py``).
+No question is on two sides: copies of a question stay together when a file is split, and a training question that is
+also in a file of held-out ones is left out of training. Texts are compared normalised (``agent/answers.py``).
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def sets(config: DataConfig, seed: int, evidence_match: str, mode: str) -> Sets:
 
 
 def _evaluated(reader: _Reader, seed: int) -> Sets:
-    """All of the file that is given. What calibration keeps of it would flatter an early exit, and stays out."""
+    """All of the file that is given, less the calibration's questions, on which an early exit would look too good."""
     config = reader.config
     key = "questions" if config.eval_questions is None else "eval_questions"
     questions = reader.read(key)

@@ -57,12 +57,12 @@ def write(
         f"generated tokens {found.tokens:.1f}"
     )
     if found.chosen is None:
-        console.say(f"no threshold keeps the risk below exit.risk={ending.risk}", "yellow")
+        console.say(f"no threshold has a risk of at most exit.risk={ending.risk}", "yellow")
     else:
         at = found.chosen
         console.say(
             f"threshold {at.threshold:.6g}: EM {at.em:.3f}  searches {at.searches:.2f}  "
-            f"generated tokens {at.tokens:.1f}  early exits {at.exited:.3f}  lost {at.lost}: "
+            f"generated tokens {at.tokens:.1f}  share of early exits {at.exited:.3f}  questions lost {at.lost}: "
             f"a risk of at most {at.risk_bound:.4f} with probability {1 - ending.delta:g}",
             "bold",
         )
@@ -74,9 +74,9 @@ def write(
 def read_threshold(
     path: Path, ending: ExitConfig, selectivity: SelectivityConfig, agent: AgentConfig, weights: str
 ) -> tuple[float, Scale | None]:
-    """The threshold in the file ``path``, and its scale; they have to be for these settings and weights.
+    """The threshold in the file ``path``, and its scale; it has to be made with these settings and weights.
 
-    Raises ``UserError`` for a file that is missing or broken, or for others, or that found no threshold.
+    Raises ``UserError`` for a file that is missing or broken, was made with others, or holds no threshold.
     """
     where = f"exit.calibration={path}"
     try:

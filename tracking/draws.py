@@ -20,7 +20,7 @@ _STATE_COLUMNS = ("before", "rolled_out", "found", "after")
 
 
 def write_draws(path: Path, log: npt.NDArray[np.void], ids: Sequence[str]) -> None:
-    """Writes ``log`` (``agent.pool.history.DRAW`` rows, queries as indices into ``ids``) as one Parquet file.
+    """Writes ``log`` (``agent.pool.history.DRAW`` rows, questions as indices into ``ids``) as one Parquet file.
 
     Columns: ``query_id``, ``batch``, ``order`` (within the batch), ``version`` (oldest policy version of the
     rollouts), ``size`` (viable rollouts), ``successes``, ``accepted``, and four states: ``before`` the draw, of the K

@@ -19,12 +19,12 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 LOG_EVERY_S = 20.0
-"""Longest silence of a log while a phase is under way."""
+"""Seconds without a line in a log after which the phase under way is named again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """How far a phase is. ``total`` of 0: nobody knows how much there is."""
+    """How far a phase is. A ``total`` of 0 is unknown."""
 
     what: str = ""
     """The part of the phase that is under way."""
@@ -58,7 +58,7 @@ class Phase:
         self.progress = progress
 
     def left_s(self, now: float) -> float | None:
-        """Seconds that the rest takes at the speed so far; None while nobody can tell."""
+        """Seconds that are left at the speed so far; None while that is unknown."""
         began, first = self._counted_from
         done = self.progress.done - first
         if not self.progress.total or done <= 0:
@@ -96,11 +96,11 @@ class Phases:
             self._leave(phase)
 
     def heard(self) -> None:
-        """Something else was written: a log's silence begins anew."""
+        """To be called when something else was written: the time without a line begins anew."""
         self._heard = self._clock()
 
     def line_due(self) -> str | None:
-        """The line that a log is owed after too long a silence; it counts as written."""
+        """The line that is due after ``LOG_EVERY_S`` without one, which then counts as written; else None."""
         with self._lock:
             now = self._clock()
             if not self._active or now - self._heard < LOG_EVERY_S:

@@ -70,7 +70,7 @@ def claimed(folder: Path, setting: str) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise _refused(folder, setting, f"{holder} is writing there; wait for its end") from None
+            raise _refused(folder, setting, f"{holder} is writing there; wait until it has ended") from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise _refused(folder, setting, str(error.strerror)) from error

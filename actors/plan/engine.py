@@ -58,7 +58,7 @@ class EngineMemory:
 
     @property
     def kv_cache(self) -> int:
-        """What is left for it; negative when the rest is too much already."""
+        """What is left for it; negative if the other parts are too large already."""
         if not self.share:
             return self.kv_cache_set
         return self.share - self.weights - self.activations - self.overhead
@@ -85,7 +85,7 @@ class EngineMemory:
 
     @property
     def asleep(self) -> int:
-        """What stays on the card while vLLM sleeps: weights and KV cache leave, the rest doesn't."""
+        """What stays on the card while vLLM sleeps: all but weights and KV cache."""
         return self.overhead
 
 

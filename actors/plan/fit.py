@@ -35,7 +35,7 @@ def problems(config: RunConfig) -> list[str]:
         )
     if config.cluster.take_turns and learner.at_rest + RESERVE + engine.share > limit:
         found.append(
-            f"the engine's share of {_gib(engine.share)} and the learner at rest ({_gib(learner.at_rest)}, and "
+            f"the engine's share of {_gib(engine.share)} and the idle learner ({_gib(learner.at_rest)}, and "
             f"{_gib(RESERVE)} in reserve) are more than the card's {_gib(limit)}"
         )
     if engine.broadcast and engine.share + engine.broadcast > limit:
@@ -92,7 +92,7 @@ def _microbatch(config: RunConfig) -> int | None:
 
 
 def _share(config: RunConfig) -> float | None:
-    """vLLM's share: as much as there is beside a learner at rest, or as much as it can take of a card of its own."""
+    """vLLM's share: as much as an idle learner leaves, or as much as it can take of a card of its own."""
     limit, now = usable_bytes(config.cluster), config.cluster.engine.gpu_memory_utilization
     if not config.cluster.take_turns:
         return _when(now < 0.92, 0.92)

@@ -24,7 +24,7 @@ def weight_bytes(config: RunConfig) -> int:
 
 
 def object_store_bytes(config: RunConfig) -> int:
-    """Size of Ray's object store: as configured, or room for two versions of the weights and a half for groups."""
+    """Size of Ray's object store: as configured, or 2.5 times the weights, for two versions and for groups."""
     if config.cluster.object_store_mib:
         return config.cluster.object_store_mib * MIB
     return max(SMALLEST_STORE, weight_bytes(config) * 5 // 2)
@@ -49,7 +49,7 @@ def checkpoint_bytes(config: RunConfig) -> int:
 
 
 def output_bytes(config: RunConfig) -> int:
-    """The run's folder: the checkpoints that stay, one that is being written, and what is small."""
+    """The run's folder: the checkpoints that are kept, one that is being written, and the small files."""
     if config.mode != "train":
         return DISK_MARGIN
     kept = config.checkpoints.keep

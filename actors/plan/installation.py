@@ -52,7 +52,7 @@ def slow_bfloat16(config: RunConfig, flags: frozenset[str] | None = None) -> str
 
 
 def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """What the first processor says that it can; empty where nobody says."""
+    """The flags of the first processor in ``cpuinfo``; empty if there is no such file."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:

@@ -144,7 +144,7 @@ class LearnerMemory:
 
     @property
     def kept(self) -> int:
-        """Bytes between forward and backward: the layers' inputs, and without checkpointing all the rest."""
+        """Bytes between forward and backward: the layers' inputs; without checkpointing, all that backward needs."""
         whole = self.row * self.kept_per_layer + self.merged_layer
         return self.inputs + (0 if self.checkpointing else self.model.layers * whole)
 

@@ -91,7 +91,7 @@ def check_cache(config: RunConfig) -> None:
 
 
 def missing(config: RunConfig, machine: Machine) -> Iterator[str]:
-    """What ``machine`` lacks: what is needed, what is there, and how to mend it.
+    """What ``machine`` lacks: what is needed, what there is, and the fix.
 
     On an existing Ray cluster only this machine's disks count; Ray knows the GPUs (``actors/placement.py``).
     """

@@ -1,6 +1,6 @@
 """Whether a Ray cluster answers at an address.
 
-Ray itself waits without end for a head that is gone, where no Ctrl-C reaches it.
+Ray itself waits for ever for a head that is gone, and can't be interrupted by Ctrl-C then.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def reach(address: str, patience_s: float) -> None:
     patience_s = min(patience_s, ANSWER_S)
     try:
         socket.create_connection((host.strip("[]"), int(port)), patience_s).close()
-    except OSError as error:  # also a name that nobody knows
+    except OSError as error:  # also a host name that can't be resolved
         reason = "it took too long" if isinstance(error, TimeoutError) else error.strerror or str(error)
         raise _silent(address, found, reason) from error
     if os.environ.get("RAY_USE_TLS", "0") in ("", "0") and not _healthy(found, patience_s):
-        raise _silent(address, found, "what listens there is no Ray head, or it hangs")
+        raise _silent(address, found, "what listens there is no Ray head, or doesn't respond")
 
 
 def _silent(address: str, found: str, reason: str) -> UserError:

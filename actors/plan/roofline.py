@@ -17,7 +17,7 @@ from conf.schema import RunConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assumptions:
-    """What the numbers rest on; the table prints all of them."""
+    """The assumptions behind the numbers; the table prints all of them."""
 
     response_share: float = 0.25
     """Mean length of a response, as a share of ``agent.max_response_tokens``."""
@@ -71,7 +71,7 @@ class Step:
     rollouts: Rollouts
     learning: Learning
     turns_s: float
-    """Seconds of moving the engine's weights off the card and back, where learner and engine take turns."""
+    """Seconds of moving the engine's weights off the card and back, where learner and engine are colocated."""
     seconds: float
     overlapped: bool
     limit: str

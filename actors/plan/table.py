@@ -38,7 +38,7 @@ def table(config: RunConfig) -> str:
     )
     if cluster.take_turns:
         resting = f"{learner.at_rest / GIB:.2f} GiB of the learner stay while the engine plays"
-        lines.append(f"  they take turns: {resting}, {engine.asleep / GIB:.2f} of the engine while it sleeps")
+        lines.append(f"  colocated: {resting}, {engine.asleep / GIB:.2f} of the engine while it sleeps")
     lines += _section(
         "CPU: all actors",
         [
@@ -129,7 +129,7 @@ def _times(config: RunConfig) -> Iterator[str]:
     for share, name in ((ASSUMED.response_share, "expected"), (1.0, "all responses at their longest")):
         s = step(config, replace(ASSUMED, response_share=share))
         how = "overlapped" if s.overlapped else "one after the other"
-        turns = f", {s.turns_s:.1f} s of changing turns" if s.turns_s else ""
+        turns = f", {s.turns_s:.1f} s to move the engine off the card and back" if s.turns_s else ""
         yield (
             f"  {name}: {s.seconds:.1f} s a step ({how}); {s.rollouts.trajectories} rollouts in "
             f"{s.rollouts.seconds:.1f} s at {s.rollouts.tokens_per_s:,.0f} sampled tokens/s; learner "

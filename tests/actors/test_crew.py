@@ -197,7 +197,7 @@ def test_dismiss_waits_for_the_groups_that_still_play(house: House) -> None:
     assert len(house.events("rollout-1", "ran")) == 1
 
 
-def test_a_worker_whose_pool_has_closed_rests(house: House) -> None:
+def test_a_worker_whose_pool_has_closed_is_idle(house: House) -> None:
     crew = house.crew(1)
     house.patiently(crew.deliver, Version(0))
     crew.serve("pool", PLAIN)
@@ -479,7 +479,7 @@ def test_waiting_for_an_actor_raises_its_error(house: House, failing: Any) -> No
     assert house.lost == []
 
 
-# --- taking turns on one card -----------------------------------------------------------------------
+# --- colocated on one card ----------------------------------------------------------------------------
 
 
 def test_workers_sleep_once_they_are_up_and_wake_with_what_they_had(house: House) -> None:

@@ -231,7 +231,7 @@ def test_a_long_question_is_left_out_counted_and_listed(make: Make, tmp_path: Pa
     assert [(row["kind"], row["id"]) for row in rows] == [("left_out", "long"), ("left_out", "other")]
     assert rows[0]["why"].startswith("its prompt has ")
     config.data.strict = True
-    with pytest.raises(UserError, match=r"^1 of 9 training questions have .*; data\.strict=true leaves none out"):
+    with pytest.raises(UserError, match=r"^1 of 9 training questions have .*; data\.strict=true allows none"):
         prepare(config, tmp_path)
 
 

@@ -438,7 +438,7 @@ def test_learner_and_engine_that_take_turns_must_rest_side_by_side() -> None:
     turns = (("cluster.rollout_workers", 1), ("cluster.take_turns", True))
     config = box(*turns)
     (problem,) = problems(config)
-    assert problem.startswith("the engine's share of 21.3 GiB and the learner at rest")
+    assert problem.startswith("the engine's share of 21.3 GiB and the idle learner")
     (change,) = smallest_change(config) or ()
     assert change.startswith("cluster.engine.gpu_memory_utilization=0.")
     share = float(change.partition("=")[2])

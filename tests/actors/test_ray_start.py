@@ -93,7 +93,9 @@ def test_a_host_that_nobody_knows_is_refused() -> None:
 
 def test_who_never_answers_is_no_head(silent: str) -> None:
     for given in (silent, f"ray://{silent}"):
-        assert ": no Ray cluster answers there: what listens there is no Ray head, or it hangs; " in refusal(given)
+        assert ": no Ray cluster answers there: what listens there is no Ray head, or doesn't respond; " in refusal(
+            given
+        )
 
 
 @pytest.fixture

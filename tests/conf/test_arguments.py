@@ -147,9 +147,11 @@ def test_nobodys_home_is_a_name_and_an_unknown_one_is_refused(monkeypatch: pytes
     assert value_of(as_typed(["model.path=~no-such-user/m"], several=False)[0]) == "~no-such-user/m"
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", nobody)
-    with pytest.raises(UserError, match=r"^model\.path=~/m: nobody knows your home here; set HOME, or "):
+    with pytest.raises(UserError, match=r"^model\.path=~/m: the home folder is unknown here; set HOME, or "):
         as_typed(["model.path=~/m"], several=False)
-    with pytest.raises(UserError, match=r"^cache_dir=~/\.cache/slingshot: nobody knows your home here; set cache_dir="):
+    with pytest.raises(
+        UserError, match=r"^cache_dir=~/\.cache/slingshot: the home folder is unknown here; set cache_dir="
+    ):
         _ = config_of("mode=plan").cache
 
 

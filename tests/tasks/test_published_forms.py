@@ -166,7 +166,7 @@ def test_unanswerable_rows_are_left_out_and_counted(read):
     assert notice.kind == "left_out"
     assert notice.text.endswith(f"1 rows are marked answerable=false ({MUSIQUE['id']}), and left out")
     assert notice.items == ((MUSIQUE["id"], "answerable is false"),)
-    with pytest.raises(UserError, match=r"1 rows are marked answerable=false.*data\.strict=true leaves none out"):
+    with pytest.raises(UserError, match=r"1 rows are marked answerable=false.*data\.strict=true allows none"):
         read([twin, MUSIQUE], strict=True)
     with pytest.raises(UserError, match="holds no questions with an answer"):
         read([twin])

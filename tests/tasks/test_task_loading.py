@@ -109,7 +109,7 @@ def test_development_questions_held_back_from_training(files, tmp_path):
     assert len(task.development()) == 4
     assert {*task.train, *task.development()} == set(whole.train)
     assert len(task.train) == 12
-    with pytest.raises(UserError, match=r"no development questions; set data\.dev_questions=FILE, or train and"):
+    with pytest.raises(UserError, match=r"no development questions; set data\.dev_questions=FILE, or use the same"):
         whole.development()
 
 

@@ -35,7 +35,9 @@ def test_a_folder_is_held_by_one_at_a_time(tmp_path: Path) -> None:
         assert folder.is_dir()
         holder = f"process {os.getpid()} on "
         with (
-            pytest.raises(UserError, match=rf"^output_dir={folder}: {holder}.* is writing there; wait for its end; "),
+            pytest.raises(
+                UserError, match=rf"^output_dir={folder}: {holder}.* is writing there; wait until it has ended; "
+            ),
             claimed(folder, "output_dir"),
         ):
             pass

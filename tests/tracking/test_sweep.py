@@ -270,7 +270,7 @@ def test_the_table_in_the_folder_is_markdown(folder: Path) -> None:
         for name, caption in (
             ("em", "Held-out exact match against rollouts and tokens"),
             ("groups", "Groups that were too hard, bore signal, were too easy"),
-            ("pool", "Recycled share of trained groups, flipped share of queries"),
+            ("pool", "Recycled share of trained groups, flipped share of questions"),
             ("spent", "Held-out exact match against searches and tokens per question"),
         )
     ]
@@ -347,6 +347,6 @@ def test_what_needs_each_draw_of_a_run_is_taken_from_its_draws(folder: Path) -> 
     write_draws(folder / "pool=recycle,seed=0" / "draws.parquet", log, ["a", "b"])
     report.write(folder, ReportConfig(), Console(quiet=True))
     lines = (folder / "table.md").read_text().splitlines()
-    assert "| different queries trained on | – | 2 | – |" in lines
+    assert "| different questions trained on | – | 2 | – |" in lines
     assert "| &nbsp;&nbsp;of these from too hard | – | 1.000 | – |" in lines
     assert "| &nbsp;&nbsp;of these from too easy | – | 0.000 | – |" in lines

@@ -41,7 +41,7 @@ def draw(folder: Path, report: Mapping[str, Any], rows: Mapping[str, Sequence[Ro
     made: dict[str, tuple[Callable[[], Figure], str]] = {
         "em.png": (lambda: _em(runs, report["target_em"]), "Held-out exact match against rollouts and tokens"),
         "groups.png": (lambda: _groups(runs), "Groups that were too hard, bore signal, were too easy"),
-        "pool.png": (lambda: _pool(runs), "Recycled share of trained groups, flipped share of queries"),
+        "pool.png": (lambda: _pool(runs), "Recycled share of trained groups, flipped share of questions"),
     }
     if any(spent(rows, "searches")[0] for of in runs.values() for rows in of):
         made["spent.png"] = (lambda: _spent(runs), "Held-out exact match against searches and tokens per question")
@@ -170,7 +170,7 @@ def _pool(runs: Runs) -> Figure:
     _lines(left, {name: recycled(of) for name, of in runs.items()})
     _dress(left, "rollouts", "recycled share of trained groups")
     _lines(right, {name: [stepped(rows, "pool/flipped_share") for rows in of] for name, of in runs.items()})
-    _dress(right, "rollouts", "flipped share of queries")
+    _dress(right, "rollouts", "flipped share of questions")
     right.legend(frameon=False)
     return figure
 

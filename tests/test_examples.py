@@ -1,0 +1,40 @@
+"""The examples run as a newcomer runs them, and show what they say they show."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def rewards(*arguments: str) -> list[float]:
+    """The mean reward of each step that the bare loop prints."""
+    run = subprocess.run(
+        [sys.executable, "examples/bare_loop.py", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},  # this tree, wherever the environment's own is
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return [float(number) for number in re.findall(r"^step .*  reward (\S+) ", run.stdout, re.MULTILINE)]
+
+
+def test_the_bare_loop_learns():
+    found = rewards()
+    assert len(found) == 10
+    assert found[-1] > found[0] + 0.3, found
+
+
+@pytest.mark.slow
+def test_the_bare_loop_is_the_same_for_the_same_seed():
+    once = rewards("--steps", "3", "--seed", "5")
+    assert once == rewards("--steps", "3", "--seed", "5")
+    assert once != rewards("--steps", "3", "--seed", "6")
