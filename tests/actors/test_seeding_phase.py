@@ -167,7 +167,7 @@ def expert_logprob(actor: Any) -> float:
         )
         for e in experts
     ]
-    samples = make_batch(groups, "grpo").samples
+    samples = make_batch(groups, "std").samples
     return float(np.concatenate(actor._seeding.updater.score(actor._policy, samples)).mean())
 
 

@@ -32,7 +32,7 @@ def test_a_group_that_only_the_expert_solves(make_group, expert):
     seeded = inject(group, expert, "title")
     assert seeded.rewards == (1.0, 0.0, 0.0, 0.0, 0.0), "the first of equals is replaced"
     assert [m.trajectory.expert for m in seeded.members] == [True, False, False, False, False]
-    advantages = group_advantages(seeded.rewards, "grpo")
+    advantages = group_advantages(seeded.rewards, "std")
     assert advantages.round(2).tolist() == [1.79, -0.45, -0.45, -0.45, -0.45]
     assert not group.signal_bearing
     assert seeded.signal_bearing

@@ -20,6 +20,7 @@ from agent.pool.budgets import RULES
 from agent.pool.rules.base import rule_class, rule_names
 from agent.strategies import STRATEGIES
 from conf.schema import CheckpointConfig, EvalConfig, RunConfig, keys, typed
+from learner.losses.base import Choices, loss_class
 from retrieval_service.config import RetrievalConfig
 from tasks.config import DataConfig
 from tracking.config import TrackerConfig
@@ -134,11 +135,44 @@ def test_davids_method_in_one_word() -> None:
     assert (agent.max_new_tokens_first, agent.max_new_tokens) == (2048, 1024)
     assert (agent.max_prompt_tokens, agent.max_response_tokens) == (1024, 8192)
     assert (optimizer.betas, optimizer.weight_decay, optimizer.max_grad_norm) == ([0.9, 0.999], 0.01, 1.0)
-    assert (algorithm.minibatch_questions, algorithm.aggregation) == (12, "prompt_balanced")
+    assert (algorithm.minibatch_questions, algorithm.choices.aggregation) == (12, "prompt_balanced")
     assert (config.reward.outcome, config.reward.evidence_weight, len(config.reward.gates)) == ("em_soft", 0.5, 5)
     assert (algorithm.seeding.steps, algorithm.seeding.experts, algorithm.of_seeding().optimizer.lr) == (50, 4, 1e-5)
-    assert (algorithm.steps, algorithm.kl, algorithm.optimizer.lr, algorithm.clip_high) == (215, "k2", 1e-6, 0.2)
+    assert (algorithm.steps, algorithm.kl, algorithm.optimizer.lr, algorithm.choices.clip_high) == (
+        215,
+        "k2",
+        1e-6,
+        0.2,
+    )
     assert algorithm.of_seeding().kl == "none"
+
+
+def test_each_algorithm_takes_its_papers_numbers() -> None:
+    """The default's are those that the results in docs/ were measured with; ``grpo`` is DeepSeekMath's."""
+    default = composed().algorithm
+    assert default.choices == Choices(advantage="std", aggregation="prompt_balanced", clip_low=0.2, clip_high=0.28)
+    assert (default.loss, default.kl, default.old_logprobs, default.importance_cap) == (
+        *("dapo_david", "none", "learner", 2.0),
+    )
+    for file in (CONF / "algorithm").glob("*.yaml"):
+        algorithm = composed(f"algorithm={file.stem}").algorithm
+        assert algorithm.loss == file.stem
+        assert algorithm.choices == loss_class(file.stem).defaults
+    grpo = composed("algorithm=grpo").algorithm
+    assert grpo.choices == Choices(advantage="std", aggregation="sequence_mean", clip_low=0.2, clip_high=0.2)
+    assert (grpo.kl, grpo.kl_coefficient) == ("k3", 0.04)
+    assert composed("algorithm.loss=gspo").algorithm.choices == loss_class("gspo").defaults, "nothing stays behind"
+
+
+@pytest.mark.parametrize("experiment", ["recycling", "david_mini", "budgets"])
+def test_plain_grpo_is_the_same_in_every_experiment(experiment: str) -> None:
+    run = composed(f"experiment={experiment}", "condition=grpo")
+    plain = composed("algorithm=grpo").algorithm
+    assert (run.algorithm.loss, run.algorithm.choices) == ("grpo", plain.choices)
+    assert (run.algorithm.kl, run.algorithm.kl_coefficient) == (plain.kl, plain.kl_coefficient)
+    assert (run.pool.name, run.reward.outcome, run.reward.evidence_weight, run.group.strategy) == (
+        *("epoch", "em", 0.0, "plain"),
+    )
 
 
 def test_cards_of_24_gib_have_8_bit_moments_and_only_the_tiny_model_keeps_all_activations() -> None:

@@ -31,7 +31,7 @@ SHARED: dict[str, Any] = {
 }
 RECORDED: list[tuple[dict[str, Any], list[float]]] = [
     (
-        {"aggregation": "prompt_balanced", "advantage": "grpo"},
+        {"aggregation": "prompt_balanced", "advantage": "std"},
         [
             -0.24838548323349063,
             1.431356996122564,
@@ -44,7 +44,7 @@ RECORDED: list[tuple[dict[str, Any], list[float]]] = [
         ],
     ),
     (
-        {"aggregation": "prompt_balanced", "advantage": "grpo", "clip_high": 0.2, "kl": "k2"},
+        {"aggregation": "prompt_balanced", "advantage": "std", "clip_high": 0.2, "kl": "k2"},
         [
             -0.15840220154996326,
             0.6911548662108901,
@@ -57,7 +57,7 @@ RECORDED: list[tuple[dict[str, Any], list[float]]] = [
         ],
     ),
     (
-        {"aggregation": "token_mean", "advantage": "grpo"},
+        {"aggregation": "token_mean", "advantage": "std"},
         [
             -0.6868881048233342,
             1.2036889692449753,
@@ -70,7 +70,7 @@ RECORDED: list[tuple[dict[str, Any], list[float]]] = [
         ],
     ),
     (
-        {"aggregation": "sequence_mean", "advantage": "grpo", "clip_high": 0.2, "kl": "k3"},
+        {"aggregation": "sequence_mean", "advantage": "std", "clip_high": 0.2, "kl": "k3"},
         [
             -0.2027751567547755,
             0.8780261367999311,
@@ -83,7 +83,7 @@ RECORDED: list[tuple[dict[str, Any], list[float]]] = [
         ],
     ),
     (
-        {"aggregation": "constant_length", "advantage": "dr_grpo", "clip_high": 0.2, "constant_length": 16},
+        {"aggregation": "constant_length", "advantage": "mean", "clip_high": 0.2, "constant_length": 16},
         [
             -0.15496871273450125,
             0.30804201298633693,
@@ -109,7 +109,7 @@ RECORDED: list[tuple[dict[str, Any], list[float]]] = [
         ],
     ),
     (
-        {"aggregation": "prompt_balanced", "advantage": "grpo", "kl": "k2", "kl_zero_variance": True},
+        {"aggregation": "prompt_balanced", "advantage": "std", "kl": "k2", "kl_zero_variance": True},
         [
             -0.13704903764489754,
             0.9275225568437542,
@@ -122,7 +122,7 @@ RECORDED: list[tuple[dict[str, Any], list[float]]] = [
         ],
     ),
     (
-        {"aggregation": "prompt_balanced", "advantage": "grpo", "importance_cap": 0.0},
+        {"aggregation": "prompt_balanced", "advantage": "std", "importance_cap": 0.0},
         [
             -0.04431712163120632,
             1.1773034331797727,
@@ -135,7 +135,7 @@ RECORDED: list[tuple[dict[str, Any], list[float]]] = [
         ],
     ),
     (
-        {"aggregation": "token_mean", "advantage": "grpo", "importance_cap": 1.1},
+        {"aggregation": "token_mean", "advantage": "std", "importance_cap": 1.1},
         [
             -0.4938134341968281,
             0.8601837413500758,
@@ -148,7 +148,7 @@ RECORDED: list[tuple[dict[str, Any], list[float]]] = [
         ],
     ),
     (
-        {"aggregation": "prompt_balanced", "advantage": "grpo", "old_logprobs": "engine"},
+        {"aggregation": "prompt_balanced", "advantage": "std", "old_logprobs": "engine"},
         [
             -0.10445593263425909,
             0.4992541060512279,
