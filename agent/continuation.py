@@ -26,14 +26,14 @@ from agent.seeds import derive_seed
 from agent.tickets import Ticket
 
 
-def cut(trajectory: Trajectory, question: Question, evidence_match: str) -> Prefix:
+def cut(trajectory: Trajectory, question: Question) -> Prefix:
     """The prefix up to the end of the first observation after which ``trajectory`` finds no more supporting documents.
 
     Counted are distinct ones; if it found none, the cut is at the prompt.
     """
-    final = len(evidence_found(trajectory.turns, question, evidence_match))
+    final = len(evidence_found(trajectory.turns, question))
     turns = 0
-    while len(evidence_found(trajectory.turns[:turns], question, evidence_match)) < final:
+    while len(evidence_found(trajectory.turns[:turns], question)) < final:
         turns += 1
     return Prefix(trajectory=trajectory, turns=turns)
 
@@ -52,7 +52,7 @@ async def play_with_continuation(
     if not sound or not question.supporting or any(m.score.perfect for m in group.members):
         return group
     best = group.members[group.rewards.index(max(group.rewards))]
-    start = cut(best.trajectory, question, player.scorer.evidence_match)
+    start = cut(best.trajectory, question)
     played = await asyncio.gather(
         *(
             player.episode(

@@ -67,7 +67,9 @@ class Question:
     text: str
     golden_answers: tuple[str, ...]
     supporting: tuple[str, ...] = ()
-    """Titles (or ids) of the supporting documents; empty when they are not known."""
+    """Names of the supporting documents; empty when they are not known."""
+    evidence_match: str = "title"
+    """What they are named by, and found by: ``title`` or ``id``."""
     kind: str = ""
     """Slice that evaluations report on its own, such as ``2-hop`` or ``bridge``."""
 

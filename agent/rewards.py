@@ -17,26 +17,26 @@ from agent.records import Question, Score, Trajectory, Turn
 OUTCOMES: dict[str, Callable[[str, Sequence[str]], float]] = {"em": exact_match, "em_soft": soft_match}
 
 
-def evidence_wanted(question: Question, match: str) -> frozenset[str]:
-    """D*, the question's distinct supporting documents, by normalised ``title`` or by ``id``."""
-    names = question.supporting if match == "id" else map(normalise_title, question.supporting)
+def evidence_wanted(question: Question) -> frozenset[str]:
+    """D*, the question's distinct supporting documents, by id or by normalised title (``question.evidence_match``)."""
+    names = question.supporting if question.evidence_match == "id" else map(normalise_title, question.supporting)
     return frozenset(name for name in names if name)  # no title is the title of no document
 
 
-def evidence_found(turns: Sequence[Turn], question: Question, match: str) -> frozenset[str]:
+def evidence_found(turns: Sequence[Turn], question: Question) -> frozenset[str]:
     """D* & union of D_t over ``turns``. Only what the environment returned counts: a result block that the policy
     wrote is text."""
-    if match == "id":
+    if question.evidence_match == "id":
         found = {d for turn in turns for d in turn.document_ids}
     else:
         found = {normalise_title(t) for turn in turns for t in turn.titles}
-    return evidence_wanted(question, match) & found
+    return evidence_wanted(question) & found
 
 
-def evidence_recall(trajectory: Trajectory, question: Question, match: str) -> float | None:
+def evidence_recall(trajectory: Trajectory, question: Question) -> float | None:
     """r_g = |D* & union of D_t| / |D*| over the retrieval records; None without supporting documents."""
-    wanted = evidence_wanted(question, match)
-    return len(evidence_found(trajectory.turns, question, match)) / len(wanted) if wanted else None
+    wanted = evidence_wanted(question)
+    return len(evidence_found(trajectory.turns, question)) / len(wanted) if wanted else None
 
 
 def _no_answer(trajectory: Trajectory, protocol: TagProtocol) -> bool:
@@ -97,22 +97,16 @@ class Scorer:
 
     def __init__(self, config: RewardConfig, protocol: TagProtocol) -> None:
         one_of(config.outcome, OUTCOMES, "reward.outcome")
-        one_of(config.evidence_match, ("title", "id"), "reward.evidence_match")
         for gate in config.gates:
             one_of(gate, GATES, "reward.gates")
         self._config = config
         self._protocol = protocol
 
-    @property
-    def evidence_match(self) -> str:
-        """What supporting documents are compared by, ``title`` or ``id``."""
-        return self._config.evidence_match
-
     def score(self, question: Question, trajectory: Trajectory) -> Score:
         """r = w r_g + (1 - w) r_o less the costs, or 0 if a gate closes. Without supporting documents w = 0."""
         answer = trajectory.answer
         outcome = 0.0 if answer is None else OUTCOMES[self._config.outcome](answer, question.golden_answers)
-        evidence = evidence_recall(trajectory, question, self._config.evidence_match)
+        evidence = evidence_recall(trajectory, question)
         gate = next((g for g in self._config.gates if GATES[g](trajectory, self._protocol)), None)
         weight = 0.0 if evidence is None else self._config.evidence_weight
         earned = 0.0 if gate else weight * (evidence or 0.0) + (1 - weight) * outcome

@@ -170,6 +170,7 @@ NAMES: dict[str, dict[str, str]] = {
         "num_gpus": CARDS,
         "num_steps": "algorithm.steps",
         "output": "output_dir",
+        "reward.evidence_match": "data.evidence_match",
         "temperature": "agent.temperature",
         "topk": "agent.top_k",
         "train_steps": "algorithm.steps",

@@ -263,15 +263,15 @@ def found(*titles: str, **more) -> dict:
     ],
 )
 def test_the_cut_is_where_the_evidence_was_complete(make_trajectory, turns, kept):
-    start = cut(make_trajectory(*turns), QUESTION, "title")
+    start = cut(make_trajectory(*turns), QUESTION)
     assert start.turns == kept
     assert start.tokens == 2 * kept
 
 
 def test_the_cut_goes_by_what_evidence_is_matched_by(make_trajectory):
     trajectory = make_trajectory({**found(), "found": [("A", "x")]}, {**found(), "found": [("y", "B")]}, "end")
-    assert cut(trajectory, QUESTION, "id").turns == 1
-    assert cut(trajectory, QUESTION, "title").turns == 2
+    assert cut(trajectory, replace(QUESTION, evidence_match="id")).turns == 1
+    assert cut(trajectory, QUESTION).turns == 2
 
 
 @pytest.mark.parametrize(("turns", "message"), [(3, "a cut after 3 of 2"), (-1, "a cut after -1"), (2, "not all of")])

@@ -37,7 +37,7 @@ CHOICES = {
     "budget.rule",
     "exit.confidence",
     "reward.outcome",
-    "reward.evidence_match",
+    "data.evidence_match",
     "agent.protocol",
     "agent.prompt",
     "retrieval.backend",

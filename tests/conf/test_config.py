@@ -81,9 +81,9 @@ def test_the_default_needs_nothing_that_has_to_be_downloaded() -> None:
 
 def test_what_no_file_mentions_is_the_dataclass_default() -> None:
     config = composed("model=qwen0.5b")
-    assert config.data == DataConfig()
+    assert config.data == DataConfig(evidence_match="id")  # of data=world, whose titles are shared
     assert config.retrieval == RetrievalConfig()
-    assert config.reward == RewardConfig(evidence_match="id")  # of data=world, whose titles are shared
+    assert config.reward == RewardConfig()
     assert config.tracker == TrackerConfig()
     assert config.evaluation == EvalConfig()
     assert config.checkpoints == CheckpointConfig()
@@ -277,7 +277,8 @@ MISTAKES = [
     (["data.experts=e.jsonl"], "data.experts: data=world makes its own expert trajectories"),
     (["reward.outcome=f2"], "reward.outcome=f2 is not known; "),
     (["reward.gates=[no_anwser]"], "reward.gates=no_anwser is not known; did you mean 'no_answer'?"),
-    (["reward.evidence_match=url"], "reward.evidence_match=url is not known; "),
+    (["data.evidence_match=url"], "data.evidence_match=url is not known; "),
+    (["reward.evidence_match=id"], "reward.evidence_match is not a setting; here it is data.evidence_match"),
     (["retrieval.heap=lots"], "retrieval.heap=lots: must be at least 64m"),
     (["cluster.engine.gpu_memory_utilization=1.5"], "cluster.engine.gpu_memory_utilization must lie in (0, 1]"),
     (["cluster.take_turns=true"], "cluster.take_turns=true shares one GPU between the learner and one engine"),
