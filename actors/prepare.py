@@ -16,7 +16,7 @@ from agent.config import AgentConfig
 from agent.errors import UserError, one_of, shortened
 from agent.protocol import PROTOCOLS, Dialogue
 from agent.records import Question
-from agent.rewards import Scorer
+from agent.rewards.scorer import Scorer
 from agent.tokens import Tokenizer
 from conf.schema import RunConfig
 from learner.hub import local_folder

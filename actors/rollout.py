@@ -28,7 +28,7 @@ from agent.inference.evaluation import EvalRow, evaluate
 from agent.inference.infer import Inference, Inferred, infer
 from agent.protocol import Dialogue
 from agent.records import Question
-from agent.rewards import Scorer
+from agent.rewards.scorer import Scorer
 from agent.strategies import STRATEGIES, Strategy
 from agent.tickets import Ticket
 from agent.tokens import Tokenizer

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from agent.groups import Group
 from agent.records import MAX_REWARD, Question, Score, ScoredTrajectory, Trajectory
-from agent.rewards import evidence_recall
+from agent.rewards.evidence import evidence_recall
 
 
 def expert_score(expert: Trajectory, question: Question) -> Score:

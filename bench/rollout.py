@@ -46,7 +46,7 @@ from agent.config import AgentConfig, RewardConfig  # noqa: E402
 from agent.group import Player, play_group  # noqa: E402
 from agent.protocol import PROTOCOLS, Dialogue  # noqa: E402
 from agent.records import Completion, Passage  # noqa: E402
-from agent.rewards import Scorer  # noqa: E402
+from agent.rewards.scorer import Scorer  # noqa: E402
 from agent.tickets import Ticket  # noqa: E402
 from agent.tokens import Tokenizer  # noqa: E402
 from conf.topology import EngineConfig  # noqa: E402

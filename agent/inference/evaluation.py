@@ -14,7 +14,7 @@ from agent.group import Player
 from agent.inference.early_exit import Probe
 from agent.inference.infer import Inference, Inferred, infer
 from agent.records import Question, Repeat
-from agent.rewards import evidence_recall
+from agent.rewards.evidence import evidence_recall
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

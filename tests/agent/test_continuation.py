@@ -17,7 +17,7 @@ from agent.pool.query_pool import QueryPool
 from agent.pool.rules.epoch import Rule as Epoch
 from agent.protocol import LIMIT_NOTICE, Dialogue
 from agent.records import NO_VERSION, Completion, Finish, Passage, Question, Score, ScoredTrajectory, StopReason
-from agent.rewards import Scorer
+from agent.rewards.scorer import Scorer
 from agent.seeds import derive_seed
 from agent.strategies import STRATEGIES
 from agent.tickets import QueryState, Ticket

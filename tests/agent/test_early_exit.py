@@ -16,7 +16,7 @@ from agent.inference.infer import Inference, Inferred, infer
 from agent.inference.scaling import Scale
 from agent.protocol import LIMIT_NOTICE, REPEAT_NOTICES, Dialogue
 from agent.records import Completion, Finish, Passage, Question, Repeat, StopReason
-from agent.rewards import Scorer
+from agent.rewards.scorer import Scorer
 
 QUESTION = Question(id="q", text="Who?", golden_answers=("right",))
 RECORD = ExitConfig()

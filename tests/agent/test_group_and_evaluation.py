@@ -14,7 +14,7 @@ from agent.inference.evaluation import EvalRow, check_any_scored, eval_row, eval
 from agent.inference.infer import Inferred
 from agent.protocol import Dialogue
 from agent.records import Completion, Finish, Question, StopReason
-from agent.rewards import Scorer
+from agent.rewards.scorer import Scorer
 from agent.tickets import Ticket
 
 TICKET = Ticket(claim_id=3, query=0, batch=1, order=2, seed=99)

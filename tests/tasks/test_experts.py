@@ -15,7 +15,7 @@ from agent.config import AgentConfig
 from agent.errors import UserError
 from agent.protocol import PROTOCOLS, Dialogue
 from agent.records import NO_VERSION, StopReason
-from agent.rewards import evidence_recall
+from agent.rewards.evidence import evidence_recall
 from tasks.config import DataConfig
 from tasks.demonstrations import as_trajectory, encode
 from tasks.experts import check_fits, passages_of, read_experts, split_response, world_experts
