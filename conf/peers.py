@@ -43,6 +43,8 @@ NAMES: dict[str, dict[str, str]] = {
         "actor_rollout_ref.rollout.temperature": "agent.temperature",
         "algorithm.adv_estimator": "algorithm.advantage",
         "algorithm.kl_ctrl.kl_coef": "algorithm.kl_coefficient",
+        "custom_reward_function.name": "reward.outcome (package.module:function)",
+        "custom_reward_function.path": "reward.outcome (package.module:function)",
         "data.max_prompt_length": "agent.max_prompt_tokens",
         "data.max_response_length": "agent.max_response_tokens",
         "data.train_batch_size": PER_STEP,
