@@ -50,17 +50,17 @@ class Outcome:
         try:
             values = list(await self._called(question, list(trajectories)))
         except TypeError:
-            return [self._wrong("something that is no list of numbers", question)] * len(trajectories)
+            return [self._wrong("something that is no list of numbers")] * len(trajectories)
         except RewardError as error:
             return [error] * len(trajectories)
         if len(values) != len(trajectories):
-            wrong = self._wrong(f"{len(values)} numbers for {len(trajectories)} trajectories", question)
+            wrong = self._wrong(f"{len(values)} numbers for {len(trajectories)} trajectories")
             return [wrong] * len(trajectories)
-        return [self._checked(value, question) for value in values]
+        return [self._checked(value) for value in values]
 
     async def _one(self, question: Question, trajectory: Trajectory) -> float | RewardError:
         try:
-            return self._checked(await self._called(question, trajectory), question)
+            return self._checked(await self._called(question, trajectory))
         except RewardError as error:
             return error
 
@@ -70,19 +70,16 @@ class Outcome:
             value = self._function(question, given)
             return await value if inspect.isawaitable(value) else value
         except Exception as error:
-            raise RewardError(
-                f"{KEY}={self._name} raised {type(error).__name__} for question {question.id}: {shortened(error)}"
-            ) from error
+            raise RewardError(f"{KEY}={self._name} raised {type(error).__name__}: {shortened(error)}") from error
 
-    def _checked(self, value: Any, question: Question) -> float | RewardError:
+    def _checked(self, value: Any) -> float | RewardError:
         try:
             number = float(value)
         except (TypeError, ValueError):
-            return self._wrong(repr(value), question)
-        return number if 0 <= number <= MAX_REWARD else self._wrong(repr(value), question)
+            return self._wrong(repr(value))
+        return number if 0 <= number <= MAX_REWARD else self._wrong(repr(value))
 
-    def _wrong(self, returned: str, question: Question) -> RewardError:
+    def _wrong(self, returned: str) -> RewardError:
         return RewardError(
-            f"{KEY}={self._name} returned {shortened(ValueError(returned), 80)} for question {question.id}; an outcome "
-            "is a number in [0, 1]"
+            f"{KEY}={self._name} returned {shortened(ValueError(returned), 80)}; an outcome is a number in [0, 1]"
         )

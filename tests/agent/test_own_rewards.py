@@ -126,17 +126,17 @@ def test_what_cant_be_judged_is_excluded_with_its_reason(search_protocol, emma, 
     lost, unjudged = found.excluded
     assert lost is broken
     assert unjudged.stop_reason is StopReason.REWARD_FAILED
-    assert unjudged.fault == "reward.outcome=own_rewards:picky raised TimeoutError for question q: the judge is away"
+    assert unjudged.fault == "reward.outcome=own_rewards:picky raised TimeoutError: the judge is away"
     assert unjudged.token_ids is answers[2].token_ids
 
 
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("groups_are_hard", "raised RuntimeError for question q: no group today"),
-        ("one_short", "returned 2 numbers for 3 trajectories for question q"),
+        ("groups_are_hard", "raised RuntimeError: no group today"),
+        ("one_short", "returned 2 numbers for 3 trajectories"),
         ("no_list", "returned something that is no list of numbers"),
-        ("too_much", r"returned 1.5 for question q; an outcome is a number in \[0, 1\]"),
+        ("too_much", r"returned 1.5; an outcome is a number in \[0, 1\]"),
         ("not_a_number", "returned nan"),
         ("a_word", "returned 'good'"),
         ("nothing", "returned None"),
