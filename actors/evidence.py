@@ -40,7 +40,7 @@ def _user(config: RunConfig) -> tuple[str, str] | None:
 
 def _unnamed(config: RunConfig, task: Task, need: str, without: str) -> list[Notice]:
     unnamed = [q for q in task.train if not q.supporting]
-    match = config.reward.evidence_match
+    match = config.data.evidence_match
     if len(unnamed) == len(task.train):
         said = "".join(f" ({notice.text})" for notice in task.notices if notice.kind == "unread")
         raise UserError(
@@ -72,7 +72,7 @@ def missing_documents(
         if not wanted:
             continue
         names = names or corpus_names(task.corpus, config.cache / "corpora", say)
-        there = names.known(wanted, task.evidence_match)
+        there = names.known(wanted, task.config.evidence_match)
         if not there and what == "training" and _user(config):
             raise UserError(_nothing_there(task, questions, names))
         lacking = [(q, [name for name in q.supporting if name not in there]) for q in questions]
@@ -89,13 +89,13 @@ def missing_documents(
 
 
 def _nothing_there(task: Task, questions: Sequence[Question], names: Names) -> str:
-    match, other = ("title", "id") if task.evidence_match == "title" else ("id", "title")
+    match, other = ("title", "id") if task.config.evidence_match == "title" else ("id", "title")
     wanted = [name for q in questions for name in q.supporting]
     said = (
         f"data.corpus={task.corpus}: has none of the supporting documents that the training questions name by {match}"
     )
     if names.known(set(wanted), other):
-        return f"{said}, but has them by {other}; set reward.evidence_match={other}"
+        return f"{said}, but has them by {other}; set data.evidence_match={other}"
     if match == "title" and not names.examples:
         return f'{said}: its passages have no titles; give them some, as "title" or in quotes on the first line'
     own = f"; its own titles are like '{names.examples[0]}'" if match == "title" else ""

@@ -50,8 +50,7 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
         folder = check_model(str(config.checkpoint), f"checkpoint={config.checkpoint}", config.agent, hub=False)
         published = FolderChannel().publish(folder, 0)
         how = _how(config, published.checksum)
-        match = config.reward.evidence_match
-        task = load(config.data, config.seed, config.cache, evidence_match=match, mode=config.mode)
+        task = load(config.data, config.seed, config.cache, mode=config.mode)
         questions = asked(config, task, folder, console.say)
         write_notices(run_dir, questions.notices)
     console.notices(questions.notices, run_dir)

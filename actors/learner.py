@@ -57,7 +57,6 @@ class LearnerSettings:
     algorithm: AlgorithmConfig
     agent: AgentConfig
     data: DataConfig
-    evidence_match: str
     device: str
     take_turns: bool
     """An engine has the card whenever this learner doesn't work."""
@@ -80,11 +79,10 @@ class _Seeding:
     updater: Updater
     experts: dict[str, Trajectory]
     """By the id of their question."""
-    evidence_match: str
     step: int = 0
 
     def inject(self, group: Group) -> Group:
-        return inject(group, self.experts[group.question.id], self.evidence_match)
+        return inject(group, self.experts[group.question.id])
 
 
 @ray.remote(concurrency_groups={"beside": 2})  # type: ignore[call-overload]  # its stubs don't know it
@@ -132,7 +130,7 @@ class LearnerActor:
             worst = rehearse(
                 self._policy,
                 settings.algorithm,
-                longest=self._longest,
+                longest=self._settings.agent.longest_episode,
                 temperature=settings.agent.temperature,
             )
             print(
@@ -166,7 +164,7 @@ class LearnerActor:
             return {"steps": config.steps, "cached": True, "seconds": time.perf_counter() - started, "loss": None}
         algorithm = self._settings.algorithm
         where, lora = "the warm start", self._policy.adapted
-        with named_knobs(where, algorithm, longest=self._longest, lora=lora, error=UserError):
+        with named_knobs(where, algorithm, longest=self._settings.agent.longest_episode, lora=lora, error=UserError):
             losses = warm_start(
                 self._policy,
                 self._demonstrations(),
@@ -202,7 +200,6 @@ class LearnerActor:
                 reference=self._anchor(algorithm),
             ),
             experts={e.question.id: as_trajectory(e, dialogue, end_ids=ends) for e in experts},
-            evidence_match=settings.evidence_match,
         )
         return self._publisher.publish()
 
@@ -362,11 +359,6 @@ class LearnerActor:
         """See ``Publisher.copy``."""
         return self._publisher.copy()
 
-    @property
-    def _longest(self) -> int:
-        """Tokens of the longest episode."""
-        return self._settings.agent.max_prompt_tokens + self._settings.agent.max_response_tokens
-
     def _anchor(self, algorithm: AlgorithmConfig) -> Policy | None:
         """The reference of a KL term: the policy as it is now."""
         return None if algorithm.kl == "none" else self._policy.frozen_copy(host=algorithm.reference == "cpu")
@@ -384,7 +376,7 @@ class LearnerActor:
 
         settings, agent = self._settings, self._settings.agent
         dialogue = Dialogue.of(self._tokenizer, agent)
-        task = load(settings.data, settings.seed, settings.cache_dir, evidence_match=settings.evidence_match)
+        task = load(settings.data, settings.seed, settings.cache_dir)
         ends = end_ids(dialogue, self._tokenizer)
         encoded = [encode(d, dialogue, end_ids=ends) for d in task.demonstrations(dialogue.protocol, agent.top_k)]
         return [Demonstration(token_ids=ids, action_mask=mask) for ids, mask in encoded]

@@ -16,7 +16,7 @@ from agent.config import AgentConfig
 from agent.errors import UserError, one_of, shortened
 from agent.protocol import PROTOCOLS, Dialogue
 from agent.records import Question
-from agent.rewards import Scorer
+from agent.rewards.scorer import Scorer
 from agent.tokens import Tokenizer
 from conf.schema import RunConfig
 from learner.hub import local_folder
@@ -54,7 +54,7 @@ def look(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> T
     """
     one_of(config.agent.protocol, PROTOCOLS, "agent.protocol")
     Scorer(config.reward, PROTOCOLS[config.agent.protocol])  # the workers make theirs when it is late to complain
-    task = load(config.data, config.seed, config.cache, evidence_match=config.reward.evidence_match)
+    task = load(config.data, config.seed, config.cache)
     experts: list[Question] = []
     notices = list(task.notices)
     if config.data.experts is not None:
@@ -124,7 +124,7 @@ def _skeleton(config: RunConfig, task: Task, run_dir: Path) -> Path:
             vocab_size=config.model.vocab_size,
         )
         # Positions cost a Qwen2 nothing; room to spare lets the same model be used on longer texts.
-        longest = config.agent.max_prompt_tokens + config.agent.max_response_tokens
+        longest = config.agent.longest_episode
         write_skeleton(made, config.model, context=max(longest, 4096))
         shutil.rmtree(folder, ignore_errors=True)
         made.rename(folder)
@@ -138,7 +138,7 @@ def _check_context(model_path: str, given: str, agent: AgentConfig) -> None:
         context = getattr(AutoConfig.from_pretrained(model_path), "max_position_embeddings", None)
     except (OSError, ValueError) as error:
         raise UserError(f"{given}: no model's configuration can be loaded from it ({shortened(error)})") from error
-    longest = agent.max_prompt_tokens + agent.max_response_tokens
+    longest = agent.longest_episode
     if context is not None and longest > context:
         raise UserError(
             f"agent.max_prompt_tokens + agent.max_response_tokens = {longest}, but the context of the model in "

@@ -18,8 +18,8 @@ class Unsound:
 
     why: str
     """The commonest fault, or that nothing was played."""
-    by_engines: bool
-    """Every episode ended because an engine couldn't finish it."""
+    lasting: bool
+    """Every episode ended in a fault of an engine or of the reward: those don't end by themselves."""
 
     @classmethod
     def of(cls, batch: TakenBatch[Group]) -> Unsound | None:
@@ -28,10 +28,10 @@ class Unsound:
             return None
         broken = [t for group in batch.payloads for t in group.excluded]
         if not broken:
-            return cls(why="nothing was played", by_engines=False)
+            return cls(why="nothing was played", lasting=False)
         return cls(
             why=commonest([f"{t.stop_reason}: {t.fault}" for t in broken]),
-            by_engines=all(t.stop_reason is StopReason.GENERATION_FAILED for t in broken),
+            lasting=all(t.stop_reason is not StopReason.RETRIEVAL_FAILED for t in broken),
         )
 
 

@@ -30,7 +30,7 @@ from agent.inference.evaluation import EvalRow, evaluate
 from agent.inference.infer import Inference, Inferred, infer
 from agent.protocol import Dialogue
 from agent.records import Question
-from agent.rewards import Scorer
+from agent.rewards.scorer import Scorer
 from agent.strategies import STRATEGIES, Strategy
 from agent.tickets import Ticket
 from agent.tokens import Tokenizer
@@ -90,7 +90,7 @@ class RolloutWorker:
                 settings.engine,
                 device=settings.device,
                 dtype=settings.dtype,
-                max_model_len=agent.max_prompt_tokens + agent.max_response_tokens,
+                max_model_len=agent.longest_episode,
                 seed=settings.seed % 2**31,
                 sleeps=settings.take_turns,
                 transfers=settings.transfers,
@@ -177,10 +177,7 @@ class RolloutWorker:
 
     async def evaluate(self, questions: Sequence[Question]) -> list[EvalRow]:
         """Greedy episodes over ``questions``; see ``agent.inference.evaluation``."""
-        settings = self._settings
-        return await evaluate(
-            self._player, questions, evidence_match=settings.reward.evidence_match, inference=settings.inference
-        )
+        return await evaluate(self._player, questions, inference=self._settings.inference)
 
     async def ask(self, question: Question) -> tuple[Inferred, list[str]]:
         """One greedy episode, and the text of each turn's observation."""

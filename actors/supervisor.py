@@ -260,9 +260,9 @@ class Supervisor:
                 return report
             self._totals.count(report)
             self._event("unsound_batch", {"batch": report.batch, "why": unsound.why})
-            broken = broken + 1 if unsound.by_engines else 0
+            broken = broken + 1 if unsound.lasting else 0
             if broken >= BROKEN_BATCHES:
-                raise Fault(f"the engines finished no episode of {broken} batches in a row: {unsound.why}")
+                raise Fault(f"no episode of {broken} batches in a row was finished and scored: {unsound.why}")
             if self._stop:
                 raise Fault(f"stopped while no episode of batch {report.batch} was sound: {unsound.why}")
             self._say(f"no episode of batch {report.batch} was sound, it is no step: {unsound.why}", "yellow")

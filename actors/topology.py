@@ -99,7 +99,6 @@ class Topology:
             algorithm=config.algorithm,
             agent=config.agent,
             data=config.data,
-            evidence_match=config.reward.evidence_match,
             device=config.cluster.device,
             take_turns=config.cluster.take_turns,
             threads=config.cluster.learner_threads,

@@ -96,6 +96,12 @@ def exact_match(answer: str, golden: Sequence[str]) -> float:
     return float(bool(said) and said in {normalise(g) for g in golden})
 
 
+def covers(answer: str, golden: Sequence[str]) -> float:
+    """1.0 when the normalised answer has all words of a normalised golden answer in a row, else 0.0."""
+    said = f" {normalise(answer)} "
+    return float(bool(said.strip()) and any(f" {normalise(g)} " in said for g in golden))
+
+
 def soft_match(answer: str, golden: Sequence[str]) -> float:
     """1.0 for an exact match or at least 70 % of the golden words, 0.5 for a substring either way, else 0.0."""
     said = normalise(answer)

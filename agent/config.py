@@ -33,6 +33,11 @@ class AgentConfig:
     temperature: float = 0.6
     """Sampling temperature in training; evaluation is greedy in every turn."""
 
+    @property
+    def longest_episode(self) -> int:
+        """Most tokens that prompt and response can have together."""
+        return self.max_prompt_tokens + self.max_response_tokens
+
     def __post_init__(self) -> None:
         for name in (
             "top_k",
@@ -58,11 +63,10 @@ class RewardConfig:
     """
 
     outcome: str = "em"
-    """``em`` (0/1) or ``em_soft``."""
+    """``em`` (0/1), ``em_soft``, ``f1`` or ``cover_em`` (``agent/rewards/outcomes``); or a function of your own:
+    ``package.module:function``, of ``(question, trajectory)`` or ``(question, trajectories)``."""
     evidence_weight: float = 0.0
     """w, the share of evidence recall."""
-    evidence_match: str = "title"
-    """Compare supporting documents by normalised ``title`` or by ``id``."""
     gates: list[str] = field(default_factory=list)
     """Any of ``no_answer``, ``no_search``, ``unbalanced``, ``search_after_answer``, ``duplicate_query``."""
     search_cost: float = 0.0

@@ -21,19 +21,19 @@ from agent.episode import Prefix
 from agent.group import Player, play_group
 from agent.groups import Group
 from agent.records import Question, ScoredTrajectory, Trajectory
-from agent.rewards import evidence_found
+from agent.rewards.evidence import evidence_found
 from agent.seeds import derive_seed
 from agent.tickets import Ticket
 
 
-def cut(trajectory: Trajectory, question: Question, evidence_match: str) -> Prefix:
+def cut(trajectory: Trajectory, question: Question) -> Prefix:
     """The prefix up to the end of the first observation after which ``trajectory`` finds no more supporting documents.
 
     Counted are distinct ones; if it found none, the cut is at the prompt.
     """
-    final = len(evidence_found(trajectory.turns, question, evidence_match))
+    final = len(evidence_found(trajectory.turns, question))
     turns = 0
-    while len(evidence_found(trajectory.turns[:turns], question, evidence_match)) < final:
+    while len(evidence_found(trajectory.turns[:turns], question)) < final:
         turns += 1
     return Prefix(trajectory=trajectory, turns=turns)
 
@@ -52,7 +52,7 @@ async def play_with_continuation(
     if not sound or not question.supporting or any(m.score.perfect for m in group.members):
         return group
     best = group.members[group.rewards.index(max(group.rewards))]
-    start = cut(best.trajectory, question, player.scorer.evidence_match)
+    start = cut(best.trajectory, question)
     played = await asyncio.gather(
         *(
             player.episode(
@@ -65,18 +65,14 @@ async def play_with_continuation(
             for k in range(size)
         )
     )
-    continuations = [
-        ScoredTrajectory(trajectory=t, score=player.scorer.score(question, t))
-        for t in played
-        if not t.stop_reason.is_fault
-    ]
-    members, gain = accept(group.members, continuations)
+    continuations = await player.scorer.score(question, played)
+    members, gain = accept(group.members, continuations.members)
     kept = {id(m.trajectory) for m in members}
     return replace(
         group,
         members=members,
-        excluded=(*group.excluded, *(t for t in played if t.stop_reason.is_fault)),
-        discarded=tuple(m.trajectory for m in (*group.members, *continuations) if id(m.trajectory) not in kept),
+        excluded=(*group.excluded, *continuations.excluded),
+        discarded=tuple(m.trajectory for m in (*group.members, *continuations.members) if id(m.trajectory) not in kept),
         before_continuation=group.state,
         extra={
             "attempted": 1,
@@ -90,7 +86,7 @@ async def play_with_continuation(
 
 
 def accept(
-    members: tuple[ScoredTrajectory, ...], continuations: list[ScoredTrajectory]
+    members: tuple[ScoredTrajectory, ...], continuations: tuple[ScoredTrajectory, ...]
 ) -> tuple[tuple[ScoredTrajectory, ...], float | None]:
     """``members``, the worst replaced by the best continuation if that is strictly better than the best of them.
 

@@ -22,6 +22,10 @@ class RetrievalError(Fault):
     """A search could not be answered. It excludes the trajectory; it is never an empty result."""
 
 
+class RewardError(Fault):
+    """An outcome could not be told. It excludes the trajectory; it is never an outcome of 0."""
+
+
 class GenerationError(Fault):
     """The engine could not finish a completion. It excludes the trajectory from its group."""
 

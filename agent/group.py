@@ -13,8 +13,8 @@ from agent.config import AgentConfig, SelectivityConfig
 from agent.episode import Generator, Prefix, Searcher, Watcher, play
 from agent.groups import Group
 from agent.protocol import Dialogue
-from agent.records import Question, ScoredTrajectory, Trajectory
-from agent.rewards import Scorer
+from agent.records import Question, Trajectory
+from agent.rewards.scorer import Scored, Scorer
 from agent.seeds import derive_seed
 from agent.tickets import QueryState, Ticket
 
@@ -77,29 +77,31 @@ async def play_group(player: Player, question: Question, ticket: Ticket, *, size
             )
         )
 
-    def group(trajectories: list[Trajectory], *, cut_short: bool = False) -> Group:
+    def group(scored: Scored, *, cut_short: bool = False) -> Group:
         return Group(
             question=question,
             ticket=ticket,
-            members=tuple(
-                ScoredTrajectory(trajectory=t, score=player.scorer.score(question, t))
-                for t in trajectories
-                if not t.stop_reason.is_fault
-            ),
-            excluded=tuple(t for t in trajectories if t.stop_reason.is_fault),
+            members=scored.members,
+            excluded=scored.excluded,
             worker=worker,
             started_s=started,
             finished_s=time.monotonic(),
             cut_short=cut_short,
         )
 
-    trajectories = await played(range(ticket.probe or size))
+    scorer = player.scorer
+    first = await played(range(ticket.probe or size))
+    scored = await scorer.score(question, first)
     if ticket.probe:
-        probed = group(trajectories, cut_short=True)
+        probed = group(scored, cut_short=True)
         if not probed.excluded and (
             (ticket.cut_hard and probed.state is QueryState.TOO_HARD)
             or (ticket.cut_easy and probed.state is QueryState.TOO_EASY)
         ):
             return probed
-        trajectories += await played(range(ticket.probe, size))
-    return group(trajectories)
+        others = await played(range(ticket.probe, size))
+        if scorer.groupwise:
+            scored = await scorer.score(question, [*first, *others])
+        else:
+            scored += await scorer.score(question, others)
+    return group(scored)

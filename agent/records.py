@@ -48,11 +48,13 @@ class StopReason(StrEnum):
     """Fault: a search failed or timed out."""
     GENERATION_FAILED = "generation_failed"
     """Fault: the engine failed, or its token stream ended without a finish reason."""
+    REWARD_FAILED = "reward_failed"
+    """Fault: the episode is whole, and its outcome can't be told (a judge that didn't answer)."""
 
     @property
     def is_fault(self) -> bool:
         """A fault says nothing about the policy: its trajectory is excluded from the group."""
-        return self in (StopReason.RETRIEVAL_FAILED, StopReason.GENERATION_FAILED)
+        return self in (StopReason.RETRIEVAL_FAILED, StopReason.GENERATION_FAILED, StopReason.REWARD_FAILED)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +69,9 @@ class Question:
     text: str
     golden_answers: tuple[str, ...]
     supporting: tuple[str, ...] = ()
-    """Titles (or ids) of the supporting documents; empty when they are not known."""
+    """Names of the supporting documents; empty when they are not known."""
+    evidence_match: str = "title"
+    """What they are named by, and found by: ``title`` or ``id``."""
     kind: str = ""
     """Slice that evaluations report on its own, such as ``2-hop`` or ``bridge``."""
 

@@ -12,16 +12,16 @@ from dataclasses import replace
 
 from agent.groups import Group
 from agent.records import MAX_REWARD, Question, Score, ScoredTrajectory, Trajectory
-from agent.rewards import evidence_recall
+from agent.rewards.evidence import evidence_recall
 
 
-def expert_score(expert: Trajectory, question: Question, evidence_match: str) -> Score:
+def expert_score(expert: Trajectory, question: Question) -> Score:
     """An expert's reward is exactly the maximum, whatever the run's reward would make of it."""
-    evidence = evidence_recall(expert, question, evidence_match)
+    evidence = evidence_recall(expert, question)
     return Score(reward=MAX_REWARD, outcome=1.0, evidence=evidence)
 
 
-def inject(group: Group, expert: Trajectory, evidence_match: str) -> Group:
+def inject(group: Group, expert: Trajectory) -> Group:
     """``group`` with ``expert`` in the place of its lowest-reward rollout (the first on ties), which is discarded.
 
     The same group, unchanged, when a rollout has earned the maximum. So a group that only its expert solves
@@ -32,7 +32,7 @@ def inject(group: Group, expert: Trajectory, evidence_match: str) -> Group:
     if any(m.score.perfect for m in group.members):
         return group
     worst = group.rewards.index(min(group.rewards))
-    scored = ScoredTrajectory(trajectory=expert, score=expert_score(expert, group.question, evidence_match))
+    scored = ScoredTrajectory(trajectory=expert, score=expert_score(expert, group.question))
     return replace(
         group,
         members=(*group.members[:worst], scored, *group.members[worst + 1 :]),

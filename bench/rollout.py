@@ -46,7 +46,7 @@ from agent.config import AgentConfig, RewardConfig  # noqa: E402
 from agent.group import Player, play_group  # noqa: E402
 from agent.protocol import PROTOCOLS, Dialogue  # noqa: E402
 from agent.records import Completion, Passage  # noqa: E402
-from agent.rewards import Scorer  # noqa: E402
+from agent.rewards.scorer import Scorer  # noqa: E402
 from agent.tickets import Ticket  # noqa: E402
 from agent.tokens import Tokenizer  # noqa: E402
 from conf.topology import EngineConfig  # noqa: E402
@@ -122,14 +122,14 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         protocol = PROTOCOLS["search"]
         model = folder / "model"
-        task = load(DataConfig(), 0, folder / "cache", evidence_match="id")
+        task = load(DataConfig(evidence_match="id"), 0, folder / "cache")
         train(task.tokenizer_text(protocol, AGENT.top_k), tags=protocol.tags, folder=model, vocab_size=1024)
         write_skeleton(model, ModelConfig(), context=4096)
         self.dialogue = Dialogue.of(Tokenizer(model), AGENT)
         self.shown = demonstrations(1, GROUPS, protocol, AGENT.top_k)
         self.scorer = Scorer(RewardConfig(), protocol)
         self.weights = Policy.from_folder(model, seed=0, dtype="float32").published()
-        longest = AGENT.max_prompt_tokens + AGENT.max_response_tokens
+        longest = AGENT.longest_episode
         self.engine = Engine(str(model), EngineConfig(), device="cpu", dtype="float32", max_model_len=longest, seed=0)
 
     async def loop(self, round_: int) -> tuple[Clock, list[Chain]]:

@@ -20,6 +20,7 @@ from agent.errors import UserError
 from conf.arguments import Arguments, as_typed, read
 from conf.composing import Composer, checked, opened, without_hydra
 from conf.mistakes import check_peers, one_line, strange_flag
+from conf.own_rules import register_own_rules
 from conf.schema import RunConfig
 from tracking.experiments import sweep
 from tracking.experiments.sweep import Job, Plan
@@ -69,6 +70,7 @@ def check_overrides(arguments: list[str]) -> Request:
             raise UserError(strange_flag(composer, *given.strange, known))
     if given.flags.hydra_help or given.flags.shell_completion:
         return Request(arguments=(*given.for_hydra, *given.settings))
+    register_own_rules(given.settings)
     with opened(given.flags.config_name, given.flags.config_dir, _searched(given.settings)) as composer:
         lines = as_typed(given.settings, several=given.flags.multirun)
         asked = _asked(composer, lines)

@@ -19,7 +19,7 @@ from agent.inference.infer import Inference
 from agent.pool.budgets import SearchBudget
 from agent.pool.rules.base import PoolRule, rule_class, rule_names
 from agent.protocol import PROMPTS, PROTOCOLS
-from agent.rewards import Scorer
+from agent.rewards.scorer import Scorer
 from agent.settings import KIND, PATH, SENTENCE
 from agent.simulation.policies import SimulationConfig
 from agent.strategies import STRATEGIES
@@ -97,7 +97,12 @@ class RunConfig:
         one_of(self.agent.protocol, PROTOCOLS, "agent.protocol")
         one_of(self.agent.prompt, PROMPTS, "agent.prompt")
         one_of(self.group.strategy, STRATEGIES, "group.strategy")
-        Scorer(self.reward, PROTOCOLS[self.agent.protocol])  # knows its outcomes and gates
+        scorer = Scorer(self.reward, PROTOCOLS[self.agent.protocol])  # knows its outcomes and gates
+        if scorer.groupwise and self.group.strategy == "continuation":
+            raise UserError(
+                f"reward.outcome={self.reward.outcome} judges the trajectories of a group by one another, and "
+                "group=continuation compares two groups; use group=plain, or a function of (question, trajectory)"
+            )
         SearchBudget(self.budget, self.agent.max_searches)  # knows its rules and what fits the agent
         if self.cluster.take_turns and self.pool.max_staleness:
             raise UserError(

@@ -29,7 +29,7 @@ from agent.pool.query_pool import QueryPool
 from agent.pool.rules.base import rule_class
 from agent.protocol import PROTOCOLS, Dialogue
 from agent.records import Completion, Finish, Passage, Question
-from agent.rewards import Scorer
+from agent.rewards.scorer import Scorer
 from agent.tokens import Tokenizer
 from learner import warm_start
 from learner.config import AlgorithmConfig, OptimizerConfig, WarmStartConfig

@@ -182,11 +182,12 @@ def _minibatch(indices: list[int], batch: Batch, config: AlgorithmConfig) -> Min
     actions = np.array([s.actions for s in samples], dtype=np.int64)
     questions = np.array([s.question for s in samples], dtype=np.int64)
     signal = np.array([s.signal for s in samples], dtype=np.bool_)
-    policy = loss_weights(actions, questions, signal, config.aggregation, config.constant_length)
+    aggregation, constant = config.choices.aggregation, config.sequence_constant
+    policy = loss_weights(actions, questions, signal, aggregation, constant)
     kl = np.zeros_like(policy)
     if config.kl != "none":
         restrained = signal | config.kl_zero_variance
-        kl = loss_weights(actions, questions, restrained, config.aggregation, config.constant_length)
+        kl = loss_weights(actions, questions, restrained, aggregation, constant)
     kept = np.flatnonzero((policy > 0) | (kl > 0))
     return Minibatch(
         samples=tuple(samples[i] for i in kept),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from agent.errors import UserError, one_of
 from agent.settings import PATH, TEXT
+from learner.losses.base import ADVANTAGES, AGGREGATIONS, Choices, Loss, loss_class
 
 _TINY = {
     "hidden_size": 128,
@@ -18,6 +19,7 @@ _TINY = {
 BFLOAT16_MISMATCH = 0.05
 """Nats: a bfloat16 run whose train-inference mismatch is above this is warned. Rounding alone makes 0.001 to 0.02."""
 KL = ("none", "k1", "k2", "k3")
+DEFAULT_CONSTANT_LENGTH = 1024
 
 
 @dataclass
@@ -133,7 +135,7 @@ class OptimizerConfig:
 
 @dataclass
 class AlgorithmConfig:
-    """GRPO and its options."""
+    """The loss, and all else that makes an update of a batch. What is null here is as the loss's paper has it."""
 
     steps: int = 100
     """Most learner steps, one batch from the pool each. A schedule of the learning rate decays over all of them."""
@@ -141,10 +143,15 @@ class AlgorithmConfig:
     """Trajectories to play: the run ends with the step that reaches it, if ``steps`` don't end it before; 0: any."""
     token_budget: int = 0
     """The same for tokens to generate. Both count the expert seeding, continuations and what was excluded."""
-    advantage: str = "grpo"
-    """``grpo`` (mean and std), ``dr_grpo`` (mean only), ``rloo`` (leave-one-out)."""
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    loss: str = "grpo"
+    """A module of ``learner/losses`` (``grpo``, ``dr_grpo``, ``dapo``, ``gspo``, ``cispo``, …), or a class of your own:
+    ``package.module:Class``."""
+    advantage: str | None = None
+    """``std`` (reward less the group's mean, over its standard deviation), ``mean`` (without the division) or ``rloo``
+    (less the mean of the others)."""
+    clip_low: float | None = None
+    """Ratios are clipped to [1 - ``clip_low``, 1 + ``clip_high``]."""
+    clip_high: float | None = None
     old_logprobs: str = "learner"
     """``learner`` (recomputed before the update) or ``engine``."""
     importance_cap: float = 2.0
@@ -161,10 +168,10 @@ class AlgorithmConfig:
     asked)."""
     kl_zero_variance: bool = False
     """Also apply the KL term to zero-advantage groups."""
-    aggregation: str = "token_mean"
-    """``token_mean``, ``sequence_mean``, ``constant_length`` or ``prompt_balanced``."""
-    constant_length: int = 1024
-    """Denominator per sequence of ``constant_length``."""
+    aggregation: str | None = None
+    """``token_mean``, ``sequence_mean``, ``constant_length`` or ``prompt_balanced`` (``learner/batch.py``)."""
+    constant_length: int | None = None
+    """Denominator per sequence of ``aggregation=constant_length``; null is 1024."""
     minibatch_questions: int = 0
     """Questions per optimizer update; 0 takes the whole batch in one update."""
     epochs: int = 1
@@ -183,24 +190,48 @@ class AlgorithmConfig:
     seeding: SeedingConfig = field(default_factory=SeedingConfig)
 
     def __post_init__(self) -> None:
-        one_of(self.advantage, ("grpo", "dr_grpo", "rloo"), "algorithm.advantage")
         one_of(self.old_logprobs, ("learner", "engine"), "algorithm.old_logprobs")
         one_of(self.kl, KL, "algorithm.kl")
         one_of(self.reference, ("device", "cpu"), "algorithm.reference")
         one_of(self.rehearsal, ("cuda", "always", "never"), "algorithm.rehearsal")
-        one_of(
-            self.aggregation,
-            ("token_mean", "sequence_mean", "constant_length", "prompt_balanced"),
-            "algorithm.aggregation",
-        )
-        for name in ("steps", "epochs", "microbatch_tokens", "logits_chunk", "constant_length"):
+        for name in ("steps", "epochs", "microbatch_tokens", "logits_chunk"):
             if getattr(self, name) < 1:
                 raise UserError(f"algorithm.{name}={getattr(self, name)} must be at least 1")
         for key in ("rollout_budget", "token_budget", "mismatch_limit"):
             if not getattr(self, key) >= 0:
                 raise UserError(f"algorithm.{key}={getattr(self, key)} must be at least 0")
-        if not 0 < self.clip_low < 1 or self.clip_high <= 0:
-            raise UserError("algorithm.clip_low must lie in (0, 1) and algorithm.clip_high above 0")
+        self._check_loss()
+
+    def _check_loss(self) -> None:
+        loss, choices = loss_class(self.loss), self.choices
+        one_of(choices.advantage, ADVANTAGES, "algorithm.advantage")
+        one_of(choices.aggregation, AGGREGATIONS, "algorithm.aggregation")
+        loss.check(choices)
+        if self.constant_length is None:
+            return
+        if choices.aggregation != "constant_length":
+            raise UserError(
+                f"algorithm.constant_length={self.constant_length} is for algorithm.aggregation=constant_length, "
+                f"and it is {choices.aggregation}; leave it out"
+            )
+        if self.constant_length < 1:
+            raise UserError(f"algorithm.constant_length={self.constant_length} must be at least 1")
+
+    @property
+    def choices(self) -> Choices:
+        """Advantage, aggregation and clip range: as they are set, else as the loss's paper has them."""
+        own = loss_class(self.loss).defaults
+        given = {name: value for name in Choices.__slots__ if (value := getattr(self, name)) is not None}
+        return replace(own, **given)
+
+    @property
+    def sequence_constant(self) -> int:
+        """What ``aggregation=constant_length`` divides the sum over a sequence's tokens by."""
+        return DEFAULT_CONSTANT_LENGTH if self.constant_length is None else self.constant_length
+
+    def build_loss(self) -> Loss:
+        """The loss with these settings."""
+        return loss_class(self.loss)(self.choices)
 
     def of_seeding(self) -> AlgorithmConfig:
         """The algorithm of the seeding's steps: this one, with the seeding's own steps, learning rate and KL term."""

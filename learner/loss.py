@@ -1,12 +1,9 @@
-"""The GRPO loss over action tokens, and what is worth knowing about it.
+"""From a loss's surrogate to the number that is minimised: weights, KL term, and what is worth knowing of both.
 
-Per token t with ratio rho = exp(logpi - logpi_old), advantage A, weight w and importance weight c:
+    loss = sum_t  w_t * c_t * surrogate_t  +  beta * sum_t  w'_t * kl_t,          d = logpi - logpi_ref
 
-    loss = sum_t  w_t * c_t * max(-rho_t * A_t, -clip(rho_t, 1 - low, 1 + high) * A_t)
-         + beta * sum_t  w'_t * kl_t,          d = logpi - logpi_ref
-
-(GRPO; the asymmetric clip is DAPO's.) A token of weight 0 is taken out of the differences *before*
-anything is exponentiated or squared: 0 * inf is NaN, and so is its gradient.
+The surrogates are in ``learner/losses``. A token of weight 0 is taken out of the log-probabilities *before* anything
+is exponentiated or squared: 0 * inf is NaN, and so is its gradient.
 """
 
 from __future__ import annotations
@@ -18,6 +15,7 @@ import torch
 from torch import Tensor
 
 from learner.config import AlgorithmConfig
+from learner.losses.base import Loss, LossInput
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +25,7 @@ class LossMetrics:
     tokens: float = 0.0
     """Tokens in the surrogate."""
     clipped: float = 0.0
-    """Tokens whose gradient the clip removes."""
+    """Tokens at which the clip range changed the gradient."""
     ratio: float = 0.0
     importance: float = 0.0
     importance_max: float = 0.0
@@ -64,47 +62,58 @@ class LossMetrics:
         return self.kl / self.kl_tokens if self.kl_tokens else 0.0
 
 
-def importance_weights(learner: Tensor, engine: Tensor, sampled: Tensor, cap: float) -> Tensor:
-    """(A,) truncated weights min(pi_learner / pi_engine, cap), without gradient.
+def loss_input(
+    logprobs: Tensor,
+    old: Tensor,
+    mismatch: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    lengths: Sequence[int],
+) -> LossInput:
+    """A row as a loss sees it, from (A,) tensors as they come: what has no weight, and may be anything, becomes 0.
 
-    They correct for the engine having sampled from slightly other probabilities than the learner's
-    (TIS). 1 where ``sampled`` is false (no engine sampled the token), and everywhere if ``cap`` is 0.
+    ``weights`` are those of ``loss_weights``, ``lengths`` the action tokens of each of the row's sequences, in order.
     """
-    if cap == 0:
-        return torch.ones_like(learner)
-    gap = torch.where(sampled, learner.detach() - engine, 0.0)
-    return gap.exp().clamp(max=cap)
+    trained = weights > 0
+    counts = torch.tensor(lengths, device=logprobs.device)
+    return LossInput(
+        logprobs=torch.where(trained, logprobs, 0.0),
+        old=torch.where(trained, old, 0.0),
+        mismatch=torch.where(trained, mismatch, 0.0),
+        advantages=advantages,
+        trained=trained,
+        sequence=torch.repeat_interleave(torch.arange(len(lengths), device=logprobs.device), counts),
+        sequences=len(lengths),
+    )
 
 
 def policy_loss(
+    loss: Loss,
+    row: LossInput,
     logprobs: Tensor,
-    old: Tensor,
-    advantages: Tensor,
     weights: Tensor,
     config: AlgorithmConfig,
     *,
-    importance: Tensor | None = None,
     reference: Tensor | None = None,
     kl_weights: Tensor | None = None,
 ) -> tuple[Tensor, LossMetrics]:
     """The loss of A tokens (sums, never means: the weights hold every denominator) and its metrics.
 
-    All tensors are (A,). ``weights`` are those of ``loss_weights``, ``importance`` those of
-    ``importance_weights`` (None: all 1); ``reference`` and ``kl_weights`` are needed for
-    ``config.kl`` other than ``none``. Only ``logprobs`` carries a gradient.
+    All tensors are (A,). ``logprobs`` carries the gradient, as ``row.logprobs`` does; ``reference`` and ``kl_weights``
+    are needed for ``config.kl`` other than ``none``.
 
     KL estimators (Schulman): k1 = d, k2 = d^2 / 2, k3 = exp(-d) + d - 1. On policy, k1's gradient
     has mean zero: as a loss it restrains nothing.
     """
-    trained = weights > 0
-    ratio = torch.where(trained, logprobs - old, 0.0).exp()
-    clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
-    factor = torch.ones_like(ratio) if importance is None else importance
-    surrogate = torch.maximum(-ratio * advantages, -clipped * advantages)
-    loss = torch.where(trained, weights * factor * surrogate, 0.0).sum()
+    trained = row.trained
+    surrogate = loss.surrogate(row)
+    factor = torch.ones_like(row.old)
+    if config.importance_cap and config.old_logprobs == "learner":
+        factor = loss.importance(row, config.importance_cap)
+    total = torch.where(trained, weights * factor * surrogate.values, 0.0).sum()
     with torch.no_grad():
-        lost = trained & (-clipped * advantages > -ratio * advantages)
-        sums = [trained.sum(), lost.sum(), ratio[trained].sum(), factor[trained].sum()]
+        lost = trained & surrogate.clipped
+        sums = [trained.sum(), lost.sum(), surrogate.ratio[trained].sum(), factor[trained].sum()]
         sums.append(torch.where(trained, factor, 0.0).amax() if len(factor) else torch.zeros(()))
     if config.kl != "none":
         if reference is None or kl_weights is None:
@@ -112,11 +121,11 @@ def policy_loss(
         restrained = kl_weights > 0
         d = torch.where(restrained, logprobs - reference, 0.0)
         kl = {"k1": lambda: d, "k2": lambda: d.square() / 2, "k3": lambda: (-d).expm1() + d}[config.kl]()
-        loss = loss + config.kl_coefficient * (kl_weights * kl).sum()
+        total = total + config.kl_coefficient * (kl_weights * kl).sum()
         sums += [restrained.sum(), kl.detach().sum()]
     # One transfer for all the numbers: on CUDA each would otherwise wait for the device by itself.
     values = torch.stack([s.to(torch.float64) for s in sums]).tolist()
-    return loss, LossMetrics(**dict(zip(LossMetrics.__slots__, values, strict=False)))
+    return total, LossMetrics(**dict(zip(LossMetrics.__slots__, values, strict=False)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,7 +24,7 @@ from agent.groups import Group
 from agent.records import FloatArray
 from learner.batch import Batch, Minibatch, Sample, make_batch, minibatches
 from learner.config import AlgorithmConfig
-from learner.loss import EngineGap, LossMetrics, importance_weights, policy_loss
+from learner.loss import EngineGap, LossMetrics, loss_input, policy_loss
 from learner.memory import named_knobs
 from learner.optimizer import ClippedAdamW, schedule_factor
 from learner.packing import PackedRow, pack_rows, room
@@ -58,6 +58,7 @@ class Updater:
             raise ValueError(f"algorithm.kl={config.kl} needs a reference policy")
         self.policy = policy
         self.config = config
+        self.loss = config.build_loss()
         self.temperature = temperature
         self.reference = reference if config.kl != "none" else None
         self.fault_folder = fault_folder
@@ -76,7 +77,7 @@ class Updater:
         across steps), naming the file that holds the last batch; and when the GPU's memory is full, naming what
         would take less.
         """
-        batch = make_batch(groups, self.config.advantage)
+        batch = make_batch(groups, self.config.choices.advantage)
         longest = max((len(s.token_ids) for s in batch.samples), default=0)
         with named_knobs(f"step {step + 1}", self.config, longest=longest, lora=self.policy.adapted, error=Fault):
             return self.run(batch, step=step, version=version)
@@ -242,18 +243,17 @@ class _Run:
         if self.old or not self.norms:
             current = tensor(row.concatenate([s.versions for s in samples]) == self.version)
             self.gap += EngineGap.of(before, engine, current & sampled)
-        old, importance = before, None
+        old, mismatch = before, torch.where(sampled, before - engine, 0.0)
         if self.config.old_logprobs == "engine":
-            old = torch.where(sampled, engine, before)
-        else:
-            importance = importance_weights(before, engine, sampled, self.config.importance_cap)
+            old, mismatch = torch.where(sampled, engine, before), torch.zeros_like(before)
+        weights = tensor(row.repeat(minibatch.policy_weights))
+        advantages = tensor(row.repeat(np.array([s.advantage for s in samples])))
         return policy_loss(
+            self.updater.loss,
+            loss_input(logprobs, old, mismatch, advantages, weights, row.selected.tolist()),
             logprobs,
-            old,
-            tensor(row.repeat(np.array([s.advantage for s in samples]))),
-            tensor(row.repeat(minibatch.policy_weights)),
+            weights,
             self.config,
-            importance=importance,
             reference=tensor(row.concatenate([self.reference[i] for i in indices])) if self.reference else None,
             kl_weights=tensor(row.repeat(minibatch.kl_weights)),
         )

@@ -47,6 +47,8 @@ class DataConfig:
     """File of development questions, for ``mode=calibrate`` (``source: jsonl``)."""
     corpus: str | None = field(default=None, metadata=PATH)
     """JSONL file of passages, ``id`` and ``contents``, or ``title`` and ``text`` (``source: jsonl``)."""
+    evidence_match: str = "title"
+    """What questions name their supporting documents by: ``title``, compared normalised, or ``id``."""
     strict: bool = False
     """Refuse what is otherwise left out with a notice: training questions that are held out, too; questions whose
     prompt is longer than ``agent.max_prompt_tokens``; rows that are marked as unanswerable."""
@@ -72,6 +74,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         one_of(self.source, ("world", "jsonl"), "data")
+        one_of(self.evidence_match, ("title", "id"), "data.evidence_match")
         if self.source == "jsonl":
             if not self.corpus:
                 missing = "data.questions=FILE and " if not (self.questions or self.eval_questions) else ""

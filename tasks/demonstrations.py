@@ -86,7 +86,7 @@ def demonstrations(
         (known,) = rng.choices(kinds, novice.hop_shares)
         walk = rng.choice(worlds[at].walks(TRAIN, rng.choice(known)))
         moves = _play(walk, engines[at], facts[at], protocol, top_k, novice, rng)
-        made.append(Demonstration(question=question_of(walk, evidence="id"), moves=moves))
+        made.append(Demonstration(question=question_of(walk, evidence_match="id"), moves=moves))
     return tuple(made)
 
 

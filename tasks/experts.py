@@ -45,18 +45,18 @@ _RESPONSE = ("trajectory", "expert_response")
 
 
 def read_experts(
-    path: Path, protocol: TagProtocol, *, key: str, evidence: str = "title", notices: list[Notice] | None = None
+    path: Path, protocol: TagProtocol, *, key: str, evidence_match: str = "title", notices: list[Notice] | None = None
 ) -> tuple[Demonstration, ...]:
-    """The expert trajectories of a file, in file order. ``key`` is the setting that names the file, ``evidence``
+    """The expert trajectories of a file, in file order. ``key`` is the setting that names the file, ``evidence_match``
     what supporting documents are matched by; what isn't read is added to ``notices``.
 
     Raises ``UserError`` with file, line, id and reason for one that is malformed, or whose answer is wrong:
     it is going to be imitated.
     """
     experts: dict[str, Demonstration] = {}
-    unread = Unread(evidence)
+    unread = Unread()
     for line, number, row in rows(path, key):
-        question = question_of(row, line, f"{stem(path)}-{number}", evidence)
+        question = question_of(row, line, f"{stem(path)}-{number}", evidence_match)
         unread.look(row, question)
         where = f"{line}, id '{question.id}'"
         if question.id in experts:

@@ -8,7 +8,7 @@ HotpotQA, 2WikiMultihopQA, MuSiQue (official, on the hub, and as FlashRAG has th
 | golden answers, a text or a list of texts | ``golden_answers``, ``answers``, ``answer``; ``reward_model.ground_truth`` or its ``target`` (Search-R1, verl); and beside any of them ``answer_aliases`` (MuSiQue) |
 | id | ``id``, ``_id``, after ``data_source`` if that is named (Search-R1 mixes sets that both count from train_0); the file's name and the line |
 | supporting titles | ``supporting_titles``; ``supporting_facts`` (HotpotQA, 2Wiki); ``paragraphs`` with ``is_supporting`` (MuSiQue); ``question_decomposition`` with ``support_paragraph`` (FlashRAG); ``evidence_documents`` (David-GRPO) |
-| supporting ids, with ``evidence="id"`` | ``supporting_ids``; ``evidence_documents`` |
+| supporting ids, with ``evidence_match="id"`` | ``supporting_ids``; ``evidence_documents`` |
 | kind | ``type``; ``level`` (HotpotQA: where there is no type); ``data_source`` |
 
 Supporting documents, ``answer_aliases``, ``type`` and ``level`` may stand in the row or in its ``metadata``. Rows with
@@ -36,23 +36,23 @@ _ANSWERS = ("golden_answers", "answers", "answer", "reward_model.ground_truth.ta
 
 
 def read_questions(
-    path: Path, *, key: str, evidence: str = "title", strict: bool = False, notices: list[Notice] | None = None
+    path: Path, *, key: str, evidence_match: str = "title", strict: bool = False, notices: list[Notice] | None = None
 ) -> tuple[Question, ...]:
     """The questions of ``path`` in file order.
 
-    ``key`` is the setting that names the file; ``evidence`` is what supporting documents are matched by, ``title`` or
-    ``id``. What is left out or not read is added to ``notices``; with ``strict``, rows that would be left out are a
+    ``key`` is the setting that names the file; ``evidence_match`` is what it names supporting documents by, ``title``
+    or ``id``. What is left out or not read is added to ``notices``; with ``strict``, rows that would be left out are a
     ``UserError`` like all that is wrong.
     """
     questions: dict[str, Question] = {}
     unanswerable: list[tuple[str, str]] = []
-    unread = Unread(evidence)
+    unread = Unread()
     for where, number, row in rows(path, key, is_like_a_field):
         default_id = f"{stem(path)}-{number}"
         if any(value is False for _, value in anywhere(row, "answerable")):
             unanswerable.append((_id(row, where) or default_id, "answerable is false"))
             continue
-        question = question_of(row, where, default_id, evidence)
+        question = question_of(row, where, default_id, evidence_match)
         unread.look(row, question)
         if question.id in questions:
             raise UserError(f"{where}: id '{question.id}' is already taken; ids must differ (or leave them all out)")
@@ -70,7 +70,7 @@ def read_questions(
     return tuple(questions.values())
 
 
-def question_of(row: Row, where: str, default_id: str, evidence: str) -> Question:
+def question_of(row: Row, where: str, default_id: str, evidence_match: str) -> Question:
     """The question that ``row`` holds. ``where`` names the file and line in the ``UserError`` of a wrong one."""
     question = text(first(row, ("question", "extra_info.question"), where), where)
     golden = texts(first(row, _ANSWERS, where), where)
@@ -80,7 +80,8 @@ def question_of(row: Row, where: str, default_id: str, evidence: str) -> Questio
         id=_id(row, where) or default_id,
         text=question,
         golden_answers=tuple(dict.fromkeys(golden)),
-        supporting=supporting.supporting(row, where, evidence),
+        supporting=supporting.supporting(row, where, evidence_match),
+        evidence_match=evidence_match,
         kind=_kind(row, where),
     )
 

@@ -53,8 +53,6 @@ class Task:
     corpus: Path
     """JSONL file of passages, as ``retrieval_service.corpus`` reads it."""
     config: DataConfig
-    evidence_match: str = "title"
-    """What supporting documents are named by, ``title`` or ``id``."""
     held_back: tuple[Question, ...] = ()
     """The training questions that ``data.dev_share`` keeps for development."""
     notices: tuple[Notice, ...] = ()
@@ -104,7 +102,9 @@ class Task:
         config = self.config
         if config.source == "world":
             world, asked = World(config.world_seed), config.eval_questions_per_hop
-            return world.dev_questions(config.dev_questions_per_hop, after=asked, evidence=self.evidence_match)
+            return world.dev_questions(
+                config.dev_questions_per_hop, after=asked, evidence_match=self.config.evidence_match
+            )
         if config.dev_share:
             where, questions = f"data.dev_share={config.dev_share}", self.held_back
         elif config.dev_questions is not None:
@@ -113,7 +113,7 @@ class Task:
             questions = read_questions(
                 path,
                 key="data.dev_questions",
-                evidence=self.evidence_match,
+                evidence_match=self.config.evidence_match,
                 strict=config.strict,
                 notices=notices,
             )
@@ -142,7 +142,9 @@ class Task:
         """All that ``data.experts`` holds, and what there is to say of it. Raises ``UserError`` for a wrong file."""
         path = Path(self.config.experts or "").expanduser()
         notices: list[Notice] = []
-        experts = read_experts(path, protocol, key="data.experts", evidence=self.evidence_match, notices=notices)
+        experts = read_experts(
+            path, protocol, key="data.experts", evidence_match=self.config.evidence_match, notices=notices
+        )
         held_out = {normalise(q.text) for q in self.eval}
         for expert in experts:
             if normalise(expert.question.text) in held_out:
@@ -170,42 +172,39 @@ class Task:
             yield codec.decode(dialogue.observation_ids([passage]))
 
 
-def load(config: DataConfig, seed: int, cache: Path, *, evidence_match: str = "title", mode: str = "train") -> Task:
+def load(config: DataConfig, seed: int, cache: Path, *, mode: str = "train") -> Task:
     """The task that ``config`` describes; the world's corpus is written below the folder ``cache``.
 
     ``seed`` chooses what is held out of the user's questions; the world has a seed of its own, so that
-    runs with different seeds answer the same questions. ``evidence_match`` (``title`` or ``id``) says
-    what supporting documents are named by, ``mode`` which of the user's files are needed (``tasks/sets.py``). Raises
-    ``UserError`` for files that are missing or wrong.
+    runs with different seeds answer the same questions. ``mode`` says which of the user's files are needed
+    (``tasks/sets.py``). Raises ``UserError`` for files that are missing or wrong.
     """
     if config.source == "world":
-        return _world_task(config, cache, evidence_match)
+        return _world_task(config, cache)
     corpus = Path(config.corpus or "").expanduser()  # DataConfig has checked that it is there
     if not corpus.is_file():
         raise UserError(f"data.corpus={corpus}: no such file; name a JSONL file of passages (id, contents)")
-    found = sets(config, seed, evidence_match, mode)
+    found = sets(config, seed, mode)
     return Task(
         name=found.name,
         train=found.train,
         eval=found.eval,
         corpus=corpus,
         config=config,
-        evidence_match=evidence_match,
         held_back=found.held_back,
         notices=found.notices,
     )
 
 
-def _world_task(config: DataConfig, cache: Path, evidence_match: str) -> Task:
-    world = World(config.world_seed)
+def _world_task(config: DataConfig, cache: Path) -> Task:
+    world, match = World(config.world_seed), config.evidence_match
     corpus = cache / "corpora" / f"world-{config.world_seed}.jsonl"
     # Always written, so that a file from an older version of the world is never taken for this one.
     write_corpus(corpus, world.passages)
     return Task(
         name="world",
-        train=world.train_questions(config.train_questions, hop_shares=config.hop_shares, evidence=evidence_match),
-        eval=world.eval_questions(config.eval_questions_per_hop, evidence=evidence_match),
+        train=world.train_questions(config.train_questions, hop_shares=config.hop_shares, evidence_match=match),
+        eval=world.eval_questions(config.eval_questions_per_hop, evidence_match=match),
         corpus=corpus,
         config=config,
-        evidence_match=evidence_match,
     )

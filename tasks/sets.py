@@ -39,9 +39,8 @@ class Sets:
 class _Reader:
     """Reads the files that ``config`` names, and collects what there is to say of them."""
 
-    def __init__(self, config: DataConfig, evidence_match: str) -> None:
+    def __init__(self, config: DataConfig) -> None:
         self.config = config
-        self.evidence_match = evidence_match
         self.notices: list[Notice] = []
 
     def read(self, key: str) -> tuple[Question, ...]:
@@ -49,7 +48,7 @@ class _Reader:
         return read_questions(
             self.path(key),
             key=f"data.{key}",
-            evidence=self.evidence_match,
+            evidence_match=self.config.evidence_match,
             strict=self.config.strict,
             notices=self.notices,
         )
@@ -77,12 +76,12 @@ class _Reader:
         return tuple(q for q in train if q.id not in leaks)
 
 
-def sets(config: DataConfig, seed: int, evidence_match: str, mode: str) -> Sets:
+def sets(config: DataConfig, seed: int, mode: str) -> Sets:
     """The questions that ``mode`` needs of the user's files; ``seed`` chooses what is held out.
 
     Raises ``UserError`` for files that are missing or wrong, and with ``data.strict`` for what would be left out.
     """
-    reader = _Reader(config, evidence_match)
+    reader = _Reader(config)
     if mode in ("ask", "index"):
         return Sets(name=stem(Path(config.corpus or "")))
     if mode == "eval":

@@ -92,9 +92,9 @@ NAMES = frozenset({*TITLES, *IDS})
 """Fields that name supporting documents."""
 
 
-def supporting(row: Row, where: str, evidence: str) -> tuple[str, ...]:
+def supporting(row: Row, where: str, evidence_match: str) -> tuple[str, ...]:
     """Titles or ids of the supporting documents, each once, from the first field that names any; else none."""
-    for field, read in FORMS[evidence].items():
+    for field, read in FORMS[evidence_match].items():
         for name, value in anywhere(row, field):
             if found := read(name, value, where):
                 return tuple(dict.fromkeys(found))

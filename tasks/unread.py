@@ -35,10 +35,9 @@ def is_like_a_field(name: str) -> bool:
 
 
 class Unread:
-    """Looks at the rows of one file. ``evidence`` is what supporting documents are matched by."""
+    """Looks at the rows of one file."""
 
-    def __init__(self, evidence: str) -> None:
-        self._evidence = evidence
+    def __init__(self) -> None:
         self._rows = 0
         self._counts: Counter[tuple[str, str]] = Counter()
 
@@ -54,7 +53,7 @@ class Unread:
                 self._counts[name, f"isn't read: it is {named(row[name])}, not an object"] += 1
         if not question.supporting:
             for name in supporting.mute(row):
-                self._counts[name, f"names no supporting document by {self._evidence}"] += 1
+                self._counts[name, f"names no supporting document by {question.evidence_match}"] += 1
 
     def notices(self, file: str) -> list[Notice]:
         """One notice per field, for the file in words."""

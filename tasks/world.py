@@ -115,8 +115,8 @@ Facts = dict[tuple[str, str], Fact]
 """Facts by subject and relation."""
 
 
-def question_of(walk: Walk, *, evidence: str) -> Question:
-    """The question that ``walk`` answers. ``evidence`` is what its supporting documents are named by:
+def question_of(walk: Walk, *, evidence_match: str) -> Question:
+    """The question that ``walk`` answers. ``evidence_match`` is what its supporting documents are named by:
     ``title`` or ``id`` (an entity's passages share their title, so only ids tell them apart)."""
     words = walk[0].subject
     for fact in walk:
@@ -126,7 +126,8 @@ def question_of(walk: Walk, *, evidence: str) -> Question:
         id=f"{walk[0].subject.replace(' ', '-')}/{'/'.join(fact.relation for fact in walk)}",
         text=f"{asks} is {words}?",
         golden_answers=(walk[-1].object,),
-        supporting=tuple(fact.id if evidence == "id" else fact.subject for fact in walk),
+        supporting=tuple(fact.id if evidence_match == "id" else fact.subject for fact in walk),
+        evidence_match=evidence_match,
         kind=f"{len(walk)}-hop",
     )
 
@@ -181,7 +182,7 @@ class World:
     def walk_of(self, question: Question) -> Walk:
         """The walk that one of this world's training questions asks for."""
         chain = question.id.split("/")[1:]
-        return next(w for w in self.walks(TRAIN, chain) if question_of(w, evidence="id").id == question.id)
+        return next(w for w in self.walks(TRAIN, chain) if question_of(w, evidence_match="id").id == question.id)
 
     @staticmethod
     def _find_walks(facts: Facts, chain: Sequence[str]) -> list[Walk]:
@@ -194,7 +195,7 @@ class World:
                 found.append(tuple(walk))
         return found
 
-    def questions(self, split: str, hops: int, count: int, *, evidence: str = "title") -> list[Question]:
+    def questions(self, split: str, hops: int, count: int, *, evidence_match: str = "title") -> list[Question]:
         """``count`` questions spread evenly over the chains of ``hops`` hops; more of them extend the list.
 
         Raises ``UserError`` when the split has fewer.
@@ -211,10 +212,10 @@ class World:
                 f"data.source=world has {len(walks)} {hops}-hop {split} questions, not {count}; "
                 "lower data.train_questions, data.eval_questions_per_hop or data.dev_questions_per_hop"
             )
-        return [question_of(walk, evidence=evidence) for walk in walks]
+        return [question_of(walk, evidence_match=evidence_match) for walk in walks]
 
     def train_questions(
-        self, count: int, *, hop_shares: Sequence[float] = (1, 1, 1), evidence: str = "title"
+        self, count: int, *, hop_shares: Sequence[float] = (1, 1, 1), evidence_match: str = "title"
     ) -> tuple[Question, ...]:
         """``count`` training questions in random order, of 1, 2, 3 hops in proportion to ``hop_shares``."""
         total = sum(hop_shares)
@@ -222,15 +223,19 @@ class World:
         ends = [round(count * sum(hop_shares[: i + 1]) / total) for i in range(len(hop_shares))]
         questions: list[Question] = []
         for hops, end in enumerate(ends, start=1):
-            questions += self.questions(TRAIN, hops, end - len(questions), evidence=evidence)
+            questions += self.questions(TRAIN, hops, end - len(questions), evidence_match=evidence_match)
         return tuple(random.Random(derive_seed("order", self.seed)).sample(questions, count))
 
-    def eval_questions(self, per_hop: int, *, evidence: str = "title") -> tuple[Question, ...]:
+    def eval_questions(self, per_hop: int, *, evidence_match: str = "title") -> tuple[Question, ...]:
         """``per_hop`` held-out questions of each of 1, 2 and 3 hops."""
-        return tuple(q for hops in (1, 2, 3) for q in self.questions(HELD_OUT, hops, per_hop, evidence=evidence))
+        return tuple(
+            q for hops in (1, 2, 3) for q in self.questions(HELD_OUT, hops, per_hop, evidence_match=evidence_match)
+        )
 
-    def dev_questions(self, per_hop: int, *, after: int, evidence: str = "title") -> tuple[Question, ...]:
+    def dev_questions(self, per_hop: int, *, after: int, evidence_match: str = "title") -> tuple[Question, ...]:
         """The ``per_hop`` held-out questions of each of 1, 2 and 3 hops that follow the first ``after``."""
         return tuple(
-            q for hops in (1, 2, 3) for q in self.questions(HELD_OUT, hops, after + per_hop, evidence=evidence)[after:]
+            q
+            for hops in (1, 2, 3)
+            for q in self.questions(HELD_OUT, hops, after + per_hop, evidence_match=evidence_match)[after:]
         )

@@ -59,6 +59,8 @@ class Console:
             f"  mismatch {_number(row['rollout/engine_logprob_gap'], 8)}  {row['time/step_s']:.2f} s",
             markup=False,
         )
+        if why := row.get("rollout/excluded_why"):
+            self.say(f"{row['rollout/excluded']} episodes ended in a fault and were left out: {why}", "yellow")
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
         """One evaluation."""

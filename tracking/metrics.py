@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agent.errors import commonest
 from agent.groups import Group
 from agent.pool.batches import TakenBatch
 from agent.records import NO_VERSION
@@ -99,6 +100,8 @@ def batch_metrics(batch: TakenBatch[Group], version: int) -> dict[str, Any]:
         "rollout/tokens_per_s": tokens / seconds if seconds > 0 else math.nan,
         "rollout/staleness_max": version - min(oldest) if oldest else 0,
     }
+    if excluded:
+        row["rollout/excluded_why"] = commonest([f"{t.stop_reason}: {t.fault}" for t in excluded])
     row |= {f"groups/returned/{reason}": count for reason, count in sorted(batch.returned.items())}
     stops = Counter(str(t.stop_reason) for t in (*(m.trajectory for m in members), *excluded, *discarded))
     return row | {f"stop/{reason}": count for reason, count in sorted(stops.items())}

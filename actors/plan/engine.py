@@ -98,7 +98,7 @@ def engine_memory(config: RunConfig, card_bytes: int) -> EngineMemory:
         share=int(engine.gpu_memory_utilization * card_bytes),
         kv_cache_set=engine.kv_cache_gib * GIB,
         sequences=engine.max_num_seqs,
-        episode=config.agent.max_prompt_tokens + config.agent.max_response_tokens,
+        episode=config.agent.longest_episode,
         graphs=not engine.enforce_eager,
         bucket=config.cluster.weight_bucket_mib * 2**20 if config.cluster.channel[0] == "nccl" else 0,
     )

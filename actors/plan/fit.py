@@ -9,7 +9,7 @@ from typing import Any
 
 from actors.plan.cards import GIB, usable_bytes
 from actors.plan.engine import engine_memory
-from actors.plan.learner import RESERVE, learner_memory, longest_episode, longest_row, needs_reference
+from actors.plan.learner import RESERVE, learner_memory, longest_row, needs_reference
 from conf.schema import RunConfig
 from learner.config import OptimizerConfig
 
@@ -87,8 +87,8 @@ def _microbatch(config: RunConfig) -> int | None:
     if config.cluster.take_turns:
         limit -= engine_memory(config, limit).asleep
     most = longest_row(learner_memory(config), limit)
-    most -= most % ROUND if most - most % ROUND >= longest_episode(config) else 0
-    return _when(longest_episode(config) <= most < config.algorithm.microbatch_tokens, most)
+    most -= most % ROUND if most - most % ROUND >= config.agent.longest_episode else 0
+    return _when(config.agent.longest_episode <= most < config.algorithm.microbatch_tokens, most)
 
 
 def _share(config: RunConfig) -> float | None:

@@ -251,11 +251,6 @@ def _moment8(values: int) -> int:
     return values + 4 * (values // BLOCK) + CODEBOOK
 
 
-def longest_episode(config: RunConfig) -> int:
-    """Tokens of the longest trajectory, prompt included."""
-    return config.agent.max_prompt_tokens + config.agent.max_response_tokens
-
-
 def needs_reference(config: RunConfig) -> bool:
     """Whether the run has a KL term, in its main part or in its seeding."""
     seeding = config.algorithm.seeding
@@ -268,7 +263,7 @@ def learner_memory(config: RunConfig) -> LearnerMemory:
     return LearnerMemory(
         model=architecture(config.model),
         size=BYTES[config.model.dtype],
-        row=max(algorithm.microbatch_tokens, longest_episode(config)),
+        row=max(algorithm.microbatch_tokens, config.agent.longest_episode),
         chunk=algorithm.logits_chunk,
         optimizer=algorithm.optimizer.kind,
         offload=algorithm.optimizer.offload,

@@ -14,7 +14,7 @@ from agent.group import Player
 from agent.inference.early_exit import Probe
 from agent.inference.infer import Inference, Inferred, infer
 from agent.records import Question, Repeat
-from agent.rewards import evidence_recall
+from agent.rewards.evidence import evidence_recall
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,15 +62,15 @@ def subset(questions: Sequence[Question], limit: int) -> tuple[Question, ...]:
 
 
 async def evaluate(
-    player: Player, questions: Sequence[Question], *, evidence_match: str, inference: Inference | None = None
+    player: Player, questions: Sequence[Question], *, inference: Inference | None = None
 ) -> list[EvalRow]:
     """A row per question, in their order. Greedy in every turn."""
     how = inference or Inference()
     played = await asyncio.gather(*(infer(player, q, how) for q in questions))
-    return [eval_row(q, inferred, evidence_match) for q, inferred in zip(questions, played, strict=True)]
+    return [eval_row(q, inferred) for q, inferred in zip(questions, played, strict=True)]
 
 
-def eval_row(question: Question, inferred: Inferred, evidence_match: str) -> EvalRow:
+def eval_row(question: Question, inferred: Inferred) -> EvalRow:
     """The result of one episode: no answer counts as a wrong one; a fault is marked and counts as nothing."""
     trajectory, answer = inferred.trajectory, inferred.answer
     return EvalRow(
@@ -79,7 +79,7 @@ def eval_row(question: Question, inferred: Inferred, evidence_match: str) -> Eva
         answer=answer,
         em=_em(answer, question),
         f1=0.0 if answer is None else f1(answer, question.golden_answers),
-        evidence=evidence_recall(trajectory, question, evidence_match),
+        evidence=evidence_recall(trajectory, question),
         searches=trajectory.searches,
         action_tokens=trajectory.action_tokens,
         stop_reason=str(trajectory.stop_reason),

@@ -53,7 +53,7 @@ async def infer(player: Player, question: Question, inference: Inference) -> Inf
             inference.exit,
             dialogue=player.dialogue,
             generator=player.generator,
-            context=player.config.max_prompt_tokens + player.config.max_response_tokens,
+            context=player.config.longest_episode,
             scale=inference.scale,
         )
     trajectory = await player.episode(

@@ -89,7 +89,7 @@ def test_questions_and_corpus_that_go_together_need_no_word(make: Make, tmp_path
         ({"reward": DAVID}, r"^reward\.evidence_weight=0\.5 pays for .*, and no training question names any by title"),
         ({"group": CONTINUED}, "^group=continuation cuts where .*, and no training question names any by title; add"),
         (
-            {"reward": RewardConfig(evidence_weight=0.5, evidence_match="id")},
+            {"reward": RewardConfig(evidence_weight=0.5), "data": {"evidence_match": "id"}},
             r"no training question names any by id; add metadata\.supporting_ids to data\.questions",
         ),
     ],
@@ -100,10 +100,9 @@ def test_evidence_that_nobody_names_can_not_be_used(make: Make, settings: dict[s
 
 
 def test_names_of_the_other_kind_are_pointed_out(make: Make) -> None:
-    by_id = RewardConfig(evidence_weight=0.5, evidence_match="id")
     with pytest.raises(UserError, match=r"names any by id; .*'supporting_titles' names no supporting document by id\)"):
-        look(make(named(*ALL), reward=by_id))
-    with pytest.raises(UserError, match=r"has none of .* by title, but has them by id; set reward\.evidence_match=id"):
+        look(make(named(*ALL), reward=DAVID, data={"evidence_match": "id"}))
+    with pytest.raises(UserError, match=r"has none of .* by title, but has them by id; set data\.evidence_match=id"):
         look(make(named(*[[f"d{i}"] for i in range(10)]), reward=DAVID))
 
 
@@ -166,14 +165,13 @@ def test_another_index_may_hold_other_documents(make: Make) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model's folder, with a tokenizer."""
     place = tmp_path_factory.mktemp("model")
-    data = DataConfig(train_questions=10, eval_questions_per_hop=1, demonstrations=4)
+    data = DataConfig(evidence_match="id", train_questions=10, eval_questions_per_hop=1, demonstrations=4)
     config = RunConfig(
         cache_dir=str(place / "cache"),
         agent=AGENT,
         data=data,
         pool=Epoch(),
         model=ModelConfig(architecture=SIZES, vocab_size=300),
-        reward=RewardConfig(evidence_match="id"),
     )
     return Path(prepare(config, place).model_path)
 

@@ -44,7 +44,7 @@ def test_one_sound_trajectory_is_enough() -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "why", "by_engines"),
+    ("groups", "why", "lasting"),
     [
         ([broken(ENGINE, ENGINE), broken(ENGINE)], "generation_failed: head size 16", True),
         ([broken(SEARCH), broken(SEARCH)], "retrieval_failed: timeout", False),
@@ -52,5 +52,5 @@ def test_one_sound_trajectory_is_enough() -> None:
         ([], "nothing was played", False),
     ],
 )
-def test_the_commonest_fault_is_named(groups: list[Group], why: str, by_engines: bool) -> None:
-    assert Unsound.of(batch(*groups)) == Unsound(why=why, by_engines=by_engines)
+def test_the_commonest_fault_is_named(groups: list[Group], why: str, lasting: bool) -> None:
+    assert Unsound.of(batch(*groups)) == Unsound(why=why, lasting=lasting)

@@ -19,7 +19,7 @@ from actors import publisher as publisher_module
 from actors.learner import LearnerActor, LearnerSettings
 from actors.payloads import packed
 from actors.prepare import Prepared, prepare
-from agent.config import AgentConfig, GroupConfig, RewardConfig
+from agent.config import AgentConfig, GroupConfig
 from agent.errors import UserError
 from agent.groups import Group
 from agent.pool.query_pool import QueryPool
@@ -43,8 +43,7 @@ def config(folder: Path, *, seeding: SeedingConfig | None = None, **changed: Any
         "cache_dir": str(folder / "cache"),
         "agent": AGENT,
         "model": ModelConfig(architecture={**SIZES, "intermediate_size": 32}),
-        "reward": RewardConfig(evidence_match="id"),
-        "data": DataConfig(train_questions=30, eval_questions_per_hop=2, demonstrations=4),
+        "data": DataConfig(evidence_match="id", train_questions=30, eval_questions_per_hop=2, demonstrations=4),
         "algorithm": AlgorithmConfig(
             optimizer=OptimizerConfig(lr=1e-4),
             seeding=seeding or SeedingConfig(steps=3, lr=1e-2),
@@ -69,7 +68,6 @@ def learner_settings(run: RunConfig, prepared: Prepared, folder: Path, *, channe
         algorithm=run.algorithm,
         agent=run.agent,
         data=run.data,
-        evidence_match=run.reward.evidence_match,
         device="cpu",
         take_turns=False,
         threads=1,
@@ -172,7 +170,7 @@ def expert_logprob(actor: Any) -> float:
         )
         for e in experts
     ]
-    samples = make_batch(groups, "grpo").samples
+    samples = make_batch(groups, "std").samples
     return float(np.concatenate(actor._seeding.updater.score(actor._policy, samples)).mean())
 
 

@@ -478,8 +478,8 @@ def test_a_step_that_learnt_nothing_delivers_nothing_and_releases_its_batch(play
 
 # --- where everything fails ------------------------------------------------------------------------
 
-BY_ENGINES = Unsound(why="generation_failed: head size 16", by_engines=True)
-NO_SEARCH = Unsound(why="retrieval_failed: the retrieval actor failed", by_engines=False)
+BY_ENGINES = Unsound(why="generation_failed: head size 16", lasting=True)
+NO_SEARCH = Unsound(why="retrieval_failed: the retrieval actor failed", lasting=False)
 
 
 def test_a_batch_without_a_sound_trajectory_is_no_step(play: Play) -> None:
@@ -500,7 +500,7 @@ def test_a_batch_without_a_sound_trajectory_is_no_step(play: Play) -> None:
 
 def test_engines_that_finish_nothing_end_the_run_with_the_second_batch(play: Play) -> None:
     world = World(unsound={0: BY_ENGINES, 1: BY_ENGINES})
-    with pytest.raises(Fault, match=r"^the engines finished no episode of 2 batches in a row: .*: head size 16$"):
+    with pytest.raises(Fault, match=r"^no episode of 2 batches in a row was finished and scored: .*: head size 16$"):
         play(world, 2)
     assert world.events[len(BEGINNING) :] == ["unsound batch 0", "release 1", "unsound batch 1"]
 

@@ -20,7 +20,7 @@ from agent.pool.history import NEVER, QueryHistory
 from agent.pool.rules.base import rule_class
 from agent.protocol import LIMIT_NOTICE, Dialogue
 from agent.records import Completion, Finish, Passage, Question, Score, ScoredTrajectory, StopReason
-from agent.rewards import Scorer
+from agent.rewards.scorer import Scorer
 from agent.tickets import Ticket
 
 

@@ -17,7 +17,7 @@ from agent.group import Player, play_group
 from agent.pool.rules.epoch import Rule as Epoch
 from agent.protocol import LIMIT_NOTICE, Dialogue
 from agent.records import NO_VERSION, Completion, Finish, Passage, Question, Score, ScoredTrajectory, StopReason
-from agent.rewards import Scorer
+from agent.rewards.scorer import Scorer
 from agent.seeds import derive_seed
 from agent.strategies import STRATEGIES
 from agent.tickets import QueryState, Ticket
@@ -263,15 +263,15 @@ def found(*titles: str, **more) -> dict:
     ],
 )
 def test_the_cut_is_where_the_evidence_was_complete(make_trajectory, turns, kept):
-    start = cut(make_trajectory(*turns), QUESTION, "title")
+    start = cut(make_trajectory(*turns), QUESTION)
     assert start.turns == kept
     assert start.tokens == 2 * kept
 
 
 def test_the_cut_goes_by_what_evidence_is_matched_by(make_trajectory):
     trajectory = make_trajectory({**found(), "found": [("A", "x")]}, {**found(), "found": [("y", "B")]}, "end")
-    assert cut(trajectory, QUESTION, "id").turns == 1
-    assert cut(trajectory, QUESTION, "title").turns == 2
+    assert cut(trajectory, replace(QUESTION, evidence_match="id")).turns == 1
+    assert cut(trajectory, QUESTION).turns == 2
 
 
 @pytest.mark.parametrize(("turns", "message"), [(3, "a cut after 3 of 2"), (-1, "a cut after -1"), (2, "not all of")])

@@ -16,7 +16,7 @@ from agent.inference.infer import Inference, Inferred, infer
 from agent.inference.scaling import Scale
 from agent.protocol import LIMIT_NOTICE, REPEAT_NOTICES, Dialogue
 from agent.records import Completion, Finish, Passage, Question, Repeat, StopReason
-from agent.rewards import Scorer
+from agent.rewards.scorer import Scorer
 
 QUESTION = Question(id="q", text="Who?", golden_answers=("right",))
 RECORD = ExitConfig()
@@ -258,7 +258,7 @@ def test_a_probe_that_fails_is_a_fault_of_the_episode(run):
 
 def test_a_row_of_an_early_exit(run):
     inferred, _, _ = run(EPISODE, PROBES, exit=ExitConfig(threshold=0.8))
-    row = eval_row(QUESTION, inferred, "title")
+    row = eval_row(QUESTION, inferred)
     assert (row.answer, row.em, row.searches, row.stop_reason, row.fault) == ("right", 1.0, 2, "early_exit", False)
     assert row.probes == tuple(ScoredProbe(probe=p, em=e) for p, e in zip(inferred.probes, (0.0, 1.0), strict=True))
     summary = summarise([row])
@@ -276,7 +276,7 @@ def test_an_evaluation_plays_as_it_is_told(codec, search_protocol):
         scorer=Scorer(RewardConfig(), search_protocol),
     )
     how = Inference(exit=ExitConfig(threshold=0.5))
-    (row,) = asyncio.run(evaluate(player, [QUESTION], evidence_match="title", inference=how))
+    (row,) = asyncio.run(evaluate(player, [QUESTION], inference=how))
     assert (row.em, row.stop_reason) == (1.0, "early_exit")
 
 
@@ -304,7 +304,7 @@ def test_a_query_is_not_searched_twice(run, codec):
     assert (t.searches, t.repeats(Repeat.QUERY), t.repeats(Repeat.EVIDENCE)) == (2, 1, 0)
     assert t.turns[1].document_ids == ()
     assert (t.turns[1].query, t.turns[1].searched) == ("The  A, b!", False)
-    row = eval_row(QUESTION, inferred, "title")
+    row = eval_row(QUESTION, inferred)
     assert (row.searches, row.skipped, row.withheld) == (2, 1, 0)
 
 
@@ -316,7 +316,7 @@ def test_evidence_is_not_shown_twice(run, codec):
     t = inferred.trajectory
     assert [turn.repeat for turn in t.turns] == [None, Repeat.EVIDENCE, None, None, None], "finding nothing is news"
     assert (t.searches, t.repeats(Repeat.EVIDENCE), t.turns[1].document_ids) == (4, 1, ("b",))
-    row = eval_row(QUESTION, inferred, "title")
+    row = eval_row(QUESTION, inferred)
     assert (row.searches, row.skipped, row.withheld) == (4, 0, 1)
 
 

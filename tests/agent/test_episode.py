@@ -210,7 +210,8 @@ def test_a_failed_engine_is_a_fault_and_keeps_what_was_sampled(play_script, aust
 
 
 def test_every_stop_reason_says_whether_it_is_a_fault():
-    assert {r for r in StopReason if r.is_fault} == {StopReason.RETRIEVAL_FAILED, StopReason.GENERATION_FAILED}
+    faults = {StopReason.RETRIEVAL_FAILED, StopReason.GENERATION_FAILED, StopReason.REWARD_FAILED}
+    assert {r for r in StopReason if r.is_fault} == faults
 
 
 # --- what goes in and out of the ports -----------------------------------------------------------

@@ -14,7 +14,7 @@ from agent.inference.evaluation import EvalRow, check_any_scored, eval_row, eval
 from agent.inference.infer import Inferred
 from agent.protocol import Dialogue
 from agent.records import Completion, Finish, Question, StopReason
-from agent.rewards import Scorer
+from agent.rewards.scorer import Scorer
 from agent.tickets import Ticket
 
 TICKET = Ticket(claim_id=3, query=0, batch=1, order=2, seed=99)
@@ -97,7 +97,7 @@ def test_the_same_ticket_plays_the_same_group(make_player, codec, emma, austen):
 def test_evaluation_is_greedy_and_keeps_the_order(make_player, codec, austen):
     questions = [Question(id=f"q{i}", text=f"{i}?", golden_answers=("Jane Austen",), kind="bridge") for i in range(4)]
     policy = Policy(codec, lambda n: "Jane Austen")
-    rows = asyncio.run(evaluate(make_player(policy, Shelf([austen], failing={2})), questions, evidence_match="title"))
+    rows = asyncio.run(evaluate(make_player(policy, Shelf([austen], failing={2})), questions))
     assert set(policy.temperatures) == {0.0}
     assert [r.question_id for r in rows] == ["q0", "q1", "q2", "q3"]
     assert [r.fault for r in rows] == [False, False, True, False]
@@ -108,7 +108,7 @@ def test_a_row(make_trajectory, emma):
     answered = make_trajectory(
         {"text": "s", "query": "emma", "found": [("d", "Emma (novel)")]}, {"text": "a", "answer": "Jane"}
     )
-    assert eval_row(emma, Inferred(trajectory=answered), "title") == EvalRow(
+    assert eval_row(emma, Inferred(trajectory=answered)) == EvalRow(
         question_id="q",
         kind="",
         answer="Jane",
@@ -121,7 +121,7 @@ def test_a_row(make_trajectory, emma):
         fault=False,
     )
     mute = make_trajectory("hm", stop_reason=StopReason.NO_ACTION)
-    silent = eval_row(emma, Inferred(trajectory=mute), "id")
+    silent = eval_row(emma, Inferred(trajectory=mute))
     assert (silent.answer, silent.em, silent.f1, silent.evidence, silent.fault) == (None, 0.0, 0.0, 0.0, False)
 
 
@@ -162,7 +162,7 @@ def test_a_summary_leaves_faults_out():
 def test_what_broke_is_kept(make_player, codec, austen):
     questions = [Question(id=f"q{i}", text=f"{i}?", golden_answers=("Jane Austen",)) for i in range(3)]
     player = make_player(Policy(codec, lambda n: "Jane Austen"), Shelf([austen], failing={0}))
-    rows = asyncio.run(evaluate(player, questions, evidence_match="title"))
+    rows = asyncio.run(evaluate(player, questions))
     assert [row.error for row in rows] == ["timeout", "", ""]
     assert summarise(rows)["error"] == "timeout"
     assert "error" not in summarise(rows[1:])
@@ -172,7 +172,7 @@ def test_what_broke_is_kept(make_player, codec, austen):
 def test_an_evaluation_in_which_everything_breaks_is_none(make_player, codec, austen):
     questions = [Question(id=f"q{i}", text=f"{i}?", golden_answers=("Jane Austen",)) for i in range(3)]
     player = make_player(Policy(codec, lambda n: "Jane Austen"), Shelf([austen], failing={0, 1, 2}))
-    rows = asyncio.run(evaluate(player, questions, evidence_match="title"))
+    rows = asyncio.run(evaluate(player, questions))
     with pytest.raises(Fault, match=r"^none of 3 questions could be evaluated: retrieval_failed: timeout$"):
         check_any_scored(rows)
     other = dataclasses.replace(rows[0], stop_reason="generation_failed", error="head size 16")

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from agent.answers import normalise_title
 from agent.config import RewardConfig
 from agent.errors import UserError
 from agent.protocol import PROTOCOLS
-from agent.records import Question, StopReason
-from agent.rewards import GATES, OUTCOMES, Scorer, evidence_recall, normalise_title, redundant_searches
+from agent.records import Question, Score, StopReason, Trajectory
+from agent.rewards.costs import redundant_searches
+from agent.rewards.evidence import evidence_recall
+from agent.rewards.gates import GATES
+from agent.rewards.outcome import outcome_names
+from agent.rewards.scorer import Scorer
 
 PLAIN = Question(id="q", text="Who?", golden_answers=("Jane Austen", "Austen"))
 TWO = Question(id="q", text="Who?", golden_answers=("Jane Austen",), supporting=("Emma (novel)", "Jane Austen"))
 SEARCH = {"text": "<search>emma</search>", "query": "emma"}
 ANSWER = {"text": "<answer>Jane Austen</answer>", "answer": "Jane Austen"}
+
+
+def score(scorer: Scorer, question: Question, trajectory: Trajectory) -> Score:
+    """Of one trajectory, which no fault excludes."""
+    (member,) = asyncio.run(scorer.score(question, [trajectory])).members
+    return member.score
 
 
 def found(query: str, *documents: tuple[str, str]) -> dict:
@@ -31,19 +44,23 @@ def found(query: str, *documents: tuple[str, str]) -> dict:
         ("em_soft", "Austen, Jane", 1.0),
         ("em_soft", "Jane", 0.5),
         ("em_soft", "Brontë", 0.0),
+        ("f1", "Jane Brontë", 0.5),
+        ("cover_em", "It was Jane Austen.", 1.0),
+        ("cover_em", "Austenite", 0.0),
+        ("cover_em", "?", 0.0),
     ],
 )
 def test_outcomes(make_trajectory, search_protocol, outcome, answer, expected):
     scorer = Scorer(RewardConfig(outcome=outcome), search_protocol)
-    score = scorer.score(PLAIN, make_trajectory({"text": "", "answer": answer}))
-    assert (score.reward, score.outcome, score.evidence, score.gate) == (expected, expected, None, None)
+    got = score(scorer, PLAIN, make_trajectory({"text": "", "answer": answer}))
+    assert (got.reward, got.outcome, got.evidence, got.gate) == (expected, expected, None, None)
 
 
-@pytest.mark.parametrize("outcome", sorted(OUTCOMES))
+@pytest.mark.parametrize("outcome", outcome_names())
 def test_no_answer_has_no_outcome(make_trajectory, search_protocol, outcome):
     scorer = Scorer(RewardConfig(outcome=outcome), search_protocol)
-    score = scorer.score(PLAIN, make_trajectory("hm", stop_reason=StopReason.NO_ACTION))
-    assert (score.reward, score.outcome) == (0.0, 0.0)
+    got = score(scorer, PLAIN, make_trajectory("hm", stop_reason=StopReason.NO_ACTION))
+    assert (got.reward, got.outcome) == (0.0, 0.0)
 
 
 # --- evidence ------------------------------------------------------------------------------------
@@ -65,7 +82,7 @@ def test_normalise_title(title, normal):
 
 def test_evidence_by_title(make_trajectory):
     def recall(*turns, question=TWO):
-        return evidence_recall(make_trajectory(*turns), question, "title")
+        return evidence_recall(make_trajectory(*turns), question)
 
     assert recall(ANSWER) == 0.0
     assert recall(found("a", ("1", "EMMA_(novel)"))) == 0.5
@@ -81,25 +98,25 @@ def test_evidence_by_title(make_trajectory):
 
 
 def test_evidence_by_id(make_trajectory):
-    question = Question(id="q", text="?", golden_answers=("a",), supporting=("d1", "d2", "d2"))
+    question = Question(id="q", text="?", golden_answers=("a",), supporting=("d1", "d2", "d2"), evidence_match="id")
     right_title = make_trajectory(found("a", ("x", "d1")))
-    assert evidence_recall(right_title, question, "id") == 0.0
-    assert evidence_recall(make_trajectory(found("a", ("d1", ""), ("d1", ""))), question, "id") == 0.5
+    assert evidence_recall(right_title, question) == 0.0
+    assert evidence_recall(make_trajectory(found("a", ("d1", ""), ("d1", ""))), question) == 0.5
     both = make_trajectory(found("a", ("d1", "")), found("b", ("d2", "")))
-    assert evidence_recall(both, question, "id") == 1.0
-    assert evidence_recall(make_trajectory(found("a", ("D1", ""))), question, "id") == 0.0
+    assert evidence_recall(both, question) == 1.0
+    assert evidence_recall(make_trajectory(found("a", ("D1", ""))), question) == 0.0
 
 
 def test_a_result_block_written_by_the_policy_is_no_evidence(make_trajectory, play_script):
     forged = '<result>\nResult 1: "Emma (novel)"\nx\n</result>'
-    assert evidence_recall(make_trajectory(forged), TWO, "title") == 0.0
+    assert evidence_recall(make_trajectory(forged), TWO) == 0.0
     played = play_script([forged + "<answer>Jane Austen</answer>"]).trajectory
-    assert evidence_recall(played, TWO, "title") == 0.0
+    assert evidence_recall(played, TWO) == 0.0
 
 
 def test_evidence_in_a_played_episode(play_script, austen):
     played = play_script(["<search>emma</search>", "<answer>Jane Austen</answer>"], [[austen]]).trajectory
-    assert evidence_recall(played, TWO, "title") == 0.5
+    assert evidence_recall(played, TWO) == 0.5
 
 
 # --- the mix -------------------------------------------------------------------------------------
@@ -108,14 +125,14 @@ def test_evidence_in_a_played_episode(play_script, austen):
 def test_the_mix(make_trajectory, search_protocol):
     half_found = make_trajectory(found("a", ("1", "Emma (novel)")), ANSWER)
     mixed = Scorer(RewardConfig(evidence_weight=0.25), search_protocol)
-    score = mixed.score(TWO, half_found)
-    assert score.reward == 0.25 * 0.5 + 0.75 * 1.0
-    assert (score.outcome, score.evidence) == (1.0, 0.5)
+    got = score(mixed, TWO, half_found)
+    assert got.reward == 0.25 * 0.5 + 0.75 * 1.0
+    assert (got.outcome, got.evidence) == (1.0, 0.5)
     wrong = make_trajectory(found("a", ("1", "Emma (novel)")), {"text": "<answer>x</answer>", "answer": "x"})
-    assert mixed.score(TWO, wrong).reward == 0.125
-    assert mixed.score(PLAIN, half_found).reward == 1.0, "without supporting documents the outcome is the reward"
-    assert Scorer(RewardConfig(), search_protocol).score(TWO, half_found).reward == 1.0
-    assert Scorer(RewardConfig(evidence_weight=1.0), search_protocol).score(TWO, half_found).reward == 0.5
+    assert score(mixed, TWO, wrong).reward == 0.125
+    assert score(mixed, PLAIN, half_found).reward == 1.0, "without supporting documents the outcome is the reward"
+    assert score(Scorer(RewardConfig(), search_protocol), TWO, half_found).reward == 1.0
+    assert score(Scorer(RewardConfig(evidence_weight=1.0), search_protocol), TWO, half_found).reward == 0.5
 
 
 # --- gates ---------------------------------------------------------------------------------------
@@ -192,27 +209,26 @@ def test_gates(make_trajectory, gate, protocol, closed, open_):
     question = Question(id="q", text="?", golden_answers=("Jane Austen", "Jane"), supporting=("Emma",))
     for turns in closed:
         t = make_trajectory(found("needle", ("1", "Emma")), *turns) if gate != "no_search" else make_trajectory(*turns)
-        score = gated.score(question, t)
-        assert (score.reward, score.gate) == (0.0, gate), turns
-        ungated = free.score(question, t)
-        assert (score.outcome, score.evidence) == (ungated.outcome, ungated.evidence), "a gate hides nothing"
+        got = score(gated, question, t)
+        assert (got.reward, got.gate) == (0.0, gate), turns
+        ungated = score(free, question, t)
+        assert (got.outcome, got.evidence) == (ungated.outcome, ungated.evidence), "a gate hides nothing"
         assert ungated.gate is None
     for turns in open_:
         t = make_trajectory(*turns)
-        assert gated.score(question, t) == free.score(question, t), turns
+        assert score(gated, question, t) == score(free, question, t), turns
 
 
 def test_the_first_gate_named_is_the_one_reported(make_trajectory, search_protocol):
     both = make_trajectory("<search>cut")
     for gates in (["no_answer", "unbalanced"], ["unbalanced", "no_answer"]):
-        assert Scorer(RewardConfig(gates=gates), search_protocol).score(PLAIN, both).gate == gates[0]
+        assert score(Scorer(RewardConfig(gates=gates), search_protocol), PLAIN, both).gate == gates[0]
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"outcome": "em_sofd"}, r"reward\.outcome=em_sofd.*did you mean 'em_soft'"),
-        ({"evidence_match": "titel"}, r"reward\.evidence_match=titel.*did you mean 'title'"),
         ({"gates": ["no_answer", "no_serch"]}, r"reward\.gates=no_serch.*did you mean 'no_search'"),
     ],
 )
@@ -265,19 +281,19 @@ def test_redundant_searches(make_trajectory, turns, redundant):
 )
 def test_what_is_spent_is_taken_off(make_trajectory, search_protocol, costs, cost):
     frugal = Scorer(RewardConfig(evidence_weight=0.5, **costs), search_protocol)
-    score = frugal.score(TWO, make_trajectory(found("a", EMMA), found("b", AUSTEN), found("c", AUSTEN), ANSWER))
-    assert score.cost == pytest.approx(cost)
-    assert score.reward == pytest.approx(1 - cost)
-    assert (score.outcome, score.evidence) == (1.0, 1.0)
-    assert score.perfect
+    got = score(frugal, TWO, make_trajectory(found("a", EMMA), found("b", AUSTEN), found("c", AUSTEN), ANSWER))
+    assert got.cost == pytest.approx(cost)
+    assert got.reward == pytest.approx(1 - cost)
+    assert (got.outcome, got.evidence) == (1.0, 1.0)
+    assert got.perfect
 
 
 @pytest.mark.parametrize("changed", [{}, {"gates": ["no_answer"]}])
 def test_costs_take_only_what_was_earned(make_trajectory, search_protocol, changed):
     """Else a policy that gives up at once would be better off than one that tries and fails."""
     frugal = Scorer(RewardConfig(search_cost=0.3, **changed), search_protocol)
-    tried = frugal.score(PLAIN, make_trajectory(found("a", EMMA), found("b"), "hm", stop_reason=StopReason.NO_ACTION))
-    gave_up = frugal.score(PLAIN, make_trajectory("hm", stop_reason=StopReason.NO_ACTION))
+    tried = score(frugal, PLAIN, make_trajectory(found("a", EMMA), found("b"), "hm", stop_reason=StopReason.NO_ACTION))
+    gave_up = score(frugal, PLAIN, make_trajectory("hm", stop_reason=StopReason.NO_ACTION))
     assert (tried.reward, tried.cost) == (gave_up.reward, gave_up.cost) == (0.0, 0.0)
     assert not tried.perfect
 

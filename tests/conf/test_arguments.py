@@ -23,6 +23,7 @@ CHOICES = {
     "cluster.weight_channel",
     "model.family",
     "model.dtype",
+    "algorithm.loss",
     "algorithm.advantage",
     "algorithm.old_logprobs",
     "algorithm.kl",
@@ -36,7 +37,7 @@ CHOICES = {
     "budget.rule",
     "exit.confidence",
     "reward.outcome",
-    "reward.evidence_match",
+    "data.evidence_match",
     "agent.protocol",
     "agent.prompt",
     "retrieval.backend",
@@ -46,7 +47,7 @@ CHOICES = {
     "tracker.wandb_mode",
     "simulation.name",
 }
-"""Strings that are one of a few words."""
+"""Strings that are one of a few words, some of them also an import path."""
 NAMES = [
     "with space.jsonl",
     " leading and trailing ",

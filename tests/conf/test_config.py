@@ -20,6 +20,7 @@ from agent.pool.budgets import RULES
 from agent.pool.rules.base import rule_class, rule_names
 from agent.strategies import STRATEGIES
 from conf.schema import CheckpointConfig, EvalConfig, RunConfig, keys, typed
+from learner.losses.base import Choices, loss_class
 from retrieval_service.config import RetrievalConfig
 from tasks.config import DataConfig
 from tracking.config import TrackerConfig
@@ -78,9 +79,9 @@ def test_the_default_needs_nothing_that_has_to_be_downloaded() -> None:
 
 def test_what_no_file_mentions_is_the_dataclass_default() -> None:
     config = composed("model=qwen0.5b")
-    assert config.data == DataConfig()
+    assert config.data == DataConfig(evidence_match="id")  # of data=world, whose titles are shared
     assert config.retrieval == RetrievalConfig()
-    assert config.reward == RewardConfig(evidence_match="id")  # of data=world, whose titles are shared
+    assert config.reward == RewardConfig()
     assert config.tracker == TrackerConfig()
     assert config.evaluation == EvalConfig()
     assert config.checkpoints == CheckpointConfig()
@@ -132,11 +133,44 @@ def test_davids_method_in_one_word() -> None:
     assert (agent.max_new_tokens_first, agent.max_new_tokens) == (2048, 1024)
     assert (agent.max_prompt_tokens, agent.max_response_tokens) == (1024, 8192)
     assert (optimizer.betas, optimizer.weight_decay, optimizer.max_grad_norm) == ([0.9, 0.999], 0.01, 1.0)
-    assert (algorithm.minibatch_questions, algorithm.aggregation) == (12, "prompt_balanced")
+    assert (algorithm.minibatch_questions, algorithm.choices.aggregation) == (12, "prompt_balanced")
     assert (config.reward.outcome, config.reward.evidence_weight, len(config.reward.gates)) == ("em_soft", 0.5, 5)
     assert (algorithm.seeding.steps, algorithm.seeding.experts, algorithm.of_seeding().optimizer.lr) == (50, 4, 1e-5)
-    assert (algorithm.steps, algorithm.kl, algorithm.optimizer.lr, algorithm.clip_high) == (215, "k2", 1e-6, 0.2)
+    assert (algorithm.steps, algorithm.kl, algorithm.optimizer.lr, algorithm.choices.clip_high) == (
+        215,
+        "k2",
+        1e-6,
+        0.2,
+    )
     assert algorithm.of_seeding().kl == "none"
+
+
+def test_each_algorithm_takes_its_papers_numbers() -> None:
+    """The default's are those that the results in docs/ were measured with; ``grpo`` is DeepSeekMath's."""
+    default = composed().algorithm
+    assert default.choices == Choices(advantage="std", aggregation="prompt_balanced", clip_low=0.2, clip_high=0.28)
+    assert (default.loss, default.kl, default.old_logprobs, default.importance_cap) == (
+        *("dapo_david", "none", "learner", 2.0),
+    )
+    for file in (CONF / "algorithm").glob("*.yaml"):
+        algorithm = composed(f"algorithm={file.stem}").algorithm
+        assert algorithm.loss == file.stem
+        assert algorithm.choices == loss_class(file.stem).defaults
+    grpo = composed("algorithm=grpo").algorithm
+    assert grpo.choices == Choices(advantage="std", aggregation="sequence_mean", clip_low=0.2, clip_high=0.2)
+    assert (grpo.kl, grpo.kl_coefficient) == ("k3", 0.04)
+    assert composed("algorithm.loss=gspo").algorithm.choices == loss_class("gspo").defaults, "nothing stays behind"
+
+
+@pytest.mark.parametrize("experiment", ["recycling", "david_mini", "budgets"])
+def test_plain_grpo_is_the_same_in_every_experiment(experiment: str) -> None:
+    run = composed(f"experiment={experiment}", "condition=grpo")
+    plain = composed("algorithm=grpo").algorithm
+    assert (run.algorithm.loss, run.algorithm.choices) == ("grpo", plain.choices)
+    assert (run.algorithm.kl, run.algorithm.kl_coefficient) == (plain.kl, plain.kl_coefficient)
+    assert (run.pool.name, run.reward.outcome, run.reward.evidence_weight, run.group.strategy) == (
+        *("epoch", "em", 0.0, "plain"),
+    )
 
 
 def test_cards_of_24_gib_have_8_bit_moments_and_only_the_tiny_model_keeps_all_activations() -> None:
@@ -241,7 +275,8 @@ MISTAKES = [
     (["data.experts=e.jsonl"], "data.experts: data=world makes its own expert trajectories"),
     (["reward.outcome=f2"], "reward.outcome=f2 is not known; "),
     (["reward.gates=[no_anwser]"], "reward.gates=no_anwser is not known; did you mean 'no_answer'?"),
-    (["reward.evidence_match=url"], "reward.evidence_match=url is not known; "),
+    (["data.evidence_match=url"], "data.evidence_match=url is not known; "),
+    (["reward.evidence_match=id"], "reward.evidence_match is not a setting; here it is data.evidence_match"),
     (["retrieval.heap=lots"], "retrieval.heap=lots: must be at least 64m"),
     (["cluster.engine.gpu_memory_utilization=1.5"], "cluster.engine.gpu_memory_utilization must lie in (0, 1]"),
     (["cluster.take_turns=true"], "cluster.take_turns=true shares one GPU between the learner and one engine"),

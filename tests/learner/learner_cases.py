@@ -100,7 +100,7 @@ MIXED: list[list[float]] = [[1, 0, 0, 0, 0], [0, 0, 0], [0.5, 1, 0.5, 0], [1, 1]
 
 
 class Reference:
-    """GRPO written down plainly: one unpacked sequence at a time, a loop over tokens.
+    """Every loss written down plainly: one unpacked sequence at a time, a loop over tokens.
 
     Shares no code with the learner beyond transformers; meant for float64.
     """
@@ -134,10 +134,10 @@ class Reference:
         if n < 2 or all(r == rewards[0] for r in rewards):
             return [0.0] * n
         mean = sum(rewards) / n
-        if method == "grpo":
+        if method == "std":
             std = (sum((r - mean) ** 2 for r in rewards) / (n - 1)) ** 0.5
             return [(r - mean) / (std + 1e-6) for r in rewards]
-        if method == "dr_grpo":
+        if method == "mean":
             return [r - mean for r in rewards]
         return [r - (sum(rewards) - r) / (n - 1) for r in rewards]
 
@@ -150,15 +150,37 @@ class Reference:
         flat = [n for lengths in counted for n in lengths]
         if not which[g]:
             return 0.0
-        match self.config.aggregation:
+        match self.config.choices.aggregation:
             case "token_mean":
                 return 1 / sum(flat)
             case "sequence_mean":
                 return 1 / len(flat) / t.action_tokens
             case "constant_length":
-                return 1 / len(flat) / self.config.constant_length
+                return 1 / len(flat) / self.config.sequence_constant
             case _:
                 return 1 / sum(bool(c) for c in counted) / len(counted[g]) / t.action_tokens
+
+    def surrogates(
+        self, now: list[torch.Tensor], old: list[float], engine: list[float], advantage: float
+    ) -> list[torch.Tensor]:
+        """Of each action token of one sequence, its importance weight included."""
+        c, clip = self.config, self.config.choices
+        start = old if c.old_logprobs == "learner" else engine
+        gaps = [a - b for a, b in zip(old, engine, strict=True)]
+        ratios = [torch.exp(a - b) for a, b in zip(now, start, strict=True)]
+        if c.loss == "gspo":
+            ratios = [torch.exp(sum(torch.log(r) for r in ratios) / len(ratios))] * len(ratios)
+            gaps = [sum(gaps) / len(gaps)] * len(gaps)
+        corrects = c.old_logprobs == "learner" and c.importance_cap
+        weights = [min(float(np.exp(gap)), c.importance_cap) if corrects else 1.0 for gap in gaps]
+        out = []
+        for logprob, ratio, weight in zip(now, ratios, weights, strict=True):
+            bounded = torch.clamp(ratio, 1 - clip.clip_low, 1 + clip.clip_high)
+            if c.loss == "cispo":
+                out.append(-weight * bounded.detach() * advantage * logprob)
+            else:
+                out.append(-weight * torch.minimum(ratio * advantage, bounded * advantage))
+        return out
 
     def step(self, groups: Sequence[Group], minibatches: Sequence[Sequence[int]]) -> None:
         """Runs the updates; each minibatch is a list of group indices."""
@@ -175,7 +197,7 @@ class Reference:
         restrained = [s or c.kl_zero_variance for s in signal]
         loss = torch.zeros((), dtype=torch.float64)
         for g, group in enumerate(groups):
-            advantages = self.advantages(group.rewards, c.advantage)
+            advantages = self.advantages(group.rewards, c.choices.advantage)
             for member, advantage in zip(group.members, advantages, strict=True):
                 t = member.trajectory
                 if not t.action_tokens:
@@ -183,15 +205,10 @@ class Reference:
                 engine = t.logprobs[t.action_mask].tolist()
                 anchor = [x.detach() for x in self.logprobs(self.anchor, t)] if self.anchor else None
                 policy_weight, kl_weight = self.weight(groups, signal, g, t), self.weight(groups, restrained, g, t)
-                for i, logprob in enumerate(self.logprobs(self.model, t)):
-                    before = old[id(member)][i]
-                    start = before if c.old_logprobs == "learner" else engine[i]
-                    importance = 1.0
-                    if c.old_logprobs == "learner" and c.importance_cap:
-                        importance = min(float(np.exp(before - engine[i])), c.importance_cap)
-                    ratio = torch.exp(logprob - start)
-                    bounded = torch.clamp(ratio, 1 - c.clip_low, 1 + c.clip_high)
-                    loss = loss - policy_weight * importance * torch.minimum(ratio * advantage, bounded * advantage)
+                now = self.logprobs(self.model, t)
+                surrogates = self.surrogates(now, old[id(member)], engine, advantage)
+                for i, logprob in enumerate(now):
+                    loss = loss + policy_weight * surrogates[i]
                     if anchor is not None:
                         d = logprob - anchor[i]
                         kl = {"k1": d, "k2": d**2 / 2, "k3": torch.exp(-d) + d - 1}[c.kl]

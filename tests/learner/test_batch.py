@@ -40,7 +40,7 @@ def test_nothing_included() -> None:
 
 def test_sample_holds_prompt_response_and_action_tokens() -> None:
     t = trajectory(rng(), [(2, 3), (1, 0)], prompt=4, version=7)
-    (sample, other) = make_batch([group("q0", [t, t], [1, 0])], "dr_grpo").samples
+    (sample, other) = make_batch([group("q0", [t, t], [1, 0])], "mean").samples
     assert sample.action_mask.tolist() == [False] * 4 + [True, True, False, False, False, True]
     np.testing.assert_array_equal(sample.token_ids, [*t.prompt_ids, *t.token_ids])
     np.testing.assert_array_equal(sample.engine_logprobs, t.logprobs[[0, 1, 5]])
@@ -50,22 +50,22 @@ def test_sample_holds_prompt_response_and_action_tokens() -> None:
 
 def test_groups_without_signal_carry_no_loss() -> None:
     groups = random_groups(0, MIXED)
-    (part,) = minibatches(make_batch(groups, "grpo"), AlgorithmConfig(), rng())
+    (part,) = minibatches(make_batch(groups, "std"), AlgorithmConfig(), rng())
     assert {s.question for s in part.samples} == {0, 2, 4}
     signal_only = [g for g in groups if g.signal_bearing]
-    (alone,) = minibatches(make_batch(signal_only, "grpo"), AlgorithmConfig(), rng())
+    (alone,) = minibatches(make_batch(signal_only, "std"), AlgorithmConfig(), rng())
     np.testing.assert_array_equal(part.policy_weights, alone.policy_weights)
 
 
 def test_no_signal_no_minibatch() -> None:
-    batch = make_batch(random_groups(0, [[1, 1], [0, 0, 0], [0.5]]), "grpo")
+    batch = make_batch(random_groups(0, [[1, 1], [0, 0, 0], [0.5]]), "std")
     assert minibatches(batch, AlgorithmConfig(), rng()) == ()
     assert minibatches(batch, AlgorithmConfig(kl="k2"), rng()) == ()
-    assert minibatches(make_batch([], "grpo"), AlgorithmConfig(), rng()) == ()
+    assert minibatches(make_batch([], "std"), AlgorithmConfig(), rng()) == ()
 
 
 def test_kl_on_zero_variance_groups_leaves_the_surrogates_weights_alone() -> None:
-    batch = make_batch(random_groups(0, MIXED), "grpo")
+    batch = make_batch(random_groups(0, MIXED), "std")
     plain = AlgorithmConfig(kl="k2")
     (without,) = minibatches(batch, plain, rng())
     (everything,) = minibatches(batch, replace(plain, kl_zero_variance=True), rng())
@@ -77,7 +77,7 @@ def test_kl_on_zero_variance_groups_leaves_the_surrogates_weights_alone() -> Non
 
 
 def test_minibatches_count_questions_and_skip_the_empty_ones() -> None:
-    batch = make_batch(random_groups(0, MIXED), "grpo")
+    batch = make_batch(random_groups(0, MIXED), "std")
     parts = minibatches(batch, AlgorithmConfig(minibatch_questions=1), rng())
     assert [{s.question for s in p.samples} for p in parts] == [{0}, {2}, {4}]
     parts = minibatches(batch, AlgorithmConfig(minibatch_questions=2), rng())
@@ -87,7 +87,7 @@ def test_minibatches_count_questions_and_skip_the_empty_ones() -> None:
 
 
 def test_later_epochs_are_drawn_from_the_generator() -> None:
-    batch = make_batch(random_groups(0, [[1, 0]] * 8), "grpo")
+    batch = make_batch(random_groups(0, [[1, 0]] * 8), "std")
     config = AlgorithmConfig(minibatch_questions=2, epochs=3)
     orders = [[p.indices for p in minibatches(batch, config, np.random.default_rng(s))] for s in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
@@ -101,12 +101,12 @@ def test_a_broken_engine_logprob_is_a_fault(value: float) -> None:
     t = trajectory(rng(), [(3, 2)])
     bad = replace(t, logprobs=np.where(np.arange(5) == 1, value, t.logprobs))
     with pytest.raises(Fault, match="q0"):
-        make_batch([group("q0", [t, bad], [1, 0])], "grpo")
+        make_batch([group("q0", [t, bad], [1, 0])], "std")
 
 
 def test_an_experts_trajectory_has_no_engine_logprobs() -> None:
     t = trajectory(rng(), [(3, 2), (1, 0)])
-    batch = make_batch([group("q0", [t, as_expert(t)], [0, 1])], "grpo")
+    batch = make_batch([group("q0", [t, as_expert(t)], [0, 1])], "std")
     assert [s.expert for s in batch.samples] == [False, True]
     assert batch.samples[1].versions.tolist() == [NO_VERSION] * 4
     assert batch.samples[1].engine_logprobs.tolist() == [0.0] * 4
@@ -116,11 +116,11 @@ def test_log_probabilities_that_are_not_there_make_no_expert() -> None:
     t = trajectory(rng(), [(3, 2), (1, 0)])
     silent = replace(t, logprobs=np.where(t.action_mask, np.nan, 0.0))
     with pytest.raises(Fault, match="q0"):
-        make_batch([group("q0", [t, silent], [0, 1])], "grpo")
+        make_batch([group("q0", [t, silent], [0, 1])], "std")
 
 
 def test_a_sample_checks_itself() -> None:
-    (good,) = make_batch(random_groups(0, [[1]]), "grpo").samples
+    (good,) = make_batch(random_groups(0, [[1]]), "std").samples
     with pytest.raises(ValueError, match="log-probabilities"):
         replace(good, engine_logprobs=good.engine_logprobs[1:])
     with pytest.raises(ValueError, match="first token"):

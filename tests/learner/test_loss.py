@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from learner.config import AlgorithmConfig
-from learner.loss import EngineGap, LossMetrics, importance_weights, policy_loss
+from learner.loss import EngineGap, LossMetrics, loss_input, policy_loss
+from learner.losses.base import loss_names
 
 
 def tensor(*values: float) -> torch.Tensor:
@@ -18,10 +19,13 @@ def run(
     ratios: list[float], advantages: list[float], weights: list[float], **extra: Any
 ) -> tuple[float, LossMetrics, Any]:
     """Loss, metrics and the gradient by log-probability, for given ratios to an old logprob of -1."""
-    config = extra.pop("config", AlgorithmConfig(clip_low=0.2, clip_high=0.28))
+    config = extra.pop("config", AlgorithmConfig(loss="dapo"))
     logprobs = (tensor(*ratios).log() - 1).requires_grad_()
-    old = torch.full_like(logprobs, -1.0)
-    loss, metrics = policy_loss(logprobs, old.detach(), tensor(*advantages), tensor(*weights), config, **extra)
+    gaps = extra.pop("mismatch", tensor(*[0.0] * len(ratios)))
+    lengths = extra.pop("lengths", [len(ratios)])
+    old, weighted = torch.full_like(logprobs, -1.0).detach(), tensor(*weights)
+    row = loss_input(logprobs, old, gaps, tensor(*advantages), weighted, lengths)
+    loss, metrics = policy_loss(config.build_loss(), row, logprobs, weighted, config, **extra)
     loss.backward()
     assert logprobs.grad is not None
     return loss.item(), metrics, logprobs.grad.tolist()
@@ -71,30 +75,31 @@ def test_kl_needs_a_reference() -> None:
 
 
 def test_importance_weights_are_truncated() -> None:
-    learner, engine = tensor(-1, -1, -1, -1), tensor(-1, -3, -0.5, float("nan"))
-    sampled = torch.tensor([True, True, True, False])
-    got = importance_weights(learner, engine, sampled, 2.0)
-    assert got.tolist() == pytest.approx([1, 2, math.exp(-0.5), 1])
-    assert importance_weights(learner, engine, sampled, 0).tolist() == [1, 1, 1, 1]
+    gaps = tensor(0, 2, -0.5)
+    loss, metrics, _ = run([1, 1, 1], [1, 1, 1], [1, 1, 1], mismatch=gaps)
+    assert loss == pytest.approx(-(1 + 2 + math.exp(-0.5)))
+    assert metrics.importance_max == 2
+    off = AlgorithmConfig(loss="dapo", importance_cap=0)
+    assert run([1, 1, 1], [1, 1, 1], [1, 1, 1], mismatch=gaps, config=off)[0] == -3
 
 
 def test_importance_scales_the_surrogate_but_not_the_kl() -> None:
-    extra = {"reference": tensor(-1.5), "kl_weights": tensor(1), "importance": tensor(0.5)}
+    extra = {"reference": tensor(-1.5), "kl_weights": tensor(1), "mismatch": tensor(math.log(0.5))}
     loss, metrics, _ = run([1], [1], [1], config=AlgorithmConfig(kl="k2", kl_coefficient=1.0), **extra)
     assert loss == pytest.approx(-0.5 + 0.125)
-    assert (metrics.importance_mean, metrics.importance_max) == (0.5, 0.5)
+    assert (metrics.importance_mean, metrics.importance_max) == pytest.approx((0.5, 0.5))
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("kl", ["k1", "k2", "k3"])
-def test_a_masked_token_cannot_reach_the_gradient(bad: float, kl: str) -> None:
+@pytest.mark.parametrize("name", loss_names())
+def test_a_masked_token_cannot_reach_the_gradient(bad: float, kl: str, name: str) -> None:
     """Masking after exp or square would give 0 * inf = NaN here."""
-    config = AlgorithmConfig(kl=kl)
-    logprobs = tensor(-1.0, bad).requires_grad_()
-    arguments = (tensor(-1, -1), tensor(1, 1), tensor(1, 0), config)
-    importance = importance_weights(logprobs, tensor(-1, -1), torch.tensor([True, True]), 2.0)
+    config = AlgorithmConfig(loss=name, kl=kl)
+    logprobs, weights = tensor(-1.0, bad).requires_grad_(), tensor(1, 0)
+    row = loss_input(logprobs, tensor(-1, -1), logprobs.detach() + 1, tensor(1, 1), weights, [2])
     loss, metrics = policy_loss(
-        logprobs, *arguments, importance=importance, reference=tensor(-2, -1), kl_weights=tensor(1, 0)
+        config.build_loss(), row, logprobs, weights, config, reference=tensor(-2, -1), kl_weights=tensor(1, 0)
     )
     loss.backward()
     assert torch.isfinite(loss)

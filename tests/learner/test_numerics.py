@@ -57,7 +57,7 @@ def plain(
         each.zero_grad()
         each.gradient_checkpointing_disable()
         each.set_attn_implementation("eager")
-    (part,) = minibatches(make_batch(groups, config.advantage), config, np.random.default_rng(0))
+    (part,) = minibatches(make_batch(groups, config.choices.advantage), config, np.random.default_rng(0))
     loss = torch.zeros(())
     for sample, weight, kl_weight in zip(part.samples, part.policy_weights, part.kl_weights, strict=True):
         ids = torch.from_numpy(sample.token_ids).long()

@@ -17,6 +17,7 @@ from agent.records import StopReason
 from learner.batch import make_batch
 from learner.checkpoint import load_state, save_state, write_checkpoint
 from learner.config import BFLOAT16_MISMATCH, AlgorithmConfig, OptimizerConfig
+from learner.losses.base import loss_names
 from learner.packing import PackedRow
 from learner.policy import Policy
 from learner.update import Updater
@@ -33,8 +34,10 @@ def weights_of(policy: Policy) -> torch.Tensor:
 def settings(**changes: Any) -> AlgorithmConfig:
     """A learning rate at which ratios leave the clip range within a few updates."""
     optimizer = OptimizerConfig(lr=2e-2, max_grad_norm=0.5, eps=1e-3, weight_decay=0.1)
-    base = {"optimizer": optimizer, "constant_length": 16, "clip_high": 0.28, "kl_coefficient": 0.3, "logits_chunk": 7}
+    base = {"optimizer": optimizer, "loss": "dapo", "kl_coefficient": 0.3, "logits_chunk": 7}
     base["mismatch_limit"] = 0.0  # no engine has sampled what the cases are made of
+    if changes.get("aggregation") == "constant_length":
+        base["constant_length"] = 16
     return AlgorithmConfig(**{**base, **changes})
 
 
@@ -43,10 +46,15 @@ CASES = [
         {"aggregation": a, "advantage": v, "kl": k}
         for a, v, k in itertools.product(
             ["token_mean", "sequence_mean", "constant_length", "prompt_balanced"],
-            ["grpo", "dr_grpo", "rloo"],
+            ["std", "mean", "rloo"],
             ["none", "k2"],
         )
     ),
+    *({"loss": loss, "old_logprobs": old} for loss, old in itertools.product(loss_names(), ["learner", "engine"])),
+    {"loss": "gspo", "kl": "k3", "clip_low": 0.05, "clip_high": 0.05, "aggregation": "prompt_balanced"},
+    {"loss": "gspo", "importance_cap": 1.01, "advantage": "rloo"},
+    {"loss": "cispo", "kl": "k2", "clip_low": 0.1, "clip_high": 0.1},
+    {"loss": "cispo", "aggregation": "constant_length"},
     *({"kl": k, "aggregation": "prompt_balanced"} for k in ("k1", "k3")),
     {"kl": "k2", "kl_zero_variance": True, "aggregation": "prompt_balanced"},
     {"kl": "k3", "kl_zero_variance": True},
@@ -82,14 +90,21 @@ def test_the_second_minibatch_is_off_policy_and_clips(tmp_path: Path) -> None:
     assert report.ratio_mean != 1
 
 
-@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant_length", "prompt_balanced"])
-def test_microbatches_packing_and_order_do_not_matter(aggregation: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"aggregation": a} for a in ("token_mean", "sequence_mean", "constant_length", "prompt_balanced")),
+        *({"loss": loss, "epochs": 2} for loss in loss_names()),
+    ],
+    ids=lambda c: "-".join(map(str, c.values())),
+)
+def test_microbatches_packing_and_order_do_not_matter(changes: dict[str, Any], tmp_path: Path) -> None:
     groups = random_groups(4, MIXED)
     shuffled = [replace(groups[i], members=groups[i].members[::-1]) for i in (4, 2, 0, 3, 1)]
     results = []
     for chosen, tokens in ((groups, 10_000), (groups, 1), (groups, 40), (shuffled, 10_000), (shuffled, 33)):
         policy = tiny_policy(0, torch.float64)
-        config = settings(aggregation=aggregation, microbatch_tokens=tokens)
+        config = settings(**changes, microbatch_tokens=tokens)
         report = updater(policy, tmp_path, config).update(chosen, step=0, version=0)
         results.append((report.loss, report.grad_norm, weights_of(policy)))
     for loss, norm, weights in results[1:]:
@@ -134,11 +149,11 @@ def test_sequences_without_action_tokens(tmp_path: Path) -> None:
     full, other = trajectory(rng, [(3, 2)]), trajectory(rng, [(2, 0)])
     empty = replace(trajectory(rng, [(0, 4)]), stop_reason=StopReason.NO_ACTION)
     with_empty = tiny_policy(0, torch.float64)
-    report = updater(with_empty, tmp_path, settings(advantage="dr_grpo", aggregation="sequence_mean")).update(
+    report = updater(with_empty, tmp_path, settings(advantage="mean", aggregation="sequence_mean")).update(
         [group("q0", [full, other, empty], [1, 0, 0.5])], step=0, version=0
     )
     without = tiny_policy(0, torch.float64)
-    updater(without, tmp_path, settings(advantage="dr_grpo", aggregation="sequence_mean")).update(
+    updater(without, tmp_path, settings(advantage="mean", aggregation="sequence_mean")).update(
         [group("q0", [full, other], [1, 0])], step=0, version=0
     )
     assert report.sequences == 2
@@ -184,7 +199,7 @@ def test_engine_gap_counts_tokens_of_the_current_version(old_logprobs: str, epoc
     policy = tiny_policy()
     config = settings(old_logprobs=old_logprobs, epochs=epochs, microbatch_tokens=20)
     groups = random_groups(4, [[1, 0], [0, 1]], version=2)
-    scored = updater(policy, tmp_path, config).score(policy, make_batch(groups, "grpo").samples)
+    scored = updater(policy, tmp_path, config).score(policy, make_batch(groups, "std").samples)
     errors = iter([0.0, 0.01, 0.02, 0.05])
     exact = []
     for g, values in zip(groups, (scored[:2], scored[2:]), strict=True):
@@ -206,7 +221,7 @@ def test_engine_gap_counts_tokens_of_the_current_version(old_logprobs: str, epoc
 def sampled_off_by(policy: Policy, tmp: Path, error: float) -> list[Group]:
     """Groups of version 2 whose engine said ``error`` nats more of each token than ``policy`` does."""
     (only,) = random_groups(4, [[1, 0]], version=2)
-    scored = updater(policy, tmp, settings()).score(policy, make_batch([only], "grpo").samples)
+    scored = updater(policy, tmp, settings()).score(policy, make_batch([only], "std").samples)
     members = []
     for member, logprobs in zip(only.members, scored, strict=True):
         full = member.trajectory.logprobs.copy()
@@ -265,7 +280,7 @@ def test_an_expert_is_trained_as_if_the_learner_had_sampled_it(epochs: int, tmp_
     config = settings(epochs=epochs)
     written, sampled = tiny_policy(), tiny_policy()
     learner = updater(sampled, tmp_path, config)
-    (own, _) = learner.score(sampled, make_batch([group("q0", [t, other], [1, 0])], "grpo").samples)
+    (own, _) = learner.score(sampled, make_batch([group("q0", [t, other], [1, 0])], "std").samples)
     logprobs = np.zeros_like(t.logprobs)
     logprobs[t.action_mask] = own
     learner.update([group("q0", [replace(t, logprobs=logprobs), other], [1, 0])], step=0, version=0)
@@ -397,7 +412,7 @@ def test_learning_raises_the_probability_of_what_was_rewarded(tmp_path: Path) ->
     policy = tiny_policy()
     groups = random_groups(4, [[1, 0, 0, 0]])
     learner = updater(policy, tmp_path, settings(optimizer=OptimizerConfig(lr=1e-2)))
-    samples = make_batch(groups, "grpo").samples
+    samples = make_batch(groups, "std").samples
     before = [float(x.sum()) for x in learner.score(policy, samples)]
     for step in range(5):
         learner.update(groups, step=step, version=0)

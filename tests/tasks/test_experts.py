@@ -15,7 +15,7 @@ from agent.config import AgentConfig
 from agent.errors import UserError
 from agent.protocol import PROTOCOLS, Dialogue
 from agent.records import NO_VERSION, StopReason
-from agent.rewards import evidence_recall
+from agent.rewards.evidence import evidence_recall
 from tasks.config import DataConfig
 from tasks.demonstrations import as_trajectory, encode
 from tasks.experts import check_fits, passages_of, read_experts, split_response, world_experts
@@ -62,10 +62,10 @@ def dialogue(protocol: str = "search") -> Dialogue:
 
 @pytest.fixture
 def read(tmp_path):
-    def make(*rows, protocol=SEARCH, evidence="title"):
+    def make(*rows, protocol=SEARCH, evidence_match="title"):
         path = tmp_path / "experts.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return read_experts(path, protocol, key="data.experts", evidence=evidence)
+        return read_experts(path, protocol, key="data.experts", evidence_match=evidence_match)
 
     return make
 
@@ -178,7 +178,7 @@ def test_a_file_of_experts_becomes_trajectories(read):
     assert [turn.query for turn in t.turns] == ["Emma novel", "Austen", None]
     assert t.turns[0].titles == ("Emma (novel)", "Emma (film)")
     assert set(t.versions.tolist()) == {NO_VERSION}
-    assert evidence_recall(t, expert.question, "title") == 0.5
+    assert evidence_recall(t, expert.question) == 0.5
     ids, mask = encode(expert, dialogue())
     np.testing.assert_array_equal(ids, [*t.prompt_ids, *t.token_ids])
     np.testing.assert_array_equal(mask, [*[False] * len(t.prompt_ids), *t.action_mask])
@@ -186,12 +186,12 @@ def test_a_file_of_experts_becomes_trajectories(read):
 
 def test_document_ids_are_read_when_they_are_there(read):
     row = {**ROW, "metadata": {"supporting_ids": ["d7"]}, "document_ids": [["d7", "d8"], []]}
-    (expert,) = read(row, evidence="id")
+    (expert,) = read(row, evidence_match="id")
     t = as_trajectory(expert, dialogue())
     assert t.turns[0].document_ids == ("d7", "d8")
-    assert evidence_recall(t, expert.question, "id") == 1.0
-    (without,) = read({**row, "document_ids": None}, evidence="id")
-    assert evidence_recall(as_trajectory(without, dialogue()), without.question, "id") == 0.0
+    assert evidence_recall(t, expert.question) == 1.0
+    (without,) = read({**row, "document_ids": None}, evidence_match="id")
+    assert evidence_recall(as_trajectory(without, dialogue()), without.question) == 0.0
 
 
 def test_the_response_is_found_under_either_name(read):
@@ -252,7 +252,7 @@ def test_davids_own_expert_trajectories():
     recalls = []
     for expert, row in zip(experts, rows, strict=True):
         t = as_trajectory(expert, dialogue("autocoa"), end_ids=[0])
-        recalls.append(evidence_recall(t, expert.question, "title"))
+        recalls.append(evidence_recall(t, expert.question))
         # The environment's form differs from the file's in white space alone; actions have every character.
         said = [Characters().decode(t.token_ids[turn.action_start : turn.action_end].tolist()) for turn in t.turns]
         assert all(action.rstrip("\0") in row["expert_response"] for action in said)
@@ -269,7 +269,7 @@ def test_davids_own_expert_trajectories():
 @pytest.mark.parametrize("protocol", [SEARCH, AUTOCOA])
 def test_the_worlds_expert_is_exact(protocol):
     world = World(0)
-    questions = world.train_questions(90, evidence="id")
+    questions = world.train_questions(90, evidence_match="id")
     experts = world_experts(world, questions, 12, 3, protocol, 2)
     assert len({e.question.id for e in experts}) == 12
     assert {e.question for e in experts} <= set(questions)
@@ -277,7 +277,7 @@ def test_the_worlds_expert_is_exact(protocol):
         t = as_trajectory(expert, dialogue(protocol.name), end_ids=[0] if protocol.braced_answer else [])
         assert t.answer == expert.question.golden_answers[0]
         assert f"{t.searches}-hop" == expert.question.kind
-        assert evidence_recall(t, expert.question, "id") == 1.0
+        assert evidence_recall(t, expert.question) == 1.0
 
 
 def test_the_worlds_experts_depend_on_the_seed_alone():
@@ -337,7 +337,7 @@ def test_the_world_takes_no_file_of_experts():
 
 
 def test_the_worlds_task_has_experts(tmp_path):
-    task = load(DataConfig(train_questions=30), 0, tmp_path, evidence_match="id")
+    task = load(DataConfig(train_questions=30, evidence_match="id"), 0, tmp_path)
     experts = task.experts(SEARCH, 2, 4, 0)
     assert len(experts) == 4
     assert {e.question for e in experts} <= set(task.train)

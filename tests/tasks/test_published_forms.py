@@ -179,7 +179,7 @@ def test_david_grpo(read):
     ]
     row = {"id": "s1", "question": "How many?", "answer": "12,921", "evidence_documents": documents}
     assert read([row])[0][0].supporting == ("Woolton", "Gateacre")
-    assert read([row], evidence="id")[0][0].supporting == ("9", "10")
+    assert read([row], evidence_match="id")[0][0].supporting == ("9", "10")
 
 
 def test_parquet_of_the_hub(read, tmp_path):
@@ -229,7 +229,7 @@ def test_a_known_field_that_can_not_be_read_is_named(read, fields, message):
 )  # fmt: skip
 def test_what_looks_like_a_known_field_and_is_not_read_is_said_with_a_count(read, fields, evidence, message):
     rows = [{"question": f"q{i}?", "answer": "a"} | (fields if i else {}) for i in range(3)]
-    questions, notices = read(rows, evidence=evidence)
+    questions, notices = read(rows, evidence_match=evidence)
     assert len(questions) == 3
     assert [n.kind for n in notices] == ["unread"]
     assert f"in 2 of 3 rows {message}" in notices[0].text

@@ -64,7 +64,7 @@ def test_supporting_ids_when_evidence_is_matched_by_id(tmp_path):
     metadata = {"supporting_titles": ["T"], "supporting_ids": ["d1", "d2"]}
     path = jsonl(tmp_path, {"question": "q?", "answer": "a", "metadata": metadata})
     assert read(path)[0].supporting == ("T",)
-    assert read(path, evidence="id")[0].supporting == ("d1", "d2")
+    assert read(path, evidence_match="id")[0].supporting == ("d1", "d2")
 
 
 def search_r1(number: int, source: str, **metadata) -> dict:

@@ -63,7 +63,7 @@ def test_the_worlds_corpus_is_written_anew_each_time(tmp_path):
 
 @pytest.mark.parametrize(("match", "field"), [("title", "title"), ("id", "id")])
 def test_supporting_documents_are_named_as_evidence_is_matched(tmp_path, match, field):
-    task = load(DataConfig(train_questions=30, eval_questions_per_hop=2), 0, tmp_path, evidence_match=match)
+    task = load(DataConfig(train_questions=30, eval_questions_per_hop=2, evidence_match=match), 0, tmp_path)
     names = {getattr(p, field) for p in World(0).passages}
     assert all(set(q.supporting) <= names for q in (*task.train, *task.eval))
 
@@ -90,13 +90,13 @@ def test_a_file_of_held_out_questions(files, tmp_path):
 
 
 def test_development_questions_of_the_world_follow_the_held_out_ones(tmp_path):
-    config = DataConfig(train_questions=30, eval_questions_per_hop=5, dev_questions_per_hop=4)
-    task = load(config, 0, tmp_path, evidence_match="id")
+    config = DataConfig(train_questions=30, eval_questions_per_hop=5, dev_questions_per_hop=4, evidence_match="id")
+    task = load(config, 0, tmp_path)
     dev = task.development()
     assert Counter(q.kind for q in dev) == {"1-hop": 4, "2-hop": 4, "3-hop": 4}
-    both = World(0).eval_questions(9, evidence="id")
+    both = World(0).eval_questions(9, evidence_match="id")
     assert set(dev) == set(both) - set(task.eval)
-    assert load(config, 7, tmp_path, evidence_match="id").development() == dev
+    assert load(config, 7, tmp_path).development() == dev
     few = DataConfig(train_questions=30, dev_questions_per_hop=3000)
     with pytest.raises(UserError, match=r"1-hop held-out questions, not 3150; lower .*data\.dev_questions_per_hop"):
         load(few, 0, tmp_path).development()

@@ -127,7 +127,7 @@ def test_answers_follow_from_the_passages(world, questions, split):
 def test_supporting_documents_by_id_are_the_passages_on_the_path(world):
     passages = {p.id: p for p in world.passages}
     by_title = world.train_questions(300)
-    for question, other in zip(world.train_questions(300, evidence="id"), by_title, strict=True):
+    for question, other in zip(world.train_questions(300, evidence_match="id"), by_title, strict=True):
         found = [passages[i] for i in question.supporting]
         assert tuple(p.title for p in found) == other.supporting
         assert [p.text.split()[1] for p in found] == understand(question.text)[1]

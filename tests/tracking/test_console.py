@@ -1,4 +1,4 @@
-"""What a person reads of an evaluation."""
+"""What a person reads of a step and of an evaluation."""
 
 from __future__ import annotations
 
@@ -29,3 +29,22 @@ def test_questions_that_broke_are_counted_with_the_reason(capsys: pytest.Capture
 def test_what_isnt_known_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
     line = shown(capsys, em=None, f1=None, n=0)[0]
     assert "held-out EM – on 0 questions  F1 –" in line
+
+
+STEP: dict[str, Any] = {
+    **{f"groups/{state}": 1 for state in ("signal", "too_easy", "too_hard")},
+    "reward/mean": 0.5,
+    "search/mean": 1.0,
+    "rollout/tokens_per_s": 10.0,
+    "rollout/engine_logprob_gap": 0.0,
+    "time/step_s": 1.0,
+    "rollout/excluded": 0,
+}
+
+
+def test_episodes_that_were_left_out_are_counted_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    Console().step(STEP, "step 1/2")
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    Console().step({**STEP, "rollout/excluded": 2, "rollout/excluded_why": "reward_failed: no judge"}, "step 2/2")
+    *_, second = capsys.readouterr().out.splitlines()
+    assert second == "2 episodes ended in a fault and were left out: reward_failed: no judge"

@@ -132,6 +132,7 @@ def test_every_number_of_a_batch_by_hand(batch: TakenBatch) -> None:
         "pool/recovered_too_easy": 0,
         "rollout/trajectories": 11,
         "rollout/excluded": 1,
+        "rollout/excluded_why": "retrieval_failed: it broke",
         "rollout/generated_tokens": tokens,
         "rollout/seconds": seconds,
         "rollout/tokens_per_s": tokens / seconds,

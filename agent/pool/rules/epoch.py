@@ -1,4 +1,4 @@
-"""Plain GRPO: every drawn query is trained on once per epoch, zero-variance groups included."""
+"""Every drawn query is trained on once per epoch, zero-variance groups included, as plain GRPO does it."""
 
 from __future__ import annotations
 

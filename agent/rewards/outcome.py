@@ -1,0 +1,85 @@
+"""The outcome of an episode: a function of ``agent/rewards/outcomes``, or the user's own by its import path.
+
+It takes ``(question, trajectory)``, or ``(question, trajectories)`` and then judges a whole group at once; it returns a
+number in [0, 1], or one for each trajectory; and it may be ``async``. One that waits for something must be: the
+worker's other episodes go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Sequence
+from typing import Any
+
+from agent.errors import RewardError, one_of, shortened
+from agent.own import is_path, resolve_function
+from agent.records import MAX_REWARD, Question, Trajectory
+from agent.rewards import outcomes
+
+KEY = "reward.outcome"
+_SIGNATURES = (("question", "trajectory"), ("question", "trajectories"))
+
+
+def outcome_names() -> list[str]:
+    """The names of the outcomes that are shipped."""
+    return sorted(module.name for module in pkgutil.iter_modules(outcomes.__path__))
+
+
+class Outcome:
+    """Judges trajectories by the function that ``name`` names. Raises ``UserError`` where there is none."""
+
+    def __init__(self, name: str) -> None:
+        self._name, which = name, 0
+        if is_path(name):
+            self._function, which = resolve_function(name, KEY, _SIGNATURES)
+        else:
+            one_of(name, outcome_names(), KEY)
+            self._function = importlib.import_module(f"agent.rewards.outcomes.{name}").outcome
+        self.groupwise = which == 1
+        """Whether it judges the trajectories of a group by one another."""
+
+    async def judge(self, question: Question, trajectories: Sequence[Trajectory]) -> list[float | RewardError]:
+        """The outcome of each trajectory, or why it can't be told."""
+        if not trajectories:
+            return []
+        if not self.groupwise:
+            return list(await asyncio.gather(*(self._one(question, t) for t in trajectories)))
+        try:
+            values = list(await self._called(question, list(trajectories)))
+        except TypeError:
+            return [self._wrong("something that is no list of numbers")] * len(trajectories)
+        except RewardError as error:
+            return [error] * len(trajectories)
+        if len(values) != len(trajectories):
+            wrong = self._wrong(f"{len(values)} numbers for {len(trajectories)} trajectories")
+            return [wrong] * len(trajectories)
+        return [self._checked(value) for value in values]
+
+    async def _one(self, question: Question, trajectory: Trajectory) -> float | RewardError:
+        try:
+            return self._checked(await self._called(question, trajectory))
+        except RewardError as error:
+            return error
+
+    async def _called(self, question: Question, given: Trajectory | list[Trajectory]) -> Any:
+        """What the function returns. Raises ``RewardError`` for all that it raises."""
+        try:
+            value = self._function(question, given)
+            return await value if inspect.isawaitable(value) else value
+        except Exception as error:
+            raise RewardError(f"{KEY}={self._name} raised {type(error).__name__}: {shortened(error)}") from error
+
+    def _checked(self, value: Any) -> float | RewardError:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            return self._wrong(repr(value))
+        return number if 0 <= number <= MAX_REWARD else self._wrong(repr(value))
+
+    def _wrong(self, returned: str) -> RewardError:
+        return RewardError(
+            f"{KEY}={self._name} returned {shortened(ValueError(returned), 80)}; an outcome is a number in [0, 1]"
+        )

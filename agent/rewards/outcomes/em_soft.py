@@ -1,0 +1,11 @@
+"""DAVID-GRPO's soft exact match: 0, 0.5 or 1."""
+
+from __future__ import annotations
+
+from agent.answers import soft_match
+from agent.records import Question, Trajectory
+
+
+def outcome(question: Question, trajectory: Trajectory) -> float:
+    """1 for at least 70 % of the golden words, 0.5 for a substring either way."""
+    return 0.0 if trajectory.answer is None else soft_match(trajectory.answer, question.golden_answers)

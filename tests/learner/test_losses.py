@@ -1,0 +1,259 @@
+"""Each loss by hand, what it takes unasked and what it refuses, and a loss of the user's own."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agent.errors import UserError
+from learner.batch import loss_weights
+from learner.config import AlgorithmConfig
+from learner.loss import loss_input, policy_loss
+from learner.losses.base import Choices, loss_class, loss_names
+
+DEFAULTS = {
+    "cispo": ("std", "token_mean", 1.0, 4.0),
+    "dapo": ("std", "token_mean", 0.2, 0.28),
+    "dapo_david": ("std", "prompt_balanced", 0.2, 0.28),
+    "david": ("std", "prompt_balanced", 0.2, 0.2),
+    "dr_grpo": ("mean", "constant_length", 0.2, 0.2),
+    "grpo": ("std", "sequence_mean", 0.2, 0.2),
+    "gspo": ("std", "sequence_mean", 3e-4, 4e-4),
+}
+
+
+def tensor(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def rows(
+    config: AlgorithmConfig,
+    sequences: list[list[float]],
+    advantages: list[float],
+    packing: list[list[int]],
+    gaps: list[list[float]] | None = None,
+    questions: list[int] | None = None,
+) -> tuple[float, list[list[float]]]:
+    """The loss of ``sequences`` (each token's ratio), and the gradient by its log-probability.
+
+    ``packing`` says which sequences are in which row. The old log-probabilities are -1.
+    """
+    lengths = np.array([len(s) for s in sequences])
+    weights = loss_weights(
+        lengths,
+        np.array(questions or [0] * len(sequences)),
+        lengths > 0,
+        config.choices.aggregation,
+        config.sequence_constant,
+    )
+    leaves = [(tensor(*s).log() - 1).requires_grad_() for s in sequences]
+    total = torch.zeros((), dtype=torch.float64)
+    for members in packing:
+        counts = [len(sequences[m]) for m in members]
+
+        def spread(values: Any, counts: list[int] = counts, members: list[int] = members) -> torch.Tensor:
+            return tensor(*[v for m, n in zip(members, counts, strict=True) for v in [float(values[m])] * n])
+
+        logprobs, weighted = torch.cat([leaves[m] for m in members]), spread(weights)
+        mismatch = torch.cat([tensor(*(gaps[m] if gaps else [0.0] * len(sequences[m]))) for m in members])
+        row = loss_input(logprobs, torch.full_like(logprobs, -1), mismatch, spread(advantages), weighted, counts)
+        total = total + policy_loss(config.build_loss(), row, logprobs, weighted, config)[0]
+    total.backward()
+    return total.item(), [[] if leaf.grad is None else leaf.grad.tolist() for leaf in leaves]
+
+
+def alone(name: str, sequences: list[list[float]], advantages: list[float], **changes: Any) -> Any:
+    gaps = changes.pop("gaps", None)
+    return rows(
+        AlgorithmConfig(loss=name, **changes), sequences, advantages, [[i] for i in range(len(sequences))], gaps
+    )
+
+
+# --- by hand ---------------------------------------------------------------------------------------
+
+
+def test_what_each_takes_unasked() -> None:
+    assert sorted(DEFAULTS) == loss_names()
+    for name, (advantage, aggregation, low, high) in DEFAULTS.items():
+        expected = Choices(advantage=advantage, aggregation=aggregation, clip_low=low, clip_high=high)
+        assert AlgorithmConfig(loss=name).choices == expected, name
+
+
+def test_what_is_set_comes_before_what_the_paper_has() -> None:
+    choices = AlgorithmConfig(loss="gspo", clip_high=0.1, aggregation="prompt_balanced").choices
+    assert (choices.clip_low, choices.clip_high, choices.aggregation) == (3e-4, 0.1, "prompt_balanced")
+
+
+def test_grpo_by_hand() -> None:
+    """Two sequences of one and two tokens: 1/2 each, then 1/2 of it for each of the two tokens."""
+    loss, gradient = alone("grpo", [[1.25], [0.9, 0.5]], [1.0, -2.0])
+    first = -1.2  # clipped at 1.2
+    second = [2 * 0.9, 2 * 0.8]  # a ratio of 0.5 with a negative advantage is clipped at 0.8
+    assert loss == pytest.approx(first / 2 + sum(second) / 4)
+    assert gradient == [[0.0], [pytest.approx(2 * 0.9 / 4), 0.0]]
+
+
+def test_dapo_by_hand() -> None:
+    """Each of three tokens weighs a third, and 1.25 is within DAPO's range."""
+    loss, gradient = alone("dapo", [[1.25], [0.9, 0.5]], [1.0, -2.0])
+    assert loss == pytest.approx((-1.25 + 2 * 0.9 + 2 * 0.8) / 3)
+    assert gradient == [[pytest.approx(-1.25 / 3)], [pytest.approx(2 * 0.9 / 3), 0.0]]
+
+
+def test_dr_grpo_by_hand() -> None:
+    loss, _ = alone("dr_grpo", [[1.25], [0.9, 0.5]], [0.5, -0.5], constant_length=10)
+    assert loss == pytest.approx((-0.5 * 1.2 + 0.5 * 0.9 + 0.5 * 0.8) / 20)
+    assert AlgorithmConfig(loss="dr_grpo").sequence_constant == 1024
+
+
+@pytest.mark.parametrize(("name", "bound"), [("david", 1.2), ("dapo_david", 1.25)])
+def test_davids_questions_weigh_the_same(name: str, bound: float) -> None:
+    """A question with one sequence, and one with two of one token each."""
+    sequences, advantages = [[1.25, 1.0], [1.0], [1.0]], [1.0, 1.0, -1.0]
+    config = AlgorithmConfig(loss=name)
+    loss, _ = rows(config, sequences, advantages, [[0, 1, 2]], questions=[0, 1, 1])
+    assert loss == pytest.approx(-(bound + 1.0) / 4 - 1 / 4 + 1 / 4)
+
+
+def test_gspo_by_hand() -> None:
+    """The ratio of a sequence is the geometric mean of its tokens'; a token far out is made up for by another."""
+    within = math.exp(2e-4)
+    loss, gradient = alone("gspo", [[2.0, within**2 / 2.0], [1.01]], [1.0, 3.0])
+    # s = sqrt(2 * within^2 / 2) = within, in the range; 1.01 is clipped at 1 + 4e-4.
+    assert loss == pytest.approx(-(within * 1.0 + 3 * (1 + 4e-4)) / 2, rel=1e-12)
+    # d s / d logpi_t = s / T
+    assert gradient == [[pytest.approx(-within / 4)] * 2, [0.0]]
+
+
+def test_gspos_importance_is_the_sequences() -> None:
+    gaps = [[0.4, -0.2], [5.0]]
+    loss, _ = alone("gspo", [[1.0, 1.0], [1.0]], [1.0, 1.0], gaps=gaps)
+    assert loss == pytest.approx(-(math.exp(0.1) + 2.0) / 2)
+
+
+def test_cispo_by_hand() -> None:
+    """-sg(min(rho, 5)) A logpi: a token beyond the bound keeps a gradient, of the bound's size."""
+    loss, gradient = alone("cispo", [[8.0], [0.01, 1.0]], [1.0, -2.0])
+    logs = [math.log(8.0) - 1, math.log(0.01) - 1, -1.0]
+    assert loss == pytest.approx((-5 * logs[0] + 2 * 0.01 * logs[1] + 2 * logs[2]) / 3)
+    assert gradient == [[pytest.approx(-5 / 3)], [pytest.approx(0.02 / 3), pytest.approx(2 / 3)]]
+
+
+def test_cispos_lower_bound_if_there_is_one() -> None:
+    _, gradient = alone("cispo", [[0.01]], [1.0], clip_low=0.5)
+    assert gradient == [[pytest.approx(-0.5)]]
+
+
+def test_cispo_counts_the_tokens_whose_weight_is_bounded() -> None:
+    config = AlgorithmConfig(loss="cispo")
+    logprobs, weights = tensor(math.log(8), 0.0, math.log(0.01)).requires_grad_(), tensor(1, 1, 1)
+    row = loss_input(logprobs, tensor(0, 0, 0), tensor(0, 0, 0), tensor(1, 1, 1), weights, [3])
+    assert policy_loss(config.build_loss(), row, logprobs, weights, config)[1].clipped == 1
+
+
+# --- packing ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", loss_names())
+@pytest.mark.parametrize("packing", [[[0, 1, 2, 3]], [[3, 1], [0, 2]], [[2, 3, 0], [1]]])
+def test_packed_rows_lose_what_their_sequences_lose_alone(name: str, packing: list[list[int]]) -> None:
+    sequences = [[1.5, 0.7, 1.0], [0.9], [], [1.0003, 1.3]]
+    gaps = [[0.1, -0.3, 2.0], [0.0], [], [0.5, 0.2]]
+    advantages = [1.0, -0.5, 2.0, -1.5]
+    config = AlgorithmConfig(loss=name)
+    expected, gradients = rows(config, sequences, advantages, [[0], [1], [3]], gaps)
+    loss, packed = rows(config, sequences, advantages, packing, gaps)
+    assert loss == pytest.approx(expected, rel=1e-12)
+    for ours, theirs in zip(packed, gradients, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-12)
+
+
+# --- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "grpp"}, r"algorithm\.loss=grpp is not known; did you mean 'grpo'\?"),
+        ({"loss": "clipped"}, r"algorithm\.loss=clipped is not known"),
+        ({"loss": "base"}, r"algorithm\.loss=base is not known"),
+        ({"loss": "dr_grpo", "advantage": "std"}, r"algorithm\.advantage=std .* set algorithm\.advantage=mean"),
+        ({"loss": "dr_grpo", "aggregation": "sequence_mean"}, r"algorithm\.aggregation=sequence_mean .*length"),
+        ({"loss": "dr_grpo", "aggregation": "prompt_balanced"}, r"set algorithm\.aggregation=constant_length"),
+        ({"loss": "gspo", "aggregation": "token_mean"}, r"algorithm\.loss=gspo is of whole sequences"),
+        ({"loss": "gspo", "aggregation": "constant_length"}, r"algorithm\.aggregation=constant_length"),
+        ({"loss": "grpo", "clip_low": 1.0}, r"algorithm\.clip_low must lie in \(0, 1\)"),
+        ({"loss": "gspo", "clip_high": 0.0}, r"algorithm\.clip_high above 0"),
+        ({"loss": "cispo", "clip_low": 1.1}, r"\(0, 1\], where 1 is no lower bound"),
+        ({"loss": "cispo", "clip_high": -1.0}, r"algorithm\.clip_high above 0"),
+        ({"advantage": "grpo"}, r"algorithm\.advantage=grpo is not known"),
+        ({"aggregation": "mean"}, r"algorithm\.aggregation=mean is not known"),
+        ({"constant_length": 512}, r"algorithm\.constant_length=512 is for algorithm\.aggregation=constant_length"),
+        ({"loss": "dr_grpo", "constant_length": 0}, r"algorithm\.constant_length=0 must be at least 1"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        AlgorithmConfig(**changes)
+    assert "\n" not in str(error.value)
+
+
+# --- a loss of the user's own ----------------------------------------------------------------------
+
+OWN = """
+from learner.losses.base import Choices, Loss, Surrogate
+
+class Reinforce(Loss):
+    defaults = Choices(advantage="mean", aggregation="token_mean", clip_low=0.2, clip_high=0.2)
+
+    def surrogate(self, row):
+        ones = row.logprobs.detach() * 0 + 1
+        return Surrogate(values=-row.advantages * row.logprobs, clipped=ones < 0, ratio=ones)
+
+class Unfinished(Loss):
+    defaults = Reinforce.defaults
+
+class Bare(Loss):
+    def surrogate(self, row):
+        return None
+
+class Nothing:
+    pass
+"""
+
+
+@pytest.fixture
+def _own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_losses.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("_own")
+def test_a_loss_by_import_path() -> None:
+    loss, gradient = alone("own_losses:Reinforce", [[3.0], [1.0]], [1.0, -1.0])
+    assert loss == pytest.approx((-(math.log(3) - 1) - 1) / 2)
+    assert gradient == [[-0.5], [0.5]]
+    assert loss_class("own_losses:Reinforce").__name__ == "Reinforce"
+
+
+@pytest.mark.usefixtures("_own")
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("own_losses:Nothing", "must be a class made from learner.losses.base.Loss"),
+        ("own_losses:OWN", "own_losses has no OWN"),
+        ("own_losses:Unfinished", "lacks surrogate"),
+        ("own_losses:Bare", "lacks defaults"),
+        ("own_lossses:Reinforce", "there is no module own_lossses; set PYTHONPATH"),
+        ("math:pi", "must be a class"),
+    ],
+)
+def test_a_path_that_is_no_loss(path: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        AlgorithmConfig(loss=path)
+    assert str(error.value).startswith(f"algorithm.loss={path}")
