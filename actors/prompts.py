@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from agent.dialogue import Dialogue
 from agent.errors import UserError
-from agent.protocol import Dialogue
 from agent.records import Question
 from agent.tokens import Tokenizer
 from tasks.load import Task

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from actors.evidence import missing_documents
 from actors.prompts import short_enough
+from agent.dialogue import Dialogue
 from agent.errors import UserError
 from agent.inference.evaluation import subset
-from agent.protocol import Dialogue
 from agent.records import Question
 from agent.tokens import Tokenizer
 from conf.schema import RunConfig

@@ -74,7 +74,7 @@ class RemoteSearcher:
         self._calls: set[asyncio.Task[None]] = set()
 
     async def search(self, query: str, k: int) -> tuple[Passage, ...]:
-        """See ``agent.episode.Searcher``."""
+        """See ``agent.tools.base.Searcher``."""
         future: asyncio.Future[tuple[Passage, ...]] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(k, []).append((query, future))
         if not self._calls:

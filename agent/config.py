@@ -16,6 +16,8 @@ class AgentConfig:
     """Tag set: ``search`` or ``autocoa``."""
     prompt: str = "instruct"
     """Prompt template in ``agent/protocol.py``: ``instruct`` explains the tags, ``plain`` does not."""
+    tools: list[str] = field(default_factory=lambda: ["search"])
+    """What the policy may call: files of ``agent/tools/``, or import paths of your own, ``my_package.tools:MyTool``."""
     chat: bool = True
     """Wrap the prompt in the tokenizer's chat template."""
     top_k: int = 3

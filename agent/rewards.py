@@ -12,7 +12,7 @@ from agent.answers import exact_match, normalise, normalise_title, soft_match
 from agent.config import RewardConfig
 from agent.errors import one_of
 from agent.protocol import TagProtocol
-from agent.records import Question, Score, Trajectory, Turn
+from agent.records import SEARCH, Question, Score, Trajectory, Turn
 
 OUTCOMES: dict[str, Callable[[str, Sequence[str]], float]] = {"em": exact_match, "em_soft": soft_match}
 
@@ -50,20 +50,17 @@ def _no_search(trajectory: Trajectory, protocol: TagProtocol) -> bool:
 def _unbalanced(trajectory: Trajectory, protocol: TagProtocol) -> bool:
     """Any opening tag in the policy's text without its closing one, or the reverse."""
     text = "".join(turn.text for turn in trajectory.turns)
-    pairs = [(protocol.search_open, protocol.search_close), (protocol.result_open, protocol.result_close)]
-    if not protocol.braced_answer:
-        pairs.append((protocol.answer_open, protocol.answer_close))
-    return any(text.count(opening) != text.count(closing) for opening, closing in pairs)
+    return any(text.count(opening) != text.count(closing) for opening, closing in protocol.pairs)
 
 
 def _search_after_answer(trajectory: Trajectory, protocol: TagProtocol) -> bool:
     text = "".join(turn.text for turn in trajectory.turns)
     answer = text.find(protocol.answer_open)
-    return answer >= 0 and text.find(protocol.search_open, answer) >= 0
+    return answer >= 0 and any(text.find(call.opening, answer) >= 0 for call in protocol.calls)
 
 
 def _duplicate_query(trajectory: Trajectory, protocol: TagProtocol) -> bool:
-    queries = [normalise(turn.query) for turn in trajectory.turns if turn.query is not None]
+    queries = [normalise(query) for turn in trajectory.turns for query in turn.queries]
     return len(set(queries)) < len(queries)
 
 
@@ -82,13 +79,12 @@ def redundant_searches(trajectory: Trajectory) -> int:
     queries: set[str] = set()
     documents: set[str] = set()
     count = 0
-    for turn in trajectory.turns:
-        if turn.query is None or not turn.searched:
-            continue
-        query = normalise(turn.query)
-        count += query in queries or documents.issuperset(turn.document_ids)
-        queries.add(query)
-        documents.update(turn.document_ids)
+    for call in (call for turn in trajectory.turns for call in turn.answered):
+        if call.tool == SEARCH:
+            query = normalise(call.argument)
+            count += query in queries or documents.issuperset(call.document_ids)
+            queries.add(query)
+        documents.update(call.document_ids)
     return count
 
 

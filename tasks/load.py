@@ -9,8 +9,9 @@ from pathlib import Path
 
 from agent.answers import normalise
 from agent.config import AgentConfig
+from agent.dialogue import Dialogue
 from agent.errors import UserError
-from agent.protocol import Dialogue, TagProtocol
+from agent.protocol import TagProtocol
 from agent.records import Question
 from retrieval_service.corpus import read_corpus, write_corpus
 from tasks.config import NO_DEVELOPMENT, DataConfig
