@@ -18,6 +18,12 @@ class Searcher(Protocol):
     async def search(self, query: str, k: int) -> tuple[Passage, ...]:
         """The top ``k`` passages, possibly none. Raises ``RetrievalError`` when it can't tell."""
 
+    async def following(self, document_id: str, k: int) -> tuple[Passage, ...]:
+        """The at most ``k`` passages that come after this one in the same document; none at its end.
+
+        Raises ``RetrievalError`` when it can't tell.
+        """
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:

@@ -247,13 +247,22 @@ def play_script(make_dialogue) -> Callable[..., Played]:
     """Plays one episode by script; keyword arguments besides those named change the ``AgentConfig``."""
 
     def run(
-        script, answers=(), *, question=EMMA, protocol="search", codec=None, temperature=0.6, seed=7, **changed
+        script,
+        answers=(),
+        *,
+        question=EMMA,
+        protocol="search",
+        codec=None,
+        temperature=0.6,
+        seed=7,
+        library=None,
+        **changed,
     ) -> Played:
         codec = codec or ByteCodec()
         config = AgentConfig(protocol=protocol, **changed)
         dialogue = Dialogue.of(codec, config)
-        engine = Engine(codec, script, dialogue.protocol.stop)
-        library = Library(answers)
+        engine = Engine(codec, script, dialogue.stop)
+        library = library or Library(answers)
         trajectory = asyncio.run(
             play(
                 question,
