@@ -18,6 +18,8 @@ class AgentConfig:
     """Prompt template in ``agent/protocol.py``: ``instruct`` explains the tags, ``plain`` does not."""
     tools: list[str] = field(default_factory=lambda: ["search"])
     """What the policy may call: files of ``agent/tools/``, or import paths of your own, ``my_package.tools:MyTool``."""
+    max_parallel: int = 1
+    """Most calls in one turn; above 1 a tag holds one query per line."""
     chat: bool = True
     """Wrap the prompt in the tokenizer's chat template."""
     top_k: int = 3
@@ -39,6 +41,7 @@ class AgentConfig:
         for name in (
             "top_k",
             "max_searches",
+            "max_parallel",
             "max_new_tokens_first",
             "max_new_tokens",
             "max_prompt_tokens",

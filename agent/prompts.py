@@ -37,13 +37,15 @@ def tag_prompt(config: AgentConfig, protocol: TagProtocol, tools: Sequence[type[
     """The prompt of ``agent.format=tags`` with all but the question filled in."""
     names = ("search_open", "search_close", "result_open", "result_close", "answer_open", "answer_close")
     values = {name: getattr(protocol, name) for name in names}
-    return fill(PROMPTS[config.prompt], {**values, "more": _more(protocol, tools)})
+    return fill(PROMPTS[config.prompt], {**values, "more": _more(config, protocol, tools)})
 
 
-def _more(protocol: TagProtocol, tools: Sequence[type[Tool]]) -> str:
-    """What there is to say of tools other than the search."""
+def _more(config: AgentConfig, protocol: TagProtocol, tools: Sequence[type[Tool]]) -> str:
+    """What there is to say of several queries at once, and of tools other than the search."""
+    most = config.max_parallel
+    parallel = f" You can write up to {most} queries at once, each on a line of its own." if most > 1 else ""
     tags = {call.tool: call for call in protocol.calls}
-    return "".join(
+    return parallel + "".join(
         f" You can also write {tags[tool.name].opening} {tags[tool.name].argument} {tags[tool.name].closing}: "
         f"{tool.description}"
         for tool in tools

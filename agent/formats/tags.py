@@ -11,7 +11,7 @@ from agent.prompts import fill, tag_prompt
 from agent.protocol import PROTOCOLS, Action, TagProtocol
 from agent.records import Finish
 from agent.tokens import TokenCodec
-from agent.tools.base import Tool
+from agent.tools.base import Request, Tool
 from agent.tools.catalogue import tool_classes
 
 
@@ -34,6 +34,7 @@ class TagFormat(Format):
         self.beginning = () if config.chat else codec.beginning
         self._codec = codec
         self._chat = config.chat
+        self._most = config.max_parallel
         self._tools = {tool.name for tool in tools}
         self._template = tag_prompt(config, self.protocol, tools)
         self._open = codec.encode(f"\n{self.protocol.result_open}\n")
@@ -45,11 +46,22 @@ class TagFormat(Format):
         return self._codec.chat(text) if self._chat else text
 
     def parse(self, text: str, finish: Finish) -> Action:
-        """See ``Format``. A turn that closes an action is whole, whatever ended it."""
+        """See ``Format``. A turn that closes an action is whole, whatever ended it.
+
+        With ``agent.max_parallel`` above 1 each line between a tool's tags is a call of its own; the turn still ends
+        at the first closing tag.
+        """
         action = self.protocol.parse(text)
         if any(request.tool not in self._tools for request in action.requests):
             return Action(malformed="there is no such tool")
-        return action
+        if self._most == 1 or not action.requests:
+            return action
+        (request,) = action.requests
+        lines = [line for line in map(str.strip, request.text.splitlines()) if line]
+        if len(lines) > self._most:
+            return Action(malformed=f"more than {self._most} calls in one turn")
+        (argument,) = request.arguments
+        return Action(requests=tuple(Request(tool=request.tool, arguments={argument: line}) for line in lines))
 
     def observation(self, shown: Sequence[Shown], last: int | None) -> list[int]:
         """See ``Format``: a result block for each."""
