@@ -12,8 +12,10 @@ from agent.settings import PATH
 class AgentConfig:
     """How an episode is played."""
 
+    format: str = "tags"
+    """``tags``, or ``tools``: the model's own tool-calling format, through its chat template."""
     protocol: str = "search"
-    """Tag set: ``search`` or ``autocoa``."""
+    """Tag set: ``search`` or ``autocoa``. With ``format=tools`` its answer tags, and the tags that experts write."""
     prompt: str = "instruct"
     """Prompt template in ``agent/protocol.py``: ``instruct`` explains the tags, ``plain`` does not."""
     tools: list[str] = field(default_factory=lambda: ["search"])
@@ -22,6 +24,10 @@ class AgentConfig:
     """Most calls in one turn; above 1 a tag holds one query per line."""
     chat: bool = True
     """Wrap the prompt in the tokenizer's chat template."""
+    thinking: bool | None = None
+    """``enable_thinking`` of the chat template (Qwen3); null leaves it to the template."""
+    malformed: str = "stop"
+    """What a malformed call does: ``stop`` ends the episode, ``notice`` says what is wrong with it."""
     top_k: int = 3
     """Passages per search."""
     max_searches: int = 10
@@ -38,6 +44,10 @@ class AgentConfig:
     """Sampling temperature in training; evaluation is greedy in every turn."""
 
     def __post_init__(self) -> None:
+        one_of(self.format, ("tags", "tools"), "agent.format")
+        one_of(self.malformed, ("stop", "notice"), "agent.malformed")
+        if self.format == "tools" and not self.chat:
+            raise UserError("agent.format=tools is a chat: set agent.chat=true, or agent.format=tags")
         for name in (
             "top_k",
             "max_searches",

@@ -13,6 +13,7 @@ from agent.config import AgentConfig
 from agent.errors import one_of
 from agent.formats.base import Format, Shown
 from agent.formats.tags import TagFormat
+from agent.formats.tools import ToolFormat
 from agent.neutral import ENCODINGS, Neutraliser
 from agent.prompts import PROMPTS
 from agent.protocol import NO_RESULTS, PROTOCOLS, Action, TagProtocol
@@ -21,7 +22,10 @@ from agent.tokens import TokenCodec
 from agent.tools.base import Result, Tool
 from agent.tools.catalogue import tool_classes
 
-FORMATS: dict[str, Callable[[TokenCodec, AgentConfig, Sequence[type[Tool]]], Format]] = {"tags": TagFormat}
+FORMATS: dict[str, Callable[[TokenCodec, AgentConfig, Sequence[type[Tool]]], Format]] = {
+    "tags": TagFormat,
+    "tools": ToolFormat,
+}
 """By name; one file each in ``agent/formats/``."""
 
 
@@ -43,13 +47,18 @@ class Dialogue:
         """The dialogue that ``config`` describes. Raises ``UserError`` for an unknown protocol, prompt or tool."""
         one_of(config.protocol, PROTOCOLS, "agent.protocol")
         one_of(config.prompt, PROMPTS, "agent.prompt")
-        format = FORMATS["tags"](codec, config, tool_classes(config.tools))
+        format = FORMATS[config.format](codec, config, tool_classes(config.tools))
         return cls(codec, format, max_passage_chars=config.max_passage_chars)
 
     @property
     def protocol(self) -> TagProtocol:
         """The tags of the answer; in a format without tags of its own, those that stand for calls and results."""
         return self._format.protocol
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a user should know of this format with this tokenizer."""
+        return self._format.notices
 
     @property
     def stop(self) -> tuple[str, ...]:

@@ -17,7 +17,9 @@ from agent.environment import Environment
 from agent.errors import GenerationError, UserError
 from agent.records import NO_VERSION, Completion, Finish, Question, StopReason, Trajectory, Turn
 from agent.seeds import derive_seed
-from agent.tools.base import Situation
+from agent.tools.base import Result, Situation
+
+MALFORMED_NOTICE = "This can't be carried out: {why}."
 
 
 class Generator(Protocol):
@@ -174,7 +176,18 @@ async def play(
         action = dialogue.parse(text, completion.finish)
 
         if not action.requests:
-            turns.append(Turn(action_start=begin, action_end=end, observation_end=end, text=text, answer=action.answer))
+            notice: list[int] = []
+            if action.malformed and config.malformed == "notice":
+                said = Result(notice=MALFORMED_NOTICE.format(why=action.malformed))
+                notice = dialogue.results_ids([said], last=response.ids[-1])
+                fits = end + len(notice) < config.max_response_tokens
+                response.observe(notice if fits else ())
+            at = len(response.ids)
+            turns.append(Turn(action_start=begin, action_end=end, observation_end=at, text=text, answer=action.answer))
+            if notice:
+                if turns[-1].observed:
+                    continue
+                return finish(StopReason.RESPONSE_TOKENS)
             if action.answer is not None:
                 return finish(StopReason.ANSWERED)
             if completion.finish is Finish.LENGTH:

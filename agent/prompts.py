@@ -21,6 +21,19 @@ PROMPTS = {
     ),
 }
 """By name, for ``agent.format=tags``: ``plain`` leaves the tags to what the model has learned."""
+SYSTEM_PROMPTS = {
+    "plain": "",
+    "instruct": (
+        "Answer the user's question. Look up what you don't know with the tools. Think before each call about what is "
+        "still missing, search once for each missing fact, and don't repeat a query.{parallel} When the results "
+        "support an answer, write it, as short as possible, as {answer_open}the answer{answer_close}."
+    ),
+}
+"""The same for ``agent.format=tools``; the question is the user's message."""
+_CALLS = (
+    'To call a tool, write <tool_call>\n{"name": the tool\'s name, "arguments": an object with its arguments}\n'
+    "</tool_call> and end your turn. The result comes back between <tool_response> and </tool_response>."
+)
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 
 
@@ -51,3 +64,23 @@ def _more(config: AgentConfig, protocol: TagProtocol, tools: Sequence[type[Tool]
         for tool in tools
         if tool.name != SEARCH
     )
+
+
+def described_tools(schemas: Sequence[str]) -> str:
+    """Tools, given as JSON schemas, for a system prompt whose chat template doesn't describe them."""
+    listed = "\n".join(schemas)
+    return f"These tools are there:\n<tools>\n{listed}\n</tools>\n{_CALLS}"
+
+
+def tools_prompt(config: AgentConfig, protocol: TagProtocol, described: str, *, native: bool) -> tuple[str, str]:
+    """System prompt and user's message of ``agent.format=tools``, with all but ``{question}`` filled in.
+
+    ``described`` is what there is to say of the tools; with ``native`` the chat template says it.
+    """
+    most = config.max_parallel
+    parallel = f" You can make up to {most} calls at once." if most > 1 else ""
+    values = {"answer_open": protocol.answer_open, "answer_close": protocol.answer_close, "parallel": parallel}
+    system = fill(SYSTEM_PROMPTS[config.prompt], values)
+    if not native:
+        system = f"{system}\n\n{described}".strip()
+    return system, "{question}"

@@ -54,8 +54,12 @@ def _unbalanced(trajectory: Trajectory, protocol: TagProtocol) -> bool:
 
 
 def _search_after_answer(trajectory: Trajectory, protocol: TagProtocol) -> bool:
+    """A search's tag after an answer's, or (in a format without such tags) a call in a later turn."""
     text = "".join(turn.text for turn in trajectory.turns)
     answer = text.find(protocol.answer_open)
+    answered = [protocol.answer_open in turn.text for turn in trajectory.turns]
+    if True in answered and any(turn.calls for turn in trajectory.turns[answered.index(True) + 1 :]):
+        return True
     return answer >= 0 and any(text.find(call.opening, answer) >= 0 for call in protocol.calls)
 
 

@@ -18,7 +18,8 @@ from agent.tools.catalogue import tool_classes
 def tags_of(config: AgentConfig) -> TagProtocol:
     """The tags of ``config.protocol``, and of ``config.tools``. Raises ``UserError`` for what isn't there."""
     one_of(config.protocol, PROTOCOLS, "agent.protocol")
-    return PROTOCOLS[config.protocol].with_tools(tool_classes(config.tools))
+    tools = tool_classes(config.tools)
+    return PROTOCOLS[config.protocol].with_tools(tools) if config.format == "tags" else PROTOCOLS[config.protocol]
 
 
 class TagFormat(Format):
@@ -34,6 +35,7 @@ class TagFormat(Format):
         self.beginning = () if config.chat else codec.beginning
         self._codec = codec
         self._chat = config.chat
+        self._thinking = config.thinking
         self._most = config.max_parallel
         self._tools = {tool.name for tool in tools}
         self._template = tag_prompt(config, self.protocol, tools)
@@ -43,7 +45,11 @@ class TagFormat(Format):
     def prompt(self, question: str) -> str:
         """See ``Format``. With ``agent.chat`` the chat template is around it."""
         text = fill(self._template, {"question": question})
-        return self._codec.chat(text) if self._chat else text
+        if not self._chat:
+            return text
+        if self._thinking is None:
+            return self._codec.chat(text)
+        return self._codec.render([{"role": "user", "content": text}], options={"enable_thinking": self._thinking})
 
     def parse(self, text: str, finish: Finish) -> Action:
         """See ``Format``. A turn that closes an action is whole, whatever ended it.

@@ -15,7 +15,7 @@ from agent.tools.base import Tool
 
 _NO_TOOLS = ("base", "catalogue")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-KINDS = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
+KINDS: dict[str, type | tuple[type, ...]] = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
 """JSON schema's types of an argument, and ours."""
 
 

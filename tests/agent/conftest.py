@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +34,8 @@ from agent.records import (
     Turn,
 )
 from agent.tickets import Ticket
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the helpers: importlib mode adds no folder by itself
 
 
 class ByteCodec:
