@@ -16,6 +16,7 @@ from agent.config import AgentConfig
 from agent.dialogue import Dialogue
 from agent.errors import UserError, shortened
 from agent.formats.tags import tags_of
+from agent.prompts import prompt_text
 from agent.records import Question
 from agent.rewards import Scorer
 from agent.tokens import Tokenizer
@@ -168,6 +169,7 @@ def _warm_start_key(config: RunConfig, model_path: str) -> str:
         "data": asdict(config.data),
         "agent": asdict(config.agent),
     }
+    settings["prompt"] = prompt_text(config.agent)
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=12)
     files = [Path(model_path) / name for name in ("tokenizer.json", "config.json")]
     if config.data.experts is not None:

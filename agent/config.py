@@ -15,9 +15,10 @@ class AgentConfig:
     format: str = "tags"
     """``tags``, or ``tools``: the model's own tool-calling format, through its chat template."""
     protocol: str = "search"
-    """Tag set: ``search`` or ``autocoa``. With ``format=tools`` its answer tags, and the tags that experts write."""
-    prompt: str = "instruct"
-    """Prompt template in ``agent/protocol.py``: ``instruct`` explains the tags, ``plain`` does not."""
+    """Tag set: ``search``, ``search_r1`` or ``autocoa``. With ``format=tools`` its answer tags count, and experts write
+    the others."""
+    prompt: str = field(default="instruct", metadata=PATH)
+    """``instruct`` explains the tools and tags, ``plain`` does not; or a file of your own (``agent/prompts.py``)."""
     tools: list[str] = field(default_factory=lambda: ["search"])
     """What the policy may call: files of ``agent/tools/``, or import paths of your own, ``my_package.tools:MyTool``."""
     max_parallel: int = 1

@@ -10,13 +10,11 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from agent.config import AgentConfig
-from agent.errors import one_of
 from agent.formats.base import Format, Shown
 from agent.formats.tags import TagFormat
 from agent.formats.tools import ToolFormat
 from agent.neutral import ENCODINGS, Neutraliser
-from agent.prompts import PROMPTS
-from agent.protocol import NO_RESULTS, PROTOCOLS, Action, TagProtocol
+from agent.protocol import NO_RESULTS, Action, TagProtocol
 from agent.records import Finish, Passage
 from agent.tokens import TokenCodec
 from agent.tools.base import Result, Tool
@@ -45,8 +43,6 @@ class Dialogue:
     @classmethod
     def of(cls, codec: TokenCodec, config: AgentConfig) -> Dialogue:
         """The dialogue that ``config`` describes. Raises ``UserError`` for an unknown protocol, prompt or tool."""
-        one_of(config.protocol, PROTOCOLS, "agent.protocol")
-        one_of(config.prompt, PROMPTS, "agent.prompt")
         format = FORMATS[config.format](codec, config, tool_classes(config.tools))
         return cls(codec, format, max_passage_chars=config.max_passage_chars)
 
@@ -59,6 +55,11 @@ class Dialogue:
     def notices(self) -> tuple[str, ...]:
         """What a user should know of this format with this tokenizer."""
         return self._format.notices
+
+    @property
+    def lacks_end(self) -> bool:
+        """Whether an expert's last action has to be followed by an end token: no closing tag ends it."""
+        return self.protocol.braced_answer and not self._format.ends_turns
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -100,8 +101,11 @@ class Dialogue:
     def _shown(self, result: Result) -> Shown:
         if result.notice:
             return Shown(text=result.notice, ids=tuple(self.codec.encode(result.notice)))
-        text, ids = self._neutraliser.harmless(self._listed(result.passages) if result.text is None else result.text)
+        text, ids = self._neutraliser.harmless(self._told(result))
         return Shown(text=text, ids=ids)
+
+    def _told(self, result: Result) -> str:
+        return self._listed(result.passages) if result.text is None else result.text[: self._max_passage_chars]
 
     def _listed(self, passages: Sequence[Passage]) -> str:
         """``passages`` in their order, numbered from 1."""

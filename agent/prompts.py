@@ -1,11 +1,24 @@
-"""What a question's prompt says: the shipped texts, and how placeholders are filled in."""
+"""What a question's prompt says: the shipped texts, a file of the user's own, and how placeholders are filled in.
+
+| placeholder | stands for |
+| --- | --- |
+| ``{question}`` | the question |
+| ``{tools}`` | what each tool does and how it is called |
+| ``{search_open}``, ``{search_close}``, ``{result_open}``, ``{result_close}``, ``{answer_open}``, ``{answer_close}`` | the tags of ``agent.protocol``; with ``agent.format=tools`` the last two alone |
+
+With ``agent.format=tags`` a file is the user's message, and needs ``{question}`` and ``{tools}``. With
+``agent.format=tools`` it is the system prompt, unless ``{question}`` is in it; it needs ``{tools}`` if the model's chat
+template describes no tools. Braces around anything but small letters and underscores are left alone.
+"""  # noqa: E501
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from agent.config import AgentConfig
+from agent.errors import UserError, nearest, one_of
 from agent.protocol import TagProtocol
 from agent.records import SEARCH
 from agent.tools.base import Tool
@@ -34,6 +47,7 @@ _CALLS = (
     'To call a tool, write <tool_call>\n{"name": the tool\'s name, "arguments": an object with its arguments}\n'
     "</tool_call> and end your turn. The result comes back between <tool_response> and </tool_response>."
 )
+_TAGS = ("search_open", "search_close", "result_open", "result_close", "answer_open", "answer_close")
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 
 
@@ -48,9 +62,40 @@ def fill(template: str, values: Mapping[str, str]) -> str:
 
 def tag_prompt(config: AgentConfig, protocol: TagProtocol, tools: Sequence[type[Tool]]) -> str:
     """The prompt of ``agent.format=tags`` with all but the question filled in."""
-    names = ("search_open", "search_close", "result_open", "result_close", "answer_open", "answer_close")
-    values = {name: getattr(protocol, name) for name in names}
-    return fill(PROMPTS[config.prompt], {**values, "more": _more(config, protocol, tools)})
+    values = {name: getattr(protocol, name) for name in _TAGS}
+    told = {call.tool: f"{call.opening} {call.argument} {call.closing}" for call in protocol.calls}
+    values["tools"] = "\n".join(f"{told[tool.name]}: {tool.description}" for tool in tools)
+    return fill(prompt_text(config), {**values, "more": _more(config, protocol, tools)})
+
+
+def prompt_text(config: AgentConfig) -> str:
+    """The text that ``agent.prompt`` names, placeholders included, for ``agent.format``.
+
+    Raises ``UserError`` for a name that isn't known, or a file that can't be read, lacks a placeholder or has another.
+    """
+    shipped = PROMPTS if config.format == "tags" else SYSTEM_PROMPTS
+    if config.prompt in shipped:
+        return shipped[config.prompt]
+    where, path = f"agent.prompt={config.prompt}", Path(config.prompt).expanduser()
+    if not path.exists() and not path.suffix and len(path.parts) == 1:
+        one_of(config.prompt, shipped, "agent.prompt")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        what = (error.strerror if isinstance(error, OSError) else None) or "it is no UTF-8 text"
+        raise UserError(f"{where}: can't be read ({what}); name one of {', '.join(shipped)}, or a text file") from None
+    if not text.strip():
+        raise UserError(f"{where}: the file is empty")
+    tags = config.format == "tags"
+    known = ("question", "tools", *(_TAGS if tags else _TAGS[-2:]))
+    found = _PLACEHOLDER.findall(text)
+    for name in found:
+        if name not in known:
+            raise UserError(f"{where}: there is no placeholder {{{name}}}; {nearest(name, known)}")
+    for name in ("question", "tools") if tags else ():
+        if name not in found:
+            raise UserError(f"{where}: the placeholder {{{name}}} is missing; the prompt has to say it somewhere")
+    return text
 
 
 def _more(config: AgentConfig, protocol: TagProtocol, tools: Sequence[type[Tool]]) -> str:
@@ -75,12 +120,20 @@ def described_tools(schemas: Sequence[str]) -> str:
 def tools_prompt(config: AgentConfig, protocol: TagProtocol, described: str, *, native: bool) -> tuple[str, str]:
     """System prompt and user's message of ``agent.format=tools``, with all but ``{question}`` filled in.
 
-    ``described`` is what there is to say of the tools; with ``native`` the chat template says it.
+    ``described`` is what there is to say of the tools; with ``native`` the chat template says it. Raises ``UserError``
+    for a file that leaves the tools out although nobody else describes them.
     """
     most = config.max_parallel
     parallel = f" You can make up to {most} calls at once." if most > 1 else ""
     values = {"answer_open": protocol.answer_open, "answer_close": protocol.answer_close, "parallel": parallel}
-    system = fill(SYSTEM_PROMPTS[config.prompt], values)
-    if not native:
-        system = f"{system}\n\n{described}".strip()
-    return system, "{question}"
+    text = prompt_text(config)
+    if config.prompt in SYSTEM_PROMPTS:
+        system = fill(text, values)
+        return (system if native else f"{system}\n\n{described}".strip()), "{question}"
+    if not native and "{tools}" not in text:
+        raise UserError(
+            f"agent.prompt={config.prompt}: the placeholder {{tools}} is missing, and this model's chat template "
+            "describes no tools"
+        )
+    filled = fill(text, {**values, "tools": described})
+    return ("", filled) if "{question}" in text else (filled, "{question}")

@@ -19,7 +19,7 @@ from agent.formats.tags import tags_of
 from agent.inference.infer import Inference
 from agent.pool.budgets import SearchBudget
 from agent.pool.rules.base import PoolRule, rule_class, rule_names
-from agent.prompts import PROMPTS
+from agent.prompts import prompt_text
 from agent.rewards import Scorer
 from agent.settings import KIND, PATH, SENTENCE
 from agent.simulation.policies import SimulationConfig
@@ -95,7 +95,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         one_of(self.mode, MODES, "mode")
-        one_of(self.agent.prompt, PROMPTS, "agent.prompt")
+        prompt_text(self.agent)  # knows its prompts, and reads a file
         one_of(self.group.strategy, STRATEGIES, "group.strategy")
         Scorer(self.reward, tags_of(self.agent))  # knows its outcomes and gates
         SearchBudget(self.budget, self.agent.max_searches)  # knows its rules and what fits the agent

@@ -119,7 +119,7 @@ def _play(
 
 def end_ids(dialogue: Dialogue, tokenizer: Tokenizer) -> tuple[int, ...]:
     """What ends an expert's last action: the end token where the protocol's answer has no closing tag."""
-    return tokenizer.eos_ids if dialogue.protocol.braced_answer else ()
+    return tokenizer.eos_ids if dialogue.lacks_end else ()
 
 
 def as_trajectory(demonstration: Demonstration, dialogue: Dialogue, *, end_ids: Sequence[int] = ()) -> Trajectory:
@@ -128,7 +128,7 @@ def as_trajectory(demonstration: Demonstration, dialogue: Dialogue, *, end_ids: 
     ``end_ids`` end the last action; a protocol without a closing answer tag needs them, since there the
     policy has to end its turn by itself. Raises ``ValueError`` when they are missing.
     """
-    if dialogue.protocol.braced_answer and not end_ids:
+    if dialogue.lacks_end and not end_ids:
         raise ValueError(f"protocol {dialogue.protocol.name} reads an answer when the turn ends: end_ids is needed")
     ids: list[int] = []
     mask: list[bool] = []

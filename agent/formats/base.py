@@ -27,6 +27,8 @@ class Format(ABC):
     """Strings that end the policy's turn; the model's end token does, too."""
     marks: tuple[str, ...]
     """Strings that no untrusted text may contain, special tokens aside."""
+    ends_turns: bool = False
+    """Whether ``written`` brings the token that ends a turn; otherwise an answer without a closing tag lacks it."""
     notices: tuple[str, ...] = ()
     """What a user should know of this format with this tokenizer."""
     beginning: tuple[int, ...] = ()

@@ -18,7 +18,7 @@ from agent.formats.calls import CallStyle, JsonCalls, Malformed, TaggedCalls, ch
 from agent.formats.chat_template import ChatTemplate
 from agent.formats.tags import tags_of
 from agent.neutral import ENCODINGS
-from agent.prompts import described_tools, tools_prompt
+from agent.prompts import described_tools, fill, tools_prompt
 from agent.protocol import Action
 from agent.records import Finish
 from agent.tokens import TokenCodec
@@ -29,6 +29,8 @@ MARKS = tuple(f"<{slash}{name}>" for name in ("tool_call", "tool_response", "too
 
 class ToolFormat(Format):
     """Raises ``UserError`` for a tokenizer whose chat template can't be used."""
+
+    ends_turns = True
 
     def __init__(self, codec: TokenCodec, config: AgentConfig, tools: Sequence[type[Tool]]) -> None:
         self.protocol = tags_of(config)
@@ -51,7 +53,7 @@ class ToolFormat(Format):
 
     def messages(self, question: str) -> list[dict[str, Any]]:
         """The messages of a question's prompt."""
-        return self._template.opening(self._system, self._user.replace("{question}", question))
+        return self._template.opening(self._system, fill(self._user, {"question": question}))
 
     def prompt(self, question: str) -> str:
         """See ``Format``."""
@@ -129,7 +131,7 @@ class ToolFormat(Format):
             return ()
         what = f"drops {self._template.dropped!r} from" if self._template.dropped else "rewrites"
         return (
-            f"agent.format=tools: {self._template.family}'s chat template {what} earlier turns; an episode keeps every "
+            f"{self._template.family}'s chat template {what} earlier turns; an episode keeps every "
             "token as the policy saw and wrote it",
         )
 

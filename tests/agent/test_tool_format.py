@@ -15,6 +15,7 @@ from agent.environment import Environment
 from agent.episode import MALFORMED_NOTICE, play
 from agent.errors import UserError
 from agent.formats.calls import JsonCalls, TaggedCalls
+from agent.protocol import PROTOCOLS
 from agent.records import Completion, Finish, Passage, Question, StopReason
 from agent.tokens import Tokenizer
 from agent.tools.base import Request
@@ -217,6 +218,24 @@ def test_an_expert_writes_calls_as_the_model_does(tokenizer, family):
     searching = tokenizer.decode(dialogue.action_ids("I look. <search> emma </search>"))
     assert searching == ("" if family == "llama" else "I look.\n") + call(family, "emma") + end
     assert tokenizer.decode(dialogue.action_ids("<answer> x</answer>", last=True)) == f"<answer> x</answer>{end}"
+
+
+@pytest.mark.parametrize("protocol", ["search", "autocoa"])
+def test_an_experts_trajectory_reads_like_an_episode(tokenizer, family, protocol):
+    from tasks.demonstrations import Demonstration, Move, answer_text, as_trajectory, end_ids, search_text
+
+    settings = config(protocol=protocol)
+    dialogue, tags = Dialogue.of(tokenizer, settings), PROTOCOLS[protocol]
+    found = asyncio.run(Shelf().search("emma", 1))
+    moves = Move(action=search_text(tags, "emma"), passages=found), Move(action=answer_text(tags, "x"))
+    expert = as_trajectory(
+        Demonstration(question=QUESTION, moves=moves), dialogue, end_ids=end_ids(dialogue, tokenizer)
+    )
+    played, _, _ = run(tokenizer, [call(family, "emma"), answer_text(tags, "x")], settings=settings)
+    assert (expert.answer, played.answer, expert.searches) == ("x", "x", 1)
+    assert expert.token_ids.tolist() == played.token_ids.tolist()
+    assert expert.action_mask.tolist() == played.action_mask.tolist()
+    assert expert.turns[0].calls == played.turns[0].calls
 
 
 def test_llamas_date_does_not_change_from_day_to_day(tmp_path):
