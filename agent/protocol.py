@@ -162,6 +162,16 @@ PROTOCOLS = {
             result_label="Result",
         ),
         TagProtocol(
+            name="search_r1",
+            search_open="<search>",
+            search_close="</search>",
+            result_open="<information>",
+            result_close="</information>",
+            answer_open="<answer>",
+            answer_close="</answer>",
+            result_label="Doc",
+        ),
+        TagProtocol(
             name="autocoa",
             search_open="<begin_search>",
             search_close="</end_search>",

@@ -118,6 +118,16 @@ def test_an_episode_opens_what_it_found(play_script):
     )
 
 
+def test_search_r1s_results_stand_between_its_own_tags(play_script):
+    played = play_script(
+        ["<search>Emma</search>", "<answer>x</answer>"], library=Shelf(), protocol="search_r1", top_k=1
+    )
+    assert '\n<information>\nDoc 1: "Emma"\npart 0\n</information>\n' in played.text
+    prompt = played.codec.decode(played.trajectory.prompt_ids)
+    assert "between <information> and </information>" in prompt
+    assert "<result>" not in prompt + played.text
+
+
 def test_without_the_tool_its_tags_are_text(play_script):
     t = play_script(["<open>Emma</open>"], library=Shelf()).trajectory
     assert (t.stop_reason, t.turns[0].calls) == (StopReason.NO_ACTION, ())
