@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import types
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from agent.config import AgentConfig, SelectivityConfig
+from agent.dialogue import Dialogue
 from agent.environment import Environment
 from agent.errors import RetrievalError, ToolError, UserError
 from agent.records import Call, Passage, Repeat, StopReason, Turn
 from agent.tools.base import Request, Result, Situation, Tool
 from agent.tools.catalogue import tool_classes, tool_names
 from agent.tools.search import LIMIT_NOTICE, REPEAT_NOTICES
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -127,6 +132,35 @@ def test_a_tool_sees_its_own_earlier_calls():
     before = turn(Call(tool="count", argument="x")), searched("a")
     response, _ = respond(ask("four", tool="count"), *before, tools=("search", f"{__name__}:Count"))
     assert response.results[0].text == "4 letters, 1 counts before"
+
+
+# --- a tool of somebody's own, as the docs have it ----------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["<years>1775-1817</years>", "<years>long</years>"])
+def test_the_docs_tool_works_from_a_package_of_ones_own(call, tmp_path, monkeypatch, play_script):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "agent.md").read_text(), re.DOTALL)
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "tools.py").write_text(example)
+    monkeypatch.syspath_prepend(tmp_path)
+    played = play_script([call, "<answer>42</answer>"], tools=["search", "my_package.tools:Years"])
+    t = played.trajectory
+    assert (t.answer, t.searches, [c.tool for c in t.turns[0].calls]) == ("42", 0, ["years"])
+    shown = "Write two years, such as 1775-1817." if "long" in call else "42 years"
+    assert f"\n<result>\n{shown}\n</result>\n" in played.text
+    assert "<years> span </years>: Says how many years" in played.codec.decode(t.prompt_ids)
+
+
+def test_a_tool_whose_arguments_no_tag_can_hold_needs_the_other_format(codec, monkeypatch):
+    module = types.ModuleType("a_module_with_two_arguments")
+    two = {name: {"type": "string", "description": name} for name in ("one", "two")}
+    module.Two = type("Two", (Count,), {"name": "two", "parameters": two})
+    module.Answer = type("Answer", (Count,), {"name": "answer"})
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    with pytest.raises(UserError, match=r"'two' takes other arguments than one text.*agent\.format=tools"):
+        Dialogue.of(codec, AgentConfig(tools=[f"{module.__name__}:Two"]))
+    with pytest.raises(UserError, match="the tags of 'answer' have another meaning"):
+        Dialogue.of(codec, AgentConfig(tools=[f"{module.__name__}:Answer"]))
 
 
 # --- which tools there are ---------------------------------------------------------------------------
