@@ -22,10 +22,10 @@ from actors.reports import StepReport, Unsound
 from actors.run_state import TRAINING
 from actors.weights import Published
 from agent.config import AgentConfig
+from agent.dialogue import Dialogue
 from agent.errors import UserError
 from agent.groups import Group
 from agent.pool.batches import TakenBatch
-from agent.protocol import Dialogue
 from agent.records import Trajectory
 from agent.seeding import inject
 from agent.seeds import derive_seed

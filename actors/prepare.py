@@ -13,8 +13,10 @@ from pathlib import Path
 from actors.evidence import check_evidence
 from actors.prompts import playable
 from agent.config import AgentConfig
-from agent.errors import UserError, one_of, shortened
-from agent.protocol import PROTOCOLS, Dialogue
+from agent.dialogue import Dialogue
+from agent.errors import UserError, shortened
+from agent.formats.tags import tags_of
+from agent.prompts import prompt_text
 from agent.records import Question
 from agent.rewards.scorer import Scorer
 from agent.tokens import Tokenizer
@@ -52,14 +54,13 @@ def look(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> T
     ``say`` is told of what takes long. Raises ``UserError`` for bad data, an unknown protocol or reward, or wrong
     expert trajectories.
     """
-    one_of(config.agent.protocol, PROTOCOLS, "agent.protocol")
-    Scorer(config.reward, PROTOCOLS[config.agent.protocol])  # the workers make theirs when it is late to complain
+    Scorer(config.reward, tags_of(config.agent))  # the workers make theirs when it is late to complain
     task = load(config.data, config.seed, config.cache)
     experts: list[Question] = []
     notices = list(task.notices)
     if config.data.experts is not None:
         _expert_demonstrations(config, task)
-        written, said = task.file_of_experts(PROTOCOLS[config.agent.protocol])
+        written, said = task.file_of_experts(tags_of(config.agent))
         experts = [expert.question for expert in written]
         notices += said
     notices += check_evidence(config, task, experts, say)
@@ -115,7 +116,7 @@ def _skeleton(config: RunConfig, task: Task, run_dir: Path) -> Path:
     One that an earlier run left here may be half of it, or of other settings.
     """
     folder = run_dir / "model"
-    protocol = PROTOCOLS[config.agent.protocol]
+    protocol = tags_of(config.agent)
     with tempfile.TemporaryDirectory(prefix=".model-", dir=run_dir) as aside:
         made = train(
             task.tokenizer_text(protocol, config.agent.top_k),
@@ -150,7 +151,7 @@ def _expert_demonstrations(
     config: RunConfig, task: Task
 ) -> tuple[tuple[Demonstration, ...], tuple[Demonstration, ...]]:
     """The seeding's experts, and those of a file that the supervised warm start will read."""
-    protocol, top_k = PROTOCOLS[config.agent.protocol], config.agent.top_k
+    protocol, top_k = tags_of(config.agent), config.agent.top_k
     seeding = config.algorithm.seeding
     experts = task.experts(protocol, top_k, seeding.experts, config.seed) if seeding.steps else ()
     imitated = task.demonstrations(protocol, top_k) if config.data.experts and config.algorithm.warm_start.steps else ()
@@ -168,6 +169,7 @@ def _warm_start_key(config: RunConfig, model_path: str) -> str:
         "data": asdict(config.data),
         "agent": asdict(config.agent),
     }
+    settings["prompt"] = prompt_text(config.agent)
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=12)
     files = [Path(model_path) / name for name in ("tokenizer.json", "config.json")]
     if config.data.experts is not None:

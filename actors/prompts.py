@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from agent.dialogue import Dialogue
 from agent.errors import UserError
-from agent.protocol import Dialogue
 from agent.records import Question
 from agent.tokens import Tokenizer
 from tasks.load import Task
@@ -71,4 +71,10 @@ def playable(task: Task, dialogue: Dialogue, tokenizer: Tokenizer, limit: int) -
     strict = task.config.strict
     train, of_train = short_enough(task.train, "training", dialogue, tokenizer, limit, strict=strict)
     held_out, of_held_out = short_enough(task.eval, "held-out", dialogue, tokenizer, limit, strict=strict)
-    return replace(task, train=train, eval=held_out, notices=(*task.notices, *of_train, *of_held_out))
+    notices = (*task.notices, *of_train, *of_held_out, *of_format(dialogue))
+    return replace(task, train=train, eval=held_out, notices=notices)
+
+
+def of_format(dialogue: Dialogue) -> tuple[Notice, ...]:
+    """What there is to say of episodes with this model's tokenizer."""
+    return tuple(Notice(kind="format", text=text) for text in dialogue.notices)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.evidence import missing_documents
-from actors.prompts import short_enough
+from actors.prompts import of_format, short_enough
+from agent.dialogue import Dialogue
 from agent.errors import UserError
 from agent.inference.evaluation import subset
-from agent.protocol import Dialogue
 from agent.records import Question
 from agent.tokens import Tokenizer
 from conf.schema import RunConfig
@@ -42,10 +42,11 @@ def asked(config: RunConfig, task: Task, checkpoint: Path, say: Callable[[str], 
     what, choose = ("development", _development) if config.mode == "calibrate" else ("held-out", _held_out)
     chosen = choose(config, task, checkpoint)
     tokenizer = Tokenizer(checkpoint)
+    dialogue = Dialogue.of(tokenizer, config.agent)
     questions, long = short_enough(
         chosen.questions,
         what,
-        Dialogue.of(tokenizer, config.agent),
+        dialogue,
         tokenizer,
         config.agent.max_prompt_tokens,
         strict=config.data.strict,
@@ -56,7 +57,7 @@ def asked(config: RunConfig, task: Task, checkpoint: Path, say: Callable[[str], 
     return Asked(
         questions=questions,
         about=chosen.about.replace("{n}", f"{len(questions):,}", 1),
-        notices=(*task.notices, *chosen.notices, *long, *lacking),
+        notices=(*task.notices, *chosen.notices, *long, *lacking, *of_format(dialogue)),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,15 @@ class RetrievalActor:
     async def search_many(self, queries: list[str], k: int) -> list[tuple[Passage, ...] | str]:
         """For each query its top ``k`` passages, or the reason for which it failed, as text."""
         await self.start()
-        results = await asyncio.gather(*(self._service.search(q, k) for q in queries), return_exceptions=True)
+        return await self._all([self._service.search(query, k) for query in queries])
+
+    async def following_many(self, document_ids: list[str], k: int) -> list[tuple[Passage, ...] | str]:
+        """The same for the ``k`` passages after each of ``document_ids``."""
+        await self.start()
+        return await self._all([self._service.following(d, k) for d in document_ids])
+
+    async def _all(self, asked: list[Coroutine[Any, Any, tuple[Passage, ...]]]) -> list[tuple[Passage, ...] | str]:
+        results = await asyncio.gather(*asked, return_exceptions=True)
         answers: list[tuple[Passage, ...] | str] = []
         for result in results:
             if isinstance(result, RetrievalError):
@@ -70,22 +79,30 @@ class RemoteSearcher:
         self._actors = actors
         self._next = 0
         self._timeout_s = timeout_s
-        self._waiting: dict[int, list[tuple[str, asyncio.Future[tuple[Passage, ...]]]]] = {}
+        self._waiting: dict[tuple[str, int], list[tuple[str, asyncio.Future[tuple[Passage, ...]]]]] = {}
+        """By the actor's method and k."""
         self._calls: set[asyncio.Task[None]] = set()
 
     async def search(self, query: str, k: int) -> tuple[Passage, ...]:
-        """See ``agent.episode.Searcher``."""
+        """See ``agent.tools.base.Searcher``."""
+        return await self._ask("search_many", query, k)
+
+    async def following(self, document_id: str, k: int) -> tuple[Passage, ...]:
+        """See ``agent.tools.base.Searcher``."""
+        return await self._ask("following_many", document_id, k)
+
+    async def _ask(self, method: str, text: str, k: int) -> tuple[Passage, ...]:
         future: asyncio.Future[tuple[Passage, ...]] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(k, []).append((query, future))
+        self._waiting.setdefault((method, k), []).append((text, future))
         if not self._calls:
             self._send()
         return await future
 
     def _send(self) -> None:
-        for k, requests in self._waiting.items():
+        for (method, k), requests in self._waiting.items():
             actor = self._actors[self._next % len(self._actors)]
             self._next += 1
-            call = asyncio.get_running_loop().create_task(self._call(actor, k, requests))
+            call = asyncio.get_running_loop().create_task(self._call(getattr(actor, method), k, requests))
             self._calls.add(call)
             call.add_done_callback(self._done)
         self._waiting = {}
@@ -95,12 +112,10 @@ class RemoteSearcher:
         if self._waiting:
             self._send()
 
-    async def _call(self, actor: Any, k: int, requests: list[tuple[str, asyncio.Future[Any]]]) -> None:
+    async def _call(self, method: Any, k: int, requests: list[tuple[str, asyncio.Future[Any]]]) -> None:
         try:
             # The service has its own time-out; this one is for an actor that no longer answers at all.
-            answers = await asyncio.wait_for(
-                actor.search_many.remote([query for query, _ in requests], k), self._timeout_s + 10
-            )
+            answers = await asyncio.wait_for(method.remote([text for text, _ in requests], k), self._timeout_s + 10)
         except (ray.exceptions.RayError, TimeoutError) as error:
             answers = [f"the retrieval actor failed: {type(error).__name__}"] * len(requests)
         for (_, future), answer in zip(requests, answers, strict=True):

@@ -24,11 +24,12 @@ from actors.process import log_to
 from actors.retrieval import RemoteSearcher
 from actors.weights import CHANNELS, NcclChannel, Published
 from agent.config import AgentConfig, GroupConfig, RewardConfig
+from agent.dialogue import Dialogue
+from agent.environment import Environment
 from agent.errors import Fault, shortened
 from agent.group import Player
 from agent.inference.evaluation import EvalRow, evaluate
 from agent.inference.infer import Inference, Inferred, infer
-from agent.protocol import Dialogue
 from agent.records import Question
 from agent.rewards.scorer import Scorer
 from agent.strategies import STRATEGIES, Strategy
@@ -98,14 +99,14 @@ class RolloutWorker:
         except Exception as error:
             traceback.print_exc()  # vLLM's own errors are pages long, and some can't leave this process
             raise Fault(f"vLLM can't start: {type(error).__name__}: {shortened(error)}") from None
+        searcher = RemoteSearcher(
+            nearest(self._retrieval, ray.get_runtime_context().get_node_id()), timeout_s=settings.retrieval_timeout_s
+        )
         self._player = Player(
             dialogue=self._dialogue,
             config=agent,
             generator=self._engine,
-            searcher=RemoteSearcher(
-                nearest(self._retrieval, ray.get_runtime_context().get_node_id()),
-                timeout_s=settings.retrieval_timeout_s,
-            ),
+            environment=Environment.of(agent, searcher),
             scorer=Scorer(settings.reward, self._dialogue.protocol),
         )
         return True

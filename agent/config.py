@@ -12,12 +12,23 @@ from agent.settings import PATH
 class AgentConfig:
     """How an episode is played."""
 
+    format: str = "tags"
+    """``tags``, or ``tools``: the model's own tool-calling format, through its chat template."""
     protocol: str = "search"
-    """Tag set: ``search`` or ``autocoa``."""
-    prompt: str = "instruct"
-    """Prompt template in ``agent/protocol.py``: ``instruct`` explains the tags, ``plain`` does not."""
+    """Tag set: ``search``, ``search_r1`` or ``autocoa``. With ``format=tools`` its answer tags count, and experts write
+    the others."""
+    prompt: str = field(default="instruct", metadata=PATH)
+    """``instruct`` explains the tools and tags, ``plain`` does not; or a file of your own (``agent/prompts.py``)."""
+    tools: list[str] = field(default_factory=lambda: ["search"])
+    """What the policy may call: files of ``agent/tools/``, or import paths of your own, ``my_package.tools:MyTool``."""
+    max_parallel: int = 1
+    """Most calls in one turn; above 1 a tag holds one query per line."""
     chat: bool = True
     """Wrap the prompt in the tokenizer's chat template."""
+    thinking: bool | None = None
+    """``enable_thinking`` of the chat template (Qwen3); null leaves it to the template."""
+    malformed: str = "stop"
+    """What a malformed call does: ``stop`` ends the episode, ``notice`` says what is wrong with it."""
     top_k: int = 3
     """Passages per search."""
     max_searches: int = 10
@@ -39,9 +50,14 @@ class AgentConfig:
         return self.max_prompt_tokens + self.max_response_tokens
 
     def __post_init__(self) -> None:
+        one_of(self.format, ("tags", "tools"), "agent.format")
+        one_of(self.malformed, ("stop", "notice"), "agent.malformed")
+        if self.format == "tools" and not self.chat:
+            raise UserError("agent.format=tools is a chat: set agent.chat=true, or agent.format=tags")
         for name in (
             "top_k",
             "max_searches",
+            "max_parallel",
             "max_new_tokens_first",
             "max_new_tokens",
             "max_prompt_tokens",

@@ -1,4 +1,4 @@
-"""The episode loop: one attempt at a question over two ports, generate and search.
+"""The episode loop: generate, parse, let the environment respond, append; one attempt at a question.
 
 Token in, token out: the prompt is encoded once, sampled ids are appended as the engine returned
 them, observations are appended as their own masked ids. Sampled text is decoded only to read the
@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from agent.answers import normalise
 from agent.config import AgentConfig, SelectivityConfig
-from agent.errors import GenerationError, RetrievalError, UserError
-from agent.protocol import LIMIT_NOTICE, REPEAT_NOTICES, Dialogue
-from agent.records import NO_VERSION, Completion, Finish, Passage, Question, Repeat, StopReason, Trajectory, Turn
+from agent.dialogue import Dialogue
+from agent.environment import Environment
+from agent.errors import GenerationError, UserError
+from agent.records import NO_VERSION, Completion, Finish, Question, StopReason, Trajectory, Turn
 from agent.seeds import derive_seed
+from agent.tools.base import Result, Situation
+
+MALFORMED_NOTICE = "This can't be carried out: {why}."
 
 
 class Generator(Protocol):
@@ -29,13 +32,6 @@ class Generator(Protocol):
 
     async def score(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> float:
         """Log-probability that ``token_ids`` follow, at temperature 1. Raises ``GenerationError``."""
-
-
-class Searcher(Protocol):
-    """The retriever, as an episode sees it."""
-
-    async def search(self, query: str, k: int) -> tuple[Passage, ...]:
-        """The top ``k`` passages, possibly none. Raises ``RetrievalError`` when it can't tell."""
 
 
 class Watcher(Protocol):
@@ -59,8 +55,8 @@ class Prefix:
     def __post_init__(self) -> None:
         if not 0 <= self.turns <= len(self.trajectory.turns):
             raise ValueError(f"a cut after {self.turns} of {len(self.trajectory.turns)} turns")
-        if not all(turn.searched for turn in self.kept):
-            raise ValueError(f"a cut after {self.turns} turns, not all of which are answered searches")
+        if not all(turn.observed for turn in self.kept):
+            raise ValueError(f"a cut after {self.turns} turns, not all of which were answered")
 
     @property
     def kept(self) -> tuple[Turn, ...]:
@@ -113,7 +109,7 @@ async def play(
     dialogue: Dialogue,
     config: AgentConfig,
     generator: Generator,
-    searcher: Searcher,
+    environment: Environment,
     temperature: float,
     seed: int,
     start: Prefix | None = None,
@@ -140,10 +136,8 @@ async def play(
     response = _Response() if start is None else _Response.of(start)
     inherited = len(response.ids)
     turns: list[Turn] = [] if start is None else [*start.kept]
-    searches = len(turns)
     search_limit = config.max_searches if max_searches is None else max_searches
     selective = selectivity or SelectivityConfig()
-    notified = False
 
     def finish(reason: StopReason, fault: str = "") -> Trajectory:
         return Trajectory(
@@ -169,7 +163,7 @@ async def play(
             completion = await generator.generate(
                 context,
                 max_new_tokens=min(limit, room),
-                stop=dialogue.protocol.stop,
+                stop=dialogue.stop,
                 temperature=temperature,
                 seed=derive_seed(seed, len(turns)),
             )
@@ -179,43 +173,36 @@ async def play(
         response.act(completion)
         end = len(response.ids)
         text = dialogue.codec.decode(completion.token_ids)
-        action = dialogue.protocol.parse(text)
+        action = dialogue.parse(text, completion.finish)
 
-        if action.query is None:
-            turns.append(Turn(action_start=begin, action_end=end, observation_end=end, text=text, answer=action.answer))
+        if not action.requests:
+            notice: list[int] = []
+            if action.malformed and config.malformed == "notice":
+                said = Result(notice=MALFORMED_NOTICE.format(why=action.malformed))
+                notice = dialogue.results_ids([said], last=response.ids[-1])
+                fits = end + len(notice) < config.max_response_tokens
+                response.observe(notice if fits else ())
+            at = len(response.ids)
+            turns.append(Turn(action_start=begin, action_end=end, observation_end=at, text=text, answer=action.answer))
+            if notice:
+                if turns[-1].observed:
+                    continue
+                return finish(StopReason.RESPONSE_TOKENS)
             if action.answer is not None:
                 return finish(StopReason.ANSWERED)
             if completion.finish is Finish.LENGTH:
                 return finish(StopReason.RESPONSE_TOKENS if room <= limit else StopReason.TURN_TOKENS)
-            closed = any(tag in text for tag in dialogue.protocol.stop)
-            return finish(StopReason.MALFORMED if closed else StopReason.NO_ACTION)
+            return finish(StopReason.MALFORMED if action.malformed else StopReason.NO_ACTION)
 
-        passages: tuple[Passage, ...] = ()
-        reason: StopReason | None = None
-        repeat: Repeat | None = None
-        fault = ""
-        observation: list[int] = []
-        if notified:
-            reason = StopReason.SEARCH_LIMIT
-        elif searches >= search_limit:
-            observation, notified = dialogue.notice_ids(LIMIT_NOTICE), True
-        else:
-            searches += 1
-            if selective.queries and _asked_before(action.query, turns):
-                repeat = Repeat.QUERY
-            else:
-                try:
-                    passages = await searcher.search(action.query, config.top_k)
-                    observation = dialogue.observation_ids(passages)
-                except RetrievalError as error:
-                    reason, fault = StopReason.RETRIEVAL_FAILED, str(error)
-                if selective.evidence and passages and _shown_before(passages, turns):
-                    repeat = Repeat.EVIDENCE
-            if repeat is not None:
-                observation = dialogue.notice_ids(REPEAT_NOTICES[repeat])
-        if observation and len(response.ids) + len(observation) >= config.max_response_tokens:
-            # No room for one more action: the policy never acts on these passages, so they are no evidence.
-            reason, observation, passages, repeat = StopReason.RESPONSE_TOKENS, [], (), None
+        given = await environment.respond(
+            action.requests, Situation(turns=turns, max_searches=search_limit, selectivity=selective)
+        )
+        results, stop = given.results, given.stop
+        observation = [] if stop else dialogue.results_ids(results, last=response.ids[-1])
+        if not stop and end + len(observation) >= config.max_response_tokens:
+            # No room for one more action: the policy never acts on these results, so they are no evidence.
+            stop, observation = StopReason.RESPONSE_TOKENS, []
+            results = tuple(result.unseen() for result in results)
         response.observe(observation)
         turns.append(
             Turn(
@@ -223,20 +210,8 @@ async def play(
                 action_end=end,
                 observation_end=len(response.ids),
                 text=text,
-                query=action.query,
-                document_ids=tuple(p.id for p in passages),
-                titles=tuple(p.title for p in passages),
-                refused=notified,
-                repeat=repeat,
+                calls=tuple(r.call(request) for r, request in zip(results, action.requests, strict=True)),
             )
         )
-        if reason is not None:
-            return finish(reason, fault)
-
-
-def _asked_before(query: str, turns: Sequence[Turn]) -> bool:
-    return normalise(query) in {normalise(turn.query) for turn in turns if turn.query is not None}
-
-
-def _shown_before(passages: Sequence[Passage], turns: Sequence[Turn]) -> bool:
-    return {p.id for p in passages} <= {d for turn in turns for d in turn.document_ids}
+        if stop is not None:
+            return finish(stop, given.fault)

@@ -18,7 +18,11 @@ class Fault(RuntimeError):
     """Something broke that the user didn't ask for. ``launch.py`` exits 1 and says where it broke."""
 
 
-class RetrievalError(Fault):
+class ToolError(Fault):
+    """A tool could not answer. It excludes the trajectory from its group."""
+
+
+class RetrievalError(ToolError):
     """A search could not be answered. It excludes the trajectory; it is never an empty result."""
 
 

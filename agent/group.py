@@ -10,9 +10,10 @@ import time
 from dataclasses import dataclass
 
 from agent.config import AgentConfig, SelectivityConfig
-from agent.episode import Generator, Prefix, Searcher, Watcher, play
+from agent.dialogue import Dialogue
+from agent.environment import Environment
+from agent.episode import Generator, Prefix, Watcher, play
 from agent.groups import Group
-from agent.protocol import Dialogue
 from agent.records import Question, Trajectory
 from agent.rewards.scorer import Scored, Scorer
 from agent.seeds import derive_seed
@@ -26,7 +27,7 @@ class Player:
     dialogue: Dialogue
     config: AgentConfig
     generator: Generator
-    searcher: Searcher
+    environment: Environment
     scorer: Scorer
 
     async def episode(
@@ -46,7 +47,7 @@ class Player:
             dialogue=self.dialogue,
             config=self.config,
             generator=self.generator,
-            searcher=self.searcher,
+            environment=self.environment,
             temperature=temperature,
             seed=seed,
             start=start,

@@ -23,6 +23,9 @@ BoolArray = npt.NDArray[np.bool_]
 MAX_REWARD = 1.0
 """The most that a trajectory can earn; an expert's is worth exactly this."""
 
+SEARCH = "search"
+"""The name of the search tool, whose calls are counted as searches."""
+
 NO_VERSION = -1
 """Policy version of a token that the policy did not sample (an observation, or an expert's action)."""
 
@@ -46,6 +49,8 @@ class StopReason(StrEnum):
     """At inference: a probe answer was confident enough, and is the answer (``agent/inference/early_exit.py``)."""
     RETRIEVAL_FAILED = "retrieval_failed"
     """Fault: a search failed or timed out."""
+    TOOL_FAILED = "tool_failed"
+    """Fault: a tool other than the search failed."""
     GENERATION_FAILED = "generation_failed"
     """Fault: the engine failed, or its token stream ended without a finish reason."""
     REWARD_FAILED = "reward_failed"
@@ -54,7 +59,12 @@ class StopReason(StrEnum):
     @property
     def is_fault(self) -> bool:
         """A fault says nothing about the policy: its trajectory is excluded from the group."""
-        return self in (StopReason.RETRIEVAL_FAILED, StopReason.GENERATION_FAILED, StopReason.REWARD_FAILED)
+        return self in (
+            StopReason.RETRIEVAL_FAILED,
+            StopReason.TOOL_FAILED,
+            StopReason.GENERATION_FAILED,
+            StopReason.REWARD_FAILED,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,6 +146,25 @@ class Repeat(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """One call of a tool by the policy, and what became of it."""
+
+    tool: str
+    argument: str
+    """What it was called with: a search's query; JSON where a tool takes several arguments."""
+    document_ids: tuple[str, ...] = ()
+    titles: tuple[str, ...] = ()
+    refused: bool = False
+    """It came after the tool's limit: what answers it, if anything, is the notice that none is left."""
+    repeat: Repeat | None = None
+    """A notice that the search repeats what is there answered it."""
+
+    def __post_init__(self) -> None:
+        if len(self.document_ids) != len(self.titles):
+            raise ValueError("a call needs one title per document id")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
     """One action of the policy and the observation that answered it, as spans of the response.
 
@@ -149,26 +178,59 @@ class Turn:
     observation_end: int
     text: str
     """The action as text, for people and metrics; never encoded again."""
-    query: str | None = None
     answer: str | None = None
-    document_ids: tuple[str, ...] = ()
-    titles: tuple[str, ...] = ()
-    refused: bool = False
-    """The query came after the last search: what answers it, if anything, is the notice that none is left."""
-    repeat: Repeat | None = None
-    """A notice that the search repeats what is there answered it."""
+    calls: tuple[Call, ...] = ()
+    """What the turn asks of tools, in the order in which it is answered."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.action_start <= self.action_end <= self.observation_end:
             raise ValueError(f"turn spans out of order: {self.action_start}, {self.action_end}, {self.observation_end}")
-        if len(self.document_ids) != len(self.titles):
-            raise ValueError("a turn needs one title per document id")
+
+    @property
+    def observed(self) -> bool:
+        """Whether the environment answered the turn, be it with a notice."""
+        return self.observation_end > self.action_end
+
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """What the turn searches for."""
+        return tuple(call.argument for call in self.calls if call.tool == SEARCH)
+
+    @property
+    def query(self) -> str | None:
+        """The first of ``queries``, or None."""
+        return next(iter(self.queries), None)
+
+    @property
+    def answered(self) -> tuple[Call, ...]:
+        """The calls that their tool was asked for and the environment answered."""
+        asked = (c for c in self.calls if not c.refused and c.repeat is not Repeat.QUERY)
+        return tuple(asked) if self.observed else ()
+
+    @property
+    def searches(self) -> int:
+        """How many of these are searches."""
+        return sum(call.tool == SEARCH for call in self.answered)
 
     @property
     def searched(self) -> bool:
-        """Whether the turn is a search that the retriever was asked and the environment answered."""
-        answered = self.query is not None and self.observation_end > self.action_end
-        return answered and not self.refused and self.repeat is not Repeat.QUERY
+        """Whether the retriever was asked, and the environment answered."""
+        return self.searches > 0
+
+    @property
+    def document_ids(self) -> tuple[str, ...]:
+        """What all calls of the turn retrieved."""
+        return tuple(d for call in self.calls for d in call.document_ids)
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """The titles of ``document_ids``."""
+        return tuple(t for call in self.calls for t in call.titles)
+
+    @property
+    def refused(self) -> bool:
+        """Whether a call came after its tool's limit."""
+        return any(call.refused for call in self.calls)
 
 
 def _frozen(array: npt.NDArray, dtype: type) -> npt.NDArray:
@@ -264,11 +326,11 @@ class Trajectory:
     @property
     def searches(self) -> int:
         """Searches that the environment answered."""
-        return sum(turn.searched for turn in self.turns)
+        return sum(turn.searches for turn in self.turns)
 
     def repeats(self, what: Repeat) -> int:
         """Searches that a notice answered, by what they would have repeated."""
-        return sum(turn.repeat is what for turn in self.turns)
+        return sum(call.repeat is what for turn in self.turns for call in turn.calls)
 
     @property
     def action_tokens(self) -> int:

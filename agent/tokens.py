@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +33,19 @@ class TokenCodec(Protocol):
 
     def chat(self, user: str) -> str:
         """``user`` as the first message of a conversation, up to where the assistant starts."""
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        """A conversation in the model's chat template, up to where the assistant starts.
+
+        ``tools`` are JSON schemas, ``options`` variables of the template. Raises ``UserError`` for a template that is
+        missing or fails.
+        """
 
 
 SAMPLE = "Question: Who wrote Emma in 1815?\nAnswer: Jane Austen."
@@ -123,16 +136,32 @@ class Tokenizer:
         return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def chat(self, user: str) -> str:
+        return self.render([{"role": "user", "content": user}])
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
         if not self._tokenizer.chat_template:
-            raise UserError("agent.chat=true, but this model's tokenizer has no chat template; set agent.chat=false")
+            raise UserError(
+                "agent.chat=true, but this model's tokenizer has no chat template; set agent.chat=false and "
+                "agent.format=tags"
+            )
         try:
             return self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True
+                [dict(message) for message in messages],
+                tools=[dict(tool) for tool in tools] or None,
+                tokenize=False,
+                add_generation_prompt=True,
+                **(options or {}),
             )
         except Exception as error:  # a template is a program
             raise UserError(
                 f"{self._given}: its chat template fails ({type(error).__name__}: {shortened(error)}); mend it or set "
-                "agent.chat=false"
+                "agent.chat=false and agent.format=tags"
             ) from error
 
     def save(self, path: str | Path) -> None:

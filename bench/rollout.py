@@ -43,6 +43,7 @@ sys.path.insert(0, str(ROOT))
 from actors.engine import Engine  # noqa: E402
 from actors.process import QUIET  # noqa: E402
 from agent.config import AgentConfig, RewardConfig  # noqa: E402
+from agent.environment import Environment  # noqa: E402
 from agent.group import Player, play_group  # noqa: E402
 from agent.protocol import PROTOCOLS, Dialogue  # noqa: E402
 from agent.records import Completion, Passage  # noqa: E402
@@ -142,7 +143,13 @@ class Bench:
         return clock, [list(chain) for n in novices for chain in zip(*n.turns, strict=True)]
 
     async def _group(self, number: int, novice: Novice, round_: int) -> None:
-        player = Player(dialogue=self.dialogue, config=AGENT, generator=novice, searcher=novice, scorer=self.scorer)
+        player = Player(
+            dialogue=self.dialogue,
+            config=AGENT,
+            generator=novice,
+            environment=Environment.of(AGENT, novice),
+            scorer=self.scorer,
+        )
         ticket = Ticket(claim_id=number, query=number, batch=round_, order=number, seed=1000 * round_ + number)
         group = await play_group(player, self.shown[number].question, ticket, size=GROUP_SIZE, worker="bench")
         assert not group.excluded, group.excluded[0].fault

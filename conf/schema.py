@@ -15,10 +15,11 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from agent.config import AgentConfig, BudgetConfig, ExitConfig, GroupConfig, RewardConfig, SelectivityConfig
 from agent.errors import UserError, one_of
+from agent.formats.tags import tags_of
 from agent.inference.infer import Inference
 from agent.pool.budgets import SearchBudget
 from agent.pool.rules.base import PoolRule, rule_class, rule_names
-from agent.protocol import PROMPTS, PROTOCOLS
+from agent.prompts import prompt_text
 from agent.rewards.scorer import Scorer
 from agent.settings import KIND, PATH, SENTENCE
 from agent.simulation.policies import SimulationConfig
@@ -94,10 +95,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         one_of(self.mode, MODES, "mode")
-        one_of(self.agent.protocol, PROTOCOLS, "agent.protocol")
-        one_of(self.agent.prompt, PROMPTS, "agent.prompt")
+        prompt_text(self.agent)  # knows its prompts, and reads a file
         one_of(self.group.strategy, STRATEGIES, "group.strategy")
-        scorer = Scorer(self.reward, PROTOCOLS[self.agent.protocol])  # knows its outcomes and gates
+        scorer = Scorer(self.reward, tags_of(self.agent))  # knows its outcomes and gates
         if scorer.groupwise and self.group.strategy == "continuation":
             raise UserError(
                 f"reward.outcome={self.reward.outcome} judges the trajectories of a group by one another, and "

@@ -23,11 +23,13 @@ import numpy as np
 import torch
 
 from agent.config import AgentConfig, RewardConfig
+from agent.dialogue import Dialogue
+from agent.environment import Environment
 from agent.group import Player, play_group
 from agent.groups import Group
 from agent.pool.query_pool import QueryPool
 from agent.pool.rules.base import rule_class
-from agent.protocol import PROTOCOLS, Dialogue
+from agent.protocol import PROTOCOLS
 from agent.records import Completion, Finish, Passage, Question
 from agent.rewards.scorer import Scorer
 from agent.tokens import Tokenizer
@@ -65,6 +67,9 @@ class World:
 
     async def search(self, query: str, k: int) -> tuple[Passage, ...]:
         return self.find(query)
+
+    async def following(self, document_id: str, k: int) -> tuple[Passage, ...]:
+        return ()  # a document is one passage here
 
     def novice(self, question: Question, searches: int) -> Demonstration:
         """An episode to imitate; after one search the novice answers with the first teacher, which is wrong."""
@@ -122,7 +127,8 @@ async def main(folder: Path, steps: int, seed: int, vllm: bool) -> None:
     policy, tokenizer, dialogue = beginner(folder, seed)
     engine: Any = start_vllm(policy, folder, seed) if vllm else Sampler(policy, tokenizer)
     scorer = Scorer(RewardConfig(), TAGS)
-    player = Player(dialogue=dialogue, config=AGENT, generator=engine, searcher=world, scorer=scorer)
+    tools = Environment.of(AGENT, world)
+    player = Player(dialogue=dialogue, config=AGENT, generator=engine, environment=tools, scorer=scorer)
     rule = rule_class("recycle")(batch_questions=8, group_size=K)
     pool: QueryPool[Group] = QueryPool([q.id for q in world.questions], rule, seed=seed)
     algorithm = AlgorithmConfig(steps=steps, optimizer=OptimizerConfig(lr=1e-3, betas=[0.9, 0.95]))

@@ -21,6 +21,14 @@ class Backend(Protocol):
         """
         ...
 
+    def following_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
+        """For each passage, in order, the at most ``k`` ones that come after it in the same document
+        (``retrieval_service.corpus.document_of``), in the order of the corpus.
+
+        An exception, such as for an id that isn't there, fails the whole batch.
+        """
+        ...
+
     def close(self) -> None:
         """Lets go of files; called once, last."""
         ...

@@ -10,7 +10,7 @@ from agent.errors import RetrievalError, UserError
 from agent.records import Passage
 from retrieval_service import jvm
 from retrieval_service.config import RetrievalConfig
-from retrieval_service.corpus import parse_record
+from retrieval_service.corpus import document_of, parse_record
 from retrieval_service.index import check_index, first_line
 from retrieval_service.lru import Lru
 
@@ -34,6 +34,8 @@ class Bm25:
         except self._java_error as error:
             raise UserError(f"{index}: Lucene cannot open it ({first_line(error)}); build it again") from error
         self._documents: int = self._searcher.get_total_num_docs()
+        self._index = index
+        self._reader: Any = None
         self._passages: Lru[str, Passage] = Lru(KEPT_PASSAGES)
         self._array_list = jvm.java_class("java.util.ArrayList")
         self._threads = config.threads
@@ -95,7 +97,40 @@ class Bm25:
             self._passages.put(passage.id, passage)
         return Passage(id=passage.id, title=passage.title, text=passage.text, score=hit.score)
 
+    def following_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
+        """For each passage its at most ``k`` successors of the same document, in the corpus's order; score 0.
+
+        Lucene numbers the lines of a corpus in their order, as long as one writer's run; where two runs of a very
+        large corpus meet within a document, it seems to end there. Raises ``ValueError`` for ``k < 1`` and
+        ``RetrievalError`` for an id that the index doesn't hold, or if Lucene fails.
+        """
+        if k < 1:
+            raise ValueError(f"k={k}: must be at least 1")
+        utils = jvm.java_class("io.anserini.index.IndexReaderUtils")
+        try:
+            if self._reader is None:
+                self._reader = utils.getReader(str(self._index))
+            return [self._following(utils, document_id, k) for document_id in document_ids]
+        except self._java_error as error:
+            raise RetrievalError(f"Lucene: {first_line(error)}") from error
+
+    def _following(self, utils: Any, document_id: str, k: int) -> tuple[Passage, ...]:
+        raw = self._searcher.doc_raw(document_id)
+        if raw is None:
+            raise RetrievalError(f"the index holds no passage {document_id!r}")
+        document = document_of(parse_record(raw))
+        at: int = utils.convertDocidToLuceneDocid(self._reader, document_id)
+        found: list[Passage] = []
+        for number in range(at + 1, min(at + 1 + k, self._documents)):
+            passage = parse_record(self._searcher.doc_raw(number))
+            if document_of(passage) != document:
+                break
+            found.append(passage)
+        return tuple(found)
+
     def close(self) -> None:
         """Closes the index and detaches the calling thread from the JVM."""
+        if self._reader is not None:
+            self._reader.close()
         self._searcher.close()
         jvm.detach_thread()

@@ -67,6 +67,16 @@ def join_contents(title: str, text: str) -> str:
     return contents
 
 
+def document_of(passage: Passage) -> str:
+    """The document that ``passage`` is a part of: its title, or where it has none the part of its id before the last
+    ``#`` (``report.txt#3``). A passage with neither is a document by itself.
+
+    >>> document_of(Passage(id="report.txt#3", title="", text="x"))
+    'report.txt'
+    """
+    return passage.title or passage.id.rpartition("#")[0] or passage.id
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Record:
     """One line of a corpus."""

@@ -22,8 +22,10 @@ from retrieval_service.stats import Meter, Stats
 from retrieval_service.worker import BackendThread, Batch
 
 Hits = tuple[Passage, ...]
-Key = tuple[str, int]
-"""What identifies a search: the query, as it is, and k."""
+SEARCH, FOLLOWING = "search_batch", "following_batch"
+"""The backend's methods."""
+Key = tuple[str, int, str]
+"""What identifies a search: the query (or id), as it is, k, and the backend's method."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -65,21 +67,28 @@ class RetrievalService:
         self._ready = True
 
     async def search(self, query: str, k: int) -> Hits:
-        """The at most ``k`` best passages for ``query``, best first; none if it matches nothing.
+        """The at most ``k`` best passages for ``query``, best first; none if it matches nothing. See ``_ask``."""
+        return await self._ask((query, k, SEARCH))
+
+    async def following(self, document_id: str, k: int) -> Hits:
+        """The at most ``k`` passages that come after ``document_id`` in the same document. See ``_ask``."""
+        return await self._ask((document_id, k, FOLLOWING))
+
+    async def _ask(self, key: Key) -> Hits:
+        """What the backend says to ``key``, or has said before.
 
         Raises ``RetrievalError`` if the backend fails, if it takes longer than ``config.timeout_s`` seconds
         (waiting in line included) or if the service is closed, and ``ValueError`` for ``k < 1``.
         Cancelling a caller leaves others who wait for the same search alone.
         """
-        if k < 1:
-            raise ValueError(f"k={k}: must be at least 1")
+        if key[1] < 1:
+            raise ValueError(f"k={key[1]}: must be at least 1")
         if self._closed:
             raise RetrievalError("the retrieval service is closed")
         if not self._ready:
             raise RuntimeError("the retrieval service has not been started")
         self._meter.queries += 1
         began = self._meter.clock()
-        key = (query, k)
         cached = self._cache.get(key)
         if cached is not None:
             self._meter.cache_hits += 1
@@ -128,17 +137,17 @@ class RetrievalService:
         return search.hits.result()
 
     def _dispatch(self) -> None:
-        """Sends the oldest searches that ask for the same k to the backend, if it has nothing to do."""
+        """Sends the oldest searches that ask for the same in the same way to the backend, if it has nothing to do."""
         if self._batch or not self._waiting or self._closed:
             return
         assert self._thread is not None
-        k = next(iter(self._waiting.values())).key[1]
-        same_k = (search for search in self._waiting.values() if search.key[1] == k)
-        self._batch = list(islice(same_k, self._config.max_batch))
+        _, k, method = next(iter(self._waiting.values())).key
+        alike = (search for search in self._waiting.values() if search.key[1:] == (k, method))
+        self._batch = list(islice(alike, self._config.max_batch))
         for search in self._batch:
             del self._waiting[search.key]
         self._meter.batches += 1
-        answer = self._thread.search_batch([search.key[0] for search in self._batch], k)
+        answer = self._thread.ask(method, [search.key[0] for search in self._batch], k)
         answer.add_done_callback(self._answered)
 
     def _answered(self, answer: asyncio.Future[Batch]) -> None:

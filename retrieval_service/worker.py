@@ -25,7 +25,9 @@ class BackendThread:
 
     def __init__(self, make_backend: Callable[[], Backend]) -> None:
         self._make_backend = make_backend
-        self._jobs: queue.SimpleQueue[tuple[Sequence[str], int, asyncio.Future[Batch]] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[str, Sequence[str], int, asyncio.Future[Batch]] | None] = (
+            queue.SimpleQueue()
+        )
         self._loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -36,10 +38,13 @@ class BackendThread:
         self._thread.start()
         await self._opened
 
-    def search_batch(self, queries: Sequence[str], k: int) -> asyncio.Future[Batch]:
-        """Queues one batch. The future fails with a ``RetrievalError`` that has the cause in its text."""
+    def ask(self, method: str, texts: Sequence[str], k: int) -> asyncio.Future[Batch]:
+        """Queues one batch for the backend's ``search_batch`` or ``following_batch``.
+
+        The future fails with a ``RetrievalError`` that has the cause in its text.
+        """
         future: asyncio.Future[Batch] = self._loop.create_future()
-        self._jobs.put((queries, k, future))
+        self._jobs.put((method, texts, k, future))
         return future
 
     async def stop(self, timeout_s: float) -> None:
@@ -61,9 +66,9 @@ class BackendThread:
             return
         self._settle(self._opened, None, None)
         while (job := self._jobs.get()) is not None:
-            queries, k, future = job
+            method, queries, k, future = job
             try:
-                result = backend.search_batch(queries, k)
+                result = getattr(backend, method)(queries, k)
                 if len(result) != len(queries):
                     raise Fault(f"the backend answered {len(result)} of {len(queries)} queries")
             except BaseException as error:

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agent.protocol import Dialogue, TagProtocol
+from agent.dialogue import Dialogue
+from agent.protocol import TagProtocol
 from agent.records import NO_VERSION, BoolArray, IntArray, Passage, Question, StopReason, Trajectory, Turn
 from agent.seeds import derive_seed
 from agent.tokens import Tokenizer
+from agent.tools.base import Result
 from tasks.bm25 import Bm25
 from tasks.config import Novice
 from tasks.world import TRAIN, Fact, Walk, World, chains, question_of
@@ -117,7 +119,7 @@ def _play(
 
 def end_ids(dialogue: Dialogue, tokenizer: Tokenizer) -> tuple[int, ...]:
     """What ends an expert's last action: the end token where the protocol's answer has no closing tag."""
-    return tokenizer.eos_ids if dialogue.protocol.braced_answer else ()
+    return tokenizer.eos_ids if dialogue.lacks_end else ()
 
 
 def as_trajectory(demonstration: Demonstration, dialogue: Dialogue, *, end_ids: Sequence[int] = ()) -> Trajectory:
@@ -126,25 +128,24 @@ def as_trajectory(demonstration: Demonstration, dialogue: Dialogue, *, end_ids: 
     ``end_ids`` end the last action; a protocol without a closing answer tag needs them, since there the
     policy has to end its turn by itself. Raises ``ValueError`` when they are missing.
     """
-    if dialogue.protocol.braced_answer and not end_ids:
+    if dialogue.lacks_end and not end_ids:
         raise ValueError(f"protocol {dialogue.protocol.name} reads an answer when the turn ends: end_ids is needed")
     ids: list[int] = []
     mask: list[bool] = []
     turns = []
     for move in demonstration.moves:
         action, passages = dialogue.protocol.parse(move.action), move.passages or ()
-        acted = [*dialogue.codec.encode(move.action), *(end_ids if move.passages is None else ())]
-        observed = [] if move.passages is None else dialogue.observation_ids(passages)
+        ends = move.passages is None
+        acted = [*dialogue.action_ids(move.action, last=ends), *(end_ids if ends else ())]
+        observed = [] if ends else dialogue.observation_ids(passages, acted[-1])
         turns.append(
             Turn(
                 action_start=len(ids),
                 action_end=len(ids) + len(acted),
                 observation_end=len(ids) + len(acted) + len(observed),
                 text=move.action,
-                query=action.query,
                 answer=action.answer,
-                document_ids=tuple(p.id for p in passages),
-                titles=tuple(p.title for p in passages),
+                calls=tuple(Result(passages=passages).call(request) for request in action.requests),
             )
         )
         ids += [*acted, *observed]

@@ -74,8 +74,9 @@ def _moves(row: Row, question: Question, protocol: TagProtocol, where: str) -> t
     try:
         turns = split_response(response, protocol)
     except ValueError as error:
-        other = [p.name for p in PROTOCOLS.values() if p is not protocol and p.search_open in response]
-        hint = f"; it has the tags of agent={other[0]}" if other and protocol.search_open not in response else ""
+        best = max(PROTOCOLS.values(), key=lambda p: _tags_in(response, p))
+        more = _tags_in(response, best) > _tags_in(response, protocol)
+        hint = f"; it has the tags of agent={best.name}" if more else ""
         raise UserError(f"{where}: {error}{hint}") from error
     answer = protocol.parse(turns[-1][0]).answer or ""
     if soft_match(answer, question.golden_answers) < 1:
@@ -91,6 +92,11 @@ def _moves(row: Row, question: Question, protocol: TagProtocol, where: str) -> t
     ]
     actions = [action for action, _ in turns]
     return (*(Move(action=a, passages=p) for a, p in zip(actions, passages, strict=False)), Move(action=actions[-1]))
+
+
+def _tags_in(response: str, protocol: TagProtocol) -> int:
+    """How many of the tags that tell protocols apart are in ``response``."""
+    return (protocol.search_open in response) + (protocol.result_open in response)
 
 
 def split_response(response: str, protocol: TagProtocol) -> tuple[tuple[str, str | None], ...]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from agent.answers import normalise
 from agent.config import AgentConfig
+from agent.dialogue import Dialogue
 from agent.errors import UserError
-from agent.protocol import Dialogue, TagProtocol
+from agent.protocol import TagProtocol
 from agent.records import Question
 from retrieval_service.corpus import read_corpus, write_corpus
 from tasks.config import NO_DEVELOPMENT, DataConfig
@@ -40,6 +42,15 @@ class _Characters:
 
     def chat(self, user: str) -> str:
         return user
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        return "".join(message["content"] for message in messages)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

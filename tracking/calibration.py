@@ -13,6 +13,7 @@ from agent.errors import UserError
 from agent.inference.calibration import Calibration
 from agent.inference.evaluation import EvalRow
 from agent.inference.scaling import Scale
+from agent.prompts import PROMPTS, prompt_text
 from tracking.console import Console
 
 FORMAT = 2
@@ -114,4 +115,5 @@ def settings(ending: ExitConfig, selectivity: SelectivityConfig, agent: AgentCon
         f"exit.{name}": getattr(ending, name) for name in ("confidence", "max_tokens", "before_first_search")
     }
     found |= {f"selectivity.{name}": value for name, value in asdict(selectivity).items()}
-    return found | {f"agent.{name}": value for name, value in asdict(agent).items() if name != "temperature"}
+    found |= {f"agent.{name}": value for name, value in asdict(agent).items() if name != "temperature"}
+    return found if agent.prompt in PROMPTS else found | {"agent.prompt": prompt_text(agent)}

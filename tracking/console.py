@@ -36,7 +36,7 @@ class Console:
     def notices(self, notices: Sequence[Notice], folder: Path) -> None:
         """What there is to say of the data, a line each, and where the questions are listed."""
         for notice in notices:
-            self.say(f"data: {notice.text}", "yellow")
+            self.say(f"{'agent' if notice.kind == 'format' else 'data'}: {notice.text}", "yellow")
         if any(notice.items for notice in notices):
             self.say(f"data: all of these questions are listed in {folder / FILE}", "dim")
 

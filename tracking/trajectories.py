@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.groups import Group
 from agent.pool.batches import TakenBatch
-from agent.records import ScoredTrajectory
+from agent.records import ScoredTrajectory, Turn
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +53,11 @@ def row(group: Group, member: ScoredTrajectory, batch: int, version: int, accept
         "answer": trajectory.answer,
         "searches": trajectory.searches,
         "action_tokens": trajectory.action_tokens,
-        "turns": [{"text": t.text, "query": t.query, "titles": list(t.titles)} for t in trajectory.turns],
+        "turns": [_turn(turn) for turn in trajectory.turns],
         "worker": group.worker,
     }
+
+
+def _turn(turn: Turn) -> dict[str, Any]:
+    calls = [{"tool": c.tool, "argument": c.argument, "titles": list(c.titles)} for c in turn.calls]
+    return {"text": turn.text, "query": turn.query, "titles": list(turn.titles), "calls": calls}

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from agent.config import ExitConfig
+from agent.dialogue import Dialogue
 from agent.episode import Generator
 from agent.inference.scaling import Scale
-from agent.protocol import Dialogue
 from agent.records import Turn
 
 
@@ -91,7 +91,7 @@ class EarlyExit:
 
     async def ends(self, context: Sequence[int], turns: Sequence[Turn]) -> bool:
         """See ``Watcher``. Nothing is probed without new passages, or where there is no room for it."""
-        new = turns[-1].searched and turns[-1].repeat is None if turns else self._config.before_first_search
+        new = any(call.repeat is None for call in turns[-1].answered) if turns else self._config.before_first_search
         room = self._context - len(context) - len(self._forced)
         if not new or room < 1:
             return False
@@ -101,7 +101,7 @@ class EarlyExit:
 
     async def _probe(self, context: Sequence[int], turns: Sequence[Turn], limit: int) -> Probe:
         config, protocol = self._config, self._dialogue.protocol
-        searches = sum(turn.searched for turn in turns)
+        searches = sum(turn.searches for turn in turns)
         probe = Probe(
             searches=searches,
             action_tokens=sum(turn.action_end - turn.action_start for turn in turns),

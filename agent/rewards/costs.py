@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent.answers import normalise
-from agent.records import Trajectory
+from agent.records import SEARCH, Trajectory
 
 
 def redundant_searches(trajectory: Trajectory) -> int:
@@ -12,11 +12,10 @@ def redundant_searches(trajectory: Trajectory) -> int:
     queries: set[str] = set()
     documents: set[str] = set()
     count = 0
-    for turn in trajectory.turns:
-        if turn.query is None or not turn.searched:
-            continue
-        query = normalise(turn.query)
-        count += query in queries or documents.issuperset(turn.document_ids)
-        queries.add(query)
-        documents.update(turn.document_ids)
+    for call in (call for turn in trajectory.turns for call in turn.answered):
+        if call.tool == SEARCH:
+            query = normalise(call.argument)
+            count += query in queries or documents.issuperset(call.document_ids)
+            queries.add(query)
+        documents.update(call.document_ids)
     return count

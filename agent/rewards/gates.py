@@ -20,20 +20,21 @@ def _no_search(trajectory: Trajectory, protocol: TagProtocol) -> bool:
 def _unbalanced(trajectory: Trajectory, protocol: TagProtocol) -> bool:
     """Any opening tag in the policy's text without its closing one, or the reverse."""
     text = "".join(turn.text for turn in trajectory.turns)
-    pairs = [(protocol.search_open, protocol.search_close), (protocol.result_open, protocol.result_close)]
-    if not protocol.braced_answer:
-        pairs.append((protocol.answer_open, protocol.answer_close))
-    return any(text.count(opening) != text.count(closing) for opening, closing in pairs)
+    return any(text.count(opening) != text.count(closing) for opening, closing in protocol.pairs)
 
 
 def _search_after_answer(trajectory: Trajectory, protocol: TagProtocol) -> bool:
+    """A search's tag after an answer's, or (in a format without such tags) a call in a later turn."""
     text = "".join(turn.text for turn in trajectory.turns)
     answer = text.find(protocol.answer_open)
-    return answer >= 0 and text.find(protocol.search_open, answer) >= 0
+    answered = [protocol.answer_open in turn.text for turn in trajectory.turns]
+    if True in answered and any(turn.calls for turn in trajectory.turns[answered.index(True) + 1 :]):
+        return True
+    return answer >= 0 and any(text.find(call.opening, answer) >= 0 for call in protocol.calls)
 
 
 def _duplicate_query(trajectory: Trajectory, protocol: TagProtocol) -> bool:
-    queries = [normalise(turn.query) for turn in trajectory.turns if turn.query is not None]
+    queries = [normalise(query) for turn in trajectory.turns for query in turn.queries]
     return len(set(queries)) < len(queries)
 
 

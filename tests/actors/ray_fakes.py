@@ -253,6 +253,9 @@ class FakeRetrieval:
             raise ValueError("cannot search for that")
         return [f"no luck with {q}" if q.startswith("bad") else hits(q, k) for q in queries]
 
+    async def following_many(self, document_ids: list[str], k: int) -> list[tuple[Passage, ...] | str]:
+        return [hits(f"after {d}", k) for d in document_ids]
+
     async def go(self, calls: int = 1) -> None:
         for _ in range(calls):
             self._go.release()

@@ -15,9 +15,9 @@ from actors.prepare import look, prepare
 from actors.prompts import short_enough, too_long
 from actors.questions import asked
 from agent.config import AgentConfig, GroupConfig, RewardConfig
+from agent.dialogue import Dialogue
 from agent.errors import UserError
 from agent.pool.rules.epoch import Rule as Epoch
-from agent.protocol import Dialogue
 from agent.records import Question
 from agent.tokens import Tokenizer
 from conf.schema import RunConfig
@@ -182,7 +182,9 @@ def test_long_prompts_are_found_exactly(folder: Path, monkeypatch: pytest.Monkey
     texts = [f"who {'said it ' * n}?" for n in range(40)] + ["é" * n for n in range(1, 40)] + ["a <search> b" * 9]
     questions = [Question(id=str(i), text=text, golden_answers=("x",)) for i, text in enumerate(texts)]
     for prompt in ("plain", "instruct"):
-        dialogue = Dialogue(tokenizer, protocol="search", prompt=prompt, chat=False, max_passage_chars=9)
+        dialogue = Dialogue.of(
+            tokenizer, AgentConfig(protocol="search", prompt=prompt, chat=False, max_passage_chars=9)
+        )
         lengths = {q: len(dialogue.prompt_ids(q.text)) for q in questions}
         for limit in (min(lengths.values()) - 1, *sorted(lengths.values())[::9], max(lengths.values())):
             assert dict(too_long(questions, dialogue, tokenizer, limit)) == {

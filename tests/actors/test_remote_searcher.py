@@ -53,6 +53,10 @@ async def outcomes(*tasks: asyncio.Task[Any]) -> list[str]:
     return ["found" if isinstance(r, tuple) else str(r) for r in results]
 
 
+async def outcomes_of(asked: Coroutine[Any, Any, Any]) -> list[str]:
+    return await outcomes(asyncio.ensure_future(asked))
+
+
 def test_what_waits_during_a_call_goes_out_together_in_the_next(fake: Fake) -> None:
     actor = fake()
 
@@ -227,6 +231,10 @@ def test_the_retrieval_actor_finds_passages_and_counts(retrieval: Callable[[str]
     assert len(answers[2]) == 1
     stats = result(actor.stats.remote())
     assert stats.queries == 6
+    after = play(RemoteSearcher([actor], timeout_s=PATIENCE_S).following("d1", 2))
+    assert after == (), "the next passage has another title"
+    (unknown,) = play(outcomes_of(RemoteSearcher([actor], timeout_s=PATIENCE_S).following("d9", 2)))
+    assert unknown.endswith("the index holds no passage 'd9'")
     assert (tmp_path / "cache" / "indexes").is_dir()
 
 

@@ -20,11 +20,11 @@ from actors.learner import LearnerActor, LearnerSettings
 from actors.payloads import packed
 from actors.prepare import Prepared, prepare
 from agent.config import AgentConfig, GroupConfig
+from agent.dialogue import Dialogue
 from agent.errors import UserError
 from agent.groups import Group
 from agent.pool.query_pool import QueryPool
 from agent.pool.rules.epoch import Rule as Epoch
-from agent.protocol import Dialogue
 from agent.records import Question, Score, ScoredTrajectory, StopReason, Trajectory, Turn
 from agent.tickets import Ticket
 from agent.tokens import Tokenizer

@@ -16,12 +16,28 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # for pool_cases: importlib mode adds no folder by itself
 
 from agent.config import AgentConfig
+from agent.dialogue import Dialogue
+from agent.environment import Environment
 from agent.episode import play
 from agent.errors import GenerationError
 from agent.groups import Group
-from agent.protocol import PROTOCOLS, Dialogue, TagProtocol
-from agent.records import Completion, Finish, Passage, Question, Score, ScoredTrajectory, StopReason, Trajectory, Turn
+from agent.protocol import PROTOCOLS, TagProtocol
+from agent.records import (
+    SEARCH,
+    Call,
+    Completion,
+    Finish,
+    Passage,
+    Question,
+    Score,
+    ScoredTrajectory,
+    StopReason,
+    Trajectory,
+    Turn,
+)
 from agent.tickets import Ticket
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the helpers: importlib mode adds no folder by itself
 
 
 class ByteCodec:
@@ -30,6 +46,7 @@ class ByteCodec:
     ``normal_form="NFKC"`` normalises all text before it is split, as some tokenizers do.
     """
 
+    beginning: tuple[int, ...] = ()
     SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
     EOS = 257
     LONGER = (
@@ -80,7 +97,7 @@ class ByteCodec:
 
 
 @dataclass
-class Call:
+class Asked:
     prompt_ids: list[int]
     max_new_tokens: int
     stop: tuple[str, ...]
@@ -103,7 +120,7 @@ class Engine:
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     version: int = 0
     update_chance: float = 0.0
-    calls: list[Call] = field(default_factory=list)
+    calls: list[Asked] = field(default_factory=list)
     completions: list[Completion] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -123,7 +140,7 @@ class Engine:
             seen = [*self.calls[-1].prompt_ids, *self.completions[-1].token_ids]
             assert prompt[: len(seen)] == seen, "the prompt is not what the engine read and wrote, token for token"
             assert len(prompt) > len(seen), "a further turn without an observation"
-        self.calls.append(Call(prompt, max_new_tokens, stop, temperature, seed))
+        self.calls.append(Asked(prompt, max_new_tokens, stop, temperature, seed))
         turn = next(self._turns)
         if isinstance(turn, Exception):
             raise turn
@@ -216,8 +233,7 @@ def nfkc_codec() -> ByteCodec:
 @pytest.fixture
 def make_dialogue() -> Callable[..., Dialogue]:
     def make(codec: ByteCodec, protocol: str = "search", **changed) -> Dialogue:
-        settings = {"prompt": "instruct", "chat": True, "max_passage_chars": 2000, **changed}
-        return Dialogue(codec, protocol=protocol, **settings)
+        return Dialogue.of(codec, AgentConfig(protocol=protocol, **changed))
 
     return make
 
@@ -237,19 +253,29 @@ def play_script(make_dialogue) -> Callable[..., Played]:
     """Plays one episode by script; keyword arguments besides those named change the ``AgentConfig``."""
 
     def run(
-        script, answers=(), *, question=EMMA, protocol="search", codec=None, temperature=0.6, seed=7, **changed
+        script,
+        answers=(),
+        *,
+        question=EMMA,
+        protocol="search",
+        codec=None,
+        temperature=0.6,
+        seed=7,
+        library=None,
+        **changed,
     ) -> Played:
         codec = codec or ByteCodec()
-        dialogue = make_dialogue(codec, protocol)
-        engine = Engine(codec, script, dialogue.protocol.stop)
-        library = Library(answers)
+        config = AgentConfig(protocol=protocol, **changed)
+        dialogue = Dialogue.of(codec, config)
+        engine = Engine(codec, script, dialogue.stop)
+        library = library or Library(answers)
         trajectory = asyncio.run(
             play(
                 question,
                 dialogue=dialogue,
-                config=AgentConfig(protocol=protocol, **changed),
+                config=config,
                 generator=engine,
-                searcher=library,
+                environment=Environment.of(config, library),
                 temperature=temperature,
                 seed=seed,
             )
@@ -284,11 +310,8 @@ def make_trajectory() -> Callable[..., Trajectory]:
                     action_end=at + 1,
                     observation_end=at + 1 + observed,
                     text=turn["text"],
-                    query=query,
                     answer=turn.get("answer"),
-                    document_ids=tuple(d for d, _ in found),
-                    titles=tuple(t for _, t in found),
-                    refused=turn.get("refused", False),
+                    calls=() if query is None else (search_call(query, found, refused=turn.get("refused", False)),),
                 )
             )
             ids += [1, 2][: 1 + observed]
@@ -308,6 +331,12 @@ def make_trajectory() -> Callable[..., Trajectory]:
         )
 
     return make
+
+
+def search_call(query: str, found: Sequence[tuple[str, str]], **more) -> Call:
+    """A search that found documents, each an id and a title."""
+    ids, titles = tuple(d for d, _ in found), tuple(t for _, t in found)
+    return Call(tool=SEARCH, argument=query, document_ids=ids, titles=titles, **more)
 
 
 @dataclass

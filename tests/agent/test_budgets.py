@@ -12,16 +12,18 @@ from pool_cases import asked, enter, pool_of
 
 from agent.config import AgentConfig, BudgetConfig, RewardConfig
 from agent.continuation import play_with_continuation
+from agent.dialogue import Dialogue
+from agent.environment import Environment
 from agent.errors import UserError
 from agent.group import Player, play_group
 from agent.groups import Group
 from agent.pool.budgets import SearchBudget
 from agent.pool.history import NEVER, QueryHistory
 from agent.pool.rules.base import rule_class
-from agent.protocol import LIMIT_NOTICE, Dialogue
 from agent.records import Completion, Finish, Passage, Question, Score, ScoredTrajectory, StopReason
 from agent.rewards.scorer import Scorer
 from agent.tickets import Ticket
+from agent.tools.search import LIMIT_NOTICE
 
 
 def limits(config: BudgetConfig, ceiling: int, batches, history=None) -> list[int | None]:
@@ -191,7 +193,11 @@ def test_the_notice_comes_at_the_tickets_limit(codec, search_protocol, limit, se
     policy = Searches(codec)
     scorer = Scorer(RewardConfig(evidence_weight=0.5), search_protocol)
     player = Player(
-        dialogue=Dialogue.of(codec, config), config=config, generator=policy, searcher=policy, scorer=scorer
+        dialogue=Dialogue.of(codec, config),
+        config=config,
+        generator=policy,
+        environment=Environment.of(config, policy),
+        scorer=scorer,
     )
     ticket = Ticket(claim_id=0, query=0, batch=0, order=0, seed=1, max_searches=limit)
     plain = asyncio.run(play_group(player, QUESTION, ticket, size=2, worker="w"))

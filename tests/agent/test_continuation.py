@@ -11,16 +11,18 @@ from pool_cases import enter, pool_of
 
 from agent.config import AgentConfig, RewardConfig
 from agent.continuation import accept, cut, play_with_continuation
+from agent.dialogue import Dialogue
+from agent.environment import Environment
 from agent.episode import Prefix
 from agent.errors import GenerationError, RetrievalError
 from agent.group import Player, play_group
 from agent.pool.rules.epoch import Rule as Epoch
-from agent.protocol import LIMIT_NOTICE, Dialogue
 from agent.records import NO_VERSION, Completion, Finish, Passage, Question, Score, ScoredTrajectory, StopReason
 from agent.rewards.scorer import Scorer
 from agent.seeds import derive_seed
 from agent.strategies import STRATEGIES
 from agent.tickets import QueryState, Ticket
+from agent.tools.search import LIMIT_NOTICE
 
 TICKET = Ticket(claim_id=3, query=0, batch=1, order=2, seed=99)
 QUESTION = Question(id="q", text="Who?", golden_answers=("right",), supporting=("A", "B"))
@@ -84,7 +86,7 @@ def play(codec, search_protocol):
             dialogue=Dialogue.of(codec, config),
             config=config,
             generator=script,
-            searcher=Shelf(),
+            environment=Environment.of(config, Shelf()),
             scorer=Scorer(reward or RewardConfig(evidence_weight=0.5), search_protocol),
         )
         group = asyncio.run(strategy(player, question, TICKET, size=len(first), worker="w"))

@@ -8,15 +8,17 @@ import math
 import pytest
 
 from agent.config import AgentConfig, ExitConfig, RewardConfig, SelectivityConfig
+from agent.dialogue import Dialogue
+from agent.environment import Environment
 from agent.errors import GenerationError, UserError
 from agent.group import Player
 from agent.inference.early_exit import CONFIDENCES, Probe
 from agent.inference.evaluation import ScoredProbe, eval_row, evaluate, summarise
 from agent.inference.infer import Inference, Inferred, infer
 from agent.inference.scaling import Scale
-from agent.protocol import LIMIT_NOTICE, REPEAT_NOTICES, Dialogue
 from agent.records import Completion, Finish, Passage, Question, Repeat, StopReason
 from agent.rewards.scorer import Scorer
+from agent.tools.search import LIMIT_NOTICE, REPEAT_NOTICES
 
 QUESTION = Question(id="q", text="Who?", golden_answers=("right",))
 RECORD = ExitConfig()
@@ -84,13 +86,18 @@ def run(codec, search_protocol):
             dialogue=dialogue,
             config=config,
             generator=script,
-            searcher=shelf,
+            environment=Environment.of(config, shelf),
             scorer=Scorer(RewardConfig(), search_protocol),
         )
         inference = Inference(exit=exit, scale=scale, selectivity=selectivity)
         return asyncio.run(infer(player, QUESTION, inference)), script, shelf
 
     return run
+
+
+def repeats(trajectory):
+    """What each turn's only call, if there is one, would have repeated."""
+    return [turn.calls[0].repeat if turn.calls else None for turn in trajectory.turns]
 
 
 # --- confidence ------------------------------------------------------------------------------------
@@ -225,7 +232,7 @@ def test_nothing_is_probed_without_new_passages(run):
     inferred, _, _ = run(
         turns, [("p</answer>", [-9.0])], exit=RECORD, selectivity=SelectivityConfig(queries=True), max_searches=2
     )
-    assert [t.repeat for t in inferred.trajectory.turns] == [None, Repeat.QUERY, None, None]
+    assert repeats(inferred.trajectory) == [None, Repeat.QUERY, None, None]
     assert [t.refused for t in inferred.trajectory.turns] == [False, False, True, False]
     assert len(inferred.probes) == 1
 
@@ -272,7 +279,7 @@ def test_an_evaluation_plays_as_it_is_told(codec, search_protocol):
         dialogue=Dialogue.of(codec, config),
         config=config,
         generator=Script(codec, [search("a")], [("right</answer>", [0.0])]),
-        searcher=Shelf(),
+        environment=Environment.of(config, Shelf()),
         scorer=Scorer(RewardConfig(), search_protocol),
     )
     how = Inference(exit=ExitConfig(threshold=0.5))
@@ -314,7 +321,7 @@ def test_evidence_is_not_shown_twice(run, codec):
     assert shelf.queries == ["ab", "b", "bc", "1"], "only a search can tell"
     assert notices(codec, inferred)[:3] == ["passages", REPEAT_NOTICES[Repeat.EVIDENCE], "passages"]
     t = inferred.trajectory
-    assert [turn.repeat for turn in t.turns] == [None, Repeat.EVIDENCE, None, None, None], "finding nothing is news"
+    assert repeats(t) == [None, Repeat.EVIDENCE, None, None, None], "finding nothing is news"
     assert (t.searches, t.repeats(Repeat.EVIDENCE), t.turns[1].document_ids) == (4, 1, ("b",))
     row = eval_row(QUESTION, inferred)
     assert (row.searches, row.skipped, row.withheld) == (4, 0, 1)

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from agent.config import AgentConfig
+from agent.environment import Environment
 from agent.episode import play
 from agent.errors import RetrievalError, UserError
-from agent.protocol import LIMIT_NOTICE, NO_RESULTS
+from agent.protocol import NO_RESULTS
 from agent.records import NO_VERSION, Passage, Question, StopReason
+from agent.tools.search import LIMIT_NOTICE
 
 SEARCH = "I look it up.<search>emma author</search>"
 ANSWER = "So <answer>Jane Austen</answer>"
@@ -77,7 +79,7 @@ def test_versions_may_change_in_mid_turn(play_script, make_dialogue, make_engine
             dialogue=dialogue,
             config=AgentConfig(),
             generator=engine,
-            searcher=make_library([[austen]]),
+            environment=Environment.of(AgentConfig(), make_library([[austen]])),
             temperature=1.0,
             seed=0,
         )
@@ -210,7 +212,12 @@ def test_a_failed_engine_is_a_fault_and_keeps_what_was_sampled(play_script, aust
 
 
 def test_every_stop_reason_says_whether_it_is_a_fault():
-    faults = {StopReason.RETRIEVAL_FAILED, StopReason.GENERATION_FAILED, StopReason.REWARD_FAILED}
+    faults = {
+        StopReason.RETRIEVAL_FAILED,
+        StopReason.TOOL_FAILED,
+        StopReason.GENERATION_FAILED,
+        StopReason.REWARD_FAILED,
+    }
     assert {r for r in StopReason if r.is_fault} == faults
 
 

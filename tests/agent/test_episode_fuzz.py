@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agent.config import AgentConfig
+from agent.environment import Environment
 from agent.episode import play
 from agent.errors import GenerationError, RetrievalError
 from agent.protocol import PROTOCOLS, TagProtocol
@@ -213,7 +214,7 @@ def test_ten_thousand_random_episodes(make_engine, make_library, make_dialogue, 
                 dialogue=dialogue,
                 config=config,
                 generator=engine,
-                searcher=library,
+                environment=Environment.of(config, library),
                 temperature=temperature,
                 seed=number,
             )
@@ -238,7 +239,7 @@ def test_ten_thousand_random_episodes(make_engine, make_library, make_dialogue, 
 
     asyncio.run(run())
     assert sum(reasons.values()) == EPISODES
-    others = {StopReason.EARLY_EXIT, StopReason.REWARD_FAILED}
-    assert set(reasons) == set(StopReason) - others, "which take a watcher, and a reward that fails"
+    others = {StopReason.EARLY_EXIT, StopReason.TOOL_FAILED, StopReason.REWARD_FAILED}
+    assert set(reasons) == set(StopReason) - others, "which take a watcher, other tools, and a reward that fails"
     assert min(reasons.values()) >= 100, reasons
     assert min(met.values()) >= 100, met

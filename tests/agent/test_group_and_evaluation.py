@@ -8,11 +8,12 @@ import dataclasses
 import pytest
 
 from agent.config import AgentConfig, RewardConfig
+from agent.dialogue import Dialogue
+from agent.environment import Environment
 from agent.errors import Fault, RetrievalError
 from agent.group import Player, play_group
 from agent.inference.evaluation import EvalRow, check_any_scored, eval_row, evaluate, subset, summarise
 from agent.inference.infer import Inferred
-from agent.protocol import Dialogue
 from agent.records import Completion, Finish, Question, StopReason
 from agent.rewards.scorer import Scorer
 from agent.tickets import Ticket
@@ -63,7 +64,13 @@ def make_player(codec, search_protocol):
         config = AgentConfig(temperature=0.8)
         scorer = Scorer(RewardConfig(evidence_weight=0.5), search_protocol)
         dialogue = Dialogue.of(codec, config)
-        return Player(dialogue=dialogue, config=config, generator=generator, searcher=searcher, scorer=scorer)
+        return Player(
+            dialogue=dialogue,
+            config=config,
+            generator=generator,
+            environment=Environment.of(config, searcher),
+            scorer=scorer,
+        )
 
     return make
 

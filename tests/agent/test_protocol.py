@@ -7,21 +7,22 @@ import random
 import pytest
 
 from agent.errors import Fault, UserError
-from agent.protocol import PROTOCOLS, Action, neutralise
+from agent.neutral import neutralise
+from agent.protocol import PROTOCOLS
 from agent.records import Passage
 
-NOTHING = Action()
+NOTHING = (None, None)
 
 
 @pytest.mark.parametrize(
     ("text", "action"),
     [
-        ("<search>emma</search>", Action(query="emma")),
-        ("I think.\n<search>\n who wrote Emma? \n</search>\n", Action(query="who wrote Emma?")),
-        ("<answer>Jane Austen</answer>", Action(answer="Jane Austen")),
-        ("<answer> Jane\nAusten </answer>x", Action(answer="Jane\nAusten")),
-        ("<answer></answer>", Action(answer="")),
-        ("<answer>  </answer>", Action(answer="")),
+        ("<search>emma</search>", ("emma", None)),
+        ("I think.\n<search>\n who wrote Emma? \n</search>\n", ("who wrote Emma?", None)),
+        ("<answer>Jane Austen</answer>", (None, "Jane Austen")),
+        ("<answer> Jane\nAusten </answer>x", (None, "Jane\nAusten")),
+        ("<answer></answer>", (None, "")),
+        ("<answer>  </answer>", (None, "")),
         ("<search></search>", NOTHING),
         ("<search> \n </search>", NOTHING),
         ("emma</search>", NOTHING),
@@ -33,39 +34,40 @@ NOTHING = Action()
         ("<SEARCH>emma</SEARCH>", NOTHING),
         ("</search><search>emma", NOTHING),
         # The turn ends at the first closing tag; the rest is the rest of a token.
-        ("<search>emma</search><answer>x</answer>", Action(query="emma")),
-        ("<answer>x</answer><search>emma</search>", Action(answer="x")),
+        ("<search>emma</search><answer>x</answer>", ("emma", None)),
+        ("<answer>x</answer><search>emma</search>", (None, "x")),
         # The opening tag nearest to the closing one counts.
-        ("<search>no <search>yes</search>", Action(query="yes")),
-        ("<search> or <answer>x</answer>", Action(answer="x")),
-        ("<answer> or <search>emma</search>", Action(query="emma")),
+        ("<search>no <search>yes</search>", ("yes", None)),
+        ("<search> or <answer>x</answer>", (None, "x")),
+        ("<answer> or <search>emma</search>", ("emma", None)),
         ("<answer>x</search>", NOTHING),
         ("<search>x</answer>", NOTHING),
         ("<search>q</answer></search>", NOTHING),
-        ("<result>forged</result><search>emma</search>", Action(query="emma")),
-        ("<search>世界 é</search>", Action(query="世界 é")),
+        ("<result>forged</result><search>emma</search>", ("emma", None)),
+        ("<search>世界 é</search>", ("世界 é", None)),
         ("\\boxed{Jane}", NOTHING),
     ],
 )
 def test_search_protocol(text, action):
-    assert PROTOCOLS["search"].parse(text) == action
+    parsed = PROTOCOLS["search"].parse(text)
+    assert (parsed.query, parsed.answer) == action
 
 
 @pytest.mark.parametrize(
     ("text", "action"),
     [
-        ("<begin_search>emma</end_search>", Action(query="emma")),
-        ("\\boxed{a} <begin_search>emma</end_search>", Action(query="emma")),
+        ("<begin_search>emma</end_search>", ("emma", None)),
+        ("\\boxed{a} <begin_search>emma</end_search>", ("emma", None)),
         ("<begin_search></end_search>", NOTHING),
         ("\\boxed{a}</end_search>", NOTHING),
-        ("\\boxed{Jane Austen}", Action(answer="Jane Austen")),
-        ("It is \\boxed{ Jane } I think.", Action(answer="Jane")),
-        ("\\boxed{}", Action(answer="")),
-        ("\\boxed{\\frac{1}{2}}", Action(answer="\\frac{1}{2}")),
-        ("\\boxed{{a}{b{c}}}}}", Action(answer="{a}{b{c}}")),
-        ("\\boxed{a} no, \\boxed{b}", Action(answer="b")),
-        ("\\boxed{a} no, \\boxed{b", Action(answer="a")),
-        ("\\boxed{a} no, \\boxed{b} or \\boxed{{c}", Action(answer="b")),
+        ("\\boxed{Jane Austen}", (None, "Jane Austen")),
+        ("It is \\boxed{ Jane } I think.", (None, "Jane")),
+        ("\\boxed{}", (None, "")),
+        ("\\boxed{\\frac{1}{2}}", (None, "\\frac{1}{2}")),
+        ("\\boxed{{a}{b{c}}}}}", (None, "{a}{b{c}}")),
+        ("\\boxed{a} no, \\boxed{b}", (None, "b")),
+        ("\\boxed{a} no, \\boxed{b", (None, "a")),
+        ("\\boxed{a} no, \\boxed{b} or \\boxed{{c}", (None, "b")),
         ("\\boxed{a", NOTHING),
         ("\\boxed{{a}", NOTHING),
         ("boxed{a}", NOTHING),
@@ -75,7 +77,8 @@ def test_search_protocol(text, action):
     ],
 )
 def test_autocoa_protocol(text, action):
-    assert PROTOCOLS["autocoa"].parse(text) == action
+    parsed = PROTOCOLS["autocoa"].parse(text)
+    assert (parsed.query, parsed.answer) == action
 
 
 def test_what_stops_a_turn_and_what_is_forbidden_in_documents():

@@ -11,6 +11,8 @@ import pytest
 from agent.groups import Group
 from agent.records import (
     NO_VERSION,
+    SEARCH,
+    Call,
     Completion,
     Finish,
     Question,
@@ -27,6 +29,10 @@ def turn(a: int, b: int, c: int, **more) -> Turn:
     return Turn(action_start=a, action_end=b, observation_end=c, text="", **more)
 
 
+def search(query: str, **more) -> tuple[Call, ...]:
+    return (Call(tool=SEARCH, argument=query, **more),)
+
+
 def trajectory(**changed) -> Trajectory:
     """Two action tokens, one observation token, one action token."""
     fields = {
@@ -36,7 +42,7 @@ def trajectory(**changed) -> Trajectory:
         "action_mask": [True, True, False, True],
         "logprobs": [-0.1, -0.2, 0.0, -0.4],
         "versions": [3, 4, NO_VERSION, 4],
-        "turns": (turn(0, 2, 3, query="x", document_ids=("d",), titles=("t",)), turn(3, 4, 4, answer="a")),
+        "turns": (turn(0, 2, 3, calls=search("x", document_ids=("d",), titles=("t",))), turn(3, 4, 4, answer="a")),
         "stop_reason": StopReason.ANSWERED,
         **changed,
     }
@@ -151,9 +157,12 @@ def test_searches_are_those_that_the_environment_answered():
         )
         return made.searches
 
-    assert searches(turn(0, 1, 2, query="a"), turn(2, 3, 4, query="b"), turn(4, 5, 5)) == 2
-    assert searches(turn(0, 1, 2, query="a"), turn(2, 3, 3, query="cut off")) == 1
-    assert searches(turn(0, 1, 2, query="a"), turn(2, 3, 4, query="no more", refused=True), turn(4, 5, 5)) == 1
+    assert searches(turn(0, 1, 2, calls=search("a")), turn(2, 3, 4, calls=search("b")), turn(4, 5, 5)) == 2
+    assert searches(turn(0, 1, 2, calls=search("a")), turn(2, 3, 3, calls=search("cut off"))) == 1
+    assert (
+        searches(turn(0, 1, 2, calls=search("a")), turn(2, 3, 4, calls=search("no more", refused=True)), turn(4, 5, 5))
+        == 1
+    )
 
 
 @pytest.mark.parametrize("spans", [(-1, 0, 0), (2, 1, 3), (0, 2, 1)])
@@ -162,9 +171,9 @@ def test_turn_spans_in_order(spans):
         turn(*spans)
 
 
-def test_a_turn_has_a_title_for_each_document():
+def test_a_call_has_a_title_for_each_document():
     with pytest.raises(ValueError, match="one title per document id"):
-        turn(0, 1, 2, document_ids=("a", "b"), titles=("A",))
+        search("q", document_ids=("a", "b"), titles=("A",))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
     [
         "top_k",
         "max_searches",
+        "max_parallel",
         "max_new_tokens_first",
         "max_new_tokens",
         "max_prompt_tokens",

@@ -8,8 +8,8 @@ from string import ascii_letters, digits, punctuation
 import pytest
 
 from agent.config import AgentConfig
+from agent.dialogue import Dialogue
 from agent.errors import UserError
-from agent.protocol import Dialogue
 from agent.records import Passage, Question
 from agent.tokens import Tokenizer
 from tasks.demonstrations import Demonstration, Move, as_trajectory

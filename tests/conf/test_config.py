@@ -30,6 +30,7 @@ CONF = ROOT / "conf"
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if any(folder.glob("*.yaml")))
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 NEEDED = {
+    ("agent", "tools"): ["model=smollm2-135m", "data=jsonl", "data.questions=questions.jsonl", "data.corpus=c.jsonl"],
     ("data", "jsonl"): ["data.questions=questions.jsonl", "data.corpus=corpus.jsonl", "model=smollm2-135m"],
     ("exit", "early"): ["mode=eval", "checkpoint=folder"],
     ("selectivity", "query"): ["mode=eval", "checkpoint=folder"],
@@ -63,7 +64,11 @@ def test_every_option_becomes_a_typed_configuration(group: str, option: str) -> 
         "group": "strategy",
         "budget": "rule",
     }
-    if group in named and option != "search":
+    if (group, option) == ("agent", "tools"):
+        assert part.format == option
+    elif (group, option) == ("agent", "reader"):
+        assert (part.protocol, part.tools) == ("search", ["search", "open"])
+    elif group in named and option != "search":
         assert getattr(part, named[group]) == option
 
 

@@ -256,3 +256,39 @@ def test_recall_on_hotpotqa_is_what_it_should_be(tmp_path: Path) -> None:
     backend.close()
     assert len(recalls) == 60
     assert sum(recalls) / 60 == pytest.approx(0.608, abs=0.01)
+
+
+# --- reading on ------------------------------------------------------------------------------------
+
+
+def test_reading_on_gives_the_next_passages_of_the_same_document(bm25: Bm25) -> None:
+    following = bm25.following_batch(["twin-3", "twin-2", "twin-10", "emma", "untitled"], 2)
+    assert [ids(f) for f in following] == [["twin-1", "twin-2"], ["twin-10"], [], [], []]
+    assert following[0][0] == Passage(id="twin-1", title="Twin", text="The very same marmalade.")
+
+
+def test_an_id_that_is_not_there_has_no_following(bm25: Bm25) -> None:
+    with pytest.raises(RetrievalError, match="the index holds no passage 'twin-99'"):
+        bm25.following_batch(["twin-99"], 2)
+    with pytest.raises(ValueError, match="k=0"):
+        bm25.following_batch(["twin-3"], 0)
+
+
+def test_long_documents_are_read_in_the_corpus_order(tmp_path: Path) -> None:
+    parts = [
+        Passage(
+            id=f"{name}.txt#{n}" if name % 2 else f"{name}-{n}", title="" if name % 2 else f"Book {name}", text=f"{n}"
+        )
+        for name in range(40)
+        for n in range(50)
+    ]
+    write_corpus(tmp_path / "corpus.jsonl", parts)
+    config = RetrievalConfig()
+    backend = Bm25(ensure_index(tmp_path / "corpus.jsonl", config, tmp_path / "cache"), config)
+    try:
+        for name in range(40):
+            whole = [p.id for p in parts[50 * name : 50 * name + 50]]
+            assert ids(backend.following_batch([whole[0]], 100)[0]) == whole[1:]
+            assert ids(backend.following_batch([whole[47]], 5)[0]) == whole[48:]
+    finally:
+        backend.close()

@@ -48,6 +48,10 @@ class ScriptedBackend:
         answers = [hits(query, k) for query in queries]
         return answers[1:] if self.short_answers else answers
 
+    def following_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
+        self.batches.append((("after", *document_ids), k))
+        return [hits(f"after {d}", k) for d in document_ids]
+
     def close(self) -> None:
         self.threads.add(threading.get_ident())
         self.closed = True
@@ -343,3 +347,16 @@ def test_books_add_up_under_load() -> None:
         assert 0 <= stats.p50_s <= stats.p99_s
 
     assert sum(len(batch) for batch, _ in play(scene, max_batch=8).batches) == 40
+
+
+def test_reading_on_shares_no_batch_and_no_cache_with_searching() -> None:
+    async def scene(house: House) -> None:
+        for _ in range(2):
+            held = await house.hold() if not house.backend.batches else None
+            found = [house.search("d1", 2), asyncio.create_task(house.service.following("d1", 2))]
+            await house.submitted()
+            house.backend.go_on.set()
+            assert await asyncio.gather(*found) == [hits("d1", 2), hits("after d1", 2)]
+            assert held is None or await held
+
+    assert play(scene).batches[1:] == [(("d1",), 2), (("after", "d1"), 2)]

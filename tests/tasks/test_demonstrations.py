@@ -10,7 +10,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from agent.protocol import PROTOCOLS, Dialogue
+from agent.config import AgentConfig
+from agent.dialogue import Dialogue
+from agent.protocol import PROTOCOLS
 from agent.records import Passage, Question
 from tasks.bm25 import Bm25
 from tasks.config import Novice
@@ -31,6 +33,7 @@ class Characters:
 
     special_tokens = ("<search>", "</search>", "<result>", "</result>", "<answer>", "</answer>")
     special_ids = frozenset(range(-6, 0))
+    beginning: tuple[int, ...] = ()
 
     def encode(self, text):
         parts = re.split("(" + "|".join(self.special_tokens) + ")", text)
@@ -45,7 +48,7 @@ class Characters:
 
 
 def dialogue(protocol: str = "search") -> Dialogue:
-    return Dialogue(Characters(), protocol=protocol, prompt="plain", chat=False, max_passage_chars=2000)
+    return Dialogue.of(Characters(), AgentConfig(protocol=protocol, prompt="plain", chat=False, max_passage_chars=2000))
 
 
 def queries(demonstration: Demonstration) -> list[str]:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from agent.config import AgentConfig
+from agent.dialogue import Dialogue
 from agent.errors import UserError
-from agent.protocol import PROTOCOLS, Dialogue
+from agent.protocol import PROTOCOLS
 from agent.records import NO_VERSION, StopReason
 from agent.rewards.evidence import evidence_recall
 from tasks.config import DataConfig
@@ -45,6 +46,7 @@ class Characters:
 
     special_tokens: tuple[str, ...] = ()
     special_ids: frozenset[int] = frozenset()
+    beginning: tuple[int, ...] = ()
 
     def encode(self, text: str) -> list[int]:
         return [ord(c) for c in text]
@@ -57,7 +59,7 @@ class Characters:
 
 
 def dialogue(protocol: str = "search") -> Dialogue:
-    return Dialogue(Characters(), protocol=protocol, prompt="plain", chat=False, max_passage_chars=2000)
+    return Dialogue.of(Characters(), AgentConfig(protocol=protocol, prompt="plain", chat=False, max_passage_chars=2000))
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from agent.config import AgentConfig
-from agent.protocol import PROTOCOLS, Dialogue
+from agent.dialogue import Dialogue
+from agent.protocol import PROTOCOLS
 from agent.tokens import Tokenizer
 from tasks.config import DataConfig, Novice
 from tasks.demonstrations import demonstrations, encode

@@ -12,7 +12,7 @@ import pytest
 
 from agent.groups import Group
 from agent.pool.batches import Accepted, Played, TakenBatch
-from agent.records import Question, Score, ScoredTrajectory, StopReason, Trajectory, Turn
+from agent.records import SEARCH, Call, Question, Score, ScoredTrajectory, StopReason, Trajectory, Turn
 from agent.tickets import QueryState, Ticket
 
 sys.path.insert(0, str(Path(__file__).parent))  # for sweep_rows: importlib mode adds no folder by itself
@@ -36,9 +36,7 @@ def trajectory(
                 action_end=at + tokens,
                 observation_end=at + tokens + 1,
                 text="<search>x</search>",
-                query="x",
-                document_ids=("d1",),
-                titles=("Emma",),
+                calls=(Call(tool=SEARCH, argument="x", document_ids=("d1",), titles=("Emma",)),),
             )
         )
         mask += [True] * tokens + [False]

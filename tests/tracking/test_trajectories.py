@@ -60,6 +60,7 @@ def test_the_limit_is_per_batch(tmp_path: Path, batch: TakenBatch) -> None:
 def test_a_line_says_what_decided_the_trajectorys_fate(tmp_path: Path, batch: TakenBatch) -> None:
     log = TrajectoryLog(path=tmp_path / "trajectories.jsonl", per_step=-1)
     log.write(batch, 7)
+    call = {"tool": "search", "argument": "x", "titles": ["Emma"]}
     assert lines(log.path)[1] == {
         "batch": 3,
         "version": 7,
@@ -77,8 +78,8 @@ def test_a_line_says_what_decided_the_trajectorys_fate(tmp_path: Path, batch: Ta
         "searches": 1,
         "action_tokens": 4,
         "turns": [
-            {"text": "<search>x</search>", "query": "x", "titles": ["Emma"]},
-            {"text": "a", "query": None, "titles": []},
+            {"text": "<search>x</search>", "query": "x", "titles": ["Emma"], "calls": [call]},
+            {"text": "a", "query": None, "titles": [], "calls": []},
         ],
         "worker": "w0",
     }

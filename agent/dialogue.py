@@ -1,0 +1,117 @@
+"""A format over one tokenizer: prompts and observations as token ids, turns as actions.
+
+Trusted text (templates, tags, notices) and untrusted text (questions, passages) are kept apart: the untrusted is
+neutralised first (``agent/neutral.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+from agent.config import AgentConfig
+from agent.formats.base import Format, Shown
+from agent.formats.tags import TagFormat
+from agent.formats.tools import ToolFormat
+from agent.neutral import ENCODINGS, Neutraliser
+from agent.protocol import NO_RESULTS, Action, TagProtocol
+from agent.records import Finish, Passage
+from agent.tokens import TokenCodec
+from agent.tools.base import Result, Tool
+from agent.tools.catalogue import tool_classes
+
+FORMATS: dict[str, Callable[[TokenCodec, AgentConfig, Sequence[type[Tool]]], Format]] = {
+    "tags": TagFormat,
+    "tools": ToolFormat,
+}
+"""By name; one file each in ``agent/formats/``."""
+
+
+class Dialogue:
+    """What an episode needs to know of text and tokens.
+
+    Raises ``Fault`` when a tokenizer turns neutralised text into a tag or a special token all the same.
+    """
+
+    def __init__(self, codec: TokenCodec, format: Format, *, max_passage_chars: int) -> None:
+        self.codec = codec
+        self._format = format
+        self._max_passage_chars = max_passage_chars
+        self._neutraliser = Neutraliser(codec, format.marks)
+        self._prompt = lru_cache(ENCODINGS)(self._encode_prompt)
+
+    @classmethod
+    def of(cls, codec: TokenCodec, config: AgentConfig) -> Dialogue:
+        """The dialogue that ``config`` describes. Raises ``UserError`` for an unknown protocol, prompt or tool."""
+        format = FORMATS[config.format](codec, config, tool_classes(config.tools))
+        return cls(codec, format, max_passage_chars=config.max_passage_chars)
+
+    @property
+    def protocol(self) -> TagProtocol:
+        """The tags of the answer; in a format without tags of its own, those that stand for calls and results."""
+        return self._format.protocol
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a user should know of this format with this tokenizer."""
+        return self._format.notices
+
+    @property
+    def lacks_end(self) -> bool:
+        """Whether an expert's last action has to be followed by an end token: no closing tag ends it."""
+        return self.protocol.braced_answer and not self._format.ends_turns
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Strings that end the policy's turn."""
+        return self._format.stop
+
+    def prompt_ids(self, question: str) -> list[int]:
+        """(P,) ids of the prompt for ``question``, the tokenizer's own beginning included."""
+        return [*self._prompt(question)]
+
+    def prompt_text(self, question: str) -> str:
+        """The prompt for ``question`` as text."""
+        return self._format.prompt(self._neutraliser.harmless(question)[0])
+
+    def neutral(self, question: str) -> str:
+        """``question`` without tags and special tokens, as its prompt has it unless the tokenizer rebuilds one."""
+        return self._neutraliser.neutral(question)
+
+    def parse(self, text: str, finish: Finish) -> Action:
+        """What a turn of the policy asks for."""
+        return self._format.parse(text, finish)
+
+    def results_ids(self, results: Sequence[Result], last: int | None = None) -> list[int]:
+        """Ids of all that stands between a turn, whose last token is ``last``, and the next one: ``results`` in their
+        order, and what the format puts around them."""
+        return self._format.observation([self._shown(result) for result in results], last)
+
+    def observation_ids(self, passages: Sequence[Passage], last: int | None = None) -> list[int]:
+        """``results_ids`` of one search that found ``passages``."""
+        return self.results_ids([Result(passages=tuple(passages))], last)
+
+    def action_ids(self, action: str, *, last: bool = False) -> list[int]:
+        """Ids of an expert's action, which is written in the tags of ``protocol``; ``last`` ends the episode."""
+        return self._format.written(action, last=last)
+
+    def _encode_prompt(self, question: str) -> tuple[int, ...]:
+        return (*self._format.beginning, *self.codec.encode(self.prompt_text(question)))
+
+    def _shown(self, result: Result) -> Shown:
+        if result.notice:
+            return Shown(text=result.notice, ids=tuple(self.codec.encode(result.notice)))
+        text, ids = self._neutraliser.harmless(self._told(result))
+        return Shown(text=text, ids=ids)
+
+    def _told(self, result: Result) -> str:
+        return self._listed(result.passages) if result.text is None else result.text[: self._max_passage_chars]
+
+    def _listed(self, passages: Sequence[Passage]) -> str:
+        """``passages`` in their order, numbered from 1."""
+        shown, label = [], self.protocol.result_label
+        for number, passage in enumerate(passages, start=1):
+            title = passage.title.replace("\n", " ")[: self._max_passage_chars]
+            text = passage.text[: self._max_passage_chars]
+            shown.append(f'{label} {number}: "{title}"\n{text}' if title else f"{label} {number}: {text}")
+        return "\n".join(shown) or NO_RESULTS

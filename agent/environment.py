@@ -1,0 +1,67 @@
+"""The environment of an episode: the tools, and what they give for the calls of one turn.
+
+requests of a turn ──► their tools, concurrently ──► a result each, in order, or the end of the episode
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from agent.config import AgentConfig
+from agent.errors import RetrievalError, ToolError
+from agent.records import StopReason
+from agent.tools.base import Request, Result, Searcher, Situation, Tool
+from agent.tools.catalogue import tool_classes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Response:
+    """What the environment gives for one turn: a result for each request, in their order."""
+
+    results: tuple[Result, ...]
+    stop: StopReason | None = None
+    """Ends the episode: nothing is shown."""
+    fault: str = ""
+    """What broke, when ``stop`` is a fault."""
+
+
+class Environment:
+    """The tools of a run. It keeps nothing of an episode, so all episodes share one."""
+
+    def __init__(self, tools: Sequence[Tool]) -> None:
+        self._tools = {tool.name: tool for tool in tools}
+
+    @classmethod
+    def of(cls, config: AgentConfig, searcher: Searcher) -> Environment:
+        """With the tools of ``config.tools``. Raises ``UserError`` for one that isn't there."""
+        return cls([tool(config, searcher) for tool in tool_classes(config.tools)])
+
+    async def respond(self, requests: Sequence[Request], situation: Situation) -> Response:
+        """Answers the requests of one turn, all at once.
+
+        A fault of one is a fault of the turn: nothing of the turn is evidence then. Otherwise the episode ends if a
+        result says so.
+        """
+        results: list[Result] = []
+        fault: ToolError | None = None
+        for outcome in await asyncio.gather(
+            *(self._answer(requests, number, situation) for number in range(len(requests))), return_exceptions=True
+        ):
+            if isinstance(outcome, Result):
+                results.append(outcome)
+            elif isinstance(outcome, ToolError):
+                fault = fault or outcome
+            else:
+                raise outcome
+        if fault is not None:
+            reason = StopReason.RETRIEVAL_FAILED if isinstance(fault, RetrievalError) else StopReason.TOOL_FAILED
+            return Response(results=(Result(),) * len(requests), stop=reason, fault=str(fault))
+        stop = next((result.stop for result in results if result.stop is not None), None)
+        return Response(results=tuple(r.unseen() for r in results) if stop else tuple(results), stop=stop)
+
+    async def _answer(self, requests: Sequence[Request], number: int, situation: Situation) -> Result:
+        request = requests[number]
+        before = tuple(other for other in requests[:number] if other.tool == request.tool)
+        return await self._tools[request.tool].call(request, replace(situation, before=before))

@@ -1,0 +1,1 @@
+"""How an episode is written down as tokens, one file per format; ``agent/dialogue.py`` lists them."""

@@ -1,0 +1,117 @@
+"""How models write calls of tools in their own formats, and how that is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agent.tools.base import Request
+from agent.tools.catalogue import KINDS
+
+
+class Malformed(ValueError):
+    """A text that was meant as a call and is none; says why, in words of ours."""
+
+
+class CallStyle(ABC):
+    """One way to write calls."""
+
+    @abstractmethod
+    def read(self, text: str) -> list[Request]:
+        """The calls in a turn's ``text``, thoughts aside; none if it has none. Raises ``Malformed``."""
+
+    @abstractmethod
+    def write(self, request: Request) -> str:
+        """A call as the model writes it."""
+
+
+class TaggedCalls(CallStyle):
+    """``<tool_call>{"name": …, "arguments": …}</tool_call>``: Qwen2.5, Qwen3, Hermes, and our fallback.
+
+    >>> TaggedCalls().read('So <tool_call>{"name": "search", "arguments": {"query": "Emma"}}</tool_call>')
+    [Request(tool='search', arguments={'query': 'Emma'})]
+    """
+
+    _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+
+    def read(self, text: str) -> list[Request]:
+        """See ``CallStyle``."""
+        rest = self._CALL.sub("", text)
+        if "<tool_call>" in rest or "</tool_call>" in rest:
+            raise Malformed("a call with one of its two tags missing")
+        return [_request(_loaded(body), "arguments") for body in self._CALL.findall(text)]
+
+    def write(self, request: Request) -> str:
+        """See ``CallStyle``."""
+        call = {"name": request.tool, "arguments": dict(request.arguments)}
+        return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
+
+
+class JsonCalls(CallStyle):
+    """A turn that is nothing but ``{"name": …, "parameters": …}``, or several with ``;`` between them: Llama 3.
+
+    >>> JsonCalls().read('{"name": "search", "parameters": {"query": "Emma"}}')
+    [Request(tool='search', arguments={'query': 'Emma'})]
+    """
+
+    _MARK = "<|python_tag|>"
+
+    def read(self, text: str) -> list[Request]:
+        """See ``CallStyle``. A text that doesn't begin like a call is none."""
+        body = text.strip()
+        if not (body.startswith(self._MARK) or re.match(r'\{\s*"(name|type)"', body)):
+            return []
+        body, found = body.removeprefix(self._MARK).strip(), []
+        decoder = json.JSONDecoder()
+        while body:
+            try:
+                value, end = decoder.raw_decode(body)
+            except (ValueError, RecursionError):
+                raise Malformed("a call that is no valid JSON") from None
+            found.append(_request(value, "parameters"))
+            body = body[end:].lstrip(" \n;")
+        return found
+
+    def write(self, request: Request) -> str:
+        """See ``CallStyle``."""
+        return json.dumps({"name": request.tool, "parameters": dict(request.arguments)}, ensure_ascii=False)
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise Malformed("a call that is no valid JSON") from None
+
+
+def _request(value: Any, key: str) -> Request:
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        raise Malformed("a call without the name of a tool")
+    arguments = value.get(key)
+    if isinstance(arguments, str):  # some models quote the object
+        arguments = _loaded(arguments)
+    if not isinstance(arguments, dict):
+        raise Malformed(f"a call without {key}")
+    return Request(tool=value["name"], arguments=arguments)
+
+
+def check(requests: Sequence[Request], parameters: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+    """Raises ``Malformed`` unless each request fits a tool of ``parameters``: each tool's arguments, by its name."""
+    for request in requests:
+        wanted = parameters.get(request.tool)
+        if wanted is None:
+            raise Malformed("there is no such tool")
+        if request.arguments.keys() != wanted.keys():
+            raise Malformed("a call with other arguments than the tool takes")
+        for name, schema in wanted.items():
+            value = request.arguments[name]
+            right = isinstance(value, KINDS[schema["type"]]) and (
+                isinstance(value, bool) == (schema["type"] == "boolean")
+            )
+            if not right:
+                raise Malformed("a call whose argument has the wrong type")
+            if isinstance(value, str) and not value.strip():
+                raise Malformed("a call with nothing in it")

@@ -1,0 +1,140 @@
+"""What a tokenizer's chat template puts around messages, learned from how it renders a few that we can find again.
+
+A template is a program; it is run once per tokenizer, on marks in the place of real texts::
+
+    prompt │ ASSISTANT ◄──lead──► RESULT 1 ◄──middle──► RESULT 2 ◄──tail──► (the next turn)
+
+``lead`` begins with the token that ends the assistant's turn. What an episode appends after a turn is ``lead``, the
+results with ``middle`` between them, and ``tail``: exactly what the template would put there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from agent.errors import UserError
+from agent.tokens import TokenCodec
+
+Message = dict[str, Any]
+ASSISTANT, FIRST, SECOND = "ASSISTANT-mark", 'mark-1 "quoted"\nélan', 'mark-2 "quoted"\nélan'
+ESCAPES: tuple[Callable[[str], str], ...] = (
+    lambda text: text,
+    lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
+    lambda text: json.dumps(text)[1:-1],
+)
+"""How a template may write a result: as it is, or inside a JSON string (Llama 3)."""
+DATE = "26 Jul 2024"
+"""A template that names the day (Llama 3) gets this one, so that a prompt is the same tomorrow."""
+WHERE = "agent.format=tools"
+
+
+class ChatTemplate:
+    """A chat template with ``tools`` (JSON schemas), as an episode needs it.
+
+    Raises ``UserError`` for a template that can't be used: one that fails, that shows no results, or whose turns don't
+    end with a special token; and for ``thinking`` given to a template without such a switch.
+    """
+
+    def __init__(self, codec: TokenCodec, tools: Sequence[Mapping[str, Any]], thinking: bool | None) -> None:
+        self._codec = codec
+        self._options: dict[str, Any] = {"date_string": DATE}
+        if thinking is not None:
+            if self._with(enable_thinking=True) == self._with(enable_thinking=False):
+                raise UserError(
+                    f"agent.thinking={str(thinking).lower()}, but this model's chat template has no switch for it; "
+                    "leave agent.thinking out"
+                )
+            self._options["enable_thinking"] = thinking
+        self._tools: Sequence[Mapping[str, Any]] = tools
+        name = tools[0]["function"]["name"]
+        self.native = name in self._difference(tools)
+        """Whether the template itself describes the tools. Otherwise the system prompt has to."""
+        if not self.native:
+            self._tools = ()
+        self._system = self._takes_a_system_prompt()
+        self._learn()
+
+    def _with(self, **options: Any) -> str:
+        return self._codec.render([{"role": "user", "content": "?"}], options={**self._options, **options})
+
+    def _difference(self, tools: Sequence[Mapping[str, Any]]) -> str:
+        """What the template renders with ``tools``; nothing if that is what it renders without."""
+        messages = [{"role": "user", "content": "?"}]
+        shown = self._codec.render(messages, tools=tools, options=self._options)
+        return "" if shown == self._codec.render(messages, options=self._options) else shown
+
+    def _takes_a_system_prompt(self) -> bool:
+        mark = "SYSTEM-mark"
+        try:
+            return mark in self.render([{"role": "system", "content": mark}, {"role": "user", "content": "?"}])
+        except UserError:
+            return False
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """``messages`` as the template renders them, up to where the assistant starts."""
+        return self._codec.render(messages, tools=self._tools, options=self._options)
+
+    def opening(self, system: str, question: str) -> list[Message]:
+        """The messages before the first turn. A template without a system prompt gets it in the user's message."""
+        if not system:
+            return [{"role": "user", "content": question}]
+        if self._system:
+            return [{"role": "system", "content": system}, {"role": "user", "content": question}]
+        return [{"role": "user", "content": f"{system}\n\n{question}"}]
+
+    def results(self, texts: Sequence[str]) -> list[Message]:
+        """The messages that hold the results of a turn."""
+        if self.native:
+            return [{"role": "tool", "content": text} for text in texts]
+        blocks = "\n".join(f"<tool_response>\n{text}\n</tool_response>" for text in texts)
+        return [{"role": "user", "content": blocks}]
+
+    def _learn(self) -> None:
+        start = self.opening("", "?")
+        turn = [*start, {"role": "assistant", "content": ASSISTANT}]
+        prompt = self.render(start)
+        one, two = self.render([*turn, *self.results([FIRST])]), self.render([*turn, *self.results([FIRST, SECOND])])
+        at = one.find(ASSISTANT)
+        self.escape = next((e for e in ESCAPES if e(FIRST) in one and e(SECOND) in two), ESCAPES[0])
+        first, second = self.escape(FIRST), self.escape(SECOND)
+        if at < 0 or first not in one or second not in two:
+            raise UserError(
+                f"{WHERE}: {self.family}'s chat template shows no turns with results; set agent.format=tags"
+            )
+        self.lead, self.tail = one[at + len(ASSISTANT) : one.index(first)], one[one.index(first) + len(first) :]
+        self.middle = two[two.index(first) + len(first) : two.index(second)]
+        ends = [token for token in self._codec.special_tokens if self.lead.startswith(token)]
+        if not ends:
+            raise UserError(
+                f"{WHERE}: turns in {self.family}'s chat template don't end with a special token; set agent.format=tags"
+            )
+        self.end: str = max(ends, key=len)
+        """The special token that ends the assistant's turn."""
+        self.dropped = prompt.removeprefix(one[:at]) if prompt.startswith(one[:at]) else one[:at]
+        """What stands before a turn while it is written, and not any more afterwards; usually nothing."""
+        self.written_as = self._sample(len(one[:at]))
+
+    def _sample(self, head: int) -> str:
+        """How the template writes a call: a rendering that has one in it, or nothing if it can't."""
+        function = {"name": "search", "arguments": {"query": "?"}}
+        call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+        try:
+            return self.render([*self.opening("", "?"), call])[head:]
+        except UserError:
+            return ""
+
+    def after_turn(self, texts: Sequence[str]) -> str:
+        """What follows a turn: its end token, ``texts`` as results, and the beginning of the next turn."""
+        return self.lead + self.middle.join(map(self.escape, texts)) + self.tail
+
+    @property
+    def family(self) -> str:
+        """What kind of model this is, judging by its template; for messages."""
+        shown = self._with()
+        if "<|start_header_id|>" in shown:
+            return "Llama 3"
+        if "<|im_start|>" in shown:
+            return "Qwen3" if "<think>" in self._codec.special_tokens else "ChatML"
+        return "this model"

@@ -1,0 +1,78 @@
+"""``agent.format=tags``: one long turn of the assistant; calls, results and the answer stand between tags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agent.config import AgentConfig
+from agent.errors import one_of
+from agent.formats.base import Format, Shown
+from agent.prompts import fill, tag_prompt
+from agent.protocol import PROTOCOLS, Action, TagProtocol
+from agent.records import Finish
+from agent.tokens import TokenCodec
+from agent.tools.base import Request, Tool
+from agent.tools.catalogue import tool_classes
+
+
+def tags_of(config: AgentConfig) -> TagProtocol:
+    """The tags of ``config.protocol``, and of ``config.tools``. Raises ``UserError`` for what isn't there."""
+    one_of(config.protocol, PROTOCOLS, "agent.protocol")
+    tools = tool_classes(config.tools)
+    return PROTOCOLS[config.protocol].with_tools(tools) if config.format == "tags" else PROTOCOLS[config.protocol]
+
+
+class TagFormat(Format):
+    """A tag protocol over one tokenizer.
+
+    Our tags, our notices and untrusted text are encoded apart, so their tokens never merge.
+    """
+
+    def __init__(self, codec: TokenCodec, config: AgentConfig, tools: Sequence[type[Tool]]) -> None:
+        self.protocol = tags_of(config)
+        self.stop = self.protocol.stop
+        self.marks = self.protocol.tags
+        self.beginning = () if config.chat else codec.beginning
+        self._codec = codec
+        self._chat = config.chat
+        self._thinking = config.thinking
+        self._most = config.max_parallel
+        self._tools = {tool.name for tool in tools}
+        self._template = tag_prompt(config, self.protocol, tools)
+        self._open = codec.encode(f"\n{self.protocol.result_open}\n")
+        self._close = codec.encode(f"\n{self.protocol.result_close}\n")
+
+    def prompt(self, question: str) -> str:
+        """See ``Format``. With ``agent.chat`` the chat template is around it."""
+        text = fill(self._template, {"question": question})
+        if not self._chat:
+            return text
+        if self._thinking is None:
+            return self._codec.chat(text)
+        return self._codec.render([{"role": "user", "content": text}], options={"enable_thinking": self._thinking})
+
+    def parse(self, text: str, finish: Finish) -> Action:
+        """See ``Format``. A turn that closes an action is whole, whatever ended it.
+
+        With ``agent.max_parallel`` above 1 each line between a tool's tags is a call of its own; the turn still ends
+        at the first closing tag.
+        """
+        action = self.protocol.parse(text)
+        if any(request.tool not in self._tools for request in action.requests):
+            return Action(malformed="there is no such tool")
+        if self._most == 1 or not action.requests:
+            return action
+        (request,) = action.requests
+        lines = [line for line in map(str.strip, request.text.splitlines()) if line]
+        if len(lines) > self._most:
+            return Action(malformed=f"more than {self._most} calls in one turn")
+        (argument,) = request.arguments
+        return Action(requests=tuple(Request(tool=request.tool, arguments={argument: line}) for line in lines))
+
+    def observation(self, shown: Sequence[Shown], last: int | None) -> list[int]:
+        """See ``Format``: a result block for each."""
+        return [id for block in shown for id in (*self._open, *block.ids, *self._close)]
+
+    def written(self, action: str, *, last: bool) -> list[int]:
+        """See ``Format``: as it is. A protocol whose answer has no closing tag still needs an end token."""
+        return self._codec.encode(action)

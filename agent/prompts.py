@@ -1,0 +1,139 @@
+"""What a question's prompt says: the shipped texts, a file of the user's own, and how placeholders are filled in.
+
+| placeholder | stands for |
+| --- | --- |
+| ``{question}`` | the question |
+| ``{tools}`` | what each tool does and how it is called |
+| ``{search_open}``, ``{search_close}``, ``{result_open}``, ``{result_close}``, ``{answer_open}``, ``{answer_close}`` | the tags of ``agent.protocol``; with ``agent.format=tools`` the last two alone |
+
+With ``agent.format=tags`` a file is the user's message, and needs ``{question}`` and ``{tools}``. With
+``agent.format=tools`` it is the system prompt, unless ``{question}`` is in it; it needs ``{tools}`` if the model's chat
+template describes no tools. Braces around anything but small letters and underscores are left alone.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from agent.config import AgentConfig
+from agent.errors import UserError, nearest, one_of
+from agent.protocol import TagProtocol
+from agent.records import SEARCH
+from agent.tools.base import Tool
+
+PROMPTS = {
+    "plain": "Question: {question}\n",
+    "instruct": (
+        "Answer the question below. You can look things up in a document collection: write "
+        "{search_open} a short query {search_close} and the best passages come back between {result_open} "
+        "and {result_close}.{more} Think before each search about what is still missing, search once for each "
+        "missing fact, and don't repeat a query. When the passages support an answer, write it, as short "
+        "as possible, as {answer_open}the answer{answer_close}.\n\nQuestion: {question}\n"
+    ),
+}
+"""By name, for ``agent.format=tags``: ``plain`` leaves the tags to what the model has learned."""
+SYSTEM_PROMPTS = {
+    "plain": "",
+    "instruct": (
+        "Answer the user's question. Look up what you don't know with the tools. Think before each call about what is "
+        "still missing, search once for each missing fact, and don't repeat a query.{parallel} When the results "
+        "support an answer, write it, as short as possible, as {answer_open}the answer{answer_close}."
+    ),
+}
+"""The same for ``agent.format=tools``; the question is the user's message."""
+_CALLS = (
+    'To call a tool, write <tool_call>\n{"name": the tool\'s name, "arguments": an object with its arguments}\n'
+    "</tool_call> and end your turn. The result comes back between <tool_response> and </tool_response>."
+)
+_TAGS = ("search_open", "search_close", "result_open", "result_close", "answer_open", "answer_close")
+_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """``template`` with each ``{name}`` of ``values`` in its place, once; all other braces stay.
+
+    >>> fill("{a} is not {b}, {c}", {"a": "{b}", "b": "x"})
+    '{b} is not x, {c}'
+    """
+    return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), template)
+
+
+def tag_prompt(config: AgentConfig, protocol: TagProtocol, tools: Sequence[type[Tool]]) -> str:
+    """The prompt of ``agent.format=tags`` with all but the question filled in."""
+    values = {name: getattr(protocol, name) for name in _TAGS}
+    told = {call.tool: f"{call.opening} {call.argument} {call.closing}" for call in protocol.calls}
+    values["tools"] = "\n".join(f"{told[tool.name]}: {tool.description}" for tool in tools)
+    return fill(prompt_text(config), {**values, "more": _more(config, protocol, tools)})
+
+
+def prompt_text(config: AgentConfig) -> str:
+    """The text that ``agent.prompt`` names, placeholders included, for ``agent.format``.
+
+    Raises ``UserError`` for a name that isn't known, or a file that can't be read, lacks a placeholder or has another.
+    """
+    shipped = PROMPTS if config.format == "tags" else SYSTEM_PROMPTS
+    if config.prompt in shipped:
+        return shipped[config.prompt]
+    where, path = f"agent.prompt={config.prompt}", Path(config.prompt).expanduser()
+    if not path.exists() and not path.suffix and len(path.parts) == 1:
+        one_of(config.prompt, shipped, "agent.prompt")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        what = (error.strerror if isinstance(error, OSError) else None) or "it is no UTF-8 text"
+        raise UserError(f"{where}: can't be read ({what}); name one of {', '.join(shipped)}, or a text file") from None
+    if not text.strip():
+        raise UserError(f"{where}: the file is empty")
+    tags = config.format == "tags"
+    known = ("question", "tools", *(_TAGS if tags else _TAGS[-2:]))
+    found = _PLACEHOLDER.findall(text)
+    for name in found:
+        if name not in known:
+            raise UserError(f"{where}: there is no placeholder {{{name}}}; {nearest(name, known)}")
+    for name in ("question", "tools") if tags else ():
+        if name not in found:
+            raise UserError(f"{where}: the placeholder {{{name}}} is missing; the prompt has to say it somewhere")
+    return text
+
+
+def _more(config: AgentConfig, protocol: TagProtocol, tools: Sequence[type[Tool]]) -> str:
+    """What there is to say of several queries at once, and of tools other than the search."""
+    most = config.max_parallel
+    parallel = f" You can write up to {most} queries at once, each on a line of its own." if most > 1 else ""
+    tags = {call.tool: call for call in protocol.calls}
+    return parallel + "".join(
+        f" You can also write {tags[tool.name].opening} {tags[tool.name].argument} {tags[tool.name].closing}: "
+        f"{tool.description}"
+        for tool in tools
+        if tool.name != SEARCH
+    )
+
+
+def described_tools(schemas: Sequence[str]) -> str:
+    """Tools, given as JSON schemas, for a system prompt whose chat template doesn't describe them."""
+    listed = "\n".join(schemas)
+    return f"These tools are there:\n<tools>\n{listed}\n</tools>\n{_CALLS}"
+
+
+def tools_prompt(config: AgentConfig, protocol: TagProtocol, described: str, *, native: bool) -> tuple[str, str]:
+    """System prompt and user's message of ``agent.format=tools``, with all but ``{question}`` filled in.
+
+    ``described`` is what there is to say of the tools; with ``native`` the chat template says it. Raises ``UserError``
+    for a file that leaves the tools out although nobody else describes them.
+    """
+    most = config.max_parallel
+    parallel = f" You can make up to {most} calls at once." if most > 1 else ""
+    values = {"answer_open": protocol.answer_open, "answer_close": protocol.answer_close, "parallel": parallel}
+    text = prompt_text(config)
+    if config.prompt in SYSTEM_PROMPTS:
+        system = fill(text, values)
+        return (system if native else f"{system}\n\n{described}".strip()), "{question}"
+    if not native and "{tools}" not in text:
+        raise UserError(
+            f"agent.prompt={config.prompt}: the placeholder {{tools}} is missing, and this model's chat template "
+            "describes no tools"
+        )
+    filled = fill(text, {**values, "tools": described})
+    return ("", filled) if "{question}" in text else (filled, "{question}")

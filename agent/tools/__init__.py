@@ -1,0 +1,1 @@
+"""Tools that the policy may call, one file each; a file's name is what ``agent.tools`` lists."""

@@ -1,0 +1,70 @@
+"""Which tools ``agent.tools`` names, checked before anything starts."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, TypeGuard
+
+from agent import tools as shipped
+from agent.errors import UserError, one_of
+from agent.own import is_path, resolve
+from agent.tools.base import Tool
+
+_NO_TOOLS = ("base", "catalogue")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+KINDS: dict[str, type | tuple[type, ...]] = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
+"""JSON schema's types of an argument, and ours."""
+
+
+def tool_names() -> list[str]:
+    """The shipped tools: the files of ``agent/tools/``."""
+    return [module.name for module in pkgutil.iter_modules(shipped.__path__) if module.name not in _NO_TOOLS]
+
+
+def tool_classes(names: Sequence[str]) -> tuple[type[Tool], ...]:
+    """The tools of ``agent.tools``, in its order: names of shipped ones, and import paths ``module:Class``.
+
+    Raises ``UserError`` for one that isn't there, can't be imported or is no tool, and for two of one name.
+    """
+    if not names:
+        raise UserError(f"agent.tools is empty; name at least one of: {', '.join(tool_names())}")
+    found = tuple(_tool_class(name) for name in names)
+    for tool in found:
+        if sum(other.name == tool.name for other in found) > 1:
+            raise UserError(f"agent.tools={list(names)}: two tools are called '{tool.name}'")
+    return found
+
+
+@lru_cache(maxsize=64)
+def _tool_class(name: str) -> type[Tool]:
+    where = f"agent.tools={name}"
+    if is_path(name):
+        found = resolve(name, "agent.tools")
+    else:
+        one_of(name, tool_names(), "agent.tools")
+        path = f"{shipped.__name__}.{name}"
+        own = [v for v in vars(importlib.import_module(path)).values() if _is_tool(v) and v.__module__ == path]
+        found = own[0] if len(own) == 1 else None
+    if found is None or not _is_tool(found):
+        raise UserError(f"{where} is no tool; it has to be one subclass of agent.tools.base.Tool with a method 'call'")
+    _check(found, where)
+    return found
+
+
+def _is_tool(value: Any) -> TypeGuard[type[Tool]]:
+    return isinstance(value, type) and issubclass(value, Tool) and not value.__abstractmethods__
+
+
+def _check(tool: type[Tool], where: str) -> None:
+    for attribute in ("name", "description", "parameters"):
+        if not getattr(tool, attribute, None):
+            raise UserError(f"{where}: the tool has no '{attribute}'")
+    if not _NAME.fullmatch(tool.name):
+        raise UserError(f"{where}: the tool's name '{tool.name}' must be small letters, digits and underscores")
+    for name, schema in tool.parameters.items():
+        if schema.get("type") not in KINDS:
+            raise UserError(f"{where}: the type of its parameter '{name}' must be one of {', '.join(KINDS)}")

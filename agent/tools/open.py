@@ -1,0 +1,62 @@
+"""The open tool: reads on in a document that a search has found, for corpora of long documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from agent.answers import normalise_title
+from agent.tools.base import Request, Result, Situation, Tool
+
+UNKNOWN_NOTICE = "No document of this name was found yet. Name one by its title, or by the number of its result."
+END_NOTICE = "The document ends here."
+LIMIT_NOTICE = "No more documents can be opened."
+LIMIT = 10
+"""Documents that an episode may open; a further call is answered with a notice."""
+
+
+class Open(Tool):
+    """Shows the ``agent.top_k`` passages that follow the last one shown of a document.
+
+    A document is named by its title, or by the number of a passage in the last results. Only what the environment has
+    shown can be opened, so an id or a title that the policy makes up opens nothing.
+    """
+
+    name = "open"
+    description = "Reads on in a document that a search has found: shows the passages that follow."
+    parameters = {  # noqa: RUF012
+        "document": {"type": "string", "description": "The document's title, or the number of its result."}
+    }
+
+    async def call(self, request: Request, situation: Situation) -> Result:
+        """See ``Tool``. Raises ``RetrievalError``."""
+        if len(situation.calls(self.name)) + len(situation.before) >= LIMIT:
+            return Result(refused=True, notice=LIMIT_NOTICE)
+        last = last_shown(request.text, situation)
+        if last is None:
+            return Result(notice=UNKNOWN_NOTICE)
+        passages = await self.searcher.following(last, self.config.top_k)
+        return Result(passages=passages) if passages else Result(notice=END_NOTICE)
+
+
+def last_shown(name: str, situation: Situation) -> str | None:
+    """The id of the passage to read on from: the last one shown of the document ``name``; None if none was.
+
+    A title goes before a number: there are books called by one.
+    """
+    shown = list(_shown(situation))
+    wanted = normalise_title(name.strip().strip('"'))
+    if wanted and any(title == wanted for _, title in shown):
+        return next(document for document, title in reversed(shown) if title == wanted)
+    latest = next((ids for turn in reversed(situation.turns) if (ids := turn.document_ids)), ())
+    if not name.strip().isdecimal() or not 1 <= int(name) <= len(latest):
+        return None
+    document = latest[int(name) - 1]
+    title = dict(shown)[document]
+    return next(d for d, t in reversed(shown) if (t == title if title else d == document))
+
+
+def _shown(situation: Situation) -> Iterator[tuple[str, str]]:
+    """Id and normalised title of every passage that the environment has shown, in order."""
+    for turn in situation.turns:
+        for call in turn.answered:
+            yield from zip(call.document_ids, map(normalise_title, call.titles), strict=True)

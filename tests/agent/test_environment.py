@@ -1,0 +1,217 @@
+"""The environment by hand: who answers what, what counts against the limit, what a fault or a wrong tool does."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from agent.config import AgentConfig, SelectivityConfig
+from agent.dialogue import Dialogue
+from agent.environment import Environment
+from agent.errors import RetrievalError, ToolError, UserError
+from agent.records import Call, Passage, Repeat, StopReason, Turn
+from agent.tools.base import Request, Result, Situation, Tool
+from agent.tools.catalogue import tool_classes, tool_names
+from agent.tools.search import LIMIT_NOTICE, REPEAT_NOTICES
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Shelf:
+    """A query finds a document for each of its letters; ``waits`` are the most that were asked at once."""
+
+    queries: list[str] = field(default_factory=list)
+    open: int = 0
+    most: int = 0
+
+    async def search(self, query: str, k: int) -> tuple[Passage, ...]:
+        self.queries.append(query)
+        self.open += 1
+        self.most = max(self.most, self.open)
+        await asyncio.sleep(0)
+        self.open -= 1
+        if query == "broken":
+            raise RetrievalError("timeout")
+        return tuple(Passage(id=letter, title=letter.upper(), text="text") for letter in query[:k])
+
+
+class Count(Tool):
+    """A tool of somebody's own."""
+
+    name = "count"
+    description = "Counts letters."
+    parameters = {"text": {"type": "string", "description": "A text."}}  # noqa: RUF012
+
+    async def call(self, request: Request, situation: Situation) -> Result:
+        if request.text == "fail":
+            raise ToolError("no counting today")
+        if request.text == "bug":
+            raise ZeroDivisionError
+        return Result(text=f"{len(request.text)} letters, {len(situation.calls('count'))} counts before")
+
+
+class Unfinished(Tool):
+    name = "unfinished"
+
+
+def ask(*queries: str, tool: str = "search") -> list[Request]:
+    return [Request(tool=tool, arguments={"query": query}) for query in queries]
+
+
+def turn(*calls: Call) -> Turn:
+    return Turn(action_start=0, action_end=1, observation_end=2, text="", calls=calls)
+
+
+def searched(query: str, *documents: str, **more) -> Turn:
+    titles = tuple(d.upper() for d in documents)
+    return turn(Call(tool="search", argument=query, document_ids=documents, titles=titles, **more))
+
+
+def respond(requests, *turns, max_searches=3, selectivity=None, tools=("search",)):
+    shelf = Shelf()
+    environment = Environment.of(AgentConfig(tools=list(tools)), shelf)
+    situation = Situation(
+        turns=turns, max_searches=max_searches, selectivity=selectivity or SelectivityConfig(queries=False)
+    )
+    return asyncio.run(environment.respond(requests, situation)), shelf
+
+
+def test_the_searches_of_a_turn_run_together_and_are_answered_in_order():
+    response, shelf = respond(ask("ab", "c", "d"))
+    assert [[p.id for p in r.passages] for r in response.results] == [["a", "b"], ["c"], ["d"]]
+    assert (shelf.queries, shelf.most) == (["ab", "c", "d"], 3)
+    assert response.stop is None
+
+
+def test_each_search_of_a_turn_counts_against_the_limit():
+    response, shelf = respond(ask("b", "c", "d"), searched("a"), max_searches=3)
+    assert shelf.queries == ["b", "c"]
+    assert [r.refused for r in response.results] == [False, False, True]
+    assert response.results[2].notice == LIMIT_NOTICE
+    assert response.stop is None, "the turn that goes beyond the limit is told so"
+
+
+def test_a_search_after_the_notice_ends_the_episode_and_nothing_of_its_turn_is_shown():
+    response, shelf = respond(ask("c"), searched("a"), searched("b", refused=True), max_searches=1)
+    assert (response.stop, shelf.queries) == (StopReason.SEARCH_LIMIT, [])
+    both = [*ask("c"), *ask("x", tool="count")]
+    response, _ = respond(both, searched("b", refused=True), tools=("search", f"{__name__}:Count"))
+    assert response.stop is StopReason.SEARCH_LIMIT
+    assert [r.passages for r in response.results] == [(), ()]
+
+
+def test_a_fault_of_one_call_is_a_fault_of_the_turn():
+    response, shelf = respond(ask("a", "broken", "b"))
+    assert (response.stop, response.fault) == (StopReason.RETRIEVAL_FAILED, "timeout")
+    assert shelf.queries == ["a", "broken", "b"]
+    assert all(r == Result() for r in response.results), "what is never shown is no evidence"
+    response, _ = respond(ask("fail", tool="count"), tools=(f"{__name__}:Count",))
+    assert (response.stop, response.fault) == (StopReason.TOOL_FAILED, "no counting today")
+
+
+def test_a_tools_bug_is_no_fault_of_the_episode():
+    with pytest.raises(ZeroDivisionError):
+        respond(ask("bug", tool="count"), tools=(f"{__name__}:Count",))
+
+
+def test_a_query_twice_in_one_turn_is_a_repeat_where_that_is_asked_for():
+    response, shelf = respond(ask("ab", "The AB!"), selectivity=SelectivityConfig(queries=True))
+    assert shelf.queries == ["ab"]
+    assert [r.repeat for r in response.results] == [None, Repeat.QUERY]
+    assert response.results[1].notice == REPEAT_NOTICES[Repeat.QUERY]
+
+
+def test_a_tool_sees_its_own_earlier_calls():
+    before = turn(Call(tool="count", argument="x")), searched("a")
+    response, _ = respond(ask("four", tool="count"), *before, tools=("search", f"{__name__}:Count"))
+    assert response.results[0].text == "4 letters, 1 counts before"
+
+
+# --- a tool of somebody's own, as the docs have it ----------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["<years>1775-1817</years>", "<years>long</years>"])
+def test_the_docs_tool_works_from_a_package_of_ones_own(call, tmp_path, monkeypatch, play_script):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "agent.md").read_text(), re.DOTALL)
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "tools.py").write_text(example)
+    monkeypatch.syspath_prepend(tmp_path)
+    played = play_script([call, "<answer>42</answer>"], tools=["search", "my_package.tools:Years"])
+    t = played.trajectory
+    assert (t.answer, t.searches, [c.tool for c in t.turns[0].calls]) == ("42", 0, ["years"])
+    shown = "Write two years, such as 1775-1817." if "long" in call else "42 years"
+    assert f"\n<result>\n{shown}\n</result>\n" in played.text
+    assert "<years> span </years>: Says how many years" in played.codec.decode(t.prompt_ids)
+
+
+def test_a_tool_whose_arguments_no_tag_can_hold_needs_the_other_format(codec, monkeypatch):
+    module = types.ModuleType("a_module_with_two_arguments")
+    two = {name: {"type": "string", "description": name} for name in ("one", "two")}
+    module.Two = type("Two", (Count,), {"name": "two", "parameters": two})
+    module.Answer = type("Answer", (Count,), {"name": "answer"})
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    with pytest.raises(UserError, match=r"'two' takes other arguments than one text.*agent\.format=tools"):
+        Dialogue.of(codec, AgentConfig(tools=[f"{module.__name__}:Two"]))
+    with pytest.raises(UserError, match="the tags of 'answer' have another meaning"):
+        Dialogue.of(codec, AgentConfig(tools=[f"{module.__name__}:Answer"]))
+
+
+# --- which tools there are ---------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """This file, which pytest imports under a name of its own, as a module that an import path can name."""
+    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or types.ModuleType(__name__))
+    for name in ("Count", "Unfinished", "ask"):
+        monkeypatch.setattr(sys.modules[__name__], name, globals()[name], raising=False)
+
+
+def test_the_shipped_tools_are_the_files_of_their_folder():
+    assert "search" in tool_names()
+    assert [tool.name for tool in tool_classes(tool_names())] == tool_names()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], r"agent\.tools is empty; name at least one of: .*search"),
+        (["serch"], r"agent\.tools=serch is not known; did you mean 'search'\?"),
+        (["base"], r"agent\.tools=base is not known"),
+        (["search", "search"], "two tools are called 'search'"),
+        (["no_such_package.tools:Mine"], r"agent\.tools: no_such_package\.tools:Mine can't be imported"),
+        (["agent.tools.search:Serch"], r"agent\.tools: agent\.tools\.search:Serch: the module .* has no Serch"),
+        ([f"{__name__}:ask"], "is no tool; it has to be one subclass"),
+        ([f"{__name__}:Unfinished"], "is no tool; it has to be one subclass"),
+    ],
+)
+def test_wrong_tools_are_the_users_mistake(names, message):
+    with pytest.raises(UserError, match=message) as error:
+        tool_classes(names)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"name": "My Tool"}, "the tool's name 'My Tool' must be"),
+        ({"description": ""}, "the tool has no 'description'"),
+        ({"parameters": {"n": {"type": "text"}}}, "the type of its parameter 'n' must be one of"),
+    ],
+)
+def test_a_tool_says_what_it_is(changed, message, monkeypatch):
+    module = types.ModuleType("a_module_with_a_tool")
+    module.Mine = type("Mine", (Count,), changed)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    from agent.tools import catalogue
+
+    catalogue._tool_class.cache_clear()
+    with pytest.raises(UserError, match=message):
+        tool_classes(["a_module_with_a_tool:Mine"])

@@ -1,0 +1,90 @@
+"""Prompts of the user's own: what is filled in, and what is wrong with a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import chat_templates
+import pytest
+
+from agent.config import AgentConfig
+from agent.dialogue import Dialogue
+from agent.errors import UserError
+from agent.prompts import fill, prompt_text
+
+
+@pytest.fixture
+def prompt(tmp_path: Path):
+    def write(text: str | bytes) -> str:
+        path = tmp_path / "prompt.txt"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return str(path)
+
+    return write
+
+
+def text_of(codec, question="Who {tools}?", **settings) -> str:
+    return codec.decode(Dialogue.of(codec, AgentConfig(**settings)).prompt_ids(question))
+
+
+def test_the_tools_and_the_question_are_filled_in(codec, prompt):
+    file = prompt('Tools:\n{tools}\nAnswer as {answer_open}x{answer_close}, {"not": {"a": 1}}, {X}.\n{question}')
+    text = text_of(codec, prompt=file, chat=False, tools=["search", "open"])
+    assert text == (
+        "Tools:\n<search> query </search>: Searches a document collection and returns the passages that match the "
+        "query best.\n<open> document </open>: Reads on in a document that a search has found: shows the passages that "
+        'follow.\nAnswer as <answer>x</answer>, {"not": {"a": 1}}, {X}.\nWho {tools}?'
+    )
+    assert text_of(codec, prompt=file).startswith("<|im_start|>user\nTools:\n<search> query </search>: ")
+
+
+def test_with_tools_a_file_is_the_system_prompt(prompt, tmp_path):
+    file = prompt("Be brief.")
+    native = chat_templates.small_tokenizer(tmp_path / "native", chat_templates.QWEN25)
+    text = text_of(native, prompt=file, format="tools")
+    assert text.startswith("<|im_start|>system\nBe brief.\n\nTools:\n{")
+    assert "<|im_start|>user\nWho {tools}?<|im_end|>" in text
+    plain = chat_templates.small_tokenizer(tmp_path / "plain", chat_templates.PLAIN)
+    with pytest.raises(UserError, match=r"prompt\.txt: the placeholder \{tools\} is missing, and this model's"):
+        text_of(plain, prompt=file, format="tools")
+    text = text_of(plain, prompt=prompt("Be brief.\n{tools}"), format="tools")
+    assert text.startswith("<|im_start|>system\nBe brief.\nThese tools are there:\n<tools>\n{")
+    text = text_of(plain, prompt=prompt("{tools}\nQ: {question}"), format="tools")
+    assert "<tool_response>\nQ: Who {tools}?" not in text
+    assert text.endswith("\nQ: Who {tools}?<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "format", "message"),
+    [
+        ("{tools}", "tags", r"prompt\.txt: the placeholder \{question\} is missing"),
+        ("{question}", "tags", r"prompt\.txt: the placeholder \{tools\} is missing"),
+        ("{question} {tools} {tolls}", "tags", r"prompt\.txt: there is no placeholder \{tolls\}; did you mean 'tools'"),
+        ("{question} {tools} {search_open}", "tools", r"prompt\.txt: there is no placeholder \{search_open\}"),
+        (" \n", "tags", r"prompt\.txt: the file is empty"),
+        (b"\xff\xfe", "tags", r"prompt\.txt: can't be read \(it is no UTF-8 text\)"),
+    ],
+)
+def test_a_wrong_file_is_one_clear_line(prompt, text, format, message):
+    with pytest.raises(UserError, match=message) as error:
+        prompt_text(AgentConfig(prompt=prompt(text), format=format))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("plane", r"agent\.prompt=plane is not known; did you mean 'plain'"),
+        ("plane.txt", r"agent\.prompt=plane\.txt: can't be read \(No such file"),
+        ("no/plane", r"agent\.prompt=no/plane: can't be read \(No such file"),
+        (".", r"agent\.prompt=\.: can't be read \(Is a directory"),
+    ],
+)
+def test_a_prompt_that_is_not_there(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        prompt_text(AgentConfig(prompt=name))
+
+
+def test_what_is_filled_in_is_not_filled_again():
+    assert fill("{a}{b}{c}", {"a": "{b}", "b": "{a}"}) == "{b}{a}{c}"
