@@ -58,14 +58,11 @@ def test_every_page_of_the_documentation_is_linked_from_the_readme():
 def test_every_file_that_the_documentation_names_exists():
     """A name in code style that begins with a folder of the tree, such as ``agent/pool/`` or ``tests/patience.py``."""
     folders = "|".join(sorted(p.name for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith(".")))
-    for page in (p for p in PAGES if p.name not in AHEAD):
+    for page in PAGES:
         for name in re.findall(rf"`((?:{folders})/[\w./-]*(?:\.\w+|/))`", page.read_text(encoding="utf-8")):
             if "NAME" not in name and not name.startswith(("outputs/", "multirun/")):
                 assert (ROOT / name).exists(), f"{page.relative_to(ROOT)}: {name}"
 
-
-AHEAD = {"CONTRIBUTING.md"}
-"""Pages that name folders which are being made."""
 
 # --- workflow, hooks, templates ------------------------------------------------------------------
 

@@ -42,5 +42,5 @@ def test_notices_end_where_the_response_is_full(play_script):
 
 def test_a_continuation_goes_on_after_a_notice(play_script, austen, emma):
     t = play_script(["x</search>", SEARCH, "<answer>no</answer>"], [[austen]], malformed="notice").trajectory
-    start = cut(t, emma, "title")
+    start = cut(t, emma)
     assert (start.turns, start.tokens) == (2, t.turns[1].observation_end)

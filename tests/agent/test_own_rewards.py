@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.config import GroupConfig, RewardConfig
+from agent.environment import Environment
 from agent.errors import UserError
 from agent.group import Player, play_group
 from agent.own import resolve
@@ -212,7 +213,7 @@ def play(codec, make_dialogue, protocol, question, name, **ticket):
         dialogue=make_dialogue(codec),
         config=AgentConfig(),
         generator=policy,
-        searcher=policy,
+        environment=Environment.of(AgentConfig(), policy),
         scorer=Scorer(RewardConfig(outcome=name), protocol),
     )
     given = Ticket(claim_id=0, query=0, batch=0, order=0, seed=1, **ticket)
@@ -221,7 +222,7 @@ def play(codec, make_dialogue, protocol, question, name, **ticket):
 
 def test_a_group_counts_what_its_judge_failed_on(codec, make_dialogue, search_protocol, emma):
     group = play(codec, make_dialogue, search_protocol, emma, "own_rewards:too_much")
-    assert (group.size, len(group.excluded), group.rollouts) == (0, 4, 4)
+    assert (len(group.members), len(group.excluded), group.rollouts) == (0, 4, 4)
     assert {t.stop_reason for t in group.excluded} == {StopReason.REWARD_FAILED}
     assert group.action_tokens > 0, "they cost as much"
 

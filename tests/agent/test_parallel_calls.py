@@ -13,7 +13,9 @@ from agent.environment import Environment
 from agent.episode import Prefix, play
 from agent.errors import RetrievalError
 from agent.records import Finish, Passage, Question, StopReason
-from agent.rewards import GATES, Scorer, redundant_searches
+from agent.rewards.costs import redundant_searches
+from agent.rewards.gates import GATES
+from agent.rewards.scorer import Scorer
 from agent.tools.search import LIMIT_NOTICE
 
 THREE = "<search>a\n\n b \nab</search>"
@@ -84,14 +86,16 @@ def test_rewards_count_every_query(play_script, search_protocol):
     t = play_script(["<search>a\nA!\nb</search>", ANSWER], library=Shelf(), max_parallel=3).trajectory
     assert GATES["duplicate_query"](t, search_protocol)
     assert redundant_searches(t) == 1
-    score = Scorer(RewardConfig(evidence_weight=0.5, search_cost=0.1), search_protocol).score(QUESTION, t)
+    scorer = Scorer(RewardConfig(evidence_weight=0.5, search_cost=0.1), search_protocol)
+    (member,) = asyncio.run(scorer.score(QUESTION, [t])).members
+    score = member.score
     assert (score.evidence, score.cost) == (1.0, pytest.approx(0.3))
 
 
 def test_a_continuation_goes_on_after_a_turn_that_met_the_limit(play_script, make_engine, codec):
     config = AgentConfig(max_parallel=3, max_searches=2)
     first = play_script([THREE, ANSWER], library=Shelf(), max_parallel=3, max_searches=2, codec=codec).trajectory
-    start = cut(first, QUESTION, "title")
+    start = cut(first, QUESTION)
     assert start.turns == 1
     dialogue = Dialogue.of(codec, config)
     t = asyncio.run(
