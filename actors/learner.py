@@ -23,7 +23,7 @@ from actors.run_state import TRAINING
 from actors.weights import Published
 from agent.config import AgentConfig
 from agent.dialogue import Dialogue
-from agent.errors import UserError
+from agent.errors import Fault, UserError
 from agent.groups import Group
 from agent.pool.batches import TakenBatch
 from agent.records import Trajectory
@@ -31,9 +31,8 @@ from agent.seeding import inject
 from agent.seeds import derive_seed
 from agent.tokens import Tokenizer
 from learner.config import AlgorithmConfig, ModelConfig
-from tasks.config import DataConfig
 from tasks.demonstrations import Demonstration as ExpertEpisode
-from tasks.demonstrations import as_trajectory, encode, end_ids
+from tasks.demonstrations import Encoded, as_trajectory, end_ids
 from tracking.metrics import batch_metrics
 from tracking.progress import Progress
 from tracking.trajectories import TrajectoryLog
@@ -56,7 +55,6 @@ class LearnerSettings:
     model: ModelConfig
     algorithm: AlgorithmConfig
     agent: AgentConfig
-    data: DataConfig
     device: str
     take_turns: bool
     """An engine has the card whenever this learner doesn't work."""
@@ -69,7 +67,6 @@ class LearnerSettings:
     run_dir: Path
     log: TrajectoryLog
     """Of the episodes that it is given; those of the expert seeding aren't in it."""
-    cache_dir: Path
 
 
 @dataclass
@@ -141,33 +138,34 @@ class LearnerActor:
         self._leave_card()
         return sum(p.numel() for p in self._policy.model.parameters())
 
-    def warm_start(self, key: str) -> dict[str, Any]:
-        """The supervised warm start, from the cache when the same one was made before.
+    def warm_start(self, cached: Path, imitated: Encoded | None) -> dict[str, Any]:
+        """The supervised warm start on ``imitated``, or its result from the folder ``cached``.
 
-        ``key`` names everything that determines the result. Returns its steps, seconds, last loss, and
-        whether it was cached.
+        Returns its steps, seconds, last loss, and whether it was cached. Raises ``Fault`` if there is neither.
         """
         from learner.memory import named_knobs
-        from learner.warm_start import warm_start
+        from learner.warm_start import Demonstration, warm_start
         from learner.weight_cache import keep, load_cached
 
         config = self._settings.algorithm.warm_start
         started = time.perf_counter()
-        self._progress = Progress(what="reading the expert trajectories")
+        self._progress = Progress(what="the expert trajectories arrive")
 
         def progress(step: int, loss: float) -> None:
             print(f"warm start step {step} loss {loss:.4f}", flush=True)
             self._progress = Progress(done=step + 1, total=config.steps, unit="steps")
 
-        cached = self._settings.cache_dir / "warm_start" / key
         if config.cache and load_cached(self._policy, cached):
             return {"steps": config.steps, "cached": True, "seconds": time.perf_counter() - started, "loss": None}
+        if imitated is None:
+            raise Fault(f"the warm start's weights are no longer in {cached}; start the run again")
+        demonstrations = [Demonstration(token_ids=ids, action_mask=mask) for ids, mask in imitated.split()]
         algorithm = self._settings.algorithm
         where, lora = "the warm start", self._policy.adapted
         with named_knobs(where, algorithm, longest=self._settings.agent.longest_episode, lora=lora, error=UserError):
             losses = warm_start(
                 self._policy,
-                self._demonstrations(),
+                demonstrations,
                 config,
                 rng=np.random.default_rng(derive_seed(self._settings.seed, "warm start")),
                 optimizer=algorithm.optimizer,
@@ -369,14 +367,3 @@ class LearnerActor:
             import torch
 
             torch.cuda.empty_cache()
-
-    def _demonstrations(self) -> list[Any]:
-        from learner.warm_start import Demonstration
-        from tasks.load import load
-
-        settings, agent = self._settings, self._settings.agent
-        dialogue = Dialogue.of(self._tokenizer, agent)
-        task = load(settings.data, settings.seed, settings.cache_dir)
-        ends = end_ids(dialogue, self._tokenizer)
-        encoded = [encode(d, dialogue, end_ids=ends) for d in task.demonstrations(dialogue.protocol, agent.top_k)]
-        return [Demonstration(token_ids=ids, action_mask=mask) for ids, mask in encoded]

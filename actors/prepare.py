@@ -24,7 +24,7 @@ from conf.schema import RunConfig
 from learner.hub import local_folder
 from learner.model_folder import check_folder
 from learner.skeleton import write_skeleton
-from tasks.demonstrations import Demonstration, as_trajectory, end_ids
+from tasks.demonstrations import Demonstration, Encoded, as_trajectory, end_ids
 from tasks.experts import check_fits
 from tasks.load import Task, load
 from tasks.notices import write_notices
@@ -46,6 +46,13 @@ class Prepared:
     """Names everything that determines the warm-started policy."""
     experts: tuple[Demonstration, ...] = ()
     """Expert trajectories of the seeding, one per question; none without a seeding."""
+    imitated: Encoded | None = None
+    """What the supervised warm start imitates; None without one, or where its result lies in the cache."""
+
+
+def warm_started(cache: Path, key: str) -> Path:
+    """Where the weights of a warm start are kept."""
+    return cache / "warm_start" / key
 
 
 def look(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> Task:
@@ -87,11 +94,17 @@ def prepare(config: RunConfig, run_dir: Path, task: Task | None = None) -> Prepa
         check_fits(as_trajectory(expert, dialogue, end_ids=end_ids(dialogue, tokenizer)), config.agent)
     write_notices(run_dir, task.notices)
     write_trained(run_dir, [*task.train, *(e.question for e in (*experts, *imitated))])
+    key = _warm_start_key(config, model_path)
+    cached = config.algorithm.warm_start.cache and warm_started(config.cache, key).is_dir()
+    wanted = config.algorithm.warm_start.steps > 0 and config.resume is None and not cached
+    if wanted and not imitated:
+        imitated = task.demonstrations(dialogue.protocol, config.agent.top_k)
     return Prepared(
         task=task,
         model_path=model_path,
-        warm_start_key=_warm_start_key(config, model_path),
+        warm_start_key=key,
         experts=experts,
+        imitated=Encoded.of(imitated, dialogue, tokenizer) if wanted and imitated else None,
     )
 
 

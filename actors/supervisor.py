@@ -21,7 +21,7 @@ from actors import run_state
 from actors.broadcast import Broadcast
 from actors.calls import get
 from actors.crew import Crew
-from actors.prepare import Prepared
+from actors.prepare import Prepared, warm_started
 from actors.ray_metrics import RayMetrics
 from actors.reports import StepReport
 from actors.topology import Topology
@@ -127,7 +127,12 @@ class Supervisor:
         self._say(f"policy {config.model.name}: {parameters:,} parameters")
         if state is None and config.algorithm.warm_start.steps:
             with self._learners_turn(), self.watch.phase("warm start", learner=self.learner):
-                report = self._wait(self.learner.warm_start.remote(prepared.warm_start_key), "learner")
+                report = self._wait(
+                    self.learner.warm_start.remote(
+                        warm_started(config.cache, prepared.warm_start_key), prepared.imitated
+                    ),
+                    "learner",
+                )
             self._event("warm_start", report)
             how = "from the cache" if report["cached"] else f"{report['steps']} steps, loss {report['loss']:.3f}"
             self._say(f"warm start on expert trajectories: {how}, {report['seconds']:.1f} s")

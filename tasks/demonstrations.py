@@ -163,6 +163,34 @@ def as_trajectory(demonstration: Demonstration, dialogue: Dialogue, *, end_ids: 
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Encoded:
+    """D demonstrations as token ids, end to end: three arrays travel faster than two for each."""
+
+    token_ids: IntArray
+    """(N,) all of them, prompts included."""
+    action_mask: BoolArray
+    """(N,) true where the policy acts."""
+    lengths: IntArray
+    """(D,) tokens of each."""
+
+    @classmethod
+    def of(cls, demonstrations: Sequence[Demonstration], dialogue: Dialogue, tokenizer: Tokenizer) -> Encoded:
+        """``demonstrations`` as ``dialogue`` writes them."""
+        ends = end_ids(dialogue, tokenizer)
+        encoded = [encode(d, dialogue, end_ids=ends) for d in demonstrations]
+        return cls(
+            token_ids=np.concatenate([ids for ids, _ in encoded]),
+            action_mask=np.concatenate([mask for _, mask in encoded]),
+            lengths=np.array([len(ids) for ids, _ in encoded], np.int32),
+        )
+
+    def split(self) -> list[tuple[IntArray, BoolArray]]:
+        """(T,) token ids and (T,) mask of each demonstration."""
+        cuts = np.cumsum(self.lengths)[:-1]
+        return list(zip(np.split(self.token_ids, cuts), np.split(self.action_mask, cuts), strict=True))
+
+
 def encode(
     demonstration: Demonstration, dialogue: Dialogue, *, end_ids: Sequence[int] = ()
 ) -> tuple[IntArray, BoolArray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import pytest
 import torch
 from transformers import Qwen2ForCausalLM
 
-from actors.prepare import check_model, prepare
+from actors.prepare import check_model, prepare, warm_started
 from agent.config import AgentConfig
 from agent.errors import UserError
 from agent.pool.rules.epoch import Rule as Epoch
 from agent.protocol import PROTOCOLS
 from conf.schema import RunConfig
-from learner.config import ModelConfig
+from learner.config import AlgorithmConfig, ModelConfig, WarmStartConfig
 from learner.policy import Policy
 from learner.skeleton import MARKER, qwen2_config
 from tasks.config import DataConfig
@@ -105,3 +106,14 @@ def test_what_an_earlier_run_left_in_its_place_is_never_built_on(tmp_path: Path,
     made = Path(prepare(run(tmp_path), tmp_path).model_path)
     assert json.loads((made / "config.json").read_text())["hidden_size"] == SIZES["hidden_size"]
     assert not [*tmp_path.glob(".model-*")], "nothing is left aside"
+
+
+def test_what_is_imitated_is_made_where_it_will_be_needed(tmp_path: Path) -> None:
+    imitating = replace(run(tmp_path), algorithm=AlgorithmConfig(warm_start=WarmStartConfig(steps=2)))
+    first = prepare(imitating, tmp_path)
+    assert first.imitated is not None
+    assert len(first.imitated.lengths) == imitating.data.demonstrations
+    assert prepare(replace(imitating, resume="run"), tmp_path).imitated is None, "it is in the checkpoint"
+    warm_started(imitating.cache, first.warm_start_key).mkdir(parents=True)
+    assert prepare(imitating, tmp_path).imitated is None, "its result is in the cache"
+    assert prepare(run(tmp_path), tmp_path).imitated is None, "there is no warm start"

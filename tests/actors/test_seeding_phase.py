@@ -67,7 +67,6 @@ def learner_settings(run: RunConfig, prepared: Prepared, folder: Path, *, channe
         model=run.model,
         algorithm=run.algorithm,
         agent=run.agent,
-        data=run.data,
         device="cpu",
         take_turns=False,
         threads=1,
@@ -77,7 +76,6 @@ def learner_settings(run: RunConfig, prepared: Prepared, folder: Path, *, channe
         seed=0,
         run_dir=folder,
         log=TrajectoryLog(path=folder / "trajectories.jsonl", per_step=0),
-        cache_dir=run.cache,
     )
 
 

@@ -107,8 +107,9 @@ class FakeLearner(Remote):
     def start(self) -> int:
         return 1000
 
-    def warm_start(self, key: str) -> dict[str, Any]:
-        assert key == "the key"
+    def warm_start(self, cached: Path, imitated: Any) -> dict[str, Any]:
+        assert cached.parts[-2:] == ("warm_start", "the key")
+        assert imitated == "episodes"
         assert self._world.asleep == self._world.turns
         self._world.happens("warm start")
         return {"steps": 5, "cached": False, "seconds": 1.0, "loss": 0.5}
@@ -396,7 +397,9 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
         )
         task: Any = SimpleNamespace(name="fake", train=(QUESTION,), eval=(QUESTION, QUESTION), corpus=tmp_path)
         experts: Any = (SimpleNamespace(question=QUESTION),)
-        prepared = Prepared(task=task, model_path="nowhere", warm_start_key="the key", experts=experts)
+        prepared = Prepared(
+            task=task, model_path="nowhere", warm_start_key="the key", experts=experts, imitated="episodes"
+        )
         driver = Supervisor(config, prepared, run_dir, Console(quiet=True), resume=resume, tracker=None)
         return driver, driver.train()
 

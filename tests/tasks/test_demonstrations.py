@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from agent.protocol import PROTOCOLS
 from agent.records import Passage, Question
 from tasks.bm25 import Bm25
 from tasks.config import Novice
-from tasks.demonstrations import TWO_HOP_CHAINS, Demonstration, Move, demonstrations, encode
+from tasks.demonstrations import TWO_HOP_CHAINS, Demonstration, Encoded, Move, demonstrations, encode
 from tasks.world import SPLITS, World, chains
 
 SEARCH = PROTOCOLS["search"]
@@ -214,3 +215,13 @@ def test_an_answer_without_a_closing_tag_is_ended_by_end_ids():
 def test_only_the_last_move_ends_a_demonstration(moves):
     with pytest.raises(ValueError, match="exactly the last move ends"):
         Demonstration(question=Question(id="q", text="?", golden_answers=("a",)), moves=moves)
+
+
+def test_encoded_demonstrations_come_apart_as_they_were(made):
+    tokenizer: Any = Characters()
+    encoded = Encoded.of(made[:7], dialogue(), tokenizer)
+    assert encoded.lengths.sum() == len(encoded.token_ids) == len(encoded.action_mask)
+    for (ids, mask), demonstration in zip(encoded.split(), made[:7], strict=True):
+        wanted_ids, wanted_mask = encode(demonstration, dialogue())
+        assert ids.tolist() == wanted_ids.tolist()
+        assert mask.tolist() == wanted_mask.tolist()
