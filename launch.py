@@ -125,7 +125,7 @@ def evaluate(config: RunConfig, run_dir: Path, console: Console) -> None:
     from tracking.metrics import MetricsLog
 
     with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("evaluation") as phase:
-        rows = served.crew.evaluate(served.asked.questions, _questions(phase))
+        rows = served.workers.evaluate(served.asked.questions, _questions(phase))
         check_any_scored(rows)
         row = {"step": 0, "data": served.task.name, "checkpoint": config.checkpoint, **summarise(rows)}
     MetricsLog(run_dir / "metrics.jsonl").write("eval", row)
@@ -146,10 +146,10 @@ def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
 
     with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("calibration") as phase:
         check_enough(len(served.asked.questions), **wanted)  # before they are played
-        rows = served.crew.evaluate(served.asked.questions, _questions(phase))
+        rows = served.workers.evaluate(served.asked.questions, _questions(phase))
         check_any_scored(rows)
         check_enough(len(served.asked.questions), **wanted)  # before they are played
-        rows = served.crew.evaluate(served.asked.questions, _questions(phase))
+        rows = served.workers.evaluate(served.asked.questions, _questions(phase))
         check_any_scored(rows)
     result = calibrate(rows, **wanted)
     about = {"checkpoint": config.checkpoint, "weights": served.weights, "data": served.task.name}
@@ -163,7 +163,7 @@ def ask(config: RunConfig, run_dir: Path, console: Console) -> None:
 
     question = Question(id="asked", text=config.question or "", golden_answers=("unknown",))
     with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("the episode"):
-        inferred, observations = served.crew.ask(question)
+        inferred, observations = served.workers.ask(question)
     for turn, observation in zip(inferred.trajectory.turns, observations, strict=True):
         console.say(turn.text.strip(), "bold")
         if observation.strip():

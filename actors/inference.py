@@ -9,13 +9,13 @@ from pathlib import Path
 
 import ray
 
-from actors.crew import Crew
 from actors.plan.machine import check_machine
 from actors.prepare import check_model
 from actors.questions import Asked, asked
 from actors.ray_start import start_ray
 from actors.topology import Topology
 from actors.weights import FolderChannel
+from actors.worker_pool import WorkerPool
 from agent.inference.infer import Inference
 from conf.schema import RunConfig
 from tasks.load import Task, load
@@ -26,12 +26,12 @@ from tracking.console import Console
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Served:
-    """The data, and a crew that serves a checkpoint."""
+    """The data, and a worker pool that serves a checkpoint."""
 
     task: Task
     asked: Asked
     """The questions that the mode plays."""
-    crew: Crew
+    workers: WorkerPool
     weights: str
     """Checksum of the checkpoint's weights."""
 
@@ -62,7 +62,7 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
         topology = Topology(config, run_dir, str(folder), task.corpus, how)
         retrieval = topology.retrieval()
         opened = [replica.start.remote() for replica in retrieval.values()]
-        crew = Crew(
+        workers = WorkerPool(
             lambda name: topology.worker(name, retrieval),
             lambda name, cause: None,
             size=config.cluster.rollout_workers,
@@ -72,10 +72,10 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
         )
         with console.phase("the retrieval index opens"):
             for ref in opened:
-                crew.wait(ref, "retrieval")
+                workers.wait(ref, "retrieval")
         with console.phase(f"{config.cluster.rollout_workers} engine(s) start and take the weights"):
-            crew.deliver(published)
-        yield Served(task=task, asked=questions, crew=crew, weights=published.checksum)
+            workers.deliver(published)
+        yield Served(task=task, asked=questions, workers=workers, weights=published.checksum)
     finally:
         ray.shutdown()
 

@@ -56,7 +56,7 @@ class LearnerSettings:
     algorithm: AlgorithmConfig
     agent: AgentConfig
     device: str
-    take_turns: bool
+    colocated: bool
     """An engine has the card whenever this learner doesn't work."""
     threads: int
     weight_channel: str
@@ -98,11 +98,11 @@ class LearnerActor:
         self._progress = Progress()
 
     def start(self) -> int:
-        """Loads or builds the policy and rehearses the worst step; returns the policy's number of parameters."""
+        """Loads or builds the policy and tries the largest step; returns the policy's number of parameters."""
         import torch
 
+        from learner.dry_run import due, try_largest
         from learner.policy import Policy
-        from learner.rehearsal import due, rehearse
 
         settings = self._settings
         self._progress = Progress(what="the learner loads the policy")
@@ -124,14 +124,14 @@ class LearnerActor:
         )
         if due(settings.algorithm, settings.device):
             self._progress = Progress(what="the learner tries the largest step")
-            worst = rehearse(
+            worst = try_largest(
                 self._policy,
                 settings.algorithm,
                 longest=self._settings.agent.longest_episode,
                 temperature=settings.agent.temperature,
             )
             print(
-                f"rehearsal: {worst.tokens} tokens in a row, {worst.seconds:.1f} s, "
+                f"dry run: {worst.tokens} tokens in a row, {worst.seconds:.1f} s, "
                 f"peak {worst.peak_bytes / 2**30:.2f} GiB",
                 flush=True,
             )
@@ -289,8 +289,8 @@ class LearnerActor:
         self._leave_card()
         figures = asdict(report)
         metrics |= {
-            "rollout/engine_logprob_gap": figures.pop("engine_logprob_gap"),
-            "rollout/engine_logprob_gap_max": figures.pop("engine_logprob_gap_max"),
+            "rollout/mismatch": figures.pop("mismatch"),
+            "rollout/mismatch_max": figures.pop("mismatch_max"),
             "learner/tokens_per_s": report.tokens / report.seconds if report.seconds else 0.0,
             "learner/idle_s": idle,
             "weights/put_s": time.perf_counter() - updated,
@@ -363,7 +363,7 @@ class LearnerActor:
 
     def _leave_card(self) -> None:
         """Gives back what torch's allocator holds and doesn't use; weights and optimizer states stay."""
-        if self._settings.take_turns:
+        if self._settings.colocated:
             import torch
 
             torch.cuda.empty_cache()

@@ -17,7 +17,7 @@ SHOWN = (
     "pool/consumed",
     "pool/recycled_share",
     "rollout/tokens_per_s",
-    "rollout/engine_logprob_gap",
+    "rollout/mismatch",
     "learner/loss",
     "learner/idle_s",
     "weights/publish_s",

@@ -45,7 +45,7 @@ class WorkerSettings:
     model_path: str
     dtype: str
     device: str
-    take_turns: bool
+    colocated: bool
     """The engine can sleep."""
     transfers: bool
     """Weights may come by broadcast."""
@@ -93,7 +93,7 @@ class RolloutWorker:
                 dtype=settings.dtype,
                 max_model_len=agent.longest_episode,
                 seed=settings.seed % 2**31,
-                sleeps=settings.take_turns,
+                sleeps=settings.colocated,
                 transfers=settings.transfers,
             )
         except Exception as error:

@@ -20,13 +20,13 @@ from typing import Any
 from actors import run_state
 from actors.broadcast import Broadcast
 from actors.calls import get
-from actors.crew import Crew
 from actors.prepare import Prepared, warm_started
 from actors.ray_metrics import RayMetrics
 from actors.reports import StepReport
 from actors.topology import Topology
 from actors.totals import Totals
 from actors.watch import Watch
+from actors.worker_pool import WorkerPool
 from agent.config import GroupConfig
 from agent.errors import Fault
 from agent.inference.evaluation import check_any_scored, subset, summarise
@@ -87,12 +87,12 @@ class Supervisor:
         # Of a finished run that was resumed, nobody would take what the workers play.
         last = self._totals.end(step, self.config.algorithm)
         if not last:
-            self.crew.serve(self.pool, self.config.group)
+            self.workers.serve(self.pool, self.config.group)
         with self._interruptible():
             while not last:
                 step += 1
                 last = self._step(step)
-        self.crew.dismiss()
+        self.workers.dismiss()
         return self._summary(step)
 
     # --- start -----------------------------------------------------------------------------------
@@ -109,9 +109,9 @@ class Supervisor:
         self.pool = topology.pool(prepared.task.train)
         pooled = self.pool.start.remote(self.resume)
         self._played = self.pool
-        if config.cluster.take_turns:  # the card is the learner's until it is up and has given back what it tried
+        if config.cluster.colocated:  # the card is the learner's until it is up and has given back what it tried
             get(built, "learner", topology.log_dir)
-        self.crew = Crew(
+        self.workers = WorkerPool(
             lambda name: topology.worker(name, self.retrieval),
             self._worker_lost,
             size=config.cluster.rollout_workers,
@@ -119,7 +119,7 @@ class Supervisor:
             log_dir=topology.log_dir,
             weight_timeout_s=self._weight_timeout_s,
         )
-        self.crew.idle = self.watch.look
+        self.workers.idle = self.watch.look
         self._choose_channel(topology.log_dir)
         with self.watch.phase("the actors start", learner=self.learner):
             self._wait(pooled, "pool")
@@ -144,7 +144,7 @@ class Supervisor:
         with self.watch.phase("the retrieval index opens"):
             self._opened(opened)
         with self.watch.phase(f"{config.cluster.rollout_workers} engine(s) start and take the weights"):
-            self.crew.deliver(published)
+            self.workers.deliver(published)
         self._event("serving", {"version": published.version})
         self._say(f"{config.cluster.rollout_workers} rollout worker(s) serve version {published.version}")
 
@@ -153,7 +153,7 @@ class Supervisor:
         cluster = self.config.cluster
         channel, why = cluster.channel
         if channel == "nccl":
-            self.crew.broadcast = Broadcast(
+            self.workers.broadcast = Broadcast(
                 self.learner,
                 timeout_s=cluster.weight_timeout_s,
                 hold_s=self._weight_timeout_s,
@@ -183,21 +183,21 @@ class Supervisor:
         started = time.perf_counter()
         pool = self._played = topology.seeding_pool(tuple(e.question for e in experts))
         self._wait(pool.start.remote(), "seeding-pool")
-        self.crew.deliver(self._wait(self.learner.begin_seeding.remote(experts), "learner"))
-        self.crew.serve(pool, GroupConfig())
+        self.workers.deliver(self._wait(self.learner.begin_seeding.remote(experts), "learner"))
+        self.workers.serve(pool, GroupConfig())
         injected = 0
         for step in range(1, steps + 1):
             with self.watch.phase("expert seeding", learner=self.learner, pool=pool):
                 report = self._learn(pool, self.learner.seed, "seeding-pool")
             if report.published:
-                self.crew.deliver(report.published)
+                self.workers.deliver(report.published)
             if step == steps:
                 self._wait(pool.close.remote(), "seeding-pool")
             self._wait(pool.release.remote(report.batch), "seeding-pool")
             self._totals.count(report)
             injected += report.metrics["learner/expert_sequences"]
             self._event("seeding", {"step": step, "version": report.version, **report.metrics})
-        self.crew.rest()
+        self.workers.rest()
         self._played = self.pool
         self._say(
             f"expert seeding: {steps} steps on {len(experts)} questions, {injected} expert sequences trained on, "
@@ -214,7 +214,7 @@ class Supervisor:
         started = time.perf_counter()
         with self.watch.phase(f"step {step}", learner=self.learner, pool=self.pool):
             report = self._learn(self.pool, self.learner.step, "pool")
-        delivered = self.crew.deliver(report.published) if report.published else 0.0
+        delivered = self.workers.deliver(report.published) if report.published else 0.0
         pool, search = self._wait(self.pool.report.remote(), "pool"), self._search_stats()
         now = time.perf_counter()
         row = {
@@ -226,13 +226,13 @@ class Supervisor:
             "weights/publish_s": report.metrics["weights/put_s"] + delivered,
             **pool_metrics(pool),
             **search,
-            "workers/restarts": self.crew.restarts,
+            "workers/restarts": self.workers.restarts,
         }
         self._totals.count(report)
         last = self._totals.end(step, self.config.algorithm)
         self.metrics.write("step", row)
         self.console.step(row, self._totals.so_far(step, self.config.algorithm))
-        self._warn_of_mismatch(row["rollout/engine_logprob_gap"])
+        self._warn_of_mismatch(row["rollout/mismatch"])
         self.gauges.set(row)
         if self.tracker:
             self.tracker.log(row)
@@ -273,11 +273,11 @@ class Supervisor:
             self._say(f"no episode of batch {report.batch} was sound, it is no step: {unsound.why}", "yellow")
             self._wait(pool.release.remote(report.batch), name)
 
-    def _warn_of_mismatch(self, gap: float) -> None:
+    def _warn_of_mismatch(self, mismatch: float) -> None:
         """Of bfloat16 alone: the learner itself stops a float32 run (``algorithm.mismatch_limit``)."""
-        if self.config.model.dtype == "bfloat16" and gap > BFLOAT16_MISMATCH:
+        if self.config.model.dtype == "bfloat16" and mismatch > BFLOAT16_MISMATCH:
             self._say(
-                f"engine and learner differ by {gap:.3f} nats a token, more than bfloat16's rounding explains "
+                f"engine and learner differ by {mismatch:.3f} nats a token, more than bfloat16's rounding explains "
                 f"({BFLOAT16_MISMATCH}): the engine may hold other weights; try model.dtype=float32",
                 "yellow",
             )
@@ -292,7 +292,7 @@ class Supervisor:
     def _evaluate(self, step: int) -> None:
         started = time.perf_counter()
         with self.watch.phase("evaluation") as phase:
-            rows = self.crew.evaluate(self._held_out, lambda done, total: phase.update(_questions(done, total)))
+            rows = self.workers.evaluate(self._held_out, lambda done, total: phase.update(_questions(done, total)))
         check_any_scored(rows)
         row = {"step": step, "data": self.prepared.task.name, **summarise(rows)}
         row["seconds"] = time.perf_counter() - started
@@ -332,7 +332,7 @@ class Supervisor:
             "first_eval": self._first_eval,
             "last_eval": self._last_eval,
             **asdict(self._totals),
-            "restarts": self.crew.restarts,
+            "restarts": self.workers.restarts,
             "checkpoint": str(self.checkpoint),
             "time_s": time.perf_counter() - self._began,
         }
@@ -345,14 +345,14 @@ class Supervisor:
 
         take ─► engines sleep ─► the learner works ─► engines wake ─► (deliver)
         """
-        if not self.config.cluster.take_turns:
+        if not self.config.cluster.colocated:
             yield
             return
         if pool is not None:
             self._wait(self.learner.take.remote(pool), "learner")
-        self.crew.sleep()
+        self.workers.sleep()
         yield
-        self.crew.wake()
+        self.workers.wake()
 
     # --- watching --------------------------------------------------------------------------------
 
@@ -361,7 +361,7 @@ class Supervisor:
             self._wait(ref, "retrieval")
 
     def _wait(self, ref: Any, actor: str) -> Any:
-        return self.crew.wait(ref, actor)
+        return self.workers.wait(ref, actor)
 
     def _worker_lost(self, name: str, cause: str) -> None:
         """Returns a dead worker's claims; the pool answers at once, so waiting for it here is safe."""

@@ -99,7 +99,7 @@ class Topology:
             algorithm=config.algorithm,
             agent=config.agent,
             device=config.cluster.device,
-            take_turns=config.cluster.take_turns,
+            colocated=config.cluster.colocated,
             threads=config.cluster.learner_threads,
             weight_channel=config.cluster.channel[0],
             weight_bucket=config.cluster.weight_bucket_mib * 2**20,
@@ -127,7 +127,7 @@ class Topology:
             model_path=self.model_path,
             dtype=config.model.dtype,
             device=cluster.device,
-            take_turns=cluster.take_turns,
+            colocated=cluster.colocated,
             transfers=cluster.channel[0] == "nccl" and config.mode == "train",
             in_flight_updates=cluster.in_flight_updates,
             weight_bucket=cluster.weight_bucket_mib * 2**20,
@@ -166,4 +166,4 @@ class Topology:
         """Of a learner or an engine."""
         if self.config.cluster.device == "cpu":
             return 0
-        return 0.5 if self.config.cluster.take_turns else 1
+        return 0.5 if self.config.cluster.colocated else 1

@@ -60,7 +60,7 @@ class Player:
 async def play_group(player: Player, question: Question, ticket: Ticket, *, size: int, worker: str) -> Group:
     """K = ``size`` episodes at the training temperature, scored; faulted ones are set apart.
 
-    A ticket with a probe has as many played first, and the others only if these don't decide the group
+    A ticket with a pilot has as many played first, and the others only if these don't decide the group
     as the ticket says. An episode's seed is that of its place in the group, whichever way it is played.
     """
     started = time.monotonic()
@@ -91,16 +91,16 @@ async def play_group(player: Player, question: Question, ticket: Ticket, *, size
         )
 
     scorer = player.scorer
-    first = await played(range(ticket.probe or size))
+    first = await played(range(ticket.pilot or size))
     scored = await scorer.score(question, first)
-    if ticket.probe:
-        probed = group(scored, cut_short=True)
-        if not probed.excluded and (
-            (ticket.cut_hard and probed.state is QueryState.TOO_HARD)
-            or (ticket.cut_easy and probed.state is QueryState.TOO_EASY)
+    if ticket.pilot:
+        piloted = group(scored, cut_short=True)
+        if not piloted.excluded and (
+            (ticket.cut_hard and piloted.state is QueryState.TOO_HARD)
+            or (ticket.cut_easy and piloted.state is QueryState.TOO_EASY)
         ):
-            return probed
-        others = await played(range(ticket.probe, size))
+            return piloted
+        others = await played(range(ticket.pilot, size))
         if scorer.groupwise:
             scored = await scorer.score(question, [*first, *others])
         else:

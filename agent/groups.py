@@ -26,7 +26,7 @@ class Group:
     before_continuation: QueryState | None = None
     """What the first K rollouts said of the query, when a continuation was attempted; ``state`` is what is trained."""
     cut_short: bool = False
-    """The probe decided the outcome, and the other rollouts were never started."""
+    """The pilot decided the outcome, and the other rollouts were never started."""
     extra: dict[str, float] = field(default_factory=dict)
     """Counters of the group strategy; ``agent/continuation.py`` lists those of the continuation."""
 

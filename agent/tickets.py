@@ -34,12 +34,12 @@ class Ticket:
     """Position of the draw within its batch: groups are chosen in this order."""
     seed: int
     """Seeds the K rollouts of the group."""
-    probe: int = 0
+    pilot: int = 0
     """Rollouts to play first; 0 plays all at once."""
     cut_hard: bool = False
-    """Play no more if the probe says too hard."""
+    """Play no more if the pilot says too hard."""
     cut_easy: bool = False
-    """Play no more if the probe says too easy."""
+    """Play no more if the pilot says too easy."""
     max_searches: int | None = None
     """Most searches of each rollout (``agent/pool/budgets.py``); None is ``agent.max_searches``."""
 

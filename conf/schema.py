@@ -104,9 +104,9 @@ class RunConfig:
                 "group=continuation compares two groups; use group=plain, or a function of (question, trajectory)"
             )
         SearchBudget(self.budget, self.agent.max_searches)  # knows its rules and what fits the agent
-        if self.cluster.take_turns and self.pool.max_staleness:
+        if self.cluster.colocated and self.pool.max_staleness:
             raise UserError(
-                f"cluster.take_turns=true needs pool.max_staleness=0, not {self.pool.max_staleness}: no episode is "
+                f"cluster.colocated=true needs pool.max_staleness=0, not {self.pool.max_staleness}: no episode is "
                 "played while the learner learns"
             )
         if self.data.source == "jsonl":

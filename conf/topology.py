@@ -42,7 +42,7 @@ class ClusterConfig:
     """Kind of the GPUs, for the plan and the check before a start: a name in ``actors/plan/cards.py``."""
     gpu_memory_gib: float = 0.0
     """Memory of each GPU, for a card that isn't in that table; 0 takes the card's."""
-    take_turns: bool = False
+    colocated: bool = False
     """Learner and engine colocated on one GPU: the engine sleeps while the learner learns."""
     rollout_workers: int = 1
     groups_per_worker: int = 0
@@ -77,7 +77,7 @@ class ClusterConfig:
         """GPUs that the layout needs: one for the learner, one per rollout worker, or one that they share."""
         if self.device == "cpu":
             return 0
-        return 1 if self.take_turns else 1 + self.rollout_workers
+        return 1 if self.colocated else 1 + self.rollout_workers
 
     @property
     def channel(self) -> tuple[str, str]:
@@ -86,7 +86,7 @@ class ClusterConfig:
             return self.weight_channel, f"cluster.weight_channel={self.weight_channel}"
         if self.device == "cpu":
             return "object_store", "there is no GPU"
-        if self.take_turns:
+        if self.colocated:
             return "object_store", "learner and engine are colocated on one card, and NCCL needs one for each"
         return "nccl", f"learner and {self.rollout_workers} engine(s) have a GPU each"
 
@@ -98,10 +98,10 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         one_of(self.device, ("cpu", "cuda"), "cluster.device")
         one_of(self.weight_channel, ("auto", "nccl", "object_store"), "cluster.weight_channel")
-        if self.weight_channel == "nccl" and (self.device == "cpu" or self.take_turns):
+        if self.weight_channel == "nccl" and (self.device == "cpu" or self.colocated):
             raise UserError(
                 "cluster.weight_channel=nccl needs a GPU for the learner and one for each engine (cluster.device=cuda, "
-                "cluster.take_turns=false); auto takes what there is"
+                "cluster.colocated=false); auto takes what there is"
             )
         if not 0 <= self.niceness <= 19:
             raise UserError(f"cluster.niceness={self.niceness} must lie in 0 to 19")
@@ -116,9 +116,9 @@ class ClusterConfig:
         for name in ("gpu_memory_gib", "object_store_mib"):
             if getattr(self, name) < 0:
                 raise UserError(f"cluster.{name}={getattr(self, name)} must be at least 0")
-        if self.take_turns and (self.device != "cuda" or self.rollout_workers != 1):
+        if self.colocated and (self.device != "cuda" or self.rollout_workers != 1):
             raise UserError(
-                "cluster.take_turns=true shares one GPU between the learner and one engine: it needs "
+                "cluster.colocated=true shares one GPU between the learner and one engine: it needs "
                 "cluster.device=cuda and cluster.rollout_workers=1"
             )
 

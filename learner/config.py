@@ -182,7 +182,7 @@ class AlgorithmConfig:
     """Most action tokens whose logits exist at once."""
     gradient_checkpointing: bool = True
     """Keep each layer's input alone and compute it again in backward: a third more work, the same result."""
-    rehearsal: str = "cuda"
+    dry_run: str = "cuda"
     """Play the largest possible microbatch before the first step, so that memory runs out then or never:
     ``cuda`` (on a GPU), ``always`` or ``never``."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -193,7 +193,7 @@ class AlgorithmConfig:
         one_of(self.old_logprobs, ("learner", "engine"), "algorithm.old_logprobs")
         one_of(self.kl, KL, "algorithm.kl")
         one_of(self.reference, ("device", "cpu"), "algorithm.reference")
-        one_of(self.rehearsal, ("cuda", "always", "never"), "algorithm.rehearsal")
+        one_of(self.dry_run, ("cuda", "always", "never"), "algorithm.dry_run")
         for name in ("steps", "epochs", "microbatch_tokens", "logits_chunk"):
             if getattr(self, name) < 1:
                 raise UserError(f"algorithm.{name}={getattr(self, name)} must be at least 1")

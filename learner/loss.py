@@ -129,7 +129,7 @@ def policy_loss(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EngineGap:
+class Mismatch:
     """|logpi_learner - logpi_engine| over tokens that both computed from the same weights.
 
     The alarm for stale weights, another temperature, or a different tokenisation: about 1e-6 in
@@ -141,15 +141,15 @@ class EngineGap:
     largest: float = 0.0
 
     @classmethod
-    def of(cls, learner: Tensor, engine: Tensor, comparable: Tensor) -> EngineGap:
+    def of(cls, learner: Tensor, engine: Tensor, comparable: Tensor) -> Mismatch:
         """From (A,) log-probabilities; ``comparable`` (A,) marks the tokens that count."""
-        gap = (learner.detach() - engine)[comparable].abs()
-        if not len(gap):
+        apart = (learner.detach() - engine)[comparable].abs()
+        if not len(apart):
             return cls()
-        return cls(tokens=len(gap), total=float(gap.sum()), largest=float(gap.max()))
+        return cls(tokens=len(apart), total=float(apart.sum()), largest=float(apart.max()))
 
-    def __add__(self, other: EngineGap) -> EngineGap:
-        return EngineGap(
+    def __add__(self, other: Mismatch) -> Mismatch:
+        return Mismatch(
             tokens=self.tokens + other.tokens,
             total=self.total + other.total,
             largest=max(self.largest, other.largest),

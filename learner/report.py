@@ -27,9 +27,9 @@ class UpdateReport:
     lr: float
     entropy: float
     """Nats per trained token; NaN when nothing was trained."""
-    engine_logprob_gap: float
+    mismatch: float
     """Mean |learner - engine| over tokens sampled by the current version; NaN when there are none."""
-    engine_logprob_gap_max: float
+    mismatch_max: float
     action_tokens: int
     """Action tokens of the sequences that carried a loss, each epoch counted."""
     tokens: int

@@ -24,7 +24,7 @@ from agent.groups import Group
 from agent.records import FloatArray
 from learner.batch import Batch, Minibatch, Sample, make_batch, minibatches
 from learner.config import AlgorithmConfig
-from learner.loss import EngineGap, LossMetrics, loss_input, policy_loss
+from learner.loss import LossMetrics, Mismatch, loss_input, policy_loss
 from learner.memory import named_knobs
 from learner.optimizer import ClippedAdamW, schedule_factor
 from learner.packing import PackedRow, pack_rows, room
@@ -161,7 +161,7 @@ class _Run:
         self.rows: list[PackedRow] = []
         self.losses: list[float] = []
         self.norms: list[float] = []
-        self.gap = EngineGap()
+        self.mismatch = Mismatch()
         self.entropy = 0.0
         self.room = 0
         self.sequences = self.experts = 0
@@ -182,12 +182,13 @@ class _Run:
         One that isn't a number is the learner's own trouble, which ``apply`` deals with.
         """
         limit = self.config.mismatch_limit
-        if not limit or self.policy.model.dtype == torch.bfloat16 or not self.gap.mean > limit:
+        if not limit or self.policy.model.dtype == torch.bfloat16 or not self.mismatch.mean > limit:
             return
         raise Fault(
             f"step {self.step + 1}: engine and learner don't hold the same weights: their log-probabilities differ by "
-            f"{self.gap.mean:.2g} nats a token (largest {self.gap.largest:.2g}), and algorithm.mismatch_limit is "
-            f"{limit:g}. This step has changed nothing. It is a defect: report it with what lscpu and nvidia-smi say"
+            f"{self.mismatch.mean:.2g} nats a token (largest {self.mismatch.largest:.2g}), and "
+            f"algorithm.mismatch_limit is {limit:g}. This step has changed nothing. It is a defect: report it with "
+            "what lscpu and nvidia-smi say"
         )
 
     def _score_before(
@@ -242,7 +243,7 @@ class _Run:
         # Until the first step is taken, the parameters are still those of ``version``.
         if self.old or not self.norms:
             current = tensor(row.concatenate([s.versions for s in samples]) == self.version)
-            self.gap += EngineGap.of(before, engine, current & sampled)
+            self.mismatch += Mismatch.of(before, engine, current & sampled)
         old, mismatch = before, torch.where(sampled, before - engine, 0.0)
         if self.config.old_logprobs == "engine":
             old, mismatch = torch.where(sampled, engine, before), torch.zeros_like(before)
@@ -274,8 +275,8 @@ class _Run:
             grad_norm=sum(self.norms) / len(self.norms) if self.norms else 0.0,
             lr=self.config.optimizer.lr * self.updater.schedule(self.step),
             entropy=self.entropy / action_tokens if action_tokens else NAN,
-            engine_logprob_gap=self.gap.mean,
-            engine_logprob_gap_max=self.gap.largest if self.gap.tokens else NAN,
+            mismatch=self.mismatch.mean,
+            mismatch_max=self.mismatch.largest if self.mismatch.tokens else NAN,
             action_tokens=action_tokens,
             tokens=tokens,
             sequences=self.sequences,

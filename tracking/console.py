@@ -56,7 +56,7 @@ class Console:
             f"{progress}  reward {_number(row['reward/mean'])}"
             f"  searches {_number(row['search/mean'])}"
             f"  signal/easy/hard {groups:>9}  {_number(row['rollout/tokens_per_s'], 0):>6} tok/s"
-            f"  mismatch {_number(row['rollout/engine_logprob_gap'], 8)}  {row['time/step_s']:.2f} s",
+            f"  mismatch {_number(row['rollout/mismatch'], 8)}  {row['time/step_s']:.2f} s",
             markup=False,
         )
         if why := row.get("rollout/excluded_why"):

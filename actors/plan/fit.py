@@ -26,14 +26,14 @@ def problems(config: RunConfig) -> list[str]:
         return []
     learner, engine = learner_memory(config), engine_memory(config, limit)
     found = []
-    peak = learner.peak + (engine.asleep if config.cluster.take_turns else 0)
+    peak = learner.peak + (engine.asleep if config.cluster.colocated else 0)
     if peak > limit:
-        beside = " beside a sleeping engine" if config.cluster.take_turns else ""
+        beside = " beside a sleeping engine" if config.cluster.colocated else ""
         found.append(
             f"the learner needs {_gib(peak)} at its peak ({learner.peak_phase}, rows of {learner.row} tokens){beside}, "
             f"and a card has {_gib(limit)}"
         )
-    if config.cluster.take_turns and learner.at_rest + RESERVE + engine.share > limit:
+    if config.cluster.colocated and learner.at_rest + RESERVE + engine.share > limit:
         found.append(
             f"the engine's share of {_gib(engine.share)} and the idle learner ({_gib(learner.at_rest)}, and "
             f"{_gib(RESERVE)} in reserve) are more than the card's {_gib(limit)}"
@@ -84,7 +84,7 @@ def _chunk(config: RunConfig) -> int | None:
 def _microbatch(config: RunConfig) -> int | None:
     """The longest row that fits, if it is shorter than now and an episode fits into it."""
     limit = usable_bytes(config.cluster)
-    if config.cluster.take_turns:
+    if config.cluster.colocated:
         limit -= engine_memory(config, limit).asleep
     most = longest_row(learner_memory(config), limit)
     most -= most % ROUND if most - most % ROUND >= config.agent.longest_episode else 0
@@ -94,7 +94,7 @@ def _microbatch(config: RunConfig) -> int | None:
 def _share(config: RunConfig) -> float | None:
     """vLLM's share: as much as an idle learner leaves, or as much as it can take of a card of its own."""
     limit, now = usable_bytes(config.cluster), config.cluster.engine.gpu_memory_utilization
-    if not config.cluster.take_turns:
+    if not config.cluster.colocated:
         return _when(now < 0.92, 0.92)
     best = int((limit - learner_memory(config).at_rest - RESERVE) / limit * 100) / 100
     return _when(0 < best != now, best)

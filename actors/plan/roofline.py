@@ -83,7 +83,7 @@ def step(config: RunConfig, assumed: Assumptions = ASSUMED) -> Step:
     engine = engine_memory(config, usable_bytes(config.cluster))
     rollouts = _rollouts(config, engine, gpu, assumed)
     learning = _learning(config, learner_memory(config), gpu, assumed)
-    turns = 2 * engine.weights / (gpu.pcie * 1e9) if config.cluster.take_turns else 0.0
+    turns = 2 * engine.weights / (gpu.pcie * 1e9) if config.cluster.colocated else 0.0
     learnt = learning.seconds + learning.publish_s
     overlapped = config.pool.max_staleness > 0
     longer = "rollouts" if rollouts.seconds >= learnt else "learner"

@@ -36,7 +36,7 @@ def table(config: RunConfig) -> str:
         f"  {engine.kv_per_token:,} bytes of KV cache a token: {engine.kv_tokens:,} tokens, "
         f"{engine.full_episodes} episodes of {engine.episode:,} tokens at once"
     )
-    if cluster.take_turns:
+    if cluster.colocated:
         resting = f"{learner.at_rest / GIB:.2f} GiB of the learner stay while the engine plays"
         lines.append(f"  colocated: {resting}, {engine.asleep / GIB:.2f} of the engine while it sleeps")
     lines += _section(
@@ -113,13 +113,13 @@ def _engines(config: RunConfig) -> str:
     names = f"rollout-0 to rollout-{workers - 1}, each" if workers > 1 else "rollout-0"
     if config.cluster.device == "cpu":
         return f"CPU: {names}"
-    if config.cluster.take_turns:
+    if config.cluster.colocated:
         return f"GPU 0, too: {names}"
     return f"GPU {f'1 to {workers}' if workers > 1 else '1'}: {names}"
 
 
 def _longest(learner: LearnerMemory, engine: EngineMemory, config: RunConfig) -> int:
-    asleep = engine.asleep if config.cluster.take_turns else 0
+    asleep = engine.asleep if config.cluster.colocated else 0
     return longest_row(learner, usable_bytes(config.cluster) - asleep)
 
 

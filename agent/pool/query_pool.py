@@ -95,7 +95,7 @@ class QueryPool(Generic[P]):
             batch=batch.index,
             order=order,
             seed=derive_seed(self._seed, "rollout", batch.index, order, self.ids[query]),
-            probe=self.rule.probe if cut_hard or cut_easy else 0,
+            pilot=self.rule.pilot if cut_hard or cut_easy else 0,
             cut_hard=cut_hard,
             cut_easy=cut_easy,
             max_searches=max_searches,

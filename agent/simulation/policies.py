@@ -178,10 +178,10 @@ def simulate(config: SimulationConfig, rule: PoolRule, seed: int) -> Iterator[Si
 
 
 def _play(ticket: Ticket, chance: float, size: int, version: int) -> Outcome:
-    """K rollouts, or the probe alone where the ticket lets it decide."""
+    """K rollouts, or the pilot alone where the ticket lets it decide."""
     outcomes = np.random.default_rng(ticket.seed).random(size) < chance
-    if ticket.probe:
-        probed = int(outcomes[: ticket.probe].sum())
-        if (probed == 0 and ticket.cut_hard) or (probed == ticket.probe and ticket.cut_easy):
-            return outcome(ticket, ticket.probe, probed, version)
+    if ticket.pilot:
+        piloted = int(outcomes[: ticket.pilot].sum())
+        if (piloted == 0 and ticket.cut_hard) or (piloted == ticket.pilot and ticket.cut_easy):
+            return outcome(ticket, ticket.pilot, piloted, version)
     return outcome(ticket, size, int(outcomes.sum()), version)

@@ -43,7 +43,7 @@ def until(condition: Callable[[], Any]) -> Any:
 
 @dataclass(frozen=True)
 class Version:
-    """Stands in for ``Published``, without its torch: the crew looks at nothing but the number and the channel."""
+    """Stands in for ``Published``, without its torch: the workers looks at nothing but the number and the channel."""
 
     version: int
     channel: str = "object_store"

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import ray
 from ray_fakes import Board, FakeSender, Version, result
-from test_crew import House
+from test_worker_pool import House
 
 from actors.broadcast import Broadcast
-from actors.crew import Crew
+from actors.worker_pool import WorkerPool
 from agent.errors import Fault
 
 SHORT_S = 6.0
@@ -30,7 +30,7 @@ def board(local_ray: None) -> Iterator[Any]:
 
 
 class Choir(House):
-    """A house whose crew gets its weights by broadcast."""
+    """A house whose workers gets its weights by broadcast."""
 
     def __init__(self, board: Any, log_dir: Path) -> None:
         super().__init__(board, log_dir)
@@ -46,22 +46,22 @@ class Choir(House):
         hold_s: float = 60.0,
         timeout_s: float = 60.0,
         max_restarts: int = 3,
-    ) -> Crew:
-        """A crew whose workers all hold version 0, which came as a copy for each."""
+    ) -> WorkerPool:
+        """A workers whose workers all hold version 0, which came as a copy for each."""
         self.learner = FakeSender.options(num_cpus=0).remote(self.board, self.page, learner or {})
         self.actors.append(self.learner)
-        crew = self.crew(size, scripts, max_restarts)
-        crew.broadcast = Broadcast(
+        workers = self.workers(size, scripts, max_restarts)
+        workers.broadcast = Broadcast(
             self.learner, timeout_s=timeout_s, hold_s=hold_s, say=self.said.append, log_dir=self._log_dir
         )
-        self.until_phases(crew, *["empty"] * size)
-        self.patiently(crew.deliver, Version(0, "nccl"))
-        self.until_phases(crew, *["idle"] * size)
+        self.until_phases(workers, *["empty"] * size)
+        self.patiently(workers.deliver, Version(0, "nccl"))
+        self.until_phases(workers, *["idle"] * size)
         assert self.events("learner") == []
-        return crew
+        return workers
 
-    def publish(self, crew: Crew, version: int) -> None:
-        self.patiently(crew.deliver, Version(version, "nccl"))
+    def publish(self, workers: WorkerPool, version: int) -> None:
+        self.patiently(workers.deliver, Version(version, "nccl"))
 
 
 @pytest.fixture
@@ -72,9 +72,9 @@ def choir(board: Any, tmp_path: Path) -> Iterator[Choir]:
 
 
 def test_all_stop_join_and_take_in_and_the_group_stays_open(choir: Choir) -> None:
-    crew = choir.choir(2)
-    choir.publish(crew, 1)
-    choir.publish(crew, 2)
+    workers = choir.choir(2)
+    choir.publish(workers, 1)
+    choir.publish(workers, 2)
     assert choir.events("learner") == [("offer",), ("join", "3"), ("send", "1"), ("send", "2")]
     for rank, name in ((1, "rollout-0"), (2, "rollout-1")):
         assert choir.events(name) == [
@@ -84,12 +84,12 @@ def test_all_stop_join_and_take_in_and_the_group_stays_open(choir: Choir) -> Non
         ]
     events = choir.events()
     assert max(events.index((n, "hold")) for n in ("rollout-0", "rollout-1")) < events.index(("learner", "offer"))
-    assert (choir.said, choir.lost, crew.restarts) == ([], [], 0)
+    assert (choir.said, choir.lost, workers.restarts) == ([], [], 0)
 
 
 def test_a_worker_that_does_not_stop_is_named_and_the_others_go_on_without_it(choir: Choir) -> None:
-    crew = choir.choir(2, {"rollout-1": {"hold": ["gate:never"]}}, hold_s=SHORT_S)
-    choir.publish(crew, 1)
+    workers = choir.choir(2, {"rollout-1": {"hold": ["gate:never"]}}, hold_s=SHORT_S)
+    choir.publish(workers, 1)
     assert choir.lost == [
         (
             "rollout-1",
@@ -98,16 +98,16 @@ def test_a_worker_that_does_not_stop_is_named_and_the_others_go_on_without_it(ch
     ]
     assert choir.events("learner") == [("offer",), ("join", "2"), ("send", "1")]
     assert choir.events("rollout-0", "has") == [("0",), ("1",)]
-    choir.watch(crew, "rollout-2", "has", "1")
+    choir.watch(workers, "rollout-2", "has", "1")
     assert choir.said == []
 
 
 def test_a_worker_that_was_replaced_is_in_the_next_broadcast(choir: Choir) -> None:
-    crew = choir.choir(2, {"rollout-1": {"hold": ["die"]}})
-    choir.publish(crew, 1)
-    choir.until_phases(crew, "idle", "idle")
+    workers = choir.choir(2, {"rollout-1": {"hold": ["die"]}})
+    choir.publish(workers, 1)
+    choir.until_phases(workers, "idle", "idle")
     assert choir.events("rollout-2") == [("start",), ("receive", "1"), ("has", "1")]
-    choir.publish(crew, 2)
+    choir.publish(workers, 2)
     assert choir.events("learner") == [
         *(("offer",), ("join", "2"), ("send", "1")),
         *(("offer",), ("join", "3"), ("send", "2")),
@@ -116,40 +116,40 @@ def test_a_worker_that_was_replaced_is_in_the_next_broadcast(choir: Choir) -> No
 
 
 def test_a_worker_that_dies_in_a_broadcast_costs_one_restart_and_the_next_is_whole_again(choir: Choir) -> None:
-    crew = choir.choir(2, {"rollout-1": {"transfer": ["die"]}}, max_restarts=1)
-    choir.publish(crew, 1)
+    workers = choir.choir(2, {"rollout-1": {"transfer": ["die"]}}, max_restarts=1)
+    choir.publish(workers, 1)
     assert sorted(name for name, _ in choir.lost) == ["rollout-0", "rollout-1"]
     causes = dict(choir.lost)
     assert causes["rollout-1"].startswith("rollout-1 died (")
     assert causes["rollout-0"] == "it had loaded a part of version 1 when the broadcast broke"
-    assert crew.restarts == 1
-    choir.until_phases(crew, "idle", "idle")
+    assert workers.restarts == 1
+    choir.until_phases(workers, "idle", "idle")
     assert choir.events("rollout-2", "has") == choir.events("rollout-3", "has") == [("1",)]
-    choir.publish(crew, 2)
+    choir.publish(workers, 2)
     assert choir.events("rollout-2", "has") == choir.events("rollout-3", "has") == [("1",), ("2",)]
     assert choir.events("learner", "send") == [("1",), ("2",)]
     assert choir.said == []
 
 
 def test_a_broadcast_that_never_ends_is_abandoned_and_says_who_was_missing(choir: Choir) -> None:
-    crew = choir.choir(2, {"rollout-1": {"transfer": ["gate:never"]}}, timeout_s=SHORT_S, max_restarts=1)
+    workers = choir.choir(2, {"rollout-1": {"transfer": ["gate:never"]}}, timeout_s=SHORT_S, max_restarts=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("actors.broadcast.GRACE_S", 2.0)
-        choir.publish(crew, 1)
+        choir.publish(workers, 1)
     causes = dict(choir.lost)
     assert causes == {
         "rollout-1": "rollout-1 did not finish the broadcast of version 1 within 6 s (cluster.weight_timeout_s)",
         "rollout-0": "it had loaded a part of version 1 when the broadcast broke",
     }
-    assert crew.restarts == 1
-    choir.watch(crew, "rollout-2", "has", "1")
+    assert workers.restarts == 1
+    choir.watch(workers, "rollout-2", "has", "1")
 
 
 def test_two_broken_broadcasts_end_in_the_object_store(choir: Choir) -> None:
-    crew = choir.choir(1, {f"rollout-{i}": {"transfer": ["fault"]} for i in range(2)})
-    choir.publish(crew, 1)
+    workers = choir.choir(1, {f"rollout-{i}": {"transfer": ["fault"]} for i in range(2)})
+    choir.publish(workers, 1)
     assert choir.said == []
-    choir.publish(crew, 2)
+    choir.publish(workers, 2)
     (said,) = choir.said
     assert said == (
         "NCCL failed, and from here on weights go through the object store; the next time, try cluster.nccl_p2p=false, "
@@ -157,8 +157,8 @@ def test_two_broken_broadcasts_end_in_the_object_store(choir: Choir) -> None:
         "rollout-1: transfer broke)"
     )
     assert choir.events("learner")[-1] == ("fall back",)
-    choir.publish(crew, 3)
-    choir.until_phases(crew, "idle")
+    choir.publish(workers, 3)
+    choir.until_phases(workers, "idle")
     assert choir.events("rollout-2", "has") == [("2",), ("3",)]
     assert choir.events("rollout-2", "hold") == []
 
@@ -166,39 +166,39 @@ def test_two_broken_broadcasts_end_in_the_object_store(choir: Choir) -> None:
 @pytest.mark.parametrize("who", ["learner's offer", "learner", "rollout-1"])
 def test_a_group_that_cannot_be_opened_costs_nobody_and_says_why(choir: Choir, who: str) -> None:
     learner = {"learner's offer": {"offer": ["fault"]}, "learner": {"join": ["fault"]}}.get(who, {})
-    crew = choir.choir(2, {who: {"join": ["fault"]}}, learner)
-    choir.publish(crew, 1)
+    workers = choir.choir(2, {who: {"join": ["fault"]}}, learner)
+    choir.publish(workers, 1)
     cause = "learner: offer broke" if "offer" in who else f"{who}: join broke"
     (said,) = choir.said
     assert said.endswith(f"({cause})")
     for name in ("rollout-0", "rollout-1"):
         assert choir.events(name, "has") == [("0",), ("1",)]
         assert choir.events(name, "transfer") == []
-    assert (choir.lost, crew.restarts) == ([], 0)
-    choir.patiently(crew.deliver, Version(2))
+    assert (choir.lost, workers.restarts) == ([], 0)
+    choir.patiently(workers.deliver, Version(2))
     assert choir.events("learner", "offer") == [()]
     assert choir.events("rollout-0", "has")[-1] == ("2",)
 
 
 def test_a_learner_that_hangs_ends_the_run_with_what_to_do(choir: Choir) -> None:
-    crew = choir.choir(1, {}, {"offer": ["gate:never"]}, timeout_s=SHORT_S)
+    workers = choir.choir(1, {}, {"offer": ["gate:never"]}, timeout_s=SHORT_S)
     with pytest.raises(Fault, match=r"has not returned from NCCL for 6 s .*weight_channel=object_store"):
-        choir.publish(crew, 1)
+        choir.publish(workers, 1)
 
 
 def test_a_learner_that_dies_ends_the_run(choir: Choir) -> None:
-    crew = choir.choir(1)
+    workers = choir.choir(1)
     ray.kill(choir.learner)
     with pytest.raises(Fault, match=r"learner died \("):
-        choir.publish(crew, 1)
+        choir.publish(workers, 1)
 
 
 def test_a_worker_that_takes_no_copy_is_named_too(choir: Choir) -> None:
-    crew = choir.crew(2, {"rollout-1": {"receive": ["", "gate:never"]}})
-    choir.patiently(crew.deliver, Version(0))
-    choir.until_phases(crew, "idle", "idle")
-    crew._weight_timeout_s = SHORT_S
-    choir.patiently(crew.deliver, Version(1))
+    workers = choir.workers(2, {"rollout-1": {"receive": ["", "gate:never"]}})
+    choir.patiently(workers.deliver, Version(0))
+    choir.until_phases(workers, "idle", "idle")
+    workers._weight_timeout_s = SHORT_S
+    choir.patiently(workers.deliver, Version(1))
     assert choir.lost == [
         ("rollout-1", "rollout-1 did not load the weights of version 1 within 6 s (cluster.weight_timeout_s)")
     ]

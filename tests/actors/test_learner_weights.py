@@ -33,8 +33,8 @@ class Report:
     updates: int = 1
     tokens: int = 10
     seconds: float = 1.0
-    engine_logprob_gap: float = 0.0
-    engine_logprob_gap_max: float = 0.0
+    mismatch: float = 0.0
+    mismatch_max: float = 0.0
 
 
 class Room:
@@ -48,7 +48,7 @@ class Room:
         channel = SimpleNamespace(publish=self._publish)
         monkeypatch.setitem(publisher_module.CHANNELS, "object_store", lambda: channel)
         monkeypatch.setattr(learner_module, "fetched", lambda batch: batch)
-        settings = SimpleNamespace(take_turns=False, log=None)
+        settings = SimpleNamespace(colocated=False, log=None)
         self.learner: Any = LearnerActor.__ray_metadata__.modified_class(settings, folder)  # type: ignore[attr-defined]
         self.weights = {"w": torch.zeros(3)}
         self.learner._policy = SimpleNamespace(current=lambda: self.weights, published=lambda: self.weights)

@@ -21,7 +21,7 @@ from conf.topology import ClusterConfig
 
 def test_each_engine_has_a_bundle_beside_the_learners() -> None:
     assert bundles(ClusterConfig(device="cuda", rollout_workers=3)) == [{"GPU": 1.0}] * 4
-    assert bundles(ClusterConfig(device="cuda", rollout_workers=1, take_turns=True)) == [{"GPU": 1.0}]
+    assert bundles(ClusterConfig(device="cuda", rollout_workers=1, colocated=True)) == [{"GPU": 1.0}]
     assert bundles(ClusterConfig(rollout_workers=3)) == []
 
 
@@ -57,7 +57,7 @@ def test_a_worker_asks_its_own_nodes_replica() -> None:
 
 @pytest.mark.parametrize(
     ("cluster", "share"),
-    [({}, 0), ({"device": "cuda"}, 1), ({"device": "cuda", "take_turns": True}, 0.5)],
+    [({}, 0), ({"device": "cuda"}, 1), ({"device": "cuda", "colocated": True}, 0.5)],
 )
 def test_learner_and_engine_have_a_gpu_each_or_half_of_one(
     cluster: dict[str, Any], share: float, tmp_path: Path

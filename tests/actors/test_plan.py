@@ -435,7 +435,7 @@ def test_where_nothing_helps_that_is_said() -> None:
 
 
 def test_learner_and_engine_that_take_turns_must_rest_side_by_side() -> None:
-    turns = (("cluster.rollout_workers", 1), ("cluster.take_turns", True))
+    turns = (("cluster.rollout_workers", 1), ("cluster.colocated", True))
     config = box(*turns)
     (problem,) = problems(config)
     assert problem.startswith("the engine's share of 21.3 GiB and the idle learner")
@@ -568,8 +568,8 @@ def test_a_plan_without_a_gpu_has_no_times() -> None:
 def test_engines_settings_are_checked_before_they_are_planned_with() -> None:
     with pytest.raises(UserError, match="must lie in"):
         EngineConfig(gpu_memory_utilization=1.5)
-    with pytest.raises(UserError, match=r"cluster\.take_turns=true shares one GPU"):
-        ClusterConfig(device="cuda", take_turns=True, rollout_workers=2)
+    with pytest.raises(UserError, match=r"cluster\.colocated=true shares one GPU"):
+        ClusterConfig(device="cuda", colocated=True, rollout_workers=2)
 
 
 # --- weights by broadcast ---------------------------------------------------------------------------

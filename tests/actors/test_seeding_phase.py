@@ -68,7 +68,7 @@ def learner_settings(run: RunConfig, prepared: Prepared, folder: Path, *, channe
         algorithm=run.algorithm,
         agent=run.agent,
         device="cpu",
-        take_turns=False,
+        colocated=False,
         threads=1,
         weight_channel=channel,
         weight_bucket=2**20,

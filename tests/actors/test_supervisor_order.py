@@ -2,7 +2,7 @@
 
     step ─► deliver ─► [evaluate] ─► release ─► [checkpoint]      the pool is closed before the last release
 
-No Ray: what ``.remote`` returns is the result itself, and the fake crew hands it on.
+No Ray: what ``.remote`` returns is the result itself, and the fake workers hands it on.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class FakeLearner(Remote):
             "reward/mean": 0.5,
             "search/mean": 1.0,
             "rollout/tokens_per_s": 10.0,
-            "rollout/engine_logprob_gap": 0.0,
+            "rollout/mismatch": 0.0,
             "weights/put_s": 0.25,
         }
         return StepReport(
@@ -299,7 +299,7 @@ class FakeTopology:
         return self._part("seeding pool", FakeSeedingPool(self.world))
 
 
-class FakeCrew:
+class FakeWorkerPool:
     restarts = 0
 
     def __init__(self, world: World) -> None:
@@ -378,13 +378,13 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
         run_dir = tmp_path / folder
         world.turns = turns
         monkeypatch.setattr(supervisor, "Topology", lambda *_: FakeTopology(world, run_dir))
-        monkeypatch.setattr(supervisor, "Crew", lambda *_, **__: FakeCrew(world))
+        monkeypatch.setattr(supervisor, "WorkerPool", lambda *_, **__: FakeWorkerPool(world))
         monkeypatch.setattr(supervisor, "get", lambda value, actor, log_dir: value)
         monkeypatch.setattr(supervisor, "RayMetrics", lambda: SimpleNamespace(set=lambda row: None))
         config = RunConfig(
             pool=Epoch(),
             group=GroupConfig(strategy="continuation"),
-            cluster=ClusterConfig(device="cuda" if turns else "cpu", take_turns=turns),
+            cluster=ClusterConfig(device="cuda" if turns else "cpu", colocated=turns),
             algorithm=AlgorithmConfig(
                 steps=steps,
                 rollout_budget=budget,

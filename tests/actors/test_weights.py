@@ -242,7 +242,7 @@ def test_the_digest_sees_places_names_and_shapes() -> None:
     ("cluster", "channel", "why"),
     [
         ({}, "object_store", "there is no GPU"),
-        ({"device": "cuda", "take_turns": True}, "object_store", "learner and engine are colocated"),
+        ({"device": "cuda", "colocated": True}, "object_store", "learner and engine are colocated"),
         ({"device": "cuda"}, "nccl", "learner and 1 engine(s) have a GPU each"),
         ({"device": "cuda", "rollout_workers": 3}, "nccl", "learner and 3 engine(s) have a GPU each"),
         ({"device": "cuda", "weight_channel": "object_store"}, "object_store", "cluster.weight_channel=object_store"),
@@ -266,7 +266,7 @@ def test_the_environment_of_nccl_is_left_alone_unless_asked() -> None:
     [
         ({"weight_channel": "nccl"}, "weight_channel=nccl needs a GPU for the learner and one for each engine"),
         (
-            {"weight_channel": "nccl", "device": "cuda", "take_turns": True},
+            {"weight_channel": "nccl", "device": "cuda", "colocated": True},
             "weight_channel=nccl needs a GPU for the learner and one for each engine",
         ),
         ({"weight_channel": "ncl"}, "cluster.weight_channel"),

@@ -190,7 +190,7 @@ def test_when_nothing_is_continued(play, first, question, reward):
 
 
 def test_a_group_that_was_cut_short_is_not_continued(play, monkeypatch):
-    monkeypatch.setattr(f"{__name__}.TICKET", replace(TICKET, probe=2, cut_hard=True))
+    monkeypatch.setattr(f"{__name__}.TICKET", replace(TICKET, pilot=2, cut_hard=True))
     group, script = play([[answer("wrong")]] * 4)
     assert group.cut_short
     assert (group.extra, len(script.prompts)) == ({}, 2)

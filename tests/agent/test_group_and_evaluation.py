@@ -195,15 +195,15 @@ def test_a_subset_is_spread_over_the_whole_list():
     assert subset(questions, 0) == subset(questions, 20) == tuple(questions)
 
 
-# --- a probe -------------------------------------------------------------------------------------
+# --- a pilot -------------------------------------------------------------------------------------
 
 
-def probed(make_player, codec, emma, austen, answers, **ticket):
-    """A group of four with a probe of two, whose n-th episode to be answered gives ``answers[n]``."""
+def piloted(make_player, codec, emma, austen, answers, **ticket):
+    """A group of four with a pilot of two, whose n-th episode to be answered gives ``answers[n]``."""
     given = iter(answers)
     policy = Policy(codec, lambda n: next(given))
     player = make_player(policy, Shelf([austen]))
-    ticket = Ticket(claim_id=0, query=0, batch=0, order=0, seed=9, probe=2, **ticket)
+    ticket = Ticket(claim_id=0, query=0, batch=0, order=0, seed=9, pilot=2, **ticket)
     return asyncio.run(play_group(player, emma, ticket, size=4, worker="w")), policy
 
 
@@ -212,7 +212,7 @@ def probed(make_player, codec, emma, austen, answers, **ticket):
     [(["x", "x"], "cut_hard"), (["Jane Austen", "Jane Austen"], "cut_easy")],
 )
 def test_a_probe_that_decides_leaves_the_rest_unplayed(make_player, codec, emma, austen, answers, cut):
-    group, policy = probed(make_player, codec, emma, austen, answers, **{cut: True})
+    group, policy = piloted(make_player, codec, emma, austen, answers, **{cut: True})
     assert group.cut_short
     assert len(group.members) == 2
     assert len(policy.seeds) == 4, "two episodes of two turns, and no more"
@@ -227,7 +227,7 @@ def test_a_probe_that_decides_leaves_the_rest_unplayed(make_player, codec, emma,
     ],
 )
 def test_a_probe_that_does_not_decide_is_the_first_half_of_the_group(make_player, codec, emma, austen, answers, cut):
-    group, policy = probed(make_player, codec, emma, austen, answers, **{cut: True})
+    group, policy = piloted(make_player, codec, emma, austen, answers, **{cut: True})
     assert not group.cut_short
     assert len(group.members) == 4
     whole = Policy(codec, lambda n: "x")
@@ -239,6 +239,6 @@ def test_a_probe_that_does_not_decide_is_the_first_half_of_the_group(make_player
 def test_a_probe_with_a_fault_decides_nothing(make_player, codec, emma, austen):
     policy = Policy(codec, lambda n: "x")
     player = make_player(policy, Shelf([austen], failing={0}))
-    ticket = Ticket(claim_id=0, query=0, batch=0, order=0, seed=9, probe=2, cut_hard=True, cut_easy=True)
+    ticket = Ticket(claim_id=0, query=0, batch=0, order=0, seed=9, pilot=2, cut_hard=True, cut_easy=True)
     group = asyncio.run(play_group(player, emma, ticket, size=4, worker="w"))
     assert (len(group.members), len(group.excluded), group.cut_short) == (3, 1, False)

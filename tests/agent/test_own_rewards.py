@@ -233,7 +233,7 @@ def test_a_probe_is_judged_with_the_whole_group_if_it_has_to_be(
 ):
     module = resolve("own_rewards:seen", "x")
     module.clear()
-    group = play(codec, make_dialogue, search_protocol, emma, f"own_rewards:{name}", probe=2, cut_hard=True)
+    group = play(codec, make_dialogue, search_protocol, emma, f"own_rewards:{name}", pilot=2, cut_hard=True)
     assert module == calls
     expected = {"ranked": (0.0, 0.0, 0.0, 1.0), "by_length": (0.1, 0.2, 0.3, 0.4)}[name]
     assert group.rewards == expected

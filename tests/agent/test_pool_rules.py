@@ -446,7 +446,7 @@ def test_exploration_draws_uniformly_whatever_the_weights(make_questions, make_g
 
 
 def test_a_probe_is_cut_where_other_rollouts_promise_more():
-    rule = ADAPTIVE(group_size=8, probe=4)
+    rule = ADAPTIVE(group_size=8, pilot=4)
     history = history_of(n=3, rule=rule)
     history.population.load([1.0, 0.5, 0.375, 0.0, 1.0])  # Beta(1/2, 1/2), and no signal of late
     assert rule.cuts(history, 0, 0) == (False, False), "nothing promises more"
@@ -463,7 +463,7 @@ def test_a_probe_is_cut_where_other_rollouts_promise_more():
     assert ADAPTIVE(group_size=8).cuts(history, 1, 0) == (False, False)
 
 
-@pytest.mark.parametrize("probe", [-1, 1, 8, 9])
-def test_a_probe_must_leave_something_to_play(probe):
-    with pytest.raises(UserError, match=rf"pool\.probe={probe}"):
-        ADAPTIVE(probe=probe)
+@pytest.mark.parametrize("pilot", [-1, 1, 8, 9])
+def test_a_pilot_must_leave_something_to_play(pilot):
+    with pytest.raises(UserError, match=rf"pool\.pilot={pilot}"):
+        ADAPTIVE(pilot=pilot)

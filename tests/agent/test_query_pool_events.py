@@ -29,10 +29,10 @@ CASES = [  # questions, rule, share of groups with a token of older weights, eve
     (7, RECYCLE(batch_questions=3, oversample=1.5, max_staleness=3), 0.0, 7_500),
     (30, RECYCLE(batch_questions=3, oversample=2.0, max_staleness=2), 0.05, 7_500),
     (30, RECYCLE(batch_questions=3, oversample=2.0, max_staleness=2, keep_surplus=True), 0.02, 7_500),
-    (40, RECYCLE(batch_questions=3, oversample=3.0, stop_early=True, probe=2), 0.0, 7_500),
+    (40, RECYCLE(batch_questions=3, oversample=3.0, stop_early=True, pilot=2), 0.0, 7_500),
     (30, DYNAMIC(batch_questions=4, max_staleness=1), 0.0, 7_500),
     (40, ADAPTIVE(batch_questions=3, cooldown=2, retire_after=1, longest_rest=5), 0.0, 9_000),
-    (90, ADAPTIVE(batch_questions=4, explore=0.3, max_staleness=2, probe=2), 0.02, 7_500),
+    (90, ADAPTIVE(batch_questions=4, explore=0.3, max_staleness=2, pilot=2), 0.02, 7_500),
     (14, ADAPTIVE(batch_questions=5, cooldown=6, max_staleness=1), 0.02, 7_500),
 ]
 
@@ -141,9 +141,9 @@ class World:
         rewards = [0.0] * K if pattern < 0.3 else [1.0] * K if pattern < 0.5 else self.rng.choices([0.0, 0.5, 1.0], k=K)
         ticket, question = claim.ticket, asked(self.pool, claim.ticket)
         cut = ticket.cut_easy if rewards[0] >= 0.5 else ticket.cut_hard
-        if ticket.probe and not faults and len(set(rewards[: ticket.probe])) == 1 and cut:
+        if ticket.pilot and not faults and len(set(rewards[: ticket.pilot])) == 1 and cut:
             self.events["cut short"] += 1
-            rewards, versions = rewards[: ticket.probe], versions[: ticket.probe]
+            rewards, versions = rewards[: ticket.pilot], versions[: ticket.pilot]
         return self.make_group(question, ticket, rewards[faults:], versions=versions, faults=faults)
 
     def submit(self) -> bool:
@@ -385,7 +385,7 @@ def test_random_events(make_questions, make_group, n, rule, stale_share, events)
     else:
         assert world.resets > 10
     assert (world.events["kept"] > 30) == rule.keep_surplus
-    assert (world.events["cut short"] >= 5) == (rule.probe > 0)
+    assert (world.events["cut short"] >= 5) == (rule.pilot > 0)
     assert world.events["too few viable"] > 500
     assert world.events["empty batch"] <= 0.01 * world.events["take"], "only where the redraws failed as well"
     if stale_share:

@@ -115,7 +115,7 @@ def test_adaptive_needs_fewer_rollouts_per_group_with_signal_than_recycle():
 
 def test_a_probe_saves_rollouts_in_a_pool_of_extremes():
     config = dataclasses.replace(SMALL, queries=1000, difficulties=[[0.4, -4, 1], [0.2, 0, 0.5], [0.4, 4, 1]])
-    assert cost(config, "adaptive", group_size=8, probe=3) < 0.95 * cost(config, "adaptive", group_size=8)
+    assert cost(config, "adaptive", group_size=8, pilot=3) < 0.95 * cost(config, "adaptive", group_size=8)
 
 
 @pytest.mark.parametrize(

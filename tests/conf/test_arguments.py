@@ -29,7 +29,7 @@ CHOICES = {
     "algorithm.kl",
     "algorithm.reference",
     "algorithm.aggregation",
-    "algorithm.rehearsal",
+    "algorithm.dry_run",
     "algorithm.optimizer.kind",
     "algorithm.optimizer.schedule",
     "algorithm.seeding.kl",

@@ -37,7 +37,7 @@ def test_the_seeding_trains_on_experts_before_the_first_step(run):
     assert [row["step"] for row in seeding] == [1, 2]
     assert sum(row["learner/expert_sequences"] for row in seeding) > 0, "a barely warm policy solves nothing"
     assert all(row["rollout/trajectories"] == 16 for row in seeding)
-    assert all(row["rollout/engine_logprob_gap"] <= 1e-5 for row in seeding)
+    assert all(row["rollout/mismatch"] <= 1e-5 for row in seeding)
     first = run.rows("eval")[0]
     assert (first["step"], first["rollouts"]) == (0, 32)
     assert (run.folder / "logs" / "seeding-pool.log").is_file()
@@ -50,7 +50,7 @@ def test_continuations_are_played_and_counted(run):
         assert row["rollout/trajectories"] == 16 + 4 * row["continuation/attempted"]
         assert 0 <= row["continuation/replaced"] <= row["continuation/attempted"] <= 4
         if row["learner/updates"]:
-            assert row["rollout/engine_logprob_gap"] <= 1e-5, "an inherited prefix is as the engine sampled it"
+            assert row["rollout/mismatch"] <= 1e-5, "an inherited prefix is as the engine sampled it"
     last = steps[-1]
     for unit in ("groups", "trajectories", "tokens"):
         returned = sum(v for k, v in last.items() if k.startswith(f"books/{unit}/returned/"))

@@ -47,7 +47,7 @@ def test_hotpotqa_trains_two_steps(whole, launch, loads_elsewhere):
     assert run.rows("eval")[-1]["n"] == 12
     assert all(row["evidence/recall"] is not None for row in run.rows("step"))  # the titles are known
     assert run.rows("step")[-1]["version"] >= 1  # updated and published
-    assert all(row["rollout/engine_logprob_gap"] <= 1e-5 for row in run.rows("step") if row["learner/updates"])
+    assert all(row["rollout/mismatch"] <= 1e-5 for row in run.rows("step") if row["learner/updates"])
     assert any((run.folder / "wandb").glob("offline-run-*/*.wandb"))
     loads_elsewhere(run.checkpoint)
 

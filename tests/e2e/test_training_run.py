@@ -11,7 +11,7 @@ STEP_KEYS = {
     "step", "version", "time_s", "reward/mean", "outcome/mean", "evidence/recall", "search/mean", "groups/signal",
     "groups/too_easy", "groups/too_hard", "pool/available", "pool/consumed", "pool/recycled_share",
     "pool/recovered_too_hard", "pool/recovered_too_easy", "pool/flipped_share", "rollout/trajectories",
-    "rollout/generated_tokens", "rollout/tokens_per_s", "rollout/staleness_max", "rollout/engine_logprob_gap",
+    "rollout/generated_tokens", "rollout/tokens_per_s", "rollout/staleness_max", "rollout/mismatch",
     "learner/loss", "learner/kl", "learner/clip_share", "learner/grad_norm", "learner/tokens_per_s",
     "learner/idle_s", "weights/publish_s", "retrieval/qps", "retrieval/p99_s", "continuation/attempted",
     "continuation/replaced",
@@ -49,7 +49,7 @@ def test_engine_and_learner_agree_at_every_step(whole):
     trained = [row for row in whole.rows("step") if row["learner/updates"]]
     assert len(trained) >= 2
     for row in trained:
-        assert row["rollout/engine_logprob_gap"] <= 1e-5
+        assert row["rollout/mismatch"] <= 1e-5
         assert row["rollout/staleness_max"] == 0
 
 
@@ -114,7 +114,7 @@ def test_adapters_under_8_bit_adamw_train_publish_and_resume(whole, launch, smal
     trained = [row for row in run.rows("step") if row["learner/updates"]]
     assert trained
     assert [row["version"] for row in run.rows("step")][-1] == len(trained)
-    assert all(row["rollout/engine_logprob_gap"] <= 1e-5 for row in trained)
+    assert all(row["rollout/mismatch"] <= 1e-5 for row in trained)
     resumed = launch("lean-resumed", *lean, f"resume={run.folder}/checkpoints/step-000002")
     assert resumed.code == 0, resumed.output
     assert _played(resumed, {2, 3}) == _played(run, {2, 3})

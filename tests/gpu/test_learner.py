@@ -14,10 +14,10 @@ from torch import nn
 from agent.errors import UserError
 from learner.batch import Batch, Sample
 from learner.config import AlgorithmConfig, OptimizerConfig
+from learner.dry_run import try_largest, worst_batch
 from learner.optimizer import ClippedAdamW
 from learner.packing import PackedRow, pack_rows
 from learner.policy import Policy
-from learner.rehearsal import rehearse, worst_batch
 from learner.update import Updater
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -100,9 +100,9 @@ def test_five_steps_of_a_1_5b_policy_on_a_24_gib_card(tmp_path: Path, capsys: py
         QWEN_1_5B, vocab_size=151_936, seed=0, dtype=torch.bfloat16, device="cuda", gradient_checkpointing=True
     )
     config = AlgorithmConfig(optimizer=OptimizerConfig(kind="adamw8bit", lr=1e-5), aggregation="prompt_balanced")
-    rehearsal = rehearse(policy, config, longest=PROMPT + RESPONSE)
-    assert rehearsal.tokens == config.microbatch_tokens
-    assert 0 < rehearsal.peak_bytes <= LEARNER
+    dry_run = try_largest(policy, config, longest=PROMPT + RESPONSE)
+    assert dry_run.tokens == config.microbatch_tokens
+    assert 0 < dry_run.peak_bytes <= LEARNER
     updater = Updater(policy, config, rng=np.random.default_rng(0), fault_folder=tmp_path)
     before = policy.model.model.layers[0].mlp.up_proj.weight.detach().clone()
     torch.cuda.reset_peak_memory_stats()
@@ -111,11 +111,11 @@ def test_five_steps_of_a_1_5b_policy_on_a_24_gib_card(tmp_path: Path, capsys: py
     with capsys.disabled():
         speed = sum(r.tokens for r in reports[1:]) / sum(r.seconds for r in reports[1:])
         print(
-            f"\n{torch.cuda.get_device_name()}: 1.5B, rehearsal {rehearsal.peak_bytes / GIB:.2f} GiB in "
-            f"{rehearsal.seconds:.1f} s, 5 steps {peak / GIB:.2f} GiB, {speed:,.0f} tok/s"
+            f"\n{torch.cuda.get_device_name()}: 1.5B, dry run {dry_run.peak_bytes / GIB:.2f} GiB in "
+            f"{dry_run.seconds:.1f} s, 5 steps {peak / GIB:.2f} GiB, {speed:,.0f} tok/s"
         )
     assert all(r.updates == 1 and np.isfinite([r.loss, r.grad_norm]).all() for r in reports)
-    assert peak <= rehearsal.peak_bytes, "the rehearsal has to be the worst that can come"
+    assert peak <= dry_run.peak_bytes, "the dry run has to be the worst that can come"
     moved = policy.model.model.layers[0].mlp.up_proj.weight.detach() != before
     assert 0 < moved.float().mean() < 1
 
@@ -154,11 +154,11 @@ def test_out_of_memory_names_the_knobs_and_leaves_the_card_usable() -> None:
     policy = small()
     cap(torch.cuda.memory_allocated() + 256 * 2**20)
     config = AlgorithmConfig(microbatch_tokens=262_144, gradient_checkpointing=False)
-    with pytest.raises(UserError, match=r"rehearsal.*algorithm\.microbatch_tokens=131072"):
-        rehearse(policy, config, longest=2048)
+    with pytest.raises(UserError, match=r"dry run.*algorithm\.microbatch_tokens=131072"):
+        try_largest(policy, config, longest=2048)
     cap(CARD)
     torch.cuda.empty_cache()
-    assert rehearse(policy, AlgorithmConfig(microbatch_tokens=4096), longest=2048).peak_bytes > 0
+    assert try_largest(policy, AlgorithmConfig(microbatch_tokens=4096), longest=2048).peak_bytes > 0
 
 
 def test_a_rehearsal_changes_nothing() -> None:
@@ -168,7 +168,7 @@ def test_a_rehearsal_changes_nothing() -> None:
     config = AlgorithmConfig(
         microbatch_tokens=4096, kl="k2", reference="cpu", optimizer=OptimizerConfig(kind="adamw8bit", lr=1e-3)
     )
-    rehearse(policy, config, longest=1024)
+    try_largest(policy, config, longest=1024)
     assert torch.equal(torch.cuda.get_rng_state(), before)
     assert all(torch.equal(p, q) for p, q in zip(policy.model.parameters(), untouched.model.parameters(), strict=True))
 

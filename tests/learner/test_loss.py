@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from learner.config import AlgorithmConfig
-from learner.loss import EngineGap, LossMetrics, loss_input, policy_loss
+from learner.loss import LossMetrics, Mismatch, loss_input, policy_loss
 from learner.losses.base import loss_names
 
 
@@ -121,8 +121,8 @@ def test_metrics_of_microbatches_add_up() -> None:
 
 
 def test_engine_gap() -> None:
-    gap = EngineGap.of(tensor(-1, -2, -3), tensor(-1.5, -2.25, float("nan")), torch.tensor([True, True, False]))
+    gap = Mismatch.of(tensor(-1, -2, -3), tensor(-1.5, -2.25, float("nan")), torch.tensor([True, True, False]))
     assert (gap.mean, gap.largest) == (0.375, 0.5)
-    both = gap + EngineGap.of(tensor(-1), tensor(-2), torch.tensor([True]))
+    both = gap + Mismatch.of(tensor(-1), tensor(-2), torch.tensor([True]))
     assert (both.tokens, both.mean, both.largest) == (3, pytest.approx(1.75 / 3), 1.0)
-    assert math.isnan(EngineGap().mean)
+    assert math.isnan(Mismatch().mean)

@@ -130,7 +130,7 @@ def test_nothing_to_train_is_no_update(tmp_path: Path) -> None:
     report = learner.update(random_groups(5, [[1, 1], [0, 0, 0]]), step=1, version=0)
     assert torch.equal(weights_of(policy), before)
     assert (report.updates, report.skipped, report.loss, report.sequences) == (0, 0, 0.0, 0)
-    assert math.isnan(report.engine_logprob_gap) and math.isnan(report.entropy)  # noqa: PT018
+    assert math.isnan(report.mismatch) and math.isnan(report.entropy)  # noqa: PT018
     assert learner.update([], step=2, version=0).updates == 0
 
 
@@ -213,9 +213,9 @@ def test_engine_gap_counts_tokens_of_the_current_version(old_logprobs: str, epoc
     report = updater(policy, tmp_path, config).update([*exact, *stale], step=0, version=2)
     counts = [len(s) for s in scored]
     expected = (0.01 * counts[1] + 0.02 * counts[2] + 0.05 * counts[3]) / sum(counts)
-    assert report.engine_logprob_gap == pytest.approx(expected, rel=1e-3)
-    assert report.engine_logprob_gap_max == pytest.approx(0.05, rel=1e-3)
-    assert math.isnan(updater(policy, tmp_path, config).update(stale, step=0, version=2).engine_logprob_gap)
+    assert report.mismatch == pytest.approx(expected, rel=1e-3)
+    assert report.mismatch_max == pytest.approx(0.05, rel=1e-3)
+    assert math.isnan(updater(policy, tmp_path, config).update(stale, step=0, version=2).mismatch)
 
 
 def sampled_off_by(policy: Policy, tmp: Path, error: float) -> list[Group]:
@@ -253,7 +253,7 @@ def test_a_mismatch_within_the_limit_or_of_other_versions_or_in_bfloat16_trains(
     policy.model.to(torch.bfloat16)
     report = updater(policy, tmp_path, config).update(sampled_off_by(policy, tmp_path, 0.5), step=0, version=2)
     assert report.updates
-    assert report.engine_logprob_gap > BFLOAT16_MISMATCH
+    assert report.mismatch > BFLOAT16_MISMATCH
 
 
 @pytest.mark.parametrize("old_logprobs", ["learner", "engine"])
@@ -268,7 +268,7 @@ def test_an_expert_has_ratio_and_importance_one(old_logprobs: str, epochs: int, 
     assert report.updates == epochs
     assert report.expert_sequences == epochs
     assert report.importance_mean == 1.0
-    assert math.isnan(report.engine_logprob_gap)
+    assert math.isnan(report.mismatch)
     if epochs == 1:
         assert report.ratio_mean == 1.0
 

@@ -36,7 +36,7 @@ STEP: dict[str, Any] = {
     "reward/mean": 0.5,
     "search/mean": 1.0,
     "rollout/tokens_per_s": 10.0,
-    "rollout/engine_logprob_gap": 0.0,
+    "rollout/mismatch": 0.0,
     "time/step_s": 1.0,
     "rollout/excluded": 0,
 }

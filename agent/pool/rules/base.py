@@ -50,7 +50,7 @@ class PoolRule(ABC):
     """Most policy versions between sampling and training; 0 is synchronous and reproducible."""
     keep_surplus: bool = False
     """Keep signal-bearing groups beyond B for the next batch, if they will still be fresh enough then."""
-    probe: int = 0
+    pilot: int = 0
     """Rollouts of a group that are played first; the others are not started when these agree and queries
     drawn instead promise more signal per rollout. 0 plays all K at once."""
     min_viable: int = 2
@@ -69,9 +69,9 @@ class PoolRule(ABC):
             raise UserError("pool.keep_surplus=true needs pool.max_staleness of at least 1: a kept group is a step old")
         if not 1 <= self.min_viable <= self.group_size:
             raise UserError(f"pool.min_viable={self.min_viable} must lie in [1, pool.group_size={self.group_size}]")
-        if self.probe and not self.min_viable <= self.probe < self.group_size:
+        if self.pilot and not self.min_viable <= self.pilot < self.group_size:
             raise UserError(
-                f"pool.probe={self.probe} must be 0 or lie in [pool.min_viable={self.min_viable}, "
+                f"pool.pilot={self.pilot} must be 0 or lie in [pool.min_viable={self.min_viable}, "
                 f"pool.group_size={self.group_size})"
             )
         if self.lease_s <= 0 or self.max_empty_batches < 1:
@@ -114,18 +114,18 @@ class PoolRule(ABC):
         return np.ones(len(queries))
 
     def cuts(self, history: QueryHistory, query: int, batch: int) -> tuple[bool, bool]:
-        """Whether to leave it at a probe that found only failures, and at one that found only successes.
+        """Whether to leave it at a pilot that found only failures, and at one that found only successes.
 
-        So it is when the chance that the other rollouts differ from the probe's, per rollout, is below
+        So it is when the chance that the other rollouts differ from the pilot's, per rollout, is below
         what rollouts of late have brought.
         """
-        if not self.probe:
+        if not self.pilot:
             return False, False
         a, b = history.beta(query, batch)
-        rest = self.group_size - self.probe
+        rest = self.group_size - self.pilot
         limit = rest * history.population.signal_per_rollout
         # Successes after as many failures, and failures after as many successes.
-        return chance_of_any(a, b + self.probe, rest) < limit, chance_of_any(b, a + self.probe, rest) < limit
+        return chance_of_any(a, b + self.pilot, rest) < limit, chance_of_any(b, a + self.pilot, rest) < limit
 
     def next_look(self, ages: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """Batches after which the weight of queries last drawn ``ages`` batches ago is computed anew; 0: never."""

@@ -24,7 +24,7 @@ NOBODYS = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rehearsal:
+class DryRun:
     """What the worst step took."""
 
     tokens: int
@@ -35,11 +35,11 @@ class Rehearsal:
 
 
 def due(config: AlgorithmConfig, device: str) -> bool:
-    """Whether a run with these settings rehearses."""
-    return config.rehearsal == "always" or (config.rehearsal == "cuda" and device == "cuda")
+    """Whether a run with these settings makes a dry run."""
+    return config.dry_run == "always" or (config.dry_run == "cuda" and device == "cuda")
 
 
-def rehearse(policy: Policy, config: AlgorithmConfig, *, longest: int, temperature: float = 1.0) -> Rehearsal:
+def try_largest(policy: Policy, config: AlgorithmConfig, *, longest: int, temperature: float = 1.0) -> DryRun:
     """Two updates of an optimizer (and a KL reference) of its own, which then go, and so does all that they changed.
 
     The first update is small and makes the optimizer's states. In the second, two rows are as full as the settings
@@ -60,7 +60,7 @@ def rehearse(policy: Policy, config: AlgorithmConfig, *, longest: int, temperatu
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(policy.device)
     explained = named_knobs(
-        f"the rehearsal of its largest microbatch ({tokens} tokens)",
+        f"the dry run of its largest microbatch ({tokens} tokens)",
         config,
         longest=longest,
         lora=policy.adapted,
@@ -81,7 +81,7 @@ def rehearse(policy: Policy, config: AlgorithmConfig, *, longest: int, temperatu
     if on_gpu:
         del updater
         torch.cuda.empty_cache()
-    return Rehearsal(tokens=tokens, seconds=time.perf_counter() - started, peak_bytes=peak)
+    return DryRun(tokens=tokens, seconds=time.perf_counter() - started, peak_bytes=peak)
 
 
 def worst_batch(room: int, longest: int, vocabulary: int) -> Batch:

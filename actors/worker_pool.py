@@ -42,7 +42,7 @@ class _Worker:
     """What the phase waits for; None when empty or idle."""
 
 
-class Crew:
+class WorkerPool:
     """All rollout workers of one run, seen from the supervisor.
 
     ``make`` creates a worker's actor by name, ``lost`` is told a dead worker's name and its cause.

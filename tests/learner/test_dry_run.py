@@ -11,10 +11,10 @@ from learner_cases import MIXED, SIZES, VOCABULARY, random_groups
 
 from agent.errors import Fault, UserError
 from learner.config import AlgorithmConfig, OptimizerConfig
+from learner.dry_run import due, try_largest, worst_batch
 from learner.memory import knobs
 from learner.packing import PackedRow
 from learner.policy import Policy
-from learner.rehearsal import due, rehearse, worst_batch
 from learner.update import Updater
 
 
@@ -43,7 +43,7 @@ def test_nothing_changes(dtype: torch.dtype, rank: int, changes: dict[str, Any])
     generator = torch.get_rng_state()
     config = AlgorithmConfig(microbatch_tokens=50, **changes)
     before = [p.data_ptr() for p in policy.model.parameters()]
-    report = rehearse(policy, config, longest=20)
+    report = try_largest(policy, config, longest=20)
     assert report.tokens == 50
     assert torch.equal(torch.get_rng_state(), generator)
     assert [p.data_ptr() for p in policy.model.parameters()] == before
@@ -69,7 +69,7 @@ def test_it_is_the_worst_that_can_come(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Policy, "hidden", seen)
     monkeypatch.setattr(Updater, "apply", applied)
-    rehearse(policy, AlgorithmConfig(microbatch_tokens=50), longest=20)
+    try_largest(policy, AlgorithmConfig(microbatch_tokens=50), longest=20)
     first, *worst = rows
     assert len(first.token_ids) <= 8
     assert [row.lengths.tolist() for row in worst] == [[20, 20, 10]] * 2, "the second row meets the first's gradients"
@@ -89,10 +89,10 @@ def test_rows_are_as_full_as_they_get(room: int, longest: int) -> None:
 def test_when_it_is_due() -> None:
     assert due(AlgorithmConfig(), "cuda")
     assert not due(AlgorithmConfig(), "cpu")
-    assert due(AlgorithmConfig(rehearsal="always"), "cpu")
-    assert not due(AlgorithmConfig(rehearsal="never"), "cuda")
-    with pytest.raises(UserError, match=r"algorithm\.rehearsal"):
-        AlgorithmConfig(rehearsal="sometimes")
+    assert due(AlgorithmConfig(dry_run="always"), "cpu")
+    assert not due(AlgorithmConfig(dry_run="never"), "cuda")
+    with pytest.raises(UserError, match=r"algorithm\.dry_run"):
+        AlgorithmConfig(dry_run="sometimes")
     with pytest.raises(UserError, match=r"algorithm\.reference"):
         AlgorithmConfig(reference="disk")
 
@@ -109,8 +109,8 @@ def test_out_of_memory_names_the_knobs(tmp_path: Path, monkeypatch: pytest.Monke
     config = AlgorithmConfig(microbatch_tokens=50)
     updater = Updater(policy, config, rng=np.random.default_rng(0), fault_folder=tmp_path)
     monkeypatch.setattr(Policy, "hidden", full)
-    with pytest.raises(UserError, match=r"rehearsal.*50 tokens.*2\.32 GiB.*algorithm\.microbatch_tokens=25 ") as caught:
-        rehearse(policy, config, longest=20)
+    with pytest.raises(UserError, match=r"dry run.*50 tokens.*2\.32 GiB.*algorithm\.microbatch_tokens=25 ") as caught:
+        try_largest(policy, config, longest=20)
     assert "\n" not in str(caught.value)
     with pytest.raises(Fault, match=r"step 3.*2\.32 GiB.*algorithm\.optimizer\.kind=adamw8bit"):
         updater.update(random_groups(4, MIXED), step=2, version=0)

@@ -1,6 +1,6 @@
-"""The crew over fake workers under a real Ray: who gets which version when, and what a worker's death costs.
+"""The workers over fake workers under a real Ray: who gets which version when, and what a worker's death costs.
 
-Fake workers check how they are used (``ray_fakes``) and write what they do on a board. A crew's call that would
+Fake workers check how they are used (``ray_fakes``) and write what they do on a board. A workers's call that would
 wait for a gate runs in a thread, so that the test can watch it wait.
 """
 
@@ -18,8 +18,8 @@ import ray
 from ray_fakes import PATIENCE_S, Board, FakeWorker, Version, result, row_of, until
 
 from actors.calls import Died, get
-from actors.crew import Crew
 from actors.process import log_to
+from actors.worker_pool import WorkerPool
 from agent.config import GroupConfig
 from agent.errors import Fault, UserError
 from agent.records import Question
@@ -29,7 +29,7 @@ QUESTIONS = [Question(id=f"q{i}", text="who?", golden_answers=("she",)) for i in
 
 
 class House:
-    """A crew, its page of the board, and everybody whom the crew has called lost."""
+    """A workers, its page of the board, and everybody whom the workers has called lost."""
 
     def __init__(self, board: Any, log_dir: Path) -> None:
         self.board = board
@@ -38,7 +38,9 @@ class House:
         self.actors: list[Any] = []
         self._log_dir = log_dir
 
-    def crew(self, size: int, scripts: dict[str, dict[str, list[str]]] | None = None, max_restarts: int = 3) -> Crew:
+    def workers(
+        self, size: int, scripts: dict[str, dict[str, list[str]]] | None = None, max_restarts: int = 3
+    ) -> WorkerPool:
         """``scripts`` by the worker's name; one that has none does all it is asked."""
 
         def make(name: str) -> Any:
@@ -47,7 +49,7 @@ class House:
             self.actors.append(actor)
             return actor
 
-        return Crew(
+        return WorkerPool(
             make,
             lambda name, cause: self.lost.append((name, cause)),
             size=size,
@@ -66,7 +68,7 @@ class House:
         result(self.board.open.remote(self.page, gate))
 
     def meanwhile(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Runs a call of the crew in a thread of its own; one that never returns must not hold up the tests."""
+        """Runs a call of the workers in a thread of its own; one that never returns must not hold up the tests."""
         future: Future[Any] = Future()
 
         def run() -> None:
@@ -79,19 +81,19 @@ class House:
         return future
 
     def patiently(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        """A call of the crew that is certain to return."""
+        """A call of the workers that is certain to return."""
         return self.meanwhile(call, *arguments).result(PATIENCE_S)
 
-    def watch(self, crew: Crew, *event: str) -> None:
-        """The crew does its work until ``event`` has happened."""
-        self.patiently(crew.wait, self.board.seen.remote(self.page, *event), "board")
+    def watch(self, workers: WorkerPool, *event: str) -> None:
+        """The workers does its work until ``event`` has happened."""
+        self.patiently(workers.wait, self.board.seen.remote(self.page, *event), "board")
 
-    def until_phases(self, crew: Crew, *phases: str) -> None:
-        """The crew does its work until its workers are where they are wanted."""
+    def until_phases(self, workers: WorkerPool, *phases: str) -> None:
+        """The workers does its work until its workers are where they are wanted."""
 
         def reached() -> bool:
-            self.patiently(crew.wait, self.board.events.remote(self.page), "board")
-            return tuple(w.phase for w in crew._workers) == phases
+            self.patiently(workers.wait, self.board.events.remote(self.page), "board")
+            return tuple(w.phase for w in workers._workers) == phases
 
         until(reached)
 
@@ -118,10 +120,10 @@ def house(board: Any, tmp_path: Path) -> Iterator[House]:
 
 
 def test_deliver_waits_until_every_live_worker_holds_the_version(house: House) -> None:
-    crew = house.crew(2, {"rollout-1": {"receive": ["", "gate:slow"]}})
-    house.patiently(crew.deliver, Version(0))
-    house.until_phases(crew, "idle", "idle")
-    delivering = house.meanwhile(crew.deliver, Version(1))
+    workers = house.workers(2, {"rollout-1": {"receive": ["", "gate:slow"]}})
+    house.patiently(workers.deliver, Version(0))
+    house.until_phases(workers, "idle", "idle")
+    delivering = house.meanwhile(workers.deliver, Version(1))
     house.await_event("rollout-0", "has", "1")
     house.await_event("rollout-1", "receive", "1")
     assert not delivering.done()
@@ -132,63 +134,63 @@ def test_deliver_waits_until_every_live_worker_holds_the_version(house: House) -
 
 
 def test_deliver_waits_for_one_worker_and_not_for_those_that_still_start(house: House) -> None:
-    crew = house.crew(2, {"rollout-0": {"start": ["gate:engine"]}})
-    house.patiently(crew.deliver, Version(0))
-    assert [w.name for w in crew.live] == ["rollout-1"]
+    workers = house.workers(2, {"rollout-0": {"start": ["gate:engine"]}})
+    house.patiently(workers.deliver, Version(0))
+    assert [w.name for w in workers.live] == ["rollout-1"]
     assert house.events("rollout-1", "has") == [("0",)]
 
 
 def test_workers_that_are_up_before_there_is_a_version_get_the_first(house: House) -> None:
-    crew = house.crew(2)
-    house.until_phases(crew, "empty", "empty")
-    assert crew.live == []
-    house.patiently(crew.deliver, Version(0))
-    house.until_phases(crew, "idle", "idle")
+    workers = house.workers(2)
+    house.until_phases(workers, "empty", "empty")
+    assert workers.live == []
+    house.patiently(workers.deliver, Version(0))
+    house.until_phases(workers, "idle", "idle")
     assert house.events("rollout-0", "has") == house.events("rollout-1", "has") == [("0",)]
 
 
 def test_a_late_worker_gets_the_newest_version_before_it_serves(house: House) -> None:
-    crew = house.crew(2, {"rollout-1": {"start": ["gate:engine"]}})
-    house.patiently(crew.deliver, Version(0))
-    crew.serve("pool", PLAIN)
-    house.patiently(crew.deliver, Version(1))
-    house.patiently(crew.deliver, Version(2))
+    workers = house.workers(2, {"rollout-1": {"start": ["gate:engine"]}})
+    house.patiently(workers.deliver, Version(0))
+    workers.serve("pool", PLAIN)
+    house.patiently(workers.deliver, Version(1))
+    house.patiently(workers.deliver, Version(2))
     house.open("engine")
-    house.watch(crew, "rollout-1", "run", "2")
+    house.watch(workers, "rollout-1", "run", "2")
     assert house.events("rollout-1") == [("start",), ("receive", "2"), ("has", "2"), ("run", "2")]
     assert house.events("rollout-0", "run") == [("0",)]  # once, for the whole run
     assert house.events("rollout-0", "has") == [("0",), ("1",), ("2",)]
 
 
 def test_a_version_that_comes_while_an_older_one_loads_is_loaded_too_before_serving(house: House) -> None:
-    crew = house.crew(2, {"rollout-1": {"start": ["gate:engine"], "receive": ["gate:load"]}})
-    house.patiently(crew.deliver, Version(0))
-    crew.serve("pool", PLAIN)
+    workers = house.workers(2, {"rollout-1": {"start": ["gate:engine"], "receive": ["gate:load"]}})
+    house.patiently(workers.deliver, Version(0))
+    workers.serve("pool", PLAIN)
     house.open("engine")
-    house.watch(crew, "rollout-1", "receive", "0")
-    house.patiently(crew.deliver, Version(1))
+    house.watch(workers, "rollout-1", "receive", "0")
+    house.patiently(workers.deliver, Version(1))
     assert house.events("rollout-1", "has") == []
     house.open("load")
-    house.watch(crew, "rollout-1", "run", "1")
+    house.watch(workers, "rollout-1", "run", "1")
     assert house.events("rollout-1", "has") == [("0",), ("1",)]
     assert house.events("rollout-1", "run") == [("1",)]
 
 
 def test_nobody_serves_before_it_is_told_to(house: House) -> None:
-    crew = house.crew(1)
-    house.patiently(crew.deliver, Version(0))
-    house.patiently(crew.evaluate, QUESTIONS[:1])
+    workers = house.workers(1)
+    house.patiently(workers.deliver, Version(0))
+    house.patiently(workers.evaluate, QUESTIONS[:1])
     assert house.events("rollout-0", "run") == []
-    crew.serve("pool", PLAIN)
-    house.watch(crew, "rollout-0", "run", "0")
+    workers.serve("pool", PLAIN)
+    house.watch(workers, "rollout-0", "run", "0")
 
 
 def test_dismiss_waits_for_the_groups_that_still_play(house: House) -> None:
-    crew = house.crew(2, {"rollout-1": {"run": ["gate:last group"]}})
-    house.patiently(crew.deliver, Version(0))
-    crew.serve("pool", PLAIN)
-    house.until_phases(crew, "serving", "serving")
-    leaving = house.meanwhile(crew.dismiss, PATIENCE_S)
+    workers = house.workers(2, {"rollout-1": {"run": ["gate:last group"]}})
+    house.patiently(workers.deliver, Version(0))
+    workers.serve("pool", PLAIN)
+    house.until_phases(workers, "serving", "serving")
+    leaving = house.meanwhile(workers.dismiss, PATIENCE_S)
     house.open("pool closed")
     house.await_event("rollout-0", "ran")
     assert not leaving.done()
@@ -198,40 +200,40 @@ def test_dismiss_waits_for_the_groups_that_still_play(house: House) -> None:
 
 
 def test_a_worker_whose_pool_has_closed_is_idle(house: House) -> None:
-    crew = house.crew(1)
-    house.patiently(crew.deliver, Version(0))
-    crew.serve("pool", PLAIN)
+    workers = house.workers(1)
+    house.patiently(workers.deliver, Version(0))
+    workers.serve("pool", PLAIN)
     house.open("pool closed")
-    house.until_phases(crew, "idle")
-    house.patiently(crew.deliver, Version(1))
-    house.patiently(crew.evaluate, QUESTIONS[:1])
+    house.until_phases(workers, "idle")
+    house.patiently(workers.deliver, Version(1))
+    house.patiently(workers.evaluate, QUESTIONS[:1])
     assert house.events("rollout-0", "run") == [("0",)]
 
 
 def test_workers_that_rest_may_serve_another_pool(house: House) -> None:
-    crew = house.crew(2, {"rollout-1": {"run": ["gate:last group"]}})
-    house.patiently(crew.deliver, Version(0))
-    crew.serve("seeding", PLAIN)
-    house.until_phases(crew, "serving", "serving")
+    workers = house.workers(2, {"rollout-1": {"run": ["gate:last group"]}})
+    house.patiently(workers.deliver, Version(0))
+    workers.serve("seeding", PLAIN)
+    house.until_phases(workers, "serving", "serving")
     house.open("seeding closed")
-    resting = house.meanwhile(crew.rest)
+    resting = house.meanwhile(workers.rest)
     house.await_event("rollout-0", "ran")
     assert not resting.done(), "a group still plays"
     house.open("last group")
     resting.result(PATIENCE_S)
-    house.until_phases(crew, "idle", "idle")
-    crew.serve("pool", PLAIN)
-    house.until_phases(crew, "serving", "serving")
+    house.until_phases(workers, "idle", "idle")
+    workers.serve("pool", PLAIN)
+    house.until_phases(workers, "serving", "serving")
     until(lambda: len(house.events("rollout-0", "run")) == 2)
     assert len(house.events("rollout-0", "ran")) == 1, "it plays for the pool that is still open"
 
 
 def test_a_worker_that_dies_before_the_rest_is_replaced_by_one_that_rests(house: House) -> None:
-    crew = house.crew(1, {"rollout-0": {"run": ["die"]}})
-    house.patiently(crew.deliver, Version(0))
-    crew.serve("seeding", PLAIN)
-    house.patiently(crew.rest)
-    house.until_phases(crew, "idle")
+    workers = house.workers(1, {"rollout-0": {"run": ["die"]}})
+    house.patiently(workers.deliver, Version(0))
+    workers.serve("seeding", PLAIN)
+    house.patiently(workers.rest)
+    house.until_phases(workers, "idle")
     assert house.events("rollout-1", "run") == []
 
 
@@ -240,9 +242,9 @@ def test_a_worker_that_dies_before_the_rest_is_replaced_by_one_that_rests(house:
 
 def test_evaluation_returns_a_row_per_question_in_order(house: House) -> None:
     # The first chunk is the last to be done.
-    crew = house.crew(1, {"rollout-0": {"evaluate": ["gate:first"]}})
-    house.patiently(crew.deliver, Version(0))
-    evaluating = house.meanwhile(partial(crew.evaluate, chunk=3), QUESTIONS)
+    workers = house.workers(1, {"rollout-0": {"evaluate": ["gate:first"]}})
+    house.patiently(workers.deliver, Version(0))
+    evaluating = house.meanwhile(partial(workers.evaluate, chunk=3), QUESTIONS)
     for size in (3, 2):
         house.await_event("rollout-0", "evaluate", str(size), "at once 2")
     assert not evaluating.done()
@@ -254,25 +256,25 @@ def test_evaluation_returns_a_row_per_question_in_order(house: House) -> None:
 
 
 def test_evaluation_of_nothing_is_empty(house: House) -> None:
-    crew = house.crew(1)
-    house.patiently(crew.deliver, Version(0))
-    assert house.patiently(crew.evaluate, []) == []
+    workers = house.workers(1)
+    house.patiently(workers.deliver, Version(0))
+    assert house.patiently(workers.evaluate, []) == []
 
 
 def test_a_dead_workers_share_of_an_evaluation_is_played_by_another(house: House) -> None:
-    crew = house.crew(2, {"rollout-1": {"evaluate": ["gate:both busy", "die"]}})
-    house.patiently(crew.deliver, Version(0))
-    house.until_phases(crew, "idle", "idle")
-    assert house.patiently(partial(crew.evaluate, chunk=2), QUESTIONS) == [row_of(q) for q in QUESTIONS]
+    workers = house.workers(2, {"rollout-1": {"evaluate": ["gate:both busy", "die"]}})
+    house.patiently(workers.deliver, Version(0))
+    house.until_phases(workers, "idle", "idle")
+    assert house.patiently(partial(workers.evaluate, chunk=2), QUESTIONS) == [row_of(q) for q in QUESTIONS]
     assert [name for name, _ in house.lost] == ["rollout-1"]
-    assert crew.restarts == 1
+    assert workers.restarts == 1
     assert len(house.events("rollout-1", "evaluate")) == 2
 
 
 def test_the_only_workers_share_waits_for_its_replacement(house: House) -> None:
-    crew = house.crew(1, {"rollout-0": {"evaluate": ["fault"]}})
-    house.patiently(crew.deliver, Version(3))
-    assert house.patiently(crew.evaluate, QUESTIONS[:3]) == [row_of(q) for q in QUESTIONS[:3]]
+    workers = house.workers(1, {"rollout-0": {"evaluate": ["fault"]}})
+    house.patiently(workers.deliver, Version(3))
+    assert house.patiently(workers.evaluate, QUESTIONS[:3]) == [row_of(q) for q in QUESTIONS[:3]]
     assert house.lost == [("rollout-0", "rollout-0: evaluate broke")]
     assert house.events("rollout-1", "has") == [("3",)]
 
@@ -288,50 +290,50 @@ def died(house: House, name: str) -> None:
 
 
 def test_a_worker_that_dies_while_it_starts_is_replaced(house: House) -> None:
-    crew = house.crew(1, {"rollout-0": {"start": ["die"]}})
-    house.patiently(crew.deliver, Version(0))
+    workers = house.workers(1, {"rollout-0": {"start": ["die"]}})
+    house.patiently(workers.deliver, Version(0))
     died(house, "rollout-0")
-    assert [w.name for w in crew.live] == ["rollout-1"]
+    assert [w.name for w in workers.live] == ["rollout-1"]
     assert house.events("rollout-1") == [("start",), ("receive", "0"), ("has", "0")]
 
 
 def test_a_worker_that_dies_while_it_loads_is_replaced(house: House) -> None:
-    crew = house.crew(1, {"rollout-0": {"receive": ["die"]}})
-    house.patiently(crew.deliver, Version(0))
+    workers = house.workers(1, {"rollout-0": {"receive": ["die"]}})
+    house.patiently(workers.deliver, Version(0))
     died(house, "rollout-0")
-    assert [w.name for w in crew.live] == ["rollout-1"]
+    assert [w.name for w in workers.live] == ["rollout-1"]
 
 
 def test_a_worker_that_dies_of_a_new_version_is_replaced(house: House) -> None:
-    crew = house.crew(2, {"rollout-0": {"receive": ["", "die"]}})
-    house.patiently(crew.deliver, Version(0))
-    house.until_phases(crew, "idle", "idle")
-    crew.serve("pool", PLAIN)
-    house.patiently(crew.deliver, Version(1))
+    workers = house.workers(2, {"rollout-0": {"receive": ["", "die"]}})
+    house.patiently(workers.deliver, Version(0))
+    house.until_phases(workers, "idle", "idle")
+    workers.serve("pool", PLAIN)
+    house.patiently(workers.deliver, Version(1))
     died(house, "rollout-0")
-    house.watch(crew, "rollout-2", "run", "1")
+    house.watch(workers, "rollout-2", "run", "1")
     assert house.events("rollout-2", "has") == [("1",)]
     assert house.events("rollout-1", "has") == [("0",), ("1",)]
 
 
 @pytest.mark.parametrize("how", ["die", "fault"])
 def test_a_worker_that_stops_serving_is_replaced_while_the_crew_waits_for_others(house: House, how: str) -> None:
-    crew = house.crew(2, {"rollout-0": {"run": [how]}})
-    house.patiently(crew.deliver, Version(0))
-    crew.serve("pool", PLAIN)
-    house.watch(crew, "rollout-2", "run", "0")
+    workers = house.workers(2, {"rollout-0": {"run": [how]}})
+    house.patiently(workers.deliver, Version(0))
+    workers.serve("pool", PLAIN)
+    house.watch(workers, "rollout-2", "run", "0")
     assert [name for name, _ in house.lost] == ["rollout-0"]
-    assert crew.restarts == 1
+    assert workers.restarts == 1
     if how == "fault":
         assert house.lost[0][1] == "rollout-0: run broke"
 
 
 def test_too_many_deaths_end_the_run(house: House) -> None:
     """Of processes that somebody kills: nothing says that the next one would be killed too."""
-    crew = house.crew(1, {f"rollout-{i}": {"start": ["die"]} for i in range(3)}, max_restarts=2)
+    workers = house.workers(1, {f"rollout-{i}": {"start": ["die"]} for i in range(3)}, max_restarts=2)
     wanted = r"^rollout-2 failed, and cluster.max_restarts=2 workers have been replaced already: rollout-2 died \("
     with pytest.raises(Fault, match=wanted):
-        house.patiently(crew.deliver, Version(0))
+        house.patiently(workers.deliver, Version(0))
     assert [name for name, _ in house.lost] == ["rollout-0", "rollout-1", "rollout-2"]
 
 
@@ -339,68 +341,68 @@ def test_too_many_deaths_end_the_run(house: House) -> None:
 
 
 def test_an_engine_that_has_never_started_is_not_started_again(house: House) -> None:
-    crew = house.crew(1, {"rollout-0": {"start": ["fault"]}})
+    workers = house.workers(1, {"rollout-0": {"start": ["fault"]}})
     with pytest.raises(Fault, match=r"^every worker would fail as rollout-0: start broke$"):
-        house.patiently(crew.deliver, Version(0))
+        house.patiently(workers.deliver, Version(0))
     assert house.lost == []
     assert house.events("rollout-1") == []
 
 
 def test_the_cause_comes_with_the_logs_last_lines(house: House, tmp_path: Path) -> None:
     (tmp_path / "rollout-0.log").write_text("what vLLM said\n")
-    crew = house.crew(1, {"rollout-0": {"start": ["fault"]}})
+    workers = house.workers(1, {"rollout-0": {"start": ["fault"]}})
     with pytest.raises(Fault, match=r"rollout-0: start broke; its last lines:\nwhat vLLM said$"):
-        house.patiently(crew.deliver, Version(0))
+        house.patiently(workers.deliver, Version(0))
 
 
 def test_an_engine_that_starts_elsewhere_is_started_once_more(house: House) -> None:
-    crew = house.crew(1, {"rollout-0": {"receive": ["", "die"]}, "rollout-1": {"start": ["fault"]}})
-    house.patiently(crew.deliver, Version(0))
-    house.patiently(crew.deliver, Version(1))
+    workers = house.workers(1, {"rollout-0": {"receive": ["", "die"]}, "rollout-1": {"start": ["fault"]}})
+    house.patiently(workers.deliver, Version(0))
+    house.patiently(workers.deliver, Version(1))
     assert [name for name, _ in house.lost] == ["rollout-0", "rollout-1"]
-    assert [w.name for w in crew.live] == ["rollout-2"]
+    assert [w.name for w in workers.live] == ["rollout-2"]
 
 
 @pytest.mark.parametrize("call", ["start", "receive"])
 def test_what_two_workers_in_a_row_raise_alike_is_not_tried_a_third_time(house: House, call: str) -> None:
     scripts = {"rollout-0": {"receive": ["", "die"]}, "rollout-1": {call: ["fault"]}, "rollout-2": {call: ["fault"]}}
-    crew = house.crew(1, scripts, max_restarts=9)
-    house.patiently(crew.deliver, Version(0))
+    workers = house.workers(1, scripts, max_restarts=9)
+    house.patiently(workers.deliver, Version(0))
     with pytest.raises(Fault, match=rf"^every worker would fail as rollout-2: {call} broke$"):
-        house.patiently(crew.deliver, Version(1))
+        house.patiently(workers.deliver, Version(1))
     assert [name for name, _ in house.lost] == ["rollout-0", "rollout-1"]
 
 
 def test_a_share_of_an_evaluation_that_breaks_two_workers_is_not_played_by_a_third(house: House) -> None:
-    crew = house.crew(1, {f"rollout-{i}": {"evaluate": ["fault"]} for i in range(9)}, max_restarts=9)
-    house.patiently(crew.deliver, Version(0))
+    workers = house.workers(1, {f"rollout-{i}": {"evaluate": ["fault"]} for i in range(9)}, max_restarts=9)
+    house.patiently(workers.deliver, Version(0))
     with pytest.raises(Fault, match=r"^every worker would fail as rollout-1: evaluate broke$"):
-        house.patiently(crew.evaluate, QUESTIONS)
+        house.patiently(workers.evaluate, QUESTIONS)
     assert [name for name, _ in house.lost] == ["rollout-0"]
 
 
 def test_an_evaluation_without_a_sound_episode_ends_with_the_engine_that_breaks(house: House) -> None:
     """An engine that dies of its first request: what was in it comes back as faults, what comes later is raised."""
-    crew = house.crew(1, {"rollout-0": {"evaluate": ["faults", "faults", "fault"]}})
-    house.patiently(crew.deliver, Version(0))
+    workers = house.workers(1, {"rollout-0": {"evaluate": ["faults", "faults", "fault"]}})
+    house.patiently(workers.deliver, Version(0))
     with pytest.raises(Fault, match=r"^every worker would fail as rollout-0: evaluate broke$"):
-        house.patiently(partial(crew.evaluate, chunk=2), QUESTIONS)
+        house.patiently(partial(workers.evaluate, chunk=2), QUESTIONS)
     assert house.lost == []
 
 
 def test_groups_that_break_workers_in_a_long_run_cost_a_worker_each(house: House) -> None:
     """Hours may lie between two that break alike."""
-    crew = house.crew(1, {f"rollout-{i}": {"run": ["fault"]} for i in range(3)}, max_restarts=3)
-    house.patiently(crew.deliver, Version(0))
-    crew.serve("pool", PLAIN)
-    house.watch(crew, "rollout-3", "run", "0")
+    workers = house.workers(1, {f"rollout-{i}": {"run": ["fault"]} for i in range(3)}, max_restarts=3)
+    house.patiently(workers.deliver, Version(0))
+    workers.serve("pool", PLAIN)
+    house.watch(workers, "rollout-3", "run", "0")
     assert [cause for _, cause in house.lost] == [f"rollout-{i}: run broke" for i in range(3)]
 
 
 def test_a_users_mistake_ends_the_run_and_costs_no_worker(house: House) -> None:
-    crew = house.crew(1, {"rollout-0": {"start": ["user"]}})
+    workers = house.workers(1, {"rollout-0": {"start": ["user"]}})
     with pytest.raises(UserError, match=r"^start got bad input$"):
-        house.patiently(crew.deliver, Version(0))
+        house.patiently(workers.deliver, Version(0))
     assert house.lost == []
 
 
@@ -473,9 +475,9 @@ def test_a_crash_is_told_from_a_death(failing: Any, tmp_path: Path) -> None:
 
 
 def test_waiting_for_an_actor_raises_its_error(house: House, failing: Any) -> None:
-    crew = house.crew(1)
+    workers = house.workers(1)
     with pytest.raises(Fault, match=r"^learner: it broke$"):
-        house.patiently(crew.wait, failing.fail.remote("fault"), "learner")
+        house.patiently(workers.wait, failing.fail.remote("fault"), "learner")
     assert house.lost == []
 
 
@@ -483,38 +485,38 @@ def test_waiting_for_an_actor_raises_its_error(house: House, failing: Any) -> No
 
 
 def test_workers_sleep_once_they_are_up_and_wake_with_what_they_had(house: House) -> None:
-    crew = house.crew(2, {"rollout-1": {"start": ["gate:slow"]}})
-    sleeping = house.meanwhile(crew.sleep)
+    workers = house.workers(2, {"rollout-1": {"start": ["gate:slow"]}})
+    sleeping = house.meanwhile(workers.sleep)
     house.await_event("rollout-1", "start")
     assert not sleeping.done()
     assert house.events("rollout-0", "sleep") == []
     house.open("slow")
     sleeping.result(PATIENCE_S)
-    house.patiently(crew.wake)
-    house.patiently(crew.deliver, Version(0))
-    house.until_phases(crew, "idle", "idle")
+    house.patiently(workers.wake)
+    house.patiently(workers.deliver, Version(0))
+    house.until_phases(workers, "idle", "idle")
     assert house.events("rollout-1")[:5] == [("start",), ("sleep",), ("asleep",), ("wake",), ("awake",)]
 
 
 def test_a_serving_worker_can_sleep_between_two_batches(house: House) -> None:
-    crew = house.crew(1)
-    house.patiently(crew.deliver, Version(0))
-    crew.serve("pool", PLAIN)
+    workers = house.workers(1)
+    house.patiently(workers.deliver, Version(0))
+    workers.serve("pool", PLAIN)
     house.await_event("rollout-0", "run", "0")
-    house.patiently(crew.sleep)
-    house.patiently(crew.wake)
-    house.patiently(crew.deliver, Version(1))
+    house.patiently(workers.sleep)
+    house.patiently(workers.wake)
+    house.patiently(workers.deliver, Version(1))
     assert house.events("rollout-0", "has") == [("0",), ("1",)]
-    assert [w.phase for w in crew.live] == ["serving"]
+    assert [w.phase for w in workers.live] == ["serving"]
     house.open("pool closed")
 
 
 def test_a_worker_that_is_lost_in_its_sleep_is_replaced_when_there_is_room_again(house: House) -> None:
-    crew = house.crew(1, {"rollout-0": {"sleep": ["die"]}})
-    house.patiently(crew.deliver, Version(0))
-    house.patiently(crew.sleep)
+    workers = house.workers(1, {"rollout-0": {"sleep": ["die"]}})
+    house.patiently(workers.deliver, Version(0))
+    house.patiently(workers.sleep)
     assert [name for name, _ in house.lost] == ["rollout-0"]
-    assert crew._workers == [], "a new engine would need the card that the learner has"
-    house.patiently(crew.wake)
-    house.patiently(crew.deliver, Version(1))
+    assert workers._workers == [], "a new engine would need the card that the learner has"
+    house.patiently(workers.wake)
+    house.patiently(workers.deliver, Version(1))
     assert house.events("rollout-1", "has")[-1] == ("1",)
