@@ -19,9 +19,9 @@ from actors.run_state import TRAINING
 from agent.errors import UserError
 from agent.pool import saved
 from agent.pool.batches import TakenBatch
-from agent.pool.budgets import SearchBudget
 from agent.pool.query_pool import QueryPool
 from agent.pool.rules.base import PoolRule
+from agent.pool.search_limits import SearchLimits
 from agent.records import Question
 from agent.tickets import Outcome, Ticket
 from tracking.draws import write_draws
@@ -38,11 +38,11 @@ class PoolActor:
         seed: int,
         log_dir: Path,
         name: str = "pool",
-        budget: SearchBudget | None = None,
+        limits: SearchLimits | None = None,
     ) -> None:
         log_to(log_dir, name)
         self._questions = questions
-        self._make = lambda: QueryPool[ray.ObjectRef]([q.id for q in questions], rule, seed=seed, budget=budget)
+        self._make = lambda: QueryPool[ray.ObjectRef]([q.id for q in questions], rule, seed=seed, limits=limits)
         self._changed = asyncio.Condition()
         self._closed = False
         self._lost: set[str] = set()  # a dead worker's claim may still be waiting here

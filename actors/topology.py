@@ -21,8 +21,8 @@ from actors.process import QUIET
 from actors.retrieval import RetrievalActor
 from actors.rollout import RolloutWorker, WorkerSettings
 from agent.inference.infer import Inference
-from agent.pool.budgets import SearchBudget
 from agent.pool.rules.epoch import Rule as Epoch
+from agent.pool.search_limits import SearchLimits
 from agent.records import Question
 from agent.seeds import derive_seed
 from conf.schema import RunConfig
@@ -71,10 +71,10 @@ class Topology:
 
     def pool(self, questions: tuple[Question, ...]) -> Any:
         """The replay actor with the run's query pool."""
-        budget = SearchBudget(self.config.budget, self.config.agent.max_searches)
+        limits = SearchLimits(self.config.search_limit, self.config.agent.max_searches)
         return PoolActor.options(  # type: ignore[attr-defined]
             name="pool", num_cpus=0, max_concurrency=1000, runtime_env={"env_vars": QUIET}
-        ).remote(questions, self.config.pool, derive_seed(self.config.seed, "run"), self.log_dir, budget=budget)
+        ).remote(questions, self.config.pool, derive_seed(self.config.seed, "run"), self.log_dir, limits=limits)
 
     def seeding_pool(self, questions: tuple[Question, ...]) -> Any:
         """The replay actor of the expert seeding: every batch is all of ``questions``. It ends with its last handle."""

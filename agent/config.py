@@ -1,4 +1,4 @@
-"""Settings of the search agent, of its reward, of its groups and of its budgets."""
+"""Settings of the search agent, of its reward, of its groups and of its search limits."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ class SelectivityConfig:
 
 
 @dataclass
-class BudgetConfig:
+class SearchLimitConfig:
     """The limit of searches of a training episode. It never exceeds ``agent.max_searches``, which is also the limit
     wherever the policy is evaluated; null stands for that."""
 
@@ -196,6 +196,6 @@ class BudgetConfig:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise UserError(f"budget.steps={self.steps} must be at least 1")
+            raise UserError(f"search_limit.steps={self.steps} must be at least 1")
         if min(self.spare, self.widen) < 0:
-            raise UserError("budget.spare and budget.widen must be at least 0")
+            raise UserError("search_limit.spare and search_limit.widen must be at least 0")

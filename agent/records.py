@@ -361,7 +361,7 @@ class Score:
     gate: str | None = None
     """The gate that set the reward to 0, if one did."""
     cost: float = 0.0
-    """What the budget terms took off; ``reward + cost`` was earned."""
+    """What the cost terms took off; ``reward + cost`` was earned."""
 
     @property
     def perfect(self) -> bool:

@@ -41,7 +41,7 @@ class Ticket:
     cut_easy: bool = False
     """Play no more if the pilot says too easy."""
     max_searches: int | None = None
-    """Most searches of each rollout (``agent/pool/budgets.py``); None is ``agent.max_searches``."""
+    """Most searches of each rollout (``agent/pool/search_limits.py``); None is ``agent.max_searches``."""
 
 
 class Spent(NamedTuple):

@@ -13,12 +13,12 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
-from agent.config import AgentConfig, BudgetConfig, ExitConfig, GroupConfig, RewardConfig, SelectivityConfig
+from agent.config import AgentConfig, ExitConfig, GroupConfig, RewardConfig, SearchLimitConfig, SelectivityConfig
 from agent.errors import UserError, one_of
 from agent.formats.tags import tags_of
 from agent.inference.infer import Inference
-from agent.pool.budgets import SearchBudget
 from agent.pool.rules.base import PoolRule, rule_class, rule_names
+from agent.pool.search_limits import SearchLimits
 from agent.prompts import prompt_text
 from agent.rewards.scorer import Scorer
 from agent.settings import KIND, PATH, SENTENCE
@@ -43,7 +43,7 @@ class EvalConfig:
     """Steps between evaluations; 0 evaluates only before the first step and after the last."""
     questions: int = 0
     """Most held-out questions; 0 takes all of them."""
-    budgets: bool = False
+    saving: bool = False
     """Whether a training run's evaluations use ``exit`` and ``selectivity``, as ``mode=eval`` does."""
 
 
@@ -80,7 +80,7 @@ class RunConfig:
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     pool: PoolRule = MISSING
     group: GroupConfig = field(default_factory=GroupConfig)
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    search_limit: SearchLimitConfig = field(default_factory=SearchLimitConfig)
     exit: ExitConfig = field(default_factory=ExitConfig)
     selectivity: SelectivityConfig = field(default_factory=SelectivityConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -103,7 +103,7 @@ class RunConfig:
                 f"reward.outcome={self.reward.outcome} judges the trajectories of a group by one another, and "
                 "group=continuation compares two groups; use group=plain, or a function of (question, trajectory)"
             )
-        SearchBudget(self.budget, self.agent.max_searches)  # knows its rules and what fits the agent
+        SearchLimits(self.search_limit, self.agent.max_searches)  # knows its rules and what fits the agent
         if self.cluster.colocated and self.pool.max_staleness:
             raise UserError(
                 f"cluster.colocated=true needs pool.max_staleness=0, not {self.pool.max_staleness}: no episode is "
@@ -167,20 +167,20 @@ class RunConfig:
     def _check_evaluation(self) -> None:
         """What only inference uses must be asked for, and be at hand, in a training run."""
         given = self.exit.on or self.selectivity.on
-        if given and not self.evaluation.budgets:
+        if given and not self.evaluation.saving:
             raise UserError(
                 "exit and selectivity are for mode=eval and mode=ask; a training run's evaluations use them with "
-                "evaluation.budgets=true"
+                "evaluation.saving=true"
             )
-        if self.evaluation.budgets and not given:
-            raise UserError("evaluation.budgets=true needs something to use: exit=early or selectivity=query")
+        if self.evaluation.saving and not given:
+            raise UserError("evaluation.saving=true needs something to use: exit=early or selectivity=query")
         if self.exit.calibration is not None:
             raise UserError("exit.calibration holds for one checkpoint; a training run needs exit.threshold")
 
     @property
     def evaluation_inference(self) -> Inference:
         """How a training run's evaluations play."""
-        if not self.evaluation.budgets:
+        if not self.evaluation.saving:
             return Inference()
         return Inference(exit=self.exit if self.exit.on else None, selectivity=self.selectivity)
 

@@ -22,33 +22,33 @@ import numpy as np
 from agent.errors import Fault, UserError
 from agent.pool.batches import Accepted, P, Played, TakenBatch
 from agent.pool.books import Books
-from agent.pool.budgets import SearchBudget
 from agent.pool.history import STATES, QueryHistory
 from agent.pool.ids import check_ids, digest
 from agent.pool.open_batch import Claim, OpenBatch
 from agent.pool.places import Place, Places
 from agent.pool.rules.base import ACCEPTED, AT_ONCE, FOREVER, UNSELECTED, PoolRule
+from agent.pool.search_limits import SearchLimits
 from agent.records import NO_VERSION
 from agent.seeds import derive_seed
 from agent.tickets import Outcome, QueryState, Ticket
 
 
 class QueryPool(Generic[P]):
-    """The pool over the questions of these ``ids`` by ``rule``; ``budget`` limits the searches of each draw's episodes.
+    """The pool over the questions of these ``ids`` by ``rule``; ``limits`` gives each draw its search limit.
 
     A query is its index in ``ids``. Each batch draws from its own generator, seeded with ``seed`` and its index.
 
     Raises ``UserError`` for an empty list of ids or one that occurs twice.
     """
 
-    def __init__(self, ids: Sequence[str], rule: PoolRule, *, seed: int, budget: SearchBudget | None = None) -> None:
+    def __init__(self, ids: Sequence[str], rule: PoolRule, *, seed: int, limits: SearchLimits | None = None) -> None:
         check_ids(ids)
         self.ids = ids
         self.rule = rule
         self.books = Books()
         self.history = QueryHistory(len(ids), rule.retained)
         self._seed = seed
-        self._budget = budget
+        self._limits = limits
         self._places = Places(len(ids), rule, self.history)
         self._claims: dict[int, Claim] = {}
         self._next_claim = 0
@@ -79,7 +79,7 @@ class QueryPool(Generic[P]):
                 if drawn is None:
                     break
                 order, query = batch.orders, drawn
-                max_searches = self._budget.limit(self.history, query, batch.index) if self._budget else None
+                max_searches = self._limits.limit(self.history, query, batch.index) if self._limits else None
                 batch.drawn += 1
                 batch.orders += 1
             tickets.append(self._ticket(batch, order, query, max_searches, worker, now))

@@ -69,7 +69,7 @@ class Scorer:
         return Score(reward=earned - cost, outcome=outcome, evidence=evidence, gate=gate, cost=cost)
 
     def _cost(self, trajectory: Trajectory) -> float:
-        """What the budget terms would take off, were it earned."""
+        """What the cost terms would take off, were it earned."""
         c = self._config
         return (
             c.search_cost * trajectory.searches

@@ -34,7 +34,7 @@ CHOICES = {
     "algorithm.optimizer.schedule",
     "algorithm.seeding.kl",
     "group.strategy",
-    "budget.rule",
+    "search_limit.rule",
     "exit.confidence",
     "reward.outcome",
     "data.evidence_match",

@@ -16,8 +16,8 @@ import launch
 from agent.config import ExitConfig, RewardConfig, SelectivityConfig
 from agent.errors import UserError
 from agent.inference.infer import Inference
-from agent.pool.budgets import RULES
 from agent.pool.rules.base import rule_class, rule_names
+from agent.pool.search_limits import RULES
 from agent.strategies import STRATEGIES
 from conf.schema import CheckpointConfig, EvalConfig, RunConfig, keys, typed
 from learner.losses.base import Choices, loss_class
@@ -62,7 +62,7 @@ def test_every_option_becomes_a_typed_configuration(group: str, option: str) -> 
     part: Any = getattr(config, group, None)
     named = {"cluster": "name", "model": "name", "pool": "name", "tracker": "name", "agent": "protocol"} | {
         "group": "strategy",
-        "budget": "rule",
+        "search_limit": "rule",
     }
     if (group, option) == ("agent", "tools"):
         assert part.format == option
@@ -99,10 +99,10 @@ def test_every_pool_rule_has_a_file_and_becomes_its_own_class() -> None:
 
 
 def test_every_budget_rule_has_a_file() -> None:
-    assert sorted(RULES) == sorted(file.stem for file in (CONF / "budget").glob("*.yaml"))
-    assert composed().budget.rule == "fixed"
-    with pytest.raises(UserError, match=r"budget\.most=9 must lie in \[1, agent\.max_searches=5\]"):
-        composed("budget=adaptive", "budget.most=9")
+    assert sorted(RULES) == sorted(file.stem for file in (CONF / "search_limit").glob("*.yaml"))
+    assert composed().search_limit.rule == "fixed"
+    with pytest.raises(UserError, match=r"search_limit\.most=9 must lie in \[1, agent\.max_searches=5\]"):
+        composed("search_limit=adaptive", "search_limit.most=9")
 
 
 def test_what_saves_at_inference_is_off_until_it_is_asked_for() -> None:
@@ -119,9 +119,9 @@ def test_what_saves_at_inference_is_off_until_it_is_asked_for() -> None:
 
 
 def test_a_training_runs_evaluations_save_only_when_asked() -> None:
-    both = composed("exit=early", "selectivity=query", "evaluation.budgets=true")
+    both = composed("exit=early", "selectivity=query", "evaluation.saving=true")
     assert both.evaluation_inference == Inference(exit=both.exit, selectivity=both.selectivity)
-    one = composed("selectivity=query", "evaluation.budgets=true").evaluation_inference
+    one = composed("selectivity=query", "evaluation.saving=true").evaluation_inference
     assert (one.exit, one.selectivity) == (None, SelectivityConfig(queries=True))
 
 
@@ -167,7 +167,7 @@ def test_each_algorithm_takes_its_papers_numbers() -> None:
     assert composed("algorithm.loss=gspo").algorithm.choices == loss_class("gspo").defaults, "nothing stays behind"
 
 
-@pytest.mark.parametrize("experiment", ["recycling", "david_mini", "budgets"])
+@pytest.mark.parametrize("experiment", ["recycling", "david_mini", "searching_less"])
 def test_plain_grpo_is_the_same_in_every_experiment(experiment: str) -> None:
     run = composed(f"experiment={experiment}", "condition=grpo")
     plain = composed("algorithm=grpo").algorithm
@@ -263,14 +263,14 @@ MISTAKES = [
     (["agent.protocol=serach"], "agent.protocol=serach is not known; did you mean 'search'?"),
     (["agent.prompt=plane"], "agent.prompt=plane is not known; did you mean 'plain'?"),
     (["group.strategy=plane"], "group.strategy=plane is not known; did you mean 'plain'?"),
-    (["budget=adaptiv"], "budget=adaptiv: no such budget; did you mean 'adaptive'?"),
-    (["budget=anneal", "budget.end=9"], "budget.end=9 must lie in [1, agent.max_searches=5]"),
+    (["search_limit=adaptiv"], "search_limit=adaptiv: no such search_limit; did you mean 'adaptive'?"),
+    (["search_limit=anneal", "search_limit.end=9"], "search_limit.end=9 must lie in [1, agent.max_searches=5]"),
     (["mode=eval", "checkpoint=x", "exit.threshold=2"], "exit.threshold=2.0 must lie in (0, 1]"),
     (["mode=eval", "checkpoint=x", "exit=early", "exit.calibration=c.json"], "exit.threshold and exit.calibration "),
     (["exit=early"], "exit and selectivity are for mode=eval and mode=ask; "),
     (["selectivity=query"], "exit and selectivity are for mode=eval and mode=ask; "),
-    (["evaluation.budgets=true"], "evaluation.budgets=true needs something to use"),
-    (["exit.calibration=c.json", "evaluation.budgets=true"], "exit.calibration holds for one checkpoint"),
+    (["evaluation.saving=true"], "evaluation.saving=true needs something to use"),
+    (["exit.calibration=c.json", "evaluation.saving=true"], "exit.calibration holds for one checkpoint"),
     (["mode=calibrate", "checkpoint=x", "exit=early"], "mode=calibrate finds the threshold: "),
     (["data.dev_share=0.1"], "data.dev_share and data.dev_questions are for data=jsonl"),
     (["group=continuatoin"], "group=continuatoin: no such group; did you mean 'continuation'?"),

@@ -132,7 +132,10 @@ def test_a_hint_is_given_only_where_it_is_likely(key: str, meant: str) -> None:
         (["modle=tiny"], "modle is not a setting; did you mean model=tiny?"),
         (["train"], "train: not key=value; did you mean mode=train?"),
         (["4x3090"], "4x3090: not key=value; did you mean cluster=4x3090?"),
-        (["adaptive"], "adaptive: not key=value; did you mean budget=adaptive or condition=adaptive or pool=adaptive?"),
+        (
+            ["adaptive"],
+            "adaptive: not key=value; did you mean condition=adaptive or pool=adaptive or search_limit=",
+        ),
         (["+foo=3"], f"foo is not a setting; {LISTING}"),
         (["seed=${nosuch}"], "seed: Interpolation key 'nosuch' not found"),
         (["pool.lease_s=inf"], "pool.lease_s=inf must be a finite number, and below 2^63"),

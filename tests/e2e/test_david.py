@@ -23,9 +23,9 @@ def run(launch):
         "data.train_questions=60",
         "data.eval_questions_per_hop=2",
         "evaluation.every=0",
-        "budget=anneal",
-        "budget.start=1",
-        "budget.steps=1",
+        "search_limit=anneal",
+        "search_limit.start=1",
+        "search_limit.steps=1",
         "tracker.trajectories_per_step=-1",
     )
     assert run.code == 0, run.output

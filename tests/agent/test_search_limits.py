@@ -10,47 +10,47 @@ import numpy as np
 import pytest
 from pool_cases import asked, enter, pool_of
 
-from agent.config import AgentConfig, BudgetConfig, RewardConfig
+from agent.config import AgentConfig, RewardConfig, SearchLimitConfig
 from agent.continuation import play_with_continuation
 from agent.dialogue import Dialogue
 from agent.environment import Environment
 from agent.errors import UserError
 from agent.group import Player, play_group
 from agent.groups import Group
-from agent.pool.budgets import SearchBudget
 from agent.pool.history import NEVER, QueryHistory
 from agent.pool.rules.base import rule_class
+from agent.pool.search_limits import SearchLimits
 from agent.records import Completion, Finish, Passage, Question, Score, ScoredTrajectory, StopReason
 from agent.rewards.scorer import Scorer
 from agent.tickets import Ticket
 from agent.tools.search import LIMIT_NOTICE
 
 
-def limits(config: BudgetConfig, ceiling: int, batches, history=None) -> list[int | None]:
-    budget = SearchBudget(config, ceiling)
-    return [budget.limit(history or QueryHistory(1, np.ones_like), 0, batch) for batch in batches]
+def limits(config: SearchLimitConfig, ceiling: int, batches, history=None) -> list[int | None]:
+    rule = SearchLimits(config, ceiling)
+    return [rule.limit(history or QueryHistory(1, np.ones_like), 0, batch) for batch in batches]
 
 
 # --- the rules -------------------------------------------------------------------------------------
 
 
 def test_fixed_leaves_it_to_the_agent():
-    assert limits(BudgetConfig(), 7, [0, 50]) == [None, None]
+    assert limits(SearchLimitConfig(), 7, [0, 50]) == [None, None]
 
 
 def test_anneal_up_and_down():
     # 2 + 4 b / 8: 2, 2.5, 3, 3.5, 4, …, 6; a half is rounded up.
-    up = BudgetConfig(rule="anneal", start=2, end=6, steps=8)
+    up = SearchLimitConfig(rule="anneal", start=2, end=6, steps=8)
     assert limits(up, 6, [0, 1, 2, 3, 4, 7, 8, 9, 1000]) == [2, 3, 3, 4, 4, 6, 6, 6, 6]
     # 5 - 4 b / 3: 5, 3.67, 2.33, 1.
-    down = BudgetConfig(rule="anneal", start=5, end=1, steps=3)
+    down = SearchLimitConfig(rule="anneal", start=5, end=1, steps=3)
     assert limits(down, 5, [0, 1, 2, 3, 4]) == [5, 4, 2, 1, 1]
-    assert limits(BudgetConfig(rule="anneal", start=1, steps=2), 9, [0, 1, 2]) == [1, 5, 9], "null is the agent's"
+    assert limits(SearchLimitConfig(rule="anneal", start=1, steps=2), 9, [0, 1, 2]) == [1, 5, 9], "null is the agent's"
 
 
 def test_adaptive_follows_what_the_query_needed():
     history = QueryHistory(2, np.ones_like)
-    config = BudgetConfig(rule="adaptive", fewest=2, most=6, spare=1, widen=2)
+    config = SearchLimitConfig(rule="adaptive", fewest=2, most=6, spare=1, widen=2)
 
     def limit() -> int | None:
         return limits(config, 8, [0], history)[0]
@@ -86,18 +86,18 @@ def test_counters_do_not_wrap_around():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rule": "aneal"}, r"budget\.rule=aneal is not known; did you mean 'anneal'\?"),
-        ({"rule": "anneal", "start": 0}, r"budget\.start=0 must lie in \[1, agent\.max_searches=5\]"),
-        ({"rule": "anneal", "end": 6}, r"budget\.end=6 must lie in \[1, agent\.max_searches=5\]"),
-        ({"rule": "adaptive", "most": 9}, r"budget\.most=9 must lie in"),
-        ({"rule": "adaptive", "fewest": 4, "most": 3}, r"budget\.fewest=4 is above budget\.most=3"),
-        ({"steps": 0}, r"budget\.steps=0 must be at least 1"),
-        ({"spare": -1}, r"budget\.spare and budget\.widen must be at least 0"),
+        ({"rule": "aneal"}, r"search_limit\.rule=aneal is not known; did you mean 'anneal'\?"),
+        ({"rule": "anneal", "start": 0}, r"search_limit\.start=0 must lie in \[1, agent\.max_searches=5\]"),
+        ({"rule": "anneal", "end": 6}, r"search_limit\.end=6 must lie in \[1, agent\.max_searches=5\]"),
+        ({"rule": "adaptive", "most": 9}, r"search_limit\.most=9 must lie in"),
+        ({"rule": "adaptive", "fewest": 4, "most": 3}, r"search_limit\.fewest=4 is above search_limit\.most=3"),
+        ({"steps": 0}, r"search_limit\.steps=0 must be at least 1"),
+        ({"spare": -1}, r"search_limit\.spare and search_limit\.widen must be at least 0"),
     ],
 )
 def test_settings_that_make_no_sense(settings, message):
     with pytest.raises(UserError, match=message):
-        SearchBudget(BudgetConfig(**settings), 5)
+        SearchLimits(SearchLimitConfig(**settings), 5)
 
 
 # --- through the pool ------------------------------------------------------------------------------
@@ -121,8 +121,8 @@ def played(make_trajectory):
 
 def adaptive_pool(questions, **settings):
     rule = rule_class("recycle")(**{"batch_questions": 2, "group_size": 2, "when_dry": "reset", **settings})
-    budget = SearchBudget(BudgetConfig(rule="adaptive", most=4), 5)
-    return pool_of(questions, rule, seed=0, budget=budget)
+    limits = SearchLimits(SearchLimitConfig(rule="adaptive", most=4), 5)
+    return pool_of(questions, rule, seed=0, limits=limits)
 
 
 def test_a_ticket_carries_what_the_querys_last_draw_says(make_questions, played):

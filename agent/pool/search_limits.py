@@ -1,27 +1,28 @@
 """How many searches an episode of training may have: fixed, annealed, or adapted to what its query needed of late.
 
 The pool asks when a query is drawn, and the answer travels in the ticket: whoever plays it, and whenever, it is
-the same. To add a rule, write a function here and put it into the table; its name is then a valid ``budget.rule``.
+the same. To add a rule, write a function here and put it into the table; its name is then a valid
+``search_limit.rule``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from agent.config import BudgetConfig
+from agent.config import SearchLimitConfig
 from agent.errors import UserError, one_of
 from agent.pool.history import NEVER, QueryHistory
 
-Limit = Callable[[BudgetConfig, int, QueryHistory, int, int], int | None]
+Limit = Callable[[SearchLimitConfig, int, QueryHistory, int, int], int | None]
 """Of the configuration, ``agent.max_searches``, the history, a query and its batch: the limit, None for the agent's."""
 
 
-def fixed(config: BudgetConfig, ceiling: int, history: QueryHistory, query: int, batch: int) -> int | None:
+def fixed(config: SearchLimitConfig, ceiling: int, history: QueryHistory, query: int, batch: int) -> int | None:
     """The agent's own limit for everyone."""
     return None
 
 
-def anneal(config: BudgetConfig, ceiling: int, history: QueryHistory, query: int, batch: int) -> int:
+def anneal(config: SearchLimitConfig, ceiling: int, history: QueryHistory, query: int, batch: int) -> int:
     """start + (end - start) * min(batch / steps, 1), rounded half up."""
     start, end = _or(config.start, ceiling), _or(config.end, ceiling)
     done = min(batch, config.steps)
@@ -29,7 +30,7 @@ def anneal(config: BudgetConfig, ceiling: int, history: QueryHistory, query: int
     return (2 * (start * config.steps + (end - start) * done) + config.steps) // (2 * config.steps)
 
 
-def adaptive(config: BudgetConfig, ceiling: int, history: QueryHistory, query: int, batch: int) -> int:
+def adaptive(config: SearchLimitConfig, ceiling: int, history: QueryHistory, query: int, batch: int) -> int:
     """needed + spare + widen * misses, between ``fewest`` and ``most``; ``most`` for a query that was never solved.
 
     ``needed`` is the median of the searches with which the query was last solved, and ``misses`` counts the draws
@@ -49,22 +50,25 @@ def _or(value: int | None, ceiling: int) -> int:
     return ceiling if value is None else value
 
 
-class SearchBudget:
+class SearchLimits:
     """The limits that ``config`` gives to episodes of an agent with at most ``ceiling`` searches.
 
     Raises ``UserError`` for an unknown rule, or for limits that are out of order or beyond the agent's.
     """
 
-    def __init__(self, config: BudgetConfig, ceiling: int) -> None:
-        one_of(config.rule, RULES, "budget.rule")
+    def __init__(self, config: SearchLimitConfig, ceiling: int) -> None:
+        one_of(config.rule, RULES, "search_limit.rule")
         for name in ("start", "end", "fewest", "most"):
             value = _or(getattr(config, name), ceiling)
             if config.rule != "fixed" and not 1 <= value <= ceiling:
                 raise UserError(
-                    f"budget.{name}={value} must lie in [1, agent.max_searches={ceiling}]; an evaluation has no more"
+                    f"search_limit.{name}={value} must lie in [1, agent.max_searches={ceiling}]; an evaluation has no "
+                    "more"
                 )
         if config.rule == "adaptive" and config.fewest > _or(config.most, ceiling):
-            raise UserError(f"budget.fewest={config.fewest} is above budget.most={_or(config.most, ceiling)}")
+            raise UserError(
+                f"search_limit.fewest={config.fewest} is above search_limit.most={_or(config.most, ceiling)}"
+            )
         self._config = config
         self._ceiling = ceiling
 
