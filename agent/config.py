@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agent.errors import UserError, one_of
+from agent.formats import format_names
 from agent.settings import PATH
 
 
@@ -50,7 +51,7 @@ class AgentConfig:
         return self.max_prompt_tokens + self.max_response_tokens
 
     def __post_init__(self) -> None:
-        one_of(self.format, ("tags", "tools"), "agent.format")
+        one_of(self.format, format_names(), "agent.format")
         one_of(self.malformed, ("stop", "notice"), "agent.malformed")
         if self.format == "tools" and not self.chat:
             raise UserError("agent.format=tools is a chat: set agent.chat=true, or agent.format=tags")

@@ -6,13 +6,12 @@ neutralised first (``agent/neutral.py``).
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from agent.config import AgentConfig
 from agent.formats.base import Format, Shown
-from agent.formats.tags import TagFormat
-from agent.formats.tools import ToolFormat
 from agent.neutral import ENCODINGS, Neutraliser
 from agent.protocol import NO_RESULTS, Action, TagProtocol
 from agent.records import Finish, Passage
@@ -20,11 +19,16 @@ from agent.tokens import TokenCodec
 from agent.tools.base import Result, Tool
 from agent.tools.catalogue import tool_classes
 
-FORMATS: dict[str, Callable[[TokenCodec, AgentConfig, Sequence[type[Tool]]], Format]] = {
-    "tags": TagFormat,
-    "tools": ToolFormat,
-}
-"""By name; one file each in ``agent/formats/``."""
+
+def format_class(name: str) -> Callable[[TokenCodec, AgentConfig, Sequence[type[Tool]]], Format]:
+    """The format of that name: the one subclass of ``Format`` in ``agent/formats/NAME.py``."""
+    module = importlib.import_module(f"agent.formats.{name}")
+    (found,) = (
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Format) and value.__module__ == module.__name__
+    )
+    return found
 
 
 class Dialogue:
@@ -43,7 +47,7 @@ class Dialogue:
     @classmethod
     def of(cls, codec: TokenCodec, config: AgentConfig) -> Dialogue:
         """The dialogue that ``config`` describes. Raises ``UserError`` for an unknown protocol, prompt or tool."""
-        format = FORMATS[config.format](codec, config, tool_classes(config.tools))
+        format = format_class(config.format)(codec, config, tool_classes(config.tools))
         return cls(codec, format, max_passage_chars=config.max_passage_chars)
 
     @property

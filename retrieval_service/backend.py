@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from agent.errors import one_of
 from agent.records import Passage
 from retrieval_service.config import RetrievalConfig
 
@@ -34,19 +34,11 @@ class Backend(Protocol):
         ...
 
 
-def _open_bm25(index: Path, config: RetrievalConfig) -> Backend:
-    from retrieval_service.bm25 import Bm25
-
-    return Bm25(index, config)
-
-
-_OPENERS: dict[str, Callable[[Path, RetrievalConfig], Backend]] = {"bm25": _open_bm25}
-
-
 def open_backend(config: RetrievalConfig, index: Path) -> Backend:
     """The ranker that ``config.backend`` names, over ``index``; call it in the thread that will search.
 
     Raises ``UserError`` if ``index`` is not an index that this ranker can use.
     """
-    one_of(config.backend, _OPENERS, "retrieval.backend")
-    return _OPENERS[config.backend](index, config)
+    module = importlib.import_module(f"retrieval_service.backends.{config.backend}")
+    backend: Backend = module.Backend(index, config)
+    return backend

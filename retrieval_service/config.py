@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from agent.errors import UserError, one_of
 from agent.settings import PATH
+from retrieval_service.backends import backend_names
 
 MIN_HEAP = 64 << 20
 """Bytes; a JVM that finds its heap too small ends the process without an exception to catch."""
@@ -17,6 +18,7 @@ class RetrievalConfig:
     """Where the passages come from and how they are ranked."""
 
     backend: str = "bm25"
+    """A file of ``retrieval_service/backends/``."""
     index: str | None = field(default=None, metadata=PATH)
     """An existing Lucene index; None builds one from the data's corpus and caches it by checksum."""
     k1: float = 0.9
@@ -33,7 +35,7 @@ class RetrievalConfig:
     """A search that takes longer fails, and its trajectory is excluded."""
 
     def __post_init__(self) -> None:
-        one_of(self.backend, ("bm25",), "retrieval.backend")
+        one_of(self.backend, backend_names(), "retrieval.backend")
         if self.threads < 1 or self.max_batch < 1 or self.cache_size < 0 or not self.timeout_s > 0:
             raise UserError("retrieval: threads and max_batch must be >= 1, cache_size >= 0, timeout_s > 0")
         if not 0 <= self.k1 < float("inf") or not 0 <= self.b <= 1:

@@ -17,7 +17,7 @@ from agent.errors import Fault, RetrievalError, UserError
 from agent.records import Passage
 from retrieval_service import jvm
 from retrieval_service.backend import open_backend
-from retrieval_service.bm25 import Bm25
+from retrieval_service.backends.bm25 import Bm25
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import corpus_checksum, write_corpus
 from retrieval_service.index import MANIFEST, build_index, check_index, ensure_index, run_lucene

@@ -11,7 +11,7 @@ import pytest
 
 from agent.errors import Fault, RetrievalError, UserError
 from agent.records import Passage
-from retrieval_service.backend import Backend
+from retrieval_service.backend import Backend, open_backend
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.service import RetrievalService
 
@@ -360,3 +360,17 @@ def test_reading_on_shares_no_batch_and_no_cache_with_searching() -> None:
             assert held is None or await held
 
     assert play(scene).batches[1:] == [(("d1",), 2), (("after", "d1"), 2)]
+
+
+def test_a_backend_is_found_by_its_files_name(tmp_path, monkeypatch):
+    """One file and no table: what a name in ``retrieval.backend`` opens is the class in the file of that name."""
+    import retrieval_service.backends
+
+    (tmp_path / "shelf.py").write_text(
+        "class Backend:\n    def __init__(self, index, config):\n        self.given = index, config.backend\n"
+    )
+    monkeypatch.setattr(retrieval_service.backends, "__path__", [*retrieval_service.backends.__path__, str(tmp_path)])
+    config = RetrievalConfig(backend="shelf")
+    assert open_backend(config, tmp_path).given == (tmp_path, "shelf")
+    with pytest.raises(UserError, match=r"retrieval\.backend=shlef is not known; did you mean 'shelf'\?"):
+        RetrievalConfig(backend="shlef")

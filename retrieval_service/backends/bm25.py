@@ -134,3 +134,7 @@ class Bm25:
             self._reader.close()
         self._searcher.close()
         jvm.detach_thread()
+
+
+Backend = Bm25
+"""What ``retrieval.backend=bm25`` opens."""
