@@ -144,12 +144,13 @@ async def main(folder: Path, steps: int, seed: int, vllm: bool) -> None:
             playing = [play_group(player, world.questions[t.query], t, size=K, worker="worker") for t in tickets]
             for group in await asyncio.gather(*playing):
                 pool.submit(group.outcome(), group)
-        # Take: the groups in which rewards differ. Where they are equal, no episode was better than another.
+        # Take: the whole batch. The rule accepts the groups whose rewards differ; in the others no episode was better
+        # than another.
         batch = pool.take(version=version)
         # Update: advantages, packed rows, clipped policy-gradient loss, AdamW.
         report = updater.update([accepted.payload for accepted in batch.accepted], step=step, version=version)
         if report.updates:
-            # Publish: the engine gets the new weights, and the tokens that it samples from now on their version.
+            # Publish: the engine gets the new weights; tokens sampled from now on are labelled with the new version.
             version += 1
             await engine.load_weights(policy.published(), version)
         # Release: the next batch may be drawn. What was trained on waits until the other questions have had a turn.

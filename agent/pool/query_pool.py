@@ -6,7 +6,7 @@
 
 Work comes in batches, one per learner step. Batch b may be drawn from once batch
 ``b - max_staleness - 1`` has been released, that is, once every worker has the weights made from it.
-So a token's policy is at most ``max_staleness`` updates old when its batch is taken; ``take`` checks
+So a token's policy is at most ``max_staleness`` versions old when its batch is taken; ``take`` checks
 it all the same. Weights, rests and selection are the rule's (``rules/``), which decides from the facts in
 ``history``. Everything here is pure and reads no clock: the caller passes ``now``.
 """
