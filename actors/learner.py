@@ -1,7 +1,7 @@
 """The learner actor: takes a batch from the pool, updates the policy, publishes the next version.
 
-Each step consumes one batch; it waits in ``take`` and for nothing else. What it publishes reaches the
-workers through the supervisor, which frees the batch's slots when they hold it.
+Each step consumes one batch; it waits for a batch in ``take``, and for NCCL in a broadcast. What it publishes
+reaches the workers through the supervisor, which releases the batch when they hold it.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class LearnerActor:
 
         config = self._settings.algorithm.warm_start
         started = time.perf_counter()
-        self._progress = Progress(what="the expert trajectories arrive")
+        self._progress = Progress(what="the warm start begins")
 
         def progress(step: int, loss: float) -> None:
             print(f"warm start step {step} loss {loss:.4f}", flush=True)
@@ -245,7 +245,7 @@ class LearnerActor:
     def take(self, pool: Any) -> int:
         """Waits for the next batch of ``pool`` and keeps it for the step that follows; returns its index.
 
-        Where learner and engine take turns on one card: when the batch is here, nobody plays any more.
+        Where learner and engine are colocated: once the batch is here, no episode is being played.
         """
         waiting = time.perf_counter()
         self._progress = Progress(what=PLAYING)

@@ -1,6 +1,6 @@
 """Where a run's actors go in a Ray cluster of any number of nodes: a GPU bundle each, reserved together.
 
-    bundle 0: learner      bundles 1, 2, …: one engine each      one bundle for both where they take turns
+    bundle 0: learner      bundles 1, 2, …: one engine each      one bundle for both where they are colocated
 
 A run gets all of its GPUs or says at once what is missing. Retrieval needs no GPU: a replica runs on each node that
 has an engine, so that no search crosses the network.

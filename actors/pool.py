@@ -1,4 +1,4 @@
-"""The replay actor: a thin asynchronous shell around ``agent.pool.query_pool.QueryPool``.
+"""The pool actor: a thin asynchronous shell around ``agent.pool.query_pool.QueryPool``.
 
 Consumes claims, outcomes and releases; ``claim`` waits until a draw is allowed, ``take`` until the
 oldest batch is complete. Both are woken by every change of the pool and by the next lease's end.
@@ -61,7 +61,7 @@ class PoolActor:
             self._pool.load_state(state)
 
     async def claim(self, worker: str, limit: int) -> list[tuple[Ticket, Question]]:
-        """One to ``limit`` claims, as soon as a batch may be drawn from; none once the pool is closed."""
+        """One to ``limit`` tickets with their questions, once a batch may be drawn from; none once it is closed."""
         while not self._closed and worker not in self._lost:
             tickets = self._pool.claim(worker, now=time.monotonic(), limit=limit)
             if tickets:
@@ -83,9 +83,9 @@ class PoolActor:
         return self._pool.take(version=version)
 
     async def release(self, batch: int, *, checkpoint: Path | None = None, draws: Path | None = None) -> None:
-        """Frees the batch's slots, and saves the pool into the folder of a ``checkpoint`` and its record to ``draws``.
+        """Ends the batch, and saves the pool into the folder of a ``checkpoint`` and its record to ``draws``.
 
-        All in one call: right after it, waiting claims are served and the generator moves on.
+        All in one call: right after it, waiting claims are served and the batches' random generators move on.
         """
         self._pool.release(batch)
         if checkpoint is not None:

@@ -1,9 +1,9 @@
 """The driver of a training run. It supervises and carries no data: questions in, metrics out.
 
-    start ─► warm start ─► [expert seeding] ─► deliver ─► evaluate ─► serve
+    start ─► [warm start] ─► [expert seeding] ─► deliver ─► [evaluate] ─► serve
     then per step:  learner.step (take, update, publish) ─► deliver ─► [evaluate] ─► release ─► [checkpoint]
 
-``release`` comes last, so that in the synchronous mode the workers rest during an evaluation, and the
+``release`` comes after the evaluation, so that in the synchronous mode the workers are idle during it, and the
 pool's state that goes into a checkpoint is taken at the release, before the next draw.
 """
 
@@ -166,7 +166,7 @@ class Supervisor:
 
     @property
     def _weight_timeout_s(self) -> float:
-        """For a worker that may first have to finish its groups, the longest that the pool gives it for them."""
+        """Seconds for a worker to take weights, with those that it may first need to finish its groups."""
         cluster = self.config.cluster
         return cluster.weight_timeout_s + (0.0 if cluster.in_flight_updates else self.config.pool.lease_s)
 
@@ -341,7 +341,7 @@ class Supervisor:
 
     @contextmanager
     def _learners_turn(self, pool: Any = None) -> Iterator[None]:
-        """The learner's work, with ``pool``'s next batch if it needs one. On a shared card the engines sleep meanwhile.
+        """The learner's work, with ``pool``'s next batch if it needs one. Colocated engines sleep meanwhile.
 
         take ─► engines sleep ─► the learner works ─► engines wake ─► (deliver)
         """

@@ -70,14 +70,14 @@ class Topology:
         }
 
     def pool(self, questions: tuple[Question, ...]) -> Any:
-        """The replay actor with the run's query pool."""
+        """The pool actor with the run's query pool."""
         limits = SearchLimits(self.config.search_limit, self.config.agent.max_searches)
         return PoolActor.options(  # type: ignore[attr-defined]
             name="pool", num_cpus=0, max_concurrency=1000, runtime_env={"env_vars": QUIET}
         ).remote(questions, self.config.pool, derive_seed(self.config.seed, "run"), self.log_dir, limits=limits)
 
     def seeding_pool(self, questions: tuple[Question, ...]) -> Any:
-        """The replay actor of the expert seeding: every batch is all of ``questions``. It ends with its last handle."""
+        """The pool actor of the expert seeding: every batch is all of ``questions``. It ends with its last handle."""
         pool, steps = self.config.pool, self.config.algorithm.seeding.steps
         rule = Epoch(
             batch_questions=len(questions),

@@ -124,7 +124,7 @@ async def play(
     tokens count against the limits. With ``selectivity``, a notice may answer a search that repeats what is
     there; a ``watcher`` may end the episode before any of its turns.
 
-    A fault of a port ends the episode with a fault's stop reason and what was sampled so far. Raises
+    A fault of the engine or of a tool ends the episode with a fault's stop reason and what was sampled so far. Raises
     ``UserError`` when the prompt is longer than ``config.max_prompt_tokens``.
     """
     prompt = dialogue.prompt_ids(question.text) if start is None else start.trajectory.prompt_ids.tolist()

@@ -1,4 +1,4 @@
-"""The vocabulary: what flows through the house, one frozen type per stage.
+"""The vocabulary: what flows through the system, one frozen type per stage.
 
     Question ── play ──► Trajectory ── score ──► ScoredTrajectory ── K of them ──► Group
 

@@ -11,19 +11,19 @@ from agent.records import NO_VERSION
 
 
 class QueryState(StrEnum):
-    """What a group of K rollouts says of its query."""
+    """What is known of a question. Groups say too hard, signal or too easy; the others are the question's alone."""
 
     UNSEEN = "unseen"
     TOO_HARD = "too_hard"
     SIGNAL = "signal"
     TOO_EASY = "too_easy"
     CONSUMED = "consumed"
-    """Trained on and out of the pool until it is brought back; a state of the query, never of a group."""
+    """Out of the pool until the rule brings all consumed questions back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ticket:
-    """The pool's permission to play one query: who draws it, for which batch, and in what order."""
+    """The pool's permission to play one question: for which batch, at which place in it, with which seed and limits."""
 
     claim_id: int
     query: int
@@ -55,7 +55,7 @@ class Spent(NamedTuple):
 class Outcome:
     """What came of a ticket: the facts that the pool decides from. The group itself is opaque to it.
 
-    Raises ``ValueError`` for a state that contradicts the number of successes, and for negative counts.
+    Raises ``ValueError`` for a state that no group has or that contradicts the successes, and for negative counts.
     """
 
     ticket: Ticket

@@ -44,7 +44,7 @@ class EvalConfig:
     questions: int = 0
     """Most held-out questions; 0 takes all of them."""
     saving: bool = False
-    """Whether a training run's evaluations use ``exit`` and ``selectivity``, as ``mode=eval`` does."""
+    """Saves searches, not files: evaluations in training use ``exit`` and ``selectivity``, as ``mode=eval`` does."""
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
     available ──claim──► claimed ──submit──► submitted ──take──► accepted ──release──► consumed or resting
         ▲                   │                    │                   │                    │
-        └── returned(lease_expired, worker_lost, too_few_viable, too_stale, zero_variance, …) ── reset, wake
+        └── returned(lease_expired, worker_lost, too_few_viable, too_stale, zero_variance, …) ── wake
 
 Work comes in batches, one per learner step. Batch b may be drawn from once batch
 ``b - max_staleness - 1`` has been released, that is, once every worker has the weights made from it.
@@ -327,7 +327,7 @@ class QueryPool(Generic[P]):
             )
 
     def release(self, batch: int) -> None:
-        """The workers hold the weights made from ``batch`` (or it made none): its slots are free again."""
+        """The workers hold the weights made from ``batch`` (or it made none): the next may open."""
         if batch != self._released or batch not in self._taken:
             raise ValueError(f"release of batch {batch}, but {self._released} is the next to be released")
         for query, rest in self._taken.pop(batch):
@@ -349,7 +349,7 @@ class QueryPool(Generic[P]):
         """The pool in one line, for a message."""
         seen, places = self.seen(), self.places()
         return (
-            f"the pool of {len(self.ids)} queries has {seen['too_hard']} too hard, {seen['too_easy']} too easy, "
+            f"the pool of {len(self.ids)} questions has {seen['too_hard']} too hard, {seen['too_easy']} too easy, "
             f"{seen['signal']} with signal, {seen['unseen']} unseen; {places['available']} are available, "
             f"{places['resting']} resting, {places['consumed']} consumed"
         )

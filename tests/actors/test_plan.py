@@ -434,7 +434,7 @@ def test_where_nothing_helps_that_is_said() -> None:
     assert advice(config).endswith("take a smaller model or a larger card")
 
 
-def test_learner_and_engine_that_take_turns_must_rest_side_by_side() -> None:
+def test_learner_and_engine_that_are_colocated_must_fit_side_by_side() -> None:
     turns = (("cluster.rollout_workers", 1), ("cluster.colocated", True))
     config = box(*turns)
     (problem,) = problems(config)

@@ -1,4 +1,4 @@
-"""The replay actor under Ray: who waits for what, what wakes them, and what a checkpoint gets of it.
+"""The pool actor under Ray: who waits for what, what wakes them, and what a checkpoint gets of it.
 
 A call that must wait is known to wait by the pool's own books: calls of one caller start in their order, so a
 report that was asked for later tells what the claim before it has got.
@@ -323,5 +323,5 @@ def test_batches_without_signal_end_the_run_with_a_picture_of_the_pool(start: St
         if step == 0:
             assert result(taking).accepted == ()
             result(pool.release.remote(0))
-    with pytest.raises(Fault, match=r"^pool: .*the pool of 6 queries has \d too hard"):
+    with pytest.raises(Fault, match=r"^pool: .*the pool of 6 questions has \d too hard"):
         get(taking, "pool", tmp_path / "logs")

@@ -207,7 +207,7 @@ def test_a_dead_retriever_can_not_loop_forever(make_pool, submit):
     assert played == {0: 12, 1: 12, 2: 12}, "six candidates, and as many redraws"
     assert str(error.value) == (
         "3 batches in a row had no signal-bearing group (the last one returned 12 too_few_viable); "
-        "the pool of 50 queries has 0 too hard, 0 too easy, 0 with signal, 50 unseen; "
+        "the pool of 50 questions has 0 too hard, 0 too easy, 0 with signal, 50 unseen; "
         "50 are available, 0 resting, 0 consumed"
     )
     pool.books.check()
@@ -236,7 +236,7 @@ def test_batches_without_signal_stop_the_run(make_pool, step):
     step(pool, ZERO)
     assert pool.empty_batches == 2
     with pytest.raises(
-        Fault, match=r"3 batches in a row .*returned 2 zero_variance.*pool of 4 queries has [234] too hard"
+        Fault, match=r"3 batches in a row .*returned 2 zero_variance.*pool of 4 questions has [234] too hard"
     ):
         step(pool, ZERO)
 

@@ -161,7 +161,7 @@ def test_out_of_memory_names_the_knobs_and_leaves_the_card_usable() -> None:
     assert try_largest(policy, AlgorithmConfig(microbatch_tokens=4096), longest=2048).peak_bytes > 0
 
 
-def test_a_rehearsal_changes_nothing() -> None:
+def test_a_dry_run_changes_nothing() -> None:
     policy, untouched = small(), small()
     torch.cuda.manual_seed(3)
     before = torch.cuda.get_rng_state()
