@@ -22,7 +22,6 @@ from actors.reports import StepReport, Unsound
 from actors.run_state import TRAINING
 from actors.weights import Published
 from agent.config import AgentConfig
-from agent.dialogue import Dialogue
 from agent.errors import Fault, UserError
 from agent.groups import Group
 from agent.pool.batches import TakenBatch
@@ -31,8 +30,7 @@ from agent.seeding import inject
 from agent.seeds import derive_seed
 from agent.tokens import Tokenizer
 from learner.config import AlgorithmConfig, ModelConfig
-from tasks.demonstrations import Demonstration as ExpertEpisode
-from tasks.demonstrations import Encoded, as_trajectory, end_ids
+from tasks.demonstrations import Encoded, Expert
 from tracking.metrics import batch_metrics
 from tracking.progress import Progress
 from tracking.trajectories import TrajectoryLog
@@ -180,14 +178,12 @@ class LearnerActor:
         self._leave_card()
         return {"steps": config.steps, "cached": False, "seconds": seconds, "loss": losses[-1]}
 
-    def begin_seeding(self, experts: Sequence[ExpertEpisode]) -> Published:
+    def begin_seeding(self, experts: Sequence[Expert]) -> Published:
         """Starts the expert seeding, with an optimizer (and a KL reference) of its own; publishes the first version."""
         from learner.update import Updater
 
         settings = self._settings
         algorithm = settings.algorithm.of_seeding()
-        dialogue = Dialogue.of(self._tokenizer, settings.agent)
-        ends = end_ids(dialogue, self._tokenizer)
         self._seeding = _Seeding(
             updater=Updater(
                 self._policy,
@@ -197,7 +193,7 @@ class LearnerActor:
                 temperature=settings.agent.temperature,
                 reference=self._anchor(algorithm),
             ),
-            experts={e.question.id: as_trajectory(e, dialogue, end_ids=ends) for e in experts},
+            experts={e.question.id: e.trajectory for e in experts},
         )
         return self._publisher.publish()
 
@@ -300,8 +296,8 @@ class LearnerActor:
             batch=batch.index,
             version=self._publisher.version,
             published=published,
-            rollouts=sum(group.rollouts for group in batch.payloads),
-            generated_tokens=sum(played.outcome.all_tokens for played in batch.played),
+            rollouts=batch.rollouts,
+            generated_tokens=batch.generated_tokens,
             metrics=metrics,
             unsound=None if report.updates else Unsound.of(batch),
         )

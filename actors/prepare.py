@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -24,7 +25,7 @@ from conf.schema import RunConfig
 from learner.hub import local_folder
 from learner.model_folder import check_folder
 from learner.skeleton import write_skeleton
-from tasks.demonstrations import Demonstration, Encoded, as_trajectory, end_ids
+from tasks.demonstrations import Demonstration, Encoded, Expert, as_trajectory, end_ids
 from tasks.experts import check_fits
 from tasks.load import Task, load
 from tasks.notices import write_notices
@@ -44,7 +45,7 @@ class Prepared:
     """A folder (or hub name) with a configuration and a tokenizer, and weights unless this run wrote it."""
     warm_start_key: str
     """Names everything that determines the warm-started policy."""
-    experts: tuple[Demonstration, ...] = ()
+    experts: tuple[Expert, ...] = ()
     """Expert trajectories of the seeding, one per question; none without a seeding."""
     imitated: Encoded | None = None
     """What the supervised warm start imitates; None without one, or where its result lies in the cache."""
@@ -90,21 +91,24 @@ def prepare(config: RunConfig, run_dir: Path, task: Task | None = None) -> Prepa
     dialogue = Dialogue.of(tokenizer, config.agent)
     task = playable(task, dialogue, tokenizer, config.agent.max_prompt_tokens)
     experts, imitated = _expert_demonstrations(config, task)
-    for expert in (*experts, *imitated):
-        check_fits(as_trajectory(expert, dialogue, end_ids=end_ids(dialogue, tokenizer)), config.agent)
+    written = functools.partial(as_trajectory, dialogue=dialogue, end_ids=end_ids(dialogue, tokenizer))
+    seeds = tuple(Expert(question=e.question, trajectory=written(e)) for e in experts)
+    shown = [written(episode) for episode in imitated]
+    for trajectory in (*(e.trajectory for e in seeds), *shown):
+        check_fits(trajectory, config.agent)
     write_notices(run_dir, task.notices)
     write_trained(run_dir, [*task.train, *(e.question for e in (*experts, *imitated))])
     key = _warm_start_key(config, model_path)
     cached = config.algorithm.warm_start.cache and warm_started(config.cache, key).is_dir()
     wanted = config.algorithm.warm_start.steps > 0 and config.resume is None and not cached
-    if wanted and not imitated:
-        imitated = task.demonstrations(dialogue.protocol, config.agent.top_k)
+    if wanted and not shown:
+        shown = [written(episode) for episode in task.demonstrations(dialogue.protocol, config.agent.top_k)]
     return Prepared(
         task=task,
         model_path=model_path,
         warm_start_key=key,
-        experts=experts,
-        imitated=Encoded.of(imitated, dialogue, tokenizer) if wanted and imitated else None,
+        experts=seeds,
+        imitated=Encoded.of(shown) if wanted and shown else None,
     )
 
 

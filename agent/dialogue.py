@@ -15,6 +15,7 @@ from agent.formats.base import Format, Shown
 from agent.neutral import ENCODINGS, Neutraliser
 from agent.protocol import NO_RESULTS, Action, TagProtocol
 from agent.records import Finish, Passage
+from agent.shipped import own_classes
 from agent.tokens import TokenCodec
 from agent.tools.base import Result, Tool
 from agent.tools.catalogue import tool_classes
@@ -22,12 +23,7 @@ from agent.tools.catalogue import tool_classes
 
 def format_class(name: str) -> Callable[[TokenCodec, AgentConfig, Sequence[type[Tool]]], Format]:
     """The format of that name: the one subclass of ``Format`` in ``agent/formats/NAME.py``."""
-    module = importlib.import_module(f"agent.formats.{name}")
-    (found,) = (
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Format) and value.__module__ == module.__name__
-    )
+    (found,) = own_classes(importlib.import_module(f"agent.formats.{name}"), Format)
     return found
 
 

@@ -63,17 +63,6 @@ class Group:
         versions = [v for m in self.members if (v := m.trajectory.oldest_version) != NO_VERSION]
         return min(versions, default=NO_VERSION)
 
-    @property
-    def rollouts(self) -> int:
-        """Episodes played for this group, whole ones and continuations, whatever became of them."""
-        played = [m.trajectory for m in self.members if not m.trajectory.expert]
-        return len(played) + len(self.excluded) + len(self.discarded)
-
-    @property
-    def generated_tokens(self) -> int:
-        """Tokens generated for this group, for the excluded and discarded trajectories too: they cost as much."""
-        return self.outcome().all_tokens
-
     def outcome(self) -> Outcome:
         """What the pool is told of it."""
         return Outcome(

@@ -4,12 +4,13 @@
 | --- | --- |
 | ``{question}`` | the question |
 | ``{tools}`` | what each tool does and how it is called |
-| ``{search_open}``, ``{search_close}``, ``{result_open}``, ``{result_close}``, ``{answer_open}``, ``{answer_close}`` | the tags of ``agent.protocol``; with ``agent.format=tools`` the last two alone |
+| ``{answer_open}``, ``{answer_close}`` | the tags of ``agent.protocol`` for an answer |
+| ``{search_open}``, ``{search_close}``, ``{result_open}``, ``{result_close}`` | its others, with ``format=tags`` |
 
 With ``agent.format=tags`` a file is the user's message, and needs ``{question}`` and ``{tools}``. With
 ``agent.format=tools`` it is the system prompt, unless ``{question}`` is in it; it needs ``{tools}`` if the model's chat
 template describes no tools. Braces around anything but small letters and underscores are left alone.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 

@@ -89,6 +89,11 @@ class Outcome:
             raise ValueError(f"query {query}: {self.successes} successes of {self.size} are not {self.state}")
 
     @property
+    def all_trajectories(self) -> int:
+        """Trajectories played for the ticket, those set aside too."""
+        return self.size + sum(spent.trajectories for spent in self.set_aside.values())
+
+    @property
     def all_tokens(self) -> int:
         """Tokens generated for the ticket, those of the trajectories set aside too."""
         return self.tokens + sum(spent.tokens for spent in self.set_aside.values())

@@ -164,6 +164,14 @@ def as_trajectory(demonstration: Demonstration, dialogue: Dialogue, *, end_ids: 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Expert:
+    """An expert trajectory of the seeding, and the question that it answers."""
+
+    question: Question
+    trajectory: Trajectory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Encoded:
     """D demonstrations as token ids, end to end: three arrays travel faster than two for each."""
 
@@ -175,10 +183,9 @@ class Encoded:
     """(D,) tokens of each."""
 
     @classmethod
-    def of(cls, demonstrations: Sequence[Demonstration], dialogue: Dialogue, tokenizer: Tokenizer) -> Encoded:
-        """``demonstrations`` as ``dialogue`` writes them."""
-        ends = end_ids(dialogue, tokenizer)
-        encoded = [encode(d, dialogue, end_ids=ends) for d in demonstrations]
+    def of(cls, trajectories: Sequence[Trajectory]) -> Encoded:
+        """Of what ``as_trajectory`` made."""
+        encoded = [_flat(trajectory) for trajectory in trajectories]
         return cls(
             token_ids=np.concatenate([ids for ids, _ in encoded]),
             action_mask=np.concatenate([mask for _, mask in encoded]),
@@ -196,6 +203,10 @@ def encode(
 ) -> tuple[IntArray, BoolArray]:
     """A demonstration as the supervised warm start sees it: (T,) token ids, prompt included, and a (T,) mask that is
     true where the policy acts. See ``as_trajectory``."""
-    made = as_trajectory(demonstration, dialogue, end_ids=end_ids)
+    return _flat(as_trajectory(demonstration, dialogue, end_ids=end_ids))
+
+
+def _flat(made: Trajectory) -> tuple[IntArray, BoolArray]:
+    """Prompt and response as one."""
     ids = np.concatenate([made.prompt_ids, made.token_ids])
     return ids, np.concatenate([np.zeros(len(made.prompt_ids), np.bool_), made.action_mask])

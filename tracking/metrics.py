@@ -70,8 +70,8 @@ def batch_metrics(batch: TakenBatch[Group], version: int) -> dict[str, Any]:
     extras = [g.extra for g in groups if g.before_continuation is not None]
     recalls = [m.score.evidence for m in members if m.score.evidence is not None]
     signal = [a for a in batch.accepted if a.outcome.state is QueryState.SIGNAL]
-    oldest = [g.oldest_version for g in groups if g.oldest_version != NO_VERSION]
-    tokens = sum(g.generated_tokens for g in groups)
+    versions = [p.outcome.oldest_version for p in batch.played]
+    oldest = [v for v in versions if v != NO_VERSION]
     seconds = _rollout_seconds(groups)
     limits = [g.ticket.max_searches for g in groups if g.ticket.max_searches is not None]
     row: dict[str, Any] = {
@@ -93,11 +93,11 @@ def batch_metrics(batch: TakenBatch[Group], version: int) -> dict[str, Any]:
         "continuation/replaced": int(sum(e["replaced"] for e in extras)),
         "continuation/extra_tokens": int(sum(e["extra_tokens"] for e in extras)),
         "continuation/mean_gain": _mean([e["gain"] for e in extras if e["replaced"]]),
-        "rollout/trajectories": sum(g.rollouts for g in groups),
+        "rollout/trajectories": batch.rollouts,
         "rollout/excluded": len(excluded),
-        "rollout/generated_tokens": tokens,
+        "rollout/generated_tokens": batch.generated_tokens,
         "rollout/seconds": seconds,
-        "rollout/tokens_per_s": tokens / seconds if seconds > 0 else math.nan,
+        "rollout/tokens_per_s": batch.generated_tokens / seconds if seconds > 0 else math.nan,
         "rollout/staleness_max": version - min(oldest) if oldest else 0,
     }
     if excluded:

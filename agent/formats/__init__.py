@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import pkgutil
-
-_HELPERS = ("base", "calls", "chat_template")
+from agent.shipped import module_names
 
 
 def format_names() -> list[str]:
     """The formats that there are."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _HELPERS)
+    return module_names(__path__, "base", "calls", "chat_template")

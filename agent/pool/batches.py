@@ -59,6 +59,16 @@ class TakenBatch(Generic[P]):
     """Signal-bearing groups that were left over and wait for the next batch."""
 
     @property
+    def rollouts(self) -> int:
+        """Trajectories played for the batch, whatever became of them."""
+        return sum(p.outcome.all_trajectories for p in self.played)
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens generated for them."""
+        return sum(p.outcome.all_tokens for p in self.played)
+
+    @property
     def payloads(self) -> tuple[P, ...]:
         """Of every group that was played for the batch, in draw order."""
         return tuple(p.payload for p in self.played)

@@ -170,7 +170,7 @@ class QueryPool(Generic[P]):
 
     def _enter(self, outcome: Outcome) -> None:
         """Writes what was played into the books, and what was set aside out again."""
-        self.books.trajectories.receive(outcome.size + sum(spent.trajectories for spent in outcome.set_aside.values()))
+        self.books.trajectories.receive(outcome.all_trajectories)
         self.books.tokens.receive(outcome.all_tokens)
         for reason, spent in outcome.set_aside.items():
             self.books.trajectories.give_back(reason, spent.trajectories)

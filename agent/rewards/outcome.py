@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
-import pkgutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from agent.errors import RewardError, one_of, shortened
 from agent.own import is_path, resolve_function
 from agent.records import MAX_REWARD, Question, Trajectory
 from agent.rewards import outcomes
+from agent.shipped import module_names
 
 KEY = "reward.outcome"
 _SIGNATURES = (("question", "trajectory"), ("question", "trajectories"))
@@ -25,7 +25,7 @@ _SIGNATURES = (("question", "trajectory"), ("question", "trajectories"))
 
 def outcome_names() -> list[str]:
     """The names of the outcomes that are shipped."""
-    return sorted(module.name for module in pkgutil.iter_modules(outcomes.__path__))
+    return module_names(outcomes.__path__)
 
 
 class Outcome:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -12,9 +11,9 @@ from typing import Any, TypeGuard
 from agent import tools as shipped
 from agent.errors import UserError, one_of
 from agent.own import is_path, resolve
+from agent.shipped import module_names, own_classes
 from agent.tools.base import Tool
 
-_NO_TOOLS = ("base", "catalogue")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 KINDS: dict[str, type | tuple[type, ...]] = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
 """JSON schema's types of an argument, and ours."""
@@ -22,7 +21,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {"string": str, "integer": int, "num
 
 def tool_names() -> list[str]:
     """The shipped tools: the files of ``agent/tools/``."""
-    return [module.name for module in pkgutil.iter_modules(shipped.__path__) if module.name not in _NO_TOOLS]
+    return module_names(shipped.__path__, "base", "catalogue")
 
 
 def tool_classes(names: Sequence[str]) -> tuple[type[Tool], ...]:
@@ -46,10 +45,8 @@ def _tool_class(name: str) -> type[Tool]:
         found = resolve(name, "agent.tools")
     else:
         one_of(name, tool_names(), "agent.tools")
-        path = f"{shipped.__name__}.{name}"
-        own = [v for v in vars(importlib.import_module(path)).values() if _is_tool(v) and v.__module__ == path]
-        found = own[0] if len(own) == 1 else None
-    if found is None or not _is_tool(found):
+        (found,) = own_classes(importlib.import_module(f"{shipped.__name__}.{name}"), Tool)
+    if not _is_tool(found):
         raise UserError(f"{where} is no tool; it has to be one subclass of agent.tools.base.Tool with a method 'call'")
     _check(found, where)
     return found

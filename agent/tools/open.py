@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 from agent.answers import normalise_title
 from agent.tools.base import Request, Result, Situation, Tool
@@ -23,7 +24,7 @@ class Open(Tool):
 
     name = "open"
     description = "Reads on in a document that a search has found: shows the passages that follow."
-    parameters = {  # noqa: RUF012
+    parameters: ClassVar = {
         "document": {"type": "string", "description": "The document's title, or the number of its result."}
     }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from agent.answers import normalise
 from agent.records import SEARCH, Repeat, StopReason
 from agent.tools.base import Request, Result, Situation, Tool
@@ -22,7 +24,7 @@ class Search(Tool):
 
     name = SEARCH
     description = "Searches a document collection and returns the passages that match the query best."
-    parameters = {"query": {"type": "string", "description": "A short query for one missing fact."}}  # noqa: RUF012
+    parameters: ClassVar = {"query": {"type": "string", "description": "A short query for one missing fact."}}
 
     async def call(self, request: Request, situation: Situation) -> Result:
         """See ``Tool``. Raises ``RetrievalError``."""

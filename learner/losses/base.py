@@ -7,13 +7,13 @@ a loss's defaults where torch is not to be loaded.
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from agent.errors import UserError, one_of
 from agent.own import is_path, resolve
+from agent.shipped import module_names
 from learner import losses
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Loss(ABC):
 
 def loss_names() -> list[str]:
     """The names of the losses that are shipped: the modules beside this one."""
-    return sorted(m.name for m in pkgutil.iter_modules(losses.__path__) if m.name not in ("base", "clipped"))
+    return module_names(losses.__path__, "base", "clipped")
 
 
 def loss_class(name: str) -> type[Loss]:

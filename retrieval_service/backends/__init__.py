@@ -6,9 +6,9 @@ folder and the settings, and ``retrieval.backend=NAME`` finds it.
 
 from __future__ import annotations
 
-import pkgutil
+from agent.shipped import module_names
 
 
 def backend_names() -> list[str]:
     """The rankers that there are."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return module_names(__path__)

@@ -55,7 +55,7 @@ class Room:
         self.learner._publisher = Publisher(self.learner._policy, "object_store", bucket=1, timeout_s=1.0)
         self.learner._updater = SimpleNamespace(update=self._update)
         self.batch_there, self.updating, self.updated = (threading.Event() for _ in range(3))
-        batch = SimpleNamespace(index=0, accepted=(), played=(), payloads=())
+        batch = SimpleNamespace(index=0, accepted=(), rollouts=0, generated_tokens=0)
 
         def take() -> Any:
             assert self.batch_there.wait(PATIENCE_S)

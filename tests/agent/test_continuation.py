@@ -146,8 +146,8 @@ def test_the_best_continuation_of_the_best_replaces_the_worst(play, codec):
         "extra_rollouts": 4,
         "gain": 0.75,
     }
-    assert (group.rollouts, plain.rollouts) == (8, 4)
-    assert group.generated_tokens == plain.generated_tokens + generated
+    assert (group.outcome().all_trajectories, plain.outcome().all_trajectories) == (8, 4)
+    assert group.outcome().all_tokens == plain.outcome().all_tokens + generated
     assert group.oldest_version == 4
     assert group.finished_s >= group.started_s > 0
 
@@ -160,7 +160,7 @@ def test_what_is_not_better_is_discarded(play):
     assert group.extra["replaced"] == 0
     assert "gain" not in group.extra
     assert group.before_continuation is QueryState.SIGNAL
-    assert group.rollouts == 8
+    assert group.outcome().all_trajectories == 8
 
 
 def test_nothing_found_cuts_at_the_prompt_and_the_best_may_be_the_worst(play):
@@ -236,10 +236,10 @@ def test_the_pools_books_balance_with_what_was_discarded(play):
     assert enter(pool, replace(group, ticket=ticket))
     pool.take(version=4)
     books = pool.books
-    assert books.trajectories.received == group.rollouts == 8
+    assert books.trajectories.received == group.outcome().all_trajectories == 8
     assert books.trajectories.returned == {"retrieval_failed": 1, "discarded": 3}
     assert books.trajectories.accepted == 4
-    assert books.tokens.received == group.generated_tokens
+    assert books.tokens.received == group.outcome().all_tokens
     assert books.tokens.accepted == group.outcome().tokens
     assert books.tokens.in_flight == books.trajectories.in_flight == 0
 

@@ -222,9 +222,9 @@ def play(codec, make_dialogue, protocol, question, name, **ticket):
 
 def test_a_group_counts_what_its_judge_failed_on(codec, make_dialogue, search_protocol, emma):
     group = play(codec, make_dialogue, search_protocol, emma, "own_rewards:too_much")
-    assert (len(group.members), len(group.excluded), group.rollouts) == (0, 4, 4)
+    assert (len(group.members), len(group.excluded), group.outcome().all_trajectories) == (0, 4, 4)
     assert {t.stop_reason for t in group.excluded} == {StopReason.REWARD_FAILED}
-    assert group.generated_tokens > 0, "they cost as much"
+    assert group.outcome().all_tokens > 0, "they cost as much"
 
 
 @pytest.mark.parametrize(("name", "calls"), [("ranked", [2, 4]), ("by_length", [])])

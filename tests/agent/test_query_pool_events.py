@@ -153,7 +153,7 @@ class World:
         group, query = self.group(claim), claim.ticket.query
         assert enter(self.pool, group)
         self.counts["trajectories"] += len(group.members) + len(group.excluded)
-        self.counts["tokens"] += group.generated_tokens
+        self.counts["tokens"] += group.outcome().all_tokens
         for excluded in group.excluded:
             self.give_back_members("retrieval_failed", 1, excluded.action_tokens)
         if len(group.members) < self.rule.min_viable:
@@ -172,7 +172,7 @@ class World:
         group = self.group(claim)
         assert not enter(self.pool, group)
         self.counts["late_groups"] += 1
-        self.counts["late_tokens"] += group.generated_tokens
+        self.counts["late_tokens"] += group.outcome().all_tokens
         return True
 
     def lose(self, claims: list[Claim], reason: str) -> int:

@@ -259,7 +259,7 @@ def test_a_group_counts_the_excluded_tokens_and_ages_by_its_members():
     old_fault = trajectory(versions=[1, 1, NO_VERSION, 1], **FAULTED)
     made = group(young, scored(0.0), excluded=(old_fault,))
     assert made.oldest_version == 3
-    assert made.generated_tokens == 9
+    assert made.outcome().all_tokens == 9
     assert group(excluded=(old_fault,)).oldest_version == NO_VERSION
 
 
@@ -284,8 +284,8 @@ def test_discarded_trajectories_count_in_a_groups_cost(make_group, emma):
     ticket = Ticket(claim_id=0, query=0, batch=0, order=0, seed=0)
     group = make_group(emma, ticket, [1.0, 0.0], faults=1)
     more = dataclasses.replace(group, discarded=(make_group.trajectory(emma, 5),))
-    assert (group.rollouts, group.generated_tokens, group.outcome().tokens) == (3, 9, 6)
-    assert (more.rollouts, more.generated_tokens, more.outcome().tokens) == (4, 12, 6)
+    assert (group.outcome().all_trajectories, group.outcome().all_tokens, group.outcome().tokens) == (3, 9, 6)
+    assert (more.outcome().all_trajectories, more.outcome().all_tokens, more.outcome().tokens) == (4, 12, 6)
     assert more.oldest_version == 0, "what is not trained can't be stale"
     with pytest.raises(ValueError, match="a faulted trajectory is excluded, not discarded"):
         dataclasses.replace(group, discarded=group.excluded)

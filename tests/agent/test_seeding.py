@@ -66,8 +66,9 @@ def test_the_replaced_rollout_still_counts_in_the_cost(make_group, expert):
     group = make_group(QUESTION, TICKET, [0.3, 0.1, 0.2], faults=1)
     seeded = inject(group, expert)
     assert [t is group.members[1].trajectory for t in seeded.discarded] == [True]
-    assert seeded.rollouts == group.rollouts == 4
-    assert seeded.generated_tokens == group.generated_tokens == 4 * 3, "the expert's tokens were not generated"
+    everyone = [*(m.trajectory for m in seeded.members), *seeded.excluded, *seeded.discarded]
+    assert sum(not t.expert for t in everyone) == group.outcome().all_trajectories == 4
+    assert seeded.outcome().all_tokens == group.outcome().all_tokens == 4 * 3, "the expert's tokens were not generated"
     assert seeded.oldest_version == group.oldest_version, "an expert is never stale"
 
 

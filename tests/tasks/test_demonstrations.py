@@ -6,7 +6,6 @@ import math
 import re
 from collections import Counter
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from agent.protocol import PROTOCOLS
 from agent.records import Passage, Question
 from tasks.bm25 import Bm25
 from tasks.config import Novice
-from tasks.demonstrations import TWO_HOP_CHAINS, Demonstration, Encoded, Move, demonstrations, encode
+from tasks.demonstrations import TWO_HOP_CHAINS, Demonstration, Encoded, Move, as_trajectory, demonstrations, encode
 from tasks.world import SPLITS, World, chains
 
 SEARCH = PROTOCOLS["search"]
@@ -218,8 +217,7 @@ def test_only_the_last_move_ends_a_demonstration(moves):
 
 
 def test_encoded_demonstrations_come_apart_as_they_were(made):
-    tokenizer: Any = Characters()
-    encoded = Encoded.of(made[:7], dialogue(), tokenizer)
+    encoded = Encoded.of([as_trajectory(demonstration, dialogue()) for demonstration in made[:7]])
     assert encoded.lengths.sum() == len(encoded.token_ids) == len(encoded.action_mask)
     for (ids, mask), demonstration in zip(encoded.split(), made[:7], strict=True):
         wanted_ids, wanted_mask = encode(demonstration, dialogue())

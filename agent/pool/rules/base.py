@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from agent.errors import UserError
 from agent.pool import rules as pool_rules
 from agent.pool.beta_binomial import chance_of_any
 from agent.pool.history import QueryHistory
+from agent.shipped import module_names
 from agent.tickets import QueryState
 
 ACCEPTED = "accepted"
@@ -184,7 +184,7 @@ def oversampled(questions: int, factor: float) -> int:
 
 def rule_names() -> list[str]:
     """The names of all rules: the modules beside this one."""
-    return sorted(m.name for m in pkgutil.iter_modules(pool_rules.__path__) if m.name != "base")
+    return module_names(pool_rules.__path__, "base")
 
 
 def rule_class(name: str) -> type[PoolRule]:
