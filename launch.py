@@ -50,6 +50,7 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
     from actors.plan.installation import slow_bfloat16
     from actors.plan.machine import check_machine
 
+    _unpack_model(config, console)
     if unfit := refusal(config):
         raise UserError(f"{unfit} (mode=plan shows the whole plan)")
     check_machine(config)
@@ -148,9 +149,6 @@ def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
         check_enough(len(served.asked.questions), **wanted)  # before they are played
         rows = served.workers.evaluate(served.asked.questions, _questions(phase))
         check_any_scored(rows)
-        check_enough(len(served.asked.questions), **wanted)  # before they are played
-        rows = served.workers.evaluate(served.asked.questions, _questions(phase))
-        check_any_scored(rows)
     result = calibrate(rows, **wanted)
     about = {"checkpoint": config.checkpoint, "weights": served.weights, "data": served.task.name}
     write(run_dir, result, rows, about, config.exit, config.selectivity, config.agent, console)
@@ -196,6 +194,7 @@ def plan(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=plan``: placement and memory, without Ray or a GPU."""
     from actors.plan.table import table
 
+    _unpack_model(config, console)
     console.say(table(config))
 
 
@@ -223,6 +222,14 @@ MODES: dict[str, Callable[[RunConfig, Path, Any], None]] = {
     "simulate": simulate,
     "report": report,
 }
+
+
+def _unpack_model(config: RunConfig, console: Console) -> None:
+    """A GGUF file in ``model.path`` becomes the folder of what is in it, before anything looks at the model."""
+    from learner.gguf import unpacked
+
+    if path := config.model.path:
+        config.model.path = unpacked(path, f"model.path={path}", config.cache, console.phase)
 
 
 def _in_short(config: RunConfig) -> str:

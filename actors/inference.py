@@ -18,6 +18,7 @@ from actors.weights import FolderChannel
 from actors.worker_pool import WorkerPool
 from agent.inference.infer import Inference
 from conf.schema import RunConfig
+from learner.gguf import unpacked
 from tasks.load import Task, load
 from tasks.notices import write_notices
 from tracking.calibration import read_threshold
@@ -46,8 +47,10 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
     data.
     """
     check_machine(config)
+    given = f"checkpoint={config.checkpoint}"
+    path = unpacked(str(config.checkpoint), given, config.cache, console.phase)
     with console.phase("reading the checkpoint and the data"):
-        folder = check_model(str(config.checkpoint), f"checkpoint={config.checkpoint}", config.agent, hub=False)
+        folder = check_model(path, given, config.agent, hub=False)
         published = FolderChannel().publish(folder, 0)
         how = _how(config, published.checksum)
         task = load(config.data, config.seed, config.cache, mode=config.mode)

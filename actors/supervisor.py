@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from actors import run_state
+from actors.advice import advice
 from actors.broadcast import Broadcast
 from actors.calls import get
 from actors.prepare import Prepared, warm_started
@@ -32,7 +33,6 @@ from agent.errors import Fault
 from agent.inference.evaluation import check_any_scored, subset, summarise
 from conf.schema import RunConfig
 from learner.checkpoint import write_checkpoint
-from learner.config import BFLOAT16_MISMATCH
 from retrieval_service.stats import merged
 from tracking.console import Console
 from tracking.metrics import MetricsLog, pool_metrics
@@ -232,7 +232,8 @@ class Supervisor:
         last = self._totals.end(step, self.config.algorithm)
         self.metrics.write("step", row)
         self.console.step(row, self._totals.so_far(step, self.config.algorithm))
-        self._warn_of_mismatch(row["rollout/mismatch"])
+        for line in advice(self.config, row, first=step == 1):
+            self._say(line, "yellow")
         self.gauges.set(row)
         if self.tracker:
             self.tracker.log(row)
@@ -272,15 +273,6 @@ class Supervisor:
                 raise Fault(f"stopped while no episode of batch {report.batch} was sound: {unsound.why}")
             self._say(f"no episode of batch {report.batch} was sound, it is no step: {unsound.why}", "yellow")
             self._wait(pool.release.remote(report.batch), name)
-
-    def _warn_of_mismatch(self, mismatch: float) -> None:
-        """Of bfloat16 alone: the learner itself stops a float32 run (``algorithm.mismatch_limit``)."""
-        if self.config.model.dtype == "bfloat16" and mismatch > BFLOAT16_MISMATCH:
-            self._say(
-                f"engine and learner differ by {mismatch:.3f} nats a token, more than bfloat16's rounding explains "
-                f"({BFLOAT16_MISMATCH}): the engine may hold other weights; try model.dtype=float32",
-                "yellow",
-            )
 
     def _search_stats(self) -> dict[str, float]:
         try:

@@ -24,8 +24,8 @@ class AgentConfig:
     """What the policy may call: files of ``agent/tools/``, or import paths of your own, ``my_package.tools:MyTool``."""
     max_parallel: int = 1
     """Most calls in one turn; above 1 a tag holds one query per line."""
-    chat: bool = True
-    """Wrap the prompt in the tokenizer's chat template."""
+    chat: bool | None = None
+    """Wrap the prompt in the tokenizer's chat template; null does where it has one, as a base model's may not."""
     thinking: bool | None = None
     """``enable_thinking`` of the chat template (Qwen3); null leaves it to the template."""
     malformed: str = "stop"
@@ -53,7 +53,7 @@ class AgentConfig:
     def __post_init__(self) -> None:
         one_of(self.format, format_names(), "agent.format")
         one_of(self.malformed, ("stop", "notice"), "agent.malformed")
-        if self.format == "tools" and not self.chat:
+        if self.format == "tools" and self.chat is False:
             raise UserError("agent.format=tools is a chat: set agent.chat=true, or agent.format=tags")
         for name in (
             "top_k",

@@ -31,6 +31,10 @@ class TokenCodec(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``, special tokens included."""
 
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template."""
+
     def chat(self, user: str) -> str:
         """``user`` as the first message of a conversation, up to where the assistant starts."""
 
@@ -146,6 +150,10 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
+    @property
+    def has_template(self) -> bool:
+        return bool(self._tokenizer.chat_template)
+
     def chat(self, user: str) -> str:
         return self.render([{"role": "user", "content": user}])
 
@@ -156,10 +164,10 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] = (),
         options: Mapping[str, Any] | None = None,
     ) -> str:
-        if not self._tokenizer.chat_template:
+        if not self.has_template:
             raise UserError(
-                "agent.chat=true, but this model's tokenizer has no chat template; set agent.chat=false and "
-                "agent.format=tags"
+                f"{self._given}: its tokenizer has no chat template, which agent.chat=true and agent.format=tools "
+                "need; set agent.chat=false and agent.format=tags"
             )
         try:
             return self._tokenizer.apply_chat_template(

@@ -25,6 +25,9 @@ from conf.schema import RunConfig
 from tracking.experiments import sweep
 from tracking.experiments.sweep import Job, Plan
 
+ANY_MODEL = "model=folder"
+"""The choice for a model that is given by its path."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sweep:
@@ -95,6 +98,9 @@ class _Asked:
 def _asked(composer: Composer, lines: Sequence[str]) -> _Asked:
     check_peers(lines)
     overrides = [composer.parse(line) for line in lines]
+    if _names_only_a_path(overrides):
+        lines = [ANY_MODEL, *lines]
+        overrides = [composer.parse(ANY_MODEL), *overrides]
     for line in (str(o.input_line) for o in overrides if o.key_or_group == "hydra.sweep.subdir"):
         raise UserError(f"{line}: a job's folder is named by what the sweep varies; leave it out")
     for line in (str(o.input_line) for o in overrides if o.key_or_group == "hydra.job.chdir" and o.value()):
@@ -105,6 +111,12 @@ def _asked(composer: Composer, lines: Sequence[str]) -> _Asked:
     with one_line(composer, first, hydras):
         composed = composer.compose(first, hydras)
     return _Asked(lines=tuple(lines), ours=ours, first=first, composed=composed)
+
+
+def _names_only_a_path(overrides: Sequence[Override]) -> bool:
+    """Whether a model is given by ``model.path`` alone: then the default model's settings aren't meant for it."""
+    given = {o.key_or_group for o in overrides}
+    return "model.path" in given and "model" not in given
 
 
 def _searched(settings: Sequence[str]) -> tuple[str, ...]:

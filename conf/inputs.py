@@ -11,6 +11,7 @@ from pathlib import Path
 from agent.errors import UserError
 from agent.settings import KIND
 from conf.schema import RunConfig
+from learner.gguf import is_gguf
 
 _SERVING = ("eval", "calibrate", "ask")
 _FOLDERS = ("checkpoint", "report.sweep", "resume", "retrieval.index")
@@ -23,6 +24,8 @@ def check_inputs(config: RunConfig) -> None:
     for key, path in _read(config):
         if problem := missing(path):
             raise UserError(f"{key}={path}: {problem}")
+        if key == "checkpoint" and is_gguf(path):
+            continue
         if key in _FOLDERS and not Path(path).expanduser().is_dir():
             raise UserError(f"{key}={path}: is a file, and a folder is needed")
 

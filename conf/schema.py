@@ -6,7 +6,7 @@ Each room owns the dataclass of its settings and their defaults; a YAML file say
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         one_of(self.mode, MODES, "mode")
+        if self.model.dtype == "auto":
+            self.model = replace(self.model, dtype="float32" if self.cluster.device == "cpu" else "bfloat16")
         prompt_text(self.agent)  # knows its prompts, and reads a file
         one_of(self.group.strategy, STRATEGIES, "group.strategy")
         scorer = Scorer(self.reward, tags_of(self.agent))  # knows its outcomes and gates
@@ -156,7 +158,7 @@ class RunConfig:
         if self.model.path is None:
             raise UserError(
                 f"model={self.model.name} is made from scratch, and data=jsonl brings nothing that it could learn to "
-                "write from: take a pretrained model (model=smollm2-135m, or model=qwen0.5b model.path=FOLDER) or give "
+                "write from: take a pretrained model (model=smollm2-135m, or model.path=FOLDER) or give "
                 "data.experts=FILE; algorithm.warm_start.steps=0 trains it from random weights"
             )
         raise UserError(
@@ -195,10 +197,15 @@ class RunConfig:
             ) from error
 
 
+def stem(path: str | None) -> str:
+    """The name of a model that is given by its path: a folder, a hub name or a GGUF file."""
+    return "" if path is None else Path(path).absolute().name.removesuffix(".gguf")
+
+
 def register() -> None:
     """Puts the schema where Hydra finds it: ``run_schema`` at the root, ``NAME_rule`` for each pool rule.
 
-    And the two resolvers that ``config.yaml`` names a sweep's folders with.
+    And the resolvers that ``config.yaml`` names a sweep's folders with, and ``model/folder.yaml`` its model.
     """
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
@@ -206,6 +213,7 @@ def register() -> None:
         store.store(group="pool", name=f"{name}_rule", node=rule_class(name))
     OmegaConf.register_new_resolver("either", lambda one, other: one or other, replace=True)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+    OmegaConf.register_new_resolver("stem", stem, replace=True)
 
 
 def typed(config: DictConfig) -> RunConfig:

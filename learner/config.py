@@ -8,6 +8,12 @@ from agent.errors import UserError, one_of
 from agent.settings import PATH, TEXT
 from learner.losses.base import ADVANTAGES, AGGREGATIONS, Choices, Loss, loss_class
 
+BFLOAT16_MISMATCH = 0.05
+"""Nats: a bfloat16 run whose train-inference mismatch is above this is warned. Rounding alone makes 0.001 to 0.02."""
+KL = ("none", "k1", "k2", "k3")
+DEFAULT_CONSTANT_LENGTH = 1024
+
+
 _TINY = {
     "hidden_size": 128,
     "num_hidden_layers": 2,
@@ -16,36 +22,34 @@ _TINY = {
     "intermediate_size": 256,
 }
 
-BFLOAT16_MISMATCH = 0.05
-"""Nats: a bfloat16 run whose train-inference mismatch is above this is warned. Rounding alone makes 0.001 to 0.02."""
-KL = ("none", "k1", "k2", "k3")
-DEFAULT_CONSTANT_LENGTH = 1024
-
 
 @dataclass
 class ModelConfig:
-    """The policy: a folder or hub name in Hugging Face format, or ``tiny``, built from scratch."""
+    """The policy: a model in Hugging Face format or GGUF, or ``tiny``, built from scratch."""
 
     name: str = field(default="tiny", metadata=TEXT)
     """Label in logs and folders."""
     path: str | None = field(default=None, metadata=PATH)
-    """Folder or hub name of pretrained weights; None builds a random model of ``architecture``."""
-    architecture: dict[str, int] = field(default_factory=lambda: dict(_TINY))
+    """Folder, hub name or GGUF file of pretrained weights; None builds a random model of ``architecture``."""
+    architecture: dict[str, int] | None = field(default_factory=lambda: dict(_TINY))
     """Sizes (hidden_size, num_hidden_layers, num_attention_heads, ...): of the Qwen2 that ``path: null`` builds, and
-    of a model whose folder isn't at hand when it is planned for."""
+    of a model whose folder isn't at hand when it is planned for. None leaves them to the folder's ``config.json``."""
     vocab_size: int = 1024
     """For ``path: null``: size of the byte-level BPE trained on the task's text."""
     family: str = "qwen2"
     """``qwen2``, ``qwen3`` or ``llama``: which tensors ``architecture`` stands for, in the plan."""
     dtype: str = "float32"
-    """``float32`` or ``bfloat16``, in the learner and in the engine."""
+    """``float32`` or ``bfloat16``, in the learner and in the engine; ``auto`` is bfloat16 on a GPU and float32 on a
+    CPU."""
     lora_rank: int = 0
     """Train low-rank changes of this rank to every linear layer, and nothing else; 0 trains all weights. Wants a
     learning rate 10 to 100 times higher."""
 
     def __post_init__(self) -> None:
         one_of(self.family, ("qwen2", "qwen3", "llama"), "model.family")
-        one_of(self.dtype, ("float32", "bfloat16"), "model.dtype")
+        one_of(self.dtype, ("auto", "float32", "bfloat16"), "model.dtype")
+        if self.path is None and self.architecture is None:
+            raise UserError("model: nothing says which; give model.path=FOLDER, a hub name or a GGUF file")
         if self.lora_rank < 0:
             raise UserError(f"model.lora_rank={self.lora_rank} must be at least 0; 0 trains all weights")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from agent.errors import UserError, shortened
 
+CONFIG = "config.json"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 """Configuration, weights, tokenizer. Pickles are never fetched, since they are never loaded."""
@@ -30,12 +32,22 @@ def local_folder(path: str | Path, given: str, *, hub: bool = True) -> Path:
     return _snapshot(str(path), given)
 
 
-def _snapshot(name: str, given: str) -> Path:
+def config_file(path: str, given: str) -> Path:
+    """``config.json`` of the model ``path``; of a hub's model nothing else is fetched. Raises as ``local_folder``."""
+    if Path(path).expanduser().exists() or not HUB_NAME.fullmatch(path):
+        file = local_folder(path, given) / CONFIG
+        if not file.is_file():
+            raise UserError(f"{given}: {CONFIG} is missing; name a folder with a model in Hugging Face format")
+        return file
+    return _snapshot(path, given, [CONFIG]) / CONFIG
+
+
+def _snapshot(name: str, given: str, files: Sequence[str] = FETCHED) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=FETCHED, ignore_patterns=LEFT_OUT))
+        return Path(snapshot_download(name, allow_patterns=list(files), ignore_patterns=LEFT_OUT))
     except GatedRepoError as error:
         raise UserError(
             f"{given}: the hub gives it only to who has accepted its licence; do so at "

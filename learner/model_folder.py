@@ -7,21 +7,20 @@ model that transformers builds from config.json without memory, by transformers'
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from agent.errors import UserError, shortened
+from learner.hub import CONFIG
+from learner.quiet import quietly
 from learner.skeleton import is_skeleton
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 JSON = (CONFIG, "generation_config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json")
@@ -190,7 +189,7 @@ def _tensors(folder: Path) -> dict[str, _Tensor]:
 
 def _described(folder: Path) -> PreTrainedModel:
     """The model of ``config.json``, without memory for its tensors."""
-    with _quietly():
+    with quietly():
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -289,14 +288,3 @@ def _compare_tied(folder: Path, model: PreTrainedModel, tensors: Mapping[str, _T
 
 def _more(names: set[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """transformers and what it imports warn of what doesn't matter here; a mistake is to be one line."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

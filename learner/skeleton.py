@@ -43,7 +43,7 @@ def write_skeleton(folder: Path, config: ModelConfig, *, context: int) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     qwen2_config(
-        config.architecture,
+        config.architecture or {},
         vocab_size=len(tokenizer),
         max_position_embeddings=context,
         eos_token_id=tokenizer.eos_token_id,

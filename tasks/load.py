@@ -33,6 +33,7 @@ class _Characters:
     special_tokens: tuple[str, ...] = ()
     special_ids: frozenset[int] = frozenset()
     beginning: tuple[int, ...] = ()
+    has_template: bool = False
 
     def encode(self, text: str) -> list[int]:
         return [ord(character) for character in text]

@@ -12,6 +12,7 @@ from typing import Any
 
 from agent.errors import UserError
 from learner.config import ModelConfig
+from learner.hub import CONFIG, config_file
 
 MOST, MOST_LAYERS = 10**8, 1000
 """Bounds of any size, so that a number that is mistyped is said and not computed with."""
@@ -104,10 +105,13 @@ class Architecture:
 def architecture(config: ModelConfig) -> Architecture:
     """The model's sizes: of its folder's ``config.json`` where there is one, else those of the configuration.
 
-    A family that isn't known is counted as a Llama. Raises ``UserError`` when a size is missing or not positive.
+    A family that isn't known is counted as a Llama. Raises ``UserError`` when a size is missing or not positive, or
+    there is nothing to read sizes from.
     """
-    if config.path is not None and (file := Path(config.path).expanduser() / "config.json").is_file():
+    if config.path is not None and (file := Path(config.path).expanduser() / CONFIG).is_file():
         return _from_json(file)
+    if config.architecture is None:
+        return _from_json(config_file(str(config.path), f"model.path={config.path}"))
     sizes: dict[str, Any] = dict(config.architecture)
     sizes.setdefault("vocab_size", config.vocab_size)
     return _build(config.family, {"tie_word_embeddings": True, **sizes}, "model.architecture")

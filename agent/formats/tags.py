@@ -32,9 +32,9 @@ class TagFormat(Format):
         self.protocol = tags_of(config)
         self.stop = self.protocol.stop
         self.marks = self.protocol.tags
-        self.beginning = () if config.chat else codec.beginning
         self._codec = codec
-        self._chat = config.chat
+        self._chat = codec.has_template if config.chat is None else config.chat
+        self.beginning = () if self._chat else codec.beginning
         self._thinking = config.thinking
         self._most = config.max_parallel
         self._tools = {tool.name for tool in tools}

@@ -69,8 +69,9 @@ def test_what_is_wrong_is_one_line_that_begins_with_what_was_given(
 
 
 def test_what_the_agent_wants_of_the_model_is_checked_too(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"agent\.chat=true, but this model's tokenizer has no chat template"):
-        check_model(str(folder), "checkpoint=here", AgentConfig(max_prompt_tokens=64, max_response_tokens=64))
+    chat = AgentConfig(chat=True, max_prompt_tokens=64, max_response_tokens=64)
+    with pytest.raises(UserError, match=r"^checkpoint=here: its tokenizer has no chat template, which agent\.chat"):
+        check_model(str(folder), "checkpoint=here", chat)
     longer = AgentConfig(prompt="plain", chat=False, max_prompt_tokens=64, max_response_tokens=65)
     with pytest.raises(UserError, match=r"= 129, but the context of the model in checkpoint=here is 128 tokens"):
         check_model(str(folder), "checkpoint=here", longer)

@@ -82,6 +82,10 @@ class ByteCodec:
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join([self.pieces[i] for i in ids]).decode("utf-8", "replace")
 
+    @property
+    def has_template(self) -> bool:
+        return True
+
     def chat(self, user: str) -> str:
         return f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
 
