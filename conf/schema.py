@@ -197,15 +197,10 @@ class RunConfig:
             ) from error
 
 
-def stem(path: str | None) -> str:
-    """The name of a model that is given by its path: a folder, a hub name or a GGUF file."""
-    return "" if path is None else Path(path).absolute().name.removesuffix(".gguf")
-
-
 def register() -> None:
     """Puts the schema where Hydra finds it: ``run_schema`` at the root, ``NAME_rule`` for each pool rule.
 
-    And the resolvers that ``config.yaml`` names a sweep's folders with, and ``model/folder.yaml`` its model.
+    And the two resolvers that ``config.yaml`` names a sweep's folders with.
     """
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
@@ -213,7 +208,6 @@ def register() -> None:
         store.store(group="pool", name=f"{name}_rule", node=rule_class(name))
     OmegaConf.register_new_resolver("either", lambda one, other: one or other, replace=True)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
-    OmegaConf.register_new_resolver("stem", stem, replace=True)
 
 
 def typed(config: DictConfig) -> RunConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from agent.errors import UserError, one_of
 from agent.settings import PATH, TEXT
@@ -28,7 +29,7 @@ class ModelConfig:
     """The policy: a model in Hugging Face format or GGUF, or ``tiny``, built from scratch."""
 
     name: str = field(default="tiny", metadata=TEXT)
-    """Label in logs and folders."""
+    """Label in logs and folders; "" takes the last part of ``path``."""
     path: str | None = field(default=None, metadata=PATH)
     """Folder, hub name or GGUF file of pretrained weights; None builds a random model of ``architecture``."""
     architecture: dict[str, int] | None = field(default_factory=lambda: dict(_TINY))
@@ -50,6 +51,8 @@ class ModelConfig:
         one_of(self.dtype, ("auto", "float32", "bfloat16"), "model.dtype")
         if self.path is None and self.architecture is None:
             raise UserError("model: nothing says which; give model.path=FOLDER, a hub name or a GGUF file")
+        if not self.name and self.path is not None:
+            self.name = Path(self.path).absolute().name.removesuffix(".gguf")
         if self.lora_rank < 0:
             raise UserError(f"model.lora_rank={self.lora_rank} must be at least 0; 0 trains all weights")
 

@@ -35,6 +35,7 @@ NEEDED = {
     ("exit", "early"): ["mode=eval", "checkpoint=folder"],
     ("selectivity", "query"): ["mode=eval", "checkpoint=folder"],
     ("selectivity", "evidence"): ["mode=eval", "checkpoint=folder"],
+    ("model", "folder"): ["model.path=here/folder"],
 }
 """What an option can't do without."""
 
@@ -184,7 +185,7 @@ def test_cards_of_24_gib_have_8_bit_moments_and_only_the_tiny_model_keeps_all_ac
         small = config.cluster.device == "cuda" and config.cluster.card == "rtx3090"
         assert (config.algorithm.optimizer.kind == "adamw8bit") == small, file.stem
     for file in (CONF / "model").glob("*.yaml"):
-        config = composed(f"model={file.stem}", "algorithm=david")
+        config = composed(f"model={file.stem}", "algorithm=david", *NEEDED.get(("model", file.stem), []))
         assert config.algorithm.gradient_checkpointing == (file.stem != "tiny")
         assert config.algorithm.optimizer.lr == (1e-6 if file.stem != "tiny" else 3e-4)
     kept = composed("model=qwen1.5b", "algorithm.optimizer.kind=adamw", "algorithm.optimizer.offload=true")
@@ -325,7 +326,7 @@ MISTAKES = [
         "model=tiny is made from scratch",
     ),
     (
-        ["data=jsonl", "data.questions=q", "data.corpus=c", "model.path=folder"],
+        ["data=jsonl", "data.questions=q", "data.corpus=c", "model=tiny", "model.path=folder"],
         "algorithm.warm_start.steps=200 needs expert trajectories: data.experts=FILE; or set ",
     ),
     (["data=jsonl", "data.questions=q.jsonl"], "data=jsonl needs data.corpus=FILE"),

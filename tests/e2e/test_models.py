@@ -15,7 +15,7 @@ def broken(whole, tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("asked", ["mode=eval checkpoint={}", "model.path={}"])
+@pytest.mark.parametrize("asked", ["mode=eval checkpoint={}", "model=tiny model.path={}"])
 def test_a_folder_without_weights_is_refused_before_anything_starts(launch, small, broken, asked):
     run = launch("refused", *small, *asked.format(broken).split())
     assert run.code == 2, run.output
@@ -42,7 +42,14 @@ def unplayable(whole, tmp_path_factory):
 
 
 def test_a_run_in_which_everything_fails_ends_with_the_cause(launch, small, unplayable):
-    run = launch("unplayable", *small, f"model.path={unplayable}", "algorithm.warm_start.steps=0", "algorithm.steps=2")
+    run = launch(
+        "unplayable",
+        *small,
+        "model=tiny",
+        f"model.path={unplayable}",
+        "algorithm.warm_start.steps=0",
+        "algorithm.steps=2",
+    )
     assert run.code == 1, run.output
     last = run.output.splitlines()[-1]
     assert last.startswith("slingshot: fault: none of 24 questions could be evaluated: generation_failed: ")

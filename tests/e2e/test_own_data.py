@@ -21,6 +21,7 @@ def test_hotpotqa_trains_two_steps(whole, launch, loads_elsewhere):
     run = launch(
         "hotpotqa",
         "data=jsonl",
+        "model=tiny",
         f"model.path={whole.checkpoint}",
         f"data.questions={HOTPOT / 'questions.jsonl'}",
         f"data.corpus={HOTPOT / 'corpus.jsonl'}",
@@ -80,6 +81,7 @@ def test_ones_own_files_as_they_come(whole, launch, tmp_path):
     run = launch(
         "own-files",
         *common,
+        "model=tiny",
         f"model.path={whole.checkpoint}",
         f"data.questions={questions}",
         f"data.eval_questions={held_out}",
