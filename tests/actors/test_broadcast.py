@@ -102,6 +102,7 @@ def test_a_worker_that_does_not_stop_is_named_and_the_others_go_on_without_it(ch
     assert choir.said == []
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_replaced_is_in_the_next_broadcast(choir: Choir) -> None:
     workers = choir.choir(2, {"rollout-1": {"hold": ["die"]}})
     choir.publish(workers, 1)
@@ -145,6 +146,7 @@ def test_a_broadcast_that_never_ends_is_abandoned_and_says_who_was_missing(choir
     choir.watch(workers, "rollout-2", "has", "1")
 
 
+@pytest.mark.slow
 def test_two_broken_broadcasts_end_in_the_object_store(choir: Choir) -> None:
     workers = choir.choir(1, {f"rollout-{i}": {"transfer": ["fault"]} for i in range(2)})
     choir.publish(workers, 1)
@@ -163,7 +165,14 @@ def test_two_broken_broadcasts_end_in_the_object_store(choir: Choir) -> None:
     assert choir.events("rollout-2", "hold") == []
 
 
-@pytest.mark.parametrize("who", ["learner's offer", "learner", "rollout-1"])
+@pytest.mark.parametrize(
+    "who",
+    [
+        pytest.param("learner's offer", marks=pytest.mark.slow),
+        "learner",
+        pytest.param("rollout-1", marks=pytest.mark.slow),
+    ],
+)
 def test_a_group_that_cannot_be_opened_costs_nobody_and_says_why(choir: Choir, who: str) -> None:
     learner = {"learner's offer": {"offer": ["fault"]}, "learner": {"join": ["fault"]}}.get(who, {})
     workers = choir.choir(2, {who: {"join": ["fault"]}}, learner)
@@ -180,6 +189,7 @@ def test_a_group_that_cannot_be_opened_costs_nobody_and_says_why(choir: Choir, w
     assert choir.events("rollout-0", "has")[-1] == ("2",)
 
 
+@pytest.mark.slow
 def test_a_learner_that_hangs_ends_the_run_with_what_to_do(choir: Choir) -> None:
     workers = choir.choir(1, {}, {"offer": ["gate:never"]}, timeout_s=SHORT_S)
     with pytest.raises(Fault, match=r"has not returned from NCCL for 6 s .*weight_channel=object_store"):
@@ -193,6 +203,7 @@ def test_a_learner_that_dies_ends_the_run(choir: Choir) -> None:
         choir.publish(workers, 1)
 
 
+@pytest.mark.slow
 def test_a_worker_that_takes_no_copy_is_named_too(choir: Choir) -> None:
     workers = choir.workers(2, {"rollout-1": {"receive": ["", "gate:never"]}})
     choir.patiently(workers.deliver, Version(0))

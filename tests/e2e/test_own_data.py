@@ -53,11 +53,10 @@ def test_hotpotqa_trains_two_steps(whole, launch, loads_elsewhere):
     loads_elsewhere(run.checkpoint)
 
 
-def test_ones_own_files_as_they_come(whole, launch, tmp_path):
-    """Training on HotpotQA's own layout and a compressed corpus with titles apart, then an evaluation of the same file.
-
-    One long question stops neither; one that the held-out file has, too, is not trained on.
-    """
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Questions in HotpotQA's own layout, four held out too and one very long, and settings for their corpus."""
+    folder = tmp_path_factory.mktemp("own")
     rows = [
         {
             "_id": f"h{i}",
@@ -69,16 +68,22 @@ def test_ones_own_files_as_they_come(whole, launch, tmp_path):
         for i in range(24)
     ]
     rows.append({**rows[0], "_id": "long", "question": "who, " * 300 + "wrote it?"})
-    questions, held_out = tmp_path / "hotpot.json", tmp_path / "held-out.jsonl"
+    questions, held_out = folder / "hotpot.json", folder / "held-out.jsonl"
     questions.write_text(json.dumps(rows))
     held_out.write_text("".join(json.dumps(row | {"_id": f"e{i}"}) + "\n" for i, row in enumerate(rows[:4])))
     passages = [{"_id": f"d{i}", "title": f"Book {i}", "text": f"It is by writer {i}."} for i in range(24)]
     passages.append({"_id": "w", "title": "Writers", "text": "All who write."})
-    corpus = tmp_path / "corpus.jsonl.gz"
+    corpus = folder / "corpus.jsonl.gz"
     corpus.write_bytes(gzip.compress("".join(json.dumps(p) + "\n" for p in passages).encode()))
     common = ["data=jsonl", f"data.corpus={corpus}", "tracker=none", "cluster.dashboard=false"]
     common.append("agent.max_prompt_tokens=100")
-    run = launch(
+    return questions, held_out, common
+
+
+@pytest.fixture(scope="module")
+def trained(whole, launch, files):
+    questions, held_out, common = files
+    return launch(
         "own-files",
         *common,
         "model=tiny",
@@ -92,6 +97,11 @@ def test_ones_own_files_as_they_come(whole, launch, tmp_path):
         "pool.group_size=2",
         "reward.evidence_weight=0.5",
     )
+
+
+def test_ones_own_files_are_trained_on_as_they_come(trained):
+    """A long question stops no run; one that the held-out file has, too, is not trained on."""
+    run = trained
     assert run.code == 0, run.output
     assert run.rows("eval")[-1]["n"] == 4
     assert "4 of 25 training questions are also in data.eval_questions=" in run.output
@@ -100,7 +110,13 @@ def test_ones_own_files_as_they_come(whole, launch, tmp_path):
     listed = [json.loads(line) for line in (run.folder / "data_notices.jsonl").read_text().splitlines()]
     assert {row["id"] for row in listed if row["kind"] == "left_out"} == {"h0", "h1", "h2", "h3", "long"}
 
-    evaluation = launch("own-eval", *common, "mode=eval", f"checkpoint={run.checkpoint}", f"data.questions={questions}")
+
+@pytest.mark.slow
+def test_an_evaluation_of_the_same_file_leaves_out_what_was_trained_on(trained, files, launch):
+    questions, _, common = files
+    evaluation = launch(
+        "own-eval", *common, "mode=eval", f"checkpoint={trained.checkpoint}", f"data.questions={questions}"
+    )
     assert evaluation.code == 0, evaluation.output
     assert evaluation.rows("eval")[-1]["n"] == 4, "those that it wasn't trained on, less the long one"
     assert "has trained on 20 of the 25 questions" in evaluation.output
