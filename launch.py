@@ -50,7 +50,7 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
     from actors.plan.installation import slow_bfloat16
     from actors.plan.machine import check_machine
 
-    _unpack_model(config, console)
+    _settle(config, console)
     if unfit := refusal(config):
         raise UserError(f"{unfit} (mode=plan shows the whole plan)")
     check_machine(config)
@@ -194,7 +194,7 @@ def plan(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=plan``: placement and memory, without Ray or a GPU."""
     from actors.plan.table import table
 
-    _unpack_model(config, console)
+    _settle(config, console)
     console.say(table(config))
 
 
@@ -224,12 +224,12 @@ MODES: dict[str, Callable[[RunConfig, Path, Any], None]] = {
 }
 
 
-def _unpack_model(config: RunConfig, console: Console) -> None:
-    """A GGUF file in ``model.path`` becomes the folder of what is in it, before anything looks at the model."""
-    from learner.gguf import unpacked
+def _settle(config: RunConfig, console: Console) -> None:
+    """Fills in what only the model in ``model.path`` says, before anything is planned with it."""
+    from actors.settled import settle
 
     if path := config.model.path:
-        config.model.path = unpacked(path, f"model.path={path}", config.cache, console.phase)
+        config.model.path = settle(config, path, f"model.path={path}", console.phase)
 
 
 def _in_short(config: RunConfig) -> str:

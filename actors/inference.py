@@ -13,12 +13,12 @@ from actors.plan.machine import check_machine
 from actors.prepare import check_model
 from actors.questions import Asked, asked
 from actors.ray_start import start_ray
+from actors.settled import settle
 from actors.topology import Topology
 from actors.weights import FolderChannel
 from actors.worker_pool import WorkerPool
 from agent.inference.infer import Inference
 from conf.schema import RunConfig
-from learner.gguf import unpacked
 from tasks.load import Task, load
 from tasks.notices import write_notices
 from tracking.calibration import read_threshold
@@ -48,7 +48,7 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
     """
     check_machine(config)
     given = f"checkpoint={config.checkpoint}"
-    path = unpacked(str(config.checkpoint), given, config.cache, console.phase)
+    path = settle(config, str(config.checkpoint), given, console.phase)
     with console.phase("reading the checkpoint and the data"):
         folder = check_model(path, given, config.agent, hub=False)
         published = FolderChannel().publish(folder, 0)

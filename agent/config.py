@@ -8,6 +8,9 @@ from agent.errors import UserError, one_of
 from agent.formats import format_names
 from agent.settings import PATH
 
+LONGEST_RESPONSE = 8192
+"""Tokens of a response, where nothing sets another limit."""
+
 
 @dataclass
 class AgentConfig:
@@ -38,8 +41,8 @@ class AgentConfig:
     max_new_tokens: int = 1024
     """Token limit of every later turn."""
     max_prompt_tokens: int = 1024
-    max_response_tokens: int = 8192
-    """Actions and observations together."""
+    max_response_tokens: int = LONGEST_RESPONSE
+    """Actions and observations together; 0 takes what the model's context leaves, 8192 at most."""
     max_passage_chars: int = 2000
     """A longer passage is cut, so that one document can't fill the context."""
     temperature: float = 0.6
@@ -62,11 +65,12 @@ class AgentConfig:
             "max_new_tokens_first",
             "max_new_tokens",
             "max_prompt_tokens",
-            "max_response_tokens",
             "max_passage_chars",
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"agent.{name}={getattr(self, name)} must be at least 1")
+        if self.max_response_tokens < 0:
+            raise UserError(f"agent.max_response_tokens={self.max_response_tokens} must be at least 1, or 0")
         if self.temperature <= 0:
             raise UserError(f"agent.temperature={self.temperature} must be above 0: training needs a distribution")
 

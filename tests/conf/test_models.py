@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,8 @@ def test_a_path_alone_is_a_model(folder: Path) -> None:
     assert (config.model.name, config.model.dtype) == ("my-model", "float32")
     assert architecture(config.model).parameters == 300 * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 128 + 2 * 64) + 64
     other = asked("model=qwen0.5b")
-    assert (config.agent, config.algorithm) == (other.agent, other.algorithm)
+    assert (replace(config.agent, max_response_tokens=8192), config.algorithm) == (other.agent, other.algorithm)
+    assert config.agent.max_response_tokens == 0, "what its context leaves"
     assert config.algorithm.warm_start.steps == 0
 
 
