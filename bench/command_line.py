@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 BOX = ["cluster=4x3090", "model=qwen1.5b"]
@@ -33,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="3 calls each instead of 9")
     calls = 3 if parser.parse_args().quick else 9
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for name, (arguments, code, limit) in CASES.items():
             took = statistics.median(seconds(arguments, code, folder) for _ in range(calls))

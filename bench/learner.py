@@ -103,7 +103,7 @@ def main() -> None:
         microbatch_tokens=TINY_TOKENS, gradient_checkpointing=False, optimizer=OptimizerConfig(lr=3e-4)
     )
     ours, theirs = (
-        Policy.build(ModelConfig().architecture, vocab_size=ModelConfig().vocab_size, seed=0) for _ in range(2)
+        Policy.build(ModelConfig().architecture or {}, vocab_size=ModelConfig().vocab_size, seed=0) for _ in range(2)
     )
     adamw = torch.optim.AdamW(theirs.parameters(), lr=3e-4, fused=True)
     with tempfile.TemporaryDirectory() as folder:

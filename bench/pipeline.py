@@ -168,10 +168,10 @@ def report(calibration: Calibration, steps: int) -> list[str]:
     rollout_s = simulated.rollout_s if layout.rollout_workers == 1 else table[0].synchronous.rollout_s
     for ratio in RATIOS:
         side = at_ratio(latencies, rollout_s, ratio)
-        found = points(side, replace(layout, rollout_workers=1), (0, 1, 2, 4), steps)[1:]
-        scaled.append({"ratio": ratio, "rows": [p.row() for p in found]})
-        speeds = "  ".join(f"{p.speed_up:.2f}" for p in found)
-        idle = "  ".join(f"{p.found.learner_idle:6.1%}" for p in found)
+        overlapped = points(side, replace(layout, rollout_workers=1), (0, 1, 2, 4), steps)[1:]
+        scaled.append({"ratio": ratio, "rows": [p.row() for p in overlapped]})
+        speeds = "  ".join(f"{p.speed_up:.2f}" for p in overlapped)
+        idle = "  ".join(f"{p.found.learner_idle:6.1%}" for p in overlapped)
         print(f"{ratio:>5.2f}  {speeds:>19}  {idle:>23}")
     best = max((p for p in table if p.layout.max_staleness <= 2), key=lambda p: (p.good, p.speed_up))
     print(

@@ -43,9 +43,10 @@ sys.path.insert(0, str(ROOT))
 from actors.engine import Engine  # noqa: E402
 from actors.process import QUIET  # noqa: E402
 from agent.config import AgentConfig, RewardConfig  # noqa: E402
+from agent.dialogue import Dialogue  # noqa: E402
 from agent.environment import Environment  # noqa: E402
 from agent.group import Player, play_group  # noqa: E402
-from agent.protocol import PROTOCOLS, Dialogue  # noqa: E402
+from agent.protocol import PROTOCOLS  # noqa: E402
 from agent.records import Completion, Passage  # noqa: E402
 from agent.rewards.scorer import Scorer  # noqa: E402
 from agent.tickets import Ticket  # noqa: E402
@@ -109,8 +110,14 @@ class Novice:
             finish=sampled.finish,
         )
 
+    async def score(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> float:
+        raise AssertionError("nothing exits early here")
+
     async def search(self, query: str, k: int) -> tuple[Passage, ...]:
         return self._passages[query]
+
+    async def following(self, document_id: str, k: int) -> tuple[Passage, ...]:
+        raise AssertionError("the novice opens no document")
 
 
 Chain = list[Request]
@@ -162,7 +169,8 @@ class Bench:
         return await self.in_engine(lambda: self._replay(chains, most, reset_after))
 
     def _replay(self, chains: list[Chain], most: int, reset_after: int | None) -> Clock:
-        engine, waiting = self.engine.thread.vllm, deque(chains)
+        engine: Any = self.engine.thread.vllm
+        waiting = deque(chains)
         playing: dict[str, tuple[Chain, int]] = {}
         numbers = iter(range(10**9))
         engine.reset_prefix_cache()

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for pool_cases: importlib mode adds no folder by itself
-
 from agent.config import AgentConfig
 from agent.dialogue import Dialogue
 from agent.environment import Environment

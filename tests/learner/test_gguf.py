@@ -1,4 +1,4 @@
-"""GGUF files as models; that a real one is read right is in tests/real."""
+"""GGUF files as models; that a real one is read right is in tests/e2e/test_real_models.py."""
 
 from __future__ import annotations
 
