@@ -33,6 +33,7 @@ from agent.errors import Fault, UserError, refused
 from conf.arguments import asks_for_help
 from conf.command_line import check_overrides
 from conf.schema import RunConfig, register, typed
+from tasks.making.config import AUTO
 
 if TYPE_CHECKING:
     from tracking.console import Console
@@ -78,6 +79,15 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
             config.model.path = str(folder)  # else the name: nodes of a cluster have snapshots of their own
     if resume is not None:
         console.say(f"resuming {resume}")
+    if config.data.experts == AUTO:
+        from actors.experts import own_experts
+
+        model = folder if config.model.path is not None else None
+        with console.phase("making expert trajectories") as phase:
+            file, said = own_experts(config, task, run_dir, model, resume, _questions(phase))
+        config.data.experts = str(file)
+        for line in said:
+            console.say(line)
 
     with console.phase("loading Ray"):
         import ray
@@ -174,6 +184,35 @@ def ask(config: RunConfig, run_dir: Path, console: Console) -> None:
     console.say(f"answer: {answer}" if answer is not None else f"no answer ({reason})")
 
 
+def experts(config: RunConfig, run_dir: Path, console: Console) -> None:
+    """``mode=experts``: expert trajectories of the training questions, for data.experts.
+
+    They are played against the real index, from the supporting documents or by a teacher.
+    """
+    from actors.experts import Order, made_here, write
+    from actors.plan.machine import check_cache
+    from learner.hub import local_folder
+    from tasks.load import load
+    from tasks.notices import write_notices
+
+    check_cache(config)
+    started = time.perf_counter()
+    with console.phase("reading the data"):
+        task = load(config.data, config.seed, config.cache)
+        given = config.model.path
+        model = None if given is None else local_folder(given, f"model.path={given}")
+        write_notices(run_dir, task.notices)
+    console.notices(task.notices, run_dir)
+    if model is None:
+        console.say("no model.path: nothing is measured against agent.max_response_tokens", "yellow")
+    with console.phase("making expert trajectories") as phase:
+        made = made_here(Order.of(config, task, model), _questions(phase))
+    for line in made.lines():
+        console.say(line)
+    file = write(made, run_dir)
+    console.say(f"data.experts={file}, the report beside it; {time.perf_counter() - started:.1f} s")
+
+
 def index(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=index``: the retrieval index of the corpus, built beforehand."""
     from actors.plan.machine import check_cache
@@ -217,6 +256,7 @@ MODES: dict[str, Callable[[RunConfig, Path, Any], None]] = {
     "eval": evaluate,
     "calibrate": calibrate,
     "ask": ask,
+    "experts": experts,
     "index": index,
     "plan": plan,
     "simulate": simulate,

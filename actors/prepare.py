@@ -28,6 +28,7 @@ from learner.skeleton import write_skeleton
 from tasks.demonstrations import Demonstration, Encoded, Expert, as_trajectory, end_ids
 from tasks.experts import check_fits
 from tasks.load import Task, load
+from tasks.making.config import AUTO
 from tasks.notices import write_notices
 from tasks.tokenizer import train
 from tasks.trained import write_trained
@@ -66,7 +67,7 @@ def look(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> T
     task = load(config.data, config.seed, config.cache)
     experts: list[Question] = []
     notices = list(task.notices)
-    if config.data.experts is not None:
+    if config.data.experts not in (None, AUTO):  # a run's own are made when its tokenizer is known
         _expert_demonstrations(config, task)
         written, said = task.file_of_experts(tags_of(config.agent))
         experts = [expert.question for expert in written]
@@ -183,7 +184,7 @@ def _warm_start_key(config: RunConfig, model_path: str) -> str:
         "model": asdict(config.model),
         "warm_start": asdict(config.algorithm.warm_start),
         "optimizer": config.algorithm.optimizer.kind,
-        "data": asdict(config.data),
+        "data": asdict(replace(config.data, experts=None)),  # what the file says counts, and not where it lies
         "agent": asdict(config.agent),
     }
     settings["prompt"] = prompt_text(config.agent)

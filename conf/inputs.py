@@ -12,6 +12,7 @@ from agent.errors import UserError
 from agent.settings import KIND
 from conf.schema import RunConfig
 from learner.gguf import is_gguf
+from tasks.making.config import AUTO
 
 _SERVING = ("eval", "calibrate", "ask")
 _FOLDERS = ("checkpoint", "report.sweep", "resume", "retrieval.index")
@@ -35,17 +36,17 @@ def _read(config: RunConfig) -> Iterator[tuple[str, str]]:
     mode, model = config.mode, config.model.path
     if mode == "train" and config.resume not in (None, "", "auto"):
         yield "resume", str(config.resume)
-    elif mode == "train" and model and (model in (".", "..") or model.startswith(_LOCAL)):
+    elif mode in ("train", "experts") and model and (model in (".", "..") or model.startswith(_LOCAL)):
         yield "model.path", model
     if mode in _SERVING:
         yield "checkpoint", str(config.checkpoint)
     if mode in _SERVING and config.exit.calibration:
         yield "exit.calibration", config.exit.calibration
-    if mode in (*_SERVING, "train", "index") and config.data.source == "jsonl":
+    if mode in (*_SERVING, "train", "experts", "index") and config.data.source == "jsonl":
         for f in fields(config.data):
-            if KIND in f.metadata and (path := getattr(config.data, f.name)):
+            if KIND in f.metadata and (path := getattr(config.data, f.name)) and (f.name, path) != ("experts", AUTO):
                 yield f"data.{f.name}", path
-    if mode in (*_SERVING, "train") and config.retrieval.index:
+    if mode in (*_SERVING, "train", "experts") and config.retrieval.index:
         yield "retrieval.index", config.retrieval.index
     if mode == "report":
         yield "report.sweep", str(config.report.sweep)

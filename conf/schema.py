@@ -29,10 +29,11 @@ from conf.topology import ClusterConfig
 from learner.config import AlgorithmConfig, ModelConfig
 from retrieval_service.config import RetrievalConfig
 from tasks.config import NO_DEVELOPMENT, DataConfig
+from tasks.making.config import ExpertsConfig
 from tracking.config import ReportConfig, TrackerConfig
 from tracking.experiments.sweep import folder_name
 
-MODES = ("train", "eval", "calibrate", "ask", "index", "plan", "simulate", "report")
+MODES = ("train", "eval", "calibrate", "ask", "experts", "index", "plan", "simulate", "report")
 
 
 @dataclass
@@ -87,6 +88,7 @@ class RunConfig:
     agent: AgentConfig = field(default_factory=AgentConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -134,7 +136,7 @@ class RunConfig:
     def _check_files(self) -> None:
         """Each mode needs other files of the user's; the corpus all that have to do with data."""
         data = self.data
-        if self.mode == "train" and data.questions is None:
+        if self.mode in ("train", "experts") and data.questions is None:
             raise UserError("data=jsonl needs data.questions=FILE")
         if self.mode == "eval" and data.questions is None and data.eval_questions is None:
             raise UserError("mode=eval data=jsonl needs data.eval_questions=FILE")
@@ -151,7 +153,7 @@ class RunConfig:
                 "data.experts is given, but nothing uses it; set algorithm.seeding.steps or algorithm.warm_start.steps"
             )
         if seeding and experts is None and self.data.source != "world":
-            raise UserError(f"algorithm.seeding.steps={seeding} needs expert trajectories: data.experts=FILE")
+            raise UserError(f"algorithm.seeding.steps={seeding} needs expert trajectories: data.experts=FILE or auto")
         imitation = self.algorithm.warm_start.steps
         if not imitation or experts is not None or self.data.source == "world" or self.resume is not None:
             return
@@ -162,7 +164,7 @@ class RunConfig:
                 "data.experts=FILE; algorithm.warm_start.steps=0 trains it from random weights"
             )
         raise UserError(
-            f"algorithm.warm_start.steps={imitation} needs expert trajectories: data.experts=FILE; or set "
+            f"algorithm.warm_start.steps={imitation} needs expert trajectories: data.experts=FILE or auto; or set "
             "algorithm.warm_start.steps=0"
         )
 

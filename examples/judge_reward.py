@@ -9,23 +9,19 @@ fault: the trajectory is left out and counted as ``reward_failed``, and never ge
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from dataclasses import dataclass
 
-import httpx
-
 from agent.errors import UserError
 from agent.records import Question, Trajectory
+from tasks.making.endpoint import Endpoint
 
 PROMPT = """Question: {question}
 Right answers: {golden}
 Given answer: {answer}
 
 Does the given answer say the same as one of the right answers? Reply with yes or no."""
-PASSING = frozenset({408, 429, 500, 502, 503, 504})
-"""HTTP codes of trouble that may pass."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,29 +64,11 @@ class Judge:
         return float(word[1].lower() == "yes")
 
     async def _ask(self, prompt: str) -> str:
-        """The reply. Raises ``httpx.HTTPError``, or ``ValueError`` for an answer that isn't the protocol's."""
-        body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        async with httpx.AsyncClient(timeout=self.timeout_s, headers=headers) as client:
-            for attempt in range(self.tries):
-                last = attempt == self.tries - 1
-                try:
-                    response = await client.post(f"{self.url}/chat/completions", json=body)
-                    if last or response.status_code not in PASSING:
-                        return _text(response)
-                except httpx.TransportError:
-                    if last:
-                        raise
-                await asyncio.sleep(self.pause_s * 2**attempt)
-        raise AssertionError("unreachable")
-
-
-def _text(response: httpx.Response) -> str:
-    response.raise_for_status()
-    try:
-        return str(response.json()["choices"][0]["message"]["content"])
-    except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"the judge's reply is no chat completion: {response.text[:80]!r}") from error
+        """The reply. Raises ``EndpointError`` for none."""
+        async with Endpoint(
+            self.url, self.model, key=self.key, timeout_s=self.timeout_s, tries=self.tries, pause_s=self.pause_s
+        ) as endpoint:
+            return (await endpoint.chat([{"role": "user", "content": prompt}], temperature=0)).text
 
 
 judge = Judge.from_environment()

@@ -54,7 +54,8 @@ class DataConfig:
     prompt is longer than ``agent.max_prompt_tokens``; rows that are marked as unanswerable."""
     experts: str | None = field(default=None, metadata=PATH)
     """JSONL file of expert trajectories (``tasks/experts.py``) for the supervised warm start and for expert seeding
-    (``source: jsonl``; the world has experts of its own)."""
+    (``source: jsonl``; the world has experts of its own). ``auto`` makes them of the training questions before the
+    start, as ``mode=experts`` does with the settings of ``experts``."""
     eval_share: float = 0.2
     dev_share: float = 0.0
     """Share of the training questions that is held back for ``mode=calibrate`` and never trained on (``source:

@@ -61,7 +61,7 @@ def read_experts(
         where = f"{line}, id '{question.id}'"
         if question.id in experts:
             raise UserError(f"{where}: this id is already taken; one trajectory per question")
-        experts[question.id] = Demonstration(question=question, moves=_moves(row, question, protocol, where))
+        experts[question.id] = Demonstration(question=question, moves=moves_of(row, question, protocol, where))
     if not experts:
         raise UserError(f"{key}={path}: the file holds no trajectories")
     if notices is not None:
@@ -69,7 +69,8 @@ def read_experts(
     return tuple(experts.values())
 
 
-def _moves(row: Row, question: Question, protocol: TagProtocol, where: str) -> tuple[Move, ...]:
+def moves_of(row: Row, question: Question, protocol: TagProtocol, where: str) -> tuple[Move, ...]:
+    """The moves that ``row`` holds for its ``question``. Raises ``UserError`` that starts with ``where``, the line."""
     response = text(first(row, _RESPONSE, where), where)
     try:
         turns = split_response(response, protocol)

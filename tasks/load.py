@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from agent.answers import normalise
 from agent.config import AgentConfig
@@ -15,6 +14,7 @@ from agent.errors import UserError
 from agent.protocol import TagProtocol
 from agent.records import Question
 from retrieval_service.corpus import read_corpus, write_corpus
+from tasks.characters import Characters
 from tasks.config import NO_DEVELOPMENT, DataConfig
 from tasks.demonstrations import Demonstration, demonstrations, encode
 from tasks.experts import choose, read_experts, world_experts
@@ -25,33 +25,6 @@ from tasks.world import World
 
 TEXT_SAMPLE = 2000
 """Demonstrations of the world, or passages of a corpus times ten, that a tokenizer is trained on."""
-
-
-class _Characters:
-    """A ``TokenCodec`` whose ids are code points: it shows the exact text that a dialogue makes."""
-
-    special_tokens: tuple[str, ...] = ()
-    special_ids: frozenset[int] = frozenset()
-    beginning: tuple[int, ...] = ()
-    has_template: bool = False
-
-    def encode(self, text: str) -> list[int]:
-        return [ord(character) for character in text]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return "".join(chr(i) for i in ids)
-
-    def chat(self, user: str) -> str:
-        return user
-
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] = (),
-        options: Mapping[str, Any] | None = None,
-    ) -> str:
-        return "".join(message["content"] for message in messages)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,7 +144,7 @@ class Task:
 
         In the world they don't depend on its seed: one tokenizer serves every world.
         """
-        codec = _Characters()
+        codec = Characters()
         agent = AgentConfig(protocol=protocol.name, prompt="plain", chat=False)
         dialogue = Dialogue.of(codec, agent)
         if self.config.source == "world":

@@ -111,7 +111,7 @@ def test_trouble_that_passes_is_waited_for(endpoint, judged, trouble):
 @pytest.mark.parametrize(
     ("reply", "asked", "why"),
     [
-        (DOWN, 3, "HTTPStatusError"),
+        (DOWN, 3, "HTTP 503"),
         ((401, "who are you?"), 1, "401"),
         ("Perhaps.", 1, "the judge said neither yes nor no but 'Perhaps.'"),
         ("yesterday", 1, "neither yes nor no"),

@@ -1,0 +1,181 @@
+"""Expert trajectories of a run's own: made with its index, its agent and its tokenizer (``tasks/making``)."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import shutil
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from agent.config import AgentConfig
+from agent.dialogue import Dialogue
+from agent.errors import Fault, UserError
+from agent.records import Question
+from agent.tokens import Tokenizer
+from conf.schema import RunConfig
+from retrieval_service.backend import Backend, open_backend
+from retrieval_service.config import RetrievalConfig
+from retrieval_service.corpus import read_corpus
+from retrieval_service.index import ensure_index
+from retrieval_service.names import corpus_names
+from retrieval_service.service import RetrievalService
+from tasks.demonstrations import Demonstration, as_trajectory, end_ids
+from tasks.experts import check_fits
+from tasks.load import Task
+from tasks.making.config import ExpertsConfig
+from tasks.making.made import FILE, REPORT, Made
+from tasks.making.make import Library, make
+
+Report = Callable[[int, int], None]
+"""Is told of the questions that are done, and of how many there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is to be made; pickles."""
+
+    questions: tuple[Question, ...]
+    corpus: Path
+    cache: Path
+    agent: AgentConfig
+    retrieval: RetrievalConfig
+    experts: ExpertsConfig
+    seed: int
+    model: Path | None
+    """The folder of the model whose tokenizer measures them; None measures nothing."""
+
+    @classmethod
+    def of(cls, config: RunConfig, task: Task, model: Path | None) -> Order:
+        """The training questions of ``task``."""
+        return cls(
+            questions=task.train,
+            corpus=task.corpus,
+            cache=config.cache,
+            agent=config.agent,
+            retrieval=config.retrieval,
+            experts=config.experts,
+            seed=config.seed,
+            model=model,
+        )
+
+
+def made_here(order: Order, report: Report) -> Made:
+    """Makes them in this process, which has a JVM from then on.
+
+    Raises ``UserError`` for a wrong corpus, index or endpoint, ``Fault`` if Lucene fails.
+    """
+    return asyncio.run(_made(order, report))
+
+
+def made_apart(order: Order, report: Report) -> Made:
+    """``made_here`` in a process of its own, whose JVM ends with it. Raises what that raises."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(order, theirs), name="experts", daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        while True:
+            kind, said = ours.recv()
+            if kind == "made":
+                assert isinstance(said, Made)
+                return said
+            if kind == "raised":
+                raise said
+            report(*said)
+    except EOFError:
+        process.join()
+        raise Fault(f"the process that makes the expert trajectories ended with exit code {process.exitcode}") from None
+    finally:
+        process.terminate()
+        process.join()
+        ours.close()
+
+
+def _child(order: Order, out: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    try:
+        out.send(("made", made_here(order, lambda done, total: out.send(("done", (done, total))))))
+    except (UserError, Fault, OSError) as error:
+        out.send(("raised", error))
+
+
+async def _made(order: Order, report: Report) -> Made:
+    index = order.retrieval.index
+
+    def open_index() -> Backend:
+        folder = (
+            Path(index).expanduser() if index else ensure_index(order.corpus, order.retrieval, order.cache / "indexes")
+        )
+        return open_backend(order.retrieval, folder)
+
+    wanted = {name for question in order.questions for name in question.supporting}
+    by_id = any(question.evidence_match == "id" for question in order.questions)
+    there: set[str] | None = None
+    if index is None:  # another index may hold other documents than the corpus
+        there = corpus_names(order.corpus, order.cache / "corpora").known(wanted, "id" if by_id else "title")
+    titles = {p.id: p.title for p in read_corpus(order.corpus) if p.id in wanted} if by_id else {}
+    service = RetrievalService(open_index, order.retrieval)
+    await service.start()
+    try:
+        library = Library(
+            searcher=service, agent=order.agent, there=there, titles=titles, fits=_measure(order.model, order.agent)
+        )
+        return await make(order.questions, library, order.experts, order.seed, report)
+    finally:
+        await service.close()
+
+
+def _measure(model: Path | None, agent: AgentConfig) -> Callable[[Demonstration], bool]:
+    """Whether an expert is within the agent's limits of tokens, written with the model's tokenizer."""
+    if model is None:
+        return lambda demonstration: True
+    tokenizer = Tokenizer(model)
+    dialogue = Dialogue.of(tokenizer, agent)
+    ends = end_ids(dialogue, tokenizer)
+
+    def fits(demonstration: Demonstration) -> bool:
+        with suppress(UserError):
+            check_fits(as_trajectory(demonstration, dialogue, end_ids=ends), agent)
+            return True
+        return False
+
+    return fits
+
+
+def write(made: Made, folder: Path) -> Path:
+    """The file of what was made, its report beside it.
+
+    Raises ``UserError`` where nothing could be made, and ``Fault`` where the making broke off or all of it was faults;
+    what was made before is written all the same.
+    """
+    file = made.write(folder)
+    if made.broken:
+        raise Fault(f"making expert trajectories ended early: {made.broken}; {len(made.experts)} are in {file}")
+    if made.experts:
+        return file
+    lines = [line for line in made.lines() if "gave none" in line or "faults" in line]
+    if made.faults:
+        raise Fault(f"no expert trajectory could be made: {'; '.join(lines)}")
+    raise UserError(f"no expert trajectory could be made of the {made.offered} training questions: {'; '.join(lines)}")
+
+
+def own_experts(
+    config: RunConfig, task: Task, run_dir: Path, model: Path | None, resumed: Path | None, report: Report
+) -> tuple[Path, list[str]]:
+    """The file for ``data.experts=auto``, and what there is to say of it. A run that goes on keeps its experts:
+    ``resumed`` is the checkpoint that it goes on from."""
+    file = run_dir / FILE
+    if resumed is not None and (before := resumed.parent.parent / FILE).is_file():
+        if before.resolve() != file.resolve():
+            shutil.copy(before, file)
+            with suppress(FileNotFoundError):
+                shutil.copy(before.with_name(REPORT), run_dir / REPORT)
+        return file, [f"expert trajectories: those of {before}"]
+    made = made_apart(Order.of(config, task, model), report)
+    return write(made, run_dir), list(made.lines())

@@ -1,0 +1,95 @@
+"""Settings of the expert trajectories that are made."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from agent.errors import UserError, nearest
+from agent.protocol import PROTOCOLS
+from agent.settings import SENTENCE
+
+AUTO = "auto"
+"""``data.experts=auto``: the run makes its own."""
+THOUGHT = ("question", "query")
+ANSWER_THOUGHT = ("question", "answer")
+"""Placeholders of the templates."""
+_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+
+
+@dataclass
+class TeacherConfig:
+    """A teacher behind an OpenAI-compatible endpoint: its right episodes with all of the evidence are kept.
+
+    Its key, where it wants one, is the environment variable TEACHER_KEY.
+    """
+
+    url: str | None = field(default=None, metadata=SENTENCE)
+    """Up to and without ``/chat/completions``, such as ``http://127.0.0.1:8000/v1``; None makes experts from the
+    evidence alone."""
+    model: str | None = field(default=None, metadata=SENTENCE)
+    """The model's name there."""
+    episodes: int = 4
+    """Episodes of each question."""
+    temperature: float = 0.7
+    parallel: int = 8
+    """Most episodes at a time."""
+    timeout_s: float = 120.0
+    """For one try of one turn."""
+    tries: int = 4
+    """Most tries of one turn; before the second one a second passes, and twice as long before each later one."""
+
+    def __post_init__(self) -> None:
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
+            raise UserError(f"experts.teacher.url={self.url} must start with http:// or https://")
+        if self.url is not None and not self.model:
+            raise UserError(f"experts.teacher.url={self.url} needs experts.teacher.model=NAME, the model's name there")
+        if self.url is None and self.model is not None:
+            raise UserError(f"experts.teacher.model={self.model} needs experts.teacher.url=http://HOST:PORT/v1")
+        if min(self.episodes, self.parallel, self.tries) < 1:
+            raise UserError("experts.teacher: episodes, parallel and tries must be at least 1")
+        if self.temperature < 0 or not self.timeout_s > 0:
+            raise UserError("experts.teacher: temperature must be 0 or more, and timeout_s above 0")
+
+
+@dataclass
+class ExpertsConfig:
+    """How ``mode=experts`` and ``data.experts=auto`` make expert trajectories."""
+
+    count: int = 0
+    """Most trajectories; 0 makes all that can be made of the training questions."""
+    search_shares: list[float] | None = None
+    """Proportions of trajectories with one, two, and more searches; needs ``count``. Null takes a search for each
+    supporting document, or what the teacher did."""
+    guess_titles: bool = False
+    """Where no other query finds a document, search for its title though neither the question nor a passage that was
+    shown names it: more questions, and searches that no policy could think of."""
+    thoughts: list[str] = field(default_factory=list)
+    """Templates of what is said before a search, with ``{question}`` and ``{query}``; one is drawn for each."""
+    answer_thoughts: list[str] = field(default_factory=list)
+    """The same before an answer, with ``{question}`` and ``{answer}``."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise UserError(f"experts.count={self.count} must be 0 or more")
+        shares = self.search_shares
+        if shares is not None and (len(shares) != 3 or min(shares) < 0 or sum(shares) <= 0):
+            raise UserError(f"experts.search_shares={shares} must be three numbers >= 0, not all 0")
+        if shares is not None and not self.count:
+            raise UserError("experts.search_shares needs experts.count=N: how many trajectories they are shares of")
+        _check_templates(self.thoughts, "experts.thoughts", THOUGHT)
+        _check_templates(self.answer_thoughts, "experts.answer_thoughts", ANSWER_THOUGHT)
+
+
+def _check_templates(templates: list[str], key: str, known: tuple[str, ...]) -> None:
+    tags = {tag for protocol in PROTOCOLS.values() for tag in protocol.tags}
+    for template in templates:
+        if not template.strip():
+            raise UserError(f"{key}: a template is empty; leave it out")
+        for name in _PLACEHOLDER.findall(template):
+            if name not in known:
+                raise UserError(f"{key}: there is no placeholder {{{name}}} in {template!r}; {nearest(name, known)}")
+        for tag in tags:
+            if tag in template:
+                raise UserError(f"{key}: {template!r} has the tag {tag}; write the thought alone")

@@ -1,0 +1,98 @@
+"""A client of an OpenAI-compatible endpoint that waits for trouble that may pass."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from agent.errors import Fault, shortened
+
+if TYPE_CHECKING:
+    import httpx
+
+PASSING = frozenset({408, 429, 500, 502, 503, 504})
+"""HTTP codes of trouble that may pass."""
+LONGEST_PAUSE_S = 60.0
+
+
+class EndpointError(Fault):
+    """The endpoint gave no completion. ``code`` is its HTTP code; None if it gave none."""
+
+    def __init__(self, message: str, code: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """What a model said, and why it stopped: ``stop``, ``length``, …"""
+
+    text: str
+    finish: str
+
+
+class Endpoint:
+    """``async with Endpoint(…) as endpoint: await endpoint.chat(messages, temperature=0)``.
+
+    ``url`` goes up to and without ``/chat/completions``. Trouble that may pass is waited for: ``tries`` tries, with
+    ``pause_s`` seconds before the second one and twice as long before each later one, or what Retry-After says.
+    """
+
+    def __init__(
+        self, url: str, model: str, *, key: str = "", timeout_s: float = 30.0, tries: int = 3, pause_s: float = 1.0
+    ) -> None:
+        self._url = f"{url.rstrip('/')}/chat/completions"
+        self._model = model
+        self._key = key
+        self._timeout_s = timeout_s
+        self._tries = tries
+        self._pause_s = pause_s
+
+    async def __aenter__(self) -> Endpoint:
+        import httpx
+
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        self._client = httpx.AsyncClient(timeout=self._timeout_s, headers=headers)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.aclose()
+
+    async def chat(self, messages: Sequence[Mapping[str, str]], **settings: Any) -> Reply:
+        """The reply to ``messages``. Raises ``EndpointError``."""
+        import httpx
+
+        body = {"model": self._model, "messages": [*map(dict, messages)], **settings}
+        for attempt in range(self._tries):
+            last = attempt == self._tries - 1
+            pause = self._pause_s * 2**attempt
+            try:
+                response = await self._client.post(self._url, json=body)
+            except httpx.HTTPError as error:
+                if last or not isinstance(error, httpx.TransportError):
+                    raise EndpointError(f"{self._url}: {type(error).__name__}: {shortened(error)}") from error
+            else:
+                if last or response.status_code not in PASSING:
+                    return self._read(response)
+                said = response.headers.get("Retry-After", "")
+                pause = max(pause, float(said)) if said.isdecimal() else pause
+            await asyncio.sleep(min(pause, LONGEST_PAUSE_S))
+        raise AssertionError("unreachable")
+
+    def _read(self, response: httpx.Response) -> Reply:
+        code, shown = response.status_code, " ".join(response.text[:80].split())
+        if code != 200:
+            raise EndpointError(f"{self._url}: HTTP {code} {response.reason_phrase}: {shown!r}", code)
+        try:
+            choice = response.json()["choices"][0]
+            text, finish = choice["message"]["content"], choice.get("finish_reason") or "stop"
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise EndpointError(f"{self._url}: the reply is no chat completion: {shown!r}", code) from error
+        if not isinstance(text, str):
+            raise EndpointError(f"{self._url}: the reply has no text: {shown!r}", code)
+        return Reply(text=text, finish=finish)

@@ -1,0 +1,214 @@
+"""What was made of which questions, and why not of the others."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from agent.errors import commonest
+from tasks.making.episodes import Written
+from tasks.notices import some
+
+FILE, REPORT = "experts.jsonl", "experts_report.json"
+"""In the folder of the run that made them."""
+BUCKETS = ("1", "2", "3+")
+"""Trajectories by their searches."""
+
+
+class Why(StrEnum):
+    """Why a question gave no trajectory, or an episode wasn't kept."""
+
+    UNNAMED = "names no supporting documents"
+    LACKING = "the corpus lacks a supporting document"
+    NOT_FOUND = "no query finds a supporting document"
+    NOT_THERE = "the answer isn't in the supporting documents as they are shown"
+    SEARCHES = "needs more searches than agent.max_searches"
+    LONG = "longer than agent.max_prompt_tokens or agent.max_response_tokens"
+    FORM = "can't be written as a row"
+    SHARE = "its share of experts.search_shares is full"
+    UNANSWERED = "no answer"
+    WRONG = "a wrong answer"
+    EVIDENCE = "not all of the evidence"
+    LIMIT = "searched beyond agent.max_searches"
+    DUPLICATE = "the same queries as another episode of its question"
+    FAULT = "a fault"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expert:
+    """A trajectory that may be taken."""
+
+    written: Written
+    searches: int
+    closed: bool
+    """Its answer is yes or no, which stands in no document."""
+    queries: tuple[str, ...] = ()
+    """What each query was made of (``evidence.By``); nothing of a teacher's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """What one question gave."""
+
+    experts: tuple[tuple[Expert, ...], ...] = ()
+    """Of each of these at most one is taken: they are the same episode with more searches or fewer."""
+    refused: tuple[Why, ...] = ()
+    """Of a teacher one for each episode that isn't kept."""
+    faults: tuple[str, ...] = ()
+    detail: str = ""
+    """What ``refused`` is about, such as the document that isn't found."""
+    episodes: int = 0
+    """How many a teacher played."""
+
+    @property
+    def broken(self) -> bool:
+        """Whether nothing but faults came of it."""
+        return bool(self.faults) and not self.experts and not self.refused
+
+    @property
+    def why(self) -> Why:
+        """Why there are no experts."""
+        return Counter(self.refused).most_common(1)[0][0] if self.refused else Why.FAULT
+
+
+class Selection:
+    """Takes up to ``count`` experts (0: all), with one, two and more searches in the proportions of ``shares``."""
+
+    def __init__(self, count: int, shares: list[float] | None) -> None:
+        self._count = count
+        self.wanted = _parts(count, shares) if shares is not None else None
+        """How many of each bucket."""
+        self.taken: Counter[int] = Counter()
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more is taken."""
+        return bool(self._count) and self.taken.total() >= self._count
+
+    def take(self, alternatives: tuple[Expert, ...]) -> Expert | None:
+        """The one of ``alternatives`` whose bucket lacks most of its share; None if there is no room for any."""
+        if self.full:
+            return None
+        if self.wanted is None:
+            chosen = alternatives[0]
+        else:
+            wanted = self.wanted
+            chosen = max(alternatives, key=lambda e: 1 - self.taken[bucket(e)] / max(wanted[bucket(e)], 1e-9))
+            if self.taken[bucket(chosen)] >= wanted[bucket(chosen)]:
+                return None
+        self.taken[bucket(chosen)] += 1
+        return chosen
+
+
+def bucket(expert: Expert) -> int:
+    """Which of ``BUCKETS`` it is in."""
+    return min(max(expert.searches, 1), len(BUCKETS)) - 1
+
+
+def _parts(count: int, shares: list[float]) -> list[int]:
+    """``count`` in whole numbers as near to ``shares`` as can be."""
+    exact = [count * share / sum(shares) for share in shares]
+    parts = [int(part) for part in exact]
+    nearest = sorted(range(len(parts)), key=lambda i: parts[i] - exact[i])
+    for at in nearest[: count - sum(parts)]:
+        parts[at] += 1
+    return parts
+
+
+@dataclass
+class Made:
+    """The experts of one making, and the books."""
+
+    offered: int
+    """Questions that there were."""
+    selection: Selection
+    teacher: bool = False
+    experts: list[Expert] = field(default_factory=list)
+    tried: int = 0
+    questions: int = 0
+    """Those of the tried ones that gave a trajectory, whether or not it was taken."""
+    episodes: int = 0
+    refused: Counter[Why] = field(default_factory=Counter)
+    """Episodes that weren't kept."""
+    left_out: dict[Why, list[tuple[str, str]]] = field(default_factory=dict)
+    """Questions that gave no trajectory, or none that was taken: id and detail, by reason."""
+    faults: list[str] = field(default_factory=list)
+    broken: str = ""
+    """Why the making ended early."""
+
+    def add(self, question_id: str, attempt: Attempt) -> None:
+        """Enters what a question gave, and takes what there is room for."""
+        self.tried += 1
+        self.episodes += attempt.episodes
+        self.refused.update(attempt.refused if attempt.episodes else ())
+        self.faults += attempt.faults
+        self.questions += bool(attempt.experts)
+        taken = [e for alternatives in attempt.experts if (e := self.selection.take(alternatives)) is not None]
+        self.experts += taken
+        if not taken:
+            why = Why.SHARE if attempt.experts else attempt.why
+            self.left_out.setdefault(why, []).append((question_id, attempt.detail))
+
+    @property
+    def by_searches(self) -> dict[str, int]:
+        """Trajectories in each bucket."""
+        counts = Counter(bucket(e) for e in self.experts)
+        return {name: counts[at] for at, name in enumerate(BUCKETS)}
+
+    def lines(self) -> Iterator[str]:
+        """What a person is told."""
+        searches = ", ".join(f"{count} with {name}" for name, count in self.by_searches.items())
+        closed = sum(e.closed for e in self.experts)
+        yield (
+            f"{len(self.experts):,} expert trajectories of {self.tried:,} questions tried, {self.questions:,} of which "
+            f"gave one ({self.offered:,} there are); searches: {searches}; {closed} answers are yes or no"
+        )
+        if queries := self.queries():
+            yield "queries: " + ", ".join(f"{count} by {by}" for by, count in queries.items())
+        if self.selection.wanted is not None and not self.selection.full:
+            wanted = dict(zip(BUCKETS, self.selection.wanted, strict=True))
+            short = [f"{wanted[b]} with {b} searches, made {n}" for b, n in self.by_searches.items() if n < wanted[b]]
+            yield "experts.search_shares: fewer than wanted: " + "; ".join(short)
+        if self.teacher:
+            kept = self.episodes - self.refused.total() - len(self.faults)
+            others = "".join(f"; {count} {why}" for why, count in self.refused.most_common())
+            yield f"{self.episodes:,} episodes of the teacher: {kept} kept{others}; {len(self.faults)} faults"
+        for why, left in sorted(self.left_out.items(), key=lambda item: -len(item[1])):
+            yield f"{len(left)} questions gave none: {why} ({some([name for name, _ in left])})"
+        if self.faults:
+            yield f"faults, counted apart: {commonest(self.faults)}"
+
+    def queries(self) -> dict[str, int]:
+        """What the queries of the trajectories were made of; empty of a teacher's."""
+        return dict(Counter(by for e in self.experts for by in e.queries).most_common())
+
+    def report(self) -> dict[str, Any]:
+        """The same for programs."""
+        return {
+            "questions": self.offered,
+            "tried": self.tried,
+            "gave_one": self.questions,
+            "trajectories": len(self.experts),
+            "searches": self.by_searches,
+            "yes_no": sum(e.closed for e in self.experts),
+            "queries": self.queries(),
+            "left_out": {str(why): len(left) for why, left in self.left_out.items()},
+            "left_out_questions": {str(why): [list(item) for item in left] for why, left in self.left_out.items()},
+            "episodes": self.episodes if self.teacher else None,
+            "not_kept": {str(why): n for why, n in self.refused.items()} if self.teacher else None,
+            "faults": len(self.faults),
+            "fault": commonest(self.faults) if self.faults else "",
+        }
+
+    def write(self, folder: Path) -> Path:
+        """The file of trajectories, with its report beside it."""
+        rows = "".join(json.dumps(e.written.row, ensure_ascii=False) + "\n" for e in self.experts)
+        (folder / FILE).write_text(rows, encoding="utf-8")
+        report = json.dumps(self.report(), ensure_ascii=False, indent=1)
+        (folder / REPORT).write_text(report + "\n", encoding="utf-8")
+        return folder / FILE

@@ -1,0 +1,270 @@
+"""Makes expert trajectories: plays each question, from the evidence or with a teacher, and keeps what holds.
+
+A trajectory is kept if it has found every supporting document and its answer is right; one that is made from the
+evidence only if the answer stands in those documents as they are shown, unless it is yes or no, which stands nowhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from agent.answers import covers, exact_match, normalise
+from agent.config import AgentConfig
+from agent.errors import RetrievalError, UserError, commonest
+from agent.neutral import neutralise
+from agent.prompts import fill
+from agent.records import Question, StopReason, Trajectory
+from agent.rewards.evidence import evidence_recall, evidence_wanted
+from agent.seeds import derive_seed
+from agent.tools.base import Searcher
+from tasks.demonstrations import Demonstration, answer_text, search_text
+from tasks.experts import choose
+from tasks.making.config import ExpertsConfig
+from tasks.making.endpoint import Endpoint
+from tasks.making.episodes import Script, Stage
+from tasks.making.evidence import NotFoundError, Step, Walk
+from tasks.making.made import Attempt, Expert, Made, Selection, Why
+from tasks.making.teacher import Teacher, path
+
+CHUNK = 64
+"""Questions that are played at a time from the evidence."""
+PATIENCE = 20
+"""Episodes of a teacher in a row that end in a fault, after which the making ends."""
+KEY = "TEACHER_KEY"
+CLOSED = frozenset({"yes", "no"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """What the experts play on."""
+
+    searcher: Searcher
+    agent: AgentConfig
+    there: Collection[str] | None = None
+    """Those names of supporting documents that the corpus has; None if that isn't known."""
+    titles: Mapping[str, str] = field(default_factory=dict)
+    """Titles of documents that are named by id."""
+    fits: Callable[[Demonstration], bool] = lambda demonstration: True
+    """Whether the policy could play it within its limits of tokens."""
+
+
+async def make(
+    questions: Sequence[Question],
+    library: Library,
+    config: ExpertsConfig,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Made:
+    """Experts of ``questions``, which are tried in an order that ``seed`` decides. ``progress`` is told of those done.
+
+    Raises ``UserError`` for an endpoint that refuses everything.
+    """
+    made = Made(
+        offered=len(questions),
+        selection=Selection(config.count, config.search_shares),
+        teacher=config.teacher.url is not None,
+    )
+    in_a_row = 0
+    async with AsyncExitStack() as stack:
+        player, chunk = await _player(stack, library, config, seed)
+        ordered = choose(questions, seed)
+        for at in range(0, len(ordered), chunk):
+            if made.selection.full:
+                break
+            some = ordered[at : at + chunk]
+            for question, attempt in zip(some, await asyncio.gather(*map(player.attempt, some)), strict=True):
+                if made.selection.full:
+                    break
+                made.add(question.id, attempt)
+                in_a_row = in_a_row + len(attempt.faults) if attempt.broken else 0
+            progress(min(at + chunk, len(ordered)), len(ordered))
+            if in_a_row >= PATIENCE:
+                made.broken = f"the last {in_a_row} episodes all ended in a fault: {commonest(made.faults)}"
+                break
+    return made
+
+
+class _Player(Protocol):
+    async def attempt(self, question: Question) -> Attempt:
+        """Plays ``question``."""
+        ...
+
+
+async def _player(stack: AsyncExitStack, library: Library, config: ExpertsConfig, seed: int) -> tuple[_Player, int]:
+    """Who plays, and how many questions at a time."""
+    stage, teacher = Stage(library.agent, library.searcher), config.teacher
+    if teacher.url is None:
+        return FromEvidence(library, stage, config, seed), CHUNK
+    client = Endpoint(
+        teacher.url,
+        teacher.model or "",
+        key=os.environ.get(KEY, ""),
+        timeout_s=teacher.timeout_s,
+        tries=teacher.tries,
+    )
+    endpoint = await stack.enter_async_context(client)
+    return FromTeacher(library, stage, config, seed, endpoint), teacher.parallel
+
+
+def _refusal(question: Question, library: Library) -> Attempt | None:
+    """Why a question can't be tried; None if it can."""
+    if not evidence_wanted(question):
+        return Attempt(refused=(Why.UNNAMED,))
+    if library.there is not None and (absent := [n for n in question.supporting if n not in library.there]):
+        return Attempt(refused=(Why.LACKING,), detail="; ".join(absent))
+    return None
+
+
+def _judge(
+    question: Question, trajectory: Trajectory, library: Library, stage: Stage, queries: tuple[str, ...] = ()
+) -> Expert | Why:
+    """What was played as an expert, or why it is none."""
+    if trajectory.stop_reason is not StopReason.ANSWERED or trajectory.answer is None:
+        return Why.LIMIT if trajectory.stop_reason is StopReason.SEARCH_LIMIT else Why.UNANSWERED
+    if any(turn.refused for turn in trajectory.turns):
+        return Why.LIMIT
+    if exact_match(trajectory.answer, question.golden_answers) < 1:
+        return Why.WRONG
+    if evidence_recall(trajectory, question) != 1:
+        return Why.EVIDENCE
+    try:
+        written = stage.written(question, trajectory)
+    except UserError:
+        return Why.FORM
+    if not library.fits(written.demonstration):
+        return Why.LONG
+    return Expert(
+        written=written, searches=trajectory.searches, closed=normalise(trajectory.answer) in CLOSED, queries=queries
+    )
+
+
+@dataclass
+class FromEvidence:
+    """Plays what ``evidence.Walk`` has planned."""
+
+    library: Library
+    stage: Stage
+    config: ExpertsConfig
+    seed: int
+
+    async def attempt(self, question: Question) -> Attempt:
+        """One episode; with ``experts.search_shares`` also one with as few searches as can be."""
+        if refusal := _refusal(question, self.library):
+            return refusal
+        experts: list[Expert] = []
+        refused: list[Attempt] = []
+        try:
+            for own in (True, False):
+                if own or self.config.search_shares is not None or not experts:
+                    made = await self._episode(question, own)
+                    experts += made.experts[0] if made.experts else ()
+                    refused += [made] if not made.experts else []
+        except NotFoundError as error:
+            return Attempt(refused=(Why.NOT_FOUND,), detail=str(error))
+        except RetrievalError as error:
+            return Attempt(faults=(str(error),))
+        if not experts:
+            return refused[-1]
+        return Attempt(experts=(tuple(experts),))
+
+    async def _episode(self, question: Question, own: bool) -> Attempt:
+        library, agent = self.library, self.stage.agent
+        walked = await Walk(
+            question,
+            library.searcher,
+            agent.top_k,
+            agent.max_passage_chars,
+            guess_titles=self.config.guess_titles,
+            titles=library.titles,
+        ).walk(own=own)
+        if len(walked.steps) > agent.max_searches:
+            return Attempt(refused=(Why.SEARCHES,), detail=f"{len(walked.steps)} searches")
+        answer = answer_in(walked.evidence, question)
+        if answer is None:
+            return Attempt(refused=(Why.NOT_THERE,), detail=question.golden_answers[0])
+        trajectory = await self.stage.play(question, Script(self._turns(question, walked.steps, answer)))
+        if trajectory.stop_reason.is_fault:
+            return Attempt(faults=(trajectory.fault,))
+        queries = tuple(str(step.by) for step in walked.steps)
+        judged = _judge(question, trajectory, library, self.stage, queries)
+        return Attempt(experts=((judged,),)) if isinstance(judged, Expert) else Attempt(refused=(judged,))
+
+    def _turns(self, question: Question, steps: Sequence[Step], answer: str) -> list[str]:
+        """What the expert writes: its thoughts, drawn by seed and question, its searches and its answer."""
+        protocol = self.stage.protocol
+        rng = random.Random(derive_seed("thoughts", self.seed, question.id))
+
+        def said(templates: Sequence[str], action: str, **values: str) -> str:
+            thought = fill(rng.choice(templates), {"question": question.text, **values}) if templates else ""
+            return f"{neutralise(thought, protocol.tags)}\n{action}".strip()
+
+        searches = [
+            said(self.config.thoughts, search_text(protocol, query), query=query)
+            for query in (neutralise(step.query, protocol.tags) for step in steps)
+        ]
+        return [*searches, said(self.config.answer_thoughts, answer_text(protocol, answer), answer=answer)]
+
+
+def answer_in(evidence: Sequence[str], question: Question) -> str | None:
+    """The first golden answer that stands in ``evidence``, or is yes or no; None if none does."""
+    return next(
+        (
+            answer
+            for answer in question.golden_answers
+            if normalise(answer) in CLOSED or any(covers(text, [answer]) for text in evidence)
+        ),
+        None,
+    )
+
+
+@dataclass
+class FromTeacher:
+    """Samples a teacher's episodes and keeps the right ones with all of the evidence, one for each list of queries."""
+
+    library: Library
+    stage: Stage
+    config: ExpertsConfig
+    seed: int
+    endpoint: Endpoint
+
+    def __post_init__(self) -> None:
+        self._places = asyncio.Semaphore(self.config.teacher.parallel)
+
+    async def attempt(self, question: Question) -> Attempt:
+        """``experts.teacher.episodes`` episodes. Raises ``UserError`` for an endpoint that refuses everything."""
+        if refusal := _refusal(question, self.library):
+            return refusal
+        played = await asyncio.gather(*(self._play(question, n) for n in range(self.config.teacher.episodes)))
+        experts: list[tuple[Expert, ...]] = []
+        refused: list[Why] = []
+        paths: set[tuple[str, ...]] = set()
+        for trajectory in played:
+            if trajectory.stop_reason.is_fault:
+                continue
+            named = question if not experts else replace(question, id=f"{question.id}#{len(experts) + 1}")
+            judged = _judge(named, trajectory, self.library, self.stage)
+            if isinstance(judged, Expert) and path(trajectory) in paths:
+                judged = Why.DUPLICATE
+            if isinstance(judged, Expert):
+                experts.append((judged,))
+                paths.add(path(trajectory))
+            else:
+                refused.append(judged)
+        faults = tuple(t.fault for t in played if t.stop_reason.is_fault)
+        return Attempt(experts=tuple(experts), refused=tuple(refused), faults=faults, episodes=len(played))
+
+    async def _play(self, question: Question, number: int) -> Trajectory:
+        teacher = Teacher(self.endpoint, self.stage.protocol, self.config.teacher, self.library.agent)
+        async with self._places:
+            return await self.stage.play(
+                question,
+                teacher,
+                seed=derive_seed("teacher", self.seed, question.id, number),
+                temperature=self.config.teacher.temperature,
+            )

@@ -1,0 +1,93 @@
+"""A teacher: a model behind an endpoint that plays episodes as the policy would, in messages.
+
+    user: the prompt ─► assistant: a turn ─► user: the result block ─► assistant: …
+
+The episode loop asks it as it asks an engine. Rejection sampling of whole trajectories, deduplicated by what was
+reasoned and not by wording, is that of RFT (Yuan et al. 2023, arXiv 2308.01825); here that is the list of queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from agent.answers import normalise
+from agent.config import AgentConfig
+from agent.errors import GenerationError, UserError
+from agent.protocol import TagProtocol
+from agent.records import Completion, Finish, Trajectory
+from tasks.making.config import TeacherConfig
+from tasks.making.endpoint import Endpoint, EndpointError
+from tasks.making.episodes import CODEC, completion
+
+REFUSED = frozenset({401, 403, 404})
+"""HTTP codes of an endpoint, a model or a key that are wrong, whatever is asked."""
+
+
+@dataclass
+class Teacher:
+    """A ``Generator`` for one episode. Raises ``UserError`` for a wrong address, model or key."""
+
+    endpoint: Endpoint
+    protocol: TagProtocol
+    config: TeacherConfig
+    limits: AgentConfig
+    """The policy's, in tokens."""
+    _messages: list[dict[str, str]] = field(default_factory=list)
+    _seen: int = 0
+
+    async def generate(
+        self, prompt_ids: Sequence[int], *, max_new_tokens: int, stop: tuple[str, ...], temperature: float, seed: int
+    ) -> Completion:
+        """See ``Generator``. What has come since the teacher's last turn is the user's next message."""
+        first = not self._messages
+        self._messages.append({"role": "user", "content": CODEC.decode(prompt_ids[self._seen :]).strip()})
+        try:
+            reply = await self.endpoint.chat(
+                self._messages,
+                temperature=temperature,
+                seed=seed % 2**31,
+                stop=list(stop),
+                max_tokens=self.limits.max_new_tokens_first if first else self.limits.max_new_tokens,
+            )
+        except EndpointError as error:
+            if error.code in REFUSED:
+                raise UserError(
+                    f"experts.teacher.url={self.config.url}, experts.teacher.model={self.config.model}: {error}; "
+                    "correct them, or the environment variable TEACHER_KEY"
+                ) from error
+            raise GenerationError(str(error)) from error
+        if reply.finish not in ("stop", "length"):
+            raise GenerationError(f"{self.config.url}: the teacher's turn ended with {reply.finish!r}")
+        finish = Finish(reply.finish)
+        text = turn(reply.text, self.protocol, stop, finish)
+        self._messages.append({"role": "assistant", "content": text})
+        made = completion(text, finish)
+        self._seen = len(prompt_ids) + len(made.token_ids)
+        return made
+
+    async def score(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> float:
+        """See ``Generator``; nothing asks for it without an early exit."""
+        raise NotImplementedError
+
+
+def turn(text: str, protocol: TagProtocol, stop: Sequence[str], finish: Finish) -> str:
+    """A reply as one turn of an episode: up to its first closing tag, which most endpoints leave out.
+
+    >>> from agent.protocol import PROTOCOLS
+    >>> turn("I look. <search>Emma", PROTOCOLS["search"], ("</search>", "</answer>"), Finish.STOP)
+    'I look. <search>Emma</search>'
+    """
+    ends = [text.index(tag) + len(tag) for tag in stop if tag in text]
+    if ends:
+        return text[: min(ends)].strip()
+    pairs = [(call.opening, call.closing) for call in protocol.calls]
+    pairs += [] if protocol.braced_answer else [(protocol.answer_open, protocol.answer_close)]
+    opened = max(pairs, key=lambda pair: text.rfind(pair[0]))
+    closed = opened[1] if finish is Finish.STOP and opened[0] in text else ""
+    return text.strip() + closed
+
+
+def path(trajectory: Trajectory) -> tuple[str, ...]:
+    """What tells an episode from others of its question: its queries, normalised."""
+    return tuple(normalise(query) for turn in trajectory.turns for query in turn.queries)
