@@ -197,6 +197,7 @@ def experts(config: RunConfig, run_dir: Path, console: Console) -> None:
 
     check_cache(config)
     started = time.perf_counter()
+    _settle(config, console)
     with console.phase("reading the data"):
         task = load(config.data, config.seed, config.cache)
         given = config.model.path

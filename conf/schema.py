@@ -29,7 +29,7 @@ from conf.topology import ClusterConfig
 from learner.config import AlgorithmConfig, ModelConfig
 from retrieval_service.config import RetrievalConfig
 from tasks.config import NO_DEVELOPMENT, DataConfig
-from tasks.making.config import ExpertsConfig
+from tasks.making.config import AUTO, ExpertsConfig
 from tracking.config import ReportConfig, TrackerConfig
 from tracking.experiments.sweep import folder_name
 
@@ -118,6 +118,8 @@ class RunConfig:
         if self.mode == "train":
             self._check_experts()
             self._check_evaluation()
+        if self.mode == "experts" or (self.mode == "train" and self.data.experts == AUTO):
+            self.experts.teacher.check()
         if self.mode == "calibrate" and self.exit.on:
             raise UserError("mode=calibrate finds the threshold: leave exit.threshold and exit.calibration out")
         if self.mode == "ask" and not self.question:

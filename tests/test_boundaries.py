@@ -35,6 +35,7 @@ FLOORS = (
 """Each floor may import from the floors before it, and from itself."""
 INNER_FLOORS = (
     ("agent", "agent.pool", "agent.inference", "agent.simulation"),
+    ("tasks", "tasks.making"),
     ("tracking", "tracking.experiments"),
     ("actors.plan", "actors"),
 )

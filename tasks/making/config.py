@@ -40,16 +40,19 @@ class TeacherConfig:
     """Most tries of one turn; before the second one a second passes, and twice as long before each later one."""
 
     def __post_init__(self) -> None:
+        if min(self.episodes, self.parallel, self.tries) < 1:
+            raise UserError("experts.teacher: episodes, parallel and tries must be at least 1")
+        if self.temperature < 0 or not self.timeout_s > 0:
+            raise UserError("experts.teacher: temperature must be 0 or more, and timeout_s above 0")
+
+    def check(self) -> None:
+        """To be called where it is used. Raises ``UserError`` for an address that is none, or without a model."""
         if self.url is not None and not self.url.startswith(("http://", "https://")):
             raise UserError(f"experts.teacher.url={self.url} must start with http:// or https://")
         if self.url is not None and not self.model:
             raise UserError(f"experts.teacher.url={self.url} needs experts.teacher.model=NAME, the model's name there")
         if self.url is None and self.model is not None:
             raise UserError(f"experts.teacher.model={self.model} needs experts.teacher.url=http://HOST:PORT/v1")
-        if min(self.episodes, self.parallel, self.tries) < 1:
-            raise UserError("experts.teacher: episodes, parallel and tries must be at least 1")
-        if self.temperature < 0 or not self.timeout_s > 0:
-            raise UserError("experts.teacher: temperature must be 0 or more, and timeout_s above 0")
 
 
 @dataclass

@@ -327,12 +327,12 @@ MISTAKES = [
     ),
     (
         ["data=jsonl", "data.questions=q", "data.corpus=c", "model=tiny", "model.path=folder"],
-        "algorithm.warm_start.steps=200 needs expert trajectories: data.experts=FILE; or set ",
+        "algorithm.warm_start.steps=200 needs expert trajectories: data.experts=FILE or auto; or set ",
     ),
     (["data=jsonl", "data.questions=q.jsonl"], "data=jsonl needs data.corpus=FILE"),
     (
         ["data=jsonl", "data.questions=q", "data.corpus=c", "algorithm.seeding.steps=5"],
-        "algorithm.seeding.steps=5 needs expert trajectories: data.experts=FILE",
+        "algorithm.seeding.steps=5 needs expert trajectories: data.experts=FILE or auto",
     ),
     (["mode=eval"], "mode=eval needs checkpoint=FOLDER"),
     (["mode=calibrate"], "mode=calibrate needs checkpoint=FOLDER"),

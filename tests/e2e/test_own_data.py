@@ -72,7 +72,7 @@ def files(tmp_path_factory):
     questions.write_text(json.dumps(rows))
     held_out.write_text("".join(json.dumps(row | {"_id": f"e{i}"}) + "\n" for i, row in enumerate(rows[:4])))
     passages = [{"_id": f"d{i}", "title": f"Book {i}", "text": f"It is by writer {i}."} for i in range(24)]
-    passages.append({"_id": "w", "title": "Writers", "text": "All who write."})
+    passages.append({"_id": "w", "title": "Writers", "text": "All who write a book or a number of them."})
     corpus = folder / "corpus.jsonl.gz"
     corpus.write_bytes(gzip.compress("".join(json.dumps(p) + "\n" for p in passages).encode()))
     common = ["data=jsonl", f"data.corpus={corpus}", "tracker=none", "cluster.dashboard=false"]
@@ -90,8 +90,11 @@ def trained(whole, launch, files):
         f"model.path={whole.checkpoint}",
         f"data.questions={questions}",
         f"data.eval_questions={held_out}",
+        "data.experts=auto",
+        "experts.count=6",
         "algorithm.steps=1",
-        "algorithm.warm_start.steps=0",
+        "algorithm.warm_start.steps=1",
+        "algorithm.warm_start.cache=false",
         "pool=epoch",
         "pool.batch_questions=4",
         "pool.group_size=2",
@@ -108,7 +111,12 @@ def test_ones_own_files_are_trained_on_as_they_come(trained):
     assert "1 of 21 training questions have a prompt of more than agent.max_prompt_tokens=100 tokens" in run.output
     assert "1 of 4 held-out questions name supporting documents that the corpus lacks, such as 'Nowhere'" in run.output
     listed = [json.loads(line) for line in (run.folder / "data_notices.jsonl").read_text().splitlines()]
-    assert {row["id"] for row in listed if row["kind"] == "left_out"} == {"h0", "h1", "h2", "h3", "long"}
+    left_out = {row["id"] for row in listed if row["kind"] == "left_out"}
+    assert left_out == {"h0", "h1", "h2", "h3", "long"}
+    made = [json.loads(line) for line in (run.folder / "experts.jsonl").read_text().splitlines()]
+    assert len({row["id"] for row in made} - left_out) == 6, "the run's own experts, of what it trains on"
+    assert "6 expert trajectories of" in run.output
+    assert "warm start on expert trajectories: 1 steps" in run.output
 
 
 @pytest.mark.slow
