@@ -26,7 +26,7 @@ def no_searches(config: RunConfig) -> str:
     other = "agent.format=tools" if config.agent.format == "tags" else "agent.format=tags"
     return (
         f"model={config.model.name} called no tool in the first batch, so it can't learn to search from its own "
-        "episodes. Three cures: expert trajectories to start from (data.experts=FILE with "
+        "episodes. Three cures: expert trajectories to start from (data.experts=FILE or auto, with "
         "algorithm.warm_start.steps=30 or algorithm.seeding.steps=50), another prompt or format (agent.prompt=FILE, "
         f"{other}), or a larger model (model=…)"
     )

@@ -112,6 +112,6 @@ class Dialogue:
         shown, label = [], self.protocol.result_label
         for number, passage in enumerate(passages, start=1):
             title = passage.title.replace("\n", " ")[: self._max_passage_chars]
-            text = passage.text[: self._max_passage_chars].strip()
+            text = passage.text[: self._max_passage_chars]
             shown.append(f'{label} {number}: "{title}"\n{text}' if title else f"{label} {number}: {text}")
         return "\n".join(shown) or NO_RESULTS

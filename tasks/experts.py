@@ -141,8 +141,15 @@ def split_response(response: str, protocol: TagProtocol) -> tuple[tuple[str, str
                 f"the result block at character {block.start()} is not closed by '{protocol.result_close}'"
                 + (f", but followed by '{after[0]}'" if after else "")
             )
-        turns.append((response[begin : closing.end()].strip(), response[block.end() : after.start()].strip()))
+        turns.append((response[begin : closing.end()].strip(), _inside(response[block.end() : after.start()])))
         begin = after.end()
+
+
+def _inside(block: str) -> str:
+    """What stands in a result block. One on lines of its own is as the environment shows it: a passage that was cut may
+    end with white space. Otherwise white space at its ends is nobody's."""
+    whole = block.lstrip()
+    return whole[:-1] if whole and block.startswith("\n") and block.endswith("\n") else whole.rstrip()
 
 
 def _answer_end(response: str, begin: int, protocol: TagProtocol, tag: re.Pattern[str]) -> int:
@@ -204,7 +211,9 @@ def passages_of(block: str, protocol: TagProtocol) -> list[tuple[str, str]]:
     if not starts or starts[0].start() > 0:
         return [("", block)]
     ends = [*(match.start() for match in starts[1:]), len(block)]
-    return [(m[2] or "", block[m.end() : end].strip()) for m, end in zip(starts, ends, strict=True)]
+    texts = [block[m.end() : end].lstrip() for m, end in zip(starts, ends, strict=True)]
+    apart = [text.removesuffix("\n") for text in texts[:-1]]  # the line that the next label stands on
+    return [(m[2] or "", text) for m, text in zip(starts, [*apart, texts[-1]], strict=True)]
 
 
 def choose(questions: Sequence[Question], seed: int) -> list[Question]:

@@ -73,6 +73,8 @@ LACKING = question("lacking", "Who?", "me", "Persuasion")
 HIDDEN = question("hidden", "Of which country?", "England", "Jane Austen")
 ELSEWHERE = question("elsewhere", "What does Longstone look like?", "blue", "Longstone")
 YES = question("yes", "Is Longstone older than Jane Austen?", "yes", "Longstone", "Jane Austen")
+SPACED = question("spaced", "What is in Long?", "marmalade", "Long")
+"""Its passage is cut behind a space, which belongs to the block."""
 CUT = question("cut", "What stands at the end of Long marmalade?", "quince", "Long")
 
 
@@ -243,8 +245,8 @@ class Sampled:
 def test_in_each_format_the_file_gives_the_episode_that_the_loop_would_play(name, make, index, tmp_path):
     """Token for token, observations included: an episode in which the policy samples the expert's actions."""
     agent = replace(FORMATS[name], top_k=2, max_searches=3, max_passage_chars=100)
-    made = make(EMMA, YES, CUT, agent=agent)
-    assert len(made.experts) == 2
+    made = make(EMMA, YES, SPACED, agent=agent)
+    assert len(made.experts) == 3
     file = made.write(tmp_path)
     template = chat_templates.LLAMA if name == "llama" else chat_templates.QWEN25
     tokenizer = chat_templates.small_tokenizer(
@@ -252,7 +254,7 @@ def test_in_each_format_the_file_gives_the_episode_that_the_loop_would_play(name
     )
     dialogue = Dialogue.of(tokenizer, agent)
     read = read_experts(file, dialogue.protocol, key="data.experts")
-    assert {e.question for e in read} == {EMMA, YES}
+    assert {e.question for e in read} == {EMMA, YES, SPACED}
     ends = end_ids(dialogue, tokenizer)
 
     async def check() -> None:
