@@ -116,7 +116,8 @@ def _asked(composer: Composer, lines: Sequence[str]) -> _Asked:
 def _names_only_a_path(overrides: Sequence[Override]) -> bool:
     """Whether a model is given by ``model.path`` alone: then the default model's settings aren't meant for it."""
     paths = [line for o in overrides if o.key_or_group == "model.path" for line in _lines(o)]
-    return bool(paths) and "model.path=null" not in paths and not any(o.key_or_group == "model" for o in overrides)
+    nothing = any(line.lower() == "model.path=null" for line in paths)
+    return bool(paths) and not nothing and not any(o.key_or_group == "model" for o in overrides)
 
 
 def _searched(settings: Sequence[str]) -> tuple[str, ...]:
