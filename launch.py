@@ -4,7 +4,8 @@
 
 ``--help`` lists the modes and the groups. A sweep (``-m``, or an experiment that is one) runs its jobs one after the
 other; the same command again goes on with it. A user's mistake exits 2 with one line that names the key or file and
-the fix; a fault exits 1 with the actor, the cause and the checkpoint to resume from. ``debug=true`` shows tracebacks.
+the fix; a fault exits 1 with the actor, the cause and the checkpoint to resume from; a run that SIGTERM or SIGHUP
+ended exits 143 or 129. ``debug=true`` shows tracebacks.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +30,13 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from actors.start import ready
-from agent.errors import Fault, UserError, refused
+from agent.errors import Fault, Stopped, UserError, refused
+from agent.visible import visible
 from conf.arguments import asks_for_help
 from conf.command_line import check_overrides
 from conf.schema import RunConfig, register, typed
 from tasks.making.config import AUTO
+from tracking.dispensable import Dispensable
 
 if TYPE_CHECKING:
     from tracking.console import Console
@@ -47,6 +50,13 @@ register()
 
 def train(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=train``: the whole training run, from data to the last checkpoint."""
+    from actors.stopping import at_once
+
+    with at_once():
+        _train(config, run_dir, console)
+
+
+def _train(config: RunConfig, run_dir: Path, console: Console) -> None:
     from actors.plan.fit import refusal
     from actors.plan.installation import slow_bfloat16
     from actors.plan.machine import check_machine
@@ -64,12 +74,15 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
         task = look(config, console.say)  # wrong data is refused before anything is built
     with console.phase("loading PyTorch"):
         from actors import run_state  # what is refused above shall be refused at once
-
-    resume = run_state.find(config.resume, _outputs()) if config.resume else None
+        from actors.provenance import Provenance
+        from actors.resume import resumed
+    with console.phase("comparing with the checkpoint" if config.resume else "taking digests of the data"):
+        made_with = Provenance.of(config, task)
+        resume = resumed(config, run_dir, Path("outputs"), made_with, console.say)
     if resume is not None:
-        run_state.load(resume)  # a damaged checkpoint is refused before anything starts
-        run_state.carry_metrics(resume, run_dir)
         config.model.path = str(resume)
+    else:
+        config.resume = None  # if_any found none
 
     if config.model.path is not None:
         given = f"resume={config.resume}" if resume is not None else f"model.path={config.model.path}"
@@ -99,27 +112,40 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
         with console.phase("checking the prompts"):
             return prepare(config, run_dir, task)
 
+    extras = Dispensable(lambda why: console.say(why, "yellow"))
+    tracked = run_state.load(resume).tracker if resume is not None else None
     with ThreadPoolExecutor(2) as threads:
         prepared_later = threads.submit(prepared_here)
-        tracker_later = threads.submit(_tracker, config, run_dir)
+        tracker_later = threads.submit(_tracker, config, run_dir, made_with.settings, tracked)
         with console.phase("starting Ray"):
             dashboard = start_ray(config, _namespace(run_dir))
         if dashboard:
             console.say(entrance(dashboard))
         try:
-            prepared, tracker = prepared_later.result(), tracker_later.result()
+            prepared = prepared_later.result()
             console.notices(prepared.task.notices, run_dir)
+            from actors.record import TRACKER
             from actors.supervisor import Supervisor
 
-            supervisor = Supervisor(config, prepared, run_dir, console, resume=resume, tracker=tracker)
+            tracker = extras.attempt(TRACKER, tracker_later.result)
+            supervisor = Supervisor(
+                config,
+                prepared,
+                run_dir,
+                console,
+                resume=resume,
+                tracker=tracker,
+                made_with=made_with,
+                extras=extras,
+            )
             try:
                 summary = supervisor.train()
-            except Fault as fault:
-                where = f"; resume with resume={supervisor.checkpoint}" if supervisor.checkpoint else ""
-                raise Fault(f"{fault}{where}") from fault
+            except (Fault, OSError) as fault:
+                saved = supervisor.saving.checkpoint
+                raise Fault(refused(fault) + (f"; resume with resume={saved}" if saved else "")) from fault
             finally:
                 if tracker is not None:
-                    tracker.close()
+                    extras.attempt(TRACKER, tracker.close)
         finally:
             with console.phase("Ray shuts down"):
                 ray.shutdown()
@@ -127,6 +153,8 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
     if first and last and None not in (first["em"], last["em"]):
         console.say(f"held-out EM {first['em']:.3f} before, {last['em']:.3f} after {summary['step']} steps", "bold")
     console.say(f"checkpoint {summary['checkpoint']}, metrics {run_dir / 'metrics.jsonl'}")
+    if (left := supervisor.stopping.leaving) is not None:
+        raise Stopped(left, f" after step {summary['step']}; resume with resume={summary['checkpoint']}")
 
 
 def evaluate(config: RunConfig, run_dir: Path, console: Console) -> None:
@@ -288,20 +316,17 @@ def _questions(phase: Phase) -> Callable[[int, int], None]:
     return lambda done, total: phase.update(Progress(done=done, total=total, unit="questions"))
 
 
-def _tracker(config: RunConfig, run_dir: Path) -> Any:
+def _tracker(config: RunConfig, run_dir: Path, settings: dict[str, Any], id: str | None) -> Any:
+    """The tracker of a run; ``id`` is what it calls the run that this one goes on with."""
     if config.tracker.name == "none":
         return None
     from tracking.wandb_run import WandbRun
 
-    return WandbRun(config.tracker, run_dir, asdict(config), f"{run_dir.parent.name}/{run_dir.name}")
+    return WandbRun(config.tracker, run_dir, settings, f"{run_dir.parent.name}/{run_dir.name}", id)
 
 
 def _namespace(run_dir: Path) -> str:
     return f"slingshot-{run_dir.parent.name}-{run_dir.name}-{os.getpid()}"
-
-
-def _outputs() -> Path:
-    return Path("outputs")
 
 
 # --- from the command line to a mode ---------------------------------------------------------------
@@ -329,14 +354,20 @@ def _run(composed: DictConfig) -> None:
         _leave(1, f"fault: {error}", debug)
     except OSError as error:
         _leave(1, f"fault: {refused(error)}", debug)
-    except KeyboardInterrupt:
-        _leave(130, "stopped", debug)
+    except KeyboardInterrupt as error:
+        _leave(*_stopped(error), debug)
+
+
+def _stopped(error: KeyboardInterrupt) -> tuple[int, str]:
+    """The exit code for a run that was stopped, and what to say."""
+    return (error.code, str(error)) if isinstance(error, Stopped) else (130, "stopped")
 
 
 def _leave(code: int, message: str, debug: bool) -> None:
     if debug and sys.exc_info()[0]:
         traceback.print_exc()
-    print(f"slingshot: {message}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # the terminal may be gone
+        print(visible(f"slingshot: {message}"), file=sys.stderr, flush=True)
     sys.exit(code)
 
 
@@ -364,8 +395,8 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         _leave(2, refused(error), debug)
-    except KeyboardInterrupt:
-        _leave(130, "stopped", debug)
+    except KeyboardInterrupt as error:
+        _leave(*_stopped(error), debug)
 
 
 def _start(arguments: list[str], debug: bool) -> None:

@@ -19,7 +19,7 @@ from actors.payloads import fetched
 from actors.process import log_to
 from actors.publisher import Publisher
 from actors.reports import StepReport, Unsound
-from actors.run_state import TRAINING
+from actors.run_state import LEARNER, TRAINING
 from actors.weights import Published
 from agent.config import AgentConfig
 from agent.errors import Fault, UserError
@@ -30,7 +30,9 @@ from agent.seeding import inject
 from agent.seeds import derive_seed
 from agent.tokens import Tokenizer
 from learner.config import AlgorithmConfig, ModelConfig
+from learner.manifest import Files, listed, names
 from tasks.demonstrations import Encoded, Expert
+from tracking.dispensable import Dispensable
 from tracking.metrics import batch_metrics
 from tracking.progress import Progress
 from tracking.trajectories import TrajectoryLog
@@ -94,6 +96,8 @@ class LearnerActor:
         self._seeding: _Seeding | None = None
         self._taken: tuple[TakenBatch[Group], float] | None = None
         self._progress = Progress()
+        self._notes: list[str] = []
+        self._extras = Dispensable(self._notes.append)
 
     def start(self) -> int:
         """Loads or builds the policy and tries the largest step; returns the policy's number of parameters."""
@@ -232,7 +236,7 @@ class LearnerActor:
             reference=reference,
         )
         if checkpoint is not None:
-            state = load_state(checkpoint / TRAINING / "learner.pt")
+            state = load_state(checkpoint / TRAINING / LEARNER)
             self._policy.load_adapters(state["adapters"])
             self._updater.load_state(state["updater"])
             self._publisher.version, self._step = int(state["version"]), int(state["step"])
@@ -270,7 +274,7 @@ class LearnerActor:
         assert self._taken is not None
         (batch, idle), self._taken = self._taken, None
         if log is not None:
-            log.write(batch, self._publisher.version)
+            self._extras.attempt(log.path.name, lambda: log.write(batch, self._publisher.version))
         self._progress = Progress(what="update")
         with self._publisher.steady:
             report = updater.update(
@@ -292,6 +296,7 @@ class LearnerActor:
             "weights/put_s": time.perf_counter() - updated,
         }
         metrics |= {f"learner/{name}": value for name, value in figures.items()}
+        notes, self._notes[:] = tuple(self._notes), []
         return StepReport(
             batch=batch.index,
             version=self._publisher.version,
@@ -299,14 +304,19 @@ class LearnerActor:
             rollouts=batch.rollouts,
             generated_tokens=batch.generated_tokens,
             metrics=metrics,
+            notes=notes,
             unsound=None if report.updates else Unsound.of(batch),
         )
 
-    def save(self, folder: Path) -> None:
-        """Writes the model and its tokenizer in Hugging Face format, and beside them what only training needs."""
+    def save(self, folder: Path) -> Files:
+        """Writes the model and its tokenizer in Hugging Face format, and beside them what only training needs.
+
+        Returns what it has written.
+        """
         from learner.checkpoint import save_state
 
         self._progress = Progress(what="saving")
+        before = names(folder)
         self._policy.save(folder)
         self._tokenizer.save(folder)
         (folder / TRAINING).mkdir(exist_ok=True)
@@ -318,7 +328,8 @@ class LearnerActor:
             "version": self._publisher.version,
             "step": self._step,
         }
-        save_state(folder / TRAINING / "learner.pt", state)
+        save_state(folder / TRAINING / LEARNER, state)
+        return listed(folder, without=before)
 
     # --- the learner's end of a broadcast: see actors/broadcast.py ---------------------------------
 

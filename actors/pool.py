@@ -15,8 +15,9 @@ from typing import Any
 import ray
 
 from actors.process import log_to
+from actors.reports import Released
 from actors.run_state import TRAINING
-from agent.errors import UserError
+from agent.errors import UserError, refused
 from agent.pool import saved
 from agent.pool.batches import TakenBatch
 from agent.pool.query_pool import QueryPool
@@ -24,6 +25,8 @@ from agent.pool.rules.base import PoolRule
 from agent.pool.search_limits import SearchLimits
 from agent.records import Question
 from agent.tickets import Outcome, Ticket
+from learner.manifest import Files, listed, names
+from tracking.dispensable import Dispensable
 from tracking.draws import write_draws
 
 
@@ -43,6 +46,8 @@ class PoolActor:
         log_to(log_dir, name)
         self._questions = questions
         self._make = lambda: QueryPool[ray.ObjectRef]([q.id for q in questions], rule, seed=seed, limits=limits)
+        self._notes: list[str] = []
+        self._extras = Dispensable(self._notes.append)
         self._changed = asyncio.Condition()
         self._closed = False
         self._lost: set[str] = set()  # a dead worker's claim may still be waiting here
@@ -82,18 +87,30 @@ class PoolActor:
             await self._wait()
         return self._pool.take(version=version)
 
-    async def release(self, batch: int, *, checkpoint: Path | None = None, draws: Path | None = None) -> None:
+    async def release(self, batch: int, *, checkpoint: Path | None = None, draws: Path | None = None) -> Released:
         """Ends the batch, and saves the pool into the folder of a ``checkpoint`` and its record to ``draws``.
 
-        All in one call: right after it, waiting claims are served and the batches' random generators move on.
+        All in one call: right after it, waiting claims are served and the batches' random generators move on. What
+        can't be written holds nobody up: it is in the result.
         """
         self._pool.release(batch)
+        files, failed = {}, ""
         if checkpoint is not None:
-            (checkpoint / TRAINING).mkdir(exist_ok=True)
-            saved.save(checkpoint / TRAINING, self._pool.state())
+            try:
+                files = self._save(checkpoint)
+            except OSError as error:
+                failed = refused(error)
         if draws is not None:
-            write_draws(draws, self._pool.history.log, self._pool.ids)
+            self._extras.attempt(draws.name, lambda: write_draws(draws, self._pool.history.log, self._pool.ids))
+        notes, self._notes[:] = tuple(self._notes), []
         await self._notify()
+        return Released(files=files, failed=failed, notes=notes)
+
+    def _save(self, checkpoint: Path) -> Files:
+        before = names(checkpoint)
+        (checkpoint / TRAINING).mkdir(exist_ok=True)
+        saved.save(checkpoint / TRAINING, self._pool.state())
+        return listed(checkpoint, without=before)
 
     async def worker_lost(self, worker: str) -> int:
         """Returns a dead worker's claims to the pool."""

@@ -10,6 +10,7 @@ from agent.errors import commonest
 from agent.groups import Group
 from agent.pool.batches import TakenBatch
 from agent.records import StopReason
+from learner.manifest import Files
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,5 +49,19 @@ class StepReport:
     """Trajectories played for the batch, whatever became of them, and the tokens generated for them."""
     generated_tokens: int
     metrics: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    """What the learner has had to give up: see ``tracking/dispensable.py``."""
     unsound: Unsound | None = None
     """Why no trajectory of the batch was sound; None if one was. Such a batch is no step of a training run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Released:
+    """What came of a release. The batch is released in any case."""
+
+    files: Files
+    """What the pool has written into the checkpoint."""
+    failed: str = ""
+    """Why it could not."""
+    notes: tuple[str, ...] = ()
+    """What it has had to give up beside it."""

@@ -11,6 +11,7 @@ from agent.errors import UserError
 from conf.arguments import quoted
 from conf.command_line import Request
 from conf.inputs import check_inputs
+from conf.schema import IF_ANY
 from tracking import run_folder
 
 
@@ -26,6 +27,8 @@ def ready(request: Request) -> Iterator[Request]:
         return
     for config in request.configs:
         check_inputs(config)
+        if config.mode == "train" and config.resume == IF_ANY and request.new:
+            raise UserError(f"resume={IF_ANY}: the same command has to find the run again: set output_dir=FOLDER")
     folder = run_folder.make_new(request.folder, request.setting) if request.new else request.folder
     with run_folder.claimed(folder, request.setting):
         if not request.new and (left := run_folder.trace(folder)):
@@ -45,11 +48,14 @@ def _check_reuse(request: Request, folder: Path, left: str) -> None:
         return
     if config.mode != "train":
         raise UserError(f"{where}: holds a run ({left}); leave {request.setting} out, or name another folder")
-    from actors import run_state  # brings torch
-
-    if config.resume:
-        checkpoint = run_state.find(config.resume, Path("outputs"))
-        if checkpoint.parent.parent.resolve() == folder.resolve():
-            return
     goes_on = f"resume={folder} goes on with it, " if (folder / "checkpoints").is_dir() else ""
+    if config.resume:
+        from actors import provenance, resume  # they bring torch
+
+        if config.resume == IF_ANY and left != "plan.json":
+            return
+        # Which of its checkpoints is whole is looked at when the run starts.
+        found = resume.find(config.resume, Path("outputs"), folder, provenance.asked(config), check=lambda path: None)
+        if found.path is not None and found.path.parent.parent.resolve() == folder.resolve():
+            return
     raise UserError(f"{where}: holds a run ({left}); {goes_on}another folder starts a new one")

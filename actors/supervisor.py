@@ -9,7 +9,6 @@ pool's state that goes into a checkpoint is taken at the release, before the nex
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +21,11 @@ from actors.advice import advice
 from actors.broadcast import Broadcast
 from actors.calls import get
 from actors.prepare import Prepared, warm_started
-from actors.ray_metrics import RayMetrics
-from actors.reports import StepReport
+from actors.provenance import Provenance
+from actors.record import Record
+from actors.reports import Released, StepReport
+from actors.saving import Saving
+from actors.stopping import Stopping
 from actors.topology import Topology
 from actors.totals import Totals
 from actors.watch import Watch
@@ -32,10 +34,11 @@ from agent.config import GroupConfig
 from agent.errors import Fault
 from agent.inference.evaluation import check_any_scored, subset, summarise
 from conf.schema import RunConfig
-from learner.checkpoint import write_checkpoint
+from learner.manifest import Files, listed
 from retrieval_service.stats import merged
 from tracking.console import Console
-from tracking.metrics import MetricsLog, pool_metrics
+from tracking.dispensable import Dispensable
+from tracking.metrics import pool_metrics
 from tracking.progress import Progress
 from tracking.wandb_run import WandbRun
 
@@ -55,6 +58,8 @@ class Supervisor:
         *,
         resume: Path | None,
         tracker: WandbRun | None,
+        made_with: Provenance,
+        extras: Dispensable,
     ) -> None:
         self.config = config
         self.prepared = prepared
@@ -62,13 +67,10 @@ class Supervisor:
         self.console = console
         self.watch = Watch(console)
         self.resume = resume
-        self.tracker = tracker
-        self.metrics = MetricsLog(run_dir / "metrics.jsonl")
-        self.gauges = RayMetrics()
-        self.checkpoint: Path | None = resume
-        """The newest checkpoint of this run, or the one that it was resumed from."""
-        self._began = time.perf_counter()
-        self._stop = False
+        self.made_with = made_with
+        self.record = Record(run_dir, console, tracker, extras)
+        self.saving = Saving(config.checkpoints, run_dir / "checkpoints", resume, self.record.say, extras)
+        self.stopping = Stopping(self.record.say)
         self._first_eval: dict[str, Any] | None = None
         self._last_eval: dict[str, Any] | None = None
         self._totals = Totals()
@@ -81,6 +83,8 @@ class Supervisor:
         if state is not None:
             step, self._first_eval, self._last_eval = state.step, state.first_eval, state.last_eval
             self._totals = Totals(rollouts=state.rollouts, generated_tokens=state.generated_tokens)
+            self.saving.best = state.best
+            self.record.tracked = self.record.tracked or state.tracker
         self._start(state)
         if state is None:
             self._evaluate(0)
@@ -88,11 +92,12 @@ class Supervisor:
         last = self._totals.end(step, self.config.algorithm)
         if not last:
             self.workers.serve(self.pool, self.config.group)
-        with self._interruptible():
+        with self.stopping.after_the_step():
             while not last:
                 step += 1
                 last = self._step(step)
-        self.workers.dismiss()
+        if not self.stopping.leaving:
+            self.workers.dismiss()
         return self._summary(step)
 
     # --- start -----------------------------------------------------------------------------------
@@ -124,7 +129,7 @@ class Supervisor:
         with self.watch.phase("the actors start", learner=self.learner):
             self._wait(pooled, "pool")
             parameters = self._wait(built, "learner")
-        self._say(f"policy {config.model.name}: {parameters:,} parameters")
+        self.record.say(f"policy {config.model.name}: {parameters:,} parameters")
         if state is None and config.algorithm.warm_start.steps:
             with self._learners_turn(), self.watch.phase("warm start", learner=self.learner):
                 report = self._wait(
@@ -133,9 +138,9 @@ class Supervisor:
                     ),
                     "learner",
                 )
-            self._event("warm_start", report)
+            self.record.event("warm_start", report)
             how = "from the cache" if report["cached"] else f"{report['steps']} steps, loss {report['loss']:.3f}"
-            self._say(f"warm start on expert trajectories: {how}, {report['seconds']:.1f} s")
+            self.record.say(f"warm start on expert trajectories: {how}, {report['seconds']:.1f} s")
         if state is None and config.algorithm.seeding.steps:
             self._opened(opened)
             self._seed(topology)
@@ -145,8 +150,8 @@ class Supervisor:
             self._opened(opened)
         with self.watch.phase(f"{config.cluster.rollout_workers} engine(s) start and take the weights"):
             self.workers.deliver(published)
-        self._event("serving", {"version": published.version})
-        self._say(f"{config.cluster.rollout_workers} rollout worker(s) serve version {published.version}")
+        self.record.event("serving", {"version": published.version})
+        self.record.say(f"{config.cluster.rollout_workers} rollout worker(s) serve version {published.version}")
 
     def _choose_channel(self, log_dir: Path) -> None:
         """Says how weights will travel; a broadcast needs somebody who directs it."""
@@ -161,8 +166,8 @@ class Supervisor:
                 log_dir=log_dir,
             )
         settings = "".join(f", {name}={value}" for name, value in cluster.nccl_environment.items())
-        self._event("weight_channel", {"channel": channel, "why": why, **cluster.nccl_environment})
-        self._say(f"weights travel through {channel}: {why}{settings}")
+        self.record.event("weight_channel", {"channel": channel, "why": why, **cluster.nccl_environment})
+        self.record.say(f"weights travel through {channel}: {why}{settings}")
 
     @property
     def _weight_timeout_s(self) -> float:
@@ -171,8 +176,8 @@ class Supervisor:
         return cluster.weight_timeout_s + (0.0 if cluster.in_flight_updates else self.config.pool.lease_s)
 
     def _broadcast_failed(self, why: str) -> None:
-        self._event("weight_channel", {"channel": "object_store", "why": why})
-        self._say(why, "yellow")
+        self.record.event("weight_channel", {"channel": "object_store", "why": why})
+        self.record.say(why, "yellow")
 
     def _seed(self, topology: Topology) -> None:
         """The expert seeding: steps as below, over the experts' questions alone and in plain groups.
@@ -196,10 +201,10 @@ class Supervisor:
             self._wait(pool.release.remote(report.batch), "seeding-pool")
             self._totals.count(report)
             injected += report.metrics["learner/expert_sequences"]
-            self._event("seeding", {"step": step, "version": report.version, **report.metrics})
+            self.record.event("seeding", {"step": step, "version": report.version, **report.metrics})
         self.workers.rest()
         self._played = self.pool
-        self._say(
+        self.record.say(
             f"expert seeding: {steps} steps on {len(experts)} questions, {injected} expert sequences trained on, "
             f"{time.perf_counter() - started:.1f} s"
         )
@@ -220,7 +225,7 @@ class Supervisor:
         row = {
             "step": step,
             "version": report.version,
-            "time_s": now - self._began,
+            "time_s": self.record.time_s,
             "time/step_s": now - started,
             **report.metrics,
             "weights/publish_s": report.metrics["weights/put_s"] + delivered,
@@ -230,23 +235,17 @@ class Supervisor:
         }
         self._totals.count(report)
         last = self._totals.end(step, self.config.algorithm)
-        self.metrics.write("step", row)
-        self.console.step(row, self._totals.so_far(step, self.config.algorithm))
+        self.record.step(row, self._totals.so_far(step, self.config.algorithm))
         for line in advice(self.config, row, first=step == 1):
-            self._say(line, "yellow")
-        self.gauges.set(row)
-        if self.tracker:
-            self.tracker.log(row)
+            self.record.say(line, "yellow")
         every = self.config.evaluation.every
-        if last or self._stop or (every and step % every == 0):
+        if last or self.stopping.asked or (every and step % every == 0):
             self._evaluate(step)
-        last = last or self._stop
+        last = last or self.stopping.asked
         if last:  # before the release, so that no worker starts on a batch that nobody will take
             self._wait(self.pool.close.remote(), "pool")
-        every = self.config.checkpoints.every
-        saving = last or bool(every and step % every == 0)
-        if saving:
-            self._save(step, report.batch)
+        if last or self.saving.due(step):
+            self._save(step, report.batch, last=last)
         else:
             self._wait(self.pool.release.remote(report.batch), "pool")
         return last
@@ -261,17 +260,18 @@ class Supervisor:
         while True:
             with self._learners_turn(pool):
                 report: StepReport = self._wait(learn.remote(pool), "learner")
+            self.record.given_up(report.notes)
             unsound = report.unsound
             if unsound is None:
                 return report
             self._totals.count(report)
-            self._event("unsound_batch", {"batch": report.batch, "why": unsound.why})
+            self.record.event("unsound_batch", {"batch": report.batch, "why": unsound.why})
             broken = broken + 1 if unsound.lasting else 0
             if broken >= BROKEN_BATCHES:
                 raise Fault(f"no episode of {broken} batches in a row was finished and scored: {unsound.why}")
-            if self._stop:
+            if self.stopping.asked:
                 raise Fault(f"stopped while no episode of batch {report.batch} was sound: {unsound.why}")
-            self._say(f"no episode of batch {report.batch} was sound, it is no step: {unsound.why}", "yellow")
+            self.record.say(f"no episode of batch {report.batch} was sound, it is no step: {unsound.why}", "yellow")
             self._wait(pool.release.remote(report.batch), name)
 
     def _search_stats(self) -> dict[str, float]:
@@ -282,53 +282,81 @@ class Supervisor:
         return {f"retrieval/{name}": value for name, value in asdict(stats).items()}
 
     def _evaluate(self, step: int) -> None:
+        """Plays the held-out questions, unless the run is to leave: then there is no row of them."""
         started = time.perf_counter()
-        with self.watch.phase("evaluation") as phase:
-            rows = self.workers.evaluate(self._held_out, lambda done, total: phase.update(_questions(done, total)))
+        try:
+            with self.watch.phase("evaluation") as phase:
+                self._go_on_evaluating()
+                rows = self.workers.evaluate(self._held_out, lambda done, total: phase.update(_questions(done, total)))
+        except _LeftEvaluation:
+            return
+        finally:
+            self.workers.idle = self.watch.look
         check_any_scored(rows)
         row = {"step": step, "data": self.prepared.task.name, **summarise(rows)}
         row["seconds"] = time.perf_counter() - started
-        row["time_s"] = time.perf_counter() - self._began
+        row["time_s"] = self.record.time_s
         row |= asdict(self._totals)
         self._first_eval = self._first_eval or row
         self._last_eval = row
-        self.metrics.write("eval", row)
-        self.console.evaluation(row)
-        if self.tracker:
-            self.tracker.log(row, prefix="eval/")
+        self.record.evaluation(row)
+        self.saving.evaluated(step, row["em"])
 
-    def _save(self, step: int, batch: int) -> None:
-        """Writes the checkpoint of ``step``; its ``batch`` is released in it, before the workers go on."""
+    def _go_on_evaluating(self) -> None:
+        """Called about once a second while the workers evaluate."""
+        if self.stopping.leaving:
+            raise _LeftEvaluation
+        self.workers.idle = self._go_on_evaluating
+        self.watch.look()
 
-        def write(folder: Path) -> None:
+    def _save(self, step: int, batch: int, *, last: bool) -> None:
+        """Writes the checkpoint of ``step``; its ``batch`` is released in it, before the workers go on.
+
+        The batch is released, too, where that can't be written.
+        """
+        released = False
+
+        def write(folder: Path) -> Files:
+            nonlocal released
             release = self.pool.release.remote(batch, checkpoint=folder, draws=self.run_dir / "draws.parquet")
-            self._wait(release, "pool")
-            self._wait(self.learner.save.remote(folder), "learner")
+            done: Released = self._wait(release, "pool")
+            released = True
+            self.record.given_up(done.notes)
+            if done.failed:
+                raise Fault(done.failed)
+            files = done.files | self._wait(self.learner.save.remote(folder), "learner")
             state = run_state.RunState(
-                step=step, first_eval=self._first_eval, last_eval=self._last_eval, **asdict(self._totals)
+                step=step,
+                first_eval=self._first_eval,
+                last_eval=self._last_eval,
+                best=self.saving.best,
+                tracker=self.record.tracked,
+                **asdict(self._totals),
             )
             run_state.save(folder, state)
+            self.made_with.save(folder)
+            return files | listed(folder, without=files)
 
         with self.watch.phase(f"the checkpoint of step {step} is written"):
-            # A worker that is replaced starts from the folder that the run was resumed from: it has to stay.
-            self.checkpoint = write_checkpoint(
-                self.run_dir / "checkpoints", step, write, keep=self.config.checkpoints.keep, spare=self.resume
-            )
-        self._event("checkpoint", {"step": step, "path": str(self.checkpoint)})
+            written = self.saving.write(step, write, last=last)
+        if written:
+            self.record.event("checkpoint", {"step": step, "path": str(self.saving.checkpoint)})
+        elif not released:
+            self._wait(self.pool.release.remote(batch), "pool")
 
     def _summary(self, step: int) -> dict[str, Any]:
         summary = {
             "step": step,
             "stopped_early": not self._totals.end(step, self.config.algorithm),
-            "interrupted": self._stop,
+            "interrupted": self.stopping.asked,
             "first_eval": self._first_eval,
             "last_eval": self._last_eval,
             **asdict(self._totals),
             "restarts": self.workers.restarts,
-            "checkpoint": str(self.checkpoint),
-            "time_s": time.perf_counter() - self._began,
+            "checkpoint": str(self.saving.checkpoint),
+            "time_s": self.record.time_s,
         }
-        self.metrics.write("summary", summary)
+        self.record.metrics.write("summary", summary)
         return summary
 
     @contextmanager
@@ -358,31 +386,14 @@ class Supervisor:
     def _worker_lost(self, name: str, cause: str) -> None:
         """Returns a dead worker's claims; the pool answers at once, so waiting for it here is safe."""
         returned = get(self._played.worker_lost.remote(name), "pool", self.run_dir / "logs")
-        self._event("worker_lost", {"worker": name, "cause": cause, "returned_groups": returned})
-        self._say(f"{name} is lost, {returned} groups go back to the pool, a new worker starts: {cause}", "yellow")
+        self.record.event("worker_lost", {"worker": name, "cause": cause, "returned_groups": returned})
+        self.record.say(
+            f"{name} is lost, {returned} groups go back to the pool, a new worker starts: {cause}", "yellow"
+        )
 
-    def _event(self, event: str, details: dict[str, Any]) -> None:
-        self.metrics.write("event", {"event": event, "time_s": time.perf_counter() - self._began, **details})
 
-    def _say(self, text: str, style: str = "") -> None:
-        self.console.say(f"[{time.perf_counter() - self._began:6.1f} s] {text}", style)
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """The first Ctrl-C (or SIGTERM) ends the run after this step; the second ends it now."""
-
-        def stop(number: int, frame: Any) -> None:
-            if self._stop:
-                raise KeyboardInterrupt
-            self._stop = True
-            self._say("stopping: this step ends, then a checkpoint is written; once more stops at once", "yellow")
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+class _LeftEvaluation(Exception):
+    """The run is to end now."""
 
 
 def _questions(done: int, total: int) -> Progress:

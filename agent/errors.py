@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -32,6 +33,14 @@ class RewardError(Fault):
 
 class GenerationError(Fault):
     """The engine could not finish a completion. It excludes the trajectory from its group."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the run. ``launch.py`` says so and exits with 128 and its number, as shells report it."""
+
+    def __init__(self, number: signal.Signals, how: str = "") -> None:
+        super().__init__(f"stopped by {number.name}{how}")
+        self.code = 128 + number
 
 
 def commonest(faults: Sequence[str]) -> str:

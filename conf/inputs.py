@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agent.errors import UserError
 from agent.settings import KIND
-from conf.schema import RunConfig
+from conf.schema import IF_ANY, RunConfig
 from learner.gguf import is_gguf
 from tasks.making.config import AUTO
 
@@ -34,7 +34,7 @@ def check_inputs(config: RunConfig) -> None:
 def _read(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Key and path of what ``config.mode`` reads."""
     mode, model = config.mode, config.model.path
-    if mode == "train" and config.resume not in (None, "", "auto"):
+    if mode == "train" and config.resume not in (None, "", "auto", IF_ANY):
         yield "resume", str(config.resume)
     elif mode in ("train", "experts") and model and (model in (".", "..") or model.startswith(_LOCAL)):
         yield "model.path", model

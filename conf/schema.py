@@ -33,6 +33,8 @@ from tasks.making.config import AUTO, ExpertsConfig
 from tracking.config import ReportConfig, TrackerConfig
 from tracking.experiments.sweep import folder_name
 
+IF_ANY = "if_any"
+"""``resume=if_any``."""
 MODES = ("train", "eval", "calibrate", "ask", "experts", "index", "plan", "simulate", "report")
 
 
@@ -54,8 +56,13 @@ class CheckpointConfig:
 
     every: int = 20
     """Steps between checkpoints; 0 saves only the last."""
+    every_minutes: float = 20.0
+    """Minutes after which the next release is saved, however few steps they were; 0: by steps alone."""
     keep: int = 2
-    """Newest checkpoints that stay; 0 keeps all."""
+    """Checkpoints that stay, those written last; 0 keeps all."""
+    best: bool = True
+    """Also save after an evaluation with the highest held-out EM so far; ``checkpoints/best`` leads there, and it
+    stays."""
 
 
 @dataclass
@@ -67,7 +74,10 @@ class RunConfig:
     debug: bool = False
     """Show tracebacks and the actors' output."""
     resume: str | None = field(default=None, metadata=PATH)
-    """``auto`` (the newest run under ``outputs/``), a run's folder, or a checkpoint's."""
+    """A run's folder or a checkpoint's; ``auto``, the newest run of this experiment under ``outputs/``; ``if_any``, the
+    run in ``output_dir`` if it has a checkpoint, else a new one: one command starts it and goes on with it."""
+    resume_allow_changes: bool = False
+    """Go on although settings or data have changed that decide what is learned."""
     checkpoint: str | None = field(default=None, metadata=PATH)
     """Checkpoint to evaluate, to calibrate or to ask; a checkpoint's folder or a model's."""
     question: str | None = field(default=None, metadata=SENTENCE)
@@ -157,7 +167,7 @@ class RunConfig:
         if seeding and experts is None and self.data.source != "world":
             raise UserError(f"algorithm.seeding.steps={seeding} needs expert trajectories: data.experts=FILE or auto")
         imitation = self.algorithm.warm_start.steps
-        if not imitation or experts is not None or self.data.source == "world" or self.resume is not None:
+        if not imitation or experts is not None or self.data.source == "world" or self.resume not in (None, IF_ANY):
             return
         if self.model.path is None:
             raise UserError(

@@ -1,95 +1,114 @@
-"""Checkpoints that are whole or not there: written aside, checksummed, synced, renamed."""
+"""Checkpoints that are whole or not there: written aside, listed with checksums, synced, renamed."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from agent.errors import UserError
+from agent.errors import Fault, UserError
+from agent.lock import lock
+from learner import manifest
+from learner.manifest import Files, Manifest
 
-MANIFEST = "manifest.json"
+BEST = "best"
+"""Beside the checkpoints: a link to the one with the best evaluation."""
 _ASIDE = ".tmp-"
 _NAME = re.compile(r"step-(\d{6,})$")
 
 
 def write_checkpoint(
-    root: Path, step: int, write: Callable[[Path], None], *, keep: int = 0, spare: Path | None = None
+    root: Path, step: int, write: Callable[[Path], Files], *, keep: int = 0, spare: Collection[Path] = ()
 ) -> Path:
     """Writes ``root/step-000100`` (for step 100) and returns it.
 
-    ``write`` is called with a folder and fills it. The manifest then lists every file with its size
-    and BLAKE2b checksum; all is synced to the disk before the folder gets its name, so a reader
-    never sees half of it. A checkpoint of the same step is replaced. With ``keep`` above 0 only the
-    newest that many remain, and ``spare``. One writer per ``root``.
+    ``write`` is called with a folder, fills it, and returns what it wrote there (``learner/manifest.py``). All is
+    synced to the disk before the folder gets its name, so a reader never sees half of it; what isn't finished is taken
+    away. A checkpoint of the same step is replaced. With ``keep`` above 0 only that many remain, those written last,
+    and ``spare`` and the best one. Raises ``Fault`` if another process writes to ``root``, or files aren't as listed.
     """
     root.mkdir(parents=True, exist_ok=True)
-    for leftover in root.glob(f"{_ASIDE}*"):  # of a writer that was killed
-        shutil.rmtree(leftover)
-    final = root / f"step-{step:06d}"
-    aside = root / f"{_ASIDE}{final.name}"
-    aside.mkdir()
-    write(aside)
-    files = sorted(path for path in aside.rglob("*") if path.is_file())
-    listed = {
-        path.relative_to(aside).as_posix(): {"bytes": path.stat().st_size, "blake2b": _checksum(path)} for path in files
-    }
-    manifest = aside / MANIFEST
-    manifest.write_text(json.dumps({"step": step, "files": listed}, indent=1) + "\n")
-    for path in (*files, manifest, *(p for p in aside.rglob("*") if p.is_dir()), aside):
-        _sync(path)
-    if final.exists():
-        _remove(final)
-    aside.rename(final)
-    _sync(root)
-    if keep > 0:
-        for old in checkpoints(root)[:-keep]:
-            if spare is None or old.resolve() != spare.resolve():
-                _remove(old)
+    with _alone(root):
+        for leftover in root.glob(f"{_ASIDE}*"):  # of a writer that was killed
+            _discard(leftover)
+        final = root / f"step-{step:06d}"
+        aside = root / f"{_ASIDE}{final.name}"
+        try:
+            aside.mkdir()
+            number = 1 + max((int(n) for path in checkpoints(root) if (n := _number(path)) < math.inf), default=0)
+            manifest.write(aside, Manifest(step=step, number=number, files=write(aside)))
+            for path in (*aside.rglob("*"), aside):
+                _sync(path)
+            if final.exists():
+                _remove(final)
+            aside.rename(final)
+        except BaseException:
+            _discard(aside)  # a full disk needs the room
+            raise
+        _sync(root)
+        if keep > 0:
+            _prune(root, keep, {path.resolve() for path in (*spare, root / BEST)})
     return final
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """The checkpoints under ``root``, oldest step first."""
+    """The checkpoints under ``root`` in the order in which they were written.
+
+    Not in that of their steps: a run that went back to an earlier one has left later ones behind. One whose manifest
+    can't be read counts as the newest.
+    """
     found = [(int(match[1]), path) for path in root.glob("step-*") if (match := _NAME.match(path.name))]
-    return [path for _, path in sorted(found)]
+    return [path for _, path in sorted(found, key=lambda pair: (_number(pair[1]), pair[0]))]
 
 
 def latest(root: Path) -> Path | None:
-    """The checkpoint of the highest step under ``root``, not verified; None when there is none."""
+    """The checkpoint under ``root`` that was written last, not verified; None when there is none."""
     found = checkpoints(root)
     return found[-1] if found else None
 
 
+def latest_sound(root: Path, check: Callable[[Path], Any]) -> tuple[Path | None, list[str]]:
+    """The checkpoint under ``root`` that was written last and that ``check`` lets pass, and what it said of others.
+
+    Of the older ones only those of earlier steps are looked at: later steps belong to what the run went back behind.
+    """
+    refused: list[str] = []
+    before = math.inf
+    for path in reversed(checkpoints(root)):
+        step = int(path.name.removeprefix("step-"))
+        if step >= before:
+            continue
+        try:
+            check(path)
+            return path, refused
+        except UserError as error:
+            refused.append(str(error))
+            before = step
+    return None, refused
+
+
 def verify(path: Path) -> int:
-    """Checks every file of a checkpoint against its manifest and returns the step.
+    """Checks a checkpoint's files against its manifest, a model among them, and returns the step.
 
     Raises ``UserError`` naming the first file that is missing or damaged.
     """
-    manifest = path / MANIFEST
-    if not manifest.is_file():
-        raise UserError(f"checkpoint {path}: {MANIFEST} is missing; is this a checkpoint's folder?")
-    try:
-        content = json.loads(manifest.read_text())
-        step = int(content["step"])
-        files = {name: (int(f["bytes"]), str(f["blake2b"])) for name, f in dict(content["files"]).items()}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"checkpoint {path}: {MANIFEST} is damaged; resume from another checkpoint") from error
-    for name, (size, checksum) in files.items():
-        file = path / name
-        if not file.is_file():
-            raise UserError(f"checkpoint {path}: {name} is missing; resume from another checkpoint")
-        if file.stat().st_size != size or _checksum(file) != checksum:
-            raise UserError(f"checkpoint {path}: {name} is damaged; resume from another checkpoint")
-    return step
+    return manifest.check(path).step
+
+
+def set_best(path: Path) -> None:
+    """Lets the link ``best`` beside the checkpoint ``path`` lead to it."""
+    aside = path.with_name(f"{_ASIDE}{BEST}")
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(path.name)
+    aside.replace(path.with_name(BEST))
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -110,9 +129,33 @@ def load_state(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged or holds more than tensors and numbers") from error
 
 
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Keeps other writers out of ``root``."""
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        try:
+            lock(descriptor)
+        except BlockingIOError as error:
+            raise Fault(f"{root}: another process is writing checkpoints there") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _number(path: Path) -> float:
+    try:
+        return manifest.read(path).number
+    except UserError:
+        return math.inf
+
+
+def _prune(root: Path, keep: int, spare: Collection[Path]) -> None:
+    """Takes old checkpoints away; what can't be read is left for its user to look at."""
+    readable = [path for path in checkpoints(root) if _number(path) < math.inf]
+    for old in readable[:-keep]:
+        if old.resolve() not in spare:
+            _remove(old)
 
 
 def _sync(path: Path) -> None:
@@ -121,6 +164,13 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _discard(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:

@@ -14,6 +14,9 @@ from agent.errors import UserError
 from learner.config import OptimizerConfig
 from learner.muon import Muon
 
+_SETTINGS = ("betas", "eps", "weight_decay", "momentum")
+"""Of a group of parameters, what the configuration says and no step changes."""
+
 
 def schedule_factor(schedule: str, step: int, steps: int, warmup_steps: int) -> float:
     """What the learning rate is multiplied with at ``step`` (from 0) of ``steps``.
@@ -156,6 +159,7 @@ class ClippedAdamW:
     def load_state(self, state: dict[str, Any]) -> None:
         """Continues from a state that was read from a file; its tensors are taken over, not copied.
 
+        Betas, decay and the like are those of this optimizer: who changes them means them.
         Raises ``UserError`` when the state is that of other settings.
         """
         pairs = self._pairs()
@@ -166,7 +170,10 @@ class ClippedAdamW:
                 "model.lora_rank that the checkpoint was made with"
             )
         for (optimizer, _), saved in zip(self._rates, state["optimizers"], strict=True):
+            asked = [{k: v for k, v in group.items() if k in _SETTINGS} for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)
+            for group, settings in zip(optimizer.param_groups, asked, strict=True):
+                group.update(settings)
         with torch.no_grad():
             for (_, master), saved in zip(pairs, state["masters"], strict=True):
                 master.copy_(saved)

@@ -6,8 +6,6 @@ only to go on with that run.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import itertools
 import os
 import socket
@@ -17,13 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from agent.errors import UserError
+from agent.lock import lock
 
 LOCK = ".lock"
 """Locked while its folder is written to. The system frees it when the process ends, however that happens."""
 _TRACES = ("metrics.jsonl", "trajectories.jsonl", "checkpoints", "logs", "plan.json")
 """What a run or a sweep leaves; one of them is enough."""
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What file systems without locks say."""
 
 
 def trace(folder: Path) -> str | None:
@@ -66,14 +63,13 @@ def claimed(folder: Path, setting: str) -> Iterator[None]:
         raise _refused(folder, setting, str(error.strerror)) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file.fileno())
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise _refused(folder, setting, f"{holder} is writing there; wait until it has ended") from None
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise _refused(folder, setting, str(error.strerror)) from error
+            raise _refused(folder, setting, str(error.strerror)) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

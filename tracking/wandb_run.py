@@ -30,24 +30,34 @@ def _in_netrc() -> bool:
 
 
 class WandbRun:
-    """One W&B run in the folder of a Slingshot run."""
+    """One W&B run in the folder of a Slingshot run.
 
-    def __init__(self, config: TrackerConfig, folder: Path, settings: Mapping[str, Any], name: str) -> None:
+    With an ``id`` it goes on with the W&B run of that id. Steps are an axis of their own: a resumed run repeats the
+    steps after its checkpoint, and W&B's own count only ever rises.
+    """
+
+    def __init__(
+        self, config: TrackerConfig, folder: Path, settings: Mapping[str, Any], name: str, id: str | None = None
+    ) -> None:
         import wandb
 
         self._run = wandb.init(
             project=config.project,
             name=name,
+            id=id,
+            resume="allow" if id and mode(config) == "online" else None,
             dir=str(folder),
             mode=mode(config),  # type: ignore[arg-type]
             config=dict(settings),
             settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False),
         )
+        self._run.define_metric("*", step_metric="step")
+        self.id: str = self._run.id
 
     def log(self, row: Mapping[str, Any], *, prefix: str = "") -> None:
         """Numbers of one row, at its step."""
         numbers = {f"{prefix}{k}": v for k, v in row.items() if isinstance(v, int | float) and v == v}
-        self._run.log(numbers, step=int(row["step"]))
+        self._run.log(numbers | {"step": int(row["step"])})
 
     def close(self) -> None:
         """Ends the run; uploads what is left when online, and waits until the last row is on disk."""

@@ -1,9 +1,11 @@
-"""Which checkpoint ``resume=`` means, what a run continues from, and which of its rows it keeps."""
+"""Which checkpoint ``resume=`` means, whether its run is still the same, and which of its rows are kept."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,26 @@ import numpy as np
 import pytest
 
 from actors import run_state
+from actors.provenance import Provenance, asked
+from actors.resume import carry_metrics, find, resumed
 from agent.errors import UserError
 from agent.pool import saved
 from agent.pool.query_pool import QueryPool
+from agent.pool.rules.dynamic import Rule as Dynamic
 from agent.pool.rules.recycle import Rule as Recycle
-from learner.checkpoint import write_checkpoint
+from agent.records import Question
+from conf.schema import CheckpointConfig, EvalConfig, RunConfig
+from conf.topology import ClusterConfig
+from learner.checkpoint import set_best, write_checkpoint
+from learner.config import AlgorithmConfig, OptimizerConfig
+from learner.manifest import Files, listed
+from tasks.load import Task
 from tracking.metrics import MetricsLog, read, replace
 
 IDS = [f"q{i}" for i in range(4)]
 
 
-def checkpoint(run: Path, step: int, pool: dict[str, Any] | None = None) -> Path:
+def checkpoint(run: Path, step: int, pool: dict[str, Any] | None = None, made_with: Provenance | None = None) -> Path:
     """A checkpoint of ``run``, as the supervisor writes it."""
     state = run_state.RunState(
         step=step,
@@ -31,9 +42,14 @@ def checkpoint(run: Path, step: int, pool: dict[str, Any] | None = None) -> Path
         last_eval=None,
     )
 
-    def write(folder: Path) -> None:
+    def write(folder: Path) -> Files:
         run_state.save(folder, state)
         saved.save(folder / "training", pool or {"weight": np.ones(2), "released": step})
+        for name in ("config.json", "model.safetensors", "training/learner.pt"):
+            (folder / name).write_text("{}")
+        if made_with is not None:
+            made_with.save(folder)
+        return listed(folder)
 
     return write_checkpoint(run / "checkpoints", step, write)
 
@@ -68,53 +84,85 @@ def test_a_pools_state_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"manifest\.json is missing; is this a checkpoint's folder\?"):
-        run_state.load(tmp_path)
+        run_state.check(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["run.json", "pool.json", "pool.npz"])
+@pytest.mark.parametrize("name", ["run.json", "pool.json", "pool.npz", "learner.pt"])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     path = checkpoint(tmp_path, 3)
     file = path / "training" / name
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     with pytest.raises(UserError, match=rf"training/{name} is damaged; resume from another checkpoint"):
-        run_state.load(path)
+        run_state.check(path)
     file.unlink()
     with pytest.raises(UserError, match=rf"training/{name} is missing; resume from another checkpoint"):
-        run_state.load(path)
+        run_state.check(path)
 
 
 def test_a_checkpoint_without_a_training_state_cannot_be_resumed(tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path, 1, lambda folder: (folder / "model.safetensors").write_text("x"))
+    def write(folder: Path) -> Files:
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).write_text("{}")
+        return listed(folder)
+
+    path = write_checkpoint(tmp_path, 1, write)
     with pytest.raises(UserError, match=r"step-000001: training/run\.json is missing, so no run can go on from it; "):
-        run_state.load(path)
+        run_state.check(path)
 
 
 def test_a_checkpoint_of_an_earlier_version_cannot_be_resumed(tmp_path: Path) -> None:
-    def write(folder: Path) -> None:
+    def write(folder: Path) -> Files:
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).write_text("{}")
         (folder / "training").mkdir()
         (folder / "training" / "run.json").write_text(json.dumps({"step": 1, "pool": {"released": 1}}))
         np.savez(folder / "training" / "pool.npz", weight=np.ones(2))
+        return listed(folder)
 
     path = write_checkpoint(tmp_path, 1, write)
     with pytest.raises(UserError, match=r"training/pool\.json is missing.* may be an earlier version's"):
-        run_state.load(path)
+        run_state.check(path)
 
 
 # --- find ------------------------------------------------------------------------------------------
 
 
+def run_config(**settings: Any) -> RunConfig:
+    return RunConfig(**({"pool": Recycle()} | settings))
+
+
+SETTINGS = asked(run_config())
+MADE_WITH = Provenance(settings=SETTINGS, data={})
+
+
 def test_auto_is_the_last_checkpoint_of_the_run_that_wrote_last(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     old, new = outputs / "2026-01-02" / "10-00-00", outputs / "2026-01-01" / "09-00-00"
-    checkpoint(old, 900)
-    checkpoint(new, 20)
-    checkpoint(new, 100)
+    checkpoint(old, 900, made_with=MADE_WITH)
+    checkpoint(new, 20, made_with=MADE_WITH)
+    checkpoint(new, 100, made_with=MADE_WITH)
     (outputs / "2026-01-03" / "08-00-00" / "checkpoints").mkdir(parents=True)  # started, and saved nothing yet
     os.utime(old / "checkpoints", (1000, 1000))
     os.utime(new / "checkpoints", (2000, 2000))
-    assert run_state.find("auto", outputs) == new / "checkpoints" / "step-000100"
+    assert find("auto", outputs, tmp_path, SETTINGS).path == new / "checkpoints" / "step-000100"
     os.utime(old / "checkpoints", (3000, 3000))
-    assert run_state.find("auto", outputs) == old / "checkpoints" / "step-000900"
+    assert find("auto", outputs, tmp_path, SETTINGS).path == old / "checkpoints" / "step-000900"
+
+
+def test_auto_looks_at_runs_of_the_same_experiment_alone(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    mine, other = outputs / "mine", outputs / "other"
+    harmless = run_config(
+        output_dir="elsewhere", evaluation=EvalConfig(every=3), cluster=ClusterConfig(dashboard=False)
+    )
+    checkpoint(mine, 1, made_with=Provenance(settings=asked(harmless), data={}))
+    checkpoint(other, 2, made_with=Provenance(settings=asked(run_config(seed=5)), data={}))
+    os.utime(mine / "checkpoints", (1000, 1000))
+    assert find("auto", outputs, tmp_path, SETTINGS).path == mine / "checkpoints" / "step-000001"
+    with pytest.raises(
+        UserError, match=r"is this experiment; the newest, .*other.*, has other settings \(seed=7 \(was 5"
+    ):
+        find("auto", outputs, tmp_path, asked(run_config(seed=7)))
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -123,19 +171,42 @@ def test_auto_without_any_checkpoint_says_so(tmp_path: Path, exists: bool) -> No
     if exists:
         (outputs / "2026-01-01" / "10-00-00" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match=r"^resume=auto: no run under .*outputs has a checkpoint$"):
-        run_state.find("auto", outputs)
+        find("auto", outputs, tmp_path, SETTINGS)
 
 
 def test_a_runs_folder_means_its_last_checkpoint_and_a_checkpoint_itself(tmp_path: Path) -> None:
     first, last = checkpoint(tmp_path, 99), checkpoint(tmp_path, 100)
-    assert run_state.find(str(tmp_path), tmp_path / "elsewhere") == last
-    assert run_state.find(str(first), tmp_path / "elsewhere") == first
+    assert find(str(tmp_path), tmp_path / "elsewhere", tmp_path, SETTINGS).path == last
+    assert find(str(first), tmp_path / "elsewhere", tmp_path, SETTINGS).path == first
+    set_best(first)
+    assert find(str(tmp_path / "checkpoints" / "best"), tmp_path, tmp_path, SETTINGS).path == first.resolve()
+
+
+def test_a_damaged_one_gives_way_to_the_one_before_unless_it_is_named(tmp_path: Path) -> None:
+    first, last = checkpoint(tmp_path, 99), checkpoint(tmp_path, 100)
+    (last / "training" / "pool.json").write_text("{}")
+    found = find(str(tmp_path), tmp_path, tmp_path, SETTINGS)
+    assert found.path == first
+    assert found.refused == (f"checkpoint {last}: training/pool.json is damaged; resume from another checkpoint",)
+    with pytest.raises(UserError, match=r"training/pool\.json is damaged"):
+        find(str(last), tmp_path, tmp_path, SETTINGS)
+    (first / "config.json").unlink()
+    with pytest.raises(UserError, match=r"no checkpoint of .* is whole: .*step-000100.*; .*step-000099.*"):
+        find(str(tmp_path), tmp_path, tmp_path, SETTINGS)
+    with pytest.raises(UserError, match=r"^resume=if_any: no checkpoint of .* is whole"):
+        find("if_any", tmp_path, tmp_path, SETTINGS)
+
+
+def test_if_any_is_the_run_in_the_folder_or_none(tmp_path: Path) -> None:
+    assert find("if_any", tmp_path, tmp_path / "run", SETTINGS).path is None
+    path = checkpoint(tmp_path / "run", 4)
+    assert find("if_any", tmp_path, tmp_path / "run", SETTINGS).path == path
 
 
 def test_the_users_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     path = checkpoint(tmp_path / "run", 1)
-    assert run_state.find("~/run", tmp_path) == path
+    assert find("~/run", tmp_path, tmp_path, SETTINGS).path == path
 
 
 @pytest.mark.parametrize("folder", ["nothing", "empty", "started"])
@@ -143,7 +214,115 @@ def test_any_other_folder_is_refused_with_an_example(tmp_path: Path, folder: str
     (tmp_path / "empty").mkdir()
     (tmp_path / "started" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match=rf"^resume=.*{folder}: neither a checkpoint nor a run with one; .*step-000100"):
-        run_state.find(str(tmp_path / folder), tmp_path)
+        find(str(tmp_path / folder), tmp_path, tmp_path, SETTINGS)
+
+
+# --- what has changed ------------------------------------------------------------------------------
+
+
+def task(tmp_path: Path, **changed: Any) -> Task:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"id": "d", "contents": "text"}\n')
+    question = Question(id="q", text="who?", golden_answers=("she",))
+    held_out = Question(id="e", text="when?", golden_answers=("then",))
+    made: Any = {"name": "t", "train": (question,), "eval": (held_out,), "corpus": corpus, "config": run_config().data}
+    return Task(**(made | changed))
+
+
+Go = Callable[[RunConfig, Task], list[str]]
+
+
+@pytest.fixture
+def go_on(tmp_path: Path) -> Go:
+    """Goes on with a run of ``SETTINGS`` and ``task`` under another configuration; what is said."""
+    checkpoint(tmp_path / "old", 4, made_with=Provenance.of(run_config(), task(tmp_path)))
+
+    def go(config: RunConfig, asked_task: Task) -> list[str]:
+        said: list[str] = []
+        config.resume = str(tmp_path / "old")
+        now = Provenance.of(config, asked_task)
+        path = resumed(config, tmp_path / "new", tmp_path, now, lambda text, style: said.append(text))
+        assert path == tmp_path / "old" / "checkpoints" / "step-000004"
+        return said
+
+    return go
+
+
+def test_the_same_run_says_nothing(go_on: Go, tmp_path: Path) -> None:
+    assert go_on(run_config(), task(tmp_path)) == []
+
+
+def test_what_changes_nothing_that_is_learned_is_listed_and_taken(go_on: Go, tmp_path: Path) -> None:
+    config = run_config(
+        evaluation=EvalConfig(every=3),
+        checkpoints=CheckpointConfig(keep=7),
+        algorithm=AlgorithmConfig(steps=900, token_budget=5),
+    )
+    asked_about = dataclasses.replace(task(tmp_path).eval[0], text="where?")
+    assert go_on(config, task(tmp_path, eval=(asked_about,))) == [
+        "other settings from here on: algorithm.steps=900 (was 100), algorithm.token_budget=5 (was 0), "
+        "checkpoints.keep=7 (was 2), evaluation.every=3 (was 10), held-out questions: not the same"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"seed": 1}, r"seed=1 \(was 0\)"),
+        ({"pool": Recycle(batch_questions=4)}, r"pool\.batch_questions=4 \(was 24\)"),
+        ({"pool": Recycle(group_size=4)}, r"pool\.group_size=4 \(was 8\)"),
+        ({"pool": Recycle(max_staleness=1)}, r"pool\.max_staleness=1 \(was 0\)"),
+        ({"pool": Dynamic()}, r"pool\.name=dynamic \(was recycle\)"),
+        (
+            {"algorithm": AlgorithmConfig(optimizer=OptimizerConfig(betas=[0.9, 0.95], lr=1e-5))},
+            r"algorithm\.optimizer\.betas=\[0\.9, 0\.95\] \(was \[0\.9, 0\.999\]\), algorithm\.optimizer\.lr=1e-05",
+        ),
+        ({"cluster": ClusterConfig(in_flight_updates=False)}, r"cluster\.in_flight_updates=False \(was True\)"),
+    ],
+)
+def test_what_decides_what_is_learned_has_to_be_allowed(
+    go_on: Go, tmp_path: Path, settings: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UserError, match=rf"made with others: .*{named}.*; set them back, or resume_allow_changes=true"):
+        go_on(run_config(**settings), task(tmp_path))
+    (said,) = go_on(run_config(**settings, resume_allow_changes=True), task(tmp_path))[-1:]
+    assert said.startswith("what is learned changes from here on: ")
+
+
+def test_other_texts_under_the_same_ids_are_found(go_on: Go, tmp_path: Path) -> None:
+    question = dataclasses.replace(task(tmp_path).train[0], golden_answers=("he",))
+    with pytest.raises(UserError, match="made with others: training questions: not the same; set"):
+        go_on(run_config(), task(tmp_path, train=(question,)))
+    corpus = tmp_path / "other.jsonl"
+    corpus.write_text('{"id": "d", "contents": "texts"}\n')
+    with pytest.raises(UserError, match="made with others: corpus: not the same; set"):
+        go_on(run_config(), task(tmp_path, corpus=corpus))
+
+
+def test_the_steps_decide_what_is_learned_where_the_learning_rate_decays_over_them(go_on: Go, tmp_path: Path) -> None:
+    decaying = OptimizerConfig(schedule="linear")
+    with pytest.raises(UserError, match=r"algorithm\.optimizer\.schedule=linear .*, algorithm\.steps=900"):
+        go_on(run_config(algorithm=AlgorithmConfig(steps=900, optimizer=decaying)), task(tmp_path))
+
+
+def test_if_any_starts_where_nothing_was_saved_and_forgets_what_was_begun(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    MetricsLog(run / "metrics.jsonl").write("step", {"step": 1})
+    config = run_config(resume="if_any")
+    said: list[str] = []
+    now = Provenance.of(config, task(tmp_path))
+    assert resumed(config, run, tmp_path, now, lambda text, style: said.append(text)) is None
+    assert said == [f"resume=if_any: {run} has no checkpoint, the run starts"]
+    assert not (run / "metrics.jsonl").exists()
+
+
+def test_a_checkpoint_of_an_earlier_version_is_taken_with_a_word(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "old", 4)
+    config = run_config(resume=str(path))
+    said: list[str] = []
+    now = Provenance.of(config, task(tmp_path))
+    assert resumed(config, tmp_path / "new", tmp_path, now, lambda text, style: said.append(text)) == path
+    assert said == [f"{path} doesn't say what it was made with: nothing can be compared"]
 
 
 # --- metrics ---------------------------------------------------------------------------------------
@@ -164,7 +343,7 @@ def old_run(run: Path) -> Path:
 
 def test_a_resumed_run_keeps_the_rows_up_to_its_checkpoint(tmp_path: Path) -> None:
     path = old_run(tmp_path / "old")
-    run_state.carry_metrics(path, tmp_path / "new")
+    carry_metrics(path, tmp_path / "new")
     assert read(tmp_path / "new" / "metrics.jsonl") == [
         {"kind": "eval", "step": 0, "em": 0.1},
         {"kind": "step", "step": 1, "reward/mean": 0.1},
@@ -180,7 +359,7 @@ def test_a_run_that_goes_on_in_its_own_folder_forgets_what_came_after_its_checkp
     played = [{"batch": batch, "question": "wer\u2028?"} for batch in (0, 0, 1, 2, 3)]
     replace(run / "trajectories.jsonl", played)
     for _ in range(2):  # it may be interrupted again before its next checkpoint
-        run_state.carry_metrics(path, run)
+        carry_metrics(path, run)
         rows = read(run / "metrics.jsonl")
         assert [(r["kind"], r["step"]) for r in rows] == [
             ("eval", 0),
@@ -198,7 +377,7 @@ def test_trajectories_go_by_batches_of_which_not_each_is_a_step(tmp_path: Path) 
     path = checkpoint(run, 2, {"weight": np.ones(2), "released": 3})
     MetricsLog(run / "metrics.jsonl").write("step", {"step": 1})
     replace(run / "trajectories.jsonl", [{"batch": batch} for batch in range(5)])
-    run_state.carry_metrics(path, run)
+    carry_metrics(path, run)
     assert read(run / "trajectories.jsonl") == [{"batch": batch} for batch in range(3)]
 
 
@@ -206,10 +385,10 @@ def test_a_row_that_was_never_finished_is_left_behind(tmp_path: Path) -> None:
     path = old_run(tmp_path / "old")
     with (tmp_path / "old" / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "step", "st')
-    run_state.carry_metrics(path, tmp_path / "new")
+    carry_metrics(path, tmp_path / "new")
     assert len(read(tmp_path / "new" / "metrics.jsonl", "step")) == 2
 
 
 def test_a_checkpoint_that_was_copied_alone_carries_no_rows(tmp_path: Path) -> None:
-    run_state.carry_metrics(checkpoint(tmp_path / "old", 2), tmp_path / "new")
+    carry_metrics(checkpoint(tmp_path / "old", 2), tmp_path / "new")
     assert not (tmp_path / "new" / "metrics.jsonl").exists()

@@ -7,6 +7,7 @@ No Ray: what ``.remote`` returns is the result itself, and the fake workers hand
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -18,12 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors import run_state, supervisor
+from actors import record, run_state, supervisor
 from actors.prepare import Prepared
-from actors.reports import StepReport, Unsound
+from actors.provenance import Provenance
+from actors.reports import Released, StepReport, Unsound
 from actors.supervisor import Supervisor
 from agent.config import GroupConfig
-from agent.errors import Fault
+from agent.errors import Fault, Stopped
 from agent.inference.evaluation import EvalRow
 from agent.pool import saved
 from agent.pool.history import DRAW
@@ -33,8 +35,10 @@ from conf.schema import CheckpointConfig, EvalConfig, RunConfig
 from conf.topology import ClusterConfig
 from learner.checkpoint import checkpoints, latest
 from learner.config import AlgorithmConfig, SeedingConfig, WarmStartConfig
+from learner.manifest import Files, listed, names
 from retrieval_service.stats import Stats
 from tracking.console import Console
+from tracking.dispensable import Dispensable
 from tracking.draws import read_draws, write_draws
 from tracking.metrics import read
 
@@ -71,6 +75,9 @@ class World:
         unsound: Mapping[int, Unsound] | None = None,
         faults: tuple[int, ...] = (),
         interrupt: tuple[str, ...] = (),
+        signal_number: signal.Signals = signal.SIGINT,
+        full: tuple[int, ...] = (),
+        ems: Mapping[int, float] | None = None,
     ) -> None:
         self.events: list[str] = []
         self.barren = barren
@@ -80,7 +87,12 @@ class World:
         self.faults = faults
         """Versions with which every episode of an evaluation ends in a fault."""
         self.interrupt = list(interrupt)
-        """Events during which Ctrl-C is pressed."""
+        """Events during which Ctrl-C is pressed, or another signal comes."""
+        self.signal_number = signal_number
+        self.full = full
+        """Steps at which the disk is full."""
+        self.ems = ems or {}
+        """By version, the share of right answers in an evaluation; else none is right."""
         self.published = 0
         self.delivered: int | None = None
         self.released = 0
@@ -96,7 +108,7 @@ class World:
         self.events.append(event)
         if event in self.interrupt:
             self.interrupt.remove(event)
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.signal_number)
 
 
 class FakeLearner(Remote):
@@ -191,10 +203,16 @@ class FakeLearner(Remote):
             metrics=metrics,
         )
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Files:
         assert self._world.released == self._batch, "a checkpoint before the release"
+        before = names(folder)
+        if self._step in self._world.full:
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder / "model.safetensors"))
         (folder / "model.safetensors").write_text(f"weights {self._world.published}")
+        (folder / "config.json").write_text("{}")
+        (folder / "training" / "learner.pt").write_text("")
         self._world.happens(f"save {self._step}")
+        return listed(folder, without=before)
 
 
 def unsound(batch: int, version: int, why: Unsound) -> StepReport:
@@ -211,7 +229,7 @@ class FakePool(Remote):
         if checkpoint is not None:
             self._world.released = saved.load(checkpoint / "training")["released"]
 
-    def release(self, batch: int, *, checkpoint: Path | None = None, draws: Path | None = None) -> None:
+    def release(self, batch: int, *, checkpoint: Path | None = None, draws: Path | None = None) -> Released:
         world = self._world
         assert batch == world.released
         assert world.delivered == world.published, "released before the workers hold the weights"
@@ -222,6 +240,8 @@ class FakePool(Remote):
             (checkpoint / "training").mkdir()
             saved.save(checkpoint / "training", {"released": world.released, "weight": np.full(3, world.released)})
             write_draws(draws, np.zeros(world.released, DRAW), ["q"])
+            return Released(files=listed(checkpoint))
+        return Released(files={})
 
     def report(self) -> dict[str, Any]:
         account = {"received": 1, "accepted": 1, "returned": {"zero_variance": 2}, "in_flight": 0}
@@ -304,6 +324,7 @@ class FakeWorkerPool:
 
     def __init__(self, world: World) -> None:
         self.world = world
+        self.idle = lambda: None
 
     def wait(self, value: Any, actor: str) -> Any:
         assert actor in ("learner", "pool", "seeding-pool", "retrieval")
@@ -344,9 +365,11 @@ class FakeWorkerPool:
     def evaluate(self, questions: tuple[Question, ...], played: Callable[[int, int], None]) -> list[EvalRow]:
         assert self.world.delivered == self.world.published
         self.world.happens(f"evaluate version {self.world.delivered}")
+        self.idle()
         played(len(questions), len(questions))
         broken = replace(ROW, stop_reason="generation_failed", fault=True, error="head size 16")
-        return [broken if self.world.delivered in self.world.faults else ROW] * len(questions)
+        row = replace(ROW, em=self.world.ems.get(self.world.delivered or 0, 0.0))
+        return [broken if self.world.delivered in self.world.faults else row] * len(questions)
 
     def dismiss(self) -> None:
         assert self.world.closed or not self.world.serving, "workers that wait for a claim never end"
@@ -374,13 +397,14 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
         resume: Path | None = None,
         folder: str = "run",
         turns: bool = False,
+        best: bool = False,
     ) -> tuple[Supervisor, dict[str, Any]]:
         run_dir = tmp_path / folder
         world.turns = turns
         monkeypatch.setattr(supervisor, "Topology", lambda *_: FakeTopology(world, run_dir))
         monkeypatch.setattr(supervisor, "WorkerPool", lambda *_, **__: FakeWorkerPool(world))
         monkeypatch.setattr(supervisor, "get", lambda value, actor, log_dir: value)
-        monkeypatch.setattr(supervisor, "RayMetrics", lambda: SimpleNamespace(set=lambda row: None))
+        monkeypatch.setattr(record, "RayMetrics", lambda: SimpleNamespace(set=lambda row: None))
         config = RunConfig(
             pool=Epoch(),
             group=GroupConfig(strategy="continuation"),
@@ -393,14 +417,23 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
                 seeding=SeedingConfig(steps=seeding),
             ),
             evaluation=EvalConfig(every=evaluate_every),
-            checkpoints=CheckpointConfig(every=save_every, keep=keep),
+            checkpoints=CheckpointConfig(every=save_every, keep=keep, every_minutes=0, best=best),
         )
         task: Any = SimpleNamespace(name="fake", train=(QUESTION,), eval=(QUESTION, QUESTION), corpus=tmp_path)
         experts: Any = (SimpleNamespace(question=QUESTION),)
         prepared = Prepared(
             task=task, model_path="nowhere", warm_start_key="the key", experts=experts, imitated="episodes"
         )
-        driver = Supervisor(config, prepared, run_dir, Console(quiet=True), resume=resume, tracker=None)
+        driver = Supervisor(
+            config,
+            prepared,
+            run_dir,
+            Console(quiet=True),
+            resume=resume,
+            tracker=None,
+            made_with=Provenance(settings={}, data={}),
+            extras=Dispensable(pytest.fail),
+        )
         return driver, driver.train()
 
     return run
@@ -453,7 +486,7 @@ def test_expert_seeding_comes_between_the_warm_start_and_the_first_step(play: Pl
         *("begin 0", "deliver 2", "evaluate version 2", "serve"),
         *("step 1", "deliver 3", "evaluate version 3", "close", "release 1 with state", "save 1", "dismiss"),
     ]
-    events = [e for e in read(driver.metrics.path, "event") if e["event"] == "seeding"]
+    events = [e for e in read(driver.record.metrics.path, "event") if e["event"] == "seeding"]
     assert [(e["step"], e["version"], e["learner/expert_sequences"]) for e in events] == [(1, 1, 1), (2, 2, 1)]
     assert (summary["rollouts"], summary["generated_tokens"]) == (3 * 8, 3 * 100), "what the seeding cost counts"
     assert summary["first_eval"]["rollouts"] == 16
@@ -474,7 +507,7 @@ def test_a_step_that_learnt_nothing_delivers_nothing_and_releases_its_batch(play
         *("step 2", "release 2"),
         *("step 3", "deliver 2", "evaluate version 2"),
     ]
-    rows = read(driver.metrics.path, "step")
+    rows = read(driver.record.metrics.path, "step")
     assert [row["version"] for row in rows] == [1, 1, 2]
     assert [row["weights/publish_s"] for row in rows] == [0.75, 0.25, 0.75]
 
@@ -494,8 +527,8 @@ def test_a_batch_without_a_sound_trajectory_is_no_step(play: Play) -> None:
         *("step 2", "deliver 2", "evaluate version 2", "close", "release 5 with state", "save 2"),
         "dismiss",
     ]
-    assert [row["step"] for row in read(driver.metrics.path, "step")] == [1, 2]
-    events = [e for e in read(driver.metrics.path, "event") if e["event"] == "unsound_batch"]
+    assert [row["step"] for row in read(driver.record.metrics.path, "step")] == [1, 2]
+    events = [e for e in read(driver.record.metrics.path, "event") if e["event"] == "unsound_batch"]
     assert [(e["batch"], e["why"]) for e in events] == [(1, NO_SEARCH.why), (2, NO_SEARCH.why), (3, BY_ENGINES.why)]
     assert summary["step"] == 2
     assert summary["rollouts"] == 5 * 8, "what was played has cost something"
@@ -583,11 +616,11 @@ def test_a_resumed_run_goes_on_where_the_checkpoint_ends(play: Play) -> None:
         *("step 4", "deliver 4", "evaluate version 4", "close", "release 4 with state", "save 4"),
         "dismiss",
     ]
-    assert [row["step"] for row in read(again.metrics.path, "step")] == [3, 4]
-    evals = read(driver.metrics.path, "eval")
+    assert [row["step"] for row in read(again.record.metrics.path, "step")] == [3, 4]
+    evals = read(driver.record.metrics.path, "eval")
     assert without_kind(evals[0]) == summary["first_eval"]
     assert summary["last_eval"]["step"] == 4
-    assert [row["rollouts"] for row in read(again.metrics.path, "eval")] == [24, 32]
+    assert [row["rollouts"] for row in read(again.record.metrics.path, "eval")] == [24, 32]
     assert (summary["rollouts"], summary["generated_tokens"]) == (32, 400)
 
 
@@ -598,7 +631,7 @@ def test_a_finished_run_that_is_resumed_plays_nothing_more(play: Play) -> None:
     _, summary = play(world, 2, resume=checkpoint, folder="again")
     assert world.events == ["begin 2", "deliver 2", "dismiss"]
     assert (summary["step"], summary["stopped_early"], summary["checkpoint"]) == (2, False, str(checkpoint))
-    (before,) = read(driver.metrics.path, "summary")
+    (before,) = read(driver.record.metrics.path, "summary")
     same = ("first_eval", "last_eval", "rollouts", "generated_tokens")
     assert {key: summary[key] for key in same} == {key: before[key] for key in same}
 
@@ -616,7 +649,7 @@ def test_a_run_ends_with_the_step_that_reaches_its_budget(play: Play, steps: int
     driver, summary = play(world, steps, budget=budget)
     assert world.events[-4:] == ["close", f"release {last_step} with state", f"save {last_step}", "dismiss"]
     assert (summary["step"], summary["rollouts"], summary["stopped_early"]) == (last_step, 8 * last_step, False)
-    assert [row["step"] for row in read(driver.metrics.path, "eval")] == [0, last_step]
+    assert [row["step"] for row in read(driver.record.metrics.path, "eval")] == [0, last_step]
 
 
 def test_tokens_are_a_budget_too_and_the_seeding_has_a_share_in_it(play: Play) -> None:
@@ -696,12 +729,75 @@ def test_ctrl_c_before_the_first_step_stops_at_once(play: Play) -> None:
         play(World(interrupt=("evaluate version 0",)), 9)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("pressed", ["step 2", "deliver 2", "evaluate version 2"])
+def test_a_machine_that_is_taken_away_gets_a_checkpoint_and_no_evaluation(
+    play: Play, number: signal.Signals, pressed: str
+) -> None:
+    before = signal.getsignal(number)
+    world = World(interrupt=(pressed,), signal_number=number)
+    driver, summary = play(world, 9, evaluate_every=2)
+    assert world.interrupt == []
+    assert world.events[-3:] == ["close", "release 2 with state", "save 2"]
+    assert (summary["step"], summary["interrupted"], summary["last_eval"]["step"]) == (2, True, 0)
+    assert [row["step"] for row in read(driver.record.metrics.path, "eval")] == [0]
+    assert driver.stopping.leaving is number
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_comes_twice_stops_at_once(play: Play) -> None:
+    with pytest.raises(Stopped, match="stopped by SIGTERM") as stopped:
+        play(World(interrupt=("step 2", "deliver 2"), signal_number=signal.SIGTERM), 9)
+    assert stopped.value.code == 143
+
+
+# --- saving ----------------------------------------------------------------------------------------
+
+
+def test_one_save_that_fails_is_tried_again_after_the_next_step(play: Play, tmp_path: Path) -> None:
+    world = World(full=(2,))
+    driver, summary = play(world, 5, save_every=2)
+    assert [path.name for path in checkpoints(driver.run_dir / "checkpoints")] == [
+        "step-000003",
+        "step-000004",
+        "step-000005",
+    ]
+    assert not [*(driver.run_dir / "checkpoints").glob(".tmp*")]
+    assert world.released == 5  # the batch of the failed save, too
+    assert summary["step"] == 5
+
+
+def test_three_saves_in_a_row_that_fail_end_the_run(play: Play) -> None:
+    world = World(full=(2, 3, 4))
+    with pytest.raises(Fault, match=r"^the checkpoint of step 4 can't be written: .*model\.safetensors: No space left"):
+        play(world, 9, save_every=2)
+    assert "step 5" not in world.events
+
+
+def test_the_last_save_has_no_step_to_be_tried_again_after(play: Play) -> None:
+    with pytest.raises(Fault, match=r"^the checkpoint of step 2 can't be written"):
+        play(World(full=(2,)), 2)
+
+
+def test_the_best_evaluation_is_saved_and_stays(play: Play) -> None:
+    world = World(ems={0: 0.9, 1: 0.1, 2: 0.5, 3: 0.5, 4: 0.2, 5: 0.2})
+    driver, _ = play(world, 5, evaluate_every=1, keep=1, best=True)
+    root = driver.run_dir / "checkpoints"
+    assert [path.name for path in checkpoints(root)] == ["step-000002", "step-000005"]
+    assert (root / "best").resolve() == (root / "step-000002").resolve()
+    again = World(ems={6: 0.4, 7: 0.6})
+    play(again, 7, evaluate_every=1, keep=1, best=True, resume=latest(root))
+    assert (root / "best").resolve() == (root / "step-000007").resolve()
+    assert run_state.load(root / "best").best == {"step": 7, "em": 0.6}
+    assert "release 6 with state" not in again.events
+
+
 # --- what it writes --------------------------------------------------------------------------------
 
 
 def test_a_steps_row_joins_the_learners_the_pools_and_the_searches_numbers(play: Play) -> None:
     driver, summary = play(World(), 2)
-    first, second = read(driver.metrics.path, "step")
+    first, second = read(driver.record.metrics.path, "step")
     expected = {
         "step": 1,
         "version": 1,
@@ -720,17 +816,21 @@ def test_a_steps_row_joins_the_learners_the_pools_and_the_searches_numbers(play:
     }
     assert {key: first[key] for key in expected} == expected
     assert second["time_s"] >= first["time_s"] > 0
-    evals = read(driver.metrics.path, "eval")
+    evals = read(driver.record.metrics.path, "eval")
     assert [(e["step"], e["data"], e["n"], e["em"], e["rollouts"]) for e in evals] == [
         (0, "fake", 2, 0.0, 0),
         (2, "fake", 2, 0.0, 16),
     ]
-    (written,) = read(driver.metrics.path, "summary")
+    (written,) = read(driver.record.metrics.path, "summary")
     assert written["rollouts"] == summary["rollouts"] == 16
     assert written["generated_tokens"] == 200
     assert written["first_eval"]["step"] == 0
     assert written["last_eval"]["step"] == 2
-    assert [e["event"] for e in read(driver.metrics.path, "event")] == ["weight_channel", "serving", "checkpoint"]
+    assert [e["event"] for e in read(driver.record.metrics.path, "event")] == [
+        "weight_channel",
+        "serving",
+        "checkpoint",
+    ]
 
 
 def test_searches_that_cannot_be_counted_cost_no_step(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -739,5 +839,5 @@ def test_searches_that_cannot_be_counted_cost_no_step(play: Play, monkeypatch: p
 
     monkeypatch.setattr(FakeRetrieval, "stats", broken)
     driver, _ = play(World(), 1)
-    (row,) = read(driver.metrics.path, "step")
+    (row,) = read(driver.record.metrics.path, "step")
     assert (row["retrieval/qps"], row["retrieval/p99_s"]) == (0.0, None)

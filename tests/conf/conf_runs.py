@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from actors import run_state
+from actors import resume, run_state
+from actors.provenance import Provenance, asked
 from agent.pool import saved
 from conf.schema import RunConfig
 from learner.checkpoint import write_checkpoint
+from learner.manifest import Files, listed
 from tracking.metrics import MetricsLog
 
 Command = Callable[..., tuple[int, str, str]]
@@ -28,8 +30,9 @@ class Training:
     def __call__(self, config: RunConfig, run_dir: Path, console: Any) -> None:
         first = 1
         if config.resume is not None:
-            checkpoint = run_state.find(config.resume, Path("outputs"))
-            run_state.carry_metrics(checkpoint, run_dir)
+            checkpoint = resume.find(config.resume, Path("outputs"), run_dir, asked(config)).path
+            assert checkpoint is not None
+            resume.carry_metrics(checkpoint, run_dir)
             first = run_state.load(checkpoint).step + 1
         self.played.append((run_dir.name, first))
         log = MetricsLog(run_dir / "metrics.jsonl")
@@ -39,7 +42,7 @@ class Training:
         for step in range(first, 5):
             log.write("step", played(step))
             if fate == "Ctrl-C" and step == 2:
-                save(run_dir, step)
+                save(run_dir, step, config)
                 log.write("summary", {"step": step, "stopped_early": True, "interrupted": True})
                 return
             if isinstance(fate, BaseException) and step == 3:
@@ -74,13 +77,19 @@ def played(step: int) -> dict[str, Any]:
     }
 
 
-def save(run_dir: Path, step: int) -> None:
+def save(run_dir: Path, step: int, config: RunConfig | None = None) -> None:
+    """A checkpoint that a run of ``config`` could go on from, but for its weights."""
     state = run_state.RunState(
         step=step, rollouts=40 * step, generated_tokens=400 * step, first_eval=None, last_eval=None
     )
 
-    def write(folder: Path) -> None:
+    def write(folder: Path) -> Files:
         run_state.save(folder, state)
         saved.save(folder / "training", {"released": step})
+        for name in ("config.json", "model.safetensors", "training/learner.pt"):
+            (folder / name).write_text("{}")
+        if config is not None:
+            Provenance(settings=asked(config), data={}).save(folder)
+        return listed(folder)
 
     write_checkpoint(run_dir / "checkpoints", step, write)

@@ -6,39 +6,48 @@ from pathlib import Path
 import pytest
 import torch
 
-from agent.errors import UserError
-from learner.checkpoint import MANIFEST, checkpoints, latest, load_state, save_state, verify, write_checkpoint
+from agent.errors import Fault, UserError
+from learner.checkpoint import (
+    checkpoints,
+    latest,
+    latest_sound,
+    load_state,
+    save_state,
+    set_best,
+    verify,
+    write_checkpoint,
+)
+from learner.manifest import MANIFEST, Files, listed
 
-FILES = {"model/weights", "model/config.json", "pool/state"}
+FILES = {"model.safetensors", "config.json", "pool/state"}
+
+
+def fill(folder: Path, text: str = "state", without: str = "") -> Files:
+    (folder / "pool").mkdir()
+    (folder / "model.safetensors").write_bytes(bytes(range(256)))
+    (folder / "config.json").write_text("{}")
+    (folder / "pool" / "state").write_text(text)
+    if without:
+        (folder / without).unlink()
+    return listed(folder)
 
 
 def write(root: Path, step: int, keep: int = 0, text: str = "state") -> Path:
-    def fill(folder: Path) -> None:
-        (folder / "model").mkdir()
-        (folder / "pool").mkdir()
-        (folder / "model" / "weights").write_bytes(bytes(range(256)))
-        (folder / "model" / "config.json").write_text("{}")
-        (folder / "pool" / "state").write_text(text)
-
-    return write_checkpoint(root, step, fill, keep=keep)
+    return write_checkpoint(root, step, lambda folder: fill(folder, text), keep=keep)
 
 
 def test_whole_and_listed(tmp_path: Path) -> None:
     path = write(tmp_path, 100)
     assert path == tmp_path / "step-000100"
     assert verify(path) == 100
-    assert set(json.loads((path / MANIFEST).read_text())["files"]) == {
-        "model/weights",
-        "model/config.json",
-        "pool/state",
-    }
+    assert set(json.loads((path / MANIFEST).read_text())["files"]) == FILES
     assert [p.name for p in tmp_path.iterdir()] == ["step-000100"]
 
 
-def test_latest_is_the_highest_step(tmp_path: Path) -> None:
+def test_latest_is_the_one_that_was_written_last(tmp_path: Path) -> None:
     assert latest(tmp_path) is None
     assert latest(tmp_path / "absent") is None
-    for step in (5, 1_000_000, 20):
+    for step in (20, 5, 1_000_000):
         write(tmp_path, step)
     (tmp_path / ".tmp-step-2000000").mkdir()
     (tmp_path / "step-notes").mkdir()
@@ -55,13 +64,14 @@ def test_keeps_the_newest(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_others_and_is_cleared_away(tmp_path: Path) -> None:
     write(tmp_path, 1)
 
-    def fails(folder: Path) -> None:
+    def fails(folder: Path) -> Files:
         (folder / "weights").write_text("half")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
         write_checkpoint(tmp_path, 2, fails)
-    assert checkpoints(tmp_path) == [tmp_path / "step-000001"]
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]  # a full disk needs the room
+    (tmp_path / ".tmp-step-000007").mkdir()  # of a writer that was killed
     write(tmp_path, 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000001", "step-000003"]
 
@@ -73,7 +83,7 @@ def test_the_same_step_again_replaces(tmp_path: Path) -> None:
     assert verify(path) == 1
 
 
-@pytest.mark.parametrize("name", ["model/weights", "pool/state"])
+@pytest.mark.parametrize("name", ["model.safetensors", "pool/state"])
 @pytest.mark.parametrize("how", ["missing", "truncated", "one bit"])
 def test_damage_is_found_and_named(name: str, how: str, tmp_path: Path) -> None:
     path = write(tmp_path, 1)
@@ -85,6 +95,96 @@ def test_damage_is_found_and_named(name: str, how: str, tmp_path: Path) -> None:
         file.write_bytes(content[:-1] if how == "truncated" else bytes([content[0] ^ 1]) + content[1:])
     with pytest.raises(UserError, match=f"{name} is {'missing' if how == 'missing' else 'damaged'}"):
         verify(path)
+
+
+def test_without_a_model_it_is_no_checkpoint(tmp_path: Path) -> None:
+    for step, name in enumerate(("model.safetensors", "config.json"), start=1):
+        path = write_checkpoint(tmp_path, step, lambda folder, name=name: fill(folder, without=name))
+        with pytest.raises(UserError, match="it holds no model"):
+            verify(path)
+
+
+def test_what_its_writer_did_not_list_or_no_longer_finds_is_a_fault(tmp_path: Path) -> None:
+    def more(folder: Path) -> Files:
+        files = fill(folder)
+        (folder / "stray").write_text("")
+        return files
+
+    def fewer(folder: Path) -> Files:
+        files = fill(folder)
+        (folder / "pool" / "state").unlink()
+        return files
+
+    def other(folder: Path) -> Files:
+        files = fill(folder)
+        (folder / "pool" / "state").write_text("longer than before")
+        return files
+
+    for wrong, why in ((more, "stray was listed by no writer"), (fewer, "pool/state is gone"), (other, "has 18 bytes")):
+        with pytest.raises(Fault, match=why):
+            write_checkpoint(tmp_path, 1, wrong)
+    assert checkpoints(tmp_path) == []
+
+
+def test_two_writers_are_one_too_many(tmp_path: Path) -> None:
+    def second(folder: Path) -> Files:
+        with pytest.raises(Fault, match="another process is writing checkpoints there"):
+            write(tmp_path, 2)
+        return fill(folder)
+
+    write_checkpoint(tmp_path, 1, second)
+    write(tmp_path, 2)
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-000001", "step-000002"]
+
+
+# --- the order of time -----------------------------------------------------------------------------
+
+
+def test_pruning_goes_by_when_they_were_written_and_not_by_their_steps(tmp_path: Path) -> None:
+    """A run went back from step 100 to 40: what it writes then is new."""
+    for step in (40, 80, 100):
+        write(tmp_path, step)
+    path = write(tmp_path, 60, keep=2)
+    assert path.is_dir()
+    assert latest(tmp_path) == path
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-000100", "step-000060"]
+    write(tmp_path, 80, keep=2)
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-000060", "step-000080"]
+
+
+def test_the_best_and_the_spared_stay(tmp_path: Path) -> None:
+    first, second = write(tmp_path, 1), write(tmp_path, 2)
+    set_best(second)
+    for step in (3, 4):
+        write_checkpoint(tmp_path, step, fill, keep=1, spare=(first,))
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-000001", "step-000002", "step-000004"]
+    set_best(tmp_path / "step-000004")
+    assert (tmp_path / "best").resolve() == (tmp_path / "step-000004").resolve()
+    write_checkpoint(tmp_path, 5, fill, keep=1)
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-000004", "step-000005"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", MANIFEST])
+def test_before_a_damaged_one_comes_the_one_that_it_followed(name: str, tmp_path: Path) -> None:
+    for step in (40, 80, 100, 60):  # 80 and 100 are of what the run went back behind
+        write(tmp_path, step)
+    assert latest_sound(tmp_path, verify) == (tmp_path / "step-000060", [])
+    (tmp_path / "step-000060" / name).write_text("{")
+    found, (refused,) = latest_sound(tmp_path, verify)
+    assert found == tmp_path / "step-000040"
+    assert f"step-000060: {name} is damaged" in refused
+    write(tmp_path, 70, keep=1)  # and what is damaged is left for its user to look at
+    assert {p.name for p in checkpoints(tmp_path)} == (
+        {"step-000060", "step-000070"} if name == MANIFEST else {"step-000070"}
+    )
+
+
+def test_where_all_are_damaged_none_is_sound(tmp_path: Path) -> None:
+    for step in (1, 2):
+        (write(tmp_path, step) / "config.json").unlink()
+    found, refused = latest_sound(tmp_path, verify)
+    assert found is None
+    assert len(refused) == 2
 
 
 MANIFESTS = ["", "[]", '{"step": 1}', '{"step": "x", "files": {}}', '{"step": 1, "files": {"pool/state": {}}}']

@@ -18,6 +18,7 @@ from learner.batch import make_batch
 from learner.checkpoint import load_state, save_state, write_checkpoint
 from learner.config import BFLOAT16_MISMATCH, AlgorithmConfig, OptimizerConfig
 from learner.losses.base import loss_names
+from learner.manifest import Files, listed
 from learner.packing import PackedRow
 from learner.policy import Policy
 from learner.update import Updater
@@ -348,9 +349,10 @@ def test_resuming_is_bit_identical(kind: str, offload: bool, dtype: torch.dtype,
     for step in range(3):
         learner.update(batches[step], step=step, version=step)
 
-    def save(folder: Path) -> None:
+    def save(folder: Path) -> Files:
         policy.save(folder)
         save_state(folder / "learner.pt", learner.state())
+        return listed(folder)
 
     path = write_checkpoint(tmp_path / "checkpoints", 3, save)
     for step in range(3, 6):
@@ -368,6 +370,20 @@ def test_resuming_is_bit_identical(kind: str, offload: bool, dtype: torch.dtype,
     moments = [state["optimizer"]["optimizers"][0]["state"].values() for state in (ours, theirs)]
     for a, b in zip(*moments, strict=True):
         assert torch.equal(a["exp_avg_sq"], b["exp_avg_sq"])
+
+
+def test_who_changes_betas_and_decay_on_a_resume_gets_them(tmp_path: Path) -> None:
+    policy = tiny_policy(0, torch.float32)
+    before = updater(policy, tmp_path, settings(optimizer=OptimizerConfig(betas=[0.9, 0.95], weight_decay=0.1)))
+    before.update(random_groups(0, MIXED), step=0, version=0)
+    changed = OptimizerConfig(betas=[0.8, 0.99], weight_decay=0.0, eps=1e-6)
+    after = updater(policy, tmp_path, settings(optimizer=changed))
+    save_state(tmp_path / "s.pt", before.state())
+    after.load_state(load_state(tmp_path / "s.pt"))
+    (adamw,) = after.state()["optimizer"]["optimizers"]
+    (group,) = adamw["param_groups"]
+    assert (tuple(group["betas"]), group["weight_decay"], group["eps"]) == ((0.8, 0.99), 0.0, 1e-6)
+    assert adamw["state"][0]["step"] == 1
 
 
 def test_bfloat16_weights_learn_from_float32_masters(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
@@ -17,11 +17,12 @@ from typing import Any
 
 from agent.errors import UserError
 from tracking.config import ReportConfig
+from tracking.differences import differences
 from tracking.metrics import MetricsLog, read
 from tracking.run_folder import LOCK
 
 PLAN = "plan.json"
-IRRELEVANT = ("output_dir", "debug", "cache_dir", "tracker", "report", "checkpoints")
+IRRELEVANT = ("output_dir", "debug", "cache_dir", "tracker", "report", "checkpoints", "resume_allow_changes")
 """Keys whose value changes nothing in what a run learns: a job may go on, or count, with others."""
 _LONGEST_NAME = 240
 """File systems take 255 bytes."""
@@ -171,24 +172,11 @@ def check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
 
     ``old`` and ``new`` are nested; the first key that differs is named, and how many others do.
     """
-    before, now = dict(_flat(old)), dict(_flat(new))
-    keys = sorted(k for k in before.keys() | now.keys() if before.get(k, _NOTHING) != now.get(k, _NOTHING))
-    relevant = [k for k in keys if k.partition(".")[0] not in IRRELEVANT]
+    relevant = [d for d in differences(old, new) if d.key.partition(".")[0] not in IRRELEVANT]
     if relevant:
-        key, others = relevant[0], len(relevant) - 1
+        first, others = relevant[0], len(relevant) - 1
         more = f" (and {others} more keys differ)" if others else ""
         raise UserError(
-            f"{folder} holds a run with {key}={before.get(key, _NOTHING)}, not {now.get(key, _NOTHING)}{more}; "
+            f"{folder} holds a run with {first.key}={first.before}, not {first.now}{more}; "
             "set it back, delete that folder, or put the sweep elsewhere with report.sweep=FOLDER"
         )
-
-
-_NOTHING = "(no such key)"
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -1,0 +1,143 @@
+"""With what a checkpoint was made: its run's settings and digests of its data, and what a resumed run has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.run_state import TRAINING
+from agent.prompts import prompt_text
+from agent.records import Question
+from conf.schema import RunConfig
+from retrieval_service.corpus import corpus_checksum
+from tasks.load import Task
+from tracking.differences import NOTHING, Difference, differences
+
+FILE = "made_with.json"
+UNSAID = ("mode", "debug", "resume", "resume_allow_changes", "output_dir", "cache_dir", "model.path")
+"""Settings of no interest here: they differ by nature, or say only where something lies."""
+HARMLESS = (
+    *("checkpoint", "question", "tracker", "report", "checkpoints", "simulation"),
+    *("evaluation", "exit", "selectivity"),  # nothing that is evaluated is trained on
+    *("algorithm.rollout_budget", "algorithm.token_budget", "algorithm.mismatch_limit", "algorithm.dry_run"),
+    *("algorithm.microbatch_tokens", "algorithm.logits_chunk", "algorithm.gradient_checkpointing"),  # memory alone
+    *("algorithm.reference", "algorithm.warm_start", "algorithm.seeding"),  # over before the first checkpoint
+    "model.name",  # the weights are the checkpoint's
+    *("pool.lease_s", "pool.max_empty_batches"),
+    *("retrieval.threads", "retrieval.heap", "retrieval.max_batch", "retrieval.cache_size", "retrieval.timeout_s"),
+    *("data.experts", "data.demonstrations", "data.novice", "data.strict"),
+    *("data.eval_questions", "data.eval_questions_per_hop", "data.dev_questions", "data.dev_questions_per_hop"),
+    "cluster",
+)
+"""Settings, and groups of them, that change nothing in what a run learns from its checkpoint on."""
+HARMFUL = ("cluster.in_flight_updates",)
+"""Exceptions from them."""
+DIGESTED = ("data.questions", "data.corpus")
+"""Paths: what they lead to is compared by its digest."""
+TEXTS = TRAINING_QUESTIONS, HELD_OUT, CORPUS, PROMPT = "training questions", "held-out questions", "corpus", "prompt"
+"""What is compared by digests."""
+_SHOWN = 40
+"""Characters of a value in a list of differences."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Changes:
+    """What a run that is resumed does differently."""
+
+    harmless: tuple[Difference, ...] = ()
+    """Logging, evaluation, budgets, machine: taken as they are."""
+    others: tuple[Difference, ...] = ()
+    """What decides what is learned."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provenance:
+    """What a run is made with."""
+
+    settings: dict[str, Any]
+    """The whole configuration, as it was asked for."""
+    data: dict[str, str]
+    """Digests of the texts that the run reads, by what they are."""
+
+    @classmethod
+    def of(cls, config: RunConfig, task: Task) -> Provenance:
+        """Of a run that is about to start. Reads the corpus once."""
+        data = {
+            TRAINING_QUESTIONS: _digest(task.train),
+            HELD_OUT: _digest(task.eval),
+            CORPUS: corpus_checksum(task.corpus),
+            PROMPT: hashlib.blake2b(prompt_text(config.agent).encode(), digest_size=16).hexdigest(),
+        }
+        return cls(settings=asked(config), data=data)
+
+    def save(self, checkpoint: Path) -> None:
+        """Writes ``training/made_with.json``."""
+        (checkpoint / TRAINING).mkdir(exist_ok=True)
+        (checkpoint / TRAINING / FILE).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> Provenance | None:
+        """What ``save`` wrote; None in a checkpoint of an earlier version, or a damaged one."""
+        try:
+            return cls(**json.loads((checkpoint / TRAINING / FILE).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def changes(self, now: Provenance) -> Changes:
+        """What differs in a run that goes on from this one's checkpoint."""
+        found = [d for d in _differing(self.settings, now.settings) if d.key not in DIGESTED]
+        found += differences(self.data, now.data)
+        harmless = {d.key for d in found if d.key == HELD_OUT or _harmless(d.key, now.settings)}
+        return Changes(
+            harmless=tuple(d for d in found if d.key in harmless),
+            others=tuple(d for d in found if d.key not in harmless),
+        )
+
+    def same_experiment(self, settings: Mapping[str, Any]) -> bool:
+        """Whether a run with ``settings`` would do what this one's did, as far as that is known without its data."""
+        return all(_harmless(d.key, settings) for d in _differing(self.settings, settings))
+
+
+def asked(config: RunConfig) -> dict[str, Any]:
+    """The configuration as JSON has it."""
+    settings: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return settings
+
+
+def listed(differing: Iterable[Difference]) -> str:
+    """Differences in one line."""
+    return ", ".join(
+        f"{d.key}: not the same" if d.key in TEXTS else f"{d.key}={_short(d.now)} (was {_short(d.before)})"
+        for d in differing
+    )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """A key that only one of them has belongs to a choice that differs itself (``pool.name``), or to one version."""
+    found = (d for d in differences(before, now) if d.key not in UNSAID)
+    return [d for d in found if NOTHING not in (d.before, d.now)]
+
+
+def _harmless(key: str, settings: Mapping[str, Any]) -> bool:
+    if key == "algorithm.steps":  # a budget, unless the learning rate decays over them
+        return bool(settings["algorithm"]["optimizer"]["schedule"] == "constant")
+    if key in HARMFUL:
+        return False
+    return any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
+
+
+def _digest(questions: Iterable[Question]) -> str:
+    """Of all that a run knows of its questions, in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for question in questions:
+        digest.update(json.dumps(asdict(question), sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,68 @@
+"""What a run tells while it goes on: to its files, to the person who watches, to whatever else shows its numbers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from actors.ray_metrics import RayMetrics
+from tracking.console import Console
+from tracking.dispensable import Dispensable
+from tracking.metrics import MetricsLog
+from tracking.wandb_run import WandbRun
+
+TRACKER, GAUGES = "the tracker", "Ray's gauges"
+"""What the run goes on without."""
+
+
+class Record:
+    """The rows, events and lines of one run. Only ``metrics.jsonl`` has to be written; ``extras`` tries the rest."""
+
+    def __init__(self, run_dir: Path, console: Console, tracker: WandbRun | None, extras: Dispensable) -> None:
+        self.metrics = MetricsLog(run_dir / "metrics.jsonl")
+        self.tracked = tracker.id if tracker else None
+        """What the tracker calls the run."""
+        self._console = console
+        self._tracker = tracker
+        self._extras = extras
+        self._gauges = extras.attempt(GAUGES, RayMetrics)
+        self._began = time.perf_counter()
+
+    @property
+    def time_s(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self._began
+
+    def step(self, row: Mapping[str, Any], progress: str) -> None:
+        """One step; ``progress`` says which."""
+        self.metrics.write("step", row)
+        self._console.step(row, progress)
+        if gauges := self._gauges:
+            self._extras.attempt(GAUGES, lambda: gauges.set(row))
+        self._track(row)
+
+    def evaluation(self, row: Mapping[str, Any]) -> None:
+        """One evaluation."""
+        self.metrics.write("eval", row)
+        self._console.evaluation(row)
+        self._track(row, prefix="eval/")
+
+    def event(self, event: str, details: Mapping[str, Any]) -> None:
+        """Something that happens now and then."""
+        self.metrics.write("event", {"event": event, "time_s": self.time_s, **details})
+
+    def say(self, text: str, style: str = "") -> None:
+        """A line for the person who watches."""
+        self._console.say(f"[{self.time_s:6.1f} s] {text}", style)
+
+    def given_up(self, notes: Sequence[str]) -> None:
+        """What actors have had to give up: see ``tracking/dispensable.py``."""
+        for note in notes:
+            self.event("given_up", {"why": note})
+            self.say(note, "yellow")
+
+    def _track(self, row: Mapping[str, Any], prefix: str = "") -> None:
+        if tracker := self._tracker:
+            self._extras.attempt(TRACKER, lambda: tracker.log(row, prefix=prefix))

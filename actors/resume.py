@@ -1,0 +1,143 @@
+"""What ``resume=`` means: from which checkpoint a run goes on, whether it is still the same, what it takes along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors import run_state
+from actors.provenance import Provenance, asked, listed
+from agent.errors import UserError
+from agent.pool import saved
+from conf.schema import IF_ANY, RunConfig
+from learner.checkpoint import latest, latest_sound
+from tracking.metrics import read, replace
+
+Check = Callable[[Path], Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """A checkpoint to go on from."""
+
+    path: Path | None
+    """None where ``resume=if_any`` found nothing."""
+    refused: tuple[str, ...] = ()
+    """What is wrong with newer ones."""
+
+
+def find(
+    resume: str, outputs: Path, run_dir: Path, settings: Mapping[str, Any], check: Check = run_state.check
+) -> Found:
+    """The checkpoint that ``resume=`` means: ``auto``, ``if_any``, a run's folder, or a checkpoint's.
+
+    ``auto`` is the newest of the newest run under ``outputs`` whose settings make it the same experiment, ``if_any``
+    the newest in ``run_dir``. Of a run, the newest that ``check`` lets pass. Raises ``UserError`` when there is none.
+    """
+    if resume == "auto":
+        return _newest(outputs, settings, check)
+    path = run_dir if resume == IF_ANY else Path(resume).expanduser()
+    if (path / "manifest.json").is_file() and resume != IF_ANY:
+        path = path.resolve() if path.is_symlink() else path  # checkpoints/best moves on
+        check(path)
+        return Found(path=path)
+    found, refused = latest_sound(path / "checkpoints", check)
+    if found is None and refused:
+        raise UserError(f"resume={resume}: no checkpoint of {path} is whole: {'; '.join(refused)}")
+    if found is None and resume != IF_ANY:
+        raise UserError(
+            f"resume={resume}: neither a checkpoint nor a run with one; name a folder such as …/step-000100"
+        )
+    return Found(path=found, refused=tuple(refused))
+
+
+def _newest(outputs: Path, settings: Mapping[str, Any], check: Check) -> Found:
+    folders = {m.parent.parent for m in outputs.glob("**/checkpoints/step-*/manifest.json")}
+    refused: list[str] = []
+    other: Path | None = None
+    for folder in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True):
+        newest = latest(folder)
+        made_with = Provenance.load(newest) if newest is not None else None
+        if made_with is None or not made_with.same_experiment(settings):
+            other = other or newest
+            continue
+        found, wrong = latest_sound(folder, check)
+        refused += wrong
+        if found is not None:
+            return Found(path=found, refused=tuple(refused))
+    if refused:
+        raise UserError(f"resume=auto: no checkpoint of this experiment is whole: {'; '.join(refused)}")
+    if other is None:
+        raise UserError(f"resume=auto: no run under {outputs} has a checkpoint")
+    raise UserError(
+        f"resume=auto: no run under {outputs} with a checkpoint is this experiment; the newest, {other}, has other "
+        f"settings{_why(other, settings)}; resume={other} names it"
+    )
+
+
+def _why(other: Path, settings: Mapping[str, Any]) -> str:
+    made_with = Provenance.load(other)
+    if made_with is None:
+        return ""
+    return f" ({listed(made_with.changes(Provenance(settings=dict(settings), data=made_with.data)).others)})"
+
+
+def resumed(
+    config: RunConfig, run_dir: Path, outputs: Path, now: Provenance, say: Callable[[str, str], None]
+) -> Path | None:
+    """The checkpoint that the run in ``run_dir`` goes on from; None for one that starts.
+
+    What differs from the run that wrote it is told to ``say``. Raises ``UserError`` for damage, and for differences
+    that decide what is learned unless ``resume_allow_changes`` is set. Then ``run_dir`` gets the rows up to there.
+    """
+    if config.resume is None:
+        return None
+    found = find(config.resume, outputs, run_dir, asked(config))
+    for why in found.refused:
+        say(f"{why}: the one before it is taken", "yellow")
+    if found.path is None:
+        for name in ("metrics.jsonl", "trajectories.jsonl"):  # of a start that came to no checkpoint
+            (run_dir / name).unlink(missing_ok=True)
+        say(f"resume={IF_ANY}: {run_dir} has no checkpoint, the run starts", "")
+        return None
+    _compare(found.path, now, config.resume_allow_changes, say)
+    carry_metrics(found.path, run_dir)
+    return found.path
+
+
+def _compare(checkpoint: Path, now: Provenance, allowed: bool, say: Callable[[str, str], None]) -> None:
+    before = Provenance.load(checkpoint)
+    if before is None:
+        say(f"{checkpoint} doesn't say what it was made with: nothing can be compared", "yellow")
+        return
+    changes = before.changes(now)
+    if changes.harmless:
+        say(f"other settings from here on: {listed(changes.harmless)}", "")
+    if not changes.others:
+        return
+    if not allowed:
+        raise UserError(
+            f"resume: {checkpoint} was made with others: {listed(changes.others)}; set them back, or "
+            "resume_allow_changes=true goes on with them"
+        )
+    say(f"what is learned changes from here on: {listed(changes.others)}", "yellow")
+
+
+def carry_metrics(checkpoint: Path, run_dir: Path) -> None:
+    """Starts the resumed run's ``metrics.jsonl`` with the old run's rows up to the checkpoint's step.
+
+    A run that is resumed in its own folder thereby forgets what came after the checkpoint, also the
+    trajectories that it is going to play again.
+    """
+    old_dir, state = checkpoint.parent.parent, run_state.load(checkpoint)
+    step = state.step
+    if (old_dir / "metrics.jsonl").is_file():
+        kept = [r for r in read(old_dir / "metrics.jsonl") if r["kind"] in ("step", "eval") and r["step"] <= step]
+        told = {"kind": "event", "event": "resumed", "step": step, "path": str(checkpoint)}
+        replace(run_dir / "metrics.jsonl", [*kept, told])
+    if old_dir.resolve() == run_dir.resolve() and (played := run_dir / "trajectories.jsonl").is_file():
+        # Not the steps: a batch without a sound trajectory is none.
+        released = saved.load(checkpoint / run_state.TRAINING)["released"]
+        replace(played, [r for r in read(played) if r["batch"] < released])

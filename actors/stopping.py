@@ -1,0 +1,64 @@
+"""How a run is ended from outside: Ctrl-C, and the signals by which a machine is taken away or a terminal closed."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from agent.errors import Stopped
+
+LEAVING = (signal.SIGTERM, signal.SIGHUP)
+"""They come before a kill: what there is has to be saved, and nothing else done."""
+
+
+class Stopping:
+    """What has been asked of a run so far."""
+
+    def __init__(self, say: Callable[[str, str], None]) -> None:
+        self._say = say
+        self.asked = False
+        """The run is to end after this step."""
+        self.leaving: signal.Signals | None = None
+        """The signal that wants it to end at the next release, without an evaluation."""
+
+    @contextmanager
+    def after_the_step(self) -> Iterator[None]:
+        """Meanwhile the first signal ends the run after the step that it is in; the second ends it at once."""
+        with _handled((signal.SIGINT, *LEAVING), self._take):
+            yield
+
+    def _take(self, number: int, frame: Any) -> None:
+        if self.asked:
+            _stop(number, frame)
+        self.asked = True
+        if number == signal.SIGINT:
+            how = "this step ends, then a checkpoint is written"
+        else:
+            self.leaving = signal.Signals(number)
+            how = f"{self.leaving.name}: a checkpoint is written at the next release, without an evaluation"
+        self._say(f"stopping: {how}; once more stops at once", "yellow")
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Meanwhile the signals of ``LEAVING`` raise ``Stopped``, as Ctrl-C raises ``KeyboardInterrupt``."""
+    with _handled(LEAVING, _stop):
+        yield
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt if number == signal.SIGINT else Stopped(signal.Signals(number))
+
+
+@contextmanager
+def _handled(numbers: tuple[signal.Signals, ...], handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Of these signals those that aren't ignored: ``nohup`` ignores SIGHUP."""
+    taken = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in taken}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

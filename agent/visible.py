@@ -1,0 +1,18 @@
+"""Text that others wrote, as a terminal may show it."""
+
+from __future__ import annotations
+
+import re
+
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What moves the cursor, gives orders to a terminal, turns the direction of writing, or can't be encoded. Tabs and ends
+of lines stay."""
+
+
+def visible(text: str) -> str:
+    r"""``text`` with control characters as escapes.
+
+    >>> visible("a\x1b[31mb\tc")
+    'a\\x1b[31mb\tc'
+    """
+    return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

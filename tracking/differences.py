@@ -1,0 +1,37 @@
+"""Two configurations compared, key by key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+NOTHING = "(no such key)"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """A setting that two configurations don't agree on."""
+
+    key: str
+    """With dots: ``algorithm.optimizer.lr``."""
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.now} (was {self.before})"
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """What differs between two nested configurations, by key. A key that one of them lacks is ``NOTHING`` there."""
+    one, other = dict(_flat(before)), dict(_flat(now))
+    pairs = ((key, one.get(key, NOTHING), other.get(key, NOTHING)) for key in sorted(one.keys() | other.keys()))
+    return [Difference(key=key, before=was, now=is_now) for key, was, is_now in pairs if was != is_now]
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
