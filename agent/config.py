@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from agent.errors import UserError, one_of
 from agent.formats import format_names
-from agent.settings import PATH
+from agent.settings import PATH, bounded, check_bounds
 
 LONGEST_RESPONSE = 8192
 """Tokens of a response, where nothing sets another limit."""
@@ -25,7 +25,7 @@ class AgentConfig:
     """``instruct`` explains the tools and tags, ``plain`` does not; or a file of your own (``agent/prompts.py``)."""
     tools: list[str] = field(default_factory=lambda: ["search"])
     """What the policy may call: files of ``agent/tools/``, or import paths of your own, ``my_package.tools:MyTool``."""
-    max_parallel: int = 1
+    max_parallel: int = bounded(1, "in [1, 254]")
     """Most calls in one turn; above 1 a tag holds one query per line."""
     chat: bool | None = None
     """Wrap the prompt in the tokenizer's chat template; null does where it has one, as a base model's may not."""
@@ -33,20 +33,20 @@ class AgentConfig:
     """``enable_thinking`` of the chat template (Qwen3); null leaves it to the template."""
     malformed: str = "stop"
     """What a malformed call does: ``stop`` ends the episode, ``notice`` says what is wrong with it."""
-    top_k: int = 3
+    top_k: int = bounded(3, "in [1, 1000]")
     """Passages per search."""
-    max_searches: int = 10
-    max_new_tokens_first: int = 2048
+    max_searches: int = bounded(10, "in [1, 254]")
+    max_new_tokens_first: int = bounded(2048, "at least 1")
     """Token limit of the first turn."""
-    max_new_tokens: int = 1024
+    max_new_tokens: int = bounded(1024, "at least 1")
     """Token limit of every later turn."""
-    max_prompt_tokens: int = 1024
-    max_response_tokens: int = LONGEST_RESPONSE
+    max_prompt_tokens: int = bounded(1024, "at least 1")
+    max_response_tokens: int = bounded(LONGEST_RESPONSE, "at least 0")
     """Actions and observations together; 0 takes what the model's context leaves, 8192 at most."""
-    max_passage_chars: int = 2000
+    max_passage_chars: int = bounded(2000, "at least 1")
     """A longer passage is cut, so that one document can't fill the context."""
-    temperature: float = 0.6
-    """Sampling temperature in training; evaluation is greedy in every turn."""
+    temperature: float = bounded(0.6, "above 0")
+    """Sampling temperature in training, which needs a distribution; evaluation is greedy in every turn."""
 
     @property
     def longest_episode(self) -> int:
@@ -54,25 +54,11 @@ class AgentConfig:
         return self.max_prompt_tokens + self.max_response_tokens
 
     def __post_init__(self) -> None:
+        check_bounds(self, "agent")
         one_of(self.format, format_names(), "agent.format")
         one_of(self.malformed, ("stop", "notice"), "agent.malformed")
         if self.format == "tools" and self.chat is False:
             raise UserError("agent.format=tools is a chat: set agent.chat=true, or agent.format=tags")
-        for name in (
-            "top_k",
-            "max_searches",
-            "max_parallel",
-            "max_new_tokens_first",
-            "max_new_tokens",
-            "max_prompt_tokens",
-            "max_passage_chars",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"agent.{name}={getattr(self, name)} must be at least 1")
-        if self.max_response_tokens < 0:
-            raise UserError(f"agent.max_response_tokens={self.max_response_tokens} must be at least 1, or 0")
-        if self.temperature <= 0:
-            raise UserError(f"agent.temperature={self.temperature} must be above 0: training needs a distribution")
 
 
 @dataclass
@@ -86,23 +72,19 @@ class RewardConfig:
     outcome: str = "em"
     """``em`` (0/1), ``em_soft``, ``f1`` or ``cover_em`` (``agent/rewards/outcomes``); or a function of your own:
     ``package.module:function``, of ``(question, trajectory)`` or ``(question, trajectories)``."""
-    evidence_weight: float = 0.0
+    evidence_weight: float = bounded(0.0, "in [0, 1]")
     """w, the share of evidence recall."""
     gates: list[str] = field(default_factory=list)
     """Any of ``no_answer``, ``no_search``, ``unbalanced``, ``search_after_answer``, ``duplicate_query``."""
-    search_cost: float = 0.0
+    search_cost: float = bounded(0.0, "in [0, 1]")
     """Taken off for each search that was answered; 0.05 makes five searches cost a quarter of the full reward."""
-    token_cost: float = 0.0
+    token_cost: float = bounded(0.0, "in [0, 1]")
     """Taken off for each action token, such as 1e-4."""
-    redundant_cost: float = 0.0
+    redundant_cost: float = bounded(0.0, "in [0, 1]")
     """Taken off for each redundant search: its query repeats an earlier one, or it retrieved nothing new."""
 
     def __post_init__(self) -> None:
-        for name in ("search_cost", "token_cost", "redundant_cost"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"reward.{name}={getattr(self, name)} must lie in [0, 1]; 1 is the full reward")
-        if not 0 <= self.evidence_weight <= 1:
-            raise UserError(f"reward.evidence_weight={self.evidence_weight} must lie in [0, 1]")
+        check_bounds(self, "reward")
 
 
 @dataclass
@@ -120,38 +102,30 @@ class ExitConfig:
     Off, unless ``threshold`` or ``calibration`` is given.
     """
 
-    threshold: float | None = None
+    threshold: float | None = bounded(None, "in (0, 1]")
     """Confidence in (0, 1] from which on a probe's answer is taken."""
     calibration: str | None = field(default=None, metadata=PATH)
     """File that ``mode=calibrate`` wrote for this checkpoint; brings its threshold."""
     confidence: str = "product"
     """``product`` of the probabilities of the probe's tokens, their geometric ``mean``, or ``decision``: the product
     times the probability that the policy answers at this point at all."""
-    max_tokens: int = 32
+    max_tokens: int = bounded(32, "at least 1")
     """Token limit of a probe; one that doesn't close its answer within it has no confidence."""
     before_first_search: bool = False
     """Probe before the first search, too."""
-    fit_share: float = 1 / 3
+    fit_share: float = bounded(1 / 3, "in [0, 1)")
     """``mode=calibrate``: share of the development questions that tells what a confidence is worth after each number
     of searches (``agent/inference/scaling.py``); the others find the threshold. 0 takes confidences as they are."""
-    risk: float = 0.01
+    risk: float = bounded(0.01, "in (0, 1)")
     """``mode=calibrate``: most that the share of questions may be that an exit loses."""
-    delta: float = 0.05
+    delta: float = bounded(0.05, "in (0, 1)")
     """``mode=calibrate``: chance that the risk is higher all the same."""
 
     def __post_init__(self) -> None:
+        check_bounds(self, "exit")
         one_of(self.confidence, ("product", "mean", "decision"), "exit.confidence")
         if self.threshold is not None and self.calibration is not None:
             raise UserError("exit.threshold and exit.calibration both give a threshold; leave one of them out")
-        if self.threshold is not None and not 0 < self.threshold <= 1:
-            raise UserError(f"exit.threshold={self.threshold} must lie in (0, 1]")
-        if self.max_tokens < 1:
-            raise UserError(f"exit.max_tokens={self.max_tokens} must be at least 1")
-        if not 0 <= self.fit_share < 1:
-            raise UserError(f"exit.fit_share={self.fit_share} must lie in [0, 1)")
-        for name in ("risk", "delta"):
-            if not 0 < getattr(self, name) < 1:
-                raise UserError(f"exit.{name}={getattr(self, name)} must lie in (0, 1)")
 
     @property
     def on(self) -> bool:
@@ -184,23 +158,20 @@ class SearchLimitConfig:
 
     rule: str = "fixed"
     """``fixed`` (``agent.max_searches``), ``anneal`` or ``adaptive``."""
-    start: int | None = None
+    start: int | None = bounded(None, "in [1, 254]")
     """``anneal``: the limit of the first batch."""
-    end: int | None = None
+    end: int | None = bounded(None, "in [1, 254]")
     """``anneal``: the limit of batch ``steps`` and of all later ones."""
-    steps: int = 100
+    steps: int = bounded(100, "at least 1")
     """``anneal``: batches over which the limit goes from ``start`` to ``end``, linearly and rounded."""
-    fewest: int = 1
+    fewest: int = bounded(1, "in [1, 254]")
     """``adaptive``: the smallest limit."""
-    most: int | None = None
+    most: int | None = bounded(None, "in [1, 254]")
     """``adaptive``: the largest limit, and that of a query that was never solved."""
-    spare: int = 1
+    spare: int = bounded(1, "in [0, 254]")
     """``adaptive``: searches beyond those that the query was last solved with."""
-    widen: int = 2
+    widen: int = bounded(2, "in [0, 254]")
     """``adaptive``: searches more for each draw since then that nobody solved."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"search_limit.steps={self.steps} must be at least 1")
-        if min(self.spare, self.widen) < 0:
-            raise UserError("search_limit.spare and search_limit.widen must be at least 0")
+        check_bounds(self, "search_limit")

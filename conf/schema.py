@@ -21,7 +21,7 @@ from agent.pool.rules.base import PoolRule, rule_class, rule_names
 from agent.pool.search_limits import SearchLimits
 from agent.prompts import prompt_text
 from agent.rewards.scorer import Scorer
-from agent.settings import KIND, PATH, SENTENCE
+from agent.settings import KIND, PATH, SENTENCE, bounded, check_bounds
 from agent.simulation.policies import SimulationConfig
 from agent.strategies import STRATEGIES
 from conf.hints import hint
@@ -42,27 +42,33 @@ MODES = ("train", "eval", "calibrate", "ask", "experts", "index", "plan", "simul
 class EvalConfig:
     """When and on what the policy is evaluated, greedily."""
 
-    every: int = 10
+    every: int = bounded(10, "at least 0")
     """Steps between evaluations; 0 evaluates only before the first step and after the last."""
-    questions: int = 0
+    questions: int = bounded(0, "at least 0")
     """Most held-out questions; 0 takes all of them."""
     saving: bool = False
     """Saves searches, not files: evaluations in training use ``exit`` and ``selectivity``, as ``mode=eval`` does."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "evaluation")
 
 
 @dataclass
 class CheckpointConfig:
     """When the run is saved; a last checkpoint is always written."""
 
-    every: int = 20
+    every: int = bounded(20, "at least 0")
     """Steps between checkpoints; 0 saves only the last."""
-    every_minutes: float = 20.0
+    every_minutes: float = bounded(20.0, "at least 0")
     """Minutes after which the next release is saved, however few steps they were; 0: by steps alone."""
-    keep: int = 2
+    keep: int = bounded(2, "at least 0")
     """Checkpoints that stay, those written last; 0 keeps all."""
     best: bool = True
     """Also save after an evaluation with the highest held-out EM so far; ``checkpoints/best`` leads there, and it
     stays."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "checkpoints")
 
 
 @dataclass
@@ -70,7 +76,7 @@ class RunConfig:
     """Everything that a run is told."""
 
     mode: str = "train"
-    seed: int = 0
+    seed: int = bounded(0, "in [0, 9223372036854775807]")
     debug: bool = False
     """Show tracebacks and the actors' output."""
     resume: str | None = field(default=None, metadata=PATH)
@@ -106,6 +112,7 @@ class RunConfig:
     report: ReportConfig = field(default_factory=ReportConfig)
 
     def __post_init__(self) -> None:
+        check_bounds(self, "")
         one_of(self.mode, MODES, "mode")
         if self.model.dtype == "auto":
             self.model = replace(self.model, dtype="float32" if self.cluster.device == "cpu" else "bfloat16")
@@ -140,10 +147,6 @@ class RunConfig:
             )
         if self.mode == "report" and not self.report.sweep:
             raise UserError("mode=report needs report.sweep=FOLDER (a sweep's, multirun/…)")
-        for name in ("evaluation", "checkpoints"):
-            for key in fields(getattr(self, name)):
-                if getattr(getattr(self, name), key.name) < 0:
-                    raise UserError(f"{name}.{key.name} must be 0 or more")
 
     def _check_files(self) -> None:
         """Each mode needs other files of the user's; the corpus all that have to do with data."""

@@ -6,29 +6,26 @@ import re
 from dataclasses import dataclass, field
 
 from agent.errors import UserError, one_of
-from agent.settings import TEXT
+from agent.settings import TEXT, bounded, check_bounds
 
 
 @dataclass
 class EngineConfig:
     """One vLLM engine."""
 
-    max_num_seqs: int = 256
+    max_num_seqs: int = bounded(256, "at least 1")
     """Most sequences decoded together."""
-    gpu_memory_utilization: float = 0.9
+    gpu_memory_utilization: float = bounded(0.9, "in (0, 1]")
     """Share of the card that vLLM takes, weights and KV cache together."""
-    kv_cache_gib: int = 1
+    kv_cache_gib: int = bounded(1, "at least 1")
     """KV cache on a CPU, where there is no share to take."""
     enforce_eager: bool = False
     """Skip CUDA graphs; always on without a GPU."""
-    threads: int = 1
+    threads: int = bounded(1, "at least 1")
     """OpenMP threads of an engine on a CPU; a model this small is slower with more."""
 
     def __post_init__(self) -> None:
-        if self.max_num_seqs < 1 or self.threads < 1 or self.kv_cache_gib < 1:
-            raise UserError("cluster.engine: max_num_seqs, threads and kv_cache_gib must be positive")
-        if not 0 < self.gpu_memory_utilization <= 1:
-            raise UserError("cluster.engine.gpu_memory_utilization must lie in (0, 1]")
+        check_bounds(self, "cluster.engine")
 
 
 @dataclass
@@ -40,35 +37,35 @@ class ClusterConfig:
     """``cpu`` or ``cuda``, for the learner and the engines."""
     card: str = "rtx3090"
     """Kind of the GPUs, for the plan and the check before a start: a name in ``actors/plan/cards.py``."""
-    gpu_memory_gib: float = 0.0
+    gpu_memory_gib: float = bounded(0.0, "at least 0")
     """Memory of each GPU, for a card that isn't in that table; 0 takes the card's."""
     colocated: bool = False
     """Learner and engine colocated on one GPU: the engine sleeps while the learner learns."""
-    rollout_workers: int = 1
-    groups_per_worker: int = 0
+    rollout_workers: int = bounded(1, "in [1, 1000]")
+    groups_per_worker: int = bounded(0, "at least 0")
     """Groups that a worker plays at once; 0 divides a batch among the workers."""
-    learner_threads: int = 2
+    learner_threads: int = bounded(2, "at least 1")
     address: str | None = field(default=None, metadata=TEXT)
     """An existing Ray cluster; None starts one on this machine."""
     dashboard: bool = True
     weight_channel: str = "auto"
     """``nccl``, ``object_store``, or ``auto``: NCCL where every engine has a GPU of its own."""
-    weight_timeout_s: float = 300.0
+    weight_timeout_s: float = bounded(300.0, "above 0")
     """Seconds that a worker may take to stop for new weights, to join the NCCL group, or to load the weights."""
-    weight_bucket_mib: int = 256
+    weight_bucket_mib: int = bounded(256, "at least 1")
     """Weights are broadcast in buckets. A tensor that takes one past this size ends it; two are sent at a time."""
     nccl_p2p: bool = True
     """False sets NCCL_P2P_DISABLE=1: for boards that report peer-to-peer copies and hang in them."""
     in_flight_updates: bool = True
     """New weights in mid-episode; False lets a worker finish its groups with the old ones first."""
-    niceness: int = 0
+    niceness: int = bounded(0, "in [0, 19]")
     """Of the actors' processes, 0 (the same priority as other programs) to 19. With Ray's own default of 15 a learner
     gets a fifth of a core beside other programs. Without effect on an existing Ray cluster."""
-    start_timeout_s: float = 600.0
+    start_timeout_s: float = bounded(600.0, "above 0")
     """Longest that Ray, or an actor, may take to start."""
-    max_restarts: int = 3
+    max_restarts: int = bounded(3, "at least 0")
     """How many rollout workers a run replaces before it stops."""
-    object_store_mib: int = 0
+    object_store_mib: int = bounded(0, "at least 0")
     """Ray's object store on this machine; 0 makes room for two versions of the weights, and takes at least 512."""
     engine: EngineConfig = field(default_factory=EngineConfig)
 
@@ -96,6 +93,7 @@ class ClusterConfig:
         return {} if self.nccl_p2p or self.channel[0] != "nccl" else {"NCCL_P2P_DISABLE": "1"}
 
     def __post_init__(self) -> None:
+        check_bounds(self, "cluster")
         one_of(self.device, ("cpu", "cuda"), "cluster.device")
         one_of(self.weight_channel, ("auto", "nccl", "object_store"), "cluster.weight_channel")
         if self.weight_channel == "nccl" and (self.device == "cpu" or self.colocated):
@@ -103,19 +101,8 @@ class ClusterConfig:
                 "cluster.weight_channel=nccl needs a GPU for the learner and one for each engine (cluster.device=cuda, "
                 "cluster.colocated=false); auto takes what there is"
             )
-        if not 0 <= self.niceness <= 19:
-            raise UserError(f"cluster.niceness={self.niceness} must lie in 0 to 19")
-        if self.weight_timeout_s <= 0 or self.weight_bucket_mib < 1:
-            raise UserError("cluster.weight_timeout_s and cluster.weight_bucket_mib must be positive")
         if self.address is not None:
             check_address(self.address)
-        if self.start_timeout_s <= 0 or self.max_restarts < 0:
-            raise UserError("cluster.start_timeout_s must be positive and cluster.max_restarts at least 0")
-        if self.rollout_workers < 1 or self.learner_threads < 1:
-            raise UserError("cluster.rollout_workers and cluster.learner_threads must be at least 1")
-        for name in ("gpu_memory_gib", "object_store_mib"):
-            if getattr(self, name) < 0:
-                raise UserError(f"cluster.{name}={getattr(self, name)} must be at least 0")
         if self.colocated and (self.device != "cuda" or self.rollout_workers != 1):
             raise UserError(
                 "cluster.colocated=true shares one GPU between the learner and one engine: it needs "

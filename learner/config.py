@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agent.errors import UserError, one_of
-from agent.settings import PATH, TEXT
+from agent.settings import PATH, TEXT, bounded, check_bounds
 from learner.losses.base import ADVANTAGES, AGGREGATIONS, Choices, Loss, loss_class
 
 BFLOAT16_MISMATCH = 0.05
@@ -32,54 +32,50 @@ class ModelConfig:
     """Label in logs and folders; "" takes the last part of ``path``."""
     path: str | None = field(default=None, metadata=PATH)
     """Folder, hub name or GGUF file of pretrained weights; None builds a random model of ``architecture``."""
-    architecture: dict[str, int] | None = field(default_factory=lambda: dict(_TINY))
+    architecture: dict[str, int] | None = bounded(_TINY, "at least 1")
     """Sizes (hidden_size, num_hidden_layers, num_attention_heads, ...): of the Qwen2 that ``path: null`` builds, and
     of a model whose folder isn't at hand when it is planned for. None leaves them to the folder's ``config.json``."""
-    vocab_size: int = 1024
+    vocab_size: int = bounded(1024, "at least 1")
     """For ``path: null``: size of the byte-level BPE trained on the task's text."""
     family: str = "qwen2"
     """``qwen2``, ``qwen3`` or ``llama``: which tensors ``architecture`` stands for, in the plan."""
     dtype: str = "float32"
     """``float32`` or ``bfloat16``, in the learner and in the engine; ``auto`` is bfloat16 on a GPU and float32 on a
     CPU."""
-    lora_rank: int = 0
+    lora_rank: int = bounded(0, "at least 0")
     """Train low-rank changes of this rank to every linear layer, and nothing else; 0 trains all weights. Wants a
     learning rate 10 to 100 times higher."""
 
     def __post_init__(self) -> None:
+        check_bounds(self, "model")
         one_of(self.family, ("qwen2", "qwen3", "llama"), "model.family")
         one_of(self.dtype, ("auto", "float32", "bfloat16"), "model.dtype")
         if self.path is None and self.architecture is None:
             raise UserError("model: nothing says which; give model.path=FOLDER, a hub name or a GGUF file")
         if not self.name and self.path is not None:
             self.name = Path(self.path).absolute().name.removesuffix(".gguf")
-        if self.lora_rank < 0:
-            raise UserError(f"model.lora_rank={self.lora_rank} must be at least 0; 0 trains all weights")
 
 
 @dataclass
 class WarmStartConfig:
     """Supervised steps on expert trajectories before RL."""
 
-    steps: int = 0
+    steps: int = bounded(0, "at least 0")
     """0 leaves the policy as it is."""
-    batch_size: int = 64
-    lr: float = 3.0e-3
-    muon_lr: float = 0.0
+    batch_size: int = bounded(64, "at least 1")
+    lr: float = bounded(3.0e-3, "above 0")
+    muon_lr: float = bounded(0.0, "at least 0")
     """Learning rate of Muon on the hidden matrices; 0 leaves them to AdamW. A model trained from scratch
     learns in half the steps with it (0.03); a pretrained one is better off without."""
-    warmup_steps: int = 50
-    max_grad_norm: float = 1.0
-    context_weight: float = 0.2
+    warmup_steps: int = bounded(50, "at least 0")
+    max_grad_norm: float = bounded(1.0, "at least 0")
+    context_weight: float = bounded(0.2, "at least 0")
     """Weight of the loss on all tokens beside the loss on action tokens (1)."""
     cache: bool = True
     """Keep the result, keyed by everything that determines it, and load it the next time."""
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.batch_size < 1:
-            raise UserError("algorithm.warm_start: steps must be >= 0 and batch_size >= 1")
-        if self.lr <= 0 or self.muon_lr < 0:
-            raise UserError("algorithm.warm_start: lr must be above 0 and muon_lr >= 0")
+        check_bounds(self, "algorithm.warm_start")
 
 
 @dataclass
@@ -91,21 +87,18 @@ class SeedingConfig:
     the expert's trajectory takes the place of the worst. What isn't set here is the algorithm's.
     """
 
-    steps: int = 0
+    steps: int = bounded(0, "at least 0")
     """0 leaves it out; DAVID-GRPO takes 50."""
-    experts: int = 4
+    experts: int = bounded(4, "at least 1")
     """Expert trajectories, one per question: from ``data.experts``, or the built-in world's."""
-    lr: float = 1.0e-5
+    lr: float = bounded(1.0e-5, "above 0")
     kl: str = "none"
     """``none``, ``k1``, ``k2`` or ``k3``, against the policy that the seeding starts with."""
-    kl_coefficient: float = 0.001
+    kl_coefficient: float = bounded(0.001, "at least 0")
 
     def __post_init__(self) -> None:
+        check_bounds(self, "algorithm.seeding")
         one_of(self.kl, KL, "algorithm.seeding.kl")
-        if self.steps < 0 or self.experts < 1:
-            raise UserError("algorithm.seeding: steps must be >= 0 and experts >= 1")
-        if self.lr <= 0:
-            raise UserError(f"algorithm.seeding.lr={self.lr} must be above 0")
 
 
 @dataclass
@@ -117,16 +110,17 @@ class OptimizerConfig:
     stochastically and have no master)."""
     offload: bool = False
     """Keep the states of ``adamw`` in host memory and step there: seconds per step for 1.5B parameters."""
-    lr: float = 1.0e-6
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    eps: float = 1.0e-8
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
+    lr: float = bounded(1.0e-6, "above 0")
+    betas: list[float] = bounded([0.9, 0.999], "in [0, 1)")
+    eps: float = bounded(1.0e-8, "above 0")
+    weight_decay: float = bounded(0.01, "at least 0")
+    max_grad_norm: float = bounded(1.0, "at least 0")
     schedule: str = "constant"
     """``constant``, ``linear`` or ``cosine`` decay to 0 over the run, after the warm-up."""
-    warmup_steps: int = 0
+    warmup_steps: int = bounded(0, "at least 0")
 
     def __post_init__(self) -> None:
+        check_bounds(self, "algorithm.optimizer")
         one_of(self.kind, ("adamw", "adamw8bit"), "algorithm.optimizer.kind")
         one_of(self.schedule, ("constant", "linear", "cosine"), "algorithm.optimizer.schedule")
         if self.offload and self.kind != "adamw":
@@ -134,8 +128,6 @@ class OptimizerConfig:
                 f"algorithm.optimizer.offload=true keeps float32 states in host memory, where there is room for them; "
                 f"set algorithm.optimizer.kind=adamw, or offload=false for {self.kind}"
             )
-        if self.lr <= 0:
-            raise UserError(f"algorithm.optimizer.lr={self.lr} must be above 0")
         if len(self.betas) != 2:
             raise UserError("algorithm.optimizer.betas needs two numbers")
 
@@ -144,11 +136,11 @@ class OptimizerConfig:
 class AlgorithmConfig:
     """The loss, and all else that makes an update of a batch. What is null here is as the loss's paper has it."""
 
-    steps: int = 100
+    steps: int = bounded(100, "at least 1")
     """Most learner steps, one batch from the pool each. A schedule of the learning rate decays over all of them."""
-    rollout_budget: int = 0
+    rollout_budget: int = bounded(0, "in [0, 9223372036854775807]")
     """Trajectories to play: the run ends with the step that reaches it, if ``steps`` don't end it before; 0: any."""
-    token_budget: int = 0
+    token_budget: int = bounded(0, "in [0, 9223372036854775807]")
     """The same for tokens to generate. Both count the expert seeding, continuations and what was excluded."""
     loss: str = "grpo"
     """A module of ``learner/losses`` (``grpo``, ``dr_grpo``, ``dapo``, ``gspo``, ``cispo``, …), or a class of your own:
@@ -156,20 +148,20 @@ class AlgorithmConfig:
     advantage: str | None = None
     """``std`` (reward less the group's mean, over its standard deviation), ``mean`` (without the division) or ``rloo``
     (less the mean of the others)."""
-    clip_low: float | None = None
+    clip_low: float | None = bounded(None, "in (0, 1]")
     """Ratios are clipped to [1 - ``clip_low``, 1 + ``clip_high``]."""
-    clip_high: float | None = None
+    clip_high: float | None = bounded(None, "above 0")
     old_logprobs: str = "learner"
     """``learner`` (recomputed before the update) or ``engine``."""
-    importance_cap: float = 2.0
+    importance_cap: float = bounded(2.0, "at least 0")
     """C of the truncated importance weight min(pi_learner_old / pi_engine, C); 0 turns it off."""
-    mismatch_limit: float = 1.0e-3
+    mismatch_limit: float = bounded(1.0e-3, "at least 0")
     """Nats. A float32 run stops before an update whose train-inference mismatch is above it: mean |learner - engine|
     log-probability of the tokens that the current weights sampled, 1e-7 to 1e-5 when all is well. Above it the engine
     holds other weights than the learner, or computes wrongly. 0 turns it off; a bfloat16 run is only warned."""
     kl: str = "none"
     """``none``, ``k1``, ``k2`` or ``k3``, against the policy the run started RL with."""
-    kl_coefficient: float = 0.001
+    kl_coefficient: float = bounded(0.001, "at least 0")
     reference: str = "device"
     """Where the KL term's reference policy is kept: ``device``, or ``cpu`` (host memory; it comes to the device to be
     asked)."""
@@ -177,15 +169,15 @@ class AlgorithmConfig:
     """Also apply the KL term to zero-advantage groups."""
     aggregation: str | None = None
     """``token_mean``, ``sequence_mean``, ``constant_length`` or ``prompt_balanced`` (``learner/batch.py``)."""
-    constant_length: int | None = None
+    constant_length: int | None = bounded(None, "at least 1")
     """Denominator per sequence of ``aggregation=constant_length``; null is 1024."""
-    minibatch_questions: int = 0
+    minibatch_questions: int = bounded(0, "at least 0")
     """Questions per optimizer update; 0 takes the whole batch in one update."""
-    epochs: int = 1
+    epochs: int = bounded(1, "at least 1")
     """Passes over the batch."""
-    microbatch_tokens: int = 16384
+    microbatch_tokens: int = bounded(16384, "at least 1")
     """Most tokens in one forward and backward; changes memory, never the result."""
-    logits_chunk: int = 1024
+    logits_chunk: int = bounded(1024, "at least 1")
     """Most action tokens whose logits exist at once."""
     gradient_checkpointing: bool = True
     """Keep each layer's input alone and compute it again in backward: a third more work, the same result."""
@@ -197,16 +189,11 @@ class AlgorithmConfig:
     seeding: SeedingConfig = field(default_factory=SeedingConfig)
 
     def __post_init__(self) -> None:
+        check_bounds(self, "algorithm")
         one_of(self.old_logprobs, ("learner", "engine"), "algorithm.old_logprobs")
         one_of(self.kl, KL, "algorithm.kl")
         one_of(self.reference, ("device", "cpu"), "algorithm.reference")
         one_of(self.dry_run, ("cuda", "always", "never"), "algorithm.dry_run")
-        for name in ("steps", "epochs", "microbatch_tokens", "logits_chunk"):
-            if getattr(self, name) < 1:
-                raise UserError(f"algorithm.{name}={getattr(self, name)} must be at least 1")
-        for key in ("rollout_budget", "token_budget", "mismatch_limit"):
-            if not getattr(self, key) >= 0:
-                raise UserError(f"algorithm.{key}={getattr(self, key)} must be at least 0")
         self._check_loss()
 
     def _check_loss(self) -> None:
@@ -221,8 +208,6 @@ class AlgorithmConfig:
                 f"algorithm.constant_length={self.constant_length} is for algorithm.aggregation=constant_length, "
                 f"and it is {choices.aggregation}; leave it out"
             )
-        if self.constant_length < 1:
-            raise UserError(f"algorithm.constant_length={self.constant_length} must be at least 1")
 
     @property
     def choices(self) -> Choices:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agent.errors import UserError, one_of
-from agent.settings import PATH
+from agent.settings import PATH, bounded, check_bounds
 
 NO_DEVELOPMENT = (
     "there are no development questions; set data.dev_questions=FILE, or use the same data.dev_share in "
@@ -17,20 +17,18 @@ NO_DEVELOPMENT = (
 class Novice:
     """The built-in world's novice, whose episodes a warm start imitates. With the defaults it is laziest."""
 
-    hop_shares: list[float] = field(default_factory=lambda: [0.74, 0.17, 0.09])
+    hop_shares: list[float] = bounded([0.74, 0.17, 0.09], "at least 0")
     """Proportions of 1-, 2- and 3-hop questions."""
-    answers_early: float = 0.75
+    answers_early: float = bounded(0.75, "in [0, 1]")
     """Share of its 2- and 3-hop questions that it answers with what the first search found."""
-    omits_keyword: float = 0.15
+    omits_keyword: float = bounded(0.15, "in [0, 1]")
     """Share of its searches that name the entity and not the relation."""
-    double_checks: float = 0.0
+    double_checks: float = bounded(0.0, "in [0, 1]")
     """Share of the questions on which it repeats its last search before it answers, though it has found everything."""
 
     def __post_init__(self) -> None:
+        check_bounds(self, "data.novice")
         _check_hop_shares(self.hop_shares, "data.novice.hop_shares")
-        for key in ("answers_early", "omits_keyword", "double_checks"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise UserError(f"data.novice.{key}={getattr(self, key)} must lie in [0, 1]")
 
 
 @dataclass
@@ -56,24 +54,25 @@ class DataConfig:
     """JSONL file of expert trajectories (``tasks/experts.py``) for the supervised warm start and for expert seeding
     (``source: jsonl``; the world has experts of its own). ``auto`` makes them of the training questions before the
     start, as ``mode=experts`` does with the settings of ``experts``."""
-    eval_share: float = 0.2
-    dev_share: float = 0.0
+    eval_share: float = bounded(0.2, "in (0, 1)")
+    dev_share: float = bounded(0.0, "in [0, 1)")
     """Share of the training questions that is held back for ``mode=calibrate`` and never trained on (``source:
     jsonl``). Use the same value in training and in calibration."""
-    world_seed: int = 0
+    world_seed: int = bounded(0, "in [0, 9223372036854775807]")
     """Seed of the built-in world: its entities, relations and questions."""
-    train_questions: int = 1440
+    train_questions: int = bounded(1440, "at least 1")
     """Training questions of the built-in world."""
-    hop_shares: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])
+    hop_shares: list[float] = bounded([1.0, 1.0, 1.0], "at least 0")
     """Proportions of 1-, 2- and 3-hop questions among them."""
-    eval_questions_per_hop: int = 150
-    dev_questions_per_hop: int = 300
+    eval_questions_per_hop: int = bounded(150, "at least 1")
+    dev_questions_per_hop: int = bounded(300, "at least 1")
     """Development questions of the world, for ``mode=calibrate``: those that follow the held-out ones."""
-    demonstrations: int = 6000
+    demonstrations: int = bounded(6000, "at least 1")
     """Expert trajectories for the warm start, from eight other worlds. A tiny model memorises 2,000."""
     novice: Novice = field(default_factory=Novice)
 
     def __post_init__(self) -> None:
+        check_bounds(self, "data")
         one_of(self.source, ("world", "jsonl"), "data")
         one_of(self.evidence_match, ("title", "id"), "data.evidence_match")
         if self.source == "jsonl":
@@ -84,10 +83,6 @@ class DataConfig:
             raise UserError(
                 "data.experts: data=world makes its own expert trajectories; leave it out, or use data=jsonl"
             )
-        if not 0 < self.eval_share < 1:
-            raise UserError(f"data.eval_share={self.eval_share} must lie in (0, 1)")
-        if not 0 <= self.dev_share < 1:
-            raise UserError(f"data.dev_share={self.dev_share} must lie in [0, 1)")
         if self.source == "world" and (self.dev_share or self.dev_questions is not None):
             raise UserError(
                 "data.dev_share and data.dev_questions are for data=jsonl; data=world makes its own development "
@@ -95,12 +90,9 @@ class DataConfig:
             )
         if self.dev_share and self.dev_questions is not None:
             raise UserError("data.dev_share and data.dev_questions both give development questions; leave one out")
-        for key in ("train_questions", "eval_questions_per_hop", "dev_questions_per_hop", "demonstrations"):
-            if getattr(self, key) < 1:
-                raise UserError(f"data.{key}={getattr(self, key)} must be at least 1")
         _check_hop_shares(self.hop_shares, "data.hop_shares")
 
 
 def _check_hop_shares(shares: list[float], key: str) -> None:
-    if len(shares) != 3 or min(shares) < 0 or sum(shares) <= 0:
-        raise UserError(f"{key}={shares} must be three numbers >= 0, not all 0")
+    if len(shares) != 3 or sum(shares) <= 0:
+        raise UserError(f"{key}={shares} must be three numbers, not all 0")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from agent.errors import UserError, one_of
-from agent.settings import PATH, SENTENCE, TEXT
+from agent.errors import one_of
+from agent.settings import PATH, SENTENCE, TEXT, bounded, check_bounds
 
 
 @dataclass
@@ -17,14 +17,13 @@ class TrackerConfig:
     project: str = field(default="slingshot", metadata=TEXT)
     wandb_mode: str = "auto"
     """``auto`` is online for a user who has logged in and offline for others; or ``online``, ``offline``."""
-    trajectories_per_step: int = 8
+    trajectories_per_step: int = bounded(8, "at least -1")
     """Trajectories written to ``trajectories.jsonl`` per step; -1 writes all."""
 
     def __post_init__(self) -> None:
+        check_bounds(self, "tracker")
         one_of(self.name, ("wandb", "none"), "tracker")
         one_of(self.wandb_mode, ("auto", "online", "offline"), "tracker.wandb_mode")
-        if self.trajectories_per_step < -1:
-            raise UserError("tracker.trajectories_per_step must be -1 or more")
 
 
 @dataclass
@@ -39,9 +38,8 @@ class ReportConfig:
     title: str | None = field(default=None, metadata=SENTENCE)
     baseline: str | None = field(default=None, metadata=TEXT)
     """The condition that the others are compared with, as the table names it: ``pool=epoch``."""
-    target_em: float | None = None
+    target_em: float | None = bounded(None, "in (0, 1]")
     """Held-out exact match whose cost in rollouts and tokens is measured."""
 
     def __post_init__(self) -> None:
-        if self.target_em is not None and not 0 < self.target_em <= 1:
-            raise UserError(f"report.target_em={self.target_em} must lie in (0, 1]")
+        check_bounds(self, "report")

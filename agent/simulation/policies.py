@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from agent.pool.batches import TakenBatch
 from agent.pool.query_pool import QueryPool
 from agent.pool.rules.base import PoolRule
 from agent.seeds import derive_seed
+from agent.settings import bounded, check_bounds
 from agent.tickets import Outcome, QueryState, Ticket
 
 HELD_OUT = 2000
@@ -40,40 +41,39 @@ class SimulationConfig:
     """One scenario. Difficulties and skills are in logits times ``slope``."""
 
     name: str = "mixed"
-    queries: int = 10_000
-    rollouts_per_query: float = 8.45
+    queries: int = bounded(10_000, "at least 1")
+    rollouts_per_query: float = bounded(8.45, "above 0")
     """Budget: trajectories over queries. 84.5k over 10k in arXiv 2606.10709."""
-    difficulties: list[list[float]] = field(
-        default_factory=lambda: [[0.34, -2.0, 1.0], [0.33, 0.0, 1.0], [0.33, 2.0, 1.0]]
+    difficulties: list[list[float]] = bounded(
+        [[0.34, -2.0, 1.0], [0.33, 0.0, 1.0], [0.33, 2.0, 1.0]], "in [-1000, 1000]"
     )
     """Kinds of queries: share, mean and standard deviation of the difficulty. The policy starts at skill 0."""
-    unsolvable: float = 0.02
+    unsolvable: float = bounded(0.02, "in [0, 1)")
     """Share of queries that no policy solves."""
-    slope: float = 1.5
-    learning: float = 0.05
+    slope: float = bounded(1.5, "above 0")
+    learning: float = bounded(0.05, "at least 0")
     """Rise of a kind's skill per update whose batch is full of signal-bearing groups of that kind."""
-    transfer: float = 0.3
+    transfer: float = bounded(0.3, "at least 0")
     """Part of the rise that goes to the other kinds."""
-    ceiling: float = 4.0
-    novelty: float = 1.0
+    ceiling: float = bounded(4.0, "in [-1000, 1000]")
+    novelty: float = bounded(1.0, "in [0, 1]")
     """What each training on a query leaves of its contribution to skill: 1 keeps it, 0 makes it teach once."""
-    practice: float = 0.4
+    practice: float = bounded(0.4, "at least 0")
     """Logits that training on a query adds to it."""
-    practice_half_life: float = 20.0
+    practice_half_life: float = bounded(20.0, "above 0")
     """In updates."""
-    drift: float = 0.05
+    drift: float = bounded(0.05, "at least 0")
     """Standard deviation of the drift's step per update, in logits."""
-    drift_pull: float = 0.02
+    drift_pull: float = bounded(0.02, "in [0, 1]")
 
     def __post_init__(self) -> None:
-        if self.queries < 1 or self.rollouts_per_query <= 0:
-            raise UserError("simulation.queries must be at least 1 and simulation.rollouts_per_query above 0")
+        check_bounds(self, "simulation")
         if not self.difficulties or any(len(kind) != 3 for kind in self.difficulties):
             raise UserError("simulation.difficulties needs a list of [share, mean, standard deviation]")
-        if not 0 <= self.unsolvable < 1:
-            raise UserError(f"simulation.unsolvable={self.unsolvable} must lie in [0, 1)")
-        if not 0 <= self.novelty <= 1:
-            raise UserError(f"simulation.novelty={self.novelty} must lie in [0, 1]")
+        if min(min(share, deviation) for share, _, deviation in self.difficulties) < 0:
+            raise UserError("simulation.difficulties: shares and standard deviations must be at least 0")
+        if sum(share for share, _, _ in self.difficulties) <= 0:
+            raise UserError("simulation.difficulties: the shares are all 0")
 
 
 def outcome(ticket: Ticket, size: int, successes: int, version: int) -> Outcome:

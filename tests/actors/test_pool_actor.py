@@ -19,6 +19,7 @@ from ray_fakes import pending, result, until
 from actors.calls import get
 from actors.payloads import fetched, packed
 from actors.pool import PoolActor
+from actors.reports import Released
 from agent.errors import Fault, UserError
 from agent.groups import Group
 from agent.pool import saved
@@ -119,7 +120,7 @@ def test_a_claim_waits_until_the_batch_before_it_is_released(start: Start) -> No
     assert batch.index == 0
     assert claimed(pool) == 0
     assert pending(waiting)
-    assert result(pool.release.remote(0)) is None
+    assert result(pool.release.remote(0)) == Released(files={})
     assert [t.batch for t, _ in result(waiting)] == [1, 1]
     assert claimed(pool) == 2
 

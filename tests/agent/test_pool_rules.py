@@ -68,7 +68,7 @@ def test_rules_are_found_by_name():
         ({"group_size": 1}, "group_size"),
         ({"max_staleness": -1}, "max_staleness=-1"),
         ({"min_viable": 0}, "min_viable=0"),
-        ({"min_viable": 9}, r"min_viable=9 must lie in \[1, pool.group_size=8\]"),
+        ({"min_viable": 9}, r"min_viable=9 must lie in \[2, pool.group_size=8\]"),
         ({"lease_s": 0.0}, "lease_s"),
         ({"max_empty_batches": 0}, "max_empty_batches"),
     ],

@@ -87,12 +87,12 @@ def test_counters_do_not_wrap_around():
     ("settings", "message"),
     [
         ({"rule": "aneal"}, r"search_limit\.rule=aneal is not known; did you mean 'anneal'\?"),
-        ({"rule": "anneal", "start": 0}, r"search_limit\.start=0 must lie in \[1, agent\.max_searches=5\]"),
+        ({"rule": "anneal", "start": 0}, r"search_limit\.start=0 must lie in \[1, 254\]"),
         ({"rule": "anneal", "end": 6}, r"search_limit\.end=6 must lie in \[1, agent\.max_searches=5\]"),
         ({"rule": "adaptive", "most": 9}, r"search_limit\.most=9 must lie in"),
         ({"rule": "adaptive", "fewest": 4, "most": 3}, r"search_limit\.fewest=4 is above search_limit\.most=3"),
         ({"steps": 0}, r"search_limit\.steps=0 must be at least 1"),
-        ({"spare": -1}, r"search_limit\.spare and search_limit\.widen must be at least 0"),
+        ({"spare": -1}, r"search_limit\.spare=-1 must lie in \[0, 254\]"),
     ],
 )
 def test_settings_that_make_no_sense(settings, message):

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from agent.errors import UserError
 from agent.pool.beta_binomial import chance_of_both
 from agent.pool.history import QueryHistory
 from agent.pool.rules.base import ACCEPTED, AT_ONCE, FloatVector, OversamplingRule, draws_until_full
+from agent.settings import bounded
 
 
 @dataclass
@@ -27,26 +27,19 @@ class Rule(OversamplingRule):
     """
 
     name: str = "adaptive"
-    oversample: float = 2.0
-    half_life: float = 32.0
+    oversample: float = bounded(2.0, "at least 1")
+    half_life: float = bounded(32.0, "above 0")
     """Batches after which an observation counts half."""
-    sharpness: float = 8.0
+    sharpness: float = bounded(8.0, "in [0, 1000]")
     """0 draws uniformly, 1 in proportion to the chance of signal; higher values prefer the best."""
-    explore: float = 0.05
+    explore: float = bounded(0.05, "in [0, 1]")
     """Share of draws that are uniform over all drawable queries."""
-    cooldown: int = 2
+    cooldown: int = bounded(2, "at least 0")
     """Batches for which a trained query rests."""
-    retire_after: int = 1
+    retire_after: int = bounded(1, "in [0, 255]")
     """Draws in a row with the same zero-variance outcome that retire a query; 0 never does."""
-    longest_rest: int = 64
+    longest_rest: int = bounded(64, "at least 1")
     """Most batches that a retired query rests."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.half_life <= 0 or self.sharpness < 0 or not 0 <= self.explore <= 1:
-            raise UserError("pool.half_life must be above 0, pool.sharpness at least 0 and pool.explore in [0, 1]")
-        if min(self.cooldown, self.retire_after) < 0 or self.longest_rest < 1:
-            raise UserError("pool.cooldown and pool.retire_after must be at least 0 and pool.longest_rest at least 1")
 
     def wanted(self, *, room: int, drawn: int, zero: int) -> int:
         return draws_until_full(room, drawn, zero, self.candidates)

@@ -16,6 +16,7 @@ from agent.errors import UserError
 from agent.pool import rules as pool_rules
 from agent.pool.beta_binomial import chance_of_any
 from agent.pool.history import QueryHistory
+from agent.settings import bounded, check_bounds
 from agent.shipped import module_names
 from agent.tickets import QueryState
 
@@ -42,40 +43,35 @@ class PoolRule(ABC):
     """
 
     name: str = ""
-    batch_questions: int = 24
+    batch_questions: int = bounded(24, "at least 1")
     """B: most groups that one batch trains on."""
-    group_size: int = 8
+    group_size: int = bounded(8, "in [2, 255]")
     """K: trajectories per query."""
-    max_staleness: int = 0
+    max_staleness: int = bounded(0, "at least 0")
     """Most policy versions between sampling and training; 0 is synchronous and reproducible."""
     keep_surplus: bool = False
     """Keep signal-bearing groups beyond B for the next batch, if they will still be fresh enough then."""
-    pilot: int = 0
+    pilot: int = bounded(0, "in [0, 254]")
     """Rollouts of a group that are played first; the others are not started when these agree and queries
     drawn instead promise more signal per rollout. 0 plays all K at once."""
-    min_viable: int = 2
-    """A group with fewer viable trajectories is returned."""
-    lease_s: float = 600.0
+    min_viable: int = bounded(2, "in [2, 255]")
+    """A group with fewer viable trajectories is returned; one alone has no advantage over others."""
+    lease_s: float = bounded(600.0, "above 0")
     """A claim that is not submitted within this time returns to the pool."""
-    max_empty_batches: int = 10
+    max_empty_batches: int = bounded(10, "at least 1")
     """The run stops after this many batches in a row without a signal-bearing group."""
 
     def __post_init__(self) -> None:
-        if self.batch_questions < 1 or self.group_size < 2:
-            raise UserError("pool.batch_questions must be at least 1 and pool.group_size at least 2")
-        if self.max_staleness < 0:
-            raise UserError(f"pool.max_staleness={self.max_staleness} must be at least 0")
+        check_bounds(self, "pool")
         if self.keep_surplus and self.max_staleness == 0:
             raise UserError("pool.keep_surplus=true needs pool.max_staleness of at least 1: a kept group is a step old")
-        if not 1 <= self.min_viable <= self.group_size:
-            raise UserError(f"pool.min_viable={self.min_viable} must lie in [1, pool.group_size={self.group_size}]")
+        if self.min_viable > self.group_size:
+            raise UserError(f"pool.min_viable={self.min_viable} must lie in [2, pool.group_size={self.group_size}]")
         if self.pilot and not self.min_viable <= self.pilot < self.group_size:
             raise UserError(
                 f"pool.pilot={self.pilot} must be 0 or lie in [pool.min_viable={self.min_viable}, "
                 f"pool.group_size={self.group_size})"
             )
-        if self.lease_s <= 0 or self.max_empty_batches < 1:
-            raise UserError("pool.lease_s must be above 0 and pool.max_empty_batches at least 1")
 
     # --- one batch -------------------------------------------------------------------------------
 
@@ -140,13 +136,8 @@ class PoolRule(ABC):
 class OversamplingRule(PoolRule):
     """A rule that draws at most ceil(k B) queries a batch, and trains on the first B that bear signal."""
 
-    oversample: float = 1.0
+    oversample: float = bounded(1.0, "at least 1")
     """k >= 1: most queries drawn per trained group."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.oversample < 1:
-            raise UserError(f"pool.oversample={self.oversample} must be at least 1")
 
     @property
     def candidates(self) -> int:

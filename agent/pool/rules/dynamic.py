@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from agent.pool.history import QueryHistory
 from agent.pool.rules.base import FOREVER, OversamplingRule, draws_until_full
+from agent.settings import bounded
 
 
 @dataclass
@@ -13,7 +14,7 @@ class Rule(OversamplingRule):
     """Draws until B groups bear signal, at most ceil(k B); every query with a verdict is consumed for the epoch."""
 
     name: str = "dynamic"
-    oversample: float = 2.0
+    oversample: float = bounded(2.0, "at least 1")
 
     def wanted(self, *, room: int, drawn: int, zero: int) -> int:
         return draws_until_full(room, drawn, zero, self.candidates)
