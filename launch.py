@@ -150,7 +150,7 @@ def _train(config: RunConfig, run_dir: Path, console: Console) -> None:
             with console.phase("Ray shuts down"):
                 ray.shutdown()
     first, last = summary["first_eval"], summary["last_eval"]
-    if first and last and None not in (first["em"], last["em"]):
+    if first and last and last["step"] == summary["step"] and None not in (first["em"], last["em"]):
         console.say(f"held-out EM {first['em']:.3f} before, {last['em']:.3f} after {summary['step']} steps", "bold")
     console.say(f"checkpoint {summary['checkpoint']}, metrics {run_dir / 'metrics.jsonl'}")
     if (left := supervisor.stopping.leaving) is not None:

@@ -33,6 +33,12 @@ _CLOSED = frozenset({"yes", "no", "noanswer"})
 """Answers that are right or wrong as a whole, in HotpotQA's F1."""
 SOFT_WORD_SHARE = 0.7
 """Share of the golden words that earns the full soft outcome (DAVID-GRPO's public code)."""
+SOFT_WORDS, SOFT_TIMES = 5, 3
+"""Ours: an answer of more words than five, and than three times the golden ones, earns nothing. Without a cap a list of
+all years earns as much as the right one."""
+SOFT_PART = 0.2
+"""Ours: share of the longer text's characters that a part of it has to have. A letter is a part of nearly anything."""
+_POINT = re.compile(r"(?<=\d)\.(?=\d)")
 
 
 def normalise(text: str) -> str:
@@ -103,9 +109,18 @@ def covers(answer: str, golden: Sequence[str]) -> float:
 
 
 def soft_match(answer: str, golden: Sequence[str]) -> float:
-    """1.0 for an exact match or at least 70 % of the golden words, 0.5 for a substring either way, else 0.0."""
-    said = normalise(answer)
-    return max(_soft(said, normalise(g)) for g in golden) if said else 0.0
+    """1.0 for an exact match or at least 70 % of the golden words, 0.5 for a part of the golden answer, else 0.0.
+
+    A part is of whole words, and no answer may be much longer than the golden one. Decimal points count: the form that
+    exact match compares has none, as in the published scripts, and there "3.5" is "35".
+    """
+    said = normalise(_with_points(answer))
+    return max(_soft(said, normalise(_with_points(g))) for g in golden) if said else 0.0
+
+
+def _with_points(text: str) -> str:
+    """``text`` with the points within numbers as letters, which outlast ``normalise``."""
+    return _POINT.sub("point", text)
 
 
 def _soft(answer: str, golden: str) -> float:
@@ -114,10 +129,25 @@ def _soft(answer: str, golden: str) -> float:
     # Without words only the whole is comparable: the letter "a" is a substring of nearly every answer.
     if not _has_words(answer) or not _has_words(golden):
         return 0.0
-    said, wanted = set(answer.split()), golden.split()
-    if sum(word in said for word in wanted) >= SOFT_WORD_SHARE * len(wanted):
+    said, wanted = answer.split(), golden.split()
+    if len(said) > max(SOFT_WORDS, SOFT_TIMES * len(wanted)):
+        return 0.0
+    if sum(word in {*said} for word in wanted) >= SOFT_WORD_SHARE * len(wanted):
         return 1.0
-    return 0.5 if answer in golden or golden in answer else 0.0
+    return 0.5 if _is_part(answer, golden) or _is_part(golden, answer) else 0.0
+
+
+def _is_part(part: str, whole: str) -> bool:
+    """Whether ``whole`` has ``part`` in it, of whole words where its script parts them."""
+    if len(part) < SOFT_PART * len(whole):
+        return False
+    starts = (match.start() for match in re.finditer(f"(?={re.escape(part)})", whole))
+    return any(_ends_word(whole, at) and _ends_word(whole, at + len(part)) for at in starts)
+
+
+def _ends_word(text: str, at: int) -> bool:
+    """Whether a word may end before ``text[at]``; in scripts without spaces one may anywhere."""
+    return at in (0, len(text)) or any(c == " " or unicodedata.category(c) == "Lo" for c in text[at - 1 : at + 1])
 
 
 def f1(answer: str, golden: Sequence[str]) -> float:

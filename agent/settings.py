@@ -6,6 +6,7 @@ Strings that the command line takes as they are typed are marked with ``PATH``, 
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -68,7 +69,7 @@ def bounded(default: Any, text: str) -> Any:
     """A field with a number (or None, or a list or dict of numbers) of the range that ``text`` describes."""
     metadata = {RANGE: Range.of(text)}
     if isinstance(default, list | dict):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+        return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 

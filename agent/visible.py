@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What moves the cursor, gives orders to a terminal, turns the direction of writing, or can't be encoded. Tabs and ends
@@ -16,3 +19,9 @@ def visible(text: str) -> str:
     'a\\x1b[31mb\tc'
     """
     return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """``row`` as one line of JSON for programs and for people: letters as they are, control characters as escapes."""
+    text = json.dumps(row, ensure_ascii=False)
+    return _HIDDEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"

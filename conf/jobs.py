@@ -13,6 +13,7 @@ from conf.command_line import Sweep
 from conf.schema import RunConfig, typed
 from tracking import run_folder
 from tracking.console import Console
+from tracking.dispensable import Dispensable
 from tracking.experiments import sweep
 
 
@@ -62,7 +63,9 @@ def run_sweep(asked: Sweep, run: Callable[[], None]) -> tuple[int, str] | None:
     if reported:
         from tracking.experiments.report import write
 
-        write(asked.folder, asked.plan.report, Console())
+        console = Console()
+        extras = Dispensable(lambda why: console.say(why, "yellow"))
+        extras.attempt("the report", lambda: write(asked.folder, asked.plan.report, console))
     if stopped:
         again = "the same command" if asked.plan.report.sweep else f"the same command with report.sweep={asked.folder}"
         return 130, f"stopped; {again} goes on"

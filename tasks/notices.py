@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import UserError
+from agent.visible import json_line
 
 FILE = "data_notices.jsonl"
 """The list of all questions that notices are about, in a run's folder."""
@@ -48,9 +48,7 @@ def some(names: Sequence[str]) -> str:
 def write_notices(folder: Path, notices: Iterable[Notice]) -> None:
     """Lists the questions of ``notices`` in ``folder``; writes nothing where there are none."""
     lines = [
-        json.dumps({"kind": notice.kind, "id": name, "why": why}, ensure_ascii=False) + "\n"
-        for notice in notices
-        for name, why in notice.items
+        json_line({"kind": notice.kind, "id": name, "why": why}) for notice in notices for name, why in notice.items
     ]
     if lines:
         (folder / FILE).write_text("".join(lines), encoding="utf-8")

@@ -14,7 +14,9 @@ from agent.inference.calibration import Calibration
 from agent.inference.evaluation import EvalRow
 from agent.inference.scaling import Scale
 from agent.prompts import PROMPTS, prompt_text
+from agent.visible import json_line
 from tracking.console import Console
+from tracking.dispensable import Dispensable
 
 FORMAT = 2
 
@@ -51,8 +53,9 @@ def write(
     file = folder / "calibration.json"
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     with (folder / "probes.jsonl").open("w", encoding="utf-8") as lines:
-        lines.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
-    draw(folder / "curve.png", found)
+        lines.writelines(json_line(asdict(row)) for row in rows)
+    extras = Dispensable(lambda why: console.say(why, "yellow"))
+    extras.attempt("the picture of the curve", lambda: draw(folder / "curve.png", found))
     console.say(
         f"full episodes on {found.questions} development questions: EM {found.em:.3f}  searches {found.searches:.2f}  "
         f"generated tokens {found.tokens:.1f}"

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, TypeVar, cast
 
 from rich.box import SIMPLE
 from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
 
+from agent.visible import visible
 from tasks.notices import FILE, Notice
 from tracking.progress import Phase, Phases
+
+T = TypeVar("T")
 
 
 class Console:
     """Prints to standard output; ``quiet`` prints nothing."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._rich = RichConsole(quiet=quiet, highlight=False, soft_wrap=True)
+        self._rich = RichConsole(file=cast(TextIO, _Output()), quiet=quiet, highlight=False, soft_wrap=True)
         if not self._rich.is_terminal:
             self._rich.width = 10_000  # a file or a pipe has no width that a table would have to fit into
         self._phases = Phases(self._rich)
@@ -30,7 +35,7 @@ class Console:
         return self._phases.phase(title)
 
     def say(self, text: str, style: str = "") -> None:
-        """One line of plain text."""
+        """A line of plain text. Control characters in it are shown as escapes."""
         self._print(text, style=style, markup=False)
 
     def notices(self, notices: Sequence[Notice], folder: Path) -> None:
@@ -42,11 +47,11 @@ class Console:
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table whose first column names what the others give."""
-        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE)
+        table = Table(title=visible(title), title_justify="left", title_style="bold", box=SIMPLE)
         for at, name in enumerate(header):
-            table.add_column(Text(name), justify="right" if at else "left", overflow="fold")
+            table.add_column(Text(visible(name)), justify="right" if at else "left", overflow="fold")
         for row in rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*(Text(visible(cell)) for cell in row))
         self._print(table)
 
     def step(self, row: Mapping[str, Any], progress: str) -> None:
@@ -75,8 +80,44 @@ class Console:
             self.say(f"{faults} more questions ended in a fault: {row.get('error', 'no reason was given')}", "yellow")
 
     def _print(self, what: Any, **how: Any) -> None:
-        self._rich.print(what, **how)
+        self._rich.print(visible(what) if isinstance(what, str) else what, **how)
         self._phases.heard()
+
+
+class _Output:
+    """Standard output, or nothing once that can't be written to: a run outlasts its terminal, and its ``tee``."""
+
+    def __init__(self) -> None:
+        self._gone = False
+
+    def write(self, text: str) -> int:
+        return len(text) if self._gone else self._try(lambda out: out.write(text), len(text))
+
+    def flush(self) -> None:
+        if not self._gone:
+            self._try(lambda out: out.flush(), None)
+
+    @property
+    def rich_proxied_file(self) -> _Output:
+        """This is where rich writes, also while its moving lines stand in front of ``sys.stdout``."""
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_standard_output(), name)
+
+    def _try(self, do: Callable[[TextIO], T], otherwise: T) -> T:
+        try:
+            return do(_standard_output())
+        except OSError:
+            self._gone = True
+            with suppress(OSError, ValueError):  # what Python has kept is not to fail again at its exit
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return otherwise
+
+
+def _standard_output() -> TextIO:
+    out: TextIO = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+    return out
 
 
 def _saved(row: Mapping[str, Any]) -> str:

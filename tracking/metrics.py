@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from agent.groups import Group
 from agent.pool.batches import TakenBatch
 from agent.records import NO_VERSION
 from agent.tickets import QueryState
+from agent.visible import json_line
 
 
 class MetricsLog:
@@ -25,22 +27,36 @@ class MetricsLog:
 
     def write(self, kind: str, row: Mapping[str, Any]) -> None:
         """Adds one row; ``kind`` is ``step``, ``eval``, ``event`` or ``summary``."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, **{k: _plain(v) for k, v in row.items()}}, ensure_ascii=False) + "\n")
+        append(self.path, [{"kind": kind, **{k: _plain(v) for k, v in row.items()}}])
+
+
+def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Adds lines to a file. If its writer was killed within a line, they start behind that."""
+    text = "".join(map(json_line, rows))
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            text = "\n" + text
+        file.write(text.encode())
 
 
 def read(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The rows of a metrics file, of one kind or of all; a last line that was never finished is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # splitlines would also split within a string
-    rows = [json.loads(line) for line in lines]
-    return [r for r in rows if kind is None or r["kind"] == kind]
+    """The rows of such a file, of one kind or of all. Lines that their writer never finished are left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:  # splitlines splits in strings
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and (kind is None or row.get("kind") == kind):
+            rows.append(row)
+    return rows
 
 
 def replace(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Puts ``rows`` (as ``read`` gives them) in the place of a file's, all or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}")
-    aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    aside.write_text("".join(map(json_line, rows)), encoding="utf-8")
     aside.rename(path)
 
 

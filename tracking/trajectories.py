@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from agent.groups import Group
 from agent.pool.batches import TakenBatch
 from agent.records import ScoredTrajectory, Turn
+from tracking.metrics import append
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,8 +30,7 @@ class TrajectoryLog:
         ]
         if self.per_step >= 0:
             rows = rows[: self.per_step]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+        append(self.path, rows)
 
 
 def row(group: Group, member: ScoredTrajectory, batch: int, version: int, accepted: bool) -> dict[str, Any]:

@@ -52,12 +52,15 @@ class TagFormat(Format):
         return self._codec.render([{"role": "user", "content": text}], options={"enable_thinking": self._thinking})
 
     def parse(self, text: str, finish: Finish) -> Action:
-        """See ``Format``. A turn that closes an action is whole, whatever ended it.
+        """See ``Format``. A turn that closes an action is whole, whatever ended it; an answer without a closing tag of
+        its own (``\\boxed{…}``) is whole when the turn has ended by itself.
 
         With ``agent.max_parallel`` above 1 each line between a tool's tags is a call of its own; the turn still ends
         at the first closing tag.
         """
         action = self.protocol.parse(text)
+        if finish is Finish.LENGTH and action.answer is not None and self.protocol.braced_answer:
+            return Action()
         if any(request.tool not in self._tools for request in action.requests):
             return Action(malformed="there is no such tool")
         if self._most == 1 or not action.requests:

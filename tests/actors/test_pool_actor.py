@@ -268,6 +268,29 @@ def test_a_checkpoint_has_the_pools_state_at_the_release(start: Start, tmp_path:
     assert claim(resumed) == [t for t, _ in result(waiting)]
 
 
+def test_what_cannot_be_written_holds_nobody_up(start: Start, tmp_path: Path) -> None:
+    """As on a full disk: the batch is released all the same, and the next one is served."""
+    pool = start(Epoch(batch_questions=2, group_size=2))
+    blocked = tmp_path / "checkpoint"
+    blocked.mkdir()
+    (blocked / "training").write_text("a file, where a folder has to be")
+    waiting = pool.claim.remote("w", 8)
+    for step in range(3):
+        tickets = [ticket for ticket, _ in result(waiting)]
+        assert len(tickets) == 2
+        for ticket in tickets:
+            submitted(pool, played(ticket, version=step))
+        waiting = pool.claim.remote("w", 8)
+        result(pool.take.remote(step))
+        draws = tmp_path / "no such folder" / "draws.parquet"
+        released = result(pool.release.remote(step, checkpoint=blocked, draws=draws))
+        assert released.files == {}
+        assert "training: File exists" in released.failed
+        assert len(released.notes) == (step == 0)
+        for note in released.notes:
+            assert note.startswith("draws.parquet failed and is off for the rest of this run, which goes on: ")
+
+
 def test_the_groups_themselves_come_to_whoever_takes_the_batch(start: Start) -> None:
     pool = start(Epoch(batch_questions=2, group_size=2))
     sent = [played(ticket) for ticket in claim(pool)]

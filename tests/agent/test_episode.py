@@ -306,6 +306,8 @@ def test_autocoa_without_an_action(play_script, text, reason):
 
 
 def test_autocoa_at_the_limits(play_script, austen):
+    whole = play_script(["\\boxed{a} or " + "x" * 100], protocol="autocoa", max_new_tokens_first=30).trajectory
+    assert (whole.stop_reason, whole.answer) == (StopReason.TURN_TOKENS, None)  # it might have gone on to another
     cut = play_script(["\\boxed{" + "x" * 100], protocol="autocoa", max_new_tokens_first=30).trajectory
     assert cut.stop_reason is StopReason.TURN_TOKENS
     limit = play_script([BOXED_SEARCH] * 3, [[austen]], protocol="autocoa", max_searches=1).trajectory

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +34,41 @@ def test_questions_that_broke_are_counted_with_the_reason(capsys: pytest.Capture
 def test_what_isnt_known_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
     line = shown(capsys, em=None, f1=None, n=0)[0]
     assert "held-out EM – on 0 questions  F1 –" in line
+
+
+def test_what_others_wrote_gives_no_orders_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    console.say("a passage \x1b[31mred\x07 \u202eback\ttab\nline\r")
+    console.table("t\x1b", ["name\x9b"], [["cell\x1b]0;title\x07"]])
+    console.evaluation({**ROW, "em/\x1b[2Jkind": 0.5})
+    shown = capsys.readouterr().out
+    assert "a passage \\x1b[31mred\\x07 \\u202eback    tab\nline\\r\n" in shown
+    assert "t\\x1b" in shown
+    assert "name\\x9b" in shown
+    assert "cell\\x1b]0;title\\x07" in shown
+    assert "\\x1b[2Jkind" in shown
+    assert not {"\x1b", "\x07", "\x9b", "\u202e", "\r"} & {*shown}
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_a_run_outlasts_whoever_reads_its_output(moving: bool) -> None:
+    code = (
+        "import os, sys\n"
+        "from tracking.console import Console\n"
+        f"console = Console()\nconsole._rich._force_terminal = {moving}\n"
+        "with console.phase('a phase'):\n"
+        "    for line in range(2000): console.say('a line of the run')\n"
+        "open(sys.argv[1], 'w').write('the end')\n"
+    )
+    with tempfile.NamedTemporaryFile() as end:
+        reader, writer = os.pipe()
+        os.close(reader)  # nobody reads
+        run = subprocess.run(
+            [sys.executable, "-c", code, end.name], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+        )
+        os.close(writer)
+        assert (run.returncode, run.stderr) == (0, "")
+        assert Path(end.name).read_text() == "the end"
 
 
 STEP: dict[str, Any] = {

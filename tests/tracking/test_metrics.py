@@ -199,3 +199,20 @@ def test_a_batch_that_names_no_evidence_has_no_recall(make: Any) -> None:
     row = batch_metrics(make.batch([group], {}, {}), version=5)
     assert math.isnan(row["evidence/recall"])
     assert row["reward/mean"] == 1.0
+
+
+# --- lines that were never finished ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("torn", ['{"kind": "step", "st', '{"kind": "event", "message": "é', "\0\0\0"])
+def test_a_torn_line_costs_itself_alone(tmp_path: Path, torn: str) -> None:
+    """A kill or a power cut, even within a letter; then a sweep notes the failure behind it, and reads on."""
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.write("step", {"step": 1})
+    with log.path.open("ab") as file:
+        file.write(torn.encode()[:-1] if torn.endswith("é") else torn.encode())
+    assert read(log.path) == [{"kind": "step", "step": 1}]
+    log.write("event", {"event": "failed", "message": "why"})
+    log.write("step", {"step": 2})
+    assert [row["kind"] for row in read(log.path)] == ["step", "event", "step"]
+    assert read(log.path, "step") == [{"kind": "step", "step": 1}, {"kind": "step", "step": 2}]

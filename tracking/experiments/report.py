@@ -12,6 +12,7 @@ from typing import Any
 from agent.errors import UserError
 from tracking.config import ReportConfig
 from tracking.console import Console
+from tracking.dispensable import Dispensable
 from tracking.draws import read_draws, summarise_draws
 from tracking.experiments.measures import evaluations, measures, paired, pooled
 from tracking.experiments.sweep import Plan, Status, read_plan, settings, status
@@ -73,7 +74,8 @@ def write(folder: Path, asked: ReportConfig, console: Console) -> None:
     if any(condition["n"] for condition in report["conditions"]):
         from tracking.experiments.pictures import draw
 
-        pictures = draw(folder, report, rows)
+        extras = Dispensable(lambda why: console.say(why, "yellow"))
+        pictures = extras.attempt("the pictures of the report", lambda: draw(folder, report, rows)) or {}
     (folder / "table.md").write_text(markdown(report, tables, pictures), encoding="utf-8")
     for table in tables:
         console.table(table.title, table.header, table.rows)

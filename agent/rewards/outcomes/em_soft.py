@@ -7,5 +7,5 @@ from agent.records import Question, Trajectory
 
 
 def outcome(question: Question, trajectory: Trajectory) -> float:
-    """1 for at least 70 % of the golden words, 0.5 for a substring either way."""
+    """1 for at least 70 % of the golden words, 0.5 for a part of the golden answer; 0 for one that is too long."""
     return 0.0 if trajectory.answer is None else soft_match(trajectory.answer, question.golden_answers)
