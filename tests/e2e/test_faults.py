@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import time
 
 import pytest
 from patience import finished, until
@@ -55,7 +56,43 @@ def test_ctrl_c_finishes_the_step_and_leaves_a_checkpoint(start, small, tmp_path
     assert process.returncode == 0, output
     steps = [r["step"] for r in _rows(folder) if r["kind"] == "step"]
     assert steps[-1] < 200
-    assert [p.name for p in (folder / "checkpoints").iterdir()] == [f"step-{steps[-1]:06d}"]
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {f"step-{steps[-1]:06d}", "best"}
+
+
+@pytest.mark.slow
+def test_one_command_starts_is_taken_away_and_goes_on(start, small, tmp_path):
+    """SIGTERM within a run: saved without an evaluation, in less than 30 s; then the same command plays the rest."""
+    folder = tmp_path / "requeued"
+    command = [*small, "algorithm.steps=6", "evaluation.every=2", "resume=if_any"]
+    process = start(folder, *command)
+    try:
+        _wait_for_row(folder, process, lambda row: row["kind"] == "step" and row["step"] == 3)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        output = _output(process, folder)
+    finally:
+        process.kill()
+    assert process.returncode == 143, output
+    assert time.monotonic() - began < 30
+    saved = [r for r in _rows(folder) if r.get("event") == "checkpoint"][-1]
+    assert f"stopped by SIGTERM after step {saved['step']}; resume with resume={saved['path']}" in output
+    again = start(folder, *command)
+    try:
+        output = _output(again, folder)
+    finally:
+        again.kill()
+    assert again.returncode == 0, output
+    rows = _rows(folder)
+    assert [r["step"] for r in rows if r["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
+    (resumed,) = [r for r in rows if r.get("event") == "resumed"]
+    assert resumed["step"] == saved["step"]
+    changed = start(folder, *command, "seed=1")
+    try:
+        output = _output(changed, folder)
+    finally:
+        changed.kill()
+    assert changed.returncode == 2, output
+    assert "seed=1 (was 0); set them back, or resume_allow_changes=true goes on with them" in output
 
 
 @pytest.mark.slow

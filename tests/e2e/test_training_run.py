@@ -31,7 +31,12 @@ def test_run_leaves_metrics_trajectories_logs_and_checkpoints(whole):
     assert len(whole.trajectories()) == 4 * 6 * 4
     assert {p.name for p in (whole.folder / "logs").iterdir()} >= {"learner.log", "pool.log", "retrieval.log"}
     assert (whole.folder / ".hydra" / "config.yaml").is_file()
-    assert [p.name for p in sorted((whole.folder / "checkpoints").iterdir())] == ["step-000002", "step-000004"]
+    assert [p.name for p in sorted((whole.folder / "checkpoints").iterdir())] == [
+        "best",
+        "step-000002",
+        "step-000004",
+    ]
+    assert (whole.folder / "checkpoints" / "best").resolve() == whole.checkpoint.resolve()
 
 
 def test_the_actors_are_as_important_as_other_programs(whole):
