@@ -154,7 +154,9 @@ def _check_context(model_path: str, given: str, agent: AgentConfig) -> None:
     from transformers import AutoConfig
 
     try:
-        context = getattr(AutoConfig.from_pretrained(model_path), "max_position_embeddings", None)
+        context = getattr(
+            AutoConfig.from_pretrained(model_path, trust_remote_code=False), "max_position_embeddings", None
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"{given}: no model's configuration can be loaded from it ({shortened(error)})") from error
     longest = agent.longest_episode

@@ -87,10 +87,10 @@ class Policy:
         """
         kind = DTYPES[dtype]
         if is_skeleton(Path(path)):
-            config = AutoConfig.from_pretrained(path)
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed % 2**63)
-                model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
+                model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, trust_remote_code=False)
             model = _move(model, device, kind)
         else:
             model = _loaded(path, device, kind)
@@ -262,7 +262,7 @@ def _loaded(path: str | Path, device: str, dtype: torch.dtype) -> PreTrainedMode
     check_folder(folder, given)  # transformers itself fills what is missing with random numbers
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True
+            str(folder), dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{given}: no causal language model could be loaded ({shortened(error)})") from error

@@ -41,7 +41,7 @@ def write_skeleton(folder: Path, config: ModelConfig, *, context: int) -> None:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     qwen2_config(
         config.architecture or {},
         vocab_size=len(tokenizer),

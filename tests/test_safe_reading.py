@@ -44,7 +44,9 @@ def unsafe(source: str) -> list[str]:
     for name, arguments in calls(source):
         if name in NEVER:
             found.append(name)
-        if arguments.get("trust_remote_code", "False") != "False":
+        # Left out, transformers asks whoever sits at the terminal.
+        reads = name.startswith("Auto") and name.endswith((".from_pretrained", ".from_config"))
+        if arguments.get("trust_remote_code", "" if reads else "False") != "False":
             found.append(f"{name}(trust_remote_code)")
         if name in ("np.load", "numpy.load") and arguments.get("allow_pickle", "False") != "False":
             found.append(f"{name}(allow_pickle)")
@@ -67,7 +69,9 @@ def unsafe(source: str) -> list[str]:
         "np.load(path, allow_pickle=True)",
         "AutoTokenizer.from_pretrained(path, trust_remote_code=True)",
         "AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust)",
-        "AutoModelForCausalLM.from_pretrained(path)",
+        "AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False)",
+        "AutoConfig.from_pretrained(path)",
+        "AutoModelForCausalLM.from_config(config)",
         "subprocess.run(command, shell=True)",
     ],
 )
