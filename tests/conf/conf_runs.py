@@ -31,9 +31,9 @@ class Training:
         first = 1
         if config.resume is not None:
             checkpoint = resume.find(config.resume, Path("outputs"), run_dir, asked(config)).path
-            assert checkpoint is not None
-            resume.carry_metrics(checkpoint, run_dir)
-            first = run_state.load(checkpoint).step + 1
+            if checkpoint is not None:
+                resume.carry_metrics(checkpoint, run_dir)
+                first = run_state.load(checkpoint).step + 1
         self.played.append((run_dir.name, first))
         log = MetricsLog(run_dir / "metrics.jsonl")
         if first == 1:

@@ -14,7 +14,7 @@ import pytest
 from conf_runs import Command, Training, save
 
 import launch
-from agent.errors import Fault
+from agent.errors import Fault, Stopped
 from conf.command_line import Request
 from conf.schema import RunConfig
 from tracking.metrics import read
@@ -44,6 +44,31 @@ def test_runs_of_the_same_second_have_folders_of_their_own(
     names = ["12-00-00", "12-00-00-2", "12-00-00-3"]
     assert sorted(path.name for path in Path("outputs/2026-01-01").iterdir()) == names
     assert [name for name, _ in training.played] == names
+
+
+def test_one_command_starts_a_run_and_goes_on_with_it(training: Training, command: Command) -> None:
+    training.fate["run"] = "Ctrl-C"
+    for _ in range(2):
+        assert command("resume=if_any", "output_dir=run")[0] == 0
+    assert training.played == [("run", 1), ("run", 3)]
+    assert [row["step"] for row in read(Path("run/metrics.jsonl"), "step")] == [1, 2, 3, 4]
+
+
+def test_a_run_that_is_to_be_found_again_needs_a_folder_with_a_name(training: Training, command: Command) -> None:
+    code, _, error = command("resume=if_any")
+    assert (code, training.played) == (2, [])
+    assert error == "slingshot: resume=if_any: the same command has to find the run again: set output_dir=FOLDER\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_run_that_a_signal_has_ended_says_so(
+    training: Training, command: Command, number: signal.Signals, code: int
+) -> None:
+    training.fate["run"] = Stopped(number, " after step 3; resume with resume=run/checkpoints/step-000003")
+    assert command("output_dir=run") == (
+        *(code, ""),
+        f"slingshot: stopped by {number.name} after step 3; resume with resume=run/checkpoints/step-000003\n",
+    )
 
 
 @pytest.mark.parametrize("key", ["output_dir", "hydra.run.dir"])
