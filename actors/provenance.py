@@ -29,7 +29,7 @@ HARMLESS = (
     "model.name",  # the weights are the checkpoint's
     *("pool.lease_s", "pool.max_empty_batches"),
     *("retrieval.threads", "retrieval.heap", "retrieval.max_batch", "retrieval.cache_size", "retrieval.timeout_s"),
-    *("data.experts", "data.demonstrations", "data.novice", "data.strict"),
+    *("data.experts", "experts", "data.demonstrations", "data.novice", "data.strict"),
     *("data.eval_questions", "data.eval_questions_per_hop", "data.dev_questions", "data.dev_questions_per_hop"),
     "cluster",
 )

@@ -31,12 +31,18 @@ class MetricsLog:
 
 
 def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Adds lines to a file. If its writer was killed within a line, they start behind that."""
+    """Adds lines to a file. If its writer was killed within a line, they start behind that.
+
+    Raises ``OSError`` that names the file: of a full disk, the system itself doesn't say.
+    """
     text = "".join(map(json_line, rows))
-    with path.open("ab+") as file:
-        if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-            text = "\n" + text
-        file.write(text.encode())
+    try:
+        with path.open("ab+") as file:
+            if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                text = "\n" + text
+            file.write(text.encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read(path: Path, kind: str | None = None) -> list[dict[str, Any]]:

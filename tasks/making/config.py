@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from agent.errors import UserError, nearest
 from agent.protocol import PROTOCOLS
-from agent.settings import SENTENCE
+from agent.settings import SENTENCE, bounded, check_bounds
 
 AUTO = "auto"
 """``data.experts=auto``: the run makes its own."""
@@ -29,21 +29,18 @@ class TeacherConfig:
     evidence alone."""
     model: str | None = field(default=None, metadata=SENTENCE)
     """The model's name there."""
-    episodes: int = 4
+    episodes: int = bounded(4, "at least 1")
     """Episodes of each question."""
-    temperature: float = 0.7
-    parallel: int = 8
+    temperature: float = bounded(0.7, "at least 0")
+    parallel: int = bounded(8, "at least 1")
     """Most episodes at a time."""
-    timeout_s: float = 120.0
+    timeout_s: float = bounded(120.0, "above 0")
     """For one try of one turn."""
-    tries: int = 4
+    tries: int = bounded(4, "at least 1")
     """Most tries of one turn; before the second one a second passes, and twice as long before each later one."""
 
     def __post_init__(self) -> None:
-        if min(self.episodes, self.parallel, self.tries) < 1:
-            raise UserError("experts.teacher: episodes, parallel and tries must be at least 1")
-        if self.temperature < 0 or not self.timeout_s > 0:
-            raise UserError("experts.teacher: temperature must be 0 or more, and timeout_s above 0")
+        check_bounds(self, "experts.teacher")
 
     def check(self) -> None:
         """To be called where it is used. Raises ``UserError`` for an address that is none, or without a model."""
@@ -59,9 +56,9 @@ class TeacherConfig:
 class ExpertsConfig:
     """How ``mode=experts`` and ``data.experts=auto`` make expert trajectories."""
 
-    count: int = 0
+    count: int = bounded(0, "at least 0")
     """Most trajectories; 0 makes all that can be made of the training questions."""
-    search_shares: list[float] | None = None
+    search_shares: list[float] | None = bounded(None, "at least 0")
     """Proportions of trajectories with one, two, and more searches; needs ``count``. Null takes a search for each
     supporting document, or what the teacher did."""
     guess_titles: bool = False
@@ -74,11 +71,10 @@ class ExpertsConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
 
     def __post_init__(self) -> None:
-        if self.count < 0:
-            raise UserError(f"experts.count={self.count} must be 0 or more")
+        check_bounds(self, "experts")
         shares = self.search_shares
-        if shares is not None and (len(shares) != 3 or min(shares) < 0 or sum(shares) <= 0):
-            raise UserError(f"experts.search_shares={shares} must be three numbers >= 0, not all 0")
+        if shares is not None and (len(shares) != 3 or sum(shares) <= 0):
+            raise UserError(f"experts.search_shares={shares} must be three numbers, not all 0")
         if shares is not None and not self.count:
             raise UserError("experts.search_shares needs experts.count=N: how many trajectories they are shares of")
         _check_templates(self.thoughts, "experts.thoughts", THOUGHT)

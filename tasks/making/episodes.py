@@ -17,13 +17,14 @@ from agent.environment import Environment
 from agent.episode import Generator, play
 from agent.errors import UserError
 from agent.records import Completion, Finish, Question, Trajectory
+from agent.settings import MOST
 from agent.tools.base import Searcher
 from tasks.characters import Characters
 from tasks.demonstrations import Demonstration, as_trajectory
 from tasks.experts import moves_of
 from tasks.files import question_of
 
-UNLIMITED = 1 << 40
+UNLIMITED = MOST
 """Characters; the limits of ``agent`` are in tokens, and checked where there is a tokenizer."""
 CODEC = Characters()
 

@@ -42,10 +42,8 @@ def test_every_number_has_bounds() -> None:
 
 
 def outside(bounds: Range, hint: Any) -> list[float]:
-    below, above = (
-        bounds.low if bounds.low_open else bounds.low - 1,
-        bounds.high if bounds.high_open else bounds.high * 2,
-    )
+    below = bounds.low if bounds.low_open else bounds.low - 1
+    above = bounds.high if bounds.high_open else bounds.high * 2
     return [below, above, math.inf, -math.inf, math.nan] if "float" in str(hint) else [int(below), int(above)]
 
 

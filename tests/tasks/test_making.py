@@ -488,8 +488,8 @@ def test_a_reply_is_one_turn(said, finish, turned):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"count": -1}, "experts.count=-1 must be 0 or more"),
-        ({"count": 5, "search_shares": [1, 2]}, "experts.search_shares=[1, 2] must be three numbers >= 0"),
+        ({"count": -1}, "experts.count=-1 must be at least 0"),
+        ({"count": 5, "search_shares": [1, 2]}, "experts.search_shares=[1, 2] must be three numbers"),
         ({"search_shares": [1, 2, 0]}, "experts.search_shares needs experts.count=N"),
         ({"thoughts": ["I look for {title}"]}, "experts.thoughts: there is no placeholder {title} in"),
         ({"answer_thoughts": ["<answer>{answer}"]}, "experts.answer_thoughts: '<answer>{answer}' has the tag <answer>"),
@@ -507,8 +507,8 @@ def test_wrong_settings_are_named(settings, said):
         ({"url": "localhost:8000", "model": "m"}, "must start with http"),
         ({"url": "http://x"}, "needs experts.teacher.model=NAME"),
         ({"model": "m"}, "experts.teacher.model=m needs experts.teacher.url="),
-        ({"episodes": 0}, "episodes, parallel and tries must be at least 1"),
-        ({"temperature": -0.1}, "temperature must be 0 or more"),
+        ({"episodes": 0}, "experts.teacher.episodes=0 must be at least 1"),
+        ({"temperature": -0.1}, "experts.teacher.temperature=-0.1 must be at least 0"),
     ],
 )
 def test_wrong_settings_of_the_teacher_are_named(settings, said):
