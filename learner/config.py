@@ -32,7 +32,7 @@ class ModelConfig:
     """Label in logs and folders; "" takes the last part of ``path``."""
     path: str | None = field(default=None, metadata=PATH)
     """Folder, hub name or GGUF file of pretrained weights; None builds a random model of ``architecture``."""
-    architecture: dict[str, int] | None = bounded(_TINY, "at least 1")
+    architecture: dict[str, int] | None = bounded(_TINY, "at least 0")
     """Sizes (hidden_size, num_hidden_layers, num_attention_heads, ...): of the Qwen2 that ``path: null`` builds, and
     of a model whose folder isn't at hand when it is planned for. None leaves them to the folder's ``config.json``."""
     vocab_size: int = bounded(1024, "at least 1")
