@@ -10,11 +10,10 @@ from pathlib import Path
 
 from agent.errors import UserError
 from agent.settings import KIND
-from conf.schema import RunConfig
+from conf.schema import SERVING, RunConfig
 from learner.gguf import is_gguf
 from tasks.making.config import AUTO
 
-_SERVING = ("eval", "calibrate", "ask")
 _FOLDERS = ("checkpoint", "report.sweep", "resume", "retrieval.index")
 _LOCAL = ("/", "./", "../", "~")
 """How a model's folder starts; anything else may be a name on the hub."""
@@ -38,15 +37,15 @@ def _read(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "resume", str(config.resume)
     elif mode in ("train", "experts") and model and (model in (".", "..") or model.startswith(_LOCAL)):
         yield "model.path", model
-    if mode in _SERVING:
+    if mode in SERVING:
         yield "checkpoint", str(config.checkpoint)
-    if mode in _SERVING and config.exit.calibration:
+    if mode in SERVING and config.exit.calibration:
         yield "exit.calibration", config.exit.calibration
-    if mode in (*_SERVING, "train", "experts", "index") and config.data.source == "jsonl":
+    if mode in (*SERVING, "train", "experts", "index") and config.data.source == "jsonl":
         for f in fields(config.data):
             if KIND in f.metadata and (path := getattr(config.data, f.name)) and (f.name, path) != ("experts", AUTO):
                 yield f"data.{f.name}", path
-    if mode in (*_SERVING, "train", "experts") and config.retrieval.index:
+    if mode in (*SERVING, "train", "experts") and config.retrieval.index:
         yield "retrieval.index", config.retrieval.index
     if mode == "report":
         yield "report.sweep", str(config.report.sweep)

@@ -34,6 +34,8 @@ from tracking.config import ReportConfig, TrackerConfig
 from tracking.experiments.sweep import folder_name
 
 MODES = ("train", "eval", "calibrate", "ask", "experts", "index", "plan", "simulate", "report")
+SERVING = ("eval", "calibrate", "ask")
+"""Those that play a checkpoint."""
 
 
 @dataclass
@@ -124,7 +126,7 @@ class RunConfig:
             raise UserError("mode=calibrate finds the threshold: leave exit.threshold and exit.calibration out")
         if self.mode == "ask" and not self.question:
             raise UserError('mode=ask needs question="…"')
-        if self.mode in ("eval", "calibrate", "ask") and not self.checkpoint:
+        if self.mode in SERVING and not self.checkpoint:
             raise UserError(
                 f"mode={self.mode} needs checkpoint=FOLDER (a run's checkpoints/step-… or a model's folder)"
             )
