@@ -123,6 +123,8 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
         finally:
             with console.phase("Ray shuts down"):
                 ray.shutdown()
+            if (run_dir / "metrics.jsonl").is_file():
+                _report(run_dir, console)
     first, last = summary["first_eval"], summary["last_eval"]
     if first and last and None not in (first["em"], last["em"]):
         console.say(f"held-out EM {first['em']:.3f} before, {last['em']:.3f} after {summary['step']} steps", "bold")
@@ -136,11 +138,12 @@ def evaluate(config: RunConfig, run_dir: Path, console: Console) -> None:
     from tracking.metrics import MetricsLog
 
     with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("evaluation") as phase:
-        rows = served.workers.evaluate(served.asked.questions, _questions(phase))
+        rows = served.workers.evaluate(served.asked.questions, _questions(phase), step=0)
         check_any_scored(rows)
         row = {"step": 0, "data": served.task.name, "checkpoint": config.checkpoint, **summarise(rows)}
     MetricsLog(run_dir / "metrics.jsonl").write("eval", row)
     console.evaluation(row)
+    _report(run_dir, console)
 
 
 def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
@@ -252,6 +255,18 @@ def report(config: RunConfig, run_dir: Path, console: Console) -> None:
     write(Path(config.report.sweep or ""), config.report, console)
 
 
+def view(config: RunConfig, run_dir: Path, console: Console) -> None:
+    """``mode=view``: a run as one page, report.html, to open in a browser; also while the run goes on."""
+    from tracking.view.report import write
+
+    folder, other = Path(config.run or "").expanduser(), config.compare
+    with console.phase("reading the run"):
+        path, notices = write(folder, compare=Path(other).expanduser() if other else None, show=config.show)
+    for notice in notices:
+        console.say(notice, "yellow")
+    console.say(f"report: {path.absolute()}")
+
+
 MODES: dict[str, Callable[[RunConfig, Path, Any], None]] = {
     "train": train,
     "eval": evaluate,
@@ -262,6 +277,7 @@ MODES: dict[str, Callable[[RunConfig, Path, Any], None]] = {
     "plan": plan,
     "simulate": simulate,
     "report": report,
+    "view": view,
 }
 
 
@@ -271,6 +287,19 @@ def _settle(config: RunConfig, console: Console) -> None:
 
     if path := config.model.path:
         config.model.path = settle(config, path, f"model.path={path}", console.phase)
+
+
+def _report(run_dir: Path, console: Console) -> None:
+    """Writes the report of a run that has ended, however it did. What goes wrong with it is said and is no fault."""
+    from tracking.view.report import write
+
+    try:
+        with console.phase("writing the report"):
+            path, _ = write(run_dir)
+    except Exception as error:  # a run of days must not end in an error for the sake of its picture
+        console.say(f"the report could not be written: {type(error).__name__}: {error}", "yellow")
+    else:
+        console.say(f"report {path}")
 
 
 def _in_short(config: RunConfig) -> str:

@@ -37,6 +37,7 @@ from retrieval_service.stats import merged
 from tracking.console import Console
 from tracking.metrics import MetricsLog, pool_metrics
 from tracking.progress import Progress
+from tracking.spans import SPANS, Spans
 from tracking.wandb_run import WandbRun
 
 BROKEN_BATCHES = 2
@@ -64,6 +65,7 @@ class Supervisor:
         self.resume = resume
         self.tracker = tracker
         self.metrics = MetricsLog(run_dir / "metrics.jsonl")
+        self._spans = Spans(path=run_dir / SPANS, actor="supervisor")
         self.gauges = RayMetrics()
         self.checkpoint: Path | None = resume
         """The newest checkpoint of this run, or the one that it was resumed from."""
@@ -214,7 +216,10 @@ class Supervisor:
         started = time.perf_counter()
         with self.watch.phase(f"step {step}", learner=self.learner, pool=self.pool):
             report = self._learn(self.pool, self.learner.step, "pool")
-        delivered = self.workers.deliver(report.published) if report.published else 0.0
+        delivered = 0.0
+        if report.published:
+            with self._spans.span("deliver"):
+                delivered = self.workers.deliver(report.published)
         pool, search = self._wait(self.pool.report.remote(), "pool"), self._search_stats()
         now = time.perf_counter()
         row = {
@@ -283,8 +288,10 @@ class Supervisor:
 
     def _evaluate(self, step: int) -> None:
         started = time.perf_counter()
-        with self.watch.phase("evaluation") as phase:
-            rows = self.workers.evaluate(self._held_out, lambda done, total: phase.update(_questions(done, total)))
+        with self.watch.phase("evaluation") as phase, self._spans.span("evaluate"):
+            rows = self.workers.evaluate(
+                self._held_out, lambda done, total: phase.update(_questions(done, total)), step=step
+            )
         check_any_scored(rows)
         row = {"step": step, "data": self.prepared.task.name, **summarise(rows)}
         row["seconds"] = time.perf_counter() - started
@@ -309,7 +316,7 @@ class Supervisor:
             )
             run_state.save(folder, state)
 
-        with self.watch.phase(f"the checkpoint of step {step} is written"):
+        with self.watch.phase(f"the checkpoint of step {step} is written"), self._spans.span("save"):
             # A worker that is replaced starts from the folder that the run was resumed from: it has to stay.
             self.checkpoint = write_checkpoint(
                 self.run_dir / "checkpoints", step, write, keep=self.config.checkpoints.keep, spare=self.resume
