@@ -36,8 +36,8 @@ from conf.schema import RunConfig, register, typed
 from tasks.making.config import AUTO
 
 if TYPE_CHECKING:
+    from tasks.load import Task
     from tracking.console import Console
-    from tracking.progress import Phase
 
 register()
 
@@ -109,6 +109,7 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
         try:
             prepared, tracker = prepared_later.result(), tracker_later.result()
             console.notices(prepared.task.notices, run_dir)
+            _note(config, run_dir, prepared.task)
             from actors.supervisor import Supervisor
 
             supervisor = Supervisor(config, prepared, run_dir, console, resume=resume, tracker=tracker)
@@ -138,9 +139,10 @@ def evaluate(config: RunConfig, run_dir: Path, console: Console) -> None:
     from tracking.metrics import MetricsLog
 
     with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("evaluation") as phase:
-        rows = served.workers.evaluate(served.asked.questions, _questions(phase), step=0)
+        rows = served.workers.evaluate(served.asked.questions, phase.counting("questions"), step=0)
         check_any_scored(rows)
         row = {"step": 0, "data": served.task.name, "checkpoint": config.checkpoint, **summarise(rows)}
+    _note(config, run_dir, served.task)
     MetricsLog(run_dir / "metrics.jsonl").write("eval", row)
     console.evaluation(row)
     _report(run_dir, console)
@@ -160,7 +162,7 @@ def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
 
     with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("calibration") as phase:
         check_enough(len(served.asked.questions), **wanted)  # before they are played
-        rows = served.workers.evaluate(served.asked.questions, _questions(phase))
+        rows = served.workers.evaluate(served.asked.questions, phase.counting("questions"))
         check_any_scored(rows)
     result = calibrate(rows, **wanted)
     about = {"checkpoint": config.checkpoint, "weights": served.weights, "data": served.task.name}
@@ -289,6 +291,24 @@ def _settle(config: RunConfig, console: Console) -> None:
         config.model.path = settle(config, path, f"model.path={path}", console.phase)
 
 
+def _note(config: RunConfig, run_dir: Path, task: Task) -> None:
+    """Notes what the run runs on and from, for its report."""
+    from tracking import about
+    from tracking.metrics import MetricsLog
+
+    cluster = config.cluster
+    noted = {
+        "code": about.code(),
+        "packages": about.packages(),
+        "hardware": about.hardware(),
+        "cluster": f"{cluster.name}, {cluster.rollout_workers} rollout worker(s) on {cluster.device}",
+        "model": f"{config.model.name} {config.model.path or ''} {config.model.dtype}",
+        "data": f"{task.name}: {len(task.train)} questions to train on, {len(task.eval)} held out",
+        "index": f"{config.retrieval.backend} over {task.corpus}, {config.agent.top_k} passages a search",
+    }
+    MetricsLog(run_dir / "metrics.jsonl").write("event", {"event": "about", **noted})
+
+
 def _report(run_dir: Path, console: Console) -> None:
     """Writes the report of a run that has ended, however it did. What goes wrong with it is said and is no fault."""
     from tracking.view.report import write
@@ -308,13 +328,6 @@ def _in_short(config: RunConfig) -> str:
         f"model {config.model.name}, data {config.data.source}, pool {HydraConfig.get().runtime.choices.get('pool')}, "
         f"cluster {config.cluster.name}, seed {config.seed}"
     )
-
-
-def _questions(phase: Phase) -> Callable[[int, int], None]:
-    """Tells ``phase`` how many questions have been played."""
-    from tracking.progress import Progress
-
-    return lambda done, total: phase.update(Progress(done=done, total=total, unit="questions"))
 
 
 def _tracker(config: RunConfig, run_dir: Path) -> Any:

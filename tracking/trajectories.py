@@ -6,6 +6,7 @@ those whose episodes are left out), ``eval_trajectories.jsonl`` the episodes of 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -55,12 +56,7 @@ class TrajectoryLog:
         """Accepted groups come before returned ones; in a group, trajectories that a fault excluded come last."""
         accepted = {a.outcome.ticket.claim_id: a for a in batch.accepted}
         groups = sorted(batch.payloads, key=lambda g: (g.ticket.claim_id not in accepted, g.ticket.order))
-        chosen = [
-            (group, member)
-            for group in groups
-            for member in range(len(group.members) + len(group.excluded))
-            if self.per_step
-        ]
+        chosen = [(group, member) for group in groups for member in range(len(group.members) + len(group.excluded))]
         if self.per_step >= 0:
             chosen = chosen[: self.per_step]
         rows = [
@@ -80,16 +76,12 @@ class EvaluationLog:
 
     path: Path
 
-    def write(
-        self, step: int, played: Iterable[tuple[Question, Inferred, EvalRow]], texts: Texts
-    ) -> None:
+    def write(self, step: int, played: Iterable[tuple[Question, Inferred, EvalRow]], texts: Texts) -> None:
         """One line per question."""
         _append(self.path, [evaluation_row(*each, step, texts) for each in played])
 
 
-def trajectory_row(
-    group: Group, member: int, batch: int, version: int, accepted: bool, texts: Texts
-) -> dict[str, Any]:
+def trajectory_row(group: Group, member: int, batch: int, version: int, accepted: bool, texts: Texts) -> dict[str, Any]:
     """The JSON object of one trajectory: number ``member`` of the group's members and then of its excluded ones."""
     score: Score | None = None
     if member < len(group.members):
@@ -255,8 +247,6 @@ def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Appends a line for each row, in one piece where the file system has locks."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     with path.open("a", encoding="utf-8", errors="replace") as file:
-        try:
+        with contextlib.suppress(OSError):  # without locks lines of two workers may mix: a reader leaves those out
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass  # a file system without locks: lines of two workers may then mix, and a reader leaves those out
         file.write(text)

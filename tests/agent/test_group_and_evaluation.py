@@ -18,6 +18,7 @@ from agent.records import Completion, Finish, Question, StopReason
 from agent.rewards.scorer import Scorer
 from agent.tickets import Ticket
 
+
 def rows_of(evaluation):
     """The rows of ``evaluate``, without the episodes."""
     return [row for _, row in asyncio.run(evaluation)]

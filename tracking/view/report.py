@@ -84,7 +84,7 @@ def _add_run(written: Page, folder: Path, name: str, show: Collection[str], limi
     if filler.shown.episodes < logged:
         notices.add(
             f"{filler.shown.episodes:,} of {logged:,} logged episodes are in this report of at most "
-            f"{limit / 1e6:.0f} MB: the best and the worst of each group come first; show=[ID] asks for all of a question"
+            f"{limit / 1e6:.0f} MB: the best and the worst of each group come first; show=[ID] asks for a question's"
         )
     if training.episodes and not tokens:
         notices.add("tokens and log-probabilities are in the episodes of questions asked for with show=[ID] alone")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tracking.alarms import Alarms
 from tracking.spans import SPANS
 from tracking.view.groups import in_words
 from tracking.view.lines import Notices, clean, lines, short, shortened
 
+MOST_ALARMS = 200
 MOST_STEPS = 2_000
 MOST_EVENTS = 2_000
 MOST_SPANS = 40_000
@@ -19,13 +22,16 @@ Z = 1.959964
 
 def facts(folder: Path, notices: Notices) -> dict[str, Any]:
     """The part of a report that is about the run as a whole: ``config``, ``overrides``, ``steps`` (columns),
-    ``evals``, ``events``, ``summary``, ``about``, ``end``."""
+    ``evals``, ``events``, ``summary``, ``alarms``, ``about``, ``end``."""
     steps: list[dict[str, Any]] = []
     evals: list[dict[str, Any]] = []
     events: list[dict[str, Any]] = []
     summary: dict[str, Any] | None = None
+    alarms = Alarms()
     for line in lines(folder / "metrics.jsonl", notices):
         kind, row = line.row.get("kind"), line.row
+        if kind in ("step", "eval"):
+            alarms.add(row)
         if kind == "step":
             steps.append(row)
         elif kind == "eval":
@@ -48,6 +54,9 @@ def facts(folder: Path, notices: Notices) -> dict[str, Any]:
         "evals": evals,
         "events": [e for e in events if e.get("event") != "about"][-MOST_EVENTS:],
         "summary": summary,
+        "alarms": [asdict(a) for a in sorted((*alarms.past, *alarms.active), key=lambda a: (a.step, a.name))][
+            -MOST_ALARMS:
+        ],
         "end": ending(steps, summary, config),
     }
 
