@@ -280,8 +280,8 @@ RULES = (
         name="engines idle",
         find=_engines_idle,
         look="the actors' timeline and the time of each part of a step",
-        change="pool.max_staleness=1 lets rollouts and updates overlap; a larger algorithm.microbatch_tokens makes "
-        "updates faster; evaluation.every and checkpoints.every may be too small.",
+        change="Updates are what takes long: a larger algorithm.microbatch_tokens makes them faster, "
+        "pool.max_staleness=1 lets rollouts go on meanwhile. evaluation.every and checkpoints.every may be too small.",
     ),
     Rule(
         name="rollouts get slower",
@@ -294,13 +294,16 @@ RULES = (
 
 
 class Alarms:
-    """The rules over one run. A rule speaks when it begins to hold, and again only after it has ceased to."""
+    """The rules over one run. A rule speaks when it begins to hold, and again only after ``WINDOW`` steps without."""
 
     def __init__(self) -> None:
         self._history = History()
         self._held: dict[str, Alarm] = {}
         self.past: list[Alarm] = []
         """Those that have ceased to hold."""
+        self._steps = 0
+        self._heard: dict[str, int] = {}
+        """Each active alarm's newest step, counted in this run's rows."""
 
     @property
     def active(self) -> tuple[Alarm, ...]:
@@ -309,6 +312,7 @@ class Alarms:
     def add(self, row: Row) -> list[Alarm]:
         """Takes in the next row, of a step or an evaluation; the alarms that begin with it."""
         self._history.add(row)
+        self._steps += row.get("kind") != "eval"
         step = int(_number(row, "step") or 0)
         new = []
         for rule in RULES:
@@ -316,9 +320,10 @@ class Alarms:
                 continue
             what, held = rule.find(self._history), self._held.get(rule.name)
             if what is None:
-                if held is not None:
+                if held is not None and self._steps - self._heard[rule.name] >= WINDOW:
                     self.past.append(self._held.pop(rule.name))
                 continue
+            self._heard[rule.name] = self._steps
             began = held.step if held else step
             alarm = Alarm(name=rule.name, what=what, look=rule.look, change=rule.change, step=began, last=step)
             self._held[rule.name] = alarm

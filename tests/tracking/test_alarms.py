@@ -100,11 +100,11 @@ def test_where_rollouts_and_updates_overlap_half_the_time_is_too_much() -> None:
 
 def test_an_alarm_sounds_once_until_it_has_ceased() -> None:
     alarms, heard = Alarms(), []
-    for n, entropy in enumerate([0.4] * 5 + [0.01] * 10 + [0.4] * 5 + [0.01] * 10):
+    for n, entropy in enumerate([0.4] * 5 + [0.01] * 10 + [0.4] * 8 + [0.01] * 10):
         heard += [(alarm.name, alarm.step) for alarm in alarms.add(step(n + 1, **{"learner/entropy": entropy}))]
-    assert heard == [("entropy collapses", 10), ("entropy collapses", 25)]
+    assert heard == [("entropy collapses", 10), ("entropy collapses", 28)]
     assert [(a.step, a.last) for a in alarms.past] == [(10, 15)]
-    assert [(a.step, a.last) for a in alarms.active] == [(25, 30)]
+    assert [(a.step, a.last) for a in alarms.active] == [(28, 33)]
 
 
 def test_rows_without_the_numbers_are_no_alarm() -> None:
