@@ -116,6 +116,7 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
             try:
                 summary = supervisor.train()
             except Fault as fault:
+                supervisor.metrics.write("event", {"event": "fault", "why": str(fault)})
                 where = f"; resume with resume={supervisor.checkpoint}" if supervisor.checkpoint else ""
                 raise Fault(f"{fault}{where}") from fault
             finally:

@@ -92,6 +92,12 @@ def test_a_run_that_goes_on_says_when_it_will_end(tmp_path: Path) -> None:
     assert end.endswith("after step 4. At the pace of its last steps the other 6 take 12 min.")
 
 
+def test_a_run_that_broke_says_why(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run")
+    made.lines(folder / "metrics.jsonl", [made.step(1), {"kind": "event", "event": "fault", "why": "the engine died"}])
+    assert of(folder)[0]["r0-run"]["end"] == "The run broke after step 1: the engine died"
+
+
 def test_alarms_are_in_it(tmp_path: Path) -> None:
     folder = made.write_run(tmp_path / "run")
     made.lines(folder / "metrics.jsonl", [made.step(n, **{"rollout/mismatch": 0.2}) for n in (1, 2)])

@@ -7,8 +7,8 @@ const marks = (rewards) => (rewards ?? []).map((r) => el("span", { class: `mark 
 function groupColumns(run) {
   return [
     { name: "batch", value: (g) => g.batch },
-    { name: "question", value: (g) => run.question(g.question).text, cell: (g) => link(groupHash(g), run.question(g.question).text) },
-    { name: "id", value: (g) => run.question(g.question).id, cell: (g) => link(questionHash(g.question), run.question(g.question).id) },
+    { name: "question", value: (g) => run.question(g.question).text, kind: "wide", cell: (g) => link(groupHash(g), run.question(g.question).text) },
+    { name: "id", value: (g) => run.question(g.question).id, kind: "id", cell: (g) => link(questionHash(g.question), run.question(g.question).id) },
     { name: "state", value: (g) => g.state, filter: true, about: "what its rewards say: signal, too easy, too hard" },
     { name: "before", value: (g) => g.before, filter: true, about: "what the question was before the draw" },
     { name: "after", value: (g) => g.after, filter: true },

@@ -18,7 +18,7 @@ function questionList([run]) {
   });
   return [
     el("h1", {}, "Questions"), el("p", {}, "Success is the mean outcome of a draw's episodes, or the exact match of an evaluation."),
-    table([{ name: "question", value: (r) => r.question.text, cell: (r) => link(questionHash(r.number), r.question.text) }, { name: "id", value: (r) => r.question.id },
+    table([{ name: "question", value: (r) => r.question.text, kind: "wide", cell: (r) => link(questionHash(r.number), r.question.text) }, { name: "id", value: (r) => r.question.id, kind: "id" },
       { name: "kind", value: (r) => r.question.kind ?? null, filter: true }, { name: "use", value: (r) => r.use, filter: true }, { name: "times", value: (r) => r.draws },
       { name: "first", value: (r) => r.first }, { name: "last", value: (r) => r.last }, { name: "change", value: (r) => (known(r.first) && known(r.last) ? r.last - r.first : null) }],
     rows, { id: "questions", opens: (r) => questionHash(r.number), sort: [4, true] }),

@@ -60,7 +60,7 @@ const mean = (values) => {
 };
 
 /** A table that sorts by a click on a column's head, with a field to search in and choices to filter by.
- *  `columns` are {name, value(row), cell(row)?, filter?}; `opens(row)` is the hash that a click on a row goes to. */
+ *  `columns` are {name, value(row), cell(row)?, filter?, kind?: the cells' class}; `opens(row)` is the hash that a click on a row goes to. */
 function table(columns, rows, { opens = null, id = "table", most = 100, sort = null } = {}) {
   const state = { sort: sort?.[0] ?? null, down: sort?.[1] ?? false, text: "", first: 0, chosen: new Map() };
   const body = el("tbody"), count = el("span", { class: "dim", id: `${id}-count` }), head = el("tr");
@@ -87,7 +87,7 @@ function table(columns, rows, { opens = null, id = "table", most = 100, sort = n
     body.replaceChildren(...found.slice(state.first, state.first + most).map((row) => {
       const cells = columns.map((c) => {
         const value = c.value(row);
-        return el("td", { class: typeof value === "number" ? "number" : "" }, c.cell ? c.cell(row) : shown(value));
+        return el("td", { class: c.kind ?? (typeof value === "number" ? "number" : "") }, c.cell ? c.cell(row) : shown(value));
       });
       if (opens === null) return el("tr", {}, cells);
       return el("tr", { class: "link", onclick: (e) => { if (!e.target.closest("a")) location.hash = opens(row); } }, cells);

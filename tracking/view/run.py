@@ -40,6 +40,7 @@ def facts(folder: Path, notices: Notices) -> dict[str, Any]:
             events.append(clean(row))
         elif kind == "summary":
             summary = clean(row)
+    broke = next((e for e in reversed(events) if e.get("event") == "fault"), None)
     about = next((e for e in reversed(events) if e.get("event") == "about"), None)
     if len(events) > MOST_EVENTS:
         notices.add(f"the newest {MOST_EVENTS:,} of {len(events):,} events are shown")
@@ -57,7 +58,7 @@ def facts(folder: Path, notices: Notices) -> dict[str, Any]:
         "alarms": [asdict(a) for a in sorted((*alarms.past, *alarms.active), key=lambda a: (a.step, a.name))][
             -MOST_ALARMS:
         ],
-        "end": ending(steps, summary, config),
+        "end": ending(steps, summary, config, broke),
     }
 
 
@@ -95,11 +96,15 @@ def mean_interval(values: list[float]) -> list[float] | None:
     return [short(mean - half), short(mean + half)]
 
 
-def ending(steps: list[dict[str, Any]], summary: dict[str, Any] | None, config: str | None) -> str:
+def ending(
+    steps: list[dict[str, Any]], summary: dict[str, Any] | None, config: str | None, broke: dict[str, Any] | None = None
+) -> str:
     """Whether a run has ended, and if not, when it will: at the pace of its last ten steps."""
     if summary is not None:
         how = "was stopped" if summary.get("interrupted") else "has ended"
         return f"The run {how} after step {summary.get('step')}."
+    if broke is not None:
+        return f"The run broke after step {steps[-1].get('step') if steps else 0}: {broke.get('why')}"
     if not steps:
         return "No step has ended yet."
     done, last = steps[-1].get("step"), steps[-10:]
