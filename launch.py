@@ -259,7 +259,7 @@ def report(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 
 def view(config: RunConfig, run_dir: Path, console: Console) -> None:
-    """``mode=view``: a run as one page, report.html, to open in a browser; also while the run goes on."""
+    """``mode=view``: a run as one HTML page, also while the run goes on."""
     from tracking.view.report import write
 
     folder, other = Path(config.run or "").expanduser(), config.compare

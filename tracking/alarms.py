@@ -1,7 +1,7 @@
 """Alarms: what somebody who has seen many runs would notice in this one, with what to look at and what to change.
 
-A rule looks at the rows of ``metrics.jsonl`` up to now. It compares the last ``WINDOW`` steps, never one alone, with
-bounds or with the run's own beginning. The same rules speak on the console and in the report (docs/view.md).
+A rule looks at the rows of ``metrics.jsonl`` up to now. It compares the last ``WINDOW`` steps with bounds or with the
+run's own beginning; the mismatch alone is judged by each step. The same rules speak on the console and in the report (docs/view.md).
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from learner.config import BFLOAT16_MISMATCH
 
 WINDOW = 5
 """Steps that a rule takes together."""
-MISMATCH_GROWTH = 10.0
+MISMATCH_GROWTH = 100.0
+"""Times the least of the run; bfloat16's rounding by itself varies by ten."""
 MISMATCH_FLOOR = 1e-3
-"""Growth below this is float32's rounding."""
+"""Nats a token. Growth below this is float32's rounding."""
 
 Row = Mapping[str, Any]
 
@@ -53,6 +54,7 @@ class History:
         self.last: deque[Row] = deque(maxlen=WINDOW)
         self.evals: list[tuple[Row, float]] = []
         """Each with the mean reward of the steps before it."""
+        self.least_mismatch = math.inf
         self.best_throughput = 0.0
         self.overlaps = False
         """Rollouts and updates overlap (``pool.max_staleness`` above 0)."""
@@ -64,6 +66,8 @@ class History:
         if len(self.first) < WINDOW:
             self.first.append(row)
         self.last.append(row)
+        if (mismatch := _number(row, "rollout/mismatch")) is not None:
+            self.least_mismatch = min(self.least_mismatch, mismatch)
         self.overlaps = self.overlaps or (_number(row, "rollout/staleness_max") or 0) > 0
         if self.full:
             speed = statistics.median(values) if (values := self._values("rollout/tokens_per_s", self.last)) else 0.0
@@ -100,12 +104,13 @@ class History:
 
 
 def _mismatch(h: History) -> str | None:
-    now, then = h.now("rollout/mismatch"), h.then("rollout/mismatch")
     newest = _number(h.last[-1], "rollout/mismatch") if h.last else None
-    if newest is not None and newest > BFLOAT16_MISMATCH:
+    if newest is None:
+        return None
+    if newest > BFLOAT16_MISMATCH:
         return f"engine and learner differ by {newest:.3g} nats a token"
-    if now > MISMATCH_FLOOR and now > MISMATCH_GROWTH * then:
-        return f"engine and learner differ by {now:.2g} nats a token, {now / then:.0f} times as much as at first"
+    if newest > MISMATCH_FLOOR and newest > MISMATCH_GROWTH * h.least_mismatch:
+        return f"engine and learner differ by {newest:.2g} nats a token, before by {h.least_mismatch:.1g}"
     return None
 
 
