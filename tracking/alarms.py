@@ -1,7 +1,8 @@
 """Alarms: what somebody who has seen many runs would notice in this one, with what to look at and what to change.
 
 A rule looks at the rows of ``metrics.jsonl`` up to now. It compares the last ``WINDOW`` steps with bounds or with the
-run's own beginning; the mismatch alone is judged by each step. The same rules speak on the console and in the report (docs/view.md).
+run's own beginning; the mismatch alone is judged by each step. The same rules speak on the console and in the report
+(docs/view.md).
 """
 
 from __future__ import annotations
