@@ -233,13 +233,13 @@ RULES = (
     Rule(
         name="episodes get longer",
         find=_longer,
-        look="the best and the worst episode of some groups: does the longer one earn more for its length?",
+        look="the best and the worst episode of some groups, and whether the longer one earns more for its length",
         change="The reward may pay for length: check reward.outcome, or take reward.token_cost.",
     ),
     Rule(
         name="no searches",
         find=_no_searches,
-        look="the actions of some episodes: is a search written as agent.format wants it?",
+        look="the actions of some episodes, and whether a search is written as agent.format wants it",
         change="Warm-start or seed the policy with expert trajectories (data.experts), or take reward=david.",
     ),
     Rule(
@@ -251,7 +251,7 @@ RULES = (
     Rule(
         name="searches find nothing",
         find=_found_nothing,
-        look="the observations of some episodes: are there passages in them, and of the right corpus?",
+        look="the observations of some episodes: whether passages are in them, and of the right corpus",
         change="The retrieval answers nothing of use, or data.corpus lacks the supporting documents, or "
         "data.evidence_match compares the wrong names.",
     ),
