@@ -303,7 +303,8 @@ def _note(config: RunConfig, run_dir: Path, task: Task) -> None:
         "packages": about.packages(),
         "hardware": about.hardware(),
         "cluster": f"{cluster.name}, {cluster.rollout_workers} rollout worker(s) on {cluster.device}",
-        "model": f"{config.model.name} {config.model.path or ''} {config.model.dtype}",
+        "model": f"{config.model.name} {config.model.path or ''}".strip(),
+        "dtype": config.model.dtype,
         "data": f"{task.name}: {len(task.train)} questions to train on, {len(task.eval)} held out",
         "index": f"{config.retrieval.backend} over {task.corpus}, {config.agent.top_k} passages a search",
     }

@@ -74,7 +74,7 @@ class Supervisor:
         self._first_eval: dict[str, Any] | None = None
         self._last_eval: dict[str, Any] | None = None
         self._totals = Totals()
-        self._alarms = Alarms()
+        self._alarms = Alarms(config.model.dtype)
         self._held_out = subset(prepared.task.eval, config.evaluation.questions)
 
     def train(self) -> dict[str, Any]:

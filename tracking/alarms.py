@@ -22,7 +22,7 @@ WINDOW = 5
 MISMATCH_GROWTH = 100.0
 """Times the least of the run; bfloat16's rounding by itself varies by ten."""
 MISMATCH_FLOOR = 1e-3
-"""Nats a token. Growth below this is float32's rounding."""
+"""Nats a token; float32's rounding stays far below it, and growth below it says nothing."""
 
 Row = Mapping[str, Any]
 
@@ -48,9 +48,11 @@ class Alarm:
 
 
 class History:
-    """What the rules see: the first and the last steps, and all evaluations."""
+    """What the rules see: the first and the last steps, and all evaluations. ``dtype`` is the model's."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: str) -> None:
+        self.mismatch_bound = MISMATCH_FLOOR if dtype == "float32" else BFLOAT16_MISMATCH
+        """Nats a token that rounding doesn't explain."""
         self.first: list[Row] = []
         self.last: deque[Row] = deque(maxlen=WINDOW)
         self.evals: list[tuple[Row, float]] = []
@@ -108,7 +110,7 @@ def _mismatch(h: History) -> str | None:
     newest = _number(h.last[-1], "rollout/mismatch") if h.last else None
     if newest is None:
         return None
-    if newest > BFLOAT16_MISMATCH:
+    if newest > h.mismatch_bound:
         return f"engine and learner differ by {newest:.3g} nats a token"
     if newest > MISMATCH_FLOOR and newest > MISMATCH_GROWTH * h.least_mismatch:
         return f"engine and learner differ by {newest:.2g} nats a token, before by {h.least_mismatch:.1g}"
@@ -300,10 +302,13 @@ RULES = (
 
 
 class Alarms:
-    """The rules over one run. A rule speaks when it begins to hold, and again only after ``WINDOW`` steps without."""
+    """The rules over one run. A rule speaks when it begins to hold, and again only after ``WINDOW`` steps without.
 
-    def __init__(self) -> None:
-        self._history = History()
+    ``dtype`` is the model's, empty where it isn't known.
+    """
+
+    def __init__(self, dtype: str = "") -> None:
+        self._history = History(dtype)
         self._held: dict[str, Alarm] = {}
         self.past: list[Alarm] = []
         """Those that have ceased to hold."""

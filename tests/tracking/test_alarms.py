@@ -81,6 +81,12 @@ def test_a_mask_that_is_off_from_the_first_step_needs_no_window() -> None:
     assert list(sounded([step(1, **{"rollout/mismatch": 1.5})])) == ["train–inference mismatch"]
 
 
+def test_float32_has_a_bound_of_its_own() -> None:
+    off = step(1, **{"rollout/mismatch": 0.02})
+    assert [alarm.name for alarm in Alarms("float32").add(off)] == ["train–inference mismatch"]
+    assert Alarms("bfloat16").add(off) == Alarms().add(off) == []
+
+
 def test_growth_of_the_mismatch_is_no_alarm_within_float32s_rounding() -> None:
     assert sounded(run(first={"rollout/mismatch": 1e-7}, then={"rollout/mismatch": 1e-5})) == {}
     grown = sounded([step(1, **{"rollout/mismatch": 1e-7}), step(2, **{"rollout/mismatch": 0.02})])

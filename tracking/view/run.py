@@ -27,11 +27,11 @@ def facts(folder: Path, notices: Notices) -> dict[str, Any]:
     evals: list[dict[str, Any]] = []
     events: list[dict[str, Any]] = []
     summary: dict[str, Any] | None = None
-    alarms = Alarms()
+    told: list[dict[str, Any]] = []
     for line in lines(folder / "metrics.jsonl", notices):
         kind, row = line.row.get("kind"), line.row
         if kind in ("step", "eval"):
-            alarms.add(row)
+            told.append(row)
         if kind == "step":
             steps.append(row)
         elif kind == "eval":
@@ -42,6 +42,9 @@ def facts(folder: Path, notices: Notices) -> dict[str, Any]:
             summary = clean(row)
     broke = next((e for e in reversed(events) if e.get("event") == "fault"), None)
     about = next((e for e in reversed(events) if e.get("event") == "about"), None)
+    alarms = Alarms(str((about or {}).get("dtype", "")))
+    for row in told:
+        alarms.add(row)
     if len(events) > MOST_EVENTS:
         notices.add(f"the newest {MOST_EVENTS:,} of {len(events):,} events are shown")
     config = _text(folder / ".hydra" / "config.yaml", notices)
