@@ -98,6 +98,18 @@ def test_a_run_that_broke_says_why(tmp_path: Path) -> None:
     assert of(folder)[0]["r0-run"]["end"] == "The run broke after step 1: the engine died"
 
 
+def test_an_evaluation_lacks_nothing_of_a_training_run(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run")
+    for name in (TRAJECTORIES, GROUPS):
+        (folder / name).unlink()
+    row = {"kind": "eval", "step": 0, "checkpoint": "there", "em": 1.0, "n": 3, "faults": 0}
+    made.lines(folder / "metrics.jsonl", [row])
+    page, notices = of(folder)
+    assert page["r0-run"]["end"] == "An evaluation of there."
+    assert notices == []
+    assert set(page["r0-e-0"]) == {"0", "1", "2"}
+
+
 def test_alarms_are_in_it(tmp_path: Path) -> None:
     folder = made.write_run(tmp_path / "run")
     made.lines(folder / "metrics.jsonl", [made.step(n, **{"rollout/mismatch": 0.2}) for n in (1, 2)])

@@ -59,9 +59,10 @@ def _add_run(written: Page, folder: Path, name: str, show: Collection[str], limi
     notices, questions = Notices(), Questions()
     has_groups = (folder / GROUPS).is_file()
     run = facts(folder, notices)
-    training = find_training(folder, notices, groups=not has_groups)
+    of_training = Notices() if run["evaluation"] else notices  # what only a training run writes isn't missing there
+    training = find_training(folder, of_training, groups=not has_groups)
     evaluations = find_evaluations(folder, notices)
-    table = draws(folder, questions, notices, instead=list(training.groups.values()))
+    table = draws(folder, questions, of_training, instead=list(training.groups.values()))
     for question in show:
         if question not in training.questions and question not in evaluations.questions:
             notices.add(f"show: no episode of a question {question!r} is logged")

@@ -22,7 +22,8 @@ Z = 1.959964
 
 def facts(folder: Path, notices: Notices) -> dict[str, Any]:
     """The part of a report that is about the run as a whole: ``config``, ``overrides``, ``steps`` (columns),
-    ``evals``, ``events``, ``summary``, ``alarms``, ``about``, ``end``."""
+    ``evals``, ``events``, ``summary``, ``alarms``, ``about``, ``end``,
+    ``evaluation`` (it is one of ``mode=eval``)."""
     steps: list[dict[str, Any]] = []
     evals: list[dict[str, Any]] = []
     events: list[dict[str, Any]] = []
@@ -47,6 +48,7 @@ def facts(folder: Path, notices: Notices) -> dict[str, Any]:
         alarms.add(row)
     if len(events) > MOST_EVENTS:
         notices.add(f"the newest {MOST_EVENTS:,} of {len(events):,} events are shown")
+    checkpoint = next((e["checkpoint"] for e in evals if e.get("checkpoint")), None)  # as mode=eval writes it
     config = _text(folder / ".hydra" / "config.yaml", notices)
     return {
         "name": folder.name,
@@ -61,7 +63,8 @@ def facts(folder: Path, notices: Notices) -> dict[str, Any]:
         "alarms": [asdict(a) for a in sorted((*alarms.past, *alarms.active), key=lambda a: (a.step, a.name))][
             -MOST_ALARMS:
         ],
-        "end": ending(steps, summary, config, broke),
+        "end": ending(steps, summary, config, broke) if checkpoint is None else f"An evaluation of {checkpoint}.",
+        "evaluation": checkpoint is not None,
     }
 
 
