@@ -320,6 +320,11 @@ class Alarms:
     def active(self) -> tuple[Alarm, ...]:
         return tuple(self._held.values())
 
+    def all(self) -> list[Alarm]:
+        """All that have sounded, in the order of the rules: what makes a run wrong before what makes it slow."""
+        places = {rule.name: place for place, rule in enumerate(RULES)}
+        return sorted((*self.past, *self.active), key=lambda alarm: (places[alarm.name], alarm.step))
+
     def add(self, row: Row) -> list[Alarm]:
         """Takes in the next row, of a step or an evaluation; the alarms that begin with it."""
         self._history.add(row)

@@ -115,6 +115,7 @@ def test_an_alarm_sounds_once_until_it_has_ceased() -> None:
     assert heard == [("entropy collapses", 10), ("entropy collapses", 28)]
     assert [(a.step, a.last) for a in alarms.past] == [(10, 15)]
     assert [(a.step, a.last) for a in alarms.active] == [(28, 33)]
+    assert alarms.all() == [*alarms.past, *alarms.active]
 
 
 def test_rows_without_the_numbers_are_no_alarm() -> None:

@@ -85,6 +85,12 @@ def test_the_pools_own_record_says_what_became_of_a_question(tmp_path: Path) -> 
     assert (table["accepted"], table["recycled"]) == ([True, False], [True, False])
 
 
+def test_an_interval_lies_between_0_and_1() -> None:
+    assert wilson(0.0, 150) == [0.0, pytest.approx(0.025, abs=1e-3)]
+    assert wilson(1.0, 150) == [pytest.approx(0.975, abs=1e-3), 1.0]
+    assert wilson(None, 150) is wilson(0.5, 0) is None
+
+
 def test_a_run_that_goes_on_says_when_it_will_end(tmp_path: Path) -> None:
     folder = made.write_run(tmp_path / "run")
     made.lines(folder / "metrics.jsonl", [made.step(n, time_s=120.0 * n) for n in (1, 2, 3, 4)])

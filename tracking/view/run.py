@@ -60,9 +60,7 @@ def facts(folder: Path, notices: Notices) -> dict[str, Any]:
         "evals": evals,
         "events": [e for e in events if e.get("event") != "about"][-MOST_EVENTS:],
         "summary": summary,
-        "alarms": [asdict(a) for a in sorted((*alarms.past, *alarms.active), key=lambda a: (a.step, a.name))][
-            -MOST_ALARMS:
-        ],
+        "alarms": [asdict(alarm) for alarm in alarms.all()[:MOST_ALARMS]],
         "end": ending(steps, summary, config, broke) if checkpoint is None else f"An evaluation of {checkpoint}.",
         "evaluation": checkpoint is not None,
     }
@@ -89,7 +87,7 @@ def wilson(share: Any, n: Any) -> list[float] | None:
         return None
     middle = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
     half = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
-    return [short(middle - half), short(middle + half)]
+    return [short(max(0.0, round(middle - half, 9))), short(min(1.0, middle + half))]
 
 
 def mean_interval(values: list[float]) -> list[float] | None:
