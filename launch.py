@@ -36,7 +36,6 @@ from conf.schema import RunConfig, register, typed
 from tasks.making.config import AUTO
 
 if TYPE_CHECKING:
-    from tasks.load import Task
     from tracking.console import Console
 
 register()
@@ -84,7 +83,7 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
 
         model = folder if config.model.path is not None else None
         with console.phase("making expert trajectories") as phase:
-            file, said = own_experts(config, task, run_dir, model, resume, _questions(phase))
+            file, said = own_experts(config, task, run_dir, model, resume, phase.counting("questions"))
         config.data.experts = str(file)
         for line in said:
             console.say(line)
@@ -109,9 +108,10 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
         try:
             prepared, tracker = prepared_later.result(), tracker_later.result()
             console.notices(prepared.task.notices, run_dir)
-            _note(config, run_dir, prepared.task)
+            from actors.noting import note
             from actors.supervisor import Supervisor
 
+            note(config, run_dir, prepared.task)
             supervisor = Supervisor(config, prepared, run_dir, console, resume=resume, tracker=tracker)
             try:
                 summary = supervisor.train()
@@ -126,7 +126,9 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
             with console.phase("Ray shuts down"):
                 ray.shutdown()
             if (run_dir / "metrics.jsonl").is_file():
-                _report(run_dir, console)
+                from tracking.view.mode import view_at_end
+
+                view_at_end(run_dir, console)
     first, last = summary["first_eval"], summary["last_eval"]
     if first and last and None not in (first["em"], last["em"]):
         console.say(f"held-out EM {first['em']:.3f} before, {last['em']:.3f} after {summary['step']} steps", "bold")
@@ -136,17 +138,19 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
 def evaluate(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=eval``: one greedy episode per held-out question, of a checkpoint."""
     from actors.inference import inference
+    from actors.noting import note
     from agent.inference.evaluation import check_any_scored, summarise
     from tracking.metrics import MetricsLog
+    from tracking.view.mode import view_at_end
 
     with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("evaluation") as phase:
         rows = served.workers.evaluate(served.asked.questions, phase.counting("questions"), step=0)
         check_any_scored(rows)
         row = {"step": 0, "data": served.task.name, "checkpoint": config.checkpoint, **summarise(rows)}
-    _note(config, run_dir, served.task)
+    note(config, run_dir, served.task)
     MetricsLog(run_dir / "metrics.jsonl").write("eval", row)
     console.evaluation(row)
-    _report(run_dir, console)
+    view_at_end(run_dir, console)
 
 
 def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
@@ -213,7 +217,7 @@ def experts(config: RunConfig, run_dir: Path, console: Console) -> None:
     if model is None:
         console.say("no model.path: nothing is measured against agent.max_response_tokens", "yellow")
     with console.phase("making expert trajectories") as phase:
-        made = made_here(Order.of(config, task, model), _questions(phase))
+        made = made_here(Order.of(config, task, model), phase.counting("questions"))
     for line in made.lines():
         console.say(line)
     file = write(made, run_dir)
@@ -260,14 +264,9 @@ def report(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 def view(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=view``: a run as one HTML page, also while the run goes on."""
-    from tracking.view.report import write
+    from tracking.view.mode import view_run
 
-    folder, other = Path(config.run or "").expanduser(), config.compare
-    with console.phase("reading the run"):
-        path, notices = write(folder, compare=Path(other).expanduser() if other else None, show=config.show)
-    for notice in notices:
-        console.say(notice, "yellow")
-    console.say(f"report: {path.absolute()}")
+    view_run(Path(config.run or ""), Path(config.compare) if config.compare else None, config.show, console)
 
 
 MODES: dict[str, Callable[[RunConfig, Path, Any], None]] = {
@@ -290,38 +289,6 @@ def _settle(config: RunConfig, console: Console) -> None:
 
     if path := config.model.path:
         config.model.path = settle(config, path, f"model.path={path}", console.phase)
-
-
-def _note(config: RunConfig, run_dir: Path, task: Task) -> None:
-    """Notes what the run runs on and from, for its report."""
-    from tracking import about
-    from tracking.metrics import MetricsLog
-
-    cluster = config.cluster
-    noted = {
-        "code": about.code(),
-        "packages": about.packages(),
-        "hardware": about.hardware(),
-        "cluster": f"{cluster.name}, {cluster.rollout_workers} rollout worker(s) on {cluster.device}",
-        "model": f"{config.model.name} {config.model.path or ''}".strip(),
-        "dtype": config.model.dtype,
-        "data": f"{task.name}: {len(task.train)} questions to train on, {len(task.eval)} held out",
-        "index": f"{config.retrieval.backend} over {task.corpus}, {config.agent.top_k} passages a search",
-    }
-    MetricsLog(run_dir / "metrics.jsonl").write("event", {"event": "about", **noted})
-
-
-def _report(run_dir: Path, console: Console) -> None:
-    """Writes the report of a run that has ended, however it did. What goes wrong with it is said and is no fault."""
-    from tracking.view.report import write
-
-    try:
-        with console.phase("writing the report"):
-            path, _ = write(run_dir)
-    except Exception as error:  # a run of days must not end in an error for the sake of its picture
-        console.say(f"the report could not be written: {type(error).__name__}: {error}", "yellow")
-    else:
-        console.say(f"report {path}")
 
 
 def _in_short(config: RunConfig) -> str:

@@ -22,6 +22,7 @@ from tracking.draws import write_draws
 from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
 from tracking.view.episodes import FOUND, PASSAGE, PLAIN, SUPPORTING, shown, spread
 from tracking.view.lines import MAX_TEXT
+from tracking.view.mode import view_at_end
 from tracking.view.page import encoded
 from tracking.view.report import write
 from tracking.view.run import wilson
@@ -357,5 +358,5 @@ def test_the_mode_writes_into_the_runs_folder_while_another_process_holds_it(
 def test_a_report_that_fails_is_said_and_is_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tracking.console import Console
 
-    launch._report(tmp_path, Console())
+    view_at_end(tmp_path, Console())
     assert "the report could not be written: UserError: run=" in capsys.readouterr().out
