@@ -37,7 +37,6 @@ from tasks.making.config import AUTO
 
 if TYPE_CHECKING:
     from tracking.console import Console
-    from tracking.progress import Phase
 
 register()
 
@@ -84,7 +83,7 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
 
         model = folder if config.model.path is not None else None
         with console.phase("making expert trajectories") as phase:
-            file, said = own_experts(config, task, run_dir, model, resume, _questions(phase))
+            file, said = own_experts(config, task, run_dir, model, resume, phase.counting("questions"))
         config.data.experts = str(file)
         for line in said:
             console.say(line)
@@ -109,12 +108,15 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
         try:
             prepared, tracker = prepared_later.result(), tracker_later.result()
             console.notices(prepared.task.notices, run_dir)
+            from actors.noting import note
             from actors.supervisor import Supervisor
 
+            note(config, run_dir, prepared.task)
             supervisor = Supervisor(config, prepared, run_dir, console, resume=resume, tracker=tracker)
             try:
                 summary = supervisor.train()
             except Fault as fault:
+                supervisor.metrics.write("event", {"event": "fault", "why": str(fault)})
                 where = f"; resume with resume={supervisor.checkpoint}" if supervisor.checkpoint else ""
                 raise Fault(f"{fault}{where}") from fault
             finally:
@@ -123,6 +125,10 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
         finally:
             with console.phase("Ray shuts down"):
                 ray.shutdown()
+            if (run_dir / "metrics.jsonl").is_file():
+                from tracking.view.mode import view_at_end
+
+                view_at_end(run_dir, console)
     first, last = summary["first_eval"], summary["last_eval"]
     if first and last and None not in (first["em"], last["em"]):
         console.say(f"held-out EM {first['em']:.3f} before, {last['em']:.3f} after {summary['step']} steps", "bold")
@@ -132,15 +138,19 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
 def evaluate(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=eval``: one greedy episode per held-out question, of a checkpoint."""
     from actors.inference import inference
+    from actors.noting import note
     from agent.inference.evaluation import check_any_scored, summarise
     from tracking.metrics import MetricsLog
+    from tracking.view.mode import view_at_end
 
     with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("evaluation") as phase:
-        rows = served.workers.evaluate(served.asked.questions, _questions(phase))
+        rows = served.workers.evaluate(served.asked.questions, phase.counting("questions"), step=0)
         check_any_scored(rows)
         row = {"step": 0, "data": served.task.name, "checkpoint": config.checkpoint, **summarise(rows)}
+    note(config, run_dir, served.task)
     MetricsLog(run_dir / "metrics.jsonl").write("eval", row)
     console.evaluation(row)
+    view_at_end(run_dir, console)
 
 
 def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
@@ -157,7 +167,7 @@ def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
 
     with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("calibration") as phase:
         check_enough(len(served.asked.questions), **wanted)  # before they are played
-        rows = served.workers.evaluate(served.asked.questions, _questions(phase))
+        rows = served.workers.evaluate(served.asked.questions, phase.counting("questions"))
         check_any_scored(rows)
     result = calibrate(rows, **wanted)
     about = {"checkpoint": config.checkpoint, "weights": served.weights, "data": served.task.name}
@@ -207,7 +217,7 @@ def experts(config: RunConfig, run_dir: Path, console: Console) -> None:
     if model is None:
         console.say("no model.path: nothing is measured against agent.max_response_tokens", "yellow")
     with console.phase("making expert trajectories") as phase:
-        made = made_here(Order.of(config, task, model), _questions(phase))
+        made = made_here(Order.of(config, task, model), phase.counting("questions"))
     for line in made.lines():
         console.say(line)
     file = write(made, run_dir)
@@ -252,6 +262,13 @@ def report(config: RunConfig, run_dir: Path, console: Console) -> None:
     write(Path(config.report.sweep or ""), config.report, console)
 
 
+def view(config: RunConfig, run_dir: Path, console: Console) -> None:
+    """``mode=view``: a run as one HTML page, also while the run goes on."""
+    from tracking.view.mode import view_run
+
+    view_run(Path(config.run or ""), Path(config.compare) if config.compare else None, config.show, console)
+
+
 MODES: dict[str, Callable[[RunConfig, Path, Any], None]] = {
     "train": train,
     "eval": evaluate,
@@ -262,6 +279,7 @@ MODES: dict[str, Callable[[RunConfig, Path, Any], None]] = {
     "plan": plan,
     "simulate": simulate,
     "report": report,
+    "view": view,
 }
 
 
@@ -279,13 +297,6 @@ def _in_short(config: RunConfig) -> str:
         f"model {config.model.name}, data {config.data.source}, pool {HydraConfig.get().runtime.choices.get('pool')}, "
         f"cluster {config.cluster.name}, seed {config.seed}"
     )
-
-
-def _questions(phase: Phase) -> Callable[[int, int], None]:
-    """Tells ``phase`` how many questions have been played."""
-    from tracking.progress import Progress
-
-    return lambda done, total: phase.update(Progress(done=done, total=total, unit="questions"))
 
 
 def _tracker(config: RunConfig, run_dir: Path) -> Any:

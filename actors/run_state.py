@@ -11,6 +11,7 @@ from agent.errors import UserError
 from agent.pool import saved
 from learner.checkpoint import latest, verify
 from tracking.metrics import read, replace
+from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES, kept_up_to
 
 TRAINING = "training"
 """Beside the model's files in a checkpoint: everything that only training needs."""
@@ -64,10 +65,13 @@ def carry_metrics(checkpoint: Path, run_dir: Path) -> None:
         kept = [r for r in read(old_dir / "metrics.jsonl") if r["kind"] in ("step", "eval") and r["step"] <= step]
         resumed = {"kind": "event", "event": "resumed", "step": step, "path": str(checkpoint)}
         replace(run_dir / "metrics.jsonl", [*kept, resumed])
-    if old_dir.resolve() == run_dir.resolve() and (played := run_dir / "trajectories.jsonl").is_file():
-        # Not the steps: a batch without a sound trajectory is none.
-        released = saved.load(checkpoint / TRAINING)["released"]
-        replace(played, [r for r in read(played) if r["batch"] < released])
+    if old_dir.resolve() != run_dir.resolve():
+        return
+    # Not the steps: a batch without a sound trajectory is none.
+    ends = {TRAJECTORIES: "batch", GROUPS: "batch", EVALUATIONS: "step"}
+    for name, key in ends.items():
+        if (played := run_dir / name).is_file():
+            kept_up_to(played, key, step + 1 if key == "step" else saved.load(checkpoint / TRAINING)["released"])
 
 
 def find(resume: str, outputs: Path) -> Path:

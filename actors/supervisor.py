@@ -34,9 +34,10 @@ from agent.inference.evaluation import check_any_scored, subset, summarise
 from conf.schema import RunConfig
 from learner.checkpoint import write_checkpoint
 from retrieval_service.stats import merged
+from tracking.alarms import Alarm, Alarms
 from tracking.console import Console
 from tracking.metrics import MetricsLog, pool_metrics
-from tracking.progress import Progress
+from tracking.spans import SPANS, Spans
 from tracking.wandb_run import WandbRun
 
 BROKEN_BATCHES = 2
@@ -64,6 +65,7 @@ class Supervisor:
         self.resume = resume
         self.tracker = tracker
         self.metrics = MetricsLog(run_dir / "metrics.jsonl")
+        self._spans = Spans(path=run_dir / SPANS, actor="supervisor")
         self.gauges = RayMetrics()
         self.checkpoint: Path | None = resume
         """The newest checkpoint of this run, or the one that it was resumed from."""
@@ -72,6 +74,7 @@ class Supervisor:
         self._first_eval: dict[str, Any] | None = None
         self._last_eval: dict[str, Any] | None = None
         self._totals = Totals()
+        self._alarms = Alarms(config.model.dtype)
         self._held_out = subset(prepared.task.eval, config.evaluation.questions)
 
     def train(self) -> dict[str, Any]:
@@ -214,7 +217,10 @@ class Supervisor:
         started = time.perf_counter()
         with self.watch.phase(f"step {step}", learner=self.learner, pool=self.pool):
             report = self._learn(self.pool, self.learner.step, "pool")
-        delivered = self.workers.deliver(report.published) if report.published else 0.0
+        delivered = 0.0
+        if report.published:
+            with self._spans.span("deliver"):
+                delivered = self.workers.deliver(report.published)
         pool, search = self._wait(self.pool.report.remote(), "pool"), self._search_stats()
         now = time.perf_counter()
         row = {
@@ -230,10 +236,13 @@ class Supervisor:
         }
         self._totals.count(report)
         last = self._totals.end(step, self.config.algorithm)
+        alarms = self._alarms.add(row)
+        row |= {f"alarms/{alarm.name}": 1 for alarm in self._alarms.active}
         self.metrics.write("step", row)
         self.console.step(row, self._totals.so_far(step, self.config.algorithm))
         for line in advice(self.config, row, first=step == 1):
             self._say(line, "yellow")
+        self._sound(alarms)
         self.gauges.set(row)
         if self.tracker:
             self.tracker.log(row)
@@ -274,6 +283,11 @@ class Supervisor:
             self._say(f"no episode of batch {report.batch} was sound, it is no step: {unsound.why}", "yellow")
             self._wait(pool.release.remote(report.batch), name)
 
+    def _sound(self, alarms: list[Alarm]) -> None:
+        for alarm in alarms:
+            self._event("alarm", {"step": alarm.step, "name": alarm.name, "what": alarm.what})
+            self._say(f"alarm: {alarm}", "yellow")
+
     def _search_stats(self) -> dict[str, float]:
         try:
             stats = merged([self._wait(r.stats.remote(), "retrieval") for r in self.retrieval.values()])
@@ -283,8 +297,8 @@ class Supervisor:
 
     def _evaluate(self, step: int) -> None:
         started = time.perf_counter()
-        with self.watch.phase("evaluation") as phase:
-            rows = self.workers.evaluate(self._held_out, lambda done, total: phase.update(_questions(done, total)))
+        with self.watch.phase("evaluation") as phase, self._spans.span("evaluate"):
+            rows = self.workers.evaluate(self._held_out, phase.counting("questions"), step=step)
         check_any_scored(rows)
         row = {"step": step, "data": self.prepared.task.name, **summarise(rows)}
         row["seconds"] = time.perf_counter() - started
@@ -294,6 +308,7 @@ class Supervisor:
         self._last_eval = row
         self.metrics.write("eval", row)
         self.console.evaluation(row)
+        self._sound(self._alarms.add({"kind": "eval", **row}))
         if self.tracker:
             self.tracker.log(row, prefix="eval/")
 
@@ -309,7 +324,7 @@ class Supervisor:
             )
             run_state.save(folder, state)
 
-        with self.watch.phase(f"the checkpoint of step {step} is written"):
+        with self.watch.phase(f"the checkpoint of step {step} is written"), self._spans.span("save"):
             # A worker that is replaced starts from the folder that the run was resumed from: it has to stay.
             self.checkpoint = write_checkpoint(
                 self.run_dir / "checkpoints", step, write, keep=self.config.checkpoints.keep, spare=self.resume
@@ -383,7 +398,3 @@ class Supervisor:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _questions(done: int, total: int) -> Progress:
-    return Progress(done=done, total=total, unit="questions")

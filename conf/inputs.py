@@ -14,7 +14,7 @@ from conf.schema import SERVING, RunConfig
 from learner.gguf import is_gguf
 from tasks.making.config import AUTO
 
-_FOLDERS = ("checkpoint", "report.sweep", "resume", "retrieval.index")
+_FOLDERS = ("checkpoint", "report.sweep", "resume", "retrieval.index", "run", "compare")
 _LOCAL = ("/", "./", "../", "~")
 """How a model's folder starts; anything else may be a name on the hub."""
 
@@ -49,6 +49,10 @@ def _read(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "retrieval.index", config.retrieval.index
     if mode == "report":
         yield "report.sweep", str(config.report.sweep)
+    if mode == "view":
+        yield "run", str(config.run)
+        if config.compare:
+            yield "compare", config.compare
 
 
 def missing(path: str) -> str | None:

@@ -33,7 +33,7 @@ from tasks.making.config import AUTO, ExpertsConfig
 from tracking.config import ReportConfig, TrackerConfig
 from tracking.experiments.sweep import folder_name
 
-MODES = ("train", "eval", "calibrate", "ask", "experts", "index", "plan", "simulate", "report")
+MODES = ("train", "eval", "calibrate", "ask", "experts", "index", "plan", "simulate", "report", "view")
 SERVING = ("eval", "calibrate", "ask")
 """Those that play a checkpoint."""
 
@@ -74,6 +74,12 @@ class RunConfig:
     """Checkpoint to evaluate, to calibrate or to ask; a checkpoint's folder or a model's."""
     question: str | None = field(default=None, metadata=SENTENCE)
     """The question of ``mode=ask``."""
+    run: str | None = field(default=None, metadata=PATH)
+    """Folder of the run that ``mode=view`` shows."""
+    compare: str | None = field(default=None, metadata=PATH)
+    """Folder of another run, for ``mode=view`` to compare it with."""
+    show: list[str] = field(default_factory=list)
+    """Ids of questions whose episodes ``mode=view`` takes in before all others."""
     cache_dir: str = field(default="~/.cache/slingshot", metadata=PATH)
     """Indexes and warm starts that later runs can reuse."""
     output_dir: str = field(default="outputs", metadata=PATH)
@@ -132,6 +138,8 @@ class RunConfig:
             )
         if self.mode == "report" and not self.report.sweep:
             raise UserError("mode=report needs report.sweep=FOLDER (a sweep's, multirun/…)")
+        if self.mode == "view" and not self.run:
+            raise UserError("mode=view needs run=FOLDER (a run's, outputs/…)")
         for name in ("evaluation", "checkpoints"):
             for key in fields(getattr(self, name)):
                 if getattr(getattr(self, name), key.name) < 0:

@@ -36,7 +36,7 @@ FLOORS = (
 INNER_FLOORS = (
     ("agent", "agent.pool", "agent.inference", "agent.simulation"),
     ("tasks", "tasks.making"),
-    ("tracking", "tracking.experiments"),
+    ("tracking", "tracking.experiments", "tracking.view"),
     ("actors.plan", "actors"),
 )
 """The same inside a room that has rooms of its own."""

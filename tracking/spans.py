@@ -1,0 +1,36 @@
+"""spans.jsonl: who did what, from when to when. The timeline of ``mode=view`` is drawn from it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+SPANS = "spans.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spans:
+    """Appends one actor's spans to ``path``, which all actors of a run share: short lines, a few dozen a step.
+
+    Times are those of the machine's calendar clock, in seconds: actors on several machines are as far apart as these.
+    """
+
+    path: Path
+    actor: str
+
+    @contextmanager
+    def span(self, what: str, least_s: float = 0.0) -> Iterator[None]:
+        """The time that the body takes, if that is ``least_s`` or more."""
+        start = time.time()
+        try:
+            yield
+        finally:
+            end = time.time()
+            if end - start >= least_s:
+                line = {"actor": self.actor, "what": what, "start": round(start, 4), "end": round(end, 4)}
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")  # one write of the system: lines don't mix on a local disk
