@@ -42,12 +42,16 @@ def _read(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "checkpoint", str(config.checkpoint)
     if mode in _SERVING and config.exit.calibration:
         yield "exit.calibration", config.exit.calibration
-    if mode in (*_SERVING, "train", "experts", "index") and config.data.source == "jsonl":
+    if mode in (*_SERVING, "train", "experts", "index", "serve") and config.data.source == "jsonl":
         for f in fields(config.data):
             if KIND in f.metadata and (path := getattr(config.data, f.name)) and (f.name, path) != ("experts", AUTO):
                 yield f"data.{f.name}", path
-    if mode in (*_SERVING, "train", "experts") and config.retrieval.index:
+    if mode in (*_SERVING, "train", "experts", "serve") and config.retrieval.index:
         yield "retrieval.index", config.retrieval.index
+    if mode in (*_SERVING, "train", "experts", "serve") and config.retrieval.token_file:
+        yield "retrieval.token_file", config.retrieval.token_file
+    if mode == "serve" and config.serve.token_file:
+        yield "serve.token_file", config.serve.token_file
     if mode == "report":
         yield "report.sweep", str(config.report.sweep)
 
