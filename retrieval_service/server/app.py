@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
 from pydantic import ValidationError
 from pydantic_core import from_json
+from starlette.routing import Route
 
 from retrieval_service.backend import Identity
 from retrieval_service.dialects import dialect, dialect_names
 from retrieval_service.dialects.base import Dialect, document
 from retrieval_service.server.config import ServeConfig
 from retrieval_service.server.desk import RETRY_AFTER_S, Desk, Refused
-from retrieval_service.server.gate import App, Gate
+from retrieval_service.server.gate import App, Gate, Receive, Scope, Send
 from retrieval_service.server.metrics import Metrics
 from retrieval_service.server.page import page
 from retrieval_service.server.tools import tools
 from retrieval_service.service import RetrievalService
-
-T = TypeVar("T")
-CLIENT_GONE = 499
-"""nginx's status for a client that didn't wait; nobody reads it."""
 
 
 def make_app(service: RetrievalService, identity: Identity, config: ServeConfig, token: str | None) -> App:
@@ -55,36 +51,54 @@ def make_app(service: RetrievalService, identity: Identity, config: ServeConfig,
     return Gate(app, config, token, metrics)
 
 
-def _add_dialects(app: FastAPI, desk: Desk) -> None:
-    by_path: dict[str, list[Dialect]] = {}
-    for name in dialect_names():
-        by_path.setdefault((d := dialect(name)).path, []).append(d)
-    for path, spoken in by_path.items():
-        app.add_api_route(
-            path,
-            _searching(desk, spoken),
-            methods=["POST"],
-            summary="; ".join(d.about for d in spoken),
-            openapi_extra={"requestBody": {"required": True, "content": {"application/json": _schema(spoken)}}},
-        )
+class _Searches:
+    """The ASGI application of one path, for the dialects that are spoken there.
 
+    It is no handler of FastAPI's, whose work for a request costs more than a short search.
+    """
 
-def _searching(desk: Desk, spoken: Sequence[Dialect]) -> Any:
-    """The handler of a path on which these dialects are ``spoken``."""
+    def __init__(self, desk: Desk, spoken: Sequence[Dialect]) -> None:
+        self._desk = desk
+        self._spoken = spoken
 
-    async def search(request: Request) -> Response:
-        body = _object(await request.body())
-        one = next((d for d in spoken if d.speaks(body)), None)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = _object((await receive())["body"])  # the gate gives all of it at once
+        one = next((d for d in self._spoken if d.speaks(body)), None)
         if one is None:
-            keys = sorted({next(iter(d.example)) for d in spoken})
+            keys = sorted({next(iter(d.example)) for d in self._spoken})
             raise Refused(422, f"the body needs {' or '.join(keys)}")
         try:
             asked = one.asked(one.request.model_validate(body))
         except ValidationError as error:
             raise Refused(422, _first(error)) from None
-        return _json(one.reply(asked, await _while_there(request, desk.search(asked))))
+        await _json(one.reply(asked, await self._desk.search(asked)))(scope, receive, send)
 
-    return search
+    def described(self) -> dict[str, Any]:
+        """What OpenAPI says of it."""
+        schemas = [d.request.model_json_schema() for d in self._spoken]
+        examples = {d.about: {"value": dict(d.example)} for d in self._spoken}
+        body = {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}, "examples": examples}
+        return {
+            "summary": "; ".join(d.about for d in self._spoken),
+            "requestBody": {"required": True, "content": {"application/json": body}},
+            "responses": {"200": {"description": "Passages"}, "4XX": {"description": "Refused, with the reason"}},
+        }
+
+
+def _add_dialects(app: FastAPI, desk: Desk) -> None:
+    by_path: dict[str, list[Dialect]] = {}
+    for name in dialect_names():
+        by_path.setdefault((d := dialect(name)).path, []).append(d)
+    searches = {path: _Searches(desk, spoken) for path, spoken in by_path.items()}
+    app.router.routes.extend(Route(path, endpoint, methods=["POST"]) for path, endpoint in searches.items())
+    others = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        described = others()
+        described["paths"] = {path: {"post": e.described()} for path, e in searches.items()} | described["paths"]
+        return described
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _add_facts(app: FastAPI, desk: Desk, identity: Identity, metrics: Metrics) -> None:
@@ -141,27 +155,3 @@ async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     headers = {"Retry-After": str(RETRY_AFTER_S)} if error.status in (429, 503) else {}
     return Response(json.dumps({"detail": error.reason}), error.status, headers, "application/json")
-
-
-async def _while_there(request: Request, work: Awaitable[T]) -> T:
-    """What ``work`` gives, unless the client goes away first: then the line is the shorter for it."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise Refused(CLIENT_GONE, "the client has gone")
-    finally:
-        task.cancel()
-        gone.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _schema(spoken: Sequence[Dialect]) -> dict[str, Any]:
-    schemas = [d.request.model_json_schema() for d in spoken]
-    examples = {d.about: {"value": dict(d.example)} for d in spoken}
-    return {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}, "examples": examples}

@@ -13,13 +13,16 @@ from retrieval_service.server.desk import RETRY_AFTER_S
 
 MAX_HEAD = 64 << 10
 """Bytes of a request's line and headers."""
+GONE = "slingshot.gone"
+"""Set in the scope of a request whose client has gone, before its task is cancelled."""
 
 
 class Connection(HttpToolsProtocol):
     """uvicorn's, which waits for ever for a request's head and reads one of any length.
 
     A head that isn't complete in ``read_timeout_s`` closes the connection, and one longer than ``MAX_HEAD`` or a
-    connection too many is refused first. The body's limits are the gate's.
+    connection too many is refused first. The body's limits are the gate's. A request whose client goes away is
+    cancelled, which makes the line shorter.
     """
 
     limits = ServeConfig()
@@ -28,6 +31,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._late: asyncio.TimerHandle | None = None
         self._head = 0
+        self._running: Any = None
         if len(self.connections) > self.limits.max_connections:
             self._refuse("429 Too Many Requests", f"{self.limits.max_connections} connections are open", RETRY_AFTER_S)
         else:
@@ -52,6 +56,16 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_came()
         super().connection_lost(exc)
+        if self._running is not None and not self._running.response_complete:
+            self._running.scope[GONE] = True
+            self._task.cancel()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        # uvicorn's own, but that the task is kept.
+        self._running = cycle
+        self._task = self.loop.create_task(cycle.run_asgi(app))
+        self._task.add_done_callback(self.tasks.discard)
+        self.tasks.add(self._task)
 
     def _await_head(self) -> None:
         self._head = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 
 from agent.errors import RetrievalError
@@ -48,6 +48,8 @@ class Desk:
             raise Refused(422, f"a query of {longest} characters, and at most {limit.max_query_chars} may be searched")
         self._check_k(asked.k)
         with self._in_line(len(asked.queries)):
+            if len(asked.queries) == 1:  # the commonest, and no task is needed for it
+                return [await self._one(self.service.search(asked.queries[0], asked.k))]
             found = await asyncio.gather(
                 *(self.service.search(query, asked.k) for query in asked.queries), return_exceptions=True
             )
@@ -61,13 +63,16 @@ class Desk:
         if not 0 <= following <= self._config.max_top_k:
             raise Refused(422, f"following={following} must lie in 0 to {self._config.max_top_k}")
         with self._in_line(1):
-            try:
-                found = await self.service.document(document_id, 1 + following)
-            except RetrievalError as error:
-                raise _refusal(error) from error
+            found = await self._one(self.service.document(document_id, 1 + following))
         if not found:
             raise Refused(404, "the index holds no passage with this id")
         return found[0], found[1:]
+
+    async def _one(self, search: Awaitable[Hits]) -> Hits:
+        try:
+            return await search
+        except RetrievalError as error:
+            raise _refusal(error) from error
 
     def _check_k(self, k: int) -> None:
         if not 1 <= k <= self._config.max_top_k:

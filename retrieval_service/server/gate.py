@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
 from retrieval_service.server.config import ServeConfig
+from retrieval_service.server.connection import GONE
 from retrieval_service.server.desk import Refused
 from retrieval_service.server.metrics import Metrics
 
@@ -54,6 +55,9 @@ class Gate:
 
         try:
             await self._enter(scope, receive, watched)
+        except asyncio.CancelledError:
+            if not scope.get(GONE):
+                raise
         finally:
             route = getattr(scope.get("route"), "path", None)
             self._metrics.answered(route or "other", status, time.perf_counter() - began)

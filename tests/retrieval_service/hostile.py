@@ -208,8 +208,9 @@ def _protocols(rng: random.Random) -> bytes:
 
 
 def _half_open(rng: random.Random) -> Hostile:
+    """A request that is left in its middle, or as soon as it has been sent."""
     whole = request(json.dumps({"queries": ["emma"], "topk": 3}).encode(), rng.choice(PATHS))
-    return Hostile("half_open", whole[: rng.randint(0, len(whole) - 1)], whole=False)
+    return Hostile("half_open", whole[: rng.choice((len(whole), rng.randint(0, len(whole) - 1)))], whole=False)
 
 
 def _mcp(rng: random.Random) -> bytes:
