@@ -262,14 +262,19 @@ def compare(index: Path, rounds: int, seconds: float) -> dict[str, dict[str, flo
     }
 
 
+def part(way: str, target: str, *numbers: str) -> None:
+    """What one of the other processes does."""
+    if way == "direct":
+        direct(Path(target), float(numbers[0]), int(numbers[1]))
+    elif way == "ask":
+        ask(target, float(numbers[0]), int(numbers[1]), int(numbers[2]))
+    else:
+        {"served": served, "loop": loop}[way](Path(target))
+
+
 def main() -> None:
     if sys.argv[1:2] and sys.argv[1] in ("direct", "served", "loop", "ask"):
-        way, target, *numbers = sys.argv[1:]
-        run: Any = {"direct": direct, "served": served, "loop": loop, "ask": ask}[way]
-        run(
-            target if way == "ask" else Path(target),
-            *(kind(n) for kind, n in zip((float, int, int), numbers, strict=False)),
-        )
+        part(*sys.argv[1:])
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="10,000 passages, one round")
