@@ -42,15 +42,15 @@ class Connection(HttpToolsProtocol):
             return
         if self._late is None and self.cycle.response_complete:
             self._await_head()  # another request, on a connection that was kept
-        if self._late is not None:
-            self._head += len(data)
+        if self._late is not None or not self.cycle.more_body:
+            self._head += len(data)  # of the next request too, while this one is answered
         super().data_received(data)
-        # A body may have come with the end of its head, and counts only until that is seen.
-        if self._late is not None and self._head > MAX_HEAD and not self.transport.is_closing():
+        if self._head > MAX_HEAD and not self.transport.is_closing():
             self._refuse("431 Request Header Fields Too Large", f"the head has more than {MAX_HEAD} bytes")
 
     def on_headers_complete(self) -> None:
         self._head_came()
+        self._head = 0  # a body may have come with the end of its head
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -8,11 +8,13 @@ from collections import Counter
 
 import pytest
 from hostile import MAKERS, Hostile, hostile, request
-from served import PATIENCE_S, Running
+from served import PATIENCE_S, Running, Scripted, running
 
 pytestmark = pytest.mark.jvm
 
 AT_ONCE = 24
+CUT = b"cut"
+"""In the place of an answer: the server has closed a connection on which more was being sent."""
 
 
 async def reply(place: tuple[str, int], sent: Hostile) -> bytes:
@@ -86,6 +88,8 @@ async def open_ended(place: tuple[str, int], *sent: bytes) -> list[bytes]:
         try:
             writer.write(data)
             return await asyncio.wait_for(reader.read(), PATIENCE_S)
+        except ConnectionError:
+            return CUT
         finally:
             writer.close()
 
@@ -106,6 +110,16 @@ def test_connections_left_open_are_closed_by_the_server(server: Running) -> None
 def test_a_head_without_an_end_is_refused(server: Running) -> None:
     (told,) = asyncio.run(open_ended(server.place, b"GET /health HTTP/1.1\r\n" + b"A: b\r\n" * 20_000))
     assert told.startswith(b"HTTP/1.1 431 ")
+
+
+def test_nor_is_one_that_follows_a_request_which_is_being_answered() -> None:
+    backend = Scripted()
+    with running(lambda: backend) as server:
+        backend.go_on.clear()
+        good = request(b'{"queries":["emma"]}').replace(b"Connection: close\r\n", b"")
+        (told,) = asyncio.run(open_ended(server.place, good + b"GET /health HTTP/1.1\r\n" + b"A: b\r\n" * 500_000))
+        assert told == CUT or told.startswith(b"HTTP/1.1 431 "), "and not when the search took too long"
+        backend.go_on.set()
 
 
 def test_ten_megabytes_are_refused_with_the_reason(server: Running) -> None:
