@@ -232,28 +232,9 @@ def index(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 def serve(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=serve``: the retrieval service over HTTP, for other programs and machines."""
-    from actors.plan.machine import check_cache
-    from retrieval_service.backend import Backend, Identity, open_for
-    from retrieval_service.server.gate import is_loopback
-    from retrieval_service.server.run import serve
-    from retrieval_service.token import read_token
-    from tasks.load import load
+    from actors.serving import serve
 
-    check_cache(config)
-    token = read_token(config.serve.token_file, "serve.token_file")
-    if token is None and not is_loopback(config.serve.host):
-        console.say(f"serve.host={config.serve.host} without a token: whoever reaches it may search", "yellow")
-
-    def open_backend() -> Backend:
-        with console.phase("opening the index"):
-            corpus = load(config.data, config.seed, config.cache, mode="serve").corpus
-            return open_for(corpus, config.retrieval, config.cache)
-
-    def ready(url: str, identity: Identity) -> None:
-        many = f"{identity.documents:,} passages" if identity.documents is not None else "passages"
-        console.say(f"{url} serves {many} of {identity.name}; {url}/docs says how to ask; Ctrl-C ends it")
-
-    serve(open_backend, config.retrieval, config.serve, token, ready)
+    serve(config, console)
 
 
 def plan(config: RunConfig, run_dir: Path, console: Console) -> None:

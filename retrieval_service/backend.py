@@ -81,5 +81,5 @@ def open_for(corpus: Path, config: RetrievalConfig, cache: Path) -> Backend:
     if config.url is not None:
         return open_backend(config, None)
     if config.index is not None:
-        return open_backend(config, Path(config.index))
+        return open_backend(config, Path(config.index).expanduser())
     return open_backend(config, ensure_index(corpus, config, cache / "indexes"))
