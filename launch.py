@@ -240,6 +240,13 @@ def index(config: RunConfig, run_dir: Path, console: Console) -> None:
     console.say(f"{folder}: {documents}, {time.perf_counter() - started:.1f} s")
 
 
+def serve(config: RunConfig, run_dir: Path, console: Console) -> None:
+    """``mode=serve``: the retrieval service over HTTP, for other programs and machines."""
+    from actors.serving import serve
+
+    serve(config, console)
+
+
 def plan(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=plan``: placement and memory, without Ray or a GPU."""
     from actors.plan.table import table
@@ -276,6 +283,7 @@ MODES: dict[str, Callable[[RunConfig, Path, Any], None]] = {
     "ask": ask,
     "experts": experts,
     "index": index,
+    "serve": serve,
     "plan": plan,
     "simulate": simulate,
     "report": report,

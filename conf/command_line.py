@@ -22,7 +22,7 @@ from conf.as_trained import agent_of, literal
 from conf.composing import Composer, checked, opened, without_hydra
 from conf.mistakes import check_peers, one_line, strange_flag
 from conf.own_rules import register_own_rules
-from conf.schema import SERVING, RunConfig
+from conf.schema import INFERENCE, RunConfig
 from tracking.experiments import sweep
 from tracking.experiments.sweep import Job, Plan
 
@@ -119,7 +119,7 @@ def _implied(overrides: Sequence[Override]) -> list[str]:
     given = {str(o.key_or_group): o for o in overrides}
     implied = []
     mode = given["mode"].value() if "mode" in given else None
-    checkpoints = _values(given.get("checkpoint")) if mode in SERVING else []
+    checkpoints = _values(given.get("checkpoint")) if mode in INFERENCE else []
     if checkpoints and "agent" not in given:
         implied += agent_of(checkpoints)
     if "model" in given:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agent.errors import UserError
 from agent.settings import KIND
-from conf.schema import SERVING, RunConfig
+from conf.schema import INFERENCE, RunConfig
 from learner.gguf import is_gguf
 from tasks.making.config import AUTO
 
@@ -37,16 +37,20 @@ def _read(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "resume", str(config.resume)
     elif mode in ("train", "experts") and model and (model in (".", "..") or model.startswith(_LOCAL)):
         yield "model.path", model
-    if mode in SERVING:
+    if mode in INFERENCE:
         yield "checkpoint", str(config.checkpoint)
-    if mode in SERVING and config.exit.calibration:
+    if mode in INFERENCE and config.exit.calibration:
         yield "exit.calibration", config.exit.calibration
-    if mode in (*SERVING, "train", "experts", "index") and config.data.source == "jsonl":
+    if mode in (*INFERENCE, "train", "experts", "index", "serve") and config.data.source == "jsonl":
         for f in fields(config.data):
             if KIND in f.metadata and (path := getattr(config.data, f.name)) and (f.name, path) != ("experts", AUTO):
                 yield f"data.{f.name}", path
-    if mode in (*SERVING, "train", "experts") and config.retrieval.index:
+    if mode in (*INFERENCE, "train", "experts", "serve") and config.retrieval.index:
         yield "retrieval.index", config.retrieval.index
+    if mode in (*INFERENCE, "train", "experts", "serve") and config.retrieval.token_file:
+        yield "retrieval.token_file", config.retrieval.token_file
+    if mode == "serve" and config.serve.token_file:
+        yield "serve.token_file", config.serve.token_file
     if mode == "report":
         yield "report.sweep", str(config.report.sweep)
     if mode == "view":

@@ -28,13 +28,14 @@ from conf.hints import hint
 from conf.topology import ClusterConfig
 from learner.config import AlgorithmConfig, ModelConfig
 from retrieval_service.config import RetrievalConfig
+from retrieval_service.server.config import ServeConfig
 from tasks.config import NO_DEVELOPMENT, DataConfig
 from tasks.making.config import AUTO, ExpertsConfig
 from tracking.config import ReportConfig, TrackerConfig
 from tracking.experiments.sweep import folder_name
 
-MODES = ("train", "eval", "calibrate", "ask", "experts", "index", "plan", "simulate", "report", "view")
-SERVING = ("eval", "calibrate", "ask")
+MODES = ("train", "eval", "calibrate", "ask", "experts", "index", "serve", "plan", "simulate", "report", "view")
+INFERENCE = ("eval", "calibrate", "ask")
 """Those that play a checkpoint."""
 
 
@@ -95,6 +96,7 @@ class RunConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
     data: DataConfig = field(default_factory=DataConfig)
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
@@ -130,9 +132,11 @@ class RunConfig:
             self.experts.teacher.check()
         if self.mode == "calibrate" and self.exit.on:
             raise UserError("mode=calibrate finds the threshold: leave exit.threshold and exit.calibration out")
+        if self.mode == "index" and self.retrieval.url is not None:
+            raise UserError("mode=index builds an index, and retrieval=http has none; use retrieval=bm25")
         if self.mode == "ask" and not self.question:
             raise UserError('mode=ask needs question="…"')
-        if self.mode in SERVING and not self.checkpoint:
+        if self.mode in INFERENCE and not self.checkpoint:
             raise UserError(
                 f"mode={self.mode} needs checkpoint=FOLDER (a run's checkpoints/step-… or a model's folder)"
             )
