@@ -16,7 +16,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,12 +34,9 @@ from agent.visible import visible
 from conf.arguments import asks_for_help
 from conf.command_line import check_overrides
 from conf.schema import RunConfig, register, typed
-from tasks.making.config import AUTO
-from tracking.dispensable import Dispensable
 
 if TYPE_CHECKING:
     from tracking.console import Console
-    from tracking.progress import Phase
 
 register()
 
@@ -50,125 +46,28 @@ register()
 
 def train(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=train``: the whole training run, from data to the last checkpoint."""
-    from actors.stopping import at_once
-
-    with at_once():
-        _train(config, run_dir, console)
-
-
-def _train(config: RunConfig, run_dir: Path, console: Console) -> None:
-    from actors.plan.fit import refusal
-    from actors.plan.installation import slow_bfloat16
-    from actors.plan.machine import check_machine
+    from actors.train import train
 
     _settle(config, console)
-    if unfit := refusal(config):
-        raise UserError(f"{unfit} (mode=plan shows the whole plan)")
-    check_machine(config)
-    console.say(f"run {run_dir}: {_in_short(config)}")
-    if warning := slow_bfloat16(config):
-        console.say(warning, "yellow")
-    with console.phase("reading the data"):
-        from actors.prepare import check_model, look, prepare
-
-        task = look(config, console.say)  # wrong data is refused before anything is built
-    with console.phase("loading PyTorch"):
-        from actors import run_state  # what is refused above shall be refused at once
-        from actors.provenance import Provenance
-        from actors.resume import resumed
-    with console.phase("comparing with the checkpoint" if config.resume else "taking digests of the data"):
-        made_with = Provenance.of(config, task)
-        resume = resumed(config, run_dir, Path("outputs"), made_with, console.say)
-    if resume is not None:
-        config.model.path = str(resume)
-    else:
-        config.resume = None  # if_any found none
-
-    if config.model.path is not None:
-        given = f"resume={config.resume}" if resume is not None else f"model.path={config.model.path}"
-        with console.phase("checking the model"):
-            folder = check_model(config.model.path, given, config.agent)
-        if config.cluster.address is None or Path(config.model.path).expanduser().is_dir():
-            config.model.path = str(folder)  # else the name: nodes of a cluster have snapshots of their own
-    if resume is not None:
-        console.say(f"resuming {resume}")
-    if config.data.experts == AUTO:
-        from actors.experts import own_experts
-
-        model = folder if config.model.path is not None else None
-        with console.phase("making expert trajectories") as phase:
-            file, said = own_experts(config, task, run_dir, model, resume, _questions(phase))
-        config.data.experts = str(file)
-        for line in said:
-            console.say(line)
-
-    with console.phase("loading Ray"):
-        import ray
-
-        from actors.dashboard import entrance
-        from actors.ray_start import start_ray
-
-    def prepared_here() -> Any:
-        with console.phase("checking the prompts"):
-            return prepare(config, run_dir, task)
-
-    extras = Dispensable(lambda why: console.say(why, "yellow"))
-    tracked = run_state.load(resume).tracker if resume is not None else None
-    with ThreadPoolExecutor(2) as threads:
-        prepared_later = threads.submit(prepared_here)
-        tracker_later = threads.submit(_tracker, config, run_dir, made_with.settings, tracked)
-        with console.phase("starting Ray"):
-            dashboard = start_ray(config, _namespace(run_dir))
-        if dashboard:
-            console.say(entrance(dashboard))
-        try:
-            prepared = prepared_later.result()
-            console.notices(prepared.task.notices, run_dir)
-            from actors.record import TRACKER
-            from actors.supervisor import Supervisor
-
-            tracker = extras.attempt(TRACKER, tracker_later.result)
-            supervisor = Supervisor(
-                config,
-                prepared,
-                run_dir,
-                console,
-                resume=resume,
-                tracker=tracker,
-                made_with=made_with,
-                extras=extras,
-            )
-            try:
-                summary = supervisor.train()
-            except (Fault, OSError) as fault:
-                saved = supervisor.saving.checkpoint
-                raise Fault(refused(fault) + (f"; resume with resume={saved}" if saved else "")) from fault
-            finally:
-                if tracker is not None:
-                    extras.attempt(TRACKER, tracker.close)
-        finally:
-            with console.phase("Ray shuts down"):
-                ray.shutdown()
-    first, last = summary["first_eval"], summary["last_eval"]
-    if first and last and last["step"] == summary["step"] and None not in (first["em"], last["em"]):
-        console.say(f"held-out EM {first['em']:.3f} before, {last['em']:.3f} after {summary['step']} steps", "bold")
-    console.say(f"checkpoint {summary['checkpoint']}, metrics {run_dir / 'metrics.jsonl'}")
-    if (left := supervisor.stopping.leaving) is not None:
-        raise Stopped(left, f" after step {summary['step']}; resume with resume={summary['checkpoint']}")
+    train(config, run_dir, console, _in_short(config), _namespace(run_dir))
 
 
 def evaluate(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=eval``: one greedy episode per held-out question, of a checkpoint."""
     from actors.inference import inference
+    from actors.noting import note
     from agent.inference.evaluation import check_any_scored, summarise
     from tracking.metrics import MetricsLog
+    from tracking.view.mode import view_at_end
 
     with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("evaluation") as phase:
-        rows = served.workers.evaluate(served.asked.questions, _questions(phase))
+        rows = served.workers.evaluate(served.asked.questions, phase.counting("questions"), step=0)
         check_any_scored(rows)
         row = {"step": 0, "data": served.task.name, "checkpoint": config.checkpoint, **summarise(rows)}
+    note(config, run_dir, served.task)
     MetricsLog(run_dir / "metrics.jsonl").write("eval", row)
     console.evaluation(row)
+    view_at_end(run_dir, console)
 
 
 def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
@@ -185,7 +84,7 @@ def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
 
     with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("calibration") as phase:
         check_enough(len(served.asked.questions), **wanted)  # before they are played
-        rows = served.workers.evaluate(served.asked.questions, _questions(phase))
+        rows = served.workers.evaluate(served.asked.questions, phase.counting("questions"))
         check_any_scored(rows)
     result = calibrate(rows, **wanted)
     about = {"checkpoint": config.checkpoint, "weights": served.weights, "data": served.task.name}
@@ -235,7 +134,7 @@ def experts(config: RunConfig, run_dir: Path, console: Console) -> None:
     if model is None:
         console.say("no model.path: nothing is measured against agent.max_response_tokens", "yellow")
     with console.phase("making expert trajectories") as phase:
-        made = made_here(Order.of(config, task, model), _questions(phase))
+        made = made_here(Order.of(config, task, model), phase.counting("questions"))
     for line in made.lines():
         console.say(line)
     file = write(made, run_dir)
@@ -256,6 +155,13 @@ def index(config: RunConfig, run_dir: Path, console: Console) -> None:
     manifest = check_index(folder)
     documents = f"{manifest.documents:,} passages" if manifest else "ready"
     console.say(f"{folder}: {documents}, {time.perf_counter() - started:.1f} s")
+
+
+def serve(config: RunConfig, run_dir: Path, console: Console) -> None:
+    """``mode=serve``: the retrieval service over HTTP, for other programs and machines."""
+    from actors.serving import serve
+
+    serve(config, console)
 
 
 def plan(config: RunConfig, run_dir: Path, console: Console) -> None:
@@ -280,6 +186,13 @@ def report(config: RunConfig, run_dir: Path, console: Console) -> None:
     write(Path(config.report.sweep or ""), config.report, console)
 
 
+def view(config: RunConfig, run_dir: Path, console: Console) -> None:
+    """``mode=view``: a run as one HTML page, also while the run goes on."""
+    from tracking.view.mode import view_run
+
+    view_run(Path(config.run or ""), Path(config.compare) if config.compare else None, config.show, console)
+
+
 MODES: dict[str, Callable[[RunConfig, Path, Any], None]] = {
     "train": train,
     "eval": evaluate,
@@ -287,9 +200,11 @@ MODES: dict[str, Callable[[RunConfig, Path, Any], None]] = {
     "ask": ask,
     "experts": experts,
     "index": index,
+    "serve": serve,
     "plan": plan,
     "simulate": simulate,
     "report": report,
+    "view": view,
 }
 
 
@@ -307,22 +222,6 @@ def _in_short(config: RunConfig) -> str:
         f"model {config.model.name}, data {config.data.source}, pool {HydraConfig.get().runtime.choices.get('pool')}, "
         f"cluster {config.cluster.name}, seed {config.seed}"
     )
-
-
-def _questions(phase: Phase) -> Callable[[int, int], None]:
-    """Tells ``phase`` how many questions have been played."""
-    from tracking.progress import Progress
-
-    return lambda done, total: phase.update(Progress(done=done, total=total, unit="questions"))
-
-
-def _tracker(config: RunConfig, run_dir: Path, settings: dict[str, Any], id: str | None) -> Any:
-    """The tracker of a run; ``id`` is what it calls the run that this one goes on with."""
-    if config.tracker.name == "none":
-        return None
-    from tracking.wandb_run import WandbRun
-
-    return WandbRun(config.tracker, run_dir, settings, f"{run_dir.parent.name}/{run_dir.name}", id)
 
 
 def _namespace(run_dir: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a user should be told of a step's numbers, and what to change."""
+"""What a user should be told of a run's first step, with the cures. ``tracking/alarms.py`` watches the later ones."""
 
 from __future__ import annotations
 
@@ -6,19 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from conf.schema import RunConfig
-from learner.config import BFLOAT16_MISMATCH
 
 
 def advice(config: RunConfig, row: Mapping[str, Any], *, first: bool) -> Iterator[str]:
     """Lines to print after a step with the metrics ``row``; ``first`` is the first step of a run."""
     if first and row["search/mean"] == 0:
         yield no_searches(config)
-    mismatch = row["rollout/mismatch"]
-    if config.model.dtype == "bfloat16" and mismatch > BFLOAT16_MISMATCH:  # a float32 run, the learner itself stops
-        yield (
-            f"engine and learner differ by {mismatch:.3f} nats a token, more than bfloat16's rounding explains "
-            f"({BFLOAT16_MISMATCH}): the engine may hold other weights; try model.dtype=float32"
-        )
 
 
 def no_searches(config: RunConfig) -> str:

@@ -63,7 +63,7 @@ def missing_documents(
 
     Raises ``UserError`` where the reward or the group strategy needs those of the training questions and none is there.
     """
-    if task.config.source == "world" or config.retrieval.index is not None:
+    if task.config.source == "world" or config.retrieval.elsewhere:
         return []  # the world's corpus is made with its questions; another index may hold other documents
     notices: list[Notice] = []
     names: Names | None = None

@@ -18,10 +18,9 @@ from agent.errors import Fault, UserError
 from agent.records import Question
 from agent.tokens import Tokenizer
 from conf.schema import RunConfig
-from retrieval_service.backend import Backend, open_backend
+from retrieval_service.backend import Backend, open_for
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import read_corpus
-from retrieval_service.index import ensure_index
 from retrieval_service.names import corpus_names
 from retrieval_service.service import RetrievalService
 from tasks.demonstrations import Demonstration, as_trajectory, end_ids
@@ -106,18 +105,13 @@ def _child(order: Order, out: Connection) -> None:
 
 
 async def _made(order: Order, report: Report) -> Made:
-    index = order.retrieval.index
-
     def open_index() -> Backend:
-        folder = (
-            Path(index).expanduser() if index else ensure_index(order.corpus, order.retrieval, order.cache / "indexes")
-        )
-        return open_backend(order.retrieval, folder)
+        return open_for(order.corpus, order.retrieval, order.cache)
 
     wanted = {name for question in order.questions for name in question.supporting}
     by_id = any(question.evidence_match == "id" for question in order.questions)
     there: set[str] | None = None
-    if index is None:  # another index may hold other documents than the corpus
+    if not order.retrieval.elsewhere:  # another index may hold other documents than the corpus
         there = corpus_names(order.corpus, order.cache / "corpora").known(wanted, "id" if by_id else "title")
     titles = {p.id: p.title for p in read_corpus(order.corpus) if p.id in wanted} if by_id else {}
     service = RetrievalService(open_index, order.retrieval)

@@ -46,9 +46,11 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
     Raises ``UserError`` when the checkpoint is no model's folder, when ``exit.calibration`` isn't for it, or for bad
     data.
     """
-    check_machine(config)
     given = f"checkpoint={config.checkpoint}"
     path = settle(config, str(config.checkpoint), given, console.phase)
+    if config.model.path == config.checkpoint:
+        config.model.path = path
+    check_machine(config)
     with console.phase("reading the checkpoint and the data"):
         folder = check_model(path, given, config.agent, hub=False)
         published = FolderChannel().publish(folder, 0)

@@ -35,7 +35,8 @@ from tasks.demonstrations import Encoded, Expert
 from tracking.dispensable import Dispensable
 from tracking.metrics import batch_metrics
 from tracking.progress import Progress
-from tracking.trajectories import TrajectoryLog
+from tracking.spans import SPANS, Spans
+from tracking.trajectories import Texts, TrajectoryLog
 
 if TYPE_CHECKING:
     from learner.policy import Policy
@@ -92,6 +93,7 @@ class LearnerActor:
     def __init__(self, settings: LearnerSettings, log_dir: Path) -> None:
         log_to(log_dir, "learner")
         self._settings = settings
+        self._spans = Spans(path=settings.run_dir / SPANS, actor="learner")
         self._step = 0
         self._seeding: _Seeding | None = None
         self._taken: tuple[TakenBatch[Group], float] | None = None
@@ -110,6 +112,7 @@ class LearnerActor:
         self._progress = Progress(what="the learner loads the policy")
         torch.set_num_threads(settings.threads)
         self._tokenizer = Tokenizer(settings.model_path)
+        self._texts = Texts(self._tokenizer.decode)
         self._policy = Policy.from_folder(
             settings.model_path,
             seed=derive_seed(settings.seed, "policy"),
@@ -249,7 +252,8 @@ class LearnerActor:
         """
         waiting = time.perf_counter()
         self._progress = Progress(what=PLAYING)
-        batch = fetched(ray.get(pool.take.remote(self._publisher.version)))
+        with self._spans.span("wait for a batch"):
+            batch = fetched(ray.get(pool.take.remote(self._publisher.version)))
         self._taken = batch, time.perf_counter() - waiting
         return batch.index
 
@@ -274,18 +278,22 @@ class LearnerActor:
         assert self._taken is not None
         (batch, idle), self._taken = self._taken, None
         if log is not None:
-            self._extras.attempt(log.path.name, lambda: log.write(batch, self._publisher.version))
+            self._extras.attempt(
+                "the log of trajectories", lambda: log.write(batch, self._publisher.version, self._texts)
+            )
         self._progress = Progress(what="update")
         with self._publisher.steady:
-            report = updater.update(
-                [prepared(a.payload) for a in batch.accepted], step=step, version=self._publisher.version
-            )
+            with self._spans.span("update"):
+                report = updater.update(
+                    [prepared(a.payload) for a in batch.accepted], step=step, version=self._publisher.version
+                )
             metrics = batch_metrics(batch, self._publisher.version)
             updated = time.perf_counter()
             published = None
             if report.updates:
                 self._publisher.version += 1
-                published = self._publisher.publish()
+                with self._spans.span("publish"):
+                    published = self._publisher.publish()
         self._leave_card()
         figures = asdict(report)
         metrics |= {

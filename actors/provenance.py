@@ -21,7 +21,7 @@ FILE = "made_with.json"
 UNSAID = ("mode", "debug", "resume", "resume_allow_changes", "output_dir", "cache_dir", "model.path")
 """Settings of no interest here: they differ by nature, or say only where something lies."""
 HARMLESS = (
-    *("checkpoint", "question", "tracker", "report", "checkpoints", "simulation"),
+    *("checkpoint", "question", "tracker", "report", "checkpoints", "simulation", "run", "compare", "show", "serve"),
     *("evaluation", "exit", "selectivity"),  # nothing that is evaluated is trained on
     *("algorithm.rollout_budget", "algorithm.token_budget", "algorithm.mismatch_limit", "algorithm.dry_run"),
     *("algorithm.microbatch_tokens", "algorithm.logits_chunk", "algorithm.gradient_checkpointing"),  # memory alone
@@ -29,6 +29,7 @@ HARMLESS = (
     "model.name",  # the weights are the checkpoint's
     *("pool.lease_s", "pool.max_empty_batches"),
     *("retrieval.threads", "retrieval.heap", "retrieval.max_batch", "retrieval.cache_size", "retrieval.timeout_s"),
+    *("retrieval.retries", "retrieval.token_file"),
     *("data.experts", "experts", "data.demonstrations", "data.novice", "data.strict"),
     *("data.eval_questions", "data.eval_questions_per_hop", "data.dev_questions", "data.dev_questions_per_hop"),
     "cluster",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.ray_metrics import RayMetrics
+from tracking.alarms import Alarm
 from tracking.console import Console
 from tracking.dispensable import Dispensable
 from tracking.metrics import MetricsLog
@@ -56,6 +57,12 @@ class Record:
     def say(self, text: str, style: str = "") -> None:
         """A line for the person who watches."""
         self._console.say(f"[{self.time_s:6.1f} s] {text}", style)
+
+    def sound(self, alarms: Sequence[Alarm]) -> None:
+        """What ``tracking/alarms.py`` has found."""
+        for alarm in alarms:
+            self.event("alarm", {"step": alarm.step, "name": alarm.name, "what": alarm.what})
+            self.say(f"alarm: {alarm}", "yellow")
 
     def given_up(self, notes: Sequence[str]) -> None:
         """What actors have had to give up: see ``tracking/dispensable.py``."""

@@ -14,6 +14,7 @@ from agent.pool import saved
 from conf.schema import IF_ANY, RunConfig
 from learner.checkpoint import latest, latest_sound
 from tracking.metrics import read, replace
+from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES, kept_up_to
 
 Check = Callable[[Path], Any]
 
@@ -98,7 +99,7 @@ def resumed(
     for why in found.refused:
         say(f"{why}: the one before it is taken", "yellow")
     if found.path is None:
-        for name in ("metrics.jsonl", "trajectories.jsonl"):  # of a start that came to no checkpoint
+        for name in ("metrics.jsonl", TRAJECTORIES, GROUPS, EVALUATIONS):  # of a start that came to no checkpoint
             (run_dir / name).unlink(missing_ok=True)
         say(f"resume={IF_ANY}: {run_dir} has no checkpoint, the run starts", "")
         return None
@@ -137,7 +138,12 @@ def carry_metrics(checkpoint: Path, run_dir: Path) -> None:
         kept = [r for r in read(old_dir / "metrics.jsonl") if r["kind"] in ("step", "eval") and r["step"] <= step]
         told = {"kind": "event", "event": "resumed", "step": step, "path": str(checkpoint)}
         replace(run_dir / "metrics.jsonl", [*kept, told])
-    if old_dir.resolve() == run_dir.resolve() and (played := run_dir / "trajectories.jsonl").is_file():
-        # Not the steps: a batch without a sound trajectory is none.
-        released = saved.load(checkpoint / run_state.TRAINING)["released"]
-        replace(played, [r for r in read(played) if r["batch"] < released])
+    if old_dir.resolve() != run_dir.resolve():
+        return
+    # Not the steps: a batch without a sound trajectory is none.
+    ends = {TRAJECTORIES: "batch", GROUPS: "batch", EVALUATIONS: "step"}
+    for name, key in ends.items():
+        if (played := run_dir / name).is_file():
+            kept_up_to(
+                played, key, step + 1 if key == "step" else saved.load(checkpoint / run_state.TRAINING)["released"]
+            )

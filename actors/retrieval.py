@@ -12,9 +12,8 @@ import ray
 from actors.process import log_to
 from agent.errors import RetrievalError
 from agent.records import Passage
-from retrieval_service.backend import open_backend
+from retrieval_service.backend import open_for
 from retrieval_service.config import RetrievalConfig
-from retrieval_service.index import ensure_index
 from retrieval_service.service import RetrievalService, Stats
 
 
@@ -25,11 +24,7 @@ class RetrievalActor:
     def __init__(self, corpus: Path, config: RetrievalConfig, cache_dir: Path, log_dir: Path, name: str) -> None:
         log_to(log_dir, name)
 
-        def open_index() -> Any:
-            index = Path(config.index) if config.index else ensure_index(corpus, config, cache_dir / "indexes")
-            return open_backend(config, index)
-
-        self._service = RetrievalService(open_index, config)
+        self._service = RetrievalService(lambda: open_for(corpus, config, cache_dir), config)
         self._starting: asyncio.Task[None] | None = None
 
     async def start(self) -> bool:

@@ -36,6 +36,9 @@ from agent.strategies import STRATEGIES, Strategy
 from agent.tickets import Ticket
 from agent.tokens import Tokenizer
 from conf.topology import EngineConfig
+from tracking.dispensable import Dispensable
+from tracking.spans import SPANS, Spans
+from tracking.trajectories import EVALUATIONS, EvaluationLog, Texts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +62,7 @@ class WorkerSettings:
     reward: RewardConfig
     inference: Inference
     """How greedy episodes are played."""
+    run_dir: Path
     group_size: int
     groups_in_flight: int
     retrieval_timeout_s: float
@@ -74,6 +78,8 @@ class RolloutWorker:
         self._name = name
         self._settings = settings
         self._retrieval = retrieval
+        self._extras = Dispensable(print)
+        self._spans = Spans(path=settings.run_dir / SPANS, actor=name)
         self._open = asyncio.Event()
         """Clear while new weights wait for the groups in flight."""
         self._open.set()
@@ -117,7 +123,8 @@ class RolloutWorker:
             published = await NcclChannel().copy(published)
         tensors = await CHANNELS[published.channel]().receive(published)
         async with self._between_groups():
-            await self._engine.load_weights(tensors, published.version)
+            with self._spans.span("take weights"):
+                await self._engine.load_weights(tensors, published.version)
         return published.version
 
     async def hold(self) -> None:
@@ -132,7 +139,8 @@ class RolloutWorker:
 
     async def transfer(self, published: Published) -> int:
         """Takes a version from the broadcast that the learner sends meanwhile; returns it."""
-        await self._engine.transfer(published)
+        with self._spans.span("take weights"):
+            await self._engine.transfer(published)
         return published.version
 
     async def abandon(self) -> None:
@@ -176,9 +184,19 @@ class RolloutWorker:
         await asyncio.gather(*playing)
         return played
 
-    async def evaluate(self, questions: Sequence[Question]) -> list[EvalRow]:
-        """Greedy episodes over ``questions``; see ``agent.inference.evaluation``."""
-        return await evaluate(self._player, questions, inference=self._settings.inference)
+    async def evaluate(self, questions: Sequence[Question], step: int | None) -> list[EvalRow]:
+        """Greedy episodes over ``questions``, which are logged as those of ``step`` unless that is None.
+
+        See ``agent.inference.evaluation``.
+        """
+        with self._spans.span("evaluate"):
+            played = await evaluate(self._player, questions, inference=self._settings.inference)
+        if step is not None:
+            log = EvaluationLog(path=self._settings.run_dir / EVALUATIONS)
+            texts = Texts(self._dialogue.codec.decode)
+            rows = [(q, inferred, row) for q, (inferred, row) in zip(questions, played, strict=True)]
+            self._extras.attempt(log.path.name, lambda: log.write(step, rows, texts))
+        return [row for _, row in played]
 
     async def ask(self, question: Question) -> tuple[Inferred, list[str]]:
         """One greedy episode, and the text of each turn's observation."""
@@ -197,7 +215,10 @@ class RolloutWorker:
         await self._open.wait()
         self._at_play += 1
         try:
-            group = await strategy(self._player, question, ticket, size=self._settings.group_size, worker=self._name)
+            with self._spans.span("play a group"):
+                group = await strategy(
+                    self._player, question, ticket, size=self._settings.group_size, worker=self._name
+                )
         finally:
             async with self._alone:
                 self._at_play -= 1

@@ -13,6 +13,10 @@ LEAVING = (signal.SIGTERM, signal.SIGHUP)
 """They come before a kill: what there is has to be saved, and nothing else done."""
 
 
+class LeftEvaluation(Exception):
+    """An evaluation isn't played to its end: the run is to leave."""
+
+
 class Stopping:
     """What has been asked of a run so far."""
 

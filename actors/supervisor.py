@@ -25,7 +25,7 @@ from actors.provenance import Provenance
 from actors.record import Record
 from actors.reports import Released, StepReport
 from actors.saving import Saving
-from actors.stopping import Stopping
+from actors.stopping import LeftEvaluation, Stopping
 from actors.topology import Topology
 from actors.totals import Totals
 from actors.watch import Watch
@@ -36,10 +36,11 @@ from agent.inference.evaluation import check_any_scored, subset, summarise
 from conf.schema import RunConfig
 from learner.manifest import Files, listed
 from retrieval_service.stats import merged
+from tracking.alarms import Alarms
 from tracking.console import Console
 from tracking.dispensable import Dispensable
 from tracking.metrics import pool_metrics
-from tracking.progress import Progress
+from tracking.spans import SPANS, Spans
 from tracking.wandb_run import WandbRun
 
 BROKEN_BATCHES = 2
@@ -69,11 +70,13 @@ class Supervisor:
         self.resume = resume
         self.made_with = made_with
         self.record = Record(run_dir, console, tracker, extras)
+        self._spans = Spans(path=run_dir / SPANS, actor="supervisor")
         self.saving = Saving(config.checkpoints, run_dir / "checkpoints", resume, self.record.say, extras)
         self.stopping = Stopping(self.record.say)
         self._first_eval: dict[str, Any] | None = None
         self._last_eval: dict[str, Any] | None = None
         self._totals = Totals()
+        self._alarms = Alarms(config.model.dtype)
         self._held_out = subset(prepared.task.eval, config.evaluation.questions)
 
     def train(self) -> dict[str, Any]:
@@ -219,7 +222,10 @@ class Supervisor:
         started = time.perf_counter()
         with self.watch.phase(f"step {step}", learner=self.learner, pool=self.pool):
             report = self._learn(self.pool, self.learner.step, "pool")
-        delivered = self.workers.deliver(report.published) if report.published else 0.0
+        delivered = 0.0
+        if report.published:
+            with self._spans.span("deliver"):
+                delivered = self.workers.deliver(report.published)
         pool, search = self._wait(self.pool.report.remote(), "pool"), self._search_stats()
         now = time.perf_counter()
         row = {
@@ -235,9 +241,12 @@ class Supervisor:
         }
         self._totals.count(report)
         last = self._totals.end(step, self.config.algorithm)
+        alarms = self._alarms.add(row)
+        row |= {f"alarms/{alarm.name}": 1 for alarm in self._alarms.active}
         self.record.step(row, self._totals.so_far(step, self.config.algorithm))
         for line in advice(self.config, row, first=step == 1):
             self.record.say(line, "yellow")
+        self.record.sound(alarms)
         every = self.config.evaluation.every
         if last or self.stopping.asked or (every and step % every == 0):
             self._evaluate(step)
@@ -285,10 +294,10 @@ class Supervisor:
         """Plays the held-out questions, unless the run is to leave: then there is no row of them."""
         started = time.perf_counter()
         try:
-            with self.watch.phase("evaluation") as phase:
+            with self.watch.phase("evaluation") as phase, self._spans.span("evaluate"):
                 self._go_on_evaluating()
-                rows = self.workers.evaluate(self._held_out, lambda done, total: phase.update(_questions(done, total)))
-        except _LeftEvaluation:
+                rows = self.workers.evaluate(self._held_out, phase.counting("questions"), step=step)
+        except LeftEvaluation:
             return
         finally:
             self.workers.idle = self.watch.look
@@ -300,12 +309,13 @@ class Supervisor:
         self._first_eval = self._first_eval or row
         self._last_eval = row
         self.record.evaluation(row)
+        self.record.sound(self._alarms.add({"kind": "eval", **row}))
         self.saving.evaluated(step, row["em"])
 
     def _go_on_evaluating(self) -> None:
         """Called about once a second while the workers evaluate."""
         if self.stopping.leaving:
-            raise _LeftEvaluation
+            raise LeftEvaluation
         self.workers.idle = self._go_on_evaluating
         self.watch.look()
 
@@ -337,7 +347,7 @@ class Supervisor:
             self.made_with.save(folder)
             return files | listed(folder, without=files)
 
-        with self.watch.phase(f"the checkpoint of step {step} is written"):
+        with self.watch.phase(f"the checkpoint of step {step} is written"), self._spans.span("save"):
             written = self.saving.write(step, write, last=last)
         if written:
             self.record.event("checkpoint", {"step": step, "path": str(self.saving.checkpoint)})
@@ -387,14 +397,4 @@ class Supervisor:
         """Returns a dead worker's claims; the pool answers at once, so waiting for it here is safe."""
         returned = get(self._played.worker_lost.remote(name), "pool", self.run_dir / "logs")
         self.record.event("worker_lost", {"worker": name, "cause": cause, "returned_groups": returned})
-        self.record.say(
-            f"{name} is lost, {returned} groups go back to the pool, a new worker starts: {cause}", "yellow"
-        )
-
-
-class _LeftEvaluation(Exception):
-    """The run is to end now."""
-
-
-def _questions(done: int, total: int) -> Progress:
-    return Progress(done=done, total=total, unit="questions")
+        self.record.say(f"{name} is lost, {returned} groups go back, a new worker starts: {cause}", "yellow")

@@ -106,7 +106,11 @@ class Topology:
             weight_timeout_s=config.cluster.weight_timeout_s,
             seed=config.seed,
             run_dir=self.run_dir,
-            log=TrajectoryLog(path=self.run_dir / "trajectories.jsonl", per_step=config.tracker.trajectories_per_step),
+            log=TrajectoryLog(
+                folder=self.run_dir,
+                per_step=config.tracker.trajectories_per_step,
+                advantage=config.algorithm.choices.advantage,
+            ),
         )
         # A step of a small model is thousands of parallel sections with little between them: threads that sleep there
         # cost a third of its speed. Threads that spin on would take the cores that the engines need: a millisecond.
@@ -136,6 +140,7 @@ class Topology:
             agent=config.agent,
             reward=config.reward,
             inference=self.inference,
+            run_dir=self.run_dir,
             group_size=config.pool.group_size,
             groups_in_flight=self.groups_in_flight,
             retrieval_timeout_s=config.retrieval.timeout_s,

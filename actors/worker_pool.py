@@ -160,11 +160,17 @@ class WorkerPool:
         self._owed = 0
 
     def evaluate(
-        self, questions: Sequence[Question], played: Callable[[int, int], None] | None = None, *, chunk: int = 64
+        self,
+        questions: Sequence[Question],
+        played: Callable[[int, int], None] | None = None,
+        *,
+        step: int | None = None,
+        chunk: int = 64,
     ) -> list[EvalRow]:
         """A row per question, in order; a dead worker's share is played by another.
 
-        ``played`` is told how many questions of how many are done. Raises ``Fault`` when a worker breaks before any
+        ``played`` is told how many questions of how many are done. The workers log the episodes as those of ``step``,
+        if there is one. Raises ``Fault`` when a worker breaks before any
         episode has had an end of its own: the next would, too.
         """
         todo = [(at, tuple(questions[at : at + chunk])) for at in range(0, len(questions), chunk)]
@@ -177,7 +183,7 @@ class WorkerPool:
             if todo and free:
                 worker = min(free, key=lambda w: load[w.name])
                 share = todo.pop(0)
-                pending[worker.actor.evaluate.remote(share[1])] = (worker, share)
+                pending[worker.actor.evaluate.remote(share[1], step)] = (worker, share)
                 continue
             done = self._next([*pending])
             if done is None:

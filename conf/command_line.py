@@ -18,10 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from agent.errors import UserError
 from conf.arguments import Arguments, as_typed, read
+from conf.as_trained import agent_of, literal
 from conf.composing import Composer, checked, opened, without_hydra
 from conf.mistakes import check_peers, one_line, strange_flag
 from conf.own_rules import register_own_rules
-from conf.schema import RunConfig
+from conf.schema import INFERENCE, RunConfig
 from tracking.experiments import sweep
 from tracking.experiments.sweep import Job, Plan
 
@@ -98,9 +99,9 @@ class _Asked:
 def _asked(composer: Composer, lines: Sequence[str]) -> _Asked:
     check_peers(lines)
     overrides = [composer.parse(line) for line in lines]
-    if _names_only_a_path(overrides):
-        lines = [ANY_MODEL, *lines]
-        overrides = [composer.parse(ANY_MODEL), *overrides]
+    if implied := _implied(overrides):
+        lines = [*implied, *lines]
+        overrides = [*map(composer.parse, implied), *overrides]
     for line in (str(o.input_line) for o in overrides if o.key_or_group == "hydra.sweep.subdir"):
         raise UserError(f"{line}: a job's folder is named by what the sweep varies; leave it out")
     for line in (str(o.input_line) for o in overrides if o.key_or_group == "hydra.job.chdir" and o.value()):
@@ -113,11 +114,32 @@ def _asked(composer: Composer, lines: Sequence[str]) -> _Asked:
     return _Asked(lines=tuple(lines), ours=ours, first=first, composed=composed)
 
 
-def _names_only_a_path(overrides: Sequence[Override]) -> bool:
-    """Whether a model is given by ``model.path`` alone: then the default model's settings aren't meant for it."""
-    paths = [line for o in overrides if o.key_or_group == "model.path" for line in _lines(o)]
-    nothing = any(line.lower() == "model.path=null" for line in paths)
-    return bool(paths) and not nothing and not any(o.key_or_group == "model" for o in overrides)
+def _implied(overrides: Sequence[Override]) -> list[str]:
+    """What goes without saying: the default model's settings aren't meant for a model that is given by its path."""
+    given = {str(o.key_or_group): o for o in overrides}
+    implied = []
+    mode = given["mode"].value() if "mode" in given else None
+    checkpoints = _values(given.get("checkpoint")) if mode in INFERENCE else []
+    if checkpoints and "agent" not in given:
+        implied += agent_of(checkpoints)
+    if "model" in given:
+        return implied
+    paths = _values(given.get("model.path"))
+    if len(checkpoints) == 1 and not paths:  # its own files say what it is
+        paths = checkpoints
+        implied.insert(0, f"model.path={literal(checkpoints[0])}")
+    return [ANY_MODEL, *implied] if paths else implied
+
+
+def _values(override: Override | None) -> list[str]:
+    """The paths that an override gives, several of a sweep; none where one is null."""
+    if override is None:
+        return []
+    if not override.is_sweep_override():
+        value = override.value()
+        return [] if value is None else [str(value)]
+    values = [line.partition("=")[2].strip("'\"") for line in _lines(override)]
+    return [] if any(value.lower() == "null" for value in values) else values
 
 
 def _searched(settings: Sequence[str]) -> tuple[str, ...]:

@@ -10,12 +10,11 @@ from pathlib import Path
 
 from agent.errors import UserError
 from agent.settings import KIND
-from conf.schema import IF_ANY, RunConfig
+from conf.schema import IF_ANY, INFERENCE, RunConfig
 from learner.gguf import is_gguf
 from tasks.making.config import AUTO
 
-_SERVING = ("eval", "calibrate", "ask")
-_FOLDERS = ("checkpoint", "report.sweep", "resume", "retrieval.index")
+_FOLDERS = ("checkpoint", "report.sweep", "resume", "retrieval.index", "run", "compare")
 _LOCAL = ("/", "./", "../", "~")
 """How a model's folder starts; anything else may be a name on the hub."""
 
@@ -38,18 +37,26 @@ def _read(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "resume", str(config.resume)
     elif mode in ("train", "experts") and model and (model in (".", "..") or model.startswith(_LOCAL)):
         yield "model.path", model
-    if mode in _SERVING:
+    if mode in INFERENCE:
         yield "checkpoint", str(config.checkpoint)
-    if mode in _SERVING and config.exit.calibration:
+    if mode in INFERENCE and config.exit.calibration:
         yield "exit.calibration", config.exit.calibration
-    if mode in (*_SERVING, "train", "experts", "index") and config.data.source == "jsonl":
+    if mode in (*INFERENCE, "train", "experts", "index", "serve") and config.data.source == "jsonl":
         for f in fields(config.data):
             if KIND in f.metadata and (path := getattr(config.data, f.name)) and (f.name, path) != ("experts", AUTO):
                 yield f"data.{f.name}", path
-    if mode in (*_SERVING, "train", "experts") and config.retrieval.index:
+    if mode in (*INFERENCE, "train", "experts", "serve") and config.retrieval.index:
         yield "retrieval.index", config.retrieval.index
+    if mode in (*INFERENCE, "train", "experts", "serve") and config.retrieval.token_file:
+        yield "retrieval.token_file", config.retrieval.token_file
+    if mode == "serve" and config.serve.token_file:
+        yield "serve.token_file", config.serve.token_file
     if mode == "report":
         yield "report.sweep", str(config.report.sweep)
+    if mode == "view":
+        yield "run", str(config.run)
+        if config.compare:
+            yield "compare", config.compare
 
 
 def missing(path: str) -> str | None:

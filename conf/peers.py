@@ -11,7 +11,7 @@ MICROBATCH = "algorithm.microbatch_tokens (tokens, not sequences)"
 LEARNING_RATE = "algorithm.optimizer.lr"
 PER_STEP = "pool.batch_questions"
 MINIBATCH = "algorithm.minibatch_questions"
-IN_PROCESS = "retrieval.index (Lucene runs beside the engines; there is no server to name)"
+SERVICE = "retrieval.url (with retrieval=http; without it Lucene runs beside the engines)"
 
 NAMES: dict[str, dict[str, str]] = {
     "verl": {
@@ -68,12 +68,12 @@ NAMES: dict[str, dict[str, str]] = {
         "data.max_start_length": "agent.max_prompt_tokens",
         "max_turns": "agent.max_searches",
         "retriever.topk": "agent.top_k",
-        "retriever.url": IN_PROCESS,
+        "retriever.url": SERVICE,
     },
     "SkyRL": {
         "data.train_data": "data.questions",
         "data.val_data": "data.eval_questions",
-        "environment.skyrl_gym.search.search_url": IN_PROCESS,
+        "environment.skyrl_gym.search.search_url": SERVICE,
         "environment.skyrl_gym.search.topk": "agent.top_k",
         "generator.gpu_memory_utilization": "cluster.engine.gpu_memory_utilization",
         "generator.inference_engine.gpu_memory_utilization": "cluster.engine.gpu_memory_utilization",

@@ -28,6 +28,7 @@ from conf.hints import hint
 from conf.topology import ClusterConfig
 from learner.config import AlgorithmConfig, ModelConfig
 from retrieval_service.config import RetrievalConfig
+from retrieval_service.server.config import ServeConfig
 from tasks.config import NO_DEVELOPMENT, DataConfig
 from tasks.making.config import AUTO, ExpertsConfig
 from tracking.config import ReportConfig, TrackerConfig
@@ -35,7 +36,9 @@ from tracking.experiments.sweep import folder_name
 
 IF_ANY = "if_any"
 """``resume=if_any``."""
-MODES = ("train", "eval", "calibrate", "ask", "experts", "index", "plan", "simulate", "report")
+MODES = ("train", "eval", "calibrate", "ask", "experts", "index", "serve", "plan", "simulate", "report", "view")
+INFERENCE = ("eval", "calibrate", "ask")
+"""Those that play a checkpoint."""
 
 
 @dataclass
@@ -88,6 +91,12 @@ class RunConfig:
     """Checkpoint to evaluate, to calibrate or to ask; a checkpoint's folder or a model's."""
     question: str | None = field(default=None, metadata=SENTENCE)
     """The question of ``mode=ask``."""
+    run: str | None = field(default=None, metadata=PATH)
+    """Folder of the run that ``mode=view`` shows."""
+    compare: str | None = field(default=None, metadata=PATH)
+    """Folder of another run, for ``mode=view`` to compare it with."""
+    show: list[str] = field(default_factory=list)
+    """Ids of questions whose episodes ``mode=view`` takes in before all others."""
     cache_dir: str = field(default="~/.cache/slingshot", metadata=PATH)
     """Indexes and warm starts that later runs can reuse."""
     output_dir: str = field(default="outputs", metadata=PATH)
@@ -103,6 +112,7 @@ class RunConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
     data: DataConfig = field(default_factory=DataConfig)
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
@@ -139,14 +149,18 @@ class RunConfig:
             self.experts.teacher.check()
         if self.mode == "calibrate" and self.exit.on:
             raise UserError("mode=calibrate finds the threshold: leave exit.threshold and exit.calibration out")
+        if self.mode == "index" and self.retrieval.url is not None:
+            raise UserError("mode=index builds an index, and retrieval=http has none; use retrieval=bm25")
         if self.mode == "ask" and not self.question:
             raise UserError('mode=ask needs question="…"')
-        if self.mode in ("eval", "calibrate", "ask") and not self.checkpoint:
+        if self.mode in INFERENCE and not self.checkpoint:
             raise UserError(
                 f"mode={self.mode} needs checkpoint=FOLDER (a run's checkpoints/step-… or a model's folder)"
             )
         if self.mode == "report" and not self.report.sweep:
             raise UserError("mode=report needs report.sweep=FOLDER (a sweep's, multirun/…)")
+        if self.mode == "view" and not self.run:
+            raise UserError("mode=view needs run=FOLDER (a run's, outputs/…)")
 
     def _check_files(self) -> None:
         """Each mode needs other files of the user's; the corpus all that have to do with data."""

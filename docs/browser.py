@@ -53,6 +53,8 @@ class Page:
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
         self._numbers = itertools.count(1)
+        self.events: list[dict[str, Any]] = []
+        """What the browser told by itself, of the domains that were enabled (``call("Network.enable")``)."""
 
     async def open(self, address: str) -> None:
         await self.call("Page.navigate", url=address)
@@ -102,7 +104,9 @@ class Page:
         await self._socket.send_json({"id": number, "method": method, "params": params})
         async for message in self._socket:
             answer = json.loads(message.data)
-            if answer.get("id") == number:
+            if "id" not in answer:
+                self.events.append(answer)
+            elif answer["id"] == number:
                 if "navigated" in answer.get("error", {}).get("message", ""):
                     raise Navigated(method)
                 if "error" in answer:

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from agent.records import Passage
 from retrieval_service.config import RetrievalConfig
+from retrieval_service.index import ensure_index
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """Which passages are searched, and how: what makes two results comparable."""
+
+    name: str
+    backend: str
+    documents: int | None = None
+    """Passages; None where a server doesn't say."""
+    checksum: str | None = None
+    """Of the corpus; None for an index that was built elsewhere."""
+    analyser: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What the ranking depends on besides, such as ``k1`` and ``b``."""
 
 
 class Backend(Protocol):
@@ -29,16 +46,40 @@ class Backend(Protocol):
         """
         ...
 
+    def document_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
+        """For each id, in order, its passage and the at most ``k - 1`` that come after it in the same document.
+
+        An id that isn't there has none. An exception fails the whole batch.
+        """
+        ...
+
+    def identity(self) -> Identity:
+        """What is searched. It doesn't change."""
+        ...
+
     def close(self) -> None:
         """Lets go of files; called once, last."""
         ...
 
 
-def open_backend(config: RetrievalConfig, index: Path) -> Backend:
+def open_backend(config: RetrievalConfig, index: Path | None) -> Backend:
     """The ranker that ``config.backend`` names, over ``index``; call it in the thread that will search.
 
-    Raises ``UserError`` if ``index`` is not an index that this ranker can use.
+    Raises ``UserError`` if ``index`` is not an index that this ranker can use, or the server doesn't answer.
     """
     module = importlib.import_module(f"retrieval_service.backends.{config.backend}")
     backend: Backend = module.Backend(index, config)
     return backend
+
+
+def open_for(corpus: Path, config: RetrievalConfig, cache: Path) -> Backend:
+    """``open_backend`` over the server or the index that ``config`` names, else over the index of ``corpus``.
+
+    That is built in ``cache`` if it isn't there. Raises ``UserError`` for a bad corpus or index, or a server that
+    doesn't answer.
+    """
+    if config.url is not None:
+        return open_backend(config, None)
+    if config.index is not None:
+        return open_backend(config, Path(config.index).expanduser())
+    return open_backend(config, ensure_index(corpus, config, cache / "indexes"))

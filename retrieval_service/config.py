@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from agent.errors import UserError, one_of
-from agent.settings import PATH, bounded, check_bounds
+from agent.settings import PATH, TEXT, bounded, check_bounds
 from retrieval_service.backends import backend_names
+from retrieval_service.dialects import dialect_names
 
 MIN_HEAP = 64 << 20
 """Bytes; a JVM that finds its heap too small ends the process without an exception to catch."""
@@ -21,10 +23,18 @@ class RetrievalConfig:
     """A file of ``retrieval_service/backends/``."""
     index: str | None = field(default=None, metadata=PATH)
     """An existing Lucene index; None builds one from the data's corpus and caches it by checksum."""
+    url: str | None = field(default=None, metadata=TEXT)
+    """A search service to ask in place of an index (``backend: http``); without a path, the dialect's own is used."""
+    dialect: str = "search_r1"
+    """How that service is asked: a file of ``retrieval_service/dialects/``."""
+    retries: int = bounded(4, "at least 0")
+    """How often a request to it is sent again, within ``timeout_s``."""
+    token_file: str | None = field(default=None, metadata=PATH)
+    """The file with its token; without one, that is taken from ``SLINGSHOT_RETRIEVAL_TOKEN``, if it is set."""
     k1: float = bounded(0.9, "at least 0")
     b: float = bounded(0.4, "in [0, 1]")
     threads: int = bounded(2, "at least 1")
-    """Processors that Lucene's batch search may use."""
+    """Processors that Lucene's batch search may use; with ``url``, requests that are under way at once."""
     heap: str = "1g"
     """The JVM's -Xmx."""
     max_batch: int = bounded(64, "at least 1")
@@ -34,9 +44,47 @@ class RetrievalConfig:
     timeout_s: float = bounded(30.0, "above 0")
     """A search that takes longer fails, and its trajectory is excluded."""
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether passages come from an index or a server that is named, and not from the data's corpus."""
+        return self.index is not None or self.url is not None
+
     def __post_init__(self) -> None:
         check_bounds(self, "retrieval")
         one_of(self.backend, backend_names(), "retrieval.backend")
+        one_of(self.dialect, dialect_names(), "retrieval.dialect")
+        self._check_url()
         heap = re.fullmatch(r"(\d+)([kmg]?)", str(self.heap).lower())
         if heap is None or int(heap[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}[heap[2]] < MIN_HEAP:
             raise UserError(f"retrieval.heap={self.heap}: must be at least 64m, written like 512m or 4g")
+
+    def _check_url(self) -> None:
+        if self.url is None:
+            if self.backend == "http":
+                raise UserError("retrieval=http needs retrieval.url=http://HOST:PORT, where a search service listens")
+            return
+        if self.backend != "http":
+            raise UserError("retrieval.url is for retrieval=http; give both")
+        if self.index is not None:
+            raise UserError("retrieval.url and retrieval.index both say where passages come from; leave one out")
+        if not _is_address(self.url):
+            raise UserError(
+                f"retrieval.url={self.url}: is written http://HOST:PORT or http://HOST:PORT/PATH; a token goes into "
+                "retrieval.token_file"
+            )
+
+
+def _is_address(url: str) -> bool:
+    """Whether ``url`` is one of http or https, with a host, and without a name or password, query or fragment."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises for what is no port
+    except ValueError:
+        return False
+    plain = url.isascii() and url.isprintable() and " " not in url
+    return (
+        plain
+        and parts.scheme in ("http", "https")
+        and bool(parts.hostname)
+        and not (parts.username is not None or parts.query or parts.fragment)
+    )

@@ -56,12 +56,17 @@ def split_contents(contents: str) -> tuple[str, str]:
     return title, rest
 
 
+def contents_of(title: str, text: str) -> str:
+    """The contents of a passage: its title, if it has one, in quotes on the first line, then the text."""
+    return f'"{title}"\n{text}' if title or "\n" in text else text
+
+
 def join_contents(title: str, text: str) -> str:
-    """The inverse of ``split_contents``.
+    """``contents_of``, as the inverse of ``split_contents``.
 
     Raises ``ValueError`` for a title that no first line can hold (it has a newline in it).
     """
-    contents = f'"{title}"\n{text}' if title or "\n" in text else text
+    contents = contents_of(title, text)
     if split_contents(contents) != (title, text):
         raise ValueError(f"the title {title!r} does not fit on one line")
     return contents

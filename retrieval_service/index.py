@@ -95,6 +95,11 @@ def check_index(index: Path) -> Manifest | None:
     return manifest
 
 
+def lucene_generation(index: Path) -> int:
+    """The number of the newest commit in a Lucene folder, which its ``segments_…`` file has in base 36."""
+    return max(int(file.name.partition("_")[2], 36) for file in index.glob("segments_*"))
+
+
 def _check_ours(index: Path, checksum: str) -> None:
     manifest = check_index(index)
     if manifest is None or manifest.corpus_checksum != checksum:

@@ -22,10 +22,14 @@ from retrieval_service.stats import Meter, Stats
 from retrieval_service.worker import BackendThread, Batch
 
 Hits = tuple[Passage, ...]
-SEARCH, FOLLOWING = "search_batch", "following_batch"
+SEARCH, FOLLOWING, DOCUMENT = "search_batch", "following_batch", "document_batch"
 """The backend's methods."""
 Key = tuple[str, int, str]
 """What identifies a search: the query (or id), as it is, k, and the backend's method."""
+
+
+class TooSlow(RetrievalError):
+    """A search was not answered in time."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -74,11 +78,15 @@ class RetrievalService:
         """The at most ``k`` passages that come after ``document_id`` in the same document. See ``_ask``."""
         return await self._ask((document_id, k, FOLLOWING))
 
+    async def document(self, document_id: str, k: int = 1) -> Hits:
+        """The passage ``document_id`` and the at most ``k - 1`` after it; none if it isn't there. See ``_ask``."""
+        return await self._ask((document_id, k, DOCUMENT))
+
     async def _ask(self, key: Key) -> Hits:
         """What the backend says to ``key``, or has said before.
 
-        Raises ``RetrievalError`` if the backend fails, if it takes longer than ``config.timeout_s`` seconds
-        (waiting in line included) or if the service is closed, and ``ValueError`` for ``k < 1``.
+        Raises ``RetrievalError`` if the backend fails or the service is closed, its ``TooSlow`` if that takes longer
+        than ``config.timeout_s`` seconds (waiting in line included), and ``ValueError`` for ``k < 1``.
         Cancelling a caller leaves others who wait for the same search alone.
         """
         if key[1] < 1:
@@ -128,7 +136,7 @@ class RetrievalService:
                 del self._waiting[search.key], self._in_flight[search.key]
         if not done:
             self._meter.timeouts += 1
-            raise RetrievalError(f"the search took longer than {self._config.timeout_s:g} s: {search.key[0]!r}")
+            raise TooSlow(f"the search took longer than {self._config.timeout_s:g} s: {search.key[0]!r}")
         error = search.hits.exception()
         if error is not None:
             self._meter.failures += 1

@@ -82,7 +82,7 @@ def sets(config: DataConfig, seed: int, mode: str) -> Sets:
     Raises ``UserError`` for files that are missing or wrong, and with ``data.strict`` for what would be left out.
     """
     reader = _Reader(config)
-    if mode in ("ask", "index"):
+    if mode in ("ask", "index", "serve"):
         return Sets(name=stem(Path(config.corpus or "")))
     if mode == "eval":
         return _evaluated(reader, seed)

@@ -36,8 +36,9 @@ FLOORS = (
 INNER_FLOORS = (
     ("agent", "agent.pool", "agent.inference", "agent.simulation"),
     ("tasks", "tasks.making"),
-    ("tracking", "tracking.experiments"),
+    ("tracking", "tracking.experiments", "tracking.view"),
     ("actors.plan", "actors"),
+    ("retrieval_service", "retrieval_service.server"),
 )
 """The same inside a room that has rooms of its own."""
 IMPORT_ALL = """

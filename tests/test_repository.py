@@ -132,3 +132,14 @@ def test_the_distribution_holds_every_package():
     rooms = {name.partition(".")[0] for name in listed}
     found = {".".join(p.parent.relative_to(ROOT).parts) for room in rooms for p in (ROOT / room).rglob("__init__.py")}
     assert set(listed) == found
+
+
+def test_the_distribution_holds_all_parts_of_the_reports_page():
+    from tracking.view.page import HERE, PROGRAM
+
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
+        "tracking.view"
+    ]
+    parts = {"report.html", "report.css", *PROGRAM}
+    assert parts == {p.name for p in HERE.iterdir() if p.suffix not in (".py", "") and p.is_file()}
+    assert all(any(Path(name).match(pattern) for pattern in patterns) for name in parts)

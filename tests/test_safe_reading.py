@@ -52,7 +52,8 @@ def unsafe(source: str) -> list[str]:
             found.append(f"{name}(allow_pickle)")
         if name == "torch.load" and arguments.get("weights_only") != "True":
             found.append(name)
-        if name.endswith("ForCausalLM.from_pretrained") and arguments.get("use_safetensors") != "True":
+        tensors = arguments.get("use_safetensors") == "True" or "gguf_file" in arguments  # neither unpickles
+        if name.endswith("ForCausalLM.from_pretrained") and not tensors:
             found.append(f"{name} of any file")
         if arguments.get("shell", "False") != "False":
             found.append(f"{name}(shell)")

@@ -57,6 +57,10 @@ class Phase:
             self._counted_from = (time.monotonic() if now is None else now, progress.done)
         self.progress = progress
 
+    def counting(self, unit: str) -> Callable[[int, int], None]:
+        """``update`` for who counts: called with how many of how many ``unit`` are done."""
+        return lambda done, total: self.update(Progress(done=done, total=total, unit=unit))
+
     def left_s(self, now: float) -> float | None:
         """Seconds that are left at the speed so far; None while that is unknown."""
         began, first = self._counted_from

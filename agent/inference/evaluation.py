@@ -63,11 +63,11 @@ def subset(questions: Sequence[Question], limit: int) -> tuple[Question, ...]:
 
 async def evaluate(
     player: Player, questions: Sequence[Question], *, inference: Inference | None = None
-) -> list[EvalRow]:
-    """A row per question, in their order. Greedy in every turn."""
+) -> list[tuple[Inferred, EvalRow]]:
+    """The episode of each question and its row, in their order. Greedy in every turn."""
     how = inference or Inference()
     played = await asyncio.gather(*(infer(player, q, how) for q in questions))
-    return [eval_row(q, inferred) for q, inferred in zip(questions, played, strict=True)]
+    return [(inferred, eval_row(q, inferred)) for q, inferred in zip(questions, played, strict=True)]
 
 
 def eval_row(question: Question, inferred: Inferred) -> EvalRow:

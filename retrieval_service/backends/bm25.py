@@ -9,9 +9,10 @@ from typing import Any
 from agent.errors import RetrievalError, UserError
 from agent.records import Passage
 from retrieval_service import jvm
+from retrieval_service.backend import Identity
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import document_of, parse_record
-from retrieval_service.index import check_index, first_line
+from retrieval_service.index import check_index, first_line, lucene_generation
 from retrieval_service.lru import Lru
 
 KEPT_PASSAGES = 50_000
@@ -25,7 +26,9 @@ class Bm25:
     stored, or without a Java >= 21.
     """
 
-    def __init__(self, index: Path, config: RetrievalConfig) -> None:
+    def __init__(self, index: Path | None, config: RetrievalConfig) -> None:
+        if index is None:
+            raise ValueError("BM25 needs an index")
         manifest = check_index(index)
         jvm.start_jvm(config.heap, config.threads)
         self._java_error = jvm.java_error()
@@ -33,6 +36,8 @@ class Bm25:
             self._searcher: Any = jvm.java_class("io.anserini.search.SimpleSearcher")(str(index))
         except self._java_error as error:
             raise UserError(f"{index}: Lucene cannot open it ({first_line(error)}); build it again") from error
+        self._manifest = manifest
+        self._config = config
         self._documents: int = self._searcher.get_total_num_docs()
         self._index = index
         self._reader: Any = None
@@ -72,8 +77,7 @@ class Bm25:
         k = min(k, self._documents)
         texts, keys = self._array_list(), self._array_list()
         for number, query in enumerate(queries):
-            # Java takes no lone surrogates; as question marks they are no words.
-            texts.add(query.encode("utf-8", "replace").decode())
+            texts.add(_printable(query))
             keys.add(str(number))
         try:
             hits = self._searcher.batch_search(texts, keys, k, self._threads)
@@ -96,6 +100,40 @@ class Bm25:
             passage = parse_record(hit.lucene_document.get("raw"))
             self._passages.put(passage.id, passage)
         return Passage(id=passage.id, title=passage.title, text=passage.text, score=hit.score)
+
+    def identity(self) -> Identity:
+        """The index's, by its manifest; one that was built elsewhere is named by its folder."""
+        manifest = self._manifest
+        settings = {"k1": self._config.k1, "b": self._config.b}
+        generation = {"lucene_generation": lucene_generation(self._index)}
+        if manifest is None:
+            return Identity(
+                name=self._index.name, backend="bm25", documents=self._documents, settings=settings | generation
+            )
+        return Identity(
+            name=manifest.corpus,
+            backend="bm25",
+            documents=self._documents,
+            checksum=manifest.corpus_checksum,
+            analyser=manifest.analyser,
+            settings=settings | generation | {"anserini": manifest.anserini},
+        )
+
+    def document_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
+        """For each id its passage and the at most ``k - 1`` after it; none for an id that the index doesn't hold.
+
+        Raises ``ValueError`` for ``k < 1`` and ``RetrievalError`` if Lucene fails.
+        """
+        if k < 1:
+            raise ValueError(f"k={k}: must be at least 1")
+        try:
+            raws = [self._searcher.doc_raw(_printable(d)) for d in document_ids]
+        except self._java_error as error:
+            raise RetrievalError(f"Lucene: {first_line(error)}") from error
+        found: list[tuple[Passage, ...]] = [() if raw is None else (parse_record(raw),) for raw in raws]
+        if k == 1:
+            return found
+        return [f + self.following_batch([f[0].id], k - 1)[0] if f else () for f in found]
 
     def following_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
         """For each passage its at most ``k`` successors of the same document, in the corpus's order; score 0.
@@ -134,6 +172,11 @@ class Bm25:
             self._reader.close()
         self._searcher.close()
         jvm.detach_thread()
+
+
+def _printable(text: str) -> str:
+    """``text`` as Java takes it: lone surrogates become question marks, which are no words and in no id."""
+    return text.encode("utf-8", "replace").decode()
 
 
 Backend = Bm25

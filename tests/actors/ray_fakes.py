@@ -192,12 +192,12 @@ class FakeWorker:
         await self._board.write.remote(self._page, self._name, "ran")
         return 0
 
-    async def evaluate(self, questions: tuple[Question, ...]) -> list[EvalRow]:
+    async def evaluate(self, questions: tuple[Question, ...], step: int | None) -> list[EvalRow]:
         assert self._version is not None, "evaluates without weights"
         self._evaluating += 1
-        step = await self._act("evaluate", str(len(questions)), f"at once {self._evaluating}")
+        told = await self._act("evaluate", str(len(questions)), f"at once {self._evaluating}")
         self._evaluating -= 1
-        return [replace(row_of(q), fault=step == "faults") for q in questions]
+        return [replace(row_of(q), fault=told == "faults") for q in questions]
 
     async def _act(self, method: str, *details: str) -> str:
         """Does what the script says, and says what that was."""

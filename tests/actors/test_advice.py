@@ -8,12 +8,11 @@ from actors.advice import advice
 from agent.config import AgentConfig
 from agent.pool.rules.epoch import Rule as Epoch
 from conf.schema import RunConfig
-from learner.config import BFLOAT16_MISMATCH, ModelConfig
 
 
-def said(searches: float, mismatch: float = 0.0, *, first: bool = True, dtype: str = "float32", format: str = "tags"):
-    config = RunConfig(model=ModelConfig(dtype=dtype), agent=AgentConfig(format=format), pool=Epoch())
-    return list(advice(config, {"search/mean": searches, "rollout/mismatch": mismatch}, first=first))
+def said(searches: float, *, first: bool = True, format: str = "tags"):
+    config = RunConfig(agent=AgentConfig(format=format), pool=Epoch())
+    return list(advice(config, {"search/mean": searches}, first=first))
 
 
 @pytest.mark.parametrize(("format", "other"), [("tags", "tools"), ("tools", "tags")])
@@ -29,10 +28,3 @@ def test_nothing_is_said_of_a_model_that_searches_or_of_a_later_step() -> None:
     assert said(0.01) == []
     assert said(0.0, first=False) == []
     assert said(float("nan")) == []  # nothing was scored
-
-
-def test_a_mismatch_that_rounding_does_not_explain() -> None:
-    assert said(1.0, 2 * BFLOAT16_MISMATCH) == []  # the learner stops a float32 run by itself
-    assert said(1.0, BFLOAT16_MISMATCH, dtype="bfloat16") == []
-    (line,) = said(1.0, 2 * BFLOAT16_MISMATCH, dtype="bfloat16", first=False)
-    assert "differ by 0.100 nats" in line

@@ -48,7 +48,7 @@ class Room:
         channel = SimpleNamespace(publish=self._publish)
         monkeypatch.setitem(publisher_module.CHANNELS, "object_store", lambda: channel)
         monkeypatch.setattr(learner_module, "fetched", lambda batch: batch)
-        settings = SimpleNamespace(colocated=False, log=None)
+        settings = SimpleNamespace(colocated=False, log=None, run_dir=folder)
         self.learner: Any = LearnerActor.__ray_metadata__.modified_class(settings, folder)  # type: ignore[attr-defined]
         self.weights = {"w": torch.zeros(3)}
         self.learner._policy = SimpleNamespace(current=lambda: self.weights, published=lambda: self.weights)

@@ -37,7 +37,14 @@ def test_the_fault_is_one_line_that_can_leave_the_process(
     monkeypatch.setattr(rollout_module, "Dialogue", SimpleNamespace(of=lambda *_: None))
     monkeypatch.setattr(rollout_module, "Engine", refuse)
     settings = SimpleNamespace(
-        model_path="", engine=None, device="cpu", dtype="float32", seed=0, colocated=False, transfers=False
+        model_path="",
+        engine=None,
+        device="cpu",
+        dtype="float32",
+        seed=0,
+        colocated=False,
+        transfers=False,
+        run_dir=Path(),
     )
     settings.agent = AgentConfig()
     worker: Any = RolloutWorker.__ray_metadata__.modified_class("w", settings, Path(), {})  # type: ignore[attr-defined]

@@ -51,11 +51,11 @@ class PlayedGroup:
 class Scene:
     """A worker whose groups end when the test opens their gates; a group is (version at its begin, at its end)."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, in_flight: bool) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, *, in_flight: bool) -> None:
         monkeypatch.setattr(rollout_module, "log_to", lambda *_: None)
         self.channel = SimpleNamespace(receive=self._received)
         monkeypatch.setitem(rollout_module.CHANNELS, "object_store", lambda: self.channel)
-        settings = SimpleNamespace(in_flight_updates=in_flight, groups_in_flight=2, group_size=4)
+        settings = SimpleNamespace(in_flight_updates=in_flight, groups_in_flight=2, group_size=4, run_dir=folder)
         self.worker: Any = RolloutWorker.__ray_metadata__.modified_class("w", settings, Path(), {})  # type: ignore[attr-defined]
         self.engine = self.worker._engine = FakeEngine()
         self.worker._player = None
@@ -107,9 +107,9 @@ def play(scenario: Coroutine[Any, Any, None]) -> None:
     asyncio.run(patient())
 
 
-def test_new_weights_come_in_mid_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_weights_come_in_mid_episode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     async def scenario() -> None:
-        scene = Scene(monkeypatch, in_flight=True)
+        scene = Scene(monkeypatch, tmp_path, in_flight=True)
         await scene.receive(0)
         running = scene.run()
         await settle()
@@ -122,9 +122,11 @@ def test_new_weights_come_in_mid_episode(monkeypatch: pytest.MonkeyPatch) -> Non
     play(scenario())
 
 
-def test_new_weights_wait_for_the_groups_that_play_and_no_other_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_weights_wait_for_the_groups_that_play_and_no_other_begins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     async def scenario() -> None:
-        scene = Scene(monkeypatch, in_flight=False)
+        scene = Scene(monkeypatch, tmp_path, in_flight=False)
         await scene.receive(0)
         running = scene.run()
         await settle()
@@ -143,9 +145,9 @@ def test_new_weights_wait_for_the_groups_that_play_and_no_other_begins(monkeypat
     play(scenario())
 
 
-def test_a_broadcast_waits_for_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broadcast_waits_for_them_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     async def scenario() -> None:
-        scene = Scene(monkeypatch, in_flight=False)
+        scene = Scene(monkeypatch, tmp_path, in_flight=False)
         await scene.receive(0)
         running = scene.run()
         await settle()
@@ -161,9 +163,11 @@ def test_a_broadcast_waits_for_them_too(monkeypatch: pytest.MonkeyPatch) -> None
     play(scenario())
 
 
-def test_one_worker_alone_gets_a_copy_and_says_which_version_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_worker_alone_gets_a_copy_and_says_which_version_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     async def scenario() -> None:
-        scene = Scene(monkeypatch, in_flight=True)
+        scene = Scene(monkeypatch, tmp_path, in_flight=True)
 
         async def copy() -> Published:
             return Published(channel="object_store", version=7, checksum="", handle=None)

@@ -75,7 +75,7 @@ def learner_settings(run: RunConfig, prepared: Prepared, folder: Path, *, channe
         weight_timeout_s=60.0,
         seed=0,
         run_dir=folder,
-        log=TrajectoryLog(path=folder / "trajectories.jsonl", per_step=0),
+        log=TrajectoryLog(folder=folder, per_step=0),
     )
 
 

@@ -362,7 +362,9 @@ class FakeWorkerPool:
         self.world.serving = None
         self.world.happens("rest")
 
-    def evaluate(self, questions: tuple[Question, ...], played: Callable[[int, int], None]) -> list[EvalRow]:
+    def evaluate(
+        self, questions: tuple[Question, ...], played: Callable[[int, int], None], *, step: int
+    ) -> list[EvalRow]:
         assert self.world.delivered == self.world.published
         self.world.happens(f"evaluate version {self.world.delivered}")
         self.idle()

@@ -283,7 +283,7 @@ def test_an_evaluation_plays_as_it_is_told(codec, search_protocol):
         scorer=Scorer(RewardConfig(), search_protocol),
     )
     how = Inference(exit=ExitConfig(threshold=0.5))
-    (row,) = asyncio.run(evaluate(player, [QUESTION], inference=how))
+    ((_, row),) = asyncio.run(evaluate(player, [QUESTION], inference=how))
     assert (row.em, row.stop_reason) == (1.0, "early_exit")
 
 

@@ -18,6 +18,12 @@ from agent.records import Completion, Finish, Question, StopReason
 from agent.rewards.scorer import Scorer
 from agent.tickets import Ticket
 
+
+def rows_of(evaluation):
+    """The rows of ``evaluate``, without the episodes."""
+    return [row for _, row in asyncio.run(evaluation)]
+
+
 TICKET = Ticket(claim_id=3, query=0, batch=1, order=2, seed=99)
 
 
@@ -104,7 +110,7 @@ def test_the_same_ticket_plays_the_same_group(make_player, codec, emma, austen):
 def test_evaluation_is_greedy_and_keeps_the_order(make_player, codec, austen):
     questions = [Question(id=f"q{i}", text=f"{i}?", golden_answers=("Jane Austen",), kind="bridge") for i in range(4)]
     policy = Policy(codec, lambda n: "Jane Austen")
-    rows = asyncio.run(evaluate(make_player(policy, Shelf([austen], failing={2})), questions))
+    rows = rows_of(evaluate(make_player(policy, Shelf([austen], failing={2})), questions))
     assert set(policy.temperatures) == {0.0}
     assert [r.question_id for r in rows] == ["q0", "q1", "q2", "q3"]
     assert [r.fault for r in rows] == [False, False, True, False]
@@ -169,7 +175,7 @@ def test_a_summary_leaves_faults_out():
 def test_what_broke_is_kept(make_player, codec, austen):
     questions = [Question(id=f"q{i}", text=f"{i}?", golden_answers=("Jane Austen",)) for i in range(3)]
     player = make_player(Policy(codec, lambda n: "Jane Austen"), Shelf([austen], failing={0}))
-    rows = asyncio.run(evaluate(player, questions))
+    rows = rows_of(evaluate(player, questions))
     assert [row.error for row in rows] == ["timeout", "", ""]
     assert summarise(rows)["error"] == "timeout"
     assert "error" not in summarise(rows[1:])
@@ -179,7 +185,7 @@ def test_what_broke_is_kept(make_player, codec, austen):
 def test_an_evaluation_in_which_everything_breaks_is_none(make_player, codec, austen):
     questions = [Question(id=f"q{i}", text=f"{i}?", golden_answers=("Jane Austen",)) for i in range(3)]
     player = make_player(Policy(codec, lambda n: "Jane Austen"), Shelf([austen], failing={0, 1, 2}))
-    rows = asyncio.run(evaluate(player, questions))
+    rows = rows_of(evaluate(player, questions))
     with pytest.raises(Fault, match=r"^none of 3 questions could be evaluated: retrieval_failed: timeout$"):
         check_any_scored(rows)
     other = dataclasses.replace(rows[0], stop_reason="generation_failed", error="head size 16")

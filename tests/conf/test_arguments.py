@@ -42,6 +42,7 @@ CHOICES = {
     "agent.protocol",
     "agent.malformed",
     "retrieval.backend",
+    "retrieval.dialect",
     "retrieval.heap",
     "data.source",
     "tracker.name",
@@ -111,7 +112,7 @@ def test_any_character_may_be_in_a_path_a_name_or_a_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path(name).write_text("{tools} {question}")  # agent.prompt is read at once
-    keys = sorted(set(taken_as()) - {"cluster.address", "exit.calibration"})
+    keys = sorted(set(taken_as()) - {"cluster.address", "exit.calibration", "retrieval.url"})
     given = [f"{key}={name}" for key in keys]
     config = config_of("mode=ask", "data=jsonl", *given)
     assert {key: at(config, key) for key in keys} == dict.fromkeys(keys, name)

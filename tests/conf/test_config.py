@@ -33,6 +33,7 @@ NEEDED = {
     ("agent", "tools"): ["model=smollm2-135m", "data=jsonl", "data.questions=questions.jsonl", "data.corpus=c.jsonl"],
     ("data", "jsonl"): ["data.questions=questions.jsonl", "data.corpus=corpus.jsonl", "model=smollm2-135m"],
     ("exit", "early"): ["mode=eval", "checkpoint=folder"],
+    ("retrieval", "http"): ["retrieval.url=http://127.0.0.1:8000"],
     ("selectivity", "query"): ["mode=eval", "checkpoint=folder"],
     ("selectivity", "evidence"): ["mode=eval", "checkpoint=folder"],
     ("model", "folder"): ["model.path=here/folder"],

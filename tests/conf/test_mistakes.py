@@ -58,7 +58,7 @@ def test_no_name_of_theirs_is_one_of_ours() -> None:
         ("data.train_batch_size=8", "data.train_batch_size is verl's name; here it is pool.batch_questions"),
         ("data.max_prompt_length=8", "data.max_prompt_length is verl's name; here it is agent.max_prompt_tokens"),
         ("+trainer.total_epochs=3", "trainer.total_epochs is verl's name; "),
-        ("retriever.url=http://x:1/", "retriever.url is Search-R1's name; here it is retrieval.index ("),
+        ("retriever.url=http://x:1/", "retriever.url is Search-R1's name; here it is retrieval.url ("),
         ("retriever.topk=3", "retriever.topk is Search-R1's name; here it is agent.top_k"),
         ("max_turns=4", "max_turns is Search-R1's name; here it is agent.max_searches"),
         ("generator.n_samples_per_prompt=5", "generator.n_samples_per_prompt is SkyRL's name; here it is pool.group_s"),

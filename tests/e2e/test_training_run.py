@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 
@@ -29,6 +30,25 @@ def test_run_leaves_metrics_trajectories_logs_and_checkpoints(whole):
     assert summary["first_eval"]["em"] == evals[0]["em"]
     assert summary["last_eval"]["em"] == evals[-1]["em"]
     assert len(whole.trajectories()) == 4 * 6 * 4
+    lengths = {
+        name: (whole.folder / name).read_text().count("\n") for name in ("groups.jsonl", "eval_trajectories.jsonl")
+    }
+    assert lengths == {"groups.jsonl": 4 * 6, "eval_trajectories.jsonl": 2 * 24}
+    spans = [json.loads(line) for line in (whole.folder / "spans.jsonl").read_text().splitlines()]
+    assert {"learner", "rollout-0", "supervisor"} == {span["actor"] for span in spans}
+    assert {"wait for a batch", "update", "publish", "play a group", "deliver", "evaluate", "save"} <= {
+        span["what"] for span in spans
+    }
+    (about,) = [row for row in whole.rows("event") if row["event"] == "about"]
+    assert about["data"] == "world: 60 questions to train on, 24 held out"
+
+
+def test_the_run_ends_with_a_report_of_all_that_it_logged(whole):
+    page = (whole.folder / "report.html").read_text()
+    (about,) = re.findall(r'<script type="application/json" id="about">(.*)</script>', page)
+    (said,) = json.loads(about)["runs"]
+    assert said["episodes"] == [4 * 6 * 4 + 2 * 24] * 2
+    assert said["notices"] == []
     assert {p.name for p in (whole.folder / "logs").iterdir()} >= {"learner.log", "pool.log", "retrieval.log"}
     assert (whole.folder / ".hydra" / "config.yaml").is_file()
     assert [p.name for p in sorted((whole.folder / "checkpoints").iterdir())] == [

@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 
+from agent.inference.evaluation import eval_row
+from agent.inference.infer import Inferred
 from agent.pool.batches import TakenBatch
+from agent.records import Question, StopReason
 from agent.tickets import QueryState
-from tracking.trajectories import TrajectoryLog
+from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES, EvaluationLog, Texts, TrajectoryLog, kept_up_to
+
+TEXTS = Texts(lambda ids: "".join(f"t{i} " for i in ids))
 
 
 @pytest.fixture
@@ -40,46 +45,102 @@ ORDER = [("q0", 0.0), ("q0", 1.0), ("q2", 0.0), ("q2", 1.0), ("q1", 0.0), ("q1",
 def test_accepted_groups_come_first_each_whole_up_to_the_limit(
     tmp_path: Path, batch: TakenBatch, per_step: int, count: int
 ) -> None:
-    log = TrajectoryLog(path=tmp_path / "trajectories.jsonl", per_step=per_step)
-    log.write(batch, 7)
-    rows = lines(log.path)
+    log = TrajectoryLog(folder=tmp_path, per_step=per_step)
+    log.write(batch, 7, TEXTS)
+    rows = lines(tmp_path / TRAJECTORIES)
     assert of(rows) == ORDER[:count]
     assert [row["accepted"] for row in rows] == [True, True, True, True, False, False][:count]
 
 
 def test_the_limit_is_per_batch(tmp_path: Path, batch: TakenBatch) -> None:
-    log = TrajectoryLog(path=tmp_path / "trajectories.jsonl", per_step=3)
-    log.write(batch, 7)
-    log.write(batch, 8)
-    assert [(row["version"], row["question_id"]) for row in lines(log.path)] == [
+    log = TrajectoryLog(folder=tmp_path, per_step=3)
+    log.write(batch, 7, TEXTS)
+    log.write(batch, 8, TEXTS)
+    assert [(row["version"], row["question_id"]) for row in lines(tmp_path / TRAJECTORIES)] == [
         *((7, "q0"), (7, "q0"), (7, "q2")),
         *((8, "q0"), (8, "q0"), (8, "q2")),
     ]
 
 
 def test_a_line_says_what_decided_the_trajectorys_fate(tmp_path: Path, batch: TakenBatch) -> None:
-    log = TrajectoryLog(path=tmp_path / "trajectories.jsonl", per_step=-1)
-    log.write(batch, 7)
-    call = {"tool": "search", "argument": "x", "titles": ["Emma"]}
-    assert lines(log.path)[1] == {
+    log = TrajectoryLog(folder=tmp_path, per_step=-1)
+    log.write(batch, 7, TEXTS)
+    call = {"tool": "search", "argument": "x", "titles": ["Emma"], "ids": ["d1"], "supporting": []}
+    search = {"text": "<search>x</search>", "observation": "t1 ", "query": "x", "titles": ["Emma"], "found": []}
+    answer = {"text": "a", "observation": "", "query": None, "titles": [], "found": [], "calls": []}
+    tokens = {"tokens": ["t1 ", "t1 "], "logprobs": [-0.5, -0.5], "versions": [[5, 2]]}
+    assert lines(tmp_path / TRAJECTORIES)[1] == {
         "batch": 3,
+        "order": 0,
+        "member": 1,
         "version": 7,
         "question_id": "q0",
         "question": "question 0?",
         "golden_answers": ["yes", "yeah"],
+        "supporting": [],
         "state": "signal",
         "accepted": True,
         "reward": 1.0,
         "outcome": 1.0,
         "evidence": 0.5,
         "gate": None,
+        "cost": 0.0,
         "stop_reason": "answered",
+        "fault": "",
         "answer": "yes",
         "searches": 1,
         "action_tokens": 4,
-        "turns": [
-            {"text": "<search>x</search>", "query": "x", "titles": ["Emma"], "calls": [call]},
-            {"text": "a", "query": None, "titles": [], "calls": []},
-        ],
+        "inherited_turns": 0,
+        "turns": [{**search, "calls": [call], **tokens}, {**answer, **tokens}],
         "worker": "w0",
     }
+
+
+def test_an_episode_that_a_fault_ended_is_there_and_has_no_score(tmp_path: Path, make: Any) -> None:
+    broken = make.trajectory("q0", stop=StopReason.RETRIEVAL_FAILED, answer=None)
+    one = make.group(0, [(1.0, 1.0, None)], [make.trajectory("q0")], excluded=[broken])
+    TrajectoryLog(folder=tmp_path, per_step=-1).write(make.batch([one], {}, {}), 7, TEXTS)
+    scored, excluded = lines(tmp_path / TRAJECTORIES)
+    assert (scored["member"], scored["reward"], scored["fault"]) == (0, 1.0, "")
+    assert (excluded["member"], excluded["reward"], excluded["fault"]) == (1, None, "it broke")
+
+
+def test_every_group_has_a_line_whatever_the_limit_of_episodes_is(tmp_path: Path, batch: TakenBatch) -> None:
+    TrajectoryLog(folder=tmp_path, per_step=0, advantage="mean").write(batch, 7, TEXTS)
+    rows = lines(tmp_path / GROUPS)
+    assert [(row["question_id"], row["accepted"], row["before"]) for row in rows] == [
+        ("q0", True, "unseen"),
+        ("q2", True, "unseen"),
+        ("q1", False, None),
+    ]
+    assert (rows[0]["rewards"], rows[0]["advantages"], rows[0]["searches"]) == ([0.0, 1.0], [-0.5, 0.5], [0, 1])
+    assert lines(tmp_path / TRAJECTORIES) == []
+
+
+def test_supporting_documents_are_marked_and_found_once(tmp_path: Path, make: Any) -> None:
+    """Two searches find the same supporting document: the first one finds it."""
+    question = Question(id="q0", text="who?", golden_answers=("yes",), supporting=("emma",), kind="2-hop")
+    inferred = Inferred(trajectory=make.trajectory("q0", searches=2))
+    log = EvaluationLog(path=tmp_path / EVALUATIONS)
+    log.write(4, [(question, inferred, eval_row(question, inferred))], TEXTS)
+    (row,) = lines(log.path)
+    assert (row["step"], row["question_id"], row["kind"], row["em"], row["evidence"]) == (4, "q0", "2-hop", 1.0, 1.0)
+    assert [turn["found"] for turn in row["turns"]] == [["emma"], [], []]
+    assert [call["supporting"] for turn in row["turns"] for call in turn["calls"]] == [[0], [0]]
+    assert "tokens" not in row["turns"][0]
+
+
+def test_a_fault_of_an_evaluation_has_no_exact_match(tmp_path: Path, make: Any) -> None:
+    question = Question(id="q0", text="who?", golden_answers=("yes",))
+    inferred = Inferred(trajectory=make.trajectory("q0", stop=StopReason.GENERATION_FAILED, answer=None))
+    log = EvaluationLog(path=tmp_path / EVALUATIONS)
+    log.write(4, [(question, inferred, eval_row(question, inferred))], TEXTS)
+    (row,) = lines(log.path)
+    assert (row["em"], row["f1"], row["fault"]) == (None, None, "it broke")
+
+
+def test_what_comes_after_a_checkpoint_is_forgotten_a_line_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / GROUPS
+    path.write_text('{"batch": 0}\n{"batch": 2}\n{"batch": 1, "text": "\\u2028"}\n{"bat')
+    kept_up_to(path, "batch", 2)
+    assert path.read_text() == '{"batch": 0}\n{"batch": 1, "text": "\\u2028"}\n'

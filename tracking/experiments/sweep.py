@@ -22,7 +22,10 @@ from tracking.metrics import MetricsLog, read
 from tracking.run_folder import LOCK
 
 PLAN = "plan.json"
-IRRELEVANT = ("output_dir", "debug", "cache_dir", "tracker", "report", "checkpoints", "resume_allow_changes")
+IRRELEVANT = (
+    *("output_dir", "debug", "cache_dir", "tracker", "report", "checkpoints", "resume_allow_changes"),
+    *("run", "compare", "show"),
+)
 """Keys whose value changes nothing in what a run learns: a job may go on, or count, with others."""
 _LONGEST_NAME = 240
 """File systems take 255 bytes."""

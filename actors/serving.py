@@ -1,0 +1,31 @@
+"""``mode=serve``: the configured index, or the server that stands for it, behind the HTTP server. Without Ray."""
+
+from __future__ import annotations
+
+from actors.plan.machine import check_cache
+from conf.schema import RunConfig
+from retrieval_service.backend import Backend, Identity, open_for
+from retrieval_service.server import run
+from retrieval_service.server.gate import is_loopback
+from retrieval_service.token import read_token
+from tasks.load import load
+from tracking.console import Console
+
+
+def serve(config: RunConfig, console: Console) -> None:
+    """Serves until Ctrl-C. Raises ``UserError`` for what is wrong with the address, the token or the index."""
+    check_cache(config)
+    token = read_token(config.serve.token_file, "serve.token_file")
+    if token is None and not is_loopback(config.serve.host):
+        console.say(f"serve.host={config.serve.host} without a token: whoever reaches it may search", "yellow")
+
+    def open_backend() -> Backend:
+        with console.phase("opening the index"):
+            corpus = load(config.data, config.seed, config.cache, mode="serve").corpus
+            return open_for(corpus, config.retrieval, config.cache)
+
+    def ready(url: str, identity: Identity) -> None:
+        many = f"{identity.documents:,} passages" if identity.documents is not None else "passages"
+        console.say(f"{url} serves {many} of {identity.name}; {url}/docs says how to ask; Ctrl-C ends it")
+
+    run.serve(open_backend, config.retrieval, config.serve, token, ready)

@@ -1,0 +1,142 @@
+"""``mode=train``: a training run, from its data to its last checkpoint.
+
+What is heavy is imported when it is needed: what is wrong is to be refused before.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from actors.stopping import at_once
+from agent.errors import Fault, Stopped, UserError, refused
+from conf.schema import RunConfig
+from tasks.making.config import AUTO
+from tracking.console import Console
+from tracking.dispensable import Dispensable
+
+
+def train(config: RunConfig, run_dir: Path, console: Console, in_short: str, namespace: str) -> None:
+    """The run of ``config`` in ``run_dir``. ``in_short`` says what it is, and ``namespace`` is that of its actors.
+
+    Raises ``UserError``, ``Fault``, or ``Stopped`` for a signal that has ended it.
+    """
+    with at_once():
+        _train(config, run_dir, console, in_short, namespace)
+
+
+def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, namespace: str) -> None:
+    from actors.plan.fit import refusal
+    from actors.plan.installation import slow_bfloat16
+    from actors.plan.machine import check_machine
+
+    if unfit := refusal(config):
+        raise UserError(f"{unfit} (mode=plan shows the whole plan)")
+    check_machine(config)
+    console.say(f"run {run_dir}: {in_short}")
+    if warning := slow_bfloat16(config):
+        console.say(warning, "yellow")
+    with console.phase("reading the data"):
+        from actors.prepare import check_model, look, prepare
+
+        task = look(config, console.say)  # wrong data is refused before anything is built
+    with console.phase("loading PyTorch"):
+        from actors import run_state  # what is refused above shall be refused at once
+        from actors.provenance import Provenance
+        from actors.resume import resumed
+    with console.phase("comparing with the checkpoint" if config.resume else "taking digests of the data"):
+        made_with = Provenance.of(config, task)
+        resume = resumed(config, run_dir, Path("outputs"), made_with, console.say)
+    if resume is not None:
+        config.model.path = str(resume)
+    else:
+        config.resume = None  # if_any found none
+
+    if config.model.path is not None:
+        given = f"resume={config.resume}" if resume is not None else f"model.path={config.model.path}"
+        with console.phase("checking the model"):
+            folder = check_model(config.model.path, given, config.agent)
+        if config.cluster.address is None or Path(config.model.path).expanduser().is_dir():
+            config.model.path = str(folder)  # else the name: nodes of a cluster have snapshots of their own
+    if resume is not None:
+        console.say(f"resuming {resume}")
+    if config.data.experts == AUTO:
+        from actors.experts import own_experts
+
+        model = folder if config.model.path is not None else None
+        with console.phase("making expert trajectories") as phase:
+            file, said = own_experts(config, task, run_dir, model, resume, phase.counting("questions"))
+        config.data.experts = str(file)
+        for line in said:
+            console.say(line)
+
+    with console.phase("loading Ray"):
+        import ray
+
+        from actors.dashboard import entrance
+        from actors.ray_start import start_ray
+
+    def prepared_here() -> Any:
+        with console.phase("checking the prompts"):
+            return prepare(config, run_dir, task)
+
+    extras = Dispensable(lambda why: console.say(why, "yellow"))
+    tracked = run_state.load(resume).tracker if resume is not None else None
+    with ThreadPoolExecutor(2) as threads:
+        prepared_later = threads.submit(prepared_here)
+        tracker_later = threads.submit(_tracker, config, run_dir, made_with.settings, tracked)
+        with console.phase("starting Ray"):
+            dashboard = start_ray(config, namespace)
+        if dashboard:
+            console.say(entrance(dashboard))
+        try:
+            prepared = prepared_later.result()
+            console.notices(prepared.task.notices, run_dir)
+            from actors.noting import note
+            from actors.record import TRACKER
+            from actors.supervisor import Supervisor
+
+            note(config, run_dir, prepared.task)
+            tracker = extras.attempt(TRACKER, tracker_later.result)
+            supervisor = Supervisor(
+                config,
+                prepared,
+                run_dir,
+                console,
+                resume=resume,
+                tracker=tracker,
+                made_with=made_with,
+                extras=extras,
+            )
+            try:
+                summary = supervisor.train()
+            except (Fault, OSError) as fault:
+                why, saved = refused(fault), supervisor.saving.checkpoint
+                extras.attempt("metrics.jsonl", lambda: supervisor.record.event("fault", {"why": why}))
+                raise Fault(why + (f"; resume with resume={saved}" if saved else "")) from fault
+            finally:
+                if tracker is not None:
+                    extras.attempt(TRACKER, tracker.close)
+        finally:
+            with console.phase("Ray shuts down"):
+                ray.shutdown()
+            if (run_dir / "metrics.jsonl").is_file():
+                from tracking.view.mode import view_at_end
+
+                extras.attempt("the page of the run", lambda: view_at_end(run_dir, console))
+    first, last = summary["first_eval"], summary["last_eval"]
+    if first and last and last["step"] == summary["step"] and None not in (first["em"], last["em"]):
+        console.say(f"held-out EM {first['em']:.3f} before, {last['em']:.3f} after {summary['step']} steps", "bold")
+    console.say(f"checkpoint {summary['checkpoint']}, metrics {run_dir / 'metrics.jsonl'}")
+    if (left := supervisor.stopping.leaving) is not None:
+        raise Stopped(left, f" after step {summary['step']}; resume with resume={summary['checkpoint']}")
+
+
+def _tracker(config: RunConfig, run_dir: Path, settings: dict[str, Any], id: str | None) -> Any:
+    """The tracker of a run; ``id`` is what it calls the run that this one goes on with."""
+    if config.tracker.name == "none":
+        return None
+    from tracking.wandb_run import WandbRun
+
+    return WandbRun(config.tracker, run_dir, settings, f"{run_dir.parent.name}/{run_dir.name}", id)

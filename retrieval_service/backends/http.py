@@ -1,0 +1,224 @@
+"""A search service somewhere else, over HTTP, in any dialect of ``retrieval_service/dialects/``.
+
+A request that fails for a reason that may pass (no connection, no answer, 429, 5xx) is sent again after a wait that
+doubles, or that the server names; all within ``retrieval.timeout_s``. What remains is a fault: a failed search is
+never an empty result, and neither is a reply that isn't one.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from agent.errors import RetrievalError, UserError
+from agent.records import Passage
+from retrieval_service.backend import Identity
+from retrieval_service.config import RetrievalConfig
+from retrieval_service.dialects import dialect
+from retrieval_service.dialects.base import items, passage_of
+from retrieval_service.token import read_token
+
+FIRST_WAIT_S = 0.25
+LONGEST_WAIT_S = 8.0
+MAX_REPLY = 256 << 20
+"""Bytes of a reply that are read."""
+PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Statuses after which the same request may succeed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Reply:
+    """What a server has answered."""
+
+    status: int
+    headers: httpx.Headers
+    content: bytes
+
+    @property
+    def reason(self) -> str:
+        """What a refusal says of itself, in a few words."""
+        return " ".join(self.content[:300].decode(errors="replace").split())
+
+    @property
+    def retry_after_s(self) -> float:
+        """Its ``Retry-After``; 0 without one, or for one that is a date."""
+        value = self.headers.get("Retry-After", "")
+        return float(value) if value.isdecimal() and len(value) < 6 else 0.0
+
+    def json(self) -> Any:
+        """Raises ``ValueError`` for what is no JSON."""
+        try:
+            return json.loads(self.content)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+
+
+class Http:
+    """A ``Backend``: another server's. For one thread.
+
+    Raises ``UserError`` if nothing listens at ``config.url``.
+    """
+
+    def __init__(
+        self, index: Path | None, config: RetrievalConfig, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        if config.url is None:
+            raise UserError("retrieval=http needs retrieval.url=http://HOST:PORT/PATH")
+        self._config = config
+        self._dialect = dialect(config.dialect)
+        self._sleep = sleep
+        self._base, self._url = _addresses(config.url, self._dialect.path)
+        token = read_token(config.token_file, "retrieval.token_file")
+        self._client = httpx.Client(
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            limits=httpx.Limits(max_connections=config.threads),
+            follow_redirects=False,  # a token isn't carried on to another host
+            trust_env=False,
+        )
+        self._threads = ThreadPoolExecutor(config.threads, "retrieval-http")
+        try:
+            self._identity = self._look()
+        except BaseException:
+            self.close()
+            raise
+
+    def _look(self) -> Identity:
+        """What ``/health`` says, where there is one; any answer at all shows that a server is there."""
+        try:
+            reply = self._once("GET", f"{self._base}/health", time.monotonic() + self._config.timeout_s, {})
+        except httpx.HTTPError as error:
+            raise UserError(
+                f"retrieval.url={self._config.url}: no server answers there ({type(error).__name__}); start it first"
+            ) from error
+        if reply.status in (401, 403):
+            raise UserError(
+                f"retrieval.url={self._config.url}: the server refuses with {reply.status}; give its token with "
+                "retrieval.token_file=FILE or SLINGSHOT_RETRIEVAL_TOKEN"
+            )
+        try:
+            told = reply.json()["index"]
+            known = {key: told.get(key) for key in ("name", "documents", "checksum", "analyser")}
+            settings = {key: value for key, value in told.items() if key not in (*known, "backend")}
+            settings |= {"url": self._config.url, "dialect": self._config.dialect, "ranked_by": told.get("backend")}
+            return Identity(**known, backend="http", settings=settings)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return Identity(
+                name=self._config.url or "",
+                backend="http",
+                settings={"url": self._config.url, "dialect": self._config.dialect},
+            )
+
+    def identity(self) -> Identity:
+        return self._identity
+
+    def search_batch(self, queries: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
+        """One request for all queries, or one for each where the dialect has no lists, ``threads`` at a time."""
+        if k < 1:
+            raise ValueError(f"k={k}: must be at least 1")
+        end = time.monotonic() + self._config.timeout_s
+        if self._dialect.batched:
+            return self._search(queries, k, end) if queries else []
+        found = self._threads.map(lambda query: self._search([query], k, end), queries)
+        return [hits for one in found for hits in one]
+
+    def _search(self, queries: Sequence[str], k: int, end: float) -> list[tuple[Passage, ...]]:
+        reply = self._ask("POST", self._url, end, content=json.dumps(self._dialect.body(queries, k)).encode())
+        try:
+            found = self._dialect.hits(reply.json())
+            if len(found) != len(queries):
+                raise ValueError(f"it answers {len(found)} of {len(queries)} queries")
+        except ValueError as error:
+            raise RetrievalError(
+                f"{self._url}: not a reply in the dialect {self._config.dialect} ({error}); see retrieval.dialect"
+            ) from error
+        return [hits[:k] for hits in found]
+
+    def following_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
+        """By ``/document/ID``, which Slingshot's own server has and others don't."""
+        found = self.document_batch(document_ids, k + 1)
+        for document_id, passages in zip(document_ids, found, strict=True):
+            if not passages:
+                raise RetrievalError(f"{self._base} has no passage {document_id!r}, or can't say what follows one")
+        return [passages[1:] for passages in found]
+
+    def document_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
+        """By ``/document/ID``; a server that has no such path has no passage."""
+        end = time.monotonic() + self._config.timeout_s
+        return list(self._threads.map(lambda name: self._document(name, k, end), document_ids))
+
+    def _document(self, document_id: str, k: int, end: float) -> tuple[Passage, ...]:
+        url = f"{self._base}/document/{quote(document_id, safe='', errors='replace')}"
+        reply = self._ask("GET", url, end, params={"following": k - 1}, also=(404,))
+        if reply.status == 404:
+            return ()
+        try:
+            told = reply.json()
+            return (passage_of(told), *map(passage_of, items(told.get("following", []), '"following"')))
+        except (ValueError, AttributeError) as error:
+            raise RetrievalError(f"{url}: not a document ({error})") from error
+
+    def _ask(self, method: str, url: str, end: float, *, also: Sequence[int] = (), **request: Any) -> _Reply:
+        """The reply, a success or one of the statuses ``also``. Raises ``RetrievalError`` when time or tries end."""
+        wait = FIRST_WAIT_S
+        for left in range(self._config.retries, -1, -1):
+            asked = 0.0
+            try:
+                reply = self._once(method, url, end, request)
+            except httpx.HTTPError as error:
+                problem = f"{type(error).__name__}: {error}"
+            else:
+                if 200 <= reply.status < 300 or reply.status in also:
+                    return reply
+                problem = f"status {reply.status}: {reply.reason}"
+                if reply.status not in PASSING:
+                    raise RetrievalError(f"{url}: {problem}")
+                asked = reply.retry_after_s
+            pause = max(asked, wait * random.uniform(0.5, 1.0))
+            if not left or time.monotonic() + pause >= end:
+                tries = self._config.retries + 1 - left
+                raise RetrievalError(f"{url}: {problem} ({tries} tries)")
+            self._sleep(pause)
+            wait = min(2 * wait, LONGEST_WAIT_S)
+        raise AssertionError("unreachable")
+
+    def _once(self, method: str, url: str, end: float, request: dict[str, Any]) -> _Reply:
+        """One request. httpx's time-outs are for one read each: the whole has an end here."""
+        content = bytearray()
+        with self._client.stream(
+            method,
+            url,
+            headers={"Content-Type": "application/json", "Accept": "application/json"},
+            timeout=max(0.001, end - time.monotonic()),
+            **request,
+        ) as reply:
+            for part in reply.iter_bytes():
+                content += part
+                if time.monotonic() > end:
+                    raise httpx.ReadTimeout("the reply took too long")
+                if len(content) > MAX_REPLY:
+                    raise RetrievalError(f"{url}: its reply is longer than {MAX_REPLY} bytes")
+        return _Reply(status=reply.status_code, headers=reply.headers, content=bytes(content))
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        self._client.close()
+
+
+def _addresses(url: str, path: str) -> tuple[str, str]:
+    """Where a server is, and where its searches go: the path of ``url``, or the dialect's own where it has none."""
+    parts = urlsplit(url)
+    base = f"{parts.scheme}://{parts.netloc}"
+    return base, base + (parts.path if parts.path not in ("", "/") else path)
+
+
+Backend = Http
+"""What ``retrieval=http`` opens."""

@@ -1,0 +1,128 @@
+"""What a dialect is: a body that asks, the reply to it, and both again from the asking side.
+
+server:  body ──speaks──► request ──asked──► Asked ── search ──► hits ──reply──► JSON
+client:  queries ──body──► JSON ── POST ──► JSON ──hits──► passages
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from agent.records import Passage
+from retrieval_service.corpus import contents_of, split_contents
+
+Hits = tuple[Passage, ...]
+TopK = Annotated[int, Field(ge=1)]
+
+
+class Request(BaseModel):
+    """A body of a request. Types are what they say: a number in quotes is no number. Other keys are ignored."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What a request asks for."""
+
+    queries: tuple[str, ...]
+    k: int
+    scores: bool
+    """Whether the reply gives them."""
+    single: bool = False
+    """One query by itself, and not a list of one: some replies differ."""
+
+
+class Dialect(ABC):
+    """One program's requests and replies."""
+
+    about: ClassVar[str]
+    """Whose it is, for the page that lists the routes."""
+    path: ClassVar[str]
+    """Where its requests go, by POST; several dialects may share one."""
+    request: ClassVar[type[Request]]
+    example: ClassVar[Mapping[str, Any]]
+    """A body that it would send."""
+
+    # --- the server's side ---
+
+    @abstractmethod
+    def speaks(self, body: Mapping[str, Any]) -> bool:
+        """Whether ``body`` is of this dialect, among those that share its path."""
+
+    @abstractmethod
+    def asked(self, request: Any) -> Asked:
+        """What a request, an instance of ``self.request``, asks for."""
+
+    @abstractmethod
+    def reply(self, asked: Asked, found: Sequence[Hits]) -> Any:
+        """The reply, made of what JSON has; ``found`` are each query's passages, best first."""
+
+    # --- the client's side ---
+
+    batched: ClassVar[bool] = True
+    """Whether a body holds several queries."""
+
+    @abstractmethod
+    def body(self, queries: Sequence[str], k: int) -> dict[str, Any]:
+        """A body that asks for each query's ``k`` best passages, with scores; of one query unless ``batched``."""
+
+    @abstractmethod
+    def hits(self, reply: Any) -> list[Hits]:
+        """Each query's passages. Raises ``ValueError`` with the reason for a reply that this dialect doesn't have."""
+
+
+def document(passage: Passage) -> dict[str, str]:
+    """A passage as ``{id, title, text, contents}``, which has the keys that any of the programs reads."""
+    return {
+        "id": passage.id,
+        "title": passage.title,
+        "text": passage.text,
+        "contents": contents_of(passage.title, passage.text),
+    }
+
+
+def passage_of(document: Any, score: Any = 0.0) -> Passage:
+    """The passage that a reply's document is. One without an id is named by a digest of its contents.
+
+    Raises ``ValueError`` with the reason if it is none.
+    """
+    if not isinstance(document, dict):
+        raise ValueError(f"a document is {_kind(document)}, not an object")
+    contents, title, text = (document.get(key) for key in ("contents", "title", "text"))
+    if isinstance(contents, str) and contents.strip():
+        title, text = split_contents(contents)
+    elif not (isinstance(text, str) and text.strip() and isinstance(title or "", str)):
+        raise ValueError('a document has neither "contents" nor "text"')
+    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        raise ValueError(f"a score is {score!r}, not a number")
+    name = document.get("id")
+    if name in (None, ""):
+        name = "contents-" + hashlib.blake2b(f"{title}\n{text}".encode(errors="replace"), digest_size=8).hexdigest()
+    return Passage(id=str(name), title=title or "", text=text, score=float(score))
+
+
+def items(value: Any, what: str) -> list[Any]:
+    """``value`` if it is a list; raises ``ValueError`` that says what is none otherwise."""
+    if not isinstance(value, list):
+        raise ValueError(f"{what} is {_kind(value)}, not a list")
+    return value
+
+
+def paired(documents: Any, scores: Any) -> Hits:
+    """The passages of a list of documents and a list of as many scores; raises ``ValueError`` for anything else."""
+    documents, scores = items(documents, "the documents"), items(scores, "the scores")
+    if len(documents) != len(scores):
+        raise ValueError(f"{len(documents)} documents have {len(scores)} scores")
+    return tuple(map(passage_of, documents, scores))
+
+
+def _kind(value: Any) -> str:
+    return f"a JSON {type(value).__name__}"

@@ -1,0 +1,58 @@
+"""Search-R1's: ``{queries, topk, return_scores}``.
+
+``search_r1/search/retrieval_server.py`` and ``retrieval_request.py`` of PeterGriffinJin/Search-R1. verl's search tool,
+SkyRL's, slime's and rllm's send the same. Its own server breaks where no scores are asked for; here that is answered
+as it was meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from retrieval_service.dialects import base
+from retrieval_service.dialects.base import Asked, Hits, TopK, document, items, passage_of
+
+TOP_K = 3
+"""Of its launch script."""
+
+
+class Request(base.Request):
+    queries: list[str]
+    topk: TopK | None = None
+    return_scores: bool = False
+
+
+class Dialect(base.Dialect):
+    about = "Search-R1, and verl's and SkyRL's search tools"
+    path = "/retrieve"
+    request: ClassVar[type[base.Request]] = Request
+    example: ClassVar[Mapping[str, Any]] = {"queries": ["who wrote Emma?"], "topk": 3, "return_scores": True}
+    key = "queries"
+    """Where the queries are."""
+
+    def speaks(self, body: Mapping[str, Any]) -> bool:
+        return self.key in body
+
+    def asked(self, request: Any) -> Asked:
+        queries = tuple(getattr(request, self.key))
+        return Asked(queries=queries, k=request.topk or TOP_K, scores=request.return_scores)
+
+    def reply(self, asked: Asked, found: Sequence[Hits]) -> Any:
+        if not asked.scores:
+            return {"result": [[document(p) for p in hits] for hits in found]}
+        return {"result": [[{"document": document(p), "score": p.score} for p in hits] for hits in found]}
+
+    def body(self, queries: Sequence[str], k: int) -> dict[str, Any]:
+        return {self.key: list(queries), "topk": k, "return_scores": True}
+
+    def hits(self, reply: Any) -> list[Hits]:
+        if not isinstance(reply, dict) or "result" not in reply:
+            raise ValueError('it has no "result"')
+        return [tuple(map(_passage, items(hits, "a result"))) for hits in items(reply["result"], '"result"')]
+
+
+def _passage(entry: Any) -> Any:
+    if isinstance(entry, dict) and "document" in entry:
+        return passage_of(entry["document"], entry.get("score", 0.0))
+    return passage_of(entry)

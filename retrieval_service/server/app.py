@@ -1,0 +1,157 @@
+"""The routes: every dialect's, and what any program may want to know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, Response
+from pydantic import ValidationError
+from pydantic_core import from_json
+from starlette.routing import Route
+
+from retrieval_service.backend import Identity
+from retrieval_service.dialects import dialect, dialect_names
+from retrieval_service.dialects.base import Dialect, document
+from retrieval_service.server.config import ServeConfig
+from retrieval_service.server.desk import RETRY_AFTER_S, Desk, Refused
+from retrieval_service.server.gate import App, Gate, Receive, Scope, Send
+from retrieval_service.server.metrics import Metrics
+from retrieval_service.server.page import page
+from retrieval_service.server.tools import tools
+from retrieval_service.service import RetrievalService
+
+
+def make_app(service: RetrievalService, identity: Identity, config: ServeConfig, token: str | None) -> App:
+    """The ASGI application over ``service``, which has been started; it asks for ``token``, if there is one."""
+    desk = Desk(service, config)
+    metrics = Metrics(service.stats, lambda: desk.waiting, identity)
+    mcp, mcp_routes = tools(desk, config)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with mcp.session_manager.run():
+            yield
+
+    app = FastAPI(
+        title="Slingshot retrieval",
+        description="Passages by search, in the forms in which other programs ask for them.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_exception_handler(Refused, _refused)
+    _add_dialects(app, desk)
+    _add_facts(app, desk, identity, metrics)
+    app.router.routes.extend(mcp_routes)
+    return Gate(app, config, token, metrics)
+
+
+class _Searches:
+    """The ASGI application of one path, for the dialects that are spoken there.
+
+    It is no handler of FastAPI's, whose work for a request costs more than a short search.
+    """
+
+    def __init__(self, desk: Desk, spoken: Sequence[Dialect]) -> None:
+        self._desk = desk
+        self._spoken = spoken
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = _object((await receive())["body"])  # the gate gives all of it at once
+        one = next((d for d in self._spoken if d.speaks(body)), None)
+        if one is None:
+            keys = sorted({next(iter(d.example)) for d in self._spoken})
+            raise Refused(422, f"the body needs {' or '.join(keys)}")
+        try:
+            asked = one.asked(one.request.model_validate(body))
+        except ValidationError as error:
+            raise Refused(422, _first(error)) from None
+        await _json(one.reply(asked, await self._desk.search(asked)))(scope, receive, send)
+
+    def described(self) -> dict[str, Any]:
+        """What OpenAPI says of it."""
+        schemas = [d.request.model_json_schema() for d in self._spoken]
+        examples = {d.about: {"value": dict(d.example)} for d in self._spoken}
+        body = {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}, "examples": examples}
+        return {
+            "summary": "; ".join(d.about for d in self._spoken),
+            "requestBody": {"required": True, "content": {"application/json": body}},
+            "responses": {"200": {"description": "Passages"}, "4XX": {"description": "Refused, with the reason"}},
+        }
+
+
+def _add_dialects(app: FastAPI, desk: Desk) -> None:
+    by_path: dict[str, list[Dialect]] = {}
+    for name in dialect_names():
+        by_path.setdefault((d := dialect(name)).path, []).append(d)
+    searches = {path: _Searches(desk, spoken) for path, spoken in by_path.items()}
+    app.router.routes.extend(Route(path, endpoint, methods=["POST"]) for path, endpoint in searches.items())
+    others = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        described = others()
+        described["paths"] = {path: {"post": e.described()} for path, e in searches.items()} | described["paths"]
+        return described
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _add_facts(app: FastAPI, desk: Desk, identity: Identity, metrics: Metrics) -> None:
+    told = asdict(identity)
+    told |= told.pop("settings")
+
+    @app.get("/health", summary="The index: name, checksum, passages, analyser, k1, b")
+    async def health() -> dict[str, Any]:
+        return {"status": "healthy", "index": told, "waiting": desk.waiting}
+
+    @app.get("/info", summary="David-GRPO's form of it")
+    async def info() -> dict[str, Any]:
+        return {"model": identity.backend, "device": "cpu", "corpus_size": identity.documents, "index_loaded": True}
+
+    @app.get("/document/{document_id:path}", summary="One passage, and those that follow it in the same document")
+    async def one_document(request: Request, document_id: str) -> Response:
+        given = request.query_params.get("following", "0")
+        if not (given.isascii() and given.isdecimal() and len(given) < 10):
+            raise Refused(422, "following: must be a number of passages")
+        passage, after = await desk.document(document_id, int(given))
+        return _json({**document(passage), **({"following": [document(p) for p in after]} if int(given) else {})})
+
+    @app.get("/metrics", summary="Prometheus")
+    async def scrape() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(page(app.openapi()))
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise Refused(400, f"the body is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise Refused(422, f"the body is a JSON {type(value).__name__}, and an object is needed")
+    return value
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing that is wrong with a body: where, and what. Nothing of what was sent is in it."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
+def _json(value: Any) -> Response:
+    # Passages may come from anywhere: ASCII holds even what UTF-8 can't.
+    return Response(json.dumps(value), media_type="application/json")
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if error.status in (429, 503) else {}
+    return Response(json.dumps({"detail": error.reason}), error.status, headers, "application/json")

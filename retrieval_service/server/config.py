@@ -1,0 +1,42 @@
+"""Settings of the HTTP server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from agent.errors import UserError
+from agent.settings import PATH, TEXT, bounded, check_bounds
+
+
+@dataclass
+class ServeConfig:
+    """Where ``mode=serve`` listens, who may ask, and how much at once."""
+
+    host: str = field(default="127.0.0.1", metadata=TEXT)
+    """The address to listen at; the default is reached from this machine alone, ``0.0.0.0`` from everywhere."""
+    port: int = bounded(8000, "in [0, 65535]")
+    """0 takes a free one."""
+    token_file: str | None = field(default=None, metadata=PATH)
+    """The file with the token that requests must bear; without one, it is taken from ``SLINGSHOT_RETRIEVAL_TOKEN``.
+    Without either, whoever reaches the server may search."""
+    max_query_chars: int = bounded(10_000, "at least 1")
+    """Longest query. Lucene takes a word after the other, so a long one is slow for all."""
+    max_queries: int = bounded(4096, "at least 1")
+    """Most queries of one request; Search-R1 sends those of a whole batch of rollouts."""
+    max_top_k: int = bounded(100, "at least 1")
+    max_body_kib: int = bounded(4096, "at least 1")
+    """Longest body of a request."""
+    max_waiting: int = bounded(8192, "at least 1")
+    """Most searches that wait at once, of all requests together; one more request is answered with 429."""
+    max_connections: int = bounded(512, "at least 1")
+    """Most open connections; the next one is answered with 429 and closed."""
+    read_timeout_s: float = bounded(10.0, "above 0")
+    """Longest that a client may take to send a request's head, and then its body."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "serve")
+        if self.max_waiting < self.max_queries:
+            raise UserError(
+                f"serve.max_waiting={self.max_waiting} must be at least serve.max_queries={self.max_queries}, or a "
+                "request of that many could never be answered"
+            )

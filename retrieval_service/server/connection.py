@@ -1,0 +1,92 @@
+"""A connection with an end to what a client may leave open."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from retrieval_service.server.config import ServeConfig
+from retrieval_service.server.desk import RETRY_AFTER_S
+
+MAX_HEAD = 64 << 10
+"""Bytes of a request's line and headers."""
+GONE = "slingshot.gone"
+"""Set in the scope of a request whose client has gone, before its task is cancelled."""
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's, which waits for ever for a request's head and reads one of any length.
+
+    A head that isn't complete in ``read_timeout_s`` closes the connection, and one longer than ``MAX_HEAD`` or a
+    connection too many is refused first. The body's limits are the gate's. A request whose client goes away is
+    cancelled, which makes the line shorter.
+    """
+
+    limits = ServeConfig()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._late: asyncio.TimerHandle | None = None
+        self._head = 0
+        self._running: Any = None
+        if len(self.connections) > self.limits.max_connections:
+            self._refuse("429 Too Many Requests", f"{self.limits.max_connections} connections are open", RETRY_AFTER_S)
+        else:
+            self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if self._late is None and self.cycle.response_complete:
+            self._await_head()  # another request, on a connection that was kept
+        if self._late is not None or not self.cycle.more_body:
+            self._head += len(data)  # of the next request too, while this one is answered
+        super().data_received(data)
+        if self._head > MAX_HEAD and not self.transport.is_closing():
+            self._refuse("431 Request Header Fields Too Large", f"the head has more than {MAX_HEAD} bytes")
+
+    def on_headers_complete(self) -> None:
+        self._head_came()
+        self._head = 0  # a body may have come with the end of its head
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_came()
+        super().connection_lost(exc)
+        if self._running is not None and not self._running.response_complete:
+            self._running.scope[GONE] = True
+            self._task.cancel()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        # uvicorn's own, but that the task is kept.
+        self._running = cycle
+        self._task = self.loop.create_task(cycle.run_asgi(app))
+        self._task.add_done_callback(self.tasks.discard)
+        self.tasks.add(self._task)
+
+    def _await_head(self) -> None:
+        self._head = 0
+        self._late = self.loop.call_later(self.limits.read_timeout_s, self.transport.close)
+
+    def _head_came(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _refuse(self, status: str, reason: str, retry_after_s: int | None = None) -> None:
+        body = json.dumps({"detail": reason}).encode()
+        again = f"retry-after: {retry_after_s}\r\n" if retry_after_s is not None else ""
+        head = (
+            f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            f"{again}connection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+def connection(limits: ServeConfig) -> type[Any]:
+    """The class of connections with these limits, as uvicorn takes it."""
+    return type("LimitedConnection", (Connection,), {"limits": limits})

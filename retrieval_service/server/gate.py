@@ -1,0 +1,145 @@
+"""The gate before all routes: who may enter, and the body of a request, whole and of bounded size."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from typing import Any
+
+from retrieval_service.server.config import ServeConfig
+from retrieval_service.server.connection import GONE
+from retrieval_service.server.desk import Refused
+from retrieval_service.server.metrics import Metrics
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN = frozenset({"/docs", "/openapi.json"})
+"""Paths that need no token: they say what the program is, and nothing of the index."""
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
+SWALLOWED = 64 << 20
+"""Bytes of a body too long that are still read, and dropped, so that the client gets to see why."""
+
+
+class Gate:
+    """An ASGI application around ``app``, which gets every body in one piece.
+
+    At a loopback address without a token, a request must name it in its ``Host``: a page in a browser on this machine
+    could else search through a name of its own that leads here.
+    """
+
+    def __init__(self, app: App, config: ServeConfig, token: str | None, metrics: Metrics) -> None:
+        self._app = app
+        self._config = config
+        self._token = f"Bearer {token}".encode() if token is not None else None
+        self._local = token is None and is_loopback(config.host)
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 0
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._enter(scope, receive, watched)
+        except asyncio.CancelledError:
+            if not scope.get(GONE):
+                raise
+        finally:
+            route = getattr(scope.get("route"), "path", None)
+            self._metrics.answered(route or "other", status, time.perf_counter() - began)
+
+    async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self._check(scope)
+            body = await self._body(scope, receive)
+        except Refused as refused:
+            await _say(refused, send)
+            return
+        if body is None:
+            return  # the client has gone
+        given = False
+
+        async def replay() -> Message:
+            nonlocal given
+            if not given:
+                given = True
+                return {"type": "http.request", "body": body, "more_body": False}
+            return await receive()
+
+        await self._app(scope, replay, send)
+
+    def _check(self, scope: Scope) -> None:
+        if self._local:
+            host = next(_values(scope, b"host"), b"").decode("latin-1")
+            if _name(host) not in LOOPBACK:
+                raise Refused(403, "this server answers requests to localhost or 127.0.0.1 alone; set a token")
+        if self._token is not None and scope["path"] not in OPEN:
+            given = next(_values(scope, b"authorization"), b"")
+            if not hmac.compare_digest(given, self._token):
+                raise Refused(401, "a token is needed: Authorization: Bearer TOKEN")
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The whole body; None if the client went away meanwhile."""
+        limit = self._config.max_body_kib << 10
+        parts: list[bytes] = []
+        size, more = 0, True
+        try:
+            async with asyncio.timeout(self._config.read_timeout_s):
+                while more and size <= SWALLOWED:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    size += len(message.get("body", b""))
+                    more = message.get("more_body", False)
+                    if size <= limit:
+                        parts.append(message.get("body", b""))
+                    else:
+                        parts.clear()
+        except TimeoutError:
+            reason = f"the body was not there after {self._config.read_timeout_s:g} s"
+            raise Refused(413 if size > limit else 408, reason) from None
+        if size > limit:
+            raise Refused(413, f"a body of more than {limit} bytes")
+        return b"".join(parts)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine alone."""
+    return host in LOOPBACK or host.startswith("127.")
+
+
+def _values(scope: Scope, name: bytes) -> Iterator[bytes]:
+    return (value for key, value in scope["headers"] if key == name)
+
+
+def _name(host: str) -> str:
+    """A ``Host`` header less its port."""
+    return host.rpartition(":")[0] if ":" in host and not host.endswith("]") else host
+
+
+async def _say(refused: Refused, send: Send) -> None:
+    body = json.dumps({"detail": refused.reason}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        # What is left of the body may still come.
+        (b"connection", b"close"),
+    ]
+    if refused.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,275 @@
+"""``retrieval=http``: against our own server in every dialect, and against scripted servers that misbehave."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served import CONFIG, Running, Scripted, running
+
+from agent.errors import RetrievalError, UserError
+from agent.records import Passage
+from retrieval_service.backend import open_backend, open_for
+from retrieval_service.backends.http import Http
+from retrieval_service.config import RetrievalConfig
+from retrieval_service.dialects import dialect_names
+from retrieval_service.dialects.base import passage_of
+from retrieval_service.token import read_token
+
+QUERIES = ["Emma Austen", "the of", "marmalade", "首都 😀", "", "Berlin albums of 1977"]
+
+
+def asking(url: str, **settings: Any) -> RetrievalConfig:
+    return RetrievalConfig(backend="http", url=url, **settings)
+
+
+@contextmanager
+def opened(config: RetrievalConfig, sleep: Callable[[float], None] | None = None) -> Iterator[Http]:
+    backend = Http(None, config, sleep or (lambda seconds: None))
+    try:
+        yield backend
+    finally:
+        backend.close()
+
+
+# --- against our own server ------------------------------------------------------------------------
+
+
+@pytest.mark.jvm
+@pytest.mark.parametrize("name", dialect_names())
+def test_every_dialect_finds_what_the_index_gives_directly(server: Running, served_index: Path, name: str) -> None:
+    direct = open_backend(CONFIG, served_index)
+    try:
+        expected = direct.search_batch(QUERIES, 4)
+    finally:
+        direct.close()
+    with opened(asking(server.url, dialect=name)) as http:
+        assert http.search_batch(QUERIES, 4) == expected
+        assert http.search_batch([], 4) == []
+
+
+@pytest.mark.jvm
+def test_documents_what_follows_them_and_the_identity_come_along(server: Running, served_index: Path) -> None:
+    with opened(asking(f"{server.url}/retrieve")) as http:
+        found = http.document_batch(["twin-3", "nobody", "a/b c?1.txt#0"], 2)
+        assert [[p.id for p in one] for one in found] == [["twin-3", "twin-1"], [], ["a/b c?1.txt#0"]]
+        assert [p.id for p in http.following_batch(["twin-3"], 2)[0]] == ["twin-1", "twin-2"]
+        with pytest.raises(RetrievalError, match="has no passage 'nobody'"):
+            http.following_batch(["nobody"], 2)
+        told = http.identity()
+        there = server.identity
+        assert (told.name, told.documents, told.checksum) == (there.name, there.documents, there.checksum)
+        assert (told.backend, told.settings["ranked_by"], told.settings["k1"]) == ("http", "bm25", 0.9)
+
+
+def test_a_service_over_a_service_is_one(tmp_path: Path) -> None:
+    with running(Scripted) as inner:
+        config = asking(inner.url)
+        with running(lambda: open_for(tmp_path / "unread.jsonl", config, tmp_path), config) as outer:
+            asked = {"queries": ["a", "b"], "return_scores": True}
+            assert outer.post("/retrieve", asked).json() == inner.post("/retrieve", asked).json()
+
+
+def test_a_token_goes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").write_text("t0ken\n")
+    with running(Scripted, token="t0ken") as server:
+        with pytest.raises(UserError, match=r"the server refuses with 401; give its token with retrieval\.token_file"):
+            Http(None, asking(server.url))
+        with opened(asking(server.url, token_file=str(tmp_path / "token"))) as http:
+            assert len(http.search_batch(["a"], 2)[0]) == 2
+        monkeypatch.setenv("SLINGSHOT_RETRIEVAL_TOKEN", "t0ken")
+        with opened(asking(server.url)) as http:
+            assert len(http.search_batch(["a"], 2)[0]) == 2
+
+
+@pytest.mark.parametrize("text", ["", " \n", "two words", "größe", "a\x00b"])
+def test_a_file_without_a_token_is_refused_and_not_shown(tmp_path: Path, text: str) -> None:
+    (tmp_path / "token").write_text(text)
+    with pytest.raises(UserError, match=r"serve\.token_file=.*: a token is one word") as caught:
+        read_token(str(tmp_path / "token"), "serve.token_file")
+    assert not text.strip() or text not in str(caught.value)
+    with pytest.raises(UserError, match="can't be read as text"):
+        read_token(str(tmp_path / "none"), "serve.token_file")
+
+
+# --- against servers that misbehave ----------------------------------------------------------------
+
+
+class Script:
+    """A server that answers POST with what it is given, one after the other, the last for ever."""
+
+    def __init__(self, *answers: tuple[int, bytes] | tuple[int, bytes, dict[str, str]]) -> None:
+        self.answers = list(answers)
+        self.asked: list[dict[str, Any]] = []
+        self.url = ""
+
+    def next(self) -> tuple[int, bytes, dict[str, str]]:
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return answer if len(answer) == 3 else (*answer, {})
+
+    @contextmanager
+    def running(self) -> Iterator[Script]:
+        script = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(404)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def do_POST(self) -> None:
+                script.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                status, body, headers = script.next()
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            self.url = f"http://127.0.0.1:{server.server_port}"
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+            thread.start()
+            try:
+                yield self
+            finally:
+                server.shutdown()
+                thread.join()
+
+
+ONE = json.dumps({"result": [[{"document": {"contents": '"T"\nx'}, "score": 2.5}]]}).encode()
+
+
+def test_a_server_that_is_busy_is_asked_again_after_a_wait() -> None:
+    slept: list[float] = []
+    answers = ((429, b"{}", {"Retry-After": "3"}), (503, b"busy"), (500, b""), (200, ONE))
+    with Script(*answers).running() as script, opened(asking(script.url), slept.append) as http:
+        ((hit,),) = http.search_batch(["q"], 3)
+    assert (hit.title, hit.text, hit.score) == ("T", "x", 2.5)
+    assert script.asked == [{"queries": ["q"], "topk": 3, "return_scores": True}] * 4
+    assert slept[0] == 3.0, "what the server named"
+    assert 0.25 <= slept[1] <= 0.5, "twice the first wait, less a random part"
+    assert 0.5 <= slept[2] <= 1.0
+
+
+def test_a_server_that_stays_busy_is_a_fault() -> None:
+    with Script((503, b'{"detail": "no index"}')).running() as script:
+        with (
+            opened(asking(script.url, retries=2)) as http,
+            pytest.raises(RetrievalError, match=r"503: .*no index.*3 tri"),
+        ):
+            http.search_batch(["q"], 3)
+        assert len(script.asked) == 3
+        with (
+            opened(asking(script.url, retries=50, timeout_s=2.0)) as http,
+            pytest.raises(RetrievalError, match="status 503"),
+        ):
+            http.search_batch(["q"], 3)  # the next wait would go beyond the time-out
+        assert len(script.asked) < 20
+
+
+def test_a_refusal_is_a_fault_at_once() -> None:
+    with Script((422, b'{"detail": "100 passages"}')).running() as script, opened(asking(script.url)) as http:
+        with pytest.raises(RetrievalError, match=r"status 422: .*100 passages"):
+            http.search_batch(["q"], 1000)
+        assert len(script.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "reply", "reason"),
+    [
+        ("search_r1", b"", "Expecting value"),
+        ("search_r1", b"[" * 100_000, "nested too deeply"),
+        ("search_r1", b"[]", 'it has no "result"'),
+        ("search_r1", b'{"result": []}', "it answers 0 of 1 queries"),
+        ("search_r1", b'{"result": [[], []]}', "it answers 2 of 1 queries"),
+        ("search_r1", b'{"result": "Search request failed"}', '"result" is a JSON str, not a list'),
+        ("search_r1", b'{"result": [[{"document": null, "score": 1}]]}', "a document is a JSON NoneType"),
+        ("search_r1", b'{"result": [[{"document": {"contents": ""}, "score": 1}]]}', 'neither "contents" nor "text"'),
+        ("search_r1", b'{"result": [[{"document": {"contents": "x"}, "score": NaN}]]}', "a score is nan, not a number"),
+        ("search_r1", b'{"result": [[{"document": {"contents": "x"}, "score": "1"}]]}', "a score is '1'"),
+        ("david_grpo", b'[{"documents": []}]', 'lacks "documents" or "scores"'),
+        ("david_grpo", b'[{"documents": [{"contents": "x"}], "scores": []}]', "1 documents have 0 scores"),
+        ("flashrag", b"[[]]", "a list of 1, not a pair"),
+        ("flashrag", b"[[[]], []]", "1 lists of documents have 0 lists of scores"),
+    ],
+)
+def test_what_is_no_reply_is_a_fault_and_never_an_empty_result(name: str, reply: bytes, reason: str) -> None:
+    with Script((200, reply)).running() as script, opened(asking(script.url, dialect=name)) as http:
+        with pytest.raises(RetrievalError, match=f"not a reply in the dialect {name} \\(.*{reason}"):
+            http.search_batch(["q"], 3)
+        assert len(script.asked) == 1, "it would be the same again"
+
+
+def test_a_server_that_never_answers_is_a_fault_when_the_time_is_over() -> None:
+    backend = Scripted()
+    with running(lambda: backend, read_timeout_s=60.0) as server:
+        with opened(asking(server.url, timeout_s=0.5, retries=100)) as http:
+            backend.go_on.clear()
+            with pytest.raises(RetrievalError, match="ReadTimeout"):
+                http.search_batch(["q"], 3)
+        backend.go_on.set()
+
+
+def test_nobody_there_is_told_before_the_start() -> None:
+    with Script((200, ONE)).running() as script:
+        pass
+    with pytest.raises(UserError, match=r"retrieval\.url=.*: no server answers there \(ConnectError\); start it first"):
+        Http(None, asking(script.url))
+
+
+def test_a_foreign_server_is_known_by_its_address_and_its_passages_by_their_contents() -> None:
+    with Script((200, ONE)).running() as script, opened(asking(f"{script.url}/elsewhere")) as http:
+        assert http.identity().name == f"{script.url}/elsewhere"
+        first, second = http.search_batch(["q"], 3), http.search_batch(["r"], 3)
+        assert first == second
+        assert first[0][0].id.startswith("contents-")
+        with pytest.raises(RetrievalError, match="can't say what follows"):
+            http.following_batch(["q"], 1)
+
+
+def test_documents_of_any_server_are_passages() -> None:
+    assert passage_of({"id": 7, "contents": '"T"\nx'}, 1) == Passage(id="7", title="T", text="x", score=1.0)
+    assert passage_of({"id": "a", "title": "T", "text": "x"}) == Passage(id="a", title="T", text="x")
+    assert passage_of({"id": "a", "text": "x"}).title == ""
+    assert passage_of({"contents": "x"}).id == passage_of({"contents": "x", "id": ""}).id
+    assert passage_of({"contents": "x"}).id != passage_of({"contents": "y"}).id
+    assert passage_of({"contents": "\ud800"}).id.startswith("contents-")
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"backend": "http"}, r"retrieval=http needs retrieval\.url=http://HOST:PORT"),
+        ({"url": "http://x:1"}, r"retrieval\.url is for retrieval=http"),
+        ({"backend": "http", "url": "http://x:1", "index": "folder"}, "leave one out"),
+        ({"backend": "http", "url": "http://x:1", "dialect": "search-r1"}, "did you mean 'search_r1'"),
+        ({"backend": "http", "url": "http://x:1", "retries": -1}, r"retrieval\.retries=-1 must be at least 0"),
+        *(
+            ({"backend": "http", "url": url}, r"is written http://HOST:PORT")
+            for url in (
+                "x:1",
+                "ftp://x",
+                "http://",
+                "http://x:99999",
+                "http://u:p@x",
+                "http://x/?q=1",
+                "http://x y",
+                "",
+            )
+        ),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        RetrievalConfig(**settings)

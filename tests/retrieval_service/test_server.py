@@ -1,0 +1,391 @@
+"""The server over a real index, asked over real connections: each dialect by its public shape, and who is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from patience import until
+from served import CONFIG, PASSAGES, PATIENCE_S, Running, Scripted, open_index, running
+
+from agent.errors import UserError
+from agent.records import Passage
+from retrieval_service import jvm
+from retrieval_service.backend import open_backend
+from retrieval_service.config import RetrievalConfig
+from retrieval_service.corpus import corpus_checksum
+from retrieval_service.dialects import dialect, dialect_names
+from retrieval_service.server.config import ServeConfig
+from retrieval_service.server.run import listen
+
+pytestmark = pytest.mark.jvm
+
+EMMA = {
+    "id": "emma",
+    "title": "Emma (novel)",
+    "text": "Emma is a novel by Jane Austen, published in 1815.",
+    "contents": '"Emma (novel)"\nEmma is a novel by Jane Austen, published in 1815.',
+}
+
+
+def ids(documents: list[dict[str, Any]]) -> list[str]:
+    return [d["id"] for d in documents]
+
+
+def refusal(reply: httpx.Response, status: int) -> str:
+    assert reply.status_code == status, reply.text
+    assert list(reply.json()) == ["detail"]
+    reason: str = reply.json()["detail"]
+    assert reason.isprintable()
+    return reason
+
+
+# --- dialects --------------------------------------------------------------------------------------
+
+
+def test_search_r1_gets_its_nested_lists_with_scores(server: Running) -> None:
+    """As its ``retrieval_request.py`` asks."""
+    reply = server.post("/retrieve", {"queries": ["Emma Austen", "lighthouses"], "topk": 2, "return_scores": True})
+    assert reply.headers["content-type"] == "application/json"
+    first, second = reply.json()["result"]
+    assert [e["document"]["id"] for e in first] == ["emma", "persuasion"]
+    assert first[0]["document"] == EMMA
+    assert first[0]["score"] > first[1]["score"] > 0
+    assert ids([e["document"] for e in second]) == ["untitled"]
+
+
+def test_search_r1_gets_documents_alone_without_scores(server: Running) -> None:
+    reply = server.post("/retrieve", {"queries": ["Emma Austen novel"], "topk": None, "return_scores": False}).json()
+    assert ids(reply["result"][0])[:2] == ["emma", "persuasion"]
+    assert len(reply["result"][0]) == 3
+    assert server.post("/retrieve", {"queries": ["Emma Austen novel"]}).json() == reply
+
+
+def test_verls_and_skyrls_tools_read_what_they_get(server: Running) -> None:
+    """What both do with a reply: title and text out of the contents, by the first newline."""
+    payload = {"queries": ["Emma"], "topk": 1, "return_scores": True}
+    headers = {"Content-Type": "application/json", "Accept": "application/json"}
+    raw = httpx.post(f"{server.url}/retrieve", headers=headers, json=payload, timeout=PATIENCE_S).json()["result"]
+    (title, _, text) = raw[0][0]["document"]["contents"].partition("\n")
+    assert (title, text) == ('"Emma (novel)"', EMMA["text"])
+
+
+def test_verl_may_say_query_list(server: Running) -> None:
+    asked = {"topk": 2, "return_scores": True}
+    same = server.post("/retrieve", {"queries": ["Emma", "Berlin"], **asked}).json()
+    assert server.post("/retrieve", {"query_list": ["Emma", "Berlin"], **asked}).json() == same
+
+
+def test_skyrl_may_ask_one_query_by_itself(server: Running) -> None:
+    same = server.post("/retrieve", {"queries": ["Emma"], "topk": 2, "return_scores": True}).json()
+    assert server.post("/retrieve", {"query": "Emma", "topk": 2, "return_scores": True}).json() == same
+
+
+def test_david_grpo_gets_an_object_for_a_query_and_a_list_for_a_list(server: Running) -> None:
+    """Its client asserts that the object has two keys with scores and one without."""
+    one = server.post("/retrieve", {"query": "Emma Austen", "tok_k": 2, "return_score": True}).json()
+    assert list(one) == ["documents", "scores"]
+    assert one["documents"][0] == {key: EMMA[key] for key in ("id", "contents")}
+    assert len(one["scores"]) == 2
+    bare = server.post("/retrieve", {"query": "Emma Austen", "tok_k": 2, "return_score": False}).json()
+    assert bare == {"documents": one["documents"]}
+    several = server.post("/retrieve", {"query": ["Emma Austen", "the of"], "tok_k": 2, "return_score": True}).json()
+    assert several == [one, {"documents": [], "scores": []}]
+    info = server.client.get("/info").json()
+    assert (info["corpus_size"], info["index_loaded"]) == (len(PASSAGES), True)
+
+
+def test_flashrag_gets_documents_or_a_pair(server: Running) -> None:
+    documents = server.post("/search", {"query": "Emma Austen", "top_n": 2}).json()
+    assert ids(documents) == ["emma", "persuasion"]
+    pair = server.post("/search", {"query": "Emma Austen", "top_n": 2, "return_score": True}).json()
+    assert pair[0] == documents
+    assert pair[1][0] > pair[1][1]
+    batch = server.post("/batch_search", {"query": ["Emma Austen", "Berlin"], "top_n": 2, "return_score": True}).json()
+    assert [half[0] for half in batch] == pair
+    assert [len(half) for half in batch] == [2, 2]
+    assert server.post("/batch_search", {"query": ["Emma Austen"], "top_n": 2}).json() == [documents]
+    assert len(server.post("/search", {"query": "novel"}).json()) == 10, "its default"
+
+
+def test_every_dialects_example_is_answered_and_read(server: Running) -> None:
+    """The server's side against the client's side, of each file there is."""
+    for name in dialect_names():
+        spoken = dialect(name)
+        assert server.post(spoken.path, spoken.example).status_code == 200
+        found = spoken.hits(server.post(spoken.path, spoken.body(["Emma Austen"], 2)).json())
+        assert [[p.id for p in hits] for hits in found] == [["emma", "persuasion"]]
+
+
+def test_no_query_no_results_and_a_query_of_nothing_no_passages(server: Running) -> None:
+    assert server.post("/retrieve", {"queries": []}).json() == {"result": []}
+    assert server.post("/retrieve", {"queries": ["", "\x00", "the of"]}).json() == {"result": [[], [], []]}
+
+
+# --- other routes ----------------------------------------------------------------------------------
+
+
+def test_a_document_is_found_by_its_id(server: Running) -> None:
+    assert server.client.get("/document/emma").json() == EMMA
+    assert server.client.get("/document/a%2Fb%20c%3F1.txt%230").json()["text"] == "Odd names of files, number 1."
+    twins = server.client.get("/document/twin-3?following=2").json()
+    assert (twins["id"], ids(twins["following"])) == ("twin-3", ["twin-1", "twin-2"])
+    assert "no passage" in refusal(server.client.get("/document/nobody"), 404)
+    assert "following" in refusal(server.client.get("/document/emma?following=-1"), 422)
+    assert "following" in refusal(server.client.get("/document/emma?following=51"), 422)
+    assert server.client.get("/document/emma?following=0").json() == EMMA
+
+
+def test_health_says_which_index_it_is(server: Running, served_index: Path) -> None:
+    told = server.client.get("/health").json()
+    assert told["status"] == "healthy"
+    index = told["index"]
+    assert index["documents"] == len(PASSAGES)
+    assert index["checksum"] == corpus_checksum(served_index.parents[1] / "corpus.jsonl")
+    assert (index["name"], index["backend"], index["analyser"]) == ("corpus.jsonl", "bm25", "porter")
+    assert (index["k1"], index["b"], index["lucene_generation"]) == (0.9, 0.4, 1)
+
+
+def test_metrics_count_requests_and_searches(server: Running) -> None:
+    counted = 'slingshot_retrieval_requests_total{route="/search",status="200"}'
+    before = server.metric(counted), server.metric("slingshot_retrieval_queries_total")
+    server.post("/search", {"query": "Emma Austen"})
+    after = server.metric(counted), server.metric("slingshot_retrieval_queries_total")
+    assert after == (before[0] + 1, before[1] + 1)
+    assert server.metric("slingshot_retrieval_waiting") == 0
+
+
+def test_openapi_and_its_page_name_every_route(server: Running) -> None:
+    paths = server.client.get("/openapi.json").json()["paths"]
+    assert {"/retrieve", "/search", "/batch_search", "/document/{document_id}", "/health", "/metrics"} <= set(paths)
+    body = paths["/search"]["post"]["requestBody"]["content"]["application/json"]
+    assert set(body["schema"]["properties"]) == {"query", "top_n", "return_score"}
+    page = server.client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert all(path in page.text for path in paths)
+    assert "http://" not in page.text, "it loads nothing from anywhere"
+    assert "https://" not in page.text
+
+
+def test_mcp_clients_search_and_fetch(server: Running) -> None:
+    from mcp import Client
+
+    async def ask() -> tuple[Any, Any, Any, Any]:
+        async with Client(f"{server.url}/mcp") as client:
+            names = [tool.name for tool in (await client.list_tools()).tools]
+            found = await client.call_tool("search", {"query": "Emma Austen", "top_k": 2})
+            fetched = await client.call_tool("fetch", {"id": "emma"})
+            wrong = await client.call_tool("fetch", {"id": "nobody"})
+            return names, found, fetched, wrong
+
+    names, found, fetched, wrong = asyncio.run(ask())
+    assert names == ["search", "fetch"]
+    results = json.loads(found.content[0].text)["results"]
+    assert ids(results) == ["emma", "persuasion"]
+    assert json.loads(fetched.content[0].text)["text"] == EMMA["text"]
+    assert wrong.is_error
+    assert "no passage" in wrong.content[0].text
+
+
+# --- the same as Lucene's own ----------------------------------------------------------------------
+
+
+def test_64_clients_get_what_the_searcher_gives_directly(server: Running, served_index: Path) -> None:
+    """Anserini's ``SimpleSearcher`` is what Pyserini's ``LuceneSearcher`` calls; hits are compared to the last bit."""
+    jvm.start_jvm(CONFIG.heap, CONFIG.threads)
+    searcher = jvm.java_class("io.anserini.search.SimpleSearcher")(str(served_index))
+    searcher.set_bm25(CONFIG.k1, CONFIG.b)
+    queries = [f"novel sold in {year} by {who}" for year in range(40) for who in ("Austen", "marmalade")]
+    expected = {q: [(hit.docid, hit.score) for hit in searcher.search(q, 5)] for q in queries}
+    searcher.close()
+
+    async def client(number: int, http: httpx.AsyncClient) -> None:
+        asked = queries[number::64] + queries[: number % 2]
+        for query in asked:
+            reply = await http.post("/retrieve", json={"queries": [query], "topk": 5, "return_scores": True})
+            assert [(e["document"]["id"], e["score"]) for e in reply.json()["result"][0]] == expected[query]
+
+    async def all_clients() -> None:
+        limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
+        async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_S, limits=limits, trust_env=False) as http:
+            await asyncio.gather(*(client(number, http) for number in range(64)))
+
+    asyncio.run(all_clients())
+
+
+# --- limits ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "reason"),
+    [
+        ("/retrieve", {"queries": ["x" * 1001]}, 422, "a query of 1001 characters, and at most 1000"),
+        ("/retrieve", {"queries": ["x"] * 201}, 422, "201 queries, and at most 200"),
+        ("/retrieve", {"queries": ["x"], "topk": 51}, 422, "51 passages a query; from 1 to 50"),
+        ("/retrieve", {"queries": ["x"], "topk": -1}, 422, "topk: Input should be greater than or equal to 1"),
+        ("/retrieve", {"queries": ["x"], "topk": 10**40}, 422, "passages a query"),
+        ("/retrieve", {"queries": ["x"], "topk": "3"}, 422, "topk: Input should be a valid integer"),
+        ("/retrieve", {"queries": "x"}, 422, "queries: Input should be a valid list"),
+        ("/retrieve", {"queries": ["x", 3]}, 422, "queries.1: Input should be a valid string"),
+        ("/retrieve", {"question": "x"}, 422, "the body needs"),
+        ("/retrieve", ["x"], 422, "the body is a JSON list, and an object is needed"),
+        ("/retrieve", {"query": {"a": 1}, "tok_k": 3}, 422, "query"),
+        ("/search", {"query": ["x"]}, 422, "query: Input should be a valid string"),
+        ("/batch_search", {"query": "x"}, 422, "query: Input should be a valid list"),
+        ("/retrieve", {"queries": ["x" * 70_000]}, 413, "a body of more than 65536 bytes"),
+    ],
+    ids=str,
+)
+def test_what_is_over_a_limit_or_wrong_is_refused_with_the_reason(
+    server: Running, path: str, body: Any, status: int, reason: str
+) -> None:
+    assert reason in refusal(server.post(path, body), status)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"queries=x",
+        b'{"queries": ["\xff"]}',
+        b'{"queries": ["x"], "topk": NaN}',
+        b'{"queries": ["\\ud800"]}',
+    ],
+)
+def test_what_is_no_json_is_refused(server: Running, body: bytes) -> None:
+    assert "the body is no JSON" in refusal(server.client.post("/retrieve", content=body), 400)
+
+
+def test_a_full_line_is_answered_with_429_until_there_is_room() -> None:
+    backend = Scripted()
+    with running(lambda: backend, max_waiting=4, max_queries=4) as server:
+        backend.go_on.clear()
+
+        async def scene() -> None:
+            async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as http:
+                held = asyncio.ensure_future(http.post("/retrieve", json={"queries": ["a", "b", "c"]}))
+                assert await asyncio.to_thread(backend.entered.acquire, timeout=PATIENCE_S)
+                full = await http.post("/retrieve", json={"queries": ["d", "e"]})
+                assert "3 searches wait already" in refusal(full, 429)
+                assert full.headers["retry-after"] == "1"
+                last = asyncio.ensure_future(http.post("/retrieve", json={"queries": ["d"]}))
+                while (await http.get("/health")).json()["waiting"] < 4:
+                    await asyncio.sleep(0.01)
+                assert (await http.post("/search", json={"query": "e"})).status_code == 429
+                assert (await http.get("/document/e")).status_code == 429
+                assert not held.done()
+                backend.go_on.set()
+                assert [len(hits) for hits in (await held).json()["result"]] == [3, 3, 3]
+                assert (await last).status_code == 200
+                assert (await http.post("/search", json={"query": "e"})).status_code == 200
+
+        asyncio.run(scene())
+
+
+def test_a_client_that_has_gone_leaves_the_line() -> None:
+    backend = Scripted()
+    with running(lambda: backend, max_waiting=2, max_queries=2) as server:
+        backend.go_on.clear()
+        body = b'{"queries": ["a", "b"]}'
+        with server.connect() as gone:
+            gone.sendall(
+                b"POST /retrieve HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+            )
+            assert backend.entered.acquire(timeout=PATIENCE_S)
+            assert server.client.get("/health").json()["waiting"] == 2
+        until(lambda: server.client.get("/health").json()["waiting"] == 0)
+        backend.go_on.set()
+        assert server.post("/retrieve", {"queries": ["c"]}).status_code == 200
+
+
+def test_a_search_that_fails_is_a_503_and_one_that_takes_too_long_a_504() -> None:
+    backend = Scripted()
+    with running(lambda: backend, RetrievalConfig(timeout_s=0.5)) as server:
+        assert "the index is gone" in refusal(server.post("/retrieve", {"queries": ["a", "poison"]}), 503)
+        assert "the index is gone" in refusal(server.client.get("/document/a"), 503)
+        backend.go_on.clear()
+        assert "too long" in refusal(server.post("/retrieve", {"queries": ["slow"]}), 504)
+        backend.go_on.set()
+
+
+# --- who may ask -----------------------------------------------------------------------------------
+
+
+def test_a_token_is_asked_for_and_never_shown() -> None:
+    token = "9f2c4b7a"
+    with running(Scripted, token=token) as server:
+        for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": token}, {"Authorization": "Bearer"}):
+            for path in ("/health", "/metrics", "/info", "/document/x", "/nowhere"):
+                reply = server.client.get(path, headers=header)
+                assert "a token is needed" in refusal(reply, 401)
+                assert reply.headers["www-authenticate"] == "Bearer"
+            for path in ("/retrieve", "/search", "/batch_search", "/mcp"):
+                refusal(server.post(path, {"query": "x"}, headers=header), 401)
+        right = {"Authorization": f"Bearer {token}"}
+        assert server.post("/retrieve", {"queries": ["x"]}, headers=right).status_code == 200
+        shown = [
+            server.client.get(path, headers=right).text for path in ("/health", "/metrics", "/docs", "/openapi.json")
+        ]
+        assert not any(token in text for text in shown)
+        assert server.client.get("/docs").status_code == 200, "the page says nothing of the index"
+
+
+def test_a_page_of_another_name_can_not_search_here(server: Running) -> None:
+    """A browser sends the name in the address bar, even when that name leads to 127.0.0.1."""
+    for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", ""):
+        assert "localhost" in refusal(server.client.get("/health", headers={"Host": host}), 403)
+    for host in ("localhost", "localhost:9", "127.0.0.1:1", "[::1]:8000", "[::1]"):
+        assert server.client.get("/health", headers={"Host": host}).status_code == 200
+    with running(Scripted, token="t0ken") as guarded:
+        right = {"Host": "any.example", "Authorization": "Bearer t0ken"}
+        assert guarded.client.get("/health", headers=right).status_code == 200
+
+
+def test_unknown_paths_and_methods_are_told(server: Running) -> None:
+    assert server.client.get("/nowhere").status_code == 404
+    assert server.client.get("/retrieve").status_code == 405
+    assert server.client.delete("/search").status_code == 405
+
+
+# --- settings --------------------------------------------------------------------------------------
+
+
+def test_a_port_that_is_taken_is_named(server: Running) -> None:
+    with pytest.raises(UserError, match=rf"serve\.port={server.place[1]}: can't listen there .*serve\.port=0"):
+        listen(ServeConfig(port=server.place[1]))
+    with pytest.raises(UserError, match=r"serve\.host=no\.such\.host\.invalid"):
+        listen(ServeConfig(host="no.such.host.invalid"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"port": 70_000}, r"serve\.port=70000 must lie in 0 to 65535"),
+        ({"max_top_k": 0}, r"serve\.max_top_k=0 must be above 0"),
+        ({"read_timeout_s": float("nan")}, r"serve\.read_timeout_s=nan must be above 0"),
+        ({"max_waiting": 10}, r"serve\.max_waiting=10 must be at least serve\.max_queries=4096"),
+    ],
+)
+def test_wrong_limits_are_refused(settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        ServeConfig(**settings)
+
+
+def test_an_index_that_cannot_be_opened_is_told_before_anything_is_served(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"), running(open_index(tmp_path / "none")):
+        pass
+
+
+def test_a_passage_is_found_by_its_id_in_the_backend(served_index: Path) -> None:
+    backend = open_backend(CONFIG, served_index)
+    try:
+        found = backend.document_batch(["emma", "nobody", "twin-2", "\ud800"], 2)
+    finally:
+        backend.close()
+    assert [[p.id for p in one] for one in found] == [["emma"], [], ["twin-2", "twin-10"], []]
+    assert found[0][0] == Passage(id="emma", title=EMMA["title"], text=EMMA["text"])

@@ -1,0 +1,133 @@
+"""The alarms: each sounds at what it is for, names its cause, and is quiet in a healthy run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from view_runs import step
+
+import launch
+from conf.schema import keys
+from tracking.alarms import RULES, WINDOW, Alarms
+
+
+def sounded(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """What sounds over these rows: the alarms' names and what they say."""
+    alarms = Alarms()
+    return {alarm.name: alarm.what for row in rows for alarm in alarms.add(row)}
+
+
+def run(*, first: dict[str, Any] | None = None, then: dict[str, Any]) -> list[dict[str, Any]]:
+    """As many steps of a healthy run (with ``first``) as a rule looks at, and as many in which ``then`` is so."""
+    return [step(n + 1, **((first or {}) if n < WINDOW else then)) for n in range(2 * WINDOW)]
+
+
+def evaluation(at: int, em: float, n: int = 400) -> dict[str, Any]:
+    return {"kind": "eval", "step": at, "em": em, "n": n}
+
+
+def test_a_healthy_run_is_quiet() -> None:
+    noise = (0.9, 1.1, 1.0, 0.8, 1.2)
+    names = ("reward/mean", "search/mean", "learner/entropy", "rollout/tokens_per_s", "rollout/mismatch")
+    rows = [step(n + 1) for n in range(40)]
+    for n, row in enumerate(rows):
+        row.update({name: row[name] * noise[n % 5] for name in names})
+    assert sounded([evaluation(0, 0.3), *rows, evaluation(40, 0.6)]) == {}
+
+
+ONE_EACH = {
+    "train–inference mismatch": run(then={"rollout/mismatch": 0.3}),
+    "entropy collapses": run(then={"learner/entropy": 0.01}),
+    "episodes get shorter": run(then={"rollout/generated_tokens": 100}),
+    "episodes get longer": run(then={"rollout/generated_tokens": 2000}),
+    "no searches": run(then={"search/mean": 0.0}),
+    "search limit": run(then={"stop/search_limit": 8}),
+    "searches find nothing": run(first={"evidence/recall": 0.5}, then={"evidence/recall": 0.0}),
+    "reward up, held-out EM down": [
+        *(evaluation(0, 0.6), *run(then={"reward/mean": 0.9})),
+        *(evaluation(10, 0.7), *run(then={"reward/mean": 0.99}), evaluation(20, 0.5)),
+    ],
+    "zero-variance groups": run(then={"groups/signal": 0, "groups/too_hard": 3}),
+    "episodes left out": run(then={"rollout/excluded": 1, "rollout/excluded_why": "retrieval_failed: no"}),
+    "learner idle": run(then={"learner/idle_s": 1.6}),
+    "engines idle": run(then={"rollout/seconds": 0.4}),
+    "rollouts get slower": run(then={"rollout/tokens_per_s": 150.0}),
+}
+
+
+@pytest.mark.parametrize("name", [rule.name for rule in RULES])
+def test_each_rule_sounds_alone_at_what_it_is_for(name: str) -> None:
+    assert list(sounded(ONE_EACH[name])) == [name]
+
+
+def test_the_numbers_are_in_what_is_said() -> None:
+    assert list(sounded(ONE_EACH["train–inference mismatch"]).values()) == [
+        "engine and learner differ by 0.3 nats a token"
+    ]
+    one = sounded(ONE_EACH["reward up, held-out EM down"])
+    assert list(one.values()) == ["reward rose from 0.900 to 0.990 while held-out EM fell from 0.700 to 0.500"]
+    assert list(sounded(ONE_EACH["episodes left out"]).values()) == [
+        "6% of the episodes ended in a fault: retrieval_failed: no"
+    ]
+    assert list(sounded(ONE_EACH["zero-variance groups"]).values()) == [
+        "85% of the groups have equal rewards, 29% of these are too easy"
+    ]
+
+
+def test_a_mask_that_is_off_from_the_first_step_needs_no_window() -> None:
+    assert list(sounded([step(1, **{"rollout/mismatch": 1.5})])) == ["train–inference mismatch"]
+
+
+def test_float32_has_a_bound_of_its_own() -> None:
+    off = step(1, **{"rollout/mismatch": 0.02})
+    assert [alarm.name for alarm in Alarms("float32").add(off)] == ["train–inference mismatch"]
+    assert Alarms("bfloat16").add(off) == Alarms().add(off) == []
+
+
+def test_growth_of_the_mismatch_is_no_alarm_within_float32s_rounding() -> None:
+    assert sounded(run(first={"rollout/mismatch": 1e-7}, then={"rollout/mismatch": 1e-5})) == {}
+    grown = sounded([step(1, **{"rollout/mismatch": 1e-7}), step(2, **{"rollout/mismatch": 0.02})])
+    assert list(grown.values()) == ["engine and learner differ by 0.02 nats a token, before by 1e-07"]
+
+
+def test_bfloat16s_rounding_varies_without_an_alarm() -> None:
+    assert sounded(run(first={"rollout/mismatch": 1e-3}, then={"rollout/mismatch": 0.02})) == {}
+
+
+def test_a_fall_within_the_noise_of_few_questions_is_no_alarm() -> None:
+    rows = [*run(then={}), evaluation(10, 0.5, 40), *run(then={"reward/mean": 0.9}), evaluation(20, 0.4, 40)]
+    assert sounded(rows) == {}
+
+
+def test_where_rollouts_and_updates_overlap_half_the_time_is_too_much() -> None:
+    idle = {"learner/idle_s": 1.2}
+    assert sounded(run(then=idle)) == {}
+    assert list(sounded(run(first={"rollout/staleness_max": 1}, then=idle))) == ["learner idle"]
+
+
+def test_an_alarm_sounds_once_until_it_has_ceased() -> None:
+    alarms, heard = Alarms(), []
+    for n, entropy in enumerate([0.4] * 5 + [0.01] * 10 + [0.4] * 8 + [0.01] * 10):
+        heard += [(alarm.name, alarm.step) for alarm in alarms.add(step(n + 1, **{"learner/entropy": entropy}))]
+    assert heard == [("entropy collapses", 10), ("entropy collapses", 28)]
+    assert [(a.step, a.last) for a in alarms.past] == [(10, 15)]
+    assert [(a.step, a.last) for a in alarms.active] == [(28, 33)]
+    assert alarms.all() == [*alarms.past, *alarms.active]
+
+
+def test_rows_without_the_numbers_are_no_alarm() -> None:
+    assert sounded([{"kind": "step", "step": n, "rollout/mismatch": None} for n in range(10)]) == {}
+    assert sounded([{"kind": "eval", "step": n, "em": None, "n": 0} for n in range(10)]) == {}
+
+
+SETTING = re.compile(r"\b(?:algorithm|agent|cluster|data|reward|pool|model|evaluation|checkpoints)\.[a-z_.]*[a-z]")
+
+
+def test_the_settings_that_an_alarm_names_exist() -> None:
+    (config,) = launch.check_overrides(["tracker=none"]).configs
+    named = {key for rule in RULES for key in SETTING.findall(f"{rule.look} {rule.change}")}
+    assert len(named) > 10
+    assert named <= set(keys(config))

@@ -1,0 +1,362 @@
+"""report.html: what is in it, what is left out and said to be, and how it takes damaged files; without a browser."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from base64 import b64encode
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import view_runs as made
+
+import launch
+from agent.errors import UserError
+from agent.pool.history import DRAW
+from tracking.draws import write_draws
+from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
+from tracking.view.episodes import FOUND, PASSAGE, PLAIN, SUPPORTING, shown, spread
+from tracking.view.lines import MAX_TEXT
+from tracking.view.mode import view_at_end
+from tracking.view.page import encoded
+from tracking.view.report import write
+from tracking.view.run import wilson
+
+ELEMENT = re.compile(r'<script type="application/json" id="([^"]*)">(.*)</script>')
+
+
+def data(report: Path) -> dict[str, Any]:
+    """The data of a page, by the ids of its elements."""
+    return {name: json.loads(text) for name, text in ELEMENT.findall(report.read_text(encoding="utf-8"))}
+
+
+def of(folder: Path, **how: Any) -> tuple[dict[str, Any], list[str]]:
+    path, notices = write(folder, **how)
+    return data(path), notices
+
+
+def members(page: dict[str, Any]) -> set[tuple[str, str, int]]:
+    """Batch, question and member of each training episode in a page."""
+    return {
+        (name.split("-")[2], question, episode["member"])
+        for name, groups in page.items()
+        if name.startswith("r0-b-")
+        for question, episodes in groups.items()
+        for episode in episodes
+    }
+
+
+# --- what is in it ---------------------------------------------------------------------------------
+
+
+def test_a_whole_run_is_there_without_a_notice(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run")
+    write_draws(folder / "draws.parquet", np.zeros(0, dtype=DRAW), [])
+    page, notices = of(folder)
+    assert notices == []
+    run = page["r0-run"]
+    assert run["steps"]["reward/mean"] == [0.5] * 3
+    assert run["end"] == "The run has ended after step 3."
+    assert [e["event"] for e in run["events"]] == ["checkpoint"]
+    assert run["evals"][1]["em_interval"] == wilson(2 / 3, 3)
+    assert run["evals"][1]["f1_interval"] is not None
+    assert len(page["r0-groups"]["batch"]) == 6
+    assert page["r0-groups"]["draw"] == [1, 1, 2, 2, 3, 3]
+    assert len(members(page)) == 3 * 2 * 4
+    assert page["r0-evals"]["em"] == {"0": "100", "3": "011"}
+    assert set(page["r0-e-0"]) == set(page["r0-e-3"]) == {"2", "3", "4"}
+    assert page["r0-spans"]["actor"]["words"] == ["learner", "rollout-0"]
+    assert page["about"]["runs"][0]["episodes"] == [30, 30]
+
+
+def test_the_pools_own_record_says_what_became_of_a_question(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run", batches=1)
+    log = np.zeros(2, dtype=DRAW)
+    log[0] = (0, 0, 0, 0, 4, 2, 1, 2, 2, 4, True)
+    log[1] = (1, 0, 1, 0, 4, 0, 0, 1, 1, 1, False)
+    write_draws(folder / "draws.parquet", log, ["q0", "q1"])
+    table = of(folder)[0]["r0-groups"]
+    assert [table["before"]["words"][i] for i in table["before"]["at"]] == ["too_hard", "unseen"]
+    assert [table["after"]["words"][i] for i in table["after"]["at"]] == ["consumed", "too_hard"]
+    assert (table["accepted"], table["recycled"]) == ([True, False], [True, False])
+
+
+def test_an_interval_lies_between_0_and_1() -> None:
+    assert wilson(0.0, 150) == [0.0, pytest.approx(0.025, abs=1e-3)]
+    assert wilson(1.0, 150) == [pytest.approx(0.975, abs=1e-3), 1.0]
+    assert wilson(None, 150) is wilson(0.5, 0) is None
+
+
+def test_a_run_that_goes_on_says_when_it_will_end(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run")
+    made.lines(folder / "metrics.jsonl", [made.step(n, time_s=120.0 * n) for n in (1, 2, 3, 4)])
+    end = of(folder)[0]["r0-run"]["end"]
+    assert end.endswith("after step 4. At the pace of its last steps the other 6 take 12 min.")
+
+
+def test_a_run_that_broke_says_why(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run")
+    made.lines(folder / "metrics.jsonl", [made.step(1), {"kind": "event", "event": "fault", "why": "the engine died"}])
+    assert of(folder)[0]["r0-run"]["end"] == "The run broke after step 1: the engine died"
+
+
+def test_an_evaluation_lacks_nothing_of_a_training_run(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run")
+    for name in (TRAJECTORIES, GROUPS):
+        (folder / name).unlink()
+    row = {"kind": "eval", "step": 0, "checkpoint": "there", "em": 1.0, "n": 3, "faults": 0}
+    made.lines(folder / "metrics.jsonl", [row])
+    page, notices = of(folder)
+    assert page["r0-run"]["end"] == "An evaluation of there."
+    assert notices == []
+    assert set(page["r0-e-0"]) == {"0", "1", "2"}
+
+
+def test_alarms_are_in_it(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run")
+    made.lines(folder / "metrics.jsonl", [made.step(n, **{"rollout/mismatch": 0.2}) for n in (1, 2)])
+    (alarm,) = of(folder)[0]["r0-run"]["alarms"]
+    assert (alarm["name"], alarm["step"], alarm["last"]) == ("train–inference mismatch", 1, 2)
+
+
+def test_passages_are_told_apart_marked_and_found_once() -> None:
+    first = made.turn("a", [("Emma", "1: a novel\nof Emma 2: and"), ("", "of no title"), ("Emma", "a film")])
+    again = made.turn("b", [("Emma", "1: a novel\nof Emma 2: and"), ("X", "y")], supporting=[0, 1])
+    first["observation"] = first["observation"].replace('Result 2: ""\n', "Result 2: ")
+    turns = shown(made.episode("q", [first, again]), tokens=False)["turns"]
+    kinds = [[kind for _, kind in turn["observation"]] for turn in turns]
+    assert kinds == [[PLAIN, FOUND, PASSAGE, PASSAGE], [PLAIN, SUPPORTING, FOUND]]
+    for turn, seen in zip(turns, (first, again), strict=True):
+        assert "".join(text for text, _ in turn["observation"]) == seen["observation"]
+    assert "tokens" not in turns[0]
+
+
+def test_an_observation_that_lists_no_passages_is_one_piece() -> None:
+    odd = made.turn("a", [("Emma", "a novel")]) | {"observation": "\nThe search limit is reached.\n"}
+    assert shown(made.episode("q", [odd]), tokens=False)["turns"][0]["observation"] == [[odd["observation"], PLAIN]]
+
+
+# --- nothing in the data ends or runs anything -----------------------------------------------------
+
+
+def test_no_text_can_end_the_element_that_holds_it() -> None:
+    hostile = "</script><script>alert(1)</script><!-- <script>\u2028\u2029"
+    assert b"<" not in encoded({hostile: [hostile]})
+    assert json.loads(encoded({hostile: [hostile]})) == {hostile: [hostile]}
+    assert encoded("\ud800") == b'"?"'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        encoded(float("nan"))
+
+
+def test_a_page_allows_its_own_program_and_style_and_nothing_else(tmp_path: Path) -> None:
+    text = write(made.write_run(tmp_path / "run"))[0].read_text(encoding="utf-8")
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    (program,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    (style,) = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
+    wanted = {"script-src": program, "style-src": style}
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules.pop("default-src") == rules.pop("base-uri") == rules.pop("form-action") == "'none'"
+    for name, content in wanted.items():
+        assert rules.pop(name) == f"'sha256-{b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+    assert not rules
+    assert not re.search(
+        r"innerHTML|insertAdjacent|outerHTML|document\.write|eval\(|new Function|setAttribute\(\"on", program
+    )
+    assert not re.search(r"\bfetch\(|XMLHttpRequest|import\(|https?://(?!www\.w3\.org/2000/svg)", program)
+
+
+def test_numbers_that_json_lacks_are_unknown(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "step", "step": 4, "reward/mean": NaN, "learner/loss": 1e999, "time_s": 3}\n')
+        file.write('{"kind": "event", "event": "x", "value": [-Infinity]}\n')
+    run = of(folder)[0]["r0-run"]
+    assert run["steps"]["reward/mean"][-1] is None
+    assert "learner/loss" not in run["steps"]
+    assert run["events"][-1]["value"] == [None]
+
+
+# --- damaged and missing files ---------------------------------------------------------------------
+
+
+def test_torn_last_lines_and_lines_that_are_no_rows_are_left_out_with_a_notice(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run")
+    for name in ("metrics.jsonl", TRAJECTORIES, GROUPS, EVALUATIONS, "spans.jsonl"):
+        with (folder / name).open("ab") as file:
+            file.write(b'[1]\n\xff\xfe\n{"batch": "x", "step": [], "question_id": 3}\n{"kind": "step", "st')
+    page, notices = of(folder)
+    for name in ("metrics.jsonl", TRAJECTORIES, GROUPS, EVALUATIONS, "spans.jsonl"):
+        assert f"{name}: its last line was never finished and is left out" in notices
+        assert f"{name}: 2 lines are no JSON objects and are left out" in notices
+    assert len(members(page)) == 24
+
+
+@pytest.mark.parametrize("name", [TRAJECTORIES, GROUPS, EVALUATIONS, "spans.jsonl", "metrics.jsonl"])
+def test_a_missing_file_is_a_notice(tmp_path: Path, name: str) -> None:
+    folder = made.write_run(tmp_path / "run")
+    (folder / name).unlink()
+    assert f"{name} is missing" in of(folder)[1]
+
+
+def test_a_broken_record_of_draws_and_a_missing_configuration_are_notices(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run")
+    (folder / "draws.parquet").write_bytes(b"PAR1 no")
+    (folder / ".hydra" / "config.yaml").unlink()
+    notices = of(folder)[1]
+    assert any(notice.startswith("draws.parquet can't be read: ") for notice in notices)
+    assert ".hydra/config.yaml is missing: the configuration is not known" in notices
+
+
+def test_a_log_of_an_earlier_version_makes_the_table_of_groups_of_its_episodes(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run")
+    (folder / GROUPS).unlink()
+    rows = [json.loads(line) for line in (folder / TRAJECTORIES).read_text().splitlines()]
+    for row in rows:
+        del row["order"], row["member"]
+        row["turns"] = [{"text": t["text"], "query": t["query"], "titles": t["titles"]} for t in row["turns"]]
+    made.lines(folder / TRAJECTORIES, rows)
+    page, _ = of(folder)
+    assert page["r0-groups"]["rewards"][:2] == [[1, 0, 0.5, 0], [0, 0, 0, 0]]
+    assert len(members(page)) == 24
+
+
+def test_a_folder_that_holds_no_run_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"^run=.*: is not the folder of a run: it has no metrics\.jsonl; name outputs/"
+    ):
+        write(tmp_path)
+    with pytest.raises(UserError, match=r"^compare=.*: is not the folder of a run"):
+        write(made.write_run(tmp_path / "run"), compare=tmp_path)
+    assert not list(tmp_path.rglob("*.html*"))
+
+
+# --- size ------------------------------------------------------------------------------------------
+
+
+def test_a_full_page_has_the_best_and_the_worst_of_each_group_first_and_says_so(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run", batches=40)
+    whole = write(folder)[0].stat().st_size
+    path, notices = write(folder, limit=100_000 + int(whole * 0.7))
+    page = data(path)
+    assert path.stat().st_size <= 100_000 + int(whole * 0.7)
+    logged = 40 * 2 * 4 + 6
+    inside = len(members(page)) + 6
+    assert f"{inside} of {logged} logged episodes" in " ".join(notices)
+    assert page["about"]["runs"][0]["episodes"] == [inside, logged]
+    left_out = {(str(b), "0", m) for b in range(40) for m in range(4)} - members(page)
+    assert left_out
+    assert not {m for _, _, m in left_out} & {0, 1}, "member 0 is each group's best, member 1 its worst"
+
+
+def test_questions_that_are_asked_for_are_whole_with_their_tokens(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run", batches=40)
+    with (folder / TRAJECTORIES).open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in made.played(3, 7, [0.0] * 6, "wanted"))
+    with (folder / GROUPS).open("a") as file:
+        file.write(json.dumps(made.group(3, 7, [0.0] * 6, "wanted")) + "\n")
+    page, notices = of(folder, limit=180_000, show=["wanted", "nobody"])
+    number = str([row[0] for row in page["r0-questions"]].index("wanted"))
+    episodes = page["r0-b-3-asked"][number]
+    assert [e["member"] for e in episodes] == [*range(6)]
+    assert all(e["turns"][0]["tokens"] for e in episodes)
+    assert "show: no episode of a question 'nobody' is logged" in notices
+    assert "tokens and log-probabilities are in the episodes of questions asked for with show=[ID] alone" in notices
+    others = [
+        e for n, g in page.items() if n.startswith("r0-b-") and n != "r0-b-3-asked" for es in g.values() for e in es
+    ]
+    assert others
+    assert not any("tokens" in e["turns"][0] for e in others)
+
+
+def test_a_text_of_ten_megabytes_is_shown_by_its_beginning(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run", batches=1)
+    long = [made.turn("q", [("Emma", "x" * 10_000_000)]), made.last_turn("yes")]
+    made.lines(folder / TRAJECTORIES, [row | {"turns": long} for row in made.played(0, 0, [1.0])])
+    page, _ = of(folder)
+    (passage,) = [t for t, kind in page["r0-b-0"]["0"][0]["turns"][0]["observation"] if kind == FOUND]
+    assert passage.startswith('Result 1: "Emma"\nxxx')
+    assert passage[MAX_TEXT:].startswith("… [9,980,")
+    assert len(passage) < MAX_TEXT + 100
+
+
+def test_two_compared_runs_share_the_room(tmp_path: Path) -> None:
+    one, other = made.write_run(tmp_path / "one", batches=40), made.write_run(tmp_path / "other", batches=40)
+    path, _ = write(one, compare=other, limit=400_000)
+    assert path == one / "compare.html"
+    assert path.stat().st_size <= 400_000
+    page = data(path)
+    assert [len([n for n in page if n.startswith(f"r{i}-b-")]) > 0 for i in (0, 1)] == [True, True]
+
+
+def test_an_order_that_is_spread_wherever_it_ends() -> None:
+    assert list(spread(range(9))) == [0, 8, 4, 2, 6, 1, 3, 5, 7]
+    assert list(spread([3])) == [3]
+    assert list(spread([])) == []
+    assert sorted(spread(range(100))) == [*range(100)]
+
+
+BIG = """
+import json, resource, sys, time
+from pathlib import Path
+from tracking.view.report import write
+start = time.perf_counter()
+path, _ = write(Path(sys.argv[1]))
+memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([path.stat().st_size, time.perf_counter() - start, memory]))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_of_1000_steps_of_192_episodes(tmp_path: Path) -> None:
+    """600 MB of episodes: under 20 MB, 60 s and 2 GiB."""
+    folder = made.write_run(tmp_path / "run", batches=1)
+    passages = [(f"Title {n}", "lorem ipsum dolor " * 10) for n in range(3)]
+    turns = [made.turn(f"query {n}", passages) for n in range(3)] + [made.last_turn("yes")]
+    made.lines(folder / "metrics.jsonl", [made.step(n + 1) for n in range(1000)])
+    with (folder / TRAJECTORIES).open("w") as episodes, (folder / GROUPS).open("w") as groups:
+        for batch in range(1000):
+            for order in range(24):
+                rewards = [float((batch + order + n) % 3 == 0) for n in range(8)]
+                name = f"question {(batch * 24 + order) % 9000}"
+                rows = made.played(batch, order, rewards, name)
+                episodes.writelines(json.dumps(row | {"turns": turns}) + "\n" for row in rows)
+                groups.write(json.dumps(made.group(batch, order, rewards, name)) + "\n")
+    run = subprocess.run([sys.executable, "-c", BIG, str(folder)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    size, seconds, memory_kib = json.loads(run.stdout)
+    print(size, seconds, memory_kib)
+    assert 15_000_000 < size < 20_000_000
+    assert seconds < 60
+    assert memory_kib < 2 * 2**20
+
+
+# --- the mode --------------------------------------------------------------------------------------
+
+
+def test_the_mode_writes_into_the_runs_folder_while_another_process_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tracking import run_folder
+    from tracking.console import Console
+
+    monkeypatch.chdir(tmp_path)
+    folder = made.write_run(tmp_path / "run")
+    (config,) = launch.check_overrides(["mode=view", f"run={folder}", "show=[e0]"]).configs
+    with run_folder.claimed(folder, "output_dir"):
+        launch.view(config, tmp_path / "outputs", Console())
+    assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
+    assert {p.name for p in folder.iterdir()} == {
+        *("metrics.jsonl", TRAJECTORIES, GROUPS, EVALUATIONS, "spans.jsonl", ".hydra", ".lock", "report.html")
+    }
+
+
+def test_a_report_that_fails_is_said_and_is_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tracking.console import Console
+
+    view_at_end(tmp_path, Console())
+    assert "the report could not be written: UserError: run=" in capsys.readouterr().out

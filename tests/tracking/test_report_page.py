@@ -1,0 +1,215 @@
+"""The report in a real browser, opened from the disk; skipped where there is none (Debian's chromium is enough)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import view_runs as made
+
+from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
+from tracking.view.report import write
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
+from browser import browser, program
+
+pytestmark = pytest.mark.skipif(program() is None, reason="no Chromium on this machine")
+
+Look = Callable[[Any], Awaitable[None]]
+
+
+class Reader:
+    """A user of the page."""
+
+    def __init__(self, page: Any, address: str) -> None:
+        self._page, self._address = page, address
+
+    async def go(self, view: str) -> None:
+        """Opens a view by its address, and waits until it is there."""
+        await self._page.evaluate(f"location.hash = {json.dumps(view)}")
+        await self._page.until(f"document.body.dataset.view === {json.dumps(view)}")
+
+    async def run(self, script: str) -> Any:
+        return await self._page.evaluate(script)
+
+    async def until(self, script: str) -> Any:
+        return await self._page.until(script)
+
+    async def text(self, selector: str = "#main") -> str:
+        return await self.run(f"document.querySelector({json.dumps(selector)}).innerText")
+
+    async def column(self, table: str, at: int) -> list[str]:
+        return await self.run(f"[...document.querySelectorAll('#{table} tbody tr')].map(r => r.cells[{at}].innerText)")
+
+    async def enter(self, selector: str, value: str, event: str = "input") -> None:
+        """Types into a field, or chooses from a list."""
+        await self.run(
+            f"(e => {{ e.value = {json.dumps(value)}; e.dispatchEvent(new Event('{event}')); }})"
+            f"(document.querySelector({json.dumps(selector)}))"
+        )
+
+    async def click(self, selector: str) -> None:
+        await self.run(f"document.querySelector({json.dumps(selector)}).click()")
+
+
+def read(report: Path, look: Look) -> None:
+    """Opens ``report``, lets ``look`` look, and asserts that nothing was asked of a network and nothing went wrong."""
+
+    async def session() -> None:
+        address = report.absolute().as_uri()
+        async with browser() as page:
+            for domain in ("Network", "Runtime", "Log"):
+                await page.call(f"{domain}.enable")
+            await page.open(address)
+            await page.until("document.body !== null && document.body.dataset.view !== undefined")
+            await look(Reader(page, address))
+            await page.evaluate("1")  # what was told before this answer has been heard
+            asked = [e["params"]["request"]["url"] for e in page.events if e["method"] == "Network.requestWillBeSent"]
+            assert {url.partition("#")[0] for url in asked} == {address}
+            wrong = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
+            assert [e for e in page.events if e["method"] in wrong] == []
+
+    asyncio.run(session())
+
+
+def test_each_view_opens_from_the_disk_sorts_filters_searches_and_links(tmp_path: Path) -> None:
+    report, _ = write(made.write_run(tmp_path / "a run"))
+
+    async def look(page: Reader) -> None:
+        text = await page.text()
+        assert "The run has ended after step 3." in text
+        assert "EM 0.667" in text
+        assert "evidence_weight: 0.5" in await page.run("document.querySelector('#config').textContent")
+        captions = await page.run("[...document.querySelectorAll('figcaption')].map(c => c.innerText)")
+        assert {"Held-out EM, with 95 % interval", "Groups of a batch", "Time of a step, s"} <= set(captions)
+        assert await page.column("events", 1) == ["checkpoint"]
+
+        await page.go("#/groups")
+        assert await page.column("groups", 0) == ["2", "2", "1", "1", "0", "0"]
+        await page.click("#groups th:nth-child(10) button")  # mean reward
+        assert await page.column("groups", 9) == ["0"] * 3 + ["0.375"] * 3
+        await page.click("#groups th:nth-child(10) button")
+        assert await page.column("groups", 9) == ["0.375"] * 3 + ["0"] * 3
+        await page.enter("[id='groups-filter-state']", "too_hard", "change")
+        assert set(await page.column("groups", 2)) == {"q1"}
+        await page.enter("[id='groups-filter-state']", "", "change")
+        await page.enter("#groups-search", "OF Q0")
+        assert await page.column("groups", 2) == ["q0"] * 3
+
+        await page.click("#groups tbody tr")  # a row leads to its group
+        await page.until("document.body.dataset.view === '#/group/0/0'")
+        assert await page.run("document.querySelectorAll('#members .episode').length") == 4
+        assert await page.run("document.querySelectorAll('#members .passage').length") == 8
+        found = await page.run("[...document.querySelectorAll('#members .found')].map(e => e.textContent)")
+        assert found == ['Result 1: "Emma"\na novel\n'] * 4
+
+        await page.click("#members a")  # and an episode stands alone
+        await page.until("document.body.dataset.view === '#/episode/0/0/0'")
+        assert "outcome 1, evidence 1" in await page.text()
+        assert await page.run("document.querySelectorAll('.token').length") == 0
+        await page.click("#show-tokens")
+        tip = await page.run("document.querySelector('.token').title")
+        assert tip == "log-probability -0.250, version 1"
+        assert await page.column("tokens", 4) == ["1"] * 6 + ["2"]
+
+        await page.go("#/questions")
+        assert set(await page.column("questions", 3)) == {"training", "held out"}
+        await page.go("#/question/0")
+        assert await page.column("draws", 0) == [f"draw {n + 1}, batch {n}" for n in range(3)]
+        assert await page.column("draws", 6) == ["1: emma · → yes\n0: emma · → yes"] * 3
+        held_out = await page.run("new Run('r0', {}).evals.questions[0]")
+        await page.go(f"#/question/{held_out}")
+        assert await page.column("evaluations", 1) == ["1", "0"]
+        assert await page.column("evaluations", 2) == ["–", "flipped"]
+
+        await page.go("#/actors")
+        assert await page.text("#busy") == "Busy between 0 and 3 s: learner 33 %, rollout-0 33 %"
+        assert await page.run("document.querySelectorAll('#timeline rect title').length") == 3
+
+        await page.go("#/compare")
+        assert "both right 0, the left one alone 1, the right one alone 2, none 0" in await page.text("#counts")
+        await page.click("#differ tbody button")
+        assert await page.run("document.querySelectorAll('#pair .episode').length") == 2
+
+    read(report, look)
+
+
+def test_two_runs_are_compared_by_the_ids_of_their_questions(tmp_path: Path) -> None:
+    one, other = made.write_run(tmp_path / "one"), made.write_run(tmp_path / "other")
+    made.lines(other / EVALUATIONS, [made.evaluated(3, f"e{n}", em) for n, em in ((2, 1.0), (1, 0.0), (7, 1.0))])
+    report, _ = write(one, compare=other)
+
+    async def look(page: Reader) -> None:
+        assert "one against other" in await page.text()
+        names = await page.run("[...document.querySelectorAll('#both .legend')][0].innerText")
+        assert "one" in names
+        assert "other" in names
+        counts = await page.text("#counts")
+        assert counts.startswith("Of 2 questions in both: both right 1, the left one alone 1,")
+        assert await page.column("differ", 0) == ["what of e1?"]
+
+    read(report, look)
+
+
+HOSTILE = (
+    "<script>document.title='owned'</script>",
+    "</script><script>document.title='owned'</script>",
+    "<!--<script>",
+    "<img src=x onerror=\"document.title='owned'\">",
+    '"><svg onload="document.title=\'owned\'">',
+    "javascript:document.title='owned'",
+    "]]>{{title}}${document.title='owned'}",
+    "\x1b[31mred\x1b[0m\x1b]0;owned\x07",
+    "\u202eright to left\u2066\u200f",
+    "half a pair \ud800 nul \x00",
+)
+
+
+def test_hostile_text_is_shown_as_text_and_harms_nothing(tmp_path: Path) -> None:
+    folder, evil = made.write_run(tmp_path / "<b>run"), "\n".join(HOSTILE)
+    turns = [made.turn(evil, [("Emma", evil), (HOSTILE[1], "x" * 10_000_000)]), made.last_turn(evil)]
+    turns[0]["tokens"] = [*HOSTILE]
+    rows = made.played(0, 0, [1.0, 0.0], HOSTILE[3])
+    told = {"question": evil, "golden_answers": [evil], "stop_reason": HOSTILE[0], "worker": HOSTILE[3], "state": evil}
+    made.lines(folder / TRAJECTORIES, [r | told | {"turns": turns, "answer": evil, "fault": evil} for r in rows])
+    made.lines(
+        folder / GROUPS, [made.group(0, 0, [1.0, 0.0], HOSTILE[3]) | told | {"stops": [evil] * 2, "faults": [evil]}]
+    )
+    made.lines(folder / EVALUATIONS, [made.evaluated(s, HOSTILE[1], s / 3) | told | {"turns": turns} for s in (0, 3)])
+    (folder / ".hydra" / "config.yaml").write_text(evil, errors="replace")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"kind": "event", "event": evil, "cause": evil, "<i>": evil}) + "\n")
+    with (folder / "spans.jsonl").open("a") as file:
+        file.write(json.dumps({"actor": evil, "what": evil, "start": 101.0, "end": 102.0}) + "\n")
+    report, _ = write(folder, show=[HOSTILE[3]])  # else the tokens of a log of 20 MB are left out
+    assert report.stat().st_size < 1_500_000
+
+    async def look(page: Reader) -> None:
+        for view in ("#/run", "#/groups", "#/group/0/0", "#/episode/0/0/0", "#/questions", "#/question/0",
+                     "#/question/1", "#/actors", "#/compare"):  # fmt: skip
+            await page.go(view)
+            if view.startswith("#/episode"):
+                await page.click("#show-tokens")
+            if view == "#/compare":
+                await page.click("#differ tbody button")
+            assert await page.run("document.title") == "Slingshot: <b>run"
+            assert await page.run("document.querySelectorAll('img, iframe, object, main script, main b b').length") == 0
+            assert await page.run("document.querySelectorAll('script:not([type])').length") == 1
+            text = await page.text()
+            assert "can't be shown" not in text
+            assert "\x1b" not in text
+            assert "\u202e" not in text
+        await page.go("#/group/0/0")
+        text = await page.text("#members")
+        for line in HOSTILE[:7]:
+            assert line in text
+        assert "␛[31mred␛[0m" in text
+        assert "⟨U+202E⟩right to left" in text
+        assert "more characters are left out of this report" in text
+
+    read(report, look)

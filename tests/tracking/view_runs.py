@@ -1,0 +1,140 @@
+"""Folders of runs as they are left behind, made up: for the tests of the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
+
+CONFIG = "mode: train\nalgorithm:\n  steps: 10\nreward:\n  evidence_weight: 0.5\n"
+
+
+def turn(query: str, passages: Sequence[tuple[str, str]], supporting: Sequence[int] = (0,)) -> dict[str, Any]:
+    """A search turn; ``passages`` are titles and texts."""
+    shown = "\n".join(f'Result {n}: "{title}"\n{text}' for n, (title, text) in enumerate(passages, 1))
+    text = f"<search> {query} </search>"
+    return {
+        "text": text,
+        "observation": f"\n<result>\n{shown}\n</result>\n",
+        "query": query,
+        "titles": [title for title, _ in passages],
+        "found": [passages[at][0] for at in supporting],
+        "calls": [
+            {
+                "tool": "search",
+                "argument": query,
+                "titles": [title for title, _ in passages],
+                "ids": [f"d-{title}" for title, _ in passages],
+                "supporting": list(supporting),
+            }
+        ],
+        "tokens": [text[at : at + 4] for at in range(0, len(text), 4)],
+        "logprobs": [-0.25] * len(range(0, len(text), 4)),
+        "versions": [[1, len(range(0, len(text), 4))]],
+    }
+
+
+def last_turn(answer: str) -> dict[str, Any]:
+    text = f"<answer> {answer} </answer>"
+    return {"text": text, "observation": "", "query": None, "titles": [], "found": [], "calls": [],
+            "tokens": [text], "logprobs": [-2.0], "versions": [[2, 1]]}  # fmt: skip
+
+
+def episode(question: str, turns: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """What the rows of training and of evaluations share."""
+    return {
+        "question_id": question,
+        "question": f"what of {question}?",
+        "golden_answers": ["yes"],
+        "supporting": ["Emma"],
+        "stop_reason": "answered",
+        "fault": "",
+        "searches": len(turns) - 1,
+        "action_tokens": 12,
+        "inherited_turns": 0,
+        "turns": list(turns),
+        "answer": "yes",
+        **more,
+    }
+
+
+PLAIN = (turn("emma", [("Emma", "a novel"), ("Other", "a thing")]), last_turn("yes"))
+
+
+def played(batch: int, order: int, rewards: Sequence[float], question: str | None = None) -> list[dict[str, Any]]:
+    """The episodes of a group, as ``trajectories.jsonl`` has them."""
+    return [
+        episode(
+            question or f"q{order}", PLAIN, batch=batch, order=order, member=member, version=batch, state="signal",
+            accepted=True, reward=reward, outcome=reward, evidence=1.0, gate=None, cost=0.0, worker="rollout-0",
+        )
+        for member, reward in enumerate(rewards)
+    ]  # fmt: skip
+
+
+def group(batch: int, order: int, rewards: Sequence[float], question: str | None = None) -> dict[str, Any]:
+    """The same group's line in ``groups.jsonl``."""
+    n, name = len(rewards), question or f"q{order}"
+    return {
+        "batch": batch, "order": order, "version": batch, "question_id": name, "question": f"what of {name}?",
+        "golden_answers": ["yes"], "state": "signal" if len(set(rewards)) > 1 else "too_hard", "accepted": True,
+        "before": "unseen", "recycled": False, "rewards": list(rewards), "outcomes": list(rewards),
+        "evidence": [1.0] * n, "advantages": [0.0] * n, "searches": [1] * n, "tokens": [12] * n,
+        "stops": ["answered"] * n, "faults": [], "discarded": 0, "continued": None, "cut_short": False,
+        "worker": "rollout-0", "seconds": 1.5,
+    }  # fmt: skip
+
+
+def evaluated(step: int, question: str, em: float) -> dict[str, Any]:
+    return episode(question, PLAIN, step=step, kind="2-hop", em=em, f1=em, evidence=1.0)
+
+
+def step(number: int, **more: Any) -> dict[str, Any]:
+    """A step's line in ``metrics.jsonl``, healthy unless ``more`` says otherwise."""
+    return {
+        "kind": "step", "step": number, "time_s": 2.0 * number, "time/step_s": 2.0, "reward/mean": 0.5,
+        "outcome/mean": 0.5, "search/mean": 1.5, "groups/signal": 3, "groups/too_easy": 1, "groups/too_hard": 0,
+        "rollout/trajectories": 16, "rollout/excluded": 0, "rollout/generated_tokens": 400, "rollout/seconds": 1.0,
+        "rollout/tokens_per_s": 400.0, "rollout/mismatch": 1e-6, "rollout/staleness_max": 0, "learner/entropy": 0.4,
+        "learner/updates": 1, "learner/idle_s": 0.8, "learner/seconds": 1.0, "weights/publish_s": 0.1,
+        "workers/restarts": 0, "stop/answered": 16,
+    } | more  # fmt: skip
+
+
+def lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_run(folder: Path, *, batches: int = 3, groups: int = 2) -> Path:
+    """A small whole run: two evaluations of three questions, ``batches`` steps of ``groups`` groups of four."""
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "config.yaml").write_text(CONFIG)
+    (folder / ".hydra" / "overrides.yaml").write_text("- seed=3\n")
+    rewards = [[1.0, 0.0, 0.5, 0.0], [0.0] * 4]
+    lines(
+        folder / "metrics.jsonl",
+        [
+            {"kind": "eval", "step": 0, "em": 1 / 3, "f1": 1 / 3, "n": 3, "faults": 0, "time_s": 0.0},
+            *(step(n + 1) for n in range(batches)),
+            {"kind": "event", "event": "checkpoint", "time_s": 9.0, "step": batches, "path": "c"},
+            {"kind": "eval", "step": batches, "em": 2 / 3, "f1": 2 / 3, "n": 3, "faults": 0, "time_s": 9.0},
+            {"kind": "summary", "step": batches, "interrupted": False, "rollouts": 24, "time_s": 10.0},
+        ],
+    )
+    pairs = [(batch, order) for batch in range(batches) for order in range(groups)]
+    lines(folder / TRAJECTORIES, [row for b, o in pairs for row in played(b, o, rewards[o % 2])])
+    lines(folder / GROUPS, [group(b, o, rewards[o % 2]) for b, o in pairs])
+    lines(
+        folder / EVALUATIONS,
+        [evaluated(s, f"e{n}", float(em)) for s, ems in ((0, "100"), (batches, "011")) for n, em in enumerate(ems)],
+    )
+    spans = [("learner", "wait for a batch"), ("learner", "update"), ("rollout-0", "play a group")]
+    lines(
+        folder / "spans.jsonl",
+        [{"actor": a, "what": w, "start": 100.0 + n, "end": 101.0 + n} for n, (a, w) in enumerate(spans)],
+    )
+    return folder

@@ -1,0 +1,359 @@
+"""Alarms: what somebody who has seen many runs would notice in this one, with what to look at and what to change.
+
+A rule looks at the rows of ``metrics.jsonl`` up to now. It compares the last ``WINDOW`` steps with bounds or with the
+run's own beginning; the mismatch alone is judged by each step. The same rules speak on the console and in the report
+(docs/view.md).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from learner.config import BFLOAT16_MISMATCH
+
+WINDOW = 5
+"""Steps that a rule takes together."""
+MISMATCH_GROWTH = 100.0
+"""Times the least of the run; bfloat16's rounding by itself varies by ten."""
+MISMATCH_FLOOR = 1e-3
+"""Nats a token; float32's rounding stays far below it, and growth below it says nothing."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alarm:
+    """A rule that holds."""
+
+    name: str
+    what: str
+    """What is wrong, with the numbers."""
+    look: str
+    """What to look at."""
+    change: str
+    """What to change then."""
+    step: int
+    """The step at which it began to hold."""
+    last: int
+    """The newest step at which it held."""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.what}; look at {self.look}. {self.change}"
+
+
+class History:
+    """What the rules see: the first and the last steps, and all evaluations. ``dtype`` is the model's."""
+
+    def __init__(self, dtype: str) -> None:
+        self.mismatch_bound = MISMATCH_FLOOR if dtype == "float32" else BFLOAT16_MISMATCH
+        """Nats a token that rounding doesn't explain."""
+        self.first: list[Row] = []
+        self.last: deque[Row] = deque(maxlen=WINDOW)
+        self.evals: list[tuple[Row, float]] = []
+        """Each with the mean reward of the steps before it."""
+        self.least_mismatch = math.inf
+        self.best_throughput = 0.0
+        self.overlaps = False
+        """Rollouts and updates overlap (``pool.max_staleness`` above 0)."""
+
+    def add(self, row: Row) -> None:
+        if row.get("kind") == "eval":
+            self.evals.append((row, self.now("reward/mean")))
+            return
+        if len(self.first) < WINDOW:
+            self.first.append(row)
+        self.last.append(row)
+        if (mismatch := _number(row, "rollout/mismatch")) is not None:
+            self.least_mismatch = min(self.least_mismatch, mismatch)
+        self.overlaps = self.overlaps or (_number(row, "rollout/staleness_max") or 0) > 0
+        if self.full:
+            speed = statistics.median(values) if (values := self._values("rollout/tokens_per_s", self.last)) else 0.0
+            self.best_throughput = max(self.best_throughput, speed)
+
+    @property
+    def full(self) -> bool:
+        return len(self.last) == WINDOW
+
+    def now(self, name: str) -> float:
+        """The mean of the last steps; NaN without a number."""
+        return _mean(self._values(name, self.last))
+
+    def then(self, name: str) -> float:
+        """The mean of the first steps."""
+        return _mean(self._values(name, self.first))
+
+    def share(self, parts: Sequence[str], wholes: Sequence[str]) -> float:
+        """The sum of some counts over the last steps, divided by that of others."""
+        total = sum(chain.from_iterable(self._values(name, self.last) for name in wholes))
+        return sum(chain.from_iterable(self._values(name, self.last) for name in parts)) / total if total else math.nan
+
+    def length(self, rows: Sequence[Row] | deque[Row]) -> float:
+        """Generated tokens a trajectory."""
+        played = sum(self._values("rollout/trajectories", rows))
+        return sum(self._values("rollout/generated_tokens", rows)) / played if played else math.nan
+
+    @staticmethod
+    def _values(name: str, rows: Sequence[Row] | deque[Row]) -> list[float]:
+        return [value for row in rows if (value := _number(row, name)) is not None]
+
+
+# --- the rules: what is wrong, or None -----------------------------------------------------------------
+
+
+def _mismatch(h: History) -> str | None:
+    newest = _number(h.last[-1], "rollout/mismatch") if h.last else None
+    if newest is None:
+        return None
+    if newest > h.mismatch_bound:
+        return f"engine and learner differ by {newest:.3g} nats a token"
+    if newest > MISMATCH_FLOOR and newest > MISMATCH_GROWTH * h.least_mismatch:
+        return f"engine and learner differ by {newest:.2g} nats a token, before by {h.least_mismatch:.1g}"
+    return None
+
+
+def _entropy(h: History) -> str | None:
+    now, then = h.now("learner/entropy"), h.then("learner/entropy")
+    return f"entropy fell from {then:.3g} to {now:.3g} nats a token" if now < 0.1 * then else None
+
+
+def _shorter(h: History) -> str | None:
+    now, then = h.length(h.last), h.length(h.first)
+    return f"an episode has {now:.1f} generated tokens, at first {then:.1f}" if now < 0.4 * then else None
+
+
+def _longer(h: History) -> str | None:
+    now, then = h.length(h.last), h.length(h.first)
+    return f"an episode has {now:.1f} generated tokens, at first {then:.1f}" if now > 2.5 * then else None
+
+
+def _no_searches(h: History) -> str | None:
+    now = h.now("search/mean")
+    return f"{now:.2f} searches an episode" if now < 0.1 else None
+
+
+def _search_limit(h: History) -> str | None:
+    share = h.share(["stop/search_limit"], ["rollout/trajectories"])
+    return f"{share:.0%} of the episodes end at the search limit" if share > 0.3 else None
+
+
+def _found_nothing(h: History) -> str | None:
+    if h.now("search/mean") > 0.5 and h.now("evidence/recall") == 0.0:
+        return f"{h.now('search/mean'):.1f} searches an episode, and none has found a supporting document"
+    return None
+
+
+def _reward_up_em_down(h: History) -> str | None:
+    scored = [(em, n, reward) for row, reward in h.evals if (em := _number(row, "em")) is not None
+              and (n := _number(row, "n"))]  # fmt: skip
+    if len(scored) < 2:
+        return None
+    em, n, reward = scored[-1]
+    best, best_n, reward_then = max(scored[:-1])
+    noise = 2 * math.sqrt(best * (1 - best) / best_n + em * (1 - em) / n)
+    if em < best - max(noise, 0.02) and reward > reward_then:
+        return f"reward rose from {reward_then:.3f} to {reward:.3f} while held-out EM fell from {best:.3f} to {em:.3f}"
+    return None
+
+
+def _zero_variance(h: History) -> str | None:
+    flat = ["groups/too_easy", "groups/too_hard"]
+    share = h.share(flat, [*flat, "groups/signal"])
+    if not share > 0.8:
+        return None
+    easy = h.share(flat[:1], flat)
+    return f"{share:.0%} of the groups have equal rewards, {easy:.0%} of these are too easy"
+
+
+def _excluded(h: History) -> str | None:
+    share = h.share(["rollout/excluded"], ["rollout/trajectories"])
+    why = next((str(row["rollout/excluded_why"]) for row in reversed(h.last) if row.get("rollout/excluded_why")), "")
+    return f"{share:.0%} of the episodes ended in a fault{': ' + why if why else ''}" if share > 0.05 else None
+
+
+def _learner_idle(h: History) -> str | None:
+    share = h.share(["learner/idle_s"], ["time/step_s"])
+    return f"the learner waits for rollouts {share:.0%} of the time" if share > _idle_bound(h) else None
+
+
+def _engines_idle(h: History) -> str | None:
+    share = 1 - h.share(["rollout/seconds"], ["time/step_s"])
+    return f"the engines play nothing {share:.0%} of the time" if share > _idle_bound(h) else None
+
+
+def _idle_bound(h: History) -> float:
+    """Half; where they take turns, one of the two is idle half the time in any run."""
+    return 0.5 if h.overlaps else 0.75
+
+
+def _slower(h: History) -> str | None:
+    values = h._values("rollout/tokens_per_s", h.last)
+    now = statistics.median(values) if values else math.nan
+    if now < 0.5 * h.best_throughput:
+        return f"{now:,.0f} generated tokens a second, before {h.best_throughput:,.0f}"
+    return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """One thing that can be wrong."""
+
+    name: str
+    find: Callable[[History], str | None]
+    look: str
+    change: str
+    at_once: bool = False
+    """Fewer than ``WINDOW`` steps are enough."""
+
+
+RULES = (
+    Rule(
+        name="train–inference mismatch",
+        find=_mismatch,
+        look="the versions of an episode's tokens and the trained and masked parts of its turns",
+        change="The engine holds other weights (stale ones), the mask or the tokens are shifted, or bfloat16 rounds "
+        "too much: try model.dtype=float32, and cluster.weight_channel=object_store.",
+        at_once=True,
+    ),
+    Rule(
+        name="entropy collapses",
+        find=_entropy,
+        look="whether the episodes of a group are all alike",
+        change="Lower algorithm.optimizer.lr, add a KL term (algorithm.kl), or take harder questions.",
+    ),
+    Rule(
+        name="episodes get shorter",
+        find=_shorter,
+        look="whether they still search, and how they end",
+        change="The policy answers early: check the reward, and costs of searches or tokens (cost=none).",
+    ),
+    Rule(
+        name="episodes get longer",
+        find=_longer,
+        look="the best and the worst episode of some groups, and whether the longer one earns more for its length",
+        change="The reward may pay for length: check reward.outcome, or take reward.token_cost.",
+    ),
+    Rule(
+        name="no searches",
+        find=_no_searches,
+        look="the actions of some episodes, and whether a search is written as agent.format wants it",
+        change="Warm-start or seed the policy with expert trajectories (data.experts), or take reward=david.",
+    ),
+    Rule(
+        name="search limit",
+        find=_search_limit,
+        look="what the last searches of such episodes ask",
+        change="Raise agent.max_searches, or take off for each search (cost=search).",
+    ),
+    Rule(
+        name="searches find nothing",
+        find=_found_nothing,
+        look="the observations of some episodes: whether passages are in them, and of the right corpus",
+        change="The retrieval answers nothing of use, or data.corpus lacks the supporting documents, or "
+        "data.evidence_match compares the wrong names.",
+    ),
+    Rule(
+        name="reward up, held-out EM down",
+        find=_reward_up_em_down,
+        look="the comparison of the two evaluations, and episodes of a high reward",
+        change="The policy earns reward without being right: check reward.outcome and reward.gates, or it memorises: "
+        "more questions, an earlier checkpoint.",
+    ),
+    Rule(
+        name="zero-variance groups",
+        find=_zero_variance,
+        look="whether the groups are too easy or too hard",
+        change="Take pool=recycle or pool=adaptive; harder questions if they are too easy; experts, reward=david or a "
+        "larger pool.group_size if they are too hard.",
+    ),
+    Rule(
+        name="episodes left out",
+        find=_excluded,
+        look="the fault that is named, and logs/ in the run's folder",
+        change="Mend its cause: these episodes cost as much as any and teach nothing.",
+    ),
+    Rule(
+        name="learner idle",
+        find=_learner_idle,
+        look="the actors' timeline",
+        change="More rollout workers (cluster.rollout_workers), or pool.max_staleness=1 so that rollouts and updates "
+        "overlap.",
+    ),
+    Rule(
+        name="engines idle",
+        find=_engines_idle,
+        look="the actors' timeline and the time of each part of a step",
+        change="Updates are what takes long: a larger algorithm.microbatch_tokens makes them faster, "
+        "pool.max_staleness=1 lets rollouts go on meanwhile. evaluation.every and checkpoints.every may be too small.",
+    ),
+    Rule(
+        name="rollouts get slower",
+        find=_slower,
+        look="the length of the episodes, the retrieval's p99, and what else runs on the machine",
+        change="Longer episodes are slower without anything being wrong; otherwise look at logs/ for an engine "
+        "that was replaced.",
+    ),
+)
+
+
+class Alarms:
+    """The rules over one run. A rule speaks when it begins to hold, and again only after ``WINDOW`` steps without.
+
+    ``dtype`` is the model's, empty where it isn't known.
+    """
+
+    def __init__(self, dtype: str = "") -> None:
+        self._history = History(dtype)
+        self._held: dict[str, Alarm] = {}
+        self.past: list[Alarm] = []
+        """Those that have ceased to hold."""
+        self._steps = 0
+        self._heard: dict[str, int] = {}
+        """Each active alarm's newest step, counted in this run's rows."""
+
+    @property
+    def active(self) -> tuple[Alarm, ...]:
+        return tuple(self._held.values())
+
+    def all(self) -> list[Alarm]:
+        """All that have sounded, in the order of the rules: what makes a run wrong before what makes it slow."""
+        places = {rule.name: place for place, rule in enumerate(RULES)}
+        return sorted((*self.past, *self.active), key=lambda alarm: (places[alarm.name], alarm.step))
+
+    def add(self, row: Row) -> list[Alarm]:
+        """Takes in the next row, of a step or an evaluation; the alarms that begin with it."""
+        self._history.add(row)
+        self._steps += row.get("kind") != "eval"
+        step = int(_number(row, "step") or 0)
+        new = []
+        for rule in RULES:
+            if not (self._history.full or rule.at_once):
+                continue
+            what, held = rule.find(self._history), self._held.get(rule.name)
+            if what is None:
+                if held is not None and self._steps - self._heard[rule.name] >= WINDOW:
+                    self.past.append(self._held.pop(rule.name))
+                continue
+            self._heard[rule.name] = self._steps
+            began = held.step if held else step
+            alarm = Alarm(name=rule.name, what=what, look=rule.look, change=rule.change, step=began, last=step)
+            self._held[rule.name] = alarm
+            if held is None:
+                new.append(alarm)
+        return new
+
+
+def _number(row: Row, name: str) -> float | None:
+    value = row.get(name)
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

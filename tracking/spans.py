@@ -1,0 +1,43 @@
+"""spans.jsonl: who did what, from when to when. The timeline of ``mode=view`` is drawn from it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tracking.dispensable import Dispensable
+
+SPANS = "spans.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spans:
+    """Appends one actor's spans to ``path``, which all actors of a run share: short lines, a few dozen a step.
+
+    Times are those of the machine's calendar clock, in seconds: actors on several machines are as far apart as these.
+    """
+
+    path: Path
+    actor: str
+    extras: Dispensable = field(default_factory=lambda: Dispensable(print))
+    """A failure is told to the actor's log."""
+
+    @contextmanager
+    def span(self, what: str, least_s: float = 0.0) -> Iterator[None]:
+        """The time that the body takes, if that is ``least_s`` or more."""
+        start = time.time()
+        try:
+            yield
+        finally:
+            end = time.time()
+            if end - start >= least_s:
+                line = {"actor": self.actor, "what": what, "start": round(start, 4), "end": round(end, 4)}
+                self.extras.attempt(self.path.name, lambda: self._append(json.dumps(line) + "\n"))
+
+    def _append(self, line: str) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line)  # one write of the system: lines don't mix on a local disk

@@ -1,0 +1,110 @@
+"""The table of draws: a row for each group that was played, from ``groups.jsonl`` and ``draws.parquet``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tracking.trajectories import GROUPS
+from tracking.view.lines import Notices, clean, lines
+
+MOST = 30_000
+"""Groups in a report, the newest ones: as many bytes as half of it, at 200 a group."""
+PLAIN = ("batch", "order", "version", "state", "before", "after", "accepted", "recycled", "cut_short", "continued")
+LISTS = ("rewards", "outcomes", "evidence", "advantages", "searches", "tokens", "stops", "faults")
+NAMES = (*PLAIN, *LISTS, "discarded", "worker", "seconds")
+
+
+@dataclass
+class Questions:
+    """The questions of a report, by number."""
+
+    numbers: dict[str, int] = field(default_factory=dict)
+    rows: list[list[Any]] = field(default_factory=list)
+
+    def number(self, row: dict[str, Any]) -> int:
+        """Of the question that a row of a log is about; new ones are taken in."""
+        name = str(row.get("question_id", ""))
+        if name not in self.numbers:
+            self.numbers[name] = len(self.rows)
+            texts = [row.get("question"), row.get("golden_answers"), row.get("supporting"), row.get("kind")]
+            self.rows.append([clean(name), *map(clean, texts)])
+        known = self.rows[self.numbers[name]]
+        if known[3] is None and row.get("supporting"):
+            known[3] = clean(row["supporting"])  # only the episodes name them
+        return self.numbers[name]
+
+
+def draws(
+    folder: Path, questions: Questions, notices: Notices, *, instead: list[dict[str, Any]]
+) -> dict[str, list[Any]]:
+    """The columns of the table: ``question`` (a number of ``questions``), ``draw`` (which of the question's draws it
+    is, from 1) and ``NAMES``. Sorted by batch and place in it.
+
+    A run without ``groups.jsonl`` has the groups ``instead``, made of the episodes that it logged.
+    """
+    rows = [line.row for line in lines(folder / GROUPS, notices)] or instead
+    rows = [row for row in rows if isinstance(row.get("batch"), int)]
+    rows.sort(key=lambda row: (row["batch"], row.get("order") or 0))
+    _add_fates(folder, rows, notices)
+    times: Counter[str] = Counter()
+    columns: dict[str, list[Any]] = {name: [] for name in ("question", "draw", *NAMES)}
+    for at, row in enumerate(rows):
+        times[name := str(row.get("question_id"))] += 1
+        if at < len(rows) - MOST:
+            continue
+        columns["question"].append(questions.number(row))
+        columns["draw"].append(times[name])
+        for key in NAMES:
+            columns[key].append(clean(row.get(key)))
+    if len(rows) > MOST:
+        notices.add(f"the table of groups has the newest {MOST:,} of {len(rows):,}")
+    return _without_repeats(columns)
+
+
+def _add_fates(folder: Path, rows: list[dict[str, Any]], notices: Notices) -> None:
+    """What the pool's own record says of each group: the question's state before and after, and the verdict."""
+    path = folder / "draws.parquet"
+    if not path.is_file():
+        notices.add("draws.parquet is missing (a checkpoint writes it): states before and after a draw are not known")
+        return
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    try:
+        table = parquet.read_table(path, columns=["batch", "order", "before", "after", "accepted"]).to_pydict()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        notices.add(f"draws.parquet can't be read: {error}")
+        return
+    fates = {
+        (batch, order): (before, after, accepted)
+        for batch, order, before, after, accepted in zip(*table.values(), strict=True)
+    }
+    for row in rows:
+        if (fate := fates.get((row["batch"], row.get("order")))) is not None:
+            row["before"], row["after"], row["accepted"] = fate
+            row["recycled"] = row["before"] not in ("unseen", "consumed")
+
+
+def _without_repeats(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Columns of words as ``{"words": […], "at": […]}``: a name that stands in every row costs a digit there."""
+    packed: dict[str, Any] = dict(columns)
+    for name in ("state", "before", "after", "worker"):
+        packed[name] = in_words(columns[name])
+    stops = [word for row in columns["stops"] for word in row or []]
+    words = sorted({str(word) for word in stops})
+    places = {word: at for at, word in enumerate(words)}
+    packed["stops"] = {"words": words, "at": [[places[str(w)] for w in row or []] for row in columns["stops"]]}
+    return packed
+
+
+def in_words(values: list[Any]) -> dict[str, list[Any]]:
+    """
+    >>> in_words(["b", None, "b"])
+    {'words': ['b'], 'at': [0, None, 0]}
+    """
+    words = sorted({str(v) for v in values if v is not None})
+    places = {word: at for at, word in enumerate(words)}
+    return {"words": words, "at": [None if v is None else places[str(v)] for v in values]}

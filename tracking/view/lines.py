@@ -1,0 +1,95 @@
+"""JSONL that a run may still be writing, or was killed in: read a line at a time, with a notice for what can't be."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MAX_TEXT = 20_000
+"""Characters of one text that a report shows."""
+MAX_DEPTH = 20
+"""Lists in lists of a row: a log has four."""
+
+
+@dataclass
+class Notices:
+    """What a reader of the report should know of its files."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def add(self, text: str) -> None:
+        if text not in self.texts:
+            self.texts.append(text)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """One row and where it stands in its file."""
+
+    start: int
+    row: dict[str, Any]
+
+
+def lines(path: Path, notices: Notices) -> Iterator[Line]:
+    """The rows of ``path``; none where it is missing. What isn't a JSON object, or was never finished, is left out."""
+    if not path.is_file():
+        notices.add(f"{path.name} is missing")
+        return
+    torn = broken = start = 0
+    with path.open("rb") as file:
+        for raw in file:
+            row = parsed(raw)
+            if not raw.endswith(b"\n"):
+                torn += 1
+            elif row is None:
+                broken += 1
+            else:
+                yield Line(start=start, row=row)
+            start += len(raw)
+    if torn:
+        notices.add(f"{path.name}: its last line was never finished and is left out")
+    if broken:
+        notices.add(f"{path.name}: {broken} lines are no JSON objects and are left out")
+
+
+def parsed(raw: bytes) -> dict[str, Any] | None:
+    """The object of a line; None if it is none."""
+    try:
+        row = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def clean(value: Any, depth: int = 0) -> Any:
+    """``value`` as a report may hold it: finite numbers, texts of at most ``MAX_TEXT`` characters."""
+    if isinstance(value, str):
+        return shortened(value)
+    if isinstance(value, float):
+        return short(value)
+    if isinstance(value, dict) and depth < MAX_DEPTH:
+        return {shortened(str(k)): clean(v, depth + 1) for k, v in value.items()}
+    if isinstance(value, list) and depth < MAX_DEPTH:
+        return [clean(v, depth + 1) for v in value]
+    return value if value is None or isinstance(value, bool | int) else None
+
+
+def shortened(text: str) -> str:
+    """``text``, or its beginning and how much is left out."""
+    if len(text) <= MAX_TEXT:
+        return text
+    return f"{text[:MAX_TEXT]}… [{len(text) - MAX_TEXT:,} more characters are left out of this report]"
+
+
+def short(value: Any, digits: int = 5) -> Any:
+    """A number with ``digits`` significant digits, None if it is not finite; anything else as it is."""
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        return None
+    rounded = float(f"{value:.{digits}g}")
+    return int(rounded) if rounded.is_integer() and abs(rounded) < 2**53 else rounded

@@ -1,0 +1,83 @@
+// The view of a run: what it is, how it goes, what happened.
+
+const CHARTS = [
+  ["Reward and its parts", ["reward/mean", "outcome/mean", "evidence/recall"], { zero: true }],
+  ["Searches an episode", ["search/mean", "search/limit_mean"], { zero: true }],
+  ["Tokens generated a step", ["rollout/generated_tokens"], { zero: true }],
+  ["Groups of a batch", ["groups/signal", "groups/too_easy", "groups/too_hard"], { stacked: true }],
+  ["Train–inference mismatch, nats", ["rollout/mismatch"], { zero: true }],
+  ["Staleness, versions", ["rollout/staleness_max"], { zero: true }],
+  ["Entropy, nats a token", ["learner/entropy"], { zero: true }],
+  ["Gradient norm and clip fraction", ["learner/grad_norm", "learner/clip_share"], { zero: true }],
+  ["Faults: episodes left out of a step", ["rollout/excluded", "retrieval/failures", "retrieval/timeouts"], { zero: true }],
+  ["Tokens a second", ["rollout/tokens_per_s", "learner/tokens_per_s"], { zero: true }],
+  ["Recycled share of the trained groups", ["pool/recycled_share"], { zero: true }],
+  ["Places of the pool", ["pool/available", "pool/resting", "pool/consumed"], { stacked: true }],
+  ["Workers replaced", ["workers/restarts"], { zero: true }],
+];
+
+function heldOut(runs) {
+  const of = (key, interval) => runs.map((r, at) => ({
+    name: runs.length > 1 ? r.label : key, colour: at, x: r.run.evals.map((e) => e.step), y: r.run.evals.map((e) => e[key]),
+    low: r.run.evals.map((e) => e[interval]?.[0]), high: r.run.evals.map((e) => e[interval]?.[1]),
+  }));
+  return [lineChart("Held-out EM, with 95 % interval", of("em", "em_interval")), lineChart("Held-out F1, with 95 % interval", of("f1", "f1_interval"))];
+}
+
+function stepChart(run, title, names, how) {
+  const { steps } = run.run;
+  return lineChart(title, names.filter((n) => steps[n]).map((n) => ({ name: n, x: steps.step, y: steps[n] })), how);
+}
+
+/** Where the time of a step goes. */
+function timeChart(run) {
+  const { steps, evals } = run.run;
+  if (!steps["time/step_s"]) return null;
+  const at = (name) => steps[name] ?? steps.step.map(() => null);
+  const parts = [at("learner/idle_s"), at("learner/seconds"), at("weights/publish_s")];
+  const rest = at("time/step_s").map((all, i) => Math.max(0, (all ?? 0) - parts.reduce((sum, p) => sum + (p[i] ?? 0), 0)));
+  const evaluated = new Map(evals.map((e) => [e.step, e.seconds]));
+  const named = [["waits for rollouts", parts[0]], ["update", parts[1]], ["weights", parts[2]], ["other", rest], ["evaluation", steps.step.map((s) => evaluated.get(s) ?? 0)]];
+  return lineChart("Time of a step, s", named.map(([name, y]) => ({ name, x: steps.step, y })), { stacked: true });
+}
+
+function factsTable(run) {
+  const { about, evals, summary, overrides } = run.run;
+  const rows = [["folder", run.run.folder], ["asked for", (overrides ?? "").trim() || "the defaults"]];
+  for (const [name, value] of Object.entries(about ?? {})) {
+    if (!["kind", "event", "time_s"].includes(name)) rows.push([name, typeof value === "object" ? JSON.stringify(value) : shown(value)]);
+  }
+  const first = evals[0], last = evals.at(-1);
+  const em = (e) => `EM ${shown(e.em)}${e.em_interval ? ` (${shown(e.em_interval[0])} to ${shown(e.em_interval[1])})` : ""}, F1 ${shown(e.f1)}, on ${e.n} questions, ${e.faults} faults`;
+  if (first) rows.push([`held out, step ${first.step}`, em(first)]);
+  if (last && last !== first) rows.push([`held out, step ${last.step}`, em(last)]);
+  if (summary) rows.push(["trajectories", shown(summary.rollouts)], ["generated tokens", shown(summary.generated_tokens)], ["seconds", shown(summary.time_s, 0)], ["workers replaced", shown(summary.restarts)]);
+  return el("table", { id: "facts" }, rows.map(([name, value]) => el("tr", {}, el("th", {}, name), el("td", {}, el("span", { class: "text" }, value)))));
+}
+
+function alarmList(run) {
+  const alarms = run.run.alarms ?? [];
+  return alarms.length ? [heading("Alarms"), alarms.map((a) => el("div", { class: "alarm" },
+    el("b", {}, `${a.name}: ${a.what}`), ` (first at step ${a.step}${a.last !== a.step ? `, last at step ${a.last}` : ""})`,
+    el("br"), `Look at ${a.look}. ${a.change}`))] : [];
+}
+
+function eventTable(run) {
+  const rows = run.run.events;
+  if (!rows.length) return null;
+  const rest = (e) => Object.entries(e).filter(([k]) => !["kind", "event", "time_s", "step"].includes(k)).map(([k, v]) => `${k}: ${typeof v === "object" ? JSON.stringify(v) : shown(v)}`).join(", ");
+  return [heading("Events: restarts, checkpoints, faults"), table([
+    { name: "at, s", value: (e) => e.time_s ?? null }, { name: "event", value: (e) => e.event, filter: true },
+    { name: "step", value: (e) => e.step ?? null }, { name: "what", value: rest, cell: (e) => el("span", { class: "text" }, rest(e)) },
+  ], rows, { id: "events" })];
+}
+
+function viewRun(runs) {
+  const [run] = runs;
+  return [
+    el("h1", {}, run.label), el("p", { id: "end" }, run.run.end), factsTable(run), alarmList(run), heading("Curves over the steps"),
+    el("div", { class: "charts", id: "charts" }, heldOut([run]), CHARTS.map(([title, names, how]) => stepChart(run, title, names, how)), timeChart(run)),
+    eventTable(run),
+    el("details", {}, el("summary", {}, "Configuration"), el("pre", { id: "config" }, run.run.config ?? "not known")),
+  ];
+}

@@ -1,0 +1,162 @@
+"""What a run is and how it went: its configuration, its curves, its events."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tracking.alarms import Alarms
+from tracking.spans import SPANS
+from tracking.view.groups import in_words
+from tracking.view.lines import Notices, clean, lines, short, shortened
+
+MOST_ALARMS = 200
+MOST_STEPS = 2_000
+MOST_EVENTS = 2_000
+MOST_SPANS = 40_000
+Z = 1.959964
+"""Of a 95 % interval."""
+
+
+def facts(folder: Path, notices: Notices) -> dict[str, Any]:
+    """The part of a report that is about the run as a whole: ``config``, ``overrides``, ``steps`` (columns),
+    ``evals``, ``events``, ``summary``, ``alarms``, ``about``, ``end``,
+    ``evaluation`` (it is one of ``mode=eval``)."""
+    steps: list[dict[str, Any]] = []
+    evals: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
+    summary: dict[str, Any] | None = None
+    told: list[dict[str, Any]] = []
+    for line in lines(folder / "metrics.jsonl", notices):
+        kind, row = line.row.get("kind"), line.row
+        if kind in ("step", "eval"):
+            told.append(row)
+        if kind == "step":
+            steps.append(row)
+        elif kind == "eval":
+            evals.append(clean(row) | {"em_interval": wilson(row.get("em"), row.get("n"))})
+        elif kind == "event":
+            events.append(clean(row))
+        elif kind == "summary":
+            summary = clean(row)
+    broke = next((e for e in reversed(events) if e.get("event") == "fault"), None)
+    about = next((e for e in reversed(events) if e.get("event") == "about"), None)
+    alarms = Alarms(str((about or {}).get("dtype", "")))
+    for row in told:
+        alarms.add(row)
+    if len(events) > MOST_EVENTS:
+        notices.add(f"the newest {MOST_EVENTS:,} of {len(events):,} events are shown")
+    checkpoint = next((e["checkpoint"] for e in evals if e.get("checkpoint")), None)  # as mode=eval writes it
+    config = _text(folder / ".hydra" / "config.yaml", notices)
+    return {
+        "name": folder.name,
+        "folder": str(folder),
+        "config": config,
+        "overrides": _text(folder / ".hydra" / "overrides.yaml", notices),
+        "about": about,
+        "steps": columns(steps, notices),
+        "evals": evals,
+        "events": [e for e in events if e.get("event") != "about"][-MOST_EVENTS:],
+        "summary": summary,
+        "alarms": [asdict(alarm) for alarm in alarms.all()[:MOST_ALARMS]],
+        "end": ending(steps, summary, config, broke) if checkpoint is None else f"An evaluation of {checkpoint}.",
+        "evaluation": checkpoint is not None,
+    }
+
+
+def columns(steps: list[dict[str, Any]], notices: Notices) -> dict[str, list[Any]]:
+    """The numbers of the steps by name, null where a step has none; of a long run every second, third, … step."""
+    stride = -(-len(steps) // MOST_STEPS) or 1
+    if stride > 1:
+        notices.add(f"the curves show every {stride}th of {len(steps):,} steps")
+    shown = steps[::-1][::stride][::-1]  # the last one is among them
+    names = {name for row in shown for name, value in row.items() if _is_number(value)}
+    found = {name: [short(row[name]) if _is_number(row.get(name)) else None for row in shown] for name in sorted(names)}
+    return {name: values for name, values in found.items() if any(v is not None for v in values)}
+
+
+def wilson(share: Any, n: Any) -> list[float] | None:
+    """Wilson's 95 % interval of a share of ``n`` (JASA 22, 1927); None without them.
+
+    >>> [round(x, 3) for x in wilson(0.5, 100)]
+    [0.404, 0.596]
+    """
+    if not _is_number(share) or not isinstance(n, int) or n < 1 or not 0 <= share <= 1:
+        return None
+    middle = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    return [short(max(0.0, round(middle - half, 9))), short(min(1.0, middle + half))]
+
+
+def mean_interval(values: list[float]) -> list[float] | None:
+    """The normal 95 % interval of a mean; None of fewer than two values."""
+    n = len(values)
+    if n < 2:
+        return None
+    mean = sum(values) / n
+    half = Z * math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    return [short(mean - half), short(mean + half)]
+
+
+def ending(
+    steps: list[dict[str, Any]], summary: dict[str, Any] | None, config: str | None, broke: dict[str, Any] | None = None
+) -> str:
+    """Whether a run has ended, and if not, when it will: at the pace of its last ten steps."""
+    if summary is not None:
+        how = "was stopped" if summary.get("interrupted") else "has ended"
+        return f"The run {how} after step {summary.get('step')}."
+    if broke is not None:
+        return f"The run broke after step {steps[-1].get('step') if steps else 0}: {broke.get('why')}"
+    if not steps:
+        return "No step has ended yet."
+    done, last = steps[-1].get("step"), steps[-10:]
+    wanted = _steps_wanted(config)
+    said = f"No summary: the run goes on, or it broke, after step {done}."
+    if wanted is None or len(last) < 2 or not all(_is_number(r.get("time_s")) for r in (last[0], last[-1])):
+        return said
+    left = (last[-1]["time_s"] - last[0]["time_s"]) / (len(last) - 1) * max(0, wanted - int(done or 0))
+    return f"{said} At the pace of its last steps the other {wanted - int(done or 0)} take {left / 60:,.0f} min."
+
+
+def _steps_wanted(config: str | None) -> int | None:
+    import yaml
+
+    try:
+        steps = yaml.safe_load(config or "")["algorithm"]["steps"]
+    except (yaml.YAMLError, KeyError, TypeError):
+        return None
+    return steps if isinstance(steps, int) else None
+
+
+def spans(folder: Path, notices: Notices) -> dict[str, Any]:
+    """Who did what and when: ``start`` and ``end`` in seconds since ``began``, the newest ``MOST_SPANS``."""
+    rows = [
+        row
+        for line in lines(folder / SPANS, notices)
+        if _is_number((row := line.row).get("start")) and _is_number(row.get("end"))
+    ]
+    if len(rows) > MOST_SPANS:
+        notices.add(f"the timeline has the newest {MOST_SPANS:,} of {len(rows):,} spans")
+        rows = rows[-MOST_SPANS:]
+    began = min((row["start"] for row in rows), default=0.0)
+    return {
+        "began": began,
+        "actor": in_words([row.get("actor") for row in rows]),
+        "what": in_words([row.get("what") for row in rows]),
+        "start": [round(row["start"] - began, 2) for row in rows],
+        "end": [round(row["end"] - began, 2) for row in rows],
+    }
+
+
+def _text(path: Path, notices: Notices) -> str | None:
+    try:
+        return shortened(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        notices.add(f"{path.parent.name}/{path.name} is missing: the configuration is not known")
+        return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
