@@ -270,8 +270,8 @@ def test_the_environment_of_nccl_is_left_alone_unless_asked() -> None:
             "weight_channel=nccl needs a GPU for the learner and one for each engine",
         ),
         ({"weight_channel": "ncl"}, "cluster.weight_channel"),
-        ({"weight_timeout_s": 0.0}, "weight_timeout_s and cluster.weight_bucket_mib must be positive"),
-        ({"weight_bucket_mib": 0}, "weight_timeout_s and cluster.weight_bucket_mib must be positive"),
+        ({"weight_timeout_s": 0.0}, r"cluster\.weight_timeout_s=0\.0 must be above 0"),
+        ({"weight_bucket_mib": 0}, r"cluster\.weight_bucket_mib=0 must be at least 1"),
     ],
 )
 def test_a_channel_that_cannot_be_is_refused(cluster: dict[str, Any], message: str) -> None:
