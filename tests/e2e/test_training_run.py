@@ -132,7 +132,7 @@ def test_same_seed_gives_the_same_run(whole, launch, small):
 @pytest.mark.slow
 def test_adapters_under_8_bit_adamw_train_publish_and_resume(whole, launch, small, loads_elsewhere):
     """What the engines get is merged, what a checkpoint keeps is not: a resumed run goes on with the adapters."""
-    base = [f"model.path={whole.checkpoint}", "algorithm.warm_start.steps=0"]
+    base = ["model=tiny", f"model.path={whole.checkpoint}", "algorithm.warm_start.steps=0"]
     lean = [*small, *base, "model.lora_rank=8", "algorithm.optimizer.kind=adamw8bit", "algorithm.steps=4"]
     run = launch("lean", *lean, "checkpoints.every=2", "checkpoints.keep=0")
     assert run.code == 0, run.output
