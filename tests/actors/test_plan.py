@@ -38,12 +38,14 @@ CONFIGS: dict[str, Any] = {"qwen2": Qwen2Config, "qwen3": Qwen3Config, "llama": 
 PUBLISHED = {
     "tiny": 460_160,  # with a vocabulary of model.vocab_size, the most that its tokenizer may have
     "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
     "qwen0.5b": 494_032_768,
     "qwen1.5b": 1_543_714_304,
+    "qwen3-0.6b": 596_049_920,
     "qwen3-1.7b": 1_720_574_976,
     "llama1b": 1_235_814_400,
 }
-"""Parameters of every shipped model, by their model cards."""
+"""Parameters of every shipped model, by their model cards; a base model has its sizes."""
 
 
 def composed(*overrides: str) -> RunConfig:
@@ -82,9 +84,8 @@ def test_the_tensors_of_every_shipped_model_are_those_that_transformers_builds(n
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             CONFIGS[config.family](
-                **sizes,
                 tie_word_embeddings=True,
-                head_dim=sizes["hidden_size"] // sizes["num_attention_heads"],
+                **{"head_dim": sizes["hidden_size"] // sizes["num_attention_heads"], **sizes},
             ),
             dtype=getattr(torch, config.dtype),
         )
@@ -97,7 +98,12 @@ def test_the_tensors_of_every_shipped_model_are_those_that_transformers_builds(n
 
 def test_every_shipped_model_is_checked() -> None:
     folder = Path(__file__).parents[2] / "conf" / "model"
-    assert {file.stem for file in folder.glob("*.yaml")} == set(PUBLISHED)
+    shipped = {file.stem for file in folder.glob("*.yaml")} - {"folder"}
+    assert {name.removesuffix("-base") for name in shipped} == set(PUBLISHED)
+    for name in shipped & {f"{name}-base" for name in PUBLISHED}:
+        assert architecture(composed(f"model={name}").model) == architecture(
+            composed(f"model={name.removesuffix('-base')}").model
+        )
 
 
 def test_a_head_of_its_own_and_other_head_sizes_are_counted() -> None:
