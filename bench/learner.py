@@ -1,9 +1,9 @@
 """What the learner adds to the arithmetic: its tokens per second against a bare forward, backward and step.
 
-    python bench/learner.py [--quick]
+    python bench/learner.py [--quick] [--model FOLDER]
 
-Both train the tiny model, with its settings, on the same rows of long-tailed episodes, turn by turn in one process of
-one thread. Time is the processor's, so that what else runs on the machine doesn't count.
+Both train the tiny model, with its settings, or the pretrained one in FOLDER, on the same rows of long-tailed episodes,
+turn by turn in one process of one thread. Time is the processor's, so that what else runs on the machine doesn't count.
 The bare loop has its rows and weights ready, takes the logits of all action tokens at once and torch's own cross
 entropy; it knows no ratio, no clip, no entropy and no metric. The ratio of their speeds should be at least 0.85.
 
@@ -94,18 +94,25 @@ def fullness(sequences: list[Any], limit: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="5 rounds instead of 15")
-    rounds = 5 if parser.parse_args().quick else 15
+    parser.add_argument("--model", help="a pretrained model's folder, for a few large rounds")
+    arguments = parser.parse_args()
+    rounds = 3 if arguments.model else 5 if arguments.quick else 15
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
-    sequences = episodes(rng, 192, prompt=40, passages=60, words=8, longest=384)
+    if arguments.model:
+        sequences = episodes(rng, 16, prompt=160, passages=240, words=24, longest=1024)
+        policies = [Policy.from_folder(arguments.model, seed=0, dtype="float32") for _ in range(2)]
+    else:
+        sequences = episodes(rng, 192, prompt=40, passages=60, words=8, longest=384)
+        sizes, vocabulary = ModelConfig().architecture or {}, ModelConfig().vocab_size
+        policies = [Policy.build(sizes, vocab_size=vocabulary, seed=0) for _ in range(2)]
+    ours, theirs = policies
     batch = batch_of(sequences)
+    rate = 1e-6 if arguments.model else 3e-4
     config = AlgorithmConfig(
-        microbatch_tokens=TINY_TOKENS, gradient_checkpointing=False, optimizer=OptimizerConfig(lr=3e-4)
+        microbatch_tokens=TINY_TOKENS, gradient_checkpointing=False, optimizer=OptimizerConfig(lr=rate)
     )
-    ours, theirs = (
-        Policy.build(ModelConfig().architecture or {}, vocab_size=ModelConfig().vocab_size, seed=0) for _ in range(2)
-    )
-    adamw = torch.optim.AdamW(theirs.parameters(), lr=3e-4, fused=True)
+    adamw = torch.optim.AdamW(theirs.parameters(), lr=rate, fused=True)
     with tempfile.TemporaryDirectory() as folder:
         updater = Updater(ours, config, rng=rng, fault_folder=Path(folder))
         rows = updater.pack(batch.samples)
@@ -136,6 +143,7 @@ def main() -> None:
         json.dumps(
             {
                 "bench": "learner",
+                "model": Path(arguments.model).name if arguments.model else "tiny",
                 "value": round(tokens / seconds),
                 "unit": "tokens per processor second",
                 "baseline": "bare forward, backward and step",

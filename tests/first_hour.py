@@ -107,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--load", type=int, default=4, help="busy processes beside")
     parser.add_argument("--cores", type=int, default=2)
-    parser.add_argument("--skip-tests", action="store_true", help="the demo alone")
+    parser.add_argument("--only", choices=("demo", "test"), help="one of the two commands")
     arguments = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
     failures = []
@@ -116,9 +116,8 @@ def main() -> None:
         home.mkdir()
         subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
         environment = {**os.environ, **OLDER, "HOME": str(home), "TERM": "xterm"}
-        commands = [(["make", "demo"], True), (["make", "demo"], False)]
-        if not arguments.skip_tests:
-            commands.append((["make", "test"], True))
+        commands = [(["make", "demo"], True), (["make", "demo"], False), (["make", "test"], True)]
+        commands = [c for c in commands if arguments.only in (None, c[0][1])]
         for command, terminal in commands:
             seen = watch(command, clone, environment, terminal=terminal)
             what = f"{' '.join(command)} in a {'terminal' if terminal else 'log'}"

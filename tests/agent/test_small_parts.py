@@ -25,7 +25,6 @@ ROOT = Path(__file__).parents[2]
         "max_new_tokens_first",
         "max_new_tokens",
         "max_prompt_tokens",
-        "max_response_tokens",
         "max_passage_chars",
         "temperature",
     ],
