@@ -9,7 +9,6 @@ from actors.weights import Published
 from agent.errors import commonest
 from agent.groups import Group
 from agent.pool.batches import TakenBatch
-from agent.records import StopReason
 from learner.manifest import Files
 
 
@@ -21,18 +20,21 @@ class Unsound:
     """The commonest fault, or that nothing was played."""
     lasting: bool
     """Every episode ended in a fault of an engine or of the reward: those don't end by themselves."""
+    struck: bool = False
+    """Searches or tools failed: the next batch is to wait until they are answered."""
 
     @classmethod
     def of(cls, batch: TakenBatch[Group]) -> Unsound | None:
-        """None for a batch with a sound trajectory."""
-        if any(p.outcome.size for p in batch.played):
+        """None for a batch with a sound trajectory, of which too many others weren't lost to failed searches."""
+        if not batch.struck and any(p.outcome.size for p in batch.played):
             return None
         broken = [t for group in batch.payloads for t in group.excluded]
         if not broken:
             return cls(why="nothing was played", lasting=False)
         return cls(
             why=commonest([f"{t.stop_reason}: {t.fault}" for t in broken]),
-            lasting=all(t.stop_reason is not StopReason.RETRIEVAL_FAILED for t in broken),
+            lasting=not any(t.stop_reason.strikes_actions for t in broken),
+            struck=any(t.stop_reason.strikes_actions for t in broken),
         )
 
 

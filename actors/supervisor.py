@@ -25,6 +25,7 @@ from actors.provenance import Provenance
 from actors.record import Record
 from actors.reports import Released, StepReport
 from actors.saving import Saving
+from actors.searching import Searching
 from actors.stopping import LeftEvaluation, Stopping
 from actors.topology import Topology
 from actors.totals import Totals
@@ -35,7 +36,6 @@ from agent.errors import Fault
 from agent.inference.evaluation import check_any_scored, subset, summarise
 from conf.schema import RunConfig
 from learner.manifest import Files, listed
-from retrieval_service.stats import merged
 from tracking.alarms import Alarms
 from tracking.console import Console
 from tracking.dispensable import Dispensable
@@ -128,6 +128,8 @@ class Supervisor:
             weight_timeout_s=self._weight_timeout_s,
         )
         self.workers.idle = self.watch.look
+        replicas, outage_s = self.retrieval.values(), config.retrieval.outage_s
+        self.searching = Searching(replicas, self._wait, self.record.say, outage_s, lambda: self.stopping.asked)
         self._choose_channel(topology.log_dir)
         with self.watch.phase("the actors start", learner=self.learner):
             self._wait(pooled, "pool")
@@ -226,7 +228,7 @@ class Supervisor:
         if report.published:
             with self._spans.span("deliver"):
                 delivered = self.workers.deliver(report.published)
-        pool, search = self._wait(self.pool.report.remote(), "pool"), self._search_stats()
+        pool, search = self._wait(self.pool.report.remote(), "pool"), self.searching.stats()
         now = time.perf_counter()
         row = {
             "step": step,
@@ -281,14 +283,9 @@ class Supervisor:
             if self.stopping.asked:
                 raise Fault(f"stopped while no episode of batch {report.batch} was sound: {unsound.why}")
             self.record.say(f"no episode of batch {report.batch} was sound, it is no step: {unsound.why}", "yellow")
+            if unsound.struck:
+                self.searching.until_they_answer()
             self._wait(pool.release.remote(report.batch), name)
-
-    def _search_stats(self) -> dict[str, float]:
-        try:
-            stats = merged([self._wait(r.stats.remote(), "retrieval") for r in self.retrieval.values()])
-        except Fault:  # Ray is restarting it; the searches that it lost are counted where they were asked
-            return {"retrieval/qps": 0.0, "retrieval/p99_s": float("nan")}
-        return {f"retrieval/{name}": value for name, value in asdict(stats).items()}
 
     def _evaluate(self, step: int) -> None:
         """Plays the held-out questions, unless the run is to leave: then there is no row of them."""

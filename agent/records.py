@@ -66,6 +66,11 @@ class StopReason(StrEnum):
             StopReason.REWARD_FAILED,
         )
 
+    @property
+    def strikes_actions(self) -> bool:
+        """A fault that only strikes an episode that acts: those that are left of its group are no fair sample."""
+        return self in (StopReason.RETRIEVAL_FAILED, StopReason.TOOL_FAILED)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-from agent.records import NO_VERSION
+from agent.records import NO_VERSION, StopReason
 
 
 class QueryState(StrEnum):
@@ -51,6 +51,9 @@ class Spent(NamedTuple):
     tokens: int
 
 
+_STRIKING = tuple(reason for reason in StopReason if reason.strikes_actions)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """What came of a ticket: the facts that the pool decides from. The group itself is opaque to it.
@@ -87,6 +90,15 @@ class Outcome:
                 raise ValueError(f"query {query}: {state} is no state of a group")
         if (self.state is QueryState.SIGNAL) != (0 < self.successes < self.size):
             raise ValueError(f"query {query}: {self.successes} successes of {self.size} are not {self.state}")
+
+    @property
+    def struck(self) -> int:
+        """Trajectories that a failed search or tool has ended: those that didn't ask for one are all that is left."""
+        return sum(self.set_aside[str(r)].trajectories for r in _STRIKING if str(r) in self.set_aside)
+
+    def too_stale(self, version: int, limit: int) -> bool:
+        """Whether a token was sampled more than ``limit`` versions before ``version``."""
+        return self.oldest_version != NO_VERSION and version - self.oldest_version > limit
 
     @property
     def all_trajectories(self) -> int:

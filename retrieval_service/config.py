@@ -43,6 +43,8 @@ class RetrievalConfig:
     """Queries kept in the LRU cache; 0 turns it off."""
     timeout_s: float = bounded(30.0, "above 0")
     """A search that takes longer fails, and its trajectory is excluded."""
+    outage_s: float = bounded(600.0, "at least 0")
+    """Seconds that a run waits for searches that fail to be answered again, before it ends."""
 
     @property
     def elsewhere(self) -> bool:

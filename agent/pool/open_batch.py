@@ -43,8 +43,15 @@ class OpenBatch(Generic[P]):
     """Surplus of an earlier batch."""
     groups: dict[int, Played[P]] = field(default_factory=dict)  # by order
     spoiled: list[Played[P]] = field(default_factory=list)
-    """Groups with too few viable members."""
+    """Groups with too few viable members, or with one that a failed search or tool has ended."""
     returned: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def struck(self) -> float:
+        """Share of the trajectories played for it that a failed search or tool has ended."""
+        outcomes = [group.outcome for group in (*self.groups.values(), *self.spoiled)]
+        played = sum(outcome.all_trajectories for outcome in outcomes)
+        return sum(outcome.struck for outcome in outcomes) / played if played else 0.0
 
     def state(self, claimed: Sequence[Ticket]) -> dict[str, Any]:
         """As JSON values. Its draws that are ``claimed`` or played are in flight; played groups are not saved."""

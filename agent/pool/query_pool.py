@@ -2,7 +2,7 @@
 
     available ──claim──► claimed ──submit──► submitted ──take──► accepted ──release──► consumed or resting
         ▲                   │                    │                   │                    │
-        └── returned(lease_expired, worker_lost, too_few_viable, too_stale, zero_variance, …) ── wake
+        └── returned(lease_expired, worker_lost, too_few_viable, struck, too_stale, zero_variance, …) ── wake
 
 Work comes in batches, one per learner step. Batch b may be drawn from once batch
 ``b - max_staleness - 1`` has been released, that is, once every worker has the weights made from it.
@@ -28,7 +28,6 @@ from agent.pool.open_batch import Claim, OpenBatch
 from agent.pool.places import Place, Places
 from agent.pool.rules.base import ACCEPTED, AT_ONCE, FOREVER, UNSELECTED, PoolRule
 from agent.pool.search_limits import SearchLimits
-from agent.records import NO_VERSION
 from agent.seeds import derive_seed
 from agent.tickets import Outcome, QueryState, Ticket
 
@@ -159,9 +158,9 @@ class QueryPool(Generic[P]):
         self._enter(outcome)
         self._places.move(ticket.query, Place.SUBMITTED)
         group = Played(outcome=outcome, payload=payload)
-        if outcome.size < self.rule.min_viable:
+        if outcome.struck or outcome.size < self.rule.min_viable:
             batch.spoiled.append(group)
-            self._return_group(batch, outcome, "too_few_viable")
+            self._return_group(batch, outcome, "struck" if outcome.struck else "too_few_viable")
             self._redraw(batch)
         else:
             batch.groups[ticket.order] = group
@@ -248,9 +247,12 @@ class QueryPool(Generic[P]):
             self._open_batch()
         batch = self._batches.popleft()
         played = [batch.groups[order] for order in sorted(batch.groups)]
+        struck = batch.struck > self.rule.max_struck
         fresh = []
         for group in (*batch.kept, *played):
-            if _too_stale(group.outcome, version, self.rule.max_staleness):
+            if struck:
+                self._return_group(batch, group.outcome, "struck")
+            elif group.outcome.too_stale(version, self.rule.max_staleness):
                 self._return_group(batch, group.outcome, "too_stale")
             else:
                 fresh.append(group)
@@ -258,7 +260,7 @@ class QueryPool(Generic[P]):
         keeps = [
             self.rule.keep_surplus
             and verdict == UNSELECTED
-            and not _too_stale(group.outcome, version + 1, self.rule.max_staleness)
+            and not group.outcome.too_stale(version + 1, self.rule.max_staleness)
             for group, verdict in zip(fresh, verdicts, strict=True)
         ]
         surplus = [group for group, keep in zip(fresh, keeps, strict=True) if keep]
@@ -295,6 +297,7 @@ class QueryPool(Generic[P]):
             returned=batch.returned,
             played=tuple(sorted((*played, *batch.spoiled), key=lambda g: g.outcome.ticket.order)),
             kept=len(surplus),
+            struck=struck,
         )
 
     def _decide(self, outcome: Outcome, batch: int, verdict: str) -> int:
@@ -394,7 +397,3 @@ class QueryPool(Generic[P]):
         self.empty_batches = int(state["empty_batches"])
         self._batches.extend(OpenBatch.of(saved) for saved in state["open"])
         self.books.load_state(state["books"])
-
-
-def _too_stale(outcome: Outcome, version: int, limit: int) -> bool:
-    return outcome.oldest_version != NO_VERSION and version - outcome.oldest_version > limit

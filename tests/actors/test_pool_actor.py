@@ -87,7 +87,7 @@ def played(ticket: Ticket, rewards: Sequence[float] = (0.0, 1.0), *, version: in
             )
             for r in rewards
         ),
-        excluded=tuple(trajectory(StopReason.RETRIEVAL_FAILED) for _ in range(faults)),
+        excluded=tuple(trajectory(StopReason.GENERATION_FAILED) for _ in range(faults)),
         worker="w",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,13 +45,23 @@ def test_one_sound_trajectory_is_enough() -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "why", "lasting"),
+    ("groups", "why", "lasting", "struck"),
     [
-        ([broken(ENGINE, ENGINE), broken(ENGINE)], "generation_failed: head size 16", True),
-        ([broken(SEARCH), broken(SEARCH)], "retrieval_failed: timeout", False),
-        ([broken(SEARCH, ENGINE), broken(ENGINE)], "generation_failed: head size 16 (2 of 3)", False),
-        ([], "nothing was played", False),
+        ([broken(ENGINE, ENGINE), broken(ENGINE)], "generation_failed: head size 16", True, False),
+        ([broken(SEARCH), broken(SEARCH)], "retrieval_failed: timeout", False, True),
+        ([broken(SEARCH, ENGINE), broken(ENGINE)], "generation_failed: head size 16 (2 of 3)", False, True),
+        ([], "nothing was played", False, False),
     ],
 )
-def test_the_commonest_fault_is_named(groups: list[Group], why: str, lasting: bool) -> None:
-    assert Unsound.of(batch(*groups)) == Unsound(why=why, lasting=lasting)
+def test_the_commonest_fault_is_named(groups: list[Group], why: str, lasting: bool, struck: bool) -> None:
+    assert Unsound.of(batch(*groups)) == Unsound(why=why, lasting=lasting, struck=struck)
+
+
+def test_a_batch_that_lost_too_many_to_failed_searches_is_unsound_whatever_is_left() -> None:
+    score = Score(reward=1.0, outcome=1.0, evidence=None)
+    sound = ScoredTrajectory(trajectory=trajectory(StopReason.NO_ACTION), score=score)
+    left = Group(question=QUESTION, ticket=TICKET, members=(sound,), excluded=broken(SEARCH).excluded)
+    assert Unsound.of(batch(left)) is None
+    assert Unsound.of(replace(batch(left), struck=True)) == Unsound(
+        why="retrieval_failed: timeout", lasting=False, struck=True
+    )

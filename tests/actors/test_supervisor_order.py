@@ -75,11 +75,14 @@ class World:
         unsound: Mapping[int, Unsound] | None = None,
         faults: tuple[int, ...] = (),
         interrupt: tuple[str, ...] = (),
+        deaf: int = 0,
         signal_number: signal.Signals = signal.SIGINT,
         full: tuple[int, ...] = (),
         ems: Mapping[int, float] | None = None,
     ) -> None:
         self.events: list[str] = []
+        self.deaf = deaf
+        """Searches that the retrieval fails."""
         self.barren = barren
         """Batches that nothing can be learnt from."""
         self.unsound = unsound or {}
@@ -287,6 +290,13 @@ class FakeRetrieval(Remote):
 
     def start(self) -> bool:
         return True
+
+    def search_many(self, queries: list[str], k: int) -> list[Any]:
+        world = self._world
+        assert (len(queries), k) == (1, 1)
+        failed, world.deaf = world.deaf > 0, max(0, world.deaf - 1)
+        world.happens("search fails" if failed else "search is answered")
+        return ["timeout"] if failed else [()]
 
     def stats(self) -> Stats:
         return Stats(
@@ -518,6 +528,7 @@ def test_a_step_that_learnt_nothing_delivers_nothing_and_releases_its_batch(play
 
 BY_ENGINES = Unsound(why="generation_failed: head size 16", lasting=True)
 NO_SEARCH = Unsound(why="retrieval_failed: the retrieval actor failed", lasting=False)
+STRUCK = Unsound(why="retrieval_failed: timeout", lasting=False, struck=True)
 
 
 def test_a_batch_without_a_sound_trajectory_is_no_step(play: Play) -> None:
@@ -534,6 +545,18 @@ def test_a_batch_without_a_sound_trajectory_is_no_step(play: Play) -> None:
     assert [(e["batch"], e["why"]) for e in events] == [(1, NO_SEARCH.why), (2, NO_SEARCH.why), (3, BY_ENGINES.why)]
     assert summary["step"] == 2
     assert summary["rollouts"] == 5 * 8, "what was played has cost something"
+
+
+def test_after_failed_searches_nothing_is_played_until_they_are_answered(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The release, with which the next batch opens, waits for it."""
+    monkeypatch.setattr("actors.searching.ASK_EVERY_S", 0.0)
+    world = World(unsound={1: STRUCK}, deaf=2)
+    play(world, 2)
+    assert world.events[len(BEGINNING) :][3:8] == [
+        *("unsound batch 1", "search fails", "search fails", "search is answered", "release 2"),
+    ]
 
 
 def test_engines_that_finish_nothing_end_the_run_with_the_second_batch(play: Play) -> None:

@@ -374,8 +374,9 @@ class GroupMaker:
         version: int = 0,
         versions: Sequence[int] = (),
         faults: int = 0,
+        fault: StopReason = StopReason.GENERATION_FAILED,
     ) -> Group:
-        """One member per reward, all of ``version`` or each of its own; ``faults`` more are excluded."""
+        """One member per reward, all of ``version`` or each of its own; ``faults`` more are excluded by ``fault``."""
         versions = versions or [version] * len(rewards)
         return Group(
             question=question,
@@ -386,7 +387,7 @@ class GroupMaker:
                 )
                 for r, v in zip(rewards, versions, strict=True)
             ),
-            excluded=(self.trajectory(question, version, StopReason.RETRIEVAL_FAILED),) * faults,
+            excluded=(self.trajectory(question, version, fault),) * faults,
         )
 
 

@@ -233,11 +233,13 @@ def test_the_pools_books_balance_with_what_was_discarded(play):
     group, _ = play(FIRST, MORE, kept=1)
     pool = pool_of([QUESTION], Epoch(batch_questions=1, group_size=4), seed=0)
     (ticket,) = pool.claim("w", now=0.0)
-    assert enter(pool, replace(group, ticket=ticket))
+    (failed,) = group.excluded
+    group = replace(group, ticket=ticket, excluded=(replace(failed, stop_reason=StopReason.GENERATION_FAILED),))
+    assert enter(pool, group)
     pool.take(version=4)
     books = pool.books
     assert books.trajectories.received == group.outcome().all_trajectories == 8
-    assert books.trajectories.returned == {"retrieval_failed": 1, "discarded": 3}
+    assert books.trajectories.returned == {"generation_failed": 1, "discarded": 3}
     assert books.trajectories.accepted == 4
     assert books.tokens.received == group.outcome().all_tokens
     assert books.tokens.accepted == group.outcome().tokens

@@ -17,6 +17,7 @@ from agent.errors import Fault, UserError
 from agent.pool.history import STATES
 from agent.pool.query_pool import QueryPool
 from agent.pool.rules.base import rule_class
+from agent.records import StopReason
 from agent.tickets import QueryState
 
 EPOCH, RECYCLE = rule_class("epoch"), rule_class("recycle")
@@ -184,13 +185,51 @@ def test_too_few_viable_trajectories_send_a_group_back(make_pool, submit):
     assert batch.returned == {"too_few_viable": 1}
     books = pool.books
     assert books.groups.returned == {"too_few_viable": 1}
-    assert books.trajectories.returned == {"too_few_viable": 2, "retrieval_failed": 3}
-    assert books.tokens.returned == {"too_few_viable": 6, "retrieval_failed": 9}
+    assert books.trajectories.returned == {"too_few_viable": 2, "generation_failed": 3}
+    assert books.tokens.returned == {"too_few_viable": 6, "generation_failed": 9}
     assert (books.trajectories.accepted, books.tokens.accepted) == (7, 21)
     assert books.trajectories.in_flight == books.tokens.in_flight == books.groups.in_flight == 0
 
 
-def test_a_dead_retriever_can_not_loop_forever(make_pool, submit):
+def test_a_group_that_a_failed_search_has_struck_goes_back_whole(make_pool, submit):
+    """Those that are left of it are those that didn't search."""
+    pool = make_pool(n=20, group_size=4, batch_questions=3, max_struck=0.5)
+    first, second, third = pool.claim("w", now=0.0, limit=3)
+    assert submit(pool, first, (1.0, 0.0, 1.0), faults=1, fault=StopReason.RETRIEVAL_FAILED)
+    assert submit(pool, second, (1.0, 0.0, 0.0), faults=1, fault=StopReason.GENERATION_FAILED)
+    submit(pool, third, (1.0, 0.0, 0.0, 0.0))
+    (again,) = pool.claim("w", now=0.0, limit=5)
+    submit(pool, again, (0.0, 0.0, 0.0, 1.0))
+    batch = pool.take(version=0)
+    assert [a.payload.ticket.order for a in batch.accepted] == [1, 2, 3]
+    assert batch.returned == {"struck": 1}
+    assert not batch.struck
+    assert pool.books.trajectories.returned == {"struck": 3, "retrieval_failed": 1, "generation_failed": 1}
+    pool.books.check()
+
+
+def test_nothing_is_trained_on_where_too_many_searches_fail(make_pool, submit):
+    """A question whose episodes don't search isn't struck, but the batch has too many of them."""
+    pool = make_pool(n=20, group_size=4, batch_questions=2)
+    first, second = pool.claim("w", now=0.0, limit=2)
+    submit(pool, first, (1.0, 0.0), faults=2, fault=StopReason.TOOL_FAILED)
+    submit(pool, second, (1.0, 0.0, 0.0, 0.0))
+    (again,) = pool.claim("w", now=0.0, limit=1)
+    submit(pool, again, (1.0, 0.0, 0.0, 0.0))
+    batch = pool.take(version=0)
+    assert (batch.struck, batch.accepted, batch.returned) == (True, (), {"struck": 3}), "2 of 12"
+    assert pool.places()["available"] == 20
+    assert pool.seen()["unseen"] == 20, "such a batch says nothing of its questions"
+    pool.release(batch.index)
+    for ticket in pool.claim("w", now=0.0, limit=2):
+        submit(pool, ticket, (1.0, 0.0, 0.0, 0.0))
+    assert len(pool.take(version=0).accepted) == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"), [(StopReason.GENERATION_FAILED, "too_few_viable"), (StopReason.RETRIEVAL_FAILED, "struck")]
+)
+def test_a_dead_part_can_not_loop_forever(make_pool, submit, fault, reason):
     pool = make_pool(n=50, batch_questions=3, oversample=2.0, max_empty_batches=3)
     played = Counter()
 
@@ -198,7 +237,7 @@ def test_a_dead_retriever_can_not_loop_forever(make_pool, submit):
         for _ in range(1000):
             for ticket in pool.claim("w", now=0.0, limit=1):
                 played[ticket.batch] += 1
-                submit(pool, ticket, (), faults=2)
+                submit(pool, ticket, (), faults=2, fault=fault)
             if pool.ready:
                 pool.release(pool.take(version=0).index)
 
@@ -206,7 +245,7 @@ def test_a_dead_retriever_can_not_loop_forever(make_pool, submit):
         run()
     assert played == {0: 12, 1: 12, 2: 12}, "six candidates, and as many redraws"
     assert str(error.value) == (
-        "3 batches in a row had no signal-bearing group (the last one returned 12 too_few_viable); "
+        f"3 batches in a row had no signal-bearing group (the last one returned 12 {reason}); "
         "the pool of 50 questions has 0 too hard, 0 too easy, 0 with signal, 50 unseen; "
         "50 are available, 0 resting, 0 consumed"
     )

@@ -14,6 +14,7 @@ from pool_cases import asked, enter, pool_of
 from agent.groups import Group
 from agent.pool.query_pool import Place, QueryPool
 from agent.pool.rules.base import AT_ONCE, FOREVER, PoolRule, rule_class
+from agent.records import StopReason
 from agent.tickets import Ticket
 
 EPOCH, DYNAMIC, RECYCLE, ADAPTIVE = map(rule_class, ("epoch", "dynamic", "recycle", "adaptive"))
@@ -133,6 +134,7 @@ class World:
 
     def group(self, claim: Claim) -> Group:
         faults = self.rng.choice([0, 0, 0, 0, 1, 2, 3])
+        fault = self.rng.choices([StopReason.GENERATION_FAILED, StopReason.RETRIEVAL_FAILED], [9, 1])[0]
         versions = [self.rng.randint(claim.served, self.served) for _ in range(K - faults)]
         if versions and self.rng.random() < self.stale_share:
             versions[0] = max(0, claim.served - self.rng.randint(1, 3))
@@ -144,7 +146,7 @@ class World:
         if ticket.pilot and not faults and len(set(rewards[: ticket.pilot])) == 1 and cut:
             self.events["cut short"] += 1
             rewards, versions = rewards[: ticket.pilot], versions[: ticket.pilot]
-        return self.make_group(question, ticket, rewards[faults:], versions=versions, faults=faults)
+        return self.make_group(question, ticket, rewards[faults:], versions=versions, faults=faults, fault=fault)
 
     def submit(self) -> bool:
         if not self.held:
@@ -155,10 +157,11 @@ class World:
         self.counts["trajectories"] += len(group.members) + len(group.excluded)
         self.counts["tokens"] += group.outcome().all_tokens
         for excluded in group.excluded:
-            self.give_back_members("retrieval_failed", 1, excluded.action_tokens)
-        if len(group.members) < self.rule.min_viable:
-            self.events["too few viable"] += 1
-            self.give_back("too_few_viable", group)
+            self.give_back_members(str(excluded.stop_reason), 1, excluded.action_tokens)
+        struck = any(e.stop_reason is StopReason.RETRIEVAL_FAILED for e in group.excluded)
+        if struck or len(group.members) < self.rule.min_viable:
+            self.events["struck" if struck else "too few viable"] += 1
+            self.give_back("struck" if struck else "too_few_viable", group)
             self.spoiled.setdefault(claim.ticket.batch, []).append(group)
         else:
             self.place[query] = Place.SUBMITTED
@@ -209,9 +212,15 @@ class World:
         assert batch.index == index
         played = [*(g for g, _ in groups), *self.spoiled.pop(index, [])]
         assert batch.payloads == tuple(sorted(played, key=lambda g: g.ticket.order))
+        lost = sum(e.stop_reason is StopReason.RETRIEVAL_FAILED for g in played for e in g.excluded)
+        struck = lost > self.rule.max_struck * sum(len(g.members) + len(g.excluded) for g in played)
+        assert batch.struck == struck
+        self.events["struck batch"] += struck
         fresh = []
         for group, claim in (*self.kept, *groups):
-            if self.age(group, self.version) > self.rule.max_staleness:
+            if struck:
+                self.give_back("struck", group)
+            elif self.age(group, self.version) > self.rule.max_staleness:
                 self.give_back("too_stale", group)
             else:
                 fresh.append((group, claim))
@@ -386,8 +395,10 @@ def test_random_events(make_questions, make_group, n, rule, stale_share, events)
         assert world.resets > 10
     assert (world.events["kept"] > 30) == rule.keep_surplus
     assert (world.events["cut short"] >= 5) == (rule.pilot > 0)
-    assert world.events["too few viable"] > 500
-    assert world.events["empty batch"] <= 0.01 * world.events["take"], "only where the redraws failed as well"
+    assert world.events["too few viable"] > 400
+    assert world.events["struck"] > 50
+    assert world.events["struck batch"] > 5
+    assert world.events["empty batch"] <= 0.02 * world.events["take"], "only where the redraws failed as well"
     if stale_share:
         assert world.returned["groups"]["too_stale"] > 0
     else:

@@ -314,7 +314,7 @@ def test_an_outcome_has_the_facts_of_its_group(make_group, emma):
     assert (told.ticket, told.state, told.rolled_out) == (TICKET, QueryState.SIGNAL, QueryState.TOO_HARD)
     assert (told.size, told.successes, told.solved_searches) == (3, 2, (0, 0))
     assert (told.tokens, told.all_tokens, told.oldest_version) == (9, 18, 3)
-    assert told.set_aside == {"retrieval_failed": Spent(2, 6), "discarded": Spent(1, 3)}
+    assert told.set_aside == {"generation_failed": Spent(2, 6), "discarded": Spent(1, 3)}
 
 
 def test_an_outcome_of_faults_alone_has_no_trajectory(make_group, emma):

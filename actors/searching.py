@@ -1,0 +1,76 @@
+"""The retrieval actors, as the supervisor sees them: their numbers, and whether they answer again after a failure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any
+
+from agent.errors import Fault
+from retrieval_service.stats import merged
+
+SAY_EVERY_S = 60.0
+ASK_EVERY_S = 1.0
+PROBE = "the"
+"""A query that any index can answer, with no passage or with some."""
+
+
+class Searching:
+    """The ``replicas`` of one run. ``wait`` gets an actor's answer, or raises ``Fault`` where it has died."""
+
+    def __init__(
+        self,
+        replicas: Iterable[Any],
+        wait: Callable[[Any, str], Any],
+        say: Callable[[str, str], None],
+        outage_s: float,
+        stopped: Callable[[], bool],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._replicas = tuple(replicas)
+        self._wait, self._say, self._outage_s, self._stopped = wait, say, outage_s, stopped
+        self._clock, self._sleep = clock, sleep
+
+    def stats(self) -> dict[str, float]:
+        """What they have done since the last step, as metrics."""
+        try:
+            stats = merged([self._wait(r.stats.remote(), "retrieval") for r in self._replicas])
+        except Fault:  # Ray is restarting it; the searches that it lost are counted where they were asked
+            return {"retrieval/qps": 0.0, "retrieval/p99_s": float("nan")}
+        return {f"retrieval/{name}": value for name, value in asdict(stats).items()}
+
+    def until_they_answer(self) -> None:
+        """Waits until each of them answers a search, with a line each minute.
+
+        No episode is played meanwhile: those that search would be lost, and what is left are those that don't. Raises
+        ``Fault`` after ``retrieval.outage_s`` seconds, or when the user stops the run.
+        """
+        began = said = self._clock()
+        while (problem := self._problem()) is not None:
+            now = self._clock()
+            if self._stopped():
+                raise Fault(f"stopped while rollouts waited for retrieval: {problem}")
+            if now - began >= self._outage_s:
+                raise Fault(
+                    f"retrieval has not answered for {now - began:.0f} s (retrieval.outage_s): {problem}; mend what "
+                    "it needs (index, memory, server)"
+                )
+            if now == began or now - said >= SAY_EVERY_S:
+                said = now
+                self._say(f"rollouts wait for retrieval, since {now - began:.0f} s: {problem}", "yellow")
+            self._sleep(ASK_EVERY_S)
+        if said != began:
+            self._say(f"retrieval answers again after {self._clock() - began:.0f} s", "")
+
+    def _problem(self) -> str | None:
+        for replica in self._replicas:
+            try:
+                (found,) = self._wait(replica.search_many.remote([PROBE], 1), "retrieval")
+            except Fault as fault:
+                return str(fault)
+            if isinstance(found, str):
+                return found
+        return None

@@ -1,0 +1,96 @@
+"""Whether the retrieval answers again, over replicas that follow a script."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from actors.searching import PROBE, Searching
+from agent.errors import Fault
+
+FINE: tuple[Any, ...] = ()
+"""What a search that finds nothing returns: an answer like any other."""
+
+
+class Replica:
+    """Answers each search with the next of ``answers``, the last one for ever. An exception is what asking raises."""
+
+    def __init__(self, *answers: Any) -> None:
+        self._answers: Iterator[Any] = iter(answers)
+        self._last: Any = None
+        self.asked = 0
+        self.search_many = SimpleNamespace(remote=self._search)
+
+    def _search(self, queries: Sequence[str], k: int) -> Any:
+        assert (queries, k) == ([PROBE], 1)
+        self.asked += 1
+        self._last = next(self._answers, self._last)
+        return self._last
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def answered(ref: Any, actor: str) -> Any:
+    assert actor == "retrieval"
+    if isinstance(ref, Exception):
+        raise ref
+    return [ref]
+
+
+def searching(
+    *replicas: Replica, outage_s: float = 600.0, stopped: Any = lambda: False
+) -> tuple[Any, Clock, list[str]]:
+    clock, said = Clock(), []
+    watched = Searching(
+        replicas,
+        answered,
+        lambda text, style: said.append(text),
+        outage_s,
+        stopped,
+        clock=clock,
+        sleep=clock.sleep,
+    )
+    return watched, clock, said
+
+
+def test_a_retrieval_that_answers_holds_nobody_up() -> None:
+    watched, clock, said = searching(Replica(FINE), Replica(FINE))
+    watched.until_they_answer()
+    assert (clock.now, said) == (0.0, [])
+
+
+def test_rollouts_wait_until_each_replica_answers_with_a_line_a_minute() -> None:
+    slow = Replica(*["timeout"] * 100, Fault("retrieval died"), FINE)
+    watched, clock, said = searching(Replica(FINE), slow)
+    watched.until_they_answer()
+    assert slow.asked == 102
+    assert said == [
+        "rollouts wait for retrieval, since 0 s: timeout",
+        "rollouts wait for retrieval, since 60 s: timeout",
+        f"retrieval answers again after {clock.now:.0f} s",
+    ]
+
+
+def test_an_outage_that_lasts_ends_the_run_and_names_the_retrieval() -> None:
+    watched, clock, _ = searching(Replica("Lucene: no such file"), outage_s=30.0)
+    with pytest.raises(Fault, match=r"^retrieval has not answered for 30 s \(retrieval\.outage_s\): Lucene: no such"):
+        watched.until_they_answer()
+    assert clock.now == 30.0
+
+
+def test_a_user_need_not_wait() -> None:
+    watched, clock, _ = searching(Replica("timeout"), stopped=lambda: clock.now >= 5)
+    with pytest.raises(Fault, match=r"^stopped while rollouts waited for retrieval: timeout$"):
+        watched.until_they_answer()
