@@ -13,6 +13,7 @@ from agent.settings import KIND
 from conf.schema import IF_ANY, INFERENCE, RunConfig
 from learner.gguf import is_gguf
 from tasks.making.config import AUTO
+from tasks.paths import KEYS, files_of
 
 _FOLDERS = ("checkpoint", "report.sweep", "resume", "retrieval.index", "run", "compare")
 _LOCAL = ("/", "./", "../", "~")
@@ -44,7 +45,8 @@ def _read(config: RunConfig) -> Iterator[tuple[str, str]]:
     if mode in (*INFERENCE, "train", "experts", "index", "serve") and config.data.source == "jsonl":
         for f in fields(config.data):
             if KIND in f.metadata and (path := getattr(config.data, f.name)) and (f.name, path) != ("experts", AUTO):
-                yield f"data.{f.name}", path
+                key = f"data.{f.name}"
+                yield from ((key, file) for file in (files_of(path, key) if f.name in KEYS else (path,)))
     if mode in (*INFERENCE, "train", "experts", "serve") and config.retrieval.index:
         yield "retrieval.index", config.retrieval.index
     if mode in (*INFERENCE, "train", "experts", "serve") and config.retrieval.token_file:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from agent.errors import UserError, one_of
 from agent.settings import PATH, bounded, check_bounds
+from tasks.paths import files_of
 
 NO_DEVELOPMENT = (
     "there are no development questions; set data.dev_questions=FILE, or use the same data.dev_share in "
@@ -37,10 +38,15 @@ class DataConfig:
 
     source: str = "world"
     questions: str | None = field(default=None, metadata=PATH)
-    """File of training questions (``source: jsonl``): JSONL, a JSON list or Parquet (``tasks/files.py``). Without
-    ``eval_questions``, ``mode=eval`` plays all of it, less what the checkpoint's run has trained on."""
+    """File of training questions (``source: jsonl``): JSONL, a JSON list, CSV, TSV or Parquet (``tasks/files.py``), or
+    several, ``[A,B]`` (``tasks/several.py``). Without ``eval_questions``, ``mode=eval`` plays all of it, less what the
+    checkpoint's run has trained on."""
+    shares: list[float] = bounded([], "above 0")
+    """Of several files of ``questions`` how much each is of what is used of them: ``[0.7,0.3]``. The one that is
+    shortest for its share is used whole. Empty takes all of all."""
     eval_questions: str | None = field(default=None, metadata=PATH)
-    """File of held-out questions; None holds out ``eval_share`` of ``questions``. ``mode=eval`` plays all of it."""
+    """File of held-out questions, or several; None holds out ``eval_share`` of ``questions``. ``mode=eval`` plays all
+    of them."""
     dev_questions: str | None = field(default=None, metadata=PATH)
     """File of development questions, for ``mode=calibrate`` (``source: jsonl``)."""
     corpus: str | None = field(default=None, metadata=PATH)
@@ -88,9 +94,19 @@ class DataConfig:
                 "data.dev_share and data.dev_questions are for data=jsonl; data=world makes its own development "
                 "questions (data.dev_questions_per_hop)"
             )
+        self._check_shares()
         if self.dev_share and self.dev_questions is not None:
             raise UserError("data.dev_share and data.dev_questions both give development questions; leave one out")
         _check_hop_shares(self.hop_shares, "data.hop_shares")
+
+    def _check_shares(self) -> None:
+        if not self.shares:
+            return
+        files = files_of(self.questions, "data.questions") if self.questions else ()
+        if len(files) != len(self.shares):
+            raise UserError(
+                f"data.shares={self.shares} needs as many files in data.questions=[A,B], which names {len(files)}"
+            )
 
 
 def _check_hop_shares(shares: list[float], key: str) -> None:

@@ -18,9 +18,9 @@ from tasks.characters import Characters
 from tasks.config import NO_DEVELOPMENT, DataConfig
 from tasks.demonstrations import Demonstration, demonstrations, encode
 from tasks.experts import choose, read_experts, world_experts
-from tasks.files import read_questions
 from tasks.notices import Notice
 from tasks.sets import sets
+from tasks.several import mixed, read_sets
 from tasks.world import World
 
 TEXT_SAMPLE = 2000
@@ -93,15 +93,15 @@ class Task:
         if config.dev_share:
             where, questions = f"data.dev_share={config.dev_share}", self.held_back
         elif config.dev_questions is not None:
-            path = Path(config.dev_questions).expanduser()
-            where = f"data.dev_questions={path}"
-            questions = read_questions(
-                path,
+            where = f"data.dev_questions={config.dev_questions}"
+            found = read_sets(
+                config.dev_questions,
                 key="data.dev_questions",
-                evidence_match=self.config.evidence_match,
+                evidence_match=config.evidence_match,
                 strict=config.strict,
                 notices=notices,
             )
+            questions = mixed(found, [], 0)
         else:
             raise UserError(NO_DEVELOPMENT)
         held_out, trained = ({normalise(q.text) for q in side} for side in (self.eval, self.train))
