@@ -69,11 +69,11 @@ def look(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> T
     notices = list(task.notices)
     if config.data.experts not in (None, AUTO):  # a run's own are made when its tokenizer is known
         _expert_demonstrations(config, task)
-        written, said = task.file_of_experts(tags_of(config.agent))
+        written, unread = task.file_of_experts(tags_of(config.agent))
         experts = [expert.question for expert in written]
-        notices += said
-    notices += check_evidence(config, task, experts, say)
-    return replace(task, notices=tuple(notices))
+        notices += unread
+    task, said = check_evidence(config, task, experts, say)
+    return replace(task, notices=(*notices, *said))
 
 
 def prepare(config: RunConfig, run_dir: Path, task: Task | None = None) -> Prepared:

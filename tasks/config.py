@@ -53,6 +53,8 @@ class DataConfig:
     """JSONL file of passages, ``id`` and ``contents``, or ``title`` and ``text`` (``source: jsonl``)."""
     evidence_match: str = "title"
     """What questions name their supporting documents by: ``title``, compared normalised, or ``id``."""
+    require_evidence: bool = False
+    """Leave out questions that name supporting documents which the corpus lacks. They are counted in any case."""
     strict: bool = False
     """Refuse what is otherwise left out with a notice: training questions that are held out, too; questions whose
     prompt is longer than ``agent.max_prompt_tokens``; rows that are marked as unanswerable."""
