@@ -64,7 +64,7 @@ def look(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> T
     expert trajectories.
     """
     Scorer(config.reward, tags_of(config.agent))  # the workers make theirs when it is late to complain
-    task = load(config.data, config.seed, config.cache)
+    task = load(config.data, config.seed, config.cache, say=say)
     experts: list[Question] = []
     notices = list(task.notices)
     if config.data.experts not in (None, AUTO):  # a run's own are made when its tokenizer is known

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agent.errors import UserError, one_of
-from agent.settings import PATH, bounded, check_bounds
-from tasks.paths import files_of
+from agent.settings import PATH, TEXT, bounded, check_bounds
+from tasks.paths import files_of, is_named
 
 NO_DEVELOPMENT = (
     "there are no development questions; set data.dev_questions=FILE, or use the same data.dev_share in "
@@ -38,9 +38,12 @@ class DataConfig:
 
     source: str = "world"
     questions: str | None = field(default=None, metadata=PATH)
-    """File of training questions (``source: jsonl``): JSONL, a JSON list, CSV, TSV or Parquet (``tasks/files.py``), or
-    several, ``[A,B]`` (``tasks/several.py``). Without ``eval_questions``, ``mode=eval`` plays all of it, less what the
-    checkpoint's run has trained on."""
+    """File of training questions (``source: jsonl``): JSONL, a JSON list, CSV, TSV or Parquet (``tasks/files.py``);
+    several, ``[A,B]`` (``tasks/several.py``); or ``flashrag:SET/SPLIT``, which is fetched (``tasks/named.py``). Without
+    ``eval_questions``, ``mode=eval`` plays all of it, less what the checkpoint's run has trained on."""
+    revision: str = field(default="main", metadata=TEXT)
+    """Of the hub's repository that ``flashrag:SET/SPLIT`` is fetched from (``tasks/named.py``): a branch, or a commit.
+    What a branch was when it was fetched stays."""
     shares: list[float] = bounded([], "above 0")
     """Of several files of ``questions`` how much each is of what is used of them: ``[0.7,0.3]``. The one that is
     shortest for its share is used whole. Empty takes all of all."""
@@ -85,7 +88,10 @@ class DataConfig:
         one_of(self.evidence_match, ("title", "id"), "data.evidence_match")
         if self.source == "jsonl":
             if not self.corpus:
-                missing = "data.questions=FILE and " if not (self.questions or self.eval_questions) else ""
+                given = self.questions or self.eval_questions
+                if given and is_named(given):
+                    raise UserError(f"{given} are questions without passages: set data.corpus=FILE")
+                missing = "data.questions=FILE and " if not given else ""
                 raise UserError(f"data=jsonl needs {missing}data.corpus=FILE")
         elif self.experts is not None:
             raise UserError(

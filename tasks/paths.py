@@ -15,6 +15,11 @@ _LIST = re.compile(r"\[(.*)\]", re.DOTALL)
 _FILE = re.compile(r"""\s*(?:'([^']*)'|"([^"]*)"|([^,'"]*?))\s*(,|$)""")
 
 
+def is_named(file: str) -> bool:
+    """Whether ``file`` is the name of a published set, which is fetched (``tasks/named.py``), and no path."""
+    return file.startswith("flashrag:")
+
+
 def files_of(value: str, key: str) -> tuple[str, ...]:
     """The files that the setting ``key`` names: one, or several in brackets (a file ``[x]`` is ``./[x]``).
 
