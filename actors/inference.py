@@ -55,7 +55,7 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
         folder = check_model(path, given, config.agent, hub=False)
         published = FolderChannel().publish(folder, 0)
         how = _how(config, published.checksum)
-        task = load(config.data, config.seed, config.cache, mode=config.mode)
+        task = load(config.data, config.seed, config.cache, mode=config.mode, say=console.say)
         questions = asked(config, task, folder, console.say)
         write_notices(run_dir, questions.notices)
     console.notices(questions.notices, run_dir)

@@ -64,16 +64,16 @@ def look(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> T
     expert trajectories.
     """
     Scorer(config.reward, tags_of(config.agent))  # the workers make theirs when it is late to complain
-    task = load(config.data, config.seed, config.cache)
+    task = load(config.data, config.seed, config.cache, say=say)
     experts: list[Question] = []
     notices = list(task.notices)
     if config.data.experts not in (None, AUTO):  # a run's own are made when its tokenizer is known
         _expert_demonstrations(config, task)
-        written, said = task.file_of_experts(tags_of(config.agent))
+        written, unread = task.file_of_experts(tags_of(config.agent))
         experts = [expert.question for expert in written]
-        notices += said
-    notices += check_evidence(config, task, experts, say)
-    return replace(task, notices=tuple(notices))
+        notices += unread
+    task, said = check_evidence(config, task, experts, say)
+    return replace(task, notices=(*notices, *said))
 
 
 def prepare(config: RunConfig, run_dir: Path, task: Task | None = None) -> Prepared:

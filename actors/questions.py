@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.evidence import missing_documents
+from actors.evidence import with_documents
 from actors.prompts import of_format, short_enough
 from agent.dialogue import Dialogue
 from agent.errors import UserError
@@ -51,9 +51,11 @@ def asked(config: RunConfig, task: Task, checkpoint: Path, say: Callable[[str], 
         config.agent.max_prompt_tokens,
         strict=config.data.strict,
     )
-    if config.mode == "eval":
-        questions = subset(questions, config.evaluation.questions)
-    lacking = missing_documents(config, task, {what: questions}, say)
+    most = config.evaluation.questions if config.mode == "eval" else 0
+    if not config.data.require_evidence:  # else what is left out may make room for others
+        questions = subset(questions, most)
+    found, lacking = with_documents(config, task, {what: questions}, say)
+    questions = subset(found[what], most)
     return Asked(
         questions=questions,
         about=chosen.about.replace("{n}", f"{len(questions):,}", 1),

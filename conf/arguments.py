@@ -3,7 +3,7 @@
 A setting that is a path, a name or a sentence (``agent/settings.py`` marks them) is taken as it is typed: ``~`` is the
 home, and spaces, commas, brackets, letters of any alphabet are parts of it. What is already in quotes of Hydra's
 grammar (``key="'value'"``) stays, ``null`` is nothing, and ``${…}`` is filled in, except in a sentence. In a sweep
-(``-m``) a comma separates values there too; a value with a comma in it needs quotes of its own:
+(``-m``) a comma outside brackets separates values there too; a value with one in it needs quotes of its own:
 ``-m "data.questions='a,b.jsonl',c.jsonl"``.
 """
 
@@ -27,7 +27,7 @@ from conf.schema import taken_as
 OF_HYDRA = {"hydra.run.dir": "path", "hydra.sweep.dir": "path", "hydra.job.name": "text"}
 """Hydra's own settings that are taken as they are typed."""
 _SWEEP_FUNCTION = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag)\s*\(.*\)\s*", re.DOTALL)
-_QUOTED_OR_COMMA = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(,)""")
+_WHOLE_OR_COMMA = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\[[^\[\]]*\]|(,)""")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,8 +135,8 @@ def _setting(setting: str, kind: str | None, several: bool) -> str:
 
 
 def _parts(value: str) -> list[str]:
-    """``value`` at its commas that are not in quotes, without the spaces around them."""
-    cuts = [match.start() for match in _QUOTED_OR_COMMA.finditer(value) if match[1]]
+    """``value`` at its commas that are in neither quotes nor brackets, without the spaces around them."""
+    cuts = [match.start() for match in _WHOLE_OR_COMMA.finditer(value) if match[1]]
     if not cuts:
         return [value]
     ends = zip([0, *(cut + 1 for cut in cuts)], [*cuts, len(value)], strict=True)

@@ -6,7 +6,7 @@ A sweep is asked for with ``-m``, or by an experiment's file (``hydra.mode: MULT
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from conf.arguments import Arguments, as_typed, read
 from conf.as_trained import agent_of, literal
 from conf.composing import Composer, checked, opened, without_hydra
 from conf.mistakes import check_peers, one_line, strange_flag
+from conf.named_data import sets_together
 from conf.own_rules import register_own_rules
 from conf.schema import INFERENCE, RunConfig
 from tracking.experiments import sweep
@@ -74,6 +75,7 @@ def check_overrides(arguments: list[str]) -> Request:
             raise UserError(strange_flag(composer, *given.strange, known))
     if given.flags.hydra_help or given.flags.shell_completion:
         return Request(arguments=(*given.for_hydra, *given.settings))
+    given = replace(given, settings=sets_together(given.settings))
     register_own_rules(given.settings)
     with opened(given.flags.config_name, given.flags.config_dir, _searched(given.settings)) as composer:
         lines = as_typed(given.settings, several=given.flags.multirun)

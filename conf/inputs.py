@@ -9,10 +9,11 @@ from dataclasses import fields
 from pathlib import Path
 
 from agent.errors import UserError
-from agent.settings import KIND
+from agent.settings import KIND, PATH
 from conf.schema import IF_ANY, INFERENCE, RunConfig
 from learner.gguf import is_gguf
 from tasks.making.config import AUTO
+from tasks.paths import KEYS, files_of, is_named
 
 _FOLDERS = ("checkpoint", "report.sweep", "resume", "retrieval.index", "run", "compare")
 _LOCAL = ("/", "./", "../", "~")
@@ -43,8 +44,14 @@ def _read(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "exit.calibration", config.exit.calibration
     if mode in (*INFERENCE, "train", "experts", "index", "serve") and config.data.source == "jsonl":
         for f in fields(config.data):
-            if KIND in f.metadata and (path := getattr(config.data, f.name)) and (f.name, path) != ("experts", AUTO):
-                yield f"data.{f.name}", path
+            if (
+                f.metadata.get(KIND) == PATH[KIND]
+                and (path := getattr(config.data, f.name))
+                and (f.name, path) != ("experts", AUTO)
+            ):
+                key = f"data.{f.name}"
+                files = files_of(path, key) if f.name in KEYS else (path,)
+                yield from ((key, file) for file in files if not is_named(file))
     if mode in (*INFERENCE, "train", "experts", "serve") and config.retrieval.index:
         yield "retrieval.index", config.retrieval.index
     if mode in (*INFERENCE, "train", "experts", "serve") and config.retrieval.token_file:

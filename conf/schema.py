@@ -166,7 +166,8 @@ class RunConfig:
         """Each mode needs other files of the user's; the corpus all that have to do with data."""
         data = self.data
         if self.mode in ("train", "experts") and data.questions is None:
-            raise UserError("data=jsonl needs data.questions=FILE")
+            only = f"; {data.eval_questions} is for evaluation" if data.eval_questions else ""
+            raise UserError(f"data=jsonl needs data.questions=FILE{only}")
         if self.mode == "eval" and data.questions is None and data.eval_questions is None:
             raise UserError("mode=eval data=jsonl needs data.eval_questions=FILE")
         if self.mode == "calibrate" and data.dev_questions is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agent.errors import UserError, one_of
-from agent.settings import PATH, bounded, check_bounds
+from agent.settings import PATH, TEXT, bounded, check_bounds
+from tasks.paths import files_of, is_named
 
 NO_DEVELOPMENT = (
     "there are no development questions; set data.dev_questions=FILE, or use the same data.dev_share in "
@@ -37,16 +38,26 @@ class DataConfig:
 
     source: str = "world"
     questions: str | None = field(default=None, metadata=PATH)
-    """File of training questions (``source: jsonl``): JSONL, a JSON list or Parquet (``tasks/files.py``). Without
+    """File of training questions (``source: jsonl``): JSONL, a JSON list, CSV, TSV or Parquet (``tasks/files.py``);
+    several, ``[A,B]`` (``tasks/several.py``); or ``flashrag:SET/SPLIT``, which is fetched (``tasks/named.py``). Without
     ``eval_questions``, ``mode=eval`` plays all of it, less what the checkpoint's run has trained on."""
+    revision: str = field(default="main", metadata=TEXT)
+    """Of the hub's repository that ``flashrag:SET/SPLIT`` is fetched from (``tasks/named.py``): a branch, or a commit.
+    What a branch was when it was fetched stays."""
+    shares: list[float] = bounded([], "above 0")
+    """Of several files of ``questions`` how much each is of what is used of them: ``[0.7,0.3]``. The one that is
+    shortest for its share is used whole. Empty takes all of all."""
     eval_questions: str | None = field(default=None, metadata=PATH)
-    """File of held-out questions; None holds out ``eval_share`` of ``questions``. ``mode=eval`` plays all of it."""
+    """File of held-out questions, or several; None holds out ``eval_share`` of ``questions``. ``mode=eval`` plays all
+    of them."""
     dev_questions: str | None = field(default=None, metadata=PATH)
     """File of development questions, for ``mode=calibrate`` (``source: jsonl``)."""
     corpus: str | None = field(default=None, metadata=PATH)
     """JSONL file of passages, ``id`` and ``contents``, or ``title`` and ``text`` (``source: jsonl``)."""
     evidence_match: str = "title"
     """What questions name their supporting documents by: ``title``, compared normalised, or ``id``."""
+    require_evidence: bool = False
+    """Leave out questions that name supporting documents which the corpus lacks. They are counted in any case."""
     strict: bool = False
     """Refuse what is otherwise left out with a notice: training questions that are held out, too; questions whose
     prompt is longer than ``agent.max_prompt_tokens``; rows that are marked as unanswerable."""
@@ -77,7 +88,10 @@ class DataConfig:
         one_of(self.evidence_match, ("title", "id"), "data.evidence_match")
         if self.source == "jsonl":
             if not self.corpus:
-                missing = "data.questions=FILE and " if not (self.questions or self.eval_questions) else ""
+                given = self.questions or self.eval_questions
+                if given and is_named(given):
+                    raise UserError(f"{given} are questions without passages: set data.corpus=FILE")
+                missing = "data.questions=FILE and " if not given else ""
                 raise UserError(f"data=jsonl needs {missing}data.corpus=FILE")
         elif self.experts is not None:
             raise UserError(
@@ -88,9 +102,19 @@ class DataConfig:
                 "data.dev_share and data.dev_questions are for data=jsonl; data=world makes its own development "
                 "questions (data.dev_questions_per_hop)"
             )
+        self._check_shares()
         if self.dev_share and self.dev_questions is not None:
             raise UserError("data.dev_share and data.dev_questions both give development questions; leave one out")
         _check_hop_shares(self.hop_shares, "data.hop_shares")
+
+    def _check_shares(self) -> None:
+        if not self.shares:
+            return
+        files = files_of(self.questions, "data.questions") if self.questions else ()
+        if len(files) != len(self.shares):
+            raise UserError(
+                f"data.shares={self.shares} needs as many files in data.questions=[A,B], which names {len(files)}"
+            )
 
 
 def _check_hop_shares(shares: list[float], key: str) -> None:

@@ -1,19 +1,21 @@
 """The user's questions, in our own layout and in those that the field's data sets are published in.
 
-HotpotQA, 2WikiMultihopQA, MuSiQue (official, on the hub, and as FlashRAG has them), Search-R1, verl, David-GRPO.
+HotpotQA, 2WikiMultihopQA, MuSiQue (official, on the hub, and as FlashRAG has them), Bamboogle, BamTwoogle, PopQA,
+AntiLeak-Bench, Search-R1, verl, David-GRPO.
 
 | field | taken from, first that is there |
 | --- | --- |
 | text | ``question``; ``extra_info.question`` (verl) |
-| golden answers, a text or a list of texts | ``golden_answers``, ``answers``, ``answer``; ``reward_model.ground_truth`` or its ``target`` (Search-R1, verl); and beside any of them ``answer_aliases`` (MuSiQue) |
+| golden answers, a text or a list of texts | ``golden_answers``, ``answers``, ``answer``; ``possible_answers``, a list in JSON within a text (PopQA); ``reward_model.ground_truth`` or its ``target`` (Search-R1, verl); and beside any of them ``answer_aliases`` (MuSiQue), and for ``answer_id`` (2Wiki) the names in the ``id_aliases.json`` beside the file |
+| what several answers mean | ``answers_mean``: ``any`` of them is right (if nothing is said), or ``all`` are needed |
 | id | ``id``, ``_id``, after ``data_source`` if that is named (Search-R1 mixes sets that both count from train_0); the file's name and the line |
 | supporting titles | ``supporting_titles``; ``supporting_facts`` (HotpotQA, 2Wiki); ``paragraphs`` with ``is_supporting`` (MuSiQue); ``question_decomposition`` with ``support_paragraph`` (FlashRAG); ``evidence_documents`` (David-GRPO) |
 | supporting ids, with ``evidence_match="id"`` | ``supporting_ids``; ``evidence_documents`` |
 | kind | ``type``; ``level`` (HotpotQA: where there is no type); ``data_source`` |
 
-Supporting documents, ``answer_aliases``, ``type`` and ``level`` may stand in the row or in its ``metadata``. Rows with
-``answerable: false`` (the full MuSiQue) are left out with a notice, and so is said what looks like one of these fields
-and isn't read. Everything that is wrong with a file is a ``UserError`` that names the file, the line and the fix.
+Supporting documents, ``answer_aliases``, ``answers_mean``, ``type`` and ``level`` may stand in the row or in its
+``metadata``. Rows with ``answerable: false`` (the full MuSiQue), and with more needed answers than can be compared as
+one, are left out with a notice, and so is said what looks like one of these fields and isn't read. Everything that is wrong with a file is a ``UserError`` that names the file, the line and the fix.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -27,12 +29,23 @@ from agent.records import Question
 from agent.seeds import derive_seed
 from retrieval_service.textfile import stem
 from tasks import supporting
+from tasks.aliases import entity_of, with_aliases
 from tasks.fields import anywhere, first, text, text_or_number, texts
 from tasks.notices import Notice, left_out, some
 from tasks.rows import Row, rows
+from tasks.tables import json_list
+from tasks.together import MOST, mean_all, together
 from tasks.unread import Unread, is_like_a_field
 
-_ANSWERS = ("golden_answers", "answers", "answer", "reward_model.ground_truth.target", "reward_model.ground_truth")
+_POSSIBLE = "possible_answers"
+_ANSWERS = (
+    "golden_answers",
+    "answers",
+    "answer",
+    _POSSIBLE,
+    "reward_model.ground_truth.target",
+    "reward_model.ground_truth",
+)
 
 
 def read_questions(
@@ -45,26 +58,47 @@ def read_questions(
     ``UserError`` like all that is wrong.
     """
     questions: dict[str, Question] = {}
+    entities: dict[str, str] = {}
     unanswerable: list[tuple[str, str]] = []
+    too_many: list[tuple[str, str]] = []
+    all_needed: list[tuple[str, str]] = []
+    found: list[Notice] = []
     unread = Unread()
-    for where, number, row in rows(path, key, is_like_a_field):
+    for where, number, row in rows(path, key, is_like_a_field, found):
         default_id = f"{stem(path)}-{number}"
         if any(value is False for _, value in anywhere(row, "answerable")):
             unanswerable.append((_id(row, where) or default_id, "answerable is false"))
             continue
+        if mean_all(row, where):
+            if (count := len(_golden(row, where))) > MOST:
+                too_many.append((_id(row, where) or default_id, f"needs all of {count} answers"))
+                continue
+            all_needed.append((_id(row, where) or default_id, "needs all of its answers"))
         question = question_of(row, where, default_id, evidence_match)
         unread.look(row, question)
         if question.id in questions:
             raise UserError(f"{where}: id '{question.id}' is already taken; ids must differ (or leave them all out)")
         questions[question.id] = question
-    found = unread.notices(f"{key}={path}")
-    if unanswerable:
-        said = (
-            f"{key}={path}: {len(unanswerable)} rows are marked answerable=false ({some([i for i, _ in unanswerable])})"
-        )
-        found.append(left_out(said, unanswerable, strict=strict))
+        if entity := entity_of(row):
+            entities[question.id] = entity
+    if entities:
+        questions, said = with_aliases(questions, entities, path, key)
+        found += said
+    found += unread.notices(f"{key}={path}")
+    for out, what in (
+        (unanswerable, "rows are marked answerable=false"),
+        (too_many, f"rows need all of more than {MOST} answers, which no exact match can tell"),
+    ):
+        if out:
+            line = f"{key}={path}: {len(out)} {what} ({some([i for i, _ in out])})"
+            found.append(left_out(line, out, strict=strict))
+    if all_needed:
+        ids = some([i for i, _ in all_needed])
+        line = f"{key}={path}: {len(all_needed)} rows need all of their answers, and one alone is wrong ({ids})"
+        found.append(Notice(kind="answers", text=line, items=tuple(all_needed)))
     if not questions:
-        raise UserError(f"{key}={path}: the file holds no questions" + (" with an answer" if unanswerable else ""))
+        without = " with an answer" if unanswerable or too_many else ""
+        raise UserError(f"{key}={path}: the file holds no questions{without}")
     if notices is not None:
         notices += found
     return tuple(questions.values())
@@ -73,17 +107,26 @@ def read_questions(
 def question_of(row: Row, where: str, default_id: str, evidence_match: str) -> Question:
     """The question that ``row`` holds. ``where`` names the file and line in the ``UserError`` of a wrong one."""
     question = text(first(row, ("question", "extra_info.question"), where), where)
-    golden = texts(first(row, _ANSWERS, where), where)
-    for aliases in anywhere(row, "answer_aliases"):
-        golden += texts(aliases, where)
+    golden = _golden(row, where)
+    if mean_all(row, where):
+        golden = together(golden)
     return Question(
         id=_id(row, where) or default_id,
         text=question,
-        golden_answers=tuple(dict.fromkeys(golden)),
+        golden_answers=golden,
         supporting=supporting.supporting(row, where, evidence_match),
         evidence_match=evidence_match,
         kind=_kind(row, where),
     )
+
+
+def _golden(row: Row, where: str) -> tuple[str, ...]:
+    """The row's answers, each once."""
+    name, value = first(row, _ANSWERS, where)
+    golden = texts((name, json_list((name, value), where) if name == _POSSIBLE else value), where)
+    for aliases in anywhere(row, "answer_aliases"):
+        golden += texts(aliases, where)
+    return tuple(dict.fromkeys(golden))
 
 
 def _kind(row: Row, where: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,9 +18,10 @@ from tasks.characters import Characters
 from tasks.config import NO_DEVELOPMENT, DataConfig
 from tasks.demonstrations import Demonstration, demonstrations, encode
 from tasks.experts import choose, read_experts, world_experts
-from tasks.files import read_questions
+from tasks.named import fetched
 from tasks.notices import Notice
 from tasks.sets import sets
+from tasks.several import mixed, read_sets
 from tasks.world import World
 
 TEXT_SAMPLE = 2000
@@ -93,15 +94,15 @@ class Task:
         if config.dev_share:
             where, questions = f"data.dev_share={config.dev_share}", self.held_back
         elif config.dev_questions is not None:
-            path = Path(config.dev_questions).expanduser()
-            where = f"data.dev_questions={path}"
-            questions = read_questions(
-                path,
+            where = f"data.dev_questions={config.dev_questions}"
+            found = read_sets(
+                config.dev_questions,
                 key="data.dev_questions",
-                evidence_match=self.config.evidence_match,
+                evidence_match=config.evidence_match,
                 strict=config.strict,
                 notices=notices,
             )
+            questions = mixed(found, [], 0)
         else:
             raise UserError(NO_DEVELOPMENT)
         held_out, trained = ({normalise(q.text) for q in side} for side in (self.eval, self.train))
@@ -157,18 +158,22 @@ class Task:
             yield codec.decode(dialogue.observation_ids([passage]))
 
 
-def load(config: DataConfig, seed: int, cache: Path, *, mode: str = "train") -> Task:
-    """The task that ``config`` describes; the world's corpus is written below the folder ``cache``.
+def load(
+    config: DataConfig, seed: int, cache: Path, *, mode: str = "train", say: Callable[[str], None] = lambda text: None
+) -> Task:
+    """The task that ``config`` describes. The world's corpus, and what is fetched, is kept below the folder ``cache``.
 
     ``seed`` chooses what is held out of the user's questions; the world has a seed of its own, so that
     runs with different seeds answer the same questions. ``mode`` says which of the user's files are needed
-    (``tasks/sets.py``). Raises ``UserError`` for files that are missing or wrong.
+    (``tasks/sets.py``), and ``say`` is told of what is fetched of them. Raises ``UserError`` for files that are missing
+    or wrong.
     """
     if config.source == "world":
         return _world_task(config, cache)
     corpus = Path(config.corpus or "").expanduser()  # DataConfig has checked that it is there
     if not corpus.is_file():
         raise UserError(f"data.corpus={corpus}: no such file; name a JSONL file of passages (id, contents)")
+    config = fetched(config, cache, mode, say)
     found = sets(config, seed, mode)
     return Task(
         name=found.name,

@@ -1,4 +1,4 @@
-"""The rows of a user's file, whatever holds them: JSONL, one JSON list of objects, or Parquet.
+"""The rows of a user's file, whatever holds them: JSONL, one JSON list of objects, CSV, TSV or Parquet.
 
 Its first bytes say which. Text may be compressed and have a byte order mark (``retrieval_service/textfile.py``).
 """
@@ -12,15 +12,20 @@ from typing import Any, BinaryIO
 
 from agent.errors import UserError
 from retrieval_service.textfile import open_text
+from tasks.notices import Notice
+from tasks.tables import delimiter_of, table_rows
 
 Row = Mapping[str, Any]
 
 
-def rows(path: Path, key: str, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, int, Row]]:
+def rows(
+    path: Path, key: str, wanted: Callable[[str], bool] = lambda name: True, notices: list[Notice] | None = None
+) -> Iterator[tuple[str, int, Row]]:
     """``(where, number, object)`` of every row of a file: its file and line in words, and its number from 1.
 
     ``key`` is the setting that names the file. Of a Parquet file only the columns that are ``wanted`` are read. Blank
-    lines are counted and not read. Raises ``UserError`` that names file, line and reason.
+    lines are counted and not read. What was read otherwise than it should have been is added to ``notices``. Raises
+    ``UserError`` that names file, line and reason.
     """
     name = f"{key}={path}"
     try:
@@ -28,8 +33,11 @@ def rows(path: Path, key: str, wanted: Callable[[str], bool] = lambda name: True
             yield from ((f"{name}, row {number}", number, row) for number, row in _parquet_rows(path, name, wanted))
             return
         with open_text(path, name) as file:
-            if file.peek(4096).lstrip()[:1] == b"[":  # type: ignore[attr-defined]  # all that it opens can be peeked
+            head = file.peek(4096)  # type: ignore[attr-defined]  # all that it opens can be peeked
+            if head.lstrip()[:1] == b"[":
                 yield from _list_rows(file, name)
+            elif head.lstrip()[:1] != b"{" and (delimiter := delimiter_of(head)):
+                yield from table_rows(file, delimiter, name, wanted, notices)
             else:
                 yield from _line_rows(file, name)
     except OSError as error:

@@ -11,7 +11,7 @@ also in a file of held-out ones is left out of training. Texts are compared norm
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,10 @@ from agent.errors import UserError
 from agent.records import Question
 from retrieval_service.textfile import stem
 from tasks.config import DataConfig
-from tasks.files import read_questions, split_texts
+from tasks.files import split_texts
 from tasks.notices import Notice, left_out, some
+from tasks.paths import files_of, set_names
+from tasks.several import mixed, read_sets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,22 +41,33 @@ class Sets:
 class _Reader:
     """Reads the files that ``config`` names, and collects what there is to say of them."""
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DataConfig, seed: int) -> None:
         self.config = config
+        self.seed = seed
         self.notices: list[Notice] = []
 
     def read(self, key: str) -> tuple[Question, ...]:
-        """The questions of ``data.<key>``."""
-        return read_questions(
-            self.path(key),
+        """The questions of ``data.<key>``; those of ``data.questions`` in their shares."""
+        sets = read_sets(
+            self.value(key),
             key=f"data.{key}",
             evidence_match=self.config.evidence_match,
             strict=self.config.strict,
             notices=self.notices,
         )
+        shares = self.config.shares if key == "questions" else []
+        found = mixed(sets, shares, self.seed)
+        if shares:
+            self.notices.append(_shared(sets, found, shares))
+        return found
 
-    def path(self, key: str) -> Path:
-        return Path(getattr(self.config, key)).expanduser()
+    def value(self, key: str) -> str:
+        return str(getattr(self.config, key))
+
+    def name(self, key: str) -> str:
+        """What the questions of ``data.<key>`` are called."""
+        files = [Path(file).expanduser() for file in files_of(self.value(key), f"data.{key}")]
+        return "+".join(set_names(files))
 
     def without(self, train: tuple[Question, ...], key: str, others: Sequence[Question]) -> tuple[Question, ...]:
         """``train`` less the questions whose text is among ``others``, those of ``data.<key>``."""
@@ -62,7 +75,7 @@ class _Reader:
         leaks = {q.id for q in train if normalise(q.text) in texts}
         if not leaks:
             return train
-        where, there = f"data.questions={self.path('questions')}", f"data.{key}={self.path(key)}"
+        where, there = f"data.questions={self.value('questions')}", f"data.{key}={self.value(key)}"
         if len(leaks) == len(train):
             raise UserError(f"{where}: every question is also in {there}; none is left to train on")
         self.notices.append(
@@ -76,18 +89,26 @@ class _Reader:
         return tuple(q for q in train if q.id not in leaks)
 
 
+def _shared(sets: Mapping[str, tuple[Question, ...]], found: Sequence[Question], shares: Sequence[float]) -> Notice:
+    """What ``data.shares`` leaves out."""
+    taken = {question.id for question in found}
+    counts = ", ".join(f"{sum(q.id in taken for q in qs):,} of {len(qs):,} of {name}" for name, qs in sets.items())
+    without = [(q.id, "beyond its set's share") for questions in sets.values() for q in questions if q.id not in taken]
+    return Notice(kind="left_out", text=f"data.shares={list(shares)}: {counts}", items=tuple(without))
+
+
 def sets(config: DataConfig, seed: int, mode: str) -> Sets:
     """The questions that ``mode`` needs of the user's files; ``seed`` chooses what is held out.
 
     Raises ``UserError`` for files that are missing or wrong, and with ``data.strict`` for what would be left out.
     """
-    reader = _Reader(config)
+    reader = _Reader(config, seed)
     if mode in ("ask", "index", "serve"):
         return Sets(name=stem(Path(config.corpus or "")))
     if mode == "eval":
         return _evaluated(reader, seed)
     train: tuple[Question, ...] = reader.read("questions") if config.questions is not None else ()
-    name = stem(reader.path("questions" if train else "dev_questions"))
+    name = reader.name("questions" if train else "dev_questions")
     held_out: tuple[Question, ...] = ()
     held_back: tuple[Question, ...] = ()
     if config.eval_questions is not None:
@@ -118,4 +139,4 @@ def _evaluated(reader: _Reader, seed: int) -> Sets:
                 items=tuple((name, "held back for calibration") for name in held_back),
             )
         )
-    return Sets(name=stem(reader.path(key)), eval=questions, notices=tuple(reader.notices))
+    return Sets(name=reader.name(key), eval=questions, notices=tuple(reader.notices))

@@ -15,7 +15,7 @@ from tasks.rows import Row, named
 _OBJECTS = ("metadata", "extra_info", "reward_model")
 _READ = frozenset(
     {"id", "_id", "question", "golden_answers", "answers", "answer", "answer_aliases", "answerable", "data_source"}
-    | {"type", "level", *_OBJECTS, *supporting.NAMES}
+    | {"possible_answers", "answers_mean", "answer_id", "type", "level", *_OBJECTS, *supporting.NAMES}
 )
 """Fields that are read, in the row or in its metadata."""
 _ALIKE = 0.85

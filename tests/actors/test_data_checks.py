@@ -158,6 +158,32 @@ def test_another_index_may_hold_other_documents(make: Make) -> None:
     assert told(make(named(["Gone"]), retrieval=RetrievalConfig(index="elsewhere"))) == []
 
 
+def test_questions_whose_documents_the_corpus_lacks_can_be_left_out(make: Make) -> None:
+    held_out = [{"id": "e", "question": "else?", "answer": "x", "supporting_titles": ["Nowhere"]}, {"question": "f?"}]
+    held_out[1] |= {"id": "f", "answer": "x"}
+    data = {"eval_questions": held_out, "require_evidence": True}
+    task = look(make(named(["Book 0", "Gone"], ["Lost"], *ALL[2:8]), data=data))
+    assert [q.id for q in task.train] == [f"q{i}" for i in range(2, 10)], "one that names none stays"
+    assert [q.id for q in task.eval] == ["f"]
+    trained, evaluated = task.notices
+    assert (trained.kind, evaluated.kind) == ("left_out", "left_out")
+    assert trained.text == (
+        "2 of 10 training questions name supporting documents that the corpus lacks, such as 'Gone' (q0), and left out"
+    )
+    with pytest.raises(
+        UserError, match=r"^data\.require_evidence=true: the corpus lacks .* of all 10 training questions"
+    ):
+        look(make(named(*[["Gone"]] * 10), data=data))
+
+
+def test_what_another_index_holds_can_not_be_required(make: Make) -> None:
+    from retrieval_service.config import RetrievalConfig
+
+    elsewhere = RetrievalConfig(index="elsewhere")
+    with pytest.raises(UserError, match=r"^data\.require_evidence=true needs an index that is built from data\.corpus"):
+        look(make(named(["Gone"]), retrieval=elsewhere, data={"require_evidence": True}))
+
+
 # --- prompts ---------------------------------------------------------------------------------------
 
 
@@ -355,6 +381,15 @@ def test_documents_that_an_evaluation_can_not_find_are_counted(make: Make, check
     assert found.notices[-1].text.startswith(
         "1 of 10 held-out questions name supporting documents that the corpus lacks"
     )
+
+
+def test_an_evaluation_takes_others_for_those_it_leaves_out(make: Make, checkpoint: Any) -> None:
+    rows = named(["Gone"], *ALL[1:])
+    config = playing(make, "eval", eval_questions=rows, require_evidence=True)
+    config.evaluation.questions = 9
+    found = chosen(config, checkpoint([]))
+    assert [q.id for q in found.questions] == [f"q{i}" for i in range(1, 10)]
+    assert found.notices[-1].kind == "left_out"
 
 
 def test_asking_plays_no_file(make: Make, checkpoint: Any) -> None:

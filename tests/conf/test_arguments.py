@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import launch
 from agent.errors import UserError
-from conf.arguments import as_typed, read
+from conf.arguments import as_typed, quoted, read
 from conf.schema import RunConfig, taken_as
 
 CHOICES = {
@@ -276,3 +276,15 @@ def test_settings_may_stand_on_both_sides_of_flags(command: Command) -> None:
     assert (code, err) == (0, "")
     assert {"seed: 1", "  name: epoch", "  top_k: 7"} <= set(out.splitlines())
     assert not Path("x").exists(), "nothing is run"
+
+
+@pytest.mark.parametrize(
+    ("typed", "values"),
+    [
+        ("[a.jsonl,b.jsonl]", ["[a.jsonl,b.jsonl]"]),
+        ("[a.jsonl,b.jsonl],c.jsonl", ["[a.jsonl,b.jsonl]", "c.jsonl"]),
+    ],
+)
+def test_a_list_of_files_is_one_value_of_a_sweep(typed: str, values: list[str]) -> None:
+    (line,) = as_typed([f"data.questions={typed}"], several=True)
+    assert line == "data.questions=" + ",".join(quoted(value) if "," in value else value for value in values)

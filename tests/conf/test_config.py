@@ -32,6 +32,9 @@ OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / gro
 NEEDED = {
     ("agent", "tools"): ["model=smollm2-135m", "data=jsonl", "data.questions=questions.jsonl", "data.corpus=c.jsonl"],
     ("data", "jsonl"): ["data.questions=questions.jsonl", "data.corpus=corpus.jsonl", "model=smollm2-135m"],
+    **{("data", name): ["data.corpus=c.jsonl", "model=smollm2-135m"] for name in ("hotpotqa", "musique", "2wiki")},
+    **{("data", name): ["data.corpus=c.jsonl", "model=smollm2-135m"] for name in ("nq", "triviaqa")},
+    **{("data", name): ["data.corpus=c.jsonl", "mode=eval", "checkpoint=x"] for name in ("popqa", "bamboogle")},
     ("exit", "early"): ["mode=eval", "checkpoint=folder"],
     ("retrieval", "http"): ["retrieval.url=http://127.0.0.1:8000"],
     ("selectivity", "query"): ["mode=eval", "checkpoint=folder"],

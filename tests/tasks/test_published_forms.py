@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from agent.answers import exact_match
 from agent.errors import UserError
 from agent.records import Question
 from tasks.files import read_questions
@@ -92,7 +93,7 @@ def without(row: dict, *names: str) -> dict:
             "golden_answers": ["yes"],
             "metadata": {"type": "comparison", "level": "hard", "supporting_facts": FACTS, "context": {"title": []}},
         },
-        HOTPOT | {"evidences": [["Ed Wood", "country", "America"]], "entity_ids": "Q1_Q2", "answer_id": "Q3"},
+        HOTPOT | {"evidences": [["Ed Wood", "country", "America"]], "entity_ids": "Q1_Q2", "answer_id": None},
         # What isn't there is null, in a table of several sets.
         HOTPOT | {"paragraphs": None, "answer_aliases": None, "answerable": None, "evidence_documents": []},
     ],
@@ -247,6 +248,106 @@ def test_a_misspelt_column_of_a_parquet_file_is_said(read, tmp_path):
     )
     _, (notice,) = read((tmp_path / "x.parquet").read_bytes())
     assert "in 1 of 1 rows 'supporting_title' isn't read; did you mean 'supporting_titles'?" in notice.text
+
+
+# --- tables, aliases, and what several answers mean ------------------------------------------------
+
+
+def test_bamboogle_and_bamtwoogle(read):
+    """CSV with a header; of Bamboogle not all is UTF-8."""
+    content = (
+        b'Question,Answer\r\n"Who, of all, was it?",Andr\xe9 Rieu\r\n\r\n"The ""Prince""\nof whom?","Wales, maybe"\r\n'
+    )
+    questions, (notice,) = read(content, name="bamboogle.csv")
+    assert questions == (
+        Question(id="bamboogle-2", text="Who, of all, was it?", golden_answers=("André Rieu",)),
+        Question(id="bamboogle-4", text='The "Prince"\nof whom?', golden_answers=("Wales, maybe",)),
+    )
+    assert notice.text.endswith("bamboogle.csv: 1 lines are not UTF-8 and were read as Windows-1252 (line 2)")
+    (question,), notices = read("\ufeffquestion,answer\nOù?,Liège\n".encode(), name="bamtwoogle.csv")
+    assert (question.text, question.golden_answers, notices) == ("Où?", ("Liège",), [])
+
+
+@pytest.mark.parametrize("cell", ['"[""politician"", ""political leader""]"', '["politician", "political leader"]'])
+def test_popqa(read, cell):
+    """TSV whose answers are a list in JSON, in a cell with quotes or without."""
+    header = "id\tsubj\tprop\tobj\ts_aliases\tquestion\tpossible_answers"
+    line = f"4222362\tGeorge Rankin\toccupation\tpolitician\t[]\tWhat is George Rankin's occupation?\t{cell}"
+    (question,), notices = read(f"{header}\n{line}\n".encode(), name="popQA.tsv")
+    assert (question.id, question.golden_answers) == ("4222362", ("politician", "political leader"))
+    assert question.text == "What is George Rankin's occupation?"
+    assert not notices
+
+
+def test_popqa_of_the_hub_is_a_text_in_parquet_too(read, tmp_path):
+    row = {"id": 4222362, "question": "Who?", "possible_answers": '["a", "b"]', "s_pop": 142}
+    parquet.write_table(pa.Table.from_pylist([row]), tmp_path / "popqa.parquet")
+    ((question,), _) = read((tmp_path / "popqa.parquet").read_bytes())
+    assert (question.id, question.golden_answers) == ("4222362", ("a", "b"))
+
+
+def test_antileak_bench(read):
+    rows = [{"question": "Who is the spouse of the head?", "answers": ["A B", "Ab"], "context": "Passage 1: …"}]
+    (question,), notices = read(json.dumps(rows).encode(), name="multihop-gold.json")
+    assert (question.id, question.golden_answers) == ("multihop-gold-1", ("A B", "Ab"))
+    assert not notices
+
+
+def test_search_r1_and_verl_in_parquet(read, tmp_path):
+    target = {"reward_model": {"style": "rule", "ground_truth": {"target": ["a", "b"]}}, "data_source": "nq"}
+    rows = [
+        target | {"id": "train_0", "question": "Who?", "extra_info": {"question": None}},
+        target | {"id": "train_1", "question": None, "extra_info": {"question": "What?"}},
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    questions, _ = read((tmp_path / "train.parquet").read_bytes())
+    assert [(q.id, q.text, q.golden_answers) for q in questions] == [
+        ("nq/train_0", "Who?", ("a", "b")),
+        ("nq/train_1", "What?", ("a", "b")),
+    ]
+
+
+ALIASES = [
+    {"Q_id": "Q3", "aliases": ["U.S.", "America"], "demonyms": ["American"]},
+    {"Q_id": "Q4", "aliases": "not looked at", "demonyms": []},
+]
+
+
+def test_other_names_of_2wikis_answers(read, tmp_path):
+    """The authors' evaluation takes the best over the answer, its aliases and its demonyms."""
+    rows = [HOTPOT | {"answer": "America", "answer_id": "Q3"}, HOTPOT | {"_id": "b", "answer_id": "Q9"}]
+    _, (notice,) = read(json.dumps(rows).encode(), name="dev.json")
+    assert "dev.json: 2 answers may have other names" in notice.text
+    assert notice.text.endswith("in 2WikiMultihopQA's id_aliases.json; put it into the same folder")
+    (tmp_path / "id_aliases.json").write_text("".join(json.dumps(line) + "\n" for line in ALIASES))
+    (one, two), notices = read(json.dumps(rows).encode(), name="dev.json")
+    assert one.golden_answers == ("America", "U.S.", "American")
+    assert two.golden_answers == ("yes",)
+    assert not notices
+    assert read([HOTPOT | {"answer_id": 3}])[1] == [], "other sets' answer_id is no entity"
+
+
+def test_answers_all_of_which_are_needed_are_not_taken_one_by_one(read):
+    rows = [
+        {"id": "one", "question": "Which twins?", "answers": ["Romulus", "Remus"], "answers_mean": "all"},
+        {"id": "any", "question": "Who?", "answers": ["a", "b"], "metadata": {"answers_mean": "any"}},
+        {"id": "many", "question": "Which four?", "answers": ["a", "b", "c", "d"], "metadata": {"answers_mean": "all"}},
+        {"id": "single", "question": "Which one?", "answer": "a", "answers_mean": "all"},
+    ]
+    questions, (left, marked) = read(rows)
+    golden = {q.id: q.golden_answers for q in questions}
+    assert golden["any"] == ("a", "b")
+    assert golden["single"] == ("a",)
+    assert [exact_match(said, golden["one"]) for said in ("Remus and Romulus", "Romulus, Remus", "Romulus")] == [
+        1,
+        1,
+        0,
+    ]
+    assert "1 rows need all of more than 3 answers" in left.text
+    assert left.items == (("many", "needs all of 4 answers"),)
+    assert (marked.kind, [name for name, _ in marked.items]) == ("answers", ["one", "single"])
+    with pytest.raises(UserError, match=r"line 1: 'answers_mean' must be any or all, not 'both'"):
+        read([{"question": "q?", "answers": ["a", "b"], "answers_mean": "both"}])
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress], ids=["gz", "bz2", "xz"])

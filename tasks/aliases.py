@@ -1,0 +1,65 @@
+"""Other names of 2WikiMultihopQA's answers, from the ``id_aliases.json`` that its authors publish beside the questions.
+
+A question names its answer's entity (``answer_id``), and the file's lines are ``{Q_id, aliases, demonyms}``. Its
+official evaluation takes the best score over the answer, the aliases and the demonyms.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from agent.errors import UserError
+from agent.records import Question
+from tasks.fields import first, get, text, texts
+from tasks.notices import Notice
+from tasks.rows import Row, rows
+
+FILE = "id_aliases.json"
+_ENTITY = re.compile(r"Q[1-9]\d*")
+"""Wikidata's names; fields called ``answer_id`` elsewhere hold other things."""
+
+
+def entity_of(row: Row) -> str | None:
+    """The entity that answers the row's question, where it names one."""
+    value = get(row, "answer_id") or get(row, "metadata.answer_id")
+    return value if isinstance(value, str) and _ENTITY.fullmatch(value) else None
+
+
+def with_aliases(
+    questions: Mapping[str, Question], entities: Mapping[str, str], path: Path, key: str
+) -> tuple[dict[str, Question], list[Notice]]:
+    """``questions`` by id, with the other names of the entities that answer them, from the file beside ``path``.
+
+    ``entities`` are by the question's id. Without the file a notice says so. Raises ``UserError`` with file and line
+    for what is wrong with it.
+    """
+    file = path.parent / FILE
+    if not file.is_file():
+        said = (
+            f"{key}={path}: {len(entities)} answers may have other names, which the official evaluation accepts, in "
+            f"2WikiMultihopQA's {FILE}; put it into the same folder"
+        )
+        return dict(questions), [Notice(kind="unread", text=said)]
+    known = _names(file, key, frozenset(entities.values()))
+    found = dict(questions)
+    for name, entity in entities.items():
+        golden = dict.fromkeys((*found[name].golden_answers, *known.get(entity, ())))
+        found[name] = replace(found[name], golden_answers=tuple(golden))
+    return found, []
+
+
+def _names(file: Path, key: str, wanted: frozenset[str]) -> dict[str, tuple[str, ...]]:
+    """Of each entity that is ``wanted``, what the file calls it."""
+    known: dict[str, tuple[str, ...]] = {}
+    for where, _, row in rows(file, key):
+        entity = text(first(row, ("Q_id",), where), where)
+        if entity not in wanted:
+            continue
+        if entity in known:
+            raise UserError(f"{where}: '{entity}' has a line already")
+        given = [(name, row[name]) for name in ("aliases", "demonyms") if row.get(name) not in (None, [])]
+        known[entity] = tuple(each for named_value in given for each in texts(named_value, where))
+    return known

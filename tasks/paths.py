@@ -1,0 +1,75 @@
+"""What a setting names that may be several files of questions: the files, and what their sets are called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.errors import UserError
+from retrieval_service.textfile import stem
+
+KEYS = ("questions", "eval_questions", "dev_questions")
+"""Settings of the data that may."""
+_LIST = re.compile(r"\[(.*)\]", re.DOTALL)
+_FILE = re.compile(r"""\s*(?:'([^']*)'|"([^"]*)"|([^,'"]*?))\s*(,|$)""")
+
+
+def is_named(file: str) -> bool:
+    """Whether ``file`` is the name of a published set, which is fetched (``tasks/named.py``), and no path."""
+    return file.startswith("flashrag:")
+
+
+def files_of(value: str, key: str) -> tuple[str, ...]:
+    """The files that the setting ``key`` names: one, or several in brackets (a file ``[x]`` is ``./[x]``).
+
+    Raises ``UserError`` for a list that can't be read, or that names a file twice.
+
+    >>> files_of("[a.jsonl, 'b,c.jsonl']", "data.questions")
+    ('a.jsonl', 'b,c.jsonl')
+    """
+    inside = _LIST.fullmatch(value)
+    if not inside:
+        return (value,)
+    files: list[str] = []
+    at, more = 0, True
+    while more:
+        match = _FILE.match(inside[1], at)
+        file = match and (match[1] or match[2] or match[3])
+        if not match or not file:
+            raise UserError(
+                f"{key}={value}: a list of files is written [A,B]; a name with a comma or a quote in quotes"
+            )
+        if file in files:
+            raise UserError(f"{key}={value}: names {file} twice")
+        files.append(file)
+        at, more = match.end(), match[4] == ","
+    return tuple(files)
+
+
+def listed(files: Sequence[str]) -> str:
+    """The setting that names ``files``: what ``files_of`` reads.
+
+    >>> listed(["a.jsonl", "b,c.jsonl"])
+    "['a.jsonl','b,c.jsonl']"
+    """
+    marks = ["'" if "'" not in file else '"' for file in files]
+    return files[0] if len(files) == 1 else f"[{','.join(m + f + m for m, f in zip(marks, files, strict=True))}]"
+
+
+def set_names(files: Sequence[Path]) -> tuple[str, ...]:
+    """What the sets in different ``files`` are called: the shortest end of their paths that differs.
+
+    >>> set_names([Path("data/nq/train.jsonl"), Path("popqa/train.jsonl.gz")])
+    ('nq', 'popqa')
+    """
+    parts = [[*file.absolute().parts[1:-1], stem(file)] for file in files]
+    if len({*map(tuple, parts)}) < len(files):
+        parts = [[*file.absolute().parts[1:]] for file in files]
+    if len(files) > 1:
+        while len({each[-1] for each in parts}) == 1 and all(len(each) > 1 for each in parts):
+            parts = [each[:-1] for each in parts]
+    length = 1
+    while len({tuple(each[-length:]) for each in parts}) < len(files) and length < max(map(len, parts)):
+        length += 1
+    return tuple("/".join(each[-length:]) for each in parts)

@@ -1,0 +1,240 @@
+"""Named sets of questions: fetched from the hub, kept, and found damaged. The hub is a server on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import threading
+from collections import namedtuple
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants, file_download
+
+from agent.errors import UserError
+from tasks import named
+from tasks.config import DataConfig
+from tasks.load import load
+from tasks.named import REPOSITORY, fetched
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+ROWS = [
+    {"id": f"train_{i}", "question": f"who wrote book {i}?", "golden_answers": ["a"], "metadata": {}} for i in range(40)
+]
+CONTENT = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+
+
+class Hub:
+    """One file of the data sets, as the hub's ``/resolve`` serves it."""
+
+    def __init__(self) -> None:
+        self.content = CONTENT
+        self.etag = hashlib.sha256(CONTENT).hexdigest()
+        self.commit = COMMIT
+        self.breaks_after: int | None = None
+        """Bytes that the next answer has; those after it are refused."""
+        self.asked: list[tuple[str, str, str | None]] = []
+        """Method, path and range of each request."""
+
+
+def point_to(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_ENDPOINT does when huggingface_hub is imported."""
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    state = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer()
+
+        def do_GET(self) -> None:
+            self.answer()
+
+        def answer(self) -> None:
+            state.asked.append((self.command, self.path, self.headers["Range"]))
+            found = re.fullmatch(rf"/datasets/{REPOSITORY}/resolve/([^/]+)/(hotpotqa|nq)/train\.jsonl", self.path)
+            if not found or found[1] not in ("main", "v2", state.commit):
+                self.refuse(404, "EntryNotFound" if not found else "RevisionNotFound")
+                return
+            if self.command == "GET" and state.breaks_after == 0:
+                self.refuse(500, "")
+                return
+            start = int((self.headers["Range"] or "bytes=0-").removeprefix("bytes=").split("-")[0])
+            body = state.content[start:]
+            self.send_response(206 if start else 200)
+            self.send_header("X-Repo-Commit", state.commit)
+            self.send_header("ETag", f'"{state.etag}"')
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body[: state.breaks_after])
+                state.breaks_after = None if state.breaks_after is None else 0
+                self.close_connection = True
+
+        def refuse(self, status: int, code: str) -> None:
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        point_to(f"http://127.0.0.1:{server.server_port}", monkeypatch)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)  # before it asks once more
+        yield state
+        server.shutdown()
+
+
+def config(questions: str = "flashrag:hotpotqa/train", **settings: object) -> DataConfig:
+    return DataConfig(source="jsonl", corpus="corpus.jsonl", questions=questions, **settings)
+
+
+def test_a_set_is_fetched_once_and_what_it_is_is_said_before(hub: Hub, tmp_path: Path) -> None:
+    said: list[str] = []
+    found = fetched(config(), tmp_path, "train", said.append)
+    path = tmp_path / "questions" / "flashrag" / "train" / "hotpotqa.jsonl"
+    assert found.questions == str(path)
+    assert path.read_bytes() == CONTENT
+    size = f"{len(CONTENT) / 1e6:.1f} MB"
+    about = f"{REPOSITORY} (revision main, commit 0123456)"
+    assert said == [f"fetching hotpotqa/train.jsonl of {about}: {size}, to {path}"]
+    note = json.loads(path.with_suffix(".source.json").read_text())
+    sha256 = hashlib.sha256(CONTENT).hexdigest()
+    assert note == {"sha256": sha256, "size": len(CONTENT), "revision": "main", "commit": COMMIT}
+    requests = len(hub.asked)
+    assert fetched(config(), tmp_path, "train", said.append) == found
+    assert fetched(config(revision=COMMIT), tmp_path, "train", said.append).questions == str(path)
+    assert (len(hub.asked), len(said)) == (requests, 1), "nobody is asked again"
+    assert sorted(p.suffix for p in path.parent.iterdir()) == [".json", ".jsonl", ".lock"]
+
+
+def test_a_run_reads_it_by_its_name(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_text('{"id": "d", "contents": "x"}\n')
+    data = config("[flashrag:hotpotqa/train,flashrag:nq/train]", shares=[1.0, 0.5])
+    data.corpus = str(tmp_path / "corpus.jsonl")
+    task = load(data, 0, tmp_path)
+    assert task.name == "hotpotqa+nq"
+    assert {q.kind for q in task.train} == {"hotpotqa", "nq"}
+    assert len(task.train) + len(task.eval) == 60
+    assert load(replace(data, questions="flashrag:hotpotqa/train", shares=[]), 0, tmp_path).name == "hotpotqa"
+
+
+def test_only_what_a_mode_reads_is_fetched(hub: Hub, tmp_path: Path) -> None:
+    data = config("flashrag:hotpotqa/train", eval_questions="own.jsonl")
+    for mode in ("ask", "index", "serve", "eval"):
+        assert fetched(data, tmp_path, mode, lambda text: None) == data
+    assert not hub.asked
+
+
+def test_another_revision_is_fetched_anew(hub: Hub, tmp_path: Path) -> None:
+    path = Path(str(fetched(config(), tmp_path, "train", lambda text: None).questions))
+    hub.content, hub.commit = CONTENT[: CONTENT.index(b"\n") + 1], "f" * 40
+    hub.etag = hashlib.sha256(hub.content).hexdigest()
+    fetched(config(), tmp_path, "train", lambda text: None)
+    assert path.read_bytes() == CONTENT, "a branch that has moved is what it was"
+    fetched(config(revision="v2"), tmp_path, "train", lambda text: None)
+    assert path.read_bytes() == hub.content
+
+
+def test_a_download_that_was_interrupted_goes_on(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)
+    hub.breaks_after = 1000
+    with pytest.raises(UserError, match=r"^data\.questions=flashrag:hotpotqa/train: is not here, and the hub can't be"):
+        fetched(config(), tmp_path, "train", lambda text: None)
+    hub.breaks_after, said = None, []
+    path = Path(str(fetched(config(), tmp_path, "train", said.append).questions))
+    assert path.read_bytes() == CONTENT
+    assert hub.asked[-1][2] == "bytes=1000-"
+    assert "of which 0.0 MB are here already" in said[0]
+
+
+@pytest.mark.parametrize("git", [False, True], ids=["sha256", "git"])
+def test_what_comes_damaged_is_refused(hub: Hub, tmp_path: Path, git: bool) -> None:
+    if git:
+        hub.etag = hashlib.sha1(b"blob %d\0" % len(CONTENT) + CONTENT, usedforsecurity=False).hexdigest()
+    hub.content = CONTENT.replace(b"book 7", b"book 8")
+    with pytest.raises(
+        UserError, match=r"/hotpotqa/train\.jsonl came damaged \(its checksum is another\); start again"
+    ):
+        fetched(config(), tmp_path, "train", lambda text: None)
+    hub.content = CONTENT
+    assert Path(str(fetched(config(), tmp_path, "train", lambda text: None).questions)).read_bytes() == CONTENT
+
+
+def test_what_was_changed_later_is_refused(hub: Hub, tmp_path: Path) -> None:
+    path = Path(str(fetched(config(), tmp_path, "train", lambda text: None).questions))
+    path.write_bytes(CONTENT.replace(b"book 7", b"book 8"))
+    with pytest.raises(UserError, match=rf"{path} is not what it was when it came \(SHA-256\); delete it"):
+        fetched(config(), tmp_path, "train", lambda text: None)
+    path.with_suffix(".source.json").write_text("{")
+    with pytest.raises(UserError, match=r"hotpotqa\.source\.json can't be read; delete it and hotpotqa\.jsonl$"):
+        fetched(config(), tmp_path, "train", lambda text: None)
+
+
+def test_without_a_network_the_line_says_what_to_put_where(hub: Hub, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError) as caught:
+        fetched(config(), tmp_path, "train", lambda text: None)
+    path = tmp_path / "questions" / "flashrag" / "train" / "hotpotqa.jsonl"
+    said = str(caught.value)
+    assert said.startswith(
+        "data.questions=flashrag:hotpotqa/train: is not here, and the hub can't be asked (HF_HUB_OFF"
+    )
+    assert said.endswith(f"/resolve/main/hotpotqa/train.jsonl elsewhere and put it at {path}")
+    assert "\n" not in said
+    path.write_bytes(CONTENT)
+    assert fetched(config(), tmp_path, "train", lambda text: None).questions == str(path)
+    assert json.loads(path.with_suffix(".source.json").read_text())["commit"] is None
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="is not what it was when it came"):
+        fetched(config(revision="v2"), tmp_path, "train", lambda text: None)
+
+
+def test_a_hub_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    point_to("http://127.0.0.1:1", monkeypatch)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(UserError, match=r"is not here, and the hub can't be asked \(.*\); start again") as caught:
+        fetched(config(), tmp_path, "train", lambda text: None)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_disk_that_is_too_small_is_said_before(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(named.shutil, "disk_usage", lambda path: usage(1, 1, len(CONTENT) - 1))
+    with pytest.raises(
+        UserError, match=r"needs 0\.0 MB in .*/questions/flashrag/train, where 0\.0 MB are free; make room"
+    ):
+        fetched(config(), tmp_path, "train", lambda text: None)
+    assert [method for method, *_ in hub.asked] == ["HEAD"]
+    assert shutil.disk_usage is named.shutil.disk_usage
+
+
+@pytest.mark.parametrize(
+    ("questions", "revision", "message"),
+    [
+        ("flashrag:hotpotqa", "main", "a named set is written flashrag:SET/SPLIT, such as flashrag:hotpotqa/train"),
+        ("flashrag:../train", "main", "a named set is written flashrag:SET/SPLIT"),
+        ("flashrag:hotpotq/train", "main", f"{REPOSITORY} has no hotpotq/train.jsonl at revision main"),
+        ("flashrag:hotpotqa/train", "v9", rf"the hub has no revision v9 of {REPOSITORY} \(data\.revision\)"),
+    ],
+)
+def test_a_name_that_is_none(hub: Hub, tmp_path: Path, questions: str, revision: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"^data.questions={questions}: {message}"):
+        fetched(config(questions, revision=revision), tmp_path, "train", lambda text: None)
+
+
+def test_questions_by_name_need_passages() -> None:
+    with pytest.raises(UserError, match=r"^flashrag:popqa/test are questions without passages: set data\.corpus=FILE$"):
+        DataConfig(source="jsonl", eval_questions="flashrag:popqa/test")
