@@ -53,21 +53,10 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 
 def evaluate(config: RunConfig, run_dir: Path, console: Console) -> None:
-    """``mode=eval``: one greedy episode per held-out question, of a checkpoint."""
-    from actors.inference import inference
-    from actors.noting import note
-    from agent.inference.evaluation import check_any_scored, summarise
-    from tracking.metrics import MetricsLog
-    from tracking.view.mode import view_at_end
+    """``mode=eval``: a checkpoint on the held-out questions, with intervals and tables."""
+    from actors.evaluating import evaluate
 
-    with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("evaluation") as phase:
-        rows = served.workers.evaluate(served.asked.questions, phase.counting("questions"), step=0)
-        check_any_scored(rows)
-        row = {"step": 0, "data": served.task.name, "checkpoint": config.checkpoint, **summarise(rows)}
-    note(config, run_dir, served.task)
-    MetricsLog(run_dir / "metrics.jsonl").write("eval", row)
-    console.evaluation(row)
-    view_at_end(run_dir, console)
+    evaluate(config, run_dir, console, _namespace(run_dir))
 
 
 def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
@@ -164,6 +153,13 @@ def serve(config: RunConfig, run_dir: Path, console: Console) -> None:
     serve(config, console)
 
 
+def compare(config: RunConfig, run_dir: Path, console: Console) -> None:
+    """``mode=compare``: two evaluations of the same questions, paired."""
+    from tracking.evals.compare import compare
+
+    compare(Path(config.run or ""), Path(config.compare or ""), run_dir, console, seed=config.seed)
+
+
 def plan(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=plan``: placement and memory, without Ray or a GPU."""
     from actors.plan.table import table
@@ -201,6 +197,7 @@ MODES: dict[str, Callable[[RunConfig, Path, Any], None]] = {
     "experts": experts,
     "index": index,
     "serve": serve,
+    "compare": compare,
     "plan": plan,
     "simulate": simulate,
     "report": report,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from actors.weights import FolderChannel
 from actors.worker_pool import WorkerPool
 from agent.inference.infer import Inference
 from conf.schema import RunConfig
+from retrieval_service.backend import Identity
 from tasks.load import Task, load
 from tasks.notices import write_notices
 from tracking.calibration import read_threshold
@@ -35,6 +36,8 @@ class Served:
     workers: WorkerPool
     weights: str
     """Checksum of the checkpoint's weights."""
+    index: Callable[[], Identity]
+    """What is searched."""
 
 
 @contextmanager
@@ -80,7 +83,14 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
                 workers.wait(ref, "retrieval")
         with console.phase(f"{config.cluster.rollout_workers} engine(s) start and take the weights"):
             workers.deliver(published)
-        yield Served(task=task, asked=questions, workers=workers, weights=published.checksum)
+        searched = next(iter(retrieval.values()))
+        yield Served(
+            task=task,
+            asked=questions,
+            workers=workers,
+            weights=published.checksum,
+            index=lambda: workers.wait(searched.identity.remote(), "retrieval"),
+        )
     finally:
         ray.shutdown()
 
@@ -93,4 +103,8 @@ def _how(config: RunConfig, weights: str) -> Inference:
         threshold, scale = read_threshold(path, ending, config.selectivity, config.agent, weights)
         ending = replace(ending, threshold=threshold, calibration=None)
     probes = ending.on or config.mode == "calibrate"
-    return Inference(exit=ending if probes else None, scale=scale, selectivity=config.selectivity)
+    inference = Inference(exit=ending if probes else None, scale=scale, selectivity=config.selectivity)
+    if config.mode != "eval":
+        return inference
+    wanted = config.evaluation
+    return replace(inference, samples=wanted.samples, temperature=wanted.temperature, seed=config.seed)

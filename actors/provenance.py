@@ -11,9 +11,9 @@ from typing import Any
 
 from actors.run_state import TRAINING
 from agent.prompts import prompt_text
-from agent.records import Question
 from conf.schema import RunConfig
 from retrieval_service.corpus import corpus_checksum
+from tasks.digest import digest_of
 from tasks.load import Task
 from tracking.differences import NOTHING, Difference, differences
 
@@ -68,8 +68,8 @@ class Provenance:
     def of(cls, config: RunConfig, task: Task) -> Provenance:
         """Of a run that is about to start. Reads the corpus once."""
         data = {
-            TRAINING_QUESTIONS: _digest(task.train),
-            HELD_OUT: _digest(task.eval),
+            TRAINING_QUESTIONS: digest_of(task.train),
+            HELD_OUT: digest_of(task.eval),
             CORPUS: corpus_checksum(task.corpus),
             PROMPT: hashlib.blake2b(prompt_text(config.agent).encode(), digest_size=16).hexdigest(),
         }
@@ -134,11 +134,3 @@ def _harmless(key: str, settings: Mapping[str, Any]) -> bool:
     if key in HARMFUL:
         return False
     return any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
-
-
-def _digest(questions: Iterable[Question]) -> str:
-    """Of all that a run knows of its questions, in their order."""
-    digest = hashlib.blake2b(digest_size=16)
-    for question in questions:
-        digest.update(json.dumps(asdict(question), sort_keys=True).encode() + b"\n")
-    return digest.hexdigest()

@@ -51,7 +51,7 @@ def asked(config: RunConfig, task: Task, checkpoint: Path, say: Callable[[str], 
         config.agent.max_prompt_tokens,
         strict=config.data.strict,
     )
-    most = config.evaluation.questions if config.mode == "eval" else 0
+    most = config.evaluation.limit("eval") if config.mode == "eval" else 0
     if not config.data.require_evidence:  # else what is left out may make room for others
         questions = subset(questions, most)
     found, lacking = with_documents(config, task, {what: questions}, say)

@@ -12,7 +12,7 @@ import ray
 from actors.process import log_to
 from agent.errors import RetrievalError
 from agent.records import Passage
-from retrieval_service.backend import open_for
+from retrieval_service.backend import Backend, Identity, open_for
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.service import RetrievalService, Stats
 
@@ -23,8 +23,14 @@ class RetrievalActor:
 
     def __init__(self, corpus: Path, config: RetrievalConfig, cache_dir: Path, log_dir: Path, name: str) -> None:
         log_to(log_dir, name)
+        self._identity: Identity | None = None
 
-        self._service = RetrievalService(lambda: open_for(corpus, config, cache_dir), config)
+        def opened() -> Backend:
+            backend = open_for(corpus, config, cache_dir)
+            self._identity = backend.identity()
+            return backend
+
+        self._service = RetrievalService(opened, config)
         self._starting: asyncio.Task[None] | None = None
 
     async def start(self) -> bool:
@@ -58,6 +64,12 @@ class RetrievalActor:
             else:
                 answers.append(result)
         return answers
+
+    async def identity(self) -> Identity:
+        """What is searched, once the index is open."""
+        await self.start()
+        assert self._identity is not None
+        return self._identity
 
     async def stats(self) -> Stats:
         return self._service.stats()

@@ -61,7 +61,7 @@ class WorkerSettings:
     agent: AgentConfig
     reward: RewardConfig
     inference: Inference
-    """How greedy episodes are played."""
+    """How evaluations and questions are played."""
     run_dir: Path
     group_size: int
     groups_in_flight: int
@@ -185,7 +185,7 @@ class RolloutWorker:
         return played
 
     async def evaluate(self, questions: Sequence[Question], step: int | None) -> list[EvalRow]:
-        """Greedy episodes over ``questions``, which are logged as those of ``step`` unless that is None.
+        """The episodes of ``questions``, which are logged as those of ``step`` unless that is None.
 
         See ``agent.inference.evaluation``.
         """
@@ -194,12 +194,13 @@ class RolloutWorker:
         if step is not None:
             log = EvaluationLog(path=self._settings.run_dir / EVALUATIONS)
             texts = Texts(self._dialogue.codec.decode)
-            rows = [(q, inferred, row) for q, (inferred, row) in zip(questions, played, strict=True)]
+            samples = self._settings.inference.samples
+            rows = [(questions[at // samples], inferred, row) for at, (inferred, row) in enumerate(played)]
             self._extras.attempt(log.path.name, lambda: log.write(step, rows, texts))
         return [row for _, row in played]
 
     async def ask(self, question: Question) -> tuple[Inferred, list[str]]:
-        """One greedy episode, and the text of each turn's observation."""
+        """One episode, and the text of each turn's observation."""
         inferred = await infer(self._player, question, self._settings.inference)
         ids, decode = inferred.trajectory.token_ids, self._dialogue.codec.decode
         observations = [decode(ids[t.action_end : t.observation_end].tolist()) for t in inferred.trajectory.turns]

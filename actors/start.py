@@ -13,6 +13,7 @@ from conf.command_line import Request
 from conf.inputs import check_inputs
 from conf.schema import IF_ANY
 from tracking import run_folder
+from tracking.evals.result import SETTING
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def ready(request: Request) -> Iterator[Request]:
         return
     for config in request.configs:
         check_inputs(config)
-        if config.mode == "train" and config.resume == IF_ANY and request.new:
+        if config.mode in ("train", "eval") and config.resume == IF_ANY and request.new:
             raise UserError(f"resume={IF_ANY}: the same command has to find the run again: set output_dir=FOLDER")
     folder = run_folder.make_new(request.folder, request.setting) if request.new else request.folder
     with run_folder.claimed(folder, request.setting):
@@ -45,6 +46,8 @@ def _check_reuse(request: Request, folder: Path, left: str) -> None:
     if request.sweep is not None:
         if left != "plan.json":
             raise UserError(f"{where}: holds a run ({left}), not a sweep; name another folder")
+        return
+    if config.mode == "eval" and config.resume == IF_ANY and (folder / SETTING).is_file():
         return
     if config.mode != "train":
         raise UserError(f"{where}: holds a run ({left}); leave {request.setting} out, or name another folder")

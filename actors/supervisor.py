@@ -23,6 +23,7 @@ from actors.calls import get
 from actors.prepare import Prepared, warm_started
 from actors.provenance import Provenance
 from actors.record import Record
+from actors.replay import play
 from actors.reports import Released, StepReport
 from actors.saving import Saving
 from actors.searching import Searching
@@ -33,7 +34,7 @@ from actors.watch import Watch
 from actors.worker_pool import WorkerPool
 from agent.config import GroupConfig
 from agent.errors import Fault
-from agent.inference.evaluation import check_any_scored, subset, summarise
+from agent.inference.evaluation import judged, subset
 from conf.schema import RunConfig
 from learner.manifest import Files, listed
 from tracking.alarms import Alarms
@@ -77,7 +78,7 @@ class Supervisor:
         self._last_eval: dict[str, Any] | None = None
         self._totals = Totals()
         self._alarms = Alarms(config.model.dtype)
-        self._held_out = subset(prepared.task.eval, config.evaluation.questions)
+        self._held_out = subset(prepared.task.eval, config.evaluation.limit(config.mode))
 
     def train(self) -> dict[str, Any]:
         """The whole run; returns its summary. Raises ``UserError`` or ``Fault``."""
@@ -293,13 +294,12 @@ class Supervisor:
         try:
             with self.watch.phase("evaluation") as phase, self._spans.span("evaluate"):
                 self._go_on_evaluating()
-                rows = self.workers.evaluate(self._held_out, phase.counting("questions"), step=step)
+                rows = play(self.workers, self._held_out, phase.counting("questions"), step=step)
         except LeftEvaluation:
             return
         finally:
             self.workers.idle = self.watch.look
-        check_any_scored(rows)
-        row = {"step": step, "data": self.prepared.task.name, **summarise(rows)}
+        row = {"step": step, "data": self.prepared.task.name, **judged(rows, self.config.evaluation.max_fault_share)}
         row["seconds"] = time.perf_counter() - started
         row["time_s"] = self.record.time_s
         row |= asdict(self._totals)

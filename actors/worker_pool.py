@@ -166,15 +166,17 @@ class WorkerPool:
         *,
         step: int | None = None,
         chunk: int = 64,
+        keep: Callable[[list[EvalRow]], None] = lambda rows: None,
     ) -> list[EvalRow]:
-        """A row per question, in order; a dead worker's share is played by another.
+        """The rows of the questions, in order; a dead worker's share is played by another.
 
-        ``played`` is told how many questions of how many are done. The workers log the episodes as those of ``step``,
-        if there is one. Raises ``Fault`` when a worker breaks before any
-        episode has had an end of its own: the next would, too.
+        ``played`` is told how many questions of how many are done, and ``keep`` is given the rows of each ``chunk`` of
+        them as it ends. The workers log the episodes as those of ``step``, if there is one. Raises ``Fault`` when a
+        worker breaks before any episode has had an end of its own: the next would, too.
         """
         todo = [(at, tuple(questions[at : at + chunk])) for at in range(0, len(questions), chunk)]
         rows: dict[int, list[EvalRow]] = {}
+        finished = 0
         pending: dict[Any, tuple[_Worker, tuple[int, tuple[Question, ...]]]] = {}
         while todo or pending:
             load = {w.name: sum(p[0] is w for p in pending.values()) for w in self.live}
@@ -195,8 +197,10 @@ class WorkerPool:
                 todo.append(share)
             else:
                 rows[share[0]] = result
+                finished += len(share[1])
+                keep(result)
                 if played is not None:
-                    played(sum(map(len, rows.values())), len(questions))
+                    played(finished, len(questions))
         return [row for at in sorted(rows) for row in rows[at]]
 
     def ask(self, question: Question) -> tuple[Inferred, list[str]]:

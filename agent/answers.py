@@ -16,6 +16,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
+VERSION = 1
+"""Of the normal form and the scores: raised with every change of what they give (``tests/agent/test_scores.py`` holds
+them to it), and recorded with every result."""
 _MARK = "\u0300-\u036f"
 """Combining marks of Latin letters; one that has no composed form stays behind its letter, and is no end of a word."""
 _ARTICLES = re.compile(rf"(?<![{_MARK}])\b(a|an|the)\b(?![{_MARK}])")
@@ -29,7 +32,7 @@ _TYPOGRAPHIC = str.maketrans(
     }
 )
 """Quotes, dashes and slashes beyond ASCII, by the ASCII punctuation that they stand for."""
-_CLOSED = frozenset({"yes", "no", "noanswer"})
+CLOSED = frozenset({"yes", "no", "noanswer"})
 """Answers that are right or wrong as a whole, in HotpotQA's F1."""
 SOFT_WORD_SHARE = 0.7
 """Share of the golden words that earns the full soft outcome (DAVID-GRPO's public code)."""
@@ -162,7 +165,7 @@ def f1(answer: str, golden: Sequence[str]) -> float:
 def _f1(answer: str, golden: str) -> float:
     if answer == golden:
         return 1.0
-    if answer in _CLOSED or golden in _CLOSED:
+    if answer in CLOSED or golden in CLOSED:
         return 0.0
     said, wanted = answer.split(), golden.split()
     common = sum((Counter(said) & Counter(wanted)).values())

@@ -9,6 +9,8 @@ from agent.errors import UserError
 from agent.records import SEARCH
 from agent.tools.base import Request, Tool
 
+VERSION = 1
+"""Of how an answer is taken out of a turn: raised with every change of it, and recorded with every result."""
 NO_RESULTS = "No passage matches this query."
 
 

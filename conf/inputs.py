@@ -60,10 +60,10 @@ def _read(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "serve.token_file", config.serve.token_file
     if mode == "report":
         yield "report.sweep", str(config.report.sweep)
-    if mode == "view":
+    if mode in ("view", "compare"):
         yield "run", str(config.run)
-        if config.compare:
-            yield "compare", config.compare
+    if mode in ("view", "compare", "eval") and config.compare:
+        yield "compare", config.compare
 
 
 def missing(path: str) -> str | None:

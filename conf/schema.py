@@ -36,24 +36,55 @@ from tracking.experiments.sweep import folder_name
 
 IF_ANY = "if_any"
 """``resume=if_any``."""
-MODES = ("train", "eval", "calibrate", "ask", "experts", "index", "serve", "plan", "simulate", "report", "view")
+MODES = (
+    "train",
+    "eval",
+    "calibrate",
+    "ask",
+    "experts",
+    "index",
+    "serve",
+    "compare",
+    "plan",
+    "simulate",
+    "report",
+    "view",
+)
+TRAINING_SAMPLE = 500
+"""Held-out questions of a training run's evaluations: 95 % intervals of at most ±4.4 points, in minutes."""
 INFERENCE = ("eval", "calibrate", "ask")
 """Those that play a checkpoint."""
 
 
 @dataclass
 class EvalConfig:
-    """When and on what the policy is evaluated, greedily."""
+    """When, on what and how the policy is evaluated."""
 
     every: int = bounded(10, "at least 0")
     """Steps between evaluations; 0 evaluates only before the first step and after the last."""
-    questions: int = bounded(0, "at least 0")
-    """Most held-out questions; 0 takes all of them."""
+    questions: int | None = bounded(None, "at least 0")
+    """Most held-out questions, the same ones every time; 0: all. None: 500 in training, all in ``mode=eval``."""
+    samples: int = bounded(1, "in [1, 1024]")
+    """Episodes of each question, in ``mode=eval``."""
+    temperature: float = bounded(0.0, "in [0, 10]")
+    """Of the policy's turns, in ``mode=eval``; 0 is greedy."""
+    max_fault_share: float = bounded(0.01, "in [0, 1]")
+    """Share of episodes that may end in a fault, played again once, before an evaluation is refused as a result."""
     saving: bool = False
     """Saves searches, not files: evaluations in training use ``exit`` and ``selectivity``, as ``mode=eval`` does."""
 
     def __post_init__(self) -> None:
         check_bounds(self, "evaluation")
+        if self.samples > 1 and not self.temperature:
+            raise UserError(
+                f"evaluation.samples={self.samples} needs evaluation.temperature above 0: greedy episodes are all alike"
+            )
+
+    def limit(self, mode: str) -> int:
+        """Most held-out questions in ``mode``; 0: all."""
+        if self.questions is not None:
+            return self.questions
+        return TRAINING_SAMPLE if mode == "train" else 0
 
 
 @dataclass
@@ -84,7 +115,8 @@ class RunConfig:
     """Show tracebacks and the actors' output."""
     resume: str | None = field(default=None, metadata=PATH)
     """A run's folder or a checkpoint's; ``auto``, the newest run of this experiment under ``outputs/``; ``if_any``, the
-    run in ``output_dir`` if it has a checkpoint, else a new one: one command starts it and goes on with it."""
+    run in ``output_dir`` if it has a checkpoint, else a new one: one command starts it and goes on with it. In
+    ``mode=eval`` only ``if_any``: the evaluation in ``output_dir``, if there is one."""
     resume_allow_changes: bool = False
     """Go on although settings or data have changed that decide what is learned."""
     checkpoint: str | None = field(default=None, metadata=PATH)
@@ -92,9 +124,9 @@ class RunConfig:
     question: str | None = field(default=None, metadata=SENTENCE)
     """The question of ``mode=ask``."""
     run: str | None = field(default=None, metadata=PATH)
-    """Folder of the run that ``mode=view`` shows."""
+    """Folder of the run that ``mode=view`` shows, or of the evaluation that ``mode=compare`` compares."""
     compare: str | None = field(default=None, metadata=PATH)
-    """Folder of another run, for ``mode=view`` to compare it with."""
+    """Folder of another run or evaluation to compare it with: in ``mode=view``, ``mode=compare`` and ``mode=eval``."""
     show: list[str] = field(default_factory=list)
     """Ids of questions whose episodes ``mode=view`` takes in before all others."""
     cache_dir: str = field(default="~/.cache/slingshot", metadata=PATH)
@@ -159,6 +191,12 @@ class RunConfig:
             )
         if self.mode == "report" and not self.report.sweep:
             raise UserError("mode=report needs report.sweep=FOLDER (a sweep's, multirun/…)")
+        if self.mode == "eval" and self.resume not in (None, IF_ANY):
+            raise UserError(
+                f"mode=eval resume={self.resume}: an evaluation goes on with resume={IF_ANY} output_dir=FOLDER"
+            )
+        if self.mode == "compare" and not (self.run and self.compare):
+            raise UserError("mode=compare needs run=FOLDER and compare=FOLDER (of two evaluations, outputs/…)")
         if self.mode == "view" and not self.run:
             raise UserError("mode=view needs run=FOLDER (a run's, outputs/…)")
 

@@ -69,15 +69,18 @@ class Console:
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
         """One evaluation."""
+        unit = "episodes" if row.get("samples", 1) > 1 else "questions"
         slices = "  ".join(f"{key[3:]} {_number(value)}" for key, value in row.items() if key.startswith("em/"))
         self._print(
-            f"eval after step {row['step']:>3}: held-out EM {_number(row['em'])} on {row['n']} questions"
+            f"eval after step {row['step']:>3}: held-out EM {_number(row['em'])} on {row['n']} {unit}"
             f"  F1 {_number(row['f1'])}  searches {_number(row['search/mean'], 2)}{_saved(row)}  {slices}",
             style="bold",
             markup=False,
         )
         if faults := row.get("faults"):
-            self.say(f"{faults} more questions ended in a fault: {row.get('error', 'no reason was given')}", "yellow")
+            self.say(f"{faults} more {unit} ended in a fault: {row.get('error', 'no reason was given')}", "yellow")
+        if why := row.get("refused"):
+            self.say(f"this is no result: {why}", "red")
 
     def _print(self, what: Any, **how: Any) -> None:
         self._rich.print(visible(what) if isinstance(what, str) else what, **how)

@@ -109,13 +109,16 @@ def trajectory_row(group: Group, member: int, batch: int, version: int, accepted
 
 
 def evaluation_row(question: Question, inferred: Inferred, row: EvalRow, step: int, texts: Texts) -> dict[str, Any]:
-    """The JSON object of one greedy episode. Its tokens are left out: an evaluation has as many as some runs."""
+    """The JSON object of one episode. Its tokens are left out: an evaluation has as many as some runs."""
     return {
         "step": step,
+        "sample": row.sample,
         **_question(question),
         "kind": question.kind,
         "em": None if row.fault else row.em,
         "f1": None if row.fault else row.f1,
+        "cover_em": None if row.fault else row.cover,
+        "answerable": row.answerable,
         "evidence": row.evidence,
         **_episode(inferred.trajectory, question, texts, tokens=False),
         "answer": row.answer,

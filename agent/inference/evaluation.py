@@ -1,14 +1,15 @@
-"""Evaluating a policy: one greedy episode per question, compared with the golden answers."""
+"""Evaluating a policy: an episode or several per question, compared with the golden answers."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from agent.answers import exact_match, f1
+from agent.answers import CLOSED, covers, exact_match, f1, normalise
 from agent.errors import Fault, commonest
 from agent.group import Player
 from agent.inference.early_exit import Probe
@@ -27,7 +28,7 @@ class ScoredProbe:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalRow:
-    """One question's result."""
+    """One episode's result."""
 
     question_id: str
     kind: str
@@ -47,38 +48,68 @@ class EvalRow:
     """Searches that found nothing new, whose passages weren't shown again."""
     probes: tuple[ScoredProbe, ...] = ()
     """Of an early exit, in their order."""
-
-    @property
-    def probe_tokens(self) -> int:
-        """Tokens generated for probes, which ``action_tokens`` leaves out."""
-        return sum(p.probe.cost() for p in self.probes)
+    probe_tokens: int = 0
+    """Tokens generated for probes, which ``action_tokens`` leaves out."""
+    cover: float = 0.0
+    """1.0 when all words of a golden answer stand in the answer in a row (``agent.answers.covers``)."""
+    answerable: float | None = None
+    """1.0 when a golden answer stood in what one turn retrieved; None for yes and no, which stand nowhere."""
+    documents: int = 0
+    """Different supporting documents that the question names."""
+    sample: int = 0
+    """Number of the episode among those of its question."""
 
 
 def subset(questions: Sequence[Question], limit: int) -> tuple[Question, ...]:
-    """At most ``limit`` of the questions (0: all), the same ones every time, spread over the whole list."""
+    """At most ``limit`` of the questions (0: all) in their order: those whose ids have the smallest digests.
+
+    The same ones every time and in every order of the file; a smaller sample is a part of a larger one.
+    """
     if not limit or limit >= len(questions):
         return tuple(questions)
-    return tuple(questions[i * len(questions) // limit] for i in range(limit))
+    digests = [hashlib.blake2b(q.id.encode(), digest_size=16, person=b"evaluation").digest() for q in questions]
+    chosen = sorted(range(len(questions)), key=lambda at: (digests[at], at))[:limit]
+    return tuple(questions[at] for at in sorted(chosen))
 
 
 async def evaluate(
     player: Player, questions: Sequence[Question], *, inference: Inference | None = None
 ) -> list[tuple[Inferred, EvalRow]]:
-    """The episode of each question and its row, in their order. Greedy in every turn."""
+    """The ``inference.samples`` episodes of each question with their rows, question by question."""
     how = inference or Inference()
-    played = await asyncio.gather(*(infer(player, q, how) for q in questions))
-    return [(inferred, eval_row(q, inferred)) for q, inferred in zip(questions, played, strict=True)]
+    asked = [(question, sample) for question in questions for sample in range(how.samples)]
+    played = await asyncio.gather(*(infer(player, question, how, sample) for question, sample in asked))
+    rows = []
+    for (question, sample), inferred in zip(asked, played, strict=True):
+        row = eval_row(question, inferred, retrieved(player, inferred))
+        rows.append((inferred, replace(row, sample=sample)))
+    return rows
 
 
-def eval_row(question: Question, inferred: Inferred) -> EvalRow:
-    """The result of one episode: no answer counts as a wrong one; a fault is marked and counts as nothing."""
+def retrieved(player: Player, inferred: Inferred) -> list[str]:
+    """What the policy read after each turn that retrieved something."""
+    ids, decode = inferred.trajectory.token_ids, player.dialogue.codec.decode
+    turns = [turn for turn in inferred.trajectory.turns if turn.document_ids]
+    return [decode(ids[turn.action_end : turn.observation_end].tolist()) for turn in turns]
+
+
+def eval_row(question: Question, inferred: Inferred, retrieved: Sequence[str] = ()) -> EvalRow:
+    """The result of one episode: no answer counts as a wrong one; a fault is marked and counts as nothing.
+
+    ``retrieved`` is what the policy read after each turn that retrieved something.
+    """
     trajectory, answer = inferred.trajectory, inferred.answer
+    golden = question.golden_answers
+    closed = all(normalise(g) in CLOSED for g in golden)
     return EvalRow(
         question_id=question.id,
         kind=question.kind,
         answer=answer,
         em=_em(answer, question),
-        f1=0.0 if answer is None else f1(answer, question.golden_answers),
+        f1=0.0 if answer is None else f1(answer, golden),
+        cover=0.0 if answer is None else covers(answer, golden),
+        answerable=None if closed else max((covers(text, golden) for text in retrieved), default=0.0),
+        documents=len({*question.supporting}),
         evidence=evidence_recall(trajectory, question),
         searches=trajectory.searches,
         action_tokens=trajectory.action_tokens,
@@ -88,6 +119,7 @@ def eval_row(question: Question, inferred: Inferred) -> EvalRow:
         skipped=trajectory.repeats(Repeat.QUERY),
         withheld=trajectory.repeats(Repeat.EVIDENCE),
         probes=tuple(ScoredProbe(probe=p, em=_em(p.answer, question)) for p in inferred.probes),
+        probe_tokens=inferred.probe_tokens,
     )
 
 
@@ -102,6 +134,32 @@ def check_any_scored(rows: Sequence[EvalRow]) -> None:
         raise Fault(f"none of {len(rows)} questions could be evaluated: {why}")
 
 
+def judged(rows: Sequence[EvalRow], max_fault_share: float) -> dict[str, Any]:
+    """``summarise``, unless more than ``max_fault_share`` of the episodes ended in a fault.
+
+    Then every mean is None and ``refused`` says why: what a dead part leaves over is a biased choice of the questions.
+    Raises ``Fault`` if no row has a score.
+    """
+    check_any_scored(rows)
+    summary = summarise(rows)
+    why = refusal(rows, max_fault_share)
+    if why is None:
+        return summary
+    kept = {"n", "faults", "stop", "error", "samples"}
+    return {k: v if k in kept else None for k, v in summary.items()} | {"refused": why}
+
+
+def refusal(rows: Sequence[EvalRow], max_fault_share: float) -> str | None:
+    """Why ``rows`` are no result: more of them than allowed ended in a fault. None if they are one."""
+    faults = [f"{row.stop_reason}: {row.error}" for row in rows if row.fault]
+    if len(faults) <= max_fault_share * len(rows):
+        return None
+    return (
+        f"{len(faults)} of {len(rows)} episodes ended in a fault, more than "
+        f"evaluation.max_fault_share={max_fault_share:g} allows: {commonest(faults)}"
+    )
+
+
 def summarise(rows: Sequence[EvalRow]) -> dict[str, Any]:
     """The metrics of an evaluation: means over the rows without a fault, and ``em/<kind>`` per kind.
 
@@ -114,6 +172,8 @@ def summarise(rows: Sequence[EvalRow]) -> dict[str, Any]:
         "faults": len(rows) - len(viable),
         "em": _mean([r.em for r in viable]),
         "f1": _mean([r.f1 for r in viable]),
+        "cover_em": _mean([r.cover for r in viable]),
+        "answerable": _mean([r.answerable for r in viable if r.answerable is not None]),
         "evidence_recall": _mean(recalls),
         "search/mean": _mean([r.searches for r in viable]),
         "search/skipped_mean": _mean([r.skipped for r in viable]),
@@ -122,6 +182,8 @@ def summarise(rows: Sequence[EvalRow]) -> dict[str, Any]:
         "probe_tokens/mean": _mean([r.probe_tokens for r in viable]),
         "stop": dict(Counter(r.stop_reason for r in rows)),
     }
+    if (samples := 1 + max((r.sample for r in rows), default=0)) > 1:
+        summary["samples"] = samples
     if errors := [r.error for r in rows if r.error]:
         summary["error"] = commonest(errors)
     for kind in sorted({r.kind for r in viable if r.kind}):

@@ -1,4 +1,4 @@
-"""Greedy episodes, as they are played when a policy is evaluated or asked, with what saves searches and tokens."""
+"""Episodes as they are played when a policy is evaluated or asked: greedy unless a temperature is set."""
 
 from __future__ import annotations
 
@@ -9,22 +9,29 @@ from agent.group import Player
 from agent.inference.early_exit import EarlyExit, Probe
 from agent.inference.scaling import Scale
 from agent.records import Question, StopReason, Trajectory
+from agent.seeds import derive_seed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inference:
-    """What a greedy episode may leave out."""
+    """How an episode is played, and what it may leave out."""
 
     exit: ExitConfig | None = None
     """None probes nothing; with no threshold in it, probes are recorded and end nothing."""
     scale: Scale | None = None
     """What the probes' confidences are worth."""
     selectivity: SelectivityConfig | None = None
+    samples: int = 1
+    """Episodes of each question."""
+    temperature: float = 0.0
+    """Of the turns; probes are greedy."""
+    seed: int = 0
+    """What samples are drawn from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inferred:
-    """A greedy episode, and the probes beside it. After an early exit, the last one's answer is the answer."""
+    """An episode, and the probes beside it. After an early exit, the last one's answer is the answer."""
 
     trajectory: Trajectory
     probes: tuple[Probe, ...] = ()
@@ -45,8 +52,8 @@ class Inferred:
         return sum(probe.cost() for probe in self.probes)
 
 
-async def infer(player: Player, question: Question, inference: Inference) -> Inferred:
-    """One episode, greedy in every turn and every probe."""
+async def infer(player: Player, question: Question, inference: Inference, sample: int = 0) -> Inferred:
+    """Episode ``sample`` of a question. What is drawn depends on the seed, the question's id and ``sample`` alone."""
     watcher = None
     if inference.exit is not None:
         watcher = EarlyExit(
@@ -57,6 +64,10 @@ async def infer(player: Player, question: Question, inference: Inference) -> Inf
             scale=inference.scale,
         )
     trajectory = await player.episode(
-        question, temperature=0.0, seed=0, selectivity=inference.selectivity, watcher=watcher
+        question,
+        temperature=inference.temperature,
+        seed=derive_seed(inference.seed, question.id, sample) if inference.temperature else 0,
+        selectivity=inference.selectivity,
+        watcher=watcher,
     )
     return Inferred(trajectory=trajectory, probes=tuple(watcher.probes) if watcher else ())

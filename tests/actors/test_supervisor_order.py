@@ -373,7 +373,13 @@ class FakeWorkerPool:
         self.world.happens("rest")
 
     def evaluate(
-        self, questions: tuple[Question, ...], played: Callable[[int, int], None], *, step: int
+        self,
+        questions: tuple[Question, ...],
+        played: Callable[[int, int], None],
+        *,
+        step: int,
+        chunk: int,
+        keep: Callable[[list[EvalRow]], None],
     ) -> list[EvalRow]:
         assert self.world.delivered == self.world.published
         self.world.happens(f"evaluate version {self.world.delivered}")

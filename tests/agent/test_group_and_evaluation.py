@@ -12,8 +12,8 @@ from agent.dialogue import Dialogue
 from agent.environment import Environment
 from agent.errors import Fault, RetrievalError
 from agent.group import Player, play_group
-from agent.inference.evaluation import EvalRow, check_any_scored, eval_row, evaluate, subset, summarise
-from agent.inference.infer import Inferred
+from agent.inference.evaluation import EvalRow, check_any_scored, eval_row, evaluate, judged, subset, summarise
+from agent.inference.infer import Inference, Inferred
 from agent.records import Completion, Finish, Question, StopReason
 from agent.rewards.scorer import Scorer
 from agent.tickets import Ticket
@@ -132,6 +132,8 @@ def test_a_row(make_trajectory, emma):
         action_tokens=2,
         stop_reason="answered",
         fault=False,
+        answerable=0.0,
+        documents=1,
     )
     mute = make_trajectory("hm", stop_reason=StopReason.NO_ACTION)
     silent = eval_row(emma, Inferred(trajectory=mute))
@@ -159,6 +161,8 @@ def test_a_summary_leaves_faults_out():
         "faults": 1,
         "em": pytest.approx(2 / 3),
         "f1": pytest.approx(1 / 3),
+        "cover_em": 0.0,
+        "answerable": None,
         "evidence_recall": 0.75,
         "search/mean": 2.0,
         "search/skipped_mean": 0.0,
@@ -195,10 +199,65 @@ def test_an_evaluation_in_which_everything_breaks_is_none(make_player, codec, au
         check_any_scored([])
 
 
-def test_a_subset_is_spread_over_the_whole_list():
-    questions = [Question(id=str(i), text="?", golden_answers=("a",)) for i in range(9)]
-    assert [q.id for q in subset(questions, 3)] == ["0", "3", "6"]
-    assert subset(questions, 0) == subset(questions, 20) == tuple(questions)
+def test_a_subset_is_the_same_in_every_order_and_a_part_of_a_larger_one():
+    questions = [Question(id=str(i), text="?", golden_answers=("a",)) for i in range(2000)]
+    small = subset(questions, 100)
+    assert [int(q.id) for q in small] == sorted(int(q.id) for q in small), "in the order of the file"
+    assert {*small} == {*subset(questions[::-1], 100)} < {*subset(questions, 500)}
+    assert len(small) == 100
+    assert 10 <= sum(int(q.id) < 500 for q in small) <= 40, "from the whole of it"
+    assert subset(questions, 0) == subset(questions, 2000) == tuple(questions)
+    assert [q.id for q in subset(questions, 3)] == ["644", "651", "1514"], "on every machine"
+
+
+def test_what_stands_in_the_retrieved_text_can_be_answered(make_player, codec, austen):
+    def row(golden, failing=()):
+        question = Question(id="q", text="who?", golden_answers=golden, supporting=("a", "b"))
+        player = make_player(Policy(codec, lambda n: "I say Jane Austen!"), Shelf([austen], failing={*failing}))
+        return rows_of(evaluate(player, [question]))[0]
+
+    told = austen.text.split()
+    there, not_there = row((" ".join(told[:2]),)), row(("Bram Stoker", "Mary Shelley"))
+    assert (there.answerable, not_there.answerable, there.documents) == (1.0, 0.0, 2)
+    assert row(("Yes",)).answerable is None
+    assert row(("Jane Austen",)).cover == 1.0
+    assert row(("Jane Austen",)).em == 0.0
+
+
+def test_samples_are_drawn_from_seeds_of_their_own(make_player, codec, austen):
+    questions = [Question(id=f"q{i}", text=f"{i}?", golden_answers=("Jane Austen",)) for i in range(2)]
+
+    def seeds(questions, seed):
+        policy = Policy(codec, lambda n: "x")
+        how = Inference(samples=3, temperature=0.7, seed=seed)
+        rows = rows_of(evaluate(make_player(policy, Shelf([austen])), questions, inference=how))
+        assert [(r.question_id, r.sample) for r in rows] == [(q.id, k) for q in questions for k in range(3)]
+        assert set(policy.temperatures) == {0.7}
+        return {*policy.seeds}
+
+    both = seeds(questions, 1)
+    assert len(both) == 2 * 3 * 2, "two turns of three episodes of two questions"
+    assert seeds(questions[::-1], 1) == both, "they don't depend on what is played beside them"
+    assert not both & seeds(questions, 2)
+
+
+@pytest.mark.parametrize(("share", "refused"), [(0.25, False), (0.24, True), (0.0, True)])
+def test_too_many_faults_are_no_result(make_player, codec, austen, share, refused):
+    questions = [Question(id=f"q{i}", text=f"{i}?", golden_answers=("Jane Austen",), kind="x") for i in range(4)]
+    player = make_player(Policy(codec, lambda n: "Jane Austen"), Shelf([austen], failing={2}))
+    rows = rows_of(evaluate(player, questions))
+    summary = judged(rows, share)
+    assert (summary["n"], summary["faults"]) == (3, 1)
+    if refused:
+        assert (summary["em"], summary["f1"], summary["em/x"]) == (None, None, None)
+        assert summary["refused"] == (
+            f"1 of 4 episodes ended in a fault, more than evaluation.max_fault_share={share:g} allows: "
+            "retrieval_failed: timeout"
+        )
+    else:
+        assert (summary["em"], summary.get("refused")) == (1.0, None)
+    with pytest.raises(Fault, match="none of 1 questions"):
+        judged([rows[2]], 1.0)
 
 
 # --- a pilot -------------------------------------------------------------------------------------

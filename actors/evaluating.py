@@ -1,0 +1,116 @@
+"""``mode=eval``: a checkpoint's episodes on the held-out questions, and what they say of it.
+
+The rows are written as they end. Started again in its folder (``resume=if_any``), an evaluation that broke off plays
+the questions that are missing, and those that ended in a fault.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from actors.inference import Served, inference
+from actors.noting import note
+from actors.replay import play
+from agent.errors import Fault
+from agent.inference.evaluation import EvalRow, judged
+from agent.records import Question
+from conf.schema import RunConfig
+from tasks.digest import digest_of
+from tracking import about
+from tracking.console import Console
+from tracking.evals import table
+from tracking.evals.compare import compare
+from tracking.evals.result import RESULT, agent_settings, begin, read_result, result, versions
+from tracking.evals.rows import EvalRows, forget_others
+from tracking.metrics import MetricsLog
+from tracking.view.mode import view_at_end
+
+
+def evaluate(config: RunConfig, run_dir: Path, console: Console, namespace: str) -> None:
+    """Plays, writes ``eval.json`` and its tables, and compares with the evaluation in ``config.compare``.
+
+    Raises ``Fault`` if more episodes than ``evaluation.max_fault_share`` ended in one: then there is no ``eval.json``.
+    """
+    how, other = config.evaluation, Path(config.compare).expanduser() if config.compare else None
+    if other is not None:
+        read_result(other, f"compare={config.compare}")  # before hours of playing
+    (run_dir / RESULT).unlink(missing_ok=True)
+    with inference(config, run_dir, namespace, console) as served:
+        setting = setting_of(config, served)
+        begin(run_dir, setting)
+        rows = _played(config, run_dir, console, served)
+        summary = judged(rows, how.max_fault_share)
+    row = {"step": 0, "data": served.task.name, "checkpoint": config.checkpoint, **summary}
+    note(config, run_dir, served.task)
+    MetricsLog(run_dir / "metrics.jsonl").write("eval", row)
+    console.evaluation(row)
+    if why := summary.get("refused"):
+        raise Fault(f"{why}; resume=if_any output_dir={run_dir} plays these questions again")
+    found = result(
+        rows,
+        setting | {"code": about.code()},
+        samples=how.samples,
+        seed=config.seed,
+        max_fault_share=how.max_fault_share,
+    )
+    write(run_dir, found, console)
+    if other is not None:
+        compare(run_dir, other, run_dir, console, seed=config.seed, given="output_dir")
+    view_at_end(run_dir, console)
+
+
+def write(run_dir: Path, found: dict[str, Any], console: Console) -> None:
+    """Writes ``eval.json`` with its tables, and shows the table."""
+    name = RESULT.removesuffix(".json")
+    lines, played = found["slices"], found["played"]
+    mode = "greedy" if not played["temperature"] else f"{played['samples']} at temperature {played['temperature']:g}"
+    title = f"{found['checkpoint']} on {found['data']['name']}, {mode}; in brackets 95 % intervals"
+    table.write(run_dir, name, lines, title)
+    (run_dir / RESULT).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    console.table(title, table.header(lines), table.cells(lines))
+    console.say(f"result: {run_dir / name}.json, .md, .csv, .tex")
+
+
+def setting_of(config: RunConfig, served: Served) -> dict[str, Any]:
+    """All that the rows depend on."""
+    how, chosen = config.evaluation, served.asked.questions
+    setting = {
+        "checkpoint": config.checkpoint,
+        "weights": served.weights,
+        "data": {"name": served.task.name, "questions": len(chosen), "digest": digest_of(chosen)},
+        "index": asdict(served.index()),
+        "played": {
+            "samples": how.samples,
+            "temperature": how.temperature,
+            "seed": config.seed if how.temperature else 0,
+        },
+        "agent": agent_settings(config.agent),
+        "exit": asdict(config.exit),
+        "selectivity": asdict(config.selectivity),
+        "engine": {"dtype": config.model.dtype, "device": config.cluster.device},
+        "versions": versions(config.agent),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(setting))
+    return plain
+
+
+def _played(config: RunConfig, run_dir: Path, console: Console, served: Served) -> list[EvalRow]:
+    """The rows of all questions: those that the folder has, and those of what is played now."""
+    samples, log = config.evaluation.samples, EvalRows(run_dir)
+    asked: Sequence[Question] = served.asked.questions
+    done = log.sound(samples)
+    forget_others(run_dir, done.keys())
+    todo = [question for question in asked if question.id not in done]
+    if done:
+        console.say(
+            f"{len(asked) - len(todo):,} of {len(asked):,} questions were played before; going on with the others"
+        )
+    with console.phase("evaluation") as phase:
+        rows = play(served.workers, todo, phase.counting("questions"), step=0, samples=samples, keep=log.write)
+    for at, question in enumerate(todo):
+        done[question.id] = rows[at * samples : (at + 1) * samples]
+    return [row for question in asked for row in done[question.id]]

@@ -1,0 +1,38 @@
+"""The episodes of an evaluation. What a fault ended is played once more: one that was passing costs no question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from actors.worker_pool import WorkerPool
+from agent.inference.evaluation import EvalRow
+from agent.records import Question
+
+CHUNK = 64
+"""Episodes that a worker is given at once."""
+
+
+def play(
+    workers: WorkerPool,
+    questions: Sequence[Question],
+    played: Callable[[int, int], None] | None = None,
+    *,
+    step: int | None,
+    samples: int = 1,
+    keep: Callable[[list[EvalRow]], None] = lambda rows: None,
+) -> list[EvalRow]:
+    """The rows of the questions' episodes, ``samples`` of each, in their order; see ``WorkerPool.evaluate``.
+
+    A question with a fault among its episodes is played again, all of them; the second attempt counts. Where no
+    episode was sound nothing is: that is no passing fault.
+    """
+    chunk = max(1, CHUNK // samples)
+    rows = workers.evaluate(questions, played, step=step, chunk=chunk, keep=keep)
+    by_question = [rows[at : at + samples] for at in range(0, len(rows), samples)]
+    again = [at for at, own in enumerate(by_question) if any(row.fault for row in own)]
+    if not again or all(row.fault for row in rows):
+        return rows
+    second = workers.evaluate([questions[at] for at in again], step=step, chunk=chunk, keep=keep)
+    for number, at in enumerate(again):
+        by_question[at] = second[number * samples : (number + 1) * samples]
+    return [row for own in by_question for row in own]

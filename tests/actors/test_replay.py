@@ -1,0 +1,68 @@
+"""Questions that a fault ended are played once more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ray_fakes import row_of
+
+from actors.replay import play
+from agent.inference.evaluation import EvalRow
+from agent.records import Question
+
+QUESTIONS = [Question(id=f"q{i}", text="?", golden_answers=("a",)) for i in range(5)]
+
+
+class Workers:
+    """Plays what it is given, in chunks; ``faults`` are the (call, question, sample) that break."""
+
+    def __init__(self, samples: int, *faults: tuple[int, str, int]) -> None:
+        self.samples = samples
+        self.faults = faults
+        self.calls: list[list[str]] = []
+        self.chunks: list[int] = []
+
+    def evaluate(
+        self,
+        questions: Sequence[Question],
+        played: Callable[[int, int], None] | None = None,
+        *,
+        step: int | None,
+        chunk: int,
+        keep: Callable[[list[EvalRow]], None],
+    ) -> list[EvalRow]:
+        call = len(self.calls)
+        self.calls.append([q.id for q in questions])
+        self.chunks.append(chunk)
+        rows = [
+            replace(row_of(q), sample=k, em=float(call), fault=(call, q.id, k) in self.faults)
+            for q in questions
+            for k in range(self.samples)
+        ]
+        keep(rows)
+        return rows
+
+
+def played(workers: Any, **more: Any) -> list[EvalRow]:
+    return play(workers, QUESTIONS, step=0, samples=workers.samples, **more)
+
+
+def test_only_what_broke_is_played_again_and_the_second_attempt_counts() -> None:
+    kept: list[EvalRow] = []
+    workers = Workers(3, (0, "q1", 2), (0, "q3", 0), (1, "q3", 1))
+    rows = played(workers, keep=kept.extend)
+    assert workers.calls == [["q0", "q1", "q2", "q3", "q4"], ["q1", "q3"]]
+    assert workers.chunks == [21, 21], "64 episodes at once"
+    assert [(r.question_id, r.sample) for r in rows] == [(q.id, k) for q in QUESTIONS for k in range(3)]
+    assert [r.question_id for r in rows if r.em == 1.0] == ["q1"] * 3 + ["q3"] * 3
+    assert [(r.question_id, r.sample) for r in rows if r.fault] == [("q3", 1)]
+    assert len(kept) == 15 + 6
+
+
+def test_nothing_is_played_again_where_all_is_sound_or_all_is_broken() -> None:
+    for faults in ((), [(0, q.id, 0) for q in QUESTIONS]):
+        workers = Workers(1, *faults)
+        assert len(played(workers)) == 5
+        assert len(workers.calls) == 1

@@ -1,0 +1,91 @@
+"""Two evaluations of the same questions compared: paired differences, with bootstrap intervals over the questions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from agent.errors import UserError
+from agent.inference import estimates
+from agent.inference.evaluation import EvalRow
+from tracking.console import Console
+from tracking.differences import differences
+from tracking.evals import table
+from tracking.evals.result import read_result, said
+from tracking.evals.rows import EvalRows
+
+COMPARISON = "comparison"
+"""Name of the files, without its ending."""
+_UNSAID = ("checkpoint", "weights", "code")
+"""What may differ without a word: checkpoints are what is compared."""
+_NOT_SETTINGS = ("episodes", "faults", "refused", "bootstrap", "slices")
+
+
+def compare(folder: Path, other: Path, out: Path, console: Console, *, seed: int, given: str = "run") -> None:
+    """Writes ``comparison.json`` with its tables into ``out`` and shows them: ``folder`` less ``other``.
+
+    ``given`` is the setting that names ``folder``. Raises ``UserError`` if one of them holds no evaluation, or they
+    have no question in common.
+    """
+    one, two = read_result(folder, f"{given}={folder}"), read_result(other, f"compare={other}")
+    rows = [_rows(path, result) for path, result in ((folder, one), (other, two))]
+    lines = paired(rows[0], rows[1], seed)
+    if not lines:
+        raise UserError(f"{given}={folder} and compare={other} have no question in common of which both have a score")
+    notices = notices_of(one, two, lines[0]["questions"])
+    names = {"this": _named(one, folder), "other": _named(two, other)}
+    told = {**names, "notices": notices, "bootstrap": {"seed": seed, "resamples": estimates.RESAMPLES}, "slices": lines}
+    text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+    (out / f"{COMPARISON}.json").write_text(text, encoding="utf-8")
+    about = f"{names['this']} less {names['other']}; paired by question, 95 % intervals"
+    table.write(out, COMPARISON, lines, "\n".join([about, *notices]), signed=True)
+    for notice in notices:
+        console.say(notice, "yellow")
+    console.table(about, table.header(lines), table.cells(lines, signed=True))
+    em = lines[0]["em"]
+    console.say(f"EM: better on {em['better']}, worse on {em['worse']}, alike on {em['alike']} questions")
+    console.say(f"comparison: {out / COMPARISON}.json, .md, .csv, .tex")
+
+
+def _rows(folder: Path, result: Mapping[str, Any]) -> list[EvalRow]:
+    samples = int(result.get("played", {}).get("samples", 1))
+    return [row for own in EvalRows(folder).read(samples).values() for row in own]
+
+
+def _named(result: Mapping[str, Any], folder: Path) -> str:
+    return f"{result.get('checkpoint', folder)} ({folder.name})"
+
+
+def notices_of(one: Mapping[str, Any], two: Mapping[str, Any], common: int) -> list[str]:
+    """What a reader of the differences has to know."""
+    settings = [{k: v for k, v in each.items() if k not in (*_UNSAID, *_NOT_SETTINGS)} for each in (two, one)]
+    found = []
+    if listed := said(differences(*settings)):
+        found.append(f"the two were not evaluated alike: {listed}")
+    most = max(int(each["slices"][0]["questions"]) for each in (one, two) if each["slices"])
+    if common < most:
+        found.append(f"{common:,} of up to {most:,} questions have a score in both, and are compared")
+    found += [f"refused as a result: {each['refused']}" for each in (one, two) if each.get("refused")]
+    return found
+
+
+def paired(rows: Sequence[EvalRow], others: Sequence[EvalRow], seed: int) -> list[dict[str, Any]]:
+    """For all questions, and each type, the differences of each measure; none without a common question."""
+    lines = []
+    for by, name, own in estimates.slices(rows):
+        common = estimates.by_question(own).keys() & estimates.by_question(others).keys()
+        if not common:
+            continue
+        line: dict[str, Any] = {"by": by, "name": name, "questions": len(common)}
+        for measure in estimates.MEASURES:
+            here, there = estimates.values(own, measure), estimates.values(others, measure)
+            each = [here[q] - there[q] for q in here if q in there]
+            line[measure] = estimates.interval(each, seed) | {
+                "better": sum(d > 0 for d in each),
+                "worse": sum(d < 0 for d in each),
+                "alike": sum(d == 0 for d in each),
+            }
+        lines.append(line)
+    return lines

@@ -1,0 +1,111 @@
+"""eval.json: what an evaluation found, how sure that is, and all that the numbers depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from agent import answers, protocol
+from agent.config import AgentConfig
+from agent.errors import UserError
+from agent.inference import estimates
+from agent.inference.evaluation import EvalRow, refusal
+from agent.prompts import prompt_text
+from tracking.differences import Difference, differences
+
+RESULT = "eval.json"
+SETTING = "eval_setting.json"
+"""What the rows of a folder depend on, written before the first is played."""
+
+
+def versions(agent: AgentConfig) -> dict[str, Any]:
+    """Of what turns texts into numbers: normaliser and scores, extractor of the answer, prompt."""
+    return {
+        "normaliser": answers.VERSION,
+        "extractor": {"version": protocol.VERSION, "format": agent.format, "protocol": agent.protocol},
+        "prompt": {"name": Path(agent.prompt).name, "digest": digest(prompt_text(agent))},
+    }
+
+
+def digest(text: str) -> str:
+    """A short name of a text."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def result(
+    rows: Sequence[EvalRow], setting: Mapping[str, Any], *, samples: int, seed: int, max_fault_share: float
+) -> dict[str, Any]:
+    """The content of ``eval.json``."""
+    return {
+        **setting,
+        "episodes": len(rows),
+        "faults": sum(row.fault for row in rows),
+        "refused": refusal(rows, max_fault_share),
+        "bootstrap": {"resamples": estimates.RESAMPLES, "level": estimates.LEVEL, "seed": seed},
+        "slices": [{"by": by, "name": name, **_slice(own, samples, seed)} for by, name, own in estimates.slices(rows)],
+    }
+
+
+def _slice(rows: Sequence[EvalRow], samples: int, seed: int) -> dict[str, Any]:
+    measured = {name: [*estimates.values(rows, name).values()] for name in estimates.MEASURES}
+    measured |= {f"pass@{k}": [*estimates.passes(rows, k).values()] for k in estimates.tried(samples)}
+    return {
+        "questions": len({row.question_id for row in rows}),
+        "faults": sum(row.fault for row in rows),
+        **{name: estimates.interval(each, seed) for name, each in measured.items()},
+    }
+
+
+def begin(folder: Path, setting: Mapping[str, Any]) -> None:
+    """Notes what the folder's rows depend on, or compares it with what is noted there.
+
+    Raises ``UserError`` with the differences where rows of another setting are there.
+    """
+    path = folder / SETTING
+    now = json.loads(json.dumps(setting))
+    if path.is_file():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            before = {}
+        if listed := said(differences(before, now)):
+            raise UserError(f"output_dir={folder}: holds another evaluation, name another folder; differs: {listed}")
+        return
+    aside = path.with_name(f".{SETTING}")
+    aside.write_text(json.dumps(now, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def said(found: Sequence[Difference]) -> str:
+    """Differences in a line."""
+    return ", ".join(f"{d.key}={_short(d.now)} (was {_short(d.before)})" for d in found)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def read_result(folder: Path, given: str) -> dict[str, Any]:
+    """``eval.json`` of a folder. Raises ``UserError`` that starts with ``given`` (``compare=…``) if there is none."""
+    path = folder / RESULT
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"{given}: holds no {RESULT}; mode=eval writes it when it has ended") from None
+    except ValueError as error:
+        raise UserError(f"{given}: {path.name} can't be read ({error})") from None
+    if not isinstance(found, dict) or not isinstance(found.get("slices"), list):
+        raise UserError(f"{given}: {path.name} is none that mode=eval has written")
+    return found
+
+
+def agent_settings(agent: AgentConfig) -> dict[str, Any]:
+    """The agent's settings as JSON has them; its prompt is named by ``versions``."""
+    settings: dict[str, Any] = json.loads(json.dumps(asdict(agent)))
+    settings.pop("prompt", None)
+    return settings

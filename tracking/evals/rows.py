@@ -1,0 +1,61 @@
+"""eval_rows.jsonl: a line per episode of an evaluation, written as they end, so that one that broke off can go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from agent.inference.evaluation import EvalRow
+from tracking.metrics import append, read
+from tracking.trajectories import EVALUATIONS
+
+ROWS = "eval_rows.jsonl"
+_NAMES = tuple(f.name for f in fields(EvalRow) if f.name != "probes")
+
+
+class EvalRows:
+    """The rows of the evaluation in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / ROWS
+
+    def write(self, rows: Sequence[EvalRow]) -> None:
+        """Adds rows: on disk before this returns."""
+        append(self.path, [{name: getattr(row, name) for name in _NAMES} for row in rows])
+
+    def read(self, samples: int) -> dict[str, list[EvalRow]]:
+        """The episodes of each question of which all ``samples`` are there, by its id; of several attempts the last."""
+        found: dict[str, dict[int, EvalRow]] = {}
+        for line in read(self.path) if self.path.is_file() else []:
+            if line.keys() == set(_NAMES):
+                row = EvalRow(**line)
+                found.setdefault(row.question_id, {})[row.sample] = row
+        return {
+            name: [own[k] for k in range(samples)] for name, own in found.items() if own.keys() == set(range(samples))
+        }
+
+    def sound(self, samples: int) -> dict[str, list[EvalRow]]:
+        """Those without a fault: what an evaluation that goes on need not play again."""
+        return {name: own for name, own in self.read(samples).items() if not any(row.fault for row in own)}
+
+
+def forget_others(folder: Path, kept: Collection[str]) -> None:
+    """Takes the episodes of all questions but ``kept`` out of the folder's logs: they are played again."""
+    for name in (ROWS, EVALUATIONS):
+        path = folder / name
+        if not path.is_file():
+            continue
+        aside = path.with_name(f".{name}")
+        with path.open("rb") as old, aside.open("wb") as new:
+            new.writelines(line for line in old if _question(line) in kept)
+        aside.replace(path)
+
+
+def _question(line: bytes) -> str | None:
+    """The question of a line; None of one that was never finished."""
+    try:
+        return str(json.loads(line)["question_id"]) if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None

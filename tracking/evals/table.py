@@ -1,0 +1,117 @@
+"""The tables of an evaluation: a line for all questions and for each type, as Markdown, CSV and LaTeX (booktabs).
+
+Shares are in percent, as the papers give them; in brackets the 95 % interval. The CSV has the numbers as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+COLUMNS = {
+    "em": "EM",
+    "f1": "F1",
+    "cover_em": "cover EM",
+    "evidence_recall": "evidence",
+    "answerable": "answerable",
+    "searches": "searches",
+    "tokens": "tokens",
+}
+SHARES = ("em", "f1", "cover_em", "evidence_recall", "answerable")
+"""Columns in percent, as are those of pass@k."""
+_DECIMALS = {"searches": 2}
+_LATEX = re.compile(r"[&%$#_{}~^\\]")
+_ESCAPED = {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+
+Line = Mapping[str, Any]
+
+
+def columns(lines: Sequence[Line]) -> dict[str, str]:
+    """Name and heading of each measure that the lines have: pass@k stands behind EM."""
+    passes = [name for name in (lines[0] if lines else {}) if name.startswith("pass@")]
+    found: dict[str, str] = {}
+    for name, heading in COLUMNS.items():
+        found[name] = heading
+        if name == "em":
+            found |= {name: name for name in passes}
+    return {name: heading for name, heading in found.items() if lines and name in lines[0]}
+
+
+def header(lines: Sequence[Line]) -> list[str]:
+    """Headings of the table for people; EM of several episodes a question is their mean, Pass@1."""
+    headings = columns(lines)
+    if any(name.startswith("pass@") for name in headings):
+        headings["em"] = "pass@1 (EM)"
+    return ["", "questions", *headings.values(), *(["faults"] if lines and "faults" in lines[0] else [])]
+
+
+def cells(lines: Sequence[Line], *, signed: bool = False) -> list[list[str]]:
+    """The table for people; ``signed`` shows differences."""
+    rows = []
+    for line in lines:
+        name = str(line["name"]) if line["by"] != "documents" else f"{line['name']} supporting documents"
+        row = [name, f"{line['questions']:,}"]
+        row += [_cell(line[measure], measure, signed) for measure in columns(lines)]
+        rows.append(row + ([str(line["faults"])] if "faults" in line else []))
+    return rows
+
+
+def markdown(lines: Sequence[Line], *, signed: bool = False) -> str:
+    """A table of GitHub's Markdown."""
+    rows = [header(lines), ["---", *["---:"] * (len(header(lines)) - 1)], *cells(lines, signed=signed)]
+    return "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |\n" for row in rows)
+
+
+def latex(lines: Sequence[Line], *, signed: bool = False) -> str:
+    """A tabular of the package booktabs."""
+    body = [[_escaped(cell) for cell in row] for row in cells(lines, signed=signed)]
+    rows = [" & ".join(row) + r" \\" for row in body]
+    head = " & ".join(map(_escaped, header(lines))) + r" \\"
+    alignment = "l" + "r" * (len(header(lines)) - 1)
+    text = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule"]
+    return "\n".join([*text, r"\end{tabular}"]) + "\n"
+
+
+def comma_separated(lines: Sequence[Line]) -> str:
+    """CSV with each number and the ends of its interval as they are; nothing where there is none."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    names = columns(lines)
+    more = ["faults"] if lines and "faults" in lines[0] else []
+    writer.writerow(["by", "name", "questions", *(f"{n}{end}" for n in names for end in ("", "_low", "_high")), *more])
+    for line in lines:
+        numbers = [line[name][key] for name in names for key in ("mean", "low", "high")]
+        writer.writerow([line["by"], line["name"], line["questions"], *numbers, *(line[name] for name in more)])
+    return out.getvalue()
+
+
+def write(folder: Path, name: str, lines: Sequence[Line], about: str, *, signed: bool = False) -> None:
+    """Writes ``name.md``, ``name.csv`` and ``name.tex``. ``about`` says what the table is of."""
+    texts = {
+        "md": f"{about}\n\n{markdown(lines, signed=signed)}",
+        "csv": comma_separated(lines),
+        "tex": "".join(f"% {line}\n" for line in about.splitlines()) + latex(lines, signed=signed),
+    }
+    for ending, text in texts.items():
+        (folder / f"{name}.{ending}").write_text(text, encoding="utf-8")
+
+
+def _cell(found: Mapping[str, Any], measure: str, signed: bool) -> str:
+    if found["mean"] is None:
+        return "–"
+    share = measure in SHARES or measure.startswith("pass@")
+    decimals = _DECIMALS.get(measure, 1)
+
+    def number(value: float) -> str:
+        return f"{value * (100 if share else 1):{'+' if signed else ''}.{decimals}f}"
+
+    ends = "" if found["low"] is None else f" [{number(found['low'])}, {number(found['high'])}]"
+    return number(found["mean"]) + ends
+
+
+def _escaped(text: str) -> str:
+    return _LATEX.sub(lambda match: _ESCAPED.get(match[0], "\\" + match[0]), text).replace("–", "--")
