@@ -19,7 +19,7 @@ from agent.inference.infer import Inference
 from agent.pool.rules.base import rule_class, rule_names
 from agent.pool.search_limits import RULES
 from agent.strategies import STRATEGIES
-from conf.schema import CheckpointConfig, EvalConfig, RunConfig, keys, typed
+from conf.schema import TRAINING_SAMPLE, CheckpointConfig, EvalConfig, RunConfig, keys, typed
 from learner.losses.base import Choices, loss_class
 from retrieval_service.config import RetrievalConfig
 from tasks.config import DataConfig
@@ -95,6 +95,15 @@ def test_what_no_file_mentions_is_the_dataclass_default() -> None:
     assert config.tracker == TrackerConfig()
     assert config.evaluation == EvalConfig()
     assert config.checkpoints == CheckpointConfig()
+
+
+def test_training_evaluates_on_a_sample_and_mode_eval_on_everything() -> None:
+    assert composed().evaluation.limit("train") == TRAINING_SAMPLE == 500
+    assert composed().evaluation.limit("eval") == 0
+    for mode in ("train", "eval"):
+        assert composed("evaluation.questions=0").evaluation.limit(mode) == 0
+        assert composed("evaluation.questions=7").evaluation.limit(mode) == 7
+    assert 3 * composed().data.eval_questions_per_hop <= TRAINING_SAMPLE, "the demo's are played whole"
 
 
 def test_every_pool_rule_has_a_file_and_becomes_its_own_class() -> None:
@@ -339,6 +348,13 @@ MISTAKES = [
         "algorithm.seeding.steps=5 needs expert trajectories: data.experts=FILE or auto",
     ),
     (["mode=eval"], "mode=eval needs checkpoint=FOLDER"),
+    (
+        ["mode=eval", "checkpoint=x", "resume=auto"],
+        "mode=eval resume=auto: an evaluation goes on with resume=if_any output_dir=FOLDER",
+    ),
+    (["mode=eval", "checkpoint=x", "evaluation.samples=4"], "evaluation.samples=4 needs evaluation.temperature above "),
+    (["mode=compare", "run=x"], "mode=compare needs run=FOLDER and compare=FOLDER"),
+    (["mode=compare", "compare=x"], "mode=compare needs run=FOLDER and compare=FOLDER"),
     (["mode=calibrate"], "mode=calibrate needs checkpoint=FOLDER"),
     (["mode=ask", "checkpoint=x"], 'mode=ask needs question="…"'),
     # what is no override

@@ -107,6 +107,8 @@ def test_a_plan_needs_no_file() -> None:
         (["model.path=./model"], "model.path=./model: no such file or folder; "),
         (["model.path=/nowhere/model"], "model.path=/nowhere/model: no such file or folder; / has no 'nowhere'"),
         (["mode=report", "report.sweep=multirun/x"], "report.sweep=multirun/x: no such file or folder; "),
+        (["mode=eval", "checkpoint=.", "compare=other"], "compare=other: no such file or folder; "),
+        (["mode=compare", "run=file", "compare=."], "run=file: is a file, and a folder is needed"),
         (["mode=report", "report.sweep=file"], "report.sweep=file: is a file, and a folder is needed"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

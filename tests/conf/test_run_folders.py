@@ -17,6 +17,7 @@ import launch
 from agent.errors import Fault, Stopped
 from conf.command_line import Request
 from conf.schema import RunConfig
+from tracking.evals.result import begin
 from tracking.metrics import read
 from tracking.run_folder import claimed
 
@@ -110,6 +111,29 @@ def test_a_used_folder_is_gone_on_with_by_resume_alone(training: Training, comma
         assert [row["step"] for row in read(Path("run/metrics.jsonl"), "step")] == [1, 2, 3, 4]
     assert command("resume=run")[0] == 0, "in a folder of its own"
     assert training.played[-1][0] != "run"
+
+
+def test_an_evaluation_goes_on_in_its_folder_by_resume_if_any(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played = []
+
+    def evaluate(config: RunConfig, run_dir: Path, console: Any) -> None:
+        played.append(run_dir.name)
+        begin(run_dir, {"seed": config.seed})
+        (run_dir / "logs").mkdir(exist_ok=True)
+
+    monkeypatch.setitem(launch.MODES, "eval", evaluate)
+    Path("model").mkdir()
+    asked = ("mode=eval", "checkpoint=model", "agent=search", "model=tiny", "output_dir=one")
+    assert command(*asked, "resume=if_any") == (0, "", "")
+    assert command(*asked, "resume=if_any") == (0, "", "")
+    refused = "slingshot: output_dir=one: holds a run (logs); leave output_dir out, or name another folder\n"
+    assert command(*asked) == (2, "", refused)
+    assert command(*asked[:-1], "resume=if_any")[0] == 2, "it has to be found again"
+    code, _, error = command(*asked, "resume=if_any", "seed=5")
+    assert (code, error.partition("; differs")[2]) == (2, ": seed=5 (was 0)\n")
+    assert played == ["one", "one", "one"]
 
 
 def test_resume_auto_may_go_on_in_the_same_folder(training: Training, command: Command) -> None:
