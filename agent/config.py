@@ -46,7 +46,7 @@ class AgentConfig:
     max_passage_chars: int = bounded(2000, "at least 1")
     """A longer passage is cut, so that one document can't fill the context."""
     temperature: float = bounded(0.6, "above 0")
-    """Sampling temperature in training, which needs a distribution; evaluation is greedy in every turn."""
+    """Sampling temperature in training, which needs a distribution; evaluation has ``evaluation.temperature``."""
 
     @property
     def longest_episode(self) -> int:

@@ -79,6 +79,7 @@ class World:
         signal_number: signal.Signals = signal.SIGINT,
         full: tuple[int, ...] = (),
         ems: Mapping[int, float] | None = None,
+        shaky: tuple[int, ...] = (),
     ) -> None:
         self.events: list[str] = []
         self.deaf = deaf
@@ -96,6 +97,8 @@ class World:
         """Steps at which the disk is full."""
         self.ems = ems or {}
         """By version, the share of right answers in an evaluation; else none is right."""
+        self.shaky = shaky
+        """Versions with which the first episode of an evaluation ends in a fault, whenever it is played."""
         self.published = 0
         self.delivered: int | None = None
         self.released = 0
@@ -375,7 +378,7 @@ class FakeWorkerPool:
     def evaluate(
         self,
         questions: tuple[Question, ...],
-        played: Callable[[int, int], None],
+        played: Callable[[int, int], None] | None = None,
         *,
         step: int,
         chunk: int,
@@ -384,9 +387,12 @@ class FakeWorkerPool:
         assert self.world.delivered == self.world.published
         self.world.happens(f"evaluate version {self.world.delivered}")
         self.idle()
-        played(len(questions), len(questions))
+        if played is not None:
+            played(len(questions), len(questions))
         broken = replace(ROW, stop_reason="generation_failed", fault=True, error="head size 16")
         row = replace(ROW, em=self.world.ems.get(self.world.delivered or 0, 0.0))
+        if self.world.delivered in self.world.shaky:
+            return [broken, *[row] * (len(questions) - 1)]
         return [broken if self.world.delivered in self.world.faults else row] * len(questions)
 
     def dismiss(self) -> None:
@@ -821,6 +827,17 @@ def test_the_best_evaluation_is_saved_and_stays(play: Play) -> None:
     assert (root / "best").resolve() == (root / "step-000007").resolve()
     assert run_state.load(root / "best").best == {"step": 7, "em": 0.6}
     assert "release 6 with state" not in again.events
+
+
+def test_an_evaluation_with_too_many_faults_is_no_result_and_the_run_goes_on(play: Play) -> None:
+    world = World(shaky=(1,), ems={0: 0.5, 1: 0.9, 2: 0.6})
+    driver, summary = play(world, 2, evaluate_every=1, keep=1, best=True)
+    _, refused, last = read(driver.run_dir / "metrics.jsonl", "eval")
+    assert (refused["em"], refused["f1"], refused["faults"]) == (None, None, 1)
+    assert refused["refused"].startswith("1 of 2 episodes ended in a fault, more than evaluation.max_fault_share=0.01")
+    assert world.events.count("evaluate version 1") == 2, "what broke was played again"
+    assert (summary["last_eval"]["em"], last["em"]) == (0.6, 0.6)
+    assert run_state.load(driver.run_dir / "checkpoints" / "best").best == {"step": 2, "em": 0.6}
 
 
 # --- what it writes --------------------------------------------------------------------------------

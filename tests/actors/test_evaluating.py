@@ -1,0 +1,175 @@
+"""``mode=eval`` without Ray: what it plays, what it leaves, and how it goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray_fakes import row_of
+
+from actors import evaluating
+from actors.inference import Served
+from actors.questions import Asked
+from agent.errors import Fault, UserError
+from agent.inference.evaluation import EvalRow
+from agent.pool.rules.base import rule_class
+from agent.records import Question
+from conf.schema import EvalConfig, RunConfig
+from retrieval_service.backend import Identity
+from tracking.console import Console
+from tracking.evals.rows import EvalRows
+from tracking.metrics import read
+
+QUESTIONS = tuple(Question(id=f"q{i}", text=f"{i}?", golden_answers=("a",), kind=f"{i % 2}-hop") for i in range(6))
+
+
+class Workers:
+    """Rows of the questions that it is given, two at a time. ``faults`` break, and ``dies`` ends it after a chunk."""
+
+    def __init__(self, samples: int, faults: set[str], dies: bool = False) -> None:
+        self.samples = samples
+        self.faults = faults
+        self.dies = dies
+        self.played: list[str] = []
+
+    def evaluate(
+        self,
+        questions: Sequence[Question],
+        played: Callable[[int, int], None] | None = None,
+        *,
+        step: int | None,
+        chunk: int,
+        keep: Callable[[list[EvalRow]], None],
+    ) -> list[EvalRow]:
+        found: list[EvalRow] = []
+        for at in range(0, len(questions), 2):
+            rows = [
+                replace(row_of(q), sample=k, kind=q.kind, fault=q.id in self.faults, error="timeout")
+                for q in questions[at : at + 2]
+                for k in range(self.samples)
+            ]
+            self.played += [q.id for q in questions[at : at + 2]]
+            keep(rows)
+            found += rows
+            if self.dies:
+                raise KeyboardInterrupt
+        return found
+
+
+class House:
+    """Evaluates in ``folder`` with workers of the test's."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.weights = "w"
+        self.workers: Any = None
+        monkeypatch.setattr(evaluating, "inference", self._inference)
+        monkeypatch.setattr(evaluating, "view_at_end", lambda folder, console: None)
+        folder.mkdir()
+
+    @contextmanager
+    def _inference(self, config: RunConfig, run_dir: Path, namespace: str, console: Console) -> Iterator[Served]:
+        task: Any = SimpleNamespace(name="world", train=(), eval=QUESTIONS, corpus="c.jsonl")
+        index = Identity(name="c", backend="bm25")
+        yield Served(
+            task=task,
+            asked=Asked(questions=QUESTIONS),
+            workers=self.workers,
+            weights=self.weights,
+            index=lambda: index,
+        )
+
+    def evaluate(self, *faults: str, dies: bool = False, compare: Path | None = None, **how: Any) -> list[str]:
+        """What was played."""
+        self.workers = Workers(how.get("samples", 1), {*faults}, dies)
+        config = RunConfig(
+            mode="eval",
+            checkpoint="model",
+            pool=rule_class("recycle")(),
+            evaluation=EvalConfig(**how),
+            compare=str(compare) if compare else None,
+        )
+        evaluating.evaluate(config, self.folder, Console(quiet=True), "n")
+        played: list[str] = self.workers.played
+        return played
+
+    @property
+    def result(self) -> Any:
+        return json.loads((self.folder / "eval.json").read_text())
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
+    return House(tmp_path / "eval", monkeypatch)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_an_evaluation_leaves_its_result_and_tables(house: House) -> None:
+    assert house.evaluate(samples=2, temperature=1.0) == [q.id for q in QUESTIONS]
+    found = house.result
+    assert {"eval.md", "eval.csv", "eval.tex", "eval_rows.jsonl"} < names(house.folder)
+    assert [s["name"] for s in found["slices"]] == ["all", "0-hop", "1-hop"]
+    assert (found["weights"], found["index"]["name"], found["played"]["samples"]) == ("w", "c", 2)
+    assert (found["data"]["questions"], found["episodes"], found["slices"][0]["pass@2"]["mean"]) == (6, 12, 1.0)
+    (row,) = read(house.folder / "metrics.jsonl", "eval")
+    assert (row["em"], row["samples"], row["n"]) == (1.0, 2, 12)
+
+
+def test_one_that_broke_off_goes_on_with_the_questions_that_are_missing(house: House) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        house.evaluate(dies=True)
+    assert "eval.json" not in names(house.folder)
+    assert house.evaluate() == ["q2", "q3", "q4", "q5"]
+    assert [*EvalRows(house.folder).read(1)] == ["q0", "q1", "q2", "q3", "q4", "q5"]
+    assert house.result["episodes"] == 6
+    assert house.evaluate() == [], "nothing is missing"
+    assert house.result["slices"][0]["questions"] == 6
+
+
+def test_it_goes_on_only_with_the_same_weights(house: House) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        house.evaluate(dies=True)
+    house.weights = "others"
+    with pytest.raises(UserError, match=r"holds another evaluation, .* differs: weights=others \(was w\)$"):
+        house.evaluate()
+
+
+def test_too_many_faults_are_no_result_until_they_are_played_again(house: House) -> None:
+    with pytest.raises(
+        Fault, match=r"^1 of 6 episodes ended in a fault, .*timeout; resume=if_any output_dir=.*eval plays these"
+    ):
+        house.evaluate("q3")
+    assert house.workers.played[-1] == "q3", "played twice"
+    assert "eval.json" not in names(house.folder)
+    (row,) = read(house.folder / "metrics.jsonl", "eval")
+    assert (row["em"], row["faults"]) == (None, 1)
+    assert house.evaluate() == ["q3"]
+    assert (house.result["faults"], house.result["slices"][0]["em"]["n"]) == (0, 6)
+
+
+def test_faults_that_are_allowed_are_marked(house: House) -> None:
+    house.evaluate("q3", max_fault_share=0.2)
+    assert (house.result["faults"], house.result["refused"]) == (1, None)
+    assert house.result["slices"][0]["em"]["n"] == 5
+
+
+def test_an_evaluation_is_compared_with_another(house: House, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^compare=.*nothing: holds no eval\.json"):
+        house.evaluate(compare=tmp_path / "nothing")
+    assert house.workers.played == [], "said before anything is played"
+    house.evaluate()
+    other = house.folder
+    house.folder = tmp_path / "second"
+    house.folder.mkdir()
+    house.evaluate(compare=other)
+    found = json.loads((house.folder / "comparison.json").read_text())
+    assert (found["slices"][0]["em"]["mean"], found["slices"][0]["em"]["alike"], found["notices"]) == (0.0, 6, [])
