@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 
 import pytest
 
 from agent.errors import Fault, UserError
 from agent.neutral import neutralise
-from agent.protocol import PROTOCOLS
+from agent.protocol import PROTOCOLS, VERSION
 from agent.records import Passage
 
 NOTHING = (None, None)
@@ -230,3 +231,15 @@ def test_what_episodes_share_is_encoded_once_and_handed_out_apart(make_dialogue,
     again[1].append(7)
     assert (dialogue.prompt_ids("Who?"), dialogue.observation_ids(passages)) == first
     assert dialogue.prompt_ids("Where?") != first[0]
+
+
+def test_what_is_taken_for_an_answer_has_a_version():
+    """If this fails on purpose, raise ``agent.protocol.VERSION``: results of before and after can't be compared."""
+    digest, rng = hashlib.blake2b(digest_size=8), random.Random(0)
+    for name, protocol in sorted(PROTOCOLS.items()):
+        pieces = [protocol.answer_open, protocol.answer_close, protocol.search_open, protocol.search_close]
+        pieces += ["Jane Austen", " ", "\n", "{", "}", "x"]
+        for _ in range(400):
+            text = "".join(rng.choices(pieces, k=rng.randint(1, 7)))
+            digest.update(f"{name} {protocol.parse(text).answer!r}\n".encode())
+    assert (VERSION, digest.hexdigest()) == (1, "8466b5dc1c68ea48")
