@@ -38,10 +38,10 @@ def evaluate(config: RunConfig, run_dir: Path, console: Console, namespace: str)
     how, other = config.evaluation, Path(config.compare).expanduser() if config.compare else None
     if other is not None:
         read_result(other, f"compare={config.compare}")  # before hours of playing
-    (run_dir / RESULT).unlink(missing_ok=True)
     with inference(config, run_dir, namespace, console) as served:
         setting = setting_of(config, served)
         begin(run_dir, setting)
+        (run_dir / RESULT).unlink(missing_ok=True)
         rows = _played(config, run_dir, console, served)
         summary = judged(rows, how.max_fault_share)
     row = {"step": 0, "data": served.task.name, "checkpoint": config.checkpoint, **summary}
