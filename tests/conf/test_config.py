@@ -65,16 +65,19 @@ def test_every_option_becomes_a_typed_configuration(group: str, option: str) -> 
     (config, *_) = launch.check_overrides([f"{group}={option}", *NEEDED.get((group, option), [])]).configs
     assert type(config) is RunConfig
     part: Any = getattr(config, group, None)
-    named = {"cluster": "name", "model": "name", "pool": "name", "tracker": "name", "agent": "protocol"} | {
-        "group": "strategy",
-        "search_limit": "rule",
+    named = {"cluster": "name", "model": "name", "pool": "name", "tracker": "name", "group": "strategy"} | {
+        "search_limit": "rule"
     }
-    if (group, option) == ("agent", "tools"):
-        assert part.format == option
-    elif (group, option) == ("agent", "reader"):
-        assert (part.protocol, part.tools) == ("search", ["search", "open"])
-    elif group in named and option != "search":
+    if group in named:
         assert getattr(part, named[group]) == option
+
+
+def test_the_agents_are_those_that_their_files_describe() -> None:
+    assert composed("agent=tools", "model=qwen0.5b").agent.format == "tools"
+    reader = composed("agent=reader").agent
+    assert (reader.protocol, reader.tools) == ("search", ["search", "open"])
+    assert composed("agent=search_r1").agent.protocol == "search_r1"
+    assert composed("agent=autocoa").agent.protocol == "autocoa"
 
 
 def test_the_default_needs_nothing_that_has_to_be_downloaded() -> None:
