@@ -9,15 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.run_state import TRAINING
 from agent.prompts import prompt_text
+from conf.as_trained import MADE_WITH
 from conf.schema import RunConfig
 from retrieval_service.corpus import corpus_checksum
 from tasks.digest import digest_of
 from tasks.load import Task
 from tracking.differences import NOTHING, Difference, differences
 
-FILE = "made_with.json"
 UNSAID = ("mode", "debug", "resume", "resume_allow_changes", "output_dir", "cache_dir", "model.path")
 """Settings of no interest here: they differ by nature, or say only where something lies."""
 HARMLESS = (
@@ -76,15 +75,15 @@ class Provenance:
         return cls(settings=asked(config), data=data)
 
     def save(self, checkpoint: Path) -> None:
-        """Writes ``training/made_with.json``."""
-        (checkpoint / TRAINING).mkdir(exist_ok=True)
-        (checkpoint / TRAINING / FILE).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        """Writes ``MADE_WITH``."""
+        (checkpoint / MADE_WITH).parent.mkdir(exist_ok=True)
+        (checkpoint / MADE_WITH).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, checkpoint: Path) -> Provenance | None:
         """What ``save`` wrote; None in a checkpoint of an earlier version, or a damaged one."""
         try:
-            return cls(**json.loads((checkpoint / TRAINING / FILE).read_text()))
+            return cls(**json.loads((checkpoint / MADE_WITH).read_text()))
         except (OSError, ValueError, TypeError):
             return None
 

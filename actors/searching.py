@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -12,8 +13,9 @@ from retrieval_service.stats import merged
 
 SAY_EVERY_S = 60.0
 ASK_EVERY_S = 1.0
-PROBE = "the"
-"""A query that any index can answer, with no passage or with some."""
+PROBE = "is the search answered"
+"""A query that any index can answer, with no passage or with some. Each time it has another number behind it, so that
+no cache answers in the place of a retriever that is dead."""
 
 
 class Searching:
@@ -33,6 +35,7 @@ class Searching:
         self._replicas = tuple(replicas)
         self._wait, self._say, self._outage_s, self._stopped = wait, say, outage_s, stopped
         self._clock, self._sleep = clock, sleep
+        self._probes = itertools.count()
 
     def stats(self) -> dict[str, float]:
         """What they have done since the last step, as metrics."""
@@ -68,7 +71,7 @@ class Searching:
     def _problem(self) -> str | None:
         for replica in self._replicas:
             try:
-                (found,) = self._wait(replica.search_many.remote([PROBE], 1), "retrieval")
+                (found,) = self._wait(replica.search_many.remote([f"{PROBE} {next(self._probes)}"], 1), "retrieval")
             except Fault as fault:
                 return str(fault)
             if isinstance(found, str):

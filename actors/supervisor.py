@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from actors import run_state
-from actors.advice import advice
+from actors.advice import no_searches
 from actors.broadcast import Broadcast
 from actors.calls import get
 from actors.prepare import Prepared, warm_started
@@ -247,8 +247,8 @@ class Supervisor:
         alarms = self._alarms.add(row)
         row |= {f"alarms/{alarm.name}": 1 for alarm in self._alarms.active}
         self.record.step(row, self._totals.so_far(step, self.config.algorithm))
-        for line in advice(self.config, row, first=step == 1):
-            self.record.say(line, "yellow")
+        if step == 1 and row["search/mean"] == 0:
+            self.record.say(no_searches(self.config), "yellow")
         self.record.sound(alarms)
         every = self.config.evaluation.every
         if last or self.stopping.asked or (every and step % every == 0):

@@ -22,10 +22,15 @@ class Replica:
         self._answers: Iterator[Any] = iter(answers)
         self._last: Any = None
         self.asked = 0
+        self.queries: list[str] = []
         self.search_many = SimpleNamespace(remote=self._search)
 
     def _search(self, queries: Sequence[str], k: int) -> Any:
-        assert (queries, k) == ([PROBE], 1)
+        (query,) = queries
+        assert query.startswith(PROBE)
+        assert query not in self.queries, "a cache would answer it"
+        assert k == 1
+        self.queries.append(query)
         self.asked += 1
         self._last = next(self._answers, self._last)
         return self._last

@@ -76,12 +76,15 @@ class World:
         faults: tuple[int, ...] = (),
         interrupt: tuple[str, ...] = (),
         deaf: int = 0,
+        searches: float = 1.0,
         signal_number: signal.Signals = signal.SIGINT,
         full: tuple[int, ...] = (),
         ems: Mapping[int, float] | None = None,
         shaky: tuple[int, ...] = (),
     ) -> None:
         self.events: list[str] = []
+        self.searches = searches
+        """Of an episode, in every step."""
         self.deaf = deaf
         """Searches that the retrieval fails."""
         self.barren = barren
@@ -195,7 +198,7 @@ class FakeLearner(Remote):
             "groups/too_easy": 0,
             "groups/too_hard": 0,
             "reward/mean": 0.5,
-            "search/mean": 1.0,
+            "search/mean": world.searches,
             "rollout/tokens_per_s": 10.0,
             "rollout/mismatch": 0.0,
             "weights/put_s": 0.25,
@@ -569,6 +572,16 @@ def test_after_failed_searches_nothing_is_played_until_they_are_answered(
     assert world.events[len(BEGINNING) :][3:8] == [
         *("unsound batch 1", "search fails", "search fails", "search is answered", "release 2"),
     ]
+
+
+@pytest.mark.parametrize(("searches", "times"), [(0.0, 1), (0.01, 0), (float("nan"), 0)])
+def test_a_policy_that_never_searches_is_told_of_after_the_first_step(
+    play: Play, monkeypatch: pytest.MonkeyPatch, searches: float, times: int
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(record.Record, "say", lambda self, text, style="": said.append(text))
+    play(World(searches=searches), 2)
+    assert sum("called no tool in the first batch" in text for text in said) == times
 
 
 def test_engines_that_finish_nothing_end_the_run_with_the_second_batch(play: Play) -> None:
