@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.prompts import prompt_text
+from agent.prompts import prompt_digest
 from conf.as_trained import MADE_WITH
 from conf.schema import RunConfig
 from retrieval_service.corpus import corpus_checksum
@@ -40,8 +39,6 @@ DIGESTED = ("data.questions", "data.corpus")
 """Paths: what they lead to is compared by its digest."""
 TEXTS = TRAINING_QUESTIONS, HELD_OUT, CORPUS, PROMPT = "training questions", "held-out questions", "corpus", "prompt"
 """What is compared by digests."""
-_SHOWN = 40
-"""Characters of a value in a list of differences."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +67,7 @@ class Provenance:
             TRAINING_QUESTIONS: digest_of(task.train),
             HELD_OUT: digest_of(task.eval),
             CORPUS: corpus_checksum(task.corpus),
-            PROMPT: hashlib.blake2b(prompt_text(config.agent).encode(), digest_size=16).hexdigest(),
+            PROMPT: prompt_digest(config.agent),
         }
         return cls(settings=asked(config), data=data)
 
@@ -106,19 +103,6 @@ def asked(config: RunConfig) -> dict[str, Any]:
     """The configuration as JSON has it."""
     settings: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     return settings
-
-
-def listed(differing: Iterable[Difference]) -> str:
-    """Differences in one line."""
-    return ", ".join(
-        f"{d.key}: not the same" if d.key in TEXTS else f"{d.key}={_short(d.now)} (was {_short(d.before)})"
-        for d in differing
-    )
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from actors import run_state
-from actors.provenance import Provenance, asked, listed
+from actors.provenance import TEXTS, Provenance, asked
 from agent.errors import UserError
 from agent.pool import saved
 from conf.schema import IF_ANY, RunConfig
 from learner.checkpoint import latest, latest_sound
-from tracking.metrics import read, replace
-from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES, kept_up_to
+from tracking.differences import listed
+from tracking.metrics import keep_lines, read, replace
+from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
 
 Check = Callable[[Path], Any]
 
@@ -82,7 +83,8 @@ def _why(other: Path, settings: Mapping[str, Any]) -> str:
     made_with = Provenance.load(other)
     if made_with is None:
         return ""
-    return f" ({listed(made_with.changes(Provenance(settings=dict(settings), data=made_with.data)).others)})"
+    changes = made_with.changes(Provenance(settings=dict(settings), data=made_with.data))
+    return f" ({listed(changes.others, TEXTS)})"
 
 
 def resumed(
@@ -115,15 +117,15 @@ def _compare(checkpoint: Path, now: Provenance, allowed: bool, say: Callable[[st
         return
     changes = before.changes(now)
     if changes.harmless:
-        say(f"other settings from here on: {listed(changes.harmless)}", "")
+        say(f"other settings from here on: {listed(changes.harmless, TEXTS)}", "")
     if not changes.others:
         return
     if not allowed:
         raise UserError(
-            f"resume: {checkpoint} was made with others: {listed(changes.others)}; set them back, or "
+            f"resume: {checkpoint} was made with others: {listed(changes.others, TEXTS)}; set them back, or "
             "resume_allow_changes=true goes on with them"
         )
-    say(f"what is learned changes from here on: {listed(changes.others)}", "yellow")
+    say(f"what is learned changes from here on: {listed(changes.others, TEXTS)}", "yellow")
 
 
 def carry_metrics(checkpoint: Path, run_dir: Path) -> None:
@@ -141,9 +143,7 @@ def carry_metrics(checkpoint: Path, run_dir: Path) -> None:
     if old_dir.resolve() != run_dir.resolve():
         return
     # Not the steps: a batch without a sound trajectory is none.
-    ends = {TRAJECTORIES: "batch", GROUPS: "batch", EVALUATIONS: "step"}
-    for name, key in ends.items():
-        if (played := run_dir / name).is_file():
-            kept_up_to(
-                played, key, step + 1 if key == "step" else saved.load(checkpoint / run_state.TRAINING)["released"]
-            )
+    released = saved.load(checkpoint / run_state.TRAINING)["released"]
+    for name in (TRAJECTORIES, GROUPS):
+        keep_lines(run_dir / name, lambda row: row["batch"] < released)
+    keep_lines(run_dir / EVALUATIONS, lambda row: row["step"] <= step)

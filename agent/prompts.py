@@ -14,6 +14,7 @@ template describes no tools. Braces around anything but small letters and unders
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,6 +51,11 @@ _CALLS = (
 )
 _TAGS = ("search_open", "search_close", "result_open", "result_close", "answer_open", "answer_close")
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+
+
+def prompt_digest(config: AgentConfig) -> str:
+    """A short name of ``prompt_text``, for what is recorded. Raises as that does."""
+    return hashlib.blake2b(prompt_text(config).encode(), digest_size=16).hexdigest()
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:

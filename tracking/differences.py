@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 NOTHING = "(no such key)"
+_SHOWN = 60
+"""Characters of a value in a list of differences."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,7 +21,7 @@ class Difference:
     now: Any
 
     def __str__(self) -> str:
-        return f"{self.key}={self.now} (was {self.before})"
+        return f"{self.key}={_short(self.now)} (was {_short(self.before)})"
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
@@ -27,6 +29,16 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Diffe
     one, other = dict(_flat(before)), dict(_flat(now))
     pairs = ((key, one.get(key, NOTHING), other.get(key, NOTHING)) for key in sorted(one.keys() | other.keys()))
     return [Difference(key=key, before=was, now=is_now) for key, was, is_now in pairs if was != is_now]
+
+
+def listed(found: Iterable[Difference], digests: Collection[str] = ()) -> str:
+    """Differences in one line. Of the keys in ``digests`` the values say nothing to a person."""
+    return ", ".join(f"{d.key}: not the same" if d.key in digests else str(d) for d in found)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,26 @@ def replace(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     aside = path.with_name(f".{path.name}")
     aside.write_text("".join(map(json_line, rows)), encoding="utf-8")
     aside.rename(path)
+
+
+def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Takes the rows out of a log that ``keep`` refuses or raises at, and one that was never finished; all or none.
+
+    A line at a time: logs are larger than memory may be. A log that isn't there stays so.
+    """
+    if not path.is_file():
+        return
+
+    def kept(line: bytes) -> bool:
+        try:
+            return line.endswith(b"\n") and keep(json.loads(line))
+        except (ValueError, KeyError, TypeError):  # its writer never finished it
+            return False
+
+    aside = path.with_name(f".{path.name}")
+    with path.open("rb") as old, aside.open("wb") as new:
+        new.writelines(line for line in old if kept(line))
+    aside.replace(path)
 
 
 def _plain(value: Any) -> Any:

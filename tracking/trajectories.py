@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -154,24 +153,6 @@ def group_row(group: Group, accepted: Accepted | None, batch: int, version: int,
         "worker": group.worker,
         "seconds": round(group.finished_s - group.started_s, 3),
     }
-
-
-def kept_up_to(path: Path, key: str, end: int) -> None:
-    """Takes the rows out of a log whose ``key`` is ``end`` or more, and a last one that was never finished.
-
-    A line at a time: logs are larger than memory may be.
-    """
-    aside = path.with_name(f".{path.name}")
-    with path.open("rb") as old, aside.open("wb") as new:
-        new.writelines(line for line in old if _before(line, key, end))
-    aside.rename(path)
-
-
-def _before(line: bytes, key: str, end: int) -> bool:
-    try:
-        return line.endswith(b"\n") and bool(json.loads(line)[key] < end)
-    except (ValueError, KeyError, TypeError):  # its writer never finished it
-        return False
 
 
 def _question(question: Question) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from agent.inference.infer import Inferred
 from agent.pool.batches import TakenBatch
 from agent.records import Question, StopReason
 from agent.tickets import QueryState
-from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES, EvaluationLog, Texts, TrajectoryLog, kept_up_to
+from tracking.metrics import keep_lines
+from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES, EvaluationLog, Texts, TrajectoryLog
 
 TEXTS = Texts(lambda ids: "".join(f"t{i} " for i in ids))
 
@@ -142,5 +143,5 @@ def test_a_fault_of_an_evaluation_has_no_exact_match(tmp_path: Path, make: Any) 
 def test_what_comes_after_a_checkpoint_is_forgotten_a_line_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / GROUPS
     path.write_text('{"batch": 0}\n{"batch": 2}\n{"batch": 1, "text": "\\u2028"}\n{"bat')
-    kept_up_to(path, "batch", 2)
+    keep_lines(path, lambda row: row["batch"] < 2)
     assert path.read_text() == '{"batch": 0}\n{"batch": 1, "text": "\\u2028"}\n'

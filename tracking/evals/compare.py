@@ -11,9 +11,9 @@ from agent.errors import UserError
 from agent.inference import estimates
 from agent.inference.evaluation import EvalRow
 from tracking.console import Console
-from tracking.differences import differences
+from tracking.differences import differences, listed
 from tracking.evals import table
-from tracking.evals.result import read_result, said
+from tracking.evals.result import read_result
 from tracking.evals.rows import EvalRows
 
 COMPARISON = "comparison"
@@ -62,8 +62,8 @@ def notices_of(one: Mapping[str, Any], two: Mapping[str, Any], common: int) -> l
     """What a reader of the differences has to know."""
     settings = [{k: v for k, v in each.items() if k not in (*_UNSAID, *_NOT_SETTINGS)} for each in (two, one)]
     found = []
-    if listed := said(differences(*settings)):
-        found.append(f"the two were not evaluated alike: {listed}")
+    if differing := listed(differences(*settings)):
+        found.append(f"the two were not evaluated alike: {differing}")
     most = max(int(each["slices"][0]["questions"]) for each in (one, two) if each["slices"])
     if common < most:
         found.append(f"{common:,} of up to {most:,} questions have a score in both, and are compared")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,8 +13,8 @@ from agent.config import AgentConfig
 from agent.errors import UserError
 from agent.inference import estimates
 from agent.inference.evaluation import EvalRow, refusal
-from agent.prompts import prompt_text
-from tracking.differences import Difference, differences
+from agent.prompts import prompt_digest
+from tracking.differences import differences, listed
 
 RESULT = "eval.json"
 SETTING = "eval_setting.json"
@@ -27,13 +26,8 @@ def versions(agent: AgentConfig) -> dict[str, Any]:
     return {
         "normaliser": answers.VERSION,
         "extractor": {"version": protocol.VERSION, "format": agent.format, "protocol": agent.protocol},
-        "prompt": {"name": Path(agent.prompt).name, "digest": digest(prompt_text(agent))},
+        "prompt": {"name": Path(agent.prompt).name, "digest": prompt_digest(agent)},
     }
-
-
-def digest(text: str) -> str:
-    """A short name of a text."""
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def result(
@@ -72,22 +66,12 @@ def begin(folder: Path, setting: Mapping[str, Any]) -> None:
             before = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             before = {}
-        if listed := said(differences(before, now)):
-            raise UserError(f"output_dir={folder}: holds another evaluation, name another folder; differs: {listed}")
+        if differing := listed(differences(before, now)):
+            raise UserError(f"output_dir={folder}: holds another evaluation, name another folder; differs: {differing}")
         return
     aside = path.with_name(f".{SETTING}")
     aside.write_text(json.dumps(now, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     aside.replace(path)
-
-
-def said(found: Sequence[Difference]) -> str:
-    """Differences in a line."""
-    return ", ".join(f"{d.key}={_short(d.now)} (was {_short(d.before)})" for d in found)
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def read_result(folder: Path, given: str) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from agent.inference.evaluation import EvalRow
-from tracking.metrics import append, read
+from tracking.metrics import append, keep_lines, read
 from tracking.trajectories import EVALUATIONS
 
 ROWS = "eval_rows.jsonl"
@@ -44,18 +43,4 @@ class EvalRows:
 def forget_others(folder: Path, kept: Collection[str]) -> None:
     """Takes the episodes of all questions but ``kept`` out of the folder's logs: they are played again."""
     for name in (ROWS, EVALUATIONS):
-        path = folder / name
-        if not path.is_file():
-            continue
-        aside = path.with_name(f".{name}")
-        with path.open("rb") as old, aside.open("wb") as new:
-            new.writelines(line for line in old if _question(line) in kept)
-        aside.replace(path)
-
-
-def _question(line: bytes) -> str | None:
-    """The question of a line; None of one that was never finished."""
-    try:
-        return str(json.loads(line)["question_id"]) if line.endswith(b"\n") else None
-    except (ValueError, KeyError, TypeError):
-        return None
+        keep_lines(folder / name, lambda row: row["question_id"] in kept)
