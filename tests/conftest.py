@@ -20,6 +20,15 @@ sys.path.insert(0, str(Path(__file__).parent))  # for patience.py: importlib mod
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+@pytest.fixture
+def hangup_counts() -> Iterator[None]:
+    """SIGHUP as a terminal's programs have it: under ``nohup`` it is ignored, and so it is by what runs there."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 SILENCE_S = 8.0
 """Longest that nothing is written while a test, or the collection, is under way."""
 

@@ -95,6 +95,7 @@ def test_failures_count_in_a_row(tmp_path: Path) -> None:
     assert saved.checkpoint == tmp_path / "step-000003"
 
 
+@pytest.mark.usefixtures("hangup_counts")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_before_the_first_step_a_signal_ends_the_run_at_once(number: signal.Signals) -> None:
     before = signal.getsignal(number)

@@ -779,6 +779,7 @@ def test_ctrl_c_before_the_first_step_stops_at_once(play: Play) -> None:
         play(World(interrupt=("evaluate version 0",)), 9)
 
 
+@pytest.mark.usefixtures("hangup_counts")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("pressed", ["step 2", "deliver 2", "evaluate version 2"])
 def test_a_machine_that_is_taken_away_gets_a_checkpoint_and_no_evaluation(
