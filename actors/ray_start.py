@@ -44,7 +44,7 @@ def start_ray(config: RunConfig, namespace: str) -> str:
     os.environ.update(QUIET)
     if cluster.address is None:
         os.environ["RAY_worker_niceness"] = str(cluster.niceness)  # noqa: SIM112 (Ray spells its settings so)
-        for name, value in _patience(cluster.start_timeout_s).items():
+        for name, value in patience(cluster.start_timeout_s).items():
             os.environ.setdefault(name, value)
     # Ray protects a local cluster with a token by default, and warns its user that it does.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
@@ -125,7 +125,7 @@ def _attempt(config: RunConfig, common: dict[str, Any], deadline: float) -> str:
     return (context.dashboard_url or "") if config.cluster.dashboard else ""
 
 
-def _patience(seconds: float) -> dict[str, str]:
+def patience(seconds: float) -> dict[str, str]:
     """Ray's settings for how long its processes wait for one another."""
     whole = math.ceil(seconds)
     return {

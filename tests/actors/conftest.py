@@ -18,10 +18,13 @@ def local_ray() -> Iterator[None]:
     import ray
 
     from actors.process import QUIET
+    from actors.ray_start import patience
 
+    # As a run starts it: Ray's own default, niceness 15, starves its workers where other programs are busy.
+    settings = {**QUIET, **patience(600.0), "RAY_worker_niceness": "0"}
     with pytest.MonkeyPatch.context() as environment:
         # Ray's processes inherit this; the tests' own process, and what it starts later, shall not.
-        for name, value in QUIET.items():
+        for name, value in settings.items():
             environment.setenv(name, value)
         # The fake actors are in this folder's helpers, and Ray's workers import them by name.
         environment.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
