@@ -13,40 +13,20 @@ import numpy as np
 import torch
 
 from actors.completions import completed, scored
+from actors.engine_arguments import engine_arguments, engine_environment
 from actors.engine_thread import Command, Counters, EngineThread, Request
 from actors.weights import Published
 from agent.errors import Fault
 from agent.records import Completion
 from conf.topology import EngineConfig
 
-CPU_BLOCK = 32
-"""Tokens of a block of the KV cache on a CPU, the fewest that its attention takes: a prefix is found in whole blocks,
-and of an episode of 300 tokens vLLM's own 128 find little."""
-
-
-def engine_environment(config: EngineConfig, device: str) -> dict[str, str]:
-    """Environment variables that a process needs before it imports vLLM."""
-    env = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_CONFIGURE_LOGGING": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if device == "cpu":
-        env |= {
-            "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib),
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(config.threads),
-        }
-    return env
-
 
 class Engine:
     """One vLLM engine over the model folder ``model_path``, started without its weights.
 
-    It serves nothing until ``load_weights`` has given it a version. Raises ``Fault`` if vLLM can't
-    start. ``generate`` raises ``GenerationError`` for a request that vLLM aborts.
+    It serves nothing until ``load_weights`` has given it a version. Raises ``UserError`` if this vLLM isn't for
+    ``device``, and what vLLM raises if it can't start. ``generate`` raises ``GenerationError`` for a request that vLLM
+    aborts.
     """
 
     def __init__(
@@ -66,29 +46,12 @@ class Engine:
         With ``transfers``, weights may come by broadcast: see ``join``.
         """
         os.environ.update(engine_environment(config, device))
-        cpu = device == "cpu"
         self._asleep = False
         self._plan = lru_cache(maxsize=4096)(self._make_plan)
-        arguments = {
-            "model": model_path,
-            "load_format": "dummy",  # the first published version brings the weights
-            "dtype": dtype,
-            "max_model_len": max_model_len,
-            "max_num_seqs": config.max_num_seqs,
-            "gpu_memory_utilization": config.gpu_memory_utilization,
-            "enforce_eager": config.enforce_eager or cpu,
-            "enable_prefix_caching": True,
-            **({"block_size": CPU_BLOCK} if cpu else {}),
-            # A seeded request whose prompt is prefilled in parts kills vLLM 0.32 on a CPU: it winds
-            # the generator back, which CPU generators can't do.
-            "enable_chunked_prefill": not cpu,
-            "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled from
-            "distributed_executor_backend": "uni",
-            "disable_log_stats": True,
-            "enable_sleep_mode": sleeps,
-            "seed": seed,
-        }
-        self.thread = EngineThread(arguments, config.threads if cpu else None, transfers=transfers)
+        arguments = engine_arguments(
+            model_path, config, device=device, dtype=dtype, max_model_len=max_model_len, seed=seed, sleeps=sleeps
+        )
+        self.thread = EngineThread(arguments, config.threads if device == "cpu" else None, transfers=transfers)
 
     @property
     def version(self) -> int | None:
@@ -118,7 +81,7 @@ class Engine:
             self._request(
                 [*prompt_ids, *token_ids[:i]],
                 partial(scored, token=token),
-                self._make_params(temperature=0.0, max_tokens=1, logprob_token_ids=[token], detokenize=False),
+                self.thread.vllm.params(temperature=0.0, max_tokens=1, logprob_token_ids=[token], detokenize=False),
             )
             for i, token in enumerate(token_ids)
         ]
@@ -143,14 +106,10 @@ class Engine:
         """
         from actors.nccl import in_time, init_info
 
-        vllm = self.thread.vllm
-
-        def open_group() -> None:
-            vllm.collective_rpc("shutdown_weight_transfer_engine")
-            info = init_info(group, rank, world, bucket)
-            vllm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": info})
-
-        await asyncio.to_thread(in_time, open_group, timeout_s, f"joining the NCCL group as rank {rank}")
+        info = init_info(group, rank, world, bucket)
+        # In a thread of its own, since it may hang there; the engine is held meanwhile.
+        what = f"joining the NCCL group as rank {rank}"
+        await asyncio.to_thread(in_time, lambda: self.thread.vllm.join(info), timeout_s, what)
 
     async def transfer(self, published: Published) -> None:
         """Takes the weights of ``published`` from a broadcast, bucket by bucket; otherwise as ``load_weights``."""
@@ -158,9 +117,7 @@ class Engine:
 
     async def abandon(self) -> None:
         """Leaves the group at once, so that a ``transfer`` that waits for the others ends; the engine dies of it."""
-        receiver = self.thread.worker.weight_transfer_engine
-        if receiver is not None:
-            await asyncio.to_thread(receiver.shutdown)
+        await asyncio.to_thread(self.thread.vllm.leave)
 
     async def sleep(self) -> None:
         """Leaves the card to others: the weights go to CPU memory, the KV cache is dropped (vLLM's sleep level 1).
@@ -172,7 +129,7 @@ class Engine:
 
     async def wake(self) -> None:
         """Brings the same weights back, and an empty KV cache."""
-        await self._command(self.thread.vllm.wake_up)
+        await self._command(self.thread.vllm.wake)
         self._asleep = False
 
     async def close(self) -> None:
@@ -197,7 +154,7 @@ class Engine:
         stop_ids = self._as_token_ids(stop)
         as_ids: dict[str, Any] = {"stop_token_ids": stop_ids, "detokenize": False}
         as_text: dict[str, Any] = {"stop": list(stop), "include_stop_str_in_output": True}
-        return self._make_params(
+        return self.thread.vllm.params(
             temperature=temperature,
             seed=0,
             max_tokens=max_new_tokens,
@@ -206,9 +163,6 @@ class Engine:
             skip_clone=True,
             **(as_text if stop_ids is None else as_ids),
         )
-
-    def _make_params(self, **params: Any) -> Any:
-        return self.thread.sampling_params(flat_logprobs=True, output_kind=self.thread.final_only, **params)
 
     async def _command(self, run: Callable[[], Any]) -> Any:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

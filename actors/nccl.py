@@ -3,7 +3,7 @@
 Rank 0 is the learner, rank 1 + i the i-th engine. The group is opened from an id that the learner's NCCL makes, so no
 port is chosen here, and all ranks have to come at once: ``actors/broadcast.py`` sees to that. Both ends cut the stream
 of tensors into the same buckets (vLLM's packed broadcast). Without NVLink or peer-to-peer copies NCCL goes through
-shared memory by itself. Imports vllm: import this file inside functions.
+shared memory by itself. Brings vllm: import this file inside functions.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from operator import itemgetter
 from threading import Thread
 from typing import Any, TypeVar
 
 import torch
-from vllm.distributed.device_communicators.pynccl_wrapper import NCCLLibrary
-from vllm.distributed.weight_transfer import packed_tensor
-from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.distributed.weight_transfer.nccl_common import uid_init_process_group
-from vllm.distributed.weight_transfer.nccl_engine import (
+
+from actors.vllm_adapter import (
+    NCCLLibrary,
     NCCLWeightTransferEngine,
     NCCLWeightTransferInitInfo,
     NCCLWeightTransferUpdateInfo,
+    WeightTransferEngineFactory,
+    packed_tensor,
+    uid_init_process_group,
 )
-
 from actors.weights import Digest, Published, check
 from agent.errors import Fault
 
@@ -80,11 +79,18 @@ class Sender:
 
     def send(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Broadcasts ``tensors`` in their order, and returns when the last bucket has left."""
+        # vLLM packs on streams of its own, and they wait for nobody: adapters are merged on this one just before.
+        made = torch.cuda.current_stream().record_event()
+
+        def when_made(item: tuple[str, torch.Tensor]) -> torch.Tensor:
+            torch.cuda.current_stream().wait_event(made)
+            return item[1]
+
         packed_tensor.packed_nccl_broadcast_producer(
             iterator=iter(tensors.items()),
             group=self._group,
             src=0,
-            post_iter_func=itemgetter(1),
+            post_iter_func=when_made,
             buffer_size_bytes=self._bucket,
         )
 

@@ -14,10 +14,11 @@ QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "DO_NOT_TRACK": "1",
 }
-"""Nothing here reports usage or looks for updates unless its user asks for it."""
+"""Nothing here reports usage or looks for updates unless its user asks for it, and an actor that was given no GPU sees
+none: left alone, Ray shows it all of them."""
 
 
 WIDTH = 300

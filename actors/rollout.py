@@ -26,7 +26,7 @@ from actors.weights import CHANNELS, NcclChannel, Published
 from agent.config import AgentConfig, GroupConfig, RewardConfig
 from agent.dialogue import Dialogue
 from agent.environment import Environment
-from agent.errors import Fault, shortened
+from agent.errors import Fault, UserError, shortened
 from agent.group import Player
 from agent.inference.evaluation import EvalRow, evaluate
 from agent.inference.infer import Inference, Inferred, infer
@@ -87,7 +87,10 @@ class RolloutWorker:
         self._alone = asyncio.Condition()
 
     async def start(self) -> bool:
-        """Brings the engine up, which takes a while; it still has no weights then. Raises ``Fault`` if it can't."""
+        """Brings the engine up, which takes a while; it still has no weights then.
+
+        Raises ``UserError`` if the installed vLLM is for another device, and ``Fault`` if it can't start.
+        """
         settings, agent = self._settings, self._settings.agent
         self._dialogue = Dialogue.of(Tokenizer(settings.model_path), agent)
         try:
@@ -102,6 +105,8 @@ class RolloutWorker:
                 sleeps=settings.colocated,
                 transfers=settings.transfers,
             )
+        except UserError:
+            raise
         except Exception as error:
             traceback.print_exc()  # vLLM's own errors are pages long, and some can't leave this process
             raise Fault(f"vLLM can't start: {type(error).__name__}: {shortened(error)}") from None

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from actors.engine import engine_environment
+from actors.engine_arguments import engine_environment
 from actors.learner import LearnerActor, LearnerSettings
 from actors.placement import ANYWHERE, Places, bundles, engine_nodes, on_node, reserve
 from actors.pool import PoolActor
@@ -116,6 +116,9 @@ class Topology:
         # cost a third of its speed. Threads that spin on would take the cores that the engines need: a millisecond.
         env = {**QUIET, "OMP_NUM_THREADS": str(config.cluster.learner_threads), "GOMP_SPINCOUNT": "300000"}
         env |= config.cluster.nccl_environment
+        if config.cluster.device == "cuda":
+            # Rows of all lengths leave holes in fixed blocks; NCCL and a neighbour that sleeps don't mind pages.
+            env["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
         return LearnerActor.options(  # type: ignore[attr-defined]
             name="learner",
             num_cpus=0,

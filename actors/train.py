@@ -29,9 +29,10 @@ def train(config: RunConfig, run_dir: Path, console: Console, in_short: str, nam
 def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, namespace: str) -> None:
     from actors.plan.fit import refusal
     from actors.plan.installation import slow_bfloat16
+    from actors.plan.lease import short_lease
     from actors.plan.machine import check_machine
 
-    if unfit := refusal(config):
+    if unfit := refusal(config) or short_lease(config):
         raise UserError(f"{unfit} (mode=plan shows the whole plan)")
     check_machine(config)
     console.say(f"run {run_dir}: {in_short}")

@@ -142,7 +142,7 @@ class Bench:
 
     async def loop(self, round_: int) -> tuple[Clock, list[Chain]]:
         """One round of all groups, by the agent's loop; what it took, and the episodes as the engine saw them."""
-        await self.in_engine(self.engine.thread.vllm.reset_prefix_cache)
+        await self.in_engine(self.engine.thread.vllm.forget)
         novices = [Novice(self.engine, self.dialogue, shown) for shown in self.shown]
         clock = Clock.start()
         await asyncio.gather(*(self._group(i, novice, round_) for i, novice in enumerate(novices)))
@@ -169,17 +169,17 @@ class Bench:
         return await self.in_engine(lambda: self._replay(chains, most, reset_after))
 
     def _replay(self, chains: list[Chain], most: int, reset_after: int | None) -> Clock:
-        engine: Any = self.engine.thread.vllm
+        engine = self.engine.thread.vllm
         waiting = deque(chains)
         playing: dict[str, tuple[Chain, int]] = {}
         numbers = iter(range(10**9))
-        engine.reset_prefix_cache()
+        engine.forget()
 
         def ask(chain: Chain, turn: int) -> None:
             request = chain[turn]
             name = f"replay-{next(numbers)}"
             playing[name] = chain, turn
-            engine.add_request(name, {"prompt_token_ids": request.context}, self._params(request))
+            engine.add(name, request.context, self._params(request))
 
         clock, tokens, steps = Clock.start(), 0, 0
         while waiting or playing:
@@ -193,19 +193,17 @@ class Bench:
                         ask(chain, turn + 1)
             steps += 1
             if steps == reset_after:
-                engine.reset_prefix_cache(reset_running_requests=True)
+                engine.forget(running=True)
         return clock.stop(tokens)
 
     def _params(self, request: Request) -> Any:
         """As ``Engine.generate`` asks for it; but the model's end token doesn't end it."""
-        return self.engine.thread.sampling_params(
+        return self.engine.thread.vllm.params(
             temperature=AGENT.temperature,
             seed=request.seed,
             max_tokens=request.tokens,
             ignore_eos=True,
             logprobs=0,
-            flat_logprobs=True,
-            output_kind=self.engine.thread.final_only,
             skip_special_tokens=False,
             detokenize=False,
         )

@@ -15,6 +15,9 @@ class EngineConfig:
 
     max_num_seqs: int = bounded(256, "at least 1")
     """Most sequences decoded together."""
+    max_batched_tokens: int = bounded(2048, "at least 1")
+    """Most tokens in one step of the engine, read and written together: more read a prompt faster, and take memory from
+    the KV cache. On a CPU at least the longest episode."""
     gpu_memory_utilization: float = bounded(0.9, "in (0, 1]")
     """Share of the card that vLLM takes, weights and KV cache together."""
     kv_cache_gib: int = bounded(1, "at least 1")
@@ -26,6 +29,11 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self, "cluster.engine")
+        if self.max_batched_tokens < self.max_num_seqs:
+            raise UserError(
+                f"cluster.engine.max_batched_tokens={self.max_batched_tokens} must be at least cluster.engine."
+                f"max_num_seqs={self.max_num_seqs}: each sequence that is decoded takes one in every step"
+            )
 
 
 @dataclass

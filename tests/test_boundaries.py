@@ -98,17 +98,19 @@ def test_only_actors_and_launch_import_ray():
     assert users <= {"actors", "launch"}
 
 
-def test_the_engine_and_its_weight_transfer_import_vllm():
+def test_one_file_imports_vllm():
     users = {path for place in (*ROOMS, "launch") for path in sources(place) if "vllm" in imported(path)}
-    assert users == {ROOT / "actors" / "engine_thread.py", ROOT / "actors" / "nccl.py"}
+    assert users == {ROOT / "actors" / "vllm_adapter.py"}
 
 
-def test_weight_transfer_is_imported_where_it_is_needed():
-    users = [path for path in sources("actors") if "actors.nccl" in path.read_text(encoding="utf-8")]
+@pytest.mark.parametrize("module", ["actors.vllm_adapter", "actors.nccl"])
+def test_what_brings_vllm_is_imported_where_it_is_needed(module):
+    users = [path for path in sources("actors") if module in path.read_text(encoding="utf-8")]
     assert users
     for path in users:
         body = ast.parse(path.read_text(encoding="utf-8")).body
-        assert not any(isinstance(node, ast.ImportFrom) and node.module == "actors.nccl" for node in body), path
+        at_once = any(isinstance(node, ast.ImportFrom) and node.module == module for node in body)
+        assert not at_once or path.name == "nccl.py", path
 
 
 # --- the whole house ---------------------------------------------------------------------------------

@@ -12,8 +12,6 @@ CONTEXT = int(0.5 * GIB)
 """CUDA context and kernels of the engine's process."""
 GRAPHS = int(0.75 * GIB)
 """CUDA graphs for the batch sizes that vLLM captures; none with ``enforce_eager``."""
-PREFILL_TOKENS = 2048
-"""Most tokens in one engine step: vLLM's default for an engine that is not its server's or ``LLM``'s."""
 BLOCK_TOKENS = 16
 """Tokens in a block of the KV cache."""
 
@@ -30,6 +28,8 @@ class EngineMemory:
     kv_cache_set: int
     sequences: int
     """Most that are decoded together."""
+    batched: int
+    """Most tokens in one step."""
     episode: int
     """Tokens of the longest trajectory, prompt included."""
     graphs: bool
@@ -48,7 +48,7 @@ class EngineMemory:
     @property
     def activations(self) -> int:
         """The widest layer of a full prefill step, or the float32 logits and probabilities of all sequences."""
-        layer = PREFILL_TOKENS * self.size * (3 * self.model.intermediate + 4 * self.model.hidden)
+        layer = self.batched * self.size * (3 * self.model.intermediate + 4 * self.model.hidden)
         return max(layer, 12 * self.sequences * self.model.vocabulary)
 
     @property
@@ -98,6 +98,7 @@ def engine_memory(config: RunConfig, card_bytes: int) -> EngineMemory:
         share=int(engine.gpu_memory_utilization * card_bytes),
         kv_cache_set=engine.kv_cache_gib * GIB,
         sequences=engine.max_num_seqs,
+        batched=engine.max_batched_tokens,
         episode=config.agent.longest_episode,
         graphs=not engine.enforce_eager,
         bucket=config.cluster.weight_bucket_mib * 2**20 if config.cluster.channel[0] == "nccl" else 0,

@@ -11,12 +11,12 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
+import threading
 import traceback
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from patience import HANG_S, Pulse
@@ -286,7 +286,7 @@ async def gaps_without_cure(room: Room, seed: int) -> list[float]:
     """The gaps after an update that leaves vLLM's prepacked head as it was."""
     import vllm.model_executor.layers.utils as utils
 
-    head = room.engine.thread.worker.model_runner.model.lm_head
+    head = room.engine.thread.vllm._model.lm_head
     cure = utils.dispatch_cpu_unquantized_gemm
     utils.dispatch_cpu_unquantized_gemm = lambda layer, **how: None if layer is head else cure(layer, **how)
     try:
@@ -353,6 +353,32 @@ async def broadcast(room: Room, bucket: int, damaged: bool) -> tuple[list[int], 
 
     wire: queue.Queue[torch.Tensor] = queue.Queue()
     sizes: list[int] = []
+    on = threading.local()
+
+    class Stream:
+        """Of CUDA, as far as it matters here: what it has waited for."""
+
+        def __init__(self) -> None:
+            self.waited: list[Stream] = []
+
+        def record_event(self) -> Stream:
+            return self
+
+        def wait_event(self, event: Stream) -> None:
+            self.waited.append(event)
+
+        def synchronize(self) -> None: ...
+
+    main = Stream()
+
+    def current() -> Stream:
+        return getattr(on, "stream", main)
+
+    @contextlib.contextmanager
+    def inside(stream: Stream) -> Iterator[None]:
+        on.stream = stream
+        yield
+        on.stream = main
 
     class End:
         """One rank's end of the wire, with a communicator's ``broadcast``."""
@@ -365,6 +391,8 @@ async def broadcast(room: Room, bucket: int, damaged: bool) -> tuple[list[int], 
         def broadcast(self, tensor: torch.Tensor, src: int) -> None:
             assert (src, tensor.dtype, tensor.ndim) == (0, torch.uint8, 1)
             if self.rank == src:
+                assert main in current().waited, "it may be packed before it is made"
+                current().waited.clear()
                 sizes.append(len(tensor))
                 wire.put(tensor.clone())
                 return
@@ -384,12 +412,12 @@ async def broadcast(room: Room, bucket: int, damaged: bool) -> tuple[list[int], 
         assert (info.packed, info.packed_buffer_size_bytes) == (True, bucket)
         return End(info.rank_offset)
 
-    stream = SimpleNamespace(synchronize=lambda: None)
     with (
         mock.patch.object(ours, "uid_init_process_group", opened),
         mock.patch.object(theirs, "worker_init_process_group", joined),
-        mock.patch.object(ours.packed_tensor, "_get_streams", lambda device, n: (stream,) * n),
-        mock.patch.object(torch.cuda, "stream", return_value=contextlib.nullcontext()),
+        mock.patch.object(ours.packed_tensor, "_get_streams", lambda device, n: tuple(Stream() for _ in range(n))),
+        mock.patch.object(torch.cuda, "stream", inside),
+        mock.patch.object(torch.cuda, "current_stream", current),
         mock.patch.object(torch.accelerator, "current_device_index", return_value=0),
         mock.patch.object(torch.accelerator, "synchronize"),
     ):

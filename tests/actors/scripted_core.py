@@ -21,8 +21,8 @@ class ScriptedCore:
 
     def __init__(self, script: Iterator[Any]) -> None:
         self.renderer = SimpleNamespace(tokenizer=SimpleNamespace(get_added_vocab=dict))
-        worker = SimpleNamespace(model_runner=SimpleNamespace(reload_weights=self._reload))
-        worker.model_runner.model = SimpleNamespace(config=SimpleNamespace(tie_word_embeddings=False))
+        model = SimpleNamespace(config=SimpleNamespace(tie_word_embeddings=False))
+        worker = SimpleNamespace(reload_weights=self._reload, get_model=lambda: model)
         self.model_executor = SimpleNamespace(driver_worker=SimpleNamespace(worker=worker))
         self.engine_core = SimpleNamespace(engine_core=self)
         self.batch_queue: Any = None

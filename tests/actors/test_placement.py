@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 from ray_fakes import result, until
 
+from actors import topology
 from actors.placement import ANYWHERE, Places, bundles, engine_nodes, lacking, nearest, on_node, reserve
+from actors.process import QUIET
 from actors.topology import Topology
 from agent.errors import UserError
 from agent.pool.rules.epoch import Rule as Epoch
@@ -82,6 +85,9 @@ class Tenant:
     def where(self) -> tuple[str, int]:
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
+    def sees(self) -> str | None:
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
 
 @pytest.fixture
 def places(local_ray: None) -> Iterator[Places]:
@@ -116,6 +122,34 @@ def test_an_actor_can_be_put_on_a_node(places: Places) -> None:
     assert result(tenant.where.remote())[0] == places.nodes[0]
     ray.kill(tenant)
     assert on_node(ANYWHERE) == {}
+
+
+@pytest.mark.parametrize(("device", "wanted"), [("cpu", None), ("cuda", "expandable_segments:True")])
+def test_the_learners_memory_grows_by_pages_on_a_gpu(
+    device: str, wanted: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    class Recorded:
+        @staticmethod
+        def options(**how: Any) -> Any:
+            asked.update(how)
+            return SimpleNamespace(remote=lambda *_: None)
+
+    monkeypatch.setattr(topology, "LearnerActor", Recorded)
+    config = RunConfig(pool=Epoch(), cluster=ClusterConfig(device=device, colocated=device == "cuda"))
+    made = Topology(config, tmp_path, "model", tmp_path)
+    made.__dict__["places"] = None
+    made.learner()
+    assert asked["runtime_env"]["env_vars"].get("PYTORCH_ALLOC_CONF") == wanted
+
+
+def test_an_actor_that_was_given_no_gpu_sees_none(local_ray: None) -> None:
+    """Of a machine's two, which this process stands for: Ray shows an actor all of them unless it is told not to."""
+    env = {**QUIET, "CUDA_VISIBLE_DEVICES": "0,1"}
+    tenant = Tenant.options(num_cpus=0, runtime_env={"env_vars": env}).remote()
+    assert result(tenant.sees.remote()) == ""
+    ray.kill(tenant)
 
 
 def test_what_could_never_be_reserved_is_refused_at_once(local_ray: None) -> None:
