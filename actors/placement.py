@@ -1,6 +1,7 @@
 """Where a run's actors go in a Ray cluster of any number of nodes: a GPU bundle each, reserved together.
 
-    bundle 0: learner      bundles 1, 2, …: one engine each      one bundle for both where they are colocated
+    bundle 0: learner      then one bundle for each other learner      then one for each engine
+    one bundle for a learner and an engine where they are colocated
 
 A run gets all of its GPUs or says at once what is missing. Retrieval needs no GPU: a replica runs on each node that
 has an engine, so that no search crosses the network.
@@ -52,9 +53,9 @@ def lacking(wanted: Sequence[Bundle], nodes: Sequence[Bundle]) -> str | None:
     return f"needs {needed}, and the nodes of the Ray cluster have {there}"
 
 
-def engine_nodes(nodes: Sequence[str]) -> tuple[str, ...]:
+def engine_nodes(nodes: Sequence[str], learners: int = 1) -> tuple[str, ...]:
     """The nodes with engines, each once, from the node of each bundle."""
-    return tuple(dict.fromkeys(nodes[1:] or nodes))
+    return tuple(dict.fromkeys(nodes[learners:] or nodes))
 
 
 def nearest(replicas: Mapping[str, Any], node: str) -> list[Any]:
@@ -70,9 +71,9 @@ class Places:
     nodes: tuple[str, ...]
     """Id of each bundle's node."""
 
-    def learner(self) -> dict[str, Any]:
-        """Options of an actor in the first bundle."""
-        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=0)}
+    def learner(self, rank: int = 0) -> dict[str, Any]:
+        """Options of the learner of that rank, in a bundle of its own."""
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=rank)}
 
     def engine(self) -> dict[str, Any]:
         """Options of an actor in whichever bundle is free: a worker that is replaced leaves its own."""

@@ -23,7 +23,12 @@ HARMLESS = (
     *("evaluation", "exit", "selectivity"),  # nothing that is evaluated is trained on
     *("algorithm.rollout_budget", "algorithm.token_budget", "algorithm.mismatch_limit", "algorithm.dry_run"),
     *("algorithm.microbatch_tokens", "algorithm.logits_chunk", "algorithm.gradient_checkpointing"),  # memory alone
-    *("algorithm.reference", "algorithm.warm_start", "algorithm.seeding"),  # over before the first checkpoint
+    *(
+        "algorithm.optimizer.shard",
+        "algorithm.reference",
+        "algorithm.warm_start",
+        "algorithm.seeding",
+    ),  # over before the first checkpoint
     "model.name",  # the weights are the checkpoint's
     *("pool.lease_s", "pool.max_empty_batches"),
     *("retrieval.threads", "retrieval.heap", "retrieval.max_batch", "retrieval.cache_size", "retrieval.timeout_s"),

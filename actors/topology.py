@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from actors.engine_arguments import engine_environment
-from actors.learner import LearnerActor, LearnerSettings
+from actors.followers import FollowerActor
+from actors.followers import name as learner_name
+from actors.learner import LearnerActor
 from actors.placement import ANYWHERE, Places, bundles, engine_nodes, on_node, reserve
 from actors.pool import PoolActor
 from actors.process import QUIET
 from actors.retrieval import RetrievalActor
 from actors.rollout import RolloutWorker, WorkerSettings
+from actors.training import LearnerSettings
 from agent.inference.infer import Inference
 from agent.pool.rules.epoch import Rule as Epoch
 from agent.pool.search_limits import SearchLimits
@@ -55,7 +58,7 @@ class Topology:
         """A retrieval actor on each node with engines, by the node's id; Ray restarts one whose process dies."""
         # The JVM uses SIGSEGV for itself, and Ray's own handler for it would end the process.
         env = {**QUIET, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1"}
-        nodes = engine_nodes(self.places.nodes) if self.places else (ANYWHERE,)
+        nodes = engine_nodes(self.places.nodes, self.config.cluster.learners) if self.places else (ANYWHERE,)
         names = [f"retrieval-{i}" for i in range(len(nodes))] if len(nodes) > 1 else ["retrieval"]
         return {
             node: RetrievalActor.options(  # type: ignore[attr-defined]
@@ -91,7 +94,7 @@ class Topology:
         ).remote(questions, rule, derive_seed(self.config.seed, "seeding"), self.log_dir, name="seeding-pool")
 
     def learner(self) -> Any:
-        """The learner, on the first GPU if the cluster has any."""
+        """The learner, on the first GPU if the cluster has any; those of other ranks are its own, on the next ones."""
         config = self.config
         settings = LearnerSettings(
             model_path=self.model_path,
@@ -119,13 +122,24 @@ class Topology:
         if config.cluster.device == "cuda":
             # Rows of all lengths leave holes in fixed blocks; NCCL and a neighbour that sleeps don't mind pages.
             env["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
-        return LearnerActor.options(  # type: ignore[attr-defined]
-            name="learner",
-            num_cpus=0,
-            num_gpus=self._gpus,
-            runtime_env={"env_vars": env},
-            **(self.places.learner() if self.places else {}),
-        ).remote(settings, self.log_dir)
+        world = config.cluster.learners
+        if world > 1:  # a rank that waits in vain is to say so; NCCL's watchdog would end its process
+            env["TORCH_NCCL_BLOCKING_WAIT"] = "1"
+
+        def options(rank: int) -> dict[str, Any]:
+            return {
+                "name": learner_name(rank),
+                "num_cpus": 0,
+                "num_gpus": self._gpus,
+                "runtime_env": {"env_vars": env},
+                **(self.places.learner(rank) if self.places else {}),
+            }
+
+        followers = [
+            FollowerActor.options(**options(rank)).remote(settings, rank, world, self.log_dir)  # type: ignore[attr-defined]
+            for rank in range(1, world)
+        ]
+        return LearnerActor.options(**options(0)).remote(settings, self.log_dir, followers)  # type: ignore[attr-defined]
 
     def worker(self, name: str, retrieval: Mapping[str, Any]) -> Any:
         """A rollout worker with an engine of its own, on a GPU of its own unless it shares the learner's."""

@@ -47,8 +47,10 @@ class ClusterConfig:
     """Kind of the GPUs, for the plan and the check before a start: a name in ``actors/plan/cards.py``."""
     gpu_memory_gib: float = bounded(0.0, "at least 0")
     """Memory of each GPU, for a card that isn't in that table; 0 takes the card's."""
+    learners: int = bounded(1, "in [1, 64]")
+    """Learners that share the rows of a batch, on a GPU each; their gradients are added up."""
     colocated: bool = False
-    """Learner and engine colocated on one GPU: the engine sleeps while the learner learns."""
+    """A learner and an engine colocated on each GPU: the engines sleep while the learners learn."""
     rollout_workers: int = bounded(1, "in [1, 1000]")
     groups_per_worker: int = bounded(0, "at least 0")
     """Groups that a worker plays at once; 0 divides a batch among the workers."""
@@ -59,7 +61,8 @@ class ClusterConfig:
     weight_channel: str = "auto"
     """``nccl``, ``object_store``, or ``auto``: NCCL where every engine has a GPU of its own."""
     weight_timeout_s: float = bounded(300.0, "above 0")
-    """Seconds that a worker may take to stop for new weights, to join the NCCL group, or to load the weights."""
+    """Seconds that a worker may take to stop for new weights, to join the NCCL group, or to load the weights; and that
+    learners wait for one another's gradients."""
     weight_bucket_mib: int = bounded(256, "at least 1")
     """Weights are broadcast in buckets. A tensor that takes one past this size ends it; two are sent at a time."""
     nccl_p2p: bool = True
@@ -79,10 +82,10 @@ class ClusterConfig:
 
     @property
     def gpus(self) -> int:
-        """GPUs that the layout needs: one for the learner, one per rollout worker, or one that they share."""
+        """GPUs that the layout needs: one for each learner and each rollout worker, or one for a pair of them."""
         if self.device == "cpu":
             return 0
-        return 1 if self.colocated else 1 + self.rollout_workers
+        return self.learners if self.colocated else self.learners + self.rollout_workers
 
     @property
     def channel(self) -> tuple[str, str]:
@@ -93,7 +96,8 @@ class ClusterConfig:
             return "object_store", "there is no GPU"
         if self.colocated:
             return "object_store", "learner and engine are colocated on one card, and NCCL needs one for each"
-        return "nccl", f"learner and {self.rollout_workers} engine(s) have a GPU each"
+        learners = "learner" if self.learners == 1 else f"{self.learners} learners"
+        return "nccl", f"{learners} and {self.rollout_workers} engine(s) have a GPU each"
 
     @property
     def nccl_environment(self) -> dict[str, str]:
@@ -111,10 +115,10 @@ class ClusterConfig:
             )
         if self.address is not None:
             check_address(self.address)
-        if self.colocated and (self.device != "cuda" or self.rollout_workers != 1):
+        if self.colocated and (self.device != "cuda" or self.rollout_workers != self.learners):
             raise UserError(
-                "cluster.colocated=true shares one GPU between the learner and one engine: it needs "
-                "cluster.device=cuda and cluster.rollout_workers=1"
+                "cluster.colocated=true shares each GPU between a learner and an engine: it needs cluster.device=cuda "
+                f"and cluster.rollout_workers={self.learners}, as many as cluster.learners"
             )
 
 

@@ -110,6 +110,9 @@ class OptimizerConfig:
     stochastically and have no master)."""
     offload: bool = False
     """Keep the states of ``adamw`` in host memory and step there: seconds per step for 1.5B parameters."""
+    shard: bool = False
+    """With several learners (``cluster.learners``), each keeps the states of its share of the weights alone, and sends
+    the others what it has updated."""
     lr: float = bounded(1.0e-6, "above 0")
     betas: list[float] = bounded([0.9, 0.999], "in [0, 1)")
     eps: float = bounded(1.0e-8, "above 0")

@@ -17,6 +17,7 @@ from learner.batch import Batch, Sample
 from learner.config import AlgorithmConfig
 from learner.memory import named_knobs
 from learner.policy import Policy
+from learner.ranks import ALONE, Ranks
 from learner.update import Updater
 
 NOBODYS = 1
@@ -39,7 +40,9 @@ def due(config: AlgorithmConfig, device: str) -> bool:
     return config.dry_run == "always" or (config.dry_run == "cuda" and device == "cuda")
 
 
-def try_largest(policy: Policy, config: AlgorithmConfig, *, longest: int, temperature: float = 1.0) -> DryRun:
+def try_largest(
+    policy: Policy, config: AlgorithmConfig, *, longest: int, temperature: float = 1.0, ranks: Ranks = ALONE
+) -> DryRun:
     """Two updates of an optimizer (and a KL reference) of its own, which then go, and so does all that they changed.
 
     The first update is small and makes the optimizer's states. In the second, two rows are as full as the settings
@@ -55,8 +58,8 @@ def try_largest(policy: Policy, config: AlgorithmConfig, *, longest: int, temper
     # One update, whatever the run's minibatches are: those make updates smaller.
     config = replace(config, epochs=1, minibatch_questions=0)
     vocabulary, on_gpu = policy.head.shape[0], policy.device.type == "cuda"
-    worst = worst_batch(config.microbatch_tokens, longest, vocabulary)
-    tokens = sum(len(s.token_ids) for s in worst.samples) // 2
+    worst = worst_batch(config.microbatch_tokens, longest, vocabulary, rows=2 * ranks.world)
+    tokens = sum(len(s.token_ids) for s in worst.samples) // (2 * ranks.world)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(policy.device)
     explained = named_knobs(
@@ -74,6 +77,7 @@ def try_largest(policy: Policy, config: AlgorithmConfig, *, longest: int, temper
             fault_folder=Path(folder),
             temperature=temperature,
             reference=policy.frozen_copy(host=config.reference == "cpu") if config.kl != "none" else None,
+            ranks=ranks,
         )
         updater.run(worst_batch(4, 4, vocabulary), step=0, version=NOBODYS)
         updater.run(worst, step=0, version=NOBODYS)
@@ -84,12 +88,12 @@ def try_largest(policy: Policy, config: AlgorithmConfig, *, longest: int, temper
     return DryRun(tokens=tokens, seconds=time.perf_counter() - started, peak_bytes=peak)
 
 
-def worst_batch(room: int, longest: int, vocabulary: int) -> Batch:
-    """Two rows' worth of samples: sequences of ``longest`` tokens, and what is left of ``room`` in a shorter one."""
+def worst_batch(room: int, longest: int, vocabulary: int, *, rows: int = 2) -> Batch:
+    """Samples for ``rows`` rows: sequences of ``longest`` tokens, and what is left of ``room`` in a shorter one."""
     room = max(room, longest)
     lengths = [longest] * (room // longest) + [room % longest] * (room % longest > 1)
     return Batch(
-        samples=tuple(_sample(n, advantage, vocabulary) for advantage in (1.0, -0.5) for n in lengths), questions=1
+        samples=tuple(_sample(n, (1.0, -0.5)[row % 2], vocabulary) for row in range(rows) for n in lengths), questions=1
     )
 
 

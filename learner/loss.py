@@ -9,18 +9,20 @@ is exponentiated or squared: 0 * inf is NaN, and so is its gradient.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from learner.config import AlgorithmConfig
 from learner.losses.base import Loss, LossInput
+from learner.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossMetrics:
-    """Sums over the tokens of one microbatch; ``merge`` adds microbatches up."""
+    """Sums over tokens; ``merge`` adds parts up."""
 
     tokens: float = 0.0
     """Tokens in the surrogate."""
@@ -32,6 +34,11 @@ class LossMetrics:
     kl_tokens: float = 0.0
     kl: float = 0.0
     """Sum of the chosen estimator, without its coefficient."""
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> LossMetrics:
+        """From the sums of ``policy_loss``, read."""
+        return cls(**dict(zip(cls.__slots__, values, strict=True)))
 
     @staticmethod
     def merge(parts: Sequence[LossMetrics]) -> LossMetrics:
@@ -75,14 +82,14 @@ def loss_input(
     ``weights`` are those of ``loss_weights``, ``lengths`` the action tokens of each of the row's sequences, in order.
     """
     trained = weights > 0
-    counts = torch.tensor(lengths, device=logprobs.device)
+    sequence = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
     return LossInput(
         logprobs=torch.where(trained, logprobs, 0.0),
         old=torch.where(trained, old, 0.0),
         mismatch=torch.where(trained, mismatch, 0.0),
         advantages=advantages,
         trained=trained,
-        sequence=torch.repeat_interleave(torch.arange(len(lengths), device=logprobs.device), counts),
+        sequence=sequence.to(logprobs.device, non_blocking=True),
         sequences=len(lengths),
     )
 
@@ -96,8 +103,10 @@ def policy_loss(
     *,
     reference: Tensor | None = None,
     kl_weights: Tensor | None = None,
-) -> tuple[Tensor, LossMetrics]:
-    """The loss of A tokens (sums, never means: the weights hold every denominator) and its metrics.
+) -> tuple[Tensor, Tensor]:
+    """The loss of A tokens (sums, never means: the weights hold every denominator), and the values of ``LossMetrics``.
+
+    The latter are a float64 tensor on the loss's device: on CUDA, reading them would wait for it.
 
     All tensors are (A,). ``logprobs`` carries the gradient, as ``row.logprobs`` does; ``reference`` and ``kl_weights``
     are needed for ``config.kl`` other than ``none``.
@@ -111,10 +120,13 @@ def policy_loss(
     if config.importance_cap and config.old_logprobs == "learner":
         factor = loss.importance(row, config.importance_cap)
     total = torch.where(trained, weights * factor * surrogate.values, 0.0).sum()
+    nothing = total.new_zeros(())
     with torch.no_grad():
-        lost = trained & surrogate.clipped
-        sums = [trained.sum(), lost.sum(), surrogate.ratio[trained].sum(), factor[trained].sum()]
-        sums.append(torch.where(trained, factor, 0.0).amax() if len(factor) else torch.zeros(()))
+        lost, weighed = trained & surrogate.clipped, torch.where(trained, factor, 0.0)
+        largest = weighed.amax() if len(factor) else nothing
+        ratio = torch.where(trained, surrogate.ratio, 0.0).sum()
+        sums = [trained.sum(), lost.sum(), ratio, weighed.sum(), largest]
+    kl_sums = [nothing, nothing]
     if config.kl != "none":
         if reference is None or kl_weights is None:
             raise ValueError("a KL term needs the reference's log-probabilities and weights")
@@ -122,10 +134,8 @@ def policy_loss(
         d = torch.where(restrained, logprobs - reference, 0.0)
         kl = {"k1": lambda: d, "k2": lambda: d.square() / 2, "k3": lambda: (-d).expm1() + d}[config.kl]()
         total = total + config.kl_coefficient * (kl_weights * kl).sum()
-        sums += [restrained.sum(), kl.detach().sum()]
-    # One transfer for all the numbers: on CUDA each would otherwise wait for the device by itself.
-    values = torch.stack([s.to(torch.float64) for s in sums]).tolist()
-    return total, LossMetrics(**dict(zip(LossMetrics.__slots__, values, strict=False)))
+        kl_sums = [restrained.sum(), kl.detach().sum()]
+    return total, torch.stack([s.to(torch.float64) for s in (*sums, *kl_sums)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,17 +146,21 @@ class Mismatch:
     float32 when nothing is wrong.
     """
 
-    tokens: int = 0
+    tokens: float = 0
     total: float = 0.0
     largest: float = 0.0
 
+    @staticmethod
+    def of(learner: Tensor, engine: Tensor, comparable: Tensor) -> Tensor:
+        """The values as a float64 tensor, from (A,) log-probabilities; ``comparable`` (A,) marks what counts."""
+        apart = torch.where(comparable, (learner.detach() - engine).abs(), 0.0).to(torch.float64)
+        largest = apart.amax() if len(apart) else apart.new_zeros(())
+        return torch.stack([comparable.sum().to(torch.float64), apart.sum(), largest])
+
     @classmethod
-    def of(cls, learner: Tensor, engine: Tensor, comparable: Tensor) -> Mismatch:
-        """From (A,) log-probabilities; ``comparable`` (A,) marks the tokens that count."""
-        apart = (learner.detach() - engine)[comparable].abs()
-        if not len(apart):
-            return cls()
-        return cls(tokens=len(apart), total=float(apart.sum()), largest=float(apart.max()))
+    def of_values(cls, values: Sequence[float]) -> Mismatch:
+        """From what ``of`` gives, read."""
+        return cls(**dict(zip(cls.__slots__, values, strict=True)))
 
     def __add__(self, other: Mismatch) -> Mismatch:
         return Mismatch(
@@ -159,3 +173,35 @@ class Mismatch:
     def mean(self) -> float:
         """NaN when no token is comparable."""
         return self.total / self.tokens if self.tokens else float("nan")
+
+
+class Tally:
+    """Adds up what the microbatches of an update say, on the device; it is read once, with the other ranks'."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(2 + len(LossMetrics.__slots__) + len(Mismatch.__slots__), dtype=torch.float64)
+        self._sums = self._sums.to(device)
+        self._most = torch.zeros_like(self._sums)
+
+    def add(self, loss: Tensor, entropy: Tensor, metrics: Tensor, mismatch: Tensor | None) -> None:
+        """One microbatch: its loss, (A,) entropies, and the values of ``LossMetrics`` and ``Mismatch``."""
+        with torch.no_grad():
+            first = torch.stack([loss.detach(), entropy.sum()]).to(torch.float64)
+            apart = metrics.new_zeros(len(Mismatch.__slots__)) if mismatch is None else mismatch
+            values = torch.cat([first, metrics, apart])
+            self._sums += values
+            self._most = torch.maximum(self._most, values)
+
+    def read(self, ranks: Ranks) -> tuple[float, float, LossMetrics, Mismatch]:
+        """Loss, sum of the entropies, metrics and mismatch of all microbatches of all ranks."""
+        ranks.add([self._sums])
+        ranks.most([self._most])
+        sums, most = torch.stack([self._sums, self._most]).tolist()
+        of_loss = 2 + len(LossMetrics.__slots__)
+        metrics, mismatch = LossMetrics.of(sums[2:of_loss]), Mismatch.of_values(sums[of_loss:])
+        return (
+            sums[0],
+            sums[1],
+            replace(metrics, importance_max=LossMetrics.of(most[2:of_loss]).importance_max),
+            replace(mismatch, largest=Mismatch.of_values(most[of_loss:]).largest),
+        )

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from agent.errors import UserError
 from learner.config import OptimizerConfig
 from learner.muon import Muon
+from learner.packing import shares
+from learner.ranks import ALONE, Ranks
 
 _SETTINGS = ("betas", "eps", "weight_decay", "momentum")
 """Of a group of parameters, what the configuration says and no step changes."""
@@ -64,13 +66,23 @@ class ClippedAdamW:
         matrices: Collection[nn.Parameter] = (),
         muon_lr: float = 0.0,
         rng: np.random.Generator | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """``adamw8bit`` draws one number from ``rng``, to seed its rounding. ``ValueError`` if there is none."""
+        """``adamw8bit`` draws one number from ``rng``, to seed its rounding. ``ValueError`` if there is none.
+
+        With ``config.shard`` each of ``ranks`` has the states of its share of the parameters.
+        """
         self.config = config
+        self.ranks = ranks
         self.parameters = [p for p in parameters if p.requires_grad]
+        sizes = [p.numel() for p in self.parameters]
+        self.owners = shares(sizes, ranks.world) if config.shard else [ranks.rank] * len(sizes)
         for_muon = {id(p) for p in matrices}
         coarse = self._coarse(for_muon)
-        self.masters = [p if id(p) in coarse else _master(p, offload=config.offload) for p in self.parameters]
+        self.masters = [
+            p if id(p) in coarse else _master(p, offload=config.offload, own=owner == ranks.rank)
+            for p, owner in zip(self.parameters, self.owners, strict=True)
+        ]
         split: tuple[list[Tensor], list[Tensor]] = ([], [])
         for parameter, master in zip(self.parameters, self.masters, strict=True):
             if id(parameter) not in coarse:
@@ -108,15 +120,31 @@ class ClippedAdamW:
     def _pairs(self) -> list[tuple[nn.Parameter, Tensor]]:
         return [(p, m) for p, m in zip(self.parameters, self.masters, strict=True) if p is not m]
 
+    @property
+    def _others(self) -> list[nn.Parameter]:
+        """What other ranks step."""
+        return [p for p, owner in zip(self.parameters, self.owners, strict=True) if owner != self.ranks.rank]
+
+    @torch.no_grad()
+    def add_up(self) -> None:
+        """Makes the gradient that of all ranks, those without one adding zeros; nothing for one learner."""
+        if self.ranks.world > 1:
+            for parameter in self.parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            self.ranks.add(p.grad for p in self.parameters if p.grad is not None)
+
     @torch.no_grad()
     def clip(self) -> float:
         """Clips the gradient to ``max_grad_norm`` (0: no clipping); its norm before that, maybe not finite.
 
-        Gradients of parameters that have masters go over to those here.
+        Gradients of parameters that have masters go over to those here, those that other ranks step are gone.
         """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = _norm(gradients)
         scale = min(1.0, self.config.max_grad_norm / (norm + 1e-6)) if self.config.max_grad_norm else 1.0
+        for parameter in self._others:
+            parameter.grad = None
         for parameter, master in self._pairs():
             gradient, parameter.grad = parameter.grad, None
             master.grad = None if gradient is None else gradient.to(master.device, master.dtype, copy=True)
@@ -141,7 +169,10 @@ class ClippedAdamW:
             optimizer.step()
         with torch.no_grad():
             for parameter, master in self._pairs():
-                parameter.copy_(master)
+                if master.numel():
+                    parameter.copy_(master)
+            if self.config.shard:
+                self.ranks.spread([p.data for p in self.parameters], self.owners)
         self.drop()
 
     def drop(self) -> None:
@@ -150,14 +181,17 @@ class ClippedAdamW:
             tensor.grad = None
 
     def state(self) -> dict[str, Any]:
-        """Moments, masters and the rounding's generator, for ``torch.save``. The tensors are live ones, not copies."""
+        """Moments, masters and the rounding's generator, for ``torch.save``. The tensors are live ones, not copies.
+
+        With ``config.shard`` this rank's part of them, for ``merged``.
+        """
         return {
             "optimizers": [optimizer.state_dict() for optimizer, _ in self._rates],
             "masters": [m for _, m in self._pairs()],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continues from a state that was read from a file; its tensors are taken over, not copied.
+        """Continues from a (merged) state that was read from a file; its tensors are taken over, not copied.
 
         Betas, decay and the like are those of this optimizer: who changes them means them.
         Raises ``UserError`` when the state is that of other settings.
@@ -171,19 +205,55 @@ class ClippedAdamW:
             )
         for (optimizer, _), saved in zip(self._rates, state["optimizers"], strict=True):
             asked = [{k: v for k, v in group.items() if k in _SETTINGS} for group in optimizer.param_groups]
-            optimizer.load_state_dict(saved)
+            optimizer.load_state_dict(self._own_part(optimizer, saved))
             for group, settings in zip(optimizer.param_groups, asked, strict=True):
                 group.update(settings)
         with torch.no_grad():
             for (_, master), saved in zip(pairs, state["masters"], strict=True):
-                master.copy_(saved)
+                if master.numel():
+                    master.copy_(saved)
+
+    def _own_part(self, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+        """Of an optimizer's saved state, what belongs to the parameters that this rank steps."""
+        own = {
+            id(tensor)
+            for pair, owner in zip(zip(self.parameters, self.masters, strict=True), self.owners, strict=True)
+            for tensor in pair
+            if owner == self.ranks.rank
+        }
+        kept = [id(p) in own for group in optimizer.param_groups for p in group["params"]]
+        if "moments" in saved:
+            moments = saved["moments"]
+            return {**saved, "moments": [m if i >= len(kept) or kept[i] else {} for i, m in enumerate(moments)]}
+        return {**saved, "state": {i: s for i, s in saved["state"].items() if i >= len(kept) or kept[i]}}
 
 
-def _master(parameter: nn.Parameter, *, offload: bool) -> Tensor:
-    """The float32 (or wider) tensor that is updated for ``parameter``: itself, if it is that already."""
+def merged(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The whole state from the parts that the ranks of a sharded optimizer have, rank 0's first."""
+    first, *_ = states
+    optimizers = []
+    for parts in zip(*(state["optimizers"] for state in states), strict=True):
+        if "moments" in parts[0]:
+            moments: list[dict[str, Any]] = [
+                next((m for m in each if m), {}) for each in zip(*(p["moments"] for p in parts), strict=True)
+            ]
+            optimizers.append({**parts[0], "moments": moments})
+        else:
+            optimizers.append({**parts[0], "state": {i: s for part in parts for i, s in part["state"].items()}})
+    masters = [max(each, key=Tensor.numel) for each in zip(*(state["masters"] for state in states), strict=True)]
+    return {**first, "optimizers": optimizers, "masters": masters}
+
+
+def _master(parameter: nn.Parameter, *, offload: bool, own: bool = True) -> Tensor:
+    """The float32 (or wider) tensor that is updated for ``parameter``: itself, if it is that already.
+
+    Of one that another rank steps, an empty one.
+    """
     wide = torch.promote_types(parameter.dtype, torch.float32)
     if wide == parameter.dtype and not offload:
         return parameter
+    if not own:
+        return parameter.new_empty(0, dtype=wide)
     return parameter.detach().to("cpu" if offload else parameter.device, wide, copy=True).requires_grad_()
 
 

@@ -59,12 +59,17 @@ class PackedRow:
         return np.split(values, np.cumsum(self.selected)[:-1])
 
 
-def pack_rows(token_ids: Sequence[IntArray], selected: Sequence[BoolArray], limit: int) -> list[PackedRow]:
+def pack_rows(
+    token_ids: Sequence[IntArray], selected: Sequence[BoolArray], limit: int, *, multiple: int = 1
+) -> list[PackedRow]:
     """Packs sequences into rows of at most ``limit`` tokens: few rows, and those of nearly equal length.
 
     First-fit decreasing says how many rows there are. The last of them would be a stump, on average half empty; so
     the limit is then lowered as far as the same number of rows allows. The fullest row, and with it the memory that a
     step needs, gets smaller for nothing.
+
+    The number of rows is a multiple of ``multiple``, if there are sequences enough: so many learners then get equally
+    many, of nearly equal length.
 
     ``selected[i]`` (T_i,) marks the tokens of sequence i whose log-probabilities are wanted. A single
     sequence longer than the limit gets a row of its own. The outcome depends on the lengths and
@@ -75,11 +80,12 @@ def pack_rows(token_ids: Sequence[IntArray], selected: Sequence[BoolArray], limi
     lengths = [len(ids) for ids in token_ids]
     bins = _first_fit(lengths, limit)
     if bins:
-        low, high = max(-(-sum(lengths) // len(bins)), min(limit, max(lengths))), limit
+        wanted = -(-len(bins) // multiple) * multiple
+        low, high = max(-(-sum(lengths) // wanted), min(limit, max(lengths))), limit
         while low < high:
             middle = (low + high) // 2
             tried = _first_fit(lengths, middle)
-            if len(tried) <= len(bins):
+            if len(tried) <= wanted:
                 bins, high = tried, middle
             else:
                 low = middle + 1
@@ -111,6 +117,19 @@ def _row(members: list[int], token_ids: Sequence[IntArray], selected: Sequence[B
         sources=np.flatnonzero(np.concatenate([selected[m] for m in members])) - 1,
         selected=np.array([selected[m].sum() for m in members], dtype=np.int32),
     )
+
+
+def shares(sizes: Sequence[int], among: int) -> list[int]:
+    """Which of ``among`` each item goes to: the largest first, to whoever has least, the first of equals.
+
+    >>> shares([5, 4, 3, 3], 2)
+    [0, 1, 1, 0]
+    """
+    loads, where = [0] * among, [0] * len(sizes)
+    for item in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        where[item] = loads.index(min(loads))
+        loads[where[item]] += sizes[item]
+    return where
 
 
 def room(rows: Sequence[PackedRow]) -> int:

@@ -4,6 +4,9 @@
 
 The old log-probabilities are the learner's own from before the step. With a single update they are
 those of the training forward itself; only with several is a pass without gradients spent on them.
+
+Several learners (``learner/ranks.py``) do the same with the same batch: each takes its share of the rows, and gradients
+and figures are added up between backward and clip. Nothing of a microbatch is read on the host before that.
 """
 
 from __future__ import annotations
@@ -24,16 +27,19 @@ from agent.groups import Group
 from agent.records import FloatArray
 from learner.batch import Batch, Minibatch, Sample, make_batch, minibatches
 from learner.config import AlgorithmConfig
-from learner.loss import LossMetrics, Mismatch, loss_input, policy_loss
+from learner.loss import LossMetrics, Mismatch, Tally, loss_input, policy_loss
 from learner.memory import named_knobs
 from learner.optimizer import ClippedAdamW, schedule_factor
-from learner.packing import PackedRow, pack_rows, room
+from learner.packing import PackedRow, pack_rows, room, shares
 from learner.policy import Policy
+from learner.ranks import ALONE, Ranks
 from learner.report import UpdateReport
 
 MAX_SKIPPED_IN_A_ROW = 3
 
 NAN = float("nan")
+UNKNOWN: FloatArray = np.zeros(0, np.float32)
+"""Of a sample in another rank's rows."""
 
 
 class Updater:
@@ -48,11 +54,13 @@ class Updater:
         fault_folder: Path,
         temperature: float = 1.0,
         reference: Policy | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """``rng`` orders the later epochs and seeds stochastic rounding; the engine samples at ``temperature``.
 
         ``fault_folder`` receives the batch that raised a ``Fault``. ``reference`` is the frozen policy
-        of the KL term; ``ValueError`` if ``config.kl`` asks for one and it is None.
+        of the KL term; ``ValueError`` if ``config.kl`` asks for one and it is None. Every rank of ``ranks`` has an
+        updater like this one, which begins with the same weights and the same ``rng``.
         """
         if config.kl != "none" and reference is None:
             raise ValueError(f"algorithm.kl={config.kl} needs a reference policy")
@@ -62,7 +70,8 @@ class Updater:
         self.temperature = temperature
         self.reference = reference if config.kl != "none" else None
         self.fault_folder = fault_folder
-        self.optimizer = ClippedAdamW(policy.parameters(), config.optimizer, rng=rng)
+        self.ranks = ranks
+        self.optimizer = ClippedAdamW(policy.parameters(), config.optimizer, rng=rng, ranks=ranks)
         self._rng = rng
         self._skipped_in_a_row = 0
 
@@ -89,6 +98,7 @@ class Updater:
         run = _Run(self, batch, parts, step=step, version=version)
         for minibatch in parts:
             run.take(minibatch)
+        self.ranks.check_equal(self.optimizer.parameters, "weights")
         return run.report(time.perf_counter() - started)
 
     def schedule(self, step: int) -> float:
@@ -117,14 +127,22 @@ class Updater:
         self._skipped_in_a_row = int(state["skipped_in_a_row"])
 
     def pack(self, samples: Sequence[Sample]) -> list[PackedRow]:
-        """The microbatches of ``samples``."""
+        """The microbatches of ``samples``, of all ranks."""
         return pack_rows(
-            [s.token_ids for s in samples], [s.action_mask for s in samples], self.config.microbatch_tokens
+            [s.token_ids for s in samples],
+            [s.action_mask for s in samples],
+            self.config.microbatch_tokens,
+            multiple=self.ranks.world,
         )
+
+    def own(self, rows: Sequence[PackedRow]) -> list[PackedRow]:
+        """This rank's share of them, by tokens."""
+        where = shares([len(row.token_ids) for row in rows], self.ranks.world)
+        return [row for row, rank in zip(rows, where, strict=True) if rank == self.ranks.rank]
 
     @torch.no_grad()
     def score(self, policy: Policy, samples: Sequence[Sample]) -> list[FloatArray]:
-        """Each sample's (A,) action-token log-probabilities under ``policy``."""
+        """Each sample's (A,) action-token log-probabilities under ``policy``. No other rank has a part in it."""
         out: list[FloatArray] = [np.zeros(0, np.float32)] * len(samples)
         for row in self.pack(samples):
             scored = policy.logprobs(row, temperature=self.temperature, chunk=self.config.logits_chunk)
@@ -157,19 +175,21 @@ class _Run:
     def __init__(self, updater: Updater, batch: Batch, parts: Sequence[Minibatch], *, step: int, version: int) -> None:
         self.updater, self.policy, self.config = updater, updater.policy, updater.config
         self.step, self.version = step, version
-        self.metrics: list[LossMetrics] = []
+        self.metrics = LossMetrics()
+        self.mismatch = Mismatch()
         self.rows: list[PackedRow] = []
         self.losses: list[float] = []
         self.norms: list[float] = []
-        self.mismatch = Mismatch()
         self.entropy = 0.0
         self.room = 0
         self.sequences = self.experts = 0
+        self._packed = [updater.pack(part.samples) for part in parts]
         self.old, self.reference = self._score_before(batch, parts)
 
     def take(self, minibatch: Minibatch) -> None:
         """One optimizer update."""
-        loss = self._backward(minibatch)
+        rows = self._packed.pop(0)
+        loss = self._backward(minibatch, rows)
         self._check_mismatch()
         self.losses.append(loss)
         norm = self.updater.apply(loss, minibatch, self.step)
@@ -196,71 +216,84 @@ class _Run:
     ) -> tuple[dict[int, FloatArray], dict[int, FloatArray]]:
         """By index in the batch: log-probabilities under the policy before the step, and the reference.
 
-        The former are empty when there is one update: its own forward pass has them.
+        Of the samples in this rank's rows. The former are empty when there is one update: its own forward pass has
+        them.
         """
-        used = sorted({i for part in parts for i in part.indices})
+        wanted = self.config.old_logprobs == "learner" or any(s.expert for part in parts for s in part.samples)
+        again = wanted and len(parts) > 1
+        if not again and self.updater.reference is None:
+            return {}, {}
+        rows = [(part, self.updater.own(packed)) for part, packed in zip(parts, self._packed, strict=True)]
+        used = sorted({part.indices[m] for part, own in rows for row in own for m in row.members})
         samples = [batch.samples[i] for i in used]
-        wanted = self.config.old_logprobs == "learner" or any(s.expert for s in samples)
-        old = self.updater.score(self.policy, samples) if wanted and len(parts) > 1 else []
+        old = self.updater.score(self.policy, samples) if again else []
         reference: list[FloatArray] = []
         if self.updater.reference is not None:
             with self.updater.reference.lent_to(self.policy.device):
                 reference = self.updater.score(self.updater.reference, samples)
         return dict(zip(used, old, strict=False)), dict(zip(used, reference, strict=False))
 
-    def _backward(self, minibatch: Minibatch) -> float:
-        """Adds the minibatch's gradient up over its microbatches; returns the loss."""
-        rows = self.updater.pack(minibatch.samples)
-        losses = []
-        for row in rows:
+    def _backward(self, minibatch: Minibatch, rows: list[PackedRow]) -> float:
+        """Adds the minibatch's gradient up over its microbatches, and the ranks; returns the loss."""
+        tally = Tally(self.policy.device)
+        for row in self.updater.own(rows):
             out = self.policy.logprobs(
                 row, temperature=self.updater.temperature, chunk=self.config.logits_chunk, entropy=True
             )
-            loss, metrics = self._loss(out.values, row, minibatch)
-            loss.backward()
-            losses.append(loss.detach())
-            self.metrics.append(metrics)
             assert out.entropy is not None
-            self.entropy += float(out.entropy.sum())
+            loss, metrics, mismatch = self._loss(out.values, row, minibatch)
+            loss.backward()
+            tally.add(loss, out.entropy, metrics, mismatch)
+        self.updater.optimizer.add_up()
+        loss_sum, entropy, metrics_sum, mismatch_sum = tally.read(self.updater.ranks)
+        self.entropy += entropy
+        self.metrics = LossMetrics.merge([self.metrics, metrics_sum])
+        self.mismatch += mismatch_sum
         self.rows += rows
         self.room += room(rows)
         self.sequences += len(minibatch.samples)
         self.experts += sum(s.expert for s in minibatch.samples)
-        return float(torch.stack(losses).sum())
+        return loss_sum
 
-    def _loss(self, logprobs: Tensor, row: PackedRow, minibatch: Minibatch) -> tuple[Tensor, LossMetrics]:
+    def _loss(self, logprobs: Tensor, row: PackedRow, minibatch: Minibatch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The row's loss, and the values of its ``LossMetrics`` and ``Mismatch`` (None: not of the current weights)."""
         samples, indices = minibatch.samples, minibatch.indices
 
         def tensor(values: np.ndarray) -> Tensor:
             out = torch.from_numpy(values)
-            return out.to(self.policy.device, torch.bool if values.dtype == np.bool_ else logprobs.dtype)
+            out = out if values.dtype == np.bool_ else out.to(logprobs.dtype)
+            return out.to(self.policy.device, non_blocking=True)
 
         engine = tensor(row.concatenate([s.engine_logprobs for s in samples]))
         sampled = tensor(row.repeat(np.array([not s.expert for s in samples])))
         before = logprobs.detach()
         if self.old:
-            before = tensor(row.concatenate([self.old[i] for i in indices]))
+            before = tensor(row.concatenate([self.old.get(i, UNKNOWN) for i in indices]))
+        apart = None
         # Until the first step is taken, the parameters are still those of ``version``.
         if self.old or not self.norms:
             current = tensor(row.concatenate([s.versions for s in samples]) == self.version)
-            self.mismatch += Mismatch.of(before, engine, current & sampled)
+            apart = Mismatch.of(before, engine, current & sampled)
         old, mismatch = before, torch.where(sampled, before - engine, 0.0)
         if self.config.old_logprobs == "engine":
             old, mismatch = torch.where(sampled, engine, before), torch.zeros_like(before)
         weights = tensor(row.repeat(minibatch.policy_weights))
         advantages = tensor(row.repeat(np.array([s.advantage for s in samples])))
-        return policy_loss(
+        loss, metrics = policy_loss(
             self.updater.loss,
             loss_input(logprobs, old, mismatch, advantages, weights, row.selected.tolist()),
             logprobs,
             weights,
             self.config,
-            reference=tensor(row.concatenate([self.reference[i] for i in indices])) if self.reference else None,
+            reference=tensor(row.concatenate([self.reference.get(i, UNKNOWN) for i in indices]))
+            if self.reference
+            else None,
             kl_weights=tensor(row.repeat(minibatch.kl_weights)),
         )
+        return loss, metrics, apart
 
     def report(self, seconds: float) -> UpdateReport:
-        metrics = LossMetrics.merge(self.metrics)
+        metrics = self.metrics
         tokens = sum(len(row.token_ids) for row in self.rows)
         action_tokens = int(sum(row.selected.sum() for row in self.rows))
         return UpdateReport(

@@ -128,6 +128,10 @@ KNOBS = (
     _Knob("cluster.engine.max_num_seqs", _sequences),
     _Knob("algorithm.gradient_checkpointing", lambda c: _when(not c.algorithm.gradient_checkpointing, True)),
     _Knob("algorithm.reference", lambda c: _when(needs_reference(c) and c.algorithm.reference == "device", "cpu")),
+    _Knob(
+        "algorithm.optimizer.shard",
+        lambda c: _when(c.cluster.learners > 1 and not c.algorithm.optimizer.shard, True),
+    ),
     _Knob("algorithm.optimizer.kind", lambda c: _when(c.algorithm.optimizer.kind == "adamw", "adamw8bit")),
     _Knob("algorithm.optimizer", _offload),
     _Knob("model.lora_rank", lambda c: _when(c.model.lora_rank == 0, 16)),

@@ -37,9 +37,11 @@ def memory_bytes(config: RunConfig) -> int:
     copies = 2 * weight_bytes(config)  # the learner's, and the buffer that they are packed into
     shared = object_store_bytes(config) + heap_bytes(config.retrieval.heap) + copies + 3 * PROCESS
     if cluster.device == "cuda":
-        asleep = engine.weights if cluster.colocated else 0
-        return shared + learner.host + (1 + cluster.rollout_workers) * CUDA_PROCESS + asleep
-    return shared + learner.static + cluster.rollout_workers * (engine.total + PROCESS) + PROCESS
+        asleep = cluster.rollout_workers * engine.weights if cluster.colocated else 0
+        processes = cluster.learners + cluster.rollout_workers
+        return shared + cluster.learners * learner.host + processes * CUDA_PROCESS + asleep
+    learners = cluster.learners * (learner.static + PROCESS)
+    return shared + learners + cluster.rollout_workers * (engine.total + PROCESS)
 
 
 def checkpoint_bytes(config: RunConfig) -> int:

@@ -20,6 +20,7 @@ from functools import cached_property
 from actors.plan.architecture import BYTES, Architecture, architecture
 from actors.plan.cards import GIB
 from conf.schema import RunConfig
+from learner.packing import shares
 
 CONTEXT = int(0.5 * GIB)
 """CUDA context, loaded kernels and cuBLAS workspaces of one process."""
@@ -51,6 +52,10 @@ class LearnerMemory:
     checkpointing: bool
     lora_rank: int
     on_gpu: bool = True
+    world: int = 1
+    """Learners, of which this is the one that holds most."""
+    shard: bool = False
+    """Each has the optimizer states of its share of the weights alone."""
 
     # --- what stays ------------------------------------------------------------------------------
 
@@ -82,16 +87,29 @@ class LearnerMemory:
         return sum(self.trained) * self.trained_size
 
     @cached_property
-    def states(self) -> int:
-        """The optimizer's, wherever they are: moments, scales and tables, masters."""
+    def _states(self) -> list[int]:
+        """Of each trained tensor: moments, scales and tables, its master."""
         # Two float32 moments, a float32 master beside each weight that is narrower or elsewhere, torch's step count.
         each = 8 + (4 if self.trained_size < 4 or self.offload else 0)
         coarse = self.optimizer == "adamw8bit"
-        return sum(2 * _moment8(n) if coarse and quantised(n) else each * n + 4 for n in self.trained)
+        return [2 * _moment8(n) if coarse and quantised(n) else each * n + 4 for n in self.trained]
+
+    @cached_property
+    def states(self) -> int:
+        """The optimizer's, wherever they are, of all learners together if they share them out."""
+        return sum(self._states)
+
+    @cached_property
+    def own_states(self) -> int:
+        """Those of one learner."""
+        if not self.shard or self.world == 1:
+            return self.states
+        owners = shares(self.trained, self.world)
+        return max(sum(s for s, o in zip(self._states, owners, strict=True) if o == rank) for rank in range(self.world))
 
     @property
     def states_here(self) -> int:
-        return 0 if self.offload else self.states
+        return 0 if self.offload else self.own_states
 
     @property
     def reference_weights(self) -> int:
@@ -114,7 +132,7 @@ class LearnerMemory:
     @property
     def host(self) -> int:
         """Bytes of CPU memory: states and reference that were moved there, and float32 gradients for those states."""
-        moved = self.states + 4 * sum(self.trained) if self.offload else 0
+        moved = self.own_states + 4 * sum(self.trained) if self.offload else 0
         return moved + (self.reference_weights if self.reference == "cpu" else 0)
 
     # --- activations -----------------------------------------------------------------------------
@@ -271,6 +289,8 @@ def learner_memory(config: RunConfig) -> LearnerMemory:
         checkpointing=algorithm.gradient_checkpointing,
         lora_rank=config.model.lora_rank,
         on_gpu=config.cluster.device == "cuda",
+        world=config.cluster.learners,
+        shard=algorithm.optimizer.shard,
     )
 
 

@@ -60,6 +60,8 @@ class Learning:
     tokens_per_s: float
     model_use: float
     """Model-flops utilisation: 6 flops a weight and token, without the recomputation."""
+    adding_s: float
+    """Of that, summing the gradients of several learners."""
     publish_s: float
     limit: str
 
@@ -151,24 +153,31 @@ def _learning(config: RunConfig, memory: LearnerMemory, gpu: Card, assumed: Assu
     scored = needs_reference(config) + (0 < config.algorithm.minibatch_questions < pool.batch_questions)
     epochs = config.algorithm.epochs
     work = epochs * (passes * forward + head_passes * head) + scored * (forward + head)
-    computing = work / (assumed.learner_use * gpu.tflops * 1e12)
+    learners = config.cluster.learners
+    computing = work / learners / (assumed.learner_use * gpu.tflops * 1e12)
     if memory.offload:
-        updating = 2 * memory.states / (assumed.host_bandwidth * 1e9) + 2 * memory.gradients / (gpu.pcie * 1e9)
+        updating = 2 * memory.own_states / (assumed.host_bandwidth * 1e9) + 2 * memory.gradients / (gpu.pcie * 1e9)
     else:
-        updating = (2 * memory.states + 2 * memory.weights + memory.gradients) / (gpu.bandwidth * 1e9)
+        updating = (2 * memory.own_states + 2 * memory.weights + memory.gradients) / (gpu.bandwidth * 1e9)
+    # A ring: each learner passes on two times (L - 1) / L of the gradients; without peer-to-peer copies, through the
+    # CPU's memory. Sharded states send each updated weight to all others.
+    ring = (learners - 1) / learners * (2 * memory.gradients + (memory.weights if memory.shard else 0))
+    adding = ring / (min(gpu.pcie, assumed.host_bandwidth) * 1e9)
     per_update = config.algorithm.minibatch_questions or pool.batch_questions
-    updating *= epochs * math.ceil(pool.batch_questions / per_update)
-    seconds = computing + updating
+    updates = epochs * math.ceil(pool.batch_questions / per_update)
+    updating, adding = updating * updates, adding * updates
+    seconds = computing + updating + adding
     # Down to the CPU; packed, hashed and read there; up to each engine, all at once.
     weights = model.parameters * memory.size
     publish = 2 * weights / (gpu.pcie * 1e9) + 3 * weights / (assumed.host_bandwidth * 1e9)
-    parts = {"computing": computing, "the optimizer": updating, "publishing": publish}
+    parts = {"computing": computing, "the optimizer": updating, "adding gradients up": adding, "publishing": publish}
     useful = epochs * 3 * (2 * tokens * model.layer_parameters + head)
     return Learning(
         seconds=seconds,
         tokens=tokens,
         tokens_per_s=tokens / seconds,
-        model_use=useful / seconds / (gpu.tflops * 1e12),
+        model_use=useful / learners / seconds / (gpu.tflops * 1e12),
+        adding_s=adding,
         publish_s=publish,
         limit=max(parts, key=lambda name: parts[name]),
     )

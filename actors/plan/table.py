@@ -26,7 +26,7 @@ def table(config: RunConfig) -> str:
     kind = f"{cluster.gpus} x {cluster.card} with {limit / GIB:.2f} GiB each" if limit else "no GPU"
     lines = [
         f"cluster={cluster.name} model={model.name}: {learner.model.parameters:,} parameters in {model.dtype}, {kind}",
-        *_section("GPU 0: learner" if limit else "CPU: learner", learner_rows(learner)),
+        *_section(_learners(config), learner_rows(learner)),
         f"  peak {learner.peak / GIB:.2f} GiB in phase {learner.peak_phase!r}"
         + (f"; the longest packed row that fits has {_longest(learner, engine, config):,} tokens" if limit else ""),
     ]
@@ -69,7 +69,7 @@ def table(config: RunConfig) -> str:
 
 def learner_rows(m: LearnerMemory) -> list[Row]:
     """What is on the learner's device at its peak and around it."""
-    where = " in CPU memory" if m.offload else ""
+    where = (" in CPU memory" if m.offload else "") + (f", a share of {m.states:,} bytes" if m.shard else "")
     trained = f"of {sum(m.trained):,} adapter values" if m.lora_rank else ""
     recomputed = "one layer's is made again" if m.checkpointing else "all layers' are kept"
     reference = {"none": "none", "device": "", "cpu": "in CPU memory, here to score"}[m.reference]
@@ -109,14 +109,24 @@ def _section(title: str, rows: list[Row]) -> Iterator[str]:
         yield f"  {part:<24}{count / GIB:>9.3f} GiB {count:>16,} bytes  {remark}".rstrip()
 
 
+def _learners(config: RunConfig) -> str:
+    learners = config.cluster.learners
+    names = f"learner, learner-1 to learner-{learners - 1}, each" if learners > 2 else "learner and learner-1, each"
+    return f"{_place(config, 0, learners)}: {names if learners > 1 else 'learner'}"
+
+
 def _engines(config: RunConfig) -> str:
-    workers = config.cluster.rollout_workers
+    workers, colocated = config.cluster.rollout_workers, config.cluster.colocated
     names = f"rollout-0 to rollout-{workers - 1}, each" if workers > 1 else "rollout-0"
+    place = _place(config, 0 if colocated else config.cluster.learners, workers)
+    return f"{place}{', too' if colocated else ''}: {names}"
+
+
+def _place(config: RunConfig, first: int, count: int) -> str:
+    """The cards that ``count`` actors have one each of."""
     if config.cluster.device == "cpu":
-        return f"CPU: {names}"
-    if config.cluster.colocated:
-        return f"GPU 0, too: {names}"
-    return f"GPU {f'1 to {workers}' if workers > 1 else '1'}: {names}"
+        return "CPU"
+    return f"GPU {first} to {first + count - 1}" if count > 1 else f"GPU {first}"
 
 
 def _longest(learner: LearnerMemory, engine: EngineMemory, config: RunConfig) -> int:
@@ -131,11 +141,12 @@ def _times(config: RunConfig) -> Iterator[str]:
         s = step(config, replace(ASSUMED, response_share=share))
         how = "overlapped" if s.overlapped else "one after the other"
         turns = f", {s.turns_s:.1f} s to move the engine off the card and back" if s.turns_s else ""
+        adding = f", {s.learning.adding_s:.1f} s of it to add gradients up" if s.learning.adding_s else ""
         yield (
             f"  {name}: {s.seconds:.1f} s a step ({how}); {s.rollouts.trajectories} rollouts in "
             f"{s.rollouts.seconds:.1f} s at {s.rollouts.tokens_per_s:,.0f} sampled tokens/s; learner "
             f"{s.learning.seconds:.1f} s at {s.learning.tokens_per_s:,.0f} tokens/s, model-flops utilisation "
-            f"{s.learning.model_use:.0%}; publishing {s.learning.publish_s:.1f} s{turns}"
+            f"{s.learning.model_use:.0%}{adding}; publishing {s.learning.publish_s:.1f} s{turns}"
         )
         yield f"    limited by {s.limit}"
     if short := short_lease(config):

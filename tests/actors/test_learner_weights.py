@@ -51,9 +51,9 @@ class Room:
         settings = SimpleNamespace(colocated=False, log=None, run_dir=folder)
         self.learner: Any = LearnerActor.__ray_metadata__.modified_class(settings, folder)  # type: ignore[attr-defined]
         self.weights = {"w": torch.zeros(3)}
-        self.learner._policy = SimpleNamespace(current=lambda: self.weights, published=lambda: self.weights)
-        self.learner._publisher = Publisher(self.learner._policy, "object_store", bucket=1, timeout_s=1.0)
-        self.learner._updater = SimpleNamespace(update=self._update)
+        policy: Any = SimpleNamespace(current=lambda: self.weights, published=lambda: self.weights)
+        self.learner._publisher = Publisher(policy, "object_store", bucket=1, timeout_s=1.0)
+        self.learner._training = SimpleNamespace(update=self._update, leave_card=lambda: None)
         self.batch_there, self.updating, self.updated = (threading.Event() for _ in range(3))
         batch = SimpleNamespace(index=0, accepted=(), rollouts=0, generated_tokens=0)
 
@@ -69,7 +69,7 @@ class Room:
         assert value == version, "these are another version's weights"
         return Published(channel="object_store", version=version, checksum="", handle=None)
 
-    def _update(self, groups: Any, *, step: int, version: int) -> Report:
+    def _update(self, groups: Any, step: int, version: int) -> Report:
         self.weights["w"] += 0.5
         self.updating.set()
         assert self.updated.wait(PATIENCE_S)

@@ -24,7 +24,9 @@ from conf.topology import ClusterConfig
 
 def test_each_engine_has_a_bundle_beside_the_learners() -> None:
     assert bundles(ClusterConfig(device="cuda", rollout_workers=3)) == [{"GPU": 1.0}] * 4
+    assert bundles(ClusterConfig(device="cuda", rollout_workers=2, learners=2)) == [{"GPU": 1.0}] * 4
     assert bundles(ClusterConfig(device="cuda", rollout_workers=1, colocated=True)) == [{"GPU": 1.0}]
+    assert bundles(ClusterConfig(device="cuda", rollout_workers=4, learners=4, colocated=True)) == [{"GPU": 1.0}] * 4
     assert bundles(ClusterConfig(rollout_workers=3)) == []
 
 
@@ -48,7 +50,9 @@ def test_a_bundle_is_not_spread_over_nodes() -> None:
 def test_retrieval_is_on_each_node_with_engines() -> None:
     assert engine_nodes(["a", "a", "a", "b", "b"]) == ("a", "b")
     assert engine_nodes(["a", "b", "b"]) == ("b",), "the learner searches nothing"
+    assert engine_nodes(["a", "a", "b", "b"], learners=2) == ("b",)
     assert engine_nodes(["a"]) == ("a",)
+    assert engine_nodes(["a", "b"], learners=2) == ("a", "b"), "colocated"
 
 
 def test_a_worker_asks_its_own_nodes_replica() -> None:

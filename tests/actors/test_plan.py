@@ -46,6 +46,9 @@ PUBLISHED = {
     "llama1b": 1_235_814_400,
 }
 """Parameters of every shipped model, by their model cards; a base model has its sizes."""
+GPU_CLUSTERS = sorted(
+    {file.stem for file in (Path(__file__).parents[2] / "conf" / "cluster").glob("*.yaml")} - {"local", "auto"}
+)
 
 
 def composed(*overrides: str) -> RunConfig:
@@ -352,7 +355,7 @@ def test_the_learner_of_the_four_cards_takes_at_most_20_gib() -> None:
 
 
 @pytest.mark.parametrize("model", [m for m in PUBLISHED if m != "tiny"])
-@pytest.mark.parametrize("cluster", ["4x3090", "2x24gb", "1x24gb", "8xh100", "ray"])
+@pytest.mark.parametrize("cluster", GPU_CLUSTERS)
 def test_every_shipped_model_fits_on_every_shipped_cluster(cluster: str, model: str) -> None:
     assert refusal(composed(f"cluster={cluster}", f"model={model}")) is None
 
@@ -515,6 +518,26 @@ def test_recomputation_costs_a_third_and_adapters_save_no_time() -> None:
     assert 0.97 < seconds(("model.lora_rank", 16)) / seconds() < 1.0
 
 
+def test_several_learners_share_the_work_and_add_their_gradients_up() -> None:
+    one, two = step(box()).learning, step(box(("cluster.learners", 2))).learning
+    memory = learner_memory(box())
+    update = (2 * memory.states + 2 * memory.weights + memory.gradients) / 936e9
+    ring = 2 * (1 / 2) * memory.gradients / 10e9
+    assert two.adding_s == pytest.approx(ring)
+    assert two.seconds == pytest.approx((one.seconds - update) / 2 + update + ring)
+    assert two.model_use == pytest.approx(one.model_use * one.seconds / (2 * two.seconds))
+    assert box(("cluster.learners", 2)).cluster.gpus == 5
+
+
+def test_learners_that_share_the_states_out_have_the_largest_share_counted() -> None:
+    config = box(("cluster.learners", 3), ("algorithm.optimizer", OptimizerConfig(shard=True)))
+    memory = learner_memory(config)
+    whole = learner_memory(box(("algorithm.optimizer", OptimizerConfig()))).states
+    assert memory.states == whole
+    assert whole / 3 <= memory.states_here < 1.1 * whole / 3
+    assert smallest_change(changed(config, "algorithm.optimizer.shard", False)) == ("algorithm.optimizer.shard=true",)
+
+
 # --- the machine around the cards -------------------------------------------------------------------
 
 
@@ -574,7 +597,7 @@ def test_a_plan_without_a_gpu_has_no_times() -> None:
 def test_engines_settings_are_checked_before_they_are_planned_with() -> None:
     with pytest.raises(UserError, match="must lie in"):
         EngineConfig(gpu_memory_utilization=1.5)
-    with pytest.raises(UserError, match=r"cluster\.colocated=true shares one GPU"):
+    with pytest.raises(UserError, match=r"cluster\.colocated=true shares each GPU"):
         ClusterConfig(device="cuda", colocated=True, rollout_workers=2)
 
 

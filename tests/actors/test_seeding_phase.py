@@ -16,9 +16,10 @@ import torch
 
 from actors import learner as learner_module
 from actors import publisher as publisher_module
-from actors.learner import LearnerActor, LearnerSettings
+from actors.learner import LearnerActor
 from actors.payloads import packed
 from actors.prepare import Prepared, prepare
+from actors.training import LearnerSettings
 from agent.config import AgentConfig, GroupConfig
 from agent.dialogue import Dialogue
 from agent.errors import UserError
@@ -169,7 +170,7 @@ def expert_logprob(actor: Any) -> float:
         for e in experts
     ]
     samples = make_batch(groups, "std").samples
-    return float(np.concatenate(actor._seeding.updater.score(actor._policy, samples)).mean())
+    return float(np.concatenate(actor._training.seeding.score(actor._training.policy, samples)).mean())
 
 
 def test_every_step_takes_all_questions_and_learns_from_the_experts(start: Any, prepared: Prepared) -> None:
@@ -212,15 +213,15 @@ def test_the_main_run_begins_anew_from_the_seeded_policy(start: Any, prepared: P
             mismatch_limit=0.0,
         )
     )
-    assert actor._seeding.updater.reference is None
+    assert actor._training.seeding.reference is None
     report = actor.seed(Pool(prepared, {}))
-    seeded = {name: tensor.clone() for name, tensor in actor._policy.published().items()}
+    seeded = {name: tensor.clone() for name, tensor in actor._training.policy.published().items()}
     published = actor.begin(None)
     assert published.version == report.version == 1, "the same weights keep their version"
     assert actor._seeding is None
-    assert actor._updater.config.optimizer.lr == 1e-4
-    assert actor._updater.schedule(0) == 1.0
-    reference = dict(actor._reference.published())
+    assert actor._training.updater.config.optimizer.lr == 1e-4
+    assert actor._training.updater.schedule(0) == 1.0
+    reference = dict(actor._training.reference.published())
     assert seeded.keys() == reference.keys()
     assert all(torch.equal(seeded[name], reference[name]) for name in seeded), "it is the warm start's checkpoint"
 
@@ -231,7 +232,7 @@ def test_the_seeding_has_its_own_rate_and_kl_term(start: Any, prepared: Prepared
     own = algorithm.of_seeding()
     assert (own.steps, own.optimizer.lr, own.kl, own.kl_coefficient, own.clip_high) == (2, 1e-3, "k2", 0.5, 0.28)
     actor = start(seeding=seeding)
-    assert actor._seeding.updater.reference is not None
+    assert actor._training.seeding.reference is not None
     actor.seed(Pool(prepared, {}))
     assert actor.seed(Pool(prepared, {})).metrics["learner/kl"] > 0
 

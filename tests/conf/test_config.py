@@ -226,7 +226,13 @@ def test_the_four_cards_hold_a_learner_and_three_engines() -> None:
     assert config.algorithm.optimizer.kind == "adamw8bit"
 
 
-@pytest.mark.parametrize(("cluster", "gpus"), [("local", 0), ("2x24gb", 2), ("1x24gb", 1), ("8xh100", 8), ("ray", 4)])
+@pytest.mark.parametrize(
+    ("cluster", "gpus"),
+    [
+        *(("local", 0), ("2x24gb", 2), ("1x24gb", 1), ("8xh100", 8), ("ray", 4)),
+        *(("4x3090-shared", 4), ("4x3090-2learners", 4)),
+    ],
+)
 def test_each_cluster_says_how_many_gpus_it_takes(cluster: str, gpus: int) -> None:
     assert composed(f"cluster={cluster}").cluster.gpus == gpus
 
@@ -301,7 +307,7 @@ MISTAKES = [
     (["reward.evidence_match=id"], "reward.evidence_match is not a setting; here it is data.evidence_match"),
     (["retrieval.heap=lots"], "retrieval.heap=lots: must be at least 64m"),
     (["cluster.engine.gpu_memory_utilization=1.5"], "cluster.engine.gpu_memory_utilization=1.5 must lie in (0, 1]"),
-    (["cluster.colocated=true"], "cluster.colocated=true shares one GPU between the learner and one engine"),
+    (["cluster.colocated=true"], "cluster.colocated=true shares each GPU between a learner and an engine"),
     (["cluster=1x24gb", "pool.max_staleness=1"], "cluster.colocated=true needs pool.max_staleness=0"),
     (["cluster.object_store_mib=-1"], "cluster.object_store_mib=-1 must be at least 0"),
     (["model.lora_rank=-1"], "model.lora_rank=-1 must be at least 0"),

@@ -28,7 +28,7 @@ def run(
     loss, metrics = policy_loss(config.build_loss(), row, logprobs, weighted, config, **extra)
     loss.backward()
     assert logprobs.grad is not None
-    return loss.item(), metrics, logprobs.grad.tolist()
+    return loss.item(), LossMetrics.of(metrics.tolist()), logprobs.grad.tolist()
 
 
 def test_on_policy_is_the_weighted_advantage() -> None:
@@ -98,10 +98,11 @@ def test_a_masked_token_cannot_reach_the_gradient(bad: float, kl: str, name: str
     config = AlgorithmConfig(loss=name, kl=kl)
     logprobs, weights = tensor(-1.0, bad).requires_grad_(), tensor(1, 0)
     row = loss_input(logprobs, tensor(-1, -1), logprobs.detach() + 1, tensor(1, 1), weights, [2])
-    loss, metrics = policy_loss(
+    loss, sums = policy_loss(
         config.build_loss(), row, logprobs, weights, config, reference=tensor(-2, -1), kl_weights=tensor(1, 0)
     )
     loss.backward()
+    metrics = LossMetrics.of(sums.tolist())
     assert torch.isfinite(loss)
     assert logprobs.grad is not None
     assert torch.isfinite(logprobs.grad).all()
@@ -121,8 +122,11 @@ def test_metrics_of_microbatches_add_up() -> None:
 
 
 def test_engine_gap() -> None:
-    gap = Mismatch.of(tensor(-1, -2, -3), tensor(-1.5, -2.25, float("nan")), torch.tensor([True, True, False]))
+    def of(*columns: torch.Tensor) -> Mismatch:
+        return Mismatch.of_values(Mismatch.of(*columns).tolist())
+
+    gap = of(tensor(-1, -2, -3), tensor(-1.5, -2.25, float("nan")), torch.tensor([True, True, False]))
     assert (gap.mean, gap.largest) == (0.375, 0.5)
-    both = gap + Mismatch.of(tensor(-1), tensor(-2), torch.tensor([True]))
+    both = gap + of(tensor(-1), tensor(-2), torch.tensor([True]))
     assert (both.tokens, both.mean, both.largest) == (3, pytest.approx(1.75 / 3), 1.0)
     assert math.isnan(Mismatch().mean)

@@ -13,7 +13,7 @@ import torch
 from agent.errors import UserError
 from learner.batch import loss_weights
 from learner.config import AlgorithmConfig
-from learner.loss import loss_input, policy_loss
+from learner.loss import LossMetrics, loss_input, policy_loss
 from learner.losses.base import Choices, loss_class, loss_names
 
 DEFAULTS = {
@@ -153,7 +153,8 @@ def test_cispo_counts_the_tokens_whose_weight_is_bounded() -> None:
     config = AlgorithmConfig(loss="cispo")
     logprobs, weights = tensor(math.log(8), 0.0, math.log(0.01)).requires_grad_(), tensor(1, 1, 1)
     row = loss_input(logprobs, tensor(0, 0, 0), tensor(0, 0, 0), tensor(1, 1, 1), weights, [3])
-    assert policy_loss(config.build_loss(), row, logprobs, weights, config)[1].clipped == 1
+    sums = policy_loss(config.build_loss(), row, logprobs, weights, config)[1]
+    assert LossMetrics.of(sums.tolist()).clipped == 1
 
 
 # --- packing ---------------------------------------------------------------------------------------

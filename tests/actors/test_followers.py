@@ -1,0 +1,114 @@
+"""Learners of several ranks as Ray actors over gloo: the same steps as one learner's, and a rank that dies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from ray_fakes import result
+from test_seeding_phase import Pool, config, learner_settings
+
+from actors.followers import FollowerActor, name
+from actors.learner import LearnerActor
+from actors.prepare import Prepared, prepare
+from actors.process import QUIET
+from actors.weights import unpack
+from agent.errors import Fault
+from learner.checkpoint import load_state
+
+pytestmark = pytest.mark.slow
+
+RANKS = 3
+
+
+@ray.remote
+class PoolOfItsOwn:
+    """The seeding's pool, as an actor."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._pool = Pool(prepared, {})
+
+    def take(self, version: int) -> Any:
+        batch = self._pool._take(version)
+        return batch.unpacked(ray.put)  # as a worker puts what the real pool passes on
+
+
+class Room:
+    """A run's learners, one or several."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.run = config(folder)
+        self.run.algorithm.optimizer.shard = True
+        self.prepared = prepare(self.run, folder)
+        self.actors: list[Any] = []
+
+    def learner(self, world: int) -> Any:
+        """One that has started."""
+        settings = learner_settings(self.run, self.prepared, self.folder)
+        options: dict[str, Any] = {"num_cpus": 0, "runtime_env": {"env_vars": {**QUIET, "OMP_NUM_THREADS": "1"}}}
+        followers = [
+            FollowerActor.options(**options).remote(settings, rank, world, self.folder)  # type: ignore[attr-defined]
+            for rank in range(1, world)
+        ]
+        learner = LearnerActor.options(**options).remote(settings, self.folder, followers)  # type: ignore[attr-defined]
+        self.actors += [learner, *followers]
+        result(learner.start.remote())
+        return learner
+
+    def steps(self, learner: Any, count: int) -> list[Any]:
+        """Steps of the seeding."""
+        result(learner.begin_seeding.remote(self.prepared.experts))
+        pool = PoolOfItsOwn.options(num_cpus=0).remote(self.prepared)  # type: ignore[attr-defined]
+        self.actors.append(pool)
+        return [result(learner.seed.remote(pool)) for _ in range(count)]
+
+
+@pytest.fixture
+def room(local_ray: None, tmp_path: Path) -> Iterator[Room]:
+    made = Room(tmp_path)
+    yield made
+    for actor in made.actors:
+        ray.kill(actor)
+
+
+def weights(published: Any) -> np.ndarray:
+    references, specs = published.handle
+    return torch.cat([t.flatten() for t in unpack(ray.get(references[0]), specs).values()]).numpy()
+
+
+def test_several_learners_learn_publish_and_save_what_one_does(room: Room, tmp_path: Path) -> None:
+    published, saved = {}, {}
+    for world in (1, RANKS):
+        learner = room.learner(world)
+        reports = room.steps(learner, 3)
+        assert [r.version for r in reports] == [1, 2, 3]
+        begun = result(learner.begin.remote(None))
+        published[world] = weights(begun)
+        pool = PoolOfItsOwn.options(num_cpus=0).remote(room.prepared)  # type: ignore[attr-defined]
+        room.actors.append(pool)
+        result(learner.step.remote(pool))
+        folder = tmp_path / f"of {world}"
+        folder.mkdir()
+        result(learner.save.remote(folder))
+        saved[world] = load_state(folder / "training" / "learner.pt")
+    assert np.abs(published[1] - published[RANKS]).max() < 1e-5
+    one, several = (saved[world]["updater"]["optimizer"]["optimizers"][0]["state"] for world in (1, RANKS))
+    assert one.keys() == several.keys(), "the checkpoint has the states of all ranks"
+
+
+def test_a_learner_that_died_is_named(room: Room) -> None:
+    learner = room.learner(RANKS)
+    assert len(room.steps(learner, 1)) == 1
+    ray.kill(room.actors[2])
+    with pytest.raises(ray.exceptions.RayTaskError) as error:
+        room.steps(learner, 1)
+    cause = error.value.cause
+    assert isinstance(cause, Fault)
+    assert f"{name(2)} died" in str(cause)
+    assert name(1) not in str(cause)
