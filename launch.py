@@ -133,17 +133,23 @@ def experts(config: RunConfig, run_dir: Path, console: Console) -> None:
 def index(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=index``: the retrieval index of the corpus, built beforehand."""
     from actors.plan.machine import check_cache
-    from retrieval_service.index import check_index, ensure_index
+    from retrieval_service.backend import index_for
+    from retrieval_service.index import read_manifest
+    from retrieval_service.watch import Watch
     from tasks.load import load
 
     check_cache(config)
     started = time.perf_counter()
-    with console.phase("building the index"):
-        corpus = load(config.data, config.seed, config.cache, mode="index").corpus
-        folder = ensure_index(corpus, config.retrieval, config.cache / "indexes")
-    manifest = check_index(folder)
+    with console.phase("reading the data"):
+        corpus = load(config.data, config.seed, config.cache, mode="index", say=console.say).corpus
+    with console.phase("building the index") as phase:
+        watch = Watch(say=console.say, count=phase.counting("passages"))
+        folder = index_for(corpus, config.retrieval, config.cache, watch)
+    manifest = read_manifest(folder)
     documents = f"{manifest.documents:,} passages" if manifest else "ready"
-    console.say(f"{folder}: {documents}, {time.perf_counter() - started:.1f} s")
+    console.say(
+        f"{folder}: {documents}, {time.perf_counter() - started:.1f} s; retrieval.index={folder} needs no corpus"
+    )
 
 
 def serve(config: RunConfig, run_dir: Path, console: Console) -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from agent.errors import UserError
 from agent.records import Question
 from conf.schema import RunConfig
-from retrieval_service.names import Names, corpus_names
+from retrieval_service.names import Names, searched_names
 from tasks.load import Task
 from tasks.notices import Notice
 
@@ -80,23 +80,24 @@ def with_documents(
     required = config.data.require_evidence
     if task.config.source == "world":
         return found, []  # its corpus is made with its questions
-    if config.retrieval.elsewhere:  # another index may hold other documents
+    if not any(q.supporting for questions in found.values() for q in questions):
+        return found, []
+    names = searched_names(task.corpus, config.retrieval, config.cache, say)
+    if names is None:
         if required:
             raise UserError(
-                "data.require_evidence=true needs an index that is built from data.corpus; what another one holds "
-                "isn't known: leave retrieval.index or retrieval.url out, or set data.require_evidence=false"
+                "data.require_evidence=true needs an index that was built here; what another one holds isn't known: "
+                "leave retrieval.index or retrieval.url out, or set data.require_evidence=false"
             )
         return found, []
     notices: list[Notice] = []
-    names: Names | None = None
     for what, questions in found.items():
         wanted = {name for q in questions for name in q.supporting}
         if not wanted:
             continue
-        names = names or corpus_names(task.corpus, config.cache / "corpora", say)
         there = names.known(wanted, task.config.evidence_match)
         if not there and what == "training" and _user(config):
-            raise UserError(_nothing_there(task, questions, names))
+            raise UserError(_nothing_there(config, task, questions, names))
         lacking = {q.id: absent for q in questions if (absent := [name for name in q.supporting if name not in there])}
         if not lacking:
             continue
@@ -124,12 +125,12 @@ def _lacking(what: str, count: int, lacking: Mapping[str, Sequence[str]], *, lef
     return Notice(kind="left_out" if left_out else "evidence", text=text, items=items)
 
 
-def _nothing_there(task: Task, questions: Sequence[Question], names: Names) -> str:
+def _nothing_there(config: RunConfig, task: Task, questions: Sequence[Question], names: Names) -> str:
     match, other = ("title", "id") if task.config.evidence_match == "title" else ("id", "title")
     wanted = [name for q in questions for name in q.supporting]
-    said = (
-        f"data.corpus={task.corpus}: has none of the supporting documents that the training questions name by {match}"
-    )
+    index = config.retrieval.index
+    there = f"retrieval.index={index}" if index is not None else f"data.corpus={task.corpus}"
+    said = f"{there}: has none of the supporting documents that the training questions name by {match}"
     if names.known(set(wanted), other):
         return f"{said}, but has them by {other}; set data.evidence_match={other}"
     if match == "title" and not names.examples:

@@ -21,7 +21,7 @@ from conf.schema import RunConfig
 from retrieval_service.backend import Backend, open_for
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import read_corpus
-from retrieval_service.names import corpus_names
+from retrieval_service.names import searched_names
 from retrieval_service.service import RetrievalService
 from tasks.demonstrations import Demonstration, as_trajectory, end_ids
 from tasks.experts import check_fits
@@ -39,7 +39,7 @@ class Order:
     """What is to be made; pickles."""
 
     questions: tuple[Question, ...]
-    corpus: Path
+    corpus: Path | None
     cache: Path
     agent: AgentConfig
     retrieval: RetrievalConfig
@@ -110,10 +110,11 @@ async def _made(order: Order, report: Report) -> Made:
 
     wanted = {name for question in order.questions for name in question.supporting}
     by_id = any(question.evidence_match == "id" for question in order.questions)
-    there: set[str] | None = None
-    if not order.retrieval.elsewhere:  # another index may hold other documents than the corpus
-        there = corpus_names(order.corpus, order.cache / "corpora").known(wanted, "id" if by_id else "title")
-    titles = {p.id: p.title for p in read_corpus(order.corpus) if p.id in wanted} if by_id else {}
+    names = searched_names(order.corpus, order.retrieval, order.cache)
+    there = None if names is None else names.known(wanted, "id" if by_id else "title")
+    titles: dict[str, str] = {}
+    if by_id and order.corpus is not None:
+        titles = {p.id: p.title for p in read_corpus(order.corpus) if p.id in wanted}
     service = RetrievalService(open_index, order.retrieval)
     await service.start()
     try:

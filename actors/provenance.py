@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 from agent.prompts import prompt_digest
 from conf.as_trained import MADE_WITH
 from conf.schema import RunConfig
-from retrieval_service.corpus import corpus_checksum
+from retrieval_service.corpus import corpus_stamp
+from retrieval_service.index import read_manifest
 from tasks.digest import digest_of
 from tasks.load import Task
 from tracking.differences import NOTHING, Difference, differences
@@ -40,7 +41,7 @@ HARMLESS = (
 """Settings, and groups of them, that change nothing in what a run learns from its checkpoint on."""
 HARMFUL = ("cluster.in_flight_updates",)
 """Exceptions from them."""
-DIGESTED = ("data.questions", "data.corpus")
+DIGESTED = ("data.questions", "data.corpus", "retrieval.index")
 """Paths: what they lead to is compared by its digest."""
 TEXTS = TRAINING_QUESTIONS, HELD_OUT, CORPUS, PROMPT = "training questions", "held-out questions", "corpus", "prompt"
 """What is compared by digests."""
@@ -66,12 +67,12 @@ class Provenance:
     """Digests of the texts that the run reads, by what they are."""
 
     @classmethod
-    def of(cls, config: RunConfig, task: Task) -> Provenance:
-        """Of a run that is about to start. Reads the corpus once."""
+    def of(cls, config: RunConfig, task: Task, say: Callable[[str], None] = lambda text: None) -> Provenance:
+        """Of a run that is about to start. ``say`` is told if the corpus has to be read for its checksum."""
         data = {
             TRAINING_QUESTIONS: digest_of(task.train),
             HELD_OUT: digest_of(task.eval),
-            CORPUS: corpus_checksum(task.corpus),
+            CORPUS: _searched(config, task, say),
             PROMPT: prompt_digest(config.agent),
         }
         return cls(settings=asked(config), data=data)
@@ -102,6 +103,17 @@ class Provenance:
     def same_experiment(self, settings: Mapping[str, Any]) -> bool:
         """Whether a run with ``settings`` would do what this one's did, as far as that is known without its data."""
         return all(_harmless(d.key, settings) for d in _differing(self.settings, settings))
+
+
+def _searched(config: RunConfig, task: Task, say: Callable[[str], None]) -> str:
+    """What tells the searched passages from others."""
+    if config.retrieval.index is None:
+        return corpus_stamp(task.corpus, config.cache, say).checksum if task.corpus is not None else ""
+    index = Path(config.retrieval.index).expanduser()
+    manifest = read_manifest(index)
+    if manifest is not None:
+        return manifest.corpus_checksum
+    return " ".join(sorted(file.name for file in index.glob("segments_*")))
 
 
 def asked(config: RunConfig) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from retrieval_service.service import RetrievalService, Stats
 class RetrievalActor:
     """Serves passages from one index; builds the index of ``corpus`` first if there is none."""
 
-    def __init__(self, corpus: Path, config: RetrievalConfig, cache_dir: Path, log_dir: Path, name: str) -> None:
+    def __init__(self, corpus: Path | None, config: RetrievalConfig, cache_dir: Path, log_dir: Path, name: str) -> None:
         log_to(log_dir, name)
         self._identity: Identity | None = None
 

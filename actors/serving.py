@@ -8,6 +8,7 @@ from retrieval_service.backend import Backend, Identity, open_for
 from retrieval_service.server import run
 from retrieval_service.server.gate import is_loopback
 from retrieval_service.token import read_token
+from retrieval_service.watch import Watch
 from tasks.load import load
 from tracking.console import Console
 
@@ -20,9 +21,10 @@ def serve(config: RunConfig, console: Console) -> None:
         console.say(f"serve.host={config.serve.host} without a token: whoever reaches it may search", "yellow")
 
     def open_backend() -> Backend:
-        with console.phase("opening the index"):
-            corpus = load(config.data, config.seed, config.cache, mode="serve").corpus
-            return open_for(corpus, config.retrieval, config.cache)
+        with console.phase("opening the index") as phase:
+            corpus = load(config.data, config.seed, config.cache, mode="serve", say=console.say).corpus
+            watch = Watch(say=console.say, count=phase.counting("passages"))
+            return open_for(corpus, config.retrieval, config.cache, watch)
 
     def ready(url: str, identity: Identity) -> None:
         many = f"{identity.documents:,} passages" if identity.documents is not None else "passages"

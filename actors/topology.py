@@ -39,7 +39,7 @@ class Topology:
     config: RunConfig
     run_dir: Path
     model_path: str
-    corpus: Path
+    corpus: Path | None
     inference: Inference = field(default_factory=Inference)
     """How the workers evaluate and answer."""
 

@@ -47,7 +47,7 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
         from actors.provenance import Provenance
         from actors.resume import resumed
     with console.phase("comparing with the checkpoint" if config.resume else "taking digests of the data"):
-        made_with = Provenance.of(config, task)
+        made_with = Provenance.of(config, task, console.say)
         resume = resumed(config, run_dir, Path("outputs"), made_with, console.say)
     if resume is not None:
         config.model.path = str(resume)

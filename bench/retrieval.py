@@ -44,10 +44,9 @@ sys.path.insert(0, str(ROOT))
 
 from agent.records import Passage  # noqa: E402
 from retrieval_service import jvm  # noqa: E402
-from retrieval_service.backend import open_backend  # noqa: E402
+from retrieval_service.backend import index_for, open_backend  # noqa: E402
 from retrieval_service.config import RetrievalConfig  # noqa: E402
 from retrieval_service.corpus import write_corpus  # noqa: E402
-from retrieval_service.index import ensure_index  # noqa: E402
 from retrieval_service.server.config import ServeConfig  # noqa: E402
 from retrieval_service.server.run import serve  # noqa: E402
 
@@ -86,7 +85,7 @@ def built(folder: Path, passages: int) -> Path:
     file = folder / f"{passages}.jsonl"
     if not file.exists():
         write_corpus(file, corpus(passages))
-    return ensure_index(file, CONFIG, folder)
+    return index_for(file, CONFIG, folder)
 
 
 # --- the three, each in a process of its own ---------------------------------------------------------

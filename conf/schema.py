@@ -31,6 +31,7 @@ from retrieval_service.config import RetrievalConfig
 from retrieval_service.server.config import ServeConfig
 from tasks.config import NO_DEVELOPMENT, DataConfig
 from tasks.making.config import AUTO, ExpertsConfig
+from tasks.paths import is_named
 from tracking.config import ReportConfig, TrackerConfig
 from tracking.experiments.sweep import folder_name
 
@@ -203,6 +204,14 @@ class RunConfig:
     def _check_files(self) -> None:
         """Each mode needs other files of the user's; the corpus all that have to do with data."""
         data = self.data
+        if not data.corpus and (self.mode == "index" or not self.retrieval.elsewhere):
+            given = data.questions or data.eval_questions
+            if given and is_named(given):
+                raise UserError(
+                    f"{given} are questions without passages: set data.corpus=FILE, or retrieval.index=FOLDER"
+                )
+            missing = "data.questions=FILE and " if not given and self.mode in ("train", "experts") else ""
+            raise UserError(f"data=jsonl needs {missing}data.corpus=FILE")
         if self.mode in ("train", "experts") and data.questions is None:
             only = f"; {data.eval_questions} is for evaluation" if data.eval_questions else ""
             raise UserError(f"data=jsonl needs data.questions=FILE{only}")

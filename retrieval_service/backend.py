@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from agent.errors import UserError
 from agent.records import Passage
 from retrieval_service.config import RetrievalConfig
-from retrieval_service.index import ensure_index
+from retrieval_service.watch import SILENT, Watch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,24 +63,38 @@ class Backend(Protocol):
         ...
 
 
+def _module(config: RetrievalConfig) -> Any:
+    return importlib.import_module(f"retrieval_service.backends.{config.backend}")
+
+
 def open_backend(config: RetrievalConfig, index: Path | None) -> Backend:
     """The ranker that ``config.backend`` names, over ``index``; call it in the thread that will search.
 
     Raises ``UserError`` if ``index`` is not an index that this ranker can use, or the server doesn't answer.
     """
-    module = importlib.import_module(f"retrieval_service.backends.{config.backend}")
-    backend: Backend = module.Backend(index, config)
+    backend: Backend = _module(config).Backend(index, config)
     return backend
 
 
-def open_for(corpus: Path, config: RetrievalConfig, cache: Path) -> Backend:
+def index_for(corpus: Path | None, config: RetrievalConfig, cache: Path, watch: Watch = SILENT) -> Path:
+    """The index of ``corpus`` for the ranker that ``config.backend`` names, built below ``cache`` if it isn't there.
+
+    Raises ``UserError`` for a bad corpus or a damaged index, and without a corpus; ``Fault`` if building fails.
+    """
+    if corpus is None:
+        raise UserError("there is nothing to search: set data.corpus=FILE, or retrieval.index=FOLDER for a built index")
+    index: Path = _module(config).ensure(corpus, config, cache, watch)
+    return index
+
+
+def open_for(corpus: Path | None, config: RetrievalConfig, cache: Path, watch: Watch = SILENT) -> Backend:
     """``open_backend`` over the server or the index that ``config`` names, else over the index of ``corpus``.
 
-    That is built in ``cache`` if it isn't there. Raises ``UserError`` for a bad corpus or index, or a server that
+    That is built below ``cache`` if it isn't there. Raises ``UserError`` for a bad corpus or index, or a server that
     doesn't answer.
     """
     if config.url is not None:
         return open_backend(config, None)
     if config.index is not None:
         return open_backend(config, Path(config.index).expanduser())
-    return open_backend(config, ensure_index(corpus, config, cache / "indexes"))
+    return open_backend(config, index_for(corpus, config, cache, watch))

@@ -1,4 +1,5 @@
-"""A corpus on disk: one JSON object per line, ``{"id": "d1", "contents": "\\"Title\\"\\ntext"}``, plain or compressed.
+"""A corpus on disk: one JSON object per line, ``{"id": "d1", "contents": "\\"Title\\"\\ntext"}``, plain or compressed,
+or a Parquet file of such rows.
 
 | field | taken from |
 | --- | --- |
@@ -15,26 +16,28 @@ say nothing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from io import BufferedReader
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
 from agent.answers import normalise_title
-from agent.errors import UserError
+from agent.errors import UserError, shortened
 from agent.records import Passage
-from retrieval_service.textfile import is_plain, text_lines
+from retrieval_service.stamps import Stamp, stamp_of
+from retrieval_service.textfile import PARQUET, starts_with, text_lines
 
 EXAMPLE = r'{"id": "d1", "contents": "\"Title\"\ntext"}'
 MAX_ID_BYTES = 32_766
 """Lucene's longest term; the id is indexed as one term."""
 MAX_CONTENTS = 20_000_000
 """Characters of the longest string that Anserini's JSON reader takes."""
+ROWS = 4096
+"""Of a Parquet file that are in memory at once."""
 
 
 def split_contents(contents: str) -> tuple[str, str]:
@@ -82,19 +85,23 @@ def document_of(passage: Passage) -> str:
     return passage.title or passage.id.rpartition("#")[0] or passage.id
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Record:
-    """One line of a corpus."""
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One line of a corpus, checked. Of millions some are in memory at once."""
 
     id: str
     contents: str
-    verbatim: bool
-    """Whether the line says the same to Lucene, which reads ``id`` and ``contents`` alone."""
 
     @property
     def passage(self) -> Passage:
+        """It as a passage; score 0."""
         title, text = split_contents(self.contents)
         return Passage(id=self.id, title=title, text=text)
+
+    @property
+    def line(self) -> str:
+        """It as a line of a corpus that Lucene can read, which knows ``id`` and ``contents`` alone."""
+        return json.dumps({"id": self.id, "contents": self.contents}, ensure_ascii=False) + "\n"
 
 
 def parse_record(line: str) -> Passage:
@@ -102,7 +109,7 @@ def parse_record(line: str) -> Passage:
     return _parse(line).passage
 
 
-def _parse(line: str) -> _Record:
+def _parse(line: str) -> Record:
     try:
         record = _JSON.decode(line)
     except json.JSONDecodeError as error:
@@ -111,6 +118,10 @@ def _parse(line: str) -> _Record:
         raise ValueError("not valid JSON (nested too deeply)") from None
     if not isinstance(record, dict):
         raise ValueError(f"a JSON {type(record).__name__}, not an object")
+    return _record(record)
+
+
+def _record(record: Mapping[str, Any]) -> Record:
     id_key = "id" if "id" in record or "_id" not in record else "_id"
     if "contents" not in record and "text" not in record:
         there = ", ".join(f'"{key}"' for key in sorted(record)) or "nothing"
@@ -121,7 +132,7 @@ def _parse(line: str) -> _Record:
     contents = _contents(record)
     if len(contents) > MAX_CONTENTS:
         raise ValueError(f'"contents" is longer than {MAX_CONTENTS} characters; split it into passages')
-    return _Record(id=name, contents=contents, verbatim=id_key == "id" and record.get("contents") == contents)
+    return Record(name, contents)
 
 
 def _contents(record: Mapping[str, Any]) -> str:
@@ -165,85 +176,79 @@ def _no_constant(name: str) -> NoReturn:
 _JSON = json.JSONDecoder(parse_constant=_no_constant)
 
 
-def _records(path: Path) -> Iterator[tuple[int, _Record]]:
-    """``(line, record)`` in order, each checked as it is read, but for ids that are there twice. Memory: one line."""
+def records(path: Path) -> Iterator[tuple[int, Record]]:
+    """``(line, record)`` in order, each checked as it is read; of a Parquet file, ``(row, record)``. Memory: one line,
+    or one batch of rows.
+
+    Raises ``UserError`` naming the file, the line and the reason: bad JSON or UTF-8, an empty line, a missing, empty or
+    non-string id or contents, or no passage at all; or a file that is damaged or no text. That an id is there twice is
+    found where an index is built (``names.py``).
+    """
     number = 0
     try:
-        for number, raw in text_lines(path, str(path)):
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise _bad_line(path, number, f"not UTF-8 (byte {error.start + 1}); save it as plain UTF-8") from None
-            if not line.strip():
-                raise _bad_line(path, number, "the line is empty; delete it")
-            if number == 1 and line.lstrip().startswith("["):
-                raise UserError(f"{path}: is one JSON list; write its objects one per line, like {EXAMPLE}")
-            try:
-                yield number, _parse(line)
-            except ValueError as error:
-                raise _bad_line(path, number, f"{error}; a line must be like {EXAMPLE}") from None
+        for number, record in _rows(path) if starts_with(path, PARQUET) else _lines(path):
+            yield number, record
     except OSError as error:
         raise _unreadable(path, error) from error
     if not number:
         raise UserError(f"{path}: the corpus is empty; it needs one line like {EXAMPLE} per passage")
 
 
-def passages(path: Path) -> Iterator[Passage]:
-    """``read_corpus`` without its look-out for ids that are there twice, which takes memory."""
-    return (record.passage for _, record in _records(path))
+def _lines(path: Path) -> Iterator[tuple[int, Record]]:
+    for number, raw in text_lines(path, str(path)):
+        try:
+            line = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise _bad_line(path, number, f"not UTF-8 (byte {error.start + 1}); save it as plain UTF-8") from None
+        if not line.strip():
+            raise _bad_line(path, number, "the line is empty; delete it")
+        if number == 1 and line.lstrip().startswith("["):
+            raise UserError(f"{path}: is one JSON list; write its objects one per line, like {EXAMPLE}")
+        try:
+            yield number, _parse(line)
+        except ValueError as error:
+            raise _bad_line(path, number, f"{error}; a line must be like {EXAMPLE}") from None
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Record]]:
+    """The rows of a Parquet file: the columns of a line's keys, in batches. Its ids may be whole numbers."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            there = [name for name in ("id", "_id", "title", "text", "contents") if name in columns]
+            rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(ROWS, columns=there))
+            for number, row in enumerate(rows, start=1):
+                try:
+                    yield number, _record(_without_nulls(row))
+                except ValueError as error:
+                    told = f"{path}, row {number}: {error}; its columns are {', '.join(columns)}"
+                    raise UserError(told) from None
+    except pyarrow.ArrowException as error:
+        raise UserError(
+            f"{path}: the Parquet file is cut short or damaged ({shortened(error)}); get it again"
+        ) from error
+
+
+def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
+    whole = {key: str(row[key]) for key in ("id", "_id") if isinstance(row.get(key), int)}
+    return {key: value for key, value in {**row, **whole}.items() if value is not None}
 
 
 def read_corpus(path: Path) -> Iterator[Passage]:
-    """The passages of ``path`` in order, each checked as it is read. Memory: the ids only.
-
-    Raises ``UserError`` naming the file, the line and the reason: bad JSON or UTF-8, an empty line, a missing,
-    empty or non-string id or contents, a duplicate id, or no passage at all; or a file that is damaged or no text.
-    """
-    return (record.passage for record in _unique(path))
+    """The passages of ``path`` in order, each checked as it is read; raises what ``records`` raises."""
+    return (record.passage for _, record in records(path))
 
 
-def _unique(path: Path) -> Iterator[_Record]:
-    lines: dict[str, int] = {}
-    for number, record in _records(path):
-        first = lines.setdefault(record.id, number)
-        if first != number:
-            raise _bad_line(path, number, f"id {record.id!r} is taken by line {first}; every id must be unique")
-        yield record
-
-
-def count_passages(path: Path) -> int:
-    """Reads and checks the whole corpus; raises what ``read_corpus`` raises."""
-    return sum(1 for _ in _unique(path))
-
-
-def lay_out(path: Path, folder: Path) -> int:
-    """Checks the whole corpus, and puts it into ``folder`` as Anserini reads it: JSONL of ids and contents.
-
-    That is a link if the file is so already. One that is compressed, or that has its titles apart, is written out.
-    Returns the number of passages; raises what ``read_corpus`` raises.
-    """
-    there = folder / "corpus.jsonl"
-    count, verbatim = 0, True
-    for record in _unique(path):
-        count += 1
-        verbatim &= record.verbatim
-    if verbatim and is_plain(path):
-        there.symlink_to(path.resolve())
-        return count
-    with open(there, "w", encoding="utf-8", newline="\n") as file:
-        for _, record in _records(path):
-            file.write(_line(record.id, record.contents))
-    return count
-
-
-def _line(name: str, contents: str) -> str:
-    return json.dumps({"id": name, "contents": contents}, ensure_ascii=False) + "\n"
-
-
-def corpus_checksum(path: Path) -> str:
-    """128-bit BLAKE2b of the file's bytes, as 32 hexadecimal digits. Raises ``UserError`` if it can't be read."""
-    with _open_corpus(path) as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+def corpus_stamp(path: Path, cache: Path, say: Callable[[str], None] = lambda text: None) -> Stamp:
+    """``stamp_of`` a corpus: its checksum, read anew only if the file has changed. Raises ``UserError`` if it can't
+    be."""
+    try:
+        return stamp_of(path, cache, say)
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def write_corpus(path: Path, passages: Iterable[Passage]) -> int:
@@ -259,7 +264,7 @@ def write_corpus(path: Path, passages: Iterable[Passage]) -> int:
         with open(handle, "w", encoding="utf-8", newline="\n") as file:
             for passage in passages:
                 try:
-                    line = _line(passage.id, join_contents(passage.title, passage.text))
+                    line = Record(passage.id, join_contents(passage.title, passage.text)).line
                     _parse(line)
                 except ValueError as error:
                     raise ValueError(f"passage {passage.id!r}: {error}") from None
@@ -276,15 +281,8 @@ def write_corpus(path: Path, passages: Iterable[Passage]) -> int:
     return len(ids)
 
 
-def _open_corpus(path: Path) -> BufferedReader:
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
 def _unreadable(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path}: cannot read the corpus ({error.strerror}); name a JSONL file")
+    return UserError(f"{path}: cannot read the corpus ({error.strerror}); name a JSONL or Parquet file")
 
 
 def _bad_line(path: Path, number: int, reason: str) -> UserError:

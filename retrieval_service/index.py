@@ -1,8 +1,11 @@
-"""Lucene indexes: built whole or not at all, kept by the corpus's checksum.
+"""Indexes: built whole or not at all, kept by the corpus's checksum.
 
-An index is a Lucene folder with one more file in it, the manifest, written last. It comes into being
-in a temporary folder beside its place and is renamed into it. A Lucene folder that somebody else
-built, with Pyserini say, has no manifest and is welcome if it stores the documents (``-storeRaw``).
+An index is a folder of its backend's files with two more in it: ``names-v….npz``, the corpus's titles and ids
+(``names.py``), and the manifest, written last. It comes into being in a folder beside its place and is renamed into it.
+What a builder that was interrupted had finished stays there, and the next one goes on with it.
+
+The corpus is read once: each passage is checked, looked for among the ids so far, and handed on to the builder, in
+parts.
 """
 
 from __future__ import annotations
@@ -10,23 +13,27 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import platform
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
-from agent.errors import Fault, UserError
-from retrieval_service import jvm
-from retrieval_service.config import RetrievalConfig
-from retrieval_service.corpus import corpus_checksum, lay_out
+from agent.errors import UserError
+from retrieval_service.corpus import Record, corpus_stamp
+from retrieval_service.names import FILE, Register, parts
+from retrieval_service.stamps import Stamp
+from retrieval_service.watch import SILENT, Watch
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 """Raise it when an index built by older code must not be used any more."""
-ANALYSER = "porter"
-"""Anserini's English analyser: Lucene's tokens in lower case, its stop words dropped, Porter's stems."""
+ROOM = 3
+"""Free disk that building takes, in sizes of the corpus: its parts, and what is made of them."""
+SMALL = 100_000_000
+"""Bytes of a corpus for which nobody asks how much room there is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,142 +41,155 @@ class Manifest:
     """What an index was made of and by. ``documents`` is the number of passages in it."""
 
     format: int
-    analyser: str
-    anserini: str
+    backend: str
     documents: int
     corpus: str
     corpus_checksum: str
+    made_with: dict[str, Any] = field(default_factory=dict)
+    """What the index depends on besides the corpus, such as ``analyser`` and ``anserini``."""
 
 
-def ensure_index(corpus: Path, config: RetrievalConfig, cache_dir: Path) -> Path:
-    """The index of ``corpus`` in ``cache_dir``, built if it isn't there; starts the JVM only to build.
+class Builder(Protocol):
+    """Makes one index of the parts of a corpus. Called and closed by one thread."""
 
-    The folder's name has the corpus's checksum and the index's version in it, so a changed corpus gets an
-    index of its own. Of several builders, on this machine or on others that share the folder, one builds
-    and the others wait. Raises ``UserError`` for a bad corpus or a damaged index, ``Fault`` if Lucene fails.
+    def take(self, number: int, part: Sequence[Record]) -> None:
+        """Takes part ``number``, counted from 0, in order; may go on working on it. One that an earlier builder has
+        finished, in the same folder, isn't worked on again."""
+        ...
+
+    def finish(self, out: Path) -> None:
+        """Makes the folder ``out`` of all parts. Raises ``Fault`` unless it holds every passage."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of what is under way; called once, last."""
+        ...
+
+
+class Recipe(Protocol):
+    """How the indexes of a backend are made."""
+
+    backend: str
+    key: str
+    """What an index depends on besides the corpus, as a part of a folder's name."""
+    made_with: dict[str, Any]
+    """The same for its manifest."""
+
+    def builder(self, work: Path) -> Builder:
+        """One that works in the folder ``work``, where an earlier one may have left parts."""
+        ...
+
+
+def ensure_index(corpus: Path, recipe: Recipe, cache: Path, watch: Watch = SILENT) -> Path:
+    """The index of ``corpus`` below the folder ``cache``, built if it isn't there.
+
+    The folder's name has the corpus's checksum and the recipe's key in it, so a changed corpus gets an index of its
+    own. Of several builders, on this machine or on others that share the folder, one builds and the others wait. Raises
+    ``UserError`` for a bad corpus or a damaged index, ``Fault`` if building fails.
     """
-    checksum = corpus_checksum(corpus)
-    index = cache_dir / f"{checksum}-{ANALYSER}-anserini-{jvm.anserini_version()}-v{FORMAT}"
+    stamp = corpus_stamp(corpus, cache, watch.say)
+    index = cache / "indexes" / f"{stamp.checksum}-{recipe.key}-v{FORMAT}"
     if not index.exists():
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with _locked(cache_dir / f".{index.name}.lock"):
-            # Whoever left these behind was killed: a living builder would hold the lock.
-            for leftover in cache_dir.glob(f"{_building(index)}*"):
-                shutil.rmtree(leftover)
+        index.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(index.parent / f".{index.name}.lock"):
             if not index.exists():
-                _build(corpus, checksum, index, config)
-    _check_ours(index, checksum)
+                _build(corpus, stamp, index, recipe, watch)
+    _check_ours(index, stamp.checksum)
     return index
 
 
-def build_index(corpus: Path, index: Path, config: RetrievalConfig) -> Manifest:
-    """Builds the index of ``corpus`` at ``index``, a path that must not exist yet.
+def check_index(index: Path, backend: str) -> Manifest | None:
+    """The manifest of ``index``, or None for one that was built elsewhere, without a manifest.
 
-    Raises ``UserError`` for a bad corpus or a path that is taken, ``Fault`` if Lucene fails or does not
-    hold every passage afterwards. In every such case nothing is left at ``index``.
-    """
-    if index.exists():
-        raise UserError(f"{index}: exists already; delete it or name another folder")
-    index.parent.mkdir(parents=True, exist_ok=True)
-    return _build(corpus, corpus_checksum(corpus), index, config)
-
-
-def check_index(index: Path) -> Manifest | None:
-    """The manifest of ``index``, or None for a Lucene folder that was built elsewhere. Needs no JVM.
-
-    Raises ``UserError`` that names the folder if it is not a complete index.
+    Raises ``UserError`` that names the folder if it isn't there, or is none of ``backend``'s.
     """
     if not index.is_dir():
-        raise UserError(f"{index}: no such folder; name a Lucene index")
-    if not any(index.glob("segments_*")):
-        raise UserError(f"{index}: not a Lucene index, or one whose building was cut short; build it again")
+        raise UserError(f"{index}: no such folder; name an index")
+    manifest = read_manifest(index)
+    if manifest is not None and manifest.backend != backend:
+        raise UserError(f"{index}: is an index of retrieval={manifest.backend}, not of retrieval={backend}")
+    return manifest
+
+
+def read_manifest(index: Path) -> Manifest | None:
+    """The manifest in a folder; None without one. Raises ``UserError`` for one that can't be used."""
     file = index / MANIFEST
     if not file.exists():
         return None
     try:
-        manifest = Manifest(**json.loads(file.read_bytes()))
+        told = json.loads(file.read_bytes())
+        if isinstance(told, dict) and told.get("format", FORMAT) != FORMAT:
+            raise UserError(f"{index}: its format is {told['format']}, this version reads {FORMAT}; build it again")
+        return Manifest(**told)
+    except UserError:
+        raise
     except (ValueError, TypeError) as error:
         raise UserError(f"{file}: damaged ({error}); delete {index} and build it again") from error
-    if manifest.format != FORMAT:
-        raise UserError(f"{index}: its format is {manifest.format}, this version reads {FORMAT}; build it again")
-    return manifest
 
 
-def lucene_generation(index: Path) -> int:
-    """The number of the newest commit in a Lucene folder, which its ``segments_…`` file has in base 36."""
-    return max(int(file.name.partition("_")[2], 36) for file in index.glob("segments_*"))
+def write_manifest(index: Path, manifest: Manifest) -> None:
+    """Writes ``MANIFEST``, with which a folder is an index."""
+    (index / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
 
 
 def _check_ours(index: Path, checksum: str) -> None:
-    manifest = check_index(index)
+    manifest = read_manifest(index)
     if manifest is None or manifest.corpus_checksum != checksum:
         raise UserError(f"{index}: not the complete index that its name says; delete it and start again")
 
 
-def _build(corpus: Path, checksum: str, index: Path, config: RetrievalConfig) -> Manifest:
-    work = Path(tempfile.mkdtemp(prefix=_building(index), dir=index.parent))
+def _build(corpus: Path, stamp: Stamp, index: Path, recipe: Recipe, watch: Watch) -> None:
+    _check_room(stamp, index.parent)
+    # Of this machine: where locks don't reach others, each works in a folder of its own.
+    work = index.parent / f".{index.name}.building-{platform.node()}"
+    work.mkdir(exist_ok=True)
+    out = work / "index"
+    shutil.rmtree(out, ignore_errors=True)
     try:
-        # Anserini reads every JSON file of a folder, so the corpus gets a folder to itself.
-        (work / "corpus").mkdir()
-        documents = lay_out(corpus, work / "corpus")
-        run_lucene(work / "corpus", work / "index", documents, config)
-        if corpus_checksum(corpus) != checksum:
-            raise UserError(f"{corpus}: changed while it was being indexed; start again when it is complete")
-        manifest = Manifest(
+        builder = recipe.builder(work)
+        try:
+            register, documents = Register(corpus), 0
+            for number, part in enumerate(parts(corpus)):
+                register.add(part)
+                builder.take(number, part)
+                documents += len(part)
+                watch.count(documents, stamp.lines if stamp.lines >= documents else 0)
+            if not stamp.holds(corpus.stat()):
+                raise UserError(f"{corpus}: changed while it was being indexed; start again when it is complete")
+            builder.finish(out)
+        finally:
+            builder.close()
+    except UserError:
+        shutil.rmtree(work)  # the parts of a corpus that is wrong are of no use to the next builder
+        raise
+    register.names().save(out / FILE)
+    write_manifest(
+        out,
+        Manifest(
             format=FORMAT,
-            analyser=ANALYSER,
-            anserini=jvm.anserini_version(),
+            backend=recipe.backend,
             documents=documents,
             corpus=corpus.name,
-            corpus_checksum=checksum,
-        )
-        (work / "index" / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
-        try:
-            os.rename(work / "index", index)
-        except OSError:
-            # Where file locks don't work, another builder may have been first. Its index is the same as ours.
-            if not index.exists():
-                raise
-            _check_ours(index, checksum)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return manifest
-
-
-def run_lucene(source: Path, out: Path, documents: int, config: RetrievalConfig) -> None:
-    """Indexes the JSONL files of ``source`` into ``out``; raises ``Fault`` unless that makes ``documents``."""
-    jvm.start_jvm(config.heap, config.threads)
-    args = jvm.java_class("io.anserini.index.IndexCollection$Args")()
-    args.collectionClass = "JsonCollection"
-    args.input = str(source)
-    args.index = str(out)
-    args.threads = config.threads
-    args.stemmer = ANALYSER
-    args.storeRaw = True
-    # One segment: the fastest to search.
-    args.optimize = True
-    args.quiet = True
-    # Anserini's default is 4 GiB, whatever the heap: the writer would run out of memory before it flushed.
-    args.memoryBuffer = jvm.java_class("java.lang.Runtime").getRuntime().maxMemory() // 4 >> 20
+            corpus_checksum=stamp.checksum,
+            made_with=recipe.made_with,
+        ),
+    )
     try:
-        indexer = jvm.java_class("io.anserini.index.IndexCollection")(args)
-        indexer.run()
-    except jvm.java_error() as error:
-        raise Fault(f"Lucene failed to index the corpus: {first_line(error)}") from error
-    counters = indexer.getCounters()
-    counts = {name: getattr(counters, name).get() for name in ("indexed", "empty", "unindexable", "skipped", "errors")}
-    if counts["indexed"] != documents:
-        found = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise Fault(f"Lucene indexed {counts['indexed']} of {documents} passages ({found})")
+        os.rename(out, index)
+    except OSError:
+        # Where file locks don't work, another builder may have been first. Its index is the same as ours.
+        if not index.exists():
+            raise
+    shutil.rmtree(work, ignore_errors=True)
 
 
-def first_line(error: BaseException) -> str:
-    """An exception's text less the Java stack that pyjnius appends to it."""
-    return str(error).partition("\n")[0].removeprefix("JVM exception occurred: ")
-
-
-def _building(index: Path) -> str:
-    return f".{index.name}.building-"
+def _check_room(stamp: Stamp, folder: Path) -> None:
+    needed, free = ROOM * stamp.size, shutil.disk_usage(folder).free
+    if stamp.size > SMALL and free < needed:
+        raise UserError(
+            f"{folder}: has {free / 1e9:.1f} GB free, and indexing {stamp.path} takes about {needed / 1e9:.1f} GB; "
+            "make room, or set cache_dir=FOLDER on a larger disk"
+        )
 
 
 @contextmanager

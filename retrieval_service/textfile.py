@@ -34,11 +34,13 @@ _COMPRESSIONS: dict[bytes, tuple[str, Callable[[BinaryIO], Any]]] = {
     b"\x28\xb5\x2f\xfd": ("Zstandard", _zstandard),
 }
 """How a compressed file starts, what that is called, and what unpacks it."""
+PARQUET = b"PAR1"
+"""How a Parquet file starts."""
 _NO_TEXT = {
     b"PK\x03\x04": "a zip archive; unpack it",
     b"7z\xbc\xaf": "a 7z archive; unpack it",
     b"Rar!": "a rar archive; unpack it",
-    b"PAR1": "a Parquet file, which can't be read here; write it as JSONL",
+    PARQUET: "a Parquet file, which can't be read here; write it as JSONL",
     b"\xff\xfe": "encoded in UTF-16; save it as UTF-8",
     b"\xfe\xff": "encoded in UTF-16; save it as UTF-8",
 }
@@ -58,11 +60,10 @@ def stem(path: Path) -> str:
     return Path(path.stem).stem if path.suffix in _SUFFIXES else path.stem
 
 
-def is_plain(path: Path) -> bool:
-    """Whether the file's bytes are its text: not compressed, no byte order mark. Raises ``OSError``."""
+def starts_with(path: Path, sign: bytes) -> bool:
+    """Whether the file's first bytes are ``sign``. Raises ``OSError``."""
     with open(path, "rb") as file:
-        head = file.read(_HEAD)
-    return not head.startswith((*_COMPRESSIONS, codecs.BOM_UTF8))
+        return file.read(len(sign)) == sign
 
 
 @contextmanager

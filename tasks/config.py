@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from agent.errors import UserError, one_of
 from agent.settings import PATH, TEXT, bounded, check_bounds
-from tasks.paths import files_of, is_named
+from tasks.paths import files_of
 
 NO_DEVELOPMENT = (
     "there are no development questions; set data.dev_questions=FILE, or use the same data.dev_share in "
@@ -53,7 +53,12 @@ class DataConfig:
     dev_questions: str | None = field(default=None, metadata=PATH)
     """File of development questions, for ``mode=calibrate`` (``source: jsonl``)."""
     corpus: str | None = field(default=None, metadata=PATH)
-    """JSONL file of passages, ``id`` and ``contents``, or ``title`` and ``text`` (``source: jsonl``)."""
+    """JSONL or Parquet file of passages, ``id`` and ``contents``, or ``title`` and ``text`` (``source: jsonl``); or a
+    folder of documents (``retrieval_service/documents``). Not needed with an index that is named, or a server."""
+    passage_words: int = bounded(120, "at least 10")
+    """Most words of a passage that is cut out of a document of a folder."""
+    overlap_words: int = bounded(30, "at least 0")
+    """Words at its beginning that are the last ones of the passage before."""
     evidence_match: str = "title"
     """What questions name their supporting documents by: ``title``, compared normalised, or ``id``."""
     require_evidence: bool = False
@@ -86,14 +91,7 @@ class DataConfig:
         check_bounds(self, "data")
         one_of(self.source, ("world", "jsonl"), "data")
         one_of(self.evidence_match, ("title", "id"), "data.evidence_match")
-        if self.source == "jsonl":
-            if not self.corpus:
-                given = self.questions or self.eval_questions
-                if given and is_named(given):
-                    raise UserError(f"{given} are questions without passages: set data.corpus=FILE")
-                missing = "data.questions=FILE and " if not given else ""
-                raise UserError(f"data=jsonl needs {missing}data.corpus=FILE")
-        elif self.experts is not None:
+        if self.source == "world" and self.experts is not None:
             raise UserError(
                 "data.experts: data=world makes its own expert trajectories; leave it out, or use data=jsonl"
             )
@@ -103,6 +101,10 @@ class DataConfig:
                 "questions (data.dev_questions_per_hop)"
             )
         self._check_shares()
+        if self.overlap_words >= self.passage_words:
+            raise UserError(
+                f"data.overlap_words={self.overlap_words} must be below data.passage_words={self.passage_words}"
+            )
         if self.dev_share and self.dev_questions is not None:
             raise UserError("data.dev_share and data.dev_questions both give development questions; leave one out")
         _check_hop_shares(self.hop_shares, "data.hop_shares")

@@ -14,6 +14,7 @@ from agent.errors import UserError
 from agent.protocol import TagProtocol
 from agent.records import Question
 from retrieval_service.corpus import read_corpus, write_corpus
+from retrieval_service.documents.folder import documents_corpus
 from tasks.characters import Characters
 from tasks.config import NO_DEVELOPMENT, DataConfig
 from tasks.demonstrations import Demonstration, demonstrations, encode
@@ -36,8 +37,8 @@ class Task:
     train: tuple[Question, ...]
     eval: tuple[Question, ...]
     """Held-out questions; in the world they share no entity with ``train``."""
-    corpus: Path
-    """JSONL file of passages, as ``retrieval_service.corpus`` reads it."""
+    corpus: Path | None
+    """File of passages, as ``retrieval_service.corpus`` reads it; None where an index or a server has them."""
     config: DataConfig
     held_back: tuple[Question, ...] = ()
     """The training questions that ``data.dev_share`` keeps for development."""
@@ -154,6 +155,10 @@ class Task:
             return
         for question in self.train:
             yield codec.decode(dialogue.prompt_ids(question.text))
+        if self.corpus is None:
+            raise UserError(
+                "a model that is made from scratch needs texts to make its tokenizer of: set data.corpus=FILE"
+            )
         for passage in islice(read_corpus(self.corpus), 10 * TEXT_SAMPLE):
             yield codec.decode(dialogue.observation_ids([passage]))
 
@@ -170,9 +175,7 @@ def load(
     """
     if config.source == "world":
         return _world_task(config, cache)
-    corpus = Path(config.corpus or "").expanduser()  # DataConfig has checked that it is there
-    if not corpus.is_file():
-        raise UserError(f"data.corpus={corpus}: no such file; name a JSONL file of passages (id, contents)")
+    corpus = _corpus(config, cache, say)
     config = fetched(config, cache, mode, say)
     found = sets(config, seed, mode)
     return Task(
@@ -184,6 +187,20 @@ def load(
         held_back=found.held_back,
         notices=found.notices,
     )
+
+
+def _corpus(config: DataConfig, cache: Path, say: Callable[[str], None]) -> Path | None:
+    """The file of passages that ``data.corpus`` names, or that is made of the folder that it names."""
+    if not config.corpus:
+        return None
+    path = Path(config.corpus).expanduser()
+    if path.is_dir():
+        return documents_corpus(path, cache, config.passage_words, config.overlap_words, say)
+    if not path.is_file():
+        raise UserError(
+            f"data.corpus={path}: no such file; name one of passages (id, contents), or a folder of documents"
+        )
+    return path
 
 
 def _world_task(config: DataConfig, cache: Path) -> Task:

@@ -38,7 +38,7 @@ INNER_FLOORS = (
     ("tasks", "tasks.making"),
     ("tracking", "tracking.evals", "tracking.experiments", "tracking.view"),
     ("actors.plan", "actors"),
-    ("retrieval_service", "retrieval_service.server"),
+    ("retrieval_service", "retrieval_service.documents", "retrieval_service.server"),
 )
 """The same inside a room that has rooms of its own."""
 IMPORT_ALL = """

@@ -33,7 +33,10 @@ class Progress:
     unit: str = ""
 
     def __str__(self) -> str:
-        return f"{self.what} {self.done}/{self.total} {self.unit}".strip() if self.total else self.what
+        count = (
+            f"{self.done}/{self.total} {self.unit}" if self.total else f"{self.done} {self.unit}" if self.done else ""
+        )
+        return f"{self.what} {count}".strip()
 
 
 class Phase:

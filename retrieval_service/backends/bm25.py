@@ -12,8 +12,10 @@ from retrieval_service import jvm
 from retrieval_service.backend import Identity
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import document_of, parse_record
-from retrieval_service.index import check_index, first_line, lucene_generation
+from retrieval_service.index import check_index, ensure_index
 from retrieval_service.lru import Lru
+from retrieval_service.lucene import LuceneRecipe, check_lucene, first_line, lucene_generation
+from retrieval_service.watch import SILENT, Watch
 
 KEPT_PASSAGES = 50_000
 """Passages kept as Python objects; the popular ones needn't be read and parsed for every search."""
@@ -29,7 +31,8 @@ class Bm25:
     def __init__(self, index: Path | None, config: RetrievalConfig) -> None:
         if index is None:
             raise ValueError("BM25 needs an index")
-        manifest = check_index(index)
+        manifest = check_index(index, "bm25")
+        check_lucene(index)
         jvm.start_jvm(config.heap, config.threads)
         self._java_error = jvm.java_error()
         try:
@@ -115,8 +118,8 @@ class Bm25:
             backend="bm25",
             documents=self._documents,
             checksum=manifest.corpus_checksum,
-            analyser=manifest.analyser,
-            settings=settings | generation | {"anserini": manifest.anserini},
+            analyser=manifest.made_with["analyser"],
+            settings=settings | generation | {"anserini": manifest.made_with["anserini"]},
         )
 
     def document_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
@@ -138,9 +141,9 @@ class Bm25:
     def following_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
         """For each passage its at most ``k`` successors of the same document, in the corpus's order; score 0.
 
-        Lucene numbers the lines of a corpus in their order, as long as one writer's run; where two runs of a very
-        large corpus meet within a document, it seems to end there. Raises ``ValueError`` for ``k < 1`` and
-        ``RetrievalError`` for an id that the index doesn't hold, or if Lucene fails.
+        Lucene's numbers of passages are their order in the corpus (``lucene.py``); in an index that was built elsewhere
+        by several threads they needn't be. Raises ``ValueError`` for ``k < 1`` and ``RetrievalError`` for an id that
+        the index doesn't hold, or if Lucene fails.
         """
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
@@ -177,6 +180,11 @@ class Bm25:
 def _printable(text: str) -> str:
     """``text`` as Java takes it: lone surrogates become question marks, which are no words and in no id."""
     return text.encode("utf-8", "replace").decode()
+
+
+def ensure(corpus: Path, config: RetrievalConfig, cache: Path, watch: Watch = SILENT) -> Path:
+    """See ``retrieval_service.backend.index_for``."""
+    return ensure_index(corpus, LuceneRecipe(config), cache, watch)
 
 
 Backend = Bm25

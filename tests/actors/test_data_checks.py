@@ -180,7 +180,7 @@ def test_what_another_index_holds_can_not_be_required(make: Make) -> None:
     from retrieval_service.config import RetrievalConfig
 
     elsewhere = RetrievalConfig(index="elsewhere")
-    with pytest.raises(UserError, match=r"^data\.require_evidence=true needs an index that is built from data\.corpus"):
+    with pytest.raises(UserError, match=r"^data\.require_evidence=true needs an index that was built here"):
         look(make(named(["Gone"]), retrieval=elsewhere, data={"require_evidence": True}))
 
 

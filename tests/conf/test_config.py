@@ -352,6 +352,7 @@ MISTAKES = [
         "algorithm.warm_start.steps=200 needs expert trajectories: data.experts=FILE or auto; or set ",
     ),
     (["data=jsonl", "data.questions=q.jsonl"], "data=jsonl needs data.corpus=FILE"),
+    (["mode=index", "data=jsonl", "retrieval.index=i"], "data=jsonl needs data.corpus=FILE"),
     (
         ["data=jsonl", "data.questions=q", "data.corpus=c", "algorithm.seeding.steps=5"],
         "algorithm.seeding.steps=5 needs expert trajectories: data.experts=FILE or auto",
@@ -405,6 +406,8 @@ def test_a_mistake_gets_one_line_that_names_it(arguments: list[str], message: st
         ["data=jsonl", "data.questions=q", "data.corpus=c", "resume=auto"],
         # What only plays needs the files that it plays.
         ["mode=index", "data=jsonl", "data.corpus=c"],
+        ["data=jsonl", "data.questions=q", "retrieval.index=i", "model=smollm2-135m"],
+        ["mode=serve", "data=jsonl", "retrieval=http", "retrieval.url=http://127.0.0.1:8000"],
         ["mode=ask", "data=jsonl", "data.corpus=c", "checkpoint=x", "question=who"],
         ["mode=eval", "data=jsonl", "data.corpus=c", "checkpoint=x", "data.eval_questions=q"],
         ["mode=eval", "data=jsonl", "data.corpus=c", "checkpoint=x", "data.questions=q"],

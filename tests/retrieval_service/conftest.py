@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # for served.py: importlib mode 
 
 from served import CONFIG, PASSAGES, Running, open_index, running
 
+from retrieval_service.backend import index_for
 from retrieval_service.corpus import write_corpus
-from retrieval_service.index import ensure_index
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +21,7 @@ def served_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Lucene index of ``served.PASSAGES``."""
     folder = tmp_path_factory.mktemp("served")
     write_corpus(folder / "corpus.jsonl", PASSAGES)
-    return ensure_index(folder / "corpus.jsonl", CONFIG, folder / "cache")
+    return index_for(folder / "corpus.jsonl", CONFIG, folder / "cache")
 
 
 @pytest.fixture(scope="session")

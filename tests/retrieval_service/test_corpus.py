@@ -5,22 +5,26 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from agent.errors import UserError
 from agent.records import Passage
+from retrieval_service import corpus as corpus_module
 from retrieval_service.corpus import (
     MAX_CONTENTS,
     MAX_ID_BYTES,
-    corpus_checksum,
-    count_passages,
+    corpus_stamp,
     join_contents,
-    lay_out,
     read_corpus,
+    records,
     split_contents,
     write_corpus,
 )
+from retrieval_service.names import Register, parts
 
 GOOD = b'{"id": "a", "contents": "\\"Emma\\"\\nA novel."}'
 
@@ -33,6 +37,15 @@ def corpus_of(tmp_path: Path, *lines: bytes) -> Path:
     path = tmp_path / "corpus.jsonl"
     path.write_bytes(b"".join(line + b"\n" for line in lines))
     return path
+
+
+def count_passages(path: Path) -> int:
+    """Reads and checks a corpus as building its index does."""
+    register, count = Register(path), 0
+    for part in parts(path):
+        register.add(part)
+        count += len(part)
+    return count
 
 
 @pytest.mark.parametrize(
@@ -137,28 +150,65 @@ def test_beirs_lines_are_read(tmp_path: Path) -> None:
     assert list(read_corpus(path)) == [Passage(id="7", title="Emma", text="A novel.")]
 
 
-def test_a_corpus_is_laid_out_for_lucene_as_a_link_or_as_ids_and_contents(tmp_path: Path) -> None:
-    plain = corpus_of(tmp_path, GOOD, record(id="b", contents="No title.", url="x"), record(id="c", contents="x\ny"))
-    passages = list(read_corpus(plain))
-    (tmp_path / "plain").mkdir()
-    assert lay_out(plain, tmp_path / "plain") == 3
-    assert (tmp_path / "plain" / "corpus.jsonl").is_symlink()
-    packed = tmp_path / "corpus.jsonl.gz"
-    packed.write_bytes(gzip.compress(b"\xef\xbb\xbf" + plain.read_bytes()))
-    marked = tmp_path / "marked.jsonl"
-    marked.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
-    titled = tmp_path / "titled.jsonl"
-    titled.write_bytes(plain.read_bytes() + record(id="d", title="D", text="last") + b"\n")
-    for path, more in ((packed, []), (marked, []), (titled, [Passage(id="d", title="D", text="last")])):
-        folder = tmp_path / f"{path.name}.for-lucene"
-        folder.mkdir()
-        assert lay_out(path, folder) == 3 + len(more)
-        (there,) = folder.iterdir()
-        assert not there.is_symlink()
-        assert [set(json.loads(line)) for line in there.read_text("utf-8").splitlines()] == [{"id", "contents"}] * (
-            3 + len(more)
-        )
-        assert list(read_corpus(there)) == list(read_corpus(path)) == passages + more
+def test_a_record_is_a_line_of_ids_and_contents(tmp_path: Path) -> None:
+    plain = corpus_of(
+        tmp_path, GOOD, record(id="b", contents="No title.", url="x"), record(id="d", title="D", text="x\ny")
+    )
+    lines = [record.line for _, record in records(plain)]
+    assert [set(json.loads(line)) for line in lines] == [{"id", "contents"}] * 3
+    again = tmp_path / "again.jsonl"
+    again.write_text("".join(lines), encoding="utf-8")
+    assert list(read_corpus(again)) == list(read_corpus(plain))
+
+
+# --- Parquet ---------------------------------------------------------------------------------------
+
+
+def parquet_of(tmp_path: Path, **columns: list[Any]) -> Path:
+    path = tmp_path / "corpus.parquet"
+    parquet.write_table(pyarrow.table(columns), path, row_group_size=2)
+    return path
+
+
+def test_a_parquet_file_is_read_like_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus_module, "ROWS", 2)
+    path = parquet_of(tmp_path, id=[7, 8, 9], title=["A", None, "C"], text=["one", "two", "three"], url=["x"] * 3)
+    assert list(read_corpus(path)) == [
+        Passage(id="7", title="A", text="one"),
+        Passage(id="8", title="", text="two"),
+        Passage(id="9", title="C", text="three"),
+    ]
+    assert [number for number, _ in records(path)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"id": ["a", "b", "c"], "contents": ["x", "y", None]}, 'row 3: no "contents"'),
+        ({"id": ["a", None], "contents": ["x", "y"]}, 'row 2: no "id"'),
+        ({"id": ["a"], "contents": [7]}, 'row 1: "contents" is of type int, not a string'),
+        ({"id": ["a", "b"], "contents": ["x", " "]}, 'row 2: "contents" is empty'),
+        ({"id": [1.5], "contents": ["x"]}, 'row 1: "id" is of type float'),
+        ({"key": ["a"], "body": ["x"]}, 'row 1: no "id" (it has nothing); its columns are key, body'),
+        ({"id": [], "contents": []}, "the corpus is empty"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path: Path, columns: dict[str, list[Any]], said: str) -> None:
+    path = parquet_of(tmp_path, **columns)
+    with pytest.raises(UserError) as caught:
+        list(read_corpus(path))
+    assert str(caught.value).startswith(str(path))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", [4, 60, -8, -1])
+def test_a_parquet_file_that_is_cut_short_is_one_line(tmp_path: Path, kept: int) -> None:
+    path = parquet_of(tmp_path, id=["a", "b"], contents=["x", "y"])
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UserError, match=r"^.*corpus\.parquet: the Parquet file is cut short or damaged") as caught:
+        list(read_corpus(path))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_json_list_is_named(tmp_path: Path) -> None:
@@ -169,10 +219,9 @@ def test_a_json_list_is_named(tmp_path: Path) -> None:
 def test_a_corpus_that_is_cut_short_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "corpus.jsonl.gz"
     path.write_bytes(gzip.compress(GOOD * 100)[:-9])
-    for read in (count_passages, lambda p: lay_out(p, tmp_path)):
-        with pytest.raises(UserError, match=r"^.*corpus\.jsonl\.gz: the gzip file is cut short or damaged") as caught:
-            read(path)
-        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"^.*corpus\.jsonl\.gz: the gzip file is cut short or damaged") as caught:
+        count_passages(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_empty_or_missing_corpus_is_refused(tmp_path: Path) -> None:
@@ -181,7 +230,7 @@ def test_an_empty_or_missing_corpus_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.jsonl: cannot read the corpus"):
         count_passages(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match="cannot read the corpus"):
-        corpus_checksum(tmp_path)
+        corpus_stamp(tmp_path, tmp_path)
 
 
 def test_reading_streams(tmp_path: Path) -> None:
@@ -190,15 +239,6 @@ def test_reading_streams(tmp_path: Path) -> None:
     assert next(passages).id == "a"
     with pytest.raises(UserError, match="line 2"):
         next(passages)
-
-
-def test_checksum_is_of_the_bytes(tmp_path: Path) -> None:
-    path = corpus_of(tmp_path, GOOD)
-    before = corpus_checksum(path)
-    assert before == corpus_checksum(path)
-    assert len(before) == 32
-    path.write_bytes(GOOD + b" \n")
-    assert corpus_checksum(path) != before
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_titles_are_compared_normalised_and_ids_as_they_are(tmp_path: Path, corp
 
 def test_a_corpus_is_read_once(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = corpus_names(corpus, tmp_path / "cache")
-    monkeypatch.setattr(names_module, "passages", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(names_module, "records", lambda path: pytest.fail("read again"))
     again = corpus_names(corpus, tmp_path / "cache")
     assert np.array_equal(again.titles, first.titles)
     assert again.examples == first.examples
@@ -64,7 +64,7 @@ def test_a_bad_corpus_is_named_and_nothing_kept(tmp_path: Path, corpus: Path) ->
     corpus.write_bytes(corpus.read_bytes() + b"{}\n")
     with pytest.raises(UserError, match=r"corpus\.jsonl, line 6: no \"id\""):
         corpus_names(corpus, tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert list((tmp_path / "cache").glob("corpora/*")) == []
 
 
 def test_only_a_large_corpus_is_announced(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +74,7 @@ def test_only_a_large_corpus_is_announced(tmp_path: Path, corpus: Path, monkeypa
     monkeypatch.setattr(names_module, "LARGE", 10)
     corpus_names(corpus, tmp_path / "b", said.append)
     corpus_names(corpus, tmp_path / "b", said.append)
-    assert said == [f"reading the titles of {corpus}, once: they are kept in {tmp_path / 'b'}"]
+    assert said == [f"reading the titles of {corpus}, once: they are kept in {tmp_path / 'b' / 'corpora'}"]
 
 
 def test_digests_are_looked_up_by_bisection() -> None:

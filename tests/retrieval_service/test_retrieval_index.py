@@ -1,48 +1,78 @@
-"""Building indexes: whole or not at all. Lucene is played by a function that writes the same files."""
+"""Building indexes: whole or not at all, in parts that outlast an interruption. The backend is a scripted one."""
 
 from __future__ import annotations
 
 import json
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.errors import Fault, UserError
 from agent.records import Passage
 from retrieval_service import index as index_module
-from retrieval_service.config import RetrievalConfig
-from retrieval_service.corpus import corpus_checksum, write_corpus
-from retrieval_service.index import FORMAT, MANIFEST, build_index, check_index, ensure_index
+from retrieval_service import names as names_module
+from retrieval_service import stamps
+from retrieval_service.corpus import Record, corpus_stamp, write_corpus
+from retrieval_service.index import FORMAT, MANIFEST, check_index, ensure_index
+from retrieval_service.names import FILE, Names, corpus_names
+from retrieval_service.watch import Watch
 
-CONFIG = RetrievalConfig()
 
+class Scripted:
+    """A recipe whose builder writes the ids of each part into a file; ``during`` runs when it is to join them."""
 
-class FakeLucene:
-    """Stands in for ``run_lucene``; ``during`` runs when half of the index is written."""
+    backend = "scripted"
+    key = "scripted"
+    made_with: dict[str, Any] = {"analyser": "none"}  # noqa: RUF012
 
     def __init__(self) -> None:
         self.runs = 0
+        self.worked: list[int] = []
+        """The parts that were worked on."""
         self.during: Callable[[], None] = lambda: None
+        self.reading: Callable[[], None] = lambda: None
+        """Runs when a part has been read."""
 
-    def __call__(self, source: Path, out: Path, documents: int, config: RetrievalConfig) -> None:
+    def builder(self, work: Path) -> Builder:
         self.runs += 1
-        (file,) = source.iterdir()
-        assert file.suffix == ".jsonl"
-        assert file.is_symlink(), "the corpus is to be linked, not copied"
-        assert len(file.read_bytes().splitlines()) == documents
+        return Builder(self, work)
+
+
+class Builder:
+    def __init__(self, recipe: Scripted, work: Path) -> None:
+        self.recipe, self.work, self.parts, self.closed = recipe, work, [], 0
+
+    def take(self, number: int, part: Sequence[Record]) -> None:
+        assert number == len(self.parts)
+        self.recipe.reading()
+        file = self.work / f"part-{number}"
+        if not file.exists():
+            self.recipe.worked.append(number)
+            file.write_text("".join(f"{record.id}\n" for record in part))
+        self.parts.append(file)
+
+    def finish(self, out: Path) -> None:
+        self.recipe.during()
         out.mkdir()
-        (out / "segments_1").touch()
-        self.during()
-        (out / "_0.fdt").touch()
+        (out / "ids").write_text("".join(file.read_text() for file in self.parts))
+
+    def close(self) -> None:
+        assert not self.closed
+        self.closed += 1
+
+
+def ids(index: Path) -> list[str]:
+    return (index / "ids").read_text().split()
 
 
 @pytest.fixture
-def lucene(monkeypatch: pytest.MonkeyPatch) -> FakeLucene:
-    fake = FakeLucene()
-    monkeypatch.setattr(index_module, "run_lucene", fake)
-    return fake
+def recipe() -> Scripted:
+    return Scripted()
 
 
 @pytest.fixture
@@ -53,89 +83,110 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def folders(cache: Path) -> list[str]:
-    """The folders in ``cache``, hidden ones included."""
-    return sorted(path.name for path in cache.iterdir() if path.is_dir())
+    """The folders of indexes in ``cache``, hidden ones included."""
+    return sorted(path.name for path in (cache / "indexes").iterdir() if path.is_dir())
 
 
-def test_an_index_is_built_once_and_reused(tmp_path: Path, corpus: Path, lucene: FakeLucene) -> None:
+def test_an_index_is_built_once_and_reused(tmp_path: Path, corpus: Path, recipe: Scripted) -> None:
     cache = tmp_path / "deep" / "cache"
-    first = ensure_index(corpus, CONFIG, cache)
-    again = ensure_index(corpus, RetrievalConfig(k1=1.2, b=0.75), cache)
+    first = ensure_index(corpus, recipe, cache)
+    again = ensure_index(corpus, recipe, cache)
     assert first == again
-    assert lucene.runs == 1
+    assert recipe.runs == 1
     assert folders(cache) == [first.name]
-    manifest = check_index(first)
+    manifest = check_index(first, "scripted")
     assert manifest is not None
     assert manifest.documents == 2
-    assert manifest.corpus_checksum == corpus_checksum(corpus)
+    assert manifest.corpus_checksum == corpus_stamp(corpus, tmp_path).checksum
+    assert manifest.made_with == {"analyser": "none"}
+    assert corpus_names(corpus, cache).known({"B", "C"}, "title") == {"B"}
+    assert not (cache / "corpora").exists(), "the names are the index's"
 
 
-def test_a_copy_of_the_corpus_elsewhere_shares_the_index(tmp_path: Path, corpus: Path, lucene: FakeLucene) -> None:
+def test_a_copy_of_the_corpus_elsewhere_shares_the_index(tmp_path: Path, corpus: Path, recipe: Scripted) -> None:
     copy = tmp_path / "copy.txt"
     copy.write_bytes(corpus.read_bytes())
-    assert ensure_index(corpus, CONFIG, tmp_path / "c") == ensure_index(copy, CONFIG, tmp_path / "c")
-    assert lucene.runs == 1
+    assert ensure_index(corpus, recipe, tmp_path / "c") == ensure_index(copy, recipe, tmp_path / "c")
+    assert recipe.runs == 1
 
 
-def test_a_changed_corpus_gets_an_index_of_its_own(tmp_path: Path, corpus: Path, lucene: FakeLucene) -> None:
-    first = ensure_index(corpus, CONFIG, tmp_path / "c")
+def test_a_changed_corpus_gets_an_index_of_its_own(tmp_path: Path, corpus: Path, recipe: Scripted) -> None:
+    first = ensure_index(corpus, recipe, tmp_path / "c")
     write_corpus(corpus, [Passage(id="a", title="A", text="three")])
-    second = ensure_index(corpus, CONFIG, tmp_path / "c")
+    second = ensure_index(corpus, recipe, tmp_path / "c")
     assert first != second
-    assert lucene.runs == 2
-    assert [check_index(path).documents for path in (first, second)] == [2, 1]  # type: ignore[union-attr]
+    assert recipe.runs == 2
+    assert [check_index(path, "scripted").documents for path in (first, second)] == [2, 1]  # type: ignore[union-attr]
 
 
-def test_a_bad_corpus_is_refused_before_anything_is_indexed(tmp_path: Path, corpus: Path, lucene: FakeLucene) -> None:
+def test_a_bad_corpus_is_refused_before_anything_is_indexed(tmp_path: Path, corpus: Path, recipe: Scripted) -> None:
     corpus.write_bytes(corpus.read_bytes() + b'{"id": "a", "contents": "again"}\n')
     with pytest.raises(UserError, match=r"corpus\.jsonl, line 3: id 'a' is taken by line 1"):
-        ensure_index(corpus, CONFIG, tmp_path / "c")
-    assert lucene.runs == 0
+        ensure_index(corpus, recipe, tmp_path / "c")
+    assert recipe.worked == []
     assert folders(tmp_path / "c") == []
 
 
 @pytest.mark.parametrize("interruption", [Fault("disk full"), KeyboardInterrupt()])
-def test_an_interrupted_build_leaves_nothing(
-    tmp_path: Path, corpus: Path, lucene: FakeLucene, interruption: BaseException
+def test_an_interrupted_build_is_no_index_and_goes_on_where_it_was(
+    tmp_path: Path, corpus: Path, recipe: Scripted, interruption: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(names_module, "PART", 1)
+
     def interrupt() -> None:
         raise interruption
 
-    lucene.during = interrupt
+    recipe.during = interrupt
     with pytest.raises(type(interruption)):
-        ensure_index(corpus, CONFIG, tmp_path / "c")
-    assert folders(tmp_path / "c") == []
-    lucene.during = lambda: None
-    check_index(ensure_index(corpus, CONFIG, tmp_path / "c"))
-
-
-def test_what_a_killed_builder_left_is_no_index_and_is_swept(tmp_path: Path, corpus: Path, lucene: FakeLucene) -> None:
-    index = ensure_index(corpus, CONFIG, tmp_path / "c")
-    leftover = tmp_path / "c" / f".{index.name}.building-xyz"
-    index.rename(leftover)
-    assert ensure_index(corpus, CONFIG, tmp_path / "c") == index
-    assert lucene.runs == 2
+        ensure_index(corpus, recipe, tmp_path / "c")
+    (left,) = folders(tmp_path / "c")
+    assert left.startswith(".")
+    assert recipe.worked == [0, 1]
+    (tmp_path / "c" / "indexes" / left / "part-1").unlink()  # as if it had been killed a little earlier
+    recipe.during = lambda: None
+    index = ensure_index(corpus, recipe, tmp_path / "c")
+    assert recipe.worked == [0, 1, 1]
+    assert ids(index) == ["a", "b"]
     assert folders(tmp_path / "c") == [index.name]
 
 
-def test_a_corpus_that_changes_meanwhile_is_not_indexed(tmp_path: Path, corpus: Path, lucene: FakeLucene) -> None:
-    lucene.during = lambda: corpus.write_bytes(corpus.read_bytes() + b'{"id": "c", "contents": "late"}\n')  # type: ignore[assignment]
+def test_progress_is_counted(tmp_path: Path, corpus: Path, recipe: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names_module, "PART", 1)
+    counted: list[tuple[int, int]] = []
+    ensure_index(corpus, recipe, tmp_path / "c", Watch(count=lambda done, total: counted.append((done, total))))
+    assert counted == [(1, 2), (2, 2)]
+
+
+def test_a_full_disk_is_told_before_anything_is_written(
+    tmp_path: Path, corpus: Path, recipe: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "SMALL", 10)
+    monkeypatch.setattr(index_module, "ROOM", 1e15)
+    with pytest.raises(
+        UserError, match=r"indexes: has .* GB free, and indexing .*corpus\.jsonl takes about .* GB; make room"
+    ):
+        ensure_index(corpus, recipe, tmp_path / "c")
+    assert (recipe.runs, folders(tmp_path / "c")) == (0, [])
+
+
+def test_a_corpus_that_changes_meanwhile_is_not_indexed(tmp_path: Path, corpus: Path, recipe: Scripted) -> None:
+    recipe.reading = lambda: corpus.write_bytes(corpus.read_bytes() + b'{"id": "c", "contents": "late"}\n')  # type: ignore[assignment]
     with pytest.raises(UserError, match="changed while it was being indexed"):
-        ensure_index(corpus, CONFIG, tmp_path / "c")
+        ensure_index(corpus, recipe, tmp_path / "c")
     assert folders(tmp_path / "c") == []
 
 
-def test_concurrent_builders_build_once(tmp_path: Path, corpus: Path, lucene: FakeLucene) -> None:
+def test_concurrent_builders_build_once(tmp_path: Path, corpus: Path, recipe: Scripted) -> None:
     building, go_on = threading.Event(), threading.Event()
 
     def pause() -> None:
         building.set()
         assert go_on.wait(10)
 
-    lucene.during = pause
+    recipe.during = pause
     found: list[Path] = []
     builders = [
-        threading.Thread(target=lambda: found.append(ensure_index(corpus, CONFIG, tmp_path / "c"))) for _ in range(3)
+        threading.Thread(target=lambda: found.append(ensure_index(corpus, recipe, tmp_path / "c"))) for _ in range(3)
     ]
     builders[0].start()
     assert building.wait(10)
@@ -147,61 +198,169 @@ def test_concurrent_builders_build_once(tmp_path: Path, corpus: Path, lucene: Fa
         builder.join(10)
     assert len(found) == 3
     assert len(set(found)) == 1
-    assert lucene.runs == 1
+    assert recipe.runs == 1
 
 
-def test_who_loses_the_race_takes_the_winners_index(tmp_path: Path, corpus: Path, lucene: FakeLucene) -> None:
-    """Two builders whom no lock keeps apart: the second finds the place taken when it is done."""
-    index = tmp_path / "index"
+def test_who_loses_the_race_takes_the_winners_index(
+    tmp_path: Path, corpus: Path, recipe: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines whom no lock keeps apart: the second finds the place taken when it is done."""
+    monkeypatch.setattr(index_module, "_locked", lambda path: nullcontext())
+    machines = iter(["one", "two"])
+    monkeypatch.setattr(index_module.platform, "node", lambda: next(machines))
+    won: list[Path] = []
 
     def another_builder_wins() -> None:
-        lucene.during = lambda: None
-        build_index(corpus, index, CONFIG)
-        (index / "winner").touch()
+        recipe.during = lambda: None
+        won.append(ensure_index(corpus, recipe, tmp_path / "c"))
+        (won[0] / "winner").touch()
 
-    lucene.during = another_builder_wins
-    build_index(corpus, index, CONFIG)
-    assert lucene.runs == 2
+    recipe.during = another_builder_wins
+    index = ensure_index(corpus, recipe, tmp_path / "c")
+    assert recipe.runs == 2
+    assert won == [index]
     assert (index / "winner").exists()
-    assert folders(tmp_path) == ["index"]
+    assert folders(tmp_path / "c") == [index.name]
 
 
-def test_build_does_not_overwrite(tmp_path: Path, corpus: Path, lucene: FakeLucene) -> None:
-    (tmp_path / "index").mkdir()
-    with pytest.raises(UserError, match="index: exists already"):
-        build_index(corpus, tmp_path / "index", CONFIG)
-    assert lucene.runs == 0
-
-
-def test_what_is_no_complete_index_is_named(tmp_path: Path, corpus: Path, lucene: FakeLucene) -> None:
+def test_what_is_no_complete_index_is_named(tmp_path: Path, corpus: Path, recipe: Scripted) -> None:
     with pytest.raises(UserError, match="none: no such folder"):
-        check_index(tmp_path / "none")
+        check_index(tmp_path / "none", "scripted")
     with pytest.raises(UserError, match=r"corpus\.jsonl: no such folder"):
-        check_index(corpus)
-    with pytest.raises(UserError, match=f"{tmp_path}: not a Lucene index"):
-        check_index(tmp_path)
-    index = tmp_path / "index"
-    build_index(corpus, index, CONFIG)
+        check_index(corpus, "scripted")
+    index = ensure_index(corpus, recipe, tmp_path / "c")
+    with pytest.raises(UserError, match="is an index of retrieval=scripted, not of retrieval=bm25"):
+        check_index(index, "bm25")
     (index / MANIFEST).write_text('{"documents": 2')
     with pytest.raises(UserError, match=r"manifest\.json: damaged .* delete .*index"):
-        check_index(index)
+        check_index(index, "scripted")
     (index / MANIFEST).write_text('{"documents": 2}')
     with pytest.raises(UserError, match="damaged"):
-        check_index(index)
+        check_index(index, "scripted")
 
 
-def test_an_index_of_another_format_is_refused(tmp_path: Path, corpus: Path, lucene: FakeLucene) -> None:
-    index = tmp_path / "index"
-    build_index(corpus, index, CONFIG)
+def test_an_index_of_another_format_is_refused(tmp_path: Path, corpus: Path, recipe: Scripted) -> None:
+    index = ensure_index(corpus, recipe, tmp_path / "c")
     manifest = json.loads((index / MANIFEST).read_text())
     (index / MANIFEST).write_text(json.dumps(manifest | {"format": manifest["format"] + 1}))
     with pytest.raises(UserError, match=rf"its format is {FORMAT + 1}, this version reads {FORMAT}"):
-        check_index(index)
+        check_index(index, "scripted")
 
 
-def test_a_cached_index_that_was_damaged_is_not_used(tmp_path: Path, corpus: Path, lucene: FakeLucene) -> None:
-    index = ensure_index(corpus, CONFIG, tmp_path / "c")
+def test_a_cached_index_that_was_damaged_is_not_used(tmp_path: Path, corpus: Path, recipe: Scripted) -> None:
+    index = ensure_index(corpus, recipe, tmp_path / "c")
     (index / MANIFEST).unlink()
-    assert check_index(index) is None, "by itself it could be somebody else's Lucene index"
+    assert check_index(index, "scripted") is None, "by itself it could be somebody else's Lucene index"
     with pytest.raises(UserError, match="not the complete index that its name says; delete it"):
-        ensure_index(corpus, CONFIG, tmp_path / "c")
+        ensure_index(corpus, recipe, tmp_path / "c")
+
+
+# --- checksums that are kept -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that are read for their checksum, while no file counts as just written."""
+    found: list[Path] = []
+    read = stamps._read
+    monkeypatch.setattr(stamps, "_read", lambda path: found.append(path) or read(path))
+    monkeypatch.setattr(stamps, "SETTLED_S", -1.0)
+    return found
+
+
+def test_a_corpus_that_has_not_changed_is_read_once(
+    tmp_path: Path, corpus: Path, recipe: Scripted, reads: list[Path]
+) -> None:
+    index = ensure_index(corpus, recipe, tmp_path / "c")
+    assert corpus_stamp(corpus, tmp_path / "c").checksum == index.name.partition("-")[0]
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(corpus)
+    for path in (corpus, link):
+        ensure_index(path, recipe, tmp_path / "c")
+        corpus_names(path, tmp_path / "c")
+    assert reads == [corpus]
+
+
+@pytest.mark.parametrize("change", ["grown", "same size, same time", "another file", "touched", "damaged stamp"])
+def test_whatever_may_have_changed_is_read_again(tmp_path: Path, corpus: Path, reads: list[Path], change: str) -> None:
+    before, stat = corpus_stamp(corpus, tmp_path), corpus.stat()
+    data = corpus.read_bytes()
+    if change == "grown":
+        corpus.write_bytes(data + b'{"id": "c", "contents": "x"}\n')
+    elif change == "same size, same time":
+        corpus.write_bytes(data.replace(b"one", b"two"))
+        os.utime(corpus, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    elif change == "another file":
+        (tmp_path / "other").write_bytes(data.replace(b"one", b"six"))
+        os.replace(tmp_path / "other", corpus)
+    elif change == "touched":
+        os.utime(corpus)
+    else:
+        (kept,) = (tmp_path / "stamps").iterdir()
+        kept.write_text('{"format": 1')
+    after = corpus_stamp(corpus, tmp_path)
+    assert len(reads) == 2
+    assert (after.checksum == before.checksum) == (change in ("touched", "damaged stamp"))
+
+
+def test_a_file_that_was_just_written_is_not_trusted_the_next_time(tmp_path: Path, corpus: Path) -> None:
+    """A change within the same tick of the file system's clock would leave no trace."""
+    corpus_stamp(corpus, tmp_path)
+    assert not (tmp_path / "stamps").exists()
+
+
+def test_a_long_reading_says_why(
+    tmp_path: Path, corpus: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stamps, "LARGE", 10)
+    said: list[str] = []
+    corpus_stamp(corpus, tmp_path, said.append)
+    corpus_stamp(corpus, tmp_path, said.append)
+    os.utime(corpus)
+    corpus_stamp(corpus, tmp_path, said.append)
+    assert said == [
+        f"reading {corpus} for its checksum, 0.0 GB, once: it is new here",
+        f"reading {corpus} for its checksum, 0.0 GB, once: it has changed since",
+    ]
+
+
+# --- ids that are there twice ----------------------------------------------------------------------
+
+
+def test_an_id_that_another_part_has_is_found(
+    tmp_path: Path, recipe: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names_module, "PART", 2)
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"id": name, "contents": "x"}) + "\n" for name in "abcdefb"))
+    with pytest.raises(UserError, match=r"corpus\.jsonl, line 7: id 'b' is taken by line 2; every id must be unique"):
+        ensure_index(corpus, recipe, tmp_path / "c")
+    assert folders(tmp_path / "c") == [], "the parts are of no use"
+
+
+def test_ids_that_only_share_a_digest_are_no_mistake(
+    tmp_path: Path, recipe: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names_module, "_digest", lambda text: len(text))
+    monkeypatch.setattr(names_module, "PART", 2)
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"id": name, "contents": "x"}) + "\n" for name in "abcde"))
+    index = ensure_index(corpus, recipe, tmp_path / "c")
+    assert ids(index) == [*"abcde"]
+    assert len(Names.load(index / FILE).ids) == 5
+
+
+def test_parts_are_cut_by_number_and_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names_module, "PART", 3)
+    monkeypatch.setattr(names_module, "PART_SIZE", 10)
+    corpus = tmp_path / "corpus.jsonl"
+    sizes = [1, 1, 1, 1, 9, 20, 1]
+    corpus.write_text(
+        "".join(json.dumps({"id": str(n), "contents": "x" * size}) + "\n" for n, size in enumerate(sizes))
+    )
+    assert [[record.id for record in part] for part in names_module.parts(corpus)] == [
+        ["0", "1", "2"],
+        ["3", "4"],
+        ["5"],
+        ["6"],
+    ]

@@ -17,7 +17,7 @@ from agent.records import Passage
 from retrieval_service import jvm
 from retrieval_service.backend import open_backend
 from retrieval_service.config import RetrievalConfig
-from retrieval_service.corpus import corpus_checksum
+from retrieval_service.corpus import corpus_stamp
 from retrieval_service.dialects import dialect, dialect_names
 from retrieval_service.server.config import ServeConfig
 from retrieval_service.server.run import listen
@@ -145,7 +145,8 @@ def test_health_says_which_index_it_is(server: Running, served_index: Path) -> N
     assert told["status"] == "healthy"
     index = told["index"]
     assert index["documents"] == len(PASSAGES)
-    assert index["checksum"] == corpus_checksum(served_index.parents[1] / "corpus.jsonl")
+    corpus = served_index.parents[2] / "corpus.jsonl"
+    assert index["checksum"] == corpus_stamp(corpus, corpus.parent).checksum
     assert (index["name"], index["backend"], index["analyser"]) == ("corpus.jsonl", "bm25", "porter")
     assert (index["k1"], index["b"], index["lucene_generation"]) == (0.9, 0.4, 1)
 

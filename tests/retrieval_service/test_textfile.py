@@ -12,7 +12,7 @@ import pyarrow
 import pytest
 
 from agent.errors import UserError
-from retrieval_service.textfile import is_plain, stem, text_lines
+from retrieval_service.textfile import stem, text_lines
 
 TEXT = "".join(f'{{"id": "{n}", "text": "Čapek {n}"}}\n' for n in range(20_000)).encode()
 BOM = b"\xef\xbb\xbf"
@@ -48,7 +48,6 @@ def file(tmp_path: Path) -> Callable[[bytes], Path]:
 def test_plain_text(file, mark):
     path = file(mark + TEXT)
     assert read(path) == TEXT
-    assert is_plain(path) == (not mark)
 
 
 @pytest.mark.parametrize("mark", [b"", BOM], ids=["bare", "marked"])
@@ -57,7 +56,6 @@ def test_compressed_text(file, kind, mark):
     packed = PACKERS[kind](mark + TEXT)
     path = file(packed)
     assert read(path) == TEXT
-    assert not is_plain(path)
     assert read(file(packed + PACKERS[kind](TEXT))) == TEXT + TEXT, "files that were joined"
     assert read(file(PACKERS[kind](b""))) == b""
 

@@ -26,10 +26,9 @@ from agent.environment import Environment
 from agent.episode import play
 from agent.errors import Fault, RetrievalError, UserError
 from agent.records import Completion, Finish, Passage, Question
-from retrieval_service.backend import open_backend
+from retrieval_service.backend import index_for, open_backend
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import write_corpus
-from retrieval_service.index import ensure_index
 from retrieval_service.service import RetrievalService
 from tasks.demonstrations import as_trajectory, end_ids
 from tasks.experts import read_experts
@@ -82,7 +81,7 @@ CUT = question("cut", "What stands at the end of Long marmalade?", "quince", "Lo
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("making")
     write_corpus(folder / "corpus.jsonl", PASSAGES)
-    return ensure_index(folder / "corpus.jsonl", RetrievalConfig(), folder / "cache")
+    return index_for(folder / "corpus.jsonl", RetrievalConfig(), folder / "cache")
 
 
 AGENT = AgentConfig(top_k=2, max_searches=3, max_passage_chars=100)
@@ -525,7 +524,7 @@ def test_real_questions_have_their_experts(tmp_path_factory):
     from tasks.files import read_questions
 
     folder = tmp_path_factory.mktemp("mini")
-    index = ensure_index(MINI / "corpus.jsonl", RetrievalConfig(), folder)
+    index = index_for(MINI / "corpus.jsonl", RetrievalConfig(), folder)
     questions = read_questions(MINI / "train.jsonl", key="data.questions")
     some = random.Random(0).sample(questions, 100)
     agent = AgentConfig(top_k=3, max_searches=4, max_passage_chars=800)

@@ -146,7 +146,7 @@ def test_a_tokenizer_for_ones_own_files(files, tmp_path):
         ({"hop_shares": [1, 1]}, r"data\.hop_shares=\[1, 1\] must be three numbers"),
         ({"hop_shares": [0, 0, 0]}, "not all 0"),
         ({"hop_shares": [2, -1, 1]}, r"data\.hop_shares=\[2, -1, 1\] must be at least 0"),
-        ({"source": "jsonl"}, r"data=jsonl needs data\.questions=FILE"),
+        ({"overlap_words": 120}, r"data\.overlap_words=120 must be below data\.passage_words=120"),
         ({"source": "word"}, "did you mean 'world'"),
         ({"eval_share": 1.0}, r"must lie in \(0, 1\)"),
         ({"dev_share": 1.0}, r"data\.dev_share=1\.0 must lie in \[0, 1\)"),

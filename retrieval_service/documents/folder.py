@@ -1,0 +1,121 @@
+"""From a folder of documents to a corpus in one file, which is kept as long as the folder doesn't change."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agent.answers import normalise_title
+from agent.errors import UserError
+from agent.records import Passage
+from retrieval_service.corpus import write_corpus
+from retrieval_service.documents.chunks import chunks
+from retrieval_service.documents.readers import LONGEST_TITLE, READERS
+
+FORMAT = 1
+"""Raise it when the same documents would become other passages than before."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Reading:
+    """One pass over the documents, and what there is to say of it."""
+
+    folder: Path
+    files: list[Path]
+    words: int
+    overlap: int
+    silent: list[Path] = field(default_factory=list)
+    """Files without a text."""
+    titles: set[str] = field(default_factory=set)
+
+    def passages(self) -> Iterator[Passage]:
+        for file in self.files:
+            name = file.relative_to(self.folder).as_posix()
+            try:
+                document = READERS[file.suffix.lower()](file)
+            except OSError as error:
+                raise UserError(f"{file}: can't be read ({error.strerror})") from error
+            texts = chunks(document.paragraphs, self.words, self.overlap)
+            if not texts:
+                self.silent.append(file)
+                continue
+            title = self._title(document.title, file, name)
+            for number, text in enumerate(texts):
+                yield Passage(id=f"{name}#{number}", title=title, text=_whole(text))
+
+    def _title(self, given: str, file: Path, name: str) -> str:
+        """The document's own, or its file's name. Of two that are alike the second has its path with it: by titles the
+        passages of a document are told from those of others."""
+        title = _whole(given)[:LONGEST_TITLE].strip() or file.stem.replace("_", " ").replace("-", " ").strip() or name
+        if normalise_title(title) in self.titles:
+            title = f"{title} ({name})"
+        self.titles.add(normalise_title(title))
+        return title
+
+
+def documents_corpus(
+    folder: Path, cache: Path, words: int, overlap: int, say: Callable[[str], None] = lambda text: None
+) -> Path:
+    """The passages of the documents below ``folder``, as a JSONL file below ``cache``: of at most ``words`` words, with
+    ``overlap`` of the one before (``chunks.py``), the document's title on each, and ids like ``notes/a.md#3``.
+
+    Hidden files are left out. ``say`` is told where the passages are, and which files were left out. Raises
+    ``UserError`` for a folder without documents, and for one that can't be read.
+    """
+    files, others = _documents(folder)
+    kinds = "text, Markdown, HTML and PDF"
+    if not files:
+        there = f" (it has {_kinds(others)})" if others else ""
+        raise UserError(f"{folder}: holds no documents{there}; {kinds} are read, and corpus files by their own path")
+    corpus = cache / "corpora" / f"{folder.resolve().name}-{_fingerprint(folder, files, words, overlap)}.jsonl"
+    if not corpus.exists():
+        if others:
+            say(f"{folder}: {sum(others.values())} files are no {kinds} and are left out ({_kinds(others)})")
+        reading = _Reading(folder=folder, files=files, words=words, overlap=overlap)
+        count = write_corpus(corpus, reading.passages())
+        read = len(files) - len(reading.silent)
+        if not count:
+            corpus.unlink()
+            raise UserError(f"{folder}: there is no text in its {len(files)} documents; scanned pages need OCR first")
+        if reading.silent:
+            say(f"{folder}: {len(reading.silent)} files hold no text and are left out, such as {reading.silent[0]}")
+        say(f"{folder}: {read} documents are {count:,} passages, in {corpus}")
+    return corpus
+
+
+def _documents(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """The documents in the order of their names, and of the other files how many there are by their names' ends."""
+    files: list[Path] = []
+    others: Counter[str] = Counter()
+    for file in sorted(folder.rglob("*")):
+        if any(part.startswith(".") for part in file.relative_to(folder).parts) or not file.is_file():
+            continue
+        if file.suffix.lower() in READERS:
+            files.append(file)
+        else:
+            others[file.suffix.lower() or file.name] += 1
+    return files, others
+
+
+def _kinds(others: Counter[str]) -> str:
+    return ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(3)) + (
+        ", …" if len(others) > 3 else ""
+    )
+
+
+def _fingerprint(folder: Path, files: list[Path], words: int, overlap: int) -> str:
+    """Changes when a file is added, taken away, renamed or written to. Reads no file."""
+    digest = hashlib.blake2b(f"{FORMAT} {words} {overlap}".encode(), digest_size=16)
+    for file in files:
+        stat = file.stat()
+        name = file.relative_to(folder).as_posix()
+        digest.update(f"\0{name}\0{stat.st_size} {stat.st_mtime_ns}".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _whole(text: str) -> str:
+    """``text`` without halves of surrogate pairs and zero bytes, which PDF files are known to give."""
+    return text.replace("\0", " ").encode("utf-8", "replace").decode()

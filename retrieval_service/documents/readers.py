@@ -1,0 +1,210 @@
+"""Documents as paragraphs: text, Markdown (markdown-it), HTML (the standard library's parser), PDF (pypdf)."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+from agent.errors import UserError, shortened
+from retrieval_service.documents.chunks import Paragraph
+
+LONGEST_TITLE = 200
+"""Characters; a longer first line is no title."""
+_BLANK = re.compile(r"\n\s*\n")
+_CHARSET = re.compile(rb"charset=[\"']?([\w.:-]+)", re.IGNORECASE)
+_FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*\n", re.DOTALL)
+_FRONT_TITLE = re.compile(r"^title:\s*[\"']?(.+?)[\"']?\s*$", re.MULTILINE)
+
+
+@dataclass(kw_only=True, slots=True)
+class Document:
+    """What a file says."""
+
+    title: str = ""
+    """As the file names it; empty where it doesn't."""
+    paragraphs: list[Paragraph] = field(default_factory=list)
+
+    def add(self, text: str, *, heading: bool = False) -> None:
+        """Appends a paragraph on one line, unless it is empty."""
+        if text := " ".join(text.split()):
+            self.paragraphs.append(Paragraph(text=text, heading=heading))
+
+
+def read_text(path: Path) -> Document:
+    """Paragraphs between blank lines. A short first line before a blank one is the title."""
+    document = Document()
+    blocks = [block for block in _BLANK.split(_decoded(path.read_bytes()).strip()) if block.strip()]
+    if len(blocks) > 1 and "\n" not in blocks[0].strip() and len(blocks[0]) <= LONGEST_TITLE:
+        document.title = " ".join(blocks.pop(0).split())
+    for block in blocks:
+        document.add(block)
+    return document
+
+
+def read_markdown(path: Path) -> Document:
+    """Its blocks without the marks. The title is the front matter's, else the first heading."""
+    from markdown_it import MarkdownIt
+
+    document = Document()
+    text = _decoded(path.read_bytes())
+    if front := _FRONT.match(text):
+        text = text[front.end() :]
+        if title := _FRONT_TITLE.search(front[1]):
+            document.title = title[1]
+    before = ""
+    for token in MarkdownIt("commonmark").enable("table").parse(text):
+        if token.type == "inline":
+            said = "".join(map(_inline, token.children or ()))
+            heading = before == "heading_open"
+            if heading and not document.title:
+                document.title = " ".join(said.split())
+            else:
+                document.add(said, heading=heading)
+        elif token.type in ("fence", "code_block"):
+            document.add(token.content)
+        elif token.type == "html_block":
+            document.paragraphs += _html(token.content).paragraphs
+        before = token.type
+    return document
+
+
+def _inline(token: Any) -> str:
+    if token.type in ("softbreak", "hardbreak"):
+        return "\n"
+    return "" if token.type == "html_inline" else str(token.content)
+
+
+def read_html(path: Path) -> Document:
+    """Its text by blocks, without navigation, scripts and styles. The title is ``<title>``, else the first heading."""
+    return _html(_decoded(path.read_bytes()))
+
+
+_HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
+_BLOCKS = _HEADINGS.union(
+    (
+        "address",
+        "article",
+        "aside",
+        "blockquote",
+        "body",
+        "br",
+        "caption",
+        "dd",
+        "details",
+        "div",
+        "dl",
+        "dt",
+        "figure",
+    ),
+    ("figcaption", "form", "header", "hr", "html", "li", "main", "ol", "option", "p", "pre", "section", "summary"),
+    ("table", "tbody", "tfoot", "thead", "title", "tr", "ul"),
+)
+_UNREAD = frozenset(("script", "style", "noscript", "template", "svg", "nav", "footer", "select", "button"))
+
+
+class _Html(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.document = Document()
+        self._text: list[str] = []
+        self._block = ""
+        self._unread: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag in _UNREAD:
+            self._unread.append(tag)
+        elif tag in _BLOCKS:
+            self._end()
+            self._block = tag
+        elif tag in ("td", "th"):
+            self._text.append(" ")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self._unread:
+            del self._unread[self._unread.index(tag) :]
+        elif tag in _BLOCKS:
+            self._end()
+
+    def handle_data(self, data: str) -> None:
+        if not self._unread:
+            self._text.append(data)
+
+    def _end(self) -> None:
+        """A block begins or ends here."""
+        text, self._text, block, self._block = " ".join("".join(self._text).split()), [], self._block, ""
+        if not text:
+            return
+        heading = block in _HEADINGS
+        if block == "title" or (heading and not self.document.title):
+            self.document.title = self.document.title or text
+        elif text != self.document.title:
+            self.document.add(text, heading=heading)
+
+    def close(self) -> None:
+        super().close()
+        self._end()
+
+
+def _html(text: str) -> Document:
+    parser = _Html()
+    parser.feed(text)
+    parser.close()
+    return parser.document
+
+
+def read_pdf(path: Path) -> Document:
+    """The text of its pages, hyphens at the ends of lines undone. The title is its metadata's. Raises ``UserError``
+    without pypdf, and for a file that is damaged or locked."""
+    try:
+        import pypdf
+    except ImportError:
+        raise UserError(
+            f"{path}: reading a PDF needs pypdf: `pip install pypdf`, or take it out of the folder"
+        ) from None
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it tells of every oddity that it can cope with
+    try:
+        reader = pypdf.PdfReader(path)
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise UserError(f"{path}: is locked by a password; save it without one, or take it out of the folder")
+        document = Document(title=" ".join(str((reader.metadata or {}).get("/Title") or "").split()))
+        for page in reader.pages:
+            text = re.sub(r"(?<=[a-zà-ÿ])-\n(?=[a-zà-ÿ])", "", page.extract_text())
+            for block in _BLANK.split(text):
+                document.add(block)
+        return document
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged file makes of its reader
+        raise UserError(f"{path}: can't be read as a PDF ({shortened(error)}); repair it or take it out") from error
+
+
+READERS: dict[str, Callable[[Path], Document]] = {
+    ".txt": read_text,
+    ".text": read_text,
+    ".md": read_markdown,
+    ".markdown": read_markdown,
+    ".html": read_html,
+    ".htm": read_html,
+    ".xhtml": read_html,
+    ".pdf": read_pdf,
+}
+"""By a file name's end, in small letters."""
+
+
+def _decoded(data: bytes) -> str:
+    """By its byte order mark, as UTF-8, by the encoding that an HTML file names, else as Windows-1252."""
+    for mark, encoding in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+        if data.startswith(mark):
+            return data.decode(encoding, "replace")
+    named = _CHARSET.search(data[:2048])
+    for encoding in ("utf-8", named[1].decode() if named else "utf-8"):
+        try:
+            return data.decode(encoding)
+        except (UnicodeDecodeError, LookupError):
+            continue
+    return data.decode("cp1252", "replace")

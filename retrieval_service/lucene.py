@@ -1,0 +1,171 @@
+"""Lucene indexes: built by Anserini in parts, several at once, and joined in the corpus's order.
+
+A part of the corpus becomes a small index of its own, by one Java thread, which keeps its order; several parts are
+worked on at once. Then they are merged into one segment, the fastest to search, part after part: Lucene's numbers of
+passages are those of the corpus, whatever the threads did. A part that is finished stays until then, so that an
+interrupted build goes on with the next.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from agent.errors import Fault, UserError
+from retrieval_service import jvm
+from retrieval_service.config import RetrievalConfig
+from retrieval_service.corpus import Record
+from retrieval_service.index import Builder
+
+ANALYSER = "porter"
+"""Anserini's English analyser: Lucene's tokens in lower case, its stop words dropped, Porter's stems."""
+
+
+def lucene_generation(index: Path) -> int:
+    """The number of the newest commit in a Lucene folder, which its ``segments_…`` file has in base 36."""
+    return max(int(file.name.partition("_")[2], 36) for file in index.glob("segments_*"))
+
+
+def check_lucene(index: Path) -> None:
+    """Raises ``UserError`` for a folder without a commit of Lucene's. Needs no JVM."""
+    if not any(index.glob("segments_*")):
+        raise UserError(f"{index}: not a Lucene index, or one whose building was cut short; build it again")
+
+
+class LuceneRecipe:
+    """How the indexes of ``retrieval=bm25`` are made."""
+
+    backend = "bm25"
+
+    def __init__(self, config: RetrievalConfig) -> None:
+        self._config = config
+        self.made_with: dict[str, Any] = {"analyser": ANALYSER, "anserini": jvm.anserini_version()}
+        self.key = f"{ANALYSER}-anserini-{self.made_with['anserini']}"
+
+    def builder(self, work: Path) -> Builder:
+        """Starts the JVM."""
+        return LuceneBuilder(work, self._config)
+
+
+class LuceneBuilder:
+    """A ``Builder``. It works on ``config.threads`` parts at once."""
+
+    def __init__(self, work: Path, config: RetrievalConfig) -> None:
+        jvm.start_jvm(config.heap, config.threads)
+        self._work = work
+        self._threads = config.threads
+        self._executor: Any = jvm.java_class("java.util.concurrent.Executors").newFixedThreadPool(config.threads)
+        self._parts: list[Path] = []
+        self._busy: deque[tuple[Path, int, Any, Any]] = deque()
+        """Of each part under way: its folder, its passages, Anserini's indexer, and the future of its end."""
+
+    def take(self, number: int, part: Sequence[Record]) -> None:
+        """Waits until fewer than ``threads`` parts are under way, then begins this one."""
+        done = self._work / f"part-{number:05}"
+        self._parts.append(done)
+        if done.exists():
+            return
+        while len(self._busy) >= self._threads:
+            self._settle()
+        busy = done.with_suffix(".busy")
+        shutil.rmtree(busy, ignore_errors=True)
+        # Anserini reads every JSON file of a folder, so the passages get a folder to themselves.
+        (busy / "corpus").mkdir(parents=True)
+        with open(busy / "corpus" / "part.jsonl", "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(record.line for record in part)
+        indexer = jvm.java_class("io.anserini.index.IndexCollection")(self._arguments(busy))
+        future = jvm.java_class("java.util.concurrent.FutureTask")(indexer, None)
+        self._executor.execute(future)
+        self._busy.append((done, len(part), indexer, future))
+
+    def _arguments(self, busy: Path) -> Any:
+        args = jvm.java_class("io.anserini.index.IndexCollection$Args")()
+        args.collectionClass = "JsonCollection"
+        args.input = str(busy / "corpus")
+        args.index = str(busy / "index")
+        args.threads = 1
+        args.stemmer = ANALYSER
+        args.storeRaw = True
+        args.quiet = True
+        # Anserini's default is 4 GiB, whatever the heap: the writer would run out of memory before it flushed.
+        heap = jvm.java_class("java.lang.Runtime").getRuntime().maxMemory() >> 20
+        args.memoryBuffer = max(16, heap // 4 // self._threads)
+        return args
+
+    def _settle(self) -> None:
+        """Waits for the oldest part. Raises ``Fault`` unless Lucene has all of its passages."""
+        done, documents, indexer, future = self._busy.popleft()
+        try:
+            future.get()
+        except jvm.java_error() as error:
+            raise Fault(f"Lucene failed to index the corpus: {first_line(error)}") from error
+        counters = indexer.getCounters()
+        names = ("indexed", "empty", "unindexable", "skipped", "errors")
+        counts = {name: getattr(counters, name).get() for name in names}
+        if counts["indexed"] != documents:
+            found = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise Fault(f"Lucene indexed {counts['indexed']} of {documents} passages ({found})")
+        busy = done.with_suffix(".busy")
+        os.rename(busy / "index", done)
+        shutil.rmtree(busy)
+
+    def finish(self, out: Path) -> None:
+        """Waits for the parts, and merges them."""
+        while self._busy:
+            self._settle()
+        try:
+            merge(self._parts, out)
+        except jvm.java_error() as error:
+            raise Fault(f"Lucene failed to merge the index: {first_line(error)}") from error
+
+    def close(self) -> None:
+        """Waits for what Lucene is at: it writes into folders that are about to go."""
+        self._executor.shutdown()
+        for *_, future in self._busy:
+            try:
+                future.get()
+            except jvm.java_error():
+                continue  # its cause has been told, or another one has
+
+
+def merge(indexes: Sequence[Path], out: Path) -> None:
+    """Writes ``out``, a Lucene index of one segment that has the documents of ``indexes`` in their order."""
+    import jnius
+
+    class IndexWriter(jnius.JavaClass, metaclass=jnius.MetaJavaClass):
+        """Lucene's, with the one of its overloaded methods that is wanted: pyjnius picks another."""
+
+        __javaclass__ = "org/apache/lucene/index/IndexWriter"
+        __javaconstructor__ = (
+            ("(Lorg/apache/lucene/store/Directory;Lorg/apache/lucene/index/IndexWriterConfig;)V", False),
+        )
+        addIndexes = jnius.JavaMethod("([Lorg/apache/lucene/index/CodecReader;)J")
+        close = jnius.JavaMethod("()V")
+
+    slow = jvm.java_class("org.apache.lucene.index.SlowCodecReaderWrapper")
+    readers = [jvm.java_class("org.apache.lucene.index.DirectoryReader").open(_directory(index)) for index in indexes]
+    try:
+        leaves = [leaf for reader in readers for leaf in reader.leaves()]
+        config = jvm.java_class("org.apache.lucene.index.IndexWriterConfig")()
+        config.setUseCompoundFile(False)
+        writer = IndexWriter(_directory(out), config)
+        writer.addIndexes([slow.wrap(leaf.reader()) for leaf in leaves])
+        writer.close()
+    finally:
+        for reader in readers:
+            reader.close()
+
+
+def _directory(path: Path) -> Any:
+    return jvm.java_class("org.apache.lucene.store.FSDirectory").open(
+        jvm.java_class("java.nio.file.Paths").get(str(path))
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's text less the Java stack that pyjnius appends to it."""
+    return str(error).partition("\n")[0].removeprefix("JVM exception occurred: ")

@@ -1,0 +1,237 @@
+"""Documents of the user's as passages: what is read of each format, where it is cut, what a folder becomes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agent.errors import UserError
+from agent.records import Passage
+from retrieval_service.corpus import document_of, read_corpus
+from retrieval_service.documents import folder as folder_module
+from retrieval_service.documents import readers
+from retrieval_service.documents.chunks import Paragraph, chunks
+from retrieval_service.documents.folder import documents_corpus
+from retrieval_service.documents.readers import Document, read_html, read_markdown, read_pdf, read_text
+
+
+def paragraphs(*texts: str) -> list[Paragraph]:
+    """Those that begin with ``#`` are headings."""
+    return [Paragraph(text=text.lstrip("# "), heading=text.startswith("#")) for text in texts]
+
+
+def said(document: Document) -> list[str]:
+    """The paragraphs' texts, headings with a ``#``."""
+    return [f"# {p.text}" if p.heading else p.text for p in document.paragraphs]
+
+
+# --- cutting ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("texts", "words", "overlap", "expected"),
+    [
+        ([], 4, 1, []),
+        (["One two.", "Three four."], 4, 1, ["One two.\nThree four."]),
+        # Whole paragraphs; the last piece of a passage begins the next one, if it is short enough.
+        (["One two.", "Three four.", "Five six."], 4, 2, ["One two.\nThree four.", "Three four.\nFive six."]),
+        (["One two.", "Three four.", "Five six."], 4, 0, ["One two.\nThree four.", "Five six."]),
+        # Of a longer one its last words do.
+        (["One two three four.", "Five six."], 5, 1, ["One two three four.", "four.\nFive six."]),
+        # A paragraph that is too long is cut between sentences, and a sentence between words.
+        (["A b c. D e f. G h."], 6, 0, ["A b c. D e f.", "G h."]),
+        (["a b c d e f g"], 4, 1, ["a b c", "c d e f", "f g"]),
+        # A heading goes with what follows.
+        (["One two.", "# Part", "Three four."], 4, 0, ["One two.", "Part\nThree four."]),
+        (["# Part", "# Sub", "One two three."], 4, 0, ["Part", "Sub\nOne two three."]),
+    ],
+)
+def test_passages_by_hand(texts: list[str], words: int, overlap: int, expected: list[str]) -> None:
+    assert chunks(paragraphs(*texts), words, overlap) == expected
+
+
+@pytest.mark.parametrize("overlap", [0, 3, 7])
+def test_no_word_is_lost_or_moved_and_no_passage_is_too_long(overlap: int) -> None:
+    texts = [" ".join(f"{p}-{n}{'.' if n % 5 == 4 else ''}" for n in range(1 + p * 7 % 40)) for p in range(30)]
+    found = [text.split() for text in chunks(paragraphs(*texts), 12, overlap)]
+    assert max(map(len, found)) <= 12
+    order = {word: n for n, word in enumerate(" ".join(texts).split())}
+    reached = -1
+    for words in found:
+        places = [order[word] for word in words]
+        assert places == list(range(places[0], places[-1] + 1))
+        assert places[0] <= reached + 1 < places[-1] + 1, "each goes on where the last one ended, and further"
+        assert reached + 1 - places[0] <= overlap
+        reached = places[-1]
+    assert reached == len(order) - 1
+
+
+# --- formats ---------------------------------------------------------------------------------------
+
+
+def test_text(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("A Title\n\nOne line\nand another.\n \nThe second paragraph.\n", encoding="utf-8")
+    document = read_text(file)
+    assert (document.title, said(document)) == ("A Title", ["One line and another.", "The second paragraph."])
+    file.write_bytes("Größe\r\n\r\nMaß".encode("cp1252"))
+    assert (read_text(file).title, said(read_text(file))) == ("Größe", ["Maß"])
+    file.write_bytes("Größe".encode("utf-16"))
+    assert (read_text(file).title, said(read_text(file))) == ("", ["Größe"]), "a title alone is the text"
+    file.write_bytes(b"")
+    assert said(read_text(file)) == []
+
+
+def test_markdown(tmp_path: Path) -> None:
+    file = tmp_path / "a.md"
+    file.write_text(
+        "# The *Title*\n\nSome **bold** text\nwith a [link](http://x.y) and `code`.\n\n## A part\n\n- one\n- two\n\n"
+        "| a | b |\n|---|---|\n| 1 | 2 |\n\n```python\nx = 1\n```\n\n<div>In HTML &amp; so on</div>\n\n"
+        "![A picture](p.png)\n"
+    )
+    document = read_markdown(file)
+    assert document.title == "The Title"
+    assert said(document) == [
+        "Some bold text with a link and code.",
+        "# A part",
+        *("one", "two", "a", "b", "1", "2"),
+        "x = 1",
+        "In HTML & so on",
+        "A picture",
+    ]
+    file.write_text('---\ntitle: "From the front"\nother: x\n---\n# A heading\n\nText.')
+    assert (read_markdown(file).title, said(read_markdown(file))) == ("From the front", ["# A heading", "Text."])
+
+
+def test_html(tmp_path: Path) -> None:
+    file = tmp_path / "a.html"
+    file.write_text(
+        "<!doctype html><html><head><title>A &amp; B</title><style>p {}</style><script>if (a < b) {}</script></head>"
+        "<body><nav><a href=x>Home</a></nav><h1>A &amp; B</h1><p>One <b>bo</b>ld\n word.<p>Unclosed<br>line"
+        "<h2>Part</h2><ul><li>first<li>second</ul><table><tr><td>1<td>2</tr></table><footer>Imprint</footer>tail"
+    )
+    document = read_html(file)
+    assert document.title == "A & B"
+    assert said(document) == ["One bold word.", "Unclosed", "line", "# Part", "first", "second", "1 2", "tail"]
+    file.write_bytes(b'<meta charset="iso-8859-7"><h1>\xe1\xe2\xe3</h1><p>\xe4')
+    assert (read_html(file).title, said(read_html(file))) == ("αβγ", ["δ"])
+    file.write_text("<p>No <scr")
+    assert said(read_html(file)) == ["No <scr"]
+
+
+def pdf(*lines: str, title: str = "") -> bytes:
+    """A PDF of one page, written by hand."""
+    text = "BT /F1 12 Tf 50 700 Td 14 TL " + " ".join(f"({line}) Tj T*" for line in lines) + " ET"
+    objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        "<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R"
+        " /Resources << /Font << /F1 5 0 R >> >> >>",
+        f"<< /Length {len(text)} >>\nstream\n{text}\nendstream",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+        f"<< /Title ({title}) >>",
+    ]
+    data, places = "%PDF-1.4\n", []
+    for number, body in enumerate(objects, start=1):
+        places.append(len(data))
+        data += f"{number} 0 obj\n{body}\nendobj\n"
+    table = "".join(f"{place:010} 00000 n \n" for place in places)
+    end = f"trailer << /Size 7 /Root 1 0 R /Info 6 0 R >>\nstartxref\n{len(data)}\n%%EOF"
+    return f"{data}xref\n0 7\n0000000000 65535 f \n{table}{end}".encode()
+
+
+def test_pdf(tmp_path: Path) -> None:
+    pytest.importorskip("pypdf")
+    file = tmp_path / "a.pdf"
+    file.write_bytes(pdf("One line and an-", "other one.", title="The Title"))
+    document = read_pdf(file)
+    assert (document.title, said(document)) == ("The Title", ["One line and another one."])
+    for broken in (b"", b"%PDF-1.4\nnothing", pdf("x")[:200]):
+        file.write_bytes(broken)
+        with pytest.raises(UserError, match=r"^.*a\.pdf: can't be read as a PDF \(.*\); repair it") as caught:
+            read_pdf(file)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_pdf_without_its_reader_is_named_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pypdf", None)
+    (tmp_path / "a.pdf").write_bytes(pdf("x"))
+    with pytest.raises(UserError, match=r"a\.pdf: reading a PDF needs pypdf: `pip install pypdf`"):
+        documents_corpus(tmp_path, tmp_path / ".cache", 10, 2)
+
+
+# --- a folder --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    folder = tmp_path / "notes"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "read_me.md").write_text("# Read me\n\n" + "A sentence of five words. " * 6)
+    (folder / "read-me.md").write_text("# Read me\n\nAnother file.")
+    (folder / "some_name.TXT").write_text("Only one paragraph.")
+    (folder / "empty.txt").write_text(" \n")
+    (folder / "picture.png").write_bytes(b"\x89PNG")
+    (folder / ".hidden.md").write_text("# Hidden")
+    return folder
+
+
+def test_a_folder_is_a_corpus_of_passages_with_titles(notes: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    corpus = documents_corpus(notes, tmp_path / "cache", 12, 5, lines.append)
+    found = list(read_corpus(corpus))
+    assert [(p.id, p.title) for p in found] == [
+        *((f"deep/read_me.md#{n}", "Read me") for n in range(5)),
+        ("read-me.md#0", "Read me (read-me.md)"),
+        ("some_name.TXT#0", "some name"),
+    ]
+    assert found[1].text == "A sentence of five words. A sentence of five words."
+    assert found[-1] == Passage(id="some_name.TXT#0", title="some name", text="Only one paragraph.")
+    assert len({document_of(p) for p in found}) == 3, "reading on ends where the document does"
+    assert lines == [
+        f"{notes}: 1 files are no text, Markdown, HTML and PDF and are left out (1 .png)",
+        f"{notes}: 1 files hold no text and are left out, such as {notes / 'empty.txt'}",
+        f"{notes}: 3 documents are 7 passages, in {corpus}",
+    ]
+
+
+def test_it_is_read_again_only_if_something_has_changed(
+    notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = documents_corpus(notes, tmp_path / "cache", 12, 5)
+    monkeypatch.setattr(folder_module, "write_corpus", lambda path, passages: pytest.fail("read again"))
+    assert documents_corpus(notes, tmp_path / "cache", 12, 5) == first
+    monkeypatch.undo()
+    assert documents_corpus(notes, tmp_path / "cache", 12, 0) != first
+    (notes / "read-me.md").write_text("# Read me\n\nAnother text.")
+    os.utime(notes / "read-me.md", (1e9, 1e9))
+    second = documents_corpus(notes, tmp_path / "cache", 12, 5)
+    assert second != first
+    (notes / "picture.png").unlink()
+    assert documents_corpus(notes, tmp_path / "cache", 12, 5) == second
+    (notes / "read-me.md").rename(notes / "read.md")
+    assert documents_corpus(notes, tmp_path / "cache", 12, 5) != second
+
+
+def test_a_folder_without_documents_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    with pytest.raises(UserError, match=r"rows: holds no documents; text, Markdown, HTML and PDF are read"):
+        documents_corpus(tmp_path / "rows", tmp_path, 12, 5)
+    (tmp_path / "rows" / "corpus.jsonl").write_text("{}")
+    with pytest.raises(UserError, match=r"rows: holds no documents \(it has 1 \.jsonl\); "):
+        documents_corpus(tmp_path / "rows", tmp_path, 12, 5)
+    (tmp_path / "rows" / "a.md").write_text("")
+    with pytest.raises(UserError, match=r"rows: there is no text in its 1 documents; scanned pages need OCR first"):
+        documents_corpus(tmp_path / "rows", tmp_path, 12, 5)
+    assert not list((tmp_path / "corpora").iterdir())
+
+
+def test_what_can_not_be_read_is_named(notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: Path) -> Document:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setitem(readers.READERS, ".md", refuse)
+    with pytest.raises(UserError, match=r"read_me\.md: can't be read \(Permission denied\)"):
+        documents_corpus(notes, tmp_path / "cache", 12, 5)
