@@ -189,9 +189,12 @@ def report(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 
 def view(config: RunConfig, run_dir: Path, console: Console) -> None:
-    """``mode=view``: a run as one HTML page, also while the run goes on."""
-    from tracking.view.mode import view_run
+    """``mode=view``: a run as one HTML page or in the terminal, also while the run goes on."""
+    from tracking.view.mode import view_in_terminal, view_run
 
+    if config.view == "terminal":
+        view_in_terminal(Path(config.run or ""), config.show, console)
+        return
     view_run(Path(config.run or ""), Path(config.compare) if config.compare else None, config.show, console)
 
 

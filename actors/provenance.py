@@ -20,7 +20,8 @@ from tracking.differences import NOTHING, Difference, differences
 UNSAID = ("mode", "debug", "resume", "resume_allow_changes", "output_dir", "cache_dir", "model.path")
 """Settings of no interest here: they differ by nature, or say only where something lies."""
 HARMLESS = (
-    *("checkpoint", "question", "tracker", "report", "checkpoints", "simulation", "run", "compare", "show", "serve"),
+    *("checkpoint", "question", "tracker", "report", "checkpoints", "simulation", "serve"),
+    *("run", "compare", "show", "view"),
     *("evaluation", "exit", "selectivity"),  # nothing that is evaluated is trained on
     *("algorithm.rollout_budget", "algorithm.token_budget", "algorithm.mismatch_limit", "algorithm.dry_run"),
     *("algorithm.microbatch_tokens", "algorithm.logits_chunk", "algorithm.gradient_checkpointing"),  # memory alone

@@ -51,6 +51,7 @@ MODES = (
     "report",
     "view",
 )
+VIEWS = ("page", "terminal")
 TRAINING_SAMPLE = 500
 """Held-out questions of a training run's evaluations: 95 % intervals of at most ±4.4 points, in minutes."""
 INFERENCE = ("eval", "calibrate", "ask")
@@ -130,6 +131,8 @@ class RunConfig:
     """Folder of another run or evaluation to compare it with: in ``mode=view``, ``mode=compare`` and ``mode=eval``."""
     show: list[str] = field(default_factory=list)
     """Ids of questions whose episodes ``mode=view`` takes in before all others."""
+    view: str = "page"
+    """How ``mode=view`` shows a run: ``page`` writes report.html, ``terminal`` shows its episodes in the console."""
     cache_dir: str = field(default="~/.cache/slingshot", metadata=PATH)
     """Indexes and warm starts that later runs can reuse."""
     output_dir: str = field(default="outputs", metadata=PATH)
@@ -157,6 +160,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_bounds(self, "")
         one_of(self.mode, MODES, "mode")
+        one_of(self.view, VIEWS, "view")
         if self.model.dtype == "auto":
             self.model = replace(self.model, dtype="float32" if self.cluster.device == "cpu" else "bfloat16")
         prompt_text(self.agent)  # knows its prompts, and reads a file
@@ -200,6 +204,8 @@ class RunConfig:
             raise UserError("mode=compare needs run=FOLDER and compare=FOLDER (of two evaluations, outputs/…)")
         if self.mode == "view" and not self.run:
             raise UserError("mode=view needs run=FOLDER (a run's, outputs/…)")
+        if self.mode == "view" and self.view == "terminal" and self.compare:
+            raise UserError("view=terminal shows one run; compare=FOLDER is for the page: leave one of them out")
 
     def _check_files(self) -> None:
         """Each mode needs other files of the user's; the corpus all that have to do with data."""

@@ -48,6 +48,7 @@ CHOICES = {
     "tracker.name",
     "tracker.wandb_mode",
     "simulation.name",
+    "view",
 }
 """Strings that are one of a few words, some of them also an import path."""
 NAMES = [

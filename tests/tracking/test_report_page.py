@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import view_runs as made
+from view_runs import HOSTILE
 
 from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
 from tracking.view.report import write
@@ -154,20 +155,6 @@ def test_two_runs_are_compared_by_the_ids_of_their_questions(tmp_path: Path) -> 
         assert await page.column("differ", 0) == ["what of e1?"]
 
     read(report, look)
-
-
-HOSTILE = (
-    "<script>document.title='owned'</script>",
-    "</script><script>document.title='owned'</script>",
-    "<!--<script>",
-    "<img src=x onerror=\"document.title='owned'\">",
-    '"><svg onload="document.title=\'owned\'">',
-    "javascript:document.title='owned'",
-    "]]>{{title}}${document.title='owned'}",
-    "\x1b[31mred\x1b[0m\x1b]0;owned\x07",
-    "\u202eright to left\u2066\u200f",
-    "half a pair \ud800 nul \x00",
-)
 
 
 def test_hostile_text_is_shown_as_text_and_harms_nothing(tmp_path: Path) -> None:

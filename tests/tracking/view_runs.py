@@ -11,6 +11,20 @@ from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
 
 CONFIG = "mode: train\nalgorithm:\n  steps: 10\nreward:\n  evidence_weight: 0.5\n"
 
+HOSTILE = (
+    "<script>document.title='owned'</script>",
+    "</script><script>document.title='owned'</script>",
+    "<!--<script>",
+    "<img src=x onerror=\"document.title='owned'\">",
+    '"><svg onload="document.title=\'owned\'">',
+    "javascript:document.title='owned'",
+    "]]>{{title}}${document.title='owned'}",
+    "\x1b[31mred\x1b[0m\x1b]0;owned\x07",
+    "\u202eright to left\u2066\u200f",
+    "half a pair \ud800 nul \x00",
+)
+"""What a passage, a question or an actor may be called by somebody who means harm."""
+
 
 def turn(query: str, passages: Sequence[tuple[str, str]], supporting: Sequence[int] = (0,)) -> dict[str, Any]:
     """A search turn; ``passages`` are titles and texts."""

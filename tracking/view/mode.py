@@ -1,4 +1,4 @@
-"""``mode=view``, and the report at the end of a run."""
+"""``mode=view``, as a page or in the terminal, and the report at the end of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from tracking.console import Console
-from tracking.view.report import write
+from tracking.view.report import check, write
 
 
 def view_run(folder: Path, compare: Path | None, show: Collection[str], console: Console) -> None:
@@ -17,6 +17,14 @@ def view_run(folder: Path, compare: Path | None, show: Collection[str], console:
     for notice in notices:
         console.say(notice, "yellow")
     console.say(f"report: {path.absolute()}")
+
+
+def view_in_terminal(folder: Path, show: Collection[str], console: Console) -> None:
+    """Shows the episodes of the run in ``folder`` in the terminal; see ``tracking.view.terminal``."""
+    from tracking.view.terminal import browse
+
+    check(folder.expanduser(), "run")
+    browse(folder.expanduser(), show, console)
 
 
 def view_at_end(run_dir: Path, console: Console) -> None:

@@ -36,7 +36,7 @@ def write(
     """
     folders = [folder] if compare is None else [folder, compare]
     for each, key in zip(folders, ("run", "compare"), strict=False):
-        _check(each, key)
+        check(each, key)
     path = folder / (REPORT if compare is None else COMPARISON)
     names = " and ".join(each.absolute().name for each in folders)
     said: list[dict[str, Any]] = []
@@ -49,7 +49,8 @@ def write(
     return path, [text for run in said for text in run["notices"]]
 
 
-def _check(folder: Path, key: str) -> None:
+def check(folder: Path, key: str) -> None:
+    """Raises ``UserError`` if ``folder``, the value of ``key``, holds no run."""
     if not any((folder / name).is_file() for name in ("metrics.jsonl", TRAJECTORIES, GROUPS)):
         raise UserError(f"{key}={folder}: is not the folder of a run: it has no metrics.jsonl; name outputs/DATE/TIME")
 

@@ -1,0 +1,246 @@
+"""The terminal view, in a real pseudo-terminal, and what it lists."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import view_runs as made
+from patience import until
+
+from agent.visible import visible
+from tracking.trajectories import EVALUATIONS, TRAJECTORIES
+from tracking.view.episode_list import Filters, in_range, read_entries, read_episode
+from tracking.view.lines import Notices
+from tracking.view.terminal import Viewer
+
+ROOT = Path(__file__).parents[2]
+OURS = re.compile(r"\x1b\[(?:[0-9;]*m|\?25[lh]|\?1049[lh]|H|1A|2K)")
+"""All that the view itself tells a terminal: colours, the cursor, the second screen, its beginning, a moving line."""
+
+
+class Terminal:
+    """A view in a terminal of its own, as a person sees it and types into it."""
+
+    def __init__(self, *arguments: str, width: int = 120, height: int = 30) -> None:
+        self._ours, theirs = pty.openpty()
+        self.before = termios.tcgetattr(theirs)
+        self.theirs = theirs
+        self.resize(width, height)
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "launch.py"), "mode=view", "view=terminal", *arguments],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "", "LINES": ""},
+            start_new_session=True,
+        )
+        self.written = ""
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        read = b""
+        while True:
+            try:
+                read += os.read(self._ours, 65536)
+            except OSError:
+                return
+            self.written = read.decode("utf-8", "replace")
+
+    def resize(self, width: int, height: int) -> None:
+        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+
+    def type(self, keys: str) -> None:
+        os.write(self._ours, keys.encode())
+
+    @property
+    def screen(self) -> str:
+        """The newest picture on it, without its colours."""
+        return OURS.sub("", self.written.rpartition("\x1b[H")[2]).replace("\r\n", "\n")
+
+    def shows(self, *texts: str) -> str:
+        """Waits for a picture with all of ``texts``."""
+        try:
+            until(lambda: all(text in self.screen for text in texts), self.process)
+        except AssertionError as error:
+            raise AssertionError(f"{texts} are not on the screen ({error}):\n{self.screen}") from error
+        return self.screen
+
+    def ends(self) -> int:
+        return self.process.wait(600)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for end in (self._ours, self.theirs):
+            os.close(end)
+
+
+@contextmanager
+def terminal(*arguments: str, **size: int) -> Iterator[Terminal]:
+    opened = Terminal(*arguments, **size)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def test_a_run_is_read_filtered_and_searched_in_a_terminal(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "a run", batches=3)
+    with (folder / TRAJECTORIES).open("a") as file:
+        lost = made.played(9, 0, [0.0], "odd")[0] | {"reward": None, "stop_reason": "retrieval_failed", "fault": "gone"}
+        file.write(json.dumps(lost | {"answer": None}) + "\n")
+    with terminal(f"run={folder}", f"output_dir={tmp_path / 'out'}") as screen:
+        screen.shows("a run: The run has ended after step 3.", "1 of 31 (31 logged): all episodes", "0/0 #0", "eval 0")
+        screen.type("f")
+        screen.shows("1 of 1 (31 logged): faults", "retrieval_failed", "odd")
+        screen.type("\r")
+        screen.shows(
+            "fault: gone", "turn 1, action, trained", "<search> emma </search>", 'Result 1: "Emma"', "no answer"
+        )
+        screen.type("qc")
+        screen.shows("1 of 31")
+        screen.type("r<0.5\r")
+        screen.shows("(31 logged): score <0.5")
+        screen.type("r>=1\ru")
+        screen.shows("1 of 3 (31 logged): score >=1, training")
+        screen.type("cr0.4..0.6x\r")
+        screen.shows("'0.4..0.6x': write <0.5, >=1, =1 or 0.2..0.6")
+        screen.type("cs")
+        screen.shows("1 of 30 (31 logged): answered")
+        screen.type("c:e1\r")
+        screen.shows("1 of 2 (31 logged): question e1", "eval 0", "eval 3")
+        screen.type(":nobody\r")
+        screen.shows("no episode of a question 'nobody' is logged")
+        screen.type("c/WHAT OF Q1\r")
+        screen.shows("1 of 12 (31 logged): text 'WHAT OF Q1'")
+        screen.type("j\x1b[B\r")
+        screen.shows("batch 0, member 2", "id q1; right answers: yes")
+        screen.type("n")
+        screen.shows("batch 0, member 3")
+        screen.type("a")
+        screen.shows("of 12 (31 logged): question q1")
+        screen.type("i")
+        screen.shows("eval after step 3: held-out EM 0.667")
+        screen.resize(60, 10)
+        until(lambda: len(screen.screen.splitlines()) == 10, screen.process)
+        assert max(map(len, screen.screen.splitlines())) == 60
+        screen.type("qq")
+        assert screen.ends() == 0
+        assert termios.tcgetattr(screen.theirs) == screen.before, "the terminal is as it was"
+        assert screen.written.rstrip().endswith("\x1b[?1049l\x1b[?25h")
+
+
+def test_hostile_text_reaches_a_terminal_as_text(tmp_path: Path) -> None:
+    folder, evil = made.write_run(tmp_path / "a\x1b[31mrun"), "\n".join(made.HOSTILE)
+    turns = [made.turn(evil, [("Emma", evil), (made.HOSTILE[7], "x" * 10_000_000)]), made.last_turn(evil)]
+    told = {"question": evil, "golden_answers": [evil], "stop_reason": made.HOSTILE[7], "worker": evil, "fault": evil}
+    rows = [r | told | {"turns": turns, "answer": evil} for r in made.played(0, 0, [1.0, 0.0], made.HOSTILE[8])]
+    made.lines(folder / TRAJECTORIES, rows)
+    made.lines(folder / EVALUATIONS, [made.evaluated(0, made.HOSTILE[7], 1.0) | told | {"turns": turns}])
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"kind": "event", "event": "fault", "why": evil}) + "\n")
+    with terminal(f"run={folder}", f"output_dir={tmp_path / 'out'}", width=240, height=100) as screen:
+        screen.shows("1 of 3 (3 logged)", "\\x1b[31mred\\x1b[0m", "\\u202eright to left")
+        screen.type("/" + "right to left\r\r")
+        screen.shows("turn 1, action, trained", "javascript:document.title", "</script><script>", "nul \\x00")
+        screen.type("G")
+        screen.shows("more characters are left out of this report")
+        screen.type("qiqs:red\r")
+        screen.shows("question \\x1b[31mred")
+        screen.type("q")
+        assert screen.ends() == 0
+        rest = OURS.sub("", screen.written).replace("\r\n", "\n").replace("\r", "\n")
+        assert [line for line in rest.splitlines() if visible(line) != line] == [], "nothing but the view's own orders"
+        assert len(screen.written) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "slingshot: view=terminal needs a terminal that it can draw on (TERM=xterm); without one, mode=view"),
+        (["compare={run}"], "slingshot: view=terminal shows one run; compare=FOLDER is for the page"),
+        (["view=window"], "slingshot: view=window is not known"),
+    ],
+)
+def test_without_a_terminal_there_is_one_line(tmp_path: Path, arguments: list[str], said: str) -> None:
+    folder = made.write_run(tmp_path / "run")
+    given = [f"run={folder}", f"output_dir={tmp_path / 'out'}", *(a.format(run=folder) for a in arguments)]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), "mode=view", "view=terminal", *given],
+        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env={**os.environ, "TERM": "xterm"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(said)
+    assert len(done.stderr.splitlines()) == 1
+
+
+# --- what is listed --------------------------------------------------------------------------------
+
+
+def test_the_episodes_are_those_of_the_report(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run", batches=2)
+    entries = read_entries(folder, Notices())
+    assert len(entries) == 2 * 2 * 4 + 6
+    assert [(e.when, e.held_out, e.order, e.member) for e in entries[:9]] == [
+        *((0, False, order, member) for order in (0, 1) for member in range(4)),
+        (0, True, 0, 0),
+    ]
+    told = read_episode(entries[0])
+    assert (told["question"], told["reward"], told["turns"][0]["found"]) == ("what of q0?", 1.0, ["Emma"])
+    assert [kind for _, kind in told["turns"][0]["observation"]] == [0, 3, 1]
+
+
+def test_a_log_that_is_being_written_is_read_as_far_as_it_is(tmp_path: Path) -> None:
+    folder, notices = made.write_run(tmp_path / "run", batches=1), Notices()
+    (folder / EVALUATIONS).unlink()
+    with (folder / TRAJECTORIES).open("a") as file:
+        file.write('[1]\n{"batch": 1, "question_id"')
+    assert len(read_entries(folder, notices)) == 8
+    assert len(notices.texts) == 3
+    viewer = Viewer(folder)
+    (folder / TRAJECTORIES).write_text("")
+    viewer.key("\r")
+    assert "The log has changed meanwhile" in "".join(line.plain for line in viewer.lines(80, 24))
+    viewer.key("q")
+    viewer.key("R")
+    assert "0 of 0 (0 logged)" in "".join(line.plain for line in viewer.lines(80, 24))
+    assert all(viewer.key(key) for key in ("\r", "j", "G", "a", "n", "\x1b[B", "\x1b[6~"))
+
+
+def test_questions_that_are_asked_for_come_first(tmp_path: Path) -> None:
+    viewer = Viewer(made.write_run(tmp_path / "run"), ["e1"])
+    assert "1 of 2 (30 logged): question e1" in viewer.lines(80, 24)[1].plain
+
+
+def test_filters_are_met_together(tmp_path: Path) -> None:
+    entries = read_entries(made.write_run(tmp_path / "run"), Notices())
+    assert len(Filters(score="0.5").chosen(entries)) == 3
+    assert len(Filters(score="0.5", use="held out").chosen(entries)) == 0
+    assert len(Filters(text="EMMA", use="held out").chosen(entries)) == 6
+    assert len(Filters(text="nowhere").chosen(entries)) == 0
+    assert len(Filters(questions=frozenset(["q0", "e2"])).chosen(entries)) == 14
+
+
+@pytest.mark.parametrize("text", ["", "x", "1..", "<0..1", "1 2", "=<1", "0.5.5"])
+def test_what_is_no_range_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"write <0\.5"):
+        in_range(text)
+
+
+def test_ranges() -> None:
+    numbers = [-1.0, 0.0, 0.3333333, 0.5, 1.0]
+    wanted = {"<0.5": 3, "<=0.5": 4, ">0": 3, ">= 0": 4, "=1": 1, "0.333": 1, "-1..0.5": 4, "0.4 to 1": 2}
+    assert {text: sum(map(in_range(text), numbers)) for text in wanted} == wanted

@@ -1,0 +1,137 @@
+"""What the terminal view shows, as lines of text. Whatever a run has written is shown with its control characters as
+escapes (``agent/visible.py``): none of them reaches the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.cells import set_cell_size
+from rich.console import Console
+from rich.text import Text
+
+from agent.visible import visible
+from tracking.view.episode_list import Entry
+from tracking.view.episodes import FOUND, SUPPORTING
+
+STYLES = {SUPPORTING: "green", FOUND: "bold green"}
+"""Of the passages of an observation, which is dim."""
+HEAD = ("where", "score", "srch", "end", "id", "question", "answer")
+
+
+def columns(width: int) -> tuple[int, ...]:
+    """Cells of each column of the list."""
+    rest = max(30, width - 14 - 6 - 5 - 17 - 6)
+    return 14, 6, 5, 17, rest // 5, rest - rest // 5 - rest // 4, rest // 4
+
+
+def head(width: int) -> Text:
+    """The list's first line."""
+    return one_line(" ".join(map(_cell, HEAD, columns(width))), "bold")
+
+
+def row(entry: Entry, width: int, *, here: bool) -> Text:
+    """An episode's line in the list."""
+    where = f"eval {entry.when}" if entry.held_out else f"{entry.when}/{entry.order} #{entry.member}"
+    texts = (
+        *(where, number(entry.score), "–" if entry.searches is None else str(entry.searches), entry.stop),
+        *(entry.question_id, entry.question, "–" if entry.answer is None else entry.answer),
+    )
+    line = one_line(" ".join(map(_cell, texts, columns(width))))
+    line.stylize(_style(entry))
+    if here:
+        line.stylize("reverse")
+    return line
+
+
+def _style(entry: Entry) -> str:
+    if entry.fault:
+        return "magenta"
+    return "" if entry.score is None else "green" if entry.score > 0.5 else "red"
+
+
+def _cell(text: str, width: int) -> str:
+    return set_cell_size(" ".join(visible(text).split()), width)
+
+
+def one_line(text: str, style: str = "") -> Text:
+    """Text that is cut where the terminal ends."""
+    return Text(visible(text), style=style, no_wrap=True, overflow="crop")
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number as the report shows it."""
+    return f"{value:.{digits}f}".rstrip("0").rstrip(".") if isinstance(value, int | float) else "–"
+
+
+# --- one episode, one run ------------------------------------------------------------------------------
+
+
+def episode(entry: Entry, told: dict[str, Any]) -> Iterator[Text]:
+    """An episode from its question to its answer; ``told`` is of ``read_episode``."""
+    if not told.get("turns") and "stop_reason" not in told:
+        yield text("The log has changed meanwhile: R reads it anew.", "red")
+        return
+    yield text(str(told.get("question")), "bold")
+    yield text(f"id {entry.question_id}; right answers: {' | '.join(map(str, told.get('golden_answers') or []))}")
+    if supporting := told.get("supporting"):
+        yield text(f"supporting documents: {' | '.join(map(str, supporting))}", "dim")
+    where = f"evaluation after step {entry.when}" if entry.held_out else f"batch {entry.when}, member {entry.member}"
+    parts = [(name, told.get(name)) for name in ("reward", "outcome", "evidence", "gate", "cost", "em", "f1")]
+    scores = "".join(f", {name} {number(v) if not isinstance(v, str) else v}" for name, v in parts if v is not None)
+    yield text(f"{where}{scores}, {told.get('searches')} searches, ended: {entry.stop}", _style(entry))
+    if fault := told.get("fault"):
+        yield text(f"fault: {fault}", "magenta")
+    for at, turn in enumerate(told.get("turns", []), 1):
+        yield from _turn(at, turn)
+        if told.get("inherited_turns") == at:
+            yield text("── a continuation: what is above was taken over, from here it was played anew ──", "yellow")
+    answer = told.get("answer")
+    yield text("")
+    yield text("no answer" if answer is None else f"answer: {answer}", "bold")
+
+
+def _turn(at: int, turn: dict[str, Any]) -> Iterator[Text]:
+    yield text("")
+    yield text(f"turn {at}, action, trained", "cyan")
+    yield text(str(turn.get("text", "")))
+    for call in turn.get("calls", []):
+        notes = ", refused: its limit is reached" if call.get("refused") else ""
+        notes += f", repeats a {call['repeat']}" if call.get("repeat") else ""
+        yield text(f"→ {call.get('tool')}: {call.get('argument')}{notes}", "cyan")
+    if found := turn.get("found"):
+        yield text(f"finds {', '.join(map(str, found))}", "green")
+    if observation := turn.get("observation"):
+        yield text("observation, masked", "cyan")
+        for piece, kind in observation:
+            yield text(piece.strip("\n"), STYLES.get(kind, "dim"))
+
+
+def run(facts: dict[str, Any], notices: list[str]) -> Iterator[Text]:
+    """What the report's first view says in words: ``facts`` are of ``tracking.view.run``."""
+    yield text(str(facts["folder"]), "bold")
+    yield text(str(facts["end"]))
+    for alarm in facts["alarms"]:
+        yield text("")
+        yield text(f"alarm at step {alarm['step']}: {alarm['name']}: {alarm['what']}", "yellow")
+        yield text(f"Look at {alarm['look']}. {alarm['change']}")
+    yield text("")
+    for each in facts["evals"]:
+        low, high = each["em_interval"] or (None, None)
+        yield text(
+            f"eval after step {each.get('step')}: held-out EM {number(each.get('em'))} "
+            f"({number(low)} to {number(high)}), F1 {number(each.get('f1'))}, on {each.get('n')} questions"
+        )
+    for notice in notices:
+        yield text(notice, "yellow")
+
+
+def text(said: str, style: str = "") -> Text:
+    """Text of several lines, as a terminal may show it."""
+    return Text(visible(said), style=style, overflow="fold", tab_size=4)
+
+
+def wrapped(texts: Iterator[Text], width: int) -> list[Text]:
+    """``texts`` in lines of at most ``width`` cells."""
+    console = Console(width=width)
+    return [line for each in texts for line in each.wrap(console, width, overflow="fold")]
