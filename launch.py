@@ -189,7 +189,7 @@ def report(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 
 def view(config: RunConfig, run_dir: Path, console: Console) -> None:
-    """``mode=view``: a run as one HTML page or in the terminal, also while the run goes on."""
+    """``mode=view``: a run as one HTML page or in the terminal, also while it goes on."""
     from tracking.view.mode import view_in_terminal, view_run
 
     if config.view == "terminal":

@@ -26,13 +26,22 @@ SHOWN = (
 )
 
 
+def gauge_name(metric: str) -> str:
+    """What Ray is told; Prometheus, and the board in ``docs/grafana.json``, have it with ``ray_`` before it.
+
+    >>> gauge_name("reward/mean")
+    'slingshot_reward_mean'
+    """
+    return f"slingshot_{metric.replace('/', '_')}"
+
+
 class RayMetrics:
-    """One gauge per shown metric, named ``slingshot_<metric>``; needs a Ray that has been started."""
+    """One gauge per shown metric; needs a Ray that has been started."""
 
     def __init__(self) -> None:
         from ray.util.metrics import Gauge
 
-        self._gauges = {name: Gauge(f"slingshot_{name.replace('/', '_')}", description=name) for name in SHOWN}
+        self._gauges = {name: Gauge(gauge_name(name), description=name) for name in SHOWN}
 
     def set(self, row: Mapping[str, Any]) -> None:
         """Shows the numbers of one step."""

@@ -12,21 +12,21 @@ from tracking.alarms import Alarm
 from tracking.console import Console
 from tracking.dispensable import Dispensable
 from tracking.metrics import MetricsLog
-from tracking.wandb_run import WandbRun
+from tracking.trackers.several import Trackers
 
-TRACKER, GAUGES = "the tracker", "Ray's gauges"
+GAUGES = "Ray's gauges"
 """What the run goes on without."""
 
 
 class Record:
     """The rows, events and lines of one run. Only ``metrics.jsonl`` has to be written; ``extras`` tries the rest."""
 
-    def __init__(self, run_dir: Path, console: Console, tracker: WandbRun | None, extras: Dispensable) -> None:
+    def __init__(self, run_dir: Path, console: Console, trackers: Trackers, extras: Dispensable) -> None:
         self.metrics = MetricsLog(run_dir / "metrics.jsonl")
-        self.tracked = tracker.id if tracker else None
-        """What the tracker calls the run."""
+        self.tracked = trackers.ids
+        """What the trackers call the run."""
         self._console = console
-        self._tracker = tracker
+        self._trackers = trackers
         self._extras = extras
         self._gauges = extras.attempt(GAUGES, RayMetrics)
         self._began = time.perf_counter()
@@ -42,13 +42,13 @@ class Record:
         self._console.step(row, progress)
         if gauges := self._gauges:
             self._extras.attempt(GAUGES, lambda: gauges.set(row))
-        self._track(row)
+        self._trackers.log(row)
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
         """One evaluation."""
         self.metrics.write("eval", row)
         self._console.evaluation(row)
-        self._track(row, prefix="eval/")
+        self._trackers.evaluation(row)
 
     def event(self, event: str, details: Mapping[str, Any]) -> None:
         """Something that happens now and then."""
@@ -69,7 +69,3 @@ class Record:
         for note in notes:
             self.event("given_up", {"why": note})
             self.say(note, "yellow")
-
-    def _track(self, row: Mapping[str, Any], prefix: str = "") -> None:
-        if tracker := self._tracker:
-            self._extras.attempt(TRACKER, lambda: tracker.log(row, prefix=prefix))

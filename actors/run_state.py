@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ class RunState:
     last_eval: dict[str, Any] | None
     best: dict[str, Any] | None = None
     """Step and ``em`` of the evaluation that ``checkpoints/best`` stands for."""
-    tracker: str | None = None
-    """What the tracker calls the run, so that it goes on there too."""
+    trackers: dict[str, str] = field(default_factory=dict)
+    """What each tracker calls the run, so that it goes on there too."""
 
 
 def save(checkpoint: Path, state: RunState) -> None:
@@ -56,6 +56,9 @@ def check(checkpoint: Path) -> None:
 def load(checkpoint: Path) -> RunState:
     """Reads what ``save`` wrote. Raises ``UserError`` where it can't be read."""
     try:
-        return RunState(**json.loads((checkpoint / TRAINING / "run.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        told = json.loads((checkpoint / TRAINING / "run.json").read_text())
+        if wandb := told.pop("tracker", None):  # as it was written while there was one tracker
+            told["trackers"] = {"wandb": wandb}
+        return RunState(**told)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"checkpoint {checkpoint}: can't be resumed ({error})") from error

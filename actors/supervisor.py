@@ -42,7 +42,7 @@ from tracking.console import Console
 from tracking.dispensable import Dispensable
 from tracking.metrics import pool_metrics
 from tracking.spans import SPANS, Spans
-from tracking.wandb_run import WandbRun
+from tracking.trackers.several import Trackers
 
 BROKEN_BATCHES = 2
 """Batches in a row of which the engines finish no episode, and the run ends: one is an engine that broke once."""
@@ -59,7 +59,7 @@ class Supervisor:
         console: Console,
         *,
         resume: Path | None,
-        tracker: WandbRun | None,
+        trackers: Trackers,
         made_with: Provenance,
         extras: Dispensable,
     ) -> None:
@@ -70,7 +70,7 @@ class Supervisor:
         self.watch = Watch(console)
         self.resume = resume
         self.made_with = made_with
-        self.record = Record(run_dir, console, tracker, extras)
+        self.record = Record(run_dir, console, trackers, extras)
         self._spans = Spans(path=run_dir / SPANS, actor="supervisor")
         self.saving = Saving(config.checkpoints, run_dir / "checkpoints", resume, self.record.say, extras)
         self.stopping = Stopping(self.record.say)
@@ -88,7 +88,7 @@ class Supervisor:
             step, self._first_eval, self._last_eval = state.step, state.first_eval, state.last_eval
             self._totals = Totals(rollouts=state.rollouts, generated_tokens=state.generated_tokens)
             self.saving.best = state.best
-            self.record.tracked = self.record.tracked or state.tracker
+            self.record.tracked = state.trackers | self.record.tracked
         self._start(state)
         if state is None:
             self._evaluate(0)
@@ -337,7 +337,7 @@ class Supervisor:
                 first_eval=self._first_eval,
                 last_eval=self._last_eval,
                 best=self.saving.best,
-                tracker=self.record.tracked,
+                trackers=self.record.tracked,
                 **asdict(self._totals),
             )
             run_state.save(folder, state)

@@ -83,10 +83,10 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
             return prepare(config, run_dir, task)
 
     extras = Dispensable(lambda why: console.say(why, "yellow"))
-    tracked = run_state.load(resume).tracker if resume is not None else None
+    went_on = run_state.load(resume) if resume is not None else None
     with ThreadPoolExecutor(2) as threads:
         prepared_later = threads.submit(prepared_here)
-        tracker_later = threads.submit(_tracker, config, run_dir, made_with.settings, tracked)
+        trackers_later = threads.submit(_trackers, config, run_dir, made_with.settings, went_on, extras)
         with console.phase("starting Ray"):
             dashboard = start_ray(config, namespace)
         if dashboard:
@@ -95,18 +95,17 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
             prepared = prepared_later.result()
             console.notices(prepared.task.notices, run_dir)
             from actors.noting import note
-            from actors.record import TRACKER
             from actors.supervisor import Supervisor
 
             note(config, run_dir, prepared.task)
-            tracker = extras.attempt(TRACKER, tracker_later.result)
+            trackers = trackers_later.result()
             supervisor = Supervisor(
                 config,
                 prepared,
                 run_dir,
                 console,
                 resume=resume,
-                tracker=tracker,
+                trackers=trackers,
                 made_with=made_with,
                 extras=extras,
             )
@@ -117,8 +116,8 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
                 extras.attempt("metrics.jsonl", lambda: supervisor.record.event("fault", {"why": why}))
                 raise Fault(why + (f"; resume with resume={saved}" if saved else "")) from fault
             finally:
-                if tracker is not None:
-                    extras.attempt(TRACKER, tracker.close)
+                with console.phase("the trackers close"):
+                    trackers.close()
         finally:
             with console.phase("Ray shuts down"):
                 ray.shutdown()
@@ -134,10 +133,16 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
         raise Stopped(left, f" after step {summary['step']}; resume with resume={summary['checkpoint']}")
 
 
-def _tracker(config: RunConfig, run_dir: Path, settings: dict[str, Any], id: str | None) -> Any:
-    """The tracker of a run; ``id`` is what it calls the run that this one goes on with."""
-    if config.tracker.name == "none":
-        return None
-    from tracking.wandb_run import WandbRun
+def _trackers(config: RunConfig, run_dir: Path, settings: dict[str, Any], went_on: Any, extras: Dispensable) -> Any:
+    """The trackers of a run; ``went_on`` is the state (``RunState``) of the checkpoint that it goes on from."""
+    from tracking.trackers.base import Asked
+    from tracking.trackers.several import Trackers
 
-    return WandbRun(config.tracker, run_dir, settings, f"{run_dir.parent.name}/{run_dir.name}", id)
+    asked = Asked(
+        config=config.tracker,
+        folder=run_dir,
+        settings=settings,
+        name=f"{run_dir.parent.name}/{run_dir.name}",
+        first_step=went_on.step + 1 if went_on else 0,
+    )
+    return Trackers.open(asked, went_on.trackers if went_on else {}, extras)

@@ -1,4 +1,4 @@
-"""The files and folders that a run is going to read, looked for before anything starts."""
+"""The files, folders and trackers that a run is going to need, looked for before anything starts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from conf.schema import IF_ANY, INFERENCE, RunConfig
 from learner.gguf import is_gguf
 from tasks.making.config import AUTO
 from tasks.paths import KEYS, files_of, is_named
+from tracking.trackers.several import check_installed
 
 _FOLDERS = ("checkpoint", "report.sweep", "resume", "retrieval.index", "run", "compare")
 _LOCAL = ("/", "./", "../", "~")
@@ -21,7 +22,8 @@ _LOCAL = ("/", "./", "../", "~")
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Raises ``UserError`` for the first path that ``config.mode`` reads and that isn't there or can't be read."""
+    """Raises ``UserError`` for the first path that ``config.mode`` reads and that isn't there or can't be read, or
+    for a tracker that isn't installed."""
     for key, path in _read(config):
         if problem := missing(path):
             raise UserError(f"{key}={path}: {problem}")
@@ -29,6 +31,8 @@ def check_inputs(config: RunConfig) -> None:
             continue
         if key in _FOLDERS and not Path(path).expanduser().is_dir():
             raise UserError(f"{key}={path}: is a file, and a folder is needed")
+    if config.mode == "train":
+        check_installed(config.tracker)
 
 
 def _read(config: RunConfig) -> Iterator[tuple[str, str]]:

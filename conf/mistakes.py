@@ -35,8 +35,9 @@ def _mistake(composer: Composer, lines: Sequence[str], hydra_lines: Sequence[str
     for line in lines:
         key, _, value = line.partition("=")
         if options := composer.options(key.lstrip("+~")):
-            if not key.startswith("~") and value not in options:
-                return f"{line}: no such {key.lstrip('+')}; {nearest(value, options)}"
+            wrong = next((one for one in _several(value) if one not in options), None)
+            if not key.startswith("~") and wrong is not None:
+                return f"{line}: no such {key.lstrip('+')}; {nearest(wrong, options)}"
             if key.startswith("+"):
                 return f"{line}: there is a {key.lstrip('+')} already; write {line.lstrip('+')} to choose another"
             choices.append(line)
@@ -50,6 +51,12 @@ def _mistake(composer: Composer, lines: Sequence[str], hydra_lines: Sequence[str
         if wrong := _of_hydra(composer, line, composed):
             return wrong
     return _as_said(lines, error)
+
+
+def _several(value: str) -> list[str]:
+    """The choices of a group: one, or those of a list, ``[wandb,tensorboard]``."""
+    inner = value[1:-1] if value[:1] + value[-1:] == "[]" else ""
+    return [choice.strip() for choice in inner.split(",")] if inner else [value]
 
 
 def _unreadable(error: YAMLError) -> str:

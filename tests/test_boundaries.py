@@ -36,7 +36,7 @@ FLOORS = (
 INNER_FLOORS = (
     ("agent", "agent.pool", "agent.inference", "agent.simulation"),
     ("tasks", "tasks.making"),
-    ("tracking", "tracking.evals", "tracking.experiments", "tracking.view"),
+    ("tracking", "tracking.evals", "tracking.experiments", "tracking.view", "tracking.trackers"),
     ("actors.plan", "actors"),
     ("retrieval_service", "retrieval_service.documents", "retrieval_service.server"),
 )

@@ -7,13 +7,18 @@ from dataclasses import dataclass, field
 from agent.errors import one_of
 from agent.settings import PATH, SENTENCE, TEXT, bounded, check_bounds
 
+TRACKERS = ("wandb", "tensorboard", "trackio")
+"""A file in ``tracking/trackers/`` each, of the name of the package that it needs."""
+
 
 @dataclass
 class TrackerConfig:
     """What a run writes besides ``metrics.jsonl``."""
 
-    name: str = "wandb"
-    """``wandb`` or ``none``."""
+    wandb: bool = False
+    tensorboard: bool = False
+    trackio: bool = False
+    """Those that are told: ``tracker=NAME`` sets one, ``tracker=[NAME,NAME]`` several, ``tracker=none`` none."""
     project: str = field(default="slingshot", metadata=TEXT)
     wandb_mode: str = "auto"
     """``auto`` is online for a user who has logged in and offline for others; or ``online``, ``offline``."""
@@ -22,8 +27,12 @@ class TrackerConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self, "tracker")
-        one_of(self.name, ("wandb", "none"), "tracker")
         one_of(self.wandb_mode, ("auto", "online", "offline"), "tracker.wandb_mode")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The trackers that are told."""
+        return tuple(name for name in TRACKERS if getattr(self, name))
 
 
 @dataclass

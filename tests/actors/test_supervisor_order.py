@@ -41,6 +41,7 @@ from tracking.console import Console
 from tracking.dispensable import Dispensable
 from tracking.draws import read_draws, write_draws
 from tracking.metrics import read
+from tracking.trackers.several import Trackers
 
 QUESTION = Question(id="q", text="who?", golden_answers=("she",))
 ROW = EvalRow(
@@ -457,7 +458,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
             run_dir,
             Console(quiet=True),
             resume=resume,
-            tracker=None,
+            trackers=Trackers({}, Dispensable(pytest.fail)),
             made_with=Provenance(settings={}, data={}),
             extras=Dispensable(pytest.fail),
         )

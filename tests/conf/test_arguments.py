@@ -45,7 +45,6 @@ CHOICES = {
     "retrieval.dialect",
     "retrieval.heap",
     "data.source",
-    "tracker.name",
     "tracker.wandb_mode",
     "simulation.name",
     "view",

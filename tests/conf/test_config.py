@@ -65,9 +65,7 @@ def test_every_option_becomes_a_typed_configuration(group: str, option: str) -> 
     (config, *_) = launch.check_overrides([f"{group}={option}", *NEEDED.get((group, option), [])]).configs
     assert type(config) is RunConfig
     part: Any = getattr(config, group, None)
-    named = {"cluster": "name", "model": "name", "pool": "name", "tracker": "name", "group": "strategy"} | {
-        "search_limit": "rule"
-    }
+    named = {"cluster": "name", "model": "name", "pool": "name", "group": "strategy", "search_limit": "rule"}
     if group in named:
         assert getattr(part, named[group]) == option
 
@@ -95,9 +93,24 @@ def test_what_no_file_mentions_is_the_dataclass_default() -> None:
     assert config.data == DataConfig(evidence_match="id")  # of data=world, whose titles are shared
     assert config.retrieval == RetrievalConfig()
     assert config.reward == RewardConfig()
-    assert config.tracker == TrackerConfig()
+    assert config.tracker == TrackerConfig(wandb=True)
     assert config.evaluation == EvalConfig()
     assert config.checkpoints == CheckpointConfig()
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [
+        ("none", ()),
+        ("wandb", ("wandb",)),
+        ("trackio", ("trackio",)),
+        ("[wandb,tensorboard]", ("wandb", "tensorboard")),
+        ("[trackio, none, wandb]", ("wandb", "trackio")),
+    ],
+)
+def test_trackers_are_chosen_by_name_and_several_together(choice: str, names: tuple[str, ...]) -> None:
+    (config,) = launch.check_overrides([f"tracker={choice}"]).configs
+    assert config.tracker.names == names
 
 
 def test_training_evaluates_on_a_sample_and_mode_eval_on_everything() -> None:
@@ -264,7 +277,8 @@ MISTAKES = [
     # options of groups
     (["model=qwen15b"], "model=qwen15b: no such model; did you mean 'qwen1.5b'?"),
     (["cluster=4x4090"], "cluster=4x4090: no such cluster; did you mean '4x3090'?"),
-    (["tracker=mlflow"], "tracker=mlflow: no such tracker; valid names: none, wandb"),
+    (["tracker=mlflow"], "tracker=mlflow: no such tracker; valid names: none, tensorboard, trackio, wandb"),
+    (["tracker=[wandb,tensorbord]"], "tracker=[wandb,tensorbord]: no such tracker; did you mean 'tensorboard'?"),
     (["cluster=null"], "cluster=null: no such cluster; "),
     (["+pool=epoch"], "+pool=epoch: there is a pool already; write pool=epoch to choose another"),
     # types

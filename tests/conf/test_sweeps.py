@@ -52,7 +52,7 @@ def test_the_budget_of_the_experiment_has_the_papers_proportions() -> None:
         config = typed(compose("config", overrides=["experiment=recycling", "condition=epoch", "output_dir=here"]))
     assert config.algorithm.rollout_budget == 8.45 * config.data.train_questions
     assert config.pool.group_size == 4
-    assert config.tracker.name == "none"
+    assert config.tracker.names == ()
     assert config.algorithm.steps * config.pool.group_size * config.pool.batch_questions > 5070
 
 

@@ -8,6 +8,8 @@ import re
 
 import pytest
 
+from actors.ray_metrics import SHOWN
+
 STEP_KEYS = {
     "step", "version", "time_s", "reward/mean", "outcome/mean", "evidence/recall", "search/mean", "groups/signal",
     "groups/too_easy", "groups/too_hard", "pool/available", "pool/consumed", "pool/recycled_share",
@@ -23,7 +25,7 @@ EVAL_KEYS = {"step", "data", "n", "em", "f1", "evidence_recall", "search/mean", 
 def test_run_leaves_metrics_trajectories_logs_and_checkpoints(whole):
     steps, evals = whole.rows("step"), whole.rows("eval")
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
-    assert all(row.keys() >= STEP_KEYS for row in steps)
+    assert all(row.keys() >= STEP_KEYS | set(SHOWN) for row in steps), "what Ray's gauges show is in each"
     assert [row["step"] for row in evals] == [0, 4]
     assert all(row.keys() >= EVAL_KEYS and row["n"] == 24 and row["faults"] == 0 for row in evals)
     (summary,) = whole.rows("summary")

@@ -1,14 +1,14 @@
-"""Weights & Biases: online for a user who has logged in, offline otherwise, absent with ``tracker=none``."""
+"""Weights & Biases: online for a user who has logged in, offline otherwise."""
 
 from __future__ import annotations
 
 import netrc
 import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 from tracking.config import TrackerConfig
+from tracking.trackers import base
+from tracking.trackers.episodes import COLUMNS, Episodes
 
 HOST = "api.wandb.ai"
 
@@ -29,38 +29,40 @@ def _in_netrc() -> bool:
         return False
 
 
-class WandbRun:
+class Tracker(base.Tracker):
     """One W&B run in the folder of a Slingshot run.
 
     With an ``id`` it goes on with the W&B run of that id. Steps are an axis of their own: a resumed run repeats the
     steps after its checkpoint, and W&B's own count only ever rises.
     """
 
-    def __init__(
-        self, config: TrackerConfig, folder: Path, settings: Mapping[str, Any], name: str, id: str | None = None
-    ) -> None:
+    def __init__(self, asked: base.Asked) -> None:
         import wandb
 
+        where = mode(asked.config)
         self._run = wandb.init(
-            project=config.project,
-            name=name,
-            id=id,
-            resume="allow" if id and mode(config) == "online" else None,
-            dir=str(folder),
-            mode=mode(config),  # type: ignore[arg-type]
-            config=dict(settings),
+            project=asked.config.project,
+            name=asked.name,
+            id=asked.id,
+            resume="allow" if asked.id and where == "online" else None,
+            dir=str(asked.folder),
+            mode=where,  # type: ignore[arg-type]
+            config=dict(asked.settings),
             settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False),
         )
         self._run.define_metric("*", step_metric="step")
-        self.id: str = self._run.id
+        self.id = self._run.id
 
-    def log(self, row: Mapping[str, Any], *, prefix: str = "") -> None:
-        """Numbers of one row, at its step."""
-        numbers = {f"{prefix}{k}": v for k, v in row.items() if isinstance(v, int | float) and v == v}
-        self._run.log(numbers | {"step": int(row["step"])})
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(numbers) | {"step": step})
+
+    def episodes(self, episodes: Episodes, step: int) -> None:
+        import wandb
+
+        table = wandb.Table(columns=list(COLUMNS), data=[list(row) for row in episodes.rows], allow_mixed_types=True)
+        self._run.log({"eval/episodes": table, "step": step})
 
     def close(self) -> None:
-        """Ends the run; uploads what is left when online, and waits until the last row is on disk."""
         import wandb
 
         self._run.finish()

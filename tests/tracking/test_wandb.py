@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import pytest
+import view_runs as made
 
 from tracking.config import TrackerConfig
-from tracking.wandb_run import WandbRun, mode
+from tracking.dispensable import Dispensable
+from tracking.trackers.base import Asked
+from tracking.trackers.several import Trackers
+from tracking.trackers.wandb import mode
+from tracking.trajectories import EVALUATIONS
 
 
 @pytest.fixture(autouse=True)
@@ -66,12 +72,21 @@ def test_the_configuration_comes_before_everything(monkeypatch: pytest.MonkeyPat
 def test_an_offline_run_is_written_into_the_runs_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    run = WandbRun(TrackerConfig(wandb_mode="offline"), folder, {"seed": 3}, "day/time")
+    config = TrackerConfig(wandb=True, wandb_mode="offline")
+    asked = Asked(config=config, folder=folder, settings={"seed": 3}, name="day/time")
+    run = Trackers.open(asked, {}, Dispensable(pytest.fail))
+    assert list(run.ids) == ["wandb"]
     run.log({"step": 1, "reward/mean": 0.5, "kind": "step", "bad": math.nan})
-    run.log({"step": 1, "em": 0.25}, prefix="eval/")
+    made.lines(folder / EVALUATIONS, [made.evaluated(1, "q1", 1.0)])
+    run.evaluation({"step": 1, "em": 0.25})
     run.close()
     (record,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     content = record.read_bytes()
-    for text in (b"reward/mean", b"eval/em", b"slingshot", b"day/time"):
+    for text in (b"reward/mean", b"eval/em", b"slingshot", b"day/time", b"eval/episodes"):
         assert text in content
     assert b"bad" not in content
+    (table,) = folder.glob("wandb/offline-run-*/files/media/table/eval/episodes_*.table.json")
+    told = json.loads(table.read_text())
+    (row,) = (dict(zip(told["columns"], values, strict=True)) for values in told["data"])
+    assert (row["question_id"], row["em"], row["answer"]) == ("q1", 1, "yes")
+    assert "<search> emma </search>" in row["episode"]

@@ -1,0 +1,242 @@
+"""TensorBoard, trackio, several at once: with the real libraries where they are installed, else with scripted ones."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scripted_trackers as scripted
+import view_runs as made
+
+from agent.errors import UserError
+from tracking.config import TRACKERS, TrackerConfig
+from tracking.dispensable import Dispensable
+from tracking.trackers import several
+from tracking.trackers.base import Asked, Tracker
+from tracking.trackers.episodes import COLUMNS, Episodes, EpisodesLog
+from tracking.trackers.several import Trackers, check_installed
+from tracking.trajectories import EVALUATIONS
+
+
+def asked(folder: Path, *names: str, **more: Any) -> Asked:
+    folder.mkdir(exist_ok=True)
+    config = TrackerConfig(wandb_mode="offline", **dict.fromkeys(names, True))
+    return Asked(config=config, folder=folder, settings={"seed": 3, "a": {"b": [1, None]}}, name="day/time", **more)
+
+
+def opened(given: Asked, ids: Mapping[str, str] | None = None) -> Trackers:
+    return Trackers.open(given, ids or {}, Dispensable(pytest.fail))
+
+
+# --- each ------------------------------------------------------------------------------------------
+
+
+def events(folder: Path) -> dict[str, list[tuple[int, Any]]]:
+    """What TensorBoard shows of a run: steps and values, or texts, by tag."""
+    files = sorted((folder / "tensorboard").iterdir())
+    if files[-1].name.endswith("scripted"):
+        found: dict[str, list[tuple[int, Any]]] = {}
+        for row in map(json.loads, files[-1].read_text().splitlines()):
+            if "purge_step" in row:
+                found = {tag: [e for e in of if e[0] < (row["purge_step"] or math.inf)] for tag, of in found.items()}
+            else:
+                found.setdefault(row["tag"], []).append((row["step"], row.get("value", row.get("text"))))
+        return found
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0})
+    read.Reload()
+    shown = {tag: [(e.step, e.value) for e in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+    for tag in read.Tags()["tensors"]:
+        shown[tag.removesuffix("/text_summary")] = [
+            (e.step, e.tensor_proto.string_val[0].decode()) for e in read.Tensors(tag)
+        ]
+    return shown
+
+
+@pytest.fixture
+def tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real one where it is installed."""
+    try:
+        several.version("tensorboard")
+    except PackageNotFoundError:
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", scripted.tensorboard())
+
+
+def test_tensorboard_shows_the_numbers_and_the_episodes(tmp_path: Path, tensorboard: None) -> None:
+    folder = tmp_path / "run"
+    trackers = opened(asked(folder, "tensorboard"))
+    trackers.log({"step": 1, "reward/mean": 0.5, "kind": "step", "bad": math.nan, "unknown": None})
+    made.lines(folder / EVALUATIONS, [made.evaluated(1, "q1", 1.0)])
+    trackers.evaluation({"step": 1, "em": 0.25})
+    trackers.close()
+    shown = events(folder)
+    assert set(shown) == {"reward/mean", "eval/em", "eval/episodes"}
+    assert (shown["reward/mean"], shown["eval/em"]) == ([(1, 0.5)], [(1, 0.25)])
+    ((step, text),) = shown["eval/episodes"]
+    assert step == 1
+    assert "    question_id: q1\n" in text
+    assert "\n    <search> emma </search>\n" in text
+    assert all(line.startswith("    ") for line in text.splitlines()), "nothing in it is markup"
+
+
+def test_a_resumed_run_voids_what_tensorboard_was_told_after_its_checkpoint(tmp_path: Path, tensorboard: None) -> None:
+    folder = tmp_path / "run"
+    for first, steps, value in ((0, (1, 2, 3), 0.0), (2, (2,), 1.0)):
+        trackers = opened(asked(folder, "tensorboard", first_step=first))
+        for step in steps:
+            trackers.log({"step": step, "reward/mean": value})
+        trackers.close()
+    assert events(folder)["reward/mean"] == [(1, 0.0), (2, 1.0)]
+
+
+@pytest.fixture
+def trackio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[scripted.Run]:
+    """The runs of the scripted one; empty with the real one, which keeps its files in the test's folder."""
+    runs: list[scripted.Run] = []
+    try:
+        several.version("trackio")
+    except PackageNotFoundError:
+        monkeypatch.setitem(sys.modules, "trackio", scripted.trackio(runs))
+    else:
+        import trackio
+        from trackio import sqlite_storage, utils
+
+        for module in (trackio, sqlite_storage, utils):
+            monkeypatch.setattr(module, "TRACKIO_DIR", tmp_path / "trackio")
+    return runs
+
+
+def test_trackio_gets_the_numbers_and_the_episodes_of_a_run_that_goes_on(
+    tmp_path: Path, trackio: list[scripted.Run]
+) -> None:
+    folder = tmp_path / "run"
+    first = opened(asked(folder, "trackio"))
+    assert first.ids == {"trackio": "day/time"}
+    first.log({"step": 1, "reward/mean": 0.5, "kind": "step", "bad": math.nan})
+    first.close()
+    second = opened(asked(folder, "trackio"), {"trackio": "the name before"})
+    assert second.ids == {"trackio": "the name before"}
+    made.lines(folder / EVALUATIONS, [made.evaluated(2, "q1", 1.0)])
+    second.evaluation({"step": 2, "em": 0.25})
+    second.close()
+    if not trackio:  # the real one
+        from trackio.sqlite_storage import SQLiteStorage
+
+        assert set(SQLiteStorage.get_runs("slingshot")) == {"day/time", "the name before"}
+        (row,) = SQLiteStorage.get_logs("slingshot", "day/time")
+        assert (row["step"], row["reward/mean"]) == (1, 0.5)
+        told = SQLiteStorage.get_logs("slingshot", "the name before")
+        assert any("eval/episodes" in row for row in told)
+        return
+    (one, other) = trackio
+    assert (one.project, one.logged) == ("slingshot", [(1, {"reward/mean": 0.5})])
+    assert other.logged[0] == (2, {"eval/em": 0.25})
+    (row,) = other.logged[1][1]["eval/episodes"].data
+    assert (row["question_id"], row["em"], row["golden_answers"]) == ("q1", 1, "yes")
+    assert not one.open
+    assert not other.open
+
+
+# --- several ---------------------------------------------------------------------------------------
+
+
+class Broken(Tracker):
+    """One whose server goes away."""
+
+    def __init__(self, given: Asked) -> None:
+        self.id = "b"
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        raise RuntimeError("gone")
+
+    def episodes(self, episodes: Episodes, step: int) -> None:
+        raise AssertionError("it is off")
+
+    close = None  # type: ignore[assignment]
+
+
+class Heard(Tracker):
+    """One that hears everything."""
+
+    def __init__(self, given: Asked) -> None:
+        self.heard: list[Any] = []
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        self.heard.append((step, dict(numbers)))
+
+    def episodes(self, episodes: Episodes, step: int) -> None:
+        self.heard.append((step, len(episodes.rows)))
+
+    def close(self) -> None:
+        self.heard.append("closed")
+
+
+def test_one_that_fails_is_off_and_the_others_go_on(tmp_path: Path) -> None:
+    told: list[str] = []
+    given = asked(tmp_path)
+    heard = Heard(given)
+    trackers = Trackers({"wandb": Broken(given), "trackio": heard}, Dispensable(told.append), EpisodesLog(tmp_path))
+    assert trackers.ids == {"wandb": "b"}
+    trackers.log({"step": 1, "x": 2.0})
+    made.lines(tmp_path / EVALUATIONS, [made.evaluated(1, "q1", 1.0), made.evaluated(1, "q2", 1.0)])
+    trackers.evaluation({"step": 1, "em": 1.0})
+    trackers.close()
+    assert told == ["the tracker wandb failed and is off for the rest of this run, which goes on: RuntimeError: gone"]
+    assert heard.heard == [(1, {"x": 2.0}), (1, {"eval/em": 1.0}), (1, 2), "closed"]
+
+
+def test_one_that_cant_be_opened_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    trackers = Trackers.open(asked(tmp_path, "trackio"), {}, Dispensable(told.append))
+    assert trackers.ids == {}
+    trackers.log({"step": 1})
+    trackers.close()
+    assert len(told) == 1
+    assert told[0].startswith("the tracker trackio failed and is off for the rest of this run, which goes on: ")
+
+
+def test_a_tracker_whose_package_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name != "wandb":
+            raise PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(several, "version", version)
+    check_installed(TrackerConfig(wandb=True))
+    with pytest.raises(UserError, match=r"^tracker=tensorboard: the package tensorboard isn't installed: .*") as error:
+        check_installed(TrackerConfig(wandb=True, tensorboard=True))
+    assert str(error.value).endswith(f"{sys.executable} -m pip install tensorboard")
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_each_tracker_has_its_file(name: str) -> None:
+    __import__(f"tracking.trackers.{name}")
+    assert issubclass(sys.modules[f"tracking.trackers.{name}"].Tracker, Tracker)
+
+
+# --- episodes --------------------------------------------------------------------------------------
+
+
+def test_each_evaluation_has_its_own_episodes(tmp_path: Path) -> None:
+    path = tmp_path / EVALUATIONS
+    made.lines(path, [made.evaluated(0, "old", 1.0)])  # of a process before
+    log = EpisodesLog(tmp_path)
+    assert log.of(0).rows == ()
+    with path.open("a") as file:
+        for row in (made.evaluated(0, "a", 1.0), made.evaluated(0, "half \ud800", 0.0) | {"turns": None}):
+            file.write(json.dumps(row) + "\n")
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in log.of(0).rows]
+    assert [(r["question_id"], r["em"], r["searches"], r["stop_reason"]) for r in rows] == [
+        ("a", 1, 1, "answered"),
+        ("half ?", 0, 1, "answered"),
+    ]
+    assert rows[0]["episode"].startswith('<search> emma </search>\n<result>\nResult 1: "Emma"')
+    assert log.of(0).rows == ()

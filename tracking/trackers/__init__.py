@@ -1,0 +1,1 @@
+"""Where a run's numbers go besides ``metrics.jsonl``: wandb, tensorboard, trackio, several of them, none."""

@@ -1,0 +1,58 @@
+"""The episodes of an evaluation as a table, for trackers that can show one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tracking.trajectories import EVALUATIONS
+from tracking.view.lines import parsed, short, shortened
+
+COLUMNS = ("question_id", "kind", "question", "golden_answers", "answer", "em", "f1", "evidence", "searches",
+           "stop_reason", "episode")  # fmt: skip
+MOST = 1_000
+"""Rows of a table; an evaluation in training plays 500 questions unless it is told otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Episodes:
+    """The first ``MOST`` episodes that ``eval_trajectories.jsonl`` has of an evaluation."""
+
+    rows: tuple[tuple[Any, ...], ...]
+    """In the order of ``COLUMNS``."""
+
+
+class EpisodesLog:
+    """Reads what each evaluation adds to a run's log, once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / EVALUATIONS
+        self._read = self._path.stat().st_size if self._path.is_file() else 0
+
+    def of(self, step: int) -> Episodes:
+        """Those of ``step`` that were added since the last call. Where nodes share no folder, those of this one."""
+        found: list[tuple[Any, ...]] = []
+        if self._path.is_file():
+            with self._path.open("rb") as file:
+                file.seek(self._read)
+                for raw in file:
+                    row = parsed(raw)
+                    if row is not None and row.get("step") == step and len(found) < MOST:
+                        found.append(tuple(_cell(row, name) for name in COLUMNS))
+                self._read = file.tell()
+        return Episodes(rows=tuple(found))
+
+
+def _cell(row: dict[str, Any], name: str) -> Any:
+    if name == "episode":
+        return _text("\n".join(f"{t.get('text', '')}{t.get('observation') or ''}" for t in row.get("turns") or ()))
+    value = row.get(name)
+    if isinstance(value, list):
+        value = " | ".join(map(str, value))
+    return _text(value) if isinstance(value, str) else short(value)
+
+
+def _text(text: str) -> str:
+    """Half a surrogate pair, which UTF-8 can't hold, becomes a question mark."""
+    return shortened(text).encode("utf-8", "replace").decode()

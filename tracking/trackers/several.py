@@ -1,0 +1,76 @@
+"""The trackers of a run. One that fails is off from then on, and the run and the others go on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from agent.errors import UserError
+from tracking.config import TrackerConfig
+from tracking.dispensable import Dispensable
+from tracking.trackers.base import Asked, Tracker
+from tracking.trackers.episodes import EpisodesLog
+
+
+def check_installed(config: TrackerConfig) -> None:
+    """Raises ``UserError`` for the first tracker that is asked for and whose package isn't here."""
+    for name in config.names:
+        try:
+            version(name)
+        except PackageNotFoundError:
+            raise UserError(
+                f"tracker={name}: the package {name} isn't installed: {sys.executable} -m pip install {name}"
+            ) from None
+
+
+class Trackers:
+    """The open ones by name."""
+
+    def __init__(self, runs: Mapping[str, Tracker], extras: Dispensable, log: EpisodesLog | None = None) -> None:
+        self._runs = dict(runs)
+        self._extras = extras
+        self._log = log
+
+    @classmethod
+    def open(cls, asked: Asked, ids: Mapping[str, str], extras: Dispensable) -> Trackers:
+        """Those of ``asked.config``; ``ids`` are what they call the run that this one goes on with."""
+        opened = {}
+        for name in asked.config.names:
+            made = import_module(f"tracking.trackers.{name}").Tracker
+            told = replace(asked, id=ids.get(name))
+            if (run := extras.attempt(_called(name), partial(made, told))) is not None:
+                opened[name] = run
+        return cls(opened, extras, EpisodesLog(asked.folder))
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """What those call the run that a later process can go on with."""
+        return {name: run.id for name, run in self._runs.items() if run.id}
+
+    def log(self, row: Mapping[str, Any], *, prefix: str = "") -> None:
+        """The numbers of a row, at its step."""
+        numbers = {f"{prefix}{k}": v for k, v in row.items() if k != "step" and isinstance(v, int | float) and v == v}
+        self._each(lambda run: run.log(numbers, int(row["step"])))
+
+    def evaluation(self, row: Mapping[str, Any]) -> None:
+        """An evaluation: its numbers, and its episodes."""
+        self.log(row, prefix="eval/")
+        if self._runs and self._log is not None and (episodes := self._log.of(int(row["step"]))).rows:
+            self._each(lambda run: run.episodes(episodes, int(row["step"])))
+
+    def close(self) -> None:
+        """Closes each."""
+        self._each(lambda run: run.close())
+
+    def _each(self, do: Callable[[Tracker], None]) -> None:
+        for name, run in self._runs.items():
+            self._extras.attempt(_called(name), partial(do, run))
+
+
+def _called(name: str) -> str:
+    return f"the tracker {name}"

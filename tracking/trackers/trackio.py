@@ -1,0 +1,38 @@
+"""trackio: on this machine, in its own folder. ``trackio show --project slingshot`` shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tracking.trackers import base
+from tracking.trackers.episodes import COLUMNS, Episodes
+
+
+class Tracker(base.Tracker):
+    """One run of a trackio project. It goes by its name: a resumed run goes on under the one that it had."""
+
+    def __init__(self, asked: base.Asked) -> None:
+        import trackio
+
+        self.id = asked.id or asked.name
+        self._run = trackio.init(
+            project=asked.config.project,
+            name=self.id,
+            config=dict(asked.settings),
+            resume="allow",
+            embed=False,
+            auto_log_cpu=False,  # Ray's dashboard has it
+            auto_log_gpu=False,
+        )
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(numbers), step=step)
+
+    def episodes(self, episodes: Episodes, step: int) -> None:
+        import trackio
+
+        table = trackio.Table(columns=list(COLUMNS), data=[list(row) for row in episodes.rows])
+        self._run.log({"eval/episodes": table}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
