@@ -58,7 +58,7 @@ $(VENV_CPU)/ready-cpu: requirements-cpu.lock pyproject.toml install.py
 	@touch $@
 
 define install
-if [ -z "$(ANY_PYTHON)" ]; then echo "slingshot: needs Python 3.11; no Python was found on PATH" >&2; exit 2; fi; \
+if [ -z "$(ANY_PYTHON)" ]; then echo "slingshot: needs Python 3.11, 3.12 or 3.13; no Python was found on PATH" >&2; exit 2; fi; \
 $(ANY_PYTHON) install.py --platform $(1) --venv $(2)
 endef
 

@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).resolve().parent
-PYTHONS = {"cpu": ("3.11", "3.12", "3.13"), "cuda": ("3.11",)}
-"""Versions that each lock's wheels exist for, the one that is tested most first."""
+PYTHONS = ("3.11", "3.12", "3.13")
+"""Versions that both locks' wheels exist for, the one that is tested most first."""
+GLIBC = (2, 31)
+"""Of the system's C library, which the newest wheels of the locks are built against (Debian 11, Ubuntu 20.04)."""
 DISK_GB = {"cpu": 6, "cuda": 16}
 """What an installation takes, with the downloads that pip unpacks."""
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -36,7 +38,7 @@ class Refusal(Exception):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--platform", choices=sorted(PYTHONS), required=True)
+    parser.add_argument("--platform", choices=sorted(DISK_GB), required=True)
     parser.add_argument("--venv", type=Path, required=True)
     arguments = parser.parse_args()
     try:
@@ -49,7 +51,7 @@ def main() -> None:
 def install(kind: str, venv: Path) -> None:
     """Installs the lock of ``kind`` into the virtual environment ``venv``, which is made if it isn't there."""
     check_machine(kind, venv)
-    python = made(venv, kind)
+    python = made(venv)
     lock = ROOT / f"requirements-{kind}.lock"
     wanted = [line for line in lock.read_text().splitlines() if line and not line.startswith("#")]
     say(f"installing {len(wanted)} packages of {lock.name} into {venv}; a few minutes the first time")
@@ -65,6 +67,10 @@ def check_machine(kind: str, venv: Path) -> None:
     system, machine = platform.system(), platform.machine()
     if (system, machine) != ("Linux", "x86_64"):
         raise Refusal(f"the packages are built for Linux on x86-64, and this is {system} on {machine}")
+    libc, version = platform.libc_ver()
+    if libc != "glibc" or tuple(int(n) for n in version.split(".")[:2]) < GLIBC:
+        needed, found = ".".join(map(str, GLIBC)), f"{libc} {version}" if libc else "none"
+        raise Refusal(f"the packages need glibc {needed} or newer, and this system has {found}")
     folder = venv.absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -78,15 +84,15 @@ def check_machine(kind: str, venv: Path) -> None:
         )
 
 
-def made(venv: Path, kind: str) -> Path:
+def made(venv: Path) -> Path:
     """The Python of the virtual environment, which is made from the best one on this machine."""
     python = venv / "bin" / "python"
     if python.exists():
         version = version_of(str(python))
-        if version not in PYTHONS[kind]:
+        if version not in PYTHONS:
             raise Refusal(f"{venv} is of Python {version or 'no longer there'}; delete it: rm -r {venv}")
         return python
-    found = best_python(kind)
+    found = best_python()
     say(f"Python {version_of(found)} ({found}) for {venv}")
     done = subprocess.run([found, "-m", "venv", str(venv)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
@@ -98,9 +104,9 @@ def made(venv: Path, kind: str) -> Path:
     return python
 
 
-def best_python(kind: str) -> str:
-    """A Python that ``kind``'s lock is for. Raises ``Refusal`` if there is none."""
-    versions = PYTHONS[kind]
+def best_python() -> str:
+    """A Python that the locks are for. Raises ``Refusal`` if there is none."""
+    versions = PYTHONS
     names = [f"python{version}" for version in versions] + ["python3", "python", sys.executable]
     have: dict[str, str] = {}
     for name in names:

@@ -49,7 +49,7 @@ def test_the_best_python_is_taken(
         pretend(tmp_path / "bin", name, version)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
-    assert install.best_python("cpu") == str(tmp_path / "bin" / chosen)
+    assert install.best_python() == str(tmp_path / "bin" / chosen)
 
 
 def refusal(*arguments: str, path: Path, cwd: Path) -> str:
@@ -70,12 +70,11 @@ def test_another_python_is_refused_before_anything_is_made(tmp_path: Path, monke
     pretend(tmp_path / "bin", "python3", "3.14")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python3"))
-    with pytest.raises(
-        install.Refusal, match=r"needs Python 3\.11 or 3\.12 or 3\.13, and this machine has 3\.14; inst"
-    ):
-        install.install("cpu", tmp_path / "venv")
-    with pytest.raises(install.Refusal, match=r"needs Python 3\.11, and this machine has 3\.14"):
-        install.install("cuda", tmp_path / "venv")
+    for kind in ("cpu", "cuda"):
+        with pytest.raises(
+            install.Refusal, match=r"needs Python 3\.11 or 3\.12 or 3\.13, and this machine has 3\.14; inst"
+        ):
+            install.install(kind, tmp_path / "venv")
     assert not (tmp_path / "venv").exists()
 
 
@@ -94,6 +93,15 @@ def test_another_machine_is_refused(system: str, machine: str, tmp_path: Path, m
     monkeypatch.setattr(install.platform, "machine", lambda: machine)
     with pytest.raises(install.Refusal, match=f"Linux on x86-64, and this is {system} on {machine}"):
         install.install("cpu", tmp_path / "venv")
+
+
+@pytest.mark.parametrize("library", [("glibc", "2.28"), ("", "")])
+def test_an_older_c_library_is_refused(
+    library: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install.platform, "libc_ver", lambda: library)
+    with pytest.raises(install.Refusal, match=r"need glibc 2\.31 or newer, and this system has (glibc 2\.28|none)"):
+        install.install("cuda", tmp_path / "venv")
 
 
 def test_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -69,6 +70,10 @@ class Machine:
     """``outputs``, ``cache`` and ``ray``."""
     ray_folder: str
     """Where Ray keeps its sessions."""
+    compiler: str | None = "cc"
+    """The C compiler that Triton would take; None if there is none."""
+    headers: Path | None = None
+    """Python.h, where Triton would look for it and doesn't find it; None if it is there."""
     engines: frozenset[str] = frozenset({"cpu", "cuda"})
     """Devices that the installed vLLM can run on."""
 
@@ -118,6 +123,7 @@ def _gpus(config: RunConfig, machine: Machine) -> Iterator[str]:
         )
         return
     yield from wrong_build(config, machine.engines)
+    yield from _toolchain(machine)
     limit = usable_bytes(cluster)
     need = max(learner_memory(config).peak, engine_memory(config, limit).share) / GIB
     free = sorted((gpu.total - gpu.used for gpu in large), reverse=True)[cluster.gpus - 1]
@@ -130,6 +136,18 @@ def _gpus(config: RunConfig, machine: Machine) -> Iterator[str]:
         yield (
             f"CUDA 13 needs an NVIDIA driver of version {OLDEST_DRIVER} or newer and this machine has "
             f"{machine.driver or 'none'}; install a newer one"
+        )
+
+
+def _toolchain(machine: Machine) -> Iterator[str]:
+    """What Triton compiles its launchers with, on the first call of a kernel."""
+    if machine.compiler is None:
+        yield "on a GPU vLLM compiles kernels with a C compiler, and there is none; install gcc, or set CC=COMPILER"
+    if machine.headers is not None:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        yield (
+            f"on a GPU vLLM compiles kernels with Python.h, and there is no {machine.headers}; on Debian and Ubuntu: "
+            f"apt install python{version}-dev"
         )
 
 
@@ -201,8 +219,16 @@ def snapshot(config: RunConfig) -> Machine:
             "ray": _disk(Path(ray_folder) / "ray"),
         },
         ray_folder=ray_folder,
+        compiler=compiler(),
+        headers=None if (header := Path(sysconfig.get_paths()["include"], "Python.h")).is_file() else header,
         engines=engines(),
     )
+
+
+def compiler() -> str | None:
+    """The C compiler that Triton would take: CC, gcc or clang."""
+    given = os.environ.get("CC", "").split()
+    return shutil.which(given[0]) if given else shutil.which("gcc") or shutil.which("clang")
 
 
 def gpus() -> tuple[tuple[Gpu, ...], str | None]:

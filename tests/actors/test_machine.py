@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from actors.plan.cards import GIB
 from actors.plan.host import memory_bytes, output_bytes
-from actors.plan.machine import Disk, Gpu, Machine, check_cache, check_machine, gpus, missing, snapshot
+from actors.plan.machine import Disk, Gpu, Machine, check_cache, check_machine, compiler, gpus, missing, snapshot
 from agent.errors import UserError
 from agent.pool.rules.recycle import Rule as Recycle
 from conf.schema import RunConfig
@@ -89,6 +90,16 @@ def test_an_old_driver_is_named(driver: str) -> None:
     assert only(driver=driver) == (
         f"CUDA 13 needs an NVIDIA driver of version 580 or newer and this machine has {driver}; install a newer one"
     )
+
+
+def test_what_triton_compiles_with_is_named() -> None:
+    assert only(compiler=None) == (
+        "on a GPU vLLM compiles kernels with a C compiler, and there is none; install gcc, or set CC=COMPILER"
+    )
+    line = only(headers=Path("/usr/include/python3.x/Python.h"))
+    assert line.startswith("on a GPU vLLM compiles kernels with Python.h, and there is no /usr/include/python3.x/")
+    assert line.endswith(f"apt install python{sys.version_info.major}.{sys.version_info.minor}-dev")
+    assert list(missing(config(device="cpu"), machine(compiler=None, headers=Path("x"), shared_memory=0))) == []
 
 
 @pytest.mark.parametrize(("free", "said"), [(GIB // 16, "0.1"), (None, "0.0")])
@@ -180,6 +191,19 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
 def test_the_gpus_are_what_the_driver_says(driver: Callable[..., None]) -> None:
     driver("24576, 512, 580.65.06\\n81920, 0, 580.65.06\\n")
     assert gpus() == ((Gpu(total=24.0, used=0.5), Gpu(total=80.0)), "580.65.06")
+
+
+def test_the_compiler_is_that_of_triton(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert compiler() is None
+    for name in ("clang", "gcc", "mine"):
+        (tmp_path / name).touch(mode=0o755)
+        assert compiler() == str(tmp_path / (name if name != "mine" else "gcc"))
+    monkeypatch.setenv("CC", "mine -m64")
+    assert compiler() == str(tmp_path / "mine")
+    monkeypatch.setenv("CC", "gone")
+    assert compiler() is None
 
 
 @pytest.mark.parametrize(("output", "code"), [("", 0), ("No devices were found\\n", 6), ("NVIDIA-SMI has failed", 9)])
