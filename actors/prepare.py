@@ -22,7 +22,7 @@ from agent.records import Question
 from agent.rewards.scorer import Scorer
 from agent.tokens import Tokenizer
 from conf.schema import RunConfig
-from learner.hub import local_folder
+from learner.hub import Fetched, local_folder
 from learner.model_folder import check_folder
 from learner.skeleton import write_skeleton
 from tasks.demonstrations import Demonstration, Encoded, Expert, as_trajectory, end_ids
@@ -113,13 +113,14 @@ def prepare(config: RunConfig, run_dir: Path, task: Task | None = None) -> Prepa
     )
 
 
-def check_model(path: str, given: str, agent: AgentConfig, *, hub: bool = True) -> Path:
+def check_model(path: str, given: str, agent: AgentConfig, *, hub: bool = True, fetched: Fetched | None = None) -> Path:
     """The folder of the model ``path``, when all that a run of ``agent`` needs of it is there. Takes a second.
 
     That is its weights, by their headers; a tokenizer of this model, with a chat template if the agent wants one;
-    and a context for the longest episode. Raises ``UserError`` that starts with ``given`` (``checkpoint=…``).
+    and a context for the longest episode. ``fetched`` is told how much of it has come from the hub. Raises
+    ``UserError`` that starts with ``given`` (``checkpoint=…``).
     """
-    folder = local_folder(path, given, hub=hub)
+    folder = local_folder(path, given, hub=hub, fetched=fetched)
     rows = check_folder(folder, given)
     tokenizer = Tokenizer(folder, given)
     tokenizer.check(rows)

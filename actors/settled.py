@@ -23,7 +23,8 @@ def settle(config: RunConfig, path: str, given: str, phase: Phase) -> str:
     """
     path = unpacked(path, given, config.cache, phase)
     if not config.agent.max_response_tokens:
-        config.agent.max_response_tokens = _response(config.agent, path, given)
+        with phase("reading the model's configuration"):  # of a hub's model it is fetched
+            config.agent.max_response_tokens = _response(config.agent, path, given)
     return path
 
 

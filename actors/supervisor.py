@@ -96,6 +96,7 @@ class Supervisor:
         last = self._totals.end(step, self.config.algorithm)
         if not last:
             self.workers.serve(self.pool, self.config.group)
+            self.watch.reached(step)
         with self.stopping.after_the_step():
             while not last:
                 step += 1
@@ -247,6 +248,7 @@ class Supervisor:
         alarms = self._alarms.add(row)
         row |= {f"alarms/{alarm.name}": 1 for alarm in self._alarms.active}
         self.record.step(row, self._totals.so_far(step, self.config.algorithm))
+        self.watch.reached(step)
         if step == 1 and row["search/mean"] == 0:
             self.record.say(no_searches(self.config), "yellow")
         self.record.sound(alarms)

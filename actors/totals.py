@@ -28,6 +28,11 @@ class Totals:
             or 0 < algorithm.token_budget <= self.generated_tokens
         )
 
+    @staticmethod
+    def steps(algorithm: AlgorithmConfig) -> int:
+        """The steps of the whole run; 0 where its trajectories or tokens end it."""
+        return 0 if algorithm.rollout_budget or algorithm.token_budget else algorithm.steps
+
     def so_far(self, step: int, algorithm: AlgorithmConfig) -> str:
         """How far the run is: in trajectories or tokens if those are its limit, else in steps."""
         if algorithm.rollout_budget:

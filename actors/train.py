@@ -56,8 +56,8 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
 
     if config.model.path is not None:
         given = f"resume={config.resume}" if resume is not None else f"model.path={config.model.path}"
-        with console.phase("checking the model"):
-            folder = check_model(config.model.path, given, config.agent)
+        with console.phase("checking the model") as phase:
+            folder = check_model(config.model.path, given, config.agent, fetched=phase.counting("MB"))
         if config.cluster.address is None or Path(config.model.path).expanduser().is_dir():
             config.model.path = str(folder)  # else the name: nodes of a cluster have snapshots of their own
     if resume is not None:
@@ -96,9 +96,11 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
             console.notices(prepared.task.notices, run_dir)
             from actors.noting import note
             from actors.supervisor import Supervisor
+            from actors.totals import Totals
 
-            note(config, run_dir, prepared.task)
-            trackers = trackers_later.result()
+            with console.phase("the trackers open"):
+                note(config, run_dir, prepared.task)
+                trackers = trackers_later.result()
             supervisor = Supervisor(
                 config,
                 prepared,
@@ -110,7 +112,8 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
                 extras=extras,
             )
             try:
-                summary = supervisor.train()
+                with supervisor.watch.whole(Totals.steps(config.algorithm)):
+                    summary = supervisor.train()
             except (Fault, OSError) as fault:
                 why, saved = refused(fault), supervisor.saving.checkpoint
                 extras.attempt("metrics.jsonl", lambda: supervisor.record.event("fault", {"why": why}))

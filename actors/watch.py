@@ -22,10 +22,24 @@ class Watch:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._phase: Phase | None = None
+        self._whole: Phase | None = None
+        self._steps = 0
         self._learner: Any = None
         self._pool: Any = None
         self._asked: list[Any] = []
         """References to answers that are on their way: the learner's, or the pool's."""
+
+    @contextmanager
+    def whole(self, steps: int) -> Iterator[None]:
+        """Shows the run itself, whatever it does: ``steps`` in all, 0 where another budget ends it."""
+        with self._console.phase("the run") as self._whole:
+            self._steps = steps
+            yield
+
+    def reached(self, step: int) -> None:
+        """The run has done ``step`` steps."""
+        if self._whole is not None and self._steps:
+            self._whole.update(Progress(done=step, total=self._steps, unit="steps"))
 
     @contextmanager
     def phase(self, title: str, *, learner: Any = None, pool: Any = None) -> Iterator[Phase]:

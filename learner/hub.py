@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from agent.errors import UserError, shortened
 
@@ -16,10 +18,15 @@ LEFT_OUT = ["consolidated*", "*/*"]
 """The same weights once more, in other formats."""
 
 
-def local_folder(path: str | Path, given: str, *, hub: bool = True) -> Path:
+Fetched = Callable[[int, int], None]
+"""Is told how many megabytes of how many have been fetched."""
+
+
+def local_folder(path: str | Path, given: str, *, hub: bool = True, fetched: Fetched | None = None) -> Path:
     """The absolute folder of the model ``path``: itself, or with ``hub`` the hub's snapshot on this machine.
 
-    Raises ``UserError`` that starts with ``given`` (``model.path=…``) when there is neither.
+    ``fetched`` is told how far that is; without it the hub's own bars are shown. Raises ``UserError`` that starts with
+    ``given`` (``model.path=…``) when there is neither.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -29,7 +36,7 @@ def local_folder(path: str | Path, given: str, *, hub: bool = True) -> Path:
     if not hub or not HUB_NAME.fullmatch(str(path)):
         neither = ", and not a hub's name (org/name)" if hub else ""
         raise UserError(f"{given}: no such folder{neither}; name a folder with a model in Hugging Face format")
-    return _snapshot(str(path), given)
+    return _snapshot(str(path), given, fetched=fetched)
 
 
 def config_file(path: str, given: str) -> Path:
@@ -42,12 +49,13 @@ def config_file(path: str, given: str) -> Path:
     return _snapshot(path, given, [CONFIG]) / CONFIG
 
 
-def _snapshot(name: str, given: str, files: Sequence[str] = FETCHED) -> Path:
+def _snapshot(name: str, given: str, files: Sequence[str] = FETCHED, *, fetched: Fetched | None = None) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(files), ignore_patterns=LEFT_OUT))
+        bars = {} if fetched is None else {"tqdm_class": _bar(fetched)}
+        return Path(snapshot_download(name, allow_patterns=list(files), ignore_patterns=LEFT_OUT, **bars))
     except GatedRepoError as error:
         raise UserError(
             f"{given}: the hub gives it only to who has accepted its licence; do so at "
@@ -64,3 +72,20 @@ def _snapshot(name: str, given: str, files: Sequence[str] = FETCHED) -> Path:
             f"{given}: no such folder here, no whole copy in this machine's cache, and the hub can't be asked "
             f"({reason}); where there is a network, `hf download {name} --local-dir FOLDER`, then model.path=FOLDER"
         ) from error
+
+
+def _bar(fetched: Fetched) -> Any:
+    """A bar of the hub's client that draws nothing, and tells ``fetched`` of the bytes that have arrived."""
+    from tqdm.auto import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs | {"disable": False, "file": io.StringIO()})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            drawn = super().update(n)
+            if self.unit == "B" and self.total:
+                fetched(round(self.n / 1e6), round(self.total / 1e6))
+            return drawn
+
+    return Bar

@@ -72,11 +72,18 @@ class Phase:
             return None
         return (now - began) / done * (self.progress.total - self.progress.done)
 
-    def line(self, now: float) -> str:
-        """The phase as a log has it: ``warm start 80/200 steps, 24 s, 36 s left``."""
+    def times(self, now: float) -> str:
+        """How long it has lasted, its speed, and how long it will last, as far as that is known."""
         left = self.left_s(now)
-        rest = "" if left is None else f", {_duration(left)} left"
-        return f"{self}, {_duration(now - self.began)}{rest}"
+        if left is None:
+            return _duration(now - self.began)
+        began, first = self._counted_from
+        speed = _speed((self.progress.done - first) / max(now - began, 1e-9), self.progress.unit)
+        return f"{_duration(now - self.began)}, {speed}, {_duration(left)} left"
+
+    def line(self, now: float) -> str:
+        """The phase as a log has it: ``warm start 80/200 steps, 24 s, 3.3 steps/s, 36 s left``."""
+        return f"{self}, {self.times(now)}"
 
 
 class Phases:
@@ -184,16 +191,14 @@ class _Bars(RichProgress):
 
 
 class _Times(ProgressColumn):
-    """How long a phase has lasted and will last."""
+    """How long a phase has lasted and will last, and how fast it is."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__()
         self._clock = clock
 
     def render(self, task: Task) -> Text:
-        phase, now = task.fields["phase"], self._clock()
-        left = phase.left_s(now)
-        return Text(_duration(now - phase.began) + ("" if left is None else f", {_duration(left)} left"))
+        return Text(task.fields["phase"].times(self._clock()))
 
 
 def _duration(seconds: float) -> str:
@@ -202,3 +207,15 @@ def _duration(seconds: float) -> str:
         return f"{whole} s"
     hours, minutes = whole // 3600, whole % 3600 // 60
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {whole % 60:02d} s"
+
+
+def _speed(per_s: float, unit: str) -> str:
+    """
+    >>> _speed(2.5, "steps"), _speed(0.05, "groups")
+    ('2.5 steps/s', '3 groups/min')
+    """
+    return f"{_short(per_s)} {unit}/s" if per_s >= 0.1 else f"{_short(60 * per_s)} {unit}/min"
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"

@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from actors.prepare import Prepared
 from actors.provenance import Provenance
 from actors.reports import Released, StepReport, Unsound
 from actors.supervisor import Supervisor
+from actors.totals import Totals
 from agent.config import GroupConfig
 from agent.errors import Fault, Stopped
 from agent.inference.evaluation import EvalRow
@@ -41,6 +43,7 @@ from tracking.console import Console
 from tracking.dispensable import Dispensable
 from tracking.draws import read_draws, write_draws
 from tracking.metrics import read
+from tracking.progress import Phase
 from tracking.trackers.several import Trackers
 
 QUESTION = Question(id="q", text="who?", golden_answers=("she",))
@@ -462,7 +465,8 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
             made_with=Provenance(settings={}, data={}),
             extras=Dispensable(pytest.fail),
         )
-        return driver, driver.train()
+        with driver.watch.whole(Totals.steps(config.algorithm)):
+            return driver, driver.train()
 
     return run
 
@@ -904,3 +908,28 @@ def test_searches_that_cannot_be_counted_cost_no_step(play: Play, monkeypatch: p
     driver, _ = play(World(), 1)
     (row,) = read(driver.record.metrics.path, "step")
     assert (row["retrieval/qps"], row["retrieval/p99_s"]) == (0.0, None)
+
+
+def test_whatever_a_run_waits_for_is_on_the_screen(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is being shown, and for how long, whenever one of the actors does anything; see ``tracking/progress.py``."""
+    shown: list[Phase] = []
+
+    @contextmanager
+    def phase(self: Console, title: str) -> Iterator[Phase]:
+        shown.append(Phase(title, 0.0))
+        try:
+            yield shown[-1]
+        finally:
+            shown.pop()
+
+    monkeypatch.setattr(Console, "phase", phase)
+    world, seen = World(), []
+    happens = world.happens
+    monkeypatch.setattr(world, "happens", lambda event: (seen.append((event, *map(str, shown))), happens(event)))
+    play(world, 3, seeding=2, warm_start=3, evaluate_every=2, save_every=2)
+    assert all(where for _, *where in seen), seen
+    assert {"step 1", "step 3", "evaluation", "expert seeding", "warm start"} <= {
+        w for _, *where in seen for w in where
+    }
+    assert seen[-1][1].startswith("the run")
+    assert any(where[0] == "the run 2/3 steps" for _, *where in seen)

@@ -108,3 +108,24 @@ def test_pickles_are_never_fetched(cache: Path, monkeypatch: pytest.MonkeyPatch)
     files = ["config.json", "model.safetensors", "tokenizer.model", "pytorch_model.bin", "original/a.json", "x.pth"]
     chosen = huggingface_hub.utils.filter_repo_objects(files, **asked)
     assert list(chosen) == ["config.json", "model.safetensors", "tokenizer.model"]
+
+
+def test_what_is_fetched_is_told_in_megabytes_and_nothing_is_drawn(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def snapshot(name: str, *, tqdm_class: Any, **how: Any) -> str:
+        files = tqdm_class(total=3, desc="Fetching 3 files", disable=None)
+        arrived = tqdm_class(total=0, initial=0, unit="B", unit_scale=True, disable=None)
+        for total, more in ((4_000_000, 1_000_000), (93_600_000, 41_000_000), (93_600_000, 51_500_000)):
+            arrived.total = total  # as files are found
+            arrived.update(more)
+        files.update(3)
+        files.close()
+        arrived.close()
+        return "/snapshot"
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    told: list[tuple[int, int]] = []
+    assert local_folder("org/name", "model.path=org/name", fetched=lambda *far: told.append(far)) == Path("/snapshot")
+    assert told == [(1, 4), (42, 94), (94, 94)]
+    assert capfd.readouterr() == ("", "")

@@ -63,16 +63,16 @@ def test_counts_and_the_time_left() -> None:
     assert phase.line(10.0) == "warm start 0/200 steps, 10 s"
     phase.update(Progress(done=50, total=200, unit="steps"), now=40.0)
     assert phase.left_s(40.0) == pytest.approx(90.0)  # 30 s for 50 of them
-    assert phase.line(40.0) == "warm start 50/200 steps, 40 s, 90 s left"
+    assert phase.line(40.0) == "warm start 50/200 steps, 40 s, 1.7 steps/s, 90 s left"
     phase.update(Progress(done=200, total=200, unit="steps"), now=4000.0)
-    assert phase.line(7000.0) == "warm start 200/200 steps, 1 h 56 min, 0 s left"
+    assert phase.line(7000.0) == "warm start 200/200 steps, 1 h 56 min, 1.7 steps/min, 0 s left"
 
 
 def test_another_part_of_a_phase_counts_from_its_own_beginning() -> None:
     phase = Phase("step 3", 0.0)
     phase.update(Progress(what="rollouts", done=20, total=24, unit="groups"), now=10.0)
     phase.update(Progress(what="rollouts", done=22, total=24, unit="groups"), now=14.0)
-    assert phase.line(14.0) == "step 3: rollouts 22/24 groups, 14 s, 4 s left"
+    assert phase.line(14.0) == "step 3: rollouts 22/24 groups, 14 s, 0.5 groups/s, 4 s left"
     phase.update(Progress(what="update"), now=20.0)
     assert phase.line(20.0) == "step 3: update, 20 s"
 
@@ -82,13 +82,17 @@ def test_a_terminal_shows_the_phase_and_takes_it_away(clock: Clock) -> None:
     console = RichConsole(file=screen, force_terminal=True, width=100, legacy_windows=False)
     phases = Phases(console, clock=clock)
     with phases.phase("evaluation") as phase:
-        phase.update(Progress(done=64, total=450, unit="questions"))
+        phase.update(Progress(done=64, total=450, unit="questions"), clock.now)
         assert phases._live is not None
         phases._live._bars.refresh()
         console.print("a line above it")
         with phases.phase("starting [1] engine"):
             pass
+        clock.now += 10
+        phase.update(Progress(done=192, total=450, unit="questions"), clock.now)
+        phases._live._bars.refresh()
     assert "evaluation 64/450 questions" in screen.getvalue()
+    assert "10 s, 13 questions/s, 20 s left" in screen.getvalue()
     assert "starting [1] engine" in screen.getvalue()
     assert "a line above it" in screen.getvalue()
     assert phases._live is None
