@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from tracking.experiments import pictures, report, sweep
 from tracking.experiments.sweep import Job, Plan, Status
 from tracking.metrics import MetricsLog, read, replace
 
+DOCS = Path(__file__).parents[2] / "docs"
+sys.path.insert(0, str(DOCS))
 SUMMARY = {"kind": "summary", "step": 4, "stopped_early": False, "interrupted": False}
 RESUMED = {"kind": "event", "event": "resumed", "step": 2}
 
@@ -268,13 +271,16 @@ def test_the_table_in_the_folder_is_markdown(folder: Path) -> None:
     assert [line for line in lines if line.startswith("![")] == [
         f"![{caption}]({name}.png)"
         for name, caption in (
-            ("em", "Held-out exact match against rollouts and tokens"),
-            ("groups", "Groups that were too hard, bore signal, were too easy"),
-            ("pool", "Recycled share of trained groups, flipped share of questions"),
-            ("spent", "Held-out exact match against searches and tokens per question"),
+            ("em", "How each seed learns: held-out exact match against rollouts"),
+            ("em_tokens", "What it costs: held-out exact match against generated tokens"),
+            ("groups", "What is played: groups that were too hard, bore signal, were too easy"),
+            ("pool", "What is recycled: share of trained groups; flipped share of questions"),
+            ("against", "Is it better: against pool=epoch, paired by seed"),
+            ("difference", "When is it better: held-out exact match less that of pool=epoch, paired by seed"),
+            ("spent", "What a question takes: exact match against its searches and tokens"),
         )
     ]
-    for name in ("em", "groups", "pool"):
+    for name in ("em", "em_tokens", "groups", "pool", "against", "difference"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -317,6 +323,52 @@ def test_a_band_spans_what_all_curves_have() -> None:
     # 1 and 0 at the end: deviation 1 / sqrt(2), over sqrt(2), times t of one degree.
     assert half.tolist() == pytest.approx([0, 12.706 * 0.25, 12.706 * 0.5])
     assert np.isnan(pictures.mean_band([([0, 10], [0.0, 1.0])])[2]).all()
+
+
+def test_each_condition_has_a_panel_with_a_thin_line_for_each_seed_and_the_baselines_mean() -> None:
+    figure = pictures._em({"a": [RUN, RUN], "b": [RUN], "c": [RUN], "d": [RUN]}, "rollouts", 0.5, "a")
+    assert [axes.get_title() for axes in figure.axes[:4]] == ["a (2 seeds)", "b (1 seed)", "c (1 seed)", "d (1 seed)"]
+    a, b = figure.axes[:2]
+    assert [line.get_linewidth() for line in a.lines] == [0.8, 0.8, 2.0, 0.8]  # seeds, mean, target
+    assert [line.get_linewidth() for line in b.lines] == [1.2, 0.8, 2.0, 0.8]
+    assert not any(axes.collections for axes in figure.axes), "no bands over each other"
+    assert [text.get_text() for text in b.get_legend().texts] == ["mean of a"]
+
+
+def test_a_difference_is_of_the_same_seed_at_the_same_rollouts() -> None:
+    other = [evaluation(0, 0.1, 40, 0), evaluation(1, 0.5, 120, 0)]
+    x, y = pictures.difference(RUN, other, points=3)
+    assert (list(x), list(y)) == ([40, 80, 120], pytest.approx([0.4 - 0.1, 0.6 - 0.3, 0.55 - 0.5]))
+
+
+def test_the_comparison_shows_seeds_mean_and_interval(folder: Path) -> None:
+    report.write(folder, ReportConfig(), Console(quiet=True))
+    told = json.loads((folder / "sweep.json").read_text())
+    told["comparisons"][0]["em_after"] |= {"low": -0.1, "high": 0.3}
+    axes = pictures.against(told).axes
+    labels = [each.get_xlabel() for each in axes if each.get_visible() and each.lines]
+    assert labels[0] == "held-out EM in the end, difference"
+    assert labels[-1] == "rollouts per signal-bearing group, ratio"
+    dots, interval, mean, zero = axes[0].lines
+    assert list(dots.get_xdata()) == pytest.approx([0.1])
+    assert list(interval.get_xdata()) == [-0.1, 0.3]
+    assert list(mean.get_xdata()) == pytest.approx([0.1])
+    assert list(zero.get_xdata()) == [0.0, 0.0]
+    assert [text.get_text() for text in axes[0].get_yticklabels()] == ["pool=recycle", "pool=dynamic"]
+
+
+@pytest.mark.parametrize("page", ["query_pool", "david_grpo"])
+def test_a_page_of_results_is_read_as_its_table_says(page: str) -> None:
+    from plot_against import comparisons
+
+    told = comparisons((DOCS / "results" / f"{page}.md").read_text())
+    assert told["baseline"] == {"query_pool": "recycle", "david_grpo": "outcome"}[page]
+    found = {c["condition"]: c for c in told["comparisons"]}
+    if page == "query_pool":
+        assert found["adaptive"]["em_after"] == {"mean": 0.155, "low": -0.116, "high": 0.426}
+        assert found["epoch"]["rollouts_per_signal_group"] == {"mean": 0.855, "low": 0.816, "high": 0.896}
+    else:
+        assert found["david"]["em_after/2-hop"] == {"mean": 0.23, "low": 0.004, "high": 0.456}
 
 
 def test_the_group_mix_is_of_all_runs_together() -> None:

@@ -1,4 +1,8 @@
-"""The pictures of a sweep: means over the finished jobs of each condition, with 95 % bands."""
+"""The pictures of a sweep, a panel for each question that its reader has.
+
+Each seed is a thin line, the mean a thick one. An interval is drawn where it says something by itself: of differences
+that are paired by seed, one condition a panel. Intervals of conditions that lie on each other show nothing.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,17 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 MIX = {"too_hard": ("too hard", "#D55E00"), "signal": ("signal", "#0072B2"), "too_easy": ("too easy", "#BBBBBB")}
 BINS = 20
-_DASHES = ("-", "--", ":")
+AGAINST = {
+    "em_after": "held-out EM in the end",
+    "em_after/": "EM in the end, {}",
+    "em_over_budget": "mean EM over the budget",
+    "rollouts_per_signal_group": "rollouts per signal-bearing group",
+}
+"""What is compared with the baseline seed by seed (``measures.paired``): a measure, or all of a beginning."""
+RATIOS = ("rollouts_per_signal_group",)
+"""Those of them that are no differences."""
+PANELS = 3
+"""Conditions beside each other."""
 _MARKERS = ("o", "s", "^")
 
 
@@ -38,13 +52,29 @@ def draw(folder: Path, report: Mapping[str, Any], rows: Mapping[str, Sequence[Ro
         for c in report["conditions"]
         if (found := [rows[name] for name in c["jobs"] if name in finished])
     }
+    baseline = report["baseline"] if report["baseline"] in runs else None
+    target = report["target_em"]
     made: dict[str, tuple[Callable[[], Figure], str]] = {
-        "em.png": (lambda: _em(runs, report["target_em"]), "Held-out exact match against rollouts and tokens"),
-        "groups.png": (lambda: _groups(runs), "Groups that were too hard, bore signal, were too easy"),
-        "pool.png": (lambda: _pool(runs), "Recycled share of trained groups, flipped share of questions"),
+        "em.png": (
+            lambda: _em(runs, "rollouts", target, baseline),
+            "How each seed learns: held-out exact match against rollouts",
+        ),
+        "em_tokens.png": (
+            lambda: _em(runs, "generated_tokens", target, baseline),
+            "What it costs: held-out exact match against generated tokens",
+        ),
+        "groups.png": (lambda: _groups(runs), "What is played: groups that were too hard, bore signal, were too easy"),
+        "pool.png": (lambda: _pool(runs), "What is recycled: share of trained groups; flipped share of questions"),
     }
+    seeds = {name: _by_seed(report, rows, name) for name in runs}
+    if baseline is not None and any(_both(of, seeds[baseline]) for name, of in seeds.items() if name != baseline):
+        made["against.png"] = (lambda: against(report), f"Is it better: against {baseline}, paired by seed")
+        made["difference.png"] = (
+            lambda: _difference(seeds, baseline),
+            f"When is it better: held-out exact match less that of {baseline}, paired by seed",
+        )
     if any(spent(rows, "searches")[0] for of in runs.values() for rows in of):
-        made["spent.png"] = (lambda: _spent(runs), "Held-out exact match against searches and tokens per question")
+        made["spent.png"] = (lambda: _spent(runs), "What a question takes: exact match against its searches and tokens")
     for file, (figure, _) in made.items():
         figure().savefig(folder / file, dpi=130)
     return {file: caption for file, (_, caption) in made.items()}
@@ -72,6 +102,33 @@ def stepped(rows: Sequence[Row], key: str) -> Curve:
     """A metric of a run's steps against the rollouts played by their ends."""
     steps = [r for r in rows if r["kind"] == "step"]
     return list(np.cumsum([r["rollout/trajectories"] for r in steps])), [r[key] for r in steps]
+
+
+def difference(rows: Sequence[Row], baseline: Sequence[Row], points: int = 101) -> Curve:
+    """Held-out EM of a run less that of another, against the rollouts that both have played."""
+    (x, y), (other_x, other_y) = evaluated(rows, "rollouts"), evaluated(baseline, "rollouts")
+    grid = np.linspace(max(x[0], other_x[0]), min(x[-1], other_x[-1]), points)
+    return list(grid), list(np.interp(grid, x, y) - np.interp(grid, other_x, other_y))
+
+
+def _by_seed(report: Mapping[str, Any], rows: Mapping[str, Sequence[Row]], condition: str) -> dict[int, Sequence[Row]]:
+    """The finished jobs of a condition that were evaluated."""
+    jobs = [j for j in report["jobs"] if j["condition"] == condition and j["status"] == Status.FINISHED]
+    return {j["seed"]: rows[j["name"]] for j in jobs if evaluated(rows[j["name"]], "rollouts")[0]}
+
+
+def _both(one: Mapping[int, Any], other: Mapping[int, Any]) -> list[int]:
+    return sorted(one.keys() & other.keys())
+
+
+def _pairs(report: Mapping[str, Any], condition: str, name: str) -> list[float]:
+    """What each seed says of a condition against the baseline; none where the jobs are not known."""
+    finished = [j for j in report["jobs"] if j["status"] == Status.FINISHED]
+    one, other = (
+        {j["seed"]: v for j in finished if j["condition"] == c and (v := j["measures"].get(name)) is not None}
+        for c in (condition, report["baseline"])
+    )
+    return [one[s] / other[s] if name in RATIOS else one[s] - other[s] for s in _both(one, other)]
 
 
 def mean_band(curves: Sequence[Curve], points: int = 101) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -128,37 +185,98 @@ def recycled(runs: Sequence[Sequence[Row]]) -> list[Curve]:
 # --- from curves to pictures -----------------------------------------------------------------------
 
 
-def _em(runs: Runs, target: float | None) -> Figure:
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    for axes, (x, label) in zip(
-        figure.subplots(1, 2, sharey=True),
-        (("rollouts", "rollouts"), ("generated_tokens", "generated tokens")),
-        strict=True,
-    ):
-        curves = {name: [curve for rows in of if (curve := evaluated(rows, x))[0]] for name, of in runs.items()}
-        _lines(axes, curves)
+def _em(runs: Runs, x: str, target: float | None, baseline: str | None) -> Figure:
+    """A panel a condition; the baseline's mean is in each."""
+    figure, grid = _panels(len(runs))
+    curves = {name: [curve for rows in of if (curve := evaluated(rows, x))[0]] for name, of in runs.items()}
+    for at, ((name, of), axes) in enumerate(zip(curves.items(), grid, strict=True)):
+        if baseline is not None and name != baseline and curves[baseline]:
+            across, mean, _ = mean_band(curves[baseline])
+            axes.plot(across, mean, color="0.45", linestyle="--", linewidth=1.2, label=f"mean of {baseline}")
+        _thin(axes, of, COLOURS[at % len(COLOURS)])
         if target is not None:
             axes.axhline(target, color="0.5", linewidth=0.8, linestyle=":")
-        _dress(axes, label, "held-out exact match" if x == "rollouts" else "")
-    figure.axes[0].legend(frameon=False, loc="lower right")
+        axes.set_title(f"{name} ({_seeds(runs[name])})", fontsize=10)
+        _dress(axes, x.replace("_", " "), "" if at % PANELS else "held-out exact match")
+    for axes in grid[1:2] if baseline is not None else []:
+        axes.legend(frameon=False, loc="upper left", fontsize=8)
+    return figure
+
+
+def against(report: Mapping[str, Any]) -> Figure:
+    """A panel for each of ``AGAINST``, a line for each condition: its seeds, their mean and its 95 % interval.
+
+    ``report`` is what ``sweep.json`` holds; without its ``jobs`` the seeds are left out.
+    """
+    compared, names = report["comparisons"], [c["name"] for c in report["conditions"]]
+    present = dict.fromkeys(name for c in compared for name, found in c.items() if isinstance(found, Mapping))
+    shown = [
+        (name, label.format(name.removeprefix(key)))
+        for key, label in AGAINST.items()
+        for name in present
+        if name == key or (key.endswith("/") and name.startswith(key))
+    ]
+    lines = math.ceil(len(shown) / PANELS)
+    figure = Figure(figsize=(11.6, 0.5 + lines * (0.9 + 0.34 * len(compared))), layout="constrained")
+    grid = list(figure.subplots(lines, min(PANELS, len(shown)), sharey=True, squeeze=False).flat)
+    for axes in grid[len(shown) :]:
+        axes.set_axis_off()
+    for axes, (name, label) in zip(grid, shown, strict=False):
+        for at, comparison in enumerate(compared):
+            found, colour = comparison.get(name), COLOURS[names.index(comparison["condition"]) % len(COLOURS)]
+            if not found or found["mean"] is None:
+                continue
+            points = _pairs(report, comparison["condition"], name)
+            axes.plot(points, [at - 0.22] * len(points), "o", color=colour, alpha=0.45, markersize=4)
+            if found["low"] is not None:
+                axes.plot([found["low"], found["high"]], [at, at], color=colour, linewidth=2)
+            axes.plot([found["mean"]], [at], "D", color=colour, markersize=5)
+        kind = "ratio" if name in RATIOS else "difference"
+        axes.axvline(1.0 if name in RATIOS else 0.0, color="0.3", linewidth=0.9)
+        axes.set(xlabel=f"{label}, {kind}", ylim=(len(compared) - 0.4, -0.6))
+        axes.set_yticks(range(len(compared)), [c["condition"] for c in compared])
+        axes.locator_params(axis="x", nbins=5)
+        axes.grid(alpha=0.25, axis="x")
+        axes.spines[["top", "right"]].set_visible(False)
+    dots = "seeds (dots), " if report["jobs"] else ""
+    figure.suptitle(f"against {report['baseline']}, paired by seed: {dots}mean and 95 % interval", fontsize=10)
+    return figure
+
+
+def _difference(seeds: Mapping[str, Mapping[int, Sequence[Row]]], baseline: str) -> Figure:
+    """A panel for each condition but the baseline: EM less the baseline's of the same seed, over the rollouts."""
+    others = {
+        name: _both(of, seeds[baseline])
+        for name, of in seeds.items()
+        if name != baseline and _both(of, seeds[baseline])
+    }
+    figure, grid = _panels(len(others))
+    widest = 0.05
+    for at, ((name, shared), axes) in enumerate(zip(others.items(), grid, strict=True)):
+        curves = [difference(seeds[name][seed], seeds[baseline][seed]) for seed in shared]
+        colour = COLOURS[list(seeds).index(name) % len(COLOURS)]
+        x, mean, half = mean_band(curves)
+        axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0)
+        _thin(axes, curves, colour)
+        axes.axhline(0.0, color="0.3", linewidth=0.9)
+        axes.set_title(f"{name} ({_seeds(shared)})", fontsize=10)
+        _dress(axes, "rollouts", "" if at % PANELS else f"EM less that of {baseline}")
+        widest = max(widest, *(abs(v) for _, y in curves for v in y))
+    for axes in grid:
+        axes.set_ylim(-1.2 * widest, 1.2 * widest)
     return figure
 
 
 def _groups(runs: Runs) -> Figure:
-    lines = 1 if len(runs) <= 3 else math.ceil(len(runs) / 3)
-    columns = math.ceil(len(runs) / lines)
-    figure = Figure(figsize=(0.8 + 3.4 * columns, 0.6 + 2.9 * lines), layout="constrained")
-    grid = iter(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
-    for at, ((name, of), axes) in enumerate(zip(runs.items(), grid, strict=False)):
+    figure, grid = _panels(len(runs))
+    for at, ((name, of), axes) in enumerate(zip(runs.items(), grid, strict=True)):
         centres, shares = group_mix(of)
         axes.stackplot(
             centres, shares, labels=[label for label, _ in MIX.values()], colors=[colour for _, colour in MIX.values()]
         )
         axes.set_title(f"{name} ({_seeds(of)})", fontsize=10)
         axes.margins(x=0)
-        _dress(axes, "rollouts", "" if at % columns else "share of groups")
-    for axes in grid:
-        axes.set_axis_off()
+        _dress(axes, "rollouts", "" if at % PANELS else "share of groups")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right center", frameon=False)
     return figure
@@ -196,14 +314,33 @@ def _spent(runs: Runs) -> Figure:
 
 
 def _lines(axes: Axes, curves: Mapping[str, Sequence[Curve]]) -> None:
-    """A line and a band for each condition that has curves; a condition keeps its colour in every picture."""
+    """The seeds and the mean of each condition that has curves; a condition keeps its colour in every picture."""
     for at, (name, of) in enumerate(curves.items()):
-        if not of:
-            continue
-        colour, dash = COLOURS[at % len(COLOURS)], _DASHES[at // len(COLOURS) % len(_DASHES)]
-        x, mean, half = mean_band(of)
-        axes.plot(x, mean, color=colour, linestyle=dash, linewidth=1.8, label=f"{name} ({_seeds(of)})")
-        axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.18, linewidth=0)
+        if of:
+            _thin(axes, of, COLOURS[at % len(COLOURS)], f"{name} ({_seeds(of)})")
+
+
+def _thin(axes: Axes, curves: Sequence[Curve], colour: str, label: str | None = None) -> None:
+    """A thin line for each curve, and a thick one for their mean."""
+    for x, y in curves:
+        axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.4)
+    if curves:
+        across, mean, _ = mean_band(curves)
+        axes.plot(across, mean, color=colour, linewidth=2.0, label=label)
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    """``count`` panels of one scale, at most ``PANELS`` beside each other."""
+    columns = min(count, PANELS)
+    lines = math.ceil(count / columns)
+    figure = Figure(figsize=(0.8 + 3.4 * columns, 0.6 + 2.9 * lines), layout="constrained")
+    grid = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
+    for at, axes in enumerate(grid):
+        if at + columns >= count:  # the last of its column
+            axes.tick_params(labelbottom=True)
+        if at >= count:
+            axes.set_axis_off()
+    return figure, grid[:count]
 
 
 def _seeds(of: Sequence[Any]) -> str:
