@@ -58,9 +58,10 @@ def engine_nodes(nodes: Sequence[str], learners: int = 1) -> tuple[str, ...]:
     return tuple(dict.fromkeys(nodes[learners:] or nodes))
 
 
-def nearest(replicas: Mapping[str, Any], node: str) -> list[Any]:
-    """The replica on ``node``, or all of them where there is none."""
-    return [replicas[node]] if node in replicas else [*replicas.values()]
+def nearest(replicas: Mapping[str, Any], node: str) -> tuple[list[Any], list[Any]]:
+    """The replica on ``node``, or all of them where there is none; and the others, for when it doesn't answer."""
+    near = [replica for at, replica in replicas.items() if at == node or node not in replicas]
+    return near, [replica for replica in replicas.values() if replica not in near]
 
 
 @dataclass(frozen=True, kw_only=True)

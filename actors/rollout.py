@@ -21,7 +21,7 @@ from actors.engine_thread import Counters
 from actors.payloads import packed
 from actors.placement import nearest
 from actors.process import log_to
-from actors.retrieval import RemoteSearcher
+from actors.searcher import RemoteSearcher
 from actors.weights import CHANNELS, NcclChannel, Published
 from agent.config import AgentConfig, GroupConfig, RewardConfig
 from agent.dialogue import Dialogue
@@ -110,9 +110,8 @@ class RolloutWorker:
         except Exception as error:
             traceback.print_exc()  # vLLM's own errors are pages long, and some can't leave this process
             raise Fault(f"vLLM can't start: {type(error).__name__}: {shortened(error)}") from None
-        searcher = RemoteSearcher(
-            nearest(self._retrieval, ray.get_runtime_context().get_node_id()), timeout_s=settings.retrieval_timeout_s
-        )
+        near, spare = nearest(self._retrieval, ray.get_runtime_context().get_node_id())
+        searcher = RemoteSearcher(near, spare, timeout_s=settings.retrieval_timeout_s)
         self._player = Player(
             dialogue=self._dialogue,
             config=agent,

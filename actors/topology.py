@@ -64,7 +64,7 @@ class Topology:
             node: RetrievalActor.options(  # type: ignore[attr-defined]
                 name=name,
                 num_cpus=0,
-                max_restarts=3,
+                max_restarts=-1,  # what doesn't come back ends the run by retrieval.outage_s
                 max_concurrency=1000,
                 runtime_env={"env_vars": env},
                 **on_node(node),

@@ -7,12 +7,22 @@ import signal
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+LONGEST_LINE = 1500
+"""Characters of a message; what is quoted of a wrong file may be all of it."""
+
 
 class UserError(ValueError):
     """The user's input is wrong. The message is one line: what is wrong, where, and the fix.
 
-    ``launch.py`` prints the message and exits 2; no traceback is shown unless ``debug=true``.
+    ``launch.py`` prints the message and exits 2; no traceback is shown unless ``debug=true``. Ends of lines in what the
+    message quotes are blanks in it, and its middle is left out where it is very long.
     """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(part.strip() for part in message.splitlines()) if "\n" in message else message
+        if len(line) > LONGEST_LINE:
+            line = f"{line[: LONGEST_LINE - 500]} […] {line[-400:]}"
+        super().__init__(line)
 
 
 class Fault(RuntimeError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from agent.errors import UserError
+from agent.errors import RetrievalError, UserError
 from agent.records import Passage
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.watch import SILENT, Watch
@@ -29,28 +29,35 @@ class Identity:
     """What the ranking depends on besides, such as ``k1`` and ``b``."""
 
 
+class Unavailable(RetrievalError):
+    """Nothing can be answered at the moment: the backend needn't be asked for each query by itself."""
+
+
 class Backend(Protocol):
-    """A ranker. It is made, called and closed by one and the same thread."""
+    """A ranker. It is made, called and closed by one and the same thread.
+
+    It may have attributes: ``lanes = 2`` says that it is cheap to open once more, for a second thread; ``most`` is the
+    largest batch that makes sense. A batch that raises is asked again in halves, so that one query fails alone, unless
+    it is ``Unavailable`` that is raised.
+    """
 
     def search_batch(self, queries: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
         """For each query, in order, its at most ``k`` best passages, best first.
 
-        A query that matches nothing has no passages. An exception fails the whole batch.
+        A query that matches nothing has no passages.
         """
         ...
 
     def following_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
         """For each passage, in order, the at most ``k`` ones that come after it in the same document
-        (``retrieval_service.corpus.document_of``), in the order of the corpus.
-
-        An exception, such as for an id that isn't there, fails the whole batch.
+        (``retrieval_service.corpus.document_of``), in the order of the corpus. Raises for an id that isn't there.
         """
         ...
 
     def document_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
         """For each id, in order, its passage and the at most ``k - 1`` that come after it in the same document.
 
-        An id that isn't there has none. An exception fails the whole batch.
+        An id that isn't there has none.
         """
         ...
 

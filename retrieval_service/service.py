@@ -3,14 +3,21 @@
     search ──► cache ──► in flight? ──► waiting ──batch──► BackendThread ──► cache, callers
               (hit: done)  (join it)   (one batch is out at a time; what arrives meanwhile is the next)
 
-All state lives on the event loop, so there are no locks; only the backend lives in the thread.
+Who waits in line isn't timed: more searches than there is time for are slower, not fewer. A search fails when the
+backend works on it for too long, or when nothing at all comes back.
+
+A backend that can be opened twice (``lanes``) gets a second thread, for short searches alone. It is used while a batch
+takes long, so that what is quick needn't wait for what is slow.
+
+All state lives on the event loop, so there are no locks; only the backends live in the threads.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import islice
 
 from agent.errors import RetrievalError
@@ -26,6 +33,12 @@ SEARCH, FOLLOWING, DOCUMENT = "search_batch", "following_batch", "document_batch
 """The backend's methods."""
 Key = tuple[str, int, str]
 """What identifies a search: the query (or id), as it is, k, and the backend's method."""
+LONG = 300
+"""Characters of a text from which on a search may be slow: it shares no batch with short ones."""
+OVERTAKE_S = 0.05
+"""How long a batch has to be out before short searches get past it."""
+STUCK = 2.0
+"""Times ``timeout_s``: a batch that is out for so long never comes back."""
 
 
 class TooSlow(RetrievalError):
@@ -39,6 +52,27 @@ class _Search:
     key: Key
     hits: asyncio.Future[Hits]
     waiters: int = 0
+    sent: float | None = None
+    """When it went to the backend."""
+
+    @property
+    def is_long(self) -> bool:
+        return len(self.key[0]) >= LONG
+
+    @property
+    def alike(self) -> tuple[int, str, bool]:
+        """What searches of one batch have in common."""
+        return *self.key[1:], self.is_long
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class _Lane:
+    """A thread with its backend, and the batch that is out there."""
+
+    thread: BackendThread
+    batch: list[_Search] = field(default_factory=list)
+    moved: float
+    """When a batch was last sent or came back."""
 
 
 class RetrievalService:
@@ -46,29 +80,54 @@ class RetrievalService:
 
     ``make_backend`` runs in that thread; for BM25 it is
     ``lambda: open_backend(config, ensure_index(corpus, config, cache_dir))``. One event loop calls all methods.
+    ``stuck`` is told of a thread that has not come back for so many seconds that it never will.
     """
 
-    def __init__(self, make_backend: Callable[[], Backend], config: RetrievalConfig) -> None:
+    def __init__(
+        self,
+        make_backend: Callable[[], Backend],
+        config: RetrievalConfig,
+        stuck: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
         self._make_backend = make_backend
         self._config = config
+        self._stuck = stuck
         self._cache: Lru[Key, Hits] = Lru(config.cache_size)
         self._meter = Meter()
         self._in_flight: dict[Key, _Search] = {}
         self._waiting: dict[Key, _Search] = {}
-        """The part of ``_in_flight`` that has not gone to the backend, oldest first."""
-        self._batch: list[_Search] = []
-        """The part that has."""
-        self._thread: BackendThread | None = None
-        self._ready = False
+        """The part of ``_in_flight`` that has not gone to a backend, oldest first."""
+        self._threads: list[BackendThread] = []
+        self._lanes: list[_Lane] = []
+        """Those of the threads whose backends are open. The first takes everything, the second what is short."""
+        self._second: asyncio.Task[None] | None = None
+        """Opens the second lane, once it is needed."""
+        self._may_overtake = False
+        self._most = config.max_batch
+        self._soon: asyncio.Handle | None = None
+        self._started = False
         self._closed = False
 
     async def start(self) -> None:
         """Makes the backend and waits for it; raises what ``make_backend`` raised. Call it once, first."""
-        if self._thread is not None:
+        if self._started:
             raise RuntimeError("the retrieval service was started already")
-        self._thread = BackendThread(self._make_backend)
-        await self._thread.start()
-        self._ready = True
+        self._started = True
+        backend = await self._open()
+        self._most = min(self._most, getattr(backend, "most", self._most))
+        self._may_overtake = getattr(backend, "lanes", 1) > 1
+
+    async def _open(self) -> Backend:
+        thread = BackendThread(self._make_backend)
+        self._threads.append(thread)
+        backend = await thread.start()
+        self._lanes.append(_Lane(thread=thread, moved=self._meter.clock()))
+        return backend
+
+    async def _open_second(self) -> None:
+        with suppress(Exception):  # there is one lane then, as there was
+            await self._open()
+        self._dispatch()
 
     async def search(self, query: str, k: int) -> Hits:
         """The at most ``k`` best passages for ``query``, best first; none if it matches nothing. See ``_ask``."""
@@ -85,15 +144,15 @@ class RetrievalService:
     async def _ask(self, key: Key) -> Hits:
         """What the backend says to ``key``, or has said before.
 
-        Raises ``RetrievalError`` if the backend fails or the service is closed, its ``TooSlow`` if that takes longer
-        than ``config.timeout_s`` seconds (waiting in line included), and ``ValueError`` for ``k < 1``.
-        Cancelling a caller leaves others who wait for the same search alone.
+        Raises ``RetrievalError`` if the backend fails or the service is closed, its ``TooSlow`` if the backend works on
+        it for longer than ``config.timeout_s`` seconds, or nothing comes back for so long, and ``ValueError`` for
+        ``k < 1``. Cancelling a caller leaves others who wait for the same search alone.
         """
         if key[1] < 1:
             raise ValueError(f"k={key[1]}: must be at least 1")
         if self._closed:
             raise RetrievalError("the retrieval service is closed")
-        if not self._ready:
+        if not self._lanes:
             raise RuntimeError("the retrieval service has not been started")
         self._meter.queries += 1
         began = self._meter.clock()
@@ -108,7 +167,7 @@ class RetrievalService:
         else:
             search = self._enqueue(key)
         try:
-            hits = await self._wait(search)
+            hits = await self._wait(search, began)
         except RetrievalError:
             self._meter.ended(began)
             raise
@@ -116,27 +175,27 @@ class RetrievalService:
         return hits
 
     def _enqueue(self, key: Key) -> _Search:
-        loop = asyncio.get_running_loop()
-        search = _Search(key=key, hits=loop.create_future())
-        if not self._waiting and not self._batch:
-            # Not at once: whoever else is about to search in this turn of the loop shares the batch.
-            loop.call_soon(self._dispatch)
+        search = _Search(key=key, hits=asyncio.get_running_loop().create_future())
         self._in_flight[key] = self._waiting[key] = search
+        if self._soon is None:
+            # Not at once: whoever else is about to search in this turn of the loop shares the batch.
+            self._soon = asyncio.get_running_loop().call_soon(self._dispatch)
         return search
 
-    async def _wait(self, search: _Search) -> Hits:
+    async def _wait(self, search: _Search, began: float) -> Hits:
         """Waits for a search that others may wait for, too: neither a time-out nor a cancellation touches it."""
         search.waiters += 1
         try:
-            done, _ = await asyncio.wait((search.hits,), timeout=self._config.timeout_s)
+            while not search.hits.done() and (left := self._end(search, began) - self._meter.clock()) > 0:
+                await asyncio.wait((search.hits,), timeout=left)
         finally:
             search.waiters -= 1
             if not search.waiters and self._waiting.get(search.key) is search:
                 # Nobody waits any more, and the backend has not seen it: spare it.
                 del self._waiting[search.key], self._in_flight[search.key]
-        if not done:
+        if not search.hits.done():
             self._meter.timeouts += 1
-            raise TooSlow(f"the search took longer than {self._config.timeout_s:g} s: {search.key[0]!r}")
+            raise TooSlow(f"the search took longer than {self._config.timeout_s:g} s: {search.key[0][:LONG]!r}")
         error = search.hits.exception()
         if error is not None:
             self._meter.failures += 1
@@ -144,34 +203,61 @@ class RetrievalService:
             raise RetrievalError(str(error)) from error.__cause__
         return search.hits.result()
 
+    def _end(self, search: _Search, began: float) -> float:
+        """When somebody who has asked at ``began`` gives up: that long after the backend got the search. While it
+        waits in line, that long after anything moved there."""
+        lanes = self._lanes[:1] if search.is_long else self._lanes
+        since = max(lane.moved for lane in lanes) if search.sent is None else search.sent
+        return max(began, since) + self._config.timeout_s
+
     def _dispatch(self) -> None:
-        """Sends the oldest searches that ask for the same in the same way to the backend, if it has nothing to do."""
-        if self._batch or not self._waiting or self._closed:
+        """Gives what waits to the lanes that are free, the oldest first."""
+        self._soon = None
+        if not self._waiting or self._closed:
             return
-        assert self._thread is not None
-        _, k, method = next(iter(self._waiting.values())).key
-        alike = (search for search in self._waiting.values() if search.key[1:] == (k, method))
-        self._batch = list(islice(alike, self._config.max_batch))
-        for search in self._batch:
+        first = self._lanes[0]
+        if not first.batch:
+            self._send(first, self._waiting.values())
+        elif self._may_overtake and self._meter.clock() - first.moved >= OVERTAKE_S:
+            short = [search for search in self._waiting.values() if not search.is_long]
+            if short and self._second is None:
+                self._second = asyncio.ensure_future(self._open_second())
+            if short and len(self._lanes) > 1 and not self._lanes[1].batch:
+                self._send(self._lanes[1], short)
+
+    def _send(self, lane: _Lane, waiting: Iterable[_Search]) -> None:
+        """Sends the oldest of ``waiting`` to the backend, and what asks for the same in the same way."""
+        waiting = list(waiting)
+        alike = (search for search in waiting if search.alike == waiting[0].alike)
+        lane.batch, lane.moved = list(islice(alike, self._most)), self._meter.clock()
+        for search in lane.batch:
+            search.sent = lane.moved
             del self._waiting[search.key]
         self._meter.batches += 1
-        answer = self._thread.ask(method, [search.key[0] for search in self._batch], k)
-        answer.add_done_callback(self._answered)
+        _, k, method = lane.batch[0].key
+        texts, timeout_s = [search.key[0] for search in lane.batch], self._config.timeout_s
+        answer = lane.thread.ask(method, texts, k, timeout_s)
+        loop = asyncio.get_running_loop()
+        stuck_s = STUCK * timeout_s
+        timers = [loop.call_later(stuck_s, self._stuck, stuck_s)]
+        if self._may_overtake and lane is self._lanes[0]:
+            timers.append(loop.call_later(OVERTAKE_S + 0.005, self._dispatch))  # timers may be early by a little
+        answer.add_done_callback(lambda answer: self._answered(lane, answer, timers))
 
-    def _answered(self, answer: asyncio.Future[Batch]) -> None:
-        """Hands a batch's hits, or its failure, to those who wait for them, and sends the next batch."""
-        batch, self._batch = self._batch, []
-        error = answer.exception()
+    def _answered(self, lane: _Lane, answer: asyncio.Future[Batch], timers: Iterable[asyncio.TimerHandle]) -> None:
+        """Hands a batch's hits, or its failures, to those who wait for them, and sends the next batch."""
+        for timer in timers:
+            timer.cancel()
+        batch, lane.batch, lane.moved = lane.batch, [], self._meter.clock()
         if self._closed:
             return
-        for number, search in enumerate(batch):
+        for search, found in zip(batch, answer.result(), strict=True):
             del self._in_flight[search.key]
-            if error is None:
-                hits = answer.result()[number]
-                self._cache.put(search.key, hits)
-                search.hits.set_result(hits)
+            if isinstance(found, RetrievalError):
+                _fail(search, found)
             else:
-                _fail(search, error)
+                self._cache.put(search.key, found)
+                search.hits.set_result(found)
         self._dispatch()
 
     def stats(self) -> Stats:
@@ -190,8 +276,8 @@ class RetrievalService:
             _fail(search, RetrievalError("the retrieval service was closed"))
         self._in_flight.clear()
         self._waiting.clear()
-        if self._thread is not None:
-            await self._thread.stop(self._config.timeout_s)
+        for thread in self._threads:
+            await thread.stop(self._config.timeout_s)
 
 
 def _fail(search: _Search, error: BaseException) -> None:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from agent.errors import Fault, RetrievalError
 from agent.records import Passage
-from retrieval_service.backend import Backend
+from retrieval_service.backend import Backend, Unavailable
 
-Batch = list[tuple[Passage, ...]]
+Answer = tuple[Passage, ...] | RetrievalError
+Batch = list[Answer]
+Job = tuple[str, Sequence[str], int, float, "asyncio.Future[Batch]"]
 
 
 class BackendThread:
@@ -25,26 +28,22 @@ class BackendThread:
 
     def __init__(self, make_backend: Callable[[], Backend]) -> None:
         self._make_backend = make_backend
-        self._jobs: queue.SimpleQueue[tuple[str, Sequence[str], int, asyncio.Future[Batch]] | None] = (
-            queue.SimpleQueue()
-        )
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
-        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._opened: asyncio.Future[Backend] = self._loop.create_future()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, name="retrieval", daemon=True)
 
-    async def start(self) -> None:
-        """Starts the thread and waits until the backend is made; raises whatever its factory raised."""
+    async def start(self) -> Backend:
+        """Starts the thread and waits until the backend is made, which is for this thread alone; its attributes may be
+        read. Raises whatever its factory raised."""
         self._thread.start()
-        await self._opened
+        return await self._opened
 
-    def ask(self, method: str, texts: Sequence[str], k: int) -> asyncio.Future[Batch]:
-        """Queues one batch for the backend's ``search_batch`` or ``following_batch``.
-
-        The future fails with a ``RetrievalError`` that has the cause in its text.
-        """
+    def ask(self, method: str, texts: Sequence[str], k: int, timeout_s: float) -> asyncio.Future[Batch]:
+        """Queues one batch for the backend's ``search_batch`` or another of its methods; see ``answers``."""
         future: asyncio.Future[Batch] = self._loop.create_future()
-        self._jobs.put((method, texts, k, future))
+        self._jobs.put((method, texts, k, timeout_s, future))
         return future
 
     async def stop(self, timeout_s: float) -> None:
@@ -64,19 +63,10 @@ class BackendThread:
             self._settle(self._opened, None, error)
             self._settle(self._ended, None, None)
             return
-        self._settle(self._opened, None, None)
+        self._settle(self._opened, backend, None)
         while (job := self._jobs.get()) is not None:
-            method, queries, k, future = job
-            try:
-                result = getattr(backend, method)(queries, k)
-                if len(result) != len(queries):
-                    raise Fault(f"the backend answered {len(result)} of {len(queries)} queries")
-            except BaseException as error:
-                failure = RetrievalError(f"search failed: {type(error).__name__}: {error}")
-                failure.__cause__ = error
-                self._settle(future, None, failure)
-            else:
-                self._settle(future, result, None)
+            method, texts, k, timeout_s, future = job
+            self._settle(future, answers(getattr(backend, method), texts, k, time.monotonic() + timeout_s), None)
         try:
             backend.close()
         except Exception as error:
@@ -97,3 +87,30 @@ class BackendThread:
         # A loop that was closed before the service raises this, and then nothing waits for the result.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(settle)
+
+
+def answers(call: Callable[[Sequence[str], int], Any], texts: Sequence[str], k: int, end: float) -> Batch:
+    """What ``call`` says to each of ``texts``: its passages, or a ``RetrievalError`` with the cause in its text.
+
+    A batch that fails is asked again in halves, so that a text that can't be answered fails alone; not after ``end``
+    (by ``time.monotonic``), and not where the backend says that it is ``Unavailable``.
+    """
+    try:
+        found = call(texts, k)
+        if not isinstance(found, list) or len(found) != len(texts):
+            count = len(found) if isinstance(found, list) else type(found).__name__
+            raise Fault(f"the backend answered {count} of {len(texts)} queries")
+        return [_passages(hits) for hits in found]
+    except BaseException as error:
+        if len(texts) == 1 or isinstance(error, Unavailable) or time.monotonic() >= end:
+            failure = RetrievalError(f"search failed: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            return [failure] * len(texts)
+    middle = len(texts) // 2
+    return answers(call, texts[:middle], k, end) + answers(call, texts[middle:], k, end)
+
+
+def _passages(hits: Any) -> Answer:
+    if isinstance(hits, tuple) and all(isinstance(hit, Passage) for hit in hits):
+        return hits
+    return RetrievalError(f"search failed: the backend answered with {type(hits).__name__}, not with passages")

@@ -28,6 +28,8 @@ class Bm25:
     stored, or without a Java >= 21.
     """
 
+    lanes = 2
+
     def __init__(self, index: Path | None, config: RetrievalConfig) -> None:
         if index is None:
             raise ValueError("BM25 needs an index")
@@ -89,12 +91,13 @@ class Bm25:
             raise RetrievalError(f"Lucene: {self._cause(texts, k) or first_line(error)}") from error
 
     def _cause(self, texts: Any, k: int) -> str | None:
-        """Why a batch failed, which batch search keeps to itself: what the first failing query says alone."""
-        for number in range(texts.size()):
-            try:
-                self._searcher.search(texts.get(number), k)
-            except self._java_error as error:
-                return first_line(error)
+        """Why a batch of one failed, which batch search keeps to itself."""
+        if texts.size() > 1:  # they are asked again
+            return None
+        try:
+            self._searcher.search(texts.get(0), k)
+        except self._java_error as error:
+            return first_line(error)
         return None
 
     def _passage(self, hit: Any) -> Passage:

@@ -20,8 +20,9 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from agent.errors import RetrievalError, UserError
+from agent.readable import json_of
 from agent.records import Passage
-from retrieval_service.backend import Identity
+from retrieval_service.backend import Identity, Unavailable
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.dialects import dialect
 from retrieval_service.dialects.base import items, passage_of
@@ -56,10 +57,7 @@ class _Reply:
 
     def json(self) -> Any:
         """Raises ``ValueError`` for what is no JSON."""
-        try:
-            return json.loads(self.content)
-        except RecursionError:
-            raise ValueError("it is nested too deeply") from None
+        return json_of(self.content)
 
 
 class Http:
@@ -68,6 +66,8 @@ class Http:
     Raises ``UserError`` if nothing listens at ``config.url``.
     """
 
+    lanes = 2
+
     def __init__(
         self, index: Path | None, config: RetrievalConfig, sleep: Callable[[float], None] = time.sleep
     ) -> None:
@@ -75,6 +75,8 @@ class Http:
             raise UserError("retrieval=http needs retrieval.url=http://HOST:PORT/PATH")
         self._config = config
         self._dialect = dialect(config.dialect)
+        # Without lists a query is a request: more than are under way at once would only wait, within the time-out.
+        self.most = config.max_batch if self._dialect.batched else config.threads
         self._sleep = sleep
         self._base, self._url = _addresses(config.url, self._dialect.path)
         token = read_token(config.token_file, "retrieval.token_file")
@@ -185,7 +187,7 @@ class Http:
             pause = max(asked, wait * random.uniform(0.5, 1.0))
             if not left or time.monotonic() + pause >= end:
                 tries = self._config.retries + 1 - left
-                raise RetrievalError(f"{url}: {problem} ({tries} tries)")
+                raise Unavailable(f"{url}: {problem} ({tries} tries)")
             self._sleep(pause)
             wait = min(2 * wait, LONGEST_WAIT_S)
         raise AssertionError("unreachable")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
+import os
 import signal
 import socket
 import threading
@@ -69,10 +71,11 @@ async def serve_on(
     config: ServeConfig,
     token: str | None,
     ready: Callable[[Server, Identity], None],
+    stuck: Callable[[float], None] = lambda seconds: None,
 ) -> None:
     """Opens the backend, serves on ``listener``, and closes both when the server given to ``ready`` ends.
 
-    Raises what opening the backend raised.
+    ``stuck`` is told of a backend that never comes back. Raises what opening the backend raised.
     """
     identity: list[Identity] = []
 
@@ -81,7 +84,7 @@ async def serve_on(
         identity.append(backend.identity())
         return backend
 
-    service = RetrievalService(opened, retrieval)
+    service = RetrievalService(opened, retrieval, stuck)
     try:
         await service.start()
         app = make_app(service, identity[0], config, token)
@@ -117,4 +120,13 @@ def serve(
     listener = listen(config)
     url = address(listener)
     with asyncio.Runner(loop_factory=uvicorn.Config(app=None, loop="auto").get_loop_factory()) as runner:  # type: ignore[arg-type]
-        runner.run(serve_on(listener, open_backend, retrieval, config, token, lambda _, identity: ready(url, identity)))
+        runner.run(
+            serve_on(listener, open_backend, retrieval, config, token, lambda _, identity: ready(url, identity), _end)
+        )
+
+
+def _end(seconds: float) -> None:
+    """A thread that hangs can't be ended, but its process can: whoever keeps it running starts another."""
+    faulthandler.dump_traceback(file=2)
+    os.write(2, f"slingshot: fault: a search has not come back for {seconds:g} s\n".encode())
+    os._exit(1)

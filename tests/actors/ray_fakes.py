@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray
 from patience import HANG_S
 
+from actors.retrieval import RetrievalActor
 from agent.config import GroupConfig
 from agent.errors import Fault, UserError
 from agent.inference.evaluation import EvalRow
 from agent.records import Passage, Question
+from retrieval_service.backend import Identity
+from retrieval_service.config import RetrievalConfig
 
 PATIENCE_S = HANG_S
 """How long a test waits for what is certain to come; only a hang takes so long."""
@@ -235,23 +240,33 @@ def row_of(question: Question) -> EvalRow:
 class FakeRetrieval:
     """Answers each query with passages made from it, records its calls, and waits in each call for ``go``.
 
-    A query ``bad …`` fails, ``raise …`` raises out of the call, ``die …`` ends the process.
+    Not ``held``, it waits only for a query ``wait …``. A query ``bad …`` fails, ``raise …`` raises out of the call,
+    ``none …`` has None for an answer, ``short …`` takes the answers of its whole call with it.
     """
 
     def __init__(self, *, held: bool = True) -> None:
         self._calls: list[tuple[list[str], int]] = []
-        self._go = asyncio.Semaphore(0 if held else 1_000_000)
+        self._held = held
+        self._go = asyncio.Semaphore(0)
 
-    async def search_many(self, queries: list[str], k: int) -> list[tuple[Passage, ...] | str]:
+    async def start(self) -> bool:
+        return True
+
+    async def ping(self) -> None:
+        pass
+
+    async def search_many(self, queries: list[str], k: int) -> Any:
         assert queries
         assert k > 0
         self._calls.append((queries, k))
-        await self._go.acquire()
-        if any(q.startswith("die") for q in queries):
-            os._exit(1)
+        if self._held or any(q.startswith("wait") for q in queries):
+            await self._go.acquire()
         if any(q.startswith("raise") for q in queries):
             raise ValueError("cannot search for that")
-        return [f"no luck with {q}" if q.startswith("bad") else hits(q, k) for q in queries]
+        if any(q.startswith("short") for q in queries):
+            return []
+        special = {"bad": lambda q: f"no luck with {q}", "none": lambda q: None}
+        return [special.get(q.split()[0], lambda q: hits(q, k))(q) for q in queries]
 
     async def following_many(self, document_ids: list[str], k: int) -> list[tuple[Passage, ...] | str]:
         return [hits(f"after {d}", k) for d in document_ids]
@@ -262,6 +277,37 @@ class FakeRetrieval:
 
     async def calls(self) -> list[tuple[list[str], int]]:
         return self._calls
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+
+class ScriptedBackend:
+    """Takes ``seconds`` for each query; one that is ``hang`` never comes back."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def search_batch(self, queries: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
+        time.sleep(self._seconds * len(queries))
+        if "hang" in queries:
+            threading.Event().wait()
+        return [hits(query, k) for query in queries]
+
+    def identity(self) -> Identity:
+        return Identity(name="scripted", backend="scripted")
+
+    def close(self) -> None:
+        pass
+
+
+@ray.remote
+class ScriptedRetrieval(RetrievalActor.__ray_metadata__.modified_class):  # type: ignore[attr-defined, misc, name-defined]
+    """The real actor, over a ``ScriptedBackend``."""
+
+    def __init__(self, log_dir: Path, timeout_s: float, seconds: float = 0.0) -> None:
+        super().__init__(Path(), RetrievalConfig(timeout_s=timeout_s), Path(), log_dir, "retrieval")
+        self._open = lambda: ScriptedBackend(seconds)
 
 
 def hits(query: str, k: int) -> tuple[Passage, ...]:

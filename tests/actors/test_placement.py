@@ -57,9 +57,9 @@ def test_retrieval_is_on_each_node_with_engines() -> None:
 
 def test_a_worker_asks_its_own_nodes_replica() -> None:
     replicas = {"a": "on a", "b": "on b"}
-    assert nearest(replicas, "b") == ["on b"]
-    assert nearest(replicas, "c") == ["on a", "on b"]
-    assert nearest({ANYWHERE: "somewhere"}, "a") == ["somewhere"]
+    assert nearest(replicas, "b") == (["on b"], ["on a"])
+    assert nearest(replicas, "c") == (["on a", "on b"], [])
+    assert nearest({ANYWHERE: "somewhere"}, "a") == (["somewhere"], [])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from agent.errors import Fault, RetrievalError, UserError
 from agent.records import Passage
-from retrieval_service.backend import Backend, open_backend
+from retrieval_service.backend import Backend, Unavailable, open_backend
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.service import RetrievalService
 
@@ -20,9 +21,13 @@ PATIENCE_S = 600.0
 
 
 class ScriptedBackend:
-    """Answers a query with k passages made from it; can be held up, and fails on queries that say so."""
+    """Answers a query with k passages made from it; can be held up, and fails on queries that say so.
+
+    A query ``wait …`` holds up the thread that it is in, whatever ``go_on`` says, until ``freed``.
+    """
 
     def __init__(self) -> None:
+        self.freed = threading.Event()
         self.batches: list[tuple[tuple[str, ...], int]] = []
         self.threads = {threading.get_ident()}
         self.entered = threading.Semaphore(0)
@@ -31,7 +36,7 @@ class ScriptedBackend:
         self.closed = False
         self.short_answers = False
 
-    def search_batch(self, queries: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
+    def search_batch(self, queries: Sequence[str], k: int) -> list[Any]:
         assert not self.closed
         assert queries
         assert k >= 1
@@ -40,12 +45,15 @@ class ScriptedBackend:
         self.threads.add(threading.get_ident())
         self.batches.append((tuple(queries), k))
         self.entered.release()
-        assert self.go_on.wait(PATIENCE_S)
+        held = self.freed if any(query.startswith("wait") for query in queries) else self.go_on
+        assert held.wait(PATIENCE_S)
+        if "unavailable" in queries:
+            raise Unavailable("no server is there")
         if any(query == "poison" for query in queries):
             raise OSError("the index is gone")
         if any(query == "exhausted" for query in queries):
             raise StopIteration
-        answers = [hits(query, k) for query in queries]
+        answers = [None if query == "none" else hits(query, k) for query in queries]
         return answers[1:] if self.short_answers else answers
 
     def following_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
@@ -207,23 +215,115 @@ def test_a_stuck_backend_surfaces_as_time_outs() -> None:
     assert [batch for batch, _ in play(scene, timeout_s=0.5).batches] == [("stuck",), ("next",)]
 
 
-def test_a_failing_batch_fails_its_own_searches_only() -> None:
+def test_a_query_that_cannot_be_answered_fails_alone() -> None:
     async def scene(house: House) -> None:
         await house.hold()
-        tasks = [house.search(query) for query in ("a", "poison", "b", "c")]
-        again = house.search("a")
+        good, bad = ["a", "b", "c", "d", "e"], ["poison", "none"]
+        tasks = {query: house.search(query) for query in (*good[:3], *bad, *good[3:])}
+        again = house.search("poison")
         await house.submitted()
         house.backend.go_on.set()
-        for task in (*tasks[:2], again):
+        assert [await tasks[query] for query in good] == [hits(query, 3) for query in good]
+        for task in (tasks["poison"], again):
             with pytest.raises(RetrievalError, match="search failed: OSError: the index is gone") as caught:
                 await task
             assert isinstance(caught.value.__cause__, OSError)
-        assert [await task for task in tasks[2:]] == [hits("b", 3), hits("c", 3)]
-        assert await house.service.search("a", 3) == hits("a", 3), "a failure is not cached"
+        with pytest.raises(RetrievalError, match="the backend answered with NoneType, not with passages"):
+            await tasks["none"]
         stats = house.service.stats()
         assert (stats.failures, stats.timeouts) == (3, 0)
+        assert len(house.backend.batches) <= 1 + 1 + 2 * 3, "in halves, not one by one"
+        with pytest.raises(RetrievalError):
+            await house.service.search("none", 3)  # a failure is not cached
 
-    play(scene, max_batch=2)
+    play(scene)
+
+
+def test_a_backend_that_has_nothing_to_offer_is_asked_once() -> None:
+    async def scene(house: House) -> None:
+        await house.hold()
+        tasks = [house.search(query) for query in ("a", "unavailable", "b")]
+        await house.submitted()
+        house.backend.go_on.set()
+        for task in tasks:
+            with pytest.raises(RetrievalError, match="no server is there"):
+                await task
+
+    assert [batch for batch, _ in play(scene).batches] == [("held",), ("a", "unavailable", "b")]
+
+
+def test_who_waits_in_line_is_not_timed_as_long_as_the_line_moves() -> None:
+    """300 searches would fit into the time-out; all 1,000 are answered."""
+
+    async def scene(house: House) -> None:
+        slow = house.backend.search_batch
+
+        def one_by_one(queries: Sequence[str], k: int) -> list[Any]:
+            time.sleep(0.01 * len(queries))
+            return slow(queries, k)
+
+        house.backend.search_batch = one_by_one  # type: ignore[method-assign]
+        began = time.monotonic()
+        answers = await asyncio.gather(*(house.service.search(f"q{n}", 2) for n in range(100)))
+        assert answers == [hits(f"q{n}", 2) for n in range(100)]
+        assert time.monotonic() - began > 2 * 0.3, "it was more than fits"
+        assert house.service.stats().timeouts == 0
+
+    play(scene, timeout_s=0.3, max_batch=4)
+
+
+def test_a_quick_search_gets_past_a_slow_one_where_the_backend_can_be_opened_twice() -> None:
+    made: list[ScriptedBackend] = []
+
+    def make_backend() -> Backend:
+        backend = ScriptedBackend()
+        backend.lanes = 2  # type: ignore[attr-defined]
+        made.append(backend)
+        return backend
+
+    async def run() -> None:
+        service = RetrievalService(make_backend, RetrievalConfig())
+        await service.start()
+        assert await service.search("at ease", 2) == hits("at ease", 2)
+        assert len(made) == 1, "a second is opened when it is needed"
+        slow = asyncio.create_task(service.search("wait", 2))
+        for _ in range(2):
+            assert await asyncio.to_thread(made[0].entered.acquire, timeout=PATIENCE_S)
+        long = "long " * 100
+        behind = asyncio.create_task(service.search(long, 2))
+        assert await service.search("quick", 2) == hits("quick", 2)
+        assert await service.search("also quick", 2) == hits("also quick", 2)
+        assert not slow.done()
+        made[0].freed.set()
+        assert await slow == hits("wait", 2)
+        assert await behind == hits(long, 2)
+        await service.close()
+
+    asyncio.run(run())
+    first, second = made
+    assert [batch[0].split()[0] for batch, _ in first.batches] == ["at", "wait", "long"]
+    assert [batch for batch, _ in second.batches] == [("quick",), ("also quick",)]
+    assert first.closed
+    assert second.closed
+
+
+def test_who_keeps_the_process_is_told_of_a_thread_that_does_not_come_back() -> None:
+    backend, told = ScriptedBackend(), []
+
+    async def run() -> None:
+        service = RetrievalService(lambda: backend, RetrievalConfig(timeout_s=0.1), told.append)
+        await service.start()
+        assert await service.search("a", 1) == hits("a", 1)
+        with pytest.raises(RetrievalError, match="took longer"):
+            await service.search("wait", 1)
+        while not told:
+            await asyncio.sleep(0.01)
+        assert await asyncio.to_thread(backend.entered.acquire, timeout=PATIENCE_S)
+        backend.freed.set()
+        await service.close()
+
+    asyncio.run(run())
+    assert told == [0.2]
 
 
 def test_even_an_exception_that_no_future_takes_is_told() -> None:

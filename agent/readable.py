@@ -1,0 +1,49 @@
+"""JSON from a file or from elsewhere, read so that whatever is wrong with it is a ``ValueError``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from agent.errors import Fault, UserError, shortened
+
+
+def json_of(text: str | bytes) -> Any:
+    """What ``text`` is. Raises ``ValueError`` for what is no JSON, also for what is nested too deeply to be read.
+
+    >>> json_of('{"a": [1]}')
+    {'a': [1]}
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+WRONG = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What code raises that takes a file's content for what it should be."""
+
+
+@contextmanager
+def content_of(what: str) -> Iterator[None]:
+    """Makes a ``UserError`` that begins with ``what`` of all that reading its content raises, ``Fault`` aside."""
+    try:
+        yield
+    except UserError as error:
+        raise error if str(error).startswith(what) else UserError(f"{what}: {error}") from error
+    except Fault:
+        raise
+    except WRONG as error:
+        raise UserError(f"{what}: damaged, or another program's ({shortened(error)})") from error
