@@ -106,6 +106,7 @@ def experts(config: RunConfig, run_dir: Path, console: Console) -> None:
     They are played against the real index, from the supporting documents or by a teacher.
     """
     from actors.experts import Order, made_here, write
+    from actors.fetching import fetch as fetch_all
     from actors.plan.machine import check_cache
     from learner.hub import local_folder
     from tasks.load import load
@@ -114,8 +115,9 @@ def experts(config: RunConfig, run_dir: Path, console: Console) -> None:
     check_cache(config)
     started = time.perf_counter()
     _settle(config, console)
+    fetch_all(config, console)
     with console.phase("reading the data"):
-        task = load(config.data, config.seed, config.cache, say=console.say)
+        task = load(config.data, config.seed, config.cache)
         given = config.model.path
         model = None if given is None else local_folder(given, f"model.path={given}")
         write_notices(run_dir, task.notices)
@@ -132,6 +134,7 @@ def experts(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 def index(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=index``: the retrieval index of the corpus, built beforehand."""
+    from actors.fetching import fetch as fetch_all
     from actors.plan.machine import check_cache
     from retrieval_service.backend import index_for
     from retrieval_service.index import read_manifest
@@ -140,6 +143,7 @@ def index(config: RunConfig, run_dir: Path, console: Console) -> None:
 
     check_cache(config)
     started = time.perf_counter()
+    fetch_all(config, console)
     with console.phase("reading the data"):
         corpus = load(config.data, config.seed, config.cache, mode="index", say=console.say).corpus
     with console.phase("building the index") as phase:
@@ -157,6 +161,16 @@ def serve(config: RunConfig, run_dir: Path, console: Console) -> None:
     from actors.serving import serve
 
     serve(config, console)
+
+
+def fetch(config: RunConfig, run_dir: Path, console: Console) -> None:
+    """``mode=fetch``: what a command line names, fetched beforehand."""
+    from actors.fetching import fetch
+    from actors.plan.machine import check_cache
+
+    check_cache(config)
+    if not fetch(config, console):
+        console.say("everything is here")
 
 
 def compare(config: RunConfig, run_dir: Path, console: Console) -> None:
@@ -205,6 +219,7 @@ MODES: dict[str, Callable[[RunConfig, Path, Any], None]] = {
     "ask": ask,
     "experts": experts,
     "index": index,
+    "fetch": fetch,
     "serve": serve,
     "compare": compare,
     "plan": plan,

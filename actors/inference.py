@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import ray
 
+from actors.fetching import fetch
 from actors.plan.machine import check_machine
 from actors.prepare import check_model
 from actors.questions import Asked, asked
@@ -19,29 +21,32 @@ from actors.weights import FolderChannel
 from actors.worker_pool import WorkerPool
 from agent.inference.infer import Inference
 from conf.schema import RunConfig
+from learner.hub import is_hub_name
 from retrieval_service.backend import Identity
 from tasks.load import Task, load
 from tasks.notices import write_notices
 from tracking.calibration import read_threshold
 from tracking.console import Console
 
+P = TypeVar("P", covariant=True)
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Served:
-    """The data, and a worker pool that serves a checkpoint."""
+
+@dataclass(frozen=True, kw_only=True)
+class Served(Generic[P]):
+    """The data, and who plays: a worker pool that serves a checkpoint."""
 
     task: Task
     asked: Asked
     """The questions that the mode plays."""
-    workers: WorkerPool
+    workers: P
     weights: str
-    """Checksum of the checkpoint's weights."""
+    """Checksum of the checkpoint's weights; "" where they aren't ours to see."""
     index: Callable[[], Identity]
     """What is searched."""
 
 
 @contextmanager
-def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console) -> Iterator[Served]:
+def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console) -> Iterator[Served[WorkerPool]]:
     """Serves ``config.checkpoint``, with early exit and query selectivity as they are configured.
 
     What there is to say of the questions goes to ``console``.
@@ -54,8 +59,9 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
     if config.model.path == config.checkpoint:
         config.model.path = path
     check_machine(config)
+    fetch(config, console)
     with console.phase("reading the checkpoint and the data"):
-        folder = check_model(path, given, config.agent, hub=False)
+        folder = check_model(path, given, config.agent, hub=is_hub_name(path))
         published = FolderChannel().publish(folder, 0)
         how = _how(config, published.checksum)
         task = load(config.data, config.seed, config.cache, mode=config.mode, say=console.say)

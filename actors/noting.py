@@ -12,8 +12,7 @@ from tracking.metrics import MetricsLog
 
 def note(config: RunConfig, run_dir: Path, task: Task) -> None:
     """Notes what the run runs on and from, as an event in its metrics."""
-    cluster = config.cluster
-    searched = config.retrieval.url or config.retrieval.index or task.corpus
+    cluster, retrieval = config.cluster, config.retrieval
     noted = {
         "code": about.code(),
         "packages": about.packages(),
@@ -22,6 +21,6 @@ def note(config: RunConfig, run_dir: Path, task: Task) -> None:
         "model": f"{config.model.name} {config.model.path or ''}".strip(),
         "dtype": config.model.dtype,
         "data": f"{task.name}: {len(task.train)} questions to train on, {len(task.eval)} held out",
-        "index": f"{config.retrieval.backend} over {searched}, {config.agent.top_k} passages a search",
+        "index": f"{retrieval.backend} over {retrieval.place or task.corpus}, {config.agent.top_k} passages a search",
     }
     MetricsLog(run_dir / "metrics.jsonl").write("event", {"event": "about", **noted})

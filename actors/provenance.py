@@ -13,6 +13,7 @@ from conf.as_trained import MADE_WITH
 from conf.schema import RunConfig
 from retrieval_service.corpus import corpus_stamp
 from retrieval_service.index import read_manifest
+from retrieval_service.wikipedia import PREBUILT
 from tasks.digest import digest_of
 from tasks.load import Task
 from tracking.differences import NOTHING, Difference, differences
@@ -108,6 +109,8 @@ class Provenance:
 
 def _searched(config: RunConfig, task: Task, say: Callable[[str], None]) -> str:
     """What tells the searched passages from others."""
+    if config.retrieval.prebuilt is not None:
+        return PREBUILT[config.retrieval.prebuilt].md5
     if config.retrieval.index is None:
         return corpus_stamp(task.corpus, config.cache, say).checksum if task.corpus is not None else ""
     index = Path(config.retrieval.index).expanduser()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from actors.fetching import fetch
 from actors.plan.machine import check_cache
 from conf.schema import RunConfig
 from retrieval_service.backend import Backend, Identity, open_for
@@ -19,6 +20,8 @@ def serve(config: RunConfig, console: Console) -> None:
     token = read_token(config.serve.token_file, "serve.token_file")
     if token is None and not is_loopback(config.serve.host):
         console.say(f"serve.host={config.serve.host} without a token: whoever reaches it may search", "yellow")
+
+    fetch(config, console)
 
     def open_backend() -> Backend:
         with console.phase("opening the index") as phase:

@@ -27,6 +27,7 @@ def train(config: RunConfig, run_dir: Path, console: Console, in_short: str, nam
 
 
 def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, namespace: str) -> None:
+    from actors.fetching import fetch
     from actors.plan.fit import refusal
     from actors.plan.installation import slow_bfloat16
     from actors.plan.lease import short_lease
@@ -38,6 +39,7 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
     console.say(f"run {run_dir}: {in_short}")
     if warning := slow_bfloat16(config):
         console.say(warning, "yellow")
+    fetch(config, console)
     with console.phase("reading the data"):
         from actors.prepare import check_model, look, prepare
 

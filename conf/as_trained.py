@@ -1,9 +1,9 @@
-"""A checkpoint is evaluated and asked as it was trained: its run's agent comes with it."""
+"""A checkpoint is evaluated and asked as it was trained: its run's agent comes with it, and its data."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,32 +14,61 @@ from agent.errors import UserError
 MADE_WITH = Path("training") / "made_with.json"
 """In a run's checkpoint: with which settings it was made (``actors/provenance.py``)."""
 
+_QUESTIONS = (
+    *("questions", "revision", "shares", "eval_questions", "dev_questions", "corpus", "evidence_match"),
+    *("require_evidence", "eval_share", "dev_share"),
+)
+_PASSAGES = ("backend", "index", "prebuilt", "url", "dialect", "k1", "b")
+
 
 def agent_of(checkpoints: Sequence[str]) -> list[str]:
     """The overrides that set the agent, and the model's numbers, of the run that wrote ``checkpoints``.
 
     None of a folder that no run wrote. Raises ``UserError`` when they are of runs with different agents.
     """
-    found = [(path, _lines(Path(path).expanduser() / MADE_WITH)) for path in checkpoints]
+    return _alike(checkpoints, _agent, "agent=…")
+
+
+def data_of(checkpoints: Sequence[str]) -> list[str] | None:
+    """The overrides that name the questions and the passages of the run that wrote ``checkpoints``.
+
+    None of a folder that no run wrote. Raises ``UserError`` when they are of runs with different ones.
+    """
+    return _alike(checkpoints, _data, "data=…") or None if checkpoints else None
+
+
+def _alike(checkpoints: Sequence[str], lines_of: Callable[[Mapping[str, Any]], list[str]], say: str) -> list[str]:
+    found = [(path, _settings(Path(path).expanduser() / MADE_WITH, lines_of)) for path in checkpoints]
     for path, lines in found[1:]:
         if lines != found[0][1]:
-            differing = next(iter({*lines} ^ {*found[0][1]})).partition("=")[0]
+            differing = min({*lines} ^ {*found[0][1]}).partition("=")[0]
             raise UserError(
                 f"checkpoint={path}: was trained with another {differing} than {found[0][0]}; evaluate them one by "
-                "one, or say agent=… for both"
+                f"one, or say {say} for both"
             )
     return found[0][1] if found else []
 
 
-def _lines(file: Path) -> list[str]:
+def _settings(file: Path, lines_of: Callable[[Mapping[str, Any]], list[str]]) -> list[str]:
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))["settings"]
-        agent, dtype = settings["agent"], settings["model"]["dtype"]
+        return lines_of(json.loads(file.read_text(encoding="utf-8"))["settings"])
     except (OSError, ValueError, LookupError, TypeError):
         return []
+
+
+def _agent(settings: Mapping[str, Any]) -> list[str]:
+    agent, dtype = settings["agent"], settings["model"]["dtype"]
     known = {f.name for f in fields(AgentConfig)}
     lines = [f"agent.{name}={literal(value)}" for name, value in sorted(agent.items()) if name in known]
     return [*lines, f"model.dtype={literal(dtype)}"]
+
+
+def _data(settings: Mapping[str, Any]) -> list[str]:
+    data, retrieval = settings["data"], settings["retrieval"]
+    if data["source"] == "world":
+        return ["data=world"]
+    lines = [f"data.{name}={literal(data[name])}" for name in _QUESTIONS if name in data]
+    return ["data=jsonl", *lines, *(f"retrieval.{n}={literal(retrieval[n])}" for n in _PASSAGES if n in retrieval)]
 
 
 def literal(value: Any) -> str:

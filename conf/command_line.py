@@ -18,17 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from agent.errors import UserError
 from conf.arguments import Arguments, as_typed, read
-from conf.as_trained import agent_of, literal
 from conf.composing import Composer, checked, opened, without_hydra
+from conf.implied import implied, sweep_lines
 from conf.mistakes import check_peers, one_line, strange_flag
 from conf.named_data import sets_together
 from conf.own_rules import register_own_rules
-from conf.schema import INFERENCE, RunConfig
+from conf.schema import RunConfig
 from tracking.experiments import sweep
 from tracking.experiments.sweep import Job, Plan
-
-ANY_MODEL = "model=folder"
-"""The choice for a model that is given by its path."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,47 +98,23 @@ class _Asked:
 def _asked(composer: Composer, lines: Sequence[str]) -> _Asked:
     check_peers(lines)
     overrides = [composer.parse(line) for line in lines]
-    if implied := _implied(overrides):
-        lines = [*implied, *lines]
-        overrides = [*map(composer.parse, implied), *overrides]
     for line in (str(o.input_line) for o in overrides if o.key_or_group == "hydra.sweep.subdir"):
         raise UserError(f"{line}: a job's folder is named by what the sweep varies; leave it out")
     for line in (str(o.input_line) for o in overrides if o.key_or_group == "hydra.job.chdir" and o.value()):
         raise UserError(f"{line}: paths are relative to the folder that you start in; leave it out")
+    asked = _composed(composer, lines, overrides)
+    if more := implied(overrides, asked.composed):
+        return _composed(composer, [*more, *lines], [*map(composer.parse, more), *overrides])
+    return asked
+
+
+def _composed(composer: Composer, lines: Sequence[str], overrides: Sequence[Override]) -> _Asked:
     ours = tuple(o for o in overrides if not o.is_hydra_override())
     hydras = [str(o.input_line) for o in overrides if o.is_hydra_override()]
-    first = tuple(_lines(o)[0] for o in ours)
+    first = tuple(sweep_lines(o)[0] for o in ours)
     with one_line(composer, first, hydras):
         composed = composer.compose(first, hydras)
     return _Asked(lines=tuple(lines), ours=ours, first=first, composed=composed)
-
-
-def _implied(overrides: Sequence[Override]) -> list[str]:
-    """What goes without saying: the default model's settings aren't meant for a model that is given by its path."""
-    given = {str(o.key_or_group): o for o in overrides}
-    implied = []
-    mode = given["mode"].value() if "mode" in given else None
-    checkpoints = _values(given.get("checkpoint")) if mode in INFERENCE else []
-    if checkpoints and "agent" not in given:
-        implied += agent_of(checkpoints)
-    if "model" in given:
-        return implied
-    paths = _values(given.get("model.path"))
-    if len(checkpoints) == 1 and not paths:  # its own files say what it is
-        paths = checkpoints
-        implied.insert(0, f"model.path={literal(checkpoints[0])}")
-    return [ANY_MODEL, *implied] if paths else implied
-
-
-def _values(override: Override | None) -> list[str]:
-    """The paths that an override gives, several of a sweep; none where one is null."""
-    if override is None:
-        return []
-    if not override.is_sweep_override():
-        value = override.value()
-        return [] if value is None else [str(value)]
-    values = [line.partition("=")[2].strip("'\"") for line in _lines(override)]
-    return [] if any(value.lower() == "null" for value in values) else values
 
 
 def _searched(settings: Sequence[str]) -> tuple[str, ...]:
@@ -198,7 +171,7 @@ def _sweep(composer: Composer, asked: _Asked, arguments: tuple[str, ...]) -> Req
     params = [composer.parse(f"{key}={value}") for key, value in (composed.hydra.sweeper.params or {}).items()]
     # As the sweeper does it: the command line replaces a parameter of the same key.
     merged = {o.get_key_element(): o for o in (*params, *asked.ours)}
-    values = [_lines(o) for o in merged.values()]
+    values = [sweep_lines(o) for o in merged.values()]
     first = [lines[0] for lines in values]
     configs = [_check(composer, first)]
     for at, lines in enumerate(values):
@@ -240,16 +213,6 @@ def _plain(config: Any) -> dict[str, Any]:
     content = OmegaConf.to_container(config, resolve=False)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
-
-
-def _lines(override: Override) -> list[str]:
-    """The override for each value of a sweep, itself if it is none."""
-    line = str(override.input_line)
-    if not override.is_sweep_override():
-        return [line]
-    if not override.is_discrete_sweep():
-        raise UserError(f"{line}: has no list of values to run; write them out, or as range(start,stop,step)")
-    return [f"{line.partition('=')[0]}={value}" for value in override.sweep_string_iterator()]
 
 
 def _check(composer: Composer, lines: list[str]) -> RunConfig:

@@ -12,8 +12,9 @@ from agent.errors import UserError
 from agent.settings import KIND, PATH
 from conf.schema import IF_ANY, INFERENCE, RunConfig
 from learner.gguf import is_gguf
+from learner.hub import is_hub_name
 from tasks.making.config import AUTO
-from tasks.paths import KEYS, files_of, is_named
+from tasks.paths import KEYS, WIKI_18, files_of, is_named
 from tracking.trackers.several import check_installed
 
 _FOLDERS = ("checkpoint", "report.sweep", "resume", "retrieval.index", "run", "compare")
@@ -42,11 +43,11 @@ def _read(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "resume", str(config.resume)
     elif mode in ("train", "experts") and model and (model in (".", "..") or model.startswith(_LOCAL)):
         yield "model.path", model
-    if mode in INFERENCE:
-        yield "checkpoint", str(config.checkpoint)
+    if mode in INFERENCE and config.checkpoint and not is_hub_name(config.checkpoint):
+        yield "checkpoint", config.checkpoint
     if mode in INFERENCE and config.exit.calibration:
         yield "exit.calibration", config.exit.calibration
-    if mode in (*INFERENCE, "train", "experts", "index", "serve") and config.data.source == "jsonl":
+    if mode in (*INFERENCE, "train", "experts", "index", "serve", "fetch") and config.data.source == "jsonl":
         for f in fields(config.data):
             if (
                 f.metadata.get(KIND) == PATH[KIND]
@@ -55,7 +56,7 @@ def _read(config: RunConfig) -> Iterator[tuple[str, str]]:
             ):
                 key = f"data.{f.name}"
                 files = files_of(path, key) if f.name in KEYS else (path,)
-                yield from ((key, file) for file in files if not is_named(file))
+                yield from ((key, file) for file in files if not is_named(file) and file != WIKI_18)
     if mode in (*INFERENCE, "train", "experts", "serve") and config.retrieval.index:
         yield "retrieval.index", config.retrieval.index
     if mode in (*INFERENCE, "train", "experts", "serve") and config.retrieval.token_file:

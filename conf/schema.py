@@ -29,9 +29,10 @@ from conf.topology import ClusterConfig
 from learner.config import AlgorithmConfig, ModelConfig
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.server.config import ServeConfig
+from retrieval_service.wikipedia import AUTO as FITTING
+from retrieval_service.wikipedia import fitting
 from tasks.config import NO_DEVELOPMENT, DataConfig
 from tasks.making.config import AUTO, ExpertsConfig
-from tasks.paths import is_named
 from tracking.config import ReportConfig, TrackerConfig
 from tracking.experiments.sweep import folder_name
 
@@ -44,6 +45,7 @@ MODES = (
     "ask",
     "experts",
     "index",
+    "fetch",
     "serve",
     "compare",
     "plan",
@@ -179,6 +181,8 @@ class RunConfig:
             )
         if self.data.source == "jsonl":
             self._check_files()
+        if self.retrieval.prebuilt == FITTING:
+            self.retrieval = replace(self.retrieval, prebuilt=fitting(self.data.named).name)
         if self.mode == "train":
             self._check_experts()
             self._check_evaluation()
@@ -208,16 +212,9 @@ class RunConfig:
             raise UserError("view=terminal shows one run; compare=FOLDER is for the page: leave one of them out")
 
     def _check_files(self) -> None:
-        """Each mode needs other files of the user's; the corpus all that have to do with data."""
+        """Each mode needs other files of the user's; passages all that have to do with data."""
         data = self.data
-        if not data.corpus and (self.mode == "index" or not self.retrieval.elsewhere):
-            given = data.questions or data.eval_questions
-            if given and is_named(given):
-                raise UserError(
-                    f"{given} are questions without passages: set data.corpus=FILE, or retrieval.index=FOLDER"
-                )
-            missing = "data.questions=FILE and " if not given and self.mode in ("train", "experts") else ""
-            raise UserError(f"data=jsonl needs {missing}data.corpus=FILE")
+        self._check_corpus()
         if self.mode in ("train", "experts") and data.questions is None:
             only = f"; {data.eval_questions} is for evaluation" if data.eval_questions else ""
             raise UserError(f"data=jsonl needs data.questions=FILE{only}")
@@ -228,6 +225,28 @@ class RunConfig:
                 raise UserError(NO_DEVELOPMENT)
             if data.questions is None:
                 raise UserError(f"data.dev_share={data.dev_share} is a share of data.questions=FILE, which is missing")
+
+    def _check_corpus(self) -> None:
+        data = self.data
+        if data.corpus:
+            return
+        if self.mode == "index":
+            raise UserError("mode=index builds the index of data.corpus=FILE, or data.corpus=wiki-18; name one")
+        if not self.retrieval.elsewhere:
+            if data.named:
+                raise UserError(
+                    f"{', '.join(data.named)} are questions without passages: set retrieval=wikipedia or "
+                    "data.corpus=FILE"
+                )
+            missing = "" if data.questions or data.eval_questions else "data.questions=FILE and "
+            raise UserError(f"data=jsonl needs {missing}data.corpus=FILE, or retrieval=wikipedia")
+        if self.mode == "train" and self.model.path is None:
+            raise UserError(
+                f"model={self.model.name} is made from scratch, with a tokenizer that is trained on data.corpus=FILE, "
+                "which is missing; take a pretrained model (model=smollm2-135m)"
+            )
+        if data.evidence_match == "id" and (self.mode == "experts" or data.experts == AUTO):
+            raise UserError("data.evidence_match=id: experts are made with the titles of data.corpus=FILE; name it")
 
     def _check_experts(self) -> None:
         seeding, experts = self.algorithm.seeding.steps, self.data.experts

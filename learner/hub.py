@@ -39,6 +39,23 @@ def local_folder(path: str | Path, given: str, *, hub: bool = True, fetched: Fet
     return _snapshot(str(path), given, fetched=fetched)
 
 
+def is_hub_name(path: str) -> bool:
+    """Whether ``path`` can only be meant as a hub's name: there is no folder here that it, or its beginning, names."""
+    return bool(HUB_NAME.fullmatch(path)) and not Path(path).exists() and not Path(path).parent.exists()
+
+
+def to_fetch(path: str | None) -> bool:
+    """Whether ``path`` is a hub's name of whose weights this machine has none. Asks nobody."""
+    return path is not None and is_hub_name(path) and not any(kept_in(path).glob("snapshots/*/*.safetensors"))
+
+
+def kept_in(name: str) -> Path:
+    """Where the hub's client keeps the model ``name``."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+
+
 def config_file(path: str, given: str) -> Path:
     """``config.json`` of the model ``path``; of a hub's model nothing else is fetched. Raises as ``local_folder``."""
     if Path(path).expanduser().exists() or not HUB_NAME.fullmatch(path):

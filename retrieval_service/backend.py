@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from agent.errors import RetrievalError, UserError
 from agent.records import Passage
 from retrieval_service.config import RetrievalConfig
+from retrieval_service.prebuilt import ensure_prebuilt
 from retrieval_service.watch import SILENT, Watch
 
 
@@ -89,7 +90,10 @@ def index_for(corpus: Path | None, config: RetrievalConfig, cache: Path, watch: 
     Raises ``UserError`` for a bad corpus or a damaged index, and without a corpus; ``Fault`` if building fails.
     """
     if corpus is None:
-        raise UserError("there is nothing to search: set data.corpus=FILE, or retrieval.index=FOLDER for a built index")
+        raise UserError(
+            "there is nothing to search: set data.corpus=FILE, retrieval.index=FOLDER for a built index, or "
+            "retrieval=wikipedia"
+        )
     index: Path = _module(config).ensure(corpus, config, cache, watch)
     return index
 
@@ -97,11 +101,13 @@ def index_for(corpus: Path | None, config: RetrievalConfig, cache: Path, watch: 
 def open_for(corpus: Path | None, config: RetrievalConfig, cache: Path, watch: Watch = SILENT) -> Backend:
     """``open_backend`` over the server or the index that ``config`` names, else over the index of ``corpus``.
 
-    That is built below ``cache`` if it isn't there. Raises ``UserError`` for a bad corpus or index, or a server that
-    doesn't answer.
+    That is built below ``cache`` if it isn't there, and a published one is fetched. Raises ``UserError`` for a bad
+    corpus or index, or a server that doesn't answer.
     """
     if config.url is not None:
         return open_backend(config, None)
     if config.index is not None:
         return open_backend(config, Path(config.index).expanduser())
+    if config.prebuilt is not None:
+        return open_backend(config, ensure_prebuilt(config.prebuilt, cache, watch.say))
     return open_backend(config, index_for(corpus, config, cache, watch))

@@ -10,6 +10,7 @@ from agent.errors import UserError, one_of
 from agent.settings import PATH, TEXT, bounded, check_bounds
 from retrieval_service.backends import backend_names
 from retrieval_service.dialects import dialect_names
+from retrieval_service.wikipedia import AUTO, PREBUILT
 
 MIN_HEAP = 64 << 20
 """Bytes; a JVM that finds its heap too small ends the process without an exception to catch."""
@@ -23,6 +24,9 @@ class RetrievalConfig:
     """A file of ``retrieval_service/backends/``."""
     index: str | None = field(default=None, metadata=PATH)
     """An existing Lucene index; None builds one from the data's corpus and caches it by checksum."""
+    prebuilt: str | None = None
+    """A published index by its name (``retrieval_service/wikipedia.py``), which is fetched once; ``auto`` is the one
+    that fits the questions (``retrieval=wikipedia``)."""
     url: str | None = field(default=None, metadata=TEXT)
     """A search service to ask in place of an index (``backend: http``); without a path, the dialect's own is used."""
     dialect: str = "search_r1"
@@ -49,16 +53,30 @@ class RetrievalConfig:
     @property
     def elsewhere(self) -> bool:
         """Whether passages come from an index or a server that is named, and not from the data's corpus."""
-        return self.index is not None or self.url is not None
+        return self.place is not None
+
+    @property
+    def place(self) -> str | None:
+        """That index or server; None for the data's corpus."""
+        return self.index or self.prebuilt or self.url
 
     def __post_init__(self) -> None:
         check_bounds(self, "retrieval")
         one_of(self.backend, backend_names(), "retrieval.backend")
         one_of(self.dialect, dialect_names(), "retrieval.dialect")
+        if self.prebuilt is not None:
+            self._check_prebuilt(self.prebuilt)
         self._check_url()
         heap = re.fullmatch(r"(\d+)([kmg]?)", str(self.heap).lower())
         if heap is None or int(heap[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}[heap[2]] < MIN_HEAP:
             raise UserError(f"retrieval.heap={self.heap}: must be at least 64m, written like 512m or 4g")
+
+    def _check_prebuilt(self, name: str) -> None:
+        one_of(name, (*PREBUILT, AUTO), "retrieval.prebuilt")
+        if self.backend != "bm25":
+            raise UserError(f"retrieval.prebuilt={name} is an index for retrieval.backend=bm25, not {self.backend}")
+        if self.index is not None:
+            raise UserError("retrieval.prebuilt and retrieval.index both say where passages come from; leave one out")
 
     def _check_url(self) -> None:
         if self.url is None:

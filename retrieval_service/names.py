@@ -162,7 +162,7 @@ def searched_names(
     if config.index is not None:
         file = Path(config.index).expanduser() / FILE
         return Names.load(file) if file.is_file() else None
-    if config.url is not None or corpus is None:
+    if config.url is not None or config.prebuilt is not None or corpus is None:
         return None
     return corpus_names(corpus, cache, say)
 

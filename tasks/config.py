@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from agent.errors import UserError, one_of
 from agent.settings import PATH, TEXT, bounded, check_bounds
-from tasks.paths import files_of
+from tasks.paths import KEYS, files_of, is_named
 
 NO_DEVELOPMENT = (
     "there are no development questions; set data.dev_questions=FILE, or use the same data.dev_share in "
@@ -53,8 +53,9 @@ class DataConfig:
     dev_questions: str | None = field(default=None, metadata=PATH)
     """File of development questions, for ``mode=calibrate`` (``source: jsonl``)."""
     corpus: str | None = field(default=None, metadata=PATH)
-    """JSONL or Parquet file of passages, ``id`` and ``contents``, or ``title`` and ``text`` (``source: jsonl``); or a
-    folder of documents (``retrieval_service/documents``). Not needed with an index that is named, or a server."""
+    """JSONL or Parquet file of passages, ``id`` and ``contents``, or ``title`` and ``text`` (``source: jsonl``); a
+    folder of documents (``retrieval_service/documents``); or ``wiki-18``, which is fetched (``tasks/named.py``). Not
+    needed with an index that is named, or a server."""
     passage_words: int = bounded(120, "at least 10")
     """Most words of a passage that is cut out of a document of a folder."""
     overlap_words: int = bounded(30, "at least 0")
@@ -108,6 +109,12 @@ class DataConfig:
         if self.dev_share and self.dev_questions is not None:
             raise UserError("data.dev_share and data.dev_questions both give development questions; leave one out")
         _check_hop_shares(self.hop_shares, "data.hop_shares")
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The named sets among the questions; none where a file of the user's is among them."""
+        files = [f for key in KEYS if (value := getattr(self, key)) for f in files_of(value, f"data.{key}")]
+        return tuple(files) if all(map(is_named, files)) else ()
 
     def _check_shares(self) -> None:
         if not self.shares:

@@ -15,6 +15,7 @@ from agent.protocol import TagProtocol
 from agent.records import Question
 from retrieval_service.corpus import read_corpus, write_corpus
 from retrieval_service.documents.folder import documents_corpus
+from retrieval_service.download import Show, hidden
 from tasks.characters import Characters
 from tasks.config import NO_DEVELOPMENT, DataConfig
 from tasks.demonstrations import Demonstration, demonstrations, encode
@@ -164,19 +165,25 @@ class Task:
 
 
 def load(
-    config: DataConfig, seed: int, cache: Path, *, mode: str = "train", say: Callable[[str], None] = lambda text: None
+    config: DataConfig,
+    seed: int,
+    cache: Path,
+    *,
+    mode: str = "train",
+    say: Callable[[str], None] = lambda text: None,
+    show: Show = hidden,
 ) -> Task:
     """The task that ``config`` describes. The world's corpus, and what is fetched, is kept below the folder ``cache``.
 
     ``seed`` chooses what is held out of the user's questions; the world has a seed of its own, so that
     runs with different seeds answer the same questions. ``mode`` says which of the user's files are needed
-    (``tasks/sets.py``), and ``say`` is told of what is fetched of them. Raises ``UserError`` for files that are missing
-    or wrong.
+    (``tasks/sets.py``), ``say`` is told of what is fetched of them, and ``show`` shows it. Raises ``UserError`` for
+    files that are missing or wrong.
     """
     if config.source == "world":
         return _world_task(config, cache)
+    config = fetched(config, cache, mode, say, show)
     corpus = _corpus(config, cache, say)
-    config = fetched(config, cache, mode, say)
     found = sets(config, seed, mode)
     return Task(
         name=found.name,

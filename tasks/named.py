@@ -1,7 +1,9 @@
-"""Questions by name: ``flashrag:SET/SPLIT`` is a file of FlashRAG's data sets on the hub, fetched once and kept.
+"""Questions and corpora by name, fetched once and kept.
 
-``RUC-NLPIR/FlashRAG_datasets`` has ``hotpotqa/train``, ``musique/dev``, ``2wikimultihopqa/train``, ``nq/test``,
-``triviaqa/test``, ``popqa/test``, ``bamboogle/test`` and others; ``conf/data`` names the usual ones.
+``flashrag:SET/SPLIT`` is a file of FlashRAG's data sets on the hub, ``RUC-NLPIR/FlashRAG_datasets``:
+``hotpotqa/train``, ``musique/dev``, ``2wikimultihopqa/train``, ``nq/test``, ``triviaqa/test``, ``popqa/test``,
+``bamboogle/test`` and others; ``conf/data`` names the usual ones. ``data.corpus=wiki-18`` is the papers' corpus, from
+the same place.
 
 What is fetched is said first. It goes on where an earlier attempt was interrupted, is compared with the hub's checksum,
 and lies in the cache with a note beside it: from which commit, and its SHA-256, which every later run compares. A file
@@ -10,31 +12,34 @@ that was put there by hand is taken as it is, and noted.
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
-from agent.errors import UserError, refused, shortened
+from agent.errors import UserError
+from retrieval_service.download import Show, Source, already, downloaded, hidden, hub_url, on_hub, sha256, size_text
 from tasks.config import DataConfig
-from tasks.paths import files_of, is_named, listed
-
-if TYPE_CHECKING:
-    from huggingface_hub.file_download import HfFileMetadata
+from tasks.paths import WIKI_18, files_of, is_named, listed
 
 REPOSITORY = "RUC-NLPIR/FlashRAG_datasets"
 _NAME = re.compile(r"flashrag:([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w-]*)")
-_GIT = re.compile(r"[0-9a-f]{40}")
-"""A commit; as a checksum, that of a file that git keeps itself."""
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-"""The checksum of a large file."""
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
-_BLOCK = 1 << 20
+CORPUS = "retrieval-corpus/wiki-18.jsonl.gz"
+"""21,015,324 passages of a hundred words: the dump of December 2018 that DPR split (Karpukhin et al. 2020)."""
+CORPUS_COMMIT = "7023d43bec2094aa1a9470d3b25f0d702e12ca4a"
+"""Later ones have it as a zip file, which no reader of lines reads."""
+CORPUS_SIZE = 5_123_307_260
+SIZES = {
+    "hotpotqa/train.jsonl": 566_000_000,
+    "hotpotqa/dev.jsonl": 46_000_000,
+    "nq/train.jsonl": 9_960_000,
+    "nq/dev.jsonl": 1_070_000,
+    "nq/test.jsonl": 488_000,
+}
+"""About how many bytes, for the plan, which asks nobody: NQ's as the hub shows them, HotpotQA's by its own files."""
+CORPUS_SHA256 = "7abd929223399cd63c52b499f289bf4f9039be1e9f8c43e1cb3938305b2317db"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,28 +54,83 @@ class Note:
     commit: str | None = None
 
 
-def fetched(config: DataConfig, cache: Path, mode: str, say: Callable[[str], None]) -> DataConfig:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Named:
+    """A file that a setting names: of which set, and where it is kept."""
+
+    key: str
+    """The setting's, without ``data.``."""
+    name: str
+    """As it is given."""
+    file: str
+    """In the repository."""
+    path: Path
+    revision: str
+
+    @property
+    def given(self) -> str:
+        return f"data.{self.key}={self.name}"
+
+    @property
+    def about(self) -> int | None:
+        """About how many bytes it has; None where only the hub knows."""
+        return CORPUS_SIZE if self.pinned else SIZES.get(self.file)
+
+    @property
+    def pinned(self) -> bool:
+        """Whether this code says what the file has to be, so that nobody need be asked."""
+        return self.file == CORPUS
+
+    def source(self) -> Source:
+        """Raises ``UserError`` where the hub doesn't have it, or can't be asked."""
+        if self.pinned:
+            url = hub_url(REPOSITORY, self.file, self.revision)
+            return Source(url=url, size=CORPUS_SIZE, checksum=CORPUS_SHA256, commit=self.revision)
+        return on_hub(REPOSITORY, self.file, self.revision, self.given, self.path)
+
+
+def named(config: DataConfig, cache: Path, mode: str) -> list[Named]:
+    """The named files that ``mode`` reads, without looking for them. Raises ``UserError`` for a name that is none."""
+    found = []
+    for key in _read(config, mode):
+        value = getattr(config, key)
+        for file in files_of(value, f"data.{key}") if value else ():
+            if is_named(file):
+                found.append(_named_split(key, file, cache, config.revision))
+    if config.corpus == WIKI_18:
+        path = cache / "corpora" / Path(CORPUS).name
+        found.append(Named(key="corpus", name=WIKI_18, file=CORPUS, path=path, revision=CORPUS_COMMIT))
+    return found
+
+
+def fetched(
+    config: DataConfig,
+    cache: Path,
+    mode: str,
+    say: Callable[[str], None],
+    show: Show = hidden,
+) -> DataConfig:
     """``config`` with paths in place of the names that ``mode`` reads; what isn't in ``cache`` is fetched.
 
     ``say`` is told of it before. Raises ``UserError`` for a name that isn't there, a file that isn't what was fetched,
     a disk that is too small, and where the hub can't be asked.
     """
-    paths: dict[str, Any] = {}
-    for key in _read(config, mode):
-        value = getattr(config, key)
-        files = files_of(value, f"data.{key}") if value else ()
-        if any(map(is_named, files)):
-            paths[key] = listed(
-                [
-                    str(_file(file, f"data.{key}={file}", config.revision, cache, say)) if is_named(file) else file
-                    for file in files
-                ]
-            )
-    return replace(config, **paths) if paths else config
+    paths: dict[str, str] = {}
+    for each in named(config, cache, mode):
+        ensure(each, say, show)
+        paths[each.name] = str(each.path)
+    if not paths:
+        return config
+    changed: dict[str, Any] = {}
+    for key in ("corpus", *_read(config, mode)):
+        if value := getattr(config, key):
+            files = (value,) if key == "corpus" else files_of(value, f"data.{key}")
+            changed[key] = listed([paths.get(file, file) for file in files])
+    return replace(config, **changed)
 
 
 def _read(config: DataConfig, mode: str) -> tuple[str, ...]:
-    """The settings whose files ``mode`` reads (``tasks/sets.py``)."""
+    """The settings whose files of questions ``mode`` reads (``tasks/sets.py``)."""
     if mode in ("ask", "index", "serve"):
         return ()
     if mode == "eval":
@@ -78,21 +138,26 @@ def _read(config: DataConfig, mode: str) -> tuple[str, ...]:
     return ("questions", "eval_questions", "dev_questions")
 
 
-def _file(name: str, given: str, revision: str, cache: Path, say: Callable[[str], None]) -> Path:
-    """The file of a named split, whole and as it was when it came."""
+def _named_split(key: str, name: str, cache: Path, revision: str) -> Named:
     match = _NAME.fullmatch(name)
     if not match:
-        raise UserError(f"{given}: a named set is written flashrag:SET/SPLIT, such as flashrag:hotpotqa/train")
+        raise UserError(
+            f"data.{key}={name}: a named set is written flashrag:SET/SPLIT, such as flashrag:hotpotqa/train"
+        )
+    path = cache / "questions" / "flashrag" / match[2] / f"{match[1]}.jsonl"
+    return Named(key=key, name=name, file=f"{match[1]}/{match[2]}.jsonl", path=path, revision=revision)
+
+
+def ensure(wanted: Named, say: Callable[[str], None], show: Show = hidden) -> None:
+    """Has the file at ``wanted.path``, whole and as it was when it came. Raises as ``fetched``."""
     from huggingface_hub.utils import WeakFileLock
 
-    path = cache / "questions" / "flashrag" / match[2] / f"{match[1]}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(path.with_suffix(".lock")):  # jobs that start together fetch it once
-        note = _kept(path, given)
+    wanted.path.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(wanted.path.with_suffix(".lock")):  # jobs that start together fetch it once
+        note = _kept(wanted)
         # A branch moves: what it was when it was fetched stays, so that runs can be compared.
-        if note is None or (note.revision is not None and revision not in (note.revision, note.commit)):
-            _fetch(path, f"{match[1]}/{match[2]}.jsonl", given, revision, say)
-    return path
+        if note is None or (note.revision is not None and wanted.revision not in (note.revision, note.commit)):
+            _fetch(wanted, say, show)
 
 
 def _note_of(path: Path) -> Path:
@@ -103,122 +168,41 @@ def _write_note(path: Path, note: Note) -> None:
     _note_of(path).write_text(json.dumps(asdict(note), indent=1) + "\n")
 
 
-def _kept(path: Path, given: str) -> Note | None:
+def _kept(wanted: Named) -> Note | None:
     """The note of a file that is here, and is what it was; None where there is none."""
+    path, given = wanted.path, wanted.given
     if not path.is_file():
         return None
-    digest, size = _sha256(path), path.stat().st_size
+    size = path.stat().st_size
     try:
         note = Note(**json.loads(_note_of(path).read_text()))
     except FileNotFoundError:
-        note = Note(sha256=digest, size=size)
+        note = Note(sha256=sha256(path), size=size)
         _write_note(path, note)
+        if wanted.pinned and note.sha256 != CORPUS_SHA256:
+            _note_of(path).unlink()
+            raise UserError(f"{given}: {path} is another file (SHA-256); delete it, and it is fetched") from None
+        return note
     except (ValueError, TypeError) as error:
         raise UserError(f"{given}: {_note_of(path)} can't be read; delete it and {path.name}") from error
-    if (note.sha256, note.size) != (digest, size):
+    # Of a corpus the index knows the checksum, and compares it.
+    if note.size != size or (not wanted.pinned and note.sha256 != sha256(path)):
         raise UserError(
             f"{given}: {path} is not what it was when it came (SHA-256); delete it, and it is fetched again"
         )
     return note
 
 
-def _fetch(path: Path, file: str, given: str, revision: str, say: Callable[[str], None]) -> None:
-    """Fetches ``file`` of the repository to ``path``, which appears when it is whole and right."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-
-    url = hf_hub_url(REPOSITORY, file, repo_type="dataset", revision=revision)
-    try:
-        there = get_hf_file_metadata(url)
-    except Exception as error:  # whatever its client and the network raise
-        _not_there(error, given, file, revision, url, path)
-    if there.size is None or not there.etag or not there.commit_hash:
-        raise UserError(f"{given}: {url} comes without size, checksum or commit; is HF_ENDPOINT a hub?")
-    part = path.parent / f".{path.name}.{there.etag[:16]}.part"
-    have = part.stat().st_size if part.exists() else 0
-    if have > there.size:
-        part.unlink()
-        have = 0
-    _check_disk(path, there.size - have, given)
-    already = f", of which {_megabytes(have)} are here already" if have else ""
+def _fetch(wanted: Named, say: Callable[[str], None], show: Show) -> None:
+    """Fetches the file, which appears when it is whole and right."""
+    path, source = wanted.path, wanted.source()
     say(
-        f"fetching {file} of {REPOSITORY} (revision {revision}, commit {there.commit_hash[:7]}): "
-        f"{_megabytes(there.size)}{already}, to {path}"
+        f"fetching {wanted.file} of {REPOSITORY} (revision {wanted.revision}, commit {source.commit[:7]}): "
+        f"{size_text(source.size)}{already(source, path)}, to {path}"
     )
-    try:
-        _download(part, there)
-    except Exception as error:
-        _not_there(error, given, file, revision, url, path)
-    if part.stat().st_size != there.size or _checksum(part, there.etag) != there.etag:
-        part.unlink()
-        raise UserError(f"{given}: {url} came damaged (its checksum is another); start again to fetch it anew")
-    note = Note(sha256=_sha256(part), size=there.size, revision=revision, commit=there.commit_hash)
+    with show(f"fetching {wanted.file}") as progress:
+        part = downloaded(source, path, wanted.given, progress)
+    note = Note(sha256=sha256(part), size=source.size, revision=wanted.revision, commit=source.commit)
     path.unlink(missing_ok=True)  # of another revision; never beside a note that isn't its own
     _write_note(path, note)
     part.rename(path)
-    for other in path.parent.glob(f".{path.name}.*.part"):  # of what a branch was before
-        other.unlink()
-
-
-def _download(part: Path, there: HfFileMetadata) -> None:
-    """Appends what ``part`` lacks. A server that can't go on in the middle sends all of it again."""
-    from urllib.parse import urlsplit
-
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
-
-    headers = build_hf_headers()
-    if urlsplit(there.location).netloc != urlsplit(constants.ENDPOINT).netloc:
-        headers.pop("authorization", None)  # the token is for the hub alone
-    with open(part, "ab") as file:
-        http_get(there.location, file, resume_size=file.tell(), headers=headers, expected_size=there.size)
-
-
-def _not_there(error: Exception, given: str, file: str, revision: str, url: str, path: Path) -> NoReturn:
-    from huggingface_hub import constants
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
-
-    if isinstance(error, EntryNotFoundError):
-        raise UserError(f"{given}: {REPOSITORY} has no {file} at revision {revision}") from error
-    if isinstance(error, RevisionNotFoundError | RepositoryNotFoundError):
-        raise UserError(f"{given}: the hub has no revision {revision} of {REPOSITORY} (data.revision)") from error
-    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
-        raise UserError(f"{given}: can't be kept: {refused(error)}") from error
-    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else shortened(error, 120)
-    raise UserError(
-        f"{given}: is not here, and the hub can't be asked ({reason}); start again to go on, or get {url} "
-        f"elsewhere and put it at {path}"
-    ) from error
-
-
-def _check_disk(path: Path, needed: int, given: str) -> None:
-    free = shutil.disk_usage(path.parent).free
-    if free < needed:
-        raise UserError(
-            f"{given}: needs {_megabytes(needed)} in {path.parent}, where {_megabytes(free)} are free; make room, or "
-            "set cache_dir=FOLDER"
-        )
-
-
-def _checksum(path: Path, like: str) -> str:
-    """The checksum of the kind that ``like`` is: SHA-256, or git's of a blob. Another kind can't be computed."""
-    if _SHA256.fullmatch(like):
-        return _sha256(path)
-    if _GIT.fullmatch(like):
-        return _digest(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False))
-    return like
-
-
-def _sha256(path: Path) -> str:
-    return _digest(path, hashlib.sha256())
-
-
-def _digest(path: Path, digest: Any) -> str:
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return str(digest.hexdigest())
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"

@@ -15,6 +15,10 @@ _LIST = re.compile(r"\[(.*)\]", re.DOTALL)
 _FILE = re.compile(r"""\s*(?:'([^']*)'|"([^"]*)"|([^,'"]*?))\s*(,|$)""")
 
 
+WIKI_18 = "wiki-18"
+"""A corpus by name (``tasks/named.py``); a file of this name is ``./wiki-18``."""
+
+
 def is_named(file: str) -> bool:
     """Whether ``file`` is the name of a published set, which is fetched (``tasks/named.py``), and no path."""
     return file.startswith("flashrag:")

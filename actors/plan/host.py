@@ -52,7 +52,7 @@ def checkpoint_bytes(config: RunConfig) -> int:
 
 def output_bytes(config: RunConfig) -> int:
     """The run's folder: the checkpoints that are kept, one that is being written, and the small files."""
-    if config.mode != "train":
+    if config.mode not in ("train", "plan"):  # a plan is of a training run
         return DISK_MARGIN
     kept = config.checkpoints.keep
     if not kept and config.checkpoints.every:

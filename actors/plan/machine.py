@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.plan.cards import GIB, nominal_gib, usable_bytes
+from actors.plan.downloads import room
 from actors.plan.engine import engine_memory
 from actors.plan.host import DISK_MARGIN, memory_bytes, object_store_bytes, output_bytes
 from actors.plan.installation import engines, wrong_build
@@ -174,7 +175,7 @@ def _memory(config: RunConfig, machine: Machine) -> Iterator[str]:
 
 def _disks(config: RunConfig, machine: Machine) -> Iterator[str]:
     """A line for each folder that can't be written to, and each file system too small for all that goes there."""
-    need = {"outputs": output_bytes(config), "cache": DISK_MARGIN, "ray": DISK_MARGIN}
+    need = {"outputs": output_bytes(config), "cache": DISK_MARGIN + room(config), "ray": DISK_MARGIN}
     folders = {"outputs": config.output_dir, "cache": str(config.cache), "ray": machine.ray_folder}
     mend = {"outputs": "output_dir or a smaller checkpoints.keep", "cache": "cache_dir", "ray": "RAY_TMPDIR"}
     place = {"outputs": "output_dir", "cache": "cache_dir", "ray": "RAY_TMPDIR"}

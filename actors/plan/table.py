@@ -6,13 +6,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from actors.plan.cards import GIB, card, usable_bytes
+from actors.plan.downloads import downloads, room
 from actors.plan.engine import EngineMemory, engine_memory
 from actors.plan.fit import advice, changes, problems
-from actors.plan.host import heap_bytes, memory_bytes, object_store_bytes
+from actors.plan.host import DISK_MARGIN, heap_bytes, memory_bytes, object_store_bytes, output_bytes
 from actors.plan.learner import LearnerMemory, learner_memory, longest_row
 from actors.plan.lease import short_lease
 from actors.plan.roofline import ASSUMED, Assumptions, step
 from conf.schema import RunConfig
+from retrieval_service.download import size_text
+from retrieval_service.wikipedia import PREBUILT
+from tasks.config import DataConfig
 
 Row = tuple[str, int, str]
 """A part, its bytes, and a remark."""
@@ -52,6 +56,7 @@ def table(config: RunConfig) -> str:
             ("together", memory_bytes(config), ""),
         ],
     )
+    lines += _data(config)
     pool = config.pool
     lines.append(
         f"a batch: {pool.candidates} queries x {pool.group_size} trajectories, at most {pool.batch_questions} groups "
@@ -65,6 +70,38 @@ def table(config: RunConfig) -> str:
         lines += _times(config)
         lines += [f"would save {saved / GIB:.2f} GiB of the learner's peak: {text}" for text, saved in changes(config)]
     return "\n".join(lines)
+
+
+def _data(config: RunConfig) -> Iterator[str]:
+    """The questions, the passages, what has to be fetched for them, and the disk that it all takes."""
+    yield "data and index"
+    data, retrieval = config.data, config.retrieval
+    yield f"  questions: {_questions(data)}"
+    if (name := retrieval.prebuilt) is not None:
+        known = PREBUILT[name]
+        yield f"  index: {name}, {known.documents:,} passages: {known.about}"
+        yield (
+            f"  of it Lucene maps {size_text(known.unpacked)} or less into memory: what is free beside the actors' "
+            f"{memory_bytes(config) / GIB:.1f} GiB makes searches fast, and isn't needed"
+        )
+    else:
+        built = f"of {data.corpus or 'its passages'}, built where it isn't there"
+        yield f"  index: {retrieval.place or built}"
+    wanted = downloads(config)
+    if wanted:
+        yield "  not here yet; fetched at the start, or before by mode=fetch:"
+        yield from (f"    {each}" for each in wanted)
+    else:
+        yield "  everything is here"
+    run, cache = output_bytes(config) / GIB, (DISK_MARGIN + room(config)) / GIB
+    yield f"  disk: {run:.1f} GiB in {config.output_dir}, {cache:.1f} GiB in {config.cache}"
+
+
+def _questions(data: DataConfig) -> str:
+    if data.source == "world":
+        return "the built-in world's"
+    held_out = data.eval_questions or f"{data.eval_share:.0%} of them"
+    return f"{data.questions} to train on, {held_out} held out" if data.questions else f"{held_out}, to evaluate on"
 
 
 def learner_rows(m: LearnerMemory) -> list[Row]:

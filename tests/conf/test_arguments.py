@@ -43,6 +43,7 @@ CHOICES = {
     "agent.malformed",
     "retrieval.backend",
     "retrieval.dialect",
+    "retrieval.prebuilt",
     "retrieval.heap",
     "data.source",
     "tracker.wandb_mode",

@@ -308,7 +308,7 @@ MISTAKES = [
     (["selectivity=query"], "exit and selectivity are for mode=eval and mode=ask; "),
     (["evaluation.saving=true"], "evaluation.saving=true needs something to use"),
     (["exit.calibration=c.json", "evaluation.saving=true"], "exit.calibration holds for one checkpoint"),
-    (["mode=calibrate", "checkpoint=x", "exit=early"], "mode=calibrate finds the threshold: "),
+    (["mode=calibrate", "checkpoint=x", "exit=early", "data.dev_questions=q"], "mode=calibrate finds the threshold: "),
     (["data.dev_share=0.1"], "data.dev_share and data.dev_questions are for data=jsonl"),
     (["group=continuatoin"], "group=continuatoin: no such group; did you mean 'continuation'?"),
     (["reward.search_cost=-1"], "reward.search_cost=-1.0 must lie in [0, 1]"),
@@ -342,7 +342,7 @@ MISTAKES = [
     (["data=jsonl"], "data=jsonl needs data.questions=FILE and data.corpus=FILE"),
     (["data=jsonl", "data.corpus=c", "model=smollm2-135m"], "data=jsonl needs data.questions=FILE"),
     (["data=jsonl", "data.eval_questions=q", "data.corpus=c"], "data=jsonl needs data.questions=FILE"),
-    (["mode=index", "data=jsonl", "data.questions=q"], "data=jsonl needs data.corpus=FILE"),
+    (["mode=index", "data=jsonl", "data.questions=q"], "mode=index builds the index of data.corpus=FILE, or"),
     (
         ["mode=eval", "data=jsonl", "data.corpus=c", "checkpoint=x"],
         "mode=eval data=jsonl needs data.eval_questions=FILE",

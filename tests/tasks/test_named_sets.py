@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
-import re
 import shutil
-import threading
 from collections import namedtuple
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants, file_download
+from hub import COMMIT, Hub, serving
+from huggingface_hub import constants
 
 from agent.errors import UserError
+from retrieval_service import download
+from retrieval_service.corpus import read_corpus
+from retrieval_service.download import Progress
 from tasks import named
 from tasks.config import DataConfig
 from tasks.load import load
 from tasks.named import REPOSITORY, fetched
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FILE = f"{REPOSITORY}/hotpotqa/train.jsonl"
 ROWS = [
     {"id": f"train_{i}", "question": f"who wrote book {i}?", "golden_answers": ["a"], "metadata": {}} for i in range(40)
 ]
 CONTENT = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
-
-
-class Hub:
-    """One file of the data sets, as the hub's ``/resolve`` serves it."""
-
-    def __init__(self) -> None:
-        self.content = CONTENT
-        self.etag = hashlib.sha256(CONTENT).hexdigest()
-        self.commit = COMMIT
-        self.breaks_after: int | None = None
-        """Bytes that the next answer has; those after it are refused."""
-        self.asked: list[tuple[str, str, str | None]] = []
-        """Method, path and range of each request."""
 
 
 def point_to(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,51 +40,11 @@ def point_to(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    state = Hub()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.answer()
-
-        def do_GET(self) -> None:
-            self.answer()
-
-        def answer(self) -> None:
-            state.asked.append((self.command, self.path, self.headers["Range"]))
-            found = re.fullmatch(rf"/datasets/{REPOSITORY}/resolve/([^/]+)/(hotpotqa|nq)/train\.jsonl", self.path)
-            if not found or found[1] not in ("main", "v2", state.commit):
-                self.refuse(404, "EntryNotFound" if not found else "RevisionNotFound")
-                return
-            if self.command == "GET" and state.breaks_after == 0:
-                self.refuse(500, "")
-                return
-            start = int((self.headers["Range"] or "bytes=0-").removeprefix("bytes=").split("-")[0])
-            body = state.content[start:]
-            self.send_response(206 if start else 200)
-            self.send_header("X-Repo-Commit", state.commit)
-            self.send_header("ETag", f'"{state.etag}"')
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body[: state.breaks_after])
-                state.breaks_after = None if state.breaks_after is None else 0
-                self.close_connection = True
-
-        def refuse(self, status: int, code: str) -> None:
-            self.send_response(status)
-            self.send_header("X-Error-Code", code)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *args: object) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        point_to(f"http://127.0.0.1:{server.server_port}", monkeypatch)
+    with serving(Hub({FILE: CONTENT, f"{REPOSITORY}/nq/train.jsonl": CONTENT})) as there:
+        point_to(there.url, monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)  # before it asks once more
-        yield state
-        server.shutdown()
+        monkeypatch.setattr(download.time, "sleep", lambda seconds: None)  # before it asks once more
+        yield there
 
 
 def config(questions: str = "flashrag:hotpotqa/train", **settings: object) -> DataConfig:
@@ -140,16 +90,14 @@ def test_only_what_a_mode_reads_is_fetched(hub: Hub, tmp_path: Path) -> None:
 
 def test_another_revision_is_fetched_anew(hub: Hub, tmp_path: Path) -> None:
     path = Path(str(fetched(config(), tmp_path, "train", lambda text: None).questions))
-    hub.content, hub.commit = CONTENT[: CONTENT.index(b"\n") + 1], "f" * 40
-    hub.etag = hashlib.sha256(hub.content).hexdigest()
+    hub.files[FILE], hub.commit = CONTENT[: CONTENT.index(b"\n") + 1], "f" * 40
     fetched(config(), tmp_path, "train", lambda text: None)
     assert path.read_bytes() == CONTENT, "a branch that has moved is what it was"
     fetched(config(revision="v2"), tmp_path, "train", lambda text: None)
-    assert path.read_bytes() == hub.content
+    assert path.read_bytes() == hub.files[FILE]
 
 
 def test_a_download_that_was_interrupted_goes_on(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)
     hub.breaks_after = 1000
     with pytest.raises(UserError, match=r"^data\.questions=flashrag:hotpotqa/train: is not here, and the hub can't be"):
         fetched(config(), tmp_path, "train", lambda text: None)
@@ -160,16 +108,39 @@ def test_a_download_that_was_interrupted_goes_on(hub: Hub, tmp_path: Path, monke
     assert "of which 0.0 MB are here already" in said[0]
 
 
+def test_a_connection_that_breaks_is_made_anew_by_itself(hub: Hub, tmp_path: Path) -> None:
+    hub.breaks_after, hub.mends = 1000, True
+    seen: list[tuple[int, int]] = []
+
+    @contextmanager
+    def show(title: str) -> Iterator[Progress]:
+        assert title == "fetching hotpotqa/train.jsonl"
+        yield lambda done, total: seen.append((done, total))
+
+    path = Path(str(fetched(config(), tmp_path, "train", lambda text: None, show).questions))
+    assert path.read_bytes() == CONTENT
+    assert hub.got() == [None, "bytes=1000-"]
+    assert seen[0] == (0, len(CONTENT))
+    assert seen[-1] == (len(CONTENT), len(CONTENT))
+    assert seen == sorted(seen)
+
+
+def test_a_server_that_cannot_go_on_in_the_middle_sends_all_of_it_again(hub: Hub, tmp_path: Path) -> None:
+    hub.breaks_after, hub.mends, hub.ranges = 1000, True, False
+    path = Path(str(fetched(config(), tmp_path, "train", lambda text: None).questions))
+    assert path.read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize("git", [False, True], ids=["sha256", "git"])
 def test_what_comes_damaged_is_refused(hub: Hub, tmp_path: Path, git: bool) -> None:
-    if git:
-        hub.etag = hashlib.sha1(b"blob %d\0" % len(CONTENT) + CONTENT, usedforsecurity=False).hexdigest()
-    hub.content = CONTENT.replace(b"book 7", b"book 8")
+    blob = hashlib.sha1(b"blob %d\0" % len(CONTENT) + CONTENT, usedforsecurity=False).hexdigest()
+    hub.etags[FILE] = blob if git else hashlib.sha256(CONTENT).hexdigest()
+    hub.files[FILE] = CONTENT.replace(b"book 7", b"book 8")
     with pytest.raises(
         UserError, match=r"/hotpotqa/train\.jsonl came damaged \(its checksum is another\); start again"
     ):
         fetched(config(), tmp_path, "train", lambda text: None)
-    hub.content = CONTENT
+    hub.files[FILE] = CONTENT
     assert Path(str(fetched(config(), tmp_path, "train", lambda text: None).questions)).read_bytes() == CONTENT
 
 
@@ -212,13 +183,13 @@ def test_a_hub_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_disk_that_is_too_small_is_said_before(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(named.shutil, "disk_usage", lambda path: usage(1, 1, len(CONTENT) - 1))
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage(1, 1, len(CONTENT) - 1))
     with pytest.raises(
         UserError, match=r"needs 0\.0 MB in .*/questions/flashrag/train, where 0\.0 MB are free; make room"
     ):
         fetched(config(), tmp_path, "train", lambda text: None)
     assert [method for method, *_ in hub.asked] == ["HEAD"]
-    assert shutil.disk_usage is named.shutil.disk_usage
+    assert shutil.disk_usage is download.shutil.disk_usage
 
 
 @pytest.mark.parametrize(
@@ -235,6 +206,17 @@ def test_a_name_that_is_none(hub: Hub, tmp_path: Path, questions: str, revision:
         fetched(config(questions, revision=revision), tmp_path, "train", lambda text: None)
 
 
-def test_questions_by_name_need_passages() -> None:
-    with pytest.raises(UserError, match=r"^flashrag:popqa/test are questions without passages: set data\.corpus=FILE$"):
-        DataConfig(source="jsonl", eval_questions="flashrag:popqa/test")
+def test_the_corpus_of_the_papers_by_its_name(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = gzip.compress(b'{"id": "0", "contents": "\\"Emma\\"\\nA novel."}\n')
+    hub.files[f"{REPOSITORY}/{named.CORPUS}"] = content
+    hub.branches += (named.CORPUS_COMMIT,)
+    monkeypatch.setattr(named, "CORPUS_SIZE", len(content))
+    monkeypatch.setattr(named, "CORPUS_SHA256", hashlib.sha256(content).hexdigest())
+    task = load(DataConfig(source="jsonl", corpus="wiki-18"), 0, tmp_path, mode="serve")
+    assert task.corpus == tmp_path / "corpora" / "wiki-18.jsonl.gz"
+    assert [passage.title for passage in read_corpus(task.corpus)] == ["Emma"]
+    assert [method for method, *_ in hub.asked] == ["GET"], "what it has to be is known"
+    task.corpus.with_suffix(".source.json").unlink()
+    task.corpus.write_bytes(b"another file")
+    with pytest.raises(UserError, match=r"^data\.corpus=wiki-18: .*wiki-18\.jsonl\.gz is another file \(SHA-256\)"):
+        load(DataConfig(source="jsonl", corpus="wiki-18"), 0, tmp_path, mode="serve")

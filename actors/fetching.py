@@ -1,0 +1,51 @@
+"""Fetching what a command line names, before anything is started with it: data sets, an index, a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from actors.plan.downloads import downloads
+from conf.schema import INFERENCE, RunConfig
+from learner.hub import local_folder, to_fetch
+from retrieval_service.download import Progress as Reached
+from retrieval_service.download import Show, size_text
+from retrieval_service.prebuilt import ensure_prebuilt
+from tasks.named import ensure, named
+from tracking.console import Console
+from tracking.progress import Progress
+
+
+def fetch(config: RunConfig, console: Console) -> bool:
+    """Fetches what isn't here, and says before what that is; returns whether there was anything.
+
+    On another machine's Ray cluster the index is the nodes' own matter. Raises ``UserError`` where something can't be
+    fetched or kept.
+    """
+    wanted = downloads(config)
+    known = sum(each.size or 0 for each in wanted)
+    if len(wanted) > 1:
+        console.say(f"{len(wanted)} things are not here yet, about {size_text(known)} in all")
+    for each in wanted:
+        console.say(f"to be fetched: {each}")
+    show = shown(console)
+    if config.data.source == "jsonl":
+        for file in named(config.data, config.cache, config.mode):
+            ensure(file, console.say, show)
+    if config.retrieval.prebuilt is not None and config.cluster.address is None:
+        ensure_prebuilt(config.retrieval.prebuilt, config.cache, console.say, show)
+    key, path = ("checkpoint", config.checkpoint) if config.mode in INFERENCE else ("model.path", config.model.path)
+    if config.mode not in ("index", "serve") and path is not None and to_fetch(path):
+        local_folder(path, f"{key}={path}")  # its client shows a bar of its own
+    return bool(wanted)
+
+
+def shown(console: Console) -> Show:
+    """Downloads as phases of the console, counted in megabytes."""
+
+    @contextmanager
+    def show(title: str) -> Iterator[Reached]:
+        with console.phase(title) as phase:
+            yield lambda done, total: phase.update(Progress(done=done // 10**6, total=total // 10**6, unit="MB"))
+
+    return show

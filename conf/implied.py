@@ -1,0 +1,106 @@
+"""What goes without saying on a command line: a model by its path, a checkpoint as it was trained, where questions
+come from.
+
+Whatever is said on the command line counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
+
+from agent.errors import UserError
+from conf.as_trained import agent_of, data_of, literal
+from conf.schema import INFERENCE
+
+ANY_MODEL = "model=folder"
+"""The choice for a model that is given by its path."""
+QUESTIONS, PASSAGES = "data=hotpotqa", "retrieval=wikipedia"
+"""What any model but ``tiny`` is trained on and evaluated on."""
+ASKING = ("train", "experts", "plan", "fetch", *INFERENCE)
+"""Modes that need questions, or passages, and a model."""
+_WORLDS = ("world_seed", "train_questions", "hop_shares", "eval_questions_per_hop", "dev_questions_per_hop")
+_WORLD = tuple(f"data.{key}" for key in (*_WORLDS, "demonstrations", "novice"))
+"""Settings of the built-in world alone: who gives one means it."""
+_ELSEWHERE = ("retrieval", "retrieval.index", "retrieval.url", "retrieval.prebuilt", "retrieval.backend")
+
+
+def implied(overrides: Sequence[Override], composed: DictConfig) -> list[str]:
+    """The overrides that go without saying, to be put before those of the command line.
+
+    ``composed`` is what these make, of a sweep with the first value of each.
+    """
+    model = _model_and_agent(overrides, composed.mode)
+    chosen = "folder" if ANY_MODEL in model else composed.hydra.runtime.choices["model"]
+    return [*model, *_questions_and_passages(overrides, composed, chosen)]
+
+
+def _model_and_agent(overrides: Sequence[Override], mode: str) -> list[str]:
+    """The default model's settings aren't meant for a model that is given by its path; a checkpoint brings its own."""
+    given = {str(o.key_or_group): o for o in overrides}
+    found: list[str] = []
+    checkpoints = values(given.get("checkpoint")) if mode in INFERENCE else []
+    if checkpoints and "agent" not in given:
+        found += agent_of(checkpoints)
+    if "model" in given:
+        return found
+    paths = values(given.get("model.path"))
+    if len(checkpoints) == 1 and not paths:  # its own files say what it is
+        paths = checkpoints
+        found.insert(0, f"model.path={literal(checkpoints[0])}")
+    elif mode == "eval" and (behind := values(given.get("evaluation.endpoint.model"))) and not paths:
+        paths = behind
+        found.insert(0, f"model.path={literal(behind[0])}")
+    return [ANY_MODEL, *found] if paths else found
+
+
+def _questions_and_passages(overrides: Sequence[Override], composed: DictConfig, model: str) -> list[str]:
+    """HotpotQA and Wikipedia for any ``model`` but ``tiny``; Wikipedia for named questions that come without passages;
+    of a checkpoint what its run was trained on."""
+    given = {str(o.key_or_group) for o in overrides}
+    choices, mode = composed.hydra.runtime.choices, composed.mode
+    if mode not in ASKING:
+        return []
+    found: list[str] = []
+    if choices["data"] == "world" and "data" not in given and not _of_the_world(given):
+        checkpoints = values(next((o for o in overrides if o.key_or_group == "checkpoint"), None))
+        before = data_of(checkpoints) if mode in INFERENCE else None
+        if before is not None:
+            return [line for line in before if line.startswith("data") or not given.intersection(_ELSEWHERE)]
+        tiny = any(value == "tiny" for o in overrides if o.key_or_group == "model" for value in values(o))
+        if tiny or model == "tiny":
+            return []
+        found.append(QUESTIONS)
+    named = found or any(
+        str(composed.data[key] or "").lstrip("['\"").startswith("flashrag:") for key in ("questions", "eval_questions")
+    )
+    if named and choices["retrieval"] == "bm25" and not given.intersection(_ELSEWHERE) and not composed.data.corpus:
+        found.append(PASSAGES)
+    return found
+
+
+def _of_the_world(given: set[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for key in given for name in _WORLD)
+
+
+def values(override: Override | None) -> list[str]:
+    """The paths or names that an override gives, several of a sweep; none where one is null."""
+    if override is None:
+        return []
+    if not override.is_sweep_override():
+        value = override.value()
+        return [] if value is None else [str(value)]
+    found = [line.partition("=")[2].strip("'\"") for line in sweep_lines(override)]
+    return [] if any(value.lower() == "null" for value in found) else found
+
+
+def sweep_lines(override: Override) -> list[str]:
+    """The override for each value of a sweep, itself if it is none."""
+    line = str(override.input_line)
+    if not override.is_sweep_override():
+        return [line]
+    if not override.is_discrete_sweep():
+        raise UserError(f"{line}: has no list of values to run; write them out, or as range(start,stop,step)")
+    return [f"{line.partition('=')[0]}={value}" for value in override.sweep_string_iterator()]

@@ -1,0 +1,254 @@
+"""Files from the network: whole and verified, or not there. What an interrupted attempt has fetched is kept.
+
+Questions (``tasks/named.py``), corpora and indexes come this way. A model comes by the hub's own client, which keeps
+it where other programs look for it, too (``learner/hub.py``).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import httpx
+
+from agent.errors import UserError, refused, shortened
+
+Progress = Callable[[int, int], None]
+"""Is told how many of how many bytes are there."""
+Show = Callable[[str], AbstractContextManager[Progress]]
+"""Shows what is under way while its body runs."""
+TRIES = 5
+"""Requests in a row that bring nothing new."""
+PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Statuses after which the same request may succeed."""
+TIMEOUT_S = 30.0
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+_BLOCK = 1 << 20
+_KINDS = {32: "MD5", 40: "git's checksum", 64: "SHA-256"}
+"""Kinds of checksums, by their digits."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A file on a server, and what it has to be."""
+
+    url: str
+    size: int
+    """Bytes."""
+    checksum: str
+    """SHA-256, MD5 or git's of a blob, in hexadecimal digits. Of another kind it can't be compared."""
+    commit: str = ""
+    """Of the hub's repository, where it comes from one."""
+
+    @property
+    def on_hub(self) -> bool:
+        from huggingface_hub import constants
+
+        return self.url.startswith(f"{constants.ENDPOINT}/")
+
+
+@contextmanager
+def hidden(title: str) -> Iterator[Progress]:
+    """A ``Show`` that nobody looks at."""
+    yield lambda done, total: None
+
+
+def hub_url(repository: str, file: str, revision: str) -> str:
+    """Of a file in one of the hub's repositories of data sets."""
+    from huggingface_hub import hf_hub_url
+
+    return str(hf_hub_url(repository, file, repo_type="dataset", revision=revision))
+
+
+def on_hub(repository: str, file: str, revision: str, given: str, path: Path) -> Source:
+    """What the hub says of ``file``, which is going to be kept at ``path``.
+
+    Raises ``UserError`` that starts with ``given`` where it doesn't have it, or can't be asked.
+    """
+    from huggingface_hub import get_hf_file_metadata
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    url = hub_url(repository, file, revision)
+    try:
+        there = get_hf_file_metadata(url)
+    except EntryNotFoundError as error:
+        raise UserError(f"{given}: {repository} has no {file} at revision {revision}") from error
+    except (RevisionNotFoundError, RepositoryNotFoundError) as error:
+        raise UserError(f"{given}: the hub has no revision {revision} of {repository} (data.revision)") from error
+    except Exception as error:  # whatever its client and the network raise
+        _unreachable(error, given, url, path)
+    if there.size is None or not there.etag or not there.commit_hash:
+        raise UserError(f"{given}: {url} comes without size, checksum or commit; is HF_ENDPOINT a hub?")
+    return Source(
+        url=hub_url(repository, file, there.commit_hash),  # a branch may move meanwhile
+        size=there.size,
+        checksum=there.etag,
+        commit=there.commit_hash,
+    )
+
+
+def part_of(source: Source, path: Path) -> Path:
+    """Where the beginning of ``path`` is kept until it is whole."""
+    return path.parent / f".{path.name}.{source.checksum[:16]}.part"
+
+
+def begun(source: Source, path: Path) -> int:
+    """Bytes of ``path`` that an earlier attempt has fetched."""
+    part = part_of(source, path)
+    return part.stat().st_size if part.is_file() else 0
+
+
+def already(source: Source, path: Path) -> str:
+    """What to say of ``begun``, behind the size; nothing where there is nothing."""
+    have = begun(source, path)
+    return f", of which {size_text(have)} are here already" if have else ""
+
+
+def downloaded(source: Source, path: Path, given: str, progress: Progress) -> Path:
+    """``part_of`` the file, whole and verified: the caller renames it to ``path``.
+
+    What an earlier attempt has fetched isn't fetched again. Raises ``UserError`` that starts with ``given`` for a
+    server that can't be asked, a disk that is too small, and a file that came damaged, which is then deleted.
+    """
+    part = part_of(source, path)
+    if begun(source, path) > source.size:
+        part.unlink()
+    check_disk(path.parent, source.size - begun(source, path), given)
+    try:
+        _download(part, source, progress)
+    except Exception as error:  # whatever the network raises
+        _unreachable(error, given, source.url, path)
+    if part.stat().st_size != source.size or checksum_of(part, source.checksum) != source.checksum:
+        part.unlink()
+        raise UserError(f"{given}: {source.url} came damaged (its checksum is another); start again to fetch it anew")
+    for other in path.parent.glob(f".{path.name}.*.part"):  # of what was there before
+        if other != part:
+            other.unlink()
+    return part
+
+
+def _download(part: Path, source: Source, progress: Progress) -> None:
+    """Appends what ``part`` lacks, over as many connections as it takes."""
+    tries = 0
+    with httpx.Client(timeout=TIMEOUT_S, follow_redirects=True) as client:
+        while True:
+            before = part.stat().st_size if part.exists() else 0
+            try:
+                _append(client, part, source, progress)
+            except httpx.HTTPError as error:
+                passing = not isinstance(error, httpx.HTTPStatusError) or error.response.status_code in PASSING
+                tries = 1 if part.exists() and part.stat().st_size > before else tries + 1
+                if not passing or tries >= TRIES:
+                    raise
+                time.sleep(2.0 ** (tries - 1))
+                continue
+            if part.stat().st_size >= source.size:
+                return
+            tries = 1 if part.stat().st_size > before else tries + 1  # a connection that ended early, without an error
+            if tries >= TRIES:
+                return
+
+
+def _append(client: httpx.Client, part: Path, source: Source, progress: Progress) -> None:
+    """What one answer brings. A server that can't go on in the middle sends all of it again."""
+    with open(part, "ab") as file:
+        have = file.tell()
+        progress(have, source.size)
+        if have == source.size:
+            return
+        headers = {"Accept-Encoding": "identity", **_headers(source)}
+        if have:
+            headers["Range"] = f"bytes={have}-"
+        with client.stream("GET", source.url, headers=headers) as answer:
+            answer.raise_for_status()
+            if have and answer.status_code != httpx.codes.PARTIAL_CONTENT:
+                file.truncate(0)
+                have = 0
+            for block in answer.iter_raw():  # as they come: what a broken connection has brought is kept
+                file.write(block)
+                have += len(block)
+                progress(have, source.size)
+                if have > source.size:
+                    return  # it is another file; its checksum will say so
+
+
+def _headers(source: Source) -> dict[str, str]:
+    """Who we are, to the hub with the user's token; httpx drops that where the hub sends us elsewhere."""
+    if not source.on_hub:
+        return {}
+    from huggingface_hub import constants
+    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.utils import build_hf_headers
+
+    if constants.HF_HUB_OFFLINE:
+        raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
+    return dict(build_hf_headers())
+
+
+def _unreachable(error: Exception, given: str, url: str, path: Path) -> NoReturn:
+    from huggingface_hub import constants
+
+    if isinstance(error, UserError):
+        raise error
+    if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+        raise UserError(f"{given}: can't be kept: {refused(error)}") from error
+    hub = url.startswith(f"{constants.ENDPOINT}/")
+    if isinstance(error, httpx.HTTPStatusError):
+        reason = f"it answers {error.response.status_code} {error.response.reason_phrase}".rstrip()
+    else:
+        reason = "HF_HUB_OFFLINE is set" if hub and constants.HF_HUB_OFFLINE else shortened(error, 120)
+    who = "the hub" if hub else httpx.URL(url).host
+    raise UserError(
+        f"{given}: is not here, and {who} can't be asked ({reason}); start again to go on, or get {url} elsewhere and "
+        f"put it at {path}"
+    ) from error
+
+
+def check_disk(folder: Path, needed: int, given: str) -> None:
+    """Raises ``UserError`` that starts with ``given`` if ``folder`` has less than ``needed`` bytes of room."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{given}: needs {size_text(needed)} in {folder}, where {size_text(free)} are free; make room, or set "
+            "cache_dir=FOLDER"
+        )
+
+
+def checksum_of(path: Path, like: str) -> str:
+    """The checksum of ``path`` of the kind that ``like`` is; ``like`` itself if that can't be computed."""
+    if not re.fullmatch("[0-9a-f]+", like) or len(like) not in _KINDS:
+        return like
+    if len(like) == 32:
+        return _digest(path, hashlib.md5(usedforsecurity=False))
+    if len(like) == 40:
+        return _digest(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False))
+    return sha256(path)
+
+
+def sha256(path: Path) -> str:
+    """Of a file, in hexadecimal digits."""
+    return _digest(path, hashlib.sha256())
+
+
+def _digest(path: Path, digest: Any) -> str:
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return str(digest.hexdigest())
+
+
+def size_text(count: int) -> str:
+    """Bytes for people, in powers of ten as disks and networks count them.
+
+    >>> size_text(2_019_088_696), size_text(56_400_000)
+    ('2.02 GB', '56.4 MB')
+    """
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

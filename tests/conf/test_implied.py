@@ -1,0 +1,141 @@
+"""What any model but the tiny one trains on, unless something else is said."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+import launch
+from agent.config import AgentConfig
+from agent.errors import UserError
+from conf.as_trained import MADE_WITH
+from conf.schema import RunConfig
+from retrieval_service.config import RetrievalConfig
+from retrieval_service.wikipedia import HOTPOTQA, WIKI_18
+from tasks.config import DataConfig
+
+QWEN = "model=qwen1.5b"
+HELD_OUT = "flashrag:hotpotqa/dev"
+
+
+def asked(*arguments: str) -> RunConfig:
+    return launch.check_overrides(list(arguments)).configs[0]
+
+
+def refusal(*arguments: str) -> str:
+    with pytest.raises(UserError) as caught:
+        launch.check_overrides(list(arguments))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["cluster=4x3090", QWEN],
+        ["model.path=somewhere"],
+        ["mode=plan", QWEN],
+        ["mode=fetch", QWEN],
+        ["mode=eval", "checkpoint=somewhere"],
+        ["mode=ask", "checkpoint=somewhere", "question=who?"],
+        ["-m", "model=qwen0.5b,qwen1.5b"],
+        ["experiment=david_grpo", QWEN, "data.experts=auto"],
+    ],
+)
+def test_a_model_trains_on_hotpotqa_and_searches_wikipedia(arguments: list[str]) -> None:
+    config = asked(*arguments)
+    assert (config.data.questions, config.data.eval_questions) == ("flashrag:hotpotqa/train", HELD_OUT)
+    assert (config.retrieval.prebuilt, config.data.corpus) == (HOTPOTQA.name, None)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["mode=plan"],
+        ["model=tiny", "model.path=somewhere"],
+        ["-m", "model=qwen0.5b,tiny"],
+        [QWEN, "data=world", "algorithm.warm_start.steps=0"],
+        [QWEN, "data.train_questions=20"],
+        [QWEN, "data.novice.answers_early=0.5"],
+        ["mode=simulate", QWEN],
+        ["mode=serve"],
+    ],
+)
+def test_the_tiny_model_and_who_means_the_world_stay_with_it(arguments: list[str]) -> None:
+    config = asked(*arguments)
+    assert (config.data.source, config.retrieval.prebuilt) == ("world", None)
+
+
+def test_what_is_said_counts() -> None:
+    own = asked(QWEN, "data=jsonl", "data.questions=q", "data.corpus=c")
+    assert (own.data.questions, own.retrieval.prebuilt) == ("q", None)
+    own = asked(QWEN, "data=jsonl", "data.questions=q", "retrieval=wikipedia")
+    assert (own.data.eval_questions, own.retrieval.prebuilt) == (None, WIKI_18.name)
+    named = asked(QWEN, "data=musique")
+    assert (named.data.questions, named.retrieval.prebuilt) == ("flashrag:musique/train", WIKI_18.name)
+    assert asked(QWEN, "data=[hotpotqa,nq]").retrieval.prebuilt == WIKI_18.name
+    assert asked(QWEN, "data=hotpotqa", "data.corpus=c").retrieval.prebuilt is None
+    assert asked(QWEN, "data.corpus=wiki-18").data.corpus == "wiki-18"
+    assert asked(QWEN, "retrieval=http", "retrieval.url=http://127.0.0.1:1").retrieval.prebuilt is None
+    assert asked(QWEN, "retrieval.index=folder").data.eval_questions == HELD_OUT
+    chosen = asked(QWEN, "retrieval=wikipedia", f"retrieval.prebuilt={WIKI_18.name}")
+    assert (chosen.retrieval.prebuilt, chosen.data.eval_questions) == (WIKI_18.name, HELD_OUT)
+    assert asked("mode=serve", "retrieval=wikipedia").retrieval.prebuilt == WIKI_18.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            [QWEN, "retrieval=bm25"],
+            "flashrag:hotpotqa/train, flashrag:hotpotqa/dev are questions without passages: set",
+        ),
+        ([QWEN, "data=jsonl", "data.questions=q"], "data=jsonl needs data.corpus=FILE, or retrieval=wikipedia"),
+        (
+            ["mode=index", "data=hotpotqa"],
+            "mode=index builds the index of data.corpus=FILE, or data.corpus=wiki-18; name",
+        ),
+        (
+            ["data=jsonl", "data.questions=q", "retrieval=wikipedia"],
+            "model=tiny is made from scratch, with a tokenizer",
+        ),
+        (["retrieval.prebuilt=wikipedia"], "retrieval.prebuilt=wikipedia is not known; did you mean"),
+        (
+            ["retrieval=wikipedia", "retrieval.index=f"],
+            "retrieval.prebuilt and retrieval.index both say where passages",
+        ),
+        (
+            ["retrieval=wikipedia", "retrieval.backend=http"],
+            "retrieval.prebuilt=auto is an index for retrieval.backend=",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(arguments: list[str], message: str) -> None:
+    assert refusal(*arguments).startswith(message)
+
+
+def checkpoint(folder: Path, data: DataConfig, retrieval: RetrievalConfig) -> Path:
+    (folder / MADE_WITH).parent.mkdir(parents=True)
+    settings = {"agent": asdict(AgentConfig()), "model": {"dtype": "bfloat16"}}
+    settings |= {"data": asdict(data), "retrieval": asdict(retrieval)}
+    (folder / MADE_WITH).write_text(json.dumps({"settings": settings, "data": {}}))
+    return folder
+
+
+def test_a_checkpoint_is_evaluated_on_what_it_was_trained_on(tmp_path: Path) -> None:
+    world = checkpoint(tmp_path / "world", DataConfig(), RetrievalConfig())
+    assert asked("mode=eval", f"checkpoint={world}").data.source == "world"
+    data = DataConfig(source="jsonl", questions="['a','b,c']", corpus="it's", shares=[1.0, 0.5], evidence_match="id")
+    own = checkpoint(tmp_path / "own", data, RetrievalConfig(k1=1.2))
+    config = asked("mode=eval", f"checkpoint={own}")
+    assert (config.data, config.retrieval.k1) == (data, 1.2)
+    config = asked("mode=eval", f"checkpoint={own}", "retrieval=wikipedia", "data.eval_questions=q")
+    assert (config.data.eval_questions, config.retrieval.k1) == ("q", 0.9)
+    assert config.retrieval.prebuilt == WIKI_18.name
+    assert asked("mode=eval", f"checkpoint={own}", "data=hotpotqa").retrieval.prebuilt == HOTPOTQA.name
+    assert refusal("-m", "mode=eval", f"checkpoint={own},{world}").startswith(
+        f"checkpoint={world}: was trained with another data"
+    )
