@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from actors.inference import Served, inference
 from actors.noting import note
-from actors.replay import play
+from actors.replay import Players, play
 from agent.errors import Fault
 from agent.inference.evaluation import EvalRow, judged
 from agent.records import Question
@@ -22,7 +23,7 @@ from conf.schema import RunConfig
 from tasks.digest import digest_of
 from tracking import about
 from tracking.console import Console
-from tracking.evals import table
+from tracking.evals import papers, table
 from tracking.evals.compare import compare
 from tracking.evals.result import RESULT, agent_settings, begin, read_result, result, versions
 from tracking.evals.rows import EvalRows, forget_others
@@ -38,13 +39,13 @@ def evaluate(config: RunConfig, run_dir: Path, console: Console, namespace: str)
     how, other = config.evaluation, Path(config.compare).expanduser() if config.compare else None
     if other is not None:
         read_result(other, f"compare={config.compare}")  # before hours of playing
-    with inference(config, run_dir, namespace, console) as served:
+    with _opened(config, run_dir, namespace, console) as served:
         setting = setting_of(config, served)
         begin(run_dir, setting)
         (run_dir / RESULT).unlink(missing_ok=True)
         rows = _played(config, run_dir, console, served)
         summary = judged(rows, how.max_fault_share)
-    row = {"step": 0, "data": served.task.name, "checkpoint": config.checkpoint, **summary}
+    row = {"step": 0, "data": served.task.name, "checkpoint": setting["checkpoint"], **summary}
     note(config, run_dir, served.task)
     MetricsLog(run_dir / "metrics.jsonl").write("eval", row)
     console.evaluation(row)
@@ -63,6 +64,17 @@ def evaluate(config: RunConfig, run_dir: Path, console: Console, namespace: str)
     view_at_end(run_dir, console)
 
 
+def _opened(
+    config: RunConfig, run_dir: Path, namespace: str, console: Console
+) -> AbstractContextManager[Served[Players]]:
+    """Who plays: engines with the checkpoint, or a model behind an endpoint."""
+    if config.evaluation.endpoint.url is None:
+        return inference(config, run_dir, namespace, console)
+    from actors.endpoint import behind_endpoint
+
+    return behind_endpoint(config, run_dir, console)
+
+
 def write(run_dir: Path, found: dict[str, Any], console: Console) -> None:
     """Writes ``eval.json`` with its tables, and shows the table."""
     name = RESULT.removesuffix(".json")
@@ -72,14 +84,16 @@ def write(run_dir: Path, found: dict[str, Any], console: Console) -> None:
     table.write(run_dir, name, lines, title)
     (run_dir / RESULT).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     console.table(title, table.header(lines), table.cells(lines))
+    for about_table, (head, *body) in papers.write(run_dir, [found]):
+        console.table(about_table, head, body)
     console.say(f"result: {run_dir / name}.json, .md, .csv, .tex")
 
 
-def setting_of(config: RunConfig, served: Served) -> dict[str, Any]:
+def setting_of(config: RunConfig, served: Served[Players]) -> dict[str, Any]:
     """All that the rows depend on."""
-    how, chosen = config.evaluation, served.asked.questions
+    how, chosen, endpoint = config.evaluation, served.asked.questions, config.evaluation.endpoint
     setting = {
-        "checkpoint": config.checkpoint,
+        "checkpoint": config.checkpoint or f"{endpoint.model} at {endpoint.url}",
         "weights": served.weights,
         "data": {"name": served.task.name, "questions": len(chosen), "digest": digest_of(chosen)},
         "index": asdict(served.index()),
@@ -91,14 +105,14 @@ def setting_of(config: RunConfig, served: Served) -> dict[str, Any]:
         "agent": agent_settings(config.agent),
         "exit": asdict(config.exit),
         "selectivity": asdict(config.selectivity),
-        "engine": {"dtype": config.model.dtype, "device": config.cluster.device},
+        "engine": "endpoint" if endpoint.url else {"dtype": config.model.dtype, "device": config.cluster.device},
         "versions": versions(config.agent),
     }
     plain: dict[str, Any] = json.loads(json.dumps(setting))
     return plain
 
 
-def _played(config: RunConfig, run_dir: Path, console: Console, served: Served) -> list[EvalRow]:
+def _played(config: RunConfig, run_dir: Path, console: Console, served: Served[Players]) -> list[EvalRow]:
     """The rows of all questions: those that the folder has, and those of what is played now."""
     samples, log = config.evaluation.samples, EvalRows(run_dir)
     asked: Sequence[Question] = served.asked.questions

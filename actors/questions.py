@@ -51,16 +51,30 @@ def asked(config: RunConfig, task: Task, checkpoint: Path, say: Callable[[str], 
         config.agent.max_prompt_tokens,
         strict=config.data.strict,
     )
-    most = config.evaluation.limit("eval") if config.mode == "eval" else 0
-    if not config.data.require_evidence:  # else what is left out may make room for others
-        questions = subset(questions, most)
-    found, lacking = with_documents(config, task, {what: questions}, say)
-    questions = subset(found[what], most)
+    questions, lacking = _sample(config, task, questions, what, say)
     return Asked(
         questions=questions,
         about=chosen.about.replace("{n}", f"{len(questions):,}", 1),
         notices=(*task.notices, *chosen.notices, *long, *lacking, *of_format(dialogue)),
     )
+
+
+def asked_of_endpoint(config: RunConfig, task: Task, say: Callable[[str], None]) -> Asked:
+    """The questions for a model behind an endpoint: nobody knows its tokens, or what it was trained on."""
+    questions, lacking = _sample(config, task, task.eval, "held-out", say)
+    about = f"evaluating {len(questions):,} of the {len(task.eval):,} questions of {task.name}"
+    return Asked(questions=questions, about=about, notices=(*task.notices, *lacking))
+
+
+def _sample(
+    config: RunConfig, task: Task, questions: tuple[Question, ...], what: str, say: Callable[[str], None]
+) -> tuple[tuple[Question, ...], list[Notice]]:
+    """As many as an evaluation plays, and what there is to say of their supporting documents."""
+    most = config.evaluation.limit("eval") if config.mode == "eval" else 0
+    if not config.data.require_evidence:  # else what is left out may make room for others
+        questions = subset(questions, most)
+    found, lacking = with_documents(config, task, {what: questions}, say)
+    return subset(found[what], most), lacking
 
 
 def _held_out(config: RunConfig, task: Task, checkpoint: Path) -> Asked:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
-from actors.worker_pool import WorkerPool
 from agent.inference.evaluation import EvalRow
 from agent.records import Question
 
@@ -12,8 +12,24 @@ CHUNK = 64
 """Episodes that a worker is given at once."""
 
 
+class Players(Protocol):
+    """Who plays an evaluation: the rollout workers (``WorkerPool.evaluate``), or an endpoint's client."""
+
+    def evaluate(
+        self,
+        questions: Sequence[Question],
+        played: Callable[[int, int], None] | None = None,
+        *,
+        step: int | None = None,
+        chunk: int = CHUNK,
+        keep: Callable[[list[EvalRow]], None] = lambda rows: None,
+    ) -> list[EvalRow]:
+        """See ``WorkerPool.evaluate``."""
+        ...
+
+
 def play(
-    workers: WorkerPool,
+    workers: Players,
     questions: Sequence[Question],
     played: Callable[[int, int], None] | None = None,
     *,

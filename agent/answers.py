@@ -16,7 +16,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-VERSION = 1
+VERSION = 2
 """Of the normal form and the scores: raised with every change of what they give (``tests/agent/test_scores.py`` holds
 them to it), and recorded with every result."""
 _MARK = "\u0300-\u036f"
@@ -105,9 +105,17 @@ def exact_match(answer: str, golden: Sequence[str]) -> float:
     return float(bool(said) and said in {normalise(g) for g in golden})
 
 
-def covers(answer: str, golden: Sequence[str]) -> float:
-    """1.0 when the normalised answer has all words of a normalised golden answer in a row, else 0.0."""
-    said = f" {normalise(answer)} "
+def cover_match(answer: str, golden: Sequence[str]) -> float:
+    """Cover EM as FlashRAG's ``sub_em`` has it: 1.0 when the normalised answer holds a normalised golden answer, within
+    a word too, else 0.0."""
+    said = normalise(answer)
+    return float(bool(said) and any(normalise(g) in said for g in golden))
+
+
+def has_words(text: str, golden: Sequence[str]) -> float:
+    """1.0 when the normalised text has all words of a normalised golden answer in a row, else 0.0: unlike cover EM it
+    doesn't find "no" in "nothing"."""
+    said = f" {normalise(text)} "
     return float(bool(said.strip()) and any(f" {normalise(g)} " in said for g in golden))
 
 

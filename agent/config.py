@@ -70,8 +70,8 @@ class RewardConfig:
     """
 
     outcome: str = "em"
-    """``em`` (0/1), ``em_soft``, ``f1`` or ``cover_em`` (``agent/rewards/outcomes``); or a function of your own:
-    ``package.module:function``, of ``(question, trajectory)`` or ``(question, trajectories)``."""
+    """``em`` (0/1), ``em_soft``, ``f1``, ``cover_em`` or ``cover_words`` (``agent/rewards/outcomes``); or a function of
+    your own: ``package.module:function``, of ``(question, trajectory)`` or ``(question, trajectories)``."""
     evidence_weight: float = bounded(0.0, "in [0, 1]")
     """w, the share of evidence recall."""
     gates: list[str] = field(default_factory=list)

@@ -66,6 +66,12 @@ def run_sweep(asked: Sweep, run: Callable[[], None]) -> tuple[int, str] | None:
         console = Console()
         extras = Dispensable(lambda why: console.say(why, "yellow"))
         extras.attempt("the report", lambda: write(asked.folder, asked.plan.report, console))
+    if asked.mode == "eval":
+        from tracking.evals import papers
+
+        results = papers.of_jobs([asked.folder / job.name for job in asked.plan.jobs])
+        for title, (head, *body) in papers.write(asked.folder, results):
+            Console().table(title, head, body)
     if stopped:
         again = "the same command" if asked.plan.report.sweep else f"the same command with report.sweep={asked.folder}"
         return 130, f"stopped; {again} goes on"

@@ -32,7 +32,7 @@ from retrieval_service.server.config import ServeConfig
 from retrieval_service.wikipedia import AUTO as FITTING
 from retrieval_service.wikipedia import fitting
 from tasks.config import NO_DEVELOPMENT, DataConfig
-from tasks.making.config import AUTO, ExpertsConfig
+from tasks.making.config import AUTO, EndpointConfig, ExpertsConfig
 from tracking.config import ReportConfig, TrackerConfig
 from tracking.experiments.sweep import folder_name
 
@@ -76,6 +76,7 @@ class EvalConfig:
     """Share of episodes that may end in a fault, played again once, before an evaluation is refused as a result."""
     saving: bool = False
     """Saves searches, not files: evaluations in training use ``exit`` and ``selectivity``, as ``mode=eval`` does."""
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
 
     def __post_init__(self) -> None:
         check_bounds(self, "evaluation")
@@ -194,7 +195,9 @@ class RunConfig:
             raise UserError("mode=index builds an index, and retrieval=http has none; use retrieval=bm25")
         if self.mode == "ask" and not self.question:
             raise UserError('mode=ask needs question="…"')
-        if self.mode in INFERENCE and not self.checkpoint:
+        if self.mode == "eval" and self.evaluation.endpoint.url is not None:
+            self._check_endpoint()
+        elif self.mode in INFERENCE and not self.checkpoint:
             raise UserError(
                 f"mode={self.mode} needs checkpoint=FOLDER (a run's checkpoints/step-… or a model's folder)"
             )
@@ -247,6 +250,13 @@ class RunConfig:
             )
         if data.evidence_match == "id" and (self.mode == "experts" or data.experts == AUTO):
             raise UserError("data.evidence_match=id: experts are made with the titles of data.corpus=FILE; name it")
+
+    def _check_endpoint(self) -> None:
+        self.evaluation.endpoint.check()
+        if self.checkpoint:
+            raise UserError("checkpoint and evaluation.endpoint.url both say what is evaluated; leave one out")
+        if self.exit.on or self.selectivity.on:
+            raise UserError("evaluation.endpoint plays full episodes: leave exit and selectivity out")
 
     def _check_experts(self) -> None:
         seeding, experts = self.algorithm.seeding.steps, self.data.experts

@@ -97,14 +97,22 @@ def resampled(each: npt.NDArray[np.float64], seed: int) -> npt.NDArray[np.float6
     return np.concatenate(means)
 
 
+def _set_of(row: EvalRow) -> str:
+    """The set of a question among several, which its id and its type begin with; "" otherwise."""
+    name = row.kind.partition("/")[0]
+    return name if row.question_id.startswith(f"{name}/") else ""
+
+
 def slices(rows: Sequence[EvalRow]) -> list[tuple[str, str, list[EvalRow]]]:
-    """What a table has a line for: by what, the name, and the rows. All; by type; by the supporting documents.
+    """What a table has a line for: by what, the name, and the rows. All; by set, of several; by type; by the supporting
+    documents. A type begins with its set, where there are several (``tasks/several.py``).
 
     A division that has one part, or the parts of the one before, is left out.
     """
     found: list[tuple[str, str, list[EvalRow]]] = [("all", "all", list(rows))]
     seen: list[list[frozenset[int]]] = []
     ways: Mapping[str, Callable[[EvalRow], str]] = {
+        "set": _set_of,
         "type": lambda row: row.kind,
         "documents": lambda row: str(row.documents) if row.documents else "",
     }
@@ -114,7 +122,7 @@ def slices(rows: Sequence[EvalRow]) -> list[tuple[str, str, list[EvalRow]]]:
             parts.setdefault(name_of(row), []).append(at)
         division = sorted((frozenset(own) for own in parts.values()), key=min)
         named = sorted(name for name in parts if name)
-        if not named or division in seen or (by == "documents" and len(named) < 2):
+        if not named or division in seen or (by != "type" and len(named) < 2):
             continue
         seen.append(division)
         found += [(by, name, [rows[at] for at in parts[name]]) for name in named]

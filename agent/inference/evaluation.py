@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from agent.answers import CLOSED, covers, exact_match, f1, normalise
+from agent.answers import CLOSED, cover_match, exact_match, f1, has_words, normalise
 from agent.errors import Fault, commonest
 from agent.group import Player
 from agent.inference.early_exit import Probe
@@ -51,7 +51,7 @@ class EvalRow:
     probe_tokens: int = 0
     """Tokens generated for probes, which ``action_tokens`` leaves out."""
     cover: float = 0.0
-    """1.0 when all words of a golden answer stand in the answer in a row (``agent.answers.covers``)."""
+    """Cover EM (``agent.answers.cover_match``)."""
     answerable: float | None = None
     """1.0 when a golden answer stood in what one turn retrieved; None for yes and no, which stand nowhere."""
     documents: int = 0
@@ -81,14 +81,14 @@ async def evaluate(
     played = await asyncio.gather(*(infer(player, question, how, sample) for question, sample in asked))
     rows = []
     for (question, sample), inferred in zip(asked, played, strict=True):
-        row = eval_row(question, inferred, retrieved(player, inferred))
+        row = eval_row(question, inferred, retrieved(player.dialogue.codec.decode, inferred))
         rows.append((inferred, replace(row, sample=sample)))
     return rows
 
 
-def retrieved(player: Player, inferred: Inferred) -> list[str]:
+def retrieved(decode: Callable[[Sequence[int]], str], inferred: Inferred) -> list[str]:
     """What the policy read after each turn that retrieved something."""
-    ids, decode = inferred.trajectory.token_ids, player.dialogue.codec.decode
+    ids = inferred.trajectory.token_ids
     turns = [turn for turn in inferred.trajectory.turns if turn.document_ids]
     return [decode(ids[turn.action_end : turn.observation_end].tolist()) for turn in turns]
 
@@ -107,8 +107,8 @@ def eval_row(question: Question, inferred: Inferred, retrieved: Sequence[str] = 
         answer=answer,
         em=_em(answer, question),
         f1=0.0 if answer is None else f1(answer, golden),
-        cover=0.0 if answer is None else covers(answer, golden),
-        answerable=None if closed else max((covers(text, golden) for text in retrieved), default=0.0),
+        cover=0.0 if answer is None else cover_match(answer, golden),
+        answerable=None if closed else max((has_words(text, golden) for text in retrieved), default=0.0),
         documents=len({*question.supporting}),
         evidence=evidence_recall(trajectory, question),
         searches=trajectory.searches,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from agent.errors import UserError, nearest
 from agent.protocol import PROTOCOLS
 from agent.settings import SENTENCE, bounded, check_bounds
+from tasks.making.endpoint import Endpoint
 
 AUTO = "auto"
 """``data.experts=auto``: the run makes its own."""
@@ -18,20 +21,20 @@ _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 
 
 @dataclass
-class TeacherConfig:
-    """A teacher behind an OpenAI-compatible endpoint: its right episodes with all of the evidence are kept.
+class EndpointConfig:
+    """A model behind an OpenAI-compatible endpoint, which ``mode=eval`` plays in a checkpoint's place.
 
-    Its key, where it wants one, is the environment variable TEACHER_KEY.
+    Its key, where it wants one, is the environment variable ``SECRET``.
     """
 
+    KEY: ClassVar[str] = "evaluation.endpoint"
+    """Of these settings."""
+    SECRET: ClassVar[str] = "ENDPOINT_KEY"
+
     url: str | None = field(default=None, metadata=SENTENCE)
-    """Up to and without ``/chat/completions``, such as ``http://127.0.0.1:8000/v1``; None makes experts from the
-    evidence alone."""
+    """Up to and without ``/chat/completions``, such as ``http://127.0.0.1:8000/v1``; None uses none."""
     model: str | None = field(default=None, metadata=SENTENCE)
     """The model's name there."""
-    episodes: int = bounded(4, "at least 1")
-    """Episodes of each question."""
-    temperature: float = bounded(0.7, "at least 0")
     parallel: int = bounded(8, "at least 1")
     """Most episodes at a time."""
     timeout_s: float = bounded(120.0, "above 0")
@@ -40,16 +43,42 @@ class TeacherConfig:
     """Most tries of one turn; before the second one a second passes, and twice as long before each later one."""
 
     def __post_init__(self) -> None:
-        check_bounds(self, "experts.teacher")
+        check_bounds(self, self.KEY)
 
     def check(self) -> None:
         """To be called where it is used. Raises ``UserError`` for an address that is none, or without a model."""
+        key = self.KEY
         if self.url is not None and not self.url.startswith(("http://", "https://")):
-            raise UserError(f"experts.teacher.url={self.url} must start with http:// or https://")
+            raise UserError(f"{key}.url={self.url} must start with http:// or https://")
         if self.url is not None and not self.model:
-            raise UserError(f"experts.teacher.url={self.url} needs experts.teacher.model=NAME, the model's name there")
+            raise UserError(f"{key}.url={self.url} needs {key}.model=NAME, the model's name there")
         if self.url is None and self.model is not None:
-            raise UserError(f"experts.teacher.model={self.model} needs experts.teacher.url=http://HOST:PORT/v1")
+            raise UserError(f"{key}.model={self.model} needs {key}.url=http://HOST:PORT/v1")
+
+    def client(self) -> Endpoint:
+        """Of the endpoint; its key is taken from the environment."""
+        return Endpoint(
+            self.url or "",
+            self.model or "",
+            key=os.environ.get(self.SECRET, ""),
+            timeout_s=self.timeout_s,
+            tries=self.tries,
+        )
+
+
+@dataclass
+class TeacherConfig(EndpointConfig):
+    """A teacher behind such an endpoint: its right episodes with all of the evidence are kept.
+
+    Without one, experts are made from the evidence alone.
+    """
+
+    KEY: ClassVar[str] = "experts.teacher"
+    SECRET: ClassVar[str] = "TEACHER_KEY"
+
+    episodes: int = bounded(4, "at least 1")
+    """Episodes of each question."""
+    temperature: float = bounded(0.7, "at least 0")
 
 
 @dataclass

@@ -32,6 +32,8 @@ class Reply:
 
     text: str
     finish: str
+    tokens: int = 0
+    """That the model has generated; 0 where the endpoint doesn't say."""
 
 
 class Endpoint:
@@ -91,8 +93,9 @@ class Endpoint:
         try:
             choice = response.json()["choices"][0]
             text, finish = choice["message"]["content"], choice.get("finish_reason") or "stop"
+            tokens = int((response.json().get("usage") or {}).get("completion_tokens") or 0)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise EndpointError(f"{self._url}: the reply is no chat completion: {shown!r}", code) from error
         if not isinstance(text, str):
             raise EndpointError(f"{self._url}: the reply has no text: {shown!r}", code)
-        return Reply(text=text, finish=finish)
+        return Reply(text=text, finish=finish, tokens=tokens)

@@ -68,11 +68,11 @@ class Stage:
     A file of experts is in tags whatever ``agent.format`` is, with one search in a turn and no other tool.
     """
 
-    def __init__(self, agent: AgentConfig, searcher: Searcher) -> None:
+    def __init__(self, agent: AgentConfig, searcher: Searcher, *, prompt: str = "instruct") -> None:
         self.agent = replace(
             agent,
             format="tags",
-            prompt="instruct",
+            prompt=prompt,
             chat=False,
             thinking=None,
             tools=["search"],

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from agent.answers import covers, normalise, normalise_title
+from agent.answers import has_words, normalise, normalise_title
 from agent.records import Passage, Question
 from agent.tools.base import Searcher
 
@@ -136,7 +136,7 @@ class Walk:
         if not title:
             return ""
         if by in (By.TITLE, By.GUESS):
-            known = (by is By.GUESS and self.guess_titles) or covers(f"{question}\n{self._shown}", [title])
+            known = (by is By.GUESS and self.guess_titles) or has_words(f"{question}\n{self._shown}", [title])
             return title if known else ""
         entity = named(title, self._shown) or named(title, question)
         return f"{entity} {telling(question, entity)}" if entity and by is By.BOTH else entity
@@ -175,6 +175,6 @@ def named(title: str, text: str) -> str:
     for length in range(len(words), 0, -1):
         for at in range(len(words) - length + 1):
             run = " ".join(words[at : at + length]).strip(_EDGES)
-            if _NAMING.search(run) and covers(text, [run]):
+            if _NAMING.search(run) and has_words(text, [run]):
                 return run
     return ""

@@ -7,14 +7,13 @@ evidence only if the answer stands in those documents as they are shown, unless 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from agent.answers import covers, exact_match, normalise
+from agent.answers import exact_match, has_words, normalise
 from agent.config import AgentConfig
 from agent.errors import RetrievalError, UserError, commonest
 from agent.neutral import neutralise
@@ -36,7 +35,6 @@ CHUNK = 64
 """Questions that are played at a time from the evidence."""
 PATIENCE = 20
 """Episodes of a teacher in a row that end in a fault, after which the making ends."""
-KEY = "TEACHER_KEY"
 CLOSED = frozenset({"yes", "no"})
 
 
@@ -101,14 +99,7 @@ async def _player(stack: AsyncExitStack, library: Library, config: ExpertsConfig
     stage, teacher = Stage(library.agent, library.searcher), config.teacher
     if teacher.url is None:
         return FromEvidence(library, stage, config, seed), CHUNK
-    client = Endpoint(
-        teacher.url,
-        teacher.model or "",
-        key=os.environ.get(KEY, ""),
-        timeout_s=teacher.timeout_s,
-        tries=teacher.tries,
-    )
-    endpoint = await stack.enter_async_context(client)
+    endpoint = await stack.enter_async_context(teacher.client())
     return FromTeacher(library, stage, config, seed, endpoint), teacher.parallel
 
 
@@ -217,7 +208,7 @@ def answer_in(evidence: Sequence[str], question: Question) -> str | None:
         (
             answer
             for answer in question.golden_answers
-            if normalise(answer) in CLOSED or any(covers(text, [answer]) for text in evidence)
+            if normalise(answer) in CLOSED or any(has_words(text, [answer]) for text in evidence)
         ),
         None,
     )

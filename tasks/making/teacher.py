@@ -1,4 +1,4 @@
-"""A teacher: a model behind an endpoint that plays episodes as the policy would, in messages.
+"""A teacher, or a model that is evaluated: behind an endpoint it plays episodes as the policy would, in messages.
 
     user: the prompt ─► assistant: a turn ─► user: the result block ─► assistant: …
 
@@ -16,7 +16,7 @@ from agent.config import AgentConfig
 from agent.errors import GenerationError, UserError
 from agent.protocol import TagProtocol
 from agent.records import Completion, Finish, Trajectory
-from tasks.making.config import TeacherConfig
+from tasks.making.config import EndpointConfig
 from tasks.making.endpoint import Endpoint, EndpointError
 from tasks.making.episodes import CODEC, completion
 
@@ -30,9 +30,11 @@ class Teacher:
 
     endpoint: Endpoint
     protocol: TagProtocol
-    config: TeacherConfig
+    config: EndpointConfig
     limits: AgentConfig
     """The policy's, in tokens."""
+    tokens: int = 0
+    """Generated so far, as far as the endpoint says."""
     _messages: list[dict[str, str]] = field(default_factory=list)
     _seen: int = 0
 
@@ -52,13 +54,15 @@ class Teacher:
             )
         except EndpointError as error:
             if error.code in REFUSED:
+                key = self.config.KEY
                 raise UserError(
-                    f"experts.teacher.url={self.config.url}, experts.teacher.model={self.config.model}: {error}; "
-                    "correct them, or the environment variable TEACHER_KEY"
+                    f"{key}.url={self.config.url}, {key}.model={self.config.model}: {error}; correct them, or the "
+                    f"environment variable {self.config.SECRET}"
                 ) from error
             raise GenerationError(str(error)) from error
         if reply.finish not in ("stop", "length"):
-            raise GenerationError(f"{self.config.url}: the teacher's turn ended with {reply.finish!r}")
+            raise GenerationError(f"{self.config.url}: the model's turn ended with {reply.finish!r}")
+        self.tokens += reply.tokens
         finish = Finish(reply.finish)
         text = turn(reply.text, self.protocol, stop, finish)
         self._messages.append({"role": "assistant", "content": text})

@@ -46,8 +46,11 @@ def found(query: str, *documents: tuple[str, str]) -> dict:
         ("em_soft", "Brontë", 0.0),
         ("f1", "Jane Brontë", 0.5),
         ("cover_em", "It was Jane Austen.", 1.0),
-        ("cover_em", "Austenite", 0.0),
+        ("cover_em", "Jane Austenite", 1.0),
         ("cover_em", "?", 0.0),
+        ("cover_words", "It was Jane Austen.", 1.0),
+        ("cover_words", "Jane Austenite", 0.0),
+        ("cover_words", "?", 0.0),
     ],
 )
 def test_outcomes(make_trajectory, search_protocol, outcome, answer, expected):

@@ -32,6 +32,7 @@ from retrieval_service.corpus import write_corpus
 from retrieval_service.service import RetrievalService
 from tasks.demonstrations import as_trajectory, end_ids
 from tasks.experts import read_experts
+from tasks.making import config as settings
 from tasks.making import make as making
 from tasks.making.config import ExpertsConfig, TeacherConfig
 from tasks.making.endpoint import Endpoint
@@ -341,7 +342,7 @@ def school(monkeypatch: pytest.MonkeyPatch) -> Iterator[School]:
     thread.start()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("TEACHER_KEY", "secret")
-    monkeypatch.setattr(making, "Endpoint", functools.partial(Endpoint, pause_s=0.0))
+    monkeypatch.setattr(settings, "Endpoint", functools.partial(Endpoint, pause_s=0.0))
     yield state
     server.shutdown()
     server.server_close()
@@ -412,7 +413,7 @@ def test_an_endpoint_that_refuses_everything_is_the_users_mistake(make, school, 
 
 def test_an_endpoint_that_is_gone_ends_the_making_and_is_no_wrong_answer(make, monkeypatch, tmp_path):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(making, "Endpoint", functools.partial(Endpoint, pause_s=0.0))
+    monkeypatch.setattr(settings, "Endpoint", functools.partial(Endpoint, pause_s=0.0))
     twins = [replace(EMMA, id=f"e{i}") for i in range(30)]
     made = make(*twins, teacher=teacher(9, episodes=2, tries=2))  # nothing listens on the port "discard"
     assert (made.tried, made.episodes, len(made.faults)) == (10, 20, 20)

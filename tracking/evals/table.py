@@ -68,9 +68,9 @@ def markdown(lines: Sequence[Line], *, signed: bool = False) -> str:
 
 def latex(lines: Sequence[Line], *, signed: bool = False) -> str:
     """A tabular of the package booktabs."""
-    body = [[_escaped(cell) for cell in row] for row in cells(lines, signed=signed)]
+    body = [[escaped(cell) for cell in row] for row in cells(lines, signed=signed)]
     rows = [" & ".join(row) + r" \\" for row in body]
-    head = " & ".join(map(_escaped, header(lines))) + r" \\"
+    head = " & ".join(map(escaped, header(lines))) + r" \\"
     alignment = "l" + "r" * (len(header(lines)) - 1)
     text = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule"]
     return "\n".join([*text, r"\end{tabular}"]) + "\n"
@@ -113,5 +113,10 @@ def _cell(found: Mapping[str, Any], measure: str, signed: bool) -> str:
     return number(found["mean"]) + ends
 
 
-def _escaped(text: str) -> str:
-    return _LATEX.sub(lambda match: _ESCAPED.get(match[0], "\\" + match[0]), text).replace("–", "--")
+def escaped(text: str) -> str:
+    """``text`` as LaTeX has it."""
+    return (
+        _LATEX.sub(lambda match: _ESCAPED.get(match[0], "\\" + match[0]), text)
+        .replace("–", "--")
+        .replace("±", r"$\pm$")
+    )

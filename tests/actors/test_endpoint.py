@@ -1,0 +1,177 @@
+"""``mode=eval`` of a model behind an endpoint: a real server in its place, a real index, the real command line."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+import launch
+from actors import evaluating
+from agent.errors import UserError
+from conf.schema import RunConfig
+from tasks.making import config as settings
+from tasks.making.endpoint import Endpoint
+from tracking.console import Console
+from tracking.metrics import read
+
+pytestmark = pytest.mark.jvm
+
+BOOKS = {"Emma": "Jane Austen", "Ulysses": "James Joyce", "Silas Marner": "George Eliot"}
+
+
+@dataclass
+class Model:
+    """Searches for what the question names, then answers with what was found; one book it doesn't know to look for."""
+
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    url: str = ""
+    down: int = 0
+    """Requests that are refused from now on."""
+    code: int = 503
+
+    def says(self, messages: list[dict[str, str]]) -> str:
+        assert [m["role"] for m in messages] == ["user", "assistant"] * (len(messages) // 2) + ["user"]
+        book = next(book for book in BOOKS if book in messages[0]["content"].rpartition("Question")[2])
+        if len(messages) == 1 and book != "Ulysses":
+            return f"I look. <search>{book} author</search>"
+        found = re.search(rf"{book} is a novel by the author ([\w ]+)\.", messages[-1]["content"])
+        return f"<answer>{found[1] if found else 'nobody'}</answer>"
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Model]:
+    state = Model()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            state.asked.append(body)
+            state.keys.append(self.headers.get("Authorization", ""))
+            if state.down:
+                state.down -= 1
+                self.send_response(state.code)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            choice = {"message": {"content": state.says(body["messages"])}, "finish_reason": "stop"}
+            text = json.dumps({"choices": [choice], "usage": {"completion_tokens": 7}}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *args: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        state.url = f"http://127.0.0.1:{server.server_port}/v1"
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("ENDPOINT_KEY", "secret")
+        monkeypatch.setattr(settings, "Endpoint", functools.partial(Endpoint, pause_s=0.0))
+        monkeypatch.setattr(evaluating, "view_at_end", lambda folder, console: None)
+        yield state
+        server.shutdown()
+
+
+@pytest.fixture
+def asked(model: Model, tmp_path: Path) -> Any:
+    rows = [
+        {
+            "id": book,
+            "question": f"Who wrote {book}?",
+            "golden_answers": [writer],
+            "metadata": {"supporting_titles": [book]},
+        }
+        for book, writer in BOOKS.items()
+    ]
+    pages = [{"id": b, "title": b, "text": f"{b} is a novel by the author {w}."} for b, w in BOOKS.items()]
+    for name, lines in (("ask", rows), ("corpus", pages)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def config(*more: str) -> RunConfig:
+        (found,) = launch.check_overrides(
+            [
+                "mode=eval",
+                *(f"evaluation.endpoint.url={model.url}", "evaluation.endpoint.model=org/some-model"),
+                *("data=jsonl", f"data.eval_questions={tmp_path / 'ask.jsonl'}"),
+                *(f"data.corpus={tmp_path / 'corpus.jsonl'}", f"cache_dir={tmp_path / 'cache'}", "retrieval.heap=256m"),
+                *more,
+            ]
+        ).configs
+        return found
+
+    return config
+
+
+def evaluated(config: RunConfig, folder: Path) -> dict[str, Any]:
+    folder.mkdir(exist_ok=True)
+    evaluating.evaluate(config, folder, Console(quiet=True), "n")
+    result: dict[str, Any] = json.loads((folder / "eval.json").read_text())
+    return result
+
+
+def test_a_model_behind_an_endpoint_is_evaluated_as_a_checkpoint_is(model: Model, asked: Any, tmp_path: Path) -> None:
+    found = evaluated(asked("evaluation.questions=0"), tmp_path / "run")
+    whole = found["slices"][0]
+    assert (found["checkpoint"], found["weights"]) == (f"org/some-model at {model.url}", "")
+    assert (found["index"]["documents"], found["engine"]) == (3, "endpoint")
+    assert whole["em"]["mean"] == pytest.approx(2 / 3)
+    assert whole["searches"]["mean"] == pytest.approx(2 / 3)
+    assert whole["evidence_recall"]["mean"] == pytest.approx(2 / 3)
+    assert whole["tokens"]["mean"] == pytest.approx((14 + 14 + 7) / 3), "by the endpoint's count"
+    first = next(body for body in model.asked if "Emma" in str(body))
+    assert (first["model"], first["temperature"], first["max_tokens"]) == ("org/some-model", 0.0, 2048)
+    assert set(model.keys) == {"Bearer secret"}
+    episodes = read(tmp_path / "run" / "eval_trajectories.jsonl")
+    assert {row["question_id"]: row["answer"] for row in episodes} == {**BOOKS, "Ulysses": "nobody"}
+    assert "Emma is a novel by the author Jane Austen." in episodes[0]["turns"][0]["observation"]
+
+
+def test_samples_and_faults_are_those_of_every_evaluation(model: Model, asked: Any, tmp_path: Path) -> None:
+    how = ("evaluation.samples=2", "evaluation.temperature=0.7", "evaluation.endpoint.tries=1")
+    model.down = 1  # a fault, whose question is played again
+    found = evaluated(asked(*how), tmp_path / "run")
+    assert (found["episodes"], found["faults"]) == (6, 0)
+    assert "pass@2" in found["slices"][0]
+    seeds = {body["seed"] for body in model.asked if len(body["messages"]) == 1}
+    assert len(seeds) == 6
+    assert {body["temperature"] for body in model.asked} == {0.7}
+    requests = len(model.asked)
+    again = asked(*how, "resume=if_any", f"output_dir={tmp_path / 'run'}")
+    assert evaluated(again, tmp_path / "run") == found
+    assert len(model.asked) == requests, "nothing is played again"
+
+
+def test_an_endpoint_that_refuses_is_a_users_mistake(model: Model, asked: Any, tmp_path: Path) -> None:
+    model.down, model.code = 100, 401
+    with pytest.raises(
+        UserError, match=r"^evaluation\.endpoint\.url=.*, evaluation\.endpoint\.model=org/some-model: .*ENDPOINT_KEY$"
+    ):
+        evaluated(asked(), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["checkpoint=x"], "checkpoint and evaluation.endpoint.url both say what is evaluated; leave one out"),
+        (
+            ["exit=early", "exit.threshold=0.5"],
+            "evaluation.endpoint plays full episodes: leave exit and selectivity out",
+        ),
+        (["evaluation.endpoint.url=here"], "evaluation.endpoint.url=here must start with http:// or https://"),
+    ],
+)
+def test_what_does_not_go_with_an_endpoint_is_refused(asked: Any, more: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        asked(*more)
+    assert str(caught.value).startswith(message)

@@ -1,0 +1,88 @@
+"""The papers' tables, worked by hand."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from agent.inference.estimates import slices
+from agent.inference.evaluation import EvalRow
+from tracking.evals import papers
+
+SIX = ("hotpotqa", "2wikimultihopqa", "musique", "bamboogle", "bamtwoogle", "antileak")
+
+
+def result(checkpoint: str, **sets: tuple[float, float]) -> dict[str, Any]:
+    """eval.json, as far as the tables read it: EM and F1 of each set."""
+    lines = [{"by": "set", "name": name, "em": {"mean": em}, "f1": {"mean": f1}} for name, (em, f1) in sets.items()]
+    return {"checkpoint": checkpoint, "data": {"name": "+".join(sets)}, "slices": [{"by": "all"}, *lines]}
+
+
+def test_a_policy_on_all_sets_of_a_table_has_an_average(tmp_path: Path) -> None:
+    sets = {name: (0.1 * at, 0.1 * at + 0.05) for at, name in enumerate(SIX)}
+    (title, lines), (_, recycling) = papers.write(tmp_path, [result("mine", **sets)])
+    assert title == "DAVID-GRPO: EM / F1, Qwen2.5-1.5B, as in arXiv 2601.21699, January 2026"
+    assert lines[0] == ["", "HotpotQA", "2Wiki", "MuSiQue", "Bamboogle", "BamTwoogle", "AntiLeak-m", "Avg."]
+    assert lines[1] == [
+        "mine",
+        *("0.0 / 5.0", "10.0 / 15.0", "20.0 / 25.0", "30.0 / 35.0", "40.0 / 45.0", "50.0 / 55.0", "25.0 / 30.0"),
+    ]
+    assert lines[2][0] == "DAVID-GRPO (published)"
+    assert lines[2][-1] == "22.0 / 28.2"
+    assert (tmp_path / "benchmark.md").read_text().splitlines()[4] == f"| {' | '.join(lines[1])} |"
+    assert r"mine & 0.0 / 5.0 & 10.0 / 15.0 &" in (tmp_path / "benchmark.tex").read_text()
+    with open(tmp_path / "benchmark.csv") as file:
+        assert [row[1:] for row in csv.reader(file)] == [*lines, *recycling]
+
+
+def test_a_set_that_is_missing_leaves_its_column_and_the_average_open() -> None:
+    rows = papers.rows_of([result("mine", hotpotqa=(0.25, 0.5), nq=(0.5, 0.5), **{"2wikimultihopqa": (0.1, 0.2)})])
+    (_, david), (_, recycling) = papers.tables(rows)
+    assert david[1] == ["mine", "25.0 / 50.0", "10.0 / 20.0", "–", "–", "–", "–", "–"]
+    assert recycling[1] == ["mine", "10.0", "–", "25.0", "–", "50.0", "–", "–", "–"]
+    assert recycling[2] == ["query recycling (published)", *["–"] * 7, "66.0"]
+
+
+def test_seeds_are_one_row_with_their_spread() -> None:
+    jobs = [
+        result(f"runs/seed={seed}/checkpoints/last", hotpotqa=(em, em), nq=(em, em), **{"2wiki": (em, em)})
+        for seed, em in enumerate((0.1, 0.2, 0.3))
+    ]
+    (row,) = papers.rows_of([*jobs])
+    (_, lines) = next(iter(papers.tables([row])))
+    assert lines[1][:2] == ["runs/seed=*/checkpoints/last, 3 seeds", "20.0 ± 10.0 / 20.0 ± 10.0"]
+    assert [row.seeds for row in papers.rows_of([*jobs, result("other", nq=(0.1, 0.1))])] == [3, 1]
+
+
+def test_an_evaluation_of_one_set_or_of_others_has_no_such_table(tmp_path: Path) -> None:
+    whole = {"by": "all", "em": {"mean": 0.1}, "f1": {"mean": 0.1}}
+    one = {"checkpoint": "c", "data": {"name": "hotpotqa"}, "slices": [whole]}
+    assert papers.write(tmp_path, [one]) == []
+    assert papers.write(tmp_path, [result("mine", own=(0.1, 0.1), other=(0.2, 0.2))]) == []
+    assert list(tmp_path.iterdir()) == []
+    found = papers.write(tmp_path, [one, one | {"data": {"name": "musique"}}])  # two evaluations of one policy
+    assert found[0][1][1][:4] == ["c", "10.0 / 10.0", "–", "10.0 / 10.0"]
+
+
+def row(set_name: str, number: int, kind: str = "") -> EvalRow:
+    return EvalRow(
+        question_id=f"{set_name}/{number}",
+        kind=f"{set_name}/{kind}" if kind else set_name,
+        answer="a",
+        em=1.0,
+        f1=1.0,
+        evidence=None,
+        searches=1,
+        action_tokens=1,
+        stop_reason="answered",
+        fault=False,
+    )
+
+
+def test_several_sets_have_a_line_each_before_the_types() -> None:
+    rows = [row("hotpotqa", 0, "bridge"), row("hotpotqa", 1, "comparison"), row("nq", 0)]
+    found = [(by, name, len(own)) for by, name, own in slices(rows)]
+    assert found[:3] == [("all", "all", 3), ("set", "hotpotqa", 2), ("set", "nq", 1)]
+    assert [name for by, name, _ in found if by == "type"] == ["hotpotqa/bridge", "hotpotqa/comparison", "nq"]
+    assert [by for by, *_ in slices([row("own", 0), row("own", 1)])] == ["all", "type"]

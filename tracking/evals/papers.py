@@ -1,0 +1,202 @@
+"""Evaluations in the layout of the papers' tables: a row for each policy, a column for each data set, their average.
+
+The published rows stand below, for comparison: of other index builds, prompts and samples than ours.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tracking.evals.result import RESULT
+from tracking.evals.table import escaped
+
+FILE = "benchmark"
+AVERAGE = "Avg."
+MISSING = "–"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Paper:
+    """A published table."""
+
+    name: str
+    source: str
+    columns: Mapping[str, str]
+    """Headings by how a set's name begins."""
+    measures: tuple[str, ...]
+    published: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Cells of a row: of all columns and the average, or of the average alone."""
+
+
+PAPERS = (
+    Paper(
+        name="DAVID-GRPO",
+        source="EM / F1, Qwen2.5-1.5B, as in arXiv 2601.21699, January 2026",
+        columns={
+            "hotpotqa": "HotpotQA",
+            "2wiki": "2Wiki",
+            "musique": "MuSiQue",
+            "bamboogle": "Bamboogle",
+            "bamtwoogle": "BamTwoogle",
+            "antileak": "AntiLeak-m",
+        },
+        measures=("em", "f1"),
+        published={
+            "DAVID-GRPO": (
+                *("24.8 / 33.8", "27.2 / 32.3", "7.1 / 12.6", "14.4 / 24.2", "22.0 / 25.4", "36.3 / 41.1"),
+                "22.0 / 28.2",
+            ),
+            "Search-R1-v0.3 + retrieval reward": (
+                *("19.0 / 26.5", "21.3 / 26.4", "3.6 / 9.2", "8.0 / 14.3", "3.0 / 5.5", "16.7 / 22.2"),
+                "11.9 / 17.4",
+            ),
+            "Tree-GRPO": (
+                *("12.9 / 18.6", "20.5 / 23.3", "2.1 / 7.2", "12.0 / 15.5", "5.0 / 8.2", "11.7 / 15.7"),
+                "10.7 / 14.8",
+            ),
+            "StepSearch": (
+                *("11.9 / 18.1", "13.5 / 18.1", "2.2 / 6.9", "3.2 / 8.7", "4.0 / 6.0", "12.1 / 17.3"),
+                "7.8 / 12.5",
+            ),
+        },
+    ),
+    Paper(
+        name="Query recycling",
+        source="Pass@1, Qwen3-1.7B, as in arXiv 2606.10709",
+        columns={
+            "2wiki": "2Wiki",
+            "bamboogle": "Bamboogle",
+            "hotpotqa": "HotpotQA",
+            "musique": "MuSiQue",
+            "nq": "NQ",
+            "popqa": "PopQA",
+            "triviaqa": "TriviaQA",
+        },
+        measures=("em",),
+        published={"query recycling": ("66.0",), "GRPO": ("64.9",), "bounded DAPO": ("64.1",)},
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One policy: each measure of each set, a number for each of its seeds."""
+
+    name: str
+    seeds: int
+    values: Mapping[str, Mapping[str, Sequence[float]]]
+    """By set and measure, as shares."""
+
+    def cell(self, sets: Sequence[str | None], measures: Sequence[str]) -> str:
+        """The mean over ``sets`` and seeds in percent; with several seeds ± their standard deviation."""
+        if any(name is None or name not in self.values for name in sets):
+            return MISSING
+        return " / ".join(self._number([self.values[str(name)][measure] for name in sets]) for measure in measures)
+
+    @staticmethod
+    def _number(sets: Sequence[Sequence[float]]) -> str:
+        mean = f"{100 * statistics.mean(map(statistics.mean, sets)):.1f}"
+        seeds = {len(each) for each in sets}
+        if seeds == {1} or len(seeds) > 1:
+            return mean
+        spread = statistics.stdev(100 * statistics.mean(seed) for seed in zip(*sets, strict=True))
+        return f"{mean} ± {spread:.1f}"
+
+
+def rows_of(results: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """A row for each policy of ``results``, contents of eval.json: those that differ in their seed alone are one.
+
+    A seed is that of a sampled evaluation, or that of the run that made the checkpoint (``seed=0`` in its path).
+    """
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for result in results:
+        policy = found.setdefault(re.sub(r"seed=\d+", "seed=*", str(result["checkpoint"])), {})
+        for name, numbers in _sets(result).items():
+            for measure, value in numbers.items():
+                policy.setdefault(name, {}).setdefault(measure, []).append(value)
+    return [
+        Row(name=name, seeds=max(len(each["em"]) for each in sets.values()), values=sets)
+        for name, sets in found.items()
+        if sets
+    ]
+
+
+def _sets(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """EM and F1 of each set; of an evaluation of one set that one's."""
+    slices = [line for line in result["slices"] if line["by"] == "set"]
+    named = {line["name"]: line for line in slices} or {result["data"]["name"]: result["slices"][0]}
+    return {
+        name: {measure: line[measure]["mean"] for measure in ("em", "f1")}
+        for name, line in named.items()
+        if line["em"]["mean"] is not None
+    }
+
+
+def tables(rows: Sequence[Row]) -> Iterator[tuple[Paper, list[list[str]]]]:
+    """The tables that ``rows`` have two sets of at least, each with its header."""
+    for paper in PAPERS:
+        known = {name for row in rows for name in row.values}
+        sets = [next((n for n in sorted(known) if n.lower().startswith(begins)), None) for begins in paper.columns]
+        if sum(name is not None for name in sets) < 2:
+            continue
+        lines = [["", *paper.columns.values(), AVERAGE]]
+        for row in rows:
+            label = row.name if row.seeds == 1 else f"{row.name}, {row.seeds} seeds"
+            lines.append([label, *(row.cell([name], paper.measures) for name in sets), row.cell(sets, paper.measures)])
+        for name, cells in paper.published.items():
+            missing = [MISSING] * (len(paper.columns) + 1 - len(cells))
+            lines.append([f"{name} (published)", *missing, *cells])
+        yield paper, lines
+
+
+def write(folder: Path, results: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[list[str]]]]:
+    """Writes the tables of ``results`` as ``benchmark.md``, ``.csv`` and ``.tex``; returns each with its title.
+
+    Nothing where they have no two sets of one table.
+    """
+    found = [(f"{paper.name}: {paper.source}", lines) for paper, lines in tables(rows_of(results))]
+    if found:
+        texts = {"md": _markdown(found), "tex": _latex(found), "csv": _comma_separated(found)}
+        for ending, text in texts.items():
+            (folder / f"{FILE}.{ending}").write_text(text, encoding="utf-8")
+    return found
+
+
+def of_jobs(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """eval.json of each of ``folders`` that has one."""
+    files = [folder / RESULT for folder in folders]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+
+
+def _markdown(found: Sequence[tuple[str, list[list[str]]]]) -> str:
+    text = []
+    for title, (head, *body) in found:
+        rows = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+        text.append(f"{title}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows))
+    return "\n".join(text)
+
+
+def _latex(found: Sequence[tuple[str, list[list[str]]]]) -> str:
+    text = []
+    for title, (head, *body) in found:
+        rows = [" & ".join(map(escaped, row)) + r" \\" for row in body]
+        columns = "l" + "r" * (len(head) - 1)
+        text.append(f"% {title}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{' & '.join(map(escaped, head))} \\\\\n")
+        text.append("\\midrule\n" + "\n".join(rows) + "\n\\bottomrule\n\\end{tabular}\n")
+    return "".join(text)
+
+
+def _comma_separated(found: Sequence[tuple[str, list[list[str]]]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    for title, (head, *body) in found:
+        writer.writerows([["table", *head], *([title.partition(":")[0], *row] for row in body)])
+    return out.getvalue()
