@@ -49,6 +49,9 @@ def serving(hub: Hub) -> Iterator[Hub]:
             self.answer()
 
         def answer(self) -> None:
+            if self.path.startswith("/api/"):  # what the hub's client asks for itself
+                self.refuse(404, "")
+                return
             hub.asked.append((self.command, self.path, self.headers["Range"]))
             match = _ON_HUB.fullmatch(self.path)
             name = f"{match[1]}/{match[3]}" if match else self.path.removeprefix("/")
