@@ -87,7 +87,7 @@ def with_documents(
         if required:
             raise UserError(
                 "data.require_evidence=true needs an index that was built here; what another one holds isn't known: "
-                "leave retrieval.index, .prebuilt or .url out, or set data.require_evidence=false"
+                "leave retrieval.index or retrieval.url out, or set data.require_evidence=false"
             )
         return found, []
     notices: list[Notice] = []

@@ -41,11 +41,12 @@ def fetch(config: RunConfig, console: Console) -> bool:
 
 
 def shown(console: Console) -> Show:
-    """Downloads as phases of the console, counted in megabytes."""
+    """Downloads as phases of the console, counted in megabytes, and readings in passages."""
 
     @contextmanager
     def show(title: str) -> Iterator[Reached]:
         with console.phase(title) as phase:
-            yield lambda done, total: phase.update(Progress(done=done // 10**6, total=total // 10**6, unit="MB"))
+            unit, one = ("passages", 1) if title.startswith("reading") else ("MB", 10**6)
+            yield lambda done, total: phase.update(Progress(done=done // one, total=total // one, unit=unit))
 
     return show

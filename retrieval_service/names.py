@@ -21,6 +21,7 @@ from agent.answers import normalise_title
 from agent.errors import UserError
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record, corpus_stamp, records
+from retrieval_service.wikipedia import PREBUILT
 
 FORMAT = 1
 """Raise it when a table made by older code must not be used any more: when titles are normalised otherwise."""
@@ -35,19 +36,20 @@ PART, PART_SIZE = 100_000, 64_000_000
 Digests = npt.NDArray[np.uint64]
 
 
-def _digest(text: str) -> int:
+def name_digest(text: str) -> int:
+    """A number below 2^64 that stands for a title or an id."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
 def digests(texts: Iterable[str]) -> Digests:
     """A 64-bit digest of each text, sorted, each once. Two of a billion texts share one with a chance of 3 %."""
-    return np.unique(np.array(array("Q", map(_digest, texts)), np.uint64))
+    return np.unique(np.array(array("Q", map(name_digest, texts)), np.uint64))
 
 
 def among(texts: Collection[str], table: Digests) -> set[str]:
     """Those of ``texts`` whose digest is in the sorted ``table``."""
     listed = list(texts)
-    there = _holds(table, np.array([_digest(text) for text in listed], np.uint64))
+    there = _holds(table, np.array([name_digest(text) for text in listed], np.uint64))
     return {text for text, found in zip(listed, there, strict=True) if found}
 
 
@@ -107,7 +109,7 @@ class Register:
 
     def add(self, part: Sequence[Record]) -> None:
         """Raises ``UserError`` with both lines for an id that this part, or an earlier one, has already."""
-        ids = np.array([_digest(record.id) for record in part], np.uint64)
+        ids = np.array([name_digest(record.id) for record in part], np.uint64)
         ids.sort()
         twice = {*ids[1:][ids[1:] == ids[:-1]].tolist(), *ids[_holds(self._ids, ids)].tolist()}
         if twice:
@@ -123,7 +125,7 @@ class Register:
         """Reads the corpus again for the ids with one of these digests, which may be different ones after all."""
         lines: dict[str, int] = {}
         for number, record in records(self._corpus):
-            if _digest(record.id) in twice and lines.setdefault(record.id, number) != number:
+            if name_digest(record.id) in twice and lines.setdefault(record.id, number) != number:
                 raise UserError(
                     f"{self._corpus}, line {number}: id {record.id!r} is taken by line {lines[record.id]}; every id "
                     "must be unique"
@@ -155,14 +157,17 @@ def parts(corpus: Path) -> Iterator[list[Record]]:
 def searched_names(
     corpus: Path | None, config: RetrievalConfig, cache: Path, say: Callable[[str], None] = lambda text: None
 ) -> Names | None:
-    """The names of what ``config`` searches: its own index, where one is named, else that of ``corpus``.
+    """The names of what ``config`` searches: the index that it names, where one is named, else that of ``corpus``.
 
-    None where they aren't known: of a server, or an index that was built elsewhere. Raises as ``corpus_names``.
+    None where they aren't known: of a server, or an index that the user built elsewhere. Raises as ``corpus_names``.
     """
-    if config.index is not None:
-        file = Path(config.index).expanduser() / FILE
+    index = Path(config.index).expanduser() if config.index is not None else None
+    if config.prebuilt is not None:
+        index = cache / "indexes" / PREBUILT[config.prebuilt].folder
+    if index is not None:
+        file = index / FILE
         return Names.load(file) if file.is_file() else None
-    if config.url is not None or config.prebuilt is not None or corpus is None:
+    if config.url is not None or corpus is None:
         return None
     return corpus_names(corpus, cache, say)
 

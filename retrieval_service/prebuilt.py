@@ -26,6 +26,8 @@ from retrieval_service.download import (
 )
 from retrieval_service.index import FORMAT, Manifest, check_index, write_manifest
 from retrieval_service.lucene import ANALYSER
+from retrieval_service.names import FILE
+from retrieval_service.titles import keep_names
 from retrieval_service.wikipedia import PREBUILT, Prebuilt
 
 
@@ -55,8 +57,9 @@ def room_for(name: str, cache: Path) -> int:
 def ensure_prebuilt(name: str, cache: Path, say: Callable[[str], None] = print, show: Show = hidden) -> Path:
     """The folder of the index ``name`` in ``cache``; what isn't there is fetched, and said before.
 
-    Of several who want it one fetches it and the others wait. The archive is deleted when it is unpacked. Raises
-    ``UserError`` where it can't be asked for, came damaged, or has no room, and for a folder that isn't the index.
+    Of several who want it one fetches it and the others wait. The archive is deleted when it is unpacked, and
+    the index's titles are read. Raises ``UserError`` where it can't be asked for, came damaged, or has no room, and for
+    a folder that isn't the index.
     """
     from huggingface_hub.utils import WeakFileLock
 
@@ -75,6 +78,10 @@ def ensure_prebuilt(name: str, cache: Path, say: Callable[[str], None] = print, 
                     _unpack(wanted, archive, index, given, progress)
                 archive.unlink()
     check_index(index, "bm25")
+    if not (index / FILE).is_file():
+        say(f"reading the titles of {wanted.documents:,} passages, once: by them supporting documents are looked up")
+        with show(f"reading the titles of {name}") as progress:
+            keep_names(index, progress)
     return index
 
 

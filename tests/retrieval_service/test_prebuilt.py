@@ -24,7 +24,9 @@ from agent.errors import UserError
 from retrieval_service import download, jvm, prebuilt
 from retrieval_service.backend import open_for
 from retrieval_service.config import RetrievalConfig
+from retrieval_service.names import FILE, searched_names
 from retrieval_service.prebuilt import archive_of, ensure_prebuilt, index_of, room_for, to_fetch
+from retrieval_service.titles import keep_names
 from retrieval_service.wikipedia import HOTPOTQA, PREBUILT, WIKI_18, Prebuilt, fitting
 
 pytestmark = pytest.mark.jvm
@@ -77,6 +79,7 @@ def there(packed: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         )
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(prebuilt, "keep_names", lambda index, progress: (index / FILE).touch())
         yield hub
 
 
@@ -85,12 +88,20 @@ def fetched(cache: Path) -> tuple[Path, list[str]]:
     return ensure_prebuilt(HOTPOTQA.name, cache, said.append), said
 
 
-def test_an_index_is_fetched_once_and_searched(there: Hub, packed: bytes, tmp_path: Path) -> None:
+def test_an_index_is_fetched_once_and_searched(
+    there: Hub, packed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prebuilt, "keep_names", keep_names)  # in a process of its own
     assert (to_fetch(HOTPOTQA.name, tmp_path), room_for(HOTPOTQA.name, tmp_path)) == (len(packed), 3 * len(packed))
-    folder, (first, second) = fetched(tmp_path)
+    folder, (first, second, third) = fetched(tmp_path)
     assert first.startswith(f"fetching the index {HOTPOTQA.name} (5 passages: the first paragraphs of all of Wikipedia")
     assert f": {len(packed) / 1e6:.1f} MB, about 0.0 MB unpacked, from {there.url}/datasets/castorini/" in first
     assert second == f"unpacking {archive_of(HOTPOTQA.name, tmp_path)}, which is deleted then, to {folder}"
+    assert third == "reading the titles of 5 passages, once: by them supporting documents are looked up"
+    names = searched_names(None, CONFIG, tmp_path)
+    assert names is not None
+    assert names.known({"Emma (novel)", "Persuasion", "AT&amp;T"}, "title") == {"Emma (novel)", "AT&amp;T"}
+    assert names.known({"4", "5"}, "id") == {"4"}
     backend = open_for(None, CONFIG, tmp_path)
     try:
         found = backend.search_batch(["who wrote the novel Emma?", "an emir of the Buyid dynasty", "telephones"], 2)
@@ -153,7 +164,7 @@ def test_a_disk_that_fills_while_it_is_unpacked_costs_no_second_download(
     assert [p.name for p in index_of(HOTPOTQA.name, tmp_path).parent.iterdir() if p.is_dir()] == []
     folder, said = fetched(tmp_path)
     assert folder.is_dir()
-    assert len(said) == 1, "it is unpacked alone"
+    assert [line.split()[0] for line in said] == ["unpacking", "reading"], "it isn't fetched again"
     assert len(there.asked) == 1
 
 

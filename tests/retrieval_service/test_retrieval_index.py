@@ -341,7 +341,7 @@ def test_an_id_that_another_part_has_is_found(
 def test_ids_that_only_share_a_digest_are_no_mistake(
     tmp_path: Path, recipe: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(names_module, "_digest", lambda text: len(text))
+    monkeypatch.setattr(names_module, "name_digest", lambda text: len(text))
     monkeypatch.setattr(names_module, "PART", 2)
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"id": name, "contents": "x"}) + "\n" for name in "abcde"))
