@@ -14,9 +14,9 @@ import pytest
 from hub import Hub, serving
 from patience import run as finished
 
+from retrieval_service.backend import index_for
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import write_corpus
-from retrieval_service.index import ensure_index
 from retrieval_service.wikipedia import HOTPOTQA
 from tasks.named import REPOSITORY
 from tasks.world import World
@@ -52,14 +52,19 @@ def rows(kind: str, count: int) -> bytes:
     ).encode()
 
 
+def _lucenes(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """What Lucene itself wrote: others' archives have no manifest of ours, and no names."""
+    return None if member.name.endswith((".json", ".npz")) else member
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("published")
     write_corpus(folder / "corpus.jsonl", World(0).passages)
-    index = ensure_index(folder / "corpus.jsonl", RetrievalConfig(heap="256m"), folder / "cache")
+    index = index_for(folder / "corpus.jsonl", RetrievalConfig(heap="256m"), folder / "cache")
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz") as tar:
-        tar.add(index, arcname="index", filter=lambda member: None if member.name.endswith(".json") else member)
+        tar.add(index, arcname="index", filter=_lucenes)
     sets = {f"{REPOSITORY}/hotpotqa/train.jsonl": rows("train", 60), f"{REPOSITORY}/hotpotqa/dev.jsonl": rows("dev", 4)}
     with serving(Hub({ARCHIVE: out.getvalue(), **sets})) as there:
         yield there
