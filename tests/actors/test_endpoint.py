@@ -104,7 +104,7 @@ def asked(model: Model, tmp_path: Path) -> Any:
                 "mode=eval",
                 *(f"evaluation.endpoint.url={model.url}", "evaluation.endpoint.model=org/some-model"),
                 *("data=jsonl", f"data.eval_questions={tmp_path / 'ask.jsonl'}"),
-                *(f"data.corpus={tmp_path / 'corpus.jsonl'}", f"cache_dir={tmp_path / 'cache'}", "retrieval.heap=256m"),
+                *(f"data.corpus={tmp_path / 'corpus.jsonl'}", f"cache_dir={tmp_path / 'cache'}"),
                 *more,
             ]
         ).configs

@@ -61,7 +61,7 @@ def _lucenes(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
 def hub(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("published")
     write_corpus(folder / "corpus.jsonl", World(0).passages)
-    index = index_for(folder / "corpus.jsonl", RetrievalConfig(heap="256m"), folder / "cache")
+    index = index_for(folder / "corpus.jsonl", RetrievalConfig(), folder / "cache")
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz") as tar:
         tar.add(index, arcname="index", filter=_lucenes)

@@ -38,7 +38,7 @@ PAGES = {
     "Empty": "",
     "AT&T": "A company.\nOf telephones.",
 }
-CONFIG = RetrievalConfig(prebuilt=HOTPOTQA.name, threads=1, heap="256m")
+CONFIG = RetrievalConfig(prebuilt=HOTPOTQA.name)
 ON_HUB = "castorini/prebuilt-indexes-beir/lucene-inverted/flat/" + HOTPOTQA.archive
 
 

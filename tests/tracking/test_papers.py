@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
 from agent.inference.estimates import slices
 from agent.inference.evaluation import EvalRow
+from conf.command_line import Sweep
+from conf.jobs import run_sweep
+from tracking.config import ReportConfig
 from tracking.evals import papers
+from tracking.experiments.sweep import Job, Plan
 
 SIX = ("hotpotqa", "2wikimultihopqa", "musique", "bamboogle", "bamtwoogle", "antileak")
 
@@ -53,6 +58,19 @@ def test_seeds_are_one_row_with_their_spread() -> None:
     (_, lines) = next(iter(papers.tables([row])))
     assert lines[1][:2] == ["runs/seed=*/checkpoints/last, 3 seeds", "20.0 ± 10.0 / 20.0 ± 10.0"]
     assert [row.seeds for row in papers.rows_of([*jobs, result("other", nq=(0.1, 0.1))])] == [3, 1]
+
+
+def test_a_sweep_of_evaluations_ends_with_the_tables_of_its_jobs(tmp_path: Path) -> None:
+    jobs = tuple(Job(overrides={"seed": str(seed)}, seed=seed) for seed in range(3))
+
+    def run() -> None:
+        for job in jobs[:2]:  # the third one fails
+            (tmp_path / job.name).mkdir()
+            found = result("mine", hotpotqa=(0.1 * job.seed, 0.5), musique=(0.1, 0.1))
+            (tmp_path / job.name / "eval.json").write_text(json.dumps(found))
+
+    run_sweep(Sweep(folder=tmp_path, plan=Plan(jobs=jobs, report=ReportConfig()), mode="eval"), run)
+    assert "| mine, 2 seeds | 5.0 ± 7.1 / 50.0 ± 0.0 | – |" in (tmp_path / "benchmark.md").read_text()
 
 
 def test_an_evaluation_of_one_set_or_of_others_has_no_such_table(tmp_path: Path) -> None:
