@@ -36,6 +36,7 @@ NEEDED = {
     **{("data", name): ["data.corpus=c.jsonl", "model=smollm2-135m"] for name in ("nq", "triviaqa")},
     **{("data", name): ["data.corpus=c.jsonl", "mode=eval", "checkpoint=x"] for name in ("popqa", "bamboogle")},
     ("exit", "early"): ["mode=eval", "checkpoint=folder"],
+    ("experiment", "benchmark"): ["checkpoint=folder"],
     ("retrieval", "http"): ["retrieval.url=http://127.0.0.1:8000"],
     ("selectivity", "query"): ["mode=eval", "checkpoint=folder"],
     ("selectivity", "evidence"): ["mode=eval", "checkpoint=folder"],
@@ -366,7 +367,7 @@ MISTAKES = [
         "algorithm.warm_start.steps=200 needs expert trajectories: data.experts=FILE or auto; or set ",
     ),
     (["data=jsonl", "data.questions=q.jsonl"], "data=jsonl needs data.corpus=FILE"),
-    (["mode=index", "data=jsonl", "retrieval.index=i"], "data=jsonl needs data.corpus=FILE"),
+    (["mode=index", "data=jsonl", "retrieval.index=i"], "mode=index builds the index of data.corpus=FILE, or"),
     (
         ["data=jsonl", "data.questions=q", "data.corpus=c", "algorithm.seeding.steps=5"],
         "algorithm.seeding.steps=5 needs expert trajectories: data.experts=FILE or auto",

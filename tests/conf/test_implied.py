@@ -16,6 +16,7 @@ from conf.schema import RunConfig
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.wikipedia import HOTPOTQA, WIKI_18
 from tasks.config import DataConfig
+from tasks.paths import files_of
 
 QWEN = "model=qwen1.5b"
 HELD_OUT = "flashrag:hotpotqa/dev"
@@ -139,3 +140,12 @@ def test_a_checkpoint_is_evaluated_on_what_it_was_trained_on(tmp_path: Path) -> 
     assert refusal("-m", "mode=eval", f"checkpoint={own},{world}").startswith(
         f"checkpoint={world}: was trained with another data"
     )
+
+
+def test_the_benchmark_is_of_the_papers_sets_over_their_wikipedia() -> None:
+    config = asked("experiment=benchmark", "checkpoint=folder")
+    assert (config.mode, config.retrieval.prebuilt, config.model.name) == ("eval", WIKI_18.name, "folder")
+    files = files_of(config.data.eval_questions or "", "data.eval_questions")
+    wanted = ["hotpotqa", "2wikimultihopqa", "musique", "bamboogle", "nq", "popqa", "triviaqa"]
+    assert [file.removeprefix("flashrag:").split("/")[0] for file in files] == wanted
+    assert config.data.named == files
