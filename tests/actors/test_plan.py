@@ -553,7 +553,8 @@ def test_what_stays_on_the_disk_is_counted() -> None:
     assert checkpoint_bytes(config) == one
     assert output_bytes(config) == 3 * one + GIB // 4
     assert output_bytes(changed(config, "checkpoints.keep", 0)) == 6 * one + GIB // 4
-    assert output_bytes(changed(config, "mode", "plan")) == GIB // 4
+    assert output_bytes(changed(config, "mode", "plan")) == output_bytes(config), "of a training run"
+    assert output_bytes(changed(config, "mode", "serve")) == GIB // 4
 
 
 def test_what_is_moved_to_the_cpu_is_counted_there() -> None:
