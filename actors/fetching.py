@@ -8,12 +8,10 @@ from contextlib import contextmanager
 from actors.plan.downloads import downloads
 from conf.schema import INFERENCE, RunConfig
 from learner.hub import local_folder, to_fetch
-from retrieval_service.download import Progress as Reached
-from retrieval_service.download import Show, size_text
+from retrieval_service.download import Progress, Show, size_text
 from retrieval_service.prebuilt import ensure_prebuilt
 from tasks.named import ensure, named
 from tracking.console import Console
-from tracking.progress import Progress
 
 
 def fetch(config: RunConfig, console: Console) -> bool:
@@ -36,7 +34,8 @@ def fetch(config: RunConfig, console: Console) -> bool:
         ensure_prebuilt(config.retrieval.prebuilt, config.cache, console.say, show)
     key, path = ("checkpoint", config.checkpoint) if config.mode in INFERENCE else ("model.path", config.model.path)
     if config.mode not in ("index", "serve") and path is not None and to_fetch(path):
-        local_folder(path, f"{key}={path}")  # its client shows a bar of its own
+        with console.phase(f"fetching the model {path}") as phase:
+            local_folder(path, f"{key}={path}", fetched=phase.counting("MB"))
     return bool(wanted)
 
 
@@ -44,9 +43,10 @@ def shown(console: Console) -> Show:
     """Downloads as phases of the console, counted in megabytes, and readings in passages."""
 
     @contextmanager
-    def show(title: str) -> Iterator[Reached]:
+    def show(title: str) -> Iterator[Progress]:
         with console.phase(title) as phase:
             unit, one = ("passages", 1) if title.startswith("reading") else ("MB", 10**6)
-            yield lambda done, total: phase.update(Progress(done=done // one, total=total // one, unit=unit))
+            count = phase.counting(unit)
+            yield lambda done, total: count(done // one, total // one)
 
     return show
