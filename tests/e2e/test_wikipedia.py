@@ -104,4 +104,4 @@ def test_the_boxs_command_fetches_what_it_names_and_trains(hub: Hub, whole, tmp_
     assert noted["data"].startswith("hotpotqa: 60 questions to train on, 12 held out")
     assert next(row for row in written if row["kind"] == "step")["search/mean"] > 0
     (made,) = (tmp_path / "run" / "checkpoints").glob("step-*/training/made_with.json")
-    assert json.loads(made.read_text())["data"]["corpus"] == HOTPOTQA.folder
+    assert json.loads(made.read_text())["data"]["corpus"] == HOTPOTQA.md5
