@@ -35,7 +35,7 @@ HARMLESS = (
     "model.name",  # the weights are the checkpoint's
     *("pool.lease_s", "pool.max_empty_batches"),
     *("retrieval.threads", "retrieval.heap", "retrieval.max_batch", "retrieval.cache_size", "retrieval.timeout_s"),
-    *("retrieval.retries", "retrieval.token_file"),
+    *("retrieval.retries", "retrieval.token_file", "retrieval.device"),
     *("data.experts", "experts", "data.demonstrations", "data.novice", "data.strict"),
     *("data.eval_questions", "data.eval_questions_per_hop", "data.dev_questions", "data.dev_questions_per_hop"),
     "cluster",

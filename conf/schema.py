@@ -27,6 +27,7 @@ from agent.strategies import STRATEGIES
 from conf.hints import hint
 from conf.topology import ClusterConfig
 from learner.config import AlgorithmConfig, ModelConfig
+from retrieval_service.backend import own_settings, settings_of
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.server.config import ServeConfig
 from retrieval_service.wikipedia import AUTO as FITTING
@@ -180,6 +181,11 @@ class RunConfig:
                 f"cluster.colocated=true needs pool.max_staleness=0, not {self.pool.max_staleness}: no episode is "
                 "played while the learner learns"
             )
+        if type(self.retrieval) is not settings_of(self.retrieval.backend):
+            raise UserError(
+                f"retrieval.backend={self.retrieval.backend} has settings of its own: write "
+                f"retrieval={self.retrieval.backend}"
+            )
         if self.data.source == "jsonl":
             self._check_files()
         if self.retrieval.prebuilt == FITTING:
@@ -312,7 +318,8 @@ class RunConfig:
 
 
 def register() -> None:
-    """Puts the schema where Hydra finds it: ``run_schema`` at the root, ``NAME_rule`` for each pool rule.
+    """Puts the schema where Hydra finds it: ``run_schema`` at the root, ``NAME_rule`` for each pool rule, and
+    ``NAME_settings`` for each ranker that has some of its own.
 
     And the two resolvers that ``config.yaml`` names a sweep's folders with.
     """
@@ -320,6 +327,8 @@ def register() -> None:
     store.store(name="run_schema", node=RunConfig)
     for name in rule_names():
         store.store(group="pool", name=f"{name}_rule", node=rule_class(name))
+    for name, settings in own_settings().items():
+        store.store(group="retrieval", name=f"{name}_settings", node=settings)
     OmegaConf.register_new_resolver("either", lambda one, other: one or other, replace=True)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
@@ -373,6 +382,9 @@ def taken_as(kind: Any = RunConfig, prefix: str = "") -> dict[str, str]:
             found[f"{prefix}{f.name}"] = f.metadata[KIND]
         elif f.default_factory is not dataclasses.MISSING and is_dataclass(part := f.default_factory()):
             found |= taken_as(part, f"{prefix}{f.name}.")
+    if kind is RunConfig:
+        for settings in own_settings().values():
+            found |= taken_as(settings, "retrieval.")
     return found
 
 

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, redirect_stderr
 from pathlib import Path
 
 from agent.errors import UserError, shortened
-from learner.quiet import quietly
+from agent.quiet import quietly
 
 ENDING = ".gguf"
 NEEDS = ("gguf", "accelerate")

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from agent.errors import UserError, shortened
+from agent.quiet import quietly
 from learner.hub import CONFIG
-from learner.quiet import quietly
 from learner.skeleton import is_skeleton
 
 if TYPE_CHECKING:

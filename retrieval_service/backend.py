@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from agent.errors import RetrievalError, UserError
 from agent.records import Passage
+from retrieval_service.backends import backend_names
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.prebuilt import ensure_prebuilt
 from retrieval_service.watch import SILENT, Watch
@@ -71,8 +72,19 @@ class Backend(Protocol):
         ...
 
 
-def _module(config: RetrievalConfig) -> Any:
-    return importlib.import_module(f"retrieval_service.backends.{config.backend}")
+def _module(name: str) -> Any:
+    return importlib.import_module(f"retrieval_service.backends.{name}")
+
+
+def settings_of(name: str) -> type[RetrievalConfig]:
+    """The settings of a ranker: a class ``Settings`` of its own, or those that all have."""
+    settings: type[RetrievalConfig] = getattr(_module(name), "Settings", RetrievalConfig)
+    return settings
+
+
+def own_settings() -> dict[str, type[RetrievalConfig]]:
+    """The rankers that have settings of their own, with these."""
+    return {name: kind for name in backend_names() if (kind := settings_of(name)) is not RetrievalConfig}
 
 
 def open_backend(config: RetrievalConfig, index: Path | None) -> Backend:
@@ -80,8 +92,15 @@ def open_backend(config: RetrievalConfig, index: Path | None) -> Backend:
 
     Raises ``UserError`` if ``index`` is not an index that this ranker can use, or the server doesn't answer.
     """
-    backend: Backend = _module(config).Backend(index, config)
-    return backend
+    backend: Backend = _module(config.backend).Backend(index, config)
+    if config.reranker is None:
+        return backend
+    try:
+        reranked: Backend = importlib.import_module("retrieval_service.rerank").Reranked(backend, config)
+        return reranked
+    except BaseException:
+        backend.close()
+        raise
 
 
 def index_for(corpus: Path | None, config: RetrievalConfig, cache: Path, watch: Watch = SILENT) -> Path:
@@ -94,7 +113,7 @@ def index_for(corpus: Path | None, config: RetrievalConfig, cache: Path, watch: 
             "there is nothing to search: set data.corpus=FILE, retrieval.index=FOLDER for a built index, or "
             "retrieval=wikipedia"
         )
-    index: Path = _module(config).ensure(corpus, config, cache, watch)
+    index: Path = _module(config.backend).ensure(corpus, config, cache, watch)
     return index
 
 

@@ -37,8 +37,12 @@ class RetrievalConfig:
     """The file with its token; without one, that is taken from ``SLINGSHOT_RETRIEVAL_TOKEN``, if it is set."""
     k1: float = bounded(0.9, "at least 0")
     b: float = bounded(0.4, "in [0, 1]")
+    reranker: str | None = field(default=None, metadata=PATH)
+    """A cross-encoder that orders the first passages anew: a folder, or a name on the hub."""
+    rerank_depth: int = bounded(20, "at least 1")
+    """How many passages it reads of each search."""
     threads: int = bounded(2, "at least 1")
-    """Processors that Lucene's batch search may use; with ``url``, requests that are under way at once."""
+    """Processors that searching and building may use; with ``url``, requests that are under way at once."""
     heap: str = "1g"
     """The JVM's -Xmx."""
     max_batch: int = bounded(64, "at least 1")

@@ -15,7 +15,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,9 +52,9 @@ class Manifest:
 class Builder(Protocol):
     """Makes one index of the parts of a corpus. Called and closed by one thread."""
 
-    def take(self, number: int, part: Sequence[Record]) -> None:
+    def take(self, number: int, part: Sequence[Record], told: Callable[[int], None]) -> None:
         """Takes part ``number``, counted from 0, in order; may go on working on it. One that an earlier builder has
-        finished, in the same folder, isn't worked on again."""
+        finished, in the same folder, isn't worked on again. A long work tells ``told`` how many passages are done."""
         ...
 
     def finish(self, out: Path) -> None:
@@ -151,9 +151,10 @@ def _build(corpus: Path, stamp: Stamp, index: Path, recipe: Recipe, watch: Watch
             register, documents = Register(corpus), 0
             for number, part in enumerate(parts(corpus)):
                 register.add(part)
-                builder.take(number, part)
+                total = stamp.lines if stamp.lines >= documents + len(part) else 0
+                builder.take(number, part, _further(watch, documents, total))
                 documents += len(part)
-                watch.count(documents, stamp.lines if stamp.lines >= documents else 0)
+                watch.count(documents, total)
             if not stamp.holds(corpus.stat()):
                 raise UserError(f"{corpus}: changed while it was being indexed; start again when it is complete")
             builder.finish(out)
@@ -181,6 +182,11 @@ def _build(corpus: Path, stamp: Stamp, index: Path, recipe: Recipe, watch: Watch
         if not index.exists():
             raise
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _further(watch: Watch, before: int, total: int) -> Callable[[int], None]:
+    """Counts the passages of one part, after ``before`` of others."""
+    return lambda done: watch.count(before + done, total)
 
 
 def _check_room(stamp: Stamp, folder: Path) -> None:

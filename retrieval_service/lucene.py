@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class LuceneBuilder:
         self._busy: deque[tuple[Path, int, Any, Any]] = deque()
         """Of each part under way: its folder, its passages, Anserini's indexer, and the future of its end."""
 
-    def take(self, number: int, part: Sequence[Record]) -> None:
+    def take(self, number: int, part: Sequence[Record], told: Callable[[int], None]) -> None:
         """Waits until fewer than ``threads`` parts are under way, then begins this one."""
         done = self._work / f"part-{number:05}"
         self._parts.append(done)

@@ -15,6 +15,7 @@ import launch
 from agent.errors import UserError
 from conf.arguments import as_typed, quoted, read
 from conf.schema import RunConfig, taken_as
+from retrieval_service.backend import own_settings
 
 CHOICES = {
     "mode",
@@ -45,6 +46,8 @@ CHOICES = {
     "retrieval.dialect",
     "retrieval.prebuilt",
     "retrieval.heap",
+    "retrieval.pooling",
+    "retrieval.vectors",
     "data.source",
     "tracker.wandb_mode",
     "simulation.name",
@@ -82,6 +85,8 @@ def strings(kind: Any = RunConfig, prefix: str = "") -> set[str]:
             found |= strings(hints[f.name], f"{prefix}{f.name}.")
         elif hints[f.name] in (str, str | None):
             found.add(f"{prefix}{f.name}")
+    if kind is RunConfig:
+        found |= {key for settings in own_settings().values() for key in strings(settings, "retrieval.")}
     return found
 
 
@@ -115,7 +120,7 @@ def test_any_character_may_be_in_a_path_a_name_or_a_sentence(
     Path(name).write_text("{tools} {question}")  # agent.prompt is read at once
     keys = sorted(set(taken_as()) - {"cluster.address", "exit.calibration", "retrieval.url"})
     given = [f"{key}={name}" for key in keys]
-    config = config_of("mode=ask", "data=jsonl", *given)
+    config = config_of("mode=ask", "data=jsonl", "retrieval=hybrid", *given)
     assert {key: at(config, key) for key in keys} == dict.fromkeys(keys, name)
 
 

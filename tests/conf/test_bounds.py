@@ -14,17 +14,22 @@ from agent.errors import UserError
 from agent.pool.rules.base import rule_class, rule_names
 from agent.settings import MOST, RANGE, Range, bounded, check_bounds
 from conf.schema import RunConfig
+from retrieval_service.backend import own_settings
+from retrieval_service.config import RetrievalConfig
 
 
 def settings_of(kind: Any, prefix: str = "") -> Iterator[tuple[str, type, Field[Any], Any]]:
     """Key, dataclass, field and type of each setting below ``kind``."""
     hints = typing.get_type_hints(kind)
     for f in fields(kind):
-        if is_dataclass(hints[f.name]) and f.name != "pool":
+        if is_dataclass(hints[f.name]) and f.name not in ("pool", "retrieval"):
             yield from settings_of(hints[f.name], f"{prefix}{f.name}.")
         elif f.name == "pool":
             for rule in rule_names():
                 yield from settings_of(rule_class(rule), "pool.")
+        elif f.name == "retrieval" and kind is RunConfig:
+            for ranker in (RetrievalConfig, *own_settings().values()):
+                yield from settings_of(ranker, "retrieval.")
         else:
             yield f"{prefix}{f.name}", kind, f, hints[f.name]
 

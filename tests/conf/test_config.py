@@ -21,6 +21,8 @@ from agent.pool.search_limits import RULES
 from agent.strategies import STRATEGIES
 from conf.schema import TRAINING_SAMPLE, CheckpointConfig, EvalConfig, RunConfig, keys, typed
 from learner.losses.base import Choices, loss_class
+from retrieval_service.backend import settings_of
+from retrieval_service.backends import backend_names
 from retrieval_service.config import RetrievalConfig
 from tasks.config import DataConfig
 from tracking.config import TrackerConfig
@@ -37,6 +39,8 @@ NEEDED = {
     **{("data", name): ["data.corpus=c.jsonl", "mode=eval", "checkpoint=x"] for name in ("popqa", "bamboogle")},
     ("exit", "early"): ["mode=eval", "checkpoint=folder"],
     ("experiment", "benchmark"): ["checkpoint=folder"],
+    ("retrieval", "dense"): ["retrieval.encoder=x"],
+    ("retrieval", "hybrid"): ["retrieval.encoder=x"],
     ("retrieval", "http"): ["retrieval.url=http://127.0.0.1:8000"],
     ("selectivity", "query"): ["mode=eval", "checkpoint=folder"],
     ("selectivity", "evidence"): ["mode=eval", "checkpoint=folder"],
@@ -127,6 +131,16 @@ def test_every_pool_rule_has_a_file_and_becomes_its_own_class() -> None:
     assert rule_names() == sorted(file.stem for file in (CONF / "pool").glob("*.yaml"))
     for name in rule_names():
         assert type(composed(f"pool={name}").pool) is rule_class(name)
+
+
+def test_every_ranker_has_a_file_and_its_own_settings() -> None:
+    files = {file.stem for file in (CONF / "retrieval").glob("*.yaml")}
+    assert {*backend_names()} <= files
+    for name in backend_names():
+        found = composed(f"retrieval={name}", *NEEDED.get(("retrieval", name), [])).retrieval
+        assert (found.backend, type(found)) == (name, settings_of(name))
+    with pytest.raises(UserError, match=r"^retrieval\.backend=dense has settings of its own: write retrieval=dense"):
+        composed("retrieval.backend=dense")
 
 
 def test_every_budget_rule_has_a_file() -> None:

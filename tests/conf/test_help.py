@@ -49,6 +49,7 @@ def test_every_group_of_conf_has_a_line_and_its_choices() -> None:
 
 def test_inner_names_are_not_shown() -> None:
     assert "_rule" not in PAGE
+    assert "_settings" not in PAGE
     assert "``" not in PAGE
 
 

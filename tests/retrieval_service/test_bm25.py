@@ -180,7 +180,7 @@ def test_an_index_that_lost_documents_is_refused(tmp_path: Path) -> None:
 
 def test_passages_that_lucene_dropped_are_a_fault(tmp_path: Path) -> None:
     builder = LuceneBuilder(tmp_path, CONFIG)
-    builder.take(0, [Record("a", "x"), Record("b", "")])
+    builder.take(0, [Record("a", "x"), Record("b", "")], lambda done: None)
     with pytest.raises(Fault, match=r"indexed 1 of 2 passages \(indexed 1, .*\)"):
         builder.finish(tmp_path / "out")
     builder.close()

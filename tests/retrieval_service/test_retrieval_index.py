@@ -47,7 +47,7 @@ class Builder:
     def __init__(self, recipe: Scripted, work: Path) -> None:
         self.recipe, self.work, self.parts, self.closed = recipe, work, [], 0
 
-    def take(self, number: int, part: Sequence[Record]) -> None:
+    def take(self, number: int, part: Sequence[Record], told: Callable[[int], None]) -> None:
         assert number == len(self.parts)
         self.recipe.reading()
         file = self.work / f"part-{number}"

@@ -1,0 +1,213 @@
+"""Texts as vectors, by a transformers encoder: which files it is, how it wants its texts, how its tokens become one
+vector.
+
+What isn't set is taken from the files that sentence-transformers leaves beside a model: ``modules.json``, the pooling's
+``config.json``, ``sentence_bert_config.json`` and the prompts in ``config_sentence_transformers.json``. Two families
+that keep their prefixes in their model cards alone are known by name. torch and transformers are imported when an
+encoder is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.errors import UserError, shortened
+from agent.quiet import quietly
+
+Vectors = npt.NDArray[np.float32]
+POOLINGS = ("mean", "cls", "last")
+FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/config.json"]
+LEFT_OUT = ["onnx/*", "openvino/*"]
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PREFIXES = (
+    (re.compile(r"(^|[/_-])e5-(small|base|large)"), "query: ", "passage: "),
+    (re.compile(r"(^|/)bge-(small|base|large)-en"), "Represent this sentence for searching relevant passages: ", ""),
+)
+"""Of a model's name: what goes before queries and passages (arXiv 2212.03533, section 3; arXiv 2309.07597)."""
+_AT_ONCE = 64
+"""Texts of a batch; they are sorted by length first, so that little of it is padding."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manner:
+    """How an encoder is used: what an index and its queries have to agree on."""
+
+    encoder: str
+    """The name or folder that was given."""
+    weights: str
+    """128-bit BLAKE2b of the files that make the vectors."""
+    pooling: str
+    normalise: bool
+    query_prefix: str
+    passage_prefix: str
+    max_tokens: int
+
+    @property
+    def key(self) -> str:
+        """A digest of what the passages' vectors depend on."""
+        said = {name: value for name, value in asdict(self).items() if name not in ("encoder", "query_prefix")}
+        return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def encoder_folder(given: str, key: str) -> Path:
+    """The folder of the model ``given``: itself, or the hub's snapshot on this machine, fetched if it isn't there.
+
+    Raises ``UserError`` that begins with the setting ``key`` when there is neither.
+    """
+    folder = Path(given).expanduser()
+    if folder.is_dir():
+        return folder.absolute()
+    if not _HUB_NAME.fullmatch(given):
+        raise UserError(f"{key}={given}: no such folder, and not a hub's name (org/name)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(given, allow_patterns=FETCHED, ignore_patterns=LEFT_OUT))
+    except Exception as error:  # whatever its client and the network raise
+        raise UserError(
+            f"{key}={given}: no such folder here, no whole copy in this machine's cache, and the hub can't be asked "
+            f"({shortened(error)}); where there is a network, `hf download {given} --local-dir FOLDER`, "
+            f"then {key}=FOLDER"
+        ) from error
+
+
+def manner_of(folder: Path, given: str, asked: dict[str, Any]) -> Manner:
+    """How the encoder in ``folder`` is used: as ``asked`` (the fields of ``Manner``), else as its own files say.
+
+    Raises ``UserError`` that names what is missing.
+    """
+    said = {**_told(folder, given), **{name: value for name, value in asked.items() if value is not None}}
+    if "pooling" not in said:
+        raise UserError(
+            f"retrieval.encoder={given}: nothing in it says how its tokens become one vector; set retrieval.pooling to "
+            f"one of {', '.join(POOLINGS)}"
+        )
+    return Manner(encoder=given, weights=weights_digest(folder, f"retrieval.encoder={given}"), **said)
+
+
+def _told(folder: Path, given: str) -> dict[str, Any]:
+    """What the files beside a model and its name say."""
+    said: dict[str, Any] = {"normalise": False, "query_prefix": "", "passage_prefix": "", "max_tokens": 256}
+    for pattern, query, passage in _PREFIXES:
+        if pattern.search(given.lower()):
+            said |= {"query_prefix": query, "passage_prefix": passage, "normalise": True}
+    modules = _json(folder / "modules.json", [])
+    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+    for module, kind in zip(modules, kinds, strict=True):
+        if kind == "Pooling":
+            pooling = _json(folder / str(module.get("path", "")) / "config.json", {})
+            modes = (("mean", "mean_tokens"), ("cls", "cls_token"), ("last", "lasttoken"))
+            if name := next((name for name, mode in modes if pooling.get(f"pooling_mode_{mode}")), None):
+                said["pooling"] = name
+        elif kind == "Dense":
+            raise UserError(f"retrieval.encoder={given}: has a dense layer after its pooling, which can't be read here")
+    if kinds:
+        said["normalise"] = "Normalize" in kinds
+    prompts = _json(folder / "config_sentence_transformers.json", {}).get("prompts", {})
+    for name in ("query", "passage", "document"):
+        if prompts.get(name):
+            said[f"{'query' if name == 'query' else 'passage'}_prefix"] = prompts[name]
+    if longest := _json(folder / "sentence_bert_config.json", {}).get("max_seq_length"):
+        said["max_tokens"] = min(int(longest), 512)
+    return said
+
+
+def _json(file: Path, otherwise: Any) -> Any:
+    """What ``file`` holds; ``otherwise`` without it, or where it is of another type. Raises ``UserError`` if
+    damaged."""
+    if not file.is_file():
+        return otherwise
+    try:
+        value = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{file}: not valid JSON ({error})") from error
+    return value if isinstance(value, type(otherwise)) else otherwise
+
+
+def weights_digest(folder: Path, given: str) -> str:
+    """128-bit BLAKE2b of configuration, tokenizer and weights. Raises ``UserError`` that begins with ``given``."""
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights or not (folder / "config.json").is_file():
+        raise UserError(f"{given}: {folder} needs config.json and weights in safetensors")
+    digest = hashlib.blake2b(digest_size=16)
+    for file in (folder / "config.json", folder / "tokenizer.json", *weights):
+        if file.is_file():
+            with open(file, "rb") as data:
+                digest.update(hashlib.file_digest(data, lambda: hashlib.blake2b(digest_size=16)).digest())
+    return digest.hexdigest()
+
+
+class Encoder:
+    """A model that makes vectors. For one thread; torch works on ``threads`` processors from then on.
+
+    Raises ``UserError`` for a folder without a usable model.
+    """
+
+    def __init__(self, folder: Path, manner: Manner, *, threads: int, device: str = "auto") -> None:
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        torch.set_num_threads(threads)
+        self._torch = torch
+        self._manner = manner
+        self._device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        try:
+            with quietly():
+                self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+                model: Any = AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"retrieval.encoder={manner.encoder}: can't be loaded ({shortened(error)})") from error
+        half = self._device.startswith("cuda")
+        self._model = model.to(self._device, torch.float16 if half else torch.float32).eval()
+        longest = getattr(model.config, "max_position_embeddings", None) or manner.max_tokens
+        self._max_tokens = min(manner.max_tokens, int(longest))
+
+    @property
+    def size(self) -> int:
+        """Numbers of a vector."""
+        return int(self._model.config.hidden_size)
+
+    def queries(self, texts: Sequence[str]) -> Vectors:
+        """(len(texts), size) vectors of search queries."""
+        return self._encode([self._manner.query_prefix + text for text in texts])
+
+    def passages(self, texts: Sequence[str]) -> Vectors:
+        """(len(texts), size) vectors of passages' contents."""
+        return self._encode([self._manner.passage_prefix + text for text in texts])
+
+    def _encode(self, texts: Sequence[str]) -> Vectors:
+        found = np.empty((len(texts), self.size), np.float32)
+        order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
+        with self._torch.inference_mode():
+            for start in range(0, len(texts), _AT_ONCE):
+                batch = order[start : start + _AT_ONCE]
+                found[batch] = self._batch([texts[at] for at in batch])
+        return found
+
+    def _batch(self, texts: list[str]) -> Vectors:
+        torch = self._torch
+        encoded = self._tokenizer(
+            texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
+        ).to(self._device)
+        hidden = self._model(**encoded).last_hidden_state.float()
+        mask = encoded["attention_mask"].unsqueeze(-1)
+        if self._manner.pooling == "cls":
+            vectors = hidden[:, 0]
+        elif self._manner.pooling == "last":
+            # The last token that is no padding, whichever side that is on.
+            last = (mask[:, :, 0] * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1)
+            vectors = hidden[torch.arange(len(texts), device=last.device), last]
+        else:
+            vectors = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        if self._manner.normalise:
+            vectors = torch.nn.functional.normalize(vectors, dim=1)
+        return np.asarray(vectors.cpu().numpy(), np.float32)

@@ -1,0 +1,105 @@
+"""A cross-encoder over any ranker: it reads the query with each of the first passages, and orders them anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from agent.errors import UserError, shortened
+from agent.quiet import quietly
+from agent.records import Passage
+from retrieval_service.backend import Backend, Identity
+from retrieval_service.config import RetrievalConfig
+from retrieval_service.encoder import encoder_folder, weights_digest
+
+KEY = "retrieval.reranker"
+MAX_TOKENS = 512
+"""Of query and passage together; longer passages are cut."""
+_AT_ONCE = 32
+
+
+class Reranked:
+    """A ``Backend``: of each query the first ``config.rerank_depth`` passages of ``inner``, by the cross-encoder's
+    score.
+
+    For one thread. Raises ``UserError`` for a folder without a sequence classifier of one score.
+    """
+
+    def __init__(self, inner: Backend, config: RetrievalConfig) -> None:
+        given = config.reranker or ""
+        self._inner, self._depth = inner, config.rerank_depth
+        folder = encoder_folder(given, KEY)
+        self._told = {"reranker": given, "reranker_weights": weights_digest(folder, f"{KEY}={given}")}
+        self._tokenizer, self._model, self._torch = _loaded(folder, given, config.threads)
+
+    def search_batch(self, queries: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
+        """For each query the ``k`` passages of the highest scores, which are the cross-encoder's; see ``Backend``."""
+        found = self._inner.search_batch(queries, max(k, self._depth))
+        pairs = [(query, passage) for query, hits in zip(queries, found, strict=True) for passage in hits]
+        scores = iter(self._scores(pairs))
+        ranked = []
+        for hits in found:
+            scored = [replace(passage, score=next(scores)) for passage in hits]
+            ranked.append(tuple(sorted(scored, key=lambda passage: -passage.score)[:k]))
+        return ranked
+
+    def _scores(self, pairs: Sequence[tuple[str, Passage]]) -> list[float]:
+        texts = [(_printable(query), f"{passage.title}\n{passage.text}".strip()) for query, passage in pairs]
+        order = sorted(range(len(texts)), key=lambda at: len(texts[at][1]))
+        scores = [0.0] * len(texts)
+        with self._torch.inference_mode():
+            for start in range(0, len(order), _AT_ONCE):
+                batch = order[start : start + _AT_ONCE]
+                encoded = self._tokenizer(
+                    [texts[at][0] for at in batch],
+                    [texts[at][1] for at in batch],
+                    padding=True,
+                    truncation="longest_first",
+                    max_length=MAX_TOKENS,
+                    return_tensors="pt",
+                ).to(self._model.device)
+                for at, score in zip(batch, self._model(**encoded).logits[:, 0].tolist(), strict=True):
+                    scores[at] = score
+        return scores
+
+    def following_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
+        """See ``Backend``."""
+        return self._inner.following_batch(document_ids, k)
+
+    def document_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
+        """See ``Backend``."""
+        return self._inner.document_batch(document_ids, k)
+
+    def identity(self) -> Identity:
+        """The ranker's, with the cross-encoder."""
+        inner = self._inner.identity()
+        return replace(inner, settings={**inner.settings, **self._told, "rerank_depth": self._depth})
+
+    def close(self) -> None:
+        """Closes the ranker."""
+        self._inner.close()
+
+
+def _loaded(folder: Path, given: str, threads: int) -> tuple[Any, Any, Any]:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.set_num_threads(threads)
+    try:
+        with quietly():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                folder, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{KEY}={given}: can't be loaded ({shortened(error)})") from error
+    if report["missing_keys"] or model.config.num_labels != 1:
+        raise UserError(f"{KEY}={given}: is no cross-encoder: it needs a classifier with one score, and its weights")
+    return tokenizer, model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), torch
+
+
+def _printable(text: str) -> str:
+    """``text`` as a tokenizer takes it: lone surrogates become question marks."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,163 @@
+"""Passages' vectors on disk, and the search for the nearest: exact, or by Faiss where that is installed.
+
+| kind | what | at 21M passages of 768 numbers |
+| --- | --- | --- |
+| ``flat`` | all of them, compared one after the other: exact | 65 GB, read for each batch |
+| ``ivf`` | Faiss: in lists around centres, of which ``probes`` are looked through | 65 GB, a part of it read |
+| ``ivf_sq8`` | the same with a byte for each number | 16 GB, a part of it read |
+
+Nearness is the inner product; with normalised vectors that is the cosine. Files are mapped into memory: the system
+reads what is needed and keeps what it has room for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.errors import UserError, shortened
+from retrieval_service.encoder import Vectors
+
+KINDS = ("flat", "ivf", "ivf_sq8")
+PART = "vectors.npy"
+FLAT = "vectors.npy"
+FAISS = "vectors.faiss"
+LISTS = "vectors.lists"
+"""What Faiss keeps the lists' contents in."""
+BLOCK = 1 << 16
+"""Vectors that are compared at once."""
+PER_LIST = 64
+"""Vectors that Faiss learns each centre from; it wants at least 39."""
+
+Numbers = npt.NDArray[np.int64]
+
+
+class Nearest(Protocol):
+    """The vectors of an index."""
+
+    def search(self, queries: Vectors, k: int) -> tuple[Vectors, Numbers]:
+        """(n, k) scores, highest first, and numbers of the passages; -1 where there are fewer."""
+        ...
+
+
+def default_lists(vectors: int) -> int:
+    """How many lists so many vectors are put into: about 4 √n, as Faiss's guidelines have it."""
+    return max(1, min(round(4 * math.sqrt(vectors)), vectors // PER_LIST or 1))
+
+
+class Flat:
+    """Exact search. Memory: ``BLOCK`` scores for each query, and the pages of the file that the system keeps."""
+
+    def __init__(self, file: Path) -> None:
+        self._vectors: Vectors = np.load(file, mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def search(self, queries: Vectors, k: int) -> tuple[Vectors, Numbers]:
+        """See ``Nearest``. Of equal scores the passage that comes first in the corpus is first."""
+        scores = np.full((len(queries), 0), -np.inf, np.float32)
+        numbers = np.full((len(queries), 0), -1, np.int64)
+        for start in range(0, len(self._vectors), BLOCK):
+            block = np.asarray(self._vectors[start : start + BLOCK])
+            found = queries @ block.T
+            here = np.broadcast_to(np.arange(start, start + len(block)), found.shape)
+            if len(block) > k:
+                best = np.argpartition(-found, k - 1, axis=1)[:, :k]
+                best.sort(axis=1)
+                found, here = np.take_along_axis(found, best, 1), np.take_along_axis(here, best, 1)
+            scores, numbers = np.concatenate((scores, found), 1), np.concatenate((numbers, here), 1)
+            # Stable: those found before, and of lower number, stay before their equals.
+            order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+            scores, numbers = np.take_along_axis(scores, order, 1), np.take_along_axis(numbers, order, 1)
+        return scores, numbers
+
+
+class Faiss:
+    """Approximate search in lists around centres."""
+
+    def __init__(self, file: Path, probes: int, threads: int) -> None:
+        faiss = import_faiss()
+        faiss.omp_set_num_threads(threads)
+        # Lists on disk are mapped without a further flag; with IO_FLAG_MMAP they are left out, and a search crashes.
+        flags = faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR
+        try:
+            self._index: Any = faiss.read_index(str(file), flags)
+        except RuntimeError as error:
+            raise UserError(f"{file}: Faiss cannot open it ({shortened(error)}); build the index again") from error
+        faiss.ParameterSpace().set_index_parameter(self._index, "nprobe", min(probes, self._index.nlist))
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
+
+    def search(self, queries: Vectors, k: int) -> tuple[Vectors, Numbers]:
+        """See ``Nearest``."""
+        scores, numbers = self._index.search(queries, k)
+        return scores, numbers
+
+
+def open_vectors(folder: Path, kind: str, probes: int, threads: int) -> Flat | Faiss:
+    """The vectors of an index in ``folder``."""
+    return Flat(folder / FLAT) if kind == "flat" else Faiss(folder / FAISS, probes, threads)
+
+
+def import_faiss() -> Any:
+    """Faiss. Raises ``UserError`` where it isn't installed."""
+    try:
+        import faiss
+    except ImportError:
+        raise UserError(
+            "retrieval.vectors=ivf and ivf_sq8 need Faiss: `pip install faiss-cpu`; retrieval.vectors=flat does without"
+        ) from None
+    return faiss
+
+
+def join_vectors(parts: Sequence[Path], out: Path, kind: str, lists: int) -> None:
+    """Makes the vectors' files in the folder ``out`` of those of ``parts``, one part in memory at a time."""
+    loaded = [np.load(part / PART, mmap_mode="r") for part in parts]
+    total, size = sum(map(len, loaded)), loaded[0].shape[1]
+    if kind == "flat":
+        whole = np.lib.format.open_memmap(out / FLAT, mode="w+", dtype=np.float32, shape=(total, size))
+        at = 0
+        for vectors in loaded:
+            whole[at : at + len(vectors)] = vectors
+            at += len(vectors)
+        whole.flush()
+        return
+    _join_lists(loaded, out, kind, lists or default_lists(total))
+
+
+def _join_lists(loaded: Sequence[Vectors], out: Path, kind: str, lists: int) -> None:
+    faiss = import_faiss()
+    from faiss.contrib.ondisk import merge_ondisk
+
+    total, size = sum(map(len, loaded)), loaded[0].shape[1]
+    # An equal share of each part, so that the centres are those of the whole corpus.
+    share = min(1.0, PER_LIST * lists / total)
+    rng = np.random.default_rng(0)
+    sample = np.concatenate(
+        [
+            np.asarray(vectors[np.sort(rng.choice(len(vectors), max(1, int(share * len(vectors))), replace=False))])
+            for vectors in loaded
+        ]
+    )
+    empty = faiss.index_factory(
+        size, f"IVF{min(lists, len(sample))},{'SQ8' if kind == 'ivf_sq8' else 'Flat'}", faiss.METRIC_INNER_PRODUCT
+    )
+    empty.train(sample)
+    files, at = [], 0
+    for number, vectors in enumerate(loaded):
+        index = faiss.clone_index(empty)
+        index.add_with_ids(np.ascontiguousarray(vectors), np.arange(at, at + len(vectors)))
+        at += len(vectors)
+        files.append(str(out / f"part-{number:05}.faiss"))
+        faiss.write_index(index, files[-1])
+    merge_ondisk(empty, files, str(out / LISTS))
+    faiss.write_index(empty, str(out / FAISS))
+    for file in files:
+        Path(file).unlink()

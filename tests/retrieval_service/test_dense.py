@@ -1,0 +1,374 @@
+"""Dense retrieval over a small random encoder: vectors, stores, indexes, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from encoders import encoder
+
+from agent.errors import RetrievalError, UserError
+from agent.records import Passage
+from retrieval_service import names, vectors
+from retrieval_service.backend import index_for, open_backend
+from retrieval_service.backends import dense
+from retrieval_service.backends.dense import Dense, Settings
+from retrieval_service.corpus import Record, join_contents, write_corpus
+from retrieval_service.encoder import Encoder, Manner, manner_of
+from retrieval_service.store import PASSAGES, PassageStore, join_parts, write_part
+from retrieval_service.vectors import Faiss, Flat, default_lists, join_vectors
+from retrieval_service.watch import Watch
+
+PASSAGES_OF = [
+    Passage(id="emma", title="Emma", text="novel by jane austen"),
+    Passage(id="persuasion", title="Persuasion", text="novel by jane austen"),
+    Passage(id="berlin", title="Album", text="berlin album one"),
+    Passage(id="light.txt#0", title="", text="lighthouse one"),
+    Passage(id="light.txt#1", title="", text="lighthouse two"),
+    *(
+        Passage(id=f"twin-{n}", title="Twin", text=f"marmalade {word}")
+        for n, word in enumerate(("one", "two", "three"))
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return encoder(tmp_path_factory.mktemp("encoder") / "model")
+
+
+@pytest.fixture(scope="module")
+def config(model: Path) -> Settings:
+    return Settings(encoder=str(model))
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    write_corpus(tmp_path / "corpus.jsonl", PASSAGES_OF)
+    return tmp_path / "corpus.jsonl"
+
+
+@pytest.fixture
+def backend(corpus: Path, config: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dense]:
+    """Over an index of parts of three passages, searched in blocks of two."""
+    monkeypatch.setattr(names, "PART", 3)
+    monkeypatch.setattr(vectors, "BLOCK", 2)
+    opened = open_backend(config, index_for(corpus, config, tmp_path))
+    assert isinstance(opened, Dense)
+    yield opened
+    opened.close()
+
+
+def ids(hits: tuple[Passage, ...]) -> list[str]:
+    return [hit.id for hit in hits]
+
+
+# --- the encoder -----------------------------------------------------------------------------------
+
+
+def test_the_files_beside_a_model_say_how_it_is_used(model: Path) -> None:
+    manner = manner_of(model, "given", {})
+    assert (manner.pooling, manner.normalise, manner.max_tokens) == ("mean", True, 32)
+    assert (manner.query_prefix, manner.passage_prefix) == ("query: ", "passage: ")
+    asked = manner_of(model, "given", {"pooling": "cls", "normalise": None, "query_prefix": ""})
+    assert (asked.pooling, asked.normalise, asked.query_prefix) == ("cls", True, "")
+    assert asked.weights == manner.weights
+    assert asked.key != manner.key
+    assert replace(manner, query_prefix="x", encoder="y").key == manner.key, "passages don't depend on these"
+
+
+@pytest.mark.parametrize(
+    ("name", "prefixes"),
+    [
+        ("intfloat/e5-base-v2", ("query: ", "passage: ")),
+        ("/models/multilingual-e5-small", ("query: ", "passage: ")),
+        ("BAAI/bge-base-en-v1.5", ("Represent this sentence for searching relevant passages: ", "")),
+        ("other/model-e5x", ("", "")),
+    ],
+)
+def test_families_whose_prefixes_are_in_no_file(
+    model: Path, tmp_path: Path, name: str, prefixes: tuple[str, str]
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    (folder / "config_sentence_transformers.json").unlink()
+    manner = manner_of(folder, name, {})
+    assert (manner.query_prefix, manner.passage_prefix) == prefixes
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        (
+            "modules.json",
+            None,
+            "nothing in it says how its tokens become one vector; set retrieval.pooling to one of mean",
+        ),
+        ("1_Pooling/config.json", "{}", "set retrieval.pooling"),
+        ("modules.json", '[{"type": "sentence_transformers.models.Dense"}]', "has a dense layer after its pooling"),
+        ("modules.json", "[", "modules.json: not valid JSON"),
+        ("config.json", None, "needs config.json and weights in safetensors"),
+        ("model.safetensors", None, "needs config.json and weights in safetensors"),
+    ],
+)
+def test_a_folder_that_does_not_say_enough_is_named(
+    model: Path, tmp_path: Path, file: str, content: str | None, said: str
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    (folder / file).unlink() if content is None else (folder / file).write_text(content)
+    with pytest.raises(UserError) as caught:
+        manner_of(folder, "given", {} if "pool" in said.lower() or content == "[" else {"pooling": "mean"})
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_vectors_are_those_of_the_model_by_hand(model: Path, pooling: str, normalise: bool) -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    manner = replace(manner_of(model, "given", {}), pooling=pooling, normalise=normalise)
+    texts = ["emma", "novel by jane austen " * 3, "", "one two"]
+    found = Encoder(model, manner, threads=2).passages(texts)
+    tokenizer, bare = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model).eval()
+    for text, vector in zip(texts, found, strict=True):  # alone, without padding
+        with torch.no_grad():
+            hidden = bare(**tokenizer(f"passage: {text}", return_tensors="pt")).last_hidden_state[0]
+        by_hand = {"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1]}[pooling]
+        wanted = by_hand / by_hand.norm() if normalise else by_hand
+        np.testing.assert_allclose(vector, wanted.numpy(), atol=1e-5)
+
+
+def test_long_texts_are_cut(model: Path) -> None:
+    made = Encoder(model, manner_of(model, "given", {"max_tokens": 500}), threads=2)
+    text = "one two three four " * 100
+    assert np.array_equal(made.passages([text]), made.passages([text + "emma"])), "at the model's 64 positions"
+
+
+# --- searching -------------------------------------------------------------------------------------
+
+
+def test_the_nearest_come_first_as_in_all_of_them_compared(backend: Dense, config: Settings, model: Path) -> None:
+    made = Encoder(model, manner_of(model, "given", {}), threads=2)
+    queries = ["emma novel", "lighthouse", "marmalade three", "one"]
+    passages = made.passages([join_contents(p.title, p.text) for p in PASSAGES_OF])
+    scores = made.queries(queries) @ passages.T
+    for k in (1, 3, 8, 100):
+        for hits, row in zip(backend.search_batch(queries, k), scores, strict=True):
+            order = np.argsort(-row, kind="stable")[:k]
+            assert ids(hits) == [PASSAGES_OF[n].id for n in order]
+            np.testing.assert_allclose([hit.score for hit in hits], row[order], atol=1e-5)
+            assert [replace(hit, score=0.0) for hit in hits] == [PASSAGES_OF[n] for n in order]
+
+
+def test_a_query_without_a_character_has_no_hits_and_odd_ones_have(backend: Dense) -> None:
+    found = backend.search_batch(["", " \n\t", "emma", "\ud800", "emma " * 5000], 2)
+    assert [len(hits) for hits in found] == [0, 0, 2, 2, 2]
+    assert backend.search_batch([], 3) == []
+    with pytest.raises(ValueError, match="k=0"):
+        backend.search_batch(["x"], 0)
+
+
+def test_passages_are_read_by_id_and_on(backend: Dense) -> None:
+    found = backend.document_batch(["emma", "none", "twin-0", "light.txt#0", "\ud800"], 3)
+    assert [ids(f) for f in found] == [
+        ["emma"],
+        [],
+        ["twin-0", "twin-1", "twin-2"],
+        ["light.txt#0", "light.txt#1"],
+        [],
+    ]
+    assert [ids(f) for f in backend.following_batch(["twin-0", "twin-1", "berlin"], 1)] == [["twin-1"], ["twin-2"], []]
+    with pytest.raises(RetrievalError, match="the index holds no passage 'none'"):
+        backend.following_batch(["none"], 1)
+
+
+def test_the_identity_names_the_encoder_and_its_manner(backend: Dense, model: Path) -> None:
+    told = backend.identity()
+    assert (told.name, told.backend, told.documents) == ("corpus.jsonl", "dense", 8)
+    assert told.settings["encoder"] == str(model)
+    assert told.settings["vectors"] == "flat"
+    assert {*Manner.__dataclass_fields__} <= {*told.settings}
+
+
+def test_equal_scores_are_in_the_corpus_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "BLOCK", 3)
+    np.save(tmp_path / "v.npy", np.array([[1.0], [2.0], [1.0], [1.0], [2.0], [1.0], [1.0]], np.float32))
+    scores, numbers = Flat(tmp_path / "v.npy").search(np.array([[1.0], [-1.0]], np.float32), 4)
+    assert numbers.tolist() == [[1, 4, 0, 2], [0, 2, 3, 5]]
+    assert scores.tolist() == [[2, 2, 1, 1], [-1, -1, -1, -1]]
+
+
+# --- building --------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_build_encodes_no_part_twice(
+    corpus: Path, config: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "PART", 3)
+    encoded: list[int] = []
+    passages = Encoder.passages
+
+    def counting(self: Encoder, texts: list[str]) -> Any:
+        if len(encoded) == 2:
+            encoded.append(-1)
+            raise KeyboardInterrupt
+        encoded.append(len(texts))
+        return passages(self, texts)
+
+    monkeypatch.setattr(Encoder, "passages", counting)
+    with pytest.raises(KeyboardInterrupt):
+        index_for(corpus, config, tmp_path)
+    counted: list[tuple[int, int]] = []
+    index = index_for(corpus, config, tmp_path, Watch(count=lambda done, total: counted.append((done, total))))
+    assert encoded == [3, 3, -1, 2]
+    assert [*dict.fromkeys(counted)] == [(3, 8), (6, 8), (8, 8)]
+    opened = open_backend(config, index)
+    assert ids(opened.search_batch(["lighthouse two"], 1)[0])
+    assert sorted(file.name for file in index.iterdir()) == [
+        *("ends.npy", "ids.npy", "manifest.json", "names-v1.npz", "numbers.npy", "passages.jsonl", "vectors.npy")
+    ]
+    opened.close()
+
+
+def test_an_index_says_its_encoder_and_takes_no_other(
+    corpus: Path, config: Settings, model: Path, tmp_path: Path
+) -> None:
+    index = index_for(corpus, config, tmp_path)
+    opened = open_backend(Settings(index=str(index)), index)
+    opened.close()
+    moved = shutil.copytree(model, tmp_path / "moved")
+    open_backend(Settings(encoder=str(moved), query_prefix=""), index).close()
+    other = encoder(tmp_path / "other", seed=1)
+    with pytest.raises(
+        UserError, match=r"was made with .*, and retrieval\.encoder=.*other differs in weights; use that"
+    ):
+        open_backend(Settings(encoder=str(other)), index)
+    with pytest.raises(UserError, match="differs in pooling"):
+        open_backend(Settings(index=str(index), pooling="cls"), index)
+    assert index_for(corpus, Settings(encoder=str(other)), tmp_path) != index
+    assert index_for(corpus, Settings(encoder=str(model), pooling="cls"), tmp_path) != index
+    assert index_for(corpus, Settings(encoder=str(moved)), tmp_path) == index
+
+
+def test_what_is_no_whole_dense_index_is_named(corpus: Path, config: Settings, tmp_path: Path) -> None:
+    index = index_for(corpus, config, tmp_path)
+    with pytest.raises(UserError, match="has no manifest"):
+        open_backend(config, tmp_path)
+    (index / PASSAGES).write_bytes((index / PASSAGES).read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"can't be read \(passages\.jsonl has .* bytes, not .*\); build it again"):
+        open_backend(config, index)
+    (index / "vectors.npy").unlink()
+    with pytest.raises(UserError, match="can't be read"):
+        open_backend(config, index)
+
+
+def test_an_encoder_is_needed_and_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"retrieval=dense needs retrieval\.encoder=FOLDER or a name on the hub"):
+        Settings()
+    with pytest.raises(UserError, match=r"retrieval\.encoder=/no/where: no such folder, and not a hub's name"):
+        dense.ensure(tmp_path / "c", Settings(encoder="/no/where"), tmp_path)
+    with pytest.raises(UserError, match=r"retrieval\.vectors must be one of|did you mean"):
+        Settings(encoder="x", vectors="flatt")
+
+
+# --- the store -------------------------------------------------------------------------------------
+
+
+def test_ids_with_the_same_digest_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrieval_service.store.name_digest", len)
+    part = [Record(name, f"text {name}") for name in ("aa", "b", "cc", "dd", "e")]
+    write_part(tmp_path, part)
+    (tmp_path / "out").mkdir()
+    assert join_parts([tmp_path], tmp_path / "out") == 5
+    store = PassageStore(tmp_path / "out")
+    assert [store.number(name) for name in ("aa", "b", "cc", "dd", "e", "f", "gg", "hhh")] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        *[None] * 3,
+    ]
+    assert store.passage(3) == Passage(id="dd", title="", text="text dd")
+    store.close()
+
+
+# --- Faiss -----------------------------------------------------------------------------------------
+
+
+def parts_of(folder: Path, sizes: list[int]) -> list[Path]:
+    rng = np.random.default_rng(0)
+    made = []
+    for number, size in enumerate(sizes):
+        (folder / f"{number}").mkdir(parents=True)
+        drawn = rng.normal(size=(size, 16)).astype(np.float32)
+        np.save(folder / f"{number}" / "vectors.npy", drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
+        made.append(folder / f"{number}")
+    return made
+
+
+@pytest.mark.parametrize(("kind", "least", "apart"), [("ivf", 1.0, 1e-5), ("ivf_sq8", 0.95, 0.06)])
+def test_faiss_finds_what_all_of_them_compared_give(tmp_path: Path, kind: str, least: float, apart: float) -> None:
+    """With all lists looked through; of quantised vectors nearly so. From the folder, wherever it is moved."""
+    pytest.importorskip("faiss")
+    parts = parts_of(tmp_path, [700, 900, 400])
+    for name in (kind, "flat"):
+        (tmp_path / name).mkdir()
+        join_vectors(parts, tmp_path / name, name, lists=8)
+    assert sorted(file.name for file in (tmp_path / kind).iterdir()) == ["vectors.faiss", "vectors.lists"]
+    (tmp_path / kind).rename(tmp_path / "moved")
+    found = Faiss(tmp_path / "moved" / "vectors.faiss", probes=100, threads=2)
+    exact = Flat(tmp_path / "flat" / "vectors.npy")
+    assert len(found) == len(exact) == 2000
+    queries = np.load(parts[1] / "vectors.npy")[:50] + 0.1
+    (scores, numbers), (true_scores, truth) = found.search(queries, 10), exact.search(queries, 10)
+    same = [len({*a} & {*b}) / 10 for a, b in zip(numbers.tolist(), truth.tolist(), strict=True)]
+    assert np.mean(same) >= least
+    np.testing.assert_allclose(scores, true_scores, atol=apart)
+    few = Faiss(tmp_path / "moved" / "vectors.faiss", probes=1, threads=2).search(queries, 10)[1]
+    assert not np.array_equal(few, numbers)
+
+
+def test_an_index_of_faiss_is_built_and_searched(corpus: Path, config: Settings, tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    asked = replace(config, vectors="ivf", lists=2)
+    opened = open_backend(asked, index_for(corpus, asked, tmp_path))
+    exact = open_backend(config, index_for(corpus, config, tmp_path))
+    assert opened.identity().settings["probes"] == 32
+    queries = ["emma novel", "marmalade three"]
+    for hits, wanted in zip(opened.search_batch(queries, 8), exact.search_batch(queries, 8), strict=True):
+        assert {*ids(hits)} == {*ids(wanted)}
+        assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in wanted], abs=1e-5)
+    opened.close()
+    exact.close()
+
+
+def test_without_faiss_one_line_says_what_to_do(
+    corpus: Path, config: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    encoded: list[int] = []
+    monkeypatch.setattr(Encoder, "passages", lambda self, texts: encoded.append(1))
+    with pytest.raises(UserError, match=r"need Faiss: `pip install faiss-cpu`; retrieval\.vectors=flat does without"):
+        index_for(corpus, replace(config, vectors="ivf"), tmp_path)
+    assert not encoded, "it is said before the passages are encoded"
+
+
+def test_lists_grow_with_the_root_of_the_passages() -> None:
+    assert [default_lists(n) for n in (1, 1000, 100_000, 21_000_000)] == [1, 15, 1265, 18330]
+
+
+def test_what_an_index_was_made_with_is_in_its_manifest(corpus: Path, config: Settings, tmp_path: Path) -> None:
+    index = index_for(corpus, config, tmp_path)
+    told = json.loads((index / "manifest.json").read_text())
+    assert told["backend"] == "dense"
+    assert told["made_with"]["pooling"] == "mean"
+    assert told["made_with"]["vectors"] == "flat"
