@@ -188,6 +188,14 @@ def plan(config: RunConfig, run_dir: Path, console: Console) -> None:
     console.say(table(config))
 
 
+def doctor(config: RunConfig, run_dir: Path, console: Console) -> None:
+    """``mode=doctor``: what this machine does with the model, measured in minutes."""
+    from actors.doctor import examine
+
+    _settle(config, console)
+    examine(config, run_dir, console)
+
+
 def simulate(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=simulate``: the query pool alone, on a simulated policy, in seconds."""
     from tracking.experiments.simulation import write
@@ -223,6 +231,7 @@ MODES: dict[str, Callable[[RunConfig, Path, Any], None]] = {
     "serve": serve,
     "compare": compare,
     "plan": plan,
+    "doctor": doctor,
     "simulate": simulate,
     "report": report,
     "view": view,

@@ -32,8 +32,9 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
     from actors.plan.installation import slow_bfloat16
     from actors.plan.lease import short_lease
     from actors.plan.machine import check_machine
+    from actors.plan.measured import assumptions
 
-    if unfit := refusal(config) or short_lease(config):
+    if unfit := refusal(config) or short_lease(config, assumptions(config)):
         raise UserError(f"{unfit} (mode=plan shows the whole plan)")
     check_machine(config)
     console.say(f"run {run_dir}: {in_short}")

@@ -50,6 +50,7 @@ MODES = (
     "serve",
     "compare",
     "plan",
+    "doctor",
     "simulate",
     "report",
     "view",

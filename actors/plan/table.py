@@ -12,6 +12,8 @@ from actors.plan.fit import advice, changes, problems
 from actors.plan.host import DISK_MARGIN, heap_bytes, memory_bytes, object_store_bytes, output_bytes
 from actors.plan.learner import LearnerMemory, learner_memory, longest_row
 from actors.plan.lease import short_lease
+from actors.plan.measured import assumptions, measured
+from actors.plan.measured import lines as as_measured
 from actors.plan.roofline import ASSUMED, Assumptions, step
 from conf.schema import RunConfig
 from retrieval_service.download import size_text
@@ -62,6 +64,8 @@ def table(config: RunConfig) -> str:
         f"a batch: {pool.candidates} queries x {pool.group_size} trajectories, at most {pool.batch_questions} groups "
         f"trained; staleness at most {pool.max_staleness}"
     )
+    if (doctors := measured(config)) is not None:
+        lines += as_measured(doctors)
     found = problems(config)
     lines += [f"does not fit: {problem}" for problem in found]
     if found:
@@ -172,10 +176,11 @@ def _longest(learner: LearnerMemory, engine: EngineMemory, config: RunConfig) ->
 
 
 def _times(config: RunConfig) -> Iterator[str]:
-    gpu = card(config.cluster.card)
-    yield "a step by the roofline, a projection that was never run:"
-    for share, name in ((ASSUMED.response_share, "expected"), (1.0, "all responses at their longest")):
-        s = step(config, replace(ASSUMED, response_share=share))
+    gpu, assumed = card(config.cluster.card), assumptions(config)
+    never = assumed == ASSUMED
+    yield "a step by the roofline, " + ("a projection that was never run:" if never else "with what was measured here:")
+    for share, name in ((assumed.response_share, "expected"), (1.0, "all responses at their longest")):
+        s = step(config, replace(assumed, response_share=share))
         how = "overlapped" if s.overlapped else "one after the other"
         turns = f", {s.turns_s:.1f} s to move the engine off the card and back" if s.turns_s else ""
         adding = f", {s.learning.adding_s:.1f} s of it to add gradients up" if s.learning.adding_s else ""
@@ -186,9 +191,9 @@ def _times(config: RunConfig) -> Iterator[str]:
             f"{s.learning.model_use:.0%}{adding}; publishing {s.learning.publish_s:.1f} s{turns}"
         )
         yield f"    limited by {s.limit}"
-    if short := short_lease(config):
+    if short := short_lease(config, assumed):
         yield f"  {short}"
-    yield from _assumptions(ASSUMED)
+    yield from _assumptions(assumed)
     yield f"  of the card: {gpu.tflops:g} TFLOP/s in bfloat16, {gpu.bandwidth:g} GB/s, {gpu.pcie:g} GB/s of PCIe"
 
 

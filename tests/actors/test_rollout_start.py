@@ -10,12 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from patience import HANG_S
 
 from actors import rollout as rollout_module
 from actors.process import WIDTH, last_lines
 from actors.rollout import RolloutWorker
 from agent.config import AgentConfig
-from agent.errors import Fault
+from agent.errors import Fault, UserError
 
 
 class Unfit(ValueError):
@@ -26,16 +27,12 @@ class Unfit(ValueError):
         self.lock = threading.Lock()
 
 
-def test_the_fault_is_one_line_that_can_leave_the_process(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise Unfit
-
+def worker_with(engine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A worker that makes ``engine`` when it starts."""
     monkeypatch.setattr(rollout_module, "log_to", lambda *_: None)
     monkeypatch.setattr(rollout_module, "Tokenizer", lambda path: None)
     monkeypatch.setattr(rollout_module, "Dialogue", SimpleNamespace(of=lambda *_: None))
-    monkeypatch.setattr(rollout_module, "Engine", refuse)
+    monkeypatch.setattr(rollout_module, "Engine", engine)
     settings = SimpleNamespace(
         model_path="",
         engine=None,
@@ -47,13 +44,47 @@ def test_the_fault_is_one_line_that_can_leave_the_process(
         run_dir=Path(),
     )
     settings.agent = AgentConfig()
-    worker: Any = RolloutWorker.__ray_metadata__.modified_class("w", settings, Path(), {})  # type: ignore[attr-defined]
+    return RolloutWorker.__ray_metadata__.modified_class("w", settings, Path(), {})  # type: ignore[attr-defined]
+
+
+def test_the_fault_is_one_line_that_can_leave_the_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise Unfit
+
+    worker = worker_with(refuse, monkeypatch)
     with pytest.raises(Fault, match=r"^vLLM can't start: Unfit: 1 validation error head size 16 is not supp") as error:
         asyncio.run(worker.start())
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
     assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
     assert "9998]" in capsys.readouterr().err, "the log has all of it"
+
+
+def test_an_engine_of_another_device_is_the_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise UserError("cluster.device=cpu: this environment's vLLM runs on cuda; use another")
+
+    with pytest.raises(UserError, match=r"^cluster\.device=cpu: "):
+        asyncio.run(worker_with(refuse, monkeypatch).start())
+
+
+def test_the_actor_answers_while_its_engine_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = threading.Event()
+
+    def build(*_: Any, **__: Any) -> None:
+        assert asked.wait(HANG_S), "nothing else ran on the actor's event loop"
+        raise Unfit
+
+    async def start_and_ask() -> None:
+        starting = asyncio.ensure_future(worker_with(build, monkeypatch).start())
+        await asyncio.sleep(0.01)
+        asked.set()
+        await starting
+
+    with pytest.raises(Fault, match="Unfit"):
+        asyncio.run(start_and_ask())
 
 
 def test_a_message_shows_no_line_of_a_log_in_full_that_is_pages_long(tmp_path: Path) -> None:

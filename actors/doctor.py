@@ -1,0 +1,285 @@
+"""``mode=doctor``: the first ten minutes on a new box. Checks, measurements with random weights, and what is off.
+
+    checks ─► each device ─► between devices ─► engine ─► learner (and what the engine sampled) ─► doctor.json
+
+Each part runs in a process of its own (``actors/measuring.py``); one that fails is a line, and the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from actors import measuring
+from actors.apart import Apart, together
+from actors.engine_arguments import engine_environment
+from actors.plan import measured
+from actors.plan.cards import GIB, card
+from actors.plan.fit import refusal
+from actors.plan.learner import learner_memory
+from actors.plan.lease import short_lease
+from actors.plan.machine import missing, snapshot
+from actors.process import QUIET
+from agent.errors import Fault, UserError
+from conf.schema import RunConfig
+from learner.skeleton import MARKER
+from tracking.console import Console
+
+PART_S = 420.0
+"""Longest that one measurement may take; a large model's engine compiles for a few minutes when it first starts."""
+GAP = {"float32": 1e-4, "bfloat16": 0.02}
+"""Mean gap between engine and learner, in nats, above which something other than rounding is at work."""
+SLOW = 0.7
+"""Share of what is expected below which a device or a part is named."""
+FAMILIES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
+
+
+def examine(config: RunConfig, run_dir: Path, console: Console) -> dict[str, Any]:
+    """All of it; what was found, as it is in ``run_dir/doctor.json`` and where the plan looks for it.
+
+    Raises ``UserError`` if nothing can be measured here at all.
+    """
+    lacking = [*missing(config, snapshot(config)), *filter(None, (refusal(config), short_lease(config)))]
+    for line in lacking:
+        console.say(line, "yellow")
+    count = _devices(config)
+    if count == 0:
+        raise UserError(f"cluster={config.cluster.name} runs on GPUs and this machine shows none: nothing to measure")
+    found: dict[str, Any] = {
+        "format": measured.FORMAT,
+        "made": datetime.now().isoformat(timespec="minutes"),
+        "host": socket.gethostname(),
+        "about": f"cluster={config.cluster.name} model={config.model.name} {config.model.dtype}",
+        "lacking": lacking,
+        "failed": [],
+    }
+    started = time.monotonic()
+    doctor = _Doctor(config, run_dir, console, found, count)
+    doctor.devices()
+    doctor.ways()
+    doctor.engine_and_learner()
+    found["seconds"] = time.monotonic() - started
+    found["findings"] = findings(config, found)
+    text = json.dumps(found, indent=1)
+    for file in (run_dir / "doctor.json", measured.place(config)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    for line in measured.lines(found):
+        console.say(line)
+    for line in found["findings"]:
+        console.say(line, "yellow")
+    end = "nothing is off" if not found["findings"] and not lacking else "see above"
+    console.say(f"{end}; {run_dir / 'doctor.json'}, which mode=plan uses from now on; {found['seconds']:.0f} s", "bold")
+    return found
+
+
+class _Doctor:
+    """The measurements; each puts what it found into ``found``."""
+
+    def __init__(self, config: RunConfig, run_dir: Path, console: Console, found: dict[str, Any], devices: int) -> None:
+        self._config, self._console, self._found, self._count = config, console, found, devices
+        self._run_dir = run_dir
+        self._gpu = config.cluster.device == "cuda"
+
+    def devices(self) -> None:
+        threads = self._config.cluster.learner_threads
+        self._found["devices"] = []
+        for number in range(self._count):
+            with self._part(f"device {number}"):
+                self._found["devices"].append(
+                    self._apart(f"device-{number}", number, measuring.device_speed, *self._where(), threads).result(
+                        PART_S
+                    )
+                )
+
+    def ways(self) -> None:
+        """Between GPUs; on a CPU between two processes."""
+        if self._gpu and self._count > 1:
+            with self._part("copies between GPUs"):
+                run = self._apart("peers", None, measuring.peer_copies, self._count)
+                self._found["peers"] = run.result(PART_S)
+        world = self._count if self._gpu else 2
+        if world > 1:
+            with self._part("a broadcast"):
+                meeting = self._run_dir / f"meeting-{os.getpid()}"
+                ranks = [
+                    self._apart(
+                        f"broadcast-{rank}", None, measuring.broadcast_speed, rank, world, meeting, *self._where()
+                    )
+                    for rank in range(world)
+                ]
+                try:
+                    self._found["broadcast_gb_per_s"] = min(together(ranks, PART_S))
+                finally:
+                    meeting.unlink(missing_ok=True)
+
+    def engine_and_learner(self) -> None:
+        config = self._config
+        folder = random_model(config, self._run_dir / "model")
+        sampled: list[dict[str, Any]] = []
+        with self._part("the engine"):
+            env = engine_environment(config.cluster.engine, config.cluster.device)
+            last = None if not self._gpu else self._count - 1
+            run = self._apart("engine", last, measuring.engine_speed, config, folder, env=env)
+            engine = run.result(PART_S)
+            sampled = engine.pop("sampled")
+            self._found["engine"] = engine
+        if not sampled:
+            return
+        with self._part("the learner"):
+            run = self._apart("learner", 0 if self._gpu else None, measuring.learner_speed, config, folder, sampled)
+            self._found["learner"] = run.result(PART_S)
+        for row in self._found.get("learner", {}).get("rows", []):
+            row["planned_gib"] = replace(learner_memory(config), row=row["row"]).peak / GIB
+        if self._gpu:
+            self._found["ratios"] = ratios(config, self._found)
+
+    def _where(self) -> tuple[str]:
+        return (self._config.cluster.device,)
+
+    def _apart(
+        self,
+        name: str,
+        gpu: int | None,
+        function: Callable[..., Any],
+        *arguments: Any,
+        env: Mapping[str, str] | None = None,
+    ) -> Apart:
+        """``gpu`` alone is shown to it; None shows what this process sees."""
+        own = {**QUIET, "GLOO_SOCKET_IFNAME": "lo", **(env or {})}
+        if gpu is not None and self._gpu:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+            own["CUDA_VISIBLE_DEVICES"] = visible[gpu] if visible != [""] else str(gpu)
+        return Apart(name, function, *arguments, env=own, folder=self._run_dir / "logs")
+
+    @contextmanager
+    def _part(self, what: str) -> Iterator[None]:
+        """A phase on the console; if it fails, a line, and the next one."""
+        with self._console.phase(f"measuring {what}"):
+            try:
+                yield
+            except Fault as fault:
+                self._found["failed"].append(str(fault))
+
+
+def _devices(config: RunConfig) -> int:
+    """How many to measure: the GPUs of the layout that are there, or the CPU."""
+    if config.cluster.device == "cpu":
+        return 1
+    from actors.plan.machine import gpus
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = len(gpus()[0]) if visible is None else len([name for name in visible.split(",") if name.strip()])
+    return min(there, config.cluster.gpus)
+
+
+def random_model(config: RunConfig, folder: Path) -> Path:
+    """A folder from which engine and learner make the model of ``config`` with random weights, the same in both."""
+    from transformers import AutoConfig
+
+    from learner.hub import config_file
+    from tasks.tokenizer import train
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model, longest = config.model, config.agent.longest_episode
+    train(("a few words for a tokenizer that nobody asks anything",), tags=(), folder=folder, vocab_size=300)
+    if model.architecture is not None:
+        sizes = {"vocab_size": model.vocab_size, "tie_word_embeddings": True, **model.architecture}
+        made = AutoConfig.for_model(model.family, **sizes, bos_token_id=None, eos_token_id=None)
+        made.architectures = [FAMILIES[model.family]]
+    else:
+        path = config_file(str(model.path), f"model.path={model.path}").parent
+        made = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    made.dtype, made.max_position_embeddings = model.dtype, max(longest, made.max_position_embeddings)
+    made.save_pretrained(folder)
+    (folder / MARKER).write_text("Random weights, for mode=doctor.\n")
+    return folder
+
+
+def ratios(config: RunConfig, found: Mapping[str, Any]) -> dict[str, float]:
+    """See ``actors/plan/measured.py``."""
+    engine, longest = found["engine"], max(config.agent.max_prompt_tokens, 1)
+    made: dict[str, float] = {}
+    count, tokens = engine["decode_together"], measuring.GENERATED
+    projected = measured.decode_seconds(config, count, measuring.PROMPT, tokens)
+    made["decode"] = projected * engine["decode_tokens_per_s"] / (count * tokens)
+    projected = measured.prefill_seconds(config, 2, longest)
+    made["prefill"] = projected * engine["prefill_tokens_per_s"] / (2 * longest)
+    if rows := found.get("learner", {}).get("rows"):
+        row = rows[-1]
+        made["learner"] = measured.learner_ratio(config, row["row"], 2 * row["row"] / row["tokens_per_s"])
+    return made
+
+
+def findings(config: RunConfig, found: Mapping[str, Any]) -> list[str]:
+    """What is off, and what to set or to look at."""
+    return [
+        *_devices_off(config, found),
+        *_ways_off(found),
+        *_engine_off(found),
+        *_learner_off(config, found),
+        *found["failed"],
+    ]
+
+
+def _devices_off(config: RunConfig, found: Mapping[str, Any]) -> Iterator[str]:
+    if config.cluster.device == "cpu":
+        return
+    gpu = card(config.cluster.card)
+    named = f"cluster.card={config.cluster.card}"
+    for number, device in enumerate(found["devices"]):
+        for what, value, expected, cause in (
+            ("multiplies at", device["tflops"], gpu.tflops, "its power limit, its heat, or another program on it"),
+            ("moves", device["gb_per_s"] / 1e3, gpu.bandwidth / 1e3, "another program on it, or its memory's clock"),
+            ("gets from the CPU", device["from_cpu_gb_per_s"] / 1e3, gpu.pcie / 1e3, "its slot's lanes and generation"),
+        ):
+            unit = "TFLOP/s" if what == "multiplies at" else "TB/s"
+            if value < SLOW * expected:
+                yield (
+                    f"GPU {number} ({device['name']}) {what} {value:.3g} {unit}, and {named} stands for {expected:.3g};"
+                    f" look at {cause} (nvidia-smi -q), or name its card with cluster.card"
+                )
+
+
+def _ways_off(found: Mapping[str, Any]) -> Iterator[str]:
+    through = [pair["pair"] for pair in found.get("peers", []) if not pair["peer_to_peer"]]
+    if through:
+        pairs = ", ".join(f"{a}-{b}" for a, b in through)
+        yield (
+            f"GPUs {pairs} copy through the CPU's memory: broadcasts and gradients do, too; if NCCL hangs, set "
+            "cluster.nccl_p2p=false"
+        )
+
+
+def _engine_off(found: Mapping[str, Any]) -> Iterator[str]:
+    parts = {"prefill": "the engine reads", "decode": "the engine writes", "learner": "the learner trains"}
+    for name, what in parts.items():
+        ratio = found.get("ratios", {}).get(name, 1.0)
+        if ratio < SLOW:
+            yield (
+                f"{what} at {ratio:.0%} of what the plan assumes: mode=plan now counts with that; if the card's own "
+                "speed is right, the logs of this run's folder may say why"
+            )
+
+
+def _learner_off(config: RunConfig, found: Mapping[str, Any]) -> Iterator[str]:
+    for row in found.get("learner", {}).get("rows", []):
+        if row["peak_gib"] and row["peak_gib"] > row["planned_gib"]:
+            yield (
+                f"the learner took {row['peak_gib']:.2f} GiB in rows of {row['row']} and the plan says "
+                f"{row['planned_gib']:.2f}: lower algorithm.microbatch_tokens if its card is nearly full"
+            )
+    gap, limit = found.get("learner", {}).get("gap"), GAP[config.model.dtype]
+    if gap and gap["mean"] > limit:
+        yield (
+            f"engine and learner differ by {gap['mean']:.2g} nats on average ({limit:g} is what {config.model.dtype} "
+            "explains): don't train with this; cluster.engine.enforce_eager=true says whether it is the CUDA graphs"
+        )

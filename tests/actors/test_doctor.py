@@ -1,0 +1,189 @@
+"""``mode=doctor``: what it makes of its measurements. The measurements themselves, on a CPU, are the slow test."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+from patience import run
+
+from actors import doctor
+from actors.apart import Apart, together
+from actors.plan import measured
+from actors.plan.roofline import ASSUMED, step
+from actors.plan.table import table
+from agent.errors import Fault, UserError
+from conf.schema import RunConfig, register, typed
+
+register()
+ROOT = Path(__file__).parents[2]
+
+
+def composed(*overrides: str) -> RunConfig:
+    with initialize_config_module("conf", version_base=None):
+        return typed(compose("config", overrides=[*overrides, "output_dir=here"]))
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> RunConfig:
+    return composed("cluster=4x3090", "model=qwen1.5b", f"cache_dir={tmp_path}")
+
+
+def device(**changed: Any) -> dict[str, Any]:
+    return {"name": "RTX 3090", "tflops": 66.0, "gb_per_s": 850.0, "from_cpu_gb_per_s": 24.0, **changed}
+
+
+def healthy(**changed: Any) -> dict[str, Any]:
+    """What the doctor finds on a box that is as the plan assumes."""
+    gap = {"mean": 0.004, "median": 0.002, "p90": 0.01, "p99": 0.03, "max": 0.2, "tokens": 1024}
+    return {
+        "format": measured.FORMAT,
+        "host": "box",
+        "made": "2026-11-27T04:00",
+        "about": "cluster=4x3090 model=qwen1.5b bfloat16",
+        "failed": [],
+        "devices": [device()] * 4,
+        "peers": [{"pair": [0, 1], "peer_to_peer": True, "gb_per_s": 24.0}],
+        "broadcast_gb_per_s": 10.0,
+        "engine": {
+            "start_s": 60.0,
+            "prefill_tokens_per_s": 9000.0,
+            "decode_tokens_per_s": 3500.0,
+            "decode_together": 32,
+            "publication_s": 2.0,
+        },
+        "learner": {
+            "rows": [{"row": 16384, "tokens_per_s": 4000.0, "peak_gib": 13.0, "planned_gib": 14.2}],
+            "gap": gap,
+        },
+        "ratios": {"decode": 1.0, "prefill": 1.0, "learner": 1.0},
+        **changed,
+    }
+
+
+def test_a_box_that_is_as_assumed_has_nothing_off(box: RunConfig) -> None:
+    assert doctor.findings(box, healthy()) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"devices": [device(tflops=30.0)]},
+            "GPU 0 (RTX 3090) multiplies at 30 TFLOP/s, and cluster.card=rtx3090 stands",
+        ),
+        ({"devices": [device(), device(gb_per_s=300.0)]}, "GPU 1 (RTX 3090) moves 0.3 TB/s, and cluster.card=rtx3090"),
+        ({"devices": [device(from_cpu_gb_per_s=6.0)]}, "GPU 0 (RTX 3090) gets from the CPU 0.006 TB/s"),
+        ({"peers": [{"pair": [0, 2], "peer_to_peer": False}]}, "GPUs 0-2 copy through the CPU's memory"),
+        (
+            {"ratios": {"decode": 0.5}},
+            "the engine writes at 50% of what the plan assumes: mode=plan now counts with that",
+        ),
+        ({"ratios": {"learner": 0.4}}, "the learner trains at 40% of what the plan assumes"),
+        (
+            {"learner": {"rows": [{"row": 99, "tokens_per_s": 1.0, "peak_gib": 15.0, "planned_gib": 14.0}]}},
+            "the learner took 15.00 GiB in rows of 99 and the plan says 14.00: lower algorithm.microbatch_tokens",
+        ),
+        ({"learner": {"rows": [], "gap": {"mean": 0.3}}}, "engine and learner differ by 0.3 nats on average (0.02 is"),
+        ({"failed": ["engine died with code -11"]}, "engine died with code -11"),
+    ],
+)
+def test_what_is_off_is_said_with_what_to_do(box: RunConfig, changed: dict[str, Any], said: str) -> None:
+    (line,) = doctor.findings(box, healthy(**changed))
+    assert line.startswith(said)
+
+
+def test_the_plan_says_of_what_was_measured_what_was_measured(box: RunConfig) -> None:
+    found = healthy()
+    ratios = doctor.ratios(box, found)
+    assumed = measured.adjusted(ratios)
+    engine, (row,) = found["engine"], found["learner"]["rows"]
+    count, tokens = engine["decode_together"], doctor.measuring.GENERATED
+    seconds = measured.decode_seconds(box, count, doctor.measuring.PROMPT, tokens, assumed)
+    assert count * tokens / seconds == pytest.approx(engine["decode_tokens_per_s"], rel=0.01)
+    longest = box.agent.max_prompt_tokens
+    seconds = measured.prefill_seconds(box, 2, longest, assumed)
+    assert 2 * longest / seconds == pytest.approx(engine["prefill_tokens_per_s"], rel=0.01)
+    one = measured._situation(box, assumed, count=2, prompt=1, response=row["row"] - 1, sampled=1.0)
+    assert one.learning.tokens_per_s == pytest.approx(row["tokens_per_s"], rel=0.01)
+
+
+def test_the_plan_takes_what_was_measured_and_says_so(box: RunConfig) -> None:
+    assert measured.assumptions(box) == ASSUMED
+    assert "a projection that was never run" in table(box)
+    file = measured.place(box)
+    file.parent.mkdir()
+    file.write_text(json.dumps(healthy(ratios={"learner": 0.5, "prefill": 1.0, "decode": 1.0})))
+    slower = table(box)
+    assert "a step by the roofline, with what was measured here:" in slower
+    assert "measured by mode=doctor on box, 2026-11-27T04:00 (cluster=4x3090 model=qwen1.5b bfloat16):" in slower
+    assert "learner at 20% of the matrix peak" in slower
+    assert step(box, measured.assumptions(box)).learning.seconds > 1.8 * step(box).learning.seconds
+    file.write_text(json.dumps(healthy(format=measured.FORMAT + 1)))
+    assert measured.assumptions(box) == ASSUMED, "of another doctor's kind"
+    file.write_text("{")
+    with pytest.raises(UserError, match=r"rtx3090-qwen1\.5b-bfloat16\.json: can't be read .* run mode=doctor again"):
+        table(box)
+
+
+def test_a_machine_without_the_clusters_gpus_has_nothing_to_measure(
+    box: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    said: list[str] = []
+
+    class Console:
+        def say(self, text: str, style: str = "") -> None:
+            said.append(text)
+
+    console: Any = Console()
+    with pytest.raises(
+        UserError, match=r"^cluster=4x3090 runs on GPUs and this machine shows none: nothing to measure$"
+    ):
+        doctor.examine(box, tmp_path, console)
+    assert any("needs 4 CUDA GPUs of 24 GiB" in line for line in said)
+
+
+def test_a_part_has_a_process_of_its_own(tmp_path: Path) -> None:
+    def apart(function: Any, *arguments: Any) -> Apart:
+        return Apart("part", function, *arguments, env={"SLINGSHOT_PART": "here"}, folder=tmp_path)
+
+    started = [apart(os.getenv, "SLINGSHOT_PART"), apart(math.sqrt, -1.0), apart(os._exit, 3), apart(time.sleep, 1e6)]
+    assert started[0].result(600.0) == "here"
+    with pytest.raises(Fault, match=r"^part: ValueError: "):
+        started[1].result(600.0)
+    with pytest.raises(Fault, match=r"^part died with code 3; its last lines:\n"):
+        started[2].result(600.0)
+    with pytest.raises(Fault, match=r"^part took longer than 0 s$"):
+        started[3].result(0.0)
+    assert "SLINGSHOT_PART" not in os.environ
+    with pytest.raises(Fault, match=r"ValueError"):
+        together([apart(math.sqrt, -1.0), apart(time.sleep, 1e6)], 600.0)
+
+
+@pytest.mark.slow
+def test_on_a_cpu_it_measures_what_there_is(tmp_path: Path) -> None:
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "RAY_", "OMP_"))}
+    shared = [sys.executable, str(ROOT / "launch.py"), f"cache_dir={tmp_path / 'cache'}"]
+    done = run([*shared, "mode=doctor", f"output_dir={tmp_path / 'doctor'}"], cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "doctor" / "doctor.json").read_text())
+    assert found["failed"] == []
+    assert found["devices"][0]["tflops"] > 0
+    assert found["devices"][0]["gb_per_s"] > 0
+    assert found["broadcast_gb_per_s"] > 0
+    assert found["engine"]["prefill_tokens_per_s"] > 0
+    assert found["engine"]["decode_tokens_per_s"] > 0
+    assert [row["row"] for row in found["learner"]["rows"]] == [128, 256, 512]
+    assert found["learner"]["gap"]["mean"] < 1e-5
+    assert found["learner"]["gap"]["tokens"] > 500
+    planned = run([*shared, "mode=plan", f"output_dir={tmp_path / 'plan'}"], cwd=tmp_path, env=env)
+    assert "measured by mode=doctor on " in planned.stdout
