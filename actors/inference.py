@@ -59,11 +59,14 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
     if config.model.path == config.checkpoint:
         config.model.path = path
     check_machine(config)
-    fetch(config, console)
-    with console.phase("reading the checkpoint and the data"):
+    if is_hub_name(path):
+        fetch(config, console)  # the model, too
+    with console.phase("reading the checkpoint"):
         folder = check_model(path, given, config.agent, hub=is_hub_name(path))
         published = FolderChannel().publish(folder, 0)
         how = _how(config, published.checksum)
+    fetch(config, console)
+    with console.phase("reading the data"):
         task = load(config.data, config.seed, config.cache, mode=config.mode, say=console.say)
         questions = asked(config, task, folder, console.say)
         write_notices(run_dir, questions.notices)

@@ -28,6 +28,7 @@ def train(config: RunConfig, run_dir: Path, console: Console, in_short: str, nam
 
 def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, namespace: str) -> None:
     from actors.fetching import fetch
+    from actors.plan.downloads import downloads
     from actors.plan.fit import refusal
     from actors.plan.installation import slow_bfloat16
     from actors.plan.lease import short_lease
@@ -40,6 +41,11 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
     console.say(f"run {run_dir}: {in_short}")
     if warning := slow_bfloat16(config):
         console.say(warning, "yellow")
+    if (own := config.model.path) and Path(own).expanduser().exists() and downloads(config):
+        with console.phase("checking the model"):  # before gigabytes are fetched for one that is broken
+            from actors.prepare import check_model
+
+            check_model(own, f"model.path={own}", config.agent)
     fetch(config, console)
     with console.phase("reading the data"):
         from actors.prepare import check_model, look, prepare

@@ -28,6 +28,15 @@ def test_a_folder_without_weights_is_refused_before_anything_starts(launch, smal
     assert not (run.folder / "logs").exists(), "no actor has been started"
 
 
+@pytest.mark.slow
+def test_a_broken_model_is_refused_before_anything_is_fetched_for_it(launch, broken):
+    """Any model but the tiny one has HotpotQA and Wikipedia, which no network brings here."""
+    run = launch("refused", f"model.path={broken}", "agent.max_prompt_tokens=64", "tracker=none")
+    assert run.code == 2, run.output
+    assert run.output.splitlines()[-1].startswith(f"slingshot: model.path={broken}: model.safetensors is missing")
+    assert "to be fetched" not in run.output
+
+
 @pytest.fixture(scope="module")
 def unplayable(whole, tmp_path_factory):
     """A whole model whose heads are so small that vLLM starts with it on a CPU, and breaks with the first request."""
