@@ -20,7 +20,10 @@ SIX = ("hotpotqa", "2wikimultihopqa", "musique", "bamboogle", "bamtwoogle", "ant
 
 def result(checkpoint: str, **sets: tuple[float, float]) -> dict[str, Any]:
     """eval.json, as far as the tables read it: EM and F1 of each set."""
-    lines = [{"by": "set", "name": name, "em": {"mean": em}, "f1": {"mean": f1}} for name, (em, f1) in sets.items()]
+    lines = [
+        {"by": "set", "name": name, "questions": 1000 + at, "em": {"mean": em}, "f1": {"mean": f1}}
+        for at, (name, (em, f1)) in enumerate(sets.items())
+    ]
     return {"checkpoint": checkpoint, "data": {"name": "+".join(sets)}, "slices": [{"by": "all"}, *lines]}
 
 
@@ -33,8 +36,9 @@ def test_a_policy_on_all_sets_of_a_table_has_an_average(tmp_path: Path) -> None:
         "mine",
         *("0.0 / 5.0", "10.0 / 15.0", "20.0 / 25.0", "30.0 / 35.0", "40.0 / 45.0", "50.0 / 55.0", "25.0 / 30.0"),
     ]
-    assert lines[2][0] == "DAVID-GRPO (published)"
-    assert lines[2][-1] == "22.0 / 28.2"
+    assert lines[2] == ["questions played", *(f"1,00{at}" for at in range(6)), "–"]
+    assert lines[3][0] == "DAVID-GRPO (published)"
+    assert lines[3][-1] == "22.0 / 28.2"
     assert (tmp_path / "benchmark.md").read_text().splitlines()[4] == f"| {' | '.join(lines[1])} |"
     assert r"mine & 0.0 / 5.0 & 10.0 / 15.0 &" in (tmp_path / "benchmark.tex").read_text()
     with open(tmp_path / "benchmark.csv") as file:
@@ -46,7 +50,7 @@ def test_a_set_that_is_missing_leaves_its_column_and_the_average_open() -> None:
     (_, david), (_, recycling) = papers.tables(rows)
     assert david[1] == ["mine", "25.0 / 50.0", "10.0 / 20.0", "–", "–", "–", "–", "–"]
     assert recycling[1] == ["mine", "10.0", "–", "25.0", "–", "50.0", "–", "–", "–"]
-    assert recycling[2] == ["query recycling (published)", *["–"] * 7, "66.0"]
+    assert recycling[3] == ["query recycling (published)", *["–"] * 7, "66.0"]
 
 
 def test_seeds_are_one_row_with_their_spread() -> None:
@@ -74,7 +78,7 @@ def test_a_sweep_of_evaluations_ends_with_the_tables_of_its_jobs(tmp_path: Path)
 
 
 def test_an_evaluation_of_one_set_or_of_others_has_no_such_table(tmp_path: Path) -> None:
-    whole = {"by": "all", "em": {"mean": 0.1}, "f1": {"mean": 0.1}}
+    whole = {"by": "all", "questions": 5, "em": {"mean": 0.1}, "f1": {"mean": 0.1}}
     one = {"checkpoint": "c", "data": {"name": "hotpotqa"}, "slices": [whole]}
     assert papers.write(tmp_path, [one]) == []
     assert papers.write(tmp_path, [result("mine", own=(0.1, 0.1), other=(0.2, 0.2))]) == []

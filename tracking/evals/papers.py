@@ -21,6 +21,7 @@ from tracking.evals.table import escaped
 FILE = "benchmark"
 AVERAGE = "Avg."
 MISSING = "–"
+MEASURES = ("em", "f1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +95,8 @@ class Row:
     seeds: int
     values: Mapping[str, Mapping[str, Sequence[float]]]
     """By set and measure, as shares."""
+    questions: Mapping[str, int]
+    """Of each set: a published number is of all of them, or of a sample that its paper names."""
 
     def cell(self, sets: Sequence[str | None], measures: Sequence[str]) -> str:
         """The mean over ``sets`` and seeds in percent; with several seeds ± their standard deviation."""
@@ -117,27 +120,25 @@ def rows_of(results: Sequence[Mapping[str, Any]]) -> list[Row]:
     A seed is that of a sampled evaluation, or that of the run that made the checkpoint (``seed=0`` in its path).
     """
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    questions: dict[str, int] = {}
     for result in results:
         policy = found.setdefault(re.sub(r"seed=\d+", "seed=*", str(result["checkpoint"])), {})
-        for name, numbers in _sets(result).items():
-            for measure, value in numbers.items():
-                policy.setdefault(name, {}).setdefault(measure, []).append(value)
+        for name, line in _sets(result).items():
+            questions[name] = max(questions.get(name, 0), line["questions"])
+            for measure in MEASURES:
+                policy.setdefault(name, {}).setdefault(measure, []).append(line[measure]["mean"])
     return [
-        Row(name=name, seeds=max(len(each["em"]) for each in sets.values()), values=sets)
+        Row(name=name, seeds=max(len(each["em"]) for each in sets.values()), values=sets, questions=questions)
         for name, sets in found.items()
         if sets
     ]
 
 
-def _sets(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """EM and F1 of each set; of an evaluation of one set that one's."""
+def _sets(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The line of each set; of an evaluation of one set that one's."""
     slices = [line for line in result["slices"] if line["by"] == "set"]
     named = {line["name"]: line for line in slices} or {result["data"]["name"]: result["slices"][0]}
-    return {
-        name: {measure: line[measure]["mean"] for measure in ("em", "f1")}
-        for name, line in named.items()
-        if line["em"]["mean"] is not None
-    }
+    return {name: line for name, line in named.items() if line["em"]["mean"] is not None}
 
 
 def tables(rows: Sequence[Row]) -> Iterator[tuple[Paper, list[list[str]]]]:
@@ -151,6 +152,8 @@ def tables(rows: Sequence[Row]) -> Iterator[tuple[Paper, list[list[str]]]]:
         for row in rows:
             label = row.name if row.seeds == 1 else f"{row.name}, {row.seeds} seeds"
             lines.append([label, *(row.cell([name], paper.measures) for name in sets), row.cell(sets, paper.measures)])
+        counts = [MISSING if name is None else f"{rows[0].questions[name]:,}" for name in sets]
+        lines.append(["questions played", *counts, MISSING])
         for name, cells in paper.published.items():
             missing = [MISSING] * (len(paper.columns) + 1 - len(cells))
             lines.append([f"{name} (published)", *missing, *cells])
