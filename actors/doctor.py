@@ -213,6 +213,7 @@ def ratios(config: RunConfig, found: Mapping[str, Any]) -> dict[str, float]:
     made["decode"] = projected * engine["decode_tokens_per_s"] / (count * tokens)
     projected = measured.prefill_seconds(config, 2, longest)
     made["prefill"] = projected * engine["prefill_tokens_per_s"] / (2 * longest)
+    made["publication"] = measured.publication_ratio(config, engine["publication_s"])
     if rows := found.get("learner", {}).get("rows"):
         row = rows[-1]
         made["learner"] = measured.learner_ratio(config, row["row"], 2 * row["row"] / row["tokens_per_s"])

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from actors.plan.cards import card
+from actors.plan.host import weight_bytes
 from actors.plan.roofline import ASSUMED, Assumptions, Step, step
 from agent.errors import UserError
 from agent.pool.rules.epoch import Rule as Epoch
@@ -56,6 +58,7 @@ def adjusted(ratios: Mapping[str, float]) -> Assumptions:
         prefill_use=ASSUMED.prefill_use * ratios.get("prefill", 1.0),
         decode_bandwidth=ASSUMED.decode_bandwidth * decode,
         engine_step_s=ASSUMED.engine_step_s / decode,
+        host_bandwidth=ASSUMED.host_bandwidth * ratios.get("publication", 1.0),
     )
 
 
@@ -71,6 +74,13 @@ def learner_ratio(config: RunConfig, row: int, seconds: float) -> float:
 
     rest = projected(1e12)
     return (projected(ASSUMED.learner_use) - rest) / max(seconds - rest, 0.05 * seconds)
+
+
+def publication_ratio(config: RunConfig, seconds: float) -> float:
+    """Of packing, hashing and reading one version's weights on the CPU, and bringing them up to the card."""
+    weights = weight_bytes(config) / 1e9
+    up = weights / card(config.cluster.card).pcie
+    return 3 * weights / max(seconds - up, 0.05 * seconds) / ASSUMED.host_bandwidth
 
 
 def prefill_seconds(config: RunConfig, count: int, tokens: int, assumed: Assumptions = ASSUMED) -> float:

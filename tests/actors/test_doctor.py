@@ -111,6 +111,8 @@ def test_the_plan_says_of_what_was_measured_what_was_measured(box: RunConfig) ->
     longest = box.agent.max_prompt_tokens
     seconds = measured.prefill_seconds(box, 2, longest, assumed)
     assert 2 * longest / seconds == pytest.approx(engine["prefill_tokens_per_s"], rel=0.01)
+    weights = 1.543714304 * 2
+    assert weights / 25 + 3 * weights / assumed.host_bandwidth == pytest.approx(engine["publication_s"], rel=0.01)
     one = measured._situation(box, assumed, count=2, prompt=1, response=row["row"] - 1, sampled=1.0)
     assert one.learning.tokens_per_s == pytest.approx(row["tokens_per_s"], rel=0.01)
 

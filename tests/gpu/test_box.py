@@ -132,7 +132,7 @@ def test_four_cards_in_the_shares_of_one(launch: Callable[..., Path]) -> None:
 def test_the_doctor_finds_what_there_is(launch: Callable[..., Path]) -> None:
     found = json.loads((launch("doctor", "mode=doctor", *ONE) / "doctor.json").read_text())
     assert found["failed"] == []
-    assert set(found["ratios"]) == {"learner", "prefill", "decode"}
+    assert set(found["ratios"]) == {"learner", "prefill", "decode", "publication"}
     assert found["learner"]["gap"]["mean"] < BFLOAT16
     assert all(row["peak_gib"] <= row["planned_gib"] for row in found["learner"]["rows"])
     assert found["engine"]["sleep_s"] > 0
