@@ -55,6 +55,8 @@ UNLOADED = "%s: Failed to load weights"
 """What it says of a layer that no tensor came for."""
 TIED = "ParallelLMHead"
 """The layer that none comes for where the head is the embedding."""
+TABLES = "RotaryEmbedding"
+"""The end of the name of those that hold computed tables alone: none ever comes for them."""
 
 
 class Vllm:
@@ -71,8 +73,7 @@ class Vllm:
             arguments["weight_transfer_config"] = WeightTransferConfig(backend=transfers)
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self._cpu = device == "cpu"
-        if self._model.config.tie_word_embeddings:
-            expect_no_head()
+        expect_unloaded(tied=self._model.config.tie_word_embeddings)
 
     # --- requests ----------------------------------------------------------------------------------
 
@@ -235,15 +236,23 @@ def check_device(wanted: str, found: str) -> None:
     raise UserError(f"cluster.device={wanted}: {runs}; {cure[wanted]}")
 
 
-class _HeadIsTheEmbedding(logging.Filter):
-    """Leaves out that no tensor came for a head that is the embedding; vLLM says so at every update."""
+class _Expected(logging.Filter):
+    """Leaves out that no tensor came for layers that have none of their own; vLLM says so at every update."""
+
+    def __init__(self, *, tied: bool) -> None:
+        super().__init__()
+        self._tied = tied
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return (record.msg, record.args) != (UNLOADED, (TIED,))
+        if record.msg != UNLOADED or not isinstance(record.args, tuple):
+            return True
+        layer = str(record.args[0])
+        return not (layer.endswith(TABLES) or (self._tied and layer == TIED))
 
 
-def expect_no_head() -> None:
-    """From now on vLLM's log doesn't complain that a tied head gets no weights of its own."""
+def expect_unloaded(*, tied: bool) -> None:
+    """From now on vLLM's log names only layers that should have got weights; a ``tied`` head shouldn't."""
     logger = logging.getLogger(RELOADING)
-    if not any(isinstance(present, _HeadIsTheEmbedding) for present in logger.filters):
-        logger.addFilter(_HeadIsTheEmbedding())
+    for present in [f for f in logger.filters if isinstance(f, _Expected)]:
+        logger.removeFilter(present)
+    logger.addFilter(_Expected(tied=tied))

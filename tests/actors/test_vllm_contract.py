@@ -105,8 +105,9 @@ def test_an_engine_of_another_device_is_refused_with_the_cure() -> None:
         check_device("cuda", "")
 
 
-def test_only_the_head_that_is_the_embedding_is_expected_to_get_no_weights() -> None:
-    from actors.vllm_adapter import RELOADING, TIED, UNLOADED, expect_no_head
+@pytest.mark.parametrize(("tied", "said"), [(True, ["RMSNorm"]), (False, ["ParallelLMHead", "RMSNorm"])])
+def test_only_a_layer_that_should_have_got_weights_is_complained_of(tied: bool, said: list[str]) -> None:
+    from actors.vllm_adapter import RELOADING, UNLOADED, expect_unloaded
 
     logger, heard = logging.getLogger(RELOADING), []
 
@@ -117,15 +118,14 @@ def test_only_the_head_that_is_the_embedding_is_expected_to_get_no_weights() -> 
     ear, before = Ear(), [*logger.filters]
     logger.addHandler(ear)
     try:
-        expect_no_head()
-        expect_no_head()
-        assert len(logger.filters) == len(before) + 1
-        logger.warning(UNLOADED, TIED)
-        logger.warning(UNLOADED, "RMSNorm")
+        expect_unloaded(tied=not tied)
+        expect_unloaded(tied=tied)
+        for layer in ("ParallelLMHead", "RotaryEmbedding", "Llama3RotaryEmbedding", "RMSNorm"):
+            logger.warning(UNLOADED, layer)
     finally:
         logger.removeHandler(ear)
         logger.filters[:] = before
-    assert heard == [UNLOADED % "RMSNorm"]
+    assert heard == [UNLOADED % layer for layer in said]
 
 
 def test_the_environment_names_what_is_relied_on() -> None:
