@@ -157,7 +157,8 @@ class Supervisor:
             self._opened(opened)
         with self.watch.phase(f"{config.cluster.rollout_workers} engine(s) start and take the weights"):
             self.workers.deliver(published)
-        self.record.event("serving", {"version": published.version})
+        index = self._wait(next(iter(self.retrieval.values())).identity.remote(), "retrieval")
+        self.record.event("serving", {"version": published.version, "index": asdict(index)})
         self.record.say(f"{config.cluster.rollout_workers} rollout worker(s) serve version {published.version}")
 
     def _choose_channel(self, log_dir: Path) -> None:

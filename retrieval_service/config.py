@@ -12,6 +12,13 @@ from retrieval_service.backends import backend_names
 from retrieval_service.dialects import dialect_names
 from retrieval_service.wikipedia import AUTO, PREBUILT
 
+STEMMERS = ("porter", "krovetz", "none")
+ENGLISH_AND_OTHERS = (
+    *STEMMERS,
+    *("ar", "bn", "da", "de", "es", "fa", "fi", "fr", "hi", "hu", "id", "it", "ja", "ko", "nl", "no", "pl", "pt", "ru"),
+    *("sv", "te", "th", "tr", "uk", "zh"),
+)
+"""English by its stemmers, and the languages that Anserini has an analyser of Lucene's for."""
 MIN_HEAP = 64 << 20
 """Bytes; a JVM that finds its heap too small ends the process without an exception to catch."""
 
@@ -35,6 +42,9 @@ class RetrievalConfig:
     """How often a request to it is sent again, within ``timeout_s``."""
     token_file: str | None = field(default=None, metadata=PATH)
     """The file with its token; without one, that is taken from ``SLINGSHOT_RETRIEVAL_TOKEN``, if it is set."""
+    analyser: str | None = None
+    """How Lucene makes terms of texts: ``porter``, ``krovetz`` or ``none``, English by its stemmer, or a language's
+    code, such as ``de``. None: as the index was made, ``porter`` for a new one."""
     k1: float = bounded(0.9, "at least 0")
     b: float = bounded(0.4, "in [0, 1]")
     reranker: str | None = field(default=None, metadata=PATH)
@@ -68,6 +78,8 @@ class RetrievalConfig:
         check_bounds(self, "retrieval")
         one_of(self.backend, backend_names(), "retrieval.backend")
         one_of(self.dialect, dialect_names(), "retrieval.dialect")
+        if self.analyser is not None:
+            one_of(self.analyser, ENGLISH_AND_OTHERS, "retrieval.analyser")
         if self.prebuilt is not None:
             self._check_prebuilt(self.prebuilt)
         self._check_url()

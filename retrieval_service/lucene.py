@@ -17,12 +17,12 @@ from typing import Any
 
 from agent.errors import Fault, UserError
 from retrieval_service import jvm
-from retrieval_service.config import RetrievalConfig
+from retrieval_service.config import STEMMERS, RetrievalConfig
 from retrieval_service.corpus import Record
 from retrieval_service.index import Builder
 
 ANALYSER = "porter"
-"""Anserini's English analyser: Lucene's tokens in lower case, its stop words dropped, Porter's stems."""
+"""Anserini's English analyser: Lucene's tokens in lower case, its stop words dropped, Porter's stems. The default."""
 
 
 def lucene_generation(index: Path) -> int:
@@ -36,6 +36,15 @@ def check_lucene(index: Path) -> None:
         raise UserError(f"{index}: not a Lucene index, or one whose building was cut short; build it again")
 
 
+def analyse_with(searcher: Any, analyser: str) -> None:
+    """Makes Anserini's ``searcher`` take its queries apart by ``analyser``."""
+    if analyser in STEMMERS:
+        english = jvm.java_class("io.anserini.analysis.DefaultEnglishAnalyzer")
+        searcher.set_analyzer(english.newStemmingInstance(analyser))
+    else:
+        searcher.set_language(analyser)
+
+
 class LuceneRecipe:
     """How the indexes of ``retrieval=bm25`` are made."""
 
@@ -43,8 +52,9 @@ class LuceneRecipe:
 
     def __init__(self, config: RetrievalConfig) -> None:
         self._config = config
-        self.made_with: dict[str, Any] = {"analyser": ANALYSER, "anserini": jvm.anserini_version()}
-        self.key = f"{ANALYSER}-anserini-{self.made_with['anserini']}"
+        analyser = config.analyser or ANALYSER
+        self.made_with: dict[str, Any] = {"analyser": analyser, "anserini": jvm.anserini_version()}
+        self.key = f"{analyser}-anserini-{self.made_with['anserini']}"
 
     def builder(self, work: Path) -> Builder:
         """Starts the JVM."""
@@ -57,6 +67,7 @@ class LuceneBuilder:
     def __init__(self, work: Path, config: RetrievalConfig) -> None:
         jvm.start_jvm(config.heap, config.threads)
         self._work = work
+        self._analyser = config.analyser or ANALYSER
         self._threads = config.threads
         self._executor: Any = jvm.java_class("java.util.concurrent.Executors").newFixedThreadPool(config.threads)
         self._parts: list[Path] = []
@@ -88,7 +99,10 @@ class LuceneBuilder:
         args.input = str(busy / "corpus")
         args.index = str(busy / "index")
         args.threads = 1
-        args.stemmer = ANALYSER
+        if self._analyser in STEMMERS:
+            args.stemmer = self._analyser
+        else:
+            args.language = self._analyser
         args.storeRaw = True
         args.quiet = True
         # Anserini's default is 4 GiB, whatever the heap: the writer would run out of memory before it flushed.

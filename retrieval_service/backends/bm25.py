@@ -12,9 +12,9 @@ from retrieval_service import jvm
 from retrieval_service.backend import Identity
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import document_of, parse_record
-from retrieval_service.index import check_index, ensure_index
+from retrieval_service.index import Manifest, check_index, ensure_index
 from retrieval_service.lru import Lru
-from retrieval_service.lucene import LuceneRecipe, check_lucene, first_line, lucene_generation
+from retrieval_service.lucene import LuceneRecipe, analyse_with, check_lucene, first_line, lucene_generation
 from retrieval_service.watch import SILENT, Watch
 
 KEPT_PASSAGES = 50_000
@@ -35,6 +35,7 @@ class Bm25:
             raise ValueError("BM25 needs an index")
         manifest = check_index(index, "bm25")
         check_lucene(index)
+        analyser = _analyser(index, manifest, config)
         jvm.start_jvm(config.heap, config.threads)
         self._java_error = jvm.java_error()
         try:
@@ -54,6 +55,8 @@ class Bm25:
         except BaseException:
             self.close()
             raise
+        if analyser is not None:
+            analyse_with(self._searcher, analyser)
         self._searcher.set_bm25(config.k1, config.b)
         # A query is a policy's text, not ours: one with over 1,024 different words is slow, not an error.
         jvm.java_class("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(2**31 - 1)
@@ -114,7 +117,11 @@ class Bm25:
         generation = {"lucene_generation": lucene_generation(self._index)}
         if manifest is None:
             return Identity(
-                name=self._index.name, backend="bm25", documents=self._documents, settings=settings | generation
+                name=self._index.name,
+                backend="bm25",
+                documents=self._documents,
+                analyser=self._config.analyser,
+                settings=settings | generation,
             )
         return Identity(
             name=manifest.corpus,
@@ -178,6 +185,20 @@ class Bm25:
             self._reader.close()
         self._searcher.close()
         jvm.detach_thread()
+
+
+def _analyser(index: Path, manifest: Manifest | None, config: RetrievalConfig) -> str | None:
+    """The index's, or the one that is given for an index that doesn't say; None is Anserini's own.
+
+    Raises ``UserError`` if another one is given than the index was made with.
+    """
+    made = None if manifest is None else str(manifest.made_with["analyser"])
+    if made is not None and config.analyser not in (None, made):
+        raise UserError(
+            f"{index}: was made with retrieval.analyser={made}, not {config.analyser}; leave it out, or build "
+            "another index"
+        )
+    return made or config.analyser
 
 
 def _printable(text: str) -> str:

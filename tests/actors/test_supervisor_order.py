@@ -12,7 +12,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +38,7 @@ from conf.topology import ClusterConfig
 from learner.checkpoint import checkpoints, latest
 from learner.config import AlgorithmConfig, SeedingConfig, WarmStartConfig
 from learner.manifest import Files, listed, names
+from retrieval_service.backend import Identity
 from retrieval_service.stats import Stats
 from tracking.console import Console
 from tracking.dispensable import Dispensable
@@ -294,12 +295,18 @@ class FakeSeedingPool(Remote):
         self._world.happens("close seeding")
 
 
+INDEX = Identity(name="corpus.jsonl", backend="bm25", documents=3, checksum="c", analyser="porter")
+
+
 class FakeRetrieval(Remote):
     def __init__(self, world: World) -> None:
         self._world = world
 
     def start(self) -> bool:
         return True
+
+    def identity(self) -> Identity:
+        return INDEX
 
     def search_many(self, queries: list[str], k: int) -> list[Any]:
         world = self._world
@@ -898,6 +905,8 @@ def test_a_steps_row_joins_the_learners_the_pools_and_the_searches_numbers(play:
         "serving",
         "checkpoint",
     ]
+    (serving,) = (e for e in read(driver.record.metrics.path, "event") if e["event"] == "serving")
+    assert serving["index"] == asdict(INDEX), "what is searched is known of each run"
 
 
 def test_searches_that_cannot_be_counted_cost_no_step(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,7 @@ CHOICES = {
     "agent.format",
     "agent.protocol",
     "agent.malformed",
+    "retrieval.analyser",
     "retrieval.backend",
     "retrieval.dialect",
     "retrieval.prebuilt",

@@ -43,6 +43,12 @@ def test_run_leaves_metrics_trajectories_logs_and_checkpoints(whole):
     }
     (about,) = [row for row in whole.rows("event") if row["event"] == "about"]
     assert about["data"] == "world: 60 questions to train on, 24 held out"
+    (serving,) = [row for row in whole.rows("event") if row["event"] == "serving"]
+    index = serving["index"]
+    assert (index["name"], index["backend"], index["analyser"]) == ("world-0.jsonl", "bm25", "porter")
+    assert len(index["checksum"]) == 32
+    assert index["documents"] > 0
+    assert {"lucene_generation", "anserini", "k1", "b"} <= index["settings"].keys()
 
 
 def test_the_run_ends_with_a_report_of_all_that_it_logged(whole):

@@ -144,6 +144,29 @@ def test_k1_and_b_count(index: Path, bm25: Bm25) -> None:
     assert bm25.search_batch(query, 1)[0]
 
 
+@pytest.mark.parametrize(
+    ("analyser", "found"),
+    [("none", []), ("krovetz", ["emma"]), ("de", ["größe"]), ("porter", ["emma"])],
+)
+def test_the_analyser_of_an_index_is_that_of_its_queries(tmp_path: Path, analyser: str, found: list[str]) -> None:
+    write_corpus(
+        tmp_path / "corpus.jsonl",
+        [
+            Passage(id="emma", title="", text="many novels"),
+            Passage(id="größe", title="", text="die Häuser einer Straße"),
+        ],
+    )
+    asked = RetrievalConfig(analyser=analyser)
+    index = index_for(tmp_path / "corpus.jsonl", asked, tmp_path)
+    for config in (asked, CONFIG):  # an index says its own
+        backend = Bm25(index, config)
+        assert backend.identity().analyser == analyser
+        assert ids(backend.search_batch(["haus" if analyser == "de" else "novel"], 3)[0]) == found
+        backend.close()
+    with pytest.raises(UserError, match=rf"was made with retrieval\.analyser={analyser}, not zh; leave it out"):
+        Bm25(index, RetrievalConfig(analyser="zh"))
+
+
 def test_a_bad_k_is_told(bm25: Bm25) -> None:
     with pytest.raises(ValueError, match="k=0"):
         bm25.search_batch(["emma"], 0)
