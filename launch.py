@@ -177,7 +177,8 @@ def compare(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=compare``: two evaluations of the same questions, paired."""
     from tracking.evals.compare import compare
 
-    compare(Path(config.run or ""), Path(config.compare or ""), run_dir, console, seed=config.seed)
+    with console.phase("comparing"):
+        compare(Path(config.run or ""), Path(config.compare or ""), run_dir, console, seed=config.seed)
 
 
 def plan(config: RunConfig, run_dir: Path, console: Console) -> None:
@@ -185,7 +186,9 @@ def plan(config: RunConfig, run_dir: Path, console: Console) -> None:
     from actors.plan.table import table
 
     _settle(config, console)
-    console.say(table(config))
+    with console.phase("planning"):
+        planned = table(config)
+    console.say(planned)
 
 
 def doctor(config: RunConfig, run_dir: Path, console: Console) -> None:
@@ -207,7 +210,8 @@ def report(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=report``: tables and pictures of a sweep, as far as it is."""
     from tracking.experiments.report import write
 
-    write(Path(config.report.sweep or ""), config.report, console)
+    with console.phase("writing the report of the sweep"):
+        write(Path(config.report.sweep or ""), config.report, console)
 
 
 def view(config: RunConfig, run_dir: Path, console: Console) -> None:

@@ -58,7 +58,8 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
     path = settle(config, str(config.checkpoint), given, console.phase)
     if config.model.path == config.checkpoint:
         config.model.path = path
-    check_machine(config)
+    with console.phase("checking the machine"):
+        check_machine(config)
     if is_hub_name(path):
         fetch(config, console)  # the model, too
     with console.phase("reading the checkpoint"):
@@ -101,7 +102,8 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
             index=lambda: workers.wait(searched.identity.remote(), "retrieval"),
         )
     finally:
-        ray.shutdown()
+        with console.phase("Ray shuts down"):
+            ray.shutdown()
 
 
 def _how(config: RunConfig, weights: str) -> Inference:

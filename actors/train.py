@@ -35,9 +35,10 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
     from actors.plan.machine import check_machine
     from actors.plan.measured import assumptions
 
-    if unfit := refusal(config) or short_lease(config, assumptions(config)):
-        raise UserError(f"{unfit} (mode=plan shows the whole plan)")
-    check_machine(config)
+    with console.phase("checking the machine"):
+        if unfit := refusal(config) or short_lease(config, assumptions(config)):
+            raise UserError(f"{unfit} (mode=plan shows the whole plan)")
+        check_machine(config)
     console.say(f"run {run_dir}: {in_short}")
     if warning := slow_bfloat16(config):
         console.say(warning, "yellow")

@@ -170,7 +170,7 @@ def test_hostile_text_reaches_a_terminal_as_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "slingshot: view=terminal needs a terminal that it can draw on (TERM=xterm); without one, mode=view"),
+        ([], "slingshot: view=terminal needs a terminal, and its input or output is a file or a pipe; without"),
         (["compare={run}"], "slingshot: view=terminal shows one run; compare=FOLDER is for the page"),
         (["view=window"], "slingshot: view=window is not known"),
     ],

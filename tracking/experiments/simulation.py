@@ -12,6 +12,7 @@ from agent.simulation.policies import SimulatedStep, SimulationConfig, simulate
 from agent.tickets import QueryState
 from tracking.console import Console
 from tracking.metrics import MetricsLog
+from tracking.progress import Progress
 
 EVALUATIONS = 40
 """Evaluations over the whole budget."""
@@ -28,14 +29,16 @@ def write(config: SimulationConfig, rule: PoolRule, seed: int, run_dir: Path, co
     step = rollouts = signal = 0
     evaluations: list[dict[str, Any]] = []
     policy: dict[str, Any] = {}
-    for step, played in enumerate(simulate(config, rule, seed), start=1):
-        policy = _evaluation(step - 1, played.em, rollouts)  # before this step's update
-        if rollouts >= len(evaluations) * budget / EVALUATIONS:
-            evaluations.append(policy)
-            log.write("eval", policy)
-        rollouts += played.rollouts
-        signal += played.batch.states[QueryState.SIGNAL]
-        log.write("step", {"step": step, **_row(played)})
+    with console.phase("simulation") as phase:
+        for step, played in enumerate(simulate(config, rule, seed), start=1):
+            policy = _evaluation(step - 1, played.em, rollouts)  # before this step's update
+            if rollouts >= len(evaluations) * budget / EVALUATIONS:
+                evaluations.append(policy)
+                log.write("eval", policy)
+            rollouts += played.rollouts
+            signal += played.batch.states[QueryState.SIGNAL]
+            log.write("step", {"step": step, **_row(played)})
+            phase.update(Progress(done=rollouts, total=max(int(budget), rollouts), unit="rollouts"))
     if evaluations[-1] is not policy:
         evaluations.append(policy)
         log.write("eval", policy)

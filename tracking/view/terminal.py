@@ -234,11 +234,11 @@ class Viewer:
 def browse(folder: Path, show: Collection[str], console: Console) -> None:
     """Shows the run in ``folder`` until its reader leaves. Raises ``UserError`` without a terminal to do it in."""
     rich = RichConsole(highlight=False)
-    if not (sys.stdin.isatty() and sys.stdout.isatty()) or rich.is_dumb_terminal:
-        raise UserError(
-            f"view=terminal needs a terminal that it can draw on (TERM={os.environ.get('TERM', '')}); "
-            "without one, mode=view writes report.html"
-        )
+    instead = "without view=terminal, report.html is written"
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UserError(f"view=terminal needs a terminal, and its input or output is a file or a pipe; {instead}")
+    if rich.is_dumb_terminal:
+        raise UserError(f"view=terminal can't draw on a terminal of TERM={os.environ.get('TERM', '')}; {instead}")
     with console.phase("reading the run"):
         viewer = Viewer(folder, show)
     with _by_key(sys.stdin.fileno()) as keys, rich.screen(hide_cursor=True) as screen:
