@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from actors.plan.downloads import downloads
+from actors.plan.downloads import downloads, rankers
 from conf.schema import INFERENCE, RunConfig
 from learner.hub import local_folder, to_fetch
 from retrieval_service.download import Progress, Show, size_text
+from retrieval_service.encoder import encoder_folder
 from retrieval_service.prebuilt import ensure_prebuilt
 from tasks.named import ensure, named
 from tracking.console import Console
@@ -32,6 +33,10 @@ def fetch(config: RunConfig, console: Console) -> bool:
             ensure(file, console.say, show)
     if config.retrieval.prebuilt is not None and config.cluster.address is None:
         ensure_prebuilt(config.retrieval.prebuilt, config.cache, console.say, show)
+    for setting, ranker in rankers(config):
+        if to_fetch(ranker):
+            with console.phase(f"fetching {ranker}"):
+                encoder_folder(ranker, setting)
     key, path = ("checkpoint", config.checkpoint) if config.mode in INFERENCE else ("model.path", config.model.path)
     if config.mode not in ("index", "serve") and path is not None and to_fetch(path):
         with console.phase(f"fetching the model {path}") as phase:

@@ -10,6 +10,7 @@ from typing import Any
 
 from agent.config import AgentConfig
 from agent.errors import UserError
+from retrieval_service.backend import settings_of
 
 MADE_WITH = Path("training") / "made_with.json"
 """In a run's checkpoint: with which settings it was made (``actors/provenance.py``)."""
@@ -18,7 +19,21 @@ _QUESTIONS = (
     *("questions", "revision", "shares", "eval_questions", "dev_questions", "corpus", "evidence_match"),
     *("require_evidence", "eval_share", "dev_share"),
 )
-_PASSAGES = ("backend", "index", "prebuilt", "url", "dialect", "k1", "b")
+_OF_THE_MACHINE = frozenset(
+    (
+        "backend",
+        "threads",
+        "device",
+        "heap",
+        "max_batch",
+        "cache_size",
+        "timeout_s",
+        "outage_s",
+        "retries",
+        "token_file",
+    )
+)
+"""Settings of the retrieval that change nothing in what is found."""
 
 
 def agent_of(checkpoints: Sequence[str]) -> list[str]:
@@ -68,7 +83,10 @@ def _data(settings: Mapping[str, Any]) -> list[str]:
     if data["source"] == "world":
         return ["data=world"]
     lines = [f"data.{name}={literal(data[name])}" for name in _QUESTIONS if name in data]
-    return ["data=jsonl", *lines, *(f"retrieval.{n}={literal(retrieval[n])}" for n in _PASSAGES if n in retrieval)]
+    backend = str(retrieval["backend"])
+    known = {f.name for f in fields(settings_of(backend))} - _OF_THE_MACHINE
+    lines += [f"retrieval={backend}", *(f"retrieval.{n}={literal(v)}" for n, v in retrieval.items() if n in known)]
+    return ["data=jsonl", *lines]
 
 
 def literal(value: Any) -> str:

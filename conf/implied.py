@@ -19,6 +19,8 @@ ANY_MODEL = "model=folder"
 """The choice for a model that is given by its path."""
 QUESTIONS, PASSAGES = "data=hotpotqa", "retrieval=wikipedia"
 """What any model but ``tiny`` is trained on and evaluated on."""
+DENSE = "wikipedia-dense"
+"""The choice of retrieval that builds its index of wiki-18."""
 ASKING = ("train", "experts", "plan", "fetch", *INFERENCE)
 """Modes that need questions, or passages, and a model."""
 _WORLDS = ("world_seed", "train_questions", "hop_shares", "eval_questions_per_hop", "dev_questions_per_hop")
@@ -61,19 +63,24 @@ def _questions_and_passages(overrides: Sequence[Override], composed: DictConfig,
     of a checkpoint what its run was trained on."""
     given = {str(o.key_or_group) for o in overrides}
     choices, mode = composed.hydra.runtime.choices, composed.mode
-    if mode not in ASKING:
-        return []
     found: list[str] = []
+    if choices["retrieval"] == DENSE and not given.intersection(("data.corpus", "retrieval.index")):
+        found.append("data.corpus=wiki-18")
+        if mode in ("index", "serve") and "data" not in given:
+            return ["data=jsonl", *found]
+    if mode not in ASKING:
+        return found
     if choices["data"] == "world" and "data" not in given and not _of_the_world(given):
         checkpoints = values(next((o for o in overrides if o.key_or_group == "checkpoint"), None))
         before = data_of(checkpoints) if mode in INFERENCE else None
         if before is not None:
-            return [line for line in before if line.startswith("data") or not given.intersection(_ELSEWHERE)]
+            passages = not given.intersection(_ELSEWHERE)
+            return [*(line for line in before if line.startswith("data") or passages), *found]
         tiny = any(value == "tiny" for o in overrides if o.key_or_group == "model" for value in values(o))
         if tiny or model == "tiny":
             return []
         found.append(QUESTIONS)
-    named = found or any(
+    named = QUESTIONS in found or any(
         str(composed.data[key] or "").lstrip("['\"").startswith("flashrag:") for key in ("questions", "eval_questions")
     )
     if named and choices["retrieval"] == "bm25" and not given.intersection(_ELSEWHERE) and not composed.data.corpus:

@@ -33,14 +33,14 @@ class Download:
 
     def __str__(self) -> str:
         about = "" if self.exact else "about "
-        size = "its size is said before it starts" if self.size is None else f"{about}{size_text(self.size)}"
+        size = "the hub knows how large" if self.size is None else f"{about}{size_text(self.size)}"
         unpacked = f", about {size_text(self.room - (self.size or 0))} unpacked" if self.room > (self.size or 0) else ""
         return f"{self.what}: {size}{unpacked}, to {self.to}"
 
 
 def downloads(config: RunConfig) -> tuple[Download, ...]:
     """What ``config`` names and this machine doesn't have. Raises ``UserError`` for a named set that is none."""
-    return (*_questions(config), *_index(config), *_model(config))
+    return (*_questions(config), *_index(config), *_rankers(config), *_model(config))
 
 
 def room(config: RunConfig) -> int:
@@ -68,6 +68,18 @@ def _index(config: RunConfig) -> Iterator[Download]:
         exact=True,
         room=takes,
     )
+
+
+def _rankers(config: RunConfig) -> Iterator[Download]:
+    for key, path in rankers(config):
+        if to_fetch(path):
+            yield Download(what=f"{key}={path}", to=kept_in(path), size=None)
+
+
+def rankers(config: RunConfig) -> list[tuple[str, str]]:
+    """Key and path of the models that rank passages."""
+    found = ((key, getattr(config.retrieval, key, None)) for key in ("encoder", "reranker"))
+    return [(f"retrieval.{key}", path) for key, path in found if path]
 
 
 def _model(config: RunConfig) -> Iterator[Download]:

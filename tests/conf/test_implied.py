@@ -133,6 +133,10 @@ def test_a_checkpoint_is_evaluated_on_what_it_was_trained_on(tmp_path: Path) -> 
     own = checkpoint(tmp_path / "own", data, RetrievalConfig(k1=1.2))
     config = asked("mode=eval", f"checkpoint={own}")
     assert (config.data, config.retrieval.k1) == (data, 1.2)
+    vectors = asked("retrieval=dense", "retrieval.encoder=x", "retrieval.probes=7", QWEN, "data.corpus=c").retrieval
+    dense = checkpoint(tmp_path / "dense", data, vectors)
+    found = asked("mode=eval", f"checkpoint={dense}").retrieval
+    assert (found.backend, getattr(found, "encoder", None), getattr(found, "probes", None)) == ("dense", "x", 7)
     config = asked("mode=eval", f"checkpoint={own}", "retrieval=wikipedia", "data.eval_questions=q")
     assert (config.data.eval_questions, config.retrieval.k1) == ("q", 0.9)
     assert config.retrieval.prebuilt == WIKI_18.name
@@ -140,6 +144,17 @@ def test_a_checkpoint_is_evaluated_on_what_it_was_trained_on(tmp_path: Path) -> 
     assert refusal("-m", "mode=eval", f"checkpoint={own},{world}").startswith(
         f"checkpoint={world}: was trained with another data"
     )
+
+
+def test_wikipedia_by_vectors_is_built_of_wiki_18() -> None:
+    config = asked(QWEN, "retrieval=wikipedia-dense")
+    assert (config.data.eval_questions, config.data.corpus) == (HELD_OUT, "wiki-18")
+    assert (config.retrieval.backend, getattr(config.retrieval, "encoder", None)) == ("dense", "intfloat/e5-base-v2")
+    for mode in ("index", "serve"):
+        config = asked(f"mode={mode}", "retrieval=wikipedia-dense")
+        assert (config.data.source, config.data.corpus) == ("jsonl", "wiki-18")
+    assert asked("mode=index", "retrieval=wikipedia-dense", "data=jsonl", "data.corpus=c").data.corpus == "c"
+    assert asked("mode=serve", "retrieval=wikipedia-dense", "retrieval.index=i").data.source == "world"
 
 
 def test_the_benchmark_is_of_the_papers_sets_over_their_wikipedia() -> None:
