@@ -146,6 +146,21 @@ def weights_digest(folder: Path, given: str) -> str:
     return digest.hexdigest()
 
 
+def _device(asked: str) -> str:
+    """Where to compute. Raises ``UserError`` for what isn't there."""
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=asked)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"retrieval.device={asked}: not to be had here ({shortened(error, 120)}); set retrieval.device=auto"
+        ) from error
+    return asked
+
+
 class Encoder:
     """A model that makes vectors. For one thread; torch works on ``threads`` processors from then on.
 
@@ -159,7 +174,7 @@ class Encoder:
         torch.set_num_threads(threads)
         self._torch = torch
         self._manner = manner
-        self._device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self._device = _device(device)
         try:
             with quietly():
                 self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

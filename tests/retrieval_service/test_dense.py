@@ -146,6 +146,13 @@ def test_vectors_are_those_of_the_model_by_hand(model: Path, pooling: str, norma
         np.testing.assert_allclose(vector, wanted.numpy(), atol=1e-5)
 
 
+def test_a_device_that_is_not_there_is_named(model: Path) -> None:
+    for device in ("cuda:99", "nonsense"):
+        with pytest.raises(UserError, match=rf"^retrieval\.device={device}: not to be had here \(.*\); set") as caught:
+            Encoder(model, manner_of(model, "given", {}), threads=2, device=device)
+        assert "\n" not in str(caught.value)
+
+
 def test_long_texts_are_cut(model: Path) -> None:
     made = Encoder(model, manner_of(model, "given", {"max_tokens": 500}), threads=2)
     text = "one two three four " * 100
