@@ -5,7 +5,8 @@
 ``--help`` lists the modes and the groups. A sweep (``-m``, or an experiment that is one) runs its jobs one after the
 other; the same command again goes on with it. A user's mistake exits 2 with one line that names the key or file and
 the fix; a fault exits 1 with the actor, the cause and the checkpoint to resume from; a run that SIGTERM or SIGHUP
-ended exits 143 or 129. ``debug=true`` shows tracebacks.
+ended exits 143 or 129. Where Ray is started, a launcher stays above the driver (``actors/launcher.py``) and says it for
+a driver that can't any more. ``debug=true`` shows tracebacks.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from actors.launcher import launch, tell
 from actors.start import ready
 from agent.errors import Fault, Stopped, UserError, refused
 from agent.visible import visible
@@ -240,6 +242,8 @@ MODES: dict[str, Callable[[RunConfig, Path, Any], None]] = {
     "report": report,
     "view": view,
 }
+WITH_RAY = ("train", "eval", "calibrate", "ask")
+"""They start processes that have to end with them."""
 
 
 def _settle(config: RunConfig, console: Console) -> None:
@@ -304,8 +308,15 @@ def _leave(code: int, message: str, debug: bool) -> None:
     sys.exit(code)
 
 
-def main() -> None:
-    """Entry point: checks the overrides, then hands over to Hydra."""
+def main(launched: bool = False) -> None:
+    """Entry point: checks the overrides, then hands over to Hydra; ``launched``, in a process below a launcher."""
+    try:
+        _main(launched)
+    finally:
+        tell(said=True)
+
+
+def _main(launched: bool) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -318,7 +329,7 @@ def main() -> None:
 
             print(page({name: mode.__doc__ for name, mode in MODES.items()}), end="", flush=True)
             return
-        _start(arguments, debug)
+        _start(arguments, debug, launched)
     except UserError as error:
         _leave(2, str(error), debug)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
@@ -332,9 +343,11 @@ def main() -> None:
         _leave(*_stopped(error), debug)
 
 
-def _start(arguments: list[str], debug: bool) -> None:
+def _start(arguments: list[str], debug: bool, launched: bool) -> None:
     """Runs what is asked for, once it is right and has a folder."""
     request = check_overrides(arguments)
+    if launched and any(config.mode in WITH_RAY for config in request.configs):
+        launch()
     with ready(request) as for_hydra:
         sys.argv[1:] = for_hydra.arguments
         if for_hydra.sweep is None:
@@ -347,4 +360,4 @@ def _start(arguments: list[str], debug: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(launched=True)

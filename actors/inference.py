@@ -8,13 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import ray
-
 from actors.fetching import fetch
 from actors.plan.machine import check_machine
 from actors.prepare import check_model
 from actors.questions import Asked, asked
-from actors.ray_start import start_ray
+from actors.ray_start import start_ray, stop_ray
 from actors.settled import settle
 from actors.topology import Topology
 from actors.weights import FolderChannel
@@ -103,7 +101,7 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
         )
     finally:
         with console.phase("Ray shuts down"):
-            ray.shutdown()
+            stop_ray()
 
 
 def _how(config: RunConfig, weights: str) -> Inference:

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from actors import launcher
 from actors.plan.host import object_store_bytes
 from actors.plan.ray_address import reach
 from actors.process import QUIET
@@ -41,6 +43,7 @@ def start_ray(config: RunConfig, namespace: str) -> str:
     then none of its processes is left.
     """
     cluster = config.cluster
+    launcher.tell(logs=str(_log_dir(config)))
     os.environ.update(QUIET)
     if cluster.address is None:
         os.environ["RAY_worker_niceness"] = str(cluster.niceness)  # noqa: SIM112 (Ray spells its settings so)
@@ -83,11 +86,11 @@ def _start(config: RunConfig, common: dict[str, Any]) -> str:
             return _attempt(config, common, deadline)
         except _Ended as error:
             if attempt == ATTEMPTS:
-                raise Fault(f"{error}, {ATTEMPTS} times; Ray's logs are in {_logs()}") from error
+                raise Fault(f"{error}, {ATTEMPTS} times; Ray's logs are in {_logs(config)}") from error
         except TimeoutError as error:
             raise Fault(
                 f"Ray didn't start within cluster.start_timeout_s={limit:g}; raise that if the machine is slow (Ray's "
-                f"logs are in {_logs()})"
+                f"logs are in {_logs(config)})"
             ) from error
     raise AssertionError("unreachable")
 
@@ -120,9 +123,31 @@ def _attempt(config: RunConfig, common: dict[str, Any], deadline: float) -> str:
         ray.shutdown()
         _end(_processes() - before)
         if isinstance(error, Exception) and not isinstance(error, (_Ended, TimeoutError)):
-            raise Fault(f"Ray can't be started: {_reason(error)}; its logs are in {_logs()}") from error
+            raise Fault(f"Ray can't be started: {_reason(error)}; its logs are in {_logs(config)}") from error
         raise
+    # Ray's own handler prints a stack, and aborts the process three seconds later.
+    if (handler := signal.getsignal(signal.SIGTERM)) is not None:
+        signal.signal(signal.SIGTERM, handler)
+    _tell_launcher(config)
     return (context.dashboard_url or "") if config.cluster.dashboard else ""
+
+
+def stop_ray() -> None:
+    """Ends Ray, or leaves the cluster that runs elsewhere."""
+    import ray
+
+    launcher.tell(leaving=True)
+    ray.shutdown()
+
+
+def _tell_launcher(config: RunConfig) -> None:
+    """Which of Ray's processes the run can't do without, and where its logs are."""
+    from ray._private import ray_constants, worker
+
+    node: Any = worker._global_node
+    head = (ray_constants.PROCESS_TYPE_GCS_SERVER, ray_constants.PROCESS_TYPE_RAYLET)
+    pids = {name: node.all_processes[name][0].process.pid for name in head}
+    launcher.tell(head=pids, session=node.get_session_dir_path(), logs=str(_log_dir(config)), leaving=False)
 
 
 def patience(seconds: float) -> dict[str, str]:
@@ -235,10 +260,17 @@ def _provide_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _logs() -> Path:
-    """Where the newest start left Ray's logs."""
+def _log_dir(config: RunConfig) -> Path:
+    """Of the run."""
+    return Path(config.output_dir, "logs").absolute()
+
+
+def _logs(config: RunConfig) -> Path:
+    """Where the newest start's logs are to be found: the launcher takes them into the run's folder."""
     from ray._common.utils import get_default_ray_temp_dir
 
+    if launcher.has_launcher():
+        return _log_dir(config) / "ray"
     return Path(get_default_ray_temp_dir()) / "session_latest" / "logs"
 
 

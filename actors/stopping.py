@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from actors.launcher import has_launcher
 from agent.errors import Stopped
 
 LEAVING = (signal.SIGTERM, signal.SIGHUP)
 """They come before a kill: what there is has to be saved, and nothing else done."""
+
+TWICE_S = 0.5
+"""A signal that comes again within so many seconds, by two ways, was sent once."""
+_came: dict[int, float] = {}
+"""When each was last taken."""
 
 
 class LeftEvaluation(Exception):
@@ -48,7 +56,7 @@ class Stopping:
 @contextmanager
 def at_once() -> Iterator[None]:
     """Meanwhile the signals of ``LEAVING`` raise ``Stopped``, as Ctrl-C raises ``KeyboardInterrupt``."""
-    with _handled(LEAVING, _stop):
+    with _handled((signal.SIGINT, *LEAVING), _stop):
         yield
 
 
@@ -59,8 +67,17 @@ def _stop(number: int, frame: Any) -> None:
 @contextmanager
 def _handled(numbers: tuple[signal.Signals, ...], handler: Callable[[int, Any], None]) -> Iterator[None]:
     """Of these signals those that aren't ignored: ``nohup`` ignores SIGHUP."""
+
+    def once(number: int, frame: Any) -> None:
+        """Who ends all processes of a job (Slurm, systemd) sends the driver what its launcher passes on, too."""
+        now = time.monotonic()
+        twice = has_launcher() and now - _came.get(number, -math.inf) < TWICE_S
+        _came[number] = now
+        if not twice:
+            handler(number, frame)
+
     taken = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in taken}
+    before = {number: signal.signal(number, once) for number in taken}
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from actors.launcher import tell
 from actors.stopping import at_once
 from agent.errors import Fault, Stopped, UserError, refused
 from conf.schema import RunConfig
@@ -71,6 +72,7 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
         if config.cluster.address is None or Path(config.model.path).expanduser().is_dir():
             config.model.path = str(folder)  # else the name: nodes of a cluster have snapshots of their own
     if resume is not None:
+        tell(checkpoint=str(resume))
         console.say(f"resuming {resume}")
     if config.data.experts == AUTO:
         from actors.experts import own_experts
@@ -83,10 +85,10 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
             console.say(line)
 
     with console.phase("loading Ray"):
-        import ray
+        import ray  # noqa: F401 - the others need it
 
         from actors.dashboard import entrance
-        from actors.ray_start import start_ray
+        from actors.ray_start import start_ray, stop_ray
 
     def prepared_here() -> Any:
         with console.phase("checking the prompts"):
@@ -133,7 +135,7 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
                     trackers.close()
         finally:
             with console.phase("Ray shuts down"):
-                ray.shutdown()
+                stop_ray()
             if (run_dir / "metrics.jsonl").is_file():
                 from tracking.view.mode import view_at_end
 
