@@ -57,11 +57,12 @@ class _Seeding:
         return inject(group, self.experts[group.question.id])
 
 
-@ray.remote(concurrency_groups={"beside": 2})  # type: ignore[call-overload]  # its stubs don't know it
+@ray.remote(concurrency_groups={"beside": 2, "saving": 1})  # type: ignore[call-overload]  # its stubs don't know it
 class LearnerActor:
     """Owns the policy, its optimizer and the version number.
 
-    One call at a time, but for those of the group ``beside``, which others need while it waits for a batch or for NCCL.
+    One call at a time, but for those of the group ``beside``, which others need while it waits for a batch or for NCCL,
+    and for the writing of a checkpoint.
     """
 
     def __init__(self, settings: LearnerSettings, log_dir: Path, followers: Sequence[Any] = ()) -> None:
@@ -73,6 +74,7 @@ class LearnerActor:
         self._step = 0
         self._seeding: _Seeding | None = None
         self._taken: tuple[TakenBatch[Group], float] | None = None
+        self._to_save: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] | None = None
         self._progress = Progress()
         self._notes: list[str] = []
         self._extras = Dispensable(self._notes.append)
@@ -144,7 +146,7 @@ class LearnerActor:
             with self._followers.mirroring("begin", checkpoint):
                 state = self._training.begin(checkpoint)
             if state:
-                self._publisher.version, self._step = int(state["version"]), int(state["step"])
+                self._publisher.version, self._step = state["version"], state["step"]
             return self._publisher.publish()
 
     def take(self, pool: Any) -> int:
@@ -222,33 +224,44 @@ class LearnerActor:
         with self._followers.mirroring("update", shared, step, version):
             return self._training.update(groups, step, version)
 
-    def save(self, folder: Path) -> Files:
-        """Writes the model and its tokenizer in Hugging Face format, and beside them what only training needs.
+    def copy_for_saving(self, folder: Path) -> None:
+        """Copies all that changes in the next step, for ``save``; what is small is written at once.
 
-        Returns what it has written.
+        Called while no other save is under way.
         """
-        from learner.checkpoint import save_state
+        from learner.host_copy import copied
         from learner.optimizer import merged
 
         training = self._training
-        self._show(Progress(what="saving"))
-        before = names(folder)
-        training.policy.save(folder)
+        self._show(Progress(what="copying for the checkpoint"))
         self._tokenizer.save(folder)
-        (folder / TRAINING).mkdir(exist_ok=True)
-        if training.reference is not None:
-            training.reference.save(folder / TRAINING / "reference")
         updater = training.updater.state()
         if self._settings.algorithm.optimizer.shard:
             updater["optimizer"] = merged([updater["optimizer"], *self._followers.optimizer_states()])
-        state = {
-            "updater": updater,
-            "adapters": training.policy.adapters(),
-            "version": self._publisher.version,
-            "step": self._step,
-        }
-        save_state(folder / TRAINING / LEARNER, state)
-        return listed(folder, without=before)
+        numbers = {"version": self._publisher.version, "step": self._step}
+        state = {"updater": updater, "adapters": training.policy.adapters(), **numbers}
+        reference = training.reference.weights() if training.reference is not None else {}  # these never change
+        weights, state = copied((training.policy.weights(), state))
+        self._to_save = weights, reference, state
+
+    @ray.method(concurrency_group="saving")
+    def save(self, folder: Path) -> Files:
+        """Writes the model and its tokenizer in Hugging Face format, and beside them what only training needs.
+
+        All as they were at ``copy_for_saving``, while this learner goes on. Returns what it has written.
+        """
+        from learner.checkpoint import save_state
+
+        assert self._to_save is not None, "copy_for_saving comes first"
+        (weights, reference, state), self._to_save = self._to_save, None
+        training = self._training
+        with self._spans.span("save"):
+            before = {name for name in names(folder) if name.startswith(f"{TRAINING}/")}
+            training.policy.save(folder, weights)
+            if training.reference is not None:
+                training.reference.save(folder / TRAINING / "reference", reference)
+            save_state(folder / TRAINING / LEARNER, state)
+            return listed(folder, without=before)
 
     # --- the learner's end of a broadcast: see actors/broadcast.py ---------------------------------
 

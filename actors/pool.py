@@ -17,7 +17,7 @@ import ray
 from actors.process import log_to
 from actors.reports import Released
 from actors.run_state import TRAINING
-from agent.errors import UserError, refused
+from agent.errors import refused
 from agent.pool import saved
 from agent.pool.batches import TakenBatch
 from agent.pool.query_pool import QueryPool
@@ -59,11 +59,7 @@ class PoolActor:
         """
         self._pool = self._make()
         if checkpoint is not None:
-            try:
-                state = saved.load(checkpoint / TRAINING)
-            except (OSError, ValueError) as error:
-                raise UserError(f"checkpoint {checkpoint}: its pool can't be read ({error})") from error
-            self._pool.load_state(state)
+            saved.restore(self._pool, checkpoint, TRAINING)
 
     async def claim(self, worker: str, limit: int) -> list[tuple[Ticket, Question]]:
         """One to ``limit`` tickets with their questions, once a batch may be drawn from; none once it is closed."""

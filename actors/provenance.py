@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from agent.prompts import prompt_digest
+from agent.readable import json_of
 from conf.as_trained import MADE_WITH
 from conf.schema import RunConfig
+from learner.manifest import Files, one
 from retrieval_service.corpus import corpus_stamp
 from retrieval_service.index import read_manifest
 from retrieval_service.wikipedia import PREBUILT
@@ -79,16 +81,17 @@ class Provenance:
         }
         return cls(settings=asked(config), data=data)
 
-    def save(self, checkpoint: Path) -> None:
-        """Writes ``MADE_WITH``."""
+    def save(self, checkpoint: Path) -> Files:
+        """Writes ``MADE_WITH`` and lists it."""
         (checkpoint / MADE_WITH).parent.mkdir(exist_ok=True)
         (checkpoint / MADE_WITH).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        return one(checkpoint, MADE_WITH.as_posix())
 
     @classmethod
     def load(cls, checkpoint: Path) -> Provenance | None:
         """What ``save`` wrote; None in a checkpoint of an earlier version, or a damaged one."""
         try:
-            return cls(**json.loads((checkpoint / MADE_WITH).read_text()))
+            return cls(**json_of((checkpoint / MADE_WITH).read_text()))
         except (OSError, ValueError, TypeError):
             return None
 

@@ -54,6 +54,10 @@ class Record:
         """Something that happens now and then."""
         self.metrics.write("event", {"event": event, "time_s": self.time_s, **details})
 
+    def saved(self, checkpoint: Mapping[str, Any]) -> None:
+        """A checkpoint that is written, as ``Saving`` tells it."""
+        self.event("checkpoint", checkpoint)
+
     def say(self, text: str, style: str = "") -> None:
         """A line for the person who watches."""
         self._console.say(f"[{self.time_s:6.1f} s] {text}", style)

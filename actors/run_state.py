@@ -9,7 +9,9 @@ from typing import Any
 
 from agent.errors import UserError
 from agent.pool import saved
+from agent.readable import content_of, json_of
 from learner.checkpoint import verify
+from learner.manifest import Files, one
 
 TRAINING = "training"
 """Beside the model's files in a checkpoint: everything that only training needs."""
@@ -34,11 +36,11 @@ class RunState:
     """What each tracker calls the run, so that it goes on there too."""
 
 
-def save(checkpoint: Path, state: RunState) -> None:
-    """Writes ``training/run.json``; the pool and the learner write their own files beside it."""
-    folder = checkpoint / TRAINING
-    folder.mkdir(exist_ok=True)
-    (folder / "run.json").write_text(json.dumps(asdict(state)))
+def save(checkpoint: Path, state: RunState) -> Files:
+    """Writes ``training/run.json`` and lists it; the pool and the learner write their own files beside it."""
+    (checkpoint / TRAINING).mkdir(exist_ok=True)
+    (checkpoint / TRAINING / "run.json").write_text(json.dumps(asdict(state)))
+    return one(checkpoint, f"{TRAINING}/run.json")
 
 
 def check(checkpoint: Path) -> None:
@@ -55,10 +57,17 @@ def check(checkpoint: Path) -> None:
 
 def load(checkpoint: Path) -> RunState:
     """Reads what ``save`` wrote. Raises ``UserError`` where it can't be read."""
-    try:
-        told = json.loads((checkpoint / TRAINING / "run.json").read_text())
+    with content_of(f"checkpoint {checkpoint}: {TRAINING}/run.json"):
+        told = json_of((checkpoint / TRAINING / "run.json").read_text())
         if wandb := told.pop("tracker", None):  # as it was written while there was one tracker
             told["trackers"] = {"wandb": wandb}
-        return RunState(**told)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"checkpoint {checkpoint}: can't be resumed ({error})") from error
+        state = RunState(**told)
+        counts = state.step, state.rollouts, state.generated_tokens
+        rows = state.first_eval, state.last_eval, state.best
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError(f"step, rollouts and generated_tokens are {counts}")
+        if not all(row is None or (isinstance(row, dict) and {"step", "em"} <= row.keys()) for row in rows):
+            raise ValueError("an evaluation has no step or em")
+        if not isinstance(state.trackers, dict):
+            raise ValueError("trackers are no JSON object")
+        return state

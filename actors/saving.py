@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actors.calls import Died
+from actors.launcher import tell
 from agent.errors import Fault, refused
 from conf.schema import CheckpointConfig
-from learner.checkpoint import set_best, write_checkpoint
+from learner.checkpoint import Writing, set_best
 from learner.manifest import Files
 from tracking.dispensable import Dispensable
 
 FAILED_SAVES = 3
 """Saves in a row that fail, and the run ends: one may be a disk that somebody is about to make room on."""
+LAST_S = 300.0
+"""How long a run that ends with a fault waits for the checkpoint that is being written."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _UnderWay:
+    """A checkpoint that is being written."""
+
+    step: int
+    last: bool
+    best: bool
+    cut_at: float
+    stopped_s: float
+    """How long the run stood still for it."""
+    written: Future[Path]
 
 
 class Saving:
-    """The checkpoints of one run, in ``root``.
+    """The checkpoints of one run, in ``root``: one at a time is written, in a thread.
 
     ``resume`` is the one that it goes on from; it stays, since workers that start later read it. A save that fails is
-    told to ``say``, and is tried again after the next step.
+    told to ``say``, and is tried again after the next step; ``done`` is told of one that is written.
     """
 
     def __init__(
@@ -32,6 +52,7 @@ class Saving:
         resume: Path | None,
         say: Callable[[str, str], None],
         extras: Dispensable,
+        done: Callable[[dict[str, Any]], None],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -40,7 +61,8 @@ class Saving:
         self.best: dict[str, Any] | None = None
         """Step and ``em`` of the best evaluation after a step."""
         self._config, self._root, self._resume = config, root, resume
-        self._say, self._extras, self._clock = say, extras, clock
+        self._say, self._extras, self._done, self._clock = say, extras, done, clock
+        self._under_way: _UnderWay | None = None
         self._saved = clock()
         self._failed = 0
 
@@ -51,6 +73,7 @@ class Saving:
 
     def due(self, step: int) -> bool:
         """Whether the run is to be saved with the release of ``step``."""
+        self.look()
         every, minutes = self._config.every, self._config.every_minutes
         return (
             self._failed > 0
@@ -59,28 +82,102 @@ class Saving:
             or self._is_best(step)
         )
 
-    def write(self, step: int, write: Callable[[Path], Files], *, last: bool) -> bool:
-        """Whether the checkpoint of ``step`` was written, by ``write`` (``write_checkpoint``).
+    def begin(self, step: int, cut: Callable[[Path], Callable[[], Files]], *, last: bool) -> None:
+        """Begins the checkpoint of ``step``, once the one before is written.
 
-        Raises ``Fault`` if it was not and is the ``last`` one of the run, or ``FAILED_SAVES`` in a row weren't.
+        ``cut`` is called with its folder. It takes what the checkpoint is to hold, all of one moment, and returns what
+        writes it and lists the files (``learner.checkpoint.Writing``): that runs in a thread, while the run goes on.
+
+        ``last`` ones are waited for. Raises ``Fault`` if that one can't be written, or ``FAILED_SAVES`` in a row.
         """
-        spare = (self._resume,) if self._resume is not None else ()
+        self.settle()
+        began = self._clock()
         try:
-            self.checkpoint = write_checkpoint(self._root, step, write, keep=self._config.keep, spare=spare)
+            writing = Writing(self._root, step)
+            try:
+                write = cut(writing.folder)
+            except BaseException:
+                writing.discard()
+                raise
         except Died:
             raise
         except (Fault, OSError) as error:
-            self._failed += 1
-            what = f"the checkpoint of step {step} can't be written: {refused(error)}"
-            if last or self._failed >= FAILED_SAVES:
-                raise Fault(what + (f" ({self._failed} in a row)" if self._failed > 1 else "")) from error
-            self._say(f"{what}; the run goes on and tries again after the next step", "yellow")
-            return False
-        self._failed, self._saved = 0, self._clock()
-        if self._is_best(step):
+            self._failure(step, error, last=last)
+            return
+        cut_at = self._clock()
+        self._under_way = _UnderWay(
+            step=step,
+            last=last,
+            best=self._is_best(step),
+            cut_at=cut_at,
+            stopped_s=cut_at - began,
+            written=_in_thread(lambda: self._write(writing, write)),
+        )
+        if last:
+            self.settle()
+
+    def _write(self, writing: Writing, write: Callable[[], Files]) -> Path:
+        spare = (self._resume,) if self._resume is not None else ()
+        try:
+            return writing.finish(write(), keep=self._config.keep, spare=spare)
+        except BaseException:
+            writing.discard()
+            raise
+
+    def look(self) -> None:
+        """Takes in what has become of the checkpoint that was being written, if it has ended. Raises as ``begin``."""
+        if self._under_way is not None and self._under_way.written.done():
+            self.settle()
+
+    def settle(self) -> None:
+        """Waits until no checkpoint is being written. Raises as ``begin``."""
+        if self._under_way is None:
+            return
+        save, self._under_way = self._under_way, None
+        try:
+            self.checkpoint = save.written.result()
+        except Died:
+            raise
+        except (Fault, OSError) as error:
+            self._failure(save.step, error, last=save.last)
+            return
+        tell(checkpoint=str(self.checkpoint))
+        self._failed, self._saved = 0, save.cut_at
+        if save.best:
             written = self.checkpoint
             self._extras.attempt("the link checkpoints/best", lambda: set_best(written))
-        return True
+        seconds = {"stopped_s": save.stopped_s, "written_s": self._clock() - save.cut_at}
+        self._done({"step": save.step, "path": str(self.checkpoint), **seconds})
+
+    def newest(self) -> Path | None:
+        """The checkpoint to resume from after a fault: the one that is being written, if that ends well and soon."""
+        if self._under_way is not None:
+            wait([self._under_way.written], timeout=LAST_S)
+            if self._under_way.written.done():
+                with suppress(Fault, OSError):
+                    self.settle()
+        return self.checkpoint
+
+    def _failure(self, step: int, error: Fault | OSError, *, last: bool) -> None:
+        self._failed += 1
+        what = f"the checkpoint of step {step} can't be written: {refused(error)}"
+        if last or self._failed >= FAILED_SAVES:
+            raise Fault(what + (f" ({self._failed} in a row)" if self._failed > 1 else "")) from error
+        self._say(f"{what}; the run goes on and tries again after the next step", "yellow")
 
     def _is_best(self, step: int) -> bool:
         return self.best is not None and self.best["step"] == step
+
+
+def _in_thread(work: Callable[[], Path]) -> Future[Path]:
+    """What ``work`` comes to, in a thread that doesn't keep the process from ending."""
+    future: Future[Path] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="checkpoint", daemon=True).start()
+    return future

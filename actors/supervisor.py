@@ -1,7 +1,7 @@
 """The driver of a training run. It supervises and carries no data: questions in, metrics out.
 
     start ─► [warm start] ─► [expert seeding] ─► deliver ─► [evaluate] ─► serve
-    then per step:  learner.step (take, update, publish) ─► deliver ─► [evaluate] ─► release ─► [checkpoint]
+    then per step:  learner.step (take, update, publish) ─► deliver ─► [evaluate] ─► release ─► [copy for a checkpoint]
 
 ``release`` comes after the evaluation, so that in the synchronous mode the workers are idle during it, and the
 pool's state that goes into a checkpoint is taken at the release, before the next draw.
@@ -10,7 +10,7 @@ pool's state that goes into a checkpoint is taken at the release, before the nex
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +36,7 @@ from agent.config import GroupConfig
 from agent.errors import Fault
 from agent.inference.evaluation import judged, subset
 from conf.schema import RunConfig
-from learner.manifest import Files, listed
+from learner.manifest import Files
 from tracking.alarms import Alarms
 from tracking.console import Console
 from tracking.dispensable import Dispensable
@@ -70,9 +70,9 @@ class Supervisor:
         self.watch = Watch(console)
         self.resume = resume
         self.made_with = made_with
-        self.record = Record(run_dir, console, trackers, extras)
+        self.record = record = Record(run_dir, console, trackers, extras)
         self._spans = Spans(path=run_dir / SPANS, actor="supervisor")
-        self.saving = Saving(config.checkpoints, run_dir / "checkpoints", resume, self.record.say, extras)
+        self.saving = Saving(config.checkpoints, run_dir / "checkpoints", resume, record.say, extras, record.saved)
         self.stopping = Stopping(self.record.say)
         self._first_eval: dict[str, Any] | None = None
         self._last_eval: dict[str, Any] | None = None
@@ -225,6 +225,7 @@ class Supervisor:
         A Ctrl-C that comes too late for this step's release makes the next one the last.
         """
         started = time.perf_counter()
+        self.saving.look()
         with self.watch.phase(f"step {step}", learner=self.learner, pool=self.pool):
             report = self._learn(self.pool, self.learner.step, "pool")
         delivered = 0.0
@@ -320,21 +321,18 @@ class Supervisor:
         self.watch.look()
 
     def _save(self, step: int, batch: int, *, last: bool) -> None:
-        """Writes the checkpoint of ``step``; its ``batch`` is released in it, before the workers go on.
-
-        The batch is released, too, where that can't be written.
-        """
+        """Begins the checkpoint of ``step``; its ``batch`` is released in it, or without it if that can't be begun."""
         released = False
 
-        def write(folder: Path) -> Files:
+        def cut(folder: Path) -> Callable[[], Files]:
             nonlocal released
-            release = self.pool.release.remote(batch, checkpoint=folder, draws=self.run_dir / "draws.parquet")
-            done: Released = self._wait(release, "pool")
+            draws = self.run_dir / "draws.parquet"
+            done: Released = self._wait(self.pool.release.remote(batch, checkpoint=folder, draws=draws), "pool")
             released = True
             self.record.given_up(done.notes)
             if done.failed:
                 raise Fault(done.failed)
-            files = done.files | self._wait(self.learner.save.remote(folder), "learner")
+            self._wait(self.learner.copy_for_saving.remote(folder), "learner")
             state = run_state.RunState(
                 step=step,
                 first_eval=self._first_eval,
@@ -343,15 +341,16 @@ class Supervisor:
                 trackers=self.record.tracked,
                 **asdict(self._totals),
             )
-            run_state.save(folder, state)
-            self.made_with.save(folder)
-            return files | listed(folder, without=files)
 
-        with self.watch.phase(f"the checkpoint of step {step} is written"), self._spans.span("save"):
-            written = self.saving.write(step, write, last=last)
-        if written:
-            self.record.event("checkpoint", {"step": step, "path": str(self.saving.checkpoint)})
-        elif not released:
+            def write() -> Files:
+                files = get(self.learner.save.remote(folder), "learner", self.run_dir / "logs")
+                return done.files | files | run_state.save(folder, state) | self.made_with.save(folder)
+
+            return write
+
+        with self.watch.phase(f"the checkpoint of step {step} is copied"), self._spans.span("copy for saving"):
+            self.saving.begin(step, cut, last=last)
+        if not released:
             self._wait(self.pool.release.remote(batch), "pool")
 
     def _summary(self, step: int) -> dict[str, Any]:

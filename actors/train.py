@@ -127,7 +127,7 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
                 with supervisor.watch.whole(Totals.steps(config.algorithm)):
                     summary = supervisor.train()
             except (Fault, OSError) as fault:
-                why, saved = refused(fault), supervisor.saving.checkpoint
+                why, saved = refused(fault), supervisor.saving.newest()
                 extras.attempt("metrics.jsonl", lambda: supervisor.record.event("fault", {"why": why}))
                 raise Fault(why + (f"; resume with resume={saved}" if saved else "")) from fault
             finally:

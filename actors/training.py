@@ -17,6 +17,7 @@ from actors.run_state import LEARNER, TRAINING
 from agent.config import AgentConfig
 from agent.errors import UserError
 from agent.groups import Group
+from agent.readable import content_of
 from agent.seeds import derive_seed
 from learner.config import AlgorithmConfig, ModelConfig
 from learner.report import UpdateReport
@@ -134,10 +135,10 @@ class Training:
         self._share_weights()
         self.seeding = self._updater(self.settings.algorithm.of_seeding(), "seeding")
 
-    def begin(self, checkpoint: Path | None) -> dict[str, Any]:
+    def begin(self, checkpoint: Path | None) -> dict[str, int]:
         """Ends the preparation: reference and optimizer are made, or loaded from ``checkpoint``.
 
-        Returns the checkpoint's state, empty without one. The policy was already started from its folder.
+        Returns the checkpoint's ``version`` and ``step``; nothing without one. The policy was already started from it.
         """
         from learner.checkpoint import load_state
 
@@ -149,10 +150,11 @@ class Training:
             return {}
         if self.reference is not None:
             self.reference.load_weights(checkpoint / TRAINING / "reference")
-        state = load_state(checkpoint / TRAINING / LEARNER)
-        self.policy.load_adapters(state["adapters"])
-        self.updater.load_state(state["updater"])
-        return state
+        with content_of(f"checkpoint {checkpoint}: {TRAINING}/{LEARNER}"):
+            state = load_state(checkpoint / TRAINING / LEARNER)
+            self.policy.load_adapters(state["adapters"])
+            self.updater.load_state(state["updater"])
+            return {"version": int(state["version"]), "step": int(state["step"])}
 
     def update(self, groups: Sequence[Group], step: int, version: int) -> UpdateReport:
         """One step on ``groups`` with all ranks, of the seeding while there is one."""
@@ -165,8 +167,9 @@ class Training:
 
     def optimizer_state(self) -> dict[str, Any]:
         """This rank's part of a sharded optimizer's state, on the CPU."""
-        state: dict[str, Any] = _on_cpu(self.updater.optimizer.state())
-        return state
+        from learner.host_copy import copied
+
+        return copied(self.updater.optimizer.state())
 
     def leave_card(self) -> None:
         """Gives back what torch's allocator holds and doesn't use; weights and optimizer states stay."""
@@ -193,12 +196,3 @@ class Training:
     def _share_weights(self) -> None:
         """Every rank begins with rank 0's weights: it alone has made the warm start."""
         self.ranks.spread([p.data for p in self.policy.model.parameters()])
-
-
-def _on_cpu(value: Any) -> Any:
-    """A copy of a nest of dicts and lists with its tensors on the CPU."""
-    if isinstance(value, dict):
-        return {key: _on_cpu(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_on_cpu(item) for item in value)
-    return value.detach().cpu() if hasattr(value, "detach") else value

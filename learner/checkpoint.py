@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,35 +27,62 @@ _NAME = re.compile(r"step-(\d{6,})$")
 def write_checkpoint(
     root: Path, step: int, write: Callable[[Path], Files], *, keep: int = 0, spare: Collection[Path] = ()
 ) -> Path:
-    """Writes ``root/step-000100`` (for step 100) and returns it.
+    """Writes ``root/step-000100`` (for step 100) with what ``write`` puts into a folder and lists; see ``Writing``."""
+    writing = Writing(root, step)
+    try:
+        return writing.finish(write(writing.folder), keep=keep, spare=spare)
+    except BaseException:
+        writing.discard()
+        raise
 
-    ``write`` is called with a folder, fills it, and returns what it wrote there (``learner/manifest.py``). All is
-    synced to the disk before the folder gets its name, so a reader never sees half of it; what isn't finished is taken
-    away. A checkpoint of the same step is replaced. With ``keep`` above 0 only that many remain, those written last,
-    and ``spare`` and the best one. Raises ``Fault`` if another process writes to ``root``, or files aren't as listed.
+
+class Writing:
+    """A checkpoint that is being written: ``root/step-000100``, for step 100.
+
+    Its ``folder`` is to be filled, by one thread or by several; ``finish`` gives it its name once all is synced to the
+    disk, so that a reader never sees half of it. Until then, or ``discard``, no other process may write to ``root``: if
+    one does, making this raises ``Fault``.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    with _alone(root):
-        for leftover in root.glob(f"{_ASIDE}*"):  # of a writer that was killed
-            _discard(leftover)
-        final = root / f"step-{step:06d}"
-        aside = root / f"{_ASIDE}{final.name}"
+
+    def __init__(self, root: Path, step: int) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self._root, self._step = root, step
+        self._final = root / f"step-{step:06d}"
+        self._lock = ExitStack()
+        self._lock.enter_context(_alone(root))
+        self.folder = root / f"{_ASIDE}{self._final.name}"
         try:
-            aside.mkdir()
-            number = 1 + max((int(n) for path in checkpoints(root) if (n := _number(path)) < math.inf), default=0)
-            manifest.write(aside, Manifest(step=step, number=number, files=write(aside)))
-            for path in (*aside.rglob("*"), aside):
-                _sync(path)
-            if final.exists():
-                _remove(final)
-            aside.rename(final)
+            for leftover in root.glob(f"{_ASIDE}*"):  # of a writer that was killed
+                _discard(leftover)
+            self.folder.mkdir()
         except BaseException:
-            _discard(aside)  # a full disk needs the room
+            self._lock.close()
             raise
+
+    def finish(self, files: Files, *, keep: int = 0, spare: Collection[Path] = ()) -> Path:
+        """Names the checkpoint, whose writers list ``files`` (``learner/manifest.py``), and returns it.
+
+        One of the same step is replaced. With ``keep`` above 0 only that many remain, those written last, and ``spare``
+        and the best one. Raises ``Fault`` if the files aren't as listed.
+        """
+        root = self._root
+        number = 1 + max((int(n) for path in checkpoints(root) if (n := _number(path)) < math.inf), default=0)
+        manifest.write(self.folder, Manifest(step=self._step, number=number, files=files))
+        for path in (*self.folder.rglob("*"), self.folder):
+            _sync(path)
+        if self._final.exists():
+            _remove(self._final)
+        self.folder.rename(self._final)
         _sync(root)
         if keep > 0:
             _prune(root, keep, {path.resolve() for path in (*spare, root / BEST)})
-    return final
+        self._lock.close()
+        return self._final
+
+    def discard(self) -> None:
+        """Takes away what there is: a full disk needs the room."""
+        _discard(self.folder)
+        self._lock.close()
 
 
 def checkpoints(root: Path) -> list[Path]:
@@ -125,7 +151,7 @@ def load_state(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # of a dozen kinds, as the file is damaged
         raise UserError(f"{path} is damaged or holds more than tensors and numbers") from error
 
 

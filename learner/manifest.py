@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import Fault, UserError
+from agent.readable import json_of
 
 MANIFEST = "manifest.json"
 
@@ -49,6 +50,11 @@ def listed(folder: Path, *, without: Collection[str] = ()) -> Files:
     return {name: _listed(folder / name) for name in sorted(names(folder) - set(without))}
 
 
+def one(folder: Path, name: str) -> Files:
+    """The file ``name`` in ``folder``."""
+    return {name: _listed(folder / name)}
+
+
 def write(folder: Path, manifest: Manifest) -> Path:
     """Writes the manifest of a ``folder`` and returns its path.
 
@@ -72,7 +78,7 @@ def read(path: Path) -> Manifest:
     if not file.is_file():
         raise UserError(f"checkpoint {path}: {MANIFEST} is missing; is this a checkpoint's folder?")
     try:
-        content: Mapping[str, Any] = json.loads(file.read_text())
+        content: Mapping[str, Any] = json_of(file.read_text())
         files = {name: File(bytes=int(f["bytes"]), blake2b=str(f["blake2b"])) for name, f in content["files"].items()}
         return Manifest(step=int(content["step"]), number=int(content.get("number", 0)), files=files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -198,10 +198,16 @@ class Policy:
         """``current`` as contiguous copies on the CPU, which stay as they are."""
         return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in self.current().items()}
 
-    def save(self, path: Path) -> None:
-        """Writes (merged) weights and configuration in Hugging Face format; the tokenizer is the caller's."""
-        weights = {name: tensor.detach() for name, tensor in lora.merged_weights(self.model).items()}
-        self.model.save_pretrained(path, state_dict=weights)
+    def weights(self) -> dict[str, Tensor]:
+        """What ``save`` writes: the (merged) weights under Hugging Face's names, live where nothing is merged."""
+        return {name: tensor.detach() for name, tensor in lora.merged_weights(self.model).items()}
+
+    def save(self, path: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Writes ``weights``, those of now if none are given, and the configuration in Hugging Face format.
+
+        The tokenizer is the caller's.
+        """
+        self.model.save_pretrained(path, state_dict=self.weights() if weights is None else weights)
 
     def load_weights(self, path: Path) -> None:
         """Takes the weights of a folder that ``save`` wrote; adapters begin anew.

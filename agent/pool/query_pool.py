@@ -388,7 +388,7 @@ class QueryPool(Generic[P]):
         if self._next_claim or self._next_batch:
             raise ValueError("load_state() on a pool in use: make a new one")
         if state["ids"] != digest(self.ids):
-            raise UserError("the checkpoint's pool holds other questions than data=…; resume with the same data")
+            raise UserError("it holds other questions than data=…; resume with the same data")
         self.history.load_state(state)
         for name in ("released", "next_batch", "next_claim"):
             setattr(self, f"_{name}", int(state[name]))

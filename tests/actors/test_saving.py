@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,15 +16,20 @@ from actors.saving import Saving
 from actors.stopping import Stopping, at_once
 from agent.errors import Fault, Stopped
 from conf.schema import CheckpointConfig
-from learner.checkpoint import checkpoints
+from learner.checkpoint import Writing, checkpoints
 from learner.manifest import Files, listed
 from tracking.dispensable import Dispensable
 
+PATIENCE_S = 600.0
 
-def write(folder: Path) -> Files:
-    for name in ("config.json", "model.safetensors"):
-        (folder / name).write_text("{}")
-    return listed(folder)
+
+def cut(folder: Path) -> Callable[[], Files]:
+    def write() -> Files:
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).write_text("{}")
+        return listed(folder)
+
+    return write
 
 
 class Clock:
@@ -34,7 +42,11 @@ class Clock:
 def saving(root: Path, clock: Clock, said: list[str] | None = None, **settings: float) -> Saving:
     config = CheckpointConfig(**({"every": 0, "every_minutes": 0.0} | settings))  # type: ignore[arg-type]
     say = pytest.fail if said is None else lambda text, style: said.append(text)
-    return Saving(config, root, None, say, Dispensable(pytest.fail), clock=clock)
+    return Saving(config, root, None, say, Dispensable(pytest.fail), DONE.append, clock=clock)
+
+
+DONE: list[dict[str, Any]] = []
+"""What was told of checkpoints that are written."""
 
 
 def test_by_steps(tmp_path: Path) -> None:
@@ -51,7 +63,8 @@ def test_by_minutes_since_the_last_one(tmp_path: Path) -> None:
     assert not saved.due(1)
     clock.now = 120.0
     assert saved.due(2)
-    assert saved.write(2, write, last=False)
+    saved.begin(2, cut, last=False)
+    saved.settle()
     assert not saved.due(3)
     clock.now = 240.0
     assert saved.due(3)
@@ -68,11 +81,19 @@ def test_a_better_evaluation_is_worth_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_what_an_actor_that_died_leaves_is_no_failed_save(tmp_path: Path) -> None:
-    def dies(folder: Path) -> Files:
+    def dies() -> Files:
         raise Died("learner died (ActorDiedError)")
 
+    def dies_at_once(folder: Path) -> Callable[[], Files]:
+        dies()
+        return dies
+
+    saved = saving(tmp_path, Clock())
     with pytest.raises(Died):
-        saving(tmp_path, Clock()).write(1, dies, last=False)
+        saved.begin(1, dies_at_once, last=False)
+    saved.begin(1, lambda folder: dies, last=False)
+    with pytest.raises(Died):
+        saved.settle()
     assert [*tmp_path.iterdir()] == []
 
 
@@ -80,19 +101,65 @@ def test_failures_count_in_a_row(tmp_path: Path) -> None:
     said: list[str] = []
     saved = saving(tmp_path, Clock(), said)
 
-    def fails(folder: Path) -> Files:
+    def fails() -> Files:
         raise Fault("learner: OSError: [Errno 28] No space left on device")
 
-    assert [saved.write(1, fails, last=False), saved.write(2, fails, last=False)] == [False, False]
-    assert saved.due(3)
-    assert saved.write(3, write, last=False)
+    def fails_at_once(folder: Path) -> Callable[[], Files]:
+        fails()
+        return fails
+
+    for step, broken in ((1, fails_at_once), (2, lambda folder: fails)):
+        saved.begin(step, broken, last=False)
+        saved.settle()
+        assert saved.due(step + 1)
+    saved.begin(3, cut, last=False)
+    saved.settle()
     assert not saved.due(4)
-    assert [saved.write(4, fails, last=False), saved.write(5, fails, last=False)] == [False, False]
+    for step in (4, 5):
+        saved.begin(step, lambda folder: fails, last=False)
+        saved.settle()
     with pytest.raises(Fault, match=r"^the checkpoint of step 6 can't be written: learner: .* \(3 in a row\)$"):
-        saved.write(6, fails, last=False)
+        saved.begin(6, lambda folder: fails, last=True)
     assert len(said) == 4
     assert [path.name for path in checkpoints(tmp_path)] == ["step-000003"]
     assert saved.checkpoint == tmp_path / "step-000003"
+
+
+def test_a_checkpoint_is_written_while_the_run_goes_on(tmp_path: Path) -> None:
+    clock, disk, begun = Clock(), threading.Event(), threading.Event()
+    saved = saving(tmp_path, clock, every=1)
+
+    def slow(folder: Path) -> Callable[[], Files]:
+        clock.now += 2.0
+
+        def write() -> Files:
+            begun.set()
+            assert disk.wait(PATIENCE_S)
+            return cut(folder)()
+
+        return write
+
+    saved.begin(1, slow, last=False)
+    assert begun.wait(PATIENCE_S)
+    saved.look()
+    assert saved.checkpoint is None, "there is none before it is whole"
+    assert checkpoints(tmp_path) == []
+    with pytest.raises(Fault, match="another process is writing checkpoints there"):
+        Writing(tmp_path, 7)
+    clock.now += 5.0
+    disk.set()
+    saved.begin(2, cut, last=True)  # once the one before is written
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000001", "step-000002"]
+    first, second = DONE[-2:]
+    assert first == {"step": 1, "path": str(tmp_path / "step-000001"), "stopped_s": 2.0, "written_s": 5.0}
+    assert second["step"] == 2
+    assert saved.newest() == tmp_path / "step-000002"
+
+
+def test_a_run_that_breaks_names_the_checkpoint_that_was_being_written(tmp_path: Path) -> None:
+    saved = saving(tmp_path, Clock())
+    saved.begin(1, cut, last=False)
+    assert saved.newest() == tmp_path / "step-000001"
 
 
 @pytest.mark.usefixtures("hangup_counts")

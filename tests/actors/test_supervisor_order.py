@@ -7,10 +7,10 @@ No Ray: what ``.remote`` returns is the result itself, and the fake workers hand
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors import record, run_state, supervisor
+from actors import record, run_state, saving, supervisor
 from actors.prepare import Prepared
 from actors.provenance import Provenance
 from actors.reports import Released, StepReport, Unsound
+from actors.saving import _in_thread as in_thread
 from actors.supervisor import Supervisor
 from actors.totals import Totals
 from agent.config import GroupConfig
@@ -37,7 +38,7 @@ from conf.schema import CheckpointConfig, EvalConfig, RunConfig
 from conf.topology import ClusterConfig
 from learner.checkpoint import checkpoints, latest
 from learner.config import AlgorithmConfig, SeedingConfig, WarmStartConfig
-from learner.manifest import Files, listed, names
+from learner.manifest import Files, listed, one
 from retrieval_service.backend import Identity
 from retrieval_service.stats import Stats
 from tracking.console import Console
@@ -125,9 +126,13 @@ class World:
             os.kill(os.getpid(), self.signal_number)
 
 
+WRITTEN = ("model.safetensors", "config.json", "training/learner.pt")
+
+
 class FakeLearner(Remote):
     def __init__(self, world: World) -> None:
         self._world = world
+        self._copied: tuple[int, str] | None = None
         self._step = self._batch = 0
 
     def start(self) -> int:
@@ -217,16 +222,22 @@ class FakeLearner(Remote):
             metrics=metrics,
         )
 
-    def save(self, folder: Path) -> Files:
+    def copy_for_saving(self, folder: Path) -> None:
         assert self._world.released == self._batch, "a checkpoint before the release"
-        before = names(folder)
-        if self._step in self._world.full:
-            raise OSError(errno.ENOSPC, "No space left on device", str(folder / "model.safetensors"))
-        (folder / "model.safetensors").write_text(f"weights {self._world.published}")
+        assert self._copied is None, "the one before hasn't been written"
+        self._copied = self._step, f"weights {self._world.published}"
+        self._world.happens(f"save {self._step}")
+
+    def save(self, folder: Path) -> Files:
+        """In a thread of its own, while the next step is under way."""
+        assert self._copied is not None
+        (step, weights), self._copied = self._copied, None
+        if step in self._world.full:
+            raise Fault(f"learner: OSError: {folder}/model.safetensors: No space left on device")
+        (folder / "model.safetensors").write_text(weights)
         (folder / "config.json").write_text("{}")
         (folder / "training" / "learner.pt").write_text("")
-        self._world.happens(f"save {self._step}")
-        return listed(folder, without=before)
+        return {k: v for name in WRITTEN for k, v in one(folder, name).items()}
 
 
 def unsound(batch: int, version: int, why: Unsound) -> StepReport:
@@ -417,6 +428,12 @@ class FakeWorkerPool:
 Play = Callable[..., tuple[Supervisor, dict[str, Any]]]
 
 
+def ended(work: Callable[[], Path]) -> Future[Path]:
+    future = in_thread(work)
+    wait([future])
+    return future
+
+
 @pytest.fixture
 def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
     """Plays a run of ``steps`` in a world; its supervisor and its summary."""
@@ -442,6 +459,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
         monkeypatch.setattr(supervisor, "Topology", lambda *_: FakeTopology(world, run_dir))
         monkeypatch.setattr(supervisor, "WorkerPool", lambda *_, **__: FakeWorkerPool(world))
         monkeypatch.setattr(supervisor, "get", lambda value, actor, log_dir: value)
+        monkeypatch.setattr(saving, "_in_thread", ended)  # a checkpoint is written before the next step is done
         monkeypatch.setattr(record, "RayMetrics", lambda: SimpleNamespace(set=lambda row: None))
         config = RunConfig(
             pool=Epoch(),
