@@ -11,6 +11,7 @@ from actors import run_state
 from actors.provenance import TEXTS, Provenance, asked
 from agent.errors import UserError
 from agent.pool import saved
+from agent.readable import content_of
 from conf.schema import IF_ANY, RunConfig
 from learner.checkpoint import latest, latest_sound
 from tracking.differences import listed
@@ -137,13 +138,19 @@ def carry_metrics(checkpoint: Path, run_dir: Path) -> None:
     old_dir, state = checkpoint.parent.parent, run_state.load(checkpoint)
     step = state.step
     if (old_dir / "metrics.jsonl").is_file():
-        kept = [r for r in read(old_dir / "metrics.jsonl") if r["kind"] in ("step", "eval") and r["step"] <= step]
+        kept = [row for row in read(old_dir / "metrics.jsonl") if _is_before(row, step)]
         told = {"kind": "event", "event": "resumed", "step": step, "path": str(checkpoint)}
         replace(run_dir / "metrics.jsonl", [*kept, told])
     if old_dir.resolve() != run_dir.resolve():
         return
     # Not the steps: a batch without a sound trajectory is none.
-    released = saved.load(checkpoint / run_state.TRAINING)["released"]
+    with content_of(f"checkpoint {checkpoint}: the pool"):
+        released = int(saved.load(checkpoint / run_state.TRAINING)["released"])
     for name in (TRAJECTORIES, GROUPS):
         keep_lines(run_dir / name, lambda row: row["batch"] < released)
     keep_lines(run_dir / EVALUATIONS, lambda row: row["step"] <= step)
+
+
+def _is_before(row: Mapping[str, Any], step: int) -> bool:
+    """Whether a row is of a step up to ``step``: one that was damaged isn't."""
+    return row.get("kind") in ("step", "eval") and isinstance(row.get("step"), int) and row["step"] <= step

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from agent.config import LONGEST_RESPONSE, AgentConfig
 from agent.errors import UserError
+from agent.readable import json_of
 from conf.schema import RunConfig
 from learner.gguf import unpacked
 from learner.hub import config_file
@@ -32,7 +32,7 @@ def _response(agent: AgentConfig, path: str, given: str) -> int:
     """The longest response that the model's context leaves."""
     file = config_file(path, given)
     try:
-        context = json.loads(file.read_text(encoding="utf-8")).get("max_position_embeddings")
+        context = json_of(file.read_text(encoding="utf-8")).get("max_position_embeddings")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{given}: {file.name} can't be read ({error}); download it again") from error
     if not isinstance(context, int):

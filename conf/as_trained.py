@@ -10,6 +10,7 @@ from typing import Any
 
 from agent.config import AgentConfig
 from agent.errors import UserError
+from agent.readable import json_of
 from retrieval_service.backend import settings_of
 
 MADE_WITH = Path("training") / "made_with.json"
@@ -66,7 +67,7 @@ def _alike(checkpoints: Sequence[str], lines_of: Callable[[Mapping[str, Any]], l
 
 def _settings(file: Path, lines_of: Callable[[Mapping[str, Any]], list[str]]) -> list[str]:
     try:
-        return lines_of(json.loads(file.read_text(encoding="utf-8"))["settings"])
+        return lines_of(json_of(file.read_text(encoding="utf-8"))["settings"])
     except (OSError, ValueError, LookupError, TypeError):
         return []
 

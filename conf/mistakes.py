@@ -61,7 +61,8 @@ def _several(value: str) -> list[str]:
 
 def _unreadable(error: YAMLError) -> str:
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    where = f"{mark.name}: line {mark.line + 1}" if mark is not None else "a file of settings"
+    name = getattr(error, "name", None) or "a file of settings"  # of a character that YAML doesn't have
+    where = f"{mark.name}: line {mark.line + 1}" if mark is not None else name
     return f"{where}: is not YAML ({problem or str(error).splitlines()[0]})"
 
 

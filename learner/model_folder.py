@@ -6,7 +6,6 @@ model that transformers builds from config.json without memory, by transformers'
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.errors import UserError, shortened
 from agent.quiet import quietly
+from agent.readable import json_of
 from learner.hub import CONFIG
 from learner.skeleton import is_skeleton
 
@@ -140,7 +140,7 @@ def _unfinished(folder: Path) -> str:
 def _json(file: Path) -> dict[str, Any]:
     """The object in a JSON file."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json_of(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _Broken(f"{file.name} can't be read ({error}); download it again") from error
     if not isinstance(content, dict):

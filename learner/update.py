@@ -24,6 +24,7 @@ from torch import Tensor
 
 from agent.errors import Fault
 from agent.groups import Group
+from agent.readable import json_of
 from agent.records import FloatArray
 from learner.batch import Batch, Minibatch, Sample, make_batch, minibatches
 from learner.config import AlgorithmConfig
@@ -122,7 +123,7 @@ class Updater:
     def load_state(self, state: dict[str, Any]) -> None:
         """Continues where ``state`` was taken, bit for bit if the policy's weights are those too."""
         self.optimizer.load_state(state["optimizer"])
-        self._rng.bit_generator.state = json.loads(state["rng"])
+        self._rng.bit_generator.state = json_of(state["rng"])
         torch.set_rng_state(state["torch_rng"])
         self._skipped_in_a_row = int(state["skipped_in_a_row"])
 

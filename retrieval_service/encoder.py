@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from agent.errors import UserError, shortened
 from agent.quiet import quietly
+from agent.readable import json_of
 
 Vectors = npt.NDArray[np.float32]
 POOLINGS = ("mean", "cls", "last")
@@ -127,7 +128,7 @@ def _json(file: Path, otherwise: Any) -> Any:
     if not file.is_file():
         return otherwise
     try:
-        value = json.loads(file.read_bytes())
+        value = json_of(file.read_bytes())
     except ValueError as error:
         raise UserError(f"{file}: not valid JSON ({error})") from error
     return value if isinstance(value, type(otherwise)) else otherwise

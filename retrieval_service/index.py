@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agent.errors import UserError
+from agent.readable import json_of
 from retrieval_service.corpus import Record, corpus_stamp
 from retrieval_service.names import FILE, Register, parts
 from retrieval_service.stamps import Stamp
@@ -117,7 +118,7 @@ def read_manifest(index: Path) -> Manifest | None:
     if not file.exists():
         return None
     try:
-        told = json.loads(file.read_bytes())
+        told = json_of(file.read_bytes())
         if isinstance(told, dict) and told.get("format", FORMAT) != FORMAT:
             raise UserError(f"{index}: its format is {told['format']}, this version reads {FORMAT}; build it again")
         return Manifest(**told)

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from agent.errors import UserError
+from agent.readable import json_of
 
 FORMAT = 1
 SETTLED_S = 2.0
@@ -97,7 +98,7 @@ def _read(path: Path) -> tuple[str, int]:
 def _kept(file: Path) -> Stamp | None:
     """None where there is none, or one that can't be used: it is only made again."""
     try:
-        stamp = Stamp(**json.loads(file.read_bytes()))
+        stamp = Stamp(**json_of(file.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
     return stamp if stamp.format == FORMAT else None

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import UserError
+from agent.readable import json_of
 from retrieval_service.download import Show, Source, already, downloaded, hidden, hub_url, on_hub, sha256, size_text
 from tasks.config import DataConfig
 from tasks.paths import WIKI_18, files_of, is_named, listed
@@ -175,7 +176,7 @@ def _kept(wanted: Named) -> Note | None:
         return None
     size = path.stat().st_size
     try:
-        note = Note(**json.loads(_note_of(path).read_text()))
+        note = Note(**json_of(_note_of(path).read_text()))
     except FileNotFoundError:
         note = Note(sha256=sha256(path), size=size)
         _write_note(path, note)

@@ -5,12 +5,12 @@ Its first bytes say which. Text may be compressed and have a byte order mark (``
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from agent.errors import UserError
+from agent.readable import json_of
 from retrieval_service.textfile import open_text
 from tasks.notices import Notice
 from tasks.tables import delimiter_of, table_rows
@@ -54,8 +54,8 @@ def _line_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, int, Row]]:
         if line.strip():
             where = f"{name}, line {number}"
             try:
-                value = json.loads(line.decode("utf-8-sig"))  # files that were joined have marks in the middle
-            except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
+                value = json_of(line.decode("utf-8-sig"))  # files that were joined have marks in the middle
+            except ValueError as error:  # not UTF-8, or not JSON
                 raise UserError(
                     f"{where}: not JSON in UTF-8 ({error}); each line must be one object (or the file one list of them)"
                 ) from error
@@ -71,8 +71,8 @@ def _list_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, int, Row]]:
         for number, value in enumerate(ijson.items(file, "item", use_float=True), start=1):
             where = f"{name}, row {number}"
             yield where, number, _object(value, where, "row")
-    except ijson.JSONError as error:
-        reason = error.args[0] if error.args else error
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        reason = error.args[0] if error.args and isinstance(error, ijson.JSONError) else str(error)
         said = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
         raise UserError(
             f"{name}, after row {number}: not JSON in UTF-8 ({said.strip().splitlines()[0]}); the file must be one "

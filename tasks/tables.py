@@ -7,11 +7,11 @@ list, except in the question. Lines that are not UTF-8, as Bamboogle has some, a
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from agent.errors import UserError
+from agent.readable import json_of
 from tasks.notices import Notice
 
 QUESTION = "question"
@@ -73,8 +73,8 @@ def json_list(named_value: tuple[str, Any], where: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        found = json.loads(value)
-    except (ValueError, RecursionError):
+        found = json_of(value)
+    except ValueError:
         found = None
     if not isinstance(found, list):
         raise UserError(f"""{where}: '{name}' must be a list in JSON, ["a", "b"], which {_short(value)} is not""")

@@ -14,6 +14,7 @@ from agent.inference.calibration import Calibration
 from agent.inference.evaluation import EvalRow
 from agent.inference.scaling import Scale
 from agent.prompts import PROMPTS, prompt_text
+from agent.readable import json_of
 from agent.visible import json_line
 from tracking.console import Console
 from tracking.dispensable import Dispensable
@@ -84,10 +85,13 @@ def read_threshold(
     """
     where = f"exit.calibration={path}"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_of(path.read_text(encoding="utf-8"))
         fits = content["format"] == FORMAT
         known, threshold, made_for = content["settings"], content["threshold"], content["weights"]
         scale = _scale(content["scale"]) if fits else None
+        if fits and not isinstance(known, dict):
+            raise TypeError("its settings are no JSON object")
+        threshold = None if threshold is None else float(threshold)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{where}: can't be read ({error}); mode=calibrate writes such a file") from error
     if not fits:
@@ -101,7 +105,7 @@ def read_threshold(
             )
     if threshold is None:
         raise UserError(f"{where}: no threshold kept the risk; calibrate with a larger exit.risk or more questions")
-    return float(threshold), scale
+    return threshold, scale
 
 
 def _scale(lines: Mapping[str, Sequence[float]] | None) -> Scale | None:

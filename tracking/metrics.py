@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
@@ -13,6 +12,7 @@ from typing import Any
 from agent.errors import commonest
 from agent.groups import Group
 from agent.pool.batches import TakenBatch
+from agent.readable import json_of
 from agent.records import NO_VERSION
 from agent.tickets import QueryState
 from agent.visible import json_line
@@ -50,7 +50,7 @@ def read(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:  # splitlines splits in strings
         try:
-            row = json.loads(line)
+            row = json_of(line)
         except ValueError:
             continue
         if isinstance(row, dict) and (kind is None or row.get("kind") == kind):
@@ -76,7 +76,7 @@ def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
 
     def kept(line: bytes) -> bool:
         try:
-            return line.endswith(b"\n") and keep(json.loads(line))
+            return line.endswith(b"\n") and keep(json_of(line))
         except (ValueError, KeyError, TypeError):  # its writer never finished it
             return False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import UserError
+from agent.readable import json_of
 from learner.config import ModelConfig
 from learner.hub import CONFIG, config_file
 
@@ -119,7 +119,7 @@ def architecture(config: ModelConfig) -> Architecture:
 
 def _from_json(file: Path) -> Architecture:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json_of(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise UserError(f"{file}: not JSON ({error}); model.path must be a model's folder") from error
     if not isinstance(found, dict):

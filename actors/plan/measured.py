@@ -6,7 +6,6 @@ divided so says of the measured situation what was measured, and of any other wh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from actors.plan.host import weight_bytes
 from actors.plan.roofline import ASSUMED, Assumptions, Step, step
 from agent.errors import UserError
 from agent.pool.rules.epoch import Rule as Epoch
+from agent.readable import json_of
 from conf.schema import RunConfig
 
 FORMAT = 1
@@ -37,7 +37,7 @@ def measured(config: RunConfig) -> Mapping[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json_of(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: can't be read ({error}); delete it, or run mode=doctor again") from error
     return found if isinstance(found, dict) and found.get("format") == FORMAT else None

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agent.readable import json_of
 from agent.tools.base import Request
 from agent.tools.catalogue import KINDS
 
@@ -69,7 +70,7 @@ class JsonCalls(CallStyle):
         while body:
             try:
                 value, end = decoder.raw_decode(body)
-            except (ValueError, RecursionError):
+            except ValueError:
                 raise Malformed("a call that is no valid JSON") from None
             found.append(_request(value, "parameters"))
             body = body[end:].lstrip(" \n;")
@@ -82,8 +83,8 @@ class JsonCalls(CallStyle):
 
 def _loaded(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return json_of(text)
+    except ValueError:
         raise Malformed("a call that is no valid JSON") from None
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent.readable import json_of
 from tracking.evals.result import RESULT
 from tracking.evals.table import escaped
 
@@ -176,7 +176,7 @@ def write(folder: Path, results: Sequence[Mapping[str, Any]]) -> list[tuple[str,
 def of_jobs(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """eval.json of each of ``folders`` that has one."""
     files = [folder / RESULT for folder in folders]
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    return [json_of(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
 
 
 def _markdown(found: Sequence[tuple[str, list[list[str]]]]) -> str:

@@ -14,6 +14,7 @@ from agent.errors import UserError
 from agent.inference import estimates
 from agent.inference.evaluation import EvalRow, refusal
 from agent.prompts import prompt_digest
+from agent.readable import json_of
 from tracking.differences import differences, listed
 
 RESULT = "eval.json"
@@ -63,7 +64,7 @@ def begin(folder: Path, setting: Mapping[str, Any]) -> None:
     now = json.loads(json.dumps(setting))
     if path.is_file():
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = json_of(path.read_text(encoding="utf-8"))
         except ValueError:
             before = {}
         if differing := listed(differences(before, now)):
@@ -78,7 +79,7 @@ def read_result(folder: Path, given: str) -> dict[str, Any]:
     """``eval.json`` of a folder. Raises ``UserError`` that starts with ``given`` (``compare=…``) if there is none."""
     path = folder / RESULT
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json_of(path.read_text(encoding="utf-8"))
     except OSError:
         raise UserError(f"{given}: holds no {RESULT}; mode=eval writes it when it has ended") from None
     except ValueError as error:

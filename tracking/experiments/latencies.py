@@ -7,7 +7,6 @@ pays for the engine's warm-up, and a step after an evaluation or a checkpoint fo
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import UserError
+from agent.readable import json_of
 from agent.simulation.pipeline import Latencies, Layout, fit_engine
 from tracking.metrics import read
 
@@ -113,7 +113,7 @@ def _episodes(run: Path) -> list[tuple[float, ...]]:
     path = run / "trajectories.jsonl"
     if not path.is_file():
         raise UserError(f"{path} doesn't exist; set tracker.trajectories_per_step to more than 0 in the run to read")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    rows = [json_of(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     episodes = [turns_of(row) for row in rows if row["turns"] and row["action_tokens"]]
     if not episodes:
         raise UserError(f"{path} holds no episode")

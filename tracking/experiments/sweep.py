@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import UserError
+from agent.readable import json_of
 from tracking.config import ReportConfig
 from tracking.differences import differences
 from tracking.metrics import MetricsLog, read
@@ -107,7 +108,7 @@ def save_plan(folder: Path, plan: Plan) -> None:
 def read_plan(folder: Path) -> Plan:
     """Reads ``plan.json``. Raises ``UserError`` when the folder has none, or a damaged one."""
     try:
-        content = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        content = json_of((folder / PLAN).read_text(encoding="utf-8"))
         jobs = tuple(Job(overrides=dict(j["overrides"]), seed=int(j["seed"])) for j in content["jobs"])
         return Plan(jobs=jobs, report=ReportConfig(**content["report"]))
     except FileNotFoundError as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from agent.readable import json_of
 
 MAX_TEXT = 20_000
 """Characters of one text that a report shows."""
@@ -59,8 +60,8 @@ def lines(path: Path, notices: Notices) -> Iterator[Line]:
 def parsed(raw: bytes) -> dict[str, Any] | None:
     """The object of a line; None if it is none."""
     try:
-        row = json.loads(raw)
-    except (ValueError, RecursionError):
+        row = json_of(raw)
+    except ValueError:
         return None
     return row if isinstance(row, dict) else None
 
