@@ -7,7 +7,9 @@ import os
 import re
 import signal
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 from patience import finished, until
 
@@ -93,6 +95,34 @@ def test_one_command_starts_is_taken_away_and_goes_on(start, small, tmp_path):
         changed.kill()
     assert changed.returncode == 2, output
     assert "seed=1 (was 0); set them back, or resume_allow_changes=true goes on with them" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["launch.py", "gcs_server", "raylet"])
+def test_the_death_of_driver_or_head_is_one_line_and_leaves_nothing(start, small, tmp_path, victim):
+    folder = tmp_path / "killed"
+    process = start(folder, *small, "algorithm.steps=99", "checkpoints.every=1", "debug=false")
+    try:
+        _wait_for_row(folder, process, lambda row: row.get("event") == "checkpoint")
+        family = psutil.Process(process.pid).children(recursive=True)
+        (one,) = [p for p in family if victim in " ".join(p.cmdline()[:2])]
+        driver = one.pid if victim == "launch.py" else one.ppid()
+        segments = {line.path for p in family for line in p.memory_maps() if line.path.startswith("/dev/shm/")}
+        one.kill()
+        output = _output(process, folder)
+    finally:
+        process.kill()
+    assert process.returncode == 1, output
+    last = output.splitlines()[-1]
+    saved = [r for r in _rows(folder) if r.get("event") == "checkpoint"][-1]["path"]
+    assert last.startswith("slingshot: fault: ")
+    assert last.endswith(f"; resume with resume={saved}")
+    assert output.count("slingshot: ") == 1
+    assert not [p for p in family if p.is_running()]
+    assert not [path for path in segments if Path(path).exists()]
+    ray_folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray")
+    assert not [*ray_folder.glob(f"session_*_{driver}")]
+    assert (folder / "logs" / "ray").is_dir()
 
 
 @pytest.mark.slow
