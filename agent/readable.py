@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from agent.errors import Fault, UserError, shortened
+from agent.errors import Fault, UserError, refused, shortened
 
 
 def json_of(text: str | bytes) -> Any:
@@ -28,7 +28,6 @@ WRONG = (
     EOFError,
     LookupError,
     MemoryError,
-    OSError,
     RuntimeError,
     TypeError,
     ValueError,
@@ -45,5 +44,7 @@ def content_of(what: str) -> Iterator[None]:
         raise error if str(error).startswith(what) else UserError(f"{what}: {error}") from error
     except Fault:
         raise
+    except OSError as error:
+        raise UserError(f"{what} can't be read ({refused(error)})") from error
     except WRONG as error:
         raise UserError(f"{what}: damaged, or another program's ({shortened(error)})") from error

@@ -334,7 +334,7 @@ def test_a_checkpoint_of_other_questions_is_the_users_mistake(start: Start, tmp_
 
 def test_a_checkpoint_without_a_pool_is_the_users_mistake(start: Start, tmp_path: Path) -> None:
     pool = start(Epoch(), begin=False)
-    with pytest.raises(UserError, match=r"its pool can't be read \(.*pool\.json"):
+    with pytest.raises(UserError, match=r"the pool can't be read \(.*pool\.json"):
         get(pool.start.remote(tmp_path), "pool", tmp_path / "logs")
 
 

@@ -101,7 +101,8 @@ def test_one_command_starts_is_taken_away_and_goes_on(start, small, tmp_path):
 @pytest.mark.parametrize("victim", ["launch.py", "gcs_server", "raylet"])
 def test_the_death_of_driver_or_head_is_one_line_and_leaves_nothing(start, small, tmp_path, victim):
     folder = tmp_path / "killed"
-    process = start(folder, *small, "algorithm.steps=99", "checkpoints.every=1", "debug=false")
+    quick = ["algorithm.warm_start.steps=0", "pool.max_empty_batches=1000", "pool.batch_questions=2"]
+    process = start(folder, *small, *quick, "algorithm.steps=999", "checkpoints.every=1")
     try:
         _wait_for_row(folder, process, lambda row: row.get("event") == "checkpoint")
         family = psutil.Process(process.pid).children(recursive=True)
