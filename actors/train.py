@@ -23,6 +23,7 @@ def train(config: RunConfig, run_dir: Path, console: Console, in_short: str, nam
 
     Raises ``UserError``, ``Fault``, or ``Stopped`` for a signal that has ended it.
     """
+    tell(checkpoint=None)  # it isn't the job before in a sweep
     with at_once():
         _train(config, run_dir, console, in_short, namespace)
 
