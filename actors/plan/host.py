@@ -35,6 +35,8 @@ def memory_bytes(config: RunConfig) -> int:
     cluster = config.cluster
     learner, engine = learner_memory(config), engine_memory(config, usable_bytes(cluster))
     copies = 2 * weight_bytes(config)  # the learner's, and the buffer that they are packed into
+    if config.mode == "train":
+        copies += learner.weights + learner.states  # of a checkpoint, while it is written
     shared = object_store_bytes(config) + heap_bytes(config.retrieval.heap) + copies + 3 * PROCESS
     if cluster.device == "cuda":
         asleep = cluster.rollout_workers * engine.weights if cluster.colocated else 0
