@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agent.errors import UserError, shortened
+from agent.readable import content_of
 
 
 class TokenCodec(Protocol):
@@ -77,6 +78,10 @@ class Tokenizer:
 
         Where its files are missing, transformers makes an empty one without an error.
         """
+        with content_of(self._given):
+            self._check(rows)
+
+    def _check(self, rows: int) -> None:
         ids, files = self.encode(SAMPLE), ("tokenizer.json", "tokenizer_config.json")
         missing = [name for name in files if not (self._path / name).is_file()]
         hint = f" ({' and '.join(missing)} missing)" if missing else ""
@@ -117,7 +122,8 @@ class Tokenizer:
     @cached_property
     def beginning(self) -> tuple[int, ...]:
         # Whatever puts it there, a post-processor or add_bos_token; what comes after the text isn't taken.
-        text, whole = self.encode(SAMPLE), self._tokenizer.encode(SAMPLE, add_special_tokens=True)
+        with content_of(self._given):
+            text, whole = self.encode(SAMPLE), self._tokenizer.encode(SAMPLE, add_special_tokens=True)
         for at in range(len(whole) - len(text) + 1):
             if whole[at : at + len(text)] == text:
                 return tuple(whole[:at])
