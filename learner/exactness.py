@@ -45,15 +45,19 @@ def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
 
 @torch.no_grad()
 def check_against_model(model: PreTrainedModel, hidden: Callable[[PackedRow], Tensor], head: Tensor) -> None:
-    """Two short sequences in a row must give what the model itself says of each alone.
+    """Short sequences in a row, two of which begin alike, must give what the model itself says of each alone.
 
     ``hidden`` computes a row's (N, d) last hidden states with ``model``, and ``head`` is its (V, d) output matrix.
     Catches what no list of names can: a rescaled head, a state that leaks from one packed sequence
     into the next, an attention that doesn't pass through ``slingshot_varlen``.
     """
-    probes = [np.arange(n, dtype=np.int32) * 7919 % head.shape[0] for n in (6, 4)]
-    (row,) = pack_rows(probes, [np.arange(len(p)) > 0 for p in probes], limit=16)
-    ours = hidden(row) @ head.t()
+    probes = [np.arange(n, dtype=np.int32) * 7919 % head.shape[0] for n in (6, 4, 25, 23)]
+    probes[3][-3:] += 1 - 2 * (probes[3][-3:] > 0)  # it leaves the way of the one before
+    selected = [np.arange(len(p)) > min(20, len(p) - 2) for p in probes]
+    (row,) = pack_rows(probes, selected, limit=64, families=[0, 1, 2, 2])
+    places = dict(zip(row.members, row.places(), strict=True))
+    computed = hidden(row)
+    ours = torch.cat([computed[torch.from_numpy(places[i])] for i in range(len(probes))]) @ head.t()
     with _plain_attention(model):
         texts = [torch.from_numpy(p.astype(np.int64)).to(model.device)[None] for p in probes]
         alone = [model(input_ids=ids, use_cache=False).logits[0] for ids in texts]

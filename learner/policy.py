@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen
 
 from agent.errors import UserError, shortened
 from learner import lora
-from learner.attention import ATTENTION
+from learner.attention import ATTENTION, Layout
 from learner.exactness import check_against_model, refuse_unsupported
 from learner.hub import local_folder
 from learner.logprobs import selected_logprobs
@@ -161,15 +161,12 @@ class Policy:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
 
     def _inputs(self, row: PackedRow) -> dict[str, object]:
-        cu_seqlens, longest = self.to_device(row.cu_seqlens), int(row.lengths.max())
+        layout = Layout.of(row, self.device)
         return {
             "input_ids": self.to_device(row.token_ids.astype(np.int64))[None],
             "position_ids": self.to_device(row.positions)[None],
             "use_cache": False,
-            "cu_seq_lens_q": cu_seqlens,
-            "cu_seq_lens_k": cu_seqlens,
-            "max_length_q": longest,
-            "max_length_k": longest,
+            "layout": layout,
         }
 
     def parameters(self) -> list[nn.Parameter]:

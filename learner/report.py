@@ -33,7 +33,9 @@ class UpdateReport:
     action_tokens: int
     """Action tokens of the sequences that carried a loss, each epoch counted."""
     tokens: int
-    """All tokens of those sequences: what the forward and backward passes worked through."""
+    """All tokens of those sequences."""
+    shared_tokens: int
+    """Of those, what the forward and backward passes didn't work through: beginnings that sequences have in common."""
     sequences: int
     expert_sequences: int
     """Of those, trajectories that no engine sampled."""

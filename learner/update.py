@@ -134,6 +134,7 @@ class Updater:
             [s.action_mask for s in samples],
             self.config.microbatch_tokens,
             multiple=self.ranks.world,
+            families=[s.question for s in samples],
         )
 
     def own(self, rows: Sequence[PackedRow]) -> list[PackedRow]:
@@ -295,7 +296,9 @@ class _Run:
 
     def report(self, seconds: float) -> UpdateReport:
         metrics = self.metrics
-        tokens = sum(len(row.token_ids) for row in self.rows)
+        tokens, computed = (
+            sum(n) for n in ([r.whole_tokens for r in self.rows], [len(r.token_ids) for r in self.rows])
+        )
         action_tokens = int(sum(row.selected.sum() for row in self.rows))
         return UpdateReport(
             updates=len(self.norms),
@@ -316,7 +319,8 @@ class _Run:
             sequences=self.sequences,
             expert_sequences=self.experts,
             microbatches=len(self.rows),
-            packing_efficiency=tokens / self.room if self.room else NAN,
+            shared_tokens=tokens - computed,
+            packing_efficiency=computed / self.room if self.room else NAN,
             seconds=seconds,
         )
 

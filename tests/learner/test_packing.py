@@ -80,3 +80,66 @@ def test_efficiency() -> None:
 def test_a_first_token_cannot_be_selected() -> None:
     with pytest.raises(ValueError, match="first token"):
         pack_rows([np.array([1, 2], np.int32)], [np.array([True, True])], 10)
+
+
+# --- what sequences have in common -----------------------------------------------------------------
+
+
+def family(rng: np.random.Generator, prompt: int, lengths: list[int]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Answers of these lengths to one prompt, no two of which begin alike."""
+    start = rng.integers(0, 900, prompt)
+    ids = [
+        np.concatenate([start, [900 + i], rng.integers(0, 900, n - 1)]).astype(np.int32) for i, n in enumerate(lengths)
+    ]
+    return ids, [np.arange(len(i)) >= prompt for i in ids]
+
+
+def test_a_prompt_is_in_a_row_once_but_for_its_last_token() -> None:
+    ids, masks = family(np.random.default_rng(0), 20, [3, 5])
+    (row,) = pack_rows(ids, masks, 100, families=[7, 7])
+    assert row.members == (1, 0)
+    assert row.lengths.tolist() == [19, 6, 4]
+    assert row.before.tolist() == [-1, 0, 0]
+    assert row.positions.tolist() == [*range(19), *range(19, 25), *range(19, 23)]
+    assert [row.token_ids[place].tolist() for place in row.places()] == [ids[1].tolist(), ids[0].tolist()]
+    assert row.sources.tolist() == [19, 20, 21, 22, 23, 25, 26, 27], "the prompt's last token predicts, in each"
+    assert row.targets.tolist() == [*ids[1][20:], *ids[0][20:]]
+    assert (row.whole_tokens, row.selected.tolist()) == (48, [5, 3])
+
+
+@pytest.mark.parametrize(("prompt", "families"), [(20, None), (20, [0, 1]), (12, [0, 0])])
+def test_what_is_not_worth_it_is_not_shared(prompt: int, families: list[int] | None) -> None:
+    ids, masks = family(np.random.default_rng(0), prompt, [3, 5])
+    (row,) = pack_rows(ids, masks, 100, families=families)
+    assert row.before.tolist() == [-1, -1]
+    assert row.whole_tokens == len(row.token_ids) == 2 * prompt + 8
+
+
+def test_inherited_actions_are_each_sequences_own() -> None:
+    ids, masks = family(np.random.default_rng(0), 40, [3, 5])
+    for mask in masks:
+        mask[25:30] = True  # a continuation's, which are trained on again
+    (row,) = pack_rows(ids, masks, 200, families=[0, 0])
+    assert row.lengths.tolist() == [24, 21, 19]
+    assert len(set(row.sources.tolist())) == len(row.sources) == 5 + 5 + 3 + 5
+
+
+def test_families_stay_together_and_what_they_share_is_counted_in_each_row() -> None:
+    rng = np.random.default_rng(1)
+    ids, masks, families = [], [], []
+    for number in range(9):
+        more, wanted = family(rng, int(rng.integers(20, 60)), rng.integers(10, 80, 8).tolist())
+        ids, masks, families = ids + more, masks + wanted, [*families, *[number] * 8]
+    for world in (1, 3):
+        rows = pack_rows(ids, masks, 400, multiple=world, families=families)
+        assert len(rows) % world == 0
+        assert sorted(m for row in rows for m in row.members) == list(range(72))
+        assert all(len(row.token_ids) <= 400 for row in rows)
+        assert packing_efficiency(rows) > 0.8
+        for row in rows:
+            for member, place, count in zip(row.members, row.places(), row.selected, strict=True):
+                assert row.token_ids[place].tolist() == ids[member].tolist()
+                assert count == masks[member].sum()
+            assert row.concatenate([i[m] for i, m in zip(ids, masks, strict=True)]).tolist() == row.targets.tolist()
+        copies = sum(int((row.before < 0).sum()) for row in rows)
+        assert copies <= 9 + len(rows), "a family is parted where a row ends"

@@ -435,3 +435,53 @@ def test_learning_raises_the_probability_of_what_was_rewarded(tmp_path: Path) ->
     after = [float(x.sum()) for x in learner.score(policy, samples)]
     assert after[0] > before[0] + 1
     assert sum(after[1:]) < sum(before[1:])
+
+
+# --- beginnings in common --------------------------------------------------------------------------
+
+
+def with_one_prompt(groups: list[Group], length: int) -> list[Group]:
+    """The same groups, the trajectories of each with one prompt of this many tokens."""
+    rng = np.random.default_rng(9)
+    out = []
+    for g in groups:
+        prompt = rng.integers(0, VOCABULARY, length, dtype=np.int32)
+        members = [replace(m, trajectory=replace(m.trajectory, prompt_ids=prompt)) for m in g.members]
+        out.append(replace(g, members=tuple(members)))
+    return out
+
+
+@pytest.mark.parametrize("changes", [{}, {"kl": "k2", "minibatch_questions": 3, "epochs": 2}], ids=["one", "several"])
+def test_a_prompt_computed_once_for_its_group_gives_what_the_plain_reference_does(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    policy, anchor = tiny_policy(0, torch.float64), tiny_policy(1, torch.float64).frozen_copy()
+    config = settings(**changes, microbatch_tokens=100)
+    reference = anchor if config.kl != "none" else None
+    plain = Reference(policy, config, reference, temperature=0.8)
+    groups = with_one_prompt(random_groups(4, MIXED), 24)
+    learner = updater(policy, tmp_path, config, reference, temperature=0.8)
+    report = learner.update(groups, step=0, version=0)
+    if not changes:
+        plain.step(groups, [[0, 1, 2, 3, 4]])
+        expected = torch.cat([p.detach().flatten() for p in plain.model.parameters()])
+        assert report.loss == pytest.approx(np.mean(plain.losses), rel=1e-6)
+        assert report.grad_norm == pytest.approx(np.mean(plain.norms), rel=1e-6)
+        assert (weights_of(policy) - expected).abs().max() < 1e-6
+    assert report.shared_tokens > 0.3 * report.tokens
+    assert report.microbatches > report.updates
+
+
+def test_what_is_shared_changes_nothing_in_any_microbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = with_one_prompt(random_groups(4, MIXED), 24)
+    results = []
+    for tokens, shortest in ((10_000, 16), (60, 16), (1, 16), (10_000, 1000)):
+        monkeypatch.setattr("learner.packing.SHORTEST_SHARED", shortest)
+        policy = tiny_policy(0, torch.float64)
+        config = settings(epochs=2, kl="k3", microbatch_tokens=tokens)
+        anchor = tiny_policy(1, torch.float64).frozen_copy()
+        report = updater(policy, tmp_path, config, anchor).update(groups, step=0, version=0)
+        results.append((report.loss, report.grad_norm, report.entropy, report.tokens, weights_of(policy)))
+    for *figures, weights in results[1:]:
+        assert figures == pytest.approx(results[0][:-1], rel=1e-6)
+        assert (weights - results[0][-1]).abs().max() < 1e-6
