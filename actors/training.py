@@ -86,6 +86,7 @@ class Training:
             dtype=settings.model.dtype,
             device=settings.device,
             gradient_checkpointing=settings.algorithm.gradient_checkpointing,
+            whole_layers=settings.algorithm.whole_layers,
             lora_rank=settings.model.lora_rank,
         )
         if due(settings.algorithm, settings.device):

@@ -110,7 +110,7 @@ def main() -> None:
     batch = batch_of(sequences)
     rate = 1e-6 if arguments.model else 3e-4
     config = AlgorithmConfig(
-        microbatch_tokens=TINY_TOKENS, gradient_checkpointing=False, optimizer=OptimizerConfig(lr=rate)
+        microbatch_tokens=TINY_TOKENS, gradient_checkpointing="none", optimizer=OptimizerConfig(lr=rate)
     )
     adamw = torch.optim.AdamW(theirs.parameters(), lr=rate, fused=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -2,8 +2,11 @@
 
 8-bit moments (Dettmers et al., arXiv 2110.02861) take 2 bytes a parameter where float32 takes 8: a code per value
 and a scale per block of 256. A bfloat16 weight of 0.02 can't hold an update of 1e-6, since the next value is 1e-4
-away: rounded to the nearest, nothing would ever move. Rounded up or down by chance, in proportion to the distance,
-the weight is right on average, and needs no float32 master.
+away: rounded to the nearest, nothing would ever move. Two cures:
+
+- an exact master: the weight is the float32 master rounded to the nearest, and the 16 bits that this has left over are
+  kept beside it, 2 bytes a parameter. Together they are the master, to the bit.
+- rounding up or down by chance, in proportion to the distance: right on average, with noise, and without a master.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchao.optim import AdamW8bit
+from torchao.optim.adam import single_param_adam
 
 from learner.config import OptimizerConfig
 
@@ -27,6 +31,18 @@ _MOMENTS = {"exp_avg": True, "exp_avg_sq": False}
 """Name in torchao's state, and whether the values have a sign."""
 
 
+def joined(weight: Tensor, rest: Tensor) -> Tensor:
+    """The float32 master of a bfloat16 ``weight`` and the int16 ``rest`` of the same shape."""
+    return ((weight.view(torch.int16).to(torch.int32) << 16) + rest).view(torch.float32)
+
+
+def parted(master: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse: ``master`` rounded to bfloat16 (halves away from zero), and what has to be added to its bits."""
+    bits = master.view(torch.int32)
+    high = (bits + 0x8000) >> 16
+    return high.to(torch.int16).view(torch.bfloat16), (bits - (high << 16)).to(torch.int16)
+
+
 def takes(parameter: Tensor) -> bool:
     """Whether torchao keeps 8-bit moments of ``parameter``; those of others would have its own type.
 
@@ -36,7 +52,7 @@ def takes(parameter: Tensor) -> bool:
 
 
 class EightBitAdamW(AdamW8bit):
-    """8-bit AdamW over parameters that it ``takes``; bfloat16 ones are rounded stochastically.
+    """8-bit AdamW over parameters that it ``takes``; bfloat16 ones have an exact master, or are rounded stochastically.
 
     On CUDA torchao compiles one fused kernel for each shape, at the first step. On a CPU its function runs as it is
     written: the same arithmetic, no compiler needed, and temporary arrays that only a small model should ask for.
@@ -53,6 +69,9 @@ class EightBitAdamW(AdamW8bit):
             block_size=BLOCK,
             bf16_stochastic_round=True,
         )
+        self._exact = config.exact_master
+        self.rests: dict[nn.Parameter, Tensor] = {}
+        """What bfloat16 weights lack of their exact masters; none before the first step."""
         self._device = parameters[0].device
         self._draws = torch.Generator(self._device).manual_seed(seed).get_state()
 
@@ -64,7 +83,39 @@ class EightBitAdamW(AdamW8bit):
         """One step. torch's own generators are afterwards what they were before."""
         eager = torch.compiler.set_stance("force_eager") if self._device.type == "cpu" else contextlib.nullcontext()
         with self._own_draws(), eager:
-            super().step()
+            if self._exact:
+                self._step_exactly()
+            else:
+                super().step()
+
+    @torch.no_grad()
+    def _step_exactly(self) -> None:
+        """As torchao's step, on the master of one parameter after the other."""
+        step = torch.compile(single_param_adam, fullgraph=True, dynamic=False)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = torch.tensor(0.0)
+                    for name, signed in _MOMENTS.items():
+                        state[name] = self._subclass_zeros(parameter, signed, BLOCK)
+                state["step"] += 1
+                narrow = parameter.dtype == torch.bfloat16
+                master = joined(parameter.detach(), self._rest(parameter)) if narrow else parameter.detach()
+                moments = [state[name] for name in _MOMENTS]
+                rates = [group["lr"], *group["betas"], group["weight_decay"], group["eps"]]
+                step(master, parameter.grad, state["step"], *moments, None, *rates, True, False)
+                if narrow:
+                    weight, rest = parted(master)
+                    parameter.copy_(weight)
+                    self._rest(parameter).copy_(rest)
+
+    def _rest(self, parameter: nn.Parameter) -> Tensor:
+        if parameter not in self.rests:
+            self.rests[parameter] = torch.zeros_like(parameter, dtype=torch.int16)
+        return self.rests[parameter]
 
     @contextlib.contextmanager
     def _own_draws(self) -> Iterator[None]:
@@ -90,6 +141,8 @@ class EightBitAdamW(AdamW8bit):
             plain = {"step": state["step"]} if state else {}
             for name in _MOMENTS if state else ():
                 plain |= {f"{name}.codes": state[name].codes, f"{name}.scale": state[name].scale}
+            if parameter in self.rests:
+                plain["rest"] = self.rests[parameter]
             moments.append(plain)
         return {"moments": moments, "draws": self._draws}
 
@@ -102,6 +155,7 @@ class EightBitAdamW(AdamW8bit):
         ):
             raise ValueError("the 8-bit moments are those of other parameters")
         self.state.clear()
+        self.rests.clear()
         for parameter, plain in zip(parameters, saved, strict=True):
             if not plain:
                 continue
@@ -112,4 +166,6 @@ class EightBitAdamW(AdamW8bit):
                 moment.scale.copy_(plain[f"{name}.scale"])
                 state[name] = moment
             self.state[parameter] = state
+            if self._exact and "rest" in plain:
+                self._rest(parameter).copy_(plain["rest"])
         self._draws = state_dict["draws"]

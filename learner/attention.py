@@ -137,7 +137,7 @@ def _by_equal_shapes(
             qh, kh, vh, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
         )
         parts.append(out.transpose(1, 2).reshape(count * n, *q.shape[1:]))
-    return torch.cat(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 AttentionInterface.register(ATTENTION, packed_attention)

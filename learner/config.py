@@ -12,6 +12,7 @@ from learner.losses.base import ADVANTAGES, AGGREGATIONS, Choices, Loss, loss_cl
 BFLOAT16_MISMATCH = 0.05
 """Nats: a bfloat16 run whose train-inference mismatch is above this is warned. Rounding alone makes 0.001 to 0.02."""
 KL = ("none", "k1", "k2", "k3")
+CHECKPOINTING = ("auto", "layers", "mlp", "none")
 DEFAULT_CONSTANT_LENGTH = 1024
 
 
@@ -106,10 +107,16 @@ class OptimizerConfig:
     """AdamW and its schedule."""
 
     kind: str = "adamw"
-    """``adamw`` (float32 masters and moments) or ``adamw8bit`` (8-bit moments; bfloat16 weights are rounded
-    stochastically and have no master)."""
+    """``adamw`` (float32 masters and moments) or ``adamw8bit`` (8-bit moments; bfloat16 weights as ``exact_master``
+    says)."""
+    exact_master: bool | None = None
+    """Of ``adamw8bit``: keep beside each bfloat16 weight the 16 bits that its float32 master has more, 2 bytes a
+    parameter; false rounds stochastically. null: wherever there is room for them, as ``mode=plan`` shows."""
     offload: bool = False
     """Keep the states of ``adamw`` in host memory and step there: seconds per step for 1.5B parameters."""
+    float32_gradients: bool | None = None
+    """Add the microbatches' gradients up in float32, 2 bytes a bfloat16 parameter more; false: in its own type. null:
+    wherever there is room without recomputing more."""
     shard: bool = False
     """With several learners (``cluster.learners``), each keeps the states of its share of the weights alone, and sends
     the others what it has updated."""
@@ -182,8 +189,12 @@ class AlgorithmConfig:
     """Most tokens in one forward and backward; changes memory, never the result."""
     logits_chunk: int = bounded(1024, "at least 1")
     """Most action tokens whose logits exist at once."""
-    gradient_checkpointing: bool = True
-    """Keep each layer's input alone and compute it again in backward: a third more work, the same result."""
+    gradient_checkpointing: str = "auto"
+    """What backward computes again: ``layers`` (all but each layer's input is made again: a third more work), ``mlp``
+    (the feed-forward parts; attention is kept) or ``none``. ``auto`` takes the least that there is room for, as
+    ``mode=plan`` shows, and ``layers`` on a CPU. The result is the same."""
+    whole_layers: int = bounded(0, "at least 0")
+    """With ``mlp``, so many layers keep the wide projections of their feed-forward parts, too."""
     dry_run: str = "cuda"
     """Play the largest possible microbatch before the first step, so that memory runs out then or never:
     ``cuda`` (on a GPU), ``always`` or ``never``."""
@@ -196,6 +207,7 @@ class AlgorithmConfig:
         one_of(self.old_logprobs, ("learner", "engine"), "algorithm.old_logprobs")
         one_of(self.kl, KL, "algorithm.kl")
         one_of(self.reference, ("device", "cpu"), "algorithm.reference")
+        one_of(self.gradient_checkpointing, CHECKPOINTING, "algorithm.gradient_checkpointing")
         one_of(self.dry_run, ("cuda", "always", "never"), "algorithm.dry_run")
         self._check_loss()
 

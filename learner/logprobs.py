@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class _SelectedLogprobs(torch.autograd.Function):
-    """Logits live for one chunk of tokens at a time; backward makes them again from the hidden states."""
+    """Logits live for one chunk of tokens, or slice of the vocabulary, at a time; backward makes them again."""
 
     @staticmethod
     def forward(
@@ -30,6 +30,7 @@ class _SelectedLogprobs(torch.autograd.Function):
         temperature: float,
         chunk: int,
         entropy: bool,
+        into_grad: bool,
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = hidden.new_empty(len(sources), dtype=wide)
@@ -37,7 +38,7 @@ class _SelectedLogprobs(torch.autograd.Function):
         entropies = hidden.new_empty(len(sources) if entropy else 0, dtype=wide)
         for start in range(0, len(sources), chunk):
             part = slice(start, start + chunk)
-            logits = _logits(hidden, weight, sources[part], temperature)
+            logits = _logits(hidden[sources[part]], weight, temperature)
             top = logits.amax(-1, keepdim=True)
             logits.sub_(top)
             chosen = logits.gather(-1, targets[part, None]).squeeze(-1)
@@ -51,34 +52,53 @@ class _SelectedLogprobs(torch.autograd.Function):
             normaliser[part] = total.log() + top.squeeze(-1)
         ctx.save_for_backward(hidden, weight, sources, targets, normaliser)
         ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.leaf = weight if into_grad and weight.is_leaf else None
         ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Slice by slice of the vocabulary, all tokens at once: each slice's gradient is one product, written once."""
         hidden, weight, sources, targets, normaliser = ctx.saved_tensors
         grad = grads[0] / ctx.temperature
-        d_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
-        # Summed over the chunks in float32, whatever the weight's type.
-        d_weight = torch.zeros_like(weight, dtype=grad.dtype) if ctx.needs_input_grad[1] else None
-        for start in range(0, len(sources), ctx.chunk):
-            part = slice(start, start + ctx.chunk)
-            d_logits = _logits(hidden, weight, sources[part], ctx.temperature)
-            d_logits.sub_(normaliser[part, None]).exp_().mul_(-grad[part, None])
-            d_logits.scatter_add_(-1, targets[part, None], grad[part, None])
+        chosen = hidden[sources]
+        d_chosen = torch.zeros_like(chosen, dtype=grad.dtype) if ctx.needs_input_grad[0] else None
+        d_weight = _gradient_of(weight, ctx.leaf) if ctx.needs_input_grad[1] else None
+        # As many values at a time as a chunk of tokens has logits.
+        size = max(1, ctx.chunk * len(weight) // max(ctx.chunk, len(sources)))
+        for start in range(0, len(weight), size):
+            rows = weight[start : start + size]
+            d_logits = _logits(chosen, rows, ctx.temperature)
+            d_logits.sub_(normaliser[:, None]).exp_().mul_(-grad[:, None])
+            here = (targets >= start) & (targets < start + len(rows))
+            at = (targets - start).clamp(0, len(rows) - 1)
+            d_logits.scatter_add_(-1, at[:, None], torch.where(here, grad, 0.0)[:, None])
             d_logits = d_logits.to(hidden.dtype)
-            if d_hidden is not None:
-                d_hidden[sources[part]] = d_logits @ weight  # the sources differ: no sum is needed
+            if d_chosen is not None:
+                d_chosen += d_logits @ rows
             if d_weight is not None and d_weight.dtype == d_logits.dtype:
-                d_weight.addmm_(d_logits.t(), hidden[sources[part]])
+                d_weight[start : start + size].addmm_(d_logits.t(), chosen)
             elif d_weight is not None:
-                d_weight += d_logits.t() @ hidden[sources[part]]
-        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None, None, None
+                d_weight[start : start + size] += d_logits.t() @ chosen
+        d_hidden = None
+        if d_chosen is not None:
+            d_hidden = torch.zeros_like(hidden)
+            d_hidden[sources] = d_chosen.to(hidden.dtype)  # the sources differ: no sum is needed
+        return (d_hidden, None if ctx.leaf is not None else d_weight, *[None] * 6)
 
 
-def _logits(hidden: Tensor, weight: Tensor, rows: Tensor, temperature: float) -> Tensor:
-    """(len(rows), V) logits at the sampling temperature, float32 or wider, free to be overwritten."""
-    logits = hidden[rows] @ weight.t()
+def _gradient_of(weight: Tensor, leaf: Tensor | None) -> Tensor:
+    """Where the head's gradient is added up: in that of ``leaf``, or in one that autograd then gets."""
+    if leaf is None:
+        return torch.zeros_like(weight)
+    if leaf.grad is None:
+        leaf.grad = torch.zeros_like(leaf, dtype=leaf.grad_dtype or leaf.dtype)
+    return leaf.grad
+
+
+def _logits(chosen: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    """(tokens, len(weight)) logits at the sampling temperature, float32 or wider, free to be overwritten."""
+    logits = chosen @ weight.t()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits if temperature == 1.0 else logits.div_(temperature)
 
@@ -92,13 +112,17 @@ def selected_logprobs(
     temperature: float = 1.0,
     chunk: int = 4096,
     entropy: bool = False,
+    into_grad: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """log softmax(hidden[sources] @ weight.T / temperature)[targets], chunk by chunk.
 
     ``hidden`` is (N, d), ``weight`` the (V, d) LM head, ``sources`` (A,) *distinct* rows of ``hidden``,
     ``targets`` (A,) token ids. Returns (A,) log-probabilities in float32 (float64 for float64
     inputs), and with ``entropy`` the (A,) entropies of the distributions in nats, which carry no
-    gradient. Peak memory is about three arrays of ``chunk`` x V floats, forward or backward.
+    gradient. Peak memory is about three arrays of ``chunk`` x V floats forward, two backward. With ``into_grad``
+    backward writes the gradient of a leaf ``weight`` into ``weight.grad`` once, past autograd and its copies.
     """
-    values, entropies = _SelectedLogprobs.apply(hidden, weight, sources, targets, temperature, chunk, entropy)
+    values, entropies = _SelectedLogprobs.apply(
+        hidden, weight, sources, targets, temperature, chunk, entropy, into_grad
+    )
     return values, entropies if entropy else None

@@ -23,8 +23,12 @@ def knobs(config: AlgorithmConfig, *, longest: int, lora: bool) -> list[str]:
     if config.microbatch_tokens > longest:
         smaller = max(longest, config.microbatch_tokens // 2)
         out.append(f"algorithm.microbatch_tokens={smaller} (the same work in smaller pieces)")
-    if not config.gradient_checkpointing:
-        out.append("algorithm.gradient_checkpointing=true (a third more work)")
+    if config.gradient_checkpointing != "layers":
+        out.append("algorithm.gradient_checkpointing=layers (a third more work)")
+    if config.optimizer.float32_gradients:
+        out.append("algorithm.optimizer.float32_gradients=false (coarser sums)")
+    if config.optimizer.exact_master:
+        out.append("algorithm.optimizer.exact_master=false (rounds by chance)")
     if config.kl != "none" and config.reference == "device":
         out.append("algorithm.reference=cpu (its weights cross the bus once a step)")
     if not config.optimizer.offload and not lora:

@@ -52,8 +52,9 @@ class ClippedAdamW:
       masters. With ``config.offload`` masters, moments and the step itself are the host's, 12 bytes a parameter there
       and 4 for the gradient. Both cross the bus once a step. (torchao's ``CPUOffloadOptimizer`` copies a gradient in
       backward, before it can be clipped, and needs a GPU; this is the same on a CPU, to the bit.)
-    - ``adamw8bit``: moments of 8 bits and stochastic rounding (``adamw8bit.py``), 4 bytes a parameter with the
-      weights. What is too small for it (norms and biases) has a master as above.
+    - ``adamw8bit``: moments of 8 bits, with an exact master in 16 bits more or with stochastic rounding
+      (``adamw8bit.py``), 6 or 4 bytes a parameter with the weights. What is too small for it (norms and biases) has a
+      master as above.
 
     The ``matrices`` among the parameters, if any, are Muon's (learning rate ``muon_lr``) in place of AdamW's.
     """
@@ -75,6 +76,9 @@ class ClippedAdamW:
         self.config = config
         self.ranks = ranks
         self.parameters = [p for p in parameters if p.requires_grad]
+        if config.float32_gradients:
+            for parameter in self.parameters:
+                parameter.grad_dtype = torch.promote_types(parameter.dtype, torch.float32)
         sizes = [p.numel() for p in self.parameters]
         self.owners = shares(sizes, ranks.world) if config.shard else [ranks.rank] * len(sizes)
         for_muon = {id(p) for p in matrices}
@@ -131,7 +135,7 @@ class ClippedAdamW:
         if self.ranks.world > 1:
             for parameter in self.parameters:
                 if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
+                    parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype or parameter.dtype)
             self.ranks.add(p.grad for p in self.parameters if p.grad is not None)
 
     @torch.no_grad()
@@ -147,7 +151,7 @@ class ClippedAdamW:
             parameter.grad = None
         for parameter, master in self._pairs():
             gradient, parameter.grad = parameter.grad, None
-            master.grad = None if gradient is None else gradient.to(master.device, master.dtype, copy=True)
+            master.grad = None if gradient is None else gradient.to(master.device, master.dtype)
             del gradient  # before the next one is widened
         if scale < 1.0:
             for master in self.masters:

@@ -20,9 +20,6 @@ from agent.records import BoolArray, IntArray
 
 SHORTEST_SHARED = 16
 """Tokens that sequences must have in common to be worth a block of their own."""
-SEEN_AGAIN = 8
-"""So many shared tokens take as much of a row's room, for each sequence that sees them, as one of its own: their keys
-and values are there once for each. 2 to 8 % of what a layer keeps of a token, with grouped queries."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -100,16 +97,13 @@ class _Item:
 
     own: int
     """Tokens that no other has."""
+    room: int
+    """What it takes of a row, beside what it shares."""
     shared: int = 0
     """Tokens before them that its family has in common."""
     family: int = -1
     total: int = 0
     """Tokens of the whole family."""
-
-    @property
-    def room(self) -> int:
-        """What it takes of a row, beside what it shares."""
-        return self.own + self.shared // SEEN_AGAIN
 
 
 def pack_rows(
@@ -119,6 +113,7 @@ def pack_rows(
     *,
     multiple: int = 1,
     families: Sequence[int] | None = None,
+    seen_again: float = 0.0,
 ) -> list[PackedRow]:
     """Packs sequences into rows of at most ``limit`` tokens: few rows, and those of nearly equal length.
 
@@ -129,7 +124,7 @@ def pack_rows(
     The number of rows is a multiple of ``multiple``, if there are sequences enough: so many learners then get equally
     many, of nearly equal length. Sequences of one of the ``families`` (one number each) are kept together where they
     begin alike, and what they share before the first selected token, but for the token that predicts that, is in the
-    row once.
+    row once. For each sequence it takes ``seen_again`` of its tokens' room more.
 
     ``selected[i]`` (T_i,) marks the tokens of sequence i whose log-probabilities are wanted. A single
     sequence longer than the limit gets a row of its own. The outcome depends on the lengths, families and
@@ -137,7 +132,7 @@ def pack_rows(
 
     Raises ``ValueError`` when a first token is selected: nothing precedes it.
     """
-    items = _items(token_ids, selected, families)
+    items = _items(token_ids, selected, families, seen_again)
     bins = _first_fit(items, limit)
     if bins:
         wanted = -(-len(bins) // multiple) * multiple
@@ -153,8 +148,10 @@ def pack_rows(
     return [_row(members, items, token_ids, selected) for members in bins]
 
 
-def _items(token_ids: Sequence[IntArray], selected: Sequence[BoolArray], families: Sequence[int] | None) -> list[_Item]:
-    items = [_Item(own=len(ids)) for ids in token_ids]
+def _items(
+    token_ids: Sequence[IntArray], selected: Sequence[BoolArray], families: Sequence[int] | None, again: float
+) -> list[_Item]:
+    items = [_Item(own=len(ids), room=len(ids)) for ids in token_ids]
     together: dict[int, list[int]] = {}
     for i, family in enumerate(families or ()):
         together.setdefault(family, []).append(i)
@@ -163,7 +160,9 @@ def _items(token_ids: Sequence[IntArray], selected: Sequence[BoolArray], familie
         if shared >= SHORTEST_SHARED:
             total = shared + sum(len(token_ids[m]) - shared for m in members)
             for m in members:
-                items[m] = _Item(own=len(token_ids[m]) - shared, shared=shared, family=family, total=total)
+                own = len(token_ids[m]) - shared
+                room = own + int(again * shared)
+                items[m] = _Item(own=own, room=room, shared=shared, family=family, total=total)
     return items
 
 
@@ -240,6 +239,15 @@ def shares(sizes: Sequence[int], among: int) -> list[int]:
         where[item] = loads.index(min(loads))
         loads[where[item]] += sizes[item]
     return where
+
+
+def seen_again(hidden: int, query: int, key: int) -> float:
+    """Of the room of a token, what its keys and values take where they are there once more.
+
+    ``hidden``, ``query`` and ``key`` are widths: of a layer, of all its query heads, of all its key heads. Compared
+    with what a layer keeps whose feed-forward part is computed again (``learner/lean.py``).
+    """
+    return 2 * key / (3 * hidden + 2 * (query + key))
 
 
 def room(rows: Sequence[PackedRow]) -> int:

@@ -19,9 +19,10 @@ from learner import lora
 from learner.attention import ATTENTION, Layout
 from learner.exactness import check_against_model, refuse_unsupported
 from learner.hub import local_folder
+from learner.lean import keep_less
 from learner.logprobs import selected_logprobs
 from learner.model_folder import check_folder
-from learner.packing import PackedRow
+from learner.packing import PackedRow, seen_again
 from learner.skeleton import is_skeleton, qwen2_config
 
 ALIGNMENT = 64
@@ -47,9 +48,17 @@ class Policy:
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, gradient_checkpointing: bool = False, lora_rank: int = 0, seed: int = 0
+        self,
+        model: PreTrainedModel,
+        *,
+        gradient_checkpointing: str = "none",
+        whole_layers: int = 0,
+        lora_rank: int = 0,
+        seed: int = 0,
     ) -> None:
-        """Takes ``model`` over. With a ``lora_rank`` only low-rank adapters are trained, which begin from ``seed``.
+        """Takes ``model`` over; ``learner/lean.py`` says what ``gradient_checkpointing`` may be.
+
+        With a ``lora_rank`` only low-rank adapters are trained, which begin from ``seed``.
 
         Raises ``UserError`` if rows or its head can't be computed exactly here.
         """
@@ -63,9 +72,7 @@ class Policy:
             if hasattr(module, "attention_dropout"):
                 setattr(module, "attention_dropout", 0.0)  # noqa: B010 (mypy takes a module's attributes for tensors)
         model.eval()
-        if gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            model.train()  # transformers checkpoints in training mode only
+        keep_less(model, gradient_checkpointing, whole_layers)
         if lora_rank:
             lora.adapt(model, lora_rank, seed)
         check_against_model(self.model, self.hidden, self.head)
@@ -78,7 +85,8 @@ class Policy:
         seed: int,
         dtype: str,
         device: str = "cpu",
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: str = "none",
+        whole_layers: int = 0,
         lora_rank: int = 0,
     ) -> Policy:
         """The model at ``path``, a folder or a hub name; a run's own skeleton gets random weights from ``seed``.
@@ -94,7 +102,13 @@ class Policy:
             model = _move(model, device, kind)
         else:
             model = _loaded(path, device, kind)
-        return cls(model, gradient_checkpointing=gradient_checkpointing, lora_rank=lora_rank, seed=seed)
+        return cls(
+            model,
+            gradient_checkpointing=gradient_checkpointing,
+            whole_layers=whole_layers,
+            lora_rank=lora_rank,
+            seed=seed,
+        )
 
     @classmethod
     def load(cls, path: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Policy:
@@ -110,7 +124,8 @@ class Policy:
         seed: int,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: str = "none",
+        whole_layers: int = 0,
         lora_rank: int = 0,
     ) -> Policy:
         """A Qwen2 of the given sizes (``qwen2_config``) with random weights from ``seed``."""
@@ -118,7 +133,13 @@ class Policy:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = _move(Qwen2ForCausalLM(config), device, dtype)
-        return cls(model, gradient_checkpointing=gradient_checkpointing, lora_rank=lora_rank, seed=seed)
+        return cls(
+            model,
+            gradient_checkpointing=gradient_checkpointing,
+            whole_layers=whole_layers,
+            lora_rank=lora_rank,
+            seed=seed,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -133,6 +154,13 @@ class Policy:
     def adapted(self) -> bool:
         """Whether low-rank adapters are all that is trained."""
         return any(True for _ in lora.layers(self.model))
+
+    @property
+    def seen_again(self) -> float:
+        """See ``packing.seen_again``."""
+        config = self.model.config
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return seen_again(config.hidden_size, head * config.num_attention_heads, head * config.num_key_value_heads)
 
     def hidden(self, row: PackedRow) -> Tensor:
         """(N, d) last hidden states of a packed row; positions restart in each sequence."""
@@ -153,6 +181,7 @@ class Policy:
             temperature=temperature,
             chunk=chunk,
             entropy=entropy,
+            into_grad=True,
         )
         return TokenLogprobs(values=values, entropy=entropies)
 

@@ -135,6 +135,7 @@ class Updater:
             self.config.microbatch_tokens,
             multiple=self.ranks.world,
             families=[s.question for s in samples],
+            seen_again=self.policy.seen_again,
         )
 
     def own(self, rows: Sequence[PackedRow]) -> list[PackedRow]:

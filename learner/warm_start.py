@@ -61,6 +61,7 @@ def warm_start(
         OptimizerConfig(
             kind=place.kind,
             offload=place.offload,
+            exact_master=place.exact_master,
             lr=config.lr,
             betas=[0.9, 0.95],
             weight_decay=0.0,

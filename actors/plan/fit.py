@@ -126,7 +126,15 @@ KNOBS = (
     _Knob("cluster.weight_bucket_mib", _bucket),
     _Knob("cluster.engine.gpu_memory_utilization", _share),
     _Knob("cluster.engine.max_num_seqs", _sequences),
-    _Knob("algorithm.gradient_checkpointing", lambda c: _when(not c.algorithm.gradient_checkpointing, True)),
+    _Knob(
+        "algorithm.gradient_checkpointing",
+        lambda c: _when(c.algorithm.gradient_checkpointing not in ("auto", "layers"), "auto"),
+    ),
+    _Knob(
+        "algorithm.optimizer.float32_gradients",
+        lambda c: False if c.algorithm.optimizer.float32_gradients else None,
+    ),
+    _Knob("algorithm.optimizer.exact_master", lambda c: False if c.algorithm.optimizer.exact_master else None),
     _Knob("algorithm.reference", lambda c: _when(needs_reference(c) and c.algorithm.reference == "device", "cpu")),
     _Knob(
         "algorithm.optimizer.shard",

@@ -4,12 +4,13 @@ A step passes through phases, and the peak is the largest of them on top of what
 
     stays:    CUDA context, reserve, weights, optimizer states, the KL reference, (from the first microbatch) gradients
     score     no gradients yet: the reference (brought here with algorithm.reference=cpu), one layer, a logits chunk
-    head      each layer's input, a logits chunk forward; then backward with the head's gradient
-    layers    each layer's input, one layer made again with all that its backward keeps, and what that makes
+    head      what is kept of each layer, a logits chunk forward; then backward with the head's gradient
+    layers    the same, what is made again of one layer, and what its backward makes
+    embedding its gradient; no activations
     update    the optimizer's temporaries; no activations
 
-The activations are those of transformers' eager Qwen2, Qwen3 and Llama with variable-length attention, and of
-``learner/logprobs.py``.
+The activations are those of transformers' eager Qwen2, Qwen3 and Llama with variable-length attention, as
+``learner/lean.py`` leaves them, and of ``learner/logprobs.py``. ``work`` counts their arithmetic.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from actors.plan.architecture import BYTES, Architecture, architecture
-from actors.plan.cards import GIB
+from actors.plan.cards import GIB, usable_bytes
+from actors.plan.engine import engine_memory
 from conf.schema import RunConfig
 from learner.packing import shares
 
@@ -49,8 +51,15 @@ class LearnerMemory:
     offload: bool
     reference: str
     """``none``, ``device`` or ``cpu``."""
-    checkpointing: bool
+    checkpointing: str
+    """``layers``, ``mlp`` or ``none``."""
     lora_rank: int
+    whole: int = 0
+    """With ``mlp``, layers that keep the projections of their feed-forward part."""
+    exact: bool = False
+    """8-bit AdamW with exact masters."""
+    wide: bool = False
+    """Gradients in float32."""
     on_gpu: bool = True
     world: int = 1
     """Learners, of which this is the one that holds most."""
@@ -84,7 +93,7 @@ class LearnerMemory:
 
     @property
     def gradients(self) -> int:
-        return sum(self.trained) * self.trained_size
+        return sum(self.trained) * (4 if self.wide else self.trained_size)
 
     @cached_property
     def _states(self) -> list[int]:
@@ -92,7 +101,8 @@ class LearnerMemory:
         # Two float32 moments, a float32 master beside each weight that is narrower or elsewhere, torch's step count.
         each = 8 + (4 if self.trained_size < 4 or self.offload else 0)
         coarse = self.optimizer == "adamw8bit"
-        return [2 * _moment8(n) if coarse and quantised(n) else each * n + 4 for n in self.trained]
+        rest = 2 if self.exact and self.trained_size < 4 else 0
+        return [2 * _moment8(n) + rest * n if coarse and quantised(n) else each * n + 4 for n in self.trained]
 
     @cached_property
     def states(self) -> int:
@@ -139,20 +149,27 @@ class LearnerMemory:
 
     @property
     def _norm(self) -> int:
-        """Bytes per token that an RMSNorm of the residual stream keeps: its input in float32 and the factor, what is
-        multiplied with its weight, and its result."""
-        d, b = self.model.hidden, self.size
-        return 4 * d + 4 + 2 * b * d
+        """Bytes per token that an RMSNorm of the residual stream keeps beside its input: a factor, and its result."""
+        return 4 + self.size * self.model.hidden
 
     @property
-    def kept_per_layer(self) -> int:
-        """Bytes per token that a layer's backward needs of its forward."""
+    def kept_attention(self) -> int:
+        """Bytes per token that a layer keeps beside its input for attention, and as its feed-forward part's input."""
         m, b = self.model, self.size
         attention = b * (2 * m.query + 2 * m.key) + 4 * m.heads  # q, k, v, result; the softmax's normaliser
         if m.family == "qwen3":
-            attention += (4 + b) * (m.query + m.key) + 4 * (m.heads + m.kv_heads)  # norms of q and k
-        feed_forward = 4 * b * m.intermediate  # gate, silu(gate), up, their product
-        return 2 * self._norm + attention + feed_forward
+            attention += b * (m.query + m.key) + 4 * (m.heads + m.kv_heads)  # the inputs of the norms of q and k
+        return self._norm + attention + b * m.hidden
+
+    @property
+    def kept_mlp(self) -> int:
+        """Bytes per token that the feed-forward part keeps beside its input."""
+        return self._norm + 4 * self.size * self.model.intermediate  # gate, silu(gate), up, their product
+
+    @property
+    def kept_projections(self) -> int:
+        """Of that, what can't be made again without a matrix product."""
+        return self._norm + 2 * self.size * self.model.intermediate
 
     @property
     def inputs(self) -> int:
@@ -162,9 +179,28 @@ class LearnerMemory:
 
     @property
     def kept(self) -> int:
-        """Bytes between forward and backward: the layers' inputs; without checkpointing, all that backward needs."""
-        whole = self.row * self.kept_per_layer + self.merged_layer
-        return self.inputs + (0 if self.checkpointing else self.model.layers * whole)
+        """Bytes between forward and backward: the layers' inputs, and what else the checkpointing leaves."""
+        layers, whole = self.model.layers, min(self.whole, self.model.layers)
+        each = {
+            "layers": 0,
+            "mlp": layers * self.kept_attention + whole * self.kept_projections,
+            "none": layers * (self.kept_attention + self.kept_mlp),
+        }[self.checkpointing]
+        return self.inputs + self.row * each + self._merged_kept
+
+    @property
+    def _merged_kept(self) -> int:
+        """Bytes of merged weights that wait for backward; those of the feed-forward parts are made again with them."""
+        if self.checkpointing == "layers":
+            return 0
+        merged = self.model.layers * self.merged_layer
+        return merged if self.checkpointing == "none" or not self.lora_rank else merged - self._merged_again
+
+    @property
+    def _merged_again(self) -> int:
+        m = self.model
+        again = m.layers - min(self.whole, m.layers)
+        return self.size * m.hidden * m.intermediate * (3 * again + min(self.whole, m.layers))
 
     @property
     def merged_layer(self) -> int:
@@ -178,8 +214,8 @@ class LearnerMemory:
 
     @property
     def last_norm(self) -> int:
-        """Bytes that the norm before the head keeps; gone when the layers' backward begins."""
-        return self.row * self._norm
+        """Bytes that the norm before the head keeps, its input included; gone when the layers' backward begins."""
+        return self.row * (self._norm + self.size * self.model.hidden)
 
     @property
     def _logits(self) -> int:
@@ -199,24 +235,33 @@ class LearnerMemory:
 
     @property
     def logits_backward(self) -> int:
-        """The last chunk's gradient while this one's is made, or its product with the hidden states; the head's
-        gradient, summed in float32; the hidden states'."""
-        head = 0 if self.lora_rank else self.model.head_parameters
-        last = self._narrow or 4
-        making = (last + self._narrow + 4) * self._logits + 4 * head
-        adding = last * self._logits + (4 + self._narrow) * head
-        return max(making, adding) + (self.row + min(self.chunk, self.row)) * self.model.hidden * self.size
+        """A slice's logits and their gradient; its product with the hidden states; these and their gradient."""
+        making = (4 + self._narrow) * self._logits
+        share = min(self.chunk, self.row) / max(self.chunk, self.row)
+        product = 0 if self.lora_rank else int(self._narrow * self.model.head_parameters * share)
+        tokens = self.row * self.model.hidden * (2 * self.size + 4 + self._narrow)
+        return making + product + tokens
 
     @property
     def layer_backward(self) -> int:
-        """One layer made again, and the gradients in its feed-forward part, where they are widest."""
+        """What is made again of one layer, and the gradients in its feed-forward part, where they are widest."""
         m, b = self.model, self.size
-        again = self.row * self.kept_per_layer + self.merged_layer if self.checkpointing else 0
+        again = {
+            "layers": self.row * (self.kept_attention + self.kept_mlp) + self.merged_layer,
+            "mlp": self.row * (self.kept_mlp - (self.kept_projections if self.whole else 0))
+            + (3 * b * m.hidden * m.intermediate if self.lora_rank else 0),
+            "none": 0,
+        }[self.checkpointing]
         # Gradients of silu(gate), up and the product while the product itself is gone; four of the residual stream.
         gradients = self.row * b * (2 * m.intermediate + 4 * m.hidden)
-        # A tied head's gradient waits for the embedding's.
-        waiting = m.head_parameters * b if m.tied and not self.lora_rank else 0
-        return again + gradients + waiting + self.merging
+        return again + gradients + self.merging
+
+    @property
+    def embedding_backward(self) -> int:
+        """The embedding's gradient before it is added to what is there, in float32 if that is."""
+        if self.lora_rank:
+            return 0
+        return self.model.head_parameters * (self.size + (4 if self.wide and self._narrow else 0))
 
     @property
     def forward_without_gradients(self) -> int:
@@ -231,10 +276,11 @@ class LearnerMemory:
         if self.offload:
             return 0
         if self.optimizer == "adamw8bit":
-            return 16 * max(self.trained)  # float32 weight, gradient and moments of one tensor, as if nothing is fused
+            # float32 weight, gradient and moments of one tensor, as if nothing is fused; its master, taken apart.
+            return (20 if self.exact else 16) * max(self.trained)
         # The float32 masters have gradients of their own; each takes the place of the weight's, one after the other.
         narrow = self.trained_size
-        return (4 - narrow) * sum(self.trained) + narrow * max(self.trained) if narrow < 4 else 0
+        return (4 - narrow) * sum(self.trained) + narrow * max(self.trained) if narrow < 4 and not self.wide else 0
 
     # --- the peak --------------------------------------------------------------------------------
 
@@ -248,6 +294,7 @@ class LearnerMemory:
             "score": base + self.static - self.gradients + fetched + self.forward_without_gradients,
             "head": kept + self.last_norm + max(self.logits_forward, self.logits_backward),
             "layers": kept + self.layer_backward,
+            "embedding": base + self.static + self.embedding_backward,
             "update": base + self.static + self.update,
         }
 
@@ -258,6 +305,25 @@ class LearnerMemory:
     @property
     def peak_phase(self) -> str:
         return max(self.phases, key=lambda phase: self.phases[phase])
+
+    # --- arithmetic ------------------------------------------------------------------------------
+
+    def work(self, tokens: float, pairs: float) -> float:
+        """Flops of forward and backward through the layers, of so many tokens and (query, key) pairs that attend.
+
+        A matrix product's backward is twice its forward (with adapters too: they are merged, so each matrix has a
+        gradient). FlashAttention's is 2.5 times: it makes the scores again. What backward makes again stops at the last
+        product whose input it needs: a feed-forward part's last projection is never made again.
+        """
+        m = self.model
+        wide, linear = 2 * m.hidden * m.intermediate, 2 * m.layer_parameters / m.layers
+        attention = 4 * m.query * pairs
+        again = {
+            "layers": m.layers * (tokens * (linear - wide) + attention),
+            "mlp": max(0, m.layers - self.whole) * tokens * 2 * wide,
+            "none": 0.0,
+        }[self.checkpointing]
+        return m.layers * (3 * linear * tokens + 3.5 * attention) + again
 
 
 def quantised(values: int) -> bool:
@@ -276,22 +342,55 @@ def needs_reference(config: RunConfig) -> bool:
 
 
 def learner_memory(config: RunConfig) -> LearnerMemory:
-    """The learner of ``config``. A trajectory longer than ``algorithm.microbatch_tokens`` is a row by itself."""
-    algorithm = config.algorithm
-    return LearnerMemory(
+    """The learner of ``config``. A trajectory longer than ``algorithm.microbatch_tokens`` is a row by itself.
+
+    What ``algorithm`` leaves open is chosen for what its card has room for beside all else: exact masters first, then
+    the least that has to be computed again, then float32 gradients.
+    """
+    algorithm, optimizer = config.algorithm, config.algorithm.optimizer
+    size, lora = BYTES[config.model.dtype], config.model.lora_rank
+    memory = LearnerMemory(
         model=architecture(config.model),
-        size=BYTES[config.model.dtype],
+        size=size,
         row=max(algorithm.microbatch_tokens, config.agent.longest_episode),
         chunk=algorithm.logits_chunk,
-        optimizer=algorithm.optimizer.kind,
-        offload=algorithm.optimizer.offload,
+        optimizer=optimizer.kind,
+        offload=optimizer.offload,
         reference=algorithm.reference if needs_reference(config) else "none",
-        checkpointing=algorithm.gradient_checkpointing,
-        lora_rank=config.model.lora_rank,
+        checkpointing="layers" if algorithm.gradient_checkpointing == "auto" else algorithm.gradient_checkpointing,
+        lora_rank=lora,
+        whole=algorithm.whole_layers,
+        exact=bool(optimizer.exact_master),
+        wide=bool(optimizer.float32_gradients),
         on_gpu=config.cluster.device == "cuda",
         world=config.cluster.learners,
-        shard=algorithm.optimizer.shard,
+        shard=optimizer.shard,
     )
+    narrow = size < 4 and not lora
+    if optimizer.exact_master is None and narrow and optimizer.kind == "adamw8bit":
+        memory = _if_it_fits(config, memory, replace(memory, exact=True))
+    if algorithm.gradient_checkpointing == "auto" and memory.on_gpu:
+        for whole in range(memory.model.layers + 1):
+            memory = _if_it_fits(config, memory, replace(memory, checkpointing="mlp", whole=whole))
+        memory = _if_it_fits(config, memory, replace(memory, checkpointing="none", whole=0))
+    if optimizer.float32_gradients is None and narrow:
+        memory = _if_it_fits(config, memory, replace(memory, wide=True))
+    return memory
+
+
+def _if_it_fits(config: RunConfig, now: LearnerMemory, wanted: LearnerMemory) -> LearnerMemory:
+    """``wanted`` if a card of ``config`` has room for it, else ``now``.
+
+    Beside a colocated engine that sleeps, and at rest beside one that plays.
+    """
+    cluster = config.cluster
+    limit = usable_bytes(cluster)
+    if not limit:
+        return wanted
+    engine = engine_memory(config, limit) if cluster.colocated else None
+    peak = wanted.peak + (engine.asleep if engine else 0)
+    rest = wanted.at_rest + RESERVE + engine.share if engine else 0
+    return wanted if max(peak, rest) <= limit else now
 
 
 def longest_row(memory: LearnerMemory, limit: int) -> int:

@@ -13,6 +13,7 @@ from actors.plan.cards import Card, card, usable_bytes
 from actors.plan.engine import EngineMemory, engine_memory
 from actors.plan.learner import LearnerMemory, learner_memory, needs_reference
 from conf.schema import RunConfig
+from learner.packing import SHORTEST_SHARED, seen_again
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,16 +144,13 @@ def _learning(config: RunConfig, memory: LearnerMemory, gpu: Card, assumed: Assu
     response = assumed.response_share * agent.max_response_tokens
     length = agent.max_prompt_tokens + response
     tokens, actions = sequences * length, sequences * response * assumed.action_share
-    # Forward; backward twice that (with adapters too: they are merged, so each matrix has a gradient); forward again
-    # with checkpointing.
-    passes = 3 + memory.checkpointing
+    computed, pairs = _shared(pool.batch_questions, pool.group_size, agent.max_prompt_tokens, length, memory)
     head_passes = 3 if memory.lora_rank else 4
-    attention = 2 * model.layers * model.query * length  # 4 flops per query width and key, half of them masked
-    forward = tokens * (2 * model.layer_parameters + attention)
+    forward = 2 * computed * model.layer_parameters + 4 * model.layers * model.query * pairs
     head = 2 * actions * model.head_parameters
     scored = needs_reference(config) + (0 < config.algorithm.minibatch_questions < pool.batch_questions)
     epochs = config.algorithm.epochs
-    work = epochs * (passes * forward + head_passes * head) + scored * (forward + head)
+    work = epochs * (memory.work(computed, pairs) + head_passes * head) + scored * (forward + head)
     learners = config.cluster.learners
     computing = work / learners / (assumed.learner_use * gpu.tflops * 1e12)
     if memory.offload:
@@ -167,9 +165,12 @@ def _learning(config: RunConfig, memory: LearnerMemory, gpu: Card, assumed: Assu
     updates = epochs * math.ceil(pool.batch_questions / per_update)
     updating, adding = updating * updates, adding * updates
     seconds = computing + updating + adding
-    # Down to the CPU; packed, hashed and read there; up to each engine, all at once.
     weights = model.parameters * memory.size
-    publish = 2 * weights / (gpu.pcie * 1e9) + 3 * weights / (assumed.host_bandwidth * 1e9)
+    if config.cluster.channel[0] == "nccl":
+        # Passed on from card to card as they come, through the CPU's memory without peer-to-peer copies; digests.
+        publish = weights / (min(gpu.pcie, assumed.host_bandwidth) * 1e9) + 2 * weights / (gpu.bandwidth * 1e9)
+    else:  # down to the CPU; packed, hashed and read there; up to each engine, all at once
+        publish = 2 * weights / (gpu.pcie * 1e9) + 3 * weights / (assumed.host_bandwidth * 1e9)
     parts = {"computing": computing, "the optimizer": updating, "adding gradients up": adding, "publishing": publish}
     useful = epochs * 3 * (2 * tokens * model.layer_parameters + head)
     return Learning(
@@ -181,3 +182,20 @@ def _learning(config: RunConfig, memory: LearnerMemory, gpu: Card, assumed: Assu
         publish_s=publish,
         limit=max(parts, key=lambda name: parts[name]),
     )
+
+
+def _shared(questions: int, group: int, prompt: int, length: float, memory: LearnerMemory) -> tuple[float, float]:
+    """Tokens that are computed where a prompt is in a row once for all of its group, and (query, key) pairs.
+
+    ``learner/packing.py`` puts the prompt but for its last token into each row that has some of the group; a row's end
+    parts one group. What is shared takes some room for each that sees it.
+    """
+    shared = prompt - 1 if group > 1 and prompt > SHORTEST_SHARED else 0
+    own = length - shared
+    again = seen_again(memory.model.hidden, memory.model.query, memory.model.key)
+    room = questions * (shared + group * (own + again * shared))
+    rows = max(1, math.ceil((room - shared) / max(1, memory.row - shared)))
+    copies = questions + rows - 1
+    computed = questions * group * own + copies * shared
+    pairs = questions * group * own * (shared + own / 2) + copies * shared * shared / 2
+    return computed, pairs

@@ -112,12 +112,21 @@ def learner_rows(m: LearnerMemory) -> list[Row]:
     """What is on the learner's device at its peak and around it."""
     where = (" in CPU memory" if m.offload else "") + (f", a share of {m.states:,} bytes" if m.shard else "")
     trained = f"of {sum(m.trained):,} adapter values" if m.lora_rank else ""
-    recomputed = "one layer's is made again" if m.checkpointing else "all layers' are kept"
+    recomputed = {
+        "layers": "one layer's is made again",
+        "mlp": f"feed-forward parts are made again, {m.whole} of {m.model.layers} but for their projections",
+        "none": "all layers' are kept",
+    }[m.checkpointing]
+    master = ", exact masters" if m.exact else ""
     reference = {"none": "none", "device": "", "cpu": "in CPU memory, here to score"}[m.reference]
     rows = [
         ("weights", m.weights, ""),
-        ("gradients", m.gradients, trained),
-        ("optimizer states", m.states_here, f"{m.optimizer}{where}"),
+        (
+            "gradients",
+            m.gradients,
+            f"{trained}{' ' * bool(trained)}float32" if m.wide or m.trained_size == 4 else trained,
+        ),
+        ("optimizer states", m.states_here, f"{m.optimizer}{master}{where}"),
         ("KL reference", m.reference_here, reference),
         ("kept activations", m.kept, f"rows of {m.row:,} tokens; {recomputed}"),
         ("last norm", m.last_norm, "phase head"),

@@ -230,7 +230,7 @@ def test_cards_of_24_gib_have_8_bit_moments_and_only_the_tiny_model_keeps_all_ac
         assert (config.algorithm.optimizer.kind == "adamw8bit") == small, file.stem
     for file in (CONF / "model").glob("*.yaml"):
         config = composed(f"model={file.stem}", "algorithm=david", *NEEDED.get(("model", file.stem), []))
-        assert config.algorithm.gradient_checkpointing == (file.stem != "tiny")
+        assert config.algorithm.gradient_checkpointing == ("auto" if file.stem != "tiny" else "none")
         assert config.algorithm.optimizer.lr == (1e-6 if file.stem != "tiny" else 3e-4)
     kept = composed("model=qwen1.5b", "algorithm.optimizer.kind=adamw", "algorithm.optimizer.offload=true")
     assert kept.algorithm.optimizer.offload
@@ -252,6 +252,8 @@ def test_the_four_cards_hold_a_learner_and_three_engines() -> None:
     config = composed("cluster=4x3090", "model=qwen1.5b")
     assert (config.cluster.gpus, config.cluster.rollout_workers, config.cluster.device) == (4, 3, "cuda")
     assert config.algorithm.optimizer.kind == "adamw8bit"
+    assert config.pool.max_staleness == 1, "what a machine wants comes after what the pool is"
+    assert composed("cluster=4x3090", "pool=dynamic", "pool.max_staleness=0").pool.max_staleness == 0
 
 
 @pytest.mark.parametrize(

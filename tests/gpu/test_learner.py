@@ -97,7 +97,7 @@ def batch_of(seed: int, questions: int, vocabulary: int) -> Batch:
 def test_five_steps_of_a_1_5b_policy_on_a_24_gib_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cap(CARD)
     policy = Policy.build(
-        QWEN_1_5B, vocab_size=151_936, seed=0, dtype=torch.bfloat16, device="cuda", gradient_checkpointing=True
+        QWEN_1_5B, vocab_size=151_936, seed=0, dtype=torch.bfloat16, device="cuda", gradient_checkpointing="layers"
     )
     config = AlgorithmConfig(optimizer=OptimizerConfig(kind="adamw8bit", lr=1e-5), aggregation="prompt_balanced")
     dry_run = try_largest(policy, config, longest=PROMPT + RESPONSE)
@@ -140,7 +140,7 @@ def test_packed_and_checkpointed_on_cuda_is_the_cpu(tmp_path: Path) -> None:
     lengths = (40, 25, 25, 9)
     results = []
     for device in ("cpu", "cuda"):
-        policy = small(torch.float32, device, gradient_checkpointing=True)
+        policy = small(torch.float32, device, gradient_checkpointing="layers")
         values = policy.logprobs(row_of(*lengths), chunk=16).values
         values.sum().backward()
         results.append((values.detach().cpu(), [p.grad.cpu() for p in policy.parameters() if p.grad is not None]))
@@ -153,7 +153,7 @@ def test_packed_and_checkpointed_on_cuda_is_the_cpu(tmp_path: Path) -> None:
 def test_out_of_memory_names_the_knobs_and_leaves_the_card_usable() -> None:
     policy = small()
     cap(torch.cuda.memory_allocated() + 256 * 2**20)
-    config = AlgorithmConfig(microbatch_tokens=262_144, gradient_checkpointing=False)
+    config = AlgorithmConfig(microbatch_tokens=262_144, gradient_checkpointing="none")
     with pytest.raises(UserError, match=r"dry run.*algorithm\.microbatch_tokens=131072"):
         try_largest(policy, config, longest=2048)
     cap(CARD)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from agent.errors import UserError
-from learner.adamw8bit import EightBitAdamW, takes
+from learner.adamw8bit import EightBitAdamW, joined, parted, takes
 from learner.checkpoint import load_state, save_state
 from learner.config import OptimizerConfig
 from learner.optimizer import ClippedAdamW
@@ -86,14 +86,73 @@ def test_only_what_is_large_enough_has_8_bit_moments_and_no_master() -> None:
     assert len(moments["exp_avg.scale"]) == matrix.numel() // 256
 
 
-def test_resumes_exactly(tmp_path: Path) -> None:
+def test_a_master_is_its_weight_and_the_rest_to_the_bit() -> None:
+    bits = torch.randint(-(2**31), 2**31, (100_000,), generator=torch.Generator().manual_seed(0)).to(torch.int32)
+    halves = (bits & ~0xFFFF) | 0x8000
+    values = torch.cat([bits, halves, torch.tensor([0, -(2**31)], dtype=torch.int32)]).view(torch.float32)
+    values = values[values.abs() < 3e38]
+    weight, rest = parted(values)
+    assert (weight.dtype, rest.dtype) == (torch.bfloat16, torch.int16)
+    assert torch.equal(joined(weight, rest).view(torch.int32), values.view(torch.int32))
+    spacing = torch.maximum(weight.float().abs(), torch.tensor(1e-37)) * 2.0**-7
+    assert ((weight.float() - values).abs() <= spacing / 2).all(), "rounded to the nearest"
+
+
+def test_an_exact_master_takes_the_steps_of_float32_weights(tmp_path: Path) -> None:
+    """Gradients are the same numbers for both, so that the masters are, too: to the bit, also after a resume."""
+    narrow, wide = parameters(), [nn.Parameter(p.detach().float()) for p in parameters()]
+    ours, theirs = made(narrow, exact_master=True, lr=1e-6), made(wide, lr=1e-6)
+
+    def both(steps: range) -> None:
+        for step in steps:
+            generator = torch.Generator().manual_seed(step)
+            for p, q in zip(ours.parameters, theirs.parameters, strict=True):
+                p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+                q.grad = p.grad.float()
+            for optimizer in (ours, theirs):
+                optimizer.clip()
+                optimizer.step(1.0)
+
+    both(range(5))
+    save_state(tmp_path / "s.pt", {"optimizer": ours.state()})
+    narrow = [nn.Parameter(p.detach().clone()) for p in narrow]
+    ours = made(narrow, seed=99, exact_master=True, lr=1e-6)
+    ours.load_state(load_state(tmp_path / "s.pt")["optimizer"])
+    both(range(5, 8))
+    eight = ours._rates[1][0]
+    assert isinstance(eight, EightBitAdamW)
+    assert torch.equal(joined(narrow[0].detach(), eight.rests[narrow[0]]), wide[0].detach())
+    assert torch.equal(ours.masters[1], wide[1])
+
+
+def test_gradients_are_added_up_in_float32_if_asked() -> None:
+    sums = []
+    for asked in (False, True):
+        params = parameters()
+        optimizer = made(params, float32_gradients=asked)
+        for _ in range(300):
+            (params[0] * torch.full_like(params[0], 0.01)).sum().backward()
+        gradient = params[0].grad
+        assert gradient is not None
+        assert gradient.dtype == (torch.float32 if asked else torch.bfloat16)
+        sums.append(gradient.float().mean().item() / 300)
+        optimizer.clip()
+        optimizer.step(1.0)
+        assert params[0].dtype == torch.bfloat16
+    coarse, fine = sums
+    assert fine == pytest.approx(torch.tensor(0.01).bfloat16().item(), rel=1e-5)
+    assert abs(coarse - fine) > 0.05 * fine, "a sum that outgrows what is added"
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_resumes_exactly(tmp_path: Path, exact: bool) -> None:
     params = parameters()
-    optimizer = made(params)
+    optimizer = made(params, exact_master=exact)
     walk(optimizer, range(3))
     save_state(tmp_path / "s.pt", {"optimizer": optimizer.state()})
     copies = [nn.Parameter(p.detach().clone()) for p in params]
     walk(optimizer, range(3, 8))
-    other = made(copies, seed=99)
+    other = made(copies, seed=99, exact_master=exact)
     other.load_state(load_state(tmp_path / "s.pt")["optimizer"])
     torch.rand(7)  # what anyone else draws in between is nothing to it
     walk(other, range(3, 8))

@@ -46,10 +46,10 @@ def gradients(model: PreTrainedModel) -> torch.Tensor:
     return out
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", ["none", "mlp", "layers"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-13)])
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama"])
-def test_packed_is_each_sequence_alone(name: str, dtype: torch.dtype, tolerance: float, checkpointing: bool) -> None:
+def test_packed_is_each_sequence_alone(name: str, dtype: torch.dtype, tolerance: float, checkpointing: str) -> None:
     policy = Policy(build(name, dtype), gradient_checkpointing=checkpointing)
     rng = np.random.default_rng(1)
     ids = [rng.integers(0, 41, n).astype(np.int32) for n in (9, 1, 5, 5, 7, 2, 5)]

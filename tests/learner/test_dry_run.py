@@ -121,7 +121,7 @@ def names(config: AlgorithmConfig, **facts: Any) -> list[str]:
 
 
 def test_knobs_are_those_that_are_left_the_cheapest_first() -> None:
-    config = AlgorithmConfig(gradient_checkpointing=False, kl="k2")
+    config = AlgorithmConfig(gradient_checkpointing="none", kl="k2")
     assert names(config) == [
         "algorithm.logits_chunk",
         "algorithm.microbatch_tokens",
@@ -134,7 +134,7 @@ def test_knobs_are_those_that_are_left_the_cheapest_first() -> None:
     ]
     saving = replace(
         config,
-        gradient_checkpointing=True,
+        gradient_checkpointing="layers",
         kl="none",
         logits_chunk=256,
         optimizer=OptimizerConfig(kind="adamw8bit"),

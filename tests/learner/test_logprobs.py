@@ -79,3 +79,22 @@ def test_no_tokens() -> None:
     assert entropy is None
     assert hidden.grad is not None
     assert not hidden.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("wide", [False, True])
+def test_the_heads_gradient_is_added_to_what_is_there(dtype: torch.dtype, wide: bool) -> None:
+    hidden, weight, sources, targets = case()
+    direction = torch.linspace(-1, 1, 17)
+    h, w = hidden.detach().to(dtype), weight.detach().to(dtype)
+    (expected,) = torch.autograd.grad(
+        selected_logprobs(h, w.requires_grad_(), sources, targets, chunk=5)[0] @ direction, w
+    )
+    leaf = w.detach().clone().requires_grad_()
+    if wide:
+        leaf.grad_dtype = torch.float32
+    for times in (1, 2):
+        (selected_logprobs(h, leaf, sources, targets, chunk=5, into_grad=True)[0] @ direction).backward()
+        assert leaf.grad is not None
+        assert leaf.grad.dtype == (torch.float32 if wide else dtype)
+        assert (leaf.grad - times * expected).abs().max() < (1e-6 if dtype == torch.float32 else 2e-2)

@@ -21,7 +21,7 @@ from learner.update import Updater
 def adapted(rank: int = 2, dtype: torch.dtype = torch.float32, seed: int = 0) -> Policy:
     sizes = {**SIZES, "initializer_range": 0.2}
     return Policy.build(
-        sizes, vocab_size=VOCABULARY, seed=seed, dtype=dtype, lora_rank=rank, gradient_checkpointing=True
+        sizes, vocab_size=VOCABULARY, seed=seed, dtype=dtype, lora_rank=rank, gradient_checkpointing="layers"
     )
 
 
@@ -98,7 +98,9 @@ def test_resuming_is_bit_identical(tmp_path: Path) -> None:
     save_state(tmp_path / "s.pt", {"updater": learner.state(), "adapters": policy.adapters()})
     for step in range(3, 6):
         learner.update(random_groups(step, MIXED), step=step, version=step)
-    resumed = Policy.from_folder(tmp_path / "model", seed=0, dtype="bfloat16", gradient_checkpointing=True, lora_rank=2)
+    resumed = Policy.from_folder(
+        tmp_path / "model", seed=0, dtype="bfloat16", gradient_checkpointing="layers", lora_rank=2
+    )
     state = load_state(tmp_path / "s.pt")
     resumed.load_adapters(state["adapters"])
     other = updater(resumed, tmp_path)

@@ -22,7 +22,7 @@ TEMPERATURE = 0.7
 
 def saving(seed: int = 0, **sizes: bool) -> Policy:
     wide = {**SIZES, "initializer_range": 0.2, **sizes}
-    return Policy.build(wide, vocab_size=VOCABULARY, seed=seed, gradient_checkpointing=True)
+    return Policy.build(wide, vocab_size=VOCABULARY, seed=seed, gradient_checkpointing="layers")
 
 
 def ours(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from learner_cases import MIXED, SIZES, VOCABULARY, Reference, as_expert, group, random_groups, tiny_policy, trajectory
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from agent.errors import Fault
 from agent.groups import Group
@@ -485,3 +486,35 @@ def test_what_is_shared_changes_nothing_in_any_microbatch(tmp_path: Path, monkey
     for *figures, weights in results[1:]:
         assert figures == pytest.approx(results[0][:-1], rel=1e-6)
         assert (weights - results[0][-1]).abs().max() < 1e-6
+
+
+# --- what a GPU would be waited for ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, {"kl": "k3", "loss": "gspo"}], ids=["plain", "kl"])
+def test_no_microbatch_is_waited_for(changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a tensor's value waits for its device; an update does so as often, however many microbatches it has."""
+    waits: list[str] = []
+    reading = torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            waits.extend([str(func)] * (func.overloadpacket in reading))
+            return func(*args, **(kwargs or {}))
+
+    for name in ("tolist", "cpu", "numpy"):
+        plain = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda self, *a, name=name, plain=plain: (waits.append(name), plain(self, *a))[1]
+        )
+    counts = []
+    for tokens in (10_000, 40, 1):
+        config = settings(microbatch_tokens=tokens, **changes)
+        learner = updater(tiny_policy(), tmp_path, config, tiny_policy(1).frozen_copy())
+        monkeypatch.setattr(learner, "score", lambda policy, samples: [np.zeros(s.actions) for s in samples])
+        waits.clear()
+        with Watch():
+            report = learner.update(random_groups(4, MIXED), step=0, version=0)
+        counts.append((report.microbatches, len(waits)))
+    assert [m for m, _ in counts] == sorted({m for m, _ in counts}), "more microbatches each time"
+    assert len({w for _, w in counts}) == 1
