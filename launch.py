@@ -185,11 +185,13 @@ def compare(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 def plan(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=plan``: placement and memory, without Ray or a GPU."""
+    from actors.plan.layouts import comparison
     from actors.plan.table import table
+    from conf.topology import AUTO
 
     _settle(config, console)
     with console.phase("planning"):
-        planned = table(config)
+        planned = comparison(config) if config.cluster.name == AUTO else table(config)
     console.say(planned)
 
 

@@ -18,6 +18,7 @@ from actors.followers import FollowerActor
 from actors.followers import name as learner_name
 from actors.learner import LearnerActor
 from actors.placement import ANYWHERE, Places, bundles, engine_nodes, on_node, reserve
+from actors.plan.layouts import chosen
 from actors.pool import PoolActor
 from actors.process import QUIET
 from actors.retrieval import RetrievalActor
@@ -99,7 +100,7 @@ class Topology:
         settings = LearnerSettings(
             model_path=self.model_path,
             model=config.model,
-            algorithm=config.algorithm,
+            algorithm=chosen(config),
             agent=config.agent,
             device=config.cluster.device,
             colocated=config.cluster.colocated,

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from agent.errors import UserError, one_of
 from agent.settings import TEXT, bounded, check_bounds
 
+AUTO = "auto"
+"""The cluster whose layout the plan chooses."""
+
 
 @dataclass
 class EngineConfig:
@@ -47,6 +50,8 @@ class ClusterConfig:
     """Kind of the GPUs, for the plan and the check before a start: a name in ``actors/plan/cards.py``."""
     gpu_memory_gib: float = bounded(0.0, "at least 0")
     """Memory of each GPU, for a card that isn't in that table; 0 takes the card's."""
+    cards: int = bounded(0, "in [0, 64]")
+    """GPUs that ``cluster=auto`` divides among learners and engines; 0: all of this machine."""
     learners: int = bounded(1, "in [1, 64]")
     """Learners that share the rows of a batch, on a GPU each; their gradients are added up."""
     colocated: bool = False

@@ -152,6 +152,14 @@ DEPENDENT = ("cluster.engine.gpu_memory_utilization", "algorithm.microbatch_toke
 
 def smallest_change(config: RunConfig) -> tuple[str, ...] | None:
     """The fewest settings that make ``config`` fit, the cheapest of those, as ``key=value``; None if none do."""
+    best = fitted(config)
+    return None if best is None or not best[1] else best[1]
+
+
+def fitted(config: RunConfig) -> tuple[RunConfig, tuple[str, ...]] | None:
+    """``config`` with the fewest changes that make it fit, the cheapest of those, and these as ``key=value``."""
+    if not problems(config):
+        return config, ()
     usable = [knob for knob in KNOBS if knob.key in DEPENDENT or knob.value(config) is not None]
     for count in range(1, MOST_CHANGES + 1):
         for chosen in combinations(usable, count):
@@ -160,7 +168,7 @@ def smallest_change(config: RunConfig) -> tuple[str, ...] | None:
     return None
 
 
-def _change(config: RunConfig, knobs: tuple[_Knob, ...]) -> tuple[str, ...] | None:
+def _change(config: RunConfig, knobs: tuple[_Knob, ...]) -> tuple[RunConfig, tuple[str, ...]] | None:
     """These settings together as ``key=value``, or None if one of them is no use or it still doesn't fit."""
     keys = [knob.key for knob in knobs]
     if any(a == b or b.startswith(f"{a}.") for a, b in permutations(keys, 2)):
@@ -172,7 +180,7 @@ def _change(config: RunConfig, knobs: tuple[_Knob, ...]) -> tuple[str, ...] | No
             return None
         config = changed(config, knob.key, value)
         written[knob.key] = _written(knob.key, value)
-    return tuple(written[knob.key] for knob in knobs) if not problems(config) else None
+    return None if problems(config) else (config, tuple(written[knob.key] for knob in knobs))
 
 
 def changed(config: Any, key: str, value: Any) -> Any:

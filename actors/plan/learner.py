@@ -10,13 +10,13 @@ A step passes through phases, and the peak is the largest of them on top of what
     update    the optimizer's temporaries; no activations
 
 The activations are those of transformers' eager Qwen2, Qwen3 and Llama with variable-length attention, as
-``learner/lean.py`` leaves them, and of ``learner/logprobs.py``. ``work`` counts their arithmetic.
+``learner/lean.py`` leaves them, and of ``learner/logprobs.py``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from actors.plan.architecture import BYTES, Architecture, architecture
 from actors.plan.cards import GIB, usable_bytes
@@ -95,21 +95,20 @@ class LearnerMemory:
     def gradients(self) -> int:
         return sum(self.trained) * (4 if self.wide else self.trained_size)
 
-    @cached_property
-    def _states(self) -> list[int]:
+    @property
+    def _states(self) -> tuple[int, ...]:
         """Of each trained tensor: moments, scales and tables, its master."""
         # Two float32 moments, a float32 master beside each weight that is narrower or elsewhere, torch's step count.
         each = 8 + (4 if self.trained_size < 4 or self.offload else 0)
-        coarse = self.optimizer == "adamw8bit"
         rest = 2 if self.exact and self.trained_size < 4 else 0
-        return [2 * _moment8(n) + rest * n if coarse and quantised(n) else each * n + 4 for n in self.trained]
+        return _states(self.trained, each, self.optimizer == "adamw8bit", rest)
 
-    @cached_property
+    @property
     def states(self) -> int:
         """The optimizer's, wherever they are, of all learners together if they share them out."""
         return sum(self._states)
 
-    @cached_property
+    @property
     def own_states(self) -> int:
         """Those of one learner."""
         if not self.shard or self.world == 1:
@@ -306,29 +305,16 @@ class LearnerMemory:
     def peak_phase(self) -> str:
         return max(self.phases, key=lambda phase: self.phases[phase])
 
-    # --- arithmetic ------------------------------------------------------------------------------
-
-    def work(self, tokens: float, pairs: float) -> float:
-        """Flops of forward and backward through the layers, of so many tokens and (query, key) pairs that attend.
-
-        A matrix product's backward is twice its forward (with adapters too: they are merged, so each matrix has a
-        gradient). FlashAttention's is 2.5 times: it makes the scores again. What backward makes again stops at the last
-        product whose input it needs: a feed-forward part's last projection is never made again.
-        """
-        m = self.model
-        wide, linear = 2 * m.hidden * m.intermediate, 2 * m.layer_parameters / m.layers
-        attention = 4 * m.query * pairs
-        again = {
-            "layers": m.layers * (tokens * (linear - wide) + attention),
-            "mlp": max(0, m.layers - self.whole) * tokens * 2 * wide,
-            "none": 0.0,
-        }[self.checkpointing]
-        return m.layers * (3 * linear * tokens + 3.5 * attention) + again
-
 
 def quantised(values: int) -> bool:
     """Whether a tensor of so many values has 8-bit moments."""
     return values >= SMALLEST_QUANTISED and values % BLOCK == 0
+
+
+@lru_cache(maxsize=64)
+def _states(trained: tuple[int, ...], each: int, coarse: bool, rest: int) -> tuple[int, ...]:
+    """Bytes of each tensor's states: ``each`` a value, or coarse moments and ``rest`` a value."""
+    return tuple(2 * _moment8(n) + rest * n if coarse and quantised(n) else each * n + 4 for n in trained)
 
 
 def _moment8(values: int) -> int:
@@ -370,8 +356,15 @@ def learner_memory(config: RunConfig) -> LearnerMemory:
     if optimizer.exact_master is None and narrow and optimizer.kind == "adamw8bit":
         memory = _if_it_fits(config, memory, replace(memory, exact=True))
     if algorithm.gradient_checkpointing == "auto" and memory.on_gpu:
-        for whole in range(memory.model.layers + 1):
-            memory = _if_it_fits(config, memory, replace(memory, checkpointing="mlp", whole=whole))
+        low, high = -1, memory.model.layers
+        while low < high:  # the most layers that fit; -1: attention isn't kept either
+            middle = (low + high + 1) // 2
+            tried = replace(memory, checkpointing="mlp", whole=middle)
+            if _if_it_fits(config, memory, tried) is tried:
+                low = middle
+            else:
+                high = middle - 1
+        memory = replace(memory, checkpointing="mlp", whole=low) if low >= 0 else memory
         memory = _if_it_fits(config, memory, replace(memory, checkpointing="none", whole=0))
     if optimizer.float32_gradients is None and narrow:
         memory = _if_it_fits(config, memory, replace(memory, wide=True))

@@ -42,6 +42,8 @@ class Gpu:
     total: float
     used: float = 0.0
     """By whatever runs on it now."""
+    name: str = ""
+    """As the driver calls it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,13 +238,15 @@ def gpus() -> tuple[tuple[Gpu, ...], str | None]:
     """Each NVIDIA GPU and the driver's version, as the driver reports them; nothing without a driver."""
     if shutil.which("nvidia-smi") is None:
         return (), None
-    query = ["nvidia-smi", "--query-gpu=memory.total,memory.used,driver_version", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", "--query-gpu=memory.total,memory.used,driver_version,name", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=8, check=True).stdout
     except (subprocess.SubprocessError, OSError):
         return (), None
-    rows = [line.split(", ") for line in answer.splitlines() if line.count(", ") == 2]
-    found = tuple(Gpu(total=float(total) / 1024, used=float(used) / 1024) for total, used, _ in rows)
+    rows = [line.split(", ") for line in answer.splitlines() if line.count(", ") == 3]
+    found = tuple(
+        Gpu(total=float(total) / 1024, used=float(used) / 1024, name=name.strip()) for total, used, _, name in rows
+    )
     return found, rows[0][2].strip() if rows else None
 
 

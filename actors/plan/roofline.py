@@ -150,9 +150,9 @@ def _learning(config: RunConfig, memory: LearnerMemory, gpu: Card, assumed: Assu
     head = 2 * actions * model.head_parameters
     scored = needs_reference(config) + (0 < config.algorithm.minibatch_questions < pool.batch_questions)
     epochs = config.algorithm.epochs
-    work = epochs * (memory.work(computed, pairs) + head_passes * head) + scored * (forward + head)
+    flops = epochs * (work(memory, computed, pairs) + head_passes * head) + scored * (forward + head)
     learners = config.cluster.learners
-    computing = work / learners / (assumed.learner_use * gpu.tflops * 1e12)
+    computing = flops / learners / (assumed.learner_use * gpu.tflops * 1e12)
     if memory.offload:
         updating = 2 * memory.own_states / (assumed.host_bandwidth * 1e9) + 2 * memory.gradients / (gpu.pcie * 1e9)
     else:
@@ -199,3 +199,21 @@ def _shared(questions: int, group: int, prompt: int, length: float, memory: Lear
     computed = questions * group * own + copies * shared
     pairs = questions * group * own * (shared + own / 2) + copies * shared * shared / 2
     return computed, pairs
+
+
+def work(memory: LearnerMemory, tokens: float, pairs: float) -> float:
+    """Flops of forward and backward through the layers, of so many tokens and (query, key) pairs that attend.
+
+    A matrix product's backward is twice its forward (with adapters too: they are merged, so each matrix has a
+    gradient). FlashAttention's is 2.5 times: it makes the scores again. What backward makes again stops at the last
+    product whose input it needs: a feed-forward part's last projection is never made again.
+    """
+    m = memory.model
+    wide, linear = 2 * m.hidden * m.intermediate, 2 * m.layer_parameters / m.layers
+    attention = 4 * m.query * pairs
+    again = {
+        "layers": m.layers * (tokens * (linear - wide) + attention),
+        "mlp": max(0, m.layers - memory.whole) * tokens * 2 * wide,
+        "none": 0.0,
+    }[memory.checkpointing]
+    return m.layers * (3 * linear * tokens + 3.5 * attention) + again

@@ -21,7 +21,7 @@ from actors.plan.engine import engine_memory
 from actors.plan.fit import advice, changed, problems, refusal, smallest_change
 from actors.plan.host import checkpoint_bytes, heap_bytes, memory_bytes, object_store_bytes, output_bytes
 from actors.plan.learner import LearnerMemory, learner_memory, longest_row
-from actors.plan.roofline import Assumptions, _shared, step
+from actors.plan.roofline import Assumptions, _shared, step, work
 from actors.plan.table import table
 from agent.errors import UserError
 from agent.pool.rules.recycle import Rule as Recycle
@@ -377,9 +377,9 @@ def test_the_arithmetic_is_what_the_learner_really_does(
     counts = counter.get_flop_counts()["Global"]
     products = sum(flops for op, flops in counts.items() if "attention" not in str(op))
     head = 3 * 2 * 35 * model.head_parameters  # a fourth product is added in place, which the counter overlooks
-    assert products == memory.work(n, 0) + head
+    assert products == work(memory, n, 0) + head
     passes = 4.5 if checkpointing == "layers" else 3.5  # what attention takes on a GPU; the CPU's kernel isn't counted
-    assert memory.work(0, n) == passes * 4 * 2 * 64 * n
+    assert work(memory, 0, n) == passes * 4 * 2 * 64 * n
 
 
 def test_a_microbatch_is_packed_as_the_plan_counts_it() -> None:

@@ -1,0 +1,170 @@
+"""Who works on which card: what the plan chooses for a learner, and the layouts that a machine allows, compared.
+
+cards ──► layouts (learners, engines, colocated or not, overlapped or not) ──► fit ──► step ──► the shortest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from actors.plan.cards import CARDS, nominal_gib, usable_bytes
+from actors.plan.fit import changed, fitted, problems
+from actors.plan.learner import RESERVE, learner_memory
+from actors.plan.machine import Gpu, gpus
+from actors.plan.roofline import Step, step
+from agent.errors import UserError
+from conf.schema import RunConfig
+from conf.topology import AUTO
+from learner.config import AlgorithmConfig
+
+SIDE_BY_SIDE = 0.88
+"""vLLM's share of a card of its own, as in the shipped clusters."""
+SHARE = "cluster.engine.gpu_memory_utilization"
+WORTH = 0.97
+"""A layout with more parts, or with overlap, is recommended if a step takes at most this share of a simpler one's."""
+
+
+def chosen(config: RunConfig) -> AlgorithmConfig:
+    """The algorithm of ``config`` with what it leaves to the plan, as ``learner_memory`` chooses it."""
+    memory, algorithm = learner_memory(config), config.algorithm
+    optimizer = replace(algorithm.optimizer, exact_master=memory.exact, float32_gradients=memory.wide)
+    return replace(
+        algorithm, gradient_checkpointing=memory.checkpointing, whole_layers=memory.whole, optimizer=optimizer
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """One way to use the cards."""
+
+    config: RunConfig
+    settings: tuple[str, ...]
+    """What makes it of ``cluster=auto``, as one types it."""
+    step: Step | None
+    """None: it doesn't fit, whatever is changed."""
+
+    @property
+    def parts(self) -> tuple[int, int]:
+        """The simpler the smaller."""
+        return self.config.pool.max_staleness, self.config.cluster.learners
+
+    def __str__(self) -> str:
+        cluster = self.config.cluster
+        each = "1 card plays, then learns" if cluster.learners == 1 else "every card plays, then learns"
+        apart = f"{_count(cluster.learners, 'learner')}, {_count(cluster.rollout_workers, 'engine')}"
+        return (each if cluster.colocated else apart) + (", overlapped" if self.config.pool.max_staleness else "")
+
+
+def layouts(config: RunConfig) -> list[Layout]:
+    """All layouts of the cards that ``config`` has (``cluster.cards``, or those of this machine).
+
+    Raises ``UserError`` if there are none.
+    """
+    found = _with_cards(config)
+    return [_layout(found, *shape) for shape in _shapes(found.cluster.cards)]
+
+
+def _layout(config: RunConfig, learners: int, engines: int, colocated: bool, staleness: int) -> Layout:
+    """The learners keep exact float32 masters, in 8-bit AdamW where those of AdamW don't fit."""
+    cluster = replace(config.cluster, learners=learners, rollout_workers=engines, colocated=colocated)
+    tried = replace(config, cluster=cluster, pool=replace(config.pool, max_staleness=staleness))
+    kinds = [tried, changed(tried, "algorithm.optimizer.kind", "adamw8bit")]
+    sized = [changed(each, SHARE, _share(each)) for each in kinds]
+    fitting, changes = next(
+        ((each, ()) for each in sized if not problems(each)), fitted(sized[-1]) or (sized[-1], None)
+    )
+    settings = (
+        f"cluster.card={cluster.card}",
+        f"cluster.learners={learners}",
+        f"cluster.rollout_workers={engines}",
+        *(["cluster.colocated=true"] if colocated else []),
+        f"{SHARE}={fitting.cluster.engine.gpu_memory_utilization}",
+        f"algorithm.optimizer.kind={fitting.algorithm.optimizer.kind}",
+        f"pool.max_staleness={staleness}",
+        *(change for change in changes or () if not change.startswith((SHARE, "algorithm.optimizer.kind"))),
+    )
+    return Layout(config=fitting, settings=settings, step=None if changes is None else step(fitting))
+
+
+def _share(config: RunConfig) -> float:
+    """What vLLM may have of a card: beside an idle learner with exact masters, what that leaves."""
+    if not config.cluster.colocated:
+        return SIDE_BY_SIDE
+    limit = usable_bytes(config.cluster)
+    rest = replace(learner_memory(config), exact=True).at_rest + RESERVE
+    return max(0.1, int((limit - rest) / limit * 100) / 100)
+
+
+def recommended(found: list[Layout]) -> Layout:
+    """The shortest step; of those that are nearly as short, the simplest. Raises ``UserError`` if none fits."""
+    best: Layout | None = None
+    for layout in sorted((x for x in found if x.step), key=lambda x: x.parts):
+        if best is None or _seconds(layout) < WORTH * _seconds(best):
+            best = layout
+    if best is None:
+        raise UserError("cluster=auto: no layout fits; take a smaller model or larger cards (mode=plan shows the plan)")
+    return best
+
+
+def comparison(config: RunConfig) -> str:
+    """``mode=plan cluster=auto``: the layouts, the shortest step first, and the one that is recommended."""
+    found = layouts(config)
+    best = recommended(found)
+    cluster = best.config.cluster
+    lines = [
+        f"cluster=auto model={config.model.name}: {_count(cluster.cards, 'card')} ({cluster.card}, "
+        f"{nominal_gib(cluster):g} GiB)"
+    ]
+    for layout in sorted(found, key=_seconds):
+        said = f"{layout.step.seconds:8.1f} s a step, {layout.step.limit}" if layout.step else "   does not fit"
+        lines.append(f"  {layout!s:<40}{said}")
+    lines.append(f"recommended: {best}. As one types it, and as cluster=auto trains here:")
+    lines.append(f"  cluster=auto {' '.join(best.settings)}")
+    return "\n".join(lines)
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """``config`` with the recommended layout, if it is ``cluster=auto`` and says none of its own."""
+    cluster = config.cluster
+    if cluster.name != AUTO or cluster.colocated or cluster.learners + cluster.rollout_workers > 2:
+        return config
+    return recommended(layouts(config)).config
+
+
+def _shapes(cards: int) -> Iterator[tuple[int, int, bool, int]]:
+    """Learners, engines, whether they are colocated, and staleness."""
+    yield cards, cards, True, 0
+    for learners in range(1, cards):
+        for staleness in (0, 1):
+            yield learners, cards - learners, False, staleness
+
+
+def _with_cards(config: RunConfig) -> RunConfig:
+    """``config`` with its number and kind of cards known."""
+    cluster = config.cluster
+    if cluster.cards:
+        return config
+    found, _ = gpus()
+    if not found:
+        raise UserError(
+            "cluster=auto: this machine has no GPU; say which ones to plan for: cluster.card=rtx3090 cluster.cards=4"
+        )
+    return replace(config, cluster=replace(cluster, cards=len(found), card=_kind(found[0])))
+
+
+def _kind(gpu: Gpu) -> str:
+    """The name of a card in ``cards.py``."""
+    name = gpu.name.lower().replace(" ", "")
+    alike = [kind for kind in CARDS if kind.split("-")[0] in name]
+    if not alike:
+        raise UserError(f"cluster=auto: {gpu.name} is not known here; name one that is like it: cluster.card=…")
+    return min(alike, key=lambda kind: abs(CARDS[kind].gib - gpu.total))
+
+
+def _seconds(layout: Layout) -> float:
+    return layout.step.seconds if layout.step else float("inf")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -1,0 +1,123 @@
+"""The layouts of a machine's cards, and what the plan chooses for a learner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from actors.plan import layouts as module
+from actors.plan.fit import problems
+from actors.plan.layouts import chosen, comparison, layouts, recommended, settled
+from actors.plan.machine import Gpu
+from agent.errors import UserError
+from conf.schema import RunConfig, register, typed
+
+register()
+
+
+def composed(*overrides: str) -> RunConfig:
+    with initialize_config_module("conf", version_base=None):
+        return typed(compose("config", overrides=["model=qwen1.5b", *overrides, "output_dir=here"]))
+
+
+@pytest.fixture
+def box(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets which cards this machine has."""
+
+    def set_to(*cards: Gpu) -> None:
+        monkeypatch.setattr(module, "gpus", lambda: (cards, "580.1"))
+
+    return set_to
+
+
+def test_every_way_to_divide_the_cards_is_compared_and_uses_all_of_them() -> None:
+    found = layouts(composed("cluster=auto", "cluster.cards=4"))
+    assert [str(layout) for layout in found] == [
+        "every card plays, then learns",
+        "1 learner, 3 engines",
+        "1 learner, 3 engines, overlapped",
+        "2 learners, 2 engines",
+        "2 learners, 2 engines, overlapped",
+        "3 learners, 1 engine",
+        "3 learners, 1 engine, overlapped",
+    ]
+    for layout in found:
+        assert layout.config.cluster.gpus == 4
+        assert problems(layout.config) == []
+        assert layout.step is not None
+    best = recommended(found)
+    assert best.step is not None
+    shortest = min(layout.step.seconds for layout in found if layout.step)
+    assert shortest <= best.step.seconds <= shortest / module.WORTH
+
+
+def test_what_is_recommended_can_be_typed_and_is_then_the_same() -> None:
+    best = recommended(layouts(composed("cluster=auto", "cluster.cards=4")))
+    again = composed("cluster=auto", *best.settings)
+    assert settled(again).cluster.learners == best.config.cluster.learners
+    assert module.step(again) == best.step
+
+
+def test_of_layouts_that_take_nearly_as_long_the_simplest_is_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = layouts(composed("cluster=auto", "cluster.cards=4"))
+    monkeypatch.setattr(module, "WORTH", 0.5)
+    assert str(recommended(found)) == "every card plays, then learns"
+    monkeypatch.setattr(module, "WORTH", 1.0)
+    assert recommended(found).step == min((x.step for x in found if x.step), key=lambda s: s.seconds)
+
+
+def test_a_run_takes_the_layout_of_this_machines_cards(box: Any) -> None:
+    box(*[Gpu(total=24.0, name="NVIDIA GeForce RTX 3090")] * 2)
+    run = settled(composed("cluster=auto"))
+    assert (run.cluster.card, run.cluster.gpus) == ("rtx3090", 2)
+    assert problems(run) == []
+    box(Gpu(total=79.6, name="NVIDIA A100-SXM4-80GB"))
+    assert settled(composed("cluster=auto")).cluster.card == "a100-80"
+    other = composed("cluster=4x3090")
+    assert settled(other) is other
+
+
+def test_cards_that_are_not_there_or_not_known_are_asked_for(box: Any) -> None:
+    box()
+    with pytest.raises(UserError, match=r"cluster=auto: this machine has no GPU; say which ones .* cluster\.cards=4"):
+        layouts(composed("cluster=auto"))
+    box(Gpu(total=16.0, name="Tesla T4"))
+    with pytest.raises(UserError, match=r"cluster=auto: Tesla T4 is not known here; .* cluster\.card="):
+        layouts(composed("cluster=auto"))
+
+
+def test_where_nothing_fits_that_is_said() -> None:
+    config = composed("cluster=auto", "cluster.cards=2", "cluster.gpu_memory_gib=3")
+    assert all(layout.step is None for layout in layouts(config))
+    with pytest.raises(UserError, match="no layout fits"):
+        comparison(config)
+
+
+def test_the_comparison_names_the_cards_and_the_shortest_first() -> None:
+    lines = comparison(composed("cluster=auto", "cluster.cards=2")).splitlines()
+    assert lines[0] == "cluster=auto model=qwen1.5b: 2 cards (rtx3090, 24 GiB)"
+    seconds = [float(line.split(" s a step")[0].split()[-1]) for line in lines if " s a step" in line]
+    assert seconds == sorted(seconds)
+    assert len(seconds) == 3
+    assert lines[-1].startswith("  cluster=auto cluster.card=rtx3090 cluster.learners=")
+
+
+# --- what is left to the plan -----------------------------------------------------------------------
+
+
+def test_what_is_left_open_is_chosen_for_the_card() -> None:
+    card = chosen(composed("cluster=4x3090"))
+    assert (card.gradient_checkpointing, card.whole_layers > 0) == ("mlp", True)
+    assert (card.optimizer.exact_master, card.optimizer.float32_gradients) == (True, False)
+    large = chosen(composed("cluster=8xh100"))
+    assert (large.gradient_checkpointing, large.optimizer.float32_gradients) == ("none", True)
+    assert chosen(composed("cluster=local")).gradient_checkpointing == "layers"
+
+
+def test_what_is_asked_for_stays() -> None:
+    asked = ["algorithm.gradient_checkpointing=layers", "algorithm.optimizer.exact_master=false"]
+    card = chosen(composed("cluster=4x3090", *asked, "algorithm.optimizer.float32_gradients=true"))
+    assert (card.gradient_checkpointing, card.whole_layers) == ("layers", 0)
+    assert (card.optimizer.exact_master, card.optimizer.float32_gradients) == (False, True)
