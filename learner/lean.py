@@ -30,7 +30,10 @@ LAYERS = (LlamaDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
 
 
 class _Norm(torch.autograd.Function):
-    """``weight * (x / rms(x))``, with the operations of transformers' modules, and so their values to the bit."""
+    """``weight * (x / rms(x))``, with the operations of transformers' modules, and so their values to the bit.
+
+    Backward takes the steps that autograd takes through them, in its order.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -43,13 +46,15 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
         (grad,) = grads
-        normed = x.to(torch.float32) * scale
+        wide = x.to(torch.float32)
         d_weight = None
         if ctx.needs_input_grad[1]:
-            d_weight = (grad * normed.to(x.dtype)).sum(dim=tuple(range(grad.dim() - 1)))
+            d_weight = (grad * (wide * scale).to(x.dtype)).sum(dim=tuple(range(grad.dim() - 1)))
         d_normed = (grad * weight).to(torch.float32)
-        along = (d_normed * normed).mean(-1, keepdim=True)
-        return d_normed.sub_(normed.mul_(along)).mul_(scale).to(x.dtype), d_weight, None
+        d_scale = (d_normed * wide).sum(-1, keepdim=True)
+        d_variance = -0.5 * d_scale * scale.pow(3)
+        d_wide = d_normed.mul_(scale).add_((d_variance / wide.shape[-1]) * wide.mul_(2))
+        return d_wide.to(x.dtype), d_weight, None
 
 
 class _LeanNorm(nn.Module):
