@@ -133,7 +133,7 @@ def _gpus(config: RunConfig, machine: Machine) -> Iterator[str]:
     if free < need:
         yield (
             f"cluster={cluster.name} needs {need:.1f} GiB free on each of {cluster.gpus} GPUs and one has {free:.1f}; "
-            "end what runs on it (nvidia-smi shows it)"
+            f"end what runs on it (nvidia-smi shows it), or plan for less, cluster.gpu_memory_gib={int(free)}"
         )
     if machine.driver is None or int(machine.driver.split(".")[0]) < OLDEST_DRIVER:
         yield (

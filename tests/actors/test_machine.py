@@ -14,6 +14,7 @@ import pytest
 
 from actors.plan.cards import GIB
 from actors.plan.host import memory_bytes, output_bytes
+from actors.plan.learner import learner_memory
 from actors.plan.machine import Disk, Gpu, Machine, check_cache, check_machine, compiler, gpus, missing, snapshot
 from agent.errors import UserError
 from agent.pool.rules.recycle import Rule as Recycle
@@ -78,9 +79,14 @@ def test_missing_gpus_are_named_with_what_is_needed_and_there() -> None:
 
 
 def test_a_card_in_use_is_named() -> None:
-    assert only(gpus=(*(Gpu(total=24.0),) * 3, Gpu(total=24.0, used=9.5))) == (
-        "cluster=box needs 21.3 GiB free on each of 4 GPUs and one has 14.5; end what runs on it (nvidia-smi shows it)"
+    need = learner_memory(config()).peak / GIB
+    assert need > 21.3, "more than an engine: the learner keeps what there is room for"
+    assert only(gpus=(*(Gpu(total=24.0),) * 3, Gpu(total=24.0, used=1.5))) == (
+        f"cluster=box needs {need:.1f} GiB free on each of 4 GPUs and one has 22.5; end what runs on it (nvidia-smi shows "
+        "it), or plan for less, cluster.gpu_memory_gib=22"
     )
+    less = config(gpu_memory_gib=22)
+    assert list(missing(less, machine(gpus=(Gpu(total=24.0, used=1.5),) * 4))) == []
     in_use = (*(Gpu(total=24.0),) * 4, Gpu(total=24.0, used=9.5))
     assert list(missing(config(), machine(gpus=in_use))) == [], "the four others will do"
 
@@ -189,8 +195,9 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
 
 
 def test_the_gpus_are_what_the_driver_says(driver: Callable[..., None]) -> None:
-    driver("24576, 512, 580.65.06\\n81920, 0, 580.65.06\\n")
-    assert gpus() == ((Gpu(total=24.0, used=0.5), Gpu(total=80.0)), "580.65.06")
+    driver("24576, 512, 580.65.06, NVIDIA GeForce RTX 3090\\n81920, 0, 580.65.06, NVIDIA H100\\n")
+    found = (Gpu(total=24.0, used=0.5, name="NVIDIA GeForce RTX 3090"), Gpu(total=80.0, name="NVIDIA H100"))
+    assert gpus() == (found, "580.65.06")
 
 
 def test_the_compiler_is_that_of_triton(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

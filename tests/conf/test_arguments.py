@@ -29,6 +29,7 @@ CHOICES = {
     "algorithm.old_logprobs",
     "algorithm.kl",
     "algorithm.reference",
+    "algorithm.gradient_checkpointing",
     "algorithm.aggregation",
     "algorithm.dry_run",
     "algorithm.optimizer.kind",
