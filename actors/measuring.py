@@ -187,19 +187,21 @@ def learner_speed(config: RunConfig, folder: Path, sampled: list[dict[str, Any]]
     """Tokens per second and peak memory at three row lengths, and the gap to what the engine said of ``sampled``."""
     import torch
 
+    from actors.plan.layouts import chosen
     from learner.dry_run import NOBODYS, worst_batch
     from learner.policy import Policy
     from learner.update import Updater
 
     gpu = config.cluster.device == "cuda"
     torch.set_num_threads(config.cluster.learner_threads)
-    algorithm = config.algorithm
+    algorithm = chosen(config)
     policy = Policy.from_folder(
         folder,
         seed=SEED,
         dtype=config.model.dtype,
         device=config.cluster.device,
         gradient_checkpointing=algorithm.gradient_checkpointing,
+        whole_layers=algorithm.whole_layers,
         lora_rank=config.model.lora_rank,
     )
     gap = _gap(policy, sampled)

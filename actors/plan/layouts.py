@@ -12,6 +12,7 @@ from actors.plan.cards import CARDS, nominal_gib, usable_bytes
 from actors.plan.fit import changed, fitted, problems
 from actors.plan.learner import RESERVE, learner_memory
 from actors.plan.machine import Gpu, gpus
+from actors.plan.measured import assumptions
 from actors.plan.roofline import Step, step
 from agent.errors import UserError
 from conf.schema import RunConfig
@@ -84,7 +85,9 @@ def _layout(config: RunConfig, learners: int, engines: int, colocated: bool, sta
         f"pool.max_staleness={staleness}",
         *(change for change in changes or () if not change.startswith((SHARE, "algorithm.optimizer.kind"))),
     )
-    return Layout(config=fitting, settings=settings, step=None if changes is None else step(fitting))
+    return Layout(
+        config=fitting, settings=settings, step=None if changes is None else step(fitting, assumptions(fitting))
+    )
 
 
 def _share(config: RunConfig) -> float:

@@ -82,8 +82,8 @@ def test_a_card_in_use_is_named() -> None:
     need = learner_memory(config()).peak / GIB
     assert need > 21.3, "more than an engine: the learner keeps what there is room for"
     assert only(gpus=(*(Gpu(total=24.0),) * 3, Gpu(total=24.0, used=1.5))) == (
-        f"cluster=box needs {need:.1f} GiB free on each of 4 GPUs and one has 22.5; end what runs on it (nvidia-smi shows "
-        "it), or plan for less, cluster.gpu_memory_gib=22"
+        f"cluster=box needs {need:.1f} GiB free on each of 4 GPUs and one has 22.5; end what runs on it "
+        "(nvidia-smi shows it), or plan for less, cluster.gpu_memory_gib=22"
     )
     less = config(gpu_memory_gib=22)
     assert list(missing(less, machine(gpus=(Gpu(total=24.0, used=1.5),) * 4))) == []
