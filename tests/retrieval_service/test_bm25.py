@@ -209,6 +209,23 @@ def test_passages_that_lucene_dropped_are_a_fault(tmp_path: Path) -> None:
     builder.close()
 
 
+def test_a_part_that_was_finished_is_not_indexed_again(tmp_path: Path) -> None:
+    parts = [[Record(name, f"passage {name}")] for name in ("a", "b", "c", "d")]
+    builder = LuceneBuilder(tmp_path, CONFIG)
+    for number, part in enumerate(parts[: CONFIG.threads + 1]):
+        builder.take(number, part, lambda done: None)  # the last one waits for the first
+    builder.close()
+    assert (tmp_path / "part-00000").is_dir()
+    again = LuceneBuilder(tmp_path, CONFIG)
+    for number, part in enumerate([[Record("not read again", "x")], *parts[1:]]):
+        again.take(number, part, lambda done: None)
+    again.finish(tmp_path / "out")
+    again.close()
+    backend = Bm25(tmp_path / "out", CONFIG)
+    assert {*ids(backend.search_batch(["passage"], 10)[0])} == {*"abcd"}
+    backend.close()
+
+
 def test_the_jvm_starts_once(index: Path) -> None:
     jvm.start_jvm(CONFIG.heap, CONFIG.threads)
     with pytest.raises(UserError, match=r"retrieval\.heap=3g.*already runs"):
