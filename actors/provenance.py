@@ -92,9 +92,10 @@ class Provenance:
     def load(cls, checkpoint: Path) -> Provenance | None:
         """What ``save`` wrote; None in a checkpoint of an earlier version, or a damaged one."""
         try:
-            return cls(**json_of((checkpoint / MADE_WITH).read_text()))
+            found = cls(**json_of((checkpoint / MADE_WITH).read_text()))
         except (OSError, ValueError, TypeError):
             return None
+        return found if isinstance(found.settings, dict) and isinstance(found.data, dict) else None
 
     def changes(self, now: Provenance) -> Changes:
         """What differs in a run that goes on from this one's checkpoint."""
