@@ -95,6 +95,8 @@ def test_several_learners_learn_publish_and_save_what_one_does(room: Room, tmp_p
         result(learner.step.remote(pool))
         folder = tmp_path / f"of {world}"
         folder.mkdir()
+        (folder / "training").mkdir()
+        result(learner.copy_for_saving.remote(folder))
         result(learner.save.remote(folder))
         saved[world] = load_state(folder / "training" / "learner.pt")
     assert np.abs(published[1] - published[RANKS]).max() < 1e-5
