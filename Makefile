@@ -1,6 +1,6 @@
 # make demo       installs what it needs, trains the tiny model on a CPU, shows it improve
 # make test       installs what it needs, runs the tests
-# The rest: setup test-all test-real test-gpu first-hour check bench clean
+# The rest: setup test-all test-faults test-real test-gpu first-hour check bench clean
 #
 # Demo and tests run on a CPU everywhere. On a machine with a GPU they have a virtual environment of their own, .venv-cpu,
 # beside that of `make setup`, since vLLM's build for CUDA doesn't run on a CPU.
@@ -15,16 +15,20 @@ PYTHON_CPU := $(VENV_CPU)/bin/python
 # Whatever Python there is looks for the one to install with.
 ANY_PYTHON := $(firstword $(foreach name,python3 python3.11 python3.12 python3.13 python,$(shell command -v $(name))))
 
-.PHONY: demo test test-all test-real test-gpu first-hour check bench setup clean
+.PHONY: demo test test-all test-faults test-real test-gpu first-hour check bench setup clean
 
 demo: $(READY_CPU)
 	$(PYTHON_CPU) launch.py tracker=none
 
 test: $(READY_CPU)
-	$(PYTHON_CPU) -m pytest -q -m "not slow and not gpu"
+	$(PYTHON_CPU) -m pytest -q -m "not slow and not gpu and not faults"
 
 test-all: $(READY_CPU)
-	$(PYTHON_CPU) -m pytest -q -m "not gpu"
+	$(PYTHON_CPU) -m pytest -q -m "not gpu and not faults"
+
+# Every part of a real run killed, stopped, slowed down and hung in every phase: hours.
+test-faults: $(READY_CPU)
+	$(PYTHON_CPU) -m pytest -q -m faults tests/faults
 
 # A pretrained model of 135M parameters, and the tokenizers of larger ones, through whole runs: 93 MB are fetched once.
 REAL := tests/e2e/test_real_models.py tests/agent/test_real_tokenizers.py tests/learner/test_gguf.py

@@ -14,6 +14,10 @@ POLL_S = 1.0
 """How long one wait lasts at most, so that a Ctrl-C is seen."""
 
 
+LAST_LINES = "; its last lines:\n"
+"""What follows it in a message is an actor's log."""
+
+
 class Died(Fault):
     """An actor's process has ended, by itself or from outside: what it was asked raised nothing."""
 
@@ -21,6 +25,14 @@ class Died(Fault):
         super().__init__(message)
         self.crash = crash
         """What Python's fault handler said of it (a segmentation fault, an abort); nothing if it was killed."""
+
+
+class Hangs(Died):
+    """An actor made no progress within a deadline, and was killed."""
+
+    def __init__(self, actor: str, why: str) -> None:
+        super().__init__(f"{actor} hangs: {why}")
+        self.actor = actor
 
 
 def get(ref: Any, actor: str, log_dir: Path) -> Any:
@@ -36,9 +48,15 @@ def get(ref: Any, actor: str, log_dir: Path) -> Any:
         if isinstance(cause, UserError):
             raise UserError(str(cause)) from error
         text = str(cause) if isinstance(cause, Fault) else f"{type(cause).__name__}: {cause}"
+        if isinstance(cause, ray.exceptions.RayError):  # of an actor that this one has asked: pages
+            text = f"{type(cause).__name__} of another actor"
         raise Fault(f"{actor}: {text}") from error
     except ray.exceptions.RayError as error:
-        crash, lines = last_crash(log_dir, actor), last_lines(log_dir, actor)
-        cause = type(error).__name__ + (f": {crash}" if crash else "")
-        message = f"{actor} died ({cause})" + (f"; its last lines:\n{lines}" if lines else "")
-        raise Died(message, crash) from error
+        raise died(error, actor, log_dir) from error
+
+
+def died(error: ray.exceptions.RayError, actor: str, log_dir: Path) -> Died:
+    """What is known of the end of an actor's process, from Ray's ``error`` and the last lines of its log."""
+    crash, lines = last_crash(log_dir, actor), last_lines(log_dir, actor)
+    cause = type(error).__name__ + (f": {crash}" if crash else "")
+    return Died(f"{actor} died ({cause})" + (f"{LAST_LINES}{lines}" if lines else ""), crash)

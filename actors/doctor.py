@@ -25,7 +25,6 @@ from actors.plan import measured
 from actors.plan.cards import GIB, card
 from actors.plan.fit import refusal
 from actors.plan.learner import learner_memory
-from actors.plan.lease import short_lease
 from actors.plan.machine import missing, snapshot
 from actors.process import QUIET
 from agent.errors import Fault, UserError
@@ -47,7 +46,7 @@ def examine(config: RunConfig, run_dir: Path, console: Console) -> dict[str, Any
 
     Raises ``UserError`` if nothing can be measured here at all.
     """
-    lacking = [*missing(config, snapshot(config)), *filter(None, (refusal(config), short_lease(config)))]
+    lacking = [*missing(config, snapshot(config)), *filter(None, [refusal(config)])]
     for line in lacking:
         console.say(line, "yellow")
     count = _devices(config)

@@ -47,6 +47,8 @@ class Engine:
         """
         os.environ.update(engine_environment(config, device))
         self._asleep = False
+        self._asked: set[asyncio.Future[Any]] = set()
+        """Requests that are in the engine."""
         self._plan = lru_cache(maxsize=4096)(self._make_plan)
         arguments = engine_arguments(
             model_path, config, device=device, dtype=dtype, max_model_len=max_model_len, seed=seed, sleeps=sleeps
@@ -62,6 +64,11 @@ class Engine:
     def stats(self) -> Counters:
         """Counters since the engine started."""
         return copy.copy(self.thread.counters)
+
+    @property
+    def progress(self) -> int | None:
+        """Steps so far, while it has requests; None if it has none, or is held for new weights."""
+        return None if self.thread.held or not self._asked else self.thread.counters.steps
 
     async def generate(
         self, prompt_ids: Sequence[int], *, max_new_tokens: int, stop: tuple[str, ...], temperature: float, seed: int
@@ -143,6 +150,8 @@ class Engine:
             raise Fault("the engine sleeps: wake comes first")
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.thread.put(Request(prompt_ids=list(prompt_ids), params=params, future=future, read=read))
+        self._asked.add(future)
+        future.add_done_callback(self._asked.discard)
         return future
 
     def _make_plan(self, stop: tuple[str, ...], temperature: float, max_new_tokens: int) -> Any:

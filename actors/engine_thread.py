@@ -62,6 +62,8 @@ Answer = tuple["asyncio.Future[Any]", Any, BaseException | None]
 class Counters:
     """Since the engine started."""
 
+    steps: int = 0
+    """Of the engine: a token for each request that is being sampled."""
     generated_tokens: int = 0
     prompt_tokens: int = 0
     """Of finished requests; every turn of an episode is one, with all that came before it as its prompt."""
@@ -87,7 +89,8 @@ class EngineThread:
         self.dead: str | None = None
         """What the thread died of."""
         self.pending: dict[str, Request] = {}
-        self._held = False
+        self.held = False
+        """Nothing is sampled: new weights come."""
         self._numbers = itertools.count()
         self._inbox: queue.SimpleQueue[Request | Command | None] = queue.SimpleQueue()
         built: Future[None] = Future()
@@ -118,7 +121,7 @@ class EngineThread:
         flight were sampled with the weights of before, but would be labelled when they come out: they come out now.
         """
         self.vllm.pause()
-        self._held = True
+        self.held = True
         while self.vllm.in_flight:
             self._step()
 
@@ -224,6 +227,7 @@ class EngineThread:
         started = time.perf_counter()
         outputs = self.vllm.step()
         self.counters.busy_s += time.perf_counter() - started
+        self.counters.steps += 1
         answers: list[Answer] = []
         try:
             for output in outputs:
@@ -246,11 +250,11 @@ class EngineThread:
 
     @property
     def _busy(self) -> bool:
-        return not self._held and self.vllm.busy
+        return not self.held and self.vllm.busy
 
     def _resume(self) -> None:
         self.vllm.resume()
-        self._held = False
+        self.held = False
 
     def _adopt(self, version: int) -> None:
         self.vllm.adopt(version)

@@ -19,6 +19,7 @@ import ray
 
 from actors.calls import Died, get
 from actors.process import log_to
+from actors.pulse import HEALTH, Beats, Pulse
 from actors.training import LearnerSettings, Training
 from agent.errors import Fault
 
@@ -26,13 +27,14 @@ SETTLED_S = 10.0
 """How long the other ranks have to end their calls once one has: those that live give up together."""
 
 
-@ray.remote
+@ray.remote(concurrency_groups={HEALTH: 1})  # type: ignore[call-overload]  # its stubs don't know it
 class FollowerActor:
     """A learner of rank 1 or above: does what rank 0 tells it."""
 
     def __init__(self, settings: LearnerSettings, rank: int, world: int, log_dir: Path) -> None:
         log_to(log_dir, name(rank))
         self._settings, self._rank, self._world = settings, rank, world
+        self._beats = Beats()
 
     def join(self, address: str) -> None:
         """Meets the other ranks, before anything else."""
@@ -40,11 +42,17 @@ class FollowerActor:
 
         settings = self._settings
         ranks = join(address, self._rank, self._world, device=settings.device, timeout_s=settings.weight_timeout_s)
-        self._training = Training(settings, ranks, lambda progress: None)
+        self._training = Training(settings, ranks, lambda progress: None, lambda: self._beats.did("update"))
+
+    @ray.method(concurrency_group=HEALTH)
+    def ping(self) -> Pulse:
+        """See ``actors/health.py``."""
+        return self._beats.pulse()
 
     def mirror(self, method: str, *arguments: Any) -> Any:
         """The same call as rank 0's of its ``Training``; what only rank 0 needs is not sent back."""
-        result = getattr(self._training, method)(*arguments)
+        with self._beats.phase("start" if method == "start" else "update"):
+            result = getattr(self._training, method)(*arguments)
         self._training.leave_card()
         return result if method == "optimizer_state" else None
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from actors.fetching import fetch
+from actors.health import Health
 from actors.plan.machine import check_machine
 from actors.prepare import check_model
 from actors.questions import Asked, asked
 from actors.ray_start import start_ray, stop_ray
+from actors.restarts import Restarts
 from actors.settled import settle
-from actors.topology import Topology
+from actors.topology import Topology, named
 from actors.weights import FolderChannel
 from actors.worker_pool import WorkerPool
 from agent.inference.infer import Inference
@@ -77,12 +79,18 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
     try:
         topology = Topology(config, run_dir, str(folder), task.corpus, how)
         retrieval = topology.retrieval()
+        health = Health(config.cluster.deadlines, topology.log_dir)
+        limit = config.cluster.restarts_per_hour
+        losses = Restarts("the retrieval", limit)
+        for name, replica in named(retrieval).items():
+            health.watch(name, replica, lambda error: losses.count(str(error)), restarts=True)
         opened = [replica.start.remote() for replica in retrieval.values()]
         workers = WorkerPool(
             lambda name: topology.worker(name, retrieval),
             lambda name, cause: None,
             size=config.cluster.rollout_workers,
-            max_restarts=config.cluster.max_restarts,
+            restarts=Restarts("rollout workers", limit),
+            health=health,
             log_dir=topology.log_dir,
             weight_timeout_s=config.cluster.weight_timeout_s,
         )

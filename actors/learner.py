@@ -19,6 +19,7 @@ from actors.followers import Followers
 from actors.payloads import fetched
 from actors.process import log_to
 from actors.publisher import Publisher
+from actors.pulse import HEALTH, Beats, Pulse, during
 from actors.reports import StepReport, Unsound
 from actors.run_state import LEARNER, TRAINING
 from actors.training import LearnerSettings, Training
@@ -57,7 +58,7 @@ class _Seeding:
         return inject(group, self.experts[group.question.id])
 
 
-@ray.remote(concurrency_groups={"beside": 2, "saving": 1})  # type: ignore[call-overload]  # its stubs don't know it
+@ray.remote(concurrency_groups={"beside": 2, "saving": 1, HEALTH: 1})  # type: ignore[call-overload]  # its stubs don't know it
 class LearnerActor:
     """Owns the policy, its optimizer and the version number.
 
@@ -78,7 +79,9 @@ class LearnerActor:
         self._progress = Progress()
         self._notes: list[str] = []
         self._extras = Dispensable(self._notes.append)
+        self._beats = Beats()
 
+    @during("start")
     def start(self) -> int:
         """Loads or builds the policy and tries the largest step; returns the policy's number of parameters."""
         from learner.ranks import join
@@ -86,7 +89,7 @@ class LearnerActor:
         settings, followers = self._settings, self._followers
         with followers.joining() as address:
             ranks = join(address, 0, followers.world, device=settings.device, timeout_s=settings.weight_timeout_s)
-        self._training = Training(settings, ranks, self._show)
+        self._training = Training(settings, ranks, self._show, lambda: self._beats.did("update"))
         self._tokenizer = Tokenizer(settings.model_path)
         self._texts = Texts(self._tokenizer.decode)
         with followers.mirroring("start"):
@@ -99,6 +102,7 @@ class LearnerActor:
         )
         return parameters
 
+    @during("update")
     def warm_start(self, cached: Path, imitated: Encoded | None) -> dict[str, Any]:
         """The supervised warm start on ``imitated``, or its result from the folder ``cached``.
 
@@ -141,7 +145,7 @@ class LearnerActor:
 
         With a ``checkpoint``, the policy was already started from its folder.
         """
-        with self._publisher.steady:
+        with self._publisher.steady, self._beats.phase("start"):
             self._seeding = None
             with self._followers.mirroring("begin", checkpoint):
                 state = self._training.begin(checkpoint)
@@ -149,6 +153,7 @@ class LearnerActor:
                 self._publisher.version, self._step = state["version"], state["step"]
             return self._publisher.publish()
 
+    @during("take")
     def take(self, pool: Any) -> int:
         """Waits for the next batch of ``pool`` and keeps it for the step that follows; returns its index.
 
@@ -186,14 +191,14 @@ class LearnerActor:
             )
         self._show(Progress(what="update"))
         with self._publisher.steady:
-            with self._spans.span("update"):
+            with self._spans.span("update"), self._beats.phase("update"):
                 report = self._update([prepared(a.payload) for a in batch.accepted], step)
             metrics = batch_metrics(batch, self._publisher.version)
             updated = time.perf_counter()
             published = None
             if report.updates:
                 self._publisher.version += 1
-                with self._spans.span("publish"):
+                with self._spans.span("publish"), self._beats.phase("publish"):
                     published = self._publisher.publish()
         self._training.leave_card()
         figures = asdict(report)
@@ -224,6 +229,7 @@ class LearnerActor:
         with self._followers.mirroring("update", shared, step, version):
             return self._training.update(groups, step, version)
 
+    @during("save")
     def copy_for_saving(self, folder: Path) -> None:
         """Copies all that changes in the next step, for ``save``; what is small is written at once.
 
@@ -245,6 +251,7 @@ class LearnerActor:
         self._to_save = weights, reference, state
 
     @ray.method(concurrency_group="saving")
+    @during("save")
     def save(self, folder: Path) -> Files:
         """Writes the model and its tokenizer in Hugging Face format, and beside them what only training needs.
 
@@ -280,6 +287,11 @@ class LearnerActor:
 
     def fall_back(self) -> None:
         self._publisher.fall_back()
+
+    @ray.method(concurrency_group=HEALTH)
+    def ping(self) -> Pulse:
+        """See ``actors/health.py``."""
+        return self._beats.pulse()
 
     @ray.method(concurrency_group="beside")
     def progress(self) -> Progress:

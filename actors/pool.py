@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from actors.process import log_to
+from actors.pulse import HEALTH, Beats, Pulse, during
 from actors.reports import Released
 from actors.run_state import TRAINING
 from agent.errors import refused
@@ -30,7 +31,7 @@ from tracking.dispensable import Dispensable
 from tracking.draws import write_draws
 
 
-@ray.remote
+@ray.remote(concurrency_groups={HEALTH: 4})  # type: ignore[call-overload]  # its stubs don't know it
 class PoolActor:
     """Holds the query pool and its books of one run, and references to the groups in it."""
 
@@ -46,12 +47,14 @@ class PoolActor:
         log_to(log_dir, name)
         self._questions = questions
         self._make = lambda: QueryPool[ray.ObjectRef]([q.id for q in questions], rule, seed=seed, limits=limits)
+        self._beats = Beats()
         self._notes: list[str] = []
         self._extras = Dispensable(self._notes.append)
         self._changed = asyncio.Condition()
         self._closed = False
         self._lost: set[str] = set()  # a dead worker's claim may still be waiting here
 
+    @during("start")
     async def start(self, checkpoint: Path | None = None) -> None:
         """Makes the pool, as it was saved into a ``checkpoint`` if there is one.
 
@@ -60,6 +63,11 @@ class PoolActor:
         self._pool = self._make()
         if checkpoint is not None:
             saved.restore(self._pool, checkpoint, TRAINING)
+
+    @ray.method(concurrency_group=HEALTH)
+    async def ping(self) -> Pulse:
+        """See ``actors/health.py``."""
+        return self._beats.pulse()
 
     async def claim(self, worker: str, limit: int) -> list[tuple[Ticket, Question]]:
         """One to ``limit`` tickets with their questions, once a batch may be drawn from; none once it is closed."""
@@ -102,18 +110,23 @@ class PoolActor:
         await self._notify()
         return Released(files=files, failed=failed, notes=notes)
 
+    @during("save")
     def _save(self, checkpoint: Path) -> Files:
         before = names(checkpoint)
         (checkpoint / TRAINING).mkdir(exist_ok=True)
         saved.save(checkpoint / TRAINING, self._pool.state())
         return listed(checkpoint, without=before)
 
-    async def worker_lost(self, worker: str) -> int:
-        """Returns a dead worker's claims to the pool."""
+    async def renew(self, worker: str, claim_ids: list[int]) -> None:
+        """See ``QueryPool.renew``."""
+        self._pool.renew(worker, claim_ids, now=time.monotonic())
+
+    async def worker_lost(self, worker: str) -> tuple[int, list[Question]]:
+        """Returns a dead worker's claims to the pool: how many, and which questions are quarantined for it."""
         self._lost.add(worker)
         lost = self._pool.worker_lost(worker)
         await self._notify()
-        return lost
+        return lost.returned, [self._questions[query] for query in lost.quarantined]
 
     async def report(self) -> dict[str, Any]:
         """Places, books and shares, for the metrics."""

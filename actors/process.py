@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 import sys
 from pathlib import Path
+
+import psutil
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -35,7 +38,16 @@ def log_to(folder: Path, actor: str) -> None:
     os.dup2(file, 2)
     os.close(file)
     faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)  # what every thread does, for actors/health.py
     print(f"[slingshot] {actor}, niceness {os.nice(0)}, pid {os.getpid()}", flush=True)
+
+
+def processor_seconds() -> float:
+    """That this process and all that it has started have had."""
+    times = os.times()
+    own = times.user + times.system + times.children_user + times.children_system
+    running = psutil.Process().children(recursive=True)
+    return own + sum(sum(child.cpu_times()[:2]) for child in running if child.is_running())
 
 
 def last_lines(folder: Path, actor: str, count: int = 8) -> str:

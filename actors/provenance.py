@@ -36,7 +36,7 @@ HARMLESS = (
         "algorithm.seeding",
     ),  # over before the first checkpoint
     "model.name",  # the weights are the checkpoint's
-    *("pool.lease_s", "pool.max_empty_batches"),
+    *("pool.lease_s", "pool.max_empty_batches", "pool.quarantine_after"),
     *("retrieval.threads", "retrieval.heap", "retrieval.max_batch", "retrieval.cache_size", "retrieval.timeout_s"),
     *("retrieval.retries", "retrieval.token_file", "retrieval.device"),
     *("data.experts", "experts", "data.demonstrations", "data.novice", "data.strict"),

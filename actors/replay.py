@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from agent.inference.evaluation import EvalRow
-from agent.records import Question
+from agent.records import Question, StopReason
 
 CHUNK = 64
 """Episodes that a worker is given at once."""
@@ -36,18 +36,23 @@ def play(
     step: int | None,
     samples: int = 1,
     keep: Callable[[list[EvalRow]], None] = lambda rows: None,
+    searchable: Callable[[], None] | None = None,
 ) -> list[EvalRow]:
     """The rows of the questions' episodes, ``samples`` of each, in their order; see ``WorkerPool.evaluate``.
 
-    A question with a fault among its episodes is played again, all of them; the second attempt counts. Where no
-    episode was sound nothing is: that is no passing fault.
+    A question with a fault among its episodes is played again, all of them; the second attempt counts. If searches have
+    failed, ``searchable`` waits for them before that. Where no episode was sound nothing is played again: that is no
+    passing fault, unless it is one that can be waited for.
     """
     chunk = max(1, CHUNK // samples)
     rows = workers.evaluate(questions, played, step=step, chunk=chunk, keep=keep)
     by_question = [rows[at : at + samples] for at in range(0, len(rows), samples)]
     again = [at for at, own in enumerate(by_question) if any(row.fault for row in own)]
-    if not again or all(row.fault for row in rows):
+    struck = searchable is not None and any(row.fault and StopReason(row.stop_reason).strikes_actions for row in rows)
+    if not again or (all(row.fault for row in rows) and not struck):
         return rows
+    if searchable is not None and struck:
+        searchable()
     second = workers.evaluate([questions[at] for at in again], step=step, chunk=chunk, keep=keep)
     for number, at in enumerate(again):
         by_question[at] = second[number * samples : (number + 1) * samples]

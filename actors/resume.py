@@ -141,11 +141,27 @@ def carry_metrics(checkpoint: Path, run_dir: Path) -> None:
         kept = [row for row in read(old_dir / "metrics.jsonl") if _is_before(row, step)]
         told = {"kind": "event", "event": "resumed", "step": step, "path": str(checkpoint)}
         replace(run_dir / "metrics.jsonl", [*kept, told])
-    if old_dir.resolve() != run_dir.resolve():
-        return
-    # Not the steps: a batch without a sound trajectory is none.
-    with content_of(f"checkpoint {checkpoint}: the pool"):
-        released = int(saved.load(checkpoint / run_state.TRAINING)["released"])
+    if old_dir.resolve() == run_dir.resolve():
+        _forget_episodes(run_dir, checkpoint)
+
+
+def rewind(run_dir: Path, checkpoint: Path | None) -> None:
+    """Takes what came after the ``checkpoint`` (None: everything) out of the logs of a run that goes on from there.
+
+    Events stay: they have happened.
+    """
+    last = -1 if checkpoint is None else run_state.load(checkpoint).step
+    keep_lines(run_dir / "metrics.jsonl", lambda row: row["kind"] not in ("step", "eval") or row["step"] <= last)
+    _forget_episodes(run_dir, checkpoint)
+
+
+def _forget_episodes(run_dir: Path, checkpoint: Path | None) -> None:
+    released, step = 0, -1
+    if checkpoint is not None:
+        # Not the steps: a batch without a sound trajectory is none.
+        with content_of(f"checkpoint {checkpoint}: the pool"):
+            released = int(saved.load(checkpoint / run_state.TRAINING)["released"])
+        step = run_state.load(checkpoint).step
     for name in (TRAJECTORIES, GROUPS):
         keep_lines(run_dir / name, lambda row: row["batch"] < released)
     keep_lines(run_dir / EVALUATIONS, lambda row: row["step"] <= step)

@@ -11,7 +11,8 @@ from typing import Any
 
 import ray
 
-from actors.process import log_to
+from actors.process import log_to, processor_seconds
+from actors.pulse import HEALTH, Beats, Pulse, during
 from agent.errors import RetrievalError
 from agent.records import Passage
 from retrieval_service.backend import Backend, Identity, open_for
@@ -20,7 +21,7 @@ from retrieval_service.service import RetrievalService
 from retrieval_service.stats import Meter, Stats
 
 
-@ray.remote
+@ray.remote(concurrency_groups={HEALTH: 4})  # type: ignore[call-overload]  # its stubs don't know it
 class RetrievalActor:
     """Serves passages from one index; builds the index of ``corpus`` first if there is none."""
 
@@ -29,9 +30,15 @@ class RetrievalActor:
         self._name = name
         self._config = config
         self._open = lambda: open_for(corpus, config, cache_dir)
+        self._beats = Beats()
         self._identity: Identity | None = None
         self._service: RetrievalService | None = None
         self._starting: asyncio.Task[RetrievalService] | None = None
+
+    @ray.method(concurrency_group=HEALTH)
+    async def ping(self) -> Pulse:
+        """See ``actors/health.py``. Nothing counts how far an index is that is built or opened: its work does."""
+        return self._beats.pulse({"start": int(processor_seconds())} if self._beats.under_way("start") else {})
 
     async def start(self) -> bool:
         """Opens the index, building it first where there is none; the first search does so otherwise.
@@ -49,6 +56,7 @@ class RetrievalActor:
             return await asyncio.shield(self._starting)
         return self._service
 
+    @during("start")
     async def _start(self) -> RetrievalService:
         def opened() -> Backend:
             backend = self._open()
@@ -70,18 +78,17 @@ class RetrievalActor:
         )
         os._exit(1)
 
-    async def ping(self) -> None:
-        """Returns at once, as long as this process answers."""
-
     async def search_many(self, queries: list[str], k: int) -> list[tuple[Passage, ...] | str]:
         """For each query its top ``k`` passages, or the reason for which it failed, as text."""
         service = await self._started()
-        return await _all([service.search(query, k) for query in queries])
+        with self._beats.phase("search"):
+            return await _all([service.search(query, k) for query in queries])
 
     async def following_many(self, document_ids: list[str], k: int) -> list[tuple[Passage, ...] | str]:
         """The same for the ``k`` passages after each of ``document_ids``."""
         service = await self._started()
-        return await _all([service.following(d, k) for d in document_ids])
+        with self._beats.phase("search"):
+            return await _all([service.following(d, k) for d in document_ids])
 
     async def identity(self) -> Identity:
         """What is searched, once the index is open."""

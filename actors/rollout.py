@@ -10,7 +10,7 @@ import asyncio
 import traceback
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ import ray
 
 from actors.engine import Engine
 from actors.engine_thread import Counters
+from actors.leases import Leases, Paced
 from actors.payloads import packed
 from actors.placement import nearest
 from actors.process import log_to
+from actors.pulse import HEALTH, Beats, Pulse, during
 from actors.searcher import RemoteSearcher
 from actors.weights import CHANNELS, NcclChannel, Published
 from agent.config import AgentConfig, GroupConfig, RewardConfig
@@ -39,6 +41,9 @@ from conf.topology import EngineConfig
 from tracking.dispensable import Dispensable
 from tracking.spans import SPANS, Spans
 from tracking.trajectories import EVALUATIONS, EvaluationLog, Texts
+
+_GONE = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError)
+"""Who asks another actor, or for what it has put into the object store, and that actor is no more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,11 +70,12 @@ class WorkerSettings:
     run_dir: Path
     group_size: int
     groups_in_flight: int
+    lease_s: float
     retrieval_timeout_s: float
     seed: int
 
 
-@ray.remote
+@ray.remote(concurrency_groups={HEALTH: 4})  # type: ignore[call-overload]  # its stubs don't know it
 class RolloutWorker:
     """Plays groups with the newest policy that it was given. Serves nothing before the first one."""
 
@@ -78,6 +84,7 @@ class RolloutWorker:
         self._name = name
         self._settings = settings
         self._retrieval = retrieval
+        self._beats = Beats()
         self._extras = Dispensable(print)
         self._spans = Spans(path=settings.run_dir / SPANS, actor=name)
         self._open = asyncio.Event()
@@ -86,6 +93,14 @@ class RolloutWorker:
         self._at_play = 0
         self._alone = asyncio.Condition()
 
+    @ray.method(concurrency_group=HEALTH)
+    async def ping(self) -> Pulse:
+        """See ``actors/health.py``. An engine's steps are what it and an evaluation get on by."""
+        steps: int | None = self._engine.progress if hasattr(self, "_engine") else None
+        evaluating = steps if self._beats.under_way("evaluate") else None
+        return self._beats.pulse({"generate": steps, "evaluate": evaluating})
+
+    @during("start")
     async def start(self) -> bool:
         """Brings the engine up, which takes a while; it still has no weights then.
 
@@ -121,11 +136,19 @@ class RolloutWorker:
         )
         return True
 
-    async def receive(self, published: Published) -> int:
-        """Loads a published version, or a later one; returns the version that the engine then holds."""
-        if published.channel == "nccl":  # a broadcast has all engines or none; this one is alone
-            published = await NcclChannel().copy(published)
-        tensors = await CHANNELS[published.channel]().receive(published)
+    @during("publish")
+    async def receive(self, published: Published) -> int | None:
+        """Loads a published version, or a later one; returns the version that the engine then holds.
+
+        None if it can't be had, since its learner is gone: the engine keeps what it has.
+        """
+        try:
+            if published.channel == "nccl":  # a broadcast has all engines or none; this one is alone
+                published = await NcclChannel().copy(published)
+            tensors = await CHANNELS[published.channel]().receive(published)
+        except _GONE as error:
+            print(f"no weights of version {published.version}: {type(error).__name__}", flush=True)
+            return None
         async with self._between_groups():
             with self._spans.span("take weights"):
                 await self._engine.load_weights(tensors, published.version)
@@ -141,6 +164,7 @@ class RolloutWorker:
         settings = self._settings
         await self._engine.join(group, rank, world, bucket=settings.weight_bucket, timeout_s=settings.weight_timeout_s)
 
+    @during("publish")
     async def transfer(self, published: Published) -> int:
         """Takes a version from the broadcast that the learner sends meanwhile; returns it."""
         with self._spans.span("take weights"):
@@ -151,22 +175,38 @@ class RolloutWorker:
         """Ends a broadcast that others have left."""
         await self._engine.abandon()
 
+    @during("sleep")
     async def sleep(self) -> None:
         """The engine leaves its card. Nothing may be playing."""
         await self._engine.sleep()
 
+    @during("wake")
     async def wake(self) -> None:
         """The engine comes back, with the weights that it had."""
         await self._engine.wake()
 
-    async def run(self, pool: Any, group: GroupConfig) -> int:
+    async def run(self, pool: Any, group: GroupConfig) -> int | None:
         """Claims from ``pool`` and plays by the strategy of ``group`` until the pool closes; returns the number of
-        groups it played.
+        groups it played, and None if the pool is gone: then nobody would take what is in flight.
 
         Raises what a group raised: the supervisor then replaces this worker.
         """
         strategy = STRATEGIES[group.strategy]
+        leases = Leases(pool, self._name, self._settings.lease_s)
+        keeping = asyncio.ensure_future(leases.keep())
         playing: set[asyncio.Task[None]] = set()
+        try:
+            return await self._serve(pool, strategy, leases, playing)
+        except ray.exceptions.RayActorError as error:
+            print(f"the pool is gone: {type(error).__name__}", flush=True)
+            return None
+        finally:
+            keeping.cancel()
+            for task in playing:
+                task.cancel()
+
+    async def _serve(self, pool: Any, strategy: Strategy, leases: Leases, playing: set[asyncio.Task[None]]) -> int:
+        """``run``, which is left what is ``playing`` when something breaks."""
         played = 0
         while True:
             room = self._settings.groups_in_flight - len(playing)
@@ -175,19 +215,21 @@ class RolloutWorker:
                 done, _ = await asyncio.wait({claim, *playing}, return_when=asyncio.FIRST_COMPLETED)
                 while claim not in done:
                     # A claim waits at the pool; groups that end meanwhile must not be left unwatched.
-                    playing = self._reap(playing)
+                    self._reap(playing)
                     done, _ = await asyncio.wait({claim, *playing}, return_when=asyncio.FIRST_COMPLETED)
                 if not claim.result():
                     break
                 for ticket, question in claim.result():
-                    playing.add(asyncio.ensure_future(self._play(pool, strategy, ticket, question)))
+                    leases.claimed(ticket)
+                    playing.add(asyncio.ensure_future(self._play(pool, strategy, ticket, question, leases)))
                     played += 1
             elif playing:
                 await asyncio.wait(playing, return_when=asyncio.FIRST_COMPLETED)
-            playing = self._reap(playing)
+            self._reap(playing)
         await asyncio.gather(*playing)
         return played
 
+    @during("evaluate")
     async def evaluate(self, questions: Sequence[Question], step: int | None) -> list[EvalRow]:
         """The episodes of ``questions``, which are logged as those of ``step`` unless that is None.
 
@@ -216,14 +258,14 @@ class RolloutWorker:
     async def _claim(self, pool: Any, limit: int) -> list[tuple[Ticket, Question]]:
         return await pool.claim.remote(self._name, limit)
 
-    async def _play(self, pool: Any, strategy: Strategy, ticket: Ticket, question: Question) -> None:
+    async def _play(self, pool: Any, strategy: Strategy, ticket: Ticket, question: Question, leases: Leases) -> None:
         await self._open.wait()
         self._at_play += 1
+        paced = Paced(self._engine, lambda: self._engine.stats.steps)
+        player = replace(self._player, generator=paced)
         try:
-            with self._spans.span("play a group"):
-                group = await strategy(
-                    self._player, question, ticket, size=self._settings.group_size, worker=self._name
-                )
+            with self._spans.span("play a group"), leases.playing(ticket, paced):
+                group = await strategy(player, question, ticket, size=self._settings.group_size, worker=self._name)
         finally:
             async with self._alone:
                 self._at_play -= 1
@@ -245,9 +287,9 @@ class RolloutWorker:
             self._open.set()
 
     @staticmethod
-    def _reap(playing: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
-        """Raises what an ended group raised; the groups that still play."""
-        for task in playing:
+    def _reap(playing: set[asyncio.Task[None]]) -> None:
+        """Takes out the groups that have ended. Raises what one has raised."""
+        for task in [*playing]:
             if task.done():
+                playing.discard(task)
                 task.result()
-        return {task for task in playing if not task.done()}

@@ -62,6 +62,8 @@ class Saving:
         """Step and ``em`` of the best evaluation after a step."""
         self._config, self._root, self._resume = config, root, resume
         self._say, self._extras, self._done, self._clock = say, extras, done, clock
+        self.idle: Callable[[], None] = lambda: None
+        """Called about once a second while this waits for a checkpoint: its writer may hang."""
         self._under_way: _UnderWay | None = None
         self._saved = clock()
         self._failed = 0
@@ -131,9 +133,13 @@ class Saving:
 
     def settle(self) -> None:
         """Waits until no checkpoint is being written. Raises as ``begin``."""
-        if self._under_way is None:
+        save = self._under_way
+        if save is None:
             return
-        save, self._under_way = self._under_way, None
+        while not save.written.done():
+            wait([save.written], timeout=1.0)
+            self.idle()
+        self._under_way = None
         try:
             self.checkpoint = save.written.result()
         except Died:

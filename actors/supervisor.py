@@ -3,6 +3,8 @@
     start ─► [warm start] ─► [expert seeding] ─► deliver ─► [evaluate] ─► serve
     then per step:  learner.step (take, update, publish) ─► deliver ─► [evaluate] ─► release ─► [copy for a checkpoint]
 
+Where learner or pool is lost, both go on from the last checkpoint, and so does the loop (``train``).
+
 ``release`` comes after the evaluation, so that in the synchronous mode the workers are idle during it, and the
 pool's state that goes into a checkpoint is taken at the release, before the next draw.
 """
@@ -10,25 +12,23 @@ pool's state that goes into a checkpoint is taken at the release, before the nex
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from actors import run_state
 from actors.advice import no_searches
-from actors.broadcast import Broadcast
-from actors.calls import get
+from actors.calls import LAST_LINES, get
+from actors.parts import Parts
 from actors.prepare import Prepared, warm_started
 from actors.provenance import Provenance
 from actors.record import Record
 from actors.replay import play
 from actors.reports import Released, StepReport
+from actors.resume import rewind
 from actors.saving import Saving
-from actors.searching import Searching
 from actors.stopping import LeftEvaluation, Stopping
-from actors.topology import Topology
 from actors.totals import Totals
 from actors.watch import Watch
 from actors.worker_pool import WorkerPool
@@ -78,130 +78,122 @@ class Supervisor:
         self._last_eval: dict[str, Any] | None = None
         self._totals = Totals()
         self._alarms = Alarms(config.model.dtype)
+        self._reached = self._trained = 0
+        """The last step that was released, and that was trained."""
+        self.parts = Parts(config, prepared, run_dir, self.record, self.watch, lambda: self.stopping.asked)
+        self.saving.idle = self.parts.health.look
         self._held_out = subset(prepared.task.eval, config.evaluation.limit(config.mode))
 
     def train(self) -> dict[str, Any]:
-        """The whole run; returns its summary. Raises ``UserError`` or ``Fault``."""
-        state = run_state.load(self.resume) if self.resume is not None else None
-        step = 0
+        """The whole run; returns its summary. Raises ``UserError`` or ``Fault``.
+
+        Learner and pool may be lost on the way: the run goes on from its last checkpoint.
+        """
+        checkpoint = self.resume
+        while True:
+            try:
+                return self._train(checkpoint)
+            except Fault as fault:
+                checkpoint = self._recovered(fault)
+
+    def _train(self, checkpoint: Path | None) -> dict[str, Any]:
+        """The run from ``checkpoint``, or from its beginning, to its end."""
+        state = run_state.load(checkpoint) if checkpoint is not None else None
+        self._reached = self._trained = 0 if state is None else state.step
+        self._first_eval = self._last_eval = self.saving.best = None
+        self._totals, self._alarms = Totals(), Alarms(self.config.model.dtype)
         if state is not None:
-            step, self._first_eval, self._last_eval = state.step, state.first_eval, state.last_eval
+            self._first_eval, self._last_eval = state.first_eval, state.last_eval
             self._totals = Totals(rollouts=state.rollouts, generated_tokens=state.generated_tokens)
             self.saving.best = state.best
             self.record.tracked = state.trackers | self.record.tracked
-        self._start(state)
+        self._start(checkpoint)
         if state is None:
             self._evaluate(0)
         # Of a finished run that was resumed, nobody would take what the workers play.
-        last = self._totals.end(step, self.config.algorithm)
+        last = self._totals.end(self._reached, self.config.algorithm)
         if not last:
-            self.workers.serve(self.pool, self.config.group)
-            self.watch.reached(step)
+            self.workers.serve(self.parts.pool, self.config.group)
+            self.watch.reached(self._reached)
         with self.stopping.after_the_step():
             while not last:
-                step += 1
-                last = self._step(step)
+                last = self._step(self._reached + 1)
         if not self.stopping.leaving:
             self.workers.dismiss()
-        return self._summary(step)
+        return self._summary(self._reached)
+
+    def _recovered(self, fault: Fault) -> Path | None:
+        """The checkpoint to go on from after ``fault``, if that was the end of learner or pool; else raises it."""
+        began = self.record.time_s
+        if self.stopping.asked:
+            raise fault
+        gone = self.parts.lost(fault)
+        who, (cause, *_) = " and ".join(gone), map(str, gone.values())
+        checkpoint = self.saving.newest()
+        step = 0 if checkpoint is None else run_state.load(checkpoint).step
+        rewind(self.run_dir, checkpoint)
+        lost = {"lost": who, "cause": cause, "step": step, "steps_lost": max(0, self._trained - step)}
+        self.record.event("recovered", {**lost, "path": checkpoint and str(checkpoint), "began_s": began})
+        where = "the beginning: there is no checkpoint yet" if checkpoint is None else str(checkpoint)
+        self.record.say(
+            f"{who} lost: learner and pool go on from {where}; {lost['steps_lost']} steps after it are played again: "
+            f"{cause.partition(LAST_LINES)[0]}",
+            "yellow",
+        )
+        return checkpoint
+
+    @property
+    def workers(self) -> WorkerPool:
+        """The rollout workers."""
+        return self.parts.workers
 
     # --- start -----------------------------------------------------------------------------------
 
-    def _start(self, state: run_state.RunState | None) -> None:
-        config, prepared = self.config, self.prepared
-        topology = Topology(
-            config, self.run_dir, prepared.model_path, prepared.task.corpus, config.evaluation_inference
-        )
-        self.retrieval = topology.retrieval()
-        opened = [replica.start.remote() for replica in self.retrieval.values()]
-        self.learner = topology.learner()
-        built = self.learner.start.remote()
-        self.pool = topology.pool(prepared.task.train)
-        pooled = self.pool.start.remote(self.resume)
-        self._played = self.pool
-        if config.cluster.colocated:  # the card is the learner's until it is up and has given back what it tried
-            get(built, "learner", topology.log_dir)
-        self.workers = WorkerPool(
-            lambda name: topology.worker(name, self.retrieval),
-            self._worker_lost,
-            size=config.cluster.rollout_workers,
-            max_restarts=config.cluster.max_restarts,
-            log_dir=topology.log_dir,
-            weight_timeout_s=self._weight_timeout_s,
-        )
-        self.workers.idle = self.watch.look
-        replicas, outage_s = self.retrieval.values(), config.retrieval.outage_s
-        self.searching = Searching(replicas, self._wait, self.record.say, outage_s, lambda: self.stopping.asked)
-        self._choose_channel(topology.log_dir)
-        with self.watch.phase("the actors start", learner=self.learner):
-            self._wait(pooled, "pool")
+    def _start(self, checkpoint: Path | None) -> None:
+        """Brings up what isn't, as it was saved into ``checkpoint``, until the workers hold its version."""
+        config, prepared, parts = self.config, self.prepared, self.parts
+        built = parts.begin(checkpoint)
+        learner = parts.learner
+        with self.watch.phase("the actors start", learner=learner):
+            parts.pool_is_there()
             parameters = self._wait(built, "learner")
         self.record.say(f"policy {config.model.name}: {parameters:,} parameters")
-        if state is None and config.algorithm.warm_start.steps:
-            with self._learners_turn(), self.watch.phase("warm start", learner=self.learner):
+        if checkpoint is None and config.algorithm.warm_start.steps:
+            with parts.learners_turn(), self.watch.phase("warm start", learner=learner):
                 report = self._wait(
-                    self.learner.warm_start.remote(
-                        warm_started(config.cache, prepared.warm_start_key), prepared.imitated
-                    ),
+                    learner.warm_start.remote(warm_started(config.cache, prepared.warm_start_key), prepared.imitated),
                     "learner",
                 )
             self.record.event("warm_start", report)
             how = "from the cache" if report["cached"] else f"{report['steps']} steps, loss {report['loss']:.3f}"
             self.record.say(f"warm start on expert trajectories: {how}, {report['seconds']:.1f} s")
-        if state is None and config.algorithm.seeding.steps:
-            self._opened(opened)
-            self._seed(topology)
+        if checkpoint is None and config.algorithm.seeding.steps:
+            parts.index_is_open()
+            self._seed()
         with self.watch.phase("the learner prepares the first version"):
-            published = self._wait(self.learner.begin.remote(self.resume), "learner")
+            published = self._wait(learner.begin.remote(checkpoint), "learner")
         with self.watch.phase("the retrieval index opens"):
-            self._opened(opened)
+            parts.index_is_open()
         with self.watch.phase(f"{config.cluster.rollout_workers} engine(s) start and take the weights"):
             self.workers.deliver(published)
-        index = self._wait(next(iter(self.retrieval.values())).identity.remote(), "retrieval")
+        index = parts.index()
         self.record.event("serving", {"version": published.version, "index": asdict(index)})
         self.record.say(f"{config.cluster.rollout_workers} rollout worker(s) serve version {published.version}")
 
-    def _choose_channel(self, log_dir: Path) -> None:
-        """Says how weights will travel; a broadcast needs somebody who directs it."""
-        cluster = self.config.cluster
-        channel, why = cluster.channel
-        if channel == "nccl":
-            self.workers.broadcast = Broadcast(
-                self.learner,
-                timeout_s=cluster.weight_timeout_s,
-                hold_s=self._weight_timeout_s,
-                say=self._broadcast_failed,
-                log_dir=log_dir,
-            )
-        settings = "".join(f", {name}={value}" for name, value in cluster.nccl_environment.items())
-        self.record.event("weight_channel", {"channel": channel, "why": why, **cluster.nccl_environment})
-        self.record.say(f"weights travel through {channel}: {why}{settings}")
-
-    @property
-    def _weight_timeout_s(self) -> float:
-        """Seconds for a worker to take weights, with those that it may first need to finish its groups."""
-        cluster = self.config.cluster
-        return cluster.weight_timeout_s + (0.0 if cluster.in_flight_updates else self.config.pool.lease_s)
-
-    def _broadcast_failed(self, why: str) -> None:
-        self.record.event("weight_channel", {"channel": "object_store", "why": why})
-        self.record.say(why, "yellow")
-
-    def _seed(self, topology: Topology) -> None:
+    def _seed(self) -> None:
         """The expert seeding: steps as below, over the experts' questions alone and in plain groups.
 
         It is part of the preparation: nothing is evaluated or saved before its end.
         """
         steps, experts = self.config.algorithm.seeding.steps, self.prepared.experts
         started = time.perf_counter()
-        pool = self._played = topology.seeding_pool(tuple(e.question for e in experts))
-        self._wait(pool.start.remote(), "seeding-pool")
-        self.workers.deliver(self._wait(self.learner.begin_seeding.remote(experts), "learner"))
+        pool, learner = self.parts.seeding_pool(tuple(e.question for e in experts)), self.parts.learner
+        self.workers.deliver(self._wait(learner.begin_seeding.remote(experts), "learner"))
         self.workers.serve(pool, GroupConfig())
         injected = 0
         for step in range(1, steps + 1):
-            with self.watch.phase("expert seeding", learner=self.learner, pool=pool):
-                report = self._learn(pool, self.learner.seed, "seeding-pool")
+            with self.watch.phase("expert seeding", learner=learner, pool=pool):
+                report = self._learn(pool, learner.seed, "seeding-pool")
             if report.published:
                 self.workers.deliver(report.published)
             if step == steps:
@@ -211,7 +203,7 @@ class Supervisor:
             injected += report.metrics["learner/expert_sequences"]
             self.record.event("seeding", {"step": step, "version": report.version, **report.metrics})
         self.workers.rest()
-        self._played = self.pool
+        self.parts.seeded()
         self.record.say(
             f"expert seeding: {steps} steps on {len(experts)} questions, {injected} expert sequences trained on, "
             f"{time.perf_counter() - started:.1f} s"
@@ -226,13 +218,15 @@ class Supervisor:
         """
         started = time.perf_counter()
         self.saving.look()
-        with self.watch.phase(f"step {step}", learner=self.learner, pool=self.pool):
-            report = self._learn(self.pool, self.learner.step, "pool")
+        learner, pool = self.parts.learner, self.parts.pool
+        with self.watch.phase(f"step {step}", learner=learner, pool=pool):
+            report = self._learn(pool, learner.step, "pool")
+        self._trained = step
         delivered = 0.0
         if report.published:
             with self._spans.span("deliver"):
                 delivered = self.workers.deliver(report.published)
-        pool, search = self._wait(self.pool.report.remote(), "pool"), self.searching.stats()
+        places, search = self._wait(pool.report.remote(), "pool"), self.parts.searching.stats()
         now = time.perf_counter()
         row = {
             "step": step,
@@ -241,7 +235,7 @@ class Supervisor:
             "time/step_s": now - started,
             **report.metrics,
             "weights/publish_s": report.metrics["weights/put_s"] + delivered,
-            **pool_metrics(pool),
+            **pool_metrics(places),
             **search,
             "workers/restarts": self.workers.restarts,
         }
@@ -259,11 +253,12 @@ class Supervisor:
             self._evaluate(step)
         last = last or self.stopping.asked
         if last:  # before the release, so that no worker starts on a batch that nobody will take
-            self._wait(self.pool.close.remote(), "pool")
+            self._wait(pool.close.remote(), "pool")
         if last or self.saving.due(step):
             self._save(step, report.batch, last=last)
         else:
-            self._wait(self.pool.release.remote(report.batch), "pool")
+            self._wait(pool.release.remote(report.batch), "pool")
+        self._reached = step
         return last
 
     def _learn(self, pool: Any, learn: Any, name: str) -> StepReport:
@@ -274,7 +269,7 @@ class Supervisor:
         """
         broken = 0
         while True:
-            with self._learners_turn(pool):
+            with self.parts.learners_turn(pool):
                 report: StepReport = self._wait(learn.remote(pool), "learner")
             self.record.given_up(report.notes)
             unsound = report.unsound
@@ -289,7 +284,7 @@ class Supervisor:
                 raise Fault(f"stopped while no episode of batch {report.batch} was sound: {unsound.why}")
             self.record.say(f"no episode of batch {report.batch} was sound, it is no step: {unsound.why}", "yellow")
             if unsound.struck:
-                self.searching.until_they_answer()
+                self.parts.searching.until_they_answer()
             self._wait(pool.release.remote(report.batch), name)
 
     def _evaluate(self, step: int) -> None:
@@ -298,7 +293,8 @@ class Supervisor:
         try:
             with self.watch.phase("evaluation") as phase, self._spans.span("evaluate"):
                 self._go_on_evaluating()
-                rows = play(self.workers, self._held_out, phase.counting("questions"), step=step)
+                searchable = self.parts.searching.until_they_answer
+                rows = play(self.workers, self._held_out, phase.counting("questions"), step=step, searchable=searchable)
         except LeftEvaluation:
             return
         finally:
@@ -327,12 +323,12 @@ class Supervisor:
         def cut(folder: Path) -> Callable[[], Files]:
             nonlocal released
             draws = self.run_dir / "draws.parquet"
-            done: Released = self._wait(self.pool.release.remote(batch, checkpoint=folder, draws=draws), "pool")
+            done: Released = self._wait(self.parts.pool.release.remote(batch, checkpoint=folder, draws=draws), "pool")
             released = True
             self.record.given_up(done.notes)
             if done.failed:
                 raise Fault(done.failed)
-            self._wait(self.learner.copy_for_saving.remote(folder), "learner")
+            self._wait(self.parts.learner.copy_for_saving.remote(folder), "learner")
             state = run_state.RunState(
                 step=step,
                 first_eval=self._first_eval,
@@ -343,7 +339,7 @@ class Supervisor:
             )
 
             def write() -> Files:
-                files = get(self.learner.save.remote(folder), "learner", self.run_dir / "logs")
+                files = get(self.parts.learner.save.remote(folder), "learner", self.parts.topology.log_dir)
                 return done.files | files | run_state.save(folder, state) | self.made_with.save(folder)
 
             return write
@@ -351,7 +347,7 @@ class Supervisor:
         with self.watch.phase(f"the checkpoint of step {step} is copied"), self._spans.span("copy for saving"):
             self.saving.begin(step, cut, last=last)
         if not released:
-            self._wait(self.pool.release.remote(batch), "pool")
+            self._wait(self.parts.pool.release.remote(batch), "pool")
 
     def _summary(self, step: int) -> dict[str, Any]:
         summary = {
@@ -368,32 +364,5 @@ class Supervisor:
         self.record.metrics.write("summary", summary)
         return summary
 
-    @contextmanager
-    def _learners_turn(self, pool: Any = None) -> Iterator[None]:
-        """The learner's work, with ``pool``'s next batch if it needs one. Colocated engines sleep meanwhile.
-
-        take ─► engines sleep ─► the learner works ─► engines wake ─► (deliver)
-        """
-        if not self.config.cluster.colocated:
-            yield
-            return
-        if pool is not None:
-            self._wait(self.learner.take.remote(pool), "learner")
-        self.workers.sleep()
-        yield
-        self.workers.wake()
-
-    # --- watching --------------------------------------------------------------------------------
-
-    def _opened(self, opening: list[Any]) -> None:
-        for ref in opening:
-            self._wait(ref, "retrieval")
-
     def _wait(self, ref: Any, actor: str) -> Any:
-        return self.workers.wait(ref, actor)
-
-    def _worker_lost(self, name: str, cause: str) -> None:
-        """Returns a dead worker's claims; the pool answers at once, so waiting for it here is safe."""
-        returned = get(self._played.worker_lost.remote(name), "pool", self.run_dir / "logs")
-        self.record.event("worker_lost", {"worker": name, "cause": cause, "returned_groups": returned})
-        self.record.say(f"{name} is lost, {returned} groups go back, a new worker starts: {cause}", "yellow")
+        return self.parts.wait(ref, actor)

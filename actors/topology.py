@@ -33,6 +33,12 @@ from conf.schema import RunConfig
 from tracking.trajectories import TrajectoryLog
 
 
+def named(replicas: Mapping[str, Any]) -> dict[str, Any]:
+    """Retrieval actors (by node) by their names."""
+    several = len(replicas) > 1
+    return {f"retrieval-{i}" if several else "retrieval": actor for i, actor in enumerate(replicas.values())}
+
+
 @dataclass
 class Topology:
     """Makes the actors of one run; holds no state but where things are."""
@@ -43,6 +49,8 @@ class Topology:
     corpus: Path | None
     inference: Inference = field(default_factory=Inference)
     """How the workers evaluate and answer."""
+    followers: dict[str, Any] = field(default_factory=dict)
+    """The learners of other ranks than 0, by name."""
 
     @property
     def log_dir(self) -> Path:
@@ -65,7 +73,7 @@ class Topology:
             node: RetrievalActor.options(  # type: ignore[attr-defined]
                 name=name,
                 num_cpus=0,
-                max_restarts=-1,  # what doesn't come back ends the run by retrieval.outage_s
+                max_restarts=-1,  # how often is counted in parts.py
                 max_concurrency=1000,
                 runtime_env={"env_vars": env},
                 **on_node(node),
@@ -88,17 +96,21 @@ class Topology:
             group_size=pool.group_size,
             min_viable=pool.min_viable,
             lease_s=pool.lease_s,
+            quarantine_after=0,  # each of them is in every batch
             max_empty_batches=steps + 1,  # the experts bring the signal that the rollouts may lack
         )
         return PoolActor.options(  # type: ignore[attr-defined]
             name="seeding-pool", num_cpus=0, max_concurrency=1000, runtime_env={"env_vars": QUIET}
         ).remote(questions, rule, derive_seed(self.config.seed, "seeding"), self.log_dir, name="seeding-pool")
 
-    def learner(self) -> Any:
-        """The learner, on the first GPU if the cluster has any; those of other ranks are its own, on the next ones."""
+    def learner(self, checkpoint: Path | None = None) -> Any:
+        """The learner, of ``checkpoint`` if there is one, on the first GPU if the cluster has any.
+
+        Those of other ranks are its own, on the next ones, and in ``followers``.
+        """
         config = self.config
         settings = LearnerSettings(
-            model_path=self.model_path,
+            model_path=self.model_path if checkpoint is None else str(checkpoint),
             model=config.model,
             algorithm=chosen(config),
             agent=config.agent,
@@ -136,10 +148,13 @@ class Topology:
                 **(self.places.learner(rank) if self.places else {}),
             }
 
-        followers = [
-            FollowerActor.options(**options(rank)).remote(settings, rank, world, self.log_dir)  # type: ignore[attr-defined]
+        self.followers = {
+            learner_name(rank): FollowerActor.options(**options(rank)).remote(  # type: ignore[attr-defined]
+                settings, rank, world, self.log_dir
+            )
             for rank in range(1, world)
-        ]
+        }
+        followers = [*self.followers.values()]
         return LearnerActor.options(**options(0)).remote(settings, self.log_dir, followers)  # type: ignore[attr-defined]
 
     def worker(self, name: str, retrieval: Mapping[str, Any]) -> Any:
@@ -161,6 +176,7 @@ class Topology:
             run_dir=self.run_dir,
             group_size=config.pool.group_size,
             groups_in_flight=self.groups_in_flight,
+            lease_s=config.pool.lease_s,
             retrieval_timeout_s=config.retrieval.timeout_s,
             seed=derive_seed(config.seed, "engine"),
         )

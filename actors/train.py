@@ -34,13 +34,11 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
     from actors.plan.fit import refusal
     from actors.plan.installation import slow_bfloat16
     from actors.plan.layouts import settled
-    from actors.plan.lease import short_lease
     from actors.plan.machine import check_machine
-    from actors.plan.measured import assumptions
 
     with console.phase("checking the machine"):
         config = settled(config)
-        if unfit := refusal(config) or short_lease(config, assumptions(config)):
+        if unfit := refusal(config):
             raise UserError(f"{unfit} (mode=plan shows the whole plan)")
         check_machine(config)
     console.say(f"run {run_dir}: {in_short}")

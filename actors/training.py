@@ -62,13 +62,20 @@ class Training:
     updater: Updater
     """Of the main run, from ``begin`` on."""
 
-    def __init__(self, settings: LearnerSettings, ranks: Ranks, show: Callable[[Progress], None]) -> None:
+    def __init__(
+        self,
+        settings: LearnerSettings,
+        ranks: Ranks,
+        show: Callable[[Progress], None],
+        did: Callable[[], None],
+    ) -> None:
+        """``show`` is told what goes on, for a person, and ``did`` is called after each microbatch."""
         self.settings = settings
         self.ranks = ranks
         self.reference: Policy | None = None
         self.seeding: Updater | None = None
         """Between ``begin_seeding`` and ``begin``."""
-        self._show = show
+        self._show, self._did = show, did
 
     def start(self) -> int:
         """Loads or builds the policy and tries the largest step; returns the policy's number of parameters."""
@@ -116,6 +123,7 @@ class Training:
 
         def progress(step: int, loss: float) -> None:
             print(f"warm start step {step} loss {loss:.4f}", flush=True)
+            self._did()
             self._show(Progress(done=step + 1, total=config.steps, unit="steps"))
 
         where, lora = "the warm start", self.policy.adapted
@@ -192,6 +200,7 @@ class Training:
             temperature=settings.agent.temperature,
             reference=None if algorithm.kl == "none" else self.policy.frozen_copy(host=algorithm.reference == "cpu"),
             ranks=self.ranks,
+            progress=self._did,
         )
 
     def _share_weights(self) -> None:

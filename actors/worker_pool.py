@@ -2,7 +2,7 @@
 
 A worker is *starting* (the engine comes up), *empty* until a version has been published, *loading* the
 newest one, *idle*, and *serving* while its ``run`` call is under way. A worker that dies in any phase is replaced by
-one with a new name, so that it can't be confused with claims of the old one.
+one with a new name, so that it can't be confused with claims of the old one; so is one that hangs (``health.py``).
 
 Replacing helps where the next worker may do better: a process was killed, an engine broke once. Where a new worker
 would only raise the same error, the run ends with its cause instead (``actors/repeats.py``).
@@ -19,9 +19,11 @@ from typing import Any, Literal
 import ray
 
 from actors.broadcast import Broadcast
-from actors.calls import POLL_S, Died, get
+from actors.calls import POLL_S, Died, Hangs, get
+from actors.health import Health
 from actors.process import last_lines
 from actors.repeats import Repeats
+from actors.restarts import Restarts
 from actors.weights import Published
 from agent.config import GroupConfig
 from agent.errors import Fault, UserError
@@ -40,13 +42,21 @@ class _Worker:
     phase: Literal["starting", "empty", "loading", "idle", "serving"]
     task: Any
     """What the phase waits for; None when empty or idle."""
+    job: Any = None
+    """What it plays, or played last."""
+    wanted: bool = True
+    """What it loads is still what it needs."""
+    stranded: bool = False
+    """It was left without weights or without a pool, since another actor is gone, and tries again."""
+    died: str = ""
+    """What is known of its end."""
 
 
 class WorkerPool:
     """All rollout workers of one run, seen from the supervisor.
 
-    ``make`` creates a worker's actor by name, ``lost`` is told a dead worker's name and its cause.
-    ``wait`` watches the workers while it waits for another call. A worker that doesn't load new weights within
+    ``make`` creates a worker's actor by name, ``lost`` is told a dead worker's name and its cause, ``restarts`` counts
+    them. ``wait`` watches the workers while it waits for another call. A worker that doesn't load new weights within
     ``weight_timeout_s`` is replaced like one that died.
     """
 
@@ -56,7 +66,8 @@ class WorkerPool:
         lost: Callable[[str, str], None],
         *,
         size: int,
-        max_restarts: int,
+        restarts: Restarts,
+        health: Health,
         log_dir: Path,
         weight_timeout_s: float,
     ) -> None:
@@ -65,21 +76,27 @@ class WorkerPool:
         self._weight_timeout_s = weight_timeout_s
         self._make = make
         self._lost = lost
-        self._max_restarts = max_restarts
+        self._restarts = restarts
+        self._health = health
         self._log_dir = log_dir
         self._started = 0
         self._published: Published | None = None
         self._job: tuple[Any, GroupConfig] | None = None
         self._workers: list[_Worker] = []
-        self.restarts = 0
         self.idle: Callable[[], None] = lambda: None
         """Called about once a second while this waits for anything."""
         self._asleep = False
+        self._looked = time.monotonic()
         self._repeats = Repeats()
         self._owed = 0
         """Workers that died while the engines slept. The card has room for new ones only when the engines are awake."""
         for _ in range(size):
             self._add()
+
+    @property
+    def restarts(self) -> int:
+        """Workers that were replaced so far."""
+        return self._restarts.total
 
     @property
     def live(self) -> list[_Worker]:
@@ -114,7 +131,9 @@ class WorkerPool:
             if done is None:
                 continue
             worker = pending.pop(done)
-            self._result(done, worker, "receive")
+            if self._result(done, worker, "receive") is None and worker in self._workers:  # nobody has the weights
+                self._next([])  # in the meantime it is seen why
+                pending[worker.actor.receive.remote(published)] = worker
         return time.perf_counter() - started
 
     def _broadcast(self, published: Published) -> list[_Worker]:
@@ -138,6 +157,13 @@ class WorkerPool:
             if worker.phase == "idle":
                 self._run(worker)
 
+    def forget(self) -> None:
+        """What was published and what is played is void: learner and pool are gone. Others will come."""
+        self._published = self._job = None
+        self.broadcast = None
+        for worker in self._workers:
+            worker.wanted = False
+
     def rest(self) -> None:
         """Waits until all workers are idle, so that they may serve another query pool; theirs has to be closed."""
         self._job = None
@@ -145,7 +171,12 @@ class WorkerPool:
             self._next([])
 
     def sleep(self) -> None:
-        """Puts every engine to sleep, so that the learner has the card; waits for engines that are still starting."""
+        """Puts every engine to sleep, so that the learner has the card; waits for engines that are still starting.
+
+        Nothing happens if they sleep already.
+        """
+        if self._asleep:
+            return
         while any(w.phase in ("starting", "loading") for w in self._workers):
             self._next([])
         self._asleep = True
@@ -153,8 +184,8 @@ class WorkerPool:
 
     def wake(self) -> None:
         """Wakes every engine, with the weights it had, and replaces the workers that were lost meanwhile."""
-        self._all("wake")
         self._asleep = False
+        self._all("wake")
         for _ in range(self._owed):
             self._add()
         self._owed = 0
@@ -178,29 +209,33 @@ class WorkerPool:
         rows: dict[int, list[EvalRow]] = {}
         finished = 0
         pending: dict[Any, tuple[_Worker, tuple[int, tuple[Question, ...]]]] = {}
-        while todo or pending:
-            load = {w.name: sum(p[0] is w for p in pending.values()) for w in self.live}
-            # Two chunks per worker: the engine stays full while the longest episodes of one chunk end.
-            free = [w for w in self.live if load[w.name] < 2]
-            if todo and free:
-                worker = min(free, key=lambda w: load[w.name])
-                share = todo.pop(0)
-                pending[worker.actor.evaluate.remote(share[1], step)] = (worker, share)
-                continue
-            done = self._next([*pending])
-            if done is None:
-                continue
-            worker, share = pending.pop(done)
-            sound = any(not row.fault for played in rows.values() for row in played)
-            result = self._result(done, worker, "evaluate", final=bool(rows) and not sound)
-            if result is None:
-                todo.append(share)
-            else:
-                rows[share[0]] = result
-                finished += len(share[1])
-                keep(result)
-                if played is not None:
-                    played(finished, len(questions))
+        try:
+            while todo or pending:
+                load = {w.name: sum(p[0] is w for p in pending.values()) for w in self.live}
+                # Two chunks per worker: the engine stays full while the longest episodes of one chunk end.
+                free = [w for w in self.live if load[w.name] < 2]
+                if todo and free:
+                    worker = min(free, key=lambda w: load[w.name])
+                    share = todo.pop(0)
+                    pending[worker.actor.evaluate.remote(share[1], step)] = (worker, share)
+                    continue
+                done = self._next([*pending])
+                if done is None:
+                    continue
+                worker, share = pending.pop(done)
+                sound = any(not row.fault for played in rows.values() for row in played)
+                result = self._result(done, worker, "evaluate", final=bool(rows) and not sound)
+                if result is None:
+                    todo.append(share)
+                else:
+                    rows[share[0]] = result
+                    finished += len(share[1])
+                    keep(result)
+                    if played is not None:
+                        played(finished, len(questions))
+        finally:  # whoever leaves an evaluation needs no more of it
+            for ref in pending:
+                ray.cancel(ref)
         return [row for at in sorted(rows) for row in rows[at]]
 
     def ask(self, question: Question) -> tuple[Inferred, list[str]]:
@@ -234,10 +269,32 @@ class WorkerPool:
         name = f"rollout-{self._started}"
         self._started += 1
         actor = self._make(name)
-        self._workers.append(_Worker(name, actor, "starting", actor.start.remote()))
+        worker = _Worker(name, actor, "starting", actor.start.remote())
+        self._workers.append(worker)
+        self._health.watch(name, actor, lambda error: self._seen(worker, error))
+
+    def _look(self) -> None:
+        """Once a second: who hangs or is dead is replaced, and who was left alone tries again."""
+        if time.monotonic() - self._looked < POLL_S:
+            return
+        self._looked = time.monotonic()
+        dead = [w for w in self._workers if w.died]  # in no call, or that would have ended since
+        self._health.look()
+        for worker in dead:
+            if worker in self._workers:
+                self._replace(worker, worker.died)
+        self._try_again()
+
+    def _seen(self, worker: _Worker, error: Died) -> None:
+        """A worker is dead. Unless it hung, a call that it was in says so, too, and may know more."""
+        if isinstance(error, Hangs):
+            self._replace(worker, str(error))
+        else:
+            worker.died = str(error)
 
     def _next(self, refs: list[Any]) -> Any:
         """The first of ``refs`` that is done, or None after a worker's phase ended or a while passed."""
+        self._look()
         phases = {w.task: w for w in self._workers if w.task is not None}
         done, _ = ray.wait([*refs, *phases], num_returns=1, timeout=POLL_S)
         if not done:
@@ -250,28 +307,41 @@ class WorkerPool:
 
     def _phase_ended(self, worker: _Worker) -> None:
         result = self._result(worker.task, worker, _CALLS[worker.phase])
-        if result is None:
+        if worker not in self._workers:
             return
-        if worker.phase == "starting" and self._published is None:
-            worker.phase, worker.task = "empty", None
-        elif self._published is not None and (
-            worker.phase == "starting" or (worker.phase == "loading" and result < self._published.version)
-        ):
+        if worker.phase == "serving":  # the pool is closed and all that was claimed is played; or it is gone
+            other = self._job is not worker.job
+            worker.phase, worker.task, worker.stranded = "idle", None, other or result is None
+            if other:
+                self._try_again()
+        elif result is None or self._published is None:
+            worker.phase, worker.task, worker.stranded = "empty", None, self._published is not None
+        elif worker.phase == "starting" or not worker.wanted or result < self._published.version:
             self._load(worker)
-        elif worker.phase == "loading" and self._job is not None:
+        elif self._job is not None:
             self._run(worker)
-        else:  # nothing to play yet, or the pool is closed and all that was claimed is played
+        else:  # nothing to play yet
             worker.phase, worker.task = "idle", None
 
+    def _try_again(self) -> None:
+        """Gives the workers that another actor has left alone what there is for them now."""
+        for worker in self._workers:
+            if worker.stranded and worker.phase == "empty" and self._published is not None:
+                self._load(worker)
+            elif worker.stranded and worker.phase == "idle" and self._job is not None:
+                self._run(worker)
+
     def _load(self, worker: _Worker) -> None:
+        worker.wanted, worker.stranded = True, False
         worker.phase, worker.task = "loading", worker.actor.receive.remote(self._published)
 
     def _run(self, worker: _Worker) -> None:
         assert self._job is not None
+        worker.job, worker.stranded = self._job, False
         worker.phase, worker.task = "serving", worker.actor.run.remote(*self._job)
 
     def _result(self, ref: Any, worker: _Worker, call: str, *, final: bool = False) -> Any:
-        """The result of a worker's ``call``; None if the worker is lost, which replaces it.
+        """The result of a worker's ``call``; None if the worker is lost, which replaces it, or was left alone.
 
         An error in its input is the user's and ends the run, as does a fault that would only repeat itself, or with
         ``final`` any that was raised; anything else costs one worker.
@@ -296,17 +366,14 @@ class WorkerPool:
         return Fault(f"every worker would fail as {error}" + (f"; its last lines:\n{lines}" if lines else ""))
 
     def _replace(self, worker: _Worker, cause: str, *, counted: bool = True) -> None:
-        """Starts another in its place; if ``counted``, as one of the run's ``max_restarts``."""
+        """Starts another in its place; if ``counted``, as one of the restarts that an hour may have."""
         self._workers.remove(worker)
+        self._health.forget(worker.name)
         ray.kill(worker.actor)
-        self._lost(worker.name, cause)
-        self.restarts += counted
-        if self.restarts > self._max_restarts:
-            raise Fault(
-                f"{worker.name} failed, and cluster.max_restarts={self._max_restarts} workers have been replaced "
-                f"already: {cause}"
-            )
         if self._asleep:
             self._owed += 1
         else:
             self._add()
+        self._lost(worker.name, cause)
+        if counted:
+            self._restarts.count(cause)

@@ -40,6 +40,47 @@ class EngineConfig:
 
 
 @dataclass
+class DeadlineConfig:
+    """Seconds without any progress, after which an actor hangs: its stacks are written to its log and it is replaced.
+
+    Progress is work done: a token, a search, a microbatch. So a slow machine needs no longer ones. null: no deadline.
+    """
+
+    ping: float | None = bounded(8.0, "above 0")
+    """To answer a ping, for a process that is stopped; six times as long for one that does nothing else."""
+    answer: float | None = bounded(120.0, "above 0")
+    """An actor's event loop gets round."""
+    start: float | None = bounded(1800.0, "above 0")
+    """An actor comes up: imports, a model's weights, CUDA graphs. An index that is built makes progress."""
+    generate: float | None = bounded(600.0, "above 0")
+    """An engine that has requests makes a step."""
+    evaluate: float | None = bounded(900.0, "above 0")
+    """A worker's part of an evaluation: a step of its engine, or the end of an episode."""
+    search: float | None = bounded(300.0, "above 0")
+    """The retrieval actor, which has searches, answers one."""
+    take: float | None = bounded(3600.0, "above 0")
+    """The learner waits for a batch: anybody else makes progress meanwhile."""
+    update: float | None = bounded(900.0, "above 0")
+    """The learner computes a microbatch."""
+    publish: float | None = bounded(300.0, "above 0")
+    """The learner puts the weights where the workers find them; a worker loads them."""
+    save: float | None = bounded(1800.0, "above 0")
+    """The learner or the pool writes its part of a checkpoint."""
+    sleep: float | None = bounded(300.0, "above 0")
+    """A colocated engine leaves the card."""
+    wake: float | None = bounded(300.0, "above 0")
+    """It comes back."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "cluster.deadlines")
+
+    def of(self, phase: str) -> float | None:
+        """That of a phase, by its name here."""
+        deadline: float | None = getattr(self, phase)
+        return deadline
+
+
+@dataclass
 class ClusterConfig:
     """What the actors run on."""
 
@@ -79,8 +120,10 @@ class ClusterConfig:
     gets a fifth of a core beside other programs. Without effect on an existing Ray cluster."""
     start_timeout_s: float = bounded(600.0, "above 0")
     """Longest that Ray, or an actor, may take to start."""
-    max_restarts: int = bounded(3, "at least 0")
-    """How many rollout workers a run replaces before it stops."""
+    restarts_per_hour: int = bounded(12, "at least 0")
+    """How often within an hour rollout workers are replaced, learner and pool together, or the retrieval, before the
+    run stops."""
+    deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
     object_store_mib: int = bounded(0, "at least 0")
     """Ray's object store on this machine; 0 makes room for two versions of the weights, and takes at least 512."""
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,14 @@ class Updater:
         temperature: float = 1.0,
         reference: Policy | None = None,
         ranks: Ranks = ALONE,
+        progress: Callable[[], None] = lambda: None,
     ) -> None:
         """``rng`` orders the later epochs and seeds stochastic rounding; the engine samples at ``temperature``.
 
         ``fault_folder`` receives the batch that raised a ``Fault``. ``reference`` is the frozen policy
         of the KL term; ``ValueError`` if ``config.kl`` asks for one and it is None. Every rank of ``ranks`` has an
-        updater like this one, which begins with the same weights and the same ``rng``.
+        updater like this one, which begins with the same weights and the same ``rng``. ``progress`` is called after
+        each microbatch.
         """
         if config.kl != "none" and reference is None:
             raise ValueError(f"algorithm.kl={config.kl} needs a reference policy")
@@ -73,6 +75,7 @@ class Updater:
         self.fault_folder = fault_folder
         self.ranks = ranks
         self.optimizer = ClippedAdamW(policy.parameters(), config.optimizer, rng=rng, ranks=ranks)
+        self.progress = progress
         self._rng = rng
         self._skipped_in_a_row = 0
 
@@ -151,6 +154,7 @@ class Updater:
             scored = policy.logprobs(row, temperature=self.temperature, chunk=self.config.logits_chunk)
             for member, values in zip(row.members, row.split(scored.values.cpu().numpy()), strict=True):
                 out[member] = values
+            self.progress()
         return out
 
     def apply(self, loss: float, minibatch: Minibatch, step: int) -> float | None:
@@ -247,6 +251,7 @@ class _Run:
             loss, metrics, mismatch = self._loss(out.values, row, minibatch)
             loss.backward()
             tally.add(loss, out.entropy, metrics, mismatch)
+            self.updater.progress()
         self.updater.optimizer.add_up()
         loss_sum, entropy, metrics_sum, mismatch_sum = tally.read(self.updater.ranks)
         self.entropy += entropy

@@ -164,6 +164,7 @@ def pool_metrics(report: dict[str, Any]) -> dict[str, Any]:
         "pool/available": report["places"]["available"],
         "pool/resting": report["places"]["resting"],
         "pool/consumed": report["places"]["consumed"],
+        "pool/quarantined": report["places"]["quarantined"],
         "pool/flipped_share": report["flipped_share"],
         "pool/late_groups": report["late_groups"],
     }

@@ -11,7 +11,6 @@ from actors.plan.engine import EngineMemory, engine_memory
 from actors.plan.fit import advice, changes, problems
 from actors.plan.host import DISK_MARGIN, heap_bytes, memory_bytes, object_store_bytes, output_bytes
 from actors.plan.learner import LearnerMemory, learner_memory, longest_row
-from actors.plan.lease import short_lease
 from actors.plan.measured import assumptions, measured
 from actors.plan.measured import lines as as_measured
 from actors.plan.roofline import ASSUMED, Assumptions, step
@@ -200,8 +199,6 @@ def _times(config: RunConfig) -> Iterator[str]:
             f"{s.learning.model_use:.0%}{adding}; publishing {s.learning.publish_s:.1f} s{turns}"
         )
         yield f"    limited by {s.limit}"
-    if short := short_lease(config, assumed):
-        yield f"  {short}"
     yield from _assumptions(assumed)
     yield f"  of the card: {gpu.tflops:g} TFLOP/s in bfloat16, {gpu.bandwidth:g} GB/s, {gpu.pcie:g} GB/s of PCIe"
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.errors import Fault
+from agent.tickets import Outcome
 
 ACCOUNTS = ("groups", "trajectories", "tokens")
 
@@ -47,6 +48,31 @@ class Books:
     late_groups: int = 0
     """Submissions that came after their lease had expired: dropped, since the claim was already returned."""
     late_tokens: int = 0
+
+    def receive(self, outcome: Outcome) -> None:
+        """Enters what was played for a ticket, and takes what was set aside of it out again."""
+        self.trajectories.receive(outcome.all_trajectories)
+        self.tokens.receive(outcome.all_tokens)
+        for reason, spent in outcome.set_aside.items():
+            self.trajectories.give_back(reason, spent.trajectories)
+            self.tokens.give_back(reason, spent.tokens)
+
+    def accept(self, outcome: Outcome) -> None:
+        """A group that was received is trained on."""
+        self.groups.accept()
+        self.trajectories.accept(outcome.size)
+        self.tokens.accept(outcome.tokens)
+
+    def give_back(self, outcome: Outcome, reason: str) -> None:
+        """A group that was received goes back."""
+        self.groups.give_back(reason)
+        self.trajectories.give_back(reason, outcome.size)
+        self.tokens.give_back(reason, outcome.tokens)
+
+    def drop(self, outcome: Outcome) -> None:
+        """A group came too late for its claim."""
+        self.late_groups += 1
+        self.late_tokens += outcome.all_tokens
 
     def state(self) -> dict[str, Any]:
         """What ``load_state`` needs; work in flight is left out, since it will be received again."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
@@ -14,15 +13,6 @@ from agent.tickets import Ticket
 
 Draw = tuple[int, int, int | None]
 """(order, query, limit of searches)."""
-
-
-@dataclass
-class Claim:
-    """A ticket that a worker holds until ``deadline``, in the caller's seconds."""
-
-    ticket: Ticket
-    worker: str
-    deadline: float
 
 
 @dataclass
@@ -38,7 +28,8 @@ class OpenBatch(Generic[P]):
     """Groups in ``groups`` without signal."""
     reissue: deque[Draw] = field(default_factory=deque)
     """Draws that a checkpoint had in flight: they are claimed again first."""
-    claims: set[int] = field(default_factory=set)
+    claims: dict[int, Ticket] = field(default_factory=dict)
+    """Tickets that are out, by claim."""
     kept: list[Played[P]] = field(default_factory=list)
     """Surplus of an earlier batch."""
     groups: dict[int, Played[P]] = field(default_factory=dict)  # by order
@@ -53,9 +44,9 @@ class OpenBatch(Generic[P]):
         played = sum(outcome.all_trajectories for outcome in outcomes)
         return sum(outcome.struck for outcome in outcomes) / played if played else 0.0
 
-    def state(self, claimed: Sequence[Ticket]) -> dict[str, Any]:
-        """As JSON values. Its draws that are ``claimed`` or played are in flight; played groups are not saved."""
-        tickets = [*claimed, *(group.outcome.ticket for group in self.groups.values())]
+    def state(self) -> dict[str, Any]:
+        """As JSON values. Its draws that are claimed or played are in flight; played groups are not saved."""
+        tickets = [*self.claims.values(), *(group.outcome.ticket for group in self.groups.values())]
         return {
             "index": self.index,
             "random": self.random.bit_generator.state,

@@ -29,6 +29,8 @@ class Place(IntEnum):
     """Out until a batch that is known."""
     CONSUMED = 5
     """Out until the rule brings all consumed queries back."""
+    QUARANTINED = 6
+    """Out for good: workers died of it, or so it looks."""
 
 
 class Places:

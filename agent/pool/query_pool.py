@@ -22,9 +22,10 @@ import numpy as np
 from agent.errors import Fault, UserError
 from agent.pool.batches import Accepted, P, Played, TakenBatch
 from agent.pool.books import Books
+from agent.pool.claims import Claims, Lost
 from agent.pool.history import STATES, QueryHistory
 from agent.pool.ids import check_ids, digest
-from agent.pool.open_batch import Claim, OpenBatch
+from agent.pool.open_batch import OpenBatch
 from agent.pool.places import Place, Places
 from agent.pool.rules.base import ACCEPTED, AT_ONCE, FOREVER, UNSELECTED, PoolRule
 from agent.pool.search_limits import SearchLimits
@@ -49,7 +50,7 @@ class QueryPool(Generic[P]):
         self._seed = seed
         self._limits = limits
         self._places = Places(len(ids), rule, self.history)
-        self._claims: dict[int, Claim] = {}
+        self._claims = Claims(rule.lease_s, rule.quarantine_after)
         self._next_claim = 0
         self._batches: deque[OpenBatch[P]] = deque()
         self._next_batch = 0
@@ -100,8 +101,8 @@ class QueryPool(Generic[P]):
             max_searches=max_searches,
         )
         self._next_claim += 1
-        batch.claims.add(ticket.claim_id)
-        self._claims[ticket.claim_id] = Claim(ticket, worker, now + self.rule.lease_s)
+        batch.claims[ticket.claim_id] = ticket
+        self._claims.add(ticket, worker, now=now)
         self.books.groups.receive()
         return ticket
 
@@ -144,18 +145,16 @@ class QueryPool(Generic[P]):
 
         Raises ``ValueError`` for an outcome of another ticket than the claim's.
         """
-        claim = self._claims.get(outcome.ticket.claim_id)
-        if claim is None:
-            self.books.late_groups += 1
-            self.books.late_tokens += outcome.all_tokens
+        ticket = self._claims.ticket(outcome.ticket.claim_id)
+        if ticket is None:
+            self.books.drop(outcome)
             return False
-        ticket = claim.ticket
         if ticket != outcome.ticket:
             raise ValueError(f"an outcome of {outcome.ticket} doesn't answer the claim {ticket}")
-        del self._claims[ticket.claim_id]
+        self._claims.played(ticket)
         batch = self._batch(ticket.batch)
-        batch.claims.discard(ticket.claim_id)
-        self._enter(outcome)
+        batch.claims.pop(ticket.claim_id)
+        self.books.receive(outcome)
         self._places.move(ticket.query, Place.SUBMITTED)
         group = Played(outcome=outcome, payload=payload)
         if outcome.struck or outcome.size < self.rule.min_viable:
@@ -167,37 +166,40 @@ class QueryPool(Generic[P]):
             batch.zero += outcome.state is not QueryState.SIGNAL
         return True
 
-    def _enter(self, outcome: Outcome) -> None:
-        """Writes what was played into the books, and what was set aside out again."""
-        self.books.trajectories.receive(outcome.all_trajectories)
-        self.books.tokens.receive(outcome.all_tokens)
-        for reason, spent in outcome.set_aside.items():
-            self.books.trajectories.give_back(reason, spent.trajectories)
-            self.books.tokens.give_back(reason, spent.tokens)
+    def renew(self, worker: str, claim_ids: Sequence[int], *, now: float) -> None:
+        """The groups of these claims go on: their leases begin anew."""
+        self._claims.renew(worker, claim_ids, now=now)
 
-    def worker_lost(self, worker: str) -> int:
-        """Returns all claims of a dead worker; the number of them."""
-        return self._return_claims([c for c in self._claims.values() if c.worker == worker], "worker_lost")
+    def worker_lost(self, worker: str) -> Lost:
+        """Returns all claims of a dead worker. Questions that may have killed it are quarantined (``Claims``)."""
+        tickets = self._claims.ends(lambda claim: claim.worker == worker)
+        quarantined = [ticket.query for ticket in tickets if self._claims.died(ticket.query)]
+        for ticket in tickets:
+            if ticket.query in quarantined:
+                self._return_claim(ticket, "quarantined", Place.QUARANTINED)
+            else:
+                self._return_claim(ticket, "worker_lost")
+        return Lost(len(tickets), tuple(quarantined))
 
     def expire(self, *, now: float) -> int:
         """Returns the claims whose lease has run out; the number of them."""
-        return self._return_claims([c for c in self._claims.values() if c.deadline <= now], "lease_expired")
+        tickets = self._claims.ends(lambda claim: claim.deadline <= now)
+        for ticket in tickets:
+            self._return_claim(ticket, "lease_expired")
+        return len(tickets)
 
     @property
     def next_deadline(self) -> float | None:
         """When the next lease runs out, or None without claims."""
-        return min((c.deadline for c in self._claims.values()), default=None)
+        return self._claims.next_deadline
 
-    def _return_claims(self, claims: list[Claim], reason: str) -> int:
-        for claim in claims:
-            del self._claims[claim.ticket.claim_id]
-            batch = self._batch(claim.ticket.batch)
-            batch.claims.discard(claim.ticket.claim_id)
-            batch.returned[reason] += 1
-            self.books.groups.give_back(reason)
-            self._places.move(claim.ticket.query, Place.AVAILABLE)
-            self._redraw(batch)
-        return len(claims)
+    def _return_claim(self, ticket: Ticket, reason: str, place: Place = Place.AVAILABLE) -> None:
+        batch = self._batch(ticket.batch)
+        del batch.claims[ticket.claim_id]
+        batch.returned[reason] += 1
+        self.books.groups.give_back(reason)
+        self._places.move(ticket.query, place)
+        self._redraw(batch)
 
     def _redraw(self, batch: OpenBatch[P]) -> None:
         """A draw lost to a fault is drawn again, up to as many as the batch has candidates."""
@@ -207,9 +209,7 @@ class QueryPool(Generic[P]):
 
     def _return_group(self, batch: OpenBatch[P], outcome: Outcome, reason: str, rest: int = AT_ONCE) -> None:
         batch.returned[reason] += 1
-        self.books.groups.give_back(reason)
-        self.books.trajectories.give_back(reason, outcome.size)
-        self.books.tokens.give_back(reason, outcome.tokens)
+        self.books.give_back(outcome, reason)
         self._places.rest(outcome.ticket.query, rest)
 
     def _batch(self, index: int) -> OpenBatch[P]:
@@ -276,9 +276,7 @@ class QueryPool(Generic[P]):
                 self._return_group(batch, outcome, verdict, rest)
                 continue
             self._places.move(query, Place.ACCEPTED)
-            self.books.groups.accept()
-            self.books.trajectories.accept(outcome.size)
-            self.books.tokens.accept(outcome.tokens)
+            self.books.accept(outcome)
             taken.append((query, rest))
             accepted.append(Accepted(played=group, before=before))
         self._taken[batch.index] = taken
@@ -351,10 +349,11 @@ class QueryPool(Generic[P]):
     def describe(self) -> str:
         """The pool in one line, for a message."""
         seen, places = self.seen(), self.places()
+        quarantined = f", {places['quarantined']} quarantined" if places["quarantined"] else ""
         return (
             f"the pool of {len(self.ids)} questions has {seen['too_hard']} too hard, {seen['too_easy']} too easy, "
             f"{seen['signal']} with signal, {seen['unseen']} unseen; {places['available']} are available, "
-            f"{places['resting']} resting, {places['consumed']} consumed"
+            f"{places['resting']} resting, {places['consumed']} consumed{quarantined}"
         )
 
     # --- checkpoints -----------------------------------------------------------------------------
@@ -375,7 +374,8 @@ class QueryPool(Generic[P]):
             "next_batch": self._next_batch,
             "next_claim": self._next_claim,
             "empty_batches": self.empty_batches,
-            "open": [b.state([self._claims[c].ticket for c in b.claims]) for b in self._batches],
+            "open": [b.state() for b in self._batches],
+            "deaths": self._claims.state(),
             "books": self.books.state(),
             **self.history.state(),
         }
@@ -396,4 +396,5 @@ class QueryPool(Generic[P]):
         self._places.load_state(state, [query for saved in state["open"] for _, query, _ in saved["in_flight"]])
         self.empty_batches = int(state["empty_batches"])
         self._batches.extend(OpenBatch.of(saved) for saved in state["open"])
+        self._claims.load_state(state.get("deaths", {}))
         self.books.load_state(state["books"])

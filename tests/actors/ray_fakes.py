@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from patience import HANG_S
 
+from actors.pulse import HEALTH, Beats, Pulse, during
 from actors.retrieval import RetrievalActor
 from agent.config import GroupConfig
 from agent.errors import Fault, UserError
@@ -52,6 +53,8 @@ class Version:
 
     version: int
     channel: str = "object_store"
+    anew: bool = False
+    """From a learner that went back to its checkpoint."""
 
 
 @ray.remote
@@ -115,8 +118,9 @@ class FakeWorker:
     """A rollout worker that follows ``script``: for each method, what its successive calls do.
 
     ``die`` ends the process, ``fault`` and ``user`` raise, ``faults`` gives an evaluation of nothing but faults,
-    ``gate:NAME`` waits for a gate of the board and goes on. It insists on being used as a worker may be: started first,
-    loaded before it serves, never an older version.
+    ``hang`` hangs, ``gone`` finds no weights or no pool, ``gate:NAME`` waits for a gate of the board and goes on. It
+    insists on being used as a worker may be: started first, loaded before it serves, never an older version of one
+    learner.
     """
 
     def __init__(self, name: str, board: Any, page: str, script: dict[str, list[str]]) -> None:
@@ -129,20 +133,25 @@ class FakeWorker:
         self._evaluating = 0
         self._asleep = False
         self._held = False
+        self._beats = Beats()
         self._group: tuple[bytes, int, int] | None = None
 
+    async def ping(self) -> Pulse:
+        return self._beats.pulse()
+
+    @during("start")
     async def start(self) -> bool:
         await self._act("start")
         assert not self._started
         self._started = True
         return True
 
-    async def receive(self, published: Version) -> int:
-        await self._act("receive", str(published.version))
+    async def receive(self, published: Version) -> int | None:
+        told = await self._act("receive", str(published.version))
         assert self._started, "weights for a worker that is not up"
         assert not self._asleep, "weights for an engine that isn't on the card"
-        assert self._version is None or published.version >= self._version, "an older version"
-        return await self._take(published)
+        assert published.anew or self._version is None or published.version >= self._version, "an older version"
+        return None if told == "gone" else await self._take(published)
 
     async def hold(self) -> None:
         await self._act("hold")
@@ -176,6 +185,7 @@ class FakeWorker:
         await self._board.write.remote(self._page, self._name, "has", str(published.version))
         return published.version
 
+    @during("sleep")
     async def sleep(self) -> None:
         await self._act("sleep")
         assert self._started, "an engine that isn't up can't sleep"
@@ -183,20 +193,23 @@ class FakeWorker:
         self._asleep = True
         await self._board.write.remote(self._page, self._name, "asleep")
 
+    @during("wake")
     async def wake(self) -> None:
         await self._act("wake")
         assert self._asleep
         self._asleep = False
         await self._board.write.remote(self._page, self._name, "awake")
 
-    async def run(self, pool: str, group: GroupConfig) -> int:
-        await self._act("run", str(self._version))
+    async def run(self, pool: str, group: GroupConfig) -> int | None:
+        if await self._act("run", str(self._version)) == "gone":
+            return None
         assert self._version is not None, "serves without weights"
         assert isinstance(group, GroupConfig)
         await self._board.gate.remote(self._page, f"{pool} closed")
         await self._board.write.remote(self._page, self._name, "ran")
         return 0
 
+    @during("evaluate")
     async def evaluate(self, questions: tuple[Question, ...], step: int | None) -> list[EvalRow]:
         assert self._version is not None, "evaluates without weights"
         self._evaluating += 1
@@ -216,6 +229,8 @@ class FakeWorker:
             raise Fault(f"{method} broke")
         elif step == "user":
             raise UserError(f"{method} got bad input")
+        elif step == "hang":
+            await asyncio.Event().wait()
         elif step.startswith("gate:"):
             await self._board.gate.remote(self._page, step.removeprefix("gate:"))
         return step
@@ -301,7 +316,7 @@ class ScriptedBackend:
         pass
 
 
-@ray.remote
+@ray.remote(concurrency_groups={HEALTH: 1})  # type: ignore[call-overload]  # its stubs don't know it
 class ScriptedRetrieval(RetrievalActor.__ray_metadata__.modified_class):  # type: ignore[attr-defined, misc, name-defined]
     """The real actor, over a ``ScriptedBackend``."""
 

@@ -18,8 +18,9 @@ QUESTIONS = [Question(id=f"q{i}", text="?", golden_answers=("a",)) for i in rang
 class Workers:
     """Plays what it is given, in chunks; ``faults`` are the (call, question, sample) that break."""
 
-    def __init__(self, samples: int, *faults: tuple[int, str, int]) -> None:
+    def __init__(self, samples: int, *faults: tuple[int, str, int], reason: str = "generation_failed") -> None:
         self.samples = samples
+        self.reason = reason
         self.faults = faults
         self.calls: list[list[str]] = []
         self.chunks: list[int] = []
@@ -37,9 +38,12 @@ class Workers:
         self.calls.append([q.id for q in questions])
         self.chunks.append(chunk)
         rows = [
-            replace(row_of(q), sample=k, em=float(call), fault=(call, q.id, k) in self.faults)
+            replace(
+                row_of(q), sample=k, em=float(call), fault=broken, stop_reason=self.reason if broken else "answered"
+            )
             for q in questions
             for k in range(self.samples)
+            for broken in [(call, q.id, k) in self.faults]
         ]
         keep(rows)
         return rows
@@ -66,3 +70,12 @@ def test_nothing_is_played_again_where_all_is_sound_or_all_is_broken() -> None:
         workers = Workers(1, *faults)
         assert len(played(workers)) == 5
         assert len(workers.calls) == 1
+
+
+def test_searches_that_failed_are_waited_for_even_if_they_were_all() -> None:
+    for faults in ([(0, q.id, 0) for q in QUESTIONS], [(0, "q2", 0)]):
+        workers, waited = Workers(1, *faults, reason="retrieval_failed"), []
+        rows = played(workers, searchable=lambda calls=workers.calls, waited=waited: waited.append(len(calls)))
+        assert waited == [1], "after the first attempt, before the second"
+        assert workers.calls[1] == [q for _, q, _ in faults]
+        assert not any(row.fault for row in rows)

@@ -14,11 +14,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from actors import rollout as rollout_module
+from actors.leases import Paced
 from actors.rollout import RolloutWorker
 from actors.weights import Published
-from agent.config import GroupConfig
+from agent.config import AgentConfig, GroupConfig
+from agent.group import Player
+from agent.tickets import Ticket
 
 PATIENCE_S = 600.0
 
@@ -38,6 +42,9 @@ class FakeEngine:
     async def hold(self) -> None:
         self.events.append("hold")
 
+    async def generate(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class PlayedGroup:
@@ -55,31 +62,39 @@ class Scene:
         monkeypatch.setattr(rollout_module, "log_to", lambda *_: None)
         self.channel = SimpleNamespace(receive=self._received)
         monkeypatch.setitem(rollout_module.CHANNELS, "object_store", lambda: self.channel)
-        settings = SimpleNamespace(in_flight_updates=in_flight, groups_in_flight=2, group_size=4, run_dir=folder)
+        settings = SimpleNamespace(
+            in_flight_updates=in_flight, groups_in_flight=2, group_size=4, run_dir=folder, lease_s=600.0
+        )
         self.worker: Any = RolloutWorker.__ray_metadata__.modified_class("w", settings, Path(), {})  # type: ignore[attr-defined]
         self.engine = self.worker._engine = FakeEngine()
-        self.worker._player = None
+        self.worker._player = Player(
+            dialogue=None, config=AgentConfig(), generator=self.engine, environment=None, scorer=None
+        )
         self.gates = [asyncio.Event() for _ in range(4)]
-        self.tickets = list(range(4))
+        self.tickets = [Ticket(claim_id=i, query=i, batch=0, order=i, seed=i) for i in range(4)]
         self.submitted: list[tuple[int, int | None, int | None]] = []
         self.begun: list[int] = []
         monkeypatch.setitem(rollout_module.STRATEGIES, "plain", self._play)
         self.pool = SimpleNamespace(
             claim=SimpleNamespace(remote=self._claim), submit=SimpleNamespace(remote=self._submit)
         )
+        self.pool_is_lost = False
 
     async def _received(self, published: Published) -> dict[str, int]:
         return {"w": published.version}
 
-    async def _claim(self, name: str, limit: int) -> list[tuple[int, None]]:
+    async def _claim(self, name: str, limit: int) -> list[tuple[Ticket, None]]:
+        if self.pool_is_lost:
+            raise ray.exceptions.RayActorError
         given, self.tickets = self.tickets[:limit], self.tickets[limit:]
         return [(ticket, None) for ticket in given]
 
-    async def _play(self, player: Any, question: Any, ticket: int, **_: Any) -> PlayedGroup:
-        before = self.engine.version
-        self.begun.append(ticket)
-        await self.gates[ticket].wait()
-        return PlayedGroup((ticket, before, self.engine.version))
+    async def _play(self, player: Any, question: Any, ticket: Ticket, **_: Any) -> PlayedGroup:
+        assert isinstance(player.generator, Paced), "nobody would know whether the group gets on"
+        before, number = self.engine.version, ticket.claim_id
+        self.begun.append(number)
+        await self.gates[number].wait()
+        return PlayedGroup((number, before, self.engine.version))
 
     async def _submit(self, outcome: int, group: bytes) -> None:
         played = pickle.loads(group)
@@ -176,5 +191,40 @@ def test_one_worker_alone_gets_a_copy_and_says_which_version_it_is(
         announced = Published(channel="nccl", version=6, checksum="", handle=SimpleNamespace(learner=learner))
         assert await scene.worker.receive(announced) == 7
         assert scene.engine.events == ["load 7"]
+
+    play(scenario())
+
+
+def test_a_worker_whose_pool_is_gone_plays_no_more_and_waits_for_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        scene = Scene(monkeypatch, tmp_path, in_flight=False)
+        await scene.receive(0)
+        running = scene.run()
+        await settle()
+        assert scene.begun == [0, 1]
+        scene.pool_is_lost = True
+        scene.gates[0].set()  # it asks for another one
+        assert await running is None
+        await settle()
+        assert scene.worker._at_play == 0
+        await scene.receive(1)  # which would wait for groups in flight
+
+    play(scenario())
+
+
+def test_weights_whose_publisher_is_gone_cost_no_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        scene = Scene(monkeypatch, tmp_path, in_flight=True)
+        await scene.receive(0)
+
+        async def lost(published: Published) -> None:
+            raise ray.exceptions.OwnerDiedError("00", b"", "")
+
+        scene.channel.receive = lost
+        published = Published(channel="object_store", version=1, checksum="", handle=None)
+        assert await scene.worker.receive(published) is None
+        assert scene.engine.events == ["load 0"]
 
     play(scenario())

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors import record, run_state, saving, supervisor
+from actors import parts, record, run_state, saving, supervisor
+from actors.calls import Died
 from actors.prepare import Prepared
 from actors.provenance import Provenance
 from actors.reports import Released, StepReport, Unsound
@@ -87,6 +88,7 @@ class World:
         full: tuple[int, ...] = (),
         ems: Mapping[int, float] | None = None,
         shaky: tuple[int, ...] = (),
+        deaths: Mapping[str, str] | None = None,
     ) -> None:
         self.events: list[str] = []
         self.searches = searches
@@ -118,9 +120,22 @@ class World:
         self.serving: Any = None
         """The pool that the workers play for."""
         self.parts: dict[str, Any] = {}
+        self.deaths = dict(deaths or {})
+        """Events during which one of learner and pool dies, and which."""
+        self.dead: str | None = None
+        self.model_of: list[str | None] = []
+        """The checkpoints whose model the learners were started with."""
+
+    def ended(self, name: str) -> None:
+        """A part is no more, and others may come. What a pool and a learner have counted ends with them."""
+        del self.parts[name.replace("-", " ")]
+        self.dead, self.closed, self.released, self.published = None, False, 0, 0
 
     def happens(self, event: str) -> None:
         self.events.append(event)
+        if event in self.deaths:
+            self.dead = self.deaths.pop(event)
+            raise Died(f"{self.dead} died")
         if event in self.interrupt:
             self.interrupt.remove(event)
             os.kill(os.getpid(), self.signal_number)
@@ -271,7 +286,7 @@ class FakePool(Remote):
     def report(self) -> dict[str, Any]:
         account = {"received": 1, "accepted": 1, "returned": {"zero_variance": 2}, "in_flight": 0}
         return {
-            "places": {"available": 3, "resting": 2, "consumed": 4},
+            "places": {"available": 3, "resting": 2, "consumed": 4, "quarantined": 1},
             "seen": {"too_hard": 5},
             "flipped_share": 0.25,
             "late_groups": 6,
@@ -336,16 +351,18 @@ class FakeTopology:
     def __init__(self, world: World, run_dir: Path) -> None:
         self.world = world
         self.log_dir = run_dir / "logs"
+        self.followers: dict[str, Any] = {}
 
     def _part(self, name: str, part: Any) -> Any:
-        assert name not in self.world.parts
+        assert name not in self.world.parts, "there is one already"
         self.world.parts[name] = part
         return part
 
     def retrieval(self) -> Any:
         return {"": self._part("retrieval", FakeRetrieval(self.world))}
 
-    def learner(self) -> Any:
+    def learner(self, checkpoint: Path | None) -> Any:
+        self.world.model_of.append(checkpoint and checkpoint.name)
         return self._part("learner", FakeLearner(self.world))
 
     def pool(self, questions: tuple[Question, ...]) -> Any:
@@ -357,6 +374,35 @@ class FakeTopology:
         return self._part("seeding pool", FakeSeedingPool(self.world))
 
 
+class FakeHealth:
+    """Who is watched, and who dies by ``World.deaths``."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._watched: set[str] = set()
+
+    def watch(self, name: str, actor: Any, lost: Any, *, restarts: bool = False) -> None:
+        assert name not in self._watched, "the one before was not forgotten"
+        self._watched.add(name)
+
+    def forget(self, name: str) -> None:
+        self._watched.discard(name)
+
+    def look(self) -> None: ...
+
+    def answer(self, value: Any, name: str) -> Any:
+        return value
+
+    def gone(self, *names: str) -> dict[str, Died]:
+        gone = [name for name in names if name in self._watched and name == self._world.dead]
+        return {name: Died(f"{name} died (ActorDiedError); its last lines:\nlearner's log") for name in gone}
+
+    def end(self, name: str) -> None:
+        if name in self._watched:
+            self._watched.discard(name)
+            self._world.ended(name)
+
+
 class FakeWorkerPool:
     restarts = 0
 
@@ -364,13 +410,19 @@ class FakeWorkerPool:
         self.world = world
         self.idle = lambda: None
 
+    def forget(self) -> None:
+        self.world.serving = self.world.delivered = None
+        self.world.happens("forget")
+
     def wait(self, value: Any, actor: str) -> Any:
         assert actor in ("learner", "pool", "seeding-pool", "retrieval")
         return value
 
     def sleep(self) -> None:
         assert self.world.turns
-        assert not self.world.asleep
+        if self.world.asleep:  # a learner was lost in its turn
+            assert self.world.delivered is None
+            return
         self.world.asleep = True
         self.world.happens("sleep")
 
@@ -456,8 +508,9 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
     ) -> tuple[Supervisor, dict[str, Any]]:
         run_dir = tmp_path / folder
         world.turns = turns
-        monkeypatch.setattr(supervisor, "Topology", lambda *_: FakeTopology(world, run_dir))
-        monkeypatch.setattr(supervisor, "WorkerPool", lambda *_, **__: FakeWorkerPool(world))
+        monkeypatch.setattr(parts, "Topology", lambda *_: FakeTopology(world, run_dir))
+        monkeypatch.setattr(parts, "WorkerPool", lambda *_, **__: FakeWorkerPool(world))
+        monkeypatch.setattr(parts, "Health", lambda *_: FakeHealth(world))
         monkeypatch.setattr(supervisor, "get", lambda value, actor, log_dir: value)
         monkeypatch.setattr(saving, "_in_thread", ended)  # a checkpoint is written before the next step is done
         monkeypatch.setattr(record, "RayMetrics", lambda: SimpleNamespace(set=lambda row: None))
@@ -885,6 +938,79 @@ def test_an_evaluation_with_too_many_faults_is_no_result_and_the_run_goes_on(pla
 
 
 # --- what it writes --------------------------------------------------------------------------------
+
+
+# --- learner or pool is lost -----------------------------------------------------------------------
+
+AGAIN = ("forget", "begin 2", "deliver 2", "serve")
+
+
+@pytest.mark.parametrize("who", ["learner", "pool"])
+@pytest.mark.parametrize("when", ["step 4", "deliver 4", "evaluate version 4", "release 4 with state", "save 4"])
+def test_learner_and_pool_go_on_together_from_the_last_checkpoint(play: Play, who: str, when: str) -> None:
+    """Steps 3 and 4 are played again, in the rows and in the totals once; the run ends as if nothing had been."""
+    world = World(deaths={when: who})
+    driver, summary = play(world, 6, evaluate_every=4, save_every=2)
+    at = world.events.index("forget")
+    assert world.events[at - 1] == when
+    assert world.events[at : at + 5] == [*AGAIN, "step 3"]
+    assert world.model_of == [None, "step-000002"]
+    assert world.events.count("step 2") == 1, "no group is trained twice on top of itself"
+    rows = read(driver.record.metrics.path)
+    assert [r["step"] for r in rows if r["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in rows if r["kind"] == "eval"] == [0, 4, 6]
+    assert (summary["step"], summary["rollouts"], summary["first_eval"]["step"]) == (6, 48, 0)
+    (recovered,) = [r for r in rows if r.get("event") == "recovered"]
+    lost = 1 if when == "step 4" else 2
+    assert (recovered["lost"], recovered["step"], recovered["steps_lost"]) == (who, 2, lost)
+    assert {p.name for p in (driver.run_dir / "checkpoints").iterdir()} == {f"step-00000{n}" for n in (2, 4, 6)}
+
+
+def test_without_a_checkpoint_the_run_begins_again(play: Play) -> None:
+    world = World(deaths={"step 2": "learner"})
+    driver, summary = play(world, 3, warm_start=5)
+    at = world.events.index("forget")
+    assert world.events[at : at + 6] == ["forget", "warm start", "begin 0", "deliver 0", "evaluate version 0", "serve"]
+    assert world.model_of == [None, None]
+    rows = read(driver.record.metrics.path)
+    assert [(r["kind"], r["step"]) for r in rows if r["kind"] in ("step", "eval")] == [
+        ("eval", 0),
+        ("step", 1),
+        ("step", 2),
+        ("step", 3),
+        ("eval", 3),
+    ]
+    assert summary["rollouts"] == 24
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_a_pool_that_is_lost_in_the_seeding_takes_it_back_to_its_beginning(play: Play, turns: bool) -> None:
+    world = World(deaths={"seed 2": "seeding-pool"})
+    play(world, 1, seeding=2, turns=turns)
+    assert world.events.count("begin seeding") == 2
+    assert world.events.count("seed 1") == 2
+    assert world.events[-1] == "dismiss"
+
+
+def test_a_fault_of_a_learner_that_lives_ends_the_run(play: Play) -> None:
+    world = World(faults=(1,))
+    with pytest.raises(Fault, match="head size 16"):
+        play(world, 3, evaluate_every=1)
+    assert "forget" not in world.events
+
+
+def test_losses_end_the_run_when_there_are_too_many_within_an_hour(play: Play) -> None:
+    world = World(deaths={f"step {n}": "learner" for n in range(1, 20)})
+    with pytest.raises(
+        Fault, match=r"^learner or pool failed 13 times within an hour \(cluster.restarts_per_hour=12\)"
+    ):
+        play(world, 20, save_every=1)
+
+
+def test_a_run_that_is_to_end_does_not_begin_again(play: Play) -> None:
+    world = World(deaths={"deliver 3": "learner"}, interrupt=("step 3",))
+    with pytest.raises(Fault, match=r"^learner died$"):
+        play(world, 9, save_every=2)
 
 
 def test_a_steps_row_joins_the_learners_the_pools_and_the_searches_numbers(play: Play) -> None:

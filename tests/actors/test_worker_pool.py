@@ -18,11 +18,14 @@ import ray
 from ray_fakes import PATIENCE_S, Board, FakeWorker, Version, result, row_of, until
 
 from actors.calls import Died, get
+from actors.health import Health
 from actors.process import log_to
+from actors.restarts import Restarts
 from actors.worker_pool import WorkerPool
 from agent.config import GroupConfig
 from agent.errors import Fault, UserError
 from agent.records import Question
+from conf.topology import DeadlineConfig
 
 PLAIN = GroupConfig()
 QUESTIONS = [Question(id=f"q{i}", text="who?", golden_answers=("she",)) for i in range(11)]
@@ -37,6 +40,7 @@ class House:
         self.lost: list[tuple[str, str]] = []
         self.actors: list[Any] = []
         self._log_dir = log_dir
+        self.deadlines = DeadlineConfig()
 
     def workers(
         self, size: int, scripts: dict[str, dict[str, list[str]]] | None = None, max_restarts: int = 3
@@ -53,7 +57,8 @@ class House:
             make,
             lambda name, cause: self.lost.append((name, cause)),
             size=size,
-            max_restarts=max_restarts,
+            restarts=Restarts("rollout workers", max_restarts),
+            health=Health(self.deadlines, self._log_dir),
             log_dir=self._log_dir,
             weight_timeout_s=300.0,
         )
@@ -331,7 +336,7 @@ def test_a_worker_that_stops_serving_is_replaced_while_the_crew_waits_for_others
 def test_too_many_deaths_end_the_run(house: House) -> None:
     """Of processes that somebody kills: nothing says that the next one would be killed too."""
     workers = house.workers(1, {f"rollout-{i}": {"start": ["die"]} for i in range(3)}, max_restarts=2)
-    wanted = r"^rollout-2 failed, and cluster.max_restarts=2 workers have been replaced already: rollout-2 died \("
+    wanted = r"^rollout workers failed 3 times within an hour \(cluster.restarts_per_hour=2\): rollout-2 died \("
     with pytest.raises(Fault, match=wanted):
         house.patiently(workers.deliver, Version(0))
     assert [name for name, _ in house.lost] == ["rollout-0", "rollout-1", "rollout-2"]
@@ -520,3 +525,65 @@ def test_a_worker_that_is_lost_in_its_sleep_is_replaced_when_there_is_room_again
     house.patiently(workers.wake)
     house.patiently(workers.deliver, Version(1))
     assert house.events("rollout-1", "has")[-1] == ("1",)
+
+
+# --- workers that hang, and workers that others have left alone ---------------------------------------
+
+
+@pytest.mark.parametrize(("call", "phase"), [("start", "start"), ("evaluate", "evaluate"), ("sleep", "sleep")])
+def test_a_worker_that_hangs_is_replaced_after_the_deadline_of_its_phase(house: House, call: str, phase: str) -> None:
+    setattr(house.deadlines, phase, 2.0)
+    workers = house.workers(1, {"rollout-0": {call: ["hang"]}})
+    if call == "sleep":
+        house.patiently(workers.deliver, Version(0))
+        house.patiently(workers.sleep)
+        house.patiently(workers.wake)
+    house.patiently(workers.deliver, Version(0))
+    assert house.patiently(workers.evaluate, QUESTIONS[:1]) == [row_of(QUESTIONS[0])]
+    ((name, cause),) = house.lost
+    assert name == "rollout-0"
+    assert cause.startswith(f"rollout-0 hangs: {phase} has made no progress for ")
+    assert [w.name for w in workers.live] == ["rollout-1"]
+
+
+def test_an_idle_worker_that_dies_is_replaced_before_anybody_needs_it(house: House) -> None:
+    workers = house.workers(1)
+    house.patiently(workers.deliver, Version(0))
+    house.until_phases(workers, "idle")
+    ray.kill(house.actors[0])
+    house.watch(workers, "rollout-1", "has", "0")
+    assert [name for name, _ in house.lost] == ["rollout-0"]
+
+
+def test_without_learner_and_pool_workers_wait_for_others_and_for_weights_that_may_be_older(house: House) -> None:
+    """One plays for the pool that is gone, one is about to get the weights that are gone."""
+    workers = house.workers(2, {"rollout-0": {"run": ["gate:lost"]}, "rollout-1": {"receive": ["gate:slow"]}})
+    house.patiently(workers.deliver, Version(5))
+    workers.serve("old pool", PLAIN)
+    house.watch(workers, "rollout-1", "receive", "5")
+    house.watch(workers, "rollout-0", "run", "5")
+    workers.forget()
+    house.open("slow")
+    house.open("lost")
+    house.until_phases(workers, "serving", "empty")
+    house.patiently(workers.deliver, Version(3, anew=True))
+    workers.serve("new pool", PLAIN)
+    house.open("old pool closed")
+    house.watch(workers, "rollout-0", "run", "3")
+    house.watch(workers, "rollout-1", "run", "3")
+    assert house.events("rollout-0", "run") == [("5",), ("3",)]
+    assert house.events("rollout-1", "run") == [("3",)]
+    assert (house.lost, workers.restarts) == ([], 0)
+    house.open("new pool closed")
+
+
+def test_a_worker_that_finds_its_pool_or_its_weights_gone_tries_again(house: House) -> None:
+    workers = house.workers(1, {"rollout-0": {"receive": ["", "gone", "gone"], "run": ["gone"]}})
+    house.patiently(workers.deliver, Version(0))
+    workers.serve("pool", PLAIN)
+    house.until_phases(workers, "serving")
+    house.watch(workers, "rollout-0", "run", "0")
+    house.patiently(workers.deliver, Version(1))
+    assert house.events("rollout-0", "has") == [("0",), ("1",)]
+    assert (house.lost, workers.restarts) == ([], 0)
+    house.open("pool closed")

@@ -163,6 +163,7 @@ def test_epoch_by_hand(played):
         "accepted": 0,
         "resting": 0,
         "consumed": 2,
+        "quarantined": 0,
     }
     second, _ = run.batch()
     assert not set(first) & set(second)
@@ -221,6 +222,7 @@ def test_recycle_by_hand(played):
         "accepted": 0,
         "resting": 0,
         "consumed": 2,
+        "quarantined": 0,
     }
     later = {q for _ in range(20) for q in run.batch()[0]}
     assert later == {1, 2, 3, 5}

@@ -14,6 +14,7 @@ import pytest
 from pool_cases import asked, enter, pool_of
 
 from agent.errors import Fault, UserError
+from agent.pool.claims import Lost
 from agent.pool.history import STATES
 from agent.pool.query_pool import QueryPool
 from agent.pool.rules.base import rule_class
@@ -128,8 +129,8 @@ def test_a_lost_worker_gives_its_claims_back(make_pool, submit):
     pool = make_pool(n=20, batch_questions=4)
     lost = pool.claim("dead", now=0.0, limit=2)
     kept = pool.claim("alive", now=0.0, limit=2)
-    assert pool.worker_lost("dead") == 2
-    assert pool.worker_lost("dead") == 0
+    assert pool.worker_lost("dead") == Lost(2, ())
+    assert pool.worker_lost("dead") == Lost(0, ())
     assert pool.places()["claimed"] == 2
     again = pool.claim("alive", now=0.0, limit=100)
     assert [t.order for t in again] == [4, 5], "drawn again, behind the others"
@@ -158,6 +159,56 @@ def test_a_lease_runs_out_and_a_late_group_is_dropped(make_pool, submit):
     assert submit(pool, later), "in time as long as nobody has called its lease"
     assert not submit(pool, later), "once is enough"
     assert pool.next_deadline is None
+
+
+def test_a_lease_that_is_renewed_begins_anew(make_pool, submit):
+    pool = make_pool(lease_s=10.0)
+    mine, other = pool.claim("w", now=0.0, limit=2)
+    pool.renew("w", [mine.claim_id], now=8.0)
+    pool.renew("another", [other.claim_id], now=8.0)
+    assert pool.next_deadline == 10.0, "only its holder renews a claim"
+    assert pool.expire(now=17.9) == 1
+    assert submit(pool, mine)
+    assert not submit(pool, other)
+
+
+def test_a_question_that_two_workers_died_of_is_quarantined(make_pool, submit):
+    """The one of six that is claimed both times: reported, counted, and never drawn again, whatever is brought back."""
+    pool = make_pool(n=6, batch_questions=6)
+    first = pool.claim("first", now=0.0, limit=6)
+    killer = first[0].query
+    for ticket in first[1:]:
+        assert submit(pool, ticket)
+    assert pool.worker_lost("first") == Lost(1, ())
+    (again,) = pool.claim("second", now=0.0, limit=6)
+    assert again.query == killer
+    saved = pool.state()
+    assert pool.worker_lost("second") == Lost(1, (killer,))
+    assert pool.places()["quarantined"] == 1
+    assert pool.books.groups.returned == {"worker_lost": 1, "quarantined": 1}
+    batch = pool.take(version=0)
+    assert batch.returned == {"worker_lost": 1, "quarantined": 1}
+    pool.release(0)
+    drawn = pool.claim("third", now=0.0, limit=6)
+    assert sorted(t.query for t in drawn) == [q for q in range(6) if q != killer]
+    assert "1 quarantined" in pool.describe()
+    pool.books.check()
+    resumed = make_pool(n=6, batch_questions=6)
+    resumed.load_state(saved)
+    resumed.claim("fourth", now=0.0, limit=6)
+    assert resumed.worker_lost("fourth").quarantined == (killer,), "a checkpoint knows who is suspected"
+
+
+def test_a_question_that_was_played_in_between_is_not_suspected(make_pool, submit):
+    pool = make_pool(n=2, batch_questions=2)
+    mine, other = pool.claim("first", now=0.0, limit=2)
+    assert submit(pool, other)
+    pool.worker_lost("first")
+    (again,) = pool.claim("second", now=0.0)
+    assert submit(pool, again)
+    pool.release(pool.take(version=0).index)
+    assert {t.query for t in pool.claim("second", now=0.0, limit=2)} == {mine.query, other.query}
+    assert pool.worker_lost("second") == Lost(2, ())
 
 
 def test_an_outcome_must_answer_its_claim(make_pool, make_group, submit):
@@ -325,7 +376,7 @@ def test_a_batch_larger_than_the_pool_takes_what_there_is(make_pool, submit):
     pool = make_pool(n=3, batch_questions=8)
     tickets = pool.claim("w", now=0.0, limit=100)
     assert len(tickets) == 3
-    assert pool.worker_lost("w") == 3
+    assert pool.worker_lost("w").returned == 3
     tickets = pool.claim("w", now=0.0, limit=100)
     for number, ticket in enumerate(tickets):
         assert not pool.ready

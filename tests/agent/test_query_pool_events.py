@@ -12,6 +12,7 @@ import pytest
 from pool_cases import asked, enter, pool_of
 
 from agent.groups import Group
+from agent.pool.claims import Lost
 from agent.pool.query_pool import Place, QueryPool
 from agent.pool.rules.base import AT_ONCE, FOREVER, PoolRule, rule_class
 from agent.records import StopReason
@@ -35,7 +36,10 @@ CASES = [  # questions, rule, share of groups with a token of older weights, eve
     (40, ADAPTIVE(batch_questions=3, cooldown=2, retire_after=1, longest_rest=5), 0.0, 9_000),
     (90, ADAPTIVE(batch_questions=4, explore=0.3, max_staleness=2, pilot=2), 0.02, 7_500),
     (14, ADAPTIVE(batch_questions=5, cooldown=6, max_staleness=1), 0.02, 7_500),
+    (50, ADAPTIVE(batch_questions=4, cooldown=2, longest_rest=5, max_staleness=1), 0.0, 7_500),
 ]
+SUSPECTING = 50
+"""Questions of the case in which two deaths of workers quarantine one; smaller pools would run dry of it."""
 
 
 @dataclass
@@ -77,6 +81,8 @@ class World:
     kept: list[tuple[Group, Claim]] = field(default_factory=list)
     """Surplus of the batch taken last."""
     held: dict[int, Claim] = field(default_factory=dict)
+    deaths: Counter[int] = field(default_factory=Counter)
+    """Workers that died with a query since its last group was played."""
     gone: list[Claim] = field(default_factory=list)
     """Claims that ran out or died; their groups may still arrive."""
     submitted: dict[int, dict[int, tuple[Group, Claim]]] = field(default_factory=dict)
@@ -153,6 +159,7 @@ class World:
             return False
         claim = self.held.pop(self.rng.choice(list(self.held)))
         group, query = self.group(claim), claim.ticket.query
+        self.deaths.pop(query, None)
         assert enter(self.pool, group)
         self.counts["trajectories"] += len(group.members) + len(group.excluded)
         self.counts["tokens"] += group.outcome().all_tokens
@@ -180,17 +187,33 @@ class World:
 
     def lose(self, claims: list[Claim], reason: str) -> int:
         for claim in claims:
+            query = claim.ticket.query
             del self.held[claim.ticket.claim_id]
             self.gone.append(claim)
-            self.place[claim.ticket.query] = Place.AVAILABLE
-            self.returned["groups"][reason] += 1
+            guilty = reason == "worker_lost" and 0 < self.rule.quarantine_after <= self.deaths[query]
+            self.place[query] = Place.QUARANTINED if guilty else Place.AVAILABLE
+            self.returned["groups"]["quarantined" if guilty else reason] += 1
+            self.events["quarantined"] += guilty
         return len(claims)
 
     def crash(self) -> bool:
         worker = f"w{self.rng.randrange(4)}"
-        lost = self.lose([c for c in self.held.values() if c.worker == worker], "worker_lost")
-        assert self.pool.worker_lost(worker) == lost
+        held = [c for c in self.held.values() if c.worker == worker]
+        self.deaths.update(c.ticket.query for c in held)
+        lost = self.lose(held, "worker_lost")
+        guilty = tuple(c.ticket.query for c in held if self.place[c.ticket.query] == Place.QUARANTINED)
+        assert self.pool.worker_lost(worker) == Lost(lost, guilty)
         return lost > 0
+
+    def renew(self) -> bool:
+        """A worker's groups go on; it also names what isn't its own, or is no longer held."""
+        worker = f"w{self.rng.randrange(4)}"
+        own = [c for c in self.held.values() if c.worker == worker and self.rng.random() < 0.7]
+        others = [c.ticket.claim_id for c in (*self.held.values(), *self.gone[-3:]) if c.worker != worker]
+        self.pool.renew(worker, [*(c.ticket.claim_id for c in own), *others], now=self.now)
+        for claim in own:
+            claim.deadline = self.now + LEASE_S
+        return bool(own)
 
     def expire(self) -> bool:
         self.now += self.rng.expovariate(1 / 8)
@@ -363,7 +386,8 @@ class World:
 
 
 UNITS = ("groups", "trajectories", "tokens")
-EVENTS = {"claim": 30, "submit": 30, "take": 14, "release": 14, "expire": 5, "crash": 2, "submit_late": 3, "restart": 1}
+EVENTS = {"claim": 30, "submit": 30, "take": 14, "release": 14, "expire": 7, "crash": 2, "submit_late": 3}
+EVENTS |= {"restart": 1, "renew": 2}
 
 
 @pytest.mark.parametrize(
@@ -372,6 +396,7 @@ EVENTS = {"claim": 30, "submit": 30, "take": 14, "release": 14, "expire": 5, "cr
 def test_random_events(make_questions, make_group, n, rule, stale_share, events):
     """Counts only what happened: a claim that gave nothing or a take that had to wait is checked, and tried again."""
     rule = dataclasses.replace(rule, group_size=K, lease_s=LEASE_S, max_empty_batches=10**9)
+    rule.quarantine_after = 2 if n == SUSPECTING else 0
     seed = n + 100 * rule.max_staleness
     pool = pool_of(make_questions(n), rule, seed=seed)
     world = World(pool, rule, random.Random(seed), make_group, stale_share)
@@ -399,6 +424,7 @@ def test_random_events(make_questions, make_group, n, rule, stale_share, events)
     assert world.events["struck"] > 50
     assert world.events["struck batch"] > 5
     assert world.events["empty batch"] <= 0.02 * world.events["take"], "only where the redraws failed as well"
+    assert (world.events["quarantined"] > 1) == (n == SUSPECTING)
     if stale_share:
         assert world.returned["groups"]["too_stale"] > 0
     else:

@@ -14,6 +14,7 @@ import pytest
 from patience import finished, run
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "faults"))  # for damage.py: importlib mode adds no folder by itself
 SMALL = [
     "tracker=none",
     "cluster.dashboard=false",
@@ -56,9 +57,14 @@ def output_of(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def start(tmp_path_factory) -> Callable[..., subprocess.Popen]:
+def cache(tmp_path_factory) -> Path:
+    """What all runs of the session share."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def start(cache) -> Callable[..., subprocess.Popen]:
     """Starts launch.py in a folder with one cache for the whole session; the caller waits for it."""
-    cache = tmp_path_factory.mktemp("cache")
 
     def start(folder: Path, *arguments: str) -> subprocess.Popen:
         command = [sys.executable, str(ROOT / "launch.py"), *arguments, f"hydra.run.dir={folder}", f"cache_dir={cache}"]

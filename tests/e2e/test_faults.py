@@ -4,46 +4,36 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from damage import Damaged, left_behind
 from patience import finished, until
 
 
-def test_killed_worker_is_replaced_and_the_run_ends_as_it_should(start, small, tmp_path):
-    """Two workers, a batch of staleness; one worker is killed with groups in hand."""
-    folder = tmp_path / "killed"
-    process = start(
-        folder,
-        *small,
-        "algorithm.steps=5",
-        "cluster.rollout_workers=2",
-        "pool.max_staleness=1",
-        "debug=false",
-    )
+def test_a_run_goes_on_when_its_parts_are_killed(cache, small, tmp_path):
+    """A worker that plays, the retrieval as it is asked, the learner as it publishes: one run, two workers, staleness.
+
+    ``tests/faults`` has all parts, phases and kinds of faults.
+    """
+    settings = (*small, "algorithm.steps=1000", "cluster.rollout_workers=2", "pool.max_staleness=1")
+    run = Damaged.start(tmp_path / "killed", cache, *settings, "checkpoints.every=1")
     try:
-        _wait_for_row(folder, process, lambda row: row["kind"] == "step" and row["step"] == 1)
-        victim = _pid(folder, "rollout-1")
-        os.kill(victim, signal.SIGKILL)
-        output = _output(process, folder)
+        run.damage("rollout", "kill", "generating")
+        run.damage("retrieval", "kill", "searching")
+        run.damage("learner", "kill", "publishing")
+        run.end()
     finally:
-        process.kill()
-    assert process.returncode == 0, output
-    rows = _rows(folder)
-    (lost,) = [r for r in rows if r.get("event") == "worker_lost"]
-    assert lost["worker"] == "rollout-1"
-    steps = [r for r in rows if r["kind"] == "step"]
-    assert [r["step"] for r in steps] == [1, 2, 3, 4, 5]
-    last = steps[-1]
-    assert last["books/groups/returned/worker_lost"] == lost["returned_groups"] if lost["returned_groups"] else True
-    returned = sum(v for k, v in last.items() if k.startswith("books/groups/returned/"))
-    received, accepted, in_flight = (last[f"books/groups/{k}"] for k in ("received", "accepted", "in_flight"))
-    assert received == accepted + returned + in_flight
-    assert all(r["rollout/staleness_max"] <= 1 for r in steps)
+        run.process.kill()
+    run.check()
+    events = [row for row in run.rows() if row.get("event") in ("worker_lost", "retrieval_lost", "recovered")]
+    assert [event["event"] for event in events] == ["worker_lost", "retrieval_lost", "recovered"]
+    assert events[-1]["lost"] == "learner"
+    assert f"learner lost: learner and pool go on from {events[-1]['path']}; " in run.output
+    assert left_behind(run.faults) == []
 
 
 def test_ctrl_c_finishes_the_step_and_leaves_a_checkpoint(start, small, tmp_path):
@@ -181,9 +171,3 @@ def _output(process, folder) -> str:
     """What the run has printed, once it has ended."""
     with folder.with_name(f"{folder.name}.output").open() as file:
         return finished(process, file)
-
-
-def _pid(folder, actor: str) -> int:
-    """The process of an actor, from the first line of its log."""
-    text = (folder / "logs" / f"{actor}.log").read_text()
-    return int(re.search(r"^\[slingshot\] .* pid (\d+)$", text, re.M)[1])

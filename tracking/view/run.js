@@ -12,7 +12,7 @@ const CHARTS = [
   ["Faults: episodes left out of a step", ["rollout/excluded", "retrieval/failures", "retrieval/timeouts"], { zero: true }],
   ["Tokens a second", ["rollout/tokens_per_s", "learner/tokens_per_s"], { zero: true }],
   ["Recycled share of the trained groups", ["pool/recycled_share"], { zero: true }],
-  ["Places of the pool", ["pool/available", "pool/resting", "pool/consumed"], { stacked: true }],
+  ["Places of the pool", ["pool/available", "pool/resting", "pool/consumed", "pool/quarantined"], { stacked: true }],
   ["Workers replaced", ["workers/restarts"], { zero: true }],
 ];
 

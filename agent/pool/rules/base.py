@@ -59,9 +59,11 @@ class PoolRule(ABC):
     max_struck: float = bounded(0.1, "in [0, 1]")
     """Of a batch, most trajectories that a failed search or tool may end. Above this share nothing of the batch is
     trained on, and the run waits until the searches are answered again: those that don't search would be left."""
-    lease_s: float = bounded(3600.0, "above 0")
-    """A claim that is not submitted within this time returns to the pool: well above the longest batch. Those of a
-    worker that has died return at once."""
+    lease_s: float = bounded(600.0, "above 0")
+    """A claim whose group makes no progress for so long, not a token, returns to the pool."""
+    quarantine_after: int = bounded(2, "at least 0")
+    """Workers that die while they hold a question, none of its groups played in between, and it is never drawn again;
+    0 draws it for ever."""
     max_empty_batches: int = bounded(10, "at least 1")
     """The run stops after this many batches in a row without a signal-bearing group."""
 

@@ -1,0 +1,237 @@
+"""The actors of a training run, as the supervisor holds them.
+
+retrieval, rollout workers      to the end of the run; each is replaced alone, at once
+learner, pool                   together: both go on from the same checkpoint (``begin``)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from actors.broadcast import Broadcast
+from actors.calls import POLL_S, Died, Hangs
+from actors.health import Health
+from actors.prepare import Prepared
+from actors.record import Record
+from actors.restarts import Restarts
+from actors.searching import Searching
+from actors.topology import Topology, named
+from actors.watch import Watch
+from actors.worker_pool import WorkerPool
+from agent.errors import Fault
+from agent.records import Question
+from conf.schema import RunConfig
+from retrieval_service.backend import Identity
+
+
+class Parts:
+    """The parts of a run in ``run_dir``. What happens to them goes to ``record``; ``stopped`` says if a user stops."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        prepared: Prepared,
+        run_dir: Path,
+        record: Record,
+        watch: Watch,
+        stopped: Callable[[], bool],
+    ) -> None:
+        self.config, self.prepared = config, prepared
+        self.record = record
+        self.topology = Topology(
+            config, run_dir, prepared.model_path, prepared.task.corpus, config.evaluation_inference
+        )
+        limit = config.cluster.restarts_per_hour
+        self.health = Health(config.cluster.deadlines, self.topology.log_dir)
+        self._retrieval_restarts = Restarts("the retrieval", limit)
+        self._losses = Restarts("learner or pool", limit)
+        self._stopped, self._watch = stopped, watch
+        self.learner: Any = None
+        self.pool: Any = None
+        self.playing_for: Any = None
+        """The pool that holds the claims of the workers, if there is one just now."""
+        self.workers: WorkerPool | Any = None
+        self._together: tuple[str, ...] = ()
+        """If one of them is lost, all are."""
+        self._opened: list[tuple[Any, Any]] = []
+        """Replicas whose start isn't known to have ended, each with the call."""
+
+    def begin(self, checkpoint: Path | None) -> Any:
+        """Starts learner and pool, as they were saved into ``checkpoint`` if there is one, and at first all others.
+
+        Returns what the learner's start will give. Where learner and engine are colocated, it has given it already:
+        the card is the learner's until it is up and has given back what it tried.
+        """
+        first, topology = self.workers is None, self.topology
+        if first:
+            self.retrieval = topology.retrieval()
+            for name, replica in named(self.retrieval).items():
+                self.health.watch(name, replica, self._retrieval_lost, restarts=True)
+            self._opened = [(replica, replica.start.remote()) for replica in self.retrieval.values()]
+        elif self.config.cluster.colocated:
+            self.workers.sleep()
+        self.learner = topology.learner(checkpoint)
+        self._together = ("learner", *topology.followers, "pool", "seeding-pool")
+        for name, actor in {"learner": self.learner, **topology.followers}.items():
+            self.health.watch(name, actor, _raise)
+        built = self.learner.start.remote()
+        self.pool = self.playing_for = topology.pool(self.prepared.task.train)
+        self.health.watch("pool", self.pool, _raise)
+        self._pooled = self.pool.start.remote(checkpoint)
+        if self.config.cluster.colocated:
+            self.health.answer(built, "learner")
+        if first:
+            self._start_workers()
+        elif self.config.cluster.colocated:
+            self.workers.wake()
+        self._choose_channel(first)
+        return built
+
+    def seeding_pool(self, questions: tuple[Question, ...]) -> Any:
+        """The pool of the expert seeding, which the workers then play for."""
+        pool = self.playing_for = self.topology.seeding_pool(questions)
+        self.health.watch("seeding-pool", pool, _raise)
+        self.wait(pool.start.remote(), "seeding-pool")
+        return pool
+
+    def seeded(self) -> None:
+        """The seeding is over."""
+        self.health.forget("seeding-pool")
+        self.playing_for = self.pool
+
+    def pool_is_there(self) -> None:
+        """Waits for the pool."""
+        self.wait(self._pooled, "pool")
+
+    def index_is_open(self) -> None:
+        """Waits for the retrieval; what dies meanwhile is started again."""
+        while self._opened:
+            replica, opened = self._opened[0]
+            try:
+                self.wait(opened, "retrieval")
+                del self._opened[0]
+            except Died:
+                time.sleep(POLL_S)
+                self._opened[0] = replica, replica.start.remote()
+
+    def index(self) -> Identity:
+        """What is searched; a retrieval that is down is waited for."""
+        replica = next(iter(self.retrieval.values()))
+        while True:
+            try:
+                identity: Identity = self.wait(replica.identity.remote(), "retrieval")
+                return identity
+            except Died:
+                time.sleep(POLL_S)
+
+    def lost(self, fault: Fault) -> dict[str, Died]:
+        """Which of learner and pool are gone, if any, and why: all end with that. Else raises ``fault``.
+
+        Raises a ``Fault``, too, if that was once too often.
+        """
+        if self.workers is None:
+            raise fault
+        gone = self.health.gone(*self._together)
+        if isinstance(fault, Hangs) and fault.actor in self._together:
+            gone = {fault.actor: fault, **gone}
+        if not gone:
+            raise fault
+        self._losses.count(str(next(iter(gone.values()))))
+        for name in self._together:
+            self.health.end(name)
+        self.playing_for = None
+        self.workers.forget()
+        return gone
+
+    def wait(self, ref: Any, actor: str) -> Any:
+        """The result of ``ref``, a call of ``actor``, while all others are watched. Raises its error."""
+        return self.workers.wait(ref, actor)
+
+    @contextmanager
+    def learners_turn(self, pool: Any = None) -> Iterator[None]:
+        """The learner's work, with ``pool``'s next batch if it needs one. Colocated engines sleep meanwhile.
+
+        take ─► engines sleep ─► the learner works ─► engines wake ─► (deliver)
+        """
+        if not self.config.cluster.colocated:
+            yield
+            return
+        if pool is not None:
+            self.wait(self.learner.take.remote(pool), "learner")
+        self.workers.sleep()
+        yield
+        self.workers.wake()
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _start_workers(self) -> None:
+        config, cluster = self.config, self.config.cluster
+        self.workers = WorkerPool(
+            lambda name: self.topology.worker(name, self.retrieval),
+            self._worker_lost,
+            size=cluster.rollout_workers,
+            restarts=Restarts("rollout workers", cluster.restarts_per_hour),
+            health=self.health,
+            log_dir=self.topology.log_dir,
+            weight_timeout_s=self._weight_timeout_s,
+        )
+        self.workers.idle = self._watch.look
+        self.searching = Searching(
+            self.retrieval.values(), self.wait, self.record.say, config.retrieval.outage_s, self._stopped
+        )
+
+    def _choose_channel(self, first: bool) -> None:
+        """Says how weights will travel; a broadcast needs somebody who directs it."""
+        cluster = self.config.cluster
+        channel, why = cluster.channel
+        if channel == "nccl":
+            self.workers.broadcast = Broadcast(
+                self.learner,
+                timeout_s=cluster.weight_timeout_s,
+                hold_s=self._weight_timeout_s,
+                say=self._broadcast_failed,
+                log_dir=self.topology.log_dir,
+            )
+        if first:
+            settings = "".join(f", {name}={value}" for name, value in cluster.nccl_environment.items())
+            self.record.event("weight_channel", {"channel": channel, "why": why, **cluster.nccl_environment})
+            self.record.say(f"weights travel through {channel}: {why}{settings}")
+
+    @property
+    def _weight_timeout_s(self) -> float:
+        """Seconds for a worker to take weights, with those that it may first need to finish its groups."""
+        cluster = self.config.cluster
+        return cluster.weight_timeout_s + (0.0 if cluster.in_flight_updates else self.config.pool.lease_s)
+
+    def _broadcast_failed(self, why: str) -> None:
+        self.record.event("weight_channel", {"channel": "object_store", "why": why})
+        self.record.say(why, "yellow")
+
+    def _worker_lost(self, name: str, cause: str) -> None:
+        """Returns a dead worker's claims, and says which questions are quarantined for it."""
+        returned, quarantined = 0, []
+        if self.playing_for is not None:
+            returned, quarantined = self.health.answer(self.playing_for.worker_lost.remote(name), "pool")
+        self.record.event("worker_lost", {"worker": name, "cause": cause, "returned_groups": returned})
+        self.record.say(f"{name} is lost, {returned} groups go back, a new worker starts: {cause}", "yellow")
+        for question in quarantined:
+            self.record.event("quarantined", {"question": question.id, "worker": name})
+            self.record.say(
+                f"question {question.id} was claimed when {self.config.pool.quarantine_after} workers died "
+                "(pool.quarantine_after): it is quarantined, and never drawn again",
+                "yellow",
+            )
+
+    def _retrieval_lost(self, error: Died) -> None:
+        cause = str(error)
+        self.record.event("retrieval_lost", {"cause": cause})
+        self._retrieval_restarts.count(cause)
+        self.record.say(f"the retrieval starts again, and searches fail meanwhile: {cause}", "yellow")
+
+
+def _raise(error: Died) -> None:
+    raise error

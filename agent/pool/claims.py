@@ -1,0 +1,88 @@
+"""The tickets that workers hold: each with a lease, which progress renews, and what their deaths say of a question."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from agent.tickets import Ticket
+
+
+@dataclass
+class Claim:
+    """A ticket that a worker holds until ``deadline``, in the caller's seconds."""
+
+    ticket: Ticket
+    worker: str
+    deadline: float
+
+
+class Lost(NamedTuple):
+    """What a dead worker held."""
+
+    returned: int
+    """Claims that went back, the quarantined ones included."""
+    quarantined: tuple[int, ...]
+    """Queries that are never drawn again."""
+
+
+class Claims:
+    """All claims of a pool. A lease of ``lease_s`` seconds begins with the claim and anew with each renewal.
+
+    A query that was claimed when ``quarantine_after`` workers died, with no group of it played to its end in between,
+    may be what kills them; 0 suspects none.
+    """
+
+    def __init__(self, lease_s: float, quarantine_after: int) -> None:
+        self._lease_s = lease_s
+        self._quarantine_after = quarantine_after
+        self._held: dict[int, Claim] = {}
+        self.deaths: Counter[int] = Counter()
+        """Workers that died with a query claimed, by query, since its last group that was played to its end."""
+
+    def add(self, ticket: Ticket, worker: str, *, now: float) -> None:
+        """``worker`` holds ``ticket`` from now on."""
+        self._held[ticket.claim_id] = Claim(ticket, worker, now + self._lease_s)
+
+    def ticket(self, claim_id: int) -> Ticket | None:
+        """The ticket of a claim that is held."""
+        claim = self._held.get(claim_id)
+        return None if claim is None else claim.ticket
+
+    def played(self, ticket: Ticket) -> None:
+        """Ends the claim of a ticket whose group is here: its question has killed nobody."""
+        del self._held[ticket.claim_id]
+        self.deaths.pop(ticket.query, None)
+
+    def renew(self, worker: str, claim_ids: Iterable[int], *, now: float) -> None:
+        """The groups of these claims go on: their leases begin anew. Claims that ``worker`` no longer holds don't."""
+        for claim in (self._held.get(c) for c in claim_ids):
+            if claim is not None and claim.worker == worker:
+                claim.deadline = now + self._lease_s
+
+    def ends(self, which: Callable[[Claim], bool]) -> list[Ticket]:
+        """Ends the claims that ``which`` picks; their tickets."""
+        tickets = [claim.ticket for claim in self._held.values() if which(claim)]
+        for ticket in tickets:
+            del self._held[ticket.claim_id]
+        return tickets
+
+    def died(self, query: int) -> bool:
+        """A worker died while it held ``query``; whether that is once too often."""
+        self.deaths[query] += 1
+        return 0 < self._quarantine_after <= self.deaths[query]
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When the next lease runs out, or None without claims."""
+        return min((c.deadline for c in self._held.values()), default=None)
+
+    def state(self) -> dict[str, int]:
+        """``deaths`` as JSON has it; the claims themselves are the open batches' draws."""
+        return {str(query): count for query, count in sorted(self.deaths.items())}
+
+    def load_state(self, state: Mapping[str, int]) -> None:
+        """Continues from ``state()``."""
+        self.deaths = Counter({int(query): count for query, count in state.items()})

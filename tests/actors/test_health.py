@@ -1,0 +1,207 @@
+"""Actors that hang, stop, are slow or die, under a real Ray: which are seen, as what, and which are left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray_fakes import result, until
+
+from actors.calls import Died, Hangs
+from actors.health import Health
+from actors.process import log_to
+from actors.pulse import HEALTH, Beats, Pulse, during
+from actors.restarts import HOUR_S, Restarts
+from agent.errors import Fault
+from conf.topology import DeadlineConfig
+
+
+@ray.remote(num_cpus=0, max_concurrency=100, concurrency_groups={HEALTH: 2})
+class Patient:
+    """Does what it is told."""
+
+    def __init__(self, log_dir: Path) -> None:
+        log_to(log_dir, "patient")
+        self._beats = Beats()
+
+    @ray.method(concurrency_group=HEALTH)
+    async def ping(self) -> Pulse:
+        return self._beats.pulse()
+
+    @during("start")
+    async def start(self) -> int:
+        return os.getpid()
+
+    async def block(self) -> None:
+        """Its event loop gets no further."""
+        while True:
+            time.sleep(0.1)
+
+    async def work(self) -> None:
+        self._beats.did("update")
+
+    @during("update")
+    async def update(self) -> None:
+        import asyncio
+
+        await asyncio.Event().wait()
+
+
+class Ward:
+    """One patient, who is looked at as often as the test wants, by a clock of its own."""
+
+    def __init__(self, folder: Path, deadlines: DeadlineConfig, **options: Any) -> None:
+        self.now = 0.0
+        self.lost: list[Died] = []
+        self.log = folder / "patient.log"
+        self.health = Health(deadlines, folder, clock=lambda: self.now)
+        self.patient = Patient.options(**options).remote(folder)
+        self.health.watch("patient", self.patient, self.lost.append, restarts="max_restarts" in options)
+        self.pid = result(self.patient.start.remote())
+
+    def look(self, seconds: float = 1.0) -> None:
+        """A ping is answered, if it will be, and ``seconds`` of the ward's clock pass."""
+        ray.wait([self.health._patients["patient"].asked], timeout=0.5)
+        self.now += seconds
+        self.health.look()
+
+
+Open = Callable[..., Ward]
+
+
+@pytest.fixture
+def ward(local_ray: None, tmp_path: Path) -> Iterator[Open]:
+    wards: list[Ward] = []
+
+    def open_ward(deadlines: DeadlineConfig | None = None, **options: Any) -> Ward:
+        wards.append(Ward(tmp_path, deadlines or DeadlineConfig(), **options))
+        return wards[-1]
+
+    yield open_ward
+    for each in wards:
+        ray.kill(each.patient)
+
+
+def test_a_process_that_is_stopped_is_named_and_killed_within_the_deadline_of_a_ping(ward: Open) -> None:
+    ward = ward(DeadlineConfig(ping=10.0))
+    ward.look()
+    os.kill(ward.pid, signal.SIGSTOP)
+    looks = 0
+    while not ward.lost:
+        ward.look()
+        looks += 1
+    (error,) = ward.lost
+    assert isinstance(error, Hangs)
+    assert str(error).startswith(
+        "patient hangs: no ping was answered for 11 s (cluster.deadlines.ping): its process is"
+    )
+    assert "stopped" in str(error)
+    assert looks <= 13  # 10 s, and what was answered before
+    assert "[slingshot] patient hangs: no ping" in ward.log.read_text()
+    until(lambda: not _alive(ward.pid))
+
+
+def test_a_phase_without_progress_is_named_and_the_stacks_say_where_it_hangs(ward: Open) -> None:
+    """Meanwhile every ping is answered."""
+    ward = ward(DeadlineConfig(answer=20.0))
+    ward.look()
+    ward.patient.block.remote()
+    until(lambda: ward.look() or ward.lost)
+    assert str(ward.lost[0]).startswith("patient hangs: answer has made no progress for 2")
+    assert "block" in ward.log.read_text().partition("what its threads do")[2]
+
+
+def test_work_renews_a_deadline_however_long_the_phase_lasts(ward: Open) -> None:
+    ward = ward(DeadlineConfig(update=30.0))
+    ward.look()
+    ward.patient.update.remote()
+    for _ in range(20):
+        result(ward.patient.work.remote())
+        ward.look(5.0)
+    assert not ward.lost
+    until(lambda: ward.look(5.0) or ward.lost)
+    assert str(ward.lost[0]).startswith(
+        "patient hangs: update has made no progress for 35 s (cluster.deadlines.update)"
+    )
+
+
+def test_an_idle_actor_and_a_phase_without_a_deadline_are_left_alone(ward: Open) -> None:
+    ward = ward(DeadlineConfig(update=None))
+    ward.look()
+    for _ in range(10):
+        ward.look(5.0)
+    ward.patient.update.remote()
+    for _ in range(300):
+        ward.now += 5.0
+        ward.health.look()
+        if ward.health._patients["patient"].silent > 5.0:
+            ward.look(0.0)
+    assert not ward.lost
+
+
+def test_a_supervisor_that_was_stopped_itself_accuses_nobody(ward: Open) -> None:
+    ward = ward(DeadlineConfig(update=30.0))
+    ward.look()
+    ward.patient.update.remote()
+    ward.look()
+    ward.look(3600.0)
+    assert not ward.lost
+
+
+def test_a_death_is_told_once_and_of_one_that_starts_again_each(ward: Open) -> None:
+    once = ward()
+    once.look()
+    os.kill(once.pid, signal.SIGKILL)
+    until(lambda: "patient" not in once.health._patients or once.look())
+    (error,) = once.lost
+    assert not isinstance(error, Hangs)
+    assert str(error).startswith("patient died (")
+
+
+def test_one_that_ray_starts_again_is_watched_again(ward: Open) -> None:
+    ward = ward(max_restarts=-1)
+    pid = ward.pid
+    for deaths in (1, 2):
+        ward.look()
+        os.kill(pid, signal.SIGKILL)
+        until(lambda deaths=deaths: ward.look() or len(ward.lost) == deaths)
+        pulse = until(lambda: ward.look() or ward.health._patients["patient"].pulse)
+        assert pulse.pid != pid
+        pid = pulse.pid
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: ward.look() or len(ward.lost) == 3)
+    assert isinstance(ward.lost[-1], Hangs)
+    assert until(lambda: ward.look() or ward.health._patients["patient"].pulse).pid != pid
+
+
+def test_who_is_gone_is_asked_when_something_broke(ward: Open) -> None:
+    ward = ward()
+    assert ward.health.gone("patient", "nobody") == {}
+    os.kill(ward.pid, signal.SIGKILL)
+    gone = until(lambda: ward.health.gone("patient", "nobody"))
+    assert str(gone["patient"]).startswith("patient died (ActorDiedError)")
+
+
+def test_restarts_are_counted_by_the_hour() -> None:
+    times = [0.0, 10.0, HOUR_S, HOUR_S + 10.0, 3 * HOUR_S, 3 * HOUR_S + 1.0, 3 * HOUR_S + 2.0]
+    restarts = Restarts("workers", 2, clock=iter(times).__next__)
+    for _ in times[:-1]:
+        restarts.count("it broke")
+    assert restarts.total == 6
+    wanted = r"^workers failed 3 times within an hour \(cluster.restarts_per_hour=2\): it broke again$"
+    with pytest.raises(Fault, match=wanted):
+        restarts.count("it broke again")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"

@@ -1,0 +1,116 @@
+"""Faults from inside the real actors: Python reads this file as it starts, where it is on the path.
+
+An actor that enters a phase (``actors/pulse.py``), or asks its engine, adds a line to ``$FAULTS/phases``, and does what
+the file ``$FAULTS/order`` says if it is for that phase: an order is carried out once, by whoever takes it first.
+
+    {"when": ["learner", "publish"], "target": "pool", "kind": "kill", "skip": 0}
+"""
+
+import importlib.abc
+import importlib.util
+import json
+import os
+import re
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+FOLDER = os.environ.get("FAULTS")
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+
+
+def entered(phase):
+    """This actor enters ``phase``: says so, and carries out an order for it."""
+    log = Path(os.readlink("/proc/self/fd/1"))
+    actor, folder = log.stem, Path(FOLDER)
+    with (folder / "phases").open("a") as file:
+        file.write(json.dumps([time.time(), actor, phase, os.getpid()]) + "\n")
+    order = folder / "order"
+    try:
+        wanted = json.loads(order.read_text())
+    except (OSError, ValueError):
+        return
+    who, what = wanted["when"]
+    if what != phase or kind_of(actor) != who:
+        return
+    try:
+        order.rename(folder / "taken")
+    except OSError:  # somebody else was first
+        return
+    kind, target = wanted["kind"], wanted["target"]
+    pid = os.getpid() if kind_of(actor) == target else newest(log.parent, target)
+    done = folder / "done.new"
+    done.write_text(json.dumps({**wanted, "at": time.time(), "pid": pid}))
+    done.rename(folder / "done")
+    if kind in SIGNALS:
+        os.kill(pid, SIGNALS[kind])
+    elif kind == "hang":
+        while True:
+            time.sleep(1)
+
+
+def kind_of(actor):
+    """``rollout`` of ``rollout-3``."""
+    return actor.partition("-")[0]
+
+
+def newest(logs, target):
+    """The process of the newest actor of a kind that is up."""
+    starts = []
+    for log in logs.glob(f"{target}*.log"):
+        for pid in re.findall(r"^\[slingshot\] .* pid (\d+)$", log.read_text(errors="replace"), re.M):
+            if Path(f"/proc/{pid}").exists():
+                starts.append((Path(f"/proc/{pid}").stat().st_ctime, int(pid)))
+    return max(starts)[1]
+
+
+def changed_pulse(module):
+    phase = module.Beats.phase
+
+    @contextmanager
+    def watched(self, name):
+        with phase(self, name):
+            entered(name)
+            yield
+
+    module.Beats.phase = watched
+
+
+def changed_leases(module):
+    generate = module.Paced.generate
+
+    async def watched(self, *arguments, **named):
+        entered("generate")
+        return await generate(self, *arguments, **named)
+
+    module.Paced.generate = watched
+
+
+CHANGED = {"actors.pulse": changed_pulse, "actors.leases": changed_leases}
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    """Lets the modules of ``CHANGED`` be found as always, and changes them once they are executed."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in CHANGED:
+            return None
+        sys.meta_path.remove(self)
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            sys.meta_path.insert(0, self)
+        execute = spec.loader.exec_module
+
+        def execute_and_change(module):
+            execute(module)
+            CHANGED[name](module)
+
+        spec.loader.exec_module = execute_and_change
+        return spec
+
+
+if FOLDER:
+    sys.meta_path.insert(0, Finder())
