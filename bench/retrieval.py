@@ -85,7 +85,10 @@ def built(folder: Path, passages: int) -> Path:
     file = folder / f"{passages}.jsonl"
     if not file.exists():
         write_corpus(file, corpus(passages))
-    return index_for(file, CONFIG, folder)
+    began = time.perf_counter()
+    index = index_for(file, CONFIG, folder)
+    print(f"the index of {passages} passages: {time.perf_counter() - began:.1f} s", flush=True)
+    return index
 
 
 # --- the three, each in a process of its own ---------------------------------------------------------
@@ -276,11 +279,11 @@ def main() -> None:
         part(*sys.argv[1:])
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="10,000 passages, one round")
-    parser.add_argument("--passages", type=int, default=100_000)
+    parser.add_argument("--quick", action="store_true", help="10,000 passages unless told otherwise, one round")
+    parser.add_argument("--passages", type=int)
     parser.add_argument("--keep", type=Path, help="a folder in which the index is looked for, and kept")
     given = parser.parse_args()
-    passages = 10_000 if given.quick else given.passages
+    passages = given.passages or (10_000 if given.quick else 100_000)
     with tempfile.TemporaryDirectory() as folder:
         index = built(given.keep or Path(folder), passages)
         rows = compare(index, 1 if given.quick else 3, 3.0 if given.quick else 10.0)

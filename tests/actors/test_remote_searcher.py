@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -20,6 +21,7 @@ from actors.process import QUIET
 from actors.retrieval import RetrievalActor
 from actors.searcher import RemoteSearcher
 from agent.errors import RetrievalError, UserError
+from retrieval_service.backend import index_for, open_backend
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import join_contents
 
@@ -420,6 +422,46 @@ def test_a_thousand_searches_where_three_hundred_fit_are_all_answered(
     assert len(seconds) == 1000
     assert sum(s.timeouts + s.failures for s in stats) == 0
     assert seconds[-1] > 3.0, "more than fits"
+
+
+@pytest.mark.slow
+@pytest.mark.jvm
+def test_200_000_searches_under_ray_give_what_lucene_gives(local_ray: None, tmp_path: Path) -> None:
+    """Of 64 clients at once; none is answered from a cache, and the actor is the same process to the end."""
+    rng = random.Random(0)
+    words = [f"w{n}" for n in range(3000)]
+    (tmp_path / "corpus.jsonl").write_text(
+        "".join(_line(f"d{n}", f"Title {n}", " ".join(rng.choices(words, k=30))) for n in range(5000))
+    )
+    queries = [" ".join(rng.choices(words, k=4)) for _ in range(4000)]
+    config = RetrievalConfig(cache_size=0)
+    index = index_for(tmp_path / "corpus.jsonl", config, tmp_path / "cache")
+    direct = open_backend(config, index)
+    expected = dict(zip(queries, direct.search_batch(queries, 3), strict=True))
+    direct.close()
+    env = {**QUIET, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1"}
+    actor = RetrievalActor.options(num_cpus=0, max_concurrency=1000, runtime_env={"env_vars": env}).remote(
+        tmp_path / "corpus.jsonl", config, tmp_path / "cache", tmp_path / "logs", "retrieval"
+    )
+    searches, clients = 200_000, 64
+
+    async def scenario() -> int:
+        searcher = RemoteSearcher([actor], timeout_s=PATIENCE_S)
+        numbers = iter(range(searches))
+
+        async def client() -> int:
+            wrong = 0
+            for number in numbers:
+                query = queries[number % len(queries)]
+                wrong += await searcher.search(query, 3) != expected[query]
+            return wrong
+
+        return sum(await asyncio.gather(*(client() for _ in range(clients))))
+
+    assert play(scenario()) == 0
+    stats = result(actor.stats.remote())
+    assert (stats.queries, stats.failures, stats.timeouts, stats.cache_hits) == (searches, 0, 0, 0)
+    ray.kill(actor)
 
 
 @pytest.mark.jvm
