@@ -14,6 +14,8 @@ PROCESS = int(0.5 * GIB)
 """Of a Python process with torch, whatever it holds."""
 CUDA_PROCESS = int(2.5 * GIB)
 """The same with CUDA's libraries and pinned buffers."""
+TRAINS = ("train", "plan")
+"""Modes that write checkpoints; a plan is of a training run."""
 DISK_MARGIN = GIB // 4
 """Logs, metrics, trajectories, Ray's session files."""
 
@@ -35,7 +37,7 @@ def memory_bytes(config: RunConfig) -> int:
     cluster = config.cluster
     learner, engine = learner_memory(config), engine_memory(config, usable_bytes(cluster))
     copies = 2 * weight_bytes(config)  # the learner's, and the buffer that they are packed into
-    if config.mode == "train":
+    if config.mode in TRAINS:
         copies += learner.weights + learner.states  # of a checkpoint, while it is written
     shared = object_store_bytes(config) + heap_bytes(config.retrieval.heap) + copies + 3 * PROCESS
     if cluster.device == "cuda":
@@ -54,7 +56,7 @@ def checkpoint_bytes(config: RunConfig) -> int:
 
 def output_bytes(config: RunConfig) -> int:
     """The run's folder: the checkpoints that are kept, one that is being written, and the small files."""
-    if config.mode not in ("train", "plan"):  # a plan is of a training run
+    if config.mode not in TRAINS:
         return DISK_MARGIN
     kept = config.checkpoints.keep
     if not kept and config.checkpoints.every:

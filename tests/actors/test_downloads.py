@@ -39,7 +39,7 @@ def test_the_plan_of_the_box_names_data_index_downloads_memory_and_disk(tmp_path
     said = "\n".join(lines[lines.index("data and index") :])
     assert "questions: flashrag:hotpotqa/train to train on, flashrag:hotpotqa/dev held out" in said
     assert f"index: {HOTPOTQA.name}, 5,233,329 passages: " in said
-    assert "Lucene maps 3.03 GB or less into memory: what is free beside the actors' 25.4 GiB" in said
+    assert "Lucene maps 3.03 GB or less into memory: what is free beside the actors' 34.1 GiB" in said
     assert f"data.questions=flashrag:hotpotqa/train: about 566.0 MB, to {tmp_path}/questions/" in said
     assert f"2.02 GB, about 3.03 GB unpacked, to {tmp_path}/indexes/{HOTPOTQA.folder}" in said
     assert f"the model Qwen/Qwen2.5-1.5B-Instruct: about 3.09 GB, to {tmp_path}/hub/models--Qwen--Qwen2.5-1.5B" in said
