@@ -225,6 +225,8 @@ def test_plain_grpo_is_the_same_in_every_experiment(experiment: str) -> None:
 
 def test_cards_of_24_gib_have_8_bit_moments_and_only_the_tiny_model_keeps_all_activations() -> None:
     for file in (CONF / "cluster").glob("*.yaml"):
+        if file.stem == "auto":  # the layout that the plan chooses says it
+            continue
         config = composed(f"cluster={file.stem}", "model=qwen1.5b", "algorithm=david")
         small = config.cluster.device == "cuda" and config.cluster.card == "rtx3090"
         assert (config.algorithm.optimizer.kind == "adamw8bit") == small, file.stem
@@ -559,7 +561,7 @@ def test_a_machine_without_the_gpus_is_told_so(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused_before_the_machine_is_looked_at(tmp_path: Path) -> None:
     done = command(tmp_path, "cluster=4x3090", "model=qwen1.5b", "algorithm.optimizer.kind=adamw")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    for part in ("the learner needs 28.6 GiB at its peak", "algorithm.optimizer.kind=adamw8bit makes it fit"):
+    for part in ("the learner needs 27.8 GiB at its peak", "algorithm.optimizer.kind=adamw8bit makes it fit"):
         assert part in done.stderr
 
 
