@@ -15,15 +15,16 @@ from patience import finished, until
 
 
 def test_a_run_goes_on_when_its_parts_are_killed(cache, small, tmp_path):
-    """A worker that plays, the retrieval as it is asked, the learner as it publishes: one run, two workers, staleness.
+    """A worker that plays, the retrieval as it is asked, the learner as it publishes, all in one run.
 
     ``tests/faults`` has all parts, phases and kinds of faults.
     """
-    settings = (*small, "algorithm.steps=1000", "cluster.rollout_workers=2", "pool.max_staleness=1")
-    run = Damaged.start(tmp_path / "killed", cache, *settings, "checkpoints.every=1")
+    settings = (*small, "algorithm.steps=1000", "pool.max_staleness=1", "checkpoints.every=1")
+    run = Damaged.start(tmp_path / "killed", cache, *settings)
     try:
         run.damage("rollout", "kill", "generating")
         run.damage("retrieval", "kill", "searching")
+        run.wait(lambda: any(row.get("event") == "checkpoint" for row in run.rows()))
         run.damage("learner", "kill", "publishing")
         run.end()
     finally:
