@@ -134,7 +134,8 @@ def test_a_model_behind_an_endpoint_is_evaluated_as_a_checkpoint_is(model: Model
     assert set(model.keys) == {"Bearer secret"}
     episodes = read(tmp_path / "run" / "eval_trajectories.jsonl")
     assert {row["question_id"]: row["answer"] for row in episodes} == {**BOOKS, "Ulysses": "nobody"}
-    assert "Emma is a novel by the author Jane Austen." in episodes[0]["turns"][0]["observation"]
+    (emma,) = [row for row in episodes if row["question_id"] == "Emma"]  # they are written as they end
+    assert "Emma is a novel by the author Jane Austen." in emma["turns"][0]["observation"]
 
 
 def test_samples_and_faults_are_those_of_every_evaluation(model: Model, asked: Any, tmp_path: Path) -> None:
