@@ -14,6 +14,7 @@ from damage import Damaged, left_behind
 from patience import finished, until
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_its_parts_are_killed(cache, small, tmp_path):
     """A worker that plays, the retrieval as it is asked, the learner as it publishes, all in one run.
 

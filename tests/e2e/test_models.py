@@ -50,6 +50,7 @@ def unplayable(whole, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_in_which_everything_fails_ends_with_the_cause(launch, small, unplayable):
     run = launch(
         "unplayable",
