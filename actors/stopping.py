@@ -17,7 +17,7 @@ LEAVING = (signal.SIGTERM, signal.SIGHUP)
 
 TWICE_S = 0.5
 """A signal that comes again within so many seconds, by two ways, was sent once."""
-_came: dict[int, float] = {}
+_came: dict[int, float] = dict.fromkeys((signal.SIGINT, *LEAVING), -math.inf)
 """When each was last taken."""
 
 
@@ -71,9 +71,10 @@ def _handled(numbers: tuple[signal.Signals, ...], handler: Callable[[int, Any], 
     def once(number: int, frame: Any) -> None:
         """Who ends all processes of a job (Slurm, systemd) sends the driver what its launcher passes on, too."""
         now = time.monotonic()
-        twice = has_launcher() and now - _came.get(number, -math.inf) < TWICE_S
+        # No call between the two: Python lets the other signal's handler in at calls, within this one, too.
+        last = _came[number]
         _came[number] = now
-        if not twice:
+        if not (has_launcher() and now - last < TWICE_S):
             handler(number, frame)
 
     taken = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
