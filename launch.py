@@ -138,8 +138,8 @@ def index(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=index``: the retrieval index of the corpus, built beforehand."""
     from actors.fetching import fetch as fetch_all
     from actors.plan.machine import check_cache
-    from retrieval_service.backend import index_for
     from retrieval_service.index import read_manifest
+    from retrieval_service.rankers import index_for
     from retrieval_service.watch import Watch
     from tasks.load import load
 

@@ -22,7 +22,8 @@ from agent.inference.infer import Inferred
 from agent.records import Question
 from agent.seeds import derive_seed
 from conf.schema import RunConfig
-from retrieval_service.backend import Backend, Identity, open_for
+from retrieval_service.backend import Backend, Identity
+from retrieval_service.rankers import open_for
 from retrieval_service.service import RetrievalService
 from tasks.load import load
 from tasks.making.endpoint import Endpoint

@@ -18,10 +18,11 @@ from agent.errors import Fault, UserError
 from agent.records import Question
 from agent.tokens import Tokenizer
 from conf.schema import RunConfig
-from retrieval_service.backend import Backend, open_for
+from retrieval_service.backend import Backend
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import read_corpus
 from retrieval_service.names import searched_names
+from retrieval_service.rankers import open_for
 from retrieval_service.service import RetrievalService
 from tasks.demonstrations import Demonstration, as_trajectory, end_ids
 from tasks.experts import check_fits

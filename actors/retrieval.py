@@ -15,8 +15,9 @@ from actors.process import log_to, processor_seconds
 from actors.pulse import HEALTH, Beats, Pulse, during
 from agent.errors import RetrievalError
 from agent.records import Passage
-from retrieval_service.backend import Backend, Identity, open_for
+from retrieval_service.backend import Backend, Identity
 from retrieval_service.config import RetrievalConfig
+from retrieval_service.rankers import open_for
 from retrieval_service.service import RetrievalService
 from retrieval_service.stats import Meter, Stats
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from actors.fetching import fetch
 from actors.plan.machine import check_cache
 from conf.schema import RunConfig
-from retrieval_service.backend import Backend, Identity, open_for
+from retrieval_service.backend import Backend, Identity
+from retrieval_service.rankers import open_for
 from retrieval_service.server import run
 from retrieval_service.server.gate import is_loopback
 from retrieval_service.token import read_token

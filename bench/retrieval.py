@@ -44,9 +44,9 @@ sys.path.insert(0, str(ROOT))
 
 from agent.records import Passage  # noqa: E402
 from retrieval_service import jvm  # noqa: E402
-from retrieval_service.backend import index_for, open_backend  # noqa: E402
 from retrieval_service.config import RetrievalConfig  # noqa: E402
 from retrieval_service.corpus import write_corpus  # noqa: E402
+from retrieval_service.rankers import index_for, open_backend  # noqa: E402
 from retrieval_service.server.config import ServeConfig  # noqa: E402
 from retrieval_service.server.run import serve  # noqa: E402
 

@@ -11,7 +11,7 @@ from typing import Any
 from agent.config import AgentConfig
 from agent.errors import UserError
 from agent.readable import json_of
-from retrieval_service.backend import settings_of
+from retrieval_service.rankers import settings_of
 
 MADE_WITH = Path("training") / "made_with.json"
 """In a run's checkpoint: with which settings it was made (``actors/provenance.py``)."""

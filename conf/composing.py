@@ -23,7 +23,7 @@ from yaml import YAMLError
 from agent.errors import UserError
 from agent.pool.rules.base import rule_names
 from conf.schema import MODES, RunConfig, typed
-from retrieval_service.backend import own_settings
+from retrieval_service.rankers import own_settings
 
 FAILURES = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError)
 """What composing raises for a mistake of its user's."""

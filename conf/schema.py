@@ -27,8 +27,8 @@ from agent.strategies import STRATEGIES
 from conf.hints import hint
 from conf.topology import ClusterConfig
 from learner.config import AlgorithmConfig, ModelConfig
-from retrieval_service.backend import own_settings, settings_of
 from retrieval_service.config import RetrievalConfig
+from retrieval_service.rankers import own_settings, settings_of
 from retrieval_service.server.config import ServeConfig
 from retrieval_service.wikipedia import AUTO as FITTING
 from retrieval_service.wikipedia import fitting

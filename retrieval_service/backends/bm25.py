@@ -207,7 +207,7 @@ def _printable(text: str) -> str:
 
 
 def ensure(corpus: Path, config: RetrievalConfig, cache: Path, watch: Watch = SILENT) -> Path:
-    """See ``retrieval_service.backend.index_for``."""
+    """See ``retrieval_service.rankers.index_for``."""
     return ensure_index(corpus, LuceneRecipe(config), cache, watch)
 
 

@@ -251,7 +251,7 @@ def _printable(text: str) -> str:
 
 
 def ensure(corpus: Path, config: Settings, cache: Path, watch: Watch = SILENT) -> Path:
-    """See ``retrieval_service.backend.index_for``."""
+    """See ``retrieval_service.rankers.index_for``."""
     return ensure_index(corpus, DenseRecipe(config), cache, watch)
 
 

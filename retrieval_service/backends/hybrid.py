@@ -123,7 +123,7 @@ def fused(rankings: Sequence[Sequence[Passage]], weights: Sequence[float], rank_
 
 
 def ensure(corpus: Path, config: Settings, cache: Path, watch: Watch = SILENT) -> Path:
-    """See ``retrieval_service.backend.index_for``: both indexes, and a folder with links to them."""
+    """See ``retrieval_service.rankers.index_for``: both indexes, and a folder with links to them."""
     indexes = {"bm25": bm25.ensure(corpus, config, cache, watch), "dense": dense.ensure(corpus, config, cache, watch)}
     manifest = read_manifest(indexes["dense"])
     assert manifest is not None

@@ -21,9 +21,9 @@ from actors.process import QUIET
 from actors.retrieval import RetrievalActor
 from actors.searcher import RemoteSearcher
 from agent.errors import RetrievalError, UserError
-from retrieval_service.backend import index_for, open_backend
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import join_contents
+from retrieval_service.rankers import index_for, open_backend
 
 Fake = Callable[..., Any]
 

@@ -15,7 +15,7 @@ import launch
 from agent.errors import UserError
 from conf.arguments import as_typed, quoted, read
 from conf.schema import RunConfig, taken_as
-from retrieval_service.backend import own_settings
+from retrieval_service.rankers import own_settings
 
 CHOICES = {
     "mode",

@@ -14,8 +14,8 @@ from agent.errors import UserError
 from agent.pool.rules.base import rule_class, rule_names
 from agent.settings import MOST, RANGE, Range, bounded, check_bounds
 from conf.schema import RunConfig
-from retrieval_service.backend import own_settings
 from retrieval_service.config import RetrievalConfig
+from retrieval_service.rankers import own_settings
 
 
 def settings_of(kind: Any, prefix: str = "") -> Iterator[tuple[str, type, Field[Any], Any]]:

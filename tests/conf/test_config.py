@@ -21,9 +21,9 @@ from agent.pool.search_limits import RULES
 from agent.strategies import STRATEGIES
 from conf.schema import TRAINING_SAMPLE, CheckpointConfig, EvalConfig, RunConfig, keys, typed
 from learner.losses.base import Choices, loss_class
-from retrieval_service.backend import settings_of
 from retrieval_service.backends import backend_names
 from retrieval_service.config import RetrievalConfig
+from retrieval_service.rankers import settings_of
 from tasks.config import DataConfig
 from tracking.config import TrackerConfig
 

@@ -14,9 +14,9 @@ import pytest
 from hub import Hub, serving
 from patience import run as finished
 
-from retrieval_service.backend import index_for
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import write_corpus
+from retrieval_service.rankers import index_for
 from retrieval_service.wikipedia import HOTPOTQA
 from tasks.named import REPOSITORY
 from tasks.world import World

@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # for served.py: importlib mode 
 
 from served import CONFIG, PASSAGES, Running, open_index, running
 
-from retrieval_service.backend import index_for
 from retrieval_service.corpus import write_corpus
+from retrieval_service.rankers import index_for
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,9 @@ import httpx
 import uvicorn
 
 from agent.records import Passage
-from retrieval_service.backend import Backend, Identity, open_backend
+from retrieval_service.backend import Backend, Identity
 from retrieval_service.config import RetrievalConfig
+from retrieval_service.rankers import open_backend
 from retrieval_service.server.config import ServeConfig
 from retrieval_service.server.run import address, listen, serve_on
 

@@ -17,12 +17,12 @@ from patience import run
 from agent.errors import Fault, RetrievalError, UserError
 from agent.records import Passage
 from retrieval_service import jvm, names
-from retrieval_service.backend import index_for, open_backend
 from retrieval_service.backends.bm25 import Bm25
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record, corpus_stamp, write_corpus
 from retrieval_service.index import MANIFEST, check_index
 from retrieval_service.lucene import LuceneBuilder
+from retrieval_service.rankers import index_for, open_backend
 from retrieval_service.service import RetrievalService
 
 pytestmark = pytest.mark.jvm
@@ -248,7 +248,7 @@ def test_a_process_with_a_jvm_is_quiet_and_keeps_its_signals_and_environment(ind
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from retrieval_service.backend import open_backend\n"
+        "from retrieval_service.rankers import open_backend\n"
         "from retrieval_service.config import RetrievalConfig\n"
         "before = dict(os.environ)\n"
         "backend = open_backend(RetrievalConfig(heap='128m', threads=1), Path(sys.argv[1]))\n"
@@ -275,7 +275,7 @@ def test_names_of_files_are_utf_8_whatever_the_locale(tmp_path: Path) -> None:
         "import sys\n"
         "from pathlib import Path\n"
         "from retrieval_service.config import RetrievalConfig\n"
-        "from retrieval_service.backend import index_for\n"
+        "from retrieval_service.rankers import index_for\n"
         "corpus = Path(sys.argv[1])\n"
         "index_for(corpus, RetrievalConfig(heap='128m', threads=1), corpus.parent)\n"
     )

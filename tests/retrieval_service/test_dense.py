@@ -17,11 +17,11 @@ from encoders import encoder
 from agent.errors import RetrievalError, UserError
 from agent.records import Passage
 from retrieval_service import names, vectors
-from retrieval_service.backend import index_for, open_backend
 from retrieval_service.backends import dense
 from retrieval_service.backends.dense import Dense, Settings
 from retrieval_service.corpus import Record, join_contents, write_corpus
 from retrieval_service.encoder import Encoder, Manner, manner_of
+from retrieval_service.rankers import index_for, open_backend
 from retrieval_service.store import PASSAGES, PassageStore, join_parts, write_part
 from retrieval_service.vectors import Faiss, Flat, default_lists, join_vectors
 from retrieval_service.watch import Watch

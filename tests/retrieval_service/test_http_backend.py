@@ -15,11 +15,11 @@ from served import CONFIG, Running, Scripted, running
 
 from agent.errors import RetrievalError, UserError
 from agent.records import Passage
-from retrieval_service.backend import open_backend, open_for
 from retrieval_service.backends.http import Http
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.dialects import dialect_names
 from retrieval_service.dialects.base import passage_of
+from retrieval_service.rankers import open_backend, open_for
 from retrieval_service.token import read_token
 
 QUERIES = ["Emma Austen", "the of", "marmalade", "首都 😀", "", "Berlin albums of 1977"]

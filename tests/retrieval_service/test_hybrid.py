@@ -11,13 +11,14 @@ from encoders import cross_encoder, encoder
 
 from agent.errors import UserError
 from agent.records import Passage
-from retrieval_service.backend import Identity, index_for, open_backend
+from retrieval_service.backend import Identity
 from retrieval_service.backends.bm25 import Bm25
 from retrieval_service.backends.dense import Dense
 from retrieval_service.backends.hybrid import Hybrid, Settings, fused
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import write_corpus
 from retrieval_service.names import FILE, Names
+from retrieval_service.rankers import index_for, open_backend
 from retrieval_service.rerank import Reranked
 
 PASSAGES = [

@@ -22,10 +22,10 @@ from huggingface_hub import constants
 
 from agent.errors import UserError
 from retrieval_service import download, jvm, prebuilt
-from retrieval_service.backend import open_for
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.names import FILE, searched_names
 from retrieval_service.prebuilt import archive_of, ensure_prebuilt, index_of, room_for, to_fetch
+from retrieval_service.rankers import open_for
 from retrieval_service.titles import keep_names
 from retrieval_service.wikipedia import HOTPOTQA, PREBUILT, WIKI_18, Prebuilt, fitting
 

@@ -12,8 +12,9 @@ import pytest
 
 from agent.errors import Fault, RetrievalError, UserError
 from agent.records import Passage
-from retrieval_service.backend import Backend, Unavailable, open_backend
+from retrieval_service.backend import Backend, Unavailable
 from retrieval_service.config import RetrievalConfig
+from retrieval_service.rankers import open_backend
 from retrieval_service.service import RetrievalService
 
 PATIENCE_S = 600.0

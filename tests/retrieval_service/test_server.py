@@ -15,10 +15,10 @@ from served import CONFIG, PASSAGES, PATIENCE_S, Running, Scripted, open_index, 
 from agent.errors import UserError
 from agent.records import Passage
 from retrieval_service import jvm
-from retrieval_service.backend import open_backend
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import corpus_stamp
 from retrieval_service.dialects import dialect, dialect_names
+from retrieval_service.rankers import open_backend
 from retrieval_service.server.config import ServeConfig
 from retrieval_service.server.run import listen
 

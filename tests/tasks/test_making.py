@@ -26,9 +26,9 @@ from agent.environment import Environment
 from agent.episode import play
 from agent.errors import Fault, RetrievalError, UserError
 from agent.records import Completion, Finish, Passage, Question
-from retrieval_service.backend import index_for, open_backend
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import write_corpus
+from retrieval_service.rankers import index_for, open_backend
 from retrieval_service.service import RetrievalService
 from tasks.demonstrations import as_trajectory, end_ids
 from tasks.experts import read_experts
