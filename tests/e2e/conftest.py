@@ -12,23 +12,11 @@ from pathlib import Path
 
 import pytest
 from patience import finished, run
+from small_run import SMALL_RUN
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "faults"))  # for damage.py: importlib mode adds no folder by itself
-SMALL = [
-    "tracker=none",
-    "cluster.dashboard=false",
-    "pool.batch_questions=6",
-    "pool.group_size=4",
-    "algorithm.warm_start.steps=120",
-    "data.demonstrations=800",
-    "reward.evidence_weight=0.5",
-    "data.train_questions=60",
-    "data.eval_questions_per_hop=8",
-    "evaluation.every=0",
-    "tracker.trajectories_per_step=-1",
-]
-"""A run of the built-in world that is small in everything and real in everything."""
+SMALL = [*SMALL_RUN, "reward.evidence_weight=0.5", "evaluation.every=0", "tracker.trajectories_per_step=-1"]
 
 
 @dataclass(frozen=True)

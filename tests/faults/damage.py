@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 from patience import until
+from small_run import SMALL_RUN
 
 ROOT = Path(__file__).parents[2]
 INJECT = Path(__file__).parent / "inject"
@@ -41,14 +42,7 @@ EVENTS = {"rollout": "worker_lost", "retrieval": "retrieval_lost", "pool": "reco
 SLOW_S = 15.0
 """How long a slow process gets a tenth of its time."""
 SETTINGS = [
-    "tracker=none",
-    "cluster.dashboard=false",
-    "pool.batch_questions=6",
-    "pool.group_size=4",
-    "algorithm.warm_start.steps=120",
-    "data.demonstrations=800",
-    "data.train_questions=60",
-    "data.eval_questions_per_hop=8",
+    *SMALL_RUN,
     *(
         f"cluster.deadlines.{name}=20"
         for name in ("answer", "generate", "evaluate", "search", "update", "publish", "save")
