@@ -1,0 +1,147 @@
+"""What the supervisor saves, and how a run goes on that has lost its learner or its pool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from scripted_run import (
+    Play,
+    World,
+    scripted_run,
+)
+
+from actors import run_state
+from agent.errors import Fault
+from learner.checkpoint import checkpoints, latest
+from tracking.metrics import read
+
+
+@pytest.fixture
+def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
+    return scripted_run(tmp_path, monkeypatch)
+
+
+# --- saving ----------------------------------------------------------------------------------------
+
+
+def test_one_save_that_fails_is_tried_again_after_the_next_step(play: Play, tmp_path: Path) -> None:
+    world = World(full=(2,))
+    driver, summary = play(world, 5, save_every=2)
+    assert [path.name for path in checkpoints(driver.run_dir / "checkpoints")] == [
+        "step-000003",
+        "step-000004",
+        "step-000005",
+    ]
+    assert not [*(driver.run_dir / "checkpoints").glob(".tmp*")]
+    assert world.released == 5  # the batch of the failed save, too
+    assert summary["step"] == 5
+
+
+def test_three_saves_in_a_row_that_fail_end_the_run(play: Play) -> None:
+    world = World(full=(2, 3, 4))
+    with pytest.raises(Fault, match=r"^the checkpoint of step 4 can't be written: .*model\.safetensors: No space left"):
+        play(world, 9, save_every=2)
+    assert "step 5" not in world.events
+
+
+def test_the_last_save_has_no_step_to_be_tried_again_after(play: Play) -> None:
+    with pytest.raises(Fault, match=r"^the checkpoint of step 2 can't be written"):
+        play(World(full=(2,)), 2)
+
+
+def test_the_best_evaluation_is_saved_and_stays(play: Play) -> None:
+    world = World(ems={0: 0.9, 1: 0.1, 2: 0.5, 3: 0.5, 4: 0.2, 5: 0.2})
+    driver, _ = play(world, 5, evaluate_every=1, keep=1, best=True)
+    root = driver.run_dir / "checkpoints"
+    assert [path.name for path in checkpoints(root)] == ["step-000002", "step-000005"]
+    assert (root / "best").resolve() == (root / "step-000002").resolve()
+    again = World(ems={6: 0.4, 7: 0.6})
+    play(again, 7, evaluate_every=1, keep=1, best=True, resume=latest(root))
+    assert (root / "best").resolve() == (root / "step-000007").resolve()
+    assert run_state.load(root / "best").best == {"step": 7, "em": 0.6}
+    assert "release 6 with state" not in again.events
+
+
+def test_an_evaluation_with_too_many_faults_is_no_result_and_the_run_goes_on(play: Play) -> None:
+    world = World(shaky=(1,), ems={0: 0.5, 1: 0.9, 2: 0.6})
+    driver, summary = play(world, 2, evaluate_every=1, keep=1, best=True)
+    _, refused, last = read(driver.run_dir / "metrics.jsonl", "eval")
+    assert (refused["em"], refused["f1"], refused["faults"]) == (None, None, 1)
+    assert refused["refused"].startswith("1 of 2 episodes ended in a fault, more than evaluation.max_fault_share=0.01")
+    assert world.events.count("evaluate version 1") == 2, "what broke was played again"
+    assert (summary["last_eval"]["em"], last["em"]) == (0.6, 0.6)
+    assert run_state.load(driver.run_dir / "checkpoints" / "best").best == {"step": 2, "em": 0.6}
+
+
+# --- learner or pool is lost -----------------------------------------------------------------------
+
+AGAIN = ("forget", "begin 2", "deliver 2", "serve")
+
+
+@pytest.mark.parametrize("who", ["learner", "pool"])
+@pytest.mark.parametrize("when", ["step 4", "deliver 4", "evaluate version 4", "release 4 with state", "save 4"])
+def test_learner_and_pool_go_on_together_from_the_last_checkpoint(play: Play, who: str, when: str) -> None:
+    """Steps 3 and 4 are played again, in the rows and in the totals once; the run ends as if nothing had been."""
+    world = World(deaths={when: who})
+    driver, summary = play(world, 6, evaluate_every=4, save_every=2)
+    at = world.events.index("forget")
+    assert world.events[at - 1] == when
+    assert world.events[at : at + 5] == [*AGAIN, "step 3"]
+    assert world.model_of == [None, "step-000002"]
+    assert world.events.count("step 2") == 1, "no group is trained twice on top of itself"
+    rows = read(driver.record.metrics.path)
+    assert [r["step"] for r in rows if r["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in rows if r["kind"] == "eval"] == [0, 4, 6]
+    assert (summary["step"], summary["rollouts"], summary["first_eval"]["step"]) == (6, 48, 0)
+    (recovered,) = [r for r in rows if r.get("event") == "recovered"]
+    lost = 1 if when == "step 4" else 2
+    assert (recovered["lost"], recovered["step"], recovered["steps_lost"]) == (who, 2, lost)
+    assert {p.name for p in (driver.run_dir / "checkpoints").iterdir()} == {f"step-00000{n}" for n in (2, 4, 6)}
+
+
+def test_without_a_checkpoint_the_run_begins_again(play: Play) -> None:
+    world = World(deaths={"step 2": "learner"})
+    driver, summary = play(world, 3, warm_start=5)
+    at = world.events.index("forget")
+    assert world.events[at : at + 6] == ["forget", "warm start", "begin 0", "deliver 0", "evaluate version 0", "serve"]
+    assert world.model_of == [None, None]
+    rows = read(driver.record.metrics.path)
+    assert [(r["kind"], r["step"]) for r in rows if r["kind"] in ("step", "eval")] == [
+        ("eval", 0),
+        ("step", 1),
+        ("step", 2),
+        ("step", 3),
+        ("eval", 3),
+    ]
+    assert summary["rollouts"] == 24
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_a_pool_that_is_lost_in_the_seeding_takes_it_back_to_its_beginning(play: Play, turns: bool) -> None:
+    world = World(deaths={"seed 2": "seeding-pool"})
+    play(world, 1, seeding=2, turns=turns)
+    assert world.events.count("begin seeding") == 2
+    assert world.events.count("seed 1") == 2
+    assert world.events[-1] == "dismiss"
+
+
+def test_a_fault_of_a_learner_that_lives_ends_the_run(play: Play) -> None:
+    world = World(faults=(1,))
+    with pytest.raises(Fault, match="head size 16"):
+        play(world, 3, evaluate_every=1)
+    assert "forget" not in world.events
+
+
+def test_losses_end_the_run_when_there_are_too_many_within_an_hour(play: Play) -> None:
+    world = World(deaths={f"step {n}": "learner" for n in range(1, 20)})
+    with pytest.raises(
+        Fault, match=r"^learner or pool failed 13 times within an hour \(cluster.restarts_per_hour=12\)"
+    ):
+        play(world, 20, save_every=1)
+
+
+def test_a_run_that_is_to_end_does_not_begin_again(play: Play) -> None:
+    world = World(deaths={"deliver 3": "learner"}, interrupt=("step 3",))
+    with pytest.raises(Fault, match=r"^learner died$"):
+        play(world, 9, save_every=2)
