@@ -7,13 +7,12 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from actors.process import last_lines, log_to
 from agent.errors import Fault, shortened
-
-POLL_S = 0.2
 
 
 class Apart:
@@ -23,8 +22,8 @@ class Apart:
         self, name: str, function: Callable[..., Any], *arguments: Any, env: Mapping[str, str], folder: Path
     ) -> None:
         context = multiprocessing.get_context("spawn")
-        self._name, self._folder = name, folder
-        self._answer, theirs = context.Pipe(duplex=False)
+        self.name, self._folder = name, folder
+        self.answer, theirs = context.Pipe(duplex=False)
         self._process = context.Process(
             target=_run, args=(theirs, name, folder, dict(env), function, arguments), name=name, daemon=True
         )
@@ -33,20 +32,18 @@ class Apart:
 
     def result(self, limit_s: float) -> Any:
         """What the function returned. Raises ``Fault`` if it raised, died, or took longer than ``limit_s``."""
-        deadline = time.monotonic() + limit_s
         try:
-            while not self._answer.poll(POLL_S):
-                if time.monotonic() > deadline:
-                    raise Fault(f"{self._name} took longer than {limit_s:.0f} s")
-            fine, value = self._answer.recv()
+            if not self.answer.poll(limit_s):
+                raise Fault(f"{self.name} took longer than {limit_s:.0f} s")
+            fine, value = self.answer.recv()
         except EOFError:
             self._process.join()
-            lines = last_lines(self._folder, self._name)
-            raise Fault(f"{self._name} died with code {self._process.exitcode}; its last lines:\n{lines}") from None
+            lines = last_lines(self._folder, self.name)
+            raise Fault(f"{self.name} died with code {self._process.exitcode}; its last lines:\n{lines}") from None
         finally:
             self.end()
         if not fine:
-            raise Fault(f"{self._name}: {value}")
+            raise Fault(f"{self.name}: {value}")
         return value
 
     def end(self) -> None:
@@ -56,9 +53,17 @@ class Apart:
 
 
 def together(parts: Sequence[Apart], limit_s: float) -> list[Any]:
-    """The results of processes that need one another: if one fails, all end."""
+    """The results of processes that need one another: if one fails, all end. ``limit_s`` is for all of them."""
+    deadline = time.monotonic() + limit_s
+    results: dict[Apart, Any] = {}
     try:
-        return [part.result(limit_s) for part in parts]
+        while len(results) < len(parts):
+            left = [part for part in parts if part not in results]
+            ended = wait([part.answer for part in left], max(0.0, deadline - time.monotonic()))
+            if not ended:
+                raise Fault(f"{', '.join(part.name for part in left)} took longer than {limit_s:.0f} s")
+            results |= {part: part.result(0.0) for part in left if part.answer in ended}
+        return [results[part] for part in parts]
     finally:
         for part in parts:
             part.end()

@@ -151,7 +151,8 @@ class EngineThread:
             self._resume()
 
     def fall_asleep(self) -> None:
-        """The weights go to CPU memory, the KV cache is dropped. Nothing may be in the engine."""
+        """The weights go to CPU memory, the KV cache is dropped. Nothing may be in the engine that is waited for."""
+        self._drop_abandoned()
         if self.vllm.busy:
             raise Fault(f"the engine was sent to sleep with {len(self.pending)} requests in it")
         self.vllm.sleep()
@@ -223,7 +224,16 @@ class EngineThread:
             return
         self.pending[name] = request
 
+    def _drop_abandoned(self) -> None:
+        """Puts the requests out whose callers have gone: with the pool that they played for, or an evaluation."""
+        abandoned = [name for name, request in self.pending.items() if request.future.cancelled()]
+        if abandoned:
+            self.vllm.abort(abandoned)
+            for name in abandoned:
+                del self.pending[name]
+
     def _step(self) -> None:
+        self._drop_abandoned()
         started = time.perf_counter()
         outputs = self.vllm.step()
         self.counters.busy_s += time.perf_counter() - started
@@ -231,7 +241,7 @@ class EngineThread:
         answers: list[Answer] = []
         try:
             for output in outputs:
-                if output.finished:
+                if output.finished and output.request_id in self.pending:  # not put out while its step was under way
                     answers.append(self._answer(output))
                     del self.pending[output.request_id]
         finally:  # whatever raises leaves its own request pending, and fails it with the others

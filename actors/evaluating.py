@@ -124,7 +124,15 @@ def _played(config: RunConfig, run_dir: Path, console: Console, served: Served[P
             f"{len(asked) - len(todo):,} of {len(asked):,} questions were played before; going on with the others"
         )
     with console.phase("evaluation") as phase:
-        rows = play(served.workers, todo, phase.counting("questions"), step=0, samples=samples, keep=log.write)
+        rows = play(
+            served.workers,
+            todo,
+            phase.counting("questions"),
+            step=0,
+            samples=samples,
+            keep=log.write,
+            searchable=served.searchable,
+        )
     for at, question in enumerate(todo):
         done[question.id] = rows[at * samples : (at + 1) * samples]
     return [row for question in asked for row in done[question.id]]

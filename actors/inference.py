@@ -14,7 +14,9 @@ from actors.plan.machine import check_machine
 from actors.prepare import check_model
 from actors.questions import Asked, asked
 from actors.ray_start import start_ray, stop_ray
+from actors.replicas import Replicas
 from actors.restarts import Restarts
+from actors.searching import Searching
 from actors.settled import settle
 from actors.topology import Topology, named
 from actors.weights import FolderChannel
@@ -43,6 +45,8 @@ class Served(Generic[P]):
     """Checksum of the checkpoint's weights; "" where they aren't ours to see."""
     index: Callable[[], Identity]
     """What is searched."""
+    searchable: Callable[[], None] | None = None
+    """Waits until searches are answered again; None if only the endpoint's own process could."""
 
 
 @contextmanager
@@ -82,12 +86,10 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
         health = Health(config.cluster.deadlines, topology.log_dir)
         limit = config.cluster.restarts_per_hour
         losses = Restarts("the retrieval", limit)
-        for name, replica in named(retrieval).items():
-            health.watch(name, replica, lambda error: losses.count(str(error)), restarts=True)
-        opened = [replica.start.remote() for replica in retrieval.values()]
+        replicas = Replicas(named(retrieval), health, lambda error: losses.count(str(error)))
         workers = WorkerPool(
             lambda name: topology.worker(name, retrieval),
-            lambda name, cause: None,
+            lambda name, cause, suspect: None,
             size=config.cluster.rollout_workers,
             restarts=Restarts("rollout workers", limit),
             health=health,
@@ -95,17 +97,19 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
             weight_timeout_s=config.cluster.weight_timeout_s,
         )
         with console.phase("the retrieval index opens"):
-            for ref in opened:
-                workers.wait(ref, "retrieval")
+            replicas.are_open(workers.wait)
         with console.phase(f"{config.cluster.rollout_workers} engine(s) start and take the weights"):
             workers.deliver(published)
-        searched = next(iter(retrieval.values()))
+        searching = Searching(
+            retrieval.values(), workers.wait, console.say, config.retrieval.outage_s, stopped=lambda: False
+        )
         yield Served(
             task=task,
             asked=questions,
             workers=workers,
             weights=published.checksum,
-            index=lambda: workers.wait(searched.identity.remote(), "retrieval"),
+            index=lambda: replicas.identity(workers.wait),
+            searchable=searching.until_they_answer,
         )
     finally:
         with console.phase("Ray shuts down"):

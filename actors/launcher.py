@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -80,6 +81,8 @@ def _end_with(launcher: _Launcher) -> NoReturn:
     code = 1
     try:
         code = launcher.run()
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
@@ -106,10 +109,10 @@ class _Launcher:
         self._listen()
         self._clear_processes(LEFT_S if os.WIFEXITED(status) else 0.0)
         code, line = self._outcome(status, lost)
-        self._clear_sessions(keep_logs=code == 1)
         if line:
             with suppress(OSError):
                 os.write(2, visible(f"slingshot: {line}").encode(errors="replace") + b"\n")
+        self._clear_sessions(keep_logs=code == 1)
         return code
 
     def _wait(self) -> tuple[int, str | None]:
@@ -224,7 +227,11 @@ class _Launcher:
     def _clear_sessions(self, *, keep_logs: bool) -> None:
         """Removes Ray's folders of this run; their ``keep_logs`` go into the run's folder."""
         root = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray")  # as Ray has it
-        folders = {path for path in root.glob(f"session_*_{self._driver}") if path.stat().st_mtime >= self._began - 1}
+        folders = set()
+        for path in root.glob(f"session_*_{self._driver}"):
+            with suppress(OSError):
+                if path.stat().st_mtime >= self._began - 1:
+                    folders.add(path)
         for folder in folders | {Path(session) for session in self._sessions}:
             logs = self._sessions.get(str(folder), self._facts.get("logs"))
             with suppress(OSError):

@@ -6,17 +6,17 @@ learner, pool                   together: both go on from the same checkpoint (`
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from actors.broadcast import Broadcast
-from actors.calls import POLL_S, Died, Hangs
+from actors.calls import Died, Hangs
 from actors.health import Health
 from actors.prepare import Prepared
 from actors.record import Record
+from actors.replicas import Replicas
 from actors.restarts import Restarts
 from actors.searching import Searching
 from actors.topology import Topology, named
@@ -57,8 +57,6 @@ class Parts:
         self.workers: WorkerPool | Any = None
         self._together: tuple[str, ...] = ()
         """If one of them is lost, all are."""
-        self._opened: list[tuple[Any, Any]] = []
-        """Replicas whose start isn't known to have ended, each with the call."""
 
     def begin(self, checkpoint: Path | None) -> Any:
         """Starts learner and pool, as they were saved into ``checkpoint`` if there is one, and at first all others.
@@ -69,10 +67,9 @@ class Parts:
         first, topology = self.workers is None, self.topology
         if first:
             self.retrieval = topology.retrieval()
-            for name, replica in named(self.retrieval).items():
-                self.health.watch(name, replica, self._retrieval_lost, restarts=True)
-            self._opened = [(replica, replica.start.remote()) for replica in self.retrieval.values()]
+            self._replicas = Replicas(named(self.retrieval), self.health, self._retrieval_lost)
         elif self.config.cluster.colocated:
+            self.workers.rest()  # what they played was for the pool that is gone
             self.workers.sleep()
         self.learner = topology.learner(checkpoint)
         self._together = ("learner", *topology.followers, "pool", "seeding-pool")
@@ -109,24 +106,11 @@ class Parts:
 
     def index_is_open(self) -> None:
         """Waits for the retrieval; what dies meanwhile is started again."""
-        while self._opened:
-            replica, opened = self._opened[0]
-            try:
-                self.wait(opened, "retrieval")
-                del self._opened[0]
-            except Died:
-                time.sleep(POLL_S)
-                self._opened[0] = replica, replica.start.remote()
+        self._replicas.are_open(self.wait)
 
     def index(self) -> Identity:
         """What is searched; a retrieval that is down is waited for."""
-        replica = next(iter(self.retrieval.values()))
-        while True:
-            try:
-                identity: Identity = self.wait(replica.identity.remote(), "retrieval")
-                return identity
-            except Died:
-                time.sleep(POLL_S)
+        return self._replicas.identity(self.wait)
 
     def lost(self, fault: Fault) -> dict[str, Died]:
         """Which of learner and pool are gone, if any, and why: all end with that. Else raises ``fault``.
@@ -211,11 +195,11 @@ class Parts:
         self.record.event("weight_channel", {"channel": "object_store", "why": why})
         self.record.say(why, "yellow")
 
-    def _worker_lost(self, name: str, cause: str) -> None:
-        """Returns a dead worker's claims, and says which questions are quarantined for it."""
+    def _worker_lost(self, name: str, cause: str, suspect: bool) -> None:
+        """Returns a dead worker's claims, and says which questions are quarantined for it, if they are ``suspect``."""
         returned, quarantined = 0, []
         if self.playing_for is not None:
-            returned, quarantined = self.health.answer(self.playing_for.worker_lost.remote(name), "pool")
+            returned, quarantined = self.health.answer(self.playing_for.worker_lost.remote(name, suspect), "pool")
         self.record.event("worker_lost", {"worker": name, "cause": cause, "returned_groups": returned})
         self.record.say(f"{name} is lost, {returned} groups go back, a new worker starts: {cause}", "yellow")
         for question in quarantined:
@@ -230,7 +214,7 @@ class Parts:
         cause = str(error)
         self.record.event("retrieval_lost", {"cause": cause})
         self._retrieval_restarts.count(cause)
-        self.record.say(f"the retrieval starts again, and searches fail meanwhile: {cause}", "yellow")
+        self.record.say(f"the retrieval starts again, and searches wait meanwhile: {cause}", "yellow")
 
 
 def _raise(error: Died) -> None:

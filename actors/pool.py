@@ -121,10 +121,13 @@ class PoolActor:
         """See ``QueryPool.renew``."""
         self._pool.renew(worker, claim_ids, now=time.monotonic())
 
-    async def worker_lost(self, worker: str) -> tuple[int, list[Question]]:
-        """Returns a dead worker's claims to the pool: how many, and which questions are quarantined for it."""
+    async def worker_lost(self, worker: str, suspect: bool) -> tuple[int, list[Question]]:
+        """Returns a dead worker's claims to the pool: how many, and which questions are quarantined for it.
+
+        None is, unless its questions are ``suspect``.
+        """
         self._lost.add(worker)
-        lost = self._pool.worker_lost(worker)
+        lost = self._pool.worker_lost(worker, suspect=suspect)
         await self._notify()
         return lost.returned, [self._questions[query] for query in lost.quarantined]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import signal
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import psutil
+
+from actors import SIGNALS
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -19,6 +22,7 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "DO_NOT_TRACK": "1",
+    **SIGNALS,
 }
 """Nothing here reports usage or looks for updates unless its user asks for it, and an actor that was given no GPU sees
 none: left alone, Ray shows it all of them."""
@@ -46,8 +50,10 @@ def processor_seconds() -> float:
     """That this process and all that it has started have had."""
     times = os.times()
     own = times.user + times.system + times.children_user + times.children_system
-    running = psutil.Process().children(recursive=True)
-    return own + sum(sum(child.cpu_times()[:2]) for child in running if child.is_running())
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended in between
+            own += sum(child.cpu_times()[:2])
+    return own
 
 
 def last_lines(folder: Path, actor: str, count: int = 8) -> str:

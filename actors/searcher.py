@@ -126,12 +126,18 @@ class RemoteSearcher:
 
     async def _ask(self, method: str, text: str, k: int) -> Hits:
         loop = asyncio.get_running_loop()
-        if self._dark_since is not None and loop.time() - self._dark_since >= self._timeout_s:
+        if self._given_up:
             raise self._none_answers()
         future: asyncio.Future[Hits] = loop.create_future()
         self._line.append(_Request(number=next(self._numbers), method=method, text=text, k=k, future=future))
         self._send_at(0.0)
         return await future
+
+    @property
+    def _given_up(self) -> bool:
+        """No replica has been there for ``timeout_s``: nothing waits for them any more."""
+        now = asyncio.get_running_loop().time()
+        return self._dark_since is not None and now - self._dark_since >= self._timeout_s
 
     def _none_answers(self) -> RetrievalError:
         return RetrievalError(f"no retrieval actor answers: {self._problem}")
@@ -246,6 +252,9 @@ class RemoteSearcher:
             return
         if not more:
             request.future.set_exception(RetrievalError(why))
+            return
+        if self._given_up:
+            request.future.set_exception(self._none_answers())
             return
         request.failed_at, request.alone = replica, alone
         self._line.append(request)

@@ -48,14 +48,16 @@ class Searching:
     def until_they_answer(self) -> None:
         """Waits until each of them answers a search, with a line each minute.
 
-        No episode is played meanwhile: those that search would be lost, and what is left are those that don't. Raises
-        ``Fault`` after ``retrieval.outage_s`` seconds, or when the user stops the run.
+        No episode is played meanwhile: those that search would be lost, and what is left are those that don't. A user
+        who stops the run need not wait. Raises ``Fault`` after ``retrieval.outage_s`` seconds.
         """
         began = said = self._clock()
-        while (problem := self._problem()) is not None:
-            now = self._clock()
-            if self._stopped():
-                raise Fault(f"stopped while rollouts waited for retrieval: {problem}")
+        while not self._stopped():
+            problem, now = self._problem(), self._clock()
+            if problem is None:
+                if said != began:
+                    self._say(f"retrieval answers again after {now - began:.0f} s", "")
+                return
             if now - began >= self._outage_s:
                 raise Fault(
                     f"retrieval has not answered for {now - began:.0f} s (retrieval.outage_s): {problem}; mend what "
@@ -65,8 +67,6 @@ class Searching:
                 said = now
                 self._say(f"rollouts wait for retrieval, since {now - began:.0f} s: {problem}", "yellow")
             self._sleep(ASK_EVERY_S)
-        if said != began:
-            self._say(f"retrieval answers again after {self._clock() - began:.0f} s", "")
 
     def _problem(self) -> str | None:
         for replica in self._replicas:

@@ -280,11 +280,11 @@ class Supervisor:
             broken = broken + 1 if unsound.lasting else 0
             if broken >= BROKEN_BATCHES:
                 raise Fault(f"no episode of {broken} batches in a row was finished and scored: {unsound.why}")
-            if self.stopping.asked:
-                raise Fault(f"stopped while no episode of batch {report.batch} was sound: {unsound.why}")
             self.record.say(f"no episode of batch {report.batch} was sound, it is no step: {unsound.why}", "yellow")
             if unsound.struck:
                 self.parts.searching.until_they_answer()
+            if self.stopping.asked:
+                raise Fault(f"stopped while no episode of batch {report.batch} was sound: {unsound.why}")
             self._wait(pool.release.remote(report.batch), name)
 
     def _evaluate(self, step: int) -> None:

@@ -33,10 +33,13 @@ from conf.schema import RunConfig
 from tracking.trajectories import TrajectoryLog
 
 
+def retrieval_names(count: int) -> list[str]:
+    return [f"retrieval-{i}" for i in range(count)] if count > 1 else ["retrieval"]
+
+
 def named(replicas: Mapping[str, Any]) -> dict[str, Any]:
     """Retrieval actors (by node) by their names."""
-    several = len(replicas) > 1
-    return {f"retrieval-{i}" if several else "retrieval": actor for i, actor in enumerate(replicas.values())}
+    return dict(zip(retrieval_names(len(replicas)), replicas.values(), strict=True))
 
 
 @dataclass
@@ -65,20 +68,17 @@ class Topology:
 
     def retrieval(self) -> dict[str, Any]:
         """A retrieval actor on each node with engines, by the node's id; Ray restarts one whose process dies."""
-        # The JVM uses SIGSEGV for itself, and Ray's own handler for it would end the process.
-        env = {**QUIET, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1"}
         nodes = engine_nodes(self.places.nodes, self.config.cluster.learners) if self.places else (ANYWHERE,)
-        names = [f"retrieval-{i}" for i in range(len(nodes))] if len(nodes) > 1 else ["retrieval"]
         return {
             node: RetrievalActor.options(  # type: ignore[attr-defined]
                 name=name,
                 num_cpus=0,
                 max_restarts=-1,  # how often is counted in parts.py
                 max_concurrency=1000,
-                runtime_env={"env_vars": env},
+                runtime_env={"env_vars": QUIET},
                 **on_node(node),
             ).remote(self.corpus, self.config.retrieval, self.config.cache, self.log_dir, name)
-            for node, name in zip(nodes, names, strict=True)
+            for node, name in zip(nodes, retrieval_names(len(nodes)), strict=True)
         }
 
     def pool(self, questions: tuple[Question, ...]) -> Any:

@@ -93,6 +93,10 @@ class Vllm:
         except (VLLMClientError, ValueError) as error:
             raise GenerationError(f"vLLM refused the request: {error}") from error
 
+    def abort(self, names: Sequence[str]) -> None:
+        """Puts requests out of the engine; nothing comes of them any more."""
+        self._engine.abort_request(list(names))
+
     def step(self) -> Sequence[Any]:
         """One step of the engine; the outputs that it brought."""
         return self._engine.step()

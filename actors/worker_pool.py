@@ -23,6 +23,7 @@ from actors.calls import POLL_S, Died, Hangs, get
 from actors.health import Health
 from actors.process import last_lines
 from actors.repeats import Repeats
+from actors.replay import CHUNK
 from actors.restarts import Restarts
 from actors.weights import Published
 from agent.config import GroupConfig
@@ -33,6 +34,8 @@ from agent.records import Question
 
 _CALLS = {"starting": "start", "loading": "receive", "serving": "run"}
 """What a phase waits for."""
+CANCELLED_S = 10.0
+"""How long episodes may take to notice that nobody wants them."""
 
 
 @dataclass
@@ -55,15 +58,15 @@ class _Worker:
 class WorkerPool:
     """All rollout workers of one run, seen from the supervisor.
 
-    ``make`` creates a worker's actor by name, ``lost`` is told a dead worker's name and its cause, ``restarts`` counts
-    them. ``wait`` watches the workers while it waits for another call. A worker that doesn't load new weights within
-    ``weight_timeout_s`` is replaced like one that died.
+    ``make`` creates a worker's actor by name, ``lost`` is told a dead worker's name, its cause, and whether the
+    questions that it held may be that, and ``restarts`` counts them. ``wait`` watches the workers while it waits for
+    another call. A worker that doesn't load new weights within ``weight_timeout_s`` is replaced like one that died.
     """
 
     def __init__(
         self,
         make: Callable[[str], Any],
-        lost: Callable[[str, str], None],
+        lost: Callable[[str, str, bool], None],
         *,
         size: int,
         restarts: Restarts,
@@ -125,6 +128,7 @@ class WorkerPool:
                             worker,
                             f"{worker.name} did not load the weights of version {published.version} within "
                             f"{self._weight_timeout_s:g} s (cluster.weight_timeout_s)",
+                            suspect=False,
                         )
                 pending.clear()
             done = self._next([*pending])
@@ -144,9 +148,9 @@ class WorkerPool:
             return []
         outcome = self.broadcast.deliver(published, {name: w.actor for name, w in workers.items()})
         for name, cause in outcome.lost.items():
-            self._replace(workers[name], cause)
+            self._replace(workers[name], cause, suspect=False)
         for name, cause in outcome.bystanders.items():
-            self._replace(workers[name], cause, counted=False)
+            self._replace(workers[name], cause, counted=False, suspect=False)
         gone = {*outcome.holding, *outcome.lost, *outcome.bystanders}
         return [w for name, w in workers.items() if name not in gone]
 
@@ -196,7 +200,7 @@ class WorkerPool:
         played: Callable[[int, int], None] | None = None,
         *,
         step: int | None = None,
-        chunk: int = 64,
+        chunk: int = CHUNK,
         keep: Callable[[list[EvalRow]], None] = lambda rows: None,
     ) -> list[EvalRow]:
         """The rows of the questions, in order; a dead worker's share is played by another.
@@ -233,9 +237,11 @@ class WorkerPool:
                     keep(result)
                     if played is not None:
                         played(finished, len(questions))
-        finally:  # whoever leaves an evaluation needs no more of it
+        finally:  # whoever leaves an evaluation needs no more of it, and may put the engines to sleep next
             for ref in pending:
                 ray.cancel(ref)
+            if pending:
+                ray.wait([*pending], num_returns=len(pending), timeout=CANCELLED_S)
         return [row for at in sorted(rows) for row in rows[at]]
 
     def ask(self, question: Question) -> tuple[Inferred, list[str]]:
@@ -365,8 +371,11 @@ class WorkerPool:
         lines = "" if isinstance(error, Died) else last_lines(self._log_dir, worker.name)
         return Fault(f"every worker would fail as {error}" + (f"; its last lines:\n{lines}" if lines else ""))
 
-    def _replace(self, worker: _Worker, cause: str, *, counted: bool = True) -> None:
-        """Starts another in its place; if ``counted``, as one of the restarts that an hour may have."""
+    def _replace(self, worker: _Worker, cause: str, *, counted: bool = True, suspect: bool = True) -> None:
+        """Starts another in its place; if ``counted``, as one of the restarts that an hour may have.
+
+        The questions that it held are ``suspect`` unless the weights were what it broke with.
+        """
         self._workers.remove(worker)
         self._health.forget(worker.name)
         ray.kill(worker.actor)
@@ -374,6 +383,6 @@ class WorkerPool:
             self._owed += 1
         else:
             self._add()
-        self._lost(worker.name, cause)
+        self._lost(worker.name, cause, suspect)
         if counted:
             self._restarts.count(cause)

@@ -9,6 +9,7 @@ The thread that calls into the JVM should be one and the same (see ``worker.py``
 
 from __future__ import annotations
 
+import faulthandler
 import importlib.util
 import os
 import re
@@ -141,6 +142,10 @@ def start_jvm(heap: str, threads: int) -> None:
         if jnius_config.vm_running:
             raise Fault("a JVM runs in this process already, without Anserini; import nothing else that uses pyjnius")
         java = find_java()
+        # Java meets SIGSEGV in all that it does, and must be the last to ask for it: Ray, for one, has Python's handler
+        # installed wherever it isn't yet.
+        if not faulthandler.is_enabled():
+            faulthandler.enable()
         jnius_config.set_classpath(str(anserini_jar()))
         jnius_config.set_options(*jvm_options(java, heap, threads))
         with _environment(java.home):

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import actors  # noqa: F401 - before any test imports Ray: see there
+
 sys.path.insert(0, str(Path(__file__).parent))  # for patience.py: importlib mode adds no folder by itself
 
 # A shell that starts a job in the background has it ignore Ctrl-C, and its children inherit that; here are tests

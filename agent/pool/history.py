@@ -15,7 +15,6 @@ from agent.tickets import QueryState
 
 STATES = tuple(QueryState)
 """The order in which states are stored as small integers."""
-ZERO_VARIANCE_STATES = (QueryState.TOO_HARD, QueryState.TOO_EASY)
 
 NEVER = 255
 """``needed`` of a query that was never solved."""

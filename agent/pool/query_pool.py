@@ -170,10 +170,10 @@ class QueryPool(Generic[P]):
         """The groups of these claims go on: their leases begin anew."""
         self._claims.renew(worker, claim_ids, now=now)
 
-    def worker_lost(self, worker: str) -> Lost:
-        """Returns all claims of a dead worker. Questions that may have killed it are quarantined (``Claims``)."""
+    def worker_lost(self, worker: str, *, suspect: bool = True) -> Lost:
+        """Returns all claims of a dead worker. Questions that may have killed it (``suspect``) are quarantined."""
         tickets = self._claims.ends(lambda claim: claim.worker == worker)
-        quarantined = [ticket.query for ticket in tickets if self._claims.died(ticket.query)]
+        quarantined = [ticket.query for ticket in tickets if suspect and self._claims.died(ticket.query)]
         for ticket in tickets:
             if ticket.query in quarantined:
                 self._return_claim(ticket, "quarantined", Place.QUARANTINED)

@@ -556,7 +556,7 @@ async def crowd(room: Room, count: int) -> list[tuple[int, int, float]]:
 async def cancelled_callers(room: Room) -> tuple[list[int], int, list[str]]:
     """Every other one of ten requests is cancelled in flight: lengths of the others, and of one that follows.
 
-    And what the event loop had to complain of.
+    And what the event loop had to complain of. An engine whose only caller has gone can fall asleep.
     """
     complaints: list[str] = []
     loop = asyncio.get_running_loop()
@@ -569,6 +569,13 @@ async def cancelled_callers(room: Room) -> tuple[list[int], int, list[str]]:
         task.cancel()
     done = await asyncio.gather(*tasks[1::2])
     after = await room.generate(room.prompt(3), max_new_tokens=7)
+    left = asyncio.ensure_future(room.generate(room.prompt(0), max_new_tokens=200))
+    await room.generate(room.prompt(1), max_new_tokens=3)
+    assert not left.done()
+    left.cancel()
+    await asyncio.gather(left, return_exceptions=True)
+    await room.engine.sleep()  # which it can't with a request in it
+    await room.engine.wake()
     loop.set_exception_handler(None)
     return [len(c.token_ids) for c in done], len(after.token_ids), complaints
 

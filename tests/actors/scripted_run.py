@@ -79,6 +79,7 @@ class World:
         full: tuple[int, ...] = (),
         ems: Mapping[int, float] | None = None,
         shaky: tuple[int, ...] = (),
+        shaken_by: str = "generation_failed",
         deaths: Mapping[str, str] | None = None,
     ) -> None:
         self.events: list[str] = []
@@ -99,8 +100,8 @@ class World:
         """Steps at which the disk is full."""
         self.ems = ems or {}
         """By version, the share of right answers in an evaluation; else none is right."""
-        self.shaky = shaky
-        """Versions with which the first episode of an evaluation ends in a fault, whenever it is played."""
+        self.shaky, self.shaken_by = shaky, shaken_by
+        """Versions with which the first episode of an evaluation ends in a fault, whenever it is played, and which."""
         self.published = 0
         self.delivered: int | None = None
         self.released = 0
@@ -284,7 +285,7 @@ class FakePool(Remote):
             "accounts": {"groups": account},
         }
 
-    def worker_lost(self, worker: str) -> int:
+    def worker_lost(self, worker: str, suspect: bool) -> int:
         raise NotImplementedError
 
     def close(self) -> None:
@@ -439,7 +440,8 @@ class FakeWorkerPool:
         world.happens("serve the seeding" if seeding else "serve")
 
     def rest(self) -> None:
-        assert self.world.serving.closed, "workers that wait for a claim never rest"
+        if self.world.serving is not None:  # else it is gone, which ends their claims, too
+            assert self.world.serving.closed, "workers that wait for a claim never rest"
         self.world.serving = None
         self.world.happens("rest")
 
@@ -460,7 +462,7 @@ class FakeWorkerPool:
         broken = replace(ROW, stop_reason="generation_failed", fault=True, error="head size 16")
         row = replace(ROW, em=self.world.ems.get(self.world.delivered or 0, 0.0))
         if self.world.delivered in self.world.shaky:
-            return [broken, *[row] * (len(questions) - 1)]
+            return [replace(broken, stop_reason=self.world.shaken_by), *[row] * (len(questions) - 1)]
         return [broken if self.world.delivered in self.world.faults else row] * len(questions)
 
     def dismiss(self) -> None:

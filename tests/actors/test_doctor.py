@@ -168,7 +168,9 @@ def test_a_part_has_a_process_of_its_own(tmp_path: Path) -> None:
         started[3].result(0.0)
     assert "SLINGSHOT_PART" not in os.environ
     with pytest.raises(Fault, match=r"ValueError"):
-        together([apart(math.sqrt, -1.0), apart(time.sleep, 1e6)], 600.0)
+        together([apart(time.sleep, 1e6), apart(math.sqrt, -1.0)], 600.0)
+    with pytest.raises(Fault, match=r"^part, part took longer than 0 s$"):
+        together([apart(time.sleep, 1e6), apart(time.sleep, 1e6)], 0.0)
 
 
 @pytest.mark.slow

@@ -181,7 +181,7 @@ def test_a_lost_workers_claims_return_and_its_waiting_claim_ends(start: Start) -
     lost = claim(pool, "w0")
     waiting_dead, waiting_alive = pool.claim.remote("w0", 8), pool.claim.remote("w1", 8)
     assert claimed(pool) == 2
-    assert result(pool.worker_lost.remote("w0")) == (2, [])
+    assert result(pool.worker_lost.remote("w0", True)) == (2, [])
     assert result(waiting_dead) == []
     tickets = [t for t, _ in result(waiting_alive)]
     assert len(tickets) == 2
@@ -199,9 +199,9 @@ def test_a_lost_workers_claims_return_and_its_waiting_claim_ends(start: Start) -
 def test_the_question_that_two_workers_died_of_is_named(start: Start) -> None:
     pool = start(Epoch(batch_questions=1, group_size=2), QUESTIONS[:1])
     claim(pool, "w0")
-    assert result(pool.worker_lost.remote("w0")) == (1, [])
+    assert result(pool.worker_lost.remote("w0", True)) == (1, [])
     claim(pool, "w1")
-    assert result(pool.worker_lost.remote("w1")) == (1, [QUESTIONS[0]])
+    assert result(pool.worker_lost.remote("w1", True)) == (1, [QUESTIONS[0]])
     report = result(pool.report.remote())
     assert report["places"]["quarantined"] == 1
     assert report["accounts"]["groups"]["returned"] == {"worker_lost": 1, "quarantined": 1}

@@ -256,3 +256,32 @@ def test_a_slow_machine_is_waited_for(tmp_path: Path) -> None:
     slow = start(raylet(tmp_path, 'sleep 40; exec {real} "$@"'), 600.0)
     assert slow["end"] == "up"
     assert slow["seconds"] > 40
+
+
+KEPT = """
+import ctypes
+from actors import placement, ray_start  # which imports Ray
+from agent.pool.rules.recycle import Rule
+from conf.schema import RunConfig
+from conf.topology import ClusterConfig
+from retrieval_service import jvm
+
+def handler():
+    action = (ctypes.c_char * 152)()  # a struct sigaction; its first word is the handler
+    assert ctypes.CDLL(None).sigaction(11, None, action) == 0
+    return bytes(action[:8])
+
+jvm.start_jvm("64m", 1)
+before = handler()
+ray_start.start_ray(RunConfig(pool=Rule(), cluster=ClusterConfig(dashboard=False)), "test")
+print(handler() == before)
+ray_start.stop_ray()
+"""
+
+
+@pytest.mark.jvm
+def test_ray_leaves_a_jvm_its_signals() -> None:
+    """Java meets SIGSEGV by design, such as for a null pointer; another handler ends the process."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = run([sys.executable, "-c", KEPT], cwd=ROOT, env=env)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr

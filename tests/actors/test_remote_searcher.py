@@ -312,10 +312,9 @@ def retrieval(local_ray: None, tmp_path: Path) -> Iterator[Callable[[str], Any]]
     def make(lines: str) -> Any:
         corpus = tmp_path / "corpus.jsonl"
         corpus.write_text(lines)
-        env = {**QUIET, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1"}
         config = RetrievalConfig(heap="128m", threads=1)
         actors.append(
-            RetrievalActor.options(num_cpus=0, max_concurrency=100, runtime_env={"env_vars": env}).remote(
+            RetrievalActor.options(num_cpus=0, max_concurrency=100, runtime_env={"env_vars": QUIET}).remote(
                 corpus, config, tmp_path / "cache", tmp_path / "logs", "retrieval"
             )
         )
@@ -439,8 +438,7 @@ def test_200_000_searches_under_ray_give_what_lucene_gives(local_ray: None, tmp_
     direct = open_backend(config, index)
     expected = dict(zip(queries, direct.search_batch(queries, 3), strict=True))
     direct.close()
-    env = {**QUIET, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1"}
-    actor = RetrievalActor.options(num_cpus=0, max_concurrency=1000, runtime_env={"env_vars": env}).remote(
+    actor = RetrievalActor.options(num_cpus=0, max_concurrency=1000, runtime_env={"env_vars": QUIET}).remote(
         tmp_path / "corpus.jsonl", config, tmp_path / "cache", tmp_path / "logs", "retrieval"
     )
     searches, clients = 200_000, 64

@@ -339,6 +339,18 @@ def test_a_run_that_is_stopped_is_evaluated_where_it_stopped(play: Play) -> None
     assert summary["last_eval"]["step"] == 2
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_while_an_evaluation_waits_for_searches_is_saved(
+    play: Play, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setattr("actors.searching.ASK_EVERY_S", 0.0)
+    down = {"shaky": (1,), "shaken_by": "retrieval_failed", "deaf": 1000}
+    world = World(interrupt=("search fails",), signal_number=number, **down)
+    play(world, 9, evaluate_every=1)
+    assert "save 1" in world.events
+    assert "step 2" not in world.events
+
+
 def test_ctrl_c_twice_stops_at_once(play: Play) -> None:
     before = signal.getsignal(signal.SIGINT)
     world = World(interrupt=("step 2", "deliver 2"))

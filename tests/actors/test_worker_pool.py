@@ -55,7 +55,7 @@ class House:
 
         return WorkerPool(
             make,
-            lambda name, cause: self.lost.append((name, cause)),
+            lambda name, cause, suspect: self.lost.append((name, cause)),
             size=size,
             restarts=Restarts("rollout workers", max_restarts),
             health=Health(self.deadlines, self._log_dir),

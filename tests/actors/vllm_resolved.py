@@ -27,6 +27,7 @@ SIGNATURES = {
     "vllm.v1.engine.llm_engine:LLMEngine.add_request": ("request_id", "prompt", "params"),
     "vllm.v1.engine.llm_engine:LLMEngine.step": (),
     "vllm.v1.engine.llm_engine:LLMEngine.has_unfinished_requests": (),
+    "vllm.v1.engine.llm_engine:LLMEngine.abort_request": ("request_ids",),
     "vllm.v1.engine.llm_engine:LLMEngine.reset_prefix_cache": ("reset_running_requests",),
     "vllm.v1.engine.llm_engine:LLMEngine.set_weight_version": ("weight_version",),
     "vllm.v1.engine.llm_engine:LLMEngine.collective_rpc": ("method", "kwargs"),

@@ -199,6 +199,13 @@ def test_a_question_that_two_workers_died_of_is_quarantined(make_pool, submit):
     assert resumed.worker_lost("fourth").quarantined == (killer,), "a checkpoint knows who is suspected"
 
 
+def test_workers_that_broke_of_something_else_accuse_no_question(make_pool):
+    pool = make_pool(n=6, batch_questions=6)
+    for worker in ("first", "second"):
+        assert len(pool.claim(worker, now=0.0, limit=6)) == 6
+        assert pool.worker_lost(worker, suspect=False) == Lost(6, ())
+
+
 def test_a_question_that_was_played_in_between_is_not_suspected(make_pool, submit):
     pool = make_pool(n=2, batch_questions=2)
     mine, other = pool.claim("first", now=0.0, limit=2)
