@@ -18,8 +18,11 @@ MADE_WITH = Path("training") / "made_with.json"
 
 _QUESTIONS = (
     *("questions", "revision", "shares", "eval_questions", "dev_questions", "corpus", "evidence_match"),
-    *("require_evidence", "eval_share", "dev_share"),
+    *("require_evidence", "eval_share", "dev_share", "passage_words", "overlap_words"),
 )
+WORLD = "data=world"
+_WORLD = ("world_seed", "eval_questions_per_hop", "dev_questions_per_hop", "evidence_match")
+"""What the built-in world depends on, and the questions in it that aren't trained on."""
 _OF_THE_MACHINE = frozenset(
     (
         "backend",
@@ -82,7 +85,7 @@ def _agent(settings: Mapping[str, Any]) -> list[str]:
 def _data(settings: Mapping[str, Any]) -> list[str]:
     data, retrieval = settings["data"], settings["retrieval"]
     if data["source"] == "world":
-        return ["data=world"]
+        return [WORLD, *(f"data.{name}={literal(data[name])}" for name in _WORLD if name in data)]
     lines = [f"data.{name}={literal(data[name])}" for name in _QUESTIONS if name in data]
     backend = str(retrieval["backend"])
     known = {f.name for f in fields(settings_of(backend))} - _OF_THE_MACHINE

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from agent.errors import UserError
-from conf.as_trained import agent_of, data_of, literal
+from conf.as_trained import WORLD, agent_of, data_of, literal
 from conf.schema import INFERENCE
 
 ANY_MODEL = "model=folder"
@@ -70,12 +70,15 @@ def _questions_and_passages(overrides: Sequence[Override], composed: DictConfig,
             return ["data=jsonl", *found]
     if mode not in ASKING:
         return found
-    if choices["data"] == "world" and "data" not in given and not _of_the_world(given):
+    if choices["data"] == "world" and "data" not in given:
         checkpoints = values(next((o for o in overrides if o.key_or_group == "checkpoint"), None))
         before = data_of(checkpoints) if mode in INFERENCE else None
-        if before is not None:
+        of_the_world = _of_the_world(given)
+        if before is not None and (not of_the_world or WORLD in before):
             passages = not given.intersection(_ELSEWHERE)
             return [*(line for line in before if line.startswith("data") or passages), *found]
+        if of_the_world:
+            return found
         tiny = any(value == "tiny" for o in overrides if o.key_or_group == "model" for value in values(o))
         if tiny or model == "tiny":
             return []

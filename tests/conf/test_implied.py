@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -129,7 +129,17 @@ def checkpoint(folder: Path, data: DataConfig, retrieval: RetrievalConfig) -> Pa
 def test_a_checkpoint_is_evaluated_on_what_it_was_trained_on(tmp_path: Path) -> None:
     world = checkpoint(tmp_path / "world", DataConfig(), RetrievalConfig())
     assert asked("mode=eval", f"checkpoint={world}").data.source == "world"
+    trained = DataConfig(world_seed=7, eval_questions_per_hop=20, evidence_match="id")
+    seventh = checkpoint(tmp_path / "seventh", trained, RetrievalConfig())
+    assert asked("mode=eval", f"checkpoint={seventh}").data == trained
+    found = asked("mode=eval", f"checkpoint={seventh}", "data.eval_questions_per_hop=5").data
+    assert found == replace(trained, eval_questions_per_hop=5), "what is said counts, and the world stays"
+    assert asked("mode=eval", f"checkpoint={seventh}", "data=world").data == DataConfig(evidence_match="id")
+    assert refusal("-m", "mode=eval", f"checkpoint={seventh},{world}").startswith(
+        f"checkpoint={world}: was trained with another data.e"
+    )
     data = DataConfig(source="jsonl", questions="['a','b,c']", corpus="it's", shares=[1.0, 0.5], evidence_match="id")
+    data = replace(data, passage_words=60, overlap_words=10)
     own = checkpoint(tmp_path / "own", data, RetrievalConfig(k1=1.2))
     config = asked("mode=eval", f"checkpoint={own}")
     assert (config.data, config.retrieval.k1) == (data, 1.2)
