@@ -2,11 +2,12 @@
 over the rankings that have it (Cormack, Clarke and Büttcher, SIGIR 2009).
 
 Its index is a folder with one of each, ``bm25`` and ``dense``, of the same corpus; one that is built here has links to
-them.
+them, and is named by both.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
@@ -54,7 +55,8 @@ class Hybrid:
             raise ValueError("hybrid retrieval needs an index")
         for part in PARTS:
             if not (index / part).is_dir():
-                raise UserError(f"{index}: needs the folders {' and '.join(PARTS)}, an index each; {part} is missing")
+                lost = "leads nowhere (copy it with cp -rL)" if (index / part).is_symlink() else "is missing"
+                raise UserError(f"{index}: needs the folders {' and '.join(PARTS)}, an index each; {part} {lost}")
         self._config = config
         self._lexical = bm25.Bm25(index / "bm25", config)
         try:
@@ -127,7 +129,9 @@ def ensure(corpus: Path, config: Settings, cache: Path, watch: Watch = SILENT) -
     indexes = {"bm25": bm25.ensure(corpus, config, cache, watch), "dense": dense.ensure(corpus, config, cache, watch)}
     manifest = read_manifest(indexes["dense"])
     assert manifest is not None
-    index = indexes["dense"].with_name(indexes["dense"].name.replace("-dense-", "-hybrid-", 1))
+    told = {part: there.name for part, there in indexes.items()}
+    both = hashlib.blake2b("\n".join(told.values()).encode(), digest_size=8).hexdigest()
+    index = indexes["dense"].with_name(f"{manifest.corpus_checksum}-hybrid-{both}-v{FORMAT}")
     if not index.exists():
         with tempfile.TemporaryDirectory(prefix=f".{index.name}.", dir=index.parent) as aside:
             made = Path(aside) / "index"
@@ -135,7 +139,6 @@ def ensure(corpus: Path, config: Settings, cache: Path, watch: Watch = SILENT) -
             for part, there in indexes.items():
                 (made / part).symlink_to(Path("..") / there.name)
             (made / FILE).symlink_to(Path("dense") / FILE)
-            told = {part: there.name for part, there in indexes.items()}
             write_manifest(
                 made,
                 Manifest(
@@ -147,8 +150,11 @@ def ensure(corpus: Path, config: Settings, cache: Path, watch: Watch = SILENT) -
                     made_with=told,
                 ),
             )
-            if not index.exists():
+            try:
                 os.rename(made, index)
+            except OSError:
+                if not index.exists():  # else somebody else was first, with the same
+                    raise
     return index
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +13,13 @@ from encoders import cross_encoder, encoder
 from agent.errors import UserError
 from agent.records import Passage
 from retrieval_service.backend import Identity
+from retrieval_service.backends import hybrid
 from retrieval_service.backends.bm25 import Bm25
 from retrieval_service.backends.dense import Dense
 from retrieval_service.backends.hybrid import Hybrid, Settings, fused
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import write_corpus
+from retrieval_service.index import FORMAT, Manifest, write_manifest
 from retrieval_service.names import FILE, Names
 from retrieval_service.rankers import index_for, open_backend
 from retrieval_service.rerank import Reranked
@@ -88,6 +91,32 @@ def test_both_are_searched_and_fused(model: Path, index: Path, tmp_path: Path) -
             each_one.close()
 
 
+def test_a_folder_of_links_is_named_by_both_indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The indexes themselves are made up."""
+    (tmp_path / "dense").mkdir()
+    made_up = {"corpus": "c", "corpus_checksum": "0" * 32, "made_with": {}}
+    write_manifest(tmp_path / "dense", Manifest(format=FORMAT, backend="dense", documents=1, **made_up))
+    monkeypatch.setattr(hybrid.dense, "ensure", lambda *asked: tmp_path / "dense")
+    found = {}
+    for analyser in ("krovetz", "porter", "krovetz"):
+        (tmp_path / analyser).mkdir(exist_ok=True)
+        monkeypatch.setattr(hybrid.bm25, "ensure", lambda *asked, a=analyser: tmp_path / a)
+        index = hybrid.ensure(tmp_path / "corpus.jsonl", Settings(encoder="x"), tmp_path)
+        assert (index / "bm25").resolve() == (tmp_path / analyser).resolve()
+        assert found.setdefault(analyser, index) == index
+    assert len({*found.values()}) == 2
+    shutil.rmtree(found["porter"])
+    rename = os.rename
+
+    def second(made: Path, place: Path) -> None:
+        shutil.copytree(made, place, symlinks=True)  # somebody else was first
+        rename(made, place)
+
+    monkeypatch.setattr(hybrid.os, "rename", second)
+    monkeypatch.setattr(hybrid.bm25, "ensure", lambda *asked: tmp_path / "porter")
+    assert hybrid.ensure(tmp_path / "corpus.jsonl", Settings(encoder="x"), tmp_path) == found["porter"]
+
+
 @pytest.mark.jvm
 def test_indexes_that_do_not_go_together_are_named(model: Path, index: Path, tmp_path: Path) -> None:
     config = Settings(encoder=str(model))
@@ -100,6 +129,11 @@ def test_indexes_that_do_not_go_together_are_named(model: Path, index: Path, tmp
     mixed.mkdir()
     (mixed / "bm25").symlink_to(other / "bm25")
     (mixed / "dense").symlink_to(index / "dense")
+    shutil.copytree(mixed, tmp_path / "links", symlinks=True)
+    (tmp_path / "links" / "dense").unlink()
+    (tmp_path / "links" / "dense").symlink_to("../nowhere")
+    with pytest.raises(UserError, match=r"dense leads nowhere \(copy it with cp -rL\)"):
+        Hybrid(tmp_path / "links", config)
     with pytest.raises(UserError, match=r"bm25 is of 2 passages of corpus\.jsonl, dense of 6 .*the same corpus"):
         Hybrid(mixed, config)
 
