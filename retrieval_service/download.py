@@ -49,6 +49,11 @@ class Source:
     """Of the hub's repository, where it comes from one."""
 
     @property
+    def by_sha256(self) -> bool:
+        """Whether ``checksum`` is a SHA-256: then what was verified has it."""
+        return _kind(self.checksum) == "SHA-256"
+
+    @property
     def on_hub(self) -> bool:
         from huggingface_hub import constants
 
@@ -212,11 +217,15 @@ def _unreachable(error: Exception, given: str, url: str, path: Path) -> NoReturn
     ) from error
 
 
+class NoRoom(UserError):
+    """The disk is too small."""
+
+
 def check_disk(folder: Path, needed: int, given: str) -> None:
-    """Raises ``UserError`` that starts with ``given`` if ``folder`` has less than ``needed`` bytes of room."""
+    """Raises ``NoRoom`` that starts with ``given`` if ``folder`` has less than ``needed`` bytes of room."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise UserError(
+        raise NoRoom(
             f"{given}: needs {size_text(needed)} in {folder}, where {size_text(free)} are free; make room, or set "
             "cache_dir=FOLDER"
         )
@@ -224,13 +233,16 @@ def check_disk(folder: Path, needed: int, given: str) -> None:
 
 def checksum_of(path: Path, like: str) -> str:
     """The checksum of ``path`` of the kind that ``like`` is; ``like`` itself if that can't be computed."""
-    if not re.fullmatch("[0-9a-f]+", like) or len(like) not in _KINDS:
-        return like
-    if len(like) == 32:
+    kind = _kind(like)
+    if kind == "MD5":
         return _digest(path, hashlib.md5(usedforsecurity=False))
-    if len(like) == 40:
+    if kind == "git's checksum":
         return _digest(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False))
-    return sha256(path)
+    return sha256(path) if kind == "SHA-256" else like
+
+
+def _kind(checksum: str) -> str | None:
+    return _KINDS.get(len(checksum)) if re.fullmatch("[0-9a-f]+", checksum) else None
 
 
 def sha256(path: Path) -> str:

@@ -6,8 +6,8 @@
 the same place.
 
 What is fetched is said first. It goes on where an earlier attempt was interrupted, is compared with the hub's checksum,
-and lies in the cache with a note beside it: from which commit, and its SHA-256, which every later run compares. A file
-that was put there by hand is taken as it is, and noted.
+and lies in the cache with a note beside it: from which commit, and its SHA-256, which every later run compares; of the
+corpus, which takes long to read, the size alone. A file that was put there by hand is taken as it is, and noted.
 """
 
 from __future__ import annotations
@@ -179,14 +179,13 @@ def _kept(wanted: Named) -> Note | None:
         note = Note(**json_of(_note_of(path).read_text()))
     except FileNotFoundError:
         note = Note(sha256=sha256(path), size=size)
-        _write_note(path, note)
         if wanted.pinned and note.sha256 != CORPUS_SHA256:
-            _note_of(path).unlink()
             raise UserError(f"{given}: {path} is another file (SHA-256); delete it, and it is fetched") from None
+        _write_note(path, note)
         return note
     except (ValueError, TypeError) as error:
         raise UserError(f"{given}: {_note_of(path)} can't be read; delete it and {path.name}") from error
-    # Of a corpus the index knows the checksum, and compares it.
+    # The corpus isn't read at every start: one that has changed has another stamp (stamps.py), and so another index.
     if note.size != size or (not wanted.pinned and note.sha256 != sha256(path)):
         raise UserError(
             f"{given}: {path} is not what it was when it came (SHA-256); delete it, and it is fetched again"
@@ -203,7 +202,8 @@ def _fetch(wanted: Named, say: Callable[[str], None], show: Show) -> None:
     )
     with show(f"fetching {wanted.file}") as progress:
         part = downloaded(source, path, wanted.given, progress)
-    note = Note(sha256=sha256(part), size=source.size, revision=wanted.revision, commit=source.commit)
+    verified = source.checksum if source.by_sha256 else sha256(part)
+    note = Note(sha256=verified, size=source.size, revision=wanted.revision, commit=source.commit)
     path.unlink(missing_ok=True)  # of another revision; never beside a note that isn't its own
     _write_note(path, note)
     part.rename(path)

@@ -70,6 +70,19 @@ def test_a_set_is_fetched_once_and_what_it_is_is_said_before(hub: Hub, tmp_path:
     assert sorted(p.suffix for p in path.parent.iterdir()) == [".json", ".jsonl", ".lock"]
 
 
+def test_what_was_verified_by_sha_256_is_not_read_again(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    digest = download._digest
+    monkeypatch.setattr(download, "_digest", lambda path, kind: read.append(path) or digest(path, kind))
+    hub.etags[FILE] = hashlib.sha256(CONTENT).hexdigest()
+    fetched(config(), tmp_path, "train", lambda text: None)
+    assert len(read) == 1
+    fetched(config(), tmp_path, "train", lambda text: None)
+    assert len(read) == 2, "the next start compares it"
+
+
 def test_a_run_reads_it_by_its_name(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl").write_text('{"id": "d", "contents": "x"}\n')
     data = config("[flashrag:hotpotqa/train,flashrag:nq/train]", shares=[1.0, 0.5])
@@ -220,3 +233,4 @@ def test_the_corpus_of_the_papers_by_its_name(hub: Hub, tmp_path: Path, monkeypa
     task.corpus.write_bytes(b"another file")
     with pytest.raises(UserError, match=r"^data\.corpus=wiki-18: .*wiki-18\.jsonl\.gz is another file \(SHA-256\)"):
         load(DataConfig(source="jsonl", corpus="wiki-18"), 0, tmp_path, mode="serve")
+    assert not task.corpus.with_suffix(".source.json").exists(), "it isn't taken the next time either"
