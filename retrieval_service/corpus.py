@@ -29,7 +29,7 @@ from agent.answers import normalise_title
 from agent.errors import UserError, shortened
 from agent.records import Passage
 from retrieval_service.stamps import Stamp, stamp_of
-from retrieval_service.textfile import PARQUET, starts_with, text_lines
+from retrieval_service.textfile import PARQUET, starts_with, text_lines, text_of
 
 EXAMPLE = r'{"id": "d1", "contents": "\"Title\"\ntext"}'
 MAX_ID_BYTES = 32_766
@@ -240,6 +240,23 @@ def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
 def read_corpus(path: Path) -> Iterator[Passage]:
     """The passages of ``path`` in order, each checked as it is read; raises what ``records`` raises."""
     return (record.passage for _, record in records(path))
+
+
+def passages_in(path: Path, stamp: Stamp) -> int:
+    """How many passages a corpus has, if its lines are right; 0 where only unpacking it would tell."""
+    if starts_with(path, PARQUET):
+        import pyarrow
+        from pyarrow import parquet
+
+        try:
+            return int(parquet.read_metadata(path).num_rows)
+        except (pyarrow.ArrowException, OSError):  # whoever reads its rows says what is wrong with it
+            return 0
+    if text_of(path) > 1:
+        return 0
+    with open(path, "rb") as file:
+        file.seek(max(0, stamp.size - 1))
+        return stamp.lines + (file.read(1) not in (b"", b"\n"))
 
 
 def corpus_stamp(path: Path, cache: Path, say: Callable[[str], None] = lambda text: None) -> Stamp:

@@ -16,23 +16,26 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from agent.errors import UserError
 from agent.readable import json_of
-from retrieval_service.corpus import Record, corpus_stamp
+from retrieval_service.corpus import Record, corpus_stamp, passages_in
+from retrieval_service.download import NoRoom, check_disk
 from retrieval_service.names import FILE, Register, parts
 from retrieval_service.stamps import Stamp
+from retrieval_service.textfile import text_of
 from retrieval_service.watch import SILENT, Watch
 
 MANIFEST = "manifest.json"
 FORMAT = 3
 """Raise it when an index built by older code must not be used any more."""
-ROOM = 3
-"""Free disk that building takes, in sizes of the corpus: its parts, and what is made of them."""
+ROOM = 2
+"""Free disk that building takes, in sizes of its parts: these, and what is made of them. A part is guessed to be as
+large as its text until the first one is there."""
 SMALL = 100_000_000
 """Bytes of a corpus for which nobody asks how much room there is."""
 
@@ -54,8 +57,9 @@ class Builder(Protocol):
     """Makes one index of the parts of a corpus. Called and closed by one thread."""
 
     def take(self, number: int, part: Sequence[Record], told: Callable[[int], None]) -> None:
-        """Takes part ``number``, counted from 0, in order; may go on working on it. One that an earlier builder has
-        finished, in the same folder, isn't worked on again. A long work tells ``told`` how many passages are done."""
+        """Takes part ``number``, counted from 0, in order; may go on working on it. When it is finished it is
+        ``part_of`` the builder's folder; one that is there already isn't worked on again. A long work tells ``told``
+        how many passages are done."""
         ...
 
     def finish(self, out: Path) -> None:
@@ -79,6 +83,11 @@ class Recipe(Protocol):
     def builder(self, work: Path) -> Builder:
         """One that works in the folder ``work``, where an earlier one may have left parts."""
         ...
+
+
+def part_of(work: Path, number: int) -> Path:
+    """Where a builder keeps part ``number`` from when it is finished."""
+    return work / f"part-{number:05}"
 
 
 def ensure_index(corpus: Path, recipe: Recipe, cache: Path, watch: Watch = SILENT) -> Path:
@@ -140,20 +149,20 @@ def _check_ours(index: Path, checksum: str) -> None:
 
 
 def _build(corpus: Path, stamp: Stamp, index: Path, recipe: Recipe, watch: Watch) -> None:
-    _check_room(stamp, index.parent)
     # Of this machine: where locks don't reach others, each works in a folder of its own.
     work = index.parent / f".{index.name}.building-{platform.node()}"
     work.mkdir(exist_ok=True)
     out = work / "index"
     shutil.rmtree(out, ignore_errors=True)
+    room = _Room(corpus, stamp, work)
+    builder = recipe.builder(work)  # a setting that it refuses is no reason to throw parts away
     try:
-        builder = recipe.builder(work)
         try:
-            register, documents = Register(corpus), 0
+            register, documents, total = Register(corpus), 0, passages_in(corpus, stamp)
             for number, part in enumerate(parts(corpus)):
                 register.add(part)
-                total = stamp.lines if stamp.lines >= documents + len(part) else 0
                 builder.take(number, part, _further(watch, documents, total))
+                room.taken(part, total)
                 documents += len(part)
                 watch.count(documents, total)
             if not stamp.holds(corpus.stat()):
@@ -161,6 +170,8 @@ def _build(corpus: Path, stamp: Stamp, index: Path, recipe: Recipe, watch: Watch
             builder.finish(out)
         finally:
             builder.close()
+    except NoRoom:
+        raise
     except UserError:
         shutil.rmtree(work)  # the parts of a corpus that is wrong are of no use to the next builder
         raise
@@ -190,13 +201,41 @@ def _further(watch: Watch, before: int, total: int) -> Callable[[int], None]:
     return lambda done: watch.count(before + done, total)
 
 
-def _check_room(stamp: Stamp, folder: Path) -> None:
-    needed, free = ROOM * stamp.size, shutil.disk_usage(folder).free
-    if stamp.size > SMALL and free < needed:
-        raise UserError(
-            f"{folder}: has {free / 1e9:.1f} GB free, and indexing {stamp.path} takes about {needed / 1e9:.1f} GB; "
-            "make room, or set cache_dir=FOLDER on a larger disk"
-        )
+class _Room:
+    """Whether the disk has room for an index: by the corpus's size at first, then by the first part that is finished.
+
+    Both raise ``NoRoom``.
+    """
+
+    def __init__(self, corpus: Path, stamp: Stamp, work: Path) -> None:
+        self._corpus, self._work = corpus, work
+        self._text = stamp.size * text_of(corpus)
+        self._unknown = stamp.size > SMALL
+        self._share: float | None = None
+        """What the first part is of the corpus."""
+        self._check(ROOM * self._text)
+
+    def taken(self, part: Sequence[Record], total: int) -> None:
+        """One more ``part`` of ``total`` passages is taken; of 0 where that isn't known."""
+        if self._share is None:
+            self._share = len(part) / total if total else sum(len(r.contents.encode()) for r in part) / self._text
+        if self._unknown and (first := part_of(self._work, 0)).exists():
+            self._check(ROOM * _size(first) / min(1.0, self._share))
+            self._unknown = False
+
+    def _check(self, about: float) -> None:
+        if self._unknown:
+            check_disk(self._work, max(0, round(about) - _size(self._work)), f"indexing {self._corpus}")
+
+
+def _size(path: Path) -> int:
+    """Bytes of the files below a folder. Others may be at work there."""
+    size = 0
+    for folder, _, files in os.walk(path):
+        for file in files:
+            with suppress(FileNotFoundError):
+                size += os.stat(os.path.join(folder, file)).st_size
+    return size
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from agent.errors import Fault, UserError
 from retrieval_service import jvm
 from retrieval_service.config import STEMMERS, RetrievalConfig
 from retrieval_service.corpus import Record
-from retrieval_service.index import Builder
+from retrieval_service.index import Builder, part_of
 
 ANALYSER = "porter"
 """Anserini's English analyser: Lucene's tokens in lower case, its stop words dropped, Porter's stems. The default."""
@@ -76,7 +76,7 @@ class LuceneBuilder:
 
     def take(self, number: int, part: Sequence[Record], told: Callable[[int], None]) -> None:
         """Waits until fewer than ``threads`` parts are under way, then begins this one."""
-        done = self._work / f"part-{number:05}"
+        done = part_of(self._work, number)
         self._parts.append(done)
         if done.exists():
             return

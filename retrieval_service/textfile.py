@@ -36,6 +36,8 @@ _COMPRESSIONS: dict[bytes, tuple[str, Callable[[BinaryIO], Any]]] = {
 """How a compressed file starts, what that is called, and what unpacks it."""
 PARQUET = b"PAR1"
 """How a Parquet file starts."""
+PACKED = 3.0
+"""Bytes of text in one of a compressed file: about what gzip makes of English."""
 _NO_TEXT = {
     b"PK\x03\x04": "a zip archive; unpack it",
     b"7z\xbc\xaf": "a 7z archive; unpack it",
@@ -58,6 +60,11 @@ def stem(path: Path) -> str:
     'train'
     """
     return Path(path.stem).stem if path.suffix in _SUFFIXES else path.stem
+
+
+def text_of(path: Path) -> float:
+    """About how many bytes of text a byte of the file holds: 1, ``PACKED`` of a compressed one. Raises ``OSError``."""
+    return PACKED if any(starts_with(path, sign) for sign in (*_COMPRESSIONS, PARQUET)) else 1.0
 
 
 def starts_with(path: Path, sign: bytes) -> bool:

@@ -20,7 +20,7 @@ from retrieval_service.backend import Identity
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record
 from retrieval_service.encoder import POOLINGS, Encoder, Manner, encoder_folder, manner_of
-from retrieval_service.index import Builder, Manifest, check_index, ensure_index
+from retrieval_service.index import Builder, Manifest, check_index, ensure_index, part_of
 from retrieval_service.store import PassageStore, join_parts, write_part
 from retrieval_service.vectors import KINDS, PART, import_faiss, join_vectors, open_vectors
 from retrieval_service.watch import SILENT, Watch
@@ -109,7 +109,7 @@ class DenseBuilder:
 
     def take(self, number: int, part: Sequence[Record], told: Callable[[int], None]) -> None:
         """Encodes the part."""
-        done = self._work / f"part-{number:05}"
+        done = part_of(self._work, number)
         self._parts.append(done)
         if done.exists():
             return

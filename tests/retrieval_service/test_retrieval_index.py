@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from agent.errors import Fault, UserError
 from agent.records import Passage
+from retrieval_service import download, stamps
 from retrieval_service import index as index_module
 from retrieval_service import names as names_module
-from retrieval_service import stamps
 from retrieval_service.corpus import Record, corpus_stamp, write_corpus
-from retrieval_service.index import FORMAT, MANIFEST, check_index, ensure_index
+from retrieval_service.index import FORMAT, MANIFEST, check_index, ensure_index, part_of
 from retrieval_service.names import FILE, Names, corpus_names
 from retrieval_service.watch import Watch
 
@@ -34,12 +39,15 @@ class Scripted:
         self.runs = 0
         self.worked: list[int] = []
         """The parts that were worked on."""
+        self.refusing: Callable[[], None] = lambda: None
+        """Runs when a builder is asked for."""
         self.during: Callable[[], None] = lambda: None
         self.reading: Callable[[], None] = lambda: None
         """Runs when a part has been read."""
 
     def builder(self, work: Path) -> Builder:
         self.runs += 1
+        self.refusing()
         return Builder(self, work)
 
 
@@ -50,11 +58,12 @@ class Builder:
     def take(self, number: int, part: Sequence[Record], told: Callable[[int], None]) -> None:
         assert number == len(self.parts)
         self.recipe.reading()
-        file = self.work / f"part-{number}"
-        if not file.exists():
+        done = part_of(self.work, number)
+        if not done.exists():
             self.recipe.worked.append(number)
-            file.write_text("".join(f"{record.id}\n" for record in part))
-        self.parts.append(file)
+            done.mkdir()
+            (done / "ids").write_text("".join(f"{record.id}\n" for record in part))
+        self.parts.append(done / "ids")
 
     def finish(self, out: Path) -> None:
         self.recipe.during()
@@ -142,7 +151,7 @@ def test_an_interrupted_build_is_no_index_and_goes_on_where_it_was(
     (left,) = folders(tmp_path / "c")
     assert left.startswith(".")
     assert recipe.worked == [0, 1]
-    (tmp_path / "c" / "indexes" / left / "part-1").unlink()  # as if it had been killed a little earlier
+    shutil.rmtree(part_of(tmp_path / "c" / "indexes" / left, 1))  # as if it had been killed a little earlier
     recipe.during = lambda: None
     index = ensure_index(corpus, recipe, tmp_path / "c")
     assert recipe.worked == [0, 1, 1]
@@ -150,23 +159,76 @@ def test_an_interrupted_build_is_no_index_and_goes_on_where_it_was(
     assert folders(tmp_path / "c") == [index.name]
 
 
-def test_progress_is_counted(tmp_path: Path, corpus: Path, recipe: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_that_is_refused_costs_no_finished_part(tmp_path: Path, corpus: Path, recipe: Scripted) -> None:
+    def refuse() -> None:
+        raise UserError("retrieval.device=cuda: not to be had here")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    recipe.during = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        ensure_index(corpus, recipe, tmp_path / "c")
+    recipe.refusing = refuse
+    with pytest.raises(UserError, match="not to be had"):
+        ensure_index(corpus, recipe, tmp_path / "c")
+    recipe.refusing = recipe.during = lambda: None
+    ensure_index(corpus, recipe, tmp_path / "c")
+    assert recipe.worked == [0]
+
+
+@pytest.mark.parametrize(("kind", "total"), [("plain", 2), ("no last newline", 2), ("gzip", 0), ("Parquet", 2)])
+def test_progress_is_counted(
+    tmp_path: Path, corpus: Path, recipe: Scripted, monkeypatch: pytest.MonkeyPatch, kind: str, total: int
+) -> None:
+    rows = [json.loads(line) for line in corpus.read_text().splitlines()]
+    if kind == "no last newline":
+        corpus.write_bytes(corpus.read_bytes().removesuffix(b"\n"))
+    elif kind == "gzip":
+        corpus.write_bytes(gzip.compress(corpus.read_bytes()))
+    elif kind == "Parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), corpus)
     monkeypatch.setattr(names_module, "PART", 1)
     counted: list[tuple[int, int]] = []
     ensure_index(corpus, recipe, tmp_path / "c", Watch(count=lambda done, total: counted.append((done, total))))
-    assert counted == [(1, 2), (2, 2)]
+    assert counted == [(1, total), (2, total)]
 
 
-def test_a_full_disk_is_told_before_anything_is_written(
+def free(monkeypatch: pytest.MonkeyPatch, *sizes: int) -> None:
+    """The disk has so many bytes free, each time that it is looked at."""
+    left = iter(sizes)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: SimpleNamespace(free=next(left)))
+    monkeypatch.setattr(index_module, "SMALL", 10)
+
+
+def test_a_full_disk_is_told_before_anything_is_indexed(
     tmp_path: Path, corpus: Path, recipe: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_module, "SMALL", 10)
-    monkeypatch.setattr(index_module, "ROOM", 1e15)
+    size = corpus.stat().st_size
+    free(monkeypatch, 2 * size - 1)
     with pytest.raises(
-        UserError, match=r"indexes: has .* GB free, and indexing .*corpus\.jsonl takes about .* GB; make room"
+        UserError, match=r"^indexing .*corpus\.jsonl: needs 0\.0 MB in .*, where 0\.0 MB are free; make"
     ):
         ensure_index(corpus, recipe, tmp_path / "c")
-    assert (recipe.runs, folders(tmp_path / "c")) == (0, [])
+    assert recipe.runs == 0
+    corpus.write_bytes(packed := gzip.compress(corpus.read_bytes()))
+    free(monkeypatch, 6 * len(packed) - 1)
+    with pytest.raises(UserError, match="make room"):
+        ensure_index(corpus, recipe, tmp_path / "c")
+
+
+def test_the_first_part_tells_how_large_an_index_will_be(
+    tmp_path: Path, corpus: Path, recipe: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two parts of 2 bytes and the index of as much: 8 bytes, of which 2 are there."""
+    monkeypatch.setattr(names_module, "PART", 1)
+    free(monkeypatch, 10**6, 5)
+    with pytest.raises(UserError, match="make room"):
+        ensure_index(corpus, recipe, tmp_path / "c")
+    assert recipe.worked == [0]
+    free(monkeypatch, 10**6, 6)
+    ensure_index(corpus, recipe, tmp_path / "c")
+    assert recipe.worked == [0, 1], "a disk that was too small costs no part"
 
 
 def test_a_corpus_that_changes_meanwhile_is_not_indexed(tmp_path: Path, corpus: Path, recipe: Scripted) -> None:
