@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
 from learner.attention import ATTENTION
-from learner.lean import keep_less
+from learner.lean import _Norm, keep_less
 from learner.packing import PackedRow, pack_rows
 from learner.policy import Policy
 
@@ -73,6 +73,16 @@ def test_the_result_is_that_of_the_plain_model(kind: str, level: str, whole: int
     for name, gradient in gradients.items():
         apart = (gradient - wanted[name]).float().norm() / wanted[name].float().norm()
         assert apart < (1e-5 if dtype == torch.float32 else 2e-2), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_backward_leaves_what_a_norm_was_given(dtype: torch.dtype) -> None:
+    """Others may have kept the same tensor for their own backward."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 32, generator=generator).to(dtype).requires_grad_()
+    before, weight = x.detach().clone(), torch.ones(32, dtype=dtype, requires_grad=True)
+    _Norm.apply(x, weight, 1e-6).square().sum().backward()
+    assert torch.equal(x, before)
 
 
 def test_names_copies_and_adapters_stay_what_they_are() -> None:
