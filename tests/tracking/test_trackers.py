@@ -192,6 +192,27 @@ def test_one_that_fails_is_off_and_the_others_go_on(tmp_path: Path) -> None:
     assert heard.heard == [(1, {"x": 2.0}), (1, {"eval/em": 1.0}), (1, 2), "closed"]
 
 
+@pytest.mark.parametrize("broken", ["__init__", "of"])
+def test_a_log_that_cant_be_read_is_no_table_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def refuses(self: EpisodesLog, given: object) -> None:
+        raise PermissionError(13, "Permission denied", "eval_trajectories.jsonl")
+
+    told: list[str] = []
+    extras = Dispensable(told.append)
+    monkeypatch.setattr(EpisodesLog, broken, refuses)
+    monkeypatch.setattr("tracking.trackers.trackio.Tracker", Heard)
+    trackers = Trackers.open(asked(tmp_path, "trackio"), {}, extras)
+    for step in (1, 2):
+        trackers.evaluation({"step": step, "em": 1.0})
+    heard = trackers._runs["trackio"]
+    assert isinstance(heard, Heard)
+    assert heard.heard == [(1, {"eval/em": 1.0}), (2, {"eval/em": 1.0})]
+    (line,) = told
+    assert line.startswith("the trackers' table of episodes failed and is off for the rest of this run, which goes on:")
+
+
 def test_one_that_cant_be_opened_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setitem(sys.modules, "trackio", None)

@@ -16,6 +16,8 @@ from tracking.dispensable import Dispensable
 from tracking.trackers.base import Asked, Tracker
 from tracking.trackers.episodes import EpisodesLog
 
+TABLE = "the trackers' table of episodes"
+
 
 def check_installed(config: TrackerConfig) -> None:
     """Raises ``UserError`` for the first tracker that is asked for and whose package isn't here."""
@@ -45,7 +47,7 @@ class Trackers:
             told = replace(asked, id=ids.get(name))
             if (run := extras.attempt(_called(name), partial(made, told))) is not None:
                 opened[name] = run
-        return cls(opened, extras, EpisodesLog(asked.folder))
+        return cls(opened, extras, extras.attempt(TABLE, lambda: EpisodesLog(asked.folder)))
 
     @property
     def ids(self) -> dict[str, str]:
@@ -60,8 +62,12 @@ class Trackers:
     def evaluation(self, row: Mapping[str, Any]) -> None:
         """An evaluation: its numbers, and its episodes."""
         self.log(row, prefix="eval/")
-        if self._runs and self._log is not None and (episodes := self._log.of(int(row["step"]))).rows:
-            self._each(lambda run: run.episodes(episodes, int(row["step"])))
+        log, step = self._log, int(row["step"])
+        if not self._runs or log is None:
+            return
+        episodes = self._extras.attempt(TABLE, lambda: log.of(step))
+        if episodes is not None and episodes.rows:
+            self._each(lambda run: run.episodes(episodes, step))
 
     def close(self) -> None:
         """Closes each."""
