@@ -90,27 +90,35 @@ class EightBitAdamW(AdamW8bit):
 
     @torch.no_grad()
     def _step_exactly(self) -> None:
-        """As torchao's step, on the master of one parameter after the other."""
+        """As torchao's step, on the master of one parameter after the other.
+
+        Each shape with each set of betas is compiled, and those of a model and its warm start are more than the 8 after
+        which torch gives up; like torchao, which knows that they are few, this lifts the limit.
+        """
         step = torch.compile(single_param_adam, fullgraph=True, dynamic=False)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["step"] = torch.tensor(0.0)
-                    for name, signed in _MOMENTS.items():
-                        state[name] = self._subclass_zeros(parameter, signed, BLOCK)
-                state["step"] += 1
-                narrow = parameter.dtype == torch.bfloat16
-                master = joined(parameter.detach(), self._rest(parameter)) if narrow else parameter.detach()
-                moments = [state[name] for name in _MOMENTS]
-                rates = [group["lr"], *group["betas"], group["weight_decay"], group["eps"]]
-                step(master, parameter.grad, state["step"], *moments, None, *rates, True, False)
-                if narrow:
-                    weight, rest = parted(master)
-                    parameter.copy_(weight)
-                    self._rest(parameter).copy_(rest)
+        with torch._dynamo.utils.disable_cache_limit():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self._step_master(step, parameter, group)
+
+    def _step_master(self, step: Any, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+        """``step`` is torchao's function for one parameter."""
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            for name, signed in _MOMENTS.items():
+                state[name] = self._subclass_zeros(parameter, signed, BLOCK)
+        state["step"] += 1
+        narrow = parameter.dtype == torch.bfloat16
+        master = joined(parameter.detach(), self._rest(parameter)) if narrow else parameter.detach()
+        moments = [state[name] for name in _MOMENTS]
+        rates = [group["lr"], *group["betas"], group["weight_decay"], group["eps"]]
+        step(master, parameter.grad, state["step"], *moments, None, *rates, True, False)
+        if narrow:
+            weight, rest = parted(master)
+            parameter.copy_(weight)
+            self._rest(parameter).copy_(rest)
 
     def _rest(self, parameter: nn.Parameter) -> Tensor:
         if parameter not in self.rests:

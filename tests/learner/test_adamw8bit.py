@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +125,25 @@ def test_an_exact_master_takes_the_steps_of_float32_weights(tmp_path: Path) -> N
     assert isinstance(eight, EightBitAdamW)
     assert torch.equal(joined(narrow[0].detach(), eight.rests[narrow[0]]), wide[0].detach())
     assert torch.equal(ours.masters[1], wide[1])
+
+
+def test_more_shapes_than_torch_compiles_by_itself_are_stepped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model has five shapes, with its warm start's betas ten variants of the function; torch stops after eight."""
+    compiled = functools.partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(torch.compiler, "set_stance", lambda stance: contextlib.nullcontext())  # as on a GPU
+    params = [nn.Parameter(torch.ones(256, 16 * n, dtype=torch.bfloat16)) for n in (1, 2, 3, 4)]
+    optimizer = made(params, exact_master=True)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for parameter in params:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.clip()
+        optimizer.step(1.0)
+    eight = optimizer._rates[0][0]
+    assert isinstance(eight, EightBitAdamW)
+    for parameter in params:
+        master = joined(parameter.detach(), eight.rests[parameter])
+        assert torch.allclose(master, torch.tensor(1 - 1e-5), rtol=0, atol=1e-7)
 
 
 def test_gradients_are_added_up_in_float32_if_asked() -> None:
