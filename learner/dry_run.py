@@ -111,14 +111,15 @@ def _sample(length: int, advantage: float, vocabulary: int) -> Sample:
 
 @contextmanager
 def _unchanged(policy: Policy) -> Iterator[None]:
-    """Puts parameters, gradients and generators back to what they are now."""
-    before = [(p, p.detach().to("cpu", copy=True)) for p in policy.parameters()]
+    """Puts parameters, gradients with their types, and generators back to what they are now."""
+    before = [(p, p.detach().to("cpu", copy=True), p.grad_dtype) for p in policy.parameters()]
     devices = [policy.device] if policy.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
             with torch.no_grad():
-                for parameter, values in before:
+                for parameter, values, kind in before:
                     parameter.grad = None
+                    parameter.grad_dtype = kind
                     parameter.copy_(values)

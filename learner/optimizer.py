@@ -76,9 +76,9 @@ class ClippedAdamW:
         self.config = config
         self.ranks = ranks
         self.parameters = [p for p in parameters if p.requires_grad]
-        if config.float32_gradients:
-            for parameter in self.parameters:
-                parameter.grad_dtype = torch.promote_types(parameter.dtype, torch.float32)
+        for parameter in self.parameters:  # an optimizer before this one may have set it otherwise
+            wide = torch.promote_types(parameter.dtype, torch.float32)
+            parameter.grad_dtype = wide if config.float32_gradients else parameter.dtype
         sizes = [p.numel() for p in self.parameters]
         self.owners = shares(sizes, ranks.world) if config.shard else [ranks.rank] * len(sizes)
         for_muon = {id(p) for p in matrices}
@@ -227,13 +227,19 @@ class ClippedAdamW:
         }
         kept = [id(p) in own for group in optimizer.param_groups for p in group["params"]]
         if "moments" in saved:
-            moments = saved["moments"]
-            return {**saved, "moments": [m if i >= len(kept) or kept[i] else {} for i, m in enumerate(moments)]}
+            moments, draws = saved["moments"], saved["draws"]
+            if isinstance(draws, list):  # of each rank
+                draws = draws[self.ranks.rank if len(draws) == self.ranks.world else 0]
+            kept_here = [m if i >= len(kept) or kept[i] else {} for i, m in enumerate(moments)]
+            return {**saved, "moments": kept_here, "draws": draws}
         return {**saved, "state": {i: s for i, s in saved["state"].items() if i >= len(kept) or kept[i]}}
 
 
 def merged(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The whole state from the parts that the ranks of a sharded optimizer have, rank 0's first."""
+    """The whole state from the parts that the ranks of a sharded optimizer have, rank 0's first.
+
+    Each rank's rounding has drawn for its own share: as many ranks go on exactly, of another number all with rank 0's.
+    """
     first, *_ = states
     optimizers = []
     for parts in zip(*(state["optimizers"] for state in states), strict=True):
@@ -241,7 +247,7 @@ def merged(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
             moments: list[dict[str, Any]] = [
                 next((m for m in each if m), {}) for each in zip(*(p["moments"] for p in parts), strict=True)
             ]
-            optimizers.append({**parts[0], "moments": moments})
+            optimizers.append({**parts[0], "moments": moments, "draws": [p["draws"] for p in parts]})
         else:
             optimizers.append({**parts[0], "state": {i: s for part in parts for i, s in part["state"].items()}})
     masters = [max(each, key=Tensor.numel) for each in zip(*(state["masters"] for state in states), strict=True)]

@@ -48,8 +48,8 @@ def warm_start(
 
     Loss of a step: mean over its action tokens + ``context_weight`` * mean over all its tokens. Batches of
     ``batch_size`` walk through permutations drawn from ``rng``. AdamW (0.9, 0.95) without decay, of the kind of
-    ``optimizer`` (the plain one by default) and where that keeps it, with ``config.muon_lr`` Muon on the hidden
-    matrices; warm-up, then cosine to 0. ``progress`` is called with (step from 0, loss) after each step.
+    ``optimizer`` (the plain one by default), where that keeps it and as exact, with ``config.muon_lr`` Muon on the
+    hidden matrices; warm-up, then cosine to 0. ``progress`` is called with (step from 0, loss) after each step.
 
     Raises ``UserError`` without demonstrations, ``Fault`` when a loss or gradient isn't finite.
     """
@@ -62,6 +62,7 @@ def warm_start(
             kind=place.kind,
             offload=place.offload,
             exact_master=place.exact_master,
+            float32_gradients=place.float32_gradients,
             lr=config.lr,
             betas=[0.9, 0.95],
             weight_decay=0.0,

@@ -165,6 +165,13 @@ def test_gradients_are_added_up_in_float32_if_asked() -> None:
     assert abs(coarse - fine) > 0.05 * fine, "a sum that outgrows what is added"
 
 
+def test_an_optimizer_sets_the_type_of_the_gradients_anew() -> None:
+    params = parameters()
+    for asked, kind in ((True, torch.float32), (None, torch.bfloat16)):
+        made(params, float32_gradients=asked)
+        assert {p.grad_dtype for p in params} == {kind}
+
+
 @pytest.mark.parametrize("exact", [False, True])
 def test_resumes_exactly(tmp_path: Path, exact: bool) -> None:
     params = parameters()

@@ -34,6 +34,7 @@ def policy_of(dtype: torch.dtype = torch.float32, rank: int = 0) -> Policy:
         (torch.float32, 0, {}),
         (torch.bfloat16, 0, {"optimizer": OptimizerConfig(kind="adamw8bit", lr=1e-2)}),
         (torch.bfloat16, 0, {"optimizer": OptimizerConfig(offload=True, lr=1e-2), "kl": "k2", "reference": "cpu"}),
+        (torch.bfloat16, 0, {"optimizer": OptimizerConfig(lr=1e-2, float32_gradients=True)}),
         (torch.bfloat16, 2, {"optimizer": OptimizerConfig(lr=1e-2), "epochs": 2, "minibatch_questions": 1}),
     ],
 )
@@ -52,6 +53,7 @@ def test_nothing_changes(dtype: torch.dtype, rank: int, changes: dict[str, Any])
         assert torch.equal(p, q), name
         assert p.grad is None
         assert p.requires_grad == q.requires_grad
+        assert p.grad_dtype == q.grad_dtype
 
 
 def test_it_is_the_worst_that_can_come(monkeypatch: pytest.MonkeyPatch) -> None:

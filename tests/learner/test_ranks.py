@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import re
@@ -190,6 +191,38 @@ def test_a_rank_has_the_states_of_its_share_and_all_of_them_are_the_whole(kind: 
             assert [sorted(m) for m in ours["moments"]] == [sorted(m) for m in theirs["moments"]]
         else:
             assert ours["state"].keys() == theirs["state"].keys()
+
+
+def test_each_rank_of_as_many_goes_on_with_its_own_rounding() -> None:
+    """8-bit states without exact masters are rounded by chance, and each rank has drawn for its share alone."""
+    config = OptimizerConfig(kind="adamw8bit", shard=True, lr=1e-5)
+    starts = [torch.full((n,), 0.02, dtype=torch.bfloat16) for n in (12288, 4096, 4096)]
+
+    def made(rank: int, world: int, values: list[torch.Tensor]) -> ClippedAdamW:
+        parameters = [torch.nn.Parameter(v.clone()) for v in values]
+        return ClippedAdamW(parameters, config, rng=np.random.default_rng(0), ranks=Ranks(rank=rank, world=world))
+
+    def stepped(optimizer: ClippedAdamW) -> list[torch.Tensor]:
+        """Without the meeting of the ranks at its end."""
+        for parameter in optimizer.parameters:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.clip()
+        optimizer._rates[0][0].step()
+        optimizer.drop()
+        return [p.detach().clone() for p in optimizer.parameters]
+
+    ranks = [made(rank, 2, starts) for rank in range(2)]
+    assert ranks[0].owners == [0, 1, 1]
+    held = [stepped(optimizer) for optimizer in ranks]
+    saved = copy.deepcopy(merged([optimizer.state() for optimizer in ranks]))
+    expected = [stepped(optimizer) for optimizer in ranks]
+    for rank in range(2):
+        again = made(rank, 2, held[rank])
+        again.load_state(copy.deepcopy(saved))
+        assert all(map(torch.equal, stepped(again), expected[rank])), rank
+    alone = made(0, 1, held[0])
+    alone.load_state(saved)
+    assert torch.equal(stepped(alone)[0], expected[0][0]), "of another number: rank 0's"
 
 
 def test_rows_are_dealt_evenly_and_none_is_lost() -> None:

@@ -7,6 +7,7 @@ from learner_cases import SIZES, VOCABULARY, tiny_policy
 
 from agent.errors import Fault, UserError
 from learner.config import OptimizerConfig, WarmStartConfig
+from learner.optimizer import ClippedAdamW
 from learner.policy import Policy
 from learner.warm_start import Demonstration, warm_start
 
@@ -76,6 +77,22 @@ def test_8_bit_adamw_on_bfloat16_weights_learns_as_float32_does() -> None:
     exact, coarse = losses
     assert exact[-1] < 0.1 * exact[0]
     assert coarse[-1] == pytest.approx(exact[-1], rel=0.25)
+
+
+def test_gradients_are_added_up_as_the_optimizer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 if asked; else in the weights' type, whatever an optimizer before this one had."""
+    policy, seen, clip = tiny_policy(0, torch.bfloat16), [], ClippedAdamW.clip
+
+    def clipped(self: ClippedAdamW) -> float:
+        seen.append({p.grad.dtype for p in self.parameters if p.grad is not None})
+        return clip(self)
+
+    monkeypatch.setattr(ClippedAdamW, "clip", clipped)
+    for asked in (True, None):
+        optimizer = OptimizerConfig(float32_gradients=asked)
+        rng = np.random.default_rng(0)
+        warm_start(policy, demonstrations(8), config(steps=1), rng=rng, optimizer=optimizer)
+    assert seen == [{torch.float32}, {torch.bfloat16}]
 
 
 def test_microbatches_do_not_matter() -> None:
