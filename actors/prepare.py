@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from actors.evidence import check_evidence
+from actors.plan.layouts import chosen
 from actors.prompts import playable
 from agent.config import AgentConfig
 from agent.dialogue import Dialogue
@@ -33,7 +34,7 @@ from tasks.notices import write_notices
 from tasks.tokenizer import train
 from tasks.trained import write_trained
 
-WARM_START_FORMAT = 2
+WARM_START_FORMAT = 3
 """Raise it when the same settings would warm-start another policy than before."""
 
 
@@ -180,13 +181,17 @@ def _expert_demonstrations(
 
 
 def _warm_start_key(config: RunConfig, model_path: str) -> str:
-    """A digest of the settings, the tokenizer, the experts' file and the seed."""
+    """A digest of the settings, the tokenizer, the experts' file and the seed.
+
+    How exactly the optimizer counts is as the plan chooses it for the card: the weights depend on it.
+    """
+    optimizer = chosen(config).optimizer
     settings = {
         "format": WARM_START_FORMAT,
         "seed": config.seed,
         "model": asdict(config.model),
         "warm_start": asdict(config.algorithm.warm_start),
-        "optimizer": config.algorithm.optimizer.kind,
+        "optimizer": [optimizer.kind, optimizer.exact_master, optimizer.float32_gradients],
         "data": asdict(replace(config.data, experts=None)),  # what the file says counts, and not where it lies
         "agent": asdict(config.agent),
     }

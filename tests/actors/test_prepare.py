@@ -13,13 +13,14 @@ import pytest
 import torch
 from transformers import Qwen2ForCausalLM
 
-from actors.prepare import check_model, prepare, warm_started
+from actors.prepare import _warm_start_key, check_model, prepare, warm_started
 from agent.config import AgentConfig
 from agent.errors import UserError
 from agent.pool.rules.epoch import Rule as Epoch
 from agent.protocol import PROTOCOLS
 from conf.schema import RunConfig
-from learner.config import AlgorithmConfig, ModelConfig, WarmStartConfig
+from conf.topology import ClusterConfig
+from learner.config import AlgorithmConfig, ModelConfig, OptimizerConfig, WarmStartConfig
 from learner.policy import Policy
 from learner.skeleton import MARKER, qwen2_config
 from tasks.config import DataConfig
@@ -118,3 +119,24 @@ def test_what_is_imitated_is_made_where_it_will_be_needed(tmp_path: Path) -> Non
     warm_started(imitating.cache, first.warm_start_key).mkdir(parents=True)
     assert prepare(imitating, tmp_path).imitated is None, "its result is in the cache"
     assert prepare(run(tmp_path), tmp_path).imitated is None, "there is no warm start"
+
+
+def test_the_cache_knows_how_exactly_a_warm_start_was_counted(tmp_path: Path) -> None:
+    """As it is asked for, or as the plan chooses it for a card."""
+
+    def key(card: str = "rtx3090", **changes: Any) -> str:
+        config = run(tmp_path, hidden_size=1536, intermediate_size=8960, num_hidden_layers=36)
+        optimizer = OptimizerConfig(kind="adamw8bit", **changes)
+        return _warm_start_key(
+            replace(
+                config,
+                algorithm=AlgorithmConfig(optimizer=optimizer, warm_start=WarmStartConfig(steps=2)),
+                cluster=ClusterConfig(device="cuda", card=card),
+                model=replace(config.model, dtype="bfloat16", vocab_size=151_936),
+            ),
+            "nowhere",
+        )
+
+    assert key() == key(exact_master=True, float32_gradients=False) != key("h100")
+    assert key("h100") == key(exact_master=True, float32_gradients=True)
+    assert len({key(exact_master=e, float32_gradients=f) for e in (True, False) for f in (True, False)}) == 4
