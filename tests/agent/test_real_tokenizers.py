@@ -24,11 +24,11 @@ KINDS = {
     "Qwen3": ("qwen3", None, None, False),
     "Qwen3, thinking": ("qwen3", None, True, False),
     "Qwen3, not thinking": ("qwen3", None, False, False),
-    "Qwen2.5's form": ("qwen3", chat_templates.QWEN25, None, False),
+    "Qwen2.5": ("qwen2.5", None, None, False),
     "ChatML without tools": ("qwen3", chat_templates.PLAIN, None, False),
     "SmolLM2": ("smollm2", None, None, False),
     "Llama 3.1, without tools": ("llama3.1", None, None, False),
-    "Llama 3.2's form": ("llama3.1", chat_templates.LLAMA, None, True),
+    "Llama 3.2": ("llama3.2", None, None, True),
 }
 TEXTS = [
     '"x" and\n\n more',
