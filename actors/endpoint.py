@@ -22,7 +22,6 @@ from agent.inference.infer import Inferred
 from agent.records import Question
 from agent.seeds import derive_seed
 from conf.schema import RunConfig
-from retrieval_service.backend import Backend, Identity
 from retrieval_service.rankers import open_for
 from retrieval_service.service import RetrievalService
 from tasks.load import load
@@ -106,14 +105,7 @@ def behind_endpoint(config: RunConfig, run_dir: Path, console: Console) -> Itera
         write_notices(run_dir, asked.notices)
     console.notices(asked.notices, run_dir)
     console.say(asked.about)
-    identity: list[Identity] = []
-
-    def opened() -> Backend:
-        backend = open_for(task.corpus, config.retrieval, config.cache)
-        identity.append(backend.identity())
-        return backend
-
-    service = RetrievalService(opened, config.retrieval)
+    service = RetrievalService(lambda: open_for(task.corpus, config.retrieval, config.cache), config.retrieval)
     stage = Stage(config.agent, service, prompt=config.agent.prompt)
     limits = config.agent  # of the turns, which the endpoint is told; nobody here can count an episode's tokens
     config.agent = replace(
@@ -124,6 +116,6 @@ def behind_endpoint(config: RunConfig, run_dir: Path, console: Console) -> Itera
             runner.run(service.start())
         try:
             players = EndpointPlayers(config, run_dir, stage, runner)
-            yield Served(task=task, asked=asked, workers=players, weights="", index=lambda: identity[0])
+            yield Served(task=task, asked=asked, workers=players, weights="", index=lambda: service.identity)
         finally:
             runner.run(service.close())

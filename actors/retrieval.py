@@ -1,11 +1,18 @@
-"""The retrieval actor: the service over one index, in a process that ends when its backend hangs."""
+"""The retrieval actor: the service over one index, in a process that ends when its backend hangs.
+
+What it searches is noted beside its log. The process that Ray starts in its place searches the same, or refuses: a
+corpus, a folder or a server may have changed since. Where it starts on a machine that doesn't see that folder, it can't
+know.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import faulthandler
+import json
 import os
 from collections.abc import Coroutine
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +21,18 @@ import ray
 from actors.process import log_to, processor_seconds
 from actors.pulse import HEALTH, Beats, Pulse, during
 from agent.errors import RetrievalError
+from agent.readable import json_of
 from agent.records import Passage
-from retrieval_service.backend import Backend, Identity
+from retrieval_service.backend import Identity
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.rankers import open_for
 from retrieval_service.service import RetrievalService
 from retrieval_service.stats import Meter, Stats
+
+
+def noted(log_dir: Path, name: str) -> Path:
+    """Where it is noted what the actor searches. Who makes the first of a run deletes an earlier run's."""
+    return log_dir / f"{name}.identity.json"
 
 
 @ray.remote(concurrency_groups={HEALTH: 4})  # type: ignore[call-overload]  # its stubs don't know it
@@ -32,7 +45,7 @@ class RetrievalActor:
         self._config = config
         self._open = lambda: open_for(corpus, config, cache_dir)
         self._beats = Beats()
-        self._identity: Identity | None = None
+        self._noted = noted(log_dir, name)
         self._service: RetrievalService | None = None
         self._starting: asyncio.Task[RetrievalService] | None = None
 
@@ -59,13 +72,11 @@ class RetrievalActor:
 
     @during("start")
     async def _start(self) -> RetrievalService:
-        def opened() -> Backend:
-            backend = self._open()
-            self._identity = backend.identity()
-            return backend
-
-        service = RetrievalService(opened, self._config, self._stuck)
+        known = Identity(**json_of(self._noted.read_bytes())) if self._noted.exists() else None
+        service = RetrievalService(self._open, self._config, self._stuck, known)
         await service.start()
+        if known is None:
+            self._noted.write_text(json.dumps(asdict(service.identity)) + "\n")
         self._service = service
         return service
 
@@ -93,9 +104,7 @@ class RetrievalActor:
 
     async def identity(self) -> Identity:
         """What is searched, once the index is open."""
-        await self.start()
-        assert self._identity is not None
-        return self._identity
+        return (await self._started()).identity
 
     async def stats(self) -> Stats:
         return self._service.stats() if self._service is not None else Meter().snapshot()

@@ -21,7 +21,7 @@ from actors.placement import ANYWHERE, Places, bundles, engine_nodes, on_node, r
 from actors.plan.layouts import chosen
 from actors.pool import PoolActor
 from actors.process import QUIET
-from actors.retrieval import RetrievalActor
+from actors.retrieval import RetrievalActor, noted
 from actors.rollout import RolloutWorker, WorkerSettings
 from actors.training import LearnerSettings
 from agent.inference.infer import Inference
@@ -69,6 +69,9 @@ class Topology:
     def retrieval(self) -> dict[str, Any]:
         """A retrieval actor on each node with engines, by the node's id; Ray restarts one whose process dies."""
         nodes = engine_nodes(self.places.nodes, self.config.cluster.learners) if self.places else (ANYWHERE,)
+        names = retrieval_names(len(nodes))
+        for name in names:
+            noted(self.log_dir, name).unlink(missing_ok=True)
         return {
             node: RetrievalActor.options(  # type: ignore[attr-defined]
                 name=name,
@@ -78,7 +81,7 @@ class Topology:
                 runtime_env={"env_vars": QUIET},
                 **on_node(node),
             ).remote(self.corpus, self.config.retrieval, self.config.cache, self.log_dir, name)
-            for node, name in zip(nodes, retrieval_names(len(nodes)), strict=True)
+            for node, name in zip(nodes, names, strict=True)
         }
 
     def pool(self, questions: tuple[Question, ...]) -> Any:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from agent.errors import RetrievalError
+from agent.errors import Fault, RetrievalError
 from agent.records import Passage
 
 
@@ -23,6 +23,14 @@ class Identity:
     analyser: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     """What the ranking depends on besides, such as ``k1`` and ``b``."""
+
+
+def check_same(first: Identity, now: Identity) -> None:
+    """Raises ``Fault`` where ``now`` isn't what was searched ``first``: results of the two can't be compared."""
+    was, found = asdict(first), asdict(now)
+    if differing := [name for name in was if was[name] != found[name]]:
+        said = ", ".join(f"{name} {found[name]!r} in place of {was[name]!r}" for name in differing)
+        raise Fault(f"what is searched has changed since the start: {said}; put it back, or start a new run")
 
 
 class Unavailable(RetrievalError):

@@ -7,7 +7,8 @@ Who waits in line isn't timed: more searches than there is time for are slower, 
 backend works on it for too long, or when nothing at all comes back.
 
 A backend that can be opened twice (``lanes``) gets a second thread, for short searches alone. It is used while a batch
-takes long, so that what is quick needn't wait for what is slow.
+takes long, so that what is quick needn't wait for what is slow. All backends of a service search the same: one that
+has another identity than the first isn't used.
 
 All state lives on the event loop, so there are no locks; only the backends live in the threads.
 """
@@ -22,7 +23,7 @@ from itertools import islice
 
 from agent.errors import RetrievalError
 from agent.records import Passage
-from retrieval_service.backend import Backend
+from retrieval_service.backend import Backend, Identity, check_same
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.lru import Lru
 from retrieval_service.stats import Meter, Stats
@@ -80,7 +81,8 @@ class RetrievalService:
 
     ``make_backend`` runs in that thread; for BM25 it is
     ``lambda: open_backend(config, ensure_index(corpus, config, cache_dir))``. One event loop calls all methods.
-    ``stuck`` is told of a thread that has not come back for so many seconds that it never will.
+    ``stuck`` is told of a thread that has not come back for so many seconds that it never will. ``known`` is what has
+    to be searched, where that was said before.
     """
 
     def __init__(
@@ -88,10 +90,12 @@ class RetrievalService:
         make_backend: Callable[[], Backend],
         config: RetrievalConfig,
         stuck: Callable[[float], None] = lambda seconds: None,
+        known: Identity | None = None,
     ) -> None:
         self._make_backend = make_backend
         self._config = config
         self._stuck = stuck
+        self._identity = known
         self._cache: Lru[Key, Hits] = Lru(config.cache_size)
         self._meter = Meter()
         self._in_flight: dict[Key, _Search] = {}
@@ -109,7 +113,10 @@ class RetrievalService:
         self._closed = False
 
     async def start(self) -> None:
-        """Makes the backend and waits for it; raises what ``make_backend`` raised. Call it once, first."""
+        """Makes the backend and waits for it. Call it once, first.
+
+        Raises what ``make_backend`` raised, and ``Fault`` for a backend that doesn't search what is ``known``.
+        """
         if self._started:
             raise RuntimeError("the retrieval service was started already")
         self._started = True
@@ -118,11 +125,30 @@ class RetrievalService:
         self._may_overtake = getattr(backend, "lanes", 1) > 1
 
     async def _open(self) -> Backend:
-        thread = BackendThread(self._make_backend)
+        thread = BackendThread(self._make)
         self._threads.append(thread)
         backend = await thread.start()
         self._lanes.append(_Lane(thread=thread, moved=self._meter.clock()))
         return backend
+
+    def _make(self) -> Backend:
+        """A backend; in its thread, while no other is made. The corpus may have changed since the first."""
+        backend = self._make_backend()
+        try:
+            now = backend.identity()
+            check_same(self._identity or now, now)
+        except BaseException:
+            backend.close()
+            raise
+        self._identity = now
+        return backend
+
+    @property
+    def identity(self) -> Identity:
+        """What is searched, once it has started."""
+        if self._identity is None:
+            raise RuntimeError("the retrieval service has not been started")
+        return self._identity
 
     async def _open_second(self) -> None:
         with suppress(Exception):  # there is one lane then, as there was

@@ -77,17 +77,10 @@ async def serve_on(
 
     ``stuck`` is told of a backend that never comes back. Raises what opening the backend raised.
     """
-    identity: list[Identity] = []
-
-    def opened() -> Backend:
-        backend = open_backend()
-        identity.append(backend.identity())
-        return backend
-
-    service = RetrievalService(opened, retrieval, stuck)
+    service = RetrievalService(open_backend, retrieval, stuck)
     try:
         await service.start()
-        app = make_app(service, identity[0], config, token)
+        app = make_app(service, service.identity, config, token)
         server = Server(
             uvicorn.Config(
                 app,
@@ -102,7 +95,7 @@ async def serve_on(
                 timeout_graceful_shutdown=GRACE_S,
             )
         )
-        ready(server, identity[0])
+        ready(server, service.identity)
         await server.serve(sockets=[listener])
     finally:
         listener.close()

@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 import ray
+from patience import until
 from ray_fakes import PATIENCE_S, FakeRetrieval, ScriptedRetrieval, hits, result
 
 from actors.calls import get
 from actors.process import QUIET
-from actors.retrieval import RetrievalActor
+from actors.retrieval import RetrievalActor, noted
 from actors.searcher import RemoteSearcher
-from agent.errors import RetrievalError, UserError
+from agent.errors import Fault, RetrievalError, UserError
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import join_contents
 from retrieval_service.rankers import index_for, open_backend
@@ -386,6 +387,19 @@ def test_a_thread_that_hangs_ends_its_process_and_ray_starts_another(
     log = (tmp_path / "retrieval.log").read_text()
     assert "[slingshot] retrieval: a search has not come back for 2 s; this process ends, so that Ray starts" in log
     assert "in search_batch" in log, "where it hung"
+
+
+def test_a_process_in_place_of_another_searches_the_same_or_refuses(
+    scripted: Callable[..., Any], tmp_path: Path
+) -> None:
+    actor = scripted(timeout_s=PATIENCE_S)
+    result(actor.start.remote())
+    note, log = noted(tmp_path, "retrieval"), tmp_path / "retrieval.log"
+    note.write_text(note.read_text().replace("scripted", "another", 1))  # as if that had been searched
+    ray.kill(actor, no_restart=False)
+    until(lambda: log.read_text().count("] retrieval, niceness") > 1)
+    with pytest.raises(Fault, match="has changed since the start: name 'scripted' in place of 'another'; put it back"):
+        get(actor.start.remote(), "retrieval", tmp_path)
 
 
 def test_what_could_not_be_opened_is_tried_again(retrieval: Callable[[str], Any], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from agent.errors import Fault, RetrievalError, UserError
 from agent.records import Passage
-from retrieval_service.backend import Backend, Unavailable
+from retrieval_service.backend import Backend, Identity, Unavailable
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.rankers import open_backend
 from retrieval_service.service import RetrievalService
@@ -36,6 +36,10 @@ class ScriptedBackend:
         self.go_on.set()
         self.closed = False
         self.short_answers = False
+        self.passages = 3
+
+    def identity(self) -> Identity:
+        return Identity(name="scripted", backend="scripted", documents=self.passages)
 
     def search_batch(self, queries: Sequence[str], k: int) -> list[Any]:
         assert not self.closed
@@ -306,6 +310,50 @@ def test_a_quick_search_gets_past_a_slow_one_where_the_backend_can_be_opened_twi
     assert [batch for batch, _ in second.batches] == [("quick",), ("also quick",)]
     assert first.closed
     assert second.closed
+
+
+def test_a_second_backend_that_searches_something_else_is_not_used() -> None:
+    made: list[ScriptedBackend] = []
+    closed = threading.Semaphore(0)
+
+    class Changing(ScriptedBackend):
+        lanes = 2
+
+        def close(self) -> None:
+            super().close()
+            closed.release()
+
+    def make_backend() -> Backend:
+        made.append(Changing())
+        made[-1].passages += len(made) - 1
+        return made[-1]
+
+    async def run() -> None:
+        service = RetrievalService(make_backend, RetrievalConfig())
+        await service.start()
+        slow = asyncio.create_task(service.search("wait", 2))
+        assert await asyncio.to_thread(made[0].entered.acquire, timeout=PATIENCE_S)
+        quick = asyncio.create_task(service.search("quick", 2))
+        assert await asyncio.to_thread(closed.acquire, timeout=PATIENCE_S)
+        made[0].freed.set()
+        assert (await slow, await quick) == (hits("wait", 2), hits("quick", 2))
+        assert service.identity.documents == 3
+        await service.close()
+
+    asyncio.run(run())
+    first, second = made
+    assert (len(first.batches), second.batches) == (2, [])
+
+
+def test_a_backend_in_place_of_an_earlier_one_searches_the_same_or_is_refused() -> None:
+    async def run(known: Identity) -> None:
+        service = RetrievalService(ScriptedBackend, RetrievalConfig(), known=known)
+        await service.start()
+        await service.close()
+
+    asyncio.run(run(ScriptedBackend().identity()))
+    with pytest.raises(Fault, match=r"^what is searched has changed since the start: documents 3 in place of 4; put"):
+        asyncio.run(run(Identity(name="scripted", backend="scripted", documents=4)))
 
 
 def test_who_keeps_the_process_is_told_of_a_thread_that_does_not_come_back() -> None:
