@@ -51,6 +51,9 @@ class RetrievalConfig:
     """A cross-encoder that orders the first passages anew: a folder, or a name on the hub."""
     rerank_depth: int = bounded(20, "at least 1")
     """How many passages it reads of each search."""
+    device: str = field(default="auto", metadata=TEXT)
+    """Where an encoder and a cross-encoder compute: ``cpu``, ``cuda``, ``cuda:1``; ``auto`` takes a GPU if there is
+    one."""
     threads: int = bounded(2, "at least 1")
     """Processors that searching and building may use; with ``url``, requests that are under way at once."""
     heap: str = "1g"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from agent.errors import UserError, shortened
+from agent.errors import Fault, UserError, shortened
 from agent.quiet import quietly
 from agent.readable import json_of
 
@@ -35,7 +35,7 @@ _PREFIXES = (
 )
 """Of a model's name: what goes before queries and passages (arXiv 2212.03533, section 3; arXiv 2309.07597)."""
 _AT_ONCE = 64
-"""Texts of a batch; they are sorted by length first, so that little of it is padding."""
+"""Texts of a batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,7 +147,7 @@ def weights_digest(folder: Path, given: str) -> str:
     return digest.hexdigest()
 
 
-def _device(asked: str) -> str:
+def device_of(asked: str) -> str:
     """Where to compute. Raises ``UserError`` for what isn't there."""
     import torch
 
@@ -160,6 +160,13 @@ def _device(asked: str) -> str:
             f"retrieval.device={asked}: not to be had here ({shortened(error, 120)}); set retrieval.device=auto"
         ) from error
     return asked
+
+
+def batches(texts: Sequence[str], at_once: int) -> Iterator[list[int]]:
+    """The numbers of all ``texts`` in lists of ``at_once``, shortest text first: so little of a batch is padding."""
+    order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
+    for start in range(0, len(order), at_once):
+        yield order[start : start + at_once]
 
 
 class Encoder:
@@ -175,7 +182,7 @@ class Encoder:
         torch.set_num_threads(threads)
         self._torch = torch
         self._manner = manner
-        self._device = _device(device)
+        self._device = device_of(device)
         try:
             with quietly():
                 self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -193,20 +200,21 @@ class Encoder:
         return int(self._model.config.hidden_size)
 
     def queries(self, texts: Sequence[str]) -> Vectors:
-        """(len(texts), size) vectors of search queries."""
+        """(len(texts), size) vectors of search queries. Raises ``Fault`` for one that isn't finite."""
         return self._encode([self._manner.query_prefix + text for text in texts])
 
     def passages(self, texts: Sequence[str]) -> Vectors:
-        """(len(texts), size) vectors of passages' contents."""
+        """(len(texts), size) vectors of passages' contents. Raises ``Fault`` for one that isn't finite."""
         return self._encode([self._manner.passage_prefix + text for text in texts])
 
     def _encode(self, texts: Sequence[str]) -> Vectors:
         found = np.empty((len(texts), self.size), np.float32)
-        order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
         with self._torch.inference_mode():
-            for start in range(0, len(texts), _AT_ONCE):
-                batch = order[start : start + _AT_ONCE]
+            for batch in batches(texts, _AT_ONCE):
                 found[batch] = self._batch([texts[at] for at in batch])
+        if not np.isfinite(found).all():
+            at = int(np.isfinite(found).all(axis=1).argmin())
+            raise Fault(f"retrieval.encoder={self._manner.encoder} makes no finite vector of {texts[at][:100]!r}")
         return found
 
     def _batch(self, texts: list[str]) -> Vectors:

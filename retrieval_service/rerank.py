@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agent.errors import UserError, shortened
+from agent.errors import Fault, UserError, shortened
 from agent.quiet import quietly
 from agent.records import Passage
-from retrieval_service.backend import Backend, Identity
+from retrieval_service.backend import Backend, Identity, printable
 from retrieval_service.config import RetrievalConfig
-from retrieval_service.encoder import encoder_folder, weights_digest
+from retrieval_service.encoder import batches, device_of, encoder_folder, weights_digest
 
 KEY = "retrieval.reranker"
 MAX_TOKENS = 512
@@ -24,7 +25,8 @@ class Reranked:
     """A ``Backend``: of each query the first ``config.rerank_depth`` passages of ``inner``, by the cross-encoder's
     score.
 
-    For one thread. Raises ``UserError`` for a folder without a sequence classifier of one score.
+    For one thread. Raises ``UserError`` for a folder without a sequence classifier of one score. A search raises
+    ``Fault`` for a score that isn't finite.
     """
 
     def __init__(self, inner: Backend, config: RetrievalConfig) -> None:
@@ -32,7 +34,8 @@ class Reranked:
         self._inner, self._depth = inner, config.rerank_depth
         folder = encoder_folder(given, KEY)
         self._told = {"reranker": given, "reranker_weights": weights_digest(folder, f"{KEY}={given}")}
-        self._tokenizer, self._model, self._torch = _loaded(folder, given, config.threads)
+        self._tokenizer, self._model, self._torch = _loaded(folder, given, config.threads, device_of(config.device))
+        self.most: int = min(config.max_batch, getattr(inner, "most", config.max_batch))
 
     def search_batch(self, queries: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
         """For each query the ``k`` passages of the highest scores, which are the cross-encoder's; see ``Backend``."""
@@ -46,12 +49,10 @@ class Reranked:
         return ranked
 
     def _scores(self, pairs: Sequence[tuple[str, Passage]]) -> list[float]:
-        texts = [(_printable(query), f"{passage.title}\n{passage.text}".strip()) for query, passage in pairs]
-        order = sorted(range(len(texts)), key=lambda at: len(texts[at][1]))
+        texts = [(printable(query), f"{passage.title}\n{passage.text}".strip()) for query, passage in pairs]
         scores = [0.0] * len(texts)
         with self._torch.inference_mode():
-            for start in range(0, len(order), _AT_ONCE):
-                batch = order[start : start + _AT_ONCE]
+            for batch in batches([passage for _, passage in texts], _AT_ONCE):
                 encoded = self._tokenizer(
                     [texts[at][0] for at in batch],
                     [texts[at][1] for at in batch],
@@ -62,6 +63,9 @@ class Reranked:
                 ).to(self._model.device)
                 for at, score in zip(batch, self._model(**encoded).logits[:, 0].tolist(), strict=True):
                     scores[at] = score
+        if not all(map(math.isfinite, scores)):
+            query, passage = next(pair for pair, score in zip(pairs, scores, strict=True) if not math.isfinite(score))
+            raise Fault(f"{KEY}={self._told['reranker']} gives passage {passage.id!r} no finite score for {query!r}")
         return scores
 
     def following_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
@@ -82,7 +86,7 @@ class Reranked:
         self._inner.close()
 
 
-def _loaded(folder: Path, given: str, threads: int) -> tuple[Any, Any, Any]:
+def _loaded(folder: Path, given: str, threads: int, device: str) -> tuple[Any, Any, Any]:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -97,9 +101,4 @@ def _loaded(folder: Path, given: str, threads: int) -> tuple[Any, Any, Any]:
         raise UserError(f"{KEY}={given}: can't be loaded ({shortened(error)})") from error
     if report["missing_keys"] or model.config.num_labels != 1:
         raise UserError(f"{KEY}={given}: is no cross-encoder: it needs a classifier with one score, and its weights")
-    return tokenizer, model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), torch
-
-
-def _printable(text: str) -> str:
-    """``text`` as a tokenizer takes it: lone surrogates become question marks."""
-    return text.encode("utf-8", "replace").decode()
+    return tokenizer, model.to(device).eval(), torch

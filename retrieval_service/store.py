@@ -32,8 +32,8 @@ def write_part(folder: Path, part: Sequence[Record]) -> None:
     np.save(folder / IDS, np.array([name_digest(record.id) for record in part], np.uint64))
 
 
-def join_parts(parts: Sequence[Path], out: Path) -> int:
-    """Writes the store ``out`` of the parts that ``write_part`` wrote; how many passages it has."""
+def join_parts(parts: Sequence[Path], out: Path) -> None:
+    """Writes the store ``out`` of the parts that ``write_part`` wrote."""
     with open(out / PASSAGES, "wb") as file:
         for part in parts:
             with open(part / PASSAGES, "rb") as lines:
@@ -44,7 +44,6 @@ def join_parts(parts: Sequence[Path], out: Path) -> int:
     order = np.argsort(ids, kind="stable")
     np.save(out / IDS, ids[order])
     np.save(out / NUMBERS, order.astype(np.uint32))
-    return len(ids)
 
 
 class PassageStore:

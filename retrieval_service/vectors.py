@@ -60,7 +60,8 @@ class Flat:
         return len(self._vectors)
 
     def search(self, queries: Vectors, k: int) -> tuple[Vectors, Numbers]:
-        """See ``Nearest``. Of equal scores the passage that comes first in the corpus is first."""
+        """See ``Nearest``. Passages of equal scores are in the corpus's order. Where not all of them are among the ``k``,
+        it isn't defined which ones are."""
         scores = np.full((len(queries), 0), -np.inf, np.float32)
         numbers = np.full((len(queries), 0), -1, np.int64)
         for start in range(0, len(self._vectors), BLOCK):
@@ -72,7 +73,7 @@ class Flat:
                 best.sort(axis=1)
                 found, here = np.take_along_axis(found, best, 1), np.take_along_axis(here, best, 1)
             scores, numbers = np.concatenate((scores, found), 1), np.concatenate((numbers, here), 1)
-            # Stable: those found before, and of lower number, stay before their equals.
+            # Stable: those of lower number stay before their equals.
             order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
             scores, numbers = np.take_along_axis(scores, order, 1), np.take_along_axis(numbers, order, 1)
         return scores, numbers

@@ -9,7 +9,7 @@ from typing import Any
 from agent.errors import RetrievalError, UserError
 from agent.records import Passage
 from retrieval_service import jvm
-from retrieval_service.backend import Identity
+from retrieval_service.backend import Identity, printable
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import document_of, parse_record
 from retrieval_service.index import Manifest, check_index, ensure_index
@@ -85,7 +85,7 @@ class Bm25:
         k = min(k, self._documents)
         texts, keys = self._array_list(), self._array_list()
         for number, query in enumerate(queries):
-            texts.add(_printable(query))
+            texts.add(printable(query))
             keys.add(str(number))
         try:
             hits = self._searcher.batch_search(texts, keys, k, self._threads)
@@ -140,7 +140,7 @@ class Bm25:
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
         try:
-            raws = [self._searcher.doc_raw(_printable(d)) for d in document_ids]
+            raws = [self._searcher.doc_raw(printable(d)) for d in document_ids]
         except self._java_error as error:
             raise RetrievalError(f"Lucene: {first_line(error)}") from error
         found: list[tuple[Passage, ...]] = [() if raw is None else (parse_record(raw),) for raw in raws]
@@ -199,11 +199,6 @@ def _analyser(index: Path, manifest: Manifest | None, config: RetrievalConfig) -
             "another index"
         )
     return made or config.analyser
-
-
-def _printable(text: str) -> str:
-    """``text`` as Java takes it: lone surrogates become question marks, which are no words and in no id."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def ensure(corpus: Path, config: RetrievalConfig, cache: Path, watch: Watch = SILENT) -> Path:

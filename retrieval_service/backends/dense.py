@@ -16,7 +16,7 @@ import numpy as np
 from agent.errors import RetrievalError, UserError, one_of
 from agent.records import Passage
 from agent.settings import PATH, TEXT, bounded
-from retrieval_service.backend import Identity
+from retrieval_service.backend import Identity, printable
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record
 from retrieval_service.encoder import POOLINGS, Encoder, Manner, encoder_folder, manner_of
@@ -54,8 +54,6 @@ class Settings(RetrievalConfig):
     """Lists of ``ivf``; 0: 4 √n for n passages."""
     probes: int = bounded(32, "at least 1")
     """Lists that are looked through for a query."""
-    device: str = field(default="auto", metadata=TEXT)
-    """Where the encoder computes: ``cpu``, ``cuda``, ``cuda:1``; ``auto`` takes a GPU if there is one."""
 
     def __post_init__(self) -> None:
         RetrievalConfig.__post_init__(self)
@@ -148,7 +146,7 @@ class Dense:
             raise UserError(
                 f"{index}: not a dense index of this program's (it has no manifest); build it with mode=index"
             )
-        self._manifest = manifest
+        self._index, self._manifest = index, manifest
         self._manner, folder = _encoder_of(index, manifest, config)
         kind = str(manifest.made_with["vectors"])
         try:
@@ -169,15 +167,17 @@ class Dense:
     def search_batch(self, queries: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
         """For each query its ``k`` nearest passages with their inner products; none for one without a character.
 
-        Raises ``ValueError`` for ``k < 1``.
+        Raises ``ValueError`` for ``k < 1``, and ``Fault`` for a vector or a score that isn't finite.
         """
         _check(k)
         asked = [at for at, query in enumerate(queries) if query.strip()]
         found: list[tuple[Passage, ...]] = [()] * len(queries)
         if not asked:
             return found
-        vectors = self._encoder.queries([_printable(queries[at]) for at in asked])
+        vectors = self._encoder.queries([printable(queries[at]) for at in asked])
         scores, numbers = self._vectors.search(vectors, min(k, len(self._store)))
+        if not np.isfinite(scores[numbers >= 0]).all():
+            raise RetrievalError(f"{self._index}: a score is no finite number: its vectors are damaged; build it again")
         for at, row, places in zip(asked, scores, numbers, strict=True):
             found[at] = tuple(self._hit(int(n), float(s)) for s, n in zip(row, places, strict=True) if n >= 0)
         return found
@@ -191,7 +191,7 @@ class Dense:
         _check(k)
         found = []
         for name in document_ids:
-            number = self._store.number(_printable(name))
+            number = self._store.number(printable(name))
             following = () if number is None else islice(self._store.following(number), k - 1)
             found.append(() if number is None else (self._store.passage(number), *following))
         return found
@@ -243,11 +243,6 @@ def _encoder_of(index: Path, manifest: Manifest, config: Settings) -> tuple[Mann
 def _check(k: int) -> None:
     if k < 1:
         raise ValueError(f"k={k}: must be at least 1")
-
-
-def _printable(text: str) -> str:
-    """``text`` as a tokenizer takes it: lone surrogates become question marks."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def ensure(corpus: Path, config: Settings, cache: Path, watch: Watch = SILENT) -> Path:

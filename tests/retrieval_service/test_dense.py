@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from encoders import encoder
 
-from agent.errors import RetrievalError, UserError
+from agent.errors import Fault, RetrievalError, UserError
 from agent.records import Passage
 from retrieval_service import names, vectors
 from retrieval_service.backends import dense
@@ -205,6 +205,18 @@ def test_the_identity_names_the_encoder_and_its_manner(backend: Dense, model: Pa
     assert {*Manner.__dataclass_fields__} <= {*told.settings}
 
 
+def test_what_is_not_finite_is_a_fault(backend: Dense, model: Path) -> None:
+    made = Encoder(model, manner_of(model, "given", {}), threads=2)
+    made._model.embeddings.word_embeddings.weight.data[5] = np.nan  # "emma"
+    assert np.isfinite(made.queries(["novel"])).all()
+    with pytest.raises(Fault, match=r"^retrieval\.encoder=given makes no finite vector of 'query: by emma'$"):
+        made.queries(["novel", "by emma"])
+    assert isinstance(backend._vectors, Flat)
+    backend._vectors._vectors = np.full_like(backend._vectors._vectors, np.nan)
+    with pytest.raises(RetrievalError, match=r"a score is no finite number: its vectors are damaged; build it again$"):
+        backend.search_batch(["emma"], 1)
+
+
 def test_equal_scores_are_in_the_corpus_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vectors, "BLOCK", 3)
     np.save(tmp_path / "v.npy", np.array([[1.0], [2.0], [1.0], [1.0], [2.0], [1.0], [1.0]], np.float32))
@@ -294,7 +306,7 @@ def test_ids_with_the_same_digest_are_told_apart(tmp_path: Path, monkeypatch: py
     part = [Record(name, f"text {name}") for name in ("aa", "b", "cc", "dd", "e")]
     write_part(tmp_path, part)
     (tmp_path / "out").mkdir()
-    assert join_parts([tmp_path], tmp_path / "out") == 5
+    join_parts([tmp_path], tmp_path / "out")
     store = PassageStore(tmp_path / "out")
     assert [store.number(name) for name in ("aa", "b", "cc", "dd", "e", "f", "gg", "hhh")] == [
         0,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from encoders import cross_encoder, encoder
 
-from agent.errors import UserError
+from agent.errors import Fault, UserError
 from agent.records import Passage
 from retrieval_service.backend import Identity
 from retrieval_service.backends import hybrid
@@ -194,6 +194,19 @@ def test_a_cross_encoder_orders_the_first_passages_anew(tmp_path: Path) -> None:
     assert (told["own"], told["reranker"], told["rerank_depth"]) == (1, str(folder), 5)
     backend.close()
     assert inner.closed
+
+
+def test_a_cross_encoder_keeps_its_rankers_batches_and_computes_where_it_is_told(tmp_path: Path) -> None:
+    folder, inner = cross_encoder(tmp_path / "cross"), Scripted()
+    assert Reranked(inner, RetrievalConfig(reranker=str(folder), max_batch=7)).most == 7
+    inner.most = 2  # type: ignore[attr-defined]
+    backend = Reranked(inner, RetrievalConfig(reranker=str(folder)))
+    assert backend.most == 2
+    with pytest.raises(UserError, match=r"^retrieval\.device=cuda:99: not to be had here"):
+        Reranked(inner, RetrievalConfig(reranker=str(folder), device="cuda:99"))
+    backend._model.classifier.weight.data.fill_(float("nan"))
+    with pytest.raises(Fault, match=r"^retrieval\.reranker=.* gives passage '.*' no finite score for 'emma'$"):
+        backend.search_batch(["emma"], 1)
 
 
 def test_a_model_that_is_no_cross_encoder_is_named(model: Path) -> None:
