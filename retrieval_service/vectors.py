@@ -60,8 +60,8 @@ class Flat:
         return len(self._vectors)
 
     def search(self, queries: Vectors, k: int) -> tuple[Vectors, Numbers]:
-        """See ``Nearest``. Passages of equal scores are in the corpus's order. Where not all of them are among the ``k``,
-        it isn't defined which ones are."""
+        """See ``Nearest``. Passages of equal scores are in the corpus's order; where not all of them are among the
+        ``k``, it isn't defined which ones are."""
         scores = np.full((len(queries), 0), -np.inf, np.float32)
         numbers = np.full((len(queries), 0), -1, np.int64)
         for start in range(0, len(self._vectors), BLOCK):
