@@ -185,22 +185,22 @@ def compare(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 def plan(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=plan``: placement and memory, without Ray or a GPU."""
-    from actors.plan.layouts import comparison
+    from actors.plan.layouts import comparison, left_open, settled
     from actors.plan.table import table
-    from conf.topology import AUTO
 
     _settle(config, console)
     with console.phase("planning"):
-        planned = comparison(config) if config.cluster.name == AUTO else table(config)
+        planned = comparison(config) if left_open(config) else table(settled(config))
     console.say(planned)
 
 
 def doctor(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=doctor``: what this machine does with the model, measured in minutes."""
     from actors.doctor import examine
+    from actors.plan.layouts import settled
 
     _settle(config, console)
-    examine(config, run_dir, console)
+    examine(settled(config), run_dir, console)
 
 
 def simulate(config: RunConfig, run_dir: Path, console: Console) -> None:

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 from actors.fetching import fetch
 from actors.health import Health
+from actors.plan.layouts import settled
 from actors.plan.machine import check_machine
 from actors.prepare import check_model
 from actors.questions import Asked, asked
@@ -63,6 +64,7 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
     if config.model.path == config.checkpoint:
         config.model.path = path
     with console.phase("checking the machine"):
+        config.cluster = settled(config).cluster
         check_machine(config)
     if is_hub_name(path):
         fetch(config, console)  # the model, too

@@ -1,5 +1,5 @@
 """What goes without saying on a command line: a model by its path, a checkpoint as it was trained, where questions
-come from.
+come from, what ``cluster=auto`` may choose.
 
 Whatever is said on the command line counts.
 """
@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from agent.errors import UserError
 from conf.as_trained import WORLD, agent_of, data_of, literal
 from conf.schema import INFERENCE
+from conf.topology import AUTO
 
 ANY_MODEL = "model=folder"
 """The choice for a model that is given by its path."""
@@ -36,7 +37,14 @@ def implied(overrides: Sequence[Override], composed: DictConfig) -> list[str]:
     """
     model = _model_and_agent(overrides, composed.mode)
     chosen = "folder" if ANY_MODEL in model else composed.hydra.runtime.choices["model"]
-    return [*model, *_questions_and_passages(overrides, composed, chosen)]
+    return [*model, *_questions_and_passages(overrides, composed, chosen), *_staleness(overrides, composed)]
+
+
+def _staleness(overrides: Sequence[Override], composed: DictConfig) -> list[str]:
+    """``cluster=auto`` doesn't choose what is given, even where that is the default."""
+    given = {str(o.key_or_group): o for o in overrides}
+    clusters = [composed.hydra.runtime.choices["cluster"], *values(given.get("cluster"))]
+    return ["cluster.auto_staleness=false"] if AUTO in clusters and "pool.max_staleness" in given else []
 
 
 def _model_and_agent(overrides: Sequence[Override], mode: str) -> list[str]:

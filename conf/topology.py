@@ -88,16 +88,21 @@ class ClusterConfig:
     device: str = "cpu"
     """``cpu`` or ``cuda``, for the learner and the engines."""
     card: str = "rtx3090"
-    """Kind of the GPUs, for the plan and the check before a start: a name in ``actors/plan/cards.py``."""
+    """Kind of the GPUs, for the plan and the check before a start: a name in ``actors/plan/cards.py``; ``auto``, with
+    ``cluster=auto``, is this machine's."""
     gpu_memory_gib: float = bounded(0.0, "at least 0")
     """Memory of each GPU, for a card that isn't in that table; 0 takes the card's."""
     cards: int = bounded(0, "in [0, 64]")
     """GPUs that ``cluster=auto`` divides among learners and engines; 0: all of this machine."""
-    learners: int = bounded(1, "in [1, 64]")
-    """Learners that share the rows of a batch, on a GPU each; their gradients are added up."""
+    auto_staleness: bool = True
+    """Whether ``cluster=auto`` sets ``pool.max_staleness``; not where a command line gives that."""
+    learners: int = bounded(1, "in [0, 64]")
+    """Learners that share the rows of a batch, on a GPU each; their gradients are added up. 0, with ``cluster=auto``:
+    as many as the plan chooses."""
     colocated: bool = False
     """A learner and an engine colocated on each GPU: the engines sleep while the learners learn."""
-    rollout_workers: int = bounded(1, "in [1, 1000]")
+    rollout_workers: int = bounded(1, "in [0, 1000]")
+    """0, with ``cluster=auto``: as many as the plan chooses."""
     groups_per_worker: int = bounded(0, "at least 0")
     """Groups that a worker plays at once; 0 divides a batch among the workers."""
     learner_threads: int = bounded(2, "at least 1")
@@ -155,6 +160,9 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         check_bounds(self, "cluster")
         one_of(self.device, ("cpu", "cuda"), "cluster.device")
+        for key, count in (("learners", self.learners), ("rollout_workers", self.rollout_workers)):
+            if not count and self.name != AUTO:
+                raise UserError(f"cluster.{key}=0 leaves the number to cluster=auto; give one that is at least 1")
         one_of(self.weight_channel, ("auto", "nccl", "object_store"), "cluster.weight_channel")
         if self.weight_channel == "nccl" and (self.device == "cpu" or self.colocated):
             raise UserError(

@@ -5,7 +5,6 @@ cards ──► layouts (learners, engines, colocated or not, overlapped or not)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from actors.plan.cards import CARDS, nominal_gib, usable_bytes
@@ -16,7 +15,7 @@ from actors.plan.measured import assumptions
 from actors.plan.roofline import Step, step
 from agent.errors import UserError
 from conf.schema import RunConfig
-from conf.topology import AUTO
+from conf.topology import AUTO, ClusterConfig
 from learner.config import AlgorithmConfig
 
 SIDE_BY_SIDE = 0.88
@@ -58,12 +57,13 @@ class Layout:
 
 
 def layouts(config: RunConfig) -> list[Layout]:
-    """All layouts of the cards that ``config`` has (``cluster.cards``, or those of this machine).
+    """All layouts of the cards that ``config`` has (``cluster.cards``, or those of this machine), as far as it leaves
+    them open.
 
     Raises ``UserError`` if there are none.
     """
     found = _with_cards(config)
-    return [_layout(found, *shape) for shape in _shapes(found.cluster.cards)]
+    return [_layout(found, *shape) for shape in _shapes(found)]
 
 
 def _layout(config: RunConfig, learners: int, engines: int, colocated: bool, staleness: int) -> Layout:
@@ -77,13 +77,14 @@ def _layout(config: RunConfig, learners: int, engines: int, colocated: bool, sta
     )
     settings = (
         f"cluster.card={cluster.card}",
+        *([f"cluster.gpu_memory_gib={cluster.gpu_memory_gib:g}"] if cluster.gpu_memory_gib else []),
         f"cluster.learners={learners}",
         f"cluster.rollout_workers={engines}",
         *(["cluster.colocated=true"] if colocated else []),
         f"{SHARE}={fitting.cluster.engine.gpu_memory_utilization}",
         f"algorithm.optimizer.kind={fitting.algorithm.optimizer.kind}",
         f"pool.max_staleness={staleness}",
-        *(change for change in changes or () if not change.startswith((SHARE, "algorithm.optimizer.kind"))),
+        *(one for one in " ".join(changes or ()).split() if not one.startswith((SHARE, "algorithm.optimizer.kind"))),
     )
     return Layout(
         config=fitting, settings=settings, step=None if changes is None else step(fitting, assumptions(fitting))
@@ -127,33 +128,59 @@ def comparison(config: RunConfig) -> str:
     return "\n".join(lines)
 
 
-def settled(config: RunConfig) -> RunConfig:
-    """``config`` with the recommended layout, if it is ``cluster=auto`` and says none of its own."""
+def left_open(config: RunConfig) -> bool:
+    """Whether ``config`` is ``cluster=auto`` and doesn't say itself how many learners and engines there are."""
     cluster = config.cluster
-    if cluster.name != AUTO or cluster.colocated or cluster.learners + cluster.rollout_workers > 2:
+    return cluster.name == AUTO and not (cluster.learners and cluster.rollout_workers)
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """``config`` with its card known and, as far as it leaves that open, in the recommended layout.
+
+    Of ``cluster=auto``; any other is returned as it is.
+    """
+    if config.cluster.name != AUTO:
         return config
-    return recommended(layouts(config)).config
+    config = _with_cards(config)
+    return recommended(layouts(config)).config if left_open(config) else config
 
 
-def _shapes(cards: int) -> Iterator[tuple[int, int, bool, int]]:
-    """Learners, engines, whether they are colocated, and staleness."""
-    yield cards, cards, True, 0
-    for learners in range(1, cards):
-        for staleness in (0, 1):
-            yield learners, cards - learners, False, staleness
+def _shapes(config: RunConfig) -> list[tuple[int, int, bool, int]]:
+    """Learners, engines, whether they are colocated, and staleness: those that agree with what ``config`` gives."""
+    cluster, given = config.cluster, config.pool.max_staleness
+    cards = cluster.cards
+    overlaps = (0, 1) if cluster.auto_staleness and not given else (given,)
+    apart = [(n, cards - n, False, staleness) for n in range(1, cards) for staleness in overlaps]
+    found = [
+        (learners, engines, colocated, staleness)
+        for learners, engines, colocated, staleness in [(cards, cards, True, 0), *apart]
+        if cluster.learners in (0, learners)
+        and cluster.rollout_workers in (0, engines)
+        and (colocated or not cluster.colocated)
+        and staleness in overlaps
+    ]
+    if not found:
+        raise UserError(
+            f"cluster=auto: no layout of {_count(cards, 'card')} has cluster.learners={cluster.learners} "
+            f"cluster.rollout_workers={cluster.rollout_workers} cluster.colocated={str(cluster.colocated).lower()} "
+            f"pool.max_staleness={given}; leave one of them out"
+        )
+    return found
 
 
 def _with_cards(config: RunConfig) -> RunConfig:
-    """``config`` with its number and kind of cards known."""
+    """``config`` with its number and kind of cards known; with a layout of its own, only the kind matters."""
     cluster = config.cluster
-    if cluster.cards:
+    named = cluster.card != AUTO
+    if named and (cluster.cards or not left_open(config)):
         return config
     found, _ = gpus()
-    if not found:
+    if not found and not cluster.cards:
         raise UserError(
             "cluster=auto: this machine has no GPU; say which ones to plan for: cluster.card=rtx3090 cluster.cards=4"
         )
-    return replace(config, cluster=replace(cluster, cards=len(found), card=_kind(found[0])))
+    kind = cluster.card if named else _kind(found[0]) if found else ClusterConfig.card
+    return replace(config, cluster=replace(cluster, cards=cluster.cards or len(found), card=kind))
 
 
 def _kind(gpu: Gpu) -> str:

@@ -14,13 +14,16 @@ import pytest
 from hydra import compose, initialize_config_module
 from patience import run
 
+import launch
 from actors import doctor
 from actors.apart import Apart, together
 from actors.plan import measured
+from actors.plan.machine import Gpu
 from actors.plan.roofline import ASSUMED, step
 from actors.plan.table import table
 from agent.errors import Fault, UserError
 from conf.schema import RunConfig, register, typed
+from tracking.console import Console
 
 register()
 ROOT = Path(__file__).parents[2]
@@ -152,6 +155,14 @@ def test_a_machine_without_the_clusters_gpus_has_nothing_to_measure(
     ):
         doctor.examine(box, tmp_path, console)
     assert any("needs 4 CUDA GPUs of 24 GiB" in line for line in said)
+
+
+def test_of_cluster_auto_it_measures_this_machines_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.plan.layouts.gpus", lambda: ((Gpu(total=79.6, name="NVIDIA H100 80GB HBM3"),), "580.1"))
+    seen: list[RunConfig] = []
+    monkeypatch.setattr(doctor, "examine", lambda config, run_dir, console: seen.append(config))
+    launch.doctor(composed("cluster=auto", "model=qwen1.5b"), tmp_path, Console(quiet=True))
+    assert [(c.cluster.card, c.cluster.gpus, c.cluster.rollout_workers) for c in seen] == [("h100", 1, 1)]
 
 
 def test_a_part_has_a_process_of_its_own(tmp_path: Path) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
 
+from actors import inference
 from actors.plan import layouts as module
 from actors.plan.fit import problems
 from actors.plan.layouts import chosen, comparison, layouts, recommended, settled
 from actors.plan.machine import Gpu
 from agent.errors import UserError
 from conf.schema import RunConfig, register, typed
+from tracking.console import Console
 
 register()
+LEARNERS, ENGINES = ("1 learner", "2 learners", "3 learners"), ("3 engines", "2 engines", "1 engine")
 
 
 def composed(*overrides: str) -> RunConfig:
@@ -53,11 +58,47 @@ def test_every_way_to_divide_the_cards_is_compared_and_uses_all_of_them() -> Non
     assert shortest <= best.step.seconds <= shortest / module.WORTH
 
 
-def test_what_is_recommended_can_be_typed_and_is_then_the_same() -> None:
-    best = recommended(layouts(composed("cluster=auto", "cluster.cards=4")))
-    again = composed("cluster=auto", *best.settings)
-    assert settled(again).cluster.learners == best.config.cluster.learners
+@pytest.mark.parametrize(
+    ("cards", "among"),
+    [
+        (("cluster.cards=4",), ()),
+        (("cluster.cards=2", "cluster.gpu_memory_gib=20"), ("cluster.gpu_memory_gib=20",)),
+        (("cluster.cards=2", "cluster.gpu_memory_gib=12"), ("algorithm.optimizer.offload=true",)),
+    ],
+)
+def test_what_is_recommended_can_be_typed_and_is_then_the_same(cards: tuple[str, ...], among: tuple[str, ...]) -> None:
+    best = recommended(layouts(composed("cluster=auto", *cards)))
+    assert {*among} <= {*best.settings}
+    again = settled(composed("cluster=auto", *best.settings))
+    assert (again.cluster, again.pool, again.algorithm) == (
+        replace(best.config.cluster, cards=0),
+        best.config.pool,
+        best.config.algorithm,
+    )
     assert module.step(again) == best.step
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (("cluster.learners=2",), ["2 learners, 2 engines", "2 learners, 2 engines, overlapped"]),
+        (("cluster.rollout_workers=4",), ["every card plays, then learns"]),
+        (("cluster.colocated=true",), ["every card plays, then learns"]),
+        (("cluster.learners=3", "pool.max_staleness=2"), ["3 learners, 1 engine, overlapped"]),
+        (
+            ("cluster.auto_staleness=false",),
+            ["every card plays, then learns", *(f"{a}, {b}" for a, b in zip(LEARNERS, ENGINES, strict=True))],
+        ),
+    ],
+)
+def test_what_is_given_of_a_layout_stays(given: tuple[str, ...], found: list[str]) -> None:
+    assert [str(x) for x in layouts(composed("cluster=auto", "cluster.cards=4", *given))] == found
+
+
+def test_no_layout_may_be_left() -> None:
+    config = composed("cluster=auto", "cluster.cards=4", "cluster.learners=5")
+    with pytest.raises(UserError, match=r"no layout of 4 cards has cluster\.learners=5 .* leave one of"):
+        layouts(config)
 
 
 def test_of_layouts_that_take_nearly_as_long_the_simplest_is_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +118,37 @@ def test_a_run_takes_the_layout_of_this_machines_cards(box: Any) -> None:
     assert settled(composed("cluster=auto")).cluster.card == "a100-80"
     other = composed("cluster=4x3090")
     assert settled(other) is other
+
+
+def test_a_layout_of_ones_own_stays_on_this_machines_cards(box: Any) -> None:
+    box(*[Gpu(total=79.6, name="NVIDIA H100 80GB HBM3")] * 2)
+    given = composed("cluster=auto", "cluster.learners=1", "cluster.rollout_workers=1")
+    run = settled(given)
+    assert run == replace(given, cluster=replace(given.cluster, card="h100", cards=2))
+    assert settled(run) == run
+
+
+def test_a_card_that_is_named_counts_for_those_of_this_machine(box: Any) -> None:
+    box(*[Gpu(total=16.0, name="Tesla T4")] * 2)
+    run = settled(composed("cluster=auto", "cluster.card=rtx3090"))
+    assert (run.cluster.card, run.cluster.gpus) == ("rtx3090", 2)
+
+
+def test_an_evaluation_takes_this_machines_cards(box: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    box(Gpu(total=79.6, name="NVIDIA H100 80GB HBM3"))
+    config = composed("cluster=auto", "mode=eval", "checkpoint=somewhere")
+    monkeypatch.setattr(inference, "settle", lambda config, path, given, phase: path)
+    monkeypatch.setattr(inference, "check_machine", refused)
+    with (
+        pytest.raises(UserError, match="1 engine on 1 h100"),
+        inference.inference(config, tmp_path, "namespace", Console(quiet=True)),
+    ):
+        pass
+
+
+def refused(config: RunConfig) -> None:
+    cluster = config.cluster
+    raise UserError(f"{cluster.rollout_workers} engine on {cluster.gpus} {cluster.card}")
 
 
 def test_cards_that_are_not_there_or_not_known_are_asked_for(box: Any) -> None:

@@ -174,3 +174,16 @@ def test_the_benchmark_is_of_the_papers_sets_over_their_wikipedia() -> None:
     wanted = ["hotpotqa", "2wikimultihopqa", "musique", "bamboogle", "nq", "popqa", "triviaqa"]
     assert [file.removeprefix("flashrag:").split("/")[0] for file in files] == wanted
     assert config.data.named == files
+
+
+def test_the_plan_leaves_a_staleness_that_is_given() -> None:
+    assert asked("cluster=auto", QWEN).cluster.auto_staleness
+    assert not asked("cluster=auto", QWEN, "pool.max_staleness=0").cluster.auto_staleness
+    assert asked("cluster=4x3090", QWEN, "pool.max_staleness=0").cluster.auto_staleness
+
+
+def test_only_the_plan_is_left_the_number_of_learners() -> None:
+    assert asked("cluster=auto", QWEN).cluster.learners == 0
+    assert refusal("cluster=4x3090", QWEN, "cluster.learners=0") == (
+        "cluster.learners=0 leaves the number to cluster=auto; give one that is at least 1"
+    )
