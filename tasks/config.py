@@ -57,7 +57,7 @@ class DataConfig:
     folder of documents (``retrieval_service/documents``); or ``wiki-18``, which is fetched (``tasks/named.py``). Not
     needed with an index that is named, or a server."""
     passage_words: int = bounded(120, "at least 10")
-    """Most words of a passage that is cut out of a document of a folder."""
+    """Most words of a passage that is cut out of a document of a folder (``retrieval_service/documents/chunks.py``)."""
     overlap_words: int = bounded(30, "at least 0")
     """Words at its beginning that are the last ones of the passage before."""
     evidence_match: str = "title"

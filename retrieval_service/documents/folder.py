@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,12 +12,14 @@ from pathlib import Path
 from agent.answers import normalise_title
 from agent.errors import UserError
 from agent.records import Passage
+from retrieval_service.backend import printable
 from retrieval_service.corpus import write_corpus
 from retrieval_service.documents.chunks import chunks
 from retrieval_service.documents.readers import LONGEST_TITLE, READERS
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when the same documents would become other passages than before."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -27,20 +30,20 @@ class _Reading:
     files: list[Path]
     words: int
     overlap: int
-    silent: list[Path] = field(default_factory=list)
+    silent: list[str] = field(default_factory=list)
     """Files without a text."""
     titles: set[str] = field(default_factory=set)
 
     def passages(self) -> Iterator[Passage]:
         for file in self.files:
-            name = file.relative_to(self.folder).as_posix()
+            name = _shown(file.relative_to(self.folder).as_posix())
             try:
                 document = READERS[file.suffix.lower()](file)
             except OSError as error:
-                raise UserError(f"{file}: can't be read ({error.strerror})") from error
+                raise UserError(f"{_shown(str(file))}: can't be read ({error.strerror})") from error
             texts = chunks(document.paragraphs, self.words, self.overlap)
             if not texts:
-                self.silent.append(file)
+                self.silent.append(name)
                 continue
             title = self._title(document.title, file, name)
             for number, text in enumerate(texts):
@@ -49,7 +52,8 @@ class _Reading:
     def _title(self, given: str, file: Path, name: str) -> str:
         """The document's own, or its file's name. Of two that are alike the second has its path with it: by titles the
         passages of a document are told from those of others."""
-        title = _whole(given)[:LONGEST_TITLE].strip() or file.stem.replace("_", " ").replace("-", " ").strip() or name
+        stem = " ".join(_whole(file.stem).replace("_", " ").replace("-", " ").split())
+        title = _whole(given)[:LONGEST_TITLE].strip() or stem or name
         if normalise_title(title) in self.titles:
             title = f"{title} ({name})"
         self.titles.add(normalise_title(title))
@@ -116,6 +120,11 @@ def _fingerprint(folder: Path, files: list[Path], words: int, overlap: int) -> s
     return digest.hexdigest()
 
 
+def _shown(name: str) -> str:
+    """A file's name on one line, in UTF-8; two names stay two. Bytes of another encoding become ``\\udce9``."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], name).encode(errors="backslashreplace").decode()
+
+
 def _whole(text: str) -> str:
     """``text`` without halves of surrogate pairs and zero bytes, which PDF files are known to give."""
-    return text.replace("\0", " ").encode("utf-8", "replace").decode()
+    return printable(text.replace("\0", " "))

@@ -68,7 +68,7 @@ def read_markdown(path: Path) -> Document:
         elif token.type in ("fence", "code_block"):
             document.add(token.content)
         elif token.type == "html_block":
-            document.paragraphs += _html(token.content).paragraphs
+            _html(token.content, document)
         before = token.type
     return document
 
@@ -81,7 +81,9 @@ def _inline(token: Any) -> str:
 
 def read_html(path: Path) -> Document:
     """Its text by blocks, without navigation, scripts and styles. The title is ``<title>``, else the first heading."""
-    return _html(_decoded(path.read_bytes()))
+    document = Document()
+    _html(_decoded(path.read_bytes()), document)
+    return document
 
 
 _HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
@@ -108,9 +110,11 @@ _UNREAD = frozenset(("script", "style", "noscript", "template", "svg", "nav", "f
 
 
 class _Html(HTMLParser):
-    def __init__(self) -> None:
+    """Adds what it reads to ``document``."""
+
+    def __init__(self, document: Document) -> None:
         super().__init__(convert_charrefs=True)
-        self.document = Document()
+        self.document = document
         self._text: list[str] = []
         self._block = ""
         self._unread: list[str] = []
@@ -150,11 +154,10 @@ class _Html(HTMLParser):
         self._end()
 
 
-def _html(text: str) -> Document:
-    parser = _Html()
+def _html(text: str, document: Document) -> None:
+    parser = _Html(document)
     parser.feed(text)
     parser.close()
-    return parser.document
 
 
 def read_pdf(path: Path) -> Document:
@@ -205,6 +208,6 @@ def _decoded(data: bytes) -> str:
     for encoding in ("utf-8", named[1].decode() if named else "utf-8"):
         try:
             return data.decode(encoding)
-        except (UnicodeDecodeError, LookupError):
+        except (ValueError, LookupError):  # UnicodeError is a ValueError; "undefined" is an encoding that raises it
             continue
     return data.decode("cp1252", "replace")

@@ -46,6 +46,16 @@ def said(document: Document) -> list[str]:
         # A heading goes with what follows.
         (["One two.", "# Part", "Three four."], 4, 0, ["One two.", "Part\nThree four."]),
         (["# Part", "# Sub", "One two three."], 4, 0, ["Part", "Sub\nOne two three."]),
+        (["One.", "# Part", "# Sub", "Two three."], 4, 0, ["One.", "Part\nSub\nTwo three."]),
+        # And counts: what is repeated is less then, or nothing.
+        (["One two.", "# Part", "Three four."], 4, 2, ["One two.", "two.\nPart\nThree four."]),
+        (["One two.", "# Part", "Three four five."], 5, 2, ["One two.", "two.\nPart\nThree four five."]),
+        # Quotes and brackets belong to the sentence that they end.
+        (['"A b." c d. (E f!) G h.'], 3, 0, ['"A b."', "c d.", "(E f!)", "G h."]),
+        # Chinese and Japanese: a character is a word, and a sentence ends without a blank.
+        (["你好吗？我很好。「再见。」"], 6, 0, ["你好吗？我很好。", "「再见。」"]),
+        (["日本語の文章 in English"], 4, 1, ["日本語", "語の文章", "章 in English"]),
+        (["x" * 250], 2, 0, ["x" * 200, "x" * 50]),
     ],
 )
 def test_passages_by_hand(texts: list[str], words: int, overlap: int, expected: list[str]) -> None:
@@ -55,7 +65,8 @@ def test_passages_by_hand(texts: list[str], words: int, overlap: int, expected: 
 @pytest.mark.parametrize("overlap", [0, 3, 7])
 def test_no_word_is_lost_or_moved_and_no_passage_is_too_long(overlap: int) -> None:
     texts = [" ".join(f"{p}-{n}{'.' if n % 5 == 4 else ''}" for n in range(1 + p * 7 % 40)) for p in range(30)]
-    found = [text.split() for text in chunks(paragraphs(*texts), 12, overlap)]
+    marked = [f"# {text}" if n % 3 == 0 else text for n, text in enumerate(texts)]
+    found = [text.split() for text in chunks(paragraphs(*marked), 12, overlap)]
     assert max(map(len, found)) <= 12
     order = {word: n for n, word in enumerate(" ".join(texts).split())}
     reached = -1
@@ -101,6 +112,8 @@ def test_markdown(tmp_path: Path) -> None:
         "In HTML & so on",
         "A picture",
     ]
+    file.write_text("<h1>Its title</h1>\n\n<p>One</p>\n\n<h2>A part</h2>\n\n<p>Two</p>\n")
+    assert (read_markdown(file).title, said(read_markdown(file))) == ("Its title", ["One", "# A part", "Two"])
     file.write_text('---\ntitle: "From the front"\nother: x\n---\n# A heading\n\nText.')
     assert (read_markdown(file).title, said(read_markdown(file))) == ("From the front", ["# A heading", "Text."])
 
@@ -117,6 +130,8 @@ def test_html(tmp_path: Path) -> None:
     assert said(document) == ["One bold word.", "Unclosed", "line", "# Part", "first", "second", "1 2", "tail"]
     file.write_bytes(b'<meta charset="iso-8859-7"><h1>\xe1\xe2\xe3</h1><p>\xe4')
     assert (read_html(file).title, said(read_html(file))) == ("αβγ", ["δ"])
+    file.write_bytes(b'<meta charset="undefined"><p>\xe4')
+    assert said(read_html(file)) == ["ä"], "no encoding: Windows-1252"
     file.write_text("<p>No <scr")
     assert said(read_html(file)) == ["No <scr"]
 
@@ -192,9 +207,27 @@ def test_a_folder_is_a_corpus_of_passages_with_titles(notes: Path, tmp_path: Pat
     assert len({document_of(p) for p in found}) == 3, "reading on ends where the document does"
     assert lines == [
         f"{notes}: 1 files are no text, Markdown, HTML and PDF and are left out (1 .png)",
-        f"{notes}: 1 files hold no text and are left out, such as {notes / 'empty.txt'}",
+        f"{notes}: 1 files hold no text and are left out, such as empty.txt",
         f"{notes}: 3 documents are 7 passages, in {corpus}",
     ]
+
+
+def test_any_name_of_a_file_will_do(tmp_path: Path) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for name in (b"caf\xe9.txt", b"caf\xe8.txt", b"two\nlines.txt", b"two lines.txt"):
+        (folder / os.fsdecode(name)).write_text("x")
+    (folder / os.fsdecode(b"none\xe9.txt")).write_text("")
+    lines: list[str] = []
+    found = [(p.id, p.title) for p in read_corpus(documents_corpus(folder, tmp_path / "cache", 12, 5, lines.append))]
+    assert found == [
+        ("caf\\udce8.txt#0", "caf?"),
+        ("caf\\udce9.txt#0", "caf? (caf\\udce9.txt)"),
+        ("two\\nlines.txt#0", "two lines"),
+        ("two lines.txt#0", "two lines (two lines.txt)"),
+    ]
+    assert lines[0].endswith("such as none\\udce9.txt")
+    "".join(lines).encode()
 
 
 def test_it_is_read_again_only_if_something_has_changed(
