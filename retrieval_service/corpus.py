@@ -17,8 +17,6 @@ say nothing.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -30,6 +28,7 @@ from agent.errors import UserError, shortened
 from agent.records import Passage
 from retrieval_service.stamps import Stamp, stamp_of
 from retrieval_service.textfile import PARQUET, starts_with, text_lines, text_of
+from retrieval_service.whole import written
 
 EXAMPLE = r'{"id": "d1", "contents": "\"Title\"\ntext"}'
 MAX_ID_BYTES = 32_766
@@ -226,7 +225,9 @@ def _rows(path: Path) -> Iterator[tuple[int, Record]]:
                 except ValueError as error:
                     told = f"{path}, row {number}: {error}; its columns are {', '.join(columns)}"
                     raise UserError(told) from None
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # the system's: the file may be whole
+            raise
         raise UserError(
             f"{path}: the Parquet file is cut short or damaged ({shortened(error)}); get it again"
         ) from error
@@ -276,25 +277,17 @@ def write_corpus(path: Path, passages: Iterable[Passage]) -> int:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     ids: set[str] = set()
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            for passage in passages:
-                try:
-                    line = Record(passage.id, join_contents(passage.title, passage.text)).line
-                    _parse(line)
-                except ValueError as error:
-                    raise ValueError(f"passage {passage.id!r}: {error}") from None
-                if passage.id in ids:
-                    raise ValueError(f"passage {passage.id!r}: the id is there twice")
-                ids.add(passage.id)
-                file.write(line)
-        # mkstemp's files are the owner's alone; a corpus is read by whoever may read its folder.
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with written(path) as file:
+        for passage in passages:
+            try:
+                line = Record(passage.id, join_contents(passage.title, passage.text)).line
+                _parse(line)
+            except ValueError as error:
+                raise ValueError(f"passage {passage.id!r}: {error}") from None
+            if passage.id in ids:
+                raise ValueError(f"passage {passage.id!r}: the id is there twice")
+            ids.add(passage.id)
+            file.write(line.encode())
     return len(ids)
 
 

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +19,8 @@ from agent.answers import normalise_title
 from agent.errors import UserError
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record, corpus_stamp, records
-from retrieval_service.wikipedia import PREBUILT
+from retrieval_service.whole import written
+from retrieval_service.wikipedia import index_of
 
 FORMAT = 1
 """Raise it when a table made by older code must not be used any more: when titles are normalised otherwise."""
@@ -81,15 +80,8 @@ class Names:
 
     def save(self, file: Path) -> None:
         """The file appears by rename, whole or not at all."""
-        handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-        try:
-            with open(handle, "wb") as out:
-                np.savez(out, titles=self.titles, ids=self.ids, examples=np.array(self.examples, str))
-            os.chmod(name, 0o644)
-            os.replace(name, file)
-        except BaseException:
-            os.unlink(name)
-            raise
+        with written(file) as out:
+            np.savez(out, titles=self.titles, ids=self.ids, examples=np.array(self.examples, str))
 
     @classmethod
     def load(cls, file: Path) -> Names:
@@ -163,7 +155,7 @@ def searched_names(
     """
     index = Path(config.index).expanduser() if config.index is not None else None
     if config.prebuilt is not None:
-        index = cache / "indexes" / PREBUILT[config.prebuilt].folder
+        index = index_of(config.prebuilt, cache)
     if index is not None:
         file = index / FILE
         return Names.load(file) if file.is_file() else None

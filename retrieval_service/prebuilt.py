@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import platform
 import shutil
 import tarfile
 import tempfile
@@ -28,12 +29,7 @@ from retrieval_service.index import FORMAT, Manifest, check_index, write_manifes
 from retrieval_service.lucene import ANALYSER
 from retrieval_service.names import FILE
 from retrieval_service.titles import keep_names
-from retrieval_service.wikipedia import PREBUILT, Prebuilt
-
-
-def index_of(name: str, cache: Path) -> Path:
-    """Where the index ``name`` is, or will be."""
-    return cache / "indexes" / PREBUILT[name].folder
+from retrieval_service.wikipedia import PREBUILT, Prebuilt, index_of
 
 
 def archive_of(name: str, cache: Path) -> Path:
@@ -57,31 +53,39 @@ def room_for(name: str, cache: Path) -> int:
 def ensure_prebuilt(name: str, cache: Path, say: Callable[[str], None] = print, show: Show = hidden) -> Path:
     """The folder of the index ``name`` in ``cache``; what isn't there is fetched, and said before.
 
-    Of several who want it one fetches it and the others wait. The archive is deleted when it is unpacked, and
-    the index's titles are read. Raises ``UserError`` where it can't be asked for, came damaged, or has no room, and for
-    a folder that isn't the index.
+    Of several who want it one fetches it, reads its titles and deletes the archive; the others wait. Raises
+    ``UserError`` where it can't be asked for, came damaged, or has no room, and for a folder that isn't the index.
     """
     from huggingface_hub.utils import WeakFileLock
 
     wanted, index = PREBUILT[name], index_of(name, cache)
     given = f"retrieval.prebuilt={name}"
-    if not index.is_dir():
+    if not (index / FILE).is_file():
         index.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(index.parent / f".{index.name}.lock"):
             for leftover in index.parent.glob(f"{_unpacking(index)}*"):  # of one who was killed
                 shutil.rmtree(leftover)
             if not index.is_dir():
+                if not hasattr(tarfile, "data_filter"):
+                    raise UserError(
+                        f"{given}: needs Python 3.11.4 or newer, which unpacks nothing outside of its folder; this is "
+                        f"{platform.python_version()}"
+                    )
                 archive = archive_of(name, cache)
                 _fetch(wanted, archive, given, say, show)
                 say(f"unpacking {archive}, which is deleted then, to {index}")
                 with show(f"unpacking the index {name}") as progress:
                     _unpack(wanted, archive, index, given, progress)
                 archive.unlink()
+            check_index(index, "bm25")
+            if not (index / FILE).is_file():
+                say(
+                    f"reading the titles of {wanted.documents:,} passages, once: by them supporting documents are "
+                    "looked up"
+                )
+                with show(f"reading the titles of {name}") as progress:
+                    keep_names(index, progress)
     check_index(index, "bm25")
-    if not (index / FILE).is_file():
-        say(f"reading the titles of {wanted.documents:,} passages, once: by them supporting documents are looked up")
-        with show(f"reading the titles of {name}") as progress:
-            keep_names(index, progress)
     return index
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from agent.errors import UserError
+from agent.errors import UserError, refused
 from agent.readable import json_of
+from retrieval_service.whole import written
 
 FORMAT = 1
 SETTLED_S = 2.0
@@ -40,7 +40,7 @@ class Stamp:
     checksum: str
     """128-bit BLAKE2b of its bytes, as 32 hexadecimal digits."""
     lines: int
-    """Newlines in it, compressed or not."""
+    """Newlines in the file as it is: of one that is compressed no number of lines."""
 
     def holds(self, now: os.stat_result) -> bool:
         """Whether a file of these properties is the one that was read."""
@@ -51,7 +51,7 @@ def stamp_of(path: Path, cache: Path, say: Callable[[str], None] = lambda text: 
     """The stamp of ``path``: from the folder ``cache / "stamps"`` if it still holds, else the file is read.
 
     ``say`` is told of a reading that takes long, and why it is needed. Raises ``OSError`` if the file can't be read,
-    and ``UserError`` if it changes meanwhile.
+    and ``UserError`` if it changes meanwhile, or its stamp can't be kept.
     """
     path = path.resolve()
     file = cache / "stamps" / f"{hashlib.blake2b(bytes(path), digest_size=16).hexdigest()}.json"
@@ -105,8 +105,11 @@ def _kept(file: Path) -> Stamp | None:
 
 
 def _write(file: Path, stamp: Stamp) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".stamp-", dir=file.parent)
-    with open(handle, "w") as out:
-        out.write(json.dumps(asdict(stamp), indent=1) + "\n")
-    os.replace(name, file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with written(file) as out:
+            out.write(f"{json.dumps(asdict(stamp), indent=1)}\n".encode())
+    except OSError as error:
+        raise UserError(
+            f"{file.parent}: a checksum can't be kept there ({refused(error)}); mend that, or set cache_dir=FOLDER"
+        ) from error

@@ -27,7 +27,7 @@ EVERY = 10_000
 
 def keep_names(index: Path, progress: Progress) -> None:
     """Writes ``FILE`` into ``index``. Raises ``Fault`` with the last line of the process that couldn't."""
-    command = [sys.executable, "-m", "retrieval_service.titles", str(index)]
+    command = [sys.executable, "-m", "retrieval_service.titles", str(index.resolve())]  # it has another working folder
     root = str(Path(__file__).parents[1])
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None

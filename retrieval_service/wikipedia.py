@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 AUTO = "auto"
 """``retrieval.prebuilt=auto``: the one that fits the questions."""
@@ -27,10 +27,14 @@ class Prebuilt:
     md5: str
     size: int
     """Bytes of the archive."""
-    unpacked: int
-    """Bytes that are kept free for what is in it: 1.5 times the archive, which nobody publishes. Stored text is packed
-    in the index already; one that was built in the same way of 11,791 passages unpacks to 1.22 times its archive."""
     documents: int
+
+    @property
+    def unpacked(self) -> int:
+        """Bytes that are kept free for what is in it, which nobody publishes: 1.5 times the archive. Stored text is
+        packed in the index already; one that was built in the same way of 11,791 passages unpacks to 1.22 times its
+        archive."""
+        return self.size * 3 // 2
 
     @property
     def folder(self) -> str:
@@ -55,7 +59,6 @@ HOTPOTQA = Prebuilt(
     archive="lucene-inverted.beir-v1.0.0-hotpotqa.flat.20221116.505594.tar.gz",
     md5="3f41d640a8ebbcad4f598140750c24f8",
     size=2_019_088_696,
-    unpacked=3_028_633_044,
     documents=5_233_329,
 )
 WIKI_18 = Prebuilt(
@@ -65,10 +68,14 @@ WIKI_18 = Prebuilt(
     archive="lucene-index.wikipedia-dpr-100w.20210120.d1b9e6.tar.gz",
     md5="7b58c08da992b2ea7e96667f0b176651",
     size=9_177_917_732,
-    unpacked=13_766_876_598,
     documents=21_015_324,
 )
 PREBUILT = {each.name: each for each in (HOTPOTQA, WIKI_18)}
+
+
+def index_of(name: str, cache: Path) -> Path:
+    """Where the index ``name`` is, or will be."""
+    return cache / "indexes" / PREBUILT[name].folder
 
 
 def fitting(files: Collection[str]) -> Prebuilt:

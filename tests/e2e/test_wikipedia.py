@@ -27,7 +27,7 @@ SMALLER = """
 import dataclasses, sys
 from retrieval_service import wikipedia
 size, md5, documents, sys.argv = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[3:]
-small = dataclasses.replace(wikipedia.HOTPOTQA, size=size, unpacked=2 * size, md5=md5, documents=documents)
+small = dataclasses.replace(wikipedia.HOTPOTQA, size=size, md5=md5, documents=documents)
 wikipedia.PREBUILT[small.name] = small
 import launch
 launch.main()

@@ -14,6 +14,7 @@ from pyarrow import parquet
 from agent.errors import UserError
 from agent.records import Passage
 from retrieval_service import corpus as corpus_module
+from retrieval_service import stamps
 from retrieval_service.corpus import (
     MAX_CONTENTS,
     MAX_ID_BYTES,
@@ -200,6 +201,29 @@ def test_a_bad_row_is_named(tmp_path: Path, columns: dict[str, list[Any]], said:
     assert str(caught.value).startswith(str(path))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_parquet_file_with_a_damaged_page_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.parquet"
+    parquet.write_table(pyarrow.table({"id": ["a"], "contents": ["A novel. " * 1000]}), path, compression="gzip")
+    data = path.read_bytes()
+    at = data.rindex(b"\x1f\x8b")  # the last page's
+    path.write_bytes(data[: at + 12] + bytes(8) + data[at + 20 :])
+    with pytest.raises(UserError, match=r"^.*corpus\.parquet: the Parquet file is cut short or damaged \(.*; get it"):
+        list(records(path))
+
+
+def test_a_checksum_that_cannot_be_kept_is_no_corpus_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = corpus_of(tmp_path, GOOD)
+    monkeypatch.setattr(stamps, "SETTLED_S", -1.0)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "stamps").write_text("no folder")
+    with pytest.raises(
+        UserError, match=r"^.*stamps: a checksum can't be kept there \(.*exists\); mend that, or set cach"
+    ):
+        corpus_stamp(path, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("kept", [4, 60, -8, -1])

@@ -16,6 +16,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import filelock
 import pytest
 from hub import Hub, serving
 from huggingface_hub import constants
@@ -24,10 +25,10 @@ from agent.errors import UserError
 from retrieval_service import download, jvm, prebuilt
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.names import FILE, searched_names
-from retrieval_service.prebuilt import archive_of, ensure_prebuilt, index_of, room_for, to_fetch
+from retrieval_service.prebuilt import archive_of, ensure_prebuilt, room_for, to_fetch
 from retrieval_service.rankers import open_for
 from retrieval_service.titles import keep_names
-from retrieval_service.wikipedia import HOTPOTQA, PREBUILT, WIKI_18, Prebuilt, fitting
+from retrieval_service.wikipedia import HOTPOTQA, PREBUILT, WIKI_18, Prebuilt, fitting, index_of
 
 pytestmark = pytest.mark.jvm
 
@@ -68,7 +69,6 @@ def there(packed: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         HOTPOTQA,
         md5=hashlib.md5(packed, usedforsecurity=False).hexdigest(),
         size=len(packed),
-        unpacked=2 * len(packed),
         documents=len(PAGES),
     )
     monkeypatch.setitem(PREBUILT, HOTPOTQA.name, small)
@@ -92,11 +92,12 @@ def test_an_index_is_fetched_once_and_searched(
     there: Hub, packed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prebuilt, "keep_names", keep_names)  # in a process of its own
-    assert (to_fetch(HOTPOTQA.name, tmp_path), room_for(HOTPOTQA.name, tmp_path)) == (len(packed), 3 * len(packed))
-    folder, (first, second, third) = fetched(tmp_path)
+    assert (to_fetch(HOTPOTQA.name, tmp_path), room_for(HOTPOTQA.name, tmp_path)) == (len(packed), len(packed) * 5 // 2)
+    monkeypatch.chdir(tmp_path)
+    folder, (first, second, third) = fetched(Path())
     assert first.startswith(f"fetching the index {HOTPOTQA.name} (5 passages: the first paragraphs of all of Wikipedia")
     assert f": {len(packed) / 1e6:.1f} MB, about 0.0 MB unpacked, from {there.url}/datasets/castorini/" in first
-    assert second == f"unpacking {archive_of(HOTPOTQA.name, tmp_path)}, which is deleted then, to {folder}"
+    assert second == f"unpacking {archive_of(HOTPOTQA.name, Path())}, which is deleted then, to {folder}"
     assert third == "reading the titles of 5 passages, once: by them supporting documents are looked up"
     names = searched_names(None, CONFIG, tmp_path)
     assert names is not None
@@ -117,6 +118,30 @@ def test_an_index_is_fetched_once_and_searched(
     assert len(there.asked) == 1, "its size and checksum are known, and nobody is asked again"
     assert [p.name for p in folder.parent.iterdir() if not p.name.startswith(".")] == [folder.name]
     assert (to_fetch(HOTPOTQA.name, tmp_path), room_for(HOTPOTQA.name, tmp_path)) == (0, 0)
+
+
+def test_of_several_who_want_it_one_reads_its_titles(
+    there: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def others_wait(index: Path, progress: object) -> None:
+        with pytest.raises(filelock.Timeout):
+            filelock.FileLock(index.parent / f".{index.name}.lock", timeout=0).acquire()
+        (index / FILE).touch()
+
+    monkeypatch.setattr(prebuilt, "keep_names", others_wait)
+    folder, _ = fetched(tmp_path)
+    (folder / FILE).unlink()  # as if it had been interrupted there
+    assert [line.split()[0] for line in fetched(tmp_path)[1]] == ["reading"]
+    assert fetched(tmp_path)[1] == []
+
+
+def test_a_python_that_unpacks_anywhere_is_refused_before_anything_is_fetched(
+    there: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(tarfile, "data_filter")
+    with pytest.raises(UserError, match=r"^retrieval\.prebuilt=beir.*: needs Python 3\.11\.4 or newer, which unpacks"):
+        fetched(tmp_path)
+    assert not there.asked
 
 
 def test_one_that_was_interrupted_goes_on(there: Hub, packed: bytes, tmp_path: Path) -> None:
@@ -143,11 +168,11 @@ def test_one_that_came_damaged_is_refused(there: Hub, packed: bytes, tmp_path: P
 
 def test_a_disk_that_is_too_small_is_said_before(there: Hub, packed: bytes, tmp_path: Path, monkeypatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage(1, 1, 3 * len(packed) - 1))
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage(1, 1, len(packed) * 5 // 2 - 1))
     with pytest.raises(UserError, match=r"^retrieval\.prebuilt=beir.*: needs 0\.0 MB in .*/indexes, where 0\.0 MB are"):
         fetched(tmp_path)
     assert not there.asked
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage(1, 1, 3 * len(packed)))
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage(1, 1, len(packed) * 5 // 2))
     assert fetched(tmp_path)[0].is_dir()
 
 
