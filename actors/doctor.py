@@ -24,10 +24,11 @@ from actors.engine_arguments import engine_environment
 from actors.plan import measured
 from actors.plan.cards import GIB, card
 from actors.plan.fit import refusal
-from actors.plan.learner import learner_memory
+from actors.plan.layouts import chosen
+from actors.plan.learner import RESERVE, learner_memory
 from actors.plan.machine import missing, snapshot
 from actors.process import QUIET
-from agent.errors import Fault, UserError
+from agent.errors import Fault, UserError, refused, shortened
 from conf.schema import RunConfig
 from learner.skeleton import MARKER
 from tracking.console import Console
@@ -122,8 +123,12 @@ class _Doctor:
 
     def engine_and_learner(self) -> None:
         config = self._config
-        folder = random_model(config, self._run_dir / "model")
+        folder: Path | None = None
         sampled: list[dict[str, Any]] = []
+        with self._part("a model of random weights", doing="making"):
+            folder = random_model(config, self._run_dir / "model")
+        if folder is None:
+            return
         with self._part("the engine"):
             env = engine_environment(config.cluster.engine, config.cluster.device)
             last = None if not self._gpu else self._count - 1
@@ -133,11 +138,12 @@ class _Doctor:
             self._found["engine"] = engine
         if not sampled:
             return
+        alone = measured.alone(config, chosen(config))
         with self._part("the learner"):
-            run = self._apart("learner", 0 if self._gpu else None, measuring.learner_speed, config, folder, sampled)
+            run = self._apart("learner", 0 if self._gpu else None, measuring.learner_speed, alone, folder, sampled)
             self._found["learner"] = run.result(PART_S)
         for row in self._found.get("learner", {}).get("rows", []):
-            row["planned_gib"] = replace(learner_memory(config), row=row["row"]).peak / GIB
+            row["planned_gib"] = planned_gib(alone, row["row"])
         if self._gpu:
             self._found["ratios"] = ratios(config, self._found)
 
@@ -160,13 +166,15 @@ class _Doctor:
         return Apart(name, function, *arguments, env=own, folder=self._run_dir / "logs")
 
     @contextmanager
-    def _part(self, what: str) -> Iterator[None]:
+    def _part(self, what: str, doing: str = "measuring") -> Iterator[None]:
         """A phase on the console; if it fails, a line, and the next one."""
-        with self._console.phase(f"measuring {what}"):
+        with self._console.phase(f"{doing} {what}"):
             try:
                 yield
-            except Fault as fault:
-                self._found["failed"].append(str(fault))
+            except (Fault, UserError) as error:
+                self._found["failed"].append(str(error))
+            except OSError as error:
+                self._found["failed"].append(f"{doing} {what}: {refused(error)}")
 
 
 def _devices(config: RunConfig) -> int:
@@ -181,7 +189,10 @@ def _devices(config: RunConfig) -> int:
 
 
 def random_model(config: RunConfig, folder: Path) -> Path:
-    """A folder from which engine and learner make the model of ``config`` with random weights, the same in both."""
+    """A folder from which engine and learner make the model of ``config`` with random weights, the same in both.
+
+    Raises ``UserError`` when ``model.path`` says of none how it is built.
+    """
     from transformers import AutoConfig
 
     from learner.hub import config_file
@@ -196,11 +207,21 @@ def random_model(config: RunConfig, folder: Path) -> Path:
         made.architectures = [FAMILIES[model.family]]
     else:
         path = config_file(str(model.path), f"model.path={model.path}").parent
-        made = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        try:
+            made = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            given = f"model.path={model.path}"
+            raise UserError(f"{given}: no model's configuration can be loaded from it ({shortened(error)})") from error
     made.dtype, made.max_position_embeddings = model.dtype, max(longest, made.max_position_embeddings)
     made.save_pretrained(folder)
     (folder / MARKER).write_text("Random weights, for mode=doctor.\n")
     return folder
+
+
+def planned_gib(config: RunConfig, row: int) -> float:
+    """What the plan counts of what torch allocates for rows of ``row`` tokens: no CUDA context, no reserve."""
+    memory = replace(learner_memory(config), row=row)
+    return (memory.peak - memory.context - memory.reserve) / GIB
 
 
 def ratios(config: RunConfig, found: Mapping[str, Any]) -> dict[str, float]:
@@ -215,7 +236,9 @@ def ratios(config: RunConfig, found: Mapping[str, Any]) -> dict[str, float]:
     made["publication"] = measured.publication_ratio(config, engine["publication_s"])
     if rows := found.get("learner", {}).get("rows"):
         row = rows[-1]
-        made["learner"] = measured.learner_ratio(config, row["row"], 2 * row["row"] / row["tokens_per_s"])
+        seconds = 2 * row["row"] / row["tokens_per_s"]
+        alone = measured.alone(config, chosen(config))
+        made["learner"] = measured.learner_ratio(alone, row["row"], row["sequence"], seconds)
     return made
 
 
@@ -272,10 +295,11 @@ def _engine_off(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _learner_off(config: RunConfig, found: Mapping[str, Any]) -> Iterator[str]:
     for row in found.get("learner", {}).get("rows", []):
-        if row["peak_gib"] and row["peak_gib"] > row["planned_gib"]:
+        if row["peak_gib"] and row["peak_gib"] > row["planned_gib"] + RESERVE / GIB:
             yield (
                 f"the learner took {row['peak_gib']:.2f} GiB in rows of {row['row']} and the plan says "
-                f"{row['planned_gib']:.2f}: lower algorithm.microbatch_tokens if its card is nearly full"
+                f"{row['planned_gib']:.2f} and {RESERVE / GIB:.2f} in reserve: lower algorithm.microbatch_tokens "
+                "if its card is nearly full"
             )
     gap, limit = found.get("learner", {}).get("gap"), GAP[config.model.dtype]
     if gap and gap["mean"] > limit:

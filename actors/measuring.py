@@ -7,13 +7,16 @@ memory is in GiB.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from actors.plan.learner import learner_memory
 from conf.schema import RunConfig
 
 GIB = 2**30
@@ -184,17 +187,19 @@ async def _engine(config: RunConfig, folder: Path) -> dict[str, Any]:
 
 
 def learner_speed(config: RunConfig, folder: Path, sampled: list[dict[str, Any]]) -> dict[str, Any]:
-    """Tokens per second and peak memory at three row lengths, and the gap to what the engine said of ``sampled``."""
+    """Tokens per second and peak memory at three row lengths, and the gap to what the engine said of ``sampled``.
+
+    ``config`` is that of ``actors/plan/measured.py``'s ``alone``.
+    """
     import torch
 
-    from actors.plan.layouts import chosen
     from learner.dry_run import NOBODYS, worst_batch
     from learner.policy import Policy
     from learner.update import Updater
 
     gpu = config.cluster.device == "cuda"
     torch.set_num_threads(config.cluster.learner_threads)
-    algorithm = chosen(config)
+    algorithm = config.algorithm
     policy = Policy.from_folder(
         folder,
         seed=SEED,
@@ -210,18 +215,29 @@ def learner_speed(config: RunConfig, folder: Path, sampled: list[dict[str, Any]]
         policy, algorithm, rng=np.random.default_rng(0), fault_folder=folder, temperature=1.0, reference=reference
     )
     updater.run(worst_batch(4, 4, policy.head.shape[0]), step=0, version=NOBODYS)
-    longest = algorithm.microbatch_tokens if gpu else min(512, algorithm.microbatch_tokens)
     rows = []
-    for share in ROWS:
-        row = int(share * longest)
-        batch = worst_batch(row, min(row, config.agent.longest_episode), policy.head.shape[0])
+    for row, sequence in learner_rows(config):
+        batch = worst_batch(row, sequence, policy.head.shape[0])
+        updater.config = replace(algorithm, microbatch_tokens=row)  # else the two rows may be one
         updater.run(batch, step=0, version=NOBODYS)  # once for the allocator, and for what is compiled
         if gpu:
             torch.cuda.reset_peak_memory_stats()
         report = updater.run(batch, step=0, version=NOBODYS)
         peak = torch.cuda.max_memory_allocated() / GIB if gpu else None
-        rows.append({"row": row, "tokens_per_s": report.tokens / report.seconds, "peak_gib": peak})
+        speed = report.tokens / report.seconds
+        rows.append({"row": row, "sequence": sequence, "tokens_per_s": speed, "peak_gib": peak})
     return {"rows": rows, "gap": gap}
+
+
+def learner_rows(config: RunConfig) -> list[tuple[int, int]]:
+    """Tokens of a row, and of each of the equal sequences that fill it; none is longer than an episode."""
+    longest = learner_memory(config).row if config.cluster.device == "cuda" else min(512, learner_memory(config).row)
+    found = []
+    for share in ROWS:
+        count = math.ceil(share * longest / config.agent.longest_episode)
+        sequence = int(share * longest) // count
+        found.append((count * sequence, sequence))
+    return found
 
 
 def _gap(policy: Any, sampled: list[dict[str, Any]]) -> dict[str, float]:

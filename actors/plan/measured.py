@@ -18,8 +18,9 @@ from agent.errors import UserError
 from agent.pool.rules.epoch import Rule as Epoch
 from agent.readable import json_of
 from conf.schema import RunConfig
+from learner.config import AlgorithmConfig
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when ``doctor.json`` changes its meaning."""
 
 
@@ -62,15 +63,35 @@ def adjusted(ratios: Mapping[str, float]) -> Assumptions:
     )
 
 
-def learner_ratio(config: RunConfig, row: int, seconds: float) -> float:
-    """Of an update on two rows of one sequence each, every token trained, that took ``seconds``.
+def alone(config: RunConfig, algorithm: AlgorithmConfig) -> RunConfig:
+    """The learner of ``config`` as it is measured: one, in one update of the main part, with all states its own.
 
-    The optimizer's part is not an assumption, and is taken off on both sides.
+    ``algorithm`` is what the plan has chosen for it beside all else (``layouts.chosen``), and stays.
     """
+    return replace(
+        config,
+        algorithm=replace(
+            algorithm,
+            epochs=1,
+            minibatch_questions=0,
+            optimizer=replace(algorithm.optimizer, shard=False),
+            seeding=replace(algorithm.seeding, steps=0),
+        ),
+        cluster=replace(config.cluster, learners=1, rollout_workers=1),
+    )
+
+
+def learner_ratio(config: RunConfig, row: int, sequence: int, seconds: float) -> float:
+    """Of an update on two rows of ``row`` tokens, every token trained, that took ``seconds``.
+
+    The rows are sequences of ``sequence`` tokens, and ``config`` is that of ``alone``. The optimizer's part is not
+    an assumption, and is taken off on both sides.
+    """
+    count = 2 * row // sequence
 
     def projected(use: float) -> float:
         assumed = replace(ASSUMED, learner_use=use)
-        return _situation(config, assumed, count=2, prompt=1, response=row - 1, sampled=1.0).learning.seconds
+        return _situation(config, assumed, count=count, prompt=1, response=sequence - 1, sampled=1.0).learning.seconds
 
     rest = projected(1e12)
     return (projected(ASSUMED.learner_use) - rest) / max(seconds - rest, 0.05 * seconds)

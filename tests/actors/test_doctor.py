@@ -7,10 +7,12 @@ import math
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from patience import run
 
@@ -18,11 +20,16 @@ import launch
 from actors import doctor
 from actors.apart import Apart, together
 from actors.plan import measured
+from actors.plan.cards import GIB
+from actors.plan.layouts import chosen
+from actors.plan.learner import learner_memory
 from actors.plan.machine import Gpu
 from actors.plan.roofline import ASSUMED, step
 from actors.plan.table import table
 from agent.errors import Fault, UserError
 from conf.schema import RunConfig, register, typed
+from learner import update
+from learner.packing import PackedRow, pack_rows
 from tracking.console import Console
 
 register()
@@ -63,7 +70,7 @@ def healthy(**changed: Any) -> dict[str, Any]:
             "publication_s": 2.0,
         },
         "learner": {
-            "rows": [{"row": 16384, "tokens_per_s": 4000.0, "peak_gib": 13.0, "planned_gib": 14.2}],
+            "rows": [{"row": 9216, "sequence": 9216, "tokens_per_s": 4000.0, "peak_gib": 13.0, "planned_gib": 14.2}],
             "gap": gap,
         },
         "ratios": {"decode": 1.0, "prefill": 1.0, "learner": 1.0},
@@ -91,8 +98,8 @@ def test_a_box_that_is_as_assumed_has_nothing_off(box: RunConfig) -> None:
         ),
         ({"ratios": {"learner": 0.4}}, "the learner trains at 40% of what the plan assumes"),
         (
-            {"learner": {"rows": [{"row": 99, "tokens_per_s": 1.0, "peak_gib": 15.0, "planned_gib": 14.0}]}},
-            "the learner took 15.00 GiB in rows of 99 and the plan says 14.00: lower algorithm.microbatch_tokens",
+            {"learner": {"rows": [{"row": 99, "tokens_per_s": 1.0, "peak_gib": 15.2, "planned_gib": 14.0}]}},
+            "the learner took 15.20 GiB in rows of 99 and the plan says 14.00 and 1.00 in reserve: lower algorithm.mi",
         ),
         ({"learner": {"rows": [], "gap": {"mean": 0.3}}}, "engine and learner differ by 0.3 nats on average (0.02 is"),
         ({"failed": ["engine died with code -11"]}, "engine died with code -11"),
@@ -116,8 +123,69 @@ def test_the_plan_says_of_what_was_measured_what_was_measured(box: RunConfig) ->
     assert 2 * longest / seconds == pytest.approx(engine["prefill_tokens_per_s"], rel=0.01)
     weights = 1.543714304 * 2
     assert weights / 25 + 3 * weights / assumed.host_bandwidth == pytest.approx(engine["publication_s"], rel=0.01)
-    one = measured._situation(box, assumed, count=2, prompt=1, response=row["row"] - 1, sampled=1.0)
+    alone = measured.alone(box, chosen(box))
+    one = measured._situation(alone, assumed, count=2, prompt=1, response=row["row"] - 1, sampled=1.0)
     assert one.learning.tokens_per_s == pytest.approx(row["tokens_per_s"], rel=0.01)
+
+
+def test_the_learner_is_measured_in_the_rows_that_the_plan_projects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+
+    def packed(*args: Any, **kwargs: Any) -> list[PackedRow]:
+        rows = pack_rows(*args, **kwargs)
+        seen.append([len(row.token_ids) for row in rows])
+        return rows
+
+    monkeypatch.setattr(update, "pack_rows", packed)
+    small = [f"agent.{key}=32" for key in ("max_prompt_tokens", "max_response_tokens")]
+    config = composed("model=tiny", "algorithm.microbatch_tokens=150", "algorithm.epochs=2", *small)
+    alone = measured.alone(config, chosen(config))
+    folder = doctor.random_model(config, tmp_path / "model")
+    sampled = [{"prompt": [1, 2], "tokens": [3, 4], "logprobs": [-1.0, -2.0]}]
+    threads = torch.get_num_threads()
+    try:
+        rows = doctor.measuring.learner_speed(alone, folder, sampled)["rows"]
+    finally:
+        torch.set_num_threads(threads)
+    assert [(row["row"], row["sequence"]) for row in rows] == [(37, 37), (74, 37), (150, 50)]
+    assert seen[1:] == [[row["row"]] * 2 for row in rows for _ in range(2)]
+    longest = composed("cluster=4x3090", "model=qwen1.5b", "algorithm.microbatch_tokens=4096")
+    assert doctor.measuring.learner_rows(longest)[-1] == (longest.agent.longest_episode,) * 2
+
+
+def test_what_is_not_measured_is_not_projected(box: RunConfig) -> None:
+    """A KL term of the seeding alone: the main part needs no scores of a reference."""
+    seeding = replace(box.algorithm.seeding, steps=5, kl="k2")
+    seeded = replace(box, algorithm=replace(box.algorithm, reference="cpu", seeding=seeding))
+    assert doctor.ratios(seeded, healthy()) == doctor.ratios(box, healthy())
+
+
+def test_the_plan_says_what_torch_allocates_for_one_learner(box: RunConfig) -> None:
+    asked = replace(chosen(box).optimizer, shard=True)
+    algorithm = replace(chosen(box), optimizer=asked)
+    two = replace(box, cluster=replace(box.cluster, learners=2), algorithm=algorithm)
+    memory = learner_memory(box)
+    for config in (box, two):
+        planned = doctor.planned_gib(measured.alone(config, chosen(config)), memory.row)
+        assert planned == pytest.approx((memory.peak - memory.context - memory.reserve) / GIB)
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("model.path=it: no model"), OSError(28, "No space left on device", "model")]
+)
+def test_without_a_model_what_was_measured_before_stays(
+    box: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(config: RunConfig, folder: Path) -> Path:
+        raise error
+
+    monkeypatch.setattr(doctor, "random_model", fails)
+    found: dict[str, Any] = {"failed": []}
+    doctor._Doctor(box, tmp_path, Console(quiet=True), found, 1).engine_and_learner()
+    (line,) = found["failed"]
+    assert line in ("model.path=it: no model", "making a model of random weights: model: No space left on device")
 
 
 def test_the_plan_takes_what_was_measured_and_says_so(box: RunConfig) -> None:

@@ -134,5 +134,5 @@ def test_the_doctor_finds_what_there_is(launch: Callable[..., Path]) -> None:
     assert found["failed"] == []
     assert set(found["ratios"]) == {"learner", "prefill", "decode", "publication"}
     assert found["learner"]["gap"]["mean"] < BFLOAT16
-    assert all(row["peak_gib"] <= row["planned_gib"] for row in found["learner"]["rows"])
+    assert all(row["peak_gib"] <= row["planned_gib"] + 1.0 for row in found["learner"]["rows"])
     assert found["engine"]["sleep_s"] > 0
