@@ -9,7 +9,7 @@ from typing import Any
 
 from actors.plan.cards import GIB, usable_bytes
 from actors.plan.engine import engine_memory
-from actors.plan.learner import RESERVE, learner_memory, longest_row, needs_reference
+from actors.plan.learner import RESERVE, LearnerMemory, learner_memory, needs_reference
 from conf.schema import RunConfig
 from learner.config import OptimizerConfig
 
@@ -49,6 +49,18 @@ def problems(config: RunConfig) -> list[str]:
             f"episode of {engine.episode}"
         )
     return found
+
+
+def longest_row(memory: LearnerMemory, limit: int) -> int:
+    """The most tokens in one packed row with which the peak is at most ``limit`` bytes; 0: none."""
+    low, high = 0, 1 << 22
+    while low < high:
+        middle = (low + high + 1) // 2
+        if replace(memory, row=middle).peak <= limit:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def refusal(config: RunConfig) -> str | None:

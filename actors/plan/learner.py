@@ -8,6 +8,7 @@ A step passes through phases, and the peak is the largest of them on top of what
     layers    the same, what is made again of one layer, and what its backward makes
     embedding its gradient; no activations
     update    the optimizer's temporaries; no activations
+    warm start  the last four of rank 0 alone: all states, where they are shared out later, and no reference yet
 
 The activations are those of transformers' eager Qwen2, Qwen3 and Llama with variable-length attention, as
 ``learner/lean.py`` leaves them, and of ``learner/logprobs.py``.
@@ -65,6 +66,8 @@ class LearnerMemory:
     """Learners, of which this is the one that holds most."""
     shard: bool = False
     """Each has the optimizer states of its share of the weights alone."""
+    warm_start: bool = False
+    """A supervised one, which rank 0 makes by itself."""
 
     # --- what stays ------------------------------------------------------------------------------
 
@@ -289,13 +292,17 @@ class LearnerMemory:
         base = self.context + self.reserve
         fetched = self.reference_weights if self.reference == "cpu" else 0
         kept = base + self.static + self.kept
-        return {
+        found = {
             "score": base + self.static - self.gradients + fetched + self.forward_without_gradients,
             "head": kept + self.last_norm + max(self.logits_forward, self.logits_backward),
             "layers": kept + self.layer_backward,
             "embedding": base + self.static + self.embedding_backward,
             "update": base + self.static + self.update,
         }
+        if self.warm_start and self.shard and self.world > 1:
+            more = (0 if self.offload else self.states - self.own_states) - self.reference_here
+            found["warm start"] = more + max(size for phase, size in found.items() if phase != "score")
+        return found
 
     @property
     def peak(self) -> int:
@@ -351,6 +358,7 @@ def learner_memory(config: RunConfig) -> LearnerMemory:
         on_gpu=config.cluster.device == "cuda",
         world=config.cluster.learners,
         shard=optimizer.shard,
+        warm_start=algorithm.warm_start.steps > 0,
     )
     narrow = size < 4 and not lora
     if optimizer.exact_master is None and narrow and optimizer.kind == "adamw8bit":
@@ -384,15 +392,3 @@ def _if_it_fits(config: RunConfig, now: LearnerMemory, wanted: LearnerMemory) ->
     peak = wanted.peak + (engine.asleep if engine else 0)
     rest = wanted.at_rest + RESERVE + engine.share if engine else 0
     return wanted if max(peak, rest) <= limit else now
-
-
-def longest_row(memory: LearnerMemory, limit: int) -> int:
-    """The most tokens in one packed row with which the peak is at most ``limit`` bytes; 0: none."""
-    low, high = 0, 1 << 22
-    while low < high:
-        middle = (low + high + 1) // 2
-        if replace(memory, row=middle).peak <= limit:
-            low = middle
-        else:
-            high = middle - 1
-    return low

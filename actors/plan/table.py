@@ -8,9 +8,9 @@ from dataclasses import replace
 from actors.plan.cards import GIB, card, usable_bytes
 from actors.plan.downloads import downloads, room
 from actors.plan.engine import EngineMemory, engine_memory
-from actors.plan.fit import advice, changes, problems
+from actors.plan.fit import advice, changes, longest_row, problems
 from actors.plan.host import DISK_MARGIN, heap_bytes, memory_bytes, object_store_bytes, output_bytes
-from actors.plan.learner import LearnerMemory, learner_memory, longest_row
+from actors.plan.learner import LearnerMemory, learner_memory
 from actors.plan.measured import assumptions, measured
 from actors.plan.measured import lines as as_measured
 from actors.plan.roofline import ASSUMED, Assumptions, step

@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 from actors.plan.architecture import Architecture, architecture
 from actors.plan.cards import CARDS, GIB, usable_bytes
 from actors.plan.engine import engine_memory
-from actors.plan.fit import advice, changed, problems, refusal, smallest_change
+from actors.plan.fit import advice, changed, longest_row, problems, refusal, smallest_change
 from actors.plan.host import checkpoint_bytes, heap_bytes, memory_bytes, object_store_bytes, output_bytes
-from actors.plan.learner import LearnerMemory, learner_memory, longest_row
+from actors.plan.learner import LearnerMemory, learner_memory
 from actors.plan.roofline import Assumptions, _shared, step, work
 from actors.plan.table import table
 from agent.errors import UserError
@@ -614,6 +614,20 @@ def test_learners_that_share_the_states_out_have_the_largest_share_counted() -> 
     assert memory.states == whole
     assert whole / 3 <= memory.states_here < 1.1 * whole / 3
     assert smallest_change(changed(config, "algorithm.optimizer.shard", False)) == ("algorithm.optimizer.shard=true",)
+
+
+def test_a_warm_start_has_all_states_on_the_first_card() -> None:
+    shared = OptimizerConfig(shard=True)
+    config = box(("cluster.learners", 3), ("algorithm.optimizer", shared), ("algorithm.kl", "k2"))
+    memory = learner_memory(changed(config, "algorithm.warm_start.steps", 10))
+    by_itself = replace(memory, shard=False, warm_start=False, reference="none").phases
+    assert memory.phases == {
+        **replace(memory, warm_start=False).phases,
+        "warm start": max(size for phase, size in by_itself.items() if phase != "score"),
+    }
+    assert memory.peak_phase == "warm start"
+    (problem,) = problems(changed(config, "algorithm.warm_start.steps", 10))
+    assert "at its peak (warm start, rows of 16384 tokens)" in problem
 
 
 @pytest.mark.parametrize(
