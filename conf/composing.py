@@ -37,7 +37,10 @@ class Composer:
     """The file that composing starts from."""
 
     def compose(self, lines: Sequence[str], hydra_lines: Sequence[str] = ()) -> DictConfig:
-        """What ``lines`` make, with Hydra's own settings beside it under ``hydra``. Raises one of ``FAILURES``."""
+        """What ``lines`` make, with Hydra's own settings beside it under ``hydra``.
+
+        Raises one of ``FAILURES``; ``UserError`` that names it for a file that isn't UTF-8.
+        """
         # Its default is filled in by a running Hydra.
         folder = [] if any(line.lstrip("+").startswith("output_dir=") for line in lines) else ["output_dir=."]
         with warnings.catch_warnings():
@@ -46,6 +49,10 @@ class Composer:
                 return compose(self.primary, overrides=[*lines, *folder, *hydra_lines], return_hydra_config=True)
             except UserWarning as warning:
                 raise HydraException(str(warning)) from warning
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{_place_of(error) or 'a file of settings'}: is not UTF-8; save it as UTF-8"
+                ) from error
 
     def composes(self, lines: Sequence[str]) -> bool:
         """Whether ``lines`` make anything."""
@@ -107,6 +114,19 @@ def opened(primary: str | None, folder: str | None, search: Sequence[str]) -> It
         if primary is not None:
             _check_primary(composer)
         yield composer
+
+
+def _place_of(error: UnicodeDecodeError) -> str | None:
+    """The file of settings, and its line, that isn't UTF-8: Hydra doesn't say which one it was reading."""
+    for place in GlobalHydra.instance().config_loader().get_search_path().get_path():
+        provider, _, path = str(place.path).rpartition("://")
+        folder = Path(__file__).parent if provider == "pkg" else Path(path)
+        for file in sorted(folder.rglob("*.yaml")) if provider in ("", "file") or path == "conf" else ():
+            data = file.read_bytes()
+            if (at := data.find(error.object)) >= 0:  # all of it, or the block that was being read
+                line = data.count(b"\n", 0, at + error.start) + 1
+                return f"{file}, line {line}"
+    return None
 
 
 def _check_primary(composer: Composer) -> None:

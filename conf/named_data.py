@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from agent.errors import UserError
+from agent.errors import UserError, shortened
 from tasks.paths import is_named, listed
 
 _DATA = Path(__file__).parent / "data"
@@ -41,7 +41,7 @@ def _lines(setting: str) -> list[str]:
 
 def _named(name: str, setting: str) -> dict[str, str]:
     """The files of a named set, by the setting that takes them."""
-    known = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in sorted(_DATA.glob("*.yaml"))}
+    known = {file.stem: _values(file) for file in sorted(_DATA.glob("*.yaml"))}
     sets = {choice: values for choice, values in known.items() if is_named(values.get("eval_questions", ""))}
     if name not in sets:
         raise UserError(
@@ -49,3 +49,11 @@ def _named(name: str, setting: str) -> dict[str, str]:
             "data=jsonl data.questions=[A,B]"
         )
     return {key: sets[name][key] for key in _KEYS if key in sets[name]}
+
+
+def _values(file: Path) -> dict[str, str]:
+    try:
+        values: dict[str, str] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: is not YAML in UTF-8 ({shortened(error)})") from error
+    return values

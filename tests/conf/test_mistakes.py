@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_module
 
 import launch
 from agent.errors import UserError
-from conf import peers
+from conf import named_data, peers
 from conf.help import groups
 from conf.hints import LISTING, hint
 from conf.schema import keys
@@ -162,7 +162,7 @@ def test_a_mistake_is_named(arguments: list[str], line: str) -> None:
 
 FILES = {
     "broken.yaml": ("seed: [1\n", "line 2: is not YAML ("),
-    "bytes.yaml": (b"\xff\xfe", "experiment=bytes: does not go with the other choices: 'utf-8' codec can't decode"),
+    "bytes.yaml": (b"seed: 1\n# caf\xe9\n", "bytes.yaml, line 2: is not UTF-8; save it as UTF-8"),
     "typo.yaml": ("# @package _global_\nsed: 5\n", "experiment=typo: does not go with the other choices: In 'experi"),
     "defaults.yaml": ("defaults: 3\n", "experiment=defaults: does not go with the other choices: Invalid defaults"),
     "value.yaml": ("# @package _global_\nseed: ${nosuch}\n", "seed: Interpolation key 'nosuch' not found"),
@@ -206,5 +206,16 @@ def test_a_file_that_is_wrong_gets_one_line(mine: Path, name: str, by: str) -> N
     where = ["--config-dir", "mine"] if by == "--config-dir" else [f"hydra.searchpath=[file://{mine}]"]
     line = refusal(*where, "mode=plan", f"experiment={Path(name).stem}")
     assert FILES[name][1] in line
-    if name == "broken.yaml":
+    if name in ("broken.yaml", "bytes.yaml"):
         assert line.startswith(str(mine / "experiment" / name))
+
+
+def test_a_configuration_of_ones_own_that_is_not_utf_8_is_named(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (mine / "experiment" / "bytes.yaml").unlink()
+    (mine / "own.yaml").write_bytes(b"# caf\xe9\ndefaults: [config, _self_]\n")
+    line = refusal("--config-dir", str(mine), "--config-name", "own")
+    assert line == f"{mine / 'own.yaml'}, line 1: is not UTF-8; save it as UTF-8"
+    (mine / "hotpotqa.yaml").write_bytes(b"# caf\xe9\n")
+    monkeypatch.setattr(named_data, "_DATA", mine)
+    line = refusal("data=[hotpotqa,musique]")
+    assert line.startswith(f"{mine / 'hotpotqa.yaml'}: is not YAML in UTF-8 ('utf-8' codec can't decode byte 0xe9")
