@@ -1,10 +1,11 @@
 """What the agent loop costs the engine: tokens per second of rollouts against the engine's own on the same schedule.
 
-    python bench/rollout.py [--quick] [--curve]
+    python bench/rollout.py [--quick] [--curve] [--model FOLDER]
 
-A tiny random model in a real vLLM engine, on a CPU, and groups of episodes that follow the built-in world's
-demonstrations: the engine samples as many tokens as the novice wrote, and the loop then goes on with the novice's. So
-turns, searches and observations are those of real episodes. Searches are answered at once, from the demonstration.
+A tiny random model, or the pretrained one in FOLDER, in a real vLLM engine on a CPU, and groups of episodes that
+follow the built-in world's demonstrations: the engine samples as many tokens as the novice wrote, and the loop then
+goes on with the novice's. So turns, searches and observations are those of real episodes. Searches are answered at
+once, from the demonstration.
 
 The loop is all that a rollout worker does to play and score its groups. The engine's own speed comes from a replay of
 the requests that the loop made, in the engine's thread: same prompts, seeds and numbers of tokens, the next turn of an
@@ -61,8 +62,24 @@ from tasks.load import load  # noqa: E402
 from tasks.tokenizer import train  # noqa: E402
 
 LIMIT = 0.85
-GROUPS, GROUP_SIZE = 24, 8
-AGENT = AgentConfig(prompt="plain", chat=False, top_k=2, max_prompt_tokens=64, max_response_tokens=320, temperature=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is played: groups at once, of so many episodes, with which settings of the agent."""
+
+    groups: int
+    group_size: int
+    agent: AgentConfig
+
+
+TINY = Load(
+    24,
+    8,
+    AgentConfig(prompt="plain", chat=False, top_k=2, max_prompt_tokens=64, max_response_tokens=320, temperature=1.0),
+)
+PRETRAINED = Load(6, 6, AgentConfig(top_k=2, max_prompt_tokens=384, max_response_tokens=1024, temperature=1.0))
+"""As in ``conf/experiment/real_mini.yaml``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,17 +144,20 @@ Chain = list[Request]
 class Bench:
     """One engine, and what is played on it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, pretrained: Path | None) -> None:
         protocol = PROTOCOLS["search"]
-        model = folder / "model"
-        task = load(DataConfig(evidence_match="id"), 0, folder / "cache")
-        train(task.tokenizer_text(protocol, AGENT.top_k), tags=protocol.tags, folder=model, vocab_size=1024)
-        write_skeleton(model, ModelConfig(), context=4096)
-        self.dialogue = Dialogue.of(Tokenizer(model), AGENT)
-        self.shown = demonstrations(1, GROUPS, protocol, AGENT.top_k)
+        self.load = PRETRAINED if pretrained else TINY
+        agent = self.load.agent
+        model = pretrained or folder / "model"
+        if pretrained is None:
+            task = load(DataConfig(evidence_match="id"), 0, folder / "cache")
+            train(task.tokenizer_text(protocol, agent.top_k), tags=protocol.tags, folder=model, vocab_size=1024)
+            write_skeleton(model, ModelConfig(), context=4096)
+        self.dialogue = Dialogue.of(Tokenizer(model), agent)
+        self.shown = demonstrations(1, self.load.groups, protocol, agent.top_k)
         self.scorer = Scorer(RewardConfig(), protocol)
         self.weights = Policy.from_folder(model, seed=0, dtype="float32").published()
-        longest = AGENT.longest_episode
+        longest = agent.longest_episode
         self.engine = Engine(str(model), EngineConfig(), device="cpu", dtype="float32", max_model_len=longest, seed=0)
 
     async def loop(self, round_: int) -> tuple[Clock, list[Chain]]:
@@ -152,13 +172,13 @@ class Bench:
     async def _group(self, number: int, novice: Novice, round_: int) -> None:
         player = Player(
             dialogue=self.dialogue,
-            config=AGENT,
+            config=self.load.agent,
             generator=novice,
-            environment=Environment.of(AGENT, novice),
+            environment=Environment.of(self.load.agent, novice),
             scorer=self.scorer,
         )
         ticket = Ticket(claim_id=number, query=number, batch=round_, order=number, seed=1000 * round_ + number)
-        group = await play_group(player, self.shown[number].question, ticket, size=GROUP_SIZE, worker="bench")
+        group = await play_group(player, self.shown[number].question, ticket, size=self.load.group_size, worker="bench")
         assert not group.excluded, group.excluded[0].fault
 
     async def replay(self, chains: list[Chain], most: int, reset_after: int | None = None) -> Clock:
@@ -199,7 +219,7 @@ class Bench:
     def _params(self, request: Request) -> Any:
         """As ``Engine.generate`` asks for it; but the model's end token doesn't end it."""
         return self.engine.thread.vllm.params(
-            temperature=AGENT.temperature,
+            temperature=self.load.agent.temperature,
             seed=request.seed,
             max_tokens=request.tokens,
             ignore_eos=True,
@@ -254,8 +274,8 @@ class Clock:
         return Clock(time.perf_counter() - self.seconds, time.process_time() - self.processor, tokens)
 
 
-async def measure(folder: Path, rounds: int, curve: bool) -> None:
-    bench = Bench(folder)
+async def measure(folder: Path, pretrained: Path | None, rounds: int, curve: bool) -> None:
+    bench = Bench(folder, pretrained)
     await bench.engine.load_weights(bench.weights, 0)
     pairs = []
     for round_ in range(rounds + 1):
@@ -275,6 +295,7 @@ async def measure(folder: Path, rounds: int, curve: bool) -> None:
     )
     result = {
         "bench": "rollout",
+        "model": pretrained.name if pretrained else "tiny",
         "value": round(speed),
         "unit": "sampled tokens per second",
         "baseline": "raw engine",
@@ -295,10 +316,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="9 pairs of rounds instead of 41")
     parser.add_argument("--curve", action="store_true", help="also measure the engine's curve for bench/pipeline.py")
+    parser.add_argument("--model", type=Path, help="a pretrained model's folder, for 3 pairs of rounds")
     given = parser.parse_args()
+    rounds = 3 if given.model else 9 if given.quick else 41
     os.environ.update(QUIET, HF_HUB_OFFLINE="1")
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(measure(Path(folder), 9 if given.quick else 41, given.curve))
+        asyncio.run(measure(Path(folder), given.model, rounds, given.curve))
 
 
 if __name__ == "__main__":
