@@ -9,11 +9,12 @@ The thread that calls into the JVM should be one and the same (see ``worker.py``
 
 from __future__ import annotations
 
-import faulthandler
+import ctypes
 import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -27,8 +28,15 @@ from agent.errors import Fault, UserError
 MIN_JAVA = 21
 """Anserini 1.x is compiled for Java 21."""
 
+SIGNALS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+"""What a JVM handles in the course of its work: it learns of a null pointer by SIGSEGV."""
+
 _lock = threading.Lock()
 _settings: tuple[str, int] | None = None
+_libc = ctypes.CDLL(None)
+_handled: dict[int, bytes] = {}
+"""The JVM's own ``struct sigaction`` by signal; it begins with the address of the handler."""
+_POINTER = ctypes.sizeof(ctypes.c_void_p)
 _quiet_logger: Any = None
 
 
@@ -142,10 +150,6 @@ def start_jvm(heap: str, threads: int) -> None:
         if jnius_config.vm_running:
             raise Fault("a JVM runs in this process already, without Anserini; import nothing else that uses pyjnius")
         java = find_java()
-        # Java meets SIGSEGV in all that it does, and must be the last to ask for it: Ray, for one, has Python's handler
-        # installed wherever it isn't yet.
-        if not faulthandler.is_enabled():
-            faulthandler.enable()
         jnius_config.set_classpath(str(anserini_jar()))
         jnius_config.set_options(*jvm_options(java, heap, threads))
         with _environment(java.home):
@@ -154,6 +158,7 @@ def start_jvm(heap: str, threads: int) -> None:
             except Exception as error:
                 raise Fault(f"the JVM in {java.home} did not start with -Xmx{heap}: {error}") from error
         _settings = (heap, threads)
+        _handled.update({number: _action(number) for number in SIGNALS})
         _silence()
 
 
@@ -183,10 +188,28 @@ def _silence() -> None:
     _quiet_logger.setLevel(java_class("java.util.logging.Level").SEVERE)
 
 
+def keep_signals() -> None:
+    """Gives the JVM its signals back; called before Java is. Without them the process dies of a null pointer in Java.
+
+    Libraries that are loaded later take them without asking, such as Ray, and the TVM that vLLM brings, to write down
+    crashes.
+    """
+    for number, own in _handled.items():
+        if _action(number)[:_POINTER] != own[:_POINTER]:
+            _libc.sigaction(number, own, None)
+
+
+def _action(number: int) -> bytes:
+    found = ctypes.create_string_buffer(256)  # the struct has 152 bytes
+    _libc.sigaction(number, None, found)
+    return found.raw
+
+
 def java_class(name: str) -> Any:
     """The Java class ``name``; after ``start_jvm``."""
     import jnius
 
+    keep_signals()
     return jnius.autoclass(name)
 
 

@@ -83,6 +83,7 @@ class Bm25:
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
         k = min(k, self._documents)
+        jvm.keep_signals()
         texts, keys = self._array_list(), self._array_list()
         for number, query in enumerate(queries):
             texts.add(printable(query))
@@ -139,6 +140,7 @@ class Bm25:
         """
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
+        jvm.keep_signals()
         try:
             raws = [self._searcher.doc_raw(printable(d)) for d in document_ids]
         except self._java_error as error:

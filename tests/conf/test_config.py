@@ -39,6 +39,7 @@ NEEDED = {
     **{("data", name): ["data.corpus=c.jsonl", "mode=eval", "checkpoint=x"] for name in ("popqa", "bamboogle")},
     ("exit", "early"): ["mode=eval", "checkpoint=folder"],
     ("experiment", "benchmark"): ["checkpoint=folder"],
+    ("experiment", "real_mini"): ["data.questions=questions.jsonl", "data.corpus=corpus.jsonl"],
     ("retrieval", "dense"): ["retrieval.encoder=x"],
     ("retrieval", "hybrid"): ["retrieval.encoder=x"],
     ("retrieval", "http"): ["retrieval.url=http://127.0.0.1:8000"],

@@ -266,6 +266,27 @@ def test_a_process_with_a_jvm_is_quiet_and_keeps_its_signals_and_environment(ind
     assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
 
 
+def test_a_library_that_takes_the_signals_of_the_jvm_does_not_keep_them(index: Path) -> None:
+    """Java would end the process at its next null pointer."""
+    code = (
+        "import ctypes, signal, sys\n"
+        "from pathlib import Path\n"
+        "from retrieval_service import jvm\n"
+        "from retrieval_service.config import RetrievalConfig\n"
+        "from retrieval_service.rankers import open_backend\n"
+        "backend = open_backend(RetrievalConfig(heap='128m', threads=1), Path(sys.argv[1]))\n"
+        "before = [jvm._action(number)[:8] for number in jvm.SIGNALS]\n"
+        "calls = ('search_batch', 'emma'), ('following_batch', 'twin-3'), ('document_batch', 'twin-3')\n"
+        "for method, asked in calls:\n"
+        "    for number in jvm.SIGNALS:\n"
+        "        ctypes.CDLL(None).signal(int(number), 0)\n"
+        "    assert getattr(backend, method)([asked], 2)[0], method\n"
+        "    assert [jvm._action(number)[:8] for number in jvm.SIGNALS] == before, method\n"
+    )
+    done = run([sys.executable, "-c", code, str(index)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_names_of_files_are_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     """A container's locale is often C, and Java takes the names of files from it."""
     corpus = tmp_path / "größer 世界" / "corpus.jsonl"
