@@ -314,14 +314,19 @@ def test_a_quick_search_gets_past_a_slow_one_where_the_backend_can_be_opened_twi
 
 def test_a_second_backend_that_searches_something_else_is_not_used() -> None:
     made: list[ScriptedBackend] = []
-    closed = threading.Semaphore(0)
+    settled = threading.Semaphore(0)
 
     class Changing(ScriptedBackend):
         lanes = 2
 
+        def search_batch(self, queries: Sequence[str], k: int) -> list[Any]:
+            if self is not made[0]:
+                settled.release()
+            return super().search_batch(queries, k)
+
         def close(self) -> None:
             super().close()
-            closed.release()
+            settled.release()
 
     def make_backend() -> Backend:
         made.append(Changing())
@@ -334,7 +339,7 @@ def test_a_second_backend_that_searches_something_else_is_not_used() -> None:
         slow = asyncio.create_task(service.search("wait", 2))
         assert await asyncio.to_thread(made[0].entered.acquire, timeout=PATIENCE_S)
         quick = asyncio.create_task(service.search("quick", 2))
-        assert await asyncio.to_thread(closed.acquire, timeout=PATIENCE_S)
+        assert await asyncio.to_thread(settled.acquire, timeout=PATIENCE_S)
         made[0].freed.set()
         assert (await slow, await quick) == (hits("wait", 2), hits("quick", 2))
         assert service.identity.documents == 3
