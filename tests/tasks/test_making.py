@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 
@@ -459,7 +460,8 @@ def test_a_wait_that_the_endpoint_asks_for_is_kept(monkeypatch):
         async with Endpoint("http://x/v1", "m", pause_s=2.0) as endpoint:
             return (await endpoint.chat([])).text
 
-    monkeypatch.setattr("tasks.making.endpoint.asyncio.sleep", sleep)
+    # In that module alone: a server of another test may sleep meanwhile, too.
+    monkeypatch.setattr("tasks.making.endpoint.asyncio", SimpleNamespace(sleep=sleep))
     monkeypatch.setattr(httpx.AsyncClient, "post", post)
     assert asyncio.run(ask()) == "hello"
     assert waited == [7.0, 4.0]
