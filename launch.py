@@ -307,6 +307,7 @@ def _leave(code: int, message: str, debug: bool) -> None:
         traceback.print_exc()
     with suppress(OSError):  # the terminal may be gone
         print(visible(f"slingshot: {message}"), file=sys.stderr, flush=True)
+    tell(said=True)
     sys.exit(code)
 
 
@@ -314,8 +315,12 @@ def main(launched: bool = False) -> None:
     """Entry point: checks the overrides, then hands over to Hydra; ``launched``, in a process below a launcher."""
     try:
         _main(launched)
-    finally:
-        tell(said=True)
+    except SystemExit:
+        raise  # ``_leave`` has said why; if somebody else ends the process, such as Ray, the launcher says so
+    except BaseException:
+        tell(said=True)  # Python's traceback
+        raise
+    tell(said=True)
 
 
 def _main(launched: bool) -> None:
@@ -338,6 +343,7 @@ def _main(launched: bool) -> None:
         _leave(2, str(error).strip().splitlines()[0], debug)
     except BrokenPipeError:  # whoever read the output has gone: nothing more can be said there
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        tell(said=True)
         sys.exit(1)
     except OSError as error:
         _leave(2, refused(error), debug)

@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import secrets
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -58,9 +57,23 @@ def start_ray(config: RunConfig, namespace: str) -> str:
         "runtime_env": {"env_vars": QUIET},
     }
     try:
-        return _connect(config, common) if cluster.address is not None else _start(config, common)
+        with _sigterm_kept():
+            return _connect(config, common) if cluster.address is not None else _start(config, common)
     finally:
         logging.getLogger("ray").setLevel(logging.WARNING)
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Meanwhile Ray installs no handler of SIGTERM: its own end the process without a word, with code 1 or 15."""
+    from ray._private import utils
+
+    theirs = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = theirs
 
 
 def _connect(config: RunConfig, common: dict[str, Any]) -> str:
@@ -125,9 +138,6 @@ def _attempt(config: RunConfig, common: dict[str, Any], deadline: float) -> str:
         if isinstance(error, Exception) and not isinstance(error, (_Ended, TimeoutError)):
             raise Fault(f"Ray can't be started: {_reason(error)}; its logs are in {_logs(config)}") from error
         raise
-    # Ray's own handler prints a stack, and aborts the process three seconds later.
-    if (handler := signal.getsignal(signal.SIGTERM)) is not None:
-        signal.signal(signal.SIGTERM, handler)
     _tell_launcher(config)
     return (context.dashboard_url or "") if config.cluster.dashboard else ""
 

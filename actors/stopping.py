@@ -56,8 +56,17 @@ class Stopping:
 @contextmanager
 def at_once() -> Iterator[None]:
     """Meanwhile the signals of ``LEAVING`` raise ``Stopped``, as Ctrl-C raises ``KeyboardInterrupt``."""
-    with _handled((signal.SIGINT, *LEAVING), _stop):
-        yield
+    try:
+        with _handled((signal.SIGINT, *LEAVING), _stop):
+            yield
+    except Stopped:
+        raise
+    except KeyboardInterrupt as error:
+        # Ray, where it waits for an answer, makes a plain one of any.
+        last = max(_came, key=_came.__getitem__)
+        if last in LEAVING:
+            raise Stopped(signal.Signals(last)) from error
+        raise
 
 
 def _stop(number: int, frame: Any) -> None:

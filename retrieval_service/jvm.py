@@ -10,6 +10,7 @@ The thread that calls into the JVM should be one and the same (see ``worker.py``
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import importlib.util
 import os
 import re
@@ -150,6 +151,9 @@ def start_jvm(heap: str, threads: int) -> None:
         if jnius_config.vm_running:
             raise Fault("a JVM runs in this process already, without Anserini; import nothing else that uses pyjnius")
         java = find_java()
+        # Ray installs Python's handler where it isn't yet, and Java's own threads meet signals between calls, too.
+        if not faulthandler.is_enabled():
+            faulthandler.enable()
         jnius_config.set_classpath(str(anserini_jar()))
         jnius_config.set_options(*jvm_options(java, heap, threads))
         with _environment(java.home):

@@ -259,8 +259,10 @@ def test_a_slow_machine_is_waited_for(tmp_path: Path) -> None:
 
 
 KEPT = """
-import ctypes
+import ctypes, os, signal
 from actors import placement, ray_start  # which imports Ray
+from actors.stopping import at_once
+from agent.errors import Stopped
 from agent.pool.rules.recycle import Rule
 from conf.schema import RunConfig
 from conf.topology import ClusterConfig
@@ -273,15 +275,22 @@ def handler():
 
 jvm.start_jvm("64m", 1)
 before = handler()
-ray_start.start_ray(RunConfig(pool=Rule(), cluster=ClusterConfig(dashboard=False)), "test")
-print(handler() == before)
-ray_start.stop_ray()
+with at_once():
+    ray_start.start_ray(RunConfig(pool=Rule(), cluster=ClusterConfig(dashboard=False)), "test")
+    print(handler() == before)
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    except Stopped as stopped:
+        print(stopped)
+    ray_start.stop_ray()
 """
 
 
 @pytest.mark.jvm
-def test_ray_leaves_a_jvm_its_signals() -> None:
-    """Java meets SIGSEGV by design, such as for a null pointer; another handler ends the process."""
+def test_ray_leaves_a_jvm_and_a_run_their_signals() -> None:
+    """Java meets SIGSEGV by design, such as for a null pointer; another handler ends the process. Ray's handler of
+    SIGTERM ends it, too."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = run([sys.executable, "-c", KEPT], cwd=ROOT, env=env)
-    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "True\nstopped by SIGTERM\n"), done.stderr

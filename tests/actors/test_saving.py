@@ -171,6 +171,22 @@ def test_before_the_first_step_a_signal_ends_the_run_at_once(number: signal.Sign
     assert signal.getsignal(number) is before
 
 
+def test_a_signal_that_ray_makes_a_ctrl_c_of_is_still_that_signal() -> None:
+
+    def gets() -> None:
+        """As Ray's ``get``: a plain ``KeyboardInterrupt``, whatever the handler has raised."""
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None
+
+    with pytest.raises(Stopped, match=r"^stopped by SIGTERM$"), at_once():
+        gets()
+    with pytest.raises(KeyboardInterrupt) as ctrl_c, at_once():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert not isinstance(ctrl_c.value, Stopped)
+
+
 def test_nohup_is_respected() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
