@@ -28,6 +28,7 @@ from retrieval_service.config import RetrievalConfig
 from retrieval_service.rankers import open_for
 from retrieval_service.service import RetrievalService
 from retrieval_service.stats import Meter, Stats
+from retrieval_service.whole import written
 
 
 def noted(log_dir: Path, name: str) -> Path:
@@ -76,7 +77,8 @@ class RetrievalActor:
         service = RetrievalService(self._open, self._config, self._stuck, known)
         await service.start()
         if known is None:
-            self._noted.write_text(json.dumps(asdict(service.identity)) + "\n")
+            with written(self._noted) as file:  # this process may be killed at any moment
+                file.write(json.dumps(asdict(service.identity)).encode() + b"\n")
         self._service = service
         return service
 
