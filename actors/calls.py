@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,16 @@ def get(ref: Any, actor: str, log_dir: Path) -> Any:
 
 def died(error: ray.exceptions.RayError, actor: str, log_dir: Path) -> Died:
     """What is known of the end of an actor's process, from Ray's ``error`` and the last lines of its log."""
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return Died(f"{actor} died: Ray killed it, as the machine's memory was full{_memory(str(error))}")
     crash, lines = last_crash(log_dir, actor), last_lines(log_dir, actor)
     cause = type(error).__name__ + (f": {crash}" if crash else "")
     return Died(f"{actor} died ({cause})" + (f"{LAST_LINES}{lines}" if lines else ""), crash)
+
+
+def _memory(said: str) -> str:
+    """How full it was, and whose it was, from Ray's page on that."""
+    full = re.search(r"[\d.]+GB used / [\d.]+GB limit", said)
+    users = re.findall(r"^\d+\t([\d.]+)\t(.{1,60})", said, re.MULTILINE)[:3]
+    largest = "; the largest: " + ", ".join(f"{gb} GB {command}" for gb, command in users) if users else ""
+    return (f" ({full[0]})" if full else "") + largest

@@ -20,12 +20,15 @@ import ray
 from actors import hung
 from actors.calls import POLL_S, Died, Hangs, died, get
 from actors.pulse import ANSWER, Pulse
+from agent.errors import Fault
 from conf.topology import DeadlineConfig
 
 LONGEST_LOOK_S = 5.0
 """Between two looks no more than this counts: who was stopped himself has watched nobody."""
 PATIENCE = 6
 """Times the deadline of a ping, for a process that isn't stopped."""
+FREED_S = 60.0
+"""How long Ray may need to give up the name of an actor that has ended: on a full machine more than a moment."""
 WORKS = 0.1
 """Share of a core with which a process counts as working. Ray's own threads take a few hundredths."""
 TAKE = "take"
@@ -120,13 +123,21 @@ class Health:
         }
         return dead | {asked[ref]: Hangs(asked[ref], f"no ping was answered for {limit_s:g} s") for ref in silent}
 
-    def end(self, name: str) -> None:
-        """Kills an actor that is watched, whatever state it is in; that is no news."""
-        patient = self._patients.pop(name, None)
-        if patient is not None:
+    def end(self, *names: str) -> None:
+        """Kills those of these actors that are watched, whatever state they are in; that is no news.
+
+        All the names are free afterwards. Raises ``Fault`` if Ray holds one for longer than ``FREED_S``.
+        """
+        for patient in [self._patients.pop(name) for name in names if name in self._patients]:
             if patient.pulse is not None and patient.pulse.node == self._node:
                 hung.kill(patient.pulse.pid)
             ray.kill(patient.actor)
+        deadline = time.monotonic() + FREED_S
+        for name in names:
+            while _taken(name):
+                if time.monotonic() > deadline:
+                    raise Fault(f"Ray still holds the name of {name}, which ended {FREED_S:.0f} s ago")
+                time.sleep(0.05)
 
     # --- one actor -------------------------------------------------------------------------------
 
@@ -211,3 +222,12 @@ class Health:
         except ray.exceptions.RayError as error:
             return error
         return None
+
+
+def _taken(name: str) -> bool:
+    """Whether an actor of this name is there."""
+    try:
+        ray.get_actor(name)
+    except ValueError:
+        return False
+    return True

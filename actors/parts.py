@@ -125,8 +125,7 @@ class Parts:
         if not gone:
             raise fault
         self._losses.count(str(next(iter(gone.values()))))
-        for name in self._together:
-            self.health.end(name)
+        self.health.end(*self._together)
         self.playing_for = None
         self.workers.forget()
         return gone

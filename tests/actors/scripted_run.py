@@ -389,10 +389,11 @@ class FakeHealth:
         gone = [name for name in names if name in self._watched and name == self._world.dead]
         return {name: Died(f"{name} died (ActorDiedError); its last lines:\nlearner's log") for name in gone}
 
-    def end(self, name: str) -> None:
-        if name in self._watched:
-            self._watched.discard(name)
-            self._world.ended(name)
+    def end(self, *names: str) -> None:
+        for name in names:
+            if name in self._watched:
+                self._watched.discard(name)
+                self._world.ended(name)
 
 
 class FakeWorkerPool:

@@ -7,13 +7,14 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 from ray_fakes import result, until
 
-from actors.calls import Died, Hangs
+from actors.calls import Died, Hangs, died
 from actors.health import Health
 from actors.process import log_to
 from actors.pulse import HEALTH, Beats, Pulse, during
@@ -186,6 +187,37 @@ def test_who_is_gone_is_asked_when_something_broke(ward: Open) -> None:
     os.kill(ward.pid, signal.SIGKILL)
     gone = until(lambda: ward.health.gone("patient", "nobody"))
     assert str(gone["patient"]).startswith("patient died (ActorDiedError)")
+
+
+def test_the_names_of_those_that_ended_are_free_afterwards(ward: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray gives a name up some time after the actor's death, and the next of that name is made at once."""
+    asked, find = iter(("still there", "still there", None)), ray.get_actor
+    monkeypatch.setattr(ray, "get_actor", lambda name: next(asked) or find(name))
+    ward().health.end("patient")
+    assert next(asked, "over") == "over"
+
+
+def test_a_name_that_ray_does_not_give_up_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ray, "get_actor", lambda name: name)
+    monkeypatch.setattr("actors.health.FREED_S", 0.0)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
+    with pytest.raises(Fault, match=r"^Ray still holds the name of learner, which ended 0 s ago$"):
+        Health(DeadlineConfig(), tmp_path).end("learner")
+
+
+def test_a_full_machine_is_named_with_those_who_filled_it(tmp_path: Path) -> None:
+    """Ray's own words, of a run beside which another program took eleven gigabytes."""
+    page = (
+        "Memory on the node (IP: 192.0.2.2, ID: c86f) was 22.67GB used / 23.54GB limit (0.962887)\n"
+        "OOM kill reason: Memory usage 24169357312B exceeded threshold of 24012685312B\nTop 10 memory users: PID\t"
+        "MEM(GB)\tCOMMAND\n14280\t9.88\tpython play.py job.json\n4933\t6.47\tray::LearnerActor\n"
+        "4986\t3.36\tray::RolloutWorker\n3715\t0.41\tpython launch.py\n suggestions: Refer to the documentation"
+    )
+    assert str(died(ray.exceptions.OutOfMemoryError(page), "pool", tmp_path)) == (
+        "pool died: Ray killed it, as the machine's memory was full (22.67GB used / 23.54GB limit); the largest: "
+        "9.88 GB python play.py job.json, 6.47 GB ray::LearnerActor, 3.36 GB ray::RolloutWorker"
+    )
+    assert str(died(ray.exceptions.OutOfMemoryError("-"), "pool", tmp_path)).endswith("memory was full")
 
 
 def test_restarts_are_counted_by_the_hour() -> None:
