@@ -84,6 +84,7 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
         start_ray(config, namespace)
     try:
         topology = Topology(config, run_dir, str(folder), task.corpus, how)
+        topology.check_nodes()
         retrieval = topology.retrieval()
         health = Health(config.cluster.deadlines, topology.log_dir)
         limit = config.cluster.restarts_per_hour

@@ -66,6 +66,7 @@ class Parts:
         """
         first, topology = self.workers is None, self.topology
         if first:
+            topology.check_nodes()
             self.retrieval = topology.retrieval()
             self._replicas = Replicas(named(self.retrieval), self.health, self._retrieval_lost)
         elif self.config.cluster.colocated:

@@ -24,6 +24,8 @@ Bundle = Mapping[str, float]
 
 ANYWHERE = ""
 """Stands for the node of an actor that Ray may put on any."""
+SPREAD: dict[str, Any] = {"scheduling_strategy": "SPREAD"}
+"""Options of engines on CPUs: one after the other on another node."""
 
 
 def bundles(cluster: ClusterConfig) -> list[Bundle]:
@@ -103,5 +105,5 @@ def reserve(wanted: Sequence[Bundle], name: str, timeout_s: float) -> Places:
 
 
 def on_node(node: str) -> dict[str, Any]:
-    """Options of an actor on ``node``."""
-    return {} if node == ANYWHERE else {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+    """Options of an actor on ``node``; if that has died, on another."""
+    return {} if node == ANYWHERE else {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}

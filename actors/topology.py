@@ -13,11 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from actors.engine_arguments import engine_environment
 from actors.followers import FollowerActor
 from actors.followers import name as learner_name
 from actors.learner import LearnerActor
-from actors.placement import ANYWHERE, Places, bundles, engine_nodes, on_node, reserve
+from actors.nodes import check_nodes
+from actors.placement import ANYWHERE, SPREAD, Places, bundles, engine_nodes, on_node, reserve
 from actors.plan.layouts import chosen
 from actors.pool import PoolActor
 from actors.process import QUIET
@@ -66,9 +69,26 @@ class Topology:
         wanted = bundles(cluster)
         return reserve(wanted, cluster.name, cluster.start_timeout_s) if wanted else None
 
+    @cached_property
+    def home(self) -> str:
+        """The node of what the run can't lose: the learner's, or the driver's where there is no GPU."""
+        if self.places:
+            return self.places.nodes[0]
+        return ray.get_runtime_context().get_node_id() if self.config.cluster.address is not None else ANYWHERE
+
+    def check_nodes(self) -> None:
+        """Raises ``UserError`` if a node of an existing Ray cluster lacks what an actor would need there."""
+        cluster = self.config.cluster
+        if cluster.address is None:
+            return
+        nodes = self.places.nodes if self.places else [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        model = Path(self.model_path)
+        files = [file for file in (self.corpus, model if model.is_dir() else None) if file is not None]
+        check_nodes(nodes, self.run_dir, self.config.cache, files, cluster.start_timeout_s)
+
     def retrieval(self) -> dict[str, Any]:
         """A retrieval actor on each node with engines, by the node's id; Ray restarts one whose process dies."""
-        nodes = engine_nodes(self.places.nodes, self.config.cluster.learners) if self.places else (ANYWHERE,)
+        nodes = engine_nodes(self.places.nodes, self.config.cluster.learners) if self.places else (self.home,)
         names = retrieval_names(len(nodes))
         for name in names:
             noted(self.log_dir, name).unlink(missing_ok=True)
@@ -88,7 +108,7 @@ class Topology:
         """The pool actor with the run's query pool."""
         limits = SearchLimits(self.config.search_limit, self.config.agent.max_searches)
         return PoolActor.options(  # type: ignore[attr-defined]
-            name="pool", num_cpus=0, max_concurrency=1000, runtime_env={"env_vars": QUIET}
+            name="pool", num_cpus=0, max_concurrency=1000, runtime_env={"env_vars": QUIET}, **on_node(self.home)
         ).remote(questions, self.config.pool, derive_seed(self.config.seed, "run"), self.log_dir, limits=limits)
 
     def seeding_pool(self, questions: tuple[Question, ...]) -> Any:
@@ -103,7 +123,7 @@ class Topology:
             max_empty_batches=steps + 1,  # the experts bring the signal that the rollouts may lack
         )
         return PoolActor.options(  # type: ignore[attr-defined]
-            name="seeding-pool", num_cpus=0, max_concurrency=1000, runtime_env={"env_vars": QUIET}
+            name="seeding-pool", num_cpus=0, max_concurrency=1000, runtime_env={"env_vars": QUIET}, **on_node(self.home)
         ).remote(questions, rule, derive_seed(self.config.seed, "seeding"), self.log_dir, name="seeding-pool")
 
     def learner(self, checkpoint: Path | None = None) -> Any:
@@ -148,7 +168,7 @@ class Topology:
                 "num_cpus": 0,
                 "num_gpus": self._gpus,
                 "runtime_env": {"env_vars": env},
-                **(self.places.learner(rank) if self.places else {}),
+                **(self.places.learner(rank) if self.places else on_node(self.home)),
             }
 
         self.followers = {
@@ -190,7 +210,7 @@ class Topology:
             num_gpus=self._gpus,
             max_concurrency=1000,
             runtime_env={"env_vars": env},
-            **(self.places.engine() if self.places else {}),
+            **(self.places.engine() if self.places else SPREAD if cluster.address is not None else {}),
         ).remote(name, settings, self.log_dir, dict(retrieval))
 
     @property
