@@ -148,6 +148,17 @@ def test_the_learners_memory_grows_by_pages_on_a_gpu(
     assert asked["runtime_env"]["env_vars"].get("PYTORCH_ALLOC_CONF") == wanted
 
 
+def test_what_a_run_cannot_lose_is_on_the_learners_node(tmp_path: Path) -> None:
+    """On a CPU of this machine's own Ray there is but one."""
+    here = Topology(RunConfig(pool=Epoch(), cluster=ClusterConfig()), tmp_path, "model", tmp_path)
+    assert here.home == ANYWHERE
+    cluster = ClusterConfig(device="cuda", address="head:6379")
+    spread = Topology(RunConfig(pool=Epoch(), cluster=cluster), tmp_path, "model", tmp_path)
+    group: Any = None
+    spread.__dict__["places"] = Places(group=group, nodes=("learner's", "engine's"))
+    assert spread.home == "learner's"
+
+
 def test_an_actor_that_was_given_no_gpu_sees_none(local_ray: None) -> None:
     """Of a machine's two, which this process stands for: Ray shows an actor all of them unless it is told not to."""
     env = {**QUIET, "CUDA_VISIBLE_DEVICES": "0,1"}
