@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.placement import on_node
 from agent.errors import UserError
 from tracking.run_folder import unwritable
 
@@ -70,7 +70,10 @@ def _problems(nodes: Sequence[str], needs: Needs, timeout_s: float) -> Iterator[
     names = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
     look = ray.remote(lacks)
     calls = {
-        look.options(num_cpus=0, max_retries=0, **on_node(node)).remote(needs): node for node in dict.fromkeys(nodes)
+        look.options(
+            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+        ).remote(needs): node
+        for node in dict.fromkeys(nodes)
     }
     deadline = time.monotonic() + timeout_s
     for call, node in calls.items():

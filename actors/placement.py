@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from agent.errors import UserError
 from conf.topology import ClusterConfig
@@ -105,5 +105,10 @@ def reserve(wanted: Sequence[Bundle], name: str, timeout_s: float) -> Places:
 
 
 def on_node(node: str) -> dict[str, Any]:
-    """Options of an actor on ``node``; if that has died, on another."""
-    return {} if node == ANYWHERE else {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
+    """Options of an actor on ``node``; if that has died, on another.
+
+    By the node's label: a soft affinity is a hint, by which Ray 2.60 puts every third actor elsewhere.
+    """
+    if node == ANYWHERE:
+        return {}
+    return {"label_selector": {"ray.io/node-id": node}, "fallback_strategy": [{"label_selector": {}}]}
