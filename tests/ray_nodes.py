@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -27,17 +29,22 @@ class Nodes:
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         """Starts the head, with further ``arguments`` of ``ray start``."""
-        self._environment = _environment() | environment
+        # A token of their own: that of ``~/.ray`` is made by whichever Ray of this machine needs one first.
+        self.access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        """The environment of who joins."""
+        self._environment = _environment() | self.access | environment
         self.folder = Path(tempfile.mkdtemp(prefix="nodes-", dir="/tmp"))  # Ray's sockets need short names
         self.processes: list[subprocess.Popen[bytes]] = []
         said = self._start("--head", "--port=0", "--include-dashboard=false", f"--temp-dir={self.folder}", *arguments)
         self.address = said.split("--address='")[1].split("'")[0]
 
-    def add(self, *wrapped: str) -> None:
-        """A second node, started by the command ``wrapped`` if there is one."""
-        self._start(f"--address={self.address}", wrapped=wrapped)
+    def add(self, *arguments: str, wrapped: Sequence[str] = ()) -> None:
+        """Another node, started by the command ``wrapped`` if there is one."""
+        # At an address of its own: a driver joins by the node that has its machine's, and that is to be the head.
+        own = f"--node-ip-address=127.0.0.{len(self.processes) + 1}"
+        self._start(f"--address={self.address}", own, *arguments, wrapped=wrapped)
 
-    def _start(self, *arguments: str, wrapped: tuple[str, ...] = ()) -> str:
+    def _start(self, *arguments: str, wrapped: Sequence[str] = ()) -> str:
         """What Ray says of its start."""
         log = self.folder / f"node-{len(self.processes)}.log"
         with log.open("wb") as output:
@@ -49,7 +56,7 @@ class Nodes:
                 start_new_session=True,
             )
         self.processes.append(process)
-        until(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None)
+        until(lambda: "will now block" in log.read_text() or process.poll() is not None)  # the last that it says
         assert process.poll() is None, log.read_text()
         return log.read_text()
 

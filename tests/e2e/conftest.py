@@ -54,11 +54,16 @@ def cache(tmp_path_factory) -> Path:
 def start(cache) -> Callable[..., subprocess.Popen]:
     """Starts launch.py in a folder with one cache for the whole session; the caller waits for it."""
 
-    def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
         command = [sys.executable, str(ROOT / "launch.py"), *arguments, f"hydra.run.dir={folder}", f"cache_dir={cache}"]
         with output_of(folder).open("w") as output:
             return subprocess.Popen(
-                command, cwd=folder.parent, stdout=output, stderr=subprocess.STDOUT, text=True, env=_environment()
+                command,
+                cwd=folder.parent,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=_environment() | environment,
             )
 
     return start

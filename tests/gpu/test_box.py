@@ -56,9 +56,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launch(tmp_path: Path, cache: Path) -> Callable[..., Path]:
     """Runs launch.py to its good end; its folder."""
 
-    def launch(name: str, *arguments: str) -> Path:
+    def launch(name: str, *arguments: str, **environment: str) -> Path:
         folder = tmp_path / name
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "RAY_", "OMP_"))}
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "RAY_", "OMP_"))} | environment
         command = [sys.executable, str(ROOT / "launch.py"), *arguments]
         command += [f"output_dir={folder}", f"cache_dir={cache}"]
         done: subprocess.CompletedProcess[str] = run(command, cwd=tmp_path, env=env)
@@ -124,7 +124,8 @@ def test_four_cards_in_the_shares_of_one(launch: Callable[..., Path]) -> None:
     node = Nodes("--num-gpus=4", CUDA_VISIBLE_DEVICES="0,0,0,0")
     try:
         shares = ["cluster.engine.gpu_memory_utilization=0.15", "cluster.weight_channel=object_store"]
-        sound(launch("shares", *FOUR, f"cluster.address={node.address}", *shares, "algorithm.steps=3"), 3)
+        joined = [f"cluster.address={node.address}", *shares]
+        sound(launch("shares", *FOUR, *joined, "algorithm.steps=3", **node.access), 3)
     finally:
         node.end()
 
