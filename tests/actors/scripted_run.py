@@ -350,6 +350,9 @@ class FakeTopology:
         self.world.parts[name] = part
         return part
 
+    def check_nodes(self) -> None:
+        assert not self.world.parts, "before anything starts"
+
     def retrieval(self) -> Any:
         return {"": self._part("retrieval", FakeRetrieval(self.world))}
 
