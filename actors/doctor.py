@@ -183,9 +183,7 @@ def _devices(config: RunConfig) -> int:
         return 1
     from actors.plan.machine import gpus
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = len(gpus()[0]) if visible is None else len([name for name in visible.split(",") if name.strip()])
-    return min(there, config.cluster.gpus)
+    return min(len(gpus()[0]), config.cluster.gpus)
 
 
 def random_model(config: RunConfig, folder: Path) -> Path:

@@ -240,6 +240,11 @@ class AlgorithmConfig:
         """The loss with these settings."""
         return loss_class(self.loss)(self.choices)
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a part of the run has a KL term: its steps, or its seeding's."""
+        return self.kl != "none" or (self.seeding.steps > 0 and self.seeding.kl != "none")
+
     def of_seeding(self) -> AlgorithmConfig:
         """The algorithm of the seeding's steps: this one, with the seeding's own steps, learning rate and KL term."""
         s = self.seeding

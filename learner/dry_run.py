@@ -55,8 +55,9 @@ def try_largest(
     Raises ``UserError`` with what would take less memory, when the GPU hasn't enough.
     """
     started = time.perf_counter()
-    # One update, whatever the run's minibatches are: those make updates smaller.
-    config = replace(config, epochs=1, minibatch_questions=0)
+    # One update, whatever the run's minibatches are: those make updates smaller. With a reference if any part has one.
+    kl = config.seeding.kl if config.needs_reference and config.kl == "none" else config.kl
+    config = replace(config, epochs=1, minibatch_questions=0, kl=kl)
     vocabulary, on_gpu = policy.head.shape[0], policy.device.type == "cuda"
     worst = worst_batch(config.microbatch_tokens, longest, vocabulary, rows=2 * ranks.world)
     tokens = sum(len(s.token_ids) for s in worst.samples) // (2 * ranks.world)

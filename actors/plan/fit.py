@@ -9,7 +9,7 @@ from typing import Any
 
 from actors.plan.cards import GIB, usable_bytes
 from actors.plan.engine import engine_memory
-from actors.plan.learner import RESERVE, LearnerMemory, learner_memory, needs_reference
+from actors.plan.learner import RESERVE, LearnerMemory, learner_memory
 from conf.schema import RunConfig
 from learner.config import OptimizerConfig
 
@@ -147,7 +147,9 @@ KNOBS = (
         lambda c: False if c.algorithm.optimizer.float32_gradients else None,
     ),
     _Knob("algorithm.optimizer.exact_master", lambda c: False if c.algorithm.optimizer.exact_master else None),
-    _Knob("algorithm.reference", lambda c: _when(needs_reference(c) and c.algorithm.reference == "device", "cpu")),
+    _Knob(
+        "algorithm.reference", lambda c: _when(c.algorithm.needs_reference and c.algorithm.reference == "device", "cpu")
+    ),
     _Knob(
         "algorithm.optimizer.shard",
         lambda c: _when(c.cluster.learners > 1 and not c.algorithm.optimizer.shard, True),

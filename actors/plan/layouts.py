@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from actors.plan.cards import CARDS, nominal_gib, usable_bytes
 from actors.plan.fit import changed, fitted, problems
 from actors.plan.learner import RESERVE, learner_memory
-from actors.plan.machine import Gpu, gpus
+from actors.plan.machine import Gpu, gpus, shown
 from actors.plan.measured import assumptions
 from actors.plan.roofline import Step, step
 from agent.errors import UserError
@@ -177,7 +177,8 @@ def _with_cards(config: RunConfig) -> RunConfig:
     found, _ = gpus()
     if not found and not cluster.cards:
         raise UserError(
-            "cluster=auto: this machine has no GPU; say which ones to plan for: cluster.card=rtx3090 cluster.cards=4"
+            f"cluster=auto: this machine has no GPU{shown()}; say which ones to plan for: cluster.card=rtx3090 "
+            "cluster.cards=4"
         )
     kind = cluster.card if named else _kind(found[0]) if found else ClusterConfig.card
     return replace(config, cluster=replace(cluster, cards=cluster.cards or len(found), card=kind))

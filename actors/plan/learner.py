@@ -328,12 +328,6 @@ def _moment8(values: int) -> int:
     return values + 4 * (values // BLOCK) + CODEBOOK
 
 
-def needs_reference(config: RunConfig) -> bool:
-    """Whether the run has a KL term, in its main part or in its seeding."""
-    seeding = config.algorithm.seeding
-    return config.algorithm.kl != "none" or (seeding.steps > 0 and seeding.kl != "none")
-
-
 def learner_memory(config: RunConfig) -> LearnerMemory:
     """The learner of ``config``. A trajectory longer than ``algorithm.microbatch_tokens`` is a row by itself.
 
@@ -349,7 +343,7 @@ def learner_memory(config: RunConfig) -> LearnerMemory:
         chunk=algorithm.logits_chunk,
         optimizer=optimizer.kind,
         offload=optimizer.offload,
-        reference=algorithm.reference if needs_reference(config) else "none",
+        reference=algorithm.reference if algorithm.needs_reference else "none",
         checkpointing="layers" if algorithm.gradient_checkpointing == "auto" else algorithm.gradient_checkpointing,
         lora_rank=lora,
         whole=algorithm.whole_layers,

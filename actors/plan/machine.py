@@ -12,7 +12,7 @@ import subprocess
 import sys
 import sysconfig
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,8 @@ from tracking.run_folder import unwritable
 
 OLDEST_DRIVER = 580
 """CUDA 13, which the pinned torch and vLLM are built for, needs this one."""
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""The variable by which CUDA, and with it Ray, is shown fewer GPUs than there are."""
 _LONGEST_SOCKET = 107 if sys.platform == "linux" else 103
 """Bytes of a Unix socket's path."""
 NEARLY = 0.95
@@ -121,8 +123,8 @@ def _gpus(config: RunConfig, machine: Machine) -> Iterator[str]:
     if len(large) < cluster.gpus:
         found = f"{len(have)} of {', '.join(f'{g:.0f}' for g in have)} GiB" if have else "none"
         yield (
-            f"cluster={cluster.name} needs {cluster.gpus} CUDA GPUs of {gib:g} GiB and this machine has {found}; "
-            "add mode=plan to see the plan without them, or use cluster=local"
+            f"cluster={cluster.name} needs {cluster.gpus} CUDA GPUs of {gib:g} GiB and this machine has {found}"
+            f"{shown()}; add mode=plan to see the plan without them, or use cluster=local"
         )
         return
     yield from wrong_build(config, machine.engines)
@@ -235,19 +237,50 @@ def compiler() -> str | None:
 
 
 def gpus() -> tuple[tuple[Gpu, ...], str | None]:
-    """Each NVIDIA GPU and the driver's version, as the driver reports them; nothing without a driver."""
+    """Each NVIDIA GPU that CUDA_VISIBLE_DEVICES leaves, and the driver's version, as the driver reports them.
+
+    Nothing without a driver.
+    """
     if shutil.which("nvidia-smi") is None:
         return (), None
-    query = ["nvidia-smi", "--query-gpu=memory.total,memory.used,driver_version,name", "--format=csv,noheader,nounits"]
+    fields = "memory.total,memory.used,driver_version,uuid,name"
+    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=8, check=True).stdout
     except (subprocess.SubprocessError, OSError):
         return (), None
-    rows = [line.split(", ") for line in answer.splitlines() if line.count(", ") == 3]
+    rows = [line.split(", ") for line in answer.splitlines() if line.count(", ") == 4]
     found = tuple(
-        Gpu(total=float(total) / 1024, used=float(used) / 1024, name=name.strip()) for total, used, _, name in rows
+        Gpu(total=float(rows[i][0]) / 1024, used=float(rows[i][1]) / 1024, name=rows[i][4].strip())
+        for i in _visible([row[3].strip() for row in rows])
     )
     return found, rows[0][2].strip() if rows else None
+
+
+def shown() -> str:
+    """What a line on the GPUs adds where not all of them may be seen."""
+    given = os.environ.get(VISIBLE)
+    return "" if given is None else f" with {VISIBLE}={given}"
+
+
+def _visible(uuids: Sequence[str]) -> list[int]:
+    """Which of the machine's GPUs CUDA shows a program, in that order: it reads CUDA_VISIBLE_DEVICES up to the first
+    entry that is none of them, and shows none if one is there twice."""
+    given = os.environ.get(VISIBLE)
+    if given is None:
+        return [*range(len(uuids))]
+    found: list[int] = []
+    for entry in given.split(","):
+        name = entry.strip()
+        alike = [
+            i for i, uuid in enumerate(uuids) if name == str(i) or (name.startswith("GPU-") and uuid.startswith(name))
+        ]
+        if len(alike) != 1:
+            break
+        if alike[0] in found:
+            return []
+        found += alike
+    return found
 
 
 def _disk(folder: Path) -> Disk:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from actors.plan.cards import Card, card, usable_bytes
 from actors.plan.engine import EngineMemory, engine_memory
-from actors.plan.learner import LearnerMemory, learner_memory, needs_reference
+from actors.plan.learner import LearnerMemory, learner_memory
 from conf.schema import RunConfig
 from learner.packing import SHORTEST_SHARED, seen_again
 
@@ -148,7 +148,7 @@ def _learning(config: RunConfig, memory: LearnerMemory, gpu: Card, assumed: Assu
     head_passes = 3 if memory.lora_rank else 4
     forward = 2 * computed * model.layer_parameters + 4 * model.layers * model.query * pairs
     head = 2 * actions * model.head_parameters
-    scored = needs_reference(config) + (0 < config.algorithm.minibatch_questions < pool.batch_questions)
+    scored = (config.algorithm.kl != "none") + (0 < config.algorithm.minibatch_questions < pool.batch_questions)
     epochs = config.algorithm.epochs
     flops = epochs * (work(memory, computed, pairs) + head_passes * head) + scored * (forward + head)
     learners = config.cluster.learners

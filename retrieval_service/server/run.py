@@ -22,6 +22,9 @@ from retrieval_service.server.config import ServeConfig
 from retrieval_service.server.connection import connection
 from retrieval_service.service import RetrievalService
 
+KEEP_S = 60
+"""Longest that a connection without a request stays open. After uvicorn's 5 s, a server or a client that a busy machine
+stalls for that long closes a connection on which the next request is under way."""
 GRACE_S = 10
 """Longest that requests under way are waited for at the end."""
 
@@ -92,6 +95,7 @@ async def serve_on(
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
+                timeout_keep_alive=KEEP_S,
                 timeout_graceful_shutdown=GRACE_S,
             )
         )

@@ -185,6 +185,8 @@ def test_everything_that_lacks_is_told_at_once() -> None:
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Puts an ``nvidia-smi`` on the path that prints what it is given, and ends with a code."""
 
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
     def install(output: str, code: int = 0) -> None:
         program = tmp_path / "nvidia-smi"
         program.write_text(f"#!/bin/sh\nprintf '{output}'\nexit {code}\n")
@@ -195,9 +197,39 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
 
 
 def test_the_gpus_are_what_the_driver_says(driver: Callable[..., None]) -> None:
-    driver("24576, 512, 580.65.06, NVIDIA GeForce RTX 3090\\n81920, 0, 580.65.06, NVIDIA H100\\n")
+    driver(TWO)
     found = (Gpu(total=24.0, used=0.5, name="NVIDIA GeForce RTX 3090"), Gpu(total=80.0, name="NVIDIA H100"))
     assert gpus() == (found, "580.65.06")
+
+
+TWO = (
+    "24576, 512, 580.65.06, GPU-3090aaaa-0, NVIDIA GeForce RTX 3090\\n"
+    "81920, 0, 580.65.06, GPU-100bbbbb-1, NVIDIA H100\\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [
+        ("1", ["NVIDIA H100"]),
+        ("1,0", ["NVIDIA H100", "NVIDIA GeForce RTX 3090"]),
+        ("GPU-100b", ["NVIDIA H100"]),
+        ("GPU-", []),  # of two alike CUDA takes none
+        ("0,2,1", ["NVIDIA GeForce RTX 3090"]),
+        ("0,-1,1", ["NVIDIA GeForce RTX 3090"]),
+        ("1,1", []),
+        ("", []),
+        ("NoDevFiles", []),
+    ],
+)
+def test_gpus_that_cuda_does_not_show_are_not_there(
+    driver: Callable[..., None], monkeypatch: pytest.MonkeyPatch, visible: str, names: list[str]
+) -> None:
+    driver(TWO)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [gpu.name for gpu in gpus()[0]] == names
+    (line,) = [line for line in missing(config(), machine(gpus=())) if "CUDA GPUs" in line]
+    assert f"this machine has none with CUDA_VISIBLE_DEVICES={visible};" in line
 
 
 def test_the_compiler_is_that_of_triton(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

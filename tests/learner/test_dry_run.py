@@ -10,7 +10,7 @@ import torch
 from learner_cases import MIXED, SIZES, VOCABULARY, random_groups
 
 from agent.errors import Fault, UserError
-from learner.config import AlgorithmConfig, OptimizerConfig
+from learner.config import AlgorithmConfig, OptimizerConfig, SeedingConfig
 from learner.dry_run import due, try_largest, worst_batch
 from learner.memory import knobs
 from learner.packing import PackedRow
@@ -78,6 +78,29 @@ def test_it_is_the_worst_that_can_come(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row.selected.tolist() for row in worst] == [[19, 19, 9]] * 2
     assert len(norms) == 2
     assert all(norms), "both updates were taken: the second had the optimizer's states beside it"
+
+
+@pytest.mark.parametrize(
+    ("config", "copies"),
+    [
+        (AlgorithmConfig(), 0),
+        (AlgorithmConfig(kl="k3"), 1),
+        (AlgorithmConfig(seeding=SeedingConfig(steps=2, kl="k3")), 1),
+        (AlgorithmConfig(seeding=SeedingConfig(steps=0, kl="k3")), 0),
+    ],
+)
+def test_a_reference_is_tried_too_if_any_part_of_the_run_has_one(
+    config: AlgorithmConfig, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, copy = [], Policy.frozen_copy
+
+    def copied(self: Policy, *, host: bool = False) -> Policy:
+        made.append(host)
+        return copy(self, host=host)
+
+    monkeypatch.setattr(Policy, "frozen_copy", copied)
+    try_largest(policy_of(), replace(config, microbatch_tokens=50), longest=20)
+    assert len(made) == copies
 
 
 @pytest.mark.parametrize(("room", "longest"), [(50, 20), (20, 50), (41, 20), (40, 20)])
