@@ -66,6 +66,7 @@ class Record:
         """What ``tracking/alarms.py`` has found."""
         for alarm in alarms:
             self.event("alarm", {"step": alarm.step, "name": alarm.name, "what": alarm.what})
+            self._trackers.log({"step": alarm.step, f"alarms/{alarm.name}": 1})  # after the last step no row has it
             self.say(f"alarm: {alarm}", "yellow")
 
     def given_up(self, notes: Sequence[str]) -> None:

@@ -40,7 +40,7 @@ from learner.manifest import Files
 from tracking.alarms import Alarms
 from tracking.console import Console
 from tracking.dispensable import Dispensable
-from tracking.metrics import pool_metrics
+from tracking.metrics import pool_metrics, read
 from tracking.spans import SPANS, Spans
 from tracking.trackers.several import Trackers
 
@@ -105,6 +105,7 @@ class Supervisor:
         if state is not None:
             self._first_eval, self._last_eval = state.first_eval, state.last_eval
             self._totals = Totals(rollouts=state.rollouts, generated_tokens=state.generated_tokens)
+            self._recall_alarms()
             self.saving.best = state.best
             self.record.tracked = state.trackers | self.record.tracked
         self._start(checkpoint)
@@ -121,6 +122,13 @@ class Supervisor:
         if not self.stopping.leaving:
             self.workers.dismiss()
         return self._summary(self._reached)
+
+    def _recall_alarms(self) -> None:
+        """What the steps before the checkpoint say: what has sounded in them isn't said again."""
+        path = self.record.metrics.path
+        for row in read(path) if path.is_file() else ():
+            if row.get("kind") in ("step", "eval"):
+                self._alarms.add(row)
 
     def _recovered(self, fault: Fault) -> Path | None:
         """The checkpoint to go on from after ``fault``, if that was the end of learner or pool; else raises it."""

@@ -56,7 +56,7 @@ class History:
         self.first: list[Row] = []
         self.last: deque[Row] = deque(maxlen=WINDOW)
         self.evals: list[tuple[Row, float]] = []
-        """Each with the mean reward of the steps before it."""
+        """Each with the mean reward of the steps before it; NaN before the first step."""
         self.least_mismatch = math.inf
         self.best_throughput = 0.0
         self.overlaps = False
@@ -138,14 +138,17 @@ def _no_searches(h: History) -> str | None:
 
 
 def _search_limit(h: History) -> str | None:
-    share = h.share(["stop/search_limit"], ["rollout/trajectories"])
-    return f"{share:.0%} of the episodes end at the search limit" if share > 0.3 else None
+    ended, refused = h.share(["stop/search_limit"], ["rollout/trajectories"]), h.now("search/refused_share")
+    if ended > 0.3:
+        return f"{ended:.0%} of the episodes end at the search limit"
+    return f"{refused:.0%} of the episodes ask for more searches than they have" if refused > 0.3 else None
 
 
 def _found_nothing(h: History) -> str | None:
     if h.now("search/mean") > 0.5 and h.now("evidence/recall") == 0.0:
         return f"{h.now('search/mean'):.1f} searches an episode, and none has found a supporting document"
-    return None
+    empty = h.now("search/empty_share")
+    return f"{empty:.0%} of the searches found no passage" if empty > 0.5 else None
 
 
 def _reward_up_em_down(h: History) -> str | None:
@@ -155,6 +158,8 @@ def _reward_up_em_down(h: History) -> str | None:
         return None
     em, n, reward = scored[-1]
     best, best_n, reward_then = max(scored[:-1])
+    if math.isnan(reward_then):  # before the first step
+        reward_then = h.then("reward/mean")
     noise = 2 * math.sqrt(best * (1 - best) / best_n + em * (1 - em) / n)
     if em < best - max(noise, 0.02) and reward > reward_then:
         return f"reward rose from {reward_then:.3f} to {reward:.3f} while held-out EM fell from {best:.3f} to {em:.3f}"
@@ -350,9 +355,13 @@ class Alarms:
 
 def _number(row: Row, name: str) -> float | None:
     value = row.get(name)
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of more than 308 digits, in a file that was damaged
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -13,7 +13,7 @@ from agent.errors import commonest
 from agent.groups import Group
 from agent.pool.batches import TakenBatch
 from agent.readable import json_of
-from agent.records import NO_VERSION
+from agent.records import NO_VERSION, SEARCH, Trajectory
 from agent.tickets import QueryState
 from agent.visible import json_line
 
@@ -100,16 +100,19 @@ def batch_metrics(batch: TakenBatch[Group], version: int) -> dict[str, Any]:
     """What one batch of groups says, before the learner has touched it.
 
     Means are over the members of all groups, accepted or not (so a continuation that replaced a rollout
-    counts and what was discarded doesn't); ``rollout/`` and ``stop/`` count everything that was played. A
-    share of the accepted groups counts the signal-bearing ones: the others carry no gradient. ``recovered_…``
-    are those that this batch recycled from a zero-variance state: too hard before (the policy has
-    improved), or too easy (it has drifted).
+    counts and what was discarded doesn't); ``rollout/`` and ``stop/`` count everything that was played.
+    ``search/empty_share`` is of the searches that the retriever has answered, those without a passage;
+    ``search/refused_share`` of the members, those that asked for more searches than they had. A share of the
+    accepted groups counts the signal-bearing ones: the others carry no gradient. ``recovered_…`` are those
+    that this batch recycled from a zero-variance state: too hard before (the policy has improved), or too
+    easy (it has drifted).
     """
     groups = batch.payloads
     members = [m for g in groups for m in g.members]
     excluded = [t for g in groups for t in g.excluded]
     discarded = [t for g in groups for t in g.discarded]
     extras = [g.extra for g in groups if g.before_continuation is not None]
+    searches = [c for m in members for turn in m.trajectory.turns for c in turn.answered if c.tool == SEARCH]
     recalls = [m.score.evidence for m in members if m.score.evidence is not None]
     signal = [a for a in batch.accepted if a.outcome.state is QueryState.SIGNAL]
     versions = [p.outcome.oldest_version for p in batch.played]
@@ -122,6 +125,8 @@ def batch_metrics(batch: TakenBatch[Group], version: int) -> dict[str, Any]:
         "evidence/recall": _mean(recalls),
         "search/mean": _mean([m.trajectory.searches for m in members]),
         "search/limit_mean": _mean(limits),
+        "search/empty_share": _mean([not call.titles for call in searches]),
+        "search/refused_share": _mean([_refused(m.trajectory) for m in members]),
         "groups/signal": batch.states[QueryState.SIGNAL],
         "groups/too_easy": batch.states[QueryState.TOO_EASY],
         "groups/too_hard": batch.states[QueryState.TOO_HARD],
@@ -147,6 +152,11 @@ def batch_metrics(batch: TakenBatch[Group], version: int) -> dict[str, Any]:
     row |= {f"groups/returned/{reason}": count for reason, count in sorted(batch.returned.items())}
     stops = Counter(str(t.stop_reason) for t in (*(m.trajectory for m in members), *excluded, *discarded))
     return row | {f"stop/{reason}": count for reason, count in sorted(stops.items())}
+
+
+def _refused(trajectory: Trajectory) -> bool:
+    """Whether a search came after the episode's last."""
+    return any(call.refused for turn in trajectory.turns for call in turn.calls if call.tool == SEARCH)
 
 
 def _rollout_seconds(groups: Sequence[Group]) -> float:

@@ -29,10 +29,13 @@ from agent.errors import Fault, Stopped
 from agent.pool import saved
 from learner.checkpoint import checkpoints, latest
 from retrieval_service.stats import Stats
+from tracking.alarms import Alarm
 from tracking.console import Console
+from tracking.dispensable import Dispensable
 from tracking.draws import read_draws
 from tracking.metrics import read
 from tracking.progress import Phase
+from tracking.trackers.several import Trackers
 
 
 @pytest.fixture
@@ -156,6 +159,17 @@ def test_a_policy_that_never_searches_is_told_of_after_the_first_step(
     monkeypatch.setattr(record.Record, "say", lambda self, text, style="": said.append(text))
     play(World(searches=searches), 2)
     assert sum("called no tool in the first batch" in text for text in said) == times
+
+
+def test_an_alarm_of_the_last_evaluation_reaches_the_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No row of a step comes after it."""
+    told: list[Any] = []
+    monkeypatch.setattr(record, "RayMetrics", lambda: None)
+    monkeypatch.setattr(Trackers, "log", lambda self, row: told.append(dict(row)))
+    off = Dispensable(pytest.fail)
+    alarm = Alarm(name="no searches", what="0.00", look="the actions", change="Seed it.", step=5, last=5)
+    record.Record(tmp_path, Console(quiet=True), Trackers({}, off), off).sound([alarm])
+    assert told == [{"step": 5, "alarms/no searches": 1}]
 
 
 def test_engines_that_finish_nothing_end_the_run_with_the_second_batch(play: Play) -> None:

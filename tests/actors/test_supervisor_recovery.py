@@ -100,6 +100,15 @@ def test_learner_and_pool_go_on_together_from_the_last_checkpoint(play: Play, wh
     assert {p.name for p in (driver.run_dir / "checkpoints").iterdir()} == {f"step-00000{n}" for n in (2, 4, 6)}
 
 
+def test_an_alarm_that_has_sounded_before_a_resume_or_a_recovery_holds_on_and_is_not_said_again(play: Play) -> None:
+    first, _ = play(World(searches=0), 6)
+    saved = latest(first.run_dir / "checkpoints")
+    driver, _ = play(World(searches=0, deaths={"step 8": "learner"}), 13, resume=saved)
+    rows = read(driver.record.metrics.path)
+    assert [r["step"] for r in rows if r.get("event") == "alarm" and r["name"] == "no searches"] == [5]
+    assert [r["step"] for r in rows if r.get("alarms/no searches")] == [*range(5, 14)]
+
+
 def test_without_a_checkpoint_the_run_begins_again(play: Play) -> None:
     world = World(deaths={"step 2": "learner"})
     driver, summary = play(world, 3, warm_start=5)

@@ -123,6 +123,31 @@ def test_rows_without_the_numbers_are_no_alarm() -> None:
     assert sounded([{"kind": "eval", "step": n, "em": None, "n": 0} for n in range(10)]) == {}
 
 
+def test_reward_up_and_em_down_is_seen_from_the_evaluation_before_the_first_step() -> None:
+    """So a policy looks that was warm-started and learns to please the reward."""
+    hacking = [evaluation(0, 0.6), *run(then={"reward/mean": 0.9}), evaluation(10, 0.3)]
+    said = "reward rose from 0.500 to 0.900 while held-out EM fell from 0.600 to 0.300"
+    assert sounded(hacking) == {"reward up, held-out EM down": said}
+    assert sounded([evaluation(0, 0.6), *run(then={}), evaluation(10, 0.3)]) == {}
+
+
+def test_a_retrieval_that_answers_nothing_is_seen_without_supporting_documents() -> None:
+    unknown = {"evidence/recall": None}
+    assert sounded(run(first=unknown, then=unknown | {"search/empty_share": 0.4})) == {}
+    found = sounded(run(first=unknown, then=unknown | {"search/empty_share": 0.75}))
+    assert found == {"searches find nothing": "75% of the searches found no passage"}
+
+
+def test_episodes_that_heed_the_notice_are_at_the_search_limit_too() -> None:
+    found = sounded(run(then={"search/refused_share": 0.5}))
+    assert found == {"search limit": "50% of the episodes ask for more searches than they have"}
+    assert sounded(run(then={"search/refused_share": 0.25})) == {}
+
+
+def test_a_number_that_no_float_holds_is_none() -> None:
+    assert sounded(run(then={"rollout/mismatch": 10**400})) == {}
+
+
 SETTING = re.compile(r"\b(?:algorithm|agent|cluster|data|reward|pool|model|evaluation|checkpoints)\.[a-z_.]*[a-z]")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from agent.groups import Group
 from agent.pool.batches import TakenBatch
-from agent.records import StopReason
+from agent.records import SEARCH, Call, Repeat, StopReason, Trajectory
 from agent.tickets import QueryState
 from tracking.metrics import MetricsLog, batch_metrics, read
 
@@ -115,6 +115,8 @@ def test_every_number_of_a_batch_by_hand(batch: TakenBatch) -> None:
         "evidence/recall": (0.5 + 0 + 0.25 + 1 + 1 + 0 + 0) / 7,
         "search/mean": (2 + 1 + 1 + 3) / 10,
         "search/limit_mean": (2 + 5) / 2,
+        "search/empty_share": 0.0,
+        "search/refused_share": 0.0,
         "groups/signal": 3,
         "groups/too_easy": 1,
         "groups/too_hard": 1,
@@ -188,7 +190,8 @@ def test_accepted_groups_without_signal_do_not_count_as_recycled_or_recovered(ma
 def test_a_batch_without_any_group_has_no_means(make: Any) -> None:
     row = batch_metrics(make.batch([], {}, {"lease_expired": 2}), version=5)
     means = ("reward/mean", "outcome/mean", "evidence/recall", "search/mean", "pool/recycled_share")
-    assert all(math.isnan(row[key]) for key in (*means, "rollout/tokens_per_s"))
+    shares = ("search/empty_share", "search/refused_share")
+    assert all(math.isnan(row[key]) for key in (*means, *shares, "rollout/tokens_per_s"))
     counts = ("groups/signal", "groups/too_easy", "groups/too_hard", "rollout/trajectories", "rollout/generated_tokens")
     assert all(row[key] == 0 for key in (*counts, "rollout/staleness_max", "rollout/seconds"))
     assert row["groups/returned/lease_expired"] == 2
@@ -199,6 +202,32 @@ def test_a_batch_that_names_no_evidence_has_no_recall(make: Any) -> None:
     row = batch_metrics(make.batch([group], {}, {}), version=5)
     assert math.isnan(row["evidence/recall"])
     assert row["reward/mean"] == 1.0
+
+
+def with_calls(trajectory: Trajectory, *calls: Call) -> Trajectory:
+    """``trajectory`` with these in the place of its first calls, one a turn."""
+    turns = [replace(turn, calls=(call,)) for turn, call in zip(trajectory.turns, calls, strict=False)]
+    return replace(trajectory, turns=(*turns, *trajectory.turns[len(turns) :]))
+
+
+def test_searches_without_a_passage_and_those_over_the_limit_are_told_apart(make: Any) -> None:
+    def search(**more: Any) -> Call:
+        return Call(tool=SEARCH, argument="x", **more)
+
+    found = search(document_ids=("d1",), titles=("Emma",))
+    members = [
+        with_calls(make.trajectory(searches=2), found, search()),
+        # Neither asked the retriever; and a tool that retrieves nothing isn't a search that found nothing.
+        with_calls(make.trajectory(searches=3), search(repeat=Repeat.QUERY), Call(tool="open", argument="1"), found),
+        with_calls(make.trajectory(searches=2), search(), search(refused=True)),
+        with_calls(make.trajectory(searches=1), Call(tool="open", argument="1", refused=True)),
+        # The last turn has no observation: nobody saw what it found.
+        with_calls(make.trajectory(stop=StopReason.RESPONSE_TOKENS, answer=None), search()),
+    ]
+    group = make.group(0, [(0.0, 0.0, None)] * 5, members)
+    row = batch_metrics(make.batch([group], {}, {}), version=5)
+    assert row["search/empty_share"] == 2 / 4
+    assert row["search/refused_share"] == 1 / 5
 
 
 # --- lines that were never finished ----------------------------------------------------------------

@@ -17,6 +17,7 @@ import view_runs as made
 from agent.errors import UserError
 from tracking.config import TRACKERS, TrackerConfig
 from tracking.dispensable import Dispensable
+from tracking.metrics import keep_lines
 from tracking.trackers import several
 from tracking.trackers.base import Asked, Tracker
 from tracking.trackers.episodes import COLUMNS, Episodes, EpisodesLog
@@ -184,7 +185,7 @@ def test_one_that_fails_is_off_and_the_others_go_on(tmp_path: Path) -> None:
     heard = Heard(given)
     trackers = Trackers({"wandb": Broken(given), "trackio": heard}, Dispensable(told.append), EpisodesLog(tmp_path))
     assert trackers.ids == {"wandb": "b"}
-    trackers.log({"step": 1, "x": 2.0})
+    trackers.log({"step": 1, "x": 2.0, "gone": math.nan, "beyond": math.inf, "below": -math.inf})
     made.lines(tmp_path / EVALUATIONS, [made.evaluated(1, "q1", 1.0), made.evaluated(1, "q2", 1.0)])
     trackers.evaluation({"step": 1, "em": 1.0})
     trackers.close()
@@ -261,3 +262,16 @@ def test_each_evaluation_has_its_own_episodes(tmp_path: Path) -> None:
     ]
     assert rows[0]["episode"].startswith('<search> emma </search>\n<result>\nResult 1: "Emma"')
     assert log.of(0).rows == ()
+
+
+def test_an_evaluation_that_is_played_again_after_a_recovery_has_its_episodes(tmp_path: Path) -> None:
+    """The log has another inode then, and is shorter."""
+    path = tmp_path / EVALUATIONS
+    log = EpisodesLog(tmp_path)
+    made.lines(path, [made.evaluated(0, "a", 1.0), made.evaluated(4, "b", 1.0), made.evaluated(4, "c", 1.0)])
+    assert len(log.of(4).rows) == 2
+    keep_lines(path, lambda row: row["step"] <= 0)
+    with path.open("a") as file:
+        file.writelines(json.dumps(made.evaluated(4, name, 0.0)) + "\n" for name in "bcde")
+    assert [row[0] for row in log.of(4).rows] == ["b", "c", "d", "e"]
+    assert log.of(4).rows == ()

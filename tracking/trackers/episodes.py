@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,18 @@ class EpisodesLog:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / EVALUATIONS
-        self._read = self._path.stat().st_size if self._path.is_file() else 0
+        self._inode = self._read = 0
+        if self._path.is_file():
+            self._inode, self._read = self._path.stat().st_ino, self._path.stat().st_size
 
     def of(self, step: int) -> Episodes:
         """Those of ``step`` that were added since the last call. Where nodes share no folder, those of this one."""
         found: list[tuple[Any, ...]] = []
         if self._path.is_file():
             with self._path.open("rb") as file:
+                now = os.fstat(file.fileno())
+                if now.st_ino != self._inode or now.st_size < self._read:  # rewound: another file, which has less
+                    self._inode, self._read = now.st_ino, 0
                 file.seek(self._read)
                 for raw in file:
                     row = parsed(raw)

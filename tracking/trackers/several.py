@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -55,8 +56,9 @@ class Trackers:
         return {name: run.id for name, run in self._runs.items() if run.id}
 
     def log(self, row: Mapping[str, Any], *, prefix: str = "") -> None:
-        """The numbers of a row, at its step."""
-        numbers = {f"{prefix}{k}": v for k, v in row.items() if k != "step" and isinstance(v, int | float) and v == v}
+        """The finite numbers of a row, at its step."""
+        finite = {k: v for k, v in row.items() if isinstance(v, int | float) and math.isfinite(v)}
+        numbers = {f"{prefix}{k}": v for k, v in finite.items() if k != "step"}
         self._each(lambda run: run.log(numbers, int(row["step"])))
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
