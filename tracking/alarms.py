@@ -141,7 +141,9 @@ def _search_limit(h: History) -> str | None:
     ended, refused = h.share(["stop/search_limit"], ["rollout/trajectories"]), h.now("search/refused_share")
     if ended > 0.3:
         return f"{ended:.0%} of the episodes end at the search limit"
-    return f"{refused:.0%} of the episodes ask for more searches than they have" if refused > 0.3 else None
+    if refused > 0.3 and math.isnan(h.now("search/limit_mean")):  # search_limit=… refuses searches on purpose
+        return f"{refused:.0%} of the episodes ask for more searches than they have"
+    return None
 
 
 def _found_nothing(h: History) -> str | None:

@@ -144,6 +144,10 @@ def test_episodes_that_heed_the_notice_are_at_the_search_limit_too() -> None:
     assert sounded(run(then={"search/refused_share": 0.25})) == {}
 
 
+def test_searches_that_the_pools_own_limits_refuse_are_no_alarm() -> None:
+    assert sounded(run(then={"search/refused_share": 0.5, "search/limit_mean": 2.0})) == {}
+
+
 def test_a_number_that_no_float_holds_is_none() -> None:
     assert sounded(run(then={"rollout/mismatch": 10**400})) == {}
 
