@@ -94,12 +94,12 @@ def made(venv: Path) -> Path:
         return python
     found = best_python()
     say(f"Python {version_of(found)} ({found}) for {venv}")
-    done = subprocess.run([found, "-m", "venv", str(venv)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
+    code, output = waited(f"making {venv}", [found, "-m", "venv", str(venv)])
+    if code:
         shutil.rmtree(venv, ignore_errors=True)
         version = version_of(found)
         raise Refusal(
-            f"{found} -m venv failed ({last_line(done.stdout)}); on Debian and Ubuntu: apt install python{version}-venv"
+            f"{found} -m venv failed ({last_line(output)}); on Debian and Ubuntu: apt install python{version}-venv"
         )
     return python
 
@@ -137,8 +137,21 @@ def version_of(python: str) -> str | None:
 def finds_torch(pip: list[str], wanted: list[str]) -> bool:
     """Whether pip finds the CPU build of torch where it looks anyhow."""
     (torch,) = [line for line in wanted if line.startswith("torch==")]
-    done = subprocess.run([*pip, "-qq", "--dry-run", torch], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return done.returncode == 0
+    code, _ = waited(f"looking for {torch}", [*pip, "-qq", "--dry-run", torch])
+    return code == 0
+
+
+def waited(doing: str, command: list[str]) -> tuple[int, str]:
+    """The code and the output of ``command``; a line every few seconds says what is being done."""
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while True:
+        try:
+            output, _ = process.communicate(timeout=EVERY_S)
+        except subprocess.TimeoutExpired:
+            say(f"{doing}, {time.monotonic() - began:.0f} s")
+        else:
+            return process.returncode, output
 
 
 class Installation:
@@ -161,7 +174,7 @@ class Installation:
         reader.start()
         while reader.is_alive():
             reader.join(EVERY_S)
-            if reader.is_alive() and self._total > 1:
+            if reader.is_alive():
                 say(f"{self._how_far()}, {time.monotonic() - began:.0f} s")
         if process.wait():
             first_error = next((line for line in self._lines if line.startswith("ERROR:")), "\n".join(self._lines))

@@ -24,6 +24,7 @@ from actors.placement import nearest
 from actors.process import log_to
 from actors.pulse import HEALTH, Beats, Pulse, during
 from actors.searcher import RemoteSearcher
+from actors.timed import TimedGenerator, TimedSearcher
 from actors.weights import CHANNELS, NcclChannel, Published
 from agent.config import AgentConfig, GroupConfig, RewardConfig
 from agent.dialogue import Dialogue
@@ -39,9 +40,11 @@ from agent.tickets import Ticket
 from agent.tokens import Tokenizer
 from conf.topology import EngineConfig
 from tracking.dispensable import Dispensable
-from tracking.spans import SPANS, Spans
+from tracking.spans import SPANS, Spans, Stretches
 from tracking.trajectories import EVALUATIONS, EvaluationLog, Texts
 
+SHOWN_S = 0.02
+"""The shortest wait for a claim, and stretch of generating or searching, in the timeline."""
 _GONE = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError)
 """Who asks another actor, or for what it has put into the object store, and that actor is no more."""
 
@@ -86,7 +89,7 @@ class RolloutWorker:
         self._retrieval = retrieval
         self._beats = Beats()
         self._extras = Dispensable(print)
-        self._spans = Spans(path=settings.run_dir / SPANS, actor=name)
+        self._spans = Spans(path=settings.run_dir / SPANS, actor=name, extras=self._extras)
         self._open = asyncio.Event()
         """Clear while new weights wait for the groups in flight."""
         self._open.set()
@@ -127,11 +130,15 @@ class RolloutWorker:
             raise Fault(f"vLLM can't start: {type(error).__name__}: {shortened(error)}") from None
         near, spare = nearest(self._retrieval, ray.get_runtime_context().get_node_id())
         searcher = RemoteSearcher(near, spare, timeout_s=settings.retrieval_timeout_s)
+        generating, searching = (
+            Stretches(replace(self._spans, actor=f"{self._name} {row}"), what, SHOWN_S)
+            for row, what in (("engine", "generate"), ("searches", "search"))
+        )
         self._player = Player(
             dialogue=self._dialogue,
             config=agent,
-            generator=self._engine,
-            environment=Environment.of(agent, searcher),
+            generator=TimedGenerator(self._engine, generating),
+            environment=Environment.of(agent, TimedSearcher(searcher, searching)),
             scorer=Scorer(settings.reward, self._dialogue.protocol),
         )
         return True
@@ -256,12 +263,13 @@ class RolloutWorker:
         return self._engine.stats
 
     async def _claim(self, pool: Any, limit: int) -> list[tuple[Ticket, Question]]:
-        return await pool.claim.remote(self._name, limit)
+        with self._spans.span("claim", SHOWN_S):
+            return await pool.claim.remote(self._name, limit)
 
     async def _play(self, pool: Any, strategy: Strategy, ticket: Ticket, question: Question, leases: Leases) -> None:
         await self._open.wait()
         self._at_play += 1
-        paced = Paced(self._engine, lambda: self._engine.stats.steps)
+        paced = Paced(self._player.generator, lambda: self._engine.stats.steps)
         player = replace(self._player, generator=paced)
         try:
             with self._spans.span("play a group"), leases.playing(ticket, paced):

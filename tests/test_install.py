@@ -150,3 +150,21 @@ def test_pip_is_watched(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert told[-1].startswith("installed in ")
     assert fetched.exists()
     assert unpacked.exists()
+
+
+def test_what_takes_long_says_so_until_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    seen = tmp_path / "seen"
+
+    def say(text: str) -> None:
+        told.append(text)
+        if len(told) > 1:
+            seen.touch()
+
+    monkeypatch.setattr(install, "say", say)
+    monkeypatch.setattr(install, "EVERY_S", 0.05)
+    wait = "import sys, time\nfrom pathlib import Path\nwhile not Path(sys.argv[1]).exists(): time.sleep(0.01)\n"
+    code, output = install.waited("looking", [sys.executable, "-c", f"{wait}print('found')\nsys.exit(3)", str(seen)])
+    assert (code, output) == (3, "found\n")
+    assert len(told) > 1
+    assert all(line.startswith("looking, ") for line in told)

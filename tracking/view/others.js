@@ -60,15 +60,15 @@ function extremes(run, group) {
   return episodes.length > 1 ? [episodes[0], episodes.at(-1)] : episodes;
 }
 
-const WAITING = "wait for a batch";
+const WAITING = ["wait for a batch", "claim"];
 
 function viewActors([run]) {
-  const spans = run.spans, head = [el("h1", {}, "Actors"), el("p", {}, "Who did what, by the clocks of their machines. A learner that waits for a batch is idle; so is a worker between groups.")];
+  const spans = run.spans, head = [el("h1", {}, "Actors"), el("p", {}, "Who did what, by the clocks of their machines. A learner that waits for a batch is idle; so is a worker that claims and plays nothing. An engine generates while it has a request, and searches are shown while any is asked; what took less than 0.02 s is left out.")];
   if (!spans.start.length) return [...head, el("p", {}, "This run has no spans.jsonl.")];
   const actors = spans.actor.words, kinds = spans.what.words, total = spans.end.reduce((a, b) => Math.max(a, b), 0);
   const state = { from: Math.max(0, total - 60), to: total };
   const picture = el("div", { id: "timeline" }), buttons = el("div", { class: "tools" });
-  const colour = (what) => (kinds[what] === WAITING ? "#dddddd" : COLOURS[what % COLOURS.length]);
+  const colour = (what) => (WAITING.includes(kinds[what]) ? "#dddddd" : COLOURS[what % COLOURS.length]);
   const set = (from, to) => { const width = Math.min(total, Math.max(0.5, to - from)); state.from = Math.max(0, Math.min(from, total - width)); state.to = state.from + width; draw(); };
   const button = (name, change) => buttons.append(el("button", { type: "button", onclick: () => { const w = state.to - state.from; set(...change(state.from, state.to, w)); } }, name));
   button("whole run", () => [0, total]);
@@ -78,7 +78,7 @@ function viewActors([run]) {
   button("›", (a, b, w) => [a + w / 2, b + w / 2]);
 
   function draw() {
-    const wide = 1100, left = 90, row = 34, high = actors.length * row + 24, { from, to } = state;
+    const wide = 1100, left = 130, row = 34, high = actors.length * row + 24, { from, to } = state;
     const px = (t) => left + ((t - from) / (to - from)) * (wide - left - 10);
     const drawing = svg("svg", { viewBox: `0 0 ${wide} ${high}`, width: "100%", role: "img", "aria-label": "timeline" });
     const busy = actors.map(() => []), last = new Map();
@@ -87,7 +87,7 @@ function viewActors([run]) {
     spans.start.forEach((start, i) => {
       const end = spans.end[i], actor = spans.actor.at[i], what = spans.what.at[i];
       if (end < from || start > to) return;
-      if (kinds[what] !== WAITING) busy[actor].push([Math.max(start, from), Math.min(end, to)]);
+      if (!WAITING.includes(kinds[what])) busy[actor].push([Math.max(start, from), Math.min(end, to)]);
       const x0 = Math.max(left, px(start)), x1 = Math.min(wide - 10, px(end)), key = `${actor} ${what}`;
       if (x1 - x0 < 0.4 && last.get(key) > x0 - 0.4) return; // too short to be told from the one before
       last.set(key, x1);
