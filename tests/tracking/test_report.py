@@ -314,18 +314,7 @@ print(json.dumps([path.stat().st_size, time.perf_counter() - start, memory]))
 @pytest.mark.slow
 def test_a_run_of_1000_steps_of_192_episodes(tmp_path: Path) -> None:
     """600 MB of episodes: under 20 MB, 60 s and 2 GiB."""
-    folder = made.write_run(tmp_path / "run", batches=1)
-    passages = [(f"Title {n}", "lorem ipsum dolor " * 10) for n in range(3)]
-    turns = [made.turn(f"query {n}", passages) for n in range(3)] + [made.last_turn("yes")]
-    made.lines(folder / "metrics.jsonl", [made.step(n + 1) for n in range(1000)])
-    with (folder / TRAJECTORIES).open("w") as episodes, (folder / GROUPS).open("w") as groups:
-        for batch in range(1000):
-            for order in range(24):
-                rewards = [float((batch + order + n) % 3 == 0) for n in range(8)]
-                name = f"question {(batch * 24 + order) % 9000}"
-                rows = made.played(batch, order, rewards, name)
-                episodes.writelines(json.dumps(row | {"turns": turns}) + "\n" for row in rows)
-                groups.write(json.dumps(made.group(batch, order, rewards, name)) + "\n")
+    folder = made.write_long_run(tmp_path / "run")
     run = subprocess.run([sys.executable, "-c", BIG, str(folder)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     size, seconds, memory_kib = json.loads(run.stdout)

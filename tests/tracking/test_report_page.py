@@ -200,3 +200,16 @@ def test_hostile_text_is_shown_as_text_and_harms_nothing(tmp_path: Path) -> None
         assert "more characters are left out of this report" in text
 
     read(report, look)
+
+
+@pytest.mark.slow
+def test_the_largest_page_opens_within_two_seconds(tmp_path: Path) -> None:
+    """By the page's own clock, from the address to the first view."""
+    report, _ = write(made.write_long_run(tmp_path / "run"))
+
+    async def look(reader: Reader) -> None:
+        seconds = await reader.run("performance.now()") / 1000
+        print(f"{report.stat().st_size / 1e6:.1f} MB, open after {seconds:.2f} s")
+        assert seconds < 2.0
+
+    read(report, look)

@@ -152,3 +152,20 @@ def write_run(folder: Path, *, batches: int = 3, groups: int = 2) -> Path:
         [{"actor": a, "what": w, "start": 100.0 + n, "end": 101.0 + n} for n, (a, w) in enumerate(spans)],
     )
     return folder
+
+
+def write_long_run(folder: Path) -> Path:
+    """1,000 steps of 24 groups of 8 episodes: 600 MB."""
+    write_run(folder, batches=1)
+    passages = [(f"Title {n}", "lorem ipsum dolor " * 10) for n in range(3)]
+    turns = [turn(f"query {n}", passages) for n in range(3)] + [last_turn("yes")]
+    lines(folder / "metrics.jsonl", [step(n + 1) for n in range(1000)])
+    with (folder / TRAJECTORIES).open("w") as episodes, (folder / GROUPS).open("w") as groups:
+        for batch in range(1000):
+            for order in range(24):
+                rewards = [float((batch + order + n) % 3 == 0) for n in range(8)]
+                name = f"question {(batch * 24 + order) % 9000}"
+                rows = played(batch, order, rewards, name)
+                episodes.writelines(json.dumps(row | {"turns": turns}) + "\n" for row in rows)
+                groups.write(json.dumps(group(batch, order, rewards, name)) + "\n")
+    return folder
