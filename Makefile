@@ -12,8 +12,9 @@ READY := $(VENV)/ready-$(PLATFORM)
 READY_CPU := $(VENV_CPU)/ready-cpu
 PYTHON := $(VENV)/bin/python
 PYTHON_CPU := $(VENV_CPU)/bin/python
-# Whatever Python there is looks for the one to install with.
-ANY_PYTHON := $(firstword $(foreach name,python3 python3.11 python3.12 python3.13 python,$(shell command -v $(name))))
+# Whatever Python can read install.py (3.8 or newer) looks for the one to install with.
+CAN_INSTALL := -c 'import sys; sys.exit(sys.version_info < (3, 8))' >/dev/null 2>&1
+ANY_PYTHON := $(firstword $(foreach name,python3 python3.11 python3.12 python3.13 python,$(shell $(name) $(CAN_INSTALL) && command -v $(name))))
 
 .PHONY: demo test test-all test-faults test-real test-gpu first-hour check bench setup clean
 
@@ -65,7 +66,7 @@ $(VENV_CPU)/ready-cpu: requirements-cpu.lock pyproject.toml install.py
 	@touch $@
 
 define install
-if [ -z "$(ANY_PYTHON)" ]; then echo "slingshot: needs Python 3.11, 3.12 or 3.13; no Python was found on PATH" >&2; exit 2; fi; \
+if [ -z "$(ANY_PYTHON)" ]; then echo "slingshot: needs Python 3.11, 3.12 or 3.13; no Python of 3.8 or newer was found on PATH" >&2; exit 2; fi; \
 $(ANY_PYTHON) install.py --platform $(1) --venv $(2)
 endef
 

@@ -71,6 +71,10 @@ def check_machine(kind: str, venv: Path) -> None:
     if libc != "glibc" or tuple(int(n) for n in version.split(".")[:2]) < GLIBC:
         needed, found = ".".join(map(str, GLIBC)), f"{libc} {version}" if libc else "none"
         raise Refusal(f"the packages need glibc {needed} or newer, and this system has {found}")
+    if kind == "cpu" and not avx2():
+        raise Refusal(
+            "the packages for a CPU need a processor with AVX2, and this one (of a virtual machine?) has none"
+        )
     folder = venv.absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -82,6 +86,15 @@ def check_machine(kind: str, venv: Path) -> None:
             f"the installation takes {DISK_GB[kind]} GB of disk and {folder} has {free:.1f} free; make room, or set "
             "VENV=FOLDER to another place"
         )
+
+
+def avx2(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether all processors have AVX2, as far as ``cpuinfo`` tells."""
+    try:
+        flags = [line.split() for line in cpuinfo.read_text().splitlines() if line.startswith("flags")]
+    except OSError:
+        return True
+    return all("avx2" in line for line in flags)
 
 
 def made(venv: Path) -> Path:

@@ -18,6 +18,7 @@ from actors.noting import note
 from actors.replay import Players, play
 from agent.errors import Fault
 from agent.inference.evaluation import EvalRow, judged
+from agent.paths import at_home
 from agent.records import Question
 from conf.schema import RunConfig
 from tasks.digest import digest_of
@@ -36,7 +37,7 @@ def evaluate(config: RunConfig, run_dir: Path, console: Console, namespace: str)
 
     Raises ``Fault`` if more episodes than ``evaluation.max_fault_share`` ended in one: then there is no ``eval.json``.
     """
-    how, other = config.evaluation, Path(config.compare).expanduser() if config.compare else None
+    how, other = config.evaluation, at_home(config.compare) if config.compare else None
     if other is not None:
         read_result(other, f"compare={config.compare}")  # before hours of playing
     with _opened(config, run_dir, namespace, console) as served:

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 from actors.fetching import fetch
 from actors.health import Health
+from actors.plan.installation import slow_bfloat16
 from actors.plan.layouts import settled
 from actors.plan.machine import check_machine
 from actors.prepare import check_model
@@ -23,6 +24,7 @@ from actors.topology import Topology, named
 from actors.weights import FolderChannel
 from actors.worker_pool import WorkerPool
 from agent.inference.infer import Inference
+from agent.paths import at_home
 from conf.schema import RunConfig
 from learner.hub import is_hub_name
 from retrieval_service.backend import Identity
@@ -66,6 +68,8 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
     with console.phase("checking the machine"):
         config.cluster = settled(config).cluster
         check_machine(config)
+    if warning := slow_bfloat16(config):
+        console.say(warning, "yellow")
     if is_hub_name(path):
         fetch(config, console)  # the model, too
     with console.phase("reading the checkpoint"):
@@ -123,7 +127,7 @@ def _how(config: RunConfig, weights: str) -> Inference:
     """How ``config.mode`` plays: calibration needs every probe of full episodes, the others a threshold."""
     ending, scale = config.exit, None
     if ending.calibration is not None:
-        path = Path(ending.calibration).expanduser()
+        path = at_home(ending.calibration)
         threshold, scale = read_threshold(path, ending, config.selectivity, config.agent, weights)
         ending = replace(ending, threshold=threshold, calibration=None)
     probes = ending.on or config.mode == "calibrate"

@@ -18,6 +18,7 @@ from agent.config import AgentConfig
 from agent.dialogue import Dialogue
 from agent.errors import UserError, shortened
 from agent.formats.tags import tags_of
+from agent.paths import at_home
 from agent.prompts import prompt_text
 from agent.records import Question
 from agent.rewards.scorer import Scorer
@@ -199,7 +200,7 @@ def _warm_start_key(config: RunConfig, model_path: str) -> str:
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=12)
     files = [Path(model_path) / name for name in ("tokenizer.json", "config.json")]
     if config.data.experts is not None:
-        files.append(Path(config.data.experts).expanduser())
+        files.append(at_home(config.data.experts))
     for file in files:
         digest.update(file.read_bytes() if file.is_file() else b"")
     return digest.hexdigest()

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from agent.paths import at_home
 from agent.prompts import prompt_digest
 from agent.readable import json_of
 from conf.as_trained import MADE_WITH
@@ -118,7 +119,7 @@ def _searched(config: RunConfig, task: Task, say: Callable[[str], None]) -> str:
         return PREBUILT[config.retrieval.prebuilt].md5
     if config.retrieval.index is None:
         return corpus_stamp(task.corpus, config.cache, say).checksum if task.corpus is not None else ""
-    index = Path(config.retrieval.index).expanduser()
+    index = at_home(config.retrieval.index)
     manifest = read_manifest(index)
     if manifest is not None:
         return manifest.corpus_checksum

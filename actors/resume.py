@@ -10,6 +10,7 @@ from typing import Any
 from actors import run_state
 from actors.provenance import TEXTS, Provenance, asked
 from agent.errors import UserError
+from agent.paths import at_home
 from agent.pool import saved
 from agent.readable import content_of
 from conf.schema import IF_ANY, RunConfig
@@ -41,7 +42,7 @@ def find(
     """
     if resume == "auto":
         return _newest(outputs, settings, check)
-    path = run_dir if resume == IF_ANY else Path(resume).expanduser()
+    path = run_dir if resume == IF_ANY else at_home(resume)
     if (path / "manifest.json").is_file() and resume != IF_ANY:
         path = path.resolve() if path.is_symlink() else path  # checkpoints/best moves on
         check(path)

@@ -12,6 +12,7 @@ from typing import Any
 from actors.launcher import tell
 from actors.stopping import at_once
 from agent.errors import Fault, Stopped, UserError, refused
+from agent.paths import at_home
 from conf.schema import RunConfig
 from tasks.making.config import AUTO
 from tracking.console import Console
@@ -44,7 +45,7 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
     console.say(f"run {run_dir}: {in_short}")
     if warning := slow_bfloat16(config):
         console.say(warning, "yellow")
-    if (own := config.model.path) and Path(own).expanduser().exists() and downloads(config):
+    if (own := config.model.path) and at_home(own).exists() and downloads(config):
         with console.phase("checking the model"):  # before gigabytes are fetched for one that is broken
             from actors.prepare import check_model
 
@@ -70,7 +71,7 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
         given = f"resume={config.resume}" if resume is not None else f"model.path={config.model.path}"
         with console.phase("checking the model") as phase:
             folder = check_model(config.model.path, given, config.agent, fetched=phase.counting("MB"))
-        if config.cluster.address is None or Path(config.model.path).expanduser().is_dir():
+        if config.cluster.address is None or at_home(config.model.path).is_dir():
             config.model.path = str(folder)  # else the name: nodes of a cluster have snapshots of their own
     if resume is not None:
         tell(checkpoint=str(resume))

@@ -16,7 +16,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-VERSION = 2
+VERSION = 3
 """Of the normal form and the scores: raised with every change of what they give (``tests/agent/test_scores.py`` holds
 them to it), and recorded with every result."""
 _MARK = "\u0300-\u036f"
@@ -77,7 +77,8 @@ def fold(text: str) -> str:
     if text.isascii():
         return text.lower()
     plain = unicodedata.normalize("NFKC", text.translate(_TYPOGRAPHIC)).casefold()
-    return "".join(c for c in unicodedata.normalize("NFKC", plain) if not _invisible(c))  # folding can decompose again
+    plain = unicodedata.normalize("NFKC", plain).translate(_TYPOGRAPHIC)  # folding can decompose; "½" has a slash
+    return "".join(c for c in plain if not _invisible(c))
 
 
 def _invisible(character: str) -> bool:

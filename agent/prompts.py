@@ -17,10 +17,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from agent.config import AgentConfig
 from agent.errors import UserError, nearest, one_of
+from agent.paths import at_home
 from agent.protocol import TagProtocol
 from agent.records import SEARCH
 from agent.tools.base import Tool
@@ -83,7 +83,7 @@ def prompt_text(config: AgentConfig) -> str:
     shipped = PROMPTS if config.format == "tags" else SYSTEM_PROMPTS
     if config.prompt in shipped:
         return shipped[config.prompt]
-    where, path = f"agent.prompt={config.prompt}", Path(config.prompt).expanduser()
+    where, path = f"agent.prompt={config.prompt}", at_home(config.prompt)
     if not path.exists() and not path.suffix and len(path.parts) == 1:
         one_of(config.prompt, shipped, "agent.prompt")
     try:

@@ -10,6 +10,7 @@ from typing import Any
 
 from agent.config import AgentConfig
 from agent.errors import UserError
+from agent.paths import at_home
 from agent.readable import json_of
 from retrieval_service.rankers import settings_of
 
@@ -57,7 +58,7 @@ def data_of(checkpoints: Sequence[str]) -> list[str] | None:
 
 
 def _alike(checkpoints: Sequence[str], lines_of: Callable[[Mapping[str, Any]], list[str]], say: str) -> list[str]:
-    found = [(path, _settings(Path(path).expanduser() / MADE_WITH, lines_of)) for path in checkpoints]
+    found = [(path, _settings(at_home(path) / MADE_WITH, lines_of)) for path in checkpoints]
     for path, lines in found[1:]:
         if lines != found[0][1]:
             differing = min({*lines} ^ {*found[0][1]}).partition("=")[0]

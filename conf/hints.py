@@ -15,9 +15,10 @@ def hint(key: str, valid: Sequence[str], listing: str = LISTING) -> str:
     """
     parent, _, leaf = key.rpartition(".")
     siblings = [name.rpartition(".")[2] for name in valid if name.rpartition(".")[0] == parent]
+    sibling = [f"{parent}.{name}" if parent else name for name in _alike(leaf, siblings, 0.6)]
     below = [name for name in valid if name.endswith(f".{key}")]
     namesakes = sorted(below or [name for name in valid if name.rpartition(".")[2] == leaf], key=len)
-    for close in (_alike(leaf, siblings, 0.6), _alike(key, valid, 0.9), namesakes[:3], _alike(key, valid, 0.75)):
+    for close in (sibling, _alike(key, valid, 0.9), namesakes[:3], _alike(key, valid, 0.75)):
         if close:
             return f"did you mean {' or '.join(repr(name) for name in close)}?"
     return f"valid names: {', '.join(sorted(siblings))}" if parent and siblings else listing

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from agent.errors import UserError
+from agent.paths import at_home
 from agent.settings import KIND, PATH
 from conf.schema import IF_ANY, INFERENCE, RunConfig
 from learner.gguf import is_gguf
@@ -30,7 +31,7 @@ def check_inputs(config: RunConfig) -> None:
             raise UserError(f"{key}={path}: {problem}")
         if key == "checkpoint" and is_gguf(path):
             continue
-        if key in _FOLDERS and not Path(path).expanduser().is_dir():
+        if key in _FOLDERS and not at_home(path).is_dir():
             raise UserError(f"{key}={path}: is a file, and a folder is needed")
     if config.mode == "train":
         check_installed(config.tracker)
@@ -73,7 +74,7 @@ def _read(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 def missing(path: str) -> str | None:
     """Why ``path`` can't be read, and what is there that may be meant; None if it can."""
-    wanted = Path(path).expanduser().absolute()
+    wanted = at_home(path).absolute()
     try:
         if wanted.exists():
             readable = os.access(wanted, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
@@ -90,7 +91,12 @@ def missing(path: str) -> str | None:
         close = difflib.get_close_matches(lacking, os.listdir(there), n=1, cutoff=0.6)
     except OSError:
         close = []
-    if close:
+    if close and _alike(Path(lacking).stem, Path(close[0]).stem):
         return f"no such file or folder; did you mean {there / close[0] / Path(*wanted.relative_to(there).parts[1:])}?"
     several = "; several values are a job each and need -m" if "," in path else ""
     return f"no such file or folder; {there} has no {lacking!r}{several}"
+
+
+def _alike(one: str, other: str) -> bool:
+    """Two names that share no more than a suffix aren't."""
+    return difflib.SequenceMatcher(None, one, other).ratio() >= 0.6

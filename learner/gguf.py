@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, redirect_stderr
 from pathlib import Path
 
 from agent.errors import UserError, shortened
+from agent.paths import at_home
 from agent.quiet import quietly
 
 ENDING = ".gguf"
@@ -43,7 +44,7 @@ def dequantised(path: str | Path, given: str, cache: Path) -> Path:
     with ``given`` (``model.path=…``) when the file is none, holds no model that transformers can read, or a package
     for it is missing.
     """
-    file = Path(path).expanduser().absolute()
+    file = at_home(path).absolute()
     if not file.is_file():
         raise UserError(f"{given}: no such file")
     with file.open("rb") as stream:

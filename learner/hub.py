@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import UserError, shortened
+from agent.paths import at_home
 
 CONFIG = "config.json"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -28,7 +29,7 @@ def local_folder(path: str | Path, given: str, *, hub: bool = True, fetched: Fet
     ``fetched`` is told how far that is; without it the hub's own bars are shown. Raises ``UserError`` that starts with
     ``given`` (``model.path=…``) when there is neither.
     """
-    folder = Path(path).expanduser()
+    folder = at_home(path)
     if folder.is_dir():
         return folder.absolute()
     if folder.exists():
@@ -58,7 +59,7 @@ def kept_in(name: str) -> Path:
 
 def config_file(path: str, given: str) -> Path:
     """``config.json`` of the model ``path``; of a hub's model nothing else is fetched. Raises as ``local_folder``."""
-    if Path(path).expanduser().exists() or not HUB_NAME.fullmatch(path):
+    if at_home(path).exists() or not HUB_NAME.fullmatch(path):
         file = local_folder(path, given) / CONFIG
         if not file.is_file():
             raise UserError(f"{given}: {CONFIG} is missing; name a folder with a model in Hugging Face format")

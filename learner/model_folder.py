@@ -129,9 +129,14 @@ def _no_weights(folder: Path) -> str:
     return f"{missing} (or {INDEX} and what it names){_unfinished(folder)}; download the weights again"
 
 
+_HALF = ("incomplete", "part", "aria2", "crdownload")
+"""How downloaders name what isn't whole yet."""
+
+
 def _unfinished(folder: Path) -> str:
     """A half-finished download, where something is missing."""
-    half = [*folder.glob("*.incomplete"), *(folder / ".cache" / "huggingface").rglob("*.incomplete")]
+    half = [file for suffix in _HALF for file in folder.glob(f"*.{suffix}")]
+    half += [*(folder / ".cache" / "huggingface").rglob("*.incomplete")]
     if folder.parent.name == "snapshots":  # of the hub's cache, whose files are links into another folder
         half += (folder.parent.parent / "blobs").glob("*.incomplete")
     return f" (a download was not finished: {half[0].name})" if half else ""
@@ -180,6 +185,8 @@ def _tensors(folder: Path) -> dict[str, _Tensor]:
             raise _Broken(
                 f"{file.name} is no whole safetensors file ({error}; {file.stat().st_size} bytes); download it again"
             ) from error
+    if not found:
+        raise _Broken(f"{files[0].name} holds no tensors; download it again")
     if files != (folder / WEIGHTS,):
         for name, shard in _index(folder).items():
             if name not in found or found[name].file != shard:

@@ -298,7 +298,19 @@ def _loaded(path: str | Path, device: str, dtype: torch.dtype) -> PreTrainedMode
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{given}: no causal language model could be loaded ({shortened(error)})") from error
+    _check_values(model, given)
     return _move(model, device, dtype)
+
+
+def _check_values(model: PreTrainedModel, given: str) -> None:
+    """Raises ``UserError`` for weights that no training leaves behind: of files made large and never filled."""
+    again = "the weights are damaged; download them again"
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise UserError(f"{given}: {name} has values that are no numbers; {again}")
+    embeddings: nn.Module = model.get_input_embeddings()
+    if not any(parameter.any() for parameter in embeddings.parameters()):
+        raise UserError(f"{given}: the embeddings are zeros throughout; {again}")
 
 
 def _move(model: PreTrainedModel, device: str, dtype: torch.dtype) -> PreTrainedModel:

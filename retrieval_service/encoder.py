@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.errors import Fault, UserError, shortened
+from agent.paths import at_home
 from agent.quiet import quietly
 from agent.readable import json_of
 
@@ -64,7 +65,7 @@ def encoder_folder(given: str, key: str) -> Path:
 
     Raises ``UserError`` that begins with the setting ``key`` when there is neither.
     """
-    folder = Path(given).expanduser()
+    folder = at_home(given)
     if folder.is_dir():
         return folder.absolute()
     if not _HUB_NAME.fullmatch(given):

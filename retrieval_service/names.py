@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from agent.answers import normalise_title
 from agent.errors import UserError
+from agent.paths import at_home
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record, corpus_stamp, records
 from retrieval_service.whole import written
@@ -153,7 +154,7 @@ def searched_names(
 
     None where they aren't known: of a server, or an index that the user built elsewhere. Raises as ``corpus_names``.
     """
-    index = Path(config.index).expanduser() if config.index is not None else None
+    index = at_home(config.index) if config.index is not None else None
     if config.prebuilt is not None:
         index = index_of(config.prebuilt, cache)
     if index is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import UserError
+from agent.paths import at_home
 from retrieval_service.backend import Backend
 from retrieval_service.backends import backend_names
 from retrieval_service.config import RetrievalConfig
@@ -68,7 +69,7 @@ def open_for(corpus: Path | None, config: RetrievalConfig, cache: Path, watch: W
     if config.url is not None:
         return open_backend(config, None)
     if config.index is not None:
-        return open_backend(config, Path(config.index).expanduser())
+        return open_backend(config, at_home(config.index))
     if config.prebuilt is not None:
         return open_backend(config, ensure_prebuilt(config.prebuilt, cache, watch.say))
     return open_backend(config, index_for(corpus, config, cache, watch))

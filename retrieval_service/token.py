@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from agent.errors import UserError
+from agent.paths import at_home
 
 VARIABLE = "SLINGSHOT_RETRIEVAL_TOKEN"
 """What holds it where no file is named; on the server's side and on the client's."""
@@ -23,7 +23,7 @@ def read_token(file: str | None, key: str) -> str | None:
     else:
         where = f"{key}={file}"
         try:
-            token = Path(file).expanduser().read_text(encoding="utf-8")
+            token = at_home(file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{where}: can't be read as text ({type(error).__name__}); write one token into it"

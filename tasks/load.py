@@ -11,6 +11,7 @@ from agent.answers import normalise
 from agent.config import AgentConfig
 from agent.dialogue import Dialogue
 from agent.errors import UserError
+from agent.paths import at_home
 from agent.protocol import TagProtocol
 from agent.records import Question
 from retrieval_service.corpus import read_corpus, write_corpus
@@ -128,7 +129,7 @@ class Task:
 
     def file_of_experts(self, protocol: TagProtocol) -> tuple[tuple[Demonstration, ...], list[Notice]]:
         """All that ``data.experts`` holds, and what there is to say of it. Raises ``UserError`` for a wrong file."""
-        path = Path(self.config.experts or "").expanduser()
+        path = at_home(self.config.experts or "")
         notices: list[Notice] = []
         experts = read_experts(
             path, protocol, key="data.experts", evidence_match=self.config.evidence_match, notices=notices
@@ -200,7 +201,7 @@ def _corpus(config: DataConfig, cache: Path, say: Callable[[str], None]) -> Path
     """The file of passages that ``data.corpus`` names, or that is made of the folder that it names."""
     if not config.corpus:
         return None
-    path = Path(config.corpus).expanduser()
+    path = at_home(config.corpus)
     if path.is_dir():
         return documents_corpus(path, cache, config.passage_words, config.overlap_words, say)
     if not path.is_file():

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from agent.answers import normalise
 from agent.errors import UserError
+from agent.paths import at_home
 from agent.records import Question
 from retrieval_service.textfile import stem
 from tasks.config import DataConfig
@@ -66,7 +67,7 @@ class _Reader:
 
     def name(self, key: str) -> str:
         """What the questions of ``data.<key>`` are called."""
-        files = [Path(file).expanduser() for file in files_of(self.value(key), f"data.{key}")]
+        files = [at_home(file) for file in files_of(self.value(key), f"data.{key}")]
         return "+".join(set_names(files))
 
     def without(self, train: tuple[Question, ...], key: str, others: Sequence[Question]) -> tuple[Question, ...]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from agent.errors import UserError
+from agent.paths import at_home
 from agent.records import Question
 from agent.seeds import derive_seed
 from tasks.files import read_questions
@@ -21,7 +21,7 @@ def read_sets(
     value: str, *, key: str, evidence_match: str, strict: bool, notices: list[Notice] | None
 ) -> dict[str, tuple[Question, ...]]:
     """The questions of each file that ``value`` names, by their set. Raises and notes as ``read_questions``."""
-    files = [Path(file).expanduser() for file in files_of(value, key)]
+    files = [at_home(file) for file in files_of(value, key)]
     if len({file.resolve() for file in files}) < len(files):
         raise UserError(f"{key}={value}: names a file twice")
     sets = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,41 @@ def test_another_machine_is_refused(system: str, machine: str, tmp_path: Path, m
     monkeypatch.setattr(install.platform, "machine", lambda: machine)
     with pytest.raises(install.Refusal, match=f"Linux on x86-64, and this is {system} on {machine}"):
         install.install("cpu", tmp_path / "venv")
+
+
+@pytest.mark.parametrize(("flags", "there"), [("fpu sse4_2 avx avx2", True), ("fpu sse4_2 avx", False)])
+def test_a_processor_without_avx2_is_refused_for_the_cpu(
+    flags: str, there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    assert install.avx2(cpuinfo), "who can't tell goes on"
+    cpuinfo.write_text(f"processor : 0\nflags\t\t: fpu avx2\n\nprocessor : 1\nflags\t\t: {flags}\n")
+    assert install.avx2(cpuinfo) is there
+    monkeypatch.setattr(install, "avx2", lambda: there)
+    monkeypatch.setattr(install, "best_python", lambda: sys.exit("it went on"))
+    with pytest.raises(SystemExit if there else install.Refusal, match="it went on" if there else "AVX2, and this one"):
+        install.install("cpu", tmp_path / "venv")
+    with pytest.raises(SystemExit, match="it went on"):
+        install.install("cuda", tmp_path / "venv")
+
+
+def test_make_passes_by_a_python_that_cannot_read_the_installer(tmp_path: Path) -> None:
+    """Such as the 3.6 of an older system, beside a newer one."""
+    for name in ("sh", "uname", "dirname", "cat", "test"):
+        if (found := shutil.which(name)) is not None:
+            (tmp_path / name).symlink_to(found)
+    pretend(tmp_path, "python3", None)
+    (tmp_path / "python3.11").symlink_to(sys.executable)
+    make = shutil.which("make")
+    assert make is not None
+    done = subprocess.run(
+        [make, "-n", "setup", "PLATFORM=cpu", f"VENV={tmp_path}/venv"],
+        cwd=ROOT,
+        env={"PATH": str(tmp_path), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert f"{tmp_path}/python3.11 install.py" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("library", [("glibc", "2.28"), ("", "")])

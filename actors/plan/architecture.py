@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import UserError
+from agent.paths import at_home
 from agent.readable import json_of
 from learner.config import ModelConfig
 from learner.hub import CONFIG, config_file
@@ -108,7 +109,7 @@ def architecture(config: ModelConfig) -> Architecture:
     A family that isn't known is counted as a Llama. Raises ``UserError`` when a size is missing or not positive, or
     there is nothing to read sizes from.
     """
-    if config.path is not None and (file := Path(config.path).expanduser() / CONFIG).is_file():
+    if config.path is not None and (file := at_home(config.path) / CONFIG).is_file():
         return _from_json(file)
     if config.architecture is None:
         return _from_json(config_file(str(config.path), f"model.path={config.path}"))

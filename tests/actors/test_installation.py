@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 
+from actors import inference
+from actors.plan import installation
 from actors.plan.installation import engines, processor_flags, slow_bfloat16, wrong_build
+from agent.errors import UserError
 from agent.pool.rules.epoch import Rule as Epoch
 from conf.schema import RunConfig
 from conf.topology import ClusterConfig
 from learner.config import ModelConfig
+from tracking.console import Console
 
 AVX2 = frozenset({"fma", "avx2"})
 ZEN4 = frozenset({"fma", "avx2", "avx512f", "avx512_bf16"})
@@ -62,3 +66,26 @@ def test_flags_are_read(text: str, flags: set[str], tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text(text)
     assert processor_flags(tmp_path / "cpuinfo") == flags
     assert processor_flags(tmp_path / "none") == frozenset()
+
+
+def test_an_evaluation_in_emulated_bfloat16_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read_no_further(*_: Any, **__: Any) -> None:
+        raise UserError("far enough")
+
+    for name, value in (
+        ("settle", lambda config, path, given, phase: path),
+        ("check_machine", lambda config: None),
+        ("is_hub_name", lambda path: False),
+        ("check_model", read_no_further),
+    ):
+        monkeypatch.setattr(inference, name, value)
+    monkeypatch.setattr(installation, "processor_flags", lambda: AVX2)
+    config = settings(dtype="bfloat16", mode="eval", checkpoint="somewhere")
+    with (
+        pytest.raises(UserError, match="far enough"),
+        inference.inference(config, tmp_path, "namespace", Console()),
+    ):
+        pass
+    assert "model.dtype=bfloat16 on a processor without instructions" in " ".join(capsys.readouterr().out.split())

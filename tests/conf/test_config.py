@@ -282,17 +282,17 @@ def test_every_setting_can_be_named_on_the_command_line() -> None:
 MISTAKES = [
     # keys
     (["sed=1"], "sed is not a setting; did you mean 'seed'?"),
-    (["pool.group_siz=3"], "pool.group_siz is not a setting; did you mean 'group_size'?"),
+    (["pool.group_siz=3"], "pool.group_siz is not a setting; did you mean 'pool.group_size'?"),
     (["algorithm.optimiser.lr=1"], "algorithm.optimiser.lr is not a setting; did you mean 'algorithm.optimizer.lr'?"),
     (["+foo.bar=1"], "foo is not a setting; "),
-    (["+pool.group_siz=3"], "pool.group_siz is not a setting; did you mean 'group_size'?"),
-    (["++pool.group_siz=3"], "pool.group_siz is not a setting; did you mean 'group_size'?"),
+    (["+pool.group_siz=3"], "pool.group_siz is not a setting; did you mean 'pool.group_size'?"),
+    (["++pool.group_siz=3"], "pool.group_siz is not a setting; did you mean 'pool.group_size'?"),
     (["pool=epoch", "pool.oversample=2"], "pool.oversample is not a setting; valid names: batch_questions, "),
     (
         ["model.architecture.hidden_siz=3"],
-        "model.architecture.hidden_siz is not a setting; did you mean 'hidden_size'?",
+        "model.architecture.hidden_siz is not a setting; did you mean 'model.architecture.hidden_size'?",
     ),
-    (["cluster.engine.thread=3"], "cluster.engine.thread is not a setting; did you mean 'threads'?"),
+    (["cluster.engine.thread=3"], "cluster.engine.thread is not a setting; did you mean 'cluster.engine.threads'?"),
     (["+seed=3"], "+seed=3: "),
     # options of groups
     (["model=qwen15b"], "model=qwen15b: no such model; did you mean 'qwen1.5b'?"),
@@ -587,7 +587,7 @@ def test_a_sweep_runs_a_job_per_value_wherever_the_flag_stands(tmp_path: Path) -
 def test_a_typing_error_exits_2_with_one_line(tmp_path: Path) -> None:
     done = command(tmp_path, "pool.group_siz=4")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "slingshot: pool.group_siz is not a setting; did you mean 'group_size'?\n"
+    assert done.stderr == "slingshot: pool.group_siz is not a setting; did you mean 'pool.group_size'?\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -55,7 +55,21 @@ def test_the_nearest_thing_that_exists_is_named(tmp_path: Path) -> None:
         missing("a.jsonl,b.jsonl")
         == f"{no}{tmp_path} has no 'a.jsonl,b.jsonl'; several values are a job each and need -m"
     )
+    Path("seen.jsonl").touch()
+    assert missing("é.jsonl") == f"{no}{tmp_path} has no 'é.jsonl'", "a suffix alone is no likeness"
     assert missing("x" * 300) == "can't be looked at (File name too long)"
+
+
+def test_a_name_that_begins_with_a_tilde_and_is_nobodys_home_is_a_name(tmp_path: Path) -> None:
+    Path("~draft.jsonl").write_text('{"question": "who?", "golden_answers": ["she"]}\n')
+    Path("c.jsonl").touch()
+    assert missing("~draft.jsonl") is None
+    given = ("mode=experts", "data=jsonl", "model=tiny")
+    assert refusal(*given, "data.questions=~draft.jsonl", "data.corpus=c.jsonl") is None
+    assert refusal(*given, "data.questions=~draft.jsonl", "data.corpus=~nobodyhere/c.jsonl") == (
+        f"data.corpus=~nobodyhere/c.jsonl: no such file or folder; {tmp_path} has no '~nobodyhere'"
+    )
+    assert str(refusal("mode=view", "run=~x")).startswith("run=~x: no such file or folder")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")

@@ -54,7 +54,7 @@ def test_its_fields_are_settings_like_those_of_the_shipped_rules() -> None:
     assert type(config.pool).__name__ == "Patient"
     assert (config.pool.name, config.pool.candidates) == ("own_rule_module:Patient", 48)
     assert vars(config.pool)["patience"] == 5
-    with pytest.raises(UserError, match=r"pool\.patients is not a setting; did you mean 'patience'\?"):
+    with pytest.raises(UserError, match=r"pool\.patients is not a setting; did you mean 'pool\.patience'\?"):
         launch.check_overrides(["pool=own_rule_module:Patient", "pool.patients=5"])
     with pytest.raises(UserError, match=r"pool\.oversample=0\.5 must be at least 1"):
         launch.check_overrides(["pool=own_rule_module:Patient", "pool.oversample=0.5"])

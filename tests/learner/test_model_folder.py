@@ -170,7 +170,16 @@ def test_a_pickle_is_never_loaded_and_how_to_convert_it_is_said(folder: Path, na
         Policy.from_folder(folder, seed=0, dtype="float32")
 
 
-@pytest.mark.parametrize("half", ["model.safetensors.incomplete", ".cache/huggingface/download/a1b2.incomplete"])
+@pytest.mark.parametrize(
+    "half",
+    [
+        "model.safetensors.incomplete",
+        ".cache/huggingface/download/a1b2.incomplete",
+        "model.safetensors.part",
+        "model.safetensors.aria2",
+        "Unconfirmed 1.crdownload",
+    ],
+)
 def test_half_a_download(folder: Path, half: str) -> None:
     (folder / WEIGHTS).unlink()
     (folder / half).parent.mkdir(parents=True, exist_ok=True)
@@ -376,6 +385,25 @@ def test_numbers_that_are_no_weights(folder: Path) -> None:
 
 
 # --- random weights --------------------------------------------------------------------------------
+
+
+def test_a_file_without_a_tensor(folder: Path) -> None:
+    save_file({}, folder / WEIGHTS)
+    assert refusal(folder) == "model.path=here: model.safetensors holds no tensors; download it again"
+
+
+def test_values_that_no_training_leaves_behind(folder: Path) -> None:
+    """A file that was made as large as it will be, and then not filled."""
+    held = load_file(folder / WEIGHTS)
+    embedding, norm = "model.embed_tokens.weight", "model.norm.weight"
+    for name, value, why in (
+        (embedding, 0.0, "the embeddings are zeros throughout"),
+        (norm, float("nan"), f"{norm} has values that are no numbers"),
+        (norm, float("inf"), f"{norm} has values that are no numbers"),
+    ):
+        save_file({**held, name: torch.full_like(held[name], value)}, folder / WEIGHTS)
+        with pytest.raises(UserError, match=f"^model.path={folder}: {why}; the weights are damaged; download them"):
+            Policy.from_folder(folder, seed=0, dtype="float32")
 
 
 def test_nobody_elses_folder_is_filled_with_random_weights(folder: Path) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from agent.paths import at_home
 from tracking.console import Console
 from tracking.view.report import check, write
 
 
 def view_run(folder: Path, compare: Path | None, show: Collection[str], console: Console) -> None:
     """Writes the report of the run in ``folder`` and says where it is; see ``write``."""
-    other = compare.expanduser() if compare else None
+    other = at_home(compare) if compare else None
     with console.phase("reading the run"):
-        path, notices = write(folder.expanduser(), compare=other, show=show)
+        path, notices = write(at_home(folder), compare=other, show=show)
     for notice in notices:
         console.say(notice, "yellow")
     console.say(f"report: {path.absolute()}")
@@ -23,8 +24,8 @@ def view_in_terminal(folder: Path, show: Collection[str], console: Console) -> N
     """Shows the episodes of the run in ``folder`` in the terminal; see ``tracking.view.terminal``."""
     from tracking.view.terminal import browse
 
-    check(folder.expanduser(), "run")
-    browse(folder.expanduser(), show, console)
+    check(at_home(folder), "run")
+    browse(at_home(folder), show, console)
 
 
 def view_at_end(run_dir: Path, console: Console) -> None:
