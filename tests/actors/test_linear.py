@@ -10,8 +10,13 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import torch
+
+from actors.engine_thread import EngineThread
+from agent.errors import Fault
 
 PRODUCTS = """
 import json, sys, threading
@@ -46,11 +51,31 @@ thread.join()
 """
 
 
-@pytest.mark.parametrize(("threads", "caller"), [(1, 2), (2, 1)])
-def test_products_are_right_after_every_reload_in_a_thread_with_a_setting_of_its_own(threads: int, caller: int) -> None:
+OLDER = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+"""Hides AVX-512 on a processor that has it."""
+
+
+@pytest.mark.parametrize(("threads", "caller", "flags"), [(1, 2, {}), (2, 1, {}), (1, 2, OLDER)])
+def test_products_are_right_after_every_reload_in_a_thread_with_a_setting_of_its_own(
+    threads: int, caller: int, flags: dict[str, str]
+) -> None:
     env = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")} | {"VLLM_LOGGING_LEVEL": "ERROR"}
     done = subprocess.run(
-        [sys.executable, "-c", PRODUCTS, json.dumps([threads, caller])], capture_output=True, text=True, env=env
+        [sys.executable, "-c", PRODUCTS, json.dumps([threads, caller])], capture_output=True, text=True, env=env | flags
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.split("RESULT", 1)[1]) == []
+
+
+def test_the_engines_thread_has_its_setting_before_vllm_packs_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def build(self: EngineThread, *_: Any) -> None:
+        seen.append(torch.get_num_threads())
+        raise Fault("far enough")
+
+    monkeypatch.setattr(EngineThread, "_build", build)
+    threads = torch.get_num_threads() + 1
+    with pytest.raises(Fault, match="far enough"):
+        EngineThread({}, threads, transfers=False)
+    assert seen == [threads]
