@@ -333,6 +333,8 @@ def test_each_condition_has_a_panel_with_a_thin_line_for_each_seed_and_the_basel
     assert [line.get_linewidth() for line in b.lines] == [1.2, 0.8, 2.0, 0.8]
     assert not any(axes.collections for axes in figure.axes), "no bands over each other"
     assert [text.get_text() for text in b.get_legend().texts] == ["mean of a"]
+    of_second = pictures._em({"a": [RUN], "b": [RUN], "c": [RUN]}, "rollouts", None, "b").axes
+    assert [axes.get_legend() is not None for axes in of_second] == [True, False, False], "where the baseline's mean is"
 
 
 def test_a_difference_is_of_the_same_seed_at_the_same_rollouts() -> None:

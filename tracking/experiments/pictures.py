@@ -198,7 +198,7 @@ def _em(runs: Runs, x: str, target: float | None, baseline: str | None) -> Figur
             axes.axhline(target, color="0.5", linewidth=0.8, linestyle=":")
         axes.set_title(f"{name} ({_seeds(runs[name])})", fontsize=10)
         _dress(axes, x.replace("_", " "), "" if at % PANELS else "held-out exact match")
-    for axes in grid[1:2] if baseline is not None else []:
+    for axes in [axes for axes in grid if axes.get_legend_handles_labels()[1]][:1]:  # the first that has the baseline
         axes.legend(frameon=False, loc="upper left", fontsize=8)
     return figure
 
