@@ -111,7 +111,7 @@ def test_a_flag_that_is_none_gets_one_line(arguments: list[str], answer: str) ->
     ("key", "meant"),
     [
         ("sed", "did you mean 'seed'?"),
-        ("agent.max_serches", "did you mean 'max_searches'?"),
+        ("agent.max_serches", "did you mean 'agent.max_searches'?"),
         ("agnet.max_searches", "did you mean 'agent.max_searches'?"),
         ("max_searches", "did you mean 'agent.max_searches'?"),
         ("optimizer.lr", "did you mean 'algorithm.optimizer.lr'?"),
@@ -142,7 +142,7 @@ def test_a_hint_is_given_only_where_it_is_likely(key: str, meant: str) -> None:
         (["simulation.drift=nan"], "simulation.drift=nan must be a finite number, and below 2^63"),
         (["algorithm.optimizer.betas=[0.9,inf]"], "algorithm.optimizer.betas=inf must be a finite number, and below"),
         (["seed=99999999999999999999"], "seed=99999999999999999999 must be a finite number, and below 2^63"),
-        (["hydra.run.dri=x"], "hydra.run.dri is not a setting of Hydra's; did you mean 'dir'?"),
+        (["hydra.run.dri=x"], "hydra.run.dri is not a setting of Hydra's; did you mean 'hydra.run.dir'?"),
         (["hydra.mode=FOO"], "hydra.mode=FOO: Invalid value 'FOO', expected one of [RUN, MULTIRUN]"),
         (["hydra.run.dir=null"], "hydra.run.dir=null: field 'hydra.run.dir' is not Optional"),
         (["hydra/launcher=joblib"], "hydra/launcher=joblib: no such hydra/launcher; valid names: basic"),
