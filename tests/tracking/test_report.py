@@ -20,12 +20,14 @@ from agent.errors import UserError
 from agent.pool.history import DRAW
 from tracking.draws import write_draws
 from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
-from tracking.view.episodes import FOUND, PASSAGE, PLAIN, SUPPORTING, shown, spread
+from tracking.view.episodes import FOUND, PASSAGE, PLAIN, SUPPORTING, shown
+from tracking.view.filling import spread
 from tracking.view.lines import MAX_TEXT
 from tracking.view.mode import view_at_end
 from tracking.view.page import encoded
 from tracking.view.report import write
-from tracking.view.run import wilson
+from tracking.view.run import mean_interval, wilson
+from tracking.view.terminal import Viewer
 
 ELEMENT = re.compile(r'<script type="application/json" id="([^"]*)">(.*)</script>')
 
@@ -271,6 +273,47 @@ def test_questions_that_are_asked_for_are_whole_with_their_tokens(tmp_path: Path
     ]
     assert others
     assert not any("tokens" in e["turns"][0] for e in others)
+
+
+def test_held_out_questions_that_are_asked_for_are_whole_before_any_other(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run", batches=40)
+    rows = [made.evaluated(step, f"e{n}", 1.0) for step in (0, 20, 40) for n in range(200)]
+    made.lines(folder / EVALUATIONS, rows)
+    page, notices = of(folder, limit=200_000, show=["e199"])
+    number = str([row[0] for row in page["r0-questions"]].index("e199"))
+    assert [len(page[f"r0-e-{step}-asked"][number]) for step in (0, 20, 40)] == [1, 1, 1]
+    assert number not in page["r0-e-40"], "it is there once"
+    assert page["about"]["runs"][0]["episodes"] == [len(members(page)) + held_out(page), 40 * 8 + 600]
+    assert not any("show: no episode" in notice for notice in notices)
+
+
+def held_out(page: dict[str, Any]) -> int:
+    """How many episodes of evaluations a page has."""
+    return sum(len(es) for name, asked in page.items() if name.startswith("r0-e-") for es in asked.values())
+
+
+def test_a_question_has_all_its_samples_and_counts_once(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run", batches=1)
+    right = {"e0": [1.0, 1.0, 0.0, 1.0, 0.0], "e1": [0.0] * 5}
+    rows = [made.evaluated(1, q, em) | {"sample": n} for q, ems in right.items() for n, em in enumerate(ems)]
+    rows[0] |= {"em": None, "f1": None}  # it ended in a fault, and was played again
+    made.lines(folder / EVALUATIONS, [*rows, made.evaluated(1, "e0", 1.0) | {"sample": 0}])
+    made.lines(
+        folder / "metrics.jsonl",
+        [{"kind": "eval", "step": 1, "em": 0.3, "f1": 0.3, "n": 10, "faults": 0, "samples": 5}],
+    )
+    page, notices = of(folder)
+    assert [[e["sample"] for e in episodes] for episodes in page["r0-e-1"].values()] == [[*range(5)]] * 2
+    assert page["about"]["runs"][0]["episodes"] == [18, 18]
+    assert page["r0-evals"]["em"] == {"1": "10"}
+    assert "held-out questions have 5 samples: right is one where at least half of its samples are" in notices
+    (row,) = page["r0-run"]["evals"]
+    assert row["em_interval"] == row["f1_interval"] == mean_interval([0.6, 0.0])
+    assert row["em_interval"][0] == 0.0, "no share is below 0"
+    viewer = Viewer(folder)
+    viewer.key("i")
+    told = "".join(line.plain for line in viewer.lines(200, 40))
+    assert "held-out EM 0.3 (0 to 0.888), F1 0.3, on 10 episodes" in told
 
 
 def test_a_text_of_ten_megabytes_is_shown_by_its_beginning(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ function episodeBox(episode, question, { advantage = null, more = null, tokens =
     ["cost", episode.cost || undefined], ["EM", episode.em], ["F1", episode.f1], ["advantage", advantage], ["searches", episode.searches], ["tokens", episode.action_tokens]];
   const score = episode.em !== undefined ? episode.em : episode.reward;
   return el("div", { class: "episode" },
-    el("div", {}, el("b", {}, episode.member === undefined ? "greedy" : `Member ${episode.member}`), " ",
+    el("div", {}, el("b", {}, nameOf(episode)), " ",
       el("span", { class: right ? "good" : "bad" }, score === undefined ? "no score" : `${episode.em !== undefined ? "EM" : "reward"} ${shown(score)}`), ` ${episode.stop_reason ?? ""} `,
       more ? link(more, "alone") : null),
     el("div", { class: "dim" }, parts.filter(([, v]) => v !== undefined && v !== null).map(([k, v]) => `${k} ${shown(v)}`).join(", ")),
@@ -19,6 +19,8 @@ function episodeBox(episode, question, { advantage = null, more = null, tokens =
       episode.inherited_turns === at + 1 ? el("div", { class: "cut" }, "A continuation: what is above was taken over from another episode; from here it was played anew.") : null,
     ]));
 }
+
+const nameOf = ({ member, sample }) => (member !== undefined ? `Member ${member}` : sample !== undefined ? `Sample ${sample}` : "Held out");
 
 function turnBox(turn, at, tokens) {
   const notes = (turn.calls ?? []).flatMap((c) => [c.refused ? `${c.tool}: refused, its limit is reached` : null, c.repeat ? `${c.tool}: repeats a ${c.repeat}` : null]).filter(Boolean);

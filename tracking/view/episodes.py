@@ -1,21 +1,18 @@
-"""Which episodes a report has room for, and an episode as the report holds it.
+"""Where the episodes of a run stand in its logs, and an episode as the report holds it.
 
 The logs may be many times larger than memory: they are read twice, a line at a time. First where each episode stands,
-then those that are shown, the most wanted first, until the page is full.
+then those that are shown (``tracking.view.filling``).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from tracking.trajectories import EVALUATIONS, TRAJECTORIES
-from tracking.view.groups import Questions
-from tracking.view.lines import Notices, clean, lines, parsed
-from tracking.view.page import ELEMENT, Page, encoded
+from tracking.view.lines import Notices, clean, lines
 
 PLAIN, PASSAGE, SUPPORTING, FOUND = range(4)
 """Kinds of a piece of an observation; ``FOUND`` is a supporting passage that the episode sees for the first time."""
@@ -27,7 +24,10 @@ class Place:
 
     start: int
     member: int
-    reward: float | None
+    """Its number in its group; in an evaluation, among the samples of its question."""
+    reward: float | None = None
+    em: float | None = None
+    f1: float | None = None
 
 
 @dataclass
@@ -43,16 +43,32 @@ class Training:
 
 @dataclass
 class Evaluations:
-    """The episodes of evaluations by step and question, and what they scored; a question asked twice counts once."""
+    """The episodes of evaluations by step, question and sample; of one that was played twice, the last."""
 
-    places: dict[int, dict[str, int]] = field(default_factory=dict)
-    em: dict[int, dict[str, float | None]] = field(default_factory=dict)
-    f1: dict[int, dict[str, float | None]] = field(default_factory=dict)
+    places: dict[int, dict[str, dict[int, Place]]] = field(default_factory=dict)
     questions: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def episodes(self) -> int:
-        return sum(map(len, self.places.values()))
+        return sum(len(samples) for asked in self.places.values() for samples in asked.values())
+
+    def samples(self, step: int) -> int:
+        """The most of a question; 0 without any."""
+        return max(map(len, self.places.get(step, {}).values()), default=0)
+
+    def em(self, step: int) -> dict[str, float]:
+        """Each question's mean over its samples, where one is known."""
+        return self._means(step, "em")
+
+    def f1(self, step: int) -> dict[str, float]:
+        return self._means(step, "f1")
+
+    def _means(self, step: int, name: str) -> dict[str, float]:
+        known = {
+            question: [score for place in samples.values() if (score := getattr(place, name)) is not None]
+            for question, samples in self.places.get(step, {}).items()
+        }
+        return {question: sum(scores) / len(scores) for question, scores in known.items() if scores}
 
 
 def find_training(folder: Path, notices: Notices, *, groups: bool) -> Training:
@@ -96,165 +112,33 @@ def find_evaluations(folder: Path, notices: Notices) -> Evaluations:
         step, question = row.get("step"), row.get("question_id")
         if not isinstance(step, int) or not isinstance(question, str):
             continue
-        found.places.setdefault(step, {})[question] = line.start
-        found.em.setdefault(step, {})[question] = row.get("em")
-        found.f1.setdefault(step, {})[question] = row.get("f1")
+        sample, em, f1 = row.get("sample"), row.get("em"), row.get("f1")
+        number = sample if isinstance(sample, int) else 0
+        found.places.setdefault(step, {}).setdefault(question, {})[number] = Place(
+            line.start,
+            number,
+            em=em if isinstance(em, int | float) else None,
+            f1=f1 if isinstance(f1, int | float) else None,
+        )
         if question not in found.questions:
             names = ("question_id", "question", "golden_answers", "supporting", "kind")
             found.questions[question] = {name: row.get(name) for name in names}
     return found
 
 
-# --- choosing --------------------------------------------------------------------------------------
-
-
-def spread(values: Iterable[int]) -> Iterator[int]:
-    """``values`` so that each beginning of the order is spread over all of them: ends, middle, quarters, …
-
-    >>> list(spread([1, 2, 3, 4, 5]))
-    [1, 5, 3, 2, 4]
-    """
-    ordered = sorted(values)
-    if not ordered:
-        return
-    yield ordered[0]
-    if len(ordered) > 1:
-        yield ordered[-1]
-    gaps = [(0, len(ordered) - 1)]
-    while gaps:
-        inner: list[tuple[int, int]] = []
-        for low, high in gaps:
-            if high - low < 2:
-                continue
-            middle = (low + high) // 2
-            yield ordered[middle]
-            inner += [(low, middle), (middle, high)]
-        gaps = inner
-
-
-def extremes(places: list[Place]) -> list[Place]:
-    """The best and the worst episode of a group, the first ones on ties; a group of equals has one."""
-    scored = [p for p in places if p.reward is not None]
-    if not scored:
-        return places[:1]
-    best = max(scored, key=lambda p: p.reward or 0.0)
-    worst = min(scored, key=lambda p: p.reward or 0.0)
-    return [best] if best.reward == worst.reward else [best, worst]
-
-
-@dataclass
-class Shown:
-    """How much of a log a page shows."""
-
-    episodes: int = 0
-    full: bool = False
-    """Something was left out for want of room."""
-
-
-class Filler:
-    """Puts episodes of one run into a page, up to ``limit`` bytes of the page in all."""
-
-    def __init__(self, page: Page, limit: int, run: str, questions: Questions, *, tokens: bool) -> None:
-        self._page = page
-        self._limit = limit - page.rest
-        self._run = run
-        self._questions = questions
-        self._tokens = tokens
-        self.shown = Shown()
-
-    def training(self, folder: Path, found: Training, asked: Collection[str]) -> None:
-        """Those asked for, then the best and the worst of each group, then the others; batches spread over the run."""
-        if not found.places:
-            return
-        taken: set[int] = set()
-        with (folder / TRAJECTORIES).open("rb") as file:
-            for batch, groups in found.places.items():
-                self._batch(file, f"{batch}-asked", {q: groups[q] for q in asked if q in groups}, taken, tokens=True)
-            for batch in spread(found.places):
-                chosen = {q: extremes(places) for q, places in found.places[batch].items()}
-                if not self._batch(file, f"{batch}", chosen, taken):
-                    return
-            for batch in spread(found.places):
-                if not self._batch(file, f"{batch}-rest", found.places[batch], taken):
-                    return
-
-    def _batch(
-        self,
-        file: BinaryIO,
-        name: str,
-        groups: dict[str, list[Place]],
-        taken: set[int],
-        *,
-        tokens: bool | None = None,
-    ) -> bool:
-        """One element with what fits of ``groups``; whether all did. Episodes in ``taken`` are there already."""
-        parts: list[tuple[int, dict[str, Any]]] = []
-        size, whole = ELEMENT + 64, True
-        for question, places in groups.items():
-            if question not in self._questions.numbers:
-                continue  # older than the table of groups goes back
-            for place in places:
-                if place.start in taken:
-                    continue
-                row = self._row(file, place.start, self._tokens if tokens is None else tokens)
-                number = self._questions.numbers[question]
-                more = len(encoded(row)) + len(str(number)) + 8
-                if self._page.size + size + more > self._limit:
-                    self.shown.full, whole = True, False
-                    break
-                size += more
-                taken.add(place.start)
-                parts.append((number, row | {"member": place.member}))
-            if not whole:
-                break
-        self._add(f"{self._run}-b-{name}", parts)
-        return whole
-
-    def evaluations(self, folder: Path, found: Evaluations, share: int) -> None:
-        """The last and the first evaluation, then the others, up to ``share`` bytes; changed questions come first."""
-        steps = sorted(found.places)
-        if not steps:
-            return
-        end = min(self._page.size + share, self._limit)
-        first, last = found.em[steps[0]], found.em[steps[-1]]
-        with (folder / EVALUATIONS).open("rb") as file:
-            for step in dict.fromkeys([steps[-1], *spread(steps)]):
-                places = found.places[step]
-                order = sorted(places, key=lambda q: first.get(q) == last.get(q))
-                self._evaluation(file, step, [(q, places[q]) for q in order], end)
-
-    def _evaluation(self, file: BinaryIO, step: int, places: list[tuple[str, int]], end: int) -> None:
-        parts: list[tuple[int, dict[str, Any]]] = []
-        size = ELEMENT + 64
-        for question, start in places:
-            row, number = self._row(file, start, False), self._questions.numbers.get(question)
-            if number is None:
-                continue
-            more = len(encoded(row)) + len(str(number)) + 8
-            if self._page.size + size + more > end:
-                self.shown.full = True
-                break
-            size += more
-            parts.append((number, row))
-        self._add(f"{self._run}-e-{step}", parts)
-
-    def _add(self, name: str, parts: list[tuple[int, dict[str, Any]]]) -> None:
-        if not parts:
-            return
-        grouped: dict[str, list[dict[str, Any]]] = {}
-        for number, row in parts:
-            grouped.setdefault(str(number), []).append(row)
-        self._page.add(name, encoded(grouped))
-        self.shown.episodes += len(parts)
-
-    def _row(self, file: BinaryIO, start: int, tokens: bool) -> dict[str, Any]:
-        file.seek(start)
-        return shown(parsed(file.readline()) or {}, tokens=tokens)
-
-
 # --- an episode as the page holds it ---------------------------------------------------------------
 
-_OF_THE_QUESTION = ("question_id", "question", "golden_answers", "supporting", "kind", "batch", "step", "turns")
+_OF_THE_QUESTION = (
+    "question_id",
+    "question",
+    "golden_answers",
+    "supporting",
+    "kind",
+    "batch",
+    "step",
+    "sample",
+    "turns",
+)
 
 
 def shown(row: dict[str, Any], *, tokens: bool) -> dict[str, Any]:

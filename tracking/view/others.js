@@ -40,11 +40,12 @@ function viewQuestion([run], number) {
     ], draws, { id: "draws", opens: groupHash }));
   }
   if (at >= 0) {
-    const rows = Object.entries(evals.em).map(([step, em]) => ({ step: Number(step), em: em[at] === "-" ? null : Number(em[at]), episode: run.evaluated(step, number) }));
+    const rows = Object.entries(evals.em).map(([step, em]) => ({ step: Number(step), em: em[at] === "-" ? null : Number(em[at]), episodes: run.evaluated(step, number) }));
+    const told = (r) => r.episodes.map(inShort).join("\n") || "not in this report";
     parts.push(heading("Its evaluations"), table([{ name: "step", value: (r) => r.step }, { name: "EM", value: (r) => r.em },
       { name: "flipped", value: (r) => { const before = rows[rows.indexOf(r) - 1]; return before && known(before.em) && before.em !== r.em ? "flipped" : null; } },
-      { name: "what the policy did", value: (r) => (r.episode ? inShort(r.episode) : "not in this report"), cell: (r) => el("span", { class: "text" }, r.episode ? inShort(r.episode) : "not in this report") }],
-    rows, { id: "evaluations" }), el("div", { class: "side" }, rows.filter((r) => r.episode).map((r) => el("div", {}, el("b", {}, `step ${r.step}`), episodeBox(r.episode, question)))));
+      { name: "what the policy did", value: told, cell: (r) => el("span", { class: "text" }, told(r)) }],
+    rows, { id: "evaluations" }), el("div", { class: "side" }, rows.flatMap((r) => r.episodes.map((e) => el("div", {}, el("b", {}, `step ${r.step}`), episodeBox(e, question))))));
   }
   if (!draws.length && at < 0) parts.push(el("p", {}, "It was neither drawn nor evaluated."));
   return parts;
@@ -133,8 +134,8 @@ function viewCompare(runs) {
     const count = (l, r) => rows.filter((row) => row.left === l && row.right === r).length;
     const box = el("div", { id: "pair" });
     const open = (row) => box.replaceChildren(...about(row.question, row.numbers[0]), el("div", { class: "side" }, [[left, 0], [right, 1]].map(([s, i]) => {
-      const episode = s.run.evaluated(s.step, row.numbers[i]);
-      return el("div", {}, el("b", {}, s.name), episode ? episodeBox(episode, row.question) : el("p", { class: "dim" }, "not in this report"));
+      const episodes = s.run.evaluated(s.step, row.numbers[i]);
+      return el("div", {}, el("b", {}, s.name), episodes.length ? episodes.map((e) => episodeBox(e, row.question)) : el("p", { class: "dim" }, "not in this report"));
     })));
     found.replaceChildren(
       el("p", { id: "counts" }, `Of ${rows.length} questions in both: both right ${count(1, 1)}, the left one alone ${count(1, 0)}, the right one alone ${count(0, 1)}, none ${count(0, 0)}.`),

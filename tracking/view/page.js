@@ -175,7 +175,9 @@ class Run {
     return new Map([...found].sort(([a], [b]) => a - b));
   }
 
+  /** The episodes of a question in an evaluation that the page holds: one, or as many as it has samples. */
   evaluated(step, question) {
-    return dataOf(`${this.name}-e-${step}`)?.[question]?.[0];
+    const found = ["", "-asked"].flatMap((part) => dataOf(`${this.name}-e-${step}${part}`)?.[question] ?? []);
+    return found.sort((a, b) => (a.sample ?? 0) - (b.sample ?? 0));
   }
 }

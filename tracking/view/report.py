@@ -9,11 +9,12 @@ from typing import Any
 
 from agent.errors import UserError
 from tracking.trajectories import GROUPS, TRAJECTORIES
-from tracking.view.episodes import Evaluations, Filler, find_evaluations, find_training
+from tracking.view.episodes import Evaluations, find_evaluations, find_training
+from tracking.view.filling import Filler
 from tracking.view.groups import Questions, draws
 from tracking.view.lines import Notices
 from tracking.view.page import Page, encoded, page
-from tracking.view.run import facts, mean_interval, spans
+from tracking.view.run import facts, spans
 
 REPORT = "report.html"
 COMPARISON = "compare.html"
@@ -59,18 +60,15 @@ def _add_run(written: Page, folder: Path, name: str, show: Collection[str], limi
     """Adds one run; what is said of it."""
     notices, questions = Notices(), Questions()
     has_groups = (folder / GROUPS).is_file()
-    run = facts(folder, notices)
+    evaluations = find_evaluations(folder, notices)
+    run = facts(folder, notices, evaluations)
     of_training = Notices() if run["evaluation"] else notices  # what only a training run writes isn't missing there
     training = find_training(folder, of_training, groups=not has_groups)
-    evaluations = find_evaluations(folder, notices)
     table = draws(folder, questions, of_training, instead=list(training.groups.values()))
     for question in show:
         if question not in training.questions and question not in evaluations.questions:
             notices.add(f"show: no episode of a question {question!r} is logged")
-    held_out = _held_out(evaluations, questions, notices)
-    for row in run["evals"]:
-        scores = [v for v in evaluations.f1.get(row.get("step"), {}).values() if isinstance(v, int | float)]
-        row["f1_interval"] = mean_interval(scores)
+    held_out = _held_out(evaluations, questions, notices, show)
     written.add(f"{name}-run", encoded(run))
     written.add(f"{name}-groups", encoded(table))
     written.add(f"{name}-evals", encoded(held_out))
@@ -80,30 +78,36 @@ def _add_run(written: Page, folder: Path, name: str, show: Collection[str], limi
     room = limit - written.size - written.rest
     tokens = not log.is_file() or log.stat().st_size <= room
     filler = Filler(written, limit, name, questions, tokens=tokens)
+    filler.asked(folder, training, evaluations, show)
     filler.evaluations(folder, evaluations, int(max(room, 0) * FOR_EVALUATIONS))
-    filler.training(folder, training, show)
+    filler.training(folder, training)
     logged = training.episodes + evaluations.episodes
-    if filler.shown.episodes < logged:
+    if filler.episodes < logged:
         notices.add(
-            f"{filler.shown.episodes:,} of {logged:,} logged episodes are in this report of at most "
+            f"{filler.episodes:,} of {logged:,} logged episodes are in this report of at most "
             f"{limit / 1e6:.0f} MB: the best and the worst of each group come first; show=[ID] asks for a question's"
         )
     if training.episodes and not tokens:
         notices.add("tokens and log-probabilities are in the episodes of questions asked for with show=[ID] alone")
-    return {"name": name, "notices": notices.texts, "episodes": [filler.shown.episodes, logged], "tokens": tokens}
+    return {"name": name, "notices": notices.texts, "episodes": [filler.episodes, logged], "tokens": tokens}
 
 
-def _held_out(found: Evaluations, questions: Questions, notices: Notices) -> dict[str, Any]:
+def _held_out(found: Evaluations, questions: Questions, notices: Notices, asked: Collection[str]) -> dict[str, Any]:
     """What each evaluation says of each question: ``em`` has a text per step with ``0``, ``1`` or, where it isn't
-    known, ``-`` for each of ``questions``."""
-    names = list(found.questions)
+    known, ``-`` for each of ``questions``, those that are ``asked`` for first."""
+    if (samples := max(map(found.samples, found.places), default=0)) > 1:
+        notices.add(f"held-out questions have {samples} samples: right is one where at least half of its samples are")
+    names = sorted(found.questions, key=lambda name: name not in asked)
     if len(names) > MOST_HELD_OUT:
         notices.add(f"{MOST_HELD_OUT:,} of {len(names):,} held-out questions are in the comparison of evaluations")
         names = names[:MOST_HELD_OUT]
     numbers = [questions.number(found.questions[name]) for name in names]
-    em = {step: "".join(_mark(scores.get(name)) for name in names) for step, scores in sorted(found.em.items())}
+    em = {}
+    for step in sorted(found.places):
+        scores = found.em(step)
+        em[step] = "".join(_mark(scores.get(name)) for name in names)
     return {"questions": numbers, "em": em}
 
 
-def _mark(em: Any) -> str:
-    return "-" if not isinstance(em, int | float) else str(int(em >= 0.5))
+def _mark(em: float | None) -> str:
+    return "-" if em is None else str(int(em >= 0.5))

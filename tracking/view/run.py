@@ -9,6 +9,7 @@ from typing import Any
 
 from tracking.alarms import Alarms
 from tracking.spans import SPANS
+from tracking.view.episodes import Evaluations
 from tracking.view.groups import in_words
 from tracking.view.lines import Notices, clean, lines, short, shortened
 
@@ -20,10 +21,10 @@ Z = 1.959964
 """Of a 95 % interval."""
 
 
-def facts(folder: Path, notices: Notices) -> dict[str, Any]:
+def facts(folder: Path, notices: Notices, held_out: Evaluations) -> dict[str, Any]:
     """The part of a report that is about the run as a whole: ``config``, ``overrides``, ``steps`` (columns),
     ``evals``, ``events``, ``summary``, ``alarms``, ``about``, ``end``,
-    ``evaluation`` (it is one of ``mode=eval``)."""
+    ``evaluation`` (it is one of ``mode=eval``). ``held_out`` are the episodes of its evaluations."""
     steps: list[dict[str, Any]] = []
     evals: list[dict[str, Any]] = []
     events: list[dict[str, Any]] = []
@@ -36,7 +37,7 @@ def facts(folder: Path, notices: Notices) -> dict[str, Any]:
         if kind == "step":
             steps.append(row)
         elif kind == "eval":
-            evals.append(clean(row) | {"em_interval": wilson(row.get("em"), row.get("n"))})
+            evals.append(clean(row) | _intervals(row, held_out))
         elif kind == "event":
             events.append(clean(row))
         elif kind == "summary":
@@ -77,6 +78,15 @@ def columns(steps: list[dict[str, Any]], notices: Notices) -> dict[str, list[Any
     return {name: values for name, values in found.items() if any(v is not None for v in values)}
 
 
+def _intervals(row: dict[str, Any], held_out: Evaluations) -> dict[str, Any]:
+    """Of EM and F1. The samples of a question are alike: only its mean over them is independent of the others."""
+    step = row.get("step", 0)
+    em = wilson(row.get("em"), row.get("n"))
+    if max(held_out.samples(step), row.get("samples", 1)) > 1:
+        em = mean_interval([*held_out.em(step).values()])
+    return {"em_interval": em, "f1_interval": mean_interval([*held_out.f1(step).values()])}
+
+
 def wilson(share: Any, n: Any) -> list[float] | None:
     """Wilson's 95 % interval of a share of ``n`` (JASA 22, 1927); None without them.
 
@@ -91,13 +101,13 @@ def wilson(share: Any, n: Any) -> list[float] | None:
 
 
 def mean_interval(values: list[float]) -> list[float] | None:
-    """The normal 95 % interval of a mean; None of fewer than two values."""
+    """The normal 95 % interval of the mean of scores between 0 and 1; None of fewer than two."""
     n = len(values)
     if n < 2:
         return None
     mean = sum(values) / n
     half = Z * math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
-    return [short(mean - half), short(mean + half)]
+    return [short(max(0.0, mean - half)), short(min(1.0, mean + half))]
 
 
 def ending(

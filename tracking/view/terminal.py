@@ -24,6 +24,7 @@ from agent.errors import UserError
 from tracking.console import Console
 from tracking.view import in_lines
 from tracking.view.episode_list import Filters, in_range, read_entries, read_episode
+from tracking.view.episodes import find_evaluations
 from tracking.view.in_lines import one_line
 from tracking.view.lines import Notices
 from tracking.view.run import facts
@@ -69,7 +70,7 @@ class Viewer:
         self.busy("reading the run …")
         notices = Notices()
         self._entries = read_entries(self._folder, notices)
-        self._facts = facts(self._folder, notices)
+        self._facts = facts(self._folder, notices, find_evaluations(self._folder, notices))
         self._notices = notices.texts
         self._list()
 
