@@ -24,6 +24,8 @@ class TrackerConfig:
     """``auto`` is online for a user who has logged in and offline for others; or ``online``, ``offline``."""
     trajectories_per_step: int = bounded(8, "at least -1")
     """Trajectories written to ``trajectories.jsonl`` per step; -1 writes all."""
+    timeout_s: float = bounded(300.0, "above 0")
+    """How long the run waits for a tracker's library; one that takes longer is off from then on."""
 
     def __post_init__(self) -> None:
         check_bounds(self, "tracker")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from tracking.metrics import keep_lines
 from tracking.trackers import several
 from tracking.trackers.base import Asked, Tracker
 from tracking.trackers.episodes import COLUMNS, Episodes, EpisodesLog
+from tracking.trackers.in_time import InTime
 from tracking.trackers.several import Trackers, check_installed
 from tracking.trajectories import EVALUATIONS
 
@@ -183,7 +185,8 @@ def test_one_that_fails_is_off_and_the_others_go_on(tmp_path: Path) -> None:
     told: list[str] = []
     given = asked(tmp_path)
     heard = Heard(given)
-    trackers = Trackers({"wandb": Broken(given), "trackio": heard}, Dispensable(told.append), EpisodesLog(tmp_path))
+    runs = {"wandb": (Broken(given), InTime(60)), "trackio": (heard, InTime(60))}
+    trackers = Trackers(runs, Dispensable(told.append), EpisodesLog(tmp_path))
     assert trackers.ids == {"wandb": "b"}
     trackers.log({"step": 1, "x": 2.0, "gone": math.nan, "beyond": math.inf, "below": -math.inf})
     made.lines(tmp_path / EVALUATIONS, [made.evaluated(1, "q1", 1.0), made.evaluated(1, "q2", 1.0)])
@@ -191,6 +194,62 @@ def test_one_that_fails_is_off_and_the_others_go_on(tmp_path: Path) -> None:
     trackers.close()
     assert told == ["the tracker wandb failed and is off for the rest of this run, which goes on: RuntimeError: gone"]
     assert heard.heard == [(1, {"x": 2.0}), (1, {"eval/em": 1.0}), (1, 2), "closed"]
+
+
+class Hanging(Heard):
+    """One whose library waits for a process that never answers, until ``freed``."""
+
+    def __init__(self, given: Asked) -> None:
+        super().__init__(given)
+        self.freed = Event()
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        super().log(numbers, step)
+        self.freed.wait()
+
+
+def test_one_that_hangs_is_off_and_the_others_go_on(tmp_path: Path) -> None:
+    told: list[str] = []
+    given = asked(tmp_path)
+    hanging, heard = Hanging(given), Heard(given)
+    trackers = Trackers(
+        {"wandb": (hanging, InTime(0.05)), "trackio": (heard, InTime(60))},
+        Dispensable(told.append),
+        EpisodesLog(tmp_path),
+    )
+    for step in (1, 2):
+        trackers.log({"step": step, "x": 2.0})
+    trackers.close()
+    hanging.freed.set()
+    assert told == [
+        "the tracker wandb failed and is off for the rest of this run, which goes on: "
+        "no answer within 0.05 s (tracker.timeout_s)"
+    ]
+    assert hanging.heard == [(1, {"x": 2.0})]
+    assert heard.heard == [(1, {"x": 2.0}), (2, {"x": 2.0}), "closed"]
+
+
+def test_one_that_hangs_as_it_is_opened_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    freed, told = Event(), []
+    monkeypatch.setattr("tracking.trackers.trackio.Tracker", lambda given: freed.wait())
+    given = asked(tmp_path, "trackio")
+    given.config.timeout_s = 0.05
+    trackers = Trackers.open(given, {}, Dispensable(told.append))
+    freed.set()
+    assert trackers.ids == {}
+    assert len(told) == 1
+    assert told[0].endswith("no answer within 0.05 s (tracker.timeout_s)")
+
+
+def test_what_a_tracker_raises_in_time_is_its_own() -> None:
+    in_time = InTime(60)
+
+    def refused() -> None:
+        raise TimeoutError("the server said so")
+
+    with pytest.raises(TimeoutError, match=r"^the server said so$"):
+        in_time(refused)
+    assert in_time(lambda: 3) == 3
 
 
 @pytest.mark.parametrize("broken", ["__init__", "of"])
@@ -207,7 +266,7 @@ def test_a_log_that_cant_be_read_is_no_table_and_the_run_goes_on(
     trackers = Trackers.open(asked(tmp_path, "trackio"), {}, extras)
     for step in (1, 2):
         trackers.evaluation({"step": step, "em": 1.0})
-    heard = trackers._runs["trackio"]
+    heard, _ = trackers._runs["trackio"]
     assert isinstance(heard, Heard)
     assert heard.heard == [(1, {"eval/em": 1.0}), (2, {"eval/em": 1.0})]
     (line,) = told

@@ -1,4 +1,4 @@
-"""The trackers of a run. One that fails is off from then on, and the run and the others go on."""
+"""The trackers of a run. One that fails or hangs is off from then on, and the run and the others go on."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tracking.config import TrackerConfig
 from tracking.dispensable import Dispensable
 from tracking.trackers.base import Asked, Tracker
 from tracking.trackers.episodes import EpisodesLog
+from tracking.trackers.in_time import InTime
 
 TABLE = "the trackers' table of episodes"
 
@@ -34,7 +35,12 @@ def check_installed(config: TrackerConfig) -> None:
 class Trackers:
     """The open ones by name."""
 
-    def __init__(self, runs: Mapping[str, Tracker], extras: Dispensable, log: EpisodesLog | None = None) -> None:
+    def __init__(
+        self,
+        runs: Mapping[str, tuple[Tracker, InTime]],
+        extras: Dispensable,
+        log: EpisodesLog | None = None,
+    ) -> None:
         self._runs = dict(runs)
         self._extras = extras
         self._log = log
@@ -45,15 +51,15 @@ class Trackers:
         opened = {}
         for name in asked.config.names:
             made = import_module(f"tracking.trackers.{name}").Tracker
-            told = replace(asked, id=ids.get(name))
-            if (run := extras.attempt(_called(name), partial(made, told))) is not None:
-                opened[name] = run
+            told, in_time = replace(asked, id=ids.get(name)), InTime(asked.config.timeout_s)
+            if (run := extras.attempt(_called(name), partial(in_time, partial(made, told)))) is not None:
+                opened[name] = run, in_time
         return cls(opened, extras, extras.attempt(TABLE, lambda: EpisodesLog(asked.folder)))
 
     @property
     def ids(self) -> dict[str, str]:
         """What those call the run that a later process can go on with."""
-        return {name: run.id for name, run in self._runs.items() if run.id}
+        return {name: run.id for name, (run, _) in self._runs.items() if run.id}
 
     def log(self, row: Mapping[str, Any], *, prefix: str = "") -> None:
         """The finite numbers of a row, at its step."""
@@ -74,10 +80,12 @@ class Trackers:
     def close(self) -> None:
         """Closes each."""
         self._each(lambda run: run.close())
+        for _, in_time in self._runs.values():
+            in_time.end()
 
     def _each(self, do: Callable[[Tracker], None]) -> None:
-        for name, run in self._runs.items():
-            self._extras.attempt(_called(name), partial(do, run))
+        for name, (run, in_time) in self._runs.items():
+            self._extras.attempt(_called(name), partial(in_time, partial(do, run)))
 
 
 def _called(name: str) -> str:
