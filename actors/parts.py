@@ -22,7 +22,7 @@ from actors.searching import Searching
 from actors.topology import Topology, named
 from actors.watch import Watch
 from actors.worker_pool import WorkerPool
-from agent.errors import Fault
+from agent.errors import Fault, Unusable
 from agent.records import Question
 from conf.schema import RunConfig
 from retrieval_service.backend import Identity
@@ -113,15 +113,15 @@ class Parts:
         """What is searched; a retrieval that is down is waited for."""
         return self._replicas.identity(self.wait)
 
-    def lost(self, fault: Fault) -> dict[str, Died]:
+    def lost(self, fault: Fault) -> dict[str, Fault]:
         """Which of learner and pool are gone, if any, and why: all end with that. Else raises ``fault``.
 
         Raises a ``Fault``, too, if that was once too often.
         """
         if self.workers is None:
             raise fault
-        gone = self.health.gone(*self._together)
-        if isinstance(fault, Hangs) and fault.actor in self._together:
+        gone: dict[str, Fault] = {**self.health.gone(*self._together)}
+        if isinstance(fault, Hangs | Unusable) and fault.actor in self._together:
             gone = {fault.actor: fault, **gone}
         if not gone:
             raise fault

@@ -2,7 +2,8 @@
 
     worker ── bytes ──► pool: into the object store, once ── reference ──► learner
 
-The pool never looks inside. The object is the pool actor's own, so that it outlives the worker that made it.
+The pool never looks inside. The object is the pool actor's own, so that it outlives the worker that made it. What has
+changed on the way is no group: its bytes begin with their digest.
 """
 
 from __future__ import annotations
@@ -10,16 +11,44 @@ from __future__ import annotations
 import pickle
 
 import ray
+import xxhash
 
+from agent.errors import Fault, Unusable
 from agent.groups import Group
 from agent.pool.batches import TakenBatch
+
+_DIGEST = 8
+"""Bytes of an xxh3-64."""
 
 
 def packed(group: Group) -> bytes:
     """``group`` as the pool is given it."""
-    return pickle.dumps(group, protocol=5)
+    content = pickle.dumps(group, protocol=5)
+    return xxhash.xxh3_64_digest(content) + content
+
+
+def check(group: bytes) -> None:
+    """Raises ``Fault`` unless these are the bytes that a worker has packed."""
+    if not is_sound(group):
+        raise Fault("a group arrived damaged at the pool")
+
+
+def is_sound(group: object) -> bool:
+    """Whether these are the bytes that a worker has packed."""
+    if not isinstance(group, bytes):
+        return False
+    return xxhash.xxh3_64_digest(memoryview(group)[_DIGEST:]) == group[:_DIGEST]
 
 
 def fetched(batch: TakenBatch[ray.ObjectRef]) -> TakenBatch[Group]:
-    """``batch`` with its groups, from the object store."""
-    return batch.unpacked(lambda reference: pickle.loads(ray.get(reference)))
+    """``batch`` with its groups, from the object store. Raises ``Unusable`` if it, or one of them, is damaged."""
+    if not isinstance(batch, TakenBatch):
+        raise Unusable("pool", f"instead of a batch it is of type {type(batch).__name__}")
+    return batch.unpacked(lambda reference: _unpacked(ray.get(reference), batch.index))
+
+
+def _unpacked(group: bytes, batch: int) -> Group:
+    if not is_sound(group):
+        raise Unusable("pool", f"a group of batch {batch} is damaged")
+    unpacked: Group = pickle.loads(memoryview(group)[_DIGEST:])
+    return unpacked

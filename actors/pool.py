@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 
+from actors.payloads import check
 from actors.process import log_to
 from actors.pulse import HEALTH, Beats, Pulse, during
 from actors.reports import Released
@@ -80,7 +81,11 @@ class PoolActor:
         return []
 
     async def submit(self, outcome: Outcome, group: bytes) -> bool:
-        """See ``QueryPool.submit``; ``group`` is for the learner (``actors/payloads.py``)."""
+        """See ``QueryPool.submit``; ``group`` is for the learner (``actors/payloads.py``).
+
+        Raises ``Fault`` if it isn't what the worker has packed: then its claim is still held.
+        """
+        check(group)
         taken = self._pool.submit(outcome, ray.put(group))
         await self._notify()
         return taken

@@ -57,3 +57,11 @@ def play(
     for number, at in enumerate(again):
         by_question[at] = second[number * samples : (number + 1) * samples]
     return [row for own in by_question for row in own]
+
+
+def are_rows(result: object, questions: Sequence[Question]) -> bool:
+    """Whether ``result`` are the rows of these questions, as many of each as of the others."""
+    if not isinstance(result, list) or not all(isinstance(row, EvalRow) for row in result):
+        return False
+    asked = [question.id for question in questions for _ in range(len(result) // len(questions))]
+    return bool(result) and [row.question_id for row in result] == asked

@@ -29,7 +29,7 @@ from actors.weights import CHANNELS, NcclChannel, Published
 from agent.config import AgentConfig, GroupConfig, RewardConfig
 from agent.dialogue import Dialogue
 from agent.environment import Environment
-from agent.errors import Fault, UserError, shortened
+from agent.errors import Fault, Unusable, UserError, shortened
 from agent.group import Player
 from agent.inference.evaluation import EvalRow, evaluate
 from agent.inference.infer import Inference, Inferred, infer
@@ -264,7 +264,11 @@ class RolloutWorker:
 
     async def _claim(self, pool: Any, limit: int) -> list[tuple[Ticket, Question]]:
         with self._spans.span("claim", SHOWN_S):
-            return await pool.claim.remote(self._name, limit)
+            claimed: list[tuple[Ticket, Question]] = await pool.claim.remote(self._name, limit)
+        for ticket, question in claimed:
+            if not isinstance(ticket, Ticket) or not isinstance(question, Question):
+                raise Unusable("pool", f"a claim is of {type(ticket).__name__} and {type(question).__name__}")
+        return claimed
 
     async def _play(self, pool: Any, strategy: Strategy, ticket: Ticket, question: Question, leases: Leases) -> None:
         await self._open.wait()

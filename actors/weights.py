@@ -20,7 +20,7 @@ import ray
 import torch
 import xxhash
 
-from agent.errors import Fault
+from agent.errors import Fault, Unusable
 from learner.model_folder import INDEX, WEIGHTS, weight_files
 
 
@@ -84,7 +84,7 @@ class Channel(Protocol):
     """A way for weights to travel. What ``publish`` takes is the channel's own."""
 
     async def receive(self, published: Published) -> dict[str, torch.Tensor]:
-        """The published tensors. Raises ``Fault`` if they are not the bytes that were published."""
+        """The published tensors. Raises ``Fault`` (``Unusable`` of the learner) if they aren't what was published."""
 
 
 class ObjectStoreChannel:
@@ -116,7 +116,11 @@ class FolderChannel:
         """See ``Channel``."""
         from safetensors.torch import load_file
 
-        check(published.version, published.checksum, self._checksum(published.handle))
+        if (found := self._checksum(published.handle)) != published.checksum:
+            raise Fault(
+                f"the weights in {published.handle} have changed since they were served: checksum {found}, not "
+                f"{published.checksum}"
+            )
         return {k: v for file in self._files(published.handle) for k, v in load_file(file).items()}
 
     def _checksum(self, folder: Path) -> str:
@@ -213,6 +217,6 @@ CHANNELS: dict[str, type[Any]] = {
 
 
 def check(version: int, expected: str, found: str) -> None:
-    """Raises ``Fault`` unless the bytes that arrived are those that were published."""
+    """Raises ``Unusable`` unless the bytes that arrived are those that the learner has published."""
     if found != expected:
-        raise Fault(f"weights of version {version} arrived damaged: checksum {found}, not {expected}")
+        raise Unusable("learner", f"weights of version {version} arrived damaged: checksum {found}, not {expected}")

@@ -23,11 +23,11 @@ from actors.calls import POLL_S, Died, Hangs, get
 from actors.health import Health
 from actors.process import last_lines
 from actors.repeats import Repeats
-from actors.replay import CHUNK
+from actors.replay import CHUNK, are_rows
 from actors.restarts import Restarts
 from actors.weights import Published
 from agent.config import GroupConfig
-from agent.errors import Fault, UserError
+from agent.errors import Fault, Unusable, UserError
 from agent.inference.evaluation import EvalRow
 from agent.inference.infer import Inferred
 from agent.records import Question
@@ -229,6 +229,9 @@ class WorkerPool:
                 worker, share = pending.pop(done)
                 sound = any(not row.fault for played in rows.values() for row in played)
                 result = self._result(done, worker, "evaluate", final=bool(rows) and not sound)
+                if worker in self._workers and not are_rows(result, share[1]):
+                    self._replace(worker, f"{worker.name} answered {len(share[1])} questions with something else")
+                    result = None
                 if result is None:
                     todo.append(share)
                 else:
@@ -360,7 +363,10 @@ class WorkerPool:
             raise
         except Fault as error:
             # A group that breaks says nothing of the next one: others may have been played for hours in between.
-            if call != "run" and (self._repeats.would(call, error) or (final and not isinstance(error, Died))):
+            again = call != "run" and self._repeats.would(call, error)
+            if isinstance(error, Unusable) and (again or call == "run"):  # it isn't the workers that fail
+                raise
+            if again or (call != "run" and final and not isinstance(error, Died)):
                 raise self._hopeless(worker, error) from error
             self._replace(worker, str(error))
             return None

@@ -29,6 +29,17 @@ class Fault(RuntimeError):
     """Something broke that the user didn't ask for. ``launch.py`` exits 1 and says where it broke."""
 
 
+class Unusable(Fault):
+    """What an actor gave is damaged. It is lost with it, whether it goes on or not: it would give the same again."""
+
+    def __init__(self, actor: str, why: str) -> None:
+        super().__init__(actor, why)  # as they are given: it crosses processes
+        self.actor = actor
+
+    def __str__(self) -> str:
+        return f"what the {self.actor} gave can't be used: {self.args[1]}"
+
+
 class ToolError(Fault):
     """A tool could not answer. It excludes the trajectory from its group."""
 

@@ -18,7 +18,7 @@ from patience import HANG_S
 from actors.pulse import HEALTH, Beats, Pulse, during
 from actors.retrieval import RetrievalActor
 from agent.config import GroupConfig
-from agent.errors import Fault, UserError
+from agent.errors import Fault, Unusable, UserError
 from agent.inference.evaluation import EvalRow
 from agent.records import Passage, Question
 from retrieval_service.backend import Identity
@@ -215,7 +215,9 @@ class FakeWorker:
         self._evaluating += 1
         told = await self._act("evaluate", str(len(questions)), f"at once {self._evaluating}")
         self._evaluating -= 1
-        return [replace(row_of(q), fault=told == "faults") for q in questions]
+        rows = [replace(row_of(q), fault=told == "faults") for q in questions]
+        garbage: dict[str, Any] = {"none": None, "short": rows[1:], "text": ["row"] * len(rows), "others": rows[::-1]}
+        return garbage.get(told, rows)
 
     async def _act(self, method: str, *details: str) -> str:
         """Does what the script says, and says what that was."""
@@ -227,6 +229,10 @@ class FakeWorker:
             os._exit(1)
         elif step == "fault":
             raise Fault(f"{method} broke")
+        elif step == "damaged":
+            raise Unusable("learner", f"{method} got damaged weights")
+        elif step == "garbled":
+            raise Unusable("pool", f"{method} got a damaged claim")
         elif step == "user":
             raise UserError(f"{method} got bad input")
         elif step == "hang":

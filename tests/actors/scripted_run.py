@@ -23,7 +23,7 @@ from actors.saving import _in_thread as in_thread
 from actors.supervisor import Supervisor
 from actors.totals import Totals
 from agent.config import GroupConfig
-from agent.errors import Fault
+from agent.errors import Fault, Unusable
 from agent.inference.evaluation import EvalRow
 from agent.pool import saved
 from agent.pool.history import DRAW
@@ -81,6 +81,7 @@ class World:
         shaky: tuple[int, ...] = (),
         shaken_by: str = "generation_failed",
         deaths: Mapping[str, str] | None = None,
+        garbage: Mapping[str, str] | None = None,
     ) -> None:
         self.events: list[str] = []
         self.searches = searches
@@ -114,6 +115,8 @@ class World:
         self.parts: dict[str, Any] = {}
         self.deaths = dict(deaths or {})
         """Events during which one of learner and pool dies, and which."""
+        self.garbage = dict(garbage or {})
+        """Events during which one of them gives what can't be used, and which."""
         self.dead: str | None = None
         self.model_of: list[str | None] = []
         """The checkpoints whose model the learners were started with."""
@@ -128,6 +131,8 @@ class World:
         if event in self.deaths:
             self.dead = self.deaths.pop(event)
             raise Died(f"{self.dead} died")
+        if event in self.garbage:
+            raise Unusable(self.garbage.pop(event), "it is damaged")
         if event in self.interrupt:
             self.interrupt.remove(event)
             os.kill(os.getpid(), self.signal_number)

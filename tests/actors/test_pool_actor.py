@@ -20,7 +20,7 @@ from actors.calls import get
 from actors.payloads import fetched, packed
 from actors.pool import PoolActor
 from actors.reports import Released
-from agent.errors import Fault, UserError
+from agent.errors import Fault, Unusable, UserError
 from agent.groups import Group
 from agent.pool import saved
 from agent.pool.query_pool import QueryPool
@@ -310,6 +310,37 @@ def test_the_groups_themselves_come_to_whoever_takes_the_batch(start: Start) -> 
     batch = fetched(result(pool.take.remote(0)))
     assert [pickle.dumps(group) for group in batch.payloads] == [pickle.dumps(group) for group in sent]
     assert [a.payload for a in batch.accepted] == list(batch.payloads), "each was fetched once"
+
+
+def test_a_group_that_arrives_damaged_is_refused_and_its_claim_goes_back_with_the_worker(start: Start) -> None:
+    pool = start(Epoch(batch_questions=1, group_size=2))
+    (ticket,) = claim(pool)
+    group = played(ticket)
+    content = bytearray(packed(group))
+    content[-3] ^= 1
+    for damaged in (bytes(content), packed(group)[:-1], b"", None):
+        with pytest.raises(Fault, match=r"a group arrived damaged at the pool$"):
+            result(pool.submit.remote(group.outcome(), damaged))
+    assert claimed(pool) == 1
+    assert result(pool.worker_lost.remote("w", True)) == (1, [])
+    (again,) = claim(pool, "x")
+    assert submitted(pool, played(again))
+    report = result(pool.report.remote())  # which balances the books
+    assert report["accounts"]["groups"]["returned"] == {"worker_lost": 1}
+    assert result(pool.take.remote(0)).index == 0
+
+
+def test_a_batch_that_is_none_is_the_pools_fault(start: Start) -> None:
+    with pytest.raises(
+        Unusable, match=r"^what the pool gave can't be used: instead of a batch it is of type NoneType$"
+    ):
+        fetched(None)  # type: ignore[arg-type]
+    pool = start(Epoch(batch_questions=1, group_size=2))
+    (ticket,) = claim(pool)
+    submitted(pool, played(ticket))
+    batch = result(pool.take.remote(0)).unpacked(lambda reference: ray.put(ray.get(reference)[:-1]))
+    with pytest.raises(Unusable, match=r"^what the pool gave can't be used: a group of batch 0 is damaged$"):
+        fetched(batch)
 
 
 def test_a_group_outlives_the_worker_that_has_sent_it(start: Start) -> None:

@@ -100,6 +100,17 @@ def test_learner_and_pool_go_on_together_from_the_last_checkpoint(play: Play, wh
     assert {p.name for p in (driver.run_dir / "checkpoints").iterdir()} == {f"step-00000{n}" for n in (2, 4, 6)}
 
 
+@pytest.mark.parametrize(("who", "when"), [("learner", "deliver 4"), ("pool", "step 4")])
+def test_one_that_gives_what_cant_be_used_is_lost_as_if_it_had_died(play: Play, who: str, when: str) -> None:
+    world = World(garbage={when: who})
+    driver, summary = play(world, 6, save_every=2)
+    at = world.events.index("forget")
+    assert world.events[at - 1 : at + 5] == [when, *AGAIN, "step 3"]
+    assert summary["step"] == 6
+    (recovered,) = [r for r in read(driver.record.metrics.path) if r.get("event") == "recovered"]
+    assert (recovered["lost"], recovered["cause"]) == (who, f"what the {who} gave can't be used: it is damaged")
+
+
 def test_an_alarm_that_has_sounded_before_a_resume_or_a_recovery_holds_on_and_is_not_said_again(play: Play) -> None:
     first, _ = play(World(searches=0), 6)
     saved = latest(first.run_dir / "checkpoints")

@@ -23,7 +23,7 @@ from actors.process import log_to
 from actors.restarts import Restarts
 from actors.worker_pool import WorkerPool
 from agent.config import GroupConfig
-from agent.errors import Fault, UserError
+from agent.errors import Fault, Unusable, UserError
 from agent.records import Question
 from conf.topology import DeadlineConfig
 
@@ -393,6 +393,45 @@ def test_an_evaluation_without_a_sound_episode_ends_with_the_engine_that_breaks(
     with pytest.raises(Fault, match=r"^every worker would fail as rollout-0: evaluate broke$"):
         house.patiently(partial(workers.evaluate, chunk=2), QUESTIONS)
     assert house.lost == []
+
+
+def test_a_version_that_arrives_damaged_at_one_worker_costs_that_worker(house: House) -> None:
+    workers = house.workers(2, {"rollout-1": {"receive": ["", "damaged"]}})
+    house.patiently(workers.deliver, Version(0))
+    house.until_phases(workers, "idle", "idle")
+    house.patiently(workers.deliver, Version(1))
+    ((lost, cause),) = house.lost
+    assert lost == "rollout-1"
+    assert cause == "what the learner gave can't be used: receive got damaged weights"
+    house.until_phases(workers, "idle", "idle")
+    assert house.events("rollout-2", "has") == [("1",)]
+
+
+def test_a_version_that_arrives_damaged_everywhere_is_the_learners_fault(house: House) -> None:
+    workers = house.workers(1, {f"rollout-{n}": {"receive": ["", "damaged"][1 - (n == 0) :]} for n in range(3)})
+    house.patiently(workers.deliver, Version(0))
+    with pytest.raises(Unusable, match=r"^what the learner gave can't be used: receive got damaged weights$") as error:
+        house.patiently(workers.deliver, Version(1))
+    assert error.value.actor == "learner"
+    assert [name for name, _ in house.lost] == ["rollout-0"]
+
+
+def test_a_claim_that_is_none_is_the_pools_fault(house: House) -> None:
+    workers = house.workers(1, {"rollout-0": {"run": ["garbled"]}})
+    house.patiently(workers.deliver, Version(0))
+    workers.serve("pool", PLAIN)
+    with pytest.raises(Unusable, match=r"^what the pool gave can't be used: run got a damaged claim$") as error:
+        house.watch(workers, "rollout-1", "run")
+    assert error.value.actor == "pool"
+    assert house.lost == []
+
+
+@pytest.mark.parametrize("garbage", ["none", "short", "text", "others"])
+def test_rows_that_are_none_cost_a_worker_and_are_played_again(house: House, garbage: str) -> None:
+    workers = house.workers(1, {"rollout-0": {"evaluate": [garbage]}})
+    house.patiently(workers.deliver, Version(0))
+    assert house.patiently(workers.evaluate, QUESTIONS[:3]) == [row_of(q) for q in QUESTIONS[:3]]
+    assert [name for name, _ in house.lost] == ["rollout-0"]
 
 
 def test_groups_that_break_workers_in_a_long_run_cost_a_worker_each(house: House) -> None:
