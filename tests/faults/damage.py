@@ -19,7 +19,7 @@ from small_run import SMALL_RUN
 ROOT = Path(__file__).parents[2]
 INJECT = Path(__file__).parent / "inject"
 PARTS = ("rollout", "retrieval", "pool", "learner")
-KINDS = ("kill", "stop", "slow")
+KINDS = ("kill", "stop", "slow", "garbage")
 HANGS = {
     "rollout": ("start", "publish", "evaluate", "generate"),
     "retrieval": ("start", "search"),
@@ -111,12 +111,8 @@ class Damaged:
         ``phase`` is one of ``PHASES``, or one of the target's own. A target that is ``starting`` is killed before, so
         that it starts.
         """
-        when = (target, "start") if phase == "starting" else PHASES.get(phase, (target, phase))
-        (self.faults / "done").unlink(missing_ok=True)
         before = self._seen(target)
-        order = self.faults / "order.new"
-        order.write_text(json.dumps({"when": when, "target": target, "kind": kind}))
-        order.rename(self.faults / "order")
+        self.order(target, kind, phase)
         if phase == "starting":
             os.kill(self.newest(target), signal.SIGKILL)
             self.wait(lambda: self._seen(target) > before, hang_s)
@@ -127,12 +123,27 @@ class Damaged:
         if kind == "slow":
             return self._slowed(pid, before, target)
         (self.faults / "taken").unlink(missing_ok=True)
+        if kind == "garbage":
+            given = self.faults / f"given-{target}"
+            self.wait(given.exists, hang_s)
+            given.unlink()
+            at = time.time()
+            if target == "retrieval":
+                return self._unanswered(before)
         self.wait(lambda: self._seen(target) > before, hang_s)
         detected = time.time() - at
         self.wait(lambda: self._back(target, at, pid), hang_s)
         recovered = self._back(target, at, pid) - at
         assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
         return Seen(detected, recovered)
+
+    def order(self, target: str, kind: str, phase: str) -> None:
+        """Gives an order, which is carried out as the phase is entered; one before it that wasn't is void."""
+        when = (target, "start") if phase == "starting" else PHASES.get(phase, (target, phase))
+        (self.faults / "done").unlink(missing_ok=True)
+        order = self.faults / "order.new"
+        order.write_text(json.dumps({"when": when, "target": target, "kind": kind}))
+        order.rename(self.faults / "order")
 
     def newest(self, target: str) -> int:
         """The newest process of a part that has entered any phase."""
@@ -151,6 +162,18 @@ class Damaged:
             return next((t for t, actor, what, _ in entered if actor.startswith(target) and what in work), None)
         return next((t for t, actor, what, _ in entered if (actor, what) == ("learner", "take")), None)
 
+    def _unanswered(self, before: int) -> Seen:
+        """Searches were answered with garbage: they failed, the retrieval goes on, and so does the run."""
+        began, steps = time.time(), self._steps()
+        self.wait(lambda: any(actor.startswith("retrieval") for _, actor, what, _ in self.phases(began)))
+        back = time.time() - began
+        self.wait(lambda: self._steps() > steps)
+        assert self._seen("retrieval") == before, "it isn't dead"
+        return Seen(None, back)
+
+    def _steps(self) -> int:
+        return len([row for row in self.rows() if row["kind"] == "step"])
+
     def _slowed(self, pid: int, before: int, target: str) -> Seen:
         """Gives the process a tenth of its time for a while: nothing is lost, and the run goes on afterwards."""
         process, end = psutil.Process(pid), time.monotonic() + SLOW_S
@@ -160,8 +183,8 @@ class Damaged:
             process.send_signal(signal.SIGCONT)
             time.sleep(0.1)
         assert self._seen(target) == before, "slow isn't dead"
-        steps = len([r for r in self.rows() if r["kind"] == "step"])
-        self.wait(lambda: len([r for r in self.rows() if r["kind"] == "step"]) > steps)
+        steps = self._steps()
+        self.wait(lambda: self._steps() > steps)
         return Seen(None, None)
 
     def end(self) -> None:

@@ -3,7 +3,9 @@
 An actor that enters a phase (``actors/pulse.py``), or asks its engine, adds a line to ``$FAULTS/phases``, and does what
 the file ``$FAULTS/order`` says if it is for that phase: an order is carried out once, by whoever takes it first.
 
-    {"when": ["learner", "publish"], "target": "pool", "kind": "kill", "skip": 0}
+    {"when": ["learner", "publish"], "target": "pool", "kind": "kill"}
+
+Of ``garbage`` the order only says from when on: the next thing that the target gives to another actor is damaged.
 """
 
 import importlib.abc
@@ -15,7 +17,9 @@ import signal
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 FOLDER = os.environ.get("FAULTS")
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
@@ -46,6 +50,8 @@ def entered(phase):
     done.rename(folder / "done")
     if kind in SIGNALS:
         os.kill(pid, SIGNALS[kind])
+    elif kind == "garbage":
+        (folder / f"garbage-{target}").touch()
     elif kind == "hang":
         while True:
             time.sleep(1)
@@ -88,7 +94,67 @@ def changed_leases(module):
     module.Paced.generate = watched
 
 
-CHANGED = {"actors.pulse": changed_pulse, "actors.leases": changed_leases}
+def spoilt(target):
+    """Whether the next answer of ``target`` is the one to be damaged. Whoever asks first is its giver."""
+    try:
+        (Path(FOLDER) / f"garbage-{target}").rename(Path(FOLDER) / f"given-{target}")
+    except OSError:
+        return False
+    return True
+
+
+def changed_retrieval(module):
+    """A search is answered with nothing that a search could give."""
+    all_answers = module._all
+
+    async def watched(asked):
+        answers = await all_answers(asked)
+        return [None] * len(answers) if spoilt("retrieval") else answers
+
+    module._all = watched
+
+
+def changed_payloads(module):
+    """A group has changed on its way from the worker."""
+    packed = module.packed
+
+    def watched(group):
+        content = packed(group)
+        return content[:-1] + bytes([content[-1] ^ 1]) if spoilt("rollout") else content
+
+    module.packed = watched
+
+
+def changed_pool(module):
+    """A claim is of no question: the actor looks its questions up by ``query``."""
+    claim = module.QueryPool.claim
+
+    def watched(self, *arguments, **named):
+        tickets = claim(self, *arguments, **named)
+        return [SimpleNamespace(query=t.query) for t in tickets] if tickets and spoilt("pool") else tickets
+
+    module.QueryPool.claim = watched
+
+
+def changed_weights(module):
+    """What is published isn't what its checksum says."""
+    publish = module.ObjectStoreChannel.publish
+
+    def watched(self, tensors, version):
+        published = publish(self, tensors, version)
+        return replace(published, checksum="0" * 16) if spoilt("learner") else published
+
+    module.ObjectStoreChannel.publish = watched
+
+
+CHANGED = {
+    "actors.pulse": changed_pulse,
+    "actors.leases": changed_leases,
+    "actors.retrieval": changed_retrieval,
+    "actors.payloads": changed_payloads,
+    "actors.weights": changed_weights,
+    "agent.pool.query_pool": changed_pool,
+}
 
 
 class Finder(importlib.abc.MetaPathFinder):
