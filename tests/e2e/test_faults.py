@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from damage import Damaged, left_behind
+from damage import Damaged, left_behind, listening
 from patience import finished, until
 
 
@@ -100,6 +100,8 @@ def test_the_death_of_driver_or_head_is_one_line_and_leaves_nothing(start, small
         family = psutil.Process(process.pid).children(recursive=True)
         (one,) = [p for p in family if victim in " ".join(p.cmdline()[:2])]
         driver = one.pid if victim == "launch.py" else one.ppid()
+        ports = listening(family)
+        assert ports, "Ray listens"
         segments = {line.path for p in family for line in p.memory_maps() if line.path.startswith("/dev/shm/")}
         one.kill()
         output = _output(process, folder)
@@ -112,6 +114,7 @@ def test_the_death_of_driver_or_head_is_one_line_and_leaves_nothing(start, small
     assert last.endswith(f"; resume with resume={saved}")
     assert output.count("slingshot: ") == 1
     assert not [p for p in family if p.is_running()]
+    assert not ports & listening(psutil.process_iter())
     assert not [path for path in segments if Path(path).exists()]
     ray_folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray")
     assert not [*ray_folder.glob(f"session_*_{driver}")]

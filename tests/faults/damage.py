@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,9 +191,12 @@ class Damaged:
 
     def end(self) -> None:
         """Ctrl-C: the run ends well, and leaves no process, no port and no segment of shared memory."""
+        ports = listening(started_with(self.faults))
+        assert ports, "Ray listens"
         self.process.send_signal(signal.SIGINT)
         self.wait(lambda: self.process.poll() is not None, 900.0)
         assert self.process.returncode == 0, self.output[-5000:]
+        assert not ports & listening(psutil.process_iter())
 
     def check(self) -> None:
         """The books balance in every step, and no step is there twice."""
@@ -204,16 +209,32 @@ class Damaged:
             assert row["rollout/staleness_max"] <= 1
 
 
-def left_behind(faults: Path) -> list[str]:
-    """Processes that were started by the run which takes its orders there."""
+def started_with(faults: Path) -> list[psutil.Process]:
+    """The processes of the run which takes its orders there."""
     found = []
-    for process in psutil.process_iter(["pid", "name"]):
-        try:
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
             if process.environ().get("FAULTS") == str(faults) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(f"{process.pid} {process.name()}")
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
+                found.append(process)
     return found
+
+
+def left_behind(faults: Path) -> list[str]:
+    """Those that are still there, by number and name."""
+    found = []
+    for process in started_with(faults):
+        with suppress(psutil.Error):
+            found.append(f"{process.pid} {process.name()}")
+    return found
+
+
+def listening(processes: Iterable[psutil.Process]) -> set[int]:
+    """The TCP ports on which they listen."""
+    ports: set[int] = set()
+    for process in processes:
+        with suppress(psutil.Error):
+            ports |= {c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    return ports
 
 
 def segments() -> set[str]:
