@@ -18,10 +18,13 @@ import ray
 
 from actors import rollout as rollout_module
 from actors.leases import Paced
+from actors.payloads import check
 from actors.rollout import RolloutWorker
 from actors.weights import Published
 from agent.config import AgentConfig, GroupConfig
+from agent.errors import Unusable
 from agent.group import Player
+from agent.records import Question
 from agent.tickets import Ticket
 
 PATIENCE_S = 600.0
@@ -71,6 +74,7 @@ class Scene:
             dialogue=None, config=AgentConfig(), generator=self.engine, environment=None, scorer=None
         )
         self.gates = [asyncio.Event() for _ in range(4)]
+        self.question: Any = Question(id="q", text="who?", golden_answers=("she",))
         self.tickets = [Ticket(claim_id=i, query=i, batch=0, order=i, seed=i) for i in range(4)]
         self.submitted: list[tuple[int, int | None, int | None]] = []
         self.begun: list[int] = []
@@ -83,11 +87,11 @@ class Scene:
     async def _received(self, published: Published) -> dict[str, int]:
         return {"w": published.version}
 
-    async def _claim(self, name: str, limit: int) -> list[tuple[Ticket, None]]:
+    async def _claim(self, name: str, limit: int) -> list[tuple[Ticket, Question]]:
         if self.pool_is_lost:
             raise ray.exceptions.RayActorError
         given, self.tickets = self.tickets[:limit], self.tickets[limit:]
-        return [(ticket, None) for ticket in given]
+        return [(ticket, self.question) for ticket in given]
 
     async def _play(self, player: Any, question: Any, ticket: Ticket, **_: Any) -> PlayedGroup:
         assert isinstance(player.generator, Paced), "nobody would know whether the group gets on"
@@ -97,7 +101,8 @@ class Scene:
         return PlayedGroup((number, before, self.engine.version))
 
     async def _submit(self, outcome: int, group: bytes) -> None:
-        played = pickle.loads(group)
+        check(group)
+        played = pickle.loads(group[8:])
         assert played.outcome() == outcome
         self.submitted.append(played.versions)
 
@@ -133,6 +138,18 @@ def test_new_weights_come_in_mid_episode(monkeypatch: pytest.MonkeyPatch, tmp_pa
             gate.set()
         assert await running == 4
         assert sorted(scene.submitted) == [(0, 0, 1), (1, 0, 1), (2, 1, 1), (3, 1, 1)]
+
+    play(scenario())
+
+
+def test_a_claim_of_no_question_is_the_pools_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        scene = Scene(monkeypatch, tmp_path, in_flight=True)
+        await scene.receive(0)
+        scene.question = None
+        with pytest.raises(Unusable, match=r"^what the pool gave can't be used: a claim is of Ticket and NoneType$"):
+            await scene.run()
+        assert scene.begun == []
 
     play(scenario())
 
