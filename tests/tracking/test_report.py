@@ -336,6 +336,64 @@ def test_two_compared_runs_share_the_room(tmp_path: Path) -> None:
     assert [len([n for n in page if n.startswith(f"r{i}-b-")]) > 0 for i in (0, 1)] == [True, True]
 
 
+def test_long_questions_leave_the_report_below_its_limit(tmp_path: Path) -> None:
+    folder, limit = made.write_run(tmp_path / "run", batches=1), 1_000_000
+    texts = {f"q{n}": f"{n} " + "why? " * 2000 for n in range(300)}
+    told = [(batch, name, {"question": text}) for batch, (name, text) in enumerate(texts.items())]
+    made.lines(folder / TRAJECTORIES, [r | t for b, name, t in told for r in made.played(b, 0, [1.0, 0.0], name)])
+    answers = {"golden_answers": ["yes " * 100] * 10}
+    made.lines(folder / GROUPS, [made.group(b, 0, [1.0, 0.0], name) | t | answers for b, name, t in told])
+    made.lines(folder / EVALUATIONS, [made.evaluated(0, f"e{name}", 1.0) | t | answers for _, name, t in told])
+    path, notices = write(folder, limit=limit, show=["q0", "eq299"])
+    page = data(path)
+    assert path.stat().st_size <= limit
+    groups, questions = page["r0-groups"], page["r0-questions"]
+    assert f"the table of groups has the newest {len(groups['batch'])} of 300" in notices
+    assert groups["batch"][:2] == [0, 300 - len(groups["batch"]) + 1], "what is asked for, and the newest"
+    assert f"{len(page['r0-evals']['questions'])} of 300 held-out questions are in the comparison" in " ".join(notices)
+    assert len(groups["batch"]) > 60
+    assert len(page["r0-evals"]["questions"]) > 10
+    assert all(len(row[1]) < 600 for row in questions)
+    for name, element in (("q0", "r0-b-0-asked"), ("eq299", "r0-e-0-asked")):
+        first, *others = page[element][str([row[0] for row in questions].index(name))]
+        assert first["question"] == texts[name.removeprefix("e")]
+        assert not any("question" in e for e in others)
+    inside = len(members(page)) + held_out(page)
+    assert page["about"]["runs"][0]["episodes"] == [inside, 900]
+    known = {row[0] for row in questions}
+    unlisted = sum((2 if name in texts else 1) for name in {*texts, *(f"e{n}" for n in texts)} - known)
+    assert f"{inside} of 900 logged episodes are in this report: {unlisted} are of questions" in " ".join(notices)
+
+
+def test_many_long_events_leave_the_report_below_its_limit(tmp_path: Path) -> None:
+    folder, limit = made.write_run(tmp_path / "run"), 1_000_000
+    events = [{"kind": "event", "event": f"x{n}", "cause": "<" * 12_000, "<" * 12_000: n} for n in range(400)]
+    evals = [{"kind": "eval", "step": n, "em": 0.5, "n": 3, "error": "é" * 5_000} for n in range(100)]
+    made.lines(folder / "metrics.jsonl", [made.step(n) for n in range(100)] + evals + events)
+    names = [{"actor": f"{n}" + "a" * 5_000, "what": "w", "start": n, "end": n + 1} for n in range(1000)]
+    made.lines(folder / "spans.jsonl", names)
+    path, notices = write(folder, limit=limit)
+    page = data(path)
+    assert path.stat().st_size <= limit
+    run = page["r0-run"]
+    assert f"the newest {len(run['events'])} of 400 events are shown" in notices
+    assert 1 <= len(run["events"]) < 60
+    assert run["events"][-1]["event"] == "x399"
+    assert f"the timeline has the newest {len(page['r0-spans']['start'])} of 1,000 spans" in notices
+    assert len(run["evals"]) == 100
+    assert len(members(page)) == 24, "there is room for episodes"
+
+
+def test_what_is_in_no_table_is_not_said_to_want_room(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run", batches=1)
+    with (folder / TRAJECTORIES).open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in made.played(9, 0, [0.0, 1.0], "in no group"))
+    said = "14 of 16 logged episodes are in this report: 2 are of questions that its tables don't have; show=[ID]"
+    notices = of(folder)[1]
+    assert any(notice.startswith(said) for notice in notices)
+    assert "MB" not in " ".join(notices)
+
+
 def test_an_order_that_is_spread_wherever_it_ends() -> None:
     assert list(spread(range(9))) == [0, 8, 4, 2, 6, 1, 3, 5, 7]
     assert list(spread([3])) == [3]

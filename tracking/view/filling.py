@@ -8,8 +8,8 @@ from typing import Any, BinaryIO
 
 from tracking.trajectories import EVALUATIONS, TRAJECTORIES
 from tracking.view.episodes import Evaluations, Place, Training, shown
-from tracking.view.groups import Questions
-from tracking.view.lines import parsed
+from tracking.view.groups import MAX_QUESTION, Questions
+from tracking.view.lines import clean, parsed
 from tracking.view.page import ELEMENT, Page, encoded
 
 
@@ -125,7 +125,10 @@ class Filler:
             if key in self._taken or number is None:
                 continue
             file.seek(place.start)
-            row = shown(parsed(file.readline()) or {}, tokens=tokens) | more
+            logged = parsed(file.readline()) or {}
+            row = shown(logged, tokens=tokens) | more
+            if str(number) not in found and len(str(logged.get("question"))) > MAX_QUESTION:
+                row["question"] = clean(logged["question"])  # the list of questions has its beginning
             size += len(encoded(row)) + len(f'"{number}":[],,')
             if self._page.size + size > end:
                 whole = False

@@ -34,9 +34,10 @@ function viewGroups([run]) {
   ];
 }
 
-function about(question, number) {
+/** A question over its `episodes`: one of them has it whole if it is long. */
+function about(question, number, episodes) {
   return [
-    el("h1", { class: "text" }, question.text),
+    el("h1", { class: "text" }, episodes.find((e) => e.question)?.question ?? question.text),
     el("p", {}, "right answers: ", el("b", { class: "text" }, question.answers.join(" | ")), question.kind ? `, ${question.kind}` : "", " ",
       link(questionHash(number), "all draws of this question")),
     question.supporting.length ? el("p", { class: "dim" }, "supporting documents: ", el("span", { class: "text" }, question.supporting.join(" | "))) : null,
@@ -52,7 +53,7 @@ function viewGroup([run], batch, number) {
     ["continued", group.continued === null || group.continued === undefined ? null : group.continued ? "yes, and the worst was replaced" : "yes, and no better"],
     ["cut short by its pilot", group.cut_short ? "yes" : null]];
   return [
-    about(question, number),
+    about(question, number, [...episodes.values()]),
     facts && el("p", {}, facts.filter(([, v]) => v !== null && v !== undefined).map(([k, v]) => [el("span", { class: "dim" }, ` ${k} `), shown(v)])),
     el("div", { class: "side", id: "members" }, members.map((m) => {
       const episode = episodes.get(m);

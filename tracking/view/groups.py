@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tracking.trajectories import GROUPS
-from tracking.view.lines import Notices, clean, lines
+from tracking.view.lines import MAX_CELL, Notices, clean, lines
 
 MOST = 30_000
-"""Groups in a report, the newest ones: as many bytes as half of it, at 200 a group."""
+"""Groups in a report: as many bytes as half of it, at 200 a group."""
+MAX_QUESTION = 500
+"""Characters of a text in the list of questions; an episode has its question whole."""
 PLAIN = ("batch", "order", "version", "state", "before", "after", "accepted", "recycled", "cut_short", "continued")
 LISTS = ("rewards", "outcomes", "evidence", "advantages", "searches", "tokens", "stops", "faults")
 NAMES = (*PLAIN, *LISTS, "discarded", "worker", "seconds")
@@ -30,18 +33,18 @@ class Questions:
         if name not in self.numbers:
             self.numbers[name] = len(self.rows)
             texts = [row.get("question"), row.get("golden_answers"), row.get("supporting"), row.get("kind")]
-            self.rows.append([clean(name), *map(clean, texts)])
+            self.rows.append([clean(text, MAX_QUESTION) for text in (name, *texts)])
         known = self.rows[self.numbers[name]]
         if known[3] is None and row.get("supporting"):
-            known[3] = clean(row["supporting"])  # only the episodes name them
+            known[3] = clean(row["supporting"], MAX_QUESTION)  # only the episodes name them
         return self.numbers[name]
 
+    def copy(self) -> Questions:
+        return Questions(dict(self.numbers), [list(row) for row in self.rows])
 
-def draws(
-    folder: Path, questions: Questions, notices: Notices, *, instead: list[dict[str, Any]]
-) -> dict[str, list[Any]]:
-    """The columns of the table: ``question`` (a number of ``questions``), ``draw`` (which of the question's draws it
-    is, from 1) and ``NAMES``. Sorted by batch and place in it.
+
+def draws(folder: Path, notices: Notices, *, instead: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups, sorted by batch and place in it, each with ``draw``: which of its question's draws it is, from 1.
 
     A run without ``groups.jsonl`` has the groups ``instead``, made of the episodes that it logged.
     """
@@ -50,17 +53,25 @@ def draws(
     rows.sort(key=lambda row: (row["batch"], row.get("order") or 0))
     _add_fates(folder, rows, notices)
     times: Counter[str] = Counter()
-    columns: dict[str, list[Any]] = {name: [] for name in ("question", "draw", *NAMES)}
-    for at, row in enumerate(rows):
+    for row in rows:
         times[name := str(row.get("question_id"))] += 1
-        if at < len(rows) - MOST:
-            continue
+        row["draw"] = times[name]
+    return rows
+
+
+def newest(rows: list[dict[str, Any]], count: int, asked: Collection[str]) -> list[dict[str, Any]]:
+    """``count`` of ``rows`` in their order: those of the questions that are ``asked`` for, then the newest."""
+    order = sorted(range(len(rows)), key=lambda at: str(rows[at].get("question_id")) in asked)
+    return [rows[at] for at in sorted(order[len(order) - count :])]
+
+
+def table(rows: list[dict[str, Any]], questions: Questions) -> dict[str, list[Any]]:
+    """The columns of the table: ``question`` (a number of ``questions``), ``draw`` and ``NAMES``."""
+    columns: dict[str, list[Any]] = {name: [] for name in ("question", "draw", *NAMES)}
+    for row in rows:
         columns["question"].append(questions.number(row))
-        columns["draw"].append(times[name])
-        for key in NAMES:
-            columns[key].append(clean(row.get(key)))
-    if len(rows) > MOST:
-        notices.add(f"the table of groups has the newest {MOST:,} of {len(rows):,}")
+        for key in ("draw", *NAMES):
+            columns[key].append(clean(row.get(key), MAX_CELL))
     return _without_repeats(columns)
 
 

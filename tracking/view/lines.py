@@ -12,6 +12,8 @@ from agent.readable import json_of
 
 MAX_TEXT = 20_000
 """Characters of one text that a report shows."""
+MAX_CELL = 300
+"""Characters of one text in a table of thousands of rows."""
 MAX_DEPTH = 20
 """Lists in lists of a row: a log has four."""
 
@@ -66,24 +68,24 @@ def parsed(raw: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def clean(value: Any, depth: int = 0) -> Any:
-    """``value`` as a report may hold it: finite numbers, texts of at most ``MAX_TEXT`` characters."""
+def clean(value: Any, longest: int = MAX_TEXT, depth: int = 0) -> Any:
+    """``value`` as a report may hold it: finite numbers, texts of at most ``longest`` characters."""
     if isinstance(value, str):
-        return shortened(value)
+        return shortened(value, longest)
     if isinstance(value, float):
         return short(value)
     if isinstance(value, dict) and depth < MAX_DEPTH:
-        return {shortened(str(k)): clean(v, depth + 1) for k, v in value.items()}
+        return {shortened(str(k), longest): clean(v, longest, depth + 1) for k, v in value.items()}
     if isinstance(value, list) and depth < MAX_DEPTH:
-        return [clean(v, depth + 1) for v in value]
+        return [clean(v, longest, depth + 1) for v in value]
     return value if value is None or isinstance(value, bool | int) else None
 
 
-def shortened(text: str) -> str:
+def shortened(text: str, longest: int = MAX_TEXT) -> str:
     """``text``, or its beginning and how much is left out."""
-    if len(text) <= MAX_TEXT:
+    if len(text) <= longest:
         return text
-    return f"{text[:MAX_TEXT]}… [{len(text) - MAX_TEXT:,} more characters are left out of this report]"
+    return f"{text[:longest]}… [{len(text) - longest:,} more characters are left out of this report]"
 
 
 def short(value: Any, digits: int = 5) -> Any:

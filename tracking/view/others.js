@@ -30,7 +30,9 @@ const inShort = (e) => [...(e.turns ?? []).flatMap((t) => (t.calls ?? []).map((c
 
 function viewQuestion([run], number) {
   const question = run.question(number), draws = run.groups.filter((g) => g.question === number);
-  const evals = run.evals, at = evals.questions.indexOf(number), parts = [about(question, number)];
+  const evals = run.evals, at = evals.questions.indexOf(number);
+  const held = Object.keys(evals.em).map((step) => run.evaluated(step, number));
+  const played = [...held.flat(), ...draws.flatMap((g) => [...run.episodes(g.batch, number).values()])], parts = [about(question, number, played)];
   if (draws.length) {
     const rates = draws.map((g) => mean(g.outcomes));
     parts.push(lineChart("Success rate by batch", [{ name: "mean outcome", x: draws.map((g) => g.batch), y: rates }], { zero: true }) , heading("Its draws"), table([
@@ -40,7 +42,7 @@ function viewQuestion([run], number) {
     ], draws, { id: "draws", opens: groupHash }));
   }
   if (at >= 0) {
-    const rows = Object.entries(evals.em).map(([step, em]) => ({ step: Number(step), em: em[at] === "-" ? null : Number(em[at]), episodes: run.evaluated(step, number) }));
+    const rows = Object.entries(evals.em).map(([step, em], i) => ({ step: Number(step), em: em[at] === "-" ? null : Number(em[at]), episodes: held[i] }));
     const told = (r) => r.episodes.map(inShort).join("\n") || "not in this report";
     parts.push(heading("Its evaluations"), table([{ name: "step", value: (r) => r.step }, { name: "EM", value: (r) => r.em },
       { name: "flipped", value: (r) => { const before = rows[rows.indexOf(r) - 1]; return before && known(before.em) && before.em !== r.em ? "flipped" : null; } },
@@ -133,10 +135,9 @@ function viewCompare(runs) {
     const rows = paired(left, right), differ = rows.filter((r) => r.left !== r.right);
     const count = (l, r) => rows.filter((row) => row.left === l && row.right === r).length;
     const box = el("div", { id: "pair" });
-    const open = (row) => box.replaceChildren(...about(row.question, row.numbers[0]), el("div", { class: "side" }, [[left, 0], [right, 1]].map(([s, i]) => {
-      const episodes = s.run.evaluated(s.step, row.numbers[i]);
-      return el("div", {}, el("b", {}, s.name), episodes.length ? episodes.map((e) => episodeBox(e, row.question)) : el("p", { class: "dim" }, "not in this report"));
-    })));
+    const told = (row) => [[left, 0], [right, 1]].map(([s, i]) => [s, s.run.evaluated(s.step, row.numbers[i])]);
+    const open = (row) => box.replaceChildren(...about(row.question, row.numbers[0], told(row).flatMap(([, episodes]) => episodes)), el("div", { class: "side" }, told(row).map(([s, episodes]) =>
+      el("div", {}, el("b", {}, s.name), episodes.length ? episodes.map((e) => episodeBox(e, row.question)) : el("p", { class: "dim" }, "not in this report")))));
     found.replaceChildren(
       el("p", { id: "counts" }, `Of ${rows.length} questions in both: both right ${count(1, 1)}, the left one alone ${count(1, 0)}, the right one alone ${count(0, 1)}, none ${count(0, 0)}.`),
       table([{ name: "question", value: (r) => r.question.text, cell: (r) => el("button", { type: "button", onclick: () => { open(r); box.scrollIntoView(); } }, r.question.text) },

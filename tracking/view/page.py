@@ -6,12 +6,13 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 HERE = Path(__file__).parent
 PROGRAM = ("page.js", "charts.js", "run.js", "groups.js", "episode.js", "others.js", "start.js")
 """Joined in this order into one script."""
@@ -24,6 +25,13 @@ def encoded(value: Any) -> bytes:
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").encode("utf-8", "replace")
+
+
+def fitted(make: Callable[[int], T], most: int, room: float) -> tuple[T, int]:
+    """``make(n)`` for ``most``, or for fewer if it is more than ``room`` bytes of JSON; and ``n``."""
+    while (size := len(encoded(value := make(most)))) > room and most:
+        most = min(most * 9 // 10, int(most * max(room, 0) / size))
+    return value, most
 
 
 class Page:

@@ -11,12 +11,14 @@ from tracking.alarms import Alarms
 from tracking.spans import SPANS
 from tracking.view.episodes import Evaluations
 from tracking.view.groups import in_words
-from tracking.view.lines import Notices, clean, lines, short, shortened
+from tracking.view.lines import MAX_CELL, Notices, clean, lines, short, shortened
 
 MOST_ALARMS = 200
 MOST_STEPS = 2_000
 MOST_EVENTS = 2_000
 MOST_SPANS = 40_000
+MAX_EVENT = 2_000
+"""Characters of a text of an event."""
 Z = 1.959964
 """Of a 95 % interval."""
 
@@ -37,9 +39,9 @@ def facts(folder: Path, notices: Notices, held_out: Evaluations) -> dict[str, An
         if kind == "step":
             steps.append(row)
         elif kind == "eval":
-            evals.append(clean(row) | _intervals(row, held_out))
+            evals.append(clean(row, MAX_CELL) | _intervals(row, held_out))
         elif kind == "event":
-            events.append(clean(row))
+            events.append(clean(row, MAX_EVENT))
         elif kind == "summary":
             summary = clean(row)
     broke = next((e for e in reversed(events) if e.get("event") == "fault"), None)
@@ -47,8 +49,6 @@ def facts(folder: Path, notices: Notices, held_out: Evaluations) -> dict[str, An
     alarms = Alarms(str((about or {}).get("dtype", "")))
     for row in told:
         alarms.add(row)
-    if len(events) > MOST_EVENTS:
-        notices.add(f"the newest {MOST_EVENTS:,} of {len(events):,} events are shown")
     checkpoint = next((e["checkpoint"] for e in evals if e.get("checkpoint")), None)  # as mode=eval writes it
     config = _text(folder / ".hydra" / "config.yaml", notices)
     return {
@@ -58,24 +58,29 @@ def facts(folder: Path, notices: Notices, held_out: Evaluations) -> dict[str, An
         "overrides": _text(folder / ".hydra" / "overrides.yaml", notices),
         "about": about,
         "steps": columns(steps, notices),
-        "evals": evals,
-        "events": [e for e in events if e.get("event") != "about"][-MOST_EVENTS:],
+        "evals": thinned(evals, "evaluations", notices),
+        "events": [e for e in events if e.get("event") != "about"],
         "summary": summary,
-        "alarms": [asdict(alarm) for alarm in alarms.all()[:MOST_ALARMS]],
+        "alarms": [clean(asdict(alarm), MAX_EVENT) for alarm in alarms.all()[:MOST_ALARMS]],
         "end": ending(steps, summary, config, broke) if checkpoint is None else f"An evaluation of {checkpoint}.",
         "evaluation": checkpoint is not None,
     }
 
 
 def columns(steps: list[dict[str, Any]], notices: Notices) -> dict[str, list[Any]]:
-    """The numbers of the steps by name, null where a step has none; of a long run every second, third, … step."""
-    stride = -(-len(steps) // MOST_STEPS) or 1
-    if stride > 1:
-        notices.add(f"the curves show every {stride}th of {len(steps):,} steps")
-    shown = steps[::-1][::stride][::-1]  # the last one is among them
+    """The numbers of the steps by name, null where a step has none."""
+    shown = thinned(steps, "steps", notices)
     names = {name for row in shown for name, value in row.items() if _is_number(value)}
     found = {name: [short(row[name]) if _is_number(row.get(name)) else None for row in shown] for name in sorted(names)}
     return {name: values for name, values in found.items() if any(v is not None for v in values)}
+
+
+def thinned(rows: list[dict[str, Any]], what: str, notices: Notices) -> list[dict[str, Any]]:
+    """``rows``, or of more than ``MOST_STEPS`` every second, third, … one, the last one among them."""
+    stride = -(-len(rows) // MOST_STEPS) or 1
+    if stride > 1:
+        notices.add(f"the curves show every {stride}th of {len(rows):,} {what}")
+    return rows[::-1][::stride][::-1]
 
 
 def _intervals(row: dict[str, Any], held_out: Evaluations) -> dict[str, Any]:
@@ -140,21 +145,22 @@ def _steps_wanted(config: str | None) -> int | None:
     return steps if isinstance(steps, int) else None
 
 
-def spans(folder: Path, notices: Notices) -> dict[str, Any]:
-    """Who did what and when: ``start`` and ``end`` in seconds since ``began``, the newest ``MOST_SPANS``."""
-    rows = [
+def spans(folder: Path, notices: Notices) -> list[dict[str, Any]]:
+    """The rows of ``spans.jsonl``."""
+    return [
         row
         for line in lines(folder / SPANS, notices)
         if _is_number((row := line.row).get("start")) and _is_number(row.get("end"))
     ]
-    if len(rows) > MOST_SPANS:
-        notices.add(f"the timeline has the newest {MOST_SPANS:,} of {len(rows):,} spans")
-        rows = rows[-MOST_SPANS:]
+
+
+def timeline(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Who did what and when: ``start`` and ``end`` in seconds since ``began``."""
     began = min((row["start"] for row in rows), default=0.0)
     return {
         "began": began,
-        "actor": in_words([row.get("actor") for row in rows]),
-        "what": in_words([row.get("what") for row in rows]),
+        "actor": in_words([clean(row.get("actor"), MAX_CELL) for row in rows]),
+        "what": in_words([clean(row.get("what"), MAX_CELL) for row in rows]),
         "start": [round(row["start"] - began, 2) for row in rows],
         "end": [round(row["end"] - began, 2) for row in rows],
     }
