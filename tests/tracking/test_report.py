@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from base64 import b64encode
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from agent.errors import UserError
 from agent.pool.history import DRAW
 from tracking.draws import write_draws
 from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
+from tracking.view import in_lines
+from tracking.view.episode_list import read_entries, read_episode
 from tracking.view.episodes import FOUND, PASSAGE, PLAIN, SUPPORTING, shown
 from tracking.view.filling import spread
-from tracking.view.lines import MAX_TEXT
+from tracking.view.lines import MAX_TEXT, Notices
 from tracking.view.mode import view_at_end
 from tracking.view.page import encoded
 from tracking.view.report import write
@@ -196,6 +199,33 @@ def test_torn_last_lines_and_lines_that_are_no_rows_are_left_out_with_a_notice(t
         assert f"{name}: its last line was never finished and is left out" in notices
         assert f"{name}: 2 lines are no JSON objects and are left out" in notices
     assert len(members(page)) == 24
+
+
+def test_odd_values_are_missing_in_page_and_terminal(tmp_path: Path) -> None:
+    folder = made.write_spoilt_run(tmp_path / "run")
+    page, notices = of(folder, limit=100_000_000)
+    assert "metrics.jsonl: rows of a step or an evaluation that don't say which are left out" in notices
+    assert {"0", "1"} <= {question for batch, question, _ in members(page) if batch == "0"}
+    assert len(members(page)) > 300
+    json.dumps(page, allow_nan=False)
+    assert all(abs(n) < 1e100 for n in numbers(page))
+    entries = read_entries(folder, Notices())
+    assert len(entries) > 900
+    for entry in entries:
+        assert "The log has changed" not in "".join(t.plain for t in in_lines.episode(entry, read_episode(entry)))
+        in_lines.row(entry, 80, here=False)
+    viewer = Viewer(folder)
+    viewer.key("i")
+    viewer.lines(80, 24)
+
+
+def numbers(value: Any) -> Iterator[float]:
+    """All of them in a page."""
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from numbers(each)
+    elif isinstance(value, int | float):
+        yield value
 
 
 @pytest.mark.parametrize("name", [TRAJECTORIES, GROUPS, EVALUATIONS, "spans.jsonl", "metrics.jsonl"])

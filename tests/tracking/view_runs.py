@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +154,42 @@ def write_run(folder: Path, *, batches: int = 3, groups: int = 2) -> Path:
         folder / "spans.jsonl",
         [{"actor": a, "what": w, "start": 100.0 + n, "end": 101.0 + n} for n, (a, w) in enumerate(spans)],
     )
+    return folder
+
+
+ODD: tuple[Any, ...] = (
+    10**400, -1, 1e300, 0.5, "a text", True, None, [], ["a text", 10**400, None, [7]], {"a text": [10**400]},
+    [[1, 10**9]],
+)  # fmt: skip
+"""What a value may be in a log that was damaged, or that another program wrote."""
+
+
+def spoilt(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """``row`` with each value in it, at any depth, exchanged for each of ``ODD``."""
+    for path in _paths(row):
+        for value in ODD:
+            each: Any = copy.deepcopy(row)
+            place = functools.reduce(operator.getitem, path[:-1], each)
+            place[path[-1]] = value
+            yield each
+
+
+def _paths(value: Any) -> Iterator[tuple[Any, ...]]:
+    """The way to each value in ``value``; of a list its first."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    for key, each in inner:
+        yield (key,)
+        yield from ((key, *path) for path in _paths(each))
+
+
+def write_spoilt_run(folder: Path) -> Path:
+    """A run in whose logs each value is odd in every way; each such group has a batch of its own, from 100 on."""
+    write_run(folder, batches=1)
+    whole = {path: [json.loads(line) for line in path.read_text().splitlines()] for path in folder.glob("*.jsonl")}
+    for path, rows in whole.items():
+        odd = [each for row in {row.get("kind"): row for row in rows}.values() for each in spoilt(row)]
+        odd = [row | {"batch": 100 + n} if row.get("batch") == 0 else row for n, row in enumerate(odd)]
+        lines(path, rows + odd)
     return folder
 
 

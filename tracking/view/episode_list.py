@@ -10,8 +10,9 @@ from typing import Any
 
 from agent.records import StopReason
 from tracking.trajectories import EVALUATIONS, TRAJECTORIES
-from tracking.view.episodes import shown
-from tracking.view.lines import Notices, lines, parsed
+from tracking.view.episodes import logged, shown
+from tracking.view.lines import Notices, lines
+from tracking.view.shapes import HEAD
 
 FAULTS = frozenset(str(reason) for reason in StopReason if reason.is_fault)
 _RANGE = re.compile(r"\s*(<=|>=|<|>|=)?\s*(-?\d*\.?\d+)\s*(?:(?:\.\.|to)\s*(-?\d*\.?\d+)\s*)?")
@@ -48,7 +49,7 @@ def read_entries(folder: Path, notices: Notices) -> list[Entry]:
     found = [
         entry
         for name, held_out in ((TRAJECTORIES, False), (EVALUATIONS, True))
-        for line in lines(folder / name, notices)
+        for line in lines(folder / name, notices, HEAD)
         if (entry := _entry(folder / name, line.start, line.row, held_out)) is not None
     ]
     return sorted(found, key=lambda entry: entry.place)
@@ -56,23 +57,23 @@ def read_entries(folder: Path, notices: Notices) -> list[Entry]:
 
 def _entry(file: Path, start: int, row: dict[str, Any], held_out: bool) -> Entry | None:
     when, question = row.get("step" if held_out else "batch"), row.get("question_id")
-    if not isinstance(when, int) or not isinstance(question, str):
+    if when is None or question is None:
         return None
-    score, searches, stop = row.get("em" if held_out else "reward"), row.get("searches"), str(row.get("stop_reason"))
+    stop = str(row.get("stop_reason"))
     return Entry(
         file=file,
         start=start,
         when=when,
         held_out=held_out,
-        order=_whole(row.get("order")),
-        member=_whole(row.get("sample" if held_out else "member")),
+        order=row.get("order") or 0,
+        member=row.get("sample" if held_out else "member") or 0,
         question_id=question[:SHORT],
-        question=str(row.get("question", ""))[:SHORT],
-        score=score if isinstance(score, int | float) else None,
-        searches=searches if isinstance(searches, int) else None,
+        question=(row.get("question") or "")[:SHORT],
+        score=row.get("em" if held_out else "reward"),
+        searches=row.get("searches"),
         stop=stop[:SHORT],
         fault=stop in FAULTS or bool(row.get("fault")),
-        answer=None if row.get("answer") is None else str(row["answer"])[:SHORT],
+        answer=None if row.get("answer") is None else row["answer"][:SHORT],
     )
 
 
@@ -80,16 +81,11 @@ SHORT = 200
 """Characters of a text that the list keeps: a log may have more episodes than fit into memory whole."""
 
 
-def _whole(value: Any) -> int:
-    return value if isinstance(value, int) else 0
-
-
 def read_episode(entry: Entry) -> dict[str, Any]:
     """The episode as the report shows it (``tracking.view.episodes.shown``), with its ``question``,
     ``golden_answers`` and ``supporting``; empty if the log has changed meanwhile."""
     with entry.file.open("rb") as file:
-        file.seek(entry.start)
-        row = parsed(file.readline()) or {}
+        row = logged(file, entry.start)
     of_the_question = ("question", "golden_answers", "supporting")
     return shown(row, tokens=False) | {name: row.get(name) for name in of_the_question}
 

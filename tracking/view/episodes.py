@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tracking.trajectories import EVALUATIONS, TRAJECTORIES
-from tracking.view.lines import Notices, clean, lines
+from tracking.view.lines import Notices, clean, lines, parsed
+from tracking.view.shapes import EPISODE, HEAD, shaped
 
 PLAIN, PASSAGE, SUPPORTING, FOUND = range(4)
 """Kinds of a piece of an observation; ``FOUND`` is a supporting passage that the episode sees for the first time."""
@@ -74,15 +75,14 @@ class Evaluations:
 def find_training(folder: Path, notices: Notices, *, groups: bool) -> Training:
     """Where the episodes of training are; with ``groups``, also what they say of their groups."""
     found = Training()
-    for line in lines(folder / TRAJECTORIES, notices):
+    for line in lines(folder / TRAJECTORIES, notices, HEAD):
         row = line.row
         batch, question = row.get("batch"), row.get("question_id")
-        if not isinstance(batch, int) or not isinstance(question, str):
+        if batch is None or question is None:
             continue
         there = found.places.setdefault(batch, {}).setdefault(question, [])
-        reward = row.get("reward")
-        place = Place(line.start, row.get("member", len(there)), reward if isinstance(reward, int | float) else None)
-        there.append(place)
+        member = row.get("member")
+        there.append(Place(line.start, len(there) if member is None else member, row.get("reward")))
         found.questions.add(question)
         found.episodes += 1
         if groups:
@@ -107,19 +107,13 @@ def _told(groups: dict[tuple[int, str], dict[str, Any]], batch: int, question: s
 def find_evaluations(folder: Path, notices: Notices) -> Evaluations:
     """Where the episodes of evaluations are, and what they scored."""
     found = Evaluations()
-    for line in lines(folder / EVALUATIONS, notices):
+    for line in lines(folder / EVALUATIONS, notices, HEAD):
         row = line.row
         step, question = row.get("step"), row.get("question_id")
-        if not isinstance(step, int) or not isinstance(question, str):
+        if step is None or question is None:
             continue
-        sample, em, f1 = row.get("sample"), row.get("em"), row.get("f1")
-        number = sample if isinstance(sample, int) else 0
-        found.places.setdefault(step, {}).setdefault(question, {})[number] = Place(
-            line.start,
-            number,
-            em=em if isinstance(em, int | float) else None,
-            f1=f1 if isinstance(f1, int | float) else None,
-        )
+        place = Place(line.start, row.get("sample") or 0, em=row.get("em"), f1=row.get("f1"))
+        found.places.setdefault(step, {}).setdefault(question, {})[place.member] = place
         if question not in found.questions:
             names = ("question_id", "question", "golden_answers", "supporting", "kind")
             found.questions[question] = {name: row.get(name) for name in names}
@@ -141,28 +135,42 @@ _OF_THE_QUESTION = (
 )
 
 
+def logged(file: BinaryIO, start: int) -> dict[str, Any]:
+    """The row of an episode in its log; an empty one if there is none."""
+    file.seek(start)
+    row: dict[str, Any] = shaped(parsed(file.readline()) or {}, EPISODE)
+    return row
+
+
 def shown(row: dict[str, Any], *, tokens: bool) -> dict[str, Any]:
-    """A row of a log without what the question's row says, its observations in pieces."""
+    """A row of a log, as ``logged`` has it, without what the question's row says, its observations in pieces."""
     episode = {key: clean(value) for key, value in row.items() if key not in _OF_THE_QUESTION and value is not None}
-    turns = row.get("turns")
     seen: set[str] = set()
-    episode["turns"] = [_turn(t, seen, tokens) for t in turns if isinstance(t, dict)] if isinstance(turns, list) else []
+    episode["turns"] = [_turn(turn, seen, tokens) for turn in row.get("turns") or [] if turn is not None]
     return episode
 
 
 def _turn(turn: dict[str, Any], seen: set[str], tokens: bool) -> dict[str, Any]:
     names = ("text", "found", *(("tokens", "logprobs", "versions") if tokens else ()))
     kept = {name: clean(turn[name]) for name in names if turn.get(name)}
-    calls = [call for call in turn.get("calls") or [] if isinstance(call, dict)]
+    if not _are_runs(kept.get("versions") or [], len(kept.get("tokens") or [])):
+        del kept["versions"]
+    calls = [call for call in turn.get("calls") or [] if call is not None]
     inside = ("titles", "ids", "supporting")
     kept["calls"] = [clean({k: v for k, v in call.items() if k not in inside}) for call in calls]
     passages = [passage for call in calls for passage in _passages(call)]
     observation = turn.get("observation")
-    if isinstance(observation, str):
+    if observation is not None:
         kept["observation"] = [[clean(text), kind] for text, kind in pieces(observation, passages, seen)]
     elif passages:  # a log of an earlier version has the titles alone
         kept["observation"] = [[clean(p.title) + "\n", p.kind(seen)] for p in passages]
     return kept
+
+
+def _are_runs(versions: list[Any], tokens: int) -> bool:
+    """Whether ``versions`` are pairs of a version and of how many tokens it wrote: of ``tokens`` at most."""
+    pairs = all(run is not None and len(run) == 2 and None not in run and run[1] >= 0 for run in versions)
+    return pairs and sum(count for _, count in versions) <= tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +200,7 @@ class _Passage:
 def _passages(call: dict[str, Any]) -> list[_Passage]:
     titles, ids, wanted = ([*(call.get(name) or ())] for name in ("titles", "ids", "supporting"))
     return [
-        _Passage(at + 1, str(title), str(ids[at] if at < len(ids) else title), at in wanted)
+        _Passage(at + 1, title or "", (ids[at] if at < len(ids) else None) or title or "", at in wanted)
         for at, title in enumerate(titles)
     ]
 

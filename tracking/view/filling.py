@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tracking.trajectories import EVALUATIONS, TRAJECTORIES
-from tracking.view.episodes import Evaluations, Place, Training, shown
+from tracking.view.episodes import Evaluations, Place, Training, logged, shown
 from tracking.view.groups import MAX_QUESTION, Questions
-from tracking.view.lines import clean, parsed
+from tracking.view.lines import clean
 from tracking.view.page import ELEMENT, Page, encoded
 
 
@@ -124,11 +124,10 @@ class Filler:
             key, number = (file.name, place.start), self._questions.numbers.get(question)
             if key in self._taken or number is None:
                 continue
-            file.seek(place.start)
-            logged = parsed(file.readline()) or {}
-            row = shown(logged, tokens=tokens) | more
-            if str(number) not in found and len(str(logged.get("question"))) > MAX_QUESTION:
-                row["question"] = clean(logged["question"])  # the list of questions has its beginning
+            told = logged(file, place.start)
+            row = shown(told, tokens=tokens) | more
+            if str(number) not in found and len(told.get("question") or "") > MAX_QUESTION:
+                row["question"] = clean(told["question"])  # the list of questions has its beginning
             size += len(encoded(row)) + len(f'"{number}":[],,')
             if self._page.size + size > end:
                 whole = False

@@ -58,7 +58,7 @@ function viewGroup([run], batch, number) {
     el("div", { class: "side", id: "members" }, members.map((m) => {
       const episode = episodes.get(m);
       if (episode) return episodeBox(episode, question, { advantage: group?.advantages?.[m], more: `#/episode/${batch}/${number}/${m}` });
-      return el("div", { class: "episode dim" }, `Member ${m}: reward ${shown(group.rewards[m])}, ${group.searches[m]} searches, ${group.stops[m]}.`,
+      return el("div", { class: "episode dim" }, `Member ${m}: reward ${shown(group.rewards[m])}, ${shown(group.searches?.[m])} searches, ${shown(group.stops[m])}.`,
         el("p", {}, "Its turns are not in this report."));
     })),
   ];

@@ -10,6 +10,7 @@ from typing import Any
 
 from tracking.trajectories import GROUPS
 from tracking.view.lines import MAX_CELL, Notices, clean, lines
+from tracking.view.shapes import GROUP
 
 MOST = 30_000
 """Groups in a report: as many bytes as half of it, at 200 a group."""
@@ -48,8 +49,8 @@ def draws(folder: Path, notices: Notices, *, instead: list[dict[str, Any]]) -> l
 
     A run without ``groups.jsonl`` has the groups ``instead``, made of the episodes that it logged.
     """
-    rows = [line.row for line in lines(folder / GROUPS, notices)] or instead
-    rows = [row for row in rows if isinstance(row.get("batch"), int)]
+    rows = [line.row for line in lines(folder / GROUPS, notices, GROUP)] or instead
+    rows = [row for row in rows if row.get("batch") is not None and row.get("question_id") is not None]
     rows.sort(key=lambda row: (row["batch"], row.get("order") or 0))
     _add_fates(folder, rows, notices)
     times: Counter[str] = Counter()
@@ -86,13 +87,13 @@ def _add_fates(folder: Path, rows: list[dict[str, Any]], notices: Notices) -> No
 
     try:
         table = parquet.read_table(path, columns=["batch", "order", "before", "after", "accepted"]).to_pydict()
-    except (pa.ArrowException, OSError, ValueError) as error:
+        fates = {
+            (batch, order): (before, after, accepted)
+            for batch, order, before, after, accepted in zip(*table.values(), strict=True)
+        }
+    except (pa.ArrowException, OSError, TypeError, ValueError) as error:
         notices.add(f"draws.parquet can't be read: {error}")
         return
-    fates = {
-        (batch, order): (before, after, accepted)
-        for batch, order, before, after, accepted in zip(*table.values(), strict=True)
-    }
     for row in rows:
         if (fate := fates.get((row["batch"], row.get("order")))) is not None:
             row["before"], row["after"], row["accepted"] = fate
@@ -104,10 +105,10 @@ def _without_repeats(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
     packed: dict[str, Any] = dict(columns)
     for name in ("state", "before", "after", "worker"):
         packed[name] = in_words(columns[name])
-    stops = [word for row in columns["stops"] for word in row or []]
-    words = sorted({str(word) for word in stops})
+    stops = [[word or "–" for word in row or []] for row in columns["stops"]]
+    words = sorted({word for row in stops for word in row})
     places = {word: at for at, word in enumerate(words)}
-    packed["stops"] = {"words": words, "at": [[places[str(w)] for w in row or []] for row in columns["stops"]]}
+    packed["stops"] = {"words": words, "at": [[places[word] for word in row] for row in stops]}
     return packed
 
 

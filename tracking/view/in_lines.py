@@ -118,7 +118,7 @@ def run(facts: dict[str, Any], notices: list[str]) -> Iterator[Text]:
     yield text("")
     for each in facts["evals"]:
         low, high = each["em_interval"] or (None, None)
-        unit = "episodes" if each.get("samples", 1) > 1 else "questions"
+        unit = "episodes" if (each.get("samples") or 1) > 1 else "questions"
         yield text(
             f"eval after step {each.get('step')}: held-out EM {number(each.get('em'))} "
             f"({number(low)} to {number(high)}), F1 {number(each.get('f1'))}, on {each.get('n')} {unit}"

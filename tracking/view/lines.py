@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.readable import json_of
+from tracking.view.shapes import Shape, is_number, shaped
 
 MAX_TEXT = 20_000
 """Characters of one text that a report shows."""
@@ -37,8 +38,9 @@ class Line:
     row: dict[str, Any]
 
 
-def lines(path: Path, notices: Notices) -> Iterator[Line]:
-    """The rows of ``path``; none where it is missing. What isn't a JSON object, or was never finished, is left out."""
+def lines(path: Path, notices: Notices, shape: Shape | None = None) -> Iterator[Line]:
+    """The rows of ``path`` in their ``shape``; none where it is missing. What isn't a JSON object, or was never
+    finished, is left out."""
     if not path.is_file():
         notices.add(f"{path.name} is missing")
         return
@@ -51,7 +53,7 @@ def lines(path: Path, notices: Notices) -> Iterator[Line]:
             elif row is None:
                 broken += 1
             else:
-                yield Line(start=start, row=row)
+                yield Line(start=start, row=shaped(row, shape or {}))
             start += len(raw)
     if torn:
         notices.add(f"{path.name}: its last line was never finished and is left out")
@@ -73,12 +75,12 @@ def clean(value: Any, longest: int = MAX_TEXT, depth: int = 0) -> Any:
     if isinstance(value, str):
         return shortened(value, longest)
     if isinstance(value, float):
-        return short(value)
+        return short(value) if is_number(value) else None
     if isinstance(value, dict) and depth < MAX_DEPTH:
         return {shortened(str(k), longest): clean(v, longest, depth + 1) for k, v in value.items()}
     if isinstance(value, list) and depth < MAX_DEPTH:
         return [clean(v, longest, depth + 1) for v in value]
-    return value if value is None or isinstance(value, bool | int) else None
+    return value if isinstance(value, bool) or is_number(value) else None
 
 
 def shortened(text: str, longest: int = MAX_TEXT) -> str:

@@ -12,6 +12,7 @@ from tracking.spans import SPANS
 from tracking.view.episodes import Evaluations
 from tracking.view.groups import in_words
 from tracking.view.lines import MAX_CELL, Notices, clean, lines, short, shortened
+from tracking.view.shapes import EVALUATION, EVENT, SPAN, STEP, SUMMARY, is_number, shaped
 
 MOST_ALARMS = 200
 MOST_STEPS = 2_000
@@ -19,6 +20,8 @@ MOST_EVENTS = 2_000
 MOST_SPANS = 40_000
 MAX_EVENT = 2_000
 """Characters of a text of an event."""
+SHAPES = {"step": STEP, "eval": EVALUATION, "event": EVENT, "summary": SUMMARY}
+"""Of the rows of ``metrics.jsonl`` by their kind."""
 Z = 1.959964
 """Of a 95 % interval."""
 
@@ -33,8 +36,12 @@ def facts(folder: Path, notices: Notices, held_out: Evaluations) -> dict[str, An
     summary: dict[str, Any] | None = None
     told: list[dict[str, Any]] = []
     for line in lines(folder / "metrics.jsonl", notices):
-        kind, row = line.row.get("kind"), line.row
+        kind = str(line.row.get("kind"))
+        row = shaped(line.row, SHAPES.get(kind, {}))
         if kind in ("step", "eval"):
+            if row.get("step") is None:
+                notices.add("metrics.jsonl: rows of a step or an evaluation that don't say which are left out")
+                continue
             told.append(row)
         if kind == "step":
             steps.append(row)
@@ -70,8 +77,8 @@ def facts(folder: Path, notices: Notices, held_out: Evaluations) -> dict[str, An
 def columns(steps: list[dict[str, Any]], notices: Notices) -> dict[str, list[Any]]:
     """The numbers of the steps by name, null where a step has none."""
     shown = thinned(steps, "steps", notices)
-    names = {name for row in shown for name, value in row.items() if _is_number(value)}
-    found = {name: [short(row[name]) if _is_number(row.get(name)) else None for row in shown] for name in sorted(names)}
+    names = {name for row in shown for name, value in row.items() if is_number(value)}
+    found = {name: [short(row[name]) if is_number(row.get(name)) else None for row in shown] for name in sorted(names)}
     return {name: values for name, values in found.items() if any(v is not None for v in values)}
 
 
@@ -85,9 +92,9 @@ def thinned(rows: list[dict[str, Any]], what: str, notices: Notices) -> list[dic
 
 def _intervals(row: dict[str, Any], held_out: Evaluations) -> dict[str, Any]:
     """Of EM and F1. The samples of a question are alike: only its mean over them is independent of the others."""
-    step = row.get("step", 0)
+    step = row["step"]
     em = wilson(row.get("em"), row.get("n"))
-    if max(held_out.samples(step), row.get("samples", 1)) > 1:
+    if max(held_out.samples(step), row.get("samples") or 1) > 1:
         em = mean_interval([*held_out.em(step).values()])
     return {"em_interval": em, "f1_interval": mean_interval([*held_out.f1(step).values()])}
 
@@ -98,7 +105,7 @@ def wilson(share: Any, n: Any) -> list[float] | None:
     >>> [round(x, 3) for x in wilson(0.5, 100)]
     [0.404, 0.596]
     """
-    if not _is_number(share) or not isinstance(n, int) or n < 1 or not 0 <= share <= 1:
+    if not is_number(share) or not isinstance(n, int) or n < 1 or not 0 <= share <= 1:
         return None
     middle = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
     half = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
@@ -129,7 +136,7 @@ def ending(
     done, last = steps[-1].get("step"), steps[-10:]
     wanted = _steps_wanted(config)
     said = f"No summary: the run goes on, or it broke, after step {done}."
-    if wanted is None or len(last) < 2 or not all(_is_number(r.get("time_s")) for r in (last[0], last[-1])):
+    if wanted is None or len(last) < 2 or not all(is_number(r.get("time_s")) for r in (last[0], last[-1])):
         return said
     left = (last[-1]["time_s"] - last[0]["time_s"]) / (len(last) - 1) * max(0, wanted - int(done or 0))
     return f"{said} At the pace of its last steps the other {wanted - int(done or 0)} take {left / 60:,.0f} min."
@@ -149,8 +156,8 @@ def spans(folder: Path, notices: Notices) -> list[dict[str, Any]]:
     """The rows of ``spans.jsonl``."""
     return [
         row
-        for line in lines(folder / SPANS, notices)
-        if _is_number((row := line.row).get("start")) and _is_number(row.get("end"))
+        for line in lines(folder / SPANS, notices, SPAN)
+        if (row := line.row).get("start") is not None and row.get("end") is not None
     ]
 
 
@@ -172,7 +179,3 @@ def _text(path: Path, notices: Notices) -> str | None:
     except OSError:
         notices.add(f"{path.parent.name}/{path.name} is missing: the configuration is not known")
         return None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
