@@ -220,10 +220,12 @@ def report(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 def view(config: RunConfig, run_dir: Path, console: Console) -> None:
     """``mode=view``: a run as one HTML page or in the terminal, also while it goes on."""
+    from actors.stopping import at_once
     from tracking.view.mode import view_in_terminal, view_run
 
     if config.view == "terminal":
-        view_in_terminal(Path(config.run or ""), config.show, console)
+        with at_once():  # a signal that just ends the process leaves the terminal without its keys and its screen
+            view_in_terminal(Path(config.run or ""), config.show, console)
         return
     view_run(Path(config.run or ""), Path(config.compare) if config.compare else None, config.show, console)
 

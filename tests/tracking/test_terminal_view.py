@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 import view_runs as made
 from patience import until
 
+from agent.errors import Stopped
 from agent.visible import visible
 from tracking.trajectories import EVALUATIONS, TRAJECTORIES
 from tracking.view.episode_list import Filters, in_range, read_entries, read_episode
@@ -143,6 +145,31 @@ def test_a_run_is_read_filtered_and_searched_in_a_terminal(tmp_path: Path) -> No
         assert screen.written.rstrip().endswith("\x1b[?1049l\x1b[?25h")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_the_terminal_as_it_was(tmp_path: Path, number: signal.Signals) -> None:
+    folder = made.write_run(tmp_path / "run")
+    with terminal(f"run={folder}", f"output_dir={tmp_path / 'out'}") as screen:
+        screen.shows("1 of 30 (30 logged)")
+        assert termios.tcgetattr(screen.theirs) != screen.before
+        screen.process.send_signal(number)
+        assert screen.ends() == 128 + number
+        assert termios.tcgetattr(screen.theirs) == screen.before
+        until(lambda: f"stopped by {number.name}" in screen.written.partition("\x1b[?1049l\x1b[?25h")[2])
+
+
+def test_a_signal_ends_a_search_and_the_view(tmp_path: Path) -> None:
+    viewer = Viewer(made.write_run(tmp_path / "run"))
+
+    def stop(said: str) -> None:
+        raise Stopped(signal.SIGTERM)
+
+    viewer.busy = stop
+    for key in "/emma":
+        viewer.key(key)
+    with pytest.raises(Stopped):
+        viewer.key("\r")
+
+
 def test_hostile_text_reaches_a_terminal_as_text(tmp_path: Path) -> None:
     folder, evil = made.write_run(tmp_path / "a\x1b[31mrun"), "\n".join(made.HOSTILE)
     turns = [made.turn(evil, [("Emma", evil), (made.HOSTILE[7], "x" * 10_000_000)]), made.last_turn(evil)]
@@ -218,6 +245,28 @@ def test_a_log_that_is_being_written_is_read_as_far_as_it_is(tmp_path: Path) -> 
     viewer.key("R")
     assert "0 of 0 (0 logged)" in "".join(line.plain for line in viewer.lines(80, 24))
     assert all(viewer.key(key) for key in ("\r", "j", "G", "a", "n", "\x1b[B", "\x1b[6~"))
+
+
+def test_a_log_that_is_gone_or_was_replaced_shows_no_other_episode(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run", batches=1)
+    viewer = Viewer(folder)
+    log, changed = folder / TRAJECTORIES, "The log has changed meanwhile"
+    before = log.read_text().splitlines(keepends=True)
+
+    def opened() -> str:
+        viewer.key("\r")
+        told = "".join(line.plain for line in viewer.lines(80, 24))
+        viewer.key("q")
+        return told
+
+    assert "what of q0?" in opened()
+    log.write_text("".join(before[::-1]))
+    assert changed in opened(), "another episode of the same length stands in its place"
+    log.unlink()
+    assert changed in opened()
+    for key in "/emma\r":
+        viewer.key(key)
+    assert "1 of 6 (14 logged)" in "".join(line.plain for line in viewer.lines(80, 24))
 
 
 def test_questions_that_are_asked_for_come_first(tmp_path: Path) -> None:

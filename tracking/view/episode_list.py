@@ -83,9 +83,14 @@ SHORT = 200
 
 def read_episode(entry: Entry) -> dict[str, Any]:
     """The episode as the report shows it (``tracking.view.episodes.shown``), with its ``question``,
-    ``golden_answers`` and ``supporting``; empty if the log has changed meanwhile."""
-    with entry.file.open("rb") as file:
-        row = logged(file, entry.start)
+    ``golden_answers`` and ``supporting``; empty if its log is gone, or has something else in its place meanwhile."""
+    try:
+        with entry.file.open("rb") as file:
+            row = logged(file, entry.start)
+    except OSError:
+        return {}
+    if _entry(entry.file, entry.start, row, entry.held_out) != entry:
+        return {}
     of_the_question = ("question", "golden_answers", "supporting")
     return shown(row, tokens=False) | {name: row.get(name) for name in of_the_question}
 

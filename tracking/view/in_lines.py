@@ -69,7 +69,7 @@ def number(value: Any, digits: int = 3) -> str:
 
 def episode(entry: Entry, told: dict[str, Any]) -> Iterator[Text]:
     """An episode from its question to its answer; ``told`` is of ``read_episode``."""
-    if not told.get("turns") and "stop_reason" not in told:
+    if not told:
         yield text("The log has changed meanwhile: R reads it anew.", "red")
         return
     yield text(str(told.get("question")), "bold")

@@ -20,7 +20,7 @@ from rich.console import Console as RichConsole
 from rich.control import Control
 from rich.text import Text
 
-from agent.errors import UserError
+from agent.errors import Stopped, UserError
 from tracking.console import Console
 from tracking.view import in_lines
 from tracking.view.episode_list import Filters, in_range, read_entries, read_episode
@@ -77,6 +77,8 @@ class Viewer:
     def _list(self) -> None:
         try:
             self._listed = self._filters.chosen(self._entries, self._looked)
+        except Stopped:
+            raise
         except KeyboardInterrupt:
             self._filters.text, self._said = "", "the search was stopped"
             self._listed = self._filters.chosen(self._entries)
@@ -233,7 +235,8 @@ class Viewer:
 
 
 def browse(folder: Path, show: Collection[str], console: Console) -> None:
-    """Shows the run in ``folder`` until its reader leaves. Raises ``UserError`` without a terminal to do it in."""
+    """Shows the run in ``folder`` until its reader leaves. Raises ``UserError`` without a terminal to do it in. What is
+    raised meanwhile, by a signal's handler too, leaves the terminal as it was."""
     rich = RichConsole(highlight=False)
     instead = "without view=terminal, report.html is written"
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -257,6 +260,8 @@ def browse(folder: Path, show: Collection[str], console: Console) -> None:
                 if key or rich.size != size:
                     size = rich.size
                     draw(*viewer.lines(*size))
+        except Stopped:
+            raise
         except KeyboardInterrupt:
             return
 
