@@ -19,6 +19,7 @@ import view_runs as made
 import launch
 from agent.errors import UserError
 from agent.pool.history import DRAW
+from agent.visible import visible
 from tracking.draws import write_draws
 from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
 from tracking.view import in_lines
@@ -27,7 +28,7 @@ from tracking.view.episodes import FOUND, PASSAGE, PLAIN, SUPPORTING, shown
 from tracking.view.filling import spread
 from tracking.view.lines import MAX_TEXT, Notices
 from tracking.view.mode import view_at_end
-from tracking.view.page import encoded
+from tracking.view.page import HERE, encoded
 from tracking.view.report import write
 from tracking.view.run import mean_interval, wilson
 from tracking.view.terminal import Viewer
@@ -156,6 +157,12 @@ def test_no_text_can_end_the_element_that_holds_it() -> None:
     assert encoded("\ud800") == b'"?"'
     with pytest.raises(ValueError, match="not JSON compliant"):
         encoded(float("nan"))
+
+
+def test_the_page_makes_the_characters_visible_that_a_terminal_does() -> None:
+    (hidden,) = re.findall(r"^const HIDDEN = /(.*)/g;$", (HERE / "page.js").read_text(encoding="utf-8"), re.MULTILINE)
+    letters = [chr(code) for code in range(0x11000) if not 0xD800 <= code < 0xE000]
+    assert [c for c in letters if re.fullmatch(hidden, c)] == [c for c in letters if visible(c) != c]
 
 
 def test_a_page_allows_its_own_program_and_style_and_nothing_else(tmp_path: Path) -> None:

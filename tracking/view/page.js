@@ -14,7 +14,8 @@ function dataOf(id) {
   return parsedData.get(id);
 }
 
-const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]/g;
+// As agent/visible.py has it; a page has no half surrogate pairs.
+const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g;
 
 /** Text in which control characters are seen and change nothing: ANSI escapes, marks of writing direction. */
 function visible(text) {
