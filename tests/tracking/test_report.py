@@ -216,6 +216,7 @@ def test_odd_values_are_missing_in_page_and_terminal(tmp_path: Path) -> None:
     assert len(members(page)) > 300
     json.dumps(page, allow_nan=False)
     assert all(abs(n) < 1e100 for n in numbers(page))
+    assert None not in page["r0-spans"]["actor"]["at"] + page["r0-spans"]["what"]["at"]
     entries = read_entries(folder, Notices())
     assert len(entries) > 900
     for entry in entries:

@@ -153,12 +153,9 @@ def _steps_wanted(config: str | None) -> int | None:
 
 
 def spans(folder: Path, notices: Notices) -> list[dict[str, Any]]:
-    """The rows of ``spans.jsonl``."""
-    return [
-        row
-        for line in lines(folder / SPANS, notices, SPAN)
-        if (row := line.row).get("start") is not None and row.get("end") is not None
-    ]
+    """The rows of ``spans.jsonl`` that say who did what and when."""
+    rows = (line.row for line in lines(folder / SPANS, notices, SPAN))
+    return [row for row in rows if all(row.get(name) is not None for name in SPAN)]
 
 
 def timeline(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ EVENT: Shape = {"event": text, "step": whole, "time_s": is_number}
 SUMMARY: Shape = {
     "step": whole, "time_s": is_number, "rollouts": is_number, "generated_tokens": is_number, "restarts": is_number,
 }  # fmt: skip
-SPAN: Shape = {"start": moment, "end": moment}
+SPAN: Shape = {"actor": text, "what": text, "start": moment, "end": moment}
 QUESTION: Shape = {
     "question_id": text, "question": text, "golden_answers": [text], "supporting": [text], "kind": text,
 }  # fmt: skip
