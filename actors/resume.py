@@ -21,6 +21,9 @@ from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
 
 Check = Callable[[Path], Any]
 
+OF_ONE_START = ("about", "fault", "failed")
+"""Events of how a run started and ended: one that goes on has its own."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
@@ -131,7 +134,7 @@ def _compare(checkpoint: Path, now: Provenance, allowed: bool, say: Callable[[st
 
 
 def carry_metrics(checkpoint: Path, run_dir: Path) -> None:
-    """Starts the resumed run's ``metrics.jsonl`` with the old run's rows up to the checkpoint's step.
+    """Starts the resumed run's ``metrics.jsonl`` with the old run's rows up to the checkpoint's step, and its events.
 
     A run that is resumed in its own folder thereby forgets what came after the checkpoint, also the
     trajectories that it is going to play again.
@@ -169,5 +172,9 @@ def _forget_episodes(run_dir: Path, checkpoint: Path | None) -> None:
 
 
 def _is_before(row: Mapping[str, Any], step: int) -> bool:
-    """Whether a row is of a step up to ``step``: one that was damaged isn't."""
-    return row.get("kind") in ("step", "eval") and isinstance(row.get("step"), int) and row["step"] <= step
+    """Whether a row is of a step up to ``step``, or an event that is of no later one: one that was damaged isn't."""
+    of_step, event = row.get("step"), row.get("event")
+    if row.get("kind") == "event":
+        later = isinstance(of_step, int) and of_step > step
+        return event == "seeding" or not (later or event in OF_ONE_START)  # the seeding's steps have their own numbers
+    return row.get("kind") in ("step", "eval") and isinstance(of_step, int) and of_step <= step

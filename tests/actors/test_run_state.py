@@ -331,24 +331,33 @@ def test_a_checkpoint_of_an_earlier_version_is_taken_with_a_word(tmp_path: Path)
 def old_run(run: Path) -> Path:
     """A run of four steps, saved after the second; the checkpoint."""
     log = MetricsLog(run / "metrics.jsonl")
-    log.write("event", {"event": "serving"})
+    log.write("event", {"event": "about"})
+    log.write("event", {"event": "seeding", "step": 9})
+    log.write("event", {"event": "worker_lost", "worker": "rollout-0"})
     log.write("eval", {"step": 0, "em": 0.1})
     for step in range(1, 5):
         log.write("step", {"step": step, "reward/mean": step / 10})
     log.write("eval", {"step": 2, "em": 0.2})
+    log.write("event", {"event": "checkpoint", "step": 2})
     log.write("eval", {"step": 4, "em": 0.4})
+    log.write("event", {"event": "alarm", "step": 4})
+    log.write("event", {"event": "fault", "why": "the engine died"})
+    log.write("event", {"event": "failed", "message": "the engine died"})
     log.write("summary", {"step": 4})
     return checkpoint(run, 2)
 
 
-def test_a_resumed_run_keeps_the_rows_up_to_its_checkpoint(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_rows_up_to_its_checkpoint_and_what_happened(tmp_path: Path) -> None:
     path = old_run(tmp_path / "old")
     carry_metrics(path, tmp_path / "new")
     assert read(tmp_path / "new" / "metrics.jsonl") == [
+        {"kind": "event", "event": "seeding", "step": 9},
+        {"kind": "event", "event": "worker_lost", "worker": "rollout-0"},
         {"kind": "eval", "step": 0, "em": 0.1},
         {"kind": "step", "step": 1, "reward/mean": 0.1},
         {"kind": "step", "step": 2, "reward/mean": 0.2},
         {"kind": "eval", "step": 2, "em": 0.2},
+        {"kind": "event", "event": "checkpoint", "step": 2},
         {"kind": "event", "event": "resumed", "step": 2, "path": str(path)},
     ]
 
@@ -358,15 +367,18 @@ def test_a_run_that_goes_on_in_its_own_folder_forgets_what_came_after_its_checkp
     path = old_run(run)
     played = [{"batch": batch, "question": "wer\u2028?"} for batch in (0, 0, 1, 2, 3)]
     replace(run / "trajectories.jsonl", played)
-    for _ in range(2):  # it may be interrupted again before its next checkpoint
+    for times in (1, 2):  # it may be interrupted again before its next checkpoint
         carry_metrics(path, run)
         rows = read(run / "metrics.jsonl")
-        assert [(r["kind"], r["step"]) for r in rows] == [
+        assert [(r["kind"], r["step"]) for r in rows if r["kind"] != "event"] == [
             ("eval", 0),
             ("step", 1),
             ("step", 2),
             ("eval", 2),
-            ("event", 2),
+        ]
+        assert [r["event"] for r in rows if r["kind"] == "event"] == [
+            *("seeding", "worker_lost", "checkpoint"),
+            *["resumed"] * times,
         ]
         assert read(run / "trajectories.jsonl") == played[:3]
         MetricsLog(run / "metrics.jsonl").write("step", {"step": 3})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -106,7 +107,9 @@ def _inode(folder: Path) -> int:
 
 
 def _serves(folder: Path) -> bool:
-    return any(row.get("event") == "serving" for row in _lines(folder / "metrics.jsonl"))
+    """Whether the newest start serves: the events before it are carried over."""
+    events = [row.get("event") for row in _lines(folder / "metrics.jsonl")]
+    return "serving" in [*itertools.takewhile(lambda event: event != "resumed", reversed(events))]
 
 
 def _output(folder: Path) -> str:

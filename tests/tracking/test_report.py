@@ -92,6 +92,33 @@ def test_the_pools_own_record_says_what_became_of_a_question(tmp_path: Path) -> 
     assert (table["accepted"], table["recycled"]) == ([True, False], [True, False])
 
 
+def test_a_run_that_went_on_in_a_new_folder_counts_the_draws_before_and_says_where_they_are(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run", batches=0)
+    drawn = [(0, "q0"), (0, "q1"), (1, "q0"), (2, "q1")]
+    log = np.zeros(len(drawn), dtype=DRAW)
+    for at, (batch, name) in enumerate(drawn):
+        log[at]["query"], log[at]["batch"], log[at]["order"] = int(name[1]), batch, at % 2
+    write_draws(folder / "draws.parquet", log, ["q0", "q1"])
+    path = str(tmp_path / "old" / "checkpoints" / "step-000002")
+    made.lines(folder / "metrics.jsonl", [{"kind": "event", "event": "resumed", "step": 2, "path": path}])
+    played = [(2, 0, "q1"), (3, 0, "q0"), (3, 1, "new"), (4, 0, "q1"), (5, 0, "q1")]  # from batch 3 on not yet recorded
+    made.lines(folder / GROUPS, [made.group(batch, order, [1.0, 0.0], name) for batch, order, name in played])
+    page, notices = of(folder)
+    assert page["r0-groups"]["draw"] == [2, 3, 1, 3, 4]
+    assert (
+        "the run went on from a checkpoint of another folder: its groups and episodes before batch 2 are in "
+        f"{tmp_path / 'old'}" in notices
+    )
+
+
+def test_a_run_that_went_on_in_its_own_folder_has_its_groups_there(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run")
+    for path in (folder, tmp_path / "where it was before"):
+        resumed = {"kind": "event", "event": "resumed", "step": 2, "path": str(path / "checkpoints" / "step-000002")}
+        made.lines(folder / "metrics.jsonl", [made.step(1), made.step(2), resumed])
+        assert "another folder" not in " ".join(of(folder)[1])
+
+
 def test_an_interval_lies_between_0_and_1() -> None:
     assert wilson(0.0, 150) == [0.0, pytest.approx(0.025, abs=1e-3)]
     assert wilson(1.0, 150) == [pytest.approx(0.975, abs=1e-3), 1.0]
@@ -103,6 +130,46 @@ def test_a_run_that_goes_on_says_when_it_will_end(tmp_path: Path) -> None:
     made.lines(folder / "metrics.jsonl", [made.step(n, time_s=120.0 * n) for n in (1, 2, 3, 4)])
     end = of(folder)[0]["r0-run"]["end"]
     assert end.endswith("after step 4. At the pace of its last steps the other 6 take 12 min.")
+
+
+def end_of(folder: Path, rows: list[dict[str, Any]], config: str = made.CONFIG) -> str:
+    (folder / ".hydra" / "config.yaml").write_text(config)
+    made.lines(folder / "metrics.jsonl", rows)
+    end: str = of(folder)[0]["r0-run"]["end"]
+    return end.partition("At the pace of its last steps ")[2]
+
+
+def test_the_time_left_is_no_difference_between_the_clocks_of_two_starts(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run")
+    resumed = {"kind": "event", "event": "resumed", "step": 4, "path": str(folder / "checkpoints" / "step-000004")}
+    before = [made.step(n, time_s=10_000 + 60.0 * n) for n in (1, 2, 3, 4)]
+    assert end_of(folder, [*before, resumed, made.step(5, time_s=40.0)]) == "the other 5 take 5 min."
+    later = [made.step(n, time_s=40.0 + 120.0 * (n - 5)) for n in (5, 6, 7)]
+    assert end_of(folder, [*before, resumed, *later]) == "the other 3 take 4 min."
+    assert end_of(folder, [made.step(4, time_s=1000.0), made.step(5, time_s=3.0)]) == ""
+    recovered = {"kind": "event", "event": "recovered", "step": 2, "time_s": 5_000.0}
+    again = [*before[:2], recovered, made.step(3, time_s=19_000.0), made.step(4, time_s=19_060.0)]
+    assert end_of(folder, again) == "the other 6 take 6 min."
+    assert end_of(folder, [made.step(n, time_s=60.0 * n) for n in range(1, 11)]) == "", "the last is done"
+
+
+@pytest.mark.parametrize(
+    ("budget", "left"),
+    [
+        ("rollout_budget: 160", "those that its rollout_budget leaves, about 4 take 4 min."),
+        ("rollout_budget: 1600000", "the other 995 take 995 min."),
+        ("token_budget: 3001", "those that its token_budget leaves, about 2 take 2 min."),
+        ("rollout_budget: 10", ""),
+        ("rollout_budget: much", "the other 995 take 995 min."),
+    ],
+)
+def test_the_time_left_is_what_a_budget_leaves(tmp_path: Path, budget: str, left: str) -> None:
+    folder = made.write_run(tmp_path / "run")
+    seeding = {"kind": "event", "event": "seeding", "step": 1, "rollout/trajectories": 16} | {
+        "rollout/generated_tokens": 400
+    }
+    rows = [seeding, *(made.step(n, time_s=60.0 * n) for n in range(1, 6))]
+    assert end_of(folder, rows, f"algorithm:\n  steps: 1000\n  {budget}\n") == left
 
 
 def test_a_run_that_broke_says_why(tmp_path: Path) -> None:

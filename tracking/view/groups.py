@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection
+from bisect import bisect_right
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tracking.trajectories import GROUPS
-from tracking.view.lines import MAX_CELL, Notices, clean, lines
+from tracking.view.lines import MAX_CELL, Notices, clean, lines, shortened
 from tracking.view.shapes import GROUP
 
 MOST = 30_000
@@ -52,11 +52,16 @@ def draws(folder: Path, notices: Notices, *, instead: list[dict[str, Any]]) -> l
     rows = [line.row for line in lines(folder / GROUPS, notices, GROUP)] or instead
     rows = [row for row in rows if row.get("batch") is not None and row.get("question_id") is not None]
     rows.sort(key=lambda row: (row["batch"], row.get("order") or 0))
-    _add_fates(folder, rows, notices)
-    times: Counter[str] = Counter()
+    fates = _fates(folder, notices)
+    batches: dict[str, set[int]] = {}
+    for batch, name in (*fates, *((row["batch"], row["question_id"]) for row in rows)):
+        batches.setdefault(name, set()).add(batch)
+    drawn = {name: sorted(found) for name, found in batches.items()}  # a batch has a question once
     for row in rows:
-        times[name := str(row.get("question_id"))] += 1
-        row["draw"] = times[name]
+        row["draw"] = bisect_right(drawn[row["question_id"]], row["batch"])
+        if (fate := fates.get((row["batch"], row["question_id"]))) is not None:
+            row["before"], row["after"], row["accepted"] = fate
+            row["recycled"] = row["before"] not in ("unseen", "consumed")
     return rows
 
 
@@ -76,28 +81,43 @@ def table(rows: list[dict[str, Any]], questions: Questions) -> dict[str, list[An
     return _without_repeats(columns)
 
 
-def _add_fates(folder: Path, rows: list[dict[str, Any]], notices: Notices) -> None:
-    """What the pool's own record says of each group: the question's state before and after, and the verdict."""
+def say_where(
+    folder: Path, events: Sequence[Mapping[str, Any]], rows: Sequence[dict[str, Any]], notices: Notices
+) -> None:
+    """A notice of the folders that have the groups before the first of ``rows``: the run was resumed from there."""
+    first = rows[0]["batch"] if rows else None
+    paths = [str(e.get("path")) for e in events if e.get("event") == "resumed"]
+    others = dict.fromkeys(str(run) for path in paths if (run := Path(path).parent.parent) != folder.absolute())
+    if others and first != 0:
+        where = shortened(" and ".join(others), MAX_CELL)
+        since = "" if first is None else f" before batch {first}"
+        notices.add(
+            f"the run went on from a checkpoint of another folder: its groups and episodes{since} are in {where}"
+        )
+
+
+def _fates(folder: Path, notices: Notices) -> dict[tuple[int, str], tuple[str, str, bool]]:
+    """What the pool's own record says of each draw, by batch and question: the state before and after, and the verdict.
+
+    Of a run that was resumed in a new folder it has the draws before that, too.
+    """
     path = folder / "draws.parquet"
     if not path.is_file():
         notices.add("draws.parquet is missing (a checkpoint writes it): states before and after a draw are not known")
-        return
+        return {}
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
     try:
-        table = parquet.read_table(path, columns=["batch", "order", "before", "after", "accepted"]).to_pydict()
-        fates = {
-            (batch, order): (before, after, accepted)
-            for batch, order, before, after, accepted in zip(*table.values(), strict=True)
+        table = parquet.read_table(path, columns=["batch", "query_id", "before", "after", "accepted"]).to_pydict()
+        return {
+            (batch, name): (before, after, accepted)
+            for batch, name, before, after, accepted in zip(*table.values(), strict=True)
+            if isinstance(batch, int) and isinstance(name, str)
         }
     except (pa.ArrowException, OSError, TypeError, ValueError) as error:
         notices.add(f"draws.parquet can't be read: {error}")
-        return
-    for row in rows:
-        if (fate := fates.get((row["batch"], row.get("order")))) is not None:
-            row["before"], row["after"], row["accepted"] = fate
-            row["recycled"] = row["before"] not in ("unseen", "consumed")
+        return {}
 
 
 def _without_repeats(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:

@@ -11,7 +11,7 @@ from agent.errors import UserError
 from tracking.trajectories import GROUPS, TRAJECTORIES
 from tracking.view.episodes import Evaluations, Training, find_evaluations, find_training
 from tracking.view.filling import Filler
-from tracking.view.groups import MOST, Questions, draws, newest, table
+from tracking.view.groups import MOST, Questions, draws, newest, say_where, table
 from tracking.view.lines import MAX_CELL, Notices, shortened
 from tracking.view.page import Page, encoded, fitted, page
 from tracking.view.run import MOST_EVENTS, MOST_SPANS, facts, spans, timeline
@@ -67,6 +67,7 @@ def _add_run(written: Page, folder: Path, name: str, show: Collection[str], limi
     of_training = Notices() if run["evaluation"] else notices  # what only a training run writes isn't missing there
     training = find_training(folder, of_training, groups=not has_groups)
     played = draws(folder, of_training, instead=list(training.groups.values()))
+    say_where(folder, run["events"], played, notices)
     if unknown := [repr(q) for q in show if q not in training.questions and q not in evaluations.questions]:
         notices.add(f"show: no episode of a question {shortened(' or '.join(unknown), MAX_CELL)} is logged")
     room = max(0, limit - written.size - written.rest)

@@ -9,6 +9,7 @@ from typing import Any
 
 from tracking.alarms import Alarms
 from tracking.spans import SPANS
+from tracking.view.ending import ending
 from tracking.view.episodes import Evaluations
 from tracking.view.groups import in_words
 from tracking.view.lines import MAX_CELL, Notices, clean, lines, short, shortened
@@ -34,15 +35,14 @@ def facts(folder: Path, notices: Notices, held_out: Evaluations) -> dict[str, An
     evals: list[dict[str, Any]] = []
     events: list[dict[str, Any]] = []
     summary: dict[str, Any] | None = None
-    told: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for line in lines(folder / "metrics.jsonl", notices):
         kind = str(line.row.get("kind"))
         row = shaped(line.row, SHAPES.get(kind, {}))
-        if kind in ("step", "eval"):
-            if row.get("step") is None:
-                notices.add("metrics.jsonl: rows of a step or an evaluation that don't say which are left out")
-                continue
-            told.append(row)
+        if kind in ("step", "eval") and row.get("step") is None:
+            notices.add("metrics.jsonl: rows of a step or an evaluation that don't say which are left out")
+            continue
+        rows.append(row)
         if kind == "step":
             steps.append(row)
         elif kind == "eval":
@@ -54,8 +54,9 @@ def facts(folder: Path, notices: Notices, held_out: Evaluations) -> dict[str, An
     broke = next((e for e in reversed(events) if e.get("event") == "fault"), None)
     about = next((e for e in reversed(events) if e.get("event") == "about"), None)
     alarms = Alarms(str((about or {}).get("dtype", "")))
-    for row in told:
-        alarms.add(row)
+    for row in rows:
+        if row.get("kind") in ("step", "eval"):
+            alarms.add(row)
     checkpoint = next((e["checkpoint"] for e in evals if e.get("checkpoint")), None)  # as mode=eval writes it
     config = _text(folder / ".hydra" / "config.yaml", notices)
     return {
@@ -69,7 +70,7 @@ def facts(folder: Path, notices: Notices, held_out: Evaluations) -> dict[str, An
         "events": [e for e in events if e.get("event") != "about"],
         "summary": summary,
         "alarms": [clean(asdict(alarm), MAX_EVENT) for alarm in alarms.all()[:MOST_ALARMS]],
-        "end": ending(steps, summary, config, broke) if checkpoint is None else f"An evaluation of {checkpoint}.",
+        "end": ending(rows, summary, config, broke) if checkpoint is None else f"An evaluation of {checkpoint}.",
         "evaluation": checkpoint is not None,
     }
 
@@ -120,36 +121,6 @@ def mean_interval(values: list[float]) -> list[float] | None:
     mean = sum(values) / n
     half = Z * math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
     return [short(max(0.0, mean - half)), short(min(1.0, mean + half))]
-
-
-def ending(
-    steps: list[dict[str, Any]], summary: dict[str, Any] | None, config: str | None, broke: dict[str, Any] | None = None
-) -> str:
-    """Whether a run has ended, and if not, when it will: at the pace of its last ten steps."""
-    if summary is not None:
-        how = "was stopped" if summary.get("interrupted") else "has ended"
-        return f"The run {how} after step {summary.get('step')}."
-    if broke is not None:
-        return f"The run broke after step {steps[-1].get('step') if steps else 0}: {broke.get('why')}"
-    if not steps:
-        return "No step has ended yet."
-    done, last = steps[-1].get("step"), steps[-10:]
-    wanted = _steps_wanted(config)
-    said = f"No summary: the run goes on, or it broke, after step {done}."
-    if wanted is None or len(last) < 2 or not all(is_number(r.get("time_s")) for r in (last[0], last[-1])):
-        return said
-    left = (last[-1]["time_s"] - last[0]["time_s"]) / (len(last) - 1) * max(0, wanted - int(done or 0))
-    return f"{said} At the pace of its last steps the other {wanted - int(done or 0)} take {left / 60:,.0f} min."
-
-
-def _steps_wanted(config: str | None) -> int | None:
-    import yaml
-
-    try:
-        steps = yaml.safe_load(config or "")["algorithm"]["steps"]
-    except (yaml.YAMLError, KeyError, TypeError):
-        return None
-    return steps if isinstance(steps, int) else None
 
 
 def spans(folder: Path, notices: Notices) -> list[dict[str, Any]]:

@@ -1,0 +1,85 @@
+"""Whether a run has ended, and if not, when it will."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from tracking.view.shapes import is_number
+
+LATELY = 10
+"""Steps whose pace the others are taken to keep."""
+BUDGETS = {"rollout_budget": "rollout/trajectories", "token_budget": "rollout/generated_tokens"}
+"""Of ``algorithm``, and what each step takes of it."""
+ANEW = ("resumed", "recovered")
+"""Events after which steps are played again or the clock starts again."""
+
+Row = Mapping[str, Any]
+
+
+def ending(rows: Sequence[Row], summary: Row | None, config: str | None, broke: Row | None = None) -> str:
+    """How the run of these ``rows`` of ``metrics.jsonl`` ended, or when it will: at the pace of its last steps.
+
+    ``config`` is its ``config.yaml``, and ``broke`` the event that says why it broke.
+    """
+    if summary is not None:
+        how = "was stopped" if summary.get("interrupted") else "has ended"
+        return f"The run {how} after step {summary.get('step')}."
+    steps = [row for row in rows if row.get("kind") == "step"]
+    if broke is not None:
+        return f"The run broke after step {steps[-1].get('step') if steps else 0}: {broke.get('why')}"
+    if not steps:
+        return "No step has ended yet."
+    said = f"No summary: the run goes on, or it broke, after step {steps[-1].get('step')}."
+    paces, left = [*_paces(rows)][-LATELY:], _steps_left(rows, steps, config)
+    if not paces or left is None or left[0] <= 0:
+        return said
+    count, which = left
+    minutes = statistics.mean(paces) * count / 60
+    return f"{said} At the pace of its last steps {which} {math.ceil(count):,} take {minutes:,.0f} min."
+
+
+def _paces(rows: Sequence[Row]) -> Iterator[float]:
+    """Seconds from the end of each step to that of the next, with the evaluations between them."""
+    before: Row | None = None
+    for row in rows:
+        if row.get("event") in ANEW:
+            before = None
+        if row.get("kind") != "step":
+            continue
+        if before is not None and is_number(before.get("time_s")) and is_number(row.get("time_s")):
+            seconds = row["time_s"] - before["time_s"]
+            if seconds > 0:
+                yield seconds
+        before = row
+
+
+def _steps_left(rows: Sequence[Row], steps: Sequence[Row], config: str | None) -> tuple[float, str] | None:
+    """How many steps are to come and which they are: the last by the run's steps or by what its budgets leave."""
+    try:
+        asked = yaml.safe_load(config or "")["algorithm"]
+        wanted = asked["steps"]
+    except (yaml.YAMLError, KeyError, TypeError):
+        return None
+    done = steps[-1].get("step")
+    if not is_number(wanted) or not is_number(done):
+        return None
+    left = [(wanted - done, "the other")]
+    for budget, metric in BUDGETS.items():
+        given = asked.get(budget)
+        if not is_number(given) or given <= 0:
+            continue
+        lately = [row[metric] for row in steps[-LATELY:] if is_number(row.get(metric))]
+        if sum(lately) <= 0:
+            return None
+        spent = sum(
+            row[metric]
+            for row in rows
+            if (row.get("kind") == "step" or row.get("event") == "seeding") and is_number(row.get(metric))
+        )
+        left.append(((given - spent) / statistics.mean(lately), f"those that its {budget} leaves, about"))
+    return min(left)
