@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from actors.inference import Served, inference
-from actors.noting import note
+from actors.noting import note, reported
 from actors.replay import Players, play
 from agent.errors import Fault
 from agent.inference.evaluation import EvalRow, judged
@@ -29,40 +29,44 @@ from tracking.evals.compare import compare
 from tracking.evals.result import RESULT, agent_settings, begin, read_result, result, versions
 from tracking.evals.rows import EvalRows, forget_others
 from tracking.metrics import MetricsLog
-from tracking.view.mode import view_at_end
+
+METRICS = "metrics.jsonl"
 
 
 def evaluate(config: RunConfig, run_dir: Path, console: Console, namespace: str) -> None:
     """Plays, writes ``eval.json`` and its tables, and compares with the evaluation in ``config.compare``.
 
     Raises ``Fault`` if more episodes than ``evaluation.max_fault_share`` ended in one: then there is no ``eval.json``.
+    The folder's report is written however it ends.
     """
     how, other = config.evaluation, at_home(config.compare) if config.compare else None
     if other is not None:
         read_result(other, f"compare={config.compare}")  # before hours of playing
-    with _opened(config, run_dir, namespace, console) as served:
-        setting = setting_of(config, served)
-        begin(run_dir, setting)
-        (run_dir / RESULT).unlink(missing_ok=True)
-        rows = _played(config, run_dir, console, served)
-        summary = judged(rows, how.max_fault_share)
-    row = {"step": 0, "data": served.task.name, "checkpoint": setting["checkpoint"], **summary}
-    note(config, run_dir, served.task)
-    MetricsLog(run_dir / "metrics.jsonl").write("eval", row)
-    console.evaluation(row)
-    if why := summary.get("refused"):
-        raise Fault(f"{why}; resume=if_any output_dir={run_dir} plays these questions again")
-    found = result(
-        rows,
-        setting | {"code": about.code()},
-        samples=how.samples,
-        seed=config.seed,
-        max_fault_share=how.max_fault_share,
-    )
-    write(run_dir, found, console)
-    if other is not None:
-        compare(run_dir, other, run_dir, console, seed=config.seed, given="output_dir")
-    view_at_end(run_dir, console)
+    with ExitStack() as after:
+        with _opened(config, run_dir, namespace, console) as served:
+            setting = setting_of(config, served)
+            begin(run_dir, setting)
+            for name in (RESULT, METRICS):  # of a start before this one
+                (run_dir / name).unlink(missing_ok=True)
+            note(config, run_dir, served.task, checkpoint=setting["checkpoint"])
+            after.enter_context(reported(run_dir, console))
+            rows = _played(config, run_dir, console, served)
+            summary = judged(rows, how.max_fault_share)
+        row = {"step": 0, "data": served.task.name, "checkpoint": setting["checkpoint"], **summary}
+        MetricsLog(run_dir / METRICS).write("eval", row)
+        console.evaluation(row)
+        if why := summary.get("refused"):
+            raise Fault(f"{why}; resume=if_any output_dir={run_dir} plays these questions again")
+        found = result(
+            rows,
+            setting | {"code": about.code()},
+            samples=how.samples,
+            seed=config.seed,
+            max_fault_share=how.max_fault_share,
+        )
+        write(run_dir, found, console)
+        if other is not None:
+            compare(run_dir, other, run_dir, console, seed=config.seed, given="output_dir")
 
 
 def _opened(

@@ -90,6 +90,7 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
         import ray  # noqa: F401 - the others need it
 
         from actors.dashboard import entrance
+        from actors.noting import note, reported
         from actors.ray_start import start_ray, stop_ray
 
     def prepared_here() -> Any:
@@ -98,7 +99,7 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
 
     extras = Dispensable(lambda why: console.say(why, "yellow"))
     went_on = run_state.load(resume) if resume is not None else None
-    with ThreadPoolExecutor(2) as threads:
+    with reported(run_dir, console), ThreadPoolExecutor(2) as threads:
         prepared_later = threads.submit(prepared_here)
         trackers_later = threads.submit(_trackers, config, run_dir, made_with.settings, went_on, extras)
         with console.phase("starting Ray"):
@@ -108,7 +109,6 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
         try:
             prepared = prepared_later.result()
             console.notices(prepared.task.notices, run_dir)
-            from actors.noting import note
             from actors.supervisor import Supervisor
             from actors.totals import Totals
 
@@ -130,7 +130,6 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
                     summary = supervisor.train()
             except (Fault, OSError) as fault:
                 why, saved = refused(fault), supervisor.saving.newest()
-                extras.attempt("metrics.jsonl", lambda: supervisor.record.event("fault", {"why": why}))
                 raise Fault(why + (f"; resume with resume={saved}" if saved else "")) from fault
             finally:
                 with console.phase("the trackers close"):
@@ -138,10 +137,6 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
         finally:
             with console.phase("Ray shuts down"):
                 stop_ray()
-            if (run_dir / "metrics.jsonl").is_file():
-                from tracking.view.mode import view_at_end
-
-                extras.attempt("the page of the run", lambda: view_at_end(run_dir, console))
     first, last = summary["first_eval"], summary["last_eval"]
     if first and last and last["step"] == summary["step"] and None not in (first["em"], last["em"]):
         console.say(f"held-out EM {first['em']:.3f} before, {last['em']:.3f} after {summary['step']} steps", "bold")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,14 +26,16 @@ from retrieval_service.backend import Identity
 from tracking.console import Console
 from tracking.evals.rows import EvalRows
 from tracking.metrics import read
+from tracking.view.mode import view_at_end
 
 QUESTIONS = tuple(Question(id=f"q{i}", text=f"{i}?", golden_answers=("a",), kind=f"{i % 2}-hop") for i in range(6))
 
 
 class Workers:
-    """Rows of the questions that it is given, two at a time. ``faults`` break, and ``dies`` ends it after a chunk."""
+    """Rows of the questions that it is given, two at a time. ``faults`` break, and ``dies`` ends it after a chunk, or
+    with that."""
 
-    def __init__(self, samples: int, faults: set[str], dies: bool = False) -> None:
+    def __init__(self, samples: int, faults: set[str], dies: bool | Exception = False) -> None:
         self.samples = samples
         self.faults = faults
         self.dies = dies
@@ -58,7 +61,7 @@ class Workers:
             keep(rows)
             found += rows
             if self.dies:
-                raise KeyboardInterrupt
+                raise self.dies if isinstance(self.dies, Exception) else KeyboardInterrupt
         return found
 
 
@@ -70,7 +73,6 @@ class House:
         self.weights = "w"
         self.workers: Any = None
         monkeypatch.setattr(evaluating, "inference", self._inference)
-        monkeypatch.setattr(evaluating, "view_at_end", lambda folder, console: None)
         folder.mkdir()
 
     @contextmanager
@@ -85,7 +87,9 @@ class House:
             index=lambda: index,
         )
 
-    def evaluate(self, *faults: str, dies: bool = False, compare: Path | None = None, **how: Any) -> list[str]:
+    def evaluate(
+        self, *faults: str, dies: bool | Exception = False, compare: Path | None = None, **how: Any
+    ) -> list[str]:
         """What was played."""
         self.workers = Workers(how.get("samples", 1), {*faults}, dies)
         config = RunConfig(
@@ -98,6 +102,13 @@ class House:
         evaluating.evaluate(config, self.folder, Console(quiet=True), "n")
         played: list[str] = self.workers.played
         return played
+
+    @property
+    def end(self) -> str:
+        """What the page says of it."""
+        (run,) = re.findall(r'id="r0-run">(.*?)</script>', (self.folder / "report.html").read_text(encoding="utf-8"))
+        end: str = json.loads(run)["end"]
+        return end
 
     @property
     def result(self) -> Any:
@@ -122,6 +133,30 @@ def test_an_evaluation_leaves_its_result_and_tables(house: House) -> None:
     assert (found["data"]["questions"], found["episodes"], found["slices"][0]["pass@2"]["mean"]) == (6, 12, 1.0)
     (row,) = read(house.folder / "metrics.jsonl", "eval")
     assert (row["em"], row["samples"], row["n"]) == (1.0, 2, 12)
+    assert house.end == "An evaluation of model."
+
+
+def test_there_is_a_page_while_it_goes_on(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = []
+
+    def look(log: EvalRows, rows: list[EvalRow]) -> None:
+        view_at_end(house.folder, Console(quiet=True))
+        ends.append(house.end)
+
+    monkeypatch.setattr(EvalRows, "write", look)
+    house.evaluate()
+    assert ends == ["An evaluation of model that goes on, or was stopped."] * 3
+
+
+@pytest.mark.parametrize("error", [Fault("the engine died"), UserError("no index there"), RuntimeError("some bug")])
+def test_one_that_breaks_has_a_page_that_says_why(house: House, error: Exception) -> None:
+    with pytest.raises(type(error), match=str(error)):
+        house.evaluate(dies=error)
+    named = "RuntimeError: some bug" if type(error) is RuntimeError else error
+    assert house.end == f"The evaluation of model broke: {named}"
+    house.evaluate()
+    assert house.end == "An evaluation of model."
+    assert len(read(house.folder / "metrics.jsonl", "event")) == 1
 
 
 def test_one_that_broke_off_goes_on_with_the_questions_that_are_missing(house: House) -> None:
@@ -153,6 +188,7 @@ def test_too_many_faults_are_no_result_until_they_are_played_again(house: House)
     assert "eval.json" not in names(house.folder)
     (row,) = read(house.folder / "metrics.jsonl", "eval")
     assert (row["em"], row["faults"]) == (None, 1)
+    assert house.end.startswith("The evaluation of model broke: 1 of 6 episodes ended in a fault")
     assert house.evaluate() == ["q3"]
     assert (house.result["faults"], house.result["slices"][0]["em"]["n"]) == (0, 6)
 

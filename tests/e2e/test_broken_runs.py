@@ -51,7 +51,10 @@ def test_a_shifted_mask_ends_a_run_before_it_trains_on_it(launch, small, monkeyp
     assert run.code == 1
     assert "algorithm.mismatch_limit is 0.001. This step has changed nothing." in run.output
     assert run.rows("step") == []
-    assert "algorithm.mismatch_limit" in (run.folder / "report.html").read_text(encoding="utf-8")
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    end = json.loads(re.search(r'id="r0-run">(.*?)</script>', page)[1])["end"]
+    assert end.startswith("The run broke after step 0: ")
+    assert "algorithm.mismatch_limit" in end
 
 
 class Nothing(BaseHTTPRequestHandler):

@@ -43,6 +43,13 @@ def ending(rows: Sequence[Row], summary: Row | None, config: str | None, broke: 
     return f"{said} At the pace of its last steps {which} {math.ceil(count):,} take {minutes:,.0f} min."
 
 
+def of_evaluation(checkpoint: str, evals: Sequence[Row], broke: Row | None) -> str:
+    """The same of a ``mode=eval`` of ``checkpoint``, whose row is in ``evals`` once all is played."""
+    if broke is not None:
+        return f"The evaluation of {checkpoint} broke: {broke.get('why')}"
+    return f"An evaluation of {checkpoint}{'' if evals else ' that goes on, or was stopped'}."
+
+
 def _paces(rows: Sequence[Row]) -> Iterator[float]:
     """Seconds from the end of each step to that of the next, with the evaluations between them."""
     before: Row | None = None

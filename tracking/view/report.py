@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import UserError
-from tracking.trajectories import GROUPS, TRAJECTORIES
+from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
 from tracking.view.episodes import Evaluations, Training, find_evaluations, find_training
 from tracking.view.filling import Filler
 from tracking.view.groups import MOST, Questions, draws, newest, say_where, table
@@ -54,7 +54,7 @@ def write(
 
 def check(folder: Path, key: str) -> None:
     """Raises ``UserError`` if ``folder``, the value of ``key``, holds no run."""
-    if not any((folder / name).is_file() for name in ("metrics.jsonl", TRAJECTORIES, GROUPS)):
+    if not any((folder / name).is_file() for name in ("metrics.jsonl", TRAJECTORIES, GROUPS, EVALUATIONS)):
         raise UserError(f"{key}={folder}: is not the folder of a run: it has no metrics.jsonl; name outputs/DATE/TIME")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tracking.alarms import Alarms
 from tracking.spans import SPANS
-from tracking.view.ending import ending
+from tracking.view.ending import ending, of_evaluation
 from tracking.view.episodes import Evaluations
 from tracking.view.groups import in_words
 from tracking.view.lines import MAX_CELL, Notices, clean, lines, short, shortened
@@ -57,7 +57,9 @@ def facts(folder: Path, notices: Notices, held_out: Evaluations) -> dict[str, An
     for row in rows:
         if row.get("kind") in ("step", "eval"):
             alarms.add(row)
-    checkpoint = next((e["checkpoint"] for e in evals if e.get("checkpoint")), None)  # as mode=eval writes it
+    checkpoint = next(
+        (row["checkpoint"] for row in (about or {}, *evals) if row.get("checkpoint")), None
+    )  # in mode=eval alone
     config = _text(folder / ".hydra" / "config.yaml", notices)
     return {
         "name": folder.name,
@@ -70,7 +72,7 @@ def facts(folder: Path, notices: Notices, held_out: Evaluations) -> dict[str, An
         "events": [e for e in events if e.get("event") != "about"],
         "summary": summary,
         "alarms": [clean(asdict(alarm), MAX_EVENT) for alarm in alarms.all()[:MOST_ALARMS]],
-        "end": ending(rows, summary, config, broke) if checkpoint is None else f"An evaluation of {checkpoint}.",
+        "end": ending(rows, summary, config, broke) if checkpoint is None else of_evaluation(checkpoint, evals, broke),
         "evaluation": checkpoint is not None,
     }
 

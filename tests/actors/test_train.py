@@ -1,0 +1,73 @@
+"""``mode=train`` with a scripted supervisor: what a run leaves that breaks."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import actors.train
+from agent.errors import Fault, UserError
+from agent.pool.rules.base import rule_class
+from conf.schema import RunConfig
+from tracking.console import Console
+from tracking.metrics import MetricsLog
+
+
+@pytest.fixture
+def breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Trains in ``tmp_path`` until the supervisor raises an error."""
+    task = SimpleNamespace(name="world", train=(), eval=(), corpus="c.jsonl", notices=())
+    scripted: dict[str, Any] = {
+        "plan.layouts.settled": lambda config: config,
+        "plan.fit.refusal": lambda config: "",
+        "plan.machine.check_machine": lambda config: None,
+        "fetching.fetch": lambda config, console: None,
+        "prepare.look": lambda config, say: task,
+        "prepare.prepare": lambda config, run_dir, task: SimpleNamespace(task=task),
+        "provenance.Provenance.of": lambda config, task, say: SimpleNamespace(settings={}),
+        "ray_start.start_ray": lambda config, namespace: None,
+        "ray_start.stop_ray": lambda: None,
+        "train._trackers": lambda *given: SimpleNamespace(close=lambda: None),
+    }
+    for name, does in scripted.items():
+        monkeypatch.setattr(f"actors.{name}", does)
+
+    def run(error: Exception) -> str:
+        """What the page says of its end."""
+
+        class Supervisor:
+            def __init__(self, config: RunConfig, prepared: Any, run_dir: Path, console: Console, **more: Any) -> None:
+                self.watch = SimpleNamespace(whole=lambda steps: nullcontext())
+                self.saving = SimpleNamespace(newest=lambda: "c/step-000003")
+
+            def train(self) -> None:
+                MetricsLog(tmp_path / "metrics.jsonl").write("step", {"step": 3})
+                raise error
+
+        monkeypatch.setattr("actors.supervisor.Supervisor", Supervisor)
+        config = RunConfig(mode="train", pool=rule_class("recycle")())
+        with pytest.raises(type(error), match=str(error)):
+            actors.train.train(config, tmp_path, Console(quiet=True), "small", "n")
+        (told,) = re.findall(r'id="r0-run">(.*?)</script>', (tmp_path / "report.html").read_text(encoding="utf-8"))
+        end: str = json.loads(told)["end"]
+        return end
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (Fault("the engine died"), "the engine died; resume with resume=c/step-000003"),
+        (UserError("the pool is of other questions"), "the pool is of other questions"),
+        (KeyError("a bug"), "KeyError: 'a bug'"),
+    ],
+)
+def test_the_report_of_a_run_that_broke_says_why(breaks: Any, error: Exception, why: str) -> None:
+    assert breaks(error) == f"The run broke after step 3: {why}"
