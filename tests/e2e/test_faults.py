@@ -156,7 +156,7 @@ def test_a_sweep_that_is_stopped_and_started_again_does_the_rest(start, small, t
     assert sorted(set(batches)) == [*range(10)]
     assert len(batches) == 240
     made = {path.name for path in folder.glob("*.*")}
-    assert made >= {"sweep.json", "table.md", "em.png", "groups.png", "pool.png", "spent.png"}
+    assert made >= {"sweep.json", "table.md", "em.png", "groups.png", "pool.png", "spent.png", "spent_tokens.png"}
 
 
 def _states(folder) -> dict[str, str]:

@@ -277,7 +277,11 @@ def test_the_table_in_the_folder_is_markdown(folder: Path) -> None:
             ("pool", "What is recycled: share of trained groups; flipped share of questions"),
             ("against", "Is it better: against pool=epoch, paired by seed"),
             ("difference", "When is it better: held-out exact match less that of pool=epoch, paired by seed"),
-            ("spent", "What a question takes: exact match against its searches and tokens"),
+            ("spent", "What a question takes: exact match against its searches, evaluation by evaluation"),
+            (
+                "spent_tokens",
+                "What a question takes: exact match against its generated tokens, evaluation by evaluation",
+            ),
         )
     ]
     for name in ("em", "em_tokens", "groups", "pool", "against", "difference"):
@@ -289,13 +293,20 @@ def test_what_is_spent_is_drawn_by_evaluations() -> None:
     simulated = [{**row, "search/mean": None, "action_tokens/mean": None} for row in RUN if row["kind"] == "eval"]
     assert pictures.spent(simulated, "searches") == ([], [])
     assert pictures.spent(RUN, "question_tokens") == ([10.5, 12.5, 14.5], [0.2, 0.6, 0.5])
-    figure = pictures._spent({"a": [RUN, RUN], "b": [RUN]})
-    left, right = figure.axes
-    assert len(left.lines) == len(right.lines) == 2 + 2 * 3
-    _, path, last, *_ = left.lines
+    names = "abcdefgh"
+    figure = pictures._spent({name: [RUN, RUN] for name in names}, "searches", "b")
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in panels] == [f"{name} (2 seeds)" for name in names]
+    first, baseline, *_ = panels
+    assert (len(first.lines), len(baseline.lines)) == (2 * (2 * 2) + 1, 2 * 2)
+    assert {line.get_color() for line in baseline.lines} == {pictures.COLOURS[1]}
+    path, last, *_ = baseline.lines
     assert list(path.get_xdata()) == [1.5, 3.5, 5.5]
     assert (list(last.get_xdata()), list(last.get_ydata())) == ([5.5], [0.5])
-    assert [text.get_text() for text in figure.legends[0].texts] == ["a (2 seeds)", "b (1 seed)"]
+    assert [text.get_text() for text in first.get_legend().texts] == ["b"]
+    assert not any(axes.get_legend() for axes in panels[1:])
+    (alone,) = pictures._spent({"a": [RUN]}, "question_tokens", None).axes
+    assert (alone.get_xlabel(), alone.get_legend()) == ("generated tokens per question", None)
 
 
 def test_a_sweep_of_which_nothing_is_done_has_a_report_without_pictures(tmp_path: Path) -> None:

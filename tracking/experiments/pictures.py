@@ -38,7 +38,6 @@ RATIOS = ("rollouts_per_signal_group",)
 """Those of them that are no differences."""
 PANELS = 3
 """Conditions beside each other."""
-_MARKERS = ("o", "s", "^")
 
 
 def draw(folder: Path, report: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
@@ -74,7 +73,14 @@ def draw(folder: Path, report: Mapping[str, Any], rows: Mapping[str, Sequence[Ro
             f"When is it better: held-out exact match less that of {baseline}, paired by seed",
         )
     if any(spent(rows, "searches")[0] for of in runs.values() for rows in of):
-        made["spent.png"] = (lambda: _spent(runs), "What a question takes: exact match against its searches and tokens")
+        made["spent.png"] = (
+            lambda: _spent(runs, "searches", baseline),
+            "What a question takes: exact match against its searches, evaluation by evaluation",
+        )
+        made["spent_tokens.png"] = (
+            lambda: _spent(runs, "question_tokens", baseline),
+            "What a question takes: exact match against its generated tokens, evaluation by evaluation",
+        )
     for file, (figure, _) in made.items():
         figure().savefig(folder / file, dpi=130)
     return {file: caption for file, (_, caption) in made.items()}
@@ -198,8 +204,7 @@ def _em(runs: Runs, x: str, target: float | None, baseline: str | None) -> Figur
             axes.axhline(target, color="0.5", linewidth=0.8, linestyle=":")
         axes.set_title(f"{name} ({_seeds(runs[name])})", fontsize=10)
         _dress(axes, x.replace("_", " "), "" if at % PANELS else "held-out exact match")
-    for axes in [axes for axes in grid if axes.get_legend_handles_labels()[1]][:1]:  # the first that has the baseline
-        axes.legend(frameon=False, loc="upper left", fontsize=8)
+    _legend(grid)
     return figure
 
 
@@ -293,24 +298,34 @@ def _pool(runs: Runs) -> Figure:
     return figure
 
 
-def _spent(runs: Runs) -> Figure:
-    """The evaluations of each run in their order, the last one marked."""
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    for axes, (x, label) in zip(
-        figure.subplots(1, 2, sharey=True),
-        (("searches", "searches per question"), ("question_tokens", "generated tokens per question")),
-        strict=True,
-    ):
-        for at, (name, of) in enumerate(runs.items()):
-            colour, marker = COLOURS[at % len(COLOURS)], _MARKERS[at // len(COLOURS) % len(_MARKERS)]
-            axes.plot([], [], marker, color=colour, label=f"{name} ({_seeds(of)})")
-            for rows in of:
-                across, up = spent(rows, x)
-                axes.plot(across, up, color=colour, linewidth=0.8, alpha=0.4)
-                axes.plot(across[-1:], up[-1:], marker, color=colour, alpha=0.8)
-        _dress(axes, label, "held-out exact match" if x == "searches" else "")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+def _spent(runs: Runs, x: str, baseline: str | None) -> Figure:
+    """A panel a condition: the evaluations of each run in their order, a dot at the last; behind it the baseline's."""
+    figure, grid = _panels(len(runs))
+    curves = {name: [spent(rows, x) for rows in of] for name, of in runs.items()}
+    for at, ((name, of), axes) in enumerate(zip(curves.items(), grid, strict=True)):
+        if baseline is not None and name != baseline:
+            _paths(axes, curves[baseline], "0.6", baseline)
+        _paths(axes, of, COLOURS[at % len(COLOURS)])
+        axes.set_title(f"{name} ({_seeds(of)})", fontsize=10)
+        label = {"searches": "searches per question", "question_tokens": "generated tokens per question"}[x]
+        _dress(axes, label, "" if at % PANELS else "held-out exact match")
+    _legend(grid)
     return figure
+
+
+def _paths(axes: Axes, curves: Sequence[Curve], colour: str, label: str | None = None) -> None:
+    """A thin line for each curve, with a dot at its end."""
+    for x, y in curves:
+        axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.5)
+        axes.plot(x[-1:], y[-1:], "o", color=colour, markersize=5)
+    if label is not None:
+        axes.plot([], [], "o-", color=colour, linewidth=0.8, markersize=5, label=label)
+
+
+def _legend(grid: Sequence[Axes]) -> None:
+    """In the first panel that has the baseline beside its own."""
+    for axes in [axes for axes in grid if axes.get_legend_handles_labels()[1]][:1]:
+        axes.legend(frameon=False, loc="upper left", fontsize=8)
 
 
 def _lines(axes: Axes, curves: Mapping[str, Sequence[Curve]]) -> None:
