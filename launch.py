@@ -4,9 +4,9 @@
 
 ``--help`` lists the modes and the groups. A sweep (``-m``, or an experiment that is one) runs its jobs one after the
 other; the same command again goes on with it. A user's mistake exits 2 with one line that names the key or file and
-the fix; a fault exits 1 with the actor, the cause and the checkpoint to resume from; a run that SIGTERM or SIGHUP
-ended exits 143 or 129. Where Ray is started, a launcher stays above the driver (``actors/launcher.py``) and says it for
-a driver that can't any more. ``debug=true`` shows tracebacks.
+the fix; a fault exits 1 with the actor, the cause and the checkpoint to resume from; what Ctrl-C stopped at once exits
+130, a run that SIGTERM or SIGHUP ended 143 or 129. Where Ray is started, a launcher stays above the driver
+(``actors/launcher.py``) and says it for a driver that can't any more. ``debug=true`` shows tracebacks.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ def train(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 
 def evaluate(config: RunConfig, run_dir: Path, console: Console) -> None:
-    """``mode=eval``: a checkpoint on the held-out questions, with intervals and tables."""
+    """``mode=eval``: a checkpoint on the held-out questions, as tables (checkpoint=)."""
     from actors.evaluating import evaluate
 
     evaluate(config, run_dir, console, _namespace(run_dir))
 
 
 def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
-    """``mode=calibrate``: a threshold for early exit, of a stated risk, and its curve.
+    """``mode=calibrate``: find the early-exit threshold of a chosen risk (checkpoint=).
 
     From full episodes on development questions.
     """
@@ -83,7 +83,7 @@ def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 
 def ask(config: RunConfig, run_dir: Path, console: Console) -> None:
-    """``mode=ask``: one question, its episode printed turn by turn."""
+    """``mode=ask``: one question, turn by turn (checkpoint=, question=)."""
     from actors.inference import inference
     from agent.records import Question
 
@@ -112,6 +112,7 @@ def experts(config: RunConfig, run_dir: Path, console: Console) -> None:
     from actors.plan.machine import check_cache
     from learner.hub import local_folder
     from tasks.load import load
+    from tasks.making.made import REPORT
     from tasks.notices import write_notices
 
     check_cache(config)
@@ -131,11 +132,13 @@ def experts(config: RunConfig, run_dir: Path, console: Console) -> None:
     for line in made.lines():
         console.say(line)
     file = write(made, run_dir)
-    console.say(f"data.experts={file}, the report beside it; {time.perf_counter() - started:.1f} s")
+    console.say(
+        f"use them with data.experts={file}; report: {file.with_name(REPORT)}; {time.perf_counter() - started:.1f} s"
+    )
 
 
 def index(config: RunConfig, run_dir: Path, console: Console) -> None:
-    """``mode=index``: the retrieval index of the corpus, built beforehand."""
+    """``mode=index``: the retrieval index of a corpus, built beforehand (data.corpus=)."""
     from actors.fetching import fetch as fetch_all
     from actors.plan.machine import check_cache
     from retrieval_service.index import read_manifest
@@ -166,7 +169,7 @@ def serve(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 
 def fetch(config: RunConfig, run_dir: Path, console: Console) -> None:
-    """``mode=fetch``: what a command line names, fetched beforehand."""
+    """``mode=fetch``: download everything that a command line needs."""
     from actors.fetching import fetch
     from actors.plan.machine import check_cache
 
@@ -176,7 +179,7 @@ def fetch(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 
 def compare(config: RunConfig, run_dir: Path, console: Console) -> None:
-    """``mode=compare``: two evaluations of the same questions, paired."""
+    """``mode=compare``: two evaluations of the same questions, paired (run=, compare=)."""
     from tracking.evals.compare import compare
 
     with console.phase("comparing"):
@@ -195,7 +198,7 @@ def plan(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 
 def doctor(config: RunConfig, run_dir: Path, console: Console) -> None:
-    """``mode=doctor``: what this machine does with the model, measured in minutes."""
+    """``mode=doctor``: measure what this machine does with the model; takes minutes."""
     from actors.doctor import examine
     from actors.plan.layouts import settled
 
@@ -211,7 +214,7 @@ def simulate(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 
 def report(config: RunConfig, run_dir: Path, console: Console) -> None:
-    """``mode=report``: tables and pictures of a sweep, as far as it is."""
+    """``mode=report``: tables and pictures of a sweep's finished jobs (report.sweep=)."""
     from tracking.experiments.report import write
 
     with console.phase("writing the report of the sweep"):
@@ -219,7 +222,7 @@ def report(config: RunConfig, run_dir: Path, console: Console) -> None:
 
 
 def view(config: RunConfig, run_dir: Path, console: Console) -> None:
-    """``mode=view``: a run as one HTML page or in the terminal, also while it goes on."""
+    """``mode=view``: a run as a page or in the terminal, also while it goes on (run=)."""
     from actors.stopping import at_once
     from tracking.view.mode import view_in_terminal, view_run
 

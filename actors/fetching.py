@@ -24,7 +24,7 @@ def fetch(config: RunConfig, console: Console) -> bool:
     wanted = downloads(config)
     known = sum(each.size or 0 for each in wanted)
     if len(wanted) > 1:
-        console.say(f"{len(wanted)} things are not here yet, about {size_text(known)} in all")
+        console.say(f"{len(wanted)} downloads are needed, about {size_text(known)} in all")
     for each in wanted:
         console.say(f"to be fetched: {each}")
     show = shown(console)

@@ -16,7 +16,7 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from agent.errors import UserError
+from agent.errors import UserError, all_of
 from tracking.run_folder import unwritable
 
 
@@ -54,14 +54,14 @@ def _output(needs: Needs) -> Iterator[str]:
 
 
 def check_nodes(nodes: Sequence[str], run_dir: Path, cache: Path, files: Sequence[Path], timeout_s: float) -> None:
-    """Raises ``UserError`` with a line for each of ``nodes`` (ids) that lacks something, or doesn't answer in time."""
+    """Raises ``UserError`` that names each of ``nodes`` (ids) that lacks something, or doesn't answer in time."""
     marker, token = run_dir / ".on-every-node", secrets.token_hex(8)
     marker.write_text(token)
     try:
         if problems := list(
             _problems(nodes, Needs(marker=marker, token=token, cache=cache, files=(*files,)), timeout_s)
         ):
-            raise UserError("\n".join(problems))
+            raise UserError(all_of(problems))
     finally:
         marker.unlink(missing_ok=True)
 

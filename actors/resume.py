@@ -104,7 +104,7 @@ def resumed(
         return None
     found = find(config.resume, outputs, run_dir, asked(config))
     for why in found.refused:
-        say(f"{why}: the one before it is taken", "yellow")
+        say(f"{why}: using the checkpoint before it", "yellow")
     if found.path is None:
         for name in ("metrics.jsonl", TRAJECTORIES, GROUPS, EVALUATIONS):  # of a start that came to no checkpoint
             (run_dir / name).unlink(missing_ok=True)
@@ -127,8 +127,8 @@ def _compare(checkpoint: Path, now: Provenance, allowed: bool, say: Callable[[st
         return
     if not allowed:
         raise UserError(
-            f"resume: {checkpoint} was made with others: {listed(changes.others, TEXTS)}; set them back, or "
-            "resume_allow_changes=true goes on with them"
+            f"resume: {checkpoint} was made with other settings or data: {listed(changes.others, TEXTS)}; set them "
+            "back, or resume_allow_changes=true goes on with them"
         )
     say(f"what is learned changes from here on: {listed(changes.others, TEXTS)}", "yellow")
 

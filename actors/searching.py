@@ -60,12 +60,12 @@ class Searching:
                 return
             if now - began >= self._outage_s:
                 raise Fault(
-                    f"retrieval has not answered for {now - began:.0f} s (retrieval.outage_s): {problem}; mend what "
+                    f"retrieval has not answered for {now - began:.0f} s (retrieval.outage_s): {problem}; fix what "
                     "it needs (index, memory, server)"
                 )
             if now == began or now - said >= SAY_EVERY_S:
                 said = now
-                self._say(f"rollouts wait for retrieval, since {now - began:.0f} s: {problem}", "yellow")
+                self._say(f"rollouts wait for retrieval ({now - began:.0f} s so far): {problem}", "yellow")
             self._sleep(ASK_EVERY_S)
 
     def _problem(self) -> str | None:

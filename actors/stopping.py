@@ -46,11 +46,12 @@ class Stopping:
             _stop(number, frame)
         self.asked = True
         if number == signal.SIGINT:
-            how = "this step ends, then a checkpoint is written"
+            how = "this step ends, is evaluated and saved; Ctrl-C again stops at once"
         else:
             self.leaving = signal.Signals(number)
-            how = f"{self.leaving.name}: a checkpoint is written at the next release, without an evaluation"
-        self._say(f"stopping: {how}; once more stops at once", "yellow")
+            name = self.leaving.name
+            how = f"{name}: saved at the next release, without an evaluation; {name} again stops at once"
+        self._say(f"stopping: {how}", "yellow")
 
 
 @contextmanager

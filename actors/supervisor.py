@@ -288,11 +288,12 @@ class Supervisor:
             broken = broken + 1 if unsound.lasting else 0
             if broken >= BROKEN_BATCHES:
                 raise Fault(f"no episode of {broken} batches in a row was finished and scored: {unsound.why}")
-            self.record.say(f"no episode of batch {report.batch} was sound, it is no step: {unsound.why}", "yellow")
+            cause = "searches or tools failed" if unsound.struck else "no episode ended without a fault"
+            self.record.say(f"batch {report.batch} is skipped, {cause}: {unsound.why}", "yellow")
             if unsound.struck:
                 self.parts.searching.until_they_answer()
             if self.stopping.asked:
-                raise Fault(f"stopped while no episode of batch {report.batch} was sound: {unsound.why}")
+                raise Fault(f"stopped after batch {report.batch} was skipped, {cause}: {unsound.why}")
             self._wait(pool.release.remote(report.batch), name)
 
     def _evaluate(self, step: int) -> None:

@@ -375,7 +375,9 @@ class WorkerPool:
 
     def _hopeless(self, worker: _Worker, error: Fault) -> Fault:
         lines = "" if isinstance(error, Died) else last_lines(self._log_dir, worker.name)
-        return Fault(f"every worker would fail as {error}" + (f"; its last lines:\n{lines}" if lines else ""))
+        return Fault(
+            f"every new worker would fail in the same way: {error}" + (f"; its last lines:\n{lines}" if lines else "")
+        )
 
     def _replace(self, worker: _Worker, cause: str, *, counted: bool = True, suspect: bool = True) -> None:
         """Starts another in its place; if ``counted``, as one of the restarts that an hour may have.

@@ -15,16 +15,18 @@ from agent.formats.base import Format, Shown
 from agent.neutral import ENCODINGS, Neutraliser
 from agent.protocol import NO_RESULTS, Action, TagProtocol
 from agent.records import Finish, Passage
-from agent.shipped import own_classes
+from agent.shipped import own_class
 from agent.tokens import TokenCodec
 from agent.tools.base import Result, Tool
 from agent.tools.catalogue import tool_classes
 
 
 def format_class(name: str) -> Callable[[TokenCodec, AgentConfig, Sequence[type[Tool]]], Format]:
-    """The format of that name: the one subclass of ``Format`` in ``agent/formats/NAME.py``."""
-    (found,) = own_classes(importlib.import_module(f"agent.formats.{name}"), Format)
-    return found
+    """The format of that name: the one subclass of ``Format`` in ``agent/formats/NAME.py``.
+
+    Raises ``UserError`` if the file has none or several.
+    """
+    return own_class(importlib.import_module(f"agent.formats.{name}"), Format, f"agent.format={name}")
 
 
 class Dialogue:

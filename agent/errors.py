@@ -25,6 +25,17 @@ class UserError(ValueError):
         super().__init__(line)
 
 
+def all_of(problems: Sequence[str]) -> str:
+    """Several problems as the one line of a ``UserError``.
+
+    >>> all_of(["no GPU; add one"]), all_of(["no GPU; add one", "no disk; buy one"])
+    ('no GPU; add one', '2 problems: (1) no GPU; add one (2) no disk; buy one')
+    """
+    if len(problems) == 1:
+        return problems[0]
+    return f"{len(problems)} problems: " + " ".join(f"({n}) {problem}" for n, problem in enumerate(problems, 1))
+
+
 class Fault(RuntimeError):
     """Something broke that the user didn't ask for. ``launch.py`` exits 1 and says where it broke."""
 

@@ -185,7 +185,7 @@ class Tokenizer:
             )
         except Exception as error:  # a template is a program
             raise UserError(
-                f"{self._given}: its chat template fails ({type(error).__name__}: {shortened(error)}); mend it or set "
+                f"{self._given}: its chat template fails ({type(error).__name__}: {shortened(error)}); fix it or set "
                 "agent.chat=false and agent.format=tags"
             ) from error
 

@@ -106,7 +106,7 @@ def main() -> None:
     with ProcessPoolExecutor(os.cpu_count()) as workers:
         results = dict(zip(jobs, workers.map(play, jobs), strict=True))
     print(f"Rollouts per signal-bearing group / EM in the end; B = {BATCH}, K = {K}, {seeds} seeds\n")
-    print(f"| scenario | {' | '.join(RULES)} | adaptive / recycle | EM gained | holds |")
+    print(f"| scenario | {' | '.join(RULES)} | adaptive / recycle | EM gained | claim holds |")
     print("| --- |" + " ---: |" * (len(RULES) + 3))
     held_out = []
     for name in sorted(given.scenario, key=lambda n: (n in TUNED, n)):

@@ -57,7 +57,7 @@ MODES = (
 )
 VIEWS = ("page", "terminal")
 TRAINING_SAMPLE = 500
-"""Held-out questions of a training run's evaluations: 95 % intervals of at most ±4.4 points, in minutes."""
+"""Held-out questions of a training run's evaluations: 95 % intervals of at most ±4.4 points; it takes minutes."""
 INFERENCE = ("eval", "calibrate", "ask")
 """Those that play a checkpoint."""
 

@@ -111,5 +111,5 @@ def _write(file: Path, stamp: Stamp) -> None:
             out.write(f"{json.dumps(asdict(stamp), indent=1)}\n".encode())
     except OSError as error:
         raise UserError(
-            f"{file.parent}: a checksum can't be kept there ({refused(error)}); mend that, or set cache_dir=FOLDER"
+            f"{file.parent}: a checksum can't be kept there ({refused(error)}); fix that, or set cache_dir=FOLDER"
         ) from error

@@ -249,13 +249,13 @@ RULES = (
         name="no searches",
         find=_no_searches,
         look="the actions of some episodes, and whether a search is written as agent.format wants it",
-        change="Warm-start or seed the policy with expert trajectories (data.experts), or take reward=david.",
+        change="Warm-start or seed the policy with expert trajectories (data.experts): no reward teaches it.",
     ),
     Rule(
         name="search limit",
         find=_search_limit,
         look="what the last searches of such episodes ask",
-        change="Raise agent.max_searches, or take off for each search (cost=search).",
+        change="Raise agent.max_searches, or charge for each search (cost=search).",
     ),
     Rule(
         name="searches find nothing",
@@ -275,14 +275,14 @@ RULES = (
         name="zero-variance groups",
         find=_zero_variance,
         look="whether the groups are too easy or too hard",
-        change="Take pool=recycle or pool=adaptive; harder questions if they are too easy; experts, reward=david or a "
+        change="Take pool=adaptive; harder questions if they are too easy; experts, reward=david or a "
         "larger pool.group_size if they are too hard.",
     ),
     Rule(
         name="episodes left out",
         find=_excluded,
         look="the fault that is named, and logs/ in the run's folder",
-        change="Mend its cause: these episodes cost as much as any and teach nothing.",
+        change="Fix its cause: these episodes cost as much as any and teach nothing.",
     ),
     Rule(
         name="learner idle",

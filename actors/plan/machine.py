@@ -23,7 +23,7 @@ from actors.plan.host import DISK_MARGIN, memory_bytes, object_store_bytes, outp
 from actors.plan.installation import engines, wrong_build
 from actors.plan.learner import learner_memory
 from actors.plan.ray_address import reach
-from agent.errors import UserError
+from agent.errors import UserError, all_of
 from conf.schema import RunConfig
 from tracking.run_folder import unwritable
 
@@ -84,12 +84,12 @@ class Machine:
 
 
 def check_machine(config: RunConfig) -> None:
-    """Raises ``UserError`` with a line for each thing that this machine lacks for ``config``.
+    """Raises ``UserError`` that names each thing that this machine lacks for ``config``.
 
     Or for a Ray cluster that doesn't answer.
     """
     if found := list(missing(config, snapshot(config))):
-        raise UserError("\n".join(found))
+        raise UserError(all_of(found))
     if config.cluster.address is not None:
         reach(config.cluster.address, config.cluster.start_timeout_s)
 

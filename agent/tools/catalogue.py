@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 from agent import tools as shipped
 from agent.errors import UserError, one_of
 from agent.own import is_path, resolve
-from agent.shipped import module_names, own_classes
+from agent.shipped import module_names, own_class
 from agent.tools.base import Tool
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -41,11 +41,12 @@ def tool_classes(names: Sequence[str]) -> tuple[type[Tool], ...]:
 @lru_cache(maxsize=64)
 def _tool_class(name: str) -> type[Tool]:
     where = f"agent.tools={name}"
+    found: Any
     if is_path(name):
         found = resolve(name, "agent.tools")
     else:
         one_of(name, tool_names(), "agent.tools")
-        (found,) = own_classes(importlib.import_module(f"{shipped.__name__}.{name}"), Tool)
+        found = own_class(importlib.import_module(f"{shipped.__name__}.{name}"), Tool, where)
     if not _is_tool(found):
         raise UserError(f"{where} is no tool; it has to be one subclass of agent.tools.base.Tool with a method 'call'")
     _check(found, where)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from actors.plan import machine as looked_at
 from actors.plan.cards import GIB
 from actors.plan.host import memory_bytes, output_bytes
 from actors.plan.learner import learner_memory
@@ -254,6 +255,12 @@ def test_a_driver_without_gpus_has_none(driver: Callable[..., None], output: str
 def test_a_machine_without_a_driver_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"needs 4 CUDA GPUs of 24 GiB and this machine has none"):
+        check_machine(replace(config(), output_dir=str(tmp_path), cache_dir=str(tmp_path)))
+
+
+def test_several_things_that_are_missing_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looked_at, "missing", lambda config, found: iter(("no GPU; add one", "no disk; make room")))
+    with pytest.raises(UserError, match=r"^2 problems: \(1\) no GPU; add one \(2\) no disk; make room$"):
         check_machine(replace(config(), output_dir=str(tmp_path), cache_dir=str(tmp_path)))
 
 

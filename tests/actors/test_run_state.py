@@ -283,7 +283,9 @@ def test_what_changes_nothing_that_is_learned_is_listed_and_taken(go_on: Go, tmp
 def test_what_decides_what_is_learned_has_to_be_allowed(
     go_on: Go, tmp_path: Path, settings: dict[str, Any], named: str
 ) -> None:
-    with pytest.raises(UserError, match=rf"made with others: .*{named}.*; set them back, or resume_allow_changes=true"):
+    with pytest.raises(
+        UserError, match=rf"made with other settings or data: .*{named}.*; set them back, or resume_allow_changes=true"
+    ):
         go_on(run_config(**settings), task(tmp_path))
     (said,) = go_on(run_config(**settings, resume_allow_changes=True), task(tmp_path))[-1:]
     assert said.startswith("what is learned changes from here on: ")
@@ -291,11 +293,11 @@ def test_what_decides_what_is_learned_has_to_be_allowed(
 
 def test_other_texts_under_the_same_ids_are_found(go_on: Go, tmp_path: Path) -> None:
     question = dataclasses.replace(task(tmp_path).train[0], golden_answers=("he",))
-    with pytest.raises(UserError, match="made with others: training questions: not the same; set"):
+    with pytest.raises(UserError, match="made with other settings or data: training questions: not the same; set"):
         go_on(run_config(), task(tmp_path, train=(question,)))
     corpus = tmp_path / "other.jsonl"
     corpus.write_text('{"id": "d", "contents": "texts"}\n')
-    with pytest.raises(UserError, match="made with others: corpus: not the same; set"):
+    with pytest.raises(UserError, match="made with other settings or data: corpus: not the same; set"):
         go_on(run_config(), task(tmp_path, corpus=corpus))
 
 

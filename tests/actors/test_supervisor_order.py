@@ -189,9 +189,13 @@ def test_an_unsound_batch_of_the_seeding_is_none_of_its_steps(play: Play) -> Non
     ]
 
 
-def test_a_run_that_is_stopped_where_everything_fails_says_so(play: Play) -> None:
-    world = World(unsound={1: NO_SEARCH}, interrupt=("unsound batch 1",))
-    with pytest.raises(Fault, match=r"^stopped while no episode of batch 1 was sound: retrieval_failed"):
+@pytest.mark.parametrize(
+    ("unsound", "cause"),
+    [(NO_SEARCH, "no episode ended without a fault"), (STRUCK, "searches or tools failed")],
+)
+def test_a_run_that_is_stopped_where_everything_fails_says_so(play: Play, unsound: Unsound, cause: str) -> None:
+    world = World(unsound={1: unsound}, interrupt=("unsound batch 1",))
+    with pytest.raises(Fault, match=rf"^stopped after batch 1 was skipped, {cause}: retrieval_failed"):
         play(world, 3)
 
 

@@ -351,7 +351,7 @@ def test_too_many_deaths_end_the_run(house: House) -> None:
 
 def test_an_engine_that_has_never_started_is_not_started_again(house: House) -> None:
     workers = house.workers(1, {"rollout-0": {"start": ["fault"]}})
-    with pytest.raises(Fault, match=r"^every worker would fail as rollout-0: start broke$"):
+    with pytest.raises(Fault, match=r"^every new worker would fail in the same way: rollout-0: start broke$"):
         house.patiently(workers.deliver, Version(0))
     assert house.lost == []
     assert house.events("rollout-1") == []
@@ -377,7 +377,7 @@ def test_what_two_workers_in_a_row_raise_alike_is_not_tried_a_third_time(house: 
     scripts = {"rollout-0": {"receive": ["", "die"]}, "rollout-1": {call: ["fault"]}, "rollout-2": {call: ["fault"]}}
     workers = house.workers(1, scripts, max_restarts=9)
     house.patiently(workers.deliver, Version(0))
-    with pytest.raises(Fault, match=rf"^every worker would fail as rollout-2: {call} broke$"):
+    with pytest.raises(Fault, match=rf"^every new worker would fail in the same way: rollout-2: {call} broke$"):
         house.patiently(workers.deliver, Version(1))
     assert [name for name, _ in house.lost] == ["rollout-0", "rollout-1"]
 
@@ -385,7 +385,7 @@ def test_what_two_workers_in_a_row_raise_alike_is_not_tried_a_third_time(house: 
 def test_a_share_of_an_evaluation_that_breaks_two_workers_is_not_played_by_a_third(house: House) -> None:
     workers = house.workers(1, {f"rollout-{i}": {"evaluate": ["fault"]} for i in range(9)}, max_restarts=9)
     house.patiently(workers.deliver, Version(0))
-    with pytest.raises(Fault, match=r"^every worker would fail as rollout-1: evaluate broke$"):
+    with pytest.raises(Fault, match=r"^every new worker would fail in the same way: rollout-1: evaluate broke$"):
         house.patiently(workers.evaluate, QUESTIONS)
     assert [name for name, _ in house.lost] == ["rollout-0"]
 
@@ -394,7 +394,7 @@ def test_an_evaluation_without_a_sound_episode_ends_with_the_engine_that_breaks(
     """An engine that dies of its first request: what was in it comes back as faults, what comes later is raised."""
     workers = house.workers(1, {"rollout-0": {"evaluate": ["faults", "faults", "fault"]}})
     house.patiently(workers.deliver, Version(0))
-    with pytest.raises(Fault, match=r"^every worker would fail as rollout-0: evaluate broke$"):
+    with pytest.raises(Fault, match=r"^every new worker would fail in the same way: rollout-0: evaluate broke$"):
         house.patiently(partial(workers.evaluate, chunk=2), QUESTIONS)
     assert house.lost == []
 

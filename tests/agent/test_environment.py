@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from agent.config import AgentConfig, SelectivityConfig
-from agent.dialogue import Dialogue
+from agent.dialogue import Dialogue, format_class
 from agent.environment import Environment
 from agent.errors import RetrievalError, ToolError, UserError
+from agent.formats.base import Format
 from agent.records import Call, Passage, Repeat, StopReason, Turn
 from agent.tools.base import Request, Result, Situation, Tool
 from agent.tools.catalogue import tool_classes, tool_names
@@ -202,6 +203,25 @@ def test_wrong_tools_are_the_users_mistake(names, message):
     with pytest.raises(UserError, match=message) as error:
         tool_classes(names)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("classes", "has"), [((), "none"), (("A", "B"), "A, B")])
+def test_a_file_without_exactly_one_tool_or_format_is_named(classes, has, monkeypatch):
+    from agent.tools import catalogue
+
+    tools, formats = types.ModuleType("agent.tools.mine"), types.ModuleType("agent.formats.mine")
+    for module, base in ((tools, Tool), (formats, Format)):
+        module.__file__ = "mine.py"
+        for name in classes:
+            setattr(module, name, type(name, (base,), {"__module__": module.__name__}))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(catalogue, "tool_names", lambda: ["mine"])
+    with pytest.raises(
+        UserError, match=rf"^agent\.tools=mine: mine\.py has to have one subclass of Tool, and has {has}$"
+    ):
+        tool_classes(["mine"])
+    with pytest.raises(UserError, match=rf"^agent\.format=mine: mine\.py .*one subclass of Format, and has {has}$"):
+        format_class("mine")
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_the_boxs_command_fetches_what_it_names_and_trains(hub: Hub, whole, tmp_
     done = finished([sys.executable, "-c", SMALLER, *about, *asked], env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("3 things are not here yet, about "), done.stdout
+    assert lines[0].startswith("3 downloads are needed, about "), done.stdout
     assert [line.split(":")[0] for line in lines[1:4]] == ["to be fetched"] * 3
     assert f"to be fetched: the index {HOTPOTQA.name} ({len(World(0).passages):,} passages): " in done.stdout
     assert [range for range in hub.got() if range], "a part of the first came, and then the rest"

@@ -221,7 +221,7 @@ def test_a_checksum_that_cannot_be_kept_is_no_corpus_that_cannot_be_read(
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "stamps").write_text("no folder")
     with pytest.raises(
-        UserError, match=r"^.*stamps: a checksum can't be kept there \(.*exists\); mend that, or set cach"
+        UserError, match=r"^.*stamps: a checksum can't be kept there \(.*exists\); fix that, or set cach"
     ):
         corpus_stamp(path, tmp_path / "cache")
 
