@@ -78,7 +78,6 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Model]:
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setenv("ENDPOINT_KEY", "secret")
         monkeypatch.setattr(settings, "Endpoint", functools.partial(Endpoint, pause_s=0.0))
-        monkeypatch.setattr(evaluating, "view_at_end", lambda folder, console: None)
         yield state
         server.shutdown()
 
