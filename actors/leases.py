@@ -63,7 +63,7 @@ class Paced:
 
 
 class Leases:
-    """The claims that one worker holds of ``pool``. They are renewed while ``kept`` is entered."""
+    """The claims that one worker holds of ``pool``. They are renewed while ``keep`` runs."""
 
     def __init__(self, pool: Any, worker: str, lease_s: float) -> None:
         self._pool = pool

@@ -27,7 +27,7 @@ class RunState:
     rollouts: int
     """Trajectories played so far."""
     generated_tokens: int
-    """Action tokens in them."""
+    """Tokens that the engines sampled for them."""
     first_eval: dict[str, Any] | None
     last_eval: dict[str, Any] | None
     best: dict[str, Any] | None = None

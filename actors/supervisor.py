@@ -174,7 +174,7 @@ class Supervisor:
                 )
             self.record.event("warm_start", report)
             how = "from the cache" if report["cached"] else f"{report['steps']} steps, loss {report['loss']:.3f}"
-            self.record.say(f"warm start on expert trajectories: {how}, {report['seconds']:.1f} s")
+            self.record.say(f"warm start by imitation: {how}, {report['seconds']:.1f} s")
         if checkpoint is None and config.algorithm.seeding.steps:
             parts.index_is_open()
             self._seed()

@@ -81,7 +81,11 @@ def checksum(buffer: np.ndarray) -> str:
 
 
 class Channel(Protocol):
-    """A way for weights to travel. What ``publish`` takes is the channel's own."""
+    """A way for weights to travel, as a worker sees it.
+
+    Each also has a ``publish``, which takes what is the channel's own. ``NcclChannel`` has no ``receive``: its weights
+    come by the broadcast (``actors/broadcast.py``).
+    """
 
     async def receive(self, published: Published) -> dict[str, torch.Tensor]:
         """The published tensors. Raises ``Fault`` (``Unusable`` of the learner) if they aren't what was published."""

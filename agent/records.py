@@ -34,7 +34,7 @@ class StopReason(StrEnum):
     """Why an episode ended. ``is_fault`` separates what the policy did from what broke."""
 
     ANSWERED = "answered"
-    """The policy closed an answer tag."""
+    """The policy closed an answer tag, or, in a format in which that is an answer (``tools``), called nothing."""
     NO_ACTION = "no_action"
     """The policy ended its turn (end-of-sequence) with neither a search nor an answer."""
     MALFORMED = "malformed"
@@ -48,9 +48,9 @@ class StopReason(StrEnum):
     EARLY_EXIT = "early_exit"
     """At inference: a probe answer was confident enough, and is the answer (``agent/inference/early_exit.py``)."""
     RETRIEVAL_FAILED = "retrieval_failed"
-    """Fault: a search failed or timed out."""
+    """Fault: a search, or an ``open``, failed or timed out in the retrieval."""
     TOOL_FAILED = "tool_failed"
-    """Fault: a tool other than the search failed."""
+    """Fault: a tool failed by itself, not by the retrieval."""
     GENERATION_FAILED = "generation_failed"
     """Fault: the engine failed, or its token stream ended without a finish reason."""
     REWARD_FAILED = "reward_failed"
@@ -175,7 +175,7 @@ class Turn:
 
     ``[action_start, action_end)`` are the policy's tokens, ``[action_end, observation_end)`` the
     environment's. The last turn of an episode has an empty observation, unless the engine failed
-    after it.
+    or an early exit ended it after that.
     """
 
     action_start: int

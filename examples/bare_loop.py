@@ -153,7 +153,7 @@ async def main(folder: Path, steps: int, seed: int, vllm: bool) -> None:
             # Publish: the engine gets the new weights; tokens sampled from now on are labelled with the new version.
             version += 1
             await engine.load_weights(policy.published(), version)
-        # Release: the next batch may be drawn. What was trained on waits until the other questions have had a turn.
+        # Release: the next batch may be drawn. What was trained on comes back when too few others are left for a batch.
         pool.release(batch.index)
 
         played = [member for group in batch.payloads for member in group.members]

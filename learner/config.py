@@ -196,7 +196,7 @@ class AlgorithmConfig:
     whole_layers: int = bounded(0, "at least 0")
     """With ``mlp``, so many layers keep the wide projections of their feed-forward parts, too."""
     dry_run: str = "cuda"
-    """Play the largest possible microbatch before the first step, so that memory runs out then or never:
+    """Play the largest possible microbatch before the first step, so that memory normally runs out then:
     ``cuda`` (on a GPU), ``always`` or ``never``."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)

@@ -16,7 +16,7 @@ NO_DEVELOPMENT = (
 
 @dataclass
 class Novice:
-    """The built-in world's novice, whose episodes a warm start imitates. With the defaults it is laziest."""
+    """The built-in world's novice, whose episodes a warm start imitates. By default it is lazy."""
 
     hop_shares: list[float] = bounded([0.74, 0.17, 0.09], "at least 0")
     """Proportions of 1-, 2- and 3-hop questions."""

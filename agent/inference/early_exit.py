@@ -90,7 +90,8 @@ class EarlyExit:
         self.probes: list[Probe] = []
 
     async def ends(self, context: Sequence[int], turns: Sequence[Turn]) -> bool:
-        """See ``Watcher``. Nothing is probed without new passages, or where there is no room for it."""
+        """See ``Watcher``. It probes after a turn with a call that was answered by more than a notice that it repeats,
+        and where there is room for it."""
         new = any(call.repeat is None for call in turns[-1].answered) if turns else self._config.before_first_search
         room = self._context - len(context) - len(self._forced)
         if not new or room < 1:

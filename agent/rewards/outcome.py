@@ -8,7 +8,6 @@ worker's other episodes go on meanwhile.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -32,12 +31,11 @@ class Outcome:
     """Judges trajectories by the function that ``name`` names. Raises ``UserError`` where there is none."""
 
     def __init__(self, name: str) -> None:
-        self._name, which = name, 0
-        if is_path(name):
-            self._function, which = resolve_function(name, KEY, _SIGNATURES)
-        else:
+        self._name, path = name, name
+        if not is_path(name):
             one_of(name, outcome_names(), KEY)
-            self._function = importlib.import_module(f"agent.rewards.outcomes.{name}").outcome
+            path = f"{outcomes.__name__}.{name}:outcome"
+        self._function, which = resolve_function(path, KEY, _SIGNATURES)
         self.groupwise = which == 1
         """Whether it judges the trajectories of a group by one another."""
 

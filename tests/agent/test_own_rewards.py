@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,18 @@ def test_of_one_or_of_a_group_at_once_or_later(search_protocol, emma, answers, n
     assert [m.score.reward for m in found.members] == [o / 2 for o in outcomes], "the rest of the reward is as ever"
     assert [m.trajectory for m in found.members] == answers
     assert not found.excluded
+
+
+def test_a_shipped_file_may_judge_a_group_at_once(monkeypatch, search_protocol, emma, answers):
+    from agent.rewards import outcome as table
+
+    shipped = types.ModuleType("agent.rewards.outcomes.longest")
+    shipped.outcome = lambda question, trajectories: [1.0, *(0.0 for _ in trajectories[1:])]
+    monkeypatch.setitem(sys.modules, shipped.__name__, shipped)
+    monkeypatch.setattr(table, "outcome_names", lambda: ["longest"])
+    scorer = Scorer(RewardConfig(outcome="longest"), search_protocol)
+    assert scorer.groupwise
+    assert [m.score.outcome for m in asyncio.run(scorer.score(emma, answers)).members] == [1.0, 0.0, 0.0]
 
 
 def test_what_cant_be_judged_is_excluded_with_its_reason(search_protocol, emma, answers, make_trajectory):

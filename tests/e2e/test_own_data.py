@@ -116,7 +116,7 @@ def test_ones_own_files_are_trained_on_as_they_come(trained):
     made = [json.loads(line) for line in (run.folder / "experts.jsonl").read_text().splitlines()]
     assert len({row["id"] for row in made} - left_out) == 6, "the run's own experts, of what it trains on"
     assert "6 expert trajectories of" in run.output
-    assert "warm start on expert trajectories: 1 steps" in run.output
+    assert "warm start by imitation: 1 steps" in run.output
 
 
 @pytest.mark.slow

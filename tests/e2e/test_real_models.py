@@ -80,7 +80,7 @@ def test_the_file_is_the_model_that_it_should_be(smollm2):
 
 def test_it_is_trained_supervised_and_by_reinforcement(trained):
     check_steps(trained)
-    assert "warm start on expert trajectories: 2 steps" in trained.output
+    assert "warm start by imitation: 2 steps" in trained.output
 
 
 def test_its_checkpoint_is_read_by_others(trained, loads_elsewhere):
