@@ -36,11 +36,13 @@ class AgentConfig:
     top_k: int = bounded(3, "in [1, 1000]")
     """Passages per search."""
     max_searches: int = bounded(10, "in [1, 254]")
+    """Searches of an episode that are answered; one more gets a notice, and after that one ends the episode."""
     max_new_tokens_first: int = bounded(2048, "at least 1")
     """Token limit of the first turn."""
     max_new_tokens: int = bounded(1024, "at least 1")
     """Token limit of every later turn."""
     max_prompt_tokens: int = bounded(1024, "at least 1")
+    """Questions with a longer prompt are left out, or refused (``data.strict``)."""
     max_response_tokens: int = bounded(LONGEST_RESPONSE, "at least 0")
     """Actions and observations together; 0 takes what the model's context leaves, 8192 at most."""
     max_passage_chars: int = bounded(2000, "at least 1")

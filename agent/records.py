@@ -266,6 +266,7 @@ class Trajectory:
 
     question_id: str
     prompt_ids: IntArray
+    """(P,) tokens of the prompt."""
     token_ids: IntArray
     """(R,) response tokens, actions and observations."""
     action_mask: BoolArray

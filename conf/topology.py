@@ -102,10 +102,11 @@ class ClusterConfig:
     colocated: bool = False
     """A learner and an engine colocated on each GPU: the engines sleep while the learners learn."""
     rollout_workers: int = bounded(1, "in [0, 1000]")
-    """0, with ``cluster=auto``: as many as the plan chooses."""
+    """Rollout workers, one engine each. 0, with ``cluster=auto``: as many as the plan chooses."""
     groups_per_worker: int = bounded(0, "at least 0")
     """Groups that a worker plays at once; 0 divides a batch among the workers."""
     learner_threads: int = bounded(2, "at least 1")
+    """Processor threads of torch in each learner."""
     address: str | None = field(default=None, metadata=TEXT)
     """An existing Ray cluster; None starts one on this machine."""
     dashboard: bool = True

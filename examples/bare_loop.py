@@ -145,7 +145,7 @@ async def main(folder: Path, steps: int, seed: int, vllm: bool) -> None:
             for group in await asyncio.gather(*playing):
                 pool.submit(group.outcome(), group)
         # Take: the whole batch. The rule accepts the groups whose rewards differ; in the others no episode was better
-        # than another.
+        # than another. `played` are all that were submitted; a payload is such a group itself.
         batch = pool.take(version=version)
         # Update: advantages, packed rows, clipped policy-gradient loss, AdamW.
         report = updater.update([accepted.payload for accepted in batch.accepted], step=step, version=version)

@@ -20,8 +20,11 @@ class UpdateReport:
     clip_share: float
     """Share of the tokens whose gradient the clip removed."""
     ratio_mean: float
+    """Of a token's probability now to that by its old log-probability (``algorithm.old_logprobs``)."""
     importance_mean: float
+    """π(learner, before the step) / π(engine), at most ``algorithm.importance_cap``; 1 where none is applied."""
     importance_max: float
+    """The largest of these."""
     grad_norm: float
     """Before clipping, mean over the updates that were taken; 0 without any."""
     lr: float

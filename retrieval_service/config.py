@@ -46,7 +46,9 @@ class RetrievalConfig:
     """How Lucene makes terms of texts: ``porter``, ``krovetz`` or ``none``, English by its stemmer, or a language's
     code, such as ``de``. None: as the index was made, ``porter`` for a new one."""
     k1: float = bounded(0.9, "at least 0")
+    """BM25's saturation: how much a term counts that occurs again in a passage."""
     b: float = bounded(0.4, "in [0, 1]")
+    """BM25's normalisation by length: 0 leaves a passage's length out, 1 divides by it."""
     reranker: str | None = field(default=None, metadata=PATH)
     """A cross-encoder that orders the first passages anew: a folder, or a name on the hub."""
     rerank_depth: int = bounded(20, "at least 1")

@@ -70,8 +70,10 @@ class DataConfig:
     experts: str | None = field(default=None, metadata=PATH)
     """JSONL file of expert trajectories (``tasks/experts.py``) for the supervised warm start and for expert seeding
     (``source: jsonl``; the world has experts of its own). ``auto`` makes them of the training questions before the
-    start, as ``mode=experts`` does with the settings of ``experts``."""
+    start, as ``mode=experts`` does with the settings of ``experts``: this key says which experts are used, those say
+    how they are made."""
     eval_share: float = bounded(0.2, "in (0, 1)")
+    """Share of the questions that is held out for evaluation where no ``eval_questions`` are given."""
     dev_share: float = bounded(0.0, "in [0, 1)")
     """Share of the training questions that is held back for ``mode=calibrate`` and never trained on (``source:
     jsonl``). Use the same value in training and in calibration."""

@@ -19,7 +19,11 @@ class Shown:
 
 
 class Format(ABC):
-    """One way to write an episode down, for one tokenizer and the tools of a run."""
+    """One way to write an episode down, for one tokenizer and the tools of a run.
+
+    Made as ``NAME(codec, config, tools)``, of the run's ``TokenCodec``, ``AgentConfig`` and classes of ``Tool``; an
+    ``__init__`` that sets the fields below raises ``UserError`` for what doesn't fit.
+    """
 
     protocol: TagProtocol
     """The tags of the answer, and those that gates and experts know calls and results by."""

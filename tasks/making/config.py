@@ -83,7 +83,7 @@ class TeacherConfig(EndpointConfig):
 
 @dataclass
 class ExpertsConfig:
-    """How ``mode=experts`` and ``data.experts=auto`` make expert trajectories."""
+    """How ``mode=experts`` and ``data.experts=auto`` make expert trajectories; ``data.experts`` says which are used."""
 
     count: int = bounded(0, "at least 0")
     """Most trajectories; 0 makes all that can be made of the training questions."""
