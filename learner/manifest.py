@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import Fault, UserError
-from agent.readable import json_of
+from agent.readable import WRONG, json_of
 
 MANIFEST = "manifest.json"
 
@@ -81,7 +81,7 @@ def read(path: Path) -> Manifest:
         content: Mapping[str, Any] = json_of(file.read_text())
         files = {name: File(bytes=int(f["bytes"]), blake2b=str(f["blake2b"])) for name, f in content["files"].items()}
         return Manifest(step=int(content["step"]), number=int(content.get("number", 0)), files=files)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *WRONG) as error:
         raise UserError(f"checkpoint {path}: {MANIFEST} is damaged; resume from another checkpoint") from error
 
 

@@ -187,7 +187,10 @@ def test_where_all_are_damaged_none_is_sound(tmp_path: Path) -> None:
     assert len(refused) == 2
 
 
-MANIFESTS = ["", "[]", '{"step": 1}', '{"step": "x", "files": {}}', '{"step": 1, "files": {"pool/state": {}}}']
+MANIFESTS = [
+    *("", "[]", '{"step": 1}', '{"step": "x", "files": {}}', '{"step": 1e999, "files": {}}'),
+    '{"step": 1, "files": {"pool/state": {}}}',
+]
 
 
 @pytest.mark.parametrize("content", MANIFESTS)
