@@ -202,6 +202,58 @@ def test_hostile_text_is_shown_as_text_and_harms_nothing(tmp_path: Path) -> None
     read(report, look)
 
 
+EVERY_VIEW = """
+(() => {
+  const run = runs[0], views = Object.keys(VIEWS).map((name) => [name]), wrong = [];
+  run.questions.forEach((_, n) => views.push(["question", n]));
+  for (const { batch, question } of run.groups) {
+    views.push(["group", batch, question]);
+    for (const member of run.episodes(batch, question).keys()) views.push(["episode", batch, question, member]);
+  }
+  for (const [name, ...numbers] of views) {
+    try {
+      const shown = (VIEWS[name] ?? INNER[name][0])(runs, ...numbers);
+      document.getElementById("main").replaceChildren(...shown.flat(9).filter((n) => n !== null && n !== undefined));
+      document.getElementById("show-tokens")?.click();
+    } catch (error) { wrong.push([name, ...numbers, error.message]); }
+  }
+  return [views.length, wrong];
+})()
+"""
+"""What can't be shown, without the address: a browser refuses hundreds of changes of it."""
+
+
+def test_a_page_of_odd_values_opens_in_every_view(tmp_path: Path) -> None:
+    report, _ = write(made.write_spoilt_run(tmp_path / "run"), limit=100_000_000)
+
+    async def look(page: Reader) -> None:
+        count, wrong = await page.run(EVERY_VIEW)
+        assert wrong == []
+        assert count > 600
+
+    read(report, look)
+
+
+def test_a_question_shows_its_samples_and_its_whole_text(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run", batches=1)
+    whole = "why? " * 500 + "the end"
+    samples = [made.evaluated(1, "e0", em) | {"sample": n, "question": whole} for n, em in enumerate([1.0, 0.0, 1.0])]
+    made.lines(folder / EVALUATIONS, [*samples, made.evaluated(0, "e0", 0.0) | {"question": whole}])
+    report, _ = write(folder)
+
+    async def look(page: Reader) -> None:
+        await page.go("#/question/2")
+        assert await page.text("h1") == whole
+        assert await page.column("evaluations", 1) == ["0", "1"]
+        names = await page.run("[...document.querySelectorAll('.episode')].map(e => e.querySelector('b').innerText)")
+        assert names == ["Held out", "Sample 0", "Sample 1", "Sample 2"]
+        await page.go("#/compare")
+        await page.click("#differ tbody button")
+        assert await page.run("document.querySelectorAll('#pair .episode').length") == 4
+
+    read(report, look)
+
+
 @pytest.mark.slow
 def test_the_largest_page_opens_within_two_seconds(tmp_path: Path) -> None:
     """By the page's own clock, from the address to the first view."""
