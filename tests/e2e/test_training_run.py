@@ -166,13 +166,17 @@ def test_checkpoint_loads_in_transformers_and_in_vllm_as_it_is(whole, loads_else
     loads_elsewhere(whole.checkpoint)
 
 
-def test_eval_and_ask_serve_the_checkpoint(whole, launch, small):
+def test_an_evaluation_serves_the_checkpoint(whole, launch, small):
     """``mode=eval`` finds the run's own last evaluation again."""
     run = launch("eval", *small, "mode=eval", f"checkpoint={whole.checkpoint}")
     assert run.code == 0, run.output
     (row,) = run.rows("eval")
     last = whole.rows("eval")[-1]
     assert (row["n"], row["em"]) == (last["n"], pytest.approx(last["em"], abs=1 / 24))
+
+
+@pytest.mark.slow
+def test_a_question_is_asked_of_the_checkpoint(whole, launch, small):
     question = whole.trajectories()[0]["question"]
     asked = launch("ask", *small, "mode=ask", f"question='{question}'", f"checkpoint={whole.checkpoint}")
     assert asked.code == 0, asked.output
