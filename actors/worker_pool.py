@@ -365,6 +365,8 @@ class WorkerPool:
             # A group that breaks says nothing of the next one: others may have been played for hours in between.
             again = call != "run" and self._repeats.would(call, error)
             if isinstance(error, Unusable) and (again or call == "run"):  # it isn't the workers that fail
+                if worker.task == ref:  # which it is ready to do again
+                    worker.phase, worker.task = "idle" if call == "run" else "empty", None
                 raise
             if again or (call != "run" and final and not isinstance(error, Died)):
                 raise self._hopeless(worker, error) from error

@@ -417,6 +417,9 @@ def test_a_version_that_arrives_damaged_everywhere_is_the_learners_fault(house: 
     with pytest.raises(Unusable, match=r"^what the learner gave can't be used: receive got damaged weights$") as error:
         house.patiently(workers.deliver, Version(1))
     assert error.value.actor == "learner"
+    workers.forget()
+    house.patiently(workers.deliver, Version(0))
+    assert house.events("rollout-1", "has") == [("0",)], "it is the learner that was replaced"
     assert [name for name, _ in house.lost] == ["rollout-0"]
 
 
@@ -427,6 +430,10 @@ def test_a_claim_that_is_none_is_the_pools_fault(house: House) -> None:
     with pytest.raises(Unusable, match=r"^what the pool gave can't be used: run got a damaged claim$") as error:
         house.watch(workers, "rollout-1", "run")
     assert error.value.actor == "pool"
+    workers.forget()
+    house.patiently(workers.deliver, Version(0))
+    workers.serve("another pool", PLAIN)
+    house.until_phases(workers, "serving")
     assert house.lost == []
 
 
