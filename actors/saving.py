@@ -13,7 +13,7 @@ from typing import Any
 
 from actors.calls import Died
 from actors.launcher import tell
-from agent.errors import Fault, refused
+from agent.errors import Fault, Unusable, refused
 from conf.schema import CheckpointConfig
 from learner.checkpoint import Writing, set_best
 from learner.manifest import Files
@@ -101,7 +101,7 @@ class Saving:
             except BaseException:
                 writing.discard()
                 raise
-        except Died:
+        except (Died, Unusable):
             raise
         except (Fault, OSError) as error:
             self._failure(step, error, last=last)
@@ -142,7 +142,7 @@ class Saving:
         self._under_way = None
         try:
             self.checkpoint = save.written.result()
-        except Died:
+        except (Died, Unusable):
             raise
         except (Fault, OSError) as error:
             self._failure(save.step, error, last=save.last)

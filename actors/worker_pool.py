@@ -27,7 +27,7 @@ from actors.replay import CHUNK, are_rows
 from actors.restarts import Restarts
 from actors.weights import Published
 from agent.config import GroupConfig
-from agent.errors import Fault, Unusable, UserError
+from agent.errors import Fault, Unusable
 from agent.inference.evaluation import EvalRow
 from agent.inference.infer import Inferred
 from agent.records import Question
@@ -53,6 +53,8 @@ class _Worker:
     """It was left without weights or without a pool, since another actor is gone, and tries again."""
     died: str = ""
     """What is known of its end."""
+    blameless: bool = False
+    """What it was given is damaged, and its task has failed of that: it is ready for another."""
 
 
 class WorkerPool:
@@ -167,6 +169,9 @@ class WorkerPool:
         self.broadcast = None
         for worker in self._workers:
             worker.wanted = False
+            if worker.blameless:
+                worker.phase, worker.task = "idle" if worker.phase == "serving" else "empty", None
+                worker.blameless = False
 
     def rest(self) -> None:
         """Waits until all workers are idle, so that they may serve another query pool; theirs has to be closed."""
@@ -231,8 +236,7 @@ class WorkerPool:
                 result = self._result(done, worker, "evaluate", final=bool(rows) and not sound)
                 if worker in self._workers and not are_rows(result, share[1]):
                     self._replace(worker, f"{worker.name} answered {len(share[1])} questions with something else")
-                    result = None
-                if result is None:
+                if worker not in self._workers:
                     todo.append(share)
                 else:
                     rows[share[0]] = result
@@ -359,14 +363,12 @@ class WorkerPool:
             return None
         try:
             result = get(ref, worker.name, self._log_dir)
-        except UserError:
-            raise
         except Fault as error:
             # A group that breaks says nothing of the next one: others may have been played for hours in between.
             again = call != "run" and self._repeats.would(call, error)
             if isinstance(error, Unusable) and (again or call == "run"):  # it isn't the workers that fail
-                if worker.task == ref:  # which it is ready to do again
-                    worker.phase, worker.task = "idle" if call == "run" else "empty", None
+                if worker.task == ref:  # raised again with each look, until all of that is void
+                    worker.blameless = True
                 raise
             if again or (call != "run" and final and not isinstance(error, Died)):
                 raise self._hopeless(worker, error) from error

@@ -100,7 +100,7 @@ def test_learner_and_pool_go_on_together_from_the_last_checkpoint(play: Play, wh
     assert {p.name for p in (driver.run_dir / "checkpoints").iterdir()} == {f"step-00000{n}" for n in (2, 4, 6)}
 
 
-@pytest.mark.parametrize(("who", "when"), [("learner", "deliver 4"), ("pool", "step 4")])
+@pytest.mark.parametrize(("who", "when"), [("learner", "deliver 4"), ("pool", "step 4"), ("pool", "save 4")])
 def test_one_that_gives_what_cant_be_used_is_lost_as_if_it_had_died(play: Play, who: str, when: str) -> None:
     world = World(garbage={when: who})
     driver, summary = play(world, 6, save_every=2)

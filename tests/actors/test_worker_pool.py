@@ -430,6 +430,8 @@ def test_a_claim_that_is_none_is_the_pools_fault(house: House) -> None:
     with pytest.raises(Unusable, match=r"^what the pool gave can't be used: run got a damaged claim$") as error:
         house.watch(workers, "rollout-1", "run")
     assert error.value.actor == "pool"
+    with pytest.raises(Unusable):  # until the pool is gone, wherever somebody waits
+        house.watch(workers, "rollout-1", "run")
     workers.forget()
     house.patiently(workers.deliver, Version(0))
     workers.serve("another pool", PLAIN)
