@@ -162,7 +162,11 @@ class Damaged:
         if target in ("rollout", "retrieval"):
             work = {"rollout": ("generate", "evaluate"), "retrieval": ("search",)}[target]
             return next((t for t, actor, what, _ in entered if actor.startswith(target) and what in work), None)
-        return next((t for t, actor, what, _ in entered if (actor, what) == ("learner", "take")), None)
+        # Pool and learner come together. One of them that only gave garbage may still be at work before that.
+        began = next((t for t, actor, what, _ in entered if (actor, what) == ("pool", "start")), None)
+        if began is None:
+            return None
+        return next((t for t, actor, what, _ in entered if t > began and (actor, what) == ("learner", "take")), None)
 
     def _unanswered(self, before: int) -> Seen:
         """Searches were answered with garbage: they failed, the retrieval goes on, and so does the run."""
