@@ -17,6 +17,10 @@ class Dispensable:
         self._warn = warn
         self._off: set[str] = set()
 
+    def is_off(self, what: str) -> bool:
+        """Whether ``what`` has failed."""
+        return what in self._off
+
     def attempt(self, what: str, do: Callable[[], T]) -> T | None:
         """What ``do`` returns; None if it fails, or has failed before. ``what`` names it for the user."""
         if what in self._off:

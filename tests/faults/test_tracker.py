@@ -39,5 +39,6 @@ def test_a_tracker_that_is_lost_costs_the_run_nothing(tmp_path: Path, number: si
         run.process.kill()
     run.check()
     assert run.output.count("the tracker wandb failed") == 1
+    assert "Traceback" not in run.output
     assert left_behind(run.faults) == []
     assert segments() <= before

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,6 +70,37 @@ def test_the_users_environment_comes_before_credentials(monkeypatch: pytest.Monk
 def test_the_configuration_comes_before_everything(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
     monkeypatch.setenv("WANDB_MODE", "online" if wanted == "offline" else "offline")
     assert mode(TrackerConfig(wandb_mode=wanted)) == wanted
+
+
+def test_a_run_that_has_lost_wandbs_process_ends_without_a_word_of_it(tmp_path: Path) -> None:
+    """In a process of its own: what is tried is its end."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import signal, sys\n"
+        "from pathlib import Path\n"
+        "import psutil\n"
+        "from tracking.config import TrackerConfig\n"
+        "from tracking.dispensable import Dispensable\n"
+        "from tracking.trackers.base import Asked\n"
+        "from tracking.trackers.several import Trackers\n"
+        "config = TrackerConfig(wandb=True, wandb_mode='offline', timeout_s=1.0)\n"
+        "asked = Asked(config=config, folder=Path(sys.argv[1]), settings={}, name='day/time')\n"
+        "run = Trackers.open(asked, {}, Dispensable(print))\n"
+        "(core,) = [p for p in psutil.Process().children(recursive=True) if p.name() == 'wandb-core']\n"
+        "core.send_signal(signal.SIGSTOP)\n"
+        "run.close()\n"
+        "core.kill()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "the tracker wandb failed and is off for the rest of this run, which goes on: "
+        "no answer within 1 s (tracker.timeout_s)"
+    ]
 
 
 def test_an_offline_run_is_written_into_the_runs_folder(tmp_path: Path) -> None:

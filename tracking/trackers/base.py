@@ -49,3 +49,7 @@ class Tracker(ABC):
     @abstractmethod
     def close(self) -> None:
         """Ends the run, and waits until everything is written."""
+
+    @staticmethod  # noqa: B027 - most have nothing to do
+    def abandon() -> None:
+        """The library has failed or hangs: the end of this process isn't to wait for it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -50,10 +51,12 @@ class Trackers:
         """Those of ``asked.config``; ``ids`` are what they call the run that this one goes on with."""
         opened = {}
         for name in asked.config.names:
-            made = import_module(f"tracking.trackers.{name}").Tracker
+            made: type[Tracker] = import_module(f"tracking.trackers.{name}").Tracker
             told, in_time = replace(asked, id=ids.get(name)), InTime(asked.config.timeout_s)
             if (run := extras.attempt(_called(name), partial(in_time, partial(made, told)))) is not None:
                 opened[name] = run, in_time
+            else:
+                _abandon(made)
         return cls(opened, extras, extras.attempt(TABLE, lambda: EpisodesLog(asked.folder)))
 
     @property
@@ -80,12 +83,19 @@ class Trackers:
     def close(self) -> None:
         """Closes each."""
         self._each(lambda run: run.close())
-        for _, in_time in self._runs.values():
+        for name, (run, in_time) in self._runs.items():
             in_time.end()
+            if self._extras.is_off(_called(name)):
+                _abandon(run)
 
     def _each(self, do: Callable[[Tracker], None]) -> None:
         for name, (run, in_time) in self._runs.items():
             self._extras.attempt(_called(name), partial(in_time, partial(do, run)))
+
+
+def _abandon(tracker: Tracker | type[Tracker]) -> None:
+    with suppress(Exception):  # whatever a library raises
+        tracker.abandon()
 
 
 def _called(name: str) -> str:

@@ -67,3 +67,12 @@ class Tracker(base.Tracker):
 
         self._run.finish()
         wandb.teardown()  # finish() alone leaves the writing to W&B's own process
+
+    @staticmethod
+    def abandon() -> None:
+        """Takes back W&B's hook that waits for its own process when this one ends."""
+        from wandb.sdk import wandb_setup
+
+        connection = wandb_setup.singleton()._connection
+        if connection is not None and connection._cleanup is not None:
+            connection._cleanup()
