@@ -96,10 +96,13 @@ async def open_ended(place: tuple[str, int], *sent: bytes) -> list[bytes]:
     return await asyncio.gather(*map(one, sent))
 
 
-def test_connections_left_open_are_closed_by_the_server(server: Running) -> None:
+def test_connections_left_open_are_closed_by_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """With nothing sent, with half a head, with half a body, and after a whole request with half of another."""
+    monkeypatch.setattr("retrieval_service.server.run.KEEP_S", 3)
     good = request(b'{"queries":["emma"]}').replace(b"Connection: close\r\n", b"")
-    nothing, head, body, second = asyncio.run(open_ended(server.place, b"", good[:30], good[:-5], good + b"POST /retr"))
+    sent = (b"", good[:30], good[:-5], good + b"POST /retr")
+    with running(Scripted, read_timeout_s=2.0) as server:
+        nothing, head, body, second = asyncio.run(open_ended(server.place, *sent))
     assert nothing == head == b""
     assert body.startswith(b"HTTP/1.1 408 ")
     assert b"the body was not there after 2 s" in body
