@@ -41,6 +41,7 @@ class Terminal:
         self.before = termios.tcgetattr(theirs)
         self.theirs = theirs
         self.resize(width, height)
+        ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, which may run the tests, has it ignored
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "launch.py"), "mode=view", "view=terminal", *arguments],
             stdin=theirs,
@@ -49,6 +50,7 @@ class Terminal:
             env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "", "LINES": ""},
             start_new_session=True,
         )
+        signal.signal(signal.SIGHUP, ours)
         self.written = ""
         threading.Thread(target=self._listen, daemon=True).start()
 
