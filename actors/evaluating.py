@@ -30,8 +30,6 @@ from tracking.evals.result import RESULT, agent_settings, begin, read_result, re
 from tracking.evals.rows import EvalRows, forget_others
 from tracking.metrics import MetricsLog
 
-METRICS = "metrics.jsonl"
-
 
 def evaluate(config: RunConfig, run_dir: Path, console: Console, namespace: str) -> None:
     """Plays, writes ``eval.json`` and its tables, and compares with the evaluation in ``config.compare``.
@@ -46,14 +44,14 @@ def evaluate(config: RunConfig, run_dir: Path, console: Console, namespace: str)
         with _opened(config, run_dir, namespace, console) as served:
             setting = setting_of(config, served)
             begin(run_dir, setting)
-            for name in (RESULT, METRICS):  # of a start before this one
+            for name in (RESULT, "metrics.jsonl"):  # of a start before this one
                 (run_dir / name).unlink(missing_ok=True)
             note(config, run_dir, served.task, checkpoint=setting["checkpoint"])
             after.enter_context(reported(run_dir, console))
             rows = _played(config, run_dir, console, served)
             summary = judged(rows, how.max_fault_share)
         row = {"step": 0, "data": served.task.name, "checkpoint": setting["checkpoint"], **summary}
-        MetricsLog(run_dir / METRICS).write("eval", row)
+        MetricsLog(run_dir / "metrics.jsonl").write("eval", row)
         console.evaluation(row)
         if why := summary.get("refused"):
             raise Fault(f"{why}; resume=if_any output_dir={run_dir} plays these questions again")

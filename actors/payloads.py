@@ -13,12 +13,12 @@ import pickle
 import ray
 import xxhash
 
-from agent.errors import Fault, Unusable
+from agent.errors import Unusable
 from agent.groups import Group
 from agent.pool.batches import TakenBatch
 
-_DIGEST = 8
-"""Bytes of an xxh3-64."""
+DIGEST = 8
+"""Bytes of an xxh3-64, with which a group begins."""
 
 
 def packed(group: Group) -> bytes:
@@ -27,17 +27,9 @@ def packed(group: Group) -> bytes:
     return xxhash.xxh3_64_digest(content) + content
 
 
-def check(group: bytes) -> None:
-    """Raises ``Fault`` unless these are the bytes that a worker has packed."""
-    if not is_sound(group):
-        raise Fault("a group arrived damaged at the pool")
-
-
-def is_sound(group: object) -> bool:
+def is_whole(group: object) -> bool:
     """Whether these are the bytes that a worker has packed."""
-    if not isinstance(group, bytes):
-        return False
-    return xxhash.xxh3_64_digest(memoryview(group)[_DIGEST:]) == group[:_DIGEST]
+    return isinstance(group, bytes) and xxhash.xxh3_64_digest(memoryview(group)[DIGEST:]) == group[:DIGEST]
 
 
 def fetched(batch: TakenBatch[ray.ObjectRef]) -> TakenBatch[Group]:
@@ -48,7 +40,7 @@ def fetched(batch: TakenBatch[ray.ObjectRef]) -> TakenBatch[Group]:
 
 
 def _unpacked(group: bytes, batch: int) -> Group:
-    if not is_sound(group):
+    if not is_whole(group):
         raise Unusable("pool", f"a group of batch {batch} is damaged")
-    unpacked: Group = pickle.loads(memoryview(group)[_DIGEST:])
+    unpacked: Group = pickle.loads(memoryview(group)[DIGEST:])
     return unpacked

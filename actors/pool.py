@@ -14,12 +14,12 @@ from typing import Any
 
 import ray
 
-from actors.payloads import check
+from actors.payloads import is_whole
 from actors.process import log_to
 from actors.pulse import HEALTH, Beats, Pulse, during
 from actors.reports import Released
 from actors.run_state import TRAINING
-from agent.errors import refused
+from agent.errors import Fault, refused
 from agent.pool import saved
 from agent.pool.batches import TakenBatch
 from agent.pool.query_pool import QueryPool
@@ -85,7 +85,8 @@ class PoolActor:
 
         Raises ``Fault`` if it isn't what the worker has packed: then its claim is still held.
         """
-        check(group)
+        if not is_whole(group):
+            raise Fault("a group arrived damaged at the pool")
         taken = self._pool.submit(outcome, ray.put(group))
         await self._notify()
         return taken

@@ -18,7 +18,7 @@ import ray
 
 from actors import rollout as rollout_module
 from actors.leases import Paced
-from actors.payloads import check
+from actors.payloads import DIGEST, is_whole
 from actors.rollout import RolloutWorker
 from actors.weights import Published
 from agent.config import AgentConfig, GroupConfig
@@ -101,8 +101,8 @@ class Scene:
         return PlayedGroup((number, before, self.engine.version))
 
     async def _submit(self, outcome: int, group: bytes) -> None:
-        check(group)
-        played = pickle.loads(group[8:])
+        assert is_whole(group)
+        played = pickle.loads(group[DIGEST:])
         assert played.outcome() == outcome
         self.submitted.append(played.versions)
 

@@ -170,14 +170,15 @@ class Damaged:
 
     def _unanswered(self, before: int) -> Seen:
         """Searches were answered with garbage: they failed, the retrieval goes on, and so does the run."""
-        began, steps = time.time(), self._steps()
+        began, steps = time.time(), self.steps()
         self.wait(lambda: any(actor.startswith("retrieval") for _, actor, what, _ in self.phases(began)))
         back = time.time() - began
-        self.wait(lambda: self._steps() > steps)
+        self.wait(lambda: self.steps() > steps)
         assert self._seen("retrieval") == before, "it isn't dead"
         return Seen(None, back)
 
-    def _steps(self) -> int:
+    def steps(self) -> int:
+        """How many it has done."""
         return len([row for row in self.rows() if row["kind"] == "step"])
 
     def _slowed(self, pid: int, before: int, target: str) -> Seen:
@@ -189,8 +190,8 @@ class Damaged:
             process.send_signal(signal.SIGCONT)
             time.sleep(0.1)
         assert self._seen(target) == before, "slow isn't dead"
-        steps = self._steps()
-        self.wait(lambda: self._steps() > steps)
+        steps = self.steps()
+        self.wait(lambda: self.steps() > steps)
         return Seen(None, None)
 
     def end(self) -> None:

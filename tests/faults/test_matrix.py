@@ -41,7 +41,7 @@ class House:
         if self.run is None or self.run.process.poll() is not None:
             self._number += 1
             self.run = Damaged.start(self._folder / f"run{self._number}", self._folder / "cache", *SETTINGS, *RUN)
-            self.run.wait(lambda: any(r["kind"] == "step" for r in self.run.rows()))
+            self.run.wait(self.run.steps)
         return self.run
 
 

@@ -27,13 +27,13 @@ def test_a_tracker_that_is_lost_costs_the_run_nothing(tmp_path: Path, number: si
     settings += [f"tracker.timeout_s={LIMIT_S}", "algorithm.steps=100000", "evaluation.every=2"]
     run = Damaged.start(tmp_path / "run", tmp_path / "cache", *settings)
     try:
-        run.wait(lambda: any(row["kind"] == "step" for row in run.rows()))
+        run.wait(run.steps)
         family = psutil.Process(run.process.pid).children(recursive=True)
         (service,) = [process for process in family if process.name() == "wandb-core"]
         service.send_signal(number)
         run.wait(lambda: said in run.output)
-        steps = len([row for row in run.rows() if row["kind"] == "step"])
-        run.wait(lambda: len([row for row in run.rows() if row["kind"] == "step"]) > steps + 2)
+        steps = run.steps()
+        run.wait(lambda: run.steps() > steps + 2)
         run.end()
     finally:
         run.process.kill()

@@ -72,6 +72,21 @@ def test_the_configuration_comes_before_everything(monkeypatch: pytest.MonkeyPat
     assert mode(TrackerConfig(wandb_mode=wanted)) == wanted
 
 
+def test_what_was_told_before_a_call_that_failed_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    config = TrackerConfig(wandb=True, wandb_mode="offline")
+    run = Trackers.open(
+        Asked(config=config, folder=tmp_path, settings={}, name="day/time"), {}, Dispensable(told.append)
+    )
+    run.log({"step": 1, "reward/mean": 0.5})
+    monkeypatch.setattr("tracking.trackers.wandb.Tracker.log", None)
+    run.log({"step": 2, "reward/mean": 0.5})
+    run.close()
+    assert len(told) == 1
+    (record,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"reward/mean" in record.read_bytes()
+
+
 def test_a_run_that_has_lost_wandbs_process_ends_without_a_word_of_it(tmp_path: Path) -> None:
     """In a process of its own: what is tried is its end."""
     script = tmp_path / "script.py"

@@ -19,6 +19,8 @@ class InTime:
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
+        self.hangs = False
+        """A call was left behind."""
         self._asked: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
         Thread(target=self._work, daemon=True).start()
 
@@ -31,6 +33,7 @@ class InTime:
         except TimeoutError:
             if future.done():
                 raise
+            self.hangs = True
             raise TimeoutError(f"no answer within {self._limit_s:g} s (tracker.timeout_s)") from None
 
     def end(self) -> None:

@@ -56,7 +56,8 @@ class Trackers:
             if (run := extras.attempt(_called(name), partial(in_time, partial(made, told)))) is not None:
                 opened[name] = run, in_time
             else:
-                _abandon(made)
+                with suppress(Exception):  # whatever a library raises
+                    made.abandon()
         return cls(opened, extras, extras.attempt(TABLE, lambda: EpisodesLog(asked.folder)))
 
     @property
@@ -81,21 +82,26 @@ class Trackers:
             self._each(lambda run: run.episodes(episodes, step))
 
     def close(self) -> None:
-        """Closes each."""
+        """Closes each: one that is off, too, since what it was told before may not be written yet."""
         self._each(lambda run: run.close())
         for name, (run, in_time) in self._runs.items():
-            in_time.end()
             if self._extras.is_off(_called(name)):
-                _abandon(run)
+                _leave(run, in_time)
+            in_time.end()
 
     def _each(self, do: Callable[[Tracker], None]) -> None:
         for name, (run, in_time) in self._runs.items():
             self._extras.attempt(_called(name), partial(in_time, partial(do, run)))
 
 
-def _abandon(tracker: Tracker | type[Tracker]) -> None:
-    with suppress(Exception):  # whatever a library raises
-        tracker.abandon()
+def _leave(run: Tracker, in_time: InTime) -> None:
+    """Ends one that is off, and no more is said of it."""
+    with suppress(Exception):
+        if not in_time.hangs:
+            in_time(run.close)
+            return
+    with suppress(Exception):
+        run.abandon()
 
 
 def _called(name: str) -> str:
