@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -111,7 +111,15 @@ def _mismatch(h: History) -> str | None:
     if newest is None:
         return None
     if newest > h.mismatch_bound:
-        return f"engine and learner differ by {newest:.3g} nats a token"
+        first = _number(h.first[0], "rollout/mismatch")
+        since = (
+            ""
+            if first is None
+            else ", from the first step on"
+            if first > h.mismatch_bound
+            else f", at first by {first:.1g}"
+        )
+        return f"engine and learner differ by {newest:.3g} nats a token{since}"
     if newest > MISMATCH_FLOOR and newest > MISMATCH_GROWTH * h.least_mismatch:
         return f"engine and learner differ by {newest:.2g} nats a token, before by {h.least_mismatch:.1g}"
     return None
@@ -147,10 +155,10 @@ def _search_limit(h: History) -> str | None:
 
 
 def _found_nothing(h: History) -> str | None:
-    if h.now("search/mean") > 0.5 and h.now("evidence/recall") == 0.0:
+    if h.full and h.now("search/mean") > 0.5 and h.now("evidence/recall") == 0.0:
         return f"{h.now('search/mean'):.1f} searches an episode, and none has found a supporting document"
     empty = h.now("search/empty_share")
-    return f"{empty:.0%} of the searches found no passage" if empty > 0.5 else None
+    return f"{empty:.0%} of the searches found no passage" if empty > (0.5 if h.full else 0.99) else None
 
 
 def _reward_up_em_down(h: History) -> str | None:
@@ -214,8 +222,15 @@ class Rule:
     find: Callable[[History], str | None]
     look: str
     change: str
+    follows: tuple[str, ...] = ()
+    """The rules whose cause may be this one's, too."""
     at_once: bool = False
     """Fewer than ``WINDOW`` steps are enough."""
+
+    def cure(self, found: Collection[str]) -> str:
+        """What to change, while the rules of these names hold."""
+        causes = [name for name in self.follows if name in found]
+        return f"It may follow from {' and '.join(map(repr, causes))}: mend that first." if causes else self.change
 
 
 RULES = (
@@ -223,8 +238,9 @@ RULES = (
         name="train–inference mismatch",
         find=_mismatch,
         look="the versions of an episode's tokens and the trained and masked parts of its turns",
-        change="The engine holds other weights (stale ones), the mask or the tokens are shifted, or bfloat16 rounds "
-        "too much: try model.dtype=float32, and cluster.weight_channel=object_store.",
+        change="From the first step on: the mask or the tokens are shifted. Small at first and larger with each "
+        "update: the engine keeps old weights (over NCCL, try cluster.weight_channel=object_store). In bfloat16, "
+        "rounding alone makes a small one: model.dtype=float32 tells.",
         at_once=True,
     ),
     Rule(
@@ -256,6 +272,7 @@ RULES = (
         find=_search_limit,
         look="what the last searches of such episodes ask",
         change="Raise agent.max_searches, or charge for each search (cost=search).",
+        follows=("searches find nothing",),
     ),
     Rule(
         name="searches find nothing",
@@ -263,6 +280,7 @@ RULES = (
         look="the observations of some episodes: whether passages are in them, and of the right corpus",
         change="The retrieval answers nothing of use, or data.corpus lacks the supporting documents, or "
         "data.evidence_match compares the wrong names.",
+        at_once=True,
     ),
     Rule(
         name="reward up, held-out EM down",
@@ -277,6 +295,7 @@ RULES = (
         look="whether the groups are too easy or too hard",
         change="Take pool=adaptive; harder questions if they are too easy; experts, reward=david or a "
         "larger pool.group_size if they are too hard.",
+        follows=("train–inference mismatch", "no searches", "searches find nothing"),
     ),
     Rule(
         name="episodes left out",
@@ -290,6 +309,7 @@ RULES = (
         look="the actors' timeline",
         change="More rollout workers (cluster.rollout_workers), or pool.max_staleness=1 so that rollouts and updates "
         "overlap.",
+        follows=("zero-variance groups", "episodes left out", "rollouts get slower"),
     ),
     Rule(
         name="engines idle",
@@ -304,6 +324,7 @@ RULES = (
         look="the length of the episodes, the retrieval's p99, and what else runs on the machine",
         change="Longer episodes are slower without anything being wrong; otherwise look at logs/ for an engine "
         "that was replaced.",
+        follows=("episodes get longer",),
     ),
 )
 
@@ -338,17 +359,17 @@ class Alarms:
         self._steps += row.get("kind") != "eval"
         step = int(_number(row, "step") or 0)
         new = []
-        for rule in RULES:
-            if not (self._history.full or rule.at_once):
-                continue
-            what, held = rule.find(self._history), self._held.get(rule.name)
+        judged = [rule for rule in RULES if self._history.full or rule.at_once]
+        found = {rule.name: what for rule in judged if (what := rule.find(self._history)) is not None}
+        for rule in judged:
+            what, held = found.get(rule.name), self._held.get(rule.name)
             if what is None:
                 if held is not None and self._steps - self._heard[rule.name] >= WINDOW:
                     self.past.append(self._held.pop(rule.name))
                 continue
             self._heard[rule.name] = self._steps
             began = held.step if held else step
-            alarm = Alarm(name=rule.name, what=what, look=rule.look, change=rule.change, step=began, last=step)
+            alarm = Alarm(name=rule.name, what=what, look=rule.look, change=rule.cure(found), step=began, last=step)
             self._held[rule.name] = alarm
             if held is None:
                 new.append(alarm)

@@ -65,7 +65,7 @@ def test_each_rule_sounds_alone_at_what_it_is_for(name: str) -> None:
 
 def test_the_numbers_are_in_what_is_said() -> None:
     assert list(sounded(ONE_EACH["train–inference mismatch"]).values()) == [
-        "engine and learner differ by 0.3 nats a token"
+        "engine and learner differ by 0.3 nats a token, at first by 1e-06"
     ]
     one = sounded(ONE_EACH["reward up, held-out EM down"])
     assert list(one.values()) == ["reward rose from 0.900 to 0.990 while held-out EM fell from 0.700 to 0.500"]
@@ -78,7 +78,9 @@ def test_the_numbers_are_in_what_is_said() -> None:
 
 
 def test_a_mask_that_is_off_from_the_first_step_needs_no_window() -> None:
-    assert list(sounded([step(1, **{"rollout/mismatch": 1.5})])) == ["train–inference mismatch"]
+    assert sounded([step(1, **{"rollout/mismatch": 1.5})]) == {
+        "train–inference mismatch": "engine and learner differ by 1.5 nats a token, from the first step on"
+    }
 
 
 def test_float32_has_a_bound_of_its_own() -> None:
@@ -136,6 +138,27 @@ def test_a_retrieval_that_answers_nothing_is_seen_without_supporting_documents()
     assert sounded(run(first=unknown, then=unknown | {"search/empty_share": 0.4})) == {}
     found = sounded(run(first=unknown, then=unknown | {"search/empty_share": 0.75}))
     assert found == {"searches find nothing": "75% of the searches found no passage"}
+
+
+def test_a_retrieval_that_answers_nothing_at_all_is_seen_at_once() -> None:
+    assert sounded([step(1, **{"search/empty_share": 1.0, "evidence/recall": 0.0})]) == {
+        "searches find nothing": "100% of the searches found no passage"
+    }
+    assert sounded([step(1, **{"search/empty_share": 0.75, "evidence/recall": 0.0})]) == {}
+
+
+def test_an_alarm_that_may_follow_from_another_sends_there_first() -> None:
+    alarms, flat = Alarms(), {"groups/signal": 0, "groups/too_hard": 3}
+    for row in run(first={"search/empty_share": 1.0}, then={"search/empty_share": 1.0} | flat):
+        alarms.add(row)
+    cause, consequence = alarms.active
+    assert (cause.name, consequence.name) == ("searches find nothing", "zero-variance groups")
+    assert consequence.change == "It may follow from 'searches find nothing': mend that first."
+    assert "data.corpus" in cause.change
+    for row in run(first=flat, then=flat):
+        alarms.add(row)
+    (alone,) = alarms.active
+    assert "pool=adaptive" in alone.change
 
 
 def test_episodes_that_heed_the_notice_are_at_the_search_limit_too() -> None:

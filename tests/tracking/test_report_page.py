@@ -127,13 +127,18 @@ def test_each_view_opens_from_the_disk_sorts_filters_searches_and_links(tmp_path
         await page.go(f"#/question/{held_out}")
         assert await page.column("evaluations", 1) == ["1", "0"]
         assert await page.column("evaluations", 2) == ["–", "flipped"]
+        assert await page.column("evaluations", 3) == ["–", "as before"]
 
         await page.go("#/actors")
         assert await page.text("#busy") == "Busy between 0 and 3 s: learner 33 %, rollout-0 33 %"
         assert await page.run("document.querySelectorAll('#timeline rect title').length") == 3
+        fills = "[...document.querySelectorAll('#timeline rect title')].map(t => t.parentNode.getAttribute('fill'))"
+        assert await page.run(fills) == ["#dddddd", "#D55E00", "#56B4E9"], "the same in every run"
 
         await page.go("#/compare")
-        assert "both right 0, the left one alone 1, the right one alone 2, none 0" in await page.text("#counts")
+        counts = await page.text("#counts")
+        assert "both right 0, the left one alone 1, the right one alone 2, none 0" in counts
+        assert "Of 3 whose episodes are in this report, 3 are word for word the same on both sides." in counts
         await page.click("#differ tbody button")
         assert await page.run("document.querySelectorAll('#pair .episode').length") == 2
 
@@ -142,7 +147,9 @@ def test_each_view_opens_from_the_disk_sorts_filters_searches_and_links(tmp_path
 
 def test_two_runs_are_compared_by_the_ids_of_their_questions(tmp_path: Path) -> None:
     one, other = made.write_run(tmp_path / "one"), made.write_run(tmp_path / "other")
-    made.lines(other / EVALUATIONS, [made.evaluated(3, f"e{n}", em) for n, em in ((2, 1.0), (1, 0.0), (7, 1.0))])
+    rows = [made.evaluated(3, f"e{n}", em) for n, em in ((2, 1.0), (1, 0.0), (7, 1.0))]
+    rows[0]["turns"] = [made.turn("another search", [("Emma", "a novel")]), *rows[0]["turns"][1:]]
+    made.lines(other / EVALUATIONS, rows)
     report, _ = write(one, compare=other)
 
     async def look(page: Reader) -> None:
@@ -152,6 +159,7 @@ def test_two_runs_are_compared_by_the_ids_of_their_questions(tmp_path: Path) -> 
         assert "other" in names
         counts = await page.text("#counts")
         assert counts.startswith("Of 2 questions in both: both right 1, the left one alone 1,")
+        assert "Of 2 whose episodes are in this report, 1 are word for word the same" in counts
         assert await page.column("differ", 0) == ["what of e1?"]
 
     read(report, look)

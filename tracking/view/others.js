@@ -25,6 +25,12 @@ function questionList([run]) {
   ];
 }
 
+/** Whether the policy wrote the same text in both; null where one isn't in the report. */
+const sameText = (some, others) => {
+  const written = (episodes) => JSON.stringify(episodes.map((e) => (e.turns ?? []).map((t) => t.text ?? "")));
+  return some.length && others.length ? written(some) === written(others) : null;
+};
+
 /** What an episode did, in a line. */
 const inShort = (e) => [...(e.turns ?? []).flatMap((t) => (t.calls ?? []).map((c) => c.argument)), `→ ${e.answer ?? "no answer"}`].join(" · ");
 
@@ -46,6 +52,7 @@ function viewQuestion([run], number) {
     const told = (r) => r.episodes.map(inShort).join("\n") || "not in this report";
     parts.push(heading("Its evaluations"), table([{ name: "step", value: (r) => r.step }, { name: "EM", value: (r) => r.em },
       { name: "flipped", value: (r) => { const before = rows[rows.indexOf(r) - 1]; return before && known(before.em) && before.em !== r.em ? "flipped" : null; } },
+      { name: "text", value: (r) => ({ true: "as before", false: "another" })[sameText(rows[rows.indexOf(r) - 1]?.episodes ?? [], r.episodes)] ?? null },
       { name: "what the policy did", value: told, cell: (r) => el("span", { class: "text" }, told(r)) }],
     rows, { id: "evaluations" }), el("div", { class: "side" }, rows.flatMap((r) => r.episodes.map((e) => el("div", {}, el("b", {}, `step ${r.step}`), episodeBox(e, question))))));
   }
@@ -64,6 +71,11 @@ function extremes(run, group) {
 }
 
 const WAITING = ["wait for a batch", "claim"];
+const SPAN_COLOURS = {
+  "play a group": "#56B4E9", generate: "#0072B2", search: "#009E73", "take weights": "#CC79A7", evaluate: "#E69F00",
+  update: "#D55E00", publish: "#882255", save: "#000000", deliver: "#999933", "copy for saving": "#332288",
+  ...Object.fromEntries(WAITING.map((what) => [what, "#dddddd"])),
+}; // the same in every run
 
 function viewActors([run]) {
   const spans = run.spans, head = [el("h1", {}, "Actors"), el("p", {}, "Who did what, by the clocks of their machines. A learner that waits for a batch is idle; so is a worker that claims and plays nothing. An engine generates while it has a request, and searches are shown while any is asked; what took less than 0.02 s is left out.")];
@@ -71,7 +83,7 @@ function viewActors([run]) {
   const actors = spans.actor.words, kinds = spans.what.words, total = spans.end.reduce((a, b) => Math.max(a, b), 0);
   const state = { from: Math.max(0, total - 60), to: total };
   const picture = el("div", { id: "timeline" }), buttons = el("div", { class: "tools" });
-  const colour = (what) => (WAITING.includes(kinds[what]) ? "#dddddd" : COLOURS[what % COLOURS.length]);
+  const colour = (what) => SPAN_COLOURS[kinds[what]] ?? "#777777";
   const set = (from, to) => { const width = Math.min(total, Math.max(0.5, to - from)); state.from = Math.max(0, Math.min(from, total - width)); state.to = state.from + width; draw(); };
   const button = (name, change) => buttons.append(el("button", { type: "button", onclick: () => { const w = state.to - state.from; set(...change(state.from, state.to, w)); } }, name));
   button("whole run", () => [0, total]);
@@ -136,10 +148,12 @@ function viewCompare(runs) {
     const count = (l, r) => rows.filter((row) => row.left === l && row.right === r).length;
     const box = el("div", { id: "pair" });
     const told = (row) => [[left, 0], [right, 1]].map(([s, i]) => [s, s.run.evaluated(s.step, row.numbers[i])]);
+    const same = rows.map((row) => sameText(...told(row).map(([, episodes]) => episodes))).filter(known);
     const open = (row) => box.replaceChildren(...about(row.question, row.numbers[0], told(row).flatMap(([, episodes]) => episodes)), el("div", { class: "side" }, told(row).map(([s, episodes]) =>
       el("div", {}, el("b", {}, s.name), episodes.length ? episodes.map((e) => episodeBox(e, row.question)) : el("p", { class: "dim" }, "not in this report")))));
     found.replaceChildren(
-      el("p", { id: "counts" }, `Of ${rows.length} questions in both: both right ${count(1, 1)}, the left one alone ${count(1, 0)}, the right one alone ${count(0, 1)}, none ${count(0, 0)}.`),
+      el("p", { id: "counts" }, `Of ${rows.length} questions in both: both right ${count(1, 1)}, the left one alone ${count(1, 0)}, the right one alone ${count(0, 1)}, none ${count(0, 0)}. `,
+        `Of ${same.length} whose episodes are in this report, ${same.filter((s) => s).length} are word for word the same on both sides.`),
       table([{ name: "question", value: (r) => r.question.text, cell: (r) => el("button", { type: "button", onclick: () => { open(r); box.scrollIntoView(); } }, r.question.text) },
         { name: "kind", value: (r) => r.question.kind ?? null, filter: true }, { name: "left", value: (r) => r.left, filter: true }, { name: "right", value: (r) => r.right, filter: true }],
       differ, { id: "differ" }), box);
