@@ -112,14 +112,10 @@ def _mismatch(h: History) -> str | None:
         return None
     if newest > h.mismatch_bound:
         first = _number(h.first[0], "rollout/mismatch")
-        since = (
-            ""
-            if first is None
-            else ", from the first step on"
-            if first > h.mismatch_bound
-            else f", at first by {first:.1g}"
-        )
-        return f"engine and learner differ by {newest:.3g} nats a token{since}"
+        at_first = "" if first is None else f", at first by {first:.1g}"
+        if first is not None and first > h.mismatch_bound:
+            at_first = ", from the first step on"
+        return f"engine and learner differ by {newest:.3g} nats a token{at_first}"
     if newest > MISMATCH_FLOOR and newest > MISMATCH_GROWTH * h.least_mismatch:
         return f"engine and learner differ by {newest:.2g} nats a token, before by {h.least_mismatch:.1g}"
     return None
