@@ -161,12 +161,12 @@ def merge(indexes: Sequence[Path], out: Path) -> None:
         close = jnius.JavaMethod("()V")
 
     slow = jvm.java_class("org.apache.lucene.index.SlowCodecReaderWrapper")
-    readers = [jvm.java_class("org.apache.lucene.index.DirectoryReader").open(_directory(index)) for index in indexes]
+    readers = [jvm.java_class("org.apache.lucene.index.DirectoryReader").open(directory(index)) for index in indexes]
     try:
         leaves = [leaf for reader in readers for leaf in reader.leaves()]
         config = jvm.java_class("org.apache.lucene.index.IndexWriterConfig")()
         config.setUseCompoundFile(False)
-        writer = IndexWriter(_directory(out), config)
+        writer = IndexWriter(directory(out), config)
         writer.addIndexes([slow.wrap(leaf.reader()) for leaf in leaves])
         writer.close()
     finally:
@@ -174,7 +174,8 @@ def merge(indexes: Sequence[Path], out: Path) -> None:
             reader.close()
 
 
-def _directory(path: Path) -> Any:
+def directory(path: Path) -> Any:
+    """Lucene's ``Directory`` of a folder."""
     return jvm.java_class("org.apache.lucene.store.FSDirectory").open(
         jvm.java_class("java.nio.file.Paths").get(str(path))
     )

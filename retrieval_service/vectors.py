@@ -1,8 +1,9 @@
-"""Passages' vectors on disk, and the search for the nearest: exact, or by Faiss where that is installed.
+"""Passages' vectors on disk, and the search for the nearest: exact, by Lucene, or by Faiss where that is installed.
 
 | kind | what | at 21M passages of 768 numbers |
 | --- | --- | --- |
 | ``flat`` | all of them, compared one after the other: exact | 65 GB, read for each batch |
+| ``hnsw`` | Lucene: along a graph of near neighbours, at ``beam`` candidates (``hnsw.py``) | 70 GB, a part of it read |
 | ``ivf`` | Faiss: in lists around centres, of which ``probes`` are looked through | 65 GB, a part of it read |
 | ``ivf_sq8`` | the same with a byte for each number | 16 GB, a part of it read |
 
@@ -22,10 +23,14 @@ import numpy.typing as npt
 
 from agent.errors import UserError, shortened
 from retrieval_service.encoder import Vectors
+from retrieval_service.hnsw import Hnsw, write_graph
 
-KINDS = ("flat", "ivf", "ivf_sq8")
+LISTED = ("ivf", "ivf_sq8")
+"""Faiss's, in lists."""
+KINDS = ("flat", "hnsw", *LISTED)
 PART = "vectors.npy"
 FLAT = "vectors.npy"
+GRAPH = "vectors.lucene"
 FAISS = "vectors.faiss"
 LISTS = "vectors.lists"
 """What Faiss keeps the lists' contents in."""
@@ -37,12 +42,35 @@ PER_LIST = 64
 Numbers = npt.NDArray[np.int64]
 
 
+class Looking(Protocol):
+    """How an index is searched: of the settings of ``retrieval=dense``."""
+
+    beam: int
+    probes: int
+    heap: str
+    threads: int
+
+
+class Making(Protocol):
+    """How an index is made, likewise."""
+
+    lists: int
+    heap: str
+    threads: int
+
+
 class Nearest(Protocol):
     """The vectors of an index."""
 
     def search(self, queries: Vectors, k: int) -> tuple[Vectors, Numbers]:
         """(n, k) scores, highest first, and numbers of the passages; -1 where there are fewer."""
         ...
+
+    def close(self) -> None:
+        """Lets its files go."""
+        ...
+
+    def __len__(self) -> int: ...
 
 
 def default_lists(vectors: int) -> int:
@@ -78,6 +106,9 @@ class Flat:
             scores, numbers = np.take_along_axis(scores, order, 1), np.take_along_axis(numbers, order, 1)
         return scores, numbers
 
+    def close(self) -> None:
+        """The system unmaps the file with the last reference."""
+
 
 class Faiss:
     """Approximate search in lists around centres."""
@@ -101,10 +132,17 @@ class Faiss:
         scores, numbers = self._index.search(queries, k)
         return scores, numbers
 
+    def close(self) -> None:
+        """Faiss closes the index with the last reference."""
 
-def open_vectors(folder: Path, kind: str, probes: int, threads: int) -> Flat | Faiss:
-    """The vectors of an index in ``folder``."""
-    return Flat(folder / FLAT) if kind == "flat" else Faiss(folder / FAISS, probes, threads)
+
+def open_vectors(folder: Path, kind: str, how: Looking) -> Nearest:
+    """The vectors of an index in ``folder``. Raises ``UserError`` that names the file that can't be opened."""
+    if kind == "flat":
+        return Flat(folder / FLAT)
+    if kind == "hnsw":
+        return Hnsw(folder / GRAPH, how.beam, how.heap, how.threads)
+    return Faiss(folder / FAISS, how.probes, how.threads)
 
 
 def import_faiss() -> Any:
@@ -113,24 +151,30 @@ def import_faiss() -> Any:
         import faiss
     except ImportError:
         raise UserError(
-            "retrieval.vectors=ivf and ivf_sq8 need Faiss: `pip install faiss-cpu`; retrieval.vectors=flat does without"
+            "retrieval.vectors=ivf and ivf_sq8 need Faiss: `pip install faiss-cpu`; flat and hnsw do without"
         ) from None
     return faiss
 
 
-def join_vectors(parts: Sequence[Path], out: Path, kind: str, lists: int) -> None:
+def join_vectors(parts: Sequence[Path], out: Path, kind: str, how: Making) -> None:
     """Makes the vectors' files in the folder ``out`` of those of ``parts``, one part in memory at a time."""
     loaded = [np.load(part / PART, mmap_mode="r") for part in parts]
-    total, size = sum(map(len, loaded)), loaded[0].shape[1]
-    if kind == "flat":
-        whole = np.lib.format.open_memmap(out / FLAT, mode="w+", dtype=np.float32, shape=(total, size))
-        at = 0
-        for vectors in loaded:
-            whole[at : at + len(vectors)] = vectors
-            at += len(vectors)
-        whole.flush()
-        return
-    _join_lists(loaded, out, kind, lists or default_lists(total))
+    if kind == "hnsw":
+        write_graph(loaded, out / GRAPH, how.heap, how.threads)
+    elif kind == "flat":
+        _join_flat(loaded, out)
+    else:
+        _join_lists(loaded, out, kind, how.lists or default_lists(sum(map(len, loaded))))
+
+
+def _join_flat(loaded: Sequence[Vectors], out: Path) -> None:
+    shape = (sum(map(len, loaded)), loaded[0].shape[1])
+    whole = np.lib.format.open_memmap(out / FLAT, mode="w+", dtype=np.float32, shape=shape)
+    at = 0
+    for vectors in loaded:
+        whole[at : at + len(vectors)] = vectors
+        at += len(vectors)
+    whole.flush()
 
 
 def _join_lists(loaded: Sequence[Vectors], out: Path, kind: str, lists: int) -> None:

@@ -20,9 +20,10 @@ from retrieval_service.backend import Identity, printable
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record
 from retrieval_service.encoder import POOLINGS, Encoder, Manner, encoder_folder, manner_of
+from retrieval_service.hnsw import LONGEST
 from retrieval_service.index import Builder, Manifest, check_index, ensure_index, part_of
 from retrieval_service.store import PassageStore, join_parts, write_part
-from retrieval_service.vectors import KINDS, PART, import_faiss, join_vectors, open_vectors
+from retrieval_service.vectors import KINDS, LISTED, PART, import_faiss, join_vectors, open_vectors
 from retrieval_service.watch import SILENT, Watch
 
 KEY = "retrieval.encoder"
@@ -48,8 +49,10 @@ class Settings(RetrievalConfig):
     max_tokens: int | None = bounded(None, "at least 8")
     """Where a passage is cut off."""
     vectors: str = "flat"
-    """How they are kept and searched: ``flat``, exact; with Faiss ``ivf`` and ``ivf_sq8``
+    """How they are kept and searched: ``flat``, exact; ``hnsw``, Lucene's; with Faiss ``ivf`` and ``ivf_sq8``
     (``retrieval_service/vectors.py``)."""
+    beam: int = bounded(100, "at least 1")
+    """Candidates that a search of ``hnsw`` keeps, at least: more find more, and take longer."""
     lists: int = bounded(0, "at least 0")
     """Lists of ``ivf``; 0: 4 √n for n passages."""
     probes: int = bounded(32, "at least 1")
@@ -82,12 +85,12 @@ class DenseRecipe:
     def __init__(self, config: Settings) -> None:
         if config.encoder is None:
             raise UserError(f"building an index of vectors needs {KEY}=FOLDER or a name on the hub")
-        if config.vectors != "flat":
+        if config.vectors in LISTED:
             import_faiss()  # it is needed last, hours after the first passage
         self._config = config
         self._folder = encoder_folder(config.encoder, KEY)
         self._manner = manner_of(self._folder, config.encoder, config.asked)
-        lists = f"-{config.lists}" if config.lists and config.vectors != "flat" else ""
+        lists = f"-{config.lists}" if config.lists and config.vectors in LISTED else ""
         self.key = f"dense-{self._manner.key}-{config.vectors}{lists}"
         self.made_with: dict[str, Any] = {**asdict(self._manner), "vectors": config.vectors}
 
@@ -95,6 +98,11 @@ class DenseRecipe:
         """Loads the encoder."""
         config = self._config
         encoder = Encoder(self._folder, self._manner, threads=config.threads, device=config.device)
+        if config.vectors == "hnsw" and encoder.size > LONGEST:
+            raise UserError(
+                f"retrieval.vectors=hnsw takes vectors of at most {LONGEST} numbers; those of {config.encoder} have "
+                f"{encoder.size}: take flat or ivf"
+            )
         return DenseBuilder(work, encoder, config)
 
 
@@ -126,7 +134,7 @@ class DenseBuilder:
         """Joins the parts."""
         out.mkdir()
         join_parts(self._parts, out)
-        join_vectors(self._parts, out, self._config.vectors, self._config.lists)
+        join_vectors(self._parts, out, self._config.vectors, self._config)
 
     def close(self) -> None:
         """Nothing goes on behind it."""
@@ -151,7 +159,7 @@ class Dense:
         kind = str(manifest.made_with["vectors"])
         try:
             self._store = PassageStore(index)
-            self._vectors = open_vectors(index, kind, config.probes, config.threads)
+            self._vectors = open_vectors(index, kind, config)
         except (OSError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
@@ -161,7 +169,8 @@ class Dense:
                 f"{index}: holds {len(self._store)} passages and {len(self._vectors)} vectors, not "
                 f"{manifest.documents}; build it again"
             )
-        self._settings = {"vectors": kind, **({"probes": config.probes} if kind != "flat" else {})}
+        looked = {"probes": config.probes} if kind in LISTED else {"beam": config.beam} if kind == "hnsw" else {}
+        self._settings = {"vectors": kind, **looked}
         self._encoder = Encoder(folder, self._manner, threads=config.threads, device=config.device)
 
     def search_batch(self, queries: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
@@ -216,7 +225,8 @@ class Dense:
         )
 
     def close(self) -> None:
-        """Closes the passages' file."""
+        """Closes its files."""
+        self._vectors.close()
         self._store.close()
 
 

@@ -23,7 +23,7 @@ from retrieval_service.corpus import Record, join_contents, write_corpus
 from retrieval_service.encoder import Encoder, Manner, manner_of
 from retrieval_service.rankers import index_for, open_backend
 from retrieval_service.store import PASSAGES, PassageStore, join_parts, write_part
-from retrieval_service.vectors import Faiss, Flat, default_lists, join_vectors
+from retrieval_service.vectors import PART, Faiss, Flat, default_lists, join_vectors, open_vectors
 from retrieval_service.watch import Watch
 
 PASSAGES_OF = [
@@ -334,6 +334,64 @@ def parts_of(folder: Path, sizes: list[int]) -> list[Path]:
     return made
 
 
+@pytest.mark.jvm
+def test_lucenes_graph_finds_what_all_of_them_compared_give(tmp_path: Path) -> None:
+    parts = parts_of(tmp_path, [700, 900, 400])
+    np.save(parts[2] / PART, 3 * np.load(parts[2] / PART))  # vectors of any length
+    how = Settings(encoder="x")
+    for kind in ("hnsw", "flat"):
+        (tmp_path / kind).mkdir()
+        join_vectors(parts, tmp_path / kind, kind, how)
+    (tmp_path / "hnsw").rename(tmp_path / "moved")
+    exact = open_vectors(tmp_path / "flat", "flat", how)
+    queries = np.load(parts[1] / PART)[:50] + 0.1
+    shares = {}
+    for beam in (1, 100):
+        found = open_vectors(tmp_path / "moved", "hnsw", replace(how, beam=beam))
+        assert len(found) == len(exact) == 2000
+        (scores, numbers), (true_scores, truth) = found.search(queries, 10), exact.search(queries, 10)
+        shares[beam] = np.mean([len({*a} & {*b}) / 10 for a, b in zip(numbers.tolist(), truth.tolist(), strict=True)])
+        found.close()
+    assert shares[100] >= 0.98
+    assert shares[1] < shares[100]
+    agreeing = numbers == truth
+    np.testing.assert_allclose(scores[agreeing], true_scores[agreeing], atol=1e-5)
+
+
+@pytest.mark.jvm
+def test_an_index_of_lucenes_graph_is_built_searched_and_refused_when_damaged(
+    corpus: Path, config: Settings, tmp_path: Path
+) -> None:
+    asked = replace(config, vectors="hnsw")
+    index = index_for(corpus, asked, tmp_path)
+    opened, exact = open_backend(asked, index), open_backend(config, index_for(corpus, config, tmp_path))
+    assert opened.identity().settings["beam"] == 100
+    queries = ["emma novel", "", "marmalade three"]
+    for k in (1, 8, 1000):
+        found, wanted = opened.search_batch(queries, k), exact.search_batch(queries, k)
+        for hits, true in zip(found, wanted, strict=True):
+            assert {*ids(hits)} == {*ids(true)} if k > 1 else ids(hits) == ids(true)
+            assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in true], abs=1e-5)
+    opened.close()
+    exact.close()
+    for file in (index / "vectors.lucene").glob("segments_*"):
+        file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(UserError, match=r"vectors\.lucene: Lucene cannot open it \(.*\); build the index again"):
+        open_backend(asked, index)
+    shutil.rmtree(index / "vectors.lucene")
+    with pytest.raises(UserError, match=r"vectors\.lucene: not a Lucene index"):
+        open_backend(asked, index)
+
+
+def test_vectors_that_lucene_cannot_take_are_refused_before_any_is_made(
+    corpus: Path, config: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dense, "LONGEST", 8)
+    monkeypatch.setattr(Encoder, "passages", lambda self, texts: pytest.fail("encoded"))
+    with pytest.raises(UserError, match=r"hnsw takes vectors of at most 8 numbers; those of .* have \d+: take flat or"):
+        index_for(corpus, replace(config, vectors="hnsw"), tmp_path)
+
+
 @pytest.mark.parametrize(("kind", "least", "apart"), [("ivf", 1.0, 1e-5), ("ivf_sq8", 0.95, 0.06)])
 def test_faiss_finds_what_all_of_them_compared_give(tmp_path: Path, kind: str, least: float, apart: float) -> None:
     """With all lists looked through; of quantised vectors nearly so. From the folder, wherever it is moved."""
@@ -341,7 +399,7 @@ def test_faiss_finds_what_all_of_them_compared_give(tmp_path: Path, kind: str, l
     parts = parts_of(tmp_path, [700, 900, 400])
     for name in (kind, "flat"):
         (tmp_path / name).mkdir()
-        join_vectors(parts, tmp_path / name, name, lists=8)
+        join_vectors(parts, tmp_path / name, name, Settings(encoder="x", lists=8))
     assert sorted(file.name for file in (tmp_path / kind).iterdir()) == ["vectors.faiss", "vectors.lists"]
     (tmp_path / kind).rename(tmp_path / "moved")
     found = Faiss(tmp_path / "moved" / "vectors.faiss", probes=100, threads=2)
@@ -376,7 +434,7 @@ def test_without_faiss_one_line_says_what_to_do(
     monkeypatch.setitem(sys.modules, "faiss", None)
     encoded: list[int] = []
     monkeypatch.setattr(Encoder, "passages", lambda self, texts: encoded.append(1))
-    with pytest.raises(UserError, match=r"need Faiss: `pip install faiss-cpu`; retrieval\.vectors=flat does without"):
+    with pytest.raises(UserError, match=r"need Faiss: `pip install faiss-cpu`; flat and hnsw do without"):
         index_for(corpus, replace(config, vectors="ivf"), tmp_path)
     assert not encoded, "it is said before the passages are encoded"
 

