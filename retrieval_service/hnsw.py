@@ -30,32 +30,30 @@ class Hnsw:
     Raises ``UserError`` that names the folder if Lucene can't open it.
     """
 
+    @jvm.calling()
     def __init__(self, folder: Path, beam: int, heap: str, threads: int) -> None:
         check_lucene(folder)
         jvm.start_jvm(heap, threads)
         self._java_error = jvm.java_error()
-        args = jvm.java_class("io.anserini.search.HnswDenseSearcher$Args")()
-        args.index, args.efSearch = str(folder), beam
         self._folder, self._beam = folder, beam
-        reader = None
         try:
             reader = jvm.java_class("org.apache.lucene.index.DirectoryReader").open(directory(folder))
             self._size = int(reader.numDocs())
-            self._args, self._searcher = args, jvm.java_class("io.anserini.search.HnswDenseSearcher")(args)
+            reader.close()
+            self._args = jvm.java_class("io.anserini.search.HnswDenseSearcher$Args")()
+            self._args.index, self._args.efSearch = str(folder), beam
+            self._searcher = jvm.java_class("io.anserini.search.HnswDenseSearcher")(self._args)
         except self._java_error as error:
             raise UserError(f"{folder}: Lucene cannot open it ({first_line(error)}); build the index again") from error
-        finally:
-            if reader is not None:
-                reader.close()
 
     def __len__(self) -> int:
         return self._size
 
+    @jvm.calling()
     def search(self, queries: Vectors, k: int) -> tuple[Vectors, np.ndarray[Any, np.dtype[np.int64]]]:
         """See ``vectors.Nearest``. Raises ``RetrievalError`` if Lucene fails."""
         scores = np.full((len(queries), k), -np.inf, np.float32)
         numbers = np.full((len(queries), k), -1, np.int64)
-        jvm.keep_signals()
         self._args.efSearch = max(self._beam, k)
         try:
             for at, query in enumerate(queries):
@@ -65,35 +63,35 @@ class Hnsw:
             raise RetrievalError(f"{self._folder}: Lucene: {first_line(error)}") from error
         return scores, numbers
 
+    @jvm.calling()
     def close(self) -> None:
         """Closes the index and detaches the calling thread from the JVM."""
         self._searcher.close()
         jvm.detach_thread()
 
 
+@jvm.calling()
 def write_graph(parts: Sequence[Vectors], out: Path, heap: str, threads: int) -> None:
     """Writes the folder ``out``: the graph over the vectors of all parts, each (n, size). Starts the JVM.
 
     Raises ``Fault`` if Lucene fails.
     """
     jvm.start_jvm(heap, threads)
-    named = jvm.java_class
-    document, vector = (
-        named("org.apache.lucene.document.Document"),
-        named("org.apache.lucene.document.KnnFloatVectorField"),
-    )
-    text, kept = named("org.apache.lucene.document.StringField"), named("org.apache.lucene.document.Field$Store").YES
-    column, bytes_ref = (
-        named("org.apache.lucene.document.BinaryDocValuesField"),
-        named("org.apache.lucene.util.BytesRef"),
-    )
-    nearness = named("org.apache.lucene.index.VectorSimilarityFunction").MAXIMUM_INNER_PRODUCT
-    config = named("org.apache.lucene.index.IndexWriterConfig")()
+    lucene = "org.apache.lucene."
+    document, vector, text, column, bytes_ref = (
+        jvm.java_class(lucene + name)
+        for name in ("document.Document", "document.KnnFloatVectorField", "document.StringField",
+                     "document.BinaryDocValuesField", "util.BytesRef")
+    )  # fmt: skip
+    kept = jvm.java_class(lucene + "document.Field$Store").YES
+    nearness = jvm.java_class(lucene + "index.VectorSimilarityFunction").MAXIMUM_INNER_PRODUCT
+    config = jvm.java_class(lucene + "index.IndexWriterConfig")()
     config.setUseCompoundFile(False)
     # A quarter of the heap: merging the graphs of what was flushed takes as much again.
-    config.setRAMBufferSizeMB(max(16.0, float(named("java.lang.Runtime").getRuntime().maxMemory() >> 22)))
+    most = jvm.java_class("java.lang.Runtime").getRuntime().maxMemory()
+    config.setRAMBufferSizeMB(max(16.0, (most >> 20) / 4))
     try:
-        writer = named("org.apache.lucene.index.IndexWriter")(directory(out), config)
+        writer = jvm.java_class(lucene + "index.IndexWriter")(directory(out), config)
         number = 0
         for part in parts:
             for values in part:

@@ -4,7 +4,8 @@ Anserini's classes are driven directly out of Pyserini's jar. ``pyserini.search.
 same, but importing it loads torch, transformers and onnxruntime and builds an OpenAI client: 6 to 10 s
 where the jar alone takes under 1 s, and torch is not wanted in this package.
 
-The thread that calls into the JVM should be one and the same (see ``worker.py``).
+pyjnius is not safe for threads: what calls Java does so under ``calling()``. A long call that others shouldn't wait for
+goes through ``own_method``.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ SIGNALS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 _lock = threading.Lock()
 _settings: tuple[str, int] | None = None
 _libc = ctypes.CDLL(None)
+_calls = threading.RLock()
+_classes: dict[str, Any] = {}
 _handled: dict[int, bytes] = {}
 """The JVM's own ``struct sigaction`` by signal; it begins with the address of the handler."""
 _POINTER = ctypes.sizeof(ctypes.c_void_p)
@@ -209,12 +212,41 @@ def _action(number: int) -> bytes:
     return found.raw
 
 
+@contextmanager
+def calling() -> Iterator[None]:
+    """While it lasts, no other thread of this process calls Java; it may be nested.
+
+    A class has each of its methods once, for all objects and threads, and pyjnius keeps in it the object that it is to
+    be called on: with two threads in between, one's call meets the other's object, and returns what belongs to that
+    (github.com/kivy/pyjnius/issues/563).
+    """
+    with _calls:
+        keep_signals()
+        yield
+
+
 def java_class(name: str) -> Any:
     """The Java class ``name``; after ``start_jvm``."""
     import jnius
 
-    keep_signals()
-    return jnius.autoclass(name)
+    with calling():
+        if name not in _classes:
+            _classes[name] = jnius.autoclass(name)
+        return _classes[name]
+
+
+def own_method(target: Any, name: str, signature: str) -> Any:
+    """The method ``name`` of the Java object ``target`` that has ``signature`` (in the JVM's notation), for one thread.
+
+    Nothing else uses it, so it may be called without ``calling()`` once that thread has called it there: what pyjnius
+    learns of the classes of its results it then knows.
+    """
+    import jnius
+
+    with calling():
+        java_class(target.__javaclass__.replace("/", "."))  # whole, before pyjnius knows it by one method
+        parts = {"__javaclass__": target.__javaclass__, name: jnius.JavaMethod(signature)}
+        return getattr(jnius.cast(jnius.MetaJavaClass("Own", (jnius.JavaClass,), parts), target), name)
 
 
 def java_error() -> type[Exception]:

@@ -36,6 +36,7 @@ def check_lucene(index: Path) -> None:
         raise UserError(f"{index}: not a Lucene index, or one whose building was cut short; build it again")
 
 
+@jvm.calling()
 def analyse_with(searcher: Any, analyser: str) -> None:
     """Makes Anserini's ``searcher`` take its queries apart by ``analyser``."""
     if analyser in STEMMERS:
@@ -64,6 +65,7 @@ class LuceneRecipe:
 class LuceneBuilder:
     """A ``Builder``. It works on ``config.threads`` parts at once."""
 
+    @jvm.calling()
     def __init__(self, work: Path, config: RetrievalConfig) -> None:
         jvm.start_jvm(config.heap, config.threads)
         self._work = work
@@ -74,6 +76,7 @@ class LuceneBuilder:
         self._busy: deque[tuple[Path, int, Any, Any]] = deque()
         """Of each part under way: its folder, its passages, Anserini's indexer, and the future of its end."""
 
+    @jvm.calling()
     def take(self, number: int, part: Sequence[Record], told: Callable[[int], None]) -> None:
         """Waits until fewer than ``threads`` parts are under way, then begins this one."""
         done = part_of(self._work, number)
@@ -127,6 +130,7 @@ class LuceneBuilder:
         os.rename(busy / "index", done)
         shutil.rmtree(busy)
 
+    @jvm.calling()
     def finish(self, out: Path) -> None:
         """Waits for the parts, and merges them."""
         while self._busy:
@@ -136,6 +140,7 @@ class LuceneBuilder:
         except jvm.java_error() as error:
             raise Fault(f"Lucene failed to merge the index: {first_line(error)}") from error
 
+    @jvm.calling()
     def close(self) -> None:
         """Waits for what Lucene is at: it writes into folders that are about to go."""
         self._executor.shutdown()
@@ -146,28 +151,18 @@ class LuceneBuilder:
                 continue  # its cause has been told, or another one has
 
 
+@jvm.calling()
 def merge(indexes: Sequence[Path], out: Path) -> None:
     """Writes ``out``, a Lucene index of one segment that has the documents of ``indexes`` in their order."""
-    import jnius
-
-    class IndexWriter(jnius.JavaClass, metaclass=jnius.MetaJavaClass):
-        """Lucene's, with the one of its overloaded methods that is wanted: pyjnius picks another."""
-
-        __javaclass__ = "org/apache/lucene/index/IndexWriter"
-        __javaconstructor__ = (
-            ("(Lorg/apache/lucene/store/Directory;Lorg/apache/lucene/index/IndexWriterConfig;)V", False),
-        )
-        addIndexes = jnius.JavaMethod("([Lorg/apache/lucene/index/CodecReader;)J")
-        close = jnius.JavaMethod("()V")
-
     slow = jvm.java_class("org.apache.lucene.index.SlowCodecReaderWrapper")
     readers = [jvm.java_class("org.apache.lucene.index.DirectoryReader").open(directory(index)) for index in indexes]
     try:
         leaves = [leaf for reader in readers for leaf in reader.leaves()]
         config = jvm.java_class("org.apache.lucene.index.IndexWriterConfig")()
         config.setUseCompoundFile(False)
-        writer = IndexWriter(directory(out), config)
-        writer.addIndexes([slow.wrap(leaf.reader()) for leaf in leaves])
+        writer = jvm.java_class("org.apache.lucene.index.IndexWriter")(directory(out), config)
+        add = jvm.own_method(writer, "addIndexes", "([Lorg/apache/lucene/index/CodecReader;)J")  # pyjnius picks another
+        add([slow.wrap(leaf.reader()) for leaf in leaves])
         writer.close()
     finally:
         for reader in readers:

@@ -17,6 +17,7 @@ from retrieval_service.lru import Lru
 from retrieval_service.lucene import LuceneRecipe, analyse_with, check_lucene, first_line, lucene_generation
 from retrieval_service.watch import SILENT, Watch
 
+BATCH_SEARCH = "(Ljava/util/List;Ljava/util/List;II)Ljava/util/Map;"
 KEPT_PASSAGES = 50_000
 """Passages kept as Python objects; the popular ones needn't be read and parsed for every search."""
 
@@ -30,6 +31,7 @@ class Bm25:
 
     lanes = 2
 
+    @jvm.calling()
     def __init__(self, index: Path | None, config: RetrievalConfig) -> None:
         if index is None:
             raise ValueError("BM25 needs an index")
@@ -58,8 +60,10 @@ class Bm25:
         if analyser is not None:
             analyse_with(self._searcher, analyser)
         self._searcher.set_bm25(config.k1, config.b)
+        self._batch_search = jvm.own_method(self._searcher, "batch_search", BATCH_SEARCH)
         # A query is a policy's text, not ours: one with over 1,024 different words is slow, not an error.
         jvm.java_class("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(2**31 - 1)
+        self.search_batch(["a first one"], 1)  # see own_method
 
     def _check(self, index: Path, documents: int | None) -> None:
         if not self._documents:
@@ -83,17 +87,19 @@ class Bm25:
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
         k = min(k, self._documents)
-        jvm.keep_signals()
-        texts, keys = self._array_list(), self._array_list()
-        for number, query in enumerate(queries):
-            texts.add(printable(query))
-            keys.add(str(number))
+        with jvm.calling():
+            texts, keys = self._array_list(), self._array_list()
+            for number, query in enumerate(queries):
+                texts.add(printable(query))
+                keys.add(str(number))
         try:
-            hits = self._searcher.batch_search(texts, keys, k, self._threads)
-            return [tuple(map(self._passage, hits.get(str(number)))) for number in range(len(queries))]
+            hits = self._batch_search(texts, keys, k, self._threads)
+            with jvm.calling():
+                return [tuple(map(self._passage, hits.get(str(number)))) for number in range(len(queries))]
         except self._java_error as error:
             raise RetrievalError(f"Lucene: {self._cause(texts, k) or first_line(error)}") from error
 
+    @jvm.calling()
     def _cause(self, texts: Any, k: int) -> str | None:
         """Why a batch of one failed, which batch search keeps to itself."""
         if texts.size() > 1:  # they are asked again
@@ -133,6 +139,7 @@ class Bm25:
             settings=settings | generation | {"anserini": manifest.made_with["anserini"]},
         )
 
+    @jvm.calling()
     def document_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
         """For each id its passage and the at most ``k - 1`` after it; none for an id that the index doesn't hold.
 
@@ -140,7 +147,6 @@ class Bm25:
         """
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
-        jvm.keep_signals()
         try:
             raws = [self._searcher.doc_raw(printable(d)) for d in document_ids]
         except self._java_error as error:
@@ -150,6 +156,7 @@ class Bm25:
             return found
         return [f + self.following_batch([f[0].id], k - 1)[0] if f else () for f in found]
 
+    @jvm.calling()
     def following_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
         """For each passage its at most ``k`` successors of the same document, in the corpus's order; score 0.
 
@@ -181,6 +188,7 @@ class Bm25:
             found.append(passage)
         return tuple(found)
 
+    @jvm.calling()
     def close(self) -> None:
         """Closes the index and detaches the calling thread from the JVM."""
         if self._reader is not None:

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from patience import run
 from agent.errors import Fault, RetrievalError, UserError
 from agent.records import Passage
 from retrieval_service import jvm, names
+from retrieval_service.backends import bm25 as bm25_module
 from retrieval_service.backends.bm25 import Bm25
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record, corpus_stamp, write_corpus
@@ -109,6 +111,28 @@ def test_a_batch_is_its_searches_one_by_one(bm25: Bm25) -> None:
     batch = bm25.search_batch(queries, 3)
     assert batch == [bm25.search_batch([query], 3)[0] for query in queries]
     assert bm25.search_batch([], 3) == []
+
+
+def test_two_threads_that_search_at_once_get_their_own_hits(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service searches in two. Each finds what it finds alone, however often Python changes between them."""
+    monkeypatch.setattr(bm25_module, "KEPT_PASSAGES", 1)
+    queries = [f"{passage.title} {passage.text}" for passage in PASSAGES]
+    shifted = [queries[n:] + queries[:n] for n in range(len(queries))]
+
+    def searched(_: int) -> list[list[tuple[Passage, ...]]]:
+        backend = Bm25(index, CONFIG)
+        found = [backend.search_batch(some, 3) for _ in range(40) for some in shifted]
+        backend.close()
+        return found
+
+    alone = searched(0)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            assert list(threads.map(searched, range(2))) == [alone, alone]
+    finally:
+        sys.setswitchinterval(before)
 
 
 @pytest.mark.parametrize("query", ["", " \n\t", "?!... --- ***", "the of and", "xyzzy", "\x00", "\ud800", "😎"])

@@ -17,7 +17,7 @@ from encoders import encoder
 from agent.errors import Fault, RetrievalError, UserError
 from agent.records import Passage
 from retrieval_service import names, vectors
-from retrieval_service.backends import dense
+from retrieval_service.backends import dense, hybrid
 from retrieval_service.backends.dense import Dense, Settings
 from retrieval_service.corpus import Record, join_contents, write_corpus
 from retrieval_service.encoder import Encoder, Manner, manner_of
@@ -381,6 +381,14 @@ def test_an_index_of_lucenes_graph_is_built_searched_and_refused_when_damaged(
     shutil.rmtree(index / "vectors.lucene")
     with pytest.raises(UserError, match=r"vectors\.lucene: not a Lucene index"):
         open_backend(asked, index)
+
+
+@pytest.mark.jvm
+def test_both_rankings_of_a_hybrid_are_lucenes_in_one_process(corpus: Path, model: Path, tmp_path: Path) -> None:
+    asked = hybrid.Settings(encoder=str(model), vectors="hnsw")
+    opened = open_backend(asked, index_for(corpus, asked, tmp_path))
+    assert "emma" in ids(opened.search_batch(["emma novel"], 3)[0])
+    opened.close()
 
 
 def test_vectors_that_lucene_cannot_take_are_refused_before_any_is_made(
