@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from hydra import compose, initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
@@ -49,6 +50,8 @@ class Composer:
                 return compose(self.primary, overrides=[*lines, *folder, *hydra_lines], return_hydra_config=True)
             except UserWarning as warning:
                 raise HydraException(str(warning)) from warning
+            except RecursionError as error:
+                raise UserError(f"{_too_deep() or 'a file of settings'}: is nested too deeply to be read") from error
             except UnicodeDecodeError as error:
                 raise UserError(
                     f"{_place_of(error) or 'a file of settings'}: is not UTF-8; save it as UTF-8"
@@ -118,15 +121,32 @@ def opened(primary: str | None, folder: str | None, search: Sequence[str]) -> It
 
 def _place_of(error: UnicodeDecodeError) -> str | None:
     """The file of settings, and its line, that isn't UTF-8: Hydra doesn't say which one it was reading."""
+    for file in _files():
+        data = file.read_bytes()
+        if (at := data.find(error.object)) >= 0:  # all of it, or the block that was being read
+            line = data.count(b"\n", 0, at + error.start) + 1
+            return f"{file}, line {line}"
+    return None
+
+
+def _too_deep() -> Path | None:
+    """The file of settings that YAML's reader can't follow."""
+    for file in _files():
+        try:
+            yaml.compose(file.read_text("utf-8", "replace"))
+        except RecursionError:
+            return file
+        except YAMLError:
+            continue
+    return None
+
+
+def _files() -> Iterator[Path]:
+    """The files that settings may be read from."""
     for place in GlobalHydra.instance().config_loader().get_search_path().get_path():
         provider, _, path = str(place.path).rpartition("://")
         folder = Path(__file__).parent if provider == "pkg" else Path(path)
-        for file in sorted(folder.rglob("*.yaml")) if provider in ("", "file") or path == "conf" else ():
-            data = file.read_bytes()
-            if (at := data.find(error.object)) >= 0:  # all of it, or the block that was being read
-                line = data.count(b"\n", 0, at + error.start) + 1
-                return f"{file}, line {line}"
-    return None
+        yield from sorted(folder.rglob("*.yaml")) if provider in ("", "file") or path == "conf" else ()
 
 
 def _check_primary(composer: Composer) -> None:

@@ -368,8 +368,13 @@ def _check_tree(config: DictConfig, prefix: str = "") -> None:
 
 def _check_number(value: Any, name: str) -> None:
     """Raises ``UserError`` for a number that isn't finite, or that no machine word holds."""
-    if isinstance(value, ListConfig) and not value._is_none():
-        for element in value._iter_ex(resolve=False):
+    if isinstance(value, ListConfig):
+        content = value._content
+        if isinstance(content, str):  # ``${…}``, which may lead to a list
+            value = value._maybe_dereference_node()
+        if isinstance(content, str) and not isinstance(value, ListConfig):
+            raise UserError(f"{name}={content} must be a list")
+        for element in value._iter_ex(resolve=False) if isinstance(value._content, list) else ():
             _check_number(element, name)
     elif isinstance(value, int | float) and not abs(value) < 2**63:
         raise UserError(f"{name}={value} must be a finite number, and below 2^63")

@@ -165,6 +165,15 @@ FILES = {
     "bytes.yaml": (b"seed: 1\n# caf\xe9\n", "bytes.yaml, line 2: is not UTF-8; save it as UTF-8"),
     "typo.yaml": ("# @package _global_\nsed: 5\n", "experiment=typo: does not go with the other choices: In 'experi"),
     "defaults.yaml": ("defaults: 3\n", "experiment=defaults: does not go with the other choices: Invalid defaults"),
+    "deep.yaml": ("[" * 3000, "deep.yaml: is nested too deeply to be read"),
+    "list.yaml": (
+        "# @package _global_\nalgorithm: {optimizer: {betas: '${oc.env:HOME}[0.9]'}}\n",
+        "algorithm.optimizer.betas=${oc.env:HOME}[0.9] must be a list",
+    ),
+    "tree.yaml": (
+        "# @package _global_\nalgorithm: ${seed}\n",
+        "experiment=tree: does not go with the other choices: In ",
+    ),
     "value.yaml": ("# @package _global_\nseed: ${nosuch}\n", "seed: Interpolation key 'nosuch' not found"),
 }
 
@@ -206,7 +215,7 @@ def test_a_file_that_is_wrong_gets_one_line(mine: Path, name: str, by: str) -> N
     where = ["--config-dir", "mine"] if by == "--config-dir" else [f"hydra.searchpath=[file://{mine}]"]
     line = refusal(*where, "mode=plan", f"experiment={Path(name).stem}")
     assert FILES[name][1] in line
-    if name in ("broken.yaml", "bytes.yaml"):
+    if name in ("broken.yaml", "bytes.yaml", "deep.yaml"):
         assert line.startswith(str(mine / "experiment" / name))
 
 
