@@ -205,6 +205,7 @@ class LearnerActor:
         metrics |= {
             "rollout/mismatch": figures.pop("mismatch"),
             "rollout/mismatch_max": figures.pop("mismatch_max"),
+            "rollout/mismatch_shifted": figures.pop("mismatch_shifted"),
             "learner/tokens_per_s": report.tokens / report.seconds if report.seconds else 0.0,
             "learner/idle_s": idle,
             "weights/put_s": time.perf_counter() - updated,

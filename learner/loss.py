@@ -19,6 +19,9 @@ from learner.config import AlgorithmConfig
 from learner.losses.base import Loss, LossInput
 from learner.ranks import Ranks
 
+APART = 0.01
+"""Nats; rounding in float32 stays far below it."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossMetrics:
@@ -149,13 +152,23 @@ class Mismatch:
     tokens: float = 0
     total: float = 0.0
     largest: float = 0.0
+    apart: float = 0
+    """Tokens that differ by more than ``APART``."""
+    beside: float = 0
+    """Of these, where the engine's value is nearly that of the learner's token before or after: a shift by one."""
 
     @staticmethod
     def of(learner: Tensor, engine: Tensor, comparable: Tensor) -> Tensor:
         """The values as a float64 tensor, from (A,) log-probabilities; ``comparable`` (A,) marks what counts."""
-        apart = torch.where(comparable, (learner.detach() - engine).abs(), 0.0).to(torch.float64)
-        largest = apart.amax() if len(apart) else apart.new_zeros(())
-        return torch.stack([comparable.sum().to(torch.float64), apart.sum(), largest])
+        learner = learner.detach()
+        difference = torch.where(comparable, (learner - engine).abs(), 0.0).to(torch.float64)
+        largest = difference.amax() if len(difference) else difference.new_zeros(())
+        before, after = torch.cat([learner[:1], learner[:-1]]), torch.cat([learner[1:], learner[-1:]])
+        nearest = torch.minimum((before - engine).abs(), (after - engine).abs())
+        apart = difference > APART
+        beside = apart & (nearest < 0.1 * difference)
+        sums = [comparable.sum(), difference.sum(), largest, apart.sum(), beside.sum()]
+        return torch.stack([value.to(torch.float64) for value in sums])
 
     @classmethod
     def of_values(cls, values: Sequence[float]) -> Mismatch:
@@ -167,12 +180,19 @@ class Mismatch:
             tokens=self.tokens + other.tokens,
             total=self.total + other.total,
             largest=max(self.largest, other.largest),
+            apart=self.apart + other.apart,
+            beside=self.beside + other.beside,
         )
 
     @property
     def mean(self) -> float:
         """NaN when no token is comparable."""
         return self.total / self.tokens if self.tokens else float("nan")
+
+    @property
+    def shifted(self) -> float:
+        """Share of the tokens that are apart which fit the token beside them; NaN when none is apart."""
+        return self.beside / self.apart if self.apart else float("nan")
 
 
 class Tally:

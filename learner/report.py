@@ -33,6 +33,9 @@ class UpdateReport:
     mismatch: float
     """Mean |learner - engine| over tokens sampled by the current version; NaN when there are none."""
     mismatch_max: float
+    mismatch_shifted: float
+    """Of the tokens that differ by over 0.01 nats, the share whose engine value fits the token before or after; NaN
+    when there are none."""
     action_tokens: int
     """Action tokens of the sequences that carried a loss, each epoch counted."""
     tokens: int

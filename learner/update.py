@@ -211,8 +211,11 @@ class _Run:
         limit = self.config.mismatch_limit
         if not limit or self.policy.model.dtype == torch.bfloat16 or not self.mismatch.mean > limit:
             return
+        why = "engine and learner don't hold the same weights"
+        if self.mismatch.shifted > 0.5:
+            why = "the mask or the tokens are shifted by one, since most fit the token before or after"
         raise Fault(
-            f"step {self.step + 1}: engine and learner don't hold the same weights: their log-probabilities differ by "
+            f"step {self.step + 1}: {why}: the log-probabilities of engine and learner differ by "
             f"{self.mismatch.mean:.2g} nats a token (largest {self.mismatch.largest:.2g}), and "
             f"algorithm.mismatch_limit is {limit:g}. This step has changed nothing. It is a defect: report it with "
             "what lscpu and nvidia-smi say"
@@ -320,6 +323,7 @@ class _Run:
             entropy=self.entropy / action_tokens if action_tokens else NAN,
             mismatch=self.mismatch.mean,
             mismatch_max=self.mismatch.largest if self.mismatch.tokens else NAN,
+            mismatch_shifted=self.mismatch.shifted,
             action_tokens=action_tokens,
             tokens=tokens,
             sequences=self.sequences,

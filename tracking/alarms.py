@@ -24,6 +24,9 @@ MISMATCH_GROWTH = 100.0
 MISMATCH_FLOOR = 1e-3
 """Nats a token; float32's rounding stays far below it, and growth below it says nothing."""
 
+SHIFTED = 0.5
+"""Share of the tokens that differ; by chance it is under 0.3."""
+
 Row = Mapping[str, Any]
 
 
@@ -115,6 +118,8 @@ def _mismatch(h: History) -> str | None:
         at_first = "" if first is None else f", at first by {first:.1g}"
         if first is not None and first > h.mismatch_bound:
             at_first = ", from the first step on"
+        if (_number(h.last[-1], "rollout/mismatch_shifted") or 0.0) > SHIFTED:
+            at_first += "; most fit the token before or after"
         return f"engine and learner differ by {newest:.3g} nats a token{at_first}"
     if newest > MISMATCH_FLOOR and newest > MISMATCH_GROWTH * h.least_mismatch:
         return f"engine and learner differ by {newest:.2g} nats a token, before by {h.least_mismatch:.1g}"
@@ -158,17 +163,18 @@ def _found_nothing(h: History) -> str | None:
 
 
 def _reward_up_em_down(h: History) -> str | None:
-    scored = [(em, n, reward) for row, reward in h.evals if (em := _number(row, "em")) is not None
+    scored = [(em, n, reward, row.get("step")) for row, reward in h.evals if (em := _number(row, "em")) is not None
               and (n := _number(row, "n"))]  # fmt: skip
     if len(scored) < 2:
         return None
-    em, n, reward = scored[-1]
-    best, best_n, reward_then = max(scored[:-1])
+    em, n, reward, _ = scored[-1]
+    best, best_n, reward_then, at = max(scored[:-1], key=lambda one: one[0])
     if math.isnan(reward_then):  # before the first step
         reward_then = h.then("reward/mean")
     noise = 2 * math.sqrt(best * (1 - best) / best_n + em * (1 - em) / n)
     if em < best - max(noise, 0.02) and reward > reward_then:
-        return f"reward rose from {reward_then:.3f} to {reward:.3f} while held-out EM fell from {best:.3f} to {em:.3f}"
+        fell = f"held-out EM fell from {best:.3f} (step {at}) to {em:.3f}"
+        return f"reward rose from {reward_then:.3f} to {reward:.3f} while {fell}"
     return None
 
 
@@ -234,9 +240,10 @@ RULES = (
         name="train–inference mismatch",
         find=_mismatch,
         look="the versions of an episode's tokens and the trained and masked parts of its turns",
-        change="From the first step on: the mask or the tokens are shifted. Small at first and larger with each "
-        "update: the engine keeps old weights (over NCCL, try cluster.weight_channel=object_store). In bfloat16, "
-        "rounding alone makes a small one: model.dtype=float32 tells.",
+        change="There from the first step on, or where most fit the token beside: the mask or the tokens are shifted. "
+        "Near 0 at first and larger with each update: the engine keeps old weights (over NCCL, try "
+        "cluster.weight_channel=object_store). In bfloat16, rounding alone makes a small one: model.dtype=float32 "
+        "tells.",
         at_once=True,
     ),
     Rule(

@@ -35,6 +35,7 @@ class Report:
     seconds: float = 1.0
     mismatch: float = 0.0
     mismatch_max: float = 0.0
+    mismatch_shifted: float = 0.0
 
 
 class Room:

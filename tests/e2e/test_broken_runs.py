@@ -42,6 +42,7 @@ def test_stale_weights_and_a_shifted_mask_are_a_mismatch(launch, small, monkeypa
     (alarm,) = alarms(run, "train–inference mismatch")
     # Weights are stale once there are newer ones; a mask is wrong from the first step.
     assert alarm["step"] == 1 if broken == "mask" else alarm["step"] > 1
+    assert ("most fit the token before or after" in alarm["what"]) == (broken == "mask")
 
 
 def test_a_shifted_mask_ends_a_run_before_it_trains_on_it(launch, small, monkeypatch) -> None:
@@ -49,6 +50,7 @@ def test_a_shifted_mask_ends_a_run_before_it_trains_on_it(launch, small, monkeyp
     monkeypatch.setenv("BREAK", "mask")
     run = launch("mask-stopped", *small, "algorithm.steps=4")
     assert run.code == 1
+    assert "the mask or the tokens are shifted by one" in run.output
     assert "algorithm.mismatch_limit is 0.001. This step has changed nothing." in run.output
     assert run.rows("step") == []
     page = (run.folder / "report.html").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -130,3 +131,17 @@ def test_engine_gap() -> None:
     both = gap + of(tensor(-1), tensor(-2), torch.tensor([True]))
     assert (both.tokens, both.mean, both.largest) == (3, pytest.approx(1.75 / 3), 1.0)
     assert math.isnan(Mismatch().mean)
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+def test_a_mask_that_is_off_by_one_is_told_from_other_weights(by: int) -> None:
+    rng = np.random.default_rng(0)
+    learner = torch.from_numpy(-rng.exponential(size=400))
+    everything = torch.ones(400, dtype=torch.bool)
+
+    def shifted(engine: torch.Tensor) -> float:
+        return Mismatch.of_values(Mismatch.of(learner, engine, everything).tolist()).shifted
+
+    assert shifted(learner.roll(by)) > 0.95
+    assert shifted(learner * 1.3) < 0.3
+    assert math.isnan(shifted(learner + 1e-6))

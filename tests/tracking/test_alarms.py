@@ -68,7 +68,9 @@ def test_the_numbers_are_in_what_is_said() -> None:
         "engine and learner differ by 0.3 nats a token, at first by 1e-06"
     ]
     one = sounded(ONE_EACH["reward up, held-out EM down"])
-    assert list(one.values()) == ["reward rose from 0.900 to 0.990 while held-out EM fell from 0.700 to 0.500"]
+    assert list(one.values()) == [
+        "reward rose from 0.900 to 0.990 while held-out EM fell from 0.700 (step 10) to 0.500"
+    ]
     assert list(sounded(ONE_EACH["episodes left out"]).values()) == [
         "6% of the episodes ended in a fault: retrieval_failed: no"
     ]
@@ -81,6 +83,11 @@ def test_a_mask_that_is_off_from_the_first_step_needs_no_window() -> None:
     assert sounded([step(1, **{"rollout/mismatch": 1.5})]) == {
         "train–inference mismatch": "engine and learner differ by 1.5 nats a token, from the first step on"
     }
+
+
+def test_a_mismatch_that_is_a_shift_is_told() -> None:
+    (said,) = sounded([step(1, **{"rollout/mismatch": 1.5, "rollout/mismatch_shifted": 0.9})]).values()
+    assert said.endswith(", from the first step on; most fit the token before or after")
 
 
 def test_float32_has_a_bound_of_its_own() -> None:
@@ -128,7 +135,7 @@ def test_rows_without_the_numbers_are_no_alarm() -> None:
 def test_reward_up_and_em_down_is_seen_from_the_evaluation_before_the_first_step() -> None:
     """So a policy looks that was warm-started and learns to please the reward."""
     hacking = [evaluation(0, 0.6), *run(then={"reward/mean": 0.9}), evaluation(10, 0.3)]
-    said = "reward rose from 0.500 to 0.900 while held-out EM fell from 0.600 to 0.300"
+    said = "reward rose from 0.500 to 0.900 while held-out EM fell from 0.600 (step 0) to 0.300"
     assert sounded(hacking) == {"reward up, held-out EM down": said}
     assert sounded([evaluation(0, 0.6), *run(then={}), evaluation(10, 0.3)]) == {}
 

@@ -115,7 +115,7 @@ def test_each_view_opens_from_the_disk_sorts_filters_searches_and_links(tmp_path
         assert await page.run("document.querySelectorAll('.token').length") == 0
         await page.click("#show-tokens")
         tip = await page.run("document.querySelector('.token').title")
-        assert tip == "log-probability -0.250, version 1"
+        assert tip == "log-probability in the engine -0.250, version 1"
         assert await page.column("tokens", 4) == ["1"] * 6 + ["2"]
 
         await page.go("#/questions")

@@ -41,7 +41,7 @@ function tokenSpans(turn) {
   return turn.tokens.map((token, i) => {
     const p = turn.logprobs?.[i], grade = p === undefined || p > -1 ? "" : p > -3 ? " unsure" : " surprising";
     const version = versions[i] === -1 ? "an expert wrote it" : `version ${versions[i]}`;
-    return el("span", { class: `token${grade}`, title: `log-probability ${shown(p)}, ${version}` }, token);
+    return el("span", { class: `token${grade}`, title: `log-probability in the engine ${shown(p)}, ${version}` }, token);
   });
 }
 
@@ -51,7 +51,7 @@ function tokenTable(episode) {
     return (turn.tokens ?? []).map((token, i) => ({ turn: t + 1, at: i, token, p: turn.logprobs?.[i] ?? null, version: versions[i] ?? null }));
   });
   return table([{ name: "turn", value: (r) => r.turn }, { name: "at", value: (r) => r.at }, { name: "token", value: (r) => r.token, cell: (r) => el("span", { class: "text" }, JSON.stringify(r.token)) },
-    { name: "log-probability", value: (r) => r.p }, { name: "version", value: (r) => r.version, filter: true }], rows, { id: "tokens" });
+    { name: "log-probability in the engine", value: (r) => r.p }, { name: "version", value: (r) => r.version, filter: true }], rows, { id: "tokens" });
 }
 
 function viewEpisode([run], batch, number, member) {

@@ -21,6 +21,7 @@ function groupColumns(run) {
     { name: "searches", value: (g) => mean(g.searches) },
     { name: "stops", value: (g) => [...new Set(g.stops)].sort().join(" "), filter: true },
     { name: "faults", value: (g) => (g.faults ?? []).length, filter: true },
+    { name: "in full", value: () => "", about: "episodes whose turns are in this report", cell: (g) => shown([...run.episodes(g.batch, g.question).values()].filter((e) => e.turns).length) },
   ];
 }
 

@@ -142,7 +142,9 @@ class Run {
   get evals() { return dataOf(`${this.name}-evals`); }
 
   question(number) {
-    const [id, text, answers, supporting, kind] = this.questions[number];
+    const row = this.questions[number];
+    if (!row) throw new Error(`this report has no question ${number}`);
+    const [id, text, answers, supporting, kind] = row;
     return { id, text: text ?? id, answers: answers ?? [], supporting: supporting ?? [], kind };
   }
 
