@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from agent.config import AgentConfig, ExitConfig, GroupConfig, RewardConfig, SearchLimitConfig, SelectivityConfig
 from agent.errors import UserError, one_of
@@ -24,8 +24,8 @@ from agent.rewards.scorer import Scorer
 from agent.settings import KIND, PATH, SENTENCE, bounded, check_bounds
 from agent.simulation.policies import SimulationConfig
 from agent.strategies import STRATEGIES
-from conf.hints import hint
 from conf.topology import ClusterConfig
+from conf.tree import check_tree
 from learner.config import AlgorithmConfig, ModelConfig
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.rankers import own_settings, settings_of
@@ -338,7 +338,7 @@ def typed(config: DictConfig) -> RunConfig:
     """The typed configuration of a composed one. Raises ``UserError`` for a wrong key, type or value."""
     from omegaconf.errors import OmegaConfBaseException
 
-    _check_tree(config)
+    check_tree(config)
     try:
         run = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
@@ -347,37 +347,6 @@ def typed(config: DictConfig) -> RunConfig:
     if not isinstance(run, RunConfig):
         raise TypeError(f"the composed configuration is a {type(run).__name__}, not a RunConfig")
     return run
-
-
-def _check_tree(config: DictConfig, prefix: str = "") -> None:
-    """Raises ``UserError`` for a key that a ``+key=value`` added beside the fields, or a number that is no number."""
-    kind = OmegaConf.get_type(config)
-    if not is_dataclass(kind):
-        return
-    valid = [f.name for f in fields(kind)]
-    for key, value in config.items_ex(resolve=False):
-        name = str(key)
-        if name not in valid:
-            names = [f"{prefix}{other}" for other in valid]
-            raise UserError(f"{prefix}{name} is not a setting; {hint(prefix + name, names)}")
-        if isinstance(value, DictConfig):
-            _check_tree(value, f"{prefix}{name}.")
-        else:
-            _check_number(value, f"{prefix}{name}")
-
-
-def _check_number(value: Any, name: str) -> None:
-    """Raises ``UserError`` for a number that isn't finite, or that no machine word holds."""
-    if isinstance(value, ListConfig):
-        content = value._content
-        if isinstance(content, str):  # ``${…}``, which may lead to a list
-            value = value._maybe_dereference_node()
-        if isinstance(content, str) and not isinstance(value, ListConfig):
-            raise UserError(f"{name}={content} must be a list")
-        for element in value._iter_ex(resolve=False) if isinstance(value._content, list) else ():
-            _check_number(element, name)
-    elif isinstance(value, int | float) and not abs(value) < 2**63:
-        raise UserError(f"{name}={value} must be a finite number, and below 2^63")
 
 
 def taken_as(kind: Any = RunConfig, prefix: str = "") -> dict[str, str]:
