@@ -11,7 +11,8 @@ a passage, 6 a query, no query twice, so no cache helps):
 - ``loop``: a faithful copy in form of Search-R1's ``retrieval_server.py``: FastAPI with a synchronous handler, whose
   threads search each request's queries one after the other.
 
-Clients are one process of raw sockets; it shares the machine with the server, and its own processor time is printed.
+Clients are one process of raw sockets; it shares the machine with the server, and its own processor time is printed. So
+Lucene has half of the machine's cores, in all three.
 Rounds alternate, and ratios are medians of pairs, since the machine may be busy with other things; ``cpu_ms`` is the
 processor time of a query in the process that answers, which others disturb less. What should hold:
 ``served`` at least 0.9 of ``direct``, and 5 times ``loop``.
@@ -50,7 +51,8 @@ from retrieval_service.rankers import index_for, open_backend  # noqa: E402
 from retrieval_service.server.config import ServeConfig  # noqa: E402
 from retrieval_service.server.run import serve  # noqa: E402
 
-CONFIG = RetrievalConfig(cache_size=0)
+THREADS = max(1, (os.cpu_count() or 1) // 2)
+CONFIG = RetrievalConfig(cache_size=0, threads=THREADS)
 CLIENTS, K, BATCH = 64, 3, 64
 WARM = 6400
 """Queries before the clock starts: Java compiles what is called often."""
@@ -302,7 +304,7 @@ def main() -> None:
         }
         for way, limit in LIMITS.items()
     ]
-    print(json.dumps({"bench": "retrieval", "cores": os.cpu_count(), "rows": result}))
+    print(json.dumps({"bench": "retrieval", "cores": os.cpu_count(), "threads": THREADS, "rows": result}))
 
 
 if __name__ == "__main__":
