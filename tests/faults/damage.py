@@ -110,12 +110,12 @@ class Damaged:
     def damage(self, target: str, kind: str, phase: str, *, hang_s: float = 600.0) -> Seen:
         """Gives an order and waits until the fault is seen and got over.
 
-        ``phase`` is one of ``PHASES``, or one of the target's own. A target that is ``starting`` is killed before, so
+        ``phase`` is one of ``PHASES``, or one of the target's own. A target whose start is meant is killed before, so
         that it starts.
         """
         before = self._seen(target)
         self.order(target, kind, phase)
-        if phase == "starting":
+        if phase in ("starting", "start"):
             os.kill(self.newest(target), signal.SIGKILL)
             self.wait(lambda: self._seen(target) > before, hang_s)
             before += 1
