@@ -50,6 +50,10 @@ class Composer:
                 return compose(self.primary, overrides=[*lines, *folder, *hydra_lines], return_hydra_config=True)
             except UserWarning as warning:
                 raise HydraException(str(warning)) from warning
+            except IndexError as error:  # of a package such as ``[x``
+                raise HydraException(
+                    "its line '# @package …' names no place; '# @package _global_' is usual"
+                ) from error
             except RecursionError as error:
                 raise UserError(f"{_too_deep() or 'a file of settings'}: is nested too deeply to be read") from error
             except UnicodeDecodeError as error:

@@ -165,6 +165,10 @@ FILES = {
     "bytes.yaml": (b"seed: 1\n# caf\xe9\n", "bytes.yaml, line 2: is not UTF-8; save it as UTF-8"),
     "typo.yaml": ("# @package _global_\nsed: 5\n", "experiment=typo: does not go with the other choices: In 'experi"),
     "defaults.yaml": ("defaults: 3\n", "experiment=defaults: does not go with the other choices: Invalid defaults"),
+    "place.yaml": (
+        "# @package [x\nseed: 1\n",
+        "experiment=place: does not go with the other choices: its line '# @pack",
+    ),
     "deep.yaml": ("[" * 3000, "deep.yaml: is nested too deeply to be read"),
     "list.yaml": (
         "# @package _global_\nalgorithm: {optimizer: {betas: '${oc.env:HOME}[0.9]'}}\n",
