@@ -1,4 +1,4 @@
-"""What can be said of a composed configuration before it is typed: keys that are none, numbers that no word holds."""
+"""Checks of a composed configuration before it is typed: unknown keys, and numbers that no machine word holds."""
 
 from __future__ import annotations
 
