@@ -85,16 +85,20 @@ def loss_input(
     ``weights`` are those of ``loss_weights``, ``lengths`` the action tokens of each of the row's sequences, in order.
     """
     trained = weights > 0
-    sequence = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
     return LossInput(
         logprobs=torch.where(trained, logprobs, 0.0),
         old=torch.where(trained, old, 0.0),
         mismatch=torch.where(trained, mismatch, 0.0),
         advantages=advantages,
         trained=trained,
-        sequence=sequence.to(logprobs.device, non_blocking=True),
+        sequence=_sequences(lengths, logprobs.device),
         sequences=len(lengths),
     )
+
+
+def _sequences(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """(A,) The number of each token's sequence."""
+    return torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(device, non_blocking=True)
 
 
 def policy_loss(
@@ -158,12 +162,18 @@ class Mismatch:
     """Of these, where the engine's value is nearly that of the learner's token before or after: a shift by one."""
 
     @staticmethod
-    def of(learner: Tensor, engine: Tensor, comparable: Tensor) -> Tensor:
-        """The values as a float64 tensor, from (A,) log-probabilities; ``comparable`` (A,) marks what counts."""
+    def of(learner: Tensor, engine: Tensor, comparable: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The values as a float64 tensor, from (A,) log-probabilities; ``comparable`` (A,) marks what counts.
+
+        ``lengths`` are the action tokens of each sequence, in order.
+        """
         learner = learner.detach()
         difference = torch.where(comparable, (learner - engine).abs(), 0.0).to(torch.float64)
         largest = difference.amax() if len(difference) else difference.new_zeros(())
-        before, after = torch.cat([learner[:1], learner[:-1]]), torch.cat([learner[1:], learner[-1:]])
+        sequence = _sequences(lengths, learner.device)
+        alike = sequence[1:] == sequence[:-1]
+        before = torch.cat([learner[:1], torch.where(alike, learner[:-1], learner[1:])])
+        after = torch.cat([torch.where(alike, learner[1:], learner[:-1]), learner[-1:]])
         nearest = torch.minimum((before - engine).abs(), (after - engine).abs())
         apart = difference > APART
         beside = apart & (nearest < 0.1 * difference)

@@ -284,7 +284,7 @@ class _Run:
         # Until the first step is taken, the parameters are still those of ``version``.
         if self.old or not self.norms:
             current = tensor(row.concatenate([s.versions for s in samples]) == self.version)
-            apart = Mismatch.of(before, engine, current & sampled)
+            apart = Mismatch.of(before, engine, current & sampled, row.selected.tolist())
         old, mismatch = before, torch.where(sampled, before - engine, 0.0)
         if self.config.old_logprobs == "engine":
             old, mismatch = torch.where(sampled, engine, before), torch.zeros_like(before)

@@ -124,7 +124,7 @@ def test_metrics_of_microbatches_add_up() -> None:
 
 def test_engine_gap() -> None:
     def of(*columns: torch.Tensor) -> Mismatch:
-        return Mismatch.of_values(Mismatch.of(*columns).tolist())
+        return Mismatch.of_values(Mismatch.of(*columns, [len(columns[0])]).tolist())
 
     gap = of(tensor(-1, -2, -3), tensor(-1.5, -2.25, float("nan")), torch.tensor([True, True, False]))
     assert (gap.mean, gap.largest) == (0.375, 0.5)
@@ -140,7 +140,7 @@ def test_a_mask_that_is_off_by_one_is_told_from_other_weights(by: int) -> None:
     everything = torch.ones(400, dtype=torch.bool)
 
     def shifted(engine: torch.Tensor) -> float:
-        return Mismatch.of_values(Mismatch.of(learner, engine, everything).tolist()).shifted
+        return Mismatch.of_values(Mismatch.of(learner, engine, everything, [150, 250]).tolist()).shifted
 
     assert shifted(learner.roll(by)) > 0.95
     assert shifted(learner * 1.3) < 0.3
