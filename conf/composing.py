@@ -54,6 +54,8 @@ class Composer:
                 raise HydraException(
                     "its line '# @package …' names no place; '# @package _global_' is usual"
                 ) from error
+            except AssertionError as error:  # of an entry such as ``- x@y /pool: recycle``
+                raise HydraException("an entry of its defaults names no group; '- override /GROUP: NAME'") from error
             except RecursionError as error:
                 raise UserError(f"{_too_deep() or 'a file of settings'}: is nested too deeply to be read") from error
             except UnicodeDecodeError as error:

@@ -169,6 +169,10 @@ FILES = {
         "# @package [x\nseed: 1\n",
         "experiment=place: does not go with the other choices: its line '# @pack",
     ),
+    "entry.yaml": (
+        "defaults:\n  - o @verride /pool: recycle\n",
+        "experiment=entry: does not go with the other choices: an en",
+    ),
     "deep.yaml": ("[" * 3000, "deep.yaml: is nested too deeply to be read"),
     "list.yaml": (
         "# @package _global_\nalgorithm: {optimizer: {betas: '${oc.env:HOME}[0.9]'}}\n",
