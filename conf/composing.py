@@ -50,12 +50,11 @@ class Composer:
                 return compose(self.primary, overrides=[*lines, *folder, *hydra_lines], return_hydra_config=True)
             except UserWarning as warning:
                 raise HydraException(str(warning)) from warning
-            except IndexError as error:  # of a package such as ``[x``
+            except (LookupError, AssertionError, AttributeError) as error:  # Hydra's own, of a file of settings
+                what = f"{type(error).__name__}: {error}".removesuffix(": ")
                 raise HydraException(
-                    "its line '# @package …' names no place; '# @package _global_' is usual"
+                    f"Hydra can't read one of them ({what}); look at its '# @package' line and its defaults"
                 ) from error
-            except AssertionError as error:  # of an entry such as ``- x@y /pool: recycle``
-                raise HydraException("an entry of its defaults names no group; '- override /GROUP: NAME'") from error
             except RecursionError as error:
                 raise UserError(f"{_too_deep() or 'a file of settings'}: is nested too deeply to be read") from error
             except UnicodeDecodeError as error:

@@ -9,6 +9,9 @@ from agent.errors import UserError, one_of
 from agent.settings import PATH, TEXT, bounded, check_bounds
 from learner.losses.base import ADVANTAGES, AGGREGATIONS, Choices, Loss, loss_class
 
+SHIFTED_MISMATCH = 0.5
+"""Share of the tokens that differ which fit the token beside them: above it, the mask or the tokens are shifted. By
+chance it is under 0.3."""
 BFLOAT16_MISMATCH = 0.05
 """Nats: a bfloat16 run whose train-inference mismatch is above this is warned. Rounding alone makes 0.001 to 0.02."""
 KL = ("none", "k1", "k2", "k3")

@@ -27,7 +27,7 @@ from agent.groups import Group
 from agent.readable import json_of
 from agent.records import FloatArray
 from learner.batch import Batch, Minibatch, Sample, make_batch, minibatches
-from learner.config import AlgorithmConfig
+from learner.config import SHIFTED_MISMATCH, AlgorithmConfig
 from learner.loss import LossMetrics, Mismatch, Tally, loss_input, policy_loss
 from learner.memory import named_knobs
 from learner.optimizer import ClippedAdamW, schedule_factor
@@ -212,7 +212,7 @@ class _Run:
         if not limit or self.policy.model.dtype == torch.bfloat16 or not self.mismatch.mean > limit:
             return
         why = "engine and learner don't hold the same weights"
-        if self.mismatch.shifted > 0.5:
+        if self.mismatch.shifted > SHIFTED_MISMATCH:
             why = "the mask or the tokens are shifted by one, since most fit the token before or after"
         raise Fault(
             f"step {self.step + 1}: {why}: the log-probabilities of engine and learner differ by "

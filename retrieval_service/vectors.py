@@ -42,19 +42,12 @@ PER_LIST = 64
 Numbers = npt.NDArray[np.int64]
 
 
-class Looking(Protocol):
-    """How an index is searched: of the settings of ``retrieval=dense``."""
+class How(Protocol):
+    """How vectors are kept and searched: of the settings of ``retrieval=dense``."""
 
     beam: int
-    probes: int
-    heap: str
-    threads: int
-
-
-class Making(Protocol):
-    """How an index is made, likewise."""
-
     lists: int
+    probes: int
     heap: str
     threads: int
 
@@ -136,7 +129,7 @@ class Faiss:
         """Faiss closes the index with the last reference."""
 
 
-def open_vectors(folder: Path, kind: str, how: Looking) -> Nearest:
+def open_vectors(folder: Path, kind: str, how: How) -> Nearest:
     """The vectors of an index in ``folder``. Raises ``UserError`` that names the file that can't be opened."""
     if kind == "flat":
         return Flat(folder / FLAT)
@@ -156,7 +149,7 @@ def import_faiss() -> Any:
     return faiss
 
 
-def join_vectors(parts: Sequence[Path], out: Path, kind: str, how: Making) -> None:
+def join_vectors(parts: Sequence[Path], out: Path, kind: str, how: How) -> None:
     """Makes the vectors' files in the folder ``out`` of those of ``parts``, one part in memory at a time."""
     loaded = [np.load(part / PART, mmap_mode="r") for part in parts]
     if kind == "hnsw":

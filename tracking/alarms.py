@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from learner.config import BFLOAT16_MISMATCH
+from learner.config import BFLOAT16_MISMATCH, SHIFTED_MISMATCH
 
 WINDOW = 5
 """Steps that a rule takes together."""
@@ -23,9 +23,6 @@ MISMATCH_GROWTH = 100.0
 """Times the least of the run; bfloat16's rounding by itself varies by ten."""
 MISMATCH_FLOOR = 1e-3
 """Nats a token; float32's rounding stays far below it, and growth below it says nothing."""
-
-SHIFTED = 0.5
-"""Share of the tokens that differ; by chance it is under 0.3."""
 
 Row = Mapping[str, Any]
 
@@ -118,7 +115,7 @@ def _mismatch(h: History) -> str | None:
         at_first = "" if first is None else f", at first by {first:.1g}"
         if first is not None and first > h.mismatch_bound:
             at_first = ", from the first step on"
-        if (_number(h.last[-1], "rollout/mismatch_shifted") or 0.0) > SHIFTED:
+        if (_number(h.last[-1], "rollout/mismatch_shifted") or 0.0) > SHIFTED_MISMATCH:
             at_first += "; most fit the token before or after"
         return f"engine and learner differ by {newest:.3g} nats a token{at_first}"
     if newest > MISMATCH_FLOOR and newest > MISMATCH_GROWTH * h.least_mismatch:

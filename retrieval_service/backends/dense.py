@@ -165,6 +165,7 @@ class Dense:
                 raise
             raise UserError(f"{index}: can't be read ({error}); build it again") from error
         if not len(self._store) == len(self._vectors) == manifest.documents:
+            self.close()
             raise UserError(
                 f"{index}: holds {len(self._store)} passages and {len(self._vectors)} vectors, not "
                 f"{manifest.documents}; build it again"

@@ -167,11 +167,11 @@ FILES = {
     "defaults.yaml": ("defaults: 3\n", "experiment=defaults: does not go with the other choices: Invalid defaults"),
     "place.yaml": (
         "# @package [x\nseed: 1\n",
-        "experiment=place: does not go with the other choices: its line '# @pack",
+        "experiment=place: does not go with the other choices: Hydra can't read",
     ),
     "entry.yaml": (
         "defaults:\n  - o @verride /pool: recycle\n",
-        "experiment=entry: does not go with the other choices: an en",
+        "experiment=entry: does not go with the other choices: Hydra can't read",
     ),
     "deep.yaml": ("[" * 3000, "deep.yaml: is nested too deeply to be read"),
     "list.yaml": (

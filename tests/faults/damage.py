@@ -206,14 +206,18 @@ class Damaged:
         assert not ports & listening(psutil.process_iter())
 
     def check(self) -> None:
-        """The books balance in every step, and no step is there twice."""
-        steps = [row for row in self.rows() if row["kind"] == "step"]
-        assert [row["step"] for row in steps] == [*range(1, len(steps) + 1)]
-        for row in steps:
-            returned = sum(v for k, v in row.items() if k.startswith("books/groups/returned/"))
-            received, accepted, flying = (row[f"books/groups/{k}"] for k in ("received", "accepted", "in_flight"))
-            assert received == accepted + returned + flying, row
-            assert row["rollout/staleness_max"] <= 1
+        """See ``balanced``."""
+        balanced([row for row in self.rows() if row["kind"] == "step"])
+
+
+def balanced(steps: list[dict[str, Any]]) -> None:
+    """Asserts that the books balance in every step, and that none of the ``steps`` is missing or there twice."""
+    assert [row["step"] for row in steps] == [*range(1, len(steps) + 1)]
+    for row in steps:
+        returned = sum(v for k, v in row.items() if k.startswith("books/groups/returned/"))
+        received, accepted, flying = (row[f"books/groups/{k}"] for k in ("received", "accepted", "in_flight"))
+        assert received == accepted + returned + flying, row
+        assert row["rollout/staleness_max"] <= 1
 
 
 def started_with(faults: Path) -> list[psutil.Process]:

@@ -1,11 +1,14 @@
 """Small random models, as folders: an encoder and a cross-encoder. Words that two texts share make their vectors
-alike."""
+alike; ``overlap`` says how alike two searches are."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 WORDS = ("emma", "novel", "by", "jane", "austen", "persuasion", "album", "berlin", "lighthouse", "marmalade")
 MORE = ("one", "two", "three", "four", "query", "passage")
@@ -64,3 +67,9 @@ def encoder(folder: Path, seed: int = 0) -> Path:
 def cross_encoder(folder: Path, seed: int = 0) -> Path:
     """A sequence classifier of one score."""
     return _model(folder, "BertForSequenceClassification", seed, num_labels=1)
+
+
+def overlap(found: npt.NDArray[np.int64], truth: npt.NDArray[np.int64]) -> float:
+    """Of two searches of the same queries, (n, k) numbers each: the mean share of the second that is in the first."""
+    shares = [len({*a} & {*b}) / len(b) for a, b in zip(found.tolist(), truth.tolist(), strict=True)]
+    return float(np.mean(shares))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from encoders import encoder
+from encoders import encoder, overlap
 
 from agent.errors import Fault, RetrievalError, UserError
 from agent.records import Passage
@@ -350,7 +350,7 @@ def test_lucenes_graph_finds_what_all_of_them_compared_give(tmp_path: Path) -> N
         found = open_vectors(tmp_path / "moved", "hnsw", replace(how, beam=beam))
         assert len(found) == len(exact) == 2000
         (scores, numbers), (true_scores, truth) = found.search(queries, 10), exact.search(queries, 10)
-        shares[beam] = np.mean([len({*a} & {*b}) / 10 for a, b in zip(numbers.tolist(), truth.tolist(), strict=True)])
+        shares[beam] = overlap(numbers, truth)
         found.close()
     assert shares[100] >= 0.98
     assert shares[1] < shares[100]
@@ -415,8 +415,7 @@ def test_faiss_finds_what_all_of_them_compared_give(tmp_path: Path, kind: str, l
     assert len(found) == len(exact) == 2000
     queries = np.load(parts[1] / "vectors.npy")[:50] + 0.1
     (scores, numbers), (true_scores, truth) = found.search(queries, 10), exact.search(queries, 10)
-    same = [len({*a} & {*b}) / 10 for a, b in zip(numbers.tolist(), truth.tolist(), strict=True)]
-    assert np.mean(same) >= least
+    assert overlap(numbers, truth) >= least
     np.testing.assert_allclose(scores, true_scores, atol=apart)
     few = Faiss(tmp_path / "moved" / "vectors.faiss", probes=1, threads=2).search(queries, 10)[1]
     assert not np.array_equal(few, numbers)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from encoders import overlap
 
 from agent.records import Passage
 from retrieval_service.backends.hybrid import Settings
@@ -46,7 +47,7 @@ def along_a_graph(flat: Path, folder: Path) -> tuple[int, float]:
     queries = vectors[:: len(vectors) // 100]
     (_, found), (_, truth) = graph.search(queries, k), Flat(flat).search(queries, k)
     graph.close()
-    return truth.size, sum(len({*a} & {*b}) for a, b in zip(found.tolist(), truth.tolist(), strict=True)) / truth.size
+    return truth.size, overlap(found, truth)
 
 
 @pytest.mark.parametrize(
