@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from patience import run
+from settings import composed
 
 import launch
 from actors import doctor
@@ -27,18 +27,12 @@ from actors.plan.machine import Gpu
 from actors.plan.roofline import ASSUMED, step
 from actors.plan.table import table
 from agent.errors import Fault, UserError
-from conf.schema import RunConfig, register, typed
+from conf.schema import RunConfig
 from learner import update
 from learner.packing import PackedRow, pack_rows
 from tracking.console import Console
 
-register()
 ROOT = Path(__file__).parents[2]
-
-
-def composed(*overrides: str) -> RunConfig:
-    with initialize_config_module("conf", version_base=None):
-        return typed(compose("config", overrides=[*overrides, "output_dir=here"]))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_module
+import settings
 
 from actors import inference
 from actors.plan import layouts as module
@@ -15,16 +15,14 @@ from actors.plan.fit import problems
 from actors.plan.layouts import chosen, comparison, layouts, recommended, settled
 from actors.plan.machine import Gpu
 from agent.errors import UserError
-from conf.schema import RunConfig, register, typed
+from conf.schema import RunConfig
 from tracking.console import Console
 
-register()
 LEARNERS, ENGINES = ("1 learner", "2 learners", "3 learners"), ("3 engines", "2 engines", "1 engine")
 
 
 def composed(*overrides: str) -> RunConfig:
-    with initialize_config_module("conf", version_base=None):
-        return typed(compose("config", overrides=["model=qwen1.5b", *overrides, "output_dir=here"]))
+    return settings.composed("model=qwen1.5b", *overrides)
 
 
 @pytest.fixture

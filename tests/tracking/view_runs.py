@@ -6,13 +6,18 @@ import copy
 import functools
 import json
 import operator
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
+from tracking.view.report import write
 
 CONFIG = "mode: train\nalgorithm:\n  steps: 10\nreward:\n  evidence_weight: 0.5\n"
+
+ELEMENT = re.compile(r'<script type="application/json" id="([^"]*)">(.*)</script>')
+"""A piece of a page's data, and its name."""
 
 HOSTILE = (
     "<script>document.title='owned'</script>",
@@ -208,3 +213,25 @@ def write_long_run(folder: Path) -> Path:
                 episodes.writelines(json.dumps(row | {"turns": turns}) + "\n" for row in rows)
                 groups.write(json.dumps(group(batch, order, rewards, name)) + "\n")
     return folder
+
+
+def data(report: Path) -> dict[str, Any]:
+    """The data of a page, by the ids of its elements."""
+    return {name: json.loads(text) for name, text in ELEMENT.findall(report.read_text(encoding="utf-8"))}
+
+
+def of(folder: Path, **how: Any) -> tuple[dict[str, Any], list[str]]:
+    """The data of the page of a run, and its notices."""
+    path, notices = write(folder, **how)
+    return data(path), notices
+
+
+def members(page: dict[str, Any]) -> set[tuple[str, str, int]]:
+    """Batch, question and member of each training episode in a page."""
+    return {
+        (name.split("-")[2], question, episode["member"])
+        for name, groups in page.items()
+        if name.startswith("r0-b-")
+        for question, episodes in groups.items()
+        for episode in episodes
+    }

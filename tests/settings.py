@@ -1,0 +1,15 @@
+"""Settings as a command line gives them."""
+
+from __future__ import annotations
+
+from hydra import compose, initialize_config_module
+
+from conf.schema import RunConfig, register, typed
+
+register()
+
+
+def composed(*overrides: str) -> RunConfig:
+    """The configuration of a run with these settings, in a folder named ``here``."""
+    with initialize_config_module("conf", version_base=None):
+        return typed(compose("config", overrides=[*overrides, "output_dir=here"]))
