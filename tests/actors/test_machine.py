@@ -291,7 +291,8 @@ def test_a_ray_cluster_that_is_gone_is_refused(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        given = replace(config(device="cpu", address=address), output_dir=str(tmp_path), cache_dir=str(tmp_path))
+        given = replace(config(device="cpu", address=address), model=ModelConfig())  # which every disk has room for
+        given = replace(given, output_dir=str(tmp_path), cache_dir=str(tmp_path))
         with pytest.raises(
             UserError, match=rf"^cluster\.address={address}: no Ray cluster answers there: Connection ref"
         ):
