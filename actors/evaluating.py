@@ -119,7 +119,7 @@ def _played(config: RunConfig, run_dir: Path, console: Console, served: Served[P
     """The rows of all questions: those that the folder has, and those of what is played now."""
     samples, log = config.evaluation.samples, EvalRows(run_dir)
     asked: Sequence[Question] = served.asked.questions
-    done = log.sound(samples)
+    done = log.viable(samples)
     forget_others(run_dir, done.keys())
     todo = [question for question in asked if question.id not in done]
     if done:

@@ -20,7 +20,7 @@ from actors.payloads import fetched
 from actors.process import log_to
 from actors.publisher import Publisher
 from actors.pulse import HEALTH, Beats, Pulse, during
-from actors.reports import StepReport, Unsound
+from actors.reports import StepReport, Untrainable
 from actors.run_state import LEARNER, TRAINING
 from actors.training import LearnerSettings, Training
 from actors.weights import Published
@@ -137,7 +137,7 @@ class LearnerActor:
         seeding = self._seeding
         assert seeding is not None, "begin_seeding comes first"
         report = self._learn(pool, seeding.step, seeding.inject, log=None)
-        seeding.step += report.unsound is None
+        seeding.step += report.untrainable is None
         return report
 
     def begin(self, checkpoint: Path | None) -> Published:
@@ -169,7 +169,7 @@ class LearnerActor:
     def step(self, pool: Any) -> StepReport:
         """One batch: take, update, publish."""
         report = self._learn(pool, self._step, lambda group: group, log=self._settings.log)
-        self._step += report.unsound is None
+        self._step += report.untrainable is None
         return report
 
     def _learn(
@@ -220,7 +220,7 @@ class LearnerActor:
             generated_tokens=batch.generated_tokens,
             metrics=metrics,
             notes=notes,
-            unsound=None if report.updates else Unsound.of(batch),
+            untrainable=None if report.updates else Untrainable.of(batch),
         )
 
     def _update(self, groups: list[Group], step: int) -> UpdateReport:

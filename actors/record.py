@@ -62,7 +62,7 @@ class Record:
         """A line for the person who watches."""
         self._console.say(f"[{self.time_s:6.1f} s] {text}", style)
 
-    def sound(self, alarms: Sequence[Alarm]) -> None:
+    def alarms(self, alarms: Sequence[Alarm]) -> None:
         """What ``tracking/alarms.py`` has found."""
         for alarm in alarms:
             self.event("alarm", {"step": alarm.step, "name": alarm.name, "what": alarm.what})

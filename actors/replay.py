@@ -41,17 +41,19 @@ def play(
     """The rows of the questions' episodes, ``samples`` of each, in their order; see ``WorkerPool.evaluate``.
 
     A question with a fault among its episodes is played again, all of them; the second attempt counts. If searches have
-    failed, ``searchable`` waits for them before that. Where no episode was sound nothing is played again: that is no
+    failed, ``searchable`` waits for them before that. Where no episode was viable nothing is played again: that is no
     passing fault, unless it is one that can be waited for.
     """
     chunk = max(1, CHUNK // samples)
     rows = workers.evaluate(questions, played, step=step, chunk=chunk, keep=keep)
     by_question = [rows[at : at + samples] for at in range(0, len(rows), samples)]
     again = [at for at, own in enumerate(by_question) if any(row.fault for row in own)]
-    struck = searchable is not None and any(row.fault and StopReason(row.stop_reason).strikes_actions for row in rows)
-    if not again or (all(row.fault for row in rows) and not struck):
+    tools_failed = searchable is not None and any(
+        row.fault and StopReason(row.stop_reason).is_tool_failure for row in rows
+    )
+    if not again or (all(row.fault for row in rows) and not tools_failed):
         return rows
-    if searchable is not None and struck:
+    if searchable is not None and tools_failed:
         searchable()
     second = workers.evaluate([questions[at] for at in again], step=step, chunk=chunk, keep=keep)
     for number, at in enumerate(again):

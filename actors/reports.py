@@ -13,28 +13,28 @@ from learner.manifest import Files
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Unsound:
-    """Why a batch has no sound trajectory."""
+class Untrainable:
+    """Why nothing of a batch can be trained on."""
 
     why: str
     """The commonest fault, or that nothing was played."""
     lasting: bool
     """Every episode ended in a fault of an engine or of the reward: those don't end by themselves."""
-    struck: bool = False
+    tools_failed: bool = False
     """Searches or tools failed: the next batch is to wait until they are answered."""
 
     @classmethod
-    def of(cls, batch: TakenBatch[Group]) -> Unsound | None:
-        """None for a batch with a sound trajectory, of which too many others weren't lost to failed searches."""
-        if not batch.struck and any(p.outcome.size for p in batch.played):
+    def of(cls, batch: TakenBatch[Group]) -> Untrainable | None:
+        """None for a batch with a viable trajectory, of which not too many were lost to failed searches."""
+        if not batch.too_many_tool_failures and any(p.outcome.size for p in batch.played):
             return None
         broken = [t for group in batch.payloads for t in group.excluded]
         if not broken:
             return cls(why="nothing was played", lasting=False)
         return cls(
             why=commonest([f"{t.stop_reason}: {t.fault}" for t in broken]),
-            lasting=not any(t.stop_reason.strikes_actions for t in broken),
-            struck=any(t.stop_reason.strikes_actions for t in broken),
+            lasting=not any(t.stop_reason.is_tool_failure for t in broken),
+            tools_failed=any(t.stop_reason.is_tool_failure for t in broken),
         )
 
 
@@ -53,8 +53,8 @@ class StepReport:
     metrics: dict[str, Any]
     notes: tuple[str, ...] = ()
     """What the learner has had to give up: see ``tracking/dispensable.py``."""
-    unsound: Unsound | None = None
-    """Why no trajectory of the batch was sound; None if one was. Such a batch is no step of a training run."""
+    untrainable: Untrainable | None = None
+    """Why nothing of the batch could be trained on, if so. Such a batch is no step of a training run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -162,7 +162,7 @@ def rewind(run_dir: Path, checkpoint: Path | None) -> None:
 def _forget_episodes(run_dir: Path, checkpoint: Path | None) -> None:
     released, step = 0, -1
     if checkpoint is not None:
-        # Not the steps: a batch without a sound trajectory is none.
+        # Not the steps: a batch without a viable trajectory is none.
         with content_of(f"checkpoint {checkpoint}: the pool"):
             released = int(saved.load(checkpoint / run_state.TRAINING)["released"])
         step = run_state.load(checkpoint).step

@@ -124,7 +124,7 @@ class Supervisor:
         return self._summary(self._reached)
 
     def _recall_alarms(self) -> None:
-        """What the steps before the checkpoint say: what has sounded in them isn't said again."""
+        """What the steps before the checkpoint say: what has fired in them isn't said again."""
         path = self.record.metrics.path
         for row in read(path) if path.is_file() else ():
             if row.get("kind") in ("step", "eval"):
@@ -255,7 +255,7 @@ class Supervisor:
         self.watch.reached(step)
         if step == 1 and row["search/mean"] == 0:
             self.record.say(no_searches(self.config), "yellow")
-        self.record.sound(alarms)
+        self.record.alarms(alarms)
         every = self.config.evaluation.every
         if last or self.stopping.asked or (every and step % every == 0):
             self._evaluate(step)
@@ -272,7 +272,7 @@ class Supervisor:
     def _learn(self, pool: Any, learn: Any, name: str) -> StepReport:
         """The learner's next step on a batch of ``pool``; ``learn`` is its method.
 
-        A batch without a sound trajectory is none: it is released, and the next one is waited for. The pool ends the
+        A batch without a viable trajectory is none: it is released, and the next one is waited for. The pool ends the
         run after ``pool.max_empty_batches`` of them. Raises ``Fault`` before that if it is the engines that fail.
         """
         broken = 0
@@ -280,20 +280,20 @@ class Supervisor:
             with self.parts.learners_turn(pool):
                 report: StepReport = self._wait(learn.remote(pool), "learner")
             self.record.given_up(report.notes)
-            unsound = report.unsound
-            if unsound is None:
+            untrainable = report.untrainable
+            if untrainable is None:
                 return report
             self._totals.count(report)
-            self.record.event("unsound_batch", {"batch": report.batch, "why": unsound.why})
-            broken = broken + 1 if unsound.lasting else 0
+            self.record.event("untrainable_batch", {"batch": report.batch, "why": untrainable.why})
+            broken = broken + 1 if untrainable.lasting else 0
             if broken >= BROKEN_BATCHES:
-                raise Fault(f"no episode of {broken} batches in a row was finished and scored: {unsound.why}")
-            cause = "searches or tools failed" if unsound.struck else "no episode ended without a fault"
-            self.record.say(f"batch {report.batch} is skipped, {cause}: {unsound.why}", "yellow")
-            if unsound.struck:
+                raise Fault(f"no episode of {broken} batches in a row was finished and scored: {untrainable.why}")
+            cause = "searches or tools failed" if untrainable.tools_failed else "no episode ended without a fault"
+            self.record.say(f"batch {report.batch} is skipped, {cause}: {untrainable.why}", "yellow")
+            if untrainable.tools_failed:
                 self.parts.searching.until_they_answer()
             if self.stopping.asked:
-                raise Fault(f"stopped after batch {report.batch} was skipped, {cause}: {unsound.why}")
+                raise Fault(f"stopped after batch {report.batch} was skipped, {cause}: {untrainable.why}")
             self._wait(pool.release.remote(report.batch), name)
 
     def _evaluate(self, step: int) -> None:
@@ -315,7 +315,7 @@ class Supervisor:
         self._first_eval = self._first_eval or row
         self._last_eval = row
         self.record.evaluation(row)
-        self.record.sound(self._alarms.add({"kind": "eval", **row}))
+        self.record.alarms(self._alarms.add({"kind": "eval", **row}))
         self.saving.evaluated(step, row["em"])
 
     def _go_on_evaluating(self) -> None:

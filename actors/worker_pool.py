@@ -232,8 +232,8 @@ class WorkerPool:
                 if done is None:
                     continue
                 worker, share = pending.pop(done)
-                sound = any(not row.fault for played in rows.values() for row in played)
-                result = self._result(done, worker, "evaluate", final=bool(rows) and not sound)
+                viable = any(not row.fault for played in rows.values() for row in played)
+                result = self._result(done, worker, "evaluate", final=bool(rows) and not viable)
                 if worker in self._workers and not are_rows(result, share[1]):
                     self._replace(worker, f"{worker.name} answered {len(share[1])} questions with something else")
                 if worker not in self._workers:

@@ -48,8 +48,8 @@ async def play_with_continuation(
     pool wanted cut short.
     """
     group = await play_group(player, question, ticket, size=size, worker=worker)
-    sound = bool(group.members) and not group.cut_short
-    if not sound or not question.supporting or any(m.score.perfect for m in group.members):
+    complete = bool(group.members) and not group.cut_short
+    if not complete or not question.supporting or any(m.score.perfect for m in group.members):
         return group
     best = group.members[group.rewards.index(max(group.rewards))]
     start = cut(best.trajectory, question)

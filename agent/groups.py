@@ -22,7 +22,7 @@ class Group:
     """The worker's monotonic clock when it began to play the group, and when it was done."""
     finished_s: float = 0.0
     discarded: tuple[Trajectory, ...] = ()
-    """Sound trajectories that the strategy or the seeding left out: they cost as much, and are never trained."""
+    """Viable trajectories that the strategy or the seeding left out: they cost as much, and are never trained."""
     before_continuation: QueryState | None = None
     """What the first K rollouts said of the query, when a continuation was attempted; ``state`` is what is trained."""
     cut_short: bool = False

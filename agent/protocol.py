@@ -73,7 +73,7 @@ class TagProtocol:
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
-        """Opening and closing tags that a sound text has as many of."""
+        """Opening and closing tags that a well-formed text has as many of."""
         pairs = [*((call.opening, call.closing) for call in self.calls), (self.result_open, self.result_close)]
         return tuple(pairs) if self.braced_answer else (*pairs, (self.answer_open, self.answer_close))
 

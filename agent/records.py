@@ -67,7 +67,7 @@ class StopReason(StrEnum):
         )
 
     @property
-    def strikes_actions(self) -> bool:
+    def is_tool_failure(self) -> bool:
         """A fault that only strikes an episode that acts: those that are left of its group are no fair sample."""
         return self in (StopReason.RETRIEVAL_FAILED, StopReason.TOOL_FAILED)
 

@@ -51,7 +51,7 @@ class Spent(NamedTuple):
     tokens: int
 
 
-_STRIKING = tuple(reason for reason in StopReason if reason.strikes_actions)
+_TOOL_FAILURES = tuple(reason for reason in StopReason if reason.is_tool_failure)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,9 +92,9 @@ class Outcome:
             raise ValueError(f"query {query}: {self.successes} successes of {self.size} are not {self.state}")
 
     @property
-    def struck(self) -> int:
+    def tool_failures(self) -> int:
         """Trajectories that a failed search or tool has ended: those that didn't ask for one are all that is left."""
-        return sum(self.set_aside[str(r)].trajectories for r in _STRIKING if str(r) in self.set_aside)
+        return sum(self.set_aside[str(r)].trajectories for r in _TOOL_FAILURES if str(r) in self.set_aside)
 
     def too_stale(self, version: int, limit: int) -> bool:
         """Whether a token was sampled more than ``limit`` versions before ``version``."""

@@ -349,7 +349,7 @@ class Alarms:
         return tuple(self._held.values())
 
     def all(self) -> list[Alarm]:
-        """All that have sounded, in the order of the rules: what makes a run wrong before what makes it slow."""
+        """All that have fired, in the order of the rules: what makes a run wrong before what makes it slow."""
         places = {rule.name: place for place, rule in enumerate(RULES)}
         return sorted((*self.past, *self.active), key=lambda alarm: (places[alarm.name], alarm.step))
 

@@ -57,8 +57,8 @@ class TakenBatch(Generic[P]):
     """Every group that was played for the batch, accepted or not, in draw order."""
     kept: int
     """Signal-bearing groups that were left over and wait for the next batch."""
-    struck: bool = False
-    """So many searches or tools failed that nothing of it was accepted (``max_struck``)."""
+    too_many_tool_failures: bool = False
+    """So many searches or tools failed that nothing of it was accepted (``max_tool_failures``)."""
 
     @property
     def rollouts(self) -> int:
@@ -89,5 +89,5 @@ class TakenBatch(Generic[P]):
             returned=self.returned,
             played=tuple(found[p.outcome.ticket.claim_id] for p in self.played),
             kept=self.kept,
-            struck=self.struck,
+            too_many_tool_failures=self.too_many_tool_failures,
         )

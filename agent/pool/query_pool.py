@@ -2,7 +2,7 @@
 
     available ──claim──► claimed ──submit──► submitted ──take──► accepted ──release──► consumed or resting
         ▲                   │                    │                   │                    │
-        └── returned(lease_expired, worker_lost, too_few_viable, struck, too_stale, zero_variance, …) ── wake
+        └── returned(lease_expired, worker_lost, too_few_viable, with_tool_failure, too_stale, zero_variance, …) ── wake
 
 Work comes in batches, one per learner step. Batch b may be drawn from once batch
 ``b - max_staleness - 1`` has been released, that is, once every worker has the weights made from it.
@@ -157,9 +157,9 @@ class QueryPool(Generic[P]):
         self.books.receive(outcome)
         self._places.move(ticket.query, Place.SUBMITTED)
         group = Played(outcome=outcome, payload=payload)
-        if outcome.struck or outcome.size < self.rule.min_viable:
+        if outcome.tool_failures or outcome.size < self.rule.min_viable:
             batch.spoiled.append(group)
-            self._return_group(batch, outcome, "struck" if outcome.struck else "too_few_viable")
+            self._return_group(batch, outcome, "with_tool_failure" if outcome.tool_failures else "too_few_viable")
             self._redraw(batch)
         else:
             batch.groups[ticket.order] = group
@@ -247,11 +247,11 @@ class QueryPool(Generic[P]):
             self._open_batch()
         batch = self._batches.popleft()
         played = [batch.groups[order] for order in sorted(batch.groups)]
-        struck = batch.struck > self.rule.max_struck
+        failing = batch.tool_failure_share > self.rule.max_tool_failures
         fresh = []
         for group in (*batch.kept, *played):
-            if struck:
-                self._return_group(batch, group.outcome, "struck")
+            if failing:
+                self._return_group(batch, group.outcome, "with_tool_failure")
             elif group.outcome.too_stale(version, self.rule.max_staleness):
                 self._return_group(batch, group.outcome, "too_stale")
             else:
@@ -295,7 +295,7 @@ class QueryPool(Generic[P]):
             returned=batch.returned,
             played=tuple(sorted((*played, *batch.spoiled), key=lambda g: g.outcome.ticket.order)),
             kept=len(surplus),
-            struck=struck,
+            too_many_tool_failures=failing,
         )
 
     def _decide(self, outcome: Outcome, batch: int, verdict: str) -> int:

@@ -44,8 +44,8 @@ class Scorer:
 
     async def score(self, question: Question, trajectories: Sequence[Trajectory]) -> Scored:
         """The trajectories' scores. A fault of the reward is no 0: it excludes the trajectory, as any fault does."""
-        sound = [t for t in trajectories if not t.stop_reason.is_fault]
-        outcomes = iter(await self._outcome.judge(question, sound))
+        viable = [t for t in trajectories if not t.stop_reason.is_fault]
+        outcomes = iter(await self._outcome.judge(question, viable))
         members, excluded = [], []
         for trajectory in trajectories:
             if trajectory.stop_reason.is_fault:

@@ -18,7 +18,7 @@ from actors import parts, record, run_state, saving, supervisor
 from actors.calls import Died
 from actors.prepare import Prepared
 from actors.provenance import Provenance
-from actors.reports import Released, StepReport, Unsound
+from actors.reports import Released, StepReport, Untrainable
 from actors.saving import _in_thread as in_thread
 from actors.supervisor import Supervisor
 from actors.totals import Totals
@@ -70,7 +70,7 @@ class World:
         self,
         *,
         barren: tuple[int, ...] = (),
-        unsound: Mapping[int, Unsound] | None = None,
+        untrainable: Mapping[int, Untrainable] | None = None,
         faults: tuple[int, ...] = (),
         interrupt: tuple[str, ...] = (),
         deaf: int = 0,
@@ -90,7 +90,7 @@ class World:
         """Searches that the retrieval fails."""
         self.barren = barren
         """Batches that nothing can be learnt from."""
-        self.unsound = unsound or {}
+        self.untrainable = untrainable or {}
         """Batches (of the seeding's pool, where there is one) in which every episode ends in a fault, and which."""
         self.faults = faults
         """Versions with which every episode of an evaluation ends in a fault."""
@@ -169,9 +169,9 @@ class FakeLearner(Remote):
         assert world.delivered == world.published, "a step while workers hold old weights"
         assert world.asleep == world.turns
         pool.taken += 1
-        if why := world.unsound.get(pool.taken - 1):
-            world.happens(f"unsound seed {pool.taken}")
-            return unsound(pool.taken - 1, world.published, why)
+        if why := world.untrainable.get(pool.taken - 1):
+            world.happens(f"untrainable seed {pool.taken}")
+            return untrainable(pool.taken - 1, world.published, why)
         world.happens(f"seed {pool.taken}")
         world.published += 1
         metrics = {"learner/expert_sequences": 1}
@@ -206,9 +206,9 @@ class FakeLearner(Remote):
         assert world.delivered == world.published, "a step while workers hold old weights"
         assert world.released == self._batch, "a step before the last batch was released"
         batch, self._batch = self._batch, self._batch + 1
-        if why := world.unsound.get(batch):
-            world.happens(f"unsound batch {batch}")
-            return unsound(batch, world.published, why)
+        if why := world.untrainable.get(batch):
+            world.happens(f"untrainable batch {batch}")
+            return untrainable(batch, world.published, why)
         self._step += 1
         world.happens(f"step {self._step}")
         published = None
@@ -252,9 +252,9 @@ class FakeLearner(Remote):
         return {k: v for name in WRITTEN for k, v in one(folder, name).items()}
 
 
-def unsound(batch: int, version: int, why: Unsound) -> StepReport:
+def untrainable(batch: int, version: int, why: Untrainable) -> StepReport:
     return StepReport(
-        batch=batch, version=version, published=None, rollouts=8, generated_tokens=0, metrics={}, unsound=why
+        batch=batch, version=version, published=None, rollouts=8, generated_tokens=0, metrics={}, untrainable=why
     )
 
 

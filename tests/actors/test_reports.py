@@ -1,4 +1,4 @@
-"""Why a batch has no sound trajectory."""
+"""Why nothing of a batch can be trained on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from actors.reports import Unsound
+from actors.reports import Untrainable
 from agent.groups import Group
 from agent.pool.batches import Played, TakenBatch
 from agent.records import Question, Score, ScoredTrajectory, StopReason, Trajectory, Turn
@@ -40,12 +40,12 @@ SEARCH = (StopReason.RETRIEVAL_FAILED, "timeout")
 def test_one_sound_trajectory_is_enough() -> None:
     score = Score(reward=0.0, outcome=0.0, evidence=None)
     member = ScoredTrajectory(trajectory=trajectory(StopReason.NO_ACTION), score=score)
-    sound = Group(question=QUESTION, ticket=TICKET, members=(member,))
-    assert Unsound.of(batch(broken(ENGINE, ENGINE), sound)) is None
+    viable = Group(question=QUESTION, ticket=TICKET, members=(member,))
+    assert Untrainable.of(batch(broken(ENGINE, ENGINE), viable)) is None
 
 
 @pytest.mark.parametrize(
-    ("groups", "why", "lasting", "struck"),
+    ("groups", "why", "lasting", "tools_failed"),
     [
         ([broken(ENGINE, ENGINE), broken(ENGINE)], "generation_failed: head size 16", True, False),
         ([broken(SEARCH), broken(SEARCH)], "retrieval_failed: timeout", False, True),
@@ -53,15 +53,15 @@ def test_one_sound_trajectory_is_enough() -> None:
         ([], "nothing was played", False, False),
     ],
 )
-def test_the_commonest_fault_is_named(groups: list[Group], why: str, lasting: bool, struck: bool) -> None:
-    assert Unsound.of(batch(*groups)) == Unsound(why=why, lasting=lasting, struck=struck)
+def test_the_commonest_fault_is_named(groups: list[Group], why: str, lasting: bool, tools_failed: bool) -> None:
+    assert Untrainable.of(batch(*groups)) == Untrainable(why=why, lasting=lasting, tools_failed=tools_failed)
 
 
 def test_a_batch_that_lost_too_many_to_failed_searches_is_unsound_whatever_is_left() -> None:
     score = Score(reward=1.0, outcome=1.0, evidence=None)
-    sound = ScoredTrajectory(trajectory=trajectory(StopReason.NO_ACTION), score=score)
-    left = Group(question=QUESTION, ticket=TICKET, members=(sound,), excluded=broken(SEARCH).excluded)
-    assert Unsound.of(batch(left)) is None
-    assert Unsound.of(replace(batch(left), struck=True)) == Unsound(
-        why="retrieval_failed: timeout", lasting=False, struck=True
+    viable = ScoredTrajectory(trajectory=trajectory(StopReason.NO_ACTION), score=score)
+    left = Group(question=QUESTION, ticket=TICKET, members=(viable,), excluded=broken(SEARCH).excluded)
+    assert Untrainable.of(batch(left)) is None
+    assert Untrainable.of(replace(batch(left), too_many_tool_failures=True)) == Untrainable(
+        why="retrieval_failed: timeout", lasting=False, tools_failed=True
     )

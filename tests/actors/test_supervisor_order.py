@@ -24,7 +24,7 @@ from scripted_run import (
 )
 
 from actors import record, run_state
-from actors.reports import Unsound
+from actors.reports import Untrainable
 from agent.errors import Fault, Stopped
 from agent.pool import saved
 from learner.checkpoint import checkpoints, latest
@@ -118,22 +118,22 @@ def test_a_step_that_learnt_nothing_delivers_nothing_and_releases_its_batch(play
 
 # --- where everything fails ------------------------------------------------------------------------
 
-BY_ENGINES = Unsound(why="generation_failed: head size 16", lasting=True)
-NO_SEARCH = Unsound(why="retrieval_failed: the retrieval actor failed", lasting=False)
-STRUCK = Unsound(why="retrieval_failed: timeout", lasting=False, struck=True)
+BY_ENGINES = Untrainable(why="generation_failed: head size 16", lasting=True)
+NO_SEARCH = Untrainable(why="retrieval_failed: the retrieval actor failed", lasting=False)
+TOOLS = Untrainable(why="retrieval_failed: timeout", lasting=False, tools_failed=True)
 
 
 def test_a_batch_without_a_sound_trajectory_is_no_step(play: Play) -> None:
-    world = World(unsound={1: NO_SEARCH, 2: NO_SEARCH, 3: BY_ENGINES})
+    world = World(untrainable={1: NO_SEARCH, 2: NO_SEARCH, 3: BY_ENGINES})
     driver, summary = play(world, 2)
     assert world.events[len(BEGINNING) :] == [
         *("step 1", "deliver 1", "release 1"),
-        *("unsound batch 1", "release 2", "unsound batch 2", "release 3", "unsound batch 3", "release 4"),
+        *("untrainable batch 1", "release 2", "untrainable batch 2", "release 3", "untrainable batch 3", "release 4"),
         *("step 2", "deliver 2", "evaluate version 2", "close", "release 5 with state", "save 2"),
         "dismiss",
     ]
     assert [row["step"] for row in read(driver.record.metrics.path, "step")] == [1, 2]
-    events = [e for e in read(driver.record.metrics.path, "event") if e["event"] == "unsound_batch"]
+    events = [e for e in read(driver.record.metrics.path, "event") if e["event"] == "untrainable_batch"]
     assert [(e["batch"], e["why"]) for e in events] == [(1, NO_SEARCH.why), (2, NO_SEARCH.why), (3, BY_ENGINES.why)]
     assert summary["step"] == 2
     assert summary["rollouts"] == 5 * 8, "what was played has cost something"
@@ -144,10 +144,10 @@ def test_after_failed_searches_nothing_is_played_until_they_are_answered(
 ) -> None:
     """The release, with which the next batch opens, waits for it."""
     monkeypatch.setattr("actors.searching.ASK_EVERY_S", 0.0)
-    world = World(unsound={1: STRUCK}, deaf=2)
+    world = World(untrainable={1: TOOLS}, deaf=2)
     play(world, 2)
     assert world.events[len(BEGINNING) :][3:8] == [
-        *("unsound batch 1", "search fails", "search fails", "search is answered", "release 2"),
+        *("untrainable batch 1", "search fails", "search fails", "search is answered", "release 2"),
     ]
 
 
@@ -168,33 +168,33 @@ def test_an_alarm_of_the_last_evaluation_reaches_the_trackers(tmp_path: Path, mo
     monkeypatch.setattr(Trackers, "log", lambda self, row: told.append(dict(row)))
     off = Dispensable(pytest.fail)
     alarm = Alarm(name="no searches", what="0.00", look="the actions", change="Seed it.", step=5, last=5)
-    record.Record(tmp_path, Console(quiet=True), Trackers({}, off), off).sound([alarm])
+    record.Record(tmp_path, Console(quiet=True), Trackers({}, off), off).alarms([alarm])
     assert told == [{"step": 5, "alarms/no searches": 1}]
 
 
 def test_engines_that_finish_nothing_end_the_run_with_the_second_batch(play: Play) -> None:
-    world = World(unsound={0: BY_ENGINES, 1: BY_ENGINES})
+    world = World(untrainable={0: BY_ENGINES, 1: BY_ENGINES})
     with pytest.raises(Fault, match=r"^no episode of 2 batches in a row was finished and scored: .*: head size 16$"):
         play(world, 2)
-    assert world.events[len(BEGINNING) :] == ["unsound batch 0", "release 1", "unsound batch 1"]
+    assert world.events[len(BEGINNING) :] == ["untrainable batch 0", "release 1", "untrainable batch 1"]
 
 
 def test_an_unsound_batch_of_the_seeding_is_none_of_its_steps(play: Play) -> None:
-    world = World(unsound={0: NO_SEARCH})
+    world = World(untrainable={0: NO_SEARCH})
     play(world, 0 + 1, seeding=1)
     seeding = world.events[world.events.index("serve the seeding") + 1 : world.events.index("rest")]
     assert seeding == [
-        *("unsound seed 1", "release seed 1"),
+        *("untrainable seed 1", "release seed 1"),
         *("seed 2", "deliver 1", "close seeding", "release seed 2"),
     ]
 
 
 @pytest.mark.parametrize(
-    ("unsound", "cause"),
-    [(NO_SEARCH, "no episode ended without a fault"), (STRUCK, "searches or tools failed")],
+    ("untrainable", "cause"),
+    [(NO_SEARCH, "no episode ended without a fault"), (TOOLS, "searches or tools failed")],
 )
-def test_a_run_that_is_stopped_where_everything_fails_says_so(play: Play, unsound: Unsound, cause: str) -> None:
-    world = World(unsound={1: unsound}, interrupt=("unsound batch 1",))
+def test_a_run_that_is_stopped_where_everything_fails_says_so(play: Play, untrainable: Untrainable, cause: str) -> None:
+    world = World(untrainable={1: untrainable}, interrupt=("untrainable batch 1",))
     with pytest.raises(Fault, match=rf"^stopped after batch 1 was skipped, {cause}: retrieval_failed"):
         play(world, 3)
 

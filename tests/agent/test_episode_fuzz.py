@@ -52,7 +52,7 @@ def passage(rng: random.Random, number: int) -> Passage:
 
 @dataclass
 class Policy:
-    """Turns to sample: mostly sound actions, written in random tokens, sometimes rubbish or an engine's end."""
+    """Turns to sample: mostly well-formed actions, written in random tokens, sometimes rubbish or an engine's end."""
 
     rng: random.Random
     codec: object

@@ -36,7 +36,7 @@ def test_a_question_counts_once_and_faults_not_at_all():
     assert values(rows, "em") == {"a": 0.5, "b": 1.0}
     assert values(rows, "tokens") == {"a": 13.0, "b": 13.0}
     assert values([row("a"), row("b", evidence=0.5)], "evidence_recall") == {"b": 0.5}
-    assert passes(rows, 2) == {"a": 1.0}, "b has one sound episode"
+    assert passes(rows, 2) == {"a": 1.0}, "b has one viable episode"
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])

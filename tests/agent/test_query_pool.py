@@ -249,9 +249,9 @@ def test_too_few_viable_trajectories_send_a_group_back(make_pool, submit):
     assert books.trajectories.in_flight == books.tokens.in_flight == books.groups.in_flight == 0
 
 
-def test_a_group_that_a_failed_search_has_struck_goes_back_whole(make_pool, submit):
+def test_a_group_with_a_failed_search_goes_back_whole(make_pool, submit):
     """Those that are left of it are those that didn't search."""
-    pool = make_pool(n=20, group_size=4, batch_questions=3, max_struck=0.5)
+    pool = make_pool(n=20, group_size=4, batch_questions=3, max_tool_failures=0.5)
     first, second, third = pool.claim("w", now=0.0, limit=3)
     assert submit(pool, first, (1.0, 0.0, 1.0), faults=1, fault=StopReason.RETRIEVAL_FAILED)
     assert submit(pool, second, (1.0, 0.0, 0.0), faults=1, fault=StopReason.GENERATION_FAILED)
@@ -260,14 +260,14 @@ def test_a_group_that_a_failed_search_has_struck_goes_back_whole(make_pool, subm
     submit(pool, again, (0.0, 0.0, 0.0, 1.0))
     batch = pool.take(version=0)
     assert [a.payload.ticket.order for a in batch.accepted] == [1, 2, 3]
-    assert batch.returned == {"struck": 1}
-    assert not batch.struck
-    assert pool.books.trajectories.returned == {"struck": 3, "retrieval_failed": 1, "generation_failed": 1}
+    assert batch.returned == {"with_tool_failure": 1}
+    assert not batch.too_many_tool_failures
+    assert pool.books.trajectories.returned == {"with_tool_failure": 3, "retrieval_failed": 1, "generation_failed": 1}
     pool.books.check()
 
 
 def test_nothing_is_trained_on_where_too_many_searches_fail(make_pool, submit):
-    """A question whose episodes don't search isn't struck, but the batch has too many of them."""
+    """A question whose episodes don't search has no failed tool, but the batch has too many of them."""
     pool = make_pool(n=20, group_size=4, batch_questions=2)
     first, second = pool.claim("w", now=0.0, limit=2)
     submit(pool, first, (1.0, 0.0), faults=2, fault=StopReason.TOOL_FAILED)
@@ -275,7 +275,9 @@ def test_nothing_is_trained_on_where_too_many_searches_fail(make_pool, submit):
     (again,) = pool.claim("w", now=0.0, limit=1)
     submit(pool, again, (1.0, 0.0, 0.0, 0.0))
     batch = pool.take(version=0)
-    assert (batch.struck, batch.accepted, batch.returned) == (True, (), {"struck": 3}), "2 of 12"
+    assert (batch.too_many_tool_failures, batch.accepted, batch.returned) == (True, (), {"with_tool_failure": 3}), (
+        "2 of 12"
+    )
     assert pool.places()["available"] == 20
     assert pool.seen()["unseen"] == 20, "such a batch says nothing of its questions"
     pool.release(batch.index)
@@ -285,7 +287,8 @@ def test_nothing_is_trained_on_where_too_many_searches_fail(make_pool, submit):
 
 
 @pytest.mark.parametrize(
-    ("fault", "reason"), [(StopReason.GENERATION_FAILED, "too_few_viable"), (StopReason.RETRIEVAL_FAILED, "struck")]
+    ("fault", "reason"),
+    [(StopReason.GENERATION_FAILED, "too_few_viable"), (StopReason.RETRIEVAL_FAILED, "with_tool_failure")],
 )
 def test_a_dead_part_can_not_loop_forever(make_pool, submit, fault, reason):
     pool = make_pool(n=50, batch_questions=3, oversample=2.0, max_empty_batches=3)

@@ -165,10 +165,10 @@ class World:
         self.counts["tokens"] += group.outcome().all_tokens
         for excluded in group.excluded:
             self.give_back_members(str(excluded.stop_reason), 1, excluded.action_tokens)
-        struck = any(e.stop_reason is StopReason.RETRIEVAL_FAILED for e in group.excluded)
-        if struck or len(group.members) < self.rule.min_viable:
-            self.events["struck" if struck else "too few viable"] += 1
-            self.give_back("struck" if struck else "too_few_viable", group)
+        failing = any(e.stop_reason is StopReason.RETRIEVAL_FAILED for e in group.excluded)
+        if failing or len(group.members) < self.rule.min_viable:
+            self.events["with_tool_failure" if failing else "too few viable"] += 1
+            self.give_back("with_tool_failure" if failing else "too_few_viable", group)
             self.spoiled.setdefault(claim.ticket.batch, []).append(group)
         else:
             self.place[query] = Place.SUBMITTED
@@ -236,13 +236,13 @@ class World:
         played = [*(g for g, _ in groups), *self.spoiled.pop(index, [])]
         assert batch.payloads == tuple(sorted(played, key=lambda g: g.ticket.order))
         lost = sum(e.stop_reason is StopReason.RETRIEVAL_FAILED for g in played for e in g.excluded)
-        struck = lost > self.rule.max_struck * sum(len(g.members) + len(g.excluded) for g in played)
-        assert batch.struck == struck
-        self.events["struck batch"] += struck
+        failing = lost > self.rule.max_tool_failures * sum(len(g.members) + len(g.excluded) for g in played)
+        assert batch.too_many_tool_failures == failing
+        self.events["too many tool failures"] += failing
         fresh = []
         for group, claim in (*self.kept, *groups):
-            if struck:
-                self.give_back("struck", group)
+            if failing:
+                self.give_back("with_tool_failure", group)
             elif self.age(group, self.version) > self.rule.max_staleness:
                 self.give_back("too_stale", group)
             else:
@@ -421,8 +421,8 @@ def test_random_events(make_questions, make_group, n, rule, stale_share, events)
     assert (world.events["kept"] > 30) == rule.keep_surplus
     assert (world.events["cut short"] >= 5) == (rule.pilot > 0)
     assert world.events["too few viable"] > 400
-    assert world.events["struck"] > 50
-    assert world.events["struck batch"] > 5
+    assert world.events["with_tool_failure"] > 50
+    assert world.events["too many tool failures"] > 5
     assert world.events["empty batch"] <= 0.02 * world.events["take"], "only where the redraws failed as well"
     assert (world.events["quarantined"] > 1) == (n == SUSPECTING)
     if stale_share:

@@ -123,7 +123,10 @@ class Damaged:
         done = json.loads((self.faults / "done").read_text())
         at, pid = done["at"], done["pid"]
         if kind == "slow":
-            return self._slowed(pid, before, target)
+            self.slow(pid)
+            assert self._seen(target) == before, "slow isn't dead"
+            self.goes_on()
+            return Seen(None, None)
         (self.faults / "taken").unlink(missing_ok=True)
         if kind == "garbage":
             given = self.faults / f"given-{target}"
@@ -183,18 +186,19 @@ class Damaged:
         """How many it has done."""
         return len([row for row in self.rows() if row["kind"] == "step"])
 
-    def _slowed(self, pid: int, before: int, target: str) -> Seen:
-        """Gives the process a tenth of its time for a while: nothing is lost, and the run goes on afterwards."""
+    def slow(self, pid: int) -> None:
+        """Gives a process a tenth of its time for a while."""
         process, end = psutil.Process(pid), time.monotonic() + SLOW_S
         while time.monotonic() < end:
             process.send_signal(signal.SIGSTOP)
             time.sleep(0.9)
             process.send_signal(signal.SIGCONT)
             time.sleep(0.1)
-        assert self._seen(target) == before, "slow isn't dead"
+
+    def goes_on(self) -> None:
+        """Waits for a step that began after this."""
         steps = self.steps()
-        self.wait(lambda: self.steps() > steps)
-        return Seen(None, None)
+        self.wait(lambda: self.steps() > steps + 1)
 
     def end(self) -> None:
         """Ctrl-C: the run ends well, and leaves no process, no port and no segment of shared memory."""

@@ -1,4 +1,4 @@
-"""The files that a user gives, of each kind: sound ones to begin with, and how the product reads them.
+"""The files that a user gives, of each kind: intact ones to begin with, and how the product reads them.
 
     python tests/fuzz/files.py KIND[,KIND…] COUNT SEED
 
@@ -352,7 +352,7 @@ def fuzz(name: str, count: int, seed: str) -> dict[str, Any]:
     """Reads ``count`` damaged files of a kind."""
     with tempfile.TemporaryDirectory() as folder:
         kind = KINDS[name](Path(folder))
-        sound = {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+        intact = {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
         for path in kind.files:
             found = problem_of(kind, path)
             assert found[0] == "loaded", (path, found)
@@ -361,10 +361,10 @@ def fuzz(name: str, count: int, seed: str) -> dict[str, Any]:
         for number in range(count):
             rng = random.Random(f"{name} {seed} {number}")
             path = rng.choice(kind.files)
-            for other, content in sound.items():
+            for other, content in intact.items():
                 if not other.is_file() or other.read_bytes() != content:
                     other.write_bytes(content)
-            path.write_bytes(damaged(sound[path], rng))
+            path.write_bytes(damaged(intact[path], rng))
             outcome, why = problem_of(kind, path)
             if outcome == "broken":
                 told["broken"].setdefault(why.split(": ")[0], []).append((number, path.name, why))

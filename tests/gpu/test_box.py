@@ -43,7 +43,7 @@ ONE = ["cluster=1x24gb", *TINY]
 TWO = ["cluster=2x24gb", *TINY]
 FOUR = ["cluster=4x3090", *TINY]
 BFLOAT16 = 0.05
-"""Nats, the mean gap above which an alarm sounds."""
+"""Nats, the mean gap above which an alarm fires."""
 two_cards = pytest.mark.skipif(CARDS < 2, reason="needs two GPUs")
 
 
@@ -73,7 +73,7 @@ def steps(folder: Path) -> list[dict]:
     return [row for row in rows if row["kind"] == "step"]
 
 
-def sound(folder: Path, count: int) -> list[dict]:
+def healthy(folder: Path, count: int) -> list[dict]:
     """The steps of a run of ``count``: all there, trained, and engine and learner of one mind."""
     rows = steps(folder)
     assert [row["step"] for row in rows] == [*range(1, count + 1)]
@@ -85,20 +85,20 @@ def sound(folder: Path, count: int) -> list[dict]:
 def test_learner_and_engine_take_turns_on_one_card_and_go_on_after_a_stop(launch: Callable[..., Path]) -> None:
     """Sleep mode: memory moves, and comes back as it was."""
     folder = launch("one", *ONE, "algorithm.steps=3", "checkpoints.every=1")
-    sound(folder, 3)
+    healthy(folder, 3)
     again = launch("again", *ONE, "algorithm.steps=5", f"resume={folder}", "resume_allow_changes=true")
     assert [row["step"] for row in steps(again)] == [4, 5]
     assert all(row["rollout/mismatch"] < BFLOAT16 for row in steps(again))
 
 
 def test_adapters_on_one_card(launch: Callable[..., Path]) -> None:
-    sound(launch("lora", *ONE, "model.lora_rank=8", "algorithm.steps=3"), 3)
+    healthy(launch("lora", *ONE, "model.lora_rank=8", "algorithm.steps=3"), 3)
 
 
 @two_cards
 def test_weights_are_broadcast_and_change_in_mid_episode(launch: Callable[..., Path]) -> None:
     folder = launch("two", *TWO, "algorithm.steps=5", "pool.max_staleness=1", "cluster.in_flight_updates=true")
-    rows = sound(folder, 5)
+    rows = healthy(folder, 5)
     assert all(row["rollout/staleness_max"] <= 1 for row in rows)
     assert "object store" not in (folder / "metrics.jsonl").read_text(), "NCCL was not given up"
 
@@ -107,14 +107,14 @@ def test_weights_are_broadcast_and_change_in_mid_episode(launch: Callable[..., P
 def test_merged_adapters_are_broadcast_whole(launch: Callable[..., Path]) -> None:
     """The merge runs on the learner's own stream, and is packed on others; the receiver checks the digest."""
     folder = launch("merged", *TWO, "model.lora_rank=8", "algorithm.steps=3")
-    sound(folder, 3)
+    healthy(folder, 3)
     assert "object store" not in (folder / "metrics.jsonl").read_text(), "NCCL was not given up"
 
 
 @pytest.mark.skipif(CARDS < 4, reason="needs four GPUs")
 @pytest.mark.parametrize("layout", ["4x3090", "4x3090-2learners", "4x3090-shared"])
 def test_four_cards(launch: Callable[..., Path], layout: str) -> None:
-    sound(launch(layout, f"cluster={layout}", *TINY, "algorithm.steps=3"), 3)
+    healthy(launch(layout, f"cluster={layout}", *TINY, "algorithm.steps=3"), 3)
 
 
 def test_four_cards_in_the_shares_of_one(launch: Callable[..., Path]) -> None:
@@ -125,7 +125,7 @@ def test_four_cards_in_the_shares_of_one(launch: Callable[..., Path]) -> None:
     try:
         shares = ["cluster.engine.gpu_memory_utilization=0.15", "cluster.weight_channel=object_store"]
         joined = [f"cluster.address={node.address}", *shares]
-        sound(launch("shares", *FOUR, *joined, "algorithm.steps=3", **node.access), 3)
+        healthy(launch("shares", *FOUR, *joined, "algorithm.steps=3", **node.access), 3)
     finally:
         node.end()
 

@@ -1,4 +1,4 @@
-"""The alarms: each sounds at what it is for, names its cause, and is quiet in a healthy run."""
+"""The alarms: each fires at what it is for, names its cause, and is quiet in a healthy run."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from conf.schema import keys
 from tracking.alarms import RULES, WINDOW, Alarms
 
 
-def sounded(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """What sounds over these rows: the alarms' names and what they say."""
+def fired(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """What fires over these rows: the alarms' names and what they say."""
     alarms = Alarms()
     return {alarm.name: alarm.what for row in rows for alarm in alarms.add(row)}
 
@@ -35,7 +35,7 @@ def test_a_healthy_run_is_quiet() -> None:
     rows = [step(n + 1) for n in range(40)]
     for n, row in enumerate(rows):
         row.update({name: row[name] * noise[n % 5] for name in names})
-    assert sounded([evaluation(0, 0.3), *rows, evaluation(40, 0.6)]) == {}
+    assert fired([evaluation(0, 0.3), *rows, evaluation(40, 0.6)]) == {}
 
 
 ONE_EACH = {
@@ -60,33 +60,33 @@ ONE_EACH = {
 
 @pytest.mark.parametrize("name", [rule.name for rule in RULES])
 def test_each_rule_sounds_alone_at_what_it_is_for(name: str) -> None:
-    assert list(sounded(ONE_EACH[name])) == [name]
+    assert list(fired(ONE_EACH[name])) == [name]
 
 
 def test_the_numbers_are_in_what_is_said() -> None:
-    assert list(sounded(ONE_EACH["train–inference mismatch"]).values()) == [
+    assert list(fired(ONE_EACH["train–inference mismatch"]).values()) == [
         "engine and learner differ by 0.3 nats a token, at first by 1e-06"
     ]
-    one = sounded(ONE_EACH["reward up, held-out EM down"])
+    one = fired(ONE_EACH["reward up, held-out EM down"])
     assert list(one.values()) == [
         "reward rose from 0.900 to 0.990 while held-out EM fell from 0.700 (step 10) to 0.500"
     ]
-    assert list(sounded(ONE_EACH["episodes left out"]).values()) == [
+    assert list(fired(ONE_EACH["episodes left out"]).values()) == [
         "6% of the episodes ended in a fault: retrieval_failed: no"
     ]
-    assert list(sounded(ONE_EACH["zero-variance groups"]).values()) == [
+    assert list(fired(ONE_EACH["zero-variance groups"]).values()) == [
         "85% of the groups have equal rewards, 29% of these are too easy"
     ]
 
 
 def test_a_mask_that_is_off_from_the_first_step_needs_no_window() -> None:
-    assert sounded([step(1, **{"rollout/mismatch": 1.5})]) == {
+    assert fired([step(1, **{"rollout/mismatch": 1.5})]) == {
         "train–inference mismatch": "engine and learner differ by 1.5 nats a token, from the first step on"
     }
 
 
 def test_a_mismatch_that_is_a_shift_is_told() -> None:
-    (said,) = sounded([step(1, **{"rollout/mismatch": 1.5, "rollout/mismatch_shifted": 0.9})]).values()
+    (said,) = fired([step(1, **{"rollout/mismatch": 1.5, "rollout/mismatch_shifted": 0.9})]).values()
     assert said.endswith(", from the first step on; most fit the token before or after")
 
 
@@ -97,24 +97,24 @@ def test_float32_has_a_bound_of_its_own() -> None:
 
 
 def test_growth_of_the_mismatch_is_no_alarm_within_float32s_rounding() -> None:
-    assert sounded(run(first={"rollout/mismatch": 1e-7}, then={"rollout/mismatch": 1e-5})) == {}
-    grown = sounded([step(1, **{"rollout/mismatch": 1e-7}), step(2, **{"rollout/mismatch": 0.02})])
+    assert fired(run(first={"rollout/mismatch": 1e-7}, then={"rollout/mismatch": 1e-5})) == {}
+    grown = fired([step(1, **{"rollout/mismatch": 1e-7}), step(2, **{"rollout/mismatch": 0.02})])
     assert list(grown.values()) == ["engine and learner differ by 0.02 nats a token, before by 1e-07"]
 
 
 def test_bfloat16s_rounding_varies_without_an_alarm() -> None:
-    assert sounded(run(first={"rollout/mismatch": 1e-3}, then={"rollout/mismatch": 0.02})) == {}
+    assert fired(run(first={"rollout/mismatch": 1e-3}, then={"rollout/mismatch": 0.02})) == {}
 
 
 def test_a_fall_within_the_noise_of_few_questions_is_no_alarm() -> None:
     rows = [*run(then={}), evaluation(10, 0.5, 40), *run(then={"reward/mean": 0.9}), evaluation(20, 0.4, 40)]
-    assert sounded(rows) == {}
+    assert fired(rows) == {}
 
 
 def test_where_rollouts_and_updates_overlap_half_the_time_is_too_much() -> None:
     idle = {"learner/idle_s": 1.2}
-    assert sounded(run(then=idle)) == {}
-    assert list(sounded(run(first={"rollout/staleness_max": 1}, then=idle))) == ["learner idle"]
+    assert fired(run(then=idle)) == {}
+    assert list(fired(run(first={"rollout/staleness_max": 1}, then=idle))) == ["learner idle"]
 
 
 def test_an_alarm_sounds_once_until_it_has_ceased() -> None:
@@ -128,30 +128,30 @@ def test_an_alarm_sounds_once_until_it_has_ceased() -> None:
 
 
 def test_rows_without_the_numbers_are_no_alarm() -> None:
-    assert sounded([{"kind": "step", "step": n, "rollout/mismatch": None} for n in range(10)]) == {}
-    assert sounded([{"kind": "eval", "step": n, "em": None, "n": 0} for n in range(10)]) == {}
+    assert fired([{"kind": "step", "step": n, "rollout/mismatch": None} for n in range(10)]) == {}
+    assert fired([{"kind": "eval", "step": n, "em": None, "n": 0} for n in range(10)]) == {}
 
 
 def test_reward_up_and_em_down_is_seen_from_the_evaluation_before_the_first_step() -> None:
     """So a policy looks that was warm-started and learns to please the reward."""
     hacking = [evaluation(0, 0.6), *run(then={"reward/mean": 0.9}), evaluation(10, 0.3)]
     said = "reward rose from 0.500 to 0.900 while held-out EM fell from 0.600 (step 0) to 0.300"
-    assert sounded(hacking) == {"reward up, held-out EM down": said}
-    assert sounded([evaluation(0, 0.6), *run(then={}), evaluation(10, 0.3)]) == {}
+    assert fired(hacking) == {"reward up, held-out EM down": said}
+    assert fired([evaluation(0, 0.6), *run(then={}), evaluation(10, 0.3)]) == {}
 
 
 def test_a_retrieval_that_answers_nothing_is_seen_without_supporting_documents() -> None:
     unknown = {"evidence/recall": None}
-    assert sounded(run(first=unknown, then=unknown | {"search/empty_share": 0.4})) == {}
-    found = sounded(run(first=unknown, then=unknown | {"search/empty_share": 0.75}))
+    assert fired(run(first=unknown, then=unknown | {"search/empty_share": 0.4})) == {}
+    found = fired(run(first=unknown, then=unknown | {"search/empty_share": 0.75}))
     assert found == {"searches find nothing": "75% of the searches found no passage"}
 
 
 def test_a_retrieval_that_answers_nothing_at_all_is_seen_at_once() -> None:
-    assert sounded([step(1, **{"search/empty_share": 1.0, "evidence/recall": 0.0})]) == {
+    assert fired([step(1, **{"search/empty_share": 1.0, "evidence/recall": 0.0})]) == {
         "searches find nothing": "100% of the searches found no passage"
     }
-    assert sounded([step(1, **{"search/empty_share": 0.75, "evidence/recall": 0.0})]) == {}
+    assert fired([step(1, **{"search/empty_share": 0.75, "evidence/recall": 0.0})]) == {}
 
 
 def test_an_alarm_that_may_follow_from_another_sends_there_first() -> None:
@@ -169,17 +169,17 @@ def test_an_alarm_that_may_follow_from_another_sends_there_first() -> None:
 
 
 def test_episodes_that_heed_the_notice_are_at_the_search_limit_too() -> None:
-    found = sounded(run(then={"search/refused_share": 0.5}))
+    found = fired(run(then={"search/refused_share": 0.5}))
     assert found == {"search limit": "50% of the episodes ask for more searches than they have"}
-    assert sounded(run(then={"search/refused_share": 0.25})) == {}
+    assert fired(run(then={"search/refused_share": 0.25})) == {}
 
 
 def test_searches_that_the_pools_own_limits_refuse_are_no_alarm() -> None:
-    assert sounded(run(then={"search/refused_share": 0.5, "search/limit_mean": 2.0})) == {}
+    assert fired(run(then={"search/refused_share": 0.5, "search/limit_mean": 2.0})) == {}
 
 
 def test_a_number_that_no_float_holds_is_none() -> None:
-    assert sounded(run(then={"rollout/mismatch": 10**400})) == {}
+    assert fired(run(then={"rollout/mismatch": 10**400})) == {}
 
 
 SETTING = re.compile(r"\b(?:algorithm|agent|cluster|data|reward|pool|model|evaluation|checkpoints)\.[a-z_.]*[a-z]")

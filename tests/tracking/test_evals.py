@@ -119,9 +119,9 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     log.write(rows[:2])
     log.write(rows[2:])
     assert log.read(2) == {"a": [rows[1], rows[0]], "c": rows[3:]}, "b lacks an episode"
-    assert log.sound(2) == {"a": [rows[1], rows[0]]}
+    assert log.viable(2) == {"a": [rows[1], rows[0]]}
     log.write([replace(rows[3], fault=False)])
-    assert log.sound(2).keys() == {"a", "c"}, "the last attempt counts"
+    assert log.viable(2).keys() == {"a", "c"}, "the last attempt counts"
     assert EvalRows(tmp_path / "empty").read(1) == {}
 
 
@@ -140,7 +140,7 @@ def test_what_is_played_again_leaves_the_logs(tmp_path: Path) -> None:
     EvalRows(tmp_path).write([row("a"), row("b"), row("c", fault=True)])
     lines = [json.dumps({"question_id": q, "turns": []}) + "\n" for q in ("a", "c", "b")]
     (tmp_path / EVALUATIONS).write_text("".join(lines) + '{"question_id": "a", "tur')
-    forget_others(tmp_path, EvalRows(tmp_path).sound(1).keys())
+    forget_others(tmp_path, EvalRows(tmp_path).viable(1).keys())
     assert (tmp_path / EVALUATIONS).read_text() == lines[0] + lines[2]
     assert [*EvalRows(tmp_path).read(1)] == ["a", "b"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([EVALUATIONS, ROWS])

@@ -35,7 +35,7 @@ class EvalRows:
             name: [own[k] for k in range(samples)] for name, own in found.items() if own.keys() == set(range(samples))
         }
 
-    def sound(self, samples: int) -> dict[str, list[EvalRow]]:
+    def viable(self, samples: int) -> dict[str, list[EvalRow]]:
         """Those without a fault: what an evaluation that goes on need not play again."""
         return {name: own for name, own in self.read(samples).items() if not any(row.fault for row in own)}
 

@@ -56,7 +56,7 @@ class PoolRule(ABC):
     drawn instead promise more signal per rollout. 0 plays all K at once."""
     min_viable: int = bounded(2, "in [2, 255]")
     """A group with fewer viable trajectories is returned; one alone has no advantage over others."""
-    max_struck: float = bounded(0.1, "in [0, 1]")
+    max_tool_failures: float = bounded(0.1, "in [0, 1]")
     """Of a batch, most trajectories that a failed search or tool may end. Above this share nothing of the batch is
     trained on, and the run waits until the searches are answered again: those that don't search would be left."""
     lease_s: float = bounded(600.0, "above 0")

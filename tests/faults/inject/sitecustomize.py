@@ -16,7 +16,7 @@ import re
 import signal
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,13 +63,26 @@ def kind_of(actor):
 
 
 def newest(logs, target):
-    """The process of the newest actor of a kind that is up."""
+    """The process of the newest actor of a kind that is up; of a ``tracker``, W&B's own."""
+    if target == "tracker":
+        return tracker()
     starts = []
     for log in logs.glob(f"{target}*.log"):
         for pid in re.findall(r"^\[slingshot\] .* pid (\d+)$", log.read_text(errors="replace"), re.M):
             if Path(f"/proc/{pid}").exists():
                 starts.append((Path(f"/proc/{pid}").stat().st_ctime, int(pid)))
     return max(starts)[1]
+
+
+def tracker():
+    """The process which W&B has started for this run."""
+    import psutil
+
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.name() == "wandb-core" and process.environ().get("FAULTS") == FOLDER:
+                return process.pid
+    raise AssertionError("W&B has no process of its own")
 
 
 def changed_pulse(module):
@@ -147,6 +160,19 @@ def changed_weights(module):
     module.ObjectStoreChannel.publish = watched
 
 
+def changed_tracker(module):
+    """What W&B's own process answers isn't a message."""
+    read = module.ServiceClient._read_server_response
+
+    async def watched(self):
+        response = await read(self)
+        if response is not None and spoilt("tracker"):
+            response.ParseFromString(b"\xff")
+        return response
+
+    module.ServiceClient._read_server_response = watched
+
+
 CHANGED = {
     "actors.pulse": changed_pulse,
     "actors.leases": changed_leases,
@@ -154,6 +180,7 @@ CHANGED = {
     "actors.payloads": changed_payloads,
     "actors.weights": changed_weights,
     "agent.pool.query_pool": changed_pool,
+    "wandb.sdk.lib.service.service_client": changed_tracker,
 }
 
 
