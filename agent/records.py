@@ -89,6 +89,8 @@ class Question:
     """What they are named by, and found by: ``title`` or ``id``."""
     kind: str = ""
     """Slice that evaluations report on its own, such as ``2-hop`` or ``bridge``."""
+    needed: tuple[str, ...] = ()
+    """Where all of several answers are needed: those, which the golden answers name together."""
 
     def __post_init__(self) -> None:
         if not self.id:

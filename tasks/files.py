@@ -5,13 +5,13 @@ AntiLeak-Bench, Search-R1, verl, David-GRPO.
 
 | field | taken from, first that is there |
 | --- | --- |
-| text | ``question``; ``extra_info.question`` (verl) |
+| text | ``question``; ``extra_info.question`` (verl); what follows ``question below:`` or ``Question:`` in the ``prompt`` (David-GRPO's Parquet) |
 | golden answers, a text or a list of texts | ``golden_answers``, ``answers``, ``answer``; ``possible_answers``, a list in JSON within a text (PopQA); ``reward_model.ground_truth`` or its ``target`` (Search-R1, verl); and beside any of them ``answer_aliases`` (MuSiQue), and for ``answer_id`` (2Wiki) the names in the ``id_aliases.json`` beside the file |
-| what several answers mean | ``answers_mean``: ``any`` of them is right (if nothing is said), or ``all`` are needed |
+| what several answers mean | ``answers_mean``: ``any`` of them is right (if nothing is said), or ``all`` are needed, and aliases aren't read |
 | id | ``id``, ``_id``, after ``data_source`` if that is named (Search-R1 mixes sets that both count from train_0); the file's name and the line |
 | supporting titles | ``supporting_titles``; ``supporting_facts`` (HotpotQA, 2Wiki); ``paragraphs`` with ``is_supporting`` (MuSiQue); ``question_decomposition`` with ``support_paragraph`` (FlashRAG); ``evidence_documents`` (David-GRPO) |
 | supporting ids, with ``evidence_match="id"`` | ``supporting_ids``; ``evidence_documents`` |
-| kind | ``type``; ``level`` (HotpotQA: where there is no type); ``data_source`` |
+| kind | ``type``; ``level`` (HotpotQA: where there is no type), after ``data_source`` |
 
 Supporting documents, ``answer_aliases``, ``answers_mean``, ``type`` and ``level`` may stand in the row or in its
 ``metadata``. Rows with ``answerable: false`` (the full MuSiQue), and with more needed answers than can be compared as
@@ -30,6 +30,8 @@ from agent.seeds import derive_seed
 from retrieval_service.textfile import stem
 from tasks import supporting
 from tasks.aliases import entity_of, with_aliases
+from tasks.answerable import is_answerable
+from tasks.asked import question_in
 from tasks.fields import anywhere, first, text, text_or_number, texts
 from tasks.notices import Notice, left_out, some
 from tasks.rows import Row, rows
@@ -66,20 +68,20 @@ def read_questions(
     unread = Unread()
     for where, number, row in rows(path, key, is_like_a_field, found):
         default_id = f"{stem(path)}-{number}"
-        if any(value is False for _, value in anywhere(row, "answerable")):
-            unanswerable.append((_id(row, where) or default_id, "answerable is false"))
+        if not is_answerable(row, where):
+            unanswerable.append((_id(row, where, default_id), "answerable is false"))
             continue
         if mean_all(row, where):
             if (count := len(_golden(row, where))) > MOST:
-                too_many.append((_id(row, where) or default_id, f"needs all of {count} answers"))
+                too_many.append((_id(row, where, default_id), f"needs all of {count} answers"))
                 continue
-            all_needed.append((_id(row, where) or default_id, "needs all of its answers"))
+            all_needed.append((_id(row, where, default_id), "needs all of its answers"))
         question = question_of(row, where, default_id, evidence_match)
         unread.look(row, question)
         if question.id in questions:
             raise UserError(f"{where}: id '{question.id}' is already taken; ids must differ (or leave them all out)")
         questions[question.id] = question
-        if entity := entity_of(row):
+        if not question.needed and (entity := entity_of(row)):
             entities[question.id] = entity
     if entities:
         questions, said = with_aliases(questions, entities, path, key)
@@ -106,14 +108,14 @@ def read_questions(
 
 def question_of(row: Row, where: str, default_id: str, evidence_match: str) -> Question:
     """The question that ``row`` holds. ``where`` names the file and line in the ``UserError`` of a wrong one."""
-    question = text(first(row, ("question", "extra_info.question"), where), where)
+    asked = question_in(row, where)
     golden = _golden(row, where)
-    if mean_all(row, where):
-        golden = together(golden)
+    needed = golden if len(golden) > 1 and mean_all(row, where) else ()
     return Question(
-        id=_id(row, where) or default_id,
-        text=question,
-        golden_answers=golden,
+        id=_id(row, where, default_id),
+        text=asked,
+        golden_answers=together(needed) or golden,
+        needed=needed,
         supporting=supporting.supporting(row, where, evidence_match),
         evidence_match=evidence_match,
         kind=_kind(row, where),
@@ -121,21 +123,23 @@ def question_of(row: Row, where: str, default_id: str, evidence_match: str) -> Q
 
 
 def _golden(row: Row, where: str) -> tuple[str, ...]:
-    """The row's answers, each once."""
+    """The row's answers, each once; with other names of them, unless all are needed: which of them a name is of isn't
+    said."""
     name, value = first(row, _ANSWERS, where)
     golden = texts((name, json_list((name, value), where) if name == _POSSIBLE else value), where)
-    for aliases in anywhere(row, "answer_aliases"):
+    for aliases in () if mean_all(row, where) else anywhere(row, "answer_aliases"):
         golden += texts(aliases, where)
     return tuple(dict.fromkeys(golden))
 
 
 def _kind(row: Row, where: str) -> str:
-    """The slice that evaluations report the question in."""
+    """The slice that evaluations report the question in: it begins with its source, as the id does."""
+    source = _source(row, where)
     for kind in anywhere(row, "type"):
-        return text(kind, where)
+        return _within(source, text(kind, where))
     for level in anywhere(row, "level"):
-        return text_or_number(level, where)
-    return _source(row, where)
+        return _within(source, text_or_number(level, where))
+    return source
 
 
 def _source(row: Row, where: str) -> str:
@@ -143,12 +147,15 @@ def _source(row: Row, where: str) -> str:
     return "" if value in (None, "") else text(("data_source", value), where)
 
 
-def _id(row: Row, where: str) -> str:
-    """The row's id, after its source; empty when it has none."""
-    source = _source(row, where)
+def _within(source: str, name: str) -> str:
+    return f"{source}/{name}" if source else name
+
+
+def _id(row: Row, where: str, default: str) -> str:
+    """The row's id, or ``default`` when it has none, after its source."""
     name = next((key for key in ("id", "_id") if row.get(key) is not None), None)
     value = "" if name is None else text_or_number((name, row[name]), where)
-    return f"{source}/{value}" if source and value else value
+    return _within(_source(row, where), value or default)
 
 
 def split(questions: Sequence[Question], share: float, seed: int) -> tuple[tuple[Question, ...], tuple[Question, ...]]:

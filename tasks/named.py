@@ -145,7 +145,7 @@ def _named_split(key: str, name: str, cache: Path, revision: str) -> Named:
         raise UserError(
             f"data.{key}={name}: a named set is written flashrag:SET/SPLIT, such as flashrag:hotpotqa/train"
         )
-    path = cache / "questions" / "flashrag" / match[2] / f"{match[1]}.jsonl"
+    path = cache / "questions" / "flashrag" / f"{match[1]}-{match[2]}.jsonl"
     return Named(key=key, name=name, file=f"{match[1]}/{match[2]}.jsonl", path=path, revision=revision)
 
 

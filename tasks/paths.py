@@ -62,7 +62,7 @@ def listed(files: Sequence[str]) -> str:
 
 
 def set_names(files: Sequence[Path]) -> tuple[str, ...]:
-    """What the sets in different ``files`` are called: the shortest end of their paths that differs.
+    """What the sets in different ``files`` are called: of each the shortest end of its path that no other has.
 
     >>> set_names([Path("data/nq/train.jsonl"), Path("popqa/train.jsonl.gz")])
     ('nq', 'popqa')
@@ -73,7 +73,13 @@ def set_names(files: Sequence[Path]) -> tuple[str, ...]:
     if len(files) > 1:
         while len({each[-1] for each in parts}) == 1 and all(len(each) > 1 for each in parts):
             parts = [each[:-1] for each in parts]
-    length = 1
-    while len({tuple(each[-length:]) for each in parts}) < len(files) and length < max(map(len, parts)):
-        length += 1
-    return tuple("/".join(each[-length:]) for each in parts)
+    return tuple("-".join(_end_of_its_own(each, parts)) for each in parts)
+
+
+def _end_of_its_own(path: list[str], paths: Sequence[list[str]]) -> list[str]:
+    """The shortest end of ``path`` that no other of ``paths`` has. Other files don't lengthen it: a name is what a
+    question's id begins with, and with it what is held out."""
+    for length in range(1, len(path)):
+        if sum(each[-length:] == path[-length:] for each in paths) == 1:
+            return path[-length:]
+    return path

@@ -9,13 +9,14 @@ from functools import lru_cache
 
 from agent.records import Question
 from tasks import supporting
+from tasks.fields import anywhere
 from tasks.notices import Notice
 from tasks.rows import Row, named
 
 _OBJECTS = ("metadata", "extra_info", "reward_model")
 _READ = frozenset(
     {"id", "_id", "question", "golden_answers", "answers", "answer", "answer_aliases", "answerable", "data_source"}
-    | {"possible_answers", "answers_mean", "answer_id", "type", "level", *_OBJECTS, *supporting.NAMES}
+    | {"possible_answers", "answers_mean", "answer_id", "type", "level", "prompt", *_OBJECTS, *supporting.NAMES}
 )
 """Fields that are read, in the row or in its metadata."""
 _ALIKE = 0.85
@@ -51,6 +52,9 @@ class Unread:
         for name in _OBJECTS:
             if row.get(name) not in (None, "") and not isinstance(row[name], Mapping):
                 self._counts[name, f"isn't read: it is {named(row[name])}, not an object"] += 1
+        if question.needed:
+            for name, _ in anywhere(row, "answer_aliases"):
+                self._counts[name, "isn't read, since all answers are needed and it names none of them"] += 1
         if not question.supporting:
             for name in supporting.mute(row):
                 self._counts[name, f"names no supporting document by {question.evidence_match}"] += 1

@@ -108,7 +108,7 @@ def eval_row(question: Question, inferred: Inferred, retrieved: Sequence[str] = 
         em=_em(answer, question),
         f1=0.0 if answer is None else f1(answer, golden),
         cover=0.0 if answer is None else cover_match(answer, golden),
-        answerable=None if closed else max((has_words(text, golden) for text in retrieved), default=0.0),
+        answerable=None if closed else _answerable(question, retrieved),
         documents=len({*question.supporting}),
         evidence=evidence_recall(trajectory, question),
         searches=trajectory.searches,
@@ -121,6 +121,12 @@ def eval_row(question: Question, inferred: Inferred, retrieved: Sequence[str] = 
         probes=tuple(ScoredProbe(probe=p, em=_em(p.answer, question)) for p in inferred.probes),
         probe_tokens=inferred.probe_tokens,
     )
+
+
+def _answerable(question: Question, retrieved: Sequence[str]) -> float:
+    """1.0 when one of ``retrieved`` has a golden answer; where several are needed, when each is in one of them."""
+    wanted: list[tuple[str, ...]] = [(each,) for each in question.needed] or [question.golden_answers]
+    return min(max((has_words(text, golden) for text in retrieved), default=0.0) for golden in wanted)
 
 
 def _em(answer: str | None, question: Question) -> float:

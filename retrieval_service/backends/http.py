@@ -34,6 +34,8 @@ MAX_REPLY = 256 << 20
 """Bytes of a reply that are read."""
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed."""
+OF_THE_REQUEST = frozenset({500, 503})
+"""Those of them that a server also gives where one of several queries fails: each is then asked by itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,6 +175,7 @@ class Http:
         wait = FIRST_WAIT_S
         for left in range(self._config.retries, -1, -1):
             asked = 0.0
+            kind: type[RetrievalError] = Unavailable
             try:
                 reply = self._once(method, url, end, request)
             except httpx.HTTPError as error:
@@ -184,10 +187,11 @@ class Http:
                 if reply.status not in PASSING:
                     raise RetrievalError(f"{url}: {problem}")
                 asked = reply.retry_after_s
+                kind = RetrievalError if reply.status in OF_THE_REQUEST else Unavailable
             pause = max(asked, wait * random.uniform(0.5, 1.0))
             if not left or time.monotonic() + pause >= end:
                 tries = self._config.retries + 1 - left
-                raise Unavailable(f"{url}: {problem} ({tries} tries)")
+                raise kind(f"{url}: {problem} ({tries} tries)")
             self._sleep(pause)
             wait = min(2 * wait, LONGEST_WAIT_S)
         raise AssertionError("unreachable")

@@ -18,6 +18,11 @@ MARKS = frozenset({"tok_k", "return_score"})
 """Keys that nobody else has."""
 
 
+def is_meant(body: Mapping[str, Any]) -> bool:
+    """Whether a body with a ``query`` is of this dialect. Both keys have defaults; SkyRL's ``query`` is no list."""
+    return bool(MARKS & body.keys()) or (isinstance(body["query"], list) and "topk" not in body)
+
+
 class Request(base.Request):
     query: str | list[str]
     tok_k: TopK = Field(default=3)
@@ -31,7 +36,7 @@ class Dialect(base.Dialect):
     example: ClassVar[Mapping[str, Any]] = {"query": "who wrote Emma?", "tok_k": 3, "return_score": True}
 
     def speaks(self, body: Mapping[str, Any]) -> bool:
-        return "query" in body and bool(MARKS & body.keys())
+        return "query" in body and is_meant(body)
 
     def asked(self, request: Any) -> Asked:
         single = isinstance(request.query, str)

@@ -8,10 +8,12 @@ as it was meant.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
 
 from retrieval_service.dialects import base
-from retrieval_service.dialects.base import Asked, Hits, TopK, document, items, passage_of
+from retrieval_service.dialects.base import Asked, Hits, document, items, passage_of
 
 TOP_K = 3
 """Of its launch script."""
@@ -19,7 +21,8 @@ TOP_K = 3
 
 class Request(base.Request):
     queries: list[str]
-    topk: TopK | None = None
+    topk: Annotated[int, Field(ge=0)] | None = None
+    """0 is none, as its server reads it."""
     return_scores: bool = False
 
 

@@ -23,7 +23,7 @@ class Dialect(search_r1.Dialect):
     batched = False
 
     def speaks(self, body: Mapping[str, Any]) -> bool:
-        return "query" in body and not david_grpo.MARKS & body.keys()
+        return "query" in body and not david_grpo.is_meant(body)
 
     def asked(self, request: Any) -> Asked:
         k = request.topk or search_r1.TOP_K

@@ -15,9 +15,11 @@ from retrieval_service.documents.chunks import Paragraph
 
 LONGEST_TITLE = 200
 """Characters; a longer first line is no title."""
+_BREAK = re.compile(r"\A<br\b[^>]*>\Z", re.IGNORECASE)
 _BLANK = re.compile(r"\n\s*\n")
 _CHARSET = re.compile(rb"charset=[\"']?([\w.:-]+)", re.IGNORECASE)
-_FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*\n", re.DOTALL)
+_FRONT = re.compile(r"\A---[ \t\r]*\n(?=[ \t]*[\w\"'-]+[ \t]*:)(.*?)\n---\s*\n", re.DOTALL)
+"""Front matter begins with a key; without one the first line is a rule."""
 _FRONT_TITLE = re.compile(r"^title:\s*[\"']?(.+?)[\"']?\s*$", re.MULTILINE)
 
 
@@ -74,7 +76,7 @@ def read_markdown(path: Path) -> Document:
 
 
 def _inline(token: Any) -> str:
-    if token.type in ("softbreak", "hardbreak"):
+    if token.type in ("softbreak", "hardbreak") or _BREAK.match(token.content):
         return "\n"
     return "" if token.type == "html_inline" else str(token.content)
 
@@ -122,6 +124,8 @@ class _Html(HTMLParser):
     def handle_starttag(self, tag: str, attrs: object) -> None:
         if tag in _UNREAD:
             self._unread.append(tag)
+        elif tag == "br" and self._block in (*_HEADINGS, "title"):
+            self._text.append(" ")  # a heading of two lines is one
         elif tag in _BLOCKS:
             self._end()
             self._block = tag
@@ -131,6 +135,8 @@ class _Html(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag in self._unread:
             del self._unread[self._unread.index(tag) :]
+        elif tag == "br":
+            self.handle_starttag(tag, ())  # as a browser reads it
         elif tag in _BLOCKS:
             self._end()
 

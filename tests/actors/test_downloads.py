@@ -48,8 +48,8 @@ def test_the_plan_of_the_box_names_data_index_downloads_memory_and_disk(tmp_path
 
 def test_what_is_here_is_not_fetched(tmp_path: Path) -> None:
     for split in ("train", "dev"):
-        (tmp_path / "questions" / "flashrag" / split).mkdir(parents=True)
-        (tmp_path / "questions" / "flashrag" / split / "hotpotqa.jsonl").touch()
+        (tmp_path / "questions" / "flashrag").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "questions" / "flashrag" / f"hotpotqa-{split}.jsonl").touch()
     (tmp_path / "indexes" / HOTPOTQA.folder).mkdir(parents=True)
     model = tmp_path / "hub" / "models--Qwen--Qwen2.5-1.5B-Instruct" / "snapshots" / "c"
     model.mkdir(parents=True)

@@ -140,6 +140,14 @@ def test_a_row(make_trajectory, emma):
     assert (silent.answer, silent.em, silent.f1, silent.evidence, silent.fault) == (None, 0.0, 0.0, 0.0, False)
 
 
+def test_answers_all_of_which_are_needed_may_be_retrieved_one_by_one(make_trajectory, emma):
+    both = dataclasses.replace(emma, golden_answers=("Rome and Paris", "Rome, Paris"), needed=("Rome", "Paris"))
+    played = Inferred(trajectory=make_trajectory("hm", stop_reason=StopReason.NO_ACTION))
+    assert eval_row(both, played, ["Rome is in Italy.", "Paris is in France."]).answerable == 1.0
+    assert eval_row(both, played, ["Rome is in Italy.", "Lyon, too"]).answerable == 0.0
+    assert eval_row(emma, played, ["Jane Austen wrote it"]).answerable == 1.0
+
+
 def test_a_summary_leaves_faults_out():
     def row(kind, em, evidence, fault=False):
         return EvalRow(

@@ -116,6 +116,18 @@ def test_markdown(tmp_path: Path) -> None:
     assert (read_markdown(file).title, said(read_markdown(file))) == ("Its title", ["One", "# A part", "Two"])
     file.write_text('---\ntitle: "From the front"\nother: x\n---\n# A heading\n\nText.')
     assert (read_markdown(file).title, said(read_markdown(file))) == ("From the front", ["# A heading", "Text."])
+    file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    assert (read_markdown(file).title, said(read_markdown(file))) == ("From the front", ["# A heading", "Text."])
+
+
+def test_a_break_in_markdown_parts_words_and_a_rule_is_no_front_matter(tmp_path: Path) -> None:
+    file = tmp_path / "a.md"
+    file.write_text("| a | b |\n|---|---|\n| one<br>two | three<BR />four |\n\n- x<br>y\n")
+    assert said(read_markdown(file)) == ["a", "b", "one two", "three four", "x y"]
+    file.write_text("---\n\nAn introduction.\n\n---\n\n# Title\n\nBody.\n")
+    assert said(read_markdown(file)) == ["An introduction.", "Body."]
+    file.write_text("---\nOnly a rule: no key\n---\nBody.\n")
+    assert said(read_markdown(file))[-1] == "Body."
 
 
 def test_html(tmp_path: Path) -> None:
@@ -132,6 +144,8 @@ def test_html(tmp_path: Path) -> None:
     assert (read_html(file).title, said(read_html(file))) == ("αβγ", ["δ"])
     file.write_bytes(b'<meta charset="undefined"><p>\xe4')
     assert said(read_html(file)) == ["ä"], "no encoding: Windows-1252"
+    file.write_text("<h1>The Battle<br>of Hastings</h1><p>One<br/>two</br>three")
+    assert (read_html(file).title, said(read_html(file))) == ("The Battle of Hastings", ["One", "two", "three"])
     file.write_text("<p>No <scr")
     assert said(read_html(file)) == ["No <scr"]
 

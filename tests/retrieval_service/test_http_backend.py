@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +22,7 @@ from retrieval_service.dialects import dialect_names
 from retrieval_service.dialects.base import passage_of
 from retrieval_service.rankers import open_backend, open_for
 from retrieval_service.token import read_token
+from retrieval_service.worker import answers
 
 QUERIES = ["Emma Austen", "the of", "marmalade", "首都 😀", "", "Berlin albums of 1977"]
 
@@ -176,6 +178,21 @@ def test_a_server_that_stays_busy_is_a_fault() -> None:
         ):
             http.search_batch(["q"], 3)  # the next wait would go beyond the time-out
         assert len(script.asked) < 20
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_query_that_breaks_the_server_fails_alone(status: int) -> None:
+    with Script((200, b"")).running() as script, opened(asking(script.url, retries=0, timeout_s=60.0)) as http:
+
+        def next_of_its_kind() -> tuple[int, bytes, dict[str, str]]:
+            queries = script.asked[-1]["queries"]
+            one = json.loads(ONE)["result"][0]
+            reply = json.dumps({"result": [one] * len(queries)}).encode()
+            return (status, b"", {}) if "poison" in queries else (200, reply, {})
+
+        script.next = next_of_its_kind  # type: ignore[method-assign]
+        found = answers(http.search_batch, ["a", "b", "poison", "c"], 3, time.monotonic() + 60.0)
+    assert [isinstance(each, RetrievalError) for each in found] == [False, False, True, False]
 
 
 def test_a_refusal_is_a_fault_at_once() -> None:

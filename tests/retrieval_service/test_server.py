@@ -85,6 +85,20 @@ def test_skyrl_may_ask_one_query_by_itself(server: Running) -> None:
     assert server.post("/retrieve", {"query": "Emma", "topk": 2, "return_scores": True}).json() == same
 
 
+def test_search_r1_reads_a_topk_of_0_as_none(server: Running) -> None:
+    asked = {"queries": ["novel"], "return_scores": True}
+    assert server.post("/retrieve", asked | {"topk": 0}).json() == server.post("/retrieve", asked).json()
+
+
+def test_a_list_without_any_other_key_is_david_grpos(server: Running) -> None:
+    """Both of its other keys have defaults in its server, and SkyRL's query is never a list."""
+    told = {"tok_k": 3, "return_score": True}
+    assert (
+        server.post("/retrieve", {"query": ["Emma"]}).json()
+        == server.post("/retrieve", {"query": ["Emma"], **told}).json()
+    )
+
+
 def test_david_grpo_gets_an_object_for_a_query_and_a_list_for_a_list(server: Running) -> None:
     """Its client asserts that the object has two keys with scores and one without."""
     one = server.post("/retrieve", {"query": "Emma Austen", "tok_k": 2, "return_score": True}).json()
@@ -227,7 +241,7 @@ def test_64_clients_get_what_the_searcher_gives_directly(server: Running, served
         ("/retrieve", {"queries": ["x" * 1001]}, 422, "a query of 1001 characters, and at most 1000"),
         ("/retrieve", {"queries": ["x"] * 201}, 422, "201 queries, and at most 200"),
         ("/retrieve", {"queries": ["x"], "topk": 51}, 422, "51 passages a query; from 1 to 50"),
-        ("/retrieve", {"queries": ["x"], "topk": -1}, 422, "topk: Input should be greater than or equal to 1"),
+        ("/retrieve", {"queries": ["x"], "topk": -1}, 422, "topk: Input should be greater than or equal to 0"),
         ("/retrieve", {"queries": ["x"], "topk": 10**40}, 422, "passages a query"),
         ("/retrieve", {"queries": ["x"], "topk": "3"}, 422, "topk: Input should be a valid integer"),
         ("/retrieve", {"queries": "x"}, 422, "queries: Input should be a valid list"),

@@ -54,7 +54,7 @@ def config(questions: str = "flashrag:hotpotqa/train", **settings: object) -> Da
 def test_a_set_is_fetched_once_and_what_it_is_is_said_before(hub: Hub, tmp_path: Path) -> None:
     said: list[str] = []
     found = fetched(config(), tmp_path, "train", said.append)
-    path = tmp_path / "questions" / "flashrag" / "train" / "hotpotqa.jsonl"
+    path = tmp_path / "questions" / "flashrag" / "hotpotqa-train.jsonl"
     assert found.questions == str(path)
     assert path.read_bytes() == CONTENT
     size = f"{len(CONTENT) / 1e6:.1f} MB"
@@ -88,8 +88,8 @@ def test_a_run_reads_it_by_its_name(hub: Hub, tmp_path: Path) -> None:
     data = config("[flashrag:hotpotqa/train,flashrag:nq/train]", shares=[1.0, 0.5])
     data.corpus = str(tmp_path / "corpus.jsonl")
     task = load(data, 0, tmp_path)
-    assert task.name == "hotpotqa+nq"
-    assert {q.kind for q in task.train} == {"hotpotqa", "nq"}
+    assert task.name == "hotpotqa-train+nq-train"
+    assert {q.kind for q in task.train} == {"hotpotqa-train", "nq-train"}
     assert len(task.train) + len(task.eval) == 60
     assert load(replace(data, questions="flashrag:hotpotqa/train", shares=[]), 0, tmp_path).name == "hotpotqa"
 
@@ -163,7 +163,7 @@ def test_what_was_changed_later_is_refused(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"{path} is not what it was when it came \(SHA-256\); delete it"):
         fetched(config(), tmp_path, "train", lambda text: None)
     path.with_suffix(".source.json").write_text("{")
-    with pytest.raises(UserError, match=r"hotpotqa\.source\.json can't be read; delete it and hotpotqa\.jsonl$"):
+    with pytest.raises(UserError, match=r"hotpotqa-train\.source\.json can't be read; delete it and hotpotqa-train\.jsonl$"):
         fetched(config(), tmp_path, "train", lambda text: None)
 
 
@@ -171,7 +171,7 @@ def test_without_a_network_the_line_says_what_to_put_where(hub: Hub, tmp_path: P
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as caught:
         fetched(config(), tmp_path, "train", lambda text: None)
-    path = tmp_path / "questions" / "flashrag" / "train" / "hotpotqa.jsonl"
+    path = tmp_path / "questions" / "flashrag" / "hotpotqa-train.jsonl"
     said = str(caught.value)
     assert said.startswith(
         "data.questions=flashrag:hotpotqa/train: is not here, and the hub can't be asked (HF_HUB_OFF"
@@ -197,9 +197,7 @@ def test_a_hub_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_disk_that_is_too_small_is_said_before(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage(1, 1, len(CONTENT) - 1))
-    with pytest.raises(
-        UserError, match=r"needs 0\.0 MB in .*/questions/flashrag/train, where 0\.0 MB are free; make room"
-    ):
+    with pytest.raises(UserError, match=r"needs 0\.0 MB in .*/questions/flashrag, where 0\.0 MB are free; make room"):
         fetched(config(), tmp_path, "train", lambda text: None)
     assert [method for method, *_ in hub.asked] == ["HEAD"]
     assert shutil.disk_usage is download.shutil.disk_usage

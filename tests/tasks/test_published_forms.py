@@ -183,6 +183,38 @@ def test_david_grpo(read):
     assert read([row], evidence_match="id")[0][0].supporting == ("9", "10")
 
 
+def test_david_grpos_parquet_has_its_question_in_the_prompt_alone(read, tmp_path):
+    """data/processed/hotpot_qa/dev.parquet; warmup.parquet has supporting facts besides."""
+    asked = "Now, please answer the user's question below: \nWho wrote Emma: A or B?\n\n"
+    row = {
+        "_id": "5a77",
+        "level": "medium",
+        "data_source": "HotpotQA",
+        "prompt": [{"role": "user", "content": f"Answer the question below: see there. {asked}"}],
+        "reward_model": {"ground_truth": "Jane Austen", "style": "rule"},
+        "extra_info": {"index": 0, "split": "dev"},
+        "supporting_facts": FACTS,
+    }
+    parquet.write_table(pa.Table.from_pylist([row]), tmp_path / "dev.parquet")
+    ((question,), notices) = read((tmp_path / "dev.parquet").read_bytes(), name="dev.parquet")
+    assert question == Question(
+        id="HotpotQA/5a77",
+        text="Who wrote Emma: A or B?",
+        golden_answers=("Jane Austen",),
+        supporting=("Scott Derrickson", "Ed Wood"),
+        kind="HotpotQA/medium",
+    )
+    assert not notices
+    for said in ("Who wrote Emma?", "Question:  "):
+        with pytest.raises(
+            UserError, match=r"line 1: (has no 'question', and its 'prompt' doesn't|'prompt's question' is)"
+        ):
+            read([row | {"prompt": [{"role": "user", "content": said}]}])
+    with pytest.raises(UserError, match=r"line 1: has no 'question' \(it has"):
+        read([row | {"prompt": "Who wrote Emma?"}])
+    assert read([row | {"question": "Who?"}])[0][0].text == "Who?"
+
+
 def test_parquet_of_the_hub(read, tmp_path):
     rows = [without(HOTPOT, "context") | {"supporting_facts": FACTS}, without(HOTPOT, "context") | {"_id": "b"}]
     parquet.write_table(pa.Table.from_pylist([rows[0]]), tmp_path / "facts.bin")
@@ -313,6 +345,36 @@ ALIASES = [
 ]
 
 
+def test_sets_that_are_mixed_in_one_file_stay_apart(read):
+    """As FlashRAG's rows are in Search-R1's layout: HotpotQA and 2WikiMultihopQA have types of the same names."""
+    rows = [
+        {"data_source": source, "question": "Who?", "answer": "a", "metadata": {"type": "comparison"}}
+        for source in ("hotpotqa", "2wikimultihopqa")
+    ]
+    questions, _ = read([*rows, {"data_source": "nq", "question": "Who?", "answer": "a"}])
+    assert [(q.id.rpartition("-")[0].partition("/")[0], q.kind) for q in questions] == [
+        ("hotpotqa", "hotpotqa/comparison"),
+        ("2wikimultihopqa", "2wikimultihopqa/comparison"),
+        ("nq", "nq"),
+    ]
+
+
+@pytest.mark.parametrize("answerable", [False, "False", "false", 0, "0"])
+def test_whatever_says_that_a_row_has_no_answer_is_heeded(read, answerable):
+    rows = [{"question": "Who?", "answer": "a", "answerable": yes} for yes in (True, "TRUE", 1, None)]
+    questions, (notice,) = read([*rows, {"question": "Who?", "answer": "", "answerable": answerable}])
+    assert len(questions) == 4
+    assert "1 rows are marked answerable=false" in notice.text
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"), [("no", "'no'"), (2, "the number 2"), ([True], "a list"), (0.0, "the number")]
+)
+def test_answerable_is_true_or_false(read, said, shown):
+    with pytest.raises(UserError, match=rf"line 1: 'answerable' must be true or false, not {shown}"):
+        read([{"question": "Who?", "answer": "a", "answerable": said}])
+
+
 def test_other_names_of_2wikis_answers(read, tmp_path):
     """The authors' evaluation takes the best over the answer, its aliases and its demonyms."""
     rows = [HOTPOT | {"answer": "America", "answer_id": "Q3"}, HOTPOT | {"_id": "b", "answer_id": "Q9"}]
@@ -343,11 +405,22 @@ def test_answers_all_of_which_are_needed_are_not_taken_one_by_one(read):
         1,
         0,
     ]
+    assert [q.needed for q in questions] == [("Romulus", "Remus"), (), ()]
     assert "1 rows need all of more than 3 answers" in left.text
     assert left.items == (("many", "needs all of 4 answers"),)
     assert (marked.kind, [name for name, _ in marked.items]) == ("answers", ["one", "single"])
     with pytest.raises(UserError, match=r"line 1: 'answers_mean' must be any or all, not 'both'"):
         read([{"question": "q?", "answers": ["a", "b"], "answers_mean": "both"}])
+
+
+def test_other_names_of_answers_all_of_which_are_needed_are_not_read(read, tmp_path):
+    """Which of the answers they are of isn't said."""
+    row = {"question": "Which?", "answers": ["Rome", "Paris"], "answers_mean": "all"}
+    (tmp_path / "id_aliases.json").write_text(json.dumps({"Q_id": "Q3", "aliases": ["U.S."], "demonyms": []}))
+    ((plain,), _) = read([row])
+    ((question,), notices) = read([row | {"answer_aliases": ["Roma", "Lutetia"], "answer_id": "Q3"}])
+    assert question.golden_answers == plain.golden_answers
+    assert "'answer_aliases' isn't read, since all answers are needed" in notices[0].text
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress], ids=["gz", "bz2", "xz"])

@@ -86,7 +86,7 @@ def test_search_r1s_parquet_with_ids_that_repeat_across_sources(tmp_path):
     facts = {"supporting_facts": {"title": ["A", "B", "A"], "sent_id": [0, 1, 2]}, "type": "comparison"}
     nq, hotpot = read(table(tmp_path, [search_r1(0, "nq"), search_r1(0, "hotpotqa", **facts)]))
     assert (nq.id, nq.golden_answers, nq.supporting, nq.kind) == ("nq/train_0", ("one", "two"), (), "nq")
-    assert (hotpot.id, hotpot.supporting, hotpot.kind) == ("hotpotqa/train_0", ("A", "B"), "comparison")
+    assert (hotpot.id, hotpot.supporting, hotpot.kind) == ("hotpotqa/train_0", ("A", "B"), "hotpotqa/comparison")
 
 
 def test_verls_parquet(tmp_path):
@@ -99,7 +99,7 @@ def test_verls_parquet(tmp_path):
         "metadata": None,
     }
     (question,) = read(table(tmp_path, [row]))
-    assert question == Question(id="q-1", text="who?", golden_answers=("one", "two"), kind="searchR1_nq")
+    assert question == Question(id="searchR1_nq/q-1", text="who?", golden_answers=("one", "two"), kind="searchR1_nq")
 
 
 def test_a_ground_truth_that_is_a_text(tmp_path):

@@ -47,8 +47,10 @@ def test_a_file_is_named_once() -> None:
         (["x/nq.jsonl", "y/popqa.csv"], ("nq", "popqa")),
         (["/nq/train.jsonl", "/popqa/train.jsonl"], ("nq", "popqa")),
         (["/v1/nq/train.jsonl", "/v2/nq/train.jsonl"], ("v1", "v2")),
-        (["/nq/train.jsonl", "/popqa/train.jsonl", "/nq/dev.jsonl"], ("nq/train", "popqa/train", "nq/dev")),
+        (["/nq/train.jsonl", "/popqa/train.jsonl", "/nq/dev.jsonl"], ("nq-train", "popqa-train", "dev")),
         (["/nq/train.jsonl", "/nq/train.csv"], ("train.jsonl", "train.csv")),
+        (["/hotpotqa/dev.json", "/2wiki/dev.json", "/x/bamtwoogle.csv"], ("hotpotqa-dev", "2wiki-dev", "bamtwoogle")),
+        (["/a/train.jsonl", "/b/train.jsonl", "/c.jsonl"], ("a-train", "b-train", "c")),
     ],
 )
 def test_sets_are_called_what_is_different_about_their_paths(files: list[str], names: tuple[str, ...]) -> None:

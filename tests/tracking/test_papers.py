@@ -24,7 +24,8 @@ def result(checkpoint: str, **sets: tuple[float, float]) -> dict[str, Any]:
         {"by": "set", "name": name, "questions": 1000 + at, "em": {"mean": em}, "f1": {"mean": f1}}
         for at, (name, (em, f1)) in enumerate(sets.items())
     ]
-    return {"checkpoint": checkpoint, "data": {"name": "+".join(sets)}, "slices": [{"by": "all"}, *lines]}
+    data = {"name": "+".join(sets)}
+    return {"checkpoint": checkpoint, "data": data, "played": {"seed": 0}, "slices": [{"by": "all"}, *lines]}
 
 
 def test_a_policy_on_all_sets_of_a_table_has_an_average(tmp_path: Path) -> None:
@@ -64,13 +65,35 @@ def test_seeds_are_one_row_with_their_spread() -> None:
     assert [row.seeds for row in papers.rows_of([*jobs, result("other", nq=(0.1, 0.1))])] == [3, 1]
 
 
+def test_other_settings_are_other_rows_and_the_same_evaluation_counts_once() -> None:
+    """As ``-m retrieval=bm25,hybrid seed=0,1`` leaves them; greedy, a seed changes nothing."""
+    jobs = [
+        result("mine", hotpotqa=(em, em), nq=(em, em)) | {"index": {"backend": backend, "documents": 9}}
+        for backend, em in (("bm25", 0.25), ("hybrid", 0.75))
+        for _ in range(2)
+    ]
+    rows = papers.rows_of(jobs)
+    assert [(row.name, row.seeds) for row in rows] == [
+        ("mine, index.backend=bm25", 1),
+        ("mine, index.backend=hybrid", 1),
+    ]
+    assert [row.cell(["nq"], ["em"]) for row in rows] == ["25.0", "75.0"]
+
+
+def test_the_authors_own_file_names_fill_their_columns() -> None:
+    names = ("hotpot_dev_distractor_v1", "musique_ans_v1.0_dev", "bamboogle", "popQA", "searchR1_nq")
+    (_, david), (_, recycling) = papers.tables(papers.rows_of([result("mine", **dict.fromkeys(names, (0.5, 0.5)))]))
+    assert david[1][1:6] == ["50.0 / 50.0", "–", "50.0 / 50.0", "50.0 / 50.0", "–"]
+    assert recycling[1][1:7] == ["–", "50.0", "50.0", "50.0", "50.0", "50.0"]
+
+
 def test_a_sweep_of_evaluations_ends_with_the_tables_of_its_jobs(tmp_path: Path) -> None:
     jobs = tuple(Job(overrides={"seed": str(seed)}, seed=seed) for seed in range(3))
 
     def run() -> None:
         for job in jobs[:2]:  # the third one fails
             (tmp_path / job.name).mkdir()
-            found = result("mine", hotpotqa=(0.1 * job.seed, 0.5), musique=(0.1, 0.1))
+            found = result("mine", hotpotqa=(0.1 * job.seed, 0.5), musique=(0.1, 0.1)) | {"played": {"seed": job.seed}}
             (tmp_path / job.name / "eval.json").write_text(json.dumps(found))
 
     run_sweep(Sweep(folder=tmp_path, plan=Plan(jobs=jobs, report=ReportConfig()), mode="eval"), run)

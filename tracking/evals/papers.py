@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.readable import json_of
+from tracking.differences import differences
 from tracking.evals.result import RESULT
 from tracking.evals.table import escaped
 
@@ -22,6 +24,8 @@ FILE = "benchmark"
 AVERAGE = "Avg."
 MISSING = "–"
 MEASURES = ("em", "f1")
+_FOUND = ("checkpoint", "weights", "data", "code", "episodes", "faults", "refused", "bootstrap", "slices")
+"""Of eval.json, what isn't a setting, and what the rows of one policy differ in."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +46,7 @@ PAPERS = (
         name="DAVID-GRPO",
         source="EM / F1, Qwen2.5-1.5B, as in arXiv 2601.21699, January 2026",
         columns={
-            "hotpotqa": "HotpotQA",
+            "hotpot": "HotpotQA",
             "2wiki": "2Wiki",
             "musique": "MuSiQue",
             "bamboogle": "Bamboogle",
@@ -75,7 +79,7 @@ PAPERS = (
         columns={
             "2wiki": "2Wiki",
             "bamboogle": "Bamboogle",
-            "hotpotqa": "HotpotQA",
+            "hotpot": "HotpotQA",
             "musique": "MuSiQue",
             "nq": "NQ",
             "popqa": "PopQA",
@@ -115,23 +119,52 @@ class Row:
 
 
 def rows_of(results: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """A row for each policy of ``results``, contents of eval.json: those that differ in their seed alone are one.
+    """A row for each policy and setting of ``results``, contents of eval.json: those that differ in their seed alone
+    are one row, and what is the same evaluation counts once.
 
     A seed is that of a sampled evaluation, or that of the run that made the checkpoint (``seed=0`` in its path).
     """
-    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    found: dict[tuple[str, str], dict[str, dict[str, list[float]]]] = {}
     questions: dict[str, int] = {}
-    for result in results:
-        policy = found.setdefault(re.sub(r"seed=\d+", "seed=*", str(result["checkpoint"])), {})
+    once: set[str] = set()
+    played = [(_policy(result), _setting(result), result) for result in results]
+    for policy, setting, result in played:
+        others = [other for name, other, _ in played if name == policy]
+        same = json.dumps([result["checkpoint"], result["data"], result.get("played"), setting], sort_keys=True)
+        sets = found.setdefault((policy, _apart(setting, others)), {})
+        if same in once:
+            continue
+        once.add(same)
         for name, line in _sets(result).items():
             questions[name] = max(questions.get(name, 0), line["questions"])
             for measure in MEASURES:
-                policy.setdefault(name, {}).setdefault(measure, []).append(line[measure]["mean"])
+                sets.setdefault(name, {}).setdefault(measure, []).append(line[measure]["mean"])
     return [
-        Row(name=name, seeds=max(len(each["em"]) for each in sets.values()), values=sets, questions=questions)
-        for name, sets in found.items()
+        Row(
+            name=", ".join(filter(None, key)),
+            seeds=max(len(each["em"]) for each in sets.values()),
+            values=sets,
+            questions=questions,
+        )
+        for key, sets in found.items()
         if sets
     ]
+
+
+def _policy(result: Mapping[str, Any]) -> str:
+    return re.sub(r"seed=\d+", "seed=*", str(result["checkpoint"]))
+
+
+def _setting(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What two evaluations of a policy have in common where they differ in their seed alone."""
+    kept = {key: value for key, value in result.items() if key not in _FOUND}
+    return kept | {"played": {k: v for k, v in result.get("played", {}).items() if k != "seed"}}
+
+
+def _apart(setting: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
+    """What tells a setting from the ``others`` of its policy, as a label; empty where nothing does."""
+    found = {d.key: d.now for other in others for d in differences(other, setting)}
+    return ", ".join(f"{key}={value}" for key, value in sorted(found.items()))
 
 
 def _sets(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -145,7 +178,7 @@ def tables(rows: Sequence[Row]) -> Iterator[tuple[Paper, list[list[str]]]]:
     """The tables that ``rows`` have two sets of at least, each with its header."""
     for paper in PAPERS:
         known = {name for row in rows for name in row.values}
-        sets = [next((n for n in sorted(known) if n.lower().startswith(begins)), None) for begins in paper.columns]
+        sets = [next((n for n in sorted(known) if _bare(n).startswith(begins)), None) for begins in paper.columns]
         if sum(name is not None for name in sets) < 2:
             continue
         lines = [["", *paper.columns.values(), AVERAGE]]
@@ -158,6 +191,11 @@ def tables(rows: Sequence[Row]) -> Iterator[tuple[Paper, list[list[str]]]]:
             missing = [MISSING] * (len(paper.columns) + 1 - len(cells))
             lines.append([f"{name} (published)", *missing, *cells])
         yield paper, lines
+
+
+def _bare(name: str) -> str:
+    """A set's name as columns are compared with it: verl calls Search-R1's sets ``searchR1_nq``."""
+    return name.lower().removeprefix("searchr1_")
 
 
 def write(folder: Path, results: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[list[str]]]]:
