@@ -24,10 +24,11 @@ from agent.records import Question
 from agent.rewards.scorer import Scorer
 from agent.tokens import Tokenizer
 from conf.schema import RunConfig
+from learner.digests import file_digest
 from learner.hub import Fetched, local_folder
 from learner.model_folder import check_folder
 from learner.skeleton import write_skeleton
-from tasks.demonstrations import Demonstration, Encoded, Expert, as_trajectory, end_ids
+from tasks.demonstrations import Demonstration, Encoded, Expert, as_trajectory, control_tokens, end_ids
 from tasks.experts import check_fits
 from tasks.load import Task, load
 from tasks.making.config import AUTO
@@ -35,8 +36,12 @@ from tasks.notices import write_notices
 from tasks.tokenizer import train
 from tasks.trained import write_trained
 
-WARM_START_FORMAT = 3
+WARM_START_FORMAT = 4
 """Raise it when the same settings would warm-start another policy than before."""
+
+
+_OF_THE_MODEL = frozenset({".safetensors", ".json", ".jinja"})
+"""Endings of the files in a model's folder that say what the policy is and how its prompts are written."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,11 +102,12 @@ def prepare(config: RunConfig, run_dir: Path, task: Task | None = None) -> Prepa
     written = functools.partial(as_trajectory, dialogue=dialogue, end_ids=end_ids(dialogue, tokenizer))
     seeds = tuple(Expert(question=e.question, trajectory=written(e)) for e in experts)
     shown = [written(episode) for episode in imitated]
+    control = control_tokens(dialogue, tokenizer)
     for trajectory in (*(e.trajectory for e in seeds), *shown):
-        check_fits(trajectory, config.agent)
+        check_fits(trajectory, config.agent, control)
     write_notices(run_dir, task.notices)
     write_trained(run_dir, [*task.train, *(e.question for e in (*experts, *imitated))])
-    key = _warm_start_key(config, model_path)
+    key = _warm_start_key(config, model_path) if config.algorithm.warm_start.steps else ""
     cached = config.algorithm.warm_start.cache and warm_started(config.cache, key).is_dir()
     wanted = config.algorithm.warm_start.steps > 0 and config.resume is None and not cached
     if wanted and not shown:
@@ -182,7 +188,7 @@ def _expert_demonstrations(
 
 
 def _warm_start_key(config: RunConfig, model_path: str) -> str:
-    """A digest of the settings, the tokenizer, the experts' file and the seed.
+    """A digest of the settings, the model's files, the experts' file and the seed.
 
     How exactly the optimizer counts is as the plan chooses it for the card: the weights depend on it.
     """
@@ -198,9 +204,9 @@ def _warm_start_key(config: RunConfig, model_path: str) -> str:
     }
     settings["prompt"] = prompt_text(config.agent)
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=12)
-    files = [Path(model_path) / name for name in ("tokenizer.json", "config.json")]
+    files = [path for path in sorted(Path(model_path).iterdir()) if path.suffix in _OF_THE_MODEL and path.is_file()]
     if config.data.experts is not None:
         files.append(at_home(config.data.experts))
     for file in files:
-        digest.update(file.read_bytes() if file.is_file() else b"")
+        digest.update(file_digest(file).encode())
     return digest.hexdigest()

@@ -54,6 +54,11 @@ class Dialogue:
         return self._format.protocol
 
     @property
+    def marks(self) -> tuple[str, ...]:
+        """See ``Format.marks``."""
+        return self._format.marks
+
+    @property
     def notices(self) -> tuple[str, ...]:
         """What a user should know of this format with this tokenizer."""
         return self._format.notices

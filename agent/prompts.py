@@ -45,10 +45,6 @@ SYSTEM_PROMPTS = {
     ),
 }
 """The same for ``agent.format=tools``; the question is the user's message."""
-_CALLS = (
-    'To call a tool, write <tool_call>\n{"name": the tool\'s name, "arguments": an object with its arguments}\n'
-    "</tool_call> and end your turn. The result comes back between <tool_response> and </tool_response>."
-)
 _TAGS = ("search_open", "search_close", "result_open", "result_close", "answer_open", "answer_close")
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 
@@ -118,10 +114,11 @@ def _more(config: AgentConfig, protocol: TagProtocol, tools: Sequence[type[Tool]
     )
 
 
-def described_tools(schemas: Sequence[str]) -> str:
-    """Tools, given as JSON schemas, for a system prompt whose chat template doesn't describe them."""
+def described_tools(schemas: Sequence[str], how: str) -> str:
+    """Tools, given as JSON schemas, for a system prompt whose chat template doesn't describe them, and ``how`` they
+    are called."""
     listed = "\n".join(schemas)
-    return f"These tools are there:\n<tools>\n{listed}\n</tools>\n{_CALLS}"
+    return f"These tools are there:\n<tools>\n{listed}\n</tools>\n{how}"
 
 
 def tools_prompt(config: AgentConfig, protocol: TagProtocol, described: str, *, native: bool) -> tuple[str, str]:

@@ -135,17 +135,18 @@ class TagProtocol:
             if not content:
                 return Action(malformed="a call with nothing in it")
             return Action(requests=(Request(tool=call.tool, arguments={call.argument: content}),))
-        return Action(answer=self._boxed(text)) if self.braced_answer else Action()
+        box = self.last_box(text) if self.braced_answer else None
+        return Action() if box is None else Action(answer=text[slice(*box)].strip())
 
-    def _boxed(self, text: str) -> str | None:
-        """The content of the last balanced ``answer_open … }``, or None."""
+    def last_box(self, text: str) -> tuple[int, int] | None:
+        """Where the content of the last balanced ``answer_open … }`` begins and ends, or None."""
         start = text.rfind(self.answer_open)
         while start >= 0:
             depth, begin = 1, start + len(self.answer_open)
             for at in range(begin, len(text)):
                 depth += {"{": 1, "}": -1}.get(text[at], 0)
                 if depth == 0:
-                    return text[begin:at].strip()
+                    return begin, at
             start = text.rfind(self.answer_open, 0, start)
         return None
 

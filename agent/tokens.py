@@ -36,9 +36,6 @@ class TokenCodec(Protocol):
     def has_template(self) -> bool:
         """Whether there is a chat template."""
 
-    def chat(self, user: str) -> str:
-        """``user`` as the first message of a conversation, up to where the assistant starts."""
-
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -120,6 +117,12 @@ class Tokenizer:
         return frozenset(self._tokenizer.convert_tokens_to_ids(list(self.special_tokens)))
 
     @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """Of the tokens that the tokenizer flags as special: ends and beginnings of turns and texts."""
+        flagged = {i for i, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+        return frozenset({*flagged, *self._tokenizer.all_special_ids})
+
+    @cached_property
     def beginning(self) -> tuple[int, ...]:
         # Whatever puts it there, a post-processor or add_bos_token; what comes after the text isn't taken.
         with content_of(self._given):
@@ -159,9 +162,6 @@ class Tokenizer:
     @property
     def has_template(self) -> bool:
         return bool(self._tokenizer.chat_template)
-
-    def chat(self, user: str) -> str:
-        return self.render([{"role": "user", "content": user}])
 
     def render(
         self,

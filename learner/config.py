@@ -62,18 +62,19 @@ class ModelConfig:
 
 @dataclass
 class WarmStartConfig:
-    """Supervised steps on expert trajectories before RL."""
+    """Supervised steps on expert trajectories before RL. The defaults are a pretrained model's
+    (``docs/results/real_mini.md``); one that is made from scratch has its own (``conf/model/tiny.yaml``)."""
 
     steps: int = bounded(0, "at least 0")
     """0 leaves the policy as it is."""
-    batch_size: int = bounded(64, "at least 1")
-    lr: float = bounded(3.0e-3, "above 0")
+    batch_size: int = bounded(8, "at least 1")
+    lr: float = bounded(5.0e-5, "above 0")
     muon_lr: float = bounded(0.0, "at least 0")
     """Learning rate of Muon on the hidden matrices; 0 leaves them to AdamW. A model trained from scratch
     learns in half the steps with it (0.03); a pretrained one is better off without."""
-    warmup_steps: int = bounded(50, "at least 0")
+    warmup_steps: int = bounded(5, "at least 0")
     max_grad_norm: float = bounded(1.0, "at least 0")
-    context_weight: float = bounded(0.2, "at least 0")
+    context_weight: float = bounded(0.0, "at least 0")
     """Weight of the loss on all tokens beside the loss on action tokens (1)."""
     cache: bool = True
     """Keep the result, keyed by everything that determines it, and load it the next time."""

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import re
 import shutil
+import struct
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, redirect_stderr
 from pathlib import Path
+from typing import Any
 
 from agent.errors import UserError, shortened
 from agent.paths import at_home
 from agent.quiet import quietly
+from learner.digests import file_digest
 
 ENDING = ".gguf"
 NEEDS = ("gguf", "accelerate")
 """Packages that transformers reads such a file with; they are no part of an installation."""
 MAGIC = b"GGUF"
+FORMAT = 2
+"""Of what is kept; raised when the same file would be read otherwise."""
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf\Z", re.IGNORECASE)
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError, struct.error)
+"""What transformers and gguf raise for a damaged file. ``NotImplementedError`` is a ``RuntimeError``."""
 
 
 def is_gguf(path: str | Path) -> bool:
@@ -41,8 +50,8 @@ def dequantised(path: str | Path, given: str, cache: Path) -> Path:
 
     Its weights are those that the file's blocks stand for, so what quantising lost stays lost. It is made at the first
     call for a file with this content, in seconds to minutes, whole or not at all. Raises ``UserError`` that starts
-    with ``given`` (``model.path=…``) when the file is none, holds no model that transformers can read, or a package
-    for it is missing.
+    with ``given`` (``model.path=…``) when the file is none, holds no model that transformers can read, lacks tensors of
+    it, is one part of several, or a package for it is missing.
     """
     file = at_home(path).absolute()
     if not file.is_file():
@@ -50,7 +59,9 @@ def dequantised(path: str | Path, given: str, cache: Path) -> Path:
     with file.open("rb") as stream:
         if stream.read(len(MAGIC)) != MAGIC:
             raise UserError(f"{given}: is no GGUF file; it doesn't begin with {MAGIC.decode()}")
-    folder = cache / "gguf" / f"{file.stem}-{_digest(file)}"
+    if _PART.search(file.name):
+        raise UserError(f"{given}: is one part of several; join them first (llama.cpp's llama-gguf-split --merge)")
+    folder = cache / "gguf" / f"{file.stem}-{FORMAT}-{file_digest(file)}"
     if folder.is_dir():
         return folder
     if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
@@ -61,7 +72,7 @@ def dequantised(path: str | Path, given: str, cache: Path) -> Path:
         try:
             with quietly(), redirect_stderr(io.StringIO()):  # where the conversion draws a bar of its own
                 _convert(file, made)
-        except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        except _UNREADABLE as error:
             raise UserError(f"{given}: holds no model that transformers can read ({shortened(error)})") from error
         if not folder.is_dir():  # another process may have been faster
             shutil.move(made, folder)
@@ -75,9 +86,13 @@ def _convert(file: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False).save_pretrained(
         folder
     )
-    read = AutoModelForCausalLM.from_pretrained(
-        str(file.parent), gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        str(file.parent), gguf_file=file.name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
     )
+    read, how = loaded
+    if lacking := sorted(map(str, (*how["missing_keys"], *how["mismatched_keys"]))):  # they are random numbers now
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        raise ValueError(f"it lacks {', '.join(lacking[:3])}{more}")
     config = read.config
     config.dtype = torch.float32
     if hasattr(config, "quantization_config"):  # it says what the file was; what is read is float32, and is saved so
@@ -85,13 +100,3 @@ def _convert(file: Path, folder: Path) -> None:
     whole = type(read)(config)  # what was read refuses to be saved, as a quantised model
     whole.load_state_dict(read.state_dict())
     whole.save_pretrained(folder)
-
-
-def _digest(file: Path) -> str:
-    import xxhash
-
-    digest = xxhash.xxh3_128()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()

@@ -22,10 +22,6 @@ class Characters:
         """See ``agent.tokens.TokenCodec``."""
         return "".join(map(chr, ids))
 
-    def chat(self, user: str) -> str:
-        """See ``agent.tokens.TokenCodec``."""
-        return user
-
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -122,6 +122,12 @@ def end_ids(dialogue: Dialogue, tokenizer: Tokenizer) -> tuple[int, ...]:
     return tokenizer.eos_ids if dialogue.lacks_end else ()
 
 
+def control_tokens(dialogue: Dialogue, tokenizer: Tokenizer) -> dict[int, str]:
+    """The tokens, by id, that end turns or mark messages: no policy writes one within an action."""
+    marks = {i for mark in dialogue.marks for i in tokenizer.encode(mark)}
+    return {i: tokenizer.decode([i]) for i in tokenizer.control_ids if i not in marks}
+
+
 def as_trajectory(demonstration: Demonstration, dialogue: Dialogue, *, end_ids: Sequence[int] = ()) -> Trajectory:
     """A demonstration as the record of an episode: actions and observations encoded apart, as in an episode.
 

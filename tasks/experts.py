@@ -21,7 +21,7 @@ and a result block is the environment's and in neither.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -253,8 +253,16 @@ def world_experts(
     return tuple(made)
 
 
-def check_fits(trajectory: Trajectory, agent: AgentConfig) -> None:
-    """Raises ``UserError`` for an expert's trajectory that the policy could never play within ``agent``'s limits."""
+def check_fits(trajectory: Trajectory, agent: AgentConfig, control: Mapping[int, str] | None = None) -> None:
+    """Raises ``UserError`` for an expert's trajectory that the policy could never play: beyond ``agent``'s limits, or
+    with a token of ``control``, by id, within an action, where the engine would have ended the turn."""
+    for turn in trajectory.turns:
+        for token in trajectory.token_ids[turn.action_start : turn.action_end - 1].tolist():
+            if control and token in control:
+                raise UserError(
+                    f"the expert's trajectory for question {trajectory.question_id} has the model's control token "
+                    f"'{control[token]}' within what the policy writes; take it out"
+                )
     for what, value, limit in (
         ("prompt tokens", len(trajectory.prompt_ids), "max_prompt_tokens"),
         ("response tokens", len(trajectory.token_ids), "max_response_tokens"),

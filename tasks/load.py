@@ -74,12 +74,15 @@ class Task:
             world = World(self.config.world_seed)
             return world_experts(world, self.train, count, seed, protocol, top_k)
         experts = {e.question.id: e for e in self._experts_of_file(protocol, "algorithm.seeding.steps=0")}
-        if len(experts) < count:
+        first: dict[str, str] = {}  # a teacher's file has several of one question
+        for question in choose([e.question for e in experts.values()], seed):
+            first.setdefault(normalise(question.text), question.id)
+        if len(first) < count:
             raise UserError(
-                f"algorithm.seeding.experts={count}, but data.experts={self.config.experts} holds {len(experts)} "
-                "trajectories; lower it or add some"
+                f"algorithm.seeding.experts={count}, but data.experts={self.config.experts} holds trajectories of "
+                f"{len(first)} questions; lower it or add some"
             )
-        return tuple(experts[q.id] for q in choose([e.question for e in experts.values()], seed)[:count])
+        return tuple(experts[name] for name in [*first.values()][:count])
 
     def development(self, notices: list[Notice] | None = None) -> tuple[Question, ...]:
         """Questions to calibrate on, none of them in ``eval``.

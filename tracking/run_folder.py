@@ -19,7 +19,7 @@ from agent.lock import lock
 
 LOCK = ".lock"
 """Locked while its folder is written to. The system frees it when the process ends, however that happens."""
-_TRACES = ("metrics.jsonl", "trajectories.jsonl", "checkpoints", "logs", "plan.json")
+_TRACES = ("metrics.jsonl", "trajectories.jsonl", "checkpoints", "logs", "plan.json", "experts.jsonl")
 """What a run or a sweep leaves; one of them is enough."""
 
 

@@ -6,7 +6,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from agent.readable import json_of
 from agent.tools.base import Request
@@ -19,6 +19,9 @@ class Malformed(ValueError):
 
 class CallStyle(ABC):
     """One way to write calls."""
+
+    how: ClassVar[str]
+    """The same in words, for a prompt."""
 
     @abstractmethod
     def read(self, text: str) -> list[Request]:
@@ -36,6 +39,10 @@ class TaggedCalls(CallStyle):
     [Request(tool='search', arguments={'query': 'Emma'})]
     """
 
+    how = (
+        'To call a tool, write <tool_call>\n{"name": the tool\'s name, "arguments": an object with its arguments}\n'
+        "</tool_call> and end your turn. The result comes back between <tool_response> and </tool_response>."
+    )
     _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
     def read(self, text: str) -> list[Request]:
@@ -58,6 +65,10 @@ class JsonCalls(CallStyle):
     [Request(tool='search', arguments={'query': 'Emma'})]
     """
 
+    how = (
+        'To call a tool, write nothing but {"name": the tool\'s name, "parameters": an object with its arguments} and '
+        "end your turn. The result comes back in the next message."
+    )
     _MARK = "<|python_tag|>"
 
     def read(self, text: str) -> list[Request]:
@@ -70,7 +81,7 @@ class JsonCalls(CallStyle):
         while body:
             try:
                 value, end = decoder.raw_decode(body)
-            except ValueError:
+            except (ValueError, RecursionError):  # nested too deeply
                 raise Malformed("a call that is no valid JSON") from None
             found.append(_request(value, "parameters"))
             body = body[end:].lstrip(" \n;")

@@ -30,6 +30,23 @@ DATE = "26 Jul 2024"
 WHERE = "agent.format=tools"
 
 
+def options(codec: TokenCodec, thinking: bool | None) -> dict[str, Any]:
+    """Variables that a chat template is rendered with. Raises ``UserError`` for ``thinking`` given to a template
+    without such a switch."""
+    found: dict[str, Any] = {"date_string": DATE}
+    if thinking is None:
+        return found
+    asked = [{"role": "user", "content": "?"}]
+    if codec.render(asked, options=found | {"enable_thinking": True}) == codec.render(
+        asked, options=found | {"enable_thinking": False}
+    ):
+        raise UserError(
+            f"agent.thinking={str(thinking).lower()}, but this model's chat template has no switch for it; "
+            "leave agent.thinking out"
+        )
+    return found | {"enable_thinking": thinking}
+
+
 class ChatTemplate:
     """A chat template with ``tools`` (JSON schemas), as an episode needs it.
 
@@ -39,14 +56,7 @@ class ChatTemplate:
 
     def __init__(self, codec: TokenCodec, tools: Sequence[Mapping[str, Any]], thinking: bool | None) -> None:
         self._codec = codec
-        self._options: dict[str, Any] = {"date_string": DATE}
-        if thinking is not None:
-            if self._with(enable_thinking=True) == self._with(enable_thinking=False):
-                raise UserError(
-                    f"agent.thinking={str(thinking).lower()}, but this model's chat template has no switch for it; "
-                    "leave agent.thinking out"
-                )
-            self._options["enable_thinking"] = thinking
+        self._options = options(codec, thinking)
         self._tools: Sequence[Mapping[str, Any]] = tools
         name = tools[0]["function"]["name"]
         self.native = name in self._difference(tools)
@@ -55,9 +65,6 @@ class ChatTemplate:
             self._tools = ()
         self._system = self._takes_a_system_prompt()
         self._learn()
-
-    def _with(self, **options: Any) -> str:
-        return self._codec.render([{"role": "user", "content": "?"}], options={**self._options, **options})
 
     def _difference(self, tools: Sequence[Mapping[str, Any]]) -> str:
         """What the template renders with ``tools``; nothing if that is what it renders without."""
@@ -132,7 +139,7 @@ class ChatTemplate:
     @property
     def family(self) -> str:
         """What kind of model this is, judging by its template; for messages."""
-        shown = self._with()
+        shown = self._codec.render([{"role": "user", "content": "?"}], options=self._options)
         if "<|start_header_id|>" in shown:
             return "Llama 3"
         if "<|im_start|>" in shown:

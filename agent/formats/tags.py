@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agent.config import AgentConfig
-from agent.errors import one_of
+from agent.errors import UserError, one_of
 from agent.formats.base import Format, Shown
+from agent.formats.chat_template import options
 from agent.prompts import fill, tag_prompt
 from agent.protocol import PROTOCOLS, Action, TagProtocol
 from agent.records import Finish
@@ -35,7 +36,12 @@ class TagFormat(Format):
         self._codec = codec
         self._chat = codec.has_template if config.chat is None else config.chat
         self.beginning = () if self._chat else codec.beginning
-        self._thinking = config.thinking
+        self._options = options(codec, config.thinking) if self._chat else {}
+        if config.thinking is not None and not self._chat:
+            raise UserError(
+                f"agent.thinking={str(config.thinking).lower()} is a switch of a chat template, and none is used "
+                "(agent.chat=false); leave agent.thinking out"
+            )
         self._most = config.max_parallel
         self._tools = {tool.name for tool in tools}
         self._template = tag_prompt(config, self.protocol, tools)
@@ -47,9 +53,7 @@ class TagFormat(Format):
         text = fill(self._template, {"question": question})
         if not self._chat:
             return text
-        if self._thinking is None:
-            return self._codec.chat(text)
-        return self._codec.render([{"role": "user", "content": text}], options={"enable_thinking": self._thinking})
+        return self._codec.render([{"role": "user", "content": text}], options=self._options)
 
     def parse(self, text: str, finish: Finish) -> Action:
         """See ``Format``. A turn that closes an action is whole, whatever ended it; an answer without a closing tag of

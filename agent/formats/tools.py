@@ -42,7 +42,7 @@ class ToolFormat(Format):
         self._style: CallStyle = TaggedCalls()
         if self._template.native and "<tool_call>" not in self._template.written_as:
             self._style = JsonCalls()
-        described = described_tools([json.dumps(s, ensure_ascii=False) for s in schemas])
+        described = described_tools([json.dumps(s, ensure_ascii=False) for s in schemas], self._style.how)
         self._system, self._user = tools_prompt(config, self.protocol, described, native=self._template.native)
         self.stop = (self._template.end,)
         self.marks = (*MARKS, *self.protocol.tags)
@@ -104,7 +104,8 @@ class ToolFormat(Format):
         return ids
 
     def written(self, action: str, *, last: bool) -> list[int]:
-        """See ``Format``: an expert's thought stays, its call is written as the model does, and the turn is ended."""
+        """See ``Format``: the call is written as the model does, and the turn is ended. An expert's thought stays where
+        a call may have one before it (Llama 3's may not)."""
         (request,) = self.protocol.parse(action).requests or (None,)
         if request is not None:
             call = next(c for c in self.protocol.calls if c.tool == request.tool)

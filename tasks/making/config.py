@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from typing import ClassVar
+from urllib.parse import urlsplit
 
 from agent.errors import UserError, nearest
 from agent.protocol import PROTOCOLS
@@ -48,8 +49,11 @@ class EndpointConfig:
     def check(self) -> None:
         """To be called where it is used. Raises ``UserError`` for an address that is none, or without a model."""
         key = self.KEY
-        if self.url is not None and not self.url.startswith(("http://", "https://")):
-            raise UserError(f"{key}.url={self.url} must start with http:// or https://")
+        if self.url is not None and (problem := _wrong(self.url)):
+            raise UserError(f"{key}.url={self.url} {problem}")
+        secret = os.environ.get(self.SECRET, "")
+        if self.url is not None and not (secret.isascii() and (secret.isprintable() or not secret)):
+            raise UserError(f"the environment variable {self.SECRET} must be a key of plain ASCII letters, on one line")
         if self.url is not None and not self.model:
             raise UserError(f"{key}.url={self.url} needs {key}.model=NAME, the model's name there")
         if self.url is None and self.model is not None:
@@ -64,6 +68,18 @@ class EndpointConfig:
             timeout_s=self.timeout_s,
             tries=self.tries,
         )
+
+
+def _wrong(url: str) -> str:
+    """What is wrong with an endpoint's address; empty for nothing."""
+    if not url.startswith(("http://", "https://")):
+        return "must start with http:// or https://"
+    try:
+        parts = urlsplit(url)
+        fine = bool(parts.hostname) and (parts.port is None or parts.port > 0)  # reading the port checks its range
+    except ValueError:
+        fine = False
+    return "" if fine else "is no address, such as http://127.0.0.1:8000/v1"
 
 
 @dataclass

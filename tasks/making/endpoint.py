@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from agent.errors import Fault, shortened
+from agent.readable import json_of
 
 if TYPE_CHECKING:
     import httpx
@@ -52,6 +53,8 @@ class Endpoint:
         self._timeout_s = timeout_s
         self._tries = tries
         self._pause_s = pause_s
+        self.answered = 0
+        """Completions so far."""
 
     async def __aenter__(self) -> Endpoint:
         import httpx
@@ -91,11 +94,17 @@ class Endpoint:
         if code != 200:
             raise EndpointError(f"{self._url}: HTTP {code} {response.reason_phrase}: {shown!r}", code)
         try:
-            choice = response.json()["choices"][0]
+            told = json_of(response.content)
+            choice = told["choices"][0]
             text, finish = choice["message"]["content"], choice.get("finish_reason") or "stop"
-            tokens = int((response.json().get("usage") or {}).get("completion_tokens") or 0)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            tokens = int((told.get("usage") or {}).get("completion_tokens") or 0)
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise EndpointError(f"{self._url}: the reply is no chat completion: {shown!r}", code) from error
         if not isinstance(text, str):
             raise EndpointError(f"{self._url}: the reply has no text: {shown!r}", code)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise EndpointError(f"{self._url}: the reply's text has half a surrogate pair: {shown!r}", code) from error
+        self.answered += 1
         return Reply(text=text, finish=finish, tokens=tokens)

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Protocol
 
 from agent.answers import exact_match, has_words, normalise
@@ -61,7 +62,8 @@ async def make(
 ) -> Made:
     """Experts of ``questions``, which are tried in an order that ``seed`` decides. ``progress`` is told of those done.
 
-    Raises ``UserError`` for an endpoint that refuses everything.
+    One that is cancelled, as by Ctrl-C, returns what there is, with the reason in ``broken``. Raises ``UserError`` for
+    an endpoint that refuses everything.
     """
     made = Made(
         offered=len(questions),
@@ -70,13 +72,18 @@ async def make(
     )
     in_a_row = 0
     async with AsyncExitStack() as stack:
-        player, chunk = await _player(stack, library, config, seed)
+        player, chunk = await _player(stack, library, config, seed, frozenset(q.id for q in questions))
         ordered = choose(questions, seed)
         for at in range(0, len(ordered), chunk):
             if made.selection.full:
                 break
             some = ordered[at : at + chunk]
-            for question, attempt in zip(some, await asyncio.gather(*map(player.attempt, some)), strict=True):
+            try:
+                attempts = await asyncio.gather(*map(player.attempt, some))
+            except asyncio.CancelledError:
+                made.broken = "it was stopped"
+                break
+            for question, attempt in zip(some, attempts, strict=True):
                 if made.selection.full:
                     break
                 made.add(question.id, attempt)
@@ -94,13 +101,15 @@ class _Player(Protocol):
         ...
 
 
-async def _player(stack: AsyncExitStack, library: Library, config: ExpertsConfig, seed: int) -> tuple[_Player, int]:
-    """Who plays, and how many questions at a time."""
+async def _player(
+    stack: AsyncExitStack, library: Library, config: ExpertsConfig, seed: int, ids: Collection[str]
+) -> tuple[_Player, int]:
+    """Who plays, and how many questions at a time. ``ids`` are all the questions'."""
     stage, teacher = Stage(library.agent, library.searcher), config.teacher
     if teacher.url is None:
         return FromEvidence(library, stage, config, seed), CHUNK
     endpoint = await stack.enter_async_context(teacher.client())
-    return FromTeacher(library, stage, config, seed, endpoint), teacher.parallel
+    return FromTeacher(library, stage, config, seed, endpoint, ids), teacher.parallel
 
 
 def _refusal(question: Question, library: Library) -> Attempt | None:
@@ -150,16 +159,16 @@ class FromEvidence:
             return refusal
         experts: list[Expert] = []
         refused: list[Attempt] = []
-        try:
-            for own in (True, False):
-                if own or self.config.search_shares is not None or not experts:
+        for own in (True, False):
+            if own or self.config.search_shares is not None or not experts:
+                try:
                     made = await self._episode(question, own)
-                    experts += made.experts[0] if made.experts else ()
-                    refused += [made] if not made.experts else []
-        except NotFoundError as error:
-            return Attempt(refused=(Why.NOT_FOUND,), detail=str(error))
-        except RetrievalError as error:
-            return Attempt(faults=(str(error),))
+                except NotFoundError as error:
+                    made = Attempt(refused=(Why.NOT_FOUND,), detail=str(error))
+                except RetrievalError as error:
+                    return Attempt(faults=(str(error),))
+                experts += made.experts[0] if made.experts else ()
+                refused += [made] if not made.experts else []
         if not experts:
             return refused[-1]
         return Attempt(experts=(tuple(experts),))
@@ -223,6 +232,8 @@ class FromTeacher:
     config: ExpertsConfig
     seed: int
     endpoint: Endpoint
+    ids: Collection[str] = ()
+    """That the questions have."""
 
     def __post_init__(self) -> None:
         self._places = asyncio.Semaphore(self.config.teacher.parallel)
@@ -235,16 +246,18 @@ class FromTeacher:
         experts: list[tuple[Expert, ...]] = []
         refused: list[Why] = []
         paths: set[tuple[str, ...]] = set()
+        free = (name for n in count(2) if (name := f"{question.id}#{n}") not in self.ids)
+        name = question.id
         for trajectory in played:
             if trajectory.stop_reason.is_fault:
                 continue
-            named = question if not experts else replace(question, id=f"{question.id}#{len(experts) + 1}")
-            judged = _judge(named, trajectory, self.library, self.stage)
+            judged = _judge(replace(question, id=name), trajectory, self.library, self.stage)
             if isinstance(judged, Expert) and path(trajectory) in paths:
                 judged = Why.DUPLICATE
             if isinstance(judged, Expert):
                 experts.append((judged,))
                 paths.add(path(trajectory))
+                name = next(free)
             else:
                 refused.append(judged)
         faults = tuple(t.fault for t in played if t.stop_reason.is_fault)

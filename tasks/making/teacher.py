@@ -21,7 +21,8 @@ from tasks.making.endpoint import Endpoint, EndpointError
 from tasks.making.episodes import CODEC, completion
 
 REFUSED = frozenset({401, 403, 404})
-"""HTTP codes of an endpoint, a model or a key that are wrong, whatever is asked."""
+"""HTTP codes of an endpoint, a model or a key that are wrong, whatever is asked: unless something was answered before.
+Then it is that one request (some hosts refuse a flagged text with 403)."""
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Teacher:
                 max_tokens=self.limits.max_new_tokens_first if first else self.limits.max_new_tokens,
             )
         except EndpointError as error:
-            if error.code in REFUSED:
+            if error.code in REFUSED and not self.endpoint.answered:
                 key = self.config.KEY
                 raise UserError(
                     f"{key}.url={self.config.url}, {key}.model={self.config.model}: {error}; correct them, or the "
@@ -85,6 +86,9 @@ def turn(text: str, protocol: TagProtocol, stop: Sequence[str], finish: Finish) 
     ends = [text.index(tag) + len(tag) for tag in stop if tag in text]
     if ends:
         return text[: min(ends)].strip()
+    box = protocol.last_box(text) if protocol.braced_answer and finish is Finish.STOP else None
+    if box is not None and all(text.rfind(call.opening) < box[0] for call in protocol.calls):
+        return text[: box[1] + 1].strip()
     pairs = [(call.opening, call.closing) for call in protocol.calls]
     pairs += [] if protocol.braced_answer else [(protocol.answer_open, protocol.answer_close)]
     opened = max(pairs, key=lambda pair: text.rfind(pair[0]))

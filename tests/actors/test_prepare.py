@@ -134,9 +134,25 @@ def test_the_cache_knows_how_exactly_a_warm_start_was_counted(tmp_path: Path) ->
                 cluster=ClusterConfig(device="cuda", card=card),
                 model=replace(config.model, dtype="bfloat16", vocab_size=151_936),
             ),
-            "nowhere",
+            str(tmp_path),
         )
 
     assert key() == key(exact_master=True, float32_gradients=False) != key("h100")
     assert key("h100") == key(exact_master=True, float32_gradients=True)
     assert len({key(exact_master=e, float32_gradients=f) for e in (True, False) for f in (True, False)}) == 4
+
+
+def test_the_cache_knows_the_models_weights_and_its_template(tmp_path: Path) -> None:
+    """A model's folder may be a link that moves (``checkpoints/best``), or be trained further in its place."""
+    imitating = replace(run(tmp_path), algorithm=AlgorithmConfig(warm_start=WarmStartConfig(steps=2)))
+    folder = tmp_path / "model"
+    folder.mkdir()
+
+    def key(**files: str) -> str:
+        for name, content in files.items():
+            (folder / name.replace("_", ".")).write_text(content)
+        return _warm_start_key(imitating, str(folder))
+
+    keys = [key(config_json="{}", model_safetensors="a"), key(model_safetensors="b"), key(template_jinja="{{ x }}")]
+    assert len({*keys}) == 3
+    assert key(notes_txt="of no matter", model_safetensors="b") == keys[-1]

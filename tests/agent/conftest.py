@@ -7,9 +7,10 @@ import random
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,8 +85,9 @@ class ByteCodec:
     def has_template(self) -> bool:
         return True
 
-    def chat(self, user: str) -> str:
-        return f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+    def render(self, messages: Sequence[Mapping[str, Any]], **how: Any) -> str:
+        said = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+        return f"{said}<|im_start|>assistant\n"
 
     def one_way_to_write(self, text: str, rng: random.Random) -> list[int]:
         """Some ids of ``text``, seldom those that ``encode`` gives: a policy samples what it likes."""

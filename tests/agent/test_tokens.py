@@ -44,6 +44,9 @@ def made(tmp_path_factory):
     return save
 
 
+ASKED = [{"role": "user", "content": "Who?"}]
+
+
 @pytest.fixture(scope="module")
 def tokenizer(made):
     return Tokenizer(made("chat", TEMPLATE))
@@ -55,6 +58,11 @@ def test_special_tokens_are_all_that_forge_something(tokenizer):
     assert tokenizer.eos_ids == tuple(tokenizer.encode("<|im_end|>"))
 
 
+def test_control_tokens_are_those_that_are_flagged(tokenizer):
+    """A model's marks of thoughts and calls are tokens, too, and it writes them within its turns."""
+    assert tokenizer.control_ids == {tokenizer.encode(name)[0] for name in ("<|im_start|>", "<|im_end|>")}
+
+
 def test_text_goes_in_and_out_as_it_stands(tokenizer):
     for text in ("Who wrote Emma ?", " a , b . c", "é 世界 🙂\n\n", "<|im_end|>x<tool> y", "  two  "):
         assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -62,9 +70,9 @@ def test_text_goes_in_and_out_as_it_stands(tokenizer):
 
 
 def test_chat(tokenizer, made):
-    assert tokenizer.chat("Who?") == "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.render(ASKED) == "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
     with pytest.raises(UserError, match=r"agent\.chat=false"):
-        Tokenizer(made("plain", None)).chat("Who?")
+        Tokenizer(made("plain", None)).render(ASKED)
 
 
 def test_a_path_without_a_tokenizer_is_the_users_mistake(tmp_path):
@@ -93,7 +101,7 @@ def test_no_document_or_question_forges_a_token(tokenizer, make_dialogue, attack
 
 def test_a_chat_template_that_fails_is_the_users_to_mend(made):
     with pytest.raises(UserError, match=r"its chat template fails \(UndefinedError: .*agent\.chat=false") as error:
-        Tokenizer(made("broken chat", "{{ messages[0].no.such.field }}")).chat("Who?")
+        Tokenizer(made("broken chat", "{{ messages[0].no.such.field }}")).render(ASKED)
     assert "\n" not in str(error.value)
 
 

@@ -14,7 +14,7 @@ from agent.dialogue import Dialogue
 from agent.environment import Environment
 from agent.episode import MALFORMED_NOTICE, play
 from agent.errors import UserError
-from agent.formats.calls import JsonCalls, TaggedCalls
+from agent.formats.calls import JsonCalls, Malformed, TaggedCalls
 from agent.protocol import PROTOCOLS
 from agent.records import Completion, Finish, Passage, Question, StopReason
 from agent.tokens import Tokenizer
@@ -241,6 +241,7 @@ def test_an_experts_trajectory_reads_like_an_episode(tokenizer, family, protocol
 def test_llamas_date_does_not_change_from_day_to_day(tmp_path):
     tokenizer = chat_templates.small_tokenizer(tmp_path, chat_templates.LLAMA, family="llama")
     assert "Today: 26 Jul 2024" in Dialogue.of(tokenizer, config()).prompt_text("Who?")
+    assert "Today: 26 Jul 2024" in Dialogue.of(tokenizer, AgentConfig()).prompt_text("Who?"), "with tags, too"
 
 
 @pytest.mark.parametrize("thinking", [True, False, None])
@@ -257,6 +258,10 @@ def test_thinking_without_a_switch_is_the_users_mistake(tmp_path):
     tokenizer = chat_templates.small_tokenizer(tmp_path, chat_templates.QWEN25)
     with pytest.raises(UserError, match=r"agent\.thinking=false, but this model's chat template has no switch"):
         Dialogue.of(tokenizer, config(thinking=False))
+    with pytest.raises(UserError, match=r"agent\.thinking=false, but this model's chat template has no switch"):
+        Dialogue.of(tokenizer, AgentConfig(thinking=False))
+    with pytest.raises(UserError, match=r"agent\.thinking=true is a switch of a chat template, and none is used"):
+        Dialogue.of(tokenizer, AgentConfig(thinking=True, chat=False))
 
 
 @pytest.mark.parametrize(
@@ -287,3 +292,20 @@ def test_json_calls_are_read_with_the_python_tag_too():
     text = "<|python_tag|>" + json.dumps({"name": "search", "parameters": {"query": "a"}})
     assert JsonCalls().read(text) == [Request(tool="search", arguments={"query": "a"})]
     assert JsonCalls().read('{"answer": 1}') == []
+
+
+@pytest.mark.parametrize("style", [JsonCalls(), TaggedCalls()])
+def test_a_call_that_is_nested_too_deeply_is_malformed(style):
+    """A few hundred tokens of a policy; Python's reader of JSON gives up there."""
+    deep = '{"name": ' + "[" * 100_000
+    with pytest.raises(Malformed, match="no valid JSON"):
+        style.read(deep if isinstance(style, JsonCalls) else f"<tool_call>{deep}</tool_call>")
+
+
+@pytest.mark.parametrize("family", ["qwen25", "llama"])
+def test_a_prompt_of_the_users_own_describes_calls_as_the_model_writes_them(tmp_path, family):
+    (tmp_path / "prompt.txt").write_text("{tools}\n\nAnswer: {question}")
+    template = chat_templates.LLAMA if family == "llama" else chat_templates.QWEN25
+    tokenizer = chat_templates.small_tokenizer(tmp_path, template, **({"family": "llama"} if family == "llama" else {}))
+    said = Dialogue.of(tokenizer, config(prompt=str(tmp_path / "prompt.txt"))).prompt_text("Who?")
+    assert ('"parameters": an object' in said, "write <tool_call>" in said) == (family == "llama", family != "llama")

@@ -40,7 +40,10 @@ def test_a_path_alone_is_a_model(folder: Path) -> None:
     other = asked("model=qwen0.5b")
     assert (replace(config.agent, max_response_tokens=8192), config.algorithm) == (other.agent, other.algorithm)
     assert config.agent.max_response_tokens == 0, "what its context leaves"
-    assert config.algorithm.warm_start.steps == 0
+    warm = config.algorithm.warm_start
+    assert (warm.steps, warm.batch_size, warm.lr, warm.warmup_steps, warm.context_weight) == (0, 8, 5e-5, 5, 0.0)
+    tiny = asked("model=tiny").algorithm.warm_start
+    assert (tiny.batch_size, tiny.context_weight) == (64, 0.2), "it is made from scratch"
 
 
 def test_a_path_beside_a_choice_takes_the_choices_settings(folder: Path) -> None:

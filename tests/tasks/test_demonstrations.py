@@ -44,7 +44,7 @@ class Characters:
     def decode(self, ids):
         return "".join(self.special_tokens[i + 6] if i < 0 else chr(i) for i in ids)
 
-    def chat(self, user):
+    def render(self, messages, **how):
         raise AssertionError("plain prompts only")
 
 

@@ -55,7 +55,7 @@ class Characters:
     def decode(self, ids) -> str:
         return "".join(map(chr, ids))
 
-    def chat(self, user: str) -> str:
+    def render(self, messages, **how) -> str:
         raise AssertionError("plain prompts only")
 
 
@@ -149,6 +149,18 @@ def test_what_no_episode_could_be_is_refused(protocol, response, reason):
 )
 def test_passages_of_a_block(block, passages):
     assert passages_of(block, SEARCH) == passages
+
+
+def test_an_expert_writes_no_control_token(read):
+    """There the engine would have ended the turn: no policy plays such an episode."""
+    (expert,) = read(ROW)
+    played = as_trajectory(expert, dialogue())
+    inside = int(played.token_ids[1])
+    with pytest.raises(UserError, match=r"question q1 has the model's control token '<end>' within"):
+        check_fits(played, AgentConfig(), {inside: "<end>"})
+    last = {int(played.token_ids[turn.action_end - 1]) for turn in played.turns}
+    others = {int(i) for turn in played.turns for i in played.token_ids[turn.action_start : turn.action_end - 1]}
+    check_fits(played, AgentConfig(), dict.fromkeys(last - others, "<end>"))
 
 
 # --- files -----------------------------------------------------------------------------------------
@@ -318,7 +330,7 @@ def test_a_tasks_experts_are_those_of_the_file(task):
     assert {d.question.id for d in task.experts(SEARCH, 2, 3, 0)} == {"e0", "e1", "e2"}
     two = task.experts(SEARCH, 2, 2, 0)
     assert two == task.experts(SEARCH, 2, 3, 0)[:2]
-    with pytest.raises(UserError, match=r"algorithm\.seeding\.experts=4, but data\.experts=.* holds 3 trajectories"):
+    with pytest.raises(UserError, match=r"algorithm\.seeding\.experts=4, but .* holds trajectories of 3 questions"):
         task.experts(SEARCH, 2, 4, 0)
 
 

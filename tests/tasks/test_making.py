@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from expert_cases import AGENT, EMMA, EMMA_PROTOCOL, why
+from expert_cases import AGENT, EMMA, EMMA_PROTOCOL, PASSAGES, why
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "agent"))  # for its chat templates
 
@@ -133,6 +133,19 @@ def test_a_search_that_fails_is_a_fault_and_no_document_that_isnt_found():
     assert (why(made), made.faults) == ({"emma": Why.FAULT, "yes": Why.FAULT}, ["the index is gone"] * 2)
 
 
+def test_one_way_that_finds_nothing_leaves_the_other():
+    """The question's own words show both documents, in one search; by itself the second one, whose title isn't known,
+    can't be asked for."""
+
+    class Shelf:
+        async def search(self, query: str, k: int) -> Sequence[Passage]:
+            return [p for p in PASSAGES if p.id in ("light", "tosca")]
+
+    both = replace(LIGHT, supporting=("light", "tosca"), evidence_match="id")
+    made = asyncio.run(making.make([both], making.Library(searcher=Shelf(), agent=AGENT), ExpertsConfig(), 0))
+    assert [e.searches for e in made.experts] == [1], why(made)
+
+
 def test_shares_choose_between_one_search_and_one_for_each(make):
     twins = [replace(EMMA, id=f"e{i}") for i in range(12)]
     made = make(*twins, count=10, search_shares=[1, 4, 0])
@@ -251,6 +264,9 @@ def test_wrong_settings_are_named(settings, said):
     [
         ({"url": "localhost:8000", "model": "m"}, "must start with http"),
         ({"url": "http://x"}, "needs experts.teacher.model=NAME"),
+        ({"url": "http://HOST:PORT/v1", "model": "m"}, "url=http://HOST:PORT/v1 is no address, such as http://127"),
+        ({"url": "http://127.0.0.1:80000/v1", "model": "m"}, "80000/v1 is no address"),
+        ({"url": "http:///v1", "model": "m"}, "is no address"),
         ({"model": "m"}, "experts.teacher.model=m needs experts.teacher.url="),
         ({"episodes": 0}, "experts.teacher.episodes=0 must be at least 1"),
         ({"temperature": -0.1}, "experts.teacher.temperature=-0.1 must be at least 0"),
@@ -259,6 +275,13 @@ def test_wrong_settings_are_named(settings, said):
 def test_wrong_settings_of_the_teacher_are_named(settings, said):
     with pytest.raises(UserError, match=re.escape(said)):
         TeacherConfig(**settings).check()
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "two\nlines"])
+def test_a_key_that_can_not_be_sent_is_named(monkeypatch, key):
+    monkeypatch.setenv("TEACHER_KEY", key)
+    with pytest.raises(UserError, match="TEACHER_KEY must be a key of plain ASCII letters, on one line"):
+        TeacherConfig(url="http://x", model="m").check()
 
 
 MINI = Path(__file__).parents[3] / "shared" / "data" / "multihop_mini"

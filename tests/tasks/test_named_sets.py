@@ -163,7 +163,9 @@ def test_what_was_changed_later_is_refused(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"{path} is not what it was when it came \(SHA-256\); delete it"):
         fetched(config(), tmp_path, "train", lambda text: None)
     path.with_suffix(".source.json").write_text("{")
-    with pytest.raises(UserError, match=r"hotpotqa-train\.source\.json can't be read; delete it and hotpotqa-train\.jsonl$"):
+    with pytest.raises(
+        UserError, match=r"hotpotqa-train\.source\.json can't be read; delete it and hotpotqa-train\.jsonl$"
+    ):
         fetched(config(), tmp_path, "train", lambda text: None)
 
 

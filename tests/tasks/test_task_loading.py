@@ -80,6 +80,18 @@ def test_ones_own_files(files, tmp_path):
         task.demonstrations(SEARCH, 2)
 
 
+def test_the_seedings_experts_are_of_different_questions(files, tmp_path):
+    """A teacher's file has several trajectories of one question."""
+    row = {"question": "Who?", "answer": "a", "trajectory": "<search>x</search> <result>y</result> <answer>a</answer>"}
+    rows = [row | {"id": f"{name}#{n}", "question": f"Who is {name}?"} for name in "abcd" for n in range(4)]
+    (tmp_path / "experts.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    task = load(DataConfig(source="jsonl", **files, experts=str(tmp_path / "experts.jsonl")), 0, tmp_path)
+    for seed in range(5):
+        assert len({e.question.text for e in task.experts(SEARCH, 2, 4, seed)}) == 4
+    with pytest.raises(UserError, match=r"algorithm\.seeding\.experts=5, but .* holds trajectories of 4 questions"):
+        task.experts(SEARCH, 2, 5, 0)
+
+
 def test_a_file_of_held_out_questions(files, tmp_path):
     held_out = write(tmp_path / "held.jsonl", [{"question": "and this?", "answer": "that"}])
     task = load(DataConfig(source="jsonl", eval_questions=held_out, **files), 0, tmp_path)

@@ -12,15 +12,20 @@ from threading import Thread
 from types import SimpleNamespace
 
 import pytest
-from expert_cases import AGENT, EMMA, EMMA_PROTOCOL, why
+from expert_cases import AGENT, EMMA, EMMA_PROTOCOL, THERE, why
 
 from agent.errors import Fault, UserError
+from agent.protocol import PROTOCOLS
 from agent.records import Finish
+from retrieval_service.config import RetrievalConfig
+from retrieval_service.rankers import open_backend
+from retrieval_service.service import RetrievalService
 from tasks.experts import read_experts
 from tasks.making import config as settings
-from tasks.making.config import TeacherConfig
+from tasks.making import make as making
+from tasks.making.config import ExpertsConfig, TeacherConfig
 from tasks.making.endpoint import Endpoint
-from tasks.making.made import Why
+from tasks.making.made import Made, Why
 from tasks.making.teacher import turn
 
 pytestmark = pytest.mark.jvm
@@ -165,6 +170,9 @@ def test_an_endpoint_that_is_gone_ends_the_making_and_is_no_wrong_answer(make, m
         ("no json", "no chat completion: 'no json'"),
         ('{"choices": []}', "no chat completion"),
         ('{"choices": [{"message": {"content": null}}]}', "the reply has no text"),
+        ('{"choices": [{"message": {"content": "\\ud83d <search>x"}}]}', "half a surrogate pair"),
+        ('{"choices": [{"message": {"content": "x"}}], "usage": {"completion_tokens": 1e999}}', "no chat completion"),
+        ("[" * 100_000, "no chat completion"),
         ('{"choices": [{"message": {"content": "x"}, "finish_reason": "content_filter"}]}', "'content_filter'"),
     ],
 )
@@ -173,6 +181,43 @@ def test_a_reply_that_is_none_is_a_fault(make, school, body, said):
     made = make(EMMA, teacher=teacher(school.port, episodes=1))
     assert said in made.faults[0]
     assert not made.refused
+
+
+def test_a_request_that_is_refused_after_others_were_answered_is_a_fault(make, school):
+    """Some hosts refuse a flagged text with 403; what was made before stays."""
+    school.scripts = [[*RIGHT], [(403, "flagged")], [*RIGHT]]
+    made = make(EMMA, replace(EMMA, id="b"), replace(EMMA, id="c"), teacher=teacher(school.port, episodes=1))
+    assert (len(made.experts), len(made.faults), made.broken) == (2, 1, "")
+    assert "HTTP 403" in made.faults[0]
+
+
+def test_a_making_that_is_stopped_keeps_what_there_is(school, index):
+    async def stopped() -> Made:
+        service = RetrievalService(lambda: open_backend(RetrievalConfig(), index), RetrievalConfig())
+        await service.start()
+        try:
+            library = making.Library(searcher=service, agent=AGENT, there=THERE)
+            config = ExpertsConfig(teacher=teacher(school.port, episodes=1))
+            task = asyncio.current_task()
+            assert task is not None
+
+            def progress(done: int, total: int) -> None:
+                task.cancel()
+
+            return await making.make([EMMA, replace(EMMA, id="b")], library, config, 0, progress)
+        finally:
+            await service.close()
+
+    school.scripts = [[*RIGHT], [*RIGHT]]
+    made = asyncio.run(stopped())
+    assert (len(made.experts), made.broken) == (1, "it was stopped")
+
+
+def test_ids_of_a_questions_other_episodes_are_nobody_elses(make, school):
+    again: list[Reply] = ["<search>Emma novel", "Again. <search>Jane Austen born", "<answer>Steventon"]
+    school.scripts = [[*RIGHT], [*again], [*RIGHT], [*again]]
+    made = make(EMMA, replace(EMMA, id="emma#2"), teacher=teacher(school.port, episodes=2))
+    assert len({e.written.row["id"] for e in made.experts}) == len(made.experts) == 4
 
 
 def test_a_wait_that_the_endpoint_asks_for_is_kept(monkeypatch):
@@ -214,3 +259,18 @@ STOP = ("</search>", "</answer>")
 )
 def test_a_reply_is_one_turn(said, finish, turned):
     assert turn(said, EMMA_PROTOCOL, STOP, finish) == turned
+
+
+@pytest.mark.parametrize(
+    ("said", "finish", "turned"),
+    [
+        (r"So it is \boxed{the {x}}. I am sure.", Finish.STOP, r"So it is \boxed{the {x}}"),
+        (r"$\boxed{a}$", Finish.STOP, r"$\boxed{a}"),
+        (r"It may be \boxed{a}. <begin_search>b", Finish.STOP, r"It may be \boxed{a}. <begin_search>b</end_search>"),
+        (r"So \boxed{a}. And", Finish.LENGTH, r"So \boxed{a}. And"),
+    ],
+)
+def test_a_braced_answer_ends_a_reply(said, finish, turned):
+    """What a model writes behind it, a full stop say, is in no episode's form."""
+    protocol = PROTOCOLS["autocoa"]
+    assert turn(said, protocol, protocol.stop, finish) == turned
