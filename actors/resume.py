@@ -14,7 +14,7 @@ from agent.paths import at_home
 from agent.pool import saved
 from agent.readable import content_of
 from conf.schema import IF_ANY, RunConfig
-from learner.checkpoint import latest, latest_sound
+from learner.checkpoint import checkpoints, latest, latest_sound
 from tracking.differences import listed
 from tracking.metrics import keep_lines, read, replace
 from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
@@ -66,7 +66,7 @@ def _newest(outputs: Path, settings: Mapping[str, Any], check: Check) -> Found:
     other: Path | None = None
     for folder in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True):
         newest = latest(folder)
-        made_with = Provenance.load(newest) if newest is not None else None
+        made_with = next((told for path in reversed(checkpoints(folder)) if (told := Provenance.load(path))), None)
         if made_with is None or not made_with.same_experiment(settings):
             other = other or newest
             continue

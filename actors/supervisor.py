@@ -113,6 +113,12 @@ class Supervisor:
             self._evaluate(0)
         # Of a finished run that was resumed, nobody would take what the workers play.
         last = self._totals.end(self._reached, self.config.algorithm)
+        if last and checkpoint is None:
+            raise Fault(
+                f"the expert seeding has used up the budget ({self._totals.rollouts:,} trajectories, "
+                f"{self._totals.generated_tokens:,} tokens), and nothing is left to train with: raise "
+                "algorithm.rollout_budget or algorithm.token_budget, or lower algorithm.seeding.steps"
+            )
         if not last:
             self.workers.serve(self.parts.pool, self.config.group)
             self.watch.reached(self._reached)

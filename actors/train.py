@@ -34,15 +34,17 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
     from actors.plan.downloads import downloads
     from actors.plan.fit import refusal
     from actors.plan.installation import slow_bfloat16
-    from actors.plan.layouts import settled
+    from actors.plan.layouts import settled_and_said
     from actors.plan.machine import check_machine
 
     with console.phase("checking the machine"):
-        config = settled(config)
+        config, layout = settled_and_said(config)
         if unfit := refusal(config):
             raise UserError(f"{unfit} (mode=plan shows the whole plan)")
         check_machine(config)
     console.say(f"run {run_dir}: {in_short}")
+    if layout:
+        console.say(layout)
     if warning := slow_bfloat16(config):
         console.say(warning, "yellow")
     if (own := config.model.path) and at_home(own).exists() and downloads(config):

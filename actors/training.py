@@ -157,8 +157,8 @@ class Training:
         self.reference = self.updater.reference
         if checkpoint is None:
             return {}
-        if self.reference is not None:
-            self.reference.load_weights(checkpoint / TRAINING / "reference")
+        if self.reference is not None and (saved := checkpoint / TRAINING / "reference").is_dir():
+            self.reference.load_weights(saved)  # else the KL term is new in this run, and its reference is this policy
         with content_of(f"checkpoint {checkpoint}: {TRAINING}/{LEARNER}"):
             state = load_state(checkpoint / TRAINING / LEARNER)
             self.policy.load_adapters(state["adapters"])

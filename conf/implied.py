@@ -27,6 +27,8 @@ ASKING = ("train", "experts", "plan", "fetch", *INFERENCE)
 _WORLDS = ("world_seed", "train_questions", "hop_shares", "eval_questions_per_hop", "dev_questions_per_hop")
 _WORLD = tuple(f"data.{key}" for key in (*_WORLDS, "demonstrations", "novice"))
 """Settings of the built-in world alone: who gives one means it."""
+_PLANNED = ("agent", "algorithm", "cluster", "model", "pool")
+"""Groups with settings that the plan may choose."""
 _ELSEWHERE = ("retrieval", "retrieval.index", "retrieval.url", "retrieval.prebuilt", "retrieval.backend")
 
 
@@ -37,14 +39,15 @@ def implied(overrides: Sequence[Override], composed: DictConfig) -> list[str]:
     """
     model = _model_and_agent(overrides, composed.mode)
     chosen = "folder" if ANY_MODEL in model else composed.hydra.runtime.choices["model"]
-    return [*model, *_questions_and_passages(overrides, composed, chosen), *_staleness(overrides, composed)]
+    return [*model, *_questions_and_passages(overrides, composed, chosen), *_kept(overrides, composed)]
 
 
-def _staleness(overrides: Sequence[Override], composed: DictConfig) -> list[str]:
+def _kept(overrides: Sequence[Override], composed: DictConfig) -> list[str]:
     """``cluster=auto`` doesn't choose what is given, even where that is the default."""
     given = {str(o.key_or_group): o for o in overrides}
     clusters = [composed.hydra.runtime.choices["cluster"], *values(given.get("cluster"))]
-    return ["cluster.auto_staleness=false"] if AUTO in clusters and "pool.max_staleness" in given else []
+    kept = sorted(key for key in given if key.partition(".")[0] in _PLANNED and "." in key)
+    return [f"cluster.auto_keeps=[{','.join(kept)}]"] if AUTO in clusters and kept else []
 
 
 def _model_and_agent(overrides: Sequence[Override], mode: str) -> list[str]:

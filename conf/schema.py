@@ -267,6 +267,12 @@ class RunConfig:
 
     def _check_experts(self) -> None:
         seeding, experts = self.algorithm.seeding.steps, self.data.experts
+        played = seeding * self.algorithm.seeding.experts * self.pool.group_size
+        if 0 < self.algorithm.rollout_budget <= played:
+            raise UserError(
+                f"algorithm.rollout_budget={self.algorithm.rollout_budget} is used up by the expert seeding, which "
+                f"plays {played} trajectories; raise it, or lower algorithm.seeding.steps"
+            )
         if experts is not None and not (seeding or self.algorithm.warm_start.steps):
             raise UserError(
                 "data.experts is given, but nothing uses it; set algorithm.seeding.steps or algorithm.warm_start.steps"

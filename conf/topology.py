@@ -94,8 +94,8 @@ class ClusterConfig:
     """Memory of each GPU, for a card that isn't in that table; 0 takes the card's."""
     cards: int = bounded(0, "in [0, 64]")
     """GPUs that ``cluster=auto`` divides among learners and engines; 0: all of this machine."""
-    auto_staleness: bool = True
-    """Whether ``cluster=auto`` sets ``pool.max_staleness``; not where a command line gives that."""
+    auto_keeps: list[str] = field(default_factory=list)
+    """Settings that ``cluster=auto`` leaves as they are: those that a command line gives."""
     learners: int = bounded(1, "in [0, 64]")
     """Learners that share the rows of a batch, on a GPU each; their gradients are added up. 0, with ``cluster=auto``:
     as many as the plan chooses."""

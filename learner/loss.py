@@ -213,6 +213,11 @@ class Tally:
         self._sums = self._sums.to(device)
         self._most = torch.zeros_like(self._sums)
 
+    def add_mismatch(self, mismatch: Tensor) -> None:
+        """The values of ``Mismatch`` alone."""
+        nothing = mismatch.new_zeros(())
+        self.add(nothing, mismatch.new_zeros(0), mismatch.new_zeros(len(LossMetrics.__slots__)), mismatch)
+
     def add(self, loss: Tensor, entropy: Tensor, metrics: Tensor, mismatch: Tensor | None) -> None:
         """One microbatch: its loss, (A,) entropies, and the values of ``LossMetrics`` and ``Mismatch``."""
         with torch.no_grad():

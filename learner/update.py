@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,32 +191,35 @@ class _Run:
         self.room = 0
         self.sequences = self.experts = 0
         self._packed = [updater.pack(part.samples) for part in parts]
+        self._compared = False
+        """The engine's log-probabilities of the whole batch have been compared, before any update."""
         self.old, self.reference = self._score_before(batch, parts)
 
     def take(self, minibatch: Minibatch) -> None:
         """One optimizer update."""
         rows = self._packed.pop(0)
         loss = self._backward(minibatch, rows)
-        self._check_mismatch()
+        if not self._compared:
+            self._check_mismatch(self.mismatch)
         self.losses.append(loss)
         norm = self.updater.apply(loss, minibatch, self.step)
         if norm is not None:
             self.norms.append(norm)
 
-    def _check_mismatch(self) -> None:
+    def _check_mismatch(self, found: Mismatch) -> None:
         """Raises ``Fault`` if a float32 engine has sampled from other weights than the learner's.
 
         One that isn't a number is the learner's own trouble, which ``apply`` deals with.
         """
         limit = self.config.mismatch_limit
-        if not limit or self.policy.model.dtype == torch.bfloat16 or not self.mismatch.mean > limit:
+        if not limit or self.policy.model.dtype == torch.bfloat16 or not found.mean > limit:
             return
         why = "engine and learner don't hold the same weights"
-        if self.mismatch.shifted > SHIFTED_MISMATCH:
+        if found.shifted > SHIFTED_MISMATCH:
             why = "the mask or the tokens are shifted by one, since most fit the token before or after"
         raise Fault(
             f"step {self.step + 1}: {why}: the log-probabilities of engine and learner differ by "
-            f"{self.mismatch.mean:.2g} nats a token (largest {self.mismatch.largest:.2g}), and "
+            f"{found.mean:.2g} nats a token (largest {found.largest:.2g}), and "
             f"algorithm.mismatch_limit is {limit:g}. This step has changed nothing. It is a defect: report it with "
             "what lscpu and nvidia-smi say"
         )
@@ -237,11 +240,30 @@ class _Run:
         used = sorted({part.indices[m] for part, own in rows for row in own for m in row.members})
         samples = [batch.samples[i] for i in used]
         old = self.updater.score(self.policy, samples) if again else []
+        if again:
+            self._compare(rows, dict(zip(used, old, strict=True)))
         reference: list[FloatArray] = []
         if self.updater.reference is not None:
             with self.updater.reference.lent_to(self.policy.device):
                 reference = self.updater.score(self.updater.reference, samples)
         return dict(zip(used, old, strict=False)), dict(zip(used, reference, strict=False))
+
+    def _compare(self, rows: Sequence[tuple[Minibatch, list[PackedRow]]], old: Mapping[int, FloatArray]) -> None:
+        """Raises ``Fault`` as ``_check_mismatch``, over the whole batch and all ranks."""
+        tally = Tally(self.policy.device)
+        for part, own in rows:
+            for row in own:
+                before, engine, counts = (
+                    torch.from_numpy(row.concatenate(values)).to(self.policy.device)
+                    for values in (
+                        [old.get(i, UNKNOWN) for i in part.indices],
+                        [s.engine_logprobs for s in part.samples],
+                        [(s.versions == self.version) & (not s.expert) for s in part.samples],
+                    )
+                )
+                tally.add_mismatch(Mismatch.of(before, engine, counts, row.selected.tolist()))
+        self._check_mismatch(tally.read(self.updater.ranks)[-1])
+        self._compared = True
 
     def _backward(self, minibatch: Minibatch, rows: list[PackedRow]) -> float:
         """Adds the minibatch's gradient up over its microbatches, and the ranks; returns the loss."""

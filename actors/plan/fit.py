@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations, permutations
 from typing import Any
@@ -154,7 +154,10 @@ KNOBS = (
         "algorithm.optimizer.shard",
         lambda c: _when(c.cluster.learners > 1 and not c.algorithm.optimizer.shard, True),
     ),
-    _Knob("algorithm.optimizer.kind", lambda c: _when(c.algorithm.optimizer.kind == "adamw", "adamw8bit")),
+    _Knob(
+        "algorithm.optimizer.kind",
+        lambda c: _when(c.algorithm.optimizer.kind == "adamw" and not c.algorithm.optimizer.offload, "adamw8bit"),
+    ),
     _Knob("algorithm.optimizer", _offload),
     _Knob("model.lora_rank", lambda c: _when(c.model.lora_rank == 0, 16)),
     _Knob("agent.max_response_tokens", _response(4096)),
@@ -170,11 +173,13 @@ def smallest_change(config: RunConfig) -> tuple[str, ...] | None:
     return None if best is None or not best[1] else best[1]
 
 
-def fitted(config: RunConfig) -> tuple[RunConfig, tuple[str, ...]] | None:
-    """``config`` with the fewest changes that make it fit, the cheapest of those, and these as ``key=value``."""
+def fitted(config: RunConfig, fixed: Collection[str] = ()) -> tuple[RunConfig, tuple[str, ...]] | None:
+    """``config`` with the fewest changes that make it fit, the cheapest of those, and these as ``key=value``; the
+    settings ``fixed`` aren't touched."""
     if not problems(config):
         return config, ()
-    usable = [knob for knob in KNOBS if knob.key in DEPENDENT or knob.value(config) is not None]
+    free = [knob for knob in KNOBS if not any(f"{key}.".startswith(f"{knob.key}.") for key in fixed)]
+    usable = [knob for knob in free if knob.key in DEPENDENT or knob.value(config) is not None]
     for count in range(1, MOST_CHANGES + 1):
         for chosen in combinations(usable, count):
             if (change := _change(config, chosen)) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from actors.plan.architecture import BYTES, architecture
 from actors.plan.cards import GIB, usable_bytes
 from actors.plan.engine import engine_memory
-from actors.plan.learner import learner_memory
+from actors.plan.learner import LearnerMemory, learner_memory
 from conf.schema import RunConfig
 
 MIB = 2**20
@@ -38,7 +38,7 @@ def memory_bytes(config: RunConfig) -> int:
     learner, engine = learner_memory(config), engine_memory(config, usable_bytes(cluster))
     copies = 2 * weight_bytes(config)  # the learner's, and the buffer that they are packed into
     if config.mode in TRAINS:
-        copies += learner.weights + learner.states  # of a checkpoint, while it is written
+        copies += learner.weights + learner.states + _under_adapters(learner)  # of a checkpoint, while it is written
     shared = object_store_bytes(config) + heap_bytes(config.retrieval.heap) + copies + 3 * PROCESS
     if cluster.device == "cuda":
         asleep = cluster.rollout_workers * engine.weights if cluster.colocated else 0
@@ -49,19 +49,25 @@ def memory_bytes(config: RunConfig) -> int:
 
 
 def checkpoint_bytes(config: RunConfig) -> int:
-    """One checkpoint: weights, optimizer states, the KL reference."""
+    """One checkpoint: weights, optimizer states, the KL reference; with adapters also the weights under them."""
     learner = learner_memory(config)
-    return learner.weights + learner.states + learner.reference_weights
+    return learner.weights + learner.states + learner.reference_weights + _under_adapters(learner)
+
+
+def _under_adapters(learner: LearnerMemory) -> int:
+    """The layers that have adapters, as they are without them: a run that goes on begins with the same sums."""
+    return learner.model.layer_parameters * learner.size if learner.lora_rank else 0
 
 
 def output_bytes(config: RunConfig) -> int:
-    """The run's folder: the checkpoints that are kept, one that is being written, and the small files."""
+    """The run's folder: the checkpoints that are kept, the best one, one that is being written, and the small files."""
     if config.mode not in TRAINS:
         return DISK_MARGIN
     kept = config.checkpoints.keep
     if not kept and config.checkpoints.every:
         kept = config.algorithm.steps // config.checkpoints.every
-    return (max(1, kept) + 1) * checkpoint_bytes(config) + DISK_MARGIN
+    best = bool(config.checkpoints.best and config.checkpoints.keep)  # where all are kept, it is one of them
+    return (max(1, kept) + best + 1) * checkpoint_bytes(config) + DISK_MARGIN
 
 
 def heap_bytes(heap: str) -> int:

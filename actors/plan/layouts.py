@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from actors.plan.cards import CARDS, nominal_gib, usable_bytes
-from actors.plan.fit import changed, fitted, problems
+from actors.plan.fit import changed, fitted, problems, smallest_change
 from actors.plan.learner import RESERVE, learner_memory
 from actors.plan.machine import Gpu, gpus, shown
 from actors.plan.measured import assumptions
@@ -21,6 +21,9 @@ from learner.config import AlgorithmConfig
 SIDE_BY_SIDE = 0.88
 """vLLM's share of a card of its own, as in the shipped clusters."""
 SHARE = "cluster.engine.gpu_memory_utilization"
+KIND = "algorithm.optimizer.kind"
+METHOD = frozenset({"model.lora_rank", "agent.max_response_tokens"})
+"""Settings that make another training of it."""
 WORTH = 0.97
 """A layout with more parts, or with overlap, is recommended if a step takes at most this share of a simpler one's."""
 
@@ -67,13 +70,17 @@ def layouts(config: RunConfig) -> list[Layout]:
 
 
 def _layout(config: RunConfig, learners: int, engines: int, colocated: bool, staleness: int) -> Layout:
-    """The learners keep exact float32 masters, in 8-bit AdamW where those of AdamW don't fit."""
+    """The learners keep exact float32 masters, in 8-bit AdamW where those of AdamW don't fit. What was given stays, and
+    so does the method: no adapters and no shorter answers that nobody has asked for."""
+    given = frozenset(config.cluster.auto_keeps)
     cluster = replace(config.cluster, learners=learners, rollout_workers=engines, colocated=colocated)
     tried = replace(config, cluster=cluster, pool=replace(config.pool, max_staleness=staleness))
-    kinds = [tried, changed(tried, "algorithm.optimizer.kind", "adamw8bit")]
-    sized = [changed(each, SHARE, _share(each)) for each in kinds]
+    kinds = [tried]
+    if not tried.algorithm.optimizer.offload and KIND not in given:
+        kinds.append(changed(tried, KIND, "adamw8bit"))
+    sized = [each if SHARE in given else changed(each, SHARE, _share(each)) for each in kinds]
     fitting, changes = next(
-        ((each, ()) for each in sized if not problems(each)), fitted(sized[-1]) or (sized[-1], None)
+        ((each, ()) for each in sized if not problems(each)), fitted(sized[-1], given | METHOD) or (sized[-1], None)
     )
     settings = (
         f"cluster.card={cluster.card}",
@@ -82,9 +89,9 @@ def _layout(config: RunConfig, learners: int, engines: int, colocated: bool, sta
         f"cluster.rollout_workers={engines}",
         *(["cluster.colocated=true"] if colocated else []),
         f"{SHARE}={fitting.cluster.engine.gpu_memory_utilization}",
-        f"algorithm.optimizer.kind={fitting.algorithm.optimizer.kind}",
+        f"{KIND}={fitting.algorithm.optimizer.kind}",
         f"pool.max_staleness={staleness}",
-        *(one for one in " ".join(changes or ()).split() if not one.startswith((SHARE, "algorithm.optimizer.kind"))),
+        *(one for one in " ".join(changes or ()).split() if not one.startswith((SHARE, KIND))),
     )
     return Layout(
         config=fitting, settings=settings, step=None if changes is None else step(fitting, assumptions(fitting))
@@ -107,7 +114,9 @@ def recommended(found: list[Layout]) -> Layout:
         if best is None or _seconds(layout) < WORTH * _seconds(best):
             best = layout
     if best is None:
-        raise UserError("cluster=auto: no layout fits; take a smaller model or larger cards (mode=plan shows the plan)")
+        change = next((c for layout in found if (c := smallest_change(layout.config))), ())
+        cure = f"{' '.join(change)} makes one fit" if change else "take a smaller model or larger cards"
+        raise UserError(f"cluster=auto: no layout fits with what is given; {cure}")
     return best
 
 
@@ -139,17 +148,25 @@ def settled(config: RunConfig) -> RunConfig:
 
     Of ``cluster=auto``; any other is returned as it is.
     """
+    return settled_and_said(config)[0]
+
+
+def settled_and_said(config: RunConfig) -> tuple[RunConfig, str]:
+    """See ``settled``; and what was chosen, as one types it, if anything was."""
     if config.cluster.name != AUTO:
-        return config
+        return config, ""
     config = _with_cards(config)
-    return recommended(layouts(config)).config if left_open(config) else config
+    if not left_open(config):
+        return config, ""
+    best = recommended(layouts(config))
+    return best.config, f"cluster=auto: {best}: {' '.join(best.settings)}"
 
 
 def _shapes(config: RunConfig) -> list[tuple[int, int, bool, int]]:
     """Learners, engines, whether they are colocated, and staleness: those that agree with what ``config`` gives."""
     cluster, given = config.cluster, config.pool.max_staleness
     cards = cluster.cards
-    overlaps = (0, 1) if cluster.auto_staleness and not given else (given,)
+    overlaps = (0, 1) if "pool.max_staleness" not in cluster.auto_keeps and not given else (given,)
     apart = [(n, cards - n, False, staleness) for n in range(1, cards) for staleness in overlaps]
     found = [
         (learners, engines, colocated, staleness)
@@ -157,6 +174,7 @@ def _shapes(config: RunConfig) -> list[tuple[int, int, bool, int]]:
         if cluster.learners in (0, learners)
         and cluster.rollout_workers in (0, engines)
         and (colocated or not cluster.colocated)
+        and not (colocated and cluster.weight_channel == "nccl")
         and staleness in overlaps
     ]
     if not found:

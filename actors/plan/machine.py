@@ -21,7 +21,7 @@ from actors.plan.downloads import room
 from actors.plan.engine import engine_memory
 from actors.plan.host import DISK_MARGIN, memory_bytes, object_store_bytes, output_bytes
 from actors.plan.installation import engines, wrong_build
-from actors.plan.learner import learner_memory
+from actors.plan.learner import RESERVE, learner_memory
 from actors.plan.ray_address import reach
 from agent.errors import UserError, all_of
 from conf.schema import RunConfig
@@ -130,12 +130,15 @@ def _gpus(config: RunConfig, machine: Machine) -> Iterator[str]:
     yield from wrong_build(config, machine.engines)
     yield from _toolchain(machine)
     limit = usable_bytes(cluster)
-    need = max(learner_memory(config).peak, engine_memory(config, limit).share) / GIB
+    learner, engine = learner_memory(config), engine_memory(config, limit)
+    asleep, idle = (engine.asleep, learner.at_rest + RESERVE) if cluster.colocated else (0, 0)
+    need = max(learner.peak + asleep, engine.share + idle) / GIB
     free = sorted((gpu.total - gpu.used for gpu in large), reverse=True)[cluster.gpus - 1]
     if free < need:
         yield (
             f"cluster={cluster.name} needs {need:.1f} GiB free on each of {cluster.gpus} GPUs and one has {free:.1f}; "
-            f"end what runs on it (nvidia-smi shows it), or plan for less, cluster.gpu_memory_gib={int(free)}"
+            "end what runs on it (nvidia-smi shows it), or take less: mode=plan cluster.gpu_memory_gib="
+            f"{int(free)} says how, and vLLM's share, cluster.engine.gpu_memory_utilization, is of the whole card"
         )
     if machine.driver is None or int(machine.driver.split(".")[0]) < OLDEST_DRIVER:
         yield (

@@ -148,8 +148,10 @@ def _learning(config: RunConfig, memory: LearnerMemory, gpu: Card, assumed: Assu
     head_passes = 3 if memory.lora_rank else 4
     forward = 2 * computed * model.layer_parameters + 4 * model.layers * model.query * pairs
     head = 2 * actions * model.head_parameters
-    scored = (config.algorithm.kl != "none") + (0 < config.algorithm.minibatch_questions < pool.batch_questions)
     epochs = config.algorithm.epochs
+    per_update = config.algorithm.minibatch_questions or pool.batch_questions
+    updates = epochs * math.ceil(pool.batch_questions / per_update)
+    scored = (config.algorithm.kl != "none") + (config.algorithm.old_logprobs == "learner" and updates > 1)
     flops = epochs * (work(memory, computed, pairs) + head_passes * head) + scored * (forward + head)
     learners = config.cluster.learners
     computing = flops / learners / (assumed.learner_use * gpu.tflops * 1e12)
@@ -161,8 +163,6 @@ def _learning(config: RunConfig, memory: LearnerMemory, gpu: Card, assumed: Assu
     # CPU's memory. Sharded states send each updated weight to all others.
     ring = (learners - 1) / learners * (2 * memory.gradients + (memory.weights if memory.shard else 0))
     adding = ring / (min(gpu.pcie, assumed.host_bandwidth) * 1e9)
-    per_update = config.algorithm.minibatch_questions or pool.batch_questions
-    updates = epochs * math.ceil(pool.batch_questions / per_update)
     updating, adding = updating * updates, adding * updates
     seconds = computing + updating + adding
     weights = model.parameters * memory.size

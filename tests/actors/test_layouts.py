@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import settings
 from actors import inference
 from actors.plan import layouts as module
 from actors.plan.fit import problems
-from actors.plan.layouts import chosen, comparison, layouts, recommended, settled
+from actors.plan.layouts import chosen, comparison, layouts, recommended, settled, settled_and_said
 from actors.plan.machine import Gpu
 from agent.errors import UserError
 from conf.schema import RunConfig
@@ -84,13 +85,56 @@ def test_what_is_recommended_can_be_typed_and_is_then_the_same(cards: tuple[str,
         (("cluster.colocated=true",), ["every card plays, then learns"]),
         (("cluster.learners=3", "pool.max_staleness=2"), ["3 learners, 1 engine, overlapped"]),
         (
-            ("cluster.auto_staleness=false",),
+            ("cluster.auto_keeps=[pool.max_staleness]",),
             ["every card plays, then learns", *(f"{a}, {b}" for a, b in zip(LEARNERS, ENGINES, strict=True))],
         ),
     ],
 )
 def test_what_is_given_of_a_layout_stays(given: tuple[str, ...], found: list[str]) -> None:
     assert [str(x) for x in layouts(composed("cluster=auto", "cluster.cards=4", *given))] == found
+
+
+CARDS = ("cluster=auto", "cluster.card=rtx3090", "cluster.cards=2")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("cluster.engine.gpu_memory_utilization=0.5", lambda c: c.cluster.engine.gpu_memory_utilization == 0.5),
+        ("algorithm.optimizer.kind=adamw8bit", lambda c: c.algorithm.optimizer.kind == "adamw8bit"),
+        ("algorithm.logits_chunk=4096", lambda c: c.algorithm.logits_chunk == 4096),
+    ],
+)
+def test_what_is_given_is_never_chosen(given: str, kept: Callable[[RunConfig], bool]) -> None:
+    """As a command line gives it (``conf/implied.py``): on cards, too, where other settings have to change."""
+    keeps = f"cluster.auto_keeps=[{given.partition('=')[0]}]"
+    for gib in (24, 16):
+        found = layouts(composed(*CARDS, f"cluster.gpu_memory_gib={gib}", given, keeps))
+        assert all(kept(layout.config) for layout in found)
+        assert gib < 24 or any(layout.step for layout in found)
+
+
+def test_another_method_is_not_chosen_unasked() -> None:
+    """Adapters and shorter answers are another training; they are named."""
+    config = composed(*CARDS, "cluster.gpu_memory_gib=6")
+    found = layouts(config)
+    assert {layout.config.model.lora_rank for layout in found} == {0}
+    assert {layout.config.agent.max_response_tokens for layout in found} == {config.agent.max_response_tokens}
+    with pytest.raises(UserError, match=r"no layout fits with what is given; .*(lora_rank|max_response_tokens)"):
+        recommended(found)
+
+
+@pytest.mark.parametrize("given", ["algorithm.optimizer.offload=true", "cluster.weight_channel=nccl"])
+def test_what_only_some_layouts_can_do_leaves_the_others(given: str) -> None:
+    more = ["algorithm.optimizer.kind=adamw"] if "offload" in given else []
+    assert recommended(layouts(composed(*CARDS, given, *more))).step
+
+
+def test_a_run_says_what_was_chosen() -> None:
+    config, said = settled_and_said(composed(*CARDS))
+    assert said.startswith("cluster=auto: ")
+    assert f"cluster.learners={config.cluster.learners} " in said
+    assert settled_and_said(config) == (config, "")
 
 
 def test_no_layout_may_be_left() -> None:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import settings
 
 from actors.plan import machine as looked_at
-from actors.plan.cards import GIB
+from actors.plan.cards import GIB, usable_bytes
+from actors.plan.engine import engine_memory
 from actors.plan.host import memory_bytes, output_bytes
-from actors.plan.learner import learner_memory
+from actors.plan.learner import RESERVE, learner_memory
 from actors.plan.machine import Disk, Gpu, Machine, check_cache, check_machine, compiler, gpus, missing, snapshot
 from agent.errors import UserError
 from agent.pool.rules.recycle import Rule as Recycle
@@ -84,12 +86,24 @@ def test_a_card_in_use_is_named() -> None:
     assert need > 21.3, "more than an engine: the learner keeps what there is room for"
     assert only(gpus=(*(Gpu(total=24.0),) * 3, Gpu(total=24.0, used=1.5))) == (
         f"cluster=box needs {need:.1f} GiB free on each of 4 GPUs and one has 22.5; end what runs on it "
-        "(nvidia-smi shows it), or plan for less, cluster.gpu_memory_gib=22"
+        "(nvidia-smi shows it), or take less: mode=plan cluster.gpu_memory_gib=22 says how, and vLLM's share, "
+        "cluster.engine.gpu_memory_utilization, is of the whole card"
     )
     less = config(gpu_memory_gib=22)
     assert list(missing(less, machine(gpus=(Gpu(total=24.0, used=1.5),) * 4))) == []
     in_use = (*(Gpu(total=24.0),) * 4, Gpu(total=24.0, used=9.5))
     assert list(missing(config(), machine(gpus=in_use))) == [], "the four others will do"
+
+
+def test_beside_a_sleeping_engine_a_colocated_learner_needs_more() -> None:
+    """What ``problems`` adds up, and the dry run doesn't see: no engine is there yet."""
+    shared = settings.composed("model=qwen1.5b", "cluster=1x24gb")
+    learner, engine = learner_memory(shared), engine_memory(shared, usable_bytes(shared.cluster))
+    need = max(learner.peak + engine.asleep, engine.share + learner.at_rest + RESERVE) / GIB
+    assert need > learner.peak / GIB + 0.5
+    for free, lacking in ((need + 0.1, False), (need - 0.1, True)):
+        machine_now = machine(gpus=(Gpu(total=24.0, used=24.0 - free),))
+        assert any("GiB free on each of 1 GPUs" in line for line in missing(shared, machine_now)) == lacking
 
 
 @pytest.mark.parametrize("driver", ["570.133.20", "535.54"])

@@ -524,10 +524,15 @@ def test_what_stays_on_the_disk_is_counted() -> None:
     config = box(("checkpoints", CheckpointConfig(every=20, keep=2)), ("algorithm.steps", 100))
     one = 2 * 1_543_714_304 + 6_224_656_948
     assert checkpoint_bytes(config) == one
-    assert output_bytes(config) == 3 * one + GIB // 4
+    assert output_bytes(config) == 4 * one + GIB // 4, "two kept, the best one, and one that is written"
+    assert output_bytes(changed(config, "checkpoints.best", False)) == 3 * one + GIB // 4
     assert output_bytes(changed(config, "checkpoints.keep", 0)) == 6 * one + GIB // 4
     assert output_bytes(changed(config, "mode", "plan")) == output_bytes(config), "of a training run"
     assert output_bytes(changed(config, "mode", "serve")) == GIB // 4
+    adapted = changed(config, "model.lora_rank", 8)
+    memory = learner_memory(adapted)
+    under = 2 * memory.model.layer_parameters
+    assert checkpoint_bytes(adapted) == memory.weights + memory.states + memory.reference_weights + under
 
 
 def test_what_is_moved_to_the_cpu_is_counted_there() -> None:

@@ -37,6 +37,31 @@ def test_the_learners_seconds_by_hand() -> None:
     assert learning.limit == "computing"
 
 
+@pytest.mark.parametrize(
+    ("changes", "updates", "scored"),
+    [
+        ({}, 1, 0),
+        ({"epochs": 2}, 2, 1),
+        ({"minibatch_questions": 8}, 2, 1),
+        ({"minibatch_questions": 8, "old_logprobs": "engine"}, 2, 0),
+        ({"kl": "k2", "kl_coefficient": 0.1}, 1, 1),
+    ],
+)
+def test_a_pass_that_only_scores_is_counted_where_the_learner_makes_one(
+    changes: dict[str, Any], updates: int, scored: int
+) -> None:
+    plain = box(("agent.max_response_tokens", 1024), ("algorithm.gradient_checkpointing", "layers"))
+    config = plain
+    for key, value in changes.items():
+        config = changed(config, f"algorithm.{key}", value)
+    one, learning = step(plain).learning, step(config).learning
+    memory = learner_memory(plain)
+    update = (2 * memory.own_states + 2 * memory.weights + memory.gradients) / 936e9
+    passes = (learning.seconds - updates * update) / (one.seconds - update)
+    epochs = changes.get("epochs", 1)
+    assert passes == pytest.approx(epochs, rel=1e-6) if not scored else epochs + 0.2 < passes < epochs + 0.35
+
+
 def test_decoding_by_hand() -> None:
     config = box(("agent.max_response_tokens", 4096), ("cluster.engine.max_num_seqs", 8))
     assumed = Assumptions(response_share=0.5, action_share=0.25, decode_bandwidth=0.5, engine_step_s=0.0)

@@ -21,6 +21,7 @@ from agent.pool.query_pool import QueryPool
 from agent.pool.rules.dynamic import Rule as Dynamic
 from agent.pool.rules.recycle import Rule as Recycle
 from agent.records import Question
+from conf import as_trained
 from conf.schema import CheckpointConfig, EvalConfig, RunConfig
 from conf.topology import ClusterConfig
 from learner.checkpoint import set_best, write_checkpoint
@@ -163,6 +164,22 @@ def test_auto_looks_at_runs_of_the_same_experiment_alone(tmp_path: Path) -> None
         UserError, match=r"is this experiment; the newest, .*other.*, has other settings \(seed=7 \(was 5"
     ):
         find("auto", outputs, tmp_path, asked(run_config(seed=7)))
+
+
+def test_auto_takes_the_checkpoint_before_one_whose_settings_are_damaged(tmp_path: Path) -> None:
+    """And not another run's."""
+    outputs = tmp_path / "outputs"
+    mine, older = outputs / "mine", outputs / "older"
+    checkpoint(older, 20, made_with=MADE_WITH)
+    checkpoint(mine, 20, made_with=MADE_WITH)
+    newest = checkpoint(mine, 40, made_with=MADE_WITH)
+    settings = newest / as_trained.MADE_WITH
+    settings.write_text(settings.read_text()[:100])
+    os.utime(older / "checkpoints", (1000, 1000))
+    os.utime(mine / "checkpoints", (2000, 2000))
+    found = find("auto", outputs, tmp_path, SETTINGS)
+    assert found.path == mine / "checkpoints" / "step-000020"
+    assert len(found.refused) == 1
 
 
 @pytest.mark.parametrize("exists", [True, False])

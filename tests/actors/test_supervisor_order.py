@@ -301,6 +301,12 @@ def test_tokens_are_a_budget_too_and_the_seeding_has_a_share_in_it(play: Play) -
     assert (summary["step"], summary["generated_tokens"]) == (2, 400)
 
 
+def test_a_seeding_that_uses_up_the_budget_is_a_fault_that_says_so(play: Play) -> None:
+    """Nothing would be saved: a checkpoint is a step's."""
+    with pytest.raises(Fault, match=r"the expert seeding has used up the budget \(24 trajectories, .*raise algorithm"):
+        play(World(), 5, seeding=3, token_budget=300)
+
+
 def test_a_resumed_run_has_used_up_the_budget_of_its_first_part(play: Play) -> None:
     driver, first = play(World(interrupt=("step 1",)), 9, budget=24)
     assert (first["rollouts"], first["stopped_early"], first["interrupted"]) == (8, True, True)

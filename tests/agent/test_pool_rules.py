@@ -390,8 +390,11 @@ def test_adaptive_looks_again_at_ever_longer_intervals():
         {"oversample": 0.0},
         {"half_life": 0.0},
         {"sharpness": -1.0},
+        {"sharpness": 101.0},
         {"explore": 1.5},
         {"cooldown": -1},
+        {"cooldown": 2**31},
+        {"longest_rest": 2**31},
         {"retire_after": -1},
         {"longest_rest": 0},
     ],
@@ -399,6 +402,18 @@ def test_adaptive_looks_again_at_ever_longer_intervals():
 def test_adaptive_checks_its_settings(changed):
     with pytest.raises(UserError, match=rf"pool\.{next(iter(changed))}"):
         ADAPTIVE(**changed)
+
+
+@pytest.mark.parametrize("sharpness", [0.0, 20.0, 100.0])
+def test_adaptive_draws_what_may_be_drawn_however_sharply(played, sharpness):
+    """Chances of every size, those of nothing too: no weight becomes nothing or infinite."""
+    rule = ADAPTIVE(batch_questions=2, group_size=2, oversample=3.0, cooldown=1, sharpness=sharpness)
+    run = played(rule, [SIGNAL, *[EASY] * 20, *[HARD] * 20])
+    for _ in range(100):
+        drawn, _ = run.batch()
+        assert len({*drawn}) == len(drawn)
+    weights = rule.weights(run.pool.history, np.arange(41), 100)
+    assert np.all(np.isfinite(weights) & (weights > 0))
 
 
 def test_adaptive_brings_trained_queries_back_after_their_rest(played):

@@ -177,9 +177,11 @@ def test_the_benchmark_is_of_the_papers_sets_over_their_wikipedia() -> None:
 
 
 def test_the_plan_leaves_a_staleness_that_is_given() -> None:
-    assert asked("cluster=auto", QWEN).cluster.auto_staleness
-    assert not asked("cluster=auto", QWEN, "pool.max_staleness=0").cluster.auto_staleness
-    assert asked("cluster=4x3090", QWEN, "pool.max_staleness=0").cluster.auto_staleness
+    assert asked("cluster=auto", QWEN).cluster.auto_keeps == []
+    given = ("pool.max_staleness=0", "cluster.engine.gpu_memory_utilization=0.5", "seed=3")
+    kept = ["cluster.engine.gpu_memory_utilization", "pool.max_staleness"]
+    assert asked("cluster=auto", QWEN, *given).cluster.auto_keeps == kept
+    assert asked("cluster=4x3090", QWEN, *given).cluster.auto_keeps == []
 
 
 def test_only_the_plan_is_left_the_number_of_learners() -> None:

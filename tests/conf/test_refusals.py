@@ -60,6 +60,10 @@ MISTAKES = [
     (["data.dev_share=0.1"], "data.dev_share and data.dev_questions are for data=jsonl"),
     (["group=continuatoin"], "group=continuatoin: no such group; did you mean 'continuation'?"),
     (["reward.search_cost=-1"], "reward.search_cost=-1.0 must lie in [0, 1]"),
+    (
+        ["algorithm.seeding.steps=3", "algorithm.rollout_budget=96"],
+        "algorithm.rollout_budget=96 is used up by the expert seeding, which plays 96 trajectories; raise it, or lower",
+    ),
     (["algorithm.seeding.kl=k9"], "algorithm.seeding.kl=k9 is not known; "),
     (["algorithm.seeding.lr=0"], "algorithm.seeding.lr=0.0 must be above 0"),
     (["data.experts=e.jsonl"], "data.experts: data=world makes its own expert trajectories"),

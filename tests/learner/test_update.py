@@ -247,6 +247,22 @@ def test_a_float32_engine_with_other_weights_stops_the_run(
     assert torch.equal(weights_of(policy), before)
 
 
+@pytest.mark.parametrize("old_logprobs", ["learner"])
+def test_a_mismatch_of_a_later_minibatch_stops_the_run_before_the_first_update(
+    old_logprobs: str, tmp_path: Path
+) -> None:
+    """All old log-probabilities are known before; the order of the minibatches is drawn, so both are tried."""
+    for right in (0, 1):
+        policy = tiny_policy()
+        before = weights_of(policy)
+        pair = [sampled_off_by(policy, tmp_path, 0.0 if n == right else 0.5)[0] for n in range(2)]
+        groups = [replace(g, ticket=replace(g.ticket, query=n, claim_id=n)) for n, g in enumerate(pair)]
+        config = settings(mismatch_limit=1e-3, old_logprobs=old_logprobs, minibatch_questions=1)
+        with pytest.raises(Fault, match="This step has changed nothing"):
+            updater(policy, tmp_path, config).update(groups, step=0, version=2)
+        assert torch.equal(weights_of(policy), before)
+
+
 def test_a_mismatch_within_the_limit_or_of_other_versions_or_in_bfloat16_trains(tmp_path: Path) -> None:
     policy = tiny_policy()
     config = settings(mismatch_limit=1e-3)

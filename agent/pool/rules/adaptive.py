@@ -13,6 +13,9 @@ from agent.pool.history import QueryHistory
 from agent.pool.rules.base import ACCEPTED, AT_ONCE, FloatVector, OversamplingRule, draws_until_full
 from agent.settings import bounded
 
+LARGEST = 300.0
+"""Of the exponent of a weight: sums of a million such weights are finite, and none is lost beside an unseen one's 1."""
+
 
 @dataclass
 class Rule(OversamplingRule):
@@ -30,15 +33,15 @@ class Rule(OversamplingRule):
     oversample: float = bounded(2.0, "at least 1")
     half_life: float = bounded(32.0, "above 0")
     """Batches after which an observation counts half."""
-    sharpness: float = bounded(8.0, "in [0, 1000]")
+    sharpness: float = bounded(8.0, "in [0, 100]")
     """0 draws uniformly, 1 in proportion to the chance of signal; higher values prefer the best."""
     explore: float = bounded(0.05, "in [0, 1]")
     """Share of draws that are uniform over all drawable queries."""
-    cooldown: int = bounded(2, "at least 0")
+    cooldown: int = bounded(2, "in [0, 1000000]")
     """Batches for which a trained query rests."""
     retire_after: int = bounded(1, "in [0, 255]")
     """Draws in a row with the same zero-variance outcome that retire a query; 0 never does."""
-    longest_rest: int = bounded(64, "at least 1")
+    longest_rest: int = bounded(64, "in [1, 1000000]")
     """Most batches that a retired query rests."""
 
     def wanted(self, *, room: int, drawn: int, zero: int) -> int:
@@ -60,7 +63,9 @@ class Rule(OversamplingRule):
         successes, failures = history.counts_at(queries, batch)
         chance = chance_of_both(a + successes, b + failures, self.group_size) / chance_of_both(a, b, self.group_size)
         # An unseen query's weight is 1 at any time, so that a million of them never need to be touched.
-        weights: FloatVector = np.maximum(chance, 1e-3) ** self.sharpness
+        # As an exponent, and that bounded: no weight becomes nothing, or infinite, whatever the sharpness.
+        exponent = np.clip(self.sharpness * np.log(np.maximum(chance, 1e-3)), -LARGEST, LARGEST)
+        weights: FloatVector = np.exp(exponent)
         return weights
 
     def next_look(self, ages: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
