@@ -22,8 +22,9 @@ LAST_LINES = "; its last lines:\n"
 class Died(Fault):
     """An actor's process has ended, by itself or from outside: what it was asked raised nothing."""
 
-    def __init__(self, message: str, crash: str = "") -> None:
+    def __init__(self, message: str, crash: str = "", *, actor: str = "") -> None:
         super().__init__(message)
+        self.actor = actor
         self.crash = crash
         """What Python's fault handler said of it (a segmentation fault, an abort); nothing if it was killed."""
 
@@ -32,8 +33,7 @@ class Hangs(Died):
     """An actor made no progress within a deadline, and was killed."""
 
     def __init__(self, actor: str, why: str) -> None:
-        super().__init__(f"{actor} hangs: {why}")
-        self.actor = actor
+        super().__init__(f"{actor} hangs: {why}", actor=actor)
 
 
 def get(ref: Any, actor: str, log_dir: Path) -> Any:
@@ -63,10 +63,10 @@ def get(ref: Any, actor: str, log_dir: Path) -> Any:
 def died(error: ray.exceptions.RayError, actor: str, log_dir: Path) -> Died:
     """What is known of the end of an actor's process, from Ray's ``error`` and the last lines of its log."""
     if isinstance(error, ray.exceptions.OutOfMemoryError):
-        return Died(f"{actor} died: Ray killed it, as the machine's memory was full{_memory(str(error))}")
+        return Died(f"{actor} died: Ray killed it, as the machine's memory was full{_memory(str(error))}", actor=actor)
     crash, lines = last_crash(log_dir, actor), last_lines(log_dir, actor)
     cause = type(error).__name__ + (f": {crash}" if crash else "")
-    return Died(f"{actor} died ({cause})" + (f"{LAST_LINES}{lines}" if lines else ""), crash)
+    return Died(f"{actor} died ({cause})" + (f"{LAST_LINES}{lines}" if lines else ""), crash, actor=actor)
 
 
 def _memory(said: str) -> str:

@@ -153,7 +153,8 @@ class Health:
             if patient.take_in(pulse):
                 self._somebody_plays(patient)
             if before is not None and (pulse.pid, pulse.node) != (before.pid, before.node):
-                patient.lost(Died(f"{patient.name} died, and runs again as process {pulse.pid}"))
+                again = f"{patient.name} died, and runs again as process {pulse.pid}"
+                patient.lost(Died(again, actor=patient.name))
                 return
         else:
             patient.silent += passed
@@ -212,7 +213,10 @@ class Health:
             patient.lost(died(error, patient.name, self._log_dir))
             return
         self.forget(patient.name)
-        patient.lost(died(error, patient.name, self._log_dir))
+        end = died(error, patient.name, self._log_dir)
+        if patient.restarts:  # no other will come: whoever waits for it would wait for ever
+            raise Fault(f"{patient.name} can't be started again: {end}")
+        patient.lost(end)
 
     @staticmethod
     def _error(ref: Any) -> ray.exceptions.RayError | None:

@@ -58,8 +58,9 @@ def tell(**facts: Any) -> None:
 def launch() -> None:
     """Returns in the driver, a child of the calling process, which waits for it and exits as its launcher."""
     global _pipe
-    if _pipe is not None or not hasattr(os, "pidfd_open"):
+    if _pipe is not None or not _can_watch():
         return
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where a parent has it ignored, no end of a child is told
     sys.stdout.flush()
     sys.stderr.flush()
     ours, theirs = os.pipe()
@@ -75,6 +76,16 @@ def launch() -> None:
     if os.getppid() != launcher:
         os._exit(1)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _can_watch() -> bool:
+    """Whether this system tells of the end of processes that aren't one's children: old kernels and some sandboxes
+    don't."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 def _end_with(launcher: _Launcher) -> NoReturn:
@@ -98,6 +109,8 @@ class _Launcher:
         self._facts: dict[str, Any] = {}
         self._head: dict[str, int] = {}
         """Names of Ray's processes, and descriptors that become readable when they end."""
+        self._gone: str | None = None
+        """One of them that had ended before it could be watched."""
         self._sessions: dict[str, str] = {}
         """Folders of Ray's, and where their logs belong."""
         os.set_blocking(pipe, False)
@@ -149,8 +162,11 @@ class _Launcher:
             facts = json.loads(line)
             if "head" in facts:
                 self._forget_head()
-                with suppress(ProcessLookupError):
-                    self._head = {name: os.pidfd_open(pid) for name, pid in facts.pop("head").items()}
+                for name, pid in facts.pop("head").items():
+                    try:
+                        self._head[name] = os.pidfd_open(pid)
+                    except ProcessLookupError:
+                        self._gone = self._gone or name
                 self._sessions[facts.pop("session")] = facts.pop("logs")
             if facts.get("leaving"):
                 self._forget_head()
@@ -159,12 +175,12 @@ class _Launcher:
     def _forget_head(self) -> None:
         for descriptor in self._head.values():
             os.close(descriptor)
-        self._head = {}
+        self._head, self._gone = {}, None
 
     def _lost(self) -> str | None:
         """Which of Ray's processes has ended that shouldn't have."""
-        if not self._head:
-            return None
+        if self._gone or not self._head:
+            return self._gone
         ended, _, _ = select.select([*self._head.values()], [], [], 0)
         return next((name for name, descriptor in self._head.items() if descriptor in ended), None)
 

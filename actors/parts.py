@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.broadcast import Broadcast
-from actors.calls import Died, Hangs
+from actors.calls import Died
 from actors.health import Health
 from actors.prepare import Prepared
 from actors.record import Record
@@ -98,7 +98,7 @@ class Parts:
 
     def seeded(self) -> None:
         """The seeding is over."""
-        self.health.forget("seeding-pool")
+        self.health.end("seeding-pool")  # workers still hold it, and its name has to be free for another start
         self.playing_for = self.pool
 
     def pool_is_there(self) -> None:
@@ -121,7 +121,7 @@ class Parts:
         if self.workers is None:
             raise fault
         gone: dict[str, Fault] = {**self.health.gone(*self._together)}
-        if isinstance(fault, Hangs | Unusable) and fault.actor in self._together:
+        if isinstance(fault, Died | Unusable) and fault.actor in self._together:
             gone = {fault.actor: fault, **gone}
         if not gone:
             raise fault
@@ -194,6 +194,7 @@ class Parts:
     def _broadcast_failed(self, why: str) -> None:
         self.record.event("weight_channel", {"channel": "object_store", "why": why})
         self.record.say(why, "yellow")
+        self.config.cluster.weight_channel = "object_store"  # a learner that comes after a loss is to know it, too
 
     def _worker_lost(self, name: str, cause: str, suspect: bool) -> None:
         """Returns a dead worker's claims, and says which questions are quarantined for it, if they are ``suspect``."""

@@ -30,7 +30,9 @@ class Replicas:
                 try:
                     wait(self._opening[name], name)
                     del self._opening[name]
-                except Died:
+                except Died as error:
+                    if error.actor != name:  # seen while this was waited for
+                        raise
                     time.sleep(POLL_S)
                     self._opening[name] = replica.start.remote()
 
@@ -41,5 +43,7 @@ class Replicas:
             try:
                 identity: Identity = wait(replica.identity.remote(), name)
                 return identity
-            except Died:
+            except Died as error:
+                if error.actor != name:
+                    raise
                 time.sleep(POLL_S)

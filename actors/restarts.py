@@ -12,6 +12,10 @@ SETTING = "cluster.restarts_per_hour"
 HOUR_S = 3600.0
 
 
+class TooOften(Fault):
+    """A part was replaced too often within an hour."""
+
+
 class Restarts:
     """Counts the replacements of one kind of part, ``what``: at most ``limit`` within an hour."""
 
@@ -24,13 +28,13 @@ class Restarts:
         self._recent: deque[float] = deque()
 
     def count(self, cause: str) -> None:
-        """One more, for ``cause``. Raises ``Fault`` with it if that is one too many."""
+        """One more, for ``cause``. Raises ``TooOften`` with it if that is one too many."""
         now = self._clock()
         self.total += 1
         self._recent.append(now)
         while now - self._recent[0] >= HOUR_S:
             self._recent.popleft()
         if len(self._recent) > self._limit:
-            raise Fault(
+            raise TooOften(
                 f"{self._what} failed {len(self._recent)} times within an hour ({SETTING}={self._limit}): {cause}"
             )

@@ -143,21 +143,21 @@ class RolloutWorker:
         )
         return True
 
-    @during("publish")
     async def receive(self, published: Published) -> int | None:
         """Loads a published version, or a later one; returns the version that the engine then holds.
 
         None if it can't be had, since its learner is gone: the engine keeps what it has.
         """
-        try:
-            if published.channel == "nccl":  # a broadcast has all engines or none; this one is alone
-                published = await NcclChannel().copy(published)
-            tensors = await CHANNELS[published.channel]().receive(published)
-        except _GONE as error:
-            print(f"no weights of version {published.version}: {type(error).__name__}", flush=True)
-            return None
-        async with self._between_groups():
-            with self._spans.span("take weights"):
+        with self._beats.phase("publish"):
+            try:
+                if published.channel == "nccl":  # a broadcast has all engines or none; this one is alone
+                    published = await NcclChannel().copy(published)
+                tensors = await CHANNELS[published.channel]().receive(published)
+            except _GONE as error:
+                print(f"no weights of version {published.version}: {type(error).__name__}", flush=True)
+                return None
+        async with self._between_groups():  # as long as they take, where weights don't change within a group
+            with self._beats.phase("publish"), self._spans.span("take weights"):
                 await self._engine.load_weights(tensors, published.version)
         return published.version
 

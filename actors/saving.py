@@ -9,7 +9,7 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from actors.calls import Died
 from actors.launcher import tell
@@ -19,6 +19,7 @@ from learner.checkpoint import Writing, set_best
 from learner.manifest import Files
 from tracking.dispensable import Dispensable
 
+T = TypeVar("T")
 FAILED_SAVES = 3
 """Saves in a row that fail, and the run ends: one may be a disk that somebody is about to make room on."""
 LAST_S = 300.0
@@ -113,7 +114,7 @@ class Saving:
             best=self._is_best(step),
             cut_at=cut_at,
             stopped_s=cut_at - began,
-            written=_in_thread(lambda: self._write(writing, write)),
+            written=in_thread(lambda: self._write(writing, write)),
         )
         if last:
             self.settle()
@@ -175,9 +176,9 @@ class Saving:
         return self.best is not None and self.best["step"] == step
 
 
-def _in_thread(work: Callable[[], Path]) -> Future[Path]:
+def in_thread(work: Callable[[], T]) -> Future[T]:
     """What ``work`` comes to, in a thread that doesn't keep the process from ending."""
-    future: Future[Path] = Future()
+    future: Future[T] = Future()
 
     def run() -> None:
         try:
@@ -185,5 +186,5 @@ def _in_thread(work: Callable[[], Path]) -> Future[Path]:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, name="checkpoint", daemon=True).start()
+    threading.Thread(target=run, daemon=True).start()
     return future

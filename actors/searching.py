@@ -8,9 +8,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
+from actors.calls import Died
+from actors.restarts import TooOften
 from agent.errors import Fault
 from retrieval_service.stats import merged
 
+RETRIEVAL = "retrieval"
+"""What the names of its actors begin with."""
 SAY_EVERY_S = 60.0
 ASK_EVERY_S = 1.0
 PROBE = "is the search answered"
@@ -40,8 +44,9 @@ class Searching:
     def stats(self) -> dict[str, float]:
         """What they have done since the last step, as metrics."""
         try:
-            stats = merged([self._wait(r.stats.remote(), "retrieval") for r in self._replicas])
-        except Fault:  # Ray is restarting it; the searches that it lost are counted where they were asked
+            stats = merged([self._wait(r.stats.remote(), RETRIEVAL) for r in self._replicas])
+        except Fault as fault:  # Ray is restarting it; the searches that it lost are counted where they were asked
+            _check_of_retrieval(fault)
             return {"retrieval/qps": 0.0, "retrieval/p99_s": float("nan")}
         return {f"retrieval/{name}": value for name, value in asdict(stats).items()}
 
@@ -71,9 +76,16 @@ class Searching:
     def _problem(self) -> str | None:
         for replica in self._replicas:
             try:
-                (found,) = self._wait(replica.search_many.remote([f"{PROBE} {next(self._probes)}"], 1), "retrieval")
+                (found,) = self._wait(replica.search_many.remote([f"{PROBE} {next(self._probes)}"], 1), RETRIEVAL)
             except Fault as fault:
+                _check_of_retrieval(fault)
                 return str(fault)
             if isinstance(found, str):
                 return found
         return None
+
+
+def _check_of_retrieval(fault: Fault) -> None:
+    """Raises ``fault`` if it is another actor's end, or one too many: all are watched while one is waited for."""
+    if isinstance(fault, TooOften) or (isinstance(fault, Died) and not fault.actor.startswith(RETRIEVAL)):
+        raise fault

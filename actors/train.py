@@ -5,7 +5,6 @@ What is heavy is imported when it is needed: what is wrong is to be refused befo
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +93,7 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
         from actors.dashboard import entrance
         from actors.noting import note, reported
         from actors.ray_start import start_ray, stop_ray
+        from actors.saving import in_thread
 
     def prepared_here() -> Any:
         with console.phase("checking the prompts"):
@@ -101,9 +101,10 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
 
     extras = Dispensable(lambda why: console.say(why, "yellow"))
     went_on = run_state.load(resume) if resume is not None else None
-    with reported(run_dir, console), ThreadPoolExecutor(2) as threads:
-        prepared_later = threads.submit(prepared_here)
-        trackers_later = threads.submit(_trackers, config, run_dir, made_with.settings, went_on, extras)
+    with reported(run_dir, console):
+        # In threads that a signal needn't wait for: a tracker may hang as it opens.
+        prepared_later = in_thread(prepared_here)
+        trackers_later = in_thread(lambda: _trackers(config, run_dir, made_with.settings, went_on, extras))
         with console.phase("starting Ray"):
             dashboard = start_ray(config, namespace)
         if dashboard:

@@ -110,7 +110,7 @@ def cover_match(answer: str, golden: Sequence[str]) -> float:
     """Cover EM as FlashRAG's ``sub_em`` has it: 1.0 when the normalised answer holds a normalised golden answer, within
     a word too, else 0.0."""
     said = normalise(answer)
-    return float(bool(said) and any(normalise(g) in said for g in golden))
+    return float(bool(said) and any(bool(each) and each in said for each in map(normalise, golden)))
 
 
 def has_words(text: str, golden: Sequence[str]) -> float:

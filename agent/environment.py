@@ -51,6 +51,8 @@ class Environment:
         ):
             if isinstance(outcome, Result):
                 results.append(outcome)
+            elif not isinstance(outcome, BaseException):
+                raise TypeError(f"a tool's call returned a {type(outcome).__name__}, and no agent.tools.base.Result")
             elif isinstance(outcome, ToolError):
                 fault = fault or outcome
             else:

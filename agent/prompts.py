@@ -64,7 +64,15 @@ def fill(template: str, values: Mapping[str, str]) -> str:
 
 
 def tag_prompt(config: AgentConfig, protocol: TagProtocol, tools: Sequence[type[Tool]]) -> str:
-    """The prompt of ``agent.format=tags`` with all but the question filled in."""
+    """The prompt of ``agent.format=tags`` with all but the question filled in.
+
+    Raises ``UserError`` as ``prompt_text``, and for the shipped prompt that tells of a search where ``tools`` has none.
+    """
+    if config.prompt == "instruct" and all(tool.name != SEARCH for tool in tools):
+        raise UserError(
+            "agent.prompt=instruct tells of a search, and agent.tools has none; say in a prompt of your own how the "
+            "tools are used: agent.prompt=FILE"
+        )
     values = {name: getattr(protocol, name) for name in _TAGS}
     told = {call.tool: f"{call.opening} {call.argument} {call.closing}" for call in protocol.calls}
     values["tools"] = "\n".join(f"{told[tool.name]}: {tool.description}" for tool in tools)
@@ -83,7 +91,7 @@ def prompt_text(config: AgentConfig) -> str:
     if not path.exists() and not path.suffix and len(path.parts) == 1:
         one_of(config.prompt, shipped, "agent.prompt")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # as editors on Windows save it, too
     except (OSError, ValueError) as error:
         what = (error.strerror if isinstance(error, OSError) else None) or "it is no UTF-8 text"
         raise UserError(f"{where}: can't be read ({what}); name one of {', '.join(shipped)}, or a text file") from None

@@ -57,11 +57,15 @@ class TagProtocol:
     result_label: str
     others: tuple[ToolTags, ...] = ()
     """Tags of tools other than the search."""
+    search_argument: str = "query"
+    """What the search's tool calls the text between its tags."""
 
     @property
     def calls(self) -> tuple[ToolTags, ...]:
         """The tags of all tools, the search first."""
-        search = ToolTags(tool=SEARCH, argument="query", opening=self.search_open, closing=self.search_close)
+        search = ToolTags(
+            tool=SEARCH, argument=self.search_argument, opening=self.search_open, closing=self.search_close
+        )
         return (search, *self.others)
 
     @property
@@ -88,22 +92,24 @@ class TagProtocol:
         return calls if self.braced_answer else (*calls, self.answer_close)
 
     def with_tools(self, tools: Sequence[type[Tool]]) -> TagProtocol:
-        """This protocol and the tags ``<name>…</name>`` of ``tools`` other than the search.
+        """This protocol, and the tags ``<name>…</name>`` of ``tools`` other than the search.
 
         Raises ``UserError`` for a tool with several arguments, or whose tags have another meaning here.
         """
-        others = []
+        others, search_argument = [], self.search_argument
         for tool in tools:
-            if tool.name == SEARCH:
-                continue
             if len(tool.parameters) != 1 or next(iter(tool.parameters.values()))["type"] != "string":
                 raise UserError(
                     f"agent.tools: '{tool.name}' takes other arguments than one text, which no tag can hold; set "
                     "agent.format=tools"
                 )
+            (argument,) = tool.parameters
+            if tool.name == SEARCH:
+                search_argument = argument
+                continue
             tags = ToolTags(
                 tool=tool.name,
-                argument=next(iter(tool.parameters)),
+                argument=argument,
                 opening=f"<{tool.name}>",
                 closing=f"</{tool.name}>",
             )
@@ -113,7 +119,7 @@ class TagProtocol:
                     "rename the tool"
                 )
             others.append(tags)
-        return replace(self, others=tuple(others))
+        return replace(self, others=tuple(others), search_argument=search_argument)
 
     def parse(self, text: str) -> Action:
         """The action that ends ``text``, the policy's whole turn.

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,12 @@ class Writing:
         manifest.write(self.folder, Manifest(step=self._step, number=number, files=files))
         for path in (*self.folder.rglob("*"), self.folder):
             _sync(path)
-        if self._final.exists():
-            _remove(self._final)
+        replaced = _aside(self._final) if self._final.exists() else None
         self.folder.rename(self._final)
         _sync(root)
+        # It is written: what can't be taken away now is left to the next one.
+        if replaced is not None:
+            _discard(replaced)
         if keep > 0:
             _prune(root, keep, {path.resolve() for path in (*spare, root / BEST)})
         self._lock.close()
@@ -181,7 +183,8 @@ def _prune(root: Path, keep: int, spare: Collection[Path]) -> None:
     readable = [path for path in checkpoints(root) if _number(path) < math.inf]
     for old in readable[:-keep]:
         if old.resolve() not in spare:
-            _remove(old)
+            with suppress(OSError):
+                _discard(_aside(old))
 
 
 def _sync(path: Path) -> None:
@@ -196,11 +199,12 @@ def _discard(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
-def _remove(path: Path) -> None:
-    """Takes a checkpoint away by rename first, so that it too is whole or not there."""
+def _aside(path: Path) -> Path:
+    """Takes a checkpoint's name away, so that it, too, is whole or not there, and returns where it is now."""
     aside = path.with_name(f"{_ASIDE}removed-{path.name}")
     path.rename(aside)
-    shutil.rmtree(aside)
+    return aside

@@ -17,19 +17,27 @@ def _no_search(trajectory: Trajectory, protocol: TagProtocol) -> bool:
     return trajectory.searches == 0
 
 
+def _said(trajectory: Trajectory) -> list[str]:
+    """The policy's text of each turn without its thoughts, which are no actions."""
+    return [turn.text.rpartition("</think>")[2] for turn in trajectory.turns]
+
+
 def _unbalanced(trajectory: Trajectory, protocol: TagProtocol) -> bool:
     """Any opening tag in the policy's text without its closing one, or the reverse."""
-    text = "".join(turn.text for turn in trajectory.turns)
+    text = "".join(_said(trajectory))
     return any(text.count(opening) != text.count(closing) for opening, closing in protocol.pairs)
 
 
 def _search_after_answer(trajectory: Trajectory, protocol: TagProtocol) -> bool:
-    """A search's tag after an answer's, or (in a format without such tags) a call in a later turn."""
-    text = "".join(turn.text for turn in trajectory.turns)
+    """A search's tag after an answer's, or (in a format without such tags) a call in the same or a later turn."""
+    said = _said(trajectory)
+    text = "".join(said)
     answer = text.find(protocol.answer_open)
-    answered = [protocol.answer_open in turn.text for turn in trajectory.turns]
-    if True in answered and any(turn.calls for turn in trajectory.turns[answered.index(True) + 1 :]):
-        return True
+    first = next((number for number, turn in enumerate(said) if protocol.answer_open in turn), len(said))
+    for number, turn in enumerate(trajectory.turns[first:], start=first):
+        tagged = any(call.opening in said[number] for call in protocol.calls)
+        if turn.calls and (number > first or not tagged):
+            return True
     return answer >= 0 and any(text.find(call.opening, answer) >= 0 for call in protocol.calls)
 
 

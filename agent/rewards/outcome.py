@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from agent.errors import RewardError, one_of, shortened
@@ -46,15 +46,24 @@ class Outcome:
         if not self.groupwise:
             return list(await asyncio.gather(*(self._one(question, t) for t in trajectories)))
         try:
-            values = list(await self._called(question, list(trajectories)))
-        except TypeError:
-            return [self._wrong("something that is no list of numbers")] * len(trajectories)
+            values = self._listed(await self._called(question, list(trajectories)))
         except RewardError as error:
             return [error] * len(trajectories)
         if len(values) != len(trajectories):
             wrong = self._wrong(f"{len(values)} numbers for {len(trajectories)} trajectories")
             return [wrong] * len(trajectories)
         return [self._checked(value) for value in values]
+
+    def _listed(self, value: Any) -> list[Any]:
+        """The values of a group. Raises ``RewardError`` for what is no list, and for all that a generator raises."""
+        if isinstance(value, str | bytes | Mapping | Set):  # letters, keys, and values without an order
+            raise self._wrong(f"a {type(value).__name__}, which is no list of numbers")
+        try:
+            return list(value)
+        except TypeError:
+            raise self._wrong("something that is no list of numbers") from None
+        except Exception as error:
+            raise self._raised(error) from error
 
     async def _one(self, question: Question, trajectory: Trajectory) -> float | RewardError:
         try:
@@ -68,14 +77,17 @@ class Outcome:
             value = self._function(question, given)
             return await value if inspect.isawaitable(value) else value
         except Exception as error:
-            raise RewardError(f"{KEY}={self._name} raised {type(error).__name__}: {shortened(error)}") from error
+            raise self._raised(error) from error
 
     def _checked(self, value: Any) -> float | RewardError:
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except Exception:  # whatever a tensor, say, or a number that is too large raises
             return self._wrong(repr(value))
         return number if 0 <= number <= MAX_REWARD else self._wrong(repr(value))
+
+    def _raised(self, error: Exception) -> RewardError:
+        return RewardError(f"{KEY}={self._name} raised {type(error).__name__}: {shortened(error)}")
 
     def _wrong(self, returned: str) -> RewardError:
         return RewardError(

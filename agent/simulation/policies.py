@@ -55,7 +55,7 @@ class SimulationConfig:
     """Rise of a kind's skill per update whose batch is full of signal-bearing groups of that kind."""
     transfer: float = bounded(0.3, "at least 0")
     """Part of the rise that goes to the other kinds."""
-    ceiling: float = bounded(4.0, "in [-1000, 1000]")
+    ceiling: float = bounded(4.0, "in (0, 1000]")
     novelty: float = bounded(1.0, "in [0, 1]")
     """What each training on a query leaves of its contribution to skill: 1 keeps it, 0 makes it teach once."""
     practice: float = bounded(0.4, "at least 0")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeGuard
 
 from agent import tools as shipped
-from agent.errors import UserError, one_of
+from agent.errors import UserError, one_of, shortened
 from agent.own import is_path, resolve
 from agent.shipped import module_names, own_class
 from agent.tools.base import Tool
@@ -46,7 +47,11 @@ def _tool_class(name: str) -> type[Tool]:
         found = resolve(name, "agent.tools")
     else:
         one_of(name, tool_names(), "agent.tools")
-        found = own_class(importlib.import_module(f"{shipped.__name__}.{name}"), Tool, where)
+        try:
+            module = importlib.import_module(f"{shipped.__name__}.{name}")
+        except Exception as error:  # whatever a file of one's own raises
+            raise UserError(f"{where}: can't be imported ({type(error).__name__}: {shortened(error)})") from error
+        found = own_class(module, Tool, where)
     if not _is_tool(found):
         raise UserError(f"{where} is no tool; it has to be one subclass of agent.tools.base.Tool with a method 'call'")
     _check(found, where)
@@ -61,8 +66,17 @@ def _check(tool: type[Tool], where: str) -> None:
     for attribute in ("name", "description", "parameters"):
         if not getattr(tool, attribute, None):
             raise UserError(f"{where}: the tool has no '{attribute}'")
-    if not _NAME.fullmatch(tool.name):
+    if not isinstance(tool.name, str) or not _NAME.fullmatch(tool.name):
         raise UserError(f"{where}: the tool's name '{tool.name}' must be small letters, digits and underscores")
+    if not inspect.iscoroutinefunction(tool.call):
+        raise UserError(f"{where}: its method 'call' must be async: other episodes go on meanwhile")
+    try:
+        inspect.signature(tool.__init__).bind(None, None, None)
+    except TypeError:
+        raise UserError(f"{where}: it must be made with (config, searcher), as agent.tools.base.Tool is") from None
+    if not isinstance(tool.parameters, Mapping):
+        raise UserError(f"{where}: its 'parameters' must be JSON schemas by the arguments' names")
     for name, schema in tool.parameters.items():
-        if schema.get("type") not in KINDS:
+        kind = schema.get("type") if isinstance(schema, Mapping) else None
+        if not isinstance(name, str) or not isinstance(kind, str) or kind not in KINDS:
             raise UserError(f"{where}: the type of its parameter '{name}' must be one of {', '.join(KINDS)}")

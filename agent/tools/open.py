@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from agent.answers import normalise_title
+from agent.records import Call
 from agent.tools.base import Request, Result, Situation, Tool
 
 UNKNOWN_NOTICE = "No document of this name was found yet. Name one by its title, or by the number of its result."
@@ -42,18 +43,31 @@ class Open(Tool):
 def last_shown(name: str, situation: Situation) -> str | None:
     """The id of the passage to read on from: the last one shown of the document ``name``; None if none was.
 
-    A title goes before a number: there are books called by one.
+    A title goes before a number: there are books called by one. A number is that of the last block of results.
     """
     shown = list(_shown(situation))
     wanted = normalise_title(name.strip().strip('"'))
     if wanted and any(title == wanted for _, title in shown):
         return next(document for document, title in reversed(shown) if title == wanted)
-    latest = next((ids for turn in reversed(situation.turns) if (ids := turn.document_ids)), ())
-    if not name.strip().isdecimal() or not 1 <= int(name) <= len(latest):
+    latest = next(
+        (c.document_ids for turn in reversed(situation.turns) for c in reversed(turn.answered) if _is_shown(c)), ()
+    )
+    number = name.strip()
+    if not number.isdecimal() or len(number) > 4 or not 1 <= int(number) <= len(latest):
         return None
-    document = latest[int(name) - 1]
-    title = dict(shown)[document]
-    return next(d for d, t in reversed(shown) if (t == title if title else d == document))
+    document = latest[int(number) - 1]
+    opened = _document(document, dict(shown)[document])
+    return next(d for d, title in reversed(shown) if _document(d, title) == opened)
+
+
+def _is_shown(call: Call) -> bool:
+    """Whether the policy has seen passages of it, numbered from 1."""
+    return bool(call.document_ids) and call.repeat is None
+
+
+def _document(passage: str, title: str) -> tuple[str, str]:
+    """What a passage is a part of: see ``retrieval_service.corpus.document_of``."""
+    return (title, "") if title else ("", passage.rpartition("#")[0] or passage)
 
 
 def _shown(situation: Situation) -> Iterator[tuple[str, str]]:

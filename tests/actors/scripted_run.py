@@ -19,7 +19,7 @@ from actors.calls import Died
 from actors.prepare import Prepared
 from actors.provenance import Provenance
 from actors.reports import Released, StepReport, Untrainable
-from actors.saving import _in_thread as in_thread
+from actors.saving import in_thread
 from actors.supervisor import Supervisor
 from actors.totals import Totals
 from agent.config import GroupConfig
@@ -82,8 +82,12 @@ class World:
         shaken_by: str = "generation_failed",
         deaths: Mapping[str, str] | None = None,
         garbage: Mapping[str, str] | None = None,
+        pinged_first: bool = False,
     ) -> None:
         self.events: list[str] = []
+        self.pinged_first = pinged_first
+        """A ping has seen each of ``deaths`` before the call did, so that health has forgotten the actor."""
+        self.forget: Callable[[str], None] = lambda name: None
         self.searches = searches
         """Of an episode, in every step."""
         self.deaf = deaf
@@ -124,13 +128,17 @@ class World:
     def ended(self, name: str) -> None:
         """A part is no more, and others may come. What a pool and a learner have counted ends with them."""
         del self.parts[name.replace("-", " ")]
+        if name == "seeding-pool" and self.dead is None:  # it has served its time
+            return
         self.dead, self.closed, self.released, self.published = None, False, 0, 0
 
     def happens(self, event: str) -> None:
         self.events.append(event)
         if event in self.deaths:
             self.dead = self.deaths.pop(event)
-            raise Died(f"{self.dead} died")
+            if self.pinged_first:
+                self.forget(self.dead)
+            raise Died(f"{self.dead} died", actor=self.dead)
         if event in self.garbage:
             raise Unusable(self.garbage.pop(event), "it is damaged")
         if event in self.interrupt:
@@ -380,6 +388,7 @@ class FakeHealth:
     def __init__(self, world: World) -> None:
         self._world = world
         self._watched: set[str] = set()
+        world.forget = self.forget
 
     def watch(self, name: str, actor: Any, lost: Any, *, restarts: bool = False) -> None:
         assert name not in self._watched, "the one before was not forgotten"
@@ -398,8 +407,9 @@ class FakeHealth:
         return {name: Died(f"{name} died (ActorDiedError); its last lines:\nlearner's log") for name in gone}
 
     def end(self, *names: str) -> None:
+        dead = self._world.dead
         for name in names:
-            if name in self._watched:
+            if name in self._watched or name == dead:
                 self._watched.discard(name)
                 self._world.ended(name)
 
@@ -513,7 +523,7 @@ def scripted_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
         monkeypatch.setattr(parts, "WorkerPool", lambda *_, **__: FakeWorkerPool(world))
         monkeypatch.setattr(parts, "Health", lambda *_: FakeHealth(world))
         monkeypatch.setattr(supervisor, "get", lambda value, actor, log_dir: value)
-        monkeypatch.setattr(saving, "_in_thread", ended)  # a checkpoint is written before the next step is done
+        monkeypatch.setattr(saving, "in_thread", ended)  # a checkpoint is written before the next step is done
         monkeypatch.setattr(record, "RayMetrics", lambda: SimpleNamespace(set=lambda row: None))
         config = RunConfig(
             pool=Epoch(),

@@ -43,7 +43,7 @@ def test_the_plan_of_the_box_names_data_index_downloads_memory_and_disk(tmp_path
     assert f"data.questions=flashrag:hotpotqa/train: about 566.0 MB, to {tmp_path}/questions/" in said
     assert f"2.02 GB, about 3.03 GB unpacked, to {tmp_path}/indexes/{HOTPOTQA.folder}" in said
     assert f"the model Qwen/Qwen2.5-1.5B-Instruct: about 3.09 GB, to {tmp_path}/hub/models--Qwen--Qwen2.5-1.5B" in said
-    assert f"  disk: 26.3 GiB in {tmp_path}/run, 5.5 GiB in {tmp_path}" in said
+    assert f"  disk: 34.9 GiB in {tmp_path}/run, 5.5 GiB in {tmp_path}" in said
 
 
 def test_what_is_here_is_not_fetched(tmp_path: Path) -> None:

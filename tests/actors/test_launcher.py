@@ -26,6 +26,7 @@ root = Path({root!r})
 def ready(text=""):
     (root / "aside").write_text(f"{{os.getpid()}} {{text}}")
     (root / "aside").rename(root / "ready")
+{before}
 launch()
 {body}
 """
@@ -36,8 +37,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts a driver with a launcher; ``body`` calls ``ready``."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(body: str, **how: Any) -> subprocess.Popen[str]:
-        code = DRIVER.format(root=str(tmp_path), body=body)
+    def start(body: str, *, before: str = "", **how: Any) -> subprocess.Popen[str]:
+        code = DRIVER.format(root=str(tmp_path), body=body, before=before)
         env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(tmp_path)}
         process = subprocess.Popen(
             [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **how
@@ -70,6 +71,33 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 def test_what_the_driver_says_and_ends_with_is_all(start: Any, code: int) -> None:
     process = start(f"print('hello'); print('a line', file=sys.stderr); tell(said=True); sys.exit({code})")
     assert end(process) == (code, "hello\n", "a line\n")
+
+
+def test_where_ends_can_not_be_watched_the_driver_goes_on_by_itself(start: Any) -> None:
+    """Kernels before 5.3, and sandboxes that allow no pidfd_open."""
+    body = (
+        "import actors.launcher as it\nprint(it.has_launcher())\ntell(head={'raylet': os.getpid()})\nprint('goes on')"
+    )
+    refused = "def refused(*given): raise OSError(38, 'Function not implemented')\nos.pidfd_open = refused"
+    process = start(body, before=refused)
+    assert end(process) == (0, "False\ngoes on\n", "")
+
+
+def test_a_parent_that_ignores_the_end_of_children_changes_nothing(start: Any) -> None:
+    """It is inherited; nobody would be told that the driver has ended."""
+    process = start("sys.exit(3)", before="signal.signal(signal.SIGCHLD, signal.SIG_IGN)")
+    code, _, err = end(process)
+    assert (code, "slingshot: " in err) == (1, True), "the end is seen, and the line is said"
+
+
+def test_a_process_of_rays_that_is_gone_already_is_lost(start: Any) -> None:
+    body = (
+        "child = subprocess.Popen(['true'])\nchild.wait()\n"
+        f"tell(head={{'the raylet': child.pid}}, session={'/nowhere'!r}, logs={'/nowhere'!r})\ntime.sleep(600)"
+    )
+    code, _, err = end(start(body))
+    assert code == 1
+    assert "the raylet" in err
 
 
 def test_a_driver_that_is_killed_has_its_line_said(start: Any, ready: Any) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from actors.calls import Died, Hangs
+from actors.replicas import Replicas
+from actors.restarts import TooOften
 from actors.searching import PROBE, Searching
 from agent.errors import Fault
 
@@ -99,3 +103,43 @@ def test_a_user_need_not_wait() -> None:
     watched, clock, _ = searching(Replica("timeout"), stopped=lambda: clock.now >= 5)
     watched.until_they_answer()
     assert clock.now == 5
+
+
+def test_the_end_of_another_actor_is_not_taken_for_the_retrievals() -> None:
+    """All are watched while one is waited for: the learner's end is the supervisor's to get over."""
+
+    def watching(error: Fault) -> Any:
+        def wait(ref: Any, actor: str) -> Any:
+            raise error
+
+        replica = SimpleNamespace(
+            stats=SimpleNamespace(remote=lambda: None), search_many=SimpleNamespace(remote=lambda queries, k: None)
+        )
+        return Searching([replica], wait, lambda *said: None, 10.0, lambda: False, clock=Clock(), sleep=lambda s: None)
+
+    for error in (
+        Hangs("learner", "update"),
+        Died("pool died", actor="pool"),
+        TooOften("the retrieval failed 13 times"),
+    ):
+        for ask in (watching(error).stats, watching(error).until_they_answer):
+            with pytest.raises(type(error), match=str(error)):
+                ask()
+    own = Died("retrieval died", actor="retrieval")
+    assert math.isnan(watching(own).stats()["retrieval/p99_s"])
+
+
+def test_replicas_are_waited_for_over_their_own_ends_alone() -> None:
+    ends: list[Fault] = [Died("it died", actor="retrieval"), Died("the learner died", actor="learner")]
+    replica = SimpleNamespace(start=SimpleNamespace(remote=lambda: None), identity=SimpleNamespace(remote=lambda: None))
+    health = SimpleNamespace(watch=lambda *given, **more: None)
+
+    def wait(ref: Any, actor: str) -> Any:
+        raise ends.pop(0)
+
+    for ask in ("are_open", "identity"):
+        replicas = Replicas({"retrieval": replica}, health, lambda error: None)  # type: ignore[arg-type]
+        ends[:] = [Died("it died", actor="retrieval"), Died("the learner died", actor="learner")]
+        with pytest.raises(Died, match="the learner died"):
+            getattr(replicas, ask)(wait)
+        assert not ends

@@ -81,9 +81,12 @@ AGAIN = ("forget", "begin 2", "deliver 2", "serve")
 
 @pytest.mark.parametrize("who", ["learner", "pool"])
 @pytest.mark.parametrize("when", ["step 4", "deliver 4", "evaluate version 4", "release 4 with state", "save 4"])
-def test_learner_and_pool_go_on_together_from_the_last_checkpoint(play: Play, who: str, when: str) -> None:
+@pytest.mark.parametrize("pinged_first", [False, True])
+def test_learner_and_pool_go_on_together_from_the_last_checkpoint(
+    play: Play, who: str, when: str, pinged_first: bool
+) -> None:
     """Steps 3 and 4 are played again, in the rows and in the totals once; the run ends as if nothing had been."""
-    world = World(deaths={when: who})
+    world = World(deaths={when: who}, pinged_first=pinged_first)
     driver, summary = play(world, 6, evaluate_every=4, save_every=2)
     at = world.events.index("forget")
     assert world.events[at - 1] == when

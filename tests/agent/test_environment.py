@@ -16,6 +16,8 @@ from agent.dialogue import Dialogue, format_class
 from agent.environment import Environment
 from agent.errors import RetrievalError, ToolError, UserError
 from agent.formats.base import Format
+from agent.prompts import tag_prompt
+from agent.protocol import PROTOCOLS
 from agent.records import Call, Passage, Repeat, StopReason, Turn
 from agent.tools.base import Request, Result, Situation, Tool
 from agent.tools.catalogue import tool_classes, tool_names
@@ -205,6 +207,32 @@ def test_wrong_tools_are_the_users_mistake(names, message):
     assert "\n" not in str(error.value)
 
 
+def test_what_a_call_returns_is_a_result() -> None:
+    class Word(Count):
+        async def call(self, request: Request, situation: Situation) -> Result:
+            return "three"  # type: ignore[return-value]
+
+    environment = Environment([Word(AgentConfig(), Shelf())])  # type: ignore[arg-type]
+    request = Request(tool=Word.name, arguments={"text": "x"})
+    with pytest.raises(TypeError, match=r"a tool's call returned a str, and no agent\.tools\.base\.Result"):
+        asyncio.run(environment.respond([request], Situation(turns=(), max_searches=1)))
+
+
+def test_the_search_may_be_a_tool_of_ones_own() -> None:
+    """Its one text is called as its parameters say; several make no tag."""
+    own = type("Own", (Count,), {"name": "search", "parameters": {"text": {"type": "string"}}})
+    (request,) = PROTOCOLS["search"].with_tools([own]).parse("<search>emma</search>").requests
+    assert request.arguments == {"text": "emma"}
+    several = type("Own", (Count,), {"name": "search", "parameters": {n: {"type": "string"} for n in "ab"}})
+    with pytest.raises(UserError, match="'search' takes other arguments than one text"):
+        PROTOCOLS["search"].with_tools([several])
+
+
+def test_the_shipped_prompt_tells_of_a_search() -> None:
+    with pytest.raises(UserError, match=r"agent\.prompt=instruct tells of a search, and agent\.tools has none"):
+        tag_prompt(AgentConfig(prompt="instruct"), PROTOCOLS["search"].with_tools([Count]), [Count])
+
+
 @pytest.mark.parametrize(("classes", "has"), [((), "none"), (("A", "B"), "A, B")])
 def test_a_file_without_exactly_one_tool_or_format_is_named(classes, has, monkeypatch):
     from agent.tools import catalogue
@@ -230,6 +258,12 @@ def test_a_file_without_exactly_one_tool_or_format_is_named(classes, has, monkey
         ({"name": "My Tool"}, "the tool's name 'My Tool' must be"),
         ({"description": ""}, "the tool has no 'description'"),
         ({"parameters": {"n": {"type": "text"}}}, "the type of its parameter 'n' must be one of"),
+        ({"parameters": {"n": "string"}}, "the type of its parameter 'n' must be one of"),
+        ({"parameters": {"n": {"type": ["string"]}}}, "the type of its parameter 'n' must be one of"),
+        ({"parameters": ["n"]}, "its 'parameters' must be JSON schemas by the arguments' names"),
+        ({"name": 5}, "the tool's name '5' must be"),
+        ({"call": lambda self, request, situation: Result()}, "its method 'call' must be async"),
+        ({"__init__": lambda self: None}, r"it must be made with \(config, searcher\)"),
     ],
 )
 def test_a_tool_says_what_it_is(changed, message, monkeypatch):

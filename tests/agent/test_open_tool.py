@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from agent.config import AgentConfig
 from agent.environment import Environment
 from agent.errors import RetrievalError
-from agent.records import Call, Passage, Question, StopReason, Turn
+from agent.records import Call, Passage, Question, Repeat, StopReason, Turn
 from agent.tools.base import Request, Situation
 from agent.tools.open import END_NOTICE, LIMIT, LIMIT_NOTICE, UNKNOWN_NOTICE
 
@@ -46,6 +47,11 @@ def shown(*documents: str, tool: str = "search", **more) -> Turn:
     return Turn(action_start=0, action_end=1, observation_end=2, text="", calls=(call,))
 
 
+def both(one: Turn, other: Turn) -> Turn:
+    """A turn with the calls of both."""
+    return replace(one, calls=(*one.calls, *other.calls))
+
+
 def read_on(document: str, *turns: Turn):
     shelf = Shelf()
     environment = Environment.of(AgentConfig(tools=["search", "open"], top_k=2), shelf)
@@ -66,6 +72,11 @@ def read_on(document: str, *turns: Turn):
         ("Emma", [shown("Emma#0"), shown("Emma#1", "Emma#2", tool="open")], "Emma#2", ["Emma#3", "Emma#4"]),
         ("1", [shown("Emma#2"), shown("Emma#0")], "Emma#0", ["Emma#1", "Emma#2"]),
         ("Emma", [shown("Emma#4")], "Emma#4", END_NOTICE),
+        # A document without a title goes by its passages' ids, wherever it was read on.
+        ("1", [shown("file#0"), shown("file#1", tool="open")], "file#1", END_NOTICE),
+        # A number is that of the last block of results, and not of one that was withheld.
+        ("1", [shown("Emma#0"), shown("file#0", repeat=Repeat.EVIDENCE)], "Emma#0", ["Emma#1", "Emma#2"]),
+        ("1", [both(shown("file#0"), shown("Emma#0"))], "Emma#0", ["Emma#1", "Emma#2"]),
     ],
 )
 def test_a_document_is_read_on_from_what_was_shown_of_it(document, turns, after, found):
@@ -84,6 +95,7 @@ def test_a_title_goes_before_a_number():
         ("Emma#0", [shown("1984#0")]),
         ("0", [shown("Emma#0")]),
         ("2", [shown("Emma#0")]),
+        ("1" * 5000, [shown("Emma#0")]),
         ("-1", [shown("Emma#0")]),
         ("", [shown("file#0")]),
         ("\u00b2", [shown("Emma#0")]),

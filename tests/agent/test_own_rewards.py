@@ -63,6 +63,26 @@ def not_a_number(question, trajectory):
 def a_word(question, trajectory):
     return "good"
 
+def no_tensor(question, trajectory):
+    class Tensor:
+        def __float__(self):
+            raise RuntimeError("2 elements")
+    return Tensor()
+
+def too_large(question, trajectory):
+    return 10 ** 400
+
+def by_key(question, trajectories):
+    return {number: 0.5 for number, _ in enumerate(trajectories)}
+
+def digits(question, trajectories):
+    return "0" * len(trajectories)
+
+def breaks_off(question, trajectories):
+    for trajectory in trajectories:
+        yield 1.0
+        1 / 0
+
 def nothing(question, trajectory):
     return None
 
@@ -155,6 +175,11 @@ def test_what_cant_be_judged_is_excluded_with_its_reason(search_protocol, emma, 
         ("not_a_number", "returned nan"),
         ("a_word", "returned 'good'"),
         ("nothing", "returned None"),
+        ("no_tensor", "returned <own_rewards.no_tensor"),
+        ("too_large", "returned 1000"),
+        ("by_key", "returned a dict, which is no list of numbers"),
+        ("digits", "returned a str, which is no list of numbers"),
+        ("breaks_off", "raised ZeroDivisionError"),
     ],
 )
 def test_a_failure_is_never_a_zero(search_protocol, emma, answers, name, why):

@@ -162,7 +162,13 @@ CLOSED = [  # gate, protocol, trajectories that it sets to 0, trajectories that 
             ["</result>", ANSWER],
             ["<answer>", SEARCH, ANSWER],
         ],
-        [[SEARCH, ANSWER], ["hm"], ["<result>mine</result>", ANSWER], ["\\boxed{", ANSWER]],
+        [
+            [SEARCH, ANSWER],
+            ["hm"],
+            ["<result>mine</result>", ANSWER],
+            ["\\boxed{", ANSWER],
+            [{"text": "<think>With <answer> I end.</think>emma", "query": "emma"}, ANSWER],
+        ],
     ),
     (
         "unbalanced",
@@ -177,8 +183,16 @@ CLOSED = [  # gate, protocol, trajectories that it sets to 0, trajectories that 
             [{"text": "<answer>Jane <search>emma</search>", "query": "emma"}, ANSWER],
             ["<answer>Jane", SEARCH, ANSWER],
             [{"text": "<answer>Jane</answer><search>", "answer": "Jane"}],
+            [{"text": "<answer>Jane</answer><tool_call>{}</tool_call>", "query": "emma"}, ANSWER],
+            ["<answer>Jane</answer>", {"text": "<tool_call>{}</tool_call>", "query": "emma"}, ANSWER],
         ],
-        [[SEARCH, ANSWER], [SEARCH, SEARCH, ANSWER], [ANSWER], ["hm"]],
+        [
+            [SEARCH, ANSWER],
+            [SEARCH, SEARCH, ANSWER],
+            [ANSWER],
+            ["hm"],
+            [{"text": "<think>I'll write <answer>.</think><tool_call>{}</tool_call>", "query": "emma"}, ANSWER],
+        ],
     ),
     (
         "search_after_answer",

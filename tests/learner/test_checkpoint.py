@@ -61,6 +61,17 @@ def test_keeps_the_newest(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_what_can_not_be_pruned_does_not_unmake_what_is_written(tmp_path: Path) -> None:
+    """An old one that was moved elsewhere, with a link in its place."""
+    old = write(tmp_path / "elsewhere", 1)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "step-000001").symlink_to(old)
+    new = write(tmp_path / "here", 2, keep=1)
+    assert verify(new) == 2
+    assert old.is_dir()
+    assert checkpoints(tmp_path / "here") == [new]
+
+
 def test_a_failed_write_leaves_the_others_and_is_cleared_away(tmp_path: Path) -> None:
     write(tmp_path, 1)
 
