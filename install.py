@@ -104,12 +104,18 @@ def made(venv: Path) -> Path:
         version = version_of(str(python))
         if version not in PYTHONS:
             raise Refusal(f"{venv} is of Python {version or 'no longer there'}; delete it: rm -r {venv}")
+        if subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True).returncode:
+            raise Refusal(f"{venv} has no pip, as uv makes them, or one that was broken off; delete it: rm -r {venv}")
         return python
+    fresh = not venv.exists()
+    if not fresh and any(venv.iterdir()):
+        raise Refusal(f"{venv} is there and is no virtual environment; name another folder with VENV=FOLDER")
     found = best_python()
     say(f"Python {version_of(found)} ({found}) for {venv}")
     code, output = waited(f"making {venv}", [found, "-m", "venv", str(venv)])
     if code:
-        shutil.rmtree(venv, ignore_errors=True)
+        if fresh:
+            shutil.rmtree(venv, ignore_errors=True)
         version = version_of(found)
         raise Refusal(
             f"{found} -m venv failed ({last_line(output)}); on Debian and Ubuntu: apt install python{version}-venv"

@@ -328,6 +328,11 @@ def main(launched: bool = False) -> None:
     tell(said=True)
 
 
+def command() -> None:
+    """The installed command ``slingshot``: as ``python launch.py``."""
+    main(launched=True)
+
+
 def _main(launched: bool) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     for stream in (sys.stdout, sys.stderr):

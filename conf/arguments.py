@@ -71,6 +71,8 @@ def read(arguments: Sequence[str]) -> Arguments:
     flags, others = parser.parse_known_args(list(arguments))
     _check(flags)
     settings = tuple(a for a in (*flags.overrides, *others) if a != "--")
+    if flags.resolve and not any(setting.startswith("output_dir=") for setting in settings):
+        settings = (*settings, "output_dir=outputs")  # Hydra makes its own only for a job
     return Arguments(flags=flags, settings=settings, for_hydra=tuple(_written(parser, flags)))
 
 

@@ -29,6 +29,8 @@ _WORLD = tuple(f"data.{key}" for key in (*_WORLDS, "demonstrations", "novice"))
 """Settings of the built-in world alone: who gives one means it."""
 _PLANNED = ("agent", "algorithm", "cluster", "model", "pool")
 """Groups with settings that the plan may choose."""
+_OWN = ("data.questions", "data.eval_questions")
+"""Files of the user's, of which the built-in world has none."""
 _ELSEWHERE = ("retrieval", "retrieval.index", "retrieval.url", "retrieval.prebuilt", "retrieval.backend")
 
 
@@ -79,6 +81,8 @@ def _questions_and_passages(overrides: Sequence[Override], composed: DictConfig,
         found.append("data.corpus=wiki-18")
         if mode in ("index", "serve") and "data" not in given:
             return ["data=jsonl", *found]
+    if mode in ("index", "serve") and "data.corpus" in given and "data" not in given and not found:
+        return ["data=jsonl"]
     if mode not in ASKING:
         return found
     if choices["data"] == "world" and "data" not in given:
@@ -90,6 +94,8 @@ def _questions_and_passages(overrides: Sequence[Override], composed: DictConfig,
             return [*(line for line in before if line.startswith("data") or passages), *found]
         if of_the_world:
             return found
+        if given.intersection(_OWN):
+            return ["data=jsonl", *found]
         tiny = any(value == "tiny" for o in overrides if o.key_or_group == "model" for value in values(o))
         if tiny or model == "tiny":
             return []

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from agent.errors import Fault, UserError, refused
 from conf.command_line import Sweep
-from conf.schema import RunConfig, typed
+from conf.schema import IF_ANY, RunConfig, typed
 from tracking import run_folder
 from tracking.console import Console
 from tracking.dispensable import Dispensable
@@ -30,7 +30,9 @@ def job(composed: DictConfig, folder: Path, mode: Callable[[RunConfig, Path, Con
             if sweep.status(folder)[0] is sweep.Status.FINISHED:
                 console.say(f"{folder.name}: finished before")
                 return
-            if sweep.has_checkpoint(folder):
+            if config.mode == "eval":
+                config.resume = IF_ANY  # what is played there already stays
+            elif sweep.has_checkpoint(folder):
                 config.resume = str(folder)
             else:
                 sweep.clear(folder)

@@ -192,6 +192,13 @@ class RunConfig:
         if self.retrieval.prebuilt == FITTING:
             self.retrieval = replace(self.retrieval, prebuilt=fitting(self.data.named).name)
         if self.mode == "train":
+            if self.checkpoint:
+                raise UserError(
+                    f"checkpoint={self.checkpoint} is for mode=eval, ask and calibrate; resume=FOLDER goes on with a "
+                    "run, and model.path=FOLDER starts from a checkpoint's weights"
+                )
+            if self.question:
+                raise UserError("question=… is for mode=ask")
             self._check_experts()
             self._check_evaluation()
         if self.mode == "experts" or (self.mode == "train" and self.data.experts == AUTO):
@@ -200,6 +207,11 @@ class RunConfig:
             raise UserError("mode=calibrate finds the threshold: leave exit.threshold and exit.calibration out")
         if self.mode == "index" and self.retrieval.url is not None:
             raise UserError("mode=index builds an index, and retrieval=http has none; use retrieval=bm25")
+        if self.mode == "index" and (there := self.retrieval.prebuilt or self.retrieval.index):
+            raise UserError(
+                f"mode=index builds an index, and {there} is one already: leave retrieval.prebuilt and retrieval.index "
+                "out (mode=fetch brings a prebuilt one)"
+            )
         if self.mode == "ask" and not self.question:
             raise UserError('mode=ask needs question="…"')
         if self.mode == "eval" and self.evaluation.endpoint.url is not None:

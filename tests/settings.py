@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
 
 from conf.schema import RunConfig, register, typed
 
@@ -11,5 +12,10 @@ register()
 
 def composed(*overrides: str) -> RunConfig:
     """The configuration of a run with these settings, in a folder named ``here``."""
+    return typed(dictionary(*overrides))
+
+
+def dictionary(*overrides: str) -> DictConfig:
+    """The same as Hydra gives it to a job."""
     with initialize_config_module("conf", version_base=None):
-        return typed(compose("config", overrides=[*overrides, "output_dir=here"]))
+        return compose("config", overrides=[*overrides, "output_dir=here"])

@@ -86,6 +86,31 @@ def test_a_virtual_environment_of_another_python_is_named(tmp_path: Path) -> Non
     assert said == f"slingshot: {tmp_path}/venv is of Python 3.10; delete it: rm -r {tmp_path}/venv\n"
 
 
+def test_a_folder_that_is_no_environment_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(install.Refusal, match="thesis is there and is no virtual environment; name another folder"):
+        install.made(folder)
+    (folder / "thesis.txt").unlink()
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(install, "best_python", lambda: str(broken))
+    with pytest.raises(install.Refusal, match="-m venv failed"):
+        install.made(folder)
+    assert folder.is_dir(), "it was there before"
+
+
+def test_an_environment_without_pip_is_named(tmp_path: Path) -> None:
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] && echo 3.11 && exit 0\nexit 1\n')
+    python.chmod(0o755)
+    with pytest.raises(install.Refusal, match=r"venv has no pip, .*; delete it: rm -r"):
+        install.made(tmp_path / "venv")
+
+
 @pytest.mark.parametrize(
     ("system", "machine"), [("Darwin", "arm64"), ("Linux", "aarch64"), ("Windows", "AMD64"), ("Linux", "i686")]
 )

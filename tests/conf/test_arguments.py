@@ -280,6 +280,7 @@ def test_a_wrong_flag_gets_one_line(arguments: list[str], message: str) -> None:
 
 
 def test_settings_may_stand_on_both_sides_of_flags(command: Command) -> None:
+    assert command("--cfg", "job", "--resolve")[0] == 0, "without a folder, too"
     code, out, err = command("seed=1", "--cfg", "job", "pool=epoch", "--resolve", "output_dir=x", "agent.top_k=7")
     assert (code, err) == (0, "")
     assert {"seed: 1", "  name: epoch", "  top_k: 7"} <= set(out.splitlines())

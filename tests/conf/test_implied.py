@@ -70,6 +70,24 @@ def test_the_tiny_model_and_who_means_the_world_stay_with_it(arguments: list[str
     assert (config.data.source, config.retrieval.prebuilt) == ("world", None)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["data.questions=q", "data.corpus=c", "algorithm.warm_start.steps=0"],
+        [QWEN, "data.questions=q", "data.corpus=c"],
+        ["mode=eval", "checkpoint=somewhere", "data.eval_questions=q", "data.corpus=c"],
+        ["mode=index", "data.corpus=c"],
+        ["mode=serve", "data.corpus=c"],
+    ],
+)
+def test_who_names_files_of_their_own_means_them(arguments: list[str]) -> None:
+    """And not the built-in world, or HotpotQA held out."""
+    config = asked(*arguments)
+    assert (config.data.source, config.data.corpus) == ("jsonl", "c")
+    assert (config.data.questions or config.data.eval_questions or "q") == "q"
+    assert config.retrieval.prebuilt is None
+
+
 def test_what_is_said_counts() -> None:
     own = asked(QWEN, "data=jsonl", "data.questions=q", "data.corpus=c")
     assert (own.data.questions, own.retrieval.prebuilt) == ("q", None)

@@ -118,6 +118,10 @@ MISTAKES = [
         "algorithm.warm_start.steps=200 needs expert trajectories: data.experts=FILE or auto; or set ",
     ),
     (["data=jsonl", "data.questions=q.jsonl"], "data=jsonl needs data.corpus=FILE"),
+    (["checkpoint=somewhere"], "checkpoint=somewhere is for mode=eval, ask and calibrate; resume=FOLDER goes on"),
+    (["question=Who?"], "question=… is for mode=ask"),
+    (["mode=index", "data.corpus=c", "retrieval=wikipedia"], "mode=index builds an index, and wikipedia-dpr-100w is"),
+    (["mode=index", "data.corpus=c", "retrieval.index=i"], "mode=index builds an index, and i is one already"),
     (["mode=index", "data=jsonl", "retrieval.index=i"], "mode=index builds the index of data.corpus=FILE, or"),
     (
         ["data=jsonl", "data.questions=q", "data.corpus=c", "algorithm.seeding.steps=5"],

@@ -293,3 +293,30 @@ def test_simulated_runs_are_a_sweep_too(command: Command) -> None:
     assert (code, err) == (0, "")
     assert "rollouts per signal-bearing group" in out
     assert states(Path("sim")) == {"pool=recycle": "finished", "pool=adaptive": "finished"}
+
+
+# --- evaluations -----------------------------------------------------------------------------------
+
+
+def test_an_evaluation_that_has_ended_is_skipped_and_one_that_has_not_goes_on(tmp_path: Path) -> None:
+    """What was played stays in both."""
+    from settings import dictionary
+
+    from conf.jobs import job
+    from conf.schema import IF_ANY, RunConfig
+
+    asked: list[str | None] = []
+
+    def evaluate(config: RunConfig, folder: Path, console: object) -> None:
+        asked.append(config.resume)
+
+    folder = tmp_path / "seed=0"
+    folder.mkdir()
+    (folder / "eval_rows.jsonl").write_text("{}\n")
+    composed = dictionary("mode=eval", "checkpoint=somewhere", "data.eval_questions=q", "data=jsonl", "data.corpus=c")
+    job(composed, folder, evaluate)
+    assert asked == [IF_ANY]
+    assert (folder / "eval_rows.jsonl").is_file()
+    (folder / "eval.json").write_text("{}")
+    job(composed, folder, evaluate)
+    assert asked == [IF_ANY], "it has ended"

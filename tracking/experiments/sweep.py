@@ -19,6 +19,7 @@ from agent.errors import UserError
 from agent.readable import json_of
 from tracking.config import ReportConfig
 from tracking.differences import differences
+from tracking.evals.result import RESULT
 from tracking.metrics import MetricsLog, read
 from tracking.run_folder import LOCK
 
@@ -128,6 +129,8 @@ def settings(asked: ReportConfig, planned: ReportConfig) -> ReportConfig:
 
 def status(folder: Path) -> tuple[Status, str]:
     """How far the job in ``folder`` is, and what it failed with."""
+    if (folder / RESULT).is_file():  # an evaluation
+        return Status.FINISHED, ""
     rows = _rows(folder)
     summaries = [r for r in rows if r["kind"] == "summary"]
     if summaries and not summaries[-1]["stopped_early"]:
