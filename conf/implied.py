@@ -39,9 +39,21 @@ def implied(overrides: Sequence[Override], composed: DictConfig) -> list[str]:
 
     ``composed`` is what these make, of a sweep with the first value of each.
     """
+    _check_choices(overrides, composed)
     model = _model_and_agent(overrides, composed.mode)
     chosen = "folder" if ANY_MODEL in model else composed.hydra.runtime.choices["model"]
     return [*model, *_questions_and_passages(overrides, composed, chosen), *_kept(overrides, composed)]
+
+
+def _check_choices(overrides: Sequence[Override], composed: DictConfig) -> None:
+    """Raises ``UserError`` where a list, or nothing, is to stand for one of the groups that every run needs."""
+    for group in ("model", "data", "retrieval", "cluster"):
+        if isinstance(composed.hydra.runtime.choices.get(group), str):
+            continue
+        line = next((str(o.input_line) for o in overrides if str(o.key_or_group) == group), group)
+        raise UserError(
+            f"{line}: one choice is needed, such as {group}=NAME; several values are a sweep, -m {group}=A,B"
+        )
 
 
 def _kept(overrides: Sequence[Override], composed: DictConfig) -> list[str]:

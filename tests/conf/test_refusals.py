@@ -119,6 +119,12 @@ MISTAKES = [
     ),
     (["data=jsonl", "data.questions=q.jsonl"], "data=jsonl needs data.corpus=FILE"),
     (["checkpoint=somewhere"], "checkpoint=somewhere is for mode=eval, ask and calibrate; resume=FOLDER goes on"),
+    (
+        ["model=[tiny]"],
+        "model=[tiny]: one choice is needed, such as model=NAME; several values are a sweep, -m model=A,B",
+    ),
+    (["~cluster"], "~cluster: one choice is needed, such as cluster=NAME"),
+    (["retrieval=[bm25,dense]"], "retrieval=[bm25,dense]: one choice is needed"),
     (["question=Who?"], "question=… is for mode=ask"),
     (["mode=index", "data.corpus=c", "retrieval=wikipedia"], "mode=index builds an index, and wikipedia-dpr-100w is"),
     (["mode=index", "data.corpus=c", "retrieval.index=i"], "mode=index builds an index, and i is one already"),
