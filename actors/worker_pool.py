@@ -123,8 +123,10 @@ class WorkerPool:
         pending = {w.actor.receive.remote(published): w for w in without}
         deadline = time.monotonic() + self._weight_timeout_s
         while pending or not self.live:
-            if pending and time.monotonic() > deadline:
-                for worker in pending.values():
+            done = self._next([*pending])
+            if done is None:
+                late = [*pending.values()] if time.monotonic() > deadline else []  # what is there already counts first
+                for worker in late:
                     if worker in self._workers:
                         self._replace(
                             worker,
@@ -132,9 +134,7 @@ class WorkerPool:
                             f"{self._weight_timeout_s:g} s (cluster.weight_timeout_s)",
                             suspect=False,
                         )
-                pending.clear()
-            done = self._next([*pending])
-            if done is None:
+                pending = {} if late else pending
                 continue
             worker = pending.pop(done)
             if self._result(done, worker, "receive") is None and worker in self._workers:  # nobody has the weights

@@ -6,11 +6,14 @@ wait for a gate runs in a thread, so that the test can watch it wait.
 
 from __future__ import annotations
 
+import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,6 +143,22 @@ def test_deliver_waits_until_every_live_worker_holds_the_version(house: House) -
     house.open("slow")
     assert delivering.result(PATIENCE_S) > 0
     assert house.events("rollout-1", "has") == [("0",), ("1",)]
+
+
+def test_a_supervisor_that_was_stopped_counts_what_is_there_first(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-Z during a delivery: when it goes on, the time is over and all answers are there."""
+    workers = house.workers(2)
+    house.patiently(workers.deliver, Version(0))
+    house.until_phases(workers, "idle", "idle")
+    later = itertools.chain([0.0], itertools.repeat(1e6))
+    clock = SimpleNamespace(monotonic=lambda: next(later), perf_counter=time.perf_counter)
+    monkeypatch.setattr("actors.worker_pool.time", clock)
+    monkeypatch.setattr("actors.worker_pool.POLL_S", PATIENCE_S)
+    house.patiently(workers.deliver, Version(1))
+    assert house.lost == []
+    assert house.events("rollout-0", "has")[-1] == house.events("rollout-1", "has")[-1] == ("1",)
 
 
 def test_deliver_waits_for_one_worker_and_not_for_those_that_still_start(house: House) -> None:
