@@ -232,7 +232,7 @@ def test_short_questions_are_not_encoded(folder: Path, monkeypatch: pytest.Monke
 
 def test_a_chat_template_that_repeats_the_question_is_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Tokenizer(folder)
-    monkeypatch.setattr(tokenizer, "chat", lambda user: user * 3)
+    monkeypatch.setattr(tokenizer, "render", lambda messages, **how: messages[0]["content"] * 3)
     dialogue = Dialogue.of(tokenizer, replace(AGENT, chat=True))
     question = Question(id="q", text="who said it? " * 5, golden_answers=("x",))
     length = len(dialogue.prompt_ids(question.text))

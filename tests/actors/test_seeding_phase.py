@@ -298,7 +298,8 @@ def test_a_file_of_experts_is_read_before_anything_starts(tmp_path: Path, algori
     assert len(made.experts) == (1 if algorithm.seeding.steps else 0)
     key = made.warm_start_key
     own_data(tmp_path, experts="It is <answer>x</answer>")
-    assert prepare(good, tmp_path).warm_start_key != key, "the file's content decides what is warm-started"
+    changed = prepare(good, tmp_path).warm_start_key
+    assert (changed != key) == bool(algorithm.warm_start.steps), "the file's content decides what is warm-started"
     own_data(tmp_path, experts="<answer>x")
     with pytest.raises(UserError, match=r"experts\.jsonl, line 1, id 'experts\.jsonl0': the answer"):
         prepare(good, tmp_path)
