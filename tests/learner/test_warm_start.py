@@ -24,7 +24,9 @@ def demonstrations(count: int) -> list[Demonstration]:
 
 
 def config(**changes: float) -> WarmStartConfig:
-    return WarmStartConfig(**{"steps": 40, "batch_size": 8, "lr": 1e-2, "warmup_steps": 5, **changes})  # type: ignore[arg-type]
+    return WarmStartConfig(
+        **{"steps": 40, "batch_size": 8, "lr": 1e-2, "warmup_steps": 5, "context_weight": 0.2, **changes}
+    )  # type: ignore[arg-type]
 
 
 def test_loss_of_the_first_step_is_actions_plus_a_share_of_everything() -> None:
