@@ -91,7 +91,7 @@ def test_a_run_reads_it_by_its_name(hub: Hub, tmp_path: Path) -> None:
     assert task.name == "hotpotqa-train+nq-train"
     assert {q.kind for q in task.train} == {"hotpotqa-train", "nq-train"}
     assert len(task.train) + len(task.eval) == 60
-    assert load(replace(data, questions="flashrag:hotpotqa/train", shares=[]), 0, tmp_path).name == "hotpotqa"
+    assert load(replace(data, questions="flashrag:hotpotqa/train", shares=[]), 0, tmp_path).name == "hotpotqa-train"
 
 
 def test_only_what_a_mode_reads_is_fetched(hub: Hub, tmp_path: Path) -> None:
