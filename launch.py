@@ -329,7 +329,7 @@ def main(launched: bool = False) -> None:
 
 
 def command() -> None:
-    """The installed command ``slingshot``: as ``python launch.py``."""
+    """``python launch.py``, and the installed command ``slingshot``."""
     main(launched=True)
 
 
@@ -378,4 +378,4 @@ def _start(arguments: list[str], debug: bool, launched: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(launched=True)
+    command()

@@ -24,7 +24,7 @@ from retrieval_service.corpus import read_corpus
 from retrieval_service.names import searched_names
 from retrieval_service.rankers import open_for
 from retrieval_service.service import RetrievalService
-from tasks.demonstrations import Demonstration, as_trajectory, end_ids
+from tasks.demonstrations import Demonstration, as_trajectory, control_tokens, end_ids
 from tasks.experts import check_fits
 from tasks.load import Task
 from tasks.making.config import ExpertsConfig
@@ -128,16 +128,16 @@ async def _made(order: Order, report: Report) -> Made:
 
 
 def _measure(model: Path | None, agent: AgentConfig) -> Callable[[Demonstration], bool]:
-    """Whether an expert is within the agent's limits of tokens, written with the model's tokenizer."""
+    """Whether the policy could play an expert, written with the model's tokenizer: see ``check_fits``."""
     if model is None:
         return lambda demonstration: True
     tokenizer = Tokenizer(model)
     dialogue = Dialogue.of(tokenizer, agent)
-    ends = end_ids(dialogue, tokenizer)
+    ends, control = end_ids(dialogue, tokenizer), control_tokens(dialogue, tokenizer)
 
     def fits(demonstration: Demonstration) -> bool:
         with suppress(UserError):
-            check_fits(as_trajectory(demonstration, dialogue, end_ids=ends), agent)
+            check_fits(as_trajectory(demonstration, dialogue, end_ids=ends), agent, control)
             return True
         return False
 

@@ -20,7 +20,7 @@ import ray
 from actors import hung
 from actors.calls import POLL_S, Died, Hangs, died, get
 from actors.pulse import ANSWER, Pulse
-from agent.errors import Fault
+from agent.errors import Fault, Final
 from conf.topology import DeadlineConfig
 
 LONGEST_LOOK_S = 5.0
@@ -215,7 +215,7 @@ class Health:
         self.forget(patient.name)
         end = died(error, patient.name, self._log_dir)
         if patient.restarts:  # no other will come: whoever waits for it would wait for ever
-            raise Fault(f"{patient.name} can't be started again: {end}")
+            raise Final(f"{patient.name} can't be started again: {end}")
         patient.lost(end)
 
     @staticmethod

@@ -6,14 +6,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from agent.errors import Fault
+from agent.errors import Final
 
 SETTING = "cluster.restarts_per_hour"
 HOUR_S = 3600.0
-
-
-class TooOften(Fault):
-    """A part was replaced too often within an hour."""
 
 
 class Restarts:
@@ -28,13 +24,13 @@ class Restarts:
         self._recent: deque[float] = deque()
 
     def count(self, cause: str) -> None:
-        """One more, for ``cause``. Raises ``TooOften`` with it if that is one too many."""
+        """One more, for ``cause``. Raises ``Final`` with it if that is one too many."""
         now = self._clock()
         self.total += 1
         self._recent.append(now)
         while now - self._recent[0] >= HOUR_S:
             self._recent.popleft()
         if len(self._recent) > self._limit:
-            raise TooOften(
+            raise Final(
                 f"{self._what} failed {len(self._recent)} times within an hour ({SETTING}={self._limit}): {cause}"
             )

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from actors.calls import Died
 from actors.launcher import tell
+from actors.threads import in_thread
 from agent.errors import Fault, Unusable, refused
 from conf.schema import CheckpointConfig
 from learner.checkpoint import Writing, set_best
 from learner.manifest import Files
 from tracking.dispensable import Dispensable
 
-T = TypeVar("T")
 FAILED_SAVES = 3
 """Saves in a row that fail, and the run ends: one may be a disk that somebody is about to make room on."""
 LAST_S = 300.0
@@ -174,17 +173,3 @@ class Saving:
 
     def _is_best(self, step: int) -> bool:
         return self.best is not None and self.best["step"] == step
-
-
-def in_thread(work: Callable[[], T]) -> Future[T]:
-    """What ``work`` comes to, in a thread that doesn't keep the process from ending."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future

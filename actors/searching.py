@@ -9,8 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from actors.calls import Died
-from actors.restarts import TooOften
-from agent.errors import Fault
+from agent.errors import Fault, Final
 from retrieval_service.stats import merged
 
 RETRIEVAL = "retrieval"
@@ -86,6 +85,6 @@ class Searching:
 
 
 def _check_of_retrieval(fault: Fault) -> None:
-    """Raises ``fault`` if it is another actor's end, or one too many: all are watched while one is waited for."""
-    if isinstance(fault, TooOften) or (isinstance(fault, Died) and not fault.actor.startswith(RETRIEVAL)):
+    """Raises ``fault`` if it ends the run or is another actor's end: all are watched while one is waited for."""
+    if isinstance(fault, Final) or (isinstance(fault, Died) and not fault.actor.startswith(RETRIEVAL)):
         raise fault

@@ -93,7 +93,7 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
         from actors.dashboard import entrance
         from actors.noting import note, reported
         from actors.ray_start import start_ray, stop_ray
-        from actors.saving import in_thread
+        from actors.threads import in_thread
 
     def prepared_here() -> Any:
         with console.phase("checking the prompts"):

@@ -125,16 +125,16 @@ class WorkerPool:
         while pending or not self.live:
             done = self._next([*pending])
             if done is None:
-                late = [*pending.values()] if time.monotonic() > deadline else []  # what is there already counts first
-                for worker in late:
-                    if worker in self._workers:
-                        self._replace(
-                            worker,
-                            f"{worker.name} did not load the weights of version {published.version} within "
-                            f"{self._weight_timeout_s:g} s (cluster.weight_timeout_s)",
-                            suspect=False,
-                        )
-                pending = {} if late else pending
+                if time.monotonic() > deadline:  # looked at last: what is there already counts
+                    for worker in pending.values():
+                        if worker in self._workers:
+                            self._replace(
+                                worker,
+                                f"{worker.name} did not load the weights of version {published.version} within "
+                                f"{self._weight_timeout_s:g} s (cluster.weight_timeout_s)",
+                                suspect=False,
+                            )
+                    pending.clear()
                 continue
             worker = pending.pop(done)
             if self._result(done, worker, "receive") is None and worker in self._workers:  # nobody has the weights

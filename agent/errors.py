@@ -40,6 +40,10 @@ class Fault(RuntimeError):
     """Something broke that the user didn't ask for. ``launch.py`` exits 1 and says where it broke."""
 
 
+class Final(Fault):
+    """The run can't go on. Whoever waits for something that may come back isn't to wait for this."""
+
+
 class Unusable(Fault):
     """What an actor gave is damaged. It is lost with it, whether it goes on or not: it would give the same again."""
 

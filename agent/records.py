@@ -111,6 +111,11 @@ class Passage:
     score: float = 0.0
 
 
+def document_name(passage_id: str, title: str) -> str:
+    """What the document of a passage is called: by its title, or without one by its id before the last ``#``."""
+    return title or passage_id.rpartition("#")[0] or passage_id
+
+
 class Finish(StrEnum):
     """Why the engine stopped generating."""
 

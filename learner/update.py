@@ -192,34 +192,33 @@ class _Run:
         self.sequences = self.experts = 0
         self._packed = [updater.pack(part.samples) for part in parts]
         self._compared = False
-        """The engine's log-probabilities of the whole batch have been compared, before any update."""
+        """The mismatch is known already, of the whole batch."""
         self.old, self.reference = self._score_before(batch, parts)
 
     def take(self, minibatch: Minibatch) -> None:
         """One optimizer update."""
         rows = self._packed.pop(0)
         loss = self._backward(minibatch, rows)
-        if not self._compared:
-            self._check_mismatch(self.mismatch)
+        self._check_mismatch()
         self.losses.append(loss)
         norm = self.updater.apply(loss, minibatch, self.step)
         if norm is not None:
             self.norms.append(norm)
 
-    def _check_mismatch(self, found: Mismatch) -> None:
+    def _check_mismatch(self) -> None:
         """Raises ``Fault`` if a float32 engine has sampled from other weights than the learner's.
 
         One that isn't a number is the learner's own trouble, which ``apply`` deals with.
         """
         limit = self.config.mismatch_limit
-        if not limit or self.policy.model.dtype == torch.bfloat16 or not found.mean > limit:
+        if not limit or self.policy.model.dtype == torch.bfloat16 or not self.mismatch.mean > limit:
             return
         why = "engine and learner don't hold the same weights"
-        if found.shifted > SHIFTED_MISMATCH:
+        if self.mismatch.shifted > SHIFTED_MISMATCH:
             why = "the mask or the tokens are shifted by one, since most fit the token before or after"
         raise Fault(
             f"step {self.step + 1}: {why}: the log-probabilities of engine and learner differ by "
-            f"{found.mean:.2g} nats a token (largest {found.largest:.2g}), and "
+            f"{self.mismatch.mean:.2g} nats a token (largest {self.mismatch.largest:.2g}), and "
             f"algorithm.mismatch_limit is {limit:g}. This step has changed nothing. It is a defect: report it with "
             "what lscpu and nvidia-smi say"
         )
@@ -249,7 +248,8 @@ class _Run:
         return dict(zip(used, old, strict=False)), dict(zip(used, reference, strict=False))
 
     def _compare(self, rows: Sequence[tuple[Minibatch, list[PackedRow]]], old: Mapping[int, FloatArray]) -> None:
-        """Raises ``Fault`` as ``_check_mismatch``, over the whole batch and all ranks."""
+        """The mismatch of the whole batch, of all ranks, before the first of several updates. Raises ``Fault`` as
+        ``_check_mismatch``."""
         tally = Tally(self.policy.device)
         for part, own in rows:
             for row in own:
@@ -262,8 +262,9 @@ class _Run:
                     )
                 )
                 tally.add_mismatch(Mismatch.of(before, engine, counts, row.selected.tolist()))
-        self._check_mismatch(tally.read(self.updater.ranks)[-1])
+        self.mismatch = tally.read(self.updater.ranks)[-1]
         self._compared = True
+        self._check_mismatch()
 
     def _backward(self, minibatch: Minibatch, rows: list[PackedRow]) -> float:
         """Adds the minibatch's gradient up over its microbatches, and the ranks; returns the loss."""
@@ -303,8 +304,7 @@ class _Run:
         if self.old:
             before = tensor(row.concatenate([self.old.get(i, UNKNOWN) for i in indices]))
         apart = None
-        # Until the first step is taken, the parameters are still those of ``version``.
-        if self.old or not self.norms:
+        if not self._compared and not self.norms:  # until the first step the parameters are those of ``version``
             current = tensor(row.concatenate([s.versions for s in samples]) == self.version)
             apart = Mismatch.of(before, engine, current & sampled, row.selected.tolist())
         old, mismatch = before, torch.where(sampled, before - engine, 0.0)

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from agent.answers import normalise_title
 from agent.errors import UserError, shortened
-from agent.records import Passage
+from agent.records import Passage, document_name
 from retrieval_service.stamps import Stamp, stamp_of
 from retrieval_service.textfile import PARQUET, starts_with, text_lines, text_of
 from retrieval_service.whole import written
@@ -81,7 +81,7 @@ def document_of(passage: Passage) -> str:
     >>> document_of(Passage(id="report.txt#3", title="", text="x"))
     'report.txt'
     """
-    return passage.title or passage.id.rpartition("#")[0] or passage.id
+    return document_name(passage.id, passage.title)
 
 
 @dataclass(frozen=True, slots=True)

@@ -253,12 +253,12 @@ def world_experts(
     return tuple(made)
 
 
-def check_fits(trajectory: Trajectory, agent: AgentConfig, control: Mapping[int, str] | None = None) -> None:
+def check_fits(trajectory: Trajectory, agent: AgentConfig, control: Mapping[int, str]) -> None:
     """Raises ``UserError`` for an expert's trajectory that the policy could never play: beyond ``agent``'s limits, or
     with a token of ``control``, by id, within an action, where the engine would have ended the turn."""
     for turn in trajectory.turns:
         for token in trajectory.token_ids[turn.action_start : turn.action_end - 1].tolist():
-            if control and token in control:
+            if token in control:
                 raise UserError(
                     f"the expert's trajectory for question {trajectory.question_id} has the model's control token "
                     f"'{control[token]}' within what the policy writes; take it out"

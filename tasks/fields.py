@@ -21,6 +21,9 @@ PLACES = ("metadata.", "", "metadata.metadata.")
 """Where what describes a question may stand; copies of FlashRAG's MuSiQue have their metadata twice nested."""
 
 
+_TRUTH = {"true": True, "1": True, "false": False, "0": False}
+
+
 def anywhere(row: Row, field: str) -> Iterator[tuple[str, Any]]:
     """``(name, value)`` of ``field`` wherever it stands and isn't empty."""
     for place in PLACES:
@@ -55,6 +58,16 @@ def text_or_number(named_value: tuple[str, Any], where: str) -> str:
     """The text of a named value that may be a whole number, as ids are."""
     name, value = named_value
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else text((name, value), where)
+
+
+def true_or_false(named_value: tuple[str, Any], where: str) -> bool:
+    """The truth of a named value, as JSON and tables have it: ``true``, ``"True"``, ``1``."""
+    name, value = named_value
+    said = _TRUTH.get(str(value).strip().lower()) if isinstance(value, bool | int | str) else None
+    if said is None:
+        shown = f"'{value}'" if isinstance(value, str) else named(value)
+        raise UserError(f"{where}: '{name}' must be true or false, not {shown}")
+    return said
 
 
 def texts(named_value: tuple[str, Any], where: str) -> tuple[str, ...]:

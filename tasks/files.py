@@ -30,9 +30,8 @@ from agent.seeds import derive_seed
 from retrieval_service.textfile import stem
 from tasks import supporting
 from tasks.aliases import entity_of, with_aliases
-from tasks.answerable import is_answerable
 from tasks.asked import question_in
-from tasks.fields import anywhere, first, text, text_or_number, texts
+from tasks.fields import anywhere, first, text, text_or_number, texts, true_or_false
 from tasks.notices import Notice, left_out, some
 from tasks.rows import Row, rows
 from tasks.tables import json_list
@@ -68,7 +67,7 @@ def read_questions(
     unread = Unread()
     for where, number, row in rows(path, key, is_like_a_field, found):
         default_id = f"{stem(path)}-{number}"
-        if not is_answerable(row, where):
+        if not all(true_or_false(said, where) for said in anywhere(row, "answerable")):
             unanswerable.append((_id(row, where, default_id), "answerable is false"))
             continue
         if mean_all(row, where):

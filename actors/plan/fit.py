@@ -8,7 +8,7 @@ from itertools import combinations, permutations
 from typing import Any
 
 from actors.plan.cards import GIB, usable_bytes
-from actors.plan.engine import engine_memory
+from actors.plan.engine import EngineMemory, engine_memory
 from actors.plan.learner import RESERVE, LearnerMemory, learner_memory
 from conf.schema import RunConfig
 from learner.config import OptimizerConfig
@@ -19,6 +19,14 @@ MOST_CHANGES = 4
 """Largest combination of changes that is looked for."""
 
 
+def needs(learner: LearnerMemory, engine: EngineMemory, *, colocated: bool) -> tuple[int, int]:
+    """Bytes that a card needs at the learner's peak, beside a sleeping engine if they are ``colocated``; and while the
+    engine plays, beside an idle learner."""
+    if not colocated:
+        return learner.peak, engine.share
+    return learner.peak + engine.asleep, engine.share + learner.at_rest + RESERVE
+
+
 def problems(config: RunConfig) -> list[str]:
     """One line for each thing that is too large for its card; none on a CPU."""
     limit = usable_bytes(config.cluster)
@@ -26,14 +34,14 @@ def problems(config: RunConfig) -> list[str]:
         return []
     learner, engine = learner_memory(config), engine_memory(config, limit)
     found = []
-    peak = learner.peak + (engine.asleep if config.cluster.colocated else 0)
+    peak, playing = needs(learner, engine, colocated=config.cluster.colocated)
     if peak > limit:
         beside = " beside a sleeping engine" if config.cluster.colocated else ""
         found.append(
             f"the learner needs {_gib(peak)} at its peak ({learner.peak_phase}, rows of {learner.row} tokens){beside}, "
             f"and a card has {_gib(limit)}"
         )
-    if config.cluster.colocated and learner.at_rest + RESERVE + engine.share > limit:
+    if config.cluster.colocated and playing > limit:
         found.append(
             f"the engine's share of {_gib(engine.share)} and the idle learner ({_gib(learner.at_rest)}, and "
             f"{_gib(RESERVE)} in reserve) are more than the card's {_gib(limit)}"

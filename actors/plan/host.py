@@ -38,7 +38,7 @@ def memory_bytes(config: RunConfig) -> int:
     learner, engine = learner_memory(config), engine_memory(config, usable_bytes(cluster))
     copies = 2 * weight_bytes(config)  # the learner's, and the buffer that they are packed into
     if config.mode in TRAINS:
-        copies += learner.weights + learner.states + _under_adapters(learner)  # of a checkpoint, while it is written
+        copies += _saved(learner)  # of a checkpoint, while it is written
     shared = object_store_bytes(config) + heap_bytes(config.retrieval.heap) + copies + 3 * PROCESS
     if cluster.device == "cuda":
         asleep = cluster.rollout_workers * engine.weights if cluster.colocated else 0
@@ -49,14 +49,16 @@ def memory_bytes(config: RunConfig) -> int:
 
 
 def checkpoint_bytes(config: RunConfig) -> int:
-    """One checkpoint: weights, optimizer states, the KL reference; with adapters also the weights under them."""
+    """One checkpoint: what the learner saves, and the KL reference."""
     learner = learner_memory(config)
-    return learner.weights + learner.states + learner.reference_weights + _under_adapters(learner)
+    return _saved(learner) + learner.reference_weights
 
 
-def _under_adapters(learner: LearnerMemory) -> int:
-    """The layers that have adapters, as they are without them: a run that goes on begins with the same sums."""
-    return learner.model.layer_parameters * learner.size if learner.lora_rank else 0
+def _saved(learner: LearnerMemory) -> int:
+    """Weights and optimizer states; with adapters also the layers without them, so that a run that goes on begins with
+    the same sums."""
+    under = learner.model.layer_parameters * learner.size if learner.lora_rank else 0
+    return learner.weights + learner.states + under
 
 
 def output_bytes(config: RunConfig) -> int:

@@ -19,9 +19,10 @@ from pathlib import Path
 from actors.plan.cards import GIB, nominal_gib, usable_bytes
 from actors.plan.downloads import room
 from actors.plan.engine import engine_memory
+from actors.plan.fit import needs
 from actors.plan.host import DISK_MARGIN, memory_bytes, object_store_bytes, output_bytes
 from actors.plan.installation import engines, wrong_build
-from actors.plan.learner import RESERVE, learner_memory
+from actors.plan.learner import learner_memory
 from actors.plan.ray_address import reach
 from agent.errors import UserError, all_of
 from conf.schema import RunConfig
@@ -130,9 +131,7 @@ def _gpus(config: RunConfig, machine: Machine) -> Iterator[str]:
     yield from wrong_build(config, machine.engines)
     yield from _toolchain(machine)
     limit = usable_bytes(cluster)
-    learner, engine = learner_memory(config), engine_memory(config, limit)
-    asleep, idle = (engine.asleep, learner.at_rest + RESERVE) if cluster.colocated else (0, 0)
-    need = max(learner.peak + asleep, engine.share + idle) / GIB
+    need = max(needs(learner_memory(config), engine_memory(config, limit), colocated=cluster.colocated)) / GIB
     free = sorted((gpu.total - gpu.used for gpu in large), reverse=True)[cluster.gpus - 1]
     if free < need:
         yield (

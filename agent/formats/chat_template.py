@@ -28,17 +28,18 @@ ESCAPES: tuple[Callable[[str], str], ...] = (
 DATE = "26 Jul 2024"
 """A template that names the day (Llama 3) gets this one, so that a prompt is the same tomorrow."""
 WHERE = "agent.format=tools"
+ASKED: tuple[Message, ...] = ({"role": "user", "content": "?"},)
+"""A conversation that is rendered to see what a template does."""
 
 
-def options(codec: TokenCodec, thinking: bool | None) -> dict[str, Any]:
+def template_options(codec: TokenCodec, thinking: bool | None) -> dict[str, Any]:
     """Variables that a chat template is rendered with. Raises ``UserError`` for ``thinking`` given to a template
     without such a switch."""
     found: dict[str, Any] = {"date_string": DATE}
     if thinking is None:
         return found
-    asked = [{"role": "user", "content": "?"}]
-    if codec.render(asked, options=found | {"enable_thinking": True}) == codec.render(
-        asked, options=found | {"enable_thinking": False}
+    if codec.render(ASKED, options=found | {"enable_thinking": True}) == codec.render(
+        ASKED, options=found | {"enable_thinking": False}
     ):
         raise UserError(
             f"agent.thinking={str(thinking).lower()}, but this model's chat template has no switch for it; "
@@ -56,7 +57,7 @@ class ChatTemplate:
 
     def __init__(self, codec: TokenCodec, tools: Sequence[Mapping[str, Any]], thinking: bool | None) -> None:
         self._codec = codec
-        self._options = options(codec, thinking)
+        self._options = template_options(codec, thinking)
         self._tools: Sequence[Mapping[str, Any]] = tools
         name = tools[0]["function"]["name"]
         self.native = name in self._difference(tools)
@@ -68,9 +69,8 @@ class ChatTemplate:
 
     def _difference(self, tools: Sequence[Mapping[str, Any]]) -> str:
         """What the template renders with ``tools``; nothing if that is what it renders without."""
-        messages = [{"role": "user", "content": "?"}]
-        shown = self._codec.render(messages, tools=tools, options=self._options)
-        return "" if shown == self._codec.render(messages, options=self._options) else shown
+        shown = self._codec.render(ASKED, tools=tools, options=self._options)
+        return "" if shown == self._codec.render(ASKED, options=self._options) else shown
 
     def _takes_a_system_prompt(self) -> bool:
         mark = "SYSTEM-mark"
@@ -139,7 +139,7 @@ class ChatTemplate:
     @property
     def family(self) -> str:
         """What kind of model this is, judging by its template; for messages."""
-        shown = self._codec.render([{"role": "user", "content": "?"}], options=self._options)
+        shown = self._codec.render(ASKED, options=self._options)
         if "<|start_header_id|>" in shown:
             return "Llama 3"
         if "<|im_start|>" in shown:

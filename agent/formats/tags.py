@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from agent.config import AgentConfig
 from agent.errors import UserError, one_of
 from agent.formats.base import Format, Shown
-from agent.formats.chat_template import options
+from agent.formats.chat_template import template_options
 from agent.prompts import fill, tag_prompt
 from agent.protocol import PROTOCOLS, Action, TagProtocol
 from agent.records import Finish
@@ -36,7 +36,7 @@ class TagFormat(Format):
         self._codec = codec
         self._chat = codec.has_template if config.chat is None else config.chat
         self.beginning = () if self._chat else codec.beginning
-        self._options = options(codec, config.thinking) if self._chat else {}
+        self._options = template_options(codec, config.thinking) if self._chat else {}
         if config.thinking is not None and not self._chat:
             raise UserError(
                 f"agent.thinking={str(config.thinking).lower()} is a switch of a chat template, and none is used "

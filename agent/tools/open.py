@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from agent.answers import normalise_title
-from agent.records import Call
+from agent.records import Call, document_name
 from agent.tools.base import Request, Result, Situation, Tool
 
 UNKNOWN_NOTICE = "No document of this name was found yet. Name one by its title, or by the number of its result."
@@ -56,18 +56,13 @@ def last_shown(name: str, situation: Situation) -> str | None:
     if not number.isdecimal() or len(number) > 4 or not 1 <= int(number) <= len(latest):
         return None
     document = latest[int(number) - 1]
-    opened = _document(document, dict(shown)[document])
-    return next(d for d, title in reversed(shown) if _document(d, title) == opened)
+    opened = document_name(document, dict(shown)[document])
+    return next(d for d, title in reversed(shown) if document_name(d, title) == opened)
 
 
 def _is_shown(call: Call) -> bool:
     """Whether the policy has seen passages of it, numbered from 1."""
     return bool(call.document_ids) and call.repeat is None
-
-
-def _document(passage: str, title: str) -> tuple[str, str]:
-    """What a passage is a part of: see ``retrieval_service.corpus.document_of``."""
-    return (title, "") if title else ("", passage.rpartition("#")[0] or passage)
 
 
 def _shown(situation: Situation) -> Iterator[tuple[str, str]]:

@@ -19,8 +19,8 @@ from actors.calls import Died
 from actors.prepare import Prepared
 from actors.provenance import Provenance
 from actors.reports import Released, StepReport, Untrainable
-from actors.saving import in_thread
 from actors.supervisor import Supervisor
+from actors.threads import in_thread
 from actors.totals import Totals
 from agent.config import GroupConfig
 from agent.errors import Fault, Unusable

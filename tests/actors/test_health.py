@@ -19,7 +19,7 @@ from actors.health import Health
 from actors.process import log_to
 from actors.pulse import HEALTH, Beats, Pulse, during
 from actors.restarts import HOUR_S, Restarts
-from agent.errors import Fault
+from agent.errors import Fault, Final
 from conf.topology import DeadlineConfig
 
 
@@ -163,6 +163,7 @@ def test_a_death_is_told_once_and_of_one_that_starts_again_each(ward: Open) -> N
     (error,) = once.lost
     assert not isinstance(error, Hangs)
     assert str(error).startswith("patient died (")
+    assert error.actor == "patient", "who has lost it knows by this whose end it was"
 
 
 def test_one_that_ray_starts_again_is_watched_again(ward: Open) -> None:
@@ -179,6 +180,18 @@ def test_one_that_ray_starts_again_is_watched_again(ward: Open) -> None:
     until(lambda: ward.look() or len(ward.lost) == 3)
     assert isinstance(ward.lost[-1], Hangs)
     assert until(lambda: ward.look() or ward.health._patients["patient"].pulse).pid != pid
+
+
+def test_one_that_ray_gives_up_is_the_end_of_the_run(ward: Open) -> None:
+    """Whoever waits until it is back would wait for ever."""
+    ward = ward(max_restarts=1)
+    ward.look()
+    os.kill(ward.pid, signal.SIGKILL)
+    until(lambda: ward.look() or ward.lost)
+    again = until(lambda: ward.look() or ward.health._patients["patient"].pulse)
+    os.kill(again.pid, signal.SIGKILL)
+    with pytest.raises(Final, match=r"^patient can't be started again: patient died \(ActorDiedError\)"):
+        until(ward.look)
 
 
 def test_who_is_gone_is_asked_when_something_broke(ward: Open) -> None:

@@ -93,7 +93,7 @@ def test_a_parent_that_ignores_the_end_of_children_changes_nothing(start: Any) -
 def test_a_process_of_rays_that_is_gone_already_is_lost(start: Any) -> None:
     body = (
         "child = subprocess.Popen(['true'])\nchild.wait()\n"
-        f"tell(head={{'the raylet': child.pid}}, session={'/nowhere'!r}, logs={'/nowhere'!r})\ntime.sleep(600)"
+        "tell(head={'the raylet': child.pid}, session='/nowhere', logs='/nowhere')\ntime.sleep(600)"
     )
     code, _, err = end(start(body))
     assert code == 1

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import settings
+from plan_box import SIZES
 
 from actors.plan import machine as looked_at
 from actors.plan.cards import GIB, usable_bytes
@@ -24,15 +25,6 @@ from agent.pool.rules.recycle import Rule as Recycle
 from conf.schema import RunConfig
 from conf.topology import ClusterConfig
 from learner.config import AlgorithmConfig, ModelConfig, OptimizerConfig
-
-SIZES = {
-    "vocab_size": 151936,
-    "hidden_size": 1536,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 2,
-    "intermediate_size": 8960,
-}
 
 
 def config(**cluster: Any) -> RunConfig:

@@ -11,9 +11,8 @@ import pytest
 
 from actors.calls import Died, Hangs
 from actors.replicas import Replicas
-from actors.restarts import TooOften
 from actors.searching import PROBE, Searching
-from agent.errors import Fault
+from agent.errors import Fault, Final
 
 FINE: tuple[Any, ...] = ()
 """What a search that finds nothing returns: an answer like any other."""
@@ -120,7 +119,7 @@ def test_the_end_of_another_actor_is_not_taken_for_the_retrievals() -> None:
     for error in (
         Hangs("learner", "update"),
         Died("pool died", actor="pool"),
-        TooOften("the retrieval failed 13 times"),
+        Final("the retrieval failed 13 times"),
     ):
         for ask in (watching(error).stats, watching(error).until_they_answer):
             with pytest.raises(type(error), match=str(error)):

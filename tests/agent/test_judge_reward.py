@@ -7,11 +7,10 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
+from posted import posted
 
 from agent.config import RewardConfig
 from agent.errors import UserError
@@ -36,29 +35,15 @@ class Endpoint:
 def endpoint() -> Iterator[Endpoint]:
     state = Endpoint()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            state.asked.append({"path": self.path, **body})
-            state.keys.append(self.headers.get("Authorization", ""))
-            reply = state.replies.pop(0) if len(state.replies) > 1 else state.replies[0]
-            choices = {"choices": [{"message": {"role": "assistant", "content": reply}}]}
-            code, text = reply if isinstance(reply, tuple) else (200, json.dumps(choices))
-            self.send_response(code)
-            self.end_headers()
-            self.wfile.write(text.encode())
+    def answer(path: str, key: str, body: dict) -> tuple[int, str]:
+        state.asked.append({"path": path, **body})
+        state.keys.append(key)
+        reply = state.replies.pop(0) if len(state.replies) > 1 else state.replies[0]
+        choices = {"choices": [{"message": {"role": "assistant", "content": reply}}]}
+        return reply if isinstance(reply, tuple) else (200, json.dumps(choices))
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.port = server.server_address[1]
-    thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield state
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with posted(answer) as state.port:
+        yield state
 
 
 @pytest.fixture

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+import launch
 from actors import resume, run_state
 from actors.provenance import Provenance, asked
 from agent.pool import saved
@@ -16,6 +20,21 @@ from tracking.metrics import MetricsLog
 
 Command = Callable[..., tuple[int, str, str]]
 """Exit code, standard output and standard error of ``launch.py`` with some arguments."""
+
+
+def exit_of(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of ``launch.py`` with these arguments, in this process."""
+    monkeypatch.setattr(sys, "argv", ["launch.py", *arguments])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as main does, for longer
+    code = 0
+    try:
+        launch.main()
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else -1
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
 
 
 class Training:

@@ -14,7 +14,7 @@ from hydra.plugins.config_source import ConfigSource
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the helpers: importlib mode adds no folder by itself
 
-from conf_runs import Command, Training
+from conf_runs import Command, Training, exit_of
 
 import launch
 
@@ -53,14 +53,6 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["launch.py", *arguments])
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-        code = 0
-        try:
-            launch.main()
-        except SystemExit as left:
-            code = left.code if isinstance(left.code, int) else -1
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return exit_of(list(arguments), monkeypatch, capsys)
 
     return run

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conf_runs import exit_of
 from patience import run
 
 import launch
@@ -19,21 +20,6 @@ ROOT = Path(launch.__file__).parent
 
 
 # --- from an error to an exit code -------------------------------------------------------------------
-
-
-def exit_of(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of ``launch.py`` with these arguments, in this process."""
-    monkeypatch.setattr(sys, "argv", ["launch.py", *arguments])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as main does, for longer
-    code = 0
-    try:
-        launch.main()
-    except SystemExit as left:
-        code = left.code if isinstance(left.code, int) else -1
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.fixture

@@ -368,9 +368,9 @@ def test_the_worlds_task_has_experts(tmp_path):
 )
 def test_an_expert_must_fit_the_agents_limits(read, changed, message):
     (expert,) = read(ROW)
-    check_fits(as_trajectory(expert, dialogue()), AgentConfig())
+    check_fits(as_trajectory(expert, dialogue()), AgentConfig(), {})
     with pytest.raises(UserError, match=message):
-        check_fits(as_trajectory(expert, dialogue()), AgentConfig(**changed))
+        check_fits(as_trajectory(expert, dialogue()), AgentConfig(**changed), {})
 
 
 # --- files -----------------------------------------------------------------------------------------

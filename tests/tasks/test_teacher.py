@@ -7,12 +7,11 @@ import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from types import SimpleNamespace
 
 import pytest
 from expert_cases import AGENT, EMMA, EMMA_PROTOCOL, THERE, why
+from posted import posted
 
 from agent.errors import Fault, UserError
 from agent.protocol import PROTOCOLS
@@ -65,29 +64,16 @@ class School:
 def school(monkeypatch: pytest.MonkeyPatch) -> Iterator[School]:
     state = School()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            assert self.path == "/v1/chat/completions"
-            state.keys.append(self.headers.get("Authorization", ""))
-            code, text = state.reply(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(code)
-            self.end_headers()
-            self.wfile.write(text.encode())
+    def answer(path: str, key: str, body: dict) -> tuple[int, str]:
+        assert path == "/v1/chat/completions"
+        state.keys.append(key)
+        return state.reply(body)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.port = server.server_address[1]
-    thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("TEACHER_KEY", "secret")
     monkeypatch.setattr(settings, "Endpoint", functools.partial(Endpoint, pause_s=0.0))
-    yield state
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with posted(answer) as state.port:
+        yield state
 
 
 def teacher(port: int, **settings) -> TeacherConfig:
