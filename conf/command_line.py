@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from agent.errors import UserError
 from conf.arguments import Arguments, as_typed, read
 from conf.composing import Composer, checked, opened, without_hydra
-from conf.implied import implied, sweep_lines
+from conf.implied import implied, sweep_lines, written_out
 from conf.mistakes import check_peers, one_line, strange_flag
 from conf.named_data import sets_together
 from conf.own_rules import register_own_rules
@@ -97,15 +97,38 @@ class _Asked:
 
 def _asked(composer: Composer, lines: Sequence[str]) -> _Asked:
     check_peers(lines)
-    overrides = [composer.parse(line) for line in lines]
+    overrides = [written_out(composer, composer.parse(line)) for line in lines]
+    lines = [str(o.input_line) for o in overrides]
     for line in (str(o.input_line) for o in overrides if o.key_or_group == "hydra.sweep.subdir"):
         raise UserError(f"{line}: a job's folder is named by what the sweep varies; leave it out")
     for line in (str(o.input_line) for o in overrides if o.key_or_group == "hydra.job.chdir" and o.value()):
         raise UserError(f"{line}: paths are relative to the folder that you start in; leave it out")
     asked = _composed(composer, lines, overrides)
-    if more := implied(overrides, asked.composed):
+    more = implied(overrides, asked.composed)
+    _check_same_for_all(composer, overrides, more)
+    if more:
         return _composed(composer, [*more, *lines], [*map(composer.parse, more), *overrides])
     return asked
+
+
+def _check_same_for_all(composer: Composer, overrides: Sequence[Override], more: list[str]) -> None:
+    """Raises ``UserError`` if other questions or passages of a sweep than the first imply other settings than ``more``.
+
+    What goes without saying is said to all jobs.
+    """
+    for at, override in enumerate(overrides):
+        if override.key_or_group not in ("data", "retrieval") or not override.is_sweep_override():
+            continue
+        first, *others = sweep_lines(override)
+        for line in others:
+            one = [*overrides[:at], composer.parse(line), *overrides[at + 1 :]]
+            own = implied(one, _composed(composer, [str(o.input_line) for o in one], one).composed)
+            if own != more:
+                raise UserError(
+                    f"{override.input_line}: {line} implies {' '.join(own) or 'nothing else'}, {first} implies "
+                    f"{' '.join(more) or 'nothing else'}; a sweep has one of them for all its jobs: say which, or run "
+                    "them apart"
+                )
 
 
 def _composed(composer: Composer, lines: Sequence[str], overrides: Sequence[Override]) -> _Asked:

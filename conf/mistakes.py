@@ -118,7 +118,10 @@ def _as_said(lines: Sequence[str], error: Exception) -> str:
     """Hydra's own words, with the override that they are about."""
     culprit = getattr(error.__cause__ or error, "full_key", None)
     line = next((line for line in lines if line.startswith(f"{culprit}=")), " ".join(lines))
-    return f"{line}: {_first_line(error)}" if line else _first_line(error)
+    message = _first_line(error)
+    if "is not a ListConfig" in message and culprit:
+        return f"{line}: is one value and not a list, which is written {culprit}=[a,b]"
+    return f"{line}: {message}" if line else message
 
 
 def _first_line(error: Exception) -> str:

@@ -192,6 +192,36 @@ def test_the_benchmark_is_of_the_papers_sets_over_their_wikipedia() -> None:
     wanted = ["hotpotqa", "2wikimultihopqa", "musique", "bamboogle", "nq", "popqa", "triviaqa"]
     assert [file.removeprefix("flashrag:").split("/")[0] for file in files] == wanted
     assert config.data.named == files
+    for other, played in (("data=popqa", "flashrag:popqa/test"), ("data.eval_questions=own.jsonl", "own.jsonl")):
+        config = asked("experiment=benchmark", "checkpoint=folder", other)
+        assert (config.mode, config.data.eval_questions) == ("eval", played)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        (
+            ["data=world,hotpotqa"],
+            "data=world,hotpotqa: data=hotpotqa implies retrieval=wikipedia, data=world implies nothing else; ",
+        ),
+        (
+            ["data=hotpotqa,jsonl", QWEN, "data.corpus=null"],
+            "data=hotpotqa,jsonl: data=jsonl implies nothing else, data=hotpotqa implies retrieval=wikipedia; ",
+        ),
+        (
+            ["retrieval=wikipedia,wikipedia-dense", QWEN],
+            "retrieval=wikipedia,wikipedia-dense: retrieval=wikipedia-dense implies data.corpus=wiki-18 data=",
+        ),
+    ],
+)
+def test_what_a_sweep_varies_implies_the_same_for_all_its_jobs(sweep: list[str], message: str) -> None:
+    assert refusal("-m", *sweep).startswith(message)
+
+
+def test_a_sweep_over_named_sets_searches_wikipedia_in_each_job() -> None:
+    configs = launch.check_overrides(["-m", "data=nq,popqa", QWEN, "mode=eval", "checkpoint=folder"]).configs
+    assert [config.data.eval_questions for config in configs] == ["flashrag:nq/test", "flashrag:popqa/test"]
+    assert {config.retrieval.prebuilt for config in configs} == {WIKI_18.name}
 
 
 def test_the_plan_leaves_a_staleness_that_is_given() -> None:

@@ -29,6 +29,23 @@ def refusal(*arguments: str) -> str:
     return str(error.value)
 
 
+def test_a_list_that_is_written_without_brackets() -> None:
+    wanted = "reward.gates=no_answer: is one value and not a list, which is written reward.gates=[a,b]"
+    assert refusal("reward.gates=no_answer,no_search") == refusal("reward.gates=no_answer") == wanted
+    assert refusal("-m", "data.shares=.7,.3").endswith("is written data.shares=[a,b]")
+
+
+def test_a_glob_is_of_the_choices_that_there_are() -> None:
+    found = launch.check_overrides(["-m", "pool=glob(*)", "retrieval=glob(b*)"]).sweep
+    assert found is not None
+    assert [job.overrides for job in found.plan.jobs] == [
+        {"pool": pool} for pool in ("adaptive", "dynamic", "epoch", "recycle")
+    ]
+    wanted = "pool=glob(x*): matches no choice of pool: adaptive, dynamic, epoch, recycle"
+    assert refusal("-m", "pool=glob(x*)") == wanted
+    assert refusal("-m", "seed=glob(*)") == "seed=glob(*): matches no choice of seed: it is no group"
+
+
 # --- names of other programs -----------------------------------------------------------------------
 
 
