@@ -21,8 +21,11 @@ ANY_PYTHON := $(firstword $(foreach name,python3 python3.11 python3.12 python3.1
 demo: $(READY_CPU)
 	$(PYTHON_CPU) launch.py tracker=none
 
+# How many processes share the tests.
+TEST_PROCESSES ?= 2
 test: $(READY_CPU)
-	$(PYTHON_CPU) -m pytest -q -m "not slow and not gpu and not faults"
+	$(PYTHON_CPU) -m pytest -q -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder \
+		-m "not slow and not gpu and not faults"
 
 test-all: $(READY_CPU)
 	$(PYTHON_CPU) -m pytest -q -m "not gpu and not faults"

@@ -71,6 +71,18 @@ class StillRunning:
         self._ended.set()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Files stay whole in one of several processes (``pytest -n``), and whole runs in the same one: they share a run.
+
+    These take longest and come first, so that all processes have something to do to the end.
+    """
+    runs = Path(__file__).parent / "e2e"
+    items.sort(key=lambda item: runs not in item.path.parents)
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(str(runs if runs in item.path.parents else item.path)))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
     """What has been imported by now stays to the end: the collector need not look at it after every test."""
@@ -79,4 +91,6 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return  # the tests run in other processes, and they say it
     config.pluginmanager.register(StillRunning(os.dup(1)), "still-running")

@@ -33,7 +33,10 @@ NEEDED = {
     ("data", "jsonl"): ["data.questions=questions.jsonl", "data.corpus=corpus.jsonl", "model=smollm2-135m"],
     **{("data", name): ["data.corpus=c.jsonl", "model=smollm2-135m"] for name in ("hotpotqa", "musique", "2wiki")},
     **{("data", name): ["data.corpus=c.jsonl", "model=smollm2-135m"] for name in ("nq", "triviaqa")},
-    **{("data", name): ["data.corpus=c.jsonl", "mode=eval", "checkpoint=x"] for name in ("popqa", "bamboogle")},
+    **{
+        ("data", name): ["data.corpus=c.jsonl", "mode=eval", "checkpoint=x"]
+        for name in ("popqa", "bamboogle", "benchmark")
+    },
     ("exit", "early"): ["mode=eval", "checkpoint=folder"],
     ("experiment", "benchmark"): ["checkpoint=folder"],
     ("experiment", "real_mini"): ["data.questions=questions.jsonl", "data.corpus=corpus.jsonl"],

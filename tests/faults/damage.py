@@ -107,14 +107,14 @@ class Damaged:
         except AssertionError as error:
             raise AssertionError(f"{error}; its output:\n{self.output[-5000:]}") from error
 
-    def damage(self, target: str, kind: str, phase: str, *, hang_s: float = 600.0) -> Seen:
+    def damage(self, target: str, kind: str, phase: str, *, held_s: float = 0.0, hang_s: float = 600.0) -> Seen:
         """Gives an order and waits until the fault is seen and got over.
 
-        ``phase`` is one of ``PHASES``, or one of the target's own. A target whose start is meant is killed before, so
-        that it starts.
+        ``phase`` is one of ``PHASES``, or one of the target's own; it lasts ``held_s`` longer. A target whose start is
+        meant is killed before, so that it starts.
         """
         before = self._seen(target)
-        self.order(target, kind, phase)
+        self.order(target, kind, phase, held_s)
         if phase in ("starting", "start"):
             os.kill(self.newest(target), signal.SIGKILL)
             self.wait(lambda: self._seen(target) > before, hang_s)
@@ -145,12 +145,12 @@ class Damaged:
         self.wait(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, hang_s)
         return Seen(detected, recovered)
 
-    def order(self, target: str, kind: str, phase: str) -> None:
+    def order(self, target: str, kind: str, phase: str, held_s: float = 0.0) -> None:
         """Gives an order, which is carried out as the phase is entered; one before it that wasn't is void."""
         when = (target, "start") if phase == "starting" else PHASES.get(phase, (target, phase))
         (self.faults / "done").unlink(missing_ok=True)
         order = self.faults / "order.new"
-        order.write_text(json.dumps({"when": when, "target": target, "kind": kind}))
+        order.write_text(json.dumps({"when": when, "target": target, "kind": kind, "held_s": held_s}))
         order.rename(self.faults / "order")
 
     def newest(self, target: str) -> int:

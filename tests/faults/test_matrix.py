@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from damage import HANGS, KINDS, PARTS, PHASES, SETTINGS, Damaged, left_behind, segments
+from damage import HANGS, KINDS, PARTS, PHASES, SETTINGS, Damaged, Seen, left_behind, segments
 
 SEED = 14
 BACK_S = {"rollout": 30.0, "retrieval": 30.0, "pool": 90.0, "learner": 90.0}
 """On a CPU that does nothing else."""
+HELD_S = 10.0
+"""Longer than several pings: they see the death before anything that was asked of the dead part fails."""
 RUN = ["algorithm.steps=100000", "evaluation.every=3", "checkpoints.every=2", "checkpoints.keep=2"]
 
 
@@ -57,6 +59,13 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         assert segments() <= before
 
 
+def note(part: str, kind: str, phase: str, seen: Seen) -> None:
+    """Adds a line to the file that ``FAULTS_SEEN`` names."""
+    if name := os.environ.get("FAULTS_SEEN"):
+        with Path(name).open("a") as file:
+            file.write(json.dumps([part, kind, phase, seen.detected_s, seen.recovered_s]) + "\n")
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize(("part", "kind", "phase"), cells())
 def test_a_fault_is_seen_and_got_over(house: House, part: str, kind: str, phase: str) -> None:
@@ -66,9 +75,24 @@ def test_a_fault_is_seen_and_got_over(house: House, part: str, kind: str, phase:
     except BaseException:
         run.process.kill()  # the next cell has a run of its own
         raise
-    if note := os.environ.get("FAULTS_SEEN"):
-        with Path(note).open("a") as file:
-            file.write(json.dumps([part, kind, phase, seen.detected_s, seen.recovered_s]) + "\n")
+    note(part, kind, phase, seen)
     if kind != "slow":
         assert seen.recovered_s is not None
+    run.check()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("part", "phase"),
+    [(p, name) for p in PARTS for name, (busy, _) in PHASES.items() if busy != p and name not in ("starting", "idle")],
+)
+def test_a_death_is_seen_while_a_phase_of_another_part_lasts(house: House, part: str, phase: str) -> None:
+    run = house.running()
+    try:
+        seen = run.damage(part, "kill", phase, held_s=HELD_S)
+    except BaseException:
+        run.process.kill()
+        raise
+    note(part, "kill, held", phase, seen)
+    assert seen.recovered_s is not None
     run.check()

@@ -3,9 +3,10 @@
 An actor that enters a phase (``actors/pulse.py``), or asks its engine, adds a line to ``$FAULTS/phases``, and does what
 the file ``$FAULTS/order`` says if it is for that phase: an order is carried out once, by whoever takes it first.
 
-    {"when": ["learner", "publish"], "target": "pool", "kind": "kill"}
+    {"when": ["learner", "publish"], "target": "pool", "kind": "kill", "held_s": 0.0}
 
-Of ``garbage`` the order only says from when on: the next thing that the target gives to another actor is damaged.
+Of ``garbage`` the order only says from when on: the next thing that the target gives to another actor is damaged. With
+``held_s`` the phase lasts so many seconds longer.
 """
 
 import importlib.abc
@@ -55,6 +56,7 @@ def entered(phase):
     elif kind == "hang":
         while True:
             time.sleep(1)
+    time.sleep(wanted["held_s"])
 
 
 def kind_of(actor):
