@@ -4,7 +4,7 @@
 
 A phase of ``cluster.deadlines`` is over its time when no work was done in it for so long: a slow machine does some.
 A ping that isn't answered says less: its process may hold the interpreter's lock while it works. So a process on this
-machine that gets on with something, by its processor time, is given time; one that is stopped is not.
+machine that gets on with something, by its processor time, is given time; one that is stopped, and not by turns, is not.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class _Patient:
     """Watched seconds since the last answer, or sign of work."""
     worked: float | None = None
     """Processor seconds of the process soon after that time."""
+    ran: tuple[float, float] = (0.0, 0.0)
+    """Its processor seconds when they were last seen to have moved, and how long it had been silent then."""
 
     def begin(self) -> None:
         """A new process: nothing is known of it yet."""
@@ -178,12 +180,15 @@ class Health:
         here = pulse.node == self._node
         now = hung.worked(pulse.pid) if here else 0.0
         if patient.worked is None:
-            patient.worked = now
+            patient.worked, patient.ran = now, (now, 0.0)
+        if now != patient.ran[0]:
+            patient.ran = (now, patient.silent)
         if patient.silent <= limit:
             return None
-        state = hung.stopped(pulse.pid) if here else None
+        # Who limits a program's share of a processor stops it by turns: such a process is slow.
+        state = hung.stopped(pulse.pid) if here and patient.silent - patient.ran[1] > limit else None
         if state is None and (now - patient.worked >= WORKS * patient.silent or (here and hung.reads(pulse.pid))):
-            patient.silent, patient.worked = 0.0, now
+            patient.silent, patient.worked, patient.ran = 0.0, now, (now, 0.0)
         if state is None and patient.silent <= PATIENCE * limit:
             return None
         what = f"its process is {state}" if state else "its process does nothing"

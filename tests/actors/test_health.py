@@ -108,6 +108,25 @@ def test_a_process_that_is_stopped_is_named_and_killed_within_the_deadline_of_a_
     until(lambda: not _alive(ward.pid))
 
 
+def test_a_process_that_is_stopped_by_turns_is_slow(ward: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``cpulimit`` does it: whenever it is looked at it is stopped, and yet its processor time moves."""
+    ward = ward(DeadlineConfig(ping=10.0))
+    ward.look()
+    os.kill(ward.pid, signal.SIGSTOP)
+    used = 0.0
+    monkeypatch.setattr("actors.hung.worked", lambda pid: used)
+    for _ in range(40):
+        used += 0.01
+        ward.look()
+    assert not ward.lost
+    looks = 0
+    while not ward.lost:
+        ward.look()
+        looks += 1
+    assert "its process is stopped" in str(ward.lost[0])
+    assert looks <= 11
+
+
 def test_a_phase_without_progress_is_named_and_the_stacks_say_where_it_hangs(ward: Open) -> None:
     """Meanwhile every ping is answered."""
     ward = ward(DeadlineConfig(answer=20.0))
@@ -246,7 +265,6 @@ def test_restarts_are_counted_by_the_hour() -> None:
 
 def _alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):  # it went before it was read, or as it was
         return False
-    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
