@@ -4,7 +4,8 @@
 
 A phase of ``cluster.deadlines`` is over its time when no work was done in it for so long: a slow machine does some.
 A ping that isn't answered says less: its process may hold the interpreter's lock while it works. So a process on this
-machine that gets on with something, by its processor time, is given time; one that is stopped, and not by turns, is not.
+machine that gets on with something, by its processor time, is given time; one that is stopped is not, unless it is
+stopped by turns.
 """
 
 from __future__ import annotations
@@ -217,6 +218,7 @@ class Health:
             patient.begin()
             patient.lost(died(error, patient.name, self._log_dir))
             return
+        ray.kill(patient.actor)  # it is dead; but Ray keeps the name of one that nobody has killed
         self.forget(patient.name)
         end = died(error, patient.name, self._log_dir)
         if patient.restarts:  # no other will come: whoever waits for it would wait for ever

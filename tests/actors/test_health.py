@@ -229,6 +229,16 @@ def test_the_names_of_those_that_ended_are_free_afterwards(ward: Open, monkeypat
     assert next(asked, "over") == "over"
 
 
+def test_the_name_of_one_whose_death_a_ping_saw_is_free(ward: Open) -> None:
+    """Ray keeps the name of a dead actor that somebody holds, until it is killed; the next one needs it."""
+    first = ward(name="patient")
+    first.look()
+    os.kill(first.pid, signal.SIGKILL)
+    until(lambda: first.look() or first.lost)
+    first.health.end("patient")
+    assert ward(name="patient").pid != first.pid
+
+
 def test_a_name_that_ray_does_not_give_up_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ray, "get_actor", lambda name: name)
     monkeypatch.setattr("actors.health.FREED_S", 0.0)
