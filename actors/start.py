@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from agent.errors import UserError
 from conf.arguments import quoted
@@ -14,6 +15,9 @@ from conf.inputs import check_inputs
 from conf.schema import IF_ANY
 from tracking import run_folder
 from tracking.evals.result import SETTING
+
+READS = ("view", "report")
+"""Modes that write into the folder that they are given, and leave nothing anywhere else."""
 
 
 @contextmanager
@@ -30,14 +34,22 @@ def ready(request: Request) -> Iterator[Request]:
         check_inputs(config)
         if config.mode in ("train", "eval") and config.resume == IF_ANY and request.new:
             raise UserError(f"resume={IF_ANY}: the same command has to find the run again: set output_dir=FOLDER")
+    if request.new and request.sweep is None and request.configs[0].mode in READS:
+        with TemporaryDirectory(prefix="slingshot-") as passing:
+            yield _in(request, Path(passing))
+        return
     folder = run_folder.make_new(request.folder, request.setting) if request.new else request.folder
     with run_folder.claimed(folder, request.setting):
         if not request.new and (left := run_folder.trace(folder)):
             _check_reuse(request, folder, left)
-        # Hydra's own setting has a time in it that would have gone on.
-        place = f"hydra.{'run' if request.sweep is None else 'sweep'}.dir={quoted(str(folder))}"
-        sweep = replace(request.sweep, folder=folder) if request.sweep is not None else None
-        yield replace(request, folder=folder, sweep=sweep, arguments=(*request.arguments, place))
+        yield _in(request, folder)
+
+
+def _in(request: Request, folder: Path) -> Request:
+    """The request in ``folder``: Hydra's own setting has a time in it that would have gone on."""
+    place = f"hydra.{'run' if request.sweep is None else 'sweep'}.dir={quoted(str(folder))}"
+    sweep = replace(request.sweep, folder=folder) if request.sweep is not None else None
+    return replace(request, folder=folder, sweep=sweep, arguments=(*request.arguments, place))
 
 
 def _check_reuse(request: Request, folder: Path, left: str) -> None:

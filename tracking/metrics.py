@@ -115,7 +115,7 @@ def batch_metrics(batch: TakenBatch[Group], version: int) -> dict[str, Any]:
     searches = [c for m in members for turn in m.trajectory.turns for c in turn.answered if c.tool == SEARCH]
     recalls = [m.score.evidence for m in members if m.score.evidence is not None]
     signal = [a for a in batch.accepted if a.outcome.state is QueryState.SIGNAL]
-    versions = [p.outcome.oldest_version for p in batch.played]
+    versions = [p.outcome.oldest_version for p in (*batch.played, *(a.played for a in batch.accepted))]
     oldest = [v for v in versions if v != NO_VERSION]
     seconds = _rollout_seconds(groups)
     limits = [g.ticket.max_searches for g in groups if g.ticket.max_searches is not None]

@@ -306,7 +306,7 @@ class QueryPool(Generic[P]):
         rest = self.rule.rest(verdict, self.history, query)
         self.history.settle(
             query,
-            batch=batch,
+            batch=outcome.ticket.batch,  # that it was drawn for: a surplus group has its verdict in a later one
             order=outcome.ticket.order,
             version=outcome.oldest_version,
             size=outcome.size,

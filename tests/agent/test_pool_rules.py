@@ -334,6 +334,8 @@ def test_a_surplus_is_trained_on_in_the_next_batch(make_questions, make_group):
     second = pool.take(version=1)
     kept = [g.ticket.query for g in first.payloads if g not in [a.payload for a in first.accepted]]
     assert [a.payload.ticket.query for a in second.accepted] == kept, "drawn first, trained on first"
+    drawn = [(int(row["query"]), int(row["batch"])) for row in pool.history.log if row["accepted"]][2:]
+    assert drawn == [(query, 0) for query in kept], "for the batch that they were drawn for"
     assert second.kept == 0, "what was played by version 0 would be too old for the batch after"
     assert second.returned == {UNSELECTED: 4}
     pool.release(1)

@@ -221,6 +221,14 @@ def test_a_report_works_on_a_sweep_that_runs(training: Training, command: Comman
         assert command("mode=report", "report.sweep=here")[0] == 0
 
 
+def test_who_only_looks_leaves_no_folder(training: Training, command: Command) -> None:
+    """``mode=view`` and ``mode=report`` write into the folder that they are given, and into no other."""
+    command("output_dir=here")
+    assert command("mode=view", "run=here")[0] == 0
+    assert Path("here/report.html").is_file()
+    assert not Path("outputs").exists()
+
+
 # --- where nothing can be written ------------------------------------------------------------------
 
 

@@ -220,6 +220,21 @@ def test_what_is_no_evaluation_is_refused(tmp_path: Path, text: str | None, said
     assert str(refused.value).startswith(f"compare=there: {said}")
 
 
+def test_rows_that_are_missing_or_of_another_version_are_named(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        evaluated(tmp_path / name, [row("a")])
+    rows = tmp_path / "two" / ROWS
+    for text, said in (
+        (rows.read_text().replace('"cover"', '"covers"'), "none of its rows is of this version"),
+        (None, "missing"),
+    ):
+        rows.unlink() if text is None else rows.write_text(text)
+        with pytest.raises(UserError) as refused:
+            compare(tmp_path / "one", tmp_path / "two", tmp_path, Console(quiet=True), seed=0)
+        assert str(refused.value).startswith(str(rows))
+        assert said in str(refused.value)
+
+
 def test_two_without_a_common_question_are_not_compared(tmp_path: Path) -> None:
     evaluated(tmp_path / "one", [row("a")])
     evaluated(tmp_path / "two", [row("b")])

@@ -88,10 +88,18 @@ def test_quarters_are_of_the_rollouts_not_of_the_steps() -> None:
     ]
 
 
-def test_an_evaluation_that_scored_nothing_says_nothing() -> None:
+def test_an_evaluation_that_scored_nothing_says_nothing_and_no_other_stands_for_it() -> None:
     """Of a run in which every episode broke for a while: no measure of it is an error, and none counts it as 0."""
-    broken = {**evaluation(3, 0.0, 120, 1200), "n": 0, **dict.fromkeys(("em", "search/mean", "action_tokens/mean"))}
-    assert measures.measures([*RUN[:-1], broken], 0.3) == measures.measures(RUN, 0.3)
+    nothing = {"n": 0, **dict.fromkeys(("em", "em/1-hop", "em/2-hop", "search/mean", "action_tokens/mean"))}
+    broken = {**evaluation(3, 0.0, 120, 1200), **nothing}
+    whole, last = measures.measures(RUN, 0.3), measures.measures([*RUN[:-1], broken], 0.3)
+    kinds = ("em_after", "em_after/1-hop", "em_after/2-hop", "em_over_budget")
+    of_last = (*kinds, "searches", "question_tokens", "evidence_recall")
+    assert {name for name in whole if whole[name] != last[name]} == {*of_last}
+    assert [last[name] for name in of_last] == [None] * 7
+    first = measures.measures([{**RUN[0], **nothing}, *RUN[1:]], None)
+    assert [first[name] for name in ("em_before", "em_before/2-hop", "em_over_budget")] == [None] * 3
+    assert first["em_after"] == whole["em_after"]
     alone = measures.measures([broken], 0.3)
     assert "em_after" not in alone
     assert (alone["rollouts"], alone["generated_tokens"]) == (120, 1200)

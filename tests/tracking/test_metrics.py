@@ -187,6 +187,13 @@ def test_accepted_groups_without_signal_do_not_count_as_recycled_or_recovered(ma
     assert (row["groups/accepted"], row["pool/recycled_share"], row["pool/recovered_too_hard"]) == (2, 0.0, 0)
 
 
+def test_the_staleness_counts_a_surplus_of_the_batch_before(make: Any) -> None:
+    """It was played for that one, and is trained on in this one."""
+    of_then = make.group(0, [(1.0, 1.0, None), (0.0, 0.0, None)], [make.trajectory(version=3)] * 2)
+    batch = make.batch([of_then], {0: QueryState.UNSEEN}, {})
+    assert batch_metrics(replace(batch, played=()), version=5)["rollout/staleness_max"] == 2
+
+
 def test_a_batch_without_any_group_has_no_means(make: Any) -> None:
     row = batch_metrics(make.batch([], {}, {"lease_expired": 2}), version=5)
     means = ("reward/mean", "outcome/mean", "evidence/recall", "search/mean", "pool/recycled_share")

@@ -80,6 +80,23 @@ def test_other_settings_are_other_rows_and_the_same_evaluation_counts_once() -> 
     assert [row.cell(["nq"], ["em"]) for row in rows] == ["25.0", "75.0"]
 
 
+def test_another_number_of_questions_is_another_row() -> None:
+    """As ``evaluation.questions=500,0`` leaves them: no two seeds of one evaluation."""
+    sample, whole = (
+        result("mine", hotpotqa=(0.4, 0.5), nq=(0.4, 0.5)),
+        result("mine", hotpotqa=(0.3, 0.4), nq=(0.2, 0.3)),
+    )
+    for line in whole["slices"][1:]:
+        line["questions"] = 7405
+    rows = papers.rows_of([sample, whole | {"data": {"name": "all"}}])
+    assert [(row.name, row.seeds, row.cell(["nq"], ["em"])) for row in rows] == [
+        ("mine", 1, "40.0"),
+        ("mine, of 7,405 questions", 1, "20.0"),
+    ]
+    (_, lines) = next(iter(papers.tables(rows)))
+    assert (lines[3][0], lines[3][3]) == ("questions played", "1,000 / 7,405")
+
+
 def test_the_authors_own_file_names_fill_their_columns() -> None:
     names = ("hotpot_dev_distractor_v1", "musique_ans_v1.0_dev", "bamboogle", "popQA", "searchR1_nq")
     (_, david), (_, recycling) = papers.tables(papers.rows_of([result("mine", **dict.fromkeys(names, (0.5, 0.5)))]))

@@ -66,12 +66,46 @@ def test_the_pools_own_record_says_what_became_of_a_question(tmp_path: Path) -> 
     assert (table["accepted"], table["recycled"]) == ([True, False], [True, False])
 
 
+def test_a_question_that_a_batch_has_twice_keeps_its_groups_apart(tmp_path: Path) -> None:
+    """A fault gave the first group back, and the question was drawn again for the same batch."""
+    folder = made.write_run(tmp_path / "run", batches=0)
+    twice = [made.group(0, 0, [0.0], "q0") | {"accepted": False}, made.group(0, 3, [1.0, 0.0], "q0")]
+    made.lines(folder / GROUPS, twice)
+    made.lines(folder / TRAJECTORIES, [*made.played(0, 0, [0.0], "q0"), *made.played(0, 3, [1.0, 0.0], "q0")])
+    log = np.zeros(1, dtype=DRAW)
+    log[0] = (0, 0, 3, 0, 4, 2, 1, 2, 2, 4, True)
+    write_draws(folder / "draws.parquet", log, ["q0"])
+    page = of(folder)[0]
+    table = page["r0-groups"]
+    assert (table["draw"], table["order"], table["accepted"]) == ([1, 2], [0, 3], [False, True])
+    episodes = [episode for part in ("r0-b-0", "r0-b-0-rest") for episode in page.get(part, {}).get("0", [])]
+    assert sorted((e["order"], e["member"], e["reward"]) for e in episodes) == [(0, 0, 0.0), (3, 0, 1.0), (3, 1, 0.0)]
+    (folder / GROUPS).unlink()
+    assert of(folder)[0]["r0-groups"]["rewards"] == [[0], [1, 0]], "a log of an earlier version"
+
+
+def test_an_evaluation_that_was_refused_is_said_and_has_no_interval(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    broken = {"em": None, "f1": None, "refused": "2 of 3 questions broke"}
+    made.lines(folder / "metrics.jsonl", [r | broken if r["kind"] == "eval" and r["step"] == 3 else r for r in rows])
+    last = of(folder)[0]["r0-run"]["evals"][-1]
+    assert (last["em_interval"], last["f1_interval"], last["refused"]) == (None, None, "2 of 3 questions broke")
+
+
+def test_a_run_that_is_named_by_a_point_has_its_folders_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = made.write_run(tmp_path / "a run")
+    monkeypatch.chdir(folder)
+    run = of(Path())[0]["r0-run"]
+    assert (run["name"], run["folder"]) == ("a run", str(folder))
+
+
 def test_a_run_that_went_on_in_a_new_folder_counts_the_draws_before_and_says_where_they_are(tmp_path: Path) -> None:
     folder = made.write_run(tmp_path / "run", batches=0)
     drawn = [(0, "q0"), (0, "q1"), (1, "q0"), (2, "q1")]
     log = np.zeros(len(drawn), dtype=DRAW)
     for at, (batch, name) in enumerate(drawn):
-        log[at]["query"], log[at]["batch"], log[at]["order"] = int(name[1]), batch, at % 2
+        log[at]["query"], log[at]["batch"], log[at]["order"] = int(name[1]), batch, int(at == 1)
     write_draws(folder / "draws.parquet", log, ["q0", "q1"])
     path = str(tmp_path / "old" / "checkpoints" / "step-000002")
     made.lines(folder / "metrics.jsonl", [{"kind": "event", "event": "resumed", "step": 2, "path": path}])

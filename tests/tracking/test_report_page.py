@@ -103,14 +103,14 @@ def test_each_view_opens_from_the_disk_sorts_filters_searches_and_links(tmp_path
         assert await page.column("groups", 2) == ["q0"] * 3
 
         await page.click("#groups tbody tr")  # a row leads to its group
-        await page.until("document.body.dataset.view === '#/group/0/0'")
+        await page.until("document.body.dataset.view === '#/group/0/0/0'")
         assert await page.run("document.querySelectorAll('#members .episode').length") == 4
         assert await page.run("document.querySelectorAll('#members .passage').length") == 8
         found = await page.run("[...document.querySelectorAll('#members .found')].map(e => e.textContent)")
         assert found == ['Result 1: "Emma"\na novel\n'] * 4
 
         await page.click("#members a")  # and an episode stands alone
-        await page.until("document.body.dataset.view === '#/episode/0/0/0'")
+        await page.until("document.body.dataset.view === '#/episode/0/0/0/0'")
         assert "outcome 1, evidence 1" in await page.text()
         assert await page.run("document.querySelectorAll('.token').length") == 0
         await page.click("#show-tokens")
@@ -185,7 +185,7 @@ def test_hostile_text_is_shown_as_text_and_harms_nothing(tmp_path: Path) -> None
     assert report.stat().st_size < 1_500_000
 
     async def look(page: Reader) -> None:
-        for view in ("#/run", "#/groups", "#/group/0/0", "#/episode/0/0/0", "#/questions", "#/question/0",
+        for view in ("#/run", "#/groups", "#/group/0/0/0", "#/episode/0/0/0/0", "#/questions", "#/question/0",
                      "#/question/1", "#/actors", "#/compare"):  # fmt: skip
             await page.go(view)
             if view.startswith("#/episode"):
@@ -199,7 +199,7 @@ def test_hostile_text_is_shown_as_text_and_harms_nothing(tmp_path: Path) -> None
             assert "can't be shown" not in text
             assert "\x1b" not in text
             assert "\u202e" not in text
-        await page.go("#/group/0/0")
+        await page.go("#/group/0/0/0")
         text = await page.text("#members")
         for line in HOSTILE[:7]:
             assert line in text
@@ -214,9 +214,10 @@ EVERY_VIEW = """
 (() => {
   const run = runs[0], views = Object.keys(VIEWS).map((name) => [name]), wrong = [];
   run.questions.forEach((_, n) => views.push(["question", n]));
-  for (const { batch, question } of run.groups) {
-    views.push(["group", batch, question]);
-    for (const member of run.episodes(batch, question).keys()) views.push(["episode", batch, question, member]);
+  for (const { batch, order, question } of run.groups) {
+    views.push(["group", batch, order, question]);
+    const members = run.episodes(batch, order, question).keys();
+    for (const member of members) views.push(["episode", batch, order, question, member]);
   }
   for (const [name, ...numbers] of views) {
     try {

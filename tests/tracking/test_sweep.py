@@ -254,6 +254,27 @@ def test_a_report_of_a_sweep_of_which_a_part_is_done(folder: Path, capsys: pytes
         assert text in printed
 
 
+def test_a_job_whose_evaluation_was_refused_or_whose_files_are_damaged_is_named_and_the_others_are_reported(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = ["pool=epoch,seed=0", "pool=epoch,seed=1", "pool=recycle,seed=0"]
+    at = max(i for i, row in enumerate(RUN) if row["kind"] == "eval")
+    nothing = {**RUN[at], "em": None, "refused": "2 of 9 questions broke"}
+    replace(folder / jobs[0] / "metrics.jsonl", [*RUN[:at], nothing, *RUN[at + 1 : -1], SUMMARY])
+    of_another_version = [{k: v for k, v in row.items() if k != "pool/flipped_share"} for row in RUN[:-1]]
+    replace(folder / jobs[1] / "metrics.jsonl", [*of_another_version, SUMMARY])
+    (folder / jobs[2] / "draws.parquet").write_bytes(b"PAR1 cut off")
+    report.write(folder, ReportConfig(sweep=str(folder)), Console())
+    told = {j["name"]: j for j in json.loads((folder / "sweep.json").read_text())["jobs"]}
+    assert [told[name]["status"] for name in jobs] == ["finished", "unreadable", "unreadable"]
+    assert told[jobs[0]]["message"] == f"the evaluation of step {nothing['step']} was refused: 2 of 9 questions broke"
+    assert told[jobs[0]]["measures"]["em_after"] is told[jobs[0]]["last_eval"] is None
+    assert told[jobs[0]]["first_eval"]["em"] == 0.2
+    assert "flipped_share" in told[jobs[1]]["message"]
+    assert told[jobs[2]]["message"].startswith("its files: damaged")
+    assert "2 of 9 questions broke" in capsys.readouterr().out
+
+
 def test_the_table_in_the_folder_is_markdown(folder: Path) -> None:
     report.write(folder, ReportConfig(), Console(quiet=True))
     lines = (folder / "table.md").read_text().splitlines()

@@ -281,7 +281,8 @@ def test_filters_are_met_together(tmp_path: Path) -> None:
     assert len(Filters(score="0.5").chosen(entries)) == 3
     assert len(Filters(score="0.5", use="held out").chosen(entries)) == 0
     assert len(Filters(text="EMMA", use="held out").chosen(entries)) == 6
-    assert len(Filters(text="nowhere").chosen(entries)) == 0
+    for nobodys in ("nowhere", "rollout-0", "answered", "signal"):  # nobody wrote or read these
+        assert len(Filters(text=nobodys).chosen(entries)) == 0
     assert len(Filters(questions=frozenset(["q0", "e2"])).chosen(entries)) == 14
 
 

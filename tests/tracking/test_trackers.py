@@ -323,6 +323,14 @@ def test_each_evaluation_has_its_own_episodes(tmp_path: Path) -> None:
     assert log.of(0).rows == ()
 
 
+def test_a_question_that_is_played_again_after_a_fault_is_there_once(tmp_path: Path) -> None:
+    log = EpisodesLog(tmp_path)
+    broken = made.evaluated(0, "a", 0.0) | {"em": None, "stop_reason": "search_failed"}
+    made.lines(tmp_path / EVALUATIONS, [broken, made.evaluated(0, "b", 1.0), made.evaluated(0, "a", 1.0)])
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in log.of(0).rows]
+    assert [(r["question_id"], r["em"]) for r in rows] == [("a", 1), ("b", 1)]
+
+
 def test_an_evaluation_that_is_played_again_after_a_recovery_has_its_episodes(tmp_path: Path) -> None:
     """The log has another inode then, and is shorter."""
     path = tmp_path / EVALUATIONS

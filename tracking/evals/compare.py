@@ -50,8 +50,14 @@ def compare(folder: Path, other: Path, out: Path, console: Console, *, seed: int
 
 
 def _rows(folder: Path, result: Mapping[str, Any]) -> list[EvalRow]:
-    samples = int(result.get("played", {}).get("samples", 1))
-    return [row for own in EvalRows(folder).read(samples).values() for row in own]
+    """Raises ``UserError`` for a folder without them, or with those of another version."""
+    samples, rows = int(result.get("played", {}).get("samples", 1)), EvalRows(folder)
+    found = [row for own in rows.read(samples).values() for row in own]
+    if not found and not rows.path.is_file():
+        raise UserError(f"{rows.path} is missing: the episodes are compared one by one; copy the whole folder")
+    if not found and result["slices"] and rows.path.stat().st_size:
+        raise UserError(f"{rows.path}: none of its rows is of this version; evaluate again")
+    return found
 
 
 def _named(result: Mapping[str, Any], folder: Path) -> str:

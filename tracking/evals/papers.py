@@ -122,21 +122,26 @@ def rows_of(results: Sequence[Mapping[str, Any]]) -> list[Row]:
     """A row for each policy and setting of ``results``, contents of eval.json: those that differ in their seed alone
     are one row, and what is the same evaluation counts once.
 
-    A seed is that of a sampled evaluation, or that of the run that made the checkpoint (``seed=0`` in its path).
+    A seed is that of a sampled evaluation, or that of the run that made the checkpoint (``seed=0`` in its path). What
+    was played on another number of questions is a row of its own.
     """
-    found: dict[tuple[str, str], dict[str, dict[str, list[float]]]] = {}
-    questions: dict[str, int] = {}
+    found: dict[tuple[str, str, str], dict[str, dict[str, list[float]]]] = {}
+    questions: dict[tuple[str, str, str], dict[str, int]] = {}
     once: set[str] = set()
     played = [(_policy(result), _setting(result), result) for result in results]
     for policy, setting, result in played:
         others = [other for name, other, _ in played if name == policy]
         same = json.dumps([result["checkpoint"], result["data"], result.get("played"), setting], sort_keys=True)
-        sets = found.setdefault((policy, _apart(setting, others)), {})
+        counts = {name: line["questions"] for name, line in _sets(result).items()}
+        key = (policy, _apart(setting, others), "")
+        if any(questions.get(key, {}).get(name, count) != count for name, count in counts.items()):
+            key = (*key[:2], f"of {', '.join(sorted({f'{count:,}' for count in counts.values()}))} questions")
+        sets = found.setdefault(key, {})
         if same in once:
             continue
         once.add(same)
+        questions.setdefault(key, {}).update(counts)
         for name, line in _sets(result).items():
-            questions[name] = max(questions.get(name, 0), line["questions"])
             for measure in MEASURES:
                 sets.setdefault(name, {}).setdefault(measure, []).append(line[measure]["mean"])
     return [
@@ -144,7 +149,7 @@ def rows_of(results: Sequence[Mapping[str, Any]]) -> list[Row]:
             name=", ".join(filter(None, key)),
             seeds=max(len(each["em"]) for each in sets.values()),
             values=sets,
-            questions=questions,
+            questions=questions[key],
         )
         for key, sets in found.items()
         if sets
@@ -174,6 +179,11 @@ def _sets(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {name: line for name, line in named.items() if line["em"]["mean"] is not None}
 
 
+def _counts(rows: Sequence[Row], name: str | None) -> list[str]:
+    """How many questions of a set the rows played, each number once."""
+    return [f"{count:,}" for count in dict.fromkeys(row.questions[name] for row in rows if name in row.questions)]
+
+
 def tables(rows: Sequence[Row]) -> Iterator[tuple[Paper, list[list[str]]]]:
     """The tables that ``rows`` have two sets of at least, each with its header."""
     for paper in PAPERS:
@@ -185,7 +195,7 @@ def tables(rows: Sequence[Row]) -> Iterator[tuple[Paper, list[list[str]]]]:
         for row in rows:
             label = row.name if row.seeds == 1 else f"{row.name}, {row.seeds} seeds"
             lines.append([label, *(row.cell([name], paper.measures) for name in sets), row.cell(sets, paper.measures)])
-        counts = [MISSING if name is None else f"{rows[0].questions[name]:,}" for name in sets]
+        counts = [" / ".join(_counts(rows, name)) or MISSING for name in sets]
         lines.append(["questions played", *counts, MISSING])
         for name, cells in paper.published.items():
             missing = [MISSING] * (len(paper.columns) + 1 - len(cells))

@@ -58,11 +58,11 @@ def measures(rows: Sequence[Row], target_em: float | None) -> dict[str, float | 
     ``recovered_*_share`` of those that were trained on and bore signal. Quarters are of the rollouts.
     """
     steps = [r for r in rows if r["kind"] == "step"]
-    evals = evaluations(rows)
+    evals = [r for r in rows if r["kind"] == "eval"]
     played = sum(r["rollout/trajectories"] for r in steps)
     tokens = sum(r["rollout/generated_tokens"] for r in steps)
     # What came before the first step, the expert seeding, is in the totals of the evaluations alone.
-    before = next((r for r in rows if r["kind"] == "eval"), {"rollouts": 0, "generated_tokens": 0})
+    before = evals[0] if evals else {"rollouts": 0, "generated_tokens": 0}
     signal = sum(r["groups/signal"] for r in steps)
     trained = sum(trained_groups(r) for r in steps)
     quarter = quarters(steps)
@@ -87,20 +87,31 @@ def evaluations(rows: Sequence[Row]) -> list[Row]:
     return [r for r in rows if r["kind"] == "eval" and r["em"] is not None]
 
 
+def ends(rows: Sequence[Row]) -> tuple[Row | None, Row | None]:
+    """A run's first and last evaluation. None for one that scored nothing, because every episode broke or too many did:
+    no other evaluation stands for it.
+    """
+    evals = [r for r in rows if r["kind"] == "eval"]
+    first, last = (evals[0], evals[-1]) if evals else (None, None)
+    return (first if first and first["em"] is not None else None), (last if last and last["em"] is not None else None)
+
+
 def _evaluated(evals: Sequence[Row], target_em: float | None) -> dict[str, float | None]:
-    if not evals:
+    first, last = ends(evals)
+    scored = evaluations(evals)
+    if not scored:
         return {}
-    first, last = evals[0], evals[-1]
-    em = [r["em"] for r in evals]
-    rollouts, tokens = [r["rollouts"] for r in evals], [r["generated_tokens"] for r in evals]
-    found: dict[str, float | None] = {"em_before": first["em"], "em_after": last["em"]}
-    for kind in (k for k in last if k.startswith("em/")):
-        found[f"em_before/{kind[3:]}"], found[f"em_after/{kind[3:]}"] = first.get(kind), last[kind]
-    found["em_over_budget"] = mean_height(rollouts, em)
+    em = [r["em"] for r in scored]
+    rollouts, tokens = [r["rollouts"] for r in scored], [r["generated_tokens"] for r in scored]
+    found: dict[str, float | None] = {"em_before": first and first["em"], "em_after": last and last["em"]}
+    for kind in (k for k in scored[-1] if k.startswith("em/")):
+        found[f"em_before/{kind[3:]}"], found[f"em_after/{kind[3:]}"] = ((r or {}).get(kind) for r in (first, last))
+    found["em_over_budget"] = mean_height(rollouts, em) if first and last else None
     if target_em is not None:
         found["rollouts_to_target"] = first_reach(rollouts, em, target_em)
         found["tokens_to_target"] = first_reach(tokens, em, target_em)
-    return found | per_question(last) | {"evidence_recall": last["evidence_recall"]}
+    of_last = dict.fromkeys((*per_question(scored[-1]), "evidence_recall"))
+    return found | (per_question(last) | {"evidence_recall": last["evidence_recall"]} if last else of_last)
 
 
 def per_question(evaluation: Row) -> dict[str, Any]:

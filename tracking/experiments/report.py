@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import UserError
+from agent.readable import content_of
 from tracking.config import ReportConfig
 from tracking.console import Console
 from tracking.dispensable import Dispensable
 from tracking.draws import read_draws, summarise_draws
-from tracking.experiments.measures import evaluations, measures, paired, pooled
-from tracking.experiments.sweep import Plan, Status, read_plan, settings, status
+from tracking.experiments.measures import ends, measures, paired, pooled
+from tracking.experiments.sweep import Job, Plan, Status, read_plan, settings, status
 from tracking.metrics import read
 
 SHOWN = {
@@ -42,6 +43,8 @@ SHOWN = {
     "evidence_recall": ("evidence recall, last evaluation", 3),
 }
 """The table's rows: a measure's label and its decimals; ``x/*`` stands for every measure of that beginning."""
+UNREADABLE = "unreadable"
+"""Beside ``Status``, of a job whose files can't be understood."""
 COMPARED = {
     "em_after": "held-out EM after, difference",
     "em_after/*": "  {}",
@@ -112,26 +115,7 @@ def summary(
 
     Conditions and comparisons are of finished jobs only.
     """
-    jobs = []
-    for job in plan.jobs:
-        state, message = status(folder / job.name)
-        evals = evaluations(rows[job.name])
-        found = measures(rows[job.name], config.target_em) | _drawn(folder / job.name)
-        jobs.append(
-            {
-                "name": job.name,
-                "condition": job.condition,
-                "overrides": job.overrides,
-                "seed": job.seed,
-                "status": str(state),
-                "message": message,
-                "first_eval": evals[0] if evals else None,
-                "last_eval": evals[-1] if evals else None,
-                "rollouts": found.pop("rollouts"),
-                "generated_tokens": found.pop("generated_tokens"),
-                "measures": found,
-            }
-        )
+    jobs = [_told(folder / job.name, job, rows[job.name], config.target_em) for job in plan.jobs]
     names = list(dict.fromkeys(job["condition"] for job in jobs))
     by_seed = {name: _by_seed([j for j in jobs if j["condition"] == name]) for name in names}
     conditions = [
@@ -145,7 +129,7 @@ def summary(
     ]
     compared = [name for name in names if config.baseline in names and name != config.baseline]
     return {
-        "title": config.title or folder.name,
+        "title": config.title or folder.absolute().name,
         "target_em": config.target_em,
         "baseline": config.baseline,
         "jobs": jobs,
@@ -154,6 +138,25 @@ def summary(
             {"condition": name, **paired(by_seed[name], by_seed[str(config.baseline)])} for name in compared
         ],
     }
+
+
+def _told(folder: Path, job: Job, rows: Sequence[Mapping[str, Any]], target_em: float | None) -> dict[str, Any]:
+    """What is said of one job; of one whose files can't be understood, why."""
+    state, message = status(folder)
+    told: dict[str, Any] = {"rollouts": 0, "generated_tokens": 0, "first_eval": None, "last_eval": None}
+    found: dict[str, float | None] = {}
+    try:
+        with content_of("its files"):
+            found = measures(rows, target_em) | _drawn(folder)
+            told["first_eval"], told["last_eval"] = ends(rows)
+            told |= {name: found.pop(name) for name in ("rollouts", "generated_tokens")}
+    except UserError as error:
+        state, message = UNREADABLE, str(error)
+    refused = [r for r in rows if r["kind"] == "eval" and r.get("refused")]
+    if refused and not message:
+        message = "; ".join(f"the evaluation of step {r['step']} was refused: {r['refused']}" for r in refused)
+    about = {"name": job.name, "condition": job.condition, "overrides": job.overrides, "seed": job.seed}
+    return {**about, "status": str(state), "message": message, **told, "measures": found}
 
 
 def _by_seed(jobs: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float | None]]:
@@ -223,8 +226,7 @@ def jobs_table(report: Mapping[str, Any]) -> Table:
     """A row per job, with what it failed with."""
     rows = []
     for job in report["jobs"]:
-        first, last = job["first_eval"], job["last_eval"]
-        em = ("–", "–") if first is None else (f"{first['em']:.3f}", f"{last['em']:.3f}")
+        em = ("–" if each is None else f"{each['em']:.3f}" for each in (job["first_eval"], job["last_eval"]))
         state = f"{job['status']}: {job['message']}" if job["message"] else job["status"]
         rows.append((job["name"], *em, f"{job['rollouts']:,}", f"{job['generated_tokens']:,}", state))
     header = ("job", "EM before", "EM after", "rollouts", "tokens", "status")

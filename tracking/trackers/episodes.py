@@ -35,7 +35,7 @@ class EpisodesLog:
 
     def of(self, step: int) -> Episodes:
         """Those of ``step`` that were added since the last call. Where nodes share no folder, those of this one."""
-        found: list[tuple[Any, ...]] = []
+        found: dict[tuple[Any, Any], tuple[Any, ...]] = {}  # a question that a fault ended is played again
         if self._path.is_file():
             with self._path.open("rb") as file:
                 now = os.fstat(file.fileno())
@@ -44,10 +44,13 @@ class EpisodesLog:
                 file.seek(self._read)
                 for raw in file:
                     row = parsed(raw)
-                    if row is not None and row.get("step") == step and len(found) < MOST:
-                        found.append(tuple(_cell(row, name) for name in COLUMNS))
+                    if row is None or row.get("step") != step:
+                        continue
+                    key = (row.get("question_id"), row.get("sample"))
+                    if key in found or len(found) < MOST:
+                        found[key] = tuple(_cell(row, name) for name in COLUMNS)
                 self._read = file.tell()
-        return Episodes(rows=tuple(found))
+        return Episodes(rows=tuple(found.values()))
 
 
 def _cell(row: dict[str, Any], name: str) -> Any:

@@ -54,10 +54,10 @@ function tokenTable(episode) {
     { name: "log-probability in the engine", value: (r) => r.p }, { name: "version", value: (r) => r.version, filter: true }], rows, { id: "tokens" });
 }
 
-function viewEpisode([run], batch, number, member) {
-  const episodes = run.episodes(batch, number), episode = episodes.get(member), question = run.question(number);
+function viewEpisode([run], batch, order, number, member) {
+  const episodes = run.episodes(batch, order, number), episode = episodes.get(member), question = run.question(number);
   if (!episode) return [about(question, number, []), el("p", {}, "This episode is not in this report.")];
-  const group = run.group(batch, number), has = (episode.turns ?? []).some((t) => t.tokens);
+  const group = run.group(batch, order, number), has = (episode.turns ?? []).some((t) => t.tokens);
   const box = el("div", { class: "whole side" }), under = el("div");
   const draw = (tokens) => {
     box.replaceChildren(episodeBox(episode, question, { advantage: group?.advantages?.[member], tokens }));
@@ -65,7 +65,7 @@ function viewEpisode([run], batch, number, member) {
   };
   draw(false);
   return [
-    about(question, number, [...episodes.values()]), el("p", {}, link(`#/group/${batch}/${number}`, `batch ${batch}, the whole group`)),
+    about(question, number, [...episodes.values()]), el("p", {}, link(`#/group/${batch}/${order}/${number}`, `batch ${batch}, the whole group`)),
     el("p", {}, "reward = w · evidence + (1 − w) · outcome − cost, and 0 if a gate closes; w is reward.evidence_weight of the configuration."),
     has ? el("label", {}, el("input", { type: "checkbox", id: "show-tokens", onchange: (e) => draw(e.target.checked) }), " policy version and log-probability of each token")
       : el("p", { class: "dim" }, "The log or this report has no tokens of this episode: tracker.trajectories_per_step and show=[ID] decide."),

@@ -160,13 +160,10 @@ def in_range(text: str) -> Callable[[float], bool]:
 
 
 def _texts(episode: dict[str, Any]) -> Iterator[str]:
-    """Whatever is text in a row."""
-    waiting: list[Any] = [episode]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, dict):
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
+    """What was asked, written or read; not the names of tools and states."""
+    yield from (episode[name] for name in ("question", "answer") if isinstance(episode.get(name), str))
+    for name in ("golden_answers", "supporting"):
+        yield from (text for text in episode.get(name) or () if isinstance(text, str))
+    for turn in episode.get("turns") or ():
+        yield turn.get("text") or ""
+        yield "".join(piece for piece, _ in turn.get("observation") or ())

@@ -33,10 +33,10 @@ class Place:
 
 @dataclass
 class Training:
-    """The episodes of training by batch and question."""
+    """The episodes of training by batch and question: a batch may have a question twice."""
 
     places: dict[int, dict[str, list[Place]]] = field(default_factory=dict)
-    groups: dict[tuple[int, str], dict[str, Any]] = field(default_factory=dict)
+    groups: dict[tuple[int, int, str], dict[str, Any]] = field(default_factory=dict)
     """Of each group what its episodes say, for a run that has no ``groups.jsonl``."""
     questions: set[str] = field(default_factory=set)
     episodes: int = 0
@@ -86,14 +86,16 @@ def find_training(folder: Path, notices: Notices, *, groups: bool) -> Training:
         found.questions.add(question)
         found.episodes += 1
         if groups:
-            _told(found.groups, batch, question, row)
+            _told(found.groups, (batch, row.get("order") or 0, question), row)
     return found
 
 
-def _told(groups: dict[tuple[int, str], dict[str, Any]], batch: int, question: str, row: dict[str, Any]) -> None:
+def _told(
+    groups: dict[tuple[int, int, str], dict[str, Any]], group_key: tuple[int, int, str], row: dict[str, Any]
+) -> None:
     names = ("batch", "order", "version", "question_id", "question", "golden_answers", "state", "accepted", "worker")
     group = groups.setdefault(
-        (batch, question),
+        group_key,
         {name: row.get(name) for name in names}
         | {name: [] for name in ("rewards", "outcomes", "evidence", "searches", "tokens", "stops")},
     )

@@ -1,6 +1,7 @@
 // The table of groups, and one group: its episodes side by side.
 
-const groupHash = (g) => `#/group/${g.batch}/${g.question}`;
+const groupHash = (g) => `#/group/${g.batch}/${g.order ?? 0}/${g.question}`;
+const episodesOf = (run, g) => run.episodes(g.batch, g.order ?? 0, g.question);
 const questionHash = (question) => `#/question/${question}`;
 const marks = (rewards) => (rewards ?? []).map((r) => el("span", { class: `mark ${r > 0.5 ? "good" : "bad"}` }, shown(r, 2)));
 
@@ -21,7 +22,7 @@ function groupColumns(run) {
     { name: "searches", value: (g) => mean(g.searches) },
     { name: "stops", value: (g) => [...new Set(g.stops)].sort().join(" "), filter: true },
     { name: "faults", value: (g) => (g.faults ?? []).length, filter: true },
-    { name: "in full", value: () => "", about: "episodes whose turns are in this report", cell: (g) => shown([...run.episodes(g.batch, g.question).values()].filter((e) => e.turns).length) },
+    { name: "in full", value: () => "", about: "episodes whose turns are in this report", cell: (g) => shown([...episodesOf(run, g).values()].filter((e) => e.turns).length) },
   ];
 }
 
@@ -45,8 +46,8 @@ function about(question, number, episodes) {
   ];
 }
 
-function viewGroup([run], batch, number) {
-  const group = run.group(batch, number), episodes = run.episodes(batch, number), question = run.question(number);
+function viewGroup([run], batch, order, number) {
+  const group = run.group(batch, order, number), episodes = run.episodes(batch, order, number), question = run.question(number);
   const members = [...new Set([...(group?.rewards ?? []).keys(), ...episodes.keys()])].sort((a, b) => a - b);
   const facts = group && [["batch", group.batch], ["draw of the question", group.draw], ["state", group.state], ["before", group.before], ["after", group.after],
     ["accepted", yes(group.accepted)], ["recycled", yes(group.recycled)], ["worker", group.worker], ["seconds", group.seconds],
@@ -58,7 +59,7 @@ function viewGroup([run], batch, number) {
     facts && el("p", {}, facts.filter(([, v]) => v !== null && v !== undefined).map(([k, v]) => [el("span", { class: "dim" }, ` ${k} `), shown(v)])),
     el("div", { class: "side", id: "members" }, members.map((m) => {
       const episode = episodes.get(m);
-      if (episode) return episodeBox(episode, question, { advantage: group?.advantages?.[m], more: `#/episode/${batch}/${number}/${m}` });
+      if (episode) return episodeBox(episode, question, { advantage: group?.advantages?.[m], more: `#/episode/${batch}/${order}/${number}/${m}` });
       return el("div", { class: "episode dim" }, `Member ${m}: reward ${shown(group.rewards[m])}, ${shown(group.searches?.[m])} searches, ${shown(group.stops[m])}.`,
         el("p", {}, "Its turns are not in this report."));
     })),

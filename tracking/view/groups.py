@@ -53,16 +53,23 @@ def draws(folder: Path, notices: Notices, *, instead: list[dict[str, Any]]) -> l
     rows = [row for row in rows if row.get("batch") is not None and row.get("question_id") is not None]
     rows.sort(key=lambda row: (row["batch"], row.get("order") or 0))
     fates = _fates(folder, notices)
-    batches: dict[str, set[int]] = {}
-    for batch, name in (*fates, *((row["batch"], row["question_id"]) for row in rows)):
-        batches.setdefault(name, set()).add(batch)
-    drawn = {name: sorted(found) for name, found in batches.items()}  # a batch has a question once
+    # A batch may have a question twice: a fault gave the first of its groups back.
+    places: dict[str, set[tuple[int, int]]] = {}
+    for batch, order, name in (*fates, *map(_key, rows)):
+        places.setdefault(name, set()).add((batch, order))
+    drawn = {name: sorted(found) for name, found in places.items()}
     for row in rows:
-        row["draw"] = bisect_right(drawn[row["question_id"]], row["batch"])
-        if (fate := fates.get((row["batch"], row["question_id"]))) is not None:
+        key = _key(row)
+        row["draw"] = bisect_right(drawn[key[2]], key[:2])
+        if (fate := fates.get(key)) is not None:
             row["before"], row["after"], row["accepted"] = fate
             row["recycled"] = row["before"] not in ("unseen", "consumed")
     return rows
+
+
+def _key(row: dict[str, Any]) -> tuple[int, int, str]:
+    """Batch, place in it, and question of a group."""
+    return row["batch"], row.get("order") or 0, row["question_id"]
 
 
 def newest(rows: list[dict[str, Any]], count: int, asked: Collection[str]) -> list[dict[str, Any]]:
@@ -96,8 +103,9 @@ def say_where(
         )
 
 
-def _fates(folder: Path, notices: Notices) -> dict[tuple[int, str], tuple[str, str, bool]]:
-    """What the pool's own record says of each draw, by batch and question: the state before and after, and the verdict.
+def _fates(folder: Path, notices: Notices) -> dict[tuple[int, int, str], tuple[str, str, bool]]:
+    """What the pool's own record says of each draw, by batch, place in it and question: the state before and after, and
+    the verdict.
 
     Of a run that was resumed in a new folder it has the draws before that, too.
     """
@@ -109,11 +117,13 @@ def _fates(folder: Path, notices: Notices) -> dict[tuple[int, str], tuple[str, s
     import pyarrow.parquet as parquet
 
     try:
-        table = parquet.read_table(path, columns=["batch", "query_id", "before", "after", "accepted"]).to_pydict()
+        table = parquet.read_table(
+            path, columns=["batch", "order", "query_id", "before", "after", "accepted"]
+        ).to_pydict()
         return {
-            (batch, name): (before, after, accepted)
-            for batch, name, before, after, accepted in zip(*table.values(), strict=True)
-            if isinstance(batch, int) and isinstance(name, str)
+            (batch, order, name): (before, after, accepted)
+            for batch, order, name, before, after, accepted in zip(*table.values(), strict=True)
+            if isinstance(batch, int) and isinstance(order, int) and isinstance(name, str)
         }
     except (pa.ArrowException, OSError, TypeError, ValueError) as error:
         notices.add(f"draws.parquet can't be read: {error}")

@@ -122,6 +122,7 @@ def run(facts: dict[str, Any], notices: list[str]) -> Iterator[Text]:
         yield text(
             f"eval after step {each.get('step')}: held-out EM {number(each.get('em'))} "
             f"({number(low)} to {number(high)}), F1 {number(each.get('f1'))}, on {each.get('n')} {unit}"
+            + (f"; refused as a result: {each['refused']}" if each.get("refused") else "")
         )
     for notice in notices:
         yield text(notice, "yellow")

@@ -38,7 +38,7 @@ function viewQuestion([run], number) {
   const question = run.question(number), draws = run.groups.filter((g) => g.question === number);
   const evals = run.evals, at = evals.questions.indexOf(number);
   const held = Object.keys(evals.em).map((step) => run.evaluated(step, number));
-  const played = [...held.flat(), ...draws.flatMap((g) => [...run.episodes(g.batch, number).values()])], parts = [about(question, number, played)];
+  const played = [...held.flat(), ...draws.flatMap((g) => [...episodesOf(run, g).values()])], parts = [about(question, number, played)];
   if (draws.length) {
     const rates = draws.map((g) => mean(g.outcomes));
     parts.push(lineChart("Success rate by batch", [{ name: "mean outcome", x: draws.map((g) => g.batch), y: rates }], { zero: true }) , heading("Its draws"), table([
@@ -66,7 +66,7 @@ function flip(draws, group) {
 }
 
 function extremes(run, group) {
-  const episodes = [...run.episodes(group.batch, group.question).values()].filter((e) => known(e.reward)).sort((a, b) => b.reward - a.reward);
+  const episodes = [...episodesOf(run, group).values()].filter((e) => known(e.reward)).sort((a, b) => b.reward - a.reward);
   return episodes.length > 1 ? [episodes[0], episodes.at(-1)] : episodes;
 }
 

@@ -165,15 +165,16 @@ class Run {
     return this.rows;
   }
 
-  group(batch, question) {
-    return this.groups.find((g) => g.batch === batch && g.question === question);
+  /** A batch may have a question twice, at different places. */
+  group(batch, order, question) {
+    return this.groups.find((g) => g.batch === batch && (g.order ?? 0) === order && g.question === question);
   }
 
   /** The episodes of a group that the page holds, by member. */
-  episodes(batch, question) {
+  episodes(batch, order, question) {
     const found = new Map();
     for (const part of [`${batch}`, `${batch}-rest`, `${batch}-asked`]) {
-      for (const episode of dataOf(`${this.name}-b-${part}`)?.[question] ?? []) found.set(episode.member, episode);
+      for (const episode of dataOf(`${this.name}-b-${part}`)?.[question] ?? []) if ((episode.order ?? 0) === order) found.set(episode.member, episode);
     }
     return new Map([...found].sort(([a], [b]) => a - b));
   }

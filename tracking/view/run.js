@@ -48,7 +48,7 @@ function factsTable(run) {
     if (!["kind", "event", "time_s"].includes(name)) rows.push([name, typeof value === "object" ? JSON.stringify(value) : shown(value)]);
   }
   const first = evals[0], last = evals.at(-1);
-  const em = (e) => `EM ${shown(e.em)}${e.em_interval ? ` (${shown(e.em_interval[0])} to ${shown(e.em_interval[1])})` : ""}, F1 ${shown(e.f1)}, on ${e.n} ${e.samples > 1 ? "episodes" : "questions"}, ${e.faults} faults`;
+  const em = (e) => `EM ${shown(e.em)}${e.em_interval ? ` (${shown(e.em_interval[0])} to ${shown(e.em_interval[1])})` : ""}, F1 ${shown(e.f1)}, on ${e.n} ${e.samples > 1 ? "episodes" : "questions"}, ${e.faults} faults${e.refused ? `; refused as a result: ${e.refused}` : ""}`;
   if (first) rows.push([`held out, step ${first.step}`, em(first)]);
   if (last && last !== first) rows.push([`held out, step ${last.step}`, em(last)]);
   if (summary) rows.push(["trajectories", shown(summary.rollouts)], ["generated tokens", shown(summary.generated_tokens)], ["seconds", shown(summary.time_s, 0)], ["workers replaced", shown(summary.restarts)]);

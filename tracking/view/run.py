@@ -62,8 +62,8 @@ def facts(folder: Path, notices: Notices, held_out: Evaluations) -> dict[str, An
     )  # in mode=eval alone
     config = _text(folder / ".hydra" / "config.yaml", notices)
     return {
-        "name": folder.name,
-        "folder": str(folder),
+        "name": folder.absolute().name,
+        "folder": str(folder.absolute()),
         "config": config,
         "overrides": _text(folder / ".hydra" / "overrides.yaml", notices),
         "about": about,
@@ -95,6 +95,8 @@ def thinned(rows: list[dict[str, Any]], what: str, notices: Notices) -> list[dic
 
 def _intervals(row: dict[str, Any], held_out: Evaluations) -> dict[str, Any]:
     """Of EM and F1. The samples of a question are alike: only its mean over them is independent of the others."""
+    if row.get("refused"):
+        return {"em_interval": None, "f1_interval": None}
     step = row["step"]
     em = wilson(row.get("em"), row.get("n"))
     if max(held_out.samples(step), row.get("samples") or 1) > 1:
