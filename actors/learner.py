@@ -116,7 +116,7 @@ class LearnerActor:
         if config.cache and load_cached(policy, cached):
             return {"steps": config.steps, "cached": True, "seconds": time.perf_counter() - started, "loss": None}
         if imitated is None:
-            raise Fault(f"the warm start's weights are no longer in {cached}; start the run again")
+            raise Fault(f"the warm start's weights in {cached} are gone or damaged; start the run again")
         losses = self._training.warm_start(imitated)
         if config.cache:
             keep(policy, cached)

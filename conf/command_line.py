@@ -104,11 +104,23 @@ def _asked(composer: Composer, lines: Sequence[str]) -> _Asked:
     for line in (str(o.input_line) for o in overrides if o.key_or_group == "hydra.job.chdir" and o.value()):
         raise UserError(f"{line}: paths are relative to the folder that you start in; leave it out")
     asked = _composed(composer, lines, overrides)
+    _check_kl(overrides, asked.composed)
     more = implied(overrides, asked.composed)
     _check_same_for_all(composer, overrides, more)
     if more:
         return _composed(composer, [*more, *lines], [*map(composer.parse, more), *overrides])
     return asked
+
+
+def _check_kl(overrides: Sequence[Override], composed: DictConfig) -> None:
+    """Raises ``UserError`` for what is said of a KL term that there isn't: other programs have one by default."""
+    given = {str(o.key_or_group): o for o in overrides}
+    for part in ("algorithm", "algorithm.seeding"):
+        if OmegaConf.select(composed, f"{part}.kl") != "none" or f"{part}.kl" in given:
+            continue
+        for key in (f"{part}.kl_coefficient", f"{part}.kl_zero_variance"):
+            if key in given:
+                raise UserError(f"{given[key].input_line}: there is no KL term; set {part}.kl=k1, k2 or k3, too")
 
 
 def _check_same_for_all(composer: Composer, overrides: Sequence[Override], more: list[str]) -> None:

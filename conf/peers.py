@@ -8,6 +8,7 @@ from __future__ import annotations
 STEPS = "algorithm.steps (steps of the learner; there are no epochs)"
 CARDS = "cluster=… (python launch.py --help lists them)"
 MICROBATCH = "algorithm.microbatch_tokens (tokens, not sequences)"
+KL_COEFFICIENT = "algorithm.kl_coefficient (with algorithm.kl=k3; by itself there is no KL term)"
 LEARNING_RATE = "algorithm.optimizer.lr"
 PER_STEP = "pool.batch_questions"
 MINIBATCH = "algorithm.minibatch_questions"
@@ -20,7 +21,7 @@ NAMES: dict[str, dict[str, str]] = {
         "actor_rollout_ref.actor.clip_ratio_low": "algorithm.clip_low",
         "actor_rollout_ref.actor.fsdp_config.optimizer_offload": "algorithm.optimizer.offload",
         "actor_rollout_ref.actor.grad_clip": "algorithm.optimizer.max_grad_norm",
-        "actor_rollout_ref.actor.kl_loss_coef": "algorithm.kl_coefficient",
+        "actor_rollout_ref.actor.kl_loss_coef": KL_COEFFICIENT,
         "actor_rollout_ref.actor.kl_loss_type": "algorithm.kl",
         "actor_rollout_ref.actor.loss_agg_mode": "algorithm.aggregation",
         "actor_rollout_ref.actor.optim.lr": LEARNING_RATE,
@@ -42,7 +43,7 @@ NAMES: dict[str, dict[str, str]] = {
         "actor_rollout_ref.rollout.n": "pool.group_size",
         "actor_rollout_ref.rollout.temperature": "agent.temperature",
         "algorithm.adv_estimator": "algorithm.advantage",
-        "algorithm.kl_ctrl.kl_coef": "algorithm.kl_coefficient",
+        "algorithm.kl_ctrl.kl_coef": KL_COEFFICIENT,
         "custom_reward_function.name": "reward.outcome (package.module:function)",
         "custom_reward_function.path": "reward.outcome (package.module:function)",
         "data.max_prompt_length": "agent.max_prompt_tokens",
@@ -85,7 +86,7 @@ NAMES: dict[str, dict[str, str]] = {
         "generator.sampling_params.temperature": "agent.temperature",
         "trainer.algorithm.advantage_estimator": "algorithm.advantage",
         "trainer.algorithm.policy_loss_type": "algorithm.loss",
-        "trainer.algorithm.kl_loss_coef": "algorithm.kl_coefficient",
+        "trainer.algorithm.kl_loss_coef": KL_COEFFICIENT,
         "trainer.algorithm.tis_imp_ratio_cap": "algorithm.importance_cap",
         "trainer.algorithm.use_kl_loss": "algorithm.kl",
         "trainer.ckpt_interval": "checkpoints.every",
@@ -107,7 +108,7 @@ NAMES: dict[str, dict[str, str]] = {
         "adam_beta1": "algorithm.optimizer.betas",
         "adam_beta2": "algorithm.optimizer.betas",
         "adam_epsilon": "algorithm.optimizer.eps",
-        "beta": "algorithm.kl_coefficient",
+        "beta": KL_COEFFICIENT,
         "bf16": "model.dtype",
         "dataset_name": "data.questions",
         "epsilon": "algorithm.clip_low",
@@ -145,7 +146,7 @@ NAMES: dict[str, dict[str, str]] = {
         "advantage_estimator": "algorithm.advantage",
         "eps_clip": "algorithm.clip_low and algorithm.clip_high",
         "generate_max_len": "agent.max_new_tokens",
-        "init_kl_coef": "algorithm.kl_coefficient",
+        "init_kl_coef": KL_COEFFICIENT,
         "max_epochs": "algorithm.epochs",
         "micro_train_batch_size": MICROBATCH,
         "n_samples_per_prompt": "pool.group_size",

@@ -86,6 +86,8 @@ class EvalConfig:
             raise UserError(
                 f"evaluation.samples={self.samples} needs evaluation.temperature above 0: greedy episodes are all alike"
             )
+        if 0 < self.temperature < 0.01:  # vLLM would sample at 0.01
+            raise UserError(f"evaluation.temperature={self.temperature:g}: set 0 (greedy), or at least 0.01")
 
     def limit(self, mode: str) -> int:
         """Most held-out questions in ``mode``; 0: all."""

@@ -176,4 +176,5 @@ class EightBitAdamW(AdamW8bit):
             self.state[parameter] = state
             if self._exact and "rest" in plain:
                 self._rest(parameter).copy_(plain["rest"])
-        self._draws = state_dict["draws"]
+        if state_dict["draws"].shape == self._draws.shape:  # a GPU's generator has another state than a CPU's
+            self._draws = state_dict["draws"]

@@ -210,6 +210,11 @@ class AlgorithmConfig:
         check_bounds(self, "algorithm")
         one_of(self.old_logprobs, ("learner", "engine"), "algorithm.old_logprobs")
         one_of(self.kl, KL, "algorithm.kl")
+        if 0 < self.importance_cap < 1:
+            raise UserError(
+                f"algorithm.importance_cap={self.importance_cap:g} is below 1, the weight of a token on which engine "
+                "and learner agree: set at least 1, or 0 to turn it off"
+            )
         one_of(self.reference, ("device", "cpu"), "algorithm.reference")
         one_of(self.gradient_checkpointing, CHECKPOINTING, "algorithm.gradient_checkpointing")
         one_of(self.dry_run, ("cuda", "always", "never"), "algorithm.dry_run")

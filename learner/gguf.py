@@ -6,7 +6,6 @@ import importlib.util
 import io
 import re
 import shutil
-import struct
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, redirect_stderr
@@ -22,11 +21,9 @@ ENDING = ".gguf"
 NEEDS = ("gguf", "accelerate")
 """Packages that transformers reads such a file with; they are no part of an installation."""
 MAGIC = b"GGUF"
-FORMAT = 2
+FORMAT = 3
 """Of what is kept; raised when the same file would be read otherwise."""
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf\Z", re.IGNORECASE)
-_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError, struct.error)
-"""What transformers and gguf raise for a damaged file. ``NotImplementedError`` is a ``RuntimeError``."""
 
 
 def is_gguf(path: str | Path) -> bool:
@@ -71,12 +68,26 @@ def dequantised(path: str | Path, given: str, cache: Path) -> Path:
         made = Path(aside) / "model"
         try:
             with quietly(), redirect_stderr(io.StringIO()):  # where the conversion draws a bar of its own
+                _check_positions(file)
                 _convert(file, made)
-        except _UNREADABLE as error:
+        except Exception as error:  # the tokenizers' own is no more than that
             raise UserError(f"{given}: holds no model that transformers can read ({shortened(error)})") from error
         if not folder.is_dir():  # another process may have been faster
             shutil.move(made, folder)
     return folder
+
+
+def _check_positions(file: Path) -> None:
+    """Raises ``ValueError`` for scaled positions (RoPE): transformers reads none from GGUF, and would compute another
+    model. llama.cpp has Llama 3's as a tensor, others' as a setting.
+    """
+    from gguf import GGUFReader
+
+    reader = GGUFReader(file)
+    kinds = [field for name, field in reader.fields.items() if name.endswith(".rope.scaling.type")]
+    scaled = any(str(field.contents()) != "none" for field in kinds)
+    if scaled or any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors):
+        raise ValueError("its positions are scaled (RoPE), which transformers reads from the model's own folder alone")
 
 
 def _convert(file: Path, folder: Path) -> None:

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agent.errors import UserError
 from learner.config import AlgorithmConfig
-from learner.losses.base import Loss, LossInput
+from learner.losses.base import Loss, LossInput, Surrogate
 from learner.ranks import Ranks
 
 APART = 0.01
@@ -101,6 +102,21 @@ def _sequences(lengths: Sequence[int], device: torch.device) -> Tensor:
     return torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(device, non_blocking=True)
 
 
+def _checked(found: object, row: LossInput, name: str) -> Surrogate:
+    """``found``, which may be a user's own. Raises ``UserError`` if it isn't a value for each token."""
+    if not isinstance(found, Surrogate):
+        raise UserError(
+            f"algorithm.loss={name}: surrogate() returned {type(found).__name__}, and a Surrogate is needed"
+        )
+    for part in ("values", "clipped", "ratio"):
+        if (shape := tuple(getattr(found, part).shape)) != (wanted := tuple(row.old.shape)):
+            raise UserError(
+                f"algorithm.loss={name}: surrogate() returned {part} of shape {shape}, and {wanted} is needed: one for "
+                "each token"
+            )
+    return found
+
+
 def policy_loss(
     loss: Loss,
     row: LossInput,
@@ -122,7 +138,7 @@ def policy_loss(
     has mean zero: as a loss it restrains nothing.
     """
     trained = row.trained
-    surrogate = loss.surrogate(row)
+    surrogate = _checked(loss.surrogate(row), row, config.loss)
     factor = torch.ones_like(row.old)
     if config.importance_cap and config.old_logprobs == "learner":
         factor = loss.importance(row, config.importance_cap)

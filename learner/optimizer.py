@@ -208,6 +208,9 @@ class ClippedAdamW:
                 "model.lora_rank that the checkpoint was made with"
             )
         for (optimizer, _), saved in zip(self._rates, state["optimizers"], strict=True):
+            if ("moments" in saved) != (eight_bit := "moments" in optimizer.state_dict()):
+                made_with = "adamw" if eight_bit else "adamw8bit"
+                raise UserError(f"the saved optimizer is another one; resume with algorithm.optimizer.kind={made_with}")
             asked = [{k: v for k, v in group.items() if k in _SETTINGS} for group in optimizer.param_groups]
             optimizer.load_state_dict(self._own_part(optimizer, saved))
             for group, settings in zip(optimizer.param_groups, asked, strict=True):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, Qwen2ForCausalLM
 
 from agent.errors import UserError, shortened
 from learner import lora
@@ -160,7 +160,8 @@ class Policy:
         """See ``packing.seen_again``."""
         config = self.model.config
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return seen_again(config.hidden_size, head * config.num_attention_heads, head * config.num_key_value_heads)
+        groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        return seen_again(config.hidden_size, head * config.num_attention_heads, head * groups)
 
     def hidden(self, row: PackedRow) -> Tensor:
         """(N, d) last hidden states of a packed row; positions restart in each sequence."""
@@ -299,7 +300,18 @@ def _loaded(path: str | Path, device: str, dtype: torch.dtype) -> PreTrainedMode
     except (OSError, ValueError) as error:
         raise UserError(f"{given}: no causal language model could be loaded ({shortened(error)})") from error
     _check_values(model, given)
+    _make_savable(model)
     return _move(model, device, dtype)
+
+
+def _make_savable(model: PreTrainedModel) -> None:
+    """Drops settings of generation that transformers reads and refuses to write: ours are ``agent``'s."""
+    asked = model.generation_config
+    try:
+        asked.validate(strict=True)
+    except ValueError:
+        ids = {name: getattr(asked, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model.generation_config = GenerationConfig(**ids)
 
 
 def _check_values(model: PreTrainedModel, given: str) -> None:

@@ -79,7 +79,7 @@ def warm_start(
         loss = _backward(policy, chosen, config.context_weight, microbatch_tokens, logits_chunk)
         norm = adamw.clip()
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Fault(f"warm start: step {step} has loss {loss} and gradient norm {norm}; lower warm_start.lr")
+            raise Fault(f"warm start: step {step + 1} has loss {loss} and gradient norm {norm}; lower warm_start.lr")
         adamw.step(schedule_factor("cosine", step, config.steps, config.warmup_steps))
         losses.append(loss)
         if progress is not None:

@@ -35,6 +35,16 @@ def test_a_list_that_is_written_without_brackets() -> None:
     assert refusal("-m", "data.shares=.7,.3").endswith("is written data.shares=[a,b]")
 
 
+@pytest.mark.parametrize("part", ["algorithm", "algorithm.seeding"])
+def test_a_coefficient_of_no_kl_term_is_refused(part: str) -> None:
+    wanted = f"{part}.kl_coefficient=0.04: there is no KL term; set {part}.kl=k1, k2 or k3, too"
+    assert refusal(f"{part}.kl_coefficient=0.04") == refusal("-m", f"{part}.kl_coefficient=0.04", "seed=0,1") == wanted
+    for kl in ("k3", "none"):
+        launch.check_overrides([f"{part}.kl_coefficient=0.04", f"{part}.kl={kl}"])
+    launch.check_overrides(["algorithm=grpo", "algorithm.kl_coefficient=0.04"])
+    launch.check_overrides(["-m", f"{part}.kl_coefficient=0.04", f"{part}.kl=none,k2"])
+
+
 def test_a_glob_is_of_the_choices_that_there_are() -> None:
     found = launch.check_overrides(["-m", "pool=glob(*)", "retrieval=glob(b*)"]).sweep
     assert found is not None

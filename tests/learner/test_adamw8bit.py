@@ -218,6 +218,23 @@ def test_a_state_of_other_parameters_is_refused() -> None:
         ClippedAdamW(parameters(), OptimizerConfig()).load_state(optimizer.state())
 
 
+def test_a_state_of_the_other_kind_names_the_kind() -> None:
+    """With adapters either has one part and no masters."""
+    large = [nn.Parameter(torch.zeros(128, 64))]
+    plain = ClippedAdamW(large, OptimizerConfig())
+    eight = made(large)
+    for ours, theirs, kind in ((plain, eight, "adamw8bit"), (eight, plain, "adamw")):
+        with pytest.raises(UserError, match=f"resume with algorithm.optimizer.kind={kind}$"):
+            ours.load_state(theirs.state())
+
+
+def test_the_rounding_of_another_device_is_drawn_anew() -> None:
+    optimizer = EightBitAdamW(parameters(), config(), seed=0)
+    state = optimizer.state_dict()
+    optimizer.load_state_dict(state | {"draws": torch.zeros(16, dtype=torch.uint8)})  # of a GPU
+    assert torch.equal(optimizer.state_dict()["draws"], state["draws"])
+
+
 def test_float32_weights_keep_their_precision() -> None:
     params = parameters(torch.float32)
     optimizer = made(params)

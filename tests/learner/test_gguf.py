@@ -49,12 +49,13 @@ def test_a_part_of_several_is_named(tmp_path: Path) -> None:
         dequantised(tmp_path / "x-00001-of-00002.gguf", "model.path=it", tmp_path)
 
 
-def small_gguf(path: Path, *, without: str = "") -> None:
-    """A Qwen2 of two layers, but for the tensors whose name begins with ``without``."""
+def small_gguf(path: Path, *, without: str = "", scaled: str = "") -> None:
+    """A Qwen2 of two layers, but for the tensors whose name begins with ``without``; its positions ``scaled`` by a
+    ``tensor`` or by a ``setting``."""
     import gguf as files  # type: ignore[import-not-found]
 
     width, between, letters = 64, 128, [chr(256 + i) if i < 33 else chr(i) for i in range(127)]
-    texts = [*letters, "<|endoftext|>", "<|im_end|>"]
+    texts = [*letters, "th", "<|endoftext|>", "<|im_end|>"]
     writer = files.GGUFWriter(path, "qwen2")
     writer.add_context_length(4096)
     writer.add_embedding_length(width)
@@ -67,7 +68,7 @@ def small_gguf(path: Path, *, without: str = "") -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list(texts)
-    writer.add_token_types([1] * len(letters) + [3, 3])
+    writer.add_token_types([1] * (len(letters) + 1) + [3, 3])
     writer.add_token_merges(["t h"])
     writer.add_eos_token_id(len(texts) - 1)
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (len(texts), width), "output_norm.weight": (width,)}
@@ -78,6 +79,11 @@ def small_gguf(path: Path, *, without: str = "") -> None:
         own |= {f"attn_{name}.bias": (width // 2,) for name in "kv"}
         own |= {f"ffn_{name}.weight": (between, width) for name in ("gate", "up")}
         shapes |= {f"blk.{layer}.{name}": shape for name, shape in own.items()}
+    if scaled == "tensor":
+        shapes["rope_freqs.weight"] = (8,)
+    elif scaled:
+        writer.add_rope_scaling_type(files.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(4.0)
     rng = np.random.default_rng(0)
     for name, shape in shapes.items():
         if not without or not name.startswith(without):
@@ -107,6 +113,15 @@ def test_what_a_file_lacks_is_never_filled_with_random_numbers(tmp_path: Path, w
     (tmp_path / "z.gguf").write_bytes(content[:1000])  # within its header
     with pytest.raises(UserError, match="holds no model that transformers can read"):
         dequantised(tmp_path / "z.gguf", "model.path=it", tmp_path / "cache")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="pip install accelerate gguf")
+@pytest.mark.parametrize("scaled", ["tensor", "setting"])
+def test_scaled_positions_are_refused(tmp_path: Path, scaled: str) -> None:
+    """transformers reads neither, and would go on with another model."""
+    small_gguf(tmp_path / "x.gguf", scaled=scaled)
+    with pytest.raises(UserError, match=r"^model\.path=it: .*its positions are scaled \(RoPE\)"):
+        dequantised(tmp_path / "x.gguf", "model.path=it", tmp_path / "cache")
 
 
 def test_a_folder_made_before_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

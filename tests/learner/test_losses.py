@@ -194,6 +194,7 @@ def test_packed_rows_lose_what_their_sequences_lose_alone(name: str, packing: li
         ({"loss": "cispo", "clip_high": -1.0}, r"algorithm\.clip_high=-1\.0 must be above 0"),
         ({"advantage": "grpo"}, r"algorithm\.advantage=grpo is not known"),
         ({"aggregation": "mean"}, r"algorithm\.aggregation=mean is not known"),
+        ({"importance_cap": 0.5}, r"algorithm\.importance_cap=0\.5 is below 1, .* set at least 1, or 0 to turn it off"),
         ({"constant_length": 512}, r"algorithm\.constant_length=512 is for algorithm\.aggregation=constant_length"),
         ({"loss": "dr_grpo", "constant_length": 0}, r"algorithm\.constant_length=0 must be at least 1"),
     ],
@@ -215,6 +216,15 @@ class Reinforce(Loss):
     def surrogate(self, row):
         ones = row.logprobs.detach() * 0 + 1
         return Surrogate(values=-row.advantages * row.logprobs, clipped=ones < 0, ratio=ones)
+
+class Meant(Reinforce):
+    def surrogate(self, row):
+        found = super().surrogate(row)
+        return Surrogate(values=found.values.mean(), clipped=found.clipped, ratio=found.ratio)
+
+class Bared(Reinforce):
+    def surrogate(self, row):
+        return row.logprobs
 
 class Unfinished(Loss):
     defaults = Reinforce.defaults
@@ -240,6 +250,20 @@ def test_a_loss_by_import_path() -> None:
     assert loss == pytest.approx((-(math.log(3) - 1) - 1) / 2)
     assert gradient == [[-0.5], [0.5]]
     assert loss_class("own_losses:Reinforce").__name__ == "Reinforce"
+
+
+@pytest.mark.usefixtures("_own")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Meant", r"surrogate\(\) returned values of shape \(\), and \(1,\) is needed: one for each token$"),
+        ("Bared", r"surrogate\(\) returned Tensor, and a Surrogate is needed$"),
+    ],
+)
+def test_a_loss_that_gives_something_else_than_a_value_for_each_token(name: str, message: str) -> None:
+    """A mean would be broadcast: each token's loss would depend on the other sequences of its row."""
+    with pytest.raises(UserError, match=rf"^algorithm\.loss=own_losses:{name}: {message}"):
+        alone(f"own_losses:{name}", [[3.0], [1.0]], [1.0, -1.0])
 
 
 @pytest.mark.usefixtures("_own")

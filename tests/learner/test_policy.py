@@ -15,8 +15,12 @@ from transformers import (
     CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
 )
@@ -185,6 +189,43 @@ def test_a_rescaled_head_that_no_list_names_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr("learner.exactness.RESCALED_LOGITS", ())
     with pytest.raises(UserError, match="differ from its own forward pass"):
         Policy(GraniteForCausalLM(GraniteConfig(**COMMON, logits_scaling=8.0)))
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_positions_that_depend_on_the_longest_of_a_row_are_refused(kind: str) -> None:
+    scaling = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 64}
+    factors = {"long_factor": [2.0, 2.0], "short_factor": [1.0, 1.0]} if kind == "longrope" else {}
+    config = LlamaConfig(**COMMON, head_dim=4, max_position_embeddings=128, rope_parameters=scaling | factors)
+    with pytest.raises(UserError, match=f"rope_type {kind} is not supported"):
+        Policy(LlamaForCausalLM(config))
+
+
+def test_a_model_without_grouped_heads_is_one_group_a_head() -> None:
+    model = GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+            attn_implementation=ATTENTION,
+        )
+    )  # fmt: skip
+    assert not hasattr(model.config, "num_key_value_heads")
+    assert Policy(model).seen_again > 0
+
+
+@pytest.mark.parametrize(
+    "asked", [{"temperature": 0.6, "top_p": 0.9}, {"do_sample": False, "top_k": 20}, {"early_stopping": True}]
+)
+def test_settings_of_generation_that_transformers_refuses_to_write_are_dropped(
+    tmp_path: Path, asked: dict[str, Any]
+) -> None:
+    """Published models have them: a run would end at its first checkpoint."""
+    tiny_policy().save(tmp_path / "given")
+    file = tmp_path / "given" / "generation_config.json"
+    file.write_text(json.dumps({"eos_token_id": 7, "_from_model_config": False, **asked}))
+    policy = Policy.load(tmp_path / "given")
+    policy.save(tmp_path / "saved")
+    written = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert written["eos_token_id"] == 7
+    assert not asked.keys() & written.keys()
 
 
 def test_sliding_layers_and_other_attention_are_refused() -> None:

@@ -339,10 +339,10 @@ def test_three_in_a_row_are_a_fault_with_the_batch_in_a_file(tmp_path: Path) -> 
     poison(policy)
     learner.update(groups, step=0, version=0)
     learner.update(groups, step=1, version=0)
-    with pytest.raises(Fault, match="non-finite-step-000002") as caught:
+    with pytest.raises(Fault, match="non-finite-step-000003") as caught:
         learner.update(groups, step=2, version=0)
-    saved = np.load(tmp_path / "non-finite-step-000002.npz")
-    assert str(tmp_path / "non-finite-step-000002.npz") in str(caught.value)
+    saved = np.load(tmp_path / "non-finite-step-000003.npz")
+    assert str(tmp_path / "non-finite-step-000003.npz") in str(caught.value)
     assert saved["lengths"].sum() == len(saved["token_ids"]) == len(saved["action_mask"])
     assert len(saved["advantages"]) == sum(len(g.members) for g in groups if g.signal_bearing)
 

@@ -124,5 +124,5 @@ def test_a_non_finite_loss_is_a_fault() -> None:
     policy = tiny_policy()
     with torch.no_grad():
         policy.head[3, 0] = float("nan")
-    with pytest.raises(Fault, match="step 0"):
+    with pytest.raises(Fault, match="step 1 has loss"):
         warm_start(policy, demonstrations(4), config(), rng=np.random.default_rng(0))

@@ -181,7 +181,8 @@ def _sets(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def _counts(rows: Sequence[Row], name: str | None) -> list[str]:
     """How many questions of a set the rows played, each number once."""
-    return [f"{count:,}" for count in dict.fromkeys(row.questions[name] for row in rows if name in row.questions)]
+    played = dict.fromkeys(row.questions[name] for row in rows if name is not None and name in row.questions)
+    return [f"{count:,}" for count in played]
 
 
 def tables(rows: Sequence[Row]) -> Iterator[tuple[Paper, list[list[str]]]]:

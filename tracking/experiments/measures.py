@@ -103,7 +103,10 @@ def _evaluated(evals: Sequence[Row], target_em: float | None) -> dict[str, float
         return {}
     em = [r["em"] for r in scored]
     rollouts, tokens = [r["rollouts"] for r in scored], [r["generated_tokens"] for r in scored]
-    found: dict[str, float | None] = {"em_before": first and first["em"], "em_after": last and last["em"]}
+    found: dict[str, float | None] = {
+        "em_before": first["em"] if first else None,
+        "em_after": last["em"] if last else None,
+    }
     for kind in (k for k in scored[-1] if k.startswith("em/")):
         found[f"em_before/{kind[3:]}"], found[f"em_after/{kind[3:]}"] = ((r or {}).get(kind) for r in (first, last))
     found["em_over_budget"] = mean_height(rollouts, em) if first and last else None

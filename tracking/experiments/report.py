@@ -142,7 +142,8 @@ def summary(
 
 def _told(folder: Path, job: Job, rows: Sequence[Mapping[str, Any]], target_em: float | None) -> dict[str, Any]:
     """What is said of one job; of one whose files can't be understood, why."""
-    state, message = status(folder)
+    how_far, message = status(folder)
+    state = str(how_far)
     told: dict[str, Any] = {"rollouts": 0, "generated_tokens": 0, "first_eval": None, "last_eval": None}
     found: dict[str, float | None] = {}
     try:
@@ -156,7 +157,7 @@ def _told(folder: Path, job: Job, rows: Sequence[Mapping[str, Any]], target_em: 
     if refused and not message:
         message = "; ".join(f"the evaluation of step {r['step']} was refused: {r['refused']}" for r in refused)
     about = {"name": job.name, "condition": job.condition, "overrides": job.overrides, "seed": job.seed}
-    return {**about, "status": str(state), "message": message, **told, "measures": found}
+    return {**about, "status": state, "message": message, **told, "measures": found}
 
 
 def _by_seed(jobs: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float | None]]:
