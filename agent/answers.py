@@ -16,7 +16,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-VERSION = 3
+VERSION = 4
 """Of the normal form and the scores: raised with every change of what they give (``tests/agent/test_scores.py`` holds
 them to it), and recorded with every result."""
 _MARK = "\u0300-\u036f"
@@ -41,6 +41,8 @@ SOFT_WORDS, SOFT_TIMES = 5, 3
 all years earns as much as the right one."""
 SOFT_PART = 0.2
 """Ours: share of the longer text's characters that a part of it has to have. A letter is a part of nearly anything."""
+_MIXED = re.compile(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215f\u2189])")
+"""Between a number and a fraction of one character: "2½" is "2 1/2", and not "21/2"."""
 _POINT = re.compile(r"(?<=\d)\.(?=\d)")
 
 
@@ -76,7 +78,8 @@ def fold(text: str) -> str:
     """``text`` without differences of case, of Unicode form and of typography: what all comparisons start from."""
     if text.isascii():
         return text.lower()
-    plain = unicodedata.normalize("NFKC", text.translate(_TYPOGRAPHIC)).casefold()
+    text = _MIXED.sub(" ", text.translate(_TYPOGRAPHIC))
+    plain = unicodedata.normalize("NFKC", text).casefold()
     plain = unicodedata.normalize("NFKC", plain).translate(_TYPOGRAPHIC)  # folding can decompose; "½" has a slash
     return "".join(c for c in plain if not _invisible(c))
 
@@ -115,9 +118,9 @@ def cover_match(answer: str, golden: Sequence[str]) -> float:
 
 def has_words(text: str, golden: Sequence[str]) -> float:
     """1.0 when the normalised text has all words of a normalised golden answer in a row, else 0.0: unlike cover EM it
-    doesn't find "no" in "nothing"."""
-    said = f" {normalise(text)} "
-    return float(bool(said.strip()) and any(f" {normalise(g)} " in said for g in golden))
+    doesn't find "no" in "nothing". In scripts without spaces, words are wherever they stand."""
+    said = normalise(text)
+    return float(any(_holds(said, wanted) for wanted in map(normalise, golden) if wanted))
 
 
 def soft_match(answer: str, golden: Sequence[str]) -> float:
@@ -150,9 +153,11 @@ def _soft(answer: str, golden: str) -> float:
 
 
 def _is_part(part: str, whole: str) -> bool:
-    """Whether ``whole`` has ``part`` in it, of whole words where its script parts them."""
-    if len(part) < SOFT_PART * len(whole):
-        return False
+    """Whether ``whole`` has ``part`` in it, of whole words where its script parts them, and no tiny one."""
+    return len(part) >= SOFT_PART * len(whole) and _holds(whole, part)
+
+
+def _holds(whole: str, part: str) -> bool:
     starts = (match.start() for match in re.finditer(f"(?={re.escape(part)})", whole))
     return any(_ends_word(whole, at) and _ends_word(whole, at + len(part)) for at in starts)
 

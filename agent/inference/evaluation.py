@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,9 @@ from agent.inference.early_exit import Probe
 from agent.inference.infer import Inference, Inferred, infer
 from agent.records import Question, Repeat
 from agent.rewards.evidence import evidence_recall
+
+_NUMBER = re.compile(r"^\W*(?:result|doc) \d+: ", re.M | re.I)
+"""Before each passage (``TagProtocol.result_label``): no evidence that an answer is 3."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,10 +91,16 @@ async def evaluate(
 
 
 def retrieved(decode: Callable[[Sequence[int]], str], inferred: Inferred) -> list[str]:
-    """What the policy read after each turn that retrieved something."""
+    """The passages that the policy read after each turn that retrieved something, without our numbers before them."""
     ids = inferred.trajectory.token_ids
     turns = [turn for turn in inferred.trajectory.turns if turn.document_ids]
-    return [decode(ids[turn.action_end : turn.observation_end].tolist()) for turn in turns]
+    return [_unframed(decode(ids[turn.action_end : turn.observation_end].tolist())) for turn in turns]
+
+
+def _unframed(observation: str) -> str:
+    # Some chat templates give a result as a string of JSON.
+    text = observation.replace("\\n", "\n").replace('\\"', '"')
+    return _NUMBER.sub("", text)
 
 
 def eval_row(question: Question, inferred: Inferred, retrieved: Sequence[str] = ()) -> EvalRow:

@@ -7,12 +7,14 @@ queries, by weight and by number, so that a draw takes the logarithm of the pool
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from agent.errors import Fault
 from agent.pool.history import QueryHistory
 from agent.pool.rules.base import AT_ONCE, FOREVER, PoolRule
 from agent.pool.sum_tree import SumTree
@@ -86,7 +88,8 @@ class Places:
         if self.available == 0:
             return None
         explores = self._rule.explore > 0 and random.random() < self._rule.explore
-        tree = self._open if explores else self._tree
+        # Queries of weight 0 are drawn where no other is left, all alike.
+        tree = self._tree if self._tree.total > 0 and not explores else self._open
         query = tree.find(random.random() * tree.total)
         self._drawn_in[query] = self._round
         self.move(query, Place.CLAIMED)
@@ -134,6 +137,7 @@ class Places:
         weight = self._tree.weights.copy()
         weight[spare] = self._weights(np.array(spare, dtype=np.int64))
         return {
+            "rule": asdict(self._rule),
             "place": place,
             "weight": weight,
             "looks_at": self._looks_at.copy(),
@@ -151,6 +155,8 @@ class Places:
         for query in np.flatnonzero(state["looks_at"] >= 0):
             self._look_later(int(query), int(state["looks_at"][query]))
         self._place[[*claimed]] = Place.CLAIMED
+        if state.get("rule", now := asdict(self._rule)) != now:  # others would count until they are drawn
+            self._make_available(np.flatnonzero(self._place == Place.AVAILABLE))
 
     # --- inside ----------------------------------------------------------------------------------
 
@@ -166,8 +172,14 @@ class Places:
             self._look_later(query, self.next_batch + look)
 
     def _weights(self, queries: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Weights for the next batch to open."""
-        return self._rule.weights(self._history, queries, self.next_batch)
+        """Weights for the next batch to open. Raises ``Fault`` for what a rule of the user's own may give instead."""
+        found = np.asarray(self._rule.weights(self._history, queries, self.next_batch), dtype=np.float64)
+        if found.shape != queries.shape or not (np.isfinite(found) & (found >= 0)).all():
+            raise Fault(
+                f"pool={self._rule.name}: weights() returned {np.array2string(found, threshold=6)} for {len(queries)} "
+                "queries; each needs a finite weight of at least 0"
+            )
+        return found
 
     def _look_later(self, query: int, batch: int) -> None:
         self._looks_at[query] = batch

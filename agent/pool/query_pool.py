@@ -256,7 +256,7 @@ class QueryPool(Generic[P]):
                 self._return_group(batch, group.outcome, "too_stale")
             else:
                 fresh.append(group)
-        verdicts = self.rule.select([g.outcome.state for g in fresh])
+        verdicts = self.rule.verdicts([g.outcome.state for g in fresh])
         keeps = [
             self.rule.keep_surplus
             and verdict == UNSELECTED

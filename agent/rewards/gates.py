@@ -10,7 +10,7 @@ from agent.records import Trajectory
 
 
 def _no_answer(trajectory: Trajectory, protocol: TagProtocol) -> bool:
-    return trajectory.answer is None
+    return not (trajectory.answer or "").strip()
 
 
 def _no_search(trajectory: Trajectory, protocol: TagProtocol) -> bool:

@@ -53,7 +53,7 @@ class SimulationConfig:
     slope: float = bounded(1.5, "above 0")
     learning: float = bounded(0.05, "at least 0")
     """Rise of a kind's skill per update whose batch is full of signal-bearing groups of that kind."""
-    transfer: float = bounded(0.3, "at least 0")
+    transfer: float = bounded(0.3, "in [0, 1]")
     """Part of the rise that goes to the other kinds."""
     ceiling: float = bounded(4.0, "in (0, 1000]")
     novelty: float = bounded(1.0, "in [0, 1]")

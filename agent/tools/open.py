@@ -13,7 +13,7 @@ UNKNOWN_NOTICE = "No document of this name was found yet. Name one by its title,
 END_NOTICE = "The document ends here."
 LIMIT_NOTICE = "No more documents can be opened."
 LIMIT = 10
-"""Documents that an episode may open; a further call is answered with a notice."""
+"""Calls that an episode may make, those that opened nothing among them; a further one is answered with a notice."""
 
 
 class Open(Tool):

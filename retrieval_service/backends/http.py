@@ -22,7 +22,7 @@ import httpx
 from agent.errors import RetrievalError, UserError
 from agent.readable import json_of
 from agent.records import Passage
-from retrieval_service.backend import Identity, Unavailable
+from retrieval_service.backend import Identity, Unavailable, printable
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.dialects import dialect
 from retrieval_service.dialects.base import items, passage_of
@@ -135,6 +135,7 @@ class Http:
         return [hits for one in found for hits in one]
 
     def _search(self, queries: Sequence[str], k: int, end: float) -> list[tuple[Passage, ...]]:
+        queries = [printable(query) for query in queries]  # a server's fault over half a character would be ours
         reply = self._ask("POST", self._url, end, content=json.dumps(self._dialect.body(queries, k)).encode())
         try:
             found = self._dialect.hits(reply.json())

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 
 import pytest
 
+from agent.answers import has_words
 from agent.config import AgentConfig, RewardConfig
 from agent.dialogue import Dialogue
 from agent.environment import Environment
 from agent.errors import Fault, RetrievalError
 from agent.group import Player, play_group
-from agent.inference.evaluation import EvalRow, check_any_scored, eval_row, evaluate, judged, subset, summarise
+from agent.inference.evaluation import (
+    EvalRow,
+    check_any_scored,
+    eval_row,
+    evaluate,
+    judged,
+    retrieved,
+    subset,
+    summarise,
+)
 from agent.inference.infer import Inference, Inferred
 from agent.records import Completion, Finish, Question, StopReason
 from agent.rewards.scorer import Scorer
@@ -218,6 +229,15 @@ def test_a_subset_is_the_same_in_every_order_and_a_part_of_a_larger_one():
     assert [q.id for q in subset(questions, 3)] == ["644", "651", "1514"], "on every machine"
 
 
+@pytest.mark.parametrize("label", ["Result", "Doc", "result"])
+def test_a_passage_is_read_without_our_numbers_and_without_the_escapes_of_a_template(make_trajectory, label):
+    inferred = Inferred(trajectory=make_trajectory({"text": "s", "query": "emma", "found": [("d", "Emma")]}, "hm"))
+    plain = f'\n<result>\n{label} 1: "Emma"\nJane Austen wrote it in 1815.\n{label} 2: "Tea"\na drink\n</result>\n'
+    for text in (plain, "<|start_header_id|>ipython<|end_header_id|>\n\n" + json.dumps(plain[10:-11])):
+        (read,) = retrieved(lambda ids, text=text: text, inferred)
+        assert [has_words(read, (golden,)) for golden in ("Jane Austen", "1815", "1", "2")] == [1.0, 1.0, 0.0, 0.0]
+
+
 def test_what_stands_in_the_retrieved_text_can_be_answered(make_player, codec, austen):
     def row(golden, failing=()):
         question = Question(id="q", text="who?", golden_answers=golden, supporting=("a", "b"))
@@ -228,6 +248,7 @@ def test_what_stands_in_the_retrieved_text_can_be_answered(make_player, codec, a
     there, not_there = row((" ".join(told[:2]),)), row(("Bram Stoker", "Mary Shelley"))
     assert (there.answerable, not_there.answerable, there.documents) == (1.0, 0.0, 2)
     assert row(("Yes",)).answerable is None
+    assert row(("1",)).answerable == 0.0, "it is our number of the passage"
     assert row(("Jane Austen",)).cover == 1.0
     assert row(("Jane Austen",)).em == 0.0
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from pool_cases import asked, enter, pool_of
 
-from agent.errors import UserError
+from agent.errors import Fault, UserError
 from agent.pool.history import QueryHistory
+from agent.pool.places import Place
 from agent.pool.rules.base import (
     ACCEPTED,
     AT_ONCE,
@@ -313,6 +314,69 @@ def test_recycle_can_stop_as_soon_as_the_batch_is_full(played):
     run = played(rule, [SIGNAL] * 9)
     queries, taken = run.batch()
     assert len(queries) == len(taken.accepted) == 2, "six candidates were never needed"
+
+
+class Own(RECYCLE):
+    """A rule of the user's own."""
+
+    given = staticmethod(lambda queries: np.ones(len(queries)))
+    said = staticmethod(lambda states: [ACCEPTED] * len(states))
+
+    def weights(self, history, queries, batch):
+        return self.given(queries)
+
+    def select(self, states):
+        return self.said(states)
+
+
+def test_a_weight_of_0_is_drawn_where_nothing_else_is_left_and_no_query_twice(make_questions):
+    class Some(Own):
+        given = staticmethod(lambda queries: (queries < 3).astype(float))
+
+    pool = pool_of(make_questions(16), Some(batch_questions=8, group_size=2, oversample=1.0), seed=1)
+    drawn = [ticket.query for ticket in iter(lambda: next(iter(pool.claim("w", now=0.0)), None), None)]
+    assert len({*drawn}) == len(drawn) == 8
+    assert {*drawn[:3]} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_weights_that_are_none_name_the_rule(make_questions, weight):
+    class Wrong(Own):
+        given = staticmethod(lambda queries: np.full(len(queries), weight))
+
+    with pytest.raises(Fault, match=r"^pool=mine: weights\(\) returned .* for 4 queries; each needs a finite weight"):
+        pool_of(make_questions(4), Wrong(name="mine"), seed=1)
+
+
+@pytest.mark.parametrize("verdicts", [["accept"], [], [ACCEPTED, ACCEPTED]])
+def test_verdicts_that_are_none_name_the_rule(make_questions, make_group, verdicts):
+    class Wrong(Own):
+        said = staticmethod(lambda states: verdicts)
+
+    pool = pool_of(make_questions(4), Wrong(name="mine", batch_questions=1, group_size=2, oversample=1.0), seed=1)
+    (ticket,) = pool.claim("w", now=0.0)
+    enter(pool, make_group(asked(pool, ticket), ticket, (0.0, 1.0)))
+    with pytest.raises(Fault, match=r"^pool=mine: select\(\) returned .* for 1 groups; each needs 'accepted', "):
+        pool.take(version=0)
+
+
+def test_a_resume_with_another_rule_weighs_by_it(make_questions, make_group):
+    """Or the old rule's weights would count until a query is drawn, which they may make unlikely."""
+    settings = {"batch_questions": 4, "group_size": 2}
+    pool = pool_of(make_questions(20), ADAPTIVE(**settings), seed=3)
+    for batch in range(8):
+        while tickets := pool.claim("w", now=0.0):
+            enter(pool, make_group(asked(pool, tickets[0]), tickets[0], REWARDS[(SIGNAL, HARD)[tickets[0].query % 2]]))
+        pool.take(version=batch)
+        pool.release(batch)
+    state = pool.state()
+    again, other = (pool_of(make_questions(20), rule(**settings), seed=3) for rule in (ADAPTIVE, RECYCLE))
+    again.load_state(state)
+    assert np.array_equal(again.state()["weight"], state["weight"]), "the same rule: nothing changes"
+    other.load_state(state)
+    open_now = other.state()["place"] == Place.AVAILABLE
+    assert len({*state["weight"][open_now].round(6)}) > 2
+    assert {*other.state()["weight"][open_now]} == {1.0}
 
 
 def test_a_surplus_is_trained_on_in_the_next_batch(make_questions, make_group):

@@ -144,7 +144,12 @@ BOXED = {"text": "\\boxed{Jane}", "answer": "Jane"}
 BOX_SEARCH = {"text": "<begin_search>emma</end_search>", "query": "emma"}
 
 CLOSED = [  # gate, protocol, trajectories that it sets to 0, trajectories that it lets pass
-    ("no_answer", "search", [[SEARCH], ["hm"], [SEARCH, "<answer>cut"]], [[SEARCH, ANSWER], [ANSWER]]),
+    (
+        "no_answer",
+        "search",
+        [[SEARCH], ["hm"], [SEARCH, "<answer>cut"], [SEARCH, "<answer> </answer>"]],
+        [[SEARCH, ANSWER], [ANSWER]],
+    ),
     (
         "no_search",
         "search",

@@ -87,7 +87,26 @@ def test_each_style_has_every_kind_of_pair(style: str) -> None:
     assert (max(len(golden) for _, golden in found) > 1) == (style != "hotpotqa")
 
 
-@pytest.mark.parametrize(("said", "golden"), [("½", "1/2"), ("3⁄4", "3/4"), ("5½", "51/2")])
+@pytest.mark.parametrize(
+    ("text", "golden", "found"),
+    [
+        ("首都は東京です", "東京", 1.0),
+        ("首都は東京です", "大阪", 0.0),
+        ("เมืองหลวงคือกรุงเทพ", "กรุงเทพ", 1.0),
+        ("nothing", "no", 0.0),
+        ("no thing", "no", 1.0),
+    ],
+)
+def test_words_stand_anywhere_in_scripts_without_spaces(text: str, golden: str, found: float) -> None:
+    assert has_words(text, (golden,)) == found
+
+
+def test_a_mixed_number_is_no_other_number() -> None:
+    assert exact_match("212 miles", ("2½ miles",)) == 0.0
+    assert exact_match("2 1/2 miles", ("2½ miles",)) == 1.0
+
+
+@pytest.mark.parametrize(("said", "golden"), [("½", "1/2"), ("3⁄4", "3/4"), ("5½", "5 1/2"), ("12 cups", "½ cups")])
 def test_a_fraction_is_its_digits_and_a_slash(said: str, golden: str) -> None:
     assert exact_match(said, (golden,)) == 1.0
 
@@ -99,4 +118,4 @@ def test_what_scores_give_has_a_version() -> None:
         for said, golden in pairs(style):
             numbers = (exact_match(said, golden), f1(said, golden), cover_match(said, golden))
             digest.update(" ".join(f"{n:.9f}" for n in numbers).encode() + b"\n")
-    assert (VERSION, digest.hexdigest()) == (3, "a3ac7ab518f9a192")
+    assert (VERSION, digest.hexdigest()) == (4, "a3ac7ab518f9a192")

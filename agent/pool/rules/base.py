@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from agent.errors import UserError
+from agent.errors import Fault, UserError
 from agent.pool import rules as pool_rules
 from agent.pool.beta_binomial import chance_of_any
 from agent.pool.history import QueryHistory
@@ -98,6 +98,16 @@ class PoolRule(ABC):
     def select(self, states: Sequence[QueryState]) -> list[str]:
         """For each group in draw order: ``ACCEPTED``, or the reason for which it returns to the pool."""
 
+    def verdicts(self, states: Sequence[QueryState]) -> list[str]:
+        """What ``select`` says. Raises ``Fault`` for what a rule of the user's own may give instead."""
+        found = list(self.select(states))
+        if len(found) != len(states) or not {*found} <= {ACCEPTED, ZERO_VARIANCE, UNSELECTED}:
+            raise Fault(
+                f"pool={self.name}: select() returned {found} for {len(states)} groups; each needs {ACCEPTED!r}, "
+                f"{ZERO_VARIANCE!r} or {UNSELECTED!r}"
+            )
+        return found
+
     # --- one query -------------------------------------------------------------------------------
 
     @abstractmethod
@@ -112,7 +122,10 @@ class PoolRule(ABC):
     """Share of draws that are uniform over all drawable queries, whatever their weights."""
 
     def weights(self, history: QueryHistory, queries: npt.NDArray[np.int64], batch: int) -> FloatVector:
-        """(len(queries),) weights > 0 of drawable queries when ``batch`` is the newest."""
+        """(len(queries),) finite weights >= 0 of drawable queries when ``batch`` is the newest.
+
+        A query of weight 0 is drawn only where all that can be drawn have it.
+        """
         return np.ones(len(queries))
 
     def cuts(self, history: QueryHistory, query: int, batch: int) -> tuple[bool, bool]:
