@@ -7,6 +7,7 @@ the questions that are missing, and those that ended in a fault.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
@@ -85,7 +86,9 @@ def write(run_dir: Path, found: dict[str, Any], console: Console) -> None:
     mode = "greedy" if not played["temperature"] else f"{played['samples']} at temperature {played['temperature']:g}"
     title = f"{found['checkpoint']} on {found['data']['name']}, {mode}; in brackets 95 % intervals"
     table.write(run_dir, name, lines, title)
-    (run_dir / RESULT).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished = (run_dir / RESULT).with_suffix(".tmp")  # the file says that the evaluation has ended
+    unfinished.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(unfinished, run_dir / RESULT)
     console.table(title, table.header(lines), table.cells(lines))
     for about_table, (head, *body) in papers.write(run_dir, [found]):
         console.table(about_table, head, body)

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from agent.errors import commonest
 from agent.groups import Group
@@ -30,6 +30,12 @@ class MetricsLog:
         append(self.path, [{"kind": kind, **{k: _plain(v) for k, v in row.items()}}])
 
 
+def line_end(file: BinaryIO) -> bytes:
+    """What has to be written first to a file of lines, opened with ``ab+``, whose last writer was killed within one."""
+    torn = file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+    return b"\n" if torn else b""
+
+
 def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Adds lines to a file. If its writer was killed within a line, they start behind that.
 
@@ -38,9 +44,7 @@ def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     text = "".join(map(json_line, rows))
     try:
         with path.open("ab+") as file:
-            if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                text = "\n" + text
-            file.write(text.encode())
+            file.write(line_end(file) + text.encode())
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tracking.dispensable import Dispensable
+from tracking.metrics import line_end
 
 SPANS = "spans.jsonl"
 
@@ -44,8 +45,8 @@ class Spans:
             self.extras.attempt(self.path.name, lambda: self._append(json.dumps(line) + "\n"))
 
     def _append(self, line: str) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line)  # one write of the system: lines don't mix on a local disk
+        with self.path.open("ab+") as file:
+            file.write(line_end(file) + line.encode())  # one write of the system: lines don't mix on a local disk
 
 
 class Stretches:

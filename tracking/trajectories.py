@@ -23,6 +23,7 @@ from agent.records import Call, Question, Score, Trajectory, Turn
 from agent.rewards.evidence import evidence_found, evidence_wanted
 from agent.visible import json_line
 from learner.advantages import group_advantages
+from tracking.metrics import line_end
 
 TRAJECTORIES = "trajectories.jsonl"
 GROUPS = "groups.jsonl"
@@ -236,9 +237,9 @@ def _short(value: float | None) -> float | None:
 
 
 def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Appends a line for each row, in one piece where the file system has locks."""
+    """Appends a line for each row, in one piece where the file system has locks, and behind a line that was torn."""
     text = "".join(map(json_line, rows))
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("ab+") as file:
         with contextlib.suppress(OSError):  # without locks lines of two workers may mix: a reader leaves those out
             fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(text)
+        file.write(line_end(file) + text.encode())

@@ -14,6 +14,7 @@ from agent.pool.batches import TakenBatch
 from agent.records import Question, StopReason
 from agent.tickets import QueryState
 from tracking.metrics import keep_lines
+from tracking.spans import Spans
 from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES, EvaluationLog, Texts, TrajectoryLog
 
 TEXTS = Texts(lambda ids: "".join(f"t{i} " for i in ids))
@@ -145,3 +146,20 @@ def test_what_comes_after_a_checkpoint_is_forgotten_a_line_at_a_time(tmp_path: P
     path.write_text('{"batch": 0}\n{"batch": 2}\n{"batch": 1, "text": "\\u2028"}\n{"bat')
     keep_lines(path, lambda row: row["batch"] < 2)
     assert path.read_text() == '{"batch": 0}\n{"batch": 1, "text": "\\u2028"}\n'
+
+
+def test_a_line_that_a_killed_worker_left_torn_costs_itself_alone(tmp_path: Path, make: Any) -> None:
+    """Of the logs that several processes write one after the other."""
+    (tmp_path / TRAJECTORIES).write_text('{"batch": 0, "mem')
+    one = make.group(0, [(1.0, 1.0, None)], [make.trajectory("q0")])
+    log = TrajectoryLog(folder=tmp_path, per_step=-1)
+    for _ in range(2):
+        log.write(make.batch([one], {}, {}), 0, Texts(lambda ids: "x" * len(ids)))
+    torn, *whole = (tmp_path / TRAJECTORIES).read_text().splitlines()
+    assert torn == '{"batch": 0, "mem'
+    assert [json.loads(line)["question_id"] for line in whole] == ["q0"] * 2
+    (tmp_path / "spans.jsonl").write_text('{"actor": "roll')
+    spans = Spans(path=tmp_path / "spans.jsonl", actor="learner")
+    with spans.span("update"):
+        pass
+    assert json.loads((tmp_path / "spans.jsonl").read_text().splitlines()[1])["what"] == "update"
