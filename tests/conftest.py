@@ -71,6 +71,7 @@ class StillRunning:
         self._ended.set()
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Files stay whole in one of several processes (``pytest -n``), and whole runs in the same one: they share a run.
 
