@@ -71,17 +71,10 @@ class StillRunning:
         self._ended.set()
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Files stay whole in one of several processes (``pytest -n``), and whole runs in the same one: they share a run.
-
-    These take longest and come first, so that all processes have something to do to the end.
-    """
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole runs take longest and come first: processes that share the tests have something to do to the end."""
     runs = Path(__file__).parent / "e2e"
     items.sort(key=lambda item: runs not in item.path.parents)
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(str(runs if runs in item.path.parents else item.path)))
 
 
 @pytest.hookimpl(trylast=True)
