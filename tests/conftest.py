@@ -71,10 +71,16 @@ class StillRunning:
         self._ended.set()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole runs take longest and come first: processes that share the tests have something to do to the end."""
+@pytest.hookimpl(tryfirst=True)  # before xdist's own, which reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of several processes that share the tests one has all whole runs: they share a run, and two at once would need
+    the memory of two. They take longest and come first. Other files are not cut, either.
+    """
     runs = Path(__file__).parent / "e2e"
     items.sort(key=lambda item: runs not in item.path.parents)
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group("e2e" if runs in item.path.parents else item.path.stem))
 
 
 @pytest.hookimpl(trylast=True)
@@ -85,6 +91,6 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
-        return  # the tests run in other processes, and they say it
-    config.pluginmanager.register(StillRunning(os.dup(1)), "still-running")
+    shares = hasattr(config, "workerinput")  # a process of pytest-xdist: its output is a channel, its errors are shown
+    if shares or not config.getoption("numprocesses", None):
+        config.pluginmanager.register(StillRunning(os.dup(2 if shares else 1)), "still-running")
