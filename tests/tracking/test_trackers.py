@@ -230,8 +230,17 @@ def test_one_that_hangs_is_off_and_the_others_go_on(tmp_path: Path) -> None:
 
 
 def test_one_that_hangs_as_it_is_opened_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    freed, told = Event(), []
-    monkeypatch.setattr("tracking.trackers.trackio.Tracker", lambda given: freed.wait())
+    freed, told, abandoned = Event(), [], []
+
+    class Slow:
+        def __init__(self, given: object) -> None:
+            freed.wait()
+
+        @staticmethod
+        def abandon() -> None:
+            abandoned.append(freed.is_set())
+
+    monkeypatch.setattr("tracking.trackers.trackio.Tracker", Slow)
     given = asked(tmp_path, "trackio")
     given.config.timeout_s = 0.05
     trackers = Trackers.open(given, {}, Dispensable(told.append))
@@ -239,6 +248,8 @@ def test_one_that_hangs_as_it_is_opened_is_off(tmp_path: Path, monkeypatch: pyte
     assert trackers.ids == {}
     assert len(told) == 1
     assert told[0].endswith("no answer within 0.05 s (tracker.timeout_s)")
+    trackers.close()
+    assert abandoned == [True], "it may have been opened since, and leaves a hook for the process's end"
 
 
 def test_what_a_tracker_raises_in_time_is_its_own() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -41,24 +41,25 @@ class Trackers:
         runs: Mapping[str, tuple[Tracker, InTime]],
         extras: Dispensable,
         log: EpisodesLog | None = None,
+        unopened: Sequence[type[Tracker]] = (),
     ) -> None:
         self._runs = dict(runs)
+        self._unopened = unopened
         self._extras = extras
         self._log = log
 
     @classmethod
     def open(cls, asked: Asked, ids: Mapping[str, str], extras: Dispensable) -> Trackers:
         """Those of ``asked.config``; ``ids`` are what they call the run that this one goes on with."""
-        opened = {}
+        opened, unopened = {}, []
         for name in asked.config.names:
             made: type[Tracker] = import_module(f"tracking.trackers.{name}").Tracker
             told, in_time = replace(asked, id=ids.get(name)), InTime(asked.config.timeout_s)
             if (run := extras.attempt(_called(name), partial(in_time, partial(made, told)))) is not None:
                 opened[name] = run, in_time
             else:
-                with suppress(Exception):  # whatever a library raises
-                    made.abandon()
-        return cls(opened, extras, extras.attempt(TABLE, lambda: EpisodesLog(asked.folder)))
+                unopened.append(made)
+        return cls(opened, extras, extras.attempt(TABLE, lambda: EpisodesLog(asked.folder)), unopened)
 
     @property
     def ids(self) -> dict[str, str]:
@@ -88,6 +89,9 @@ class Trackers:
             if self._extras.is_off(_called(name)):
                 _leave(run, in_time)
             in_time.end()
+        for made in self._unopened:  # now, since one that was too slow may have been opened since
+            with suppress(Exception):  # whatever a library raises
+                made.abandon()
 
     def _each(self, do: Callable[[Tracker], None]) -> None:
         for name, (run, in_time) in self._runs.items():
