@@ -24,7 +24,7 @@ FAILED = "the tracker wandb failed and is off for the rest of this run, which go
 def start(folder: Path, *more: str) -> Damaged:
     settings = [*(s for s in SETTINGS if s != "tracker=none"), "tracker=wandb", "tracker.wandb_mode=offline"]
     settings += ["algorithm.steps=100000", "evaluation.every=2", "checkpoints.every=2", *more]
-    return Damaged.start(folder / "run", folder / "cache", *settings)
+    return Damaged.start(folder / "run", folder.parent / "cache-of-trackers", *settings)  # one warm start for all
 
 
 def process_of(run: Damaged) -> psutil.Process | None:
