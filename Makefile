@@ -24,8 +24,7 @@ demo: $(READY_CPU)
 # How many processes share the tests.
 TEST_PROCESSES ?= 2
 test: $(READY_CPU)
-	$(PYTHON_CPU) -m pytest -q -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder \
-		-m "not slow and not gpu and not faults"
+	$(PYTHON_CPU) -m pytest -q -n $(TEST_PROCESSES) -m "not slow and not gpu and not faults"
 
 test-all: $(READY_CPU)
 	$(PYTHON_CPU) -m pytest -q -m "not gpu and not faults"
