@@ -8,13 +8,16 @@
 PLATFORM ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 VENV ?= .venv
 VENV_CPU ?= $(VENV)$(if $(filter cpu,$(PLATFORM)),,-cpu)
+ifneq ($(words $(VENV)) $(words $(VENV_CPU)),1 1)
+$(error slingshot: VENV=$(VENV): make takes a folder with a space in its name for several; name another one)
+endif
 READY := $(VENV)/ready-$(PLATFORM)
 READY_CPU := $(VENV_CPU)/ready-cpu
 PYTHON := $(VENV)/bin/python
 PYTHON_CPU := $(VENV_CPU)/bin/python
 # Whatever Python can read install.py (3.8 or newer) looks for the one to install with.
 CAN_INSTALL := -c 'import sys; sys.exit(sys.version_info < (3, 8))' >/dev/null 2>&1
-ANY_PYTHON := $(firstword $(foreach name,python3 python3.11 python3.12 python3.13 python,$(shell $(name) $(CAN_INSTALL) && command -v $(name))))
+ANY_PYTHON := $(firstword $(foreach name,python3 python3.11 python3.12 python3.13 python,$(shell $(name) $(CAN_INSTALL) && echo $(name))))
 
 .PHONY: demo test test-all test-faults test-real test-gpu first-hour check bench setup clean
 

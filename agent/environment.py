@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from agent.config import AgentConfig
-from agent.errors import RetrievalError, ToolError
+from agent.errors import Fault, RetrievalError, ToolError, UserError, shortened
 from agent.records import StopReason
 from agent.tools.base import Request, Result, Searcher, Situation, Tool
 from agent.tools.catalogue import tool_classes
@@ -51,8 +51,6 @@ class Environment:
         ):
             if isinstance(outcome, Result):
                 results.append(outcome)
-            elif not isinstance(outcome, BaseException):
-                raise TypeError(f"a tool's call returned a {type(outcome).__name__}, and no agent.tools.base.Result")
             elif isinstance(outcome, ToolError):
                 fault = fault or outcome
             else:
@@ -66,4 +64,15 @@ class Environment:
     async def _answer(self, requests: Sequence[Request], number: int, situation: Situation) -> Result:
         request = requests[number]
         before = tuple(other for other in requests[:number] if other.tool == request.tool)
-        return await self._tools[request.tool].call(request, replace(situation, before=before))
+        result: object
+        try:
+            result = await self._tools[request.tool].call(request, replace(situation, before=before))
+        except (ToolError, UserError, Fault):
+            raise
+        except Exception as error:  # whatever a tool of the user's own raises costs its trajectory alone
+            what = f"{type(error).__name__}: {shortened(error)}"
+            raise ToolError(f"agent.tools: {request.tool} raised {what}") from error
+        if not isinstance(result, Result):
+            what = f"a {type(result).__name__}, and no agent.tools.base.Result"
+            raise ToolError(f"agent.tools: {request.tool} returned {what}")
+        return result

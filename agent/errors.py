@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import signal
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -120,8 +121,13 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return "valid names: " + ", ".join(options)
 
 
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+"""An import path whose last point should be a colon."""
+
+
 def one_of(name: str, valid: Iterable[str], what: str) -> None:
     """Raises ``UserError`` unless ``name`` is one of ``valid``; ``what`` is the config key."""
     options = sorted(set(valid))
     if name not in options:
-        raise UserError(f"{what}={name} is not known; {nearest(name, options)}")
+        own = "; code of your own is named package.module:name" if _DOTTED.fullmatch(name) else ""
+        raise UserError(f"{what}={name} is not known; {nearest(name, options)}{own}")

@@ -97,6 +97,10 @@ class _Asked:
 
 def _asked(composer: Composer, lines: Sequence[str]) -> _Asked:
     check_peers(lines)
+    for line in lines:
+        key, _, value = line.partition("=")
+        if key == "model" and (set(value) & set("/~") or value.endswith(".gguf")):
+            raise UserError(f"{line}: is no choice of model; did you mean model.path={value}?")
     overrides = [written_out(composer, composer.parse(line)) for line in lines]
     lines = [str(o.input_line) for o in overrides]
     for line in (str(o.input_line) for o in overrides if o.key_or_group == "hydra.sweep.subdir"):

@@ -13,6 +13,7 @@ def hint(key: str, valid: Sequence[str], listing: str = LISTING) -> str:
 
     A sibling is likely if its last name is alike; a key elsewhere, if it is alike as a whole or ends as ``key`` does.
     """
+    valid = [name for name in valid if not key.startswith(f"{name}.")]  # a group is no setting
     parent, _, leaf = key.rpartition(".")
     siblings = [name.rpartition(".")[2] for name in valid if name.rpartition(".")[0] == parent]
     sibling = [f"{parent}.{name}" if parent else name for name in _alike(leaf, siblings, 0.6)]

@@ -102,12 +102,13 @@ def _questions_and_passages(overrides: Sequence[Override], composed: DictConfig,
         checkpoints = values(next((o for o in overrides if o.key_or_group == "checkpoint"), None))
         before = data_of(checkpoints) if mode in INFERENCE else None
         of_the_world = _of_the_world(given)
-        if before is not None and (not of_the_world or WORLD in before):
+        own = given.intersection((*_OWN, "data.corpus") if mode in INFERENCE else _OWN)
+        if before is not None and (WORLD in before if of_the_world else not (own and WORLD in before)):
             passages = not given.intersection(_ELSEWHERE)
             return [*(line for line in before if line.startswith("data") or passages), *found]
         if of_the_world:
             return found
-        if given.intersection(_OWN):
+        if own:
             return ["data=jsonl", *found]
         tiny = any(value == "tiny" for o in overrides if o.key_or_group == "model" for value in values(o))
         if tiny or model == "tiny":

@@ -82,6 +82,8 @@ def missing(path: str) -> str | None:
         there = next(folder for folder in wanted.parents if folder.exists())
     except OSError as error:
         return f"can't be looked at ({error.strerror})"
+    if "," in path and not path.startswith("["):
+        return "no such file or folder; several files of questions are written [A,B], and values of a sweep need -m"
     lacking = wanted.relative_to(there).parts[0]
     if not there.is_dir():
         return f"no such file or folder; {there} is a file"
@@ -93,8 +95,7 @@ def missing(path: str) -> str | None:
         close = []
     if close and _alike(Path(lacking).stem, Path(close[0]).stem):
         return f"no such file or folder; did you mean {there / close[0] / Path(*wanted.relative_to(there).parts[1:])}?"
-    several = "; several values are a job each and need -m" if "," in path else ""
-    return f"no such file or folder; {there} has no {lacking!r}{several}"
+    return f"no such file or folder; {there} has no {lacking!r}"
 
 
 def _alike(one: str, other: str) -> bool:

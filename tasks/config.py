@@ -94,6 +94,9 @@ class DataConfig:
         check_bounds(self, "data")
         one_of(self.source, ("world", "jsonl"), "data")
         one_of(self.evidence_match, ("title", "id"), "data.evidence_match")
+        given = (key for key in ("questions", "eval_questions", "corpus") if getattr(self, key) is not None)
+        if self.source == "world" and (key := next(given, None)):
+            raise UserError(f"data.{key} is for data=jsonl; data=world makes its own questions and passages")
         if self.source == "world" and self.experts is not None:
             raise UserError(
                 "data.experts: data=world makes its own expert trajectories; leave it out, or use data=jsonl"

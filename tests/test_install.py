@@ -153,7 +153,7 @@ def test_make_passes_by_a_python_that_cannot_read_the_installer(tmp_path: Path) 
         capture_output=True,
         text=True,
     )
-    assert f"{tmp_path}/python3.11 install.py" in done.stdout, done.stdout + done.stderr
+    assert "; python3.11 install.py" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("library", [("glibc", "2.28"), ("", "")])
@@ -229,3 +229,14 @@ def test_what_takes_long_says_so_until_it_is_done(tmp_path: Path, monkeypatch: p
     assert (code, output) == (3, "found\n")
     assert len(told) > 1
     assert all(line.startswith("looking, ") for line in told)
+
+
+def test_make_takes_no_folder_with_a_space_for_several(tmp_path: Path) -> None:
+    """``make clean`` would delete others than the one that is named."""
+    for target in ("clean", "setup", "test"):
+        done = subprocess.run(
+            ["make", "-n", target, f"VENV={tmp_path}/my envs/sl"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2
+        assert f"slingshot: VENV={tmp_path}/my envs/sl: make takes a folder with a space" in done.stderr
+        assert "rm -rf" not in done.stdout

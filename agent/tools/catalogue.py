@@ -71,6 +71,12 @@ def _check(tool: type[Tool], where: str) -> None:
     if not inspect.iscoroutinefunction(tool.call):
         raise UserError(f"{where}: its method 'call' must be async: other episodes go on meanwhile")
     try:
+        inspect.signature(tool.call).bind(None, None, None)
+    except TypeError:
+        raise UserError(
+            f"{where}: its method 'call' must take (request, situation), as agent.tools.base.Tool's"
+        ) from None
+    try:
         inspect.signature(tool.__init__).bind(None, None, None)
     except TypeError:
         raise UserError(f"{where}: it must be made with (config, searcher), as agent.tools.base.Tool is") from None

@@ -14,7 +14,7 @@ import pytest
 from agent.config import AgentConfig, SelectivityConfig
 from agent.dialogue import Dialogue, format_class
 from agent.environment import Environment
-from agent.errors import RetrievalError, ToolError, UserError
+from agent.errors import Fault, RetrievalError, ToolError, UserError
 from agent.formats.base import Format
 from agent.prompts import tag_prompt
 from agent.protocol import PROTOCOLS
@@ -119,11 +119,6 @@ def test_a_fault_of_one_call_is_a_fault_of_the_turn():
     assert (response.stop, response.fault) == (StopReason.TOOL_FAILED, "no counting today")
 
 
-def test_a_tools_bug_is_no_fault_of_the_episode():
-    with pytest.raises(ZeroDivisionError):
-        respond(ask("bug", tool="count"), tools=(f"{__name__}:Count",))
-
-
 def test_a_query_twice_in_one_turn_is_a_repeat_where_that_is_asked_for():
     response, shelf = respond(ask("ab", "The AB!"), selectivity=SelectivityConfig(queries=True))
     assert shelf.queries == ["ab"]
@@ -207,14 +202,36 @@ def test_wrong_tools_are_the_users_mistake(names, message):
     assert "\n" not in str(error.value)
 
 
-def test_what_a_call_returns_is_a_result() -> None:
-    class Word(Count):
-        async def call(self, request: Request, situation: Situation) -> Result:
-            return "three"  # type: ignore[return-value]
+@pytest.mark.parametrize(
+    ("does", "fault"),
+    [
+        (lambda: "three", "agent.tools: count returned a str, and no agent.tools.base.Result"),
+        (lambda: 1 / 0, "agent.tools: count raised ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_defect_of_a_tool_costs_its_trajectory_alone(does, fault: str) -> None:
+    """And not the worker with its engine, whose questions would be suspected next."""
 
-    environment = Environment([Word(AgentConfig(), Shelf())])  # type: ignore[arg-type]
-    request = Request(tool=Word.name, arguments={"text": "x"})
-    with pytest.raises(TypeError, match=r"a tool's call returned a str, and no agent\.tools\.base\.Result"):
+    class Broken(Count):
+        async def call(self, request: Request, situation: Situation) -> Result:
+            return does()
+
+    environment = Environment([Broken(AgentConfig(), Shelf())])  # type: ignore[arg-type]
+    request = Request(tool=Broken.name, arguments={"text": "x"})
+    response = asyncio.run(environment.respond([request], Situation(turns=(), max_searches=1)))
+    assert (response.stop, response.fault) == (StopReason.TOOL_FAILED, fault)
+    assert response.stop.is_fault
+
+
+@pytest.mark.parametrize("error", [UserError, Fault])
+def test_what_is_no_tools_business_goes_through(error) -> None:
+    class Broken(Count):
+        async def call(self, request: Request, situation: Situation) -> Result:
+            raise error("it ends the run")
+
+    environment = Environment([Broken(AgentConfig(), Shelf())])  # type: ignore[arg-type]
+    request = Request(tool=Broken.name, arguments={"text": "x"})
+    with pytest.raises(error, match="it ends the run"):
         asyncio.run(environment.respond([request], Situation(turns=(), max_searches=1)))
 
 

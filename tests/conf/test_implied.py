@@ -144,6 +144,24 @@ def checkpoint(folder: Path, data: DataConfig, retrieval: RetrievalConfig) -> Pa
     return folder
 
 
+def test_ones_own_files_count_beside_a_checkpoint_of_the_world(tmp_path: Path) -> None:
+    """They were passed over, and the world's questions played in their place."""
+    world = f"checkpoint={checkpoint(tmp_path / 'world', DataConfig(), RetrievalConfig())}"
+    files = ("data.eval_questions=mine", "data.corpus=mine")
+    config = asked("mode=eval", world, *files)
+    assert (config.data.source, config.data.eval_questions, config.data.corpus) == ("jsonl", "mine", "mine")
+    assert asked("mode=ask", world, "data.corpus=mine", "question=who?").data.source == "jsonl"
+    other = checkpoint(tmp_path / "other", DataConfig(source="jsonl", questions="q", corpus="c"), RetrievalConfig())
+    config = asked("mode=eval", f"checkpoint={other}", "data.eval_questions=mine")
+    assert (config.data.eval_questions, config.data.corpus) == ("mine", "c")
+
+
+@pytest.mark.parametrize("key", ["questions", "eval_questions", "corpus"])
+def test_the_world_takes_no_files(key: str) -> None:
+    wanted = f"data.{key} is for data=jsonl; data=world makes its own questions and passages"
+    assert refusal("data=world", f"data.{key}=mine") == wanted
+
+
 def test_a_checkpoint_is_evaluated_on_what_it_was_trained_on(tmp_path: Path) -> None:
     world = checkpoint(tmp_path / "world", DataConfig(), RetrievalConfig())
     assert asked("mode=eval", f"checkpoint={world}").data.source == "world"

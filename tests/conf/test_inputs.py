@@ -52,8 +52,7 @@ def test_the_nearest_thing_that_exists_is_named(tmp_path: Path) -> None:
     Path("link").symlink_to("gone")
     assert missing("link") == f"{no}it is a link to gone, which doesn't exist"
     assert (
-        missing("a.jsonl,b.jsonl")
-        == f"{no}{tmp_path} has no 'a.jsonl,b.jsonl'; several values are a job each and need -m"
+        missing("a.jsonl,b.jsonl") == f"{no}several files of questions are written [A,B], and values of a sweep need -m"
     )
     Path("seen.jsonl").touch()
     assert missing("é.jsonl") == f"{no}{tmp_path} has no 'é.jsonl'", "a suffix alone is no likeness"

@@ -45,6 +45,29 @@ def test_a_coefficient_of_no_kl_term_is_refused(part: str) -> None:
     launch.check_overrides(["-m", f"{part}.kl_coefficient=0.04", f"{part}.kl=none,k2"])
 
 
+@pytest.mark.parametrize("value", ["Qwen/Qwen2.5-0.5B", "./home", "~/home", "/abs/model", "file.gguf"])
+def test_a_path_of_a_model_is_no_choice(value: str) -> None:
+    assert refusal(f"model={value}") == f"model={value}: is no choice of model; did you mean model.path={value}?"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("retrieval.topk=5", "retrieval.topk is not a setting; here it is agent.top_k"),
+        ("retrieval.k=5", "retrieval.k is not a setting; here it is agent.top_k"),
+        ("agent.max_turns=4", "agent.max_turns is not a setting; here it is agent.max_searches"),
+        ("algorithm.gamma=1", "algorithm.gamma is not a setting; "),
+        ("reward.outcome=mine.rewards.judge", "reward.outcome=mine.rewards.judge is not known; valid names: "),
+        ("algorithm.loss=mine.losses.L", "algorithm.loss=mine.losses.L is not known; "),
+    ],
+)
+def test_what_may_have_been_meant(given: str, said: str) -> None:
+    found = refusal(given)
+    assert found.startswith(said)
+    assert "did you mean 'algorithm'" not in found
+    assert found.endswith("; code of your own is named package.module:name") == ("mine." in given)
+
+
 def test_a_glob_is_of_the_choices_that_there_are() -> None:
     found = launch.check_overrides(["-m", "pool=glob(*)", "retrieval=glob(b*)"]).sweep
     assert found is not None
