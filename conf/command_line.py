@@ -119,6 +119,8 @@ def _asked(composer: Composer, lines: Sequence[str]) -> _Asked:
 def _check_kl(overrides: Sequence[Override], composed: DictConfig) -> None:
     """Raises ``UserError`` for what is said of a KL term that there isn't: other programs have one by default."""
     given = {str(o.key_or_group): o for o in overrides}
+    if composed.mode != "train" or ("algorithm" in given and given["algorithm"].is_sweep_override()):
+        return
     for part in ("algorithm", "algorithm.seeding"):
         if OmegaConf.select(composed, f"{part}.kl") != "none" or f"{part}.kl" in given:
             continue

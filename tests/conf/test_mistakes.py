@@ -42,6 +42,7 @@ def test_a_coefficient_of_no_kl_term_is_refused(part: str) -> None:
     for kl in ("k3", "none"):
         launch.check_overrides([f"{part}.kl_coefficient=0.04", f"{part}.kl={kl}"])
     launch.check_overrides(["algorithm=grpo", "algorithm.kl_coefficient=0.04"])
+    launch.check_overrides(["-m", "algorithm=dapo_david,grpo", f"{part}.kl_coefficient=0.04"])
     launch.check_overrides(["-m", f"{part}.kl_coefficient=0.04", f"{part}.kl=none,k2"])
 
 
