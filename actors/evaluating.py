@@ -7,7 +7,6 @@ the questions that are missing, and those that ended in a fault.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from agent.inference.evaluation import EvalRow, judged
 from agent.paths import at_home
 from agent.records import Question
 from conf.schema import RunConfig
+from retrieval_service.whole import written
 from tasks.digest import digest_of
 from tracking import about
 from tracking.console import Console
@@ -86,9 +86,8 @@ def write(run_dir: Path, found: dict[str, Any], console: Console) -> None:
     mode = "greedy" if not played["temperature"] else f"{played['samples']} at temperature {played['temperature']:g}"
     title = f"{found['checkpoint']} on {found['data']['name']}, {mode}; in brackets 95 % intervals"
     table.write(run_dir, name, lines, title)
-    unfinished = (run_dir / RESULT).with_suffix(".tmp")  # the file says that the evaluation has ended
-    unfinished.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, run_dir / RESULT)
+    with written(run_dir / RESULT) as file:  # that it is there says that the evaluation has ended
+        file.write((json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
     console.table(title, table.header(lines), table.cells(lines))
     for about_table, (head, *body) in papers.write(run_dir, [found]):
         console.table(about_table, head, body)

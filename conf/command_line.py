@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from agent.errors import UserError
 from conf.arguments import Arguments, as_typed, read
 from conf.composing import Composer, checked, opened, without_hydra
-from conf.implied import implied, sweep_lines, written_out
-from conf.mistakes import check_peers, one_line, strange_flag
+from conf.implied import implied, sweep_lines
+from conf.mistakes import check_kl, check_model, check_peers, one_line, strange_flag
 from conf.named_data import sets_together
 from conf.own_rules import register_own_rules
 from conf.schema import RunConfig
@@ -97,36 +97,20 @@ class _Asked:
 
 def _asked(composer: Composer, lines: Sequence[str]) -> _Asked:
     check_peers(lines)
-    for line in lines:
-        key, _, value = line.partition("=")
-        if key == "model" and (set(value) & set("/~") or value.endswith(".gguf")):
-            raise UserError(f"{line}: is no choice of model; did you mean model.path={value}?")
-    overrides = [written_out(composer, composer.parse(line)) for line in lines]
-    lines = [str(o.input_line) for o in overrides]
+    check_model(lines)
+    overrides = [composer.parse(line) for line in lines]
+    lines = [str(o.input_line) for o in overrides]  # globs are written out
     for line in (str(o.input_line) for o in overrides if o.key_or_group == "hydra.sweep.subdir"):
         raise UserError(f"{line}: a job's folder is named by what the sweep varies; leave it out")
     for line in (str(o.input_line) for o in overrides if o.key_or_group == "hydra.job.chdir" and o.value()):
         raise UserError(f"{line}: paths are relative to the folder that you start in; leave it out")
     asked = _composed(composer, lines, overrides)
-    _check_kl(overrides, asked.composed)
+    check_kl(overrides, asked.composed)
     more = implied(overrides, asked.composed)
     _check_same_for_all(composer, overrides, more)
     if more:
         return _composed(composer, [*more, *lines], [*map(composer.parse, more), *overrides])
     return asked
-
-
-def _check_kl(overrides: Sequence[Override], composed: DictConfig) -> None:
-    """Raises ``UserError`` for what is said of a KL term that there isn't: other programs have one by default."""
-    given = {str(o.key_or_group): o for o in overrides}
-    if composed.mode != "train" or ("algorithm" in given and given["algorithm"].is_sweep_override()):
-        return
-    for part in ("algorithm", "algorithm.seeding"):
-        if OmegaConf.select(composed, f"{part}.kl") != "none" or f"{part}.kl" in given:
-            continue
-        for key in (f"{part}.kl_coefficient", f"{part}.kl_zero_variance"):
-            if key in given:
-                raise UserError(f"{given[key].input_line}: there is no KL term; set {part}.kl=k1, k2 or k3, too")
 
 
 def _check_same_for_all(composer: Composer, overrides: Sequence[Override], more: list[str]) -> None:

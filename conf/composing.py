@@ -15,7 +15,7 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -78,7 +78,7 @@ class Composer:
         return [name for name in loader.get_group_options(group) if name not in inner] if group else []
 
     def parse(self, argument: str) -> Override:
-        """One override. Raises ``UserError`` for what is none."""
+        """One override, ``group=glob(…)`` as its choices by name. Raises ``UserError`` for what is none."""
         try:
             parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
             (override,) = parser.parse_overrides([argument])  # parse_override forgets the loader, which a glob needs
@@ -93,7 +93,16 @@ class Composer:
             raise UserError(f"{argument}: not key=value; the key is missing")
         if not override.is_delete() and "=" not in argument:
             raise UserError(f"{argument}: not key=value{self._meant(argument)}")
-        return override
+        return self._written_out(override) if override.value_type is ValueType.GLOB_CHOICE_SWEEP else override
+
+    def _written_out(self, override: Override) -> Override:
+        """Hydra counts files among a group's choices that only its own files name."""
+        options = self.options(str(override.key_or_group))
+        chosen = [name for name in override.sweep_string_iterator() if name in options]
+        if not chosen:
+            all_of_them = ", ".join(options) or "it is no group"
+            raise UserError(f"{override.input_line}: matches no choice of {override.key_or_group}: {all_of_them}")
+        return self.parse(f"{str(override.input_line).partition('=')[0]}={','.join(chosen)}")
 
     def _meant(self, word: str) -> str:
         """The group that has ``word`` among its choices."""

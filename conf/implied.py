@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from agent.errors import UserError
 from conf.as_trained import WORLD, agent_of, data_of, literal
-from conf.composing import Composer
 from conf.schema import INFERENCE
 from conf.topology import AUTO
 
@@ -135,19 +134,6 @@ def values(override: Override | None) -> list[str]:
         return [] if value is None else [str(value)]
     found = [line.partition("=")[2].strip("'\"") for line in sweep_lines(override)]
     return [] if any(value.lower() == "null" for value in found) else found
-
-
-def written_out(composer: Composer, override: Override) -> Override:
-    """The override itself; of ``group=glob(…)``, that of the group's choices by name: Hydra counts files among them
-    that only its own files name.
-    """
-    if override.value_type is not ValueType.GLOB_CHOICE_SWEEP:
-        return override
-    key, options = str(override.key_or_group), composer.options(str(override.key_or_group))
-    chosen = [name for name in override.sweep_string_iterator() if name in options]
-    if not chosen:
-        raise UserError(f"{override.input_line}: matches no choice of {key}: {', '.join(options) or 'it is no group'}")
-    return composer.parse(f"{str(override.input_line).partition('=')[0]}={','.join(chosen)}")
 
 
 def sweep_lines(override: Override) -> list[str]:

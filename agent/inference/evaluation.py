@@ -15,11 +15,12 @@ from agent.errors import Fault, commonest
 from agent.group import Player
 from agent.inference.early_exit import Probe
 from agent.inference.infer import Inference, Inferred, infer
+from agent.protocol import PROTOCOLS
 from agent.records import Question, Repeat
 from agent.rewards.evidence import evidence_recall
 
-_NUMBER = re.compile(r"^\W*(?:result|doc) \d+: ", re.M | re.I)
-"""Before each passage (``TagProtocol.result_label``): no evidence that an answer is 3."""
+_NUMBER = re.compile(rf"^\W*(?:{'|'.join(p.result_label for p in PROTOCOLS.values())}) \d+: ", re.M)
+"""Before each passage, as ``Dialogue`` lists them: no evidence that an answer is 3."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -43,8 +43,6 @@ SHOWN = {
     "evidence_recall": ("evidence recall, last evaluation", 3),
 }
 """The table's rows: a measure's label and its decimals; ``x/*`` stands for every measure of that beginning."""
-UNREADABLE = "unreadable"
-"""Beside ``Status``, of a job whose files can't be understood."""
 COMPARED = {
     "em_after": "held-out EM after, difference",
     "em_after/*": "  {}",
@@ -142,8 +140,7 @@ def summary(
 
 def _told(folder: Path, job: Job, rows: Sequence[Mapping[str, Any]], target_em: float | None) -> dict[str, Any]:
     """What is said of one job; of one whose files can't be understood, why."""
-    how_far, message = status(folder)
-    state = str(how_far)
+    state, message = status(folder)
     told: dict[str, Any] = {"rollouts": 0, "generated_tokens": 0, "first_eval": None, "last_eval": None}
     found: dict[str, float | None] = {}
     try:
@@ -152,12 +149,12 @@ def _told(folder: Path, job: Job, rows: Sequence[Mapping[str, Any]], target_em: 
             told["first_eval"], told["last_eval"] = ends(rows)
             told |= {name: found.pop(name) for name in ("rollouts", "generated_tokens")}
     except UserError as error:
-        state, message = UNREADABLE, str(error)
+        state, message = Status.UNREADABLE, str(error)
     refused = [r for r in rows if r["kind"] == "eval" and r.get("refused")]
     if refused and not message:
         message = "; ".join(f"the evaluation of step {r['step']} was refused: {r['refused']}" for r in refused)
     about = {"name": job.name, "condition": job.condition, "overrides": job.overrides, "seed": job.seed}
-    return {**about, "status": state, "message": message, **told, "measures": found}
+    return {**about, "status": str(state), "message": message, **told, "measures": found}
 
 
 def _by_seed(jobs: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float | None]]:

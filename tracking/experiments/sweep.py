@@ -42,6 +42,8 @@ class Status(StrEnum):
     """Interrupted, killed, or running."""
     WAITING = "waiting"
     """Not started yet."""
+    UNREADABLE = "unreadable"
+    """Finished or not, a report can't understand its files."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,11 +33,11 @@ class Place:
 
 @dataclass
 class Training:
-    """The episodes of training by batch and question: a batch may have a question twice."""
+    """The episodes of training by batch and question."""
 
     places: dict[int, dict[str, list[Place]]] = field(default_factory=dict)
     groups: dict[tuple[int, int, str], dict[str, Any]] = field(default_factory=dict)
-    """Of each group what its episodes say, for a run that has no ``groups.jsonl``."""
+    """Of each group (``group_of``) what its episodes say, for a run that has no ``groups.jsonl``."""
     questions: set[str] = field(default_factory=set)
     episodes: int = 0
 
@@ -86,16 +86,19 @@ def find_training(folder: Path, notices: Notices, *, groups: bool) -> Training:
         found.questions.add(question)
         found.episodes += 1
         if groups:
-            _told(found.groups, (batch, row.get("order") or 0, question), row)
+            _told(found.groups, row)
     return found
 
 
-def _told(
-    groups: dict[tuple[int, int, str], dict[str, Any]], group_key: tuple[int, int, str], row: dict[str, Any]
-) -> None:
+def group_of(row: dict[str, Any]) -> tuple[int, int, str]:
+    """Batch, place in it, and question: which group a row of a log is about. A batch may have a question twice."""
+    return row["batch"], row.get("order") or 0, row["question_id"]
+
+
+def _told(groups: dict[tuple[int, int, str], dict[str, Any]], row: dict[str, Any]) -> None:
     names = ("batch", "order", "version", "question_id", "question", "golden_answers", "state", "accepted", "worker")
     group = groups.setdefault(
-        group_key,
+        group_of(row),
         {name: row.get(name) for name in names}
         | {name: [] for name in ("rewards", "outcomes", "evidence", "searches", "tokens", "stops")},
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tracking.trajectories import GROUPS
+from tracking.view.episodes import group_of
 from tracking.view.lines import MAX_CELL, Notices, clean, lines, shortened
 from tracking.view.shapes import GROUP
 
@@ -55,21 +56,16 @@ def draws(folder: Path, notices: Notices, *, instead: list[dict[str, Any]]) -> l
     fates = _fates(folder, notices)
     # A batch may have a question twice: a fault gave the first of its groups back.
     places: dict[str, set[tuple[int, int]]] = {}
-    for batch, order, name in (*fates, *map(_key, rows)):
+    for batch, order, name in (*fates, *map(group_of, rows)):
         places.setdefault(name, set()).add((batch, order))
     drawn = {name: sorted(found) for name, found in places.items()}
     for row in rows:
-        key = _key(row)
+        key = group_of(row)
         row["draw"] = bisect_right(drawn[key[2]], key[:2])
         if (fate := fates.get(key)) is not None:
             row["before"], row["after"], row["accepted"] = fate
             row["recycled"] = row["before"] not in ("unseen", "consumed")
     return rows
-
-
-def _key(row: dict[str, Any]) -> tuple[int, int, str]:
-    """Batch, place in it, and question of a group."""
-    return row["batch"], row.get("order") or 0, row["question_id"]
 
 
 def newest(rows: list[dict[str, Any]], count: int, asked: Collection[str]) -> list[dict[str, Any]]:
@@ -104,8 +100,7 @@ def say_where(
 
 
 def _fates(folder: Path, notices: Notices) -> dict[tuple[int, int, str], tuple[str, str, bool]]:
-    """What the pool's own record says of each draw, by batch, place in it and question: the state before and after, and
-    the verdict.
+    """What the pool's own record says of each draw, by ``group_of``: the state before and after, and the verdict.
 
     Of a run that was resumed in a new folder it has the draws before that, too.
     """
