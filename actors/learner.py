@@ -148,9 +148,11 @@ class LearnerActor:
         with self._publisher.steady, self._beats.phase("start"):
             self._seeding = None
             with self._followers.mirroring("begin", checkpoint):
-                state = self._training.begin(checkpoint)
-            if state:
-                self._publisher.version, self._step = state["version"], state["step"]
+                begun = self._training.begin(checkpoint)
+            if begun.version is not None:
+                self._publisher.version, self._step = begun.version, begun.step
+            if begun.otherwise:
+                self._notes.append(begun.otherwise)  # said with the first step
             return self._publisher.publish()
 
     @during("take")

@@ -55,6 +55,18 @@ class LearnerSettings:
     """Of the episodes that it is given; those of the expert seeding aren't in it."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Begun:
+    """Where the main run begins."""
+
+    version: int | None = None
+    """Of the checkpoint's weights; None without one."""
+    step: int = 0
+    """Steps that are done."""
+    otherwise: str = ""
+    """What this run keeps of the checkpoint otherwise than its own did."""
+
+
 class Training:
     """One rank's policy and optimizer, with the rest that an update needs."""
 
@@ -144,10 +156,10 @@ class Training:
         self._share_weights()
         self.seeding = self._updater(self.settings.algorithm.of_seeding(), "seeding")
 
-    def begin(self, checkpoint: Path | None) -> dict[str, int]:
+    def begin(self, checkpoint: Path | None) -> Begun:
         """Ends the preparation: reference and optimizer are made, or loaded from ``checkpoint``.
 
-        Returns the checkpoint's ``version`` and ``step``; nothing without one. The policy was already started from it.
+        The policy was already started from it.
         """
         from learner.checkpoint import load_state
 
@@ -156,14 +168,14 @@ class Training:
         self.updater = self._updater(self.settings.algorithm, "learner")
         self.reference = self.updater.reference
         if checkpoint is None:
-            return {}
+            return Begun()
         if self.reference is not None and (saved := checkpoint / TRAINING / "reference").is_dir():
             self.reference.load_weights(saved)  # else the KL term is new in this run, and its reference is this policy
         with content_of(f"checkpoint {checkpoint}: {TRAINING}/{LEARNER}"):
             state = load_state(checkpoint / TRAINING / LEARNER)
             self.policy.load_adapters(state["adapters"])
-            self.updater.load_state(state["updater"])
-            return {"version": int(state["version"]), "step": int(state["step"])}
+            otherwise = self.updater.load_state(state["updater"])
+            return Begun(version=int(state["version"]), step=int(state["step"]), otherwise=otherwise)
 
     def update(self, groups: Sequence[Group], step: int, version: int) -> UpdateReport:
         """One step on ``groups`` with all ranks, of the seeding while there is one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 from agent.errors import UserError, nearest, shortened
@@ -28,6 +29,8 @@ def resolve(path: str, key: str) -> Any:
     module_name, _, name = path.partition(":")
     if not name.isidentifier() or not all(part.isidentifier() for part in module_name.split(".")):
         raise UserError(f"{key}={path} is no import path; write package.module:name")
+    if module_name.endswith(".py"):
+        raise UserError(f"{key}={path}: a module is named without .py; write {module_name.removesuffix('.py')}:{name}")
     try:
         module = importlib.import_module(module_name)
     except UserError as error:
@@ -80,3 +83,43 @@ def _takes(parameters: Sequence[inspect.Parameter], names: Sequence[str]) -> boo
     return [p.name for p in positional[: len(names)]] == list(names) and all(
         p.default is not inspect.Parameter.empty for p in others
     )
+
+
+def check_methods(found: type, base: type, where: str) -> None:
+    """Raises ``UserError``, which ``where`` begins, for a method of ``found`` that can't be called as ``base``'s is.
+
+    Properties and plain attributes are read, so they must not be methods. A dataclass makes its own ``__init__``.
+    """
+    for name, theirs in vars(base).items():
+        ours = inspect.getattr_static(found, name)
+        if ours is theirs or (name.startswith("_") and (name != "__init__" or is_dataclass(base))):
+            continue
+        if inspect.isfunction(theirs):
+            shape = inspect.signature(theirs)
+            if not _fits(found, name, shape):
+                raise UserError(f"{where}: {name} must take {_bare(shape)}, as {base.__name__}'s does")
+        elif isinstance(theirs, classmethod):
+            if not isinstance(ours, classmethod | staticmethod):
+                raise UserError(f"{where}: {name} must be a class method, as {base.__name__}'s is")
+        elif inspect.isroutine(ours):
+            raise UserError(f"{where}: {name} must be a property or a value, as {base.__name__}'s is, and not a method")
+
+
+def _fits(found: type, name: str, shape: inspect.Signature) -> bool:
+    """Whether ``name`` of an instance of ``found`` takes what ``shape``, which begins with self, takes."""
+    parameters = shape.parameters.values()
+    plain = [None for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    named = {p.name: None for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if not inspect.isfunction(inspect.getattr_static(found, name)):
+        plain = plain[1:]  # a class or static method isn't given self
+    try:
+        inspect.signature(getattr(found, name)).bind(*plain, **named)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _bare(shape: inspect.Signature) -> str:
+    """Its parameters without their types: ``(self, *, room, drawn)``."""
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in shape.parameters.values()]
+    return str(shape.replace(parameters=bare, return_annotation=inspect.Signature.empty))

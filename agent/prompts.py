@@ -66,13 +66,8 @@ def fill(template: str, values: Mapping[str, str]) -> str:
 def tag_prompt(config: AgentConfig, protocol: TagProtocol, tools: Sequence[type[Tool]]) -> str:
     """The prompt of ``agent.format=tags`` with all but the question filled in.
 
-    Raises ``UserError`` as ``prompt_text``, and for the shipped prompt that tells of a search where ``tools`` has none.
+    Raises ``UserError`` as ``prompt_text``.
     """
-    if config.prompt == "instruct" and all(tool.name != SEARCH for tool in tools):
-        raise UserError(
-            "agent.prompt=instruct tells of a search, and agent.tools has none; say in a prompt of your own how the "
-            "tools are used: agent.prompt=FILE"
-        )
     values = {name: getattr(protocol, name) for name in _TAGS}
     told = {call.tool: f"{call.opening} {call.argument} {call.closing}" for call in protocol.calls}
     values["tools"] = "\n".join(f"{told[tool.name]}: {tool.description}" for tool in tools)

@@ -74,15 +74,23 @@ def bounded(default: Any, text: str) -> Any:
 
 
 def check_bounds(settings: Any, prefix: str) -> None:
-    """Raises ``UserError`` for the first number of a dataclass that lies outside its bounds, as ``prefix.name``."""
+    """Raises ``UserError`` for the first number of a dataclass that lies outside its bounds, as ``prefix.name``.
+
+    A subclass that gives a field another default, and says nothing of its bounds, keeps those it had.
+    """
     for f in fields(settings):
-        bounds: Range | None = f.metadata.get(RANGE)
+        bounds = _bounds_of(type(settings), f.name)
         value = getattr(settings, f.name)
         if bounds is None:
             continue
         for number in _numbers(value):
             if number not in bounds:
                 raise UserError(f"{prefix}{'.' if prefix else ''}{f.name}={value} {bounds.wrong(number)}")
+
+
+def _bounds_of(cls: type, name: str) -> Range | None:
+    declared = (vars(base).get("__dataclass_fields__", {}).get(name) for base in cls.__mro__)
+    return next((f.metadata[RANGE] for f in declared if f is not None and RANGE in f.metadata), None)
 
 
 def _numbers(value: Any) -> Iterator[float]:

@@ -11,10 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from agent.errors import UserError, nearest
+from agent.own import is_path
 from conf import peers
 from conf.composing import FAILURES, Composer
 from conf.hints import LISTING, hint
 from conf.schema import keys
+
+OWN_CODE = {"reward": "reward.outcome", "algorithm": "algorithm.loss"}
+"""Groups whose files say more than one thing, and the setting in them that takes code of one's own."""
 
 
 @contextmanager
@@ -38,6 +42,8 @@ def _mistake(composer: Composer, lines: Sequence[str], hydra_lines: Sequence[str
         if options := composer.options(key.lstrip("+~")):
             wrong = next((one for one in _several(value) if one not in options), None)
             if not key.startswith("~") and wrong is not None:
+                if is_path(wrong) and (own := OWN_CODE.get(key.lstrip("+"))):
+                    return f"{line}: is no choice of {key.lstrip('+')}; did you mean {own}={wrong}?"
                 return f"{line}: no such {key.lstrip('+')}; {nearest(wrong, options)}"
             if key.startswith("+"):
                 return f"{line}: there is a {key.lstrip('+')} already; write {line.lstrip('+')} to choose another"

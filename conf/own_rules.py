@@ -7,9 +7,10 @@ import inspect
 from collections.abc import Sequence
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
-from agent.errors import UserError
-from agent.own import is_path, resolve
+from agent.errors import UserError, shortened
+from agent.own import check_methods, is_path, resolve
 from agent.pool.rules.base import PoolRule
 
 
@@ -38,7 +39,18 @@ def own_rule(path: str) -> PoolRule:
         raise UserError(f"pool={path} is no dataclass; write @dataclass above it")
     if without := [f.name for f in dataclasses.fields(found) if _has_no_default(f)]:
         raise UserError(f"pool={path}: {', '.join(without)} needs a default, as each setting does")
-    return found(name=path)
+    check_methods(found, PoolRule, f"pool={path}")
+    try:
+        rule = found(name=path)
+        OmegaConf.structured(rule)
+    except UserError as error:
+        raise UserError(f"pool={path}: with its own defaults, {error}") from error
+    except Exception as error:  # whatever its own __post_init__ raises, and OmegaConf says of a type that it can't hold
+        raise UserError(
+            f"pool={path}: its settings can't be made ({type(error).__name__}: {shortened(error)}); a field is a "
+            "number, true or false, a text, or a list or dict of these"
+        ) from error
+    return rule
 
 
 def _has_no_default(field: dataclasses.Field[object]) -> bool:

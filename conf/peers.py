@@ -5,6 +5,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+from learner.config import CHECKPOINTING, KL, SCHEDULES
+from learner.losses.base import ADVANTAGES, AGGREGATIONS, loss_names
+
 STEPS = "algorithm.steps (steps of the learner; there are no epochs)"
 CARDS = "cluster=… (python launch.py --help lists them)"
 MICROBATCH = "algorithm.microbatch_tokens (tokens, not sequences)"
@@ -136,7 +141,7 @@ NAMES: dict[str, dict[str, str]] = {
         "save_steps": "checkpoints.every",
         "save_total_limit": "checkpoints.keep",
         "scale_rewards": "algorithm.advantage (mean leaves the scaling out)",
-        "use_peft": "model.lora_rank",
+        "use_peft": "model.lora_rank (of how many dimensions: 32; 0 trains all weights)",
         "vllm_gpu_memory_utilization": "cluster.engine.gpu_memory_utilization",
         "warmup_steps": "algorithm.optimizer.warmup_steps",
         "weight_decay": "algorithm.optimizer.weight_decay",
@@ -187,6 +192,16 @@ NAMES: dict[str, dict[str, str]] = {
 }
 """Program, its name for a setting, ours."""
 
+CHOICES: dict[str, Callable[[], Sequence[str]]] = {
+    "algorithm.advantage": lambda: ADVANTAGES,
+    "algorithm.aggregation": lambda: AGGREGATIONS,
+    "algorithm.gradient_checkpointing": lambda: CHECKPOINTING,
+    "algorithm.kl": lambda: KL,
+    "algorithm.loss": loss_names,
+    "algorithm.optimizer.schedule": lambda: SCHEDULES,
+}
+"""Settings whose values have names, which are not theirs."""
+
 FAMILIES = {
     "actor_rollout_ref.": "verl",
     "critic.": "verl",
@@ -205,6 +220,9 @@ def answer(key: str, value: str = "") -> str | None:
         if key in names:
             whose = f"is {program}'s name" if program else "is not a setting"
             name, _, remark = names[key].partition(" ")
+            valid = CHOICES[name]() if name in CHOICES else ()
+            if valid and value not in valid and not remark:
+                return f"{key} {whose}; here it is {name} (one of {', '.join(valid)})"
             given = f"={value}" if value and "=" not in name and not remark else ""
             return f"{key} {whose}; here it is {names[key]}{given}"
     return None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from agent.errors import UserError, one_of
 from agent.settings import PATH, TEXT, bounded, check_bounds
-from learner.losses.base import ADVANTAGES, AGGREGATIONS, Choices, Loss, loss_class
+from learner.losses.base import Choices, Loss, loss_class
 
 SHIFTED_MISMATCH = 0.5
 """Share of the tokens that differ which fit the token beside them: above it, the mask or the tokens are shifted. By
@@ -15,6 +15,7 @@ chance it is under 0.3."""
 BFLOAT16_MISMATCH = 0.05
 """Nats: a bfloat16 run whose train-inference mismatch is above this is warned. Rounding alone makes 0.001 to 0.02."""
 KL = ("none", "k1", "k2", "k3")
+SCHEDULES = ("constant", "linear", "cosine")
 CHECKPOINTING = ("auto", "layers", "mlp", "none")
 DEFAULT_CONSTANT_LENGTH = 1024
 
@@ -136,7 +137,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         check_bounds(self, "algorithm.optimizer")
         one_of(self.kind, ("adamw", "adamw8bit"), "algorithm.optimizer.kind")
-        one_of(self.schedule, ("constant", "linear", "cosine"), "algorithm.optimizer.schedule")
+        one_of(self.schedule, SCHEDULES, "algorithm.optimizer.schedule")
         if self.offload and self.kind != "adamw":
             raise UserError(
                 f"algorithm.optimizer.offload=true keeps float32 states in host memory, where there is room for them; "
@@ -222,8 +223,7 @@ class AlgorithmConfig:
 
     def _check_loss(self) -> None:
         loss, choices = loss_class(self.loss), self.choices
-        one_of(choices.advantage, ADVANTAGES, "algorithm.advantage")
-        one_of(choices.aggregation, AGGREGATIONS, "algorithm.aggregation")
+        choices.check()
         loss.check(choices)
         if self.constant_length is None:
             return

@@ -194,10 +194,11 @@ class ClippedAdamW:
             "masters": [m for _, m in self._pairs()],
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: dict[str, Any]) -> str:
         """Continues from a (merged) state that was read from a file; its tensors are taken over, not copied.
 
-        Betas, decay and the like are those of this optimizer: who changes them means them.
+        Betas, decay and the like are those of this optimizer: who changes them means them. Returns what is kept of the
+        weights otherwise than before, as one memory or another has room for it; "" if nothing is.
         Raises ``UserError`` when the state is that of other settings.
         """
         pairs = self._pairs()
@@ -219,6 +220,18 @@ class ClippedAdamW:
             for (_, master), saved in zip(pairs, state["masters"], strict=True):
                 if master.numel():
                     master.copy_(saved)
+        return self._kept_otherwise(state)
+
+    def _kept_otherwise(self, state: dict[str, Any]) -> str:
+        exact = any("rest" in moment for saved in state["optimizers"] for moment in saved.get("moments", ()))
+        key = "algorithm.optimizer.exact_master"
+        if exact and not self.config.exact_master:
+            return f"the checkpoint's exact masters are left out ({key}=false): weights are rounded stochastically"
+        begun = any(moment for saved in state["optimizers"] for moment in saved.get("moments", ()))
+        narrow = any(parameter.dtype == torch.bfloat16 for parameter in self.parameters)
+        if begun and narrow and self.config.exact_master and not exact:
+            return f"the checkpoint has no exact masters ({key}=true): they begin as its rounded weights"
+        return ""
 
     def _own_part(self, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
         """Of an optimizer's saved state, what belongs to the parameters that this rank steps."""

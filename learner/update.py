@@ -123,12 +123,16 @@ class Updater:
             "skipped_in_a_row": self._skipped_in_a_row,
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continues where ``state`` was taken, bit for bit if the policy's weights are those too."""
-        self.optimizer.load_state(state["optimizer"])
+    def load_state(self, state: dict[str, Any]) -> str:
+        """Continues where ``state`` was taken, bit for bit if the policy's weights are those too.
+
+        Returns what the optimizer keeps otherwise than before; "" if nothing.
+        """
+        otherwise = self.optimizer.load_state(state["optimizer"])
         self._rng.bit_generator.state = json_of(state["rng"])
         torch.set_rng_state(state["torch_rng"])
         self._skipped_in_a_row = int(state["skipped_in_a_row"])
+        return otherwise
 
     def pack(self, samples: Sequence[Sample]) -> list[PackedRow]:
         """The microbatches of ``samples``, of all ranks."""

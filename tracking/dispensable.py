@@ -13,8 +13,11 @@ T = TypeVar("T")
 class Dispensable:
     """Does things that may fail. The first failure of each is told to ``warn``, and it is left out from then on."""
 
-    def __init__(self, warn: Callable[[str], None]) -> None:
-        self._warn = warn
+    def __init__(
+        self, warn: Callable[[str], None], *, then: str = "is off for the rest of this run, which goes on"
+    ) -> None:
+        """``then`` says what becomes of a thing that has failed."""
+        self._warn, self._then = warn, then
         self._off: set[str] = set()
 
     def is_off(self, what: str) -> bool:
@@ -30,5 +33,5 @@ class Dispensable:
         except Exception as error:  # whatever a tracker's library raises
             self._off.add(what)
             why = refused(error) if isinstance(error, OSError) else f"{type(error).__name__}: {shortened(error)}"
-            self._warn(f"{what} failed and is off for the rest of this run, which goes on: {why}")
+            self._warn(f"{what} failed and {self._then}: {why}")
             return None

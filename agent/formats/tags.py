@@ -10,17 +10,28 @@ from agent.formats.base import Format, Shown
 from agent.formats.chat_template import template_options
 from agent.prompts import fill, tag_prompt
 from agent.protocol import PROTOCOLS, Action, TagProtocol
-from agent.records import Finish
+from agent.records import SEARCH, Finish
 from agent.tokens import TokenCodec
 from agent.tools.base import Request, Tool
 from agent.tools.catalogue import tool_classes
 
 
 def tags_of(config: AgentConfig) -> TagProtocol:
-    """The tags of ``config.protocol``, and of ``config.tools``. Raises ``UserError`` for what isn't there."""
+    """The tags of ``config.protocol``, and of ``config.tools``.
+
+    Raises ``UserError`` for what isn't there, and for the shipped prompt that tells of a search where there is none.
+    """
     one_of(config.protocol, PROTOCOLS, "agent.protocol")
     tools = tool_classes(config.tools)
-    return PROTOCOLS[config.protocol].with_tools(tools) if config.format == "tags" else PROTOCOLS[config.protocol]
+    if config.format != "tags":
+        return PROTOCOLS[config.protocol]
+    protocol = PROTOCOLS[config.protocol].with_tools(tools)
+    if config.prompt == "instruct" and all(tool.name != SEARCH for tool in tools):
+        raise UserError(
+            "agent.prompt=instruct tells of a search, and agent.tools has none; say in a prompt of your own how the "
+            "tools are used: agent.prompt=FILE"
+        )
+    return protocol
 
 
 class TagFormat(Format):

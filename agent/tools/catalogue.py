@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 from agent import tools as shipped
 from agent.errors import UserError, one_of, shortened
-from agent.own import is_path, resolve
+from agent.own import check_methods, is_path, resolve
 from agent.shipped import module_names, own_class
 from agent.tools.base import Tool
 
@@ -70,16 +70,7 @@ def _check(tool: type[Tool], where: str) -> None:
         raise UserError(f"{where}: the tool's name '{tool.name}' must be small letters, digits and underscores")
     if not inspect.iscoroutinefunction(tool.call):
         raise UserError(f"{where}: its method 'call' must be async: other episodes go on meanwhile")
-    try:
-        inspect.signature(tool.call).bind(None, None, None)
-    except TypeError:
-        raise UserError(
-            f"{where}: its method 'call' must take (request, situation), as agent.tools.base.Tool's"
-        ) from None
-    try:
-        inspect.signature(tool.__init__).bind(None, None, None)
-    except TypeError:
-        raise UserError(f"{where}: it must be made with (config, searcher), as agent.tools.base.Tool is") from None
+    check_methods(tool, Tool, where)
     if not isinstance(tool.parameters, Mapping):
         raise UserError(f"{where}: its 'parameters' must be JSON schemas by the arguments' names")
     for name, schema in tool.parameters.items():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from agent.errors import UserError, one_of
-from agent.own import is_path, resolve
+from agent.own import check_methods, is_path, resolve
 from agent.shipped import module_names
 from learner import losses
 
@@ -35,6 +35,14 @@ class Choices:
     clip_low: float
     clip_high: float
     """The clip range of a ratio is [1 - ``clip_low``, 1 + ``clip_high``]."""
+
+    def check(self) -> None:
+        """Raises ``UserError`` for one that is no choice, or no number."""
+        one_of(self.advantage, ADVANTAGES, "algorithm.advantage")
+        one_of(self.aggregation, AGGREGATIONS, "algorithm.aggregation")
+        for name, value in (("clip_low", self.clip_low), ("clip_high", self.clip_high)):
+            if not isinstance(value, int | float):
+                raise UserError(f"algorithm.{name}={value!r} must be a number")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -130,6 +138,11 @@ def loss_class(name: str) -> type[Loss]:
             raise UserError(f"{KEY}={name} lacks {', '.join(missing)}; learner/losses/base.py says what a loss needs")
         if not isinstance(getattr(found, "defaults", None), Choices):
             raise UserError(f"{KEY}={name} lacks defaults; set them to a learner.losses.base.Choices(…)")
+        try:
+            found.defaults.check()
+        except UserError as error:
+            raise UserError(f"{KEY}={name}: of its defaults, {error}") from None
+        check_methods(found, Loss, f"{KEY}={name}")
         return found
     one_of(name, loss_names(), KEY)
     loss: type[Loss] = importlib.import_module(f"learner.losses.{name}").Loss

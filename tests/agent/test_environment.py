@@ -16,7 +16,7 @@ from agent.dialogue import Dialogue, format_class
 from agent.environment import Environment
 from agent.errors import Fault, RetrievalError, ToolError, UserError
 from agent.formats.base import Format
-from agent.prompts import tag_prompt
+from agent.formats.tags import tags_of
 from agent.protocol import PROTOCOLS
 from agent.records import Call, Passage, Repeat, StopReason, Turn
 from agent.tools.base import Request, Result, Situation, Tool
@@ -247,7 +247,9 @@ def test_the_search_may_be_a_tool_of_ones_own() -> None:
 
 def test_the_shipped_prompt_tells_of_a_search() -> None:
     with pytest.raises(UserError, match=r"agent\.prompt=instruct tells of a search, and agent\.tools has none"):
-        tag_prompt(AgentConfig(prompt="instruct"), PROTOCOLS["search"].with_tools([Count]), [Count])
+        tags_of(AgentConfig(prompt="instruct", tools=["open"]))
+    tags_of(AgentConfig(prompt="instruct", tools=["open"], format="tools"))
+    tags_of(AgentConfig(prompt="plain", tools=["open"]))
 
 
 @pytest.mark.parametrize(("classes", "has"), [((), "none"), (("A", "B"), "A, B")])
@@ -269,6 +271,10 @@ def test_a_file_without_exactly_one_tool_or_format_is_named(classes, has, monkey
         format_class("mine")
 
 
+async def _takes_text(self, text):
+    return Result()
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -280,7 +286,8 @@ def test_a_file_without_exactly_one_tool_or_format_is_named(classes, has, monkey
         ({"parameters": ["n"]}, "its 'parameters' must be JSON schemas by the arguments' names"),
         ({"name": 5}, "the tool's name '5' must be"),
         ({"call": lambda self, request, situation: Result()}, "its method 'call' must be async"),
-        ({"__init__": lambda self: None}, r"it must be made with \(config, searcher\)"),
+        ({"__init__": lambda self: None}, r"__init__ must take \(self, config, searcher\), as Tool's does"),
+        ({"call": _takes_text}, r"call must take \(self, request, situation\), as Tool's does"),
     ],
 )
 def test_a_tool_says_what_it_is(changed, message, monkeypatch):

@@ -10,7 +10,7 @@ import launch
 from agent.errors import UserError
 
 OWN = """
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent.pool.rules.base import AT_ONCE, OversamplingRule, PoolRule
 
@@ -36,6 +36,40 @@ class Undressed(Patient):
 @dataclass
 class Unfinished(PoolRule):
     pass
+
+
+@dataclass
+class Positional(Patient):
+    def wanted(self, room, drawn):
+        return 0
+
+
+@dataclass
+class Called(Patient):
+    def candidates(self):
+        return 3
+
+
+@dataclass
+class Exploring(Patient):
+    def explore(self):
+        return 0.1
+
+
+@dataclass
+class Holding(Patient):
+    seen: object = field(default_factory=object)
+
+
+@dataclass
+class Raising(Patient):
+    def __post_init__(self):
+        raise ZeroDivisionError("no patience")
+
+
+@dataclass
+class Crowded(Patient):
+    group_size: int = 1
 
 
 def judge(question, trajectory):
@@ -76,6 +110,18 @@ def test_a_sweep_may_compare_it_with_a_shipped_one() -> None:
         ("pool=own_rule_module:judge", "must be a class made from agent.pool.rules.base.PoolRule"),
         ("pool=own_rule_module:Undressed", "is no dataclass; write @dataclass above it"),
         ("pool=own_rule_module:Unfinished", "lacks candidates, resets, rest, select, wanted; see"),
+        ("pool=own_rule_module:Positional", "wanted must take (self, *, room, drawn, zero), as PoolRule's does"),
+        ("pool=own_rule_module:Called", "candidates must be a property or a value, as PoolRule's is"),
+        ("pool=own_rule_module:Exploring", "explore must be a property or a value, as PoolRule's is"),
+        (
+            "pool=own_rule_module:Holding",
+            "its settings can't be made (ValidationError: Unexpected type annotation: object ",
+        ),
+        ("pool=own_rule_module:Raising", "its settings can't be made (ZeroDivisionError: no patience)"),
+        ("pool=own_rule_module:Crowded", "with its own defaults, pool.group_size=1 must lie in [2, 255]"),
+        ("reward=own_rule_module:judge", "is no choice of reward; did you mean reward.outcome=own_rule_module:judge?"),
+        ("algorithm=own_rule_module:judge", "did you mean algorithm.loss=own_rule_module:judge?"),
+        ("reward.outcome=own_rule_module.py:judge", "a module is named without .py; write own_rule_module:judge"),
         ("reward.outcome=own_rule_module:juge", "own_rule_module has no juge; did you mean 'judge'?"),
         ("algorithm.loss=own_rule_module:judge", "must be a class made from learner.losses.base.Loss"),
     ],

@@ -46,6 +46,10 @@ MISTAKES = [
     (["algorithm.kl=k9"], "algorithm.kl=k9 is not known; "),
     (["agent.temperature=0"], "agent.temperature=0.0 must be at least 0.01"),
     (["agent.protocol=serach"], "agent.protocol=serach is not known; did you mean 'search'?"),
+    (
+        (["agent.prompt=instruct", "agent.tools=[open]"], "agent.prompt=instruct tells of a search, and agent.tools "),
+        "agent.prompt=instruct tells of a search, and agent.tools has none",
+    ),
     (["agent.prompt=plane"], "agent.prompt=plane is not known; did you mean 'plain'?"),
     (["group.strategy=plane"], "group.strategy=plane is not known; did you mean 'plain'?"),
     (["search_limit=adaptiv"], "search_limit=adaptiv: no such search_limit; did you mean 'adaptive'?"),

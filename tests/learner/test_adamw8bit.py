@@ -192,6 +192,27 @@ def test_resumes_exactly(tmp_path: Path, exact: bool) -> None:
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (True, True, ""),
+        (False, False, ""),
+        (True, False, "the checkpoint's exact masters are left out"),
+        (False, True, "the checkpoint has no exact masters"),
+    ],
+)
+def test_a_resume_says_that_masters_are_kept_otherwise(before: bool, after: bool, said: str) -> None:
+    """A smaller card has no room for them: that changes what is learned, without a setting of the user's."""
+    optimizer = made(parameters(), exact_master=before)
+    walk(optimizer, range(1))
+    other = made(parameters(), exact_master=after)
+    told = other.load_state(optimizer.state())
+    assert told.startswith(said)
+    assert bool(told) == bool(said)
+    fresh = made(parameters(), exact_master=before)  # it has taken no step: nothing was rounded yet
+    assert not made(parameters(), exact_master=after).load_state(fresh.state())
+
+
 def test_rounding_has_a_generator_of_its_own() -> None:
     results = []
     for seed, disturbance in ((0, 0), (0, 5), (1, 0)):

@@ -226,6 +226,29 @@ class Bared(Reinforce):
     def surrogate(self, row):
         return row.logprobs
 
+class Alone(Reinforce):
+    def surrogate(self):
+        return None
+
+class Capless(Reinforce):
+    def importance(self, row):
+        return None
+
+class Bound(Reinforce):
+    @staticmethod
+    def surrogate(row):
+        return None
+
+class Checked(Reinforce):
+    def check(self, choices):
+        return None
+
+class Unclipped(Reinforce):
+    defaults = Choices(advantage="mean", aggregation="token_mean", clip_low=None, clip_high=0.2)
+
+class Averaged(Reinforce):
+    defaults = Choices(advantage="grpo", aggregation="token_mean", clip_low=0.2, clip_high=0.2)
+
 class Unfinished(Loss):
     defaults = Reinforce.defaults
 
@@ -250,6 +273,7 @@ def test_a_loss_by_import_path() -> None:
     assert loss == pytest.approx((-(math.log(3) - 1) - 1) / 2)
     assert gradient == [[-0.5], [0.5]]
     assert loss_class("own_losses:Reinforce").__name__ == "Reinforce"
+    assert loss_class("own_losses:Bound").__name__ == "Bound"  # it needs no self
 
 
 @pytest.mark.usefixtures("_own")
@@ -274,6 +298,11 @@ def test_a_loss_that_gives_something_else_than_a_value_for_each_token(name: str,
         ("own_losses:OWN", "own_losses has no OWN"),
         ("own_losses:Unfinished", "lacks surrogate"),
         ("own_losses:Bare", "lacks defaults"),
+        ("own_losses:Alone", r"surrogate must take \(self, row\), as Loss's does"),
+        ("own_losses:Capless", r"importance must take \(self, row, cap\), as Loss's does"),
+        ("own_losses:Checked", "check must be a class method, as Loss's is"),
+        ("own_losses:Unclipped", r"of its defaults, algorithm\.clip_low=None must be a number"),
+        ("own_losses:Averaged", r"of its defaults, algorithm\.advantage=grpo is not known"),
         ("own_lossses:Reinforce", "there is no module own_lossses; set PYTHONPATH"),
         ("math:pi", "must be a class"),
     ],

@@ -240,3 +240,14 @@ def test_two_without_a_common_question_are_not_compared(tmp_path: Path) -> None:
     evaluated(tmp_path / "two", [row("b")])
     with pytest.raises(UserError, match=r"^run=.*one and compare=.*two have no question in common"):
         compare(tmp_path / "one", tmp_path / "two", tmp_path, Console(quiet=True), seed=0)
+
+
+def test_a_set_of_several_and_the_same_alone_are_told_apart(tmp_path: Path) -> None:
+    """Ids of one file may be those of another, too: they are no proof that the questions are the same."""
+    evaluated(tmp_path / "one", [row("hotpotqa/a"), row("musique/a")])
+    evaluated(tmp_path / "two", [row("a")])
+    for names in (("one", "two"), ("two", "one")):
+        with pytest.raises(
+            UserError, match=r"'hotpotqa/a' is of hotpotqa\) and the other of one \('a'\); evaluate both"
+        ):
+            compare(*(tmp_path / name for name in names), tmp_path, Console(quiet=True), seed=0)

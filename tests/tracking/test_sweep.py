@@ -309,6 +309,22 @@ def test_the_table_in_the_folder_is_markdown(folder: Path) -> None:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_picture_that_fails_is_named_and_the_others_are_drawn(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("no groups")
+
+    monkeypatch.setattr(pictures, "_groups", broken)
+    (folder / "groups.png").write_bytes(b"of an earlier report")
+    report.write(folder, ReportConfig(), Console())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "groups.png failed and is left out of the report: ZeroDivisionError: no groups" in said
+    assert "groups.png" not in (folder / "table.md").read_text()
+    assert (folder / "em.png").is_file()
+    assert not (folder / "groups.png").exists()
+
+
 def test_what_is_spent_is_drawn_by_evaluations() -> None:
     assert pictures.spent(RUN, "searches") == ([1.5, 3.5, 5.5], [0.2, 0.6, 0.5])
     simulated = [{**row, "search/mean": None, "action_tokens/mean": None} for row in RUN if row["kind"] == "eval"]

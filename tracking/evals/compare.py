@@ -33,7 +33,10 @@ def compare(folder: Path, other: Path, out: Path, console: Console, *, seed: int
     rows = [_rows(path, result) for path, result in ((folder, one), (other, two))]
     lines = paired(rows[0], rows[1], seed)
     if not lines:
-        raise UserError(f"{given}={folder} and compare={other} have no question in common of which both have a score")
+        why = _of_sets(rows[0], rows[1]) or _of_sets(rows[1], rows[0])
+        raise UserError(
+            f"{given}={folder} and compare={other} have no question in common of which both have a score{why}"
+        )
     notices = notices_of(one, two, lines[0]["questions"])
     names = {"this": _named(one, folder), "other": _named(two, other)}
     told = {**names, "notices": notices, "bootstrap": {"seed": seed, "resamples": estimates.RESAMPLES}, "slices": lines}
@@ -58,6 +61,19 @@ def _rows(folder: Path, result: Mapping[str, Any]) -> list[EvalRow]:
     if not found and result["slices"] and rows.path.stat().st_size:
         raise UserError(f"{rows.path}: none of its rows is of this version; evaluate again")
     return found
+
+
+def _of_sets(rows: Sequence[EvalRow], others: Sequence[EvalRow]) -> str:
+    """Where the one's ids are the other's behind the name of a set: why they aren't the same."""
+    ids = {row.question_id for row in others}
+    behind = next((row.question_id for row in rows if row.question_id.partition("/")[2] in ids), None)
+    if behind is None:
+        return ""
+    name, _, own = behind.partition("/")
+    return (
+        f": the one was of several sets ({behind!r} is of {name}) and the other of one ({own!r}); evaluate both with "
+        "the same data.eval_questions"
+    )
 
 
 def _named(result: Mapping[str, Any], folder: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from tracking.dispensable import Dispensable
 from tracking.experiments.measures import evaluations, half_width, per_question, recycled_share
 from tracking.experiments.sweep import Status
 from tracking.palette import COLOURS
@@ -40,8 +42,10 @@ PANELS = 3
 """Conditions beside each other."""
 
 
-def draw(folder: Path, report: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
-    """Draws all pictures of a report into ``folder``; their files' names and captions.
+def draw(
+    folder: Path, report: Mapping[str, Any], rows: Mapping[str, Sequence[Row]], extras: Dispensable
+) -> dict[str, str]:
+    """Draws all pictures of a report into ``folder``; the files' names and captions of those that ``extras`` let be.
 
     ``rows`` are the jobs' by their names. Only conditions with a finished job are drawn.
     """
@@ -81,9 +85,13 @@ def draw(folder: Path, report: Mapping[str, Any], rows: Mapping[str, Sequence[Ro
             lambda: _spent(runs, "question_tokens", baseline),
             "What a question takes: exact match against its generated tokens, evaluation by evaluation",
         )
-    for file, (figure, _) in made.items():
-        figure().savefig(folder / file, dpi=130)
-    return {file: caption for file, (_, caption) in made.items()}
+
+    def save(file: str) -> bool:
+        (folder / file).unlink(missing_ok=True)  # of an earlier report
+        made[file][0]().savefig(folder / file, dpi=130)
+        return True
+
+    return {file: caption for file, (_, caption) in made.items() if extras.attempt(file, partial(save, file))}
 
 
 # --- from rows to curves ---------------------------------------------------------------------------

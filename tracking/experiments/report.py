@@ -75,8 +75,8 @@ def write(folder: Path, asked: ReportConfig, console: Console) -> None:
     if any(condition["n"] for condition in report["conditions"]):
         from tracking.experiments.pictures import draw
 
-        extras = Dispensable(lambda why: console.say(why, "yellow"))
-        pictures = extras.attempt("the pictures of the report", lambda: draw(folder, report, rows)) or {}
+        extras = Dispensable(lambda why: console.say(why, "yellow"), then="is left out of the report")
+        pictures = extras.attempt("the pictures of the report", lambda: draw(folder, report, rows, extras)) or {}
     (folder / "table.md").write_text(markdown(report, tables, pictures), encoding="utf-8")
     for table in tables:
         console.table(table.title, table.header, table.rows)
