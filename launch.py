@@ -21,6 +21,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+# The command `slingshot` would find an `agent` or a `conf` of the user's own on PYTHONPATH before ours.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException

@@ -29,6 +29,8 @@ from tracking.run_folder import unwritable
 ATTEMPTS = 3
 """Starts that are tried. A raylet gives its own agents 15 seconds: they may need the first to get into memory."""
 _POLL_S = 0.1
+ROOT = str(Path(__file__).resolve().parents[1])
+"""The folder of this code's packages."""
 
 
 class _Ended(Exception):
@@ -55,12 +57,29 @@ def start_ray(config: RunConfig, namespace: str) -> str:
         "log_to_driver": config.debug,
         "logging_level": "WARNING" if config.debug else "CRITICAL",  # what goes wrong is said in one line, below
         "runtime_env": {"env_vars": QUIET},
+        "job_config": _our_code_first(),
     }
     try:
         with _sigterm_kept():
             return _connect(config, common) if cluster.address is not None else _start(config, common)
     finally:
         logging.getLogger("ray").setLevel(logging.WARNING)
+
+
+def _our_code_first() -> Any:
+    """Where workers look for modules: first where this code is, whatever lies in the folder that the user is in.
+
+    Ray puts that folder before all, and one with an ``agent`` or a ``tasks.py`` of the user's own is likely.
+    """
+    from ray.job_config import JobConfig
+
+    class OurCodeFirst(JobConfig):
+        def _get_proto_job_config(self) -> Any:
+            others = [place for place in self._py_driver_sys_path if place != ROOT]
+            self._py_driver_sys_path = [*others, ROOT]  # a worker puts one after the other to the front
+            return super()._get_proto_job_config()
+
+    return OurCodeFirst()
 
 
 @contextmanager

@@ -258,6 +258,41 @@ def test_a_slow_machine_is_waited_for(tmp_path: Path) -> None:
     assert slow["seconds"] > 40
 
 
+WORKERS = """
+from actors import ray_start
+from agent.pool.rules.recycle import Rule
+from conf.schema import RunConfig
+from conf.topology import ClusterConfig
+import ray
+
+ray_start.start_ray(RunConfig(pool=Rule(), cluster=ClusterConfig(dashboard=False)), "test")
+
+@ray.remote
+def found():
+    import os
+    import agent, tasks, mine
+    return [agent.__file__, tasks.__file__, mine.__file__, os.getcwd()]
+
+print(*ray.get(found.remote()), sep="\\n")
+ray_start.stop_ray()
+"""
+
+
+def test_workers_find_our_code_before_what_the_user_has_where_he_is(tmp_path: Path) -> None:
+    """A folder with an ``agent`` package or a ``tasks.py`` of one's own, the current one or on PYTHONPATH."""
+    for folder in (tmp_path / "here", tmp_path / "path"):
+        (folder / "agent").mkdir(parents=True)
+        (folder / "agent" / "__init__.py").write_text("raise RuntimeError('not this one')")
+        (folder / "tasks.py").write_text("raise RuntimeError('nor this one')")
+    (tmp_path / "path" / "mine.py").write_text("")
+    (tmp_path / "start.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{WORKERS}")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env["PYTHONPATH"] = str(tmp_path / "path")
+    done = run([sys.executable, str(tmp_path / "start.py")], cwd=tmp_path / "here", env=env)
+    expected = [ROOT / "agent/__init__.py", ROOT / "tasks/__init__.py", tmp_path / "path/mine.py", tmp_path / "here"]
+    assert (done.returncode, done.stdout.split()) == (0, [str(path) for path in expected]), done.stderr
+
+
 KEPT = """
 import ctypes, os, signal
 from actors import placement, ray_start  # which imports Ray
