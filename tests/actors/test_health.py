@@ -14,7 +14,7 @@ import pytest
 import ray
 from ray_fakes import result, until
 
-from actors.calls import Died, Hangs, died
+from actors.calls import Died, Hangs, died, get
 from actors.health import Health
 from actors.process import log_to
 from actors.pulse import HEALTH, Beats, Pulse, during
@@ -260,6 +260,20 @@ def test_a_full_machine_is_named_with_those_who_filled_it(tmp_path: Path) -> Non
         "9.88 GB python play.py job.json, 6.47 GB ray::LearnerActor, 3.36 GB ray::RolloutWorker"
     )
     assert str(died(ray.exceptions.OutOfMemoryError("-"), "pool", tmp_path)).endswith("memory was full")
+
+
+@ray.remote(num_cpus=0)
+class Unmade:
+    def __init__(self) -> None:
+        raise OSError(28, "No space left on device")
+
+    def ask(self) -> None:
+        """Is never answered."""
+
+
+def test_one_that_can_not_be_made_says_why(local_ray: None, tmp_path: Path) -> None:
+    with pytest.raises(Died, match=r"^pool died \(it can't be made: OSError: \[Errno 28\] No space left on device\)$"):
+        get(Unmade.remote().ask.remote(), "pool", tmp_path)
 
 
 def test_restarts_are_counted_by_the_hour() -> None:
