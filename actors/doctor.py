@@ -112,7 +112,8 @@ class _Doctor:
                 meeting = self._run_dir / f"meeting-{os.getpid()}"
                 ranks = [
                     self._apart(
-                        f"broadcast-{rank}", None, measuring.broadcast_speed, rank, world, meeting, *self._where()
+                        *(f"broadcast-{rank}", None, measuring.broadcast_speed, rank, world, meeting, *self._where()),
+                        env=self._config.cluster.nccl_environment,
                     )
                     for rank in range(world)
                 ]

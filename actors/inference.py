@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 from actors.fetching import fetch
 from actors.health import Health
+from actors.plan.fit import refusal
 from actors.plan.installation import slow_bfloat16
 from actors.plan.layouts import settled
 from actors.plan.machine import check_machine
@@ -23,6 +24,7 @@ from actors.settled import settle
 from actors.topology import Topology, named
 from actors.weights import FolderChannel
 from actors.worker_pool import WorkerPool
+from agent.errors import UserError
 from agent.inference.infer import Inference
 from agent.paths import at_home
 from conf.schema import RunConfig
@@ -68,6 +70,8 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
     with console.phase("checking the machine"):
         config.cluster = settled(config).cluster
         check_machine(config)
+        if why := refusal(config):
+            raise UserError(why)
     if warning := slow_bfloat16(config):
         console.say(warning, "yellow")
     if is_hub_name(path):

@@ -21,8 +21,10 @@ from tasks.digest import digest_of
 from tasks.load import Task
 from tracking.differences import NOTHING, Difference, differences
 
-UNSAID = ("mode", "debug", "resume", "resume_allow_changes", "output_dir", "cache_dir", "model.path")
+UNSAID = ("mode", "debug", "resume", "resume_allow_changes", "output_dir", "cache_dir")
 """Settings of no interest here: they differ by nature, or say only where something lies."""
+MODEL = ("model.name", "model.path")
+"""Which model it began with."""
 HARMLESS = (
     *("checkpoint", "question", "tracker", "report", "checkpoints", "simulation", "serve"),
     *("run", "compare", "show", "view"),
@@ -36,7 +38,7 @@ HARMLESS = (
         "algorithm.warm_start",
         "algorithm.seeding",
     ),  # over before the first checkpoint
-    "model.name",  # the weights are the checkpoint's
+    *MODEL,  # the weights are the checkpoint's
     *("pool.lease_s", "pool.max_empty_batches", "pool.quarantine_after"),
     *("retrieval.threads", "retrieval.heap", "retrieval.max_batch", "retrieval.cache_size", "retrieval.timeout_s"),
     *("retrieval.retries", "retrieval.token_file", "retrieval.device"),
@@ -110,7 +112,11 @@ class Provenance:
 
     def same_experiment(self, settings: Mapping[str, Any]) -> bool:
         """Whether a run with ``settings`` would do what this one's did, as far as that is known without its data."""
-        return all(_harmless(d.key, settings) for d in _differing(self.settings, settings))
+        differing = _differing(self.settings, settings)
+        paths = [at_home(str(path)).resolve() for d in differing if d.key == "model.path" for path in (d.before, d.now)]
+        if paths and paths[0] == paths[1]:  # named otherwise
+            differing = [d for d in differing if d.key not in MODEL]
+        return all(d.key not in MODEL and _harmless(d.key, settings) for d in differing)
 
 
 def _searched(config: RunConfig, task: Task, say: Callable[[str], None]) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 from actors import launcher
 from actors.plan.host import object_store_bytes
+from actors.plan.machine import VISIBLE, cards_of, gpus
 from actors.plan.ray_address import reach
 from actors.process import QUIET
 from agent.errors import Fault, UserError
@@ -142,7 +143,7 @@ def _attempt(config: RunConfig, common: dict[str, Any], deadline: float) -> str:
                 raise _Ended(f"Ray's {name} ended while it started")
 
     try:
-        with _waiting(check, deadline):
+        with _cards_shown(config), _waiting(check, deadline):
             context = ray.init(
                 address="local",
                 include_dashboard=config.cluster.dashboard,
@@ -159,6 +160,25 @@ def _attempt(config: RunConfig, common: dict[str, Any], deadline: float) -> str:
         raise
     _tell_launcher(config)
     return (context.dashboard_url or "") if config.cluster.dashboard else ""
+
+
+@contextmanager
+def _cards_shown(config: RunConfig) -> Iterator[None]:
+    """Meanwhile CUDA is shown the cards that the check of the machine has counted on: Ray gives out the first ones of
+    those that it saw at its start, be they too small or another program's."""
+    cluster, before = config.cluster, os.environ.get(VISIBLE)
+    if cluster.device == "cuda":
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA's own puts the fastest first
+        found, _ = gpus()
+        taken = cards_of(cluster, found)
+        if cluster.gpus <= len(taken) < len(found):
+            os.environ[VISIBLE] = ",".join(str(gpu.index) for gpu in taken)
+    try:
+        yield
+    finally:
+        os.environ.pop(VISIBLE, None)
+        if before is not None:
+            os.environ[VISIBLE] = before
 
 
 def stop_ray() -> None:

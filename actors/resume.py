@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from actors import run_state
-from actors.provenance import TEXTS, Provenance, asked
+from actors.provenance import MODEL, TEXTS, Provenance, asked
 from agent.errors import UserError
 from agent.paths import at_home
 from agent.pool import saved
 from agent.readable import content_of
 from conf.schema import IF_ANY, RunConfig
-from learner.checkpoint import checkpoints, latest, latest_sound
+from learner.checkpoint import checkpoints, latest, latest_sound, set_best
 from tracking.differences import listed
 from tracking.metrics import keep_lines, read, replace
 from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
@@ -89,7 +89,8 @@ def _why(other: Path, settings: Mapping[str, Any]) -> str:
     if made_with is None:
         return ""
     changes = made_with.changes(Provenance(settings=dict(settings), data=made_with.data))
-    return f" ({listed(changes.others, TEXTS)})"
+    models = tuple(d for d in changes.harmless if d.key in MODEL)
+    return f" ({listed((*models, *changes.others), TEXTS)})"
 
 
 def resumed(
@@ -112,6 +113,7 @@ def resumed(
         return None
     _compare(found.path, now, config.resume_allow_changes, say)
     carry_metrics(found.path, run_dir)
+    carry_best(found.path, run_dir)
     return found.path
 
 
@@ -147,6 +149,17 @@ def carry_metrics(checkpoint: Path, run_dir: Path) -> None:
         replace(run_dir / "metrics.jsonl", [*kept, told])
     if old_dir.resolve() == run_dir.resolve():
         _forget_episodes(run_dir, checkpoint)
+
+
+def carry_best(checkpoint: Path, run_dir: Path) -> None:
+    """Lets ``checkpoints/best`` of a new folder lead to the best one up to ``checkpoint``: later ones may be worse."""
+    best, own = run_state.load(checkpoint).best, run_dir / "checkpoints"
+    if best is None or checkpoint.parent.resolve() == own.resolve():
+        return
+    there = checkpoint.parent / f"step-{int(best['step']):06d}"
+    if there.is_dir():
+        own.mkdir(parents=True, exist_ok=True)
+        set_best(there, own)
 
 
 def rewind(run_dir: Path, checkpoint: Path | None) -> None:

@@ -76,7 +76,8 @@ class Stopped(KeyboardInterrupt):
     """A signal ended the run. ``launch.py`` says so and exits with 128 and its number, as shells report it."""
 
     def __init__(self, number: signal.Signals, how: str = "") -> None:
-        super().__init__(f"stopped by {number.name}{how}")
+        self.by = f"stopped by {number.name}"
+        super().__init__(self.by + how)
         self.code = 128 + number
 
 

@@ -26,7 +26,7 @@ from agent.pool.rules.base import rule_names
 from conf.schema import MODES, RunConfig, typed
 from retrieval_service.rankers import own_settings
 
-FAILURES = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError)
+FAILURES = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError, OverflowError)
 """What composing raises for a mistake of its user's."""
 
 

@@ -74,9 +74,8 @@ def _model_and_agent(overrides: Sequence[Override], mode: str) -> list[str]:
     if "model" in given:
         return found
     paths = values(given.get("model.path"))
-    if len(checkpoints) == 1 and not paths:  # its own files say what it is
+    if checkpoints and not paths:  # their own files say what they are
         paths = checkpoints
-        found.insert(0, f"model.path={literal(checkpoints[0])}")
     elif mode == "eval" and (behind := values(given.get("evaluation.endpoint.model"))) and not paths:
         paths = behind
         found.insert(0, f"model.path={literal(behind[0])}")

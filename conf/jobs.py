@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from agent.errors import Fault, UserError, refused
+from agent.errors import Fault, Stopped, UserError, refused
 from conf.command_line import Sweep
 from conf.schema import IF_ANY, RunConfig, typed
 from tracking import run_folder
@@ -52,16 +52,17 @@ def job(composed: DictConfig, folder: Path, mode: Callable[[RunConfig, Path, Con
 def run_sweep(asked: Sweep, run: Callable[[], None]) -> tuple[int, str] | None:
     """``run`` plays all jobs of a sweep; then its report is made.
 
-    Returns the code to exit with and why, if a job failed (1) or the user stopped it (130).
+    Returns the code to exit with and why, if a job failed (1) or something stopped it (130 for Ctrl-C, 143 and 129 for
+    SIGTERM and SIGHUP).
     """
     reported = asked.mode in ("train", "simulate")
     if reported:
         sweep.save_plan(asked.folder, asked.plan)
-    stopped = False
+    stopped: KeyboardInterrupt | None = None
     try:
         run()
-    except KeyboardInterrupt:
-        stopped = True
+    except KeyboardInterrupt as error:
+        stopped = error
     if reported:
         from tracking.experiments.report import write
 
@@ -74,9 +75,10 @@ def run_sweep(asked: Sweep, run: Callable[[], None]) -> tuple[int, str] | None:
         results = papers.of_jobs([asked.folder / job.name for job in asked.plan.jobs])
         for title, (head, *body) in papers.write(asked.folder, results):
             Console().table(title, head, body)
-    if stopped:
+    if stopped is not None:
         again = "the same command" if asked.plan.report.sweep else f"the same command with report.sweep={asked.folder}"
-        return 130, f"stopped; {again} goes on"
+        code, why = (stopped.code, stopped.by) if isinstance(stopped, Stopped) else (130, "stopped")
+        return code, f"{why}; {again} goes on"
     states = {job.name: sweep.status(asked.folder / job.name) for job in asked.plan.jobs}
     if failed := {name: message for name, (state, message) in states.items() if state is sweep.Status.FAILED}:
         listed = "; ".join(f"{name}: {message}" for name, message in failed.items())

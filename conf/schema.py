@@ -359,6 +359,10 @@ def typed(config: DictConfig) -> RunConfig:
     from omegaconf.errors import OmegaConfBaseException
 
     check_tree(config)
+    model = config.model
+    if config.mode in INFERENCE and config.checkpoint and model.path is None and model.architecture is None:
+        config = config.copy()
+        config.model.path = config.checkpoint  # it is the model; in a sweep, each job's own
     try:
         run = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:

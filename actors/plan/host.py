@@ -26,26 +26,31 @@ def weight_bytes(config: RunConfig) -> int:
 
 
 def object_store_bytes(config: RunConfig) -> int:
-    """Size of Ray's object store: as configured, or 2.5 times the weights, for two versions and for groups."""
+    """Size of Ray's object store: as configured, or 2.5 times the weights, for two versions and for groups.
+
+    Without a learner no weights are in it.
+    """
     if config.cluster.object_store_mib:
         return config.cluster.object_store_mib * MIB
+    if not config.cluster.learners:
+        return SMALLEST_STORE
     return max(SMALLEST_STORE, weight_bytes(config) * 5 // 2)
 
 
 def memory_bytes(config: RunConfig) -> int:
     """CPU memory of all actors on this machine, the object store included."""
-    cluster = config.cluster
-    learner, engine = learner_memory(config), engine_memory(config, usable_bytes(cluster))
-    copies = 2 * weight_bytes(config)  # the learner's, and the buffer that they are packed into
-    if config.mode in TRAINS:
-        copies += _saved(learner)  # of a checkpoint, while it is written
-    shared = object_store_bytes(config) + heap_bytes(config.retrieval.heap) + copies + 3 * PROCESS
-    if cluster.device == "cuda":
-        asleep = cluster.rollout_workers * engine.weights if cluster.colocated else 0
-        processes = cluster.learners + cluster.rollout_workers
-        return shared + cluster.learners * learner.host + processes * CUDA_PROCESS + asleep
-    learners = cluster.learners * (learner.static + PROCESS)
-    return shared + learners + cluster.rollout_workers * (engine.total + PROCESS)
+    cluster, learners = config.cluster, 0
+    engine = engine_memory(config, usable_bytes(cluster))
+    cuda = cluster.device == "cuda"
+    if cluster.learners:
+        learner = learner_memory(config)
+        learners = 2 * weight_bytes(config)  # the learner's, and the buffer that they are packed into
+        if config.mode in TRAINS:
+            learners += _saved(learner)  # of a checkpoint, while it is written
+        learners += cluster.learners * (learner.host + CUDA_PROCESS if cuda else learner.static + PROCESS)
+    asleep = engine.weights if cluster.colocated else 0
+    engines = cluster.rollout_workers * (CUDA_PROCESS + asleep if cuda else engine.total + PROCESS)
+    return object_store_bytes(config) + heap_bytes(config.retrieval.heap) + 3 * PROCESS + learners + engines
 
 
 def checkpoint_bytes(config: RunConfig) -> int:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from actors.plan.cards import CARDS, nominal_gib, usable_bytes
 from actors.plan.fit import changed, fitted, problems, smallest_change
 from actors.plan.learner import RESERVE, learner_memory
-from actors.plan.machine import Gpu, gpus, shown
+from actors.plan.machine import NEARLY, Gpu, gpus, shown
 from actors.plan.measured import assumptions
 from actors.plan.roofline import Step, step
 from agent.errors import UserError
-from conf.schema import RunConfig
+from conf.schema import INFERENCE, RunConfig
 from conf.topology import AUTO, ClusterConfig
 from learner.config import AlgorithmConfig
 
@@ -22,6 +22,8 @@ SIDE_BY_SIDE = 0.88
 """vLLM's share of a card of its own, as in the shipped clusters."""
 SHARE = "cluster.engine.gpu_memory_utilization"
 KIND = "algorithm.optimizer.kind"
+OPEN = frozenset({"cluster.learners", "cluster.rollout_workers", SHARE, KIND, "pool.max_staleness"})
+"""What ``cluster=auto`` chooses, as far as it isn't given."""
 METHOD = frozenset({"model.lora_rank", "agent.max_response_tokens"})
 """Settings that make another training of it."""
 WORTH = 0.97
@@ -138,28 +140,41 @@ def comparison(config: RunConfig) -> str:
 
 
 def left_open(config: RunConfig) -> bool:
-    """Whether ``config`` is ``cluster=auto`` and doesn't say itself how many learners and engines there are."""
-    cluster = config.cluster
-    return cluster.name == AUTO and not (cluster.learners and cluster.rollout_workers)
+    """Whether ``config`` is ``cluster=auto`` and doesn't say itself all that makes a layout."""
+    return config.cluster.name == AUTO and not {*config.cluster.auto_keeps} >= OPEN
 
 
 def settled(config: RunConfig) -> RunConfig:
     """``config`` with its card known and, as far as it leaves that open, in the recommended layout.
 
-    Of ``cluster=auto``; any other is returned as it is.
+    Of ``cluster=auto``; any other is returned as it is. Without a learner where nothing is trained.
     """
     return settled_and_said(config)[0]
 
 
 def settled_and_said(config: RunConfig) -> tuple[RunConfig, str]:
     """See ``settled``; and what was chosen, as one types it, if anything was."""
+    if config.mode in INFERENCE:
+        return _engines_alone(config), ""
     if config.cluster.name != AUTO:
         return config, ""
     config = _with_cards(config)
     if not left_open(config):
         return config, ""
     best = recommended(layouts(config))
-    return best.config, f"cluster=auto: {best}: {' '.join(best.settings)}"
+    kept = replace(best.config.cluster, auto_keeps=sorted(OPEN.union(config.cluster.auto_keeps)))
+    return replace(best.config, cluster=kept), f"cluster=auto: {best}: {' '.join(best.settings)}"
+
+
+def _engines_alone(config: RunConfig) -> RunConfig:
+    """Of ``cluster=auto`` an engine on every card."""
+    if config.cluster.name == AUTO:
+        config = _with_cards(config)
+        engines = config.cluster.rollout_workers or config.cluster.cards
+        config = replace(config, cluster=replace(config.cluster, rollout_workers=engines))
+        if SHARE not in config.cluster.auto_keeps:
+            config = changed(config, SHARE, SIDE_BY_SIDE)
+    return replace(config, cluster=config.cluster.for_inference())
 
 
 def _shapes(config: RunConfig) -> list[tuple[int, int, bool, int]]:
@@ -189,17 +204,28 @@ def _shapes(config: RunConfig) -> list[tuple[int, int, bool, int]]:
 def _with_cards(config: RunConfig) -> RunConfig:
     """``config`` with its number and kind of cards known; with a layout of its own, only the kind matters."""
     cluster = config.cluster
-    named = cluster.card != AUTO
-    if named and (cluster.cards or not left_open(config)):
-        return config
+    count, named = cluster.cards or _asked_for(cluster), cluster.card != AUTO
+    if named and count:
+        return replace(config, cluster=replace(cluster, cards=count))
     found, _ = gpus()
-    if not found and not cluster.cards:
+    if not found and not count:
         raise UserError(
             f"cluster=auto: this machine has no GPU{shown()}; say which ones to plan for: cluster.card=rtx3090 "
             "cluster.cards=4"
         )
-    kind = cluster.card if named else _kind(found[0]) if found else ClusterConfig.card
-    return replace(config, cluster=replace(cluster, cards=cluster.cards or len(found), card=kind))
+    usable = [gpu for gpu in found if gpu.total >= max(g.total for g in found) / 2]  # no small one for the screen
+    smallest = min(usable, key=lambda gpu: gpu.total, default=None)
+    kind = cluster.card if named else _kind(smallest) if smallest else ClusterConfig.card
+    gib = cluster.gpu_memory_gib
+    if smallest and not gib and smallest.total < NEARLY * CARDS[kind].gib:  # a laptop's, by the same name
+        gib = int(smallest.total)
+    return replace(config, cluster=replace(cluster, cards=count or len(usable), card=kind, gpu_memory_gib=gib))
+
+
+def _asked_for(cluster: ClusterConfig) -> int:
+    """The cards of a layout whose numbers are both given; 0 where one of them is left open."""
+    both = cluster.learners and cluster.rollout_workers
+    return (cluster.learners if cluster.colocated else cluster.learners + cluster.rollout_workers) if both else 0
 
 
 def _kind(gpu: Gpu) -> str:

@@ -350,7 +350,7 @@ def learner_memory(config: RunConfig) -> LearnerMemory:
         exact=bool(optimizer.exact_master),
         wide=bool(optimizer.float32_gradients),
         on_gpu=config.cluster.device == "cuda",
-        world=config.cluster.learners,
+        world=max(1, config.cluster.learners),
         shard=optimizer.shard,
         warm_start=algorithm.warm_start.steps > 0,
     )

@@ -23,9 +23,11 @@ from actors.plan.fit import needs
 from actors.plan.host import DISK_MARGIN, memory_bytes, object_store_bytes, output_bytes
 from actors.plan.installation import engines, wrong_build
 from actors.plan.learner import learner_memory
+from actors.plan.memory import available
 from actors.plan.ray_address import reach
 from agent.errors import UserError, all_of
 from conf.schema import RunConfig
+from conf.topology import ClusterConfig
 from tracking.run_folder import unwritable
 
 OLDEST_DRIVER = 580
@@ -47,6 +49,8 @@ class Gpu:
     """By whatever runs on it now."""
     name: str = ""
     """As the driver calls it."""
+    index: int = 0
+    """Its number, in the order of the slots (``CUDA_DEVICE_ORDER=PCI_BUS_ID``)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +73,7 @@ class Machine:
     driver: str | None
     """Version of the NVIDIA driver; None without one."""
     memory: int
-    """Bytes of CPU memory that are available."""
+    """Bytes of CPU memory that this process may still take."""
     shared_memory: int | None
     """Free bytes of /dev/shm; None where there is none."""
     disks: Mapping[str, Disk]
@@ -120,8 +124,8 @@ def _gpus(config: RunConfig, machine: Machine) -> Iterator[str]:
     cluster = config.cluster
     gib = nominal_gib(cluster)
     have = [gpu.total for gpu in machine.gpus]
-    large = [gpu for gpu in machine.gpus if gpu.total >= NEARLY * gib]
-    if len(large) < cluster.gpus:
+    taken = cards_of(cluster, machine.gpus)
+    if len(taken) < cluster.gpus:
         found = f"{len(have)} of {', '.join(f'{g:.0f}' for g in have)} GiB" if have else "none"
         yield (
             f"cluster={cluster.name} needs {cluster.gpus} CUDA GPUs of {gib:g} GiB and this machine has {found}"
@@ -131,19 +135,33 @@ def _gpus(config: RunConfig, machine: Machine) -> Iterator[str]:
     yield from wrong_build(config, machine.engines)
     yield from _toolchain(machine)
     limit = usable_bytes(cluster)
-    need = max(needs(learner_memory(config), engine_memory(config, limit), colocated=cluster.colocated)) / GIB
-    free = sorted((gpu.total - gpu.used for gpu in large), reverse=True)[cluster.gpus - 1]
+    engine = engine_memory(config, limit)
+    learner = learner_memory(config) if cluster.learners else None
+    need = (engine.share if learner is None else max(needs(learner, engine, colocated=cluster.colocated))) / GIB
+    free = min(gpu.total - gpu.used for gpu in taken)
     if free < need:
         yield (
             f"cluster={cluster.name} needs {need:.1f} GiB free on each of {cluster.gpus} GPUs and one has {free:.1f}; "
             "end what runs on it (nvidia-smi shows it), or take less: mode=plan cluster.gpu_memory_gib="
             f"{int(free)} says how, and vLLM's share, cluster.engine.gpu_memory_utilization, is of the whole card"
         )
-    if machine.driver is None or int(machine.driver.split(".")[0]) < OLDEST_DRIVER:
+    if _major(machine.driver) < OLDEST_DRIVER:
         yield (
             f"CUDA 13 needs an NVIDIA driver of version {OLDEST_DRIVER} or newer and this machine has "
             f"{machine.driver or 'none'}; install a newer one"
         )
+
+
+def _major(driver: str | None) -> int:
+    first = (driver or "").partition(".")[0]
+    return int(first) if first.isdecimal() else 0
+
+
+def cards_of(cluster: ClusterConfig, found: Sequence[Gpu]) -> list[Gpu]:
+    """The cards that a run takes, in their order: of those that are large enough the ones with the most free memory."""
+    large = [gpu for gpu in found if gpu.total >= NEARLY * nominal_gib(cluster)]
+    freest = sorted(large, key=lambda gpu: gpu.used - gpu.total)[: cluster.gpus]
+    return [gpu for gpu in large if gpu in freest]
 
 
 def _toolchain(machine: Machine) -> Iterator[str]:
@@ -210,15 +228,13 @@ def _disks(config: RunConfig, machine: Machine) -> Iterator[str]:
 
 def snapshot(config: RunConfig) -> Machine:
     """This machine, now."""
-    import psutil
-
     ray_folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # as Ray itself chooses
     cards, driver = gpus() if config.cluster.device == "cuda" else ((), None)
     shared = Path("/dev/shm")
     return Machine(
         gpus=cards,
         driver=driver,
-        memory=psutil.virtual_memory().available,
+        memory=available(),
         shared_memory=shutil.disk_usage(shared).free if shared.is_dir() else None,
         disks={
             "outputs": _disk(Path(config.output_dir)),
@@ -241,7 +257,7 @@ def compiler() -> str | None:
 def gpus() -> tuple[tuple[Gpu, ...], str | None]:
     """Each NVIDIA GPU that CUDA_VISIBLE_DEVICES leaves, and the driver's version, as the driver reports them.
 
-    Nothing without a driver.
+    Nothing without a driver. Raises ``UserError`` where it gives no number, as of a card that is cut into MIG slices.
     """
     if shutil.which("nvidia-smi") is None:
         return (), None
@@ -252,17 +268,27 @@ def gpus() -> tuple[tuple[Gpu, ...], str | None]:
     except (subprocess.SubprocessError, OSError):
         return (), None
     rows = [line.split(", ") for line in answer.splitlines() if line.count(", ") == 4]
-    found = tuple(
-        Gpu(total=float(rows[i][0]) / 1024, used=float(rows[i][1]) / 1024, name=rows[i][4].strip())
-        for i in _visible([row[3].strip() for row in rows])
-    )
+    found = tuple(_gpu(i, rows[i]) for i in _visible([row[3].strip() for row in rows]))
     return found, rows[0][2].strip() if rows else None
+
+
+def _gpu(index: int, row: Sequence[str]) -> Gpu:
+    name = row[4].strip()
+    try:
+        return Gpu(total=float(row[0]) / 1024, used=float(row[1]) / 1024, name=name, index=index)
+    except ValueError:
+        raise UserError(
+            f"GPU {index} ({name}): nvidia-smi gives its memory as {row[0].strip()!r}, {row[1].strip()!r}; MIG slices, "
+            "and cards without memory of their own, can't be used here"
+        ) from None
 
 
 def shown() -> str:
     """What a line on the GPUs adds where not all of them may be seen."""
     given = os.environ.get(VISIBLE)
-    return "" if given is None else f" with {VISIBLE}={given}"
+    if given is None:
+        return ""
+    return f" with {VISIBLE}={given}" + (" (MIG slices can't be used here)" if "MIG-" in given else "")
 
 
 def _visible(uuids: Sequence[str]) -> list[int]:

@@ -68,9 +68,10 @@ def test_every_way_to_divide_the_cards_is_compared_and_uses_all_of_them() -> Non
 def test_what_is_recommended_can_be_typed_and_is_then_the_same(cards: tuple[str, ...], among: tuple[str, ...]) -> None:
     best = recommended(layouts(composed("cluster=auto", *cards)))
     assert {*among} <= {*best.settings}
-    again = settled(composed("cluster=auto", *best.settings))
+    given = sorted(line.partition("=")[0] for line in best.settings)
+    again = settled(composed("cluster=auto", *best.settings, f"cluster.auto_keeps=[{','.join(given)}]"))
     assert (again.cluster, again.pool, again.algorithm) == (
-        replace(best.config.cluster, cards=0),
+        replace(best.config.cluster, auto_keeps=given),
         best.config.pool,
         best.config.algorithm,
     )
@@ -162,12 +163,35 @@ def test_a_run_takes_the_layout_of_this_machines_cards(box: Any) -> None:
     assert settled(other) is other
 
 
-def test_a_layout_of_ones_own_stays_on_this_machines_cards(box: Any) -> None:
-    box(*[Gpu(total=79.6, name="NVIDIA H100 80GB HBM3")] * 2)
+def test_a_layout_of_ones_own_stays_and_the_rest_is_chosen(box: Any) -> None:
+    box(*[Gpu(total=79.6, name="NVIDIA H100 80GB HBM3")] * 4)
     given = composed("cluster=auto", "cluster.learners=1", "cluster.rollout_workers=1")
+    assert {str(layout) for layout in layouts(given)} == {"1 learner, 1 engine", "1 learner, 1 engine, overlapped"}
     run = settled(given)
-    assert run == replace(given, cluster=replace(given.cluster, card="h100", cards=2))
+    assert (run.cluster.card, run.cluster.cards, run.cluster.gpus) == ("h100", 2, 2)
     assert settled(run) == run
+    (small,) = {
+        c.cluster.cards for c in [settled(composed(*CARDS[:2], "cluster.learners=1", "cluster.rollout_workers=3"))]
+    }
+    assert small == 4, "where the cards are named, the machine isn't asked"
+
+
+def test_cards_are_as_large_as_they_are_and_one_for_the_screen_is_none(box: Any) -> None:
+    box(Gpu(total=16.0, name="NVIDIA GeForce RTX 4090 Laptop GPU"))
+    run = settled(composed("cluster=auto"))
+    assert (run.cluster.card, run.cluster.gpu_memory_gib, problems(run)) == ("rtx4090", 16, [])
+    box(Gpu(total=4.0, name="NVIDIA GeForce GT 1030"), *[Gpu(total=23.7, name="NVIDIA GeForce RTX 3090")] * 2)
+    run = settled(composed("cluster=auto"))
+    assert (run.cluster.card, run.cluster.gpu_memory_gib, run.cluster.gpus) == ("rtx3090", 0, 2)
+
+
+def test_an_evaluation_has_an_engine_on_every_card_and_no_learner(box: Any) -> None:
+    box(*[Gpu(total=24.0, name="NVIDIA GeForce RTX 3090")] * 4)
+    for cluster, engines in (("auto", 4), ("4x3090-shared", 4), ("4x3090", 3), ("1x24gb", 1)):
+        run = settled(composed(f"cluster={cluster}", "mode=eval", "checkpoint=somewhere"))
+        assert (run.cluster.learners, run.cluster.rollout_workers, run.cluster.gpus) == (0, engines, engines)
+        assert (run.cluster.colocated, run.cluster.channel[0]) == (False, "object_store")
+        assert problems(run) == []
 
 
 def test_a_card_that_is_named_counts_for_those_of_this_machine(box: Any) -> None:

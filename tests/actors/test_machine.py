@@ -19,7 +19,19 @@ from actors.plan.cards import GIB, usable_bytes
 from actors.plan.engine import engine_memory
 from actors.plan.host import memory_bytes, output_bytes
 from actors.plan.learner import RESERVE, learner_memory
-from actors.plan.machine import Disk, Gpu, Machine, check_cache, check_machine, compiler, gpus, missing, snapshot
+from actors.plan.machine import (
+    Disk,
+    Gpu,
+    Machine,
+    cards_of,
+    check_cache,
+    check_machine,
+    compiler,
+    gpus,
+    missing,
+    snapshot,
+)
+from actors.plan.memory import available
 from agent.errors import UserError
 from agent.pool.rules.recycle import Rule as Recycle
 from conf.schema import RunConfig
@@ -205,8 +217,60 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
 
 def test_the_gpus_are_what_the_driver_says(driver: Callable[..., None]) -> None:
     driver(TWO)
-    found = (Gpu(total=24.0, used=0.5, name="NVIDIA GeForce RTX 3090"), Gpu(total=80.0, name="NVIDIA H100"))
+    found = (Gpu(total=24.0, used=0.5, name="NVIDIA GeForce RTX 3090"), Gpu(total=80.0, name="NVIDIA H100", index=1))
     assert gpus() == (found, "580.65.06")
+
+
+@pytest.mark.parametrize(
+    ("group", "folder", "names"),
+    [
+        ("0::/", "", ("memory.max", "memory.current")),
+        ("0::/slurm/job_7/step_0", "slurm/job_7", ("memory.max", "memory.current")),
+        ("0::/../../job_7", "job_7", ("memory.max", "memory.current")),
+        ("4:cpu:/x\n3:memory:/docker/ab", "memory/docker/ab", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+    ],
+)
+def test_a_containers_limit_counts(group: str, folder: str, names: tuple[str, str], tmp_path: Path) -> None:
+    """The kernel ends what passes it, however much the machine has."""
+    own, inside = tmp_path / "own", tmp_path / "cgroup" / folder
+    own.write_text(f"{group}\n")
+    inside.mkdir(parents=True)
+    (inside / "memory.stat").write_text("anon 5\nactive_file 2\ninactive_file 3\n")
+    for limit, left in (("1000", 905), ("90", 0), ("max", None)):
+        for name, value in zip(names, (limit, "100"), strict=True):
+            (inside / name).write_text(f"{value}\n")
+        found = available(tmp_path / "cgroup", own)
+        assert found == left if left is not None else found > 10**6
+    assert available(tmp_path / "none", tmp_path / "none") > 10**6
+
+
+@pytest.mark.parametrize("row", ["[Insufficient Permissions], [Insufficient Permissions]", "[N/A], [N/A]"])
+def test_a_card_without_a_number_is_named(driver: Callable[..., None], row: str) -> None:
+    driver(f"{row}, [Unknown], GPU-a, NVIDIA A100-SXM4-40GB\\n")
+    with pytest.raises(UserError, match=r"^GPU 0 \(NVIDIA A100-SXM4-40GB\): nvidia-smi gives its memory as '\["):
+        gpus()
+
+
+def test_the_cards_that_are_free_and_large_enough_are_taken() -> None:
+    box = config(rollout_workers=1).cluster
+    small, busy = Gpu(total=4.0, index=0), Gpu(total=24.0, used=20.0, index=1)
+    free = [Gpu(total=24.0, used=0.1 * n, index=2 + n) for n in range(2)]
+    for found in ([small, *free], [busy, *free], [free[0], busy, free[1], small]):
+        assert cards_of(box, found) == free
+    assert cards_of(box, [small, free[0]]) == free[:1]
+
+
+def test_where_nothing_is_trained_no_learner_is_counted() -> None:
+    """Of a model that trains in 24 GiB at its peak: asking it is possible beside a browser."""
+    asked = config(rollout_workers=1, learners=1, colocated=True)
+    asked.mode, asked.cluster = "ask", asked.cluster.for_inference()
+    share = engine_memory(asked, usable_bytes(asked.cluster)).share / GIB
+    desktop = (Gpu(total=24.0, used=24.0 - share - 0.1),)
+    assert list(missing(asked, machine(gpus=desktop))) == []
+    training = config(device="cpu", rollout_workers=1)
+    alone = config(device="cpu", rollout_workers=1)
+    alone.cluster = alone.cluster.for_inference()
+    assert memory_bytes(alone) < memory_bytes(training) - learner_memory(training).static
 
 
 TWO = (

@@ -16,6 +16,7 @@ import pytest
 from patience import run
 
 from actors import ray_start
+from actors.plan.machine import Gpu
 from actors.plan.ray_address import reach
 from agent.errors import UserError
 from agent.pool.rules.recycle import Rule as Recycle
@@ -256,6 +257,27 @@ def test_a_slow_machine_is_waited_for(tmp_path: Path) -> None:
     slow = start(raylet(tmp_path, 'sleep 40; exec {real} "$@"'), 600.0)
     assert slow["end"] == "up"
     assert slow["seconds"] > 40
+
+
+@pytest.mark.parametrize("before", [None, "0,1,2"])
+def test_ray_is_shown_the_cards_that_the_check_has_counted_on(
+    monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    """Ray gives out the first ones that it sees: here one for the screen."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if before is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    found = (Gpu(total=4.0), Gpu(total=24.0, index=1), Gpu(total=24.0, index=2))
+    monkeypatch.setattr(ray_start, "gpus", lambda: (found, "580.1"))
+    for workers, shown in ((1, "1,2"), (2, before)):  # for three cards there are too few: the check has refused them
+        cluster = ClusterConfig(device="cuda", rollout_workers=workers)
+        with ray_start._cards_shown(RunConfig(pool=Recycle(), cluster=cluster)):
+            assert os.environ.get("CUDA_VISIBLE_DEVICES") == shown
+            assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+        assert os.environ.get("CUDA_VISIBLE_DEVICES") == before
+    with ray_start._cards_shown(RunConfig(pool=Recycle())):
+        assert os.environ.get("CUDA_VISIBLE_DEVICES") == before
 
 
 WORKERS = """

@@ -14,7 +14,7 @@ import pytest
 
 from actors import run_state
 from actors.provenance import Provenance, asked
-from actors.resume import carry_metrics, find, resumed
+from actors.resume import carry_best, carry_metrics, find, resumed
 from agent.errors import UserError
 from agent.pool import saved
 from agent.pool.query_pool import QueryPool
@@ -25,7 +25,7 @@ from conf import as_trained
 from conf.schema import CheckpointConfig, EvalConfig, RunConfig
 from conf.topology import ClusterConfig
 from learner.checkpoint import set_best, write_checkpoint
-from learner.config import AlgorithmConfig, OptimizerConfig
+from learner.config import AlgorithmConfig, ModelConfig, OptimizerConfig
 from learner.manifest import Files, listed
 from tasks.load import Task
 from tracking.metrics import MetricsLog, read, replace
@@ -33,7 +33,13 @@ from tracking.metrics import MetricsLog, read, replace
 IDS = [f"q{i}" for i in range(4)]
 
 
-def checkpoint(run: Path, step: int, pool: dict[str, Any] | None = None, made_with: Provenance | None = None) -> Path:
+def checkpoint(
+    run: Path,
+    step: int,
+    pool: dict[str, Any] | None = None,
+    made_with: Provenance | None = None,
+    best: dict[str, Any] | None = None,
+) -> Path:
     """A checkpoint of ``run``, as the supervisor writes it."""
     state = run_state.RunState(
         step=step,
@@ -41,6 +47,7 @@ def checkpoint(run: Path, step: int, pool: dict[str, Any] | None = None, made_wi
         generated_tokens=100 * step,
         first_eval={"step": 0, "em": 0.1},
         last_eval=None,
+        best=best,
     )
 
     def write(folder: Path) -> Files:
@@ -164,6 +171,20 @@ def test_auto_looks_at_runs_of_the_same_experiment_alone(tmp_path: Path) -> None
         UserError, match=r"is this experiment; the newest, .*other.*, has other settings \(seed=7 \(was 5"
     ):
         find("auto", outputs, tmp_path, asked(run_config(seed=7)))
+
+
+def test_auto_leaves_a_run_of_another_model_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same architecture: only its path tells it from ours, or its name."""
+    outputs, models = tmp_path / "outputs", tmp_path / "models"
+    mine = run_config(model=ModelConfig(path=str(models / "a"), name=""))
+    saved = checkpoint(outputs / "one", 1, made_with=Provenance(settings=asked(mine), data={}))
+    monkeypatch.chdir(models.parent)
+    for same in (str(models / "a"), "models/a", "models/../models/a"):
+        settings = asked(run_config(model=ModelConfig(path=same, name="")))
+        assert find("auto", outputs, tmp_path, settings).path == saved
+    for path, name in ((str(models / "b"), ""), (str(models / "b" / "a"), "a"), ("someone/a", "a")):
+        with pytest.raises(UserError, match=r"has other settings \((model\.name=b \(was a\), )?model\.path=.* \(was "):
+            find("auto", outputs, tmp_path, asked(run_config(model=ModelConfig(path=path, name=name))))
 
 
 def test_auto_takes_the_checkpoint_before_one_whose_settings_are_damaged(tmp_path: Path) -> None:
@@ -379,6 +400,22 @@ def test_a_resumed_run_keeps_the_rows_up_to_its_checkpoint_and_what_happened(tmp
         {"kind": "event", "event": "checkpoint", "step": 2},
         {"kind": "event", "event": "resumed", "step": 2, "path": str(path)},
     ]
+
+
+def test_the_best_checkpoint_so_far_is_found_in_a_new_folder_too(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    first = checkpoint(old, 1)
+    carry_best(first, new)
+    assert not (new / "checkpoints").exists(), "there was no evaluation"
+    for path in (checkpoint(old, 2, best={"step": 1, "em": 0.9}), checkpoint(old, 3, best={"step": 1, "em": 0.9})):
+        carry_best(path, old)
+        assert not (old / "checkpoints" / "best").exists()
+        carry_best(path, new)
+        assert (new / "checkpoints" / "best").resolve() == first.resolve()
+    own = checkpoint(new, 4)
+    set_best(own)
+    assert (new / "checkpoints" / "best").resolve() == own.resolve()
+    assert first.is_dir()
 
 
 def test_a_run_that_goes_on_in_its_own_folder_forgets_what_came_after_its_checkpoint(tmp_path: Path) -> None:

@@ -263,6 +263,10 @@ def test_the_environment_of_nccl_is_left_alone_unless_asked() -> None:
     assert ClusterConfig(device="cuda").nccl_environment == {}
     assert ClusterConfig(device="cuda", nccl_p2p=False).nccl_environment == {"NCCL_P2P_DISABLE": "1"}
     assert ClusterConfig(nccl_p2p=False).nccl_environment == {}
+    shared = ClusterConfig(device="cuda", nccl_p2p=False, learners=4, rollout_workers=4, colocated=True)
+    assert shared.nccl_environment == {"NCCL_P2P_DISABLE": "1"}, "learners add up their gradients through NCCL, too"
+    lost = ClusterConfig(device="cuda", nccl_p2p=False, weight_channel="object_store")
+    assert lost.nccl_environment == {"NCCL_P2P_DISABLE": "1"}
 
 
 @pytest.mark.parametrize(

@@ -57,10 +57,25 @@ def test_a_folder_that_no_run_wrote_is_a_model(tmp_path: Path) -> None:
     assert agent_of([str(tmp_path)]) == []
 
 
+def test_models_that_no_run_wrote_are_evaluated_alike_one_by_one_and_in_a_sweep() -> None:
+    names = ["Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-1.5B-Instruct"]
+    for more in ([], ["data=hotpotqa"]):
+        alone = [asked("mode=eval", "cluster=1x24gb", f"checkpoint={name}", *more)[0] for name in names]
+        jobs = {
+            job.checkpoint: job
+            for job in asked("-m", "mode=eval", "cluster=1x24gb", f"checkpoint={','.join(names)}", *more)
+        }
+        for name, one in zip(names, alone, strict=True):
+            job = jobs[name]
+            assert (job.model, job.agent, job.data, job.retrieval) == (one.model, one.agent, one.data, one.retrieval)
+            assert (job.model.path, job.model.dtype, job.data.source) == (name, "bfloat16", "jsonl")
+
+
 def test_a_sweep_over_checkpoints(tmp_path: Path) -> None:
     one, two = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two")
     jobs = asked("-m", "mode=eval", f"checkpoint={one},{two}")
     assert [job.agent for job in jobs] == [TRAINED] * len(jobs)
+    assert {(job.model.name, job.model.path) for job in jobs} == {("one", str(one)), ("two", str(two))}
     other = checkpoint(tmp_path / "other", replace(TRAINED, top_k=9))
     with pytest.raises(UserError, match=rf"^checkpoint={other}: was trained with another agent\.top_k than {one}"):
         asked("-m", "mode=eval", f"checkpoint={one},{other}")

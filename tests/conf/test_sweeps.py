@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 from conf_runs import Command, Training
 
 import launch
-from agent.errors import Fault, UserError
+from agent.errors import Fault, Stopped, UserError
 from conf.command_line import Sweep
 from tracking.metrics import read
 
@@ -198,6 +199,15 @@ def test_ctrl_c_ends_the_sweep_and_the_same_command_goes_on(training: Training, 
     assert command(*SWEEP)[0] == 0
     assert training.played == [(JOBS[1], 3)]
     assert [row["step"] for row in read(FOLDER / JOBS[1] / "metrics.jsonl", "step")] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_sweep_with_its_code(training: Training, command: Command, number: signal.Signals) -> None:
+    """By it a scheduler tells that it has taken the machine away."""
+    training.fate = {JOBS[0]: Stopped(number, " after step 2; resume with resume=…")}
+    code, _, err = command(*SWEEP)
+    assert (code, err) == (128 + number, f"slingshot: stopped by {number.name}; the same command goes on\n")
 
 
 @pytest.mark.slow
