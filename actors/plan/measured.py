@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from actors.plan.architecture import architecture
 from actors.plan.cards import card
 from actors.plan.host import weight_bytes
 from actors.plan.roofline import ASSUMED, Assumptions, Step, step
@@ -25,11 +26,12 @@ FORMAT = 2
 
 
 def place(config: RunConfig) -> Path:
-    """Where the last measurement with ``config``'s card and model is kept."""
+    """Where the last measurement with ``config``'s card and model is kept. Models of one name may be of two sizes."""
     cluster, model = config.cluster, config.model
     kind = cluster.card if cluster.device == "cuda" else "cpu"
     adapters = f"-lora{model.lora_rank}" if model.lora_rank else ""
-    return config.cache / "doctor" / f"{kind}-{model.name}-{model.dtype}{adapters}.json"
+    size = architecture(model).parameters
+    return config.cache / "doctor" / f"{kind}-{model.name}-{size}-{model.dtype}{adapters}.json"
 
 
 def measured(config: RunConfig) -> Mapping[str, Any] | None:

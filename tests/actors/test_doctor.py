@@ -196,8 +196,17 @@ def test_the_plan_takes_what_was_measured_and_says_so(box: RunConfig) -> None:
     file.write_text(json.dumps(healthy(format=measured.FORMAT + 1)))
     assert measured.assumptions(box) == ASSUMED, "of another doctor's kind"
     file.write_text("{")
-    with pytest.raises(UserError, match=r"rtx3090-qwen1\.5b-bfloat16\.json: can't be read .* run mode=doctor again"):
+    with pytest.raises(
+        UserError, match=r"rtx3090-qwen1\.5b-\d+-bfloat16\.json: can't be read .* run mode=doctor again"
+    ):
         table(box)
+
+
+def test_models_of_one_name_and_two_sizes_have_a_measurement_each(box: RunConfig) -> None:
+    """As any two checkpoints have: step-000040."""
+    assert box.model.architecture is not None
+    smaller = replace(box.model, architecture={**box.model.architecture, "num_hidden_layers": 2})
+    assert measured.place(replace(box, model=smaller)) != measured.place(box)
 
 
 def test_a_machine_without_the_clusters_gpus_has_nothing_to_measure(
