@@ -17,6 +17,7 @@ from actors.inference import Served
 from actors.plan.machine import check_cache
 from actors.questions import asked_of_endpoint
 from actors.replay import CHUNK
+from agent.errors import Fault, commonest
 from agent.inference.evaluation import EvalRow, eval_row, retrieved
 from agent.inference.infer import Inferred
 from agent.records import Question
@@ -27,9 +28,10 @@ from retrieval_service.service import RetrievalService
 from tasks.load import load
 from tasks.making.endpoint import Endpoint
 from tasks.making.episodes import CODEC, Stage
-from tasks.making.teacher import Teacher
+from tasks.making.teacher import PATIENCE, Teacher
 from tasks.notices import write_notices
 from tracking.console import Console
+from tracking.evals.rows import EvalRows
 from tracking.trajectories import EVALUATIONS, EvaluationLog, Texts
 
 Played = tuple[Question, Inferred, EvalRow]
@@ -43,9 +45,17 @@ class EndpointPlayers:
 
     def __init__(self, config: RunConfig, run_dir: Path, stage: Stage, runner: asyncio.Runner) -> None:
         self._config = config
+        self._run_dir = run_dir
         self._log = EvaluationLog(path=run_dir / EVALUATIONS)
         self._stage = stage
         self._runner = runner
+        played = EvalRows(run_dir).last()
+        self._answered = sum(not row.fault for row in played)
+        """Completions so far, of a start before this one as well: more than 0 is all that counts."""
+        self._failed = {row.question_id for row in played if row.fault}
+        """Questions that a fault has ended before. That they fail again tells nothing of the endpoint."""
+        self._in_a_row: list[str] = []
+        """What the newest episodes ended in, as long as all of them ended in a fault."""
 
     def evaluate(
         self,
@@ -56,7 +66,8 @@ class EndpointPlayers:
         chunk: int = CHUNK,
         keep: Callable[[list[EvalRow]], None] = lambda rows: None,
     ) -> list[EvalRow]:
-        """See ``WorkerPool.evaluate``. Raises ``UserError`` for an endpoint that refuses everything."""
+        """See ``WorkerPool.evaluate``. Raises ``UserError`` for an endpoint that refuses everything, and ``Fault`` once
+        ``PATIENCE`` episodes in a row have ended in a fault."""
         found: list[EvalRow] = []
         for at in range(0, len(questions), chunk):
             episodes = self._runner.run(self._chunk(questions[at : at + chunk]))
@@ -67,14 +78,31 @@ class EndpointPlayers:
             found += rows
             if played is not None:
                 played(min(at + chunk, len(questions)), len(questions))
+            self._check_alive(rows)
         return found
+
+    def _check_alive(self, rows: Sequence[EvalRow]) -> None:
+        for row in rows:
+            if not row.fault:
+                self._in_a_row.clear()
+            elif row.question_id not in self._failed:
+                self._in_a_row.append(f"{row.stop_reason}: {row.error}")
+        self._failed |= {row.question_id for row in rows if row.fault}
+        if len(self._in_a_row) >= PATIENCE:
+            raise Fault(
+                f"the last {len(self._in_a_row)} episodes all ended in a fault: {commonest(self._in_a_row)}; "
+                f"resume=if_any output_dir={self._run_dir} goes on"
+            )
 
     async def _chunk(self, questions: Sequence[Question]) -> list[Played]:
         how = self._config.evaluation
         places = asyncio.Semaphore(how.endpoint.parallel)
         async with how.endpoint.client() as client:
+            client.answered = self._answered
             asked = [(question, sample) for question in questions for sample in range(how.samples)]
-            return await asyncio.gather(*(self._episode(client, places, q, sample) for q, sample in asked))
+            played = await asyncio.gather(*(self._episode(client, places, q, sample) for q, sample in asked))
+        self._answered = client.answered
+        return played
 
     async def _episode(self, client: Endpoint, places: asyncio.Semaphore, question: Question, sample: int) -> Played:
         config = self._config

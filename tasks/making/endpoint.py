@@ -35,6 +35,8 @@ class Reply:
     finish: str
     tokens: int = 0
     """That the model has generated; 0 where the endpoint doesn't say."""
+    stopped_by: str | None = None
+    """The stop string that ended it, "" for none of them; None where the endpoint doesn't say (vLLM does)."""
 
 
 class Endpoint:
@@ -96,7 +98,7 @@ class Endpoint:
         try:
             told = json_of(response.content)
             choice = told["choices"][0]
-            text, finish = choice["message"]["content"], choice.get("finish_reason") or "stop"
+            text, finish = _text(choice), choice.get("finish_reason") or "stop"
             tokens = int((told.get("usage") or {}).get("completion_tokens") or 0)
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise EndpointError(f"{self._url}: the reply is no chat completion: {shown!r}", code) from error
@@ -107,4 +109,20 @@ class Endpoint:
         except UnicodeEncodeError as error:
             raise EndpointError(f"{self._url}: the reply's text has half a surrogate pair: {shown!r}", code) from error
         self.answered += 1
-        return Reply(text=text, finish=finish, tokens=tokens)
+        return Reply(text=text, finish=finish, tokens=tokens, stopped_by=_stopped_by(choice))
+
+
+def _text(choice: Mapping[str, Any]) -> Any:
+    """What the model said. Nothing, where a parser of thoughts gave them all another place: they never ended."""
+    message = choice["message"]
+    said = message["content"]
+    elsewhere = any(message.get(key) for key in ("tool_calls", "function_call", "refusal"))
+    return "" if said is None and choice.get("finish_reason") in ("stop", "length") and not elsewhere else said
+
+
+def _stopped_by(choice: Mapping[str, Any]) -> str | None:
+    """See ``Reply``. vLLM's is a stop string, a token's id, or null for the end token."""
+    if "stop_reason" not in choice:
+        return None
+    told = choice["stop_reason"]
+    return told if isinstance(told, str) else ""

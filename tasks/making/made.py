@@ -39,6 +39,10 @@ class Why(StrEnum):
     FAULT = "a fault"
 
 
+UNTRIED = frozenset({Why.UNNAMED, Why.LACKING})
+"""Of questions that nothing is played for."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Expert:
     """A trajectory that may be taken."""
@@ -69,6 +73,11 @@ class Attempt:
     def broken(self) -> bool:
         """Whether nothing but faults came of it."""
         return bool(self.faults) and not self.experts and not self.refused
+
+    @property
+    def played(self) -> bool:
+        """Whether something came of it that isn't known beforehand."""
+        return bool(self.experts) or not UNTRIED.issuperset(self.refused)
 
     @property
     def why(self) -> Why:

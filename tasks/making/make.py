@@ -30,12 +30,10 @@ from tasks.making.endpoint import Endpoint
 from tasks.making.episodes import Script, Stage
 from tasks.making.evidence import NotFoundError, Step, Walk
 from tasks.making.made import Attempt, Expert, Made, Selection, Why
-from tasks.making.teacher import Teacher, path
+from tasks.making.teacher import PATIENCE, Teacher, path
 
 CHUNK = 64
 """Questions that are played at a time from the evidence."""
-PATIENCE = 20
-"""Episodes of a teacher in a row that end in a fault, after which the making ends."""
 CLOSED = frozenset({"yes", "no"})
 
 
@@ -87,7 +85,10 @@ async def make(
                 if made.selection.full:
                     break
                 made.add(question.id, attempt)
-                in_a_row = in_a_row + len(attempt.faults) if attempt.broken else 0
+                if attempt.broken:
+                    in_a_row += len(attempt.faults)
+                elif attempt.played:
+                    in_a_row = 0
             progress(min(at + chunk, len(ordered)), len(ordered))
             if in_a_row >= PATIENCE:
                 made.broken = f"the last {in_a_row} episodes all ended in a fault: {commonest(made.faults)}"

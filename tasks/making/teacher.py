@@ -20,6 +20,8 @@ from tasks.making.config import EndpointConfig
 from tasks.making.endpoint import Endpoint, EndpointError
 from tasks.making.episodes import CODEC, completion
 
+PATIENCE = 20
+"""Episodes in a row that end in a fault, after which nothing more is asked of an endpoint."""
 REFUSED = frozenset({401, 403, 404})
 """HTTP codes of an endpoint, a model or a key that are wrong, whatever is asked: unless something was answered before.
 Then it is that one request (some hosts refuse a flagged text with 403)."""
@@ -49,6 +51,7 @@ class Teacher:
             reply = await self.endpoint.chat(
                 self._messages,
                 temperature=temperature,
+                top_p=1.0,  # else the server's, which may be that of the model's generation_config.json
                 seed=seed % 2**31,
                 stop=list(stop),
                 max_tokens=self.limits.max_new_tokens_first if first else self.limits.max_new_tokens,
@@ -65,7 +68,7 @@ class Teacher:
             raise GenerationError(f"{self.config.url}: the model's turn ended with {reply.finish!r}")
         self.tokens += reply.tokens
         finish = Finish(reply.finish)
-        text = turn(reply.text, self.protocol, stop, finish)
+        text = turn(reply.text, self.protocol, stop, finish, reply.stopped_by)
         self._messages.append({"role": "assistant", "content": text})
         made = completion(text, finish)
         self._seen = len(prompt_ids) + len(made.token_ids)
@@ -76,8 +79,10 @@ class Teacher:
         raise NotImplementedError
 
 
-def turn(text: str, protocol: TagProtocol, stop: Sequence[str], finish: Finish) -> str:
+def turn(text: str, protocol: TagProtocol, stop: Sequence[str], finish: Finish, stopped_by: str | None = None) -> str:
     """A reply as one turn of an episode: up to its first closing tag, which most endpoints leave out.
+
+    ``stopped_by`` is that of ``Reply``: a tag that the model didn't close stays open where the endpoint tells.
 
     >>> from agent.protocol import PROTOCOLS
     >>> turn("I look. <search>Emma", PROTOCOLS["search"], ("</search>", "</answer>"), Finish.STOP)
@@ -92,8 +97,8 @@ def turn(text: str, protocol: TagProtocol, stop: Sequence[str], finish: Finish) 
     pairs = [(call.opening, call.closing) for call in protocol.calls]
     pairs += [] if protocol.braced_answer else [(protocol.answer_open, protocol.answer_close)]
     opened = max(pairs, key=lambda pair: text.rfind(pair[0]))
-    closed = opened[1] if finish is Finish.STOP and opened[0] in text else ""
-    return text.strip() + closed
+    closed = finish is Finish.STOP and opened[0] in text and stopped_by in (None, opened[1])
+    return text.strip() + (opened[1] if closed else "")
 
 
 def path(trajectory: Trajectory) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import pytest
 
 import launch
 from actors import evaluating
-from agent.errors import UserError
+from agent.errors import Fault, UserError
 from conf.schema import RunConfig
 from tasks.making import config as settings
 from tasks.making.endpoint import Endpoint
@@ -37,6 +37,8 @@ class Model:
     url: str = ""
     down: int = 0
     """Requests that are refused from now on."""
+    flagged: str = ""
+    """What stands in a prompt that is refused every time."""
     code: int = 503
 
     def says(self, messages: list[dict[str, str]]) -> str:
@@ -57,8 +59,9 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Model]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             state.asked.append(body)
             state.keys.append(self.headers.get("Authorization", ""))
-            if state.down:
-                state.down -= 1
+            flagged = bool(state.flagged) and state.flagged in body["messages"][0]["content"]
+            if state.down or flagged:
+                state.down -= not flagged
                 self.send_response(state.code)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -158,6 +161,60 @@ def test_an_endpoint_that_refuses_is_a_users_mistake(model: Model, asked: Any, t
         UserError, match=r"^evaluation\.endpoint\.url=.*, evaluation\.endpoint\.model=org/some-model: .*ENDPOINT_KEY$"
     ):
         evaluated(asked(), tmp_path / "run")
+
+
+@pytest.fixture
+def many(asked: Any, tmp_path: Path) -> Any:
+    """The questions a hundred times over, one request at a time: what is asked in which order is known."""
+    file = tmp_path / "many.jsonl"
+    lines = (tmp_path / "ask.jsonl").read_text().splitlines()
+    rows = [json.loads(lines[n % 3]) | {"id": f"q{n:03}", "question": f"{n}: {json.loads(lines[n % 3])['question']}"}
+            for n in range(200)]  # fmt: skip
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return functools.partial(
+        asked,
+        *(f"data.eval_questions={file}", "evaluation.questions=0"),
+        *("evaluation.endpoint.parallel=1", "evaluation.endpoint.tries=1"),
+    )
+
+
+@pytest.mark.parametrize("code", [403, 404])
+def test_one_question_that_is_refused_is_a_fault_of_its_own(model: Model, many: Any, tmp_path: Path, code: int) -> None:
+    """Some hosts refuse a flagged text with 403: what is asked again is that question alone."""
+    model.flagged, model.code = "Question: 150: ", code
+    found = evaluated(many(), tmp_path / "run")
+    assert (found["episodes"], found["faults"]) == (200, 1)
+
+
+def test_a_question_that_is_refused_at_the_start_of_what_goes_on_is_a_fault(
+    model: Model, many: Any, tmp_path: Path
+) -> None:
+    model.flagged, model.code = "Question: 60: ", 403
+    folder = tmp_path / "run"
+    evaluated(many(), folder)
+    rows = (folder / "eval_rows.jsonl").read_text().splitlines()
+    (folder / "eval_rows.jsonl").write_text("".join(f"{row}\n" for row in rows[:64]))  # as it was killed
+    found = evaluated(many("resume=if_any", f"output_dir={folder}"), folder)
+    assert (found["episodes"], found["faults"]) == (200, 1)
+
+
+def test_an_endpoint_that_is_gone_ends_the_evaluation_soon(model: Model, many: Any, tmp_path: Path) -> None:
+    model.down, folder = 1000, tmp_path / "run"
+    with pytest.raises(Fault, match=r"^the last 64 episodes all ended in a fault: .*HTTP 503.* goes on$") as caught:
+        evaluated(many(), folder)
+    assert f"; resume=if_any output_dir={folder} goes on" in str(caught.value)
+    assert len(model.asked) == 64
+    model.down = 0
+    assert evaluated(many("resume=if_any", f"output_dir={folder}"), folder)["faults"] == 0
+
+
+def test_questions_that_were_refused_before_are_no_sign_that_the_endpoint_is_gone(
+    model: Model, many: Any, tmp_path: Path
+) -> None:
+    """They are all that is asked again."""
+    model.flagged, model.code = "Ulysses", 403
+    found = evaluated(many("evaluation.max_fault_share=0.5"), tmp_path / "run")
+    assert found["faults"] == 67
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,7 @@ def test_right_episodes_with_all_evidence_are_kept_once(make, school, tmp_path):
     assert any("7 episodes of the teacher: 2 kept" in line and "1 faults" in line for line in made.lines())
     first, second, third = school.asked[:3]
     assert (first["model"], first["stop"], first["temperature"]) == ("a-teacher", ["</search>", "</answer>"], 0.7)
+    assert first["top_p"] == 1.0
     assert first["max_tokens"] == AGENT.max_new_tokens_first
     assert second["max_tokens"] == AGENT.max_new_tokens
     assert set(school.keys) == {"Bearer secret"}
@@ -144,6 +145,9 @@ def test_an_endpoint_that_is_gone_ends_the_making_and_is_no_wrong_answer(make, m
     assert not made.refused
     assert set(why(made).values()) == {Why.FAULT}
     assert "ConnectError" in made.broken
+    unnamed = [replace(EMMA, id=f"u{i}", supporting=()) for i in range(30)]
+    made = make(*twins, *unnamed, teacher=teacher(9, episodes=2, tries=2))
+    assert made.episodes == 20, "a question that can't be tried tells nothing of the endpoint"
     from actors.experts import write
 
     with pytest.raises(Fault, match="ended early: the last 20 episodes all ended in a fault"):
@@ -156,6 +160,11 @@ def test_an_endpoint_that_is_gone_ends_the_making_and_is_no_wrong_answer(make, m
         ("no json", "no chat completion: 'no json'"),
         ('{"choices": []}', "no chat completion"),
         ('{"choices": [{"message": {"content": null}}]}', "the reply has no text"),
+        ('{"choices": [{"message": {"content": null}, "finish_reason": "tool_calls"}]}', "the reply has no text"),
+        (
+            '{"choices": [{"message": {"content": null, "tool_calls": [1]}, "finish_reason": "stop"}]}',
+            "the reply has no text",
+        ),
         ('{"choices": [{"message": {"content": "\\ud83d <search>x"}}]}', "half a surrogate pair"),
         ('{"choices": [{"message": {"content": "x"}}], "usage": {"completion_tokens": 1e999}}', "no chat completion"),
         ("[" * 100_000, "no chat completion"),
@@ -167,6 +176,25 @@ def test_a_reply_that_is_none_is_a_fault(make, school, body, said):
     made = make(EMMA, teacher=teacher(school.port, episodes=1))
     assert said in made.faults[0]
     assert not made.refused
+
+
+@pytest.mark.parametrize("finish", ["stop", "length"])
+def test_thoughts_that_never_end_are_a_turn_without_text(make, school, finish):
+    """A server with a parser of thoughts has none of them in the content."""
+    choice = {"message": {"content": None, "reasoning_content": "Hm. Hm."}, "finish_reason": finish}
+    school.scripts = [[(200, json.dumps({"choices": [choice]}))]]
+    made = make(EMMA, teacher=teacher(school.port, episodes=1))
+    assert (made.faults, made.refused) == ([], {Why.UNANSWERED: 1})
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"), [({"stop_reason": None}, 0), ({"stop_reason": 151645}, 0), ({"stop_reason": "</search>"}, 1)]
+)
+def test_a_tag_that_the_model_left_open_stays_open_where_the_endpoint_tells(make, school, told, kept):
+    choice = {"message": {"content": "I look. <search>Emma (novel)"}, "finish_reason": "stop", **told}
+    school.scripts = [[(200, json.dumps({"choices": [choice]})), "<search>Jane Austen", "<answer>Steventon"]]
+    made = make(EMMA, teacher=teacher(school.port, episodes=1))
+    assert (len(made.experts), made.faults) == (kept, [])
 
 
 def test_a_request_that_is_refused_after_others_were_answered_is_a_fault(make, school):
@@ -245,6 +273,13 @@ STOP = ("</search>", "</answer>")
 )
 def test_a_reply_is_one_turn(said, finish, turned):
     assert turn(said, EMMA_PROTOCOL, STOP, finish) == turned
+
+
+@pytest.mark.parametrize(
+    ("stopped_by", "turned"), [("</search>", "<search>a</search>"), ("</answer>", "<search>a"), ("", "<search>a")]
+)
+def test_only_the_tag_that_ended_a_reply_is_added(stopped_by, turned):
+    assert turn("<search>a", EMMA_PROTOCOL, STOP, Finish.STOP, stopped_by) == turned
 
 
 @pytest.mark.parametrize(

@@ -27,13 +27,17 @@ class EvalRows:
     def read(self, samples: int) -> dict[str, list[EvalRow]]:
         """The episodes of each question of which all ``samples`` are there, by its id; of several attempts the last."""
         found: dict[str, dict[int, EvalRow]] = {}
-        for line in read(self.path) if self.path.is_file() else []:
-            if line.keys() == set(_NAMES):
-                row = EvalRow(**line)
-                found.setdefault(row.question_id, {})[row.sample] = row
+        for row in self.last():
+            found.setdefault(row.question_id, {})[row.sample] = row
         return {
             name: [own[k] for k in range(samples)] for name, own in found.items() if own.keys() == set(range(samples))
         }
+
+    def last(self) -> list[EvalRow]:
+        """The last attempt at each episode, however many of its question are there."""
+        lines = read(self.path) if self.path.is_file() else []
+        rows = [EvalRow(**line) for line in lines if line.keys() == set(_NAMES)]
+        return [*{(row.question_id, row.sample): row for row in rows}.values()]
 
     def viable(self, samples: int) -> dict[str, list[EvalRow]]:
         """Those without a fault: what an evaluation that goes on need not play again."""
