@@ -70,16 +70,20 @@ def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
     From full episodes on development questions.
     """
     from actors.inference import inference
+    from actors.replay import play
     from agent.inference.calibration import calibrate, check_enough
-    from agent.inference.evaluation import check_any_scored
+    from agent.inference.evaluation import check_any_scored, refusal
     from tracking.calibration import write
 
     wanted = {name: getattr(config.exit, name) for name in ("risk", "delta", "fit_share")}
 
     with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("calibration") as phase:
         check_enough(len(served.asked.questions), **wanted)  # before they are played
-        rows = served.workers.evaluate(served.asked.questions, phase.counting("questions"))
+        counting = phase.counting("questions")
+        rows = play(served.workers, served.asked.questions, counting, step=None, searchable=served.searchable)
         check_any_scored(rows)
+    if why := refusal(rows, config.evaluation.max_fault_share):
+        raise Fault(f"{why}; what is left is a biased choice of the questions: calibrate again")
     result = calibrate(rows, **wanted)
     about = {"checkpoint": config.checkpoint, "weights": served.weights, "data": served.task.name}
     write(run_dir, result, rows, about, config.exit, config.selectivity, config.agent, console)

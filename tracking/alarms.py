@@ -20,7 +20,7 @@ from learner.config import BFLOAT16_MISMATCH, SHIFTED_MISMATCH
 WINDOW = 5
 """Steps that a rule takes together."""
 MISMATCH_GROWTH = 100.0
-"""Times the least of the run; bfloat16's rounding by itself varies by ten."""
+"""Times the least of the run, a median of ``WINDOW`` steps; bfloat16's rounding by itself varies by ten."""
 MISMATCH_FLOOR = 1e-3
 """Nats a token; float32's rounding stays far below it, and growth below it says nothing."""
 
@@ -57,7 +57,9 @@ class History:
         self.last: deque[Row] = deque(maxlen=WINDOW)
         self.evals: list[tuple[Row, float]] = []
         """Each with the mean reward of the steps before it; NaN before the first step."""
+        self.mismatches: deque[float] = deque(maxlen=WINDOW)
         self.least_mismatch = math.inf
+        """The least median of ``WINDOW`` steps: a single step with few tokens may have hardly any."""
         self.best_throughput = 0.0
         self.overlaps = False
         """Rollouts and updates overlap (``pool.max_staleness`` above 0)."""
@@ -70,7 +72,9 @@ class History:
             self.first.append(row)
         self.last.append(row)
         if (mismatch := _number(row, "rollout/mismatch")) is not None:
-            self.least_mismatch = min(self.least_mismatch, mismatch)
+            self.mismatches.append(mismatch)
+            if len(self.mismatches) == WINDOW:
+                self.least_mismatch = min(self.least_mismatch, statistics.median(self.mismatches))
         self.overlaps = self.overlaps or (_number(row, "rollout/staleness_max") or 0) > 0
         if self.full:
             speed = statistics.median(values) if (values := self._values("rollout/tokens_per_s", self.last)) else 0.0

@@ -48,6 +48,7 @@ def write(
         "threshold": found.chosen.threshold if found.chosen else None,
         "risk_bound": found.chosen.risk_bound if found.chosen else None,
         "questions": found.questions,
+        "faults": sum(row.fault for row in rows),
         "full": {"em": found.em, "searches": found.searches, "tokens": found.tokens},
         "points": [asdict(point) for point in found.points],
     }
@@ -61,6 +62,8 @@ def write(
         f"full episodes on {found.questions} development questions: EM {found.em:.3f}  searches {found.searches:.2f}  "
         f"generated tokens {found.tokens:.1f}"
     )
+    if faults := content["faults"]:
+        console.say(f"faults, which count in nothing: {faults} of {len(rows)} questions", "yellow")
     if found.chosen is None:
         console.say(f"no threshold has a risk of at most exit.risk={ending.risk}", "yellow")
     else:

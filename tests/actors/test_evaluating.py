@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 from ray_fakes import row_of
 
+import launch
 from actors import evaluating
 from actors.inference import Served
 from actors.questions import Asked
+from agent.config import ExitConfig
 from agent.errors import Fault, UserError
 from agent.inference.evaluation import EvalRow
 from agent.pool.rules.base import rule_class
@@ -210,3 +212,42 @@ def test_an_evaluation_is_compared_with_another(house: House, tmp_path: Path) ->
     house.evaluate(compare=other)
     found = json.loads((house.folder / "comparison.json").read_text())
     assert (found["slices"][0]["em"]["mean"], found["slices"][0]["em"]["alike"], found["notices"]) == (0.0, 6, [])
+
+
+# --- calibrating ---------------------------------------------------------------------------------
+
+
+class Passing(Workers):
+    """Those whose faults have passed at the second attempt."""
+
+    def evaluate(self, *arguments: Any, **more: Any) -> list[EvalRow]:
+        rows = super().evaluate(*arguments, **more)
+        self.faults = set()
+        return rows
+
+
+def calibrated(house: House, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """calibration.json."""
+    house.workers = workers
+    monkeypatch.setattr("actors.inference.inference", house._inference)
+    config = RunConfig(
+        mode="calibrate",
+        checkpoint="model",
+        pool=rule_class("recycle")(),
+        exit=ExitConfig(risk=0.4, delta=0.4, fit_share=0.0),
+    )
+    launch.calibrate(config, house.folder, Console(quiet=True))
+    return json.loads((house.folder / "calibration.json").read_text())
+
+
+def test_a_calibration_plays_what_a_fault_ended_once_more(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = Passing(1, {"q1"})
+    found = calibrated(house, workers, monkeypatch)
+    assert (found["questions"], found["faults"]) == (6, 0)
+    assert workers.played == [*(q.id for q in QUESTIONS), "q1"]
+
+
+def test_a_calibration_with_too_many_faults_is_none(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Fault, match=r"^1 of 6 episodes ended in a fault, more than evaluation\.max_fault_share=0\.01"):
+        calibrated(house, Workers(1, {"q1"}), monkeypatch)
+    assert names(house.folder) == set()

@@ -55,9 +55,9 @@ class Table:
 class Run:
     """What ``trackio.init`` returns; ``logged`` has what came."""
 
-    def __init__(self, project: str, name: str, config: dict[str, Any]) -> None:
+    def __init__(self, project: str, name: str, config: dict[str, Any], resume: str) -> None:
         json.dumps(config)
-        self.project, self.name = project, name
+        self.project, self.name, self.resume = project, name, resume
         self.logged: list[tuple[int | None, dict[str, Any]]] = []
         self.open = True
 
@@ -79,7 +79,7 @@ def trackio(runs: list[Run]) -> ModuleType:
         auto_log_gpu: bool,
     ) -> Run:  # fmt: skip
         assert resume in ("must", "allow", "never")
-        runs.append(Run(project, name, config))
+        runs.append(Run(project, name, config, resume))
         return runs[-1]
 
     module = ModuleType("trackio")

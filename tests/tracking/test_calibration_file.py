@@ -142,6 +142,15 @@ def test_it_says_when_nothing_is_saved(tmp_path: Path, capsys: Any, confidence: 
     assert ("nothing is saved at this threshold" in capsys.readouterr().out) != saves
 
 
+def test_faults_are_told(tmp_path: Path, capsys: Any) -> None:
+    rows = [*ROWS, replace(row(0.8, 1.0), fault=True)]
+    found = calibrate(rows, risk=0.1, delta=0.05, fit_share=0)
+    write(tmp_path, found, rows, ABOUT, ENDING, ALL, AGENT, Console())
+    content = json.loads((tmp_path / "calibration.json").read_text())
+    assert (content["questions"], content["faults"]) == (100, 1)
+    assert "faults, which count in nothing: 1 of 101 questions" in capsys.readouterr().out
+
+
 def test_a_file_that_is_none(file: Path) -> None:
     with pytest.raises(UserError, match=r"can't be read .*; mode=calibrate writes such a file"):
         read(file.parent / "missing.json")

@@ -149,12 +149,26 @@ def test_what_is_played_again_leaves_the_logs(tmp_path: Path) -> None:
 
 def test_an_evaluation_goes_on_only_as_it_began(tmp_path: Path) -> None:
     begin(tmp_path, SETTING)
+    EvalRows(tmp_path).write([row("a"), row("b", fault=True)])
     begin(tmp_path, SETTING)
     changed = {**SETTING, "agent": {"top_k": 5}}
     with pytest.raises(
         UserError, match=r"^output_dir=.*: holds another evaluation, .*; differs: agent\.top_k=5 \(was 3\)$"
     ):
         begin(tmp_path, changed)
+
+
+@pytest.mark.parametrize("rows", [[], [row("a", fault=True)]])
+def test_a_start_that_played_nothing_binds_nobody(tmp_path: Path, rows: list[EvalRow]) -> None:
+    """As with a wrong address, which is a part of the setting."""
+    begin(tmp_path, SETTING)
+    EvalRows(tmp_path).write(rows)
+    other = {**SETTING, "checkpoint": "run_2/step"}
+    begin(tmp_path, other)
+    EvalRows(tmp_path).write([row("a")])
+    begin(tmp_path, other)
+    with pytest.raises(UserError, match="holds another evaluation"):
+        begin(tmp_path, SETTING)
 
 
 def test_versions_name_the_prompt_by_its_text(tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ def test_trackio_gets_the_numbers_and_the_episodes_of_a_run_that_goes_on(
         return
     (one, other) = trackio
     assert (one.project, one.logged) == ("slingshot", [(1, {"reward/mean": 0.5})])
+    assert (one.resume, other.resume) == ("never", "allow"), "a new run is none of an old one of its name"
     assert other.logged[0] == (2, {"eval/em": 0.25})
     (row,) = other.logged[1][1]["eval/episodes"].data
     assert (row["question_id"], row["em"], row["golden_answers"]) == ("q1", 1, "yes")

@@ -16,6 +16,7 @@ from agent.inference.evaluation import EvalRow, refusal
 from agent.prompts import prompt_digest
 from agent.readable import json_of
 from tracking.differences import differences, listed
+from tracking.evals.rows import EvalRows
 
 RESULT = "eval.json"
 SETTING = "eval_setting.json"
@@ -56,13 +57,14 @@ def _slice(rows: Sequence[EvalRow], samples: int, seed: int) -> dict[str, Any]:
 
 
 def begin(folder: Path, setting: Mapping[str, Any]) -> None:
-    """Notes what the folder's rows depend on, or compares it with what is noted there.
+    """Notes what the folder's rows depend on, or compares it with what is noted there; without a row that ended without
+    a fault nothing depends on that.
 
     Raises ``UserError`` with the differences where rows of another setting are there.
     """
     path = folder / SETTING
     now = json.loads(json.dumps(setting))
-    if path.is_file():
+    if path.is_file() and any(not row.fault for row in EvalRows(folder).last()):
         try:
             before = json_of(path.read_text(encoding="utf-8"))
         except ValueError:

@@ -19,7 +19,7 @@ class Tracker(base.Tracker):
             project=asked.config.project,
             name=self.id,
             config=dict(asked.settings),
-            resume="allow",
+            resume="allow" if asked.id else "never",  # else a new run would go on with an old one of its name
             embed=False,
             auto_log_cpu=False,  # Ray's dashboard has it
             auto_log_gpu=False,
