@@ -16,6 +16,7 @@ from typing import Any
 
 from agent.errors import UserError
 from agent.tokens import TokenCodec
+from agent.tools.base import Request
 
 Message = dict[str, Any]
 ASSISTANT, FIRST, SECOND = "ASSISTANT-mark", 'mark-1 "quoted"\nélan', 'mark-2 "quoted"\nélan'
@@ -30,6 +31,8 @@ DATE = "26 Jul 2024"
 WHERE = "agent.format=tools"
 ASKED: tuple[Message, ...] = ({"role": "user", "content": "?"},)
 """A conversation that is rendered to see what a template does."""
+SAMPLE = Request(tool="search", arguments={"query": "?"})
+"""A call that is rendered to see how a template writes one."""
 
 
 def template_options(codec: TokenCodec, thinking: bool | None) -> dict[str, Any]:
@@ -49,7 +52,7 @@ def template_options(codec: TokenCodec, thinking: bool | None) -> dict[str, Any]
 
 
 class ChatTemplate:
-    """A chat template with ``tools`` (JSON schemas), as an episode needs it.
+    """A chat template with ``tools`` (JSON schemas; none if it isn't to describe them), as an episode needs it.
 
     Raises ``UserError`` for a template that can't be used: one that fails, that shows no results, or whose turns don't
     end with a special token; and for ``thinking`` given to a template without such a switch.
@@ -59,8 +62,7 @@ class ChatTemplate:
         self._codec = codec
         self._options = template_options(codec, thinking)
         self._tools: Sequence[Mapping[str, Any]] = tools
-        name = tools[0]["function"]["name"]
-        self.native = name in self._difference(tools)
+        self.native = bool(tools) and tools[0]["function"]["name"] in self._difference(tools)
         """Whether the template itself describes the tools. Otherwise the system prompt has to."""
         if not self.native:
             self._tools = ()
@@ -124,8 +126,8 @@ class ChatTemplate:
         self.written_as = self._sample(len(one[:at]))
 
     def _sample(self, head: int) -> str:
-        """How the template writes a call: a rendering that has one in it, or nothing if it can't."""
-        function = {"name": "search", "arguments": {"query": "?"}}
+        """How the template writes the call ``SAMPLE``: a rendering from there on, or nothing if it can't."""
+        function = {"name": SAMPLE.tool, "arguments": dict(SAMPLE.arguments)}
         call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
         try:
             return self.render([*self.opening("", "?"), call])[head:]

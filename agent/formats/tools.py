@@ -15,7 +15,7 @@ from agent.config import AgentConfig
 from agent.errors import Fault
 from agent.formats.base import Format, Shown
 from agent.formats.calls import CallStyle, JsonCalls, Malformed, TaggedCalls, check
-from agent.formats.chat_template import ChatTemplate
+from agent.formats.chat_template import SAMPLE, ChatTemplate
 from agent.formats.tags import tags_of
 from agent.neutral import ENCODINGS
 from agent.prompts import described_tools, fill, tools_prompt
@@ -42,6 +42,8 @@ class ToolFormat(Format):
         self._style: CallStyle = TaggedCalls()
         if self._template.native and "<tool_call>" not in self._template.written_as:
             self._style = JsonCalls()
+        if self._template.native and not self._reads_the_template():
+            self._template, self._style = ChatTemplate(codec, (), config.thinking), TaggedCalls()
         described = described_tools([json.dumps(s, ensure_ascii=False) for s in schemas], self._style.how)
         self._system, self._user = tools_prompt(config, self.protocol, described, native=self._template.native)
         self.stop = (self._template.end,)
@@ -67,10 +69,7 @@ class ToolFormat(Format):
         """
         if finish is Finish.LENGTH and self._template.end not in text:
             return Action()
-        body = text.partition(self._template.end)[0]
-        for token in self._codec.special_tokens:
-            body = body.strip().removesuffix(token) if token not in MARKS else body
-        body = body.rpartition("</think>")[2]
+        body = self._body(text)
         if "<think>" in body:
             return Action()
         try:
@@ -81,6 +80,20 @@ class ToolFormat(Format):
             return Action(requests=tuple(requests)) if requests else Action(answer=self._answer(body))
         except Malformed as why:
             return Action(malformed=str(why))
+
+    def _body(self, text: str) -> str:
+        """A turn's text without what ends it, and without its thoughts."""
+        body = text.partition(self._template.end)[0]
+        for token in self._codec.special_tokens:
+            body = body.strip().removesuffix(token) if token not in MARKS else body
+        return body.rpartition("</think>")[2]
+
+    def _reads_the_template(self) -> bool:
+        """Whether a call as the template writes it is read as that call."""
+        try:
+            return self._style.read(self._body(self._template.written_as)) == [SAMPLE]
+        except Malformed:
+            return False
 
     def _answer(self, body: str) -> str | None:
         if self.protocol.answer_open not in body:

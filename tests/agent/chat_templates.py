@@ -11,8 +11,8 @@ _TURN = "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
 _START = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
 _SIGNATURES = "{% for t in tools %}{{ t | tojson }}{{ '\\n' }}{% endfor %}"
 _CALLS = (
-    '{% if m.tool_calls %}{% for c in m.tool_calls %}{{ \'<tool_call>\\n{"name": "\' + c.function.name + \'"}'
-    "\\n</tool_call>' }}{% endfor %}{% endif %}"
+    '{% if m.tool_calls %}{% for c in m.tool_calls %}{{ \'<tool_call>\\n{"name": "\' + c.function.name }}'
+    "{{ '\", \"arguments\": ' }}{{ c.function.arguments | tojson }}{{ '}\\n</tool_call>' }}{% endfor %}{% endif %}"
 )
 _RESULT = (
     "{% if loop.first or messages[loop.index0 - 1].role != 'tool' %}{{ '<|im_start|>user' }}{% endif %}"
@@ -47,13 +47,32 @@ LLAMA = (
     "{% for m in messages %}{% if m.role == 'system' %}{% elif m.role == 'tool' %}"
     "{{ '<|start_header_id|>ipython<|end_header_id|>\\n\\n' + (m.content | tojson) + '<|eot_id|>' }}"
     '{% elif m.tool_calls %}{{ \'<|start_header_id|>assistant<|end_header_id|>\\n\\n{"name": "\' }}'
-    '{{ m.tool_calls[0].function.name + \'", "parameters": {}}<|eot_id|>\' }}{% else %}'
+    '{{ m.tool_calls[0].function.name + \'", "parameters": \' }}{{ m.tool_calls[0].function.arguments | tojson }}'
+    "{{ '}<|eot_id|>' }}{% else %}"
     "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' }}"
     "{% if m.role == 'user' and tools and loop.index0 < 2 %}{{ 'Functions:\\n' }}" + _SIGNATURES + "{% endif %}"
     "{{ m.content | trim + '<|eot_id|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
 """Headers, a date, results as JSON strings by the role ipython."""
+LFM = QWEN25.replace(_CALLS, "")
+"""Tools in the system prompt, and calls that stand in the content alone: in a form of the model's own."""
+GRANITE = QWEN25.replace(
+    _CALLS,
+    "{% if m.tool_calls %}{{ '<|tool_call|>[' }}{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}"
+    "{{ ']' }}{% endif %}",
+)
+"""A list of calls behind a mark."""
+XML = QWEN25.replace(
+    _CALLS,
+    "{% if m.tool_calls %}{% for c in m.tool_calls %}{{ '<tool_call>\\n<function=' + c.function.name + '>' }}"
+    "{% for name, value in c.function.arguments.items() %}"
+    "{{ '\\n<parameter=' + name + '>\\n' + value + '\\n</parameter>' }}{% endfor %}"
+    "{{ '\\n</function>\\n</tool_call>' }}{% endfor %}{% endif %}",
+)
+"""XML between Qwen's tags, as Qwen3-Coder has it."""
+REFUSING = QWEN25.replace(_CALLS, "{% if m.tool_calls %}{{ raise_exception('a call needs an id') }}{% endif %}")
+"""One whose calls need what we don't have, as Mistral's do."""
 NO_SYSTEM = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system prompt') }}{% endif %}"
     + _TURN

@@ -212,6 +212,19 @@ def test_the_tools_are_described_once(tokenizer, family):
     assert "write <tool_call>" in prompt or family in ("qwen2.5", "qwen3", "llama")
 
 
+@pytest.mark.parametrize("name", ["LFM", "GRANITE", "XML", "REFUSING"])
+def test_a_template_whose_calls_we_cant_read_describes_no_tools(tmp_path, name):
+    """Our prompt does, with Qwen's calls: else the model would be told one form, and be read in another."""
+    tokenizer = chat_templates.small_tokenizer(tmp_path, getattr(chat_templates, name))
+    t, dialogue, _ = run(tokenizer, [call("plain", "emma"), "Jane"])
+    prompt = dialogue.prompt_text("Who?")
+    assert "write <tool_call>" in prompt
+    assert "Tools:" not in prompt
+    assert (prompt.count("Searches a document collection"), dialogue.notices) == (1, ())
+    assert (t.answer, t.searches) == ("Jane", 1)
+    assert [*t.prompt_ids.tolist(), *t.token_ids.tolist()] == rendered(tokenizer, dialogue, t)
+
+
 def test_an_expert_writes_calls_as_the_model_does(tokenizer, family):
     dialogue = Dialogue.of(tokenizer, config())
     end = dialogue.stop[0]
