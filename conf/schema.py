@@ -24,6 +24,7 @@ from agent.rewards.scorer import Scorer
 from agent.settings import KIND, PATH, SENTENCE, bounded, check_bounds
 from agent.simulation.policies import SimulationConfig
 from agent.strategies import STRATEGIES
+from conf.evaluation import EvalConfig
 from conf.topology import ClusterConfig
 from conf.tree import check_tree
 from learner.config import AlgorithmConfig, ModelConfig
@@ -33,7 +34,7 @@ from retrieval_service.server.config import ServeConfig
 from retrieval_service.wikipedia import AUTO as FITTING
 from retrieval_service.wikipedia import fitting
 from tasks.config import NO_DEVELOPMENT, DataConfig
-from tasks.making.config import AUTO, EndpointConfig, ExpertsConfig
+from tasks.making.config import AUTO, ExpertsConfig, check_played
 from tracking.config import ReportConfig, TrackerConfig
 from tracking.experiments.sweep import folder_name
 
@@ -56,44 +57,8 @@ MODES = (
     "view",
 )
 VIEWS = ("page", "terminal")
-TRAINING_SAMPLE = 500
-"""Held-out questions of a training run's evaluations: 95 % intervals of at most ±4.4 points; it takes minutes."""
 INFERENCE = ("eval", "calibrate", "ask")
 """Those that play a checkpoint."""
-
-
-@dataclass
-class EvalConfig:
-    """When, on what and how the policy is evaluated."""
-
-    every: int = bounded(10, "at least 0")
-    """Steps between evaluations; 0 evaluates only before the first step and after the last."""
-    questions: int | None = bounded(None, "at least 0")
-    """Most held-out questions, the same ones every time; 0: all. None: 500 in training, all in ``mode=eval``."""
-    samples: int = bounded(1, "in [1, 1024]")
-    """Episodes of each question, in ``mode=eval``."""
-    temperature: float = bounded(0.0, "in [0, 10]")
-    """Of the policy's turns, in ``mode=eval``; 0 is greedy."""
-    max_fault_share: float = bounded(0.01, "in [0, 1]")
-    """Share of episodes that may end in a fault, played again once, before an evaluation is refused as a result."""
-    saving: bool = False
-    """Saves searches, not files: evaluations in training use ``exit`` and ``selectivity``, as ``mode=eval`` does."""
-    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
-
-    def __post_init__(self) -> None:
-        check_bounds(self, "evaluation")
-        if self.samples > 1 and not self.temperature:
-            raise UserError(
-                f"evaluation.samples={self.samples} needs evaluation.temperature above 0: greedy episodes are all alike"
-            )
-        if 0 < self.temperature < 0.01:  # vLLM would sample at 0.01
-            raise UserError(f"evaluation.temperature={self.temperature:g}: set 0 (greedy), or at least 0.01")
-
-    def limit(self, mode: str) -> int:
-        """Most held-out questions in ``mode``; 0: all."""
-        if self.questions is not None:
-            return self.questions
-        return TRAINING_SAMPLE if mode == "train" else 0
 
 
 @dataclass
@@ -207,6 +172,11 @@ class RunConfig:
             self.experts.teacher.check()
         if self.mode == "calibrate" and self.exit.on:
             raise UserError("mode=calibrate finds the threshold: leave exit.threshold and exit.calibration out")
+        if self.mode == "eval" and self.exit.calibration is not None and self.evaluation.temperature:
+            raise UserError(
+                f"exit.calibration={self.exit.calibration} holds for greedy episodes, as mode=calibrate plays them: "
+                f"set evaluation.temperature=0, not {self.evaluation.temperature:g}, or exit.threshold"
+            )
         if self.mode == "index" and self.retrieval.url is not None:
             raise UserError("mode=index builds an index, and retrieval=http has none; use retrieval=bm25")
         if self.mode == "index" and (there := self.retrieval.prebuilt or self.retrieval.index):
@@ -274,6 +244,7 @@ class RunConfig:
 
     def _check_endpoint(self) -> None:
         self.evaluation.endpoint.check()
+        check_played(self.agent, "evaluation.endpoint")
         if self.checkpoint:
             raise UserError("checkpoint and evaluation.endpoint.url both say what is evaluated; leave one out")
         if self.exit.on or self.selectivity.on:

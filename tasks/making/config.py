@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
+from agent.config import AgentConfig
 from agent.errors import UserError, nearest
 from agent.protocol import PROTOCOLS
 from agent.settings import SENTENCE, bounded, check_bounds
@@ -18,6 +20,14 @@ AUTO = "auto"
 THOUGHT = ("question", "query")
 ANSWER_THOUGHT = ("question", "answer")
 """Placeholders of the templates."""
+PLAYED: Mapping[str, Any] = {
+    "format": "tags",
+    "thinking": None,
+    "tools": ["search"],
+    "max_parallel": 1,
+    "malformed": "stop",
+}
+"""Settings of the agent with which a model behind an endpoint plays, whatever they are."""
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 
 
@@ -68,6 +78,16 @@ class EndpointConfig:
             timeout_s=self.timeout_s,
             tries=self.tries,
         )
+
+
+def check_played(agent: AgentConfig, key: str) -> None:
+    """Raises ``UserError`` for settings of ``agent`` that a model behind the endpoint ``key`` wouldn't play by."""
+    for name, played in PLAYED.items():
+        if (given := getattr(agent, name)) != played:
+            raise UserError(
+                f"agent.{name}={given}: a model behind {key} writes one search a turn, in tags; leave agent.{name} "
+                "out, or take agent=search"
+            )
 
 
 def _wrong(url: str) -> str:

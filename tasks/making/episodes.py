@@ -23,6 +23,7 @@ from tasks.characters import Characters
 from tasks.demonstrations import Demonstration, as_trajectory
 from tasks.experts import moves_of
 from tasks.files import question_of
+from tasks.making.config import PLAYED
 
 UNLIMITED = MOST
 """Characters; the limits of ``agent`` are in tokens, and checked where there is a tokenizer."""
@@ -71,13 +72,9 @@ class Stage:
     def __init__(self, agent: AgentConfig, searcher: Searcher, *, prompt: str = "instruct") -> None:
         self.agent = replace(
             agent,
-            format="tags",
+            **PLAYED,
             prompt=prompt,
             chat=False,
-            thinking=None,
-            tools=["search"],
-            max_parallel=1,
-            malformed="stop",
             max_prompt_tokens=UNLIMITED,
             max_response_tokens=UNLIMITED,
             max_new_tokens_first=UNLIMITED,

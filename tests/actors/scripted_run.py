@@ -29,7 +29,8 @@ from agent.pool import saved
 from agent.pool.history import DRAW
 from agent.pool.rules.epoch import Rule as Epoch
 from agent.records import Question
-from conf.schema import CheckpointConfig, EvalConfig, RunConfig
+from conf.evaluation import EvalConfig
+from conf.schema import CheckpointConfig, RunConfig
 from conf.topology import ClusterConfig
 from learner.config import AlgorithmConfig, SeedingConfig, WarmStartConfig
 from learner.manifest import Files, listed, one

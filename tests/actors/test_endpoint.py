@@ -225,6 +225,15 @@ def test_questions_that_were_refused_before_are_no_sign_that_the_endpoint_is_gon
             ["exit=early", "exit.threshold=0.5"],
             "evaluation.endpoint plays full episodes: leave exit and selectivity out",
         ),
+        (
+            ["agent=reader"],
+            "agent.tools=['search', 'open']: a model behind evaluation.endpoint writes one search a turn, in tags; "
+            "leave agent.tools out, or take agent=search",
+        ),
+        (["agent=tools"], "agent.format=tools: a model behind evaluation.endpoint writes one search a turn, in tags; "),
+        (["agent.thinking=false"], "agent.thinking=False: a model behind evaluation.endpoint "),
+        (["agent.max_parallel=4"], "agent.max_parallel=4: a model behind evaluation.endpoint "),
+        (["agent.malformed=notice"], "agent.malformed=notice: a model behind evaluation.endpoint "),
         (["evaluation.endpoint.url=here"], "evaluation.endpoint.url=here must start with http:// or https://"),
     ],
 )

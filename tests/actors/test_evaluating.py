@@ -23,7 +23,8 @@ from agent.errors import Fault, UserError
 from agent.inference.evaluation import EvalRow
 from agent.pool.rules.base import rule_class
 from agent.records import Question
-from conf.schema import EvalConfig, RunConfig
+from conf.evaluation import EvalConfig
+from conf.schema import RunConfig
 from retrieval_service.backend import Identity
 from tracking.console import Console
 from tracking.evals.rows import EvalRows

@@ -22,7 +22,8 @@ from agent.pool.rules.dynamic import Rule as Dynamic
 from agent.pool.rules.recycle import Rule as Recycle
 from agent.records import Question
 from conf import as_trained
-from conf.schema import CheckpointConfig, EvalConfig, RunConfig
+from conf.evaluation import EvalConfig
+from conf.schema import CheckpointConfig, RunConfig
 from conf.topology import ClusterConfig
 from learner.checkpoint import set_best, write_checkpoint
 from learner.config import AlgorithmConfig, ModelConfig, OptimizerConfig

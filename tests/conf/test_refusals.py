@@ -54,6 +54,10 @@ MISTAKES = [
     (["search_limit=anneal", "search_limit.end=9"], "search_limit.end=9 must lie in [1, agent.max_searches=5]"),
     (["mode=eval", "checkpoint=x", "exit.threshold=2"], "exit.threshold=2.0 must lie in (0, 1]"),
     (["mode=eval", "checkpoint=x", "exit=early", "exit.calibration=c.json"], "exit.threshold and exit.calibration "),
+    (
+        ["mode=eval", "checkpoint=x", "exit.calibration=c.json", "evaluation.temperature=0.6"],
+        "exit.calibration=c.json holds for greedy episodes, as mode=calibrate plays them: set ",
+    ),
     (["exit=early"], "exit and selectivity are for mode=eval and mode=ask; "),
     (["selectivity=query"], "exit and selectivity are for mode=eval and mode=ask; "),
     (["evaluation.saving=true"], "evaluation.saving=true needs something to use"),

@@ -80,6 +80,26 @@ def test_other_settings_are_other_rows_and_the_same_evaluation_counts_once() -> 
     assert [row.cell(["nq"], ["em"]) for row in rows] == ["25.0", "75.0"]
 
 
+def test_a_set_that_was_played_twice_is_no_seed() -> None:
+    """As ``-m "data.eval_questions=[a,b],[a,c]"`` of one checkpoint leaves it."""
+    jobs = [
+        result("mine", hotpotqa=(0.3, 0.4), musique=(0.1, 0.2)),
+        result("mine", hotpotqa=(0.3, 0.4), nq=(0.2, 0.3)),
+    ]
+    jobs[1]["slices"][2]["questions"] = 3610
+    (row,) = papers.rows_of(jobs)
+    assert (row.seeds, row.cell(["hotpotqa"], ["em"])) == (1, "30.0")
+    assert (row.cell(["musique"], ["em"]), row.cell(["nq"], ["em"])) == ("10.0", "20.0")
+
+
+def test_other_weights_at_the_same_path_are_no_seed_and_the_last_counts() -> None:
+    jobs = [
+        result("run/checkpoints/best", nq=(em, em)) | {"weights": weights} for em, weights in ((0.1, "a"), (0.3, "b"))
+    ]
+    (row,) = papers.rows_of(jobs)
+    assert (row.seeds, row.cell(["nq"], ["em"])) == (1, "30.0")
+
+
 def test_another_number_of_questions_is_another_row() -> None:
     """As ``evaluation.questions=500,0`` leaves them: no two seeds of one evaluation."""
     sample, whole = (

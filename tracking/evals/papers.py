@@ -120,35 +120,33 @@ class Row:
 
 def rows_of(results: Sequence[Mapping[str, Any]]) -> list[Row]:
     """A row for each policy and setting of ``results``, contents of eval.json: those that differ in their seed alone
-    are one row, and what is the same evaluation counts once.
+    are one row, and of those of one seed each set counts once, as the last of them has it.
 
     A seed is that of a sampled evaluation, or that of the run that made the checkpoint (``seed=0`` in its path). What
     was played on another number of questions is a row of its own.
     """
-    found: dict[tuple[str, str, str], dict[str, dict[str, list[float]]]] = {}
+    found: dict[tuple[str, str, str], dict[str, dict[str, Mapping[str, Any]]]] = {}
     questions: dict[tuple[str, str, str], dict[str, int]] = {}
-    once: set[str] = set()
     played = [(_policy(result), _setting(result), result) for result in results]
     for policy, setting, result in played:
         others = [other for name, other, _ in played if name == policy]
-        same = json.dumps([result["checkpoint"], result["data"], result.get("played"), setting], sort_keys=True)
+        seed = json.dumps([result["checkpoint"], result.get("played", {}).get("seed")])
         counts = {name: line["questions"] for name, line in _sets(result).items()}
         key = (policy, _apart(setting, others), "")
         if any(questions.get(key, {}).get(name, count) != count for name, count in counts.items()):
             key = (*key[:2], f"of {', '.join(sorted({f'{count:,}' for count in counts.values()}))} questions")
         sets = found.setdefault(key, {})
-        if same in once:
-            continue
-        once.add(same)
         questions.setdefault(key, {}).update(counts)
         for name, line in _sets(result).items():
-            for measure in MEASURES:
-                sets.setdefault(name, {}).setdefault(measure, []).append(line[measure]["mean"])
+            sets.setdefault(name, {})[seed] = line
     return [
         Row(
             name=", ".join(filter(None, key)),
-            seeds=max(len(each["em"]) for each in sets.values()),
-            values=sets,
+            seeds=max(map(len, sets.values())),
+            values={
+                name: {measure: [line[measure]["mean"] for _, line in sorted(seeds.items())] for measure in MEASURES}
+                for name, seeds in sets.items()
+            },
             questions=questions[key],
         )
         for key, sets in found.items()
