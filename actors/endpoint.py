@@ -23,7 +23,7 @@ from agent.inference.infer import Inferred
 from agent.records import Question
 from agent.seeds import derive_seed
 from conf.schema import RunConfig
-from retrieval_service.rankers import open_for
+from retrieval_service.rankers import opener
 from retrieval_service.service import RetrievalService
 from tasks.load import load
 from tasks.making.endpoint import Endpoint
@@ -133,7 +133,7 @@ def behind_endpoint(config: RunConfig, run_dir: Path, console: Console) -> Itera
         write_notices(run_dir, asked.notices)
     console.notices(asked.notices, run_dir)
     console.say(asked.about)
-    service = RetrievalService(lambda: open_for(task.corpus, config.retrieval, config.cache), config.retrieval)
+    service = RetrievalService(opener(task.corpus, config.retrieval, config.cache), config.retrieval)
     stage = Stage(config.agent, service, prompt=config.agent.prompt)
     limits = config.agent  # of the turns, which the endpoint is told; nobody here can count an episode's tokens
     config.agent = replace(

@@ -18,11 +18,10 @@ from agent.errors import Fault, UserError
 from agent.records import Question
 from agent.tokens import Tokenizer
 from conf.schema import RunConfig
-from retrieval_service.backend import Backend
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import read_corpus
 from retrieval_service.names import searched_names
-from retrieval_service.rankers import open_for
+from retrieval_service.rankers import opener
 from retrieval_service.service import RetrievalService
 from tasks.demonstrations import Demonstration, as_trajectory, control_tokens, end_ids
 from tasks.experts import check_fits
@@ -106,9 +105,6 @@ def _child(order: Order, out: Connection) -> None:
 
 
 async def _made(order: Order, report: Report) -> Made:
-    def open_index() -> Backend:
-        return open_for(order.corpus, order.retrieval, order.cache)
-
     wanted = {name for question in order.questions for name in question.supporting}
     by_id = any(question.evidence_match == "id" for question in order.questions)
     names = searched_names(order.corpus, order.retrieval, order.cache)
@@ -116,7 +112,7 @@ async def _made(order: Order, report: Report) -> Made:
     titles: dict[str, str] = {}
     if by_id and order.corpus is not None:
         titles = {p.id: p.title for p in read_corpus(order.corpus) if p.id in wanted}
-    service = RetrievalService(open_index, order.retrieval)
+    service = RetrievalService(opener(order.corpus, order.retrieval, order.cache), order.retrieval)
     await service.start()
     try:
         library = Library(

@@ -25,7 +25,7 @@ from agent.readable import json_of
 from agent.records import Passage
 from retrieval_service.backend import Identity
 from retrieval_service.config import RetrievalConfig
-from retrieval_service.rankers import open_for
+from retrieval_service.rankers import opener
 from retrieval_service.service import RetrievalService
 from retrieval_service.stats import Meter, Stats
 from retrieval_service.whole import written
@@ -44,7 +44,7 @@ class RetrievalActor:
         log_to(log_dir, name)
         self._name = name
         self._config = config
-        self._open = lambda: open_for(corpus, config, cache_dir)
+        self._opener = lambda: opener(corpus, config, cache_dir)
         self._beats = Beats()
         self._noted = noted(log_dir, name)
         self._service: RetrievalService | None = None
@@ -74,7 +74,7 @@ class RetrievalActor:
     @during("start")
     async def _start(self) -> RetrievalService:
         known = Identity(**json_of(self._noted.read_bytes())) if self._noted.exists() else None
-        service = RetrievalService(self._open, self._config, self._stuck, known)
+        service = RetrievalService(self._opener(), self._config, self._stuck, known)
         await service.start()
         if known is None:
             with written(self._noted) as file:  # this process may be killed at any moment

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from actors.fetching import fetch
 from actors.plan.machine import check_cache
 from conf.schema import RunConfig
 from retrieval_service.backend import Backend, Identity
-from retrieval_service.rankers import open_for
+from retrieval_service.rankers import opener
 from retrieval_service.server import run
 from retrieval_service.server.gate import is_loopback
 from retrieval_service.token import read_token
@@ -24,11 +26,16 @@ def serve(config: RunConfig, console: Console) -> None:
 
     fetch(config, console)
 
+    openers: list[Callable[[], Backend]] = []
+
     def open_backend() -> Backend:
+        if openers:
+            return openers[0]()  # one more, over the same index: the data may have changed since
         with console.phase("opening the index") as phase:
             corpus = load(config.data, config.seed, config.cache, mode="serve", say=console.say).corpus
             watch = Watch(say=console.say, count=phase.counting("passages"))
-            return open_for(corpus, config.retrieval, config.cache, watch)
+            openers.append(opener(corpus, config.retrieval, config.cache, watch))
+            return openers[0]()
 
     def ready(url: str, identity: Identity) -> None:
         many = f"{identity.documents:,} passages" if identity.documents is not None else "passages"

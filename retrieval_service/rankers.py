@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +61,29 @@ def index_for(corpus: Path | None, config: RetrievalConfig, cache: Path, watch: 
     return index
 
 
-def open_for(corpus: Path | None, config: RetrievalConfig, cache: Path, watch: Watch = SILENT) -> Backend:
-    """``open_backend`` over the server or the index that ``config`` names, else over the index of ``corpus``.
+def opener(corpus: Path | None, config: RetrievalConfig, cache: Path, watch: Watch = SILENT) -> Callable[[], Backend]:
+    """What opens the ranker over the server or the index that ``config`` names, else over the index of ``corpus``.
 
-    That is built below ``cache`` if it isn't there, and a published one is fetched. Raises ``UserError`` for a bad
-    corpus or index, or a server that doesn't answer.
+    That is built below ``cache`` if it isn't there, and a published one is fetched, by the first call alone: whoever
+    opens one more searches the same, whatever has become of the corpus. A call raises ``UserError`` for a bad corpus or
+    index, or a server that doesn't answer.
     """
+    found: list[Path | None] = []
+
+    def open_one() -> Backend:
+        if not found:
+            found.append(_found(corpus, config, cache, watch))
+        return open_backend(config, found[0])
+
+    return open_one
+
+
+def _found(corpus: Path | None, config: RetrievalConfig, cache: Path, watch: Watch) -> Path | None:
+    """The index to open; None for a server."""
     if config.url is not None:
-        return open_backend(config, None)
+        return None
     if config.index is not None:
-        return open_backend(config, at_home(config.index))
+        return at_home(config.index)
     if config.prebuilt is not None:
-        return open_backend(config, ensure_prebuilt(config.prebuilt, cache, watch.say))
-    return open_backend(config, index_for(corpus, config, cache, watch))
+        return ensure_prebuilt(config.prebuilt, cache, watch.say)
+    return index_for(corpus, config, cache, watch)

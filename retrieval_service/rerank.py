@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Reranked:
         self._told = {"reranker": given, "reranker_weights": weights_digest(folder, f"{KEY}={given}")}
         self._tokenizer, self._model, self._torch = _loaded(folder, given, config.threads, device_of(config.device))
         self.most: int = min(config.max_batch, getattr(inner, "most", config.max_batch))
+        self.until: Callable[[float], None] = getattr(inner, "until", lambda end: None)
 
     def search_batch(self, queries: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
         """For each query the ``k`` passages of the highest scores, which are the cross-encoder's; see ``Backend``."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -79,8 +78,8 @@ class _Lane:
 class RetrievalService:
     """Answers searches from a backend that it makes, calls and closes in a thread of its own.
 
-    ``make_backend`` runs in that thread; for BM25 it is
-    ``lambda: open_backend(config, ensure_index(corpus, config, cache_dir))``. One event loop calls all methods.
+    ``make_backend`` runs in that thread, and again for a second lane: it is ``opener(corpus, config, cache_dir)``
+    (``rankers.py``). One event loop calls all methods.
     ``stuck`` is told of a thread that has not come back for so many seconds that it never will. ``known`` is what has
     to be searched, where that was said before.
     """
@@ -106,6 +105,8 @@ class RetrievalService:
         """Those of the threads whose backends are open. The first takes everything, the second what is short."""
         self._second: asyncio.Task[None] | None = None
         """Opens the second lane, once it is needed."""
+        self._second_from = 0.0
+        """When it may be tried again, after it couldn't be opened."""
         self._may_overtake = False
         self._most = config.max_batch
         self._soon: asyncio.Handle | None = None
@@ -127,12 +128,16 @@ class RetrievalService:
     async def _open(self) -> Backend:
         thread = BackendThread(self._make)
         self._threads.append(thread)
-        backend = await thread.start()
+        try:
+            backend = await thread.start()
+        except Exception:
+            self._threads.remove(thread)  # it has ended
+            raise
         self._lanes.append(_Lane(thread=thread, moved=self._meter.clock()))
         return backend
 
     def _make(self) -> Backend:
-        """A backend; in its thread, while no other is made. The corpus may have changed since the first."""
+        """A backend; in its thread, while no other is made. A server may search something else by now."""
         backend = self._make_backend()
         try:
             now = backend.identity()
@@ -151,8 +156,10 @@ class RetrievalService:
         return self._identity
 
     async def _open_second(self) -> None:
-        with suppress(Exception):  # there is one lane then, as there was
+        try:
             await self._open()
+        except Exception:  # there is one lane then, as there was
+            self._second, self._second_from = None, self._meter.clock() + self._config.timeout_s
         self._dispatch()
 
     async def search(self, query: str, k: int) -> Hits:
@@ -246,7 +253,7 @@ class RetrievalService:
             self._send(first, self._waiting.values())
         elif self._may_overtake and self._meter.clock() - first.moved >= OVERTAKE_S:
             short = [search for search in self._waiting.values() if not search.is_long]
-            if short and self._second is None:
+            if short and self._second is None and self._meter.clock() >= self._second_from:
                 self._second = asyncio.ensure_future(self._open_second())
             if short and len(self._lanes) > 1 and not self._lanes[1].batch:
                 self._send(self._lanes[1], short)
@@ -302,7 +309,7 @@ class RetrievalService:
             _fail(search, RetrievalError("the retrieval service was closed"))
         self._in_flight.clear()
         self._waiting.clear()
-        for thread in self._threads:
+        for thread in [*self._threads]:
             await thread.stop(self._config.timeout_s)
 
 

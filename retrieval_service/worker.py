@@ -66,7 +66,10 @@ class BackendThread:
         self._settle(self._opened, backend, None)
         while (job := self._jobs.get()) is not None:
             method, texts, k, timeout_s, future = job
-            self._settle(future, answers(getattr(backend, method), texts, k, time.monotonic() + timeout_s), None)
+            end = time.monotonic() + timeout_s
+            if (until := getattr(backend, "until", None)) is not None:
+                until(end)
+            self._settle(future, answers(getattr(backend, method), texts, k, end), None)
         try:
             backend.close()
         except Exception as error:
@@ -92,8 +95,8 @@ class BackendThread:
 def answers(call: Callable[[Sequence[str], int], Any], texts: Sequence[str], k: int, end: float) -> Batch:
     """What ``call`` says to each of ``texts``: its passages, or a ``RetrievalError`` with the cause in its text.
 
-    A batch that fails is asked again in halves, so that a text that can't be answered fails alone; not after ``end``
-    (by ``time.monotonic``), and not where the backend says that it is ``Unavailable``.
+    A batch that fails is asked again in halves, so that a text that can't be answered fails alone; neither half after
+    ``end`` (by ``time.monotonic``), and not where the backend says that it is ``Unavailable``.
     """
     try:
         found = call(texts, k)
@@ -102,12 +105,15 @@ def answers(call: Callable[[Sequence[str], int], Any], texts: Sequence[str], k: 
             raise Fault(f"the backend answered {count} of {len(texts)} queries")
         return [_passages(hits) for hits in found]
     except BaseException as error:
-        if len(texts) == 1 or isinstance(error, Unavailable) or time.monotonic() >= end:
-            failure = RetrievalError(f"search failed: {type(error).__name__}: {error}")
-            failure.__cause__ = error
+        failure = RetrievalError(f"search failed: {type(error).__name__}: {error}")
+        failure.__cause__ = error
+        if len(texts) == 1 or isinstance(error, Unavailable):
             return [failure] * len(texts)
     middle = len(texts) // 2
-    return answers(call, texts[:middle], k, end) + answers(call, texts[middle:], k, end)
+    both: Batch = []
+    for half in (texts[:middle], texts[middle:]):
+        both += [failure] * len(half) if time.monotonic() >= end else answers(call, half, k, end)
+    return both
 
 
 def _passages(hits: Any) -> Answer:

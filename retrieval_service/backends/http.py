@@ -8,9 +8,10 @@ never an empty result, and neither is a reply that isn't one.
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from agent.errors import RetrievalError, UserError
+from agent.errors import RetrievalError, UserError, shortened
 from agent.readable import json_of
 from agent.records import Passage
 from retrieval_service.backend import Identity, Unavailable, printable
@@ -32,8 +33,12 @@ FIRST_WAIT_S = 0.25
 LONGEST_WAIT_S = 8.0
 MAX_REPLY = 256 << 20
 """Bytes of a reply that are read."""
+TRIAL = "a first one"
+"""The query that is asked when the server is opened."""
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed."""
+DEFINITE = frozenset(range(300, 600)) - PASSING
+"""Other statuses than a success: the next request would get the same."""
 OF_THE_REQUEST = frozenset({500, 503})
 """Those of them that a server also gives where one of several queries fails: each is then asked by itself."""
 
@@ -65,7 +70,7 @@ class _Reply:
 class Http:
     """A ``Backend``: another server's. For one thread.
 
-    Raises ``UserError`` if nothing listens at ``config.url``.
+    Raises ``UserError`` if nothing answers at ``config.url``, or a first search there isn't understood.
     """
 
     lanes = 2
@@ -80,6 +85,7 @@ class Http:
         # Without lists a query is a request: more than are under way at once would only wait, within the time-out.
         self.most = config.max_batch if self._dialect.batched else config.threads
         self._sleep = sleep
+        self._until = math.inf
         self._base, self._url = _addresses(config.url, self._dialect.path)
         token = read_token(config.token_file, "retrieval.token_file")
         self._client = httpx.Client(
@@ -91,23 +97,31 @@ class Http:
         self._threads = ThreadPoolExecutor(config.threads, "retrieval-http")
         try:
             self._identity = self._look()
+            self._try()
         except BaseException:
             self.close()
             raise
 
+    def until(self, end: float) -> None:
+        """No request goes on after ``end``; see ``Backend``."""
+        self._until = end
+
+    def _end(self) -> float:
+        """When what is asked now has to be answered."""
+        return min(time.monotonic() + self._config.timeout_s, self._until)
+
     def _look(self) -> Identity:
-        """What ``/health`` says, where there is one; any answer at all shows that a server is there."""
+        """What ``/health`` says, where there is one; any answer that doesn't pass shows that a server is there."""
         try:
-            reply = self._once("GET", f"{self._base}/health", time.monotonic() + self._config.timeout_s, {})
-        except httpx.HTTPError as error:
-            raise UserError(
-                f"retrieval.url={self._config.url}: no server answers there ({type(error).__name__}); start it first"
-            ) from error
-        if reply.status in (401, 403):
-            raise UserError(
-                f"retrieval.url={self._config.url}: the server refuses with {reply.status}; give its token with "
-                "retrieval.token_file=FILE or SLINGSHOT_RETRIEVAL_TOKEN"
-            )
+            reply = self._ask("GET", f"{self._base}/health", self._end(), also=DEFINITE)
+        except RetrievalError as error:
+            if isinstance(error.__cause__, httpx.HTTPError):
+                kind = type(error.__cause__).__name__
+                problem = f"no server answers there ({kind}: {shortened(error.__cause__)}); start it first"
+            else:
+                problem = f"the server isn't ready ({shortened(error)}); start when it is"
+            raise UserError(f"retrieval.url={self._config.url}: {problem}") from error
+        self._check_token(reply)
         try:
             told = reply.json()["index"]
             known = {key: told.get(key) for key in ("name", "documents", "checksum", "analyser")}
@@ -121,6 +135,30 @@ class Http:
                 settings={"url": self._config.url, "dialect": self._config.dialect},
             )
 
+    def _check_token(self, reply: _Reply) -> None:
+        if reply.status in (401, 403):
+            raise UserError(
+                f"retrieval.url={self._config.url}: the server refuses with {reply.status}; give its token with "
+                "retrieval.token_file=FILE or SLINGSHOT_RETRIEVAL_TOKEN"
+            )
+
+    def _try(self) -> None:
+        """One search, by which a wrong path or dialect is told at once. A server that is busy may do it later."""
+        try:
+            reply = self._once("POST", self._url, self._end(), self._request([TRIAL], 1))
+            self._check_token(reply)
+            if reply.status in DEFINITE:
+                raise RetrievalError(f"{self._url}: status {reply.status}: {reply.reason}")
+            if reply.status not in PASSING:
+                self._found(reply, 1)
+        except httpx.HTTPError:
+            return
+        except RetrievalError as error:
+            raise UserError(
+                f"retrieval.url={self._config.url}: a first search fails ({shortened(error)}); give the path of "
+                f"searches there, and its dialect in place of retrieval.dialect={self._config.dialect}"
+            ) from error
+
     def identity(self) -> Identity:
         return self._identity
 
@@ -128,24 +166,31 @@ class Http:
         """One request for all queries, or one for each where the dialect has no lists, ``threads`` at a time."""
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
-        end = time.monotonic() + self._config.timeout_s
+        end = self._end()
         if self._dialect.batched:
             return self._search(queries, k, end) if queries else []
         found = self._threads.map(lambda query: self._search([query], k, end), queries)
         return [hits for one in found for hits in one]
 
     def _search(self, queries: Sequence[str], k: int, end: float) -> list[tuple[Passage, ...]]:
+        reply = self._ask("POST", self._url, end, **self._request(queries, k))
+        return [hits[:k] for hits in self._found(reply, len(queries))]
+
+    def _request(self, queries: Sequence[str], k: int) -> dict[str, Any]:
         queries = [printable(query) for query in queries]  # a server's fault over half a character would be ours
-        reply = self._ask("POST", self._url, end, content=json.dumps(self._dialect.body(queries, k)).encode())
+        return {"content": json.dumps(self._dialect.body(queries, k)).encode()}
+
+    def _found(self, reply: _Reply, count: int) -> list[tuple[Passage, ...]]:
+        """What a reply to ``count`` queries holds."""
         try:
             found = self._dialect.hits(reply.json())
-            if len(found) != len(queries):
-                raise ValueError(f"it answers {len(found)} of {len(queries)} queries")
+            if len(found) != count:
+                raise ValueError(f"it answers {len(found)} of {count} queries")
+            return found
         except ValueError as error:
             raise RetrievalError(
                 f"{self._url}: not a reply in the dialect {self._config.dialect} ({error}); see retrieval.dialect"
             ) from error
-        return [hits[:k] for hits in found]
 
     def following_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
         """By ``/document/ID``, which Slingshot's own server has and others don't."""
@@ -157,7 +202,7 @@ class Http:
 
     def document_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
         """By ``/document/ID``; a server that has no such path has no passage."""
-        end = time.monotonic() + self._config.timeout_s
+        end = self._end()
         return list(self._threads.map(lambda name: self._document(name, k, end), document_ids))
 
     def _document(self, document_id: str, k: int, end: float) -> tuple[Passage, ...]:
@@ -171,16 +216,17 @@ class Http:
         except (ValueError, AttributeError) as error:
             raise RetrievalError(f"{url}: not a document ({error})") from error
 
-    def _ask(self, method: str, url: str, end: float, *, also: Sequence[int] = (), **request: Any) -> _Reply:
+    def _ask(self, method: str, url: str, end: float, *, also: Container[int] = (), **request: Any) -> _Reply:
         """The reply, a success or one of the statuses ``also``. Raises ``RetrievalError`` when time or tries end."""
         wait = FIRST_WAIT_S
         for left in range(self._config.retries, -1, -1):
             asked = 0.0
             kind: type[RetrievalError] = Unavailable
+            cause: httpx.HTTPError | None = None
             try:
                 reply = self._once(method, url, end, request)
             except httpx.HTTPError as error:
-                problem = f"{type(error).__name__}: {error}"
+                problem, cause = f"{type(error).__name__}: {error}", error
             else:
                 if 200 <= reply.status < 300 or reply.status in also:
                     return reply
@@ -192,7 +238,7 @@ class Http:
             pause = max(asked, wait * random.uniform(0.5, 1.0))
             if not left or time.monotonic() + pause >= end:
                 tries = self._config.retries + 1 - left
-                raise kind(f"{url}: {problem} ({tries} tries)")
+                raise kind(f"{url}: {problem} ({tries} tries)") from cause
             self._sleep(pause)
             wait = min(2 * wait, LONGEST_WAIT_S)
         raise AssertionError("unreachable")

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import CONFIG, Running, Scripted, running
+from served import CONFIG, PATIENCE_S, Running, Scripted, running
 
 from agent.errors import RetrievalError, UserError
 from agent.records import Passage
-from retrieval_service.backends.http import Http
+from retrieval_service.backends.http import TRIAL, Http
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.dialects import dialect_names
 from retrieval_service.dialects.base import passage_of
-from retrieval_service.rankers import open_backend, open_for
+from retrieval_service.rankers import open_backend, opener
 from retrieval_service.token import read_token
 from retrieval_service.worker import answers
 
@@ -73,7 +73,7 @@ def test_documents_what_follows_them_and_the_identity_come_along(server: Running
 def test_a_service_over_a_service_is_one(tmp_path: Path) -> None:
     with running(Scripted) as inner:
         config = asking(inner.url)
-        with running(lambda: open_for(tmp_path / "unread.jsonl", config, tmp_path), config) as outer:
+        with running(opener(tmp_path / "unread.jsonl", config, tmp_path), config) as outer:
             asked = {"queries": ["a", "b"], "return_scores": True}
             assert outer.post("/retrieve", asked).json() == inner.post("/retrieve", asked).json()
 
@@ -104,11 +104,16 @@ def test_a_file_without_a_token_is_refused_and_not_shown(tmp_path: Path, text: s
 
 
 class Script:
-    """A server that answers POST with what it is given, one after the other, the last for ever."""
+    """A server that answers POST with what it is given, one after the other, the last for ever.
+
+    The first search of who opens it is none of those: ``trial`` answers that, and ``health`` each GET, in the same way.
+    """
 
     def __init__(self, *answers: tuple[int, bytes] | tuple[int, bytes, dict[str, str]]) -> None:
         self.answers = list(answers)
         self.asked: list[dict[str, Any]] = []
+        self.trial = (503, b"busy")
+        self.health = [(404, b"")]
         self.url = ""
 
     def next(self) -> tuple[int, bytes, dict[str, str]]:
@@ -121,13 +126,17 @@ class Script:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                self.send_response(404)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
+                self.answer(*(script.health.pop(0) if len(script.health) > 1 else script.health[0]), {})
 
             def do_POST(self) -> None:
-                script.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                status, body, headers = script.next()
+                asked = self.rfile.read(int(self.headers["Content-Length"]))
+                if TRIAL.encode() in asked:
+                    self.answer(*script.trial, {})
+                    return
+                script.asked.append(json.loads(asked))
+                self.answer(*script.next())
+
+            def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
@@ -241,8 +250,53 @@ def test_a_server_that_never_answers_is_a_fault_when_the_time_is_over() -> None:
 def test_nobody_there_is_told_before_the_start() -> None:
     with Script((200, ONE)).running() as script:
         pass
-    with pytest.raises(UserError, match=r"retrieval\.url=.*: no server answers there \(ConnectError\); start it first"):
-        Http(None, asking(script.url))
+    with pytest.raises(UserError, match=r"no server answers there \(ConnectError: .*refused\); start it first"):
+        Http(None, asking(script.url), lambda seconds: None)
+
+
+def test_a_wrong_path_or_dialect_is_told_before_the_start() -> None:
+    with Script((200, ONE)).running() as script:
+        for trial, reason in (
+            ((404, b"not found"), r"/x: status 404: not found\); give the path of searches there"),
+            ((422, b"no top_n"), r"status 422: no top_n\).* in place of retrieval\.dialect=search_r1"),
+            ((200, b"[]"), r'not a reply in the dialect search_r1 \(it has no "result"\)'),
+            ((403, b""), r"refuses with 403; give its token"),
+        ):
+            script.trial = trial
+            with pytest.raises(UserError, match=rf"^retrieval\.url={script.url}/x: .*{reason}"):
+                Http(None, asking(f"{script.url}/x"))
+        for trial in ((200, ONE), (500, b"")):
+            script.trial = trial
+            with opened(asking(script.url)) as http:
+                assert len(http.search_batch(["q"], 3)[0]) == 1
+
+
+def test_a_server_that_is_not_ready_has_no_name_yet() -> None:
+    told = json.dumps({"index": {"name": "wiki", "documents": 7, "backend": "bm25"}}).encode()
+    with Script((200, ONE)).running() as script:
+        for status in (429, 503):
+            script.health = [(status, b"loading"), (status, b"loading"), (200, told)]
+            with opened(asking(script.url)) as http:
+                assert (http.identity().name, http.identity().documents) == ("wiki", 7)
+        script.health = [(503, b"loading")]
+        with pytest.raises(
+            UserError, match=r"^retrieval\.url=.*: the server isn't ready \(.*503: loading \(3 tries\)\)"
+        ):
+            Http(None, asking(script.url, retries=2), lambda seconds: None)
+        script.health = [(405, b"")]
+        with opened(asking(script.url)) as http:
+            assert http.identity().name == script.url
+
+
+def test_no_request_outlasts_the_batch_that_it_is_of() -> None:
+    backend = Scripted()
+    with running(lambda: backend, read_timeout_s=60.0) as server:
+        with opened(asking(server.url, timeout_s=PATIENCE_S)) as http:
+            backend.go_on.clear()
+            http.until(time.monotonic() + 0.2)
+            with pytest.raises(RetrievalError, match="ReadTimeout"):
+                http.search_batch(["q"], 3)
+        backend.go_on.set()
 
 
 def test_a_foreign_server_is_known_by_its_address_and_its_passages_by_their_contents() -> None:

@@ -26,7 +26,7 @@ from retrieval_service import download, jvm, prebuilt
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.names import FILE, searched_names
 from retrieval_service.prebuilt import archive_of, ensure_prebuilt, room_for, to_fetch
-from retrieval_service.rankers import open_for
+from retrieval_service.rankers import opener
 from retrieval_service.titles import keep_names
 from retrieval_service.wikipedia import HOTPOTQA, PREBUILT, WIKI_18, Prebuilt, fitting, index_of
 
@@ -103,7 +103,7 @@ def test_an_index_is_fetched_once_and_searched(
     assert names is not None
     assert names.known({"Emma (novel)", "Persuasion", "AT&amp;T"}, "title") == {"Emma (novel)", "AT&amp;T"}
     assert names.known({"4", "5"}, "id") == {"4"}
-    backend = open_for(None, CONFIG, tmp_path)
+    backend = opener(None, CONFIG, tmp_path)()
     try:
         found = backend.search_batch(["who wrote the novel Emma?", "an emir of the Buyid dynasty", "telephones"], 2)
         best = [hits[0] for hits in found]

@@ -19,9 +19,10 @@ from pyarrow import parquet
 
 from agent.errors import Fault, UserError
 from agent.records import Passage
-from retrieval_service import download, stamps
+from retrieval_service import download, rankers, stamps
 from retrieval_service import index as index_module
 from retrieval_service import names as names_module
+from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record, corpus_stamp, write_corpus
 from retrieval_service.index import FORMAT, MANIFEST, check_index, ensure_index, part_of
 from retrieval_service.names import FILE, Names, corpus_names
@@ -126,6 +127,22 @@ def test_a_changed_corpus_gets_an_index_of_its_own(tmp_path: Path, corpus: Path,
     assert first != second
     assert recipe.runs == 2
     assert [check_index(path, "scripted").documents for path in (first, second)] == [2, 1]  # type: ignore[union-attr]
+
+
+def test_one_more_backend_opens_the_index_that_the_first_one_opened(
+    tmp_path: Path, corpus: Path, recipe: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranker = SimpleNamespace(
+        ensure=lambda corpus, config, cache, watch: ensure_index(corpus, recipe, cache),
+        Backend=lambda index, config: index,
+    )
+    monkeypatch.setattr(rankers, "_module", lambda name: ranker)
+    open_one = rankers.opener(corpus, RetrievalConfig(), tmp_path / "c")
+    first = open_one()
+    write_corpus(corpus, [Passage(id="a", title="A", text="three")])
+    assert open_one() == first
+    assert recipe.runs == 1
+    assert rankers.opener(corpus, RetrievalConfig(), tmp_path / "c")() != first
 
 
 def test_a_bad_corpus_is_refused_before_anything_is_indexed(tmp_path: Path, corpus: Path, recipe: Scripted) -> None:

@@ -16,6 +16,7 @@ from retrieval_service.backend import Backend, Identity, Unavailable
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.rankers import open_backend
 from retrieval_service.service import RetrievalService
+from retrieval_service.worker import answers
 
 PATIENCE_S = 600.0
 """How long a test waits for an event that is certain to come."""
@@ -257,6 +258,33 @@ def test_a_backend_that_has_nothing_to_offer_is_asked_once() -> None:
     assert [batch for batch, _ in play(scene).batches] == [("held",), ("a", "unavailable", "b")]
 
 
+def test_of_a_batch_that_fails_no_half_is_asked_after_its_end() -> None:
+    asked: list[tuple[str, ...]] = []
+    end = time.monotonic() + 0.2
+
+    def slowly(queries: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
+        asked.append(tuple(queries))
+        while len(asked) > 1 and time.monotonic() < end:
+            time.sleep(0.01)
+        raise OSError("the index is gone")
+
+    found = answers(slowly, ["a", "b", "c", "d"], 1, end)
+    assert asked == [("a", "b", "c", "d"), ("a", "b")]
+    assert [str(each) for each in found] == ["search failed: OSError: the index is gone"] * 4
+
+
+def test_a_backend_is_told_when_nobody_waits_any_more() -> None:
+    ends: list[float] = []
+
+    async def scene(house: House) -> None:
+        house.backend.until = ends.append  # type: ignore[attr-defined]
+        await house.service.search("a", 1)
+
+    play(scene, timeout_s=PATIENCE_S)
+    (end,) = ends
+    assert time.monotonic() < end <= time.monotonic() + PATIENCE_S
+
+
 def test_who_waits_in_line_is_not_timed_as_long_as_the_line_moves() -> None:
     """300 searches would fit into the time-out; all 1,000 are answered."""
 
@@ -348,6 +376,46 @@ def test_a_second_backend_that_searches_something_else_is_not_used() -> None:
     asyncio.run(run())
     first, second = made
     assert (len(first.batches), second.batches) == (2, [])
+
+
+def test_a_second_backend_that_cannot_be_opened_is_tried_again_later() -> None:
+    made: list[ScriptedBackend] = []
+    tried = threading.Semaphore(0)
+
+    def make_backend() -> Backend:
+        tried.release()
+        if made and not may_open.is_set():
+            raise OSError("no more files")
+        backend = ScriptedBackend()
+        backend.lanes = 2  # type: ignore[attr-defined]
+        made.append(backend)
+        return backend
+
+    async def run() -> None:
+        service = RetrievalService(make_backend, RetrievalConfig(timeout_s=PATIENCE_S))
+        await service.start()
+        assert tried.acquire(blocking=False)
+        slow = asyncio.create_task(service.search("wait", 2))
+        assert await asyncio.to_thread(made[0].entered.acquire, timeout=PATIENCE_S)
+        first = asyncio.create_task(service.search("quick", 2))
+        assert await asyncio.to_thread(tried.acquire, timeout=PATIENCE_S)
+        while service._second is not None:
+            await asyncio.sleep(0)
+        may_open.set()
+        second = asyncio.create_task(service.search("as quick", 2))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert service._second is None, "not at once"
+        service._second_from = 0.0
+        assert await service.search("quicker", 2) == hits("quicker", 2)
+        assert (await first, await second) == (hits("quick", 2), hits("as quick", 2))
+        made[0].freed.set()
+        assert await slow == hits("wait", 2)
+        await service.close()
+
+    may_open = threading.Event()
+    asyncio.run(run())
+    assert [len(backend.batches) for backend in made] == [1, 1]
 
 
 def test_a_backend_in_place_of_an_earlier_one_searches_the_same_or_is_refused() -> None:
