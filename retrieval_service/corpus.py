@@ -143,6 +143,11 @@ def _contents(record: Mapping[str, Any]) -> str:
     contents = _text(record, "contents")
     if record.get("text") not in (None, "") and not _within(_text(record, "text"), contents):
         raise ValueError('"text" is not a part of "contents"; leave out the one that is not to be searched')
+    return titled(title, contents)
+
+
+def titled(title: str, contents: str) -> str:
+    """``contents`` with ``title``, if there is one, as their first line, unless that is it already."""
     if not title or normalise_title(split_contents(contents)[0]) == normalise_title(title):
         return contents
     return join_contents(title, contents)

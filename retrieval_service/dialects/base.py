@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from agent.records import Passage
-from retrieval_service.corpus import contents_of, split_contents
+from retrieval_service.corpus import contents_of, split_contents, titled
 
 Hits = tuple[Passage, ...]
 TopK = Annotated[int, Field(ge=1)]
@@ -90,7 +90,8 @@ def document(passage: Passage) -> dict[str, str]:
 
 
 def passage_of(document: Any, score: Any = 0.0) -> Passage:
-    """The passage that a reply's document is. One without an id is named by a digest of its contents.
+    """The passage that a reply's document is: its title stands beside its contents or on their first line, as in a
+    corpus (``corpus.py``). One without an id is named by a digest of its contents.
 
     Raises ``ValueError`` with the reason if it is none.
     """
@@ -98,7 +99,8 @@ def passage_of(document: Any, score: Any = 0.0) -> Passage:
         raise ValueError(f"a document is {_kind(document)}, not an object")
     contents, title, text = (document.get(key) for key in ("contents", "title", "text"))
     if isinstance(contents, str) and contents.strip():
-        title, text = split_contents(contents)
+        given = " ".join(title.split()) if isinstance(title, str) else ""
+        title, text = split_contents(titled(given, contents))
     elif not (isinstance(text, str) and text.strip() and isinstance(title or "", str)):
         raise ValueError('a document has neither "contents" nor "text"')
     if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):

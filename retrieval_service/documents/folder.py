@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from retrieval_service.corpus import write_corpus
 from retrieval_service.documents.chunks import chunks
 from retrieval_service.documents.readers import LONGEST_TITLE, READERS
 
-FORMAT = 2
+FORMAT = 3
 """Raise it when the same documents would become other passages than before."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -66,8 +67,8 @@ def documents_corpus(
     """The passages of the documents below ``folder``, as a JSONL file below ``cache``: of at most ``words`` words, with
     ``overlap`` of the one before (``chunks.py``), the document's title on each, and ids like ``notes/a.md#3``.
 
-    Hidden files are left out. ``say`` is told where the passages are, and which files were left out. Raises
-    ``UserError`` for a folder without documents, and for one that can't be read.
+    Hidden files are left out, and links are followed. ``say`` is told where the passages are, and which files were left
+    out. Raises ``UserError`` for a folder without documents, and for one that can't be read.
     """
     files, others = _documents(folder)
     kinds = "text, Markdown, HTML and PDF"
@@ -91,17 +92,41 @@ def documents_corpus(
 
 
 def _documents(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """The documents in the order of their names, and of the other files how many there are by their names' ends."""
+    """The documents in the order of their names, and of the other files how many there are by their names' ends.
+
+    Links are followed; a folder that is there under several names is read under one, its own if that is below
+    ``folder``. Raises ``UserError`` for a folder that can't be read.
+    """
     files: list[Path] = []
     others: Counter[str] = Counter()
-    for file in sorted(folder.rglob("*")):
-        if any(part.startswith(".") for part in file.relative_to(folder).parts) or not file.is_file():
-            continue
-        if file.suffix.lower() in READERS:
-            files.append(file)
-        else:
-            others[file.suffix.lower() or file.name] += 1
-    return files, others
+    seen: set[str] = set()
+    tops = [str(folder)]
+    try:
+        for top in tops:  # to which the links below it are added
+            for here, folders, names in os.walk(top, onerror=_raise):
+                if (real := os.path.realpath(here)) in seen:
+                    folders.clear()
+                    continue
+                seen.add(real)
+                folders[:] = sorted(name for name in folders if not name.startswith("."))
+                tops += [link for name in folders if os.path.islink(link := os.path.join(here, name))]
+                for file in (Path(here, name) for name in names if not name.startswith(".")):
+                    if not file.is_file():
+                        others["dangling links"] += not file.exists()
+                    elif file.suffix.lower() in READERS:
+                        files.append(file)
+                    else:
+                        others[file.suffix.lower() or file.name] += 1
+    except OSError as error:
+        raise UserError(
+            f"{_shown(error.filename or str(folder))}: can't be read ({error.strerror}); make it readable, or take it "
+            "out of the folder"
+        ) from error
+    return sorted(files), +others
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _kinds(others: Counter[str]) -> str:

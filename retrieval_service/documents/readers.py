@@ -1,4 +1,5 @@
-"""Documents as paragraphs: text, Markdown (markdown-it), HTML (the standard library's parser), PDF (pypdf)."""
+"""Documents as paragraphs: text, Markdown (markdown-it; PyYAML for front matter), HTML (the standard library's parser),
+PDF (pypdf)."""
 
 from __future__ import annotations
 
@@ -20,7 +21,6 @@ _BLANK = re.compile(r"\n\s*\n")
 _CHARSET = re.compile(rb"charset=[\"']?([\w.:-]+)", re.IGNORECASE)
 _FRONT = re.compile(r"\A---[ \t\r]*\n(?=[ \t]*[\w\"'-]+[ \t]*:)(.*?)\n---\s*\n", re.DOTALL)
 """Front matter begins with a key; without one the first line is a rule."""
-_FRONT_TITLE = re.compile(r"^title:\s*[\"']?(.+?)[\"']?\s*$", re.MULTILINE)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,8 +56,7 @@ def read_markdown(path: Path) -> Document:
     text = _decoded(path.read_bytes())
     if front := _FRONT.match(text):
         text = text[front.end() :]
-        if title := _FRONT_TITLE.search(front[1]):
-            document.title = title[1]
+        document.title = _front_title(front[1])
     before = ""
     for token in MarkdownIt("commonmark").enable("table").parse(text):
         if token.type == "inline":
@@ -73,6 +72,18 @@ def read_markdown(path: Path) -> Document:
             _html(token.content, document)
         before = token.type
     return document
+
+
+def _front_title(front: str) -> str:
+    """The ``title`` of front matter in YAML; empty where there is none, or none that can be read."""
+    import yaml
+
+    try:
+        said = yaml.load(front, Loader=yaml.BaseLoader)  # as safe as safe_load, and 007 and 2024-01-01 stay texts
+    except (yaml.YAMLError, RecursionError):
+        return ""
+    title = said.get("title") if isinstance(said, dict) else None
+    return " ".join(title.split()) if isinstance(title, str) else ""
 
 
 def _inline(token: Any) -> str:

@@ -104,13 +104,15 @@ class Stage:
         row: dict[str, Any] = {
             "id": question.id,
             "question": question.text,
-            "golden_answers": list(question.golden_answers),
+            "golden_answers": list(question.needed or question.golden_answers),
             "metadata": {f"supporting_{question.evidence_match}s": list(question.supporting)},
             "trajectory": CODEC.decode(trajectory.token_ids.tolist()),
             "document_ids": [list(turn.document_ids) for turn in trajectory.turns[:-1]],
         }
         if question.kind:
             row["metadata"]["type"] = question.kind
+        if question.needed:
+            row["metadata"]["answers_mean"] = "all"
         where = f"question {question.id}"
         read = json.loads(json.dumps(row))
         again = question_of(read, where, question.id, question.evidence_match)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,6 +121,29 @@ def test_markdown(tmp_path: Path) -> None:
     assert (read_markdown(file).title, said(read_markdown(file))) == ("From the front", ["# A heading", "Text."])
 
 
+@pytest.mark.parametrize(
+    ("front", "title"),
+    [
+        ("title:\nauthor: Jane", "Heading"),
+        ("title: >-\n  Two\n  lines\nauthor: Jane", "Two lines"),
+        ("title: 'It''s here' # a comment", "It's here"),
+        ('title: "\\u0041 quote \\" in it"', 'A quote " in it'),
+        ("title: 'Tis", "Heading"),
+        ("title: 007", "007"),
+        ("title: 2024-99-99", "2024-99-99"),
+        ("title: [a, b]", "Heading"),
+        ("title: !!python/object/apply:os.getcwd []", "Heading"),
+        ("book:\n  title: Another's\nx: y", "Heading"),
+        ("x: " + "[" * 3000, "Heading"),
+        ("title: From the front\r\nx: y", "From the front"),
+    ],
+)
+def test_the_title_of_front_matter_is_read_as_yaml(tmp_path: Path, front: str, title: str) -> None:
+    file = tmp_path / "a.md"
+    file.write_bytes(f"---\n{front}\n---\n# Heading\n\nText.".encode())
+    assert (read_markdown(file).title, said(read_markdown(file))[-1]) == (title, "Text.")
+
+
 def test_a_break_in_markdown_parts_words_and_a_rule_is_no_front_matter(tmp_path: Path) -> None:
     file = tmp_path / "a.md"
     file.write_text("| a | b |\n|---|---|\n| one<br>two | three<BR />four |\n\n- x<br>y\n")
@@ -224,6 +248,39 @@ def test_a_folder_is_a_corpus_of_passages_with_titles(notes: Path, tmp_path: Pat
         f"{notes}: 1 files hold no text and are left out, such as empty.txt",
         f"{notes}: 3 documents are 7 passages, in {corpus}",
     ]
+
+
+def test_linked_folders_are_read_once_and_dangling_links_counted(notes: Path, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    (shared / ".git").mkdir(parents=True)
+    (shared / ".git" / "notes.md").write_text("Hidden.")
+    (shared / "b.md").write_text("Elsewhere.")
+    (shared / "back").symlink_to(notes)
+    (notes / "a link").symlink_to(notes / "deep")
+    (notes / "linked").symlink_to(shared)
+    (notes / "deep" / "up").symlink_to("..")
+    (notes / "round").symlink_to("round")
+    (notes / "gone.md").symlink_to("nowhere.md")
+    (notes / "file.md").symlink_to(shared / "b.md")
+    lines: list[str] = []
+    found = read_corpus(documents_corpus(notes, tmp_path / "cache", 100, 5, lines.append))
+    assert [p.id for p in found] == [
+        *("deep/read_me.md#0", "file.md#0", "linked/b.md#0", "read-me.md#0", "some_name.TXT#0"),
+    ]
+    assert "3 files are no text, Markdown, HTML and PDF and are left out (2 dangling links, 1 .png)" in lines[0]
+
+
+def test_a_folder_that_can_not_be_read_is_named(notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if Path(path).name == "deep":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"notes/deep: can't be read \(Permission denied\); make it readable"):
+        documents_corpus(notes, tmp_path / "cache", 12, 5)
 
 
 def test_any_name_of_a_file_will_do(tmp_path: Path) -> None:

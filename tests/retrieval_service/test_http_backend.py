@@ -313,6 +313,11 @@ def test_documents_of_any_server_are_passages() -> None:
     assert passage_of({"id": 7, "contents": '"T"\nx'}, 1) == Passage(id="7", title="T", text="x", score=1.0)
     assert passage_of({"id": "a", "title": "T", "text": "x"}) == Passage(id="a", title="T", text="x")
     assert passage_of({"id": "a", "text": "x"}).title == ""
+    beside = {"id": "a", "title": "A \n Title", "contents": "One line.\nAnother."}
+    assert passage_of(beside) == Passage(id="a", title="A Title", text="One line.\nAnother.")
+    assert passage_of({"id": "a", "title": "T", "contents": "x"}) == Passage(id="a", title="T", text="x")
+    assert passage_of({"id": "a", "title": "t", "contents": '"T"\nx'}) == Passage(id="a", title="T", text="x")
+    assert passage_of({"id": "a", "title": 7, "contents": '"T"\nx'}).title == "T"
     assert passage_of({"contents": "x"}).id == passage_of({"contents": "x", "id": ""}).id
     assert passage_of({"contents": "x"}).id != passage_of({"contents": "y"}).id
     assert passage_of({"contents": "\ud800"}).id.startswith("contents-")

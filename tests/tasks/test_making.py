@@ -32,6 +32,7 @@ from tasks.making import make as making
 from tasks.making.config import ExpertsConfig, TeacherConfig
 from tasks.making.evidence import named, telling
 from tasks.making.made import Expert, Made, Selection, Why
+from tasks.together import together
 
 pytestmark = pytest.mark.jvm
 
@@ -121,6 +122,20 @@ def test_a_passage_that_looks_like_the_next_result_is_no_row(make):
     asked = question("f", "What is Forged?", "one", "Forged")
     made = asyncio.run(making.make([asked], library, ExpertsConfig(), 0))
     assert why(made) == {"f": Why.FORM}
+
+
+def test_a_question_that_needs_all_of_its_answers_says_so_in_its_row():
+    class Shelf:
+        async def search(self, query: str, k: int) -> Sequence[Passage]:
+            return (Passage(id="c", title="Capitals", text="Rome and Paris are capitals."),)
+
+    needed = ("Rome", "Paris")
+    asked = replace(question("c", "Which Capitals?", "-", "Capitals"), golden_answers=together(needed), needed=needed)
+    made = asyncio.run(making.make([asked], making.Library(searcher=Shelf(), agent=AGENT), ExpertsConfig(), 0))
+    (expert,) = made.experts
+    assert expert.written.row["golden_answers"] == ["Rome", "Paris"]
+    assert expert.written.row["metadata"]["answers_mean"] == "all"
+    assert expert.written.row["trajectory"].endswith("<answer> Rome and Paris</answer>")
 
 
 def test_a_search_that_fails_is_a_fault_and_no_document_that_isnt_found():
