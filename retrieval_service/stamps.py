@@ -77,7 +77,7 @@ def stamp_of(path: Path, cache: Path, say: Callable[[str], None] = lambda text: 
         checksum=checksum,
         lines=lines,
     )
-    if now - max(modified, changed) > SETTLED_S * 1e9:
+    if now - changed > SETTLED_S * 1e9:  # whatever it may say of its modification, which anyone can set
         _write(file, stamp)
     return stamp
 

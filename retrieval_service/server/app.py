@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.routing import Route
@@ -24,6 +24,17 @@ from retrieval_service.server.metrics import Metrics
 from retrieval_service.server.page import page
 from retrieval_service.server.tools import tools
 from retrieval_service.service import RetrievalService
+
+REFUSED = {
+    "description": "Refused, with the reason",
+    "content": {"application/json": {"schema": {"type": "object", "properties": {"detail": {"type": "string"}}}}},
+}
+FOLLOWING = {
+    "name": "following",
+    "in": "query",
+    "description": "How many of the passages after it are given, too",
+    "schema": {"type": "integer", "minimum": 0, "default": 0},
+}
 
 
 def make_app(service: RetrievalService, identity: Identity, config: ServeConfig, token: str | None) -> App:
@@ -81,7 +92,7 @@ class _Searches:
         return {
             "summary": "; ".join(d.about for d in self._spoken),
             "requestBody": {"required": True, "content": {"application/json": body}},
-            "responses": {"200": {"description": "Passages"}, "4XX": {"description": "Refused, with the reason"}},
+            "responses": {"200": {"description": "Passages"}, "4XX": REFUSED},
         }
 
 
@@ -113,7 +124,12 @@ def _add_facts(app: FastAPI, desk: Desk, identity: Identity, metrics: Metrics) -
     async def info() -> dict[str, Any]:
         return {"model": identity.backend, "device": "cpu", "corpus_size": identity.documents, "index_loaded": True}
 
-    @app.get("/document/{document_id:path}", summary="One passage, and those that follow it in the same document")
+    @app.get(
+        "/document/{document_id:path}",
+        summary="One passage, and those that follow it in the same document",
+        responses={"4XX": REFUSED},
+        openapi_extra={"parameters": [FOLLOWING]},
+    )
     async def one_document(request: Request, document_id: str) -> Response:
         given = request.query_params.get("following", "0")
         if not (given.isascii() and given.isdecimal() and len(given) < 10):
@@ -121,7 +137,7 @@ def _add_facts(app: FastAPI, desk: Desk, identity: Identity, metrics: Metrics) -
         passage, after = await desk.document(document_id, int(given))
         return _json({**document(passage), **({"following": [document(p) for p in after]} if int(given) else {})})
 
-    @app.get("/metrics", summary="Prometheus")
+    @app.get("/metrics", summary="Prometheus", response_class=PlainTextResponse)
     async def scrape() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from retrieval_service.server.config import ServeConfig
@@ -22,7 +23,8 @@ class Connection(HttpToolsProtocol):
 
     A head that isn't complete in ``read_timeout_s`` closes the connection, and one longer than ``MAX_HEAD`` or a
     connection too many is refused first. The body's limits are the gate's. A request whose client goes away is
-    cancelled, which makes the line shorter.
+    cancelled, which makes the line shorter. A wish to go on in another protocol (curl's and Java's ``Upgrade: h2c``) is
+    ignored, as RFC 9110, section 7.8, allows; uvicorn drops the body of such a request.
     """
 
     limits = ServeConfig()
@@ -44,14 +46,49 @@ class Connection(HttpToolsProtocol):
             self._await_head()  # another request, on a connection that was kept
         if self._late is not None or not self.cycle.more_body:
             self._head += len(data)  # of the next request too, while this one is answered
-        super().data_received(data)
+        self._feed(data)
         if self._head > MAX_HEAD and not self.transport.is_closing():
             self._refuse("431 Request Header Fields Too Large", f"the head has more than {MAX_HEAD} bytes")
 
+    def _feed(self, data: bytes) -> None:
+        # uvicorn's own, but for the upgrade.
+        self._unset_keepalive_if_required()
+        left = memoryview(data)
+        try:
+            while left:
+                try:
+                    self.parser.feed_data(left)
+                    return
+                except httptools.HttpParserUpgrade as upgrade:
+                    if not self._wants_upgrade():
+                        return
+                    left = left[upgrade.args[0] :]
+                    self._begin_again()
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _wants_upgrade(self) -> bool:
+        """Whether the parser is at a request that will come again without its upgrade."""
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+
+    def _begin_again(self) -> None:
+        """Gives a new parser the head that the parser has read, without the upgrade. The old one stops behind it."""
+        start = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        lines = [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        self.parser.feed_data(b"\r\n".join((start, *lines, b"", b"")))
+
     def on_headers_complete(self) -> None:
+        if self._wants_upgrade():
+            return
         self._head_came()
         self._head = 0  # a body may have come with the end of its head
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if not self._wants_upgrade():
+            super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_came()

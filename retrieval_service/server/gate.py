@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
@@ -22,7 +23,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = frozenset({"/docs", "/openapi.json"})
 """Paths that need no token: they say what the program is, and nothing of the index."""
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
+LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){1,3}|::1|\[::1\]", re.IGNORECASE)
 SWALLOWED = 64 << 20
 """Bytes of a body too long that are still read, and dropped, so that the client gets to see why."""
 
@@ -30,14 +31,14 @@ SWALLOWED = 64 << 20
 class Gate:
     """An ASGI application around ``app``, which gets every body in one piece.
 
-    At a loopback address without a token, a request must name it in its ``Host``: a page in a browser on this machine
-    could else search through a name of its own that leads here.
+    At a loopback address without a token, a request must name one in its ``Host``, and in its ``Origin`` if it has one:
+    a page in a browser on this machine could else search, also through a name of its own that leads here.
     """
 
     def __init__(self, app: App, config: ServeConfig, token: str | None, metrics: Metrics) -> None:
         self._app = app
         self._config = config
-        self._token = f"Bearer {token}".encode() if token is not None else None
+        self._token = token.encode() if token is not None else None
         self._local = token is None and is_loopback(config.host)
         self._metrics = metrics
 
@@ -85,12 +86,18 @@ class Gate:
     def _check(self, scope: Scope) -> None:
         if self._local:
             host = next(_values(scope, b"host"), b"").decode("latin-1")
-            if _name(host) not in LOOPBACK:
+            if not is_loopback(_name(host)):
                 raise Refused(403, "this server answers requests to localhost or 127.0.0.1 alone; set a token")
+            for origin in _values(scope, b"origin"):
+                if not is_loopback(_name(origin.decode("latin-1").rpartition("//")[2])):
+                    raise Refused(403, "this server answers no pages but those of localhost or 127.0.0.1; set a token")
         if self._token is not None and scope["path"] not in OPEN:
-            given = next(_values(scope, b"authorization"), b"")
-            if not hmac.compare_digest(given, self._token):
+            scheme, _, given = next(_values(scope, b"authorization"), b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(given, self._token):
                 raise Refused(401, "a token is needed: Authorization: Bearer TOKEN")
+        for coding in _values(scope, b"content-encoding"):
+            if coding.lower() not in (b"", b"identity"):
+                raise Refused(415, "a body that is compressed; send it as it is, without Content-Encoding")
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
         """The whole body; None if the client went away meanwhile."""
@@ -119,7 +126,7 @@ class Gate:
 
 def is_loopback(host: str) -> bool:
     """Whether an address is reached from this machine alone."""
-    return host in LOOPBACK or host.startswith("127.")
+    return LOOPBACK.fullmatch(host) is not None
 
 
 def _values(scope: Scope, name: bytes) -> Iterator[bytes]:

@@ -6,13 +6,14 @@ a document with id, title, text and url.
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Any
 from urllib.parse import quote
 
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.transport_security import TransportSecuritySettings
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route
 
 from agent.records import Passage
 from retrieval_service.dialects.base import Asked
@@ -28,7 +29,10 @@ def tools(desk: Desk, config: ServeConfig) -> tuple[MCPServer[Any], list[BaseRou
     It keeps nothing between two requests; its ``session_manager`` has to run while it serves.
     """
     server = MCPServer(
-        "slingshot-retrieval", instructions="Search passages, then fetch one by its id.", log_level="ERROR"
+        "slingshot-retrieval",
+        version=_version(),
+        instructions="Search passages, then fetch one by its id.",
+        log_level="ERROR",
     )
 
     @server.tool()
@@ -54,10 +58,18 @@ def tools(desk: Desk, config: ServeConfig) -> tuple[MCPServer[Any], list[BaseRou
         stateless_http=True,
         json_response=True,
         max_request_body_size=config.max_body_kib << 10,
-        # The gate has looked at Host and token.
+        # The gate has looked at Host, Origin and token.
         transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
     )
-    return server, app.routes
+    # No stream without an end and no session is to be had here: GET and DELETE are answered with 405.
+    return server, [Route(r.path, r.endpoint, methods=["POST"]) for r in app.routes if isinstance(r, Route)]
+
+
+def _version() -> str:
+    try:
+        return metadata.version("slingshot")
+    except metadata.PackageNotFoundError:  # it runs from a folder of its source
+        return ""
 
 
 def _shown(passage: Passage) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from hostile import MAKERS, Hostile, hostile, request
@@ -108,6 +110,26 @@ def test_connections_left_open_are_closed_by_the_server(monkeypatch: pytest.Monk
     assert b"the body was not there after 2 s" in body
     assert second.startswith(b"HTTP/1.1 200 ")
     assert second.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 10_000])
+def test_a_wish_for_another_protocol_is_ignored_and_the_body_read(server: Running, size: int) -> None:
+    """As curl --http2 and Java's client ask, in packets that part names and the head's end; the next one is normal."""
+    body = b'{"queries": ["Emma Austen"], "topk": 1}'
+    wish = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")
+    first = request(body, "/retrieve", "POST", *wish).replace(b"Connection: close\r\n", b"")
+    assert b"close" not in first
+
+    def parts(data: bytes) -> Iterator[bytes]:
+        return (data[at : at + size] for at in range(0, len(data), size))
+
+    with server.connect() as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for part in parts(first + first + request(body)):
+            connection.sendall(part)
+        told = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert told.count(b"HTTP/1.1 200 OK") == 3
+    assert told.count(b'"id": "emma"') == 3
 
 
 def test_a_head_without_an_end_is_refused(server: Running) -> None:

@@ -382,6 +382,15 @@ def test_whatever_may_have_changed_is_read_again(tmp_path: Path, corpus: Path, r
     assert (after.checksum == before.checksum) == (change in ("touched", "damaged stamp"))
 
 
+def test_a_modification_in_the_future_is_no_reason_to_read_again(
+    tmp_path: Path, corpus: Path, reads: list[Path]
+) -> None:
+    os.utime(corpus, (2**32, 2**32))
+    for _ in range(2):
+        corpus_stamp(corpus, tmp_path / "c")
+    assert reads == [corpus]
+
+
 def test_a_file_that_was_just_written_is_not_trusted_the_next_time(tmp_path: Path, corpus: Path) -> None:
     """A change within the same tick of the file system's clock would leave no trace."""
     corpus_stamp(corpus, tmp_path)

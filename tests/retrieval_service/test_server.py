@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +186,12 @@ def test_openapi_and_its_page_name_every_route(server: Running) -> None:
     assert all(path in page.text for path in paths)
     assert "http://" not in page.text, "it loads nothing from anywhere"
     assert "https://" not in page.text
+    document = paths["/document/{document_id}"]["get"]
+    assert [p["name"] for p in document["parameters"]] == ["document_id", "following"]
+    assert set(document["responses"]) == {"200", "4XX"}
+    told = document["responses"]["4XX"]["content"]["application/json"]["schema"]["properties"]
+    assert told == {"detail": {"type": "string"}}
+    assert list(paths["/metrics"]["get"]["responses"]["200"]["content"]) == ["text/plain"]
 
 
 def test_mcp_clients_search_and_fetch(server: Running) -> None:
@@ -191,6 +199,7 @@ def test_mcp_clients_search_and_fetch(server: Running) -> None:
 
     async def ask() -> tuple[Any, Any, Any, Any]:
         async with Client(f"{server.url}/mcp") as client:
+            assert client.server_info.version == metadata.version("slingshot")
             names = [tool.name for tool in (await client.list_tools()).tools]
             found = await client.call_tool("search", {"query": "Emma Austen", "top_k": 2})
             fetched = await client.call_tool("fetch", {"id": "emma"})
@@ -204,6 +213,12 @@ def test_mcp_clients_search_and_fetch(server: Running) -> None:
     assert json.loads(fetched.content[0].text)["text"] == EMMA["text"]
     assert wrong.is_error
     assert "no passage" in wrong.content[0].text
+
+
+def test_mcp_offers_no_stream_without_an_end(server: Running) -> None:
+    for method in ("GET", "DELETE"):
+        reply = server.client.request(method, "/mcp", headers={"Accept": "text/event-stream"})
+        assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
 
 
 # --- the same as Lucene's own ----------------------------------------------------------------------
@@ -354,11 +369,22 @@ def test_a_page_of_another_name_can_not_search_here(server: Running) -> None:
     """A browser sends the name in the address bar, even when that name leads to 127.0.0.1."""
     for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", ""):
         assert "localhost" in refusal(server.client.get("/health", headers={"Host": host}), 403)
-    for host in ("localhost", "localhost:9", "127.0.0.1:1", "[::1]:8000", "[::1]"):
+    for host in ("localhost", "LocalHost:9", "127.0.0.1:1", "127.0.0.2:1", "[::1]:8000", "[::1]"):
         assert server.client.get("/health", headers={"Host": host}).status_code == 200
+    for origin in ("http://evil.example", "https://localhost.evil.example:8000", "null", "http://127.0.0.1.evil"):
+        assert "no pages but" in refusal(server.post("/mcp", {}, headers={"Origin": origin}), 403)
+    for origin in ("http://localhost:3000", "http://127.0.0.1"):
+        assert server.client.get("/health", headers={"Origin": origin}).status_code == 200
     with running(Scripted, token="t0ken") as guarded:
         right = {"Host": "any.example", "Authorization": "Bearer t0ken"}
         assert guarded.client.get("/health", headers=right).status_code == 200
+        assert guarded.client.get("/health", headers=right | {"Authorization": "bearer t0ken"}).status_code == 200
+
+
+def test_a_body_that_is_compressed_is_refused(server: Running) -> None:
+    packed = gzip.compress(b'{"queries": ["Emma"]}')
+    reply = server.client.post("/retrieve", content=packed, headers={"Content-Encoding": "gzip"})
+    assert "without Content-Encoding" in refusal(reply, 415)
 
 
 def test_unknown_paths_and_methods_are_told(server: Running) -> None:
