@@ -27,7 +27,7 @@ from agent.answers import normalise_title
 from agent.errors import UserError, shortened
 from agent.records import Passage, document_name
 from retrieval_service.stamps import Stamp, stamp_of
-from retrieval_service.textfile import PARQUET, starts_with, text_lines, text_of
+from retrieval_service.textfile import PARQUET, batch_rows, starts_with, text_lines, text_of
 from retrieval_service.whole import written
 
 EXAMPLE = r'{"id": "d1", "contents": "\"Title\"\ntext"}'
@@ -219,17 +219,21 @@ def _rows(path: Path) -> Iterator[tuple[int, Record]]:
     import pyarrow
     from pyarrow import parquet
 
+    number = 0
     try:
         with parquet.ParquetFile(path) as file:
             columns = file.schema_arrow.names
             there = [name for name in ("id", "_id", "title", "text", "contents") if name in columns]
-            rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(ROWS, columns=there))
+            rows = chain.from_iterable(map(batch_rows, file.iter_batches(ROWS, columns=there)))
             for number, row in enumerate(rows, start=1):
                 try:
                     yield number, _record(_without_nulls(row))
                 except ValueError as error:
                     told = f"{path}, row {number}: {error}; its columns are {', '.join(columns)}"
                     raise UserError(told) from None
+    except UnicodeDecodeError as error:
+        told = f"{path}, row {number + 1}: a text that is not UTF-8 ({shortened(error)}); save it as plain UTF-8"
+        raise UserError(told) from error
     except (pyarrow.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None:  # the system's: the file may be whole
             raise

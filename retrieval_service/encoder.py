@@ -193,7 +193,8 @@ class Encoder:
         half = self._device.startswith("cuda")
         self._model = model.to(self._device, torch.float16 if half else torch.float32).eval()
         longest = getattr(model.config, "max_position_embeddings", None) or manner.max_tokens
-        self._max_tokens = min(manner.max_tokens, int(longest))
+        # RoBERTa's positions begin behind its padding's: its tokenizer alone says how many there are.
+        self._max_tokens = min(manner.max_tokens, int(longest), int(self._tokenizer.model_max_length))
 
     @property
     def size(self) -> int:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from agent.answers import normalise_title
 from agent.errors import UserError
 from agent.paths import at_home
+from agent.readable import content_of
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record, corpus_stamp, records
 from retrieval_service.whole import written
@@ -86,8 +87,8 @@ class Names:
 
     @classmethod
     def load(cls, file: Path) -> Names:
-        """What ``save`` wrote."""
-        with np.load(file) as kept:
+        """What ``save`` wrote. Raises ``UserError`` for a file that is damaged."""
+        with content_of(f"the titles and ids in {file}, which may be deleted"), np.load(file) as kept:
             return cls(titles=kept["titles"], ids=kept["ids"], examples=tuple(kept["examples"].tolist()))
 
 

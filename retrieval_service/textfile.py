@@ -119,3 +119,12 @@ def text_lines(path: Path, name: str) -> Iterator[tuple[int, bytes]]:
     """``(number, line)`` of every line, counted from 1; raises what ``open_text`` raises."""
     with open_text(path, name) as file:
         yield from enumerate(file, start=1)
+
+
+def batch_rows(batch: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a batch of a Parquet file. Raises ``UnicodeDecodeError`` at one with a text that isn't UTF-8."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for number in range(batch.num_rows):
+            yield from batch.slice(number, 1).to_pylist()

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from agent.errors import UserError
+from agent.errors import UserError, shortened
 from agent.readable import json_of
-from retrieval_service.textfile import open_text
+from retrieval_service.textfile import batch_rows, open_text
 from tasks.notices import Notice
 from tasks.tables import delimiter_of, table_rows
 
@@ -90,14 +90,17 @@ def _parquet_rows(path: Path, name: str, wanted: Callable[[str], bool]) -> Itera
     import pyarrow
     from pyarrow import parquet
 
+    number = 0
     try:
         file = parquet.ParquetFile(path)
         columns = [column for column in file.schema_arrow.names if wanted(column)]
-        number = 0
         for batch in file.iter_batches(batch_size=1024, columns=columns):
-            for row in batch.to_pylist():
+            for row in batch_rows(batch):
                 number += 1
                 yield number, row
+    except UnicodeDecodeError as error:
+        told = f"{name}, row {number + 1}: a text that is not UTF-8 ({shortened(error)}); save it as plain UTF-8"
+        raise UserError(told) from error
     except (OSError, pyarrow.ArrowException) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{name}: cannot be read as Parquet ({first})") from error

@@ -203,6 +203,14 @@ def test_a_bad_row_is_named(tmp_path: Path, columns: dict[str, list[Any]], said:
     assert "\n" not in str(caught.value)
 
 
+def test_a_row_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    texts = pyarrow.array([b"x", b"y", b"caf\xe9"], pyarrow.binary()).cast(pyarrow.string(), safe=False)
+    path = parquet_of(tmp_path, id=["a", "b", "c"], contents=texts)
+    with pytest.raises(UserError, match=r"corpus\.parquet, row 3: a text that is not UTF-8 \(.*; save it") as caught:
+        list(read_corpus(path))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_parquet_file_with_a_damaged_page_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "corpus.parquet"
     parquet.write_table(pyarrow.table({"id": ["a"], "contents": ["A novel. " * 1000]}), path, compression="gzip")

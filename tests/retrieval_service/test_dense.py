@@ -153,10 +153,16 @@ def test_a_device_that_is_not_there_is_named(model: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_long_texts_are_cut(model: Path) -> None:
+def test_long_texts_are_cut(model: Path, tmp_path: Path) -> None:
     made = Encoder(model, manner_of(model, "given", {"max_tokens": 500}), threads=2)
     text = "one two three four " * 100
     assert np.array_equal(made.passages([text]), made.passages([text + "emma"])), "at the model's 64 positions"
+    shorter = shutil.copytree(model, tmp_path / "shorter")
+    told = json.loads((shorter / "tokenizer_config.json").read_text())
+    (shorter / "tokenizer_config.json").write_text(json.dumps(told | {"model_max_length": 8}))
+    made = Encoder(shorter, manner_of(shorter, "given", {"max_tokens": 500}), threads=2)
+    text = "one two three four five six seven"
+    assert np.array_equal(made.passages([text]), made.passages([text + " emma"])), "at its tokenizer's 8"
 
 
 # --- searching -------------------------------------------------------------------------------------

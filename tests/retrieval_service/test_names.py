@@ -52,6 +52,16 @@ def test_a_changed_corpus_is_read_anew(tmp_path: Path, corpus: Path) -> None:
     assert corpus_names(corpus, tmp_path / "cache").known({"New", "!!!"}, "title") == {"New"}
 
 
+@pytest.mark.parametrize("kept", [0, 10, -10])
+def test_a_table_that_is_cut_short_is_one_line(tmp_path: Path, corpus: Path, kept: int) -> None:
+    corpus_names(corpus, tmp_path / "cache")
+    (table,) = (tmp_path / "cache" / "corpora").iterdir()
+    table.write_bytes(table.read_bytes()[:kept])
+    with pytest.raises(UserError, match=r"^the titles and ids in .*npz, which may be deleted: damaged, or") as caught:
+        corpus_names(corpus, tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_compressed_corpus_without_titles(tmp_path: Path) -> None:
     path = tmp_path / "c.gz"
     path.write_bytes(gzip.compress(b'{"id": "a", "text": "x"}\n'))

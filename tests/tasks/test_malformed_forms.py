@@ -249,3 +249,12 @@ def test_what_is_wrong_with_2wikis_aliases_is_one_line(line: bytes, message: str
     with pytest.raises(UserError, match=f"^{where}{message}") as caught:
         read_questions(tmp_path / "dev.json", key="data.questions")
     assert "\n" not in str(caught.value)
+
+
+def test_a_row_of_parquet_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    texts = pa.array([b"Who?", b"Where is the caf\xe9?"], pa.binary()).cast(pa.string(), safe=False)
+    parquet.write_table(pa.table({"question": texts, "answer": ["Ed", "Ed"]}), tmp_path / "q.parquet")
+    with pytest.raises(
+        UserError, match=r"^data\.questions=.*q\.parquet, row 2: a text that is not UTF-8 \(.*; save it"
+    ):
+        read_questions(tmp_path / "q.parquet", key="data.questions")
