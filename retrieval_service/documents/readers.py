@@ -16,6 +16,8 @@ from retrieval_service.documents.chunks import Paragraph
 
 LONGEST_TITLE = 200
 """Characters; a longer first line is no title."""
+NULL = "tag:yaml.org,2002:null"
+"""What YAML calls a value that is empty, ``~`` or ``null``."""
 _BREAK = re.compile(r"\A<br\b[^>]*>\Z", re.IGNORECASE)
 _BLANK = re.compile(r"\n\s*\n")
 _CHARSET = re.compile(rb"charset=[\"']?([\w.:-]+)", re.IGNORECASE)
@@ -79,11 +81,13 @@ def _front_title(front: str) -> str:
     import yaml
 
     try:
-        said = yaml.load(front, Loader=yaml.BaseLoader)  # as safe as safe_load, and 007 and 2024-01-01 stay texts
+        said = yaml.compose(front, Loader=yaml.SafeLoader)  # no objects are made: 007 and 2024-01-01 stay as written
     except (yaml.YAMLError, RecursionError):
         return ""
-    title = said.get("title") if isinstance(said, dict) else None
-    return " ".join(title.split()) if isinstance(title, str) else ""
+    for key, value in said.value if isinstance(said, yaml.MappingNode) else ():
+        if key.value == "title" and isinstance(value, yaml.ScalarNode) and value.tag != NULL:
+            return " ".join(value.value.split())
+    return ""
 
 
 def _inline(token: Any) -> str:

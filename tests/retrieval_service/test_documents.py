@@ -129,6 +129,7 @@ def test_markdown(tmp_path: Path) -> None:
         ("title: 'It''s here' # a comment", "It's here"),
         ('title: "\\u0041 quote \\" in it"', 'A quote " in it'),
         ("title: 'Tis", "Heading"),
+        ("title: ~", "Heading"),
         ("title: 007", "007"),
         ("title: 2024-99-99", "2024-99-99"),
         ("title: [a, b]", "Heading"),
