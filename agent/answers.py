@@ -126,8 +126,8 @@ def has_words(text: str, golden: Sequence[str]) -> float:
 def soft_match(answer: str, golden: Sequence[str]) -> float:
     """1.0 for an exact match or at least 70 % of the golden words, 0.5 for a part of the golden answer, else 0.0.
 
-    A part is of whole words, and no answer may be much longer than the golden one. Decimal points count: the form that
-    exact match compares has none, as in the published scripts, and there "3.5" is "35".
+    A part is of whole words, and no answer may be much longer than the golden one. "Yes or no" is neither. Decimal
+    points count: the form that exact match compares has none, as in the published scripts, and there "3.5" is "35".
     """
     said = normalise(_with_points(answer))
     return max(_soft(said, normalise(_with_points(g))) for g in golden) if said else 0.0
@@ -146,6 +146,8 @@ def _soft(answer: str, golden: str) -> float:
         return 0.0
     said, wanted = answer.split(), golden.split()
     if len(said) > max(SOFT_WORDS, SOFT_TIMES * len(wanted)):
+        return 0.0
+    if golden in CLOSED and CLOSED.intersection(said) != {golden}:
         return 0.0
     if sum(word in {*said} for word in wanted) >= SOFT_WORD_SHARE * len(wanted):
         return 1.0

@@ -141,6 +141,12 @@ def test_a_golden_answer_without_words_is_matched_by_itself_alone(score):
         ("3.5 million", "3.5 million", 1.0),
         ("1,000", "1000", 1.0),
         ("in 1998.", "1998", 1.0),
+        ("yes or no", "yes", 0.0),
+        ("no, yes", "no", 0.0),
+        ("Yes, they are", "yes", 1.0),
+        ("not the same", "no", 0.0),
+        ("no noanswer", "noanswer", 0.0),
+        ("No Country", "No Country for Old Men", 0.5),
     ],
 )
 def test_the_soft_outcome_pays_for_whole_words_of_an_answer_and_not_for_lists(answer, golden, worth):
