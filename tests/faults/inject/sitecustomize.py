@@ -5,8 +5,9 @@ the file ``$FAULTS/order`` says if it is for that phase: an order is carried out
 
     {"when": ["learner", "publish"], "target": "pool", "kind": "kill", "held_s": 0.0}
 
-Of ``garbage`` the order only says from when on: the next thing that the target gives to another actor is damaged. With
-``held_s`` the phase lasts so many seconds longer.
+Of ``garbage`` the order only says from when on: the next thing that the target gives to another actor is damaged; of
+``outage``, that no search is answered as long as the file ``$FAULTS/outage`` is there. With ``held_s`` the phase lasts
+so many seconds longer.
 """
 
 import importlib.abc
@@ -53,6 +54,8 @@ def entered(phase):
         os.kill(pid, SIGNALS[kind])
     elif kind == "garbage":
         (folder / f"garbage-{target}").touch()
+    elif kind == "outage":
+        (folder / "outage").touch()
     elif kind == "hang":
         while True:
             time.sleep(1)
@@ -119,11 +122,13 @@ def spoilt(target):
 
 
 def changed_retrieval(module):
-    """A search is answered with nothing that a search could give."""
+    """A search is answered with nothing that a search could give; in an outage, none is answered."""
     all_answers = module._all
 
     async def watched(asked):
         answers = await all_answers(asked)
+        if (Path(FOLDER) / "outage").exists():
+            return ["the index is gone"] * len(answers)
         return [None] * len(answers) if spoilt("retrieval") else answers
 
     module._all = watched
