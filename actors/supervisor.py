@@ -184,7 +184,8 @@ class Supervisor:
         if checkpoint is None and config.algorithm.seeding.steps:
             parts.index_is_open()
             self._seed()
-        with self.watch.phase("the learner prepares the first version"):
+        # An engine that starts counts what comes to its card meanwhile as its own: a checkpoint's states wait for it.
+        with parts.learners_turn(), self.watch.phase("the learner prepares the first version"):
             published = self._wait(learner.begin.remote(checkpoint), "learner")
         with self.watch.phase("the retrieval index opens"):
             parts.index_is_open()
@@ -202,7 +203,9 @@ class Supervisor:
         steps, experts = self.config.algorithm.seeding.steps, self.prepared.experts
         started = time.perf_counter()
         pool, learner = self.parts.seeding_pool(tuple(e.question for e in experts)), self.parts.learner
-        self.workers.deliver(self._wait(learner.begin_seeding.remote(experts), "learner"))
+        with self.parts.learners_turn():
+            published = self._wait(learner.begin_seeding.remote(experts), "learner")
+        self.workers.deliver(published)
         self.workers.serve(pool, GroupConfig())
         injected = 0
         for step in range(1, steps + 1):

@@ -216,9 +216,9 @@ def test_on_a_shared_card_the_engines_sleep_while_the_learner_works(play: Play) 
     world = World(barren=(1,))
     play(world, 2, warm_start=5, seeding=1, turns=True)
     assert world.events == [
-        *("sleep", "warm start", "wake", "begin seeding", "deliver 0", "serve the seeding"),
+        *("sleep", "warm start", "wake", "sleep", "begin seeding", "wake", "deliver 0", "serve the seeding"),
         *("take", "sleep", "seed 1", "wake", "deliver 1", "close seeding", "release seed 1", "rest"),
-        *("begin 0", "deliver 1", "evaluate version 1", "serve"),
+        *("sleep", "begin 0", "wake", "deliver 1", "evaluate version 1", "serve"),
         *("take", "sleep", "step 1", "wake", "deliver 2", "release 1"),
         *(
             "take",
