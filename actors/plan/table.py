@@ -199,6 +199,11 @@ def _times(config: RunConfig) -> Iterator[str]:
             f"{s.learning.model_use:.0%}{adding}; publishing {s.learning.publish_s:.1f} s{turns}"
         )
         yield f"    limited by {s.limit}"
+    if config.group.strategy == "continuation":
+        yield (
+            f"  not in these times: continuations, up to {config.pool.group_size} shorter rollouts for each question "
+            "none of whose was perfect"
+        )
     yield from _assumptions(assumed)
     yield f"  of the card: {gpu.tflops:g} TFLOP/s in bfloat16, {gpu.bandwidth:g} GB/s, {gpu.pcie:g} GB/s of PCIe"
 

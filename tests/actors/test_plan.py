@@ -564,6 +564,12 @@ def test_the_table_has_a_line_per_part_on_each_card() -> None:
     assert "does not fit" not in text
 
 
+def test_the_table_says_that_continuations_come_on_top() -> None:
+    assert "continuations" not in table(composed("model=qwen1.5b", "cluster=4x3090"))
+    text = table(composed("model=qwen1.5b", "cluster=4x3090", "group=continuation"))
+    assert "not in these times: continuations, up to 8 shorter rollouts for each question" in text
+
+
 def test_the_table_says_what_does_not_fit() -> None:
     lines = table(box(("algorithm.optimizer.kind", "adamw"))).splitlines()
     assert lines[-2].startswith("does not fit: the learner needs ")
