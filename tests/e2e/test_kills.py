@@ -89,8 +89,7 @@ def _killed(start, folder: Path, command: list[str], step_s: float) -> None:
         whom = rng.choice(("launcher", "driver", "all"))
         moments.append((number, what, round(delay, 2), whom, before, _steps(folder)))
         _kill(process, whom, folder)
-        if process.returncode != 0:
-            assert process.returncode == (1 if whom == "driver" else -signal.SIGKILL), _output(folder)
+        assert process.returncode == (1 if whom == "driver" else -signal.SIGKILL), _output(folder)
     process = start(folder, *command, "resume=if_any")
     with folder.with_name(f"{folder.name}.output").open() as file:
         output = finished(process, file)
@@ -102,6 +101,8 @@ def _killed(start, folder: Path, command: list[str], step_s: float) -> None:
 def _kill(process, whom: str, folder: Path) -> None:
     """Kills, and waits until nothing of the run is left."""
     launcher = psutil.Process(process.pid)
+    if whom == "driver":
+        until(launcher.children, process)  # it may not be there yet
     with suppress(psutil.NoSuchProcess):
         family = launcher.children(recursive=True)
         driver = launcher.children()[:1]
