@@ -328,7 +328,7 @@ class ScriptedRetrieval(RetrievalActor.__ray_metadata__.modified_class):  # type
 
     def __init__(self, log_dir: Path, timeout_s: float, seconds: float = 0.0) -> None:
         super().__init__(Path(), RetrievalConfig(timeout_s=timeout_s), Path(), log_dir, "retrieval")
-        self._open = lambda: ScriptedBackend(seconds)
+        self._opener = lambda: lambda: ScriptedBackend(seconds)
 
 
 def hits(query: str, k: int) -> tuple[Passage, ...]:

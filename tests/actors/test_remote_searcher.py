@@ -377,8 +377,9 @@ def test_a_thread_that_hangs_ends_its_process_and_ray_starts_another(
         searcher = RemoteSearcher([actor], timeout_s=PATIENCE_S)
         hung = await outcomes(later(searcher, "hang"))
         log = tmp_path / "retrieval.log"
-        while log.read_text().count("] retrieval, niceness") < 2:
-            await asyncio.sleep(0.05)
+        async with asyncio.timeout(PATIENCE_S):
+            while log.read_text().count("] retrieval, niceness") < 2:
+                await asyncio.sleep(0.05)
         while (after := await outcomes(later(searcher, "b"))) == ["the search took longer than 1 s: 'b'"]:
             pass  # a slow machine
         return hung + after
