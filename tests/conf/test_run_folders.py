@@ -15,9 +15,11 @@ from conf_runs import Command, Training, save
 
 import launch
 from agent.errors import Fault, Stopped
+from agent.inference.evaluation import EvalRow
 from conf.command_line import Request
 from conf.schema import RunConfig
 from tracking.evals.result import begin
+from tracking.evals.rows import EvalRows
 from tracking.metrics import read
 from tracking.run_folder import claimed
 
@@ -113,6 +115,20 @@ def test_a_used_folder_is_gone_on_with_by_resume_alone(training: Training, comma
     assert training.played[-1][0] != "run"
 
 
+ROW = EvalRow(
+    question_id="q",
+    kind="",
+    answer="a",
+    em=1.0,
+    f1=1.0,
+    evidence=None,
+    searches=1,
+    action_tokens=3,
+    stop_reason="answered",
+    fault=False,
+)
+
+
 def test_an_evaluation_goes_on_in_its_folder_by_resume_if_any(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +137,7 @@ def test_an_evaluation_goes_on_in_its_folder_by_resume_if_any(
     def evaluate(config: RunConfig, run_dir: Path, console: Any) -> None:
         played.append(run_dir.name)
         begin(run_dir, {"seed": config.seed})
+        EvalRows(run_dir).write([ROW])
         (run_dir / "logs").mkdir(exist_ok=True)
 
     monkeypatch.setitem(launch.MODES, "eval", evaluate)
