@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from actors.process import last_crash, last_lines
-from agent.errors import Fault, Unusable, UserError
+from agent.errors import Fault, Unusable, UserError, last_line
 
 POLL_S = 1.0
 """How long one wait lasts at most, so that a Ctrl-C is seen."""
@@ -67,13 +67,8 @@ def died(error: ray.exceptions.RayError, actor: str, log_dir: Path) -> Died:
     crash, lines = last_crash(log_dir, actor), last_lines(log_dir, actor)
     cause = type(error).__name__ + (f": {crash}" if crash else "")
     if isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed:
-        cause = f"it can't be made: {_last_line(str(error))}"
+        cause = f"it can't be made: {last_line(str(error))}"
     return Died(f"{actor} died ({cause})" + (f"{LAST_LINES}{lines}" if lines else ""), crash, actor=actor)
-
-
-def _last_line(page: str) -> str:
-    """What was raised, from a page that ends with a traceback."""
-    return next((line.strip() for line in reversed(page.splitlines()) if line.strip()), "")
 
 
 def _memory(said: str) -> str:

@@ -110,11 +110,9 @@ class _Doctor:
         if world > 1:
             with self._part("a broadcast"):
                 meeting = self._run_dir / f"meeting-{os.getpid()}"
+                env, speed = self._config.cluster.nccl_environment, measuring.broadcast_speed
                 ranks = [
-                    self._apart(
-                        *(f"broadcast-{rank}", None, measuring.broadcast_speed, rank, world, meeting, *self._where()),
-                        env=self._config.cluster.nccl_environment,
-                    )
+                    self._apart(f"broadcast-{rank}", None, speed, rank, world, meeting, *self._where(), env=env)
                     for rank in range(world)
                 ]
                 try:

@@ -16,7 +16,7 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from agent.errors import UserError, all_of
+from agent.errors import UserError, all_of, last_line
 from tracking.run_folder import unwritable
 
 
@@ -84,9 +84,9 @@ def _problems(nodes: Sequence[str], needs: Needs, timeout_s: float) -> Iterator[
             yield f"{name} of the Ray cluster starts no process within cluster.start_timeout_s={timeout_s:g}"
             continue
         except ray.exceptions.RayError as error:
-            reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+            reason = last_line(str(error)) or type(error).__name__
             yield (
-                f"{name} of the Ray cluster can't run this program ({reason.strip()}); install it there at the same "
+                f"{name} of the Ray cluster can't run this program ({reason}); install it there at the same "
                 "path, with the same environment"
             )
             continue

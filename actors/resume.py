@@ -14,7 +14,7 @@ from agent.paths import at_home
 from agent.pool import saved
 from agent.readable import content_of
 from conf.schema import IF_ANY, RunConfig
-from learner.checkpoint import checkpoints, latest, latest_sound, set_best
+from learner.checkpoint import checkpoints, latest, latest_sound, place, set_best
 from tracking.differences import listed
 from tracking.metrics import keep_lines, read, replace
 from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
@@ -156,7 +156,7 @@ def carry_best(checkpoint: Path, run_dir: Path) -> None:
     best, own = run_state.load(checkpoint).best, run_dir / "checkpoints"
     if best is None or checkpoint.parent.resolve() == own.resolve():
         return
-    there = checkpoint.parent / f"step-{int(best['step']):06d}"
+    there = place(checkpoint.parent, int(best["step"]))
     if there.is_dir():
         own.mkdir(parents=True, exist_ok=True)
         set_best(there, own)

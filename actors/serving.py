@@ -26,16 +26,17 @@ def serve(config: RunConfig, console: Console) -> None:
 
     fetch(config, console)
 
-    openers: list[Callable[[], Backend]] = []
+    first: Callable[[], Backend] | None = None
 
     def open_backend() -> Backend:
-        if openers:
-            return openers[0]()  # one more, over the same index: the data may have changed since
+        nonlocal first
+        if first is not None:
+            return first()  # one more, over the same index: the data may have changed since
         with console.phase("opening the index") as phase:
             corpus = load(config.data, config.seed, config.cache, mode="serve", say=console.say).corpus
             watch = Watch(say=console.say, count=phase.counting("passages"))
-            openers.append(opener(corpus, config.retrieval, config.cache, watch))
-            return openers[0]()
+            first = opener(corpus, config.retrieval, config.cache, watch)
+            return first()
 
     def ready(url: str, identity: Identity) -> None:
         many = f"{identity.documents:,} passages" if identity.documents is not None else "passages"

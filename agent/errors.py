@@ -91,6 +91,11 @@ def commonest(faults: Sequence[str]) -> str:
     return f"{fault} ({count} of {len(faults)})" if count < len(faults) else fault
 
 
+def last_line(page: str) -> str:
+    """What was raised, from a page that ends with a traceback; nothing if it is empty."""
+    return next((line.strip() for line in reversed(page.splitlines()) if line.strip()), "")
+
+
 def shortened(error: BaseException, limit: int = 300) -> str:
     """What ``error`` says, in one line of at most ``limit`` characters; its type if it says nothing.
 

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from agent.errors import UserError
-from conf.as_trained import WORLD, agent_of, data_of, literal
+from conf.as_trained import WORLD, agent_of, data_of
 from conf.schema import INFERENCE
 from conf.topology import AUTO
 
@@ -73,13 +73,9 @@ def _model_and_agent(overrides: Sequence[Override], mode: str) -> list[str]:
         found += agent_of(checkpoints)
     if "model" in given:
         return found
-    paths = values(given.get("model.path"))
-    if checkpoints and not paths:  # their own files say what they are
-        paths = checkpoints
-    elif mode == "eval" and (behind := values(given.get("evaluation.endpoint.model"))) and not paths:
-        paths = behind
-        found.insert(0, f"model.path={literal(behind[0])}")
-    return [ANY_MODEL, *found] if paths else found
+    played = checkpoints or (values(given.get("evaluation.endpoint.model")) if mode == "eval" else [])
+    named = played or values(given.get("model.path"))  # what is played says itself what it is (conf/schema.py)
+    return [ANY_MODEL, *found] if named else found
 
 
 def _questions_and_passages(overrides: Sequence[Override], composed: DictConfig, model: str) -> list[str]:

@@ -144,6 +144,8 @@ class RunConfig:
                 "group=continuation compares two groups; use group=plain, or a function of (question, trajectory)"
             )
         SearchLimits(self.search_limit, self.agent.max_searches)  # knows its rules and what fits the agent
+        if self.mode not in INFERENCE:
+            self.cluster.check_chosen("learners")
         if self.cluster.colocated and self.pool.max_staleness:
             raise UserError(
                 f"cluster.colocated=true needs pool.max_staleness=0, not {self.pool.max_staleness}: no episode is "
@@ -330,10 +332,10 @@ def typed(config: DictConfig) -> RunConfig:
     from omegaconf.errors import OmegaConfBaseException
 
     check_tree(config)
-    model = config.model
-    if config.mode in INFERENCE and config.checkpoint and model.path is None and model.architecture is None:
+    model, played = config.model, config.checkpoint or config.evaluation.endpoint.model
+    if config.mode in INFERENCE and played and model.path is None and model.architecture is None:
         config = config.copy()
-        config.model.path = config.checkpoint  # it is the model; in a sweep, each job's own
+        config.model.path = played  # in a sweep, each job's own
     try:
         run = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:

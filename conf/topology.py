@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from agent.errors import UserError, one_of
 from agent.settings import TEXT, bounded, check_bounds
@@ -99,7 +98,7 @@ class ClusterConfig:
     """Settings that ``cluster=auto`` leaves as they are: those that a command line gives."""
     learners: int = bounded(1, "in [0, 64]")
     """Learners that share the rows of a batch, on a GPU each; their gradients are added up. 0, with ``cluster=auto``:
-    as many as the plan chooses."""
+    as many as the plan chooses. Where nothing is trained there are none."""
     colocated: bool = False
     """A learner and an engine colocated on each GPU: the engines sleep while the learners learn."""
     rollout_workers: int = bounded(1, "in [0, 1000]")
@@ -163,16 +162,17 @@ class ClusterConfig:
 
     def for_inference(self) -> ClusterConfig:
         """The engines without a learner, each on a card of its own: what evaluating and asking need."""
-        alone = copy(self)
-        alone.learners, alone.colocated = 0, False
-        return alone
+        return replace(self, learners=0, colocated=False)
+
+    def check_chosen(self, key: str) -> None:
+        """Raises ``UserError`` for a number of 0 that nobody chooses."""
+        if not getattr(self, key) and self.name != AUTO:
+            raise UserError(f"cluster.{key}=0 leaves the number to cluster=auto; give one that is at least 1")
 
     def __post_init__(self) -> None:
         check_bounds(self, "cluster")
         one_of(self.device, ("cpu", "cuda"), "cluster.device")
-        for key, count in (("learners", self.learners), ("rollout_workers", self.rollout_workers)):
-            if not count and self.name != AUTO:
-                raise UserError(f"cluster.{key}=0 leaves the number to cluster=auto; give one that is at least 1")
+        self.check_chosen("rollout_workers")
         one_of(self.weight_channel, ("auto", "nccl", "object_store"), "cluster.weight_channel")
         if self.weight_channel == "nccl" and (self.device == "cpu" or self.colocated):
             raise UserError(

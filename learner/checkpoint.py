@@ -47,7 +47,7 @@ class Writing:
     def __init__(self, root: Path, step: int) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self._root, self._step = root, step
-        self._final = root / f"step-{step:06d}"
+        self._final = place(root, step)
         self._lock = ExitStack()
         self._lock.enter_context(_alone(root))
         self.folder = root / f"{_ASIDE}{self._final.name}"
@@ -85,6 +85,11 @@ class Writing:
         """Takes away what there is: a full disk needs the room."""
         _discard(self.folder)
         self._lock.close()
+
+
+def place(root: Path, step: int) -> Path:
+    """The folder of the checkpoint of ``step`` under ``root``."""
+    return root / f"step-{step:06d}"
 
 
 def checkpoints(root: Path) -> list[Path]:

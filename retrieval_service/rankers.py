@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +69,8 @@ def opener(corpus: Path | None, config: RetrievalConfig, cache: Path, watch: Wat
     opens one more searches the same, whatever has become of the corpus. A call raises ``UserError`` for a bad corpus or
     index, or a server that doesn't answer.
     """
-    found: list[Path | None] = []
-
-    def open_one() -> Backend:
-        if not found:
-            found.append(_found(corpus, config, cache, watch))
-        return open_backend(config, found[0])
-
-    return open_one
+    index = lru_cache(lambda: _found(corpus, config, cache, watch))
+    return lambda: open_backend(config, index())
 
 
 def _found(corpus: Path | None, config: RetrievalConfig, cache: Path, watch: Watch) -> Path | None:

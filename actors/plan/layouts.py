@@ -202,7 +202,7 @@ def _shapes(config: RunConfig) -> list[tuple[int, int, bool, int]]:
 
 
 def _with_cards(config: RunConfig) -> RunConfig:
-    """``config`` with its number and kind of cards known; with a layout of its own, only the kind matters."""
+    """``config`` with its number and kind of cards known. Where both are given the machine isn't asked."""
     cluster = config.cluster
     count, named = cluster.cards or _asked_for(cluster), cluster.card != AUTO
     if named and count:

@@ -12,7 +12,7 @@ import settings
 
 from actors import inference
 from actors.plan import layouts as module
-from actors.plan.fit import problems
+from actors.plan.fit import problems, refusal
 from actors.plan.layouts import chosen, comparison, layouts, recommended, settled, settled_and_said
 from actors.plan.machine import Gpu
 from agent.errors import UserError
@@ -215,6 +215,14 @@ def test_an_evaluation_takes_this_machines_cards(box: Any, monkeypatch: pytest.M
 def refused(config: RunConfig) -> None:
     cluster = config.cluster
     raise UserError(f"{cluster.rollout_workers} engine on {cluster.gpus} {cluster.card}")
+
+
+def test_an_engine_that_is_too_small_is_refused_before_it_plays() -> None:
+    given = ["mode=eval", "checkpoint=somewhere", "cluster=1x24gb", "cluster.engine.gpu_memory_utilization=0.1"]
+    why = refusal(settled(composed("model=qwen1.5b", *given)))
+    assert why is not None
+    assert "an engine's KV cache of " in why
+    assert why.endswith("cluster.engine.gpu_memory_utilization=0.92 makes it fit")
 
 
 def test_cards_that_are_not_there_or_not_known_are_asked_for(box: Any) -> None:

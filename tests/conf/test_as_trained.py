@@ -71,6 +71,14 @@ def test_models_that_no_run_wrote_are_evaluated_alike_one_by_one_and_in_a_sweep(
             assert (job.model.path, job.model.dtype, job.data.source) == (name, "bfloat16", "jsonl")
 
 
+def test_each_model_behind_an_endpoint_has_its_own_name() -> None:
+    asked_of = ["mode=eval", "evaluation.endpoint.url=http://there/v1", "data=hotpotqa"]
+    jobs = asked("-m", *asked_of, "evaluation.endpoint.model=one,two")
+    assert {job.evaluation.endpoint.model: job.model.path for job in jobs} == {"one": "one", "two": "two"}
+    (alone,) = asked(*asked_of, "evaluation.endpoint.model=one")
+    assert (alone.model.path, alone.model.name) == ("one", "one")
+
+
 def test_a_sweep_over_checkpoints(tmp_path: Path) -> None:
     one, two = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two")
     jobs = asked("-m", "mode=eval", f"checkpoint={one},{two}")
