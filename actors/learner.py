@@ -33,7 +33,7 @@ from agent.tokens import Tokenizer
 from learner.manifest import Files, listed, names
 from tasks.demonstrations import Encoded, Expert
 from tracking.dispensable import Dispensable
-from tracking.metrics import batch_metrics
+from tracking.metrics import batch_metrics, drifted_tokens
 from tracking.progress import Progress
 from tracking.spans import SPANS, Spans
 from tracking.trajectories import Texts, TrajectoryLog
@@ -205,6 +205,7 @@ class LearnerActor:
         self._training.leave_card()
         figures = asdict(report)
         metrics |= {
+            "rollout/drifted_tokens": drifted_tokens(batch.payloads, self._tokenizer.decode),
             "rollout/mismatch": figures.pop("mismatch"),
             "rollout/mismatch_max": figures.pop("mismatch_max"),
             "rollout/mismatch_shifted": figures.pop("mismatch_shifted"),

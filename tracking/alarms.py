@@ -111,6 +111,8 @@ class History:
 
 
 def _mismatch(h: History) -> str | None:
+    if h.last and (drifted := _number(h.last[-1], "rollout/drifted_tokens")):
+        return f"{drifted:,.0f} sampled tokens are no longer the text that was parsed and scored"
     newest = _number(h.last[-1], "rollout/mismatch") if h.last else None
     if newest is None:
         return None

@@ -158,6 +158,21 @@ def batch_metrics(batch: TakenBatch[Group], version: int) -> dict[str, Any]:
     return row | {f"stop/{reason}": count for reason, count in sorted(stops.items())}
 
 
+def drifted_tokens(groups: Iterable[Group], decode: Callable[[Sequence[int]], str]) -> int:
+    """Sampled tokens of turns whose ids, as they were delivered, are no longer the text that the protocol has read.
+
+    Always 0: text is made of the ids and never encoded again. Otherwise something is scored that is not what is
+    trained on.
+    """
+    played = (t for g in groups for t in (*(m.trajectory for m in g.members), *g.excluded))
+    return sum(
+        turn.action_end - turn.action_start
+        for trajectory in played
+        for turn in trajectory.turns
+        if decode(trajectory.token_ids[turn.action_start : turn.action_end].tolist()) != turn.text
+    )
+
+
 def _refused(trajectory: Trajectory) -> bool:
     """Whether a search came after the episode's last."""
     return any(call.refused for turn in trajectory.turns for call in turn.calls if call.tool == SEARCH)

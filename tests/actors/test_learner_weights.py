@@ -54,9 +54,10 @@ class Room:
         self.weights = {"w": torch.zeros(3)}
         policy: Any = SimpleNamespace(current=lambda: self.weights, published=lambda: self.weights)
         self.learner._publisher = Publisher(policy, "object_store", bucket=1, timeout_s=1.0)
+        self.learner._tokenizer = SimpleNamespace(decode=str)
         self.learner._training = SimpleNamespace(update=self._update, leave_card=lambda: None)
         self.batch_there, self.updating, self.updated = (threading.Event() for _ in range(3))
-        batch = SimpleNamespace(index=0, accepted=(), rollouts=0, generated_tokens=0)
+        batch = SimpleNamespace(index=0, accepted=(), payloads=(), rollouts=0, generated_tokens=0)
 
         def take() -> Any:
             assert self.batch_there.wait(PATIENCE_S)

@@ -34,7 +34,7 @@ def check_steps(run) -> None:
     for row in steps:
         assert row["learner/updates"], "nothing was trained on"
         assert row["rollout/mismatch"] <= GAP
-        assert row["rollout/excluded"] == 0
+        assert row["rollout/excluded"] == row["rollout/drifted_tokens"] == 0
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ STEP_KEYS = {
     "groups/too_easy", "groups/too_hard", "pool/available", "pool/consumed", "pool/recycled_share",
     "pool/recovered_too_hard", "pool/recovered_too_easy", "pool/flipped_share", "rollout/trajectories",
     "rollout/generated_tokens", "rollout/tokens_per_s", "rollout/staleness_max", "rollout/mismatch",
+    "rollout/drifted_tokens", "rollout/mismatch_max",
     "learner/loss", "learner/kl", "learner/clip_share", "learner/grad_norm", "learner/tokens_per_s",
     "learner/idle_s", "weights/publish_s", "retrieval/qps", "retrieval/p99_s", "continuation/attempted",
     "continuation/replaced",
@@ -92,6 +93,7 @@ def test_engine_and_learner_agree_at_every_step(whole):
     for row in trained:
         assert row["rollout/mismatch"] <= 1e-5
         assert row["rollout/staleness_max"] == 0
+    assert [row["rollout/drifted_tokens"] for row in whole.rows("step")] == [0] * 4
 
 
 def test_versions_follow_the_updates(whole):

@@ -90,6 +90,13 @@ def test_a_mismatch_that_is_a_shift_is_told() -> None:
     assert said.endswith(", from the first step on; most fit the token before or after")
 
 
+def test_tokens_that_drifted_from_their_text_sound_at_once() -> None:
+    assert fired([step(1, **{"rollout/drifted_tokens": 12})]) == {
+        "train–inference mismatch": "12 sampled tokens are no longer the text that was parsed and scored"
+    }
+    assert fired([step(1, **{"rollout/drifted_tokens": 0})]) == {}
+
+
 def test_float32_has_a_bound_of_its_own() -> None:
     off = step(1, **{"rollout/mismatch": 0.02})
     assert [alarm.name for alarm in Alarms("float32").add(off)] == ["train–inference mismatch"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from agent.groups import Group
 from agent.pool.batches import TakenBatch
 from agent.records import SEARCH, Call, Repeat, StopReason, Trajectory
 from agent.tickets import QueryState
-from tracking.metrics import MetricsLog, batch_metrics, read
+from tracking.metrics import MetricsLog, batch_metrics, drifted_tokens, read
 
 # --- the file --------------------------------------------------------------------------------------
 
@@ -252,3 +253,28 @@ def test_a_torn_line_costs_itself_alone(tmp_path: Path, torn: str) -> None:
     log.write("step", {"step": 2})
     assert [row["kind"] for row in read(log.path)] == ["step", "event", "step"]
     assert read(log.path, "step") == [{"kind": "step", "step": 1}, {"kind": "step", "step": 2}]
+
+
+def test_tokens_that_are_no_longer_what_was_parsed_are_counted(make: Any) -> None:
+    """A mask that is off by one in any of three trajectories, an excluded one among them."""
+    whole, off = make.trajectory("q0", searches=1), make.trajectory("q0")
+    excluded = make.trajectory("q0", tokens=5, stop=StopReason.TOOL_FAILED)
+    group = make.group(0, [(1.0, 1.0, 0.5), (0.0, 0.0, 0.0)], [whole, off], excluded=[excluded])
+
+    def spelled(ids: Sequence[int]) -> str:
+        return " ".join(map(str, ids))
+
+    def as_parsed(trajectory: Trajectory, by: int = 0) -> Trajectory:
+        ids = (trajectory.token_ids + by).tolist()
+        turns = (replace(turn, text=spelled(ids[turn.action_start : turn.action_end])) for turn in trajectory.turns)
+        return replace(trajectory, turns=tuple(turns))
+
+    def drifted(*by: int) -> int:
+        one, other, third = map(as_parsed, (whole, off, excluded), by)
+        first, second = group.members
+        members = (replace(first, trajectory=one), replace(second, trajectory=other))
+        return drifted_tokens([replace(group, members=members, excluded=(third,))], spelled)
+
+    assert drifted(0, 0, 0) == 0
+    assert drifted(1, 0, 0) == int(whole.action_mask.sum()) == 4
+    assert drifted(0, 1, 1) == 2 + 5
