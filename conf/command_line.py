@@ -202,7 +202,8 @@ def _sweep(composer: Composer, asked: _Asked, arguments: tuple[str, ...]) -> Req
     for at, lines in enumerate(values):
         for line in lines[1:]:  # each is checked beside the others' first values: that is one of the jobs
             configs.append(_check(composer, [*first[:at], line, *first[at + 1 :]]))
-    own = {o.get_key_element() for o in params} | {k for k, o in merged.items() if o.is_sweep_override()}
+    # A parameter that the experiment varies names a job with one value of it, too.
+    own = {o.get_key_element() for o in (*params, *merged.values()) if o.is_sweep_override()}
     folder, jobs = Path(composed.hydra.sweep.dir), []
     for lines in BasicSweeper.split_arguments(list(merged.values()), None)[0]:
         varied = {key: value for key, _, value in (line.partition("=") for line in lines) if key in own}

@@ -44,6 +44,21 @@ def test_an_experiment_is_a_sweep_by_itself() -> None:
     assert asked.plan.report.baseline == "recycle"
 
 
+def test_what_an_experiment_gives_to_all_jobs_is_in_no_name(training: Training, command: Command) -> None:
+    """Its settings that no condition may replace are parameters of its sweep, each of one value."""
+    for name in ("questions", "eval_questions", "corpus"):
+        Path(name).touch()
+    real = ["experiment=real_mini", *(f"data.{name}={name}" for name in ("questions", "eval_questions", "corpus"))]
+    real += ["model.path=org/model", "seed=1"]
+    asked = sweep_of(*real, "condition=david", "algorithm.seeding.steps=0,4")
+    assert names(asked) == [f"algorithm.seeding.steps={steps},condition=david,seed=1" for steps in (0, 4)]
+    assert command(*real, "condition=david,outcome")[0] == 0
+    assert training.played == [("condition=david,seed=1", 1), ("condition=outcome,seed=1", 1)]
+    told = json.loads(Path("multirun/real_mini/sweep.json").read_text())
+    assert [c["name"] for c in told["conditions"]] == ["david", "outcome"]
+    assert [c["condition"] for c in told["comparisons"]] == ["david"], "against outcome"
+
+
 def test_the_budget_of_the_experiment_has_the_papers_proportions() -> None:
     from hydra import compose, initialize_config_module
 
