@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -42,7 +43,7 @@ class Document:
 def read_text(path: Path) -> Document:
     """Paragraphs between blank lines. A short first line before a blank one is the title."""
     document = Document()
-    blocks = [block for block in _BLANK.split(_decoded(path.read_bytes()).strip()) if block.strip()]
+    blocks = [block for block in _BLANK.split(_text(path).strip()) if block.strip()]
     if len(blocks) > 1 and "\n" not in blocks[0].strip() and len(blocks[0]) <= LONGEST_TITLE:
         document.title = " ".join(blocks.pop(0).split())
     for block in blocks:
@@ -55,7 +56,7 @@ def read_markdown(path: Path) -> Document:
     from markdown_it import MarkdownIt
 
     document = Document()
-    text = _decoded(path.read_bytes())
+    text = _text(path)
     if front := _FRONT.match(text):
         text = text[front.end() :]
         document.title = _front_title(front[1])
@@ -99,7 +100,7 @@ def _inline(token: Any) -> str:
 def read_html(path: Path) -> Document:
     """Its text by blocks, without navigation, scripts and styles. The title is ``<title>``, else the first heading."""
     document = Document()
-    _html(_decoded(path.read_bytes()), document)
+    _html(_text(path), document)
     return document
 
 
@@ -220,11 +221,23 @@ READERS: dict[str, Callable[[Path], Document]] = {
 """By a file name's end, in small letters."""
 
 
-def _decoded(data: bytes) -> str:
-    """By its byte order mark, as UTF-8, by the encoding that an HTML file names, else as Windows-1252."""
+def _text(path: Path) -> str:
+    """By its byte order mark, as UTF-8, by the encoding that an HTML file names, else as Windows-1252.
+
+    UTF-16 without a mark is known by its zero bytes, of which text has no others but a stray one: most of them are in
+    one half of its bytes. Raises ``UserError`` where that gives no text: the file is something else.
+    """
+    data = path.read_bytes()
     for mark, encoding in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
         if data.startswith(mark):
             return data.decode(encoding, "replace")
+    if (zeros := data.count(0)) and (zeros > len(data) / 8 or not _is_utf_8(data)):
+        first = data[::2].count(0)
+        with suppress(UnicodeDecodeError):
+            text = data.decode("utf-16-be" if 2 * first > zeros else "utf-16-le")
+            if "\0" not in text:
+                return text
+        raise UserError(f"{path}: is no text, it has zero bytes; save it as UTF-8, or take it out of the folder")
     named = _CHARSET.search(data[:2048])
     for encoding in ("utf-8", named[1].decode() if named else "utf-8"):
         try:
@@ -232,3 +245,11 @@ def _decoded(data: bytes) -> str:
         except (ValueError, LookupError):  # UnicodeError is a ValueError; "undefined" is an encoding that raises it
             continue
     return data.decode("cp1252", "replace")
+
+
+def _is_utf_8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

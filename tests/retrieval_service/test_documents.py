@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,30 @@ def test_text(tmp_path: Path) -> None:
     assert (read_text(file).title, said(read_text(file))) == ("", ["Größe"]), "a title alone is the text"
     file.write_bytes(b"")
     assert said(read_text(file)) == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("text", ["Größe\n\nMaß und Zahl", "東京\n\n首都 である"])
+def test_utf_16_is_known_without_a_mark(tmp_path: Path, text: str, encoding: str) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(text.encode(encoding))
+    title, _, body = text.partition("\n\n")
+    assert (read_text(file).title, said(read_text(file))) == (title, [body])
+
+
+def test_a_stray_zero_byte_is_no_utf_16(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes("Größe und Maß\0".encode())
+    assert said(read_text(file)) == ["Größe und Maß\0"]
+
+
+@pytest.mark.parametrize("data", [b"\x7fELF\2\1\1\0\0\0\0\0\0\0\3\0", b"PK\3\4\n\0\0\0\0\0\x8a\xd8", b"a\0\0\0b\0\0\0"])
+@pytest.mark.parametrize("read", [read_text, read_markdown, read_html])
+def test_a_file_that_is_no_text_is_named(tmp_path: Path, data: bytes, read: Callable[[Path], Document]) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.txt: is no text, it has zero bytes; save it as UTF-8"):
+        read(file)
 
 
 def test_markdown(tmp_path: Path) -> None:
