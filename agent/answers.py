@@ -16,12 +16,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-VERSION = 4
+VERSION = 5
 """Of the normal form and the scores: raised with every change of what they give (``tests/agent/test_scores.py`` holds
 them to it), and recorded with every result."""
 _MARK = "\u0300-\u036f"
 """Combining marks of Latin letters; one that has no composed form stays behind its letter, and is no end of a word."""
 _ARTICLES = re.compile(rf"(?<![{_MARK}])\b(a|an|the)\b(?![{_MARK}])")
+_QUERY_ARTICLES = re.compile(r"(?:(?<=\s)|^)(?:an|the)(?!\S)|^a(?!\S)")
+_AROUND = "".join(c for c in string.punctuation if c not in "+#%&$@*")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _TYPOGRAPHIC = str.maketrans(
     {
@@ -43,6 +45,7 @@ SOFT_PART = 0.2
 """Ours: share of the longer text's characters that a part of it has to have. A letter is a part of nearly anything."""
 _MIXED = re.compile(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215f\u2189])")
 """Between a number and a fraction of one character: "2½" is "2 1/2", and not "21/2"."""
+_SPACELESS = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 _POINT = re.compile(r"(?<=\d)\.(?=\d)")
 
 
@@ -72,6 +75,20 @@ def normalise_title(title: str) -> str:
     """
     folded = fold(html.unescape(title) if "&" in title else title)
     return _spaced(folded.replace("_", " ")).strip("\"' ") or _spaced(folded)
+
+
+def normalise_query(query: str) -> str:
+    """A query for comparison: folded like an answer, without signs around its words and without articles.
+
+    Signs that tell one thing from another stay: "C++" and "C#", "Route 1.1" and "Route 11". So does an "a" that may be
+    a name: "Vitamin A" is not "Vitamin". Empty only for a query without a visible character.
+
+    >>> normalise_query("  Who made the 'C++', and 1.1?")
+    'who made c++ and 1.1'
+    """
+    folded = _spaced(fold(query))
+    bare = _spaced(" ".join(word.strip(_AROUND) for word in folded.split()))
+    return _spaced(_QUERY_ARTICLES.sub(" ", bare)) or bare or folded
 
 
 def fold(text: str) -> str:
@@ -166,7 +183,12 @@ def _holds(whole: str, part: str) -> bool:
 
 def _ends_word(text: str, at: int) -> bool:
     """Whether a word may end before ``text[at]``; in scripts without spaces one may anywhere."""
-    return at in (0, len(text)) or any(c == " " or unicodedata.category(c) == "Lo" for c in text[at - 1 : at + 1])
+    return at in (0, len(text)) or any(c == " " or _without_spaces(c) for c in text[at - 1 : at + 1])
+
+
+def _without_spaces(character: str) -> bool:
+    """Whether its script puts no space between a word and the next, or, as Korean, none before a particle."""
+    return unicodedata.category(character) == "Lo" and unicodedata.name(character, "").startswith(_SPACELESS)
 
 
 def f1(answer: str, golden: Sequence[str]) -> float:

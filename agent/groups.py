@@ -50,10 +50,10 @@ class Group:
 
     @property
     def state(self) -> QueryState:
-        """Signal-bearing, or too easy (mean outcome at least one half), or too hard."""
+        """Signal-bearing, or too easy (mean outcome at least one half, that of a gated member 0), or too hard."""
         if self.signal_bearing:
             return QueryState.SIGNAL
-        outcomes = [m.score.outcome for m in self.members]
+        outcomes = [_earned(m) for m in self.members]
         easy = bool(outcomes) and sum(outcomes) >= len(outcomes) / 2
         return QueryState.TOO_EASY if easy else QueryState.TOO_HARD
 
@@ -72,7 +72,7 @@ class Group:
             size=len(self.members),
             successes=self._successes(),
             tokens=sum(m.trajectory.generated_tokens for m in self.members),
-            solved_searches=tuple(m.trajectory.searches for m in self.members if m.score.outcome >= 0.5),
+            solved_searches=tuple(m.trajectory.searches for m in self.members if _earned(m) >= 0.5),
             oldest_version=self.oldest_version,
             set_aside=self._set_aside(),
         )
@@ -95,3 +95,8 @@ class Group:
             trajectories, tokens = spent.get(reason, Spent(0, 0))
             spent[reason] = Spent(trajectories + 1, tokens + trajectory.generated_tokens)
         return spent
+
+
+def _earned(member: ScoredTrajectory) -> float:
+    """The outcome, or 0 where a gate takes the reward: what earns nothing hasn't succeeded."""
+    return 0.0 if member.score.gate else member.score.outcome

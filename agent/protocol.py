@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,8 +10,12 @@ from agent.errors import UserError
 from agent.records import SEARCH
 from agent.tools.base import Request, Tool
 
-VERSION = 1
+VERSION = 2
 """Of how an answer is taken out of a turn: raised with every change of it, and recorded with every result."""
+_TEXT_COMMAND = re.compile(
+    r"\\(?:text|textbf|textit|textrm|textsf|texttt|emph|mbox|mathrm|mathbf|mathit)\s*\{([^{}]*)\}"
+)
+_ESCAPED = re.compile(r"\\([&%$#_{} ])")
 NO_RESULTS = "No passage matches this query."
 
 
@@ -142,19 +147,34 @@ class TagProtocol:
                 return Action(malformed="a call with nothing in it")
             return Action(requests=(Request(tool=call.tool, arguments={call.argument: content}),))
         box = self.last_box(text) if self.braced_answer else None
-        return Action() if box is None else Action(answer=text[slice(*box)].strip())
+        return Action() if box is None else Action(answer=_without_latex(text[slice(*box)]))
 
     def last_box(self, text: str) -> tuple[int, int] | None:
-        """Where the content of the last balanced ``answer_open … }`` begins and ends, or None."""
-        start = text.rfind(self.answer_open)
+        """Where the content of the last balanced ``answer_open … }`` after all thoughts begins and ends, or None."""
+        said = text.rfind("</think>") + 1
+        if text.find("<think>", said) >= 0:
+            return None
+        start = text.rfind(self.answer_open, said)
         while start >= 0:
             depth, begin = 1, start + len(self.answer_open)
             for at in range(begin, len(text)):
                 depth += {"{": 1, "}": -1}.get(text[at], 0)
                 if depth == 0:
                     return begin, at
-            start = text.rfind(self.answer_open, 0, start)
+            start = text.rfind(self.answer_open, said, start)
         return None
+
+
+def _without_latex(content: str) -> str:
+    r"""The text of a box, which LaTeX reads as mathematics, so that models write words with a command for text.
+
+    >>> _without_latex(r"\text{Marks \& \textbf{Spencer}}")
+    'Marks & Spencer'
+    """
+    changes = 1
+    while changes:
+        content, changes = _TEXT_COMMAND.subn(r"\1", content)
+    return _ESCAPED.sub(r"\1", content).strip()
 
 
 PROTOCOLS = {

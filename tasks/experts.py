@@ -123,7 +123,10 @@ def split_response(response: str, protocol: TagProtocol) -> tuple[tuple[str, str
                 raise ValueError(f"something comes after the answer: '{rest[:40]}'")
             return (*turns, (response[begin:end].strip(), None))
         if opening[0] != protocol.search_open:
-            raise ValueError(f"'{opening[0]}' at character {opening.start()} is neither a search nor an answer")
+            raise ValueError(
+                f"'{opening[0]}' at character {opening.start()} is neither a search nor an answer, all that an expert "
+                "may write"
+            )
         closing = tag.search(response, opening.end())
         if closing is None or closing[0] != protocol.search_close:
             raise ValueError(f"the search at character {opening.start()} is not closed by '{protocol.search_close}'")
@@ -256,6 +259,20 @@ def world_experts(
 def check_fits(trajectory: Trajectory, agent: AgentConfig, control: Mapping[int, str]) -> None:
     """Raises ``UserError`` for an expert's trajectory that the policy could never play: beyond ``agent``'s limits, or
     with a token of ``control``, by id, within an action, where the engine would have ended the turn."""
+    for number, turn in enumerate(trajectory.turns):
+        limit = "max_new_tokens" if number else "max_new_tokens_first"
+        if turn.action_end - turn.action_start > getattr(agent, limit):
+            raise UserError(
+                f"the expert's trajectory for question {trajectory.question_id} has "
+                f"{turn.action_end - turn.action_start} tokens in turn {number + 1}, more than "
+                f"agent.{limit}={getattr(agent, limit)}; raise the limit or leave that trajectory out"
+            )
+        if agent.format == "tags" and agent.max_parallel > 1 and any("\n" in call.argument for call in turn.calls):
+            raise UserError(
+                f"the expert's trajectory for question {trajectory.question_id} has several lines in a call of turn "
+                f"{number + 1}, each of which is a call of its own with agent.max_parallel={agent.max_parallel}; an "
+                "expert makes one call a turn: write it on one line"
+            )
     for turn in trajectory.turns:
         for token in trajectory.token_ids[turn.action_start : turn.action_end - 1].tolist():
             if token in control:

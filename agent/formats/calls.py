@@ -59,7 +59,10 @@ class TaggedCalls(CallStyle):
 
 
 class JsonCalls(CallStyle):
-    """A turn that is nothing but ``{"name": …, "parameters": …}``, or several with ``;`` between them: Llama 3.
+    """A turn that ends in ``{"name": …, "parameters": …}``, or in several with ``;`` between them: Llama 3.
+
+    As other readers of this format do, we take the keys in any order, ``arguments`` for ``parameters``, a fence around
+    the call and words before it.
 
     >>> JsonCalls().read('{"name": "search", "parameters": {"query": "Emma"}}')
     [Request(tool='search', arguments={'query': 'Emma'})]
@@ -70,21 +73,23 @@ class JsonCalls(CallStyle):
         "end your turn. The result comes back in the next message."
     )
     _MARK = "<|python_tag|>"
+    _BEGINNING = re.compile(r'\{\s*"(?:name|type|function|parameters|arguments)"\s*:')
 
     def read(self, text: str) -> list[Request]:
-        """See ``CallStyle``. A text that doesn't begin like a call is none."""
-        body = text.strip()
-        if not (body.startswith(self._MARK) or re.match(r'\{\s*"(name|type)"', body)):
+        """See ``CallStyle``. A text without what a call begins with has none."""
+        _, mark, body = text.rpartition(self._MARK)
+        beginning = self._BEGINNING.search(body)
+        if not mark and beginning is None:
             return []
-        body, found = body.removeprefix(self._MARK).strip(), []
-        decoder = json.JSONDecoder()
-        while body:
+        body = (body if beginning is None else body[beginning.start() :]).strip().removesuffix("```")
+        decoder, found = json.JSONDecoder(), []
+        while body := body.lstrip(" \n;"):
             try:
                 value, end = decoder.raw_decode(body)
             except (ValueError, RecursionError):  # nested too deeply
                 raise Malformed("a call that is no valid JSON") from None
             found.append(_request(value, "parameters"))
-            body = body[end:].lstrip(" \n;")
+            body = body[end:]
         return found
 
     def write(self, request: Request) -> str:
@@ -102,7 +107,7 @@ def _loaded(text: str) -> Any:
 def _request(value: Any, key: str) -> Request:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         raise Malformed("a call without the name of a tool")
-    arguments = value.get(key)
+    arguments = value.get("arguments", value.get("parameters"))
     if isinstance(arguments, str):  # some models quote the object
         arguments = _loaded(arguments)
     if not isinstance(arguments, dict):

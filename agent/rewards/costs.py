@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.answers import normalise
+from agent.answers import normalise_query
 from agent.records import SEARCH, Trajectory
 
 
@@ -14,7 +14,7 @@ def redundant_searches(trajectory: Trajectory) -> int:
     count = 0
     for call in (call for turn in trajectory.turns for call in turn.answered):
         if call.tool == SEARCH:
-            query = normalise(call.argument)
+            query = normalise_query(call.argument)
             count += query in queries or documents.issuperset(call.document_ids)
             queries.add(query)
         documents.update(call.document_ids)

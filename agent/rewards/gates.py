@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agent.answers import normalise
+from agent.answers import normalise_query
 from agent.protocol import TagProtocol
 from agent.records import Trajectory
 
@@ -42,7 +42,7 @@ def _search_after_answer(trajectory: Trajectory, protocol: TagProtocol) -> bool:
 
 
 def _duplicate_query(trajectory: Trajectory, protocol: TagProtocol) -> bool:
-    queries = [normalise(query) for turn in trajectory.turns for query in turn.queries]
+    queries = [normalise_query(query) for turn in trajectory.turns for query in turn.queries]
     return len(set(queries)) < len(queries)
 
 

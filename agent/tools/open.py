@@ -36,7 +36,9 @@ class Open(Tool):
         last = last_shown(request.text, situation)
         if last is None:
             return Result(notice=UNKNOWN_NOTICE)
-        passages = await self.searcher.following(last, self.config.top_k)
+        # Of several calls of one document in a turn each reads on where the one before it ends.
+        skipped = self.config.top_k * sum(last_shown(other.text, situation) == last for other in situation.before)
+        passages = (await self.searcher.following(last, skipped + self.config.top_k))[skipped:]
         return Result(passages=passages) if passages else Result(notice=END_NOTICE)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from agent.answers import normalise
+from agent.answers import normalise_query
 from agent.records import SEARCH, Repeat, StopReason
 from agent.tools.base import Request, Result, Situation, Tool
 
@@ -35,7 +35,7 @@ class Search(Tool):
             return Result(refused=True, notice=LIMIT_NOTICE)
         selective = situation.selectivity
         asked = [*(call.argument for call in earlier), *(other.text for other in situation.before)]
-        if selective.queries and normalise(request.text) in map(normalise, asked):
+        if selective.queries and normalise_query(request.text) in map(normalise_query, asked):
             return Result(repeat=Repeat.QUERY, notice=REPEAT_NOTICES[Repeat.QUERY])
         passages = await self.searcher.search(request.text, self.config.top_k)
         shown = {d for turn in situation.turns for d in turn.document_ids}

@@ -9,7 +9,7 @@ import unicodedata
 
 import pytest
 
-from agent.answers import exact_match, f1, normalise, normalise_title, soft_match
+from agent.answers import exact_match, f1, normalise, normalise_query, normalise_title, soft_match
 
 
 @pytest.mark.parametrize(
@@ -190,6 +190,24 @@ def test_exact_match(answer, golden, expected):
     assert exact_match(answer, golden) == expected
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Who wrote Emma?", "who  wrote EMMA", True),
+        ("the Emma?", "emma", True),
+        ("A novel by Austen", "novel by Austen.", True),
+        ("'Emma' (novel)", "Emma novel", True),
+        ("C++ creator", "C# creator", False),
+        ("Route 1.1 length", "Route 11 length", False),
+        ("Vitamin A", "Vitamin", False),
+        ("The The", "The", False),
+        ("!!!", "???", False),
+    ],
+)
+def test_queries_are_the_same_if_they_ask_for_the_same(one: str, other: str, same: bool):
+    assert (normalise_query(one) == normalise_query(other)) == same
+
+
 TEN = " ".join(f"w{i}" for i in range(10))
 
 
@@ -209,6 +227,15 @@ TEN = " ".join(f"w{i}" for i in range(10))
         ("", ("Jane Austen",), 0.0),
         ("the", ("Jane Austen",), 0.0),
         ("Brontë", ("Jane Austen", "Charlotte Brontë", "bronte"), 0.5),
+        # Arabic, Hebrew and Devanagari put spaces between words; Chinese and Thai don't.
+        ("سلام", ("لا",), 0.0),
+        ("السلامة", ("سلام",), 0.0),
+        ("שלום עליכם", ("לום",), 0.0),
+        ("दिल्ली शहर", ("शहर",), 1.0),
+        ("नगरपालिका", ("नगर",), 0.0),
+        ("北京市", ("北京",), 0.5),
+        ("서울은", ("서울",), 0.5),
+        ("กรุงเทพมหานคร", ("กรุงเทพ",), 0.5),
     ],
 )
 def test_soft_match(answer, golden, expected):

@@ -105,6 +105,15 @@ def test_what_no_search_has_shown_cannot_be_opened(document, turns):
     assert read_on(document, *turns) == (UNKNOWN_NOTICE, [])
 
 
+def test_two_calls_of_one_document_in_a_turn_read_on_one_after_the_other():
+    environment = Environment.of(AgentConfig(tools=["search", "open"], top_k=2, max_parallel=3), Shelf())
+    requests = [Request(tool="open", arguments={"document": name}) for name in ("Emma", "1", "file")]
+    turns = [shown("file#0"), shown("Emma#0")]
+    response = asyncio.run(environment.respond(requests, Situation(turns=turns, max_searches=1)))
+    found = [[p.id for p in result.passages] or result.notice for result in response.results]
+    assert found == [["Emma#1", "Emma#2"], ["Emma#3", "Emma#4"], UNKNOWN_NOTICE]
+
+
 def test_openings_have_a_limit_of_their_own_and_are_no_searches():
     turns = [shown("Emma#0"), *[shown("Emma#1", tool="open")] * LIMIT]
     assert read_on("Emma", *turns) == (LIMIT_NOTICE, [])

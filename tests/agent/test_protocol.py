@@ -68,6 +68,14 @@ def test_search_protocol(text, action):
         ("\\boxed{{a}{b{c}}}}}", (None, "{a}{b{c}}")),
         ("\\boxed{a} no, \\boxed{b}", (None, "b")),
         ("\\boxed{a} no, \\boxed{b", (None, "a")),
+        # LaTeX's commands for text, and what it escapes, are none of the answer.
+        ("\\boxed{\\text{Jane Austen}}", (None, "Jane Austen")),
+        ("\\boxed{\\textbf{Jane} \\text{ \\emph{Austen}}}", (None, "Jane  Austen")),
+        ("\\boxed{\\text{Marks \\& Spencer}, 5\\%}", (None, "Marks & Spencer, 5%")),
+        # A thought is no answer.
+        ("<think>\\boxed{a}?</think> I can't tell.", NOTHING),
+        ("<think>\\boxed{a}?</think> \\boxed{b}", (None, "b")),
+        ("<think>a</think><think>\\boxed{b}", NOTHING),
         ("\\boxed{a} no, \\boxed{b} or \\boxed{{c}", (None, "b")),
         ("\\boxed{a", NOTHING),
         ("\\boxed{{a}", NOTHING),
@@ -238,8 +246,8 @@ def test_what_is_taken_for_an_answer_has_a_version():
     digest, rng = hashlib.blake2b(digest_size=8), random.Random(0)
     for name, protocol in sorted(PROTOCOLS.items()):
         pieces = [protocol.answer_open, protocol.answer_close, protocol.search_open, protocol.search_close]
-        pieces += ["Jane Austen", " ", "\n", "{", "}", "x"]
+        pieces += ["Jane Austen", " ", "\n", "{", "}", "x", "\\text{", "\\&", "<think>", "</think>"]
         for _ in range(400):
             text = "".join(rng.choices(pieces, k=rng.randint(1, 7)))
             digest.update(f"{name} {protocol.parse(text).answer!r}\n".encode())
-    assert (VERSION, digest.hexdigest()) == (1, "8466b5dc1c68ea48")
+    assert (VERSION, digest.hexdigest()) == (2, "c5eb3cd3e1a4005d")

@@ -254,6 +254,15 @@ def test_what_a_group_says_of_its_query(members, state):
     assert made.rewards == tuple(r for r, _ in members)
 
 
+def test_what_a_gate_takes_has_not_succeeded():
+    """All knew the answer and didn't search: the reward is 0, and so is what the pool learns of the query."""
+    gated = dataclasses.replace(scored(0.0, 1.0), score=Score(reward=0.0, outcome=1.0, gate="no_search"))
+    told = group(gated, gated).outcome()
+    assert (told.state, told.successes, told.solved_searches) == (QueryState.TOO_HARD, 0, ())
+    one = group(gated, scored(1.0, 1.0)).outcome()
+    assert (one.state, one.successes, len(one.solved_searches)) == (QueryState.SIGNAL, 1, 1)
+
+
 def test_a_group_counts_the_excluded_tokens_and_ages_by_its_members():
     young = scored(1.0, versions=[7, 8, NO_VERSION, 8])
     old_fault = trajectory(versions=[1, 1, NO_VERSION, 1], **FAULTED)

@@ -307,6 +307,38 @@ def test_json_calls_are_read_with_the_python_tag_too():
     assert JsonCalls().read('{"answer": 1}') == []
 
 
+CALL = '{"name": "search", "parameters": {"query": "a"}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"parameters": {"query": "a"}, "name": "search"}',
+        '{"name": "search", "arguments": {"query": "a"}}',
+        '{"type": "function", "name": "search", "parameters": "{\\"query\\": \\"a\\"}"}',
+        f"```json\n{CALL}\n```",
+        f"I look it up. {CALL}",
+        f"I look it up. <|python_tag|>{CALL} ; ",
+    ],
+)
+def test_a_call_is_one_in_whatever_order_its_keys_and_whatever_is_around_it(text):
+    assert JsonCalls().read(text) == [Request(tool="search", arguments={"query": "a"})]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"function": "search", "parameters": {"query": "a"}}', "without the name of a tool"),
+        ('{"name": "search", "query": "a"}', "without parameters"),
+        (f"{CALL} and more", "no valid JSON"),
+        ('I call {"name": "search", ', "no valid JSON"),
+    ],
+)
+def test_what_was_meant_as_a_call_is_no_answer(text, why):
+    with pytest.raises(Malformed, match=why):
+        JsonCalls().read(text)
+
+
 @pytest.mark.parametrize("style", [JsonCalls(), TaggedCalls()])
 def test_a_call_that_is_nested_too_deeply_is_malformed(style):
     """A few hundred tokens of a policy; Python's reader of JSON gives up there."""

@@ -363,6 +363,8 @@ def test_the_worlds_task_has_experts(tmp_path):
     [
         ({"max_searches": 1}, r"question q1 has 2 searches, more than agent\.max_searches=1"),
         ({"max_prompt_tokens": 9}, r"prompt tokens, more than agent\.max_prompt_tokens=9"),
+        ({"max_new_tokens_first": 4}, r"has \d+ tokens in turn 1, more than agent\.max_new_tokens_first=4"),
+        ({"max_new_tokens": 4}, r"has \d+ tokens in turn 2, more than agent\.max_new_tokens=4"),
         ({"max_response_tokens": 99}, r"response tokens, more than agent\.max_response_tokens=99"),
     ],
 )
@@ -398,3 +400,13 @@ def test_a_misspelt_field_is_said(tmp_path):
     (tmp_path / "e").write_text(json.dumps({**ROW, "metadata": {"supporting_title": ["x"]}}))
     read_experts(tmp_path / "e", SEARCH, key="data.experts", notices=notices)
     assert "in 1 of 1 rows 'metadata.supporting_title' isn't read; did you mean" in notices[0].text
+
+
+def test_an_expert_makes_one_call_a_turn(read):
+    row = ROW | {"trajectory": "<search>Emma\nAusten</search><result>r</result><answer>a</answer>"}
+    (expert,) = read(row)
+    check_fits(as_trajectory(expert, dialogue()), AgentConfig(), {})
+    with pytest.raises(
+        UserError, match=r"several lines in a call of turn 1, .* with agent\.max_parallel=3; .* one line"
+    ):
+        check_fits(as_trajectory(expert, dialogue()), AgentConfig(max_parallel=3), {})
