@@ -202,15 +202,28 @@ def _sweep(composer: Composer, asked: _Asked, arguments: tuple[str, ...]) -> Req
     for at, lines in enumerate(values):
         for line in lines[1:]:  # each is checked beside the others' first values: that is one of the jobs
             configs.append(_check(composer, [*first[:at], line, *first[at + 1 :]]))
-    # A parameter that the experiment varies names a job with one value of it, too.
-    own = {o.get_key_element() for o in (*params, *merged.values()) if o.is_sweep_override()}
+    _check_experiments(composer, asked)
     folder, jobs = Path(composed.hydra.sweep.dir), []
+    before = sweep.planned(folder).jobs
+    # What the experiment varies, or an earlier sweep into this folder, names a job with one value of it, too.
+    own = {o.get_key_element() for o in (*params, *merged.values()) if o.is_sweep_override()}
+    own |= {key for job in before for key in job.overrides}
     for lines in BasicSweeper.split_arguments(list(merged.values()), None)[0]:
         varied = {key: value for key, _, value in (line.partition("=") for line in lines) if key in own}
         job = Job(overrides=varied, seed=int(varied.get("seed", configs[0].seed)))
         _check_kept(composer, folder / job.name, lines)
         jobs.append(job)
     sweep.check_names(jobs)
+    sweep.check_unlike(folder, jobs)
+    names = {job.name for job in jobs}
+    alike = [line for lines, (key, _) in zip(values, merged.items(), strict=True) if key not in own for line in lines]
+    for job in before:  # these will be compared
+        if job.name not in names:
+            was = [*alike, *(f"{key}={value}" for key, value in job.overrides.items())]
+            _check_kept(composer, folder / job.name, was, beside=True)
+    baseline, conditions = configs[0].report.baseline, {job.condition for job in (*jobs, *before)}
+    if baseline not in conditions and any(line.startswith("report.baseline=") for line in asked.lines):
+        raise UserError(f"report.baseline={baseline} is no condition of this sweep: {', '.join(sorted(conditions))}")
     shared = sorted({o.key_or_group for key, o in merged.items() if key not in own})
     by_hydra = any(line.startswith("hydra.sweep.dir=") for line in asked.lines)
     return Request(
@@ -223,15 +236,38 @@ def _sweep(composer: Composer, asked: _Asked, arguments: tuple[str, ...]) -> Req
     )
 
 
-def _check_kept(composer: Composer, folder: Path, lines: list[str]) -> None:
-    """Raises ``UserError`` if ``folder`` holds a job to build on that isn't the one of ``lines``."""
+def _check_experiments(composer: Composer, asked: _Asked) -> None:
+    """Raises ``UserError`` for a sweep over experiments that are sweeps: each has jobs, a folder and a baseline of its
+    own."""
+    for at, override in enumerate(asked.ours):
+        if override.key_or_group != "experiment" or not override.is_sweep_override():
+            continue
+        for line in sweep_lines(override):
+            lines = [*asked.first[:at], line, *asked.first[at + 1 :]]
+            with one_line(composer, lines):
+                found = composer.compose(lines)
+            if found.hydra.sweeper.params:
+                raise UserError(f"{override.input_line}: {line} is a sweep by itself; run such experiments one by one")
+
+
+def _check_kept(composer: Composer, folder: Path, lines: list[str], *, beside: bool = False) -> None:
+    """Raises ``UserError`` if ``folder`` holds a job to build on that isn't the one of ``lines``.
+
+    Of a job ``beside`` those that are asked for, ``lines`` may hold what only theirs have, such as a setting of another
+    pool rule: then there is nothing to compare.
+    """
     if not sweep.worth_keeping(folder):
         return
     file = folder / ".hydra" / "config.yaml"
     if not file.is_file():
         raise UserError(f"{file} is missing, so its run can't be told from others; delete {folder}")
-    with one_line(composer, lines):
-        new = without_hydra(composer.compose(lines))
+    try:
+        with one_line(composer, lines):
+            new = without_hydra(composer.compose(lines))
+    except UserError:
+        if beside:
+            return
+        raise
     sweep.check_same(folder, _plain(OmegaConf.load(file)), _plain(new))
 
 

@@ -34,7 +34,7 @@ def job(composed: DictConfig, folder: Path, mode: Callable[[RunConfig, Path, Con
                 config.resume = IF_ANY  # what is played there already stays
             elif sweep.has_checkpoint(folder):
                 config.resume = str(folder)
-            else:
+            elif config.mode in ("train", "simulate"):  # others only look, and a failed job's logs stay
                 sweep.clear(folder)
             mode(config, folder, console)
         except Exception as error:

@@ -128,7 +128,7 @@ class QueryPool(Generic[P]):
 
     def _wants(self, batch: OpenBatch[P]) -> int:
         room = self.rule.batch_questions - len(batch.kept)
-        return self.rule.wanted(room=room, drawn=batch.drawn, zero=batch.zero)
+        return self.rule.wants(room=room, drawn=batch.drawn, zero=batch.zero)
 
     def progress(self) -> tuple[int, int]:
         """Groups of the oldest open batch that are here, and as many as it has drawn or wants so far."""
@@ -303,7 +303,7 @@ class QueryPool(Generic[P]):
         query, found = outcome.ticket.query, outcome.state
         self.history.observe(query, batch, found=found, successes=outcome.successes, size=outcome.size)
         self.history.observe_searches(query, outcome.solved_searches, outcome.size)
-        rest = self.rule.rest(verdict, self.history, query)
+        rest = self.rule.rests(verdict, self.history, query)
         self.history.settle(
             query,
             batch=outcome.ticket.batch,  # that it was drawn for: a surplus group has its verdict in a later one

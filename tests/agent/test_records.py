@@ -256,7 +256,7 @@ def test_what_a_group_says_of_its_query(members, state):
 
 def test_what_a_gate_takes_has_not_succeeded():
     """All knew the answer and didn't search: the reward is 0, and so is what the pool learns of the query."""
-    gated = dataclasses.replace(scored(0.0, 1.0), score=Score(reward=0.0, outcome=1.0, gate="no_search"))
+    gated = dataclasses.replace(scored(0.0, 1.0), score=Score(reward=0.0, outcome=1.0, evidence=0.0, gate="no_search"))
     told = group(gated, gated).outcome()
     assert (told.state, told.successes, told.solved_searches) == (QueryState.TOO_HARD, 0, ())
     one = group(gated, scored(1.0, 1.0)).outcome()

@@ -137,3 +137,11 @@ def test_a_path_that_is_none_is_one_line(argument: str, message: str) -> None:
 def test_a_reward_of_ones_own_is_a_valid_run() -> None:
     (config,) = launch.check_overrides(["reward.outcome=own_rule_module:judge", "algorithm.loss=gspo"]).configs
     assert (config.reward.outcome, config.algorithm.loss) == ("own_rule_module:judge", "gspo")
+
+
+def test_it_is_a_condition_of_a_sweep_by_its_path() -> None:
+    asked = launch.check_overrides(
+        ["-m", "pool=own_rule_module:Patient,epoch", "report.baseline=pool=own_rule_module:Patient"]
+    )
+    assert asked.sweep is not None
+    assert [job.name for job in asked.sweep.plan.jobs] == ["pool=own_rule_module:Patient", "pool=epoch"]

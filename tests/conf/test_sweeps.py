@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -141,6 +142,11 @@ MISTAKES = [
     (["experiment=recycling", "seed=1,1"], "condition=epoch,seed=1: two jobs of the sweep have this name"),
     (["-m", "seed=interval(0,1)"], "seed=interval(0,1): has no list of values to run; "),
     (["-m", "seed=0,1", "hydra.sweep.subdir=x"], "hydra.sweep.subdir=x: a job's folder is named by what the sweep"),
+    (
+        ["-m", "experiment=recycling,david_mini"],
+        "experiment=recycling,david_mini: experiment=recycling is a sweep by itself; run such experiments one by one",
+    ),
+    (["-m", "pool=epoch,recycle", "report.baseline=epoch"], "report.baseline=epoch is no condition of this sweep: "),
     (["mode=report"], "mode=report needs report.sweep=FOLDER"),
     (["-m", "mode=report", "report.sweep=a,b"], "mode=report reads one sweep: run it without -m"),
     (["report.target_em=2"], "report.target_em=2.0 must lie in (0, 1]"),
@@ -345,3 +351,35 @@ def test_an_evaluation_that_has_ended_is_skipped_and_one_that_has_not_goes_on(tm
     (folder / "eval.json").write_text("{}")
     job(composed, folder, evaluate)
     assert asked == [IF_ANY], "it has ended"
+
+
+# --- more of a sweep -------------------------------------------------------------------------------
+
+
+def test_more_conditions_join_only_with_the_settings_of_those_that_are_there(
+    training: Training, command: Command
+) -> None:
+    """They are compared: what differs between them is in their names."""
+    first = ("-m", "pool=epoch,dynamic", "seed=0", "report.sweep=here", "report.title=mine")
+    assert command(*first)[0] == 0
+    more = ("-m", "pool=recycle", "seed=0", "report.sweep=here")
+    code, _, err = command(*more, "algorithm.steps=7")
+    assert (code, training.played[2:]) == (2, [])
+    assert re.match(r"slingshot: here/\S+ holds a run with algorithm\.steps=\d+, not 7; set it back", err), err
+    code, _, err = command(*more, "report.baseline=nothing")
+    assert (code, err) == (
+        2,
+        "slingshot: report.baseline=nothing is no condition of this sweep: pool=dynamic, pool=epoch, pool=recycle\n",
+    )
+    # No other rule has that setting, so it can't be said of the jobs that are there.
+    assert command(*more, "pool.oversample=3", "report.baseline=pool=epoch")[0] == 0
+    assert [name for name, _ in training.played[2:]] == ["pool=recycle"]
+    told = json.loads(Path("here/sweep.json").read_text())
+    assert (told["title"], [c["condition"] for c in told["comparisons"]]) == ("mine", ["pool=recycle", "pool=dynamic"])
+
+
+def test_a_run_under_another_name_is_not_run_again(training: Training, command: Command) -> None:
+    assert command("-m", "pool=epoch,recycle", "report.sweep=here")[0] == 0
+    code, _, err = command("-m", "pool=epoch,recycle", "seed=0,1", "report.sweep=here")
+    assert (code, len(training.played)) == (2, 2)
+    assert err.startswith("slingshot: here/pool=epoch holds the run of seed 0 that is now named pool=epoch,seed=0; ")

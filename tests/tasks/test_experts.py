@@ -403,7 +403,7 @@ def test_a_misspelt_field_is_said(tmp_path):
 
 
 def test_an_expert_makes_one_call_a_turn(read):
-    row = ROW | {"trajectory": "<search>Emma\nAusten</search><result>r</result><answer>a</answer>"}
+    row = ROW | {"trajectory": "<search>Emma\nAusten</search><result>r</result><answer>Jane Austen</answer>"}
     (expert,) = read(row)
     check_fits(as_trajectory(expert, dialogue()), AgentConfig(), {})
     with pytest.raises(

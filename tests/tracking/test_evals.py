@@ -180,8 +180,8 @@ def test_versions_name_the_prompt_by_its_text(tmp_path: Path) -> None:
     assert one["prompt"]["name"] == "prompt.txt"
     assert one["prompt"]["digest"] != two["prompt"]["digest"]
     assert (one["normaliser"], one["extractor"]) == (
-        4,
-        {"version": 1, "format": "tags", "protocol": "search"},
+        5,
+        {"version": 2, "format": "tags", "protocol": "search"},
     )
 
 

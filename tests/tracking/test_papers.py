@@ -168,3 +168,13 @@ def test_several_sets_have_a_line_each_before_the_types() -> None:
     assert found[:3] == [("all", "all", 3), ("set", "hotpotqa", 2), ("set", "nq", 1)]
     assert [name for by, name, _ in found if by == "type"] == ["hotpotqa/bridge", "hotpotqa/comparison", "nq"]
     assert [by for by, *_ in slices([row("own", 0), row("own", 1)])] == ["all", "type"]
+
+
+def test_a_set_has_one_column_whatever_an_evaluation_calls_it() -> None:
+    """The authors' file by its own name, and the hub's."""
+    rows = papers.rows_of(
+        [result("a", hotpotqa=(0.5, 0.5), musique=(0, 0)), result("b", hotpot_dev_v1=(0.6, 0.6), musique=(0, 0))]
+    )
+    (_, lines) = next(iter(papers.tables(rows)))
+    at = lines[0].index("HotpotQA")
+    assert [line[at].partition(" ")[0] for line in lines[1:3]] == ["50.0", "60.0"]

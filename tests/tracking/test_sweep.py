@@ -42,6 +42,8 @@ def job(seed: int = 0, **overrides: str) -> Job:
         ({"condition": "epoch", "algorithm.optimizer.lr": "1e-4"}, None, "algorithm.optimizer.lr=1e-4,epoch"),
         ({"seed": "3"}, "seed=3", "all"),
         ({}, "all", "all"),
+        # As Hydra's grammar escapes it.
+        ({"pool": r"mine.rules\:Rule", "seed": "0"}, "pool=mine.rules:Rule,seed=0", "pool=mine.rules:Rule"),
         ({"model.path": "/models/a"}, "model.path=_models_a", "model.path=/models/a"),
     ],
 )
@@ -70,13 +72,15 @@ def test_a_plan_keeps_the_jobs_of_earlier_sweeps_into_its_folder(tmp_path: Path)
     plan = sweep.read_plan(folder)
     assert [j.name for j in plan.jobs] == ["pool=epoch,seed=1", "pool=epoch,seed=0", "pool=recycle,seed=0"]
     assert plan.report == ReportConfig(title="two")
+    sweep.save_plan(folder, Plan(jobs=(job(2, pool="epoch"),), report=ReportConfig(baseline="pool=epoch")))
+    assert sweep.read_plan(folder).report == ReportConfig(title="two", baseline="pool=epoch"), "what was said stays"
 
 
 def test_a_folder_that_is_no_sweeps_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no plan\.json there; name a sweep's folder"):
         sweep.read_plan(tmp_path)
     (tmp_path / "plan.json").write_text('{"jobs": [')
-    with pytest.raises(UserError, match=r"plan\.json is damaged .*; start the sweep again"):
+    with pytest.raises(UserError, match=r"plan\.json is damaged .*; delete it, and start the sweep again"):
         sweep.read_plan(tmp_path)
 
 
@@ -108,9 +112,19 @@ STOPPED = {**SUMMARY, "stopped_early": True, "interrupted": True}
         ([*RUN[:-1], SUMMARY], (Status.FINISHED, "")),
         ([*RUN[:-1], STOPPED], (Status.UNFINISHED, "")),
         ([RUN[0], FAILED], (Status.FAILED, "no room")),
+        ([RUN[0], FAILED, RESUMED], (Status.UNFINISHED, "")),
         ([RUN[0], RESUMED, SUMMARY], (Status.FINISHED, "")),
     ],
-    ids=["no folder", "nothing yet", "running", "finished", "stopped", "failed", "resumed and finished"],
+    ids=[
+        "no folder",
+        "nothing yet",
+        "running",
+        "finished",
+        "stopped",
+        "failed",
+        "gone on with",
+        "resumed and finished",
+    ],
 )
 def test_how_far_a_job_is(tmp_path: Path, rows: list[dict[str, Any]] | None, expected: tuple[Status, str]) -> None:
     if rows is not None:

@@ -177,24 +177,29 @@ def _sets(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {name: line for name, line in named.items() if line["em"]["mean"] is not None}
 
 
-def _counts(rows: Sequence[Row], name: str | None) -> list[str]:
-    """How many questions of a set the rows played, each number once."""
-    played = dict.fromkeys(row.questions[name] for row in rows if name is not None and name in row.questions)
+def _counts(rows: Sequence[Row], begins: str) -> list[str]:
+    """How many questions of a column's set the rows played, each number once."""
+    names = ((row, _set_of(row, begins)) for row in rows)
+    played = dict.fromkeys(row.questions[name] for row, name in names if name is not None and name in row.questions)
     return [f"{count:,}" for count in played]
+
+
+def _set_of(row: Row, begins: str) -> str | None:
+    """What the row's evaluation calls the set of a column: the authors' file has another name than the hub's."""
+    return next((name for name in sorted(row.values) if _bare(name).startswith(begins)), None)
 
 
 def tables(rows: Sequence[Row]) -> Iterator[tuple[Paper, list[list[str]]]]:
     """The tables that ``rows`` have two sets of at least, each with its header."""
     for paper in PAPERS:
-        known = {name for row in rows for name in row.values}
-        sets = [next((n for n in sorted(known) if _bare(n).startswith(begins)), None) for begins in paper.columns]
-        if sum(name is not None for name in sets) < 2:
+        if sum(any(_set_of(row, begins) is not None for row in rows) for begins in paper.columns) < 2:
             continue
         lines = [["", *paper.columns.values(), AVERAGE]]
         for row in rows:
+            sets = [_set_of(row, begins) for begins in paper.columns]
             label = row.name if row.seeds == 1 else f"{row.name}, {row.seeds} seeds"
             lines.append([label, *(row.cell([name], paper.measures) for name in sets), row.cell(sets, paper.measures)])
-        counts = [" / ".join(_counts(rows, name)) or MISSING for name in sets]
+        counts = [" / ".join(_counts(rows, begins)) or MISSING for begins in paper.columns]
         lines.append(["questions played", *counts, MISSING])
         for name, cells in paper.published.items():
             missing = [MISSING] * (len(paper.columns) + 1 - len(cells))

@@ -163,7 +163,8 @@ def _by_seed(jobs: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float | N
     finished = [j for j in jobs if j["status"] == Status.FINISHED]
     by_seed = {j["seed"]: {**{key: j[key] for key in cost}, **j["measures"]} for j in finished}
     if len(by_seed) < len(finished):
-        raise UserError(f"{finished[0]['condition']}: two jobs have one seed; sweep over seed=… to tell them apart")
+        names = ", ".join(str(job["name"]) for job in finished)
+        raise UserError(f"{finished[0]['condition']}: of {names} two have one seed; delete the folder of one of them")
     return by_seed
 
 

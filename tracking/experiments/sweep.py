@@ -8,6 +8,7 @@ FOLDER/sweep.json, table.md, *.png      the report (``tracking/experiments/repor
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -63,7 +64,8 @@ class Job:
     def condition(self) -> str:
         """What jobs that differ in the seed alone have in common; a file of ``conf/condition`` is its own name."""
         varied = sorted((key, value) for key, value in self.overrides.items() if key != "seed")
-        return ",".join(value if key == "condition" else f"{key}={value}" for key, value in varied) or "all"
+        told = ",".join(value if key == "condition" else f"{key}={value}" for key, value in varied) or "all"
+        return _unescaped(told)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,8 +77,13 @@ class Plan:
 
 
 def folder_name(overrides: str) -> str:
-    """One folder's name for a job's overrides: a value that is a path makes no folders of its own."""
-    return overrides.replace("/", "_") or "all"
+    """One folder's name for a job's overrides: a value that is a path makes no folders of its own, and what Hydra's
+    grammar escapes in it stands as it was given."""
+    return _unescaped(overrides).replace("/", "_") or "all"
+
+
+def _unescaped(overrides: str) -> str:
+    return re.sub(r"\\([\\()\[\]{}:=, \t])", r"\1", overrides)
 
 
 def check_names(jobs: Sequence[Job]) -> None:
@@ -97,15 +104,21 @@ def check_names(jobs: Sequence[Job]) -> None:
 
 
 def save_plan(folder: Path, plan: Plan) -> None:
-    """Writes ``plan.json``, keeping the jobs that earlier sweeps into the same folder had."""
-    before = read_plan(folder).jobs if (folder / PLAN).is_file() else ()
+    """Writes ``plan.json``, keeping the jobs and the report's settings that earlier sweeps into the same folder had."""
+    before = planned(folder)
     names = {job.name for job in plan.jobs}
-    jobs = [*plan.jobs, *(job for job in before if job.name not in names)]
+    jobs = [*plan.jobs, *(job for job in before.jobs if job.name not in names)]
+    report = settings(plan.report, before.report)
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".{PLAN}"
-    content = {"report": asdict(plan.report), "jobs": [{"overrides": j.overrides, "seed": j.seed} for j in jobs]}
+    content = {"report": asdict(report), "jobs": [{"overrides": j.overrides, "seed": j.seed} for j in jobs]}
     aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     aside.rename(folder / PLAN)
+
+
+def planned(folder: Path) -> Plan:
+    """What earlier sweeps into ``folder`` planned; nothing if there were none. Raises as ``read_plan``."""
+    return read_plan(folder) if (folder / PLAN).is_file() else Plan(jobs=(), report=ReportConfig())
 
 
 def read_plan(folder: Path) -> Plan:
@@ -117,7 +130,9 @@ def read_plan(folder: Path) -> Plan:
     except FileNotFoundError as error:
         raise UserError(f"report.sweep={folder}: no {PLAN} there; name a sweep's folder (multirun/…)") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / PLAN} is damaged ({error}); start the sweep again to write it anew") from error
+        raise UserError(
+            f"{folder / PLAN} is damaged ({error}); delete it, and start the sweep again to write it anew"
+        ) from error
 
 
 def settings(asked: ReportConfig, planned: ReportConfig) -> ReportConfig:
@@ -137,9 +152,8 @@ def status(folder: Path) -> tuple[Status, str]:
     summaries = [r for r in rows if r["kind"] == "summary"]
     if summaries and not summaries[-1]["stopped_early"]:
         return Status.FINISHED, ""
-    failures = [r for r in rows if r.get("event") == "failed"]
-    if failures:
-        return Status.FAILED, str(failures[-1]["message"])
+    if rows and rows[-1].get("event") == "failed":  # an earlier failure has been gone on from
+        return Status.FAILED, str(rows[-1]["message"])
     return (Status.UNFINISHED if rows else Status.WAITING), ""
 
 
@@ -174,6 +188,18 @@ def clear(folder: Path) -> None:
 def record_failure(folder: Path, message: str) -> None:
     """Notes in a job's metrics why it ended."""
     MetricsLog(folder / "metrics.jsonl").write("event", {"event": "failed", "message": message})
+
+
+def check_unlike(folder: Path, jobs: Sequence[Job]) -> None:
+    """Raises ``UserError`` for a job that an earlier sweep into ``folder`` has played under another name."""
+    names = {(job.condition, job.seed): job.name for job in jobs}
+    for old in planned(folder).jobs:
+        name = names.get((old.condition, old.seed), old.name)
+        if name != old.name and worth_keeping(folder / old.name):
+            raise UserError(
+                f"{folder / old.name} holds the run of seed {old.seed} that is now named {name}; name the seeds as it "
+                "was done there, delete that folder, or put the sweep elsewhere with report.sweep=FOLDER"
+            )
 
 
 def check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

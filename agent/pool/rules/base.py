@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from agent.errors import Fault, UserError
+from agent.errors import Fault, UserError, shortened
 from agent.pool import rules as pool_rules
 from agent.pool.beta_binomial import chance_of_any
 from agent.pool.history import QueryHistory
@@ -100,13 +100,38 @@ class PoolRule(ABC):
 
     def verdicts(self, states: Sequence[QueryState]) -> list[str]:
         """What ``select`` says. Raises ``Fault`` for what a rule of the user's own may give instead."""
-        found = list(self.select(states))
+        found = self._asked("select", states)
+        found = [*found] if isinstance(found, Sequence) else [found]
         if len(found) != len(states) or not {*found} <= {ACCEPTED, ZERO_VARIANCE, UNSELECTED}:
             raise Fault(
                 f"pool={self.name}: select() returned {found} for {len(states)} groups; each needs {ACCEPTED!r}, "
                 f"{ZERO_VARIANCE!r} or {UNSELECTED!r}"
             )
         return found
+
+    def wants(self, *, room: int, drawn: int, zero: int) -> int:
+        """What ``wanted`` says. Raises ``Fault`` for what is no number."""
+        found = self._asked("wanted", room=room, drawn=drawn, zero=zero)
+        if not isinstance(found, int | np.integer):
+            raise Fault(f"pool={self.name}: wanted() returned {found!r}; it needs a number of draws")
+        return int(found)
+
+    def rests(self, verdict: str, history: QueryHistory, query: int) -> int:
+        """What ``rest`` says. Raises ``Fault`` for what is no rest."""
+        found = self._asked("rest", verdict, history, query)
+        if not isinstance(found, int | np.integer) or found < FOREVER:
+            raise Fault(
+                f"pool={self.name}: rest() returned {found!r}; it needs AT_ONCE, FOREVER or a number of batches"
+            )
+        return int(found)
+
+    def _asked(self, method: str, *arguments: Any, **named: Any) -> Any:
+        """What ``method`` of a rule returns; what one of the user's own raises is told with its name."""
+        try:
+            return getattr(self, method)(*arguments, **named)
+        except Exception as error:
+            what = f"{type(error).__name__}: {shortened(error)}"
+            raise Fault(f"pool={self.name}: {method}() raised {what}") from error
 
     # --- one query -------------------------------------------------------------------------------
 
