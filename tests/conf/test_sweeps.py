@@ -372,7 +372,7 @@ def test_more_conditions_join_only_with_the_settings_of_those_that_are_there(
         "slingshot: report.baseline=nothing is no condition of this sweep: pool=dynamic, pool=epoch, pool=recycle\n",
     )
     # No other rule has that setting, so it can't be said of the jobs that are there.
-    assert command(*more, "pool.oversample=3", "report.baseline=pool=epoch")[0] == 0
+    assert command(*more, "pool.when_dry=reset", "report.baseline=pool=epoch")[0] == 0
     assert [name for name, _ in training.played[2:]] == ["pool=recycle"]
     told = json.loads(Path("here/sweep.json").read_text())
     assert (told["title"], [c["condition"] for c in told["comparisons"]]) == ("mine", ["pool=recycle", "pool=dynamic"])
