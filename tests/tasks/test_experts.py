@@ -363,8 +363,6 @@ def test_the_worlds_task_has_experts(tmp_path):
     [
         ({"max_searches": 1}, r"question q1 has 2 searches, more than agent\.max_searches=1"),
         ({"max_prompt_tokens": 9}, r"prompt tokens, more than agent\.max_prompt_tokens=9"),
-        ({"max_new_tokens_first": 4}, r"has \d+ tokens in turn 1, more than agent\.max_new_tokens_first=4"),
-        ({"max_new_tokens": 4}, r"has \d+ tokens in turn 2, more than agent\.max_new_tokens=4"),
         ({"max_response_tokens": 99}, r"response tokens, more than agent\.max_response_tokens=99"),
     ],
 )
