@@ -22,8 +22,10 @@ them to it), and recorded with every result."""
 _MARK = "\u0300-\u036f"
 """Combining marks of Latin letters; one that has no composed form stays behind its letter, and is no end of a word."""
 _ARTICLES = re.compile(rf"(?<![{_MARK}])\b(a|an|the)\b(?![{_MARK}])")
-_QUERY_ARTICLES = re.compile(r"(?:(?<=\s)|^)(?:an|the)(?!\S)|^a(?!\S)")
-_AROUND = "".join(c for c in string.punctuation if c not in "+#%&$@*")
+_QUERY_ARTICLES = re.compile(r"(?<!\S)(?:an|the)(?!\S)|^a(?!\S)")
+"""Of a query; an "a" within it may be a name."""
+_AROUND_WORDS = "".join(c for c in string.punctuation if c not in "+#%&$@*")
+"""Signs that tell nothing at either end of a query's word."""
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _TYPOGRAPHIC = str.maketrans(
     {
@@ -46,6 +48,7 @@ SOFT_PART = 0.2
 _MIXED = re.compile(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215f\u2189])")
 """Between a number and a fraction of one character: "2½" is "2 1/2", and not "21/2"."""
 _SPACELESS = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+"""How the names of letters begin that may end a word anywhere."""
 _POINT = re.compile(r"(?<=\d)\.(?=\d)")
 
 
@@ -87,7 +90,7 @@ def normalise_query(query: str) -> str:
     'who made c++ and 1.1'
     """
     folded = _spaced(fold(query))
-    bare = _spaced(" ".join(word.strip(_AROUND) for word in folded.split()))
+    bare = _spaced(" ".join(word.strip(_AROUND_WORDS) for word in folded.split()))
     return _spaced(_QUERY_ARTICLES.sub(" ", bare)) or bare or folded
 
 

@@ -214,14 +214,12 @@ def _sweep(composer: Composer, asked: _Asked, arguments: tuple[str, ...]) -> Req
         _check_kept(composer, folder / job.name, lines)
         jobs.append(job)
     sweep.check_names(jobs)
-    sweep.check_unlike(folder, jobs)
-    names = {job.name for job in jobs}
-    alike = [line for lines, (key, _) in zip(values, merged.items(), strict=True) if key not in own for line in lines]
-    for job in before:  # these will be compared
-        if job.name not in names:
-            was = [*alike, *(f"{key}={value}" for key, value in job.overrides.items())]
-            _check_kept(composer, folder / job.name, was, beside=True)
-    baseline, conditions = configs[0].report.baseline, {job.condition for job in (*jobs, *before)}
+    others = sweep.others(folder, before, jobs)
+    alike = [line for lines, key in zip(values, merged, strict=True) if key not in own for line in lines]
+    for job in others:  # they are compared with these
+        was = [*alike, *(f"{key}={value}" for key, value in job.overrides.items())]
+        _check_kept(composer, folder / job.name, was, beside=True)
+    baseline, conditions = configs[0].report.baseline, {job.condition for job in (*jobs, *others)}
     if baseline not in conditions and any(line.startswith("report.baseline=") for line in asked.lines):
         raise UserError(f"report.baseline={baseline} is no condition of this sweep: {', '.join(sorted(conditions))}")
     shared = sorted({o.key_or_group for key, o in merged.items() if key not in own})

@@ -16,6 +16,9 @@ from tracking.console import Console
 from tracking.dispensable import Dispensable
 from tracking.experiments import sweep
 
+REPORTED = ("train", "simulate")
+"""Modes whose jobs leave runs to report."""
+
 
 def job(composed: DictConfig, folder: Path, mode: Callable[[RunConfig, Path, Console], None]) -> None:
     """One job of a sweep: skipped, gone on with, or started. A failure is recorded and doesn't stop the others.
@@ -34,7 +37,7 @@ def job(composed: DictConfig, folder: Path, mode: Callable[[RunConfig, Path, Con
                 config.resume = IF_ANY  # what is played there already stays
             elif sweep.has_checkpoint(folder):
                 config.resume = str(folder)
-            elif config.mode in ("train", "simulate"):  # others only look, and a failed job's logs stay
+            elif config.mode in REPORTED:  # others only look, and a failed job's logs stay
                 sweep.clear(folder)
             mode(config, folder, console)
         except Exception as error:
@@ -55,7 +58,7 @@ def run_sweep(asked: Sweep, run: Callable[[], None]) -> tuple[int, str] | None:
     Returns the code to exit with and why, if a job failed (1) or something stopped it (130 for Ctrl-C, 143 and 129 for
     SIGTERM and SIGHUP).
     """
-    reported = asked.mode in ("train", "simulate")
+    reported = asked.mode in REPORTED
     if reported:
         sweep.save_plan(asked.folder, asked.plan)
     stopped: KeyboardInterrupt | None = None

@@ -259,14 +259,14 @@ def world_experts(
 def check_fits(trajectory: Trajectory, agent: AgentConfig, control: Mapping[int, str]) -> None:
     """Raises ``UserError`` for an expert's trajectory that the policy could never play: beyond ``agent``'s limits, or
     with a token of ``control``, by id, within an action, where the engine would have ended the turn."""
-    for number, turn in enumerate(trajectory.turns):
-        if agent.format == "tags" and agent.max_parallel > 1 and any("\n" in call.argument for call in turn.calls):
+    lines_are_calls = agent.format == "tags" and agent.max_parallel > 1
+    for number, turn in enumerate(trajectory.turns, start=1):
+        if lines_are_calls and any("\n" in call.argument for call in turn.calls):
             raise UserError(
                 f"the expert's trajectory for question {trajectory.question_id} has several lines in a call of turn "
-                f"{number + 1}, each of which is a call of its own with agent.max_parallel={agent.max_parallel}; an "
-                "expert makes one call a turn: write it on one line"
+                f"{number}, each of which is a call of its own with agent.max_parallel={agent.max_parallel}; an expert "
+                "makes one call a turn: write it on one line"
             )
-    for turn in trajectory.turns:
         for token in trajectory.token_ids[turn.action_start : turn.action_end - 1].tolist():
             if token in control:
                 raise UserError(

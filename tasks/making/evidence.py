@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from agent.answers import has_words, normalise, normalise_title
+from agent.answers import has_words, normalise, normalise_query, normalise_title
 from agent.records import Passage, Question
 from agent.tools.base import Searcher
 
@@ -96,7 +96,7 @@ class Walk:
         while wanted:
             step, name, passages = await self._first(wanted) if steps or own else await self._at_once(wanted)
             steps.append(step)
-            self._asked.add(normalise(step.query))
+            self._asked.add(normalise_query(step.query))
             self._see(passages)
             wanted = self._missing([n for n in wanted if n != name], () if own else passages)
         return Walked(steps=tuple(steps), evidence=tuple(self._evidence))
@@ -121,7 +121,7 @@ class Walk:
         for by in By:
             for name in wanted:
                 query = " ".join(self._query(by, name).split())
-                if not query or normalise(query) in self._asked:
+                if not query or normalise_query(query) in self._asked:
                     continue
                 passages = await self.searcher.search(query, self.top_k)
                 if not self._missing([name], passages):

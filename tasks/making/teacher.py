@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from agent.answers import normalise
+from agent.answers import normalise_query
 from agent.config import AgentConfig
 from agent.errors import GenerationError, UserError
 from agent.protocol import TagProtocol
@@ -103,4 +103,4 @@ def turn(text: str, protocol: TagProtocol, stop: Sequence[str], finish: Finish, 
 
 def path(trajectory: Trajectory) -> tuple[str, ...]:
     """What tells an episode from others of its question: its queries, normalised."""
-    return tuple(normalise(query) for turn in trajectory.turns for query in turn.queries)
+    return tuple(normalise_query(query) for turn in trajectory.turns for query in turn.queries)

@@ -360,8 +360,14 @@ def test_verdicts_that_are_none_name_the_rule(make_questions, make_group, verdic
         pool.take(version=0)
 
 
-def raises(*_, **__):
-    raise KeyError("x")
+def one_batch(make_questions, make_group, rule) -> None:
+    """A batch of one group with signal, drawn from one question, and the first draw of the next."""
+    pool = pool_of(make_questions(1), rule, seed=1)
+    (ticket,) = pool.claim("w", now=0.0)
+    enter(pool, make_group(asked(pool, ticket), ticket, (0.0, 1.0)))
+    pool.take(version=0)
+    pool.release(0)
+    pool.claim("w", now=0.0)
 
 
 @pytest.mark.parametrize(
@@ -369,21 +375,33 @@ def raises(*_, **__):
     [
         ("rest", lambda *_: None, r"rest\(\) returned None; it needs AT_ONCE, FOREVER or a number of batches"),
         ("rest", lambda *_: -5, r"rest\(\) returned -5; it needs"),
-        ("rest", raises, r"rest\(\) raised KeyError: 'x'"),
+        (
+            "wanted",
+            lambda *_, **__: 0,
+            r"wanted\(\) returned 0; it needs a number of draws, in an empty batch 1 or more",
+        ),
         ("wanted", lambda *_, **__: None, r"wanted\(\) returned None; it needs a number of draws"),
         ("select", lambda *_: None, r"select\(\) returned \[None\] for 1 groups"),
-        ("select", raises, r"select\(\) raised KeyError: 'x'"),
     ],
 )
 def test_what_a_rule_of_ones_own_does_wrong_is_told_with_its_method(
     make_questions, make_group, monkeypatch, method, does, said
 ):
-    pool = pool_of(make_questions(4), Own(name="mine", batch_questions=1, group_size=2, oversample=1.0), seed=1)
-    (ticket,) = pool.claim("w", now=0.0)
-    enter(pool, make_group(asked(pool, ticket), ticket, (0.0, 1.0)))
     monkeypatch.setattr(Own, method, does)
+    rule = Own(name="mine", batch_questions=1, group_size=2, oversample=1.0)
     with pytest.raises(Fault, match=f"^pool=mine: {said}"):
-        pool.take(version=0)
+        one_batch(make_questions, make_group, rule)
+
+
+@pytest.mark.parametrize("method", ["wanted", "select", "rest", "resets", "weights", "cuts"])
+def test_what_a_rule_of_ones_own_raises_is_told_with_its_method(make_questions, make_group, method):
+    def fails(*_, **__):
+        raise KeyError("x")
+
+    fails.__name__ = method
+    rule = type("Wrong", (Own,), {method: fails})(name="mine", batch_questions=1, group_size=4, pilot=2)
+    with pytest.raises(Fault, match=rf"^pool=mine: {method}\(\) raised KeyError: 'x'"):
+        one_batch(make_questions, make_group, rule)
 
 
 def test_a_resume_with_another_rule_weighs_by_it(make_questions, make_group):

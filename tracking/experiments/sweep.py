@@ -83,6 +83,7 @@ def folder_name(overrides: str) -> str:
 
 
 def _unescaped(overrides: str) -> str:
+    """Without the backslashes of Hydra's grammar."""
     return re.sub(r"\\([\\()\[\]{}:=, \t])", r"\1", overrides)
 
 
@@ -100,14 +101,30 @@ def check_names(jobs: Sequence[Job]) -> None:
         seen[job.name] = job
 
 
+def others(folder: Path, before: Sequence[Job], jobs: Sequence[Job]) -> list[Job]:
+    """Those of earlier sweeps into ``folder`` that are none of ``jobs``.
+
+    Raises ``UserError`` for a job that is one of them under another name and has left something to build on.
+    """
+    names, runs = {job.name for job in jobs}, {(job.condition, job.seed): job.name for job in jobs}
+    found = [job for job in before if job.name not in names]
+    for old in found:
+        name = runs.get((old.condition, old.seed))
+        if name is not None and worth_keeping(folder / old.name):
+            raise UserError(
+                f"{folder / old.name} holds the run of seed {old.seed} that is now named {name}; name the seeds as it "
+                "was done there, delete that folder, or put the sweep elsewhere with report.sweep=FOLDER"
+            )
+    return found
+
+
 # --- plan.json -------------------------------------------------------------------------------------
 
 
 def save_plan(folder: Path, plan: Plan) -> None:
     """Writes ``plan.json``, keeping the jobs and the report's settings that earlier sweeps into the same folder had."""
     before = planned(folder)
-    names = {job.name for job in plan.jobs}
-    jobs = [*plan.jobs, *(job for job in before.jobs if job.name not in names)]
+    jobs = [*plan.jobs, *others(folder, before.jobs, plan.jobs)]
     report = settings(plan.report, before.report)
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".{PLAN}"
@@ -188,18 +205,6 @@ def clear(folder: Path) -> None:
 def record_failure(folder: Path, message: str) -> None:
     """Notes in a job's metrics why it ended."""
     MetricsLog(folder / "metrics.jsonl").write("event", {"event": "failed", "message": message})
-
-
-def check_unlike(folder: Path, jobs: Sequence[Job]) -> None:
-    """Raises ``UserError`` for a job that an earlier sweep into ``folder`` has played under another name."""
-    names = {(job.condition, job.seed): job.name for job in jobs}
-    for old in planned(folder).jobs:
-        name = names.get((old.condition, old.seed), old.name)
-        if name != old.name and worth_keeping(folder / old.name):
-            raise UserError(
-                f"{folder / old.name} holds the run of seed {old.seed} that is now named {name}; name the seeds as it "
-                "was done there, delete that folder, or put the sweep elsewhere with report.sweep=FOLDER"
-            )
 
 
 def check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

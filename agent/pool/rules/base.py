@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,22 @@ FOREVER = -1
 """A query's rest: it is consumed, until the rule brings all consumed queries back."""
 
 FloatVector = npt.NDArray[np.float64]
+
+
+def _named(method: Callable[..., Any]) -> Callable[..., Any]:
+    """``method`` of a rule, whose errors say whose they are."""
+
+    @wraps(method)
+    def asked(rule: PoolRule, *arguments: Any, **named: Any) -> Any:
+        try:
+            return method(rule, *arguments, **named)
+        except Fault:
+            raise
+        except Exception as error:
+            what = f"{type(error).__name__}: {shortened(error)}"
+            raise Fault(f"pool={rule.name}: {method.__name__}() raised {what}") from error
+
+    return asked
 
 
 @dataclass
@@ -98,11 +115,20 @@ class PoolRule(ABC):
     def select(self, states: Sequence[QueryState]) -> list[str]:
         """For each group in draw order: ``ACCEPTED``, or the reason for which it returns to the pool."""
 
+    # --- what the pool asks: the same, checked, since a rule may be the user's own --------------------
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """What a rule raises is a fault that names its method."""
+        super().__init_subclass__(**settings)
+        for name in ("wanted", "select", "rest", "resets", "weights", "cuts"):
+            if name in vars(cls):
+                setattr(cls, name, _named(vars(cls)[name]))
+
     def verdicts(self, states: Sequence[QueryState]) -> list[str]:
         """What ``select`` says. Raises ``Fault`` for what a rule of the user's own may give instead."""
-        found = self._asked("select", states)
-        found = [*found] if isinstance(found, Sequence) else [found]
-        if len(found) != len(states) or not {*found} <= {ACCEPTED, ZERO_VARIANCE, UNSELECTED}:
+        said: Any = self.select(states)
+        found = list(said) if isinstance(said, Iterable) else [said]
+        if len(found) != len(states) or not all(each in (ACCEPTED, ZERO_VARIANCE, UNSELECTED) for each in found):
             raise Fault(
                 f"pool={self.name}: select() returned {found} for {len(states)} groups; each needs {ACCEPTED!r}, "
                 f"{ZERO_VARIANCE!r} or {UNSELECTED!r}"
@@ -110,28 +136,23 @@ class PoolRule(ABC):
         return found
 
     def wants(self, *, room: int, drawn: int, zero: int) -> int:
-        """What ``wanted`` says. Raises ``Fault`` for what is no number."""
-        found = self._asked("wanted", room=room, drawn=drawn, zero=zero)
-        if not isinstance(found, int | np.integer):
-            raise Fault(f"pool={self.name}: wanted() returned {found!r}; it needs a number of draws")
+        """What ``wanted`` says. Raises ``Fault`` for what is no number, and for an empty batch that wants nothing."""
+        found: Any = self.wanted(room=room, drawn=drawn, zero=zero)
+        if not isinstance(found, int | np.integer) or (found < 1 and room > 0 and drawn == 0):
+            raise Fault(
+                f"pool={self.name}: wanted() returned {found!r}; it needs a number of draws, in an empty batch 1 "
+                "or more"
+            )
         return int(found)
 
     def rests(self, verdict: str, history: QueryHistory, query: int) -> int:
         """What ``rest`` says. Raises ``Fault`` for what is no rest."""
-        found = self._asked("rest", verdict, history, query)
+        found: Any = self.rest(verdict, history, query)
         if not isinstance(found, int | np.integer) or found < FOREVER:
             raise Fault(
                 f"pool={self.name}: rest() returned {found!r}; it needs AT_ONCE, FOREVER or a number of batches"
             )
         return int(found)
-
-    def _asked(self, method: str, *arguments: Any, **named: Any) -> Any:
-        """What ``method`` of a rule returns; what one of the user's own raises is told with its name."""
-        try:
-            return getattr(self, method)(*arguments, **named)
-        except Exception as error:
-            what = f"{type(error).__name__}: {shortened(error)}"
-            raise Fault(f"pool={self.name}: {method}() raised {what}") from error
 
     # --- one query -------------------------------------------------------------------------------
 
