@@ -6,6 +6,7 @@ A public study found 2 to 6 points of exact match in questions whose documents t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -107,9 +108,16 @@ def with_documents(
                 f"data.require_evidence=true: the corpus lacks supporting documents of all {len(questions)} {what} "
                 "questions; use the corpus that they were made for"
             )
-        notices.append(_lacking(what, len(questions), lacking, left_out=leave_out))
+        notice = _lacking(what, len(questions), lacking, left_out=leave_out)
         if leave_out:
             found[what] = tuple(q for q in questions if q.id not in lacking)
+            if what == "training" and config.data.shares:
+                counts = Counter(q.id.partition("/")[0] for q in found[what])
+                left = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
+                notice = replace(
+                    notice, text=f"{notice.text}; of data.shares={config.data.shares} there are now {left}"
+                )
+        notices.append(notice)
     return found, notices
 
 

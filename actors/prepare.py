@@ -204,7 +204,8 @@ def _warm_start_key(config: RunConfig, model_path: str) -> str:
     }
     settings["prompt"] = prompt_text(config.agent)
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=12)
-    files = [path for path in sorted(Path(model_path).iterdir()) if path.suffix in _OF_THE_MODEL and path.is_file()]
+    model = local_folder(model_path, f"model.path={model_path}")  # on a cluster the path is the hub's name
+    files = [path for path in sorted(model.iterdir()) if path.suffix in _OF_THE_MODEL and path.is_file()]
     if config.data.experts is not None:
         files.append(at_home(config.data.experts))
     for file in files:

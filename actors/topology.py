@@ -28,6 +28,7 @@ from actors.retrieval import RetrievalActor, noted
 from actors.rollout import RolloutWorker, WorkerSettings
 from actors.training import LearnerSettings
 from agent.inference.infer import Inference
+from agent.pool.rules.base import PoolRule
 from agent.pool.rules.epoch import Rule as Epoch
 from agent.pool.search_limits import SearchLimits
 from agent.records import Question
@@ -43,6 +44,20 @@ def retrieval_names(count: int) -> list[str]:
 def named(replicas: Mapping[str, Any]) -> dict[str, Any]:
     """Retrieval actors (by node) by their names."""
     return dict(zip(retrieval_names(len(replicas)), replicas.values(), strict=True))
+
+
+def seeding_rule(pool: PoolRule, steps: int, questions: int) -> Epoch:
+    """How the expert seeding's pool draws beside the run's ``pool``: all of its questions in each of its batches."""
+    return Epoch(
+        batch_questions=questions,
+        group_size=pool.group_size,
+        min_viable=pool.min_viable,
+        lease_s=pool.lease_s,
+        quarantine_after=0,  # each of them is in every batch
+        max_tool_failures=pool.max_tool_failures,
+        # The experts bring the signal that the rollouts of all its batches may lack; what is more was skipped.
+        max_empty_batches=steps + pool.max_empty_batches,
+    )
 
 
 @dataclass
@@ -113,15 +128,7 @@ class Topology:
 
     def seeding_pool(self, questions: tuple[Question, ...]) -> Any:
         """The pool actor of the expert seeding: every batch is all of ``questions``. It ends with its last handle."""
-        pool, steps = self.config.pool, self.config.algorithm.seeding.steps
-        rule = Epoch(
-            batch_questions=len(questions),
-            group_size=pool.group_size,
-            min_viable=pool.min_viable,
-            lease_s=pool.lease_s,
-            quarantine_after=0,  # each of them is in every batch
-            max_empty_batches=steps + 1,  # the experts bring the signal that the rollouts may lack
-        )
+        rule = seeding_rule(self.config.pool, self.config.algorithm.seeding.steps, len(questions))
         return PoolActor.options(  # type: ignore[attr-defined]
             name="seeding-pool", num_cpus=0, max_concurrency=1000, runtime_env={"env_vars": QUIET}, **on_node(self.home)
         ).remote(questions, rule, derive_seed(self.config.seed, "seeding"), self.log_dir, name="seeding-pool")

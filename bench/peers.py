@@ -20,6 +20,9 @@ Lucene in another process and for publishing the weights, about half a second a 
 tiny model, nothing for the pretrained one. So 0.6 to 0.7 of TRL's seconds on the tiny model, and below 0.5 on the
 pretrained one.
 
+Ours runs a third time with ``pool.max_staleness=1``, where the engine plays the next batch while the learner computes
+its update: TRL has no such mode without a GPU, so the limit is for the synchronous run.
+
 A round is a run of each, in turns; the first step of a run pays for what is set up once, and isn't counted. Ratios are
 of medians over all rounds. The machine may be busy with other things: so the ratio of processor time, which counts all
 processes of a run, is printed beside that of the clock. Memory is the highest sum of the processes' proportional set
@@ -79,7 +82,9 @@ class Job:
 
 
 SAME = ("pool=epoch", "algorithm=dapo", "algorithm.old_logprobs=engine", "algorithm.gradient_checkpointing=none")
-TINY = Job(("algorithm.steps=10",), SAME, 24, 8, 48, 6, 0.6)
+AHEAD = ("pool.max_staleness=1", "cluster.learner_threads=1")
+"""Of the run whose engine plays ahead: with two threads of the learner beside it there would be three on two cores."""
+TINY = Job(("algorithm.steps=10",), SAME, 24, 8, 192, 6, 0.6)
 WORLD = (  # the built-in world for a pretrained model: short turns, since the novice that it imitates is short
     *("agent.prompt=plain", "agent.chat=false", "agent.top_k=2", "agent.max_searches=5"),
     *("agent.max_new_tokens_first=32", "agent.max_new_tokens=32", "agent.max_prompt_tokens=64"),
@@ -195,12 +200,19 @@ class Bench:
         return run
 
     def ours(self, number: int, steps: int) -> Run:
+        return self._played(f"ours-{number}", number, steps, ())
+
+    def ahead(self, number: int, steps: int) -> Run:
+        return self._played(f"ahead-{number}", number, steps, AHEAD)
+
+    def _played(self, name: str, number: int, steps: int, more: Sequence[str]) -> Run:
         job = self._job
         run = self._ours(
-            f"ours-{number}",
+            name,
             [
                 *self._model,
                 *job.settings,
+                *more,
                 *(f"model.path={self._start}", "algorithm.warm_start.steps=0", f"algorithm.steps={steps}"),
                 *(f"pool.batch_questions={job.questions}", f"pool.group_size={job.group_size}", f"seed={number}"),
             ],
@@ -273,20 +285,22 @@ def median(runs: Sequence[Run], of: str) -> float:
     return statistics.median(getattr(step, of) for run in runs for step in run.steps)
 
 
-def report(ours: list[Run], trl: list[Run]) -> None:
-    def both(what: str, number: Any, digits: int) -> None:
-        mine, theirs = number(ours), number(trl)
-        ratio = f"{mine / theirs:.2f}" if theirs else "–"
-        print(f"{what:<28} {mine:>10.{digits}f} {theirs:>10.{digits}f} {ratio:>6}")
+def report(runs: dict[str, list[Run]]) -> None:
+    """The medians, and those of ours as shares of TRL's."""
 
-    print(f"{'':<28} {'ours':>10} {'TRL':>10} {'ratio':>6}")
-    both("seconds a step", lambda runs: median(runs, "seconds"), 2)
-    both("processor seconds a step", lambda runs: statistics.median(r.processor_s for r in runs), 2)
-    both("sampled tokens a second", speed, 0)
-    both("sampled tokens a step", lambda runs: median(runs, "tokens"), 0)
-    both("searches a trajectory", lambda runs: median(runs, "searches"), 2)
-    both("reward", lambda runs: median(runs, "reward"), 3)
-    both("peak memory, GiB (PSS)", lambda runs: max(r.peak_gib for r in runs), 2)
+    def each(what: str, number: Any, digits: int) -> None:
+        numbers = {side: number(of) for side, of in runs.items()}
+        shares = [f"{numbers[side] / numbers['TRL']:.2f}" if numbers["TRL"] else "–" for side in ("ours", "ahead")]
+        print(f"{what:<26}", *(f"{n:>9.{digits}f}" for n in numbers.values()), *(f"{share:>7}" for share in shares))
+
+    print(f"{'':<26}", *(f"{side:>9}" for side in runs), f"{'ours/':>7} {'ahead/':>7}")
+    each("seconds a step", lambda runs: median(runs, "seconds"), 2)
+    each("processor seconds a step", lambda runs: statistics.median(r.processor_s for r in runs), 2)
+    each("sampled tokens a second", speed, 0)
+    each("sampled tokens a step", lambda runs: median(runs, "tokens"), 0)
+    each("searches a trajectory", lambda runs: median(runs, "searches"), 2)
+    each("reward", lambda runs: median(runs, "reward"), 3)
+    each("peak memory, GiB (PSS)", lambda runs: max(r.peak_gib for r in runs), 2)
 
 
 def speed(runs: Sequence[Run]) -> float:
@@ -308,18 +322,18 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="peers-"))
     try:
         bench = Bench(folder, job, given.model)
-        ours: list[Run] = []
-        trl: list[Run] = []
+        play = {"ours": bench.ours, "ahead": bench.ahead, "TRL": bench.trl}
+        runs: dict[str, list[Run]] = {side: [] for side in play}
         for number in range(1 if given.quick else 5):
-            for side in ((ours, trl), (trl, ours))[number % 2]:
-                side.append((bench.ours if side is ours else bench.trl)(number, job.steps))
-            mine, theirs = (statistics.median(s.seconds for s in side[-1].steps) for side in (ours, trl))
-            print(f"round {number + 1}: {mine:.2f} s a step, TRL {theirs:.2f} s", flush=True)
+            for side in (list(play), list(play)[::-1])[number % 2]:
+                runs[side].append(play[side](number, job.steps))
+            told = (f"{side} {statistics.median(s.seconds for s in of[-1].steps):.2f}" for side, of in runs.items())
+            print(f"round {number + 1}, seconds a step:", *told, flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    report(ours, trl)
-    mine, theirs = median(ours, "seconds"), median(trl, "seconds")
-    processor = [statistics.median(r.processor_s for r in runs) for runs in (ours, trl)]
+    report(runs)
+    mine, ahead, theirs = (median(of, "seconds") for of in runs.values())
+    processor = [statistics.median(r.processor_s for r in runs[side]) for side in ("ours", "TRL")]
     print(
         json.dumps(
             {
@@ -330,6 +344,7 @@ def main() -> None:
                 "baseline": f"TRL {TRL}",
                 "baseline_value": round(theirs, 3),
                 "ratio": round(mine / theirs, 4),
+                "ratio_ahead": round(ahead / theirs, 4),
                 "processor_ratio": round(processor[0] / processor[1], 4),
                 "limit": job.limit,
             }

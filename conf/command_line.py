@@ -19,8 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from agent.errors import UserError
 from conf.arguments import Arguments, as_typed, read
 from conf.composing import Composer, checked, opened, without_hydra
+from conf.idle import check_idle
 from conf.implied import implied, sweep_lines
-from conf.mistakes import check_kl, check_model, check_peers, one_line, strange_flag
+from conf.mistakes import check_model, check_peers, one_line, strange_flag
 from conf.named_data import sets_together
 from conf.own_rules import register_own_rules
 from conf.schema import RunConfig
@@ -105,7 +106,7 @@ def _asked(composer: Composer, lines: Sequence[str]) -> _Asked:
     for line in (str(o.input_line) for o in overrides if o.key_or_group == "hydra.job.chdir" and o.value()):
         raise UserError(f"{line}: paths are relative to the folder that you start in; leave it out")
     asked = _composed(composer, lines, overrides)
-    check_kl(overrides, asked.composed)
+    check_idle(overrides, asked.composed)
     more = implied(overrides, asked.composed)
     _check_same_for_all(composer, overrides, more)
     if more:

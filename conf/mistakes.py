@@ -6,8 +6,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from yaml import YAMLError
 
 from agent.errors import UserError, nearest
@@ -98,19 +97,6 @@ def check_model(lines: Sequence[str]) -> None:
         key, _, value = line.partition("=")
         if key == "model" and (set(value) & set("/~") or value.endswith(".gguf")):
             raise UserError(f"{line}: is no choice of model; did you mean model.path={value}?")
-
-
-def check_kl(overrides: Sequence[Override], composed: DictConfig) -> None:
-    """Raises ``UserError`` for what is said of a KL term that there isn't: other programs have one by default."""
-    given = {str(o.key_or_group): o for o in overrides}
-    if composed.mode != "train" or ("algorithm" in given and given["algorithm"].is_sweep_override()):
-        return
-    for part in ("algorithm", "algorithm.seeding"):
-        if OmegaConf.select(composed, f"{part}.kl") != "none" or f"{part}.kl" in given:
-            continue
-        for key in (f"{part}.kl_coefficient", f"{part}.kl_zero_variance"):
-            if key in given:
-                raise UserError(f"{given[key].input_line}: there is no KL term; set {part}.kl=k1, k2 or k3, too")
 
 
 def _unknown(composer: Composer, lines: Sequence[str], composed: DictConfig) -> str | None:

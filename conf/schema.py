@@ -234,7 +234,8 @@ class RunConfig:
                     f"{', '.join(data.named)} are questions without passages: set retrieval=wikipedia or "
                     "data.corpus=FILE"
                 )
-            missing = "" if data.questions or data.eval_questions else "data.questions=FILE and "
+            played = self.mode not in ("ask", "serve")
+            missing = "data.questions=FILE and " if played and not (data.questions or data.eval_questions) else ""
             raise UserError(f"data=jsonl needs {missing}data.corpus=FILE, or retrieval=wikipedia")
         if self.mode == "train" and self.model.path is None:
             raise UserError(

@@ -175,7 +175,8 @@ class AlgorithmConfig:
     log-probability of the tokens that the current weights sampled, 1e-7 to 1e-5 when all is well. Above it the engine
     holds other weights than the learner, or computes wrongly. 0 turns it off; a bfloat16 run is only warned."""
     kl: str = "none"
-    """``none``, ``k1``, ``k2`` or ``k3``, against the policy the run started RL with."""
+    """``none``, ``k1``, ``k2`` or ``k3``, against the policy the run started RL with. On policy ``k1`` restrains
+    nothing: its gradient has mean zero."""
     kl_coefficient: float = bounded(0.001, "at least 0")
     reference: str = "device"
     """Where the KL term's reference policy is kept: ``device``, or ``cpu`` (host memory; it comes to the device to be

@@ -109,12 +109,17 @@ def _checked(found: object, row: LossInput, name: str) -> Surrogate:
             f"algorithm.loss={name}: surrogate() returned {type(found).__name__}, and a Surrogate is needed"
         )
     for part in ("values", "clipped", "ratio"):
-        if (shape := tuple(getattr(found, part).shape)) != (wanted := tuple(row.old.shape)):
-            raise UserError(
-                f"algorithm.loss={name}: surrogate() returned {part} of shape {shape}, and {wanted} is needed: one for "
-                "each token"
-            )
+        _check_each(getattr(found, part), row, f"algorithm.loss={name}: surrogate() returned {part}")
     return found
+
+
+def _check_each(value: object, row: LossInput, returned: str) -> None:
+    """Raises ``UserError`` that begins with ``returned`` if ``value`` isn't a tensor with one value for each token."""
+    wanted = tuple(row.old.shape)
+    if not isinstance(value, Tensor):
+        raise UserError(f"{returned} as {type(value).__name__}, and a tensor of shape {wanted} is needed")
+    if (shape := tuple(value.shape)) != wanted:
+        raise UserError(f"{returned} of shape {shape}, and {wanted} is needed: one for each token")
 
 
 def policy_loss(
@@ -142,6 +147,7 @@ def policy_loss(
     factor = torch.ones_like(row.old)
     if config.importance_cap and config.old_logprobs == "learner":
         factor = loss.importance(row, config.importance_cap)
+        _check_each(factor, row, f"algorithm.loss={config.loss}: importance() returned factors")
     total = torch.where(trained, weights * factor * surrogate.values, 0.0).sum()
     nothing = total.new_zeros(())
     with torch.no_grad():

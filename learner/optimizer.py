@@ -244,8 +244,8 @@ class ClippedAdamW:
         kept = [id(p) in own for group in optimizer.param_groups for p in group["params"]]
         if "moments" in saved:
             moments, draws = saved["moments"], saved["draws"]
-            if isinstance(draws, list):  # of each rank
-                draws = draws[self.ranks.rank if len(draws) == self.ranks.world else 0]
+            if isinstance(draws, list):  # of each rank; where every rank steps every tensor, all have to draw alike
+                draws = draws[self.ranks.rank if self.config.shard and len(draws) == self.ranks.world else 0]
             kept_here = [m if i >= len(kept) or kept[i] else {} for i, m in enumerate(moments)]
             return {**saved, "moments": kept_here, "draws": draws}
         return {**saved, "state": {i: s for i, s in saved["state"].items() if i >= len(kept) or kept[i]}}

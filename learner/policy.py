@@ -326,8 +326,14 @@ def _check_values(model: PreTrainedModel, given: str) -> None:
 
 
 def _move(model: PreTrainedModel, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    nn.Module.to(model, device=device, dtype=dtype)
+    """``model`` on ``device``, its parameters as ``dtype``.
+
+    Buffers stay as transformers has made them. RoPE's inverse frequencies are one, in float32 whatever the weights are,
+    for engines and transformers alike: rounded to bfloat16, a position far into a text is another one.
+    """
+    nn.Module.to(model, device=device)
     for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
         # A tensor mapped from a file starts where the file has it, and a CPU's matrix product may take another path
         # there, with other last digits: a resumed run would not be the uninterrupted one.
         if parameter.data_ptr() % ALIGNMENT:

@@ -172,7 +172,8 @@ class Updater:
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             path = self.fault_folder / f"non-finite-step-{step + 1:06d}.npz"
-            save_minibatch(path, minibatch)
+            if self.ranks.rank == 0:  # all of them have the same
+                save_minibatch(path, minibatch)
             raise Fault(
                 f"learner: {self._skipped_in_a_row} updates in a row had a loss ({loss}) or gradient ({norm}) "
                 f"that isn't finite, last in step {step + 1}; that batch is in {path}"

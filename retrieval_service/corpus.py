@@ -17,6 +17,7 @@ say nothing.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -35,6 +36,8 @@ MAX_ID_BYTES = 32_766
 """Lucene's longest term; the id is indexed as one term."""
 MAX_CONTENTS = 20_000_000
 """Characters of the longest string that Anserini's JSON reader takes."""
+_INK = re.compile(r"[^\s\x00-\x20]")
+"""What makes a text: neither a space nor a control character, which Java leaves out at both ends of one."""
 ROWS = 4096
 """Of a Parquet file that are in memory at once."""
 
@@ -163,7 +166,7 @@ def _text(record: Mapping[str, Any], key: str) -> str:
     value = record[key]
     if not isinstance(value, str):
         raise ValueError(f'"{key}" is of type {type(value).__name__}, not a string')
-    if not value.strip():
+    if not _INK.search(value):
         raise ValueError(f'"{key}" is empty')
     try:
         value.encode()

@@ -31,8 +31,12 @@ FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/config.json
 LEFT_OUT = ["onnx/*", "openvino/*"]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PREFIXES = (
-    (re.compile(r"(^|[/_-])e5-(small|base|large)"), "query: ", "passage: "),
-    (re.compile(r"(^|/)bge-(small|base|large)-en"), "Represent this sentence for searching relevant passages: ", ""),
+    (re.compile(r"(^|[/_-])e5-(small|base|large)(?!.*instruct)"), "query: ", "passage: "),
+    (
+        re.compile(r"(^|[/_-])bge-(small|base|large)-en"),
+        "Represent this sentence for searching relevant passages: ",
+        "",
+    ),
 )
 """Of a model's name: what goes before queries and passages (arXiv 2212.03533, section 3; arXiv 2309.07597)."""
 _AT_ONCE = 64

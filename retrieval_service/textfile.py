@@ -32,6 +32,8 @@ _COMPRESSIONS: dict[bytes, tuple[str, Callable[[BinaryIO], Any]]] = {
     b"BZh": ("bzip2", bz2.open),
     b"\xfd7zXZ\x00": ("xz", lzma.open),
     b"\x28\xb5\x2f\xfd": ("Zstandard", _zstandard),
+    # Frames to be skipped, which a writer with several threads begins with (RFC 8878, section 3.1.2).
+    **{bytes((0x50 + kind, 0x2A, 0x4D, 0x18)): ("Zstandard", _zstandard) for kind in range(16)},
 }
 """How a compressed file starts, what that is called, and what unpacks it."""
 PARQUET = b"PAR1"

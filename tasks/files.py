@@ -128,6 +128,11 @@ def _golden(row: Row, where: str) -> tuple[str, ...]:
     golden = texts((name, json_list((name, value), where) if name == _POSSIBLE else value), where)
     for aliases in () if mean_all(row, where) else anywhere(row, "answer_aliases"):
         golden += texts(aliases, where)
+    if mean_all(row, where):  # two spellings of one are one: an answer that names it once is whole
+        spellings: dict[str, str] = {}
+        for answer in golden:
+            spellings.setdefault(normalise(answer), answer)
+        return tuple(spellings.values())
     return tuple(dict.fromkeys(golden))
 
 

@@ -173,6 +173,7 @@ def _kept(wanted: Named) -> Note | None:
     """The note of a file that is here, and is what it was; None where there is none."""
     path, given = wanted.path, wanted.given
     if not path.is_file():
+        _note_of(path).unlink(missing_ok=True)  # of a file that was deleted: another one may come in its place
         return None
     size = path.stat().st_size
     try:
@@ -188,7 +189,8 @@ def _kept(wanted: Named) -> Note | None:
     # The corpus isn't read at every start: one that has changed has another stamp (stamps.py), and so another index.
     if note.size != size or (not wanted.pinned and note.sha256 != sha256(path)):
         raise UserError(
-            f"{given}: {path} is not what it was when it came (SHA-256); delete it, and it is fetched again"
+            f"{given}: {path} is not what it was when it came (SHA-256); delete it, and it is fetched again, or delete "
+            f"{_note_of(path).name} beside it if you have put another file there"
         )
     return note
 

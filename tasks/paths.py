@@ -9,6 +9,8 @@ from pathlib import Path
 from agent.errors import UserError
 from retrieval_service.textfile import stem
 
+SPLITS = frozenset(("train", "training", "dev", "valid", "val", "validation", "eval", "test"))
+"""What files are called that are parts of one set: the folder says which."""
 KEYS = ("questions", "eval_questions", "dev_questions")
 """Settings of the data that may."""
 _LIST = re.compile(r"\[(.*)\]", re.DOTALL)
@@ -62,18 +64,30 @@ def listed(files: Sequence[str]) -> str:
 
 
 def set_names(files: Sequence[Path]) -> tuple[str, ...]:
-    """What the sets in different ``files`` are called: of each the shortest end of its path that no other has.
+    """What the sets in different ``files`` are called: of each the shortest end of its path that no other has, and that
+    says more than which split it is.
 
-    >>> set_names([Path("data/nq/train.jsonl"), Path("popqa/train.jsonl.gz")])
-    ('nq', 'popqa')
+    >>> set_names([Path("data/nq/train.jsonl"), Path("popqa/dev.jsonl.gz"), Path("own.jsonl")])
+    ('nq', 'popqa', 'own')
     """
     parts = [[*file.absolute().parts[1:-1], stem(file)] for file in files]
     if len({*map(tuple, parts)}) < len(files):
         parts = [[*file.absolute().parts[1:]] for file in files]
+    if len({file.absolute().parent for file in files}) > 1:
+        parts = [_without_split(each, parts) for each in parts]
     if len(files) > 1:
         while len({each[-1] for each in parts}) == 1 and all(len(each) > 1 for each in parts):
             parts = [each[:-1] for each in parts]
     return tuple("-".join(_end_of_its_own(each, parts)) for each in parts)
+
+
+def _without_split(path: list[str], paths: Sequence[list[str]]) -> list[str]:
+    """``path`` without its last part, if that names a split; of a folder with several files, with both as one."""
+    *folder, split = path
+    if split.lower() not in SPLITS or not folder:
+        return path
+    alone = sum(each[:-1] == folder for each in paths) == 1
+    return folder if alone else [*folder[:-1], f"{folder[-1]}-{split}"]
 
 
 def _end_of_its_own(path: list[str], paths: Sequence[list[str]]) -> list[str]:

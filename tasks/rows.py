@@ -57,7 +57,8 @@ def _line_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, int, Row]]:
                 value = json_of(line.decode("utf-8-sig"))  # files that were joined have marks in the middle
             except ValueError as error:  # not UTF-8, or not JSON
                 raise UserError(
-                    f"{where}: not JSON in UTF-8 ({error}); each line must be one object (or the file one list of them)"
+                    f"{where}: not JSON in UTF-8 ({error}); each line must be one object, or the file one list "
+                    "of them, or a table (CSV, TSV) with a column 'question'"
                 ) from error
             yield where, number, _object(value, where, "line")
 

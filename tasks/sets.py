@@ -48,18 +48,24 @@ class _Reader:
         self.notices: list[Notice] = []
 
     def read(self, key: str) -> tuple[Question, ...]:
-        """The questions of ``data.<key>``; those of ``data.questions`` in their shares."""
-        sets = read_sets(
+        """The questions of ``data.<key>``."""
+        return mixed(self.sets(key), [], self.seed)
+
+    def sets(self, key: str) -> dict[str, tuple[Question, ...]]:
+        """The questions of each file of ``data.<key>``, by what it is called."""
+        return read_sets(
             self.value(key),
             key=f"data.{key}",
             evidence_match=self.config.evidence_match,
             strict=self.config.strict,
             notices=self.notices,
         )
-        shares = self.config.shares if key == "questions" else []
-        found = mixed(sets, shares, self.seed)
-        if shares:
-            self.notices.append(_shared(sets, found, shares))
+
+    def shared(self, sets: dict[str, tuple[Question, ...]]) -> tuple[Question, ...]:
+        """As many of the questions of ``sets``, the files of ``data.questions``, as go with their shares."""
+        found = mixed(sets, self.config.shares, self.seed)
+        if self.config.shares:
+            self.notices.append(_shared(sets, found, self.config.shares))
         return found
 
     def value(self, key: str) -> str:
@@ -70,15 +76,21 @@ class _Reader:
         files = [at_home(file) for file in files_of(self.value(key), f"data.{key}")]
         return "+".join(set_names(files))
 
-    def without(self, train: tuple[Question, ...], key: str, others: Sequence[Question]) -> tuple[Question, ...]:
-        """``train`` less the questions whose text is among ``others``, those of ``data.<key>``."""
+    def without(
+        self, sets: Mapping[str, tuple[Question, ...]], key: str, others: Sequence[Question]
+    ) -> dict[str, tuple[Question, ...]]:
+        """Training ``sets`` less the questions whose text is among ``others``, those of ``data.<key>``."""
         texts = {normalise(q.text) for q in others}
+        train = [q for questions in sets.values() for q in questions]
         leaks = {q.id for q in train if normalise(q.text) in texts}
-        if not leaks:
-            return train
         where, there = f"data.questions={self.value('questions')}", f"data.{key}={self.value(key)}"
+        left = {name: tuple(q for q in questions if q.id not in leaks) for name, questions in sets.items()}
+        if not leaks:
+            return left
         if len(leaks) == len(train):
             raise UserError(f"{where}: every question is also in {there}; none is left to train on")
+        if self.config.shares and (gone := [name for name, questions in left.items() if not questions]):
+            raise UserError(f"{where}: every question of {gone[0]} is also in {there}; leave that file out")
         self.notices.append(
             left_out(
                 f"{where}: {len(leaks)} of {len(train)} training questions are also in {there} "
@@ -87,7 +99,7 @@ class _Reader:
                 strict=self.config.strict,
             )
         )
-        return tuple(q for q in train if q.id not in leaks)
+        return left
 
 
 def _shared(sets: Mapping[str, tuple[Question, ...]], found: Sequence[Question], shares: Sequence[float]) -> Notice:
@@ -108,19 +120,20 @@ def sets(config: DataConfig, seed: int, mode: str) -> Sets:
         return Sets(name=stem(Path(config.corpus or "")))
     if mode == "eval":
         return _evaluated(reader, seed)
-    train: tuple[Question, ...] = reader.read("questions") if config.questions is not None else ()
-    name = reader.name("questions" if train else "dev_questions")
+    files = reader.sets("questions") if config.questions is not None else {}
+    name = reader.name("questions" if files else "dev_questions")
     held_out: tuple[Question, ...] = ()
     held_back: tuple[Question, ...] = ()
     if config.eval_questions is not None:
         held_out = reader.read("eval_questions")
-        train = reader.without(train, "eval_questions", held_out)
-    elif train:
+        files = reader.without(files, "eval_questions", held_out)
+    train = reader.shared(files) if files else ()
+    if train and config.eval_questions is None:
         train, held_out = split_texts(train, config.eval_share, seed)
     if train and config.dev_share:
         train, held_back = split_texts(train, config.dev_share, seed)
     elif train and config.dev_questions is not None and mode == "train":
-        train = reader.without(train, "dev_questions", reader.read("dev_questions"))
+        (train,) = reader.without({name: train}, "dev_questions", reader.read("dev_questions")).values()
     return Sets(name=name, train=train, eval=held_out, held_back=held_back, notices=tuple(reader.notices))
 
 
@@ -128,7 +141,7 @@ def _evaluated(reader: _Reader, seed: int) -> Sets:
     """All of the file that is given, less the calibration's questions, on which an early exit would look too good."""
     config = reader.config
     key = "questions" if config.eval_questions is None else "eval_questions"
-    questions = reader.read(key)
+    questions = reader.shared(reader.sets(key)) if key == "questions" else reader.read(key)
     if key == "questions" and config.dev_share:
         train = split_texts(questions, config.eval_share, seed)[0]  # as the run that trained did it
         held_back = {q.id for q in split_texts(train, config.dev_share, seed)[1]}

@@ -14,6 +14,7 @@ from agent.errors import UserError
 from agent.readable import json_of
 from tasks.notices import Notice
 
+csv.field_size_limit(2**31 - 1)  # a cell may hold a question's paragraphs; by itself Python stops at 128 KiB
 QUESTION = "question"
 _KINDS = {"\t": "TSV", ",": "CSV", ";": "CSV"}
 """What separates columns, and what a file that it does is called."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from agent.records import Passage
 from retrieval_service.corpus import contents_of, split_contents, titled
@@ -22,10 +22,24 @@ Hits = tuple[Passage, ...]
 TopK = Annotated[int, Field(ge=1)]
 
 
+ALIKE = (("topk", "top_k", "tok_k", "top_n", "top_N", "k"), ("return_scores", "return_score"))
+"""Keys that mean one thing in different programs. Another one's would be ignored, and its default taken in silence."""
+
+
 class Request(BaseModel):
-    """A body of a request. Types are what they say: a number in quotes is no number. Other keys are ignored."""
+    """A body of a request. Types are what they say: a number in quotes is no number. Other keys are ignored, but not
+    another program's in the place of one of these."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_alike(cls, body: Any) -> Any:
+        for alike in ALIKE:
+            own = next((name for name in alike if name in cls.model_fields), None)
+            if own and own not in body and (other := next((name for name in alike if name in body), None)):
+                raise ValueError(f'"{other}" is not read beside these keys; write "{own}"')
+        return body
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +115,7 @@ def passage_of(document: Any, score: Any = 0.0) -> Passage:
     if isinstance(contents, str) and contents.strip():
         given = " ".join(title.split()) if isinstance(title, str) else ""
         title, text = split_contents(titled(given, contents))
-    elif not (isinstance(text, str) and text.strip() and isinstance(title or "", str)):
+    elif not (isinstance(text, str) and isinstance(title or "", str) and (text.strip() or (title or "").strip())):
         raise ValueError('a document has neither "contents" nor "text"')
     if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
         raise ValueError(f"a score is {score!r}, not a number")

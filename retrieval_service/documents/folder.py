@@ -18,7 +18,7 @@ from retrieval_service.corpus import write_corpus
 from retrieval_service.documents.chunks import chunks
 from retrieval_service.documents.readers import LONGEST_TITLE, READERS
 
-FORMAT = 3
+FORMAT = 4
 """Raise it when the same documents would become other passages than before."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -33,6 +33,8 @@ class _Reading:
     overlap: int
     silent: list[str] = field(default_factory=list)
     """Files without a text."""
+    guessed: dict[str, list[str]] = field(default_factory=dict)
+    """Files that aren't UTF-8, and don't say what else they are, by what they were taken for."""
     titles: set[str] = field(default_factory=set)
 
     def passages(self) -> Iterator[Passage]:
@@ -42,6 +44,8 @@ class _Reading:
                 document = READERS[file.suffix.lower()](file)
             except OSError as error:
                 raise UserError(f"{_shown(str(file))}: can't be read ({error.strerror})") from error
+            if document.guessed:
+                self.guessed.setdefault(document.guessed, []).append(name)
             texts = chunks(document.paragraphs, self.words, self.overlap)
             if not texts:
                 self.silent.append(name)
@@ -87,6 +91,8 @@ def documents_corpus(
             raise UserError(f"{folder}: there is no text in its {len(files)} documents; scanned pages need OCR first")
         if reading.silent:
             say(f"{folder}: {len(reading.silent)} files hold no text and are left out, such as {reading.silent[0]}")
+        for guess, names in reading.guessed.items():
+            say(f"{folder}: {len(names)} files are not UTF-8 and are read as {guess}, such as {names[0]}")
         say(f"{folder}: {read} documents are {count:,} passages, in {corpus}")
     return corpus
 

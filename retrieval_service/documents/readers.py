@@ -32,6 +32,8 @@ class Document:
 
     title: str = ""
     """As the file names it; empty where it doesn't."""
+    guessed: str = ""
+    """How its bytes were read, where nothing says how they are meant; empty otherwise."""
     paragraphs: list[Paragraph] = field(default_factory=list)
 
     def add(self, text: str, *, heading: bool = False) -> None:
@@ -43,7 +45,7 @@ class Document:
 def read_text(path: Path) -> Document:
     """Paragraphs between blank lines. A short first line before a blank one is the title."""
     document = Document()
-    blocks = [block for block in _BLANK.split(_text(path).strip()) if block.strip()]
+    blocks = [block for block in _BLANK.split(_text(path, document).strip()) if block.strip()]
     if len(blocks) > 1 and "\n" not in blocks[0].strip() and len(blocks[0]) <= LONGEST_TITLE:
         document.title = " ".join(blocks.pop(0).split())
     for block in blocks:
@@ -56,13 +58,21 @@ def read_markdown(path: Path) -> Document:
     from markdown_it import MarkdownIt
 
     document = Document()
-    text = _text(path)
+    text = _text(path, document)
     if front := _FRONT.match(text):
         text = text[front.end() :]
         document.title = _front_title(front[1])
     before = ""
+    cells: list[str] | None = None  # of the row of a table that is being read
     for token in MarkdownIt("commonmark").enable("table").parse(text):
-        if token.type == "inline":
+        if token.type == "tr_open":
+            cells = []
+        elif token.type == "tr_close":
+            document.add(" ".join(cells or ()))
+            cells = None
+        elif token.type == "inline" and cells is not None:
+            cells.append("".join(map(_inline, token.children or ())))
+        elif token.type == "inline":
             said = "".join(map(_inline, token.children or ()))
             heading = before == "heading_open"
             if heading and not document.title:
@@ -100,7 +110,7 @@ def _inline(token: Any) -> str:
 def read_html(path: Path) -> Document:
     """Its text by blocks, without navigation, scripts and styles. The title is ``<title>``, else the first heading."""
     document = Document()
-    _html(_text(path), document)
+    _html(_text(path, document), document)
     return document
 
 
@@ -125,6 +135,11 @@ _BLOCKS = _HEADINGS.union(
     ("table", "tbody", "tfoot", "thead", "title", "tr", "ul"),
 )
 _UNREAD = frozenset(("script", "style", "noscript", "template", "svg", "nav", "footer", "select", "button"))
+_SHOWN = (*_HEADINGS, "dt", "summary")
+"""Blocks whose button is their text: what it opens is below."""
+_FORGOTTEN = frozenset(("svg", "button"))
+"""What is left open by mistake. A text, a heading, a list or a table isn't a part of it."""
+_NOT_WITHIN = _HEADINGS.union(("article", "main", "ol", "p", "section", "table", "ul"))
 
 
 class _Html(HTMLParser):
@@ -138,7 +153,11 @@ class _Html(HTMLParser):
         self._unread: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
-        if tag in _UNREAD:
+        if tag in _NOT_WITHIN:
+            self._unread = [outer for outer in self._unread if outer not in _FORGOTTEN]
+        if tag == "button" and self._block in _SHOWN:
+            self._text.append(" ")
+        elif tag in _UNREAD:
             self._unread.append(tag)
         elif tag == "br" and self._block in (*_HEADINGS, "title"):
             self._text.append(" ")  # a heading of two lines is one
@@ -150,7 +169,7 @@ class _Html(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         if tag in self._unread:
-            del self._unread[self._unread.index(tag) :]
+            del self._unread[len(self._unread) - 1 - self._unread[::-1].index(tag) :]
         elif tag == "br":
             self.handle_starttag(tag, ())  # as a browser reads it
         elif tag in _BLOCKS:
@@ -221,8 +240,9 @@ READERS: dict[str, Callable[[Path], Document]] = {
 """By a file name's end, in small letters."""
 
 
-def _text(path: Path) -> str:
-    """By its byte order mark, as UTF-8, by the encoding that an HTML file names, else as Windows-1252.
+def _text(path: Path, document: Document) -> str:
+    """By its byte order mark, as UTF-8, by the encoding that an HTML file names, else as UTF-8 with damage or as
+    Windows-1252, whichever it looks like: that is a guess, of which ``document`` is told.
 
     UTF-16 without a mark is known by its zero bytes, of which text has no others but a stray one: most of them are in
     one half of its bytes. Raises ``UserError`` where that gives no text: the file is something else.
@@ -244,6 +264,12 @@ def _text(path: Path) -> str:
             return data.decode(encoding)
         except (ValueError, LookupError):  # UnicodeError is a ValueError; "undefined" is an encoding that raises it
             continue
+    text = data.decode("utf-8", "replace")
+    damage = text.count("\ufffd")
+    if sum(not letter.isascii() for letter in text) > 2 * damage:  # by chance few bytes are a letter in UTF-8
+        document.guessed = "UTF-8, with � for what is none"
+        return text
+    document.guessed = "Windows-1252"
     return data.decode("cp1252", "replace")
 
 

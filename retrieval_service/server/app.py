@@ -159,7 +159,8 @@ def _object(body: bytes) -> dict[str, Any]:
 def _first(error: ValidationError) -> str:
     """The first thing that is wrong with a body: where, and what. Nothing of what was sent is in it."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    what = first["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(map(str, first['loc']))}: {what}" if first["loc"] else what
 
 
 def _json(value: Any) -> Response:

@@ -107,9 +107,10 @@ class Selection:
             chosen = alternatives[0]
         else:
             wanted = self.wanted
-            chosen = max(alternatives, key=lambda e: 1 - self.taken[bucket(e)] / max(wanted[bucket(e)], 1e-9))
-            if self.taken[bucket(chosen)] >= wanted[bucket(chosen)]:
+            room = [expert for expert in alternatives if self.taken[bucket(expert)] < wanted[bucket(expert)]]
+            if not room:
                 return None
+            chosen = max(room, key=lambda e: 1 - self.taken[bucket(e)] / wanted[bucket(e)])
         self.taken[bucket(chosen)] += 1
         return chosen
 

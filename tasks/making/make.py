@@ -213,7 +213,11 @@ class FromEvidence:
 
 
 def answer_in(evidence: Sequence[str], question: Question) -> str | None:
-    """The first golden answer that stands in ``evidence``, or is yes or no; None if none does."""
+    """The first golden answer that stands in ``evidence``, or is yes or no; None if none does. Where all of several are
+    needed each may stand in another text, and the answer names them all."""
+    if question.needed:
+        there = all(any(has_words(text, [answer]) for text in evidence) for answer in question.needed)
+        return question.golden_answers[0] if there else None
     return next(
         (
             answer

@@ -176,6 +176,21 @@ def test_questions_whose_documents_the_corpus_lacks_can_be_left_out(make: Make) 
         look(make(named(*[["Gone"]] * 10), data=data))
 
 
+def test_shares_that_no_longer_hold_are_told(make: Make, tmp_path: Path) -> None:
+    """What the corpus lacks is known when the sets have been mixed."""
+    other = tmp_path / "other.jsonl"
+    rows = [
+        {"id": f"o{i}", "question": f"other {i}?", "answer": "x", "supporting_titles": ["Book 1" if i else "Gone"]}
+        for i in range(9)
+    ]
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make(named(*ALL), data={"require_evidence": True})
+    config.data.questions, config.data.shares = f"[{config.data.questions},{other}]", [0.5, 0.5]
+    task = look(config)
+    (notice,) = [notice for notice in task.notices if "data.shares" in notice.text and "lack" in notice.text]
+    assert notice.text.endswith("and left out; of data.shares=[0.5, 0.5] there are now 7 of ask, 6 of other")
+
+
 def test_what_another_index_holds_can_not_be_required(make: Make) -> None:
     from retrieval_service.config import RetrievalConfig
 

@@ -15,7 +15,7 @@ from ray_fakes import result, until
 from actors import topology
 from actors.placement import ANYWHERE, Places, bundles, engine_nodes, lacking, nearest, on_node, reserve
 from actors.process import QUIET
-from actors.topology import Topology
+from actors.topology import Topology, seeding_rule
 from agent.errors import UserError
 from agent.pool.rules.epoch import Rule as Epoch
 from conf.schema import RunConfig
@@ -79,6 +79,14 @@ def test_a_worker_plays_its_share_of_one_batch_however_many_are_open(
 ) -> None:
     config = RunConfig(pool=Epoch(batch_questions=8, max_staleness=2), cluster=ClusterConfig(**cluster))
     assert Topology(config, tmp_path, "model", tmp_path).groups_in_flight == groups
+
+
+def test_the_seedings_pool_bears_as_many_skipped_batches_as_the_runs() -> None:
+    """Its experts bring the signal, so all of its batches may lack one; batches whose searches fail come on top."""
+    run = Epoch(batch_questions=8, group_size=4, max_tool_failures=0.6, max_empty_batches=2)
+    rule = seeding_rule(run, steps=3, questions=2)
+    assert (rule.batch_questions, rule.group_size, rule.max_tool_failures) == (2, 4, 0.6)
+    assert rule.max_empty_batches == 5
 
 
 # --- on a real Ray, with CPUs in the GPUs' place ----------------------------------------------------

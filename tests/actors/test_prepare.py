@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import Qwen2ForCausalLM
 
 from actors.prepare import _warm_start_key, check_model, prepare, warm_started
@@ -156,3 +157,17 @@ def test_the_cache_knows_the_models_weights_and_its_template(tmp_path: Path) -> 
     keys = [key(config_json="{}", model_safetensors="a"), key(model_safetensors="b"), key(template_jinja="{{ x }}")]
     assert len({*keys}) == 3
     assert key(notes_txt="of no matter", model_safetensors="b") == keys[-1]
+
+
+def test_the_cache_knows_a_model_by_its_hubs_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a cluster a run keeps the name, since each node has a snapshot of its own."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    kept = tmp_path / "hub" / "models--org--name"
+    snapshot = kept / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_text("weights")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("a" * 40)
+    imitating = replace(run(tmp_path), algorithm=AlgorithmConfig(warm_start=WarmStartConfig(steps=2)))
+    assert _warm_start_key(imitating, "org/name") == _warm_start_key(imitating, str(snapshot))

@@ -46,6 +46,47 @@ def test_a_coefficient_of_no_kl_term_is_refused(part: str) -> None:
     launch.check_overrides(["-m", f"{part}.kl_coefficient=0.04", f"{part}.kl=none,k2"])
 
 
+BIG = ["cluster=4x3090", "model=qwen1.5b"]
+
+
+@pytest.mark.parametrize(
+    ("idle", "more", "why"),
+    [
+        ("algorithm.reference=cpu", [], "there is no KL term, and so no reference; "),
+        ("algorithm.whole_layers=5", BIG, "it is part of algorithm.gradient_checkpointing=mlp"),
+        ("algorithm.optimizer.exact_master=true", [], "exact masters are for bfloat16 weights under "),
+        ("algorithm.optimizer.exact_master=true", ["algorithm.optimizer.kind=adamw8bit"], "exact masters are for "),
+        ("algorithm.optimizer.exact_master=true", [*BIG, "algorithm.optimizer.kind=adamw"], "exact masters are for "),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_refused(idle: str, more: list[str], why: str) -> None:
+    assert refusal(*more, idle).startswith(f"{idle}: {why}")
+    assert refusal(*more, "mode=plan", idle).startswith(f"{idle}: {why}")
+
+
+def test_a_setting_with_what_it_needs_is_taken() -> None:
+    for needed in (
+        ["algorithm.reference=cpu", "algorithm.seeding.kl=k3"],
+        [*BIG, "algorithm.whole_layers=5", "algorithm.gradient_checkpointing=mlp"],
+        [*BIG, "algorithm.whole_layers=0"],
+        ["-m", *BIG, "algorithm.whole_layers=5", "algorithm.gradient_checkpointing=mlp,layers"],
+        [*BIG, "algorithm.optimizer.exact_master=true"],
+        ["algorithm.optimizer.exact_master=false", "algorithm.optimizer.kind=adamw"],
+        ["algorithm.importance_cap=5"],
+    ):
+        launch.check_overrides(needed)
+
+
+def test_a_cap_of_no_weight_is_refused(tmp_path: Path) -> None:
+    """An experiment of one's own has the setting that rules it out."""
+    (tmp_path / "algorithm").mkdir()
+    (tmp_path / "algorithm" / "mine.yaml").write_text("old_logprobs: engine\n")
+    mine = [f"--config-dir={tmp_path}", "algorithm=mine"]
+    assert refusal(*mine, "algorithm.importance_cap=5").startswith("algorithm.importance_cap=5: there is no weight to")
+    launch.check_overrides([*mine, "algorithm.importance_cap=0"])
+    launch.check_overrides([*mine, "algorithm.importance_cap=5", "algorithm.old_logprobs=engine"])
+
+
 @pytest.mark.parametrize("value", ["Qwen/Qwen2.5-0.5B", "./home", "~/home", "/abs/model", "file.gguf"])
 def test_a_path_of_a_model_is_no_choice(value: str) -> None:
     assert refusal(f"model={value}") == f"model={value}: is no choice of model; did you mean model.path={value}?"

@@ -222,6 +222,15 @@ class Meant(Reinforce):
         found = super().surrogate(row)
         return Surrogate(values=found.values.mean(), clipped=found.clipped, ratio=found.ratio)
 
+class Plain(Reinforce):
+    def surrogate(self, row):
+        found = super().surrogate(row)
+        return Surrogate(values=found.values, clipped=found.clipped, ratio=1.0)
+
+class Weighed(Reinforce):
+    def importance(self, row, cap):
+        return row.mismatch.exp().mean()
+
 class Bared(Reinforce):
     def surrogate(self, row):
         return row.logprobs
@@ -281,6 +290,8 @@ def test_a_loss_by_import_path() -> None:
     ("name", "message"),
     [
         ("Meant", r"surrogate\(\) returned values of shape \(\), and \(1,\) is needed: one for each token$"),
+        ("Plain", r"surrogate\(\) returned ratio as float, and a tensor of shape \(1,\) is needed$"),
+        ("Weighed", r"importance\(\) returned factors of shape \(\), and \(1,\) is needed: one for each token$"),
         ("Bared", r"surrogate\(\) returned Tensor, and a Surrogate is needed$"),
     ],
 )

@@ -64,6 +64,23 @@ def test_logprobs_are_the_models_own() -> None:
     assert got.entropy.shape == got.values.shape
 
 
+def test_positions_are_as_exact_in_bfloat16_as_an_engine_has_them(tmp_path: Path) -> None:
+    """Its inverse frequencies stay float32, as in vLLM and transformers; rounded, they turn late tokens by more."""
+    exact = Policy.build(SIZES, vocab_size=VOCABULARY, seed=0)
+    exact.save(tmp_path / "model")
+    train(("some text",), tags=("<search>",), folder=tmp_path / "skeleton", vocab_size=270)
+    write_skeleton(tmp_path / "skeleton", ModelConfig(architecture=SIZES), context=64)
+    narrow = torch.bfloat16
+    built = Policy.build(SIZES, vocab_size=VOCABULARY, seed=0, dtype=narrow)
+    loaded = Policy.load(tmp_path / "model", dtype=narrow)
+    begun = Policy.from_folder(tmp_path / "skeleton", seed=0, dtype="bfloat16")
+    for policy in (built, loaded, begun, loaded.frozen_copy()):
+        assert {p.dtype for p in policy.model.parameters()} == {narrow}
+        for (name, buffer), (_, right) in zip(policy.model.named_buffers(), exact.model.named_buffers(), strict=True):
+            assert torch.equal(buffer, right), name
+            assert buffer.dtype == torch.float32, name
+
+
 def test_published_weights_are_copies_under_the_names_of_the_format(tmp_path: Path) -> None:
     policy = tiny_policy()
     weights = policy.published()

@@ -221,8 +221,14 @@ def test_each_rank_of_as_many_goes_on_with_its_own_rounding() -> None:
         again.load_state(copy.deepcopy(saved))
         assert all(map(torch.equal, stepped(again), expected[rank])), rank
     alone = made(0, 1, held[0])
-    alone.load_state(saved)
+    alone.load_state(copy.deepcopy(saved))
     assert torch.equal(stepped(alone)[0], expected[0][0]), "of another number: rank 0's"
+    config = replace(config, shard=False)
+    together = [made(rank, 2, held[0]) for rank in range(2)]
+    for optimizer in together:
+        optimizer.load_state(copy.deepcopy(saved))
+    ours, theirs = (stepped(optimizer) for optimizer in together)
+    assert all(map(torch.equal, ours, theirs)), "each steps all of them, and rounds them alike"
 
 
 def test_rows_are_dealt_evenly_and_none_is_lost() -> None:

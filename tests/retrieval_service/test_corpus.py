@@ -105,6 +105,8 @@ def test_last_line_needs_no_newline(tmp_path: Path) -> None:
         (record(id="b", title="x", contents="y", text="z"), '"text" is not a part of "contents"'),
         (record(_id=7, contents="x"), '"_id" is of type int, not a string'),
         (record(id="b", contents=" \n"), '"contents" is empty'),
+        (record(id="b", contents="\0"), '"contents" is empty'),  # to Java, that is
+        (record(id="b", contents="\u3000\x01 "), '"contents" is empty'),
         (record(id="b", contents=None), '"contents" is of type NoneType, not a string'),
         (record(id="b", contents=["x"]), '"contents" is of type list, not a string'),
         (record(id="b", contents="x" * (MAX_CONTENTS + 1)), '"contents" is longer than'),

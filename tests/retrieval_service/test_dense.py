@@ -91,6 +91,11 @@ def test_the_files_beside_a_model_say_how_it_is_used(model: Path) -> None:
         ("/models/multilingual-e5-small", ("query: ", "passage: ")),
         ("BAAI/bge-base-en-v1.5", ("Represent this sentence for searching relevant passages: ", "")),
         ("other/model-e5x", ("", "")),
+        ("intfloat/multilingual-e5-large-instruct", ("", "")),
+        (
+            "/hub/models--BAAI--bge-base-en-v1.5/snapshots/abc",
+            ("Represent this sentence for searching relevant passages: ", ""),
+        ),
     ],
 )
 def test_families_whose_prefixes_are_in_no_file(

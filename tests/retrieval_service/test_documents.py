@@ -133,7 +133,7 @@ def test_markdown(tmp_path: Path) -> None:
     assert said(document) == [
         "Some bold text with a link and code.",
         "# A part",
-        *("one", "two", "a", "b", "1", "2"),
+        *("one", "two", "a b", "1 2"),
         "x = 1",
         "In HTML & so on",
         "A picture",
@@ -173,7 +173,7 @@ def test_the_title_of_front_matter_is_read_as_yaml(tmp_path: Path, front: str, t
 def test_a_break_in_markdown_parts_words_and_a_rule_is_no_front_matter(tmp_path: Path) -> None:
     file = tmp_path / "a.md"
     file.write_text("| a | b |\n|---|---|\n| one<br>two | three<BR />four |\n\n- x<br>y\n")
-    assert said(read_markdown(file)) == ["a", "b", "one two", "three four", "x y"]
+    assert said(read_markdown(file)) == ["a b", "one two three four", "x y"]
     file.write_text("---\n\nAn introduction.\n\n---\n\n# Title\n\nBody.\n")
     assert said(read_markdown(file)) == ["An introduction.", "Body."]
     file.write_text("---\nOnly a rule: no key\n---\nBody.\n")
@@ -198,6 +198,43 @@ def test_html(tmp_path: Path) -> None:
     assert (read_html(file).title, said(read_html(file))) == ("The Battle of Hastings", ["One", "two", "three"])
     file.write_text("<p>No <scr")
     assert said(read_html(file)) == ["No <scr"]
+
+
+@pytest.mark.parametrize(
+    ("html", "title", "texts"),
+    [
+        ("<h2><button aria-x>What is gamma?</button></h2><p>It is a ray.</p>", "What is gamma?", ["It is a ray."]),
+        ("<p>Text<button>Copy</button></p><p>More</p>", "", ["Text", "More"]),
+        ("<button>Open<h2>A part</h2><p>Text</p>", "A part", ["Text"]),
+        ("<h1>Q</h1><svg viewBox='0'><path d='M0'><p>One</p><p>Two</p>", "Q", ["One", "Two"]),
+        ("<nav><nav>x</nav>menu</nav><p>Text</p>", "", ["Text"]),
+        ("<svg><title>A picture</title></svg><h1>Q</h1><p>Text", "Q", ["Text"]),
+    ],
+)
+def test_what_a_page_leaves_open_or_makes_a_button_of_is_read(
+    tmp_path: Path, html: str, title: str, texts: list[str]
+) -> None:
+    (tmp_path / "a.html").write_text(html)
+    document = read_html(tmp_path / "a.html")
+    assert (document.title, said(document)) == (title, texts)
+
+
+def test_a_damaged_byte_leaves_the_rest_utf_8_and_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "cut.txt").write_bytes("Zoë\n\nLes élèves de la forêt sont à Besançon, à l'été".encode()[:-1])
+    (folder / "old.txt").write_bytes("Le café\n\nOù est la forêt ?".encode("cp1252"))
+    (folder / "new.txt").write_text("Der Bär\n\nEr schläft.")
+    lines: list[str] = []
+    passages = {p.id: p for p in read_corpus(documents_corpus(folder, tmp_path / "cache", 50, 0, lines.append))}
+    assert (passages["cut.txt#0"].title, passages["old.txt#0"].title) == ("Zoë", "Le café")
+    assert passages["cut.txt#0"].text.endswith("à l'ét�")
+    assert passages["old.txt#0"].text == "Où est la forêt ?"
+    assert [line.partition(": ")[2] for line in lines[:2]] == [
+        "1 files are not UTF-8 and are read as UTF-8, with � for what is none, such as cut.txt",
+        "1 files are not UTF-8 and are read as Windows-1252, such as old.txt",
+    ]
+    assert len(lines) == 3
 
 
 def pdf(*lines: str, title: str = "") -> bytes:

@@ -25,7 +25,17 @@ def zstandard(data: bytes) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-PACKERS = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress, "Zstandard": zstandard}
+def skippable(data: bytes) -> bytes:
+    """As a writer with several threads makes it: with the size of a frame before it."""
+    return b"\x50\x2a\x4d\x18\x04\0\0\0\x07\0\0\0" + zstandard(data)
+
+
+PACKERS = {
+    "gzip": gzip.compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    "Zstandard": zstandard,
+}
 
 
 def read(path: Path) -> bytes:
@@ -58,6 +68,12 @@ def test_compressed_text(file, kind, mark):
     assert read(path) == TEXT
     assert read(file(packed + PACKERS[kind](TEXT))) == TEXT + TEXT, "files that were joined"
     assert read(file(PACKERS[kind](b""))) == b""
+
+
+def test_frames_that_are_to_be_skipped(file):
+    assert read(file(skippable(TEXT))) == TEXT
+    with pytest.raises(UserError, match=r"^data\.corpus=c: the Zstandard file is cut short or damaged"):
+        read(file(skippable(TEXT)[:-1]))
 
 
 @pytest.mark.parametrize("kind", PACKERS)

@@ -32,6 +32,7 @@ from tasks.making import make as making
 from tasks.making.config import ExpertsConfig, TeacherConfig
 from tasks.making.evidence import named, telling
 from tasks.making.made import Expert, Made, Selection, Why
+from tasks.making.make import answer_in
 from tasks.together import together
 
 pytestmark = pytest.mark.jvm
@@ -135,6 +136,8 @@ def test_a_question_that_needs_all_of_its_answers_says_so_in_its_row():
     (expert,) = made.experts
     assert expert.written.row["golden_answers"] == ["Rome", "Paris"]
     assert expert.written.row["metadata"]["answers_mean"] == "all"
+    assert answer_in(["He lived in Rome.", "Then in Paris."], asked) == "Rome and Paris"
+    assert answer_in(["He lived in Rome."], asked) is None
     assert expert.written.row["trajectory"].endswith("<answer> Rome and Paris</answer>")
 
 
@@ -173,6 +176,13 @@ def test_shares_choose_between_one_search_and_one_for_each(make):
     short = make(EMMA, count=4, search_shares=[0, 0, 1])
     assert why(short) == {"emma": Why.SHARE}
     assert any("4 with 3+ searches, made 0" in line for line in short.lines())
+
+
+@pytest.mark.parametrize(("shares", "by_searches"), [([1, 0, 0], {"1": 5, "2": 0}), ([9, 1, 0], {"1": 5, "2": 0})])
+def test_a_share_of_none_never_takes_a_question_from_the_others(make, shares, by_searches):
+    """4.5 and 0.5 of 5 are 5 and 0, and each question has an expert of one search and one of two."""
+    made = make(*(replace(EMMA, id=f"e{i}") for i in range(12)), count=5, search_shares=shares)
+    assert {name: made.by_searches[name] for name in by_searches} == by_searches
 
 
 def test_the_largest_remainders_get_what_is_left_over():

@@ -183,8 +183,15 @@ def test_without_a_network_the_line_says_what_to_put_where(hub: Hub, tmp_path: P
     path.write_bytes(CONTENT)
     assert fetched(config(), tmp_path, "train", lambda text: None).questions == str(path)
     assert json.loads(path.with_suffix(".source.json").read_text())["commit"] is None
+    path.unlink()
+    with pytest.raises(UserError, match="is not here"):
+        fetched(config(), tmp_path, "train", lambda text: None)
+    path.write_bytes(CONTENT.replace(b"book 7", b"book 8"))
+    fetched(config(), tmp_path, "train", lambda text: None)  # another one in the place of one that was deleted
     path.write_bytes(b"")
-    with pytest.raises(UserError, match="is not what it was when it came"):
+    with pytest.raises(
+        UserError, match=r"is not what it was when it came .* or delete hotpotqa-train\.source\.json beside it if you"
+    ):
         fetched(config(revision="v2"), tmp_path, "train", lambda text: None)
 
 

@@ -415,6 +415,10 @@ def test_answers_all_of_which_are_needed_are_not_taken_one_by_one(read):
 
 def test_other_names_of_answers_all_of_which_are_needed_are_not_read(read, tmp_path):
     """Which of the answers they are of isn't said."""
+    twice = {"question": "Where?", "answers": ["New York", "new york", "Rome"], "answers_mean": "all"}
+    ((both,), _), ((one,), _) = read([twice]), read([{**twice, "answers": ["New York", "new york."]}])
+    assert both.needed == ("New York", "Rome"), "two spellings are one answer"
+    assert (one.golden_answers, one.needed) == (("New York",), ())
     row = {"question": "Which?", "answers": ["Rome", "Paris"], "answers_mean": "all"}
     (tmp_path / "id_aliases.json").write_text(json.dumps({"Q_id": "Q3", "aliases": ["U.S."], "demonyms": []}))
     ((plain,), _) = read([row])

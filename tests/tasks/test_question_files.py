@@ -115,7 +115,10 @@ def test_many_rows_keep_their_order_and_numbers(tmp_path):
 
 
 BAD_LINES = [
-    ('{"question": "q?"', r"not JSON in UTF-8 \(.*\); each line must be one object"),
+    (
+        '{"question": "q?"',
+        r"not JSON in UTF-8 \(.*\); each line must be one object, .* or a table \(CSV, TSV\) with a column 'question'",
+    ),
     ("[1, 2]", "a list; each line must be one JSON object"),
     ('"text"', "a text; each line must be one JSON object"),
     ({"query": "q?", "answer": "a"}, r"has no 'question' \(it has answer, query\)"),

@@ -47,10 +47,14 @@ def test_a_file_is_named_once() -> None:
         (["x/nq.jsonl", "y/popqa.csv"], ("nq", "popqa")),
         (["/nq/train.jsonl", "/popqa/train.jsonl"], ("nq", "popqa")),
         (["/v1/nq/train.jsonl", "/v2/nq/train.jsonl"], ("v1", "v2")),
-        (["/nq/train.jsonl", "/popqa/train.jsonl", "/nq/dev.jsonl"], ("nq-train", "popqa-train", "dev")),
+        (["/nq/train.jsonl", "/popqa/train.jsonl", "/nq/dev.jsonl"], ("nq-train", "popqa", "nq-dev")),
+        (["/nq/train.jsonl", "/nq/dev.jsonl"], ("train", "dev")),
         (["/nq/train.jsonl", "/nq/train.csv"], ("train.jsonl", "train.csv")),
-        (["/hotpotqa/dev.json", "/2wiki/dev.json", "/x/bamtwoogle.csv"], ("hotpotqa-dev", "2wiki-dev", "bamtwoogle")),
-        (["/a/train.jsonl", "/b/train.jsonl", "/c.jsonl"], ("a-train", "b-train", "c")),
+        (["/hotpotqa/dev.json", "/2wiki/dev.json", "/x/bamtwoogle.csv"], ("hotpotqa", "2wiki", "bamtwoogle")),
+        (["/a/train.jsonl", "/b/train.jsonl", "/c.jsonl"], ("a", "b", "c")),
+        (["/hotpotqa/train.jsonl", "/musique/dev.jsonl"], ("hotpotqa", "musique")),
+        (["/hotpotqa/dev.jsonl", "/bamboogle/test.csv", "/musique/dev.jsonl"], ("hotpotqa", "bamboogle", "musique")),
+        (["/v1/nq/train.jsonl", "/v2/nq/dev.jsonl"], ("v1", "v2")),
     ],
 )
 def test_sets_are_called_what_is_different_about_their_paths(files: list[str], names: tuple[str, ...]) -> None:
@@ -102,6 +106,20 @@ def test_shares_hold_of_what_is_used(config, tmp_path: Path) -> None:
     assert drawn(config({"hotpotqa": 70, "nq": 90}, shares=[7, 3]), 0, tmp_path) == first, "proportions"
     longer = drawn(config({"hotpotqa": 70, "nq": 100}, shares=[0.7, 0.3]), 0, tmp_path)
     assert len(longer & first) > 90, "more questions move few"
+
+
+def test_shares_are_of_what_is_left_to_train_on(config, tmp_path: Path) -> None:
+    """Questions that are held out in a file of their own are no part of the mixture."""
+    held_out = tmp_path / "held_out.jsonl"
+    rows = [{"id": f"h{i}", "question": f"nq {i}?", "answer": "a"} for i in range(60)]
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = config({"hotpotqa": 70, "nq": 90}, shares=[0.7, 0.3], eval_questions=str(held_out))
+    assert Counter(q.id.split("/")[0] for q in load(data, 0, tmp_path).train) == {"hotpotqa": 70, "nq": 30}
+    data = config({"hotpotqa": 70, "nq": 60}, shares=[0.7, 0.3], eval_questions=str(held_out))
+    with pytest.raises(
+        UserError, match=r"^data\.questions=.*: every question of nq is also in .*; leave that file out$"
+    ):
+        load(data, 0, tmp_path)
 
 
 def test_shares_are_as_many_as_files(config) -> None:

@@ -1,0 +1,92 @@
+"""Settings that are given and would do nothing, since another one turns off what they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from agent.errors import UserError
+
+Composed = Callable[[str], Any]
+"""What a key is set to in the end; None if there is no such key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a setting needs to have an effect."""
+
+    key: str
+    ruled_by: tuple[str, ...]
+    """The settings that decide."""
+    idle: Callable[[Composed], bool]
+    """Whether the setting does nothing with the others."""
+    why: str
+    switched: bool = True
+    """Whether one who gives a deciding setting, too, knows: a script that turns the thing on and off. One who varies
+    it in a sweep always does."""
+
+
+def _kl(part: str, name: str) -> Need:
+    why = f"there is no KL term; set {part}.kl=k1, k2 or k3, too"
+    return Need(f"{part}.{name}", (f"{part}.kl",), lambda of: of(f"{part}.kl") == "none", why)
+
+
+def _no_exact_master(of: Composed) -> bool:
+    wide = of("model.dtype") == "float32" or (of("model.dtype") == "auto" and of("cluster.device") == "cpu")
+    eight_bit = of("algorithm.optimizer.kind") == "adamw8bit"
+    return of("algorithm.optimizer.exact_master") is True and (wide or not eight_bit)
+
+
+NEEDS = (
+    *(_kl("algorithm", name) for name in ("kl_coefficient", "kl_zero_variance")),
+    _kl("algorithm.seeding", "kl_coefficient"),
+    Need(
+        "algorithm.reference",
+        ("algorithm.kl", "algorithm.seeding.kl"),
+        lambda of: of("algorithm.reference") == "cpu" and of("algorithm.kl") == of("algorithm.seeding.kl") == "none",
+        "there is no KL term, and so no reference; set algorithm.kl=k1, k2 or k3, too",
+    ),
+    Need(
+        "algorithm.whole_layers",
+        ("algorithm.gradient_checkpointing",),
+        lambda of: (
+            of("algorithm.whole_layers") != 0 and of("algorithm.gradient_checkpointing") in ("auto", "layers", "none")
+        ),
+        "it is part of algorithm.gradient_checkpointing=mlp, and auto chooses its own; set that, too",
+        switched=False,
+    ),
+    Need(
+        "algorithm.importance_cap",
+        ("algorithm.old_logprobs",),
+        lambda of: of("algorithm.importance_cap") != 0 and of("algorithm.old_logprobs") == "engine",
+        "there is no weight to truncate where algorithm.old_logprobs=engine: set that to learner, or leave it out",
+    ),
+    Need(
+        "algorithm.optimizer.exact_master",
+        ("algorithm.optimizer.kind", "model.dtype"),
+        _no_exact_master,
+        "exact masters are for bfloat16 weights under algorithm.optimizer.kind=adamw8bit; leave it out",
+        switched=False,
+    ),
+)
+
+
+def check_idle(overrides: Sequence[Override], composed: DictConfig) -> None:
+    """Raises ``UserError`` for a setting among ``overrides`` that has no effect with the rest of them.
+
+    Other programs have other defaults: there may be a KL term in them that isn't asked for.
+    """
+    given = {str(override.key_or_group): override for override in overrides}
+    if composed.mode not in ("train", "plan") or ("algorithm" in given and given["algorithm"].is_sweep_override()):
+        return
+    for need in NEEDS:
+        if (said := given.get(need.key)) is None:
+            continue
+        rulers = [given[key] for key in need.ruled_by if key in given]
+        known = any(need.switched or ruler.is_sweep_override() for ruler in rulers)
+        if not known and need.idle(lambda key: OmegaConf.select(composed, key)):
+            raise UserError(f"{said.input_line}: {need.why}")
