@@ -26,8 +26,9 @@ from actors.plan.cards import GIB, card
 from actors.plan.fit import refusal
 from actors.plan.layouts import chosen
 from actors.plan.learner import RESERVE, learner_memory
-from actors.plan.machine import missing, snapshot
+from actors.plan.machine import cards_of, gpus, missing, snapshot
 from actors.process import QUIET
+from actors.training import learner_environment
 from agent.errors import Fault, UserError, refused, shortened
 from conf.schema import RunConfig
 from learner.skeleton import MARKER
@@ -139,7 +140,9 @@ class _Doctor:
             return
         alone = measured.alone(config, chosen(config))
         with self._part("the learner"):
-            run = self._apart("learner", 0 if self._gpu else None, measuring.learner_speed, alone, folder, sampled)
+            env = learner_environment(config.cluster)
+            card = 0 if self._gpu else None
+            run = self._apart("learner", card, measuring.learner_speed, alone, folder, sampled, env=env)
             self._found["learner"] = run.result(PART_S)
         for row in self._found.get("learner", {}).get("rows", []):
             row["planned_gib"] = planned_gib(alone, row["row"])
@@ -157,11 +160,14 @@ class _Doctor:
         *arguments: Any,
         env: Mapping[str, str] | None = None,
     ) -> Apart:
-        """``gpu`` alone is shown to it; None shows what this process sees."""
+        """``gpu`` of the layout's is shown to it alone; None shows all of them."""
         own = {**QUIET, "GLOO_SOCKET_IFNAME": "lo", **(env or {})}
-        if gpu is not None and self._gpu:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-            own["CUDA_VISIBLE_DEVICES"] = visible[gpu] if visible != [""] else str(gpu)
+        if self._gpu:
+            # As Ray gives them out (ray_start.py): in the order of the bus, without a card that is too small.
+            cards = cards_of(self._config.cluster, gpus()[0])
+            shown = cards if gpu is None else [cards[gpu]]
+            own["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+            own["CUDA_VISIBLE_DEVICES"] = ",".join(str(card.index) for card in shown)
         return Apart(name, function, *arguments, env=own, folder=self._run_dir / "logs")
 
     @contextmanager
@@ -180,9 +186,7 @@ def _devices(config: RunConfig) -> int:
     """How many to measure: the GPUs of the layout that are there, or the CPU."""
     if config.cluster.device == "cpu":
         return 1
-    from actors.plan.machine import gpus
-
-    return min(len(gpus()[0]), config.cluster.gpus)
+    return len(cards_of(config.cluster, gpus()[0]))
 
 
 def random_model(config: RunConfig, folder: Path) -> Path:

@@ -130,7 +130,7 @@ class LearnerActor:
         with self._followers.mirroring("begin_seeding"):
             self._training.begin_seeding()
         self._seeding = _Seeding(experts={e.question.id: e.trajectory for e in experts})
-        return self._publisher.publish()
+        return self._published()
 
     def seed(self, pool: Any) -> StepReport:
         """One batch of the seeding: take, inject the experts where they are needed, update, publish."""
@@ -153,7 +153,13 @@ class LearnerActor:
                 self._publisher.version, self._step = begun.version, begun.step
             if begun.otherwise:
                 self._notes.append(begun.otherwise)  # said with the first step
-            return self._publisher.publish()
+            return self._published()
+
+    def _published(self) -> Published:
+        """The first weights of a phase; what merging adapters for them took goes back to a colocated engine."""
+        published = self._publisher.publish()
+        self._training.leave_card()
+        return published
 
     @during("take")
     def take(self, pool: Any) -> int:

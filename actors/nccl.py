@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, TypeVar
 
 import torch
@@ -70,7 +70,9 @@ class Sender:
     def __init__(self, group: bytes, world: int, *, bucket: int, timeout_s: float) -> None:
         """``world`` counts the learner; ``bucket`` is in bytes."""
         device = torch.accelerator.current_device_index()
+        torch.cuda.empty_cache()  # NCCL asks the card itself, of which torch keeps all that it ever had
         self._bucket = bucket
+        self._left = Event()
         self._group = in_time(
             lambda: uid_init_process_group(group, 0, world, device), timeout_s, "opening the NCCL group"
         )
@@ -83,6 +85,7 @@ class Sender:
         made = torch.cuda.current_stream().record_event()
 
         def when_made(item: tuple[str, torch.Tensor]) -> torch.Tensor:
+            _check_open(self._left)
             torch.cuda.current_stream().wait_event(made)
             return item[1]
 
@@ -93,10 +96,18 @@ class Sender:
             post_iter_func=when_made,
             buffer_size_bytes=self._bucket,
         )
+        torch.cuda.empty_cache()  # buckets of other streams than the update's, which can't use them
 
     def abandon(self) -> None:
-        """Ends the group without the others; a ``send`` that waits for them returns."""
+        """Ends the group without the others; a ``send`` that waits for them returns, or raises ``Fault`` at its next
+        bucket."""
+        self._left.set()  # first: NCCL's abort wakes a sender before it is done with the group
         self._group.destroy()
+
+
+def _check_open(left: Event) -> None:
+    if left.is_set():
+        raise Fault("the broadcast was abandoned")
 
 
 @dataclass
@@ -134,8 +145,11 @@ class Receiver(NCCLWeightTransferEngine):
     """vLLM's receiver, which checks what arrived before the engine may use it."""
 
     update_info_cls = Update
+    _left: Event | None = None
+    """Set as the group is given up."""
 
     def init_transfer_engine(self, init_info: NCCLWeightTransferInitInfo) -> None:
+        self._left = Event()
         super().init_transfer_engine(init_info)
         if self.model_update_group is None or self.model_update_group.disabled:
             raise Fault("NCCL is not there or disabled (VLLM_DISABLE_PYNCCL)")
@@ -147,6 +161,8 @@ class Receiver(NCCLWeightTransferEngine):
 
         def expected() -> Iterator[tuple[str, tuple[list[int], torch.dtype]]]:
             for name, dtype, shape in zip(update.names, update.dtype_names, update.shapes, strict=True):
+                if self._left is not None:
+                    _check_open(self._left)
                 yield name, (shape, getattr(torch, dtype))
 
         def load(tensors: list[tuple[str, torch.Tensor]]) -> None:
@@ -163,6 +179,11 @@ class Receiver(NCCLWeightTransferEngine):
             device=self.device,
         )
         check(update.version, update.checksum, arrived.hex())
+
+    def shutdown(self) -> None:
+        if self._left is not None:
+            self._left.set()
+        super().shutdown()
 
 
 def register() -> None:

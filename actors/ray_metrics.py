@@ -47,5 +47,5 @@ class RayMetrics:
         """Shows the numbers of one step."""
         for name, gauge in self._gauges.items():
             value = row.get(name)
-            if isinstance(value, int | float) and math.isfinite(value):
-                gauge.set(float(value))
+            if value is None or isinstance(value, int | float):  # NaN is shown as no value; the last step's stays none
+                gauge.set(math.nan if value is None else float(value))

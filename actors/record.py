@@ -31,9 +31,13 @@ class Record:
         self._gauges = extras.attempt(GAUGES, RayMetrics)
         self._began = time.perf_counter()
 
+    def went_on(self, time_s: float) -> None:
+        """Counts the seconds of earlier starts of the run, too."""
+        self._began -= time_s
+
     @property
     def time_s(self) -> float:
-        """Seconds since the run began."""
+        """Seconds since the run began, those between two of its starts left out."""
         return time.perf_counter() - self._began
 
     def step(self, row: Mapping[str, Any], progress: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ class RunState:
     last_eval: dict[str, Any] | None
     best: dict[str, Any] | None = None
     """Step and ``em`` of the evaluation that ``checkpoints/best`` stands for."""
+    time_s: float = 0.0
+    """Seconds that the run has taken, over all its starts."""
+    owed: bool = False
+    """The evaluation of this step was left by one who stopped the run at once: it is made up for."""
     trackers: dict[str, str] = field(default_factory=dict)
     """What each tracker calls the run, so that it goes on there too."""
 
@@ -68,6 +73,8 @@ def load(checkpoint: Path) -> RunState:
             raise ValueError(f"step, rollouts and generated_tokens are {counts}")
         if not all(row is None or (isinstance(row, dict) and {"step", "em"} <= row.keys()) for row in rows):
             raise ValueError("an evaluation has no step or em")
+        if not isinstance(state.time_s, int | float) or not math.isfinite(state.time_s) or state.time_s < 0:
+            raise ValueError(f"time_s is {state.time_s}")
         if not isinstance(state.trackers, dict):
             raise ValueError("trackers are no JSON object")
         return state

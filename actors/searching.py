@@ -10,7 +10,7 @@ from typing import Any
 
 from actors.calls import Died
 from agent.errors import Fault, Final
-from retrieval_service.stats import merged
+from retrieval_service.stats import Stats, merged, since
 
 RETRIEVAL = "retrieval"
 """What the names of its actors begin with."""
@@ -39,11 +39,15 @@ class Searching:
         self._wait, self._say, self._outage_s, self._stopped = wait, say, outage_s, stopped
         self._clock, self._sleep = clock, sleep
         self._probes = itertools.count()
+        self._before: dict[int, Stats] = {}
+        """The totals of each replica when it was last asked."""
 
     def stats(self) -> dict[str, float]:
-        """What they have done since the last step, as metrics."""
+        """What they have done since they were last asked, as metrics."""
         try:
-            stats = merged([self._wait(r.stats.remote(), RETRIEVAL) for r in self._replicas])
+            totals = {at: self._wait(r.stats.remote(), RETRIEVAL) for at, r in enumerate(self._replicas)}
+            stats = merged([since(self._before.get(at), each) for at, each in totals.items()])
+            self._before = totals
         except Fault as fault:  # Ray is restarting it; the searches that it lost are counted where they were asked
             _check_of_retrieval(fault)
             return {"retrieval/qps": 0.0, "retrieval/p99_s": float("nan")}

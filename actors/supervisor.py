@@ -40,7 +40,7 @@ from learner.manifest import Files
 from tracking.alarms import Alarms
 from tracking.console import Console
 from tracking.dispensable import Dispensable
-from tracking.metrics import pool_metrics, read
+from tracking.metrics import UNTRAINABLE, pool_metrics, read
 from tracking.spans import SPANS, Spans
 from tracking.trackers.several import Trackers
 
@@ -76,6 +76,8 @@ class Supervisor:
         self.stopping = Stopping(self.record.say)
         self._first_eval: dict[str, Any] | None = None
         self._last_eval: dict[str, Any] | None = None
+        self._owed = False
+        """The last evaluation was left."""
         self._totals = Totals()
         self._alarms = Alarms(config.model.dtype)
         self._reached = self._trained = 0
@@ -90,6 +92,8 @@ class Supervisor:
         Learner and pool may be lost on the way: the run goes on from its last checkpoint.
         """
         checkpoint = self.resume
+        if checkpoint is not None:
+            self.record.went_on(run_state.load(checkpoint).time_s)
         while True:
             try:
                 return self._train(checkpoint)
@@ -109,8 +113,8 @@ class Supervisor:
             self.saving.best = state.best
             self.record.tracked = state.trackers | self.record.tracked
         self._start(checkpoint)
-        if state is None:
-            self._evaluate(0)
+        if state is None or state.owed:
+            self._evaluate(self._reached)
         # Of a finished run that was resumed, nobody would take what the workers play.
         last = self._totals.end(self._reached, self.config.algorithm)
         if last and checkpoint is None:
@@ -266,8 +270,10 @@ class Supervisor:
             self.record.say(no_searches(self.config), "yellow")
         self.record.alarms(alarms)
         every = self.config.evaluation.every
-        if last or self.stopping.asked or (every and step % every == 0):
+        due = last or (every and step % every == 0)
+        if due or self.stopping.asked:
             self._evaluate(step)
+            self._owed = self._owed and bool(due)
         last = last or self.stopping.asked
         if last:  # before the release, so that no worker starts on a batch that nobody will take
             self._wait(pool.close.remote(), "pool")
@@ -293,7 +299,8 @@ class Supervisor:
             if untrainable is None:
                 return report
             self._totals.count(report)
-            self.record.event("untrainable_batch", {"batch": report.batch, "why": untrainable.why})
+            cost = {"rollout/trajectories": report.rollouts, "rollout/generated_tokens": report.generated_tokens}
+            self.record.event(UNTRAINABLE, {"batch": report.batch, "why": untrainable.why, **cost})
             broken = broken + 1 if untrainable.lasting else 0
             if broken >= BROKEN_BATCHES:
                 raise Fault(f"no episode of {broken} batches in a row was finished and scored: {untrainable.why}")
@@ -314,9 +321,11 @@ class Supervisor:
                 searchable = self.parts.searching.until_they_answer
                 rows = play(self.workers, self._held_out, phase.counting("questions"), step=step, searchable=searchable)
         except LeftEvaluation:
+            self._owed = True
             return
         finally:
             self.workers.idle = self.watch.look
+        self._owed = False
         row = {"step": step, "data": self.prepared.task.name, **judged(rows, self.config.evaluation.max_fault_share)}
         row["seconds"] = time.perf_counter() - started
         row["time_s"] = self.record.time_s
@@ -352,6 +361,8 @@ class Supervisor:
                 first_eval=self._first_eval,
                 last_eval=self._last_eval,
                 best=self.saving.best,
+                time_s=self.record.time_s,
+                owed=self._owed,
                 trackers=self.record.tracked,
                 **asdict(self._totals),
             )
@@ -370,7 +381,7 @@ class Supervisor:
     def _summary(self, step: int) -> dict[str, Any]:
         summary = {
             "step": step,
-            "stopped_early": not self._totals.end(step, self.config.algorithm),
+            "stopped_early": self._owed or not self._totals.end(step, self.config.algorithm),
             "interrupted": self.stopping.asked,
             "first_eval": self._first_eval,
             "last_eval": self._last_eval,

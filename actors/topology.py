@@ -26,7 +26,7 @@ from actors.pool import PoolActor
 from actors.process import QUIET
 from actors.retrieval import RetrievalActor, noted
 from actors.rollout import RolloutWorker, WorkerSettings
-from actors.training import LearnerSettings
+from actors.training import LearnerSettings, learner_environment
 from agent.inference.infer import Inference
 from agent.pool.rules.base import PoolRule
 from agent.pool.rules.epoch import Rule as Epoch
@@ -158,13 +158,7 @@ class Topology:
                 advantage=config.algorithm.choices.advantage,
             ),
         )
-        # A step of a small model is thousands of parallel sections with little between them: threads that sleep there
-        # cost a third of its speed. Threads that spin on would take the cores that the engines need: a millisecond.
-        env = {**QUIET, "OMP_NUM_THREADS": str(config.cluster.learner_threads), "GOMP_SPINCOUNT": "300000"}
-        env |= config.cluster.nccl_environment
-        if config.cluster.device == "cuda":
-            # Rows of all lengths leave holes in fixed blocks; NCCL and a neighbour that sleeps don't mind pages.
-            env["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+        env = {**QUIET, **learner_environment(config.cluster)}
         world = config.cluster.learners
         if world > 1:  # a rank that waits in vain is to say so; NCCL's watchdog would end its process
             env["TORCH_NCCL_BLOCKING_WAIT"] = "1"

@@ -19,6 +19,7 @@ from agent.errors import UserError
 from agent.groups import Group
 from agent.readable import content_of
 from agent.seeds import derive_seed
+from conf.topology import ClusterConfig
 from learner.config import AlgorithmConfig, ModelConfig
 from learner.report import UpdateReport
 from tasks.demonstrations import Encoded
@@ -29,6 +30,17 @@ if TYPE_CHECKING:
     from learner.policy import Policy
     from learner.ranks import Ranks
     from learner.update import Updater
+
+
+def learner_environment(cluster: ClusterConfig) -> dict[str, str]:
+    """The variables of a learner's process: those that its speed and memory depend on."""
+    # A step of a small model is thousands of parallel sections with little between them: threads that sleep there
+    # cost a third of its speed. Threads that spin on would take the cores that the engines need: a millisecond.
+    env = {"OMP_NUM_THREADS": str(cluster.learner_threads), "GOMP_SPINCOUNT": "300000", **cluster.nccl_environment}
+    if cluster.device == "cuda":
+        # Rows of all lengths leave holes in fixed blocks; NCCL and a neighbour that sleeps don't mind pages.
+        env["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    return env
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

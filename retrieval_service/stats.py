@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LATENCY_WINDOW = 8192
 """Searches that the latency percentiles look back on."""
@@ -44,10 +44,19 @@ def percentile(values: Sequence[float], q: float) -> float:
     return values[math.ceil(q * len(values)) - 1] if values else 0.0
 
 
+COUNTED = ("queries", "cache_hits", "shared", "batches", "failures", "timeouts")
+
+
+def since(before: Stats | None, now: Stats) -> Stats:
+    """``now`` less the totals of ``before``; all of it where the service has been started anew in between."""
+    if before is None or now.queries < before.queries:
+        return now
+    return replace(now, **{name: getattr(now, name) - getattr(before, name) for name in COUNTED})
+
+
 def merged(parts: Sequence[Stats]) -> Stats:
     """Of several services: counts and rates added up, the latencies of the slowest. At least one."""
-    added = ("queries", "cache_hits", "shared", "batches", "failures", "timeouts", "qps")
-    sums = {name: sum(getattr(part, name) for part in parts) for name in added}
+    sums = {name: sum(getattr(part, name) for part in parts) for name in (*COUNTED, "qps")}
     return Stats(**sums, p50_s=max(part.p50_s for part in parts), p99_s=max(part.p99_s for part in parts))
 
 

@@ -187,10 +187,17 @@ def _rollout_seconds(groups: Sequence[Group]) -> float:
     return max(spans, default=0.0)
 
 
+UNTRAINABLE = "untrainable_batch"
+"""The event of a batch that was skipped, with what it has cost."""
+IDLE_PLACES = ("available", "resting", "consumed", "quarantined")
+"""Where a query is that nobody works on. The others are drawn, and not yet back."""
+
+
 def pool_metrics(report: dict[str, Any]) -> dict[str, Any]:
     """The pool's places, what it thinks of its queries, and its books, as metrics."""
     row: dict[str, Any] = {
         "pool/available": report["places"]["available"],
+        "pool/in_use": sum(count for place, count in report["places"].items() if place not in IDLE_PLACES),
         "pool/resting": report["places"]["resting"],
         "pool/consumed": report["places"]["consumed"],
         "pool/quarantined": report["places"]["quarantined"],

@@ -292,7 +292,7 @@ class FakePool(Remote):
     def report(self) -> dict[str, Any]:
         account = {"received": 1, "accepted": 1, "returned": {"zero_variance": 2}, "in_flight": 0}
         return {
-            "places": {"available": 3, "resting": 2, "consumed": 4, "quarantined": 1},
+            "places": {"available": 3, "resting": 2, "consumed": 4, "quarantined": 1, "claimed": 3, "accepted": 2},
             "seen": {"too_hard": 5},
             "flipped_share": 0.25,
             "late_groups": 6,

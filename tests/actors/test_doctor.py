@@ -26,6 +26,7 @@ from actors.plan.learner import learner_memory
 from actors.plan.machine import Gpu
 from actors.plan.roofline import ASSUMED, step
 from actors.plan.table import table
+from actors.training import learner_environment
 from agent.errors import Fault, UserError
 from conf.schema import RunConfig
 from learner import update
@@ -226,6 +227,33 @@ def test_a_machine_without_the_clusters_gpus_has_nothing_to_measure(
     ):
         doctor.examine(box, tmp_path, console)
     assert any("needs 4 CUDA GPUs of 24 GiB" in line for line in said)
+
+
+def test_it_measures_the_cards_that_a_run_would_take(
+    box: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order of the slots, and not a screen's; the learner with the allocator that training has."""
+    found = tuple(Gpu(total=2.0 if i == 1 else 23.6, index=i) for i in range(6))
+    monkeypatch.setattr(doctor, "gpus", lambda: (found, "580.1"))
+    shown: list[tuple[str, dict[str, str]]] = []
+
+    class Seen:
+        def __init__(self, name: str, *_: Any, env: dict[str, str], **__: Any) -> None:
+            shown.append((name, env))
+
+        def result(self, timeout_s: float) -> Any:
+            raise Fault("no card here")
+
+    monkeypatch.setattr(doctor, "Apart", Seen)
+    examined: Any = doctor._Doctor(box, tmp_path, Console(quiet=True), {"failed": []}, doctor._devices(box))
+    examined.devices()
+    examined._apart("peers", None, len)
+    cards = [(name, env["CUDA_VISIBLE_DEVICES"], env["CUDA_DEVICE_ORDER"]) for name, env in shown]
+    assert cards == [
+        *((f"device-{i}", card, "PCI_BUS_ID") for i, card in enumerate("0234")),
+        ("peers", "0,2,3,4", "PCI_BUS_ID"),
+    ]
+    assert learner_environment(box.cluster)["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
 
 
 def test_of_cluster_auto_it_measures_this_machines_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

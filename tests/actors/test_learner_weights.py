@@ -170,3 +170,27 @@ def test_what_is_announced_is_what_a_copy_brings_and_what_comes_after_nccl(actor
     result(actor.fall_back.remote())
     after = result(actor.begin.remote(None))
     assert after.channel == "object_store"
+
+
+def test_an_abandoned_sender_sends_no_further_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL's abort wakes a sender before it is done with the group: nothing may be asked of it any more."""
+    from actors import nccl
+
+    given: list[str] = []
+
+    def producer(*, iterator: Any, post_iter_func: Any, **_: Any) -> None:
+        for item in iterator:
+            given.append(item[0])
+            post_iter_func(item)
+            sender.abandon()  # another thread's, meanwhile
+
+    group = SimpleNamespace(disabled=False, destroy=lambda: given.append("destroyed"))
+    monkeypatch.setattr(nccl, "uid_init_process_group", lambda *_: group)
+    monkeypatch.setattr(nccl.packed_tensor, "packed_nccl_broadcast_producer", producer)
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    stream = SimpleNamespace(record_event=lambda: None, wait_event=lambda event: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    sender = nccl.Sender(b"group", 2, bucket=1, timeout_s=PATIENCE_S)
+    with pytest.raises(Fault, match="the broadcast was abandoned"):
+        sender.send({"a": torch.ones(1), "b": torch.ones(1), "c": torch.ones(1)})
+    assert given == ["a", "destroyed", "b"]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from patience import run
 
-from actors.ray_metrics import SHOWN, gauge_name
+from actors.ray_metrics import SHOWN, RayMetrics, gauge_name
 
 ROOT = Path(__file__).parents[2]
 BOARD: dict[str, Any] = json.loads((ROOT / "docs" / "grafana.json").read_text())
@@ -37,6 +40,17 @@ while not wanted <= found and time.monotonic() < end:
     time.sleep(0.5)
 print(*sorted(found), sep="\\n")
 """
+
+
+def test_a_number_that_a_step_lacks_leaves_no_other_steps() -> None:
+    told: dict[str, float] = {}
+    metrics = object.__new__(RayMetrics)
+    metrics._gauges = {name: SimpleNamespace(set=partial(told.__setitem__, name)) for name in ("a", "b", "c")}
+    metrics.set({"a": 1, "b": 2.0, "c": None})
+    metrics.set({"a": math.nan, "b": 3.0})
+    assert math.isnan(told["a"])
+    assert told["b"] == 3.0
+    assert math.isnan(told["c"])
 
 
 def test_the_board_shows_each_metric_once_and_no_other() -> None:

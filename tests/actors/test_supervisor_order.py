@@ -137,6 +137,7 @@ def test_a_batch_without_a_sound_trajectory_is_no_step(play: Play) -> None:
     assert [(e["batch"], e["why"]) for e in events] == [(1, NO_SEARCH.why), (2, NO_SEARCH.why), (3, BY_ENGINES.why)]
     assert summary["step"] == 2
     assert summary["rollouts"] == 5 * 8, "what was played has cost something"
+    assert [e["rollout/trajectories"] for e in events] == [8, 8, 8], "and is told"
 
 
 def test_after_failed_searches_nothing_is_played_until_they_are_answered(
@@ -406,6 +407,31 @@ def test_a_machine_that_is_taken_away_gets_a_checkpoint_and_no_evaluation(
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.usefixtures("hangup_counts")
+@pytest.mark.parametrize("steps", [2, 4])
+def test_an_evaluation_that_was_left_is_made_up_for(play: Play, steps: int) -> None:
+    """The run's last one, or one on the way. Until then the run isn't finished, and no older one stands for it."""
+    world = World(interrupt=("evaluate version 2",), signal_number=signal.SIGTERM)
+    driver, summary = play(world, steps, evaluate_every=2)
+    assert (summary["stopped_early"], summary["last_eval"]["step"]) == (True, 0)
+    checkpoint = latest(driver.run_dir / "checkpoints")
+    seconds = run_state.load(checkpoint).time_s
+    assert seconds > 0
+    again, summary = play(World(), steps, evaluate_every=2, resume=checkpoint, folder="again")
+    rows = read(again.record.metrics.path, "eval")
+    assert [row["step"] for row in rows] == [step for step in (2, 4) if step <= steps]
+    assert (summary["stopped_early"], summary["last_eval"]["step"]) == (False, steps)
+    assert rows[0]["time_s"] > seconds, "the seconds of both starts"
+
+
+@pytest.mark.usefixtures("hangup_counts")
+def test_an_evaluation_that_nobody_asked_for_is_not_owed(play: Play) -> None:
+    world = World(interrupt=("step 1",), signal_number=signal.SIGTERM)
+    driver, _ = play(world, 3, evaluate_every=2)
+    again, _ = play(World(), 3, evaluate_every=2, resume=latest(driver.run_dir / "checkpoints"), folder="again")
+    assert [row["step"] for row in read(again.record.metrics.path, "eval")] == [2, 3]
+
+
 def test_a_signal_that_comes_twice_stops_at_once(play: Play) -> None:
     with pytest.raises(Stopped, match="stopped by SIGTERM") as stopped:
         play(World(interrupt=("step 2", "deliver 2"), signal_number=signal.SIGTERM), 9)
@@ -424,6 +450,7 @@ def test_a_steps_row_joins_the_learners_the_pools_and_the_searches_numbers(play:
         "reward/mean": 0.5,
         "weights/publish_s": 0.75,  # put and delivered
         "pool/available": 3,
+        "pool/in_use": 5,
         "pool/resting": 2,
         "pool/consumed": 4,
         "pool/flipped_share": 0.25,

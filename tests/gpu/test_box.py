@@ -125,7 +125,9 @@ def test_four_cards_in_the_shares_of_one(launch: Callable[..., Path]) -> None:
     try:
         shares = ["cluster.engine.gpu_memory_utilization=0.15", "cluster.weight_channel=object_store"]
         joined = [f"cluster.address={node.address}", *shares]
-        healthy(launch("shares", *FOUR, *joined, "algorithm.steps=3", **node.access), 3)
+        # vLLM's engines can't bear that a neighbour gives memory back while they profile.
+        quiet = ["algorithm.dry_run=never", "algorithm.steps=3"]
+        healthy(launch("shares", *FOUR, *joined, *quiet, **node.access), 3)
     finally:
         node.end()
 

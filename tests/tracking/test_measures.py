@@ -134,6 +134,15 @@ def test_every_measure_of_a_run_by_hand() -> None:
     }
 
 
+def test_a_batch_that_was_skipped_has_cost_what_it_has_cost() -> None:
+    lost = {"rollout/trajectories": 40, "rollout/generated_tokens": 300}
+    skipped = {"kind": "event", "event": "untrainable_batch", "batch": 3, "why": "", **lost}
+    whole, found = measures.measures(RUN, 0.3), measures.measures([*RUN, skipped], 0.3)
+    assert (found["rollouts"], found["generated_tokens"]) == (200, 2100)
+    assert found["rollouts_per_signal_group"] == 200 / 20
+    assert found["zero_variance_share"] == whole["zero_variance_share"]
+
+
 def test_what_came_before_the_first_step_counts_too() -> None:
     """The expert seeding is in the totals of the first evaluation, and in no step."""
     seeded = [{**RUN[0], "rollouts": 40, "generated_tokens": 300}, *RUN[1:]]

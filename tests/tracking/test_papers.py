@@ -65,6 +65,20 @@ def test_seeds_are_one_row_with_their_spread() -> None:
     assert [row.seeds for row in papers.rows_of([*jobs, result("other", nq=(0.1, 0.1))])] == [3, 1]
 
 
+def test_seeds_that_ended_at_other_steps_are_one_row_and_two_steps_of_a_seed_are_not() -> None:
+    """Runs of one budget end with the step that reaches it."""
+
+    def at(seed: int, step: int) -> dict[str, Any]:
+        return result(f"runs/seed={seed}/checkpoints/step-{step:06}", nq=(0.1 * step, 0.1), hotpotqa=(0.1, 0.1))
+
+    (row,) = papers.rows_of([at(0, 4), at(1, 3)])
+    assert (row.name, row.seeds) == ("runs/seed=*/checkpoints/step-*", 2)
+    rows = papers.rows_of([at(0, 4), at(1, 3), at(1, 4)])
+    assert [(row.name[-6:], row.seeds) for row in rows] == [("000004", 2), ("000003", 1)]
+    (row,) = papers.rows_of([at(0, 4), at(1, 4)])
+    assert row.name.endswith("step-000004")
+
+
 def test_other_settings_are_other_rows_and_the_same_evaluation_counts_once() -> None:
     """As ``-m retrieval=bm25,hybrid seed=0,1`` leaves them; greedy, a seed changes nothing."""
     jobs = [

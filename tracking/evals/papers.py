@@ -127,7 +127,7 @@ def rows_of(results: Sequence[Mapping[str, Any]]) -> list[Row]:
     """
     found: dict[tuple[str, str, str], dict[str, dict[str, Mapping[str, Any]]]] = {}
     questions: dict[tuple[str, str, str], dict[str, int]] = {}
-    played = [(_policy(result), _setting(result), result) for result in results]
+    played = [(policy, _setting(r), r) for policy, r in zip(_policies(results), results, strict=True)]
     for policy, setting, result in played:
         others = [other for name, other, _ in played if name == policy]
         seed = json.dumps([result["checkpoint"], result.get("played", {}).get("seed")])
@@ -154,8 +154,25 @@ def rows_of(results: Sequence[Mapping[str, Any]]) -> list[Row]:
     ]
 
 
-def _policy(result: Mapping[str, Any]) -> str:
-    return re.sub(r"seed=\d+", "seed=*", str(result["checkpoint"]))
+_SEED, _STEP = re.compile(r"seed=\d+"), re.compile(r"step-\d+")
+
+
+def _policies(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of each result its checkpoint without the seed; and without the step where that differs from seed to seed, and
+    each has one alone: runs of one budget end at steps of their own."""
+    given = [str(result["checkpoint"]) for result in results]
+    named = [_SEED.sub("seed=*", name) for name in given]
+    runs = [_STEP.sub("step-*", name) for name in given]
+    alike: dict[str, dict[str, set[str]]] = {}  # without seed and step -> run -> its checkpoints
+    for name, run in zip(given, runs, strict=True):
+        alike.setdefault(_SEED.sub("seed=*", run), {}).setdefault(run, set()).add(name)
+    found = []
+    for name, run in zip(named, runs, strict=True):
+        one = _SEED.sub("seed=*", run)
+        same_steps = len({n for n, r in zip(named, runs, strict=True) if _SEED.sub("seed=*", r) == one}) == 1
+        each_once = all(len(checkpoints) == 1 for checkpoints in alike[one].values())
+        found.append(one if each_once and not same_steps else name)
+    return found
 
 
 def _setting(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tracking.metrics import UNTRAINABLE
+
 Row = Mapping[str, Any]
 
 # Quantiles t(0.975) of Student's distribution for 1, 2, … 30 degrees of freedom: NIST/SEMATECH e-Handbook of
@@ -59,8 +61,10 @@ def measures(rows: Sequence[Row], target_em: float | None) -> dict[str, float | 
     """
     steps = [r for r in rows if r["kind"] == "step"]
     evals = [r for r in rows if r["kind"] == "eval"]
-    played = sum(r["rollout/trajectories"] for r in steps)
-    tokens = sum(r["rollout/generated_tokens"] for r in steps)
+    # A batch that is skipped, since its searches failed, say, has cost what it has cost.
+    costs = [*steps, *(r for r in rows if r.get("event") == UNTRAINABLE and "rollout/trajectories" in r)]
+    played = sum(r["rollout/trajectories"] for r in costs)
+    tokens = sum(r["rollout/generated_tokens"] for r in costs)
     # What came before the first step, the expert seeding, is in the totals of the evaluations alone.
     before = evals[0] if evals else {"rollouts": 0, "generated_tokens": 0}
     signal = sum(r["groups/signal"] for r in steps)

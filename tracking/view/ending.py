@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from tracking.metrics import UNTRAINABLE
 from tracking.view.shapes import is_number
 
 LATELY = 10
@@ -83,10 +84,7 @@ def _steps_left(rows: Sequence[Row], steps: Sequence[Row], config: str | None) -
         lately = [row[metric] for row in steps[-LATELY:] if is_number(row.get(metric))]
         if sum(lately) <= 0:
             return None
-        spent = sum(
-            row[metric]
-            for row in rows
-            if (row.get("kind") == "step" or row.get("event") == "seeding") and is_number(row.get(metric))
-        )
+        played = (row for row in rows if row.get("kind") == "step" or row.get("event") in ("seeding", UNTRAINABLE))
+        spent = sum(row[metric] for row in played if is_number(row.get(metric)))
         left.append(((given - spent) / statistics.mean(lately), f"those that its {budget} leaves, about"))
     return min(left)

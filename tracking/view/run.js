@@ -9,10 +9,10 @@ const CHARTS = [
   ["Staleness, versions", ["rollout/staleness_max"], { zero: true }],
   ["Entropy, nats a token", ["learner/entropy"], { zero: true }],
   ["Gradient norm and clip fraction", ["learner/grad_norm", "learner/clip_share"], { zero: true }],
-  ["Faults: episodes left out of a step", ["rollout/excluded", "retrieval/failures", "retrieval/timeouts"], { zero: true }],
+  ["Faults: episodes left out of a step, searches that failed", ["rollout/excluded", "retrieval/failures", "retrieval/timeouts"], { zero: true }],
   ["Tokens a second", ["rollout/tokens_per_s", "learner/tokens_per_s"], { zero: true }],
   ["Recycled share of the trained groups", ["pool/recycled_share"], { zero: true }],
-  ["Places of the pool", ["pool/available", "pool/resting", "pool/consumed", "pool/quarantined"], { stacked: true }],
+  ["Places of the pool", ["pool/available", "pool/in_use", "pool/resting", "pool/consumed", "pool/quarantined"], { stacked: true }],
   ["Workers replaced", ["workers/restarts"], { zero: true }],
 ];
 
