@@ -53,8 +53,18 @@ class EngineMemory:
 
     @property
     def overhead(self) -> int:
-        """Context and CUDA graphs; both count against vLLM's share."""
-        return (CONTEXT + (GRAPHS if self.graphs else 0)) if self.share else 0
+        """CUDA graphs, which count against vLLM's share."""
+        return GRAPHS if self.share and self.graphs else 0
+
+    @property
+    def context(self) -> int:
+        """Beside vLLM's share: what it may take it measures from when its context is made."""
+        return CONTEXT if self.share else 0
+
+    @property
+    def playing(self) -> int:
+        """What it takes of a GPU while it is awake."""
+        return self.share + self.context
 
     @property
     def kv_cache(self) -> int:
@@ -86,7 +96,7 @@ class EngineMemory:
     @property
     def asleep(self) -> int:
         """What stays on the card while vLLM sleeps: all but weights and KV cache."""
-        return self.overhead
+        return self.context + self.overhead
 
 
 def engine_memory(config: RunConfig, card_bytes: int) -> EngineMemory:

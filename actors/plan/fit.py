@@ -8,13 +8,15 @@ from itertools import combinations, permutations
 from typing import Any
 
 from actors.plan.cards import GIB, usable_bytes
-from actors.plan.engine import EngineMemory, engine_memory
+from actors.plan.engine import CONTEXT, EngineMemory, engine_memory
 from actors.plan.learner import RESERVE, LearnerMemory, learner_memory
 from conf.schema import RunConfig
 from learner.config import OptimizerConfig
 
 ROUND = 256
 """A microbatch is proposed in multiples of this many tokens."""
+ALONE = 0.92
+"""vLLM's share of a card of its own, at most."""
 MOST_CHANGES = 4
 """Largest combination of changes that is looked for."""
 
@@ -23,8 +25,8 @@ def needs(learner: LearnerMemory, engine: EngineMemory, *, colocated: bool) -> t
     """Bytes that a card needs at the learner's peak, beside a sleeping engine if they are ``colocated``; and while the
     engine plays, beside an idle learner."""
     if not colocated:
-        return learner.peak, engine.share
-    return learner.peak + engine.asleep, engine.share + learner.at_rest + RESERVE
+        return learner.peak, engine.playing
+    return learner.peak + engine.asleep, engine.playing + learner.at_rest + RESERVE
 
 
 def problems(config: RunConfig) -> list[str]:
@@ -34,9 +36,10 @@ def problems(config: RunConfig) -> list[str]:
         return []
     engine = engine_memory(config, limit)
     found = [*_learner_problems(config, engine, limit)] if config.cluster.learners else []
-    if engine.broadcast and engine.share + engine.broadcast > limit:
+    if engine.broadcast and engine.playing + engine.broadcast > limit:
         found.append(
-            f"the engine's share of {_gib(engine.share)} and two buckets of new weights ({_gib(engine.broadcast)}) are "
+            f"the engine's share of {_gib(engine.share)}, its CUDA context ({_gib(engine.context)}) and two buckets of "
+            f"new weights ({_gib(engine.broadcast)}) are "
             f"more than the card's {_gib(limit)}"
         )
     if engine.full_episodes < 1:
@@ -58,8 +61,8 @@ def _learner_problems(config: RunConfig, engine: EngineMemory, limit: int) -> It
         )
     if config.cluster.colocated and playing > limit:
         yield (
-            f"the engine's share of {_gib(engine.share)} and the idle learner ({_gib(learner.at_rest)}, and "
-            f"{_gib(RESERVE)} in reserve) are more than the card's {_gib(limit)}"
+            f"the engine's share of {_gib(engine.share)}, its CUDA context ({_gib(engine.context)}) and the idle "
+            f"learner ({_gib(learner.at_rest)}, and {_gib(RESERVE)} in reserve) are more than the card's {_gib(limit)}"
         )
 
 
@@ -118,10 +121,18 @@ def _microbatch(config: RunConfig) -> int | None:
 def _share(config: RunConfig) -> float | None:
     """vLLM's share: as much as an idle learner leaves, or as much as it can take of a card of its own."""
     limit, now = usable_bytes(config.cluster), config.cluster.engine.gpu_memory_utilization
-    if not config.cluster.colocated:
-        return _when(now < 0.92, 0.92)
-    best = int((limit - learner_memory(config).at_rest - RESERVE) / limit * 100) / 100
+    if config.cluster.colocated:
+        best = int((limit - CONTEXT - learner_memory(config).at_rest - RESERVE) / limit * 100) / 100
+    else:
+        best = most_alone(config, limit)
     return _when(0 < best != now, best)
+
+
+def most_alone(config: RunConfig, limit: int) -> float:
+    """The largest share of a card of ``limit`` bytes that an engine alone on it can have, beside its context and the
+    buckets of new weights."""
+    engine = engine_memory(config, limit)
+    return min(ALONE, int((limit - engine.context - engine.broadcast) / limit * 100) / 100)
 
 
 def _bucket(config: RunConfig) -> int | None:

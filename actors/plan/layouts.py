@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from actors.plan.cards import CARDS, nominal_gib, usable_bytes
-from actors.plan.fit import changed, fitted, problems, smallest_change
+from actors.plan.engine import CONTEXT
+from actors.plan.fit import changed, fitted, most_alone, problems, smallest_change
 from actors.plan.learner import RESERVE, learner_memory
 from actors.plan.machine import NEARLY, Gpu, gpus, shown
 from actors.plan.measured import assumptions
@@ -102,10 +103,10 @@ def _layout(config: RunConfig, learners: int, engines: int, colocated: bool, sta
 
 def _share(config: RunConfig) -> float:
     """What vLLM may have of a card: beside an idle learner with exact masters, what that leaves."""
-    if not config.cluster.colocated:
-        return SIDE_BY_SIDE
     limit = usable_bytes(config.cluster)
-    rest = replace(learner_memory(config), exact=True).at_rest + RESERVE
+    if not config.cluster.colocated:
+        return min(SIDE_BY_SIDE, most_alone(config, limit))
+    rest = CONTEXT + replace(learner_memory(config), exact=True).at_rest + RESERVE
     return max(0.1, int((limit - rest) / limit * 100) / 100)
 
 

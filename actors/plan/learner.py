@@ -384,5 +384,5 @@ def _if_it_fits(config: RunConfig, now: LearnerMemory, wanted: LearnerMemory) ->
         return wanted
     engine = engine_memory(config, limit) if cluster.colocated else None
     peak = wanted.peak + (engine.asleep if engine else 0)
-    rest = wanted.at_rest + RESERVE + engine.share if engine else 0
+    rest = wanted.at_rest + RESERVE + engine.playing if engine else 0
     return wanted if max(peak, rest) <= limit else now

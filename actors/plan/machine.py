@@ -137,7 +137,7 @@ def _gpus(config: RunConfig, machine: Machine) -> Iterator[str]:
     limit = usable_bytes(cluster)
     engine = engine_memory(config, limit)
     learner = learner_memory(config) if cluster.learners else None
-    need = (engine.share if learner is None else max(needs(learner, engine, colocated=cluster.colocated))) / GIB
+    need = (engine.playing if learner is None else max(needs(learner, engine, colocated=cluster.colocated))) / GIB
     free = min(gpu.total - gpu.used for gpu in taken)
     if free < need:
         yield (

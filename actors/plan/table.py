@@ -144,9 +144,11 @@ def engine_rows(m: EngineMemory) -> list[Row]:
     rows = [("weights", m.weights, "")]
     if m.share:
         rows.append(("activations", m.activations, "of vLLM's profile run"))
-        rows.append(("context, CUDA graphs", m.overhead, "stated"))
+        rows.append(("CUDA graphs", m.overhead, "stated"))
     rows.append(("KV cache", m.kv_cache, "the rest of its share" if m.share else ""))
     rows.append(("together", m.total, ""))
+    if m.context:
+        rows.append(("CUDA context", m.context, "beside that, stated"))
     if m.broadcast:
         rows.append(("buckets of new weights", m.broadcast, "beside that, while they are broadcast"))
     return rows

@@ -103,7 +103,7 @@ def test_beside_a_sleeping_engine_a_colocated_learner_needs_more() -> None:
     """What ``problems`` adds up, and the dry run doesn't see: no engine is there yet."""
     shared = settings.composed("model=qwen1.5b", "cluster=1x24gb")
     learner, engine = learner_memory(shared), engine_memory(shared, usable_bytes(shared.cluster))
-    need = max(learner.peak + engine.asleep, engine.share + learner.at_rest + RESERVE) / GIB
+    need = max(learner.peak + engine.asleep, engine.playing + learner.at_rest + RESERVE) / GIB
     assert need > learner.peak / GIB + 0.5
     for free, lacking in ((need + 0.1, False), (need - 0.1, True)):
         machine_now = machine(gpus=(Gpu(total=24.0, used=24.0 - free),))
@@ -264,7 +264,7 @@ def test_where_nothing_is_trained_no_learner_is_counted() -> None:
     """Of a model that trains in 24 GiB at its peak: asking it is possible beside a browser."""
     asked = config(rollout_workers=1, learners=1, colocated=True)
     asked.mode, asked.cluster = "ask", asked.cluster.for_inference()
-    share = engine_memory(asked, usable_bytes(asked.cluster)).share / GIB
+    share = engine_memory(asked, usable_bytes(asked.cluster)).playing / GIB
     desktop = (Gpu(total=24.0, used=24.0 - share - 0.1),)
     assert list(missing(asked, machine(gpus=desktop))) == []
     training = config(device="cpu", rollout_workers=1)

@@ -444,8 +444,15 @@ def test_what_does_not_fit_is_named_with_both_numbers_and_the_cure() -> None:
             [("cluster.gpu_memory_gib", 16.0), ("algorithm.kl", "k2"), ("cluster.engine.max_num_seqs", 32)],
             "algorithm.reference=cpu",
         ),
-        ([("cluster.gpu_memory_gib", 10.0), ("algorithm.microbatch_tokens", 9216)], "model.lora_rank=16"),
-        ([("cluster.engine.gpu_memory_utilization", 0.2)], "cluster.engine.gpu_memory_utilization=0.92"),
+        (
+            [
+                ("cluster.gpu_memory_gib", 10.0),
+                ("cluster.engine.gpu_memory_utilization", 0.8),
+                ("algorithm.microbatch_tokens", 9216),
+            ],
+            "model.lora_rank=16",
+        ),
+        ([("cluster.engine.gpu_memory_utilization", 0.17)], "cluster.engine.gpu_memory_utilization=0.92"),
     ],
 )
 def test_the_cheapest_single_change_is_proposed(changes: list[tuple[str, Any]], cure: str) -> None:
@@ -487,7 +494,7 @@ def test_learner_and_engine_that_are_colocated_must_fit_side_by_side() -> None:
     turns = (("cluster.rollout_workers", 1), ("cluster.colocated", True))
     config = box(*turns)
     (problem,) = problems(config)
-    assert problem.startswith("the engine's share of 21.3 GiB and the idle learner")
+    assert problem.startswith("the engine's share of 21.3 GiB, its CUDA context (0.5 GiB) and the idle learner")
     (change,) = smallest_change(config) or ()
     assert change.startswith("cluster.engine.gpu_memory_utilization=0.")
     share = float(change.partition("=")[2])
@@ -597,6 +604,9 @@ def test_two_buckets_have_room_beside_the_engines_share() -> None:
     assert engine.broadcast == 2 * 256 * 2**20 + 2 * 1536 * (151_936 + 8960)
     assert problems(box(("cluster.engine.gpu_memory_utilization", 0.92))) == []
     (problem,) = problems(box(("cluster.engine.gpu_memory_utilization", 0.97)))
-    assert problem.startswith("the engine's share of 22.9 GiB and two buckets of new weights (1.0 GiB) are more than")
-    assert advice(box(("cluster.engine.gpu_memory_utilization", 0.97))) == "cluster.weight_bucket_mib=64 makes it fit"
+    assert problem.startswith(
+        "the engine's share of 22.9 GiB, its CUDA context (0.5 GiB) and two buckets of new weights (1.0 GiB) are more "
+    )
+    cure = "cluster.engine.gpu_memory_utilization=0.92 makes it fit"
+    assert advice(box(("cluster.engine.gpu_memory_utilization", 0.97))) == cure
     assert engine_memory(box(("cluster.weight_channel", "object_store")), 24 * 2**30).broadcast == 0
