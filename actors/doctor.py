@@ -26,7 +26,7 @@ from actors.plan.cards import GIB, card
 from actors.plan.fit import refusal
 from actors.plan.layouts import chosen
 from actors.plan.learner import RESERVE, learner_memory
-from actors.plan.machine import cards_of, gpus, missing, snapshot
+from actors.plan.machine import Gpu, cards_of, gpus, missing, snapshot
 from actors.process import QUIET
 from actors.training import learner_environment
 from agent.errors import Fault, UserError, refused, shortened
@@ -51,8 +51,8 @@ def examine(config: RunConfig, run_dir: Path, console: Console) -> dict[str, Any
     lacking = [*missing(config, snapshot(config)), *filter(None, [refusal(config)])]
     for line in lacking:
         console.say(line, "yellow")
-    count = _devices(config)
-    if count == 0:
+    cards = _cards(config)
+    if config.cluster.device == "cuda" and not cards:
         raise UserError(f"cluster={config.cluster.name} runs on GPUs and this machine shows none: nothing to measure")
     found: dict[str, Any] = {
         "format": measured.FORMAT,
@@ -63,7 +63,7 @@ def examine(config: RunConfig, run_dir: Path, console: Console) -> dict[str, Any
         "failed": [],
     }
     started = time.monotonic()
-    doctor = _Doctor(config, run_dir, console, found, count)
+    doctor = _Doctor(config, run_dir, console, found, cards)
     doctor.devices()
     doctor.ways()
     doctor.engine_and_learner()
@@ -85,10 +85,13 @@ def examine(config: RunConfig, run_dir: Path, console: Console) -> dict[str, Any
 class _Doctor:
     """The measurements; each puts what it found into ``found``."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, console: Console, found: dict[str, Any], devices: int) -> None:
-        self._config, self._console, self._found, self._count = config, console, found, devices
+    def __init__(
+        self, config: RunConfig, run_dir: Path, console: Console, found: dict[str, Any], cards: list[Gpu]
+    ) -> None:
+        self._config, self._console, self._found, self._cards = config, console, found, cards
         self._run_dir = run_dir
         self._gpu = config.cluster.device == "cuda"
+        self._count = len(cards) if self._gpu else 1
 
     def devices(self) -> None:
         threads = self._config.cluster.learner_threads
@@ -164,8 +167,7 @@ class _Doctor:
         own = {**QUIET, "GLOO_SOCKET_IFNAME": "lo", **(env or {})}
         if self._gpu:
             # As Ray gives them out (ray_start.py): in the order of the bus, without a card that is too small.
-            cards = cards_of(self._config.cluster, gpus()[0])
-            shown = cards if gpu is None else [cards[gpu]]
+            shown = self._cards if gpu is None else [self._cards[gpu]]
             own["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
             own["CUDA_VISIBLE_DEVICES"] = ",".join(str(card.index) for card in shown)
         return Apart(name, function, *arguments, env=own, folder=self._run_dir / "logs")
@@ -182,11 +184,9 @@ class _Doctor:
                 self._found["failed"].append(f"{doing} {what}: {refused(error)}")
 
 
-def _devices(config: RunConfig) -> int:
-    """How many to measure: the GPUs of the layout that are there, or the CPU."""
-    if config.cluster.device == "cpu":
-        return 1
-    return len(cards_of(config.cluster, gpus()[0]))
+def _cards(config: RunConfig) -> list[Gpu]:
+    """The GPUs of the layout that are there; none for a CPU."""
+    return cards_of(config.cluster, gpus()[0]) if config.cluster.device == "cuda" else []
 
 
 def random_model(config: RunConfig, folder: Path) -> Path:

@@ -35,8 +35,6 @@ class RunState:
     """Step and ``em`` of the evaluation that ``checkpoints/best`` stands for."""
     time_s: float = 0.0
     """Seconds that the run has taken, over all its starts."""
-    owed: bool = False
-    """The evaluation of this step was left by one who stopped the run at once: it is made up for."""
     trackers: dict[str, str] = field(default_factory=dict)
     """What each tracker calls the run, so that it goes on there too."""
 

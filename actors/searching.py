@@ -39,14 +39,14 @@ class Searching:
         self._wait, self._say, self._outage_s, self._stopped = wait, say, outage_s, stopped
         self._clock, self._sleep = clock, sleep
         self._probes = itertools.count()
-        self._before: dict[int, Stats] = {}
+        self._before: list[Stats | None] = [None for _ in self._replicas]
         """The totals of each replica when it was last asked."""
 
     def stats(self) -> dict[str, float]:
         """What they have done since they were last asked, as metrics."""
         try:
-            totals = {at: self._wait(r.stats.remote(), RETRIEVAL) for at, r in enumerate(self._replicas)}
-            stats = merged([since(self._before.get(at), each) for at, each in totals.items()])
+            totals = [self._wait(r.stats.remote(), RETRIEVAL) for r in self._replicas]
+            stats = merged([since(*pair) for pair in zip(self._before, totals, strict=True)])
             self._before = totals
         except Fault as fault:  # Ray is restarting it; the searches that it lost are counted where they were asked
             _check_of_retrieval(fault)

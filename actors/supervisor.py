@@ -76,8 +76,6 @@ class Supervisor:
         self.stopping = Stopping(self.record.say)
         self._first_eval: dict[str, Any] | None = None
         self._last_eval: dict[str, Any] | None = None
-        self._owed = False
-        """The last evaluation was left."""
         self._totals = Totals()
         self._alarms = Alarms(config.model.dtype)
         self._reached = self._trained = 0
@@ -113,7 +111,7 @@ class Supervisor:
             self.saving.best = state.best
             self.record.tracked = state.trackers | self.record.tracked
         self._start(checkpoint)
-        if state is None or state.owed:
+        if state is None or self._owes(self._reached):
             self._evaluate(self._reached)
         # Of a finished run that was resumed, nobody would take what the workers play.
         last = self._totals.end(self._reached, self.config.algorithm)
@@ -269,11 +267,8 @@ class Supervisor:
         if step == 1 and row["search/mean"] == 0:
             self.record.say(no_searches(self.config), "yellow")
         self.record.alarms(alarms)
-        every = self.config.evaluation.every
-        due = last or (every and step % every == 0)
-        if due or self.stopping.asked:
+        if self._due(step) or self.stopping.asked:
             self._evaluate(step)
-            self._owed = self._owed and bool(due)
         last = last or self.stopping.asked
         if last:  # before the release, so that no worker starts on a batch that nobody will take
             self._wait(pool.close.remote(), "pool")
@@ -321,11 +316,9 @@ class Supervisor:
                 searchable = self.parts.searching.until_they_answer
                 rows = play(self.workers, self._held_out, phase.counting("questions"), step=step, searchable=searchable)
         except LeftEvaluation:
-            self._owed = True
             return
         finally:
             self.workers.idle = self.watch.look
-        self._owed = False
         row = {"step": step, "data": self.prepared.task.name, **judged(rows, self.config.evaluation.max_fault_share)}
         row["seconds"] = time.perf_counter() - started
         row["time_s"] = self.record.time_s
@@ -335,6 +328,15 @@ class Supervisor:
         self.record.evaluation(row)
         self.record.alarms(self._alarms.add({"kind": "eval", **row}))
         self.saving.evaluated(step, row["em"])
+
+    def _due(self, step: int) -> bool:
+        """Whether the policy is evaluated after ``step``: the run's last one, or one of each ``evaluation.every``."""
+        every = self.config.evaluation.every
+        return self._totals.end(step, self.config.algorithm) or bool(every and step % every == 0)
+
+    def _owes(self, step: int) -> bool:
+        """Whether it should have been, and the run was left instead."""
+        return self._due(step) and (self._last_eval is None or self._last_eval["step"] != step)
 
     def _go_on_evaluating(self) -> None:
         """Called about once a second while the workers evaluate."""
@@ -362,7 +364,6 @@ class Supervisor:
                 last_eval=self._last_eval,
                 best=self.saving.best,
                 time_s=self.record.time_s,
-                owed=self._owed,
                 trackers=self.record.tracked,
                 **asdict(self._totals),
             )
@@ -381,7 +382,7 @@ class Supervisor:
     def _summary(self, step: int) -> dict[str, Any]:
         summary = {
             "step": step,
-            "stopped_early": self._owed or not self._totals.end(step, self.config.algorithm),
+            "stopped_early": self._owes(step) or not self._totals.end(step, self.config.algorithm),
             "interrupted": self.stopping.asked,
             "first_eval": self._first_eval,
             "last_eval": self._last_eval,

@@ -245,7 +245,7 @@ def test_it_measures_the_cards_that_a_run_would_take(
             raise Fault("no card here")
 
     monkeypatch.setattr(doctor, "Apart", Seen)
-    examined: Any = doctor._Doctor(box, tmp_path, Console(quiet=True), {"failed": []}, doctor._devices(box))
+    examined: Any = doctor._Doctor(box, tmp_path, Console(quiet=True), {"failed": []}, doctor._cards(box))
     examined.devices()
     examined._apart("peers", None, len)
     cards = [(name, env["CUDA_VISIBLE_DEVICES"], env["CUDA_DEVICE_ORDER"]) for name, env in shown]

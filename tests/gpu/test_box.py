@@ -92,7 +92,8 @@ def test_learner_and_engine_take_turns_on_one_card_and_go_on_after_a_stop(launch
 
 
 def test_adapters_on_one_card(launch: Callable[..., Path]) -> None:
-    healthy(launch("lora", *ONE, "model.lora_rank=8", "algorithm.steps=3"), 3)
+    rows = healthy(launch("lora", *ONE, "model.lora_rank=8", "algorithm.steps=3"), 3)
+    assert rows[-1]["version"] >= 1, "merged and published"
 
 
 @two_cards
@@ -114,7 +115,8 @@ def test_merged_adapters_are_broadcast_whole(launch: Callable[..., Path]) -> Non
 @pytest.mark.skipif(CARDS < 4, reason="needs four GPUs")
 @pytest.mark.parametrize("layout", ["4x3090", "4x3090-2learners", "4x3090-shared"])
 def test_four_cards(launch: Callable[..., Path], layout: str) -> None:
-    healthy(launch(layout, f"cluster={layout}", *TINY, "algorithm.steps=3"), 3)
+    rows = healthy(launch(layout, f"cluster={layout}", *TINY, "algorithm.steps=3"), 3)
+    assert rows[-1]["version"] >= 1, "learnt and published"
 
 
 def test_four_cards_in_the_shares_of_one(launch: Callable[..., Path]) -> None:
@@ -127,7 +129,8 @@ def test_four_cards_in_the_shares_of_one(launch: Callable[..., Path]) -> None:
         joined = [f"cluster.address={node.address}", *shares]
         # vLLM's engines can't bear that a neighbour gives memory back while they profile.
         quiet = ["algorithm.dry_run=never", "algorithm.steps=3"]
-        healthy(launch("shares", *FOUR, *joined, *quiet, **node.access), 3)
+        rows = healthy(launch("shares", *FOUR, *joined, *quiet, **node.access), 3)
+        assert rows[-1]["version"] >= 1, "learnt and published"
     finally:
         node.end()
 
