@@ -178,7 +178,7 @@ def test_without_a_model_what_was_measured_before_stays(
 
     monkeypatch.setattr(doctor, "random_model", fails)
     found: dict[str, Any] = {"failed": []}
-    doctor._Doctor(box, tmp_path, Console(quiet=True), found, 1).engine_and_learner()
+    doctor._Doctor(box, tmp_path, Console(quiet=True), found, []).engine_and_learner()
     (line,) = found["failed"]
     assert line in ("model.path=it: no model", "making a model of random weights: model: No space left on device")
 
