@@ -69,6 +69,7 @@ class EndpointPlayers:
         """See ``WorkerPool.evaluate``. Raises ``UserError`` for an endpoint that refuses everything, and ``Fault`` once
         ``PATIENCE`` episodes in a row have ended in a fault."""
         found: list[EvalRow] = []
+        chunk = min(chunk, max(PATIENCE, self._config.evaluation.endpoint.parallel))  # a dead one is seen soon
         for at in range(0, len(questions), chunk):
             episodes = self._runner.run(self._chunk(questions[at : at + chunk]))
             if step is not None:

@@ -20,6 +20,7 @@ from agent.errors import Fault
 from agent.inference.evaluation import EvalRow, judged
 from agent.paths import at_home
 from agent.records import Question
+from conf.inputs import stamps
 from conf.schema import RunConfig
 from retrieval_service.whole import written
 from tasks.digest import digest_of
@@ -27,7 +28,7 @@ from tracking import about
 from tracking.console import Console
 from tracking.evals import papers, table
 from tracking.evals.compare import compare
-from tracking.evals.result import RESULT, agent_settings, begin, read_result, result, versions
+from tracking.evals.result import RESULT, agent_settings, begin, note_sources, read_result, result, versions
 from tracking.evals.rows import EvalRows, forget_others
 from tracking.metrics import MetricsLog
 
@@ -39,6 +40,7 @@ def evaluate(config: RunConfig, run_dir: Path, console: Console, namespace: str)
     The folder's report is written however it ends.
     """
     how, other = config.evaluation, at_home(config.compare) if config.compare else None
+    sources = stamps(config)  # what changes from now on is noticed
     if other is not None:
         read_result(other, f"compare={config.compare}")  # before hours of playing
     with ExitStack() as after:
@@ -63,6 +65,7 @@ def evaluate(config: RunConfig, run_dir: Path, console: Console, namespace: str)
             seed=config.seed,
             max_fault_share=how.max_fault_share,
         )
+        note_sources(run_dir, sources)
         write(run_dir, found, console)
         if other is not None:
             compare(run_dir, other, run_dir, console, seed=config.seed, given="output_dir")

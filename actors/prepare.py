@@ -8,7 +8,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from actors.evidence import check_evidence
@@ -28,13 +28,14 @@ from learner.digests import file_digest
 from learner.hub import Fetched, local_folder
 from learner.model_folder import check_folder
 from learner.skeleton import write_skeleton
+from retrieval_service.names import Digests, digests
 from tasks.demonstrations import Demonstration, Encoded, Expert, as_trajectory, control_tokens, end_ids
 from tasks.experts import check_fits
 from tasks.load import Task, load
 from tasks.making.config import AUTO
 from tasks.notices import write_notices
 from tasks.tokenizer import train
-from tasks.trained import write_trained
+from tasks.trained import trained_texts
 
 WARM_START_FORMAT = 4
 """Raise it when the same settings would warm-start another policy than before."""
@@ -55,6 +56,8 @@ class Prepared:
     """Names everything that determines the warm-started policy."""
     experts: tuple[Expert, ...] = ()
     """Expert trajectories of the seeding, one per question; none without a seeding."""
+    trained_on: Digests = field(default_factory=lambda: digests(()))
+    """Of the questions that this run, and what it began from, train on (``tasks/trained.py``)."""
     imitated: Encoded | None = None
     """What the supervised warm start imitates; None without one, or where its result lies in the cache."""
 
@@ -106,7 +109,6 @@ def prepare(config: RunConfig, run_dir: Path, task: Task | None = None) -> Prepa
     for trajectory in (*(e.trajectory for e in seeds), *shown):
         check_fits(trajectory, config.agent, control)
     write_notices(run_dir, task.notices)
-    write_trained(run_dir, [*task.train, *(e.question for e in (*experts, *imitated))])
     key = _warm_start_key(config, model_path) if config.algorithm.warm_start.steps else ""
     cached = config.algorithm.warm_start.cache and warm_started(config.cache, key).is_dir()
     wanted = config.algorithm.warm_start.steps > 0 and config.resume is None and not cached
@@ -117,6 +119,7 @@ def prepare(config: RunConfig, run_dir: Path, task: Task | None = None) -> Prepa
         model_path=model_path,
         warm_start_key=key,
         experts=seeds,
+        trained_on=trained_texts([*task.train, *(e.question for e in (*experts, *imitated))], at_home(model_path)),
         imitated=Encoded.of(shown) if wanted and shown else None,
     )
 

@@ -13,6 +13,9 @@ from agent.pool import saved
 from agent.readable import content_of, json_of
 from learner.checkpoint import verify
 from learner.manifest import Files, one
+from retrieval_service.names import Digests
+from tasks.trained import FILE as TRAINED_ON
+from tasks.trained import write_trained
 
 TRAINING = "training"
 """Beside the model's files in a checkpoint: everything that only training needs."""
@@ -39,11 +42,15 @@ class RunState:
     """What each tracker calls the run, so that it goes on there too."""
 
 
-def save(checkpoint: Path, state: RunState) -> Files:
-    """Writes ``training/run.json`` and lists it; the pool and the learner write their own files beside it."""
+def save(checkpoint: Path, state: RunState, trained_on: Digests) -> Files:
+    """Writes ``training/run.json`` and what the run has ``trained_on`` (``tasks/trained.py``), and lists them.
+
+    The pool and the learner write their own files beside them.
+    """
     (checkpoint / TRAINING).mkdir(exist_ok=True)
     (checkpoint / TRAINING / "run.json").write_text(json.dumps(asdict(state)))
-    return one(checkpoint, f"{TRAINING}/run.json")
+    write_trained(checkpoint, trained_on)
+    return one(checkpoint, f"{TRAINING}/run.json") | one(checkpoint, TRAINED_ON)
 
 
 def check(checkpoint: Path) -> None:

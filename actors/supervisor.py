@@ -370,7 +370,8 @@ class Supervisor:
 
             def write() -> Files:
                 files = get(self.parts.learner.save.remote(folder), "learner", self.parts.topology.log_dir)
-                return done.files | files | run_state.save(folder, state) | self.made_with.save(folder)
+                ours = run_state.save(folder, state, self.prepared.trained_on)
+                return done.files | files | ours | self.made_with.save(folder)
 
             return write
 

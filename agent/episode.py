@@ -14,7 +14,7 @@ from typing import Protocol
 from agent.config import AgentConfig, SelectivityConfig
 from agent.dialogue import Dialogue
 from agent.environment import Environment
-from agent.errors import GenerationError, UserError
+from agent.errors import GenerationError, NoRoom, UserError
 from agent.records import NO_VERSION, Completion, Finish, Question, StopReason, Trajectory, Turn
 from agent.seeds import derive_seed
 from agent.tools.base import Result, Situation
@@ -28,7 +28,10 @@ class Generator(Protocol):
     async def generate(
         self, prompt_ids: Sequence[int], *, max_new_tokens: int, stop: tuple[str, ...], temperature: float, seed: int
     ) -> Completion:
-        """Samples until a stop string, the end token or the limit. Raises ``GenerationError``."""
+        """Samples until a stop string, the end token or the limit.
+
+        Raises ``GenerationError``, and ``NoRoom`` where it has a limit of its own that ``prompt_ids`` has reached.
+        """
 
     async def score(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> float:
         """Log-probability that ``token_ids`` follow, at temperature 1. Raises ``GenerationError``."""
@@ -169,6 +172,8 @@ async def play(
             )
         except GenerationError as error:
             return finish(StopReason.GENERATION_FAILED, str(error))
+        except NoRoom:
+            return finish(StopReason.RESPONSE_TOKENS)
         begin = len(response.ids)
         response.act(completion)
         end = len(response.ids)

@@ -68,6 +68,10 @@ class RewardError(Fault):
     """An outcome could not be told. It excludes the trajectory; it is never an outcome of 0."""
 
 
+class NoRoom(RuntimeError):
+    """A context that holds no more turns, of an engine that knows its length and doesn't tell: no fault."""
+
+
 class GenerationError(Fault):
     """The engine could not finish a completion. It excludes the trajectory from its group."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ _QUESTIONS = (
     *("questions", "revision", "shares", "eval_questions", "dev_questions", "corpus", "evidence_match"),
     *("require_evidence", "eval_share", "dev_share", "passage_words", "overlap_words"),
 )
+PLACES = ("index", "prebuilt", "url")
+"""Settings of the retrieval that say where the passages are, in place of ``data.corpus``."""
 WORLD = "data=world"
 _WORLD = ("world_seed", "eval_questions_per_hop", "dev_questions_per_hop", "evidence_match")
 """What the built-in world depends on, and the questions in it that aren't trained on."""
@@ -49,12 +52,12 @@ def agent_of(checkpoints: Sequence[str]) -> list[str]:
     return _alike(checkpoints, _agent, "agent=…")
 
 
-def data_of(checkpoints: Sequence[str]) -> list[str] | None:
-    """The overrides that name the questions and the passages of the run that wrote ``checkpoints``.
+def data_of(checkpoints: Sequence[str], mode: str) -> list[str] | None:
+    """The overrides that name the questions and the passages of the run that wrote ``checkpoints``, for ``mode``.
 
     None of a folder that no run wrote. Raises ``UserError`` when they are of runs with different ones.
     """
-    return _alike(checkpoints, _data, "data=…") or None if checkpoints else None
+    return _alike(checkpoints, partial(_data, mode=mode), "data=…") or None if checkpoints else None
 
 
 def _alike(checkpoints: Sequence[str], lines_of: Callable[[Mapping[str, Any]], list[str]], say: str) -> list[str]:
@@ -83,15 +86,30 @@ def _agent(settings: Mapping[str, Any]) -> list[str]:
     return [*lines, f"model.dtype={literal(dtype)}"]
 
 
-def _data(settings: Mapping[str, Any]) -> list[str]:
+def _data(settings: Mapping[str, Any], mode: str) -> list[str]:
     data, retrieval = settings["data"], settings["retrieval"]
     if data["source"] == "world":
         return [WORLD, *(f"data.{name}={literal(data[name])}" for name in _WORLD if name in data)]
-    lines = [f"data.{name}={literal(data[name])}" for name in _QUESTIONS if name in data]
+    elsewhere = any(retrieval.get(name) for name in PLACES)
+    lines = [
+        f"data.{name}={literal(data[name])}"
+        for name in _QUESTIONS
+        if name in data and not (name == "corpus" and elsewhere)
+    ]
+    if _split_matters(data, mode):
+        seed = data.get("split_seed")
+        lines.append(f"data.split_seed={settings['seed'] if seed is None else seed}")
     backend = str(retrieval["backend"])
     known = {f.name for f in fields(settings_of(backend))} - _OF_THE_MACHINE
     lines += [f"retrieval={backend}", *(f"retrieval.{n}={literal(v)}" for n, v in retrieval.items() if n in known)]
     return ["data=jsonl", *lines]
+
+
+def _split_matters(data: Mapping[str, Any], mode: str) -> bool:
+    """Whether ``mode`` divides the questions as the run did; else runs of several seeds play the same ones."""
+    if mode == "calibrate":
+        return bool(data.get("dev_share"))
+    return mode == "eval" and not data.get("eval_questions") and bool(data.get("dev_share") or data.get("shares"))
 
 
 def literal(value: Any) -> str:

@@ -28,6 +28,8 @@ class Need:
     switched: bool = True
     """Whether one who gives a deciding setting, too, knows: a script that turns the thing on and off. One who varies
     it in a sweep always does."""
+    modes: tuple[str, ...] = ("train", "plan")
+    """Where it is asked about: in others it may have been left in a command."""
 
 
 def _kl(part: str, name: str) -> Need:
@@ -39,6 +41,15 @@ def _no_exact_master(of: Composed) -> bool:
     wide = of("model.dtype") == "float32" or (of("model.dtype") == "auto" and of("cluster.device") == "cpu")
     eight_bit = of("algorithm.optimizer.kind") == "adamw8bit"
     return of("algorithm.optimizer.exact_master") is True and (wide or not eight_bit)
+
+
+def _evaluates(name: str, modes: tuple[str, ...], why: str) -> Need:
+    return Need(f"evaluation.{name}", (), lambda of: True, why, modes=modes)
+
+
+def _endpoint(key: str) -> Need:
+    why = "the limits of an episode's tokens are the endpoint's own; agent.max_new_tokens limits a turn"
+    return Need(key, (), lambda of: of("evaluation.endpoint.url") is not None, why, modes=("eval",))
 
 
 NEEDS = (
@@ -72,6 +83,20 @@ NEEDS = (
         "exact masters are for bfloat16 weights under algorithm.optimizer.kind=adamw8bit; leave it out",
         switched=False,
     ),
+    *(
+        _evaluates(name, ("train", "ask", "calibrate"), f"{name} is of mode=eval; {other}")
+        for name, other in (
+            ("samples", "elsewhere a question is played once"),
+            ("temperature", "elsewhere held-out questions are played greedily"),
+        )
+    ),
+    *(
+        _evaluates(
+            f"endpoint.{name}", ("train", "ask", "calibrate"), "a model behind an endpoint is played by mode=eval"
+        )
+        for name in ("url", "model")
+    ),
+    *(_endpoint(f"agent.{name}") for name in ("max_response_tokens", "max_prompt_tokens")),
 )
 
 
@@ -81,10 +106,10 @@ def check_idle(overrides: Sequence[Override], composed: DictConfig) -> None:
     Other programs have other defaults: there may be a KL term in them that isn't asked for.
     """
     given = {str(override.key_or_group): override for override in overrides}
-    if composed.mode not in ("train", "plan") or ("algorithm" in given and given["algorithm"].is_sweep_override()):
+    if "algorithm" in given and given["algorithm"].is_sweep_override():
         return
     for need in NEEDS:
-        if (said := given.get(need.key)) is None:
+        if composed.mode not in need.modes or (said := given.get(need.key)) is None:
             continue
         rulers = [given[key] for key in need.ruled_by if key in given]
         known = any(need.switched or ruler.is_sweep_override() for ruler in rulers)

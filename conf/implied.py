@@ -6,13 +6,13 @@ Whatever is said on the command line counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from agent.errors import UserError
-from conf.as_trained import WORLD, agent_of, data_of
+from conf.as_trained import PLACES, WORLD, agent_of, data_of
 from conf.schema import INFERENCE
 from conf.topology import AUTO
 
@@ -31,6 +31,8 @@ _PLANNED = ("agent", "algorithm", "cluster", "model", "pool")
 """Groups with settings that the plan may choose."""
 _OWN = ("data.questions", "data.eval_questions")
 """Files of the user's, of which the built-in world has none."""
+SERVER = "http"
+"""The ranker that asks a server."""
 _ELSEWHERE = ("retrieval", "retrieval.index", "retrieval.url", "retrieval.prebuilt", "retrieval.backend")
 
 
@@ -94,12 +96,12 @@ def _questions_and_passages(overrides: Sequence[Override], composed: DictConfig,
         return found
     if choices["data"] == "world" and "data" not in given:
         checkpoints = values(next((o for o in overrides if o.key_or_group == "checkpoint"), None))
-        before = data_of(checkpoints) if mode in INFERENCE else None
+        divided = mode == "calibrate" or (mode == "eval" and "data.eval_questions" not in given)
+        before = data_of(checkpoints, mode if divided else "") if mode in INFERENCE else None
         of_the_world = _of_the_world(given)
         own = given.intersection((*_OWN, "data.corpus") if mode in INFERENCE else _OWN)
         if before is not None and (WORLD in before if of_the_world else not (own and WORLD in before)):
-            passages = not given.intersection(_ELSEWHERE)
-            return [*(line for line in before if line.startswith("data") or passages), *found]
+            return [*_fitting(before, given, composed), *found]
         if of_the_world:
             return found
         if own:
@@ -114,6 +116,26 @@ def _questions_and_passages(overrides: Sequence[Override], composed: DictConfig,
     if named and choices["retrieval"] == "bm25" and not given.intersection(_ELSEWHERE) and not composed.data.corpus:
         found.append(PASSAGES)
     return found
+
+
+def _fitting(before: Sequence[str], given: set[str], composed: DictConfig) -> Iterator[str]:
+    """What goes with the settings that are ``given``, of those of a checkpoint's run.
+
+    Another ranker ranks the same corpus. Another corpus is ranked as the run's was, another place has its own ranking.
+    """
+    moved = "data.corpus" in given
+    place = any(OmegaConf.select(composed, f"retrieval.{name}") for name in PLACES)
+    server = f"retrieval={SERVER}" in before
+    for line in before:
+        key = line.partition("=")[0]
+        of_passages = key.partition(".")[0] == "retrieval"
+        if of_passages and (given.intersection(_ELSEWHERE) or (moved and server)):
+            continue
+        if moved and key in (f"retrieval.{name}" for name in PLACES):
+            continue
+        if place and key == "data.corpus":
+            continue
+        yield line
 
 
 def _of_the_world(given: set[str]) -> bool:

@@ -15,7 +15,7 @@ from conf.schema import IF_ANY, INFERENCE, RunConfig
 from learner.gguf import is_gguf
 from learner.hub import is_hub_name
 from tasks.making.config import AUTO
-from tasks.paths import KEYS, WIKI_18, files_of, is_named
+from tasks.paths import KEYS, WIKI_18, files_of, is_named, read_by
 from tracking.trackers.several import check_installed
 
 _FOLDERS = ("checkpoint", "report.sweep", "resume", "retrieval.index", "run", "compare")
@@ -49,9 +49,11 @@ def _read(config: RunConfig) -> Iterator[tuple[str, str]]:
     if mode in INFERENCE and config.exit.calibration:
         yield "exit.calibration", config.exit.calibration
     if mode in (*INFERENCE, "train", "experts", "index", "serve", "fetch") and config.data.source == "jsonl":
+        unread = {*KEYS} - {*read_by(mode, config.data.eval_questions)}
         for f in fields(config.data):
             if (
                 f.metadata.get(KIND) == PATH[KIND]
+                and f.name not in unread
                 and (path := getattr(config.data, f.name))
                 and (f.name, path) != ("experts", AUTO)
             ):
@@ -70,6 +72,22 @@ def _read(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "run", str(config.run)
     if mode in ("view", "compare", "eval") and config.compare:
         yield "compare", config.compare
+
+
+def stamps(config: RunConfig) -> dict[str, str]:
+    """Of each file and folder that ``config.mode`` reads, by its resolved path: its size and when it changed (ns).
+
+    A link to a checkpoint, such as ``checkpoints/best``, is that checkpoint.
+    """
+    found = {}
+    for key, path in _read(config):
+        if key != "compare" and not key.endswith("token_file"):
+            place = at_home(path).resolve()
+            files = [file.stat() for file in (place.rglob("*") if place.is_dir() else (place,)) if file.is_file()]
+            found[f"{key}={place}"] = (
+                f"{sum(f.st_size for f in files)} {max((f.st_mtime_ns for f in files), default=0)}"
+            )
+    return found
 
 
 def missing(path: str) -> str | None:

@@ -10,10 +10,12 @@ from omegaconf import DictConfig
 
 from agent.errors import Fault, Stopped, UserError, refused
 from conf.command_line import Sweep
+from conf.inputs import stamps
 from conf.schema import IF_ANY, RunConfig, typed
 from tracking import run_folder
 from tracking.console import Console
 from tracking.dispensable import Dispensable
+from tracking.evals.result import made_of
 from tracking.experiments import sweep
 
 REPORTED = ("train", "simulate")
@@ -30,10 +32,12 @@ def job(composed: DictConfig, folder: Path, mode: Callable[[RunConfig, Path, Con
         console = Console()
         try:
             config = typed(composed)
-            if sweep.status(folder)[0] is sweep.Status.FINISHED:
+            evaluated = config.mode == "eval"
+            finished = sweep.status(folder)[0] is sweep.Status.FINISHED
+            if finished and (not evaluated or made_of(folder, stamps(config))):
                 console.say(f"{folder.name}: finished before")
                 return
-            if config.mode == "eval":
+            if evaluated:
                 config.resume = IF_ANY  # what is played there already stays
             elif sweep.has_checkpoint(folder):
                 config.resume = str(folder)
@@ -75,7 +79,8 @@ def run_sweep(asked: Sweep, run: Callable[[], None]) -> tuple[int, str] | None:
     if asked.mode == "eval":
         from tracking.evals import papers
 
-        results = papers.of_jobs([asked.folder / job.name for job in asked.plan.jobs])
+        folders = [asked.folder / job.name for job in asked.plan.jobs]
+        results = papers.of_jobs([f for f in folders if sweep.status(f)[0] is sweep.Status.FINISHED])
         for title, (head, *body) in papers.write(asked.folder, results):
             Console().table(title, head, body)
     if stopped is not None:

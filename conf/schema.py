@@ -188,7 +188,7 @@ class RunConfig:
             )
         if self.mode == "ask" and not self.question:
             raise UserError('mode=ask needs question="…"')
-        if self.mode == "eval" and self.evaluation.endpoint.url is not None:
+        if self.mode == "eval" and (self.evaluation.endpoint.url is not None or self.evaluation.endpoint.model):
             self._check_endpoint()
         elif self.mode in INFERENCE and not self.checkpoint:
             raise UserError(
@@ -211,6 +211,7 @@ class RunConfig:
         """Each mode needs other files of the user's; passages all that have to do with data."""
         data = self.data
         self._check_corpus()
+        self._check_passages()
         if self.mode in ("train", "experts") and data.questions is None:
             only = f"; {data.eval_questions} is for evaluation" if data.eval_questions else ""
             raise UserError(f"data=jsonl needs data.questions=FILE{only}")
@@ -244,6 +245,17 @@ class RunConfig:
             )
         if data.evidence_match == "id" and (self.mode == "experts" or data.experts == AUTO):
             raise UserError("data.evidence_match=id: experts are made with the titles of data.corpus=FILE; name it")
+
+    def _check_passages(self) -> None:
+        """A corpus beside an index or a server is read for its words and titles alone; nobody would search it."""
+        data, place = self.data, self.retrieval.place
+        scratch = self.mode in ("train", "plan", "fetch") and self.model.path is None
+        titled = data.evidence_match == "id" and (self.mode == "experts" or data.experts == AUTO)
+        if data.corpus and place and not (scratch or titled):
+            raise UserError(
+                f"data.corpus={data.corpus} and {self.retrieval.place_key}={place} both say where passages come from; "
+                "leave one out (retrieval=bm25 searches the corpus)"
+            )
 
     def _check_endpoint(self) -> None:
         self.evaluation.endpoint.check()

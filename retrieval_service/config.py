@@ -79,6 +79,11 @@ class RetrievalConfig:
         """That index or server; None for the data's corpus."""
         return self.index or self.prebuilt or self.url
 
+    @property
+    def place_key(self) -> str:
+        """The setting that names it."""
+        return next(f"retrieval.{name}" for name in ("index", "prebuilt", "url") if getattr(self, name))
+
     def __post_init__(self) -> None:
         check_bounds(self, "retrieval")
         one_of(self.backend, backend_names(), "retrieval.backend")

@@ -77,6 +77,9 @@ class DataConfig:
     dev_share: float = bounded(0.0, "in [0, 1)")
     """Share of the training questions that is held back for ``mode=calibrate`` and never trained on (``source:
     jsonl``). Use the same value in training and in calibration."""
+    split_seed: int | None = bounded(None, "in [0, 9223372036854775807]")
+    """Seed of what ``eval_share``, ``dev_share`` and ``shares`` choose of the questions. None: the run's seed; in
+    ``mode=eval`` and ``calibrate`` that of the run which wrote the checkpoint."""
     world_seed: int = bounded(0, "in [0, 9223372036854775807]")
     """Seed of the built-in world: its entities, relations and questions."""
     train_questions: int = bounded(1440, "at least 1")

@@ -23,7 +23,7 @@ from agent.errors import UserError
 from agent.readable import json_of
 from retrieval_service.download import Show, Source, already, downloaded, hidden, hub_url, on_hub, sha256, size_text
 from tasks.config import DataConfig
-from tasks.paths import WIKI_18, files_of, is_named, listed
+from tasks.paths import WIKI_18, files_of, is_named, listed, read_by
 
 REPOSITORY = "RUC-NLPIR/FlashRAG_datasets"
 _NAME = re.compile(r"flashrag:([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w-]*)")
@@ -93,7 +93,7 @@ class Named:
 def named(config: DataConfig, cache: Path, mode: str) -> list[Named]:
     """The named files that ``mode`` reads, without looking for them. Raises ``UserError`` for a name that is none."""
     found = []
-    for key in _read(config, mode):
+    for key in read_by(mode, config.eval_questions):
         value = getattr(config, key)
         for file in files_of(value, f"data.{key}") if value else ():
             if is_named(file):
@@ -123,20 +123,11 @@ def fetched(
     if not paths:
         return config
     changed: dict[str, Any] = {}
-    for key in ("corpus", *_read(config, mode)):
+    for key in ("corpus", *read_by(mode, config.eval_questions)):
         if value := getattr(config, key):
             files = (value,) if key == "corpus" else files_of(value, f"data.{key}")
             changed[key] = listed([paths.get(file, file) for file in files])
     return replace(config, **changed)
-
-
-def _read(config: DataConfig, mode: str) -> tuple[str, ...]:
-    """The settings whose files of questions ``mode`` reads (``tasks/sets.py``)."""
-    if mode in ("ask", "index", "serve"):
-        return ()
-    if mode == "eval":
-        return ("questions",) if config.eval_questions is None else ("eval_questions",)
-    return ("questions", "eval_questions", "dev_questions")
 
 
 def _named_split(key: str, name: str, cache: Path, revision: str) -> Named:

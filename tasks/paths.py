@@ -21,6 +21,15 @@ WIKI_18 = "wiki-18"
 """A corpus by name (``tasks/named.py``); a file of this name is ``./wiki-18``."""
 
 
+def read_by(mode: str, eval_questions: str | None) -> tuple[str, ...]:
+    """The settings of the data whose files of questions ``mode`` reads (``tasks/sets.py``)."""
+    if mode in ("ask", "index", "serve"):
+        return ()
+    if mode == "eval":
+        return ("questions",) if eval_questions is None else ("eval_questions",)
+    return KEYS
+
+
 def is_named(file: str) -> bool:
     """Whether ``file`` is the name of a published set, which is fetched (``tasks/named.py``), and no path."""
     return file.startswith("flashrag:")

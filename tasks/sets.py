@@ -111,10 +111,13 @@ def _shared(sets: Mapping[str, tuple[Question, ...]], found: Sequence[Question],
 
 
 def sets(config: DataConfig, seed: int, mode: str) -> Sets:
-    """The questions that ``mode`` needs of the user's files; ``seed`` chooses what is held out.
+    """The questions that ``mode`` needs of the user's files.
+
+    ``data.split_seed``, else ``seed``, chooses what is held out.
 
     Raises ``UserError`` for files that are missing or wrong, and with ``data.strict`` for what would be left out.
     """
+    seed = seed if config.split_seed is None else config.split_seed
     reader = _Reader(config, seed)
     if mode in ("ask", "index", "serve"):
         return Sets(name=stem(Path(config.corpus or "")))

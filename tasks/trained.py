@@ -1,4 +1,4 @@
-"""What a run has trained on, in its folder: so that its checkpoints are not evaluated on it by mistake."""
+"""What a run has trained on, in its checkpoints: so that they are not evaluated on it by mistake."""
 
 from __future__ import annotations
 
@@ -8,27 +8,51 @@ from pathlib import Path
 import numpy as np
 
 from agent.answers import normalise
+from agent.errors import UserError
 from agent.records import Question
-from retrieval_service.names import among, digests
+from retrieval_service.names import Digests, among, digests
 
-FILE = "trained_on.npy"
+FILE = "training/trained_on.npy"
+"""In a checkpoint: 8 bytes for each question's text."""
 
 
-def write_trained(folder: Path, questions: Sequence[Question]) -> None:
-    """Records in a run's ``folder`` that it trains on ``questions``: 8 bytes for each text."""
-    np.save(folder / FILE, digests(normalise(q.text) for q in questions))
+def trained_texts(questions: Sequence[Question], begun_from: Path) -> Digests:
+    """Digests of the texts that a run trains on, with those of the checkpoint that it has ``begun_from``, if it is one.
+
+    Raises ``UserError`` if that one's record is damaged.
+    """
+    before = _recorded(begun_from)
+    texts = digests(normalise(q.text) for q in questions)
+    return texts if before is None else np.union1d(before, texts)
+
+
+def write_trained(checkpoint: Path, texts: Digests) -> None:
+    """Records them in ``checkpoint``."""
+    (checkpoint / FILE).parent.mkdir(exist_ok=True)
+    np.save(checkpoint / FILE, texts)
 
 
 def trained_on(checkpoint: Path, questions: Sequence[Question]) -> set[str] | None:
-    """Ids of those of ``questions`` whose text the run of ``checkpoint`` (``RUN/checkpoints/step-…``) has trained on.
+    """Ids of those of ``questions`` whose text the run of ``checkpoint``, or one that it went on from, has trained on.
 
-    None where nothing is recorded: for a model that no run of ours has made, or a checkpoint out of its run's folder.
+    None where nothing is recorded: for a model that no run of ours has made. Raises ``UserError`` for a damaged record.
     """
-    places = (checkpoint.absolute(), checkpoint.resolve())  # a link to a checkpoint is one, too
-    files = (place.parent.parent / FILE for place in places if place.parent.name == "checkpoints")
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
+    recorded = _recorded(checkpoint)
+    if recorded is None:
         return None
     texts = {q.id: normalise(q.text) for q in questions}
-    known = among(set(texts.values()), np.load(file))
+    known = among(set(texts.values()), recorded)
     return {name for name, text in texts.items() if text in known}
+
+
+def _recorded(checkpoint: Path) -> Digests | None:
+    file = checkpoint / FILE
+    if not file.is_file():
+        return None
+    try:
+        found = np.load(file)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{file}: is damaged ({error}); take another checkpoint") from error
+    if found.dtype != np.uint64 or found.ndim != 1:
+        raise UserError(f"{file}: is damaged (not a list of digests); take another checkpoint")
+    return np.sort(found)

@@ -121,6 +121,7 @@ def evaluation_row(question: Question, inferred: Inferred, row: EvalRow, step: i
         "answerable": row.answerable,
         "evidence": row.evidence,
         **_episode(inferred.trajectory, question, texts, tokens=False),
+        "action_tokens": row.action_tokens,  # an endpoint's own count: the ids of its episodes are characters
         "answer": row.answer,
     }
 

@@ -63,6 +63,8 @@ class EvalRow:
     """Different supporting documents that the question names."""
     sample: int = 0
     """Number of the episode among those of its question."""
+    text: str = ""
+    """A digest of the question's text, by which questions of one id are told apart; empty in earlier files."""
 
 
 def subset(questions: Sequence[Question], limit: int) -> tuple[Question, ...]:
@@ -131,6 +133,7 @@ def eval_row(question: Question, inferred: Inferred, retrieved: Sequence[str] = 
         withheld=trajectory.repeats(Repeat.EVIDENCE),
         probes=tuple(ScoredProbe(probe=p, em=_em(p.answer, question)) for p in inferred.probes),
         probe_tokens=inferred.probe_tokens,
+        text=hashlib.blake2b(normalise(question.text).encode(), digest_size=8).hexdigest(),
     )
 
 

@@ -13,7 +13,7 @@ from agent.config import AgentConfig
 from agent.errors import UserError, nearest
 from agent.protocol import PROTOCOLS
 from agent.settings import SENTENCE, bounded, check_bounds
-from tasks.making.endpoint import Endpoint
+from tasks.making.endpoint import COMPLETIONS, Endpoint
 
 AUTO = "auto"
 """``data.experts=auto``: the run makes its own."""
@@ -59,7 +59,7 @@ class EndpointConfig:
     def check(self) -> None:
         """To be called where it is used. Raises ``UserError`` for an address that is none, or without a model."""
         key = self.KEY
-        if self.url is not None and (problem := _wrong(self.url)):
+        if self.url is not None and (problem := _wrong(self.url, self.SECRET)):
             raise UserError(f"{key}.url={self.url} {problem}")
         secret = os.environ.get(self.SECRET, "")
         if self.url is not None and not (secret.isascii() and (secret.isprintable() or not secret)):
@@ -90,12 +90,14 @@ def check_played(agent: AgentConfig, key: str) -> None:
             )
 
 
-def _wrong(url: str) -> str:
+def _wrong(url: str, secret: str) -> str:
     """What is wrong with an endpoint's address; empty for nothing."""
     if not url.startswith(("http://", "https://")):
         return "must start with http:// or https://"
     try:
         parts = urlsplit(url)
+        if parts.username is not None or parts.query or parts.fragment or parts.path.rstrip("/").endswith(COMPLETIONS):
+            return f"is more than an address, such as http://127.0.0.1:8000/v1; a key goes into {secret}"
         fine = bool(parts.hostname) and (parts.port is None or parts.port > 0)  # reading the port checks its range
     except ValueError:
         fine = False

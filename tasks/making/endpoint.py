@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,14 +18,20 @@ if TYPE_CHECKING:
 PASSING = frozenset({408, 429, 500, 502, 503, 504})
 """HTTP codes of trouble that may pass."""
 LONGEST_PAUSE_S = 60.0
+COMPLETIONS = "/chat/completions"
+TOO_LARGE = frozenset({400, 413, 422})
+_FULL = re.compile(r"context[ _](length|size|window)", re.IGNORECASE)
+"""In what OpenAI, vLLM, SGLang and llama.cpp answer to more than the context holds."""
 
 
 class EndpointError(Fault):
     """The endpoint gave no completion. ``code`` is its HTTP code; None if it gave none."""
 
-    def __init__(self, message: str, code: int | None = None) -> None:
+    def __init__(self, message: str, code: int | None = None, *, full: bool = False) -> None:
         super().__init__(message)
         self.code = code
+        self.full = full
+        """Whether it says that the messages don't fit the model's context."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +56,7 @@ class Endpoint:
     def __init__(
         self, url: str, model: str, *, key: str = "", timeout_s: float = 30.0, tries: int = 3, pause_s: float = 1.0
     ) -> None:
-        self._url = f"{url.rstrip('/')}/chat/completions"
+        self._url = f"{url.rstrip('/')}{COMPLETIONS}"
         self._model = model
         self._key = key
         self._timeout_s = timeout_s
@@ -94,7 +101,8 @@ class Endpoint:
     def _read(self, response: httpx.Response) -> Reply:
         code, shown = response.status_code, " ".join(response.text[:80].split())
         if code != 200:
-            raise EndpointError(f"{self._url}: HTTP {code} {response.reason_phrase}: {shown!r}", code)
+            full = code in TOO_LARGE and _FULL.search(response.text) is not None
+            raise EndpointError(f"{self._url}: HTTP {code} {response.reason_phrase}: {shown!r}", code, full=full)
         try:
             told = json_of(response.content)
             choice = told["choices"][0]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from agent.answers import normalise_query
 from agent.config import AgentConfig
-from agent.errors import GenerationError, UserError
+from agent.errors import GenerationError, NoRoom, UserError
 from agent.protocol import TagProtocol
 from agent.records import Completion, Finish, Trajectory
 from tasks.making.config import EndpointConfig
@@ -63,6 +63,8 @@ class Teacher:
                     f"{key}.url={self.config.url}, {key}.model={self.config.model}: {error}; correct them, or the "
                     f"environment variable {self.config.SECRET}"
                 ) from error
+            if error.full and not first:
+                raise NoRoom(str(error)) from error
             raise GenerationError(str(error)) from error
         if reply.finish not in ("stop", "length"):
             raise GenerationError(f"{self.config.url}: the model's turn ended with {reply.finish!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from learner.config import AlgorithmConfig, ModelConfig, WarmStartConfig
 from tasks.config import DataConfig
 from tasks.load import load
 from tasks.notices import FILE
-from tasks.trained import trained_on, write_trained
+from tasks.trained import trained_on, trained_texts, write_trained
 
 AGENT = AgentConfig(prompt="plain", chat=False, top_k=2, max_prompt_tokens=64, max_response_tokens=320)
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -310,11 +311,10 @@ def checkpoint(tmp_path: Path, folder: Path) -> Callable[[Sequence[int]], Path]:
     """A run's checkpoint, of a run that has trained on the questions with these numbers."""
 
     def make(numbers: Sequence[int]) -> Path:
-        place = tmp_path / "run" / "checkpoints" / "step-000001"
-        place.parent.mkdir(parents=True)
-        place.symlink_to(folder)
+        place = tmp_path / "copied out of its run's folder"
+        shutil.copytree(folder, place)
         trained = [Question(id=f"t{i}", text=ROWS[i]["question"].upper(), golden_answers=("x",)) for i in numbers]
-        write_trained(tmp_path / "run", trained)
+        write_trained(place, trained_texts(trained, folder))
         return place
 
     return make
@@ -328,12 +328,30 @@ def chosen(config: RunConfig, place: Path) -> Any:
 def test_what_a_run_trains_on_is_recorded(make: Make, tmp_path: Path) -> None:
     config = make(data={"eval_share": 0.3})
     prepared = prepare(config, tmp_path)
-    place = tmp_path / "checkpoints" / "step-000001"
-    place.mkdir(parents=True)
     both = (*prepared.task.train, *prepared.task.eval)
-    assert trained_on(place, both) == {q.id for q in prepared.task.train}
-    assert len(prepared.task.train) == 7
     assert trained_on(tmp_path, both) is None, "not a checkpoint of a run"
+    write_trained(tmp_path, prepared.trained_on)
+    assert trained_on(tmp_path, both) == {q.id for q in prepared.task.train}
+    assert len(prepared.task.train) == 7
+
+
+def test_what_a_run_went_on_from_was_trained_on_too(make: Make, folder: Path, tmp_path: Path) -> None:
+    before = [Question(id="b", text="What came before?", golden_answers=("x",))]
+    earlier = tmp_path / "earlier"
+    shutil.copytree(folder, earlier)
+    write_trained(earlier, trained_texts(before, folder))
+    config = make()
+    config.model.path = str(earlier)
+    write_trained(earlier, prepare(config, tmp_path).trained_on)
+    assert trained_on(earlier, before) == {"b"}
+
+
+def test_a_damaged_record_of_what_was_trained_on_is_refused(tmp_path: Path) -> None:
+    write_trained(tmp_path, trained_texts([], tmp_path))
+    for content in (b"", b"rubbish", (tmp_path / "training" / "trained_on.npy").read_bytes()[:-40]):
+        (tmp_path / "training" / "trained_on.npy").write_bytes(content)
+        with pytest.raises(UserError, match=r"trained_on\.npy: is damaged"):
+            trained_on(tmp_path, [])
 
 
 def test_an_evaluation_leaves_out_what_the_checkpoint_was_trained_on(make: Make, checkpoint: Any) -> None:

@@ -40,6 +40,8 @@ class Model:
     flagged: str = ""
     """What stands in a prompt that is refused every time."""
     code: int = 503
+    holds: int = 1000
+    """Messages that fit its context."""
 
     def says(self, messages: list[dict[str, str]]) -> str:
         assert [m["role"] for m in messages] == ["user", "assistant"] * (len(messages) // 2) + ["user"]
@@ -65,6 +67,13 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Model]:
                 self.send_response(state.code)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
+                return
+            if len(body["messages"]) > state.holds:
+                told = b'{"error": {"message": "' + 100 * b" " + b"This model's maximum context length is 9 tokens.\"}}"
+                self.send_response(400)
+                self.send_header("Content-Length", str(len(told)))
+                self.end_headers()
+                self.wfile.write(told)
                 return
             choice = {"message": {"content": state.says(body["messages"])}, "finish_reason": "stop"}
             text = json.dumps({"choices": [choice], "usage": {"completion_tokens": 7}}).encode()
@@ -138,6 +147,23 @@ def test_a_model_behind_an_endpoint_is_evaluated_as_a_checkpoint_is(model: Model
     assert {row["question_id"]: row["answer"] for row in episodes} == {**BOOKS, "Ulysses": "nobody"}
     (emma,) = [row for row in episodes if row["question_id"] == "Emma"]  # they are written as they end
     assert "Emma is a novel by the author Jane Austen." in emma["turns"][0]["observation"]
+    assert emma["action_tokens"] == 14
+
+
+def test_an_episode_that_fills_the_endpoints_context_is_wrong_and_no_fault(
+    model: Model, asked: Any, tmp_path: Path
+) -> None:
+    model.holds = 2
+    found = evaluated(asked("evaluation.questions=0"), tmp_path / "run")
+    assert (found["faults"], found["slices"][0]["em"]["mean"], found["slices"][0]["em"]["n"]) == (0, 0.0, 3)
+    rows = read(tmp_path / "run" / "eval_rows.jsonl")
+    assert {row["question_id"]: row["stop_reason"] for row in rows} == {
+        **dict.fromkeys(BOOKS, "response_tokens"),
+        "Ulysses": "answered",
+    }
+    model.holds = 0
+    with pytest.raises(Fault, match="HTTP 400"):
+        evaluated(asked(), tmp_path / "none")
 
 
 def test_samples_and_faults_are_those_of_every_evaluation(model: Model, asked: Any, tmp_path: Path) -> None:
@@ -200,10 +226,10 @@ def test_a_question_that_is_refused_at_the_start_of_what_goes_on_is_a_fault(
 
 def test_an_endpoint_that_is_gone_ends_the_evaluation_soon(model: Model, many: Any, tmp_path: Path) -> None:
     model.down, folder = 1000, tmp_path / "run"
-    with pytest.raises(Fault, match=r"^the last 64 episodes all ended in a fault: .*HTTP 503.* goes on$") as caught:
+    with pytest.raises(Fault, match=r"^the last 20 episodes all ended in a fault: .*HTTP 503.* goes on$") as caught:
         evaluated(many(), folder)
     assert f"; resume=if_any output_dir={folder} goes on" in str(caught.value)
-    assert len(model.asked) == 64
+    assert len(model.asked) == 20
     model.down = 0
     assert evaluated(many("resume=if_any", f"output_dir={folder}"), folder)["faults"] == 0
 
@@ -234,6 +260,8 @@ def test_questions_that_were_refused_before_are_no_sign_that_the_endpoint_is_gon
         (["agent.thinking=false"], "agent.thinking=False: a model behind evaluation.endpoint "),
         (["agent.max_parallel=4"], "agent.max_parallel=4: a model behind evaluation.endpoint "),
         (["agent.malformed=notice"], "agent.malformed=notice: a model behind evaluation.endpoint "),
+        (["agent.max_response_tokens=100"], "agent.max_response_tokens=100: the limits of an episode's tokens are "),
+        (["evaluation.endpoint.url=null"], "evaluation.endpoint.model=org/some-model needs evaluation.endpoint.url="),
         (["evaluation.endpoint.url=here"], "evaluation.endpoint.url=here must start with http:// or https://"),
     ],
 )

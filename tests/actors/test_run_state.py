@@ -28,6 +28,7 @@ from conf.topology import ClusterConfig
 from learner.checkpoint import set_best, write_checkpoint
 from learner.config import AlgorithmConfig, ModelConfig, OptimizerConfig
 from learner.manifest import Files, listed
+from retrieval_service.names import digests
 from tasks.load import Task
 from tracking.metrics import MetricsLog, read, replace
 
@@ -52,7 +53,7 @@ def checkpoint(
     )
 
     def write(folder: Path) -> Files:
-        run_state.save(folder, state)
+        run_state.save(folder, state, digests(()))
         saved.save(folder / "training", pool or {"weight": np.ones(2), "released": step})
         for name in ("config.json", "model.safetensors", "training/learner.pt"):
             (folder / name).write_text("{}")

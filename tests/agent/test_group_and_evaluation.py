@@ -132,7 +132,9 @@ def test_a_row(make_trajectory, emma):
     answered = make_trajectory(
         {"text": "s", "query": "emma", "found": [("d", "Emma (novel)")]}, {"text": "a", "answer": "Jane"}
     )
-    assert eval_row(emma, Inferred(trajectory=answered)) == EvalRow(
+    row = eval_row(emma, Inferred(trajectory=answered))
+    assert len(row.text) == 16
+    assert row == EvalRow(
         question_id="q",
         kind="",
         answer="Jane",
@@ -145,6 +147,7 @@ def test_a_row(make_trajectory, emma):
         fault=False,
         answerable=0.0,
         documents=1,
+        text=row.text,
     )
     mute = make_trajectory("hm", stop_reason=StopReason.NO_ACTION)
     silent = eval_row(emma, Inferred(trajectory=mute))

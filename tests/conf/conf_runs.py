@@ -16,6 +16,7 @@ from agent.pool import saved
 from conf.schema import RunConfig
 from learner.checkpoint import write_checkpoint
 from learner.manifest import Files, listed
+from retrieval_service.names import digests
 from tracking.metrics import MetricsLog
 
 Command = Callable[..., tuple[int, str, str]]
@@ -103,7 +104,7 @@ def save(run_dir: Path, step: int, config: RunConfig | None = None) -> None:
     )
 
     def write(folder: Path) -> Files:
-        run_state.save(folder, state)
+        run_state.save(folder, state, digests(()))
         saved.save(folder / "training", {"released": step})
         for name in ("config.json", "model.safetensors", "training/learner.pt"):
             (folder / name).write_text("{}")

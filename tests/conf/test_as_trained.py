@@ -12,6 +12,7 @@ import launch
 from agent.config import AgentConfig
 from agent.errors import UserError
 from conf.as_trained import MADE_WITH, agent_of
+from conf.inputs import check_inputs
 from conf.schema import RunConfig
 
 TRAINED = AgentConfig(prompt="plain", chat=False, tools=["search", "open"], top_k=2, temperature=1.0, thinking=None)
@@ -87,3 +88,122 @@ def test_a_sweep_over_checkpoints(tmp_path: Path) -> None:
     other = checkpoint(tmp_path / "other", replace(TRAINED, top_k=9))
     with pytest.raises(UserError, match=rf"^checkpoint={other}: was trained with another agent\.top_k than {one}"):
         asked("-m", "mode=eval", f"checkpoint={one},{other}")
+
+
+# --- what it is asked about -------------------------------------------------------------------------
+
+
+def trained(folder: Path, *arguments: str, seed: int = 0) -> Path:
+    """A checkpoint of a run with these settings."""
+    (config,) = asked("model=smollm2-135m", *arguments)
+    (folder / MADE_WITH).parent.mkdir(parents=True)
+    settings = asdict(config) | {"seed": seed}
+    (folder / MADE_WITH).write_text(json.dumps({"settings": settings, "data": {}}, default=str))
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """A file of questions and one of passages, an index, and another of each."""
+    found = {name: str(tmp_path / f"{name}.jsonl") for name in ("questions", "corpus", "others")}
+    for file in found.values():
+        Path(file).write_text("{}\n")
+    (tmp_path / "index").mkdir()
+    return found | {"index": str(tmp_path / "index")}
+
+
+PLACED: dict[str, list[str]] = {
+    "prebuilt": ["data=hotpotqa", "retrieval=wikipedia"],
+    "index": ["data=jsonl", "data.questions={questions}", "retrieval.index={index}", "retrieval.k1=1.5"],
+    "url": ["data=jsonl", "data.questions={questions}", "retrieval=http", "retrieval.url=http://box:8000"],
+    "corpus": ["data=jsonl", "data.questions={questions}", "data.corpus={corpus}", "retrieval.k1=1.5"],
+}
+"""Runs by where their passages are."""
+
+
+@pytest.mark.parametrize("before", PLACED)
+@pytest.mark.parametrize("mode", [["ask", "question=who?"], ["eval", "data.eval_questions={questions}"]])
+def test_a_corpus_that_is_given_is_searched(
+    tmp_path: Path, files: dict[str, str], before: str, mode: list[str]
+) -> None:
+    here = trained(tmp_path / "here", *(a.format(**files) for a in PLACED[before]))
+    more = [a.format(**files) for a in mode[1:]]
+    (config,) = asked(f"mode={mode[0]}", f"checkpoint={here}", *more, f"data.corpus={files['others']}")
+    assert (config.data.corpus, config.retrieval.place, config.retrieval.backend) == (files["others"], None, "bm25")
+    assert config.retrieval.k1 == (1.5 if before in ("index", "corpus") else 0.9), "ranked as the run's was"
+
+
+@pytest.mark.parametrize("before", PLACED)
+@pytest.mark.parametrize(
+    ("place", "found"),
+    [
+        (["retrieval=wikipedia"], "beir-v1.0.0-hotpotqa.flat"),
+        (["retrieval.index={index}"], "{index}"),
+        (["retrieval=http", "retrieval.url=http://other:1"], "http://other:1"),
+    ],
+)
+def test_another_place_takes_the_corpus_place(
+    tmp_path: Path, files: dict[str, str], before: str, place: list[str], found: str
+) -> None:
+    here = trained(tmp_path / "here", *(a.format(**files) for a in PLACED[before]))
+    arguments = ["mode=eval", f"checkpoint={here}", *(a.format(**files) for a in place)]
+    (config,) = asked(*arguments)
+    assert config.data.corpus is None
+    if place != ["retrieval=wikipedia"]:
+        assert config.retrieval.place == found.format(**files)
+    else:
+        assert config.retrieval.prebuilt
+
+
+def test_another_ranker_ranks_the_same_corpus(tmp_path: Path, files: dict[str, str]) -> None:
+    here = trained(tmp_path / "here", *(a.format(**files) for a in PLACED["corpus"]))
+    (config,) = asked("mode=eval", f"checkpoint={here}", "retrieval=bm25", "retrieval.b=0.1")
+    assert (config.data.corpus, config.retrieval.b, config.retrieval.k1) == (files["corpus"], 0.1, 0.9)
+
+
+def test_a_corpus_beside_another_place_is_refused(files: dict[str, str]) -> None:
+    given = ["data=jsonl", f"data.questions={files['questions']}", f"data.corpus={files['corpus']}"]
+    for place, key in (
+        (["retrieval=wikipedia"], "retrieval.prebuilt=auto"),
+        ([f"retrieval.index={files['index']}"], f"retrieval.index={files['index']}"),
+        (["retrieval=http", "retrieval.url=http://box:1"], "retrieval.url=http://box:1"),
+    ):
+        with pytest.raises(UserError) as refused:
+            asked("model=smollm2-135m", *given, *place)
+        assert str(refused.value) == (
+            f"data.corpus={files['corpus']} and {key} both say where passages come from; leave one out (retrieval=bm25 "
+            "searches the corpus)"
+        )
+        asked("model=tiny", *given, *place, "data.experts=auto")  # its tokenizer is made of the corpus
+
+
+@pytest.mark.parametrize("gone", ["questions", "corpus"])
+def test_what_the_mode_does_not_read_may_be_gone(tmp_path: Path, files: dict[str, str], gone: str) -> None:
+    here = trained(tmp_path / "here", *(a.format(**files) for a in PLACED["corpus"]))
+    Path(files[gone]).unlink()
+    moved = [] if gone == "questions" else [f"data.corpus={files['others']}"]
+    for arguments in (["mode=ask", "question=who?"], ["mode=eval", f"data.eval_questions={files['others']}"]):
+        check_inputs(*asked(*arguments, f"checkpoint={here}", *moved))
+    if gone == "questions":
+        with pytest.raises(UserError, match=r"^data\.questions=.*questions\.jsonl: no such file"):
+            check_inputs(*asked("mode=eval", f"checkpoint={here}"))
+
+
+def test_what_a_run_held_out_is_divided_by_its_own_seed(tmp_path: Path, files: dict[str, str]) -> None:
+    plain = [a.format(**files) for a in PLACED["corpus"]]
+    divided = trained(tmp_path / "divided", *plain, "data.dev_share=0.1", seed=3)
+    (config,) = asked("mode=eval", f"checkpoint={divided}")
+    assert (config.seed, config.data.split_seed) == (0, 3)
+    assert {c.data.split_seed for c in asked("-m", "mode=eval", f"checkpoint={divided}", "seed=0,1")} == {3}
+    (config,) = asked("mode=calibrate", f"checkpoint={divided}")
+    assert config.data.split_seed == 3
+    (config,) = asked("mode=eval", f"checkpoint={divided}", "data.split_seed=5")
+    assert config.data.split_seed == 5
+    other = trained(tmp_path / "other", *plain, "data.dev_share=0.1", seed=4)
+    with pytest.raises(UserError, match=r"was trained with another data\.split_seed"):
+        asked("-m", "mode=eval", f"checkpoint={divided},{other}")
+    both = asked("-m", "mode=eval", f"checkpoint={divided},{other}", f"data.eval_questions={files['others']}")
+    assert {c.data.split_seed for c in both} == {None}, "a file is played as a whole"
+    undivided = trained(tmp_path / "undivided", *plain, seed=3)
+    (config,) = asked("mode=eval", f"checkpoint={undivided}")
+    assert config.data.split_seed is None, "all that wasn't trained on is played"

@@ -93,19 +93,22 @@ def test_data_is_looked_for_by_the_modes_that_read_it(mode: str) -> None:
     Path("model").mkdir()
     asked = [*OWN, f"mode={mode}", *(["checkpoint=model"] if mode in ("eval", "calibrate") else [])]
     share = ["data.dev_share=0.1"] if mode == "calibrate" else []
-    assert str(refusal(*asked, *share)).startswith("data.questions=questions.jsonl: no such file or folder; ")
+    if mode != "index":
+        assert str(refusal(*asked, *share)).startswith("data.questions=questions.jsonl: no such file or folder; ")
     Path("questions.jsonl").touch()
     assert str(refusal(*asked, *share)).startswith("data.corpus=corpus.jsonl: no such file or folder; ")
     Path("corpus.jsonl").touch()
     assert refusal(*asked, *share) is None
-    for key in ("data.eval_questions", "data.experts", "data.dev_questions"):
+    read = {"index": (), "eval": ("data.eval_questions",)}.get(mode, ("data.eval_questions", "data.dev_questions"))
+    for key in ("data.experts", *read):
         other = share if key != "data.dev_questions" else []
         line = str(refusal(*asked, *other, "algorithm.seeding.steps=1", f"{key}=none", *EXPERTS[key]))
         assert line.startswith(f"{key}=none: no such file or folder; ")
 
 
 def test_a_plan_needs_no_file() -> None:
-    assert refusal(*OWN, "mode=plan", "model.path=/nowhere", "checkpoint=x", "retrieval.index=y") is None
+    assert refusal(*OWN, "mode=plan", "model.path=/nowhere", "checkpoint=x") is None
+    assert refusal(*OWN, "mode=plan", "data.corpus=null", "checkpoint=x", "retrieval.index=y") is None
 
 
 @pytest.mark.parametrize(

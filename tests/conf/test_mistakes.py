@@ -64,6 +64,19 @@ def test_a_setting_that_would_do_nothing_is_refused(idle: str, more: list[str], 
     assert refusal(*more, "mode=plan", idle).startswith(f"{idle}: {why}")
 
 
+@pytest.mark.parametrize(
+    ("idle", "mode", "why"),
+    [
+        ("evaluation.samples=8", [], "samples is of mode=eval; "),
+        ("evaluation.temperature=0.6", ["mode=ask", "question=who?", "checkpoint=x"], "temperature is of mode=eval; "),
+        ("evaluation.endpoint.url=nonsense", [], "a model behind an endpoint is played by mode=eval"),
+        ("evaluation.endpoint.model=m", ["mode=calibrate", "checkpoint=x"], "a model behind an endpoint is played by "),
+    ],
+)
+def test_what_another_mode_reads_is_refused(idle: str, mode: list[str], why: str) -> None:
+    assert refusal(*mode, idle).startswith(f"{idle}: {why}")
+
+
 def test_a_setting_with_what_it_needs_is_taken() -> None:
     for needed in (
         ["algorithm.reference=cpu", "algorithm.seeding.kl=k3"],

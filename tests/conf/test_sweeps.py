@@ -9,10 +9,16 @@ from pathlib import Path
 
 import pytest
 from conf_runs import Command, Training
+from settings import dictionary
 
 import launch
 from agent.errors import Fault, Stopped, UserError
 from conf.command_line import Sweep
+from conf.inputs import stamps
+from conf.jobs import job
+from conf.schema import IF_ANY, RunConfig, typed
+from tracking.evals.result import note_sources
+from tracking.experiments import sweep
 from tracking.metrics import read
 
 
@@ -331,11 +337,6 @@ def test_simulated_runs_are_a_sweep_too(command: Command) -> None:
 
 def test_an_evaluation_that_has_ended_is_skipped_and_one_that_has_not_goes_on(tmp_path: Path) -> None:
     """What was played stays in both."""
-    from settings import dictionary
-
-    from conf.jobs import job
-    from conf.schema import IF_ANY, RunConfig
-
     asked: list[str | None] = []
 
     def evaluate(config: RunConfig, folder: Path, console: object) -> None:
@@ -349,8 +350,33 @@ def test_an_evaluation_that_has_ended_is_skipped_and_one_that_has_not_goes_on(tm
     assert asked == [IF_ANY]
     assert (folder / "eval_rows.jsonl").is_file()
     (folder / "eval.json").write_text("{}")
+    note_sources(folder, stamps(typed(composed)))
     job(composed, folder, evaluate)
     assert asked == [IF_ANY], "it has ended"
+    assert sweep.status(folder)[0] is sweep.Status.FINISHED
+
+
+@pytest.mark.parametrize("changed", ["q", "weights"])
+def test_an_evaluation_of_files_that_have_changed_is_looked_at_again(tmp_path: Path, changed: str) -> None:
+    """It says itself whether that makes another one of it; then its numbers are no result of this sweep."""
+    asked = []
+
+    def evaluate(config: RunConfig, folder: Path, console: object) -> None:
+        asked.append(folder.name)
+        raise UserError("holds another evaluation")
+
+    folder = tmp_path / "seed=0"
+    folder.mkdir()
+    for name in ("q", "c", "somewhere", "weights"):
+        (tmp_path / name).mkdir() if name == "somewhere" else (tmp_path / name).write_text("before")
+    (tmp_path / "somewhere" / "model.safetensors").symlink_to(tmp_path / "weights")
+    composed = dictionary("mode=eval", "checkpoint=somewhere", "data.eval_questions=q", "data=jsonl", "data.corpus=c")
+    (folder / "eval.json").write_text("{}")
+    note_sources(folder, stamps(typed(composed)))
+    (tmp_path / changed).write_text("after, and longer")
+    job(composed, folder, evaluate)
+    assert asked == ["seed=0"]
+    assert sweep.status(folder) == (sweep.Status.FAILED, "holds another evaluation")
 
 
 # --- more of a sweep -------------------------------------------------------------------------------

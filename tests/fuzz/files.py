@@ -241,6 +241,7 @@ def checkpoint(folder: Path) -> Kind:
     from learner.manifest import MANIFEST, Files, listed
     from learner.policy import Policy
     from learner.update import Updater
+    from retrieval_service.names import digests
     from tracking.metrics import MetricsLog
 
     torch.set_num_threads(1)
@@ -261,7 +262,7 @@ def checkpoint(folder: Path) -> Kind:
 
     def write(at: Path) -> Files:
         policy.save(at)
-        run_state.save(at, state)
+        run_state.save(at, state, digests(()))
         saved.save(at / "training", pool().state())
         Provenance(settings={"seed": 0, "pool": {"rule": "recycle"}}, data={"corpus": "abc"}).save(at)
         save_state(

@@ -124,6 +124,17 @@ def test_an_evaluation_leaves_out_what_is_for_calibration(config, tmp_path):
     assert f"{len(dev)} questions are for calibration, and left out" in task.notices[0].text
 
 
+def test_what_is_held_out_depends_on_the_split_seed(config, tmp_path):
+    """As ``mode=eval`` sets it, to that of the run which wrote the checkpoint."""
+    run = load(config(questions=TEXTS, dev_share=0.25), 3, tmp_path)
+    again = load(config(questions=TEXTS, dev_share=0.25, split_seed=3), 0, tmp_path, mode="eval")
+    assert not {*texts(again.eval)} & {*texts(run.held_back)}
+    assert {*texts(again.eval)} == {*texts(run.train), *texts(run.eval)}
+    assert texts(load(config(questions=TEXTS, split_seed=3), 9, tmp_path).eval) == texts(
+        load(config(questions=TEXTS), 3, tmp_path).eval
+    )
+
+
 @pytest.mark.parametrize("mode", ["ask", "index"])
 def test_asking_and_indexing_need_the_corpus_alone(config, tmp_path, mode):
     task = load(config(), 0, tmp_path, mode=mode)

@@ -256,6 +256,28 @@ def test_two_without_a_common_question_are_not_compared(tmp_path: Path) -> None:
         compare(tmp_path / "one", tmp_path / "two", tmp_path, Console(quiet=True), seed=0)
 
 
+def test_one_id_may_be_of_two_questions(tmp_path: Path) -> None:
+    one = [replace(row(f"dev_{i}", 1.0), text=f"one {i}") for i in range(4)]
+    two = [replace(each, text=f"two {i}", em=0.0) for i, each in enumerate(one)]
+    evaluated(tmp_path / "one", one)
+    evaluated(tmp_path / "two", two)
+    with pytest.raises(UserError, match=r": 4 ids \(dev_0, dev_1, dev_2, …\) are of other questions in the one than"):
+        compare(tmp_path / "one", tmp_path / "two", tmp_path, Console(quiet=True), seed=0)
+    evaluated(tmp_path / "three", [*two[:1], *(replace(each, em=0.0) for each in one[1:3]), replace(one[3], text="")])
+    compare(tmp_path / "one", tmp_path / "three", tmp_path, Console(quiet=True), seed=0)
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert found["slices"][0]["questions"] == 3
+    assert "1 ids (dev_0) are of other questions in the one than in the other, and left out" in found["notices"]
+
+
+def test_rows_of_an_earlier_version_have_no_text(tmp_path: Path) -> None:
+    EvalRows(tmp_path).write([row("a")])
+    file = tmp_path / ROWS
+    assert '"text": ""' in file.read_text()
+    file.write_text(file.read_text().replace(', "text": ""', ""))
+    assert EvalRows(tmp_path).last() == [row("a")]
+
+
 def test_a_set_of_several_and_the_same_alone_are_told_apart(tmp_path: Path) -> None:
     """Ids of one file may be those of another, too: they are no proof that the questions are the same."""
     evaluated(tmp_path / "one", [row("hotpotqa/a"), row("musique/a")])

@@ -65,6 +65,13 @@ def test_seeds_are_one_row_with_their_spread() -> None:
     assert [row.seeds for row in papers.rows_of([*jobs, result("other", nq=(0.1, 0.1))])] == [3, 1]
 
 
+def test_no_other_setting_that_ends_with_seed_is_a_seed() -> None:
+    worlds = [result(f"runs/data.world_seed={n},seed=0/checkpoints/last", nq=(0.1 * n, 0.1)) for n in (1, 2)]
+    assert [(row.name, row.seeds) for row in papers.rows_of(worlds)] == [
+        (f"runs/data.world_seed={n},seed=*/checkpoints/last", 1) for n in (1, 2)
+    ]
+
+
 def test_seeds_that_ended_at_other_steps_are_one_row_and_two_steps_of_a_seed_are_not() -> None:
     """Runs of one budget end with the step that reaches it."""
 

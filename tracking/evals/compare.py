@@ -30,14 +30,17 @@ def compare(folder: Path, other: Path, out: Path, console: Console, *, seed: int
     have no question in common.
     """
     one, two = read_result(folder, f"{given}={folder}"), read_result(other, f"compare={other}")
-    rows = [_rows(path, result) for path, result in ((folder, one), (other, two))]
+    all_rows = [_rows(path, result) for path, result in ((folder, one), (other, two))]
+    strangers = _other_questions(*all_rows)
+    rows = [[row for row in own if row.question_id not in strangers] for own in all_rows]
     lines = paired(rows[0], rows[1], seed)
     if not lines:
-        why = _of_sets(rows[0], rows[1]) or _of_sets(rows[1], rows[0])
+        why = f": {_other(strangers)}" if strangers else _of_sets(rows[0], rows[1]) or _of_sets(rows[1], rows[0])
         raise UserError(
             f"{given}={folder} and compare={other} have no question in common of which both have a score{why}"
         )
     notices = notices_of(one, two, lines[0]["questions"])
+    notices += [f"{_other(strangers)}, and left out"] if strangers else []
     names = {"this": _named(one, folder), "other": _named(two, other)}
     told = {**names, "notices": notices, "bootstrap": {"seed": seed, "resamples": estimates.RESAMPLES}, "slices": lines}
     text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
@@ -61,6 +64,17 @@ def _rows(folder: Path, result: Mapping[str, Any]) -> list[EvalRow]:
     if not found and result["slices"] and rows.path.stat().st_size:
         raise UserError(f"{rows.path}: none of its rows is of this version; evaluate again")
     return found
+
+
+def _other_questions(rows: Sequence[EvalRow], others: Sequence[EvalRow]) -> set[str]:
+    """Ids that two evaluations give to different questions: numbers, as in ``dev_17``, are of no file alone."""
+    texts = {row.question_id: row.text for row in others}
+    return {row.question_id for row in rows if row.text and texts.get(row.question_id, "") not in ("", row.text)}
+
+
+def _other(ids: set[str]) -> str:
+    shown = ", ".join(sorted(ids)[:3]) + (", …" if len(ids) > 3 else "")
+    return f"{len(ids):,} ids ({shown}) are of other questions in the one than in the other"
 
 
 def _of_sets(rows: Sequence[EvalRow], others: Sequence[EvalRow]) -> str:

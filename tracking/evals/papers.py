@@ -154,7 +154,7 @@ def rows_of(results: Sequence[Mapping[str, Any]]) -> list[Row]:
     ]
 
 
-_SEED, _STEP = re.compile(r"seed=\d+"), re.compile(r"step-\d+")
+_SEED, _STEP = re.compile(r"(?<![\w.])seed=\d+"), re.compile(r"step-\d+")
 
 
 def _policies(results: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -19,6 +19,8 @@ from tracking.differences import differences, listed
 from tracking.evals.rows import EvalRows
 
 RESULT = "eval.json"
+SOURCES = "eval_sources.json"
+"""Which files the result was made of: a sweep asks, before it passes over an evaluation that has ended."""
 SETTING = "eval_setting.json"
 """What the rows of a folder depend on, written before the first is played."""
 
@@ -75,6 +77,19 @@ def begin(folder: Path, setting: Mapping[str, Any]) -> None:
     aside = path.with_name(f".{SETTING}")
     aside.write_text(json.dumps(now, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     aside.replace(path)
+
+
+def note_sources(folder: Path, stamps: Mapping[str, str]) -> None:
+    """Notes what the result in ``folder`` was made of: a stamp of each file that was read (``conf/inputs.py``)."""
+    (folder / SOURCES).write_text(json.dumps(dict(stamps), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def made_of(folder: Path, stamps: Mapping[str, str]) -> bool:
+    """Whether the result in ``folder`` was made of files with these stamps."""
+    try:
+        return bool(json_of((folder / SOURCES).read_text(encoding="utf-8")) == dict(stamps))
+    except (OSError, ValueError):
+        return False
 
 
 def read_result(folder: Path, given: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class EvalRows:
     def last(self) -> list[EvalRow]:
         """The last attempt at each episode, however many of its question are there."""
         lines = read(self.path) if self.path.is_file() else []
-        rows = [EvalRow(**line) for line in lines if line.keys() == set(_NAMES)]
+        rows = [EvalRow(**line) for line in lines if line.keys() | {"text"} == set(_NAMES)]
         return [*{(row.question_id, row.sample): row for row in rows}.values()]
 
     def viable(self, samples: int) -> dict[str, list[EvalRow]]:

@@ -163,13 +163,14 @@ def settings(asked: ReportConfig, planned: ReportConfig) -> ReportConfig:
 
 def status(folder: Path) -> tuple[Status, str]:
     """How far the job in ``folder`` is, and what it failed with."""
-    if (folder / RESULT).is_file():  # an evaluation
-        return Status.FINISHED, ""
     rows = _rows(folder)
+    failed = bool(rows) and rows[-1].get("event") == "failed"
+    if (folder / RESULT).is_file() and not failed:  # an evaluation; its files may have changed since
+        return Status.FINISHED, ""
     summaries = [r for r in rows if r["kind"] == "summary"]
     if summaries and not summaries[-1]["stopped_early"]:
         return Status.FINISHED, ""
-    if rows and rows[-1].get("event") == "failed":  # an earlier failure has been gone on from
+    if failed:  # an earlier failure has been gone on from
         return Status.FAILED, str(rows[-1]["message"])
     return (Status.UNFINISHED if rows else Status.WAITING), ""
 
