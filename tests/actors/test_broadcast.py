@@ -87,6 +87,7 @@ def test_all_stop_join_and_take_in_and_the_group_stays_open(choir: Choir) -> Non
     assert (choir.said, choir.lost, workers.restarts) == ([], [], 0)
 
 
+@pytest.mark.slow
 def test_a_worker_that_does_not_stop_is_named_and_the_others_go_on_without_it(choir: Choir) -> None:
     workers = choir.choir(2, {"rollout-1": {"hold": ["gate:never"]}}, hold_s=SHORT_S)
     choir.publish(workers, 1)
@@ -132,6 +133,7 @@ def test_a_worker_that_dies_in_a_broadcast_costs_one_restart_and_the_next_is_who
     assert choir.said == []
 
 
+@pytest.mark.slow
 def test_a_broadcast_that_never_ends_is_abandoned_and_says_who_was_missing(choir: Choir) -> None:
     workers = choir.choir(2, {"rollout-1": {"transfer": ["gate:never"]}}, timeout_s=SHORT_S, max_restarts=1)
     with pytest.MonkeyPatch.context() as patch:

@@ -297,6 +297,7 @@ def test_close_fails_those_who_wait_and_those_who_come_later(room: RoomProcess) 
     assert later == ["Fault: the engine is dead: it was closed"] * 2
 
 
+@pytest.mark.slow
 def test_a_damaged_broadcast_is_the_end_of_the_engine(tmp_path: Path) -> None:
     room = RoomProcess(tmp_path / "model")
     try:

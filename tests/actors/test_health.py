@@ -108,6 +108,7 @@ def test_a_process_that_is_stopped_is_named_and_killed_within_the_deadline_of_a_
     until(lambda: not _alive(ward.pid))
 
 
+@pytest.mark.slow
 def test_a_process_that_is_stopped_by_turns_is_slow(ward: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """As ``cpulimit`` does it: whenever it is looked at it is stopped, and yet its processor time moves."""
     ward = ward(DeadlineConfig(ping=10.0))
@@ -185,6 +186,7 @@ def test_a_death_is_told_once_and_of_one_that_starts_again_each(ward: Open) -> N
     assert error.actor == "patient", "who has lost it knows by this whose end it was"
 
 
+@pytest.mark.slow
 def test_one_that_ray_starts_again_is_watched_again(ward: Open) -> None:
     ward = ward(max_restarts=-1)
     pid = ward.pid
@@ -201,6 +203,7 @@ def test_one_that_ray_starts_again_is_watched_again(ward: Open) -> None:
     assert until(lambda: ward.look() or ward.health._patients["patient"].pulse).pid != pid
 
 
+@pytest.mark.slow
 def test_one_that_ray_gives_up_is_the_end_of_the_run(ward: Open) -> None:
     """Whoever waits until it is back would wait for ever."""
     ward = ward(max_restarts=1)
@@ -229,6 +232,7 @@ def test_the_names_of_those_that_ended_are_free_afterwards(ward: Open, monkeypat
     assert next(asked, "over") == "over"
 
 
+@pytest.mark.slow
 def test_the_name_of_one_whose_death_a_ping_saw_is_free(ward: Open) -> None:
     """Ray keeps the name of a dead actor that somebody holds, until it is killed; the next one needs it."""
     first = ward(name="patient")

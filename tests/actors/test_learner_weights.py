@@ -155,6 +155,7 @@ def actor(local_ray: None, tmp_path: Path) -> Iterator[Any]:
     ray.kill(actor)
 
 
+@pytest.mark.slow
 def test_what_is_announced_is_what_a_copy_brings_and_what_comes_after_nccl(actor: Any) -> None:
     result(actor.start.remote())
     announced = result(actor.begin.remote(None))

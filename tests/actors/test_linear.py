@@ -55,7 +55,14 @@ OLDER = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 """Hides AVX-512 on a processor that has it."""
 
 
-@pytest.mark.parametrize(("threads", "caller", "flags"), [(1, 2, {}), (2, 1, {}), (1, 2, OLDER)])
+@pytest.mark.parametrize(
+    ("threads", "caller", "flags"),
+    [
+        pytest.param(1, 2, {}, marks=pytest.mark.slow),
+        (2, 1, {}),
+        pytest.param(1, 2, OLDER, marks=pytest.mark.slow),
+    ],
+)
 def test_products_are_right_after_every_reload_in_a_thread_with_a_setting_of_its_own(
     threads: int, caller: int, flags: dict[str, str]
 ) -> None:

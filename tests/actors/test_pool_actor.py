@@ -125,6 +125,7 @@ def test_a_claim_waits_until_the_batch_before_it_is_released(start: Start) -> No
     assert claimed(pool) == 2
 
 
+@pytest.mark.slow
 def test_with_staleness_one_more_batch_may_be_drawn(start: Start) -> None:
     pool = start(Epoch(batch_questions=2, group_size=2, max_staleness=1))
     tickets = claim(pool)
@@ -161,6 +162,7 @@ def test_take_waits_until_the_oldest_batch_is_complete(start: Start) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_group_that_comes_back_wakes_a_waiting_claim(start: Start) -> None:
     pool = start(Epoch(batch_questions=2, group_size=2))
     first, second = claim(pool, "w0")
@@ -207,6 +209,7 @@ def test_the_question_that_two_workers_died_of_is_named(start: Start) -> None:
     assert report["accounts"]["groups"]["returned"] == {"worker_lost": 1, "quarantined": 1}
 
 
+@pytest.mark.slow
 def test_the_end_of_a_lease_wakes_a_waiting_claim(start: Start) -> None:
     pool = start(Epoch(batch_questions=2, group_size=2, lease_s=0.5))
     silent = claim(pool, "w0")
@@ -231,6 +234,7 @@ def test_the_end_of_a_lease_is_seen_by_a_take_that_came_before_the_claim(start: 
     assert (dict(batch.returned), batch.accepted, batch.played) == ({"lease_expired": 2}, (), ())
 
 
+@pytest.mark.slow
 def test_close_ends_claims_and_no_take(start: Start) -> None:
     pool = start(Epoch(batch_questions=1, group_size=2))
     (ticket,) = claim(pool)
@@ -279,6 +283,7 @@ def test_a_checkpoint_has_the_pools_state_at_the_release(start: Start, tmp_path:
     assert claim(resumed) == [t for t, _ in result(waiting)]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_written_holds_nobody_up(start: Start, tmp_path: Path) -> None:
     """As on a full disk: the batch is released all the same, and the next one is served."""
     pool = start(Epoch(batch_questions=2, group_size=2))
@@ -302,6 +307,7 @@ def test_what_cannot_be_written_holds_nobody_up(start: Start, tmp_path: Path) ->
             assert note.startswith("draws.parquet failed and is off for the rest of this run, which goes on: ")
 
 
+@pytest.mark.slow
 def test_the_groups_themselves_come_to_whoever_takes_the_batch(start: Start) -> None:
     pool = start(Epoch(batch_questions=2, group_size=2))
     sent = [played(ticket) for ticket in claim(pool)]
@@ -330,6 +336,7 @@ def test_a_group_that_arrives_damaged_is_refused_and_its_claim_goes_back_with_th
     assert result(pool.take.remote(0)).index == 0
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_none_is_the_pools_fault(start: Start) -> None:
     with pytest.raises(
         Unusable, match=r"^what the pool gave can't be used: instead of a batch it is of type NoneType$"
@@ -366,6 +373,7 @@ def test_bad_questions_are_the_users_mistake(start: Start, tmp_path: Path) -> No
         get(pool.start.remote(), "pool", tmp_path / "logs")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_questions_is_the_users_mistake(start: Start, tmp_path: Path) -> None:
     (tmp_path / "training").mkdir()
     saved.save(tmp_path / "training", QueryPool([q.id for q in QUESTIONS[:2]], Epoch(), seed=7).state())
@@ -374,6 +382,7 @@ def test_a_checkpoint_of_other_questions_is_the_users_mistake(start: Start, tmp_
         get(pool.start.remote(tmp_path), "pool", tmp_path / "logs")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_a_pool_is_the_users_mistake(start: Start, tmp_path: Path) -> None:
     pool = start(Epoch(), begin=False)
     with pytest.raises(UserError, match=r"the pool can't be read \(.*pool\.json"):

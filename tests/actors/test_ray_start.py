@@ -234,6 +234,7 @@ def raylet(folder: Path, script: str) -> Path:
     return program
 
 
+@pytest.mark.slow
 def test_a_ray_that_dies_as_it_starts_is_tried_again_and_named(tmp_path: Path) -> None:
     """Ray itself would wait half a minute for it, each time."""
     tried = start(raylet(tmp_path, f"echo x >> {tmp_path}/tried; exit 1"), 600.0)
@@ -242,6 +243,7 @@ def test_a_ray_that_dies_as_it_starts_is_tried_again_and_named(tmp_path: Path) -
     assert tried["left"] == []
 
 
+@pytest.mark.slow
 def test_a_ray_that_is_not_up_in_time_is_ended(tmp_path: Path) -> None:
     slow = start(raylet(tmp_path, "sleep 1000; exit 1"), 8.0)
     assert slow["end"].startswith(

@@ -108,6 +108,7 @@ def test_what_waits_during_a_call_goes_out_together_in_the_next(fake: Fake, in_t
     play(scenario())
 
 
+@pytest.mark.slow
 def test_a_quick_search_gets_past_a_slow_one(fake: Fake) -> None:
     actor = fake(held=False)
 
@@ -123,6 +124,7 @@ def test_a_quick_search_gets_past_a_slow_one(fake: Fake) -> None:
     play(scenario())
 
 
+@pytest.mark.slow
 def test_a_long_search_shares_no_call_with_short_ones(fake: Fake, in_turn: None) -> None:
     actor = fake(held=False)
 
@@ -134,6 +136,7 @@ def test_a_long_search_shares_no_call_with_short_ones(fake: Fake, in_turn: None)
     play(scenario())
 
 
+@pytest.mark.slow
 def test_an_idle_searcher_sends_at_once_and_takes_its_actors_in_turn(fake: Fake) -> None:
     actors = [fake(held=False), fake(held=False)]
 
@@ -209,6 +212,7 @@ def test_the_searches_of_a_replica_that_dies_are_answered_by_another(fake: Fake)
     assert [q for queries, _ in result(alive.calls.remote()) for q in queries] == ["a", "b", "c"]
 
 
+@pytest.mark.slow
 def test_a_search_outlasts_the_restart_of_the_only_replica(fake: Fake, impatient: None) -> None:
     actor = fake(held=False, restarts=1)
 
@@ -392,6 +396,7 @@ def test_a_thread_that_hangs_ends_its_process_and_ray_starts_another(
     assert "in search_batch" in log, "where it hung"
 
 
+@pytest.mark.slow
 def test_a_process_in_place_of_another_searches_the_same_or_refuses(
     scripted: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -415,6 +420,7 @@ def test_a_process_in_place_of_another_searches_the_same_or_refuses(
         get(actor.start.remote(), "retrieval", tmp_path)
 
 
+@pytest.mark.slow
 def test_what_could_not_be_opened_is_tried_again(retrieval: Callable[[str], Any], tmp_path: Path) -> None:
     actor = retrieval("")  # an empty corpus
     with pytest.raises(UserError):

@@ -30,6 +30,7 @@ from agent.errors import Fault, Unusable, UserError
 from agent.records import Question
 from conf.topology import DeadlineConfig
 
+SLOW = pytest.mark.slow
 PLAIN = GroupConfig()
 QUESTIONS = [Question(id=f"q{i}", text="who?", golden_answers=("she",)) for i in range(11)]
 
@@ -145,6 +146,7 @@ def test_deliver_waits_until_every_live_worker_holds_the_version(house: House) -
     assert house.events("rollout-1", "has") == [("0",), ("1",)]
 
 
+@pytest.mark.slow
 def test_a_supervisor_that_was_stopped_counts_what_is_there_first(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +163,7 @@ def test_a_supervisor_that_was_stopped_counts_what_is_there_first(
     assert house.events("rollout-0", "has")[-1] == house.events("rollout-1", "has")[-1] == ("1",)
 
 
+@pytest.mark.slow
 def test_deliver_waits_for_one_worker_and_not_for_those_that_still_start(house: House) -> None:
     workers = house.workers(2, {"rollout-0": {"start": ["gate:engine"]}})
     house.patiently(workers.deliver, Version(0))
@@ -168,6 +171,7 @@ def test_deliver_waits_for_one_worker_and_not_for_those_that_still_start(house: 
     assert house.events("rollout-1", "has") == [("0",)]
 
 
+@pytest.mark.slow
 def test_workers_that_are_up_before_there_is_a_version_get_the_first(house: House) -> None:
     workers = house.workers(2)
     house.until_phases(workers, "empty", "empty")
@@ -190,6 +194,7 @@ def test_a_late_worker_gets_the_newest_version_before_it_serves(house: House) ->
     assert house.events("rollout-0", "has") == [("0",), ("1",), ("2",)]
 
 
+@pytest.mark.slow
 def test_a_version_that_comes_while_an_older_one_loads_is_loaded_too_before_serving(house: House) -> None:
     workers = house.workers(2, {"rollout-1": {"start": ["gate:engine"], "receive": ["gate:load"]}})
     house.patiently(workers.deliver, Version(0))
@@ -238,6 +243,7 @@ def test_a_worker_whose_pool_has_closed_is_idle(house: House) -> None:
     assert house.events("rollout-0", "run") == [("0",)]
 
 
+@pytest.mark.slow
 def test_workers_that_rest_may_serve_another_pool(house: House) -> None:
     workers = house.workers(2, {"rollout-1": {"run": ["gate:last group"]}})
     house.patiently(workers.deliver, Version(0))
@@ -256,6 +262,7 @@ def test_workers_that_rest_may_serve_another_pool(house: House) -> None:
     assert len(house.events("rollout-0", "ran")) == 1, "it plays for the pool that is still open"
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_before_the_rest_is_replaced_by_one_that_rests(house: House) -> None:
     workers = house.workers(1, {"rollout-0": {"run": ["die"]}})
     house.patiently(workers.deliver, Version(0))
@@ -299,6 +306,7 @@ def test_a_dead_workers_share_of_an_evaluation_is_played_by_another(house: House
     assert len(house.events("rollout-1", "evaluate")) == 2
 
 
+@pytest.mark.slow
 def test_the_only_workers_share_waits_for_its_replacement(house: House) -> None:
     workers = house.workers(1, {"rollout-0": {"evaluate": ["fault"]}})
     house.patiently(workers.deliver, Version(3))
@@ -325,6 +333,7 @@ def test_a_worker_that_dies_while_it_starts_is_replaced(house: House) -> None:
     assert house.events("rollout-1") == [("start",), ("receive", "0"), ("has", "0")]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_while_it_loads_is_replaced(house: House) -> None:
     workers = house.workers(1, {"rollout-0": {"receive": ["die"]}})
     house.patiently(workers.deliver, Version(0))
@@ -332,6 +341,7 @@ def test_a_worker_that_dies_while_it_loads_is_replaced(house: House) -> None:
     assert [w.name for w in workers.live] == ["rollout-1"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_of_a_new_version_is_replaced(house: House) -> None:
     workers = house.workers(2, {"rollout-0": {"receive": ["", "die"]}})
     house.patiently(workers.deliver, Version(0))
@@ -344,7 +354,7 @@ def test_a_worker_that_dies_of_a_new_version_is_replaced(house: House) -> None:
     assert house.events("rollout-1", "has") == [("0",), ("1",)]
 
 
-@pytest.mark.parametrize("how", ["die", "fault"])
+@pytest.mark.parametrize("how", [pytest.param("die", marks=SLOW), "fault"])
 def test_a_worker_that_stops_serving_is_replaced_while_the_crew_waits_for_others(house: House, how: str) -> None:
     workers = house.workers(2, {"rollout-0": {"run": [how]}})
     house.patiently(workers.deliver, Version(0))
@@ -383,6 +393,7 @@ def test_the_cause_comes_with_the_logs_last_lines(house: House, tmp_path: Path) 
         house.patiently(workers.deliver, Version(0))
 
 
+@pytest.mark.slow
 def test_an_engine_that_starts_elsewhere_is_started_once_more(house: House) -> None:
     workers = house.workers(1, {"rollout-0": {"receive": ["", "die"]}, "rollout-1": {"start": ["fault"]}})
     house.patiently(workers.deliver, Version(0))
@@ -391,7 +402,7 @@ def test_an_engine_that_starts_elsewhere_is_started_once_more(house: House) -> N
     assert [w.name for w in workers.live] == ["rollout-2"]
 
 
-@pytest.mark.parametrize("call", ["start", "receive"])
+@pytest.mark.parametrize("call", [pytest.param("start", marks=SLOW), "receive"])
 def test_what_two_workers_in_a_row_raise_alike_is_not_tried_a_third_time(house: House, call: str) -> None:
     scripts = {"rollout-0": {"receive": ["", "die"]}, "rollout-1": {call: ["fault"]}, "rollout-2": {call: ["fault"]}}
     workers = house.workers(1, scripts, max_restarts=9)
@@ -401,6 +412,7 @@ def test_what_two_workers_in_a_row_raise_alike_is_not_tried_a_third_time(house: 
     assert [name for name, _ in house.lost] == ["rollout-0", "rollout-1"]
 
 
+@pytest.mark.slow
 def test_a_share_of_an_evaluation_that_breaks_two_workers_is_not_played_by_a_third(house: House) -> None:
     workers = house.workers(1, {f"rollout-{i}": {"evaluate": ["fault"]} for i in range(9)}, max_restarts=9)
     house.patiently(workers.deliver, Version(0))
@@ -430,6 +442,7 @@ def test_a_version_that_arrives_damaged_at_one_worker_costs_that_worker(house: H
     assert house.events("rollout-2", "has") == [("1",)]
 
 
+@pytest.mark.slow
 def test_a_version_that_arrives_damaged_everywhere_is_the_learners_fault(house: House) -> None:
     workers = house.workers(1, {f"rollout-{n}": {"receive": ["", "damaged"][1 - (n == 0) :]} for n in range(3)})
     house.patiently(workers.deliver, Version(0))
@@ -458,7 +471,7 @@ def test_a_claim_that_is_none_is_the_pools_fault(house: House) -> None:
     assert house.lost == []
 
 
-@pytest.mark.parametrize("garbage", ["none", "short", "text", "others"])
+@pytest.mark.parametrize("garbage", ["none", *(pytest.param(g, marks=SLOW) for g in ("short", "text", "others"))])
 def test_rows_that_are_none_cost_a_worker_and_are_played_again(house: House, garbage: str) -> None:
     workers = house.workers(1, {"rollout-0": {"evaluate": [garbage]}})
     house.patiently(workers.deliver, Version(0))
@@ -466,6 +479,7 @@ def test_rows_that_are_none_cost_a_worker_and_are_played_again(house: House, gar
     assert [name for name, _ in house.lost] == ["rollout-0"]
 
 
+@pytest.mark.slow
 def test_groups_that_break_workers_in_a_long_run_cost_a_worker_each(house: House) -> None:
     """Hours may lie between two that break alike."""
     workers = house.workers(1, {f"rollout-{i}": {"run": ["fault"]} for i in range(3)}, max_restarts=3)
@@ -587,6 +601,7 @@ def test_a_serving_worker_can_sleep_between_two_batches(house: House) -> None:
     house.open("pool closed")
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_lost_in_its_sleep_is_replaced_when_there_is_room_again(house: House) -> None:
     workers = house.workers(1, {"rollout-0": {"sleep": ["die"]}})
     house.patiently(workers.deliver, Version(0))
@@ -601,7 +616,10 @@ def test_a_worker_that_is_lost_in_its_sleep_is_replaced_when_there_is_room_again
 # --- workers that hang, and workers that others have left alone ---------------------------------------
 
 
-@pytest.mark.parametrize(("call", "phase"), [("start", "start"), ("evaluate", "evaluate"), ("sleep", "sleep")])
+@pytest.mark.parametrize(
+    ("call", "phase"),
+    [("start", "start"), *(pytest.param(call, call, marks=SLOW) for call in ("evaluate", "sleep"))],
+)
 def test_a_worker_that_hangs_is_replaced_after_the_deadline_of_its_phase(house: House, call: str, phase: str) -> None:
     setattr(house.deadlines, phase, 2.0)  # for the first: on a busy machine the next may need longer to begin
     workers = house.workers(1, {"rollout-0": {call: ["hang"]}})
@@ -617,6 +635,7 @@ def test_a_worker_that_hangs_is_replaced_after_the_deadline_of_its_phase(house: 
     assert [w.name for w in workers.live] == ["rollout-1"]
 
 
+@pytest.mark.slow
 def test_an_idle_worker_that_dies_is_replaced_before_anybody_needs_it(house: House) -> None:
     workers = house.workers(1)
     house.patiently(workers.deliver, Version(0))
@@ -626,6 +645,7 @@ def test_an_idle_worker_that_dies_is_replaced_before_anybody_needs_it(house: Hou
     assert [name for name, _ in house.lost] == ["rollout-0"]
 
 
+@pytest.mark.slow
 def test_without_learner_and_pool_workers_wait_for_others_and_for_weights_that_may_be_older(house: House) -> None:
     """One plays for the pool that is gone, one is about to get the weights that are gone."""
     workers = house.workers(2, {"rollout-0": {"run": ["gate:lost"]}, "rollout-1": {"receive": ["gate:slow"]}})

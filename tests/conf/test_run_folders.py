@@ -189,6 +189,7 @@ def test_other_modes_have_folders_of_their_own_too(command: Command) -> None:
 # --- sweeps ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sweep_that_runs_is_not_started_again(training: Training, command: Command) -> None:
     sweep = ("-m", "seed=0,1", "report.sweep=here")
     with claimed(Path("here"), "report.sweep"):

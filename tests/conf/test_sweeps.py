@@ -382,6 +382,7 @@ def test_an_evaluation_of_files_that_have_changed_is_looked_at_again(tmp_path: P
 # --- more of a sweep -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_more_conditions_join_only_with_the_settings_of_those_that_are_there(
     training: Training, command: Command
 ) -> None:
@@ -404,6 +405,7 @@ def test_more_conditions_join_only_with_the_settings_of_those_that_are_there(
     assert (told["title"], [c["condition"] for c in told["comparisons"]]) == ("mine", ["pool=recycle", "pool=dynamic"])
 
 
+@pytest.mark.slow
 def test_a_run_under_another_name_is_not_run_again(training: Training, command: Command) -> None:
     assert command("-m", "pool=epoch,recycle", "report.sweep=here")[0] == 0
     code, _, err = command("-m", "pool=epoch,recycle", "seed=0,1", "report.sweep=here")

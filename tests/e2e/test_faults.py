@@ -38,6 +38,7 @@ def test_a_run_goes_on_when_its_parts_are_killed(cache, small, tmp_path):
     assert left_behind(run.faults) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_finishes_the_step_and_leaves_a_checkpoint(start, small, tmp_path):
     folder = tmp_path / "stopped"
     process = start(folder, *small, "algorithm.steps=200")

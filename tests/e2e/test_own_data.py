@@ -102,6 +102,7 @@ def trained(whole, launch, files):
     )
 
 
+@pytest.mark.slow
 def test_ones_own_files_are_trained_on_as_they_come(trained):
     """A long question stops no run; one that the held-out file has, too, is not trained on."""
     run = trained

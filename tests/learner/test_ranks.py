@@ -137,7 +137,14 @@ def together() -> Together:
 # --- the same as one learner -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("case", "world"), [("plain", 2), *((case, 3) for case in CASES)])
+@pytest.mark.parametrize(
+    ("case", "world"),
+    [
+        ("plain", 2),
+        ("sharded", 3),
+        *(pytest.param(case, 3, marks=pytest.mark.slow) for case in CASES if case != "sharded"),
+    ],
+)
 def test_any_number_of_learners_learns_what_one_does(together: Together, tmp_path: Path, case: str, world: int) -> None:
     alone = learner(tmp_path, settings(**CASES[case]), ALONE)
     expected = trained(alone, BATCHES)
