@@ -78,7 +78,7 @@ async def play_group(player: Player, question: Question, ticket: Ticket, *, size
             )
         )
 
-    def group(scored: Scored, *, cut_short: bool = False) -> Group:
+    def group(scored: Scored, *, cut_short: bool = False, pilot: tuple[int, int] | None = None) -> Group:
         return Group(
             question=question,
             ticket=ticket,
@@ -88,21 +88,24 @@ async def play_group(player: Player, question: Question, ticket: Ticket, *, size
             started_s=started,
             finished_s=time.monotonic(),
             cut_short=cut_short,
+            pilot=pilot,
         )
 
+    pilot: tuple[int, int] | None = None
     scorer = player.scorer
     first = await played(range(ticket.pilot or size))
     scored = await scorer.score(question, first)
     if ticket.pilot:
-        piloted = group(scored, cut_short=True)
-        if not piloted.excluded and (
-            (ticket.cut_hard and piloted.state is QueryState.TOO_HARD)
-            or (ticket.cut_easy and piloted.state is QueryState.TOO_EASY)
-        ):
-            return piloted
+        piloted = group(scored)
+        if not piloted.excluded:
+            pilot = (piloted.successes, len(piloted.members))
+            if (ticket.cut_hard and piloted.state is QueryState.TOO_HARD) or (
+                ticket.cut_easy and piloted.state is QueryState.TOO_EASY
+            ):
+                return group(scored, cut_short=True, pilot=pilot)
         others = await played(range(ticket.pilot, size))
         if scorer.groupwise:
             scored = await scorer.score(question, [*first, *others])
         else:
             scored += await scorer.score(question, others)
-    return group(scored)
+    return group(scored, pilot=pilot)

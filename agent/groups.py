@@ -27,6 +27,8 @@ class Group:
     """What the first K rollouts said of the query, when a continuation was attempted; ``state`` is what is trained."""
     cut_short: bool = False
     """The pilot decided the outcome, and the other rollouts were never started."""
+    pilot: tuple[int, int] | None = None
+    """See ``Outcome``."""
     extra: dict[str, float] = field(default_factory=dict)
     """Counters of the group strategy; ``agent/continuation.py`` lists those of the continuation."""
 
@@ -70,14 +72,16 @@ class Group:
             state=self.state,
             rolled_out=self.before_continuation or self.state,
             size=len(self.members),
-            successes=self._successes(),
+            successes=self.successes,
             tokens=sum(m.trajectory.generated_tokens for m in self.members),
             solved_searches=tuple(m.trajectory.searches for m in self.members if _earned(m) >= 0.5),
             oldest_version=self.oldest_version,
+            pilot=self.pilot,
             set_aside=self._set_aside(),
         )
 
-    def _successes(self) -> int:
+    @property
+    def successes(self) -> int:
         """Members nearer to the best reward than to the worst if the group bears signal, else all (too easy) or none.
 
         With rewards of 0 and 1 these are the members that earned 1; with graded rewards the count still

@@ -76,6 +76,9 @@ class Outcome:
     """Searches of each viable trajectory whose answer is right."""
     oldest_version: int = NO_VERSION
     """Oldest policy version among their action tokens; ``NO_VERSION`` without any."""
+    pilot: tuple[int, int] | None = None
+    """Successes and size of the ticket's pilot, which is played whatever it says: they are no biased choice, as those
+    of groups that it may cut short are. None without one, or where a fault has taken a rollout out of it."""
     set_aside: Mapping[str, Spent] = field(default_factory=dict)
     """Further trajectories that were played and won't be trained on, by the reason."""
 
@@ -83,6 +86,8 @@ class Outcome:
         query = self.ticket.query
         if not 0 <= self.successes <= self.size:
             raise ValueError(f"query {query}: {self.successes} successes of {self.size} trajectories")
+        if self.pilot is not None and not 0 <= self.pilot[0] <= self.pilot[1]:
+            raise ValueError(f"query {query}: a pilot of {self.pilot[0]} successes of {self.pilot[1]} trajectories")
         if min(self.tokens, *(n for spent in self.set_aside.values() for n in spent), 0) < 0:
             raise ValueError(f"query {query}: a negative count in {self}")
         for state in (self.state, self.rolled_out):

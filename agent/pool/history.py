@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from agent.tickets import QueryState
+from agent.tickets import Outcome, QueryState
 
 STATES = tuple(QueryState)
 """The order in which states are stored as small integers."""
@@ -52,7 +52,7 @@ class Population:
         self.signal, self.rollouts = 0.0, 0.0
 
     def observe(self, successes: int, size: int) -> None:
-        """One group of ``size`` >= 2 rollouts; s (s - 1) / (K (K - 1)) estimates p^2 without bias."""
+        """``size`` >= 2 rollouts, as many whatever they found; s (s - 1) / (K (K - 1)) estimates p^2 without bias."""
         self.weight += 1
         self.mean_sum += successes / size
         self.square_sum += successes * (successes - 1) / (size * (size - 1))
@@ -118,11 +118,13 @@ class QueryHistory:
         """The query's state after its last draw."""
         return STATES[self.last[query]]
 
-    def observe(self, query: int, batch: int, *, found: QueryState, successes: int, size: int) -> None:
-        """Takes in one resolved draw, before its verdict."""
+    def observe(self, outcome: Outcome, batch: int) -> None:
+        """Takes in one draw that is resolved in ``batch``, before its verdict."""
+        query, found = outcome.ticket.query, outcome.state
+        successes, size = outcome.successes, outcome.size
         self.population.spend(signal=found is QueryState.SIGNAL, rollouts=size)
         if self.draws[query] == 0:
-            self.population.observe(successes, size)
+            self.population.observe(*(outcome.pilot or (successes, size)))
         kept = float(self._retained(batch - self.drawn_at[query]))
         self.successes[query] = self.successes[query] * kept + successes
         self.failures[query] = self.failures[query] * kept + size - successes

@@ -58,8 +58,8 @@ class Places:
 
     @property
     def any_rests(self) -> bool:
-        """Whether a query will be looked at again at some later batch."""
-        return bool(self._looks)
+        """Whether a query is out until a later batch. One in flight that would be weighed anew then isn't."""
+        return bool((self._place == Place.RESTING).any())
 
     def counts(self) -> dict[str, int]:
         """Number of queries in each place; they add up to the size of the pool."""
@@ -155,7 +155,11 @@ class Places:
         for query in np.flatnonzero(state["looks_at"] >= 0):
             self._look_later(int(query), int(state["looks_at"][query]))
         self._place[[*claimed]] = Place.CLAIMED
-        if state.get("rule", now := asdict(self._rule)) != now:  # others would count until they are drawn
+        now = asdict(self._rule)
+        before = state.get("rule", now)
+        if before["name"] != now["name"] and not self._rule.resets(available=0):
+            self.bring_back_consumed()  # another rule consumed them, and nobody else would
+        if before != now:  # other weights would count until they are drawn
             self._make_available(np.flatnonzero(self._place == Place.AVAILABLE))
 
     # --- inside ----------------------------------------------------------------------------------

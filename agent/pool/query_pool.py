@@ -122,8 +122,8 @@ class QueryPool(Generic[P]):
         self._kept = []
         self._batches.append(batch)
         self._next_batch += 1
+        self._places.wake(batch.index)  # what it weighs anew is weighed for this batch
         self._places.next_batch = self._next_batch
-        self._places.wake(batch.index)
         return batch
 
     def _wants(self, batch: OpenBatch[P]) -> int:
@@ -301,7 +301,7 @@ class QueryPool(Generic[P]):
     def _decide(self, outcome: Outcome, batch: int, verdict: str) -> int:
         """Enters the draw into the history; the query's rest."""
         query, found = outcome.ticket.query, outcome.state
-        self.history.observe(query, batch, found=found, successes=outcome.successes, size=outcome.size)
+        self.history.observe(outcome, batch)
         self.history.observe_searches(query, outcome.solved_searches, outcome.size)
         rest = self.rule.rests(verdict, self.history, query)
         self.history.settle(

@@ -76,7 +76,9 @@ class SimulationConfig:
             raise UserError("simulation.difficulties: the shares are all 0")
 
 
-def outcome(ticket: Ticket, size: int, successes: int, version: int) -> Outcome:
+def outcome(
+    ticket: Ticket, size: int, successes: int, version: int, *, pilot: tuple[int, int] | None = None
+) -> Outcome:
     """What the pool is told of ``size`` rollouts of a token each, ``successes`` of which are right."""
     agreed = QueryState.TOO_EASY if successes else QueryState.TOO_HARD
     state = QueryState.SIGNAL if 0 < successes < size else agreed
@@ -89,6 +91,7 @@ def outcome(ticket: Ticket, size: int, successes: int, version: int) -> Outcome:
         tokens=size,
         solved_searches=(0,) * successes,
         oldest_version=version,
+        pilot=pilot,
     )
 
 
@@ -180,8 +183,10 @@ def simulate(config: SimulationConfig, rule: PoolRule, seed: int) -> Iterator[Si
 def _play(ticket: Ticket, chance: float, size: int, version: int) -> Outcome:
     """K rollouts, or the pilot alone where the ticket lets it decide."""
     outcomes = np.random.default_rng(ticket.seed).random(size) < chance
+    pilot = None
     if ticket.pilot:
         piloted = int(outcomes[: ticket.pilot].sum())
+        pilot = (piloted, ticket.pilot)
         if (piloted == 0 and ticket.cut_hard) or (piloted == ticket.pilot and ticket.cut_easy):
-            return outcome(ticket, ticket.pilot, piloted, version)
-    return outcome(ticket, size, int(outcomes.sum()), version)
+            return outcome(ticket, ticket.pilot, piloted, version, pilot=pilot)
+    return outcome(ticket, size, int(outcomes.sum()), version, pilot=pilot)

@@ -311,6 +311,7 @@ def piloted(make_player, codec, emma, austen, answers, **ticket):
 def test_a_probe_that_decides_leaves_the_rest_unplayed(make_player, codec, emma, austen, answers, cut):
     group, policy = piloted(make_player, codec, emma, austen, answers, **{cut: True})
     assert group.cut_short
+    assert group.outcome().pilot == (2 if cut == "cut_easy" else 0, 2)
     assert len(group.members) == 2
     assert len(policy.seeds) == 4, "two episodes of two turns, and no more"
 
@@ -326,6 +327,7 @@ def test_a_probe_that_decides_leaves_the_rest_unplayed(make_player, codec, emma,
 def test_a_probe_that_does_not_decide_is_the_first_half_of_the_group(make_player, codec, emma, austen, answers, cut):
     group, policy = piloted(make_player, codec, emma, austen, answers, **{cut: True})
     assert not group.cut_short
+    assert group.outcome().pilot == (sum(answer != "x" for answer in answers[:2]), 2)
     assert len(group.members) == 4
     whole = Policy(codec, lambda n: "x")
     player = make_player(whole, Shelf([austen]))
@@ -338,4 +340,4 @@ def test_a_probe_with_a_fault_decides_nothing(make_player, codec, emma, austen):
     player = make_player(policy, Shelf([austen], failing={0}))
     ticket = Ticket(claim_id=0, query=0, batch=0, order=0, seed=9, pilot=2, cut_hard=True, cut_easy=True)
     group = asyncio.run(play_group(player, emma, ticket, size=4, worker="w"))
-    assert (len(group.members), len(group.excluded), group.cut_short) == (3, 1, False)
+    assert (len(group.members), len(group.excluded), group.cut_short, group.pilot) == (3, 1, False, None)

@@ -18,10 +18,12 @@ from agent.pool.rules.base import (
     UNSELECTED,
     ZERO_VARIANCE,
     PoolRule,
+    oversampled,
     rule_class,
     rule_names,
 )
-from agent.tickets import QueryState
+from agent.simulation.policies import outcome
+from agent.tickets import QueryState, Ticket
 
 EPOCH, DYNAMIC, RECYCLE, ADAPTIVE = map(rule_class, ("epoch", "dynamic", "recycle", "adaptive"))
 SIGNAL, HARD, EASY = QueryState.SIGNAL, QueryState.TOO_HARD, QueryState.TOO_EASY
@@ -33,7 +35,8 @@ def history_of(draws=(), n=3, rule=None):
     history = QueryHistory(n, (rule or EPOCH()).retained)
     for query, batch, successes, size in draws:
         found = SIGNAL if 0 < successes < size else EASY if successes else HARD
-        history.observe(query, batch, found=found, successes=successes, size=size)
+        ticket = Ticket(claim_id=0, query=query, batch=batch, order=0, seed=0)
+        history.observe(outcome(ticket, size, successes, 0), batch)
         history.settle(
             query,
             batch=batch,
@@ -594,3 +597,12 @@ def test_a_probe_is_cut_where_other_rollouts_promise_more():
 def test_a_pilot_must_leave_something_to_play(pilot):
     with pytest.raises(UserError, match=rf"pool\.pilot={pilot}"):
         ADAPTIVE(pilot=pilot)
+
+
+def test_the_bound_of_draws_is_exact():
+    """1.1 times 50 is a little more than 55 in floating point."""
+    for questions, factor, wanted in ((50, 1.1, 55), (100, 1.1, 110), (25, 2.2, 55), (45, 2.2, 99), (8, 1.3, 11)):
+        assert oversampled(questions, factor) == wanted
+    for questions in range(1, 257):
+        for twentieths in range(20, 81):
+            assert oversampled(questions, twentieths / 20) == -(-questions * twentieths // 20)

@@ -7,7 +7,8 @@ import pytest
 
 from agent.pool.beta_binomial import chance_of_all, chance_of_any, chance_of_both
 from agent.pool.history import STATES, Population, QueryHistory
-from agent.tickets import QueryState
+from agent.simulation.policies import outcome
+from agent.tickets import QueryState, Ticket
 
 SIGNAL, HARD, EASY = QueryState.SIGNAL, QueryState.TOO_HARD, QueryState.TOO_EASY
 
@@ -16,9 +17,10 @@ def half_every_four(age):
     return 0.5 ** (np.asarray(age, dtype=float) / 4)
 
 
-def draw(history, query, batch, successes, size=4, accepted=False, after=None):
+def draw(history, query, batch, successes, size=4, accepted=False, after=None, pilot=None):
     found = SIGNAL if 0 < successes < size else EASY if successes else HARD
-    history.observe(query, batch, found=found, successes=successes, size=size)
+    ticket = Ticket(claim_id=0, query=query, batch=batch, order=7, seed=0)
+    history.observe(outcome(ticket, size, successes, 0, pilot=pilot), batch)
     history.settle(
         query,
         batch=batch,
@@ -49,6 +51,20 @@ def test_chances_against_sampling(a, b):
     p = np.random.default_rng(0).beta(a, b, 400_000)
     assert chance_of_both(a, b, 4) == pytest.approx((1 - p**4 - (1 - p) ** 4).mean(), abs=0.003)
     assert chance_of_any(a, b, 4) == pytest.approx((1 - (1 - p) ** 4).mean(), abs=0.003)
+
+
+def test_the_population_is_of_pilots_where_there_are_any():
+    """How many rollouts a group has after its pilot depends on what that found: its moments would be biased."""
+    history = QueryHistory(3, half_every_four)
+    draw(history, 0, batch=0, successes=0, size=2, pilot=(0, 2))  # cut short
+    draw(history, 1, batch=0, successes=3, size=8, pilot=(1, 2))
+    draw(history, 2, batch=0, successes=4, size=8)
+    alone = Population()
+    for successes, size in ((0, 2), (1, 2), (4, 8)):
+        alone.observe(successes, size)
+    assert history.population.values()[:3] == alone.values()[:3]
+    assert history.population.rollouts == 18, "all that was played"
+    assert history.counts_at(np.array([1]), 0)[1] == pytest.approx([5.0]), "what is known of the query itself"
 
 
 def test_counts_lose_half_their_weight_every_half_life():

@@ -81,6 +81,30 @@ def test_bad_questions_are_the_users_mistake(make_questions):
         pool_of([*make_questions(3), make_questions(2)[1]], EPOCH(), seed=0)
 
 
+# --- pools smaller than what a batch draws ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["epoch", "dynamic", "recycle", "adaptive"])
+@pytest.mark.parametrize("questions", [1, 2, 4, 6, 7])
+def test_a_claim_that_gets_nothing_changes_nothing(make_questions, submit, name, questions):
+    """Whoever waits is woken by what changes a pool. A claim in vain made it ready, and nobody took the batch."""
+    rng = random.Random(questions)
+    pool = pool_of(
+        make_questions(questions), rule_class(name)(batch_questions=4, group_size=2, max_empty_batches=1000), seed=0
+    )
+    batches = 0
+    while batches < 40:
+        ready = pool.ready
+        tickets = pool.claim("w", now=0.0, limit=24)
+        if not tickets:
+            assert ready
+            assert pool.ready
+            pool.release(pool.take(version=batches).index)
+            batches += 1
+        for ticket in tickets:
+            submit(pool, ticket, rng.choice([SIGNAL, ZERO, (1.0, 1.0)]), version=batches)
+
+
 # --- claims --------------------------------------------------------------------------------------
 
 
@@ -616,3 +640,49 @@ def test_a_continuation_that_brings_signal_is_trained_and_both_states_are_on_rec
         [QueryState.UNSEEN, QueryState.TOO_HARD, QueryState.TOO_HARD, QueryState.TOO_HARD],
     ]
     pool.books.check()
+
+
+@pytest.mark.parametrize("before", ["recycle", "epoch", "dynamic"])
+def test_another_rule_that_brings_nothing_back_finds_all_questions(make_questions, step, before):
+    """``adaptive`` has no way back for what is consumed, since it consumes nothing."""
+    sizes = {"batch_questions": 2, "group_size": 2}
+    pool = pool_of(make_questions(12), rule_class(before)(**sizes), seed=0)
+    for _ in range(3):
+        step(pool)
+    assert pool.places()["consumed"] == 6
+    other = pool_of(make_questions(12), rule_class("adaptive")(**sizes, cooldown=0), seed=0)
+    other.load_state(as_in_a_checkpoint(pool.state()))
+    assert other.places()["consumed"] == 0
+    seen = {ticket.query for _ in range(40) for ticket in step(other)}
+    assert len(seen) == 12
+
+
+def test_what_a_rule_keeps_consumed_stays_so_in_its_own_resumed_run(make_questions, step):
+    sizes = {"batch_questions": 2, "group_size": 2, "when_dry": "keep"}
+    pool = pool_of(make_questions(12), RECYCLE(**sizes), seed=0)
+    step(pool)
+    other = pool_of(make_questions(12), RECYCLE(**sizes, oversample=1.5), seed=0)
+    other.load_state(as_in_a_checkpoint(pool.state()))
+    assert other.places()["consumed"] == 2
+
+
+def test_adaptive_weighs_a_question_at_the_ages_that_it_says(make_questions, submit, monkeypatch):
+    """One, two, four, eight batches after its draw, each time for the batch that opens then."""
+    adaptive = rule_class("adaptive")
+    ages, first = [], []
+    weights = adaptive.weights
+
+    def noted(self, history, queries, batch):
+        ages.extend(batch - history.drawn_at[q] for q in first if q in queries)
+        return np.where(np.isin(queries, first), 1e-9, weights(self, history, queries, batch))  # it isn't drawn again
+
+    monkeypatch.setattr(adaptive, "weights", noted)
+    rule = adaptive(batch_questions=1, group_size=2, oversample=1.0, retire_after=0, explore=0.0, max_empty_batches=99)
+    pool = pool_of(make_questions(40), rule, seed=0)
+    for version in range(20):
+        (ticket,) = pool.claim("w", now=0.0, limit=9)
+        if not first:
+            first.append(ticket.query)
+        submit(pool, ticket, ZERO, version=version)
+        pool.release(pool.take(version=version).index)
+    assert ages == [1, 2, 4, 8, 16]

@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import wraps
 from typing import Any
 
@@ -235,7 +236,7 @@ def draws_until_full(room: int, drawn: int, zero: int, bound: int) -> int:
 
 def oversampled(questions: int, factor: float) -> int:
     """ceil(k B)."""
-    return math.ceil(factor * questions)
+    return math.ceil(Fraction(str(factor)) * questions)  # 1.1 of 50 are 55, and 1.1 * 50 is a little more
 
 
 def rule_names() -> list[str]:
