@@ -8,6 +8,7 @@ from actors.fetching import fetch
 from actors.plan.machine import check_cache
 from conf.schema import RunConfig
 from retrieval_service.backend import Backend, Identity
+from retrieval_service.dialects import spoken
 from retrieval_service.rankers import opener
 from retrieval_service.server import run
 from retrieval_service.server.gate import is_loopback
@@ -24,6 +25,8 @@ def serve(config: RunConfig, console: Console) -> None:
     if token is None and not is_loopback(config.serve.host):
         console.say(f"serve.host={config.serve.host} without a token: whoever reaches it may search", "yellow")
 
+    for wrong in spoken()[1]:
+        console.say(f"a dialect that isn't answered: {wrong}", "yellow")
     fetch(config, console)
 
     first: Callable[[], Backend] | None = None

@@ -6,27 +6,22 @@ neutralised first (``agent/neutral.py``).
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 from agent.config import AgentConfig
+from agent.errors import UserError
 from agent.formats.base import Format, Shown
+from agent.formats.catalogue import format_class
 from agent.neutral import ENCODINGS, Neutraliser
 from agent.protocol import NO_RESULTS, Action, TagProtocol
 from agent.records import Finish, Passage
-from agent.shipped import own_class
 from agent.tokens import TokenCodec
-from agent.tools.base import Result, Tool
+from agent.tools.base import Result
 from agent.tools.catalogue import tool_classes
 
-
-def format_class(name: str) -> Callable[[TokenCodec, AgentConfig, Sequence[type[Tool]]], Format]:
-    """The format of that name: the one subclass of ``Format`` in ``agent/formats/NAME.py``.
-
-    Raises ``UserError`` if the file has none or several.
-    """
-    return own_class(importlib.import_module(f"agent.formats.{name}"), Format, f"agent.format={name}")
+MARKER = "Who wrote Emma?"
+"""A question that every prompt of it has to have in it."""
 
 
 class Dialogue:
@@ -44,8 +39,13 @@ class Dialogue:
 
     @classmethod
     def of(cls, codec: TokenCodec, config: AgentConfig) -> Dialogue:
-        """The dialogue that ``config`` describes. Raises ``UserError`` for an unknown protocol, prompt or tool."""
+        """The dialogue that ``config`` describes.
+
+        Raises ``UserError`` for an unknown protocol, prompt or tool, and for a format that leaves the question out.
+        """
         format = format_class(config.format)(codec, config, tool_classes(config.tools))
+        if MARKER not in format.prompt(MARKER):
+            raise UserError(f"agent.format={config.format}: its prompt lacks the question")
         return cls(codec, format, max_passage_chars=config.max_passage_chars)
 
     @property

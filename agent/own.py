@@ -6,6 +6,8 @@ import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from agent.errors import UserError, nearest, shortened
@@ -31,47 +33,63 @@ def resolve(path: str, key: str) -> Any:
         raise UserError(f"{key}={path} is no import path; write package.module:name")
     if module_name.endswith(".py"):
         raise UserError(f"{key}={path}: a module is named without .py; write {module_name.removesuffix('.py')}:{name}")
-    try:
-        module = importlib.import_module(module_name)
-    except UserError as error:
-        raise UserError(f"{key}={path}: {error}") from error
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
-            raise UserError(
-                f"{key}={path}: there is no module {error.name}; set PYTHONPATH to the folder that holds it"
-            ) from error
-        raise UserError(f"{key}={path}: {module_name} imports {error.name}, which isn't installed") from error
-    except (Exception, SystemExit) as error:
-        raise UserError(
-            f"{key}={path}: importing {module_name} raised {type(error).__name__}: {shortened(error)}"
-        ) from error
+    module = imported(module_name, f"{key}={path}", module_name)
     if not hasattr(module, name):
         public = [other for other in vars(module) if not other.startswith("_")]
-        raise UserError(f"{key}={path}: {module_name} has no {name}; {nearest(name, public)}")
+        fixes = filter(None, (nearest(name, public), _hides(module_name)))
+        raise UserError(f"{key}={path}: {module_name} has no {name}; {'; '.join(fixes)}")
     return getattr(module, name)
 
 
-def resolve_function(path: str, key: str, signatures: Sequence[tuple[str, ...]]) -> tuple[Callable[..., Any], int]:
-    """The function that ``path`` names, and which of ``signatures`` it has: the names of its parameters, in order.
+def imported(module_name: str, where: str, called: str) -> ModuleType:
+    """The module, which messages call ``called``.
 
-    It may have further parameters with defaults. Raises ``UserError`` as ``resolve`` does, and for what can't be
-    called or takes other parameters.
+    Raises ``UserError``, which ``where`` begins, for one that isn't there, or for whatever importing it raises.
     """
-    found = resolve(path, key)
+    try:
+        return importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{where}: {_import_problem(module_name, called, error)}") from error
+
+
+def _import_problem(module_name: str, called: str, error: BaseException) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        if f"{module_name}.".startswith(f"{error.name}."):
+            fix = _hides(module_name) or "set PYTHONPATH to the folder that holds it"
+            return f"there is no module {error.name}; {fix}"
+        return f"{called} imports {error.name}, which isn't installed"
+    return f"importing {called} raised {type(error).__name__}: {shortened(error)}"
+
+
+def _hides(module_name: str) -> str:
+    """The fix where a package of ours has the name that ``module_name`` begins with; nothing where none has."""
+    top, root = module_name.partition(".")[0], Path(__file__).parents[1]
+    if not ((root / top / "__init__.py").is_file() or (root / f"{top}.py").is_file()):
+        return ""
+    return f"`{top}` is a package of Slingshot's own and hides yours; rename it"
+
+
+def check_function(found: Any, where: str, signatures: Sequence[tuple[str, ...]]) -> tuple[Callable[..., Any], int]:
+    """``found``, and which of ``signatures`` it has: the names of its parameters, in order.
+
+    It may have further parameters with defaults. Raises ``UserError``, which ``where`` begins, for what can't be called
+    or takes other parameters.
+    """
     if not callable(found):
-        raise UserError(f"{key}={path} is no function; it is of type {type(found).__name__}")
+        raise UserError(f"{where} is no function; it is of type {type(found).__name__}")
     wanted = " or ".join(f"({', '.join(names)})" for names in signatures)
     if isinstance(found, type):
-        raise UserError(f"{key}={path} is a class; name a function {wanted}, or an instance that can be called so")
+        raise UserError(f"{where} is a class; name a function {wanted}, or an instance that can be called so")
     try:
-        parameters = list(inspect.signature(found).parameters.values())
+        signature = inspect.signature(found)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{key}={path}: its parameters can't be told; they must be {wanted}") from error
+        raise UserError(f"{where}: its parameters can't be told; they must be {wanted}") from error
     for which, names in enumerate(signatures):
-        if _takes(parameters, names):
+        if _takes([*signature.parameters.values()], names):
             return found, which
-    given = ", ".join(str(p.name) for p in parameters)
-    raise UserError(f"{key}={path} takes ({given}); its parameters must be {wanted}")
+    raise UserError(f"{where} takes {_bare(signature)}; it must take {wanted} by position")
 
 
 def _takes(parameters: Sequence[inspect.Parameter], names: Sequence[str]) -> bool:
@@ -85,14 +103,28 @@ def _takes(parameters: Sequence[inspect.Parameter], names: Sequence[str]) -> boo
     )
 
 
+def check_class(found: Any, base: type[Any], where: str) -> None:
+    """Raises ``UserError``, which ``where`` begins, unless ``found`` is a whole class made from ``base``."""
+    home = base.__module__
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(f"{where} must be a class made from {home}.{base.__name__}")
+    variables = [name for name, kind in vars(base).get("__annotations__", {}).items() if "ClassVar" in str(kind)]
+    missing = {*getattr(found, "__abstractmethods__", ()), *(name for name in variables if not hasattr(found, name))}
+    if missing:
+        raise UserError(f"{where} lacks {', '.join(sorted(missing))}; see {home.replace('.', '/')}.py")
+    check_methods(found, base, where)
+
+
 def check_methods(found: type, base: type, where: str) -> None:
     """Raises ``UserError``, which ``where`` begins, for a method of ``found`` that can't be called as ``base``'s is.
 
     Properties and plain attributes are read, so they must not be methods. A dataclass makes its own ``__init__``.
     """
     for name, theirs in vars(base).items():
+        if name.startswith("_") and (name != "__init__" or is_dataclass(base)):
+            continue
         ours = inspect.getattr_static(found, name)
-        if ours is theirs or (name.startswith("_") and (name != "__init__" or is_dataclass(base))):
+        if ours is theirs:
             continue
         if inspect.isfunction(theirs):
             shape = inspect.signature(theirs)
@@ -109,6 +141,8 @@ def _fits(found: type, name: str, shape: inspect.Signature) -> bool:
     """Whether ``name`` of an instance of ``found`` takes what ``shape``, which begins with self, takes."""
     parameters = shape.parameters.values()
     plain = [None for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if getattr(found, name) is object.__init__:  # which says that it takes anything
+        return len(plain) == 1
     named = {p.name: None for p in parameters if p.kind is p.KEYWORD_ONLY}
     if not inspect.isfunction(inspect.getattr_static(found, name)):
         plain = plain[1:]  # a class or static method isn't given self

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 
 from agent.config import AgentConfig
 from agent.errors import UserError, nearest, one_of
+from agent.formats.catalogue import format_class
 from agent.paths import at_home
 from agent.protocol import TagProtocol
 from agent.records import SEARCH
@@ -79,7 +80,8 @@ def prompt_text(config: AgentConfig) -> str:
 
     Raises ``UserError`` for a name that isn't known, or a file that can't be read, lacks a placeholder or has another.
     """
-    shipped = PROMPTS if config.format == "tags" else SYSTEM_PROMPTS
+    tags = format_class(config.format).in_tags
+    shipped = PROMPTS if tags else SYSTEM_PROMPTS
     if config.prompt in shipped:
         return shipped[config.prompt]
     where, path = f"agent.prompt={config.prompt}", at_home(config.prompt)
@@ -92,7 +94,6 @@ def prompt_text(config: AgentConfig) -> str:
         raise UserError(f"{where}: can't be read ({what}); name one of {', '.join(shipped)}, or a text file") from None
     if not text.strip():
         raise UserError(f"{where}: the file is empty")
-    tags = config.format == "tags"
     known = ("question", "tools", *(_TAGS if tags else _TAGS[-2:]))
     found = _PLACEHOLDER.findall(text)
     for name in found:

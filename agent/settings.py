@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from agent.errors import UserError
@@ -86,6 +86,17 @@ def check_bounds(settings: Any, prefix: str) -> None:
         for number in _numbers(value):
             if number not in bounds:
                 raise UserError(f"{prefix}{'.' if prefix else ''}{f.name}={value} {bounds.wrong(number)}")
+
+
+def check_settings(kind: type[Any], where: str) -> None:
+    """Raises ``UserError``, which ``where`` begins, unless ``kind`` is itself a dataclass whose fields have defaults.
+
+    A subclass of a dataclass that isn't declared as one has fields that are no settings.
+    """
+    if "__dataclass_params__" not in vars(kind):
+        raise UserError(f"{where} is no dataclass; write @dataclass above it")
+    if without := [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]:
+        raise UserError(f"{where}: {', '.join(without)} needs a default, as each setting does")
 
 
 def _bounds_of(cls: type, name: str) -> Range | None:

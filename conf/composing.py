@@ -22,9 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from agent.errors import UserError
-from agent.pool.rules.base import rule_names
+from conf import of_files
 from conf.schema import MODES, RunConfig, typed
-from retrieval_service.rankers import own_settings
 
 FAILURES = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError, OverflowError)
 """What composing raises for a mistake of its user's."""
@@ -73,8 +72,7 @@ class Composer:
     def options(self, group: str) -> list[str]:
         """The files of a configuration group, without those that only its own files name; none if it is no group."""
         loader = GlobalHydra.instance().config_loader()
-        inner = {f"{name}_rule" for name in rule_names()} if group == "pool" else set()
-        inner |= {f"{name}_settings" for name in own_settings()} if group == "retrieval" else set()
+        inner = of_files.inner(group)
         return [name for name in loader.get_group_options(group) if name not in inner] if group else []
 
     def parse(self, argument: str) -> Override:

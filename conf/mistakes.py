@@ -11,7 +11,7 @@ from yaml import YAMLError
 
 from agent.errors import UserError, nearest
 from agent.own import is_path
-from conf import peers
+from conf import of_files, peers
 from conf.composing import FAILURES, Composer
 from conf.hints import LISTING, hint
 from conf.schema import keys
@@ -35,6 +35,8 @@ def _mistake(composer: Composer, lines: Sequence[str], hydra_lines: Sequence[str
     """The override at which composing failed, and the fix."""
     if isinstance(error, YAMLError):
         return _unreadable(error)
+    if wrong_file := of_files.problem(error):
+        return wrong_file
     choices = []
     for line in lines:
         key, _, value = line.partition("=")

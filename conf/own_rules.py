@@ -1,17 +1,15 @@
-"""Pool rules of the user's own: ``pool=package.module:Rule`` chooses a class by its path, as if it had a file."""
+"""Pool rules as Hydra takes them: those in ``agent/pool/rules/``, and the user's own, ``pool=package.module:Rule``."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 from collections.abc import Sequence
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from agent.errors import UserError, shortened
-from agent.own import check_methods, is_path, resolve
-from agent.pool.rules.base import PoolRule
+from agent.own import is_path, resolve
+from agent.pool.rules.base import PoolRule, checked_rule, rule_class
 
 
 def register_own_rules(settings: Sequence[str]) -> None:
@@ -27,31 +25,25 @@ def register_own_rules(settings: Sequence[str]) -> None:
 
 
 def own_rule(path: str) -> PoolRule:
-    """The rule with its own defaults, whose fields become settings under ``pool``."""
-    found = resolve(path, "pool")
-    if not (isinstance(found, type) and issubclass(found, PoolRule)):
-        raise UserError(f"pool={path} must be a class made from agent.pool.rules.base.PoolRule")
-    if inspect.isabstract(found):
-        raise UserError(
-            f"pool={path} lacks {', '.join(sorted(found.__abstractmethods__))}; see agent/pool/rules/base.py"
-        )
-    if "__dataclass_params__" not in vars(found):
-        raise UserError(f"pool={path} is no dataclass; write @dataclass above it")
-    if without := [f.name for f in dataclasses.fields(found) if _has_no_default(f)]:
-        raise UserError(f"pool={path}: {', '.join(without)} needs a default, as each setting does")
-    check_methods(found, PoolRule, f"pool={path}")
+    """The rule of that import path, with its own defaults. Its fields become settings under ``pool``."""
+    rule = checked_rule(resolve(path, "pool"), f"pool={path}")
+    return _with_defaults(rule, path, f"pool={path}")
+
+
+def rule_of_file(name: str) -> PoolRule:
+    """The same for the rule in ``agent/pool/rules/NAME.py``."""
+    return _with_defaults(rule_class(name), name, f"pool={name}")
+
+
+def _with_defaults(rule: type[PoolRule], name: str, where: str) -> PoolRule:
     try:
-        rule = found(name=path)
-        OmegaConf.structured(rule)
+        made = rule(name=name)
+        OmegaConf.structured(made)
     except UserError as error:
-        raise UserError(f"pool={path}: with its own defaults, {error}") from error
+        raise UserError(f"{where}: with its own defaults, {error}") from error
     except Exception as error:  # whatever its own __post_init__ raises, and OmegaConf says of a type that it can't hold
         raise UserError(
-            f"pool={path}: its settings can't be made ({type(error).__name__}: {shortened(error)}); a field is a "
+            f"{where}: its settings can't be made ({type(error).__name__}: {shortened(error)}); a field is a "
             "number, true or false, a text, or a list or dict of these"
         ) from error
-    return rule
-
-
-def _has_no_default(field: dataclasses.Field[object]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    return made

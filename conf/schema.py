@@ -17,13 +17,14 @@ from agent.config import AgentConfig, ExitConfig, GroupConfig, RewardConfig, Sea
 from agent.errors import UserError, one_of
 from agent.formats.tags import tags_of
 from agent.inference.infer import Inference
-from agent.pool.rules.base import PoolRule, rule_class, rule_names
+from agent.pool.rules.base import PoolRule
 from agent.pool.search_limits import SearchLimits
 from agent.prompts import prompt_text
 from agent.rewards.scorer import Scorer
 from agent.settings import KIND, PATH, SENTENCE, bounded, check_bounds
 from agent.simulation.policies import SimulationConfig
 from agent.strategies import STRATEGIES
+from conf import of_files
 from conf.evaluation import EvalConfig
 from conf.topology import ClusterConfig
 from conf.tree import check_tree
@@ -154,7 +155,7 @@ class RunConfig:
         if type(self.retrieval) is not settings_of(self.retrieval.backend):
             raise UserError(
                 f"retrieval.backend={self.retrieval.backend} has settings of its own: write "
-                f"retrieval={self.retrieval.backend}"
+                f"retrieval={self.retrieval.backend}, whose file has `defaults: [{self.retrieval.backend}_settings]`"
             )
         if self.data.source == "jsonl":
             self._check_files()
@@ -180,7 +181,9 @@ class RunConfig:
                 f"set evaluation.temperature=0, not {self.evaluation.temperature:g}, or exit.threshold"
             )
         if self.mode == "index" and self.retrieval.url is not None:
-            raise UserError("mode=index builds an index, and retrieval=http has none; use retrieval=bm25")
+            raise UserError(
+                f"mode=index builds an index, and retrieval={self.retrieval.backend} has none; use retrieval=bm25"
+            )
         if self.mode == "index" and (there := self.retrieval.prebuilt or self.retrieval.index):
             raise UserError(
                 f"mode=index builds an index, and {there} is one already: leave retrieval.prebuilt and retrieval.index "
@@ -325,17 +328,12 @@ class RunConfig:
 
 
 def register() -> None:
-    """Puts the schema where Hydra finds it: ``run_schema`` at the root, ``NAME_rule`` for each pool rule, and
-    ``NAME_settings`` for each ranker that has some of its own.
+    """Puts the schema where Hydra finds it: ``run_schema`` at the root, and what files of code bring (``of_files.py``).
 
     And the two resolvers that ``config.yaml`` names a sweep's folders with.
     """
-    store = ConfigStore.instance()
-    store.store(name="run_schema", node=RunConfig)
-    for name in rule_names():
-        store.store(group="pool", name=f"{name}_rule", node=rule_class(name))
-    for name, settings in own_settings().items():
-        store.store(group="retrieval", name=f"{name}_settings", node=settings)
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    of_files.store()
     OmegaConf.register_new_resolver("either", lambda one, other: one or other, replace=True)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
@@ -344,6 +342,8 @@ def typed(config: DictConfig) -> RunConfig:
     """The typed configuration of a composed one. Raises ``UserError`` for a wrong key, type or value."""
     from omegaconf.errors import OmegaConfBaseException
 
+    if OmegaConf.get_type(config, "pool") is PoolRule:
+        raise UserError(of_files.NO_RULE)
     check_tree(config)
     model, played = config.model, config.checkpoint or config.evaluation.endpoint.model
     if config.mode in INFERENCE and played and model.path is None and model.architecture is None:

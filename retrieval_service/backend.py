@@ -1,9 +1,18 @@
-"""What the service needs of a ranker."""
+"""What the service needs of a ranker: one file in ``backends/`` (``backends/__init__.py`` checks it).
+
+It has a class ``Backend``, made as ``Backend(index, config)``, and
+
+- ``ensure(corpus: Path, config: RetrievalConfig, cache: Path, watch: Watch) -> Path``: the folder of the index of
+  ``corpus``, which is built below ``cache`` if it isn't there. Raises ``UserError`` for a bad corpus;
+- or ``REMOTE = True`` in its place: it asks a service, at ``retrieval.url``, and has no index;
+- where it has settings of its own, a dataclass ``Settings`` made from ``RetrievalConfig``. ``config`` is one of these.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from agent.errors import Fault, RetrievalError
@@ -50,6 +59,12 @@ class Backend(Protocol):
     ``time.monotonic``. A batch that raises is asked again in halves, so that one query fails alone, unless it is
     ``Unavailable`` that is raised, or the time is over.
     """
+
+    def __init__(self, index: Path | None, config: Any) -> None:
+        """Over the folder ``index``; None for a remote one. ``config`` is the ``RetrievalConfig``.
+
+        Raises ``UserError`` for an index that it can't use, or a service that doesn't answer.
+        """
 
     def search_batch(self, queries: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
         """For each query, in order, its at most ``k`` best passages, best first.

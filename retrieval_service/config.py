@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 from agent.errors import UserError, one_of
 from agent.settings import PATH, TEXT, bounded, check_bounds
-from retrieval_service.backends import backend_names
-from retrieval_service.dialects import dialect_names
+from retrieval_service.backends import backend_names, is_remote
+from retrieval_service.dialects import dialect, dialect_names
 from retrieval_service.wikipedia import AUTO, PREBUILT
 
 STEMMERS = ("porter", "krovetz", "none")
@@ -105,12 +105,17 @@ class RetrievalConfig:
             raise UserError("retrieval.prebuilt and retrieval.index both say where passages come from; leave one out")
 
     def _check_url(self) -> None:
+        remote = is_remote(self.backend)
         if self.url is None:
-            if self.backend == "http":
-                raise UserError("retrieval=http needs retrieval.url=http://HOST:PORT, where a search service listens")
+            if remote:
+                raise UserError(
+                    f"retrieval={self.backend} needs retrieval.url=http://HOST:PORT, where a search service listens"
+                )
             return
-        if self.backend != "http":
-            raise UserError("retrieval.url is for retrieval=http; give both")
+        if not remote:
+            raise UserError(
+                f"retrieval.url is for a ranker that asks a service, which {self.backend} doesn't; set retrieval=http"
+            )
         if self.index is not None:
             raise UserError("retrieval.url and retrieval.index both say where passages come from; leave one out")
         if not _is_address(self.url):
@@ -118,6 +123,7 @@ class RetrievalConfig:
                 f"retrieval.url={self.url}: is written http://HOST:PORT or http://HOST:PORT/PATH; a token goes into "
                 "retrieval.token_file"
             )
+        dialect(self.dialect)  # one that can be spoken
 
 
 def _is_address(url: str) -> bool:

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from agent.errors import UserError
 from agent.paths import at_home
+from agent.settings import check_settings
+from agent.shipped import file_of
+from retrieval_service import backends
 from retrieval_service.backend import Backend
-from retrieval_service.backends import backend_names
+from retrieval_service.backends import backend_module, backend_names
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.prebuilt import ensure_prebuilt
 from retrieval_service.rerank import Reranked
 from retrieval_service.watch import SILENT, Watch
 
 
-def _module(name: str) -> Any:
-    return importlib.import_module(f"retrieval_service.backends.{name}")
-
-
 def settings_of(name: str) -> type[RetrievalConfig]:
-    """The settings of a ranker: a class ``Settings`` of its own, or those that all have."""
-    settings: type[RetrievalConfig] = getattr(_module(name), "Settings", RetrievalConfig)
+    """The settings of a ranker: a class ``Settings`` of its own, or those that all have.
+
+    Raises ``UserError`` for a file that can't be imported, or lacks something.
+    """
+    settings = getattr(backend_module(name), "Settings", RetrievalConfig)
+    where = f"{backends.KEY}={name}: Settings of {file_of(backends.__name__, name)}"
+    if not (isinstance(settings, type) and issubclass(settings, RetrievalConfig)):
+        raise UserError(f"{where} must be a class made from retrieval_service.config.RetrievalConfig")
+    check_settings(settings, where)
     return settings
 
 
 def own_settings() -> dict[str, type[RetrievalConfig]]:
-    """The rankers that have settings of their own, with these."""
-    return {name: kind for name in backend_names() if (kind := settings_of(name)) is not RetrievalConfig}
+    """The rankers that have settings of their own, with these; without those whose file is wrong."""
+    found = {}
+    for name in backend_names():
+        with suppress(UserError):  # said where it is chosen
+            found[name] = settings_of(name)
+    return {name: kind for name, kind in found.items() if kind is not RetrievalConfig}
 
 
 def open_backend(config: RetrievalConfig, index: Path | None) -> Backend:
@@ -38,7 +47,7 @@ def open_backend(config: RetrievalConfig, index: Path | None) -> Backend:
 
     Raises ``UserError`` if ``index`` is not an index that this ranker can use, or the server doesn't answer.
     """
-    backend: Backend = _module(config.backend).Backend(index, config)
+    backend: Backend = backend_module(config.backend).Backend(index, config)
     if config.reranker is None:
         return backend
     try:
@@ -58,7 +67,7 @@ def index_for(corpus: Path | None, config: RetrievalConfig, cache: Path, watch: 
             "there is nothing to search: set data.corpus=FILE, retrieval.index=FOLDER for a built index, or "
             "retrieval=wikipedia"
         )
-    index: Path = _module(config.backend).ensure(corpus, config, cache, watch)
+    index: Path = backend_module(config.backend).ensure(corpus, config, cache, watch)
     return index
 
 

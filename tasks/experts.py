@@ -28,6 +28,7 @@ from pathlib import Path
 from agent.answers import soft_match
 from agent.config import AgentConfig
 from agent.errors import UserError
+from agent.formats.catalogue import format_class
 from agent.protocol import NO_RESULTS, PROTOCOLS, TagProtocol
 from agent.records import Passage, Question, Trajectory
 from agent.seeds import derive_seed
@@ -259,7 +260,7 @@ def world_experts(
 def check_fits(trajectory: Trajectory, agent: AgentConfig, control: Mapping[int, str]) -> None:
     """Raises ``UserError`` for an expert's trajectory that the policy could never play: beyond ``agent``'s limits, or
     with a token of ``control``, by id, within an action, where the engine would have ended the turn."""
-    lines_are_calls = agent.format == "tags" and agent.max_parallel > 1
+    lines_are_calls = format_class(agent.format).in_tags and agent.max_parallel > 1
     for number, turn in enumerate(trajectory.turns, start=1):
         if lines_are_calls and any("\n" in call.argument for call in turn.calls):
             raise UserError(

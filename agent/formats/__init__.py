@@ -10,4 +10,4 @@ from agent.shipped import module_names
 
 def format_names() -> list[str]:
     """The formats that there are."""
-    return module_names(__path__, "base", "calls", "chat_template")
+    return module_names(__path__, "base", "calls", "catalogue", "chat_template")

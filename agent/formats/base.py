@@ -5,9 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
+from agent.config import AgentConfig
 from agent.protocol import Action, TagProtocol
 from agent.records import Finish
+from agent.tokens import TokenCodec
+from agent.tools.base import Tool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,10 +25,12 @@ class Shown:
 class Format(ABC):
     """One way to write an episode down, for one tokenizer and the tools of a run.
 
-    Made as ``NAME(codec, config, tools)``, of the run's ``TokenCodec``, ``AgentConfig`` and classes of ``Tool``; an
-    ``__init__`` that sets the fields below raises ``UserError`` for what doesn't fit.
+    Its ``__init__`` sets the fields below, and raises ``UserError`` for what doesn't fit.
     """
 
+    in_tags: ClassVar[bool] = False
+    """Whether calls and results stand between tags of ``agent.protocol`` and of the tools: a prompt of the user's own
+    is then the user's message, and tells the tags."""
     protocol: TagProtocol
     """The tags of the answer, and those that gates and experts know calls and results by."""
     stop: tuple[str, ...]
@@ -37,6 +43,9 @@ class Format(ABC):
     """What a user should know of this format with this tokenizer."""
     beginning: tuple[int, ...] = ()
     """Ids that every prompt starts with, where its text doesn't bring them."""
+
+    @abstractmethod
+    def __init__(self, codec: TokenCodec, config: AgentConfig, tools: Sequence[type[Tool]]) -> None: ...
 
     @abstractmethod
     def prompt(self, question: str) -> str:

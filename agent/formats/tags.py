@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from agent.config import AgentConfig
 from agent.errors import UserError, one_of
 from agent.formats.base import Format, Shown
+from agent.formats.catalogue import format_class
 from agent.formats.chat_template import template_options
 from agent.prompts import fill, tag_prompt
 from agent.protocol import PROTOCOLS, Action, TagProtocol
@@ -23,7 +24,7 @@ def tags_of(config: AgentConfig) -> TagProtocol:
     """
     one_of(config.protocol, PROTOCOLS, "agent.protocol")
     tools = tool_classes(config.tools)
-    if config.format != "tags":
+    if not format_class(config.format).in_tags:
         return PROTOCOLS[config.protocol]
     protocol = PROTOCOLS[config.protocol].with_tools(tools)
     if config.prompt == "instruct" and all(tool.name != SEARCH for tool in tools):
@@ -39,6 +40,8 @@ class TagFormat(Format):
 
     Our tags, our notices and untrusted text are encoded apart, so their tokens never merge.
     """
+
+    in_tags = True
 
     def __init__(self, codec: TokenCodec, config: AgentConfig, tools: Sequence[type[Tool]]) -> None:
         self.protocol = tags_of(config)

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from agent.errors import RewardError, one_of, shortened
-from agent.own import is_path, resolve_function
+from agent.own import check_function, is_path, resolve
 from agent.records import MAX_REWARD, Question, Trajectory
 from agent.rewards import outcomes
-from agent.shipped import module_names
+from agent.shipped import file_of, member_of, module_names
 
 KEY = "reward.outcome"
 _SIGNATURES = (("question", "trajectory"), ("question", "trajectories"))
@@ -31,11 +31,14 @@ class Outcome:
     """Judges trajectories by the function that ``name`` names. Raises ``UserError`` where there is none."""
 
     def __init__(self, name: str) -> None:
-        self._name, path = name, name
-        if not is_path(name):
+        self._name, where = name, f"{KEY}={name}"
+        if is_path(name):
+            found = resolve(name, KEY)
+        else:
             one_of(name, outcome_names(), KEY)
-            path = f"{outcomes.__name__}.{name}:outcome"
-        self._function, which = resolve_function(path, KEY, _SIGNATURES)
+            found = member_of(outcomes.__name__, name, "outcome", KEY, "a function `outcome(question, trajectory)`")
+            where += f": outcome of {file_of(outcomes.__name__, name)}"
+        self._function, which = check_function(found, where, _SIGNATURES)
         self.groupwise = which == 1
         """Whether it judges the trajectories of a group by one another."""
 

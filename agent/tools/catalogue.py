@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
@@ -10,9 +9,9 @@ from functools import lru_cache
 from typing import Any, TypeGuard
 
 from agent import tools as shipped
-from agent.errors import UserError, one_of, shortened
+from agent.errors import UserError, one_of
 from agent.own import check_methods, is_path, resolve
-from agent.shipped import module_names, own_class
+from agent.shipped import module_names, module_of, own_class
 from agent.tools.base import Tool
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -47,11 +46,7 @@ def _tool_class(name: str) -> type[Tool]:
         found = resolve(name, "agent.tools")
     else:
         one_of(name, tool_names(), "agent.tools")
-        try:
-            module = importlib.import_module(f"{shipped.__name__}.{name}")
-        except Exception as error:  # whatever a file of one's own raises
-            raise UserError(f"{where}: can't be imported ({type(error).__name__}: {shortened(error)})") from error
-        found = own_class(module, Tool, where)
+        found = own_class(module_of(shipped.__name__, name, "agent.tools"), Tool, where)
     if not _is_tool(found):
         raise UserError(f"{where} is no tool; it has to be one subclass of agent.tools.base.Tool with a method 'call'")
     _check(found, where)

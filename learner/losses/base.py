@@ -6,14 +6,13 @@ a loss's defaults where torch is not to be loaded.
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from agent.errors import UserError, one_of
-from agent.own import check_methods, is_path, resolve
-from agent.shipped import module_names
+from agent.own import check_class, is_path, resolve
+from agent.shipped import file_of, member_of, module_names
 from learner import losses
 
 if TYPE_CHECKING:
@@ -130,20 +129,20 @@ def loss_names() -> list[str]:
 
 def loss_class(name: str) -> type[Loss]:
     """The loss of that name, or at that import path (``package.module:Class``). Raises ``UserError``."""
+    where = f"{KEY}={name}"
     if is_path(name):
         found = resolve(name, KEY)
-        if not (isinstance(found, type) and issubclass(found, Loss)):
-            raise UserError(f"{KEY}={name} must be a class made from learner.losses.base.Loss")
-        if missing := sorted(found.__abstractmethods__):
-            raise UserError(f"{KEY}={name} lacks {', '.join(missing)}; learner/losses/base.py says what a loss needs")
-        if not isinstance(getattr(found, "defaults", None), Choices):
-            raise UserError(f"{KEY}={name} lacks defaults; set them to a learner.losses.base.Choices(…)")
-        try:
-            found.defaults.check()
-        except UserError as error:
-            raise UserError(f"{KEY}={name}: of its defaults, {error}") from None
-        check_methods(found, Loss, f"{KEY}={name}")
-        return found
-    one_of(name, loss_names(), KEY)
-    loss: type[Loss] = importlib.import_module(f"learner.losses.{name}").Loss
+    else:
+        one_of(name, loss_names(), KEY)
+        needs = "a class `Loss`, made from learner.losses.base.Loss"
+        found = member_of(losses.__name__, name, "Loss", KEY, needs, base=Loss)
+        where += f": Loss of {file_of(losses.__name__, name)}"
+    check_class(found, Loss, where)
+    if not isinstance(found.defaults, Choices):
+        raise UserError(f"{where}: its defaults must be a learner.losses.base.Choices(…)")
+    try:
+        found.defaults.check()
+    except UserError as error:
+        raise UserError(f"{where}: of its defaults, {error}") from None
+    loss: type[Loss] = found
     return loss

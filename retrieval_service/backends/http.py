@@ -39,6 +39,8 @@ PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed."""
 DEFINITE = frozenset(range(300, 600)) - PASSING
 """Other statuses than a success: the next request would get the same."""
+REMOTE = True
+"""See ``retrieval_service/backend.py``."""
 OF_THE_REQUEST = frozenset({500, 503})
 """Those of them that a server also gives where one of several queries fails: each is then asked by itself."""
 

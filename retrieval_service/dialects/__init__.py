@@ -9,10 +9,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from agent.shipped import module_names
+from agent.errors import UserError
+from agent.own import check_class
+from agent.shipped import file_of, member_of, module_names
 
 if TYPE_CHECKING:
     from retrieval_service.dialects.base import Dialect
+
+KEY = "retrieval.dialect"
 
 
 def dialect_names() -> list[str]:
@@ -21,6 +25,21 @@ def dialect_names() -> list[str]:
 
 
 def dialect(name: str) -> Dialect:
-    """The dialect of that name."""
-    made: Dialect = importlib.import_module(f"retrieval_service.dialects.{name}").Dialect()
+    """The dialect of that name. Raises ``UserError`` for a file that can't be imported, or whose dialect is none."""
+    base: type[Dialect] = importlib.import_module(f"{__name__}.base").Dialect  # needs what few commands do
+    needs = "a class `Dialect`, made from retrieval_service.dialects.base.Dialect"
+    found = member_of(__name__, name, "Dialect", KEY, needs, base=base)
+    check_class(found, base, f"{KEY}={name}: Dialect of {file_of(__name__, name)}")
+    made: Dialect = found()
     return made
+
+
+def spoken() -> tuple[list[Dialect], list[UserError]]:
+    """All dialects that can be spoken, and what is wrong with the files of the others."""
+    found, wrong = [], []
+    for name in dialect_names():
+        try:
+            found.append(dialect(name))
+        except UserError as error:
+            wrong.append(error)
+    return found, wrong

@@ -15,7 +15,7 @@ from pydantic_core import from_json
 from starlette.routing import Route
 
 from retrieval_service.backend import Identity
-from retrieval_service.dialects import dialect, dialect_names
+from retrieval_service.dialects import spoken
 from retrieval_service.dialects.base import Dialect, document
 from retrieval_service.server.config import ServeConfig
 from retrieval_service.server.desk import RETRY_AFTER_S, Desk, Refused
@@ -98,9 +98,9 @@ class _Searches:
 
 def _add_dialects(app: FastAPI, desk: Desk) -> None:
     by_path: dict[str, list[Dialect]] = {}
-    for name in dialect_names():
-        by_path.setdefault((d := dialect(name)).path, []).append(d)
-    searches = {path: _Searches(desk, spoken) for path, spoken in by_path.items()}
+    for each in spoken()[0]:
+        by_path.setdefault(each.path, []).append(each)
+    searches = {path: _Searches(desk, alike) for path, alike in by_path.items()}
     app.router.routes.extend(Route(path, endpoint, methods=["POST"]) for path, endpoint in searches.items())
     others = app.openapi
 

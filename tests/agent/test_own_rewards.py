@@ -40,6 +40,9 @@ async def ranked_later(question, trajectories):
     await asyncio.sleep(0)
     return ranked(question, trajectories)
 
+def named(*, question, trajectory):
+    return 1.0
+
 def picky(question, trajectory):
     if trajectory.answer == "bad":
         raise TimeoutError("the judge is away")
@@ -207,8 +210,13 @@ def test_no_trajectory_is_no_question_to_a_judge(search_protocol, emma, make_tra
         ("own_lacking:judge", "own_lacking imports a_package_that_nobody_has, which isn't installed"),
         ("own_rewards:a_number", "is no function; it is of type int"),
         ("own_rewards:AClass", "is a class; name a function (question, trajectory) or (question, trajectories)"),
-        ("own_rewards:other_names", "takes (q, t); its parameters must be (question, trajectory) or"),
-        ("own_rewards:one_more", "takes (question, trajectory, threshold); its parameters must be"),
+        ("own_rewards:other_names", "takes (q, t); it must take (question, trajectory) or"),
+        ("own_rewards:one_more", "takes (question, trajectory, threshold); it must take (question"),
+        (
+            "own_rewards:named",
+            "takes (*, question, trajectory); it must take (question, trajectory) or (question, traj",
+        ),
+        ("own_rewards:named", " by position"),
         ("own_rewards:", "is no import path; write package.module:name"),
         (":judge", "is no import path"),
         ("own rewards:judge", "is no import path"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import chat_templates
 import pytest
 
+from agent import formats
 from agent.config import AgentConfig
 from agent.dialogue import Dialogue
 from agent.errors import UserError
+from agent.formats.tags import tags_of
 from agent.prompts import fill, prompt_text
 
 
@@ -88,3 +92,44 @@ def test_a_prompt_that_is_not_there(name, message, tmp_path, monkeypatch):
 
 def test_what_is_filled_in_is_not_filled_again():
     assert fill("{a}{b}{c}", {"a": "{b}", "b": "{a}"}) == "{b}{a}{c}"
+
+
+# --- formats of one's own ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plainish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Adds a format that is made from the tags, with ``body`` as what it has of its own."""
+
+    def add(body: str) -> None:
+        text = f"from agent.formats.tags import TagFormat\n\nclass Plainish(TagFormat):\n    {body}\n"
+        (tmp_path / "plainish.py").write_text(text)
+        monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
+        monkeypatch.delitem(sys.modules, "agent.formats.plainish", raising=False)
+
+    return add
+
+
+@pytest.mark.parametrize("name", ["instruct", "plain"])
+def test_a_format_that_is_made_from_the_tags_is_in_tags(codec, plainish, name):
+    """What a name can't say: the prompt with its question, a second tool's tags, those that gates count."""
+    plainish("pass")
+    own, shipped = (
+        AgentConfig(format=format, prompt=name, tools=["search", "open"]) for format in ("plainish", "tags")
+    )
+    asked = Dialogue.of(codec, own)
+    assert asked.prompt_ids("Who?") == Dialogue.of(codec, shipped).prompt_ids("Who?")
+    assert asked.protocol == tags_of(own) == tags_of(shipped)
+    assert "<open>" in tags_of(own).tags
+
+
+def test_a_file_of_its_prompt_has_the_placeholders_of_tags(plainish, prompt):
+    plainish("pass")
+    with pytest.raises(UserError, match=r"the placeholder \{tools\} is missing"):
+        prompt_text(AgentConfig(format="plainish", prompt=prompt("{question} {search_open}")))
+
+
+def test_a_format_that_leaves_the_question_out_is_refused(codec, plainish):
+    plainish('def prompt(self, question):\n        return "Question:"')
+    with pytest.raises(UserError, match=r"^agent\.format=plainish: its prompt lacks the question$"):
+        Dialogue.of(codec, AgentConfig(format="plainish"))

@@ -1,13 +1,21 @@
-"""A pool rule of the user's own by import path, beside rewards and losses: checked before anything starts."""
+"""Code of the user's own, by import path or as a file in a folder of ours: checked before anything starts."""
 
 from __future__ import annotations
 
+import importlib
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conf_runs import Command
+from hydra.core.config_store import ConfigStore
 
 import launch
 from agent.errors import UserError
+from conf import of_files
+from retrieval_service.config import RetrievalConfig
+from retrieval_service.dialects import spoken
 
 OWN = """
 from dataclasses import dataclass, field
@@ -123,6 +131,14 @@ def test_a_sweep_may_compare_it_with_a_shipped_one() -> None:
         ("algorithm=own_rule_module:judge", "did you mean algorithm.loss=own_rule_module:judge?"),
         ("reward.outcome=own_rule_module.py:judge", "a module is named without .py; write own_rule_module:judge"),
         ("reward.outcome=own_rule_module:juge", "own_rule_module has no juge; did you mean 'judge'?"),
+        (
+            "reward.outcome=tasks.my_rewards:judge",
+            "there is no module tasks.my_rewards; `tasks` is a package of Slingshot's own and hides yours; rename it",
+        ),
+        (
+            "reward.outcome=learner:judge",
+            "; `learner` is a package of Slingshot's own and hides yours; rename it",
+        ),
         ("algorithm.loss=own_rule_module:judge", "must be a class made from learner.losses.base.Loss"),
     ],
 )
@@ -145,3 +161,279 @@ def test_it_is_a_condition_of_a_sweep_by_its_path() -> None:
     )
     assert asked.sweep is not None
     assert [job.name for job in asked.sweep.plan.jobs] == ["pool=own_rule_module:Patient", "pool=epoch"]
+
+
+# --- as files in folders of ours ---------------------------------------------------------------------
+
+Add = Callable[[str, str], None]
+RULE = OWN.partition("class Undressed")[0].replace("class Patient", "class Rule")
+BARE = RULE.replace("@dataclass\nclass", "class")
+NARROW = RULE.replace("self, *, room, drawn, zero", "self, room")
+LOSS = """
+from learner.losses.base import Choices
+from learner.losses.clipped import ClippedLoss
+
+
+class Loss(ClippedLoss):
+    defaults = Choices(advantage="std", aggregation="token_mean", clip_low=0.2, clip_high=0.2)
+"""
+FORMAT = """
+from agent.formats.tags import TagFormat
+
+
+class Mine(TagFormat):
+    pass
+"""
+BACKEND = """
+class Backend:
+    def __init__(self, index, config): ...
+    def search_batch(self, queries, k): ...
+    def following_batch(self, document_ids, k): ...
+    def document_batch(self, document_ids, k): ...
+    def identity(self): ...
+    def close(self): ...
+
+
+def ensure(corpus, config, cache, watch): ...
+"""
+REMOTE = BACKEND.partition("def ensure")[0] + "REMOTE = True\n"
+SETTINGS = """
+from dataclasses import dataclass
+
+from retrieval_service.config import RetrievalConfig
+
+
+@dataclass
+class Settings(RetrievalConfig):
+    depth: int = 3
+"""
+UNDRESSED = SETTINGS.replace("@dataclass\n", "")
+DIALECT = "from retrieval_service.dialects.search_r1 import Dialect as Theirs\n\n\nclass Dialect(Theirs):\n    pass\n"
+HTTP = ("retrieval=http", "retrieval.url=http://127.0.0.1:1", "retrieval.dialect=mine")
+BROKEN = {
+    "def": "importing {file} raised SyntaxError: ",
+    "import nobody_has_this": "{file} imports nobody_has_this, which isn't installed",
+    "raise RuntimeError('no card')": "importing {file} raised RuntimeError: no card",
+}
+PLACES = {
+    "agent.pool.rules": ["pool=mine"],
+    "retrieval_service.backends": ["retrieval=mine"],
+    "retrieval_service.dialects": [*HTTP],
+    "learner.losses": ["algorithm.loss=mine"],
+    "agent.formats": ["agent.format=mine"],
+    "agent.tools": ["agent.tools=[search,mine]"],
+    "agent.rewards.outcomes": ["reward.outcome=mine"],
+}
+"""Each folder whose files are found by their names, and what chooses the file ``mine.py``."""
+
+
+@pytest.fixture
+def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Add:
+    """Puts ``mine.py`` into a folder of ours, as far as Python can tell, and tells Hydra, as ``launch.py`` does."""
+    monkeypatch.setattr(ConfigStore.instance(), "repo", {**ConfigStore.instance().repo})
+    for group in of_files.BROUGHT:
+        monkeypatch.setitem(ConfigStore.instance().repo, group, {**ConfigStore.instance().repo[group]})
+
+    def put(package: str, text: str) -> None:
+        folder = tmp_path / package
+        folder.mkdir()
+        (folder / "mine.py").write_text(text)
+        parent = importlib.import_module(package)
+        monkeypatch.setattr(parent, "__path__", [*parent.__path__, str(folder)])
+        monkeypatch.delitem(sys.modules, f"{package}.mine", raising=False)
+        of_files.store()
+
+    for group, text in {"pool": "defaults: [mine_rule]\n", "retrieval": "backend: mine\n"}.items():
+        (tmp_path / "conf" / group).mkdir(parents=True)
+        (tmp_path / "conf" / group / "mine.yaml").write_text(text)
+    yield put
+    for package in PLACES:
+        sys.modules.pop(f"{package}.mine", None)
+
+
+def refusal(tmp_path: Path, *settings: str) -> str:
+    with pytest.raises(UserError) as error:
+        launch.check_overrides([f"hydra.searchpath=[{tmp_path / 'conf'}]", *settings])
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("text", BROKEN)
+@pytest.mark.parametrize("package", PLACES)
+def test_a_file_that_cannot_be_imported_is_no_matter_of_the_other_choices(
+    add: Add, tmp_path: Path, package: str, text: str
+) -> None:
+    add(package, text)
+    launch.check_overrides(["mode=plan"])
+    file = f"{package.replace('.', '/')}/mine.py"
+    assert BROKEN[text].format(file=file) in refusal(tmp_path, *PLACES[package])
+
+
+def test_it_exits_with_2_and_one_line(add: Add, tmp_path: Path, command: Command) -> None:
+    add("agent.pool.rules", "def")
+    code, _, err = command(f"hydra.searchpath=[{tmp_path / 'conf'}]", "pool=mine")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "pool=mine: importing agent/pool/rules/mine.py raised SyntaxError: " in err
+
+
+@pytest.mark.parametrize(
+    ("package", "text", "message"),
+    [
+        ("agent.pool.rules", "", "agent/pool/rules/mine.py needs a dataclass `Rule`, made from agent.pool.rules"),
+        ("agent.pool.rules", BARE, "Rule of agent/pool/rules/mine.py is no dataclass; write @dataclass above it"),
+        ("agent.pool.rules", NARROW, "mine.py: wanted must take (self, *, room, drawn, zero), as PoolRule's does"),
+        ("agent.pool.rules", RULE.replace("int = 3", "object = object()"), "its settings can't be made"),
+        ("learner.losses", "from learner.losses.base import Loss", "learner/losses/mine.py needs a class `Loss`"),
+        ("learner.losses", LOSS.replace("defaults", "default"), "Loss of learner/losses/mine.py lacks defaults; see"),
+        ("learner.losses", LOSS.replace("Choices(", "dict("), "its defaults must be a learner.losses.base.Choices(…)"),
+        ("learner.losses", LOSS.replace("ClippedLoss)", "base.Loss)"), "NameError: name 'base' is not defined"),
+        (
+            "learner.losses",
+            LOSS.replace("clipped import ClippedLoss", "base import Loss as ClippedLoss"),
+            "Loss of learner/losses/mine.py lacks surrogate; see learner/losses/base.py",
+        ),
+        (
+            "learner.losses",
+            f"{LOSS}    def surrogate(self): ...",
+            "Loss of learner/losses/mine.py: surrogate must take (self, row), as Loss's does",
+        ),
+        ("agent.formats", "", "mine.py has to have one subclass of Format, and has none"),
+        ("agent.formats", f"{FORMAT}class Other(Mine): ...", "one subclass of Format, and has Mine, Other"),
+        (
+            "agent.formats",
+            "from agent.formats.base import Format\nclass Mine(Format): ...",
+            "agent.format=mine: Mine lacks __init__, observation, parse, prompt, written; see agent/formats/base.py",
+        ),
+        ("agent.formats", f"{FORMAT}    def prompt(self): ...", "prompt must take (self, question), as Format's does"),
+        (
+            "agent.formats",
+            f"{FORMAT}    def __init__(self): ...",
+            "must take (self, codec, config, tools), as Format's",
+        ),
+        (
+            "agent.rewards.outcomes",
+            "def judge(question, trajectory): ...",
+            "agent/rewards/outcomes/mine.py needs a function `outcome(question, trajectory)`",
+        ),
+        (
+            "agent.rewards.outcomes",
+            "def outcome(*, question, trajectory): ...",
+            "outcome of agent/rewards/outcomes/mine.py takes (*, question, trajectory); it must take (question, "
+            "trajectory) or (question, trajectories) by position",
+        ),
+        ("retrieval_service.backends", "", "retrieval_service/backends/mine.py needs a class `Backend`; see"),
+        ("retrieval_service.backends", "def Backend(index, config): ...", "backends/mine.py must be a class"),
+        ("retrieval_service.backends", BACKEND.replace("close", "shut"), "backends/mine.py lacks close; see"),
+        ("retrieval_service.backends", BACKEND.replace("queries, k", "queries"), "must take (self, queries, k), as"),
+        (
+            "retrieval_service.backends",
+            BACKEND.replace("index, config", "index"),
+            "must take (self, index, config), as",
+        ),
+        ("retrieval_service.backends", BACKEND.replace("__init__", "init"), "must take (self, index, config), as"),
+        ("retrieval_service.backends", BACKEND.replace("ensure", "build"), "mine.py needs a function `ensure(corpus, "),
+        (
+            "retrieval_service.backends",
+            BACKEND.replace("cache, watch", "cache"),
+            "it must take (corpus, config, cache, ",
+        ),
+        (
+            "retrieval_service.backends",
+            BACKEND + UNDRESSED,
+            "Settings of retrieval_service/backends/mine.py is no datac",
+        ),
+        ("retrieval_service.backends", BACKEND + "class Settings: ...", "must be a class made from retrieval_service."),
+        (
+            "retrieval_service.backends",
+            BACKEND + SETTINGS,
+            "write retrieval=mine, whose file has `defaults: [mine_sett",
+        ),
+        ("retrieval_service.backends", REMOTE, "retrieval=mine needs retrieval.url=http://HOST:PORT, where a search"),
+        ("retrieval_service.dialects", "", "retrieval_service/dialects/mine.py needs a class `Dialect`, made from"),
+        (
+            "retrieval_service.dialects",
+            "from retrieval_service.dialects import base\nclass Dialect(base.Dialect): ...",
+            "lacks about, asked, body, example, hits, path, reply, request, speaks; see retrieval_service/dialects",
+        ),
+    ],
+)
+def test_a_file_is_checked_like_a_path(add: Add, tmp_path: Path, package: str, text: str, message: str) -> None:
+    add(package, text)
+    assert message in refusal(tmp_path, *PLACES[package])
+
+
+@pytest.mark.parametrize(
+    ("package", "text"),
+    [
+        ("agent.pool.rules", RULE),
+        ("learner.losses", LOSS),
+        ("agent.formats", FORMAT),
+        ("agent.rewards.outcomes", "def outcome(question, trajectory): ..."),
+        ("retrieval_service.backends", BACKEND),
+        ("retrieval_service.dialects", DIALECT),
+    ],
+)
+def test_a_file_that_is_right_is_chosen_by_its_name(add: Add, tmp_path: Path, package: str, text: str) -> None:
+    add(package, text)
+    (config,) = launch.check_overrides([f"hydra.searchpath=[{tmp_path / 'conf'}]", *PLACES[package]]).configs
+    assert config.pool.name == ("mine" if package == "agent.pool.rules" else "recycle")
+
+
+def test_a_rankers_settings_are_those_of_its_group(add: Add, tmp_path: Path) -> None:
+    add("retrieval_service.backends", BACKEND + SETTINGS)
+    (tmp_path / "conf" / "retrieval" / "mine.yaml").write_text("defaults: [mine_settings]\nbackend: mine\n")
+    where = f"hydra.searchpath=[{tmp_path / 'conf'}]"
+    (config,) = launch.check_overrides([where, "retrieval=mine", "retrieval.depth=5"]).configs
+    assert vars(config.retrieval)["depth"] == 5
+
+
+@pytest.mark.parametrize(
+    ("group", "text", "message"),
+    [
+        (
+            "pool",
+            "name: mine",
+            "pool: its file in conf/pool/ lacks `defaults: [NAME_rule]`, which stands for agent/pool/",
+        ),
+        (
+            "pool",
+            "patience: 3",
+            "pool/mine.yaml: patience isn't a setting that all choices have; those of one need `def",
+        ),
+        (
+            "pool",
+            "defaults: [nope_rule]",
+            "pool/mine.yaml: nope_rule in its `defaults` stands for agent/pool/rules/nope.py, which isn't there",
+        ),
+        (
+            "retrieval",
+            "depth: 3",
+            "retrieval/mine.yaml: depth isn't a setting that all choices have; those of one need",
+        ),
+        (
+            "retrieval",
+            "defaults: [nope_settings]",
+            "retrieval/mine.yaml: nope_settings in its `defaults` stands for retrieval_service/backends/nope.py, which",
+        ),
+        ("retrieval", "defaults: [bm25_settings]", "backends/bm25.py has no class `Settings`, which bm25_settings in"),
+    ],
+)
+@pytest.mark.usefixtures("add")
+def test_a_file_of_settings_says_which_code_it_is_for(tmp_path: Path, group: str, text: str, message: str) -> None:
+    (tmp_path / "conf" / group / "mine.yaml").write_text(text)
+    assert message in refusal(tmp_path, f"{group}=mine")
+
+
+def test_a_ranker_that_asks_a_service_says_so(add: Add) -> None:
+    add("retrieval_service.backends", REMOTE)
+    config = RetrievalConfig(backend="mine", url="http://127.0.0.1:1")
+    assert config.elsewhere
+
+
+def test_the_server_speaks_the_dialects_that_it_can(add: Add) -> None:
+    before, none = spoken()
+    assert not none
+    add("retrieval_service.dialects", "def")
+    after, (wrong,) = spoken()
+    assert [type(each) for each in after] == [type(each) for each in before]
+    assert str(wrong).startswith("retrieval.dialect=mine: importing retrieval_service/dialects/mine.py raised Syntax")

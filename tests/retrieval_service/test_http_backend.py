@@ -327,7 +327,10 @@ def test_documents_of_any_server_are_passages() -> None:
     ("settings", "reason"),
     [
         ({"backend": "http"}, r"retrieval=http needs retrieval\.url=http://HOST:PORT"),
-        ({"url": "http://x:1"}, r"retrieval\.url is for retrieval=http"),
+        (
+            {"url": "http://x:1"},
+            r"retrieval\.url is for a ranker that asks a service, which bm25 doesn't; set retrieval=http",
+        ),
         ({"backend": "http", "url": "http://x:1", "index": "folder"}, "leave one out"),
         ({"backend": "http", "url": "http://x:1", "dialect": "search-r1"}, "did you mean 'search_r1'"),
         ({"backend": "http", "url": "http://x:1", "retries": -1}, r"retrieval\.retries=-1 must be at least 0"),

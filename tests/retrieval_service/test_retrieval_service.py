@@ -588,7 +588,8 @@ def test_a_backend_is_found_by_its_files_name(tmp_path, monkeypatch):
     import retrieval_service.backends
 
     (tmp_path / "shelf.py").write_text(
-        "class Backend:\n    def __init__(self, index, config):\n        self.given = index, config.backend\n"
+        "from retrieval_service.backends.bm25 import Bm25, ensure\n"
+        "class Backend(Bm25):\n    def __init__(self, index, config):\n        self.given = index, config.backend\n"
     )
     monkeypatch.setattr(retrieval_service.backends, "__path__", [*retrieval_service.backends.__path__, str(tmp_path)])
     config = RetrievalConfig(backend="shelf")

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from agent.errors import UserError
+from agent.shipped import member_of
 from tracking.config import TrackerConfig
 from tracking.dispensable import Dispensable
 from tracking.trackers.base import Asked, Tracker
@@ -53,7 +53,9 @@ class Trackers:
         """Those of ``asked.config``; ``ids`` are what they call the run that this one goes on with."""
         opened, unopened = {}, []
         for name in asked.config.names:
-            made: type[Tracker] = import_module(f"tracking.trackers.{name}").Tracker
+            made: type[Tracker] = member_of(
+                "tracking.trackers", name, "Tracker", "tracker", "a class `Tracker`", base=Tracker
+            )
             told, in_time = replace(asked, id=ids.get(name)), InTime(asked.config.timeout_s)
             if (run := extras.attempt(_called(name), partial(in_time, partial(made, told)))) is not None:
                 opened[name] = run, in_time

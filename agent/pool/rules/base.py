@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -15,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.errors import Fault, UserError, shortened
+from agent.own import check_class
 from agent.pool import rules as pool_rules
 from agent.pool.beta_binomial import chance_of_any
 from agent.pool.history import QueryHistory
-from agent.settings import bounded, check_bounds
-from agent.shipped import module_names
+from agent.settings import bounded, check_bounds, check_settings
+from agent.shipped import file_of, member_of, module_names
 from agent.tickets import QueryState
 
 ACCEPTED = "accepted"
@@ -245,6 +245,15 @@ def rule_names() -> list[str]:
 
 
 def rule_class(name: str) -> type[PoolRule]:
-    """The rule of that name."""
-    rule: type[PoolRule] = importlib.import_module(f"agent.pool.rules.{name}").Rule
+    """The rule of that name. Raises ``UserError`` for a file that can't be imported, or whose rule is none."""
+    needs = "a dataclass `Rule`, made from agent.pool.rules.base.PoolRule"
+    found = member_of(pool_rules.__name__, name, "Rule", "pool", needs)
+    return checked_rule(found, f"pool={name}: Rule of {file_of(pool_rules.__name__, name)}")
+
+
+def checked_rule(found: Any, where: str) -> type[PoolRule]:
+    """``found``, if it is a rule. Raises ``UserError``, which ``where`` begins, if it is none."""
+    check_class(found, PoolRule, where)
+    check_settings(found, where)
+    rule: type[PoolRule] = found
     return rule
