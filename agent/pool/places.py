@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from agent.errors import Fault
 from agent.pool.history import QueryHistory
 from agent.pool.rules.base import AT_ONCE, FOREVER, PoolRule
 from agent.pool.sum_tree import SumTree
@@ -81,14 +80,14 @@ class Places:
 
         Where nothing is available, what the rule lets come back comes back first.
         """
-        if self.available == 0 and self._rule.resets(available=0):
+        if self.available == 0 and self._rule.brings_back(available=0):
             self.bring_back_consumed()
         while self.available == 0 and self._looks:
             self._look(min(self._looks))  # better a query that has not rested to the end than none
         if self.available == 0:
             return None
         explores = self._rule.explore > 0 and random.random() < self._rule.explore
-        # Queries of weight 0 are drawn where no other is left, all alike.
+        # Where only queries of weight 0 are left, they are drawn, all alike.
         tree = self._tree if self._tree.total > 0 and not explores else self._open
         query = tree.find(random.random() * tree.total)
         self._drawn_in[query] = self._round
@@ -113,7 +112,7 @@ class Places:
         """``batch`` opens: the queries that are due by then wake, or are weighed anew."""
         for at in sorted(at for at in self._looks if at <= batch):
             self._look(at)
-        if self._rule.resets(available=self.available):
+        if self._rule.brings_back(available=self.available):
             self.bring_back_consumed()
 
     def bring_back_consumed(self) -> None:
@@ -126,7 +125,7 @@ class Places:
 
     def can_bring_back(self) -> bool:
         """Whether the rule would bring consumed queries back into a pool that has run dry."""
-        return self._rule.resets(available=0) and bool((self._place == Place.CONSUMED).any())
+        return self._rule.brings_back(available=0) and bool((self._place == Place.CONSUMED).any())
 
     # --- checkpoints -----------------------------------------------------------------------------
 
@@ -171,19 +170,13 @@ class Places:
         self._open.set_many(queries, 1.0)
         self._looks_at[queries] = -1
         drawn = queries[self._history.draws[queries] > 0]  # an unseen query's weight never changes
-        looks = self._rule.next_look(self.next_batch - self._history.drawn_at[drawn])
+        looks = self._rule.looks(self.next_batch - self._history.drawn_at[drawn])
         for query, look in zip(drawn[looks > 0].tolist(), looks[looks > 0].tolist(), strict=True):
             self._look_later(query, self.next_batch + look)
 
     def _weights(self, queries: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Weights for the next batch to open. Raises ``Fault`` for what a rule of the user's own may give instead."""
-        found = np.asarray(self._rule.weights(self._history, queries, self.next_batch), dtype=np.float64)
-        if found.shape != queries.shape or not (np.isfinite(found) & (found >= 0)).all():
-            raise Fault(
-                f"pool={self._rule.name}: weights() returned {np.array2string(found, threshold=6)} for {len(queries)} "
-                "queries; each needs a finite weight of at least 0"
-            )
-        return found
+        """Weights for the next batch to open."""
+        return self._rule.weighs(self._history, queries, self.next_batch)
 
     def _look_later(self, query: int, batch: int) -> None:
         self._looks_at[query] = batch

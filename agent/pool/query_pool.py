@@ -37,8 +37,7 @@ class QueryPool(Generic[P]):
     """The pool over the questions of these ``ids`` by ``rule``; ``limits`` gives each draw its search limit.
 
     A query is its index in ``ids``. Each batch draws from its own generator, seeded with ``seed`` and its index.
-
-    Raises ``UserError`` for an empty list of ids or one that occurs twice.
+    Raises ``UserError`` for an empty list of ids or one that occurs twice, ``Fault`` for a rule that has no candidates.
     """
 
     def __init__(self, ids: Sequence[str], rule: PoolRule, *, seed: int, limits: SearchLimits | None = None) -> None:
@@ -46,8 +45,9 @@ class QueryPool(Generic[P]):
         self.ids = ids
         self.rule = rule
         self.books = Books()
-        self.history = QueryHistory(len(ids), rule.retained)
+        self.history = QueryHistory(len(ids), rule.keeps)
         self._seed = seed
+        self._most_redrawn = rule.bound()
         self._limits = limits
         self._places = Places(len(ids), rule, self.history)
         self._claims = Claims(rule.lease_s, rule.quarantine_after)
@@ -88,7 +88,7 @@ class QueryPool(Generic[P]):
     def _ticket(
         self, batch: OpenBatch[P], order: int, query: int, max_searches: int | None, worker: str, now: float
     ) -> Ticket:
-        cut_hard, cut_easy = self.rule.cuts(self.history, query, batch.index)
+        cut_hard, cut_easy = self.rule.leaves(self.history, query, batch.index)
         ticket = Ticket(
             claim_id=self._next_claim,
             query=query,
@@ -203,7 +203,7 @@ class QueryPool(Generic[P]):
 
     def _redraw(self, batch: OpenBatch[P]) -> None:
         """A draw lost to a fault is drawn again, up to as many as the batch has candidates."""
-        if batch.redrawn < self.rule.candidates:
+        if batch.redrawn < self._most_redrawn:
             batch.redrawn += 1
             batch.drawn -= 1
 

@@ -385,6 +385,18 @@ def one_batch(make_questions, make_group, rule) -> None:
         ),
         ("wanted", lambda *_, **__: None, r"wanted\(\) returned None; it needs a number of draws"),
         ("select", lambda *_: None, r"select\(\) returned \[None\] for 1 groups"),
+        ("rest", lambda *_: 2**40, r"rest\(\) returned 1099511627776; it needs"),
+        ("wanted", lambda *_, **__: True, r"wanted\(\) returned True; it needs a number of draws"),
+        ("weights", lambda *_: "x", r"weights\(\) returned 'x' for 1 queries; each needs a finite weight"),
+        ("resets", lambda *_, **__: "no", r"resets\(\) returned 'no'; it needs True or False"),
+        ("cuts", lambda *_: False, r"cuts\(\) returned False; it needs two of True and False"),
+        ("cuts", lambda *_: (0, 1), r"cuts\(\) returned \(0, 1\); it needs two of True and False"),
+        ("next_look", lambda *_: None, r"next_look\(\) returned None for 1 queries; each needs a number of batches"),
+        ("next_look", lambda _, ages: ages - 5.5, r"next_look\(\) returned .* for 1 queries; each needs a number of"),
+        ("retained", lambda *_: "half", r"retained\(\) returned 'half' for .*; each age needs a share in \[0, 1\]"),
+        ("retained", lambda _, age: age + 1.5, r"retained\(\) returned .*; each age needs a share in \[0, 1\]"),
+        ("candidates", 0, r"candidates is 0; it needs a number of draws, 1 or more"),
+        ("candidates", property(lambda self: self.nothing), r"candidates raised AttributeError: .* 'nothing'"),
     ],
 )
 def test_what_a_rule_of_ones_own_does_wrong_is_told_with_its_method(
@@ -396,7 +408,7 @@ def test_what_a_rule_of_ones_own_does_wrong_is_told_with_its_method(
         one_batch(make_questions, make_group, rule)
 
 
-@pytest.mark.parametrize("method", ["wanted", "select", "rest", "resets", "weights", "cuts"])
+@pytest.mark.parametrize("method", ["wanted", "select", "rest", "resets", "weights", "cuts", "next_look", "retained"])
 def test_what_a_rule_of_ones_own_raises_is_told_with_its_method(make_questions, make_group, method):
     def fails(*_, **__):
         raise KeyError("x")

@@ -65,6 +65,11 @@ class Exploring(Patient):
 
 
 @dataclass
+class Wandering(Patient):
+    explore: float = 2.0
+
+
+@dataclass
 class Holding(Patient):
     seen: object = field(default_factory=object)
 
@@ -121,6 +126,7 @@ def test_a_sweep_may_compare_it_with_a_shipped_one() -> None:
         ("pool=own_rule_module:Positional", "wanted must take (self, *, room, drawn, zero), as PoolRule's does"),
         ("pool=own_rule_module:Called", "candidates must be a property or a value, as PoolRule's is"),
         ("pool=own_rule_module:Exploring", "explore must be a property or a value, as PoolRule's is"),
+        ("pool=own_rule_module:Wandering", "with its own defaults, pool.explore=2.0 must lie in [0, 1]"),
         (
             "pool=own_rule_module:Holding",
             "its settings can't be made (ValidationError: Unexpected type annotation: object ",

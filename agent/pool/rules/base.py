@@ -31,6 +31,9 @@ AT_ONCE = 0
 FOREVER = -1
 """A query's rest: it is consumed, until the rule brings all consumed queries back."""
 
+LONGEST = 2**30
+"""Batches of a rest, or until a weight is computed anew."""
+
 FloatVector = npt.NDArray[np.float64]
 
 
@@ -48,6 +51,23 @@ def _named(method: Callable[..., Any]) -> Callable[..., Any]:
             raise Fault(f"pool={rule.name}: {method.__name__}() raised {what}") from error
 
     return asked
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _printed(value: Any) -> str:
+    shown = np.array2string(value, threshold=6) if isinstance(value, np.ndarray) else repr(value)
+    return shortened(ValueError(shown), 80)
+
+
+def _floats(value: Any) -> FloatVector:
+    """``value`` as an array; of no shape that fits anything if it is none of numbers."""
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        return np.full((0, 0), np.nan)
 
 
 @dataclass
@@ -96,6 +116,8 @@ class PoolRule(ABC):
                 f"pool.pilot={self.pilot} must be 0 or lie in [pool.min_viable={self.min_viable}, "
                 f"pool.group_size={self.group_size})"
             )
+        if not (isinstance(self.explore, int | float) and 0 <= self.explore <= 1):
+            raise UserError(f"pool.explore={self.explore} must lie in [0, 1]")
 
     # --- one batch -------------------------------------------------------------------------------
 
@@ -121,39 +143,99 @@ class PoolRule(ABC):
     def __init_subclass__(cls, **settings: Any) -> None:
         """What a rule raises is a fault that names its method."""
         super().__init_subclass__(**settings)
-        for name in ("wanted", "select", "rest", "resets", "weights", "cuts"):
+        for name in ("wanted", "select", "rest", "resets", "weights", "cuts", "next_look", "retained"):
             if name in vars(cls):
                 setattr(cls, name, _named(vars(cls)[name]))
 
+    def bound(self) -> int:
+        """What ``candidates`` says. Raises ``Fault`` for what is no number of draws, as for all that follow."""
+        try:
+            found: Any = self.candidates
+        except Exception as error:
+            raise self._wrong("candidates", f"raised {type(error).__name__}: {shortened(error)}") from error
+        if not _whole(found) or found < 1:
+            raise self._wrong("candidates", f"is {found!r}; it needs a number of draws, 1 or more")
+        return int(found)
+
     def verdicts(self, states: Sequence[QueryState]) -> list[str]:
-        """What ``select`` says. Raises ``Fault`` for what a rule of the user's own may give instead."""
+        """What ``select`` says."""
         said: Any = self.select(states)
         found = list(said) if isinstance(said, Iterable) else [said]
         if len(found) != len(states) or not all(each in (ACCEPTED, ZERO_VARIANCE, UNSELECTED) for each in found):
-            raise Fault(
-                f"pool={self.name}: select() returned {found} for {len(states)} groups; each needs {ACCEPTED!r}, "
-                f"{ZERO_VARIANCE!r} or {UNSELECTED!r}"
+            raise self._wrong(
+                "select()",
+                f"returned {found} for {len(states)} groups; each needs {ACCEPTED!r}, {ZERO_VARIANCE!r} or "
+                f"{UNSELECTED!r}",
             )
         return found
 
     def wants(self, *, room: int, drawn: int, zero: int) -> int:
-        """What ``wanted`` says. Raises ``Fault`` for what is no number, and for an empty batch that wants nothing."""
+        """What ``wanted`` says; an empty batch wants something."""
         found: Any = self.wanted(room=room, drawn=drawn, zero=zero)
-        if not isinstance(found, int | np.integer) or (found < 1 and room > 0 and drawn == 0):
-            raise Fault(
-                f"pool={self.name}: wanted() returned {found!r}; it needs a number of draws, in an empty batch 1 "
-                "or more"
+        if not _whole(found) or (found < 1 and room > 0 and drawn == 0):
+            raise self._wrong(
+                "wanted()", f"returned {found!r}; it needs a number of draws, in an empty batch 1 or more"
             )
         return int(found)
 
     def rests(self, verdict: str, history: QueryHistory, query: int) -> int:
-        """What ``rest`` says. Raises ``Fault`` for what is no rest."""
+        """What ``rest`` says."""
         found: Any = self.rest(verdict, history, query)
-        if not isinstance(found, int | np.integer) or found < FOREVER:
-            raise Fault(
-                f"pool={self.name}: rest() returned {found!r}; it needs AT_ONCE, FOREVER or a number of batches"
-            )
+        if not _whole(found) or not FOREVER <= found <= LONGEST:
+            raise self._wrong("rest()", f"returned {found!r}; it needs AT_ONCE, FOREVER or a number of batches")
         return int(found)
+
+    def brings_back(self, *, available: int) -> bool:
+        """What ``resets`` says."""
+        found: Any = self.resets(available=available)
+        if not isinstance(found, bool | np.bool_):
+            raise self._wrong("resets()", f"returned {found!r}; it needs True or False")
+        return bool(found)
+
+    def weighs(self, history: QueryHistory, queries: npt.NDArray[np.int64], batch: int) -> FloatVector:
+        """What ``weights`` says."""
+        said: Any = self.weights(history, queries, batch)
+        found = _floats(said)
+        if found.shape != queries.shape or not (np.isfinite(found) & (found >= 0)).all():
+            raise self._wrong(
+                "weights()",
+                f"returned {_printed(said)} for {len(queries)} queries; each needs a finite weight of at least 0",
+            )
+        return found
+
+    def leaves(self, history: QueryHistory, query: int, batch: int) -> tuple[bool, bool]:
+        """What ``cuts`` says."""
+        found: Any = self.cuts(history, query, batch)
+        pair = isinstance(found, tuple | list) and len(found) == 2
+        if not pair or not all(isinstance(each, bool | np.bool_) for each in found):
+            raise self._wrong(
+                "cuts()", f"returned {found!r}; it needs two of True and False: after failures, after successes"
+            )
+        return bool(found[0]), bool(found[1])
+
+    def looks(self, ages: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """What ``next_look`` says."""
+        said: Any = self.next_look(ages)
+        found = _floats(said)
+        if found.shape != ages.shape or not ((found >= 0) & (found <= LONGEST) & (np.floor(found) == found)).all():
+            raise self._wrong(
+                "next_look()",
+                f"returned {_printed(said)} for {len(ages)} queries; each needs a number of batches, 0 for never",
+            )
+        return found.astype(np.int64)
+
+    def keeps(self, age: Any) -> FloatVector:
+        """What ``retained`` says, of one age or of an array."""
+        said: Any = self.retained(age)
+        found = _floats(said)
+        if found.shape != np.shape(age) or not ((found >= 0) & (found <= 1)).all():
+            raise self._wrong(
+                "retained()", f"returned {_printed(said)} for {_printed(age)}; each age needs a share in [0, 1]"
+            )
+        return found
+
+    def _wrong(self, method: str, what: str) -> Fault:
+        return Fault(f"pool={self.name}: {method} {what}")
 
     # --- one query -------------------------------------------------------------------------------
 
@@ -171,7 +253,7 @@ class PoolRule(ABC):
     def weights(self, history: QueryHistory, queries: npt.NDArray[np.int64], batch: int) -> FloatVector:
         """(len(queries),) finite weights >= 0 of drawable queries when ``batch`` is the newest.
 
-        A query of weight 0 is drawn only where all that can be drawn have it.
+        A query of weight 0 is drawn only where all that can be drawn have it, unless ``explore`` is above 0.
         """
         return np.ones(len(queries))
 
