@@ -35,8 +35,9 @@ class Environment:
 
     @classmethod
     def of(cls, config: AgentConfig, searcher: Searcher) -> Environment:
-        """With the tools of ``config.tools``. Raises ``UserError`` for one that isn't there."""
-        return cls([tool(config, searcher) for tool in tool_classes(config.tools)])
+        """With the tools of ``config.tools``. Raises ``UserError`` for one that isn't there, ``Fault`` for one that
+        can't be made."""
+        return cls([_made(tool, config, searcher) for tool in tool_classes(config.tools)])
 
     async def respond(self, requests: Sequence[Request], situation: Situation) -> Response:
         """Answers the requests of one turn, all at once.
@@ -76,3 +77,13 @@ class Environment:
             what = f"a {type(result).__name__}, and no agent.tools.base.Result"
             raise ToolError(f"agent.tools: {request.tool} returned {what}")
         return result
+
+
+def _made(tool: type[Tool], config: AgentConfig, searcher: Searcher) -> Tool:
+    try:
+        return tool(config, searcher)
+    except (UserError, Fault):
+        raise
+    except Exception as error:  # whatever a tool of the user's own raises
+        what = f"{type(error).__name__}: {shortened(error)}"
+        raise Fault(f"agent.tools: {tool.name} can't be made: its __init__ raised {what}") from error

@@ -16,6 +16,8 @@ _TEXT_COMMAND = re.compile(
     r"\\(?:text|textbf|textit|textrm|textsf|texttt|emph|mbox|mathrm|mathbf|mathit)\s*\{([^{}]*)\}"
 )
 _ESCAPED = re.compile(r"\\([&%$#_{} ])")
+THOUGHT = ("<think>", "</think>")
+"""What models write around their thoughts."""
 NO_RESULTS = "No passage matches this query."
 
 
@@ -118,7 +120,7 @@ class TagProtocol:
                 opening=f"<{tool.name}>",
                 closing=f"</{tool.name}>",
             )
-            if {tags.opening, tags.closing} & {*self.tags}:
+            if {tags.opening, tags.closing} & {*self.tags, *THOUGHT}:
                 raise UserError(
                     f"agent.tools: the tags of '{tool.name}' have another meaning in agent.protocol={self.name}; "
                     "rename the tool"
@@ -151,8 +153,9 @@ class TagProtocol:
 
     def last_box(self, text: str) -> tuple[int, int] | None:
         """Where the content of the last balanced ``answer_open … }`` after all thoughts begins and ends, or None."""
-        said = text.rfind("</think>") + 1
-        if text.find("<think>", said) >= 0:
+        opening, closing = THOUGHT
+        said = text.rfind(closing) + 1
+        if text.find(opening, said) >= 0:
             return None
         start = text.rfind(self.answer_open, said)
         while start >= 0:

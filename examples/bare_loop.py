@@ -181,6 +181,9 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vllm", action="store_true", help="sample with vLLM, which takes a minute to start")
+    asked = parser.parse_args()
+    if asked.steps < 1:
+        parser.error("--steps must be at least 1")
     torch.set_num_threads(1)  # a model this small is slower with more
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(main(Path(folder), **vars(parser.parse_args())))
+        asyncio.run(main(Path(folder), **vars(asked)))

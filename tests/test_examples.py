@@ -13,9 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def rewards(*arguments: str) -> list[float]:
-    """The mean reward of each step that the bare loop prints."""
-    run = subprocess.run(
+def played(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "examples/bare_loop.py", *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},  # this tree, wherever the environment's own is
@@ -23,6 +22,11 @@ def rewards(*arguments: str) -> list[float]:
         text=True,
         check=False,
     )
+
+
+def rewards(*arguments: str) -> list[float]:
+    """The mean reward of each step that the bare loop prints."""
+    run = played(*arguments)
     assert run.returncode == 0, run.stderr
     return [float(number) for number in re.findall(r"^step .*  reward (\S+) ", run.stdout, re.MULTILINE)]
 
@@ -31,6 +35,12 @@ def test_the_bare_loop_learns():
     found = rewards()
     assert len(found) == 10
     assert found[-1] > found[0] + 0.3, found
+
+
+def test_the_bare_loop_has_at_least_one_step():
+    run = played("--steps", "0")
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.endswith("error: --steps must be at least 1\n")
 
 
 @pytest.mark.slow

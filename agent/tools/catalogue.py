@@ -72,3 +72,5 @@ def _check(tool: type[Tool], where: str) -> None:
         kind = schema.get("type") if isinstance(schema, Mapping) else None
         if not isinstance(name, str) or not isinstance(kind, str) or kind not in KINDS:
             raise UserError(f"{where}: the type of its parameter '{name}' must be one of {', '.join(KINDS)}")
+        if not isinstance(told := schema.get("description"), str) or not told.strip():
+            raise UserError(f"{where}: its parameter '{name}' needs a 'description', which the policy reads")

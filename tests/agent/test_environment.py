@@ -161,6 +161,23 @@ def test_a_tool_whose_arguments_no_tag_can_hold_needs_the_other_format(codec, mo
         Dialogue.of(codec, AgentConfig(tools=[f"{module.__name__}:Answer"]))
 
 
+@pytest.mark.parametrize(
+    ("protocol", "taken"),
+    [
+        ("search", ("think", "result", "answer")),
+        ("search_r1", ("think", "information", "answer")),
+        ("autocoa", ("think", "begin_search", "end_search", "search_result")),
+    ],
+)
+def test_a_tool_is_called_like_no_tag_of_the_protocol(protocol: str, taken: tuple[str, ...]) -> None:
+    for name in taken:
+        with pytest.raises(
+            UserError, match=rf"the tags of '{name}' have another meaning in agent\.protocol={protocol}"
+        ):
+            PROTOCOLS[protocol].with_tools([type("Own", (Count,), {"name": name})])
+    PROTOCOLS[protocol].with_tools([Count])
+
+
 # --- which tools there are ---------------------------------------------------------------------------
 
 
@@ -223,6 +240,22 @@ def test_a_defect_of_a_tool_costs_its_trajectory_alone(does, fault: str) -> None
     assert response.stop.is_fault
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("no key"), r"^agent\.tools: count can't be made: its __init__ raised RuntimeError: no key$"),
+        (UserError("set COUNT_KEY"), "^set COUNT_KEY$"),
+    ],
+)
+def test_a_tool_that_cannot_be_made_is_named(error, said: str, monkeypatch) -> None:
+    def fails(self, config, searcher):
+        raise error
+
+    monkeypatch.setattr(Count, "__init__", fails)
+    with pytest.raises((Fault, UserError), match=said):
+        Environment.of(AgentConfig(tools=[f"{__name__}:Count"]), Shelf())  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("error", [UserError, Fault])
 def test_what_is_no_tools_business_goes_through(error) -> None:
     class Broken(Count):
@@ -281,6 +314,8 @@ async def _takes_text(self, text):
         ({"name": "My Tool"}, "the tool's name 'My Tool' must be"),
         ({"description": ""}, "the tool has no 'description'"),
         ({"parameters": {"n": {"type": "text"}}}, "the type of its parameter 'n' must be one of"),
+        ({"parameters": {"n": {"type": "string"}}}, "its parameter 'n' needs a 'description', which the policy reads"),
+        ({"parameters": {"n": {"type": "string", "description": " "}}}, "its parameter 'n' needs a 'description'"),
         ({"parameters": {"n": "string"}}, "the type of its parameter 'n' must be one of"),
         ({"parameters": {"n": {"type": ["string"]}}}, "the type of its parameter 'n' must be one of"),
         ({"parameters": ["n"]}, "its 'parameters' must be JSON schemas by the arguments' names"),
