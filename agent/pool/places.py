@@ -156,7 +156,7 @@ class Places:
         self._place[[*claimed]] = Place.CLAIMED
         now = asdict(self._rule)
         before = state.get("rule", now)
-        if before["name"] != now["name"] and not self._rule.resets(available=0):
+        if before["name"] != now["name"] and not self._rule.brings_back(available=0):
             self.bring_back_consumed()  # another rule consumed them, and nobody else would
         if before != now:  # other weights would count until they are drawn
             self._make_available(np.flatnonzero(self._place == Place.AVAILABLE))
