@@ -37,7 +37,7 @@ from tasks.notices import write_notices
 from tasks.tokenizer import train
 from tasks.trained import trained_texts
 
-WARM_START_FORMAT = 4
+WARM_START_FORMAT = 5
 """Raise it when the same settings would warm-start another policy than before."""
 
 

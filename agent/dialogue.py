@@ -73,6 +73,11 @@ class Dialogue:
         """Strings that end the policy's turn."""
         return self._format.stop
 
+    @property
+    def end(self) -> str:
+        """See ``Format.end``."""
+        return self._format.end
+
     def prompt_ids(self, question: str) -> list[int]:
         """(P,) ids of the prompt for ``question``, the tokenizer's own beginning included."""
         return [*self._prompt(question)]
@@ -85,9 +90,12 @@ class Dialogue:
         """``question`` without tags and special tokens, as its prompt has it unless the tokenizer rebuilds one."""
         return self._neutraliser.neutral(question)
 
-    def parse(self, text: str, finish: Finish) -> Action:
-        """What a turn of the policy asks for."""
-        return self._format.parse(text, finish)
+    def parse(self, text: str, finish: Finish, *, first: bool = False) -> Action:
+        """What a turn of the policy asks for; ``first`` says that it follows the prompt."""
+        return self._format.parse(self._begun(first) + text, finish)
+
+    def _begun(self, first: bool) -> str:
+        return self._format.begun[0 if first else 1]
 
     def results_ids(self, results: Sequence[Result], last: int | None = None) -> list[int]:
         """Ids of all that stands between a turn, whose last token is ``last``, and the next one: ``results`` in their
@@ -98,9 +106,11 @@ class Dialogue:
         """``results_ids`` of one search that found ``passages``."""
         return self.results_ids([Result(passages=tuple(passages))], last)
 
-    def action_ids(self, action: str, *, last: bool = False) -> list[int]:
-        """Ids of an expert's action, which is written in the tags of ``protocol``; ``last`` ends the episode."""
-        return self._format.written(action, last=last)
+    def action_ids(self, action: str, *, first: bool = False, last: bool = False) -> list[int]:
+        """Ids of an expert's action, which is written in the tags of ``protocol``; ``first`` follows the prompt, and
+        ``last`` ends the episode. Where a thought has been opened, the expert closes it before it acts."""
+        closed = self.codec.encode("\n</think>\n\n") if self._begun(first) else []
+        return [*closed, *self._format.written(action, last=last)]
 
     def _encode_prompt(self, question: str) -> tuple[int, ...]:
         return (*self._format.beginning, *self.codec.encode(self.prompt_text(question)))

@@ -178,7 +178,7 @@ async def play(
         response.act(completion)
         end = len(response.ids)
         text = dialogue.codec.decode(completion.token_ids)
-        action = dialogue.parse(text, completion.finish)
+        action = dialogue.parse(text, completion.finish, first=not turns)
 
         if not action.requests:
             notice: list[int] = []

@@ -23,6 +23,10 @@ class TokenCodec(Protocol):
         """The ids of ``special_tokens``."""
 
     @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end a turn; the engine stops on them by itself."""
+
+    @property
     def beginning(self) -> tuple[int, ...]:
         """The ids that the model expects before a text: a begin token, or nothing. A chat brings its own."""
 

@@ -11,6 +11,7 @@ class Characters:
 
     special_tokens: tuple[str, ...] = ()
     special_ids: frozenset[int] = frozenset()
+    eos_ids: tuple[int, ...] = ()
     beginning: tuple[int, ...] = ()
     has_template: bool = False
 

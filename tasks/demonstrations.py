@@ -118,13 +118,16 @@ def _play(
 
 
 def end_ids(dialogue: Dialogue, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """What ends an expert's last action: the end token where the protocol's answer has no closing tag."""
-    return tokenizer.eos_ids if dialogue.lacks_end else ()
+    """What ends an expert's last action where the protocol's answer has no closing tag: the chat template's end of a
+    turn, or the model's end token."""
+    if not dialogue.lacks_end:
+        return ()
+    return tuple(tokenizer.encode(dialogue.end)) if dialogue.end else tokenizer.eos_ids
 
 
 def control_tokens(dialogue: Dialogue, tokenizer: Tokenizer) -> dict[int, str]:
     """The tokens, by id, that end turns or mark messages: no policy writes one within an action."""
-    marks = {i for mark in dialogue.marks for i in tokenizer.encode(mark)}
+    marks = {i for mark in (*dialogue.marks, "<think>", "</think>") for i in tokenizer.encode(mark)}
     return {i: tokenizer.decode([i]) for i in tokenizer.control_ids if i not in marks}
 
 
@@ -139,10 +142,10 @@ def as_trajectory(demonstration: Demonstration, dialogue: Dialogue, *, end_ids: 
     ids: list[int] = []
     mask: list[bool] = []
     turns = []
-    for move in demonstration.moves:
+    for number, move in enumerate(demonstration.moves):
         action, passages = dialogue.protocol.parse(move.action), move.passages or ()
         ends = move.passages is None
-        acted = [*dialogue.action_ids(move.action, last=ends), *(end_ids if ends else ())]
+        acted = [*dialogue.action_ids(move.action, first=number == 0, last=ends), *(end_ids if ends else ())]
         observed = [] if ends else dialogue.observation_ids(passages, acted[-1])
         turns.append(
             Turn(

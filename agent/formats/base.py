@@ -37,6 +37,11 @@ class Format(ABC):
     """Strings that end the policy's turn; the model's end token does, too."""
     marks: tuple[str, ...]
     """Strings that no untrusted text may contain, special tokens aside."""
+    end: str = ""
+    """Of ``stop`` the special token that ends a turn whatever it is about, where the model's end token is another."""
+    begun: tuple[str, str] = ("", "")
+    """What the prompt has already opened of the first turn, and what stands before a later turn of that: ``<think>`` or
+    nothing."""
     ends_turns: bool = False
     """Whether ``written`` brings the token that ends a turn; otherwise an answer without a closing tag lacks it."""
     notices: tuple[str, ...] = ()
@@ -53,7 +58,7 @@ class Format(ABC):
 
     @abstractmethod
     def parse(self, text: str, finish: Finish) -> Action:
-        """What the turn ``text``, special tokens included, asks for."""
+        """What the turn ``text`` asks for: special tokens and what was ``begun`` of it included."""
 
     @abstractmethod
     def observation(self, shown: Sequence[Shown], last: int | None) -> list[int]:

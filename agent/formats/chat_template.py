@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
-from agent.errors import UserError
+from agent.errors import UserError, shortened
 from agent.tokens import TokenCodec
 from agent.tools.base import Request
 
@@ -26,8 +27,9 @@ ESCAPES: tuple[Callable[[str], str], ...] = (
     lambda text: json.dumps(text)[1:-1],
 )
 """How a template may write a result: as it is, or inside a JSON string (Llama 3)."""
-DATE = "26 Jul 2024"
+DAY = datetime(2024, 7, 26)
 """A template that names the day (Llama 3) gets this one, so that a prompt is the same tomorrow."""
+THINK = "<think>"
 WHERE = "agent.format=tools"
 ASKED: tuple[Message, ...] = ({"role": "user", "content": "?"},)
 """A conversation that is rendered to see what a template does."""
@@ -38,7 +40,7 @@ SAMPLE = Request(tool="search", arguments={"query": "?"})
 def template_options(codec: TokenCodec, thinking: bool | None) -> dict[str, Any]:
     """Variables that a chat template is rendered with. Raises ``UserError`` for ``thinking`` given to a template
     without such a switch."""
-    found: dict[str, Any] = {"date_string": DATE}
+    found: dict[str, Any] = {"date_string": DAY.strftime("%d %b %Y"), "strftime_now": DAY.strftime}
     if thinking is None:
         return found
     if codec.render(ASKED, options=found | {"enable_thinking": True}) == codec.render(
@@ -49,6 +51,31 @@ def template_options(codec: TokenCodec, thinking: bool | None) -> dict[str, Any]
             "leave agent.thinking out"
         )
     return found | {"enable_thinking": thinking}
+
+
+def own_end(codec: TokenCodec, options: Mapping[str, Any]) -> str:
+    """The special token that ends the assistant's turn in the chat template, where the model's end token is another
+    one, as a base model's is; else nothing. No turn is to go on behind it: there the policy invents its user's next."""
+    try:
+        shown = codec.render([*ASKED, {"role": "assistant", "content": ASSISTANT}, *ASKED], options=options)
+    except UserError:  # one for a single message
+        return ""
+    return beyond_eos(codec, _end(codec, shown.partition(ASSISTANT)[2]))
+
+
+def beyond_eos(codec: TokenCodec, end: str) -> str:
+    """The token ``end``, unless the engine stops on it by itself."""
+    return end if end and codec.encode(end)[-1] not in codec.eos_ids else ""
+
+
+def opened(before: str) -> str:
+    """The tag of a thought that ``before``, what stands before a turn, has opened; or nothing."""
+    return THINK if before.rstrip().endswith(THINK) else ""
+
+
+def _end(codec: TokenCodec, after: str) -> str:
+    """The special token that ``after``, what follows a turn, begins with; or nothing."""
+    return max((token for token in codec.special_tokens if after.startswith(token)), key=len, default="")
 
 
 class ChatTemplate:
@@ -62,8 +89,11 @@ class ChatTemplate:
         self._codec = codec
         self._options = template_options(codec, thinking)
         self._tools: Sequence[Mapping[str, Any]] = tools
-        self.native = bool(tools) and tools[0]["function"]["name"] in self._difference(tools)
-        """Whether the template itself describes the tools. Otherwise the system prompt has to."""
+        self.native = (
+            bool(tools) and tools[0]["function"]["name"] in self._difference(tools) and self._takes_results(tools)
+        )
+        """Whether the template itself describes the tools, and takes their results. Otherwise the system prompt has to
+        describe them, and results are the user's messages."""
         if not self.native:
             self._tools = ()
         self._system = self._takes_a_system_prompt()
@@ -73,6 +103,14 @@ class ChatTemplate:
         """What the template renders with ``tools``; nothing if that is what it renders without."""
         shown = self._codec.render(ASKED, tools=tools, options=self._options)
         return "" if shown == self._codec.render(ASKED, options=self._options) else shown
+
+    def _takes_results(self, tools: Sequence[Mapping[str, Any]]) -> bool:
+        """Mistral's fails for one that has no call's id."""
+        turn = [*ASKED, {"role": "assistant", "content": ASSISTANT}, {"role": "tool", "content": FIRST}]
+        try:
+            return bool(self._codec.render(turn, tools=tools, options=self._options))
+        except UserError:
+            return False
 
     def _takes_a_system_prompt(self) -> bool:
         mark = "SYSTEM-mark"
@@ -104,7 +142,13 @@ class ChatTemplate:
         start = self.opening("", "?")
         turn = [*start, {"role": "assistant", "content": ASSISTANT}]
         prompt = self.render(start)
-        one, two = self.render([*turn, *self.results([FIRST])]), self.render([*turn, *self.results([FIRST, SECOND])])
+        try:
+            one, two = (self.render([*turn, *self.results(texts)]) for texts in ([FIRST], [FIRST, SECOND]))
+        except UserError as error:
+            raise UserError(
+                f"{WHERE}: {self.family}'s chat template takes no turns with results "
+                f"({shortened(error.__cause__ or error)}); set agent.format=tags"
+            ) from error
         at = one.find(ASSISTANT)
         self.escape = next((e for e in ESCAPES if e(FIRST) in one and e(SECOND) in two), ESCAPES[0])
         first, second = self.escape(FIRST), self.escape(SECOND)
@@ -114,13 +158,12 @@ class ChatTemplate:
             )
         self.lead, self.tail = one[at + len(ASSISTANT) : one.index(first)], one[one.index(first) + len(first) :]
         self.middle = two[two.index(first) + len(first) : two.index(second)]
-        ends = [token for token in self._codec.special_tokens if self.lead.startswith(token)]
-        if not ends:
+        self.end: str = _end(self._codec, self.lead)
+        """The special token that ends the assistant's turn."""
+        if not self.end:
             raise UserError(
                 f"{WHERE}: turns in {self.family}'s chat template don't end with a special token; set agent.format=tags"
             )
-        self.end: str = max(ends, key=len)
-        """The special token that ends the assistant's turn."""
         self.dropped = prompt.removeprefix(one[:at]) if prompt.startswith(one[:at]) else one[:at]
         """What stands before a turn while it is written, and not any more afterwards; usually nothing."""
         self.written_as = self._sample(len(one[:at]))

@@ -8,7 +8,8 @@ from agent.config import AgentConfig
 from agent.errors import UserError, one_of
 from agent.formats.base import Format, Shown
 from agent.formats.catalogue import format_class
-from agent.formats.chat_template import template_options
+from agent.formats.chat_template import ASSISTANT as MARK
+from agent.formats.chat_template import opened, own_end, template_options
 from agent.prompts import fill, tag_prompt
 from agent.protocol import PROTOCOLS, Action, TagProtocol
 from agent.records import SEARCH, Finish
@@ -45,7 +46,6 @@ class TagFormat(Format):
 
     def __init__(self, codec: TokenCodec, config: AgentConfig, tools: Sequence[type[Tool]]) -> None:
         self.protocol = tags_of(config)
-        self.stop = self.protocol.stop
         self.marks = self.protocol.tags
         self._codec = codec
         self._chat = codec.has_template if config.chat is None else config.chat
@@ -56,11 +56,20 @@ class TagFormat(Format):
                 f"agent.thinking={str(config.thinking).lower()} is a switch of a chat template, and none is used "
                 "(agent.chat=false); leave agent.thinking out"
             )
+        self.end = own_end(codec, self._options) if self._chat else ""
+        self.stop = (*self.protocol.stop, self.end) if self.end else self.protocol.stop
         self._most = config.max_parallel
         self._tools = {tool.name for tool in tools}
         self._template = tag_prompt(config, self.protocol, tools)
         self._open = codec.encode(f"\n{self.protocol.result_open}\n")
         self._close = codec.encode(f"\n{self.protocol.result_close}\n")
+        asked = self.prompt(MARK)
+        if MARK not in asked:
+            raise UserError(
+                "this model's chat template leaves out what the user says; give its tokenizer one that shows a "
+                "message's content as it is, or set agent.chat=false"
+            )
+        self.begun = (opened(asked) if self._chat else "", "")  # the answer is one long turn: it is thought about once
 
     def prompt(self, question: str) -> str:
         """See ``Format``. With ``agent.chat`` the chat template is around it."""
@@ -76,8 +85,9 @@ class TagFormat(Format):
         With ``agent.max_parallel`` above 1 each line between a tool's tags is a call of its own; the turn still ends
         at the first closing tag.
         """
-        action = self.protocol.parse(text)
-        if finish is Finish.LENGTH and action.answer is not None and self.protocol.braced_answer:
+        said, end, _ = text.partition(self.end) if self.end else (text, "", "")
+        action = self.protocol.parse(said)
+        if finish is Finish.LENGTH and not end and action.answer is not None and self.protocol.braced_answer:
             return Action()
         if any(request.tool not in self._tools for request in action.requests):
             return Action(malformed="there is no such tool")

@@ -15,7 +15,7 @@ from agent.config import AgentConfig
 from agent.errors import Fault
 from agent.formats.base import Format, Shown
 from agent.formats.calls import CallStyle, JsonCalls, Malformed, TaggedCalls, check
-from agent.formats.chat_template import SAMPLE, ChatTemplate
+from agent.formats.chat_template import SAMPLE, THINK, ChatTemplate, beyond_eos, opened
 from agent.formats.tags import tags_of
 from agent.neutral import ENCODINGS
 from agent.prompts import described_tools, fill, tools_prompt
@@ -47,6 +47,8 @@ class ToolFormat(Format):
         described = described_tools([json.dumps(s, ensure_ascii=False) for s in schemas], self._style.how)
         self._system, self._user = tools_prompt(config, self.protocol, described, native=self._template.native)
         self.stop = (self._template.end,)
+        self.end = beyond_eos(codec, self._template.end)
+        self.begun = (opened(self.prompt("?")), opened(self._template.tail))
         self.marks = (*MARKS, *self.protocol.tags)
         (self._end,) = codec.encode(self._template.end)
         self._special = [i for i in codec.encode(self._template.after_turn([])) if i in codec.special_ids]
@@ -70,7 +72,7 @@ class ToolFormat(Format):
         if finish is Finish.LENGTH and self._template.end not in text:
             return Action()
         body = self._body(text)
-        if "<think>" in body:
+        if THINK in body:
             return Action()
         try:
             requests = self._style.read(body)

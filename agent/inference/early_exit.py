@@ -116,8 +116,10 @@ class EarlyExit:
             probe = replace(probe, opening=self._worth(searches, chance), opening_tokens=len(self._forced))
             if config.threshold is not None and probe.opening < config.threshold:
                 return probe
+        end = self._dialogue.end
+        stop = (protocol.answer_close, end) if end else (protocol.answer_close,)
         completion = await self._generator.generate(
-            [*context, *self._forced], max_new_tokens=limit, stop=(protocol.answer_close,), temperature=0.0, seed=0
+            [*context, *self._forced], max_new_tokens=limit, stop=stop, temperature=0.0, seed=0
         )
         text = protocol.answer_open + self._dialogue.codec.decode(completion.token_ids)
         answer = protocol.parse(text).answer or None

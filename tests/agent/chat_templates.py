@@ -73,6 +73,10 @@ XML = QWEN25.replace(
 """XML between Qwen's tags, as Qwen3-Coder has it."""
 REFUSING = QWEN25.replace(_CALLS, "{% if m.tool_calls %}{{ raise_exception('a call needs an id') }}{% endif %}")
 """One whose calls need what we don't have, as Mistral's do."""
+NO_RESULTS = QWEN25.replace(_RESULT, "{{ raise_exception('a result needs the id of its call') }}")
+"""One that fails for results, as Mistral's does."""
+R1 = QWEN25.replace("{{ '<|im_start|>assistant\\n' }}", "{{ '<|im_start|>assistant\\n<think>\\n' }}")
+"""One that opens a thought itself, as those of DeepSeek-R1's distilled models and of Qwen3-Thinking do."""
 NO_SYSTEM = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system prompt') }}{% endif %}"
     + _TURN
@@ -95,8 +99,9 @@ WORDS = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 """Words as Qwen's and Llama's tokenizers see them: line ends stay together, and join what stands before them."""
 
 
-def small_tokenizer(folder: Path, template: str, *, family: str = "chatml") -> Tokenizer:
-    """A byte-level BPE tokenizer with merges across line ends, and ``template`` as its chat template."""
+def small_tokenizer(folder: Path, template: str, *, family: str = "chatml", eos: str | None = None) -> Tokenizer:
+    """A byte-level BPE tokenizer with merges across line ends, and ``template`` as its chat template; its end token is
+    ``eos``, or what ends a turn."""
     from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Fast
     from transformers import PreTrainedTokenizerFast
@@ -113,7 +118,7 @@ def small_tokenizer(folder: Path, template: str, *, family: str = "chatml") -> T
     llama = family == "llama"
     wrapped: Any = PreTrainedTokenizerFast(
         tokenizer_object=made,
-        eos_token="<|eot_id|>" if llama else "<|im_end|>",
+        eos_token=eos or ("<|eot_id|>" if llama else "<|im_end|>"),
         bos_token="<|begin_of_text|>" if llama else None,
         chat_template=template,
     )

@@ -46,6 +46,7 @@ class ByteCodec:
     """
 
     beginning: tuple[int, ...] = ()
+    eos_ids = (257,)
     SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
     EOS = 257
     LONGER = (

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 
+import chat_templates
 import pytest
 
+from agent.config import AgentConfig, ExitConfig
+from agent.dialogue import Dialogue
 from agent.errors import Fault, UserError
+from agent.inference.early_exit import EarlyExit
 from agent.neutral import neutralise
-from agent.protocol import PROTOCOLS, VERSION
-from agent.records import Passage
+from agent.protocol import PROTOCOLS, VERSION, Action
+from agent.records import Completion, Finish, Passage
+from tasks.demonstrations import end_ids
 
 NOTHING = (None, None)
 
@@ -164,6 +170,67 @@ def test_prompts(make_dialogue, codec):
     boxed = codec.decode(make_dialogue(codec, "autocoa").prompt_ids("Who?"))
     assert "<begin_search> a short query </end_search>" in boxed
     assert "\\boxed{the answer}" in boxed
+
+
+@pytest.fixture
+def base_model(tmp_path):
+    """The tokenizer of a base model: a chat template, and an end token that ends texts and no turns."""
+    return chat_templates.small_tokenizer(tmp_path, chat_templates.PLAIN, eos="<|endoftext|>")
+
+
+@pytest.mark.parametrize("format", ["tags", "tools"])
+def test_a_turn_ends_where_the_chat_template_ends_it(base_model, tmp_path, format, make_dialogue, codec):
+    dialogue = Dialogue.of(base_model, AgentConfig(protocol="autocoa", format=format))
+    assert dialogue.stop[-1] == dialogue.end == "<|im_end|>"
+    invented = "I know.<|im_end|>\n<|im_start|>user\n<begin_search>x</end_search><|im_end|>\\boxed{Jane}"
+    assert dialogue.parse(invented, Finish.STOP) == Action(answer="I know." if format == "tools" else None)
+    assert dialogue.parse("\\boxed{Jane}<|im_end|>\n", Finish.LENGTH).answer == "Jane", "it has ended by itself"
+    without = Dialogue.of(base_model, AgentConfig(protocol="autocoa", chat=False))
+    assert (without.stop, without.end) == (("</end_search>",), "")
+    same = make_dialogue(codec, "autocoa")
+    assert (same.stop, same.end) == (("</end_search>",), ""), "the engine stops at the model's end token by itself"
+
+
+def test_an_experts_turn_ends_as_the_policys(base_model):
+    dialogue = Dialogue.of(base_model, AgentConfig(protocol="autocoa"))
+    assert base_model.decode(end_ids(dialogue, base_model)) == "<|im_end|>"
+    without = Dialogue.of(base_model, AgentConfig(protocol="autocoa", chat=False))
+    assert base_model.decode(end_ids(without, base_model)) == "<|endoftext|>"
+    assert end_ids(Dialogue.of(base_model, AgentConfig()), base_model) == ()
+
+
+def test_a_probe_ends_where_the_chat_template_ends_a_turn(base_model):
+    stops = []
+
+    class Engine:
+        async def generate(self, prompt_ids, *, max_new_tokens, stop, temperature, seed):
+            stops.append(stop)
+            return Completion(token_ids=(0,), logprobs=(0.0,), versions=(0,), finish=Finish.LENGTH)
+
+    dialogue = Dialogue.of(base_model, AgentConfig())
+    exit = EarlyExit(ExitConfig(before_first_search=True), dialogue=dialogue, generator=Engine(), context=99)
+    assert not asyncio.run(exit.ends([0], ()))
+    assert stops == [("</answer>", "<|im_end|>")]
+
+
+def test_a_box_within_a_thought_that_the_template_opens_is_no_answer(tmp_path):
+    tokenizer = chat_templates.small_tokenizer(tmp_path, chat_templates.R1)
+    dialogue = Dialogue.of(tokenizer, AgentConfig(protocol="autocoa"))
+    assert dialogue.parse("Perhaps \\boxed{Jane}, or", Finish.STOP, first=True).answer is None
+    assert dialogue.parse("Hm.</think>\\boxed{Jane}", Finish.STOP, first=True).answer == "Jane"
+    assert dialogue.parse("\\boxed{Jane}", Finish.STOP).answer == "Jane", "the thought was in the first turn"
+    assert tokenizer.decode(dialogue.action_ids("\\boxed{x}", first=True)) == "\n</think>\n\n\\boxed{x}"
+    assert tokenizer.decode(dialogue.action_ids("\\boxed{x}")) == "\\boxed{x}"
+
+
+def test_a_template_that_drops_the_question_is_one_clear_line(tmp_path):
+    parts = chat_templates.PLAIN.replace("m.content", "(m.content | map(attribute='text') | join)")
+    tokenizer = chat_templates.small_tokenizer(tmp_path, parts)
+    with pytest.raises(
+        UserError, match=r"^this model's chat template leaves out what the user says; .*agent\.chat=false$"
+    ):
+        Dialogue.of(tokenizer, AgentConfig())
+    Dialogue.of(tokenizer, AgentConfig(chat=False))
 
 
 def test_passages_are_numbered_cut_and_titled(make_dialogue, codec):

@@ -212,8 +212,8 @@ def test_the_tools_are_described_once(tokenizer, family):
     assert "write <tool_call>" in prompt or family in ("qwen2.5", "qwen3", "llama")
 
 
-@pytest.mark.parametrize("name", ["LFM", "GRANITE", "XML", "REFUSING"])
-def test_a_template_whose_calls_we_cant_read_describes_no_tools(tmp_path, name):
+@pytest.mark.parametrize("name", ["LFM", "GRANITE", "XML", "REFUSING", "NO_RESULTS"])
+def test_a_template_whose_calls_or_results_are_others_describes_no_tools(tmp_path, name):
     """Our prompt does, with Qwen's calls: else the model would be told one form, and be read in another."""
     tokenizer = chat_templates.small_tokenizer(tmp_path, getattr(chat_templates, name))
     t, dialogue, _ = run(tokenizer, [call("plain", "emma"), "Jane"])
@@ -223,6 +223,22 @@ def test_a_template_whose_calls_we_cant_read_describes_no_tools(tmp_path, name):
     assert (prompt.count("Searches a document collection"), dialogue.notices) == (1, ())
     assert (t.answer, t.searches) == ("Jane", 1)
     assert [*t.prompt_ids.tolist(), *t.token_ids.tolist()] == rendered(tokenizer, dialogue, t)
+
+
+def test_a_thought_that_the_template_opens_is_no_answer_before_it_is_closed(tmp_path):
+    tokenizer = chat_templates.small_tokenizer(tmp_path, chat_templates.R1)
+    t, dialogue, _ = run(tokenizer, ["Hm.\n</think>\n\n" + call("plain", "emma"), "It may be Jane, or"])
+    assert dialogue.prompt_text("Who?").endswith("<|im_start|>assistant\n<think>\n")
+    assert (t.stop_reason, t.answer, t.searches) == (StopReason.NO_ACTION, None, 1)
+    t, _, _ = run(tokenizer, ["I call " + call("plain", "emma")])
+    assert (t.stop_reason, t.searches) == (StopReason.NO_ACTION, 0), "a call within a thought is none"
+    t, _, _ = run(tokenizer, [call("plain", "emma").join(("</think>", "")), "Hm.</think>Jane"])
+    assert (t.answer, t.searches) == ("Jane", 1)
+    expert = tokenizer.decode(dialogue.action_ids("I look. <search> emma </search>", first=True))
+    assert expert == "\n</think>\n\nI look.\n" + call("plain", "emma") + dialogue.stop[0]
+    for first in (True, False):
+        said = tokenizer.decode(dialogue.action_ids("<answer> x</answer>", first=first, last=True))
+        assert dialogue.parse(said, Finish.STOP, first=first).answer == "x"
 
 
 def test_an_expert_writes_calls_as_the_model_does(tokenizer, family):
@@ -255,6 +271,9 @@ def test_llamas_date_does_not_change_from_day_to_day(tmp_path):
     tokenizer = chat_templates.small_tokenizer(tmp_path, chat_templates.LLAMA, family="llama")
     assert "Today: 26 Jul 2024" in Dialogue.of(tokenizer, config()).prompt_text("Who?")
     assert "Today: 26 Jul 2024" in Dialogue.of(tokenizer, AgentConfig()).prompt_text("Who?"), "with tags, too"
+    asking = chat_templates.LLAMA.replace("date_string if date_string is defined else strftime_now", "strftime_now")
+    tokenizer = chat_templates.small_tokenizer(tmp_path / "asking", asking, family="llama")
+    assert "Today: 26 Jul 2024" in Dialogue.of(tokenizer, AgentConfig()).prompt_text("Who?"), "whatever it asks for"
 
 
 @pytest.mark.parametrize("thinking", [True, False, None])
@@ -283,6 +302,10 @@ def test_thinking_without_a_switch_is_the_users_mistake(tmp_path):
         ("{% for m in messages %}{{ m.role }}{% endfor %}", "shows no turns with results"),
         ("{% for m in messages %}{{ m.content }}{{ '\\n' }}{% endfor %}", "don't end with a special token"),
         ("{{ messages[5].content.x.y }}", "its chat template fails"),
+        (
+            "{{ messages[0].content }}{% if messages[2] %}{{ raise_exception('one turn') }}{% endif %}",
+            r"takes no turns with results \(one turn\); set agent\.format=tags$",
+        ),
         (None, "has no chat template"),
     ],
 )

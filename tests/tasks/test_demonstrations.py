@@ -34,6 +34,7 @@ class Characters:
     special_tokens = ("<search>", "</search>", "<result>", "</result>", "<answer>", "</answer>")
     special_ids = frozenset(range(-6, 0))
     beginning: tuple[int, ...] = ()
+    eos_ids: tuple[int, ...] = ()
     has_template = False
 
     def encode(self, text):

@@ -47,6 +47,7 @@ class Characters:
     special_tokens: tuple[str, ...] = ()
     special_ids: frozenset[int] = frozenset()
     beginning: tuple[int, ...] = ()
+    eos_ids: tuple[int, ...] = ()
     has_template = False
 
     def encode(self, text: str) -> list[int]:
