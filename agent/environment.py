@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 
 from agent.config import AgentConfig
 from agent.errors import Fault, RetrievalError, ToolError, UserError, shortened
-from agent.records import StopReason
+from agent.records import Passage, StopReason
 from agent.tools.base import Request, Result, Searcher, Situation, Tool
 from agent.tools.catalogue import tool_classes
+from agent.visible import printable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,15 +69,39 @@ class Environment:
         result: object
         try:
             result = await self._tools[request.tool].call(request, replace(situation, before=before))
-        except (ToolError, UserError, Fault):
+        except ToolError:
             raise
         except Exception as error:  # whatever a tool of the user's own raises costs its trajectory alone
             what = f"{type(error).__name__}: {shortened(error)}"
             raise ToolError(f"agent.tools: {request.tool} raised {what}") from error
-        if not isinstance(result, Result):
-            what = f"a {type(result).__name__}, and no agent.tools.base.Result"
-            raise ToolError(f"agent.tools: {request.tool} returned {what}")
+        return _checked(result, f"agent.tools: {request.tool} returned")
+
+
+def _checked(result: object, where: str) -> Result:
+    """``result``, which may be of a tool of the user's own, in texts that tokenizers and files take.
+
+    Raises ``ToolError`` that starts with ``where`` if it is none.
+    """
+    if not isinstance(result, Result):
+        raise ToolError(f"{where} a {type(result).__name__}, and no agent.tools.base.Result")
+    passages = result.passages
+    if not isinstance(passages, tuple) or not all(isinstance(passage, Passage) for passage in passages):
+        raise ToolError(f"{where} a Result whose passages are no tuple of agent.records.Passage")
+    said = "" if result.text is None else result.text
+    texts = [result.notice, said, *(text for p in passages for text in (p.id, p.title, p.text))]
+    for text in texts:
+        if not isinstance(text, str):
+            raise ToolError(f"{where} a Result with a {type(text).__name__} in the place of a text")
+    if all(text == printable(text) for text in texts):
         return result
+    return replace(
+        result,
+        notice=printable(result.notice),
+        text=None if result.text is None else printable(said),
+        passages=tuple(
+            replace(p, id=printable(p.id), title=printable(p.title), text=printable(p.text)) for p in passages
+        ),
+    )
 
 
 def _made(tool: type[Tool], config: AgentConfig, searcher: Searcher) -> Tool:

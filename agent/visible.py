@@ -1,4 +1,4 @@
-"""Text that others wrote, as a terminal may show it."""
+"""Text that others wrote, as terminals, tokenizers and files take it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ def visible(text: str) -> str:
     'a\\x1b[31mb\tc'
     """
     return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def printable(text: str) -> str:
+    """``text`` as tokenizers and Java take it: halves of surrogate pairs become question marks, which are no words."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def json_line(row: Mapping[str, Any]) -> str:

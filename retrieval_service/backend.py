@@ -46,11 +46,6 @@ class Unavailable(RetrievalError):
     """Nothing can be answered at the moment: the backend needn't be asked for each query by itself."""
 
 
-def printable(text: str) -> str:
-    """``text`` as tokenizers and Java take it: halves of surrogate pairs become question marks, which are no words."""
-    return text.encode("utf-8", "replace").decode()
-
-
 class Backend(Protocol):
     """A ranker. It is made, called and closed by one and the same thread.
 

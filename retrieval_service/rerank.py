@@ -11,7 +11,8 @@ from typing import Any
 from agent.errors import Fault, UserError, shortened
 from agent.quiet import quietly
 from agent.records import Passage
-from retrieval_service.backend import Backend, Identity, printable
+from agent.visible import printable
+from retrieval_service.backend import Backend, Identity
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.encoder import batches, device_of, encoder_folder, weights_digest
 

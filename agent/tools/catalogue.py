@@ -59,7 +59,7 @@ def _is_tool(value: Any) -> TypeGuard[type[Tool]]:
 
 def _check(tool: type[Tool], where: str) -> None:
     for attribute in ("name", "description", "parameters"):
-        if not getattr(tool, attribute, None):
+        if getattr(tool, attribute, None) in (None, ""):  # no parameters at all are some
             raise UserError(f"{where}: the tool has no '{attribute}'")
     if not isinstance(tool.name, str) or not _NAME.fullmatch(tool.name):
         raise UserError(f"{where}: the tool's name '{tool.name}' must be small letters, digits and underscores")

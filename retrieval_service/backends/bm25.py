@@ -8,8 +8,9 @@ from typing import Any
 
 from agent.errors import RetrievalError, UserError
 from agent.records import Passage
+from agent.visible import printable
 from retrieval_service import jvm
-from retrieval_service.backend import Identity, printable
+from retrieval_service.backend import Identity
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import document_of, parse_record
 from retrieval_service.index import Manifest, check_index, ensure_index

@@ -16,7 +16,8 @@ import numpy as np
 from agent.errors import RetrievalError, UserError, one_of
 from agent.records import Passage
 from agent.settings import PATH, TEXT, bounded
-from retrieval_service.backend import Identity, printable
+from agent.visible import printable
+from retrieval_service.backend import Identity
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record
 from retrieval_service.encoder import POOLINGS, Encoder, Manner, encoder_folder, manner_of

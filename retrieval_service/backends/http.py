@@ -23,7 +23,8 @@ import httpx
 from agent.errors import RetrievalError, UserError, shortened
 from agent.readable import json_of
 from agent.records import Passage
-from retrieval_service.backend import Identity, Unavailable, printable
+from agent.visible import printable
+from retrieval_service.backend import Identity, Unavailable
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.dialects import dialect
 from retrieval_service.dialects.base import items, passage_of

@@ -13,7 +13,7 @@ from pathlib import Path
 from agent.answers import normalise_title
 from agent.errors import UserError
 from agent.records import Passage
-from retrieval_service.backend import printable
+from agent.visible import printable
 from retrieval_service.corpus import write_corpus
 from retrieval_service.documents.chunks import chunks
 from retrieval_service.documents.readers import LONGEST_TITLE, READERS

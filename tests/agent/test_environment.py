@@ -18,7 +18,7 @@ from agent.errors import Fault, RetrievalError, ToolError, UserError
 from agent.formats.base import Format
 from agent.formats.tags import tags_of
 from agent.protocol import PROTOCOLS
-from agent.records import Call, Passage, Repeat, StopReason, Turn
+from agent.records import Call, Finish, Passage, Repeat, StopReason, Turn
 from agent.tools.base import Request, Result, Situation, Tool
 from agent.tools.catalogue import tool_classes, tool_names
 from agent.tools.search import LIMIT_NOTICE, REPEAT_NOTICES
@@ -224,6 +224,20 @@ def test_wrong_tools_are_the_users_mistake(names, message):
     [
         (lambda: "three", "agent.tools: count returned a str, and no agent.tools.base.Result"),
         (lambda: 1 / 0, "agent.tools: count raised ZeroDivisionError: division by zero"),
+        (lambda: Result(text=3), "agent.tools: count returned a Result with a int in the place of a text"),
+        (lambda: Result(notice=None), "agent.tools: count returned a Result with a NoneType in the place of a text"),
+        (
+            lambda: Result(passages=(Passage(id="d", title=None, text="x"),)),
+            "agent.tools: count returned a Result with a NoneType in the place of a text",
+        ),
+        (
+            lambda: Result(passages=({"id": "d"},)),
+            "agent.tools: count returned a Result whose passages are no tuple of agent.records.Passage",
+        ),
+        (
+            lambda: Result(passages=None),
+            "agent.tools: count returned a Result whose passages are no tuple of agent.records.Passage",
+        ),
     ],
 )
 def test_a_defect_of_a_tool_costs_its_trajectory_alone(does, fault: str) -> None:
@@ -257,15 +271,28 @@ def test_a_tool_that_cannot_be_made_is_named(error, said: str, monkeypatch) -> N
 
 
 @pytest.mark.parametrize("error", [UserError, Fault])
-def test_what_is_no_tools_business_goes_through(error) -> None:
+def test_a_tool_ends_no_run(error) -> None:
     class Broken(Count):
         async def call(self, request: Request, situation: Situation) -> Result:
-            raise error("it ends the run")
+            raise error("it would end the run")
 
     environment = Environment([Broken(AgentConfig(), Shelf())])  # type: ignore[arg-type]
     request = Request(tool=Broken.name, arguments={"text": "x"})
-    with pytest.raises(error, match="it ends the run"):
-        asyncio.run(environment.respond([request], Situation(turns=(), max_searches=1)))
+    response = asyncio.run(environment.respond([request], Situation(turns=(), max_searches=1)))
+    assert response.stop is StopReason.TOOL_FAILED
+    assert response.fault == f"agent.tools: count raised {error.__name__}: it would end the run"
+
+
+def test_what_a_tool_tells_can_be_encoded() -> None:
+    class Half(Count):
+        async def call(self, request: Request, situation: Situation) -> Result:
+            passage = Passage(id="d\ud800", title="t\ud800", text="p\ud800")
+            return Result(text="x\ud83d", notice="n\udc00", passages=(passage,))
+
+    environment = Environment([Half(AgentConfig(), Shelf())])  # type: ignore[arg-type]
+    request = Request(tool=Half.name, arguments={"text": "x"})
+    (result,) = asyncio.run(environment.respond([request], Situation(turns=(), max_searches=1))).results
+    assert (result.text, result.notice, result.passages) == ("x?", "n?", (Passage(id="d?", title="t?", text="p?"),))
 
 
 def test_the_search_may_be_a_tool_of_ones_own() -> None:
@@ -318,6 +345,7 @@ async def _takes_text(self, text):
         ({"parameters": {"n": {"type": "string", "description": " "}}}, "its parameter 'n' needs a 'description'"),
         ({"parameters": {"n": "string"}}, "the type of its parameter 'n' must be one of"),
         ({"parameters": {"n": {"type": ["string"]}}}, "the type of its parameter 'n' must be one of"),
+        ({"parameters": None}, "the tool has no 'parameters'"),
         ({"parameters": ["n"]}, "its 'parameters' must be JSON schemas by the arguments' names"),
         ({"name": 5}, "the tool's name '5' must be"),
         ({"call": lambda self, request, situation: Result()}, "its method 'call' must be async"),
@@ -334,3 +362,15 @@ def test_a_tool_says_what_it_is(changed, message, monkeypatch):
     catalogue._tool_class.cache_clear()
     with pytest.raises(UserError, match=message):
         tool_classes(["a_module_with_a_tool:Mine"])
+
+
+def test_a_tool_may_take_nothing_where_no_tag_has_to_hold_it(monkeypatch, codec):
+    module = types.ModuleType("a_module_with_a_tool_that_takes_nothing")
+    module.Mine = type("Mine", (Count,), {"parameters": {}})
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    tools = ["search", f"{module.__name__}:Mine"]
+    dialogue = Dialogue.of(codec, AgentConfig(format="tools", tools=tools))
+    called = '<tool_call>{"name": "count", "arguments": {}}</tool_call>'
+    assert dialogue.parse(called, Finish.STOP).requests == (Request(tool="count", arguments={}),)
+    with pytest.raises(UserError, match=r"'count' takes other arguments than one text, .*set agent\.format=tools"):
+        Dialogue.of(codec, AgentConfig(tools=tools))
