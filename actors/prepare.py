@@ -30,7 +30,7 @@ from learner.model_folder import check_folder
 from learner.skeleton import write_skeleton
 from retrieval_service.names import Digests, digests
 from tasks.demonstrations import Demonstration, Encoded, Expert, as_trajectory, control_tokens, end_ids
-from tasks.experts import check_fits
+from tasks.experts import check_fits, cut_blocks
 from tasks.load import Task, load
 from tasks.making.config import AUTO
 from tasks.notices import write_notices
@@ -81,7 +81,7 @@ def look(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> T
         _expert_demonstrations(config, task)
         written, unread = task.file_of_experts(tags_of(config.agent))
         experts = [expert.question for expert in written]
-        notices += unread
+        notices += [*unread, *cut_blocks(written, config.agent.max_passage_chars)]
     task, said = check_evidence(config, task, experts, say)
     return replace(task, notices=(*notices, *said))
 

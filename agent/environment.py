@@ -85,8 +85,8 @@ def _checked(result: object, where: str) -> Result:
     if not isinstance(result, Result):
         raise ToolError(f"{where} a {type(result).__name__}, and no agent.tools.base.Result")
     passages = result.passages
-    if not isinstance(passages, tuple) or not all(isinstance(passage, Passage) for passage in passages):
-        raise ToolError(f"{where} a Result whose passages are no tuple of agent.records.Passage")
+    if not isinstance(passages, Sequence) or not all(isinstance(passage, Passage) for passage in passages):
+        raise ToolError(f"{where} a Result whose passages are no agent.records.Passage")
     said = "" if result.text is None else result.text
     texts = [result.notice, said, *(text for p in passages for text in (p.id, p.title, p.text))]
     for text in texts:

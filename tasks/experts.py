@@ -10,7 +10,7 @@ A file is JSONL with one trajectory per line, in the tags of the run's protocol 
 | --- | --- |
 | question, golden answers, id, supporting documents, kind | as in a file of questions (``tasks/files.py``) |
 | the response: actions and result blocks | ``trajectory``, else ``expert_response`` (DAVID-GRPO's own file) |
-| passages | the result blocks: ``Result 1: "Title"``, a new line, the text, then ``Result 2: …`` (the protocol's label, in any case); a block of another form is one passage without a title |
+| passages | the result blocks: ``Result 1: "Title"``, a new line, the text, then ``Result 2: …`` (the protocol's label, in any case), or as Search-R1 has them, ``Doc 1(Title: "Title") text``; a block of another form is one passage without a title |
 | document ids | ``document_ids``, a list of ids for each result block; without it no id is known |
 
 It may be compressed, as any file of questions. Other fields (a ``prompt``, say) are left alone: the policy is trained on the prompt that it gets in its own
@@ -37,12 +37,14 @@ from tasks.bm25 import Bm25
 from tasks.demonstrations import Demonstration, Move, answer_text, search_text
 from tasks.fields import first, text
 from tasks.files import question_of
-from tasks.notices import Notice
+from tasks.notices import Notice, some
 from tasks.rows import Row, rows
 from tasks.unread import Unread
 from tasks.world import World
 
 _RESPONSE = ("trajectory", "expert_response")
+_SEARCH_R1 = r'\(Title: ?(?:"(.*?)"|((?:[^()\n]|\([^()\n]*\))*))\)'
+"""What stands behind a passage's number in the layout of Search-R1."""
 
 
 def read_experts(
@@ -203,10 +205,15 @@ def passages_of(block: str, protocol: TagProtocol) -> list[tuple[str, str]]:
 
     >>> passages_of('Result 1: "Emma (novel)"\\nEmma is a novel.\\nResult 2: So it is.', PROTOCOLS["search"])
     [('Emma (novel)', 'Emma is a novel.'), ('', 'So it is.')]
+    >>> passages_of('Doc 1(Title: "Emma (novel)") Emma is a novel.', PROTOCOLS["search_r1"])
+    [('Emma (novel)', 'Emma is a novel.')]
     """
     if not block or block == NO_RESULTS:
         return []
-    label = re.compile(rf'^{re.escape(protocol.result_label)} (\d+): ?(?:"(.+)"[ \t]*$)?', re.IGNORECASE | re.MULTILINE)
+    label = re.compile(
+        rf'^{re.escape(protocol.result_label)} (\d+)(?:: ?(?:"(.+)"[ \t]*$)?|{_SEARCH_R1})',
+        re.IGNORECASE | re.MULTILINE,
+    )
     # A passage may quote another result list: only the next number in turn starts the next passage.
     starts: list[re.Match[str]] = []
     for match in label.finditer(block):
@@ -217,7 +224,31 @@ def passages_of(block: str, protocol: TagProtocol) -> list[tuple[str, str]]:
     ends = [*(match.start() for match in starts[1:]), len(block)]
     texts = [block[m.end() : end].lstrip() for m, end in zip(starts, ends, strict=True)]
     apart = [text.removesuffix("\n") for text in texts[:-1]]  # the line that the next label stands on
-    return [(m[2] or "", text) for m, text in zip(starts, [*apart, texts[-1]], strict=True)]
+    return [(m[2] or m[3] or m[4] or "", text) for m, text in zip(starts, [*apart, texts[-1]], strict=True)]
+
+
+def cut_blocks(experts: Sequence[Demonstration], limit: int) -> list[Notice]:
+    """What there is to say of result blocks in which no passages were found, and that are cut at ``limit`` characters
+    (``agent.max_passage_chars``) as one: what their expert answers from may be behind that."""
+    found = [
+        (expert.question.id, f"a result block of {len(passage.text)} characters is one passage")
+        for expert in experts
+        for passages in (move.passages or () for move in expert.moves)
+        for passage in passages[:1]
+        if len(passages) == 1 and not passage.title and len(passage.text) > limit
+    ]
+    if not found:
+        return []
+    names = list(dict(found))
+    return [
+        Notice(
+            kind="unread",
+            text=f"data.experts: {len(names)} trajectories ({some(names)}) have result blocks that are read as one "
+            f"passage without a title, and cut at agent.max_passage_chars={limit}; tasks/experts.py says how passages "
+            "are written",
+            items=tuple(found),
+        )
+    ]
 
 
 def choose(questions: Sequence[Question], seed: int) -> list[Question]:
@@ -274,6 +305,12 @@ def check_fits(trajectory: Trajectory, agent: AgentConfig, control: Mapping[int,
                     f"the expert's trajectory for question {trajectory.question_id} has the model's control token "
                     f"'{control[token]}' within what the policy writes; take it out"
                 )
+        limit = "max_new_tokens" if number > 1 else "max_new_tokens_first"
+        if (tokens := turn.action_end - turn.action_start) > getattr(agent, limit):
+            raise UserError(
+                f"the expert's trajectory for question {trajectory.question_id} has {tokens} tokens in turn {number}, "
+                f"more than agent.{limit}={getattr(agent, limit)}; raise the limit or leave that trajectory out"
+            )
     for what, value, limit in (
         ("prompt tokens", len(trajectory.prompt_ids), "max_prompt_tokens"),
         ("response tokens", len(trajectory.token_ids), "max_response_tokens"),

@@ -102,7 +102,8 @@ class Endpoint:
         code, shown = response.status_code, " ".join(response.text[:80].split())
         if code != 200:
             full = code in TOO_LARGE and _FULL.search(response.text) is not None
-            raise EndpointError(f"{self._url}: HTTP {code} {response.reason_phrase}: {shown!r}", code, full=full)
+            what = f"HTTP {code} {response.reason_phrase}: {_why(response)!r}"
+            raise EndpointError(f"{self._url}: {what}", code, full=full)
         try:
             told = json_of(response.content)
             choice = told["choices"][0]
@@ -118,6 +119,15 @@ class Endpoint:
             raise EndpointError(f"{self._url}: the reply's text has half a surrogate pair: {shown!r}", code) from error
         self.answered += 1
         return Reply(text=text, finish=finish, tokens=tokens, stopped_by=_stopped_by(choice))
+
+
+def _why(response: httpx.Response) -> str:
+    """What the endpoint says of a request that it refuses: its message, or how its reply begins."""
+    try:
+        said = json_of(response.content)["error"]["message"]
+    except (ValueError, LookupError, TypeError):
+        said = None
+    return " ".join((said if isinstance(said, str) else response.text[:80]).split())[:300]
 
 
 def _text(choice: Mapping[str, Any]) -> Any:

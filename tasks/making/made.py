@@ -28,7 +28,7 @@ class Why(StrEnum):
     NOT_FOUND = "no query finds a supporting document"
     NOT_THERE = "the answer isn't in the supporting documents as they are shown"
     SEARCHES = "needs more searches than agent.max_searches"
-    LONG = "longer than agent.max_prompt_tokens or agent.max_response_tokens, or with a control token of the model"
+    LONG = "beyond agent's limits of tokens (prompt, response, turn), or with a control token of the model"
     FORM = "can't be written as a row"
     SHARE = "its share of experts.search_shares is full"
     UNANSWERED = "no answer"

@@ -18,7 +18,7 @@ from agent.answers import exact_match, has_words, normalise
 from agent.config import AgentConfig
 from agent.errors import RetrievalError, UserError, commonest
 from agent.neutral import neutralise
-from agent.prompts import fill
+from agent.prompts import PROMPTS, fill
 from agent.records import Question, StopReason, Trajectory
 from agent.rewards.evidence import evidence_recall, evidence_wanted
 from agent.seeds import derive_seed
@@ -106,7 +106,11 @@ async def _player(
     stack: AsyncExitStack, library: Library, config: ExpertsConfig, seed: int, ids: Collection[str]
 ) -> tuple[_Player, int]:
     """Who plays, and how many questions at a time. ``ids`` are all the questions'."""
-    stage, teacher = Stage(library.agent, library.searcher), config.teacher
+    agent, teacher = library.agent, config.teacher
+    # A teacher plays in tags: it is told what the policy is told where that plays in them, but for `plain`, which says
+    # nothing of them.
+    own = agent.format == "tags" and agent.prompt not in PROMPTS
+    stage = Stage(agent, library.searcher, prompt=agent.prompt if own else "instruct")
     if teacher.url is None:
         return FromEvidence(library, stage, config, seed), CHUNK
     endpoint = await stack.enter_async_context(teacher.client())

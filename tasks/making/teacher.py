@@ -25,6 +25,9 @@ PATIENCE = 20
 REFUSED = frozenset({401, 403, 404})
 """HTTP codes of an endpoint, a model or a key that are wrong, whatever is asked: unless something was answered before.
 Then it is that one request (some hosts refuse a flagged text with 403)."""
+MISFIT = frozenset({400, 422})
+"""HTTP codes of a request that isn't taken. Where the message names a setting that we send with each (newer models of
+OpenAI take ``max_completion_tokens`` alone), none is."""
 
 
 @dataclass
@@ -46,22 +49,23 @@ class Teacher:
     ) -> Completion:
         """See ``Generator``. What has come since the teacher's last turn is the user's next message."""
         first = not self._messages
+        sent = {
+            "temperature": temperature,
+            "top_p": 1.0,  # else the server's, which may be that of the model's generation_config.json
+            "seed": seed % 2**31,
+            "stop": list(stop),
+            "max_tokens": self.limits.max_new_tokens_first if first else self.limits.max_new_tokens,
+        }
         self._messages.append({"role": "user", "content": CODEC.decode(prompt_ids[self._seen :]).strip()})
         try:
-            reply = await self.endpoint.chat(
-                self._messages,
-                temperature=temperature,
-                top_p=1.0,  # else the server's, which may be that of the model's generation_config.json
-                seed=seed % 2**31,
-                stop=list(stop),
-                max_tokens=self.limits.max_new_tokens_first if first else self.limits.max_new_tokens,
-            )
+            reply = await self.endpoint.chat(self._messages, **sent)
         except EndpointError as error:
+            where = f"{self.config.KEY}.url={self.config.url}, {self.config.KEY}.model={self.config.model}: {error}"
             if error.code in REFUSED and not self.endpoint.answered:
-                key = self.config.KEY
+                raise UserError(f"{where}; correct them, or the environment variable {self.config.SECRET}") from error
+            if error.code in MISFIT and not self.endpoint.answered and any(name in str(error) for name in sent):
                 raise UserError(
-                    f"{key}.url={self.config.url}, {key}.model={self.config.model}: {error}; correct them, or the "
-                    f"environment variable {self.config.SECRET}"
+                    f"{where}; {', '.join(sent)} are sent with each request: name a model that takes them"
                 ) from error
             if error.full and not first:
                 raise NoRoom(str(error)) from error

@@ -232,11 +232,11 @@ def test_wrong_tools_are_the_users_mistake(names, message):
         ),
         (
             lambda: Result(passages=({"id": "d"},)),
-            "agent.tools: count returned a Result whose passages are no tuple of agent.records.Passage",
+            "agent.tools: count returned a Result whose passages are no agent.records.Passage",
         ),
         (
             lambda: Result(passages=None),
-            "agent.tools: count returned a Result whose passages are no tuple of agent.records.Passage",
+            "agent.tools: count returned a Result whose passages are no agent.records.Passage",
         ),
     ],
 )

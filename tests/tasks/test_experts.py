@@ -19,7 +19,7 @@ from agent.records import NO_VERSION, StopReason
 from agent.rewards.evidence import evidence_recall
 from tasks.config import DataConfig
 from tasks.demonstrations import as_trajectory, encode
-from tasks.experts import check_fits, passages_of, read_experts, split_response, world_experts
+from tasks.experts import check_fits, cut_blocks, passages_of, read_experts, split_response, world_experts
 from tasks.load import Task, load
 from tasks.notices import Notice
 from tasks.world import World
@@ -145,6 +145,8 @@ def test_what_no_episode_could_be_is_refused(protocol, response, reason):
         ("Result 1: x\nResult 2: y", [("", "x"), ("", "y")]),
         ('Result 1: "A" is a letter\nx', [("", '"A" is a letter\nx')]),
         ("some other list", [("", "some other list")]),
+        ('Result 1(Title: "A (b)") x\nResult 2(Title: "B") y\nz', [("A (b)", "x"), ("B", "y\nz")]),
+        ("result 1(Title: A (b)) x\nResult 2(Title: ) y", [("A (b)", "x"), ("", "y")]),
         ("see Result 1: x", [("", "see Result 1: x")]),
     ],
 )
@@ -364,6 +366,11 @@ def test_the_worlds_task_has_experts(tmp_path):
     [
         ({"max_searches": 1}, r"question q1 has 2 searches, more than agent\.max_searches=1"),
         ({"max_prompt_tokens": 9}, r"prompt tokens, more than agent\.max_prompt_tokens=9"),
+        (
+            {"max_new_tokens_first": 9},
+            r"has \d+ tokens in turn 1, more than agent\.max_new_tokens_first=9; raise the limit",
+        ),
+        ({"max_new_tokens": 9}, r"has \d+ tokens in turn 2, more than agent\.max_new_tokens=9; raise the limit"),
         ({"max_response_tokens": 99}, r"response tokens, more than agent\.max_response_tokens=99"),
     ],
 )
@@ -399,6 +406,18 @@ def test_a_misspelt_field_is_said(tmp_path):
     (tmp_path / "e").write_text(json.dumps({**ROW, "metadata": {"supporting_title": ["x"]}}))
     read_experts(tmp_path / "e", SEARCH, key="data.experts", notices=notices)
     assert "in 1 of 1 rows 'metadata.supporting_title' isn't read; did you mean" in notices[0].text
+
+
+def test_a_block_that_is_cut_as_one_passage_is_said(read):
+    block = "1. Emma (novel): " + "x" * 40
+    row = ROW | {"trajectory": f"<search>Emma</search><result>{block}</result><answer>Jane Austen</answer>"}
+    experts = read(ROW, row | {"id": "q2"})
+    (notice,) = cut_blocks(experts, 40)
+    assert notice.items == (("q2", "a result block of 57 characters is one passage"),)
+    assert (
+        "1 trajectories (q2) have result blocks that are read as one passage without a title, and cut at" in notice.text
+    )
+    assert cut_blocks(experts, 57) == []
 
 
 def test_an_expert_makes_one_call_a_turn(read):

@@ -136,6 +136,38 @@ def test_an_endpoint_that_refuses_everything_is_the_users_mistake(make, school, 
     assert len(school.asked) < 4, "it isn't asked for every episode"
 
 
+@pytest.mark.parametrize("code", [400, 422])
+def test_an_endpoint_that_takes_no_setting_of_ours_is_the_users_mistake(make, school, code):
+    message = (
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    )
+    school.scripts = [[(code, json.dumps({"error": {"message": message, "param": "max_tokens"}}))] * 9]
+    said = rf"experts\.teacher\.model=a-teacher: .* HTTP {code} .*{message}.*; temperature, .*: name a model that takes"
+    with pytest.raises(UserError, match=said):
+        make(EMMA, teacher=teacher(school.port))
+    assert len(school.asked) < 4, "it isn't asked for every episode"
+
+
+@pytest.mark.parametrize("code", [400, 422])
+def test_a_text_that_isnt_taken_is_a_fault(make, school, code):
+    school.scripts = [[(code, json.dumps({"error": {"message": "flagged"}}))], [*RIGHT]]
+    made = make(EMMA, teacher=teacher(school.port, episodes=2))
+    assert (len(made.experts), len(made.faults)) == (1, 1), "it says nothing of the others"
+    assert "flagged" in made.faults[0]
+
+
+def test_a_teacher_is_told_what_the_policy_is_told(make, school, tmp_path):
+    (tmp_path / "own.txt").write_text("{tools}\nNow: {question}")
+    for agent, begins in (
+        (replace(AGENT, prompt=str(tmp_path / "own.txt")), "<search> query </search>: Searches"),
+        (replace(AGENT, prompt="plain"), "Answer the question below."),
+        (replace(AGENT, prompt=str(tmp_path / "own.txt"), format="tools"), "Answer the question below."),
+    ):
+        school.scripts, school.asked = [[*RIGHT]], []
+        assert len(make(EMMA, agent=agent, teacher=teacher(school.port, episodes=1)).experts) == 1
+        assert school.asked[0]["messages"][0]["content"].startswith(begins)
+
+
 def test_an_endpoint_that_is_gone_ends_the_making_and_is_no_wrong_answer(make, monkeypatch, tmp_path):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(settings, "Endpoint", functools.partial(Endpoint, pause_s=0.0))
