@@ -117,6 +117,7 @@ def experts(config: RunConfig, run_dir: Path, console: Console) -> None:
     from actors.experts import Order, made_here, write
     from actors.fetching import fetch as fetch_all
     from actors.plan.machine import check_cache
+    from actors.stopping import at_once
     from learner.hub import local_folder
     from tasks.load import load
     from tasks.making.made import REPORT
@@ -134,11 +135,12 @@ def experts(config: RunConfig, run_dir: Path, console: Console) -> None:
     console.notices(task.notices, run_dir)
     if model is None:
         console.say("no model.path: nothing is measured against agent.max_response_tokens", "yellow")
-    with console.phase("making expert trajectories") as phase:
-        made = made_here(Order.of(config, task, model), phase.counting("questions"))
-    for line in made.lines():
-        console.say(line)
-    file = write(made, run_dir)
+    with at_once():
+        with console.phase("making expert trajectories") as phase:
+            made = made_here(Order.of(config, task, model), phase.counting("questions"))
+        for line in made.lines():
+            console.say(line)
+        file = write(made, run_dir)
     console.say(
         f"use them with data.experts={file}; report: {file.with_name(REPORT)}; {time.perf_counter() - started:.1f} s"
     )

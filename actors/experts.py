@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import multiprocessing
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from actors.stopping import told
 from agent.config import AgentConfig
 from agent.dialogue import Dialogue
-from agent.errors import Fault, UserError
+from agent.errors import Fault, Stopped, UserError
 from agent.records import Question
 from agent.tokens import Tokenizer
+from agent.tools.base import Searcher
 from conf.schema import RunConfig
+from learner.digests import file_digest
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import read_corpus
 from retrieval_service.names import searched_names
@@ -27,7 +31,7 @@ from tasks.demonstrations import Demonstration, as_trajectory, control_tokens, e
 from tasks.experts import check_fits
 from tasks.load import Task
 from tasks.making.config import ExpertsConfig
-from tasks.making.made import FILE, REPORT, Made
+from tasks.making.made import FILE, REPORT, Made, whole
 from tasks.making.make import Library, make
 
 Report = Callable[[int, int], None]
@@ -62,49 +66,81 @@ class Order:
             model=model,
         )
 
+    def name(self, data: Mapping[str, str]) -> str:
+        """Equal for orders of the same. ``data`` are digests of the texts: the questions, the corpus and the prompt."""
+        files = sorted(self.model.iterdir()) if self.model is not None else []
+        told = {
+            "data": dict(data),
+            "agent": asdict(self.agent),
+            "retrieval": asdict(self.retrieval),
+            "experts": asdict(self.experts),
+            "seed": self.seed,
+            "tokenizer": [file_digest(file) for file in files if file.suffix in (".json", ".jinja")],
+        }
+        return json.dumps(told, sort_keys=True)
 
-def made_here(order: Order, report: Report) -> Made:
-    """Makes them in this process, which has a JVM from then on.
 
-    Raises ``UserError`` for a wrong corpus, index or endpoint, ``Fault`` if Lucene fails.
+def made_here(order: Order, report: Report, *, again: bool = True) -> Made:
+    """Makes them in this process, which has a JVM from then on. A signal ends the making, and what there is by then is
+    returned; ``again`` is that of ``actors.stopping.told``.
+
+    Raises ``UserError`` for a wrong corpus, index or endpoint, ``Fault`` if Lucene fails, and ``Stopped`` for a signal
+    that came before anything could be made.
     """
-    return asyncio.run(_made(order, report))
+    return asyncio.run(_made(order, report, again=again))
 
 
 def made_apart(order: Order, report: Report) -> Made:
     """``made_here`` in a process of its own, whose JVM ends with it. Raises what that raises."""
+    came: list[signal.Signals] = []
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(order, theirs), name="experts", daemon=True)
     process.start()
     theirs.close()
+
+    def stop(number: signal.Signals) -> None:
+        came.append(number)
+        process.terminate()  # it hands over what it has made
+
     try:
-        while True:
-            kind, said = ours.recv()
-            if kind == "made":
-                assert isinstance(said, Made)
-                return said
-            if kind == "raised":
-                raise said
-            report(*said)
+        with told(stop):
+            made = _received(ours, report)
+        made.stopped = came[0] if came else made.stopped
+        return made
     except EOFError:
         process.join()
+        if came:
+            raise Stopped(came[0]) from None
         raise Fault(f"the process that makes the expert trajectories ended with exit code {process.exitcode}") from None
     finally:
-        process.terminate()
+        process.kill()
         process.join()
         ours.close()
 
 
+def _received(ours: Connection, report: Report) -> Made:
+    """What the child has made. Raises what it has raised, and ``EOFError`` if it is gone."""
+    while True:
+        kind, said = ours.recv()
+        if kind == "made":
+            assert isinstance(said, Made)
+            return said
+        if kind == "raised":
+            raise said
+        report(*said)
+
+
 def _child(order: Order, out: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # they are for the parent, which ends this process by SIGTERM
     try:
-        out.send(("made", made_here(order, lambda done, total: out.send(("done", (done, total))))))
+        out.send(("made", made_here(order, lambda done, total: out.send(("done", (done, total))), again=False)))
     except (UserError, Fault, OSError) as error:
         out.send(("raised", error))
 
 
-async def _made(order: Order, report: Report) -> Made:
+async def _made(order: Order, report: Report, *, again: bool) -> Made:
     wanted = {name for question in order.questions for name in question.supporting}
     by_id = any(question.evidence_match == "id" for question in order.questions)
     names = searched_names(order.corpus, order.retrieval, order.cache)
@@ -114,13 +150,32 @@ async def _made(order: Order, report: Report) -> Made:
         titles = {p.id: p.title for p in read_corpus(order.corpus) if p.id in wanted}
     service = RetrievalService(opener(order.corpus, order.retrieval, order.cache), order.retrieval)
     await service.start()
+    making, came = asyncio.ensure_future(_making(order, service, there, titles, report)), list[signal.Signals]()
+    loop = asyncio.get_running_loop()
+
+    def stop(number: signal.Signals) -> None:
+        came.append(number)
+        loop.call_soon_threadsafe(making.cancel)  # nothing once it is done
+
     try:
-        library = Library(
-            searcher=service, agent=order.agent, there=there, titles=titles, fits=_measure(order.model, order.agent)
-        )
-        return await make(order.questions, library, order.experts, order.seed, report)
+        with told(stop, again=again):
+            made = await making
+        made.stopped = came[0] if came else None
+        return made
+    except asyncio.CancelledError:
+        if came:
+            raise Stopped(came[0]) from None
+        raise
     finally:
         await service.close()
+
+
+async def _making(
+    order: Order, searcher: Searcher, there: Collection[str] | None, titles: Mapping[str, str], report: Report
+) -> Made:
+    fits = _measure(order.model, order.agent)
+    library = Library(searcher=searcher, agent=order.agent, there=there, titles=titles, fits=fits)
+    return await make(order.questions, library, order.experts, order.seed, report)
 
 
 def _measure(model: Path | None, agent: AgentConfig) -> Callable[[Demonstration], bool]:
@@ -140,13 +195,15 @@ def _measure(model: Path | None, agent: AgentConfig) -> Callable[[Demonstration]
     return fits
 
 
-def write(made: Made, folder: Path) -> Path:
-    """The file of what was made, its report beside it.
+def write(made: Made, folder: Path, settings: str = "") -> Path:
+    """The file of what was made, its report beside it; ``settings`` are those of ``Made.write``.
 
-    Raises ``UserError`` where nothing could be made, and ``Fault`` where the making broke off or all of it was faults;
-    what was made before is written all the same.
+    Raises ``UserError`` where nothing could be made, ``Fault`` where the making broke off or all of it was faults, and
+    ``Stopped`` where a signal has come; what was made before is written all the same.
     """
-    file = made.write(folder)
+    file = made.write(folder, settings)
+    if made.stopped is not None:
+        raise Stopped(made.stopped, f"; {len(made.experts)} expert trajectories are in {file}")
     if made.broken:
         raise Fault(f"making expert trajectories ended early: {made.broken}; {len(made.experts)} are in {file}")
     if made.experts:
@@ -158,10 +215,17 @@ def write(made: Made, folder: Path) -> Path:
 
 
 def own_experts(
-    config: RunConfig, task: Task, run_dir: Path, model: Path | None, resumed: Path | None, report: Report
+    config: RunConfig,
+    task: Task,
+    run_dir: Path,
+    model: Path | None,
+    resumed: Path | None,
+    data: Mapping[str, str],
+    report: Report,
 ) -> tuple[Path, list[str]]:
     """The file for ``data.experts=auto``, and what there is to say of it. A run that goes on keeps its experts:
-    ``resumed`` is the checkpoint that it goes on from."""
+    ``resumed`` is the checkpoint that it goes on from. So does one that is started again in its folder before it had
+    any, with the same settings and the same ``data`` (digests, as in ``Provenance``)."""
     file = run_dir / FILE
     if resumed is not None and (before := resumed.parent.parent / FILE).is_file():
         if before.resolve() != file.resolve():
@@ -169,5 +233,9 @@ def own_experts(
             with suppress(FileNotFoundError):
                 shutil.copy(before.with_name(REPORT), run_dir / REPORT)
         return file, [f"expert trajectories: those of {before}"]
-    made = made_apart(Order.of(config, task, model), report)
-    return write(made, run_dir), list(made.lines())
+    order = Order.of(config, task, model)
+    settings = order.name(data)
+    if whole(run_dir, settings):
+        return file, [f"expert trajectories: those of {file}, made with the same settings"]
+    made = made_apart(order, report)
+    return write(made, run_dir, settings), list(made.lines())

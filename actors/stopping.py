@@ -70,6 +70,24 @@ def at_once() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def told(take: Callable[[signal.Signals], None], *, again: bool = True) -> Iterator[None]:
+    """Meanwhile ``take`` is told of the first signal. The second raises as in ``at_once``, unless somebody else ends
+    this process (``again`` is false): then it is nothing new."""
+    came = False
+
+    def handler(number: int, frame: Any) -> None:
+        nonlocal came
+        if not came:
+            came = True
+            take(signal.Signals(number))
+        elif again:
+            _stop(number, frame)
+
+    with _handled((signal.SIGINT, *LEAVING), handler):
+        yield
+
+
 def _stop(number: int, frame: Any) -> None:
     raise KeyboardInterrupt if number == signal.SIGINT else Stopped(signal.Signals(number))
 

@@ -82,7 +82,8 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
 
         model = folder if config.model.path is not None else None
         with console.phase("making expert trajectories") as phase:
-            file, said = own_experts(config, task, run_dir, model, resume, phase.counting("questions"))
+            counting = phase.counting("questions")
+            file, said = own_experts(config, task, run_dir, model, resume, made_with.data, counting)
         config.data.experts = str(file)
         for line in said:
             console.say(line)

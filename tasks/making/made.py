@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import commonest
+from agent.readable import WRONG, json_of
 from tasks.making.episodes import Written
 from tasks.notices import some
 
@@ -150,6 +153,8 @@ class Made:
     faults: list[str] = field(default_factory=list)
     broken: str = ""
     """Why the making ended early."""
+    stopped: signal.Signals | None = None
+    """What has come from outside meanwhile: nothing else is to follow."""
 
     def add(self, question_id: str, attempt: Attempt) -> None:
         """Enters what a question gave, and takes what there is room for."""
@@ -215,10 +220,25 @@ class Made:
             "fault": commonest(self.faults) if self.faults else "",
         }
 
-    def write(self, folder: Path) -> Path:
-        """The file of trajectories, with its report beside it."""
+    def write(self, folder: Path, settings: str = "") -> Path:
+        """The file of trajectories, with its report beside it. ``settings`` names all that decides them; by it a file
+        that is whole is known again (``whole``)."""
         rows = "".join(json.dumps(e.written.row, ensure_ascii=False) + "\n" for e in self.experts)
         (folder / FILE).write_text(rows, encoding="utf-8")
-        report = json.dumps(self.report(), ensure_ascii=False, indent=1)
+        of = {} if self.broken else {"of": _seal(settings, rows)}
+        report = json.dumps(self.report() | of, ensure_ascii=False, indent=1)
         (folder / REPORT).write_text(report + "\n", encoding="utf-8")
         return folder / FILE
+
+
+def whole(folder: Path, settings: str) -> bool:
+    """Whether the file of trajectories in ``folder`` is all that ``settings`` give, and as it was written."""
+    try:
+        report = json_of((folder / REPORT).read_text(encoding="utf-8"))
+        return bool(report["of"] == _seal(settings, (folder / FILE).read_text(encoding="utf-8")))
+    except (OSError, *WRONG):
+        return False
+
+
+def _seal(settings: str, rows: str) -> str:
+    return hashlib.blake2b(f"{settings}\n{rows}".encode(), digest_size=16).hexdigest()

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conf_runs import Command
+from patience import finished, until
 
+from actors import experts
 from actors.experts import Order, made_apart, own_experts
 from agent.config import AgentConfig
 from agent.errors import UserError
+from conf.command_line import check_overrides
 from conf.schema import RunConfig
 from retrieval_service.config import RetrievalConfig
 from tasks.config import DataConfig
-from tasks.load import Task
+from tasks.load import Task, load
 from tasks.making.config import ExpertsConfig
+from tasks.making.made import whole
 
 pytestmark = pytest.mark.jvm
 
@@ -101,9 +110,106 @@ def test_a_run_that_goes_on_keeps_its_experts(tmp_path: Path) -> None:
     (before / "experts.jsonl").write_text("the same\n")
     task = Task(name="t", train=(), eval=(), corpus=tmp_path / "none", config=DataConfig())
     resumed = before / "checkpoints" / "step-000002"
-    file, said = own_experts(_unread(), task, now, None, resumed, lambda done, total: None)
+    file, said = own_experts(_unread(), task, now, None, resumed, {}, lambda done, total: None)
     assert (file, file.read_text()) == (now / "experts.jsonl", "the same\n")
     assert said == [f"expert trajectories: those of {before / 'experts.jsonl'}"]
+
+
+SLOW = """
+import sys
+import actors.experts
+from tasks.making import make
+
+class Slow(make.FromEvidence):
+    async def attempt(self, question):
+        if question.id == "Middlemarch":
+            print("waits", flush=True)
+            await make.asyncio.sleep(600)
+        return await super().attempt(question)
+
+make.FromEvidence, make.CHUNK, make.choose = Slow, 1, lambda questions, seed: list(questions)
+"""
+"""Makes one and doesn't get on with the second."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_making_that_a_signal_ends_keeps_what_there_is(
+    number: signal.Signals, files: list[str], tmp_path: Path
+) -> None:
+    program = f"{SLOW}\nimport launch\nsys.argv[1:] = {['mode=experts', *files, 'output_dir=made']}\nlaunch.main()"
+    code, output = _stopped(["-c", program], number, tmp_path)
+    written = tmp_path / "made" / "experts.jsonl"
+    assert (code, [json.loads(row)["id"] for row in written.read_text().splitlines()]) == (128 + number, ["Emma"])
+    assert f"slingshot: stopped by {number.name}; 1 expert trajectories are in {written}" in output
+
+
+def test_so_does_one_in_a_process_of_its_own(tmp_path: Path, files: list[str]) -> None:
+    """The child is to end at once, and only once it has handed over what it has."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    program = f"""
+import slow  # the child imports this module, and so makes as slowly
+
+if __name__ == "__main__":
+    import launch
+    from pathlib import Path
+    from actors import experts
+    from conf.command_line import check_overrides
+    from tasks.load import load
+
+    (config,) = check_overrides({["mode=experts", *files]}).configs
+    task = load(config.data, config.seed, config.cache)
+    experts.own_experts(config, task, Path("."), None, None, {{}}, lambda done, total: None)
+"""
+    (tmp_path / "run.py").write_text(program)
+    _, output = _stopped(["run.py"], signal.SIGTERM, tmp_path)
+    assert [json.loads(row)["id"] for row in (tmp_path / "experts.jsonl").read_text().splitlines()] == ["Emma"]
+    assert "Stopped: stopped by SIGTERM; 1 expert trajectories are in experts.jsonl" in output
+    assert not whole(tmp_path, "anything")
+
+
+def _stopped(program: list[str], number: signal.Signals, folder: Path) -> tuple[int, str]:
+    """Exit code and output of a Python program that gets a signal once it waits."""
+    root = Path(__file__).parents[2]
+    with (folder / "output").open("w+") as output:
+        process = subprocess.Popen(
+            [sys.executable, *program],
+            cwd=folder,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(root)},
+        )
+        until(lambda: "waits" in (folder / "output").read_text(), process)
+        process.send_signal(number)
+        finished(process, output)
+    return process.returncode, (folder / "output").read_text()
+
+
+def test_experts_that_were_made_before_the_first_checkpoint_are_made_once(
+    tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (config,) = check_overrides(["mode=experts", *files]).configs
+    task = load(config.data, config.seed, config.cache)
+    monkeypatch.setattr(experts, "made_apart", experts.made_here)
+    data = {"training questions": "as they are"}
+
+    def own(config: RunConfig = config, data: dict[str, str] = data) -> tuple[Path, list[str]]:
+        return own_experts(config, task, tmp_path, None, None, data, lambda done, total: None)
+
+    file, _ = own()
+    rows = file.read_text()
+    with monkeypatch.context() as unmade:
+        unmade.delattr(experts, "made_apart")
+        assert own() == (file, [f"expert trajectories: those of {file}, made with the same settings"])
+    for other in (
+        {"data": data | {"corpus": "another"}},
+        {"config": replace(config, experts=ExpertsConfig(thoughts=["I look for {query}."]))},
+    ):
+        assert "expert trajectories of 3 questions tried" in own(**other)[1][0]
+    own()
+    file.write_text(rows + "\n")
+    assert "expert trajectories of 3 questions tried" in own()[1][0], "somebody has changed the file"
+    assert file.read_text() == rows
 
 
 def _unread() -> RunConfig:
