@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from agent.paths import at_home
-from agent.prompts import prompt_digest
+from agent.prompts import OwnPrompt, prompt_digest
 from agent.readable import json_of
 from conf.as_trained import MADE_WITH
+from conf.as_trained import PROMPT as PROMPT_FILE
 from conf.schema import RunConfig
 from learner.manifest import Files, one
 from retrieval_service.corpus import corpus_stamp
@@ -73,6 +74,8 @@ class Provenance:
     """The whole configuration, as it was asked for."""
     data: dict[str, str]
     """Digests of the texts that the run reads, by what they are."""
+    prompt: str = ""
+    """The text of a prompt of the user's own."""
 
     @classmethod
     def of(cls, config: RunConfig, task: Task, say: Callable[[str], None] = lambda text: None) -> Provenance:
@@ -83,13 +86,19 @@ class Provenance:
             CORPUS: _searched(config, task, say),
             PROMPT: prompt_digest(config.agent),
         }
-        return cls(settings=asked(config), data=data)
+        own = config.agent.prompt
+        return cls(settings=asked(config), data=data, prompt=own.text if isinstance(own, OwnPrompt) else "")
 
     def save(self, checkpoint: Path) -> Files:
-        """Writes ``MADE_WITH`` and lists it."""
+        """Writes ``MADE_WITH``, and ``PROMPT`` where it is the user's own, and lists them."""
         (checkpoint / MADE_WITH).parent.mkdir(exist_ok=True)
-        (checkpoint / MADE_WITH).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
-        return one(checkpoint, MADE_WITH.as_posix())
+        told = {"settings": self.settings, "data": self.data}
+        (checkpoint / MADE_WITH).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+        files = one(checkpoint, MADE_WITH.as_posix())
+        if self.prompt:
+            (checkpoint / PROMPT_FILE).write_text(self.prompt, encoding="utf-8")
+            files |= one(checkpoint, PROMPT_FILE.as_posix())
+        return files
 
     @classmethod
     def load(cls, checkpoint: Path) -> Provenance | None:

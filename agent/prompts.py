@@ -50,6 +50,25 @@ _TAGS = ("search_open", "search_close", "result_open", "result_close", "answer_o
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 
 
+class OwnPrompt(str):
+    """The path of a prompt of the user's own, and the ``text`` that was read from it.
+
+    A run reads the file once: somebody edits it while the run goes on, and a worker on another machine has none.
+    """
+
+    text: str
+
+
+def read_once(config: AgentConfig) -> str:
+    """What ``config.prompt`` is to be from now on: the text of a file stays with it. Raises as ``prompt_text``."""
+    text = prompt_text(config)
+    if config.prompt in _shipped(config):
+        return config.prompt
+    own = OwnPrompt(config.prompt)
+    own.text = text
+    return own
+
+
 def prompt_digest(config: AgentConfig) -> str:
     """A short name of ``prompt_text``, for what is recorded. Raises as that does."""
     return hashlib.blake2b(prompt_text(config).encode(), digest_size=16).hexdigest()
@@ -81,17 +100,10 @@ def prompt_text(config: AgentConfig) -> str:
     Raises ``UserError`` for a name that isn't known, or a file that can't be read, lacks a placeholder or has another.
     """
     tags = format_class(config.format).in_tags
-    shipped = PROMPTS if tags else SYSTEM_PROMPTS
+    shipped, where = _shipped(config), f"agent.prompt={config.prompt}"
     if config.prompt in shipped:
         return shipped[config.prompt]
-    where, path = f"agent.prompt={config.prompt}", at_home(config.prompt)
-    if not path.exists() and not path.suffix and len(path.parts) == 1:
-        one_of(config.prompt, shipped, "agent.prompt")
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # as editors on Windows save it, too
-    except (OSError, ValueError) as error:
-        what = (error.strerror if isinstance(error, OSError) else None) or "it is no UTF-8 text"
-        raise UserError(f"{where}: can't be read ({what}); name one of {', '.join(shipped)}, or a text file") from None
+    text = config.prompt.text if isinstance(config.prompt, OwnPrompt) else _read(config.prompt, where, shipped)
     if not text.strip():
         raise UserError(f"{where}: the file is empty")
     known = ("question", "tools", *(_TAGS if tags else _TAGS[-2:]))
@@ -103,6 +115,21 @@ def prompt_text(config: AgentConfig) -> str:
         if name not in found:
             raise UserError(f"{where}: the placeholder {{{name}}} is missing; the prompt has to say it somewhere")
     return text
+
+
+def _shipped(config: AgentConfig) -> Mapping[str, str]:
+    return PROMPTS if format_class(config.format).in_tags else SYSTEM_PROMPTS
+
+
+def _read(prompt: str, where: str, shipped: Mapping[str, str]) -> str:
+    path = at_home(prompt)
+    if not path.exists() and not path.suffix and len(path.parts) == 1:
+        one_of(prompt, shipped, "agent.prompt")
+    try:
+        return path.read_text(encoding="utf-8-sig")  # as editors on Windows save it, too
+    except (OSError, ValueError) as error:
+        what = (error.strerror if isinstance(error, OSError) else None) or "it is no UTF-8 text"
+        raise UserError(f"{where}: can't be read ({what}); name one of {', '.join(shipped)}, or a text file") from None
 
 
 def _more(config: AgentConfig, protocol: TagProtocol, tools: Sequence[type[Tool]]) -> str:

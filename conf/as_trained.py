@@ -17,6 +17,8 @@ from retrieval_service.rankers import settings_of
 
 MADE_WITH = Path("training") / "made_with.json"
 """In a run's checkpoint: with which settings it was made (``actors/provenance.py``)."""
+PROMPT = MADE_WITH.with_name("prompt.txt")
+"""Beside it: the text of the run's prompt, where that was a file of the user's."""
 
 _QUESTIONS = (
     *("questions", "revision", "shares", "eval_questions", "dev_questions", "corpus", "evidence_match"),
@@ -49,7 +51,9 @@ def agent_of(checkpoints: Sequence[str]) -> list[str]:
 
     None of a folder that no run wrote. Raises ``UserError`` when they are of runs with different agents.
     """
-    return _alike(checkpoints, _agent, "agent=…")
+    copies = [copy for path in checkpoints if (copy := at_home(path) / PROMPT).is_file()]
+    own = {"agent.prompt": f"agent.prompt={literal(str(copies[0]))}"} if copies else {}
+    return [own.get(line.partition("=")[0], line) for line in _alike(checkpoints, _agent, "agent=…")]
 
 
 def data_of(checkpoints: Sequence[str], mode: str) -> list[str] | None:
@@ -74,7 +78,10 @@ def _alike(checkpoints: Sequence[str], lines_of: Callable[[Mapping[str, Any]], l
 
 def _settings(file: Path, lines_of: Callable[[Mapping[str, Any]], list[str]]) -> list[str]:
     try:
-        return lines_of(json_of(file.read_text(encoding="utf-8"))["settings"])
+        settings = json_of(file.read_text(encoding="utf-8"))["settings"]
+        if (copy := file.with_name(PROMPT.name)).is_file():
+            settings["agent"]["prompt"] = copy.read_text(encoding="utf-8")  # compared by what it says
+        return lines_of(settings)
     except (OSError, ValueError, LookupError, TypeError):
         return []
 

@@ -19,7 +19,7 @@ from agent.formats.tags import tags_of
 from agent.inference.infer import Inference
 from agent.pool.rules.base import PoolRule
 from agent.pool.search_limits import SearchLimits
-from agent.prompts import prompt_text
+from agent.prompts import read_once
 from agent.rewards.scorer import Scorer
 from agent.settings import KIND, PATH, SENTENCE, bounded, check_bounds
 from agent.simulation.policies import SimulationConfig
@@ -136,7 +136,7 @@ class RunConfig:
         one_of(self.view, VIEWS, "view")
         if self.model.dtype == "auto":
             self.model = replace(self.model, dtype="float32" if self.cluster.device == "cpu" else "bfloat16")
-        prompt_text(self.agent)  # knows its prompts, and reads a file
+        self.agent.prompt = read_once(self.agent)  # knows its prompts
         one_of(self.group.strategy, STRATEGIES, "group.strategy")
         scorer = Scorer(self.reward, tags_of(self.agent))  # knows its outcomes and gates
         if scorer.groupwise and self.group.strategy == "continuation":

@@ -15,6 +15,7 @@ import pytest
 from actors import run_state
 from actors.provenance import Provenance, asked
 from actors.resume import carry_best, carry_metrics, find, resumed
+from agent.config import AgentConfig
 from agent.errors import UserError
 from agent.pool import saved
 from agent.pool.query_pool import QueryPool
@@ -286,6 +287,22 @@ def go_on(tmp_path: Path) -> Go:
         return said
 
     return go
+
+
+def test_a_prompt_of_ones_own_is_saved_and_listed(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("{tools} {question}")
+    config = run_config(agent=AgentConfig(prompt=str(tmp_path / "own.txt")))
+    (tmp_path / "own.txt").write_text("{tools} {question} edited")
+    made_with = Provenance.of(config, task(tmp_path))
+    saved_at = checkpoint(tmp_path / "run", 4, made_with=made_with)
+    assert (saved_at / as_trained.PROMPT).read_text() == "{tools} {question}"
+    assert set(made_with.save(saved_at)) == {"training/made_with.json", "training/prompt.txt"}
+    again = Provenance.load(saved_at)
+    assert again is not None
+    assert (again.settings, again.data) == (made_with.settings, made_with.data)
+    shipped = Provenance.of(run_config(), task(tmp_path))
+    (tmp_path / "shipped").mkdir()
+    assert set(shipped.save(tmp_path / "shipped")) == {"training/made_with.json"}
 
 
 def test_the_same_run_says_nothing(go_on: Go, tmp_path: Path) -> None:

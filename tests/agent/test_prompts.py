@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from agent.config import AgentConfig
 from agent.dialogue import Dialogue
 from agent.errors import UserError
 from agent.formats.tags import tags_of
-from agent.prompts import fill, prompt_text
+from agent.prompts import fill, prompt_digest, prompt_text, read_once
 
 
 @pytest.fixture
@@ -88,6 +89,22 @@ def test_a_prompt_that_is_not_there(name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         prompt_text(AgentConfig(prompt=name))
+
+
+def test_a_run_reads_its_prompt_once(prompt, codec):
+    """Its workers, on other machines, too, play the same from the first to the last."""
+    config = AgentConfig(prompt=prompt("{tools} First: {question}"), chat=False)
+    config.prompt = read_once(config)
+    there = pickle.loads(pickle.dumps(config))
+    prompt("{tools} Then: {question}")
+    assert (there, there.prompt) == (config, str(config.prompt))
+    assert codec.decode(Dialogue.of(codec, there).prompt_ids("Who?")).endswith(" First: Who?")
+    assert (read_once(there).text, prompt_digest(there)) == (prompt_text(config), prompt_digest(config))
+    assert prompt_text(AgentConfig(prompt=str(config.prompt))) == "{tools} Then: {question}"
+    shipped = AgentConfig()
+    assert type(read_once(shipped)) is str
+    with pytest.raises(UserError, match=r"there is no placeholder \{tolls\}"):
+        read_once(AgentConfig(prompt=prompt("{tolls}")))
 
 
 def test_what_is_filled_in_is_not_filled_again():

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 import launch
+from actors.provenance import Provenance
 from agent.config import AgentConfig
 from agent.errors import UserError
+from agent.prompts import prompt_text
 from conf.as_trained import MADE_WITH, agent_of
 from conf.inputs import check_inputs
 from conf.schema import RunConfig
@@ -35,6 +37,27 @@ def test_a_checkpoint_is_played_as_it_was_trained(tmp_path: Path, mode: list[str
     (config,) = asked(f"mode={mode[0]}", *mode[1:], f"checkpoint={here}")
     assert config.agent == TRAINED
     assert (config.model.dtype, config.model.path, config.model.name) == ("bfloat16", str(here), "it's")
+
+
+def test_a_prompt_of_ones_own_stays_with_the_checkpoint(tmp_path: Path) -> None:
+    own = tmp_path / "own.txt"
+
+    def trained(name: str, text: str, file: Path = own) -> Path:
+        file.write_text(text)
+        here = checkpoint(tmp_path / name, replace(TRAINED, prompt=str(file)))
+        Provenance(settings=json.loads((here / MADE_WITH).read_text())["settings"], data={}, prompt=text).save(here)
+        return here
+
+    one = trained("one", "{tools} First: {question}")
+    same = trained("same", "{tools} First: {question}", tmp_path / "other.txt")
+    other = trained("other", "{tools} Then: {question}")
+    (config,) = asked("mode=ask", "question=who?", f"checkpoint={one}")
+    assert config.agent == replace(TRAINED, prompt=str(one / "training" / "prompt.txt"))
+    assert prompt_text(config.agent) == "{tools} First: {question}", "whatever has become of the file"
+    own.unlink()
+    assert len(asked("-m", "mode=eval", f"checkpoint={one},{same}")) == 2
+    with pytest.raises(UserError, match=rf"^checkpoint={other}: was trained with another agent\.prompt than {one}"):
+        asked("-m", "mode=eval", f"checkpoint={one},{other}")
 
 
 def test_what_is_said_counts(tmp_path: Path) -> None:
