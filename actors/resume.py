@@ -105,7 +105,7 @@ def resumed(
         return None
     found = find(config.resume, outputs, run_dir, asked(config))
     for why in found.refused:
-        say(f"{why}: using the checkpoint before it", "yellow")
+        say(f"{why}: using {found.path}", "yellow")
     if found.path is None:
         for name in ("metrics.jsonl", TRAJECTORIES, GROUPS, EVALUATIONS):  # of a start that came to no checkpoint
             (run_dir / name).unlink(missing_ok=True)

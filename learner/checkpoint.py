@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -22,6 +23,8 @@ BEST = "best"
 """Beside the checkpoints: a link to the one with the best evaluation."""
 _ASIDE = ".tmp-"
 _NAME = re.compile(r"step-(\d{6,})$")
+_NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
+"""What file systems say (CIFS, some FUSE) that sync files and no folders."""
 
 
 def write_checkpoint(
@@ -111,7 +114,8 @@ def latest(root: Path) -> Path | None:
 def latest_sound(root: Path, check: Callable[[Path], Any]) -> tuple[Path | None, list[str]]:
     """The checkpoint under ``root`` that was written last and that ``check`` lets pass, and what it said of others.
 
-    Of the older ones only those of earlier steps are looked at: later steps belong to what the run went back behind.
+    Of those before a refused one only earlier steps are looked at: later steps belong to what the run went back behind.
+    One whose manifest can't be read says nothing of that, since nobody knows when it was written.
     """
     refused: list[str] = []
     before = math.inf
@@ -124,7 +128,8 @@ def latest_sound(root: Path, check: Callable[[Path], Any]) -> tuple[Path | None,
             return path, refused
         except UserError as error:
             refused.append(str(error))
-            before = step
+            if _number(path) < math.inf:
+                before = step
     return None, refused
 
 
@@ -139,9 +144,11 @@ def verify(path: Path) -> int:
 def set_best(path: Path, root: Path | None = None) -> None:
     """Lets the link ``best`` beside the checkpoint ``path``, or in another folder of checkpoints, lead to it."""
     beside = path.parent if root is None else root
+    beside.mkdir(parents=True, exist_ok=True)
     aside = beside / f"{_ASIDE}{BEST}"
     aside.unlink(missing_ok=True)
-    aside.symlink_to(path.name if root is None else path.absolute())
+    # A folder of checkpoints may be moved.
+    aside.symlink_to(path.name if path.parent.resolve() == beside.resolve() else path.absolute())
     aside.replace(beside / BEST)
 
 
@@ -194,9 +201,13 @@ def _prune(root: Path, keep: int, spare: Collection[Path]) -> None:
 
 
 def _sync(path: Path) -> None:
+    """Raises ``OSError`` that names the path: the system itself doesn't say."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in _NO_SYNC):
+            raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(descriptor)
 

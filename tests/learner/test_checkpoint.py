@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -137,6 +139,32 @@ def test_what_its_writer_did_not_list_or_no_longer_finds_is_a_fault(tmp_path: Pa
     assert checkpoints(tmp_path) == []
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTSUP])
+def test_a_file_system_that_syncs_no_folders_takes_checkpoints(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As CIFS, and some of FUSE."""
+    sync = os.fsync
+
+    def files_alone(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").resolve().is_dir():
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr("os.fsync", files_alone)
+    assert verify(write(tmp_path, 1)) == 1
+
+
+def test_what_can_not_be_synced_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("os.fsync", broken)
+    with pytest.raises(OSError, match=rf"Input/output error: '{tmp_path}/\.tmp-step-000001/"):
+        write(tmp_path, 1)
+    assert checkpoints(tmp_path) == []
+
+
 def test_two_writers_are_one_too_many(tmp_path: Path) -> None:
     def second(folder: Path) -> Files:
         with pytest.raises(Fault, match="another process is writing checkpoints there"):
@@ -146,6 +174,14 @@ def test_two_writers_are_one_too_many(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 1, second)
     write(tmp_path, 2)
     assert [p.name for p in checkpoints(tmp_path)] == ["step-000001", "step-000002"]
+
+
+def test_the_best_one_of_another_folder_is_found_from_one_that_is_new(tmp_path: Path) -> None:
+    path = write(tmp_path / "old", 1)
+    set_best(path, tmp_path / "new" / "checkpoints")
+    assert (tmp_path / "new" / "checkpoints" / "best").resolve() == path.resolve()
+    set_best(path, tmp_path / "old")
+    assert (tmp_path / "old" / "best").readlink() == Path("step-000001"), "a folder that is moved keeps its best"
 
 
 # --- the order of time -----------------------------------------------------------------------------
@@ -175,19 +211,33 @@ def test_the_best_and_the_spared_stay(tmp_path: Path) -> None:
     assert [p.name for p in checkpoints(tmp_path)] == ["step-000004", "step-000005"]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", MANIFEST])
-def test_before_a_damaged_one_comes_the_one_that_it_followed(name: str, tmp_path: Path) -> None:
+def test_before_a_damaged_one_comes_the_one_that_it_followed(tmp_path: Path) -> None:
     for step in (40, 80, 100, 60):  # 80 and 100 are of what the run went back behind
         write(tmp_path, step)
     assert latest_sound(tmp_path, verify) == (tmp_path / "step-000060", [])
-    (tmp_path / "step-000060" / name).write_text("{")
+    (tmp_path / "step-000060" / "model.safetensors").write_text("{")
     found, (refused,) = latest_sound(tmp_path, verify)
     assert found == tmp_path / "step-000040"
-    assert f"step-000060: {name} is damaged" in refused
-    write(tmp_path, 70, keep=1)  # and what is damaged is left for its user to look at
-    assert {p.name for p in checkpoints(tmp_path)} == (
-        {"step-000060", "step-000070"} if name == MANIFEST else {"step-000070"}
-    )
+    assert "step-000060: model.safetensors is damaged" in refused
+    write(tmp_path, 70, keep=1)
+    assert {p.name for p in checkpoints(tmp_path)} == {"step-000070"}
+
+
+@pytest.mark.parametrize("damage", ["{", None])
+@pytest.mark.parametrize("step", [10, 20, 30])
+def test_one_whose_manifest_is_damaged_or_missing_keeps_no_sound_one_from_being_used(
+    step: int, damage: str | None, tmp_path: Path
+) -> None:
+    """It has lost its place in time: it may be the oldest."""
+    for each in (10, 20, 30):
+        write(tmp_path, each)
+    manifest = tmp_path / f"step-{step:06d}" / MANIFEST
+    manifest.unlink() if damage is None else manifest.write_text(damage)
+    found, (refused,) = latest_sound(tmp_path, verify)
+    assert found == tmp_path / ("step-000020" if step == 30 else "step-000030")
+    assert f"step-{step:06d}" in refused
+    write(tmp_path, 40, keep=1)
+    assert {p.name for p in checkpoints(tmp_path)} == {manifest.parent.name, "step-000040"}, "its user may look at it"
 
 
 def test_where_all_are_damaged_none_is_sound(tmp_path: Path) -> None:
