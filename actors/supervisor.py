@@ -20,12 +20,13 @@ from typing import Any
 from actors import run_state
 from actors.advice import no_searches
 from actors.calls import LAST_LINES, get
+from actors.learning import Learning
 from actors.parts import Parts
 from actors.prepare import Prepared, warm_started
 from actors.provenance import Provenance
 from actors.record import Record
 from actors.replay import play
-from actors.reports import Released, StepReport
+from actors.reports import Released
 from actors.resume import rewind
 from actors.saving import Saving
 from actors.stopping import LeftEvaluation, Stopping
@@ -40,12 +41,9 @@ from learner.manifest import Files
 from tracking.alarms import Alarms
 from tracking.console import Console
 from tracking.dispensable import Dispensable
-from tracking.metrics import UNTRAINABLE, pool_metrics, read
+from tracking.metrics import pool_metrics, read
 from tracking.spans import SPANS, Spans
 from tracking.trackers.several import Trackers
-
-BROKEN_BATCHES = 2
-"""Batches in a row of which the engines finish no episode, and the run ends: one is an engine that broke once."""
 
 
 class Supervisor:
@@ -82,6 +80,7 @@ class Supervisor:
         """The last step that was released, and that was trained."""
         self.parts = Parts(config, prepared, run_dir, self.record, self.watch, lambda: self.stopping.asked)
         self.saving.idle = self.parts.health.look
+        self._learning = Learning(parts=self.parts, record=record, stopping=self.stopping)
         self._held_out = subset(prepared.task.eval, config.evaluation.limit(config.mode))
 
     def train(self) -> dict[str, Any]:
@@ -212,7 +211,7 @@ class Supervisor:
         injected = 0
         for step in range(1, steps + 1):
             with self.watch.phase("expert seeding", learner=learner, pool=pool):
-                report = self._learn(pool, learner.seed, "seeding-pool")
+                report = self._learning.next(pool, learner.seed, "seeding-pool", self._totals, 0)
             if report.published:
                 self.workers.deliver(report.published)
             if step == steps:
@@ -233,13 +232,18 @@ class Supervisor:
     def _step(self, step: int) -> bool:
         """One step; returns whether it was the last, with its checkpoint written and the pool closed.
 
-        A Ctrl-C that comes too late for this step's release makes the next one the last.
+        A Ctrl-C that comes too late for this step's release makes the next one the last; one that comes while nothing
+        can be trained on, the one before.
         """
         started = time.perf_counter()
         self.saving.look()
         learner, pool = self.parts.learner, self.parts.pool
         with self.watch.phase(f"step {step}", learner=learner, pool=pool):
-            report = self._learn(pool, learner.step, "pool")
+            report = self._learning.next(pool, learner.step, "pool", self._totals, step)
+        if report.untrainable is not None:  # the run is stopped where there is no step to end
+            self._wait(pool.close.remote(), "pool")
+            self._save(self._reached, report.batch, last=True)
+            return True
         self._trained = step
         delivered = 0.0
         if report.published:
@@ -278,34 +282,6 @@ class Supervisor:
             self._wait(pool.release.remote(report.batch), "pool")
         self._reached = step
         return last
-
-    def _learn(self, pool: Any, learn: Any, name: str) -> StepReport:
-        """The learner's next step on a batch of ``pool``; ``learn`` is its method.
-
-        A batch without a viable trajectory is none: it is released, and the next one is waited for. The pool ends the
-        run after ``pool.max_empty_batches`` of them. Raises ``Fault`` before that if it is the engines that fail.
-        """
-        broken = 0
-        while True:
-            with self.parts.learners_turn(pool):
-                report: StepReport = self._wait(learn.remote(pool), "learner")
-            self.record.given_up(report.notes)
-            untrainable = report.untrainable
-            if untrainable is None:
-                return report
-            self._totals.count(report)
-            cost = {"rollout/trajectories": report.rollouts, "rollout/generated_tokens": report.generated_tokens}
-            self.record.event(UNTRAINABLE, {"batch": report.batch, "why": untrainable.why, **cost})
-            broken = broken + 1 if untrainable.lasting else 0
-            if broken >= BROKEN_BATCHES:
-                raise Fault(f"no episode of {broken} batches in a row was finished and scored: {untrainable.why}")
-            cause = "searches or tools failed" if untrainable.tools_failed else "no episode ended without a fault"
-            self.record.say(f"batch {report.batch} is skipped, {cause}: {untrainable.why}", "yellow")
-            if untrainable.tools_failed:
-                self.parts.searching.until_they_answer()
-            if self.stopping.asked:
-                raise Fault(f"stopped after batch {report.batch} was skipped, {cause}: {untrainable.why}")
-            self._wait(pool.release.remote(report.batch), name)
 
     def _evaluate(self, step: int) -> None:
         """Plays the held-out questions, unless the run is to leave: then there is no row of them."""

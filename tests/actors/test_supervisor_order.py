@@ -190,13 +190,34 @@ def test_an_unsound_batch_of_the_seeding_is_none_of_its_steps(play: Play) -> Non
     ]
 
 
+@pytest.mark.usefixtures("hangup_counts")
+@pytest.mark.parametrize("untrainable", [NO_SEARCH, TOOLS])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_stopped_where_everything_fails_is_saved(
+    play: Play, untrainable: Untrainable, number: signal.Signals
+) -> None:
+    """As of the last step that it has trained, and no batch that was skipped is played again."""
+    world = World(untrainable={2: untrainable}, interrupt=("untrainable batch 2",), signal_number=number)
+    driver, summary = play(world, 9)
+    end = ["untrainable batch 2", "close", "release 3 with state", "save 2"]
+    assert world.events[-5:] == [*end, "dismiss"] if number == signal.SIGINT else world.events[-4:] == end
+    assert (summary["step"], summary["interrupted"], summary["stopped_early"]) == (2, True, True)
+    assert driver.stopping.leaving is (None if number == signal.SIGINT else number)
+    (path,) = checkpoints(driver.run_dir / "checkpoints")
+    assert (run_state.load(path).step, run_state.load(path).rollouts) == (2, 3 * 8)
+    assert saved.load(path / "training")["released"] == 3
+
+
 @pytest.mark.parametrize(
     ("untrainable", "cause"),
     [(NO_SEARCH, "no episode ended without a fault"), (TOOLS, "searches or tools failed")],
 )
-def test_a_run_that_is_stopped_where_everything_fails_says_so(play: Play, untrainable: Untrainable, cause: str) -> None:
-    world = World(untrainable={1: untrainable}, interrupt=("untrainable batch 1",))
-    with pytest.raises(Fault, match=rf"^stopped after batch 1 was skipped, {cause}: retrieval_failed"):
+def test_a_run_that_is_stopped_where_nothing_was_trained_yet_says_why(
+    play: Play, untrainable: Untrainable, cause: str
+) -> None:
+    """There is nothing to save."""
+    world = World(untrainable={0: untrainable}, interrupt=("untrainable batch 0",))
+    with pytest.raises(Fault, match=rf"^stopped after batch 0 was skipped, {cause}: retrieval_failed"):
         play(world, 3)
 
 

@@ -1,0 +1,58 @@
+"""The learner's next step, as the supervisor waits for it: a batch of which nothing can be trained on is none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from actors.parts import Parts
+from actors.record import Record
+from actors.reports import StepReport
+from actors.stopping import Stopping
+from actors.totals import Totals
+from agent.errors import Fault
+from tracking.metrics import UNTRAINABLE
+
+BROKEN_BATCHES = 2
+"""Batches in a row of which the engines finish no episode, and the run ends: one is an engine that broke once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learning:
+    """Asks the learner of one run for its steps."""
+
+    parts: Parts
+    record: Record
+    stopping: Stopping
+
+    def next(self, pool: Any, learn: Any, name: str, totals: Totals, step: int) -> StepReport:
+        """The report of ``step`` (0: of the seeding) on a batch of ``pool``, called ``name``; ``learn`` is its method.
+
+        A batch without a viable trajectory is released, and the next one is waited for. The pool ends the run after
+        ``pool.max_empty_batches`` of them. A run that is stopped waits for no other: then the report is that of a batch
+        that was skipped, and is to be released. Raises ``Fault`` if it is the engines that fail, or nothing was trained
+        before the stop.
+        """
+        broken = 0
+        while True:
+            with self.parts.learners_turn(pool):
+                report: StepReport = self.parts.wait(learn.remote(pool), "learner")
+            self.record.given_up(report.notes)
+            untrainable = report.untrainable
+            if untrainable is None:
+                return report
+            totals.count(report)
+            cost = {"rollout/trajectories": report.rollouts, "rollout/generated_tokens": report.generated_tokens}
+            self.record.event(UNTRAINABLE, {"step": step, "batch": report.batch, "why": untrainable.why, **cost})
+            broken = broken + 1 if untrainable.lasting else 0
+            if broken >= BROKEN_BATCHES:
+                raise Fault(f"no episode of {broken} batches in a row was finished and scored: {untrainable.why}")
+            cause = "searches or tools failed" if untrainable.tools_failed else "no episode ended without a fault"
+            self.record.say(f"batch {report.batch} is skipped, {cause}: {untrainable.why}", "yellow")
+            if untrainable.tools_failed:
+                self.parts.searching.until_they_answer()
+            if self.stopping.asked:
+                if step <= 1:  # there is nothing to save
+                    raise Fault(f"stopped after batch {report.batch} was skipped, {cause}: {untrainable.why}")
+                return report
+            self.parts.wait(pool.release.remote(report.batch), name)
