@@ -14,9 +14,9 @@ from agent.paths import at_home
 from agent.pool import saved
 from agent.readable import content_of
 from conf.schema import IF_ANY, RunConfig
-from learner.checkpoint import checkpoints, latest, latest_sound, place, set_best
+from learner.checkpoint import BEST, checkpoints, latest, latest_sound, place, set_best
 from tracking.differences import listed
-from tracking.metrics import keep_lines, read, replace
+from tracking.metrics import UNTRAINABLE, keep_lines, read, replace
 from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
 
 Check = Callable[[Path], Any]
@@ -144,7 +144,8 @@ def carry_metrics(checkpoint: Path, run_dir: Path) -> None:
     old_dir, state = checkpoint.parent.parent, run_state.load(checkpoint)
     step = state.step
     if (old_dir / "metrics.jsonl").is_file():
-        kept = [row for row in read(old_dir / "metrics.jsonl") if _is_before(row, step)]
+        released = _released(checkpoint)
+        kept = [row for row in read(old_dir / "metrics.jsonl") if _is_before(row, step, released)]
         told = {"kind": "event", "event": "resumed", "step": step, "path": str(checkpoint)}
         replace(run_dir / "metrics.jsonl", [*kept, told])
     if old_dir.resolve() == run_dir.resolve():
@@ -152,42 +153,62 @@ def carry_metrics(checkpoint: Path, run_dir: Path) -> None:
 
 
 def carry_best(checkpoint: Path, run_dir: Path) -> None:
-    """Lets ``checkpoints/best`` of a new folder lead to the best one up to ``checkpoint``: later ones may be worse."""
+    """Lets ``checkpoints/best`` of ``run_dir`` lead to the best one up to ``checkpoint``: a later one may be worse.
+
+    Where that isn't there any more, nothing stands for it.
+    """
     best, own = run_state.load(checkpoint).best, run_dir / "checkpoints"
-    if best is None or checkpoint.parent.resolve() == own.resolve():
-        return
-    there = place(checkpoint.parent, int(best["step"]))
-    if there.is_dir():
-        own.mkdir(parents=True, exist_ok=True)
-        set_best(there, own)
+    if best is not None:
+        named = place(checkpoint.parent, int(best["step"]))
+        for there in (named, (checkpoint.parent / BEST).resolve()):  # a resumed run's best may lie in another folder
+            if there.name == named.name and there.is_dir():
+                set_best(there, own)
+                return
+    (own / BEST).unlink(missing_ok=True)
 
 
 def rewind(run_dir: Path, checkpoint: Path | None) -> None:
     """Takes what came after the ``checkpoint`` (None: everything) out of the logs of a run that goes on from there.
 
-    Events stay: they have happened.
+    Events stay, for they have happened; but what a batch has cost that is played again counts once.
     """
     last = -1 if checkpoint is None else run_state.load(checkpoint).step
-    keep_lines(run_dir / "metrics.jsonl", lambda row: row["kind"] not in ("step", "eval") or row["step"] <= last)
+    released = _released(checkpoint)
+
+    def stays(row: Mapping[str, Any]) -> bool:
+        return row["step"] <= last if row["kind"] in ("step", "eval") else _is_held(row, last, released)
+
+    keep_lines(run_dir / "metrics.jsonl", stays)
     _forget_episodes(run_dir, checkpoint)
 
 
 def _forget_episodes(run_dir: Path, checkpoint: Path | None) -> None:
-    released, step = 0, -1
-    if checkpoint is not None:
-        # Not the steps: a batch without a viable trajectory is none.
-        with content_of(f"checkpoint {checkpoint}: the pool"):
-            released = int(saved.load(checkpoint / run_state.TRAINING)["released"])
-        step = run_state.load(checkpoint).step
+    released, step = _released(checkpoint), -1 if checkpoint is None else run_state.load(checkpoint).step
     for name in (TRAJECTORIES, GROUPS):
         keep_lines(run_dir / name, lambda row: row["batch"] < released)
     keep_lines(run_dir / EVALUATIONS, lambda row: row["step"] <= step)
 
 
-def _is_before(row: Mapping[str, Any], step: int) -> bool:
+def _released(checkpoint: Path | None) -> int:
+    """The batches that a checkpoint holds. Not its steps: a batch without a viable trajectory is none."""
+    if checkpoint is None:
+        return 0
+    with content_of(f"checkpoint {checkpoint}: the pool"):
+        return int(saved.load(checkpoint / run_state.TRAINING)["released"])
+
+
+def _is_held(event: Mapping[str, Any], step: int, released: int) -> bool:
+    """Whether a checkpoint of ``step`` with so many batches holds what was played for an ``event``, if anything was."""
+    if event.get("event") == "seeding" or (event.get("event") == UNTRAINABLE and event.get("step") == 0):
+        return step >= 0  # each checkpoint does: the seeding comes before the first step
+    return event.get("event") != UNTRAINABLE or (isinstance(at := event.get("batch"), int) and at < released)
+
+
+def _is_before(row: Mapping[str, Any], step: int, released: int) -> bool:
     """Whether a row is of a step up to ``step``, or an event that is of no later one: one that was damaged isn't."""
     of_step, event = row.get("step"), row.get("event")
     if row.get("kind") == "event":
-        later = isinstance(of_step, int) and of_step > step
-        return event == "seeding" or not (later or event in OF_ONE_START)  # the seeding's steps have their own numbers
+        if event in ("seeding", UNTRAINABLE):  # they have numbers of their own: the seeding's steps, and batches
+            return _is_held(row, step, released)
+        return not ((isinstance(of_step, int) and of_step > step) or event in OF_ONE_START)
     return row.get("kind") in ("step", "eval") and isinstance(of_step, int) and of_step <= step

@@ -73,6 +73,11 @@ class Saving:
         if self._config.best and step and em is not None and (self.best is None or em > self.best["em"]):
             self.best = {"step": step, "em": em}
 
+    def made_up(self, step: int, checkpoint: Path) -> None:
+        """``checkpoint``, of ``step``, is the one that the run goes on from: it may have been evaluated since."""
+        if self._is_best(step):
+            self._link_best(checkpoint)
+
     def due(self, step: int) -> bool:
         """Whether the run is to be saved with the release of ``step``."""
         self.look()
@@ -150,8 +155,7 @@ class Saving:
         tell(checkpoint=str(self.checkpoint))
         self._failed, self._saved = 0, save.cut_at
         if save.best:
-            written = self.checkpoint
-            self._extras.attempt("the link checkpoints/best", lambda: set_best(written))
+            self._link_best(self.checkpoint)
         seconds = {"stopped_s": save.stopped_s, "written_s": self._clock() - save.cut_at}
         self._done({"step": save.step, "path": str(self.checkpoint), **seconds})
 
@@ -163,6 +167,9 @@ class Saving:
                 with suppress(Fault, OSError):
                     self.settle()
         return self.checkpoint
+
+    def _link_best(self, checkpoint: Path) -> None:
+        self._extras.attempt("the link checkpoints/best", lambda: set_best(checkpoint, self._root))
 
     def _failure(self, step: int, error: Fault | OSError, *, last: bool) -> None:
         self._failed += 1

@@ -106,12 +106,14 @@ class Supervisor:
         if state is not None:
             self._first_eval, self._last_eval = state.first_eval, state.last_eval
             self._totals = Totals(rollouts=state.rollouts, generated_tokens=state.generated_tokens)
-            self._recall_alarms()
             self.saving.best = state.best
+            self._recall()
             self.record.tracked = state.trackers | self.record.tracked
         self._start(checkpoint)
         if state is None or self._owes(self._reached):
             self._evaluate(self._reached)
+        if checkpoint is not None:
+            self.saving.made_up(self._reached, checkpoint)
         # Of a finished run that was resumed, nobody would take what the workers play.
         last = self._totals.end(self._reached, self.config.algorithm)
         if last and checkpoint is None:
@@ -130,12 +132,16 @@ class Supervisor:
             self.workers.dismiss()
         return self._summary(self._reached)
 
-    def _recall_alarms(self) -> None:
-        """What the steps before the checkpoint say: what has fired in them isn't said again."""
+    def _recall(self) -> None:
+        """What the rows up to the checkpoint say: the alarms that have fired, and an evaluation that came after it."""
         path = self.record.metrics.path
         for row in read(path) if path.is_file() else ():
             if row.get("kind") in ("step", "eval"):
                 self._alarms.add(row)
+            if row.get("kind") == "eval" and row.get("step") == self._reached and "em" in row:
+                self._last_eval = {name: value for name, value in row.items() if name != "kind"}
+                self._first_eval = self._first_eval or self._last_eval
+                self.saving.evaluated(self._reached, row["em"])
 
     def _recovered(self, fault: Fault) -> Path | None:
         """The checkpoint to go on from after ``fault``, if that was the end of learner or pool; else raises it."""

@@ -14,7 +14,7 @@ import pytest
 
 from actors import run_state
 from actors.provenance import Provenance, asked
-from actors.resume import carry_best, carry_metrics, find, resumed
+from actors.resume import carry_best, carry_metrics, find, resumed, rewind
 from agent.config import AgentConfig
 from agent.errors import UserError
 from agent.pool import saved
@@ -427,14 +427,56 @@ def test_the_best_checkpoint_so_far_is_found_in_a_new_folder_too(tmp_path: Path)
     carry_best(first, new)
     assert not (new / "checkpoints").exists(), "there was no evaluation"
     for path in (checkpoint(old, 2, best={"step": 1, "em": 0.9}), checkpoint(old, 3, best={"step": 1, "em": 0.9})):
-        carry_best(path, old)
-        assert not (old / "checkpoints" / "best").exists()
         carry_best(path, new)
         assert (new / "checkpoints" / "best").resolve() == first.resolve()
-    own = checkpoint(new, 4)
+    carry_best(checkpoint(new, 4, best={"step": 1, "em": 0.9}), new)
+    assert (new / "checkpoints" / "best").resolve() == first.resolve(), "it needn't lie where the run goes on"
+    carry_best(new / "checkpoints" / "step-000004", tmp_path / "newer")
+    assert (tmp_path / "newer" / "checkpoints" / "best").resolve() == first.resolve()
+    own = checkpoint(new, 5)
     set_best(own)
     assert (new / "checkpoints" / "best").resolve() == own.resolve()
     assert first.is_dir()
+
+
+@pytest.mark.parametrize(("best", "there"), [(None, False), (20, True), (30, False)])
+def test_a_run_that_goes_back_has_the_best_checkpoint_of_what_it_goes_back_to(
+    tmp_path: Path, best: int | None, there: bool
+) -> None:
+    """Not one that came after it. Where that one is gone, there is none."""
+    for step in (20, 80):
+        set_best(checkpoint(tmp_path, step))
+    path = checkpoint(tmp_path, 40, best=best and {"step": best, "em": 0.5})
+    config = run_config(resume=str(path))
+    resumed(config, tmp_path, tmp_path, Provenance.of(config, task(tmp_path)), lambda text, style: None)
+    link = tmp_path / "checkpoints" / "best"
+    assert link.is_symlink() == there
+    assert not there or link.resolve() == tmp_path / "checkpoints" / "step-000020"
+
+
+SKIPPED = [
+    {"kind": "event", "event": "untrainable_batch", "step": step, "batch": batch}
+    for step, batch in ((0, 0), (0, 7), (1, 1), (3, 3), (3, 4))
+]
+"""The seeding's, whose batches have numbers of their own; one before the checkpoint's second step; two after it."""
+
+
+def test_batches_that_are_played_again_have_cost_something_once(tmp_path: Path) -> None:
+    """The second of those after the checkpoint's step was still released in it: the run was stopped there."""
+    old = tmp_path / "old"
+    path = checkpoint(old, 2, {"weight": np.ones(2), "released": 4})
+    log = MetricsLog(old / "metrics.jsonl")
+    for row in (*SKIPPED, {"event": "untrainable_batch", "step": 3}, {"event": "seeding", "step": 9}):
+        log.write("event", {k: v for k, v in row.items() if k != "kind"})
+    log.write("event", {"event": "worker_lost", "worker": "w"})
+    carry_metrics(path, tmp_path / "new")
+    rewind(old, path)
+    held = [*SKIPPED[:4], {"kind": "event", "event": "seeding", "step": 9}]
+    lost = {"kind": "event", "event": "worker_lost", "worker": "w"}
+    assert read(tmp_path / "new" / "metrics.jsonl")[:-1] == [*held, lost]
+    assert read(old / "metrics.jsonl") == [*held, lost]
+    rewind(old, None)
+    assert read(old / "metrics.jsonl") == [lost], "the seeding, too, is played again"
 
 
 def test_a_run_that_goes_on_in_its_own_folder_forgets_what_came_after_its_checkpoint(tmp_path: Path) -> None:

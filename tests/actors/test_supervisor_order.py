@@ -138,6 +138,7 @@ def test_a_batch_without_a_sound_trajectory_is_no_step(play: Play) -> None:
     assert summary["step"] == 2
     assert summary["rollouts"] == 5 * 8, "what was played has cost something"
     assert [e["rollout/trajectories"] for e in events] == [8, 8, 8], "and is told"
+    assert [e["step"] for e in events] == [2, 2, 2], "of the step that each was to be"
 
 
 def test_after_failed_searches_nothing_is_played_until_they_are_answered(
@@ -182,7 +183,8 @@ def test_engines_that_finish_nothing_end_the_run_with_the_second_batch(play: Pla
 
 def test_an_unsound_batch_of_the_seeding_is_none_of_its_steps(play: Play) -> None:
     world = World(untrainable={0: NO_SEARCH})
-    play(world, 0 + 1, seeding=1)
+    driver, _ = play(world, 0 + 1, seeding=1)
+    assert [e["step"] for e in read(driver.record.metrics.path) if e.get("event") == "untrainable_batch"] == [0, 1]
     seeding = world.events[world.events.index("serve the seeding") + 1 : world.events.index("rest")]
     assert seeding == [
         *("untrainable seed 1", "release seed 1"),
@@ -443,6 +445,48 @@ def test_an_evaluation_that_was_left_is_made_up_for(play: Play, steps: int) -> N
     assert [row["step"] for row in rows] == [step for step in (2, 4) if step <= steps]
     assert (summary["stopped_early"], summary["last_eval"]["step"]) == (False, steps)
     assert rows[0]["time_s"] > seconds, "the seconds of both starts"
+
+
+@pytest.mark.usefixtures("hangup_counts")
+def test_a_run_whose_last_evaluation_was_made_up_for_is_finished(play: Play) -> None:
+    world = World(interrupt=("evaluate version 2",), signal_number=signal.SIGTERM)
+    driver, _ = play(world, 2)
+    for times in (1, 0):
+        world = World()
+        _, summary = play(world, 2, resume=latest(driver.run_dir / "checkpoints"))
+        assert world.events.count("evaluate version 2") == times
+        assert (summary["stopped_early"], summary["last_eval"]["step"]) == (False, 2)
+    assert [row["step"] for row in read(driver.record.metrics.path, "eval")] == [0, 2]
+
+
+@pytest.mark.usefixtures("hangup_counts")
+def test_an_evaluation_is_made_up_for_once_whatever_happens_before_the_next_checkpoint(play: Play) -> None:
+    world = World(interrupt=("evaluate version 2",), signal_number=signal.SIGTERM)
+    driver, _ = play(world, 6, evaluate_every=2)
+    checkpoint = latest(driver.run_dir / "checkpoints")
+    with pytest.raises(KeyboardInterrupt):
+        play(World(interrupt=("step 3", "deliver 3")), 6, evaluate_every=2, resume=checkpoint)
+    world = World(deaths={"step 3": "learner"})
+    play(world, 6, evaluate_every=2, resume=checkpoint)
+    assert "evaluate version 2" not in world.events
+    assert [row["step"] for row in read(driver.record.metrics.path, "eval")] == [0, 2, 4, 6]
+
+
+@pytest.mark.usefixtures("hangup_counts")
+@pytest.mark.parametrize("folder", ["run", "again"])
+def test_the_best_evaluation_keeps_its_checkpoint_where_it_is_made_up_for(play: Play, folder: str) -> None:
+    first = World(interrupt=("evaluate version 2",), signal_number=signal.SIGTERM)
+    driver, _ = play(first, 9, evaluate_every=2)
+    checkpoint = latest(driver.run_dir / "checkpoints")
+    world = World(ems={2: 0.9, 4: 0.5}, interrupt=("step 3", "deliver 3"), signal_number=signal.SIGTERM)
+    options = {"evaluate_every": 2, "save_every": 1, "keep": 1, "best": True, "folder": folder}
+    with pytest.raises(Stopped):
+        play(world, 9, resume=checkpoint, **options)
+    best = driver.run_dir.parent / folder / "checkpoints" / "best"
+    assert best.resolve() == checkpoint.resolve()
+    play(World(ems={2: 0.9, 4: 0.5}), 4, resume=checkpoint, **options)
+    assert best.resolve() == checkpoint.resolve()
+    assert run_state.load(best.parent / "step-000004").best == {"step": 2, "em": 0.9}
 
 
 @pytest.mark.usefixtures("hangup_counts")

@@ -146,7 +146,9 @@ def test_a_batch_that_was_skipped_has_cost_what_it_has_cost() -> None:
 def test_what_came_before_the_first_step_counts_too() -> None:
     """The expert seeding is in the totals of the first evaluation, and in no step."""
     seeded = [{**RUN[0], "rollouts": 40, "generated_tokens": 300}, *RUN[1:]]
-    found = measures.measures(seeded, None)
+    lost = {"rollout/trajectories": 8, "rollout/generated_tokens": 60}
+    skipped = {"kind": "event", "event": "untrainable_batch", "step": 0, "batch": 0, **lost}  # in the totals, too
+    found = measures.measures([skipped, *seeded], None)
     assert (found["rollouts"], found["generated_tokens"]) == (160 + 40, 1800 + 300)
     assert found["rollouts_per_signal_group"] == 160 / 20
 

@@ -62,10 +62,11 @@ def measures(rows: Sequence[Row], target_em: float | None) -> dict[str, float | 
     steps = [r for r in rows if r["kind"] == "step"]
     evals = [r for r in rows if r["kind"] == "eval"]
     # A batch that is skipped, since its searches failed, say, has cost what it has cost.
-    costs = [*steps, *(r for r in rows if r.get("event") == UNTRAINABLE and "rollout/trajectories" in r)]
+    skipped = [r for r in rows if r.get("event") == UNTRAINABLE and "rollout/trajectories" in r]
+    costs = [*steps, *(r for r in skipped if r.get("step") != 0)]
     played = sum(r["rollout/trajectories"] for r in costs)
     tokens = sum(r["rollout/generated_tokens"] for r in costs)
-    # What came before the first step, the expert seeding, is in the totals of the evaluations alone.
+    # What came before the first step, the expert seeding (step 0), is in the totals of the evaluations alone.
     before = evals[0] if evals else {"rollouts": 0, "generated_tokens": 0}
     signal = sum(r["groups/signal"] for r in steps)
     trained = sum(trained_groups(r) for r in steps)
