@@ -58,12 +58,12 @@ class _Seeding:
         return inject(group, self.experts[group.question.id])
 
 
-@ray.remote(concurrency_groups={"beside": 2, "saving": 1, HEALTH: 1})  # type: ignore[call-overload]  # its stubs don't know it
+@ray.remote(concurrency_groups={"beside": 2, "copies": 1, "saving": 1, HEALTH: 1})  # type: ignore[call-overload]  # its stubs don't know it
 class LearnerActor:
     """Owns the policy, its optimizer and the version number.
 
     One call at a time, but for those of the group ``beside``, which others need while it waits for a batch or for NCCL,
-    and for the writing of a checkpoint.
+    for copies of the weights, which wait for an update or a broadcast to end, and for the writing of a checkpoint.
     """
 
     def __init__(self, settings: LearnerSettings, log_dir: Path, followers: Sequence[Any] = ()) -> None:
@@ -313,7 +313,7 @@ class LearnerActor:
         """Ends a broadcast whose engines are gone."""
         self._publisher.leave()
 
-    @ray.method(concurrency_group="beside")
+    @ray.method(concurrency_group="copies")
     def copy(self) -> Published:
         """See ``Publisher.copy``."""
         return self._publisher.copy()

@@ -148,14 +148,15 @@ class RolloutWorker:
 
         None if it can't be had, since its learner is gone: the engine keeps what it has.
         """
-        with self._beats.phase("publish"):
-            try:
-                if published.channel == "nccl":  # a broadcast has all engines or none; this one is alone
-                    published = await NcclChannel().copy(published)
+        try:
+            if published.channel == "nccl":  # a broadcast has all engines or none; this one is alone
+                # In no phase of ours: the learner, which has deadlines of its own, gives it once its update has ended.
+                published = await NcclChannel().copy(published)
+            with self._beats.phase("publish"):
                 tensors = await CHANNELS[published.channel]().receive(published)
-            except _GONE as error:
-                print(f"no weights of version {published.version}: {type(error).__name__}", flush=True)
-                return None
+        except _GONE as error:
+            print(f"no weights of version {published.version}: {type(error).__name__}", flush=True)
+            return None
         async with self._between_groups():  # as long as they take, where weights don't change within a group
             with self._beats.phase("publish"), self._spans.span("take weights"):
                 await self._engine.load_weights(tensors, published.version)

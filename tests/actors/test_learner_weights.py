@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import ray
 import torch
-from ray_fakes import PATIENCE_S, result
+from ray_fakes import PATIENCE_S, pending, result
 from test_seeding_phase import config, learner_settings
 
 from actors import learner as learner_module
@@ -171,6 +171,18 @@ def test_what_is_announced_is_what_a_copy_brings_and_what_comes_after_nccl(actor
     result(actor.fall_back.remote())
     after = result(actor.begin.remote(None))
     assert after.channel == "object_store"
+
+
+def test_copies_that_wait_for_a_broadcast_to_end_keep_nobody_from_abandoning_it(actor: Any) -> None:
+    result(actor.start.remote())
+    result(actor.begin.remote(None))
+    result(actor.__ray_call__.remote(lambda learner: learner._publisher.steady.acquire()))
+    copies = [actor.copy.remote() for _ in range(3)]
+    result(actor.abandon.remote())
+    result(actor.progress.remote())
+    assert all(pending(copy) for copy in copies)
+    result(actor.__ray_call__.remote(lambda learner: learner._publisher.steady.release()))
+    assert [result(copy).version for copy in copies] == [0, 0, 0]
 
 
 def test_an_abandoned_sender_sends_no_further_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
