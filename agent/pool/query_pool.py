@@ -69,8 +69,7 @@ class QueryPool(Generic[P]):
         """
         tickets: list[Ticket] = []
         while len(tickets) < limit:
-            batch = self._drawable_batch()
-            if batch is None:
+            if (batch := self._drawable_batch()) is None:
                 break
             if batch.reissue:
                 order, query, max_searches = batch.reissue.popleft()
@@ -108,10 +107,11 @@ class QueryPool(Generic[P]):
 
     def _drawable_batch(self) -> OpenBatch[P] | None:
         """The oldest batch that wants another draw, opening a new one if the staleness bound allows."""
+        last = self._released + self.rule.max_staleness  # under a larger bound, before a resume, others were opened
         for batch in self._batches:
-            if batch.reissue or self._wants(batch) > 0:
+            if batch.index <= last and (batch.reissue or self._wants(batch) > 0):
                 return batch
-        while self._next_batch <= self._released + self.rule.max_staleness:
+        while self._next_batch <= last:
             if self._wants(batch := self._open_batch()) > 0:  # a surplus may have filled it already
                 return batch
         return None

@@ -596,6 +596,26 @@ def test_work_in_flight_is_claimed_again_before_anything_else(make_pool, submit)
     assert drawn(other.claim("w", now=0.0, limit=9)) == drawn(pool.claim("w", now=0.0, limit=9))
 
 
+@pytest.mark.parametrize("bound", [0, 1])
+def test_batches_that_a_larger_staleness_had_opened_wait_for_a_smaller_one(make_pool, submit, bound):
+    """Their groups would be too stale once the batches before them are trained on."""
+    pool = make_pool(n=12, batch_questions=2, max_staleness=3)
+    held = drawn(pool.claim("w", now=0.0, limit=100))
+    other = make_pool(n=12, batch_questions=2, max_staleness=bound)
+    other.load_state(as_in_a_checkpoint(pool.state()))
+    played = []
+    for batch in range(4):
+        tickets = other.claim("w", now=0.0, limit=100)
+        played += drawn(tickets)
+        assert max(ticket.batch for ticket in tickets) == batch + bound
+        for ticket in tickets:
+            submit(other, ticket, version=batch)
+        taken = other.take(version=batch)
+        assert (taken.index, len(taken.accepted), taken.returned["too_stale"]) == (batch, 2, 0)
+        other.release(batch)
+    assert played[: len(held)] == held
+
+
 def test_no_state_between_take_and_release(make_pool, submit):
     pool = make_pool()
     for ticket in pool.claim("w", now=0.0, limit=2):
