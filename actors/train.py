@@ -5,6 +5,9 @@ What is heavy is imported when it is needed: what is wrong is to be refused befo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +105,11 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
 
     extras = Dispensable(lambda why: console.say(why, "yellow"))
     went_on = run_state.load(resume) if resume is not None else None
-    with reported(run_dir, console):
+    with reported(run_dir, console), ExitStack() as ending:
         # In threads that a signal needn't wait for: a tracker may hang as it opens.
         prepared_later = in_thread(prepared_here)
         trackers_later = in_thread(lambda: _trackers(config, run_dir, made_with.settings, went_on, extras))
+        ending.enter_context(_closing(trackers_later, console))
         with console.phase("starting Ray"):
             dashboard = start_ray(config, namespace)
         if dashboard:
@@ -135,9 +139,6 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
             except (Fault, OSError) as fault:
                 why, saved = refused(fault), supervisor.saving.newest()
                 raise Fault(why + (f"; resume with resume={saved}" if saved else "")) from fault
-            finally:
-                with console.phase("the trackers close"):
-                    trackers.close()
         finally:
             with console.phase("Ray shuts down"):
                 stop_ray()
@@ -147,6 +148,24 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
     console.say(f"checkpoint {summary['checkpoint']}, metrics {run_dir / 'metrics.jsonl'}")
     if (left := supervisor.stopping.leaving) is not None:
         raise Stopped(left, f" after step {summary['step']}; resume with resume={summary['checkpoint']}")
+
+
+@contextmanager
+def _closing(trackers: Future[Any], console: Console) -> Iterator[None]:
+    """Closes the trackers, however the body ends, and if it never came to use them.
+
+    Those that are still being opened are waited for (``tracker.timeout_s``), though not by a signal.
+    """
+    waits = True
+    try:
+        yield
+    except KeyboardInterrupt:  # or ``Stopped``
+        waits = False
+        raise
+    finally:
+        if (waits or trackers.done()) and trackers.exception() is None:
+            with console.phase("the trackers close"):
+                trackers.result().close()
 
 
 def _trackers(config: RunConfig, run_dir: Path, settings: dict[str, Any], went_on: Any, extras: Dispensable) -> Any:

@@ -127,13 +127,12 @@ class WorkerPool:
             if done is None:
                 if time.monotonic() > deadline:  # looked at last: what is there already counts
                     for worker in pending.values():
-                        if worker in self._workers:
-                            self._replace(
-                                worker,
-                                f"{worker.name} did not load the weights of version {published.version} within "
-                                f"{self._weight_timeout_s:g} s (cluster.weight_timeout_s)",
-                                suspect=False,
-                            )
+                        self._replace(
+                            worker,
+                            f"{worker.name} did not load the weights of version {published.version} within "
+                            f"{self._weight_timeout_s:g} s (cluster.weight_timeout_s)",
+                            suspect=False,
+                        )
                     pending.clear()
                 continue
             worker = pending.pop(done)
@@ -294,8 +293,7 @@ class WorkerPool:
         dead = [w for w in self._workers if w.died]  # in no call, or that would have ended since
         self._health.look()
         for worker in dead:
-            if worker in self._workers:
-                self._replace(worker, worker.died)
+            self._replace(worker, worker.died)
         self._try_again()
 
     def _seen(self, worker: _Worker, error: Died) -> None:
@@ -384,10 +382,12 @@ class WorkerPool:
         )
 
     def _replace(self, worker: _Worker, cause: str, *, counted: bool = True, suspect: bool = True) -> None:
-        """Starts another in its place; if ``counted``, as one of the restarts that an hour may have.
+        """Starts another in its place; if ``counted``, as one of the restarts that an hour may have. Once.
 
         The questions that it held are ``suspect`` unless the weights were what it broke with.
         """
+        if worker not in self._workers:  # it was found hanging while the pool was told of another
+            return
         self._workers.remove(worker)
         self._health.forget(worker.name)
         ray.kill(worker.actor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import Future
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,13 @@ from tracking.metrics import MetricsLog
 
 
 @pytest.fixture
-def breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def closed() -> list[str]:
+    """What has been closed."""
+    return []
+
+
+@pytest.fixture
+def breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: list[str]) -> Any:
     """Trains in ``tmp_path`` until the supervisor raises an error."""
     task = SimpleNamespace(name="world", train=(), eval=(), corpus="c.jsonl", notices=())
     scripted: dict[str, Any] = {
@@ -33,7 +40,7 @@ def breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         "provenance.Provenance.of": lambda config, task, say: SimpleNamespace(settings={}),
         "ray_start.start_ray": lambda config, namespace: None,
         "ray_start.stop_ray": lambda: None,
-        "train._trackers": lambda *given: SimpleNamespace(close=lambda: None),
+        "train._trackers": lambda *given: SimpleNamespace(close=lambda: closed.append("the trackers")),
     }
     for name, does in scripted.items():
         monkeypatch.setattr(f"actors.{name}", does)
@@ -69,5 +76,26 @@ def breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         (KeyError("a bug"), "KeyError: 'a bug'"),
     ],
 )
-def test_the_report_of_a_run_that_broke_says_why(breaks: Any, error: Exception, why: str) -> None:
+def test_the_report_of_a_run_that_broke_says_why(breaks: Any, closed: list[str], error: Exception, why: str) -> None:
     assert breaks(error) == f"The run broke after step 3: {why}"
+    assert closed == ["the trackers"]
+
+
+@pytest.mark.parametrize("where", ["prepare.prepare", "ray_start.start_ray", "noting.note"])
+def test_trackers_that_a_run_never_came_to_use_are_closed(
+    breaks: Any, closed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def refuses(*given: Any) -> None:
+        raise UserError("the prompt is too long")
+
+    monkeypatch.setattr(f"actors.{where}", refuses)
+    config = RunConfig(mode="train", pool=rule_class("recycle")())
+    with pytest.raises(UserError, match=r"^the prompt is too long$"):
+        actors.train.train(config, tmp_path, Console(quiet=True), "small", "n")
+    assert closed == ["the trackers"]
+
+
+def test_a_signal_waits_for_no_tracker_that_is_still_being_opened() -> None:
+    opening: Future[Any] = Future()
+    with pytest.raises(KeyboardInterrupt), actors.train._closing(opening, Console(quiet=True)):
+        raise KeyboardInterrupt

@@ -20,7 +20,8 @@ import pytest
 import ray
 from ray_fakes import PATIENCE_S, Board, FakeWorker, Version, result, row_of, until
 
-from actors.calls import Died, get
+from actors.broadcast import Outcome
+from actors.calls import Died, Hangs, get
 from actors.health import Health
 from actors.process import log_to
 from actors.restarts import Restarts
@@ -633,6 +634,29 @@ def test_a_worker_that_hangs_is_replaced_after_the_deadline_of_its_phase(house: 
     assert name == "rollout-0"
     assert cause.startswith(f"rollout-0 hangs: {phase} has made no progress for ")
     assert [w.name for w in workers.live] == ["rollout-1"]
+
+
+def test_two_workers_that_a_broadcast_loses_are_replaced_once_where_the_second_is_found_hanging_meanwhile(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool is told of the first, and all are watched while it is."""
+
+    def lose(name: str, cause: str, suspect: bool) -> None:
+        House._lose(house, name, cause, suspect)
+        if name == "rollout-0":
+            workers._seen(second, Hangs("rollout-1", "publish has made no progress for 301 s"))
+
+    monkeypatch.setattr(house, "_lose", lose)
+    workers = house.workers(2)
+    house.patiently(workers.deliver, Version(0))
+    house.until_phases(workers, "idle", "idle")
+    _, second = workers._workers
+    lost = {name: f"{name} did not finish the broadcast" for name in ("rollout-0", "rollout-1")}
+    monkeypatch.setattr(workers, "broadcast", SimpleNamespace(deliver=lambda *_: Outcome(lost=lost)))
+    house.patiently(workers.deliver, Version(1, channel="nccl"))
+    assert [name for name, _ in house.lost] == ["rollout-0", "rollout-1"]
+    house.until_phases(workers, "idle", "idle")
+    assert [w.name for w in workers.live] == ["rollout-2", "rollout-3"]
 
 
 @pytest.mark.slow
