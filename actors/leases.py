@@ -94,5 +94,7 @@ class Leases:
             alive = [*self._waiting, *(claim for claim, paced in self._playing.items() if paced.moved())]
             try:
                 await self._pool.renew.remote(self._worker, alive)
+            except ray.exceptions.ActorUnavailableError:
+                continue  # its node was out of reach for a moment
             except ray.exceptions.RayError:
                 return  # whoever claims or submits says so

@@ -14,6 +14,8 @@ from typing import Any
 
 import ray
 
+from actors.calls import POLL_S
+from actors.health import LONGEST_LOOK_S
 from actors.payloads import is_whole
 from actors.process import log_to
 from actors.pulse import HEALTH, Beats, Pulse, during
@@ -54,6 +56,9 @@ class PoolActor:
         self._changed = asyncio.Condition()
         self._closed = False
         self._lost: set[str] = set()  # a dead worker's claim may still be waiting here
+        self._looked = time.monotonic()
+        self._frozen_s = 0.0
+        """Seconds in which the machine stood still (a frozen container, say): its workers renewed nothing either."""
 
     @during("start")
     async def start(self, checkpoint: Path | None = None) -> None:
@@ -64,6 +69,7 @@ class PoolActor:
         self._pool = self._make()
         if checkpoint is not None:
             saved.restore(self._pool, checkpoint, TRAINING)
+        self._looking = asyncio.ensure_future(self._look())
 
     @ray.method(concurrency_group=HEALTH)
     async def ping(self) -> Pulse:
@@ -73,7 +79,7 @@ class PoolActor:
     async def claim(self, worker: str, limit: int) -> list[tuple[Ticket, Question]]:
         """One to ``limit`` tickets with their questions, once a batch may be drawn from; none once it is closed."""
         while not self._closed and worker not in self._lost:
-            tickets = self._pool.claim(worker, now=time.monotonic(), limit=limit)
+            tickets = self._pool.claim(worker, now=self._now(), limit=limit)
             if tickets:
                 await self._notify()  # others may be waiting with no lease in sight
                 return [(t, self._questions[t.query]) for t in tickets]
@@ -125,7 +131,7 @@ class PoolActor:
 
     async def renew(self, worker: str, claim_ids: list[int]) -> None:
         """See ``QueryPool.renew``."""
-        self._pool.renew(worker, claim_ids, now=time.monotonic())
+        self._pool.renew(worker, claim_ids, now=self._now())
 
     async def worker_lost(self, worker: str, suspect: bool) -> tuple[int, list[Question]]:
         """Returns a dead worker's claims to the pool: how many, and which questions are quarantined for it.
@@ -170,6 +176,18 @@ class PoolActor:
         self._closed = True
         await self._notify()
 
+    def _now(self) -> float:
+        """The time of the leases, in seconds: between two looks no more than ``LONGEST_LOOK_S`` counts."""
+        now = time.monotonic()
+        self._frozen_s += max(0.0, now - self._looked - LONGEST_LOOK_S)
+        self._looked = now
+        return now - self._frozen_s
+
+    async def _look(self) -> None:
+        while True:
+            self._now()
+            await asyncio.sleep(POLL_S)
+
     async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
@@ -177,10 +195,10 @@ class PoolActor:
     async def _wait(self) -> None:
         """Until the pool changes or the next lease runs out."""
         deadline = self._pool.next_deadline
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        timeout = None if deadline is None else max(0.0, deadline - self._now())
         try:
             async with self._changed:
                 await asyncio.wait_for(self._changed.wait(), timeout)
         except TimeoutError:
-            if self._pool.expire(now=time.monotonic()):
+            if self._pool.expire(now=self._now()):
                 await self._notify()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import ray
+
 from actors.leases import Leases, Paced
 from agent.tickets import Ticket
 
@@ -58,8 +60,12 @@ def test_what_waits_or_moves_is_renewed_and_what_stands_still_is_not() -> None:
     async def scenario() -> None:
         renewed: asyncio.Queue[list[int]] = asyncio.Queue()
 
+        out_of_reach = [True]
+
         async def renew(worker: str, claims: list[int]) -> None:
             assert worker == "w"
+            if out_of_reach and out_of_reach.pop():
+                raise ray.exceptions.ActorUnavailableError("the pool's node can't be reached", None)
             renewed.put_nowait(claims)
 
         leases = Leases(SimpleNamespace(renew=SimpleNamespace(remote=renew)), "w", lease_s=0.04)

@@ -6,9 +6,11 @@ report that was asked for later tells what the claim before it has got.
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import pytest
 import ray
 from ray_fakes import pending, result, until
 
+from actors import pool as pool_module
 from actors.calls import get
 from actors.payloads import fetched, packed
 from actors.pool import PoolActor
@@ -232,6 +235,28 @@ def test_the_end_of_a_lease_is_seen_by_a_take_that_came_before_the_claim(start: 
         )
     batch = result(taking)
     assert (dict(batch.returned), batch.accepted, batch.played) == ({"lease_expired": 2}, (), ())
+
+
+def test_leases_do_not_run_while_the_machine_is_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their workers can renew nothing meanwhile."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(pool_module, "log_to", lambda *_: None)
+    monkeypatch.setattr(pool_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    async def scenario() -> None:
+        rule = Epoch(batch_questions=2, group_size=2, lease_s=10.0)
+        pool: Any = PoolActor.__ray_metadata__.modified_class(QUESTIONS, rule, 7, tmp_path)  # type: ignore[attr-defined]
+        await pool.start()
+        assert len(await pool.claim("w", 8)) == 2
+        clock.now += 3600.0
+        assert pool._pool.expire(now=pool._now()) == 0
+        expired = []
+        for _ in range(6):
+            clock.now += 1.0
+            expired.append(pool._pool.expire(now=pool._now()))
+        assert expired == [0, 0, 0, 0, 2, 0], "after 5 s of the hour and 5 more"
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.slow
