@@ -136,7 +136,9 @@ make.FromEvidence, make.CHUNK, make.choose = Slow, 1, lambda questions, seed: li
 def test_a_making_that_a_signal_ends_keeps_what_there_is(
     number: signal.Signals, files: list[str], tmp_path: Path
 ) -> None:
-    program = f"{SLOW}\nimport launch\nsys.argv[1:] = {['mode=experts', *files, 'output_dir=made']}\nlaunch.main()"
+    ordinary = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"  # the tests may run under nohup
+    asked = ["mode=experts", *files, "output_dir=made"]
+    program = f"{ordinary}\n{SLOW}\nimport launch\nsys.argv[1:] = {asked}\nlaunch.main()"
     code, output = _stopped(["-c", program], number, tmp_path)
     written = tmp_path / "made" / "experts.jsonl"
     assert (code, [json.loads(row)["id"] for row in written.read_text().splitlines()]) == (128 + number, ["Emma"])
