@@ -63,13 +63,13 @@ class TagFormat(Format):
         self._template = tag_prompt(config, self.protocol, tools)
         self._open = codec.encode(f"\n{self.protocol.result_open}\n")
         self._close = codec.encode(f"\n{self.protocol.result_close}\n")
-        asked = self.prompt(MARK)
-        if MARK not in asked:
+        if self._chat and MARK not in codec.render([{"role": "user", "content": MARK}], options=self._options):
             raise UserError(
                 "this model's chat template leaves out what the user says; give its tokenizer one that shows a "
                 "message's content as it is, or set agent.chat=false"
             )
-        self.begun = (opened(asked) if self._chat else "", "")  # the answer is one long turn: it is thought about once
+        # The answer is one long turn: it is thought about once.
+        self.begun = (opened(self.prompt("?")) if self._chat else "", "")
 
     def prompt(self, question: str) -> str:
         """See ``Format``. With ``agent.chat`` the chat template is around it."""
