@@ -21,7 +21,7 @@ from agent.episode import Prefix
 from agent.group import Player, play_group
 from agent.groups import Group
 from agent.records import Question, ScoredTrajectory, Trajectory
-from agent.rewards.evidence import evidence_found
+from agent.rewards.evidence import evidence_found, evidence_wanted
 from agent.seeds import derive_seed
 from agent.tickets import Ticket
 
@@ -49,7 +49,7 @@ async def play_with_continuation(
     """
     group = await play_group(player, question, ticket, size=size, worker=worker)
     complete = bool(group.members) and not group.cut_short
-    if not complete or not question.supporting or any(m.score.perfect for m in group.members):
+    if not complete or not evidence_wanted(question) or any(m.score.perfect for m in group.members):
         return group
     best = group.members[group.rewards.index(max(group.rewards))]
     start = cut(best.trajectory, question)

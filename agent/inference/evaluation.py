@@ -17,7 +17,7 @@ from agent.inference.early_exit import Probe
 from agent.inference.infer import Inference, Inferred, infer
 from agent.protocol import PROTOCOLS
 from agent.records import Question, Repeat
-from agent.rewards.evidence import evidence_recall
+from agent.rewards.evidence import evidence_recall, evidence_wanted
 
 _NUMBER = re.compile(rf"^\W*(?:{'|'.join(p.result_label for p in PROTOCOLS.values())}) \d+: ", re.M)
 """Before each passage, as ``Dialogue`` lists them: no evidence that an answer is 3."""
@@ -122,7 +122,7 @@ def eval_row(question: Question, inferred: Inferred, retrieved: Sequence[str] = 
         f1=0.0 if answer is None else f1(answer, golden),
         cover=0.0 if answer is None else cover_match(answer, golden),
         answerable=None if closed else _answerable(question, retrieved),
-        documents=len({*question.supporting}),
+        documents=len(evidence_wanted(question)),
         evidence=evidence_recall(trajectory, question),
         searches=trajectory.searches,
         action_tokens=trajectory.action_tokens,

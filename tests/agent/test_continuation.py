@@ -178,10 +178,11 @@ def test_nothing_found_cuts_at_the_prompt_and_the_best_may_be_the_worst(play):
     [
         ([[search("ab"), answer("right")], [answer("wrong")]], QUESTION, None),
         ([[answer("wrong")]] * 2, replace(QUESTION, supporting=()), None),
+        ([[answer("wrong")]] * 2, replace(QUESTION, supporting=(" ", "\n")), None),
         ([[BROKEN]] * 2, QUESTION, None),
         ([[search("ab"), answer("right")], [answer("wrong")]], QUESTION, RewardConfig(search_cost=0.1)),
     ],
-    ids=["perfect", "no metadata", "none viable", "perfect but for its cost"],
+    ids=["perfect", "no metadata", "titles of nothing", "none viable", "perfect but for its cost"],
 )
 def test_when_nothing_is_continued(play, first, question, reward):
     group, script = play(first, question=question, reward=reward)

@@ -243,7 +243,7 @@ def test_a_passage_is_read_without_our_numbers_and_without_the_escapes_of_a_temp
 
 def test_what_stands_in_the_retrieved_text_can_be_answered(make_player, codec, austen):
     def row(golden, failing=()):
-        question = Question(id="q", text="who?", golden_answers=golden, supporting=("a", "b"))
+        question = Question(id="q", text="who?", golden_answers=golden, supporting=("a", "b", "A ", " "))
         player = make_player(Policy(codec, lambda n: "I say Jane Austen!"), Shelf([austen], failing={*failing}))
         return rows_of(evaluate(player, [question]))[0]
 
