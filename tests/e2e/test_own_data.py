@@ -92,6 +92,8 @@ def trained(whole, launch, files):
         f"data.eval_questions={held_out}",
         "data.experts=auto",
         "experts.count=6",
+        "agent.max_new_tokens_first=48",  # these words are many of the world's tokens
+        "agent.max_new_tokens=48",
         "algorithm.steps=1",
         "algorithm.warm_start.steps=1",
         "algorithm.warm_start.cache=false",
