@@ -69,16 +69,20 @@ class EndpointPlayers:
         """See ``WorkerPool.evaluate``. Raises ``UserError`` for an endpoint that refuses everything, and ``Fault`` once
         ``PATIENCE`` episodes in a row have ended in a fault."""
         found: list[EvalRow] = []
-        chunk = min(chunk, max(PATIENCE, self._config.evaluation.endpoint.parallel))  # a dead one is seen soon
-        for at in range(0, len(questions), chunk):
-            episodes = self._runner.run(self._chunk(questions[at : at + chunk]))
+        at = 0
+        while at < len(questions):
+            # As long as nothing has been answered a dead endpoint is to be seen soon; each chunk's end costs time.
+            few = max(1, PATIENCE // self._config.evaluation.samples)
+            asked = questions[at : at + (chunk if self._answered else min(chunk, few))]
+            episodes = self._runner.run(self._chunk(asked))
+            at += len(asked)
             if step is not None:
                 self._log.write(step, episodes, Texts(CODEC.decode))
             rows = [row for _, _, row in episodes]
             keep(rows)
             found += rows
             if played is not None:
-                played(min(at + chunk, len(questions)), len(questions))
+                played(at, len(questions))
             self._check_alive(rows)
         return found
 

@@ -108,7 +108,7 @@ def made_apart(order: Order, report: Report) -> Made:
             made = _received(ours, report)
         made.stopped = came[0] if came else made.stopped
         return made
-    except EOFError:
+    except (EOFError, OSError):  # OSError: within a message
         process.join()
         if came:
             raise Stopped(came[0]) from None
@@ -134,13 +134,19 @@ def _received(ours: Connection, report: Report) -> Made:
 def _child(order: Order, out: Connection) -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # they are for the parent, which ends this process by SIGTERM
+    making = _made(
+        order, lambda done, total: out.send(("done", (done, total))), lambda made: out.send(("made", made)), again=False
+    )
     try:
-        out.send(("made", made_here(order, lambda done, total: out.send(("done", (done, total))), again=False)))
+        asyncio.run(making)
     except (UserError, Fault, OSError) as error:
         out.send(("raised", error))
 
 
-async def _made(order: Order, report: Report, *, again: bool) -> Made:
+async def _made(
+    order: Order, report: Report, hand_over: Callable[[Made], None] = lambda made: None, *, again: bool
+) -> Made:
+    """See ``made_here``; ``hand_over`` is called with what was made while a signal still ends nothing."""
     wanted = {name for question in order.questions for name in question.supporting}
     by_id = any(question.evidence_match == "id" for question in order.questions)
     names = searched_names(order.corpus, order.retrieval, order.cache)
@@ -157,17 +163,18 @@ async def _made(order: Order, report: Report, *, again: bool) -> Made:
         came.append(number)
         loop.call_soon_threadsafe(making.cancel)  # nothing once it is done
 
-    try:
-        with told(stop, again=again):
+    with told(stop, again=again):
+        try:
             made = await making
+        except asyncio.CancelledError:
+            if came:
+                raise Stopped(came[0]) from None
+            raise
+        finally:
+            await service.close()
         made.stopped = came[0] if came else None
+        hand_over(made)
         return made
-    except asyncio.CancelledError:
-        if came:
-            raise Stopped(came[0]) from None
-        raise
-    finally:
-        await service.close()
 
 
 async def _making(

@@ -45,7 +45,7 @@ class Learning:
             cost = {"rollout/trajectories": report.rollouts, "rollout/generated_tokens": report.generated_tokens}
             self.record.event(UNTRAINABLE, {"step": step, "batch": report.batch, "why": untrainable.why, **cost})
             broken = broken + 1 if untrainable.lasting else 0
-            if broken >= BROKEN_BATCHES:
+            if broken >= BROKEN_BATCHES and not (self.stopping.asked and step > 1):
                 raise Fault(f"no episode of {broken} batches in a row was finished and scored: {untrainable.why}")
             cause = "searches or tools failed" if untrainable.tools_failed else "no episode ended without a fault"
             self.record.say(f"batch {report.batch} is skipped, {cause}: {untrainable.why}", "yellow")

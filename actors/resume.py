@@ -9,7 +9,7 @@ from typing import Any
 
 from actors import run_state
 from actors.provenance import MODEL, TEXTS, Provenance, asked
-from agent.errors import UserError
+from agent.errors import UserError, refused
 from agent.paths import at_home
 from agent.pool import saved
 from agent.readable import content_of
@@ -50,19 +50,19 @@ def find(
         path = path.resolve() if path.is_symlink() else path  # checkpoints/best moves on
         check(path)
         return Found(path=path)
-    found, refused = latest_sound(path / "checkpoints", check)
-    if found is None and refused:
-        raise UserError(f"resume={resume}: no checkpoint of {path} is whole: {'; '.join(refused)}")
+    found, wrong = latest_sound(path / "checkpoints", check)
+    if found is None and wrong:
+        raise UserError(f"resume={resume}: no checkpoint of {path} is whole: {'; '.join(wrong)}")
     if found is None and resume != IF_ANY:
         raise UserError(
             f"resume={resume}: neither a checkpoint nor a run with one; name a folder such as …/step-000100"
         )
-    return Found(path=found, refused=tuple(refused))
+    return Found(path=found, refused=tuple(wrong))
 
 
 def _newest(outputs: Path, settings: Mapping[str, Any], check: Check) -> Found:
     folders = {m.parent.parent for m in outputs.glob("**/checkpoints/step-*/manifest.json")}
-    refused: list[str] = []
+    damaged: list[str] = []
     other: Path | None = None
     for folder in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True):
         newest = latest(folder)
@@ -71,11 +71,11 @@ def _newest(outputs: Path, settings: Mapping[str, Any], check: Check) -> Found:
             other = other or newest
             continue
         found, wrong = latest_sound(folder, check)
-        refused += wrong
+        damaged += wrong
         if found is not None:
-            return Found(path=found, refused=tuple(refused))
-    if refused:
-        raise UserError(f"resume=auto: no checkpoint of this experiment is whole: {'; '.join(refused)}")
+            return Found(path=found, refused=tuple(damaged))
+    if damaged:
+        raise UserError(f"resume=auto: no checkpoint of this experiment is whole: {'; '.join(damaged)}")
     if other is None:
         raise UserError(f"resume=auto: no run under {outputs} has a checkpoint")
     raise UserError(
@@ -113,7 +113,10 @@ def resumed(
         return None
     _compare(found.path, now, config.resume_allow_changes, say)
     carry_metrics(found.path, run_dir)
-    carry_best(found.path, run_dir)
+    try:
+        carry_best(found.path, run_dir)
+    except OSError as error:  # a file system without links, or a copy of a run with a folder in the link's place
+        say(f"checkpoints/{BEST} doesn't lead to the best one: {refused(error)}", "yellow")
     return found.path
 
 

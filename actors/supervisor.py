@@ -248,6 +248,7 @@ class Supervisor:
             report = self._learning.next(pool, learner.step, "pool", self._totals, step)
         if report.untrainable is not None:  # the run is stopped where there is no step to end
             self._wait(pool.close.remote(), "pool")
+            self.record.say(f"step {self._reached} is saved as it is, without an evaluation", "yellow")
             self._save(self._reached, report.batch, last=True)
             return True
         self._trained = step

@@ -225,7 +225,8 @@ class Made:
         that is whole is known again (``whole``)."""
         rows = "".join(json.dumps(e.written.row, ensure_ascii=False) + "\n" for e in self.experts)
         (folder / FILE).write_text(rows, encoding="utf-8")
-        of = {} if self.broken else {"of": _seal(settings, rows)}
+        ended = self.experts and not self.broken and self.stopped is None
+        of = {"of": _seal(settings, rows)} if ended else {}
         report = json.dumps(self.report() | of, ensure_ascii=False, indent=1)
         (folder / REPORT).write_text(report + "\n", encoding="utf-8")
         return folder / FILE

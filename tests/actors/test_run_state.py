@@ -289,6 +289,13 @@ def go_on(tmp_path: Path) -> Go:
     return go
 
 
+def test_a_folder_in_the_place_of_the_best_checkpoints_link_holds_nothing_up(go_on: Go, tmp_path: Path) -> None:
+    """As a copy of a run that follows links has one; and some file systems have no links."""
+    (tmp_path / "new" / "checkpoints" / "best").mkdir(parents=True)
+    said = go_on(run_config(), task(tmp_path))
+    assert said[-1].startswith("checkpoints/best doesn't lead to the best one: ")
+
+
 def test_a_prompt_of_ones_own_is_saved_and_listed(tmp_path: Path) -> None:
     (tmp_path / "own.txt").write_text("{tools} {question}")
     config = run_config(agent=AgentConfig(prompt=str(tmp_path / "own.txt")))

@@ -210,6 +210,18 @@ def test_a_run_that_is_stopped_where_everything_fails_is_saved(
     assert saved.load(path / "training")["released"] == 3
 
 
+def test_so_is_one_that_is_stopped_where_the_engines_fail(play: Play) -> None:
+    """The second batch of which they finish nothing ends a run; one that ends anyway is saved."""
+    world = World(
+        untrainable={2: BY_ENGINES, 3: BY_ENGINES},
+        interrupt=("untrainable batch 3",),
+        signal_number=signal.SIGTERM,
+    )
+    driver, summary = play(world, 9)
+    assert world.events[-2:] == ["release 4 with state", "save 2"]
+    assert (summary["step"], driver.stopping.leaving) == (2, signal.SIGTERM)
+
+
 @pytest.mark.parametrize(
     ("untrainable", "cause"),
     [(NO_SEARCH, "no episode ended without a fault"), (TOOLS, "searches or tools failed")],

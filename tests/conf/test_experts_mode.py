@@ -9,6 +9,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conf_runs import Command
@@ -24,7 +26,7 @@ from retrieval_service.config import RetrievalConfig
 from tasks.config import DataConfig
 from tasks.load import Task, load
 from tasks.making.config import ExpertsConfig
-from tasks.making.made import whole
+from tasks.making.made import Expert, Made, Selection, whole
 
 pytestmark = pytest.mark.jvm
 
@@ -113,6 +115,42 @@ def test_a_run_that_goes_on_keeps_its_experts(tmp_path: Path) -> None:
     file, said = own_experts(_unread(), task, now, None, resumed, {}, lambda done, total: None)
     assert (file, file.read_text()) == (now / "experts.jsonl", "the same\n")
     assert said == [f"expert trajectories: those of {before / 'experts.jsonl'}"]
+
+
+def test_a_signal_that_comes_once_all_is_made_takes_nothing_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Made(offered=0, selection=Selection(0, None))
+
+    class Closing:
+        def __init__(self, *_: object) -> None: ...
+
+        async def start(self) -> None: ...
+
+        async def close(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    async def making(*_: object) -> Made:
+        return made
+
+    monkeypatch.setattr(experts, "RetrievalService", Closing)
+    monkeypatch.setattr(experts, "_making", making)
+    monkeypatch.setattr(experts, "searched_names", lambda *_: None)
+    assert experts.made_here(order(tmp_path), lambda done, total: None) is made
+    assert made.stopped == signal.SIGTERM
+
+
+def test_only_a_making_that_gave_something_and_came_to_its_end_is_kept(tmp_path: Path) -> None:
+    made = Made(offered=1, selection=Selection(0, None), faults=["HTTP 503"])
+    made.write(tmp_path, "these")
+    assert not whole(tmp_path, "these")
+    row: Any = SimpleNamespace(row={"id": "Emma"})
+    made.experts.append(Expert(written=row, searches=1, closed=False))
+    made.write(tmp_path, "these")
+    assert whole(tmp_path, "these")
+    for cut in (replace(made, broken="20 faults in a row"), replace(made, stopped=signal.SIGTERM)):
+        cut.write(tmp_path, "these")
+        assert not whole(tmp_path, "these")
 
 
 SLOW = """
