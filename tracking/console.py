@@ -26,7 +26,7 @@ class Console:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._rich = RichConsole(file=cast(TextIO, _Output()), quiet=quiet, highlight=False, soft_wrap=True)
-        if not self._rich.is_terminal:
+        if not self._rich.file.isatty():
             self._rich.width = 10_000  # a file or a pipe has no width that a table would have to fit into
         self._phases = Phases(self._rich)
 

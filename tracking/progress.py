@@ -18,6 +18,8 @@ from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TaskID
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from agent.visible import visible
+
 LOG_EVERY_S = 20.0
 """Seconds without a line in a log after which the phase under way is named again."""
 
@@ -50,9 +52,8 @@ class Phase:
 
     def __str__(self) -> str:
         said = str(self.progress)
-        if not said:
-            return self._title
-        return f"{self._title}: {said}" if self.progress.what else f"{self._title} {said}"
+        told = f"{self._title}{': ' if self.progress.what else ' '}{said}" if said else self._title
+        return visible(told)  # a title may name a file
 
     def update(self, progress: Progress, now: float | None = None) -> None:
         """From now on the phase is as far as ``progress`` says; another ``what`` begins a count of its own."""
@@ -76,10 +77,10 @@ class Phase:
         """How long it has lasted, its speed, and how long it will last, as far as that is known."""
         left = self.left_s(now)
         if left is None:
-            return _duration(now - self.began)
+            return duration(now - self.began)
         began, first = self._counted_from
         speed = _speed((self.progress.done - first) / max(now - began, 1e-9), self.progress.unit)
-        return f"{_duration(now - self.began)}, {speed}, {_duration(left)} left"
+        return f"{duration(now - self.began)}, {speed}, {duration(left)} left"
 
     def line(self, now: float) -> str:
         """The phase as a log has it: ``warm start 80/200 steps, 24 s, 3.3 steps/s, 36 s left``."""
@@ -127,7 +128,7 @@ class Phases:
             return
         with self._lock:
             self._active.append(phase)
-            if self._console.is_terminal:
+            if _moves(self._console):
                 self._live = self._live or _Live(self._console, self._clock)
                 self._live.add(phase)
             elif self._ticker is None:
@@ -151,6 +152,12 @@ class Phases:
             time.sleep(1.0)
             if (line := self.line_due()) is not None:
                 self._console.print(line, markup=False)
+
+
+def _moves(console: RichConsole) -> bool:
+    """Whether a line can move where ``console`` writes: not in a file that FORCE_COLOR lets rich take for a terminal,
+    nor in a terminal without a cursor that obeys."""
+    return console.is_terminal and console.file.isatty() and not console.is_dumb_terminal
 
 
 class _Live:
@@ -201,7 +208,12 @@ class _Times(ProgressColumn):
         return Text(task.fields["phase"].times(self._clock()))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time as people say it.
+
+    >>> duration(90), duration(720), duration(9000)
+    ('90 s', '12 min 00 s', '2 h 30 min')
+    """
     whole = round(seconds)
     if whole < 120:
         return f"{whole} s"
@@ -218,4 +230,4 @@ def _speed(per_s: float, unit: str) -> str:
 
 
 def _short(number: float) -> str:
-    return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"

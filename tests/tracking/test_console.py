@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 import tempfile
@@ -55,20 +56,34 @@ def test_a_run_outlasts_whoever_reads_its_output(moving: bool) -> None:
     code = (
         "import os, sys\n"
         "from tracking.console import Console\n"
-        f"console = Console()\nconsole._rich._force_terminal = {moving}\n"
+        "console = Console()\n"
         "with console.phase('a phase'):\n"
+        f"    assert (console._phases._live is not None) is {moving}\n"
+        "    os.write(2, b'begins\\n')\n"
+        "    sys.stdin.read()\n"
         "    for line in range(2000): console.say('a line of the run')\n"
         "open(sys.argv[1], 'w').write('the end')\n"
     )
     with tempfile.NamedTemporaryFile() as end:
-        reader, writer = os.pipe()
-        os.close(reader)  # nobody reads
-        run = subprocess.run(
-            [sys.executable, "-c", code, end.name], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
-        )
+        reader, writer = pty.openpty() if moving else os.pipe()
+        run = subprocess.Popen(
+            [sys.executable, "-c", code, end.name], stdin=subprocess.PIPE, stdout=writer, stderr=subprocess.PIPE,
+            text=True, env={**os.environ, "TERM": "xterm"},
+        )  # fmt: skip
         os.close(writer)
-        assert (run.returncode, run.stderr) == (0, "")
+        assert run.stderr is not None
+        assert run.stderr.readline() == "begins\n"
+        os.close(reader)  # nobody reads from now on
+        assert (run.communicate(timeout=300)[1], run.returncode) == ("", 0)
         assert Path(end.name).read_text() == "the end"
+
+
+def test_a_table_in_a_file_has_all_the_room_it_needs_also_with_colours(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    Console().table("a title", ["", "name"], [["x" * 150, "y" * 150]])
+    assert f"{'y' * 150}" in capsys.readouterr().out
 
 
 STEP: dict[str, Any] = {

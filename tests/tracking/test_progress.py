@@ -77,8 +77,15 @@ def test_another_part_of_a_phase_counts_from_its_own_beginning() -> None:
     assert phase.line(20.0) == "step 3: update, 20 s"
 
 
+class Screen(io.StringIO):
+    """What a terminal is sent."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def test_a_terminal_shows_the_phase_and_takes_it_away(clock: Clock) -> None:
-    screen = io.StringIO()
+    screen = Screen()
     console = RichConsole(file=screen, force_terminal=True, width=100, legacy_windows=False)
     phases = Phases(console, clock=clock)
     with phases.phase("evaluation") as phase:
@@ -96,6 +103,34 @@ def test_a_terminal_shows_the_phase_and_takes_it_away(clock: Clock) -> None:
     assert "starting [1] engine" in screen.getvalue()
     assert "a line above it" in screen.getvalue()
     assert phases._live is None
+
+
+@pytest.mark.parametrize(
+    ("file", "environment"),
+    [(Screen, {"TERM": "dumb"}), (Screen, {"FORCE_COLOR": ""}), (io.StringIO, {"FORCE_COLOR": "1", "TERM": "xterm"})],
+)
+def test_where_nothing_can_move_there_are_lines(clock: Clock, file: type, environment: dict[str, str]) -> None:
+    written = file()
+    phases = Phases(RichConsole(file=written, _environ=environment), clock=clock)
+    with phases.phase("starting Ray"):
+        assert phases._live is None
+        clock.now += LOG_EVERY_S
+        assert "starting Ray" in (phases.line_due() or "") + written.getvalue(), "the ticker may have been first"
+    assert "\x1b" not in written.getvalue()
+
+
+def test_a_phase_gives_no_orders_to_a_terminal() -> None:
+    phase = Phase("reading a\x1b[2J.jsonl", 0.0)
+    phase.update(Progress(what="part \x07"), now=0.0)
+    assert phase.line(1.0) == "reading a\\x1b[2J.jsonl: part \\x07, 1 s"
+
+
+@pytest.mark.parametrize(("done", "speed"), [(996, "100 steps/s"), (126, "13 steps/s"), (99, "9.9 steps/s")])
+def test_a_speed_has_two_digits_or_is_whole(done: int, speed: str) -> None:
+    phase = Phase("warm start", 0.0)
+    phase.update(Progress(total=2000, unit="steps"), now=0.0)
+    phase.update(Progress(done=done, total=2000, unit="steps"))
+    assert f", {speed}, " in phase.line(10.0)
 
 
 def test_a_phase_ends_with_its_error(log: Phases, clock: Clock) -> None:

@@ -137,7 +137,7 @@ def test_a_run_that_goes_on_says_when_it_will_end(tmp_path: Path) -> None:
     folder = made.write_run(tmp_path / "run")
     made.lines(folder / "metrics.jsonl", [made.step(n, time_s=120.0 * n) for n in (1, 2, 3, 4)])
     end = of(folder)[0]["r0-run"]["end"]
-    assert end.endswith("after step 4. At the pace of its last steps the other 6 take 12 min.")
+    assert end.endswith("after step 4. At the pace of its last steps the other 6 take 12 min 00 s.")
 
 
 def end_of(folder: Path, rows: list[dict[str, Any]], config: str = made.CONFIG) -> str:
@@ -151,24 +151,26 @@ def test_the_time_left_is_no_difference_between_the_clocks_of_two_starts(tmp_pat
     folder = made.write_run(tmp_path / "run")
     resumed = {"kind": "event", "event": "resumed", "step": 4, "path": str(folder / "checkpoints" / "step-000004")}
     before = [made.step(n, time_s=10_000 + 60.0 * n) for n in (1, 2, 3, 4)]
-    assert end_of(folder, [*before, resumed, made.step(5, time_s=40.0)]) == "the other 5 take 5 min."
+    assert end_of(folder, [*before, resumed, made.step(5, time_s=40.0)]) == "the other 5 take 5 min 00 s."
     later = [made.step(n, time_s=40.0 + 120.0 * (n - 5)) for n in (5, 6, 7)]
-    assert end_of(folder, [*before, resumed, *later]) == "the other 3 take 4 min."
+    quick = [made.step(n, time_s=n / 10) for n in (1, 2, 3, 4)]
+    assert end_of(folder, quick) == "the other 6 take 1 s."
+    assert end_of(folder, [*before, resumed, *later]) == "the other 3 take 4 min 12 s."
     assert end_of(folder, [made.step(4, time_s=1000.0), made.step(5, time_s=3.0)]) == ""
     recovered = {"kind": "event", "event": "recovered", "step": 2, "time_s": 5_000.0}
     again = [*before[:2], recovered, made.step(3, time_s=19_000.0), made.step(4, time_s=19_060.0)]
-    assert end_of(folder, again) == "the other 6 take 6 min."
+    assert end_of(folder, again) == "the other 6 take 6 min 00 s."
     assert end_of(folder, [made.step(n, time_s=60.0 * n) for n in range(1, 11)]) == "", "the last is done"
 
 
 @pytest.mark.parametrize(
     ("budget", "left"),
     [
-        ("rollout_budget: 160", "those that its rollout_budget leaves, about 4 take 4 min."),
-        ("rollout_budget: 1600000", "the other 995 take 995 min."),
-        ("token_budget: 3001", "those that its token_budget leaves, about 2 take 2 min."),
+        ("rollout_budget: 160", "those that its rollout_budget leaves, about 4 take 4 min 00 s."),
+        ("rollout_budget: 1600000", "the other 995 take 16 h 35 min."),
+        ("token_budget: 3001", "those that its token_budget leaves, about 2 take 90 s."),
         ("rollout_budget: 10", ""),
-        ("rollout_budget: much", "the other 995 take 995 min."),
+        ("rollout_budget: much", "the other 995 take 16 h 35 min."),
     ],
 )
 def test_the_time_left_is_what_a_budget_leaves(tmp_path: Path, budget: str, left: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from tracking.metrics import UNTRAINABLE
+from tracking.progress import duration
 from tracking.view.shapes import is_number
 
 LATELY = 10
@@ -40,8 +41,8 @@ def ending(rows: Sequence[Row], summary: Row | None, config: str | None, broke: 
     if not paces or left is None or left[0] <= 0:
         return said
     count, which = left
-    minutes = statistics.mean(paces) * count / 60
-    return f"{said} At the pace of its last steps {which} {math.ceil(count):,} take {minutes:,.0f} min."
+    left_s = statistics.mean(paces) * count
+    return f"{said} At the pace of its last steps {which} {math.ceil(count):,} take {duration(left_s)}."
 
 
 def of_evaluation(checkpoint: str, evals: Sequence[Row], broke: Row | None) -> str:
