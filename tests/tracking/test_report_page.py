@@ -145,10 +145,11 @@ def test_each_view_opens_from_the_disk_sorts_filters_searches_and_links(tmp_path
     read(report, look)
 
 
-def test_two_runs_are_compared_by_the_ids_of_their_questions(tmp_path: Path) -> None:
+def test_two_runs_are_compared_by_the_ids_and_texts_of_their_questions(tmp_path: Path) -> None:
     one, other = made.write_run(tmp_path / "one"), made.write_run(tmp_path / "other")
     rows = [made.evaluated(3, f"e{n}", em) for n, em in ((2, 1.0), (1, 0.0), (7, 1.0))]
     rows[0]["turns"] = [made.turn("another search", [("Emma", "a novel")]), *rows[0]["turns"][1:]]
+    rows.append(made.evaluated(3, "e0", 1.0) | {"question": "another question of that number?"})
     made.lines(other / EVALUATIONS, rows)
     report, _ = write(one, compare=other)
 
@@ -160,6 +161,7 @@ def test_two_runs_are_compared_by_the_ids_of_their_questions(tmp_path: Path) -> 
         counts = await page.text("#counts")
         assert counts.startswith("Of 2 questions in both: both right 1, the left one alone 1,")
         assert "Of 2 whose episodes are in this report, 1 are word for word the same" in counts
+        assert counts.endswith("1 ids are of other questions on the one side than on the other, and left out.")
         assert await page.column("differ", 0) == ["what of e1?"]
 
     read(report, look)
@@ -230,6 +232,37 @@ EVERY_VIEW = """
 })()
 """
 """What can't be shown, without the address: a browser refuses hundreds of changes of it."""
+
+
+def test_ticks_have_all_the_digits_of_their_step(tmp_path: Path) -> None:
+    report, _ = write(made.write_run(tmp_path / "run"))
+
+    async def look(page: Reader) -> None:
+        for ends, labels in (
+            ("31720, 31780", "31.72k 31.74k 31.76k 31.78k"),
+            ("0, 1.9e-7", "0 5e-8 1e-7 1.5e-7"),
+            ("1234560, 1234580, 2", "1.23456M 1.23457M 1.23458M"),
+            ("0, 0.5", "0 0.2 0.4"),
+        ):
+            assert await page.run(f"ticks({ends}).map(short).join(' ')") == labels
+
+    read(report, look)
+
+
+def test_a_run_that_knows_only_em_says_nothing_else_of_its_evaluations(tmp_path: Path) -> None:
+    """As a simulation leaves it."""
+    folder = tmp_path / "run"
+    rows = [{"kind": "eval", "step": 0, "em": 0.5}, {"kind": "summary", "step": 0, "rollouts": 24, "time_s": 1.0}]
+    made.lines(folder / "metrics.jsonl", rows)
+    report, _ = write(folder)
+
+    async def look(page: Reader) -> None:
+        cells = await page.run("[...document.querySelectorAll('#facts tr')].map(r => r.innerText.split('\\t'))")
+        facts = dict(cells)
+        assert facts["held out, step 0"] == "EM 0.500"
+        assert "workers replaced" not in facts
+
+    read(report, look)
 
 
 def test_a_page_of_odd_values_opens_in_every_view(tmp_path: Path) -> None:

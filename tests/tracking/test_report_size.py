@@ -15,9 +15,9 @@ from view_runs import data, members, of
 from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
 from tracking.view.episodes import FOUND
 from tracking.view.filling import spread
-from tracking.view.lines import MAX_TEXT
+from tracking.view.lines import MAX_TEXT, Notices
 from tracking.view.report import write
-from tracking.view.run import mean_interval
+from tracking.view.run import mean_interval, spans
 from tracking.view.terminal import Viewer
 
 
@@ -163,6 +163,16 @@ def test_many_long_events_leave_the_report_below_its_limit(tmp_path: Path) -> No
     assert f"the timeline has the newest {len(page['r0-spans']['start'])} of 1,000 spans" in notices
     assert len(run["evals"]) == 100
     assert len(members(page)) == 24, "there is room for episodes"
+
+
+def test_no_more_spans_are_kept_than_the_timeline_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tracking.view.run.MOST_SPANS", 2)
+    folder = made.write_run(tmp_path / "run")
+    rows, found = spans(folder, Notices())
+    assert ([row["what"] for row in rows], found) == (["update", "play a group"], 3)
+    page, notices = of(folder)
+    assert page["r0-spans"]["start"] == [0.0, 1.0]
+    assert "the timeline has the newest 2 of 3 spans" in notices
 
 
 def test_what_is_in_no_table_is_not_said_to_want_room(tmp_path: Path) -> None:

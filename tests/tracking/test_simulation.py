@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from tracking.console import Console
 from tracking.experiments import simulation, sweep
 from tracking.experiments.measures import measures
 from tracking.metrics import read
+from tracking.view import in_lines
+from tracking.view.episodes import find_evaluations
+from tracking.view.lines import Notices
+from tracking.view.run import facts
 
 CONFIG = SimulationConfig(queries=400, rollouts_per_query=10)
 
@@ -46,6 +51,15 @@ def test_it_is_evaluated_forty_times_from_the_start_to_the_last_update(run_dir: 
     assert evals[-1]["step"] == len(steps) - 1
     due = [next(n for n in played if n >= at * 100) for at in range(simulation.EVALUATIONS)]
     assert [r["rollouts"] for r in evals] == sorted({*due, played[-2]})
+
+
+def test_its_view_says_nothing_of_what_it_cant_tell(run_dir: Path) -> None:
+    notices = Notices()
+    told = [str(line) for line in in_lines.run(facts(run_dir, notices, find_evaluations(run_dir, notices)), [])]
+    evaluations = [line for line in told if line.startswith("eval after step")]
+    assert len(evaluations) == len(read(run_dir / "metrics.jsonl", "eval"))
+    for line in evaluations:
+        assert re.fullmatch(r"eval after step \d+: held-out EM 0\.\d+", line)
 
 
 def test_a_sweep_over_scenarios_is_reported(run_dir: Path) -> None:

@@ -47,7 +47,7 @@ function lineChart(title, series, { zero = false, stacked = false } = {}) {
   });
   const legend = el("div", { class: "legend" }), cursor = svg("line", { y1: TOP, y2: H - BOTTOM, stroke: "#999", visibility: "hidden" });
   picture.append(cursor);
-  const say = (x) => legend.replaceChildren(...(x === null ? [] : [el("span", { class: "key dim" }, `step ${short(x)}`)]), ...some.map((s, at) => {
+  const say = (x) => legend.replaceChildren(...(x === null ? [] : [el("span", { class: "key dim" }, `step ${shown(x)}`)]), ...some.map((s, at) => {
     const value = x === null ? null : s.y[s.x.indexOf(x)];
     const key = svg("svg", { width: 12, height: 10 }, svg("rect", { width: 12, height: 4, y: 3, fill: COLOURS[(s.colour ?? at) % COLOURS.length] }));
     return el("span", { class: "key" }, key, s.name, value === null || value === undefined ? "" : ` ${shown(value)}`);
@@ -68,11 +68,12 @@ const low = (values) => values.reduce((a, b) => Math.min(a, b), Infinity);
 const high = (values) => values.reduce((a, b) => Math.max(a, b), -Infinity);
 const known = (v) => v !== null && v !== undefined;
 
-function short(value) {
-  const size = Math.abs(value);
-  if (size >= 1e6) return `${Number((value / 1e6).toPrecision(3))}M`;
-  if (size >= 1e4) return `${Number((value / 1e3).toPrecision(3))}k`;
-  return size > 0 && size < 1e-3 ? value.toExponential(0) : String(Number(value.toPrecision(4)));
+/** A tick's number with all its digits, which are those of the step from tick to tick: fewer would make two alike. */
+function short(tick) {
+  const size = Math.abs(tick), exact = (value) => Number(value.toPrecision(12));
+  if (size >= 1e6) return `${exact(tick / 1e6)}M`;
+  if (size >= 1e4) return `${exact(tick / 1e3)}k`;
+  return size > 0 && size < 1e-3 ? exact(tick).toExponential() : String(exact(tick));
 }
 
 /** Series as bands one on the other; `x` is the same of all. */

@@ -79,7 +79,7 @@ def episode(entry: Entry, told: dict[str, Any]) -> Iterator[Text]:
     where = f"evaluation after step {entry.when}" if entry.held_out else f"batch {entry.when}, member {entry.member}"
     parts = [(name, told.get(name)) for name in ("reward", "outcome", "evidence", "gate", "cost", "em", "f1")]
     scores = "".join(f", {name} {number(v) if not isinstance(v, str) else v}" for name, v in parts if v is not None)
-    yield text(f"{where}{scores}, {told.get('searches')} searches, ended: {entry.stop}", _style(entry))
+    yield text(f"{where}{scores}, {number(told.get('searches'))} searches, ended: {entry.stop}", _style(entry))
     if fault := told.get("fault"):
         yield text(f"fault: {fault}", "magenta")
     for at, turn in enumerate(told.get("turns", []), 1):
@@ -117,13 +117,15 @@ def run(facts: dict[str, Any], notices: list[str]) -> Iterator[Text]:
         yield text(f"Look at {alarm['look']}. {alarm['change']}")
     yield text("")
     for each in facts["evals"]:
-        low, high = each["em_interval"] or (None, None)
-        unit = "episodes" if (each.get("samples") or 1) > 1 else "questions"
-        yield text(
-            f"eval after step {each.get('step')}: held-out EM {number(each.get('em'))} "
-            f"({number(low)} to {number(high)}), F1 {number(each.get('f1'))}, on {each.get('n')} {unit}"
-            + (f"; refused as a result: {each['refused']}" if each.get("refused") else "")
-        )
+        parts = [f"held-out EM {number(each.get('em'))}"]
+        if interval := each["em_interval"]:
+            parts[0] += f" ({number(interval[0])} to {number(interval[1])})"
+        if each.get("f1") is not None:  # a simulation has neither
+            parts.append(f"F1 {number(each['f1'])}")
+        if each.get("n") is not None:
+            parts.append(f"on {each['n']} {'episodes' if (each.get('samples') or 1) > 1 else 'questions'}")
+        refused = f"; refused as a result: {each['refused']}" if each.get("refused") else ""
+        yield text(f"eval after step {each.get('step')}: {', '.join(parts)}{refused}")
     for notice in notices:
         yield text(notice, "yellow")
 

@@ -144,7 +144,7 @@ function viewCompare(runs) {
 
   function draw() {
     const [left, right] = [sources[state.left], sources[state.right]];
-    const rows = paired(left, right), differ = rows.filter((r) => r.left !== r.right);
+    const { rows, strangers } = paired(left, right), differ = rows.filter((r) => r.left !== r.right);
     const count = (l, r) => rows.filter((row) => row.left === l && row.right === r).length;
     const box = el("div", { id: "pair" });
     const told = (row) => [[left, 0], [right, 1]].map(([s, i]) => [s, s.run.evaluated(s.step, row.numbers[i])]);
@@ -153,7 +153,8 @@ function viewCompare(runs) {
       el("div", {}, el("b", {}, s.name), episodes.length ? episodes.map((e) => episodeBox(e, row.question)) : el("p", { class: "dim" }, "not in this report")))));
     found.replaceChildren(
       el("p", { id: "counts" }, `Of ${rows.length} questions in both: both right ${count(1, 1)}, the left one alone ${count(1, 0)}, the right one alone ${count(0, 1)}, none ${count(0, 0)}. `,
-        `Of ${same.length} whose episodes are in this report, ${same.filter((s) => s).length} are word for word the same on both sides.`),
+        `Of ${same.length} whose episodes are in this report, ${same.filter((s) => s).length} are word for word the same on both sides.`,
+        strangers ? ` ${strangers} ids are of other questions on the one side than on the other, and left out.` : ""),
       table([{ name: "question", value: (r) => r.question.text, cell: (r) => el("button", { type: "button", onclick: () => { open(r); box.scrollIntoView(); } }, r.question.text) },
         { name: "kind", value: (r) => r.question.kind ?? null, filter: true }, { name: "left", value: (r) => r.left, filter: true }, { name: "right", value: (r) => r.right, filter: true }],
       differ, { id: "differ" }), box);
@@ -162,11 +163,16 @@ function viewCompare(runs) {
   return [...parts, heading("Questions that one answers and the other doesn't"), el("div", { class: "tools" }, choice("left"), "against", choice("right")), found];
 }
 
-/** The questions of two evaluations by their ids, where both are known. */
+/** The questions that two evaluations know, by id and text: an id like dev_17 is of no file alone. And how many ids are
+ *  of another question in each. */
 function paired(left, right) {
   const marksOf = ({ run, step }) => new Map(run.evals.questions.map((q, i) => [run.question(q).id, [q, run.evals.em[step][i]]]));
   const other = marksOf(right);
-  return [...marksOf(left)].filter(([id, [, em]]) => em !== "-" && other.has(id) && other.get(id)[1] !== "-").map(([id, [q, em]]) => ({
+  const all = [...marksOf(left)].filter(([id, [, em]]) => em !== "-" && other.has(id) && other.get(id)[1] !== "-").map(([id, [q, em]]) => ({
     question: left.run.question(q), numbers: [q, other.get(id)[0]], left: Number(em), right: Number(other.get(id)[1]),
   }));
+  const unknown = (question) => question.text === question.id; // a log without texts
+  const alike = (one, two) => one.text === two.text || unknown(one) || unknown(two);
+  const rows = all.filter((row) => alike(row.question, right.run.question(row.numbers[1])));
+  return { rows, strangers: all.length - rows.length };
 }

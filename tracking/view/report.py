@@ -14,7 +14,7 @@ from tracking.view.filling import Filler
 from tracking.view.groups import MOST, Questions, draws, newest, say_where, table
 from tracking.view.lines import MAX_CELL, Notices, shortened
 from tracking.view.page import Page, encoded, fitted, page
-from tracking.view.run import MOST_EVENTS, MOST_SPANS, facts, spans, timeline
+from tracking.view.run import MOST_EVENTS, facts, spans, timeline
 
 REPORT = "report.html"
 COMPARISON = "compare.html"
@@ -130,10 +130,10 @@ def _groups(
 
 
 def _spans(folder: Path, room: float, notices: Notices) -> dict[str, Any]:
-    rows = spans(folder, notices)
-    shown, count = fitted(lambda n: timeline(rows[len(rows) - n :]), min(len(rows), MOST_SPANS), room)
-    if count < len(rows):
-        notices.add(f"the timeline has the newest {count:,} of {len(rows):,} spans")
+    rows, found = spans(folder, notices)
+    shown, count = fitted(lambda n: timeline(rows[len(rows) - n :]), len(rows), room)
+    if count < found:
+        notices.add(f"the timeline has the newest {count:,} of {found:,} spans")
     return shown
 
 

@@ -48,10 +48,14 @@ function factsTable(run) {
     if (!["kind", "event", "time_s"].includes(name)) rows.push([name, typeof value === "object" ? JSON.stringify(value) : shown(value)]);
   }
   const first = evals[0], last = evals.at(-1);
-  const em = (e) => `EM ${shown(e.em)}${e.em_interval ? ` (${shown(e.em_interval[0])} to ${shown(e.em_interval[1])})` : ""}, F1 ${shown(e.f1)}, on ${e.n} ${e.samples > 1 ? "episodes" : "questions"}, ${e.faults} faults${e.refused ? `; refused as a result: ${e.refused}` : ""}`;
+  const em = (e) => [
+    `EM ${shown(e.em)}${e.em_interval ? ` (${shown(e.em_interval[0])} to ${shown(e.em_interval[1])})` : ""}`, known(e.f1) ? `F1 ${shown(e.f1)}` : null,
+    known(e.n) ? `on ${e.n} ${e.samples > 1 ? "episodes" : "questions"}` : null, known(e.faults) ? `${e.faults} faults` : null, // a simulation has none of them
+  ].filter(known).join(", ") + (e.refused ? `; refused as a result: ${e.refused}` : "");
   if (first) rows.push([`held out, step ${first.step}`, em(first)]);
   if (last && last !== first) rows.push([`held out, step ${last.step}`, em(last)]);
-  if (summary) rows.push(["trajectories", shown(summary.rollouts)], ["generated tokens", shown(summary.generated_tokens)], ["seconds", shown(summary.time_s, 0)], ["workers replaced", shown(summary.restarts)]);
+  const whole = [["trajectories", summary?.rollouts], ["generated tokens", summary?.generated_tokens], ["seconds", summary?.time_s], ["workers replaced", summary?.restarts]];
+  rows.push(...whole.filter(([, value]) => known(value)).map(([name, value]) => [name, shown(value, 0)]));
   return el("table", { id: "facts" }, rows.map(([name, value]) => el("tr", {}, el("th", {}, name), el("td", {}, el("span", { class: "text" }, value)))));
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -127,10 +128,15 @@ def mean_interval(values: list[float]) -> list[float] | None:
     return [short(max(0.0, mean - half)), short(min(1.0, mean + half))]
 
 
-def spans(folder: Path, notices: Notices) -> list[dict[str, Any]]:
-    """The rows of ``spans.jsonl`` that say who did what and when."""
-    rows = (line.row for line in lines(folder / SPANS, notices, SPAN))
-    return [row for row in rows if all(row.get(name) is not None for name in SPAN)]
+def spans(folder: Path, notices: Notices) -> tuple[list[dict[str, Any]], int]:
+    """The newest ``MOST_SPANS`` rows of ``spans.jsonl`` that say who did what and when, and how many there are."""
+    newest: deque[dict[str, Any]] = deque(maxlen=MOST_SPANS)  # a long run has millions
+    count = 0
+    for line in lines(folder / SPANS, notices, SPAN):
+        if all(line.row.get(name) is not None for name in SPAN):
+            newest.append(line.row)
+            count += 1
+    return [*newest], count
 
 
 def timeline(rows: list[dict[str, Any]]) -> dict[str, Any]:
