@@ -15,6 +15,7 @@ from typing import Any
 
 from actors.inference import Served, inference
 from actors.noting import note, reported
+from actors.provenance import asked as asked_settings
 from actors.replay import Players, play
 from agent.errors import Fault
 from agent.inference.evaluation import EvalRow, judged
@@ -26,11 +27,14 @@ from retrieval_service.whole import written
 from tasks.digest import digest_of
 from tracking import about
 from tracking.console import Console
+from tracking.dispensable import Dispensable
 from tracking.evals import papers, table
 from tracking.evals.compare import compare
 from tracking.evals.result import RESULT, agent_settings, begin, note_sources, read_result, result, versions
 from tracking.evals.rows import EvalRows, forget_others
 from tracking.metrics import MetricsLog
+from tracking.trackers.base import Asked as Tracked
+from tracking.trackers.several import Trackers
 
 
 def evaluate(config: RunConfig, run_dir: Path, console: Console, namespace: str) -> None:
@@ -67,8 +71,20 @@ def evaluate(config: RunConfig, run_dir: Path, console: Console, namespace: str)
         )
         note_sources(run_dir, sources)
         write(run_dir, found, console)
+        _track(config, run_dir, row, console)
         if other is not None:
             compare(run_dir, other, run_dir, console, seed=config.seed, given="output_dir")
+
+
+def _track(config: RunConfig, run_dir: Path, row: dict[str, Any], console: Console) -> None:
+    """Tells the trackers what a training run tells them of an evaluation: its numbers and the table of its episodes."""
+    name = f"{run_dir.parent.name}/{run_dir.name}"
+    asked = Tracked(config=config.tracker, folder=run_dir, settings=asked_settings(config), name=name, whole=True)
+    extras = Dispensable(lambda why: console.say(why, "yellow"), then="isn't told of this evaluation")
+    with console.phase("the trackers are told"):
+        trackers = Trackers.open(asked, {}, extras)
+        trackers.evaluation(row)
+        trackers.close()
 
 
 def _opened(

@@ -33,7 +33,7 @@ def check_inputs(config: RunConfig) -> None:
             continue
         if key in _FOLDERS and not at_home(path).is_dir():
             raise UserError(f"{key}={path}: is a file, and a folder is needed")
-    if config.mode == "train":
+    if config.mode in ("train", "eval"):
         check_installed(config.tracker)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +26,15 @@ from agent.records import Question
 from conf.evaluation import EvalConfig
 from conf.schema import RunConfig
 from retrieval_service.backend import Identity
+from tracking.config import TrackerConfig
 from tracking.console import Console
 from tracking.evals.rows import EvalRows
-from tracking.metrics import read
+from tracking.metrics import append, read
+from tracking.trackers import trackio
+from tracking.trackers.base import Asked as Tracked
+from tracking.trackers.base import Tracker
+from tracking.trackers.episodes import Episodes
+from tracking.trajectories import EVALUATIONS
 from tracking.view.mode import view_at_end
 
 QUESTIONS = tuple(Question(id=f"q{i}", text=f"{i}?", golden_answers=("a",), kind=f"{i % 2}-hop") for i in range(6))
@@ -74,6 +80,7 @@ class House:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
         self.weights = "w"
+        self.tracker = TrackerConfig()
         self.workers: Any = None
         monkeypatch.setattr(evaluating, "inference", self._inference)
         folder.mkdir()
@@ -101,6 +108,7 @@ class House:
             pool=rule_class("recycle")(),
             evaluation=EvalConfig(**how),
             compare=str(compare) if compare else None,
+            tracker=self.tracker,
         )
         evaluating.evaluate(config, self.folder, Console(quiet=True), "n")
         played: list[str] = self.workers.played
@@ -137,6 +145,45 @@ def test_an_evaluation_leaves_its_result_and_tables(house: House) -> None:
     (row,) = read(house.folder / "metrics.jsonl", "eval")
     assert (row["em"], row["samples"], row["n"]) == (1.0, 2, 12)
     assert house.end == "An evaluation of model."
+
+
+class Heard(Tracker):
+    """One that hears everything."""
+
+    told: list[Any]
+
+    def __init__(self, given: Tracked) -> None:
+        self.told.append((given.name, given.settings["checkpoint"]))
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        self.told.append((step, numbers["eval/em"]))
+
+    def episodes(self, episodes: Episodes, step: int) -> None:
+        self.told.append((step, [row[0] for row in episodes.rows]))
+
+    def close(self) -> None:
+        self.told.append("closed")
+
+
+def test_the_trackers_are_told_the_result_and_all_of_its_episodes(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = EvalRows.write
+
+    def logged(log: EvalRows, rows: Sequence[EvalRow]) -> None:
+        write(log, rows)
+        append(house.folder / EVALUATIONS, [{"step": 0, "question_id": row.question_id} for row in rows])
+
+    monkeypatch.setattr(EvalRows, "write", logged)
+    monkeypatch.setattr(trackio, "Tracker", Heard)
+    Heard.told = []
+    house.tracker = TrackerConfig(trackio=True)
+    with pytest.raises(KeyboardInterrupt):
+        house.evaluate(dies=True)
+    assert Heard.told == [], "there is no result yet"
+    house.evaluate()
+    name = f"{house.folder.parent.name}/{house.folder.name}"
+    assert Heard.told == [(name, "model"), (0, 1.0), (0, [q.id for q in QUESTIONS]), "closed"]
 
 
 def test_there_is_a_page_while_it_goes_on(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from conf_runs import Command, Training
 import launch
 from agent.errors import UserError
 from conf.inputs import check_inputs, missing
+from tracking.trackers import several
 
 OWN = ("data=jsonl", "data.questions=questions.jsonl", "data.corpus=corpus.jsonl", "model=qwen0.5b")
 EXPERTS = {key: ["data.experts=corpus.jsonl"] for key in ("data.eval_questions", "data.dev_questions")} | {
@@ -104,6 +106,19 @@ def test_data_is_looked_for_by_the_modes_that_read_it(mode: str) -> None:
         other = share if key != "data.dev_questions" else []
         line = str(refusal(*asked, *other, "algorithm.seeding.steps=1", f"{key}=none", *EXPERTS[key]))
         assert line.startswith(f"{key}=none: no such file or folder; ")
+
+
+@pytest.mark.parametrize(("mode", "told"), [("train", True), ("eval", True), ("ask", False)])
+def test_a_tracker_is_looked_for_by_the_modes_that_tell_one(
+    monkeypatch: pytest.MonkeyPatch, mode: str, told: bool
+) -> None:
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(several, "version", version)
+    Path("model").mkdir()
+    found = refusal(f"mode={mode}", "tracker=trackio", *([] if mode == "train" else ["checkpoint=model", "question=x"]))
+    assert (found or "").startswith("tracker=trackio: the package trackio isn't installed") is told
 
 
 def test_a_plan_needs_no_file() -> None:

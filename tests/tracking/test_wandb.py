@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import view_runs as made
+from wandb.sdk import wandb_setup
 
 from tracking.config import TrackerConfig
 from tracking.dispensable import Dispensable
@@ -26,12 +27,21 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC"):
+    for name in (
+        "WANDB_API_KEY",
+        "WANDB_MODE",
+        "WANDB_BASE_URL",
+        "WANDB_IDENTITY_TOKEN_FILE",
+        "WANDB_CONFIG_DIR",
+        "NETRC",
+    ):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(wandb_setup, "_singleton", None)  # it has read what was said before
     return home
 
 
 AUTO = TrackerConfig()
+KEY = "0" * 40
 
 
 def netrc(home: Path, text: str) -> None:
@@ -44,16 +54,41 @@ def test_without_credentials_it_is_offline(nobody: Path) -> None:
 
 
 def test_a_key_in_the_environment_means_online(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
     assert mode(AUTO) == "online"
 
 
 def test_a_login_in_netrc_means_online(nobody: Path) -> None:
-    netrc(nobody, "machine api.wandb.ai login user password 123\n")
+    netrc(nobody, f"machine api.wandb.ai login user password {KEY}\n")
     assert mode(AUTO) == "online"
 
 
-@pytest.mark.parametrize("text", ["machine example.com login user password 123\n", "machine\n", ""])
+@pytest.mark.parametrize("host", ["wandb.lab.example", "localhost:8080"])
+def test_a_login_at_a_server_of_ones_own_means_online(nobody: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://{host}")
+    netrc(nobody, f"machine api.wandb.ai login user password {KEY}\n")
+    assert mode(AUTO) == "offline"
+    netrc(nobody, f"machine {host} login user password {KEY}\n")
+    assert mode(AUTO) == "online"
+
+
+def test_the_netrc_that_the_environment_names_is_the_one(nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    netrc(nobody, f"machine api.wandb.ai login user password {KEY}\n")
+    (nobody / ".netrc").rename(nobody / "elsewhere")
+    assert mode(AUTO) == "offline"
+    monkeypatch.setenv("NETRC", str(nobody / "elsewhere"))
+    assert mode(AUTO) == "online"
+
+
+def test_a_user_who_has_switched_it_off_is_offline(nobody: Path) -> None:
+    netrc(nobody, f"machine api.wandb.ai login user password {KEY}\n")
+    settings = nobody / ".config" / "wandb" / "settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[default]\nmode = offline\n")
+    assert mode(AUTO) == "offline"
+
+
+@pytest.mark.parametrize("text", [f"machine example.com login user password {KEY}\n", "machine\n", ""])
 def test_a_netrc_of_others_or_a_broken_one_means_offline(nobody: Path, text: str) -> None:
     netrc(nobody, text)
     assert mode(AUTO) == "offline"
@@ -61,7 +96,7 @@ def test_a_netrc_of_others_or_a_broken_one_means_offline(nobody: Path, text: str
 
 @pytest.mark.parametrize("wanted", ["offline", "disabled", "online"])
 def test_the_users_environment_comes_before_credentials(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", wanted)
     assert mode(AUTO) == wanted
 

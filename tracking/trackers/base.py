@@ -27,6 +27,8 @@ class Asked:
     """What this tracker calls the run that this one goes on with."""
     first_step: int = 0
     """The first step that is going to be told; those after it that an earlier process has told are void."""
+    whole: bool = False
+    """The episodes that are in the folder already are to be told, too: they are of the evaluation that is."""
 
 
 class Tracker(ABC):

@@ -25,12 +25,12 @@ class Episodes:
 
 
 class EpisodesLog:
-    """Reads what each evaluation adds to a run's log, once."""
+    """Reads what each evaluation adds to a run's log, once; with ``whole`` also what is in it already."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, whole: bool = False) -> None:
         self._path = folder / EVALUATIONS
         self._inode = self._read = 0
-        if self._path.is_file():
+        if self._path.is_file() and not whole:
             self._inode, self._read = self._path.stat().st_ino, self._path.stat().st_size
 
     def of(self, step: int) -> Episodes:

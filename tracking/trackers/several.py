@@ -61,7 +61,9 @@ class Trackers:
                 opened[name] = run, in_time
             else:
                 unopened.append(made)
-        return cls(opened, extras, extras.attempt(TABLE, lambda: EpisodesLog(asked.folder)), unopened)
+        return cls(
+            opened, extras, extras.attempt(TABLE, lambda: EpisodesLog(asked.folder, whole=asked.whole)), unopened
+        )
 
     @property
     def ids(self) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from uuid import uuid4
 
 from tracking.trackers import base
 from tracking.trackers.episodes import COLUMNS, Episodes
@@ -14,12 +15,13 @@ class Tracker(base.Tracker):
     def __init__(self, asked: base.Asked) -> None:
         import trackio
 
-        self.id = asked.id or asked.name
+        # Of two runs of one name trackio goes on with the newer: two sweeps' jobs may have one.
+        self.id = asked.id or f"{asked.name} {uuid4().hex[:8]}"
         self._run = trackio.init(
             project=asked.config.project,
             name=self.id,
             config=dict(asked.settings),
-            resume="allow" if asked.id else "never",  # else a new run would go on with an old one of its name
+            resume="allow" if asked.id else "never",
             embed=False,
             auto_log_cpu=False,  # Ray's dashboard has it
             auto_log_gpu=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import netrc
 import os
 from collections.abc import Mapping
 
@@ -10,23 +9,21 @@ from tracking.config import TrackerConfig
 from tracking.trackers import base
 from tracking.trackers.episodes import COLUMNS, Episodes
 
-HOST = "api.wandb.ai"
-
 
 def mode(config: TrackerConfig) -> str:
-    """``online`` or ``offline`` for ``wandb.init``; ``auto`` asks whether credentials are at hand."""
+    """``online`` or ``offline`` for ``wandb.init``; ``auto`` asks whether credentials are at hand, where W&B looks."""
     if config.wandb_mode != "auto":
         return config.wandb_mode
     if os.environ.get("WANDB_MODE"):
         return os.environ["WANDB_MODE"]
-    return "online" if os.environ.get("WANDB_API_KEY") or _in_netrc() else "offline"
+    from wandb.sdk import wandb_setup
+    from wandb.sdk.lib import wbauth
 
-
-def _in_netrc() -> bool:
-    try:
-        return netrc.netrc().authenticators(HOST) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    settings = wandb_setup.singleton().settings  # of its environment variables and files
+    if settings.mode != "online":  # as `wandb offline` leaves it
+        return settings.mode
+    known = settings.api_key or settings.identity_token_file or wbauth.read_netrc_auth(host=settings.base_url)
+    return "online" if known else "offline"
 
 
 class Tracker(base.Tracker):
