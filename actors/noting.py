@@ -35,9 +35,12 @@ def note(config: RunConfig, run_dir: Path, task: Task, *, checkpoint: str | None
 
 
 @contextmanager
-def reported(run_dir: Path, console: Console) -> Iterator[None]:
-    """Notes what ends the run inside, and writes its report however it ends; nothing before its metrics have a row."""
-    began, metrics = time.perf_counter(), run_dir / "metrics.jsonl"
+def reported(run_dir: Path, console: Console, before_s: float = 0.0) -> Iterator[None]:
+    """Notes what ends the run inside, and writes its report however it ends; nothing before its metrics have a row.
+
+    ``before_s`` are the seconds of earlier starts of the run.
+    """
+    began, metrics = time.perf_counter() - before_s, run_dir / "metrics.jsonl"
     try:
         yield
     except Exception as error:

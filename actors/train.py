@@ -105,7 +105,8 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
 
     extras = Dispensable(lambda why: console.say(why, "yellow"))
     went_on = run_state.load(resume) if resume is not None else None
-    with reported(run_dir, console), ExitStack() as ending:
+    before_s = went_on.time_s if went_on is not None else 0.0
+    with reported(run_dir, console, before_s), ExitStack() as ending:
         # In threads that a signal needn't wait for: a tracker may hang as it opens.
         prepared_later = in_thread(prepared_here)
         trackers_later = in_thread(lambda: _trackers(config, run_dir, made_with.settings, went_on, extras))

@@ -322,7 +322,7 @@ RULES = (
         find=_engines_idle,
         look="the actors' timeline and the time of each part of a step",
         change="Updates are what takes long: a larger algorithm.microbatch_tokens makes them faster, "
-        "pool.max_staleness=1 lets rollouts go on meanwhile. evaluation.every and checkpoints.every may be too small.",
+        "pool.max_staleness=1 lets rollouts go on meanwhile.",
     ),
     Rule(
         name="rollouts get slower",

@@ -17,7 +17,7 @@ from agent.errors import Fault, UserError
 from agent.pool.rules.base import rule_class
 from conf.schema import RunConfig
 from tracking.console import Console
-from tracking.metrics import MetricsLog
+from tracking.metrics import MetricsLog, read
 
 
 @pytest.fixture
@@ -99,3 +99,14 @@ def test_a_signal_waits_for_no_tracker_that_is_still_being_opened() -> None:
     opening: Future[Any] = Future()
     with pytest.raises(KeyboardInterrupt), actors.train._closing(opening, Console(quiet=True)):
         raise KeyboardInterrupt
+
+
+def test_the_fault_of_a_resumed_run_is_timed_from_the_runs_first_start(
+    breaks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.resume.resumed", lambda *given: tmp_path / "step-000003")
+    monkeypatch.setattr("actors.prepare.check_model", lambda *given, **more: tmp_path)
+    monkeypatch.setattr("actors.run_state.load", lambda path: SimpleNamespace(time_s=1e6, step=3, trackers={}))
+    breaks(Fault("the engine died"))
+    (fault,) = (row for row in read(tmp_path / "metrics.jsonl", "event") if row["event"] == "fault")
+    assert fault["time_s"] > 1e6

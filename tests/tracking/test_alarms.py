@@ -129,6 +129,12 @@ def test_where_rollouts_and_updates_overlap_half_the_time_is_too_much() -> None:
     assert list(fired(run(first={"rollout/staleness_max": 1}, then=idle))) == ["learner idle"]
 
 
+def test_idle_engines_are_not_laid_to_evaluations_which_the_time_of_a_step_leaves_out() -> None:
+    (rule,) = (rule for rule in RULES if rule.name == "engines idle")
+    assert "evaluation" not in rule.change
+    assert "checkpoints" not in rule.change
+
+
 def test_an_alarm_sounds_once_until_it_has_ceased() -> None:
     alarms, heard = Alarms(), []
     for n, entropy in enumerate([0.4] * 5 + [0.01] * 10 + [0.4] * 8 + [0.01] * 10):
