@@ -110,6 +110,14 @@ def test_latex_keeps_what_a_name_says() -> None:
     assert r"a\&b\textasciitilde{}c\textasciicircum{}d\textbackslash{}e\#\{\}\$ & 1 \\" in table.latex(lines)
 
 
+def test_a_name_breaks_no_table_and_is_no_formula() -> None:
+    line = {"by": "type", "name": "=1+1\n| a", "questions": 1}
+    assert table.markdown([line]).splitlines()[-1] == "| =1+1 &#124; a | 1 |"
+    assert "\n=1+1 | a & 1 " in table.latex([line])
+    for name in ("=1+1", "+1", "-1", "@a"):
+        assert f"\ntype,'{name},1\n" in table.comma_separated([line | {"name": name}])
+
+
 # --- going on ------------------------------------------------------------------------------------
 
 

@@ -65,6 +65,33 @@ def test_seeds_are_one_row_with_their_spread() -> None:
     assert [row.seeds for row in papers.rows_of([*jobs, result("other", nq=(0.1, 0.1))])] == [3, 1]
 
 
+def test_a_set_that_fewer_seeds_have_says_so_and_the_average_is_of_the_seeds_that_have_all() -> None:
+    """As a sweep over seeds and sets leaves them of which some jobs failed."""
+
+    def job(seed: int, **sets: tuple[float, float]) -> dict[str, Any]:
+        return result(f"runs/seed={seed}/checkpoints/last", **sets)
+
+    both = [job(0, hotpotqa=(0.1, 0.1)), job(1, hotpotqa=(0.2, 0.2)), job(2, hotpotqa=(0.6, 0.6))]
+    (row,) = papers.rows_of([*both, job(0, musique=(0.3, 0.3)), job(2, musique=(0.4, 0.4))])
+    assert row.seeds == 3
+    assert row.cell(["hotpotqa"], ["em"]) == "30.0 ± 26.5"
+    assert row.cell(["musique"], ["em", "f1"]) == "35.0 ± 7.1 / 35.0 ± 7.1 (2 seeds)"
+    # 20 and 50 are the averages of seeds 0 and 2.
+    assert row.cell(["hotpotqa", "musique"], ["em"]) == "35.0 ± 21.2 (2 seeds)"
+    (row,) = papers.rows_of([*both[:2], job(1, musique=(0.4, 0.4))])
+    assert (row.seeds, row.cell(["musique"], ["em"])) == (2, "40.0 (1 seed)")
+    assert row.cell(["hotpotqa", "musique"], ["em"]) == "30.0 (1 seed)"
+    (row,) = papers.rows_of([both[0], job(1, musique=(0.4, 0.4))])
+    assert row.cell(["hotpotqa", "musique"], ["em"]) == papers.MISSING, "no seed has both"
+
+
+def test_a_checkpoints_name_breaks_no_table(tmp_path: Path) -> None:
+    papers.write(tmp_path, [result("=a|b\nc", hotpotqa=(0.1, 0.1), musique=(0.1, 0.1))])
+    assert "| =a&#124;b c | 10.0 / 10.0 |" in (tmp_path / "benchmark.md").read_text()
+    assert "\n=a|b c & 10.0 / 10.0 &" in (tmp_path / "benchmark.tex").read_text()
+    assert '"\'=a|b\nc",10.0' in (tmp_path / "benchmark.csv").read_text()
+
+
 def test_no_other_setting_that_ends_with_seed_is_a_seed() -> None:
     worlds = [result(f"runs/data.world_seed={n},seed=0/checkpoints/last", nq=(0.1 * n, 0.1)) for n in (1, 2)]
     assert [(row.name, row.seeds) for row in papers.rows_of(worlds)] == [

@@ -18,7 +18,7 @@ from typing import Any
 from agent.readable import json_of
 from tracking.differences import differences
 from tracking.evals.result import RESULT
-from tracking.evals.table import escaped
+from tracking.evals.table import escaped, markdown_row, no_formula
 
 FILE = "benchmark"
 AVERAGE = "Avg."
@@ -93,29 +93,36 @@ PAPERS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One policy: each measure of each set, a number for each of its seeds."""
+    """One policy: each measure of each set, a number for each of the seeds that have it."""
 
     name: str
     seeds: int
-    values: Mapping[str, Mapping[str, Sequence[float]]]
-    """By set and measure, as shares."""
+    """Of all sets; where jobs of a sweep have failed, a set has fewer."""
+    values: Mapping[str, Mapping[str, Mapping[str, float]]]
+    """By set, measure and seed, as shares."""
     questions: Mapping[str, int]
     """Of each set: a published number is of all of them, or of a sample that its paper names."""
 
     def cell(self, sets: Sequence[str | None], measures: Sequence[str]) -> str:
-        """The mean over ``sets`` and seeds in percent; with several seeds ± their standard deviation."""
+        """The mean over ``sets`` and the seeds that have all of them, in percent; of several seeds ± their standard
+        deviation, and how many there are where the row has more."""
         if any(name is None or name not in self.values for name in sets):
             return MISSING
-        return " / ".join(self._number([self.values[str(name)][measure] for name in sets]) for measure in measures)
+        found = [self.values[str(name)] for name in sets]
+        common = set.intersection(*(set(each[measures[0]]) for each in found))
+        if not common:
+            return MISSING
+        cell = " / ".join(
+            _number([statistics.mean(each[measure][seed] for each in found) for seed in sorted(common)])
+            for measure in measures
+        )
+        return cell if len(common) == self.seeds else f"{cell} ({len(common)} seed{'s' if len(common) > 1 else ''})"
 
-    @staticmethod
-    def _number(sets: Sequence[Sequence[float]]) -> str:
-        mean = f"{100 * statistics.mean(map(statistics.mean, sets)):.1f}"
-        seeds = {len(each) for each in sets}
-        if seeds == {1} or len(seeds) > 1:
-            return mean
-        spread = statistics.stdev(100 * statistics.mean(seed) for seed in zip(*sets, strict=True))
-        return f"{mean} ± {spread:.1f}"
+
+def _number(seeds: Sequence[float]) -> str:
+    percent = [100 * each for each in seeds]
+    spread = f" ± {statistics.stdev(percent):.1f}" if len(percent) > 1 else ""
+    return f"{statistics.mean(percent):.1f}{spread}"
 
 
 def rows_of(results: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -142,9 +149,9 @@ def rows_of(results: Sequence[Mapping[str, Any]]) -> list[Row]:
     return [
         Row(
             name=", ".join(filter(None, key)),
-            seeds=max(map(len, sets.values())),
+            seeds=len(set().union(*sets.values())),
             values={
-                name: {measure: [line[measure]["mean"] for _, line in sorted(seeds.items())] for measure in MEASURES}
+                name: {measure: {seed: line[measure]["mean"] for seed, line in seeds.items()} for measure in MEASURES}
                 for name, seeds in sets.items()
             },
             questions=questions[key],
@@ -252,7 +259,7 @@ def _markdown(found: Sequence[tuple[str, list[list[str]]]]) -> str:
     text = []
     for title, (head, *body) in found:
         rows = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-        text.append(f"{title}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows))
+        text.append(f"{title}\n\n" + "".join(map(markdown_row, rows)))
     return "\n".join(text)
 
 
@@ -270,5 +277,5 @@ def _comma_separated(found: Sequence[tuple[str, list[list[str]]]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     for title, (head, *body) in found:
-        writer.writerows([["table", *head], *([title.partition(":")[0], *row] for row in body)])
+        writer.writerows([["table", *head], *([title.partition(":")[0], *map(no_formula, row)] for row in body)])
     return out.getvalue()

@@ -63,7 +63,12 @@ def cells(lines: Sequence[Line], *, signed: bool = False) -> list[list[str]]:
 def markdown(lines: Sequence[Line], *, signed: bool = False) -> str:
     """A table of GitHub's Markdown."""
     rows = [header(lines), ["---", *["---:"] * (len(header(lines)) - 1)], *cells(lines, signed=signed)]
-    return "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |\n" for row in rows)
+    return "".join(map(markdown_row, rows))
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    """A line of a table of GitHub's Markdown."""
+    return f"| {' | '.join(' '.join(cell.split()).replace('|', '&#124;') for cell in cells)} |\n"
 
 
 def latex(lines: Sequence[Line], *, signed: bool = False) -> str:
@@ -85,8 +90,15 @@ def comma_separated(lines: Sequence[Line]) -> str:
     writer.writerow(["by", "name", "questions", *(f"{n}{end}" for n in names for end in ("", "_low", "_high")), *more])
     for line in lines:
         numbers = [line[name][key] for name in names for key in ("mean", "low", "high")]
-        writer.writerow([line["by"], line["name"], line["questions"], *numbers, *(line[name] for name in more)])
+        writer.writerow(
+            [line["by"], no_formula(str(line["name"])), line["questions"], *numbers, *(line[name] for name in more)]
+        )
     return out.getvalue()
+
+
+def no_formula(text: str) -> str:
+    """``text`` as a spreadsheet takes it for text: one that it would compute gets an apostrophe before it."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def write(folder: Path, name: str, lines: Sequence[Line], about: str, *, signed: bool = False) -> None:
@@ -116,7 +128,7 @@ def _cell(found: Mapping[str, Any], measure: str, signed: bool) -> str:
 def escaped(text: str) -> str:
     """``text`` as LaTeX has it."""
     return (
-        _LATEX.sub(lambda match: _ESCAPED.get(match[0], "\\" + match[0]), text)
+        _LATEX.sub(lambda match: _ESCAPED.get(match[0], "\\" + match[0]), " ".join(text.split()))
         .replace("–", "--")
         .replace("±", r"$\pm$")
     )
