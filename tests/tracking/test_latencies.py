@@ -122,3 +122,10 @@ def test_another_number_of_workers_is_simulated_from_the_same_run(run):
     found = calibrate(run, half=0.0, recompute=0.0, seed=0)
     two = dataclasses.replace(found.layout, rollout_workers=2)
     assert simulate(found.latencies, two, steps=20, seed=0).rollout_s < 0.65 * found.rollout_s
+
+
+def test_a_line_that_its_writer_never_finished_is_left_out(run):
+    found = calibrate(run, half=3.0, recompute=2.0, seed=0)
+    with (run / "trajectories.jsonl").open("a") as file:
+        file.write('{"action_tokens": 6}\n{"action_tokens": 6, "tur')
+    assert calibrate(run, half=3.0, recompute=2.0, seed=0) == found

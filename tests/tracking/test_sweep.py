@@ -466,3 +466,19 @@ def test_what_needs_each_draw_of_a_run_is_taken_from_its_draws(folder: Path) -> 
     assert "| different questions trained on | – | 2 | – |" in lines
     assert "| &nbsp;&nbsp;of these from too hard | – | 1.000 | – |" in lines
     assert "| &nbsp;&nbsp;of these from too easy | – | 0.000 | – |" in lines
+
+
+@pytest.mark.parametrize("row", [{}, {"kind": "summary"}, {"kind": "event", "event": "failed"}])
+def test_a_damaged_row_is_no_end_of_a_job(tmp_path: Path, row: dict[str, Any]) -> None:
+    replace(tmp_path / "metrics.jsonl", [row])
+    assert sweep.status(tmp_path)[0] in (sweep.Status.UNFINISHED, sweep.Status.FAILED)
+    assert not sweep.interrupted(tmp_path)
+
+
+def test_a_row_without_its_kind_ends_no_report(folder: Path) -> None:
+    name = "pool=epoch,seed=0"
+    replace(folder / name / "metrics.jsonl", [{"step": 1}, *RUN[:-1], SUMMARY])
+    report.write(folder, ReportConfig(sweep=str(folder)), Console(quiet=True))
+    told = {j["name"]: j for j in json.loads((folder / "sweep.json").read_text())["jobs"]}
+    assert told[name]["status"] == "unreadable"
+    assert told[name]["message"].startswith("its files: damaged")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import UserError
-from agent.readable import json_of
 from agent.simulation.pipeline import Latencies, Layout, fit_engine
 from tracking.metrics import read
 
@@ -113,8 +112,7 @@ def _episodes(run: Path) -> list[tuple[float, ...]]:
     path = run / "trajectories.jsonl"
     if not path.is_file():
         raise UserError(f"{path} doesn't exist; set tracker.trajectories_per_step to more than 0 in the run to read")
-    rows = [json_of(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    episodes = [turns_of(row) for row in rows if row["turns"] and row["action_tokens"]]
+    episodes = [turns_of(row) for row in read(path) if row.get("turns") and row.get("action_tokens")]
     if not episodes:
         raise UserError(f"{path} holds no episode")
     return episodes
@@ -133,8 +131,8 @@ def _settings(run: Path) -> Any:
 def _steps(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The undisturbed steps, with ``period_s`` from the step before to this one: every other one, and those between."""
     rows = read(run / "metrics.jsonl")
-    disturbed = {r["step"] for r in rows if r["kind"] == "eval" or r.get("event") == "checkpoint"}
-    steps = [r for r in rows if r["kind"] == "step"]
+    disturbed = {r["step"] for r in rows if r.get("kind") == "eval" or r.get("event") == "checkpoint"}
+    steps = [r for r in rows if r.get("kind") == "step"]
     pairs = [(a, b) for a, b in itertools.pairwise(steps) if b["step"] == a["step"] + 1]
     found = [{**b, "period_s": b["time_s"] - a["time_s"]} for a, b in pairs if a["step"] not in disturbed]
     if len(found) < 4:

@@ -150,9 +150,9 @@ def _told(folder: Path, job: Job, rows: Sequence[Mapping[str, Any]], target_em: 
             told |= {name: found.pop(name) for name in ("rollouts", "generated_tokens")}
     except UserError as error:
         state, message = Status.UNREADABLE, str(error)
-    refused = [r for r in rows if r["kind"] == "eval" and r.get("refused")]
+    refused = [r for r in rows if r.get("kind") == "eval" and r.get("refused")]
     if refused and not message:
-        message = "; ".join(f"the evaluation of step {r['step']} was refused: {r['refused']}" for r in refused)
+        message = "; ".join(f"the evaluation of step {r.get('step')} was refused: {r['refused']}" for r in refused)
     about = {"name": job.name, "condition": job.condition, "overrides": job.overrides, "seed": job.seed}
     return {**about, "status": str(state), "message": message, **told, "measures": found}
 

@@ -167,11 +167,11 @@ def status(folder: Path) -> tuple[Status, str]:
     failed = bool(rows) and rows[-1].get("event") == "failed"
     if (folder / RESULT).is_file() and not failed:  # an evaluation; its files may have changed since
         return Status.FINISHED, ""
-    summaries = [r for r in rows if r["kind"] == "summary"]
-    if summaries and not summaries[-1]["stopped_early"]:
+    summaries = [r for r in rows if r.get("kind") == "summary"]
+    if summaries and not summaries[-1].get("stopped_early", True):
         return Status.FINISHED, ""
     if failed:  # an earlier failure has been gone on from
-        return Status.FAILED, str(rows[-1]["message"])
+        return Status.FAILED, str(rows[-1].get("message"))
     return (Status.UNFINISHED if rows else Status.WAITING), ""
 
 
@@ -182,8 +182,8 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 def interrupted(folder: Path) -> bool:
     """Whether the job's run was ended by its user."""
-    summaries = [r for r in _rows(folder) if r["kind"] == "summary"]
-    return bool(summaries) and bool(summaries[-1]["interrupted"])
+    summaries = [r for r in _rows(folder) if r.get("kind") == "summary"]
+    return bool(summaries) and bool(summaries[-1].get("interrupted"))
 
 
 def has_checkpoint(folder: Path) -> bool:
