@@ -96,7 +96,7 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
 
         from actors.dashboard import entrance
         from actors.noting import note, reported
-        from actors.ray_start import start_ray, stop_ray
+        from actors.ray_start import start_ray
         from actors.threads import in_thread
 
     def prepared_here() -> Any:
@@ -110,12 +110,12 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
         # In threads that a signal needn't wait for: a tracker may hang as it opens.
         prepared_later = in_thread(prepared_here)
         trackers_later = in_thread(lambda: _trackers(config, run_dir, made_with.settings, went_on, extras))
-        ending.enter_context(_closing(trackers_later, console))
-        with console.phase("starting Ray"):
-            dashboard = start_ray(config, namespace)
-        if dashboard:
-            console.say(entrance(dashboard))
-        try:
+        with _closing(trackers_later, console):  # before Ray, which takes a while to end
+            with console.phase("starting Ray"):
+                dashboard = start_ray(config, namespace)
+            ending.callback(_stopped, console)
+            if dashboard:
+                console.say(entrance(dashboard))
             prepared = prepared_later.result()
             console.notices(prepared.task.notices, run_dir)
             from actors.supervisor import Supervisor
@@ -140,15 +140,19 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
             except (Fault, OSError) as fault:
                 why, saved = refused(fault), supervisor.saving.newest()
                 raise Fault(why + (f"; resume with resume={saved}" if saved else "")) from fault
-        finally:
-            with console.phase("Ray shuts down"):
-                stop_ray()
     first, last = summary["first_eval"], summary["last_eval"]
     if first and last and last["step"] == summary["step"] and None not in (first["em"], last["em"]):
         console.say(f"held-out EM {first['em']:.3f} before, {last['em']:.3f} after {summary['step']} steps", "bold")
     console.say(f"checkpoint {summary['checkpoint']}, metrics {run_dir / 'metrics.jsonl'}")
     if (left := supervisor.stopping.leaving) is not None:
         raise Stopped(left, f" after step {summary['step']}; resume with resume={summary['checkpoint']}")
+
+
+def _stopped(console: Console) -> None:
+    from actors.ray_start import stop_ray
+
+    with console.phase("Ray shuts down"):
+        stop_ray()
 
 
 @contextmanager
