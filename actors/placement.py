@@ -24,8 +24,6 @@ Bundle = Mapping[str, float]
 
 ANYWHERE = ""
 """Stands for the node of an actor that Ray may put on any."""
-SPREAD: dict[str, Any] = {"scheduling_strategy": "SPREAD"}
-"""Options of engines on CPUs: one after the other on another node."""
 
 
 def bundles(cluster: ClusterConfig) -> list[Bundle]:
@@ -102,6 +100,20 @@ def reserve(wanted: Sequence[Bundle], name: str, timeout_s: float) -> Places:
         )
     where = placement_group_table(group)["bundles_to_node_id"]
     return Places(group=group, nodes=tuple(where[index] for index in range(len(wanted))))
+
+
+def alive_nodes() -> list[str]:
+    """The ids of the cluster's nodes."""
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+
+
+def is_there(name: str) -> bool:
+    """Whether an actor of this run has the name: nobody does any more once it has died."""
+    try:
+        ray.get_actor(name)
+    except ValueError:
+        return False
+    return True
 
 
 def on_node(node: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ a cluster: ``retrieval``, ``pool``, ``learner`` and ``rollout-0``, ``rollout-1``
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +21,7 @@ from actors.followers import FollowerActor
 from actors.followers import name as learner_name
 from actors.learner import LearnerActor
 from actors.nodes import check_nodes
-from actors.placement import ANYWHERE, SPREAD, Places, bundles, engine_nodes, on_node, reserve
+from actors.placement import ANYWHERE, Places, alive_nodes, bundles, engine_nodes, is_there, on_node, reserve
 from actors.plan.layouts import chosen
 from actors.pool import PoolActor
 from actors.process import QUIET
@@ -72,6 +73,8 @@ class Topology:
     """How the workers evaluate and answer."""
     followers: dict[str, Any] = field(default_factory=dict)
     """The learners of other ranks than 0, by name."""
+    _engines: dict[str, str] = field(default_factory=dict)
+    """The node of each engine without a GPU."""
 
     @property
     def log_dir(self) -> Path:
@@ -96,7 +99,7 @@ class Topology:
         cluster = self.config.cluster
         if cluster.address is None:
             return
-        nodes = self.places.nodes if self.places else [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        nodes = self.places.nodes if self.places else alive_nodes()
         model = Path(self.model_path)
         files = [file for file in (self.corpus, model if model.is_dir() else None) if file is not None]
         check_nodes(nodes, self.run_dir, self.config.cache, files, cluster.start_timeout_s)
@@ -211,8 +214,17 @@ class Topology:
             num_gpus=self._gpus,
             max_concurrency=1000,
             runtime_env={"env_vars": env},
-            **(self.places.engine() if self.places else SPREAD if cluster.address is not None else {}),
+            **(self.places.engine() if self.places else self._spread(name)),
         ).remote(name, settings, self.log_dir, dict(retrieval))
+
+    def _spread(self, name: str) -> dict[str, Any]:
+        """Options of an engine without a GPU: on the node with the fewest. Ray's own SPREAD may choose one twice."""
+        if self.config.cluster.address is None:
+            return {}
+        self._engines = {other: node for other, node in self._engines.items() if is_there(other)}
+        counts = Counter(self._engines.values())
+        self._engines[name] = min(alive_nodes(), key=lambda node: counts[node])
+        return on_node(self._engines[name])
 
     @property
     def groups_in_flight(self) -> int:

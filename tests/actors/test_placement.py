@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import ray
 from ray_fakes import result, until
+from settings import composed
 
 from actors import topology
 from actors.placement import ANYWHERE, Places, bundles, engine_nodes, lacking, nearest, on_node, reserve
@@ -186,3 +187,23 @@ def test_what_others_have_is_waited_for_and_then_refused(places: Places) -> None
     places.release()
     until(lambda: ray.available_resources().get("CPU", 0) >= 1)
     reserve([{"CPU": 1.0}], "box", 30.0).release()
+
+
+def test_each_engine_without_a_gpu_goes_to_the_node_with_the_fewest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    there, nodes = {"rollout-0", "rollout-1", "rollout-2"}, ["a", "b"]
+    monkeypatch.setattr(topology, "alive_nodes", lambda: nodes)
+    monkeypatch.setattr(topology, "is_there", lambda name: name in there)
+    made = Topology(composed("cluster.address=head:6379"), tmp_path, "model", None)
+
+    def node(name: str) -> str:
+        return str(made._spread(name)["label_selector"]["ray.io/node-id"])
+
+    assert [node(f"rollout-{i}") for i in range(3)] == ["a", "b", "a"]
+    there.remove("rollout-1")
+    assert node("rollout-3") == "b", "where one has died"
+    nodes.remove("b")
+    assert node("rollout-4") == "a"
+    alone = Topology(composed(), tmp_path, "model", None)
+    assert alone._spread("rollout-0") == {}
