@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,8 +38,7 @@ def resolve(path: str, key: str) -> Any:
     module = imported(module_name, f"{key}={path}", module_name)
     if not hasattr(module, name):
         public = [other for other in vars(module) if not other.startswith("_")]
-        fixes = filter(None, (nearest(name, public), _hides(module_name)))
-        raise UserError(f"{key}={path}: {module_name} has no {name}; {'; '.join(fixes)}")
+        raise UserError(f"{key}={path}: {module_name} has no {name}; {nearest(name, public)}")
     return getattr(module, name)
 
 
@@ -57,18 +58,21 @@ def _import_problem(module_name: str, called: str, error: BaseException) -> str:
         return str(error)
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
         if f"{module_name}.".startswith(f"{error.name}."):
-            fix = _hides(module_name) or "set PYTHONPATH to the folder that holds it"
+            fix = _instead(module_name, "set PYTHONPATH to the folder that holds it")
             return f"there is no module {error.name}; {fix}"
         return f"{called} imports {error.name}, which isn't installed"
     return f"importing {called} raised {type(error).__name__}: {shortened(error)}"
 
 
-def _hides(module_name: str) -> str:
-    """The fix where a package of ours has the name that ``module_name`` begins with; nothing where none has."""
+def _instead(module_name: str, else_: str) -> str:
+    """What to do where a package of ours has the name that ``module_name`` begins with; ``else_`` where none has."""
     top, root = module_name.partition(".")[0], Path(__file__).parents[1]
     if not ((root / top / "__init__.py").is_file() or (root / f"{top}.py").is_file()):
-        return ""
-    return f"`{top}` is a package of Slingshot's own and hides yours; rename it"
+        return else_
+    elsewhere = [place for place in sys.path if Path(place).resolve() != root]
+    if PathFinder.find_spec(top, elsewhere) is not None:
+        return f"`{top}` is a package of Slingshot's own and hides yours; rename it"
+    return f"`{top}` is a package of Slingshot's own, in which there is none"
 
 
 def check_function(found: Any, where: str, signatures: Sequence[tuple[str, ...]]) -> tuple[Callable[..., Any], int]:

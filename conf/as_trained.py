@@ -82,6 +82,8 @@ def _settings(file: Path, lines_of: Callable[[Mapping[str, Any]], list[str]]) ->
         if (copy := file.with_name(PROMPT.name)).is_file():
             settings["agent"]["prompt"] = copy.read_text(encoding="utf-8")  # compared by what it says
         return lines_of(settings)
+    except UserError as error:  # its ranker, say, isn't here; it is no folder that no run wrote
+        raise UserError(f"checkpoint={file.parents[1]}: {error}") from error
     except (OSError, ValueError, LookupError, TypeError):
         return []
 
@@ -97,12 +99,7 @@ def _data(settings: Mapping[str, Any], mode: str) -> list[str]:
     data, retrieval = settings["data"], settings["retrieval"]
     if data["source"] == "world":
         return [WORLD, *(f"data.{name}={literal(data[name])}" for name in _WORLD if name in data)]
-    elsewhere = any(retrieval.get(name) for name in PLACES)
-    lines = [
-        f"data.{name}={literal(data[name])}"
-        for name in _QUESTIONS
-        if name in data and not (name == "corpus" and elsewhere)
-    ]
+    lines = [f"data.{name}={literal(data[name])}" for name in _QUESTIONS if name in data]
     if _split_matters(data, mode):
         seed = data.get("split_seed")
         lines.append(f"data.split_seed={settings['seed'] if seed is None else seed}")

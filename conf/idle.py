@@ -43,8 +43,9 @@ def _no_exact_master(of: Composed) -> bool:
     return of("algorithm.optimizer.exact_master") is True and (wide or not eight_bit)
 
 
-def _evaluates(name: str, modes: tuple[str, ...], why: str) -> Need:
-    return Need(f"evaluation.{name}", (), lambda of: True, why, modes=modes)
+def _evaluates(name: str, default: Any, why: str) -> Need:
+    key = f"evaluation.{name}"
+    return Need(key, (), lambda of: of(key) != default, why, modes=("train", "ask", "calibrate"))
 
 
 def _endpoint(key: str) -> Need:
@@ -84,16 +85,14 @@ NEEDS = (
         switched=False,
     ),
     *(
-        _evaluates(name, ("train", "ask", "calibrate"), f"{name} is of mode=eval; {other}")
-        for name, other in (
-            ("samples", "elsewhere a question is played once"),
-            ("temperature", "elsewhere held-out questions are played greedily"),
+        _evaluates(name, default, f"{name} is of mode=eval; {other}")
+        for name, default, other in (
+            ("samples", 1, "elsewhere a question is played once"),
+            ("temperature", 0, "elsewhere held-out questions are played greedily"),
         )
     ),
     *(
-        _evaluates(
-            f"endpoint.{name}", ("train", "ask", "calibrate"), "a model behind an endpoint is played by mode=eval"
-        )
+        _evaluates(f"endpoint.{name}", None, "a model behind an endpoint is played by mode=eval")
         for name in ("url", "model")
     ),
     *(_endpoint(f"agent.{name}") for name in ("max_response_tokens", "max_prompt_tokens")),

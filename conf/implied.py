@@ -6,7 +6,7 @@ Whatever is said on the command line counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
@@ -118,24 +118,24 @@ def _questions_and_passages(overrides: Sequence[Override], composed: DictConfig,
     return found
 
 
-def _fitting(before: Sequence[str], given: set[str], composed: DictConfig) -> Iterator[str]:
+def _fitting(before: Sequence[str], given: set[str], composed: DictConfig) -> list[str]:
     """What goes with the settings that are ``given``, of those of a checkpoint's run.
 
     Another ranker ranks the same corpus. Another corpus is ranked as the run's was, another place has its own ranking.
     """
-    moved = "data.corpus" in given
-    place = any(OmegaConf.select(composed, f"retrieval.{name}") for name in PLACES)
+    moved, other = "data.corpus" in given, bool(given.intersection(_ELSEWHERE))
+    places = [f"retrieval.{name}" for name in PLACES]
     server = f"retrieval={SERVER}" in before
+    kept = []
     for line in before:
         key = line.partition("=")[0]
         of_passages = key.partition(".")[0] == "retrieval"
-        if of_passages and (given.intersection(_ELSEWHERE) or (moved and server)):
-            continue
-        if moved and key in (f"retrieval.{name}" for name in PLACES):
-            continue
-        if place and key == "data.corpus":
-            continue
-        yield line
+        if not (of_passages and (other or (moved and server))) and not (moved and key in places):
+            kept.append(line)
+    placed = any(OmegaConf.select(composed, key) for key in places) or any(
+        line.partition("=")[0] in places and not line.endswith("=null") for line in kept
+    )
+    return [line for line in kept if not (placed and line.startswith("data.corpus="))]
 
 
 def _of_the_world(given: set[str]) -> bool:

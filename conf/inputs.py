@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -83,7 +84,10 @@ def stamps(config: RunConfig) -> dict[str, str]:
     for key, path in _read(config):
         if key != "compare" and not key.endswith("token_file"):
             place = at_home(path).resolve()
-            files = [file.stat() for file in (place.rglob("*") if place.is_dir() else (place,)) if file.is_file()]
+            files = []
+            for file in place.rglob("*") if place.is_dir() else (place,):
+                with suppress(FileNotFoundError):  # a run may be pruning its checkpoints
+                    files += [file.stat()] if file.is_file() else []
             found[f"{key}={place}"] = (
                 f"{sum(f.st_size for f in files)} {max((f.st_mtime_ns for f in files), default=0)}"
             )

@@ -254,7 +254,9 @@ class RunConfig:
         data, place = self.data, self.retrieval.place
         scratch = self.mode in ("train", "plan", "fetch") and self.model.path is None
         titled = data.evidence_match == "id" and (self.mode == "experts" or data.experts == AUTO)
-        if data.corpus and place and not (scratch or titled):
+        # A run goes on as it was asked for; mode=index says of a place what it is there.
+        others = bool(self.resume) or self.mode in ("fetch", "index")
+        if data.corpus and place and not (scratch or titled or others):
             raise UserError(
                 f"data.corpus={data.corpus} and {self.retrieval.place_key}={place} both say where passages come from; "
                 "leave one out (retrieval=bm25 searches the corpus)"

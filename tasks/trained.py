@@ -48,7 +48,9 @@ def trained_on(checkpoint: Path, questions: Sequence[Question]) -> set[str] | No
 def _recorded(checkpoint: Path) -> Digests | None:
     file = checkpoint / FILE
     if not file.is_file():
-        return None
+        file = checkpoint.resolve().parent.parent / Path(FILE).name  # where runs of an earlier version have it
+        if not file.is_file() or checkpoint.resolve().parent.name != "checkpoints":
+            return None
     try:
         found = np.load(file)
     except (OSError, ValueError, EOFError) as error:

@@ -60,7 +60,8 @@ class EndpointConfig:
         """To be called where it is used. Raises ``UserError`` for an address that is none, or without a model."""
         key = self.KEY
         if self.url is not None and (problem := _wrong(self.url, self.SECRET)):
-            raise UserError(f"{key}.url={self.url} {problem}")
+            shown = re.sub("//[^/]*@", "//…@", self.url)  # a password is for no log
+            raise UserError(f"{key}.url={shown} {problem}")
         secret = os.environ.get(self.SECRET, "")
         if self.url is not None and not (secret.isascii() and (secret.isprintable() or not secret)):
             raise UserError(f"the environment variable {self.SECRET} must be a key of plain ASCII letters, on one line")

@@ -17,6 +17,7 @@ from typing import Protocol
 from agent.answers import exact_match, has_words, normalise
 from agent.config import AgentConfig
 from agent.errors import RetrievalError, UserError, commonest
+from agent.formats.catalogue import format_class
 from agent.neutral import neutralise
 from agent.prompts import PROMPTS, fill
 from agent.records import Question, StopReason, Trajectory
@@ -109,7 +110,7 @@ async def _player(
     agent, teacher = library.agent, config.teacher
     # A teacher plays in tags: it is told what the policy is told where that plays in them, but for `plain`, which says
     # nothing of them.
-    own = agent.format == "tags" and agent.prompt not in PROMPTS
+    own = format_class(agent.format).in_tags and agent.prompt not in PROMPTS
     stage = Stage(agent, library.searcher, prompt=agent.prompt if own else "instruct")
     if teacher.url is None:
         return FromEvidence(library, stage, config, seed), CHUNK

@@ -8,8 +8,10 @@ reasoned and not by wording, is that of RFT (Yuan et al. 2023, arXiv 2308.01825)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from agent.answers import normalise_query
 from agent.config import AgentConfig
@@ -17,9 +19,11 @@ from agent.errors import GenerationError, NoRoom, UserError
 from agent.protocol import TagProtocol
 from agent.records import Completion, Finish, Trajectory
 from tasks.making.config import EndpointConfig
-from tasks.making.endpoint import Endpoint, EndpointError
+from tasks.making.endpoint import Endpoint, EndpointError, Reply
 from tasks.making.episodes import CODEC, completion
 
+FEWEST = 32
+"""Tokens of a turn that are still asked for as an endpoint's context gets full."""
 PATIENCE = 20
 """Episodes in a row that end in a fault, after which nothing more is asked of an endpoint."""
 REFUSED = frozenset({401, 403, 404})
@@ -58,12 +62,13 @@ class Teacher:
         }
         self._messages.append({"role": "user", "content": CODEC.decode(prompt_ids[self._seen :]).strip()})
         try:
-            reply = await self.endpoint.chat(self._messages, **sent)
+            reply = await self._asked(sent)
         except EndpointError as error:
             where = f"{self.config.KEY}.url={self.config.url}, {self.config.KEY}.model={self.config.model}: {error}"
             if error.code in REFUSED and not self.endpoint.answered:
                 raise UserError(f"{where}; correct them, or the environment variable {self.config.SECRET}") from error
-            if error.code in MISFIT and not self.endpoint.answered and any(name in str(error) for name in sent):
+            named = any(re.search(rf"\b{name}\b", str(error)) for name in sent)
+            if error.code in MISFIT and named and not error.full and not self.endpoint.answered:
                 raise UserError(
                     f"{where}; {', '.join(sent)} are sent with each request: name a model that takes them"
                 ) from error
@@ -79,6 +84,17 @@ class Teacher:
         made = completion(text, finish)
         self._seen = len(prompt_ids) + len(made.token_ids)
         return made
+
+    async def _asked(self, sent: dict[str, Any]) -> Reply:
+        """The reply; of half as many tokens, and again, where the context has no room for all that a turn may have."""
+        while True:
+            try:
+                return await self.endpoint.chat(self._messages, **sent)
+            except EndpointError as error:
+                fewer = sent["max_tokens"] // 2
+                if not error.full or fewer < FEWEST:
+                    raise
+                sent = sent | {"max_tokens": fewer}
 
     async def score(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> float:
         """See ``Generator``; nothing asks for it without an early exit."""

@@ -42,6 +42,8 @@ class Model:
     code: int = 503
     holds: int = 1000
     """Messages that fit its context."""
+    room: int = 100_000
+    """Most tokens that a turn may be asked for there."""
 
     def says(self, messages: list[dict[str, str]]) -> str:
         assert [m["role"] for m in messages] == ["user", "assistant"] * (len(messages) // 2) + ["user"]
@@ -68,7 +70,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Model]:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            if len(body["messages"]) > state.holds:
+            if len(body["messages"]) > state.holds or body["max_tokens"] > state.room:
                 told = b'{"error": {"message": "' + 100 * b" " + b"This model's maximum context length is 9 tokens.\"}}"
                 self.send_response(400)
                 self.send_header("Content-Length", str(len(told)))
@@ -187,6 +189,14 @@ def test_an_endpoint_that_refuses_is_a_users_mistake(model: Model, asked: Any, t
         UserError, match=r"^evaluation\.endpoint\.url=.*, evaluation\.endpoint\.model=org/some-model: .*ENDPOINT_KEY$"
     ):
         evaluated(asked(), tmp_path / "run")
+
+
+def test_a_turn_is_as_long_as_the_endpoints_context_has_room(model: Model, asked: Any, tmp_path: Path) -> None:
+    """Also the first one, where no more fits: nothing is wrong with the endpoint."""
+    model.room = 300
+    found = evaluated(asked("evaluation.questions=0"), tmp_path / "run")
+    assert found["slices"][0]["em"]["mean"] == pytest.approx(2 / 3)
+    assert {body["max_tokens"] for body in model.asked} == {2048, 1024, 512, 256}
 
 
 @pytest.fixture

@@ -200,6 +200,34 @@ def test_a_corpus_beside_another_place_is_refused(files: dict[str, str]) -> None
         asked("model=tiny", *given, *place, "data.experts=auto")  # its tokenizer is made of the corpus
 
 
+def test_a_run_goes_on_as_it_was_asked_for(tmp_path: Path, files: dict[str, str]) -> None:
+    given = ["data=jsonl", f"data.questions={files['questions']}", f"data.corpus={files['corpus']}"]
+    given += [f"retrieval.index={files['index']}", "model=smollm2-135m"]
+    (config,) = asked(*given, f"resume={tmp_path}")
+    assert (config.retrieval.index, config.data.corpus) == (files["index"], files["corpus"])
+
+
+def test_the_corpus_beside_a_runs_index_is_there_for_another_ranker(tmp_path: Path, files: dict[str, str]) -> None:
+    both = ["data=jsonl", f"data.questions={files['questions']}", f"data.corpus={files['corpus']}"]
+    (config,) = asked("model=tiny", *both, f"retrieval.index={files['index']}", "data.experts=auto")
+    here = tmp_path / "here"
+    (here / MADE_WITH).parent.mkdir(parents=True)
+    (here / MADE_WITH).write_text(json.dumps({"settings": asdict(config), "data": {}}, default=str))
+    (config,) = asked("mode=eval", f"checkpoint={here}")
+    assert (config.retrieval.index, config.data.corpus) == (files["index"], None)
+    (config,) = asked("mode=eval", f"checkpoint={here}", "retrieval=bm25")
+    assert (config.retrieval.index, config.data.corpus) == (None, files["corpus"])
+
+
+def test_a_ranker_of_ones_own_that_is_gone_is_named(tmp_path: Path, files: dict[str, str]) -> None:
+    here = trained(tmp_path / "here", *(a.format(**files) for a in PLACED["corpus"]))
+    made = json.loads((here / MADE_WITH).read_text())
+    made["settings"]["retrieval"]["backend"] = "mine"
+    (here / MADE_WITH).write_text(json.dumps(made))
+    with pytest.raises(UserError, match=rf"^checkpoint={here}: .*mine"):
+        asked("mode=eval", f"checkpoint={here}")
+
+
 @pytest.mark.parametrize("gone", ["questions", "corpus"])
 def test_what_the_mode_does_not_read_may_be_gone(tmp_path: Path, files: dict[str, str], gone: str) -> None:
     here = trained(tmp_path / "here", *(a.format(**files) for a in PLACED["corpus"]))

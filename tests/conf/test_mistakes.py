@@ -77,6 +77,10 @@ def test_what_another_mode_reads_is_refused(idle: str, mode: list[str], why: str
     assert refusal(*mode, idle).startswith(f"{idle}: {why}")
 
 
+def test_what_holds_anyway_may_be_said() -> None:
+    launch.check_overrides(["evaluation.samples=1", "evaluation.temperature=0", "evaluation.endpoint.url=null"])
+
+
 def test_a_setting_with_what_it_needs_is_taken() -> None:
     for needed in (
         ["algorithm.reference=cpu", "algorithm.seeding.kl=k3"],

@@ -139,21 +139,27 @@ def test_a_sweep_may_compare_it_with_a_shipped_one() -> None:
         ("reward.outcome=own_rule_module:juge", "own_rule_module has no juge; did you mean 'judge'?"),
         (
             "reward.outcome=tasks.my_rewards:judge",
-            "there is no module tasks.my_rewards; `tasks` is a package of Slingshot's own and hides yours; rename it",
+            "there is no module tasks.my_rewards; `tasks` is a package of Slingshot's own, in which there is none",
         ),
-        (
-            "reward.outcome=learner:judge",
-            "; `learner` is a package of Slingshot's own and hides yours; rename it",
-        ),
+        ("reward.outcome=agent.rewards.outcomes.em:outcom", "em has no outcom; did you mean 'outcome'?"),
         ("algorithm.loss=own_rule_module:judge", "must be a class made from learner.losses.base.Loss"),
     ],
 )
-def test_a_path_that_is_none_is_one_line(argument: str, message: str) -> None:
+def test_a_path_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch, argument: str, message: str) -> None:
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if not Path(place, "tasks", "test_sets.py").exists()])
     with pytest.raises(UserError) as error:
         launch.check_overrides([argument])
     assert str(error.value).startswith(argument)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_package_of_ones_own_that_one_of_ours_hides_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "my_rewards.py").write_text("def judge(question, trajectory): return 1.0\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    with pytest.raises(UserError, match=r"; `tasks` is a package of Slingshot's own and hides yours; rename it$"):
+        launch.check_overrides(["reward.outcome=tasks.my_rewards:judge"])
 
 
 def test_a_reward_of_ones_own_is_a_valid_run() -> None:

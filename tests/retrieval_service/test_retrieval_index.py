@@ -136,7 +136,7 @@ def test_one_more_backend_opens_the_index_that_the_first_one_opened(
         ensure=lambda corpus, config, cache, watch: ensure_index(corpus, recipe, cache),
         Backend=lambda index, config: index,
     )
-    monkeypatch.setattr(rankers, "_module", lambda name: ranker)
+    monkeypatch.setattr(rankers, "backend_module", lambda name: ranker)
     open_one = rankers.opener(corpus, RetrievalConfig(), tmp_path / "c")
     first = open_one()
     write_corpus(corpus, [Passage(id="a", title="A", text="three")])

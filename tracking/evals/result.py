@@ -85,7 +85,9 @@ def note_sources(folder: Path, stamps: Mapping[str, str]) -> None:
 
 
 def made_of(folder: Path, stamps: Mapping[str, str]) -> bool:
-    """Whether the result in ``folder`` was made of files with these stamps."""
+    """Whether the result in ``folder`` was made of files with these stamps, as far as is known."""
+    if not (folder / SOURCES).is_file():
+        return True  # an earlier version's: nobody knows
     try:
         return bool(json_of((folder / SOURCES).read_text(encoding="utf-8")) == dict(stamps))
     except (OSError, ValueError):
