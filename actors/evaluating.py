@@ -78,8 +78,7 @@ def evaluate(config: RunConfig, run_dir: Path, console: Console, namespace: str)
 
 def _track(config: RunConfig, run_dir: Path, row: dict[str, Any], console: Console) -> None:
     """Tells the trackers what a training run tells them of an evaluation: its numbers and the table of its episodes."""
-    name = f"{run_dir.parent.name}/{run_dir.name}"
-    asked = Tracked(config=config.tracker, folder=run_dir, settings=asked_settings(config), name=name, whole=True)
+    asked = Tracked(config=config.tracker, folder=run_dir, settings=asked_settings(config), whole=True)
     extras = Dispensable(lambda why: console.say(why, "yellow"), then="isn't told of this evaluation")
     with console.phase("the trackers are told"):
         trackers = Trackers.open(asked, {}, extras)

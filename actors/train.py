@@ -182,7 +182,6 @@ def _trackers(config: RunConfig, run_dir: Path, settings: dict[str, Any], went_o
         config=config.tracker,
         folder=run_dir,
         settings=settings,
-        name=f"{run_dir.parent.name}/{run_dir.name}",
         first_step=went_on.step + 1 if went_on else 0,
     )
     return Trackers.open(asked, went_on.trackers if went_on else {}, extras)

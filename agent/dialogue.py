@@ -14,7 +14,7 @@ from agent.errors import UserError
 from agent.formats.base import Format, Shown
 from agent.formats.catalogue import format_class
 from agent.neutral import ENCODINGS, Neutraliser
-from agent.protocol import NO_RESULTS, Action, TagProtocol
+from agent.protocol import NO_RESULTS, THOUGHT_END, Action, TagProtocol
 from agent.records import Finish, Passage
 from agent.tokens import TokenCodec
 from agent.tools.base import Result
@@ -109,7 +109,7 @@ class Dialogue:
     def action_ids(self, action: str, *, first: bool = False, last: bool = False) -> list[int]:
         """Ids of an expert's action, which is written in the tags of ``protocol``; ``first`` follows the prompt, and
         ``last`` ends the episode. Where a thought has been opened, the expert closes it before it acts."""
-        closed = self.codec.encode("\n</think>\n\n") if self._begun(first) else []
+        closed = self.codec.encode(f"\n{THOUGHT_END}\n\n") if self._begun(first) else []
         return [*closed, *self._format.written(action, last=last)]
 
     def _encode_prompt(self, question: str) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ _TEXT_COMMAND = re.compile(
     r"\\(?:text|textbf|textit|textrm|textsf|texttt|emph|mbox|mathrm|mathbf|mathit)\s*\{([^{}]*)\}"
 )
 _ESCAPED = re.compile(r"\\([&%$#_{} ])")
-THOUGHT = ("<think>", "</think>")
+THINK, THOUGHT_END = "<think>", "</think>"
 """What models write around their thoughts."""
 NO_RESULTS = "No passage matches this query."
 
@@ -120,7 +120,7 @@ class TagProtocol:
                 opening=f"<{tool.name}>",
                 closing=f"</{tool.name}>",
             )
-            if {tags.opening, tags.closing} & {*self.tags, *THOUGHT}:
+            if {tags.opening, tags.closing} & {*self.tags, THINK, THOUGHT_END}:
                 raise UserError(
                     f"agent.tools: the tags of '{tool.name}' have another meaning in agent.protocol={self.name}; "
                     "rename the tool"
@@ -153,9 +153,8 @@ class TagProtocol:
 
     def last_box(self, text: str) -> tuple[int, int] | None:
         """Where the content of the last balanced ``answer_open … }`` after all thoughts begins and ends, or None."""
-        opening, closing = THOUGHT
-        said = text.rfind(closing) + 1
-        if text.find(opening, said) >= 0:
+        said = text.rfind(THOUGHT_END) + 1
+        if text.find(THINK, said) >= 0:
             return None
         start = text.rfind(self.answer_open, said)
         while start >= 0:

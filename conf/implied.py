@@ -31,8 +31,6 @@ _PLANNED = ("agent", "algorithm", "cluster", "model", "pool")
 """Groups with settings that the plan may choose."""
 _OWN = ("data.questions", "data.eval_questions")
 """Files of the user's, of which the built-in world has none."""
-SERVER = "http"
-"""The ranker that asks a server."""
 _ELSEWHERE = ("retrieval", "retrieval.index", "retrieval.url", "retrieval.prebuilt", "retrieval.backend")
 
 
@@ -125,7 +123,7 @@ def _fitting(before: Sequence[str], given: set[str], composed: DictConfig) -> li
     """
     moved, other = "data.corpus" in given, bool(given.intersection(_ELSEWHERE))
     places = [f"retrieval.{name}" for name in PLACES]
-    server = f"retrieval={SERVER}" in before
+    server = any(line.startswith("retrieval.url=") and not line.endswith("=null") for line in before)
     kept = []
     for line in before:
         key = line.partition("=")[0]

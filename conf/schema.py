@@ -252,7 +252,7 @@ class RunConfig:
     def _check_passages(self) -> None:
         """A corpus beside an index or a server is read for its words and titles alone; nobody would search it."""
         data, place = self.data, self.retrieval.place
-        scratch = self.mode in ("train", "plan", "fetch") and self.model.path is None
+        scratch = self.mode in ("train", "plan") and self.model.path is None
         titled = data.evidence_match == "id" and (self.mode == "experts" or data.experts == AUTO)
         # A run goes on as it was asked for; mode=index says of a place what it is there.
         others = bool(self.resume) or self.mode in ("fetch", "index")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agent.dialogue import Dialogue
-from agent.protocol import TagProtocol
+from agent.protocol import THINK, THOUGHT_END, TagProtocol
 from agent.records import NO_VERSION, BoolArray, IntArray, Passage, Question, StopReason, Trajectory, Turn
 from agent.seeds import derive_seed
 from agent.tokens import Tokenizer
@@ -127,7 +127,7 @@ def end_ids(dialogue: Dialogue, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 def control_tokens(dialogue: Dialogue, tokenizer: Tokenizer) -> dict[int, str]:
     """The tokens, by id, that end turns or mark messages: no policy writes one within an action."""
-    marks = {i for mark in (*dialogue.marks, "<think>", "</think>") for i in tokenizer.encode(mark)}
+    marks = {i for mark in (*dialogue.marks, THINK, THOUGHT_END) for i in tokenizer.encode(mark)}
     return {i: tokenizer.decode([i]) for i in tokenizer.control_ids if i not in marks}
 
 

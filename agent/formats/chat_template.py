@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from agent.errors import UserError, shortened
+from agent.protocol import THINK
 from agent.tokens import TokenCodec
 from agent.tools.base import Request
 
@@ -29,7 +30,6 @@ ESCAPES: tuple[Callable[[str], str], ...] = (
 """How a template may write a result: as it is, or inside a JSON string (Llama 3)."""
 DAY = datetime(2024, 7, 26)
 """A template that names the day (Llama 3) gets this one, so that a prompt is the same tomorrow."""
-THINK = "<think>"
 WHERE = "agent.format=tools"
 ASKED: tuple[Message, ...] = ({"role": "user", "content": "?"},)
 """A conversation that is rendered to see what a template does."""
@@ -188,5 +188,5 @@ class ChatTemplate:
         if "<|start_header_id|>" in shown:
             return "Llama 3"
         if "<|im_start|>" in shown:
-            return "Qwen3" if "<think>" in self._codec.special_tokens else "ChatML"
+            return "Qwen3" if THINK in self._codec.special_tokens else "ChatML"
         return "this model"

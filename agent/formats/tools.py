@@ -15,11 +15,11 @@ from agent.config import AgentConfig
 from agent.errors import Fault
 from agent.formats.base import Format, Shown
 from agent.formats.calls import CallStyle, JsonCalls, Malformed, TaggedCalls, check
-from agent.formats.chat_template import SAMPLE, THINK, ChatTemplate, beyond_eos, opened
+from agent.formats.chat_template import SAMPLE, ChatTemplate, beyond_eos, opened
 from agent.formats.tags import tags_of
 from agent.neutral import ENCODINGS
 from agent.prompts import described_tools, fill, tools_prompt
-from agent.protocol import Action
+from agent.protocol import THINK, THOUGHT_END, Action
 from agent.records import Finish
 from agent.tokens import TokenCodec
 from agent.tools.base import Request, Tool
@@ -88,7 +88,7 @@ class ToolFormat(Format):
         body = text.partition(self._template.end)[0]
         for token in self._codec.special_tokens:
             body = body.strip().removesuffix(token) if token not in MARKS else body
-        return body.rpartition("</think>")[2]
+        return body.rpartition(THOUGHT_END)[2]
 
     def _reads_the_template(self) -> bool:
         """Whether a call as the template writes it is read as that call."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.answers import normalise_query
-from agent.protocol import TagProtocol
+from agent.protocol import THOUGHT_END, TagProtocol
 from agent.records import Trajectory
 
 
@@ -19,7 +19,7 @@ def _no_search(trajectory: Trajectory, protocol: TagProtocol) -> bool:
 
 def _said(trajectory: Trajectory) -> list[str]:
     """The policy's text of each turn without its thoughts, which are no actions."""
-    return [turn.text.rpartition("</think>")[2] for turn in trajectory.turns]
+    return [turn.text.rpartition(THOUGHT_END)[2] for turn in trajectory.turns]
 
 
 def _unbalanced(trajectory: Trajectory, protocol: TagProtocol) -> bool:

@@ -104,12 +104,13 @@ def grpc_server() -> Iterator[dict[str, Any]]:
     """A server of gRPC that answers health checks with ``answer``, at ``address``."""
     import grpc
 
-    state: dict[str, Any] = {"answer": b"\x08\x01"}
+    state: dict[str, Any] = {"answer": b"\x08\x01", "checks": 0}
 
     class Health(grpc.GenericRpcHandler):
         def service(self, call: Any) -> Any:
             if call.method != "/grpc.health.v1.Health/Check" or state["answer"] is None:
                 return None
+            state["checks"] += 1
             return grpc.unary_unary_rpc_method_handler(lambda request, context: state["answer"])
 
     server = grpc.server(ThreadPoolExecutor(1), handlers=[Health()])
@@ -122,6 +123,7 @@ def grpc_server() -> Iterator[dict[str, Any]]:
 def test_a_head_that_is_healthy_is_reached(grpc_server: dict[str, Any]) -> None:
     reach(grpc_server["address"], 5.0)
     reach(f"ray://{grpc_server['address']}", 5.0)
+    assert grpc_server["checks"] == 1, "a client's server has no health check"
 
 
 @pytest.mark.parametrize("answer", [None, b"\x08\x02"])

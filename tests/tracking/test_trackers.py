@@ -30,7 +30,7 @@ from tracking.trajectories import EVALUATIONS
 def asked(folder: Path, *names: str, **more: Any) -> Asked:
     folder.mkdir(exist_ok=True)
     config = TrackerConfig(wandb_mode="offline", **dict.fromkeys(names, True))
-    return Asked(config=config, folder=folder, settings={"seed": 3, "a": {"b": [1, None]}}, name="day/time", **more)
+    return Asked(config=config, folder=folder, settings={"seed": 3, "a": {"b": [1, None]}}, **more)
 
 
 def opened(given: Asked, ids: Mapping[str, str] | None = None) -> Trackers:
@@ -122,7 +122,7 @@ def test_trackio_gets_the_numbers_and_the_episodes_of_a_run_that_goes_on(
     folder = tmp_path / "run"
     first = opened(asked(folder, "trackio"))
     name = first.ids["trackio"]
-    assert name.startswith("day/time ")
+    assert name.startswith(f"{tmp_path.name}/run ")
     first.log({"step": 1, "reward/mean": 0.5, "kind": "step", "bad": math.nan})
     first.close()
     namesake = opened(asked(tmp_path / "another", "trackio"))

@@ -110,9 +110,7 @@ def test_the_configuration_comes_before_everything(monkeypatch: pytest.MonkeyPat
 def test_what_was_told_before_a_call_that_failed_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     config = TrackerConfig(wandb=True, wandb_mode="offline")
-    run = Trackers.open(
-        Asked(config=config, folder=tmp_path, settings={}, name="day/time"), {}, Dispensable(told.append)
-    )
+    run = Trackers.open(Asked(config=config, folder=tmp_path, settings={}), {}, Dispensable(told.append))
     run.log({"step": 1, "reward/mean": 0.5})
     monkeypatch.setattr("tracking.trackers.wandb.Tracker.log", None)
     run.log({"step": 2, "reward/mean": 0.5})
@@ -134,7 +132,7 @@ def test_a_run_that_has_lost_wandbs_process_ends_without_a_word_of_it(tmp_path: 
         "from tracking.trackers.base import Asked\n"
         "from tracking.trackers.several import Trackers\n"
         "config = TrackerConfig(wandb=True, wandb_mode='offline', timeout_s=1.0)\n"
-        "asked = Asked(config=config, folder=Path(sys.argv[1]), settings={}, name='day/time')\n"
+        "asked = Asked(config=config, folder=Path(sys.argv[1]), settings={})\n"
         "run = Trackers.open(asked, {}, Dispensable(print))\n"
         "(core,) = [p for p in psutil.Process().children(recursive=True) if p.name() == 'wandb-core']\n"
         "core.send_signal(signal.SIGSTOP)\n"
@@ -157,7 +155,7 @@ def test_an_offline_run_is_written_into_the_runs_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     config = TrackerConfig(wandb=True, wandb_mode="offline")
-    asked = Asked(config=config, folder=folder, settings={"seed": 3}, name="day/time")
+    asked = Asked(config=config, folder=folder, settings={"seed": 3})
     run = Trackers.open(asked, {}, Dispensable(pytest.fail))
     assert list(run.ids) == ["wandb"]
     run.log({"step": 1, "reward/mean": 0.5, "kind": "step", "bad": math.nan})
@@ -166,7 +164,7 @@ def test_an_offline_run_is_written_into_the_runs_folder(tmp_path: Path) -> None:
     run.close()
     (record,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     content = record.read_bytes()
-    for text in (b"reward/mean", b"eval/em", b"slingshot", b"day/time", b"eval/episodes"):
+    for text in (b"reward/mean", b"eval/em", b"slingshot", asked.name.encode(), b"eval/episodes"):
         assert text in content
     assert b"bad" not in content
     (table,) = folder.glob("wandb/offline-run-*/files/media/table/eval/episodes_*.table.json")

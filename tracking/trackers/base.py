@@ -21,14 +21,17 @@ class Asked:
     """The run's."""
     settings: Mapping[str, Any]
     """The run's whole configuration."""
-    name: str
-    """The run's, for people."""
     id: str | None = None
     """What this tracker calls the run that this one goes on with."""
     first_step: int = 0
     """The first step that is going to be told; those after it that an earlier process has told are void."""
     whole: bool = False
     """The episodes that are in the folder already are to be told, too: they are of the evaluation that is."""
+
+    @property
+    def name(self) -> str:
+        """The run's, for people."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
 
 
 class Tracker(ABC):
