@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from agent.paths import at_home
 from agent.quiet import quietly
 from agent.readable import json_of
 
+KEY = "retrieval.encoder"
 Vectors = npt.NDArray[np.float32]
 POOLINGS = ("mean", "cls", "last")
 FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/config.json"]
@@ -98,6 +99,29 @@ def manner_of(folder: Path, given: str, asked: dict[str, Any]) -> Manner:
             f"one of {', '.join(POOLINGS)}"
         )
     return Manner(encoder=given, weights=weights_digest(folder, f"retrieval.encoder={given}"), **said)
+
+
+def encoder_of(
+    index: Path, made_with: Mapping[str, Any], given: str | None, asked: Mapping[str, Any]
+) -> tuple[Manner, Path]:
+    """How the encoder that made ``index`` is used, by its manifest, and its folder: the one that is ``given``, if it is
+    the same.
+
+    Raises ``UserError`` if it is another, or is ``asked`` to be used in another manner.
+    """
+    names = Manner.__dataclass_fields__
+    made = Manner(**{name: value for name, value in made_with.items() if name in names})
+    given = given or made.encoder
+    folder = encoder_folder(given, KEY)
+    kept = {name: value for name, value in asdict(made).items() if name not in ("encoder", "weights")}
+    now = manner_of(folder, given, kept | {name: value for name, value in asked.items() if value is not None})
+    if now.key != made.key:
+        differing = [name for name in names if getattr(now, name) != getattr(made, name) and name != "encoder"]
+        raise UserError(
+            f"{index}: was made with {made.encoder}, and {KEY}={given} differs in {', '.join(differing)}; use that "
+            "one, or build an index of its own"
+        )
+    return now, folder
 
 
 def _told(folder: Path, given: str) -> dict[str, Any]:

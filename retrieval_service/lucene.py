@@ -11,9 +11,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from agent.errors import Fault, UserError
 from retrieval_service import jvm
@@ -65,6 +65,9 @@ class LuceneRecipe:
 class LuceneBuilder:
     """A ``Builder``. It works on ``config.threads`` parts at once."""
 
+    collection: ClassVar[str] = "JsonCollection"
+    """What Anserini reads the lines as."""
+
     @jvm.calling()
     def __init__(self, work: Path, config: RetrievalConfig) -> None:
         jvm.start_jvm(config.heap, config.threads)
@@ -90,28 +93,36 @@ class LuceneBuilder:
         # Anserini reads every JSON file of a folder, so the passages get a folder to themselves.
         (busy / "corpus").mkdir(parents=True)
         with open(busy / "corpus" / "part.jsonl", "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(record.line for record in part)
+            file.writelines(self._lines(part, told))
         indexer = jvm.java_class("io.anserini.index.IndexCollection")(self._arguments(busy))
         future = jvm.java_class("java.util.concurrent.FutureTask")(indexer, None)
         self._executor.execute(future)
         self._busy.append((done, len(part), indexer, future))
 
+    def _lines(self, part: Sequence[Record], told: Callable[[int], None]) -> Iterator[str]:
+        """The passages as Anserini reads them."""
+        return (record.line for record in part)
+
     def _arguments(self, busy: Path) -> Any:
         args = jvm.java_class("io.anserini.index.IndexCollection$Args")()
-        args.collectionClass = "JsonCollection"
+        args.collectionClass = self.collection
         args.input = str(busy / "corpus")
         args.index = str(busy / "index")
         args.threads = 1
-        if self._analyser in STEMMERS:
-            args.stemmer = self._analyser
-        else:
-            args.language = self._analyser
+        self._terms(args)
         args.storeRaw = True
         args.quiet = True
         # Anserini's default is 4 GiB, whatever the heap: the writer would run out of memory before it flushed.
         heap = jvm.java_class("java.lang.Runtime").getRuntime().maxMemory() >> 20
         args.memoryBuffer = max(16, heap // 4 // self._threads)
         return args
+
+    def _terms(self, args: Any) -> None:
+        """Says how terms are made of the texts."""
+        if self._analyser in STEMMERS:
+            args.stemmer = self._analyser
+        else:
+            args.language = self._analyser
 
     def _settle(self) -> None:
         """Waits for the oldest part. Raises ``Fault`` unless Lucene has all of its passages."""

@@ -4,80 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from agent.errors import RetrievalError, UserError
+from agent.errors import UserError
 from agent.records import Passage
 from agent.visible import printable
 from retrieval_service import jvm
 from retrieval_service.backend import Identity
 from retrieval_service.config import RetrievalConfig
-from retrieval_service.corpus import document_of, parse_record
-from retrieval_service.index import Manifest, check_index, ensure_index
-from retrieval_service.lru import Lru
-from retrieval_service.lucene import LuceneRecipe, analyse_with, check_lucene, first_line, lucene_generation
+from retrieval_service.index import Manifest, ensure_index
+from retrieval_service.lucene import LuceneRecipe, analyse_with
+from retrieval_service.lucene_searcher import LuceneSearcher
 from retrieval_service.watch import SILENT, Watch
 
-BATCH_SEARCH = "(Ljava/util/List;Ljava/util/List;II)Ljava/util/Map;"
-KEPT_PASSAGES = 50_000
-"""Passages kept as Python objects; the popular ones needn't be read and parsed for every search."""
 
-
-class Bm25:
+class Bm25(LuceneSearcher):
     """A ``Backend``: Lucene's BM25 with the config's ``k1`` and ``b``. For one thread; starts the JVM.
 
     Raises ``UserError`` that names the folder if ``index`` is not a complete index with its documents
     stored, or without a Java >= 21.
     """
 
-    lanes = 2
+    backend = "bm25"
+    java = "io.anserini.search.SimpleSearcher"
 
     @jvm.calling()
     def __init__(self, index: Path | None, config: RetrievalConfig) -> None:
-        if index is None:
-            raise ValueError("BM25 needs an index")
-        manifest = check_index(index, "bm25")
-        check_lucene(index)
-        analyser = _analyser(index, manifest, config)
-        jvm.start_jvm(config.heap, config.threads)
-        self._java_error = jvm.java_error()
-        try:
-            self._searcher: Any = jvm.java_class("io.anserini.search.SimpleSearcher")(str(index))
-        except self._java_error as error:
-            raise UserError(f"{index}: Lucene cannot open it ({first_line(error)}); build it again") from error
-        self._manifest = manifest
-        self._config = config
-        self._documents: int = self._searcher.get_total_num_docs()
-        self._index = index
-        self._reader: Any = None
-        self._passages: Lru[str, Passage] = Lru(KEPT_PASSAGES)
-        self._array_list = jvm.java_class("java.util.ArrayList")
-        self._threads = config.threads
-        try:
-            self._check(index, manifest.documents if manifest else None)
-        except BaseException:
-            self.close()
-            raise
-        if analyser is not None:
-            analyse_with(self._searcher, analyser)
-        self._searcher.set_bm25(config.k1, config.b)
-        self._batch_search = jvm.own_method(self._searcher, "batch_search", BATCH_SEARCH)
-        # A query is a policy's text, not ours: one with over 1,024 different words is slow, not an error.
-        jvm.java_class("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(2**31 - 1)
+        super().__init__(index, config)
         self.search_batch(["a first one"], 1)  # see own_method
 
-    def _check(self, index: Path, documents: int | None) -> None:
-        if not self._documents:
-            raise UserError(f"{index}: holds no documents; build it again")
-        if documents not in (None, self._documents):
-            raise UserError(f"{index}: holds {self._documents} documents, not {documents}; build it again")
-        raw = self._searcher.doc_raw(0)
-        if raw is None:
-            raise UserError(f"{index}: its documents are not stored; build it again with -storeRaw")
-        try:
-            parse_record(raw)
-        except ValueError as error:
-            raise UserError(f"{index}: its documents are not passages ({error}); build it from a corpus") from error
+    def _before(self) -> None:
+        self._analyser = _analyser(self._index, self._manifest, self._config)
+
+    def _after(self) -> None:
+        if self._analyser is not None:
+            analyse_with(self._searcher, self._analyser)
+        self._searcher.set_bm25(self._config.k1, self._config.b)
 
     def search_batch(self, queries: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
         """For each query its at most ``k`` best passages with their scores: best first, equals by id.
@@ -87,115 +48,15 @@ class Bm25:
         """
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
-        k = min(k, self._documents)
         with jvm.calling():
-            texts, keys = self._array_list(), self._array_list()
-            for number, query in enumerate(queries):
+            texts = self._array_list()
+            for query in queries:
                 texts.add(printable(query))
-                keys.add(str(number))
-        try:
-            hits = self._batch_search(texts, keys, k, self._threads)
-            with jvm.calling():
-                return [tuple(map(self._passage, hits.get(str(number)))) for number in range(len(queries))]
-        except self._java_error as error:
-            raise RetrievalError(f"Lucene: {self._cause(texts, k) or first_line(error)}") from error
-
-    @jvm.calling()
-    def _cause(self, texts: Any, k: int) -> str | None:
-        """Why a batch of one failed, which batch search keeps to itself."""
-        if texts.size() > 1:  # they are asked again
-            return None
-        try:
-            self._searcher.search(texts.get(0), k)
-        except self._java_error as error:
-            return first_line(error)
-        return None
-
-    def _passage(self, hit: Any) -> Passage:
-        passage = self._passages.get(hit.docid)
-        if passage is None:
-            passage = parse_record(hit.lucene_document.get("raw"))
-            self._passages.put(passage.id, passage)
-        return Passage(id=passage.id, title=passage.title, text=passage.text, score=hit.score)
+        return self._search(texts, len(queries), k)
 
     def identity(self) -> Identity:
-        """The index's, by its manifest; one that was built elsewhere is named by its folder."""
-        manifest = self._manifest
-        settings = {"k1": self._config.k1, "b": self._config.b}
-        generation = {"lucene_generation": lucene_generation(self._index)}
-        if manifest is None:
-            return Identity(
-                name=self._index.name,
-                backend="bm25",
-                documents=self._documents,
-                analyser=self._config.analyser,
-                settings=settings | generation,
-            )
-        return Identity(
-            name=manifest.corpus,
-            backend="bm25",
-            documents=self._documents,
-            checksum=manifest.corpus_checksum,
-            analyser=manifest.made_with["analyser"],
-            settings=settings | generation | {"anserini": manifest.made_with["anserini"]},
-        )
-
-    @jvm.calling()
-    def document_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
-        """For each id its passage and the at most ``k - 1`` after it; none for an id that the index doesn't hold.
-
-        Raises ``ValueError`` for ``k < 1`` and ``RetrievalError`` if Lucene fails.
-        """
-        if k < 1:
-            raise ValueError(f"k={k}: must be at least 1")
-        try:
-            raws = [self._searcher.doc_raw(printable(d)) for d in document_ids]
-        except self._java_error as error:
-            raise RetrievalError(f"Lucene: {first_line(error)}") from error
-        found: list[tuple[Passage, ...]] = [() if raw is None else (parse_record(raw),) for raw in raws]
-        if k == 1:
-            return found
-        return [f + self.following_batch([f[0].id], k - 1)[0] if f else () for f in found]
-
-    @jvm.calling()
-    def following_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
-        """For each passage its at most ``k`` successors of the same document, in the corpus's order; score 0.
-
-        Lucene's numbers of passages are their order in the corpus (``lucene.py``); in an index that was built elsewhere
-        by several threads they needn't be. Raises ``ValueError`` for ``k < 1`` and ``RetrievalError`` for an id that
-        the index doesn't hold, or if Lucene fails.
-        """
-        if k < 1:
-            raise ValueError(f"k={k}: must be at least 1")
-        utils = jvm.java_class("io.anserini.index.IndexReaderUtils")
-        try:
-            if self._reader is None:
-                self._reader = utils.getReader(str(self._index))
-            return [self._following(utils, document_id, k) for document_id in document_ids]
-        except self._java_error as error:
-            raise RetrievalError(f"Lucene: {first_line(error)}") from error
-
-    def _following(self, utils: Any, document_id: str, k: int) -> tuple[Passage, ...]:
-        raw = self._searcher.doc_raw(document_id)
-        if raw is None:
-            raise RetrievalError(f"the index holds no passage {document_id!r}")
-        document = document_of(parse_record(raw))
-        at: int = utils.convertDocidToLuceneDocid(self._reader, document_id)
-        found: list[Passage] = []
-        for number in range(at + 1, min(at + 1 + k, self._documents)):
-            passage = parse_record(self._searcher.doc_raw(number))
-            if document_of(passage) != document:
-                break
-            found.append(passage)
-        return tuple(found)
-
-    @jvm.calling()
-    def close(self) -> None:
-        """Closes the index and detaches the calling thread from the JVM."""
-        if self._reader is not None:
-            self._reader.close()
-        self._searcher.close()
-        jvm.detach_thread()
+        """The index's, with the analyser, ``k1`` and ``b``."""
+        return self._identity(self._analyser, {"k1": self._config.k1, "b": self._config.b})
 
 
 def _analyser(index: Path, manifest: Manifest | None, config: RetrievalConfig) -> str | None:

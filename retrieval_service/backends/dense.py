@@ -20,14 +20,13 @@ from agent.visible import printable
 from retrieval_service.backend import Identity
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record
-from retrieval_service.encoder import POOLINGS, Encoder, Manner, encoder_folder, manner_of
+from retrieval_service.encoder import KEY, POOLINGS, Encoder, encoder_folder, encoder_of, manner_of
 from retrieval_service.hnsw import LONGEST
-from retrieval_service.index import Builder, Manifest, check_index, ensure_index, part_of
+from retrieval_service.index import Builder, check_index, ensure_index, part_of
 from retrieval_service.store import PassageStore, join_parts, write_part
 from retrieval_service.vectors import KINDS, LISTED, PART, import_faiss, join_vectors, open_vectors
 from retrieval_service.watch import SILENT, Watch
 
-KEY = "retrieval.encoder"
 AT_ONCE = 1024
 """Passages of a part that are encoded together."""
 
@@ -156,7 +155,7 @@ class Dense:
                 f"{index}: not a dense index of this program's (it has no manifest); build it with mode=index"
             )
         self._index, self._manifest = index, manifest
-        self._manner, folder = _encoder_of(index, manifest, config)
+        self._manner, folder = encoder_of(index, manifest.made_with, config.encoder, config.asked)
         kind = str(manifest.made_with["vectors"])
         try:
             self._store = PassageStore(index)
@@ -230,26 +229,6 @@ class Dense:
         """Closes its files."""
         self._vectors.close()
         self._store.close()
-
-
-def _encoder_of(index: Path, manifest: Manifest, config: Settings) -> tuple[Manner, Path]:
-    """The encoder that made ``index``, or the one that is given if it is the same.
-
-    Raises ``UserError`` if it is another, or is used in another manner.
-    """
-    names = Manner.__dataclass_fields__
-    made = Manner(**{name: value for name, value in manifest.made_with.items() if name in names})
-    given = config.encoder or made.encoder
-    folder = encoder_folder(given, KEY)
-    asked = {**asdict(made), **{name: value for name, value in config.asked.items() if value is not None}}
-    now = manner_of(folder, given, {name: value for name, value in asked.items() if name not in ("encoder", "weights")})
-    if now.key != made.key:
-        differing = [name for name in names if getattr(now, name) != getattr(made, name) and name != "encoder"]
-        raise UserError(
-            f"{index}: was made with {made.encoder}, and {KEY}={given} differs in {', '.join(differing)}; use that "
-            "one, or build an index of its own"
-        )
-    return now, folder
 
 
 def _check(k: int) -> None:

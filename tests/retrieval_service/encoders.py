@@ -69,6 +69,11 @@ def cross_encoder(folder: Path, seed: int = 0) -> Path:
     return _model(folder, "BertForSequenceClassification", seed, num_labels=1)
 
 
+def masked_model(folder: Path, seed: int = 0) -> Path:
+    """A masked language model."""
+    return _model(folder, "BertForMaskedLM", seed)
+
+
 def overlap(found: npt.NDArray[np.int64], truth: npt.NDArray[np.int64]) -> float:
     """Of two searches of the same queries, (n, k) numbers each: the mean share of the second that is in the first."""
     shares = [len({*a} & {*b}) / len(b) for a, b in zip(found.tolist(), truth.tolist(), strict=True)]

@@ -17,8 +17,7 @@ from patience import run
 
 from agent.errors import Fault, RetrievalError, UserError
 from agent.records import Passage
-from retrieval_service import jvm, names
-from retrieval_service.backends import bm25 as bm25_module
+from retrieval_service import jvm, lucene_searcher, names
 from retrieval_service.backends.bm25 import Bm25
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record, corpus_stamp, write_corpus
@@ -115,7 +114,7 @@ def test_a_batch_is_its_searches_one_by_one(bm25: Bm25) -> None:
 
 def test_two_threads_that_search_at_once_get_their_own_hits(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A service searches in two. Each finds what it finds alone, however often Python changes between them."""
-    monkeypatch.setattr(bm25_module, "KEPT_PASSAGES", 1)
+    monkeypatch.setattr(lucene_searcher, "KEPT_PASSAGES", 1)
     queries = [f"{passage.title} {passage.text}" for passage in PASSAGES]
     shifted = [queries[n:] + queries[:n] for n in range(len(queries))]
 
