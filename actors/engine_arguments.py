@@ -7,11 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from conf.topology import EngineConfig
-
-CPU_BLOCK = 32
-"""Tokens of a block of the KV cache on a CPU, the fewest that its attention takes: a prefix is found in whole blocks,
-and of an episode of 300 tokens vLLM's own 128 find little."""
+from conf.topology import CPU_BLOCK, EngineConfig
 
 
 def engine_environment(config: EngineConfig, device: str) -> dict[str, str]:

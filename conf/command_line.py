@@ -105,6 +105,8 @@ def _asked(composer: Composer, lines: Sequence[str]) -> _Asked:
         raise UserError(f"{line}: a job's folder is named by what the sweep varies; leave it out")
     for line in (str(o.input_line) for o in overrides if o.key_or_group == "hydra.job.chdir" and o.value()):
         raise UserError(f"{line}: paths are relative to the folder that you start in; leave it out")
+    for line in (str(o.input_line) for o in overrides if o.key_or_group == "hydra.output_subdir"):
+        raise UserError(f"{line}: a run's settings are kept in .hydra, where resuming it looks for them; leave it out")
     asked = _composed(composer, lines, overrides)
     check_idle(overrides, asked.composed)
     more = implied(overrides, asked.composed)

@@ -95,6 +95,13 @@ NEEDS = (
         _evaluates(f"endpoint.{name}", None, "a model behind an endpoint is played by mode=eval")
         for name in ("url", "model")
     ),
+    Need(
+        "cluster.cards",
+        ("cluster",),
+        lambda of: of("cluster.name") != "auto" and of("cluster.cards") != 0,
+        "it is for cluster=auto; elsewhere cluster.learners and cluster.rollout_workers say how many cards there are",
+        switched=False,
+    ),
     *(_endpoint(f"agent.{name}") for name in ("max_response_tokens", "max_prompt_tokens")),
 )
 

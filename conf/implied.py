@@ -29,6 +29,9 @@ _WORLD = tuple(f"data.{key}" for key in (*_WORLDS, "demonstrations", "novice"))
 """Settings of the built-in world alone: who gives one means it."""
 _PLANNED = ("agent", "algorithm", "cluster", "model", "pool")
 """Groups with settings that the plan may choose."""
+_NEEDED = ("model", "data", "retrieval", "cluster")
+_SEVERAL = ("tracker", "experiment", "condition")
+"""Groups of which several choices may stand together."""
 _OWN = ("data.questions", "data.eval_questions")
 """Files of the user's, of which the built-in world has none."""
 _ELSEWHERE = ("retrieval", "retrieval.index", "retrieval.url", "retrieval.prebuilt", "retrieval.backend")
@@ -46,10 +49,11 @@ def implied(overrides: Sequence[Override], composed: DictConfig) -> list[str]:
 
 
 def _check_choices(overrides: Sequence[Override], composed: DictConfig) -> None:
-    """Raises ``UserError`` where a list, or nothing, is to stand for one of the groups that every run needs."""
-    for group in ("model", "data", "retrieval", "cluster"):
-        if isinstance(composed.hydra.runtime.choices.get(group), str):
-            continue
+    """Raises ``UserError`` where a list is to stand for one choice, or nothing for one that every run needs."""
+    listed = [str(o.key_or_group) for o in overrides if not o.is_sweep_override() and isinstance(o.value(), list)]
+    groups = [key for key in listed if key not in _SEVERAL and isinstance(composed.get(key), DictConfig)]
+    choices = composed.hydra.runtime.choices
+    for group in (*groups, *(name for name in _NEEDED if not isinstance(choices.get(name), str))):
         line = next((str(o.input_line) for o in overrides if str(o.key_or_group) == group), group)
         raise UserError(
             f"{line}: one choice is needed, such as {group}=NAME; several values are a sweep, -m {group}=A,B"
@@ -158,4 +162,7 @@ def sweep_lines(override: Override) -> list[str]:
         return [line]
     if not override.is_discrete_sweep():
         raise UserError(f"{line}: has no list of values to run; write them out, or as range(start,stop,step)")
-    return [f"{line.partition('=')[0]}={value}" for value in override.sweep_string_iterator()]
+    found = [f"{line.partition('=')[0]}={value}" for value in override.sweep_string_iterator()]
+    if not found:
+        raise UserError(f"{line}: has no value to run; range(start,stop,step) leaves stop out")
+    return found

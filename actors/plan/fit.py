@@ -11,12 +11,14 @@ from actors.plan.cards import GIB, usable_bytes
 from actors.plan.engine import CONTEXT, EngineMemory, engine_memory
 from actors.plan.learner import RESERVE, LearnerMemory, learner_memory
 from conf.schema import RunConfig
+from conf.topology import CPU_BLOCK
 from learner.config import OptimizerConfig
 
 ROUND = 256
 """A microbatch is proposed in multiples of this many tokens."""
 ALONE = 0.92
 """vLLM's share of a card of its own, at most."""
+KV_CACHE = "cluster.engine.kv_cache_gib"
 MOST_CHANGES = 4
 """Largest combination of changes that is looked for."""
 
@@ -30,11 +32,12 @@ def needs(learner: LearnerMemory, engine: EngineMemory, *, colocated: bool) -> t
 
 
 def problems(config: RunConfig) -> list[str]:
-    """One line for each thing that is too large for its card; none on a CPU."""
+    """One line for each thing that is too large for its card; on a CPU for a KV cache that is too small."""
     limit = usable_bytes(config.cluster)
-    if not limit:
-        return []
     engine = engine_memory(config, limit)
+    if not limit:
+        short = engine.full_episodes < 1
+        return [f"{_too_small(engine)}; set {KV_CACHE}={least_kv_cache_gib(engine)}"] if short else []
     found = [*_learner_problems(config, engine, limit)] if config.cluster.learners else []
     if engine.broadcast and engine.playing + engine.broadcast > limit:
         found.append(
@@ -43,11 +46,20 @@ def problems(config: RunConfig) -> list[str]:
             f"more than the card's {_gib(limit)}"
         )
     if engine.full_episodes < 1:
-        found.append(
-            f"an engine's KV cache of {_gib(max(0, engine.kv_cache))} holds {engine.kv_tokens} tokens, less than one "
-            f"episode of {engine.episode}"
-        )
+        found.append(_too_small(engine))
     return found
+
+
+def least_kv_cache_gib(engine: EngineMemory) -> int:
+    """The smallest ``KV_CACHE`` that holds one episode, and the block that vLLM keeps back; GiB."""
+    return -(-(engine.episode + 2 * CPU_BLOCK) * engine.kv_per_token // GIB)
+
+
+def _too_small(engine: EngineMemory) -> str:
+    return (
+        f"an engine's KV cache of {_gib(max(0, engine.kv_cache))} holds {engine.kv_tokens} tokens, less than one "
+        f"episode of {engine.episode}"
+    )
 
 
 def _learner_problems(config: RunConfig, engine: EngineMemory, limit: int) -> Iterator[str]:
@@ -81,6 +93,8 @@ def longest_row(memory: LearnerMemory, limit: int) -> int:
 def refusal(config: RunConfig) -> str | None:
     """Why ``config`` can't run on its cards and what would make it, in one line; None if it can."""
     found = problems(config)
+    if found and not usable_bytes(config.cluster):
+        return f"model={config.model.name}: {found[0]}"
     return f"cluster={config.cluster.name} model={config.model.name}: {found[0]}; {advice(config)}" if found else None
 
 

@@ -6,6 +6,8 @@ divided so says of the measured situation what was measured, and of any other wh
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -41,9 +43,21 @@ def measured(config: RunConfig) -> Mapping[str, Any] | None:
         return None
     try:
         found = json_of(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: can't be read ({error}); delete it, or run mode=doctor again") from error
-    return found if isinstance(found, dict) and found.get("format") == FORMAT else None
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            return None
+        _check(found)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        why = f"no {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{file}: can't be read ({why}); delete it, or run mode=doctor again") from error
+    return found
+
+
+def _check(found: Mapping[str, Any]) -> None:
+    """Raises what reading ``found`` would raise later, and ``ValueError`` for a ratio that is no number above 0."""
+    for name, ratio in found.get("ratios", {}).items():
+        if not (isinstance(ratio, int | float) and 0 < ratio < math.inf):
+            raise ValueError(f"ratios.{name} is {ratio!r}, and not a number above 0")
+    deque(lines(found), maxlen=0)
 
 
 def assumptions(config: RunConfig) -> Assumptions:

@@ -196,11 +196,17 @@ def test_the_plan_takes_what_was_measured_and_says_so(box: RunConfig) -> None:
     assert step(box, measured.assumptions(box)).learning.seconds > 1.8 * step(box).learning.seconds
     file.write_text(json.dumps(healthy(format=measured.FORMAT + 1)))
     assert measured.assumptions(box) == ASSUMED, "of another doctor's kind"
-    file.write_text("{")
-    with pytest.raises(
-        UserError, match=r"rtx3090-qwen1\.5b-\d+-bfloat16\.json: can't be read .* run mode=doctor again"
+    where = r"rtx3090-qwen1\.5b-\d+-bfloat16\.json: can't be read"
+    for damaged, why in (
+        ("{", ".*"),
+        (json.dumps({"format": measured.FORMAT}), "no 'host'"),
+        (json.dumps(healthy(ratios={"decode": 0})), "ratios.decode is 0, and not a number above 0"),
+        (json.dumps(healthy(ratios=["x"])), ".*"),
+        (json.dumps(healthy(engine={"start_s": "x"})), ".*"),
     ):
-        table(box)
+        file.write_text(damaged)
+        with pytest.raises(UserError, match=rf"{where} \({why}\); delete it, or run mode=doctor again$"):
+            table(box)
 
 
 def test_models_of_one_name_and_two_sizes_have_a_measurement_each(box: RunConfig) -> None:

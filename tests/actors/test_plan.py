@@ -502,8 +502,22 @@ def test_learner_and_engine_that_are_colocated_must_fit_side_by_side() -> None:
     assert problems(changed(config, "cluster.engine.gpu_memory_utilization", share + 0.01))
 
 
-def test_nothing_is_too_large_for_a_cpu() -> None:
+def test_nothing_is_too_large_for_a_cpu_but_an_episode_for_its_kv_cache() -> None:
     assert problems(composed("algorithm.microbatch_tokens=1000000")) == []
+    config = composed("model=qwen3-0.6b", "cluster.engine.kv_cache_gib=1")
+    wanted = (
+        "model=qwen3-0.6b: an engine's KV cache of 1.0 GiB holds 4672 tokens, less than one episode of 9216; "
+        "set cluster.engine.kv_cache_gib=2"
+    )
+    assert refusal(config) == wanted
+    assert "does not fit: an engine's KV cache" in table(config)
+    assert "smallest change" not in table(config)
+    assert refusal(changed(config, "cluster.engine.kv_cache_gib", 2)) is None
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_every_shipped_model_can_be_tried_on_a_cpu(model: str) -> None:
+    assert refusal(composed(f"model={model}")) is None
 
 
 def test_an_unknown_card_is_refused_with_the_nearest() -> None:
