@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -62,8 +63,23 @@ class Paced:
             self._inside -= 1
 
 
+@dataclass(slots=True)
+class _Group:
+    """One that is played, and in which task."""
+
+    question: str
+    paced: Paced
+    task: asyncio.Task[Any] | None
+    still: int = 0
+    """Renewals in a row that it stood still for."""
+
+
 class Leases:
-    """The claims that one worker holds of ``pool``. They are renewed while ``keep`` runs."""
+    """The claims that one worker holds of ``pool``. They are renewed while ``keep`` runs.
+
+    A group that stands still for a whole lease has lost its claim, and its question goes to somebody else: it is
+    cancelled, or a tool or a reward that never answers would keep the group's place for ever.
+    """
 
     def __init__(self, pool: Any, worker: str, lease_s: float) -> None:
         self._pool = pool
@@ -71,30 +87,53 @@ class Leases:
         self._lease_s = lease_s
         self._waiting: set[int] = set()
         """Claims whose groups have not begun: what they wait for is known, and their leases begin when they do."""
-        self._playing: dict[int, Paced] = {}
+        self._playing: dict[int, _Group] = {}
 
     def claimed(self, ticket: Ticket) -> None:
         """A ticket is here, and its group waits."""
         self._waiting.add(ticket.claim_id)
 
     @contextmanager
-    def playing(self, ticket: Ticket, paced: Paced) -> Iterator[None]:
-        """The group of ``ticket`` is played in the body."""
+    def playing(self, ticket: Ticket, question: str, paced: Paced) -> Iterator[None]:
+        """The group of ``ticket``, for the ``question`` of that id, is played in the body by the task that runs."""
         self._waiting.discard(ticket.claim_id)
-        self._playing[ticket.claim_id] = paced
+        self._playing[ticket.claim_id] = _Group(question, paced, asyncio.current_task())
         try:
             yield
         finally:
             del self._playing[ticket.claim_id]
 
     async def keep(self) -> None:
-        """Renews what gets on, as long as the pool lives."""
+        """Renews what gets on, and cancels what has stood still for a lease; all of it when the pool is gone."""
         while True:
             await asyncio.sleep(self._lease_s / RENEWALS)
-            alive = [*self._waiting, *(claim for claim, paced in self._playing.items() if paced.moved())]
+            alive = [*self._waiting, *(claim for claim, group in self._playing.items() if self._moves(group))]
             try:
                 await self._pool.renew.remote(self._worker, alive)
             except ray.exceptions.ActorUnavailableError:
                 continue  # its node was out of reach for a moment
             except ray.exceptions.RayError:
+                for group in self._playing.values():
+                    _cancel(group)
                 return  # whoever claims or submits says so
+
+    def _moves(self, group: _Group) -> bool:
+        """Whether it has got on since this was asked last. Cancels it once it has stood still for a lease."""
+        if group.paced.moved():
+            group.still = 0
+            return True
+        group.still += 1
+        if group.still >= RENEWALS:
+            if group.still == RENEWALS:
+                print(
+                    f"the group of question {group.question} has stood still for {self._lease_s:.0f} s "
+                    "(pool.lease_s), and is given up: a tool or a reward that doesn't answer?",
+                    flush=True,
+                )
+            _cancel(group)
+        return False
+
+
+def _cancel(group: _Group) -> None:
+    if group.task is not None:
+        group.task.cancel()

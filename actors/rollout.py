@@ -234,7 +234,9 @@ class RolloutWorker:
             elif playing:
                 await asyncio.wait(playing, return_when=asyncio.FIRST_COMPLETED)
             self._reap(playing)
-        await asyncio.gather(*playing)
+        while playing:
+            await asyncio.wait(playing, return_when=asyncio.FIRST_COMPLETED)
+            self._reap(playing)
         return played
 
     @during("evaluate")
@@ -277,7 +279,7 @@ class RolloutWorker:
         paced = Paced(self._player.generator, lambda: self._engine.stats.steps)
         player = replace(self._player, generator=paced)
         try:
-            with self._spans.span("play a group"), leases.playing(ticket, paced):
+            with self._spans.span("play a group"), leases.playing(ticket, question.id, paced):
                 group = await strategy(player, question, ticket, size=self._settings.group_size, worker=self._name)
         finally:
             async with self._alone:
@@ -301,8 +303,9 @@ class RolloutWorker:
 
     @staticmethod
     def _reap(playing: set[asyncio.Task[None]]) -> None:
-        """Takes out the groups that have ended. Raises what one has raised."""
+        """Takes out the groups that have ended, and those that were cancelled. Raises what one has raised."""
         for task in [*playing]:
             if task.done():
                 playing.discard(task)
-                task.result()
+                if not task.cancelled():
+                    task.result()

@@ -61,12 +61,14 @@ class PlayedGroup:
 class Scene:
     """A worker whose groups end when the test opens their gates; a group is (version at its begin, at its end)."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, *, in_flight: bool) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, folder: Path, *, in_flight: bool, lease_s: float = 600.0
+    ) -> None:
         monkeypatch.setattr(rollout_module, "log_to", lambda *_: None)
         self.channel = SimpleNamespace(receive=self._received)
         monkeypatch.setitem(rollout_module.CHANNELS, "object_store", lambda: self.channel)
         settings = SimpleNamespace(
-            in_flight_updates=in_flight, groups_in_flight=2, group_size=4, run_dir=folder, lease_s=600.0
+            in_flight_updates=in_flight, groups_in_flight=2, group_size=4, run_dir=folder, lease_s=lease_s
         )
         self.worker: Any = RolloutWorker.__ray_metadata__.modified_class("w", settings, Path(), {})  # type: ignore[attr-defined]
         self.engine = self.worker._engine = FakeEngine()
@@ -80,7 +82,9 @@ class Scene:
         self.begun: list[int] = []
         monkeypatch.setitem(rollout_module.STRATEGIES, "plain", self._play)
         self.pool = SimpleNamespace(
-            claim=SimpleNamespace(remote=self._claim), submit=SimpleNamespace(remote=self._submit)
+            claim=SimpleNamespace(remote=self._claim),
+            submit=SimpleNamespace(remote=self._submit),
+            renew=SimpleNamespace(remote=self._renew),
         )
         self.pool_is_lost = False
 
@@ -92,6 +96,10 @@ class Scene:
             raise ray.exceptions.RayActorError
         given, self.tickets = self.tickets[:limit], self.tickets[limit:]
         return [(ticket, self.question) for ticket in given]
+
+    async def _renew(self, name: str, claims: list[int]) -> None:
+        if self.pool_is_lost:
+            raise ray.exceptions.RayActorError
 
     async def _play(self, player: Any, question: Any, ticket: Ticket, **_: Any) -> PlayedGroup:
         assert isinstance(player.generator, Paced), "nobody would know whether the group gets on"
@@ -140,6 +148,28 @@ def test_new_weights_come_in_mid_episode(monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert sorted(scene.submitted) == [(0, 0, 1), (1, 0, 1), (2, 1, 1), (3, 1, 1)]
 
     play(scenario())
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_groups_that_hang_keep_no_place_for_ever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], lost: bool
+) -> None:
+    """With a tool that never answers in both places: the next two are played all the same, and a lost pool is seen."""
+
+    async def scenario() -> None:
+        scene = Scene(monkeypatch, tmp_path, in_flight=True, lease_s=0.04)
+        await scene.receive(0)
+        scene.gates[2].set()
+        scene.gates[3].set()
+        running = scene.run()
+        await settle()
+        assert scene.begun == [0, 1]
+        scene.pool_is_lost = lost
+        assert await running == (None if lost else 4)
+        assert sorted(scene.submitted) == ([] if lost else [(2, 0, 0), (3, 0, 0)])
+
+    play(scenario())
+    assert capsys.readouterr().out.count("the group of question q has stood still") == (0 if lost else 2)
 
 
 def test_a_claim_of_no_question_is_the_pools_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
