@@ -14,7 +14,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 VERSION = 5
 """Of the normal form and the scores: raised with every change of what they give (``tests/agent/test_scores.py`` holds
@@ -153,6 +153,23 @@ def soft_match(answer: str, golden: Sequence[str]) -> float:
     return max(_soft(said, normalise(_with_points(g))) for g in golden) if said else 0.0
 
 
+def soft_match_all(answer: str, golden: Sequence[str], needed: Sequence[str]) -> float:
+    """``soft_match`` where all of ``needed`` are, which ``golden`` name together: 1.0 only for an answer that has all
+    words of each of them in a row, each at a place of its own, or that is a golden answer; otherwise at most 0.5."""
+    named = exact_match(answer, golden) == 1 or _names_all(normalise(_with_points(answer)), needed)
+    return min(soft_match(answer, golden), 1.0 if named else 0.5)
+
+
+def _names_all(said: str, needed: Sequence[str]) -> bool:
+    # The longest first, and what is found is taken out: "New York City" doesn't name "New York", too.
+    for wanted in sorted((normalise(_with_points(each)) for each in needed), key=len, reverse=True):
+        at = next(_places(said, wanted), None)
+        if at is None:
+            return False
+        said = f"{said[:at]} \n {said[at + len(wanted) :]}"
+    return True
+
+
 def _with_points(text: str) -> str:
     """``text`` with the points within numbers as letters, which outlast ``normalise``."""
     return _POINT.sub("point", text)
@@ -180,8 +197,13 @@ def _is_part(part: str, whole: str) -> bool:
 
 
 def _holds(whole: str, part: str) -> bool:
+    return any(True for _ in _places(whole, part))
+
+
+def _places(whole: str, part: str) -> Iterator[int]:
+    """Where ``part`` stands in ``whole``, as words."""
     starts = (match.start() for match in re.finditer(f"(?={re.escape(part)})", whole))
-    return any(_ends_word(whole, at) and _ends_word(whole, at + len(part)) for at in starts)
+    return (at for at in starts if _ends_word(whole, at) and _ends_word(whole, at + len(part)))
 
 
 def _ends_word(text: str, at: int) -> bool:

@@ -113,7 +113,6 @@ def eval_row(question: Question, inferred: Inferred, retrieved: Sequence[str] = 
     """
     trajectory, answer = inferred.trajectory, inferred.answer
     golden = question.golden_answers
-    closed = all(normalise(g) in CLOSED for g in golden)
     return EvalRow(
         question_id=question.id,
         kind=question.kind,
@@ -121,7 +120,7 @@ def eval_row(question: Question, inferred: Inferred, retrieved: Sequence[str] = 
         em=_em(answer, question),
         f1=0.0 if answer is None else f1(answer, golden),
         cover=0.0 if answer is None else cover_match(answer, golden),
-        answerable=None if closed else _answerable(question, retrieved),
+        answerable=_answerable(question, retrieved),
         documents=len(evidence_wanted(question)),
         evidence=evidence_recall(trajectory, question),
         searches=trajectory.searches,
@@ -137,9 +136,15 @@ def eval_row(question: Question, inferred: Inferred, retrieved: Sequence[str] = 
     )
 
 
-def _answerable(question: Question, retrieved: Sequence[str]) -> float:
-    """1.0 when one of ``retrieved`` has a golden answer; where several are needed, when each is in one of them."""
-    wanted: list[tuple[str, ...]] = [(each,) for each in question.needed] or [question.golden_answers]
+def _answerable(question: Question, retrieved: Sequence[str]) -> float | None:
+    """1.0 when one of ``retrieved`` has a golden answer; where several are needed, when each is in one of them.
+
+    Yes and no don't count, not as an alias either ("NO" for Norway): nearly any text has a "no". None without others.
+    """
+    asked: list[tuple[str, ...]] = [(each,) for each in question.needed] or [question.golden_answers]
+    wanted = [found for golden in asked if (found := [g for g in golden if normalise(g) not in CLOSED])]
+    if not wanted:
+        return None
     return min(max((has_words(text, golden) for text in retrieved), default=0.0) for golden in wanted)
 
 

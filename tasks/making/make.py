@@ -145,9 +145,7 @@ def _judge(
         return Why.FORM
     if not library.fits(written.demonstration):
         return Why.LONG
-    return Expert(
-        written=written, searches=trajectory.searches, closed=normalise(trajectory.answer) in CLOSED, queries=queries
-    )
+    return Expert(written=written, searches=trajectory.searches, closed=is_closed(question), queries=queries)
 
 
 @dataclass
@@ -218,19 +216,27 @@ class FromEvidence:
 
 
 def answer_in(evidence: Sequence[str], question: Question) -> str | None:
-    """The first golden answer that stands in ``evidence``, or is yes or no; None if none does. Where all of several are
-    needed each may stand in another text, and the answer names them all."""
+    """The first golden answer that stands in ``evidence``; None if none does. Where all of several are needed each may
+    stand in another text, and the answer names them all. Yes and no need no evidence where nothing else is right, and
+    aren't looked for otherwise: "NO" is an alias of Norway, and stands in nearly any text."""
     if question.needed:
         there = all(any(has_words(text, [answer]) for text in evidence) for answer in question.needed)
         return question.golden_answers[0] if there else None
+    if is_closed(question):
+        return question.golden_answers[0]
     return next(
         (
             answer
             for answer in question.golden_answers
-            if normalise(answer) in CLOSED or any(has_words(text, [answer]) for text in evidence)
+            if normalise(answer) not in CLOSED and any(has_words(text, [answer]) for text in evidence)
         ),
         None,
     )
+
+
+def is_closed(question: Question) -> bool:
+    """Whether yes or no is all that can be right."""
+    return all(normalise(answer) in CLOSED for answer in question.golden_answers)
 
 
 @dataclass

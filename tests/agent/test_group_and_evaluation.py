@@ -154,6 +154,14 @@ def test_a_row(make_trajectory, emma):
     assert (silent.answer, silent.em, silent.f1, silent.evidence, silent.fault) == (None, 0.0, 0.0, 0.0, False)
 
 
+def test_an_alias_that_is_spelt_as_no_stands_in_no_passage(make_trajectory, emma):
+    played = Inferred(trajectory=make_trajectory({"text": "", "answer": "Norway"}))
+    norway = dataclasses.replace(emma, golden_answers=("Norway", "NO"))
+    assert eval_row(norway, played, ["There is no such place."]).answerable == 0.0
+    assert eval_row(norway, played, ["Oslo is in Norway."]).answerable == 1.0
+    assert eval_row(dataclasses.replace(emma, golden_answers=("No",)), played, ["no"]).answerable is None
+
+
 def test_answers_all_of_which_are_needed_may_be_retrieved_one_by_one(make_trajectory, emma):
     both = dataclasses.replace(emma, golden_answers=("Rome and Paris", "Rome, Paris"), needed=("Rome", "Paris"))
     played = Inferred(trajectory=make_trajectory("hm", stop_reason=StopReason.NO_ACTION))

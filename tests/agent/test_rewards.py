@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -16,6 +17,7 @@ from agent.rewards.evidence import evidence_recall
 from agent.rewards.gates import GATES
 from agent.rewards.outcome import outcome_names
 from agent.rewards.scorer import Scorer
+from tasks.together import together
 
 PLAIN = Question(id="q", text="Who?", golden_answers=("Jane Austen", "Austen"))
 TWO = Question(id="q", text="Who?", golden_answers=("Jane Austen",), supporting=("Emma (novel)", "Jane Austen"))
@@ -57,6 +59,44 @@ def test_outcomes(make_trajectory, search_protocol, outcome, answer, expected):
     scorer = Scorer(RewardConfig(outcome=outcome), search_protocol)
     got = score(scorer, PLAIN, make_trajectory({"text": "", "answer": answer}))
     assert (got.reward, got.outcome, got.evidence, got.gate) == (expected, expected, None, None)
+
+
+BACHS = ("Johann Sebastian Bach", "Johann Christian Bach", "Johann Christoph Friedrich Bach")
+CUPS = ("2015 FIFA World Cup", "2018 FIFA World Cup")
+
+
+@pytest.mark.parametrize(
+    ("needed", "answer", "expected"),
+    [
+        (("Johann Sebastian Bach", "Vivaldi"), "Johann Sebastian Bach", 0.5),
+        (("Johann Sebastian Bach", "Vivaldi"), "Vivaldi, Johann Sebastian Bach", 1.0),
+        (("Johann Sebastian Bach", "Vivaldi"), "both Vivaldi and the Johann Sebastian Bach!", 1.0),
+        (("Johann Sebastian Bach", "Vivaldi"), "Telemann", 0.0),
+        (("A1", "B2", "C3"), "A1 and B2", 0.5),
+        (("A1", "B2", "C3"), "C3, A1, and B2", 1.0),
+        (BACHS, " and ".join(BACHS[:2]), 0.5),
+        (CUPS, CUPS[0], 0.5),
+        (("New York City", "New York"), "New York City", 0.5),
+        (("New York City", "New York"), "New York and New York City", 1.0),
+        (("The The", "Bach"), "The The and Bach", 1.0),
+        (("3.5", "4"), "35 and 4", 0.0),
+        (("北京", "上海"), "上海, 北京", 1.0),
+    ],
+)
+def test_where_all_answers_are_needed_only_all_of_them_earn_all(
+    make_trajectory, search_protocol, needed, answer, expected
+):
+    asked = replace(PLAIN, golden_answers=together(needed), needed=needed)
+    scorer = Scorer(RewardConfig(outcome="em_soft"), search_protocol)
+    assert score(scorer, asked, make_trajectory({"text": "", "answer": answer})).outcome == expected
+
+
+@pytest.mark.parametrize("outcome", outcome_names())
+def test_one_of_two_needed_answers_never_earns_all(make_trajectory, search_protocol, outcome):
+    for needed in (("Johann Sebastian Bach", "Vivaldi"), CUPS, ("New York City", "New York")):
+        asked = replace(PLAIN, golden_answers=together(needed), needed=needed)
+        scorer = Scorer(RewardConfig(outcome=outcome), search_protocol)
+        assert score(scorer, asked, make_trajectory({"text": "", "answer": needed[0]})).outcome < 1
 
 
 @pytest.mark.parametrize("outcome", outcome_names())

@@ -32,7 +32,7 @@ from tasks.making import make as making
 from tasks.making.config import ExpertsConfig, TeacherConfig
 from tasks.making.evidence import named, telling
 from tasks.making.made import Expert, Made, Selection, Why
-from tasks.making.make import answer_in
+from tasks.making.make import answer_in, is_closed
 from tasks.together import together
 
 pytestmark = pytest.mark.jvm
@@ -139,6 +139,14 @@ def test_a_question_that_needs_all_of_its_answers_says_so_in_its_row():
     assert answer_in(["He lived in Rome.", "Then in Paris."], asked) == "Rome and Paris"
     assert answer_in(["He lived in Rome."], asked) is None
     assert expert.written.row["trajectory"].endswith("<answer> Rome and Paris</answer>")
+
+
+def test_an_alias_that_is_spelt_as_no_is_no_closed_answer():
+    norway = replace(question("n", "Where is Oslo?", "Norway", "Oslo"), golden_answers=("Norway", "NO"))
+    assert answer_in(["There is no such place."], norway) is None
+    assert answer_in(["Oslo is in Norway."], norway) == "Norway"
+    assert answer_in(["Nothing."], replace(norway, golden_answers=("No", "no."))) == "No"
+    assert not is_closed(norway)
 
 
 def test_a_search_that_fails_is_a_fault_and_no_document_that_isnt_found():

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from agent.answers import soft_match
+from agent.answers import soft_match, soft_match_all
 from agent.records import Question, Trajectory
 
 
 def outcome(question: Question, trajectory: Trajectory) -> float:
-    """1 for at least 70 % of the golden words, 0.5 for a part of the golden answer; 0 for one that is too long."""
-    return 0.0 if trajectory.answer is None else soft_match(trajectory.answer, question.golden_answers)
+    """1 for at least 70 % of the golden words, 0.5 for a part of the golden answer; 0 for one that is too long.
+
+    Where all of several answers are needed, at most 0.5 for an answer that doesn't name each of them.
+    """
+    if trajectory.answer is None:
+        return 0.0
+    if question.needed:
+        return soft_match_all(trajectory.answer, question.golden_answers, question.needed)
+    return soft_match(trajectory.answer, question.golden_answers)
