@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from agent.answers import soft_match
+from agent.answers import exact_match
 from agent.config import AgentConfig
 from agent.errors import UserError
 from agent.formats.catalogue import format_class
@@ -36,7 +36,7 @@ from retrieval_service.textfile import stem
 from tasks.bm25 import Bm25
 from tasks.demonstrations import Demonstration, Move, answer_text, search_text
 from tasks.fields import first, text
-from tasks.files import question_of
+from tasks.files import Unplayable, question_of
 from tasks.notices import Notice, some
 from tasks.rows import Row, rows
 from tasks.unread import Unread
@@ -48,27 +48,37 @@ _SEARCH_R1 = r'\(Title: ?(?:"(.*?)"|((?:[^()\n]|\([^()\n]*\))*))\)'
 
 
 def read_experts(
-    path: Path, protocol: TagProtocol, *, key: str, evidence_match: str = "title", notices: list[Notice] | None = None
+    path: Path,
+    protocol: TagProtocol,
+    *,
+    key: str,
+    evidence_match: str = "title",
+    strict: bool = False,
+    notices: list[Notice] | None = None,
 ) -> tuple[Demonstration, ...]:
     """The expert trajectories of a file, in file order. ``key`` is the setting that names the file, ``evidence_match``
-    what supporting documents are matched by; what isn't read is added to ``notices``.
+    what supporting documents are matched by; what is left out or not read is added to ``notices``, with ``strict`` as
+    in a file of questions.
 
-    Raises ``UserError`` with file, line, id and reason for one that is malformed, or whose answer is wrong:
-    it is going to be imitated.
+    Raises ``UserError`` with file, line, id and reason for one that is malformed, or whose answer is no exact match of
+    a golden one: it is going to be imitated.
     """
     experts: dict[str, Demonstration] = {}
-    unread = Unread()
+    unread, unplayable = Unread(), Unplayable()
     for line, number, row in rows(path, key):
+        if unplayable.has(row, line, f"{stem(path)}-{number}"):
+            continue
         question = question_of(row, line, f"{stem(path)}-{number}", evidence_match)
         unread.look(row, question)
         where = f"{line}, id '{question.id}'"
         if question.id in experts:
             raise UserError(f"{where}: this id is already taken; one trajectory per question")
         experts[question.id] = Demonstration(question=question, moves=moves_of(row, question, protocol, where))
+    found = [*unread.notices(f"{key}={path}"), *unplayable.notices(f"{key}={path}", strict=strict)]
     if not experts:
-        raise UserError(f"{key}={path}: the file holds no trajectories")
+        raise UserError(f"{key}={path}: the file holds no trajectories{unplayable.without}")
     if notices is not None:
-        notices += unread.notices(f"{key}={path}")
+        notices += found
     return tuple(experts.values())
 
 
@@ -83,7 +93,7 @@ def moves_of(row: Row, question: Question, protocol: TagProtocol, where: str) ->
         hint = f"; it has the tags of agent={best.name}" if more else ""
         raise UserError(f"{where}: {error}{hint}") from error
     answer = protocol.parse(turns[-1][0]).answer or ""
-    if soft_match(answer, question.golden_answers) < 1:
+    if exact_match(answer, question.golden_answers) < 1:
         raise UserError(
             f"{where}: it answers '{answer}', which is none of its golden answers {list(question.golden_answers)}; "
             "correct it, or add the answer to them"

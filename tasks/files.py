@@ -60,20 +60,14 @@ def read_questions(
     """
     questions: dict[str, Question] = {}
     entities: dict[str, str] = {}
-    unanswerable: list[tuple[str, str]] = []
-    too_many: list[tuple[str, str]] = []
     all_needed: list[tuple[str, str]] = []
     found: list[Notice] = []
-    unread = Unread()
+    unread, unplayable = Unread(), Unplayable()
     for where, number, row in rows(path, key, is_like_a_field, found):
         default_id = f"{stem(path)}-{number}"
-        if not all(true_or_false(said, where) for said in anywhere(row, "answerable")):
-            unanswerable.append((_id(row, where, default_id), "answerable is false"))
+        if unplayable.has(row, where, default_id):
             continue
         if mean_all(row, where):
-            if (count := len(_golden(row, where))) > MOST:
-                too_many.append((_id(row, where, default_id), f"needs all of {count} answers"))
-                continue
             all_needed.append((_id(row, where, default_id), "needs all of its answers"))
         question = question_of(row, where, default_id, evidence_match)
         unread.look(row, question)
@@ -86,23 +80,52 @@ def read_questions(
         questions, said = with_aliases(questions, entities, path, key)
         found += said
     found += unread.notices(f"{key}={path}")
-    for out, what in (
-        (unanswerable, "rows are marked answerable=false"),
-        (too_many, f"rows need all of more than {MOST} answers, which no exact match can tell"),
-    ):
-        if out:
-            line = f"{key}={path}: {len(out)} {what} ({some([i for i, _ in out])})"
-            found.append(left_out(line, out, strict=strict))
+    found += unplayable.notices(f"{key}={path}", strict=strict)
     if all_needed:
         ids = some([i for i, _ in all_needed])
         line = f"{key}={path}: {len(all_needed)} rows need all of their answers, and one alone is wrong ({ids})"
         found.append(Notice(kind="answers", text=line, items=tuple(all_needed)))
     if not questions:
-        without = " with an answer" if unanswerable or too_many else ""
-        raise UserError(f"{key}={path}: the file holds no questions{without}")
+        raise UserError(f"{key}={path}: the file holds no questions{unplayable.without}")
     if notices is not None:
         notices += found
     return tuple(questions.values())
+
+
+class Unplayable:
+    """Rows of one file that are left out: marked ``answerable: false``, or needing more answers than can be compared as
+    one. Asked about each row before ``question_of``."""
+
+    def __init__(self) -> None:
+        self._unanswerable: list[tuple[str, str]] = []
+        self._too_many: list[tuple[str, str]] = []
+
+    def has(self, row: Row, where: str, default_id: str) -> bool:
+        """Whether ``row`` is one, which is then counted."""
+        if not all(true_or_false(said, where) for said in anywhere(row, "answerable")):
+            self._unanswerable.append((_id(row, where, default_id), "answerable is false"))
+            return True
+        if mean_all(row, where) and (count := len(_golden(row, where))) > MOST:
+            self._too_many.append((_id(row, where, default_id), f"needs all of {count} answers"))
+            return True
+        return False
+
+    @property
+    def without(self) -> str:
+        """What the questions of a file that holds nothing else lack."""
+        return " with an answer" if self._unanswerable or self._too_many else ""
+
+    def notices(self, file: str, *, strict: bool) -> list[Notice]:
+        """One notice for either kind, for the file in words; with ``strict`` a ``UserError``."""
+        kinds = (
+            (self._unanswerable, "rows are marked answerable=false"),
+            (self._too_many, f"rows need all of more than {MOST} answers, which no exact match can tell"),
+        )
+        return [
+            left_out(f"{file}: {len(out)} {what} ({some([i for i, _ in out])})", out, strict=strict)
+            for out, what in kinds
+            if out
+        ]
 
 
 def question_of(row: Row, where: str, default_id: str, evidence_match: str) -> Question:

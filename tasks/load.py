@@ -135,7 +135,12 @@ class Task:
         path = at_home(self.config.experts or "")
         notices: list[Notice] = []
         experts = read_experts(
-            path, protocol, key="data.experts", evidence_match=self.config.evidence_match, notices=notices
+            path,
+            protocol,
+            key="data.experts",
+            evidence_match=self.config.evidence_match,
+            strict=self.config.strict,
+            notices=notices,
         )
         held_out = {normalise(q.text) for q in self.eval}
         for expert in experts:

@@ -238,6 +238,19 @@ def test_an_autocoa_answer_ends_with_the_end_token(read):
             "it has the tags of agent=autocoa",
         ),
         ({"trajectory": "<answer>Jane Eyre</answer>"}, "it answers 'Jane Eyre', which is none of its golden answers"),
+        ({"trajectory": "<answer>Jane</answer>", "golden_answers": ["Jane B"]}, "it answers 'Jane', which is none of"),
+        (
+            {"trajectory": "<answer>the city of New York</answer>", "golden_answers": ["New York City"]},
+            "it answers 'the city of New York', which is none of its golden answers ['New York City']",
+        ),
+        (
+            {
+                "trajectory": "<answer>Johann Sebastian Bach</answer>",
+                "golden_answers": ["Johann Sebastian Bach", "Vivaldi"],
+                "answers_mean": "all",
+            },
+            "it answers 'Johann Sebastian Bach', which is none of its golden answers [",
+        ),
         ({"trajectory": None}, "line 2, id 'q2': has no 'trajectory' (it has golden_answers, id"),
         ({"trajectory": 3}, "'trajectory' must be a text, not the number 3"),
         ({"question": None}, "line 2: has no 'question'"),
@@ -253,6 +266,23 @@ def test_a_wrong_line_is_named_with_its_reason(read, changed, message):
     assert str(error.value).startswith("data.experts=")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_experts_of_questions_that_can_not_be_played_are_left_out_as_questions_are(read, tmp_path):
+    many = {"golden_answers": [f"a{i}" for i in range(9)], "answers_mean": "all"}
+    both = {"golden_answers": ["Austen", "Emma"], "answers_mean": "all", "trajectory": "<answer>Emma, Austen</answer>"}
+    rows = [ROW, {**ROW, "id": "none", "answerable": False}, {**ROW, "id": "many", **many}, {**ROW, "id": "b", **both}]
+    assert [e.question.id for e in read(*rows)] == ["q1", "b"]
+    notices: list[Notice] = []
+    read_experts(tmp_path / "experts.jsonl", SEARCH, key="data.experts", notices=notices)
+    assert [n.items for n in notices] == [
+        (("none", "answerable is false"),),
+        (("many", "needs all of 9 answers"),),
+    ]
+    with pytest.raises(UserError, match=r"1 rows are marked answerable=false \(none\); data\.strict=true allows none"):
+        read_experts(tmp_path / "experts.jsonl", SEARCH, key="data.experts", strict=True)
+    with pytest.raises(UserError, match="the file holds no trajectories with an answer"):
+        read(rows[1])
 
 
 def test_a_file_without_trajectories(read):
