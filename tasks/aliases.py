@@ -1,7 +1,7 @@
 """Other names of 2WikiMultihopQA's answers, from the ``id_aliases.json`` that its authors publish beside the questions.
 
-A question names its answer's entity (``answer_id``), and the file's lines are ``{Q_id, aliases, demonyms}``. Its
-official evaluation takes the best score over the answer, the aliases and the demonyms.
+A question names its answer's entity (``answer_id``), and the file's lines are ``{Q_id, aliases, demonyms}``; those of
+one entity count together. Its official evaluation takes the best score over the answer, the aliases and the demonyms.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from agent.errors import UserError
 from agent.records import Question
 from tasks.fields import first, get, text, texts
 from tasks.notices import Notice
@@ -51,6 +51,14 @@ def with_aliases(
     return found, []
 
 
+def _without_empty(named_value: tuple[str, Any], where: str) -> tuple[str, ...]:
+    """The names that are more than white space, which no answer can be."""
+    name, value = named_value
+    if isinstance(value, list):
+        value = [each for each in value if not isinstance(each, str) or each.strip()]
+    return () if value in (None, "", []) else texts((name, value), where)
+
+
 def _names(file: Path, key: str, wanted: frozenset[str]) -> dict[str, tuple[str, ...]]:
     """Of each entity that is ``wanted``, what the file calls it."""
     known: dict[str, tuple[str, ...]] = {}
@@ -58,8 +66,6 @@ def _names(file: Path, key: str, wanted: frozenset[str]) -> dict[str, tuple[str,
         entity = text(first(row, ("Q_id",), where), where)
         if entity not in wanted:
             continue
-        if entity in known:
-            raise UserError(f"{where}: '{entity}' has a line already")
-        given = [(name, row[name]) for name in ("aliases", "demonyms") if row.get(name) not in (None, [])]
-        known[entity] = tuple(each for named_value in given for each in texts(named_value, where))
+        given = [(name, row.get(name)) for name in ("aliases", "demonyms")]
+        known[entity] = (*known.get(entity, ()), *(each for value in given for each in _without_empty(value, where)))
     return known

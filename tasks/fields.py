@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from agent.errors import UserError
 from tasks.rows import Row, named
+from tasks.tables import list_in, short
 
 
 def get(row: Row, name: str) -> Any:
@@ -44,7 +46,8 @@ def text(named_value: tuple[str, Any], where: str) -> str:
     """The text of a named value."""
     name, value = named_value
     if not isinstance(value, str):
-        raise UserError(f"{where}: '{name}' must be a text, not {named(value)}")
+        cure = f'; write it as a text: "{json.dumps(value)}"' if isinstance(value, bool | int | float) else ""
+        raise UserError(f"{where}: '{name}' must be a text, not {named(value)}{cure}")
     if not value.strip():
         raise UserError(f"{where}: '{name}' is empty")
     try:
@@ -55,7 +58,7 @@ def text(named_value: tuple[str, Any], where: str) -> str:
 
 
 def text_or_number(named_value: tuple[str, Any], where: str) -> str:
-    """The text of a named value that may be a whole number, as ids are."""
+    """The text of a named value that may be a whole number, as ids and years are."""
     name, value = named_value
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else text((name, value), where)
 
@@ -71,12 +74,20 @@ def true_or_false(named_value: tuple[str, Any], where: str) -> bool:
 
 
 def texts(named_value: tuple[str, Any], where: str) -> tuple[str, ...]:
-    """A text as one of a kind, or a list of at least one text."""
-    name, value = named_value
-    if isinstance(value, str):
-        return (text(named_value, where),)
+    """A text as one of a kind, or a list of at least one text; whole numbers are texts, as in a table.
+
+    A list that is written as a text is read as in a table, in JSON; an object in a text is refused.
+    """
+    name, value = named_value[0], list_in(named_value, where)
+    if isinstance(value, str) and value.strip().startswith("{") and value.strip().endswith("}"):
+        raise UserError(
+            f"{where}: '{name}' is an object within a text ({short(value)}); write the object, without the quotes. A "
+            """text with braces of its own is written ["{a}"]"""
+        )
+    if isinstance(value, str | int | float):
+        return (text_or_number((name, value), where),)
     if not isinstance(value, list):
         raise UserError(f"{where}: '{name}' must be a list of texts, not {named(value)}")
     if not value:
         raise UserError(f"{where}: '{name}' is empty; it needs at least one text")
-    return tuple(text((f"{name}[{i}]", item), where) for i, item in enumerate(value))
+    return tuple(text_or_number((f"{name}[{i}]", item), where) for i, item in enumerate(value))

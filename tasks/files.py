@@ -1,12 +1,12 @@
 """The user's questions, in our own layout and in those that the field's data sets are published in.
 
 HotpotQA, 2WikiMultihopQA, MuSiQue (official, on the hub, and as FlashRAG has them), Bamboogle, BamTwoogle, PopQA,
-AntiLeak-Bench, Search-R1, verl, David-GRPO.
+TriviaQA on the hub, AntiLeak-Bench, Search-R1, verl, David-GRPO.
 
 | field | taken from, first that is there |
 | --- | --- |
 | text | ``question``; ``extra_info.question`` (verl); what follows ``question below:`` or ``Question:`` in the ``prompt`` (David-GRPO's Parquet) |
-| golden answers, a text or a list of texts | ``golden_answers``, ``answers``, ``answer``; ``possible_answers``, a list in JSON within a text (PopQA); ``reward_model.ground_truth`` or its ``target`` (Search-R1, verl); and beside any of them ``answer_aliases`` (MuSiQue), and for ``answer_id`` (2Wiki) the names in the ``id_aliases.json`` beside the file |
+| golden answers, a text, a whole number or a list of them, which may be JSON within a text | ``golden_answers``, ``answers``, ``answer``; an ``answer`` with ``value`` and ``aliases`` (TriviaQA); ``possible_answers``, a list in JSON within a text (PopQA); ``reward_model.ground_truth`` or its ``target`` (Search-R1, verl); and beside any of them ``answer_aliases`` (MuSiQue), and for ``answer_id`` (2Wiki) the names in the ``id_aliases.json`` beside the file |
 | what several answers mean | ``answers_mean``: ``any`` of them is right (if nothing is said), or ``all`` are needed, and aliases aren't read |
 | id | ``id``, ``_id``, after ``data_source`` if that is named (Search-R1 mixes sets that both count from train_0); the file's name and the line |
 | supporting titles | ``supporting_titles``; ``supporting_facts`` (HotpotQA, 2Wiki); ``paragraphs`` with ``is_supporting`` (MuSiQue); ``question_decomposition`` with ``support_paragraph`` (FlashRAG); ``evidence_documents`` (David-GRPO) |
@@ -20,7 +20,7 @@ one, are left out with a notice, and so is said what looks like one of these fie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from agent.answers import normalise
@@ -147,8 +147,7 @@ def question_of(row: Row, where: str, default_id: str, evidence_match: str) -> Q
 def _golden(row: Row, where: str) -> tuple[str, ...]:
     """The row's answers, each once; with other names of them, unless all are needed: which of them a name is of isn't
     said."""
-    name, value = first(row, _ANSWERS, where)
-    golden = texts((name, json_list((name, value), where) if name == _POSSIBLE else value), where)
+    golden = _named_answers(row, where)
     for aliases in () if mean_all(row, where) else anywhere(row, "answer_aliases"):
         golden += texts(aliases, where)
     if mean_all(row, where):  # two spellings of one are one: an answer that names it once is whole
@@ -159,11 +158,21 @@ def _golden(row: Row, where: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(golden))
 
 
+def _named_answers(row: Row, where: str) -> tuple[str, ...]:
+    name, value = first(row, _ANSWERS, where)
+    if name == _POSSIBLE:
+        return texts((name, json_list((name, value), where)), where)
+    if isinstance(value, Mapping) and value.get("value") is not None:  # TriviaQA
+        aliases = () if value.get("aliases") in (None, []) else texts((f"{name}.aliases", value["aliases"]), where)
+        return (text_or_number((f"{name}.value", value["value"]), where), *aliases)
+    return texts((name, value), where)
+
+
 def _kind(row: Row, where: str) -> str:
     """The slice that evaluations report the question in: it begins with its source, as the id does."""
     source = _source(row, where)
     for kind in anywhere(row, "type"):
-        return _within(source, text(kind, where))
+        return _within(source, text_or_number(kind, where))
     for level in anywhere(row, "level"):
         return _within(source, text_or_number(level, where))
     return source
@@ -185,13 +194,19 @@ def _id(row: Row, where: str, default: str) -> str:
     return _within(_source(row, where), value or default)
 
 
-def split(questions: Sequence[Question], share: float, seed: int) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
+def split(
+    questions: Sequence[Question], share: float, seed: int, side: str = "eval", where: str = "data.questions"
+) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
     """``(train, held out)``, ``share`` of ``questions`` held out, at least one on each side, in their order.
 
-    Which ones depends on ``seed`` and their ids alone, so adding or sorting questions moves few of them.
+    Which ones depends on ``seed`` and their ids alone, so adding or sorting questions moves few of them. ``where``
+    names their file, and ``side`` is ``eval`` or ``dev``, by what they are held out for.
     """
     if len(questions) < 2:
-        raise UserError("data.questions holds one question, too few to hold any out; set data.eval_questions=FILE")
+        raise UserError(
+            f"{where}: one question is too few for data.{side}_share={share} to hold one out of what is trained on; "
+            f"add questions, or set data.{side}_questions=FILE in its place"
+        )
     count = min(max(round(len(questions) * share), 1), len(questions) - 1)
     by_hash = sorted(questions, key=lambda q: (derive_seed("split", seed, q.id), q.id))
     held_out = {q.id for q in by_hash[:count]}
@@ -199,7 +214,7 @@ def split(questions: Sequence[Question], share: float, seed: int) -> tuple[tuple
 
 
 def split_texts(
-    questions: Sequence[Question], share: float, seed: int
+    questions: Sequence[Question], share: float, seed: int, side: str = "eval", where: str = "data.questions"
 ) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
     """``split`` over the different texts among ``questions``: all copies of one text are on the same side."""
     firsts: dict[str, Question] = {}  # of each text the copy with the smallest id: their order doesn't matter
@@ -207,7 +222,7 @@ def split_texts(
     for key, question in zip(keys, questions, strict=True):
         if key not in firsts or question.id < firsts[key].id:
             firsts[key] = question
-    held_out = {normalise(q.text) for q in split(list(firsts.values()), share, seed)[1]}
+    held_out = {normalise(q.text) for q in split(list(firsts.values()), share, seed, side, where)[1]}
     sides: tuple[list[Question], list[Question]] = ([], [])
     for key, question in zip(keys, questions, strict=True):
         sides[key in held_out].append(question)

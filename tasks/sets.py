@@ -68,6 +68,13 @@ class _Reader:
             self.notices.append(_shared(sets, found, self.config.shares))
         return found
 
+    def split(self, questions: Sequence[Question], side: str) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
+        """``questions`` of ``data.questions`` less ``data.<side>_share`` of them, and those."""
+        where = f"data.questions={self.value('questions')}"
+        share: float = getattr(self.config, f"{side}_share")
+        left = " (after data.eval_share)" if side == "dev" and self.config.eval_questions is None else ""
+        return split_texts(questions, share, self.seed, side, where + left)
+
     def value(self, key: str) -> str:
         return str(getattr(self.config, key))
 
@@ -122,7 +129,7 @@ def sets(config: DataConfig, seed: int, mode: str) -> Sets:
     if mode in ("ask", "index", "serve"):
         return Sets(name=stem(Path(config.corpus or "")))
     if mode == "eval":
-        return _evaluated(reader, seed)
+        return _evaluated(reader)
     files = reader.sets("questions") if config.questions is not None else {}
     name = reader.name("questions" if files else "dev_questions")
     held_out: tuple[Question, ...] = ()
@@ -132,22 +139,22 @@ def sets(config: DataConfig, seed: int, mode: str) -> Sets:
         files = reader.without(files, "eval_questions", held_out)
     train = reader.shared(files) if files else ()
     if train and config.eval_questions is None:
-        train, held_out = split_texts(train, config.eval_share, seed)
+        train, held_out = reader.split(train, "eval")
     if train and config.dev_share:
-        train, held_back = split_texts(train, config.dev_share, seed)
+        train, held_back = reader.split(train, "dev")
     elif train and config.dev_questions is not None and mode == "train":
         (train,) = reader.without({name: train}, "dev_questions", reader.read("dev_questions")).values()
     return Sets(name=name, train=train, eval=held_out, held_back=held_back, notices=tuple(reader.notices))
 
 
-def _evaluated(reader: _Reader, seed: int) -> Sets:
+def _evaluated(reader: _Reader) -> Sets:
     """All of the file that is given, less the calibration's questions, on which an early exit would look too good."""
     config = reader.config
     key = "questions" if config.eval_questions is None else "eval_questions"
     questions = reader.shared(reader.sets(key)) if key == "questions" else reader.read(key)
     if key == "questions" and config.dev_share:
-        train = split_texts(questions, config.eval_share, seed)[0]  # as the run that trained did it
-        held_back = {q.id for q in split_texts(train, config.dev_share, seed)[1]}
+        train = reader.split(questions, "eval")[0]  # as the run that trained did it
+        held_back = {q.id for q in reader.split(train, "dev")[1]}
         questions = tuple(q for q in questions if q.id not in held_back)
         reader.notices.append(
             Notice(

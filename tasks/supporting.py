@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from agent.errors import UserError
-from tasks.fields import anywhere, get, text, text_or_number, texts
+from agent.readable import json_of
+from tasks.fields import anywhere, get, text, text_or_number, texts, true_or_false
 from tasks.rows import Row, named
 
 Form = Callable[[str, Any, str], tuple[str, ...]]
@@ -46,7 +47,7 @@ def _paragraphs(name: str, value: Any, where: str) -> tuple[str, ...]:
     return tuple(
         text((f"{name}[{i}].title", paragraph.get("title")), where)
         for i, paragraph in enumerate(_objects(value))
-        if paragraph.get("is_supporting")
+        if _supports(f"{name}[{i}]", paragraph, where, unsaid=False)
     )
 
 
@@ -55,8 +56,15 @@ def _steps(name: str, value: Any, where: str) -> tuple[str, ...]:
     return tuple(
         text((f"{name}[{i}].support_paragraph.title", get(step, "support_paragraph.title")), where)
         for i, step in enumerate(_objects(value))
-        if step.get("support_paragraph") is not None and get(step, "support_paragraph.is_supporting") is not False
+        if step.get("support_paragraph") is not None
+        and _supports(f"{name}[{i}].support_paragraph", step["support_paragraph"], where, unsaid=True)
     )
+
+
+def _supports(name: str, paragraph: Any, where: str, *, unsaid: bool) -> bool:
+    """Whether a paragraph is marked as supporting; ``unsaid`` where nothing is said."""
+    said = paragraph.get("is_supporting") if isinstance(paragraph, Mapping) else None
+    return unsaid if said is None else true_or_false((f"{name}.is_supporting", said), where)
 
 
 def _documents(field: str) -> Form:
@@ -96,9 +104,19 @@ def supporting(row: Row, where: str, evidence_match: str) -> tuple[str, ...]:
     """Titles or ids of the supporting documents, each once, from the first field that names any; else none."""
     for field, read in FORMS[evidence_match].items():
         for name, value in anywhere(row, field):
-            if found := read(name, value, where):
+            if found := read(name, _unquoted(value), where):
                 return tuple(dict.fromkeys(found))
     return ()
+
+
+def _unquoted(value: Any) -> Any:
+    """The list or object that a text is in JSON, as 2WikiMultihopQA's rows on the hub have them; else ``value``."""
+    if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
+        return value
+    try:
+        return json_of(value)
+    except ValueError:
+        return value
 
 
 def mute(row: Row) -> tuple[str, ...]:

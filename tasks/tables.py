@@ -63,9 +63,14 @@ def table_rows(
 
 
 def _value(column: str, cell: str, where: str) -> Any:
-    if column == QUESTION or not (cell.startswith("[") and cell.endswith("]")):
-        return cell
-    return json_list((column, cell), where)
+    return cell if column == QUESTION else list_in((column, cell), where)
+
+
+def list_in(named_value: tuple[str, Any], where: str) -> Any:
+    """The list that a text in brackets holds in JSON; any other value as it is."""
+    _, value = named_value
+    bracketed = isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]")
+    return json_list(named_value, where) if bracketed else value
 
 
 def json_list(named_value: tuple[str, Any], where: str) -> Any:
@@ -78,12 +83,17 @@ def json_list(named_value: tuple[str, Any], where: str) -> Any:
     except ValueError:
         found = None
     if not isinstance(found, list):
-        raise UserError(f"""{where}: '{name}' must be a list in JSON, ["a", "b"], which {_short(value)} is not""")
+        raise UserError(
+            f"""{where}: '{name}' must be a list in JSON, ["a", "b"], which {short(value)} is not; a text with """
+            'brackets of its own is written ["[a]"]'
+        )
     return found
 
 
-def _short(value: str) -> str:
-    return value if len(value) <= 40 else value[:40] + "…"
+def short(value: str) -> str:
+    """A text's beginning, for a message of one line."""
+    line = " ".join(value.split())
+    return line if len(line) <= 40 else line[:40] + "…"
 
 
 def _records(file: BinaryIO, delimiter: str, name: str, strange: list[int]) -> Iterator[tuple[int, list[str]]]:

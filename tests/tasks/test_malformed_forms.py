@@ -101,7 +101,10 @@ def named_cases(name: str, row: str, answer: str) -> list[tuple[bytes, str]]:
     """What can be wrong with ids and answers."""
     return [
         (second(name, **{answer: None}), rf", {row}: has no 'golden_answers' \(it has .*\)"),
-        (second(name, **{answer: 7}), rf", {row}: '{answer}' must be a list of texts, not the number 7"),
+        (
+            second(name, **{answer: 7.5}),
+            rf", {row}: '{answer}' must be a text, not the number 7\.5; write it as a text: ",
+        ),
         (second(name, **{answer: [""]}), rf", {row}: '{answer}\[0\]' is empty"),
     ]
 
@@ -134,7 +137,7 @@ def fact_cases(name: str) -> list[tuple[bytes, str]]:
         (second(name, supporting_facts=[["", 0]]), r", row 2: 'supporting_facts\[0\]\[0\]' is empty"),
         (second(name, supporting_facts=[["Ed", 0], []]), r", row 2: 'supporting_facts\[1\]' must be \[title, "),
         (second(name, _id="a"), r", row 2: id 'a' is already taken; ids must differ"),
-        (second(name, type=3), r", row 2: 'type' must be a text, not the number 3"),
+        (second(name, type=3.5), r", row 2: 'type' must be a text, not the number 3\.5"),
     ]  # fmt: skip
 
 
@@ -153,7 +156,7 @@ def parquet_cases(name: str, question: Any, reward: Callable[[Any], dict[str, An
         (both(name, **question("")), rf", row 1: '{said}' is empty"),
         (both(name, **question(["Who?"])), rf", row 1: '{said}' must be a text, not a list"),
         (both(name, reward_model={"style": "rule"}), r", row 1: has no 'golden_answers' \(it has .*\)"),
-        (both(name, reward_model=reward(7)), rf", row 1: '{target}' must be a list of texts, not the number 7"),
+        (both(name, reward_model=reward(7.5)), rf", row 1: '{target}' must be a text, not the number 7\.5; write it"),
         (both(name, reward_model=reward([])), rf", row 1: '{target}' is empty; it needs at least one text"),
         (both(name, reward_model=reward(["Ed", " "])), rf", row 1: '{target}\[1\]' is empty"),
     ]
@@ -199,7 +202,7 @@ CASES: dict[str, list[tuple[bytes, str]]] = {
         *table_cases(TABLES["popqa.tsv"], "\t", "possible_answers"),
         (TABLES["popqa.tsv"] + b"3\tWho?\tEd\n", r", line 4: 'possible_answers' must be a list in JSON, .*Ed is"),
         (TABLES["popqa.tsv"] + b"3\tWho?\t['Ed']\n", r", line 4: 'possible_answers' must be a list in JSON"),
-        (TABLES["popqa.tsv"] + b'3\tWho?\t["Ed", 7]\n', r", line 4: 'possible_answers\[1\]' must be a text"),
+        (TABLES["popqa.tsv"] + b'3\tWho?\t["Ed", 7.5]\n', r", line 4: 'possible_answers\[1\]' must be a text"),
         (TABLES["popqa.tsv"] + b"3\tWho?\t[]\n", r", line 4: 'possible_answers' is empty"),
     ],
     "search_r1.parquet": parquet_cases("search_r1.parquet", lambda q: {"question": q}, under_target),
@@ -237,9 +240,8 @@ def test_what_is_wrong_with_a_file_is_one_line(name: str, content: bytes, messag
         (b'{"id": "Q1", "aliases": ["a"]}', r"line 2: has no 'Q_id' \(it has aliases, id\)"),
         (b'{"Q_id": 1, "aliases": ["a"]}', r"line 2: 'Q_id' must be a text, not the number 1"),
         (b'{"Q_id": "Q1", "aliases": {"a": 1}}', r"line 2: 'aliases' must be a list of texts, not an object"),
-        (b'{"Q_id": "Q1", "aliases": [3]}', r"line 2: 'aliases\[0\]' must be a text, not the number 3"),
-        (b'{"Q_id": "Q1", "demonyms": ["a", ""]}', r"line 2: 'demonyms\[1\]' is empty"),
-        (b'{"Q_id": "Q2", "aliases": ["a"]}', r"line 2: 'Q2' has a line already"),
+        (b'{"Q_id": "Q1", "aliases": [3.5]}', r"line 2: 'aliases\[0\]' must be a text, not the number 3\.5"),
+        (b'{"Q_id": "Q1", "demonyms": ["a", null]}', r"line 2: 'demonyms\[1\]' must be a text, not null"),
     ],
 )
 def test_what_is_wrong_with_2wikis_aliases_is_one_line(line: bytes, message: str, tmp_path: Path) -> None:

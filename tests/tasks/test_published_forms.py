@@ -86,6 +86,9 @@ def without(row: dict, *names: str) -> dict:
         HOTPOT,
         HOTPOT | {"supporting_facts": FACTS},
         HOTPOT | {"supporting_facts": [{"title": "Scott Derrickson", "sent_id": 0}, {"title": "Ed Wood"}]},
+        # 2WikiMultihopQA on the hub.
+        HOTPOT | {"supporting_facts": json.dumps(HOTPOT["supporting_facts"])},
+        HOTPOT | {"supporting_facts": json.dumps(FACTS)},
         # As FlashRAG has it.
         {
             "id": "5a7a0693",
@@ -159,6 +162,14 @@ def test_musique(read, row):
     assert not notices
 
 
+@pytest.mark.parametrize("no", [False, "False", "false", 0, "0"])
+def test_a_distractor_is_no_evidence_however_it_is_marked(read, no):
+    paragraphs = [paragraph(0, "Missouri", "True"), paragraph(1, "Noise", no)]
+    assert read([MUSIQUE | {"paragraphs": paragraphs}])[0][0].supporting == ("Missouri",)
+    steps = {"question_decomposition": [{"support_paragraph": each} for each in paragraphs]}
+    assert read([without(MUSIQUE, "paragraphs") | steps])[0][0].supporting == ("Missouri",)
+
+
 def test_unanswerable_rows_are_left_out_and_counted(read):
     """The full MuSiQue has each question twice, under one id, and once without what answers it."""
     twin = MUSIQUE | {"answerable": False, "paragraphs": MUSIQUE["paragraphs"][1:]}
@@ -215,6 +226,28 @@ def test_david_grpos_parquet_has_its_question_in_the_prompt_alone(read, tmp_path
     assert read([row | {"question": "Who?"}])[0][0].text == "Who?"
 
 
+@pytest.mark.parametrize(
+    ("said", "question"),
+    [
+        ("Answer the question below: it is short. Now the user's question below: \nWho? Question: is it?", "Who? Q"),
+        ("Question: Which book has a Question: in it?", "Which book has a Question: in it?"),
+        ("Put it in <answer> Beijing </answer>. Question: Who is it?\n", "Who is it?"),
+    ],
+)
+def test_a_question_in_a_prompt_is_whole(read, said, question):
+    ((found,), _) = read([{"answer": "a", "prompt": [{"role": "user", "content": said}]}])
+    assert found.text.startswith(question)
+
+
+def test_what_follows_a_question_in_a_prompt_is_not_taken_for_it(read):
+    said = "Answer. Question: Who wrote Emma?\nThink step by step, and answer."
+    with pytest.raises(
+        UserError,
+        match=r"'prompt' goes on after the first line of its question \(Who wrote Emma\?\); give the question",
+    ):
+        read([{"answer": "a", "prompt": [{"role": "user", "content": said}]}])
+
+
 def test_parquet_of_the_hub(read, tmp_path):
     rows = [without(HOTPOT, "context") | {"supporting_facts": FACTS}, without(HOTPOT, "context") | {"_id": "b"}]
     parquet.write_table(pa.Table.from_pylist([rows[0]]), tmp_path / "facts.bin")
@@ -232,12 +265,13 @@ def test_parquet_of_the_hub(read, tmp_path):
         ({"supporting_facts": ["Ed Wood"]}, r"'supporting_facts\[0\]' must be \[title, sentence\], not a text"),
         ({"supporting_facts": [[0, "Ed Wood"]]}, r"'supporting_facts\[0\]\[0\]' must be a text, not the number 0"),
         ({"supporting_facts": {"titles": ["x"]}}, r"'supporting_facts' must be a list of .*, not an object"),
-        ({"metadata": {"supporting_facts": {"title": [7]}}}, r"'metadata\.supporting_facts\.title\[0\]' must be"),
+        ({"metadata": {"supporting_facts": {"title": [None]}}}, r"'metadata\.supporting_facts\.title\[0\]' must be"),
         ({"paragraphs": [{"title": "", "is_supporting": True}]}, r"'paragraphs\[0\]\.title' is empty"),
         ({"question_decomposition": [{"support_paragraph": {}}]}, r"'question_decomposition\[0\]\.support_parag"),
         ({"evidence_documents": ["Ed Wood"]}, r"'evidence_documents' must be a list of objects with id and title"),
         ({"evidence_documents": [{"id": "1"}]}, r"'evidence_documents\[0\]\.title' must be a text, not null"),
-        ({"answer_aliases": ["x", 3]}, r"'answer_aliases\[1\]' must be a text, not the number 3"),
+        ({"answer_aliases": ["x", 3.5]}, r"'answer_aliases\[1\]' must be a text, not the number 3\.5"),
+        ({"paragraphs": [paragraph(0, "x", "maybe")]}, r"'paragraphs\[0\]\.is_supporting' must be true or false"),
         ({"_id": ["x"]}, "'_id' must be a text, not a list"),
         ({"type": ["x"]}, "'type' must be a text, not a list"),
     ],
@@ -340,7 +374,8 @@ def test_search_r1_and_verl_in_parquet(read, tmp_path):
 
 
 ALIASES = [
-    {"Q_id": "Q3", "aliases": ["U.S.", "America"], "demonyms": ["American"]},
+    {"Q_id": "Q3", "aliases": ["U.S.", "", "America"], "demonyms": []},
+    {"Q_id": "Q3", "aliases": [], "demonyms": [" ", "American"]},
     {"Q_id": "Q4", "aliases": "not looked at", "demonyms": []},
 ]
 

@@ -107,6 +107,27 @@ def test_a_ground_truth_that_is_a_text(tmp_path):
     assert read(jsonl(tmp_path, row))[0].golden_answers == ("72",)
 
 
+@pytest.mark.parametrize(
+    ("answer", "golden"),
+    [
+        ('["a", "b"]', ("a", "b")),
+        (["[a]", "{b}"], ("[a]", "{b}")),
+        (1987, ("1987",)),
+        (["in 1987", 1987], ("in 1987", "1987")),
+        ("[1987]", ("1987",)),
+        ({"value": "a", "aliases": ["b", "a"], "normalized_aliases": ["b"]}, ("a", "b")),
+        ({"value": "a"}, ("a",)),
+    ],
+)
+def test_answers_as_they_are_written(tmp_path, answer, golden):
+    assert read(jsonl(tmp_path, {"question": "q?", "answer": answer}))[0].golden_answers == golden
+
+
+def test_a_list_of_titles_that_is_written_as_a_text(tmp_path):
+    (question,) = read(jsonl(tmp_path, {"question": "q?", "answer": "a", "supporting_titles": '["T", "U"]', "type": 2}))
+    assert (question.supporting, question.kind) == (("T", "U"), "2")
+
+
 def test_many_rows_keep_their_order_and_numbers(tmp_path):
     rows = [{"question": f"q{i}?", "answer": "a"} for i in range(2500)]
     questions = read(table(tmp_path, rows))
@@ -129,16 +150,28 @@ BAD_LINES = [
     ({"question": ["q?"], "answer": "a"}, "'question' must be a text, not a list"),
     ({"question": "q?", "golden_answers": []}, "'golden_answers' is empty; it needs at least one text"),
     ({"question": "q?", "golden_answers": ["a", ""]}, r"'golden_answers\[1\]' is empty"),
-    ({"question": "q?", "golden_answers": ["a", 3]}, r"'golden_answers\[1\]' must be a text, not the number 3"),
-    ({"question": "q?", "answer": 1990}, "'answer' must be a list of texts, not the number 1990"),
-    ({"question": "q?", "answer": {"value": "a"}}, "'answer' must be a list of texts, not an object"),
-    ({"question": "q?", "answer": True}, "'answer' must be a list of texts, not true or false"),
+    ({"question": "q?", "golden_answers": ["a", None]}, r"'golden_answers\[1\]' must be a text, not null"),
+    ({"question": "q?", "answer": 3.5}, "'answer' must be a text, not the number 3.5; write it as a text: \"3.5\""),
+    ({"question": "q?", "answer": {"text": "a"}}, "'answer' must be a list of texts, not an object"),
+    ({"question": "q?", "answer": True}, "'answer' must be a text, not true or false; write it as a text: \"true\""),
+    (
+        {"question": "q?", "golden_answers": "['a', 'b']"},
+        r"""'golden_answers' must be a list in JSON, \["a", "b"\], w""",
+    ),
+    ({"question": "q?", "golden_answers": "['a'\n 'b']"}, "'golden_answers' must be a list in JSON"),
+    ({"question": "q?", "answer_aliases": "['a']", "answer": "a"}, "'answer_aliases' must be a list in JSON"),
+    (
+        {"question": "q?", "reward_model": {"ground_truth": '{"target": ["a"]}'}},
+        r"""'reward_model\.ground_truth' is an object within a text \({"target": \["a"\]}\); write the object, w""",
+    ),
+    ({"question": "q?", "answer": "a", "supporting_titles": "['T','U']"}, "'supporting_titles' must be a list in JSON"),
+    ({"Data": [{"Question": "q?"}]}, "one JSON object with its rows in 'Data'; write that list, or one object per"),
     ({"id": "b", "question": "q?", "answer": "a"}, "id 'b' is already taken"),
     ({"id": ["b"], "question": "q?", "answer": "a"}, "'id' must be a text, not a list"),
     ({"question": "q\ud800?", "answer": "a"}, "'question' holds half a surrogate pair at character 1"),
     (
-        {"question": "q?", "answer": "a", "metadata": {"supporting_titles": "A", "type": 2}},
-        r"'metadata\.type' must be a text, not the number 2",
+        {"question": "q?", "answer": "a", "metadata": {"supporting_titles": "A", "type": 2.5}},
+        r"'metadata\.type' must be a text, not the number 2\.5",
     ),
     (
         {"question": "q?", "answer": "a", "metadata": {"supporting_titles": [None]}},
@@ -153,6 +186,16 @@ def test_a_bad_line_is_named_with_the_fix(tmp_path, line, message):
     with pytest.raises(UserError, match=f"^data.questions=.*q.jsonl, line 2: {message}") as caught:
         read(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("indent", [0, 1])
+def test_an_object_over_several_lines_is_told_what_to_write(tmp_path, indent):
+    for value in ({"Data": [{"Question": "q?"}]}, {"question": "q?", "answer": "a"}):
+        path = jsonl(tmp_path, json.dumps(value, indent=indent))
+        with pytest.raises(
+            UserError, match="line 1: one JSON object over several lines; write its list of rows, or one"
+        ):
+            read(path)
 
 
 def test_bytes_that_are_no_utf8_are_a_bad_line(tmp_path):
@@ -214,5 +257,5 @@ def test_split_leaves_something_on_both_sides(count, share, held):
 
 
 def test_one_question_can_not_be_split():
-    with pytest.raises(UserError, match=r"set data\.eval_questions=FILE"):
-        split(questions(1), 0.2, seed=0)
+    with pytest.raises(UserError, match=r"^q\.jsonl: one question is too few for data\.dev_share=0\.2 .* data\.dev_q"):
+        split(questions(1), 0.2, 0, "dev", "q.jsonl")

@@ -66,8 +66,19 @@ def test_copies_of_a_text_are_on_the_same_side(seed):
 
 
 def test_copies_of_one_question_can_not_be_split():
-    with pytest.raises(UserError, match=r"holds one question, too few to hold any out; set data\.eval_questions=FILE"):
+    with pytest.raises(
+        UserError, match=r"one question is too few for data\.eval_share=0\.5 .* data\.eval_questions=FILE"
+    ):
         split_texts(numbered(["one?", "One", "one!"]), 0.5, seed=0)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_too_few_to_hold_back_is_said_of_the_share_that_wants_them(config, tmp_path, mode):
+    with pytest.raises(
+        UserError,
+        match=r"questions\.jsonl \(after data\.eval_share\): one question is too few for data\.dev_share=0\.1 ",
+    ):
+        load(config(questions=TEXTS[:2], dev_share=0.1), 0, tmp_path, mode=mode)
 
 
 def test_training_questions_that_are_held_out_are_left_out(config, tmp_path):
