@@ -69,7 +69,11 @@ class Endpoint:
         import httpx
 
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self._client = httpx.AsyncClient(timeout=self._timeout_s, headers=headers)
+        self._client = httpx.AsyncClient(
+            timeout=httpx.Timeout(self._timeout_s, pool=None),
+            limits=httpx.Limits(max_connections=None),  # who asks knows how many requests are open
+            headers=headers,
+        )
         return self
 
     async def __aexit__(
@@ -91,25 +95,26 @@ class Endpoint:
                 if last or not isinstance(error, httpx.TransportError):
                     raise EndpointError(f"{self._url}: {type(error).__name__}: {shortened(error)}") from error
             else:
-                if last or response.status_code not in PASSING:
-                    return self._read(response)
+                code = _code(response)
+                if last or code not in PASSING:
+                    return self._read(response, code, settings.get("stop", ()))
                 said = response.headers.get("Retry-After", "")
                 pause = max(pause, float(said)) if said.isdecimal() else pause
             await asyncio.sleep(min(pause, LONGEST_PAUSE_S))
         raise AssertionError("unreachable")
 
-    def _read(self, response: httpx.Response) -> Reply:
-        code, shown = response.status_code, " ".join(response.text[:80].split())
+    def _read(self, response: httpx.Response, code: int, stop: Sequence[str]) -> Reply:
+        shown = " ".join(response.text[:80].split())
         if code != 200:
             full = code in TOO_LARGE and _FULL.search(response.text) is not None
-            what = f"HTTP {code} {response.reason_phrase}: {_why(response)!r}"
+            within = f" with the error {code}" if code != response.status_code else ""
+            what = f"HTTP {response.status_code} {response.reason_phrase}{within}: {_why(response)!r}"
             raise EndpointError(f"{self._url}: {what}", code, full=full)
         try:
             told = json_of(response.content)
             choice = told["choices"][0]
-            text, finish = _text(choice), choice.get("finish_reason") or "stop"
-            tokens = int((told.get("usage") or {}).get("completion_tokens") or 0)
-        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+            text, finish = _text(choice), choice.get("finish_reason")
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise EndpointError(f"{self._url}: the reply is no chat completion: {shown!r}", code) from error
         if not isinstance(text, str):
             raise EndpointError(f"{self._url}: the reply has no text: {shown!r}", code)
@@ -117,15 +122,43 @@ class Endpoint:
             text.encode()
         except UnicodeEncodeError as error:
             raise EndpointError(f"{self._url}: the reply's text has half a surrogate pair: {shown!r}", code) from error
+        if not finish:
+            raise EndpointError(f"{self._url}: the reply has no finish_reason: it was cut: {shown!r}", code)
         self.answered += 1
-        return Reply(text=text, finish=finish, tokens=tokens, stopped_by=_stopped_by(choice))
+        return Reply(text=text, finish=finish, tokens=_tokens(told), stopped_by=_stopped_by(choice, stop))
+
+
+def _code(response: httpx.Response) -> int:
+    """Its HTTP code. Of an error inside HTTP 200, as routers send it, the code that stands there; 502 without one."""
+    if response.status_code != 200:
+        return response.status_code
+    error = _error(response)
+    if error is None:
+        return 200
+    try:
+        code = int(error["code"])
+    except (ValueError, LookupError, TypeError, OverflowError):
+        return 502
+    return code if 400 <= code < 600 else 502
+
+
+def _error(response: httpx.Response) -> Any:
+    """What the reply, or its choice, calls its error; None for none."""
+    try:
+        told = json_of(response.content)
+        if told.get("error"):
+            return told["error"]
+        choice = told["choices"][0]
+        return choice.get("error") or ("error" if choice.get("finish_reason") == "error" else None)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def _why(response: httpx.Response) -> str:
     """What the endpoint says of a request that it refuses: its message, or how its reply begins."""
     try:
-        said = json_of(response.content)["error"]["message"]
-    except (ValueError, LookupError, TypeError):
+        said = _error(response)["message"]
+    except (LookupError, TypeError):
         said = None
     return " ".join((said if isinstance(said, str) else response.text[:80]).split())[:300]
 
@@ -138,9 +171,20 @@ def _text(choice: Mapping[str, Any]) -> Any:
     return "" if said is None and choice.get("finish_reason") in ("stop", "length") and not elsewhere else said
 
 
-def _stopped_by(choice: Mapping[str, Any]) -> str | None:
-    """See ``Reply``. vLLM's is a stop string, a token's id, or null for the end token."""
+def _tokens(told: Mapping[str, Any]) -> int:
+    """See ``Reply``. A count that is no number is none, and the reply is as good without it."""
+    try:
+        return max(0, int(told["usage"]["completion_tokens"]))
+    except (ValueError, LookupError, TypeError, OverflowError):
+        return 0
+
+
+def _stopped_by(choice: Mapping[str, Any], stop: Sequence[str]) -> str | None:
+    """See ``Reply``. vLLM's is one of ``stop``, a token's id, or null for the end token; any other text is another
+    server's, and tells nothing of a tag."""
     if "stop_reason" not in choice:
         return None
     told = choice["stop_reason"]
-    return told if isinstance(told, str) else ""
+    if isinstance(told, str):
+        return told if told in stop else None
+    return ""

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from expert_cases import AGENT, EMMA, EMMA_PROTOCOL, THERE, why
@@ -23,7 +24,7 @@ from tasks.experts import read_experts
 from tasks.making import config as settings
 from tasks.making import make as making
 from tasks.making.config import ExpertsConfig, TeacherConfig
-from tasks.making.endpoint import Endpoint
+from tasks.making.endpoint import Endpoint, EndpointError
 from tasks.making.made import Made, Why
 from tasks.making.teacher import turn
 
@@ -198,7 +199,11 @@ def test_an_endpoint_that_is_gone_ends_the_making_and_is_no_wrong_answer(make, m
             "the reply has no text",
         ),
         ('{"choices": [{"message": {"content": "\\ud83d <search>x"}}]}', "half a surrogate pair"),
-        ('{"choices": [{"message": {"content": "x"}}], "usage": {"completion_tokens": 1e999}}', "no chat completion"),
+        ('{"choices": [{"message": {"content": "<answer>Jane Aus"}}]}', "no finish_reason: it was cut"),
+        (
+            '{"choices": [{"message": {"content": "<search>Em"}, "finish_reason": null}]}',
+            "no finish_reason: it was cut",
+        ),
         ("[" * 100_000, "no chat completion"),
         ('{"choices": [{"message": {"content": "x"}, "finish_reason": "content_filter"}]}', "'content_filter'"),
     ],
@@ -208,6 +213,43 @@ def test_a_reply_that_is_none_is_a_fault(make, school, body, said):
     made = make(EMMA, teacher=teacher(school.port, episodes=1))
     assert said in made.faults[0]
     assert not made.refused
+
+
+@pytest.mark.parametrize("count", ["12a", None, [], -3, 1e999, {"total": 3}])
+def test_a_count_of_tokens_that_is_no_number_is_none_and_no_fault(monkeypatch, count):
+    choice = {"message": {"content": "x"}, "finish_reason": "stop"}
+    reply = asked_of(monkeypatch, {"choices": [choice], "usage": {"completion_tokens": count}})
+    assert (reply.text, reply.tokens) == ("x", 0)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        {"error": {"code": 503, "message": "overloaded"}},
+        {"error": {"code": "503"}},
+        {"choices": [{"message": {"content": "I lo"}, "error": {"code": 502}, "finish_reason": "error"}]},
+        {"choices": [{"message": {"content": "I lo"}, "finish_reason": "error"}]},
+    ],
+)
+def test_an_error_inside_http_200_is_waited_for_as_the_same_code_is(monkeypatch, trouble):
+    good = {"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}]}
+    assert asked_of(monkeypatch, trouble, good).text == "hello"
+
+
+def test_an_error_inside_http_200_that_wont_pass_is_told_with_its_code(monkeypatch):
+    with pytest.raises(EndpointError, match="HTTP 200 OK with the error 401: 'no such key'") as caught:
+        asked_of(monkeypatch, {"error": {"code": 401, "message": "no such key"}})
+    assert caught.value.code == 401
+
+
+def test_as_many_requests_are_open_as_are_asked_and_none_waits_against_its_time_out():
+    async def ask() -> None:
+        async with Endpoint("http://x/v1", "m", timeout_s=7.0) as endpoint:
+            assert endpoint._client.timeout.pool is None
+            assert endpoint._client.timeout.read == 7.0
+            assert endpoint._client._transport._pool._max_connections > 10_000
+
+    asyncio.run(ask())
 
 
 @pytest.mark.parametrize("finish", ["stop", "length"])
@@ -220,7 +262,13 @@ def test_thoughts_that_never_end_are_a_turn_without_text(make, school, finish):
 
 
 @pytest.mark.parametrize(
-    ("told", "kept"), [({"stop_reason": None}, 0), ({"stop_reason": 151645}, 0), ({"stop_reason": "</search>"}, 1)]
+    ("told", "kept"),
+    [
+        ({"stop_reason": None}, 0),
+        ({"stop_reason": 151645}, 0),
+        ({"stop_reason": "</search>"}, 1),
+        ({"stop_reason": "stop"}, 1),
+    ],
 )
 def test_a_tag_that_the_model_left_open_stays_open_where_the_endpoint_tells(make, school, told, kept):
     choice = {"message": {"content": "I look. <search>Emma (novel)"}, "finish_reason": "stop", **told}
@@ -266,11 +314,28 @@ def test_ids_of_a_questions_other_episodes_are_nobody_elses(make, school):
     assert len({e.written.row["id"] for e in made.experts}) == len(made.experts) == 4
 
 
+def asked_of(monkeypatch, *bodies: dict) -> Any:
+    """What a client makes of an endpoint that answers HTTP 200 with each of ``bodies`` in turn."""
+    import httpx
+
+    replies = [httpx.Response(200, content=json.dumps(body)) for body in bodies]
+
+    async def post(self, url, json):
+        return replies.pop(0)
+
+    async def ask() -> Any:
+        async with Endpoint("http://x/v1", "m", pause_s=0.0) as endpoint:
+            return await endpoint.chat([])
+
+    monkeypatch.setattr(httpx.AsyncClient, "post", post)
+    return asyncio.run(ask())
+
+
 def test_a_wait_that_the_endpoint_asks_for_is_kept(monkeypatch):
     import httpx
 
     replies = [httpx.Response(429, headers={"Retry-After": "7"}), httpx.Response(502)]
-    good = {"choices": [{"message": {"content": "hello"}}]}
+    good = {"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}]}
     waited: list[float] = []
 
     async def sleep(seconds: float) -> None:
