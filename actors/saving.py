@@ -31,7 +31,8 @@ class _UnderWay:
 
     step: int
     last: bool
-    best: bool
+    best: dict[str, Any] | None
+    """The best evaluation, if it is that of ``step``."""
     cut_at: float
     stopped_s: float
     """How long the run stood still for it."""
@@ -59,7 +60,11 @@ class Saving:
         self.checkpoint = resume
         """The newest checkpoint of this run, or the one that it was resumed from."""
         self.best: dict[str, Any] | None = None
-        """Step and ``em`` of the best evaluation after a step."""
+        """Step and ``em`` of the best evaluation after a step whose checkpoint is there or can still be written."""
+        self._linked: dict[str, Any] | None = None
+        """The best one whose checkpoint is there."""
+        self._newest: dict[str, Any] | None = None
+        """The evaluation of the step that may still be saved."""
         self._config, self._root, self._resume = config, root, resume
         self._say, self._extras, self._done, self._clock = say, extras, done, clock
         self.idle: Callable[[], None] = lambda: None
@@ -68,26 +73,36 @@ class Saving:
         self._saved = clock()
         self._failed = 0
 
+    def goes_on(self, best: dict[str, Any] | None) -> None:
+        """The run goes on from a checkpoint that knows of ``best``, or from its beginning."""
+        self.best = self._linked = best
+        self._newest = None
+
     def evaluated(self, step: int, em: float | None) -> None:
         """Takes in the evaluation after ``step``. The first of the best ones counts."""
-        if self._config.best and step and em is not None and (self.best is None or em > self.best["em"]):
-            self.best = {"step": step, "em": em}
+        if self._config.best and step and em is not None:
+            self._newest = {"step": step, "em": em}
+            if self.best is None or em > self.best["em"]:
+                self.best = self._newest
 
     def made_up(self, step: int, checkpoint: Path) -> None:
         """``checkpoint``, of ``step``, is the one that the run goes on from: it may have been evaluated since."""
-        if self._is_best(step):
-            self._link_best(checkpoint)
+        if self.best is not None and self._is_best(step):
+            self._link_best(checkpoint, self.best)
 
     def due(self, step: int) -> bool:
         """Whether the run is to be saved with the release of ``step``."""
         self.look()
         every, minutes = self._config.every, self._config.every_minutes
-        return (
+        due = (
             self._failed > 0
             or bool(every and step % every == 0)
             or bool(minutes and self._clock() - self._saved >= 60 * minutes)
             or self._is_best(step)
         )
+        if not due:
+            self._newest = None
+        return due
 
     def begin(self, step: int, cut: Callable[[Path], Callable[[], Files]], *, last: bool) -> None:
         """Begins the checkpoint of ``step``, once the one before is written.
@@ -115,7 +130,7 @@ class Saving:
         self._under_way = _UnderWay(
             step=step,
             last=last,
-            best=self._is_best(step),
+            best=self.best if self._is_best(step) else None,
             cut_at=cut_at,
             stopped_s=cut_at - began,
             written=in_thread(lambda: self._write(writing, write)),
@@ -154,8 +169,8 @@ class Saving:
             return
         tell(checkpoint=str(self.checkpoint))
         self._failed, self._saved = 0, save.cut_at
-        if save.best:
-            self._link_best(self.checkpoint)
+        if save.best is not None:
+            self._link_best(self.checkpoint, save.best)
         seconds = {"stopped_s": save.stopped_s, "written_s": self._clock() - save.cut_at}
         self._done({"step": save.step, "path": str(self.checkpoint), **seconds})
 
@@ -168,11 +183,16 @@ class Saving:
                     self.settle()
         return self.checkpoint
 
-    def _link_best(self, checkpoint: Path) -> None:
+    def _link_best(self, checkpoint: Path, best: dict[str, Any]) -> None:
+        self._linked = best
         self._extras.attempt("the link checkpoints/best", lambda: set_best(checkpoint, self._root))
 
     def _failure(self, step: int, error: Fault | OSError, *, last: bool) -> None:
         self._failed += 1
+        if self._is_best(step):  # there is no such checkpoint: the next that is better than the linked one counts
+            self.best = self._linked
+            if (newest := self._newest) is not None and newest["step"] > step:
+                self.evaluated(**newest)
         what = f"the checkpoint of step {step} can't be written: {refused(error)}"
         if last or self._failed >= FAILED_SAVES:
             raise Fault(what + (f" ({self._failed} in a row)" if self._failed > 1 else "")) from error

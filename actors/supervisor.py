@@ -101,12 +101,12 @@ class Supervisor:
         """The run from ``checkpoint``, or from its beginning, to its end."""
         state = run_state.load(checkpoint) if checkpoint is not None else None
         self._reached = self._trained = 0 if state is None else state.step
-        self._first_eval = self._last_eval = self.saving.best = None
+        self._first_eval = self._last_eval = None
+        self.saving.goes_on(state.best if state is not None else None)
         self._totals, self._alarms = Totals(), Alarms(self.config.model.dtype)
         if state is not None:
             self._first_eval, self._last_eval = state.first_eval, state.last_eval
             self._totals = Totals(rollouts=state.rollouts, generated_tokens=state.generated_tokens)
-            self.saving.best = state.best
             self._recall()
             self.record.tracked = state.trackers | self.record.tracked
         self._start(checkpoint)

@@ -162,6 +162,30 @@ def test_a_run_that_breaks_names_the_checkpoint_that_was_being_written(tmp_path:
     assert saved.newest() == tmp_path / "step-000001"
 
 
+@pytest.mark.parametrize(("ems", "best"), [((0.5, 0.9, 0.8), 3), ((0.5, 0.9, 0.4), 1)])
+def test_a_save_of_the_best_that_fails_after_the_next_evaluation(
+    tmp_path: Path, ems: tuple[float, ...], best: int
+) -> None:
+    said: list[str] = []
+    saved, full = saving(tmp_path, Clock(), said), threading.Event()
+
+    def fails() -> Files:
+        assert full.wait(PATIENCE_S)
+        raise Fault("learner: OSError: [Errno 28] No space left on device")
+
+    saved.evaluated(1, ems[0])
+    saved.begin(1, cut, last=False)
+    saved.evaluated(2, ems[1])
+    saved.begin(2, lambda folder: fails, last=False)
+    saved.evaluated(3, ems[2])
+    assert saved.best == {"step": 2, "em": 0.9}, "it may still be written"
+    full.set()
+    saved.begin(3, cut, last=True)
+    assert saved.best == {"step": best, "em": ems[best - 1]}
+    assert (tmp_path / "best").resolve().name == f"step-00000{best}"
+    assert len(said) == 1
+
+
 @pytest.mark.usefixtures("hangup_counts")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_before_the_first_step_a_signal_ends_the_run_at_once(number: signal.Signals) -> None:

@@ -63,6 +63,16 @@ def test_the_best_evaluation_is_saved_and_stays(play: Play) -> None:
     assert "release 6 with state" not in again.events
 
 
+def test_a_best_evaluation_whose_checkpoint_could_not_be_written_stands_for_nothing(play: Play) -> None:
+    """The best of those that are there does, and a later one that is better than that one is worth a checkpoint."""
+    world = World(full=(2,), ems={1: 0.5, 2: 0.9, 3: 0.8, 4: 0.8, 5: 0.8})
+    driver, _ = play(world, 5, evaluate_every=1, keep=1, best=True)
+    root = driver.run_dir / "checkpoints"
+    assert [path.name for path in checkpoints(root)] == ["step-000003", "step-000005"]
+    assert (root / "best").resolve() == (root / "step-000003").resolve()
+    assert run_state.load(root / "step-000005").best == {"step": 3, "em": 0.8}
+
+
 def test_an_evaluation_with_too_many_faults_is_no_result_and_the_run_goes_on(play: Play) -> None:
     world = World(shaky=(1,), ems={0: 0.5, 1: 0.9, 2: 0.6})
     driver, summary = play(world, 2, evaluate_every=1, keep=1, best=True)
