@@ -14,7 +14,7 @@ from typing import Protocol
 from agent.config import AgentConfig, SelectivityConfig
 from agent.dialogue import Dialogue
 from agent.environment import Environment
-from agent.errors import GenerationError, NoRoom, UserError
+from agent.errors import Fault, GenerationError, NoRoom, UserError
 from agent.records import NO_VERSION, Completion, Finish, Question, StopReason, Trajectory, Turn
 from agent.seeds import derive_seed
 from agent.tools.base import Result, Situation
@@ -106,6 +106,14 @@ class _Response:
         self.versions += [NO_VERSION] * len(ids)
 
 
+def _encoded(dialogue: Dialogue, results: Sequence[Result], last: int) -> tuple[list[int], str]:
+    """``Dialogue.results_ids``, or none and why: a text that a tokenizer makes a tag of costs its trajectory alone."""
+    try:
+        return dialogue.results_ids(results, last=last), ""
+    except Fault as error:
+        return [], str(error)
+
+
 async def play(
     question: Question,
     *,
@@ -127,8 +135,9 @@ async def play(
     tokens count against the limits. With ``selectivity``, a notice may answer a search that repeats what is
     there; a ``watcher`` may end the episode before any of its turns.
 
-    A fault of the engine or of a tool ends the episode with a fault's stop reason and what was sampled so far. Raises
-    ``UserError`` when the prompt is longer than ``config.max_prompt_tokens``.
+    A fault of the engine or of a tool ends the episode with a fault's stop reason and what was sampled so far; so does
+    a result that the tokenizer would make a tag of (``StopReason.TOOL_FAILED``). Raises ``UserError`` when the prompt
+    is longer than ``config.max_prompt_tokens``.
     """
     prompt = dialogue.prompt_ids(question.text) if start is None else start.trajectory.prompt_ids.tolist()
     if len(prompt) > config.max_prompt_tokens:
@@ -182,13 +191,16 @@ async def play(
 
         if not action.requests:
             notice: list[int] = []
+            fault = ""
             if action.malformed and config.malformed == "notice":
                 said = Result(notice=MALFORMED_NOTICE.format(why=action.malformed))
-                notice = dialogue.results_ids([said], last=response.ids[-1])
+                notice, fault = _encoded(dialogue, [said], response.ids[-1])
                 fits = end + len(notice) < config.max_response_tokens
                 response.observe(notice if fits else ())
             at = len(response.ids)
             turns.append(Turn(action_start=begin, action_end=end, observation_end=at, text=text, answer=action.answer))
+            if fault:
+                return finish(StopReason.TOOL_FAILED, fault)
             if notice:
                 if turns[-1].observed:
                     continue
@@ -196,14 +208,19 @@ async def play(
             if action.answer is not None:
                 return finish(StopReason.ANSWERED)
             if completion.finish is Finish.LENGTH:
-                return finish(StopReason.RESPONSE_TOKENS if room <= limit else StopReason.TURN_TOKENS)
+                full = completion.full or len(response.ids) >= config.max_response_tokens
+                return finish(StopReason.RESPONSE_TOKENS if full else StopReason.TURN_TOKENS)
             return finish(StopReason.MALFORMED if action.malformed else StopReason.NO_ACTION)
 
         given = await environment.respond(
             action.requests, Situation(turns=turns, max_searches=search_limit, selectivity=selective)
         )
-        results, stop = given.results, given.stop
-        observation = [] if stop else dialogue.results_ids(results, last=response.ids[-1])
+        results, stop, fault = given.results, given.stop, given.fault
+        observation: list[int] = []
+        if not stop:
+            observation, fault = _encoded(dialogue, results, response.ids[-1])
+            if fault:
+                stop, results = StopReason.TOOL_FAILED, tuple(result.unseen() for result in results)
         if not stop and end + len(observation) >= config.max_response_tokens:
             # No room for one more action: the policy never acts on these results, so they are no evidence.
             stop, observation = StopReason.RESPONSE_TOKENS, []
@@ -219,4 +236,4 @@ async def play(
             )
         )
         if stop is not None:
-            return finish(stop, given.fault)
+            return finish(stop, fault)

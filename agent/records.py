@@ -134,6 +134,8 @@ class Completion:
     """Log-probability of each sampled token under the engine's policy, at the sampling temperature."""
     versions: tuple[int, ...]
     finish: Finish
+    full: bool = False
+    """Whether an engine's context ended it, whose length the engine alone knows."""
 
     def __post_init__(self) -> None:
         n = len(self.token_ids)

@@ -111,10 +111,11 @@ class Tokenizer:
     @cached_property
     def special_tokens(self) -> tuple[str, ...]:
         # Added tokens match anywhere in a text, whether or not they are flagged as special.
-        # White space or a single character forges nothing, and occurs in every document.
+        # White space or a single character forges nothing, and occurs in every document: also as SentencePiece
+        # writes it (Gemma has tokens of several "▁").
         added = self._tokenizer.get_added_vocab()
         names = {*added, *self._tokenizer.all_special_tokens}
-        return tuple(sorted(name for name in names if len(name.strip()) > 1))
+        return tuple(sorted(name for name in names if len(name.replace("\u2581", " ").strip()) > 1))
 
     @cached_property
     def special_ids(self) -> frozenset[int]:

@@ -30,10 +30,10 @@ UNLIMITED = MOST
 CODEC = Characters()
 
 
-def completion(text: str, finish: Finish = Finish.STOP) -> Completion:
-    """``text`` as an engine would return it."""
+def completion(text: str, finish: Finish = Finish.STOP, *, full: bool = False) -> Completion:
+    """``text`` as an engine would return it; ``full`` is that of ``Completion``."""
     ids = tuple(CODEC.encode(text))
-    return Completion(token_ids=ids, logprobs=(0.0,) * len(ids), versions=(0,) * len(ids), finish=finish)
+    return Completion(token_ids=ids, logprobs=(0.0,) * len(ids), versions=(0,) * len(ids), finish=finish, full=full)
 
 
 @dataclass

@@ -53,16 +53,17 @@ class Teacher:
     ) -> Completion:
         """See ``Generator``. What has come since the teacher's last turn is the user's next message."""
         first = not self._messages
+        most = self.limits.max_new_tokens_first if first else self.limits.max_new_tokens
         sent = {
             "temperature": temperature,
             "top_p": 1.0,  # else the server's, which may be that of the model's generation_config.json
             "seed": seed % 2**31,
             "stop": list(stop),
-            "max_tokens": self.limits.max_new_tokens_first if first else self.limits.max_new_tokens,
+            "max_tokens": most,
         }
         self._messages.append({"role": "user", "content": CODEC.decode(prompt_ids[self._seen :]).strip()})
         try:
-            reply = await self._asked(sent)
+            reply, asked = await self._asked(sent)
         except EndpointError as error:
             where = f"{self.config.KEY}.url={self.config.url}, {self.config.KEY}.model={self.config.model}: {error}"
             if error.code in REFUSED and not self.endpoint.answered:
@@ -81,15 +82,18 @@ class Teacher:
         finish = Finish(reply.finish)
         text = turn(reply.text, self.protocol, stop, finish, reply.stopped_by)
         self._messages.append({"role": "assistant", "content": text})
-        made = completion(text, finish)
+        # What ends before the turn's limit, or was asked for less, has come to the end of the endpoint's context.
+        fewer = asked < most or 0 < reply.tokens < most
+        made = completion(text, finish, full=finish is Finish.LENGTH and fewer)
         self._seen = len(prompt_ids) + len(made.token_ids)
         return made
 
-    async def _asked(self, sent: dict[str, Any]) -> Reply:
-        """The reply; of half as many tokens, and again, where the context has no room for all that a turn may have."""
+    async def _asked(self, sent: dict[str, Any]) -> tuple[Reply, int]:
+        """The reply, and of how many tokens at most: of half as many, and again, where the context has no room for all
+        that a turn may have."""
         while True:
             try:
-                return await self.endpoint.chat(self._messages, **sent)
+                return await self.endpoint.chat(self._messages, **sent), sent["max_tokens"]
             except EndpointError as error:
                 fewer = sent["max_tokens"] // 2
                 if not error.full or fewer < FEWEST:

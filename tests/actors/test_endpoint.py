@@ -44,6 +44,8 @@ class Model:
     """Messages that fit its context."""
     room: int = 100_000
     """Most tokens that a turn may be asked for there."""
+    thinks: dict[str, Any] | None = None
+    """The usage of a reply that only thinks, up to its limit."""
 
     def says(self, messages: list[dict[str, str]]) -> str:
         assert [m["role"] for m in messages] == ["user", "assistant"] * (len(messages) // 2) + ["user"]
@@ -78,7 +80,10 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Model]:
                 self.wfile.write(told)
                 return
             choice = {"message": {"content": state.says(body["messages"])}, "finish_reason": "stop"}
-            text = json.dumps({"choices": [choice], "usage": {"completion_tokens": 7}}).encode()
+            if state.thinks is not None:
+                choice = {"message": {"content": "Hm. Hm."}, "finish_reason": "length"}
+            usage = {"completion_tokens": 7} if state.thinks is None else state.thinks
+            text = json.dumps({"choices": [choice], "usage": usage}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
@@ -197,6 +202,24 @@ def test_a_turn_is_as_long_as_the_endpoints_context_has_room(model: Model, asked
     found = evaluated(asked("evaluation.questions=0"), tmp_path / "run")
     assert found["slices"][0]["em"]["mean"] == pytest.approx(2 / 3)
     assert {body["max_tokens"] for body in model.asked} == {2048, 1024, 512, 256}
+
+
+@pytest.mark.parametrize(
+    ("room", "usage", "reason"),
+    [
+        (100_000, {}, "turn_tokens"),
+        (100_000, {"completion_tokens": 2048}, "turn_tokens"),
+        (100_000, {"completion_tokens": 900}, "response_tokens"),
+        (300, {}, "response_tokens"),
+    ],
+)
+def test_a_turn_at_its_own_limit_is_told_from_a_context_that_is_full(
+    model: Model, asked: Any, tmp_path: Path, room: int, usage: dict[str, int], reason: str
+) -> None:
+    """Less than the turn's limit comes of a full context alone: of fewer tokens asked for, or fewer generated."""
+    model.room, model.thinks = room, usage
+    evaluated(asked(), tmp_path / "run")
+    assert {row["stop_reason"] for row in read(tmp_path / "run" / "eval_rows.jsonl")} == {reason}
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from agent.config import AgentConfig
+from agent.dialogue import Dialogue
 from agent.environment import Environment
 from agent.episode import play
-from agent.errors import RetrievalError, UserError
+from agent.errors import Fault, RetrievalError, UserError
 from agent.protocol import NO_RESULTS
 from agent.records import NO_VERSION, Passage, Question, StopReason
 from agent.tools.search import LIMIT_NOTICE
@@ -188,6 +189,22 @@ def test_a_failed_search_is_a_fault_and_keeps_what_was_sampled(play_script, aust
     assert len(t.turns) == 2
     assert t.turns[1].query == "emma author"
     assert t.searches == 1
+
+
+@pytest.mark.parametrize(("text", "config", "calls"), [(SEARCH, {}, 1), ("emma</search>", {"malformed": "notice"}, 0)])
+def test_what_a_tokenizer_makes_a_tag_of_costs_its_trajectory_alone(
+    play_script, austen, monkeypatch, text, config, calls
+):
+    def forged(*args, **kwargs):
+        raise Fault("this tokenizer rebuilds a protocol tag out of untrusted text: 'x'")
+
+    monkeypatch.setattr(Dialogue, "results_ids", forged)
+    t = play_script([text], [[austen]], **config).trajectory
+    assert t.stop_reason is StopReason.TOOL_FAILED
+    assert "rebuilds a protocol tag" in t.fault
+    (turn,) = t.turns
+    assert (turn.text, len(turn.calls), turn.document_ids, turn.observed) == (text, calls, (), False)
+    assert t.action_mask.all()
 
 
 def test_a_failed_search_is_a_fault_even_when_the_response_is_full(play_script):

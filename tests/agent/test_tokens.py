@@ -58,6 +58,27 @@ def test_special_tokens_are_all_that_forge_something(tokenizer):
     assert tokenizer.eos_ids == tuple(tokenizer.encode("<|im_end|>"))
 
 
+def test_white_space_as_sentencepiece_writes_it_forges_nothing(tmp_path, make_dialogue):
+    """Gemma has tokens of several spaces: two of them stand in many a passage."""
+    from tokenizers import AddedToken, decoders, models, normalizers
+    from tokenizers import Tokenizer as Fast
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = sorted({*punctuation, *ascii_letters, *digits, "\n", "\u2581"})
+    vocab = {piece: i for i, piece in enumerate([*pieces, "\u2581\u2581"])}
+    fast = Fast(models.BPE(vocab, [("\u2581", "\u2581")]))
+    fast.normalizer = normalizers.Replace(" ", "\u2581")
+    fast.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse()])
+    fast.add_special_tokens(["<end_of_turn>"])
+    fast.add_tokens([AddedToken("\u2581\u2581", normalized=False)])
+    PreTrainedTokenizerFast(tokenizer_object=fast, eos_token="<end_of_turn>").save_pretrained(tmp_path)
+    tokenizer = Tokenizer(tmp_path)
+    assert tokenizer.special_tokens == ("<end_of_turn>",)
+    shown = make_dialogue(tokenizer).observation_ids([Passage(id="1", title="", text="A novel.  It is nice.")])
+    assert "A novel.  It is nice." in tokenizer.decode(shown)
+    assert vocab["\u2581\u2581"] in shown
+
+
 def test_control_tokens_are_those_that_are_flagged(tokenizer):
     """A model's marks of thoughts and calls are tokens, too, and it writes them within its turns."""
     assert tokenizer.control_ids == {tokenizer.encode(name)[0] for name in ("<|im_start|>", "<|im_end|>")}
