@@ -148,6 +148,7 @@ def policy_loss(
     if config.importance_cap and config.old_logprobs == "learner":
         factor = loss.importance(row, config.importance_cap)
         _check_each(factor, row, f"algorithm.loss={config.loss}: importance() returned factors")
+        factor = factor.detach()  # a weight, also where a user's own is computed from what carries the gradient
     total = torch.where(trained, weights * factor * surrogate.values, 0.0).sum()
     nothing = total.new_zeros(())
     with torch.no_grad():

@@ -91,6 +91,17 @@ def test_importance_scales_the_surrogate_but_not_the_kl() -> None:
     assert (metrics.importance_mean, metrics.importance_max) == pytest.approx((0.5, 0.5))
 
 
+def test_an_importance_weight_of_ones_own_carries_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a weight, even where it is computed from what carries the gradient."""
+    extra = {"mismatch": tensor(math.log(0.5))}
+    config = AlgorithmConfig(loss="dapo")
+    plain = run([1], [1], [1], config=config, **extra)
+    theirs = type(config.build_loss())
+    given = theirs.importance
+    monkeypatch.setattr(theirs, "importance", lambda loss, row, cap: given(loss, row, cap) + row.logprobs + 1)
+    assert run([1], [1], [1], config=config, **extra)[::2] == plain[::2]
+
+
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("kl", ["k1", "k2", "k3"])
 @pytest.mark.parametrize("name", loss_names())
