@@ -108,11 +108,11 @@ def _asked(composer: Composer, lines: Sequence[str]) -> _Asked:
     for line in (str(o.input_line) for o in overrides if o.key_or_group == "hydra.output_subdir"):
         raise UserError(f"{line}: a run's settings are kept in .hydra, where resuming it looks for them; leave it out")
     asked = _composed(composer, lines, overrides)
-    check_idle(overrides, asked.composed)
     more = implied(overrides, asked.composed)
     _check_same_for_all(composer, overrides, more)
     if more:
-        return _composed(composer, [*more, *lines], [*map(composer.parse, more), *overrides])
+        asked = _composed(composer, [*more, *lines], [*map(composer.parse, more), *overrides])
+    check_idle(overrides, asked.composed)
     return asked
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from agent.errors import UserError
+from conf.implied import OF_WORLD
+from tasks.config import Novice
+from tasks.making.config import AUTO, ExpertsConfig, TeacherConfig
 
 Composed = Callable[[str], Any]
 """What a key is set to in the end; None if there is no such key."""
@@ -53,7 +56,38 @@ def _endpoint(key: str) -> Need:
     return Need(key, (), lambda of: of("evaluation.endpoint.url") is not None, why, modes=("eval",))
 
 
+def _with(key: str, source: str, why: str) -> Need:
+    """A setting of the data that only another ``source`` than this one reads. Left as it is by default, it may be said:
+    a seed of null, or no evidence required."""
+    return Need(
+        key, ("data",), lambda of: of("data.source") == source and of(key) not in (None, False), why, switched=False
+    )
+
+
+def _of_making(name: str) -> Need:
+    why = "experts are made with data.experts=auto, or by mode=experts; set the one, or leave it out"
+    ruled = ("data.experts",)
+    return Need(f"experts.{name}", ruled, lambda of: of("data.experts") != AUTO, why, switched=False)
+
+
+WORLDS = (*OF_WORLD, *(f"data.novice.{f.name}" for f in fields(Novice)))
+"""Settings that are the built-in world's alone."""
+_FILES = ("revision", "eval_share", "split_seed", "require_evidence", "passage_words", "overlap_words")
+FILES = tuple(f"data.{name}" for name in _FILES)
+"""Those that are the files' alone, and that nothing else refuses with ``data=world``."""
+
 NEEDS = (
+    *(_with(key, "jsonl", "it is of data=world, which makes its questions; leave it out") for key in WORLDS),
+    *(_with(key, "world", "it is of data=jsonl; data=world makes its own questions and passages") for key in FILES),
+    Need(
+        "data.eval_share",
+        ("data.eval_questions", "data"),
+        lambda of: of("data.eval_questions") is not None,
+        "data.eval_questions are what is held out; leave one of them out (data.eval_questions=null)",
+        switched=False,
+    ),
+    *(_of_making(f.name) for f in fields(ExpertsConfig) if f.name != "teacher"),
+    *(_of_making(f"teacher.{f.name}") for f in fields(TeacherConfig)),
     *(_kl("algorithm", name) for name in ("kl_coefficient", "kl_zero_variance")),
     _kl("algorithm.seeding", "kl_coefficient"),
     Need(

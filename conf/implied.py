@@ -25,7 +25,7 @@ DENSE = "wikipedia-dense"
 ASKING = ("train", "experts", "plan", "fetch", *INFERENCE)
 """Modes that need questions, or passages, and a model."""
 _WORLDS = ("world_seed", "train_questions", "hop_shares", "eval_questions_per_hop", "dev_questions_per_hop")
-_WORLD = tuple(f"data.{key}" for key in (*_WORLDS, "demonstrations", "novice"))
+OF_WORLD = tuple(f"data.{key}" for key in (*_WORLDS, "demonstrations", "novice"))
 """Settings of the built-in world alone: who gives one means it."""
 _PLANNED = ("agent", "algorithm", "cluster", "model", "pool")
 """Groups with settings that the plan may choose."""
@@ -141,7 +141,7 @@ def _fitting(before: Sequence[str], given: set[str], composed: DictConfig) -> li
 
 
 def _of_the_world(given: set[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for key in given for name in _WORLD)
+    return any(key == name or key.startswith(f"{name}.") for key in given for name in OF_WORLD)
 
 
 def values(override: Override | None) -> list[str]:

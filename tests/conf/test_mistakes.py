@@ -46,6 +46,7 @@ def test_a_coefficient_of_no_kl_term_is_refused(part: str) -> None:
     launch.check_overrides(["-m", f"{part}.kl_coefficient=0.04", f"{part}.kl=none,k2"])
 
 
+OWN = ["data=jsonl", "data.questions=q", "data.corpus=c", "model=smollm2-135m"]
 BIG = ["cluster=4x3090", "model=qwen1.5b"]
 
 
@@ -57,6 +58,15 @@ BIG = ["cluster=4x3090", "model=qwen1.5b"]
         ("algorithm.optimizer.exact_master=true", [], "exact masters are for bfloat16 weights under "),
         ("algorithm.optimizer.exact_master=true", ["algorithm.optimizer.kind=adamw8bit"], "exact masters are for "),
         ("algorithm.optimizer.exact_master=true", [*BIG, "algorithm.optimizer.kind=adamw"], "exact masters are for "),
+        *((f"data.{name}", OWN, "it is of data=world, ") for name in ("train_questions=9", "eval_questions_per_hop=9")),
+        *((f"data.{name}", OWN, "it is of data=world, ") for name in ("demonstrations=9", "novice.double_checks=1")),
+        ("data.world_seed=1", ["data=hotpotqa"], "it is of data=world, "),
+        *((f"data.{name}", [], "it is of data=jsonl; ") for name in ("split_seed=1", "require_evidence=true")),
+        ("data.eval_share=0.1", [], "it is of data=jsonl; "),
+        ("data.eval_share=0.1", [*OWN, "data.eval_questions=e"], "data.eval_questions are what is held out; "),
+        ("data.eval_share=0.1", ["data=hotpotqa"], "data.eval_questions are what is held out; "),
+        ("experts.count=9", [*OWN, "data.experts=e"], "experts are made with data.experts=auto, or by mode=experts"),
+        ("experts.teacher.url=http://x/v1", [], "experts are made with data.experts=auto, or by mode=experts"),
     ],
 )
 def test_a_setting_that_would_do_nothing_is_refused(idle: str, more: list[str], why: str) -> None:
@@ -90,6 +100,10 @@ def test_a_setting_with_what_it_needs_is_taken() -> None:
         [*BIG, "algorithm.optimizer.exact_master=true"],
         ["algorithm.optimizer.exact_master=false", "algorithm.optimizer.kind=adamw"],
         ["algorithm.importance_cap=5"],
+        ["data.split_seed=null", "data.require_evidence=false"],
+        ["model=qwen0.5b", "data.split_seed=1", "data.require_evidence=true"],
+        [*OWN, "data.eval_share=0.1"],
+        ["mode=experts", *OWN, "experts.count=9"],
     ):
         launch.check_overrides(needed)
 
