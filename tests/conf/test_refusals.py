@@ -95,7 +95,10 @@ MISTAKES = [
     (["checkpoints.keep=-1"], "checkpoints.keep=-1 must be at least 0"),
     (["tracker.wandb_mode=of"], "tracker.wandb_mode=of is not known; "),
     (["tracker.trajectories_per_step=-2"], "tracker.trajectories_per_step=-2 must be at least -1"),
-    (["data.eval_share=1"], "data.eval_share=1.0 must lie in (0, 1)"),
+    (
+        ["data=jsonl", "data.questions=q", "data.corpus=c", "model=smollm2-135m", "data.eval_share=1"],
+        "data.eval_share=1.0 must lie in (0, 1)",
+    ),
     # what is missing
     (["data=jsonl"], "data=jsonl needs data.questions=FILE and data.corpus=FILE"),
     (["data=jsonl", "data.corpus=c", "model=smollm2-135m"], "data=jsonl needs data.questions=FILE"),
