@@ -18,6 +18,7 @@ from typing import Any
 import ray
 
 from actors.calls import POLL_S, get
+from actors.health import LONGEST_LOOK_S
 from actors.weights import Published
 from agent.errors import Fault
 
@@ -136,9 +137,13 @@ class Broadcast:
         pending = {ref: name for name, ref in calls.items()}
 
         def collect(seconds: float, *, all_of_them: bool) -> None:
-            deadline = time.monotonic() + seconds
-            while pending and (all_of_them or not failed) and (left := deadline - time.monotonic()) > 0:
-                for ref in ray.wait([*pending], num_returns=1, timeout=min(left, POLL_S))[0]:
+            left, looked = seconds, time.monotonic()
+            while pending and (all_of_them or not failed) and left > 0:
+                ready = ray.wait([*pending], num_returns=1, timeout=min(left, POLL_S))[0]
+                now = time.monotonic()
+                # Of the time in which this process was stopped itself next to nothing counts: others may have answered.
+                left, looked = left - min(now - looked, LONGEST_LOOK_S), now
+                for ref in ready:
                     name = pending.pop(ref)
                     try:
                         get(ref, name, self._log_dir)

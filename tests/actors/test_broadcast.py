@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,12 +15,35 @@ import ray
 from ray_fakes import Board, FakeSender, Version, result
 from test_worker_pool import House
 
+from actors import broadcast
 from actors.broadcast import Broadcast
 from actors.worker_pool import WorkerPool
 from agent.errors import Fault
 
 SHORT_S = 6.0
 """For what never comes; what does come has to be quicker than this on a busy machine."""
+
+
+def test_a_supervisor_that_was_stopped_itself_accuses_no_worker(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """For ten minutes, in the middle of a wait, while all had long answered; one that never answers is still named."""
+    clock = [0.0]
+
+    def wait(refs: list[str], *, num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
+        clock[0] += 600.0 if not clock[0] else timeout
+        ready = [ref for ref in refs if ref != "never"][:num_returns]
+        return ready, [ref for ref in refs if ref not in ready]
+
+    monkeypatch.setattr(broadcast, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(broadcast, "ray", SimpleNamespace(wait=wait))
+    monkeypatch.setattr(broadcast, "get", lambda ref, name, log_dir: ref)
+    sent = Broadcast(None, timeout_s=60.0, hold_s=60.0, say=print, log_dir=tmp_path)
+    calls = {f"rollout-{n}": f"answer {n}" for n in range(3)}
+    assert sent._failures(calls, 60.0, "did not stop") == {}
+    clock[0] = 0.0
+    late = sent._failures({**calls, "rollout-3": "never"}, 60.0, "did not stop")
+    assert late == {"rollout-3": "rollout-3 did not stop within 60 s (cluster.weight_timeout_s)"}
 
 
 @pytest.fixture(scope="module")
