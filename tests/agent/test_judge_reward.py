@@ -39,7 +39,7 @@ def endpoint() -> Iterator[Endpoint]:
         state.asked.append({"path": path, **body})
         state.keys.append(key)
         reply = state.replies.pop(0) if len(state.replies) > 1 else state.replies[0]
-        choices = {"choices": [{"message": {"role": "assistant", "content": reply}}]}
+        choices = {"choices": [{"message": {"role": "assistant", "content": reply}, "finish_reason": "stop"}]}
         return reply if isinstance(reply, tuple) else (200, json.dumps(choices))
 
     with posted(answer) as state.port:

@@ -43,6 +43,7 @@ NEEDED = {
     ("experiment", "real_mini"): ["data.questions=questions.jsonl", "data.corpus=corpus.jsonl"],
     ("retrieval", "dense"): ["retrieval.encoder=x"],
     ("retrieval", "hybrid"): ["retrieval.encoder=x"],
+    ("retrieval", "splade"): ["retrieval.encoder=x"],
     ("retrieval", "http"): ["retrieval.url=http://127.0.0.1:8000"],
     ("selectivity", "query"): ["mode=eval", "checkpoint=folder"],
     ("selectivity", "evidence"): ["mode=eval", "checkpoint=folder"],
