@@ -66,25 +66,40 @@ class EndpointPlayers:
         chunk: int = CHUNK,
         keep: Callable[[list[EvalRow]], None] = lambda rows: None,
     ) -> list[EvalRow]:
-        """See ``WorkerPool.evaluate``. Raises ``UserError`` for an endpoint that refuses everything, and ``Fault`` once
-        ``PATIENCE`` episodes in a row have ended in a fault."""
-        found: list[EvalRow] = []
-        at = 0
-        while at < len(questions):
-            # As long as nothing has been answered a dead endpoint is to be seen soon; each chunk's end costs time.
-            few = max(1, PATIENCE // self._config.evaluation.samples)
-            asked = questions[at : at + (chunk if self._answered else min(chunk, few))]
-            episodes = self._runner.run(self._chunk(asked))
-            at += len(asked)
+        """See ``WorkerPool.evaluate``; rows are kept ``chunk`` questions at a time, whatever is still played. Raises
+        ``UserError`` for an endpoint that refuses everything, and ``Fault`` once ``PATIENCE`` episodes in a row have
+        ended in a fault."""
+        samples, done = self._config.evaluation.samples, 0
+        found: dict[int, list[EvalRow]] = {}
+        unwritten: list[Played] = []
+        checked = 0
+
+        def write() -> None:
+            if not unwritten:
+                return
             if step is not None:
-                self._log.write(step, episodes, Texts(CODEC.decode))
-            rows = [row for _, _, row in episodes]
-            keep(rows)
-            found += rows
+                self._log.write(step, unwritten, Texts(CODEC.decode))
+            keep([row for _, _, row in unwritten])
+            unwritten.clear()
+
+        def ended(number: int, episodes: Sequence[Played]) -> None:
+            nonlocal done, checked
+            found[number] = [row for _, _, row in episodes]
+            unwritten.extend(episodes)
+            done += 1
             if played is not None:
-                played(at, len(questions))
-            self._check_alive(rows)
-        return found
+                played(done, len(questions))
+            if len(unwritten) >= chunk * samples:
+                write()
+            while checked in found:  # in their order: a refusal takes no time, and would come before all answers
+                checked += 1
+                self._check_alive(found[checked - 1])
+
+        try:
+            self._runner.run(self._play(questions, ended))
+        finally:
+            write()
+        return [row for number in range(len(questions)) for row in found[number]]
 
     def _check_alive(self, rows: Sequence[EvalRow]) -> None:
         for row in rows:
@@ -99,26 +114,42 @@ class EndpointPlayers:
                 f"resume=if_any output_dir={self._run_dir} goes on"
             )
 
-    async def _chunk(self, questions: Sequence[Question]) -> list[Played]:
+    async def _play(self, questions: Sequence[Question], ended: Callable[[int, Sequence[Played]], None]) -> None:
+        """Plays all episodes, ``parallel`` at a time; ``ended`` is told of a question, by its number, once all of its
+        own have ended."""
         how = self._config.evaluation
-        places = asyncio.Semaphore(how.endpoint.parallel)
+        asked = iter([(number, sample) for number in range(len(questions)) for sample in range(how.samples)])
+        open_ones: dict[int, dict[int, Played]] = {}
+
+        async def player(client: Endpoint) -> None:
+            for number, sample in asked:
+                own = open_ones.setdefault(number, {})
+                own[sample] = await self._episode(client, questions[number], sample)
+                if len(own) == how.samples:
+                    ended(number, [own[k] for k in range(how.samples)])
+                    del open_ones[number]
+
         async with how.endpoint.client() as client:
             client.answered = self._answered
-            asked = [(question, sample) for question in questions for sample in range(how.samples)]
-            played = await asyncio.gather(*(self._episode(client, places, q, sample) for q, sample in asked))
-        self._answered = client.answered
-        return played
+            most = min(how.endpoint.parallel, len(questions) * how.samples)
+            players = [asyncio.create_task(player(client)) for _ in range(most)]
+            try:
+                await asyncio.gather(*players)
+            finally:
+                for task in players:
+                    task.cancel()
+                await asyncio.gather(*players, return_exceptions=True)
+                self._answered = client.answered
 
-    async def _episode(self, client: Endpoint, places: asyncio.Semaphore, question: Question, sample: int) -> Played:
+    async def _episode(self, client: Endpoint, question: Question, sample: int) -> Played:
         config = self._config
         model = Teacher(client, self._stage.protocol, config.evaluation.endpoint, config.agent)
-        async with places:
-            trajectory = await self._stage.play(
-                question,
-                model,
-                seed=derive_seed(config.seed, question.id, sample),
-                temperature=config.evaluation.temperature,
-            )
+        trajectory = await self._stage.play(
+            question,
+            model,
+            seed=derive_seed(config.seed, question.id, sample),
+            temperature=config.evaluation.temperature,
+        )
         inferred = Inferred(trajectory=trajectory)
         row = eval_row(question, inferred, retrieved(CODEC.decode, inferred))
         return question, inferred, replace(row, sample=sample, action_tokens=model.tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import re
@@ -19,7 +20,7 @@ from actors import evaluating
 from agent.errors import Fault, UserError
 from conf.schema import RunConfig
 from tasks.making import config as settings
-from tasks.making.endpoint import Endpoint
+from tasks.making.endpoint import Endpoint, Reply
 from tracking.console import Console
 from tracking.metrics import read
 
@@ -274,6 +275,43 @@ def test_questions_that_were_refused_before_are_no_sign_that_the_endpoint_is_gon
     model.flagged, model.code = "Ulysses", 403
     found = evaluated(many("evaluation.max_fault_share=0.5"), tmp_path / "run")
     assert found["faults"] == 67
+
+
+def test_as_many_episodes_are_played_at_a_time_as_are_asked_and_none_waits_for_another(
+    many: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one's reply comes last, and 100 have to be there before any of the others'."""
+    now = most = 0
+    together, others = asyncio.Event(), asyncio.Event()
+
+    class Client:
+        answered = 0
+
+        async def __aenter__(self) -> Client:
+            return self
+
+        async def __aexit__(self, *error: object) -> None: ...
+
+        async def chat(self, messages: list[dict[str, str]], **settings: Any) -> Reply:
+            nonlocal now, most
+            now += 1
+            most = max(most, now)
+            if now == 100:
+                together.set()
+            async with asyncio.timeout(20):
+                await (others if "Question: 0: " in messages[0]["content"] else together).wait()
+            now -= 1
+            self.answered += 1
+            if self.answered == 199:
+                others.set()
+            return Reply(text="<answer>nobody", finish="stop")
+
+    monkeypatch.setattr(settings.EndpointConfig, "client", lambda config: Client())
+    evaluated(many("evaluation.endpoint.parallel=100"), tmp_path / "run")
+    assert most == 100
+    rows = read(tmp_path / "run" / "eval_rows.jsonl")
+    assert len({row["question_id"] for row in rows}) == len(rows) == 200
+    assert rows[-1]["question_id"] == "q000", "rows are kept as their questions end"
 
 
 @pytest.mark.parametrize(
