@@ -9,7 +9,8 @@
 
 With ``agent.format=tags`` a file is the user's message, and needs ``{question}`` and ``{tools}``. With
 ``agent.format=tools`` it is the system prompt, unless ``{question}`` is in it; it needs ``{tools}`` if the model's chat
-template describes no tools. Braces around anything but small letters and underscores are left alone.
+template describes no tools. ``{{name}}`` is the text ``{name}``; braces around anything but small letters and
+underscores are left alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from agent.config import AgentConfig
 from agent.errors import UserError, nearest, one_of
@@ -47,7 +49,7 @@ SYSTEM_PROMPTS = {
 }
 """The same for ``agent.format=tools``; the question is the user's message."""
 _TAGS = ("search_open", "search_close", "result_open", "result_close", "answer_open", "answer_close")
-_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+_PLACEHOLDER = re.compile(r"\{(\{[a-z_]+\})\}|\{([a-z_]+)\}")
 
 
 class OwnPrompt(str):
@@ -75,23 +77,51 @@ def prompt_digest(config: AgentConfig) -> str:
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """``template`` with each ``{name}`` of ``values`` in its place, once; all other braces stay.
+    """``template`` with each ``{name}`` of ``values`` in its place, once, and ``{name}`` for ``{{name}}``; all other
+    braces stay.
 
-    >>> fill("{a} is not {b}, {c}", {"a": "{b}", "b": "x"})
-    '{b} is not x, {c}'
+    >>> fill("{a} is not {b}, {c} or {{a}}", {"a": "{b}", "b": "x"})
+    '{b} is not x, {c} or {a}'
     """
-    return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), template)
+    return _PLACEHOLDER.sub(lambda match: match[1] or values.get(match[2], match[0]), template)
 
 
-def tag_prompt(config: AgentConfig, protocol: TagProtocol, tools: Sequence[type[Tool]]) -> str:
-    """The prompt of ``agent.format=tags`` with all but the question filled in.
+def _names(template: str) -> list[str]:
+    """What is to be filled in."""
+    return [match[2] for match in _PLACEHOLDER.finditer(template) if match[2]]
+
+
+def check_placeholders(template: str, known: Sequence[str], where: str) -> None:
+    """Raises ``UserError`` that starts with ``where`` for a placeholder that isn't ``known``."""
+    for name in _names(template):
+        if name not in known:
+            raise UserError(
+                f"{where}: there is no placeholder {{{name}}}; {nearest(name, known)} (the text {{{name}}} itself is "
+                f"written {{{{{name}}}}})"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """A template, with ``values`` for all but the question: all is filled in at once, and nothing of it twice."""
+
+    template: str
+    values: Mapping[str, str]
+
+    def of(self, question: str) -> str:
+        """The prompt for ``question``."""
+        return fill(self.template, {**self.values, "question": question})
+
+
+def tag_prompt(config: AgentConfig, protocol: TagProtocol, tools: Sequence[type[Tool]]) -> Prompt:
+    """The prompt of ``agent.format=tags``.
 
     Raises ``UserError`` as ``prompt_text``.
     """
     values = {name: getattr(protocol, name) for name in _TAGS}
     told = {call.tool: f"{call.opening} {call.argument} {call.closing}" for call in protocol.calls}
     values["tools"] = "\n".join(f"{told[tool.name]}: {tool.description}" for tool in tools)
-    return fill(prompt_text(config), {**values, "more": _more(config, protocol, tools)})
+    return Prompt(template=prompt_text(config), values={**values, "more": _more(config, protocol, tools)})
 
 
 def prompt_text(config: AgentConfig) -> str:
@@ -106,11 +136,8 @@ def prompt_text(config: AgentConfig) -> str:
     text = config.prompt.text if isinstance(config.prompt, OwnPrompt) else _read(config.prompt, where, shipped)
     if not text.strip():
         raise UserError(f"{where}: the file is empty")
-    known = ("question", "tools", *(_TAGS if tags else _TAGS[-2:]))
-    found = _PLACEHOLDER.findall(text)
-    for name in found:
-        if name not in known:
-            raise UserError(f"{where}: there is no placeholder {{{name}}}; {nearest(name, known)}")
+    check_placeholders(text, ("question", "tools", *(_TAGS if tags else _TAGS[-2:])), where)
+    found = _names(text)
     for name in ("question", "tools") if tags else ():
         if name not in found:
             raise UserError(f"{where}: the placeholder {{{name}}} is missing; the prompt has to say it somewhere")
@@ -152,8 +179,8 @@ def described_tools(schemas: Sequence[str], how: str) -> str:
     return f"These tools are there:\n<tools>\n{listed}\n</tools>\n{how}"
 
 
-def tools_prompt(config: AgentConfig, protocol: TagProtocol, described: str, *, native: bool) -> tuple[str, str]:
-    """System prompt and user's message of ``agent.format=tools``, with all but ``{question}`` filled in.
+def tools_prompt(config: AgentConfig, protocol: TagProtocol, described: str, *, native: bool) -> tuple[str, Prompt]:
+    """System prompt and user's message of ``agent.format=tools``.
 
     ``described`` is what there is to say of the tools; with ``native`` the chat template says it. Raises ``UserError``
     for a file that leaves the tools out although nobody else describes them.
@@ -162,13 +189,15 @@ def tools_prompt(config: AgentConfig, protocol: TagProtocol, described: str, *, 
     parallel = f" You can make up to {most} calls at once." if most > 1 else ""
     values = {"answer_open": protocol.answer_open, "answer_close": protocol.answer_close, "parallel": parallel}
     text = prompt_text(config)
+    asked = Prompt(template="{question}", values={})
     if config.prompt in SYSTEM_PROMPTS:
         system = fill(text, values)
-        return (system if native else f"{system}\n\n{described}".strip()), "{question}"
-    if not native and "{tools}" not in text:
+        return (system if native else f"{system}\n\n{described}".strip()), asked
+    found = _names(text)
+    if not native and "tools" not in found:
         raise UserError(
             f"agent.prompt={config.prompt}: the placeholder {{tools}} is missing, and this model's chat template "
             "describes no tools"
         )
-    filled = fill(text, {**values, "tools": described})
-    return ("", filled) if "{question}" in text else (filled, "{question}")
+    own = Prompt(template=text, values={**values, "tools": described})
+    return ("", own) if "question" in found else (own.of(""), asked)

@@ -10,7 +10,7 @@ from agent.formats.base import Format, Shown
 from agent.formats.catalogue import format_class
 from agent.formats.chat_template import ASSISTANT as MARK
 from agent.formats.chat_template import opened, own_end, template_options
-from agent.prompts import fill, tag_prompt
+from agent.prompts import tag_prompt
 from agent.protocol import PROTOCOLS, Action, TagProtocol
 from agent.records import SEARCH, Finish
 from agent.tokens import TokenCodec
@@ -60,7 +60,7 @@ class TagFormat(Format):
         self.stop = (*self.protocol.stop, self.end) if self.end else self.protocol.stop
         self._most = config.max_parallel
         self._tools = {tool.name for tool in tools}
-        self._template = tag_prompt(config, self.protocol, tools)
+        self._asking = tag_prompt(config, self.protocol, tools)
         self._open = codec.encode(f"\n{self.protocol.result_open}\n")
         self._close = codec.encode(f"\n{self.protocol.result_close}\n")
         if self._chat and MARK not in codec.render([{"role": "user", "content": MARK}], options=self._options):
@@ -73,7 +73,7 @@ class TagFormat(Format):
 
     def prompt(self, question: str) -> str:
         """See ``Format``. With ``agent.chat`` the chat template is around it."""
-        text = fill(self._template, {"question": question})
+        text = self._asking.of(question)
         if not self._chat:
             return text
         return self._codec.render([{"role": "user", "content": text}], options=self._options)

@@ -18,7 +18,7 @@ from agent.formats.calls import CallStyle, JsonCalls, Malformed, TaggedCalls, ch
 from agent.formats.chat_template import SAMPLE, ChatTemplate, beyond_eos, opened
 from agent.formats.tags import tags_of
 from agent.neutral import ENCODINGS
-from agent.prompts import described_tools, fill, tools_prompt
+from agent.prompts import described_tools, tools_prompt
 from agent.protocol import THINK, THOUGHT_END, Action
 from agent.records import Finish
 from agent.tokens import TokenCodec
@@ -57,7 +57,7 @@ class ToolFormat(Format):
 
     def messages(self, question: str) -> list[dict[str, Any]]:
         """The messages of a question's prompt."""
-        return self._template.opening(self._system, fill(self._user, {"question": question}))
+        return self._template.opening(self._system, self._user.of(question))
 
     def prompt(self, question: str) -> str:
         """See ``Format``."""

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from agent.config import AgentConfig
-from agent.errors import UserError, nearest
+from agent.errors import UserError
+from agent.prompts import check_placeholders
 from agent.protocol import PROTOCOLS
 from agent.settings import SENTENCE, bounded, check_bounds
 from tasks.making.endpoint import COMPLETIONS, Endpoint
@@ -28,7 +29,6 @@ PLAYED: Mapping[str, Any] = {
     "malformed": "stop",
 }
 """Settings of the agent with which a model behind an endpoint plays, whatever they are."""
-_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 
 
 @dataclass
@@ -154,9 +154,7 @@ def _check_templates(templates: list[str], key: str, known: tuple[str, ...]) -> 
     for template in templates:
         if not template.strip():
             raise UserError(f"{key}: a template is empty; leave it out")
-        for name in _PLACEHOLDER.findall(template):
-            if name not in known:
-                raise UserError(f"{key}: there is no placeholder {{{name}}} in {template!r}; {nearest(name, known)}")
+        check_placeholders(template, known, f"{key}: {template!r}")
         for tag in tags:
             if tag in template:
                 raise UserError(f"{key}: {template!r} has the tag {tag}; write the thought alone")

@@ -43,6 +43,22 @@ def test_the_tools_and_the_question_are_filled_in(codec, prompt):
     assert text_of(codec, prompt=file).startswith("<|im_start|>user\nTools:\n<search> query </search>: ")
 
 
+def test_a_word_in_braces_of_ones_own(codec, prompt, tmp_path):
+    """A question and a tool's description are texts, not templates."""
+    own = r"In \boxed{{answer}} or {{question}}. {tools} {question}"
+    asked = "What is {{x}} {question}?"
+    text = text_of(codec, asked, prompt=prompt(own), chat=False)
+    assert text.startswith(r"In \boxed{answer} or {question}. <search> query </search>")
+    assert text.endswith(f" {asked}")
+    for template in (chat_templates.PLAIN, chat_templates.QWEN25):
+        model = chat_templates.small_tokenizer(tmp_path / str(len(template)), template)
+        assert r"In \boxed{answer} or {question}." in text_of(model, asked, prompt=prompt(own), format="tools")
+        own_system = prompt(r"In \boxed{{answer}} or {{question}}. {tools}")
+        text = text_of(model, asked, prompt=own_system, format="tools")
+        assert r"In \boxed{answer} or {question}." in text
+        assert f"<|im_start|>user\n{asked}<|im_end|>" in text
+
+
 def test_with_tools_a_file_is_the_system_prompt(prompt, tmp_path):
     file = prompt("Be brief.")
     native = chat_templates.small_tokenizer(tmp_path / "native", chat_templates.QWEN25)
@@ -65,6 +81,12 @@ def test_with_tools_a_file_is_the_system_prompt(prompt, tmp_path):
         ("{tools}", "tags", r"prompt\.txt: the placeholder \{question\} is missing"),
         ("{question}", "tags", r"prompt\.txt: the placeholder \{tools\} is missing"),
         ("{question} {tools} {tolls}", "tags", r"prompt\.txt: there is no placeholder \{tolls\}; did you mean 'tools'"),
+        (
+            "{question} {tools} {word}",
+            "tags",
+            r"no placeholder \{word\}; .* \(the text \{word\} itself is written \{\{word\}\}\)",
+        ),
+        ("{{question}} {tools}", "tags", r"prompt\.txt: the placeholder \{question\} is missing"),
         ("{question} {tools} {search_open}", "tools", r"prompt\.txt: there is no placeholder \{search_open\}"),
         (" \n", "tags", r"prompt\.txt: the file is empty"),
         (b"\xff\xfe", "tags", r"prompt\.txt: can't be read \(it is no UTF-8 text\)"),

@@ -282,7 +282,10 @@ def test_in_each_format_the_file_gives_the_episode_that_the_loop_would_play(name
         ({"count": -1}, "experts.count=-1 must be at least 0"),
         ({"count": 5, "search_shares": [1, 2]}, "experts.search_shares=[1, 2] must be three numbers"),
         ({"search_shares": [1, 2, 0]}, "experts.search_shares needs experts.count=N"),
-        ({"thoughts": ["I look for {title}"]}, "experts.thoughts: there is no placeholder {title} in"),
+        (
+            {"thoughts": ["I look for {title}"]},
+            "experts.thoughts: 'I look for {title}': there is no placeholder {title}; ",
+        ),
         ({"answer_thoughts": ["<answer>{answer}"]}, "experts.answer_thoughts: '<answer>{answer}' has the tag <answer>"),
         ({"thoughts": [" "]}, "experts.thoughts: a template is empty"),
     ],
