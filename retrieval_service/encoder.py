@@ -92,7 +92,7 @@ def manner_of(folder: Path, given: str, asked: dict[str, Any]) -> Manner:
 
     Raises ``UserError`` that names what is missing.
     """
-    said = {**_told(folder, given), **{name: value for name, value in asked.items() if value is not None}}
+    said = {**_told(folder, given, asked), **{name: value for name, value in asked.items() if value is not None}}
     if "pooling" not in said:
         raise UserError(
             f"retrieval.encoder={given}: nothing in it says how its tokens become one vector; set retrieval.pooling to "
@@ -124,31 +124,61 @@ def encoder_of(
     return now, folder
 
 
-def _told(folder: Path, given: str) -> dict[str, Any]:
-    """What the files beside a model and its name say."""
+def _called(folder: Path, given: str) -> list[str]:
+    """What a model goes by: its hub name, the last part of its folder, and what its configuration says of where it came
+    from. The folders above may be called after anything."""
+    parts = Path(given).parts
+    names = [given] if _HUB_NAME.fullmatch(given) else [*parts[-1:], *(p for p in parts if p.startswith("models--"))]
+    names.append(str(_json(folder / "config.json", {}).get("_name_or_path", "")))
+    return [name.lower().replace("_", "-") for name in names]
+
+
+def _told(folder: Path, given: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What the files beside a model and its name say. A pooling that is ``asked`` for isn't looked for."""
     said: dict[str, Any] = {"normalise": False, "query_prefix": "", "passage_prefix": "", "max_tokens": 256}
     for pattern, query, passage in _PREFIXES:
-        if pattern.search(given.lower()):
+        if any(pattern.search(name) for name in _called(folder, given)):
             said |= {"query_prefix": query, "passage_prefix": passage, "normalise": True}
     modules = _json(folder / "modules.json", [])
     kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
     for module, kind in zip(modules, kinds, strict=True):
-        if kind == "Pooling":
-            pooling = _json(folder / str(module.get("path", "")) / "config.json", {})
-            modes = (("mean", "mean_tokens"), ("cls", "cls_token"), ("last", "lasttoken"))
-            if name := next((name for name, mode in modes if pooling.get(f"pooling_mode_{mode}")), None):
+        if kind == "Pooling" and asked.get("pooling") is None:
+            file = folder / str(module.get("path", "")) / "config.json"
+            if name := _pooling(_json(file, {}), file):
                 said["pooling"] = name
         elif kind == "Dense":
             raise UserError(f"retrieval.encoder={given}: has a dense layer after its pooling, which can't be read here")
     if kinds:
         said["normalise"] = "Normalize" in kinds
-    prompts = _json(folder / "config_sentence_transformers.json", {}).get("prompts", {})
+    prompts = _json(folder / "config_sentence_transformers.json", {}).get("prompts") or {}
     for name in ("query", "passage", "document"):
         if prompts.get(name):
             said[f"{'query' if name == 'query' else 'passage'}_prefix"] = prompts[name]
-    if longest := _json(folder / "sentence_bert_config.json", {}).get("max_seq_length"):
-        said["max_tokens"] = min(int(longest), 512)
+    longest = _json(folder / "sentence_bert_config.json", {}).get("max_seq_length")
+    if kinds and longest is None:  # sentence-transformers leaves it to the tokenizer since 5.4
+        longest = _json(folder / "tokenizer_config.json", {}).get("model_max_length")
+    if longest:
+        said["max_tokens"] = int(min(longest, 512))
     return said
+
+
+def _pooling(told: Mapping[str, Any], file: Path) -> str | None:
+    """The pooling that sentence-transformers wrote down, as one name since 5.4, before as switches; None without one.
+
+    Raises ``UserError`` for one that isn't of ``POOLINGS``, or for several, which it would join.
+    """
+    names = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"}
+    mode = told.get("pooling_mode")
+    if mode is not None:
+        modes = [mode] if isinstance(mode, str) else list(mode)
+    else:
+        modes = [
+            key.removeprefix("pooling_mode_") for key, on in told.items() if key.startswith("pooling_mode_") and on
+        ]
+    found = [next((name for name, old in names.items() if each in (name, old)), str(each)) for each in modes]
+    if len(found) > 1 or not {*found} <= {*POOLINGS}:
+        raise UserError(f"{file}: pools by {' and '.join(found)}, and one of {', '.join(POOLINGS)} can be read here")
+    return found[0] if found else None
 
 
 def _json(file: Path, otherwise: Any) -> Any:
@@ -212,12 +242,21 @@ class Encoder:
         self._torch = torch
         self._manner = manner
         self._device = device_of(device)
+        given = f"{KEY}={manner.encoder}"
         try:
             with quietly():
                 self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-                model: Any = AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"retrieval.encoder={manner.encoder}: can't be loaded ({shortened(error)})") from error
+                model: Any
+                model, loading = AutoModel.from_pretrained(
+                    folder, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+                )
+        except Exception as error:  # safetensors' own, and what torch raises for sizes that differ
+            raise UserError(f"{given}: can't be loaded ({shortened(error)})") from error
+        # A pooler has no part in our vectors. Anything else would be made up at random, anew in each process.
+        if missing := sorted(name for name in loading["missing_keys"] if not name.startswith("pooler.")):
+            raise UserError(f"{given}: its files lack {missing[0]}, which a {type(model).__name__} has")
+        if self._tokenizer.pad_token is None:
+            raise UserError(f"{given}: its tokenizer has no pad token, which texts of several lengths need")
         half = self._device.startswith("cuda")
         self._model = model.to(self._device, torch.float16 if half else torch.float32).eval()
         longest = getattr(model.config, "max_position_embeddings", None) or manner.max_tokens

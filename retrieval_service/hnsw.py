@@ -44,7 +44,9 @@ class Hnsw:
             self._args.index, self._args.efSearch = str(folder), beam
             self._searcher = jvm.java_class("io.anserini.search.HnswDenseSearcher")(self._args)
         except self._java_error as error:
-            raise UserError(f"{folder}: Lucene cannot open it ({first_line(error)}); build the index again") from error
+            raise UserError(
+                f"{folder}: Lucene cannot open it ({first_line(error)}); delete the index and build it again"
+            ) from error
 
     def __len__(self) -> int:
         return self._size

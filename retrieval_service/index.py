@@ -129,7 +129,9 @@ def read_manifest(index: Path) -> Manifest | None:
     try:
         told = json_of(file.read_bytes())
         if isinstance(told, dict) and told.get("format", FORMAT) != FORMAT:
-            raise UserError(f"{index}: its format is {told['format']}, this version reads {FORMAT}; build it again")
+            raise UserError(
+                f"{index}: its format is {told['format']}, this version reads {FORMAT}; delete it and build it again"
+            )
         return Manifest(**told)
     except UserError:
         raise

@@ -33,7 +33,9 @@ def lucene_generation(index: Path) -> int:
 def check_lucene(index: Path) -> None:
     """Raises ``UserError`` for a folder without a commit of Lucene's. Needs no JVM."""
     if not any(index.glob("segments_*")):
-        raise UserError(f"{index}: not a Lucene index, or one whose building was cut short; build it again")
+        raise UserError(
+            f"{index}: not a Lucene index, or one whose building was cut short; delete it and build it again"
+        )
 
 
 @jvm.calling()

@@ -47,7 +47,9 @@ class LuceneSearcher:
         try:
             self._searcher: Any = jvm.java_class(self.java)(str(index))
         except self._java_error as error:
-            raise UserError(f"{index}: Lucene cannot open it ({first_line(error)}); build it again") from error
+            raise UserError(
+                f"{index}: Lucene cannot open it ({first_line(error)}); delete it and build it again"
+            ) from error
         self._documents: int = self._searcher.get_total_num_docs()
         self._reader: Any = None
         self._passages: Lru[str, Passage] = Lru(KEPT_PASSAGES)
@@ -71,9 +73,11 @@ class LuceneSearcher:
     def _check(self) -> None:
         documents = self._manifest.documents if self._manifest else None
         if not self._documents:
-            raise UserError(f"{self._index}: holds no documents; build it again")
+            raise UserError(f"{self._index}: holds no documents; delete it and build it again")
         if documents not in (None, self._documents):
-            raise UserError(f"{self._index}: holds {self._documents} documents, not {documents}; build it again")
+            raise UserError(
+                f"{self._index}: holds {self._documents} documents, not {documents}; delete it and build it again"
+            )
         raw = self._searcher.doc_raw(0)
         if raw is None:
             raise UserError(f"{self._index}: its documents are not stored; build it again with -storeRaw")

@@ -99,7 +99,7 @@ def _loaded(folder: Path, given: str, threads: int, device: str) -> tuple[Any, A
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 folder, trust_remote_code=False, use_safetensors=True, output_loading_info=True
             )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # safetensors' own, and what torch raises for sizes that differ
         raise UserError(f"{KEY}={given}: can't be loaded ({shortened(error)})") from error
     if report["missing_keys"] or model.config.num_labels != 1:
         raise UserError(f"{KEY}={given}: is no cross-encoder: it needs a classifier with one score, and its weights")

@@ -43,7 +43,7 @@ class SparseEncoder:
                 model, loading = AutoModelForMaskedLM.from_pretrained(
                     folder, trust_remote_code=False, use_safetensors=True, output_loading_info=True
                 )
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # safetensors' own, and what torch raises for sizes that differ
             raise UserError(f"{given}: can't be loaded as a masked language model ({shortened(error)})") from error
         if missing := sorted(loading["missing_keys"]):
             raise UserError(

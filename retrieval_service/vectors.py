@@ -114,7 +114,9 @@ class Faiss:
         try:
             self._index: Any = faiss.read_index(str(file), flags)
         except RuntimeError as error:
-            raise UserError(f"{file}: Faiss cannot open it ({shortened(error)}); build the index again") from error
+            raise UserError(
+                f"{file}: Faiss cannot open it ({shortened(error)}); delete the index and build it again"
+            ) from error
         faiss.ParameterSpace().set_index_parameter(self._index, "nprobe", min(probes, self._index.nlist))
 
     def __len__(self) -> int:

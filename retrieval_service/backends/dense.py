@@ -163,12 +163,12 @@ class Dense:
         except (OSError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{index}: can't be read ({error}); build it again") from error
+            raise UserError(f"{index}: can't be read ({error}); delete it and build it again") from error
         if not len(self._store) == len(self._vectors) == manifest.documents:
             self.close()
             raise UserError(
                 f"{index}: holds {len(self._store)} passages and {len(self._vectors)} vectors, not "
-                f"{manifest.documents}; build it again"
+                f"{manifest.documents}; delete it and build it again"
             )
         looked = {"probes": config.probes} if kind in LISTED else {"beam": config.beam} if kind == "hnsw" else {}
         self._settings = {"vectors": kind, **looked}
@@ -187,7 +187,9 @@ class Dense:
         vectors = self._encoder.queries([printable(queries[at]) for at in asked])
         scores, numbers = self._vectors.search(vectors, min(k, len(self._store)))
         if not np.isfinite(scores[numbers >= 0]).all():
-            raise RetrievalError(f"{self._index}: a score is no finite number: its vectors are damaged; build it again")
+            raise RetrievalError(
+                f"{self._index}: a score is no finite number: its vectors are damaged; delete it and build it again"
+            )
         for at, row, places in zip(asked, scores, numbers, strict=True):
             found[at] = tuple(self._hit(int(n), float(s)) for s, n in zip(row, places, strict=True) if n >= 0)
         return found

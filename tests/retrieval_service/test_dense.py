@@ -91,6 +91,8 @@ def test_the_files_beside_a_model_say_how_it_is_used(model: Path) -> None:
         ("/models/multilingual-e5-small", ("query: ", "passage: ")),
         ("BAAI/bge-base-en-v1.5", ("Represent this sentence for searching relevant passages: ", "")),
         ("other/model-e5x", ("", "")),
+        ("/models/e5_base_v2", ("query: ", "passage: ")),
+        ("/data/e5-base-experiments/all-MiniLM-L6-v2", ("", "")),
         ("intfloat/multilingual-e5-large-instruct", ("", "")),
         (
             "/hub/models--BAAI--bge-base-en-v1.5/snapshots/abc",
@@ -131,6 +133,68 @@ def test_a_folder_that_does_not_say_enough_is_named(
         manner_of(folder, "given", {} if "pool" in said.lower() or content == "[" else {"pooling": "mean"})
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("told", "pooling"),
+    [
+        ({"embedding_dimension": 16, "pooling_mode": "mean", "include_prompt": True}, "mean"),
+        ({"pooling_mode": "lasttoken"}, "last"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, None),
+        ({"pooling_mode": ["cls", "mean"]}, None),
+        ({"pooling_mode_max_tokens": True}, None),
+    ],
+)
+def test_poolings_as_sentence_transformers_has_written_them(
+    model: Path, tmp_path: Path, told: dict[str, Any], pooling: str | None
+) -> None:
+    """Since its 5.4 as one name, and the length in the tokenizer's file."""
+    folder = shutil.copytree(model, tmp_path / "model")
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(told))
+    (folder / "sentence_bert_config.json").write_text("{}")
+    (folder / "config_sentence_transformers.json").write_text('{"prompts": null}')
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"model_max_length": 384}))
+    if pooling is None:
+        with pytest.raises(UserError, match=r"config\.json: pools by .*, and one of mean, cls, last can be read here$"):
+            manner_of(folder, "given", {})
+        assert manner_of(folder, "given", {"pooling": "cls"}).pooling == "cls", "what is asked for counts"
+    else:
+        manner = manner_of(folder, "given", {})
+        assert (manner.pooling, manner.max_tokens, manner.query_prefix) == (pooling, 384, "")
+
+
+def test_an_encoder_whose_files_do_not_fit_is_refused(model: Path, tmp_path: Path) -> None:
+    """What is missing would be made up at random, anew in each process."""
+    from safetensors.numpy import load_file, save_file
+
+    manner, weights = manner_of(model, "given", {}), load_file(model / "model.safetensors")
+    folder = shutil.copytree(model, tmp_path / "model")
+
+    def refusal() -> str:
+        with pytest.raises(UserError, match=r"^retrieval\.encoder=given: ") as caught:
+            Encoder(folder, manner, threads=2)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    save_file({f"encoder_model.{name}": each for name, each in weights.items()}, folder / "model.safetensors")
+    assert "its files lack embeddings." in refusal()
+    save_file({k: v for k, v in weights.items() if not k.startswith("pooler.")}, folder / "model.safetensors")
+    Encoder(folder, manner, threads=2)
+    whole = (model / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert "can't be loaded" in refusal()
+    (folder / "model.safetensors").write_bytes(whole)
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(told | {"hidden_size": 32}))
+    assert "can't be loaded" in refusal()
+    (folder / "config.json").write_text(json.dumps(told))
+    kept = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in kept.items() if k != "pad_token"}))
+    for file in ("special_tokens_map.json",):
+        (folder / file).unlink(missing_ok=True)
+    assert "its tokenizer has no pad token" in refusal()
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
@@ -224,7 +288,9 @@ def test_what_is_not_finite_is_a_fault(backend: Dense, model: Path) -> None:
         made.queries(["novel", "by emma"])
     assert isinstance(backend._vectors, Flat)
     backend._vectors._vectors = np.full_like(backend._vectors._vectors, np.nan)
-    with pytest.raises(RetrievalError, match=r"a score is no finite number: its vectors are damaged; build it again$"):
+    with pytest.raises(
+        RetrievalError, match=r"a score is no finite number: its vectors are damaged; delete it and build it again$"
+    ):
         backend.search_batch(["emma"], 1)
 
 
@@ -293,7 +359,9 @@ def test_what_is_no_whole_dense_index_is_named(corpus: Path, config: Settings, t
     with pytest.raises(UserError, match="has no manifest"):
         open_backend(config, tmp_path)
     (index / PASSAGES).write_bytes((index / PASSAGES).read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"can't be read \(passages\.jsonl has .* bytes, not .*\); build it again"):
+    with pytest.raises(
+        UserError, match=r"can't be read \(passages\.jsonl has .* bytes, not .*\); delete it and build it again"
+    ):
         open_backend(config, index)
     (index / "vectors.npy").unlink()
     with pytest.raises(UserError, match="can't be read"):
@@ -387,7 +455,9 @@ def test_an_index_of_lucenes_graph_is_built_searched_and_refused_when_damaged(
     exact.close()
     for file in (index / "vectors.lucene").glob("segments_*"):
         file.write_bytes(file.read_bytes()[:20])
-    with pytest.raises(UserError, match=r"vectors\.lucene: Lucene cannot open it \(.*\); build the index again"):
+    with pytest.raises(
+        UserError, match=r"vectors\.lucene: Lucene cannot open it \(.*\); delete the index and build it again"
+    ):
         open_backend(asked, index)
     shutil.rmtree(index / "vectors.lucene")
     with pytest.raises(UserError, match=r"vectors\.lucene: not a Lucene index"):
