@@ -20,7 +20,7 @@ from retrieval_service.index import read_manifest
 from retrieval_service.wikipedia import PREBUILT
 from tasks.digest import digest_of
 from tasks.load import Task
-from tracking.differences import NOTHING, Difference, differences
+from tracking.differences import Difference, differences, of_both
 
 UNSAID = ("mode", "debug", "resume", "resume_allow_changes", "output_dir", "cache_dir")
 """Settings of no interest here: they differ by nature, or say only where something lies."""
@@ -148,9 +148,7 @@ def asked(config: RunConfig) -> dict[str, Any]:
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
-    """A key that only one of them has belongs to a choice that differs itself (``pool.name``), or to one version."""
-    found = (d for d in differences(before, now) if d.key not in UNSAID)
-    return [d for d in found if NOTHING not in (d.before, d.now)]
+    return [d for d in of_both(before, now) if d.key not in UNSAID]
 
 
 def _harmless(key: str, settings: Mapping[str, Any]) -> bool:

@@ -143,21 +143,24 @@ def has_words(text: str, golden: Sequence[str]) -> float:
     return float(any(_holds(said, wanted) for wanted in map(normalise, golden) if wanted))
 
 
-def soft_match(answer: str, golden: Sequence[str]) -> float:
+def soft_match(answer: str, golden: Sequence[str], needed: Sequence[str] = ()) -> float:
     """1.0 for an exact match or at least 70 % of the golden words, 0.5 for a part of the golden answer, else 0.0.
 
     A part is of whole words, and no answer may be much longer than the golden one. "Yes or no" is neither. Decimal
     points count: the form that exact match compares has none, as in the published scripts, and there "3.5" is "35".
+
+    Where all of ``needed`` are, which ``golden`` name together, an answer earns at most 0.5 unless it is a golden one,
+    or has all words of each of them in a row, each at a place of its own.
     """
     said = normalise(_with_points(answer))
-    return max(_soft(said, normalise(_with_points(g))) for g in golden) if said else 0.0
+    worth = max(_soft(said, normalise(_with_points(g))) for g in golden) if said else 0.0
+    whole = not needed or exact_match(answer, golden) == 1 or _names_all(said, needed)
+    return worth if whole else min(worth, 0.5)
 
 
-def soft_match_all(answer: str, golden: Sequence[str], needed: Sequence[str]) -> float:
-    """``soft_match`` where all of ``needed`` are, which ``golden`` name together: 1.0 only for an answer that has all
-    words of each of them in a row, each at a place of its own, or that is a golden answer; otherwise at most 0.5."""
-    named = exact_match(answer, golden) == 1 or _names_all(normalise(_with_points(answer)), needed)
-    return min(soft_match(answer, golden), 1.0 if named else 0.5)
+def is_closed(answer: str) -> bool:
+    """Whether ``answer`` is yes, no or that there is none."""
+    return normalise(answer) in CLOSED
 
 
 def _names_all(said: str, needed: Sequence[str]) -> bool:

@@ -5,7 +5,7 @@ A sweep is asked for with ``-m``, or by an experiment's file (``hydra.mode: MULT
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,13 @@ from conf.own_rules import register_own_rules
 from conf.schema import RunConfig
 from tracking.experiments import sweep
 from tracking.experiments.sweep import Job, Plan
+
+FIXED: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "hydra.sweep.subdir": ((), "a job's folder is named by what the sweep varies"),
+    "hydra.job.chdir": ((False, None), "paths are relative to the folder that you start in"),
+    "hydra.output_subdir": ((".hydra",), "a run's settings are kept in .hydra, where resuming it looks for them"),
+}
+"""Settings of Hydra's that this program relies on: what they may be set to, and why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,12 +108,10 @@ def _asked(composer: Composer, lines: Sequence[str]) -> _Asked:
     check_model(lines)
     overrides = [composer.parse(line) for line in lines]
     lines = [str(o.input_line) for o in overrides]  # globs are written out
-    for line in (str(o.input_line) for o in overrides if o.key_or_group == "hydra.sweep.subdir"):
-        raise UserError(f"{line}: a job's folder is named by what the sweep varies; leave it out")
-    for line in (str(o.input_line) for o in overrides if o.key_or_group == "hydra.job.chdir" and o.value()):
-        raise UserError(f"{line}: paths are relative to the folder that you start in; leave it out")
-    for line in (str(o.input_line) for o in overrides if o.key_or_group == "hydra.output_subdir"):
-        raise UserError(f"{line}: a run's settings are kept in .hydra, where resuming it looks for them; leave it out")
+    for override in overrides:
+        allowed, why = FIXED.get(str(override.key_or_group), ((), ""))
+        if why and (override.is_sweep_override() or override.value() not in allowed):
+            raise UserError(f"{override.input_line}: {why}; leave it out")
     asked = _composed(composer, lines, overrides)
     more = implied(overrides, asked.composed)
     _check_same_for_all(composer, overrides, more)

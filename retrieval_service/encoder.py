@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -228,40 +228,68 @@ def batches(texts: Sequence[str], at_once: int) -> Iterator[list[int]]:
         yield order[start : start + at_once]
 
 
-class Encoder:
-    """A model that makes vectors. For one thread; torch works on ``threads`` processors from then on.
+def loaded(kind: str, folder: Path, given: str) -> tuple[Any, Any, list[str]]:
+    """The tokenizer and the model in ``folder``, as transformers' class ``kind``, and the weights that its files lack:
+    they would be made up at random, anew in each process.
+
+    Raises ``UserError`` that begins with ``given`` for what can't be loaded, or takes one text at a time.
+    """
+    import transformers
+
+    try:
+        with quietly():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            model, report = getattr(transformers, kind).from_pretrained(
+                folder, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            )
+    except Exception as error:  # safetensors' own, and what torch raises for sizes that differ
+        raise UserError(f"{given}: can't be loaded ({shortened(error)})") from error
+    if tokenizer.pad_token is None:
+        raise UserError(f"{given}: its tokenizer has no pad token, which texts of several lengths need")
+    return tokenizer, model.eval(), sorted(report["missing_keys"])
+
+
+class TextModel:
+    """A model of texts, as transformers' class ``kind``. For one thread; torch works on ``threads`` processors from
+    then on.
 
     Raises ``UserError`` for a folder without a usable model.
     """
 
+    kind: ClassVar[str]
+    unused: ClassVar[tuple[str, ...]] = ()
+    """How the names of weights begin that have no part in what is made here."""
+    hint: ClassVar[str] = ""
+    """What to do where the files lack weights."""
+
     def __init__(self, folder: Path, manner: Manner, *, threads: int, device: str = "auto") -> None:
         import torch
-        from transformers import AutoModel, AutoTokenizer
 
         torch.set_num_threads(threads)
         self._torch = torch
         self._manner = manner
         self._device = device_of(device)
         given = f"{KEY}={manner.encoder}"
-        try:
-            with quietly():
-                self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-                model: Any
-                model, loading = AutoModel.from_pretrained(
-                    folder, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-                )
-        except Exception as error:  # safetensors' own, and what torch raises for sizes that differ
-            raise UserError(f"{given}: can't be loaded ({shortened(error)})") from error
-        # A pooler has no part in our vectors. Anything else would be made up at random, anew in each process.
-        if missing := sorted(name for name in loading["missing_keys"] if not name.startswith("pooler.")):
-            raise UserError(f"{given}: its files lack {missing[0]}, which a {type(model).__name__} has")
-        if self._tokenizer.pad_token is None:
-            raise UserError(f"{given}: its tokenizer has no pad token, which texts of several lengths need")
+        self._tokenizer, model, lacking = loaded(self.kind, folder, given)
+        if missing := [name for name in lacking if not name.startswith(self.unused)]:
+            raise UserError(f"{given}: its files lack {missing[0]}, which a {type(model).__name__} has{self.hint}")
         half = self._device.startswith("cuda")
-        self._model = model.to(self._device, torch.float16 if half else torch.float32).eval()
+        self._model = model.to(self._device, torch.float16 if half else torch.float32)
         longest = getattr(model.config, "max_position_embeddings", None) or manner.max_tokens
         # RoBERTa's positions begin behind its padding's: its tokenizer alone says how many there are.
         self._max_tokens = min(manner.max_tokens, int(longest), int(self._tokenizer.model_max_length))
+
+    def _tokenized(self, texts: list[str]) -> Any:
+        return self._tokenizer(
+            texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
+        ).to(self._device)
+
+
+class Encoder(TextModel):
+    """A model that makes vectors."""
+
+    kind = "AutoModel"
+    unused = ("pooler.",)
 
     @property
     def size(self) -> int:
@@ -288,9 +316,7 @@ class Encoder:
 
     def _batch(self, texts: list[str]) -> Vectors:
         torch = self._torch
-        encoded = self._tokenizer(
-            texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
-        ).to(self._device)
+        encoded = self._tokenized(texts)
         hidden = self._model(**encoded).last_hidden_state.float()
         mask = encoded["attention_mask"].unsqueeze(-1)
         if self._manner.pooling == "cls":

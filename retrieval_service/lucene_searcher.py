@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,8 +23,8 @@ KEPT_PASSAGES = 50_000
 """Passages kept as Python objects; the popular ones needn't be read and parsed for every search."""
 
 
-class LuceneSearcher:
-    """A ``Backend`` but for ``search_batch`` and ``identity``. For one thread; starts the JVM.
+class LuceneSearcher(ABC):
+    """A ``Backend`` but for how queries are asked, and what its identity says. For one thread; starts the JVM.
 
     Raises ``UserError`` that names the folder if ``index`` is not a complete index of ``backend`` with its documents
     stored, or without a Java >= 21.
@@ -41,7 +42,7 @@ class LuceneSearcher:
         self._index, self._config = index, config
         self._manifest: Manifest | None = check_index(index, self.backend)
         check_lucene(index)
-        self._before()
+        self._check_asked()
         jvm.start_jvm(config.heap, config.threads)
         self._java_error = jvm.java_error()
         try:
@@ -56,19 +57,30 @@ class LuceneSearcher:
         self._array_list = jvm.java_class("java.util.ArrayList")
         try:
             self._check()
-            self._after()
+            self._set_up()
         except BaseException:
             self.close()
             raise
         self._batch_search = jvm.own_method(self._searcher, "batch_search", BATCH_SEARCH)
         # A query is a policy's text, not ours: one with over 1,024 different words is slow, not an error.
         jvm.java_class("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(2**31 - 1)
+        self.search_batch(["a first one"], 1)  # see own_method
 
-    def _before(self) -> None:
-        """Checks what needs no JVM. Raises ``UserError``."""
+    @abstractmethod
+    def _check_asked(self) -> None:
+        """Holds the settings against the manifest, before the JVM is needed. Raises ``UserError``."""
 
-    def _after(self) -> None:
-        """Sets up the searcher."""
+    @abstractmethod
+    def _set_up(self) -> None:
+        """Makes the searcher ready for queries."""
+
+    @abstractmethod
+    def search_batch(self, queries: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
+        """See ``Backend``."""
+
+    @abstractmethod
+    def identity(self) -> Identity:
+        """See ``Backend``."""
 
     def _check(self) -> None:
         documents = self._manifest.documents if self._manifest else None

@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agent.errors import Fault, UserError, shortened
-from agent.quiet import quietly
+from agent.errors import Fault, UserError
 from agent.records import Passage
 from agent.visible import printable
 from retrieval_service.backend import Backend, Identity
 from retrieval_service.config import RetrievalConfig
-from retrieval_service.encoder import batches, device_of, encoder_folder, weights_digest
+from retrieval_service.encoder import batches, device_of, encoder_folder, loaded, weights_digest
 
 KEY = "retrieval.reranker"
 MAX_TOKENS = 512
@@ -90,17 +89,9 @@ class Reranked:
 
 def _loaded(folder: Path, given: str, threads: int, device: str) -> tuple[Any, Any, Any]:
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     torch.set_num_threads(threads)
-    try:
-        with quietly():
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                folder, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-            )
-    except Exception as error:  # safetensors' own, and what torch raises for sizes that differ
-        raise UserError(f"{KEY}={given}: can't be loaded ({shortened(error)})") from error
-    if report["missing_keys"] or model.config.num_labels != 1:
+    tokenizer, model, lacking = loaded("AutoModelForSequenceClassification", folder, f"{KEY}={given}")
+    if lacking or model.config.num_labels != 1:
         raise UserError(f"{KEY}={given}: is no cross-encoder: it needs a classifier with one score, and its weights")
-    return tokenizer, model.to(device).eval(), torch
+    return tokenizer, model.to(device), torch

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.errors import Fault, UserError, shortened
-from agent.quiet import quietly
-from retrieval_service.encoder import Manner, batches, device_of
+from agent.errors import Fault
+from retrieval_service.encoder import KEY, Manner, TextModel, batches
 
 Weights = dict[str, int]
 """Of a text: the terms whose weight isn't 0."""
@@ -22,40 +21,16 @@ _AT_ONCE = 8
 """Texts of a batch: each token has a logit for every term of the vocabulary."""
 
 
-class SparseEncoder:
-    """A model that weighs terms. For one thread; torch works on ``threads`` processors from then on.
+class SparseEncoder(TextModel):
+    """A model that weighs terms."""
 
-    Raises ``UserError`` for a folder without a usable masked language model.
-    """
+    kind = "AutoModelForMaskedLM"
+    hint = "; retrieval=splade takes a SPLADE model, such as naver/splade-v3, and retrieval=dense an encoder of vectors"
 
     def __init__(self, folder: Path, manner: Manner, *, threads: int, device: str = "auto") -> None:
-        import torch
-        from transformers import AutoModelForMaskedLM, AutoTokenizer
-
-        torch.set_num_threads(threads)
-        self._torch = torch
-        self._manner = manner
-        self._device = device_of(device)
-        given = f"retrieval.encoder={manner.encoder}"
-        try:
-            with quietly():
-                self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-                model, loading = AutoModelForMaskedLM.from_pretrained(
-                    folder, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-                )
-        except Exception as error:  # safetensors' own, and what torch raises for sizes that differ
-            raise UserError(f"{given}: can't be loaded as a masked language model ({shortened(error)})") from error
-        if missing := sorted(loading["missing_keys"]):
-            raise UserError(
-                f"{given}: its files lack {missing[0]}, which a masked language model has; retrieval=splade takes "
-                "a SPLADE model, such as naver/splade-v3, and retrieval=dense an encoder of vectors"
-            )
-        half = self._device.startswith("cuda")
-        self._model = model.to(self._device, torch.float16 if half else torch.float32).eval()
-        longest = getattr(model.config, "max_position_embeddings", None) or manner.max_tokens
-        self._max_tokens = min(manner.max_tokens, int(longest), int(self._tokenizer.model_max_length))
+        super().__init__(folder, manner, threads=threads, device=device)
         # A model may have more rows than its tokenizer has tokens: they have no name, and are never trained.
-        self._terms: Any = self._tokenizer.convert_ids_to_tokens(list(range(model.config.vocab_size)))
+        self._terms: Any = self._tokenizer.convert_ids_to_tokens(list(range(self._model.config.vocab_size)))
 
     def weights(self, texts: Sequence[str]) -> list[Weights]:
         """Of each text its terms' weights. Raises ``Fault`` for one that isn't finite."""
@@ -68,16 +43,14 @@ class SparseEncoder:
 
     def _batch(self, texts: list[str]) -> list[Weights]:
         torch = self._torch
-        encoded = self._tokenizer(
-            texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
-        ).to(self._device)
+        encoded = self._tokenized(texts)
         logits = self._model(**encoded).logits
         # The largest first: log(1 + relu) keeps the order.
         hidden = encoded["attention_mask"].unsqueeze(-1) == 0
         largest = logits.masked_fill(hidden, float("-inf")).amax(dim=1).float()
         if not torch.isfinite(largest).all():
             at = int(torch.isfinite(largest).all(dim=1).int().argmin())
-            raise Fault(f"retrieval.encoder={self._manner.encoder} makes no finite weights of {texts[at][:100]!r}")
+            raise Fault(f"{KEY}={self._manner.encoder} makes no finite weights of {texts[at][:100]!r}")
         whole = torch.round(torch.log1p(torch.relu(largest)) * STEPS).int().cpu()
         return [self._named(row) for row in whole]
 

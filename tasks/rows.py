@@ -17,6 +17,7 @@ from tasks.notices import Notice
 from tasks.tables import delimiter_of, table_rows
 
 Row = Mapping[str, Any]
+_INSTEAD = "write its list of rows, or one object per line (for TriviaQA: data=triviaqa)"
 _OPENED = re.compile(rb"(\xef\xbb\xbf)?\s*\{(.*[\[{,])?\s*$")
 """A first line that begins an object and leaves it open, as in an indented file."""
 
@@ -60,20 +61,14 @@ def _line_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, int, Row]]:
                 value = json_of(line.decode("utf-8-sig"))  # files that were joined have marks in the middle
             except ValueError as error:  # not UTF-8, or not JSON
                 if number == 1 and _OPENED.match(line):
-                    raise UserError(
-                        f"{where}: one JSON object over several lines; write its list of rows, or one object per line "
-                        "(for TriviaQA: data=triviaqa)"
-                    ) from error
+                    raise UserError(f"{where}: one JSON object over several lines; {_INSTEAD}") from error
                 raise UserError(
                     f"{where}: not JSON in UTF-8 ({error}); each line must be one object, or the file one list "
                     "of them, or a table (CSV, TSV) with a column 'question'"
                 ) from error
             row = _object(value, where, "line")
             if "question" not in row and (within := next((n for n in ("Data", "data") if _is_rows(row.get(n))), None)):
-                raise UserError(
-                    f"{where}: one JSON object with its rows in '{within}'; write that list, or one object per line "
-                    "(for TriviaQA: data=triviaqa)"
-                )
+                raise UserError(f"{where}: one JSON object with its rows in '{within}'; {_INSTEAD}")
             yield where, number, row
 
 

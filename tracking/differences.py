@@ -31,6 +31,12 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Diffe
     return [Difference(key=key, before=was, now=is_now) for key, was, is_now in pairs if was != is_now]
 
 
+def of_both(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """``differences`` of the keys that both have: one that only one of them has belongs to a choice that differs itself
+    (``pool.name``), or to another version of this program."""
+    return [d for d in differences(before, now) if NOTHING not in (d.before, d.now)]
+
+
 def listed(found: Iterable[Difference], digests: Collection[str] = ()) -> str:
     """Differences in one line. Of the keys in ``digests`` the values say nothing to a person."""
     return ", ".join(f"{d.key}: not the same" if d.key in digests else str(d) for d in found)

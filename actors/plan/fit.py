@@ -36,8 +36,7 @@ def problems(config: RunConfig) -> list[str]:
     limit = usable_bytes(config.cluster)
     engine = engine_memory(config, limit)
     if not limit:
-        short = engine.full_episodes < 1
-        return [f"{_too_small(engine)}; set {KV_CACHE}={least_kv_cache_gib(engine)}"] if short else []
+        return [*_cache_problems(engine)]
     found = [*_learner_problems(config, engine, limit)] if config.cluster.learners else []
     if engine.broadcast and engine.playing + engine.broadcast > limit:
         found.append(
@@ -46,20 +45,25 @@ def problems(config: RunConfig) -> list[str]:
             f"more than the card's {_gib(limit)}"
         )
     if engine.full_episodes < 1:
-        found.append(_too_small(engine))
+        found.append(
+            f"an engine's KV cache of {_gib(max(0, engine.kv_cache))} holds {engine.kv_tokens} tokens, less than one "
+            f"episode of {engine.episode}"
+        )
     return found
 
 
-def least_kv_cache_gib(engine: EngineMemory) -> int:
-    """The smallest ``KV_CACHE`` that holds one episode, and the block that vLLM keeps back; GiB."""
-    return -(-(engine.episode + 2 * CPU_BLOCK) * engine.kv_per_token // GIB)
+def _least_tokens(engine: EngineMemory) -> int:
+    """The smallest KV cache on a CPU: one episode in whole blocks, and the block that vLLM keeps back."""
+    return (-(-engine.episode // CPU_BLOCK) + 1) * CPU_BLOCK
 
 
-def _too_small(engine: EngineMemory) -> str:
-    return (
-        f"an engine's KV cache of {_gib(max(0, engine.kv_cache))} holds {engine.kv_tokens} tokens, less than one "
-        f"episode of {engine.episode}"
-    )
+def _cache_problems(engine: EngineMemory) -> Iterator[str]:
+    least = _least_tokens(engine)
+    if engine.kv_cache < least * engine.kv_per_token:
+        yield (
+            f"an engine's KV cache of {_gib(engine.kv_cache)} holds {engine.kv_tokens} tokens, and an episode of "
+            f"{engine.episode} takes {least}, with the block that vLLM keeps back"
+        )
 
 
 def _learner_problems(config: RunConfig, engine: EngineMemory, limit: int) -> Iterator[str]:
@@ -93,13 +97,14 @@ def longest_row(memory: LearnerMemory, limit: int) -> int:
 def refusal(config: RunConfig) -> str | None:
     """Why ``config`` can't run on its cards and what would make it, in one line; None if it can."""
     found = problems(config)
-    if found and not usable_bytes(config.cluster):
-        return f"model={config.model.name}: {found[0]}"
     return f"cluster={config.cluster.name} model={config.model.name}: {found[0]}; {advice(config)}" if found else None
 
 
 def advice(config: RunConfig) -> str:
     """The smallest change that makes a configuration with ``problems`` fit, as one would type it."""
+    if not usable_bytes(config.cluster):
+        engine = engine_memory(config, 0)
+        return f"{KV_CACHE}={-(-_least_tokens(engine) * engine.kv_per_token // GIB)} makes it fit"
     change = smallest_change(config)
     if change is None:
         return "no change of the learner's or the engine's settings makes it fit: take a smaller model or a larger card"

@@ -7,7 +7,6 @@ divided so says of the measured situation what was measured, and of any other wh
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +56,7 @@ def _check(found: Mapping[str, Any]) -> None:
     for name, ratio in found.get("ratios", {}).items():
         if not (isinstance(ratio, int | float) and 0 < ratio < math.inf):
             raise ValueError(f"ratios.{name} is {ratio!r}, and not a number above 0")
-    deque(lines(found), maxlen=0)
+    list(lines(found))
 
 
 def assumptions(config: RunConfig) -> Assumptions:

@@ -67,7 +67,7 @@ def table(config: RunConfig) -> str:
         lines += as_measured(doctors)
     found = problems(config)
     lines += [f"does not fit: {problem}" for problem in found]
-    if found and limit:
+    if found:
         lines.append(f"smallest change: {advice(config)}")
     elif limit:
         lines += _times(config)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from agent.answers import CLOSED, cover_match, exact_match, f1, has_words, normalise
+from agent.answers import cover_match, exact_match, f1, has_words, is_closed, normalise
 from agent.errors import Fault, commonest
 from agent.group import Player
 from agent.inference.early_exit import Probe
@@ -142,7 +142,7 @@ def _answerable(question: Question, retrieved: Sequence[str]) -> float | None:
     Yes and no don't count, not as an alias either ("NO" for Norway): nearly any text has a "no". None without others.
     """
     asked: list[tuple[str, ...]] = [(each,) for each in question.needed] or [question.golden_answers]
-    wanted = [found for golden in asked if (found := [g for g in golden if normalise(g) not in CLOSED])]
+    wanted = [found for golden in asked if (found := [g for g in golden if not is_closed(g)])]
     if not wanted:
         return None
     return min(max((has_words(text, golden) for text in retrieved), default=0.0) for golden in wanted)

@@ -27,15 +27,10 @@ class Bm25(LuceneSearcher):
     backend = "bm25"
     java = "io.anserini.search.SimpleSearcher"
 
-    @jvm.calling()
-    def __init__(self, index: Path | None, config: RetrievalConfig) -> None:
-        super().__init__(index, config)
-        self.search_batch(["a first one"], 1)  # see own_method
-
-    def _before(self) -> None:
+    def _check_asked(self) -> None:
         self._analyser = _analyser(self._index, self._manifest, self._config)
 
-    def _after(self) -> None:
+    def _set_up(self) -> None:
         if self._analyser is not None:
             analyse_with(self._searcher, self._analyser)
         self._searcher.set_bm25(self._config.k1, self._config.b)

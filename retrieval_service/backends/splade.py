@@ -115,12 +115,7 @@ class Splade(LuceneSearcher):
 
     _config: Settings
 
-    @jvm.calling()
-    def __init__(self, index: Path | None, config: Settings) -> None:
-        super().__init__(index, config)
-        self.search_batch(["a first one"], 1)  # see own_method
-
-    def _before(self) -> None:
+    def _check_asked(self) -> None:
         if self._manifest is None:
             raise UserError(
                 f"{self._index}: not a SPLADE index of this program's (it has no manifest); build it with mode=index"
@@ -129,7 +124,7 @@ class Splade(LuceneSearcher):
             self._index, self._manifest.made_with, self._config.encoder, self._config.asked
         )
 
-    def _after(self) -> None:
+    def _set_up(self) -> None:
         config = self._config
         self._encoder = SparseEncoder(self._folder, self._manner, threads=config.threads, device=config.device)
         self._hash_map, self._integer = jvm.java_class("java.util.HashMap"), jvm.java_class("java.lang.Integer")

@@ -95,26 +95,26 @@ class Endpoint:
                 if last or not isinstance(error, httpx.TransportError):
                     raise EndpointError(f"{self._url}: {type(error).__name__}: {shortened(error)}") from error
             else:
-                code = _code(response)
+                told = _parsed(response)
+                code = _code(response, told)
                 if last or code not in PASSING:
-                    return self._read(response, code, settings.get("stop", ()))
+                    return self._read(response, told, code, settings.get("stop", ()))
                 said = response.headers.get("Retry-After", "")
                 pause = max(pause, float(said)) if said.isdecimal() else pause
             await asyncio.sleep(min(pause, LONGEST_PAUSE_S))
         raise AssertionError("unreachable")
 
-    def _read(self, response: httpx.Response, code: int, stop: Sequence[str]) -> Reply:
+    def _read(self, response: httpx.Response, told: Any, code: int, stop: Sequence[str]) -> Reply:
         shown = " ".join(response.text[:80].split())
         if code != 200:
             full = code in TOO_LARGE and _FULL.search(response.text) is not None
             within = f" with the error {code}" if code != response.status_code else ""
-            what = f"HTTP {response.status_code} {response.reason_phrase}{within}: {_why(response)!r}"
+            what = f"HTTP {response.status_code} {response.reason_phrase}{within}: {_why(response, told)!r}"
             raise EndpointError(f"{self._url}: {what}", code, full=full)
         try:
-            told = json_of(response.content)
             choice = told["choices"][0]
             text, finish = _text(choice), choice.get("finish_reason")
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, AttributeError) as error:
             raise EndpointError(f"{self._url}: the reply is no chat completion: {shown!r}", code) from error
         if not isinstance(text, str):
             raise EndpointError(f"{self._url}: the reply has no text: {shown!r}", code)
@@ -128,13 +128,19 @@ class Endpoint:
         return Reply(text=text, finish=finish, tokens=_tokens(told), stopped_by=_stopped_by(choice, stop))
 
 
-def _code(response: httpx.Response) -> int:
+def _parsed(response: httpx.Response) -> Any:
+    """The reply as JSON; None if it is none."""
+    try:
+        return json_of(response.content)
+    except ValueError:
+        return None
+
+
+def _code(response: httpx.Response, told: Any) -> int:
     """Its HTTP code. Of an error inside HTTP 200, as routers send it, the code that stands there; 502 without one."""
-    if response.status_code != 200:
-        return response.status_code
-    error = _error(response)
+    error = None if response.status_code != 200 else _error(told)
     if error is None:
-        return 200
+        return response.status_code
     try:
         code = int(error["code"])
     except (ValueError, LookupError, TypeError, OverflowError):
@@ -142,22 +148,21 @@ def _code(response: httpx.Response) -> int:
     return code if 400 <= code < 600 else 502
 
 
-def _error(response: httpx.Response) -> Any:
+def _error(told: Any) -> Any:
     """What the reply, or its choice, calls its error; None for none."""
     try:
-        told = json_of(response.content)
         if told.get("error"):
             return told["error"]
         choice = told["choices"][0]
         return choice.get("error") or ("error" if choice.get("finish_reason") == "error" else None)
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (LookupError, TypeError, AttributeError):
         return None
 
 
-def _why(response: httpx.Response) -> str:
+def _why(response: httpx.Response, told: Any) -> str:
     """What the endpoint says of a request that it refuses: its message, or how its reply begins."""
     try:
-        said = _error(response)["message"]
+        said = _error(told)["message"]
     except (LookupError, TypeError):
         said = None
     return " ".join((said if isinstance(said, str) else response.text[:80]).split())[:300]

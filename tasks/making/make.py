@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Protocol
 
-from agent.answers import exact_match, has_words, normalise
+from agent.answers import exact_match, has_words, is_closed
 from agent.config import AgentConfig
 from agent.errors import RetrievalError, UserError, commonest
 from agent.formats.catalogue import format_class
@@ -35,7 +35,6 @@ from tasks.making.teacher import PATIENCE, Teacher, path
 
 CHUNK = 64
 """Questions that are played at a time from the evidence."""
-CLOSED = frozenset({"yes", "no"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +144,7 @@ def _judge(
         return Why.FORM
     if not library.fits(written.demonstration):
         return Why.LONG
-    return Expert(written=written, searches=trajectory.searches, closed=is_closed(question), queries=queries)
+    return Expert(written=written, searches=trajectory.searches, closed=only_closed(question), queries=queries)
 
 
 @dataclass
@@ -222,21 +221,21 @@ def answer_in(evidence: Sequence[str], question: Question) -> str | None:
     if question.needed:
         there = all(any(has_words(text, [answer]) for text in evidence) for answer in question.needed)
         return question.golden_answers[0] if there else None
-    if is_closed(question):
+    if only_closed(question):
         return question.golden_answers[0]
     return next(
         (
             answer
             for answer in question.golden_answers
-            if normalise(answer) not in CLOSED and any(has_words(text, [answer]) for text in evidence)
+            if not is_closed(answer) and any(has_words(text, [answer]) for text in evidence)
         ),
         None,
     )
 
 
-def is_closed(question: Question) -> bool:
+def only_closed(question: Question) -> bool:
     """Whether yes or no is all that can be right."""
-    return all(normalise(answer) in CLOSED for answer in question.golden_answers)
+    return all(map(is_closed, question.golden_answers))
 
 
 @dataclass

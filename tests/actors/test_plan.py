@@ -506,12 +506,12 @@ def test_nothing_is_too_large_for_a_cpu_but_an_episode_for_its_kv_cache() -> Non
     assert problems(composed("algorithm.microbatch_tokens=1000000")) == []
     config = composed("model=qwen3-0.6b", "cluster.engine.kv_cache_gib=1")
     wanted = (
-        "model=qwen3-0.6b: an engine's KV cache of 1.0 GiB holds 4672 tokens, less than one episode of 9216; "
-        "set cluster.engine.kv_cache_gib=2"
+        "cluster=local model=qwen3-0.6b: an engine's KV cache of 1.0 GiB holds 4672 tokens, and an episode of 9216 "
+        "takes 9248, with the block that vLLM keeps back; cluster.engine.kv_cache_gib=2 makes it fit"
     )
     assert refusal(config) == wanted
     assert "does not fit: an engine's KV cache" in table(config)
-    assert "smallest change" not in table(config)
+    assert "smallest change: cluster.engine.kv_cache_gib=2 makes it fit" in table(config)
     assert refusal(changed(config, "cluster.engine.kv_cache_gib", 2)) is None
 
 

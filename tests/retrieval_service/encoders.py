@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from agent.records import Passage
+
 WORDS = ("emma", "novel", "by", "jane", "austen", "persuasion", "album", "berlin", "lighthouse", "marmalade")
+PASSAGES = [
+    Passage(id="emma", title="Emma", text="novel by jane austen"),
+    Passage(id="persuasion", title="Persuasion", text="novel by jane austen"),
+    Passage(id="berlin", title="Album", text="berlin album one"),
+    Passage(id="light.txt#0", title="", text="lighthouse one"),
+    Passage(id="light.txt#1", title="", text="lighthouse two"),
+]
+"""Texts of such words; the last two are of one document."""
 MORE = ("one", "two", "three", "four", "query", "passage")
 
 
@@ -72,6 +82,10 @@ def cross_encoder(folder: Path, seed: int = 0) -> Path:
 def masked_model(folder: Path, seed: int = 0) -> Path:
     """A masked language model."""
     return _model(folder, "BertForMaskedLM", seed)
+
+
+def ids(hits: tuple[Passage, ...]) -> list[str]:
+    return [hit.id for hit in hits]
 
 
 def overlap(found: npt.NDArray[np.int64], truth: npt.NDArray[np.int64]) -> float:

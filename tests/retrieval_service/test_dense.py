@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from encoders import encoder, overlap
+from encoders import PASSAGES as GIVEN
+from encoders import encoder, ids, overlap
 
 from agent.errors import Fault, RetrievalError, UserError
 from agent.records import Passage
@@ -27,11 +28,7 @@ from retrieval_service.vectors import PART, Faiss, Flat, default_lists, join_vec
 from retrieval_service.watch import Watch
 
 PASSAGES_OF = [
-    Passage(id="emma", title="Emma", text="novel by jane austen"),
-    Passage(id="persuasion", title="Persuasion", text="novel by jane austen"),
-    Passage(id="berlin", title="Album", text="berlin album one"),
-    Passage(id="light.txt#0", title="", text="lighthouse one"),
-    Passage(id="light.txt#1", title="", text="lighthouse two"),
+    *GIVEN,
     *(
         Passage(id=f"twin-{n}", title="Twin", text=f"marmalade {word}")
         for n, word in enumerate(("one", "two", "three"))
@@ -64,10 +61,6 @@ def backend(corpus: Path, config: Settings, tmp_path: Path, monkeypatch: pytest.
     assert isinstance(opened, Dense)
     yield opened
     opened.close()
-
-
-def ids(hits: tuple[Passage, ...]) -> list[str]:
-    return [hit.id for hit in hits]
 
 
 # --- the encoder -----------------------------------------------------------------------------------

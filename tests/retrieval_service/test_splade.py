@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from encoders import encoder, masked_model
+from encoders import PASSAGES as GIVEN
+from encoders import encoder, ids, masked_model
 
 from agent.errors import Fault, RetrievalError, UserError
 from agent.records import Passage
@@ -22,11 +23,7 @@ from retrieval_service.rankers import index_for, open_backend
 from retrieval_service.sparse import SparseEncoder
 
 PASSAGES_OF = [
-    Passage(id="emma", title="Emma", text="novel by jane austen"),
-    Passage(id="persuasion", title="Persuasion", text="novel by jane austen"),
-    Passage(id="berlin", title="Album", text="berlin album one"),
-    Passage(id="light.txt#0", title="", text="lighthouse one"),
-    Passage(id="light.txt#1", title="", text="lighthouse two"),
+    *GIVEN,
     Passage(id="tokyo", title="東京", text="日本 😀"),
 ]
 QUERIES = ["emma novel", "lighthouse", "two", "berlin album berlin"]
@@ -76,10 +73,6 @@ def by_hand(model: Path, text: str) -> dict[str, int]:
     weights = np.log1p(np.maximum(logits.numpy(), 0)).max(axis=0)
     terms = tokenizer.convert_ids_to_tokens(range(len(weights)))
     return {term: whole for term, w in zip(terms, weights, strict=True) if (whole := round(float(w) * 256 / 5))}
-
-
-def ids(hits: tuple[Passage, ...]) -> list[str]:
-    return [hit.id for hit in hits]
 
 
 # --- the encoder -----------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from tasks.making import make as making
 from tasks.making.config import ExpertsConfig, TeacherConfig
 from tasks.making.evidence import named, telling
 from tasks.making.made import Expert, Made, Selection, Why
-from tasks.making.make import answer_in, is_closed
+from tasks.making.make import answer_in, only_closed
 from tasks.together import together
 
 pytestmark = pytest.mark.jvm
@@ -146,7 +146,7 @@ def test_an_alias_that_is_spelt_as_no_is_no_closed_answer():
     assert answer_in(["There is no such place."], norway) is None
     assert answer_in(["Oslo is in Norway."], norway) == "Norway"
     assert answer_in(["Nothing."], replace(norway, golden_answers=("No", "no."))) == "No"
-    assert not is_closed(norway)
+    assert not only_closed(norway)
 
 
 def test_a_search_that_fails_is_a_fault_and_no_document_that_isnt_found():

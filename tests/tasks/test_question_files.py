@@ -165,7 +165,7 @@ BAD_LINES = [
         r"""'reward_model\.ground_truth' is an object within a text \({"target": \["a"\]}\); write the object, w""",
     ),
     ({"question": "q?", "answer": "a", "supporting_titles": "['T','U']"}, "'supporting_titles' must be a list in JSON"),
-    ({"Data": [{"Question": "q?"}]}, "one JSON object with its rows in 'Data'; write that list, or one object per"),
+    ({"Data": [{"Question": "q?"}]}, "one JSON object with its rows in 'Data'; write its list of rows, or one object"),
     ({"id": "b", "question": "q?", "answer": "a"}, "id 'b' is already taken"),
     ({"id": ["b"], "question": "q?", "answer": "a"}, "'id' must be a text, not a list"),
     ({"question": "q\ud800?", "answer": "a"}, "'question' holds half a surrogate pair at character 1"),

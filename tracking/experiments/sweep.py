@@ -19,7 +19,7 @@ from typing import Any
 from agent.errors import UserError
 from agent.readable import json_of
 from tracking.config import ReportConfig
-from tracking.differences import NOTHING, differences
+from tracking.differences import of_both
 from tracking.evals.result import RESULT
 from tracking.metrics import MetricsLog, read
 from tracking.run_folder import LOCK
@@ -211,11 +211,9 @@ def record_failure(folder: Path, message: str) -> None:
 def check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raises ``UserError`` if a job's configuration isn't the one with which ``folder`` was written.
 
-    ``old`` and ``new`` are nested; the first key that differs is named, and how many others do. A key that only one of
-    them has belongs to a choice that differs itself (``pool.name``), or to another version of this program.
+    ``old`` and ``new`` are nested; the first key of both that differs is named, and how many others do.
     """
-    found = [d for d in differences(old, new) if NOTHING not in (d.before, d.now)]
-    relevant = [d for d in found if d.key.partition(".")[0] not in IRRELEVANT]
+    relevant = [d for d in of_both(old, new) if d.key.partition(".")[0] not in IRRELEVANT]
     if relevant:
         first, others = relevant[0], len(relevant) - 1
         more = f" (and {others} more keys differ)" if others else ""

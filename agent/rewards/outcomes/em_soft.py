@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.answers import soft_match, soft_match_all
+from agent.answers import soft_match
 from agent.records import Question, Trajectory
 
 
@@ -11,8 +11,5 @@ def outcome(question: Question, trajectory: Trajectory) -> float:
 
     Where all of several answers are needed, at most 0.5 for an answer that doesn't name each of them.
     """
-    if trajectory.answer is None:
-        return 0.0
-    if question.needed:
-        return soft_match_all(trajectory.answer, question.golden_answers, question.needed)
-    return soft_match(trajectory.answer, question.golden_answers)
+    answer = trajectory.answer
+    return 0.0 if answer is None else soft_match(answer, question.golden_answers, question.needed)
