@@ -7,10 +7,9 @@ import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from actors.completions import completed, scored
 from actors.engine_arguments import engine_arguments, engine_environment
@@ -19,6 +18,9 @@ from actors.weights import Published
 from agent.errors import Fault
 from agent.records import Completion
 from conf.topology import EngineConfig
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Engine:

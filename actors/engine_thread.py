@@ -25,12 +25,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from actors.weights import Published
 from agent.errors import Fault, GenerationError
 
 if TYPE_CHECKING:
+    import torch
+
     from actors.vllm_adapter import Vllm
 
 
@@ -128,9 +129,11 @@ class EngineThread:
     def load(self, tensors: Mapping[str, np.ndarray | torch.Tensor], version: int) -> None:
         """Swaps the weights, in Hugging Face names and shapes. The thread dies of what vLLM refuses."""
 
+        from torch import from_numpy
+
         def weights() -> Iterator[tuple[str, torch.Tensor]]:
             for name, tensor in tensors.items():
-                yield name, tensor if isinstance(tensor, torch.Tensor) else torch.from_numpy(tensor)
+                yield name, from_numpy(tensor) if isinstance(tensor, np.ndarray) else tensor
 
         self.hold()
         try:
@@ -163,7 +166,9 @@ class EngineThread:
         """The thread's whole life: builds vLLM, which ``built`` is told, and serves until ``close``."""
         try:
             if threads is not None:
-                torch.set_num_threads(threads)  # of this thread, before vLLM packs its first weight
+                from torch import set_num_threads
+
+                set_num_threads(threads)  # of this thread, before vLLM packs its first weight
             self._build(arguments, "cuda" if threads is None else "cpu", transfers)
         except BaseException as error:
             built.set_exception(error)

@@ -5,6 +5,8 @@ publishes, the supervisor passes the small ``Published`` on, and each worker rec
 
 A broadcast (``nccl``) has all engines or none, and its bytes go straight into them: ``actors/broadcast.py`` directs it,
 ``actors/nccl.py`` does it. A worker that comes too late for it asks the learner for a copy through the object store.
+
+Torch is imported where tensors are touched: pool and supervisor, which only pass a ``Published`` on, do without it.
 """
 
 from __future__ import annotations
@@ -13,15 +15,17 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import ray
-import torch
 import xxhash
 
 from agent.errors import Fault, Unusable
 from learner.model_folder import INDEX, WEIGHTS, weight_files
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +54,8 @@ class Published:
 
 def pack(tensors: Mapping[str, torch.Tensor]) -> tuple[np.ndarray, tuple[TensorSpec, ...]]:
     """All tensors in one buffer of bytes, each at a multiple of 64 bytes, and where each lies."""
+    import torch
+
     specs, offset = [], 0
     for name, tensor in tensors.items():
         specs.append(TensorSpec(name=name, dtype=str(tensor.dtype)[6:], shape=tuple(tensor.shape), offset=offset))
@@ -64,6 +70,8 @@ def pack(tensors: Mapping[str, torch.Tensor]) -> tuple[np.ndarray, tuple[TensorS
 
 def unpack(buffer: np.ndarray, specs: tuple[TensorSpec, ...]) -> dict[str, torch.Tensor]:
     """The tensors as views of ``buffer``; read them, don't write them."""
+    import torch
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the buffer is read-only shared memory, and nothing writes to it
         whole = torch.from_numpy(buffer)
@@ -188,7 +196,10 @@ class Digest:
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """``tensor`` as the next in order."""
-        bits = tensor.detach().contiguous().view(-1).view(_INTEGERS[tensor.dtype.itemsize])
+        import torch
+
+        integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+        bits = tensor.detach().contiguous().view(-1).view(integers[tensor.dtype.itemsize])
         total = torch.zeros((), dtype=torch.int64, device=bits.device)
         for start in range(0, len(bits), self.CHUNK):
             part = bits[start : start + self.CHUNK].long()
@@ -200,9 +211,6 @@ class Digest:
         """Of all tensors so far; waits for the GPU."""
         text = "\n".join(f"{what} {int(total)}" for what, total in zip(self._what, self._sums, strict=True))
         return xxhash.xxh3_64_hexdigest(text.encode())
-
-
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def digest(tensors: Mapping[str, torch.Tensor]) -> str:

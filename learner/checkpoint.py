@@ -12,8 +12,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from agent.errors import Fault, UserError
 from agent.lock import lock
 from learner import manifest
@@ -154,6 +152,8 @@ def set_best(path: Path, root: Path | None = None) -> None:
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """``torch.save`` of tensors, numbers, strings, lists and dicts: what ``load_state`` may read."""
+    import torch
+
     torch.save(dict(state), path)
 
 
@@ -162,6 +162,8 @@ def load_state(path: Path) -> dict[str, Any]:
 
     Raises ``UserError`` when the file is missing or can't be read.
     """
+    import torch
+
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:

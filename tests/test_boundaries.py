@@ -74,17 +74,27 @@ def imported(path: Path, *, lazily: bool = True) -> Iterator[str]:
         waiting += ast.iter_child_nodes(node)
 
 
+def loaded_with(modules: list[str]) -> set[str]:
+    """The packages that a fresh process has once it has imported ``modules``."""
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, *modules], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return set(json.loads(run.stdout.splitlines()[-1]))
+
+
 @pytest.mark.parametrize("place", FORBIDDEN)
 def test_importing_a_room_does_not_import(place):
     modules = [module_name(path) for path in sources(place)]
     if not modules:
         pytest.skip(f"{place} has no modules yet")
-    run = subprocess.run(
-        [sys.executable, "-c", IMPORT_ALL, *modules], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    loaded = set(json.loads(run.stdout.splitlines()[-1]))
-    assert not loaded.intersection(FORBIDDEN[place])
+    assert not loaded_with(modules).intersection(FORBIDDEN[place])
+
+
+def test_an_actor_imports_torch_when_it_touches_a_tensor():
+    """It is a second and 200 MB for each process; those of supervisor, pool and retrieval never touch one."""
+    modules = {module_name(path) for path in sources("actors")} - {"actors.nccl", "actors.vllm_adapter"}
+    assert not loaded_with(sorted(modules)).intersection({"torch", "transformers", "vllm", "jnius"})
 
 
 def test_the_agent_knows_numpy_and_the_standard_library_only():
