@@ -35,9 +35,15 @@ def asked(config: RunConfig, task: Task, checkpoint: Path, say: Callable[[str], 
     ``say`` is told of what takes long.
 
     Raises ``UserError`` where no question is left, or only such as the checkpoint's run has trained on, and where most
-    prompts are too long.
+    prompts are too long, or that of ``ask`` is.
     """
     if config.mode == "ask":
+        length = len(Dialogue.of(Tokenizer(checkpoint), config.agent).prompt_ids(config.question or ""))
+        if length > config.agent.max_prompt_tokens:
+            raise UserError(
+                f"question=…: its prompt has {length} tokens, more than "
+                f"agent.max_prompt_tokens={config.agent.max_prompt_tokens}; shorten the question or raise the limit"
+            )
         return Asked()
     what, choose = ("development", _development) if config.mode == "calibrate" else ("held-out", _held_out)
     chosen = choose(config, task, checkpoint)

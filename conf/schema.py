@@ -189,7 +189,7 @@ class RunConfig:
                 f"mode=index builds an index, and {there} is one already: leave retrieval.prebuilt and retrieval.index "
                 "out (mode=fetch brings a prebuilt one)"
             )
-        if self.mode == "ask" and not self.question:
+        if self.mode == "ask" and not (self.question or "").strip():
             raise UserError('mode=ask needs question="…"')
         if self.mode == "eval" and (self.evaluation.endpoint.url is not None or self.evaluation.endpoint.model):
             self._check_endpoint()

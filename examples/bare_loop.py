@@ -184,6 +184,8 @@ if __name__ == "__main__":
     asked = parser.parse_args()
     if asked.steps < 1:
         parser.error("--steps must be at least 1")
+    if asked.seed < 0:
+        parser.error("--seed must be at least 0")
     torch.set_num_threads(1)  # a model this small is slower with more
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(main(Path(folder), **vars(asked)))

@@ -37,10 +37,11 @@ def test_the_bare_loop_learns():
     assert found[-1] > found[0] + 0.3, found
 
 
-def test_the_bare_loop_has_at_least_one_step():
-    run = played("--steps", "0")
+@pytest.mark.parametrize(("option", "given", "least"), [("--steps", "0", 1), ("--seed", "-1", 0)])
+def test_a_number_of_the_bare_loop_that_is_too_small_is_refused(option, given, least):
+    run = played(option, given)
     assert (run.returncode, run.stdout) == (2, "")
-    assert run.stderr.endswith("error: --steps must be at least 1\n")
+    assert run.stderr.endswith(f"error: {option} must be at least {least}\n")
 
 
 @pytest.mark.slow

@@ -429,6 +429,15 @@ def test_asking_plays_no_file(make: Make, checkpoint: Any) -> None:
     assert chosen(playing(make, "ask", questions=None), checkpoint([])).questions == ()
 
 
+def test_a_question_that_is_too_long_to_be_asked_is_refused_before_anything_starts(make: Make, checkpoint: Any) -> None:
+    config = playing(make, "ask", questions=None)
+    config.question = LONG["question"]
+    with pytest.raises(
+        UserError, match=r"^question=…: its prompt has \d+ tokens, more than agent\.max_prompt_tokens=64"
+    ):
+        chosen(config, checkpoint([]))
+
+
 def test_the_console_says_each_notice_and_where_the_questions_are_listed(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

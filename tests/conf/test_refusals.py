@@ -155,6 +155,7 @@ MISTAKES = [
     (["mode=compare", "compare=x"], "mode=compare needs run=FOLDER and compare=FOLDER"),
     (["mode=calibrate"], "mode=calibrate needs checkpoint=FOLDER"),
     (["mode=ask", "checkpoint=x"], 'mode=ask needs question="…"'),
+    (["mode=ask", "checkpoint=x", "question=' '"], 'mode=ask needs question="…"'),
     # what is no override
     (["seed"], "seed: not key=value"),
     (["=1"], "=1: not key=value"),
