@@ -18,7 +18,7 @@ from retrieval_service.corpus import write_corpus
 from retrieval_service.documents.chunks import chunks
 from retrieval_service.documents.readers import LONGEST_TITLE, READERS
 
-FORMAT = 4
+FORMAT = 5
 """Raise it when the same documents would become other passages than before."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -34,7 +34,7 @@ class _Reading:
     silent: list[str] = field(default_factory=list)
     """Files without a text."""
     guessed: dict[str, list[str]] = field(default_factory=dict)
-    """Files that aren't UTF-8, and don't say what else they are, by what they were taken for."""
+    """Files whose encoding was guessed, by how they were read."""
     titles: set[str] = field(default_factory=set)
 
     def passages(self) -> Iterator[Passage]:
@@ -92,7 +92,7 @@ def documents_corpus(
         if reading.silent:
             say(f"{folder}: {len(reading.silent)} files hold no text and are left out, such as {reading.silent[0]}")
         for guess, names in reading.guessed.items():
-            say(f"{folder}: {len(names)} files are not UTF-8 and are read as {guess}, such as {names[0]}")
+            say(f"{folder}: {len(names)} files {guess}, such as {names[0]}")
         say(f"{folder}: {read} documents are {count:,} passages, in {corpus}")
     return corpus
 

@@ -1,12 +1,10 @@
-"""Documents as paragraphs: text, Markdown (markdown-it; PyYAML for front matter), HTML (the standard library's parser),
-PDF (pypdf)."""
+"""Documents as paragraphs: text, Markdown (markdown-it), HTML (the standard library's parser), PDF (pypdf)."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,16 +12,13 @@ from typing import Any
 
 from agent.errors import UserError, shortened
 from retrieval_service.documents.chunks import Paragraph
+from retrieval_service.documents.decoding import decoded, named_in_html
+from retrieval_service.documents.front_matter import front_matter
 
 LONGEST_TITLE = 200
 """Characters; a longer first line is no title."""
-NULL = "tag:yaml.org,2002:null"
-"""What YAML calls a value that is empty, ``~`` or ``null``."""
 _BREAK = re.compile(r"\A<br\b[^>]*>\Z", re.IGNORECASE)
 _BLANK = re.compile(r"\n\s*\n")
-_CHARSET = re.compile(rb"charset=[\"']?([\w.:-]+)", re.IGNORECASE)
-_FRONT = re.compile(r"\A---[ \t\r]*\n(?=[ \t]*[\w\"'-]+[ \t]*:)(.*?)\n---\s*\n", re.DOTALL)
-"""Front matter begins with a key; without one the first line is a rule."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,7 +28,7 @@ class Document:
     title: str = ""
     """As the file names it; empty where it doesn't."""
     guessed: str = ""
-    """How its bytes were read, where nothing says how they are meant; empty otherwise."""
+    """How its bytes were read, where that is a guess (``decoding.py``); empty otherwise."""
     paragraphs: list[Paragraph] = field(default_factory=list)
 
     def add(self, text: str, *, heading: bool = False) -> None:
@@ -44,8 +39,9 @@ class Document:
 
 def read_text(path: Path) -> Document:
     """Paragraphs between blank lines. A short first line before a blank one is the title."""
-    document = Document()
-    blocks = [block for block in _BLANK.split(_text(path, document).strip()) if block.strip()]
+    text, guessed = decoded(path)
+    document = Document(guessed=guessed)
+    blocks = [block for block in _BLANK.split(text.strip()) if block.strip()]
     if len(blocks) > 1 and "\n" not in blocks[0].strip() and len(blocks[0]) <= LONGEST_TITLE:
         document.title = " ".join(blocks.pop(0).split())
     for block in blocks:
@@ -57,11 +53,9 @@ def read_markdown(path: Path) -> Document:
     """Its blocks without the marks. The title is the front matter's, else the first heading."""
     from markdown_it import MarkdownIt
 
-    document = Document()
-    text = _text(path, document)
-    if front := _FRONT.match(text):
-        text = text[front.end() :]
-        document.title = _front_title(front[1])
+    text, guessed = decoded(path)
+    document = Document(guessed=guessed)
+    document.title, text = front_matter(text)
     before = ""
     cells: list[str] | None = None  # of the row of a table that is being read
     for token in MarkdownIt("commonmark").enable("table").parse(text):
@@ -87,20 +81,6 @@ def read_markdown(path: Path) -> Document:
     return document
 
 
-def _front_title(front: str) -> str:
-    """The ``title`` of front matter in YAML; empty where there is none, or none that can be read."""
-    import yaml
-
-    try:
-        said = yaml.compose(front, Loader=yaml.SafeLoader)  # no objects are made: 007 and 2024-01-01 stay as written
-    except (yaml.YAMLError, RecursionError):
-        return ""
-    for key, value in said.value if isinstance(said, yaml.MappingNode) else ():
-        if key.value == "title" and isinstance(value, yaml.ScalarNode) and value.tag != NULL:
-            return " ".join(value.value.split())
-    return ""
-
-
 def _inline(token: Any) -> str:
     if token.type in ("softbreak", "hardbreak") or _BREAK.match(token.content):
         return "\n"
@@ -109,8 +89,9 @@ def _inline(token: Any) -> str:
 
 def read_html(path: Path) -> Document:
     """Its text by blocks, without navigation, scripts and styles. The title is ``<title>``, else the first heading."""
-    document = Document()
-    _html(_text(path, document), document)
+    text, guessed = decoded(path, named_in_html)
+    document = Document(guessed=guessed)
+    _html(text, document)
     return document
 
 
@@ -238,44 +219,3 @@ READERS: dict[str, Callable[[Path], Document]] = {
     ".pdf": read_pdf,
 }
 """By a file name's end, in small letters."""
-
-
-def _text(path: Path, document: Document) -> str:
-    """By its byte order mark, as UTF-8, by the encoding that an HTML file names, else as UTF-8 with damage or as
-    Windows-1252, whichever it looks like: that is a guess, of which ``document`` is told.
-
-    UTF-16 without a mark is known by its zero bytes, of which text has no others but a stray one: most of them are in
-    one half of its bytes. Raises ``UserError`` where that gives no text: the file is something else.
-    """
-    data = path.read_bytes()
-    for mark, encoding in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
-        if data.startswith(mark):
-            return data.decode(encoding, "replace")
-    if (zeros := data.count(0)) and (zeros > len(data) / 8 or not _is_utf_8(data)):
-        first = data[::2].count(0)
-        with suppress(UnicodeDecodeError):
-            text = data.decode("utf-16-be" if 2 * first > zeros else "utf-16-le")
-            if "\0" not in text:
-                return text
-        raise UserError(f"{path}: is no text, it has zero bytes; save it as UTF-8, or take it out of the folder")
-    named = _CHARSET.search(data[:2048])
-    for encoding in ("utf-8", named[1].decode() if named else "utf-8"):
-        try:
-            return data.decode(encoding)
-        except (ValueError, LookupError):  # UnicodeError is a ValueError; "undefined" is an encoding that raises it
-            continue
-    text = data.decode("utf-8", "replace")
-    damage = text.count("\ufffd")
-    if sum(not letter.isascii() for letter in text) > 2 * damage:  # by chance few bytes are a letter in UTF-8
-        document.guessed = "UTF-8, with � for what is none"
-        return text
-    document.guessed = "Windows-1252"
-    return data.decode("cp1252", "replace")
-
-
-def _is_utf_8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from retrieval_service.corpus import document_of, read_corpus
 from retrieval_service.documents import folder as folder_module
 from retrieval_service.documents import readers
 from retrieval_service.documents.chunks import Paragraph, chunks
+from retrieval_service.documents.decoding import named_in_html
 from retrieval_service.documents.folder import documents_corpus
 from retrieval_service.documents.readers import Document, read_html, read_markdown, read_pdf, read_text
 
@@ -121,6 +123,114 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path, data: bytes, read: Call
         read(file)
 
 
+JAPANESE = "東京は日本の首都です。"
+
+
+@pytest.mark.parametrize("mark", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("read", [read_text, read_html])
+def test_a_byte_order_mark_says_how_a_file_is_read(tmp_path: Path, mark: str, read: Callable[[Path], Document]) -> None:
+    file = tmp_path / "a.html"
+    file.write_bytes(f'<meta charset="shift_jis"><p>{JAPANESE}</p>'.encode(mark))
+    assert JAPANESE in said(read(file))[-1]
+    big = codecs.BOM_UTF32_BE + JAPANESE.encode("utf-32-be") if mark == "utf-32" else JAPANESE.encode(mark)
+    file.write_bytes(big)
+    assert (said(read(file)), read(file).guessed) == ([JAPANESE], "")
+
+
+@pytest.mark.parametrize("mark", ["utf-16", "utf-32"])
+def test_a_file_that_is_not_what_its_mark_says_is_named(tmp_path: Path, mark: str) -> None:
+    (tmp_path / "a.txt").write_bytes("Größe und Maß".encode(mark)[:-1])
+    with pytest.raises(UserError, match=rf"a\.txt: begins with the mark of {mark.upper()}, which it is not \(.*; save"):
+        read_text(tmp_path / "a.txt")
+
+
+def test_a_damaged_byte_behind_a_mark_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(codecs.BOM_UTF8 + "Les élèves de la forêt à l'été".encode()[:-1])
+    document = read_text(tmp_path / "a.txt")
+    assert document.guessed == "are not UTF-8 and are read as UTF-8, with � for what is none"
+    assert said(document) == ["Les élèves de la forêt à l'ét�"]
+
+
+META = '<meta charset="{}">'
+TYPE = "<META HTTP-EQUIV='Content-Type' CONTENT='text/html; charset={}'>"
+XML = '<?xml version="1.0" encoding="{}"?>'
+DECOY = (
+    '<!-- <meta charset="utf-8"> --><script>x = "<meta charset=koi8-r>"</script>'
+    '<meta name="d" content="charset=koi8-r">'
+)
+
+
+@pytest.mark.parametrize(
+    "head", [META, TYPE, XML + "<html>", DECOY + META, "<title>x</title>" * 200 + META, META + META.format("gbk")]
+)
+def test_where_a_page_names_its_encoding(head: str) -> None:
+    assert named_in_html(head.format("iso-8859-7").encode()) == "iso-8859-7"
+
+
+@pytest.mark.parametrize("head", [META, XML])
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("iso-2022-jp", JAPANESE),
+        ("Shift_JIS", JAPANESE),
+        ("x-sjis", JAPANESE + "①"),
+        ("euc-jp", JAPANESE),
+        ("gb2312", "联通"),  # these bytes are UTF-8, too
+        ("gbk", "中国的首都是北京，喆"),
+        ("big5", "台北是首都"),
+        ("ks_c_5601-1987", "서울은 대한민국의 수도이다"),
+        ("iso-8859-1", "Größe: “quoted” – 5 €"),  # as browsers read it
+        ("windows-1251", "Москва"),
+        ("windows-874", "กรุงเทพ"),
+        ("utf-8", JAPANESE),
+        ("utf-16", JAPANESE),  # which a page that could be read so far is not
+        ("none-such", JAPANESE),
+    ],
+)
+def test_a_page_is_read_in_the_encoding_that_it_names(tmp_path: Path, head: str, encoding: str, text: str) -> None:
+    written = {"iso-8859-1": "cp1252", "x-sjis": "cp932", "windows-874": "cp874"}.get(encoding, encoding)
+    data = text.encode("utf-8" if encoding in ("utf-16", "none-such") else written)
+    file = tmp_path / "a.html"
+    file.write_bytes(head.format(encoding).encode() + b"<p>" + data + b"</p>")
+    document = read_html(file)
+    assert (said(document), document.guessed) == ([text], "")
+
+
+@pytest.mark.parametrize(
+    ("named", "data", "reason"),
+    [
+        ("none-such", b"Gr\xf6\xdfe", r"'none-such', an encoding that isn't known; save it as UTF-8"),
+        ("hex", b"Gr\xf6\xdfe", r"'hex', an encoding that isn't known"),
+        ("undefined", b"Gr\xf6\xdfe", r"'undefined', an encoding that isn't known"),
+        ("euc-jp", b"Gr\xf6\xdfe\xff", r"'euc-jp', which it is not \(.*position \d+.*; save it as UTF-8, or take"),
+        ("iso-2022-jp", b"\x1b$Bx\x1b(B", r"'iso-2022-jp', which it is not \("),
+    ],
+)
+def test_a_page_that_is_not_in_the_encoding_that_it_names_is_refused(
+    tmp_path: Path, named: str, data: bytes, reason: str
+) -> None:
+    (tmp_path / "a.html").write_bytes(META.format(named).encode() + b"<p>" + data)
+    with pytest.raises(UserError, match=rf"a\.html: says that it is in {reason}") as caught:
+        read_html(tmp_path / "a.html")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("named", ["iso-8859-1", "gbk", "shift_jis"])
+def test_a_page_that_is_utf_8_in_spite_of_what_it_names_is_told(tmp_path: Path, named: str) -> None:
+    (tmp_path / "a.html").write_text(META.format(named) + f"<p>{JAPANESE}")
+    document = read_html(tmp_path / "a.html")
+    assert said(document) == [JAPANESE]
+    assert document.guessed == "name another encoding, but are UTF-8 and are read as that"
+
+
+def test_a_text_about_pages_names_no_encoding_and_iso_2022_jp_needs_none(tmp_path: Path) -> None:
+    file = tmp_path / "a.md"
+    file.write_text("`<meta charset=shift_jis>` is for Größe")
+    assert said(read_markdown(file)) == ["<meta charset=shift_jis> is for Größe"]
+    file.write_bytes(JAPANESE.encode("iso-2022-jp"))
+    assert (said(read_text(file)), read_text(file).guessed) == ([JAPANESE], "are not UTF-8 and are read as ISO-2022-JP")
+
+
 def test_markdown(tmp_path: Path) -> None:
     file = tmp_path / "a.md"
     file.write_text(
@@ -162,12 +272,46 @@ def test_markdown(tmp_path: Path) -> None:
         ("book:\n  title: Another's\nx: y", "Heading"),
         ("x: " + "[" * 3000, "Heading"),
         ("title: From the front\r\nx: y", "From the front"),
+        ("# a comment\n# and another\ntitle: From the front\n\ntags:\n- a", "From the front"),
+        ("title: two: colons\nx: y", "Heading"),
+        ("tags: [a,\nb]\ntitle: From the front", "From the front"),
     ],
 )
 def test_the_title_of_front_matter_is_read_as_yaml(tmp_path: Path, front: str, title: str) -> None:
     file = tmp_path / "a.md"
     file.write_bytes(f"---\n{front}\n---\n# Heading\n\nText.".encode())
-    assert (read_markdown(file).title, said(read_markdown(file))[-1]) == (title, "Text.")
+    expected = ["Text."] if title == "Heading" else ["# Heading", "Text."]
+    assert (read_markdown(file).title, said(read_markdown(file))) == (title, expected)
+
+
+PROSE = "---\nNote: this is prose\nthat goes on.\n\n---\n\nText."
+DEEP = "x = " + "[" * 3000
+
+
+@pytest.mark.parametrize(
+    ("text", "title", "texts"),
+    [
+        ('+++\ntitle = "In front"\ndate = 2024-01-01\n[x]\ntitle = "y"\n+++\nText.', "In front", ["Text."]),
+        ('+++\r\ntitle = """\r\nTwo\r\nlines"""\r\n+++\r\nText.', "Two lines", ["Text."]),
+        ("+++\ntitle = 7\n+++\n# Heading\n\nText.", "Heading", ["Text."]),
+        ("+++\nno TOML\n+++\n\nText.", "", ["+++ no TOML +++", "Text."]),
+        (f"+++\n{DEEP}\n+++\n\nText.", "", [f"+++ {DEEP} +++", "Text."]),
+        ("---\ntitle: Alone\n---", "Alone", []),
+        ("---\r\ntitle: Dots\r\n... \r\nText.", "Dots", ["Text."]),
+        # A document that begins with a rule.
+        (PROSE, "", ["Note: this is prose that goes on.", "Text."]),
+        ("---\nhttp://x.y is a page\n\n---\n\nText.", "", ["http://x.y is a page", "Text."]),
+        ("---\n# Heading\n\nNote: prose\n\n---\n\nText.", "Heading", ["Note: prose", "Text."]),
+        ("---\n# Heading\n---\n\nText.", "Heading", ["Text."]),
+        ("---\ntitle: x\n\nText.", "", ["title: x", "Text."]),
+    ],
+)
+def test_what_is_front_matter_and_what_is_a_part_of_the_text(
+    tmp_path: Path, text: str, title: str, texts: list[str]
+) -> None:
+    file = tmp_path / "a.md"
+    file.write_bytes(text.encode())
+    assert (read_markdown(file).title, said(read_markdown(file))) == (title, texts)
 
 
 def test_a_break_in_markdown_parts_words_and_a_rule_is_no_front_matter(tmp_path: Path) -> None:
@@ -192,8 +336,6 @@ def test_html(tmp_path: Path) -> None:
     assert said(document) == ["One bold word.", "Unclosed", "line", "# Part", "first", "second", "1 2", "tail"]
     file.write_bytes(b'<meta charset="iso-8859-7"><h1>\xe1\xe2\xe3</h1><p>\xe4')
     assert (read_html(file).title, said(read_html(file))) == ("αβγ", ["δ"])
-    file.write_bytes(b'<meta charset="undefined"><p>\xe4')
-    assert said(read_html(file)) == ["ä"], "no encoding: Windows-1252"
     file.write_text("<h1>The Battle<br>of Hastings</h1><p>One<br/>two</br>three")
     assert (read_html(file).title, said(read_html(file))) == ("The Battle of Hastings", ["One", "two", "three"])
     file.write_text("<p>No <scr")
