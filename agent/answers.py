@@ -1,4 +1,4 @@
-"""Comparing texts: one normal form of answers, queries and questions, one of titles, and the scores made from them.
+"""Comparing texts: normal forms of answers, titles, queries and questions, and the scores made from them.
 
 The normal form is SQuAD's (lower case, no punctuation, no articles, single spaces), which HotpotQA's, MuSiQue's and
 2WikiMultihopQA's scripts share. On ASCII text it is theirs to the letter, with one exception: what it would empty
@@ -50,6 +50,9 @@ _MIXED = re.compile(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215f\u2189])")
 _SPACELESS = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 """How the names of letters begin that may end a word anywhere."""
 _POINT = re.compile(r"(?<=\d)\.(?=\d)")
+_TELLING = re.compile(r"(\w*\s*[+#%&$@*=<>^|~§‰]+|(?<![^\s(])-\d+|\d+(?:[./:-]\d+)+|(?<!\w)a(?=\W*\Z))")
+"""What tells one question from another and has no part in the normal form of answers: a sign with the word before it, a
+number that is negative or of several parts, and an "a" at the end, which is a name there."""
 
 
 def normalise(text: str) -> str:
@@ -92,6 +95,26 @@ def normalise_query(query: str) -> str:
     folded = _spaced(fold(query))
     bare = _spaced(" ".join(word.strip(_AROUND_WORDS) for word in folded.split()))
     return _spaced(_QUERY_ARTICLES.sub(" ", bare)) or bare or folded
+
+
+def normalise_question(question: str) -> str:
+    """A question for comparison: normalised like an answer, but for what tells it from another, "C++" from "C#", "1.1"
+    from "11", "hepatitis A" from "hepatitis". Empty only for a question without a visible character.
+
+    >>> normalise_question("Who made the C++?"), normalise_question("Who made the “C”?")
+    ('who made c++', 'who made c')
+    """
+    between, *rest = _TELLING.split(_ARTICLES.sub(_but_at_the_end, fold(question)))
+    if not rest:
+        return normalise(question)
+    parts = [_without_punctuation(between)]
+    for telling, behind in zip(rest[::2], rest[1::2], strict=True):
+        parts += "".join(telling.split()), _without_punctuation(behind)
+    return _spaced(" ".join(parts))
+
+
+def _but_at_the_end(article: re.Match[str]) -> str:
+    return article[0] if not article.string[article.end() :].strip(string.punctuation + " ") else " "
 
 
 def fold(text: str) -> str:

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from agent.answers import normalise
+from agent.answers import normalise, normalise_question
 from agent.errors import UserError
 from agent.records import Question
 from agent.seeds import derive_seed
@@ -218,11 +218,11 @@ def split_texts(
 ) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
     """``split`` over the different texts among ``questions``: all copies of one text are on the same side."""
     firsts: dict[str, Question] = {}  # of each text the copy with the smallest id: their order doesn't matter
-    keys = [normalise(q.text) for q in questions]
+    keys = [normalise_question(q.text) for q in questions]
     for key, question in zip(keys, questions, strict=True):
         if key not in firsts or question.id < firsts[key].id:
             firsts[key] = question
-    held_out = {normalise(q.text) for q in split(list(firsts.values()), share, seed, side, where)[1]}
+    held_out = {normalise_question(q.text) for q in split(list(firsts.values()), share, seed, side, where)[1]}
     sides: tuple[list[Question], list[Question]] = ([], [])
     for key, question in zip(keys, questions, strict=True):
         sides[key in held_out].append(question)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from agent.answers import normalise
+from agent.answers import normalise_question
 from agent.config import AgentConfig
 from agent.dialogue import Dialogue
 from agent.errors import UserError
@@ -76,7 +76,7 @@ class Task:
         experts = {e.question.id: e for e in self._experts_of_file(protocol, "algorithm.seeding.steps=0")}
         first: dict[str, str] = {}  # a teacher's file has several of one question
         for question in choose([e.question for e in experts.values()], seed):
-            first.setdefault(normalise(question.text), question.id)
+            first.setdefault(normalise_question(question.text), question.id)
         if len(first) < count:
             raise UserError(
                 f"algorithm.seeding.experts={count}, but data.experts={self.config.experts} holds trajectories of "
@@ -111,14 +111,14 @@ class Task:
             questions = mixed(found, [], 0)
         else:
             raise UserError(NO_DEVELOPMENT)
-        held_out, trained = ({normalise(q.text) for q in side} for side in (self.eval, self.train))
+        held_out, trained = ({normalise_question(q.text) for q in side} for side in (self.eval, self.train))
         for question in questions:
-            if normalise(question.text) in held_out:
+            if normalise_question(question.text) in held_out:
                 raise UserError(
                     f"{where}: question '{question.id}' is held out for evaluation; leave it out, or set "
                     "data.eval_questions=FILE with other questions"
                 )
-            if normalise(question.text) in trained:
+            if normalise_question(question.text) in trained:
                 raise UserError(f"{where}: question '{question.id}' is a training question, too; leave it out")
         return questions
 
@@ -142,9 +142,9 @@ class Task:
             strict=self.config.strict,
             notices=notices,
         )
-        held_out = {normalise(q.text) for q in self.eval}
+        held_out = {normalise_question(q.text) for q in self.eval}
         for expert in experts:
-            if normalise(expert.question.text) in held_out:
+            if normalise_question(expert.question.text) in held_out:
                 raise UserError(
                     f"data.experts={path}: the question of '{expert.question.id}' is held out for evaluation; leave "
                     "that trajectory out, or set data.eval_questions=FILE with other questions"

@@ -6,7 +6,8 @@
     mode=ask, index  none
 
 No question is on two sides: copies of a question stay together when a file is split, and a training question that is
-also in a file of held-out ones is left out of training. Texts are compared normalised (``agent/answers.py``).
+also in a file of held-out ones is left out of training. Texts are compared by ``normalise_question``
+(``agent/answers.py``).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.answers import normalise
+from agent.answers import normalise_question
 from agent.errors import UserError
 from agent.paths import at_home
 from agent.records import Question
@@ -87,9 +88,9 @@ class _Reader:
         self, sets: Mapping[str, tuple[Question, ...]], key: str, others: Sequence[Question]
     ) -> dict[str, tuple[Question, ...]]:
         """Training ``sets`` less the questions whose text is among ``others``, those of ``data.<key>``."""
-        texts = {normalise(q.text) for q in others}
+        texts = {normalise_question(q.text) for q in others}
         train = [q for questions in sets.values() for q in questions]
-        leaks = {q.id for q in train if normalise(q.text) in texts}
+        leaks = {q.id for q in train if normalise_question(q.text) in texts}
         where, there = f"data.questions={self.value('questions')}", f"data.{key}={self.value(key)}"
         left = {name: tuple(q for q in questions if q.id not in leaks) for name, questions in sets.items()}
         if not leaks:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agent.answers import normalise
+from agent.answers import normalise_question
 from agent.errors import UserError
 from agent.records import Question
 from retrieval_service.names import Digests, among, digests
@@ -22,7 +22,7 @@ def trained_texts(questions: Sequence[Question], begun_from: Path) -> Digests:
     Raises ``UserError`` if that one's record is damaged.
     """
     before = _recorded(begun_from)
-    texts = digests(normalise(q.text) for q in questions)
+    texts = digests(normalise_question(q.text) for q in questions)
     return texts if before is None else np.union1d(before, texts)
 
 
@@ -40,7 +40,7 @@ def trained_on(checkpoint: Path, questions: Sequence[Question]) -> set[str] | No
     recorded = _recorded(checkpoint)
     if recorded is None:
         return None
-    texts = {q.id: normalise(q.text) for q in questions}
+    texts = {q.id: normalise_question(q.text) for q in questions}
     known = among(set(texts.values()), recorded)
     return {name for name, text in texts.items() if text in known}
 

@@ -9,7 +9,15 @@ import unicodedata
 
 import pytest
 
-from agent.answers import exact_match, f1, normalise, normalise_query, normalise_title, soft_match
+from agent.answers import (
+    exact_match,
+    f1,
+    normalise,
+    normalise_query,
+    normalise_question,
+    normalise_title,
+    soft_match,
+)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +214,41 @@ def test_exact_match(answer, golden, expected):
 )
 def test_queries_are_the_same_if_they_ask_for_the_same(one: str, other: str, same: bool):
     assert (normalise_query(one) == normalise_query(other)) == same
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Who made the C++?", "who made “C ++”", True),
+        ("Who made the C++?", "Who made C＋＋", True),
+        ("Who made the C++?", "Who made C#?", False),
+        ("Who made the C++?", "Who made C?", False),
+        ("Did C++ or C come first?", "Did C or C++ come first?", False),
+        ("What is hepatitis A?", "What is hepatitis?", False),
+        ("What is hepatitis A?", "what is hepatitis a", True),
+        ("Where is Route 1.1?", "Where is Route 11?", False),
+        ("Who lived 1914–1918?", "Who lived 1914-1918", True),
+        ("Who had 1,000 ships?", "Who had 1000 ships?", True),
+        ("What is -5 squared?", "What is 5 squared?", False),
+        ("What is 50 % of it?", "What is 50% of it", True),
+        ("What is 50% of it?", "What is $50 of it?", False),
+        ("Which is the #1 song?", "which is #1 song", True),
+        ("Who founded AT&T?", "Who founded AT & T", True),
+        ("Who wrote the U.S. law?", "who wrote US law", True),
+        ("What is a co-founder's role?", "What is the cofounders role", True),
+        ("A", "The", False),
+        ("+", "-", False),
+    ],
+)
+def test_questions_are_the_same_if_they_ask_for_the_same(one: str, other: str, same: bool):
+    assert (normalise_question(one) == normalise_question(other)) == same
+    for question in (one, other):
+        assert normalise_question(normalise_question(question)) == normalise_question(question)
+
+
+def test_a_question_without_such_signs_has_the_form_that_checkpoints_have_kept():
+    for question in ("Who wrote “Emma”, the novel?", "What is an AC/DC current, 1,000 times?", "?", "The"):
+        assert normalise_question(question) == normalise(question)
 
 
 TEN = " ".join(f"w{i}" for i in range(10))

@@ -65,6 +65,11 @@ def test_copies_of_a_text_are_on_the_same_side(seed):
     assert {q.id for q in again[1]} == {q.id for q in held_out}, "whatever their order"
 
 
+def test_questions_that_differ_in_a_sign_are_no_copies(config, tmp_path):
+    data = config(questions=["Who made C#?", "Who made C?", "who made “C++”"], eval_questions=["Who made C++?"])
+    assert texts(load(data, 0, tmp_path).train) == ["Who made C#?", "Who made C?"]
+
+
 def test_copies_of_one_question_can_not_be_split():
     with pytest.raises(
         UserError, match=r"one question is too few for data\.eval_share=0\.5 .* data\.eval_questions=FILE"
