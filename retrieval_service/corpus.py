@@ -28,7 +28,7 @@ from agent.answers import normalise_title
 from agent.errors import UserError, shortened
 from agent.records import Passage, document_name
 from retrieval_service.stamps import Stamp, stamp_of
-from retrieval_service.textfile import PARQUET, batch_rows, starts_with, text_lines, text_of
+from retrieval_service.textfile import PARQUET, batch_rows, starts_with, text_lines, text_of, twice
 from retrieval_service.whole import written
 
 EXAMPLE = r'{"id": "d1", "contents": "\"Title\"\ntext"}'
@@ -226,7 +226,9 @@ def _rows(path: Path) -> Iterator[tuple[int, Record]]:
     try:
         with parquet.ParquetFile(path) as file:
             columns = file.schema_arrow.names
-            there = [name for name in ("id", "_id", "title", "text", "contents") if name in columns]
+            there = [name for name in columns if name in ("id", "_id", "title", "text", "contents")]
+            if (column := twice(there)) is not None:
+                raise UserError(f"{path}: the column '{column}' is there twice; take one out")
             rows = chain.from_iterable(map(batch_rows, file.iter_batches(ROWS, columns=there)))
             for number, row in enumerate(rows, start=1):
                 try:
@@ -237,6 +239,9 @@ def _rows(path: Path) -> Iterator[tuple[int, Record]]:
     except UnicodeDecodeError as error:
         told = f"{path}, row {number + 1}: a text that is not UTF-8 ({shortened(error)}); save it as plain UTF-8"
         raise UserError(told) from error
+    except OverflowError as error:
+        told = f"{path}, row {number + 1}: a value that can't be read ({shortened(error)}); write it as a text"
+        raise UserError(told) from error
     except (pyarrow.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None:  # the system's: the file may be whole
             raise
@@ -246,7 +251,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Record]]:
 
 
 def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
-    whole = {key: str(row[key]) for key in ("id", "_id") if isinstance(row.get(key), int)}
+    whole = {key: str(row[key]) for key in ("id", "_id") if type(row.get(key)) is int}  # true is an int, too
     return {key: value for key, value in {**row, **whole}.items() if value is not None}
 
 

@@ -13,7 +13,7 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -103,7 +103,15 @@ def open_text(path: Path, name: str) -> Iterator[BinaryIO]:
                 ) from error
 
 
+def twice(columns: Sequence[str]) -> str | None:
+    """A column of a Parquet file that is there twice, of which a row has only one."""
+    return next((name for name in columns if columns.count(name) > 1), None)
+
+
 def _not_text(head: bytes) -> str | None:
+    for sign, (compression, _) in _COMPRESSIONS.items():
+        if head.startswith(sign):
+            return f"compressed twice; unpack the {compression} file once"
     for start, what in _NO_TEXT.items():
         if head.startswith(start):
             return what
@@ -124,9 +132,10 @@ def text_lines(path: Path, name: str) -> Iterator[tuple[int, bytes]]:
 
 
 def batch_rows(batch: Any) -> Iterator[dict[str, Any]]:
-    """The rows of a batch of a Parquet file. Raises ``UnicodeDecodeError`` at one with a text that isn't UTF-8."""
+    """The rows of a batch of a Parquet file. Raises ``ValueError`` or ``OverflowError`` at one with a text that isn't
+    UTF-8 or a time that is none of Python's."""
     try:
         yield from batch.to_pylist()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):
         for number in range(batch.num_rows):
             yield from batch.slice(number, 1).to_pylist()

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from agent.answers import exact_match
+from agent.answers import exact_match, normalise_query
 from agent.config import AgentConfig
 from agent.errors import UserError
 from agent.formats.catalogue import format_class
@@ -84,7 +84,7 @@ def read_experts(
 
 def moves_of(row: Row, question: Question, protocol: TagProtocol, where: str) -> tuple[Move, ...]:
     """The moves that ``row`` holds for its ``question``. Raises ``UserError`` that starts with ``where``, the line."""
-    response = text(first(row, _RESPONSE, where), where)
+    response = text(first(row, _RESPONSE, where), where).replace("\r\n", "\n")  # as an editor of Windows ends lines
     try:
         turns = split_response(response, protocol)
     except ValueError as error:
@@ -143,7 +143,7 @@ def split_response(response: str, protocol: TagProtocol) -> tuple[tuple[str, str
         closing = tag.search(response, opening.end())
         if closing is None or closing[0] != protocol.search_close:
             raise ValueError(f"the search at character {opening.start()} is not closed by '{protocol.search_close}'")
-        if not response[opening.end() : closing.start()].strip():
+        if not normalise_query(response[opening.end() : closing.start()]):
             raise ValueError(f"the search at character {opening.start()} has no query")
         block = tag.search(response, closing.end())
         if block is None or block[0] != protocol.result_open or response[closing.end() : block.start()].strip():
@@ -191,8 +191,12 @@ def _document_ids(row: Row, blocks: int, where: str) -> list[list[str]] | None:
     ids = row.get("document_ids")
     if ids is None:
         return None
-    if not isinstance(ids, list) or not all(isinstance(i, list) and all(isinstance(d, str) for d in i) for i in ids):
-        raise UserError(f"{where}: 'document_ids' must be a list of lists of texts, one for each result block")
+    if not isinstance(ids, list) or not all(
+        isinstance(i, list) and all(isinstance(d, str) and d.strip() for d in i) for i in ids
+    ):
+        raise UserError(
+            f"{where}: 'document_ids' must be a list of lists of texts, one for each result block, and no text empty"
+        )
     if len(ids) != blocks:
         raise UserError(f"{where}: 'document_ids' has {len(ids)} lists for {blocks} result blocks")
     return ids

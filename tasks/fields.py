@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from agent.answers import fold
 from agent.errors import UserError
 from tasks.rows import Row, named
 from tasks.tables import list_in, short
@@ -48,12 +49,14 @@ def text(named_value: tuple[str, Any], where: str) -> str:
     if not isinstance(value, str):
         cure = f'; write it as a text: "{json.dumps(value)}"' if isinstance(value, bool | int | float) else ""
         raise UserError(f"{where}: '{name}' must be a text, not {named(value)}{cure}")
-    if not value.strip():
-        raise UserError(f"{where}: '{name}' is empty")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"{where}: '{name}' holds half a surrogate pair at character {error.start}") from error
+    if not fold(value).strip():
+        raise UserError(
+            f"{where}: '{name}' is empty" + (", but for characters that can't be seen" if value.strip() else "")
+        )
     return value
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from agent.errors import UserError, shortened
 from agent.readable import json_of
-from retrieval_service.textfile import batch_rows, open_text
+from retrieval_service.textfile import batch_rows, open_text, twice
 from tasks.notices import Notice
 from tasks.tables import delimiter_of, table_rows
 
@@ -108,12 +109,17 @@ def _parquet_rows(path: Path, name: str, wanted: Callable[[str], bool]) -> Itera
     try:
         file = parquet.ParquetFile(path)
         columns = [column for column in file.schema_arrow.names if wanted(column)]
+        if (column := twice(columns)) is not None:
+            raise UserError(f"{name}: the column '{column}' is there twice; take one out")
         for batch in file.iter_batches(batch_size=1024, columns=columns):
             for row in batch_rows(batch):
                 number += 1
                 yield number, row
     except UnicodeDecodeError as error:
         told = f"{name}, row {number + 1}: a text that is not UTF-8 ({shortened(error)}); save it as plain UTF-8"
+        raise UserError(told) from error
+    except OverflowError as error:
+        told = f"{name}, row {number + 1}: a value that can't be read ({shortened(error)}); write it as a text"
         raise UserError(told) from error
     except (OSError, pyarrow.ArrowException) as error:
         first = str(error).strip().splitlines()[0]
@@ -123,4 +129,7 @@ def _parquet_rows(path: Path, name: str, wanted: Callable[[str], bool]) -> Itera
 def named(value: Any) -> str:
     """A JSON value in words, for a message."""
     kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return kinds.get(type(value), f"the number {value}")
+    if isinstance(value, bytes):
+        return "bytes that the file doesn't mark as a text"
+    plain = isinstance(value, int | float | Decimal)
+    return kinds.get(type(value), f"the number {value}" if plain else f"a value of type {type(value).__name__}")

@@ -104,9 +104,17 @@ def _records(file: BinaryIO, delimiter: str, name: str, strange: list[int]) -> I
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise UserError(f"{name}, line {line}: is no row of a {_KINDS[delimiter]} table ({error})") from error
+            raise UserError(
+                f"{name}, line {line}: is no row of a {_KINDS[delimiter]} table ({error}); a cell that begins with a "
+                "double quote ends with one, quotes within it are doubled, and lines end with \\n"
+            ) from error
         if cells is None:
             return
+        if delimiter == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
+            raise UserError(
+                f"{name}, line {line}: a cell with tabs goes on to line {reader.line_num}: its double quote isn't "
+                'meant to open a cell; write a text that begins with one as """So"" it goes"'
+            )
         if cells and any(cell.strip() for cell in cells):
             yield line, cells
 

@@ -213,6 +213,27 @@ def test_a_row_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (pyarrow.array([2**62], pyarrow.timestamp("us")), r", row 1: a value that can't be read \(.*\); write it as a"),
+        ([True], r', row 1: "id" is of type bool, not a string'),
+    ],
+)
+def test_an_id_of_a_parquet_file_that_is_none_is_one_line(tmp_path: Path, ids: Any, message: str) -> None:
+    path = parquet_of(tmp_path, id=ids, contents=["x"])
+    with pytest.raises(UserError, match=rf"^.*corpus\.parquet{message}") as caught:
+        list(read_corpus(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_parquet_file_with_a_column_twice_is_one_line(tmp_path: Path) -> None:
+    columns = [pyarrow.array([text]) for text in ("a", "b", "x")]
+    parquet.write_table(pyarrow.table(columns, names=["id", "id", "contents"]), tmp_path / "c.parquet")
+    with pytest.raises(UserError, match=r"c\.parquet: the column 'id' is there twice; take one out"):
+        list(read_corpus(tmp_path / "c.parquet"))
+
+
 def test_a_parquet_file_with_a_damaged_page_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "corpus.parquet"
     parquet.write_table(pyarrow.table({"id": ["a"], "contents": ["A novel. " * 1000]}), path, compression="gzip")

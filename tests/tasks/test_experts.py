@@ -112,6 +112,7 @@ MALFORMED = [
     ("search", "<search>a<answer>b</answer>", "the search at character 0 is not closed by '</search>'"),
     ("search", "<search>a", "the search at character 0 is not closed"),
     ("search", f"<search> </search>{BLOCK}<answer>a</answer>", "the search at character 0 has no query"),
+    ("search", f"<search>\u200b</search>{BLOCK}<answer>a</answer>", "the search at character 0 has no query"),
     ("search", "<search>a</search><answer>b</answer>", "the search at character 0 is not followed by a result block"),
     ("search", f"<search>a</search> so {BLOCK}<answer>b</answer>", "is not followed by a result block"),
     ("search", f"<search>a</search><search>b</search>{BLOCK}<answer>b</answer>", "is not followed by a result block"),
@@ -202,6 +203,10 @@ def test_a_file_of_experts_becomes_trajectories(read):
     np.testing.assert_array_equal(mask, [*[False] * len(t.prompt_ids), *t.action_mask])
 
 
+def test_line_ends_of_windows_are_no_matter(read):
+    assert read({**ROW, "trajectory": ROW["trajectory"].replace("\n", "\r\n")}) == read(ROW)
+
+
 def test_document_ids_are_read_when_they_are_there(read):
     row = {**ROW, "metadata": {"supporting_ids": ["d7"]}, "document_ids": [["d7", "d8"], []]}
     (expert,) = read(row, evidence_match="id")
@@ -258,6 +263,7 @@ def test_an_autocoa_answer_ends_with_the_end_token(read):
         ({"document_ids": [["d"]]}, "'document_ids' has 1 lists for 2 result blocks"),
         ({"document_ids": [["d"], []]}, "'document_ids' names 1 documents for a result block of 2"),
         ({"document_ids": ["d"]}, "'document_ids' must be a list of lists of texts"),
+        ({"document_ids": [["d", " "], []]}, "one for each result block, and no text empty"),
     ],
 )
 def test_a_wrong_line_is_named_with_its_reason(read, changed, message):

@@ -200,6 +200,19 @@ CASES: dict[str, list[tuple[bytes, str]]] = {
     "bamtwoogle.csv": table_cases(TABLES["bamtwoogle.csv"], ",", "answer"),
     "popqa.tsv": [
         *table_cases(TABLES["popqa.tsv"], "\t", "possible_answers"),
+        (
+            TABLES["popqa.tsv"] + b'3\t"Heroes" by?\t["Ed"]\n',
+            r", line 4: is no row of a TSV table \(.*\); a cell that begins with a double quote ends with one, quotes",
+        ),
+        (
+            TABLES["popqa.tsv"] + b'3\t"Who?\t["Ed"]\n4\tHow "tall"\t["1"]\n',
+            r", line 4: is no row of a TSV table \(.*\); a cell that begins",
+        ),
+        (
+            b'question\tanswer\n"Who?\tEd\nHow wide is 5"\t1\n',
+            r", line 2: a cell with tabs goes on to line 3: its double quote isn't meant to open a cell; write",
+        ),
+        (b"question\tanswer\rWho?\tEd\r", r", line 1: is no row of a TSV table \(.*\); .* and lines end with \\n"),
         (TABLES["popqa.tsv"] + b"3\tWho?\tEd\n", r", line 4: 'possible_answers' must be a list in JSON, .*Ed is"),
         (TABLES["popqa.tsv"] + b"3\tWho?\t['Ed']\n", r", line 4: 'possible_answers' must be a list in JSON"),
         (TABLES["popqa.tsv"] + b'3\tWho?\t["Ed", 7.5]\n', r", line 4: 'possible_answers\[1\]' must be a text"),

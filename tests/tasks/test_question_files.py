@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -168,6 +169,8 @@ BAD_LINES = [
     ({"Data": [{"Question": "q?"}]}, "one JSON object with its rows in 'Data'; write its list of rows, or one object"),
     ({"id": "b", "question": "q?", "answer": "a"}, "id 'b' is already taken"),
     ({"id": ["b"], "question": "q?", "answer": "a"}, "'id' must be a text, not a list"),
+    ({"question": "q?", "answer": " \u200b"}, "'answer' is empty, but for characters that can't be seen"),
+    ({"question": "\ufeff", "answer": "a"}, "'question' is empty, but for characters that can't be seen"),
     ({"question": "q\ud800?", "answer": "a"}, "'question' holds half a surrogate pair at character 1"),
     (
         {"question": "q?", "answer": "a", "metadata": {"supporting_titles": "A", "type": 2.5}},
@@ -208,6 +211,45 @@ def test_bytes_that_are_no_utf8_are_a_bad_line(tmp_path):
 def test_a_bad_row_of_a_parquet_file_is_named(tmp_path):
     path = table(tmp_path, [{"question": "q?", "answer": "a"}, {"question": "r?", "answer": None}])
     with pytest.raises(UserError, match=r"^data\.questions=.*q\.parquet, row 2: has no 'golden_answers'"):
+        read(path)
+
+
+TIMES = pa.array([2**62], pa.timestamp("us"))
+"""Of a year that Python has no date for."""
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"question": ["q?"], "answer": TIMES}, r", row 1: a value that can't be read \(.*\); write it as a text"),
+        (
+            {"question": ["q?"], "answer": [b"a"]},
+            r", row 1: 'answer' must be .* not bytes that the file doesn't mark as",
+        ),
+        (
+            {"question": ["q?"], "answer": pa.array([1], pa.timestamp("s"))},
+            r", row 1: 'answer' must be a list of texts, not a value of type datetime",
+        ),
+    ],
+)
+def test_a_value_of_parquet_that_is_no_text_is_named_as_what_it_is(tmp_path, columns, message):
+    parquet.write_table(pa.table(columns), tmp_path / "q.parquet")
+    with pytest.raises(UserError, match=rf"^data\.questions=.*q\.parquet{message}") as caught:
+        read(tmp_path / "q.parquet")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_column_of_parquet_that_is_there_twice_is_named(tmp_path):
+    columns = [pa.array(["q?"]), pa.array(["r?"]), pa.array(["a"])]
+    parquet.write_table(pa.table(columns, names=["question", "question", "answer"]), tmp_path / "q.parquet")
+    with pytest.raises(UserError, match=r"q\.parquet: the column 'question' is there twice; take one out"):
+        read(tmp_path / "q.parquet")
+
+
+def test_a_file_that_is_compressed_twice_is_told(tmp_path):
+    path = tmp_path / "q.jsonl.gz"
+    path.write_bytes(gzip.compress(gzip.compress(b'{"question": "q?", "answer": "a"}')))
+    with pytest.raises(UserError, match=r"q\.jsonl\.gz: is compressed twice; unpack the gzip file once"):
         read(path)
 
 
