@@ -12,7 +12,7 @@ pool's state that goes into a checkpoint is taken at the release, before the nex
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from agent.errors import Fault
 from agent.inference.evaluation import judged, subset
 from conf.schema import RunConfig
 from learner.manifest import Files
+from tasks.digest import digest_of
 from tracking.alarms import Alarms
 from tracking.console import Console
 from tracking.dispensable import Dispensable
@@ -82,6 +83,8 @@ class Supervisor:
         self.saving.idle = self.parts.health.look
         self._learning = Learning(parts=self.parts, record=record, stopping=self.stopping)
         self._held_out = subset(prepared.task.eval, config.evaluation.limit(config.mode))
+        self._held_out_digest = digest_of(self._held_out)
+        """In the rows of evaluations: those of other questions are no measure of this policy's progress."""
 
     def train(self) -> dict[str, Any]:
         """The whole run; returns its summary. Raises ``UserError`` or ``Fault``.
@@ -102,15 +105,23 @@ class Supervisor:
         state = run_state.load(checkpoint) if checkpoint is not None else None
         self._reached = self._trained = 0 if state is None else state.step
         self._first_eval = self._last_eval = None
-        self.saving.goes_on(state.best if state is not None else None)
         self._totals, self._alarms = Totals(), Alarms(self.config.model.dtype)
+        anew = state is not None and not self._on_ours(state.last_eval)
+        self.saving.goes_on(state.best if state is not None and not anew else None)
         if state is not None:
-            self._first_eval, self._last_eval = state.first_eval, state.last_eval
+            if anew:
+                self.record.say(
+                    f"other held-out questions from step {state.step} on: the first evaluation, the best one and the "
+                    "alarms begin anew",
+                    "yellow",
+                )
+            else:
+                self._first_eval, self._last_eval = state.first_eval, state.last_eval
             self._totals = Totals(rollouts=state.rollouts, generated_tokens=state.generated_tokens)
             self._recall()
             self.record.tracked = state.trackers | self.record.tracked
         self._start(checkpoint)
-        if state is None or self._owes(self._reached):
+        if state is None or (anew and self._last_eval is None) or self._owes(self._reached):
             self._evaluate(self._reached)
         if checkpoint is not None:
             self.saving.made_up(self._reached, checkpoint)
@@ -136,12 +147,17 @@ class Supervisor:
         """What the rows up to the checkpoint say: the alarms that have fired, and an evaluation that came after it."""
         path = self.record.metrics.path
         for row in read(path) if path.is_file() else ():
-            if row.get("kind") in ("step", "eval"):
+            of_eval = row.get("kind") == "eval" and self._on_ours(row)
+            if row.get("kind") == "step" or of_eval:
                 self._alarms.add(row)
-            if row.get("kind") == "eval" and row.get("step") == self._reached and "em" in row:
+            if of_eval and row.get("step") == self._reached and "em" in row:
                 self._last_eval = {name: value for name, value in row.items() if name != "kind"}
                 self._first_eval = self._first_eval or self._last_eval
                 self.saving.evaluated(self._reached, row["em"])
+
+    def _on_ours(self, row: Mapping[str, Any] | None) -> bool:
+        """Whether an evaluation played this run's held-out questions; one of an earlier version doesn't say."""
+        return row is None or row.get("held_out", self._held_out_digest) == self._held_out_digest
 
     def _recovered(self, fault: Fault) -> Path | None:
         """The checkpoint to go on from after ``fault``, if that was the end of learner or pool; else raises it."""
@@ -302,7 +318,8 @@ class Supervisor:
             return
         finally:
             self.workers.idle = self.watch.look
-        row = {"step": step, "data": self.prepared.task.name, **judged(rows, self.config.evaluation.max_fault_share)}
+        about = {"data": self.prepared.task.name, "held_out": self._held_out_digest}
+        row = {"step": step, **about, **judged(rows, self.config.evaluation.max_fault_share)}
         row["seconds"] = time.perf_counter() - started
         row["time_s"] = self.record.time_s
         row |= asdict(self._totals)

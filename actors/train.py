@@ -142,7 +142,8 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
                 raise Fault(why + (f"; resume with resume={saved}" if saved else "")) from fault
     first, last = summary["first_eval"], summary["last_eval"]
     if first and last and last["step"] == summary["step"] and None not in (first["em"], last["em"]):
-        console.say(f"held-out EM {first['em']:.3f} before, {last['em']:.3f} after {summary['step']} steps", "bold")
+        before = f"after {first['step']}" if first["step"] else "before"  # other questions since a step
+        console.say(f"held-out EM {first['em']:.3f} {before}, {last['em']:.3f} after {summary['step']} steps", "bold")
     console.say(f"checkpoint {summary['checkpoint']}, metrics {run_dir / 'metrics.jsonl'}")
     if (left := supervisor.stopping.leaving) is not None:
         raise Stopped(left, f" after step {summary['step']}; resume with resume={summary['checkpoint']}")

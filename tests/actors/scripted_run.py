@@ -517,6 +517,7 @@ def scripted_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
         folder: str = "run",
         turns: bool = False,
         best: bool = False,
+        held_out: tuple[Question, ...] = (QUESTION, QUESTION),
     ) -> tuple[Supervisor, dict[str, Any]]:
         run_dir = tmp_path / folder
         world.turns = turns
@@ -540,7 +541,7 @@ def scripted_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
             evaluation=EvalConfig(every=evaluate_every),
             checkpoints=CheckpointConfig(every=save_every, keep=keep, every_minutes=0, best=best),
         )
-        task: Any = SimpleNamespace(name="fake", train=(QUESTION,), eval=(QUESTION, QUESTION), corpus=tmp_path)
+        task: Any = SimpleNamespace(name="fake", train=(QUESTION,), eval=held_out, corpus=tmp_path)
         experts: Any = (SimpleNamespace(question=QUESTION),)
         prepared = Prepared(
             task=task, model_path="nowhere", warm_start_key="the key", experts=experts, imitated="episodes"
