@@ -157,7 +157,7 @@ class Supervisor:
 
     def _on_ours(self, row: Mapping[str, Any] | None) -> bool:
         """Whether an evaluation played this run's held-out questions; one of an earlier version doesn't say."""
-        return row is None or row.get("held_out", self._held_out_digest) == self._held_out_digest
+        return row is None or bool(row.get("held_out", self._held_out_digest) == self._held_out_digest)
 
     def _recovered(self, fault: Fault) -> Path | None:
         """The checkpoint to go on from after ``fault``, if that was the end of learner or pool; else raises it."""
