@@ -7,8 +7,10 @@ import io
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, redirect_stderr
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,30 @@ ENDING = ".gguf"
 NEEDS = ("gguf", "accelerate")
 """Packages that transformers reads such a file with; they are no part of an installation."""
 MAGIC = b"GGUF"
-FORMAT = 3
+FORMAT = 4
 """Of what is kept; raised when the same file would be read otherwise."""
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf\Z", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Cut:
+    """How a byte-level tokenizer cuts a text before it merges, and what else is its model's own."""
+
+    digits: str | None
+    """How many digits stay together, as a pattern; None: each is alone, and the rest is cut by GPT-2's pattern."""
+    composed: bool = False
+    """The text is brought to Unicode's form NFC before."""
+    whole_words: bool = False
+    """A piece that is a token is taken whole, whatever the merges say."""
+    begins: bool = False
+    """A text begins with the begin token, unless the file says otherwise."""
+
+
+_SMOLLM, _QWEN2 = _Cut(digits=None), _Cut(digits=r"\p{N}", composed=True)
+_LLAMA3 = _Cut(digits=r"\p{N}{1,3}", whole_words=True, begins=True)
+_CUTS = {"smollm": _SMOLLM, "qwen2": _QWEN2, "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3}
+"""By llama.cpp's name for it, ``tokenizer.ggml.pre``. The values are those of each model's own tokenizer.json: a file
+says no more than the name, and transformers takes GPT-2's for one that it doesn't know."""
 
 
 def is_gguf(path: str | Path) -> bool:
@@ -42,6 +65,11 @@ def unpacked(path: str, given: str, cache: Path, phase: Callable[[str], Abstract
         return str(dequantised(path, given, cache))
 
 
+def kept(file: Path, cache: Path) -> Path:
+    """Where ``cache`` keeps the model in ``file``: by its content, and by who read it."""
+    return cache / "gguf" / f"{file.stem}-{FORMAT}-{version('transformers')}-{file_digest(file)}"
+
+
 def dequantised(path: str | Path, given: str, cache: Path) -> Path:
     """The folder, under ``cache``, of the model in a GGUF file: float32 weights, configuration and tokenizer.
 
@@ -58,7 +86,7 @@ def dequantised(path: str | Path, given: str, cache: Path) -> Path:
             raise UserError(f"{given}: is no GGUF file; it doesn't begin with {MAGIC.decode()}")
     if _PART.search(file.name):
         raise UserError(f"{given}: is one part of several; join them first (llama.cpp's llama-gguf-split --merge)")
-    folder = cache / "gguf" / f"{file.stem}-{FORMAT}-{file_digest(file)}"
+    folder = kept(file, cache)
     if folder.is_dir():
         return folder
     if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
@@ -68,7 +96,6 @@ def dequantised(path: str | Path, given: str, cache: Path) -> Path:
         made = Path(aside) / "model"
         try:
             with quietly(), redirect_stderr(io.StringIO()):  # where the conversion draws a bar of its own
-                _check_positions(file)
                 _convert(file, made)
         except Exception as error:  # the tokenizers' own is no more than that
             raise UserError(f"{given}: holds no model that transformers can read ({shortened(error)})") from error
@@ -77,13 +104,19 @@ def dequantised(path: str | Path, given: str, cache: Path) -> Path:
     return folder
 
 
-def _check_positions(file: Path) -> None:
+def _facts(file: Path) -> dict[str, Any]:
+    """What the file says, by key, without its lists. Raises ``ValueError`` as ``_check_positions``."""
+    from gguf import GGUFReader, GGUFValueType
+
+    reader = GGUFReader(file)
+    _check_positions(reader)
+    return {n: field.contents() for n, field in reader.fields.items() if GGUFValueType.ARRAY not in field.types}
+
+
+def _check_positions(reader: Any) -> None:
     """Raises ``ValueError`` for scaled positions (RoPE): transformers reads none from GGUF, and would compute another
     model. llama.cpp has Llama 3's as a tensor, others' as a setting.
     """
-    from gguf import GGUFReader
-
-    reader = GGUFReader(file)
     kinds = [field for name, field in reader.fields.items() if name.endswith(".rope.scaling.type")]
     scaled = any(str(field.contents()) != "none" for field in kinds)
     if scaled or any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors):
@@ -92,13 +125,17 @@ def _check_positions(file: Path) -> None:
 
 def _convert(file: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False).save_pretrained(
-        folder
-    )
+    facts = _facts(file)
+    _tokenizer(file, facts).save_pretrained(folder)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        str(file.parent), gguf_file=file.name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+        str(file.parent),
+        gguf_file=file.name,
+        config=_configuration(file, facts),
+        dtype=torch.float32,
+        trust_remote_code=False,
+        output_loading_info=True,
     )
     read, how = loaded
     if lacking := sorted(map(str, (*how["missing_keys"], *how["mismatched_keys"]))):  # they are random numbers now
@@ -111,3 +148,66 @@ def _convert(file: Path, folder: Path) -> None:
     whole = type(read)(config)  # what was read refuses to be saved, as a quantised model
     whole.load_state_dict(read.state_dict())
     whole.save_pretrained(folder)
+
+
+def _configuration(file: Path, facts: Mapping[str, Any]) -> Any:
+    """The model's configuration, with the size of a head that the file means.
+
+    transformers reads it of few architectures, and takes 128 for every Qwen3. Raises ``ValueError`` for heads that it
+    can't have: keys and values of two sizes, or positions in a part of a head.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
+
+    def size(key: str, otherwise: int) -> int:
+        return int(facts.get(f"{facts['general.architecture']}.{key}", otherwise))
+
+    divided = config.hidden_size // config.num_attention_heads
+    head = size("attention.key_length", divided)
+    if (values := size("attention.value_length", divided)) != head:
+        raise ValueError(f"its heads have keys of {head} numbers and values of {values}, and they have to be as long")
+    if (turned := size("rope.dimension_count", head)) != head:
+        raise ValueError(f"its positions (RoPE) turn {turned} of a head's {head} numbers, and they have to turn all")
+    if (getattr(config, "head_dim", None) or divided) != head:
+        config.head_dim = head
+    return config
+
+
+def _tokenizer(file: Path, facts: Mapping[str, Any]) -> Any:
+    """The tokenizer that the file describes. Raises ``ValueError`` for one that isn't in ``_CUTS``.
+
+    SentencePiece's is as transformers makes it, but for the begin token.
+    """
+    from tokenizers import normalizers
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    kind, name = facts.get("tokenizer.ggml.model"), facts.get("tokenizer.ggml.pre")
+    cut = _CUTS.get(str(name)) if kind == "gpt2" else None
+    if kind == "gpt2" and cut is None:
+        said = "nothing says how its tokenizer cuts a text" if name is None else f"its tokenizer cuts a text as {name}"
+        raise ValueError(f"{said} (tokenizer.ggml.pre), and {', '.join(_CUTS)} are known; name the model's own folder")
+    begins = facts.get("tokenizer.ggml.add_bos_token", kind == "llama" if cut is None else cut.begins)
+    # An architecture's own class would put its own way of cutting in the place of the file's when it is loaded again.
+    made_by: Any = AutoTokenizer if cut is None else PreTrainedTokenizerFast
+    tokenizer = made_by.from_pretrained(
+        str(file.parent), gguf_file=file.name, trust_remote_code=False, add_bos_token=bool(begins)
+    )
+    if cut is not None:
+        fast = tokenizer.backend_tokenizer
+        fast.pre_tokenizer = _pre_tokenizer(cut)
+        fast.normalizer = normalizers.NFC() if cut.composed else None
+        fast.model.ignore_merges = cut.whole_words
+    return tokenizer
+
+
+def _pre_tokenizer(cut: _Cut) -> Any:
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
+
+    if cut.digits is None:
+        return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+    rest = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    pattern = Split(Regex(f"{words}|{cut.digits}|{rest}"), behavior="isolated")
+    return Sequence([pattern, ByteLevel(add_prefix_space=False, use_regex=False)])

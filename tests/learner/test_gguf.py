@@ -8,11 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoModelForCausalLM
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from agent.errors import UserError
+from agent.tokens import Tokenizer
 from learner import gguf
-from learner.digests import file_digest
-from learner.gguf import dequantised, is_gguf, unpacked
+from learner.gguf import dequantised, is_gguf, kept, unpacked
+
+WORDS = ["20", "ab", "aba", "ĠĠ"]
+MERGES = ["2 0", "a b", "Ġ Ġ"]
+"""None makes ``aba``: it is a token only where a piece is looked up whole."""
+needs_gguf = pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="pip install accelerate gguf")
 
 
 def test_a_file_is_told_by_its_ending() -> None:
@@ -35,7 +42,7 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         dequantised(tmp_path / "x.gguf", "model.path=it", tmp_path / "cache")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="pip install accelerate gguf")
+@needs_gguf
 def test_a_damaged_file_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(64))
     with pytest.raises(UserError, match=r"^model\.path=it: holds no model that transformers can read"):
@@ -49,14 +56,20 @@ def test_a_part_of_several_is_named(tmp_path: Path) -> None:
         dequantised(tmp_path / "x-00001-of-00002.gguf", "model.path=it", tmp_path)
 
 
-def small_gguf(path: Path, *, without: str = "", scaled: str = "") -> None:
-    """A Qwen2 of two layers, but for the tensors whose name begins with ``without``; its positions ``scaled`` by a
-    ``tensor`` or by a ``setting``."""
+def small_gguf(
+    path: Path, *, without: str = "", scaled: str = "", family: str = "qwen2", head: int = 0, **said: int | bool | str
+) -> None:
+    """A model of two layers and a width of 64, but for the tensors whose name begins with ``without``.
+
+    Its positions are ``scaled`` by a ``tensor`` or by a ``setting``. ``head`` is what the file says of a head's size; 0
+    says nothing, and it is 16. ``said`` are ``pre`` and ``add_bos_token`` of its tokenizer, and further keys of its
+    model.
+    """
     import gguf as files  # type: ignore[import-not-found]
 
-    width, between, letters = 64, 128, [chr(256 + i) if i < 33 else chr(i) for i in range(127)]
-    texts = [*letters, "th", "<|endoftext|>", "<|im_end|>"]
-    writer = files.GGUFWriter(path, "qwen2")
+    width, between, letters = 64, 128, list(bytes_to_unicode().values())
+    texts = [*letters, *WORDS, "<|endoftext|>", "<|im_end|>"]
+    writer = files.GGUFWriter(path, family)
     writer.add_context_length(4096)
     writer.add_embedding_length(width)
     writer.add_block_count(2)
@@ -66,17 +79,30 @@ def small_gguf(path: Path, *, without: str = "", scaled: str = "") -> None:
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(10_000.0)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
+    if pre := said.pop("pre", "qwen2"):
+        writer.add_tokenizer_pre(pre)
+    if "add_bos_token" in said:
+        writer.add_add_bos_token(said.pop("add_bos_token"))
+    if head:
+        writer.add_key_length(head)
+        writer.add_value_length(head)
+    for key, value in said.items():
+        writer.add_uint32(f"{family}.{key.replace('__', '.')}", value)
     writer.add_token_list(texts)
-    writer.add_token_types([1] * (len(letters) + 1) + [3, 3])
-    writer.add_token_merges(["t h"])
+    writer.add_token_types([1] * (len(letters) + len(WORDS)) + [3, 3])
+    writer.add_token_merges(MERGES)
+    writer.add_bos_token_id(len(texts) - 2)
     writer.add_eos_token_id(len(texts) - 1)
+    query, key = (head or 16) * 4, (head or 16) * 2
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (len(texts), width), "output_norm.weight": (width,)}
     for layer in range(2):
-        own = {"attn_norm.weight": (width,), "ffn_norm.weight": (width,), "attn_output.weight": (width, width)}
-        own |= {"attn_q.weight": (width, width), "attn_q.bias": (width,), "ffn_down.weight": (width, between)}
-        own |= {f"attn_{name}.weight": (width // 2, width) for name in "kv"}
-        own |= {f"attn_{name}.bias": (width // 2,) for name in "kv"}
+        own = {"attn_norm.weight": (width,), "ffn_norm.weight": (width,), "attn_output.weight": (width, query)}
+        own |= {"attn_q.weight": (query, width), "ffn_down.weight": (width, between)}
+        own |= {f"attn_{name}.weight": (key, width) for name in "kv"}
+        if family == "qwen2":
+            own |= {"attn_q.bias": (query,)} | {f"attn_{name}.bias": (key,) for name in "kv"}
+        if family == "qwen3":
+            own |= {f"attn_{name}_norm.weight": (head or 16,) for name in "qk"}
         own |= {f"ffn_{name}.weight": (between, width) for name in ("gate", "up")}
         shapes |= {f"blk.{layer}.{name}": shape for name, shape in own.items()}
     if scaled == "tensor":
@@ -94,7 +120,7 @@ def small_gguf(path: Path, *, without: str = "", scaled: str = "") -> None:
     writer.close()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="pip install accelerate gguf")
+@needs_gguf
 @pytest.mark.parametrize(
     ("without", "lacks"),
     [
@@ -115,7 +141,7 @@ def test_what_a_file_lacks_is_never_filled_with_random_numbers(tmp_path: Path, w
         dequantised(tmp_path / "z.gguf", "model.path=it", tmp_path / "cache")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="pip install accelerate gguf")
+@needs_gguf
 @pytest.mark.parametrize("scaled", ["tensor", "setting"])
 def test_scaled_positions_are_refused(tmp_path: Path, scaled: str) -> None:
     """transformers reads neither, and would go on with another model."""
@@ -124,11 +150,85 @@ def test_scaled_positions_are_refused(tmp_path: Path, scaled: str) -> None:
         dequantised(tmp_path / "x.gguf", "model.path=it", tmp_path / "cache")
 
 
+@needs_gguf
+@pytest.mark.parametrize(
+    ("pre", "add_bos_token", "tokens", "begins"),
+    [
+        ("smollm", None, ["x", "ĠĠ", "2", "0", "Ġ", "ab", "a", "e", "Ì", "ģ"], False),
+        ("smollm", True, ["x", "ĠĠ", "2", "0", "Ġ", "ab", "a", "e", "Ì", "ģ"], True),
+        ("qwen2", False, ["x", "Ġ", "Ġ", "2", "0", "Ġ", "ab", "a", "Ã", "©"], False),
+        ("llama-bpe", None, ["x", "Ġ", "Ġ", "20", "Ġ", "ab", "a", "e", "Ì", "ģ"], True),
+        ("llama-bpe", False, ["x", "Ġ", "Ġ", "20", "Ġ", "ab", "a", "e", "Ì", "ģ"], False),
+    ],
+)
+def test_the_tokenizer_is_the_one_that_the_file_describes(
+    tmp_path: Path, pre: str, add_bos_token: bool | None, tokens: list[str], begins: bool
+) -> None:
+    """transformers takes GPT-2's way of cutting a text where it doesn't know the file's, and adds no begin token."""
+    said = {} if add_bos_token is None else {"add_bos_token": add_bos_token}
+    file, folder = tmp_path / "x.gguf", tmp_path / "kept"
+    small_gguf(file, family="qwen3" if pre == "qwen2" else "llama", pre=pre, **said)
+    for part in (gguf._tokenizer, gguf._configuration):
+        part(file, gguf._facts(file)).save_pretrained(folder)
+    tokenizer = Tokenizer(folder)  # as it is read again
+    vocabulary = tokenizer._tokenizer
+    assert vocabulary.convert_ids_to_tokens(tokenizer.encode("x  20 abae\u0301")) == tokens
+    whole = vocabulary.convert_ids_to_tokens(tokenizer.encode("aba"))
+    assert whole == (["aba"] if pre == "llama-bpe" else ["ab", "a"])
+    assert tokenizer.beginning == ((vocabulary.bos_token_id,) if begins else ())
+
+
+@needs_gguf
+@pytest.mark.parametrize(
+    ("pre", "said"),
+    [
+        ("tekken", r"its tokenizer cuts a text as tekken \(tokenizer\.ggml\.pre\), and smollm, qwen2, .* are known"),
+        ("", r"nothing says how its tokenizer cuts a text \(tokenizer\.ggml\.pre\).*name the model's own folder"),
+    ],
+)
+def test_an_unknown_tokenizer_is_refused(tmp_path: Path, pre: str, said: str) -> None:
+    small_gguf(tmp_path / "x.gguf", pre=pre)
+    with pytest.raises(UserError, match=rf"^model\.path=it: .*{said}"):
+        dequantised(tmp_path / "x.gguf", "model.path=it", tmp_path / "cache")
+
+
+@needs_gguf
+@pytest.mark.parametrize(("family", "head"), [("qwen3", 32), ("qwen3", 0), ("qwen2", 32), ("llama", 32)])
+def test_heads_have_the_files_size(tmp_path: Path, family: str, head: int) -> None:
+    """transformers takes 128 for every Qwen3, and a share of the width for a Qwen2."""
+    small_gguf(tmp_path / "x.gguf", family=family, head=head)
+    made = dequantised(tmp_path / "x.gguf", "model.path=it", tmp_path / "cache")
+    model = AutoModelForCausalLM.from_pretrained(made)
+    assert model.model.layers[0].self_attn.head_dim == (head or 16)
+    assert model.model.layers[0].self_attn.q_proj.weight.shape == (4 * (head or 16), 64)
+
+
+@needs_gguf
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("rope__dimension_count", r"its positions \(RoPE\) turn 8 of a head's 16 numbers"),
+        ("attention__value_length", "its heads have keys of 16 numbers and values of 8"),
+    ],
+)
+def test_heads_that_transformers_cant_have_are_refused(tmp_path: Path, key: str, said: str) -> None:
+    small_gguf(tmp_path / "x.gguf", **{key: 8})
+    with pytest.raises(UserError, match=rf"^model\.path=it: .*{said}"):
+        dequantised(tmp_path / "x.gguf", "model.path=it", tmp_path / "cache")
+
+
+def test_another_transformers_reads_a_file_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    before = kept(tmp_path / "x.gguf", tmp_path)
+    monkeypatch.setattr(gguf, "version", lambda package: f"another {package}")
+    assert kept(tmp_path / "x.gguf", tmp_path) != before
+
+
 def test_a_folder_made_before_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the file's content, whatever it is called, and without the packages."""
     (tmp_path / "x.gguf").write_bytes(b"GGUF one")
     monkeypatch.setattr(gguf, "NEEDS", ("no_such_package",))
-    made = tmp_path / "cache" / "gguf" / f"x-{gguf.FORMAT}-{file_digest(tmp_path / 'x.gguf')}"
+    made = kept(tmp_path / "x.gguf", tmp_path / "cache")
     made.mkdir(parents=True)
     said: list[str] = []
 
