@@ -7,9 +7,10 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from actors.evidence import check_evidence
 from actors.plan.layouts import chosen
@@ -24,6 +25,7 @@ from agent.records import Question
 from agent.rewards.scorer import Scorer
 from agent.tokens import Tokenizer
 from conf.schema import RunConfig
+from learner.context import context_of, could_be, window_of
 from learner.digests import file_digest
 from learner.hub import Fetched, local_folder
 from learner.model_folder import check_folder
@@ -90,14 +92,17 @@ def prepare(config: RunConfig, run_dir: Path, task: Task | None = None) -> Prepa
     """Makes the folder of a model that is built from scratch, and checks ``task`` (of ``look``) against the limits.
 
     What there is to say of the data is in the task's notices, and listed in ``run_dir``. Raises ``UserError`` for a
-    missing tokenizer, for prompts most of which are too long, or for expert trajectories that don't fit the agent's
-    limits.
+    missing tokenizer, for a model that can't take the longest episode or whose attention doesn't see all of it, for
+    prompts most of which are too long, or for expert trajectories that don't fit the agent's limits.
     """
     task = task or look(config)
     model_path = config.model.path
     if model_path is None:
         model_path = str(_skeleton(config, task, run_dir))
-    _check_context(model_path, f"model.path={model_path}", config.agent)
+    given = f"model.path={model_path}"
+    model = _configuration(model_path, given)
+    _check_context(model, given, config.agent)
+    _check_window(model, given, config.agent)
     tokenizer = Tokenizer(model_path)
     dialogue = Dialogue.of(tokenizer, config.agent)
     task = playable(task, dialogue, tokenizer, config.agent.max_prompt_tokens)
@@ -136,7 +141,7 @@ def check_model(path: str, given: str, agent: AgentConfig, *, hub: bool = True, 
     tokenizer = Tokenizer(folder, given)
     tokenizer.check(rows)
     Dialogue.of(tokenizer, agent).prompt_ids("?")
-    _check_context(str(folder), given, agent)
+    _check_context(_configuration(str(folder), given), given, agent)
     return folder
 
 
@@ -162,20 +167,38 @@ def _skeleton(config: RunConfig, task: Task, run_dir: Path) -> Path:
     return folder
 
 
-def _check_context(model_path: str, given: str, agent: AgentConfig) -> None:
+def _configuration(model_path: str, given: str) -> dict[str, Any]:
+    """``config.json`` of a folder or a hub's name, as transformers reads it."""
     from transformers import AutoConfig
 
     try:
-        context = getattr(
-            AutoConfig.from_pretrained(model_path, trust_remote_code=False), "max_position_embeddings", None
-        )
+        read: dict[str, Any] = AutoConfig.from_pretrained(model_path, trust_remote_code=False).to_dict()
     except (OSError, ValueError) as error:
         raise UserError(f"{given}: no model's configuration can be loaded from it ({shortened(error)})") from error
-    longest = agent.longest_episode
+    return read
+
+
+def _check_context(model: Mapping[str, Any], given: str, agent: AgentConfig) -> None:
+    """Raises ``UserError`` if the model of that configuration can't take the longest episode."""
+    context, longest = context_of(model), agent.longest_episode
     if context is not None and longest > context:
+        more = ""
+        if (reach := could_be(model)) is not None:
+            more = f"; its YaRN reaches {reach} once its config.json has max_position_embeddings={reach}"
         raise UserError(
             f"agent.max_prompt_tokens + agent.max_response_tokens = {longest}, but the context of the model in "
-            f"{given} is {context} tokens; lower one of them"
+            f"{given} is {context} tokens; lower one of them{more}"
+        )
+
+
+def _check_window(model: Mapping[str, Any], given: str, agent: AgentConfig) -> None:
+    """Raises ``UserError`` if the longest episode leaves the window of its attention: the learner computes none."""
+    window, longest = window_of(model), agent.longest_episode
+    if window is not None and longest > window:
+        raise UserError(
+            f"agent.max_prompt_tokens + agent.max_response_tokens = {longest}, but the attention of the model in "
+            f"{given} sees a window of {window} tokens, and the learner needs all of an episode in it; lower one of "
+            "them, or take a model without sliding-window attention"
         )
 
 

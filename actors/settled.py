@@ -9,6 +9,7 @@ from agent.config import LONGEST_RESPONSE, AgentConfig
 from agent.errors import UserError
 from agent.readable import json_of
 from conf.schema import RunConfig
+from learner.context import context_of
 from learner.gguf import unpacked
 from learner.hub import config_file
 
@@ -32,10 +33,10 @@ def _response(agent: AgentConfig, path: str, given: str) -> int:
     """The longest response that the model's context leaves."""
     file = config_file(path, given)
     try:
-        context = json_of(file.read_text(encoding="utf-8")).get("max_position_embeddings")
+        context = context_of(json_of(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{given}: {file.name} can't be read ({error}); download it again") from error
-    if not isinstance(context, int):
+    if context is None:
         return LONGEST_RESPONSE
     if context <= agent.max_prompt_tokens:
         raise UserError(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
-from transformers import Qwen2ForCausalLM
+from transformers import MistralConfig, Qwen2ForCausalLM
 
 from actors.prepare import _warm_start_key, check_model, prepare, warm_started
 from agent.config import AgentConfig
@@ -77,6 +77,36 @@ def test_what_the_agent_wants_of_the_model_is_checked_too(folder: Path) -> None:
     longer = AgentConfig(prompt="plain", chat=False, max_prompt_tokens=64, max_response_tokens=65)
     with pytest.raises(UserError, match=r"= 129, but the context of the model in checkpoint=here is 128 tokens"):
         check_model(str(folder), "checkpoint=here", longer)
+
+
+def test_a_context_is_what_the_engine_takes(folder: Path) -> None:
+    """Positions that are scaled linearly reach further than ``max_position_embeddings``; YaRN's are in it already."""
+    longer = AgentConfig(prompt="plain", chat=False, max_prompt_tokens=64, max_response_tokens=65)
+    file = folder / "config.json"
+    settings = json.loads(file.read_text())
+
+    def scaled(**scaling: Any) -> None:
+        file.write_text(json.dumps({**settings, "rope_parameters": {"rope_theta": 10_000.0, **scaling}}))
+
+    scaled(rope_type="linear", factor=2.0)
+    assert check_model(str(folder), "checkpoint=here", longer) == folder
+    scaled(rope_type="yarn", factor=4.0, original_max_position_embeddings=128)
+    with pytest.raises(UserError, match=r"is 128 tokens; .*YaRN reaches 512 once .* max_position_embeddings=512$"):
+        check_model(str(folder), "checkpoint=here", longer)
+
+
+def test_an_episode_longer_than_the_attentions_window_is_refused_before_it_is_played(
+    whole: Path, tmp_path: Path
+) -> None:
+    """An engine computes it, and only the learner doesn't: after the first batch with a long episode."""
+    window = MistralConfig(**SIZES, vocab_size=270, max_position_embeddings=4096, sliding_window=128)
+    window.save_pretrained(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(whole / name, tmp_path / "model" / name)
+    config = run(tmp_path)
+    config = replace(config, model=replace(config.model, path=str(tmp_path / "model")))
+    with pytest.raises(UserError, match=r"^agent\.max_prompt_tokens .* = 384, but .* window of 128 tokens"):
+        prepare(config, tmp_path)
 
 
 # --- a run's own -----------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ def test_a_response_fits_the_models_context(tmp_path: Path) -> None:
     assert longest(tmp_path, {"max_position_embeddings": 2048}) == 1024
     assert longest(tmp_path, {"max_position_embeddings": 32768}) == 8192
     assert longest(tmp_path, {}) == 8192
+    linear = {"type": "linear", "factor": 2.0}
+    assert longest(tmp_path, {"max_position_embeddings": 2048, "rope_scaling": linear}) == 3072
     assert longest(tmp_path, {"max_position_embeddings": 2048}, response=8192) == 8192, "what is set stays"
 
 

@@ -1,0 +1,54 @@
+"""How long a text a model takes, by its ``config.json``. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def context_of(config: Mapping[str, Any]) -> int | None:
+    """The longest sequence, in tokens, as the engine counts; None where the configuration doesn't say.
+
+    ``max_position_embeddings`` is that already, but for positions that are scaled linearly (``rope_type``): then it is
+    what the model was trained on before, and ``factor`` times as many fit.
+    """
+    most, (kind, factor) = _whole(config.get("max_position_embeddings")), _scaling(config)
+    return int(most * factor) if most is not None and kind == "linear" else most
+
+
+def could_be(config: Mapping[str, Any]) -> int | None:
+    """What YaRN's ``factor`` makes of the context, in tokens, where ``max_position_embeddings`` doesn't have it yet.
+
+    A model card that says how to switch YaRN on leaves that field as it was (Qwen2.5's), and the engine goes by it.
+    """
+    (kind, factor), most = _scaling(config), _whole(config.get("max_position_embeddings"))
+    original = _whole(_positions(config).get("original_max_position_embeddings")) or most
+    if kind != "yarn" or most is None or original is None or int(original * factor) <= most:
+        return None
+    return int(original * factor)
+
+
+def window_of(config: Mapping[str, Any]) -> int | None:
+    """How many tokens a layer of sliding-window attention sees; None where no layer is one.
+
+    ``config`` is as transformers has read it: some families have the field and don't use it.
+    """
+    kinds = config.get("layer_types")
+    return None if kinds and "sliding_attention" not in kinds else _whole(config.get("sliding_window"))
+
+
+def _positions(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the configuration says of its positions (RoPE): as transformers writes it today, or as before."""
+    found = config.get("rope_parameters") or config.get("rope_scaling")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _scaling(config: Mapping[str, Any]) -> tuple[str, float]:
+    found = _positions(config)
+    factor = found.get("factor")
+    kind = str(found.get("rope_type") or found.get("type") or "default")
+    return kind, float(factor) if isinstance(factor, int | float) else 1.0
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
