@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -13,6 +14,20 @@ from types import ModuleType
 from typing import Any
 
 from agent.errors import UserError, nearest, shortened
+
+
+@contextmanager
+def told(where: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turns what the user's own code raises into a ``UserError`` of one line, which ``where`` begins.
+
+    A ``UserError`` of its own, and what ``but`` lists, stay as they are.
+    """
+    try:
+        yield
+    except (UserError, *but):
+        raise
+    except Exception as error:
+        raise UserError(f"{where} raised {type(error).__name__}: {shortened(error)}") from error
 
 
 def is_path(name: str) -> bool:

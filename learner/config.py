@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agent.errors import UserError, one_of
+from agent.own import told
 from agent.settings import PATH, TEXT, bounded, check_bounds
-from learner.losses.base import Choices, Loss, loss_class
+from learner.losses.base import KEY, Choices, Loss, loss_class
 
 SHIFTED_MISMATCH = 0.5
 """Share of the tokens that differ which fit the token beside them: above it, the mask or the tokens are shifted. By
@@ -225,7 +226,8 @@ class AlgorithmConfig:
     def _check_loss(self) -> None:
         loss, choices = loss_class(self.loss), self.choices
         choices.check()
-        loss.check(choices)
+        with told(f"{KEY}={self.loss}: check()"):
+            loss.check(choices)
         if self.constant_length is None:
             return
         if choices.aggregation != "constant_length":
@@ -247,8 +249,9 @@ class AlgorithmConfig:
         return DEFAULT_CONSTANT_LENGTH if self.constant_length is None else self.constant_length
 
     def build_loss(self) -> Loss:
-        """The loss with these settings."""
-        return loss_class(self.loss)(self.choices)
+        """The loss with these settings. Raises ``UserError`` for what making one of the user's own raises."""
+        with told(f"{KEY}={self.loss}: making it"):
+            return loss_class(self.loss)(self.choices)
 
     @property
     def needs_reference(self) -> bool:

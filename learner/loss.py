@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from agent.errors import UserError
+from agent.own import told
 from learner.config import AlgorithmConfig
-from learner.losses.base import Loss, LossInput, Surrogate
+from learner.losses.base import KEY, Loss, LossInput, Surrogate
 from learner.ranks import Ranks
 
 APART = 0.01
@@ -102,24 +103,56 @@ def _sequences(lengths: Sequence[int], device: torch.device) -> Tensor:
     return torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(device, non_blocking=True)
 
 
-def _checked(found: object, row: LossInput, name: str) -> Surrogate:
-    """``found``, which may be a user's own. Raises ``UserError`` if it isn't a value for each token."""
+def _surrogate(loss: Loss, row: LossInput, name: str) -> Surrogate:
+    """What ``loss``, which may be a user's own, makes of ``row``. Raises ``UserError`` as ``_check_each``."""
+    with told(f"{KEY}={name}: surrogate()", but=(torch.OutOfMemoryError,)):
+        found: object = loss.surrogate(row)
     if not isinstance(found, Surrogate):
-        raise UserError(
-            f"algorithm.loss={name}: surrogate() returned {type(found).__name__}, and a Surrogate is needed"
-        )
+        raise UserError(f"{KEY}={name}: surrogate() returned {type(found).__name__}, and a Surrogate is needed")
     for part in ("values", "clipped", "ratio"):
-        _check_each(getattr(found, part), row, f"algorithm.loss={name}: surrogate() returned {part}")
+        _check_each(getattr(found, part), row, f"{KEY}={name}: surrogate() returned {part}", marks=part == "clipped")
+    if row.logprobs.requires_grad and not found.values.requires_grad:
+        raise UserError(
+            f"{KEY}={name}: surrogate() returned values without a gradient; they have to be computed from row.logprobs"
+        )
     return found
 
 
-def _check_each(value: object, row: LossInput, returned: str) -> None:
-    """Raises ``UserError`` that begins with ``returned`` if ``value`` isn't a tensor with one value for each token."""
+def _importance(loss: Loss, row: LossInput, name: str, cap: float) -> Tensor:
+    """(A,) weights of ``loss``, which may be a user's own. Raises ``UserError`` as ``_check_each``."""
+    with told(f"{KEY}={name}: importance()", but=(torch.OutOfMemoryError,)):
+        factor = loss.importance(row, cap)
+    _check_each(factor, row, f"{KEY}={name}: importance() returned factors")
+    return factor.detach()  # a weight, also where a user's own is computed from what carries the gradient
+
+
+def _check_each(value: object, row: LossInput, returned: str, *, marks: bool = False) -> None:
+    """Raises ``UserError`` that begins with ``returned`` if ``value`` isn't a tensor with one value for each token.
+
+    ``marks`` are true or false, everything else is a float; all are where the row is.
+    """
     wanted = tuple(row.old.shape)
     if not isinstance(value, Tensor):
         raise UserError(f"{returned} as {type(value).__name__}, and a tensor of shape {wanted} is needed")
     if (shape := tuple(value.shape)) != wanted:
         raise UserError(f"{returned} of shape {shape}, and {wanted} is needed: one for each token")
+    if not (value.dtype == torch.bool if marks else value.is_floating_point()):
+        raise UserError(f"{returned} of type {value.dtype}, and {'torch.bool' if marks else 'a float'} is needed")
+    if value.device != row.old.device:
+        raise UserError(f"{returned} on {value.device}, and the row is on {row.old.device}")
+
+
+def try_loss(loss: Loss, config: AlgorithmConfig, device: torch.device) -> None:
+    """Asks ``loss`` once for a row of two short sequences, so that a broken one is told before anything is played.
+
+    Raises ``UserError`` as ``policy_loss``, and for what backward raises.
+    """
+    logprobs = torch.linspace(-2.0, -0.5, 5, device=device).requires_grad_()
+    before, ones = logprobs.detach() - 0.1, torch.ones(5, device=device)
+    row = loss_input(logprobs, before, 0.1 * ones, 1 - logprobs.detach(), ones, [3, 2])
+    total, _ = policy_loss(loss, row, logprobs, ones, replace(config, kl="none"))
+    with told(f"{KEY}={config.loss}: the gradient of surrogate()", but=(torch.OutOfMemoryError,)):
+        total.backward()
 
 
 def policy_loss(
@@ -139,16 +172,16 @@ def policy_loss(
     All tensors are (A,). ``logprobs`` carries the gradient, as ``row.logprobs`` does; ``reference`` and ``kl_weights``
     are needed for ``config.kl`` other than ``none``.
 
+    Raises ``UserError`` for a loss of the user's own that raises, or gives something else than a value for each token.
+
     KL estimators (Schulman): k1 = d, k2 = d^2 / 2, k3 = exp(-d) + d - 1. On policy, k1's gradient
     has mean zero: as a loss it restrains nothing.
     """
     trained = row.trained
-    surrogate = _checked(loss.surrogate(row), row, config.loss)
+    surrogate = _surrogate(loss, row, config.loss)
     factor = torch.ones_like(row.old)
     if config.importance_cap and config.old_logprobs == "learner":
-        factor = loss.importance(row, config.importance_cap)
-        _check_each(factor, row, f"algorithm.loss={config.loss}: importance() returned factors")
-        factor = factor.detach()  # a weight, also where a user's own is computed from what carries the gradient
+        factor = _importance(loss, row, config.loss, config.importance_cap)
     total = torch.where(trained, weights * factor * surrogate.values, 0.0).sum()
     nothing = total.new_zeros(())
     with torch.no_grad():

@@ -28,7 +28,7 @@ from agent.readable import json_of
 from agent.records import FloatArray
 from learner.batch import Batch, Minibatch, Sample, make_batch, minibatches
 from learner.config import SHIFTED_MISMATCH, AlgorithmConfig
-from learner.loss import LossMetrics, Mismatch, Tally, loss_input, policy_loss
+from learner.loss import LossMetrics, Mismatch, Tally, loss_input, policy_loss, try_loss
 from learner.memory import named_knobs
 from learner.optimizer import ClippedAdamW, schedule_factor
 from learner.packing import PackedRow, pack_rows, room, shares
@@ -61,7 +61,8 @@ class Updater:
         """``rng`` orders the later epochs and seeds stochastic rounding; the engine samples at ``temperature``.
 
         ``fault_folder`` receives the batch that raised a ``Fault``. ``reference`` is the frozen policy
-        of the KL term; ``ValueError`` if ``config.kl`` asks for one and it is None. Every rank of ``ranks`` has an
+        of the KL term; ``ValueError`` if ``config.kl`` asks for one and it is None. ``UserError`` if the loss is the
+        user's own and fails on a row (``try_loss``). Every rank of ``ranks`` has an
         updater like this one, which begins with the same weights and the same ``rng``. ``progress`` is called after
         each microbatch.
         """
@@ -70,6 +71,7 @@ class Updater:
         self.policy = policy
         self.config = config
         self.loss = config.build_loss()
+        try_loss(self.loss, config, policy.device)
         self.temperature = temperature
         self.reference = reference if config.kl != "none" else None
         self.fault_folder = fault_folder

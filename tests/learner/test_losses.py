@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from learner_cases import tiny_policy
 
 from agent.errors import UserError
 from learner.batch import loss_weights
 from learner.config import AlgorithmConfig
-from learner.loss import LossMetrics, loss_input, policy_loss
+from learner.loss import LossMetrics, loss_input, policy_loss, try_loss
 from learner.losses.base import Choices, loss_class, loss_names
+from learner.update import Updater
 
 DEFAULTS = {
     "cispo": ("std", "token_mean", 1.0, 4.0),
@@ -235,6 +237,43 @@ class Bared(Reinforce):
     def surrogate(self, row):
         return row.logprobs
 
+class Broken(Reinforce):
+    def surrogate(self, row):
+        return row.nothing
+
+class Frozen(Reinforce):
+    def surrogate(self, row):
+        found = super().surrogate(row)
+        return Surrogate(values=found.values.detach(), clipped=found.clipped, ratio=found.ratio)
+
+class Counted(Reinforce):
+    def surrogate(self, row):
+        found = super().surrogate(row)
+        return Surrogate(values=found.values, clipped=found.clipped.float(), ratio=found.ratio)
+
+class Whole(Reinforce):
+    def importance(self, row, cap):
+        return row.sequence
+
+class Unweighed(Reinforce):
+    def importance(self, row, cap):
+        raise RuntimeError("no weight\\nat all")
+
+class Turned(Reinforce):
+    def surrogate(self, row):
+        found = super().surrogate(row)
+        found.values.register_hook(lambda gradient: 1 / 0)
+        return found
+
+class Unmade(Reinforce):
+    def __init__(self, choices):
+        self.scale = choices.scale
+
+class Unsure(Reinforce):
+    @classmethod
+    def check(cls, choices):
+        raise KeyError("clip")
+
 class Alone(Reinforce):
     def surrogate(self):
         return None
@@ -293,12 +332,35 @@ def test_a_loss_by_import_path() -> None:
         ("Plain", r"surrogate\(\) returned ratio as float, and a tensor of shape \(1,\) is needed$"),
         ("Weighed", r"importance\(\) returned factors of shape \(\), and \(1,\) is needed: one for each token$"),
         ("Bared", r"surrogate\(\) returned Tensor, and a Surrogate is needed$"),
+        ("Counted", r"surrogate\(\) returned clipped of type torch\.float32, and torch\.bool is needed$"),
+        ("Whole", r"importance\(\) returned factors of type torch\.int64, and a float is needed$"),
+        ("Frozen", r"surrogate\(\) returned values without a gradient; .* from row\.logprobs$"),
+        ("Broken", r"surrogate\(\) raised AttributeError: .*nothing"),
+        ("Unweighed", r"importance\(\) raised RuntimeError: no weight at all$"),
+        ("Unmade", r"making it raised AttributeError: .*scale"),
     ],
 )
 def test_a_loss_that_gives_something_else_than_a_value_for_each_token(name: str, message: str) -> None:
     """A mean would be broadcast: each token's loss would depend on the other sequences of its row."""
     with pytest.raises(UserError, match=rf"^algorithm\.loss=own_losses:{name}: {message}"):
         alone(f"own_losses:{name}", [[3.0], [1.0]], [1.0, -1.0])
+
+
+@pytest.mark.usefixtures("_own")
+@pytest.mark.parametrize("name", ["Meant", "Plain", "Weighed", "Broken", "Frozen", "Counted", "Turned"])
+def test_a_broken_loss_is_told_before_anything_is_played(name: str, tmp_path: Path) -> None:
+    config = AlgorithmConfig(loss=f"own_losses:{name}", kl="k2")
+    policy = tiny_policy()
+    with pytest.raises(UserError, match=rf"^algorithm\.loss=own_losses:{name}: ") as error:
+        Updater(policy, config, rng=np.random.default_rng(0), fault_folder=tmp_path, reference=policy)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", loss_names())
+def test_the_trial_leaves_no_trace(name: str) -> None:
+    config, before = AlgorithmConfig(loss=name), torch.get_rng_state()
+    try_loss(config.build_loss(), config, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.usefixtures("_own")
@@ -312,6 +374,7 @@ def test_a_loss_that_gives_something_else_than_a_value_for_each_token(name: str,
         ("own_losses:Alone", r"surrogate must take \(self, row\), as Loss's does"),
         ("own_losses:Capless", r"importance must take \(self, row, cap\), as Loss's does"),
         ("own_losses:Checked", "check must be a class method, as Loss's is"),
+        ("own_losses:Unsure", r"check\(\) raised KeyError: 'clip'"),
         ("own_losses:Unclipped", r"of its defaults, algorithm\.clip_low=None must be a number"),
         ("own_losses:Averaged", r"of its defaults, algorithm\.advantage=grpo is not known"),
         ("own_lossses:Reinforce", "there is no module own_lossses; set PYTHONPATH"),
