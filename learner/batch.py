@@ -161,16 +161,17 @@ def loss_weights(
 def minibatches(batch: Batch, config: AlgorithmConfig, rng: np.random.Generator) -> tuple[Minibatch, ...]:
     """The optimizer updates of one learner step, without those that have nothing to train.
 
-    Each takes ``minibatch_questions`` questions (0: all of them), those without a signal counted in:
-    whether a neighbour learns must not move a question to another update. The first epoch keeps
-    the batch's order, each later one draws its own from ``rng``.
+    They are as few as take at most ``minibatch_questions`` questions each (0: all of them), and as even as can be: 7
+    by 3 are 3, 2 and 2, since an update of a single question would weigh as much as one of three. Those without a
+    signal are counted in: whether a neighbour learns must not move a question to another update. The first epoch
+    keeps the batch's order, each later one draws its own from ``rng``.
     """
-    size = config.minibatch_questions or max(batch.questions, 1)
+    updates = max(1, -(-batch.questions // (config.minibatch_questions or max(1, batch.questions))))
     out = []
     for epoch in range(config.epochs):
         order = np.arange(batch.questions) if epoch == 0 else rng.permutation(batch.questions)
-        for start in range(0, batch.questions, size):
-            chosen = set(order[start : start + size].tolist())
+        for questions in np.array_split(order, updates):
+            chosen = set(questions.tolist())
             part = _minibatch([i for i, s in enumerate(batch.samples) if s.question in chosen], batch, config)
             if part.samples:
                 out.append(part)

@@ -189,7 +189,7 @@ class AlgorithmConfig:
     constant_length: int | None = bounded(None, "at least 1")
     """Denominator per sequence of ``aggregation=constant_length``; null is 1024."""
     minibatch_questions: int = bounded(0, "at least 0")
-    """Questions per optimizer update; 0 takes the whole batch in one update."""
+    """Most questions per optimizer update, among which a batch is shared out evenly; 0 takes all of it in one."""
     epochs: int = bounded(1, "at least 1")
     """Passes over the batch."""
     microbatch_tokens: int = bounded(16384, "at least 1")

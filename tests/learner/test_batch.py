@@ -86,6 +86,20 @@ def test_minibatches_count_questions_and_skip_the_empty_ones() -> None:
         assert [batch.samples[i] for i in part.indices] == list(part.samples)
 
 
+@pytest.mark.parametrize(
+    ("questions", "most", "sizes"),
+    [(7, 3, [3, 2, 2]), (4, 3, [2, 2]), (5, 3, [3, 2]), (6, 3, [3, 3]), (2, 3, [2]), (9, 4, [3, 3, 3]), (3, 0, [3])],
+)
+def test_minibatches_are_as_even_as_can_be(questions: int, most: int, sizes: list[int]) -> None:
+    """The rest of a batch was an update of its own: of a single question, say."""
+    batch = make_batch(random_groups(0, [[1, 0]] * questions), "std")
+    parts = minibatches(batch, AlgorithmConfig(minibatch_questions=most, epochs=2), rng())
+    found = [[s.question for s in part.samples] for part in parts]
+    assert [len(set(part)) for part in found] == sizes * 2
+    for epoch in (found[: len(sizes)], found[len(sizes) :]):
+        assert sorted({q for part in epoch for q in part}) == list(range(questions))
+
+
 def test_later_epochs_are_drawn_from_the_generator() -> None:
     batch = make_batch(random_groups(0, [[1, 0]] * 8), "std")
     config = AlgorithmConfig(minibatch_questions=2, epochs=3)
