@@ -183,8 +183,12 @@ def _check_context(model: Mapping[str, Any], given: str, agent: AgentConfig) -> 
     context, longest = context_of(model), agent.longest_episode
     if context is not None and longest > context:
         more = ""
-        if (reach := could_be(model)) is not None:
-            more = f"; its YaRN reaches {reach} once its config.json has max_position_embeddings={reach}"
+        if (scaled := could_be(model)) is not None:
+            reach, original = scaled
+            more = (
+                f". Its YaRN reaches {reach} once its config.json has max_position_embeddings={reach} beside "
+                f"original_max_position_embeddings={original}"
+            )
         raise UserError(
             f"agent.max_prompt_tokens + agent.max_response_tokens = {longest}, but the context of the model in "
             f"{given} is {context} tokens; lower one of them{more}"

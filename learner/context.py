@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+STRETCHED = ("linear", "dynamic")
+"""Kinds of positions (``rope_type``) of which ``max_position_embeddings`` is the context before they were scaled."""
+
 
 def context_of(config: Mapping[str, Any]) -> int | None:
     """The longest sequence, in tokens, as the engine counts; None where the configuration doesn't say.
 
-    ``max_position_embeddings`` is that already, but for positions that are scaled linearly (``rope_type``): then it is
-    what the model was trained on before, and ``factor`` times as many fit.
+    ``max_position_embeddings`` is that already, but for positions in ``STRETCHED``: then ``factor`` times as many fit.
     """
     most, (kind, factor) = _whole(config.get("max_position_embeddings")), _scaling(config)
-    return int(most * factor) if most is not None and kind == "linear" else most
+    return int(most * factor) if most is not None and kind in STRETCHED else most
 
 
-def could_be(config: Mapping[str, Any]) -> int | None:
-    """What YaRN's ``factor`` makes of the context, in tokens, where ``max_position_embeddings`` doesn't have it yet.
+def could_be(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """What YaRN's ``factor`` makes of the context, where ``max_position_embeddings`` doesn't have it yet; and the
+    context before, ``original_max_position_embeddings``. Both in tokens.
 
     A model card that says how to switch YaRN on leaves that field as it was (Qwen2.5's), and the engine goes by it.
     """
@@ -25,7 +28,7 @@ def could_be(config: Mapping[str, Any]) -> int | None:
     original = _whole(_positions(config).get("original_max_position_embeddings")) or most
     if kind != "yarn" or most is None or original is None or int(original * factor) <= most:
         return None
-    return int(original * factor)
+    return int(original * factor), original
 
 
 def window_of(config: Mapping[str, Any]) -> int | None:

@@ -72,6 +72,7 @@ def test_the_file_is_the_model_that_it_should_be(smollm2):
 
     tokenizer, model = AutoTokenizer.from_pretrained(smollm2), AutoModelForCausalLM.from_pretrained(smollm2)
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    assert tokenizer.tokenize("in  2017") == ["in", "ĠĠ", "2", "0", "1", "7"], "each digit is alone"
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.no_grad():
         written = model.generate(ids, max_new_tokens=2, do_sample=False)

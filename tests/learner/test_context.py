@@ -20,13 +20,14 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         ({"max_position_embeddings": 100, "rope_scaling": None}, 100, None),
         ({"max_position_embeddings": 100, "rope_scaling": {"type": "linear", "factor": 2.5}}, 250, None),
         ({"max_position_embeddings": 100, "rope_parameters": {"rope_type": "linear", "factor": 2}}, 200, None),
+        ({"max_position_embeddings": 100, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, 200, None),
         ({"max_position_embeddings": 100, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 100, None),
-        ({"max_position_embeddings": 100, "rope_scaling": YARN}, 100, 400),
+        ({"max_position_embeddings": 100, "rope_scaling": YARN}, 100, (400, 100)),
         ({"max_position_embeddings": 400, "rope_scaling": YARN}, 400, None),
-        ({"max_position_embeddings": 100, "rope_scaling": {"type": "yarn", "factor": 2.0}}, 100, 200),
+        ({"max_position_embeddings": 100, "rope_scaling": {"type": "yarn", "factor": 2.0}}, 100, (200, 100)),
     ],
 )
-def test_scaled_positions(config: dict[str, Any], context: int | None, reach: int | None) -> None:
+def test_scaled_positions(config: dict[str, Any], context: int | None, reach: tuple[int, int] | None) -> None:
     assert (context_of(config), could_be(config)) == (context, reach)
 
 
