@@ -24,7 +24,9 @@ def told(where: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, *but):
+    except UserError:
+        raise
+    except but:
         raise
     except Exception as error:
         raise UserError(f"{where} raised {type(error).__name__}: {shortened(error)}") from error
