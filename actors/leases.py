@@ -1,12 +1,13 @@
-"""The worker's side of its leases: a group that gets on keeps its claim, and one that stands still loses it."""
+"""The worker's side of its leases: a group that gets on keeps its claim; one that stands still loses it, and ends."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 
@@ -31,6 +32,7 @@ class Paced:
         """Requests that were begun or ended."""
         self._inside = 0
         self._seen: tuple[int, int] | None = None
+        self._ended = False
 
     async def generate(
         self, prompt_ids: Sequence[int], *, max_new_tokens: int, stop: tuple[str, ...], temperature: float, seed: int
@@ -52,8 +54,14 @@ class Paced:
         before, self._seen = self._seen, now
         return now != before
 
+    def end(self) -> None:
+        """Nothing of the group gets on to the engine any more, which may be about to sleep."""
+        self._ended = True
+
     @contextmanager
     def _asked(self) -> Iterator[None]:
+        if self._ended:
+            raise asyncio.CancelledError("the group is given up")
         self._turns += 1
         self._inside += 1
         try:
@@ -64,76 +72,78 @@ class Paced:
 
 
 @dataclass(slots=True)
-class _Group:
-    """One that is played, and in which task."""
+class _Held:
+    """A claim of this worker, and the task that plays its group."""
 
-    question: str
-    paced: Paced
-    task: asyncio.Task[Any] | None
-    still: int = 0
-    """Renewals in a row that it stood still for."""
+    question_id: str
+    group: asyncio.Task[None]
+    claimed: float
+    paced: Paced | None = None
+    """None before the group has begun: what it waits for is known, and its lease begins when it does."""
+
+    def end(self) -> None:
+        """Cancels the group, and again each time: code of the user's own may catch that."""
+        if self.paced is not None:
+            self.paced.end()
+        self.group.cancel()
 
 
 class Leases:
-    """The claims that one worker holds of ``pool``. They are renewed while ``keep`` runs.
-
-    A group that stands still for a whole lease has lost its claim, and its question goes to somebody else: it is
-    cancelled, or a tool or a reward that never answers would keep the group's place for ever.
-    """
+    """The claims that one worker holds of ``pool``. They are renewed, and seen to be gone, while ``keep`` runs."""
 
     def __init__(self, pool: Any, worker: str, lease_s: float) -> None:
         self._pool = pool
         self._worker = worker
         self._lease_s = lease_s
-        self._waiting: set[int] = set()
-        """Claims whose groups have not begun: what they wait for is known, and their leases begin when they do."""
-        self._playing: dict[int, _Group] = {}
+        self._held: dict[int, _Held] = {}
+        self._given_up: set[asyncio.Task[None]] = set()
 
-    def claimed(self, ticket: Ticket) -> None:
-        """A ticket is here, and its group waits."""
-        self._waiting.add(ticket.claim_id)
+    def claimed(self, ticket: Ticket, question_id: str, group: asyncio.Task[None]) -> None:
+        """A ticket is here, and ``group``, which plays it, waits."""
+        self._held[ticket.claim_id] = _Held(question_id, group, time.monotonic())
+        group.add_done_callback(lambda _: self._held.pop(ticket.claim_id, None))
 
     @contextmanager
-    def playing(self, ticket: Ticket, question: str, paced: Paced) -> Iterator[None]:
-        """The group of ``ticket``, for the ``question`` of that id, is played in the body by the task that runs."""
-        self._waiting.discard(ticket.claim_id)
-        self._playing[ticket.claim_id] = _Group(question, paced, asyncio.current_task())
+    def playing(self, ticket: Ticket, paced: Paced) -> Iterator[None]:
+        """The group of ``ticket`` is played in the body."""
+        self._held[ticket.claim_id].paced = paced
         try:
             yield
         finally:
-            del self._playing[ticket.claim_id]
+            del self._held[ticket.claim_id]
 
-    async def keep(self) -> None:
-        """Renews what gets on, and cancels what has stood still for a lease; all of it when the pool is gone."""
+    def gave_up(self, group: asyncio.Task[None]) -> bool:
+        """Whether ``group``, which has ended, was cancelled since its claim was gone. Asked once."""
+        found = group in self._given_up
+        self._given_up.discard(group)
+        return found
+
+    async def keep(self) -> NoReturn:
+        """Renews again and again. Raises ``RayActorError`` once the pool is gone."""
         while True:
             await asyncio.sleep(self._lease_s / RENEWALS)
-            alive = [*self._waiting, *(claim for claim, group in self._playing.items() if self._moves(group))]
-            try:
-                await self._pool.renew.remote(self._worker, alive)
-            except ray.exceptions.ActorUnavailableError:
-                continue  # its node was out of reach for a moment
-            except ray.exceptions.RayError:
-                for group in self._playing.values():
-                    _cancel(group)
-                return  # whoever claims or submits says so
+            await self.renew()
 
-    def _moves(self, group: _Group) -> bool:
-        """Whether it has got on since this was asked last. Cancels it once it has stood still for a lease."""
-        if group.paced.moved():
-            group.still = 0
-            return True
-        group.still += 1
-        if group.still >= RENEWALS:
-            if group.still == RENEWALS:
+    async def renew(self) -> None:
+        """Renews what gets on, and gives up the groups whose claims are gone: others play their questions again."""
+        held = [*self._held]
+        moved = [claim for claim, h in self._held.items() if h.paced is None or h.paced.moved()]
+        try:
+            gone = await self._pool.renew.remote(self._worker, held, moved)
+        except ray.exceptions.ActorUnavailableError:
+            return  # its node was out of reach for a moment
+        for lost in [self._held[claim] for claim in gone if claim in self._held]:  # others were submitted meanwhile
+            if lost.group not in self._given_up:
+                self._given_up.add(lost.group)
                 print(
-                    f"the group of question {group.question} has stood still for {self._lease_s:.0f} s "
-                    "(pool.lease_s), and is given up: a tool or a reward that doesn't answer?",
+                    f"{self._worker}: the group of question {lost.question_id} has stood still for {self._lease_s:g} s "
+                    f"(pool.lease_s), {time.monotonic() - lost.claimed:.0f} s after its claim, and is given up: a tool "
+                    "or a reward that doesn't answer?",
                     flush=True,
                 )
-            _cancel(group)
-        return False
+            lost.end()
 
-
-def _cancel(group: _Group) -> None:
-    if group.task is not None:
-        group.task.cancel()
+    def end(self) -> None:
+        """Nobody wants the groups any more: cancels them."""
+        for held in self._held.values():
+            held.end()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ class PoolActor:
         self._changed = asyncio.Condition()
         self._closed = False
         self._lost: set[str] = set()  # a dead worker's claim may still be waiting here
+        self._begun: Counter[str] = Counter()  # and so may one that its worker has left
         self._looked = time.monotonic()
         self._frozen_s = 0.0
         """Seconds in which the machine stood still (a frozen container, say): its workers renewed nothing either."""
@@ -76,9 +78,19 @@ class PoolActor:
         """See ``actors/health.py``."""
         return self._beats.pulse()
 
+    async def begin(self, worker: str) -> None:
+        """``worker`` begins to play. What it claimed before comes back, and what it asked for then gets nothing.
+
+        It plays none of that any more: it took the pool for dead, whose node it couldn't reach for a moment.
+        """
+        self._begun[worker] += 1
+        self._pool.worker_lost(worker, suspect=False)
+        await self._notify()
+
     async def claim(self, worker: str, limit: int) -> list[tuple[Ticket, Question]]:
         """One to ``limit`` tickets with their questions, once a batch may be drawn from; none once it is closed."""
-        while not self._closed and worker not in self._lost:
+        begun = self._begun[worker]
+        while not self._closed and worker not in self._lost and begun == self._begun[worker]:
             tickets = self._pool.claim(worker, now=self._now(), limit=limit)
             if tickets:
                 await self._notify()  # others may be waiting with no lease in sight
@@ -129,9 +141,13 @@ class PoolActor:
         saved.save(checkpoint / TRAINING, self._pool.state())
         return listed(checkpoint, without=before)
 
-    async def renew(self, worker: str, claim_ids: list[int]) -> None:
-        """See ``QueryPool.renew``."""
-        self._pool.renew(worker, claim_ids, now=self._now())
+    async def renew(self, worker: str, held: list[int], moved: list[int]) -> list[int]:
+        """See ``QueryPool.renew``. Leases end here, too: nobody need be waiting for a claim or a batch."""
+        now = self._now()
+        gone = self._pool.renew(worker, held, moved, now=now)
+        if self._pool.expire(now=now):  # the worker hears of it with its next renewal
+            await self._notify()
+        return gone
 
     async def worker_lost(self, worker: str, suspect: bool) -> tuple[int, list[Question]]:
         """Returns a dead worker's claims to the pool: how many, and which questions are quarantined for it.

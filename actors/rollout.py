@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,8 @@ class RolloutWorker:
         self._open = asyncio.Event()
         """Clear while new weights wait for the groups in flight."""
         self._open.set()
+        self._leases: Leases | None = None
+        """Of the ``run`` that is under way."""
         self._at_play = 0
         self._alone = asyncio.Condition()
 
@@ -185,7 +187,8 @@ class RolloutWorker:
 
     @during("sleep")
     async def sleep(self) -> None:
-        """The engine leaves its card. Nothing may be playing."""
+        """The engine leaves its card. Nothing may be playing but groups whose claims are gone, which end here."""
+        await self._give_up_lost()
         await self._engine.sleep()
 
     @during("wake")
@@ -195,26 +198,31 @@ class RolloutWorker:
 
     async def run(self, pool: Any, group: GroupConfig) -> int | None:
         """Claims from ``pool`` and plays by the strategy of ``group`` until the pool closes; returns the number of
-        groups it played, and None if the pool is gone: then nobody would take what is in flight.
+        groups it played, and None if the pool is gone or out of reach: then nobody would take what is in flight.
 
         Raises what a group raised: the supervisor then replaces this worker.
         """
         strategy = STRATEGIES[group.strategy]
-        leases = Leases(pool, self._name, self._settings.lease_s)
-        keeping = asyncio.ensure_future(leases.keep())
+        leases = self._leases = Leases(pool, self._name, self._settings.lease_s)
         playing: set[asyncio.Task[None]] = set()
+        keeping = asyncio.ensure_future(leases.keep())
+        serving = asyncio.ensure_future(self._serve(pool, strategy, leases, playing))
         try:
-            return await self._serve(pool, strategy, leases, playing)
+            # With groups that hang in all places nothing is claimed: then the leases alone tell that the pool is gone.
+            done, _ = await asyncio.wait({keeping, serving}, return_when=asyncio.FIRST_COMPLETED)
+            return await (serving if serving in done else keeping)
         except ray.exceptions.RayActorError as error:
-            print(f"the pool is gone: {type(error).__name__}", flush=True)
+            print(f"the pool is gone or out of reach: {type(error).__name__}", flush=True)
             return None
         finally:
-            keeping.cancel()
-            for task in playing:
+            self._leases = None
+            leases.end()
+            for task in (keeping, serving, *playing):
                 task.cancel()
 
     async def _serve(self, pool: Any, strategy: Strategy, leases: Leases, playing: set[asyncio.Task[None]]) -> int:
         """``run``, which is left what is ``playing`` when something breaks."""
+        await pool.begin.remote(self._name)
         played = 0
         while True:
             room = self._settings.groups_in_flight - len(playing)
@@ -223,20 +231,21 @@ class RolloutWorker:
                 done, _ = await asyncio.wait({claim, *playing}, return_when=asyncio.FIRST_COMPLETED)
                 while claim not in done:
                     # A claim waits at the pool; groups that end meanwhile must not be left unwatched.
-                    self._reap(playing)
+                    self._reap(playing, leases)
                     done, _ = await asyncio.wait({claim, *playing}, return_when=asyncio.FIRST_COMPLETED)
                 if not claim.result():
                     break
                 for ticket, question in claim.result():
-                    leases.claimed(ticket)
-                    playing.add(asyncio.ensure_future(self._play(pool, strategy, ticket, question, leases)))
+                    task = asyncio.ensure_future(self._play(pool, strategy, ticket, question, leases))
+                    leases.claimed(ticket, question.id, task)
+                    playing.add(task)
                     played += 1
             elif playing:
                 await asyncio.wait(playing, return_when=asyncio.FIRST_COMPLETED)
-            self._reap(playing)
+            self._reap(playing, leases)
         while playing:
             await asyncio.wait(playing, return_when=asyncio.FIRST_COMPLETED)
-            self._reap(playing)
+            self._reap(playing, leases)
         return played
 
     @during("evaluate")
@@ -279,13 +288,28 @@ class RolloutWorker:
         paced = Paced(self._player.generator, lambda: self._engine.stats.steps)
         player = replace(self._player, generator=paced)
         try:
-            with self._spans.span("play a group"), leases.playing(ticket, question.id, paced):
+            with self._spans.span("play a group"), leases.playing(ticket, paced):
                 group = await strategy(player, question, ticket, size=self._settings.group_size, worker=self._name)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Its claim would be drawn again a lease later, and end so again.
+            raise Fault(
+                f"the group of question {question.id} was cancelled by its own code: a tool or a reward raises "
+                "asyncio.CancelledError; raise another error there"
+            ) from None
         finally:
             async with self._alone:
                 self._at_play -= 1
                 self._alone.notify_all()
         await pool.submit.remote(group.outcome(), packed(group))
+
+    async def _give_up_lost(self) -> None:
+        """Ends the groups whose claims are gone, without waiting for the next renewal."""
+        if self._leases is not None:
+            with suppress(ray.exceptions.RayActorError):  # then ``run`` ends with all that plays
+                await self._leases.renew()
 
     @asynccontextmanager
     async def _between_groups(self) -> AsyncIterator[None]:
@@ -295,6 +319,7 @@ class RolloutWorker:
             return
         self._open.clear()
         try:
+            await self._give_up_lost()
             async with self._alone:
                 await self._alone.wait_for(lambda: self._at_play == 0)
             yield
@@ -302,10 +327,12 @@ class RolloutWorker:
             self._open.set()
 
     @staticmethod
-    def _reap(playing: set[asyncio.Task[None]]) -> None:
-        """Takes out the groups that have ended, and those that were cancelled. Raises what one has raised."""
+    def _reap(playing: set[asyncio.Task[None]], leases: Leases) -> None:
+        """Takes out the groups that have ended. Raises what one has raised, unless it was given up."""
         for task in [*playing]:
             if task.done():
                 playing.discard(task)
-                if not task.cancelled():
+                if not leases.gave_up(task):
                     task.result()
+                elif not task.cancelled():
+                    task.exception()  # asyncio would log one that nobody has read

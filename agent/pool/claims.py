@@ -56,11 +56,15 @@ class Claims:
         del self._held[ticket.claim_id]
         self.deaths.pop(ticket.query, None)
 
-    def renew(self, worker: str, claim_ids: Iterable[int], *, now: float) -> None:
-        """The groups of these claims go on: their leases begin anew. Claims that ``worker`` no longer holds don't."""
-        for claim in (self._held.get(c) for c in claim_ids):
-            if claim is not None and claim.worker == worker:
-                claim.deadline = now + self._lease_s
+    def renew(self, worker: str, held: Iterable[int], moved: Iterable[int], *, now: float) -> list[int]:
+        """The groups of ``moved`` go on: their leases begin anew. Claims that ``worker`` no longer holds don't.
+
+        Returns which of ``held`` these are.
+        """
+        own = {claim_id: claim for claim_id, claim in self._held.items() if claim.worker == worker}
+        for claim_id in own.keys() & {*moved}:
+            own[claim_id].deadline = now + self._lease_s
+        return [claim_id for claim_id in held if claim_id not in own]
 
     def ends(self, which: Callable[[Claim], bool]) -> list[Ticket]:
         """Ends the claims that ``which`` picks; their tickets."""

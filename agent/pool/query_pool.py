@@ -166,9 +166,9 @@ class QueryPool(Generic[P]):
             batch.zero += outcome.state is not QueryState.SIGNAL
         return True
 
-    def renew(self, worker: str, claim_ids: Sequence[int], *, now: float) -> None:
-        """The groups of these claims go on: their leases begin anew."""
-        self._claims.renew(worker, claim_ids, now=now)
+    def renew(self, worker: str, held: Sequence[int], moved: Sequence[int], *, now: float) -> list[int]:
+        """The groups of ``moved`` go on: their leases begin anew. Which of ``held`` are no longer its claims."""
+        return self._claims.renew(worker, held, moved, now=now)
 
     def worker_lost(self, worker: str, *, suspect: bool = True) -> Lost:
         """Returns all claims of a dead worker. Questions that may have killed it (``suspect``) are quarantined."""

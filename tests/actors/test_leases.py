@@ -11,6 +11,7 @@ import pytest
 import ray
 
 from actors.leases import Leases, Paced
+from agent.pool.claims import Claims
 from agent.tickets import Ticket
 
 
@@ -30,10 +31,16 @@ class Engine:
         raise NotImplementedError
 
 
-async def play(leases: Leases, ticket: Ticket, paced: Paced) -> None:
+def play(leases: Leases, ticket: Ticket, paced: Paced) -> asyncio.Task[None]:
     """A group of one turn."""
-    with leases.playing(ticket, f"q{ticket.query}", paced):
-        await generate(paced)
+
+    async def group() -> None:
+        with leases.playing(ticket, paced):
+            await generate(paced)
+
+    task = asyncio.ensure_future(group())
+    leases.claimed(ticket, f"q{ticket.query}", task)
+    return task
 
 
 def generate(paced: Paced) -> asyncio.Future[Any]:
@@ -69,31 +76,31 @@ def test_what_waits_or_moves_is_renewed_and_what_stands_still_is_not() -> None:
 
         out_of_reach = [True]
 
-        async def renew(worker: str, claims: list[int]) -> None:
-            assert worker == "w"
+        async def renew(worker: str, held: list[int], moved: list[int]) -> list[int]:
+            assert (worker, held) == ("w", [0, 1, 2])
             if out_of_reach and out_of_reach.pop():
                 raise ray.exceptions.ActorUnavailableError("the pool's node can't be reached", None)
-            renewed.put_nowait(claims)
+            renewed.put_nowait(moved)
+            return []
 
         leases = Leases(SimpleNamespace(renew=SimpleNamespace(remote=renew)), "w", lease_s=0.04)
         waits, moves, stands = (Ticket(claim_id=i, query=i, batch=0, order=i, seed=i) for i in range(3))
         engine = Engine()
         moving, standing = Paced(engine, lambda: engine.steps), Paced(engine, lambda: 0)
+        group = asyncio.ensure_future(asyncio.Event().wait())
         for ticket in (waits, moves, stands):
-            leases.claimed(ticket)
+            leases.claimed(ticket, "q", group)
         keeping = asyncio.ensure_future(leases.keep())
         assert await renewed.get() == [0, 1, 2], "a lease begins when its group does"
-        groups = [
-            asyncio.ensure_future(play(leases, ticket, paced))
-            for ticket, paced in ((moves, moving), (stands, standing))
-        ]
-        while await renewed.get() != [0]:  # both have begun a turn, and then nothing moves
-            pass
-        engine.steps += 1
-        while await renewed.get() != [0, 1]:
-            pass
-        for group in groups:
-            group.cancel()
+        with leases.playing(moves, moving), leases.playing(stands, standing):
+            turns = [generate(moving), generate(standing)]
+            while await renewed.get() != [0]:  # both have begun a turn, and then nothing moves
+                pass
+            engine.steps += 1
+            while await renewed.get() != [0, 1]:
+                pass
+        for turn in (*turns, group):
+            turn.cancel()
         keeping.cancel()
 
     asyncio.run(scenario())
@@ -103,42 +110,92 @@ def test_a_group_that_stands_still_for_a_lease_is_cancelled_and_said(capsys: pyt
     """As one whose tool never answers: its question has gone to somebody else by then."""
 
     async def scenario() -> None:
-        renewed: list[list[int]] = []
+        claims, now = Claims(lease_s=1.0, quarantine_after=0), 0.0
 
-        async def renew(worker: str, claims: list[int]) -> None:
-            renewed.append(claims)
+        async def renew(worker: str, held: list[int], moved: list[int]) -> list[int]:
+            nonlocal now
+            now += 0.25
             engine.steps += 1
+            gone = claims.renew(worker, held, moved, now=now)
+            claims.ends(lambda claim: claim.deadline <= now)
+            return gone
 
         leases = Leases(SimpleNamespace(renew=SimpleNamespace(remote=renew)), "w", lease_s=0.04)
         moves, stands = (Ticket(claim_id=i, query=i, batch=0, order=i, seed=i) for i in range(2))
         engine = Engine()
-        going = asyncio.ensure_future(play(leases, moves, Paced(engine, lambda: engine.steps)))
-        stuck = asyncio.ensure_future(play(leases, stands, Paced(engine, lambda: 0)))
+        for ticket in (moves, stands):
+            claims.add(ticket, "w", now=now)
+        going, stuck = (
+            play(leases, moves, Paced(engine, lambda: engine.steps)),
+            play(leases, stands, Paced(engine, int)),
+        )
         keeping = asyncio.ensure_future(leases.keep())
         with pytest.raises(asyncio.CancelledError):
             await stuck
-        assert len(renewed) >= 4, "a whole lease"
-        assert all(0 in claims for claims in renewed)
+        assert now > 1.0, "a whole lease"
         assert not going.done()
+        assert claims.ticket(0) == moves
         going.cancel()
         keeping.cancel()
 
     asyncio.run(scenario())
-    wanted = "the group of question q1 has stood still for 0 s (pool.lease_s), and is given up: a tool or a reward that"
-    assert capsys.readouterr().out.startswith(wanted)
+    out = capsys.readouterr().out
+    assert out.startswith("w: the group of question q1 has stood still for 0.04 s (pool.lease_s), ")
+    assert out.count("\n") == 1, "once"
 
 
 def test_groups_that_no_pool_will_take_are_cancelled() -> None:
     async def scenario() -> None:
-        async def renew(worker: str, claims: list[int]) -> None:
+        async def renew(worker: str, held: list[int], moved: list[int]) -> list[int]:
             raise ray.exceptions.RayActorError
 
         leases = Leases(SimpleNamespace(renew=SimpleNamespace(remote=renew)), "w", lease_s=0.04)
         engine = Engine()
         ticket = Ticket(claim_id=0, query=0, batch=0, order=0, seed=0)
-        group = asyncio.ensure_future(play(leases, ticket, Paced(engine, lambda: engine.steps)))
-        await leases.keep()
+        group = play(leases, ticket, Paced(engine, lambda: engine.steps))
+        with pytest.raises(ray.exceptions.RayActorError):
+            await leases.keep()
+        leases.end()
         with pytest.raises(asyncio.CancelledError):
             await group
 
     asyncio.run(scenario())
+
+
+def test_a_group_whose_claim_is_gone_is_cancelled_until_it_ends_and_asks_the_engine_for_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def scenario() -> None:
+        async def renew(worker: str, held: list[int], moved: list[int]) -> list[int]:
+            return [claim for claim in (7, 8) if claim in held or claim == 7]  # 7 was submitted while this was asked
+
+        leases = Leases(SimpleNamespace(renew=SimpleNamespace(remote=renew)), "w", lease_s=600.0)
+        ticket = Ticket(claim_id=8, query=0, batch=0, order=0, seed=0)
+        engine = Engine()
+        paced = Paced(engine, lambda: 0)
+        cancelled = 0
+
+        async def stubborn() -> None:
+            nonlocal cancelled
+            with leases.playing(ticket, paced):
+                while cancelled < 2:
+                    try:
+                        await asyncio.Event().wait()
+                    except asyncio.CancelledError:
+                        cancelled += 1
+                await generate(paced)
+
+        group = asyncio.ensure_future(stubborn())
+        leases.claimed(ticket, "q8", group)
+        for _ in range(2):
+            await asyncio.sleep(0)
+            await leases.renew()
+        assert not leases.gave_up(asyncio.ensure_future(asyncio.sleep(0)))
+        await asyncio.wait({group})
+        assert (cancelled, group.cancelled(), engine.asked) == (2, True, [])
+        assert leases.gave_up(group)
+        assert not leases.gave_up(group), "once"
+        await leases.renew()
+
+    asyncio.run(scenario())
+    assert capsys.readouterr().out.count("w: the group of question q8 has stood still for 600 s") == 1

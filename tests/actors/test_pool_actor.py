@@ -237,6 +237,28 @@ def test_the_end_of_a_lease_is_seen_by_a_take_that_came_before_the_claim(start: 
     assert (dict(batch.returned), batch.accepted, batch.played) == ({"lease_expired": 2}, (), ())
 
 
+def test_a_lease_ends_and_its_holder_is_told_though_nobody_waits(start: Start) -> None:
+    """As in the last groups of a run: no claim and no take is there any more to see it."""
+    pool = start(Epoch(batch_questions=1, group_size=2, lease_s=0.3))
+    (hangs,) = (ticket.claim_id for ticket in claim(pool))
+    result(pool.close.remote())
+    until(lambda: result(pool.renew.remote("w", [hangs], [])) == [hangs])
+    assert result(pool.report.remote())["accounts"]["groups"]["returned"] == {"lease_expired": 1}
+
+
+def test_what_a_worker_held_before_it_was_cut_off_comes_back_when_it_begins_anew(start: Start) -> None:
+    pool = start(Epoch(batch_questions=2, group_size=2))
+    result(pool.begin.remote("w"))
+    before = claim(pool)
+    waiting = pool.claim.remote("w", 8)
+    assert claimed(pool) == 2
+    result(pool.begin.remote("w"))
+    assert result(waiting) == [], "nobody would play what it got"
+    assert result(pool.report.remote())["accounts"]["groups"]["returned"] == {"worker_lost": 2}
+    assert len(claim(pool)) == 2
+    assert submitted(pool, played(before[0])) is False
+
+
 def test_leases_do_not_run_while_the_machine_is_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their workers can renew nothing meanwhile."""
     clock = SimpleNamespace(now=1000.0)

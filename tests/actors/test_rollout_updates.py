@@ -22,7 +22,7 @@ from actors.payloads import DIGEST, is_whole
 from actors.rollout import RolloutWorker
 from actors.weights import Published
 from agent.config import AgentConfig, GroupConfig
-from agent.errors import Unusable
+from agent.errors import Fault, Unusable
 from agent.group import Player
 from agent.records import Question
 from agent.tickets import Ticket
@@ -44,6 +44,9 @@ class FakeEngine:
 
     async def hold(self) -> None:
         self.events.append("hold")
+
+    async def sleep(self) -> None:
+        self.events.append("sleep")
 
     async def generate(self, *_: Any, **__: Any) -> Any:
         raise NotImplementedError
@@ -81,15 +84,23 @@ class Scene:
         self.submitted: list[tuple[int, int | None, int | None]] = []
         self.begun: list[int] = []
         monkeypatch.setitem(rollout_module.STRATEGIES, "plain", self._play)
-        self.pool = SimpleNamespace(
-            claim=SimpleNamespace(remote=self._claim),
-            submit=SimpleNamespace(remote=self._submit),
-            renew=SimpleNamespace(remote=self._renew),
-        )
+        calls = {"begin": self._begin, "claim": self._claim, "renew": self._renew, "submit": self._submit}
+        self.pool = SimpleNamespace(**{name: SimpleNamespace(remote=call) for name, call in calls.items()})
+        self.gone: list[int] = []
+        self.ended: list[int] = []
+        """Groups that were cancelled."""
         self.pool_is_lost = False
 
     async def _received(self, published: Published) -> dict[str, int]:
         return {"w": published.version}
+
+    async def _begin(self, name: str) -> None:
+        assert name == "w"
+
+    async def _renew(self, name: str, held: list[int], moved: list[int]) -> list[int]:
+        if self.pool_is_lost:
+            raise ray.exceptions.RayActorError
+        return [claim for claim in held if claim in self.gone]
 
     async def _claim(self, name: str, limit: int) -> list[tuple[Ticket, Question]]:
         if self.pool_is_lost:
@@ -97,15 +108,15 @@ class Scene:
         given, self.tickets = self.tickets[:limit], self.tickets[limit:]
         return [(ticket, self.question) for ticket in given]
 
-    async def _renew(self, name: str, claims: list[int]) -> None:
-        if self.pool_is_lost:
-            raise ray.exceptions.RayActorError
-
     async def _play(self, player: Any, question: Any, ticket: Ticket, **_: Any) -> PlayedGroup:
         assert isinstance(player.generator, Paced), "nobody would know whether the group gets on"
         before, number = self.engine.version, ticket.claim_id
         self.begun.append(number)
-        await self.gates[number].wait()
+        try:
+            await self.gates[number].wait()
+        except asyncio.CancelledError:
+            self.ended.append(number)
+            raise
         return PlayedGroup((number, before, self.engine.version))
 
     async def _submit(self, outcome: int, group: bytes) -> None:
@@ -159,17 +170,39 @@ def test_groups_that_hang_keep_no_place_for_ever(
     async def scenario() -> None:
         scene = Scene(monkeypatch, tmp_path, in_flight=True, lease_s=0.04)
         await scene.receive(0)
-        scene.gates[2].set()
-        scene.gates[3].set()
+        for gate in scene.gates[2:]:
+            gate.set()
         running = scene.run()
         await settle()
         assert scene.begun == [0, 1]
-        scene.pool_is_lost = lost
+        scene.pool_is_lost, scene.gone = lost, [0, 1]
         assert await running == (None if lost else 4)
+        await settle()
+        assert scene.ended == [0, 1]
         assert sorted(scene.submitted) == ([] if lost else [(2, 0, 0), (3, 0, 0)])
+        assert scene.worker._at_play == 0
 
     play(scenario())
     assert capsys.readouterr().out.count("the group of question q has stood still") == (0 if lost else 2)
+
+
+def test_a_group_that_cancels_itself_is_a_fault_that_names_its_question(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else it would hold its claim for a lease, be drawn again, and end so again."""
+
+    async def scenario() -> None:
+        scene = Scene(monkeypatch, tmp_path, in_flight=True)
+        await scene.receive(0)
+
+        async def cancels(*_: Any, **__: Any) -> None:
+            raise asyncio.CancelledError
+
+        monkeypatch.setitem(rollout_module.STRATEGIES, "plain", cancels)
+        with pytest.raises(Fault, match=r"^the group of question q was cancelled by its own code"):
+            await scene.run()
+
+    play(scenario())
 
 
 def test_a_claim_of_no_question_is_the_pools_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -258,6 +291,33 @@ def test_a_worker_whose_pool_is_gone_plays_no_more_and_waits_for_another(
         await settle()
         assert scene.worker._at_play == 0
         await scene.receive(1)  # which would wait for groups in flight
+
+    play(scenario())
+
+
+@pytest.mark.parametrize("call", ["sleep", "receive"])
+def test_groups_that_hang_end_before_the_engine_sleeps_or_weights_wait_for_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, call: str
+) -> None:
+    async def scenario() -> None:
+        scene = Scene(monkeypatch, tmp_path, in_flight=False)  # the next renewal is minutes off
+        await scene.receive(0)
+        running = scene.run()
+        await settle()
+        scene.gone = [0]
+        scene.gates[1].set()
+        await settle()
+        assert scene.ended == []
+        if call == "sleep":
+            await scene.worker.sleep()
+        else:
+            scene.gates[2].set()  # which has come into the second place
+            await scene.receive(1)
+        await settle()
+        assert scene.ended == [0]
+        for gate in scene.gates[2:]:
+            gate.set()
+        assert await running == 4
 
     play(scenario())
 

@@ -188,11 +188,14 @@ def test_a_lease_runs_out_and_a_late_group_is_dropped(make_pool, submit):
 def test_a_lease_that_is_renewed_begins_anew(make_pool, submit):
     pool = make_pool(lease_s=10.0)
     mine, other = pool.claim("w", now=0.0, limit=2)
-    pool.renew("w", [mine.claim_id], now=8.0)
-    pool.renew("another", [other.claim_id], now=8.0)
+    both = [mine.claim_id, other.claim_id]
+    assert pool.renew("w", both, [mine.claim_id], now=8.0) == []
+    assert pool.renew("another", both, [other.claim_id], now=8.0) == both
     assert pool.next_deadline == 10.0, "only its holder renews a claim"
     assert pool.expire(now=17.9) == 1
+    assert pool.renew("w", both, both, now=17.9) == [other.claim_id], "what is gone is told"
     assert submit(pool, mine)
+    assert pool.renew("w", both, [], now=18.0) == both
     assert not submit(pool, other)
 
 

@@ -210,7 +210,9 @@ class World:
         worker = f"w{self.rng.randrange(4)}"
         own = [c for c in self.held.values() if c.worker == worker and self.rng.random() < 0.7]
         others = [c.ticket.claim_id for c in (*self.held.values(), *self.gone[-3:]) if c.worker != worker]
-        self.pool.renew(worker, [*(c.ticket.claim_id for c in own), *others], now=self.now)
+        moved = [*(c.ticket.claim_id for c in own), *others]
+        held = [c.ticket.claim_id for c in self.held.values() if c.worker == worker]
+        assert self.pool.renew(worker, [*held, *others], moved, now=self.now) == others
         for claim in own:
             claim.deadline = self.now + LEASE_S
         return bool(own)
