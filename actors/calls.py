@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from actors.process import last_crash, last_lines
-from agent.errors import Fault, Unusable, UserError, last_line
+from agent.errors import ActorLost, Fault, UserError, last_line
 
 POLL_S = 1.0
 """How long one wait lasts at most, so that a Ctrl-C is seen."""
@@ -39,7 +39,7 @@ class Hangs(Died):
 def get(ref: Any, actor: str, log_dir: Path) -> Any:
     """The result of a finished call of ``actor``, its errors as ours.
 
-    A ``UserError`` stays one, and so does ``Unusable``, of another actor; anything else that the call raised becomes a
+    A ``UserError`` stays one, and so does ``ActorLost``, of another actor; anything else that the call raised becomes a
     ``Fault`` that names the actor, and the end of its process a ``Died`` with the last lines of its log.
     """
     try:
@@ -50,8 +50,8 @@ def get(ref: Any, actor: str, log_dir: Path) -> Any:
             cause = cause.cause
         if isinstance(cause, UserError):
             raise UserError(str(cause)) from error
-        if isinstance(cause, Unusable):
-            raise Unusable(*cause.args) from error
+        if isinstance(cause, ActorLost):
+            raise type(cause)(*cause.args) from error
         text = str(cause) if isinstance(cause, Fault) else f"{type(cause).__name__}: {cause}"
         if isinstance(cause, ray.exceptions.RayError):  # of an actor that this one has asked: pages
             text = f"{type(cause).__name__} of another actor"

@@ -3,8 +3,8 @@
     rank 0:   take ─► put the groups ─► update ─────────────► publish, save
     rank i:                  └────────► update (its rows) ──┘   one sum of the gradients
 
-A rank that dies leaves the others waiting where all meet (``learner/ranks.py``). They give up within
-``cluster.weight_timeout_s``, and rank 0 says who it was that didn't come.
+A rank that dies or hangs leaves the others waiting where all meet (``learner/ranks.py``). They give up within
+``cluster.weight_timeout_s``, and rank 0 says who it was that didn't come: all ranks are then begun anew.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from actors.calls import Died, get
 from actors.process import log_to
 from actors.pulse import HEALTH, Beats, Pulse
 from actors.training import LearnerSettings, Training
-from agent.errors import Fault
+from agent.errors import ActorLost, Fault
 
 SETTLED_S = 10.0
 """How long the other ranks have to end their calls once one has: those that live give up together."""
@@ -85,7 +85,8 @@ class Followers:
     def mirroring(self, method: str, *arguments: Any) -> Iterator[None]:
         """The others do the same as rank 0 within the context.
 
-        Raises ``Fault`` that names the rank which died, broke, or did not come, whatever rank 0 itself met.
+        Raises ``Fault`` that names the rank which died or broke, and ``ActorLost`` of one that did not come, whatever
+        rank 0 itself met.
         """
         with self._together([actor.mirror.remote(method, *arguments) for actor in self._actors]):
             yield
@@ -120,9 +121,11 @@ class Followers:
                 except Died as died:
                     raise Fault(f"the learners' gradients could not be added up: {died}") from own
         if late := [name(rank) for rank, ref in enumerate(refs, start=1) if ref not in done]:
-            raise Fault(
+            # Its pings are answered, and the deadline of its phase may be far off: nothing else says that it is lost.
+            raise ActorLost(
+                late[0],
                 f"{', '.join(late)} did not come to where the learners add up their gradients within "
-                "cluster.weight_timeout_s"
+                "cluster.weight_timeout_s",
             ) from own
 
 

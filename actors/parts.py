@@ -22,7 +22,7 @@ from actors.searching import Searching
 from actors.topology import Topology, named
 from actors.watch import Watch
 from actors.worker_pool import WorkerPool
-from agent.errors import Fault, Unusable
+from agent.errors import ActorLost, Fault
 from agent.records import Question
 from conf.schema import RunConfig
 from retrieval_service.backend import Identity
@@ -49,6 +49,7 @@ class Parts:
         self.health = Health(config.cluster.deadlines, self.topology.log_dir)
         self._retrieval_restarts = Restarts("the retrieval", limit)
         self._losses = Restarts("learner or pool", limit)
+        self.worker_restarts = Restarts("rollout workers", limit)
         self._stopped, self._watch = stopped, watch
         self.learner: Any = None
         self.pool: Any = None
@@ -114,22 +115,25 @@ class Parts:
         return self._replicas.identity(self.wait)
 
     def lost(self, fault: Fault) -> dict[str, Fault]:
-        """Which of learner and pool are gone, if any, and why: all end with that. Else raises ``fault``.
+        """Which of learner and pool are gone, if any, and why. Else raises ``fault``. All are to ``end`` then.
 
         Raises a ``Fault``, too, if that was once too often.
         """
         if self.workers is None:
             raise fault
         gone: dict[str, Fault] = {**self.health.gone(*self._together)}
-        if isinstance(fault, Died | Unusable) and fault.actor in self._together:
+        if isinstance(fault, Died | ActorLost) and fault.actor in self._together:
             gone = {fault.actor: fault, **gone}
         if not gone:
             raise fault
         self._losses.count(str(next(iter(gone.values()))))
+        return gone
+
+    def end(self) -> None:
+        """Ends learner and pool, whatever state they are in."""
         self.health.end(*self._together)
         self.playing_for = None
         self.workers.forget()
-        return gone
 
     def wait(self, ref: Any, actor: str) -> Any:
         """The result of ``ref``, a call of ``actor``, while all others are watched. Raises its error."""
@@ -158,7 +162,7 @@ class Parts:
             lambda name: self.topology.worker(name, self.retrieval),
             self._worker_lost,
             size=cluster.rollout_workers,
-            restarts=Restarts("rollout workers", cluster.restarts_per_hour),
+            restarts=self.worker_restarts,
             health=self.health,
             log_dir=self.topology.log_dir,
             weight_timeout_s=self._weight_timeout_s,

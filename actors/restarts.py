@@ -17,7 +17,7 @@ class Restarts:
 
     def __init__(self, what: str, limit: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.total = 0
-        """Since the start of the run."""
+        """Since the start of the run; one that goes on from a checkpoint begins with what that knows of."""
         self._what = what
         self._limit = limit
         self._clock = clock

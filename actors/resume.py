@@ -14,7 +14,7 @@ from agent.paths import at_home
 from agent.pool import saved
 from agent.readable import content_of
 from conf.schema import IF_ANY, RunConfig
-from learner.checkpoint import BEST, checkpoints, latest, latest_sound, place, set_best
+from learner.checkpoint import BEST, checkpoints, go_back_to, latest, latest_sound, place, set_best
 from tracking.differences import listed
 from tracking.metrics import UNTRAINABLE, keep_lines, read, replace
 from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
@@ -99,7 +99,8 @@ def resumed(
     """The checkpoint that the run in ``run_dir`` goes on from; None for one that starts.
 
     What differs from the run that wrote it is told to ``say``. Raises ``UserError`` for damage, and for differences
-    that decide what is learned unless ``resume_allow_changes`` is set. Then ``run_dir`` gets the rows up to there.
+    that decide what is learned unless ``resume_allow_changes`` is set. Then ``run_dir`` gets the rows up to there;
+    a checkpoint of its own counts as its newest.
     """
     if config.resume is None:
         return None
@@ -112,6 +113,8 @@ def resumed(
         say(f"resume={IF_ANY}: {run_dir} has no checkpoint, the run starts", "")
         return None
     _compare(found.path, now, config.resume_allow_changes, say)
+    if found.path.parent.resolve() == (run_dir / "checkpoints").resolve():
+        go_back_to(found.path)  # before its logs do
     carry_metrics(found.path, run_dir)
     try:
         carry_best(found.path, run_dir)

@@ -38,6 +38,8 @@ class RunState:
     """Step and ``em`` of the evaluation that ``checkpoints/best`` stands for."""
     time_s: float = 0.0
     """Seconds that the run has taken, over all its starts."""
+    restarts: int = 0
+    """Workers that were replaced, over all its starts."""
     trackers: dict[str, str] = field(default_factory=dict)
     """What each tracker calls the run, so that it goes on there too."""
 
@@ -72,10 +74,10 @@ def load(checkpoint: Path) -> RunState:
         if wandb := told.pop("tracker", None):  # as it was written while there was one tracker
             told["trackers"] = {"wandb": wandb}
         state = RunState(**told)
-        counts = state.step, state.rollouts, state.generated_tokens
+        counts = state.step, state.rollouts, state.generated_tokens, state.restarts
         rows = state.first_eval, state.last_eval, state.best
         if not all(type(count) is int and count >= 0 for count in counts):
-            raise ValueError(f"step, rollouts and generated_tokens are {counts}")
+            raise ValueError(f"step, rollouts, generated_tokens and restarts are {counts}")
         if not all(row is None or (isinstance(row, dict) and {"step", "em"} <= row.keys()) for row in rows):
             raise ValueError("an evaluation has no step or em")
         if not isinstance(state.time_s, int | float) or not math.isfinite(state.time_s) or state.time_s < 0:

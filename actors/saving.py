@@ -13,9 +13,9 @@ from typing import Any
 from actors.calls import Died
 from actors.launcher import tell
 from actors.threads import in_thread
-from agent.errors import Fault, Unusable, refused
+from agent.errors import ActorLost, Fault, UserError, refused
 from conf.schema import CheckpointConfig
-from learner.checkpoint import Writing, set_best
+from learner.checkpoint import Writing, go_back_to, latest_sound, set_best
 from learner.manifest import Files
 from tracking.dispensable import Dispensable
 
@@ -121,7 +121,7 @@ class Saving:
             except BaseException:
                 writing.discard()
                 raise
-        except (Died, Unusable):
+        except (Died, ActorLost):
             raise
         except (Fault, OSError) as error:
             self._failure(step, error, last=last)
@@ -162,7 +162,7 @@ class Saving:
         self._under_way = None
         try:
             self.checkpoint = save.written.result()
-        except (Died, Unusable):
+        except (Died, ActorLost):
             raise
         except (Fault, OSError) as error:
             self._failure(save.step, error, last=save.last)
@@ -182,6 +182,34 @@ class Saving:
                 with suppress(Fault, OSError):
                     self.settle()
         return self.checkpoint
+
+    def sound(self, check: Callable[[Path], Any]) -> Path | None:
+        """The ``newest`` that ``check`` lets pass, from which the run goes on; None where none was written yet.
+
+        Those that it refuses are told. Raises ``UserError`` where there are some, and none is whole.
+        """
+        newest = self.newest()
+        if newest is None:
+            return None
+        found: Path | None = None
+        wrong: list[str] = []
+        if newest.parent.resolve() == self._root.resolve():
+            found, wrong = latest_sound(self._root, check)
+        if found is not None:
+            go_back_to(found)
+        elif self._resume is not None and self._resume.parent.resolve() != self._root.resolve():
+            found = self._resume  # in the folder of another run
+            try:
+                check(found)
+            except UserError as error:
+                wrong.append(str(error))
+                found = None
+        if found is None:
+            raise UserError(f"no checkpoint of {self._root} is whole: {'; '.join(wrong)}")
+        for why in wrong:
+            self._say(f"{why}: using {found}", "yellow")
+        self.checkpoint = found
+        return found
 
     def _link_best(self, checkpoint: Path, best: dict[str, Any]) -> None:
         self._linked = best

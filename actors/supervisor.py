@@ -12,7 +12,7 @@ pool's state that goes into a checkpoint is taken at the release, before the nex
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from actors import run_state
 from actors.advice import no_searches
 from actors.calls import LAST_LINES, get
+from actors.eval_series import EvalSeries
 from actors.learning import Learning
 from actors.parts import Parts
 from actors.prepare import Prepared, warm_started
@@ -35,10 +36,8 @@ from actors.watch import Watch
 from actors.worker_pool import WorkerPool
 from agent.config import GroupConfig
 from agent.errors import Fault
-from agent.inference.evaluation import judged, subset
 from conf.schema import RunConfig
 from learner.manifest import Files
-from tasks.digest import digest_of
 from tracking.alarms import Alarms
 from tracking.console import Console
 from tracking.dispensable import Dispensable
@@ -73,8 +72,7 @@ class Supervisor:
         self._spans = Spans(path=run_dir / SPANS, actor="supervisor")
         self.saving = Saving(config.checkpoints, run_dir / "checkpoints", resume, record.say, extras, record.saved)
         self.stopping = Stopping(self.record.say)
-        self._first_eval: dict[str, Any] | None = None
-        self._last_eval: dict[str, Any] | None = None
+        self.evals = EvalSeries(config, prepared.task.name, prepared.task.eval)
         self._totals = Totals()
         self._alarms = Alarms(config.model.dtype)
         self._reached = self._trained = 0
@@ -82,9 +80,6 @@ class Supervisor:
         self.parts = Parts(config, prepared, run_dir, self.record, self.watch, lambda: self.stopping.asked)
         self.saving.idle = self.parts.health.look
         self._learning = Learning(parts=self.parts, record=record, stopping=self.stopping)
-        self._held_out = subset(prepared.task.eval, config.evaluation.limit(config.mode))
-        self._held_out_digest = digest_of(self._held_out)
-        """In the rows of evaluations: those of other questions are no measure of this policy's progress."""
 
     def train(self) -> dict[str, Any]:
         """The whole run; returns its summary. Raises ``UserError`` or ``Fault``.
@@ -93,7 +88,9 @@ class Supervisor:
         """
         checkpoint = self.resume
         if checkpoint is not None:
-            self.record.went_on(run_state.load(checkpoint).time_s)
+            state = run_state.load(checkpoint)
+            self.record.went_on(state.time_s)
+            self.parts.worker_restarts.total = state.restarts
         while True:
             try:
                 return self._train(checkpoint)
@@ -104,24 +101,21 @@ class Supervisor:
         """The run from ``checkpoint``, or from its beginning, to its end."""
         state = run_state.load(checkpoint) if checkpoint is not None else None
         self._reached = self._trained = 0 if state is None else state.step
-        self._first_eval = self._last_eval = None
         self._totals, self._alarms = Totals(), Alarms(self.config.model.dtype)
-        anew = state is not None and not self._on_ours(state.last_eval)
-        self.saving.goes_on(state.best if state is not None and not anew else None)
+        same = self.evals.goes_on(state)
+        self.saving.goes_on(state.best if state is not None and same else None)
         if state is not None:
-            if anew:
+            if not same:
                 self.record.say(
                     f"other held-out questions from step {state.step} on: the first evaluation, the best one and the "
                     "alarms begin anew",
                     "yellow",
                 )
-            else:
-                self._first_eval, self._last_eval = state.first_eval, state.last_eval
             self._totals = Totals(rollouts=state.rollouts, generated_tokens=state.generated_tokens)
             self._recall()
             self.record.tracked = state.trackers | self.record.tracked
         self._start(checkpoint)
-        if state is None or (anew and self._last_eval is None) or self._owes(self._reached):
+        if state is None or (not same and self.evals.last is None) or self._owes(self._reached):
             self._evaluate(self._reached)
         if checkpoint is not None:
             self.saving.made_up(self._reached, checkpoint)
@@ -147,26 +141,26 @@ class Supervisor:
         """What the rows up to the checkpoint say: the alarms that have fired, and an evaluation that came after it."""
         path = self.record.metrics.path
         for row in read(path) if path.is_file() else ():
-            of_eval = row.get("kind") == "eval" and self._on_ours(row)
+            of_eval = row.get("kind") == "eval" and self.evals.has(row)
             if row.get("kind") == "step" or of_eval:
                 self._alarms.add(row)
             if of_eval and row.get("step") == self._reached and "em" in row:
-                self._last_eval = {name: value for name, value in row.items() if name != "kind"}
-                self._first_eval = self._first_eval or self._last_eval
+                self.evals.add({name: value for name, value in row.items() if name != "kind"})
                 self.saving.evaluated(self._reached, row["em"])
 
-    def _on_ours(self, row: Mapping[str, Any] | None) -> bool:
-        """Whether an evaluation played this run's held-out questions; one of an earlier version doesn't say."""
-        return row is None or bool(row.get("held_out", self._held_out_digest) == self._held_out_digest)
-
     def _recovered(self, fault: Fault) -> Path | None:
-        """The checkpoint to go on from after ``fault``, if that was the end of learner or pool; else raises it."""
+        """The sound checkpoint to go on from after ``fault``, if that ended learner or pool; else raises it."""
         began = self.record.time_s
         if self.stopping.asked:
             raise fault
         gone = self.parts.lost(fault)
         who, (cause, *_) = " and ".join(gone), map(str, gone.values())
-        checkpoint = self.saving.newest()
+        if "learner" not in gone:  # it may be writing a checkpoint, which is as good as if nobody had been lost
+            with self.watch.phase("a checkpoint is written"):
+                self.saving.newest()
+        self.parts.end()
+        with self.watch.phase("the checkpoint is checked"):
+            checkpoint = self.saving.sound(run_state.check)
         step = 0 if checkpoint is None else run_state.load(checkpoint).step
         rewind(self.run_dir, checkpoint)
         lost = {"lost": who, "cause": cause, "step": step, "steps_lost": max(0, self._trained - step)}
@@ -307,24 +301,28 @@ class Supervisor:
         return last
 
     def _evaluate(self, step: int) -> None:
-        """Plays the held-out questions, unless the run is to leave: then there is no row of them."""
+        """Plays the held-out questions; no row if the run is to leave, or is stopped and none of them can be scored."""
         started = time.perf_counter()
         try:
             with self.watch.phase("evaluation") as phase, self._spans.span("evaluate"):
                 self._go_on_evaluating()
                 searchable = self.parts.searching.until_they_answer
-                rows = play(self.workers, self._held_out, phase.counting("questions"), step=step, searchable=searchable)
+                counts = phase.counting("questions")
+                rows = play(self.workers, self.evals.questions, counts, step=step, searchable=searchable)
+            scores = self.evals.scores(rows)
         except LeftEvaluation:
+            return
+        except Fault as fault:
+            if not self.stopping.asked:
+                raise
+            # The step is trained: it can be saved, unless learner or pool are lost, which its checkpoint would tell.
+            self.record.say(f"step {step} has no evaluation: {fault}", "yellow")
             return
         finally:
             self.workers.idle = self.watch.look
-        about = {"data": self.prepared.task.name, "held_out": self._held_out_digest}
-        row = {"step": step, **about, **judged(rows, self.config.evaluation.max_fault_share)}
-        row["seconds"] = time.perf_counter() - started
-        row["time_s"] = self.record.time_s
-        row |= asdict(self._totals)
-        self._first_eval = self._first_eval or row
-        self._last_eval = row
+        row: dict[str, Any] = {"step": step, **scores, "seconds": time.perf_counter() - started}
+        row |= {"time_s": self.record.time_s, **asdict(self._totals)}
+        self.evals.add(row)
         self.record.evaluation(row)
         self.record.alarms(self._alarms.add({"kind": "eval", **row}))
         self.saving.evaluated(step, row["em"])
@@ -336,7 +334,7 @@ class Supervisor:
 
     def _owes(self, step: int) -> bool:
         """Whether it should have been, and the run was left instead."""
-        return self._due(step) and (self._last_eval is None or self._last_eval["step"] != step)
+        return self._due(step) and not self.evals.reaches(step)
 
     def _go_on_evaluating(self) -> None:
         """Called about once a second while the workers evaluate."""
@@ -360,10 +358,11 @@ class Supervisor:
             self._wait(self.parts.learner.copy_for_saving.remote(folder), "learner")
             state = run_state.RunState(
                 step=step,
-                first_eval=self._first_eval,
-                last_eval=self._last_eval,
+                first_eval=self.evals.first,
+                last_eval=self.evals.last,
                 best=self.saving.best,
                 time_s=self.record.time_s,
+                restarts=self.workers.restarts,
                 trackers=self.record.tracked,
                 **asdict(self._totals),
             )
@@ -385,8 +384,8 @@ class Supervisor:
             "step": step,
             "stopped_early": self._owes(step) or not self._totals.end(step, self.config.algorithm),
             "interrupted": self.stopping.asked,
-            "first_eval": self._first_eval,
-            "last_eval": self._last_eval,
+            "first_eval": self.evals.first,
+            "last_eval": self.evals.last,
             **asdict(self._totals),
             "restarts": self.workers.restarts,
             "checkpoint": str(self.saving.checkpoint),

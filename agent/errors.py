@@ -45,12 +45,22 @@ class Final(Fault):
     """The run can't go on. Whoever waits for something that may come back isn't to wait for this."""
 
 
-class Unusable(Fault):
-    """What an actor gave is damaged. It is lost with it, whether it goes on or not: it would give the same again."""
+class ActorLost(Fault):
+    """An actor is of no use any more, though its process lives and may answer: it is to be replaced as if it had died.
+
+    ``why`` names it.
+    """
 
     def __init__(self, actor: str, why: str) -> None:
         super().__init__(actor, why)  # as they are given: it crosses processes
         self.actor = actor
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+class Unusable(ActorLost):
+    """What an actor gave is damaged. It is lost with it, whether it goes on or not: it would give the same again."""
 
     def __str__(self) -> str:
         return f"what the {self.actor} gave can't be used: {self.args[1]}"

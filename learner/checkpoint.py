@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,7 @@ class Writing:
         and the best one. Raises ``Fault`` if the files aren't as listed.
         """
         root = self._root
-        number = 1 + max((int(n) for path in checkpoints(root) if (n := _number(path)) < math.inf), default=0)
-        manifest.write(self.folder, Manifest(step=self._step, number=number, files=files))
+        manifest.write(self.folder, Manifest(step=self._step, number=_next_number(root), files=files))
         for path in (*self.folder.rglob("*"), self.folder):
             _sync(path)
         replaced = _aside(self._final) if self._final.exists() else None
@@ -131,6 +131,24 @@ def latest_sound(root: Path, check: Callable[[Path], Any]) -> tuple[Path | None,
     return None, refused
 
 
+def go_back_to(path: Path) -> None:
+    """Lets the checkpoint ``path`` be the one that was written last of those beside it, as a run goes on from it.
+
+    Else a run that is killed before its next checkpoint would be resumed from what it had gone back behind. Raises
+    ``Fault`` if another process writes checkpoints there, and ``UserError`` if the manifest can't be read.
+    """
+    root = path.parent
+    with _alone(root):
+        readable = [beside for beside in checkpoints(root) if _number(beside) < math.inf]
+        if readable and readable[-1].name == path.name:
+            return
+        aside = root / f"{_ASIDE}{manifest.MANIFEST}"
+        manifest.put(aside, replace(manifest.read(path), number=_next_number(root)))
+        _sync(aside)
+        aside.replace(path / manifest.MANIFEST)
+        _sync(path)
+
+
 def verify(path: Path) -> int:
     """Checks a checkpoint's files against its manifest, a model among them, and returns the step.
 
@@ -191,6 +209,11 @@ def _number(path: Path) -> float:
         return manifest.read(path).number
     except UserError:
         return math.inf
+
+
+def _next_number(root: Path) -> int:
+    """Of a checkpoint that is to count as written after all others under ``root``."""
+    return 1 + max((int(n) for path in checkpoints(root) if (n := _number(path)) < math.inf), default=0)
 
 
 def _prune(root: Path, keep: int, spare: Collection[Path]) -> None:

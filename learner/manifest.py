@@ -36,7 +36,9 @@ class Manifest:
 
     step: int
     number: int
-    """Of the checkpoints written into the same folder, in the order of time, from 1. 0 in an earlier version's."""
+    """Of the checkpoints written into the same folder, in the order of time, from 1. 0 in an earlier version's.
+
+    One that a run has gone back to counts as written then."""
     files: Files
 
 
@@ -68,8 +70,13 @@ def write(folder: Path, manifest: Manifest) -> Path:
         if (size := (folder / name).stat().st_size) != file.bytes:
             raise Fault(f"checkpoint of step {manifest.step}: {name} has {size} bytes, and {file.bytes} were written")
     path = folder / MANIFEST
-    path.write_text(json.dumps(asdict(manifest), indent=1) + "\n")
+    put(path, manifest)
     return path
+
+
+def put(path: Path, manifest: Manifest) -> None:
+    """Writes ``manifest`` into the file ``path``."""
+    path.write_text(json.dumps(asdict(manifest), indent=1) + "\n")
 
 
 def read(path: Path) -> Manifest:

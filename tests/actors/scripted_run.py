@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import replace
@@ -19,11 +20,12 @@ from actors.calls import Died
 from actors.prepare import Prepared
 from actors.provenance import Provenance
 from actors.reports import Released, StepReport, Untrainable
+from actors.restarts import Restarts
 from actors.supervisor import Supervisor
 from actors.threads import in_thread
 from actors.totals import Totals
 from agent.config import GroupConfig
-from agent.errors import Fault, Unusable
+from agent.errors import ActorLost, Fault, Unusable
 from agent.inference.evaluation import EvalRow
 from agent.pool import saved
 from agent.pool.history import DRAW
@@ -41,6 +43,7 @@ from tracking.dispensable import Dispensable
 from tracking.draws import write_draws
 from tracking.trackers.several import Trackers
 
+PATIENCE_S = 600.0
 QUESTION = Question(id="q", text="who?", golden_answers=("she",))
 ROW = EvalRow(
     question_id="q",
@@ -83,7 +86,10 @@ class World:
         shaken_by: str = "generation_failed",
         deaths: Mapping[str, str] | None = None,
         garbage: Mapping[str, str] | None = None,
+        hangs: Mapping[str, str] | None = None,
         pinged_first: bool = False,
+        slow_disk: bool = False,
+        restarts: int = 0,
     ) -> None:
         self.events: list[str] = []
         self.pinged_first = pinged_first
@@ -122,9 +128,21 @@ class World:
         """Events during which one of learner and pool dies, and which."""
         self.garbage = dict(garbage or {})
         """Events during which one of them gives what can't be used, and which."""
+        self.hangs = dict(hangs or {})
+        """Events during which a follower of the learner doesn't come to where they meet, and which."""
         self.dead: str | None = None
+        self.restarts = restarts
+        """Workers that were replaced."""
+        self.disk: threading.Event | None = threading.Event() if slow_disk else None
+        """Set where somebody waits for a checkpoint: none is written before. None: each is at once."""
         self.model_of: list[str | None] = []
         """The checkpoints whose model the learners were started with."""
+
+    def waits(self, saves: list[Future[Path]], timeout: float) -> None:
+        """As ``concurrent.futures.wait``, for checkpoints on a slow disk."""
+        assert self.disk is not None
+        self.disk.set()
+        wait(saves)
 
     def ended(self, name: str) -> None:
         """A part is no more, and others may come. What a pool and a learner have counted ends with them."""
@@ -142,6 +160,8 @@ class World:
             raise Died(f"{self.dead} died", actor=self.dead)
         if event in self.garbage:
             raise Unusable(self.garbage.pop(event), "it is damaged")
+        if event in self.hangs:
+            raise ActorLost(who := self.hangs.pop(event), f"{who} did not come")
         if event in self.interrupt:
             self.interrupt.remove(event)
             os.kill(os.getpid(), self.signal_number)
@@ -253,6 +273,10 @@ class FakeLearner(Remote):
         """In a thread of its own, while the next step is under way."""
         assert self._copied is not None
         (step, weights), self._copied = self._copied, None
+        if self._world.disk is not None:
+            assert self._world.disk.wait(PATIENCE_S)
+            if self._world.parts.get("learner") is not self:
+                raise Died("learner died", actor="learner")
         if step in self._world.full:
             raise Fault(f"learner: OSError: {folder}/model.safetensors: No space left on device")
         (folder / "model.safetensors").write_text(weights)
@@ -357,7 +381,7 @@ class FakeTopology:
     def __init__(self, world: World, run_dir: Path) -> None:
         self.world = world
         self.log_dir = run_dir / "logs"
-        self.followers: dict[str, Any] = {}
+        self.followers: dict[str, Any] = {name: Remote() for name in world.hangs.values()}
 
     def _part(self, name: str, part: Any) -> Any:
         assert name not in self.world.parts, "there is one already"
@@ -412,14 +436,14 @@ class FakeHealth:
         for name in names:
             if name in self._watched or name == dead:
                 self._watched.discard(name)
-                self._world.ended(name)
+                if not name.startswith("learner-"):
+                    self._world.ended(name)
 
 
 class FakeWorkerPool:
-    restarts = 0
-
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, restarts: Restarts) -> None:
         self.world = world
+        self.restarts = restarts.total + world.restarts
         self.idle = lambda: None
 
     def forget(self) -> None:
@@ -522,10 +546,13 @@ def scripted_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
         run_dir = tmp_path / folder
         world.turns = turns
         monkeypatch.setattr(parts, "Topology", lambda *_: FakeTopology(world, run_dir))
-        monkeypatch.setattr(parts, "WorkerPool", lambda *_, **__: FakeWorkerPool(world))
+        monkeypatch.setattr(parts, "WorkerPool", lambda *_, restarts, **__: FakeWorkerPool(world, restarts))
         monkeypatch.setattr(parts, "Health", lambda *_: FakeHealth(world))
         monkeypatch.setattr(supervisor, "get", lambda value, actor, log_dir: value)
-        monkeypatch.setattr(saving, "in_thread", ended)  # a checkpoint is written before the next step is done
+        if world.disk is None:
+            monkeypatch.setattr(saving, "in_thread", ended)  # a checkpoint is written before the next step is done
+        else:
+            monkeypatch.setattr(saving, "wait", world.waits)
         monkeypatch.setattr(record, "RayMetrics", lambda: SimpleNamespace(set=lambda row: None))
         config = RunConfig(
             pool=Epoch(),

@@ -1,9 +1,10 @@
-"""Learners of several ranks as Ray actors over gloo: the same steps as one learner's, and a rank that dies."""
+"""Learners of several ranks as Ray actors over gloo: the same steps as one learner's, and a rank that dies or hangs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,16 @@ import torch
 from ray_fakes import result
 from test_seeding_phase import Pool, config, learner_settings
 
-from actors.followers import FollowerActor, name
+from actors import followers as followers_module
+from actors.calls import get
+from actors.followers import FollowerActor, Followers, name
 from actors.learner import LearnerActor
 from actors.prepare import Prepared, prepare
 from actors.process import QUIET
 from actors.weights import unpack
-from agent.errors import Fault
+from agent.errors import ActorLost, Fault
 from learner.checkpoint import load_state
-
-pytestmark = pytest.mark.slow
+from learner.ranks import Parted
 
 RANKS = 3
 
@@ -82,6 +84,7 @@ def weights(published: Any) -> np.ndarray:
     return torch.cat([t.flatten() for t in unpack(ray.get(references[0]), specs).values()]).numpy()
 
 
+@pytest.mark.slow
 def test_several_learners_learn_publish_and_save_what_one_does(room: Room, tmp_path: Path) -> None:
     published, saved = {}, {}
     for world in (1, RANKS):
@@ -104,6 +107,7 @@ def test_several_learners_learn_publish_and_save_what_one_does(room: Room, tmp_p
     assert one.keys() == several.keys(), "the checkpoint has the states of all ranks"
 
 
+@pytest.mark.slow
 def test_a_learner_that_died_is_named(room: Room) -> None:
     learner = room.learner(RANKS)
     assert len(room.steps(learner, 1)) == 1
@@ -114,3 +118,46 @@ def test_a_learner_that_died_is_named(room: Room) -> None:
     assert isinstance(cause, Fault)
     assert f"{name(2)} died" in str(cause)
     assert name(1) not in str(cause)
+
+
+def raised(error: Exception) -> Exception:
+    """As Ray gives what a call has raised, or an actor that has asked one that did."""
+    return ray.exceptions.RayTaskError("mirror", "its traceback", error)
+
+
+@pytest.mark.parametrize("late", [1, 2, None])
+def test_a_learner_that_does_not_come_is_lost_and_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, late: int | None
+) -> None:
+    """Its pings are answered: nobody else would say so. Where all have waited in vain none is to blame."""
+    calls = {name(rank): raised(Parted("nobody came")) for rank in (1, 2) if rank != late}
+
+    def wait(refs: list[str], *, num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
+        return [ref for ref in refs if ref in calls], [ref for ref in refs if ref not in calls]
+
+    def ended(ref: str) -> None:
+        raise calls[ref]
+
+    monkeypatch.setattr(followers_module, "ray", SimpleNamespace(wait=wait, get=ended, exceptions=ray.exceptions))
+    whose = {rank: SimpleNamespace(remote=lambda *_, rank=rank: name(rank)) for rank in (1, 2)}
+    actors = [SimpleNamespace(mirror=whose[rank]) for rank in (1, 2)]
+    own = Parted("rank 0 waited in vain")
+    with (
+        pytest.raises(Fault, match=rf"^learner-{late} did not come" if late else "^rank 0 waited") as error,
+        Followers(actors, tmp_path).mirroring("update"),
+    ):
+        raise own
+    assert isinstance(error.value, ActorLost) == (late is not None)
+    assert late is None or error.value.actor == name(late)
+
+
+def test_that_it_is_lost_reaches_the_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Through rank 0, who says it."""
+
+    def ended(ref: Any) -> None:
+        raise raised(ActorLost("learner-1", "learner-1 did not come"))
+
+    monkeypatch.setattr(ray, "get", ended)
+    with pytest.raises(ActorLost, match=r"^learner-1 did not come$") as lost:
+        get(None, "learner", tmp_path)
+    assert lost.value.actor == "learner-1"

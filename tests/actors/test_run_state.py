@@ -461,6 +461,22 @@ def test_a_run_that_goes_back_has_the_best_checkpoint_of_what_it_goes_back_to(
     assert not there or link.resolve() == tmp_path / "checkpoints" / "step-000020"
 
 
+def test_a_run_that_went_back_and_was_killed_before_its_next_checkpoint_goes_on_from_where_it_went_back_to(
+    tmp_path: Path,
+) -> None:
+    """What it has forgotten in its logs it isn't to take up again."""
+    old, newer = checkpoint(tmp_path, 40), checkpoint(tmp_path, 100)
+
+    def goes_on(resume: str, run_dir: Path) -> Path | None:
+        config = run_config(resume=resume)
+        return resumed(config, run_dir, tmp_path, Provenance.of(config, task(tmp_path)), lambda text, style: None)
+
+    assert goes_on(str(old), tmp_path / "another") == old
+    assert goes_on("if_any", tmp_path) == newer, "another folder's run is nothing to this one"
+    assert goes_on(str(old), tmp_path) == old
+    assert goes_on("if_any", tmp_path) == old
+
+
 SKIPPED = [
     {"kind": "event", "event": "untrainable_batch", "step": step, "batch": batch}
     for step, batch in ((0, 0), (0, 7), (1, 1), (3, 3), (3, 4))

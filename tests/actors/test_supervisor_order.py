@@ -412,6 +412,21 @@ def test_a_run_that_is_stopped_while_an_evaluation_waits_for_searches_is_saved(
     assert "step 2" not in world.events
 
 
+@pytest.mark.parametrize("asked", ["step 1", "evaluate version 1"])
+def test_a_step_of_a_run_that_is_stopped_is_saved_though_its_evaluation_has_no_score(
+    play: Play, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """As where the retrieval is down. What is missing is owed by the run that goes on."""
+    said: list[str] = []
+    monkeypatch.setattr(record.Record, "say", lambda self, text, style="": said.append(text))
+    driver, summary = play(World(faults=(1,), interrupt=(asked,)), 9, evaluate_every=1)
+    assert (summary["step"], summary["stopped_early"], summary["last_eval"]["step"]) == (1, True, 0)
+    assert any(text.startswith("step 1 has no evaluation: none of 2 questions could be evaluated") for text in said)
+    again = World()
+    play(again, 2, evaluate_every=1, resume=latest(driver.run_dir / "checkpoints"))
+    assert again.events[:3] == ["begin 1", "deliver 1", "evaluate version 1"]
+
+
 def test_ctrl_c_twice_stops_at_once(play: Play) -> None:
     before = signal.getsignal(signal.SIGINT)
     world = World(interrupt=("step 2", "deliver 2"))

@@ -11,8 +11,8 @@ from scripted_run import (
     scripted_run,
 )
 
-from actors import run_state
-from agent.errors import Fault
+from actors import record, run_state
+from agent.errors import Fault, UserError
 from learner.checkpoint import checkpoints, latest
 from tracking.metrics import read
 
@@ -122,6 +122,96 @@ def test_one_that_gives_what_cant_be_used_is_lost_as_if_it_had_died(play: Play, 
     assert summary["step"] == 6
     (recovered,) = [r for r in read(driver.record.metrics.path) if r.get("event") == "recovered"]
     assert (recovered["lost"], recovered["cause"]) == (who, f"what the {who} gave can't be used: it is damaged")
+
+
+def test_a_follower_that_hangs_is_lost_with_learner_and_pool_and_all_are_begun_anew(play: Play) -> None:
+    world = World(hangs={"step 4": "learner-1"})
+    driver, summary = play(world, 6, save_every=2)
+    at = world.events.index("forget")
+    assert world.events[at - 1 : at + 5] == ["step 4", *AGAIN, "step 3"]
+    assert summary["step"] == 6
+    (recovered,) = [r for r in read(driver.record.metrics.path) if r.get("event") == "recovered"]
+    assert (recovered["lost"], recovered["cause"]) == ("learner-1", "learner-1 did not come")
+
+
+def test_a_learner_that_lives_writes_its_checkpoint_to_the_end_when_the_pool_is_lost(play: Play) -> None:
+    world = World(deaths={"step 3": "pool"}, slow_disk=True)
+    driver, summary = play(world, 4, save_every=2)
+    assert world.model_of == [None, "step-000002"]
+    assert summary["step"] == 4
+    (recovered,) = [r for r in read(driver.record.metrics.path) if r.get("event") == "recovered"]
+    assert (recovered["step"], recovered["steps_lost"]) == (2, 0)
+
+
+def test_what_a_dead_learner_was_writing_is_no_checkpoint(play: Play) -> None:
+    world = World(deaths={"step 3": "learner"}, slow_disk=True)
+    _, summary = play(world, 4, save_every=2)
+    assert world.model_of == [None, None]
+    assert summary["step"] == 4
+
+
+def damages(world: World, monkeypatch: pytest.MonkeyPatch, event: str, *files: Path) -> None:
+    """Lets ``files`` be damaged as ``event`` happens for the first time."""
+    happens, left = world.happens, [*files]
+
+    def damaged(what: str) -> None:
+        while what == event and left:
+            left.pop().write_text("damaged")
+        happens(what)
+
+    monkeypatch.setattr(world, "happens", damaged)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "run" / "checkpoints"
+    said: list[str] = []
+    monkeypatch.setattr(record.Record, "say", lambda self, text, style="": said.append(text))
+    world = World(deaths={"step 5": "learner"})
+    damages(world, monkeypatch, "step 5", root / "step-000004" / "model.safetensors")
+    driver, summary = play(world, 6, save_every=2)
+    assert world.model_of == [None, "step-000002"]
+    assert [r["step"] for r in read(driver.record.metrics.path, "step")] == [1, 2, 3, 4, 5, 6]
+    assert summary["step"] == 6
+    assert f"step-000004: model.safetensors is damaged; resume from another checkpoint: using {root}/step-000002" in (
+        "\n".join(said)
+    )
+    assert [path.name for path in checkpoints(root)] == ["step-000002", "step-000004", "step-000006"]
+
+
+@pytest.mark.parametrize("folder", ["run", "again"])
+def test_a_run_whose_checkpoints_are_all_damaged_ends_and_says_so(
+    play: Play, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    """What it was resumed from is one of them, though it may lie in another folder."""
+    first, _ = play(World(), 2)
+    saved = latest(first.run_dir / "checkpoints")
+    assert saved is not None
+    world = World(deaths={"step 3": "learner"})
+    damages(world, monkeypatch, "step 3", saved / "training" / "run.json")
+    with pytest.raises(UserError, match=r"^no checkpoint of .* is whole: .*step-000002: training/run\.json is damaged"):
+        play(world, 4, resume=saved, folder=folder)
+    assert "begin 0" not in world.events
+
+
+def test_a_run_goes_on_from_what_it_was_resumed_from_where_its_own_are_damaged(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = play(World(), 2)
+    world = World(deaths={"step 4": "learner"})
+    own = tmp_path / "again" / "checkpoints" / "step-000003" / "config.json"
+    damages(world, monkeypatch, "step 4", own)
+    play(world, 4, resume=latest(first.run_dir / "checkpoints"), folder="again", save_every=3)
+    assert world.model_of == ["step-000002", "step-000002"]
+
+
+def test_workers_that_were_replaced_are_counted_over_all_starts_and_not_taken_back(play: Play) -> None:
+    first, summary = play(World(restarts=2), 1)
+    assert summary["restarts"] == 2
+    again, summary = play(World(restarts=1), 2, resume=latest(first.run_dir / "checkpoints"))
+    assert summary["restarts"] == 3
+    assert [row["workers/restarts"] for row in read(again.record.metrics.path, "step")] == [2, 3]
 
 
 def test_an_alarm_that_has_sounded_before_a_resume_or_a_recovery_holds_on_and_is_not_said_again(play: Play) -> None:

@@ -11,6 +11,7 @@ import torch
 from agent.errors import Fault, UserError
 from learner.checkpoint import (
     checkpoints,
+    go_back_to,
     latest,
     latest_sound,
     load_state,
@@ -221,6 +222,19 @@ def test_before_a_damaged_one_comes_the_one_that_it_followed(tmp_path: Path) -> 
     assert "step-000060: model.safetensors is damaged" in refused
     write(tmp_path, 70, keep=1)
     assert {p.name for p in checkpoints(tmp_path)} == {"step-000070"}
+
+
+def test_one_that_a_run_goes_back_to_counts_as_written_last(tmp_path: Path) -> None:
+    for step in (40, 80, 100):
+        write(tmp_path, step)
+    untouched = (tmp_path / "step-000100" / MANIFEST).stat().st_mtime_ns
+    go_back_to(tmp_path / "step-000100")
+    assert (tmp_path / "step-000100" / MANIFEST).stat().st_mtime_ns == untouched, "it is the last one"
+    go_back_to(tmp_path / "step-000040")
+    assert latest_sound(tmp_path, verify) == (tmp_path / "step-000040", [])
+    assert {p.name for p in tmp_path.iterdir()} == {"step-000040", "step-000080", "step-000100"}
+    write(tmp_path, 60, keep=2)
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-000040", "step-000060"]
 
 
 @pytest.mark.parametrize("damage", ["{", None])
