@@ -373,7 +373,8 @@ def _main(launched: bool) -> None:
 def _start(arguments: list[str], debug: bool, launched: bool) -> None:
     """Runs what is asked for, once it is right and has a folder."""
     request = check_overrides(arguments)
-    if launched and any(config.mode in WITH_RAY for config in request.configs):
+    runs = request.folder is not None  # --cfg and --info only show what would be run
+    if launched and runs and any(config.mode in WITH_RAY for config in request.configs):
         launch()
     with ready(request) as for_hydra:
         sys.argv[1:] = for_hydra.arguments

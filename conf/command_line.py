@@ -113,7 +113,7 @@ def _asked(composer: Composer, lines: Sequence[str]) -> _Asked:
         if why and (override.is_sweep_override() or override.value() not in allowed):
             raise UserError(f"{override.input_line}: {why}; leave it out")
     asked = _composed(composer, lines, overrides)
-    more = implied(overrides, asked.composed)
+    more = implied(composer, overrides, asked.composed)
     _check_same_for_all(composer, overrides, more)
     if more:
         asked = _composed(composer, [*more, *lines], [*map(composer.parse, more), *overrides])
@@ -132,7 +132,7 @@ def _check_same_for_all(composer: Composer, overrides: Sequence[Override], more:
         first, *others = sweep_lines(override)
         for line in others:
             one = [*overrides[:at], composer.parse(line), *overrides[at + 1 :]]
-            own = implied(one, _composed(composer, [str(o.input_line) for o in one], one).composed)
+            own = implied(composer, one, _composed(composer, [str(o.input_line) for o in one], one).composed)
             if own != more:
                 raise UserError(
                     f"{override.input_line}: {line} implies {' '.join(own) or 'nothing else'}, {first} implies "

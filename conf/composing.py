@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from agent.errors import UserError
 from conf import of_files
-from conf.schema import MODES, RunConfig, typed
+from conf.schema import MODES, RunConfig, keys, typed
 
 FAILURES = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError, OverflowError)
 """What composing raises for a mistake of its user's."""
@@ -74,6 +75,19 @@ class Composer:
         loader = GlobalHydra.instance().config_loader()
         inner = of_files.inner(group)
         return [name for name in loader.get_group_options(group) if name not in inner] if group else []
+
+    def said_by(self, lines: Sequence[str], groups: Collection[str]) -> set[str]:
+        """The settings, by dotted key, that files of ``groups`` give: those that ``lines`` choose, and those that these
+        name in their turn. What a file varies in a sweep is given, too."""
+        loader = GlobalHydra.instance().config_loader()
+        assert isinstance(loader, ConfigLoaderImpl)
+        found: set[str] = set()
+        for file in loader.compute_defaults_list(self.primary, [*lines], RunMode.RUN).defaults:
+            path = file.config_path or ""
+            if path.partition("/")[0] in groups and (read := loader.repository.load_config(path)) is not None:
+                prefix = f"{file.package}." if file.package else ""
+                found |= {f"{prefix}{key}".removeprefix("hydra.sweeper.params.") for key in keys(read.config)}
+        return {key for key in found if not any(other.startswith(f"{key}.") for other in found)}
 
     def parse(self, argument: str) -> Override:
         """One override, ``group=glob(…)`` as its choices by name. Raises ``UserError`` for what is none."""

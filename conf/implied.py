@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from agent.errors import UserError
 from conf.as_trained import PLACES, WORLD, agent_of, data_of
+from conf.composing import Composer
 from conf.schema import INFERENCE
 from conf.topology import AUTO
 
@@ -29,6 +30,8 @@ OF_WORLD = tuple(f"data.{key}" for key in (*_WORLDS, "demonstrations", "novice")
 """Settings of the built-in world alone: who gives one means it."""
 _PLANNED = ("agent", "algorithm", "cluster", "model", "pool")
 """Groups with settings that the plan may choose."""
+_FOR_LINES = ("experiment", "condition")
+"""Groups whose files say what one could say on the command line."""
 _NEEDED = ("model", "data", "retrieval", "cluster")
 _SEVERAL = ("tracker", "experiment", "condition")
 """Groups of which several choices may stand together."""
@@ -37,7 +40,7 @@ _OWN = ("data.questions", "data.eval_questions")
 _ELSEWHERE = ("retrieval", "retrieval.index", "retrieval.url", "retrieval.prebuilt", "retrieval.backend")
 
 
-def implied(overrides: Sequence[Override], composed: DictConfig) -> list[str]:
+def implied(composer: Composer, overrides: Sequence[Override], composed: DictConfig) -> list[str]:
     """The overrides that go without saying, to be put before those of the command line.
 
     ``composed`` is what these make, of a sweep with the first value of each.
@@ -45,7 +48,7 @@ def implied(overrides: Sequence[Override], composed: DictConfig) -> list[str]:
     _check_choices(overrides, composed)
     model = _model_and_agent(overrides, composed.mode)
     chosen = "folder" if ANY_MODEL in model else composed.hydra.runtime.choices["model"]
-    return [*model, *_questions_and_passages(overrides, composed, chosen), *_kept(overrides, composed)]
+    return [*model, *_questions_and_passages(overrides, composed, chosen), *_kept(composer, overrides, composed)]
 
 
 def _check_choices(overrides: Sequence[Override], composed: DictConfig) -> None:
@@ -60,12 +63,20 @@ def _check_choices(overrides: Sequence[Override], composed: DictConfig) -> None:
         )
 
 
-def _kept(overrides: Sequence[Override], composed: DictConfig) -> list[str]:
-    """``cluster=auto`` doesn't choose what is given, even where that is the default."""
+def _kept(composer: Composer, overrides: Sequence[Override], composed: DictConfig) -> list[str]:
+    """``cluster=auto`` doesn't choose what is given, even where that is the default: on the command line, or by a file
+    that stands for one, an experiment's or a condition's, of all that a sweep varies."""
     given = {str(o.key_or_group): o for o in overrides}
     clusters = [composed.hydra.runtime.choices["cluster"], *values(given.get("cluster"))]
-    kept = sorted(key for key in given if key.partition(".")[0] in _PLANNED and "." in key)
-    return [f"cluster.auto_keeps=[{','.join(kept)}]"] if AUTO in clusters and kept else []
+    if AUTO not in clusters:
+        return []
+    params = [composer.parse(f"{key}={value}") for key, value in (composed.hydra.sweeper.params or {}).items()]
+    said = {*given, *(str(param.key_or_group) for param in params)}
+    for override in (o for o in (*params, *overrides) if str(o.key_or_group) in _FOR_LINES):
+        for line in sweep_lines(override):
+            said |= composer.said_by([line], _FOR_LINES)
+    kept = sorted(key for key in said if key.partition(".")[0] in _PLANNED and "." in key)
+    return [f"cluster.auto_keeps=[{','.join(kept)}]"] if kept else []
 
 
 def _model_and_agent(overrides: Sequence[Override], mode: str) -> list[str]:

@@ -40,6 +40,8 @@ def _mistake(composer: Composer, lines: Sequence[str], hydra_lines: Sequence[str
     choices = []
     for line in lines:
         key, _, value = line.partition("=")
+        if value.startswith("{"):
+            continue  # settings of the group, and no choice
         if options := composer.options(key.lstrip("+~")):
             wrong = next((one for one in _several(value) if one not in options), None)
             if not key.startswith("~") and wrong is not None:
@@ -58,7 +60,7 @@ def _mistake(composer: Composer, lines: Sequence[str], hydra_lines: Sequence[str
     for line in hydra_lines:
         if wrong := _of_hydra(composer, line, composed):
             return wrong
-    return _as_said(lines, error)
+    return _as_said(lines, error, _settings(composed))
 
 
 def _several(value: str) -> list[str]:
@@ -130,11 +132,14 @@ def _of_hydra(composer: Composer, line: str, composed: DictConfig) -> str | None
     return None
 
 
-def _as_said(lines: Sequence[str], error: Exception) -> str:
-    """Hydra's own words, with the override that they are about."""
+def _as_said(lines: Sequence[str], error: Exception, valid: Sequence[str]) -> str:
+    """Hydra's own words, with the override that they are about; of a key in braces, which is no setting, ours."""
     culprit = getattr(error.__cause__ or error, "full_key", None)
-    line = next((line for line in lines if line.startswith(f"{culprit}=")), " ".join(lines))
+    about = [line for line in lines if f"{culprit}.".startswith(f"{_key(line)}.")]
+    line = about[-1] if about else " ".join(lines)
     message = _first_line(error)
+    if about and culprit not in valid and _key(line) != culprit:
+        return f"{line}: {culprit} is not a setting; {hint(str(culprit), valid)}"
     if "is not a ListConfig" in message and culprit:
         return f"{line}: is one value and not a list, which is written {culprit}=[a,b]"
     return f"{line}: {message}" if line else message

@@ -175,6 +175,10 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         check_bounds(self, "cluster")
         one_of(self.device, ("cpu", "cuda"), "cluster.device")
+        if self.name == AUTO and self.device == "cpu":
+            raise UserError(
+                "cluster=auto cluster.device=cpu: cluster=auto divides GPUs; without them use cluster=local"
+            )
         self.check_chosen("rollout_workers")
         one_of(self.weight_channel, ("auto", "nccl", "object_store"), "cluster.weight_channel")
         if self.weight_channel == "nccl" and (self.device == "cpu" or self.colocated):

@@ -194,10 +194,17 @@ def _shapes(config: RunConfig) -> list[tuple[int, int, bool, int]]:
         and staleness in overlaps
     ]
     if not found:
+        said = {
+            f"cluster.learners={cluster.learners}": cluster.learners,
+            f"cluster.rollout_workers={cluster.rollout_workers}": cluster.rollout_workers,
+            "cluster.colocated=true": cluster.colocated,
+            "cluster.weight_channel=nccl": cluster.weight_channel == "nccl",
+            f"pool.max_staleness={given}": len(overlaps) == 1,
+        }
+        wanted = [line for line, is_given in said.items() if is_given]
         raise UserError(
-            f"cluster=auto: no layout of {_count(cards, 'card')} has cluster.learners={cluster.learners} "
-            f"cluster.rollout_workers={cluster.rollout_workers} cluster.colocated={str(cluster.colocated).lower()} "
-            f"pool.max_staleness={given}; leave one of them out"
+            f"cluster=auto: no layout of {_count(cards, 'card')} has {' '.join(wanted)}; leave "
+            f"{'one of them' if len(wanted) > 1 else 'it'} out"
         )
     return found
 

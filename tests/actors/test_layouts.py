@@ -140,8 +140,16 @@ def test_a_run_says_what_was_chosen() -> None:
 
 def test_no_layout_may_be_left() -> None:
     config = composed("cluster=auto", "cluster.cards=4", "cluster.learners=5")
-    with pytest.raises(UserError, match=r"no layout of 4 cards has cluster\.learners=5 .* leave one of"):
+    with pytest.raises(UserError, match=r"no layout of 4 cards has cluster\.learners=5; leave it out"):
         layouts(config)
+
+
+def test_of_what_leaves_no_layout_only_what_is_given_is_named() -> None:
+    one = ("cluster=auto", "cluster.card=rtx3090", "cluster.cards=1")
+    with pytest.raises(UserError, match=r"no layout of 1 card has pool\.max_staleness=1; leave it out"):
+        layouts(composed(*one, "pool.max_staleness=1"))
+    with pytest.raises(UserError, match=r"1 card has cluster\.learners=1 pool\.max_staleness=1; leave one of them out"):
+        layouts(composed(*one, "cluster.learners=1", "pool.max_staleness=1"))
 
 
 def test_of_layouts_that_take_nearly_as_long_the_simplest_is_recommended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,16 @@ from conf.schema import RunConfig
 ROOT = Path(launch.__file__).parent
 
 
+@pytest.mark.parametrize("looks", [["--cfg", "job"], ["--info", "defaults"]])
+def test_nothing_watches_over_what_only_shows_settings(looks: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(launch, "launch", lambda: called.append("launcher"))
+    monkeypatch.setattr(launch, "_run", lambda: called.append("run"))
+    monkeypatch.setattr(sys, "argv", ["launch.py", *looks])
+    launch.main(launched=True)
+    assert called == ["run"]
+
+
 # --- from an error to an exit code -------------------------------------------------------------------
 
 

@@ -250,6 +250,33 @@ def test_the_plan_leaves_a_staleness_that_is_given() -> None:
     assert asked("cluster=4x3090", QWEN, *given).cluster.auto_keeps == []
 
 
+def test_the_plan_leaves_what_a_file_of_ones_own_gives(tmp_path: Path) -> None:
+    """An experiment's or a condition's file says what one could say on the command line, a sweep's parameters too."""
+    for name, text in {
+        "experiment/base": "defaults: [{override /cluster: auto}]\npool: {max_staleness: 0}\n",
+        "experiment/mine": "defaults: [base]\nseed: 3\n",
+        "experiment/sweep": "hydra: {mode: MULTIRUN, sweeper: {params: {condition: 'a,b', algorithm.steps: 1}}}\n",
+        "condition/a": "seed: 1\n",
+        "condition/b": "cluster: {engine: {gpu_memory_utilization: 0.5}}\n",
+    }.items():
+        file = tmp_path / f"{name}.yaml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"# @package _global_\n{text}")
+    search = f"hydra.searchpath=[{tmp_path}]"
+
+    def keeps(*arguments: str) -> list[str]:
+        return launch.check_overrides([search, QWEN, "mode=plan", *arguments]).configs[0].cluster.auto_keeps
+
+    assert keeps("experiment=mine") == ["pool.max_staleness"]
+    assert keeps("experiment=mine", "cluster=4x3090") == []
+    assert keeps("cluster=auto", "condition=b") == ["cluster.engine.gpu_memory_utilization"]
+    assert keeps("experiment=sweep", "cluster=auto", "pool.group_size=4") == [
+        "algorithm.steps",
+        "cluster.engine.gpu_memory_utilization",
+        "pool.group_size",
+    ]
+
+
 def test_only_the_plan_is_left_the_number_of_learners() -> None:
     assert asked("cluster=auto", QWEN).cluster.learners == 0
     assert refusal("cluster=4x3090", QWEN, "cluster.learners=0") == (

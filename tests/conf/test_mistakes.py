@@ -270,6 +270,11 @@ def test_a_hint_is_given_only_where_it_is_likely(key: str, meant: str) -> None:
         (["hydra.run.dir=null"], "hydra.run.dir=null: field 'hydra.run.dir' is not Optional"),
         (["hydra/launcher=joblib"], "hydra/launcher=joblib: no such hydra/launcher; valid names: basic"),
         (["hydra.job.chdir=true"], "hydra.job.chdir=true: paths are relative to the folder that you start in; "),
+        (["algorithm={lr:1e-5}"], "algorithm={lr:1e-5}: algorithm.lr is not a setting; did you mean "),
+        (
+            ["mode=plan", "cluster.deadlines={ping:3,answr:4}"],
+            "cluster.deadlines={ping:3,answr:4}: cluster.deadlines.answr is not a setting; did you mean 'cluster.deadl",
+        ),
         (["hydra.searchpath=x"], "hydra.searchpath=x: hydra.searchpath must be a list of strings"),
         (["hydra.searchpath=[/nowhere]"], "hydra.searchpath: /nowhere: no such folder"),
         (["hydra.searchpath=[pkg://nowhere]"], "hydra.searchpath=[pkg://nowhere]: provider=hydra.searchpath, path=now"),

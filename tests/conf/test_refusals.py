@@ -132,6 +132,7 @@ MISTAKES = [
         ["model=[tiny]"],
         "model=[tiny]: one choice is needed, such as model=NAME; several values are a sweep, -m model=A,B",
     ),
+    (["cluster=auto", "cluster.device=cpu"], "cluster=auto cluster.device=cpu: cluster=auto divides GPUs; "),
     (["~cluster"], "~cluster: one choice is needed, such as cluster=NAME"),
     (["retrieval=[bm25,dense]"], "retrieval=[bm25,dense]: one choice is needed"),
     (["algorithm=[gspo,grpo]"], "algorithm=[gspo,grpo]: one choice is needed, such as algorithm=NAME; several values"),
