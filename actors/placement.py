@@ -53,9 +53,14 @@ def lacking(wanted: Sequence[Bundle], nodes: Sequence[Bundle]) -> str | None:
     return f"needs {needed}, and the nodes of the Ray cluster have {there}"
 
 
+def engine_bundles(count: int, learners: int = 1) -> range:
+    """Of so many bundles those with an engine each: those after the learners', or all where they are colocated."""
+    return range(learners, count) or range(count)
+
+
 def engine_nodes(nodes: Sequence[str], learners: int = 1) -> tuple[str, ...]:
     """The nodes with engines, each once, from the node of each bundle."""
-    return tuple(dict.fromkeys(nodes[learners:] or nodes))
+    return tuple(dict.fromkeys(nodes[bundle] for bundle in engine_bundles(len(nodes), learners)))
 
 
 def nearest(replicas: Mapping[str, Any], node: str) -> tuple[list[Any], list[Any]]:
@@ -72,13 +77,12 @@ class Places:
     nodes: tuple[str, ...]
     """Id of each bundle's node."""
 
-    def learner(self, rank: int = 0) -> dict[str, Any]:
-        """Options of the learner of that rank, in a bundle of its own."""
-        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=rank)}
+    def bundle(self, index: int) -> dict[str, Any]:
+        """Options of an actor in that bundle; the learner of rank r is in bundle r.
 
-    def engine(self) -> dict[str, Any]:
-        """Options of an actor in whichever bundle is free: a worker that is replaced leaves its own."""
-        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.group)}
+        In a bundle of Ray's choice, an engine may get the half of another card that a learner has just left.
+        """
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=index)}
 
     def release(self) -> None:
         remove_placement_group(self.group)

@@ -21,7 +21,17 @@ from actors.followers import FollowerActor
 from actors.followers import name as learner_name
 from actors.learner import LearnerActor
 from actors.nodes import check_nodes
-from actors.placement import ANYWHERE, Places, alive_nodes, bundles, engine_nodes, is_there, on_node, reserve
+from actors.placement import (
+    ANYWHERE,
+    Places,
+    alive_nodes,
+    bundles,
+    engine_bundles,
+    engine_nodes,
+    is_there,
+    on_node,
+    reserve,
+)
 from actors.plan.layouts import chosen
 from actors.pool import PoolActor
 from actors.process import QUIET
@@ -73,8 +83,8 @@ class Topology:
     """How the workers evaluate and answer."""
     followers: dict[str, Any] = field(default_factory=dict)
     """The learners of other ranks than 0, by name."""
-    _engines: dict[str, str] = field(default_factory=dict)
-    """The node of each engine without a GPU."""
+    _engines: dict[str, str | int] = field(default_factory=dict)
+    """The bundle of each engine; without a GPU its node."""
 
     @property
     def log_dir(self) -> Path:
@@ -172,7 +182,7 @@ class Topology:
                 "num_cpus": 0,
                 "num_gpus": self._gpus,
                 "runtime_env": {"env_vars": env},
-                **(self.places.learner(rank) if self.places else on_node(self.home)),
+                **(self.places.bundle(rank) if self.places else on_node(self.home)),
             }
 
         self.followers = {
@@ -214,17 +224,26 @@ class Topology:
             num_gpus=self._gpus,
             max_concurrency=1000,
             runtime_env={"env_vars": env},
-            **(self.places.engine() if self.places else self._spread(name)),
+            **self._place(name),
         ).remote(name, settings, self.log_dir, dict(retrieval))
 
-    def _spread(self, name: str) -> dict[str, Any]:
-        """Options of an engine without a GPU: on the node with the fewest. Ray's own SPREAD may choose one twice."""
-        if self.config.cluster.address is None:
+    def _place(self, name: str) -> dict[str, Any]:
+        """Options of an engine: in the bundle with the fewest, and without a GPU on the node with the fewest.
+
+        Left to Ray, two may get the same: a bundle by a half that a learner has left, a node by SPREAD.
+        """
+        places, cluster = self.places, self.config.cluster
+        if places is None and cluster.address is None:
             return {}
-        self._engines = {other: node for other, node in self._engines.items() if is_there(other)}
+        self._engines = {other: place for other, place in self._engines.items() if is_there(other)}
         counts = Counter(self._engines.values())
-        self._engines[name] = min(alive_nodes(), key=lambda node: counts[node])
-        return on_node(self._engines[name])
+        if places is None:
+            node = min(alive_nodes(), key=lambda node: counts[node])
+            self._engines[name] = node
+            return on_node(node)
+        bundle = min(engine_bundles(len(places.nodes), cluster.learners), key=lambda bundle: counts[bundle])
+        self._engines[name] = bundle
+        return places.bundle(bundle)
 
     @property
     def groups_in_flight(self) -> int:

@@ -112,19 +112,19 @@ def places(local_ray: None) -> Iterator[Places]:
 def test_learner_and_engine_get_what_was_reserved_and_a_replaced_worker_its_place(places: Places) -> None:
     (node,) = set(places.nodes)
     assert len(places.nodes) == 2
-    learner = Tenant.options(num_cpus=1, **places.learner()).remote()
-    engine = Tenant.options(num_cpus=1, **places.engine()).remote()
+    learner = Tenant.options(num_cpus=1, **places.bundle(0)).remote()
+    engine = Tenant.options(num_cpus=1, **places.bundle(1)).remote()
     first, second = result(learner.where.remote()), result(engine.where.remote())
     assert first[0] == second[0] == node
     ray.kill(engine)
-    replaced = Tenant.options(num_cpus=1, **places.engine()).remote()
+    replaced = Tenant.options(num_cpus=1, **places.bundle(1)).remote()
     assert result(replaced.where.remote())[1] not in (first[1], second[1])
     for actor in (learner, replaced):
         ray.kill(actor)
 
 
 def test_two_actors_share_a_bundle_by_halves(places: Places) -> None:
-    halves = [Tenant.options(num_cpus=0.5, **places.learner()).remote() for _ in range(2)]
+    halves = [Tenant.options(num_cpus=0.5, **places.bundle(0)).remote() for _ in range(2)]
     assert len({result(half.where.remote())[1] for half in halves}) == 2
     for half in halves:
         ray.kill(half)
@@ -189,6 +189,26 @@ def test_what_others_have_is_waited_for_and_then_refused(places: Places) -> None
     reserve([{"CPU": 1.0}], "box", 30.0).release()
 
 
+@pytest.mark.parametrize(("colocated", "first"), [(True, 0), (False, 2)])
+def test_an_engine_that_is_replaced_gets_the_card_that_the_lost_one_had(
+    colocated: bool, first: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also when learners have left halves of other cards free meanwhile: Ray would take the first of them."""
+    there = {"rollout-0", "rollout-1"}
+    monkeypatch.setattr(topology, "is_there", lambda name: name in there)
+    cluster = ClusterConfig(device="cuda", learners=2, rollout_workers=2, colocated=colocated)
+    made = Topology(RunConfig(pool=Epoch(), cluster=cluster), tmp_path, "model", tmp_path)
+    group: Any = None
+    made.__dict__["places"] = Places(group=group, nodes=("a",) * cluster.gpus)
+
+    def bundle(name: str) -> int:
+        return int(made._place(name)["scheduling_strategy"].placement_group_bundle_index)
+
+    assert [bundle(f"rollout-{i}") for i in range(2)] == [first, first + 1]
+    there.remove("rollout-1")
+    assert bundle("rollout-2") == first + 1
+
+
 def test_each_engine_without_a_gpu_goes_to_the_node_with_the_fewest(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -198,7 +218,7 @@ def test_each_engine_without_a_gpu_goes_to_the_node_with_the_fewest(
     made = Topology(composed("cluster.address=head:6379"), tmp_path, "model", None)
 
     def node(name: str) -> str:
-        return str(made._spread(name)["label_selector"]["ray.io/node-id"])
+        return str(made._place(name)["label_selector"]["ray.io/node-id"])
 
     assert [node(f"rollout-{i}") for i in range(3)] == ["a", "b", "a"]
     there.remove("rollout-1")
@@ -206,4 +226,4 @@ def test_each_engine_without_a_gpu_goes_to_the_node_with_the_fewest(
     nodes.remove("b")
     assert node("rollout-4") == "a"
     alone = Topology(composed(), tmp_path, "model", None)
-    assert alone._spread("rollout-0") == {}
+    assert alone._place("rollout-0") == {}

@@ -43,8 +43,8 @@ def main(address: str, folder: str) -> None:
     topology = Topology(config, Path(folder), "tiny", None)
     topology.check_nodes()
     places: Any = topology.places
-    tenants: list[Any] = [Tenant.options(**places.learner()).remote()]  # type: ignore[attr-defined]
-    tenants += [Tenant.options(**places.engine()).remote() for _ in range(3)]  # type: ignore[attr-defined]
+    tenants: list[Any] = [Tenant.options(**places.bundle(0)).remote()]  # type: ignore[attr-defined]
+    tenants += [Tenant.options(**places.bundle(bundle)).remote() for bundle in range(1, 4)]  # type: ignore[attr-defined]
     learner, *engines = ray.get([tenant.node.remote() for tenant in tenants])
     found = {
         "cards": [places.nodes.count(node) for node in dict.fromkeys(places.nodes)],
