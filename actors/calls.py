@@ -36,11 +36,12 @@ class Hangs(Died):
         super().__init__(f"{actor} hangs: {why}", actor=actor)
 
 
-def get(ref: Any, actor: str, log_dir: Path) -> Any:
+def get(ref: Any, actor: str, log_dir: Path, *, mistakes: bool = True) -> Any:
     """The result of a finished call of ``actor``, its errors as ours.
 
-    A ``UserError`` stays one, and so does ``ActorLost``, of another actor; anything else that the call raised becomes a
-    ``Fault`` that names the actor, and the end of its process a ``Died`` with the last lines of its log.
+    A ``UserError`` stays one where a call may show ``mistakes`` of the user's, and so does ``ActorLost``, of another
+    actor; anything else that the call raised becomes a ``Fault`` that names the actor, and the end of its process a
+    ``Died`` with the last lines of its log.
     """
     try:
         return ray.get(ref)
@@ -48,11 +49,11 @@ def get(ref: Any, actor: str, log_dir: Path) -> Any:
         cause = error.cause
         while isinstance(cause, ray.exceptions.RayTaskError):  # raised by an actor that this one has asked
             cause = cause.cause
-        if isinstance(cause, UserError):
+        if isinstance(cause, UserError) and mistakes:
             raise UserError(str(cause)) from error
         if isinstance(cause, ActorLost):
             raise type(cause)(*cause.args) from error
-        text = str(cause) if isinstance(cause, Fault) else f"{type(cause).__name__}: {cause}"
+        text = str(cause) if isinstance(cause, Fault | UserError) else f"{type(cause).__name__}: {cause}"
         if isinstance(cause, ray.exceptions.RayError):  # of an actor that this one has asked: pages
             text = f"{type(cause).__name__} of another actor"
         raise Fault(f"{actor}: {text}") from error

@@ -109,10 +109,19 @@ class RolloutWorker:
     async def start(self) -> bool:
         """Brings the engine up, which takes a while; it still has no weights then.
 
-        Raises ``UserError`` if the installed vLLM is for another device, and ``Fault`` if it can't start.
+        Raises ``UserError`` if a tool can't be made, or the installed vLLM is for another device, and ``Fault`` if it
+        can't start.
         """
         settings, agent = self._settings, self._settings.agent
         self._dialogue = Dialogue.of(Tokenizer(settings.model_path), agent)
+        near, spare = nearest(self._retrieval, ray.get_runtime_context().get_node_id())
+        searcher = RemoteSearcher(near, spare, timeout_s=settings.retrieval_timeout_s)
+        generating, searching = (
+            Stretches(replace(self._spans, actor=f"{self._name} {row}"), what, SHOWN_S)
+            for row, what in (("engine", "generate"), ("searches", "search"))
+        )
+        # Before the engine, which takes a minute: a tool of the user's own may not be fit to be made.
+        environment = Environment.of(agent, TimedSearcher(searcher, searching))
         try:
             self._engine = await asyncio.to_thread(  # which leaves this actor answering
                 Engine,
@@ -130,17 +139,11 @@ class RolloutWorker:
         except Exception as error:
             traceback.print_exc()  # vLLM's own errors are pages long, and some can't leave this process
             raise Fault(f"vLLM can't start: {type(error).__name__}: {shortened(error)}") from None
-        near, spare = nearest(self._retrieval, ray.get_runtime_context().get_node_id())
-        searcher = RemoteSearcher(near, spare, timeout_s=settings.retrieval_timeout_s)
-        generating, searching = (
-            Stretches(replace(self._spans, actor=f"{self._name} {row}"), what, SHOWN_S)
-            for row, what in (("engine", "generate"), ("searches", "search"))
-        )
         self._player = Player(
             dialogue=self._dialogue,
             config=agent,
             generator=TimedGenerator(self._engine, generating),
-            environment=Environment.of(agent, TimedSearcher(searcher, searching)),
+            environment=environment,
             scorer=Scorer(settings.reward, self._dialogue.protocol),
         )
         return True

@@ -21,8 +21,7 @@ import ray
 from actors.broadcast import Broadcast
 from actors.calls import POLL_S, Died, Hangs, get
 from actors.health import Health
-from actors.process import last_lines
-from actors.repeats import Repeats
+from actors.repeats import Repeats, hopeless
 from actors.replay import CHUNK, are_rows
 from actors.restarts import Restarts
 from actors.weights import Published
@@ -354,13 +353,14 @@ class WorkerPool:
     def _result(self, ref: Any, worker: _Worker, call: str, *, final: bool = False) -> Any:
         """The result of a worker's ``call``; None if the worker is lost, which replaces it, or was left alone.
 
-        An error in its input is the user's and ends the run, as does a fault that would only repeat itself, or with
-        ``final`` any that was raised; anything else costs one worker.
+        An error in its input is the user's and ends the run, unless another has started with the same; so does a fault
+        that would only repeat itself, or with ``final`` any that was raised. Anything else costs one worker.
         """
         if worker not in self._workers:
             return None
         try:
-            result = get(ref, worker.name, self._log_dir)
+            mistakes = call != "start" or not self._repeats.has_started
+            result = get(ref, worker.name, self._log_dir, mistakes=mistakes)
         except Fault as error:
             # A group that breaks says nothing of the next one: others may have been played for hours in between.
             again = call != "run" and self._repeats.would(call, error)
@@ -369,17 +369,11 @@ class WorkerPool:
                     worker.blameless = True
                 raise
             if again or (call != "run" and final and not isinstance(error, Died)):
-                raise self._hopeless(worker, error) from error
+                raise hopeless(worker.name, error, self._log_dir) from error
             self._replace(worker, str(error))
             return None
         self._repeats.went_well(call)
         return result
-
-    def _hopeless(self, worker: _Worker, error: Fault) -> Fault:
-        lines = "" if isinstance(error, Died) else last_lines(self._log_dir, worker.name)
-        return Fault(
-            f"every new worker would fail in the same way: {error}" + (f"; its last lines:\n{lines}" if lines else "")
-        )
 
     def _replace(self, worker: _Worker, cause: str, *, counted: bool = True, suspect: bool = True) -> None:
         """Starts another in its place; if ``counted``, as one of the restarts that an hour may have. Once.

@@ -14,6 +14,7 @@ from agent.errors import UserError
 from agent.formats.base import Format, Shown
 from agent.formats.catalogue import format_class
 from agent.neutral import ENCODINGS, Neutraliser
+from agent.own import told
 from agent.protocol import NO_RESULTS, THOUGHT_END, Action, TagProtocol
 from agent.records import Finish, Passage
 from agent.tokens import TokenCodec
@@ -43,7 +44,9 @@ class Dialogue:
 
         Raises ``UserError`` for an unknown protocol, prompt or tool, and for a format that leaves the question out.
         """
-        format = format_class(config.format)(codec, config, tool_classes(config.tools))
+        make, tools = format_class(config.format), tool_classes(config.tools)
+        with told(f"agent.format={config.format}: __init__()"):
+            format = make(codec, config, tools)
         if MARKER not in format.prompt(MARKER):
             raise UserError(f"agent.format={config.format}: its prompt lacks the question")
         return cls(codec, format, max_passage_chars=config.max_passage_chars)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from agent.config import AgentConfig
-from agent.errors import Fault, RetrievalError, ToolError, UserError, shortened
+from agent.errors import RetrievalError, ToolError, UserError, shortened
+from agent.own import told
 from agent.records import Passage, StopReason
 from agent.tools.base import Request, Result, Searcher, Situation, Tool
 from agent.tools.catalogue import tool_classes
@@ -36,9 +37,10 @@ class Environment:
 
     @classmethod
     def of(cls, config: AgentConfig, searcher: Searcher) -> Environment:
-        """With the tools of ``config.tools``. Raises ``UserError`` for one that isn't there, ``Fault`` for one that
-        can't be made."""
-        return cls([_made(tool, config, searcher) for tool in tool_classes(config.tools)])
+        """With the tools of ``config.tools``. Raises ``UserError`` that names it for one that isn't there or can't be
+        made."""
+        tools = zip(config.tools, tool_classes(config.tools), strict=True)
+        return cls([_made(name, tool, config, searcher) for name, tool in tools])
 
     async def respond(self, requests: Sequence[Request], situation: Situation) -> Response:
         """Answers the requests of one turn, all at once.
@@ -104,11 +106,12 @@ def _checked(result: object, where: str) -> Result:
     )
 
 
-def _made(tool: type[Tool], config: AgentConfig, searcher: Searcher) -> Tool:
+def _made(name: str, tool: type[Tool], config: AgentConfig, searcher: Searcher) -> Tool:
+    where = f"agent.tools={name}"
     try:
-        return tool(config, searcher)
-    except (UserError, Fault):
-        raise
-    except Exception as error:  # whatever a tool of the user's own raises
-        what = f"{type(error).__name__}: {shortened(error)}"
-        raise Fault(f"agent.tools: {tool.name} can't be made: its __init__ raised {what}") from error
+        with told(f"{where}: __init__()"):
+            return tool(config, searcher)
+    except UserError as error:
+        if str(error).startswith(where):
+            raise
+        raise UserError(f"{where}: {error}") from error

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from agent.errors import UserError, shortened
@@ -18,10 +21,20 @@ def register_own_rules(settings: Sequence[str]) -> None:
     Raises ``UserError`` for a path that is no rule.
     """
     for setting in settings:
-        key, _, value = setting.partition("=")
-        if key == "pool":
-            for path in filter(is_path, (part.strip(" '\"") for part in value.split(","))):
+        if setting.partition("=")[0] == "pool":
+            for path in filter(is_path, _named(setting)):
                 ConfigStore.instance().store(group="pool", name=path, node=own_rule(path))
+
+
+def _named(setting: str) -> list[str]:
+    """The choices that ``setting`` names, several of a sweep; none where Hydra can't read it, which is said later."""
+    try:
+        override = OverridesParser.create().parse_override(setting)
+        values = [*override.sweep_iterator()] if override.is_sweep_override() else [override.value()]
+    except HydraException:
+        return []
+    texts = (value.text if isinstance(value, QuotedString) else value for value in values)
+    return [text for text in texts if isinstance(text, str)]
 
 
 def own_rule(path: str) -> PoolRule:

@@ -12,9 +12,10 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from agent.config import AgentConfig, ExitConfig, GroupConfig, RewardConfig, SearchLimitConfig, SelectivityConfig
-from agent.errors import UserError, one_of
+from agent.errors import UserError, one_of, shortened
 from agent.formats.tags import tags_of
 from agent.inference.infer import Inference
 from agent.pool.rules.base import PoolRule
@@ -342,8 +343,6 @@ def register() -> None:
 
 def typed(config: DictConfig) -> RunConfig:
     """The typed configuration of a composed one. Raises ``UserError`` for a wrong key, type or value."""
-    from omegaconf.errors import OmegaConfBaseException
-
     if OmegaConf.get_type(config, "pool") is PoolRule:
         raise UserError(of_files.NO_RULE)
     check_tree(config)
@@ -352,6 +351,7 @@ def typed(config: DictConfig) -> RunConfig:
         config = config.copy()
         config.model.path = played  # in a sweep, each job's own
     try:
+        _check_own(config)
         run = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         where = f"{error.full_key}: " if error.full_key else ""
@@ -359,6 +359,18 @@ def typed(config: DictConfig) -> RunConfig:
     if not isinstance(run, RunConfig):
         raise TypeError(f"the composed configuration is a {type(run).__name__}, not a RunConfig")
     return run
+
+
+def _check_own(config: DictConfig) -> None:
+    """Raises ``UserError`` for what the settings of a rule, or a ranker, of the user's own raise of what is given."""
+    for group, name in (("pool", config.pool.name), ("retrieval", config.retrieval.backend)):
+        try:
+            OmegaConf.to_object(config[group])
+        except (UserError, OmegaConfBaseException):
+            raise
+        except Exception as error:
+            what = f"{type(error).__name__}: {shortened(error)}"
+            raise UserError(f"{group}={name}: its settings can't be made ({what})") from error
 
 
 def taken_as(kind: Any = RunConfig, prefix: str = "") -> dict[str, str]:

@@ -228,6 +228,7 @@ class AlgorithmConfig:
         choices.check()
         with told(f"{KEY}={self.loss}: check()"):
             loss.check(choices)
+        self.build_loss()  # one of the user's own may fail at it, and the learner would only find out later
         if self.constant_length is None:
             return
         if choices.aggregation != "constant_length":
@@ -250,7 +251,7 @@ class AlgorithmConfig:
 
     def build_loss(self) -> Loss:
         """The loss with these settings. Raises ``UserError`` for what making one of the user's own raises."""
-        with told(f"{KEY}={self.loss}: making it"):
+        with told(f"{KEY}={self.loss}: __init__()"):
             return loss_class(self.loss)(self.choices)
 
     @property

@@ -17,6 +17,7 @@ from actors.process import WIDTH, last_lines
 from actors.rollout import RolloutWorker
 from agent.config import AgentConfig
 from agent.errors import Fault, UserError
+from agent.tools.search import Search
 
 
 class Unfit(ValueError):
@@ -33,6 +34,8 @@ def worker_with(engine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(rollout_module, "Tokenizer", lambda path: None)
     monkeypatch.setattr(rollout_module, "Dialogue", SimpleNamespace(of=lambda *_: None))
     monkeypatch.setattr(rollout_module, "Engine", engine)
+    here = SimpleNamespace(get_node_id=lambda: "here")
+    monkeypatch.setattr(rollout_module.ray, "get_runtime_context", lambda: here)
     settings = SimpleNamespace(
         model_path="",
         engine=None,
@@ -42,6 +45,7 @@ def worker_with(engine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         colocated=False,
         transfers=False,
         run_dir=Path(),
+        retrieval_timeout_s=1.0,
     )
     settings.agent = AgentConfig()
     return RolloutWorker.__ray_metadata__.modified_class("w", settings, Path(), {})  # type: ignore[attr-defined]
@@ -68,6 +72,22 @@ def test_an_engine_of_another_device_is_the_users_mistake(monkeypatch: pytest.Mo
 
     with pytest.raises(UserError, match=r"^cluster\.device=cpu: "):
         asyncio.run(worker_with(refuse, monkeypatch).start())
+
+
+class Keyless(Search):
+    """A tool of the user's own that lacks something."""
+
+    def __init__(self, config: AgentConfig, searcher: Any) -> None:
+        raise RuntimeError("no key")
+
+
+def test_a_tool_that_cannot_be_made_is_the_users_mistake_before_the_engine_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker = worker_with(lambda *_, **__: pytest.fail("the engine was started"), monkeypatch)
+    worker._settings.agent = AgentConfig(tools=[f"{__name__}:Keyless"])
+    with pytest.raises(UserError, match=r"Keyless: __init__\(\) raised RuntimeError: no key$"):
+        asyncio.run(worker.start())
 
 
 def test_the_actor_answers_while_its_engine_starts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -395,8 +395,10 @@ def test_the_cause_comes_with_the_logs_last_lines(house: House, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_an_engine_that_starts_elsewhere_is_started_once_more(house: House) -> None:
-    workers = house.workers(1, {"rollout-0": {"receive": ["", "die"]}, "rollout-1": {"start": ["fault"]}})
+@pytest.mark.parametrize("how", ["fault", "user"])
+def test_an_engine_that_starts_elsewhere_is_started_once_more(house: House, how: str) -> None:
+    """What is the user's mistake at first, a tool that can't be made, is none once another worker has made it."""
+    workers = house.workers(1, {"rollout-0": {"receive": ["", "die"]}, "rollout-1": {"start": [how]}})
     house.patiently(workers.deliver, Version(0))
     house.patiently(workers.deliver, Version(1))
     assert [name for name, _ in house.lost] == ["rollout-0", "rollout-1"]

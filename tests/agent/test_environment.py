@@ -257,8 +257,9 @@ def test_a_defect_of_a_tool_costs_its_trajectory_alone(does, fault: str) -> None
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (RuntimeError("no key"), r"^agent\.tools: count can't be made: its __init__ raised RuntimeError: no key$"),
-        (UserError("set COUNT_KEY"), "^set COUNT_KEY$"),
+        (RuntimeError("no key"), r"__init__\(\) raised RuntimeError: no key$"),
+        (Fault("no server"), r"__init__\(\) raised Fault: no server$"),
+        (UserError("set COUNT_KEY"), r"set COUNT_KEY$"),
     ],
 )
 def test_a_tool_that_cannot_be_made_is_named(error, said: str, monkeypatch) -> None:
@@ -266,8 +267,17 @@ def test_a_tool_that_cannot_be_made_is_named(error, said: str, monkeypatch) -> N
         raise error
 
     monkeypatch.setattr(Count, "__init__", fails)
-    with pytest.raises((Fault, UserError), match=said):
+    with pytest.raises(UserError, match=rf"^agent\.tools={__name__}:Count: {said}"):
         Environment.of(AgentConfig(tools=[f"{__name__}:Count"]), Shelf())  # type: ignore[arg-type]
+
+
+def test_a_format_that_cannot_be_made_is_named(codec, monkeypatch) -> None:
+    def fails(self, codec, config, tools):
+        raise RuntimeError("no tags")
+
+    monkeypatch.setattr(format_class("tags"), "__init__", fails)
+    with pytest.raises(UserError, match=r"^agent\.format=tags: __init__\(\) raised RuntimeError: no tags$"):
+        Dialogue.of(codec, AgentConfig())
 
 
 @pytest.mark.parametrize("error", [UserError, Fault])

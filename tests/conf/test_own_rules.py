@@ -81,6 +81,14 @@ class Raising(Patient):
 
 
 @dataclass
+class Picky(Patient):
+    def __post_init__(self):
+        super().__post_init__()
+        if self.patience > 5:
+            raise RuntimeError("too patient")
+
+
+@dataclass
 class Crowded(Patient):
     group_size: int = 1
 
@@ -107,10 +115,28 @@ def test_its_fields_are_settings_like_those_of_the_shipped_rules() -> None:
         launch.check_overrides(["pool=own_rule_module:Patient", "pool.oversample=0.5"])
 
 
-def test_a_sweep_may_compare_it_with_a_shipped_one() -> None:
-    request = launch.check_overrides(["-m", "mode=simulate", "pool=epoch,own_rule_module:Patient", "seed=0,1"])
+def test_what_it_raises_of_a_setting_that_is_given_is_one_line() -> None:
+    launch.check_overrides(["pool=own_rule_module:Picky", "pool.patience=5"])
+    with pytest.raises(
+        UserError, match=r"^pool=own_rule_module:Picky: its settings can't be made \(RuntimeError: too p"
+    ):
+        launch.check_overrides(["pool=own_rule_module:Picky", "pool.patience=6"])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "epoch,own_rule_module:Patient",
+        "epoch,'own_rule_module:Patient'",
+        "choice(epoch,own_rule_module:Patient)",
+        "choice(epoch, 'own_rule_module:Patient')",
+        "sort(own_rule_module:Patient,epoch)",
+    ],
+)
+def test_a_sweep_may_compare_it_with_a_shipped_one(values: str) -> None:
+    request = launch.check_overrides(["-m", "mode=simulate", f"pool={values}", "seed=0,1"])
     assert request.sweep is not None
-    assert [job.overrides["pool"].replace("\\", "") for job in request.sweep.plan.jobs] == ["epoch"] * 2 + [
+    assert [job.overrides["pool"].replace("\\", "").strip("'") for job in request.sweep.plan.jobs] == ["epoch"] * 2 + [
         "own_rule_module:Patient"
     ] * 2
 
@@ -308,6 +334,16 @@ def test_it_exits_with_2_and_one_line(add: Add, tmp_path: Path, command: Command
             "learner.losses",
             f"{LOSS}    def surrogate(self): ...",
             "Loss of learner/losses/mine.py: surrogate must take (self, row), as Loss's does",
+        ),
+        (
+            "learner.losses",
+            f"{LOSS}    def __init__(self, choices): raise KeyError('no key')",
+            "algorithm.loss=mine: __init__() raised KeyError: 'no key'",
+        ),
+        (
+            "learner.losses",
+            f"{LOSS}    @classmethod\n    def check(cls, choices): raise RuntimeError('no card')",
+            "algorithm.loss=mine: check() raised RuntimeError: no card",
         ),
         ("agent.formats", "", "mine.py has to have one subclass of Format, and has none"),
         ("agent.formats", f"{FORMAT}class Other(Mine): ...", "one subclass of Format, and has Mine, Other"),

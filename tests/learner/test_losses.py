@@ -337,7 +337,7 @@ def test_a_loss_by_import_path() -> None:
         ("Frozen", r"surrogate\(\) returned values without a gradient; .* from row\.logprobs$"),
         ("Broken", r"surrogate\(\) raised AttributeError: .*nothing"),
         ("Unweighed", r"importance\(\) raised RuntimeError: no weight at all$"),
-        ("Unmade", r"making it raised AttributeError: .*scale"),
+        ("Unmade", r"__init__\(\) raised AttributeError: .*scale"),
     ],
 )
 def test_a_loss_that_gives_something_else_than_a_value_for_each_token(name: str, message: str) -> None:
