@@ -21,6 +21,7 @@ from agent.errors import Fault
 from agent.inference.evaluation import EvalRow, judged
 from agent.paths import at_home
 from agent.records import Question
+from conf.as_trained import prompt_name
 from conf.inputs import stamps
 from conf.schema import RunConfig
 from retrieval_service.whole import written
@@ -129,7 +130,7 @@ def setting_of(config: RunConfig, served: Served[Players]) -> dict[str, Any]:
         "exit": asdict(config.exit),
         "selectivity": asdict(config.selectivity),
         "engine": "endpoint" if endpoint.url else {"dtype": config.model.dtype, "device": config.cluster.device},
-        "versions": versions(config.agent),
+        "versions": versions(config.agent, prompt_name(config.agent.prompt)),
     }
     plain: dict[str, Any] = json.loads(json.dumps(setting))
     return plain

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -54,6 +55,16 @@ def agent_of(checkpoints: Sequence[str]) -> list[str]:
     copies = [copy for path in checkpoints if (copy := at_home(path) / PROMPT).is_file()]
     own = {"agent.prompt": f"agent.prompt={literal(str(copies[0]))}"} if copies else {}
     return [own.get(line.partition("=")[0], line) for line in _alike(checkpoints, _agent, "agent=…")]
+
+
+def prompt_name(prompt: str) -> str:
+    """What a prompt is called: a file by its name, a checkpoint's copy by that of the file that its run was given."""
+    file = Path(prompt)
+    if file.name == PROMPT.name:
+        with suppress(OSError, ValueError, LookupError, TypeError):  # no run's, then
+            beside = json_of(at_home(prompt).with_name(MADE_WITH.name).read_text(encoding="utf-8"))
+            return Path(beside["settings"]["agent"]["prompt"]).name
+    return file.name
 
 
 def data_of(checkpoints: Sequence[str], mode: str) -> list[str] | None:

@@ -247,6 +247,17 @@ def test_the_pools_books_balance_with_what_was_discarded(play):
     assert books.tokens.in_flight == books.trajectories.in_flight == 0
 
 
+def test_a_search_that_fails_in_a_continuation_gives_the_group_back(play):
+    """Those of the continuations that searched less would be left, and the best of them stand for all."""
+    group, _ = play(FIRST, MORE, kept=1)
+    pool = pool_of([QUESTION], Epoch(batch_questions=1, group_size=4), seed=0)
+    (ticket,) = pool.claim("w", now=0.0)
+    assert [t.stop_reason for t in group.excluded] == [StopReason.RETRIEVAL_FAILED]
+    enter(pool, replace(group, ticket=ticket))
+    assert dict(pool.books.groups.returned) == {"with_tool_failure": 1}
+    assert pool.books.trajectories.accepted == 0
+
+
 # --- where it cuts ---------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from actors.provenance import Provenance
 from agent.config import AgentConfig
 from agent.errors import UserError
 from agent.prompts import prompt_text
-from conf.as_trained import MADE_WITH, agent_of
+from conf.as_trained import MADE_WITH, agent_of, prompt_name
 from conf.inputs import check_inputs
 from conf.schema import RunConfig
 
@@ -54,10 +54,16 @@ def test_a_prompt_of_ones_own_stays_with_the_checkpoint(tmp_path: Path) -> None:
     (config,) = asked("mode=ask", "question=who?", f"checkpoint={one}")
     assert config.agent == replace(TRAINED, prompt=str(one / "training" / "prompt.txt"))
     assert prompt_text(config.agent) == "{tools} First: {question}", "whatever has become of the file"
+    assert prompt_name(config.agent.prompt) == "own.txt", "and not what its copy is called"
     own.unlink()
     assert len(asked("-m", "mode=eval", f"checkpoint={one},{same}")) == 2
     with pytest.raises(UserError, match=rf"^checkpoint={other}: was trained with another agent\.prompt than {one}"):
         asked("-m", "mode=eval", f"checkpoint={one},{other}")
+
+
+@pytest.mark.parametrize("prompt", ["plain", "prompts/short.txt", "nowhere/prompt.txt"])
+def test_other_prompts_are_called_by_their_own_name(prompt: str) -> None:
+    assert prompt_name(prompt) == Path(prompt).name
 
 
 def test_what_is_said_counts(tmp_path: Path) -> None:

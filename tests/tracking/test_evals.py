@@ -182,9 +182,9 @@ def test_a_start_that_played_nothing_binds_nobody(tmp_path: Path, rows: list[Eva
 def test_versions_name_the_prompt_by_its_text(tmp_path: Path) -> None:
     file = tmp_path / "prompt.txt"
     file.write_text("{tools} {question}")
-    one = versions(AgentConfig(prompt=str(file)))
+    one = versions(AgentConfig(prompt=str(file)), file.name)
     file.write_text("{tools}: {question}")
-    two = versions(AgentConfig(prompt=str(file)))
+    two = versions(AgentConfig(prompt=str(file)), file.name)
     assert one["prompt"]["name"] == "prompt.txt"
     assert one["prompt"]["digest"] != two["prompt"]["digest"]
     assert (one["normaliser"], one["extractor"]) == (

@@ -25,12 +25,13 @@ SETTING = "eval_setting.json"
 """What the rows of a folder depend on, written before the first is played."""
 
 
-def versions(agent: AgentConfig) -> dict[str, Any]:
-    """Of what turns texts into numbers: normaliser and scores, extractor of the answer, prompt."""
+def versions(agent: AgentConfig, prompt: str) -> dict[str, Any]:
+    """Of what turns texts into numbers: normaliser and scores, extractor of the answer, and the prompt, which is called
+    ``prompt``."""
     return {
         "normaliser": answers.VERSION,
         "extractor": {"version": protocol.VERSION, "format": agent.format, "protocol": agent.protocol},
-        "prompt": {"name": Path(agent.prompt).name, "digest": prompt_digest(agent)},
+        "prompt": {"name": prompt, "digest": prompt_digest(agent)},
     }
 
 
