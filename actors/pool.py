@@ -55,7 +55,7 @@ class PoolActor:
         self._notes: list[str] = []
         self._extras = Dispensable(self._notes.append)
         self._changed = asyncio.Condition()
-        self._closed = False
+        self._there = self._closed = False
         self._lost: set[str] = set()  # a dead worker's claim may still be waiting here
         self._begun: Counter[str] = Counter()  # and so may one that its worker has left
         self._looked = time.monotonic()
@@ -71,6 +71,7 @@ class PoolActor:
         self._pool = self._make()
         if checkpoint is not None:
             saved.restore(self._pool, checkpoint, TRAINING)
+        self._there = True
         self._looking = asyncio.ensure_future(self._look())
 
     @ray.method(concurrency_group=HEALTH)
@@ -155,6 +156,10 @@ class PoolActor:
         None is, unless its questions are ``suspect``.
         """
         self._lost.add(worker)
+        if (
+            not self._there
+        ):  # Ray promises no order of calls: this one came before ``start``, and nobody has claimed yet
+            return 0, []
         lost = self._pool.worker_lost(worker, suspect=suspect)
         await self._notify()
         return lost.returned, [self._questions[query] for query in lost.quarantined]

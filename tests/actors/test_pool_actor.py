@@ -181,6 +181,15 @@ def test_a_group_that_comes_back_wakes_a_waiting_claim(start: Start) -> None:
     assert len(batch.accepted) == 2
 
 
+def test_a_worker_that_is_lost_before_the_pool_is_made_has_claimed_nothing_and_gets_nothing(start: Start) -> None:
+    """Ray may run the two calls in either order, as where both processes are killed for want of memory."""
+    pool = start(Epoch(batch_questions=2, group_size=2), begin=False)
+    assert result(pool.worker_lost.remote("w0", True)) == (0, [])
+    result(pool.start.remote())
+    assert result(pool.claim.remote("w0", 8)) == []
+    assert claim(pool, "w1")
+
+
 def test_a_lost_workers_claims_return_and_its_waiting_claim_ends(start: Start) -> None:
     pool = start(Epoch(batch_questions=2, group_size=2))
     lost = claim(pool, "w0")
