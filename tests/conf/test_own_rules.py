@@ -102,6 +102,8 @@ def judge(question, trajectory):
 def _own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_rule_module.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
+    known = ConfigStore.instance().repo
+    monkeypatch.setattr(ConfigStore.instance(), "repo", {**known, "pool": {**known["pool"]}})  # for this test alone
 
 
 def test_its_fields_are_settings_like_those_of_the_shipped_rules() -> None:
