@@ -121,7 +121,8 @@ def downloaded(source: Source, path: Path, given: str, progress: Progress) -> Pa
     """``part_of`` the file, whole and verified: the caller renames it to ``path``.
 
     What an earlier attempt has fetched isn't fetched again. Raises ``UserError`` that starts with ``given`` for a
-    server that can't be asked, a disk that is too small, and a file that came damaged, which is then deleted.
+    server that can't be asked, or sends something else, a disk that is too small, and a file that came whole and
+    damaged, which is then deleted.
     """
     part = part_of(source, path)
     if begun(source, path) > source.size:
@@ -131,7 +132,7 @@ def downloaded(source: Source, path: Path, given: str, progress: Progress) -> Pa
         _download(part, source, progress)
     except Exception as error:  # whatever the network raises
         _unreachable(error, given, source.url, path)
-    if part.stat().st_size != source.size or checksum_of(part, source.checksum) != source.checksum:
+    if checksum_of(part, source.checksum) != source.checksum:
         part.unlink()
         raise UserError(f"{given}: {source.url} came damaged (its checksum is another); start again to fetch it anew")
     for other in path.parent.glob(f".{path.name}.*.part"):  # of what was there before
@@ -148,22 +149,25 @@ def _download(part: Path, source: Source, progress: Progress) -> None:
             before = part.stat().st_size if part.exists() else 0
             try:
                 _append(client, part, source, progress)
+                return
             except httpx.HTTPError as error:
                 passing = not isinstance(error, httpx.HTTPStatusError) or error.response.status_code in PASSING
                 tries = 1 if part.exists() and part.stat().st_size > before else tries + 1
                 if not passing or tries >= TRIES:
                     raise
                 time.sleep(2.0 ** (tries - 1))
-                continue
-            if part.stat().st_size >= source.size:
-                return
-            tries = 1 if part.stat().st_size > before else tries + 1  # a connection that ended early, without an error
-            if tries >= TRIES:
-                return
+
+
+class _Amiss(httpx.HTTPError):
+    """A success that isn't the file, or not all of it. The next answer may be right."""
 
 
 def _append(client: httpx.Client, part: Path, source: Source, progress: Progress) -> None:
-    """What one answer brings. A server that can't go on in the middle sends all of it again."""
+    """What one answer brings; what is there stays, whatever comes.
+
+    A server that can't go on in the middle sends all of it again: as much as is there is passed over. Raises ``_Amiss``
+    for an answer that is not the file, of which nothing is kept, and for one that ends early.
+    """
     with open(part, "ab") as file:
         have = file.tell()
         progress(have, source.size)
@@ -174,15 +178,38 @@ def _append(client: httpx.Client, part: Path, source: Source, progress: Progress
             headers["Range"] = f"bytes={have}-"
         with client.stream("GET", source.url, headers=headers) as answer:
             answer.raise_for_status()
-            if have and answer.status_code != httpx.codes.PARTIAL_CONTENT:
-                file.truncate(0)
-                have = 0
+            before = have
+            known = have - _start_of(answer, have, source)
             for block in answer.iter_raw():  # as they come: what a broken connection has brought is kept
-                file.write(block)
-                have += len(block)
-                progress(have, source.size)
+                new = block[known:]
+                known -= len(block) - len(new)
+                file.write(new)
+                have += len(new)
                 if have > source.size:
-                    return  # it is another file; its checksum will say so
+                    file.truncate(before)
+                    raise _Amiss(f"it sends more than {source.size:,} bytes, and is another file")
+                progress(have, source.size)
+        if have < source.size:
+            raise _Amiss(f"it broke off after {have:,} of {source.size:,} bytes")
+
+
+def _start_of(answer: httpx.Response, have: int, source: Source) -> int:
+    """Where in the file the answer begins, at most ``have``.
+
+    Raises ``_Amiss`` for what can be seen to be something else: a proxy and a login page say 200, too.
+    """
+    start, size = 0, answer.headers.get("Content-Length", "")
+    if answer.status_code == httpx.codes.PARTIAL_CONTENT:
+        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+        start, size = (int(found[1]), found[2]) if found else (have, "")
+    if size != str(source.size):
+        if answer.headers.get("Content-Type", "").lower().startswith("text/html"):
+            raise _Amiss("it sends a web page in place of the file, as proxies and login pages do")
+        if size.isdecimal():
+            raise _Amiss(f"it sends a file of {int(size):,} bytes, not the one of {source.size:,}")
+    if start > have:
+        raise _Amiss(f"it begins at byte {start:,}, not at {have:,}")
+    return start
 
 
 def _headers(source: Source) -> dict[str, str]:

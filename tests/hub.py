@@ -28,6 +28,10 @@ class Hub:
     mends: bool = False
     ranges: bool = True
     """Whether it can begin in the middle."""
+    lengths: bool = True
+    """Whether it says how long an answer is: else its end is the connection's."""
+    instead: tuple[str, bytes] | None = None
+    """Type and body of what is sent in place of every file, as a proxy does."""
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
     """Method, path and range of each request."""
     url: str = ""
@@ -68,10 +72,17 @@ def serving(hub: Hub) -> Iterator[Hub]:
             asked = self.headers["Range"] if hub.ranges else None
             start = int((asked or "bytes=0-").removeprefix("bytes=").split("-")[0])
             body = hub.files[name][start:]
+            if hub.instead and self.command == "GET":
+                start, body = 0, hub.instead[1]
             self.send_response(206 if start else 200)
+            if start:
+                whole = len(hub.files[name])
+                self.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
+            self.send_header("Content-Type", hub.instead[0] if hub.instead else "text/plain")
             self.send_header("X-Repo-Commit", hub.commit)
             self.send_header("ETag", f'"{hub.etags.get(name, hashlib.sha256(hub.files[name]).hexdigest())}"')
-            self.send_header("Content-Length", str(len(body)))
+            if hub.lengths or self.command == "HEAD":
+                self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command == "GET":
                 self.wfile.write(body[: hub.breaks_after])

@@ -138,10 +138,63 @@ def test_a_connection_that_breaks_is_made_anew_by_itself(hub: Hub, tmp_path: Pat
     assert seen == sorted(seen)
 
 
+def parts_of(cache: Path) -> list[bytes]:
+    """What there is of a download that isn't whole."""
+    return [part.read_bytes() for part in cache.glob("questions/flashrag/.*.part")]
+
+
 def test_a_server_that_cannot_go_on_in_the_middle_sends_all_of_it_again(hub: Hub, tmp_path: Path) -> None:
-    hub.breaks_after, hub.mends, hub.ranges = 1000, True, False
+    hub.breaks_after, hub.ranges = 1000, False
+    with pytest.raises(UserError, match="is not here"):
+        fetched(config(), tmp_path, "train", lambda text: None)
+    hub.breaks_after = 500
+    with pytest.raises(UserError, match="is not here"):
+        fetched(config(), tmp_path, "train", lambda text: None)
+    assert parts_of(tmp_path) == [CONTENT[:1000]], "one that breaks earlier costs nothing of what was there"
+    hub.breaks_after = None
     path = Path(str(fetched(config(), tmp_path, "train", lambda text: None).questions))
     assert path.read_bytes() == CONTENT
+
+
+def test_an_answer_that_ends_early_without_an_error_broke_off(hub: Hub, tmp_path: Path) -> None:
+    file, whole = hub.files[FILE], f"{len(CONTENT):,}"
+    hub.etags[FILE], hub.lengths = hashlib.sha256(CONTENT).hexdigest(), False
+    hub.breaks_after, hub.mends = 1000, True
+    assert Path(str(fetched(config(), tmp_path, "train", lambda text: None).questions)).read_bytes() == CONTENT
+    hub.breaks_after, hub.mends = 1000, False
+    with pytest.raises(UserError, match="answers 500"):
+        fetched(config(revision="v2"), tmp_path / "b", "train", lambda text: None)
+    hub.breaks_after = None
+    hub.instead = "text/plain", b""  # again and again
+    with pytest.raises(UserError, match=rf"can't be asked \(it broke off after 1,000 of {whole} bytes\); start again"):
+        fetched(config(revision="v2"), tmp_path / "b", "train", lambda text: None)
+    assert parts_of(tmp_path / "b") == [file[:1000]]
+
+
+@pytest.mark.parametrize("have", [0, 1000])
+@pytest.mark.parametrize(
+    ("kind", "body", "lengths", "reason"),
+    [
+        ("text/html; charset=utf-8", b"<p>Please log in", True, "it sends a web page in place of the file"),
+        ("text/html", b"<p>Please log in", False, "it sends a web page in place of the file"),
+        ("text/plain", b"x" * 50, True, f"it sends a file of 50 bytes, not the one of {len(CONTENT):,}"),
+        ("text/plain", b"x" * 9000, False, f"it sends more than {len(CONTENT):,} bytes"),
+    ],
+)
+def test_what_comes_in_place_of_the_file_costs_nothing_of_what_is_there(
+    hub: Hub, tmp_path: Path, have: int, kind: str, body: bytes, lengths: bool, reason: str
+) -> None:
+    hub.breaks_after = have
+    with pytest.raises(UserError, match="is not here"):
+        fetched(config(), tmp_path, "train", lambda text: None)
+    hub.breaks_after, hub.instead, hub.lengths = None, (kind, body), lengths
+    with pytest.raises(UserError, match=rf"the hub can't be asked \({reason}.*; start again to go on"):
+        fetched(config(), tmp_path, "train", lambda text: None)
+    assert parts_of(tmp_path) == [CONTENT[:have]]
+    hub.instead, hub.lengths = None, True
+    path = Path(str(fetched(config(), tmp_path, "train", lambda text: None).questions))
+    assert path.read_bytes() == CONTENT
+    assert hub.got()[-1] == (f"bytes={have}-" if have else None)
 
 
 @pytest.mark.parametrize("git", [False, True], ids=["sha256", "git"])
