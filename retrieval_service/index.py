@@ -2,7 +2,11 @@
 
 An index is a folder of its backend's files with two more in it: ``names-v….npz``, the corpus's titles and ids
 (``names.py``), and the manifest, written last. It comes into being in a folder beside its place and is renamed into it.
-What a builder that was interrupted had finished stays there, and the next one goes on with it.
+What a builder that was interrupted had finished stays there, and the next one goes on with it, on whatever machine. A
+finished part has the checksums of its files; one that has others now is made again.
+
+Of several builders a lock lets one work. Where locks don't reach other machines, these share the folder: each works
+under names of its own, a part is the same whoever made it, and who is last takes the index of the first.
 
 The corpus is read once: each passage is checked, looked for among the ids so far, and handed on to the builder, in
 parts.
@@ -10,7 +14,10 @@ parts.
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import glob
+import hashlib
 import json
 import os
 import platform
@@ -29,6 +36,7 @@ from retrieval_service.names import FILE, Register, parts
 from retrieval_service.stamps import Stamp
 from retrieval_service.textfile import text_of
 from retrieval_service.watch import SILENT, Watch
+from retrieval_service.whole import settle
 
 MANIFEST = "manifest.json"
 FORMAT = 3
@@ -36,6 +44,10 @@ FORMAT = 3
 ROOM = 2
 """Free disk that building takes, in sizes of its parts: these, and what is made of them. A part is guessed to be as
 large as its text until the first one is there."""
+SUMS = "part.sums"
+"""The file with the checksums of the others of a part."""
+UNLOCKABLE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+"""What a file system without locks says."""
 SMALL = 100_000_000
 """Bytes of a corpus for which nobody asks how much room there is."""
 
@@ -57,9 +69,9 @@ class Builder(Protocol):
     """Makes one index of the parts of a corpus. Called and closed by one thread."""
 
     def take(self, number: int, part: Sequence[Record], told: Callable[[int], None]) -> None:
-        """Takes part ``number``, counted from 0, in order; may go on working on it. When it is finished it is
-        ``part_of`` the builder's folder; one that is there already isn't worked on again. A long work tells ``told``
-        how many passages are done."""
+        """Takes part ``number``, counted from 0, in order; may go on working on it ``aside``. When it is finished
+        ``keep_part`` makes it ``part_of`` the builder's folder; one that is there already isn't worked on again. A long
+        work tells ``told`` how many passages are done."""
         ...
 
     def finish(self, out: Path) -> None:
@@ -90,6 +102,47 @@ def part_of(work: Path, number: int) -> Path:
     return work / f"part-{number:05}"
 
 
+def aside(work: Path, name: str) -> Path:
+    """Where this machine makes the folder ``name``: another one may be at the same."""
+    return work / f"{name}.busy-{platform.node()}"
+
+
+def keep_part(made: Path, done: Path) -> None:
+    """Renames the folder ``made`` to the finished part ``done``, on the disk and with its checksums. If another machine
+    was first, its part stays."""
+    (made / SUMS).write_text(json.dumps(_sums(made)))
+    settle(made)
+    try:
+        os.rename(made, done)
+    except OSError:
+        if not done.exists():
+            raise
+        shutil.rmtree(made)
+
+
+def _sums(part: Path) -> dict[str, str]:
+    """The checksums of a part's files."""
+    sums = {}
+    for path in part.rglob("*"):
+        if path.name != SUMS and path.is_file():
+            with open(path, "rb") as file:
+                sums[path.relative_to(part).as_posix()] = hashlib.file_digest(file, "blake2b").hexdigest()
+    return sums
+
+
+def _drop_damaged(part: Path, watch: Watch) -> None:
+    """Deletes a finished part whose files are not what they were; the builder makes it again."""
+    if not part.exists():
+        return
+    try:
+        if json_of((part / SUMS).read_bytes()) == _sums(part):
+            return
+    except (OSError, ValueError):
+        pass
+    watch.say(f"{part}: is damaged, and is made again")
+    shutil.rmtree(part)
+
+
 def ensure_index(corpus: Path, recipe: Recipe, cache: Path, watch: Watch = SILENT) -> Path:
     """The index of ``corpus`` below the folder ``cache``, built if it isn't there.
 
@@ -99,11 +152,18 @@ def ensure_index(corpus: Path, recipe: Recipe, cache: Path, watch: Watch = SILEN
     """
     stamp = corpus_stamp(corpus, cache, watch.say)
     index = cache / "indexes" / f"{stamp.checksum}-{recipe.key}-v{FORMAT}"
+    work = index.parent / f".{index.name}.building"
     if not index.exists():
         index.parent.mkdir(parents=True, exist_ok=True)
         with _locked(index.parent / f".{index.name}.lock"):
-            if not index.exists():
-                _build(corpus, stamp, index, recipe, watch)
+            try:
+                if not index.exists():
+                    _build(corpus, stamp, index, recipe, work, watch)
+            except Exception:
+                if not index.exists():  # else a builder whom no lock kept apart was first, and has taken the work away
+                    raise
+    for left in index.parent.glob(f"{glob.escape(work.name)}*"):  # also of one who was killed before
+        shutil.rmtree(left, ignore_errors=True)
     _check_ours(index, stamp.checksum)
     return index
 
@@ -150,11 +210,9 @@ def _check_ours(index: Path, checksum: str) -> None:
         raise UserError(f"{index}: not the complete index that its name says; delete it and start again")
 
 
-def _build(corpus: Path, stamp: Stamp, index: Path, recipe: Recipe, watch: Watch) -> None:
-    # Of this machine: where locks don't reach others, each works in a folder of its own.
-    work = index.parent / f".{index.name}.building-{platform.node()}"
+def _build(corpus: Path, stamp: Stamp, index: Path, recipe: Recipe, work: Path, watch: Watch) -> None:
     work.mkdir(exist_ok=True)
-    out = work / "index"
+    out = aside(work, "index")
     shutil.rmtree(out, ignore_errors=True)
     room = _Room(corpus, stamp, work)
     builder = recipe.builder(work)  # a setting that it refuses is no reason to throw parts away
@@ -163,6 +221,7 @@ def _build(corpus: Path, stamp: Stamp, index: Path, recipe: Recipe, watch: Watch
             register, documents, total = Register(corpus), 0, passages_in(corpus, stamp)
             for number, part in enumerate(parts(corpus)):
                 register.add(part)
+                _drop_damaged(part_of(work, number), watch)
                 builder.take(number, part, _further(watch, documents, total))
                 room.taken(part, total)
                 documents += len(part)
@@ -175,7 +234,7 @@ def _build(corpus: Path, stamp: Stamp, index: Path, recipe: Recipe, watch: Watch
     except NoRoom:
         raise
     except UserError:
-        shutil.rmtree(work)  # the parts of a corpus that is wrong are of no use to the next builder
+        shutil.rmtree(work, ignore_errors=True)  # the parts of a corpus that is wrong are of no use to the next builder
         raise
     register.names().save(out / FILE)
     write_manifest(
@@ -189,13 +248,8 @@ def _build(corpus: Path, stamp: Stamp, index: Path, recipe: Recipe, watch: Watch
             made_with=recipe.made_with,
         ),
     )
-    try:
-        os.rename(out, index)
-    except OSError:
-        # Where file locks don't work, another builder may have been first. Its index is the same as ours.
-        if not index.exists():
-            raise
-    shutil.rmtree(work, ignore_errors=True)
+    settle(out)
+    os.rename(out, index)
 
 
 def _further(watch: Watch, before: int, total: int) -> Callable[[int], None]:
@@ -244,5 +298,9 @@ def _size(path: Path) -> int:
 def _locked(path: Path) -> Iterator[None]:
     """Holds the lock ``path``, which the system frees when its holder dies."""
     with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in UNLOCKABLE:
+                raise
         yield

@@ -8,7 +8,6 @@ interrupted build goes on with the next.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from agent.errors import Fault, UserError
 from retrieval_service import jvm
 from retrieval_service.config import STEMMERS, RetrievalConfig
 from retrieval_service.corpus import Record
-from retrieval_service.index import Builder, part_of
+from retrieval_service.index import Builder, aside, keep_part, part_of
 
 ANALYSER = "porter"
 """Anserini's English analyser: Lucene's tokens in lower case, its stop words dropped, Porter's stems. The default."""
@@ -90,7 +89,7 @@ class LuceneBuilder:
             return
         while len(self._busy) >= self._threads:
             self._settle()
-        busy = done.with_suffix(".busy")
+        busy = aside(self._work, done.name)
         shutil.rmtree(busy, ignore_errors=True)
         # Anserini reads every JSON file of a folder, so the passages get a folder to themselves.
         (busy / "corpus").mkdir(parents=True)
@@ -139,8 +138,8 @@ class LuceneBuilder:
         if counts["indexed"] != documents:
             found = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise Fault(f"Lucene indexed {counts['indexed']} of {documents} passages ({found})")
-        busy = done.with_suffix(".busy")
-        os.rename(busy / "index", done)
+        busy = aside(self._work, done.name)
+        keep_part(busy / "index", done)
         shutil.rmtree(busy)
 
     @jvm.calling()

@@ -29,6 +29,7 @@ from retrieval_service.index import FORMAT, Manifest, check_index, write_manifes
 from retrieval_service.lucene import ANALYSER
 from retrieval_service.names import FILE
 from retrieval_service.titles import keep_names
+from retrieval_service.whole import settle
 from retrieval_service.wikipedia import PREBUILT, Prebuilt, index_of
 
 
@@ -122,6 +123,7 @@ def _unpack(wanted: Prebuilt, archive: Path, index: Path, given: str, progress: 
             raise UserError(f"{given}: {archive} holds {len(found)} Lucene indexes, not one")
         (inside,) = found
         write_manifest(inside, _manifest(wanted))
+        settle(inside)  # the archive goes next
         inside.rename(index)
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise UserError(f"{given}: {archive} can't be unpacked ({error}); delete it, and it is fetched anew") from error

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,7 +21,7 @@ from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record
 from retrieval_service.encoder import KEY, POOLINGS, Encoder, encoder_folder, encoder_of, manner_of
 from retrieval_service.hnsw import LONGEST
-from retrieval_service.index import Builder, check_index, ensure_index, part_of
+from retrieval_service.index import Builder, aside, check_index, ensure_index, keep_part, part_of
 from retrieval_service.store import PassageStore, join_parts, write_part
 from retrieval_service.vectors import KINDS, LISTED, PART, import_faiss, join_vectors, open_vectors
 from retrieval_service.watch import SILENT, Watch
@@ -119,7 +118,7 @@ class DenseBuilder:
         self._parts.append(done)
         if done.exists():
             return
-        busy = done.with_suffix(".busy")
+        busy = aside(self._work, done.name)
         shutil.rmtree(busy, ignore_errors=True)
         busy.mkdir()
         vectors = []
@@ -128,7 +127,7 @@ class DenseBuilder:
             told(at + len(vectors[-1]))
         np.save(busy / PART, np.concatenate(vectors))
         write_part(busy, part)
-        os.rename(busy, done)
+        keep_part(busy, done)
 
     def finish(self, out: Path) -> None:
         """Joins the parts."""

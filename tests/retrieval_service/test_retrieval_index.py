@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -24,7 +25,17 @@ from retrieval_service import index as index_module
 from retrieval_service import names as names_module
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record, corpus_stamp, write_corpus
-from retrieval_service.index import FORMAT, MANIFEST, check_index, ensure_index, part_of
+from retrieval_service.index import (
+    FORMAT,
+    MANIFEST,
+    SUMS,
+    aside,
+    check_index,
+    ensure_index,
+    keep_part,
+    part_of,
+    read_manifest,
+)
 from retrieval_service.names import FILE, Names, corpus_names
 from retrieval_service.watch import Watch
 
@@ -62,8 +73,10 @@ class Builder:
         done = part_of(self.work, number)
         if not done.exists():
             self.recipe.worked.append(number)
-            done.mkdir()
-            (done / "ids").write_text("".join(f"{record.id}\n" for record in part))
+            made = aside(self.work, done.name)
+            made.mkdir()
+            (made / "ids").write_text("".join(f"{record.id}\n" for record in part))
+            keep_part(made, done)
         self.parts.append(done / "ids")
 
     def finish(self, out: Path) -> None:
@@ -170,10 +183,99 @@ def test_an_interrupted_build_is_no_index_and_goes_on_where_it_was(
     assert recipe.worked == [0, 1]
     shutil.rmtree(part_of(tmp_path / "c" / "indexes" / left, 1))  # as if it had been killed a little earlier
     recipe.during = lambda: None
+    monkeypatch.setattr(index_module.platform, "node", lambda: "the next container")
     index = ensure_index(corpus, recipe, tmp_path / "c")
     assert recipe.worked == [0, 1, 1]
     assert ids(index) == ["a", "b"]
     assert folders(tmp_path / "c") == [index.name]
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path, corpus: Path, recipe: Scripted, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the two parts of a build lie that was interrupted before they were joined."""
+    monkeypatch.setattr(names_module, "PART", 1)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    recipe.during = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        ensure_index(corpus, recipe, tmp_path / "c")
+    recipe.during = lambda: None
+    (left,) = folders(tmp_path / "c")
+    return tmp_path / "c" / "indexes" / left
+
+
+@pytest.mark.parametrize("damage", ["cut short", "another byte", "a file gone", "a file more", "no sums", "half sums"])
+def test_a_finished_part_that_is_damaged_is_made_again(
+    tmp_path: Path, corpus: Path, recipe: Scripted, interrupted: Path, damage: str
+) -> None:
+    part = part_of(interrupted, 1)
+    if damage == "cut short":
+        (part / "ids").write_bytes(b"")
+    elif damage == "another byte":
+        (part / "ids").write_bytes(b"x\n")
+    elif damage == "a file gone":
+        (part / "ids").unlink()
+    elif damage == "a file more":
+        (part / "more").touch()
+    elif damage == "no sums":
+        (part / SUMS).unlink()
+    else:
+        (part / SUMS).write_text('{"ids": ')
+    said: list[str] = []
+    index = ensure_index(corpus, recipe, tmp_path / "c", Watch(say=said.append))
+    assert ids(index) == ["a", "b"]
+    assert recipe.worked == [0, 1, 1]
+    assert said == [f"{part}: is damaged, and is made again"]
+
+
+def test_a_part_and_an_index_get_their_names_when_they_are_on_the_disk(
+    tmp_path: Path, corpus: Path, recipe: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    unsynced: list[tuple[str, str]] = []
+    fsync, rename = os.fsync, os.rename
+
+    def note(handle: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    def look(made: Path, done: Path) -> None:
+        unsynced.extend((done.name, file.name) for file in made.iterdir() if str(file) not in synced)
+        rename(made, done)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "rename", look)
+    index = ensure_index(corpus, recipe, tmp_path / "c")
+    assert unsynced == []
+    names = {Path(path).name for path in synced}
+    assert {"ids", SUMS, MANIFEST} <= names
+    assert read_manifest(index) is not None
+
+
+def test_what_a_builder_left_beside_its_index_goes_at_the_next_start(
+    tmp_path: Path, corpus: Path, recipe: Scripted
+) -> None:
+    index = ensure_index(corpus, recipe, tmp_path / "c")
+    (index.parent / f".{index.name}.building" / "part-00000").mkdir(parents=True)  # one who was killed in between
+    assert ensure_index(corpus, recipe, tmp_path / "c") == index
+    assert folders(tmp_path / "c") == [index.name]
+    assert recipe.runs == 1
+
+
+def test_a_file_system_without_locks_will_do(
+    tmp_path: Path, corpus: Path, recipe: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: object, what: int) -> None:
+        raise OSError(refused, "refused")
+
+    monkeypatch.setattr(index_module.fcntl, "flock", refuse)
+    refused = errno.EIO
+    with pytest.raises(OSError, match="refused"):
+        ensure_index(corpus, recipe, tmp_path / "c")
+    refused = errno.ENOLCK
+    assert ids(ensure_index(corpus, recipe, tmp_path / "c")) == ["a", "b"]
 
 
 def test_a_setting_that_is_refused_costs_no_finished_part(tmp_path: Path, corpus: Path, recipe: Scripted) -> None:
@@ -237,13 +339,14 @@ def test_a_full_disk_is_told_before_anything_is_indexed(
 def test_the_first_part_tells_how_large_an_index_will_be(
     tmp_path: Path, corpus: Path, recipe: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two parts of 2 bytes and the index of as much: 8 bytes, of which 2 are there."""
+    """Two parts of one size and the index of as much: four times that, of which a quarter is there."""
     monkeypatch.setattr(names_module, "PART", 1)
-    free(monkeypatch, 10**6, 5)
+    size = len("a\n") + len(json.dumps({"ids": "0" * 128}))
+    free(monkeypatch, 10**6, 3 * size - 1)
     with pytest.raises(UserError, match="make room"):
         ensure_index(corpus, recipe, tmp_path / "c")
     assert recipe.worked == [0]
-    free(monkeypatch, 10**6, 6)
+    free(monkeypatch, 10**6, 3 * size)
     ensure_index(corpus, recipe, tmp_path / "c")
     assert recipe.worked == [0, 1], "a disk that was too small costs no part"
 
@@ -285,18 +388,19 @@ def test_who_loses_the_race_takes_the_winners_index(
 ) -> None:
     """Two machines whom no lock keeps apart: the second finds the place taken when it is done."""
     monkeypatch.setattr(index_module, "_locked", lambda path: nullcontext())
-    machines = iter(["one", "two"])
-    monkeypatch.setattr(index_module.platform, "node", lambda: next(machines))
+    machine = "one"
+    monkeypatch.setattr(index_module.platform, "node", lambda: machine)
     won: list[Path] = []
 
     def another_builder_wins() -> None:
-        recipe.during = lambda: None
+        nonlocal machine
+        machine, recipe.during = "two", lambda: None
         won.append(ensure_index(corpus, recipe, tmp_path / "c"))
         (won[0] / "winner").touch()
 
     recipe.during = another_builder_wins
     index = ensure_index(corpus, recipe, tmp_path / "c")
-    assert recipe.runs == 2
+    assert (recipe.runs, recipe.worked) == (2, [0]), "a part is made once"
     assert won == [index]
     assert (index / "winner").exists()
     assert folders(tmp_path / "c") == [index.name]
