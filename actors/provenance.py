@@ -41,8 +41,8 @@ HARMLESS = (
     ),  # over before the first checkpoint
     *MODEL,  # the weights are the checkpoint's
     *("pool.lease_s", "pool.max_empty_batches", "pool.quarantine_after"),
-    *("retrieval.threads", "retrieval.heap", "retrieval.max_batch", "retrieval.cache_size", "retrieval.timeout_s"),
-    *("retrieval.retries", "retrieval.token_file", "retrieval.device"),
+    *("retrieval.threads", "retrieval.heap", "retrieval.max_batch", "retrieval.cache_size", "retrieval.cache_mib"),
+    *("retrieval.timeout_s", "retrieval.retries", "retrieval.token_file", "retrieval.device"),
     *("data.experts", "experts", "data.demonstrations", "data.novice", "data.strict"),
     *("data.eval_questions", "data.eval_questions_per_hop", "data.dev_questions", "data.dev_questions_per_hop"),
     "cluster",

@@ -38,6 +38,7 @@ _OF_THE_MACHINE = frozenset(
         "heap",
         "max_batch",
         "cache_size",
+        "cache_mib",
         "timeout_s",
         "outage_s",
         "retries",

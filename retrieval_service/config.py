@@ -35,7 +35,8 @@ class RetrievalConfig:
     """A published index by its name (``retrieval_service/wikipedia.py``), which is fetched once; ``auto`` is the one
     that fits the questions (``retrieval=wikipedia``)."""
     url: str | None = field(default=None, metadata=TEXT)
-    """A search service to ask in place of an index (``backend: http``); without a path, the dialect's own is used."""
+    """A search service to ask in place of an index (``backend: http``); without a path, or behind one that ends in a
+    slash, the dialect's own is used."""
     dialect: str = "search_r1"
     """How that service is asked: a file of ``retrieval_service/dialects/``."""
     retries: int = bounded(4, "at least 0")
@@ -64,6 +65,8 @@ class RetrievalConfig:
     """Most requests coalesced into one batch search."""
     cache_size: int = bounded(100_000, "at least 0")
     """Queries kept in the LRU cache; 0 turns it off."""
+    cache_mib: int = bounded(1024, "at least 0")
+    """The most memory of that cache, in MiB: with long passages it forgets sooner."""
     timeout_s: float = bounded(30.0, "above 0")
     """A search that takes longer fails, and its trajectory is excluded."""
     outage_s: float = bounded(600.0, "at least 0")

@@ -15,12 +15,13 @@ from retrieval_service.backend import Identity
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import document_of, parse_record
 from retrieval_service.index import Manifest, check_index
-from retrieval_service.lru import Lru
+from retrieval_service.lru import Lru, weight_of
 from retrieval_service.lucene import check_lucene, first_line, lucene_generation
 
 BATCH_SEARCH = "(Ljava/util/List;Ljava/util/List;II)Ljava/util/Map;"
-KEPT_PASSAGES = 50_000
-"""Passages kept as Python objects; the popular ones needn't be read and parsed for every search."""
+KEPT_PASSAGES, KEPT_BYTES = 50_000, 256 << 20
+"""Most passages kept as Python objects, and their bytes; the popular ones needn't be read and parsed for every
+search."""
 
 
 class LuceneSearcher(ABC):
@@ -53,7 +54,9 @@ class LuceneSearcher(ABC):
             ) from error
         self._documents: int = self._searcher.get_total_num_docs()
         self._reader: Any = None
-        self._passages: Lru[str, Passage] = Lru(KEPT_PASSAGES)
+        self._passages: Lru[str, Passage] = Lru(
+            KEPT_PASSAGES, KEPT_BYTES, lambda key, passage: weight_of(key, (passage,))
+        )
         self._array_list = jvm.java_class("java.util.ArrayList")
         try:
             self._check()

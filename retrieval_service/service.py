@@ -24,7 +24,7 @@ from agent.errors import RetrievalError
 from agent.records import Passage
 from retrieval_service.backend import Backend, Identity, check_same
 from retrieval_service.config import RetrievalConfig
-from retrieval_service.lru import Lru
+from retrieval_service.lru import Lru, weight_of
 from retrieval_service.stats import Meter, Stats
 from retrieval_service.worker import BackendThread, Batch
 
@@ -95,7 +95,9 @@ class RetrievalService:
         self._config = config
         self._stuck = stuck
         self._identity = known
-        self._cache: Lru[Key, Hits] = Lru(config.cache_size)
+        self._cache: Lru[Key, Hits] = Lru(
+            config.cache_size, config.cache_mib << 20, lambda key, hits: weight_of(key[0], hits)
+        )
         self._meter = Meter()
         self._in_flight: dict[Key, _Search] = {}
         self._waiting: dict[Key, _Search] = {}

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from agent.errors import UserError
+from agent.records import Passage
 from retrieval_service import jvm
 from retrieval_service.config import RetrievalConfig
-from retrieval_service.lru import Lru
+from retrieval_service.lru import Lru, weight_of
 from retrieval_service.stats import LATENCY_WINDOW, Meter, Stats, merged, percentile
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +28,7 @@ ROOT = Path(__file__).parents[2]
         {"threads": 0},
         {"max_batch": 0},
         {"cache_size": -1},
+        {"cache_mib": -1},
         {"timeout_s": 0.0},
         {"timeout_s": float("nan")},
         {"k1": -0.1},
@@ -42,7 +45,7 @@ def test_bad_settings_are_named(settings: dict) -> None:
 
 
 def test_lru_forgets_the_least_recently_used() -> None:
-    cache = Lru[str, int](2)
+    cache = Lru[str, int](2, 100, lambda key, value: 1)
     cache.put("a", 1)
     cache.put("b", 2)
     assert cache.get("a") == 1
@@ -53,9 +56,41 @@ def test_lru_forgets_the_least_recently_used() -> None:
 
 
 def test_lru_of_size_zero_keeps_nothing() -> None:
-    cache = Lru[str, int](0)
+    cache = Lru[str, int](0, 100, lambda key, value: 1)
     cache.put("a", 1)
     assert (cache.get("a"), len(cache)) == (None, 0)
+
+
+def test_lru_is_bounded_by_weight_too() -> None:
+    cache = Lru[str, int](10, 100, lambda key, value: value)
+    for key, weight in (("a", 40), ("b", 30), ("c", 30), ("d", 31)):
+        cache.put(key, weight)
+    assert ([cache.get(key) for key in "abcd"], cache.weight) == ([None, 30, 30, 31], 91)
+    cache.put("b", 10)  # in place of the heavier one
+    assert (cache.get("b"), cache.weight) == (10, 71)
+    cache.put("e", 101)
+    assert (cache.get("e"), len(cache), cache.weight) == (None, 3, 71), "no room would be enough for it"
+    cache.put("b", 101)
+    assert (cache.get("b"), cache.weight) == (None, 61), "what was there before it isn't true any more"
+    cache.put("e", 100)
+    assert (len(cache), cache.weight) == (1, 100)
+
+
+@pytest.mark.parametrize("text", ["x" * 1_000_000, "é" * 1_000_000, "語" * 500_000, "😀" * 250_000])
+def test_the_weight_of_an_entry_is_the_memory_that_it_takes(text: str) -> None:
+    passages = [Passage(id=f"d{n}", title="T", text=text + str(n)) for n in range(3)]
+    assert weight_of("q", passages) == pytest.approx(sum(sys.getsizeof(p.text) for p in passages), rel=0.01)
+    tracemalloc.start()
+    try:
+        small = {
+            (f"query {n}", 3, "s"): tuple(Passage(id=f"{n}-{m}", title="", text=f"t {n} {m}") for m in range(3))
+            for n in range(1000)
+        }
+        taken = tracemalloc.get_traced_memory()[0] / 1000
+    finally:
+        tracemalloc.stop()
+    told = sum(weight_of(key[0], hits) for key, hits in small.items()) / 1000
+    assert taken < told < 2 * taken
 
 
 def test_percentiles_are_nearest_rank() -> None:

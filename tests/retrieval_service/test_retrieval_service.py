@@ -186,6 +186,7 @@ def test_the_cache_can_be_bounded_or_turned_off() -> None:
 
     assert len(play(scene, cache_size=1).batches) == 3
     assert len(play(scene, cache_size=0).batches) == 3
+    assert len(play(scene, cache_mib=0).batches) == 3
 
 
 def test_identical_searches_in_flight_are_one() -> None:
