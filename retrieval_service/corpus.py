@@ -28,7 +28,7 @@ from agent.answers import normalise_title
 from agent.errors import UserError, shortened
 from agent.records import Passage, document_name
 from retrieval_service.stamps import Stamp, stamp_of
-from retrieval_service.textfile import PARQUET, batch_rows, starts_with, text_lines, text_of, twice
+from retrieval_service.textfile import PARQUET, batch_rows, first_ink, starts_with, text_lines, text_of, twice
 from retrieval_service.whole import written
 
 EXAMPLE = r'{"id": "d1", "contents": "\"Title\"\ntext"}'
@@ -193,7 +193,7 @@ def records(path: Path) -> Iterator[tuple[int, Record]]:
     """
     number = 0
     try:
-        for number, record in _rows(path) if starts_with(path, PARQUET) else _lines(path):
+        for number, record in _rows(path) if unit_of(path) == "row" else _lines(path):
             yield number, record
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -201,7 +201,14 @@ def records(path: Path) -> Iterator[tuple[int, Record]]:
         raise UserError(f"{path}: the corpus is empty; it needs one line like {EXAMPLE} per passage")
 
 
+def unit_of(path: Path) -> str:
+    """What ``records`` counts: a ``row`` of a Parquet file, else a ``line``. Raises ``OSError``."""
+    return "row" if starts_with(path, PARQUET) else "line"
+
+
 def _lines(path: Path) -> Iterator[tuple[int, Record]]:
+    if first_ink(path, str(path)) == b"[":  # before a line is read, which may be all of a large file
+        raise UserError(f"{path}: is one JSON list; write its objects one per line, like {EXAMPLE}")
     for number, raw in text_lines(path, str(path)):
         try:
             line = raw.decode("utf-8")
@@ -209,8 +216,6 @@ def _lines(path: Path) -> Iterator[tuple[int, Record]]:
             raise _bad_line(path, number, f"not UTF-8 (byte {error.start + 1}); save it as plain UTF-8") from None
         if not line.strip():
             raise _bad_line(path, number, "the line is empty; delete it")
-        if number == 1 and line.lstrip().startswith("["):
-            raise UserError(f"{path}: is one JSON list; write its objects one per line, like {EXAMPLE}")
         try:
             yield number, _parse(line)
         except ValueError as error:

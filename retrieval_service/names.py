@@ -20,7 +20,7 @@ from agent.errors import UserError
 from agent.paths import at_home
 from agent.readable import content_of
 from retrieval_service.config import RetrievalConfig
-from retrieval_service.corpus import Record, corpus_stamp, records
+from retrieval_service.corpus import Record, corpus_stamp, records, unit_of
 from retrieval_service.whole import written
 from retrieval_service.wikipedia import index_of
 
@@ -118,11 +118,12 @@ class Register:
     def _look(self, twice: set[int]) -> None:
         """Reads the corpus again for the ids with one of these digests, which may be different ones after all."""
         lines: dict[str, int] = {}
+        unit = unit_of(self._corpus)
         for number, record in records(self._corpus):
             if name_digest(record.id) in twice and lines.setdefault(record.id, number) != number:
                 raise UserError(
-                    f"{self._corpus}, line {number}: id {record.id!r} is taken by line {lines[record.id]}; every id "
-                    "must be unique"
+                    f"{self._corpus}, {unit} {number}: id {record.id!r} is taken by {unit} {lines[record.id]}; every "
+                    "id must be unique"
                 )
 
     def names(self) -> Names:

@@ -15,6 +15,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,6 +52,9 @@ _NO_TEXT = {
 _TAR = slice(257, 262)
 _SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 _HEAD = 512
+LONGEST_LINE = 1 << 29
+"""Bytes of a line that are read: more than twice what the longest contents can take, all of it in escapes. A file that
+is one line by mistake may have any size."""
 _DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError)
 """What reading raises for a file that is cut short or not what its first bytes say."""
 
@@ -126,9 +130,26 @@ def _first_line(error: BaseException) -> str:
 
 
 def text_lines(path: Path, name: str) -> Iterator[tuple[int, bytes]]:
-    """``(number, line)`` of every line, counted from 1; raises what ``open_text`` raises."""
+    """``(number, line)`` of every line, counted from 1. Memory: one line, of at most ``LONGEST_LINE`` bytes.
+
+    Raises what ``open_text`` raises, and ``UserError`` for a longer one.
+    """
     with open_text(path, name) as file:
-        yield from enumerate(file, start=1)
+        for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), b""), start=1):
+            if len(line) > LONGEST_LINE:
+                raise UserError(
+                    f"{name}, line {number}: is longer than {LONGEST_LINE:,} bytes; write one object a line"
+                )
+            yield number, line
+
+
+def first_ink(path: Path, name: str) -> bytes:
+    """The first byte of the text that is no white space; none if there is no such. Raises what ``open_text`` raises."""
+    with open_text(path, name) as file:
+        while block := file.read(_HEAD):
+            if ink := block.lstrip():
+                return ink[:1]
+    return b""
 
 
 def batch_rows(batch: Any) -> Iterator[dict[str, Any]]:

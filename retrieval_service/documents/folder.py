@@ -20,6 +20,8 @@ from retrieval_service.documents.readers import LONGEST_TITLE, READERS
 
 FORMAT = 5
 """Raise it when the same documents would become other passages than before."""
+LONGEST_NAME = 100
+"""Bytes of a folder's name in that of its corpus; file systems take 255 in all."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -79,7 +81,7 @@ def documents_corpus(
     if not files:
         there = f" (it has {_kinds(others)})" if others else ""
         raise UserError(f"{folder}: holds no documents{there}; {kinds} are read, and corpus files by their own path")
-    corpus = cache / "corpora" / f"{folder.resolve().name}-{_fingerprint(folder, files, words, overlap)}.jsonl"
+    corpus = cache / "corpora" / f"{_called(folder)}-{_fingerprint(folder, files, words, overlap)}.jsonl"
     if not corpus.exists():
         if others:
             say(f"{folder}: {sum(others.values())} files are no {kinds} and are left out ({_kinds(others)})")
@@ -139,6 +141,11 @@ def _kinds(others: Counter[str]) -> str:
     return ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(3)) + (
         ", …" if len(others) > 3 else ""
     )
+
+
+def _called(folder: Path) -> str:
+    """The beginning of the folder's name, for people; with what is added to it a file system takes it."""
+    return _shown(folder.resolve().name).encode()[:LONGEST_NAME].decode(errors="ignore")
 
 
 def _fingerprint(folder: Path, files: list[Path], words: int, overlap: int) -> str:

@@ -14,7 +14,7 @@ from pyarrow import parquet
 from agent.errors import UserError
 from agent.records import Passage
 from retrieval_service import corpus as corpus_module
-from retrieval_service import stamps
+from retrieval_service import stamps, textfile
 from retrieval_service.corpus import (
     MAX_CONTENTS,
     MAX_ID_BYTES,
@@ -93,6 +93,7 @@ def test_last_line_needs_no_newline(tmp_path: Path) -> None:
         (record(contents="x"), 'no "id"'),
         (record(id="", contents="x"), '"id" is empty'),
         (record(id=7, contents="x"), '"id" is of type int, not a string'),
+        (record(id=True, contents="x"), '"id" is of type bool, not a string'),
         (record(id="i" * (MAX_ID_BYTES + 1), contents="x"), '"id" is longer than'),
         (record(id="a", contents="x"), "id 'a' is taken by line 1"),
         (record(id="b", title="x"), 'no "contents" (it has "id", "title")'),
@@ -192,6 +193,8 @@ def test_a_parquet_file_is_read_like_lines(tmp_path: Path, monkeypatch: pytest.M
         ({"id": ["a"], "contents": [7]}, 'row 1: "contents" is of type int, not a string'),
         ({"id": ["a", "b"], "contents": ["x", " "]}, 'row 2: "contents" is empty'),
         ({"id": [1.5], "contents": ["x"]}, 'row 1: "id" is of type float'),
+        ({"id": [True], "contents": ["x"]}, 'row 1: "id" is of type bool, not a string'),
+        ({"id": ["a", "b", "a"], "contents": ["x", "y", "z"]}, "row 3: id 'a' is taken by row 1; every id must be"),
         ({"key": ["a"], "body": ["x"]}, 'row 1: no "id" (it has nothing); its columns are key, body'),
         ({"id": [], "contents": []}, "the corpus is empty"),
     ],
@@ -199,7 +202,7 @@ def test_a_parquet_file_is_read_like_lines(tmp_path: Path, monkeypatch: pytest.M
 def test_a_bad_row_is_named(tmp_path: Path, columns: dict[str, list[Any]], said: str) -> None:
     path = parquet_of(tmp_path, **columns)
     with pytest.raises(UserError) as caught:
-        list(read_corpus(path))
+        count_passages(path)
     assert str(caught.value).startswith(str(path))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -266,9 +269,24 @@ def test_a_parquet_file_that_is_cut_short_is_one_line(tmp_path: Path, kept: int)
     assert "\n" not in str(caught.value)
 
 
-def test_a_json_list_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", [b"[\n", b"\n \n\t[\n", b"\xef\xbb\xbf[", b" " * 2000 + b"["])
+def test_a_json_list_is_named_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes) -> None:
+    monkeypatch.setattr(textfile, "text_lines", lambda path, name: pytest.fail("a line was read"))
+    monkeypatch.setattr(corpus_module, "text_lines", textfile.text_lines)
     with pytest.raises(UserError, match=r"corpus\.jsonl: is one JSON list; write its objects one per line"):
-        count_passages(corpus_of(tmp_path, b"[", GOOD, b"]"))
+        count_passages(corpus_of(tmp_path, start + GOOD + b"]"))
+
+
+def test_a_line_that_may_be_all_of_a_large_file_is_not_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = corpus_of(tmp_path, GOOD, b'{"data": [' + GOOD * 9 + b"]}")
+    most = len(GOOD) + 1  # with its end
+    monkeypatch.setattr(textfile, "LONGEST_LINE", most)
+    with pytest.raises(
+        UserError, match=rf"corpus\.jsonl, line 2: is longer than {most} bytes; write one object a line"
+    ):
+        count_passages(path)
 
 
 def test_a_corpus_that_is_cut_short_is_one_line(tmp_path: Path) -> None:

@@ -506,6 +506,17 @@ def test_any_name_of_a_file_will_do(tmp_path: Path) -> None:
     "".join(lines).encode()
 
 
+@pytest.mark.parametrize("name", ["n" * 255, "é" * 127, "x" * 99 + "é"])
+def test_any_name_of_a_folder_will_do(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "a.txt").write_text("x")
+    corpus = documents_corpus(tmp_path / name, tmp_path / "cache", 12, 5)
+    assert [p.id for p in read_corpus(corpus)] == ["a.txt#0"]
+    start, _, digest = corpus.stem.rpartition("-")
+    assert name.startswith(start)
+    assert (len(start.encode()) >= 99, len(digest)) == (True, 32)
+
+
 def test_it_is_read_again_only_if_something_has_changed(
     notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
