@@ -20,6 +20,8 @@ from typing import Any, NoReturn
 import httpx
 
 from agent.errors import UserError, refused, shortened
+from retrieval_service.retry import PASSING, retry_after_s
+from retrieval_service.whole import settle
 
 Progress = Callable[[int, int], None]
 """Is told how many of how many bytes are there."""
@@ -27,9 +29,9 @@ Show = Callable[[str], AbstractContextManager[Progress]]
 """Shows what is under way while its body runs."""
 TRIES = 5
 """Requests in a row that bring nothing new."""
-PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Statuses after which the same request may succeed."""
 TIMEOUT_S = 30.0
+LONGEST_WAIT_S = 120.0
+"""The most that a server's ``Retry-After`` is followed."""
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 _BLOCK = 1 << 20
 _KINDS = {32: "MD5", 40: "git's checksum", 64: "SHA-256"}
@@ -135,6 +137,7 @@ def downloaded(source: Source, path: Path, given: str, progress: Progress) -> Pa
     if checksum_of(part, source.checksum) != source.checksum:
         part.unlink()
         raise UserError(f"{given}: {source.url} came damaged (its checksum is another); start again to fetch it anew")
+    settle(part)
     for other in path.parent.glob(f".{path.name}.*.part"):  # of what was there before
         if other != part:
             other.unlink()
@@ -151,11 +154,13 @@ def _download(part: Path, source: Source, progress: Progress) -> None:
                 _append(client, part, source, progress)
                 return
             except httpx.HTTPError as error:
-                passing = not isinstance(error, httpx.HTTPStatusError) or error.response.status_code in PASSING
+                refusal = error.response if isinstance(error, httpx.HTTPStatusError) else None
+                passing = refusal is None or refusal.status_code in PASSING
                 tries = 1 if part.exists() and part.stat().st_size > before else tries + 1
                 if not passing or tries >= TRIES:
                     raise
-                time.sleep(2.0 ** (tries - 1))
+                asked = 0.0 if refusal is None else min(retry_after_s(refusal.headers), LONGEST_WAIT_S)
+                time.sleep(max(asked, 2.0 ** (tries - 1)))
 
 
 class _Amiss(httpx.HTTPError):

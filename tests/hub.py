@@ -32,6 +32,8 @@ class Hub:
     """Whether it says how long an answer is: else its end is the connection's."""
     instead: tuple[str, bytes] | None = None
     """Type and body of what is sent in place of every file, as a proxy does."""
+    retry_after: str | None = None
+    """What a refusal says of it."""
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
     """Method, path and range of each request."""
     url: str = ""
@@ -93,6 +95,8 @@ def serving(hub: Hub) -> Iterator[Hub]:
         def refuse(self, status: int, code: str) -> None:
             self.send_response(status)
             self.send_header("X-Error-Code", code)
+            if hub.retry_after is not None:
+                self.send_header("Retry-After", hub.retry_after)
             self.send_header("Content-Length", "0")
             self.end_headers()
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import ssl
 import time
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +22,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from agent.errors import RetrievalError, UserError, shortened
+from agent.errors import RetrievalError, UserError, refused, shortened
 from agent.readable import json_of
 from agent.records import Passage
 from agent.visible import printable
@@ -28,6 +30,7 @@ from retrieval_service.backend import Identity, Unavailable
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.dialects import dialect
 from retrieval_service.dialects.base import items, passage_of
+from retrieval_service.retry import PASSING, retry_after_s
 from retrieval_service.token import read_token
 
 FIRST_WAIT_S = 0.25
@@ -36,8 +39,6 @@ MAX_REPLY = 256 << 20
 """Bytes of a reply that are read."""
 TRIAL = "a first one"
 """The query that is asked when the server is opened."""
-PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Statuses after which the same request may succeed."""
 DEFINITE = frozenset(range(300, 600)) - PASSING
 """Other statuses than a success: the next request would get the same."""
 REMOTE = True
@@ -58,12 +59,6 @@ class _Reply:
     def reason(self) -> str:
         """What a refusal says of itself, in a few words."""
         return " ".join(self.content[:300].decode(errors="replace").split())
-
-    @property
-    def retry_after_s(self) -> float:
-        """Its ``Retry-After``; 0 without one, or for one that is a date."""
-        value = self.headers.get("Retry-After", "")
-        return float(value) if value.isdecimal() and len(value) < 6 else 0.0
 
     def json(self) -> Any:
         """Raises ``ValueError`` for what is no JSON."""
@@ -95,7 +90,8 @@ class Http:
             headers={"Authorization": f"Bearer {token}"} if token else {},
             limits=httpx.Limits(max_connections=config.threads),
             follow_redirects=False,  # a token isn't carried on to another host
-            trust_env=False,
+            trust_env=False,  # no proxy, and no password of ~/.netrc in place of the token
+            verify=_trusted(config.url),
         )
         self._threads = ThreadPoolExecutor(config.threads, "retrieval-http")
         try:
@@ -209,7 +205,7 @@ class Http:
         return list(self._threads.map(lambda name: self._document(name, k, end), document_ids))
 
     def _document(self, document_id: str, k: int, end: float) -> tuple[Passage, ...]:
-        url = f"{self._base}/document/{quote(document_id, safe='', errors='replace')}"
+        url = f"{self._base}/document/{_quoted(document_id)}"
         reply = self._ask("GET", url, end, params={"following": k - 1}, also=(404,))
         if reply.status == 404:
             return ()
@@ -236,7 +232,7 @@ class Http:
                 problem = f"status {reply.status}: {reply.reason}"
                 if reply.status not in PASSING:
                     raise RetrievalError(f"{url}: {problem}")
-                asked = reply.retry_after_s
+                asked = retry_after_s(reply.headers)
                 kind = RetrievalError if reply.status in OF_THE_REQUEST else Unavailable
             pause = max(asked, wait * random.uniform(0.5, 1.0))
             if not left or time.monotonic() + pause >= end:
@@ -270,10 +266,37 @@ class Http:
 
 
 def _addresses(url: str, path: str) -> tuple[str, str]:
-    """Where a server is, and where its searches go: the path of ``url``, or the dialect's own where it has none."""
+    """Where ``/health`` and ``/document`` of a server are, and where its searches go.
+
+    To a ``url`` without a path, or with one that ends in a slash, the dialect's own is added; any other is where
+    searches go, and the rest is beside it.
+    """
     parts = urlsplit(url)
-    base = f"{parts.scheme}://{parts.netloc}"
-    return base, base + (parts.path if parts.path not in ("", "/") else path)
+    folder, _, name = parts.path.rpartition("/")
+    base = f"{parts.scheme}://{parts.netloc}{folder}"
+    return base, f"{base}/{name}" if name else base + path
+
+
+def _quoted(document_id: str) -> str:
+    """An id as the end of a path. One of dots would else be taken for a step up."""
+    quoted = quote(document_id, safe="", errors="replace")
+    return quoted.replace(".", "%2E") if document_id in (".", "..") else quoted
+
+
+def _trusted(url: str) -> ssl.SSLContext | bool:
+    """The certificates by which a server is known: those of SSL_CERT_FILE or SSL_CERT_DIR, else certifi's.
+
+    Raises ``UserError`` for a file that can't be read. Over http there are none.
+    """
+    if not url.lower().startswith("https:"):
+        return True
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        raise UserError(
+            f"SSL_CERT_FILE={os.environ.get('SSL_CERT_FILE')}: can't be read as certificates ({refused(error)}); name "
+            "a file of them in PEM, or unset it"
+        ) from error
 
 
 Backend = Http

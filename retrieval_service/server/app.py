@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from pydantic import ValidationError
 from pydantic_core import from_json
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.routing import Route
 
 from retrieval_service.backend import Identity
@@ -25,6 +26,20 @@ from retrieval_service.server.page import page
 from retrieval_service.server.tools import tools
 from retrieval_service.service import RetrievalService
 
+
+class _Anything(Convertor[str]):
+    """The rest of a path, whatever is in it: an id may have ends of lines, at which Starlette's ``path`` stops."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("anything", _Anything())
 REFUSED = {
     "description": "Refused, with the reason",
     "content": {"application/json": {"schema": {"type": "object", "properties": {"detail": {"type": "string"}}}}},
@@ -125,7 +140,7 @@ def _add_facts(app: FastAPI, desk: Desk, identity: Identity, metrics: Metrics) -
         return {"model": identity.backend, "device": "cpu", "corpus_size": identity.documents, "index_loaded": True}
 
     @app.get(
-        "/document/{document_id:path}",
+        "/document/{document_id:anything}",
         summary="One passage, and those that follow it in the same document",
         responses={"4XX": REFUSED},
         openapi_extra={"parameters": [FOLLOWING]},

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from agent.errors import Fault, shortened
 from agent.readable import json_of
+from retrieval_service.retry import PASSING, retry_after_s
 
 if TYPE_CHECKING:
     import httpx
 
-PASSING = frozenset({408, 429, 500, 502, 503, 504})
-"""HTTP codes of trouble that may pass."""
 LONGEST_PAUSE_S = 60.0
 COMPLETIONS = "/chat/completions"
 TOO_LARGE = frozenset({400, 413, 422})
@@ -99,8 +98,7 @@ class Endpoint:
                 code = _code(response, told)
                 if last or code not in PASSING:
                     return self._read(response, told, code, settings.get("stop", ()))
-                said = response.headers.get("Retry-After", "")
-                pause = max(pause, float(said)) if said.isdecimal() else pause
+                pause = max(pause, retry_after_s(response.headers))
             await asyncio.sleep(min(pause, LONGEST_PAUSE_S))
         raise AssertionError("unreachable")
 

@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import certifi
+import httpx
 import pytest
 from served import CONFIG, PATIENCE_S, Running, Scripted, running
 
 from agent.errors import RetrievalError, UserError
 from agent.records import Passage
+from retrieval_service.backends import http as http_module
 from retrieval_service.backends.http import TRIAL, Http
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.dialects import dialect_names
 from retrieval_service.dialects.base import passage_of
 from retrieval_service.rankers import open_backend, opener
+from retrieval_service.retry import retry_after_s
 from retrieval_service.token import read_token
 from retrieval_service.worker import answers
 
@@ -98,6 +102,94 @@ def test_a_file_without_a_token_is_refused_and_not_shown(tmp_path: Path, text: s
     assert not text.strip() or text not in str(caught.value)
     with pytest.raises(UserError, match="can't be read as text"):
         read_token(str(tmp_path / "none"), "serve.token_file")
+
+
+class Echoing(Scripted):
+    """Knows a passage of any id but those that begin with ``no``."""
+
+    def document_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
+        return [
+            () if name.startswith("no") else tuple(Passage(id=name, title="", text=f"{n}") for n in range(k))
+            for name in document_ids
+        ]
+
+
+ODD_IDS = [
+    *("two\nlines", "end\n", "\n", "\r\n", "a/b", "/a", "a/", "//", ".", "..", "a/../b", "../a", "100%", "a%41", "%2F"),
+    *("a?following=9", "a#b", "a b", "a+b", "a&b=c", "é 😀", "\x00", "\x1b", "\\", "[x]{y}", "~", "a" * 2000),
+]
+
+
+def test_a_passage_of_any_id_is_found_by_it() -> None:
+    with running(Echoing) as server, opened(asking(server.url)) as http:
+        found = http.document_batch([*ODD_IDS, "nobody\n"], 2)
+        assert [[p.id for p in one] for one in found] == [*([name] * 2 for name in ODD_IDS), []]
+
+
+@pytest.mark.parametrize(
+    ("url", "health", "searches"),
+    [
+        ("http://h:1", "http://h:1/health", "http://h:1/retrieve"),
+        ("http://h:1/", "http://h:1/health", "http://h:1/retrieve"),
+        ("http://h:1/elsewhere", "http://h:1/health", "http://h:1/elsewhere"),
+        ("http://h:1/prefix/", "http://h:1/prefix/health", "http://h:1/prefix/retrieve"),
+        ("http://h:1/a/prefix/retrieve", "http://h:1/a/prefix/health", "http://h:1/a/prefix/retrieve"),
+    ],
+)
+def test_a_server_may_be_behind_a_path(monkeypatch: pytest.MonkeyPatch, url: str, health: str, searches: str) -> None:
+    asked: list[str] = []
+
+    def once(self: Http, method: str, url: str, end: float, request: dict[str, Any]) -> Any:
+        asked.append(url)
+        return http_module._Reply(status=200, headers=httpx.Headers(), content=ONE)
+
+    monkeypatch.setattr(Http, "_once", once)
+    with opened(asking(url)) as http:
+        http.search_batch(["q"], 1)
+    assert asked == [health, searches, searches]
+
+
+def test_a_servers_certificate_is_checked_by_those_that_the_user_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Path(certifi.where()).read_text().partition("-----END CERTIFICATE-----")
+    (tmp_path / "own.pem").write_text("".join(first[:2]))
+    seen: list[Any] = []
+    monkeypatch.setattr(http_module.httpx, "Client", lambda **settings: seen.append(settings["verify"]) or 1 / 0)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "own.pem"))
+    with pytest.raises(ZeroDivisionError):
+        Http(None, asking("https://h:1"))
+    assert [len(context.get_ca_certs()) for context in seen] == [1]
+    for file, text in (("none.pem", None), ("empty.pem", "")):
+        if text is not None:
+            (tmp_path / file).write_text(text)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / file))
+        with pytest.raises(UserError, match=rf"^SSL_CERT_FILE=.*{file}: can't be read as certificates \(.*; name a"):
+            Http(None, asking("https://h:1"))
+    with pytest.raises(ZeroDivisionError):
+        Http(None, asking("http://h:1"))
+
+
+@pytest.mark.parametrize(
+    ("said", "date", "seconds"),
+    [
+        ("3", None, 3.0),
+        (" 120 ", None, 120.0),
+        ("Wed, 21 Oct 2015 07:28:30 GMT", "Wed, 21 Oct 2015 07:28:00 GMT", 30.0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 2015 07:28:30 GMT", 0.0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", None, 0.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", "soon", pytest.approx(2.5e11, rel=0.1)),
+        ("soon", None, 0.0),
+        ("-3", None, 0.0),
+        ("", None, 0.0),
+        (None, None, 0.0),
+        ("\u0663", None, 0.0),
+        ("9" * 400, None, float("inf")),
+    ],
+)
+def test_what_a_server_asks_to_wait(said: str | None, date: str | None, seconds: float) -> None:
+    given = {"Retry-After": said, "Date": date}
+    assert retry_after_s({name: value for name, value in given.items() if value is not None}) == seconds
 
 
 # --- against servers that misbehave ----------------------------------------------------------------

@@ -171,6 +171,18 @@ def test_an_answer_that_ends_early_without_an_error_broke_off(hub: Hub, tmp_path
     assert parts_of(tmp_path / "b") == [file[:1000]]
 
 
+@pytest.mark.parametrize(("said", "waits"), [(None, [1, 2, 4, 8]), ("5", [5, 5, 5, 8]), ("9999", [120] * 4)])
+def test_a_server_that_says_when_to_ask_again_is_asked_then(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, waits: list[float]
+) -> None:
+    hub.breaks_after, hub.retry_after = 0, said
+    slept: list[float] = []
+    monkeypatch.setattr(download.time, "sleep", slept.append)
+    with pytest.raises(UserError, match="is not here"):
+        fetched(config(), tmp_path, "train", lambda text: None)
+    assert slept == waits
+
+
 @pytest.mark.parametrize("have", [0, 1000])
 @pytest.mark.parametrize(
     ("kind", "body", "lengths", "reason"),
