@@ -211,9 +211,12 @@ class Http:
             return ()
         try:
             told = reply.json()
-            return (passage_of(told), *map(passage_of, items(told.get("following", []), '"following"')))
+            passage = passage_of(told)
+            if passage.id != printable(document_id):  # as where a proxy has changed the path
+                raise ValueError(f"it is {passage.id!r}, and {document_id!r} was asked for")
+            return (passage, *map(passage_of, items(told.get("following", []), '"following"')))
         except (ValueError, AttributeError) as error:
-            raise RetrievalError(f"{url}: not a document ({error})") from error
+            raise RetrievalError(f"{url}: not the document ({error})") from error
 
     def _ask(self, method: str, url: str, end: float, *, also: Container[int] = (), **request: Any) -> _Reply:
         """The reply, a success or one of the statuses ``also``. Raises ``RetrievalError`` when time or tries end."""

@@ -126,6 +126,19 @@ def test_a_passage_of_any_id_is_found_by_it() -> None:
         assert [[p.id for p in one] for one in found] == [*([name] * 2 for name in ODD_IDS), []]
 
 
+def test_another_passage_than_the_one_that_was_asked_for_is_a_fault() -> None:
+    """A proxy that takes ``%2F`` for ``/`` and tidies the path up."""
+
+    class Tidying(Echoing):
+        def document_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
+            return super().document_batch([name.replace("//", "/") for name in document_ids], k)
+
+    with running(Tidying) as server, opened(asking(server.url)) as http:
+        assert [p.id for p in http.document_batch(["a/b"], 1)[0]] == ["a/b"]
+        with pytest.raises(RetrievalError, match="not the document \\(it is 'a/b', and 'a//b' was asked for"):
+            http.document_batch(["a//b"], 1)
+
+
 @pytest.mark.parametrize(
     ("url", "health", "searches"),
     [
