@@ -114,7 +114,6 @@ def evaluation_row(question: Question, inferred: Inferred, row: EvalRow, step: i
         "step": step,
         "sample": row.sample,
         **_question(question),
-        "kind": question.kind,
         "em": None if row.fault else row.em,
         "f1": None if row.fault else row.f1,
         "cover_em": None if row.fault else row.cover,
@@ -134,9 +133,7 @@ def group_row(group: Group, accepted: Accepted | None, batch: int, version: int,
         "batch": batch,
         "order": group.ticket.order,
         "version": version,
-        "question_id": group.question.id,
-        "question": group.question.text,
-        "golden_answers": list(group.question.golden_answers),
+        **_question(group.question),
         "state": str(group.state),
         "accepted": accepted is not None,
         "before": str(accepted.before) if accepted else None,
@@ -163,6 +160,7 @@ def _question(question: Question) -> dict[str, Any]:
         "question": question.text,
         "golden_answers": list(question.golden_answers),
         "supporting": list(question.supporting),
+        "kind": question.kind,
     }
 
 

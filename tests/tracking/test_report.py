@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from base64 import b64encode
 from collections.abc import Iterator
@@ -64,6 +65,21 @@ def test_the_pools_own_record_says_what_became_of_a_question(tmp_path: Path) -> 
     assert [table["before"]["words"][i] for i in table["before"]["at"]] == ["too_hard", "unseen"]
     assert [table["after"]["words"][i] for i in table["after"]["at"]] == ["consumed", "too_hard"]
     assert (table["accepted"], table["recycled"]) == ([True, False], [True, False])
+
+
+@pytest.mark.parametrize("lacks", ["nothing", "the facts", "the file"])
+def test_the_questions_of_training_have_their_documents_and_their_kind(tmp_path: Path, lacks: str) -> None:
+    """A log of groups of an earlier version lacks them, and an older one the whole file: the episodes say them."""
+    folder = made.write_run(tmp_path / "run", batches=1)
+    if lacks == "the file":
+        (folder / GROUPS).unlink()
+    elif lacks == "the facts":
+        rows = [json.loads(line) for line in (folder / GROUPS).read_text().splitlines()]
+        made.lines(folder / GROUPS, [{k: v for k, v in r.items() if k not in ("supporting", "kind")} for r in rows])
+    assert of(folder)[0]["r0-questions"] == [
+        *([f"q{n}", f"what of q{n}?", ["yes"], ["Emma"], "bridge"] for n in range(2)),
+        *([f"e{n}", f"what of e{n}?", ["yes"], ["Emma"], "2-hop"] for n in range(3)),
+    ]
 
 
 def test_a_question_that_a_batch_has_twice_keeps_its_groups_apart(tmp_path: Path) -> None:
@@ -340,6 +356,27 @@ def test_a_log_of_an_earlier_version_makes_the_table_of_groups_of_its_episodes(t
     page, _ = of(folder)
     assert page["r0-groups"]["rewards"][:2] == [[1, 0, 0.5, 0], [0, 0, 0, 0]]
     assert len(members(page)) == 24
+
+
+@pytest.mark.parametrize(("other", "names"), [("b/two", ["one", "two"]), ("b/one", ["{}/a/one", "{}/b/one"])])
+def test_a_notice_of_two_runs_says_which_it_is_about(tmp_path: Path, other: str, names: list[str]) -> None:
+    one, two = made.write_run(tmp_path / "a" / "one"), made.write_run(tmp_path / other)
+    (two / "spans.jsonl").unlink()
+    page, notices = of(one, compare=two)
+    labels = [name.format(tmp_path) for name in names]
+    assert [run["label"] for run in page["about"]["runs"]] == labels
+    assert f"{labels[1]}: spans.jsonl is missing" in notices
+    assert all(notice.startswith(tuple(f"{label}: " for label in labels)) for notice in notices)
+
+
+def test_a_folder_that_takes_no_file_is_the_users_mistake_and_is_said_how_to_view_it(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run")
+    (folder / f".report.html.{os.getpid()}").mkdir()  # refused to root, too, which may write anywhere
+    with pytest.raises(
+        UserError,
+        match=r"^run=.*/run: report\.html can't be written there \(Is a directory\); mode=view view=terminal shows",
+    ):
+        write(folder)
 
 
 def test_a_folder_that_holds_no_run_is_the_users_mistake(tmp_path: Path) -> None:

@@ -120,7 +120,9 @@ def test_each_view_opens_from_the_disk_sorts_filters_searches_and_links(tmp_path
 
         await page.go("#/questions")
         assert set(await page.column("questions", 3)) == {"training", "held out"}
+        assert set(await page.column("questions", 2)) == {"bridge", "2-hop"}
         await page.go("#/question/0")
+        assert "supporting documents: Emma" in await page.text()
         assert await page.column("draws", 0) == [f"draw {n + 1}, batch {n}" for n in range(3)]
         assert await page.column("draws", 6) == ["1: emma · → yes\n0: emma · → yes"] * 3
         held_out = await page.run("new Run('r0', {}).evals.questions[0]")
@@ -155,6 +157,9 @@ def test_two_runs_are_compared_by_the_ids_and_texts_of_their_questions(tmp_path:
 
     async def look(page: Reader) -> None:
         assert "one against other" in await page.text()
+        notices = await page.text("#notices")
+        assert "one: draws.parquet is missing" in notices
+        assert "other: draws.parquet is missing" in notices
         names = await page.run("[...document.querySelectorAll('#both .legend')][0].innerText")
         assert "one" in names
         assert "other" in names

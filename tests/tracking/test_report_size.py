@@ -36,6 +36,15 @@ def test_a_full_page_has_the_best_and_the_worst_of_each_group_first_and_says_so(
     assert not {m for _, _, m in left_out} & {0, 1}, "member 0 is each group's best, member 1 its worst"
 
 
+def test_a_question_that_a_batch_has_twice_has_the_best_and_the_worst_of_both_its_groups(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run", batches=0)
+    twice = [(0, [0.0] * 4), (3, [0.5, 1.0, 0.75, 0.5])]
+    made.lines(folder / GROUPS, [made.group(0, order, rewards, "q0") for order, rewards in twice])
+    rows = [row for order, rewards in twice for row in made.played(0, order, rewards, "q0")]
+    made.lines(folder / TRAJECTORIES, rows)
+    assert [(e["order"], e["member"]) for e in of(folder)[0]["r0-b-0"]["0"]] == [(0, 0), (3, 1), (3, 0)]
+
+
 def test_questions_that_are_asked_for_are_whole_with_their_tokens(tmp_path: Path) -> None:
     folder = made.write_run(tmp_path / "run", batches=40)
     with (folder / TRAJECTORIES).open("a") as file:

@@ -25,7 +25,7 @@ from agent.errors import Stopped
 from agent.visible import visible
 from tracking.trajectories import EVALUATIONS, TRAJECTORIES
 from tracking.view.episode_list import Filters, in_range, read_entries, read_episode
-from tracking.view.lines import Notices
+from tracking.view.lines import MAX_TEXT, Notices
 from tracking.view.terminal import Viewer
 
 ROOT = Path(__file__).parents[2]
@@ -223,13 +223,30 @@ def test_the_episodes_are_those_of_the_report(tmp_path: Path) -> None:
     folder = made.write_run(tmp_path / "run", batches=2)
     entries = read_entries(folder, Notices())
     assert len(entries) == 2 * 2 * 4 + 6
-    assert [(e.when, e.held_out, e.order, e.member) for e in entries[:9]] == [
+    assert [(e.when, e.held_out, e.order, e.member) for e in entries[:12]] == [
+        *[(0, True, 0, 0)] * 3,
         *((0, False, order, member) for order in (0, 1) for member in range(4)),
-        (0, True, 0, 0),
+        (1, False, 0, 0),
     ]
-    told = read_episode(entries[0])
+    told = read_episode(entries[3])
     assert (told["question"], told["reward"], told["turns"][0]["found"]) == ("what of q0?", 1.0, ["Emma"])
     assert [kind for _, kind in told["turns"][0]["observation"]] == [0, 3, 1]
+
+
+def test_the_episodes_are_in_the_order_in_which_they_were_played(tmp_path: Path) -> None:
+    """An evaluation after k steps comes before the batch of the next step, which may be no step of that number: a batch
+    that nothing could be learned from is skipped. The seeding counts batches of its own."""
+    folder = made.write_run(tmp_path / "run", batches=0)
+    skipped = [{"kind": "event", "event": "untrainable_batch", "step": step, "batch": 1} for step in (0, 2)]
+    odd = [{**skipped[1], "batch": "x"}, {**skipped[1], "event": "recovered", "batch": 0}]
+    made.lines(folder / "metrics.jsonl", [*skipped, *odd])
+    made.lines(folder / TRAJECTORIES, [row for batch in range(5) for row in made.played(batch, 0, [1.0])])
+    made.lines(folder / EVALUATIONS, [made.evaluated(step, "e0", 1.0) for step in (0, 2, 4)])
+    entries = read_entries(folder, Notices())
+    assert [f"{'eval' if e.held_out else 'batch'} {e.when}" for e in entries] == [
+        *("eval 0", "batch 0", "batch 1", "batch 2", "eval 2", "batch 3", "batch 4", "eval 4")
+    ]
+    assert all(read_episode(entry) for entry in entries)
 
 
 def test_a_log_that_is_being_written_is_read_as_far_as_it_is(tmp_path: Path) -> None:
@@ -253,6 +270,7 @@ def test_a_log_that_is_gone_or_was_replaced_shows_no_other_episode(tmp_path: Pat
     folder = made.write_run(tmp_path / "run", batches=1)
     viewer = Viewer(folder)
     log, changed = folder / TRAJECTORIES, "The log has changed meanwhile"
+    viewer.key("u")
     before = log.read_text().splitlines(keepends=True)
 
     def opened() -> str:
@@ -266,7 +284,7 @@ def test_a_log_that_is_gone_or_was_replaced_shows_no_other_episode(tmp_path: Pat
     assert changed in opened(), "another episode of the same length stands in its place"
     log.unlink()
     assert changed in opened()
-    for key in "/emma\r":
+    for key in "c/emma\r":
         viewer.key(key)
     assert "1 of 6 (14 logged)" in "".join(line.plain for line in viewer.lines(80, 24))
 
@@ -286,7 +304,16 @@ def test_filters_are_met_together(tmp_path: Path) -> None:
     assert len(Filters(questions=frozenset(["q0", "e2"])).chosen(entries)) == 14
 
 
-@pytest.mark.parametrize("text", ["", "x", "1..", "<0..1", "1 2", "=<1", "0.5.5"])
+def test_a_search_is_of_what_was_written_and_read_and_not_of_what_is_shown_of_it(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run", batches=0)
+    turns = [made.turn("x " * MAX_TEXT + "deep", [("Emma", "y " * MAX_TEXT + "below")]), made.last_turn("yes")]
+    made.lines(folder / TRAJECTORIES, [row | {"turns": turns} for row in made.played(0, 0, [1.0])])
+    entries = read_entries(folder, Notices())
+    found = {text: len(Filters(text=text).chosen(entries)) for text in ("Deep", "below", "characters are left out")}
+    assert found == {"Deep": 1, "below": 1, "characters are left out": 0}
+
+
+@pytest.mark.parametrize("text", ["", "x", "1..", "<0..1", "1 2", "=<1", "0.5.5", "+-1", "1e", ".", "nan"])
 def test_what_is_no_range_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"write <0\.5"):
         in_range(text)
@@ -295,4 +322,5 @@ def test_what_is_no_range_is_refused(text: str) -> None:
 def test_ranges() -> None:
     numbers = [-1.0, 0.0, 0.3333333, 0.5, 1.0]
     wanted = {"<0.5": 3, "<=0.5": 4, ">0": 3, ">= 0": 4, "=1": 1, "0.333": 1, "-1..0.5": 4, "0.4 to 1": 2}
+    wanted |= {"1.": 1, "<5e-1": 3, ">1E-3": 3, "+1": 1, "0...5": 3, "0.4..1.": 2, "-1e0..+.5": 4}
     assert {text: sum(map(in_range(text), numbers)) for text in wanted} == wanted

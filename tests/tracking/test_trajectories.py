@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def test_a_line_says_what_decided_the_trajectorys_fate(tmp_path: Path, batch: Ta
         "question": "question 0?",
         "golden_answers": ["yes", "yeah"],
         "supporting": [],
+        "kind": "",
         "state": "signal",
         "accepted": True,
         "reward": 1.0,
@@ -117,6 +119,16 @@ def test_every_group_has_a_line_whatever_the_limit_of_episodes_is(tmp_path: Path
     ]
     assert (rows[0]["rewards"], rows[0]["advantages"], rows[0]["searches"]) == ([0.0, 1.0], [-0.5, 0.5], [0, 1])
     assert lines(tmp_path / TRAJECTORIES) == []
+
+
+def test_a_line_of_training_says_what_is_known_of_its_question(tmp_path: Path, make: Any) -> None:
+    question = Question(id="q0", text="who?", golden_answers=("yes",), supporting=("emma",), kind="2-hop")
+    one = replace(make.group(0, [(1.0, 1.0, None)], [make.trajectory("q0")]), question=question)
+    TrajectoryLog(folder=tmp_path, per_step=-1).write(make.batch([one], {}, {}), 7, TEXTS)
+    told = {"question_id": "q0", "question": "who?", "golden_answers": ["yes"], "supporting": ["emma"], "kind": "2-hop"}
+    for name in (TRAJECTORIES, GROUPS):
+        (row,) = lines(tmp_path / name)
+        assert {key: row.get(key) for key in told} == told
 
 
 def test_supporting_documents_are_marked_and_found_once(tmp_path: Path, make: Any) -> None:

@@ -92,6 +92,7 @@ def played(batch: int, order: int, rewards: Sequence[float], question: str | Non
         episode(
             question or f"q{order}", PLAIN, batch=batch, order=order, member=member, version=batch, state="signal",
             accepted=True, reward=reward, outcome=reward, evidence=1.0, gate=None, cost=0.0, worker="rollout-0",
+            kind="bridge",
         )
         for member, reward in enumerate(rewards)
     ]  # fmt: skip
@@ -102,7 +103,8 @@ def group(batch: int, order: int, rewards: Sequence[float], question: str | None
     n, name = len(rewards), question or f"q{order}"
     return {
         "batch": batch, "order": order, "version": batch, "question_id": name, "question": f"what of {name}?",
-        "golden_answers": ["yes"], "state": "signal" if len(set(rewards)) > 1 else "too_hard", "accepted": True,
+        "golden_answers": ["yes"], "supporting": ["Emma"], "kind": "bridge",
+        "state": "signal" if len(set(rewards)) > 1 else "too_hard", "accepted": True,
         "before": "unseen", "recycled": False, "rewards": list(rewards), "outcomes": list(rewards),
         "evidence": [1.0] * n, "advantages": [0.0] * n, "searches": [1] * n, "tokens": [12] * n,
         "stops": ["answered"] * n, "faults": [], "discarded": 0, "continued": None, "cut_short": False,

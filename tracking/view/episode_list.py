@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from agent.records import StopReason
+from tracking.metrics import UNTRAINABLE
 from tracking.trajectories import EVALUATIONS, TRAJECTORIES
 from tracking.view.episodes import logged, shown
 from tracking.view.lines import Notices, lines
-from tracking.view.shapes import HEAD
+from tracking.view.shapes import EVENT, HEAD
 
 FAULTS = frozenset(str(reason) for reason in StopReason if reason.is_fault)
-_RANGE = re.compile(r"\s*(<=|>=|<|>|=)?\s*(-?\d*\.?\d+)\s*(?:(?:\.\.|to)\s*(-?\d*\.?\d+)\s*)?")
+_NUMBER = r"([+-]?(?:\d+(?:\.(?!\.)\d*)?|\.\d+)(?:[eE][+-]?\d+)?)"
+"""As ``float`` reads it. Two points after a digit are those of a range."""
+_RANGE = re.compile(rf"\s*(<=|>=|<|>|=)?\s*{_NUMBER}\s*(?:(?:\.\.|to)\s*{_NUMBER}\s*)?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +30,8 @@ class Entry:
     start: int
     when: int
     """The batch of an episode of training, the step of an evaluation."""
+    steps: int
+    """How many steps had ended before it."""
     held_out: bool
     order: int
     member: int
@@ -39,23 +45,31 @@ class Entry:
     answer: str | None
 
     @property
-    def place(self) -> tuple[int, bool, int, int]:
-        """Its place in the run; the members of a group lie together."""
-        return self.when, self.held_out, self.order, self.member
+    def place(self) -> tuple[int, bool, int, int, int]:
+        """Its place in the run, where an evaluation after k steps comes before the batch of the next step; the members
+        of a group lie together."""
+        return self.steps, not self.held_out, self.when, self.order, self.member
 
 
 def read_entries(folder: Path, notices: Notices) -> list[Entry]:
     """All episodes that the run in ``folder`` has logged, in the order in which they were played."""
+    skipped = _skipped(folder, notices)
     found = [
         entry
         for name, held_out in ((TRAJECTORIES, False), (EVALUATIONS, True))
         for line in lines(folder / name, notices, HEAD)
-        if (entry := _entry(folder / name, line.start, line.row, held_out)) is not None
+        if (entry := _entry(folder / name, line.start, line.row, held_out, skipped)) is not None
     ]
     return sorted(found, key=lambda entry: entry.place)
 
 
-def _entry(file: Path, start: int, row: dict[str, Any], held_out: bool) -> Entry | None:
+def _skipped(folder: Path, notices: Notices) -> list[int]:
+    """The batches of training that made no step, in their order."""
+    rows = (line.row for line in lines(folder / "metrics.jsonl", notices, EVENT) if line.row.get("step"))
+    return sorted({r["batch"] for r in rows if r.get("event") == UNTRAINABLE and r.get("batch") is not None})
+
+
+def _entry(file: Path, start: int, row: dict[str, Any], held_out: bool, skipped: Sequence[int] = ()) -> Entry | None:
     when, question = row.get("step" if held_out else "batch"), row.get("question_id")
     if when is None or question is None:
         return None
@@ -64,6 +78,7 @@ def _entry(file: Path, start: int, row: dict[str, Any], held_out: bool) -> Entry
         file=file,
         start=start,
         when=when,
+        steps=when if held_out else when - bisect_left(skipped, when),
         held_out=held_out,
         order=row.get("order") or 0,
         member=row.get("sample" if held_out else "member") or 0,
@@ -84,15 +99,21 @@ SHORT = 200
 def read_episode(entry: Entry) -> dict[str, Any]:
     """The episode as the report shows it (``tracking.view.episodes.shown``), with its ``question``,
     ``golden_answers`` and ``supporting``; empty if its log is gone, or has something else in its place meanwhile."""
+    if not (row := _logged(entry)):
+        return {}
+    of_the_question = ("question", "golden_answers", "supporting")
+    return shown(row, tokens=False) | {name: row.get(name) for name in of_the_question}
+
+
+def _logged(entry: Entry) -> dict[str, Any]:
+    """The row of an episode, whole; empty as ``read_episode`` says."""
     try:
         with entry.file.open("rb") as file:
             row = logged(file, entry.start)
     except OSError:
         return {}
-    if _entry(entry.file, entry.start, row, entry.held_out) != entry:
-        return {}
-    of_the_question = ("question", "golden_answers", "supporting")
-    return shown(row, tokens=False) | {name: row.get(name) for name in of_the_question}
+    now = _entry(entry.file, entry.start, row, entry.held_out)
+    return row if now is not None and replace(now, steps=entry.steps) == entry else {}
 
 
 @dataclass
@@ -129,7 +150,7 @@ class Filters:
         wanted = self.text.casefold()
         for done, entry in enumerate(entries):
             looked(done, len(entries))
-            if any(wanted in text.casefold() for text in _texts(read_episode(entry))):
+            if any(wanted in text.casefold() for text in _texts(_logged(entry))):
                 yield entry
 
     def __str__(self) -> str:
@@ -159,11 +180,15 @@ def in_range(text: str) -> Callable[[float], bool]:
     }.get(match[1] or "=", lambda value: abs(value - number) < 5e-4)  # rewards are shown with three decimals
 
 
-def _texts(episode: dict[str, Any]) -> Iterator[str]:
-    """What was asked, written or read; not the names of tools and states."""
-    yield from (episode[name] for name in ("question", "answer") if isinstance(episode.get(name), str))
+def _texts(row: dict[str, Any]) -> Iterator[str]:
+    """What was asked, written or read, whole, whatever of it is shown; not the names of tools and states."""
+    yield from (row.get(name) or "" for name in ("question", "answer"))
     for name in ("golden_answers", "supporting"):
-        yield from (text for text in episode.get(name) or () if isinstance(text, str))
-    for turn in episode.get("turns") or ():
+        yield from filter(None, row.get(name) or ())
+    for turn in filter(None, row.get("turns") or ()):
         yield turn.get("text") or ""
-        yield "".join(piece for piece, _ in turn.get("observation") or ())
+        if turn.get("observation") is not None:
+            yield turn["observation"]
+        else:  # a log of an earlier version has the titles alone
+            for call in filter(None, turn.get("calls") or ()):
+                yield from filter(None, call.get("titles") or ())

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from tracking.trajectories import EVALUATIONS, TRAJECTORIES
 from tracking.view.lines import Notices, clean, lines, parsed
-from tracking.view.shapes import EPISODE, HEAD, shaped
+from tracking.view.shapes import EPISODE, HEAD, QUESTION, shaped
 
 PLAIN, PASSAGE, SUPPORTING, FOUND = range(4)
 """Kinds of a piece of an observation; ``FOUND`` is a supporting passage that the episode sees for the first time."""
@@ -26,6 +26,8 @@ class Place:
     start: int
     member: int
     """Its number in its group; in an evaluation, among the samples of its question."""
+    order: int = 0
+    """Its group's place in the batch, which may have a question twice."""
     reward: float | None = None
     em: float | None = None
     f1: float | None = None
@@ -38,7 +40,8 @@ class Training:
     places: dict[int, dict[str, list[Place]]] = field(default_factory=dict)
     groups: dict[tuple[int, int, str], dict[str, Any]] = field(default_factory=dict)
     """Of each group (``group_of``) what its episodes say, for a run that has no ``groups.jsonl``."""
-    questions: set[str] = field(default_factory=set)
+    questions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What the first episode of each says of it: ``groups.jsonl`` of an earlier version names no documents."""
     episodes: int = 0
 
 
@@ -81,9 +84,12 @@ def find_training(folder: Path, notices: Notices, *, groups: bool) -> Training:
         if batch is None or question is None:
             continue
         there = found.places.setdefault(batch, {}).setdefault(question, [])
-        member = row.get("member")
-        there.append(Place(line.start, len(there) if member is None else member, row.get("reward")))
-        found.questions.add(question)
+        order, member = row.get("order") or 0, row.get("member")
+        if member is None:
+            member = sum(place.order == order for place in there)
+        there.append(Place(line.start, member, order, reward=row.get("reward")))
+        if question not in found.questions:
+            found.questions[question] = _of_the_question(row)
         found.episodes += 1
         if groups:
             _told(found.groups, row)
@@ -120,24 +126,17 @@ def find_evaluations(folder: Path, notices: Notices) -> Evaluations:
         place = Place(line.start, row.get("sample") or 0, em=row.get("em"), f1=row.get("f1"))
         found.places.setdefault(step, {}).setdefault(question, {})[place.member] = place
         if question not in found.questions:
-            names = ("question_id", "question", "golden_answers", "supporting", "kind")
-            found.questions[question] = {name: row.get(name) for name in names}
+            found.questions[question] = _of_the_question(row)
     return found
+
+
+def _of_the_question(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row.get(name) for name in QUESTION}
 
 
 # --- an episode as the page holds it ---------------------------------------------------------------
 
-_OF_THE_QUESTION = (
-    "question_id",
-    "question",
-    "golden_answers",
-    "supporting",
-    "kind",
-    "batch",
-    "step",
-    "sample",
-    "turns",
-)
+_SAID_ELSEWHERE = (*QUESTION, "batch", "step", "sample", "turns")
 
 
 def logged(file: BinaryIO, start: int) -> dict[str, Any]:
@@ -149,7 +148,7 @@ def logged(file: BinaryIO, start: int) -> dict[str, Any]:
 
 def shown(row: dict[str, Any], *, tokens: bool) -> dict[str, Any]:
     """A row of a log, as ``logged`` has it, without what the question's row says, its observations in pieces."""
-    episode = {key: clean(value) for key, value in row.items() if key not in _OF_THE_QUESTION and value is not None}
+    episode = {key: clean(value) for key, value in row.items() if key not in _SAID_ELSEWHERE and value is not None}
     seen: set[str] = set()
     episode["turns"] = [_turn(turn, seen, tokens) for turn in row.get("turns") or [] if turn is not None]
     return episode

@@ -38,7 +38,14 @@ def spread(values: Iterable[int]) -> Iterator[int]:
 
 
 def extremes(places: list[Place]) -> list[Place]:
-    """The best and the worst episode of a group, the first ones on ties; a group of equals has one."""
+    """The best and the worst episode of each group of a question, the first ones on ties; a group of equals has one."""
+    groups: dict[int, list[Place]] = {}
+    for place in places:
+        groups.setdefault(place.order, []).append(place)
+    return [place for own in groups.values() for place in _extremes(own)]
+
+
+def _extremes(places: list[Place]) -> list[Place]:
     scored = [p for p in places if p.reward is not None]
     if not scored:
         return places[:1]

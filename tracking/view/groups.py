@@ -11,7 +11,7 @@ from typing import Any
 from tracking.trajectories import GROUPS
 from tracking.view.episodes import group_of
 from tracking.view.lines import MAX_CELL, Notices, clean, lines, shortened
-from tracking.view.shapes import GROUP
+from tracking.view.shapes import GROUP, QUESTION
 
 MOST = 30_000
 """Groups in a report: as many bytes as half of it, at 200 a group."""
@@ -24,8 +24,9 @@ NAMES = (*PLAIN, *LISTS, "discarded", "worker", "seconds")
 
 @dataclass
 class Questions:
-    """The questions of a report, by number."""
+    """The questions of a report, by number. What a row doesn't say of its question, ``told`` may, by its id."""
 
+    told: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
     rows: list[list[Any]] = field(default_factory=list)
 
@@ -34,15 +35,13 @@ class Questions:
         name = str(row.get("question_id", ""))
         if name not in self.numbers:
             self.numbers[name] = len(self.rows)
-            texts = [row.get("question"), row.get("golden_answers"), row.get("supporting"), row.get("kind")]
+            told = self.told.get(name, {})
+            texts = [told.get(key) if row.get(key) is None else row[key] for key in QUESTION if key != "question_id"]
             self.rows.append([clean(text, MAX_QUESTION) for text in (name, *texts)])
-        known = self.rows[self.numbers[name]]
-        if known[3] is None and row.get("supporting"):
-            known[3] = clean(row["supporting"], MAX_QUESTION)  # only the episodes name them
         return self.numbers[name]
 
     def copy(self) -> Questions:
-        return Questions(dict(self.numbers), [list(row) for row in self.rows])
+        return Questions(self.told, dict(self.numbers), [list(row) for row in self.rows])
 
 
 def draws(folder: Path, notices: Notices, *, instead: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -134,7 +134,7 @@ class Run {
     this.name = name;
     this.said = said;
     this.run = dataOf(`${name}-run`);
-    this.label = this.run.name;
+    this.label = said.label;
   }
 
   get questions() { return dataOf(`${this.name}-questions`); }
@@ -145,7 +145,7 @@ class Run {
     const row = this.questions[number];
     if (!row) throw new Error(`this report has no question ${number}`);
     const [id, text, answers, supporting, kind] = row;
-    return { id, text: text ?? id, answers: answers ?? [], supporting: supporting ?? [], kind };
+    return { id, text: text ?? id, answers: answers ?? [], supporting: supporting ?? [], kind: kind || null };
   }
 
   /** The rows of the table of groups. */

@@ -12,6 +12,8 @@ from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agent.errors import UserError
+
 T = TypeVar("T")
 HERE = Path(__file__).parent
 PROGRAM = ("page.js", "charts.js", "run.js", "groups.js", "episode.js", "others.js", "start.js")
@@ -73,10 +75,18 @@ ELEMENT = 80
 
 @contextmanager
 def page(path: Path, title: str) -> Iterator[Page]:
-    """The page at ``path``, which is there when it is whole."""
+    """The page at ``path``, in a run's folder, which is there when it is whole. Raises ``UserError`` where the folder
+    takes no file."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with aside.open("wb") as file:
+        file = aside.open("wb")
+    except OSError as error:
+        raise UserError(
+            f"run={path.parent}: {path.name} can't be written there ({error.strerror}); mode=view view=terminal shows "
+            "the run without writing to it, or copy the folder and name the copy"
+        ) from error
+    try:
+        with file:
             written = Page(file, title)
             yield written
             written.close()

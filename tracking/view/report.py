@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +35,28 @@ def write(
     """The report of the run in ``folder``, and what there is to say of it.
 
     ``show`` are ids of questions whose episodes are all wanted, before any other. With ``compare``, another run's
-    folder, it is ``compare.html``. Raises ``UserError`` for a folder that holds no run.
+    folder, it is ``compare.html``, and what is said names the run. Raises ``UserError`` for a folder that holds no run
+    or can't be written to.
     """
     folders = [folder] if compare is None else [folder, compare]
     for each, key in zip(folders, ("run", "compare"), strict=False):
         check(each, key)
     path = folder / (REPORT if compare is None else COMPARISON)
-    names = " and ".join(each.absolute().name for each in folders)
+    names = _names(folders)
     said: list[dict[str, Any]] = []
-    with page(path, f"Slingshot: {names}") as written:
-        for number, each in enumerate(folders):
+    with page(path, f"Slingshot: {' and '.join(names)}") as written:
+        for number, (each, label) in enumerate(zip(folders, names, strict=True)):
             end = written.size + (limit - RESERVE - written.size) // (len(folders) - number)
-            said.append(_add_run(written, each, f"r{number}", show, end))
+            said.append({"label": label} | _add_run(written, each, f"r{number}", show, end))
         about = {"written": time.strftime("%Y-%m-%d %H:%M:%S"), "runs": said, "limit": limit}
         written.add("about", encoded(about))
-    return path, [text for run in said for text in run["notices"]]
+    return path, [f"{run['label']}: {text}" if compare else text for run in said for text in run["notices"]]
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """What the runs are called: by their folders' names, or by the whole paths where these are alike."""
+    names = [each.absolute().name for each in folders]
+    return names if len(set(names)) == len(names) else [str(each.absolute()) for each in folders]
 
 
 def check(folder: Path, key: str) -> None:
@@ -60,12 +67,13 @@ def check(folder: Path, key: str) -> None:
 
 def _add_run(written: Page, folder: Path, name: str, show: Collection[str], limit: int) -> dict[str, Any]:
     """Adds one run; what is said of it."""
-    notices, questions = Notices(), Questions()
+    notices = Notices()
     has_groups = (folder / GROUPS).is_file()
     evaluations = find_evaluations(folder, notices)
     run = facts(folder, notices, evaluations)
     of_training = Notices() if run["evaluation"] else notices  # what only a training run writes isn't missing there
     training = find_training(folder, of_training, groups=not has_groups)
+    questions = Questions(training.questions)
     played = draws(folder, of_training, instead=list(training.groups.values()))
     say_where(folder, run["events"], played, notices)
     if unknown := [repr(q) for q in show if q not in training.questions and q not in evaluations.questions]:

@@ -61,7 +61,7 @@ EVALUATION: Shape = {
     "step": whole, "time_s": is_number, "seconds": is_number, "em": share, "f1": share, "n": count, "faults": count,
     "samples": count,
 }  # fmt: skip
-EVENT: Shape = {"event": text, "step": whole, "time_s": is_number}
+EVENT: Shape = {"event": text, "step": whole, "batch": whole, "time_s": is_number}
 SUMMARY: Shape = {
     "step": whole, "time_s": is_number, "rollouts": is_number, "generated_tokens": is_number, "restarts": is_number,
 }  # fmt: skip

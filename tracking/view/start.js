@@ -6,7 +6,6 @@ const NAMES = { run: "Run", groups: "Groups and episodes", questions: "Questions
 
 const aboutPage = dataOf("about");
 const runs = aboutPage.runs.map((said) => new Run(said.name, said));
-if (runs.length > 1 && runs[0].label === runs[1].label) runs.forEach((r) => { r.label = r.run.folder; });
 
 function route() {
   const [name, ...numbers] = (location.hash.slice(2) || (runs.length > 1 ? "compare" : "run")).split("/");
@@ -25,7 +24,7 @@ function route() {
   document.body.dataset.view = location.hash || "#";
 }
 
-const notices = aboutPage.runs.flatMap((said) => said.notices.map((text) => (runs.length > 1 ? `${said.name}: ${text}` : text)));
+const notices = aboutPage.runs.flatMap((said) => said.notices.map((text) => (runs.length > 1 ? `${said.label}: ${text}` : text)));
 document.getElementById("notices").textContent = visible(notices.join(" · "));
 addEventListener("hashchange", route);
 route();
