@@ -56,6 +56,17 @@ def job(composed: DictConfig, folder: Path, mode: Callable[[RunConfig, Path, Con
             raise KeyboardInterrupt
 
 
+def _tables(asked: Sweep, console: Console) -> None:
+    """Of the evaluations of a sweep that have ended."""
+    from tracking.evals import papers
+
+    folders = [asked.folder / job.name for job in asked.plan.jobs]
+    ended = [folder for folder in folders if sweep.status(folder)[0] is sweep.Status.FINISHED]
+    results = papers.of_jobs(ended, lambda why: console.say(why, "yellow"))
+    for title, (head, *body) in papers.write(asked.folder, results):
+        console.table(title, head, body)
+
+
 def run_sweep(asked: Sweep, run: Callable[[], None]) -> tuple[int, str] | None:
     """``run`` plays all jobs of a sweep; then its report is made.
 
@@ -70,19 +81,14 @@ def run_sweep(asked: Sweep, run: Callable[[], None]) -> tuple[int, str] | None:
         run()
     except KeyboardInterrupt as error:
         stopped = error
+    console = Console()
+    extras = Dispensable(lambda why: console.say(why, "yellow"), then="is left out")
     if reported:
         from tracking.experiments.report import write
 
-        console = Console()
-        extras = Dispensable(lambda why: console.say(why, "yellow"))
         extras.attempt("the report", lambda: write(asked.folder, asked.plan.report, console))
     if asked.mode == "eval":
-        from tracking.evals import papers
-
-        folders = [asked.folder / job.name for job in asked.plan.jobs]
-        results = papers.of_jobs([f for f in folders if sweep.status(f)[0] is sweep.Status.FINISHED])
-        for title, (head, *body) in papers.write(asked.folder, results):
-            Console().table(title, head, body)
+        extras.attempt("the tables of the evaluations", lambda: _tables(asked, console))
     if stopped is not None:
         again = "the same command" if asked.plan.report.sweep else f"the same command with report.sweep={asked.folder}"
         code, why = (stopped.code, stopped.by) if isinstance(stopped, Stopped) else (130, "stopped")

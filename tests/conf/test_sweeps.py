@@ -351,10 +351,14 @@ def test_an_evaluation_that_has_ended_is_skipped_and_one_that_has_not_goes_on(tm
     job(composed, folder, evaluate)
     assert asked == [IF_ANY]
     assert (folder / "eval_rows.jsonl").is_file()
-    (folder / "eval.json").write_text("{}")
+    (folder / "eval.json").write_text('{"slices": [')
     note_sources(folder, stamps(typed(composed)))
     job(composed, folder, evaluate)
-    assert asked == [IF_ANY], "it has ended"
+    assert asked == [IF_ANY] * 2, "its result is damaged"
+    asked.clear()
+    (folder / "eval.json").write_text('{"slices": []}')
+    job(composed, folder, evaluate)
+    assert asked == [], "it has ended"
     assert sweep.status(folder)[0] is sweep.Status.FINISHED
 
 
@@ -373,7 +377,7 @@ def test_an_evaluation_of_files_that_have_changed_is_looked_at_again(tmp_path: P
         (tmp_path / name).mkdir() if name == "somewhere" else (tmp_path / name).write_text("before")
     (tmp_path / "somewhere" / "model.safetensors").symlink_to(tmp_path / "weights")
     composed = dictionary("mode=eval", "checkpoint=somewhere", "data.eval_questions=q", "data=jsonl", "data.corpus=c")
-    (folder / "eval.json").write_text("{}")
+    (folder / "eval.json").write_text('{"slices": []}')
     note_sources(folder, stamps(typed(composed)))
     (tmp_path / changed).write_text("after, and longer")
     job(composed, folder, evaluate)

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from agent.inference.estimates import slices
 from agent.inference.evaluation import EvalRow
 from conf.command_line import Sweep
@@ -183,6 +185,52 @@ def test_a_sweep_of_evaluations_ends_with_the_tables_of_its_jobs(tmp_path: Path)
 
     run_sweep(Sweep(folder=tmp_path, plan=Plan(jobs=jobs, report=ReportConfig()), mode="eval"), run)
     assert "| mine, 2 seeds | 5.0 ± 7.1 / 50.0 ± 0.0 | – |" in (tmp_path / "benchmark.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("damaged", "said"),
+    [
+        ({"slices": []}, "seed=1: eval.json: damaged, or another program's"),
+        (
+            {"checkpoint": "c", "data": {}, "slices": [{"by": "set"}]},
+            "seed=1: eval.json: damaged, or another program's",
+        ),
+        (None, ""),
+    ],
+)
+def test_a_result_that_is_none_is_named_and_takes_nothing_from_the_tables_of_the_others(
+    tmp_path: Path, damaged: dict[str, Any] | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = tuple(Job(overrides={"seed": str(seed)}, seed=seed) for seed in range(2))
+
+    def run() -> None:
+        for job, found in zip(jobs, (result("mine", hotpotqa=(0.1, 0.5), musique=(0.1, 0.1)), damaged), strict=True):
+            (tmp_path / job.name).mkdir()
+            (tmp_path / job.name / "eval.json").write_text('{"slices": [' if found is None else json.dumps(found))
+
+    assert run_sweep(Sweep(folder=tmp_path, plan=Plan(jobs=jobs, report=ReportConfig()), mode="eval"), run) is None
+    assert "| mine | 10.0 / 50.0 | – |" in (tmp_path / "benchmark.md").read_text()
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
+def test_tables_that_fail_end_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = Job(overrides={"seed": "0"}, seed=0)
+    (tmp_path / "benchmark.md").mkdir()
+
+    def run() -> None:
+        (tmp_path / job.name).mkdir()
+        found = result("mine", hotpotqa=(0.1, 0.5), musique=(0.1, 0.1))
+        (tmp_path / job.name / "eval.json").write_text(json.dumps(found))
+
+    assert run_sweep(Sweep(folder=tmp_path, plan=Plan(jobs=(job,), report=ReportConfig()), mode="eval"), run) is None
+    assert "the tables of the evaluations failed and is left out" in " ".join(capsys.readouterr().out.split())
+
+
+def test_two_sets_of_one_column_are_named_and_neither_is_taken_for_the_papers() -> None:
+    sets = {"hotpotqa_distractor": (0.9, 0.9), "hotpotqa_fullwiki": (0.2, 0.2), "nq": (0.5, 0.5)}
+    (_, lines) = [*papers.tables(papers.rows_of([result("mine", **sets)]))][-1]
+    assert lines[1][3:6] == ["hotpotqa_distractor or hotpotqa_fullwiki?", "–", "50.0"]
+    assert (lines[1][-1], lines[2][3]) == ("–", "–")
 
 
 def test_an_evaluation_of_one_set_or_of_others_has_no_such_table(tmp_path: Path) -> None:

@@ -79,6 +79,10 @@ def test_a_plan_keeps_the_jobs_of_earlier_sweeps_into_its_folder(tmp_path: Path)
 def test_a_folder_that_is_no_sweeps_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no plan\.json there; name a sweep's folder"):
         sweep.read_plan(tmp_path)
+    (tmp_path / "seed=0").mkdir()
+    (tmp_path / "seed=0" / "eval.json").touch()
+    with pytest.raises(UserError, match="a folder of evaluations, and mode=report is of training and simulation"):
+        sweep.read_plan(tmp_path)
     (tmp_path / "plan.json").write_text('{"jobs": [')
     with pytest.raises(UserError, match=r"plan\.json is damaged .*; delete it, and start the sweep again"):
         sweep.read_plan(tmp_path)
@@ -130,6 +134,16 @@ def test_how_far_a_job_is(tmp_path: Path, rows: list[dict[str, Any]] | None, exp
     if rows is not None:
         replace(tmp_path / "metrics.jsonl", rows)
     assert sweep.status(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("result", "state"),
+    [('{"slices": []}', Status.FINISHED), ('{"slices": [', Status.UNFINISHED), ("[]", Status.UNFINISHED)],
+)
+def test_an_evaluation_has_ended_where_its_result_can_be_read(tmp_path: Path, result: str, state: Status) -> None:
+    replace(tmp_path / "metrics.jsonl", [RUN[0]])
+    (tmp_path / "eval.json").write_text(result)
+    assert sweep.status(tmp_path) == (state, "")
 
 
 def test_what_is_worth_keeping_is_a_finished_job_or_a_whole_checkpoint(tmp_path: Path) -> None:
@@ -342,6 +356,19 @@ def test_a_picture_that_fails_is_named_and_the_others_are_drawn(
     assert "groups.png" not in (folder / "table.md").read_text()
     assert (folder / "em.png").is_file()
     assert not (folder / "groups.png").exists()
+
+
+@pytest.mark.parametrize("without", [["pool=epoch,seed=1"], ["pool=recycle,seed=0"], None])
+def test_a_job_without_a_step_takes_no_picture_from_the_others(
+    folder: Path, without: list[str] | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one has that was evaluated alone; ``None``: all of them."""
+    for name in without or ["pool=epoch,seed=0", "pool=epoch,seed=1", "pool=recycle,seed=0"]:
+        replace(folder / name / "metrics.jsonl", [RUN[0], SUMMARY])
+    report.write(folder, ReportConfig(), Console())
+    assert "failed and is left out" not in " ".join(capsys.readouterr().out.split())
+    for name in ("groups.png", "pool.png"):
+        assert (folder / name).is_file() is (without is not None)
 
 
 def test_what_is_spent_is_drawn_by_evaluations() -> None:

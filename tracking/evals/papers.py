@@ -10,14 +10,15 @@ import io
 import json
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent.readable import json_of
+from agent.errors import UserError
+from agent.readable import content_of
 from tracking.differences import differences
-from tracking.evals.result import RESULT
+from tracking.evals.result import RESULT, read_result
 from tracking.evals.table import escaped, markdown_row, no_formula
 
 FILE = "benchmark"
@@ -208,21 +209,34 @@ def _counts(rows: Sequence[Row], begins: str) -> list[str]:
     return [f"{count:,}" for count in played]
 
 
+def _sets_of(row: Row, begins: str) -> list[str]:
+    """What the row's evaluation calls the sets of a column: the authors' file has another name than the hub's."""
+    return [name for name in sorted(row.values) if _bare(name).startswith(begins)]
+
+
 def _set_of(row: Row, begins: str) -> str | None:
-    """What the row's evaluation calls the set of a column: the authors' file has another name than the hub's."""
-    return next((name for name in sorted(row.values) if _bare(name).startswith(begins)), None)
+    """The one set of a column. Of several, such as two settings of HotpotQA, nobody knows which is the paper's."""
+    names = _sets_of(row, begins)
+    return names[0] if len(names) == 1 else None
+
+
+def _cell(row: Row, begins: str, measures: Sequence[str]) -> str:
+    """A column's cell; the names where the row has several sets of it."""
+    names = _sets_of(row, begins)
+    return f"{' or '.join(names)}?" if len(names) > 1 else row.cell([_set_of(row, begins)], measures)
 
 
 def tables(rows: Sequence[Row]) -> Iterator[tuple[Paper, list[list[str]]]]:
     """The tables that ``rows`` have two sets of at least, each with its header."""
     for paper in PAPERS:
-        if sum(any(_set_of(row, begins) is not None for row in rows) for begins in paper.columns) < 2:
+        if sum(any(_sets_of(row, begins) for row in rows) for begins in paper.columns) < 2:
             continue
         lines = [["", *paper.columns.values(), AVERAGE]]
         for row in rows:
             sets = [_set_of(row, begins) for begins in paper.columns]
             label = row.name if row.seeds == 1 else f"{row.name}, {row.seeds} seeds"
-            lines.append([label, *(row.cell([name], paper.measures) for name in sets), row.cell(sets, paper.measures)])
+            own = [_cell(row, begins, paper.measures) for begins in paper.columns]
+            lines.append([label, *own, row.cell(sets, paper.measures)])
         counts = [" / ".join(_counts(rows, begins)) or MISSING for begins in paper.columns]
         lines.append(["questions played", *counts, MISSING])
         for name, cells in paper.published.items():
@@ -249,10 +263,18 @@ def write(folder: Path, results: Sequence[Mapping[str, Any]]) -> list[tuple[str,
     return found
 
 
-def of_jobs(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """eval.json of each of ``folders`` that has one."""
-    files = [folder / RESULT for folder in folders]
-    return [json_of(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+def of_jobs(folders: Sequence[Path], warn: Callable[[str], None]) -> list[dict[str, Any]]:
+    """eval.json of each of ``folders``. One that isn't as ``mode=eval`` writes it is left out, and ``warn`` is told."""
+    found = []
+    for folder in folders:
+        try:
+            with content_of(f"{folder}: {RESULT}"):
+                result = read_result(folder, str(folder))
+                rows_of([result])
+            found.append(result)
+        except UserError as error:
+            warn(f"left out of the tables: {error}; delete that file, and the same command makes it anew")
+    return found
 
 
 def _markdown(found: Sequence[tuple[str, list[list[str]]]]) -> str:

@@ -66,9 +66,18 @@ def draw(
             lambda: _em(runs, "generated_tokens", target, baseline),
             "What it costs: held-out exact match against generated tokens",
         ),
-        "groups.png": (lambda: _groups(runs), "What is played: groups that were too hard, bore signal, were too easy"),
-        "pool.png": (lambda: _pool(runs), "What is recycled: share of trained groups; flipped share of questions"),
     }
+    # A job may finish without a step, as one that evaluates what it starts from: these have nothing to show of it.
+    steps = {name: [rows for rows in of if any(r["kind"] == "step" for r in rows)] for name, of in runs.items()}
+    if any(steps.values()):
+        made["groups.png"] = (
+            lambda: _groups({name: of for name, of in steps.items() if of}),
+            "What is played: groups that were too hard, bore signal, were too easy",
+        )
+        made["pool.png"] = (
+            lambda: _pool(steps),
+            "What is recycled: share of trained groups; flipped share of questions",
+        )
     seeds = {name: _by_seed(report, rows, name) for name in runs}
     if baseline is not None and any(_both(of, seeds[baseline]) for name, of in seeds.items() if name != baseline):
         made["against.png"] = (lambda: against(report), f"Is it better: against {baseline}, paired by seed")
@@ -154,7 +163,8 @@ def mean_band(curves: Sequence[Curve], points: int = 101) -> tuple[np.ndarray, n
 
 
 def binned(runs: Sequence[Sequence[Row]]) -> tuple[np.ndarray, list[list[list[Row]]]]:
-    """The steps of runs by equal parts of the rollouts that all of them played: centres, and per run its bins."""
+    """The steps of runs by equal parts of the rollouts that all of them played: centres, and per run its bins. Each has
+    a step."""
     steps = [[r for r in rows if r["kind"] == "step"] for rows in runs]
     ends = [np.cumsum([r["rollout/trajectories"] for r in of_run]) for of_run in steps]
     count = max(1, min(BINS, *(len(of_run) for of_run in steps)))
@@ -185,6 +195,8 @@ def group_mix(runs: Sequence[Sequence[Row]]) -> tuple[np.ndarray, np.ndarray]:
 
 def recycled(runs: Sequence[Sequence[Row]]) -> list[Curve]:
     """The recycled share of each run's trained groups by parts of its rollouts."""
+    if not runs:
+        return []
     centres, bins = binned(runs)
     curves: list[Curve] = []
     for parts in bins:

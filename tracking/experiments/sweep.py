@@ -20,7 +20,7 @@ from agent.errors import UserError
 from agent.readable import json_of
 from tracking.config import ReportConfig
 from tracking.differences import of_both
-from tracking.evals.result import RESULT
+from tracking.evals.result import RESULT, read_result
 from tracking.metrics import MetricsLog, read
 from tracking.run_folder import LOCK
 
@@ -145,6 +145,11 @@ def read_plan(folder: Path) -> Plan:
         jobs = tuple(Job(overrides=dict(j["overrides"]), seed=int(j["seed"])) for j in content["jobs"])
         return Plan(jobs=jobs, report=ReportConfig(**content["report"]))
     except FileNotFoundError as error:
+        if any(folder.glob(f"*/{RESULT}")):
+            raise UserError(
+                f"report.sweep={folder}: a folder of evaluations, and mode=report is of training and simulation; the "
+                "tables of evaluations are made by the command that played them: it plays none again that has ended"
+            ) from error
         raise UserError(f"report.sweep={folder}: no {PLAN} there; name a sweep's folder (multirun/…)") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -165,7 +170,7 @@ def status(folder: Path) -> tuple[Status, str]:
     """How far the job in ``folder`` is, and what it failed with."""
     rows = _rows(folder)
     failed = bool(rows) and rows[-1].get("event") == "failed"
-    if (folder / RESULT).is_file() and not failed:  # an evaluation; its files may have changed since
+    if not failed and _evaluated(folder):  # its files may have changed since
         return Status.FINISHED, ""
     summaries = [r for r in rows if r.get("kind") == "summary"]
     if summaries and not summaries[-1].get("stopped_early", True):
@@ -173,6 +178,15 @@ def status(folder: Path) -> tuple[Status, str]:
     if failed:  # an earlier failure has been gone on from
         return Status.FAILED, str(rows[-1].get("message"))
     return (Status.UNFINISHED if rows else Status.WAITING), ""
+
+
+def _evaluated(folder: Path) -> bool:
+    """Whether the job is an evaluation that has ended; one whose result is damaged is made anew of what was played."""
+    try:
+        read_result(folder, folder.name)
+    except UserError:
+        return False
+    return True
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
