@@ -24,6 +24,8 @@ TopK = Annotated[int, Field(ge=1)]
 
 ALIKE = (("topk", "top_k", "tok_k", "top_n", "top_N", "k"), ("return_scores", "return_score"))
 """Keys that mean one thing in different programs. Another one's would be ignored, and its default taken in silence."""
+RERANKED = ("topk_retrieval", "topk_rerank")
+"""Keys of Search-R1's server with a reranker: how many it looks at, and how many of them it gives."""
 
 
 class Request(BaseModel):
@@ -35,6 +37,9 @@ class Request(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_alike(cls, body: Any) -> Any:
+        for name in RERANKED:
+            if name in body:
+                raise ValueError(f'"{name}" is for a server with a reranker, which this one has not; leave it out')
         for alike in ALIKE:
             own = next((name for name in alike if name in cls.model_fields), None)
             if own and own not in body and (other := next((name for name in alike if name in body), None)):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
@@ -17,7 +18,7 @@ from starlette.routing import Route
 
 from retrieval_service.backend import Identity
 from retrieval_service.dialects import spoken
-from retrieval_service.dialects.base import Dialect, document
+from retrieval_service.dialects.base import Asked, Dialect, Hits, document
 from retrieval_service.server.config import ServeConfig
 from retrieval_service.server.desk import RETRY_AFTER_S, Desk, Refused
 from retrieval_service.server.gate import App, Gate, Receive, Scope, Send
@@ -40,6 +41,8 @@ class _Anything(Convertor[str]):
 
 
 register_url_convertor("anything", _Anything())
+LARGE = 200
+"""Passages from which on a reply is made in a thread: fewer take a few milliseconds."""
 REFUSED = {
     "description": "Refused, with the reason",
     "content": {"application/json": {"schema": {"type": "object", "properties": {"detail": {"type": "string"}}}}},
@@ -83,9 +86,11 @@ class _Searches:
     It is no handler of FastAPI's, whose work for a request costs more than a short search.
     """
 
-    def __init__(self, desk: Desk, spoken: Sequence[Dialect]) -> None:
+    def __init__(self, desk: Desk, spoken: Sequence[Dialect], large: asyncio.Lock) -> None:
         self._desk = desk
         self._spoken = spoken
+        self._large = large
+        """Held while a large reply is made: several threads at it would leave the event loop little time."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = _object((await receive())["body"])  # the gate gives all of it at once
@@ -97,7 +102,13 @@ class _Searches:
             asked = one.asked(one.request.model_validate(body))
         except ValidationError as error:
             raise Refused(422, _first(error)) from None
-        await _json(one.reply(asked, await self._desk.search(asked)))(scope, receive, send)
+        found = await self._desk.search(asked)
+        if sum(map(len, found)) < LARGE:
+            reply = _json(one.reply(asked, found))
+        else:
+            async with self._large:
+                reply = await asyncio.to_thread(_large, one, asked, found)
+        await reply(scope, receive, send)
 
     def described(self) -> dict[str, Any]:
         """What OpenAPI says of it."""
@@ -115,7 +126,8 @@ def _add_dialects(app: FastAPI, desk: Desk) -> None:
     by_path: dict[str, list[Dialect]] = {}
     for each in spoken()[0]:
         by_path.setdefault(each.path, []).append(each)
-    searches = {path: _Searches(desk, alike) for path, alike in by_path.items()}
+    large = asyncio.Lock()
+    searches = {path: _Searches(desk, alike, large) for path, alike in by_path.items()}
     app.router.routes.extend(Route(path, endpoint, methods=["POST"]) for path, endpoint in searches.items())
     others = app.openapi
 
@@ -181,6 +193,26 @@ def _first(error: ValidationError) -> str:
 def _json(value: Any) -> Response:
     # Passages may come from anywhere: ASCII holds even what UTF-8 can't.
     return Response(json.dumps(value), media_type="application/json")
+
+
+def _large(dialect: Dialect, asked: Asked, found: Sequence[Hits]) -> Response:
+    return Response("".join(_pieces(dialect.reply(asked, found))), media_type="application/json")
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """What ``json.dumps`` gives, in pieces of a document or so: within one call of it no other thread runs."""
+    if isinstance(value, dict) and len(value) < 3:
+        for n, (key, inner) in enumerate(value.items()):
+            yield f"{', ' if n else '{'}{json.dumps(key)}: "
+            yield from _pieces(inner)
+        yield "}" if value else "{}"
+    elif isinstance(value, list):
+        for n, inner in enumerate(value):
+            yield ", " if n else "["
+            yield from _pieces(inner)
+        yield "]" if value else "[]"
+    else:
+        yield json.dumps(value)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

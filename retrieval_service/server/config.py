@@ -24,6 +24,9 @@ class ServeConfig:
     max_queries: int = bounded(4096, "at least 1")
     """Most queries of one request; Search-R1 sends those of a whole batch of rollouts."""
     max_top_k: int = bounded(100, "at least 1")
+    max_passages: int = bounded(50_000, "at least 1")
+    """Most passages of one reply: a request's queries times the passages that it asks for of each. A passage takes
+    about 1.3 KB there."""
     max_body_kib: int = bounded(4096, "at least 1")
     """Longest body of a request."""
     max_waiting: int = bounded(8192, "at least 1")
@@ -39,4 +42,9 @@ class ServeConfig:
             raise UserError(
                 f"serve.max_waiting={self.max_waiting} must be at least serve.max_queries={self.max_queries}, or a "
                 "request of that many could never be answered"
+            )
+        if self.max_passages < self.max_top_k:
+            raise UserError(
+                f"serve.max_passages={self.max_passages} must be at least serve.max_top_k={self.max_top_k}, or a "
+                "query that asks for so many could never be answered"
             )

@@ -47,6 +47,10 @@ class Desk:
         if longest > limit.max_query_chars:
             raise Refused(422, f"a query of {longest} characters, and at most {limit.max_query_chars} may be searched")
         self._check_k(asked.k)
+        passages = len(asked.queries) * asked.k
+        if passages > limit.max_passages:
+            asks = f"{len(asked.queries)} queries for {asked.k} passages each are {passages}"
+            raise Refused(422, f"{asks}, and at most {limit.max_passages} may be asked for at once")
         with self._in_line(len(asked.queries)):
             if len(asked.queries) == 1:  # the commonest, and no task is needed for it
                 return [await self._one(self.service.search(asked.queries[0], asked.k))]

@@ -6,16 +6,20 @@ a document with id, title, text and url.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import metadata
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote
 
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.tools import Tool
 from mcp.server.transport_security import TransportSecuritySettings
+from pydantic import ConfigDict, Field
 from starlette.routing import BaseRoute, Route
 
 from agent.records import Passage
+from agent.visible import printable
 from retrieval_service.dialects.base import Asked
 from retrieval_service.server.config import ServeConfig
 from retrieval_service.server.desk import Desk, Refused
@@ -28,15 +32,8 @@ def tools(desk: Desk, config: ServeConfig) -> tuple[MCPServer[Any], list[BaseRou
 
     It keeps nothing between two requests; its ``session_manager`` has to run while it serves.
     """
-    server = MCPServer(
-        "slingshot-retrieval",
-        version=_version(),
-        instructions="Search passages, then fetch one by its id.",
-        log_level="ERROR",
-    )
 
-    @server.tool()
-    async def search(query: str, top_k: int = TOP_K) -> dict[str, Any]:
+    async def search(query: str, top_k: int = min(TOP_K, config.max_top_k)) -> dict[str, Any]:
         """Finds the passages that fit a query best: id, title, text, score and url of each, best first."""
         try:
             (hits,) = await desk.search(Asked(queries=(query,), k=top_k, scores=True))
@@ -44,7 +41,6 @@ def tools(desk: Desk, config: ServeConfig) -> tuple[MCPServer[Any], list[BaseRou
             raise ToolError(refused.reason) from None
         return {"results": [_shown(p) | {"score": p.score} for p in hits]}
 
-    @server.tool()
     async def fetch(id: str) -> dict[str, Any]:
         """Gives one passage by the id that a search found."""
         try:
@@ -53,6 +49,15 @@ def tools(desk: Desk, config: ServeConfig) -> tuple[MCPServer[Any], list[BaseRou
             raise ToolError(refused.reason) from None
         return _shown(passage)
 
+    # Annotations are text in this file, and there the limit would have no value.
+    search.__annotations__["top_k"] = Annotated[int, Field(ge=1, le=config.max_top_k)]
+    server = MCPServer(
+        "slingshot-retrieval",
+        version=_version(),
+        instructions="Search passages, then fetch one by its id.",
+        tools=[_strict(search), _strict(fetch)],
+        log_level="ERROR",
+    )
     app = server.streamable_http_app(
         streamable_http_path="/mcp",
         stateless_http=True,
@@ -65,6 +70,19 @@ def tools(desk: Desk, config: ServeConfig) -> tuple[MCPServer[Any], list[BaseRou
     return server, [Route(r.path, r.endpoint, methods=["POST"]) for r in app.routes if isinstance(r, Route)]
 
 
+def _strict(call: Callable[..., Any]) -> Tool:
+    """A tool that refuses what ``call`` doesn't take: MCP's own drop arguments and make numbers of words."""
+    tool = Tool.from_function(call)
+
+    class Arguments(tool.fn_metadata.arg_model):  # type: ignore[name-defined, misc]
+        model_config = ConfigDict(strict=True, extra="forbid")
+
+    Arguments.__name__ = tool.fn_metadata.arg_model.__name__
+    tool.fn_metadata.arg_model = Arguments
+    tool.parameters = Arguments.model_json_schema(by_alias=True)
+    return tool
+
+
 def _version() -> str:
     try:
         return metadata.version("slingshot")
@@ -74,8 +92,8 @@ def _version() -> str:
 
 def _shown(passage: Passage) -> dict[str, Any]:
     return {
-        "id": passage.id,
-        "title": passage.title,
-        "text": passage.text,
+        "id": printable(passage.id),
+        "title": printable(passage.title),
+        "text": printable(passage.text),
         "url": f"/document/{quote(passage.id, safe='')}",
     }

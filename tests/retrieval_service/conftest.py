@@ -33,6 +33,7 @@ def server(served_index: Path) -> Iterator[Running]:
         max_queries=200,
         max_waiting=2000,
         max_top_k=50,
+        max_passages=5000,
         max_body_kib=64,
         read_timeout_s=2.0,
     ) as there:

@@ -120,6 +120,8 @@ class Scripted:
     entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     go_on: threading.Event = field(default_factory=threading.Event)
     batches: list[tuple[str, ...]] = field(default_factory=list)
+    text: str | None = None
+    """Of every passage; by default the query."""
 
     def __post_init__(self) -> None:
         self.go_on.set()
@@ -133,7 +135,7 @@ class Scripted:
         if "poison" in queries:
             raise OSError("the index is gone")
         return [
-            tuple(Passage(id=f"{q}-{n}", title="", text=q or "-", score=1.0 / (n + 1)) for n in range(k))
+            tuple(Passage(id=f"{q}-{n}", title="", text=self.text or q or "-", score=1.0 / (n + 1)) for n in range(k))
             for q in queries
         ]
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import corpus_stamp
 from retrieval_service.dialects import dialect, dialect_names
 from retrieval_service.rankers import open_backend
+from retrieval_service.server import app
 from retrieval_service.server.config import ServeConfig
 from retrieval_service.server.run import listen
 
@@ -44,6 +48,30 @@ def refusal(reply: httpx.Response, status: int) -> str:
     reason: str = reply.json()["detail"]
     assert reason.isprintable()
     return reason
+
+
+def mcp(server: Running, method: str, **params: Any) -> dict[str, Any]:
+    """The result of one request of the Model Context Protocol."""
+    body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    reply = server.post("/mcp", body, headers={"Accept": "application/json, text/event-stream"})
+    result: dict[str, Any] = reply.json()["result"]
+    return result
+
+
+def call(server: Running, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    return mcp(server, "tools/call", name=tool, arguments=arguments)
+
+
+@pytest.fixture
+def backend() -> Scripted:
+    return Scripted()
+
+
+@pytest.fixture
+def few(backend: Scripted) -> Iterator[Running]:
+    """A server over a scripted backend that gives four passages a query at most."""
+    with running(lambda: backend, max_top_k=4) as server:
+        yield server
 
 
 # --- dialects --------------------------------------------------------------------------------------
@@ -215,6 +243,37 @@ def test_mcp_clients_search_and_fetch(server: Running) -> None:
     assert "no passage" in wrong.content[0].text
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"query": "x", "topk": 2}, "topk\n  Extra inputs are not permitted"),
+        ({"query": "x", "top_k": True}, "valid integer"),
+        ({"query": "x", "top_k": "2"}, "valid integer"),
+        ({"query": "x", "top_k": 0}, "greater than or equal to 1"),
+        ({"query": "x", "top_k": 5}, "less than or equal to 4"),
+    ],
+    ids=str,
+)
+def test_mcp_takes_its_own_arguments_alone(few: Running, arguments: dict[str, Any], reason: str) -> None:
+    told = call(few, "search", arguments)
+    assert told["isError"]
+    assert reason in told["content"][0]["text"]
+
+
+def test_mcp_says_which_arguments_it_takes(few: Running) -> None:
+    told = {tool["name"]: tool["inputSchema"] for tool in mcp(few, "tools/list")["tools"]}
+    top_k = told["search"]["properties"]["top_k"]
+    assert (top_k["minimum"], top_k["maximum"], top_k["default"]) == (1, 4, 4)
+    assert [schema["additionalProperties"] for schema in told.values()] == [False, False]
+    assert len(json.loads(call(few, "search", {"query": "x"})["content"][0]["text"])["results"]) == 4
+
+
+def test_mcp_gives_passages_that_utf_8_cannot_hold(few: Running, backend: Scripted) -> None:
+    backend.text = "half \ud800 a pair"
+    (found,) = json.loads(call(few, "search", {"query": "odd", "top_k": 1})["content"][0]["text"])["results"]
+    assert (found["id"], found["text"]) == ("odd-0", "half ? a pair")
+
+
 def test_mcp_offers_no_stream_without_an_end(server: Running) -> None:
     for method in ("GET", "DELETE"):
         reply = server.client.request(method, "/mcp", headers={"Accept": "text/event-stream"})
@@ -256,6 +315,16 @@ def test_64_clients_get_what_the_searcher_gives_directly(server: Running, served
         ("/retrieve", {"queries": ["x" * 1001]}, 422, "a query of 1001 characters, and at most 1000"),
         ("/retrieve", {"queries": ["x"] * 201}, 422, "201 queries, and at most 200"),
         ("/retrieve", {"queries": ["x"], "topk": 51}, 422, "51 passages a query; from 1 to 50"),
+        (
+            "/retrieve",
+            {"queries": ["x"] * 101, "topk": 50},
+            422,
+            "101 queries for 50 passages each are 5050, and at most",
+        ),
+        ("/retrieve", {"query": ["x"] * 101, "tok_k": 50}, 422, "are 5050, and at most 5000 may be asked for at once"),
+        ("/batch_search", {"query": ["x"] * 101, "top_n": 50}, 422, "are 5050, and at most 5000"),
+        ("/retrieve", {"queries": ["x"], "topk_retrieval": 9}, 422, '"topk_retrieval" is for a server with a reranker'),
+        ("/retrieve", {"queries": ["x"], "topk": 3, "topk_rerank": 2}, 422, '"topk_rerank" is for a server with a rer'),
         ("/retrieve", {"queries": ["x"], "topk": -1}, 422, "topk: Input should be greater than or equal to 0"),
         ("/retrieve", {"queries": ["x"], "topk": 10**40}, 422, "passages a query"),
         ("/retrieve", {"queries": ["x"], "topk": "3"}, 422, "topk: Input should be a valid integer"),
@@ -298,6 +367,36 @@ def test_what_is_over_a_limit_or_wrong_is_refused_with_the_reason(
 )
 def test_what_is_no_json_is_refused(server: Running, body: bytes) -> None:
     assert "the body is no JSON" in refusal(server.client.post("/retrieve", content=body), 400)
+
+
+def test_a_large_reply_is_made_while_others_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, go_on = app._large, threading.Event()
+    begun = threading.Event()
+
+    def slowly(*given: Any) -> Any:
+        begun.set()
+        assert go_on.wait(PATIENCE_S)
+        return made(*given)
+
+    monkeypatch.setattr(app, "_large", slowly)
+    with running(Scripted) as server, ThreadPoolExecutor(1) as pool:
+        asked = {"queries": [str(n) for n in range(20)], "topk": 10, "return_scores": True}
+        large = pool.submit(server.post, "/retrieve", asked)
+        try:
+            assert begun.wait(PATIENCE_S)
+            assert httpx.get(f"{server.url}/health", timeout=PATIENCE_S).status_code == 200
+        finally:
+            go_on.set()
+        reply = large.result(PATIENCE_S)
+    assert reply.status_code == 200
+    assert [len(hits) for hits in reply.json()["result"]] == [10] * 20
+
+
+@pytest.mark.parametrize(
+    "value", [{}, [], [[]], [[], []], {"a": []}, {"result": [[{"document": {"id": "é"}, "score": 1.5}], []]}, "x", None]
+)
+def test_a_reply_in_pieces_is_the_reply(value: Any) -> None:
+    assert "".join(app._pieces(value)) == json.dumps(value)
 
 
 def test_a_full_line_is_answered_with_429_until_there_is_room() -> None:
@@ -418,6 +517,7 @@ def test_a_port_that_is_taken_is_named(server: Running) -> None:
         ({"port": 70_000}, r"serve\.port=70000 must lie in \[0, 65535\]"),
         ({"max_top_k": 0}, r"serve\.max_top_k=0 must be at least 1"),
         ({"read_timeout_s": float("nan")}, r"serve\.read_timeout_s=nan must be above 0"),
+        ({"max_passages": 99}, r"serve\.max_passages=99 must be at least serve\.max_top_k=100"),
         ({"max_waiting": 10}, r"serve\.max_waiting=10 must be at least serve\.max_queries=4096"),
     ],
 )
