@@ -132,8 +132,10 @@ class RetrievalService:
         self._threads.append(thread)
         try:
             backend = await thread.start()
-        except Exception:
-            self._threads.remove(thread)  # it has ended
+        except BaseException:
+            # It has ended, or whoever waited for it was cancelled: nobody knows how long it takes to open an index.
+            self._threads.remove(thread)
+            thread.leave()
             raise
         self._lanes.append(_Lane(thread=thread, moved=self._meter.clock()))
         return backend
@@ -299,8 +301,9 @@ class RetrievalService:
         """Counters since the start; ``qps`` since the last call of this method."""
         return self._meter.snapshot()
 
-    async def close(self) -> None:
-        """Fails the searches in flight with ``RetrievalError``, closes the backend and joins its thread.
+    async def close(self, wait: bool = True) -> None:
+        """Fails the searches in flight with ``RetrievalError``, closes the backend and joins its thread, or leaves it
+        to itself unless it is to ``wait``.
 
         Raises ``Fault`` if the backend does not return within ``config.timeout_s``. Closing twice is no error.
         """
@@ -312,6 +315,9 @@ class RetrievalService:
         self._in_flight.clear()
         self._waiting.clear()
         for thread in [*self._threads]:
+            if not wait:
+                thread.leave()
+                continue
             await thread.stop(self._config.timeout_s)
 
 

@@ -46,10 +46,14 @@ class BackendThread:
         self._jobs.put((method, texts, k, timeout_s, future))
         return future
 
+    def leave(self) -> None:
+        """Lets the thread close the backend and end after what it is at, and doesn't wait for it."""
+        self._jobs.put(None)
+
     async def stop(self, timeout_s: float) -> None:
         """Ends the thread after the job it is at. Raises ``Fault`` if it doesn't end in ``timeout_s`` seconds,
         or with what the backend raised on closing."""
-        self._jobs.put(None)
+        self.leave()
         done, _ = await asyncio.wait((self._ended,), timeout=timeout_s)
         if not done:
             raise Fault(f"the retrieval backend did not return within {timeout_s:g} s; its thread was left behind")

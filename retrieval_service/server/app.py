@@ -55,8 +55,11 @@ FOLLOWING = {
 }
 
 
-def make_app(service: RetrievalService, identity: Identity, config: ServeConfig, token: str | None) -> App:
-    """The ASGI application over ``service``, which has been started; it asks for ``token``, if there is one."""
+def make_app(
+    service: RetrievalService, identity: Identity, config: ServeConfig, token: str | None
+) -> tuple[App, Metrics]:
+    """The ASGI application over ``service``, which has been started, and its numbers; it asks for ``token``, if there
+    is one."""
     desk = Desk(service, config)
     metrics = Metrics(service.stats, lambda: desk.waiting, identity)
     mcp, mcp_routes = tools(desk, config)
@@ -77,7 +80,7 @@ def make_app(service: RetrievalService, identity: Identity, config: ServeConfig,
     _add_dialects(app, desk)
     _add_facts(app, desk, identity, metrics)
     app.router.routes.extend(mcp_routes)
-    return Gate(app, config, token, metrics)
+    return Gate(app, config, token, metrics), metrics
 
 
 class _Searches:

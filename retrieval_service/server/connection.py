@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -28,6 +29,8 @@ class Connection(HttpToolsProtocol):
     """
 
     limits = ServeConfig()
+    refused: Callable[[int], None]
+    """Told the status of what is refused here, before the gate has seen it."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -35,7 +38,9 @@ class Connection(HttpToolsProtocol):
         self._head = 0
         self._running: Any = None
         if len(self.connections) > self.limits.max_connections:
-            self._refuse("429 Too Many Requests", f"{self.limits.max_connections} connections are open", RETRY_AFTER_S)
+            self._turn_away(
+                "429 Too Many Requests", f"{self.limits.max_connections} connections are open", RETRY_AFTER_S
+            )
         else:
             self._await_head()
 
@@ -48,7 +53,7 @@ class Connection(HttpToolsProtocol):
             self._head += len(data)  # of the next request too, while this one is answered
         self._feed(data)
         if self._head > MAX_HEAD and not self.transport.is_closing():
-            self._refuse("431 Request Header Fields Too Large", f"the head has more than {MAX_HEAD} bytes")
+            self._turn_away("431 Request Header Fields Too Large", f"the head has more than {MAX_HEAD} bytes")
 
     def _feed(self, data: bytes) -> None:
         # uvicorn's own, but for the upgrade.
@@ -94,8 +99,21 @@ class Connection(HttpToolsProtocol):
         self._head_came()
         super().connection_lost(exc)
         if self._running is not None and not self._running.response_complete:
-            self._running.scope[GONE] = True
+            self._running.scope[GONE] = self._running.disconnected = True  # uvicorn's own: of the last one sent
             self._task.cancel()
+
+    def send_400_response(self, msg: str) -> None:
+        self.refused(400)
+        super().send_400_response(msg)
+
+    def cut(self) -> None:
+        """Ends the connection with a 503 for the request that is being answered; half an answer stays half a one."""
+        if self._running is None or self._running.response_complete:
+            self.transport.close()
+        elif self._running.response_started:
+            self.transport.abort()
+        else:
+            self._refuse("503 Service Unavailable", "the server is ending", RETRY_AFTER_S)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         # uvicorn's own, but that the task is kept.
@@ -113,6 +131,10 @@ class Connection(HttpToolsProtocol):
             self._late.cancel()
             self._late = None
 
+    def _turn_away(self, status: str, reason: str, retry_after_s: int | None = None) -> None:
+        self.refused(int(status[:3]))
+        self._refuse(status, reason, retry_after_s)
+
     def _refuse(self, status: str, reason: str, retry_after_s: int | None = None) -> None:
         body = json.dumps({"detail": reason}).encode()
         again = f"retry-after: {retry_after_s}\r\n" if retry_after_s is not None else ""
@@ -124,6 +146,6 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
 
-def connection(limits: ServeConfig) -> type[Any]:
-    """The class of connections with these limits, as uvicorn takes it."""
-    return type("LimitedConnection", (Connection,), {"limits": limits})
+def connection(limits: ServeConfig, refused: Callable[[int], None]) -> type[Any]:
+    """The class of connections with these limits, as uvicorn takes it; ``refused`` is told the status of refusals."""
+    return type("LimitedConnection", (Connection,), {"limits": limits, "refused": staticmethod(refused)})

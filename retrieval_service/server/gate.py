@@ -61,7 +61,7 @@ class Gate:
                 raise
         finally:
             route = getattr(scope.get("route"), "path", None)
-            self._metrics.answered(route or "other", status, time.perf_counter() - began)
+            self._metrics.answered(route, status, time.perf_counter() - began)
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -21,6 +21,8 @@ COUNTED = {
     "timeouts": "Searches that took longer than the time-out",
 }
 """Fields of ``Stats`` that only grow."""
+OTHER = "other"
+"""The route of what has none."""
 
 
 class Metrics:
@@ -40,10 +42,14 @@ class Metrics:
         line.set_function(waiting)
         self._registry.register(_Service(stats, identity))
 
-    def answered(self, route: str, status: int, seconds: float) -> None:
+    def answered(self, route: str | None, status: int, seconds: float) -> None:
         """One request has ended; status 0 if its client went away first."""
-        self._requests.labels(route, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
+        self._requests.labels(route or OTHER, str(status)).inc()
+        self._seconds.labels(route or OTHER).observe(seconds)
+
+    def turned_away(self, status: int) -> None:
+        """A connection was refused before its request was read."""
+        self._requests.labels(OTHER, str(status)).inc()
 
     def text(self) -> bytes:
         """All numbers, as a scrape gets them."""

@@ -14,12 +14,12 @@ from types import FrameType
 
 import uvicorn
 
-from agent.errors import UserError, refused
+from agent.errors import Stopped, UserError, refused
 from retrieval_service.backend import Backend, Identity
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.server.app import make_app
 from retrieval_service.server.config import ServeConfig
-from retrieval_service.server.connection import connection
+from retrieval_service.server.connection import Connection, connection
 from retrieval_service.service import RetrievalService
 
 KEEP_S = 60
@@ -29,8 +29,18 @@ GRACE_S = 10
 """Longest that requests under way are waited for at the end."""
 
 
+CUT_S = 1
+"""Longest that the tasks of connections that were cut are waited for. They have nothing left to do."""
+
+
 class Server(uvicorn.Server):
-    """uvicorn's, which ends by Ctrl-C or SIGTERM as it should, without raising the signal once more."""
+    """uvicorn's, which ends by Ctrl-C or SIGTERM as it should, without raising the signal once more.
+
+    Requests under way are waited for, for ``GRACE_S`` or until a second signal; then they are answered with 503.
+    """
+
+    again: int | None = None
+    """The second signal, which ends the server at once."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -39,6 +49,8 @@ class Server(uvicorn.Server):
             return
 
         def end(number: int, frame: FrameType | None) -> None:
+            if self.should_exit:
+                self.again = number
             self.should_exit = True
 
         before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -48,21 +60,44 @@ class Server(uvicorn.Server):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    async def _wait_tasks_to_complete(self) -> None:
+        # uvicorn's own cancels what is left, which is answered with 500 and a traceback.
+        state, loop = self.server_state, asyncio.get_running_loop()
+        end = loop.time() + GRACE_S
+        while (state.connections or state.tasks) and self.again is None and loop.time() < end:
+            await asyncio.sleep(0.1)
+        for each in [*state.connections]:
+            assert isinstance(each, Connection)
+            each.cut()
+        if state.tasks:
+            await asyncio.wait([*state.tasks], timeout=CUT_S)
 
-def listen(config: ServeConfig) -> socket.socket:
-    """A socket at the address of ``config``, listening. Raises ``UserError`` if it can't be had."""
+
+def bind(config: ServeConfig) -> socket.socket:
+    """A socket with the address of ``config``, which refuses whoever comes until it listens. Raises ``UserError`` if it
+    can't be had."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family)
     try:
-        return socket.create_server((config.host, config.port), family=family, backlog=2 * config.max_connections)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind((config.host, config.port))
     except OSError as error:
-        raise UserError(
-            f"serve.host={config.host} serve.port={config.port}: can't listen there ({refused(error)}); serve.port=0 "
-            "takes a free port"
-        ) from error
+        listener.close()
+        raise _not_there(config, error) from error
+    return listener
+
+
+def _not_there(config: ServeConfig, error: OSError) -> UserError:
+    return UserError(
+        f"serve.host={config.host} serve.port={config.port}: can't listen there ({refused(error)}); serve.port=0 takes "
+        "a free port"
+    )
 
 
 def address(listener: socket.socket) -> str:
-    """The URL of a listening socket."""
+    """The URL of a socket that ``bind`` gave."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -75,19 +110,22 @@ async def serve_on(
     token: str | None,
     ready: Callable[[Server, Identity], None],
     stuck: Callable[[float], None] = lambda seconds: None,
-) -> None:
-    """Opens the backend, serves on ``listener``, and closes both when the server given to ``ready`` ends.
+) -> int | None:
+    """Opens the backend, serves on ``listener``, and closes both when the server given to ``ready`` ends. Gives the
+    signal that ended it at once, where a second one came.
 
-    ``stuck`` is told of a backend that never comes back. Raises what opening the backend raised.
+    ``stuck`` is told of a backend that never comes back. Raises what opening the backend raised, and ``UserError`` if
+    another program listens at the address by then.
     """
     service = RetrievalService(open_backend, retrieval, stuck)
+    server: Server | None = None
     try:
         await service.start()
-        app = make_app(service, service.identity, config, token)
+        app, metrics = make_app(service, service.identity, config, token)
         server = Server(
             uvicorn.Config(
                 app,
-                http=connection(config),
+                http=connection(config, metrics.turned_away),
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -96,14 +134,19 @@ async def serve_on(
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=KEEP_S,
-                timeout_graceful_shutdown=GRACE_S,
+                backlog=2 * config.max_connections,
             )
         )
+        try:
+            listener.listen(2 * config.max_connections)  # not before: a client would wait for the index
+        except OSError as error:
+            raise _not_there(config, error) from error
         ready(server, service.identity)
         await server.serve(sockets=[listener])
     finally:
         listener.close()
-        await service.close()
+        await service.close(wait=server is None or server.again is None)
+    return server.again
 
 
 def serve(
@@ -113,13 +156,19 @@ def serve(
     token: str | None,
     ready: Callable[[str, Identity], None],
 ) -> None:
-    """``serve_on`` the address of ``config``, until Ctrl-C; ``ready`` is told the URL when the index is open."""
-    listener = listen(config)
+    """``serve_on`` the address of ``config``, until Ctrl-C; ``ready`` is told the URL when the index is open.
+
+    Raises ``KeyboardInterrupt``, or ``Stopped`` for SIGTERM, if the signal came twice, and the first while the index is
+    opened.
+    """
+    listener = bind(config)
     url = address(listener)
     with asyncio.Runner(loop_factory=uvicorn.Config(app=None, loop="auto").get_loop_factory()) as runner:  # type: ignore[arg-type]
-        runner.run(
+        again = runner.run(
             serve_on(listener, open_backend, retrieval, config, token, lambda _, identity: ready(url, identity), _end)
         )
+    if again is not None:
+        raise KeyboardInterrupt if again == signal.SIGINT else Stopped(signal.Signals(again))
 
 
 def _end(seconds: float) -> None:

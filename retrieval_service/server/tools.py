@@ -74,7 +74,7 @@ def _strict(call: Callable[..., Any]) -> Tool:
     """A tool that refuses what ``call`` doesn't take: MCP's own drop arguments and make numbers of words."""
     tool = Tool.from_function(call)
 
-    class Arguments(tool.fn_metadata.arg_model):  # type: ignore[name-defined, misc]
+    class Arguments(tool.fn_metadata.arg_model):  # type: ignore[name-defined]
         model_config = ConfigDict(strict=True, extra="forbid")
 
     Arguments.__name__ = tool.fn_metadata.arg_model.__name__

@@ -19,7 +19,7 @@ from retrieval_service.backend import Backend, Identity
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.rankers import open_backend
 from retrieval_service.server.config import ServeConfig
-from retrieval_service.server.run import address, listen, serve_on
+from retrieval_service.server.run import address, bind, serve_on
 
 PATIENCE_S = 600.0
 """How long a test waits for an event that is certain to come."""
@@ -75,7 +75,7 @@ def running(
 ) -> Iterator[Running]:
     """A server on a port of its own; at the end it has to have ended by itself."""
     config = ServeConfig(port=0, **limits)
-    listener = listen(config)
+    listener = bind(config)
     url = address(listener)
     there: list[tuple[uvicorn.Server, Identity]] = []
     came = threading.Event()

@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import os
+import signal
+import socket
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +22,7 @@ import pytest
 from patience import until
 from served import CONFIG, PASSAGES, PATIENCE_S, Running, Scripted, open_index, running
 
-from agent.errors import UserError
+from agent.errors import Stopped, UserError
 from agent.records import Passage
 from retrieval_service import jvm
 from retrieval_service.config import RetrievalConfig
@@ -26,7 +31,7 @@ from retrieval_service.dialects import dialect, dialect_names
 from retrieval_service.rankers import open_backend
 from retrieval_service.server import app
 from retrieval_service.server.config import ServeConfig
-from retrieval_service.server.run import listen
+from retrieval_service.server.run import bind, serve, serve_on
 
 pytestmark = pytest.mark.jvm
 
@@ -441,6 +446,24 @@ def test_a_client_that_has_gone_leaves_the_line() -> None:
         assert server.post("/retrieve", {"queries": ["c"]}).status_code == 200
 
 
+def test_refusals_before_a_route_are_counted() -> None:
+    def counted(status: int) -> float:
+        return server.metric(f'slingshot_retrieval_requests_total{{route="other",status="{status}"}}')
+
+    sent = {400: b"nonsense\r\n\r\n", 431: b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 20_000}
+    with running(Scripted, max_connections=2) as server:
+        assert server.client.get("/health", headers={"Host": "evil.example"}).status_code == 403
+        assert server.post("/retrieve", {}, headers={"Content-Encoding": "gzip"}).status_code == 415
+        for status, head in sent.items():
+            with server.connect() as connection, suppress(ConnectionError):
+                connection.sendall(head)
+                connection.recv(12)
+            until(partial(lambda status: counted(status) == 1, status))
+        with server.connect(), server.connect() as third:
+            assert third.recv(12) == b"HTTP/1.1 429"
+        until(lambda: [counted(status) for status in (403, 415, 429)] == [1, 1, 1])
+
+
 def test_a_search_that_fails_is_a_503_and_one_that_takes_too_long_a_504() -> None:
     backend = Scripted()
     with running(lambda: backend, RetrievalConfig(timeout_s=0.5)) as server:
@@ -501,14 +524,122 @@ def test_unknown_paths_and_methods_are_told(server: Running) -> None:
     assert server.client.delete("/search").status_code == 405
 
 
+# --- beginning and end ---------------------------------------------------------------------------
+
+
+def test_ctrl_c_while_the_index_is_opened_ends_it_at_once() -> None:
+    go_on, closed = threading.Event(), threading.Event()
+
+    class Closing(Scripted):
+        def close(self) -> None:
+            closed.set()
+
+    def slowly() -> Scripted:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert go_on.wait(PATIENCE_S)
+        return Closing()
+
+    with pytest.raises(KeyboardInterrupt):
+        serve(slowly, CONFIG, ServeConfig(port=0), None, lambda url, identity: None)
+    go_on.set()
+    assert closed.wait(PATIENCE_S), "what was opened after all is closed"
+
+
+def test_no_client_is_taken_before_the_index_is_open() -> None:
+    listener = bind(ServeConfig(port=0))
+    place = listener.getsockname()[:2]
+
+    def opening() -> Scripted:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(place)
+        return Scripted()
+
+    def ready(server: Any, identity: Any) -> None:
+        socket.create_connection(place, timeout=PATIENCE_S).close()
+        server.should_exit = True
+
+    asyncio.run(serve_on(listener, opening, CONFIG, ServeConfig(), None, ready))
+
+
+def test_a_port_that_was_taken_meanwhile_is_told() -> None:
+    config = ServeConfig(port=0)
+    listener = bind(config)
+    config.port = listener.getsockname()[1]
+    other = bind(config)
+    other.listen()
+    with other, pytest.raises(UserError, match=rf"serve\.port={config.port}: can't listen there"):
+        asyncio.run(serve_on(listener, Scripted, CONFIG, config, None, lambda *told: None))
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)], ids=["SIGINT", "SIGTERM"]
+)
+def test_a_second_signal_ends_it_at_once(
+    backend: Scripted, caplog: pytest.LogCaptureFixture, number: signal.Signals, raised: type[BaseException]
+) -> None:
+    """The backend is held up to the end, and the time-out of a search is never reached."""
+    backend.go_on.clear()
+
+    def refused(url: httpx.URL) -> bool:
+        try:
+            socket.create_connection((url.host, url.port)).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    def client(url: httpx.URL) -> httpx.Response:
+        with ThreadPoolExecutor(1) as pool:
+            reply = pool.submit(httpx.post, url.join("/search"), json={"query": "x"}, timeout=PATIENCE_S)
+            assert backend.entered.acquire(timeout=PATIENCE_S)
+            os.kill(os.getpid(), number)
+            until(lambda: refused(url))
+            assert not reply.done(), "the first signal lets it be answered"
+            os.kill(os.getpid(), number)
+            return reply.result(PATIENCE_S)
+
+    with ThreadPoolExecutor(1) as pool:
+        replies: list[Future[httpx.Response]] = []
+        with pytest.raises(raised) as error:
+            serve(
+                lambda: backend,
+                RetrievalConfig(timeout_s=PATIENCE_S),
+                ServeConfig(port=0),
+                None,
+                lambda url, identity: replies.append(pool.submit(client, httpx.URL(url))),
+            )
+        assert "the server is ending" in refusal(replies[0].result(PATIENCE_S), 503)
+    backend.go_on.set()
+    assert getattr(error.value, "code", 130) == 128 + number
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("behind", [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["one", "two"])
+def test_what_takes_longer_than_the_end_waits_gets_a_503(
+    backend: Scripted, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, behind: bytes
+) -> None:
+    monkeypatch.setattr("retrieval_service.server.run.GRACE_S", 0.1)
+    backend.go_on.clear()
+    body = b'{"queries": ["a"]}'
+    head = b"POST /retrieve HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with running(lambda: backend) as server, server.connect() as connection:
+        connection.sendall(head + body + behind)
+        assert backend.entered.acquire(timeout=PATIENCE_S)
+        server.server.should_exit = True
+        told = b"".join(iter(lambda: connection.recv(65_536), b""))
+        backend.go_on.set()
+    assert told.startswith(b"HTTP/1.1 503 ")
+    assert told.endswith(b'{"detail": "the server is ending"}')
+    assert not caplog.records
+
+
 # --- settings --------------------------------------------------------------------------------------
 
 
 def test_a_port_that_is_taken_is_named(server: Running) -> None:
     with pytest.raises(UserError, match=rf"serve\.port={server.place[1]}: can't listen there .*serve\.port=0"):
-        listen(ServeConfig(port=server.place[1]))
+        bind(ServeConfig(port=server.place[1]))
     with pytest.raises(UserError, match=r"serve\.host=no\.such\.host\.invalid"):
-        listen(ServeConfig(host="no.such.host.invalid"))
+        bind(ServeConfig(host="no.such.host.invalid"))
 
 
 @pytest.mark.parametrize(
