@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from pydantic import field_validator
+
 from retrieval_service.dialects import base, david_grpo, search_r1
 from retrieval_service.dialects.base import Asked
 
@@ -13,6 +15,13 @@ class Request(base.Request):
     query: str
     topk: base.TopK | None = None
     return_scores: bool = True
+
+    @field_validator("query", mode="before")
+    @classmethod
+    def _check_one(cls, query: Any) -> Any:
+        if isinstance(query, list):
+            raise ValueError('one query is read beside "topk"; write "queries" for a list')
+        return query
 
 
 class Dialect(search_r1.Dialect):

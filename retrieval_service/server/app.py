@@ -43,9 +43,11 @@ class _Anything(Convertor[str]):
 register_url_convertor("anything", _Anything())
 LARGE = 200
 """Passages from which on a reply is made in a thread: fewer take a few milliseconds."""
-REFUSED = {
-    "description": "Refused, with the reason",
-    "content": {"application/json": {"schema": {"type": "object", "properties": {"detail": {"type": "string"}}}}},
+REASON = {"application/json": {"schema": {"type": "object", "properties": {"detail": {"type": "string"}}}}}
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "Refused, with the reason", "content": REASON},
+    "503": {"description": "The search failed, or the server is ending", "content": REASON},
+    "504": {"description": "The search took too long", "content": REASON},
 }
 FOLLOWING = {
     "name": "following",
@@ -77,7 +79,7 @@ def make_app(
         redoc_url=None,
     )
     app.add_exception_handler(Refused, _refused)
-    _add_dialects(app, desk)
+    _add_dialects(app, desk, token is not None)
     _add_facts(app, desk, identity, metrics)
     app.router.routes.extend(mcp_routes)
     return Gate(app, config, token, metrics), metrics
@@ -121,11 +123,11 @@ class _Searches:
         return {
             "summary": "; ".join(d.about for d in self._spoken),
             "requestBody": {"required": True, "content": {"application/json": body}},
-            "responses": {"200": {"description": "Passages"}, "4XX": REFUSED},
+            "responses": {"200": {"description": "Passages"}, **REFUSALS},
         }
 
 
-def _add_dialects(app: FastAPI, desk: Desk) -> None:
+def _add_dialects(app: FastAPI, desk: Desk, guarded: bool) -> None:
     by_path: dict[str, list[Dialect]] = {}
     for each in spoken()[0]:
         by_path.setdefault(each.path, []).append(each)
@@ -137,6 +139,10 @@ def _add_dialects(app: FastAPI, desk: Desk) -> None:
     def openapi() -> dict[str, Any]:
         described = others()
         described["paths"] = {path: {"post": e.described()} for path, e in searches.items()} | described["paths"]
+        if guarded:
+            components = described.setdefault("components", {})
+            components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+            described["security"] = [{"token": []}]
         return described
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -157,7 +163,7 @@ def _add_facts(app: FastAPI, desk: Desk, identity: Identity, metrics: Metrics) -
     @app.get(
         "/document/{document_id:anything}",
         summary="One passage, and those that follow it in the same document",
-        responses={"4XX": REFUSED},
+        responses=REFUSALS,
         openapi_extra={"parameters": [FOLLOWING]},
     )
     async def one_document(request: Request, document_id: str) -> Response:

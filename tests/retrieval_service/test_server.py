@@ -221,7 +221,8 @@ def test_openapi_and_its_page_name_every_route(server: Running) -> None:
     assert "https://" not in page.text
     document = paths["/document/{document_id}"]["get"]
     assert [p["name"] for p in document["parameters"]] == ["document_id", "following"]
-    assert set(document["responses"]) == {"200", "4XX"}
+    assert set(document["responses"]) == {"200", "4XX", "503", "504"}
+    assert set(paths["/search"]["post"]["responses"]) == {"200", "4XX", "503", "504"}
     told = document["responses"]["4XX"]["content"]["application/json"]["schema"]["properties"]
     assert told == {"detail": {"type": "string"}}
     assert list(paths["/metrics"]["get"]["responses"]["200"]["content"]) == ["text/plain"]
@@ -345,6 +346,7 @@ def test_64_clients_get_what_the_searcher_gives_directly(server: Running, served
             422,
             '"topk" is not read beside these keys; write "tok_k"',
         ),
+        ("/retrieve", {"query": ["x"], "topk": 2}, 422, 'query: one query is read beside "topk"; write "queries"'),
         ("/retrieve", {"queries": ["x"], "return_score": True}, 422, 'write "return_scores"'),
         ("/batch_search", {"query": ["x"], "k": 2}, 422, '"k" is not read beside these keys; write "top_n"'),
         ("/search", {"query": ["x"]}, 422, "query: Input should be a valid string"),
@@ -493,6 +495,9 @@ def test_a_token_is_asked_for_and_never_shown() -> None:
             server.client.get(path, headers=right).text for path in ("/health", "/metrics", "/docs", "/openapi.json")
         ]
         assert not any(token in text for text in shown)
+        described = server.client.get("/openapi.json").json()
+        assert described["components"]["securitySchemes"]["token"] == {"type": "http", "scheme": "bearer"}
+        assert described["security"] == [{"token": []}]
         assert server.client.get("/docs").status_code == 200, "the page says nothing of the index"
 
 
@@ -522,6 +527,15 @@ def test_unknown_paths_and_methods_are_told(server: Running) -> None:
     assert server.client.get("/nowhere").status_code == 404
     assert server.client.get("/retrieve").status_code == 405
     assert server.client.delete("/search").status_code == 405
+
+
+def test_head_is_get_without_the_body(few: Running) -> None:
+    for path in ("/health", "/info", "/openapi.json", "/docs"):
+        got, head = few.client.get(path), few.client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == got.headers["content-length"]
+    assert few.metric('slingshot_retrieval_requests_total{route="/health",status="200"}') == 2
+    assert few.client.head("/search").status_code == 405
 
 
 # --- beginning and end ---------------------------------------------------------------------------
