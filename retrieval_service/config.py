@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from agent.errors import UserError, one_of
 from agent.settings import PATH, TEXT, bounded, check_bounds
+from retrieval_service.address import is_askable
 from retrieval_service.backends import backend_names, is_remote
 from retrieval_service.dialects import dialect, dialect_names
 from retrieval_service.wikipedia import AUTO, PREBUILT
@@ -125,6 +126,11 @@ class RetrievalConfig:
             raise UserError(
                 f"retrieval.url={self.url}: is written http://HOST:PORT or http://HOST:PORT/PATH; a token goes into "
                 "retrieval.token_file"
+            )
+        if not is_askable(self.url):
+            raise UserError(
+                f"retrieval.url={self.url}: nothing can listen at {urlsplit(self.url).netloc}; HOST is a name or an IP "
+                "address, and PORT a number from 1"
             )
         dialect(self.dialect)  # one that can be spoken
 

@@ -13,7 +13,7 @@ import os
 import random
 import ssl
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from agent.errors import RetrievalError, UserError, refused, shortened
 from agent.readable import json_of
 from agent.records import Passage
 from agent.visible import printable
+from retrieval_service.address import sent_on
 from retrieval_service.backend import Identity, Unavailable
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.dialects import dialect
@@ -39,6 +40,7 @@ MAX_REPLY = 256 << 20
 """Bytes of a reply that are read."""
 TRIAL = "a first one"
 """The query that is asked when the server is opened."""
+REDIRECTS = range(300, 400)
 DEFINITE = frozenset(range(300, 600)) - PASSING
 """Other statuses than a success: the next request would get the same."""
 REMOTE = True
@@ -58,7 +60,8 @@ class _Reply:
     @property
     def reason(self) -> str:
         """What a refusal says of itself, in a few words."""
-        return " ".join(self.content[:300].decode(errors="replace").split())
+        said = " ".join(self.content[:300].decode(errors="replace").split())
+        return f"{said}{sent_on(self.headers)}" if self.status in REDIRECTS else said
 
     def json(self) -> Any:
         """Raises ``ValueError`` for what is no JSON."""
@@ -114,16 +117,13 @@ class Http:
         try:
             reply = self._ask("GET", f"{self._base}/health", self._end(), also=DEFINITE)
         except RetrievalError as error:
-            if isinstance(error.__cause__, httpx.HTTPError):
-                kind = type(error.__cause__).__name__
-                problem = f"no server answers there ({kind}: {shortened(error.__cause__)}); start it first"
-            else:
-                problem = f"the server isn't ready ({shortened(error)}); start when it is"
-            raise UserError(f"retrieval.url={self._config.url}: {problem}") from error
+            raise UserError(f"retrieval.url={self._config.url}: {self._no_health(error)}") from error
         self._check_token(reply)
         try:
             told = reply.json()["index"]
             known = {key: told.get(key) for key in ("name", "documents", "checksum", "analyser")}
+            if not _is_identity(known):
+                raise ValueError("another program's")
             settings = {key: value for key, value in told.items() if key not in (*known, "backend")}
             settings |= {"url": self._config.url, "dialect": self._config.dialect, "ranked_by": told.get("backend")}
             return Identity(**known, backend="http", settings=settings)
@@ -133,6 +133,19 @@ class Http:
                 backend="http",
                 settings={"url": self._config.url, "dialect": self._config.dialect},
             )
+
+    def _no_health(self, error: RetrievalError) -> str:
+        """Why there is no answer from ``/health``, and what to do."""
+        cause = error.__cause__
+        if not isinstance(cause, httpx.HTTPError):
+            return f"the server isn't ready ({shortened(error)}); start when it is"
+        if isinstance(cause, httpx.ReadTimeout):
+            return (
+                f"it took the connection and hasn't answered within {self._config.timeout_s:g} s "
+                f"({type(cause).__name__}); it may still be opening its index: start when it answers, or raise "
+                "retrieval.timeout_s"
+            )
+        return f"no server answers there ({type(cause).__name__}: {shortened(cause)}); start it first"
 
     def _check_token(self, reply: _Reply) -> None:
         if reply.status in (401, 403):
@@ -167,12 +180,12 @@ class Http:
             raise ValueError(f"k={k}: must be at least 1")
         end = self._end()
         if self._dialect.batched:
-            return self._search(queries, k, end) if queries else []
-        found = self._threads.map(lambda query: self._search([query], k, end), queries)
+            return self._search(queries, k, end, len(queries)) if queries else []
+        found = self._threads.map(lambda query: self._search([query], k, end, len(queries)), queries)
         return [hits for one in found for hits in one]
 
-    def _search(self, queries: Sequence[str], k: int, end: float) -> list[tuple[Passage, ...]]:
-        reply = self._ask("POST", self._url, end, **self._request(queries, k))
+    def _search(self, queries: Sequence[str], k: int, end: float, texts: int) -> list[tuple[Passage, ...]]:
+        reply = self._ask("POST", self._url, end, texts, **self._request(queries, k))
         return [hits[:k] for hits in self._found(reply, len(queries))]
 
     def _request(self, queries: Sequence[str], k: int) -> dict[str, Any]:
@@ -202,11 +215,12 @@ class Http:
     def document_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
         """By ``/document/ID``; a server that has no such path has no passage."""
         end = self._end()
-        return list(self._threads.map(lambda name: self._document(name, k, end), document_ids))
+        texts = len(document_ids)
+        return list(self._threads.map(lambda name: self._document(name, k, end, texts), document_ids))
 
-    def _document(self, document_id: str, k: int, end: float) -> tuple[Passage, ...]:
+    def _document(self, document_id: str, k: int, end: float, texts: int) -> tuple[Passage, ...]:
         url = f"{self._base}/document/{_quoted(document_id)}"
-        reply = self._ask("GET", url, end, params={"following": k - 1}, also=(404,))
+        reply = self._ask("GET", url, end, texts, params={"following": k - 1}, also=(404,))
         if reply.status == 404:
             return ()
         try:
@@ -218,8 +232,15 @@ class Http:
         except (ValueError, AttributeError) as error:
             raise RetrievalError(f"{url}: not the document ({error})") from error
 
-    def _ask(self, method: str, url: str, end: float, *, also: Container[int] = (), **request: Any) -> _Reply:
-        """The reply, a success or one of the statuses ``also``. Raises ``RetrievalError`` when time or tries end."""
+    def _ask(
+        self, method: str, url: str, end: float, texts: int = 1, *, also: Container[int] = (), **request: Any
+    ) -> _Reply:
+        """The reply, a success or one of the statuses ``also``. Raises ``RetrievalError`` when time or tries end.
+
+        Of a batch of several ``texts``, which its caller halves when it fails (``retrieval_service/worker.py``), a
+        status that may be the fault of one of them ends the tries after the second one: each half would else wait as
+        long again, and all of them lose their time to the one.
+        """
         wait = FIRST_WAIT_S
         for left in range(self._config.retries, -1, -1):
             asked = 0.0
@@ -238,8 +259,9 @@ class Http:
                 asked = retry_after_s(reply.headers)
                 kind = RetrievalError if reply.status in OF_THE_REQUEST else Unavailable
             pause = max(asked, wait * random.uniform(0.5, 1.0))
-            if not left or time.monotonic() + pause >= end:
-                tries = self._config.retries + 1 - left
+            tries = self._config.retries + 1 - left
+            halved = texts > 1 and tries > 1 and kind is RetrievalError
+            if not left or halved or time.monotonic() + pause >= end:
                 raise kind(f"{url}: {problem} ({tries} tries)") from cause
             self._sleep(pause)
             wait = min(2 * wait, LONGEST_WAIT_S)
@@ -266,6 +288,16 @@ class Http:
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
         self._client.close()
+
+
+def _is_identity(known: Mapping[str, Any]) -> bool:
+    """Whether the fields of an ``Identity`` that a server tells are of its types: others have an ``index``, too."""
+    documents = known["documents"]
+    return (
+        isinstance(known["name"], str)
+        and (documents is None or (isinstance(documents, int) and not isinstance(documents, bool)))
+        and all(known[key] is None or isinstance(known[key], str) for key in ("checksum", "analyser"))
+    )
 
 
 def _addresses(url: str, path: str) -> tuple[str, str]:

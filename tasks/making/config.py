@@ -14,6 +14,7 @@ from agent.errors import UserError
 from agent.prompts import check_placeholders
 from agent.protocol import PROTOCOLS
 from agent.settings import SENTENCE, bounded, check_bounds
+from retrieval_service.address import is_askable
 from tasks.making.endpoint import COMPLETIONS, Endpoint
 
 AUTO = "auto"
@@ -95,14 +96,12 @@ def _wrong(url: str, secret: str) -> str:
     """What is wrong with an endpoint's address; empty for nothing."""
     if not url.startswith(("http://", "https://")):
         return "must start with http:// or https://"
-    try:
-        parts = urlsplit(url)
-        if parts.username is not None or parts.query or parts.fragment or parts.path.rstrip("/").endswith(COMPLETIONS):
-            return f"is more than an address, such as http://127.0.0.1:8000/v1; a key goes into {secret}"
-        fine = bool(parts.hostname) and (parts.port is None or parts.port > 0)  # reading the port checks its range
-    except ValueError:
-        fine = False
-    return "" if fine else "is no address, such as http://127.0.0.1:8000/v1"
+    if not is_askable(url):
+        return "is no address, such as http://127.0.0.1:8000/v1"
+    parts = urlsplit(url)
+    if parts.username is not None or parts.query or parts.fragment or parts.path.rstrip("/").endswith(COMPLETIONS):
+        return f"is more than an address, such as http://127.0.0.1:8000/v1; a key goes into {secret}"
+    return ""
 
 
 @dataclass

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.errors import Fault, shortened
 from agent.readable import json_of
+from retrieval_service.address import sent_on
 from retrieval_service.retry import PASSING, retry_after_s
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class Endpoint:
             full = code in TOO_LARGE and _FULL.search(response.text) is not None
             within = f" with the error {code}" if code != response.status_code else ""
             what = f"HTTP {response.status_code} {response.reason_phrase}{within}: {_why(response, told)!r}"
+            what += sent_on(response.headers)
             raise EndpointError(f"{self._url}: {what}", code, full=full)
         try:
             choice = told["choices"][0]

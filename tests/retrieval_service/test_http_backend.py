@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -217,11 +218,11 @@ class Script:
     def __init__(self, *answers: tuple[int, bytes] | tuple[int, bytes, dict[str, str]]) -> None:
         self.answers = list(answers)
         self.asked: list[dict[str, Any]] = []
-        self.trial = (503, b"busy")
+        self.trial: tuple[int, bytes] | tuple[int, bytes, dict[str, str]] = (503, b"busy")
         self.health = [(404, b"")]
         self.url = ""
 
-    def next(self) -> tuple[int, bytes, dict[str, str]]:
+    def next(self, asked: Any) -> tuple[int, bytes, dict[str, str]]:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         return answer if len(answer) == 3 else (*answer, {})
 
@@ -236,10 +237,10 @@ class Script:
             def do_POST(self) -> None:
                 asked = self.rfile.read(int(self.headers["Content-Length"]))
                 if TRIAL.encode() in asked:
-                    self.answer(*script.trial, {})
+                    self.answer(*(script.trial if len(script.trial) == 3 else (*script.trial, {})))
                     return
                 script.asked.append(json.loads(asked))
-                self.answer(*script.next())
+                self.answer(*script.next(json.loads(asked)))
 
             def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
                 self.send_response(status)
@@ -298,8 +299,8 @@ def test_a_server_that_stays_busy_is_a_fault() -> None:
 def test_a_query_that_breaks_the_server_fails_alone(status: int) -> None:
     with Script((200, b"")).running() as script, opened(asking(script.url, retries=0, timeout_s=60.0)) as http:
 
-        def next_of_its_kind() -> tuple[int, bytes, dict[str, str]]:
-            queries = script.asked[-1]["queries"]
+        def next_of_its_kind(asked: Any) -> tuple[int, bytes, dict[str, str]]:
+            queries = asked["queries"]
             one = json.loads(ONE)["result"][0]
             reply = json.dumps({"result": [one] * len(queries)}).encode()
             return (status, b"", {}) if "poison" in queries else (200, reply, {})
@@ -307,6 +308,29 @@ def test_a_query_that_breaks_the_server_fails_alone(status: int) -> None:
         script.next = next_of_its_kind  # type: ignore[method-assign]
         found = answers(http.search_batch, ["a", "b", "poison", "c"], 3, time.monotonic() + 60.0)
     assert [isinstance(each, RetrievalError) for each in found] == [False, False, True, False]
+
+
+@pytest.mark.parametrize("name", ["search_r1", "flashrag_single"])
+def test_a_query_that_breaks_the_server_does_not_take_the_time_of_its_batch(name: str) -> None:
+    """Each half that it is in is tried twice, and it alone as often as it may be."""
+    slept: list[float] = []
+    with (
+        Script((200, b"")).running() as script,
+        opened(asking(script.url, dialect=name, retries=4, timeout_s=PATIENCE_S, threads=8), slept.append) as http,
+    ):
+
+        def next_of_its_kind(asked: Any) -> tuple[int, bytes, dict[str, str]]:
+            one = {"document": {"contents": "x"}, "score": 1.0}
+            found = {"result": [[one] for _ in asked["queries"]]} if "queries" in asked else [[one["document"]], [1.0]]
+            return (503, b"", {}) if "poison" in json.dumps(asked) else (200, json.dumps(found).encode(), {})
+
+        script.next = next_of_its_kind  # type: ignore[method-assign]
+        queries = [*(f"q{n}" for n in range(7)), "poison"]
+        found = answers(http.search_batch, queries, 3, time.monotonic() + PATIENCE_S)
+    assert [isinstance(each, RetrievalError) for each in found] == [False] * 7 + [True]
+    assert "(5 tries)" in str(found[-1])
+    assert len(slept) == 3 + 4, "of 8, of 4, of 2, and by itself"
+    assert sum("poison" in json.dumps(asked) for asked in script.asked) == 3 * 2 + 5
 
 
 def test_a_refusal_is_a_fault_at_once() -> None:
@@ -352,6 +376,15 @@ def test_a_server_that_never_answers_is_a_fault_when_the_time_is_over() -> None:
         backend.go_on.set()
 
 
+def test_a_server_that_takes_the_connection_and_says_nothing_may_be_opening_its_index() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(
+            UserError, match=rf"^retrieval\.url={url}: it took the connection and .* within 0\.1 s \(Re"
+        ):
+            Http(None, asking(url, timeout_s=0.1))
+
+
 def test_nobody_there_is_told_before_the_start() -> None:
     with Script((200, ONE)).running() as script:
         pass
@@ -391,6 +424,42 @@ def test_a_server_that_is_not_ready_has_no_name_yet() -> None:
         script.health = [(405, b"")]
         with opened(asking(script.url)) as http:
             assert http.identity().name == script.url
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        {"status": "ok"},
+        {"name": None},
+        {"name": 7},
+        {"name": "wiki", "documents": "many"},
+        {"name": "wiki", "documents": True},
+        {"name": "wiki", "checksum": ["a"]},
+        ["wiki"],
+        "ok",
+    ],
+)
+def test_another_programs_health_is_no_identity(index: Any) -> None:
+    with Script((200, ONE)).running() as script:
+        script.health = [(200, json.dumps({"index": index}).encode())]
+        with opened(asking(script.url)) as http:
+            told = http.identity()
+    assert (told.name, told.documents, told.checksum) == (script.url, None, None)
+
+
+def test_where_a_server_sends_on_to_is_told() -> None:
+    sent = {"Location": "https://box.lan/retrieve?login=secret"}
+    with Script((307, b"", sent)).running() as script:
+        with (
+            opened(asking(script.url)) as http,
+            pytest.raises(RetrievalError, match=r"307: +\(it sends on to https://box\.lan/retrieve\)$"),
+        ):
+            http.search_batch(["q"], 3)
+        script.trial = (308, b"moved", sent)
+        with pytest.raises(
+            UserError, match=r"308: moved \(it sends on to https://box\.lan/retrieve\)\); give the path"
+        ):
+            Http(None, asking(script.url))
 
 
 def test_no_request_outlasts_the_batch_that_it_is_of() -> None:
@@ -451,6 +520,13 @@ def test_documents_of_any_server_are_passages() -> None:
                 "http://x y",
                 "",
             )
+        ),
+        *(
+            (
+                {"backend": "http", "url": f"http://{place}/x"},
+                rf"^retrieval\.url=.*: nothing can listen at {place}; HOST",
+            )
+            for place in ("127.0.0..1:9", "box..lan:8000", ".lan", "300.1.1.1:9", "xn--a:9", "a" * 64, "x:0")
         ),
     ],
 )

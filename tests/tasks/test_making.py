@@ -303,6 +303,9 @@ def test_wrong_settings_are_named(settings, said):
         ({"url": "http://HOST:PORT/v1", "model": "m"}, "url=http://HOST:PORT/v1 is no address, such as http://127"),
         ({"url": "http://127.0.0.1:80000/v1", "model": "m"}, "80000/v1 is no address"),
         ({"url": "http:///v1", "model": "m"}, "is no address"),
+        ({"url": "http://box..lan/v1", "model": "m"}, "url=http://box..lan/v1 is no address, such as http://127"),
+        ({"url": "http://300.1.1.1/v1", "model": "m"}, "is no address"),
+        ({"url": "http://xn--a/v1", "model": "m"}, "is no address"),
         (
             {"url": "http://me:secret@x/v1", "model": "m"},
             "url=http://…@x/v1 is more than an address, such as http://127.0.0.1:8000/v1; ",

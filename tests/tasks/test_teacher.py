@@ -314,11 +314,11 @@ def test_ids_of_a_questions_other_episodes_are_nobody_elses(make, school):
     assert len({e.written.row["id"] for e in made.experts}) == len(made.experts) == 4
 
 
-def asked_of(monkeypatch, *bodies: dict) -> Any:
-    """What a client makes of an endpoint that answers HTTP 200 with each of ``bodies`` in turn."""
+def asked_of(monkeypatch, *bodies: Any) -> Any:
+    """What a client makes of an endpoint that answers HTTP 200 with each of ``bodies`` in turn, or with a response."""
     import httpx
 
-    replies = [httpx.Response(200, content=json.dumps(body)) for body in bodies]
+    replies = [b if isinstance(b, httpx.Response) else httpx.Response(200, content=json.dumps(b)) for b in bodies]
 
     async def post(self, url, json):
         return replies.pop(0)
@@ -329,6 +329,14 @@ def asked_of(monkeypatch, *bodies: dict) -> Any:
 
     monkeypatch.setattr(httpx.AsyncClient, "post", post)
     return asyncio.run(ask())
+
+
+def test_where_an_endpoint_sends_on_to_is_told(monkeypatch):
+    import httpx
+
+    moved = httpx.Response(308, headers={"Location": "https://x/v1/chat/completions?key=secret"})
+    with pytest.raises(EndpointError, match=r"HTTP 308 .* \(it sends on to https://x/v1/chat/completions\)$"):
+        asked_of(monkeypatch, moved)
 
 
 def test_a_wait_that_the_endpoint_asks_for_is_kept(monkeypatch):
