@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from actors.plan.downloads import downloads, rankers
-from conf.schema import INFERENCE, RunConfig
-from learner.hub import local_folder, to_fetch
+from actors.plan.downloads import downloads, models, rankers
+from conf.schema import RunConfig
+from learner.hub import local_folder
+from learner.model_folder import to_fetch
 from retrieval_service.download import Progress, Show, size_text
 from retrieval_service.encoder import encoder_folder
 from retrieval_service.prebuilt import ensure_prebuilt
@@ -37,10 +38,10 @@ def fetch(config: RunConfig, console: Console) -> bool:
         if to_fetch(ranker):
             with console.phase(f"fetching {ranker}"):
                 encoder_folder(ranker, setting)
-    key, path = ("checkpoint", config.checkpoint) if config.mode in INFERENCE else ("model.path", config.model.path)
-    if config.mode not in ("index", "serve") and path is not None and to_fetch(path):
-        with console.phase(f"fetching the model {path}") as phase:
-            local_folder(path, f"{key}={path}", fetched=phase.counting("MB"))
+    for key, path in models(config):
+        if to_fetch(path):
+            with console.phase(f"fetching the model {path}") as phase:
+                local_folder(path, f"{key}={path}", fetched=phase.counting("MB"))
     return bool(wanted)
 
 

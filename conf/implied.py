@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from agent.errors import UserError
 from conf.as_trained import PLACES, WORLD, agent_of, data_of
 from conf.composing import Composer
-from conf.schema import INFERENCE
+from conf.schema import INFERENCE, OF_A_CHECKPOINT
 from conf.topology import AUTO
 
 ANY_MODEL = "model=folder"
@@ -83,7 +83,7 @@ def _model_and_agent(overrides: Sequence[Override], mode: str) -> list[str]:
     """The default model's settings aren't meant for a model that is given by its path; a checkpoint brings its own."""
     given = {str(o.key_or_group): o for o in overrides}
     found: list[str] = []
-    checkpoints = values(given.get("checkpoint")) if mode in INFERENCE else []
+    checkpoints = values(given.get("checkpoint")) if mode in OF_A_CHECKPOINT else []
     if checkpoints and "agent" not in given:
         found += agent_of(checkpoints)
     if "model" in given:
@@ -110,7 +110,7 @@ def _questions_and_passages(overrides: Sequence[Override], composed: DictConfig,
     if choices["data"] == "world" and "data" not in given:
         checkpoints = values(next((o for o in overrides if o.key_or_group == "checkpoint"), None))
         divided = mode == "calibrate" or (mode == "eval" and "data.eval_questions" not in given)
-        before = data_of(checkpoints, mode if divided else "") if mode in INFERENCE else None
+        before = data_of(checkpoints, mode if divided else "") if mode in OF_A_CHECKPOINT else None
         of_the_world = _of_the_world(given)
         own = given.intersection((*_OWN, "data.corpus") if mode in INFERENCE else _OWN)
         if before is not None and (WORLD in before if of_the_world else not (own and WORLD in before)):

@@ -12,7 +12,7 @@ from pathlib import Path
 from agent.errors import UserError
 from agent.paths import at_home
 from agent.settings import KIND, PATH
-from conf.schema import IF_ANY, INFERENCE, RunConfig
+from conf.schema import IF_ANY, INFERENCE, OF_A_CHECKPOINT, RunConfig
 from learner.gguf import is_gguf
 from learner.hub import is_hub_name
 from tasks.making.config import AUTO
@@ -45,7 +45,7 @@ def _read(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "resume", str(config.resume)
     elif mode in ("train", "experts") and model and (model in (".", "..") or model.startswith(_LOCAL)):
         yield "model.path", model
-    if mode in INFERENCE and config.checkpoint and not is_hub_name(config.checkpoint):
+    if mode in OF_A_CHECKPOINT and config.checkpoint and not is_hub_name(config.checkpoint):
         yield "checkpoint", config.checkpoint
     if mode in INFERENCE and config.exit.calibration:
         yield "exit.calibration", config.exit.calibration

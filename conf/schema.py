@@ -61,6 +61,8 @@ MODES = (
 VIEWS = ("page", "terminal")
 INFERENCE = ("eval", "calibrate", "ask")
 """Those that play a checkpoint."""
+OF_A_CHECKPOINT = (*INFERENCE, "fetch")
+"""Those that have a use for one."""
 
 
 @dataclass
@@ -346,8 +348,8 @@ def typed(config: DictConfig) -> RunConfig:
     if OmegaConf.get_type(config, "pool") is PoolRule:
         raise UserError(of_files.NO_RULE)
     check_tree(config)
-    model, played = config.model, config.checkpoint or config.evaluation.endpoint.model
-    if config.mode in INFERENCE and played and model.path is None and model.architecture is None:
+    model, played = config.model, config.checkpoint or (config.mode != "fetch" and config.evaluation.endpoint.model)
+    if config.mode in OF_A_CHECKPOINT and played and model.path is None and model.architecture is None:
         config = config.copy()
         config.model.path = played  # in a sweep, each job's own
     try:

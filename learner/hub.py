@@ -45,11 +45,6 @@ def is_hub_name(path: str) -> bool:
     return bool(HUB_NAME.fullmatch(path)) and not Path(path).exists() and not Path(path).parent.exists()
 
 
-def to_fetch(path: str | None) -> bool:
-    """Whether ``path`` is a hub's name of whose weights this machine has none. Asks nobody."""
-    return path is not None and is_hub_name(path) and not any(kept_in(path).glob("snapshots/*/*.safetensors"))
-
-
 def kept_in(name: str) -> Path:
     """Where the hub's client keeps the model ``name``."""
     from huggingface_hub import constants

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from agent.errors import UserError, shortened
 from agent.quiet import quietly
 from agent.readable import json_of
-from learner.hub import CONFIG
+from learner.hub import CONFIG, is_hub_name, kept_in
 from learner.skeleton import is_skeleton
 
 if TYPE_CHECKING:
@@ -69,6 +69,21 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         return _weight_files(folder)
     except _Broken as error:
         raise UserError(f"{folder}: {error}") from error
+
+
+def to_fetch(path: str | None) -> bool:
+    """Whether ``path`` is a hub's name of which this machine lacks the configuration or weights, or has only a part.
+
+    Asks nobody: the hub's client notes of a name which snapshot it took last, and that is the one it loads.
+    """
+    if path is None or not is_hub_name(path):
+        return False
+    kept = kept_in(path)
+    try:
+        folder = kept / "snapshots" / (kept / "refs" / "main").read_text(encoding="utf-8").strip()
+        return not ((folder / CONFIG).is_file() and _weight_files(folder))
+    except (OSError, ValueError):  # a _Broken, too
+        return True
 
 
 # --- files -----------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from agent.errors import UserError
 from agent.readable import json_of
@@ -27,6 +28,8 @@ from tasks.paths import WIKI_18, files_of, is_named, listed, read_by
 
 REPOSITORY = "RUC-NLPIR/FlashRAG_datasets"
 _NAME = re.compile(r"flashrag:([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w-]*)")
+BRANCH = "main"
+"""The revision that is meant where none is given; any other has a place of its own in the cache."""
 CORPUS = "retrieval-corpus/wiki-18.jsonl.gz"
 """21,015,324 passages of a hundred words: the dump of December 2018 that DPR split (Karpukhin et al. 2020)."""
 CORPUS_COMMIT = "7023d43bec2094aa1a9470d3b25f0d702e12ca4a"
@@ -136,7 +139,10 @@ def _named_split(key: str, name: str, cache: Path, revision: str) -> Named:
         raise UserError(
             f"data.{key}={name}: a named set is written flashrag:SET/SPLIT, such as flashrag:hotpotqa/train"
         )
-    path = cache / "questions" / "flashrag" / f"{match[1]}-{match[2]}.jsonl"
+    folder = cache / "questions" / "flashrag"
+    if revision != BRANCH:  # a folder: the file's name is what the set is called
+        folder /= f"@{quote(revision, safe='')}"
+    path = folder / f"{match[1]}-{match[2]}.jsonl"
     return Named(key=key, name=name, file=f"{match[1]}/{match[2]}.jsonl", path=path, revision=revision)
 
 
@@ -147,7 +153,8 @@ def ensure(wanted: Named, say: Callable[[str], None], show: Show = hidden) -> No
     wanted.path.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(wanted.path.with_suffix(".lock")):  # jobs that start together fetch it once
         note = _kept(wanted)
-        # A branch moves: what it was when it was fetched stays, so that runs can be compared.
+        # A branch moves: what it was when it was fetched stays, so that runs can be compared. Another revision in a
+        # place of this one's was put there before each had its own.
         if note is None or (note.revision is not None and wanted.revision not in (note.revision, note.commit)):
             _fetch(wanted, say, show)
 

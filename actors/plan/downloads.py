@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.plan.architecture import architecture
-from conf.schema import INFERENCE, RunConfig
-from learner.hub import kept_in, to_fetch
+from conf.schema import INFERENCE, OF_A_CHECKPOINT, RunConfig
+from learner.hub import kept_in
+from learner.model_folder import to_fetch
 from retrieval_service import prebuilt
 from retrieval_service.download import size_text
 from retrieval_service.wikipedia import PREBUILT
@@ -83,9 +84,21 @@ def rankers(config: RunConfig) -> list[tuple[str, str]]:
 
 
 def _model(config: RunConfig) -> Iterator[Download]:
-    path = config.checkpoint if config.mode in INFERENCE else config.model.path
-    if config.mode in ("index", "serve") or path is None or not to_fetch(path):
-        return
     sizes = config.model.architecture  # of a model that is given by its path alone nobody knows them yet
     size = architecture(config.model).parameters * PUBLISHED if sizes else None
-    yield Download(what=f"the model {path}", to=kept_in(path), size=size, room=size or 0)
+    for _, path in models(config):
+        if to_fetch(path):
+            yield Download(what=f"the model {path}", to=kept_in(path), size=size, room=size or 0)
+
+
+def models(config: RunConfig) -> list[tuple[str, str]]:
+    """Key and path of the models that ``config.mode`` plays or trains, each once; of ``mode=fetch`` all that are named.
+
+    Weights of a checkpoint are its own: what plays it doesn't read ``model.path``.
+    """
+    if config.mode in ("index", "serve"):
+        return []
+    played = config.checkpoint if config.mode in OF_A_CHECKPOINT else None
+    trained = config.model.path if config.mode not in INFERENCE else None
+    found = [("checkpoint", played), ("model.path", trained if trained != played else None)]
+    return [(key, path) for key, path in found if path]

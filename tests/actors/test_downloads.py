@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from huggingface_hub import constants
 
 import launch
+from actors import fetching
 from actors.fetching import fetch
 from actors.plan.downloads import downloads, room
 from actors.plan.host import DISK_MARGIN
@@ -17,6 +19,7 @@ from actors.plan.machine import Disk, Machine, missing
 from actors.plan.table import table
 from agent.errors import UserError
 from conf.schema import RunConfig
+from learner.model_folder import to_fetch
 from retrieval_service.wikipedia import HOTPOTQA, WIKI_18
 from tracking.console import Console
 
@@ -26,6 +29,18 @@ BOX = ("cluster=4x3090", "model=qwen1.5b")
 def asked(cache: Path, *arguments: str) -> RunConfig:
     (config,) = launch.check_overrides([*arguments, f"cache_dir={cache}", f"output_dir={cache / 'run'}"]).configs
     return config
+
+
+def in_the_hubs_cache(cache: Path, name: str, *files: str) -> Path:
+    """A snapshot with empty ``files``, as the hub's client notes it."""
+    kept = cache / "hub" / f"models--{name.replace('/', '--')}"
+    snapshot = kept / "snapshots" / "c"
+    snapshot.mkdir(parents=True, exist_ok=True)
+    (kept / "refs").mkdir(exist_ok=True)
+    (kept / "refs" / "main").write_text("c")
+    for file in files:
+        (snapshot / file).touch()
+    return snapshot
 
 
 @pytest.fixture(autouse=True)
@@ -51,13 +66,60 @@ def test_what_is_here_is_not_fetched(tmp_path: Path) -> None:
         (tmp_path / "questions" / "flashrag").mkdir(parents=True, exist_ok=True)
         (tmp_path / "questions" / "flashrag" / f"hotpotqa-{split}.jsonl").touch()
     (tmp_path / "indexes" / HOTPOTQA.folder).mkdir(parents=True)
-    model = tmp_path / "hub" / "models--Qwen--Qwen2.5-1.5B-Instruct" / "snapshots" / "c"
-    model.mkdir(parents=True)
-    (model / "model.safetensors").touch()
+    in_the_hubs_cache(tmp_path, "Qwen/Qwen2.5-1.5B-Instruct", "config.json", "model.safetensors")
     config = asked(tmp_path, "mode=plan", *BOX)
     assert (downloads(config), room(config)) == ((), 0)
     assert "everything is here" in table(config)
     assert downloads(asked(tmp_path, "mode=plan")) == (), "the world is made here"
+    pinned = downloads(asked(tmp_path, "mode=plan", *BOX, "data.revision=v2"))
+    assert [each.to.parent.name for each in pinned] == ["@v2"] * 2, "another revision isn't"
+
+
+SHARDS = ("model-1-of-2.safetensors", "model-2-of-2.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("files", "index", "whole"),
+    [
+        (("config.json", "model.safetensors"), None, True),
+        (("config.json", *SHARDS), SHARDS, True),
+        (("config.json", SHARDS[0]), SHARDS, False),
+        (("config.json",), SHARDS, False),
+        (("config.json", *SHARDS), None, False),
+        (("config.json", *SHARDS), (), False),
+        (("config.json", "adapter_model.safetensors"), None, False),
+        (("config.json",), None, False),
+        (("model.safetensors",), None, False),
+    ],
+)
+def test_a_model_of_which_a_part_is_here_is_fetched(
+    tmp_path: Path, files: tuple[str, ...], index: tuple[str, ...] | None, whole: bool
+) -> None:
+    snapshot = in_the_hubs_cache(tmp_path, "org/name", *files)
+    if index is not None:
+        named = {"weight_map": {f"tensor-{n}": file for n, file in enumerate(index)}}
+        (snapshot / "model.safetensors.index.json").write_text(json.dumps(named))
+    assert to_fetch("org/name") is not whole
+    (snapshot.parents[1] / "refs" / "main").write_text("another, of which nothing is here yet")
+    assert to_fetch("org/name")
+
+
+def test_a_checkpoint_that_is_a_hubs_name_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the questions and the passages that evaluating it would take."""
+    with_it, eval_too = (asked(tmp_path, f"mode={mode}", "checkpoint=org/name") for mode in ("fetch", "eval"))
+    assert with_it.model.path == eval_too.model.path == "org/name"
+    assert with_it.retrieval.prebuilt == eval_too.retrieval.prebuilt == HOTPOTQA.name
+    assert {each.what for each in downloads(eval_too)} <= {each.what for each in downloads(with_it)}
+    both = asked(tmp_path, "mode=fetch", "model=qwen0.5b", "checkpoint=org/name", "data=world", "retrieval=bm25")
+    assert [each.what for each in downloads(both)] == [
+        "the model org/name",
+        "the model Qwen/Qwen2.5-0.5B-Instruct",
+    ]
+    taken: list[tuple[str, str]] = []
+    monkeypatch.setattr(fetching, "local_folder", lambda path, given, fetched: taken.append((path, given)))
+    assert fetch(both, Console(quiet=True))
+    qwen = "Qwen/Qwen2.5-0.5B-Instruct"
+    assert taken == [("org/name", "checkpoint=org/name"), (qwen, f"model.path={qwen}")]
 
 
 def test_each_mode_has_what_it_reads(tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ def test_a_plan_needs_no_file() -> None:
         (["resume=file"], "resume=file: is a file, and a folder is needed"),
         (["mode=eval", "checkpoint=run"], "checkpoint=run: no such file or folder; "),
         (["mode=eval", "checkpoint=file/step-3"], "checkpoint=file/step-3: no such file or folder; "),
+        (["mode=fetch", "checkpoint=file/step-3"], "checkpoint=file/step-3: no such file or folder; "),
         (["mode=ask", "question=q", "checkpoint=file"], "checkpoint=file: is a file, and a folder is needed"),
         (["mode=eval", "checkpoint=.", "exit.calibration=c.json"], "exit.calibration=c.json: no such file or folder; "),
         (["retrieval.index=index"], "retrieval.index=index: no such file or folder; "),
@@ -158,6 +159,7 @@ def test_a_path_that_is_not_there_is_named(arguments: list[str], line: str) -> N
         ["model.path=name"],
         ["cache_dir=new"],
         ["mode=eval", "checkpoint=org/name"],
+        ["mode=fetch", "checkpoint=org/name"],
         ["mode=eval", "evaluation.endpoint.url=http://there/v1", "evaluation.endpoint.model=m"],
     ],
 )

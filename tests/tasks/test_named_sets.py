@@ -65,7 +65,6 @@ def test_a_set_is_fetched_once_and_what_it_is_is_said_before(hub: Hub, tmp_path:
     assert note == {"sha256": sha256, "size": len(CONTENT), "revision": "main", "commit": COMMIT}
     requests = len(hub.asked)
     assert fetched(config(), tmp_path, "train", said.append) == found
-    assert fetched(config(revision=COMMIT), tmp_path, "train", said.append).questions == str(path)
     assert (len(hub.asked), len(said)) == (requests, 1), "nobody is asked again"
     assert sorted(p.suffix for p in path.parent.iterdir()) == [".json", ".jsonl", ".lock"]
 
@@ -101,13 +100,25 @@ def test_only_what_a_mode_reads_is_fetched(hub: Hub, tmp_path: Path) -> None:
     assert not hub.asked
 
 
-def test_another_revision_is_fetched_anew(hub: Hub, tmp_path: Path) -> None:
+def test_another_revision_is_fetched_anew_beside_the_first(hub: Hub, tmp_path: Path) -> None:
     path = Path(str(fetched(config(), tmp_path, "train", lambda text: None).questions))
     hub.files[FILE], hub.commit = CONTENT[: CONTENT.index(b"\n") + 1], "f" * 40
     fetched(config(), tmp_path, "train", lambda text: None)
     assert path.read_bytes() == CONTENT, "a branch that has moved is what it was"
-    fetched(config(revision="v2"), tmp_path, "train", lambda text: None)
-    assert path.read_bytes() == hub.files[FILE]
+    other = Path(str(fetched(config(revision="v2"), tmp_path, "train", lambda text: None).questions))
+    assert other.read_bytes() == hub.files[FILE]
+    assert (other, path.name) == (path.parent / "@v2" / path.name, other.name), "the set is called as before"
+    requests = len(hub.asked)
+    for revision in ("main", "v2"):
+        fetched(config(revision=revision), tmp_path, "train", lambda text: None)
+    assert len(hub.asked) == requests
+    assert path.read_bytes() == CONTENT, "neither takes the other's place"
+
+
+@pytest.mark.parametrize(("revision", "folder"), [("..", "@.."), ("refs/pr/1", "@refs%2Fpr%2F1"), ("/x", "@%2Fx")])
+def test_a_revision_is_a_folder_of_the_cache_whatever_it_is_called(tmp_path: Path, revision: str, folder: str) -> None:
+    (found,) = named.named(config(revision=revision), tmp_path, "train")
+    assert found.path == tmp_path / "questions" / "flashrag" / folder / "hotpotqa-train.jsonl"
 
 
 def test_a_download_that_was_interrupted_goes_on(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +151,7 @@ def test_a_connection_that_breaks_is_made_anew_by_itself(hub: Hub, tmp_path: Pat
 
 def parts_of(cache: Path) -> list[bytes]:
     """What there is of a download that isn't whole."""
-    return [part.read_bytes() for part in cache.glob("questions/flashrag/.*.part")]
+    return [part.read_bytes() for part in cache.glob("questions/flashrag/**/.*.part")]
 
 
 def test_a_server_that_cannot_go_on_in_the_middle_sends_all_of_it_again(hub: Hub, tmp_path: Path) -> None:
@@ -257,7 +268,7 @@ def test_without_a_network_the_line_says_what_to_put_where(hub: Hub, tmp_path: P
     with pytest.raises(
         UserError, match=r"is not what it was when it came .* or delete hotpotqa-train\.source\.json beside it if you"
     ):
-        fetched(config(revision="v2"), tmp_path, "train", lambda text: None)
+        fetched(config(), tmp_path, "train", lambda text: None)
 
 
 def test_a_hub_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
