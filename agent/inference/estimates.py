@@ -8,6 +8,7 @@ Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 13).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from agent.seeds import derive_seed
 
 RESAMPLES = 2_000
 LEVEL = 0.95
+_NUMBER = re.compile(r"(\d+)")
 _AT_ONCE = 4_000_000
 """Numbers drawn at once: 32 MB."""
 
@@ -63,10 +65,11 @@ def pass_at(n: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
-def passes(rows: Sequence[EvalRow], k: int) -> dict[str, float]:
-    """pass@k of each question with at least ``k`` episodes that no fault ended."""
+def passes(rows: Sequence[EvalRow], k: int, samples: int) -> dict[str, float]:
+    """pass@k of each question of which no fault ended one of the ``samples`` episodes: of the same ones for every k,
+    since otherwise more tries could seem to be worse than fewer."""
     found = by_question(rows)
-    return {q: pass_at(len(own), sum(r.em == 1.0 for r in own), k) for q, own in found.items() if len(own) >= k}
+    return {q: pass_at(samples, sum(r.em == 1.0 for r in own), k) for q, own in found.items() if len(own) == samples}
 
 
 def tried(samples: int) -> list[int]:
@@ -103,6 +106,11 @@ def _set_of(row: EvalRow) -> str:
     return name if row.question_id.startswith(f"{name}/") else ""
 
 
+def _in_order(name: str) -> list[str | int]:
+    """A key that sorts numbers within names as numbers: 2 before 10."""
+    return [int(part) if at % 2 else part for at, part in enumerate(_NUMBER.split(name))]
+
+
 def slices(rows: Sequence[EvalRow]) -> list[tuple[str, str, list[EvalRow]]]:
     """What a table has a line for: by what, the name, and the rows. All; by set, of several; by type; by the supporting
     documents. A type begins with its set, where there are several (``tasks/several.py``).
@@ -110,7 +118,7 @@ def slices(rows: Sequence[EvalRow]) -> list[tuple[str, str, list[EvalRow]]]:
     A division that has one part, or the parts of the one before, is left out.
     """
     found: list[tuple[str, str, list[EvalRow]]] = [("all", "all", list(rows))]
-    seen: list[list[frozenset[int]]] = []
+    seen = [[frozenset(range(len(rows)))]]
     ways: Mapping[str, Callable[[EvalRow], str]] = {
         "set": _set_of,
         "type": lambda row: row.kind,
@@ -121,7 +129,7 @@ def slices(rows: Sequence[EvalRow]) -> list[tuple[str, str, list[EvalRow]]]:
         for at, row in enumerate(rows):
             parts.setdefault(name_of(row), []).append(at)
         division = sorted((frozenset(own) for own in parts.values()), key=min)
-        named = sorted(name for name in parts if name)
+        named = sorted(filter(None, parts), key=_in_order)
         if not named or division in seen or (by != "type" and len(named) < 2):
             continue
         seen.append(division)

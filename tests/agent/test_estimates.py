@@ -36,7 +36,7 @@ def test_a_question_counts_once_and_faults_not_at_all():
     assert values(rows, "em") == {"a": 0.5, "b": 1.0}
     assert values(rows, "tokens") == {"a": 13.0, "b": 13.0}
     assert values([row("a"), row("b", evidence=0.5)], "evidence_recall") == {"b": 0.5}
-    assert passes(rows, 2) == {"a": 1.0}, "b has one viable episode"
+    assert passes(rows, 2, 2) == {"a": 1.0}, "b has one viable episode"
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
@@ -45,6 +45,12 @@ def test_pass_at_k_is_the_share_of_choices_with_a_right_one(n):
         right = [i < correct for i in range(n)]
         choices = [*itertools.combinations(right, k)]
         assert pass_at(n, correct, k) == pytest.approx(sum(map(any, choices)) / len(choices))
+
+
+def test_more_tries_are_never_worse_whatever_faults_there_are():
+    """Of a, which is always right, a fault ended an episode."""
+    rows = [row("a", 1.0, sample=k, fault=k == 3) for k in range(4)] + [row("b", sample=k) for k in range(4)]
+    assert [passes(rows, k, 4) for k in (1, *tried(4))] == [{"b": 0.0}] * 3
 
 
 def test_pass_at_more_than_there_are_is_refused():
@@ -104,3 +110,10 @@ def test_the_same_slices_are_shown_once():
     hops = [row("a", kind="2-hop", documents=2), row("b", kind="3-hop", documents=3)]
     assert [(by, name) for by, name, _ in slices(hops)] == [("all", "all"), ("type", "2-hop"), ("type", "3-hop")]
     assert [by for by, _, _ in slices([row("a", documents=2), row("b", documents=2)])] == ["all"]
+    assert [by for by, _, _ in slices([row("a", kind="bridge"), row("b", kind="bridge")])] == ["all"]
+
+
+def test_numbers_in_names_are_in_their_order():
+    rows = [row(str(n), kind=f"{n}-hop", documents=d) for n, d in ((10, 10), (9, 2), (100, 10))]
+    found = [name for by, name, _ in slices(rows) if by != "all"]
+    assert found == ["9-hop", "10-hop", "100-hop", "2", "10"]

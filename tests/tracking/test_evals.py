@@ -85,6 +85,13 @@ def test_samples_give_pass_at_k(tmp_path: Path) -> None:
     assert table.header([line])[:5] == ["", "questions", "pass@1 (EM)", "pass@2", "pass@4"]
 
 
+def test_the_mean_is_called_pass_at_1_only_where_it_is_of_the_same_questions(tmp_path: Path) -> None:
+    rows = [row(q, sample=k, fault=q == "b" and k == 1) for q in "ab" for k in range(2)]
+    lines = evaluated(tmp_path, rows, samples=2)["slices"]
+    assert (lines[0]["em"]["n"], lines[0]["pass@2"]["n"]) == (2, 1)
+    assert table.header(lines)[2:4] == ["EM", "pass@2"]
+
+
 def test_the_tables_say_the_same_in_three_forms(tmp_path: Path) -> None:
     lines = evaluated(tmp_path, ROWS_OF)["slices"]
     table.write(tmp_path, "eval", lines, "run_1 on a|b\nsecond")

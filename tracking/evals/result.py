@@ -51,7 +51,7 @@ def result(
 
 def _slice(rows: Sequence[EvalRow], samples: int, seed: int) -> dict[str, Any]:
     measured = {name: [*estimates.values(rows, name).values()] for name in estimates.MEASURES}
-    measured |= {f"pass@{k}": [*estimates.passes(rows, k).values()] for k in estimates.tried(samples)}
+    measured |= {f"pass@{k}": [*estimates.passes(rows, k, samples).values()] for k in estimates.tried(samples)}
     return {
         "questions": len({row.question_id for row in rows}),
         "faults": sum(row.fault for row in rows),

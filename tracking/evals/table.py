@@ -42,9 +42,11 @@ def columns(lines: Sequence[Line]) -> dict[str, str]:
 
 
 def header(lines: Sequence[Line]) -> list[str]:
-    """Headings of the table for people; EM of several episodes a question is their mean, Pass@1."""
+    """Headings of the table for people; EM of several episodes a question is their mean: Pass@1, where it is of the
+    same questions as the other pass@k are."""
     headings = columns(lines)
-    if any(name.startswith("pass@") for name in headings):
+    passes = [name for name in headings if name.startswith("pass@")]
+    if passes and all(line[name]["n"] == line["em"]["n"] for line in lines for name in passes):
         headings["em"] = "pass@1 (EM)"
     return ["", "questions", *headings.values(), *(["faults"] if lines and "faults" in lines[0] else [])]
 
