@@ -97,19 +97,18 @@ class _Doctor:
         threads = self._config.cluster.learner_threads
         self._found["devices"] = []
         for number in range(self._count):
-            with self._part(f"device {number}"):
-                self._found["devices"].append(
-                    self._apart(f"device-{number}", number, measuring.device_speed, *self._where(), threads).result(
-                        PART_S
-                    )
-                )
+            index = self._index(number)
+            with self._part(f"device {index}"):
+                run = self._apart(f"device-{index}", number, measuring.device_speed, *self._where(), threads)
+                self._found["devices"].append({"index": index, **run.result(PART_S)})
 
     def ways(self) -> None:
         """Between GPUs; on a CPU between two processes."""
         if self._gpu and self._count > 1:
             with self._part("copies between GPUs"):
                 run = self._apart("peers", None, measuring.peer_copies, self._count)
-                self._found["peers"] = run.result(PART_S)
+                found = run.result(PART_S)  # its numbers are those of the cards that it was shown
+                self._found["peers"] = [row | {"pair": [*map(self._index, row["pair"])]} for row in found]
         world = self._count if self._gpu else 2
         if world > 1:
             with self._part("a broadcast"):
@@ -151,6 +150,10 @@ class _Doctor:
             row["planned_gib"] = planned_gib(alone, row["row"])
         if self._gpu:
             self._found["ratios"] = ratios(config, self._found)
+
+    def _index(self, number: int) -> int:
+        """What a person knows the layout's card ``number`` by: there may be others between them, and before."""
+        return self._cards[number].index if self._gpu else number
 
     def _where(self) -> tuple[str]:
         return (self._config.cluster.device,)
@@ -259,7 +262,7 @@ def _devices_off(config: RunConfig, found: Mapping[str, Any]) -> Iterator[str]:
         return
     gpu = card(config.cluster.card)
     named = f"cluster.card={config.cluster.card}"
-    for number, device in enumerate(found["devices"]):
+    for device in found["devices"]:
         for what, value, expected, cause in (
             ("multiplies at", device["tflops"], gpu.tflops, "its power limit, its heat, or another program on it"),
             ("moves", device["gb_per_s"] / 1e3, gpu.bandwidth / 1e3, "another program on it, or its memory's clock"),
@@ -268,8 +271,8 @@ def _devices_off(config: RunConfig, found: Mapping[str, Any]) -> Iterator[str]:
             unit = "TFLOP/s" if what == "multiplies at" else "TB/s"
             if value < SLOW * expected:
                 yield (
-                    f"GPU {number} ({device['name']}) {what} {value:.3g} {unit}, and {named} stands for {expected:.3g};"
-                    f" look at {cause} (nvidia-smi -q), or name its card with cluster.card"
+                    f"GPU {device['index']} ({device['name']}) {what} {value:.3g} {unit}, and {named} stands for "
+                    f"{expected:.3g}; look at {cause} (nvidia-smi -q), or name its card with cluster.card"
                 )
 
 

@@ -22,7 +22,7 @@ from agent.readable import json_of
 from conf.schema import RunConfig
 from learner.config import AlgorithmConfig
 
-FORMAT = 2
+FORMAT = 3
 """Raise it when ``doctor.json`` changes its meaning."""
 
 
@@ -146,10 +146,10 @@ def _situation(
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """What was measured, as the plan's table and the doctor show it."""
     yield f"measured by mode=doctor on {found['host']}, {found['made']} ({found['about']}):"
-    for number, device in enumerate(found.get("devices", [])):
+    for device in found.get("devices", []):
         copies = f", {device['from_cpu_gb_per_s']:.1f} GB/s from the CPU" if "from_cpu_gb_per_s" in device else ""
         yield (
-            f"  device {number}, {device['name']}: {device['tflops']:.3g} TFLOP/s in matrix products, "
+            f"  device {device['index']}, {device['name']}: {device['tflops']:.3g} TFLOP/s in matrix products, "
             f"{device['gb_per_s']:.0f} GB/s in its memory{copies}"
         )
     for pair in found.get("peers", []):

@@ -42,7 +42,7 @@ def box(tmp_path: Path) -> RunConfig:
 
 
 def device(**changed: Any) -> dict[str, Any]:
-    return {"name": "RTX 3090", "tflops": 66.0, "gb_per_s": 850.0, "from_cpu_gb_per_s": 24.0, **changed}
+    return {"index": 0, "name": "RTX 3090", "tflops": 66.0, "gb_per_s": 850.0, "from_cpu_gb_per_s": 24.0, **changed}
 
 
 def healthy(**changed: Any) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def test_a_box_that_is_as_assumed_has_nothing_off(box: RunConfig) -> None:
             {"devices": [device(tflops=30.0)]},
             "GPU 0 (RTX 3090) multiplies at 30 TFLOP/s, and cluster.card=rtx3090 stands",
         ),
-        ({"devices": [device(), device(gb_per_s=300.0)]}, "GPU 1 (RTX 3090) moves 0.3 TB/s, and cluster.card=rtx3090"),
+        ({"devices": [device(index=3, gb_per_s=300.0)]}, "GPU 3 (RTX 3090) moves 0.3 TB/s, and cluster.card=rtx3090"),
         ({"devices": [device(from_cpu_gb_per_s=6.0)]}, "GPU 0 (RTX 3090) gets from the CPU 0.006 TB/s"),
         ({"peers": [{"pair": [0, 2], "peer_to_peer": False}]}, "GPUs 0-2 copy through the CPU's memory"),
         (
@@ -256,10 +256,42 @@ def test_it_measures_the_cards_that_a_run_would_take(
     examined._apart("peers", None, len)
     cards = [(name, env["CUDA_VISIBLE_DEVICES"], env["CUDA_DEVICE_ORDER"]) for name, env in shown]
     assert cards == [
-        *((f"device-{i}", card, "PCI_BUS_ID") for i, card in enumerate("0234")),
+        *((f"device-{card}", card, "PCI_BUS_ID") for card in "0234"),
         ("peers", "0,2,3,4", "PCI_BUS_ID"),
     ]
     assert learner_environment(box.cluster)["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+
+
+def test_a_card_is_called_by_its_number_whatever_becomes_of_the_others(
+    box: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Card 1 is a screen's, and card 0 can't be measured."""
+    found = tuple(Gpu(total=2.0 if i == 1 else 23.6, index=i) for i in range(5))
+    monkeypatch.setattr(doctor, "gpus", lambda: (found, "580.1"))
+
+    class Scripted:
+        def __init__(self, name: str, *_: Any, **__: Any) -> None:
+            self.name = name
+
+        def result(self, timeout_s: float) -> Any:
+            if self.name == "device-0":
+                raise Fault("device-0: gone")
+            if self.name == "peers":
+                return [{"pair": [1, 3], "peer_to_peer": False, "gb_per_s": 9.0}]
+            slow = {"tflops": 30.0} if self.name == "device-3" else {}
+            return {k: v for k, v in device(**slow).items() if k != "index"}
+
+    monkeypatch.setattr(doctor, "Apart", Scripted)
+    monkeypatch.setattr(doctor, "together", lambda ranks, timeout_s: [10.0])
+    examined: Any = doctor._Doctor(box, tmp_path, Console(quiet=True), {"failed": []}, doctor._cards(box))
+    examined.devices()
+    examined.ways()
+    slow, copies, gone = doctor.findings(box, examined._found)
+    assert slow.startswith("GPU 3 (RTX 3090) multiplies at 30 TFLOP/s")
+    assert copies.startswith("GPUs 2-4 copy through the CPU's memory")
+    assert gone == "device-0: gone"
+    lines = [*measured.lines({"host": "box", "made": "now", "about": "it"} | examined._found)]
+    assert [line[:10] for line in lines if "device" in line] == ["  device 2", "  device 3", "  device 4"]
 
 
 def test_of_cluster_auto_it_measures_this_machines_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
