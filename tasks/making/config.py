@@ -118,6 +118,14 @@ class TeacherConfig(EndpointConfig):
     """Episodes of each question."""
     temperature: float = bounded(0.7, "at least 0")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.episodes > 1 and not self.temperature:
+            raise UserError(
+                f"{self.KEY}.episodes={self.episodes} needs {self.KEY}.temperature above 0: greedy episodes are all "
+                f"alike; or set {self.KEY}.episodes=1"
+            )
+
 
 @dataclass
 class ExpertsConfig:

@@ -34,6 +34,7 @@ class Why(StrEnum):
     LONG = "beyond agent's limits of tokens (prompt, response, turn), or with a control token of the model"
     FORM = "can't be written as a row"
     SHARE = "its share of experts.search_shares is full"
+    COUNT = "experts.count was reached"
     UNANSWERED = "no answer"
     WRONG = "a wrong answer"
     EVIDENCE = "not all of the evidence"
@@ -147,7 +148,7 @@ class Made:
     """Those of the tried ones that gave a trajectory, whether or not it was taken."""
     episodes: int = 0
     refused: Counter[Why] = field(default_factory=Counter)
-    """Episodes that weren't kept."""
+    """Episodes of a teacher that weren't kept: what isn't here, or a fault, is in the file."""
     left_out: dict[Why, list[tuple[str, str]]] = field(default_factory=dict)
     """Questions that gave no trajectory, or none that was taken: id and detail, by reason."""
     faults: list[str] = field(default_factory=list)
@@ -163,10 +164,16 @@ class Made:
         self.refused.update(attempt.refused if attempt.episodes else ())
         self.faults += attempt.faults
         self.questions += bool(attempt.experts)
-        taken = [e for alternatives in attempt.experts if (e := self.selection.take(alternatives)) is not None]
-        self.experts += taken
-        if not taken:
-            why = Why.SHARE if attempt.experts else attempt.why
+        passed_over: list[Why] = []
+        for alternatives in attempt.experts:
+            full = self.selection.full
+            if (expert := self.selection.take(alternatives)) is not None:
+                self.experts.append(expert)
+            else:
+                passed_over.append(Why.COUNT if full else Why.SHARE)
+        self.refused.update(passed_over if attempt.episodes else ())
+        if len(passed_over) == len(attempt.experts):
+            why = passed_over[0] if passed_over else attempt.why
             self.left_out.setdefault(why, []).append((question_id, attempt.detail))
 
     @property
@@ -190,11 +197,12 @@ class Made:
             short = [f"{wanted[b]} with {b} searches, made {n}" for b, n in self.by_searches.items() if n < wanted[b]]
             yield "experts.search_shares: fewer than wanted: " + "; ".join(short)
         if self.teacher:
-            kept = self.episodes - self.refused.total() - len(self.faults)
+            kept, faults = len(self.experts), len(self.faults)
             others = "".join(f"; {count} {why}" for why, count in self.refused.most_common())
-            yield f"{self.episodes:,} episodes of the teacher: {kept} kept{others}; {len(self.faults)} faults"
+            yield f"{self.episodes:,} episodes of the teacher: {kept} kept{others}; {faults} faults"
         for why, left in sorted(self.left_out.items(), key=lambda item: -len(item[1])):
-            yield f"{len(left)} questions gave none: {why} ({some([name for name, _ in left])})"
+            none = "none that is taken" if why in (Why.SHARE, Why.COUNT) else "none"
+            yield f"{len(left)} questions gave {none}: {why} ({some([name for name, _ in left])})"
         if self.faults:
             yield f"faults, counted apart: {commonest(self.faults)}"
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from agent.answers import exact_match, has_words, is_closed
 from agent.config import AgentConfig
@@ -33,6 +33,7 @@ from tasks.making.evidence import NotFoundError, Step, Walk
 from tasks.making.made import Attempt, Expert, Made, Selection, Why
 from tasks.making.teacher import PATIENCE, Teacher, path
 
+T = TypeVar("T")
 CHUNK = 64
 """Questions that are played at a time from the evidence."""
 
@@ -60,8 +61,8 @@ async def make(
 ) -> Made:
     """Experts of ``questions``, which are tried in an order that ``seed`` decides. ``progress`` is told of those done.
 
-    One that is cancelled, as by Ctrl-C, returns what there is, with the reason in ``broken``. Raises ``UserError`` for
-    an endpoint that refuses everything.
+    One that is cancelled, as by Ctrl-C, returns what there is, with the reason in ``broken``: all episodes that have
+    ended. Raises ``UserError`` for an endpoint that refuses everything.
     """
     made = Made(
         offered=len(questions),
@@ -76,29 +77,44 @@ async def make(
             if made.selection.full:
                 break
             some = ordered[at : at + chunk]
-            try:
-                attempts = await asyncio.gather(*map(player.attempt, some))
-            except asyncio.CancelledError:
-                made.broken = "it was stopped"
-                break
+            attempts, stopped = await _ended(map(player.attempt, some))
             for question, attempt in zip(some, attempts, strict=True):
-                if made.selection.full:
-                    break
-                made.add(question.id, attempt)
+                if attempt is None:
+                    continue
+                made.add(question.id, attempt)  # those behind the last one that is taken, too: they were played
                 if attempt.broken:
                     in_a_row += len(attempt.faults)
                 elif attempt.played:
                     in_a_row = 0
+            if stopped:
+                made.broken = "it was stopped"
+                break
             progress(min(at + chunk, len(ordered)), len(ordered))
-            if in_a_row >= PATIENCE:
+            if in_a_row >= PATIENCE and not made.selection.full:
                 made.broken = f"the last {in_a_row} episodes all ended in a fault: {commonest(made.faults)}"
                 break
     return made
 
 
+async def _ended(plays: Iterable[Coroutine[Any, Any, T]]) -> tuple[list[T | None], bool]:
+    """What each of ``plays``, which go on at once, has given, and whether the caller was cancelled meanwhile: None of
+    those that were still going on. If one raises, the others are ended, and it is raised."""
+    tasks = [asyncio.ensure_future(play) for play in plays]
+    stopped = False
+    try:
+        await asyncio.gather(*tasks)
+    except asyncio.CancelledError:
+        stopped = True
+    finally:
+        for task in tasks:
+            task.cancel()  # nothing of those that are done
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return [None if task.cancelled() else task.result() for task in tasks], stopped
+
+
 class _Player(Protocol):
     async def attempt(self, question: Question) -> Attempt:
-        """Plays ``question``."""
+        """Plays ``question``. One that is cancelled gives what has ended, and raises if nothing has."""
         ...
 
 
@@ -257,7 +273,10 @@ class FromTeacher:
         """``experts.teacher.episodes`` episodes. Raises ``UserError`` for an endpoint that refuses everything."""
         if refusal := _refusal(question, self.library):
             return refusal
-        played = await asyncio.gather(*(self._play(question, n) for n in range(self.config.teacher.episodes)))
+        ended, stopped = await _ended(self._play(question, n) for n in range(self.config.teacher.episodes))
+        played = [trajectory for trajectory in ended if trajectory is not None]
+        if stopped and not played:
+            raise asyncio.CancelledError
         experts: list[tuple[Expert, ...]] = []
         refused: list[Why] = []
         paths: set[tuple[str, ...]] = set()

@@ -6,9 +6,11 @@ import asyncio
 import random
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from expert_cases import AGENT, EMMA, EMMA_PROTOCOL, PASSAGES, why
@@ -22,7 +24,7 @@ from agent.dialogue import Dialogue
 from agent.environment import Environment
 from agent.episode import play
 from agent.errors import RetrievalError, UserError
-from agent.records import Completion, Finish, Passage, Question
+from agent.records import Completion, Finish, Passage, Question, StopReason
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.rankers import index_for, open_backend
 from retrieval_service.service import RetrievalService
@@ -31,7 +33,7 @@ from tasks.experts import read_experts
 from tasks.making import make as making
 from tasks.making.config import ExpertsConfig, TeacherConfig
 from tasks.making.evidence import named, telling
-from tasks.making.made import Expert, Made, Selection, Why
+from tasks.making.made import Attempt, Expert, Made, Selection, Why
 from tasks.making.make import answer_in, only_closed
 from tasks.together import together
 
@@ -316,11 +318,117 @@ def test_wrong_settings_are_named(settings, said):
         ({"model": "m"}, "experts.teacher.model=m needs experts.teacher.url="),
         ({"episodes": 0}, "experts.teacher.episodes=0 must be at least 1"),
         ({"temperature": -0.1}, "experts.teacher.temperature=-0.1 must be at least 0"),
+        (
+            {"temperature": 0.0},
+            "experts.teacher.episodes=4 needs experts.teacher.temperature above 0: greedy episodes ",
+        ),
     ],
 )
 def test_wrong_settings_of_the_teacher_are_named(settings, said):
     with pytest.raises(UserError, match=re.escape(said)):
         TeacherConfig(**settings).check()
+
+
+def test_a_greedy_teacher_plays_a_question_once():
+    TeacherConfig(temperature=0.0, episodes=1)
+
+
+def an_expert(searches: int) -> tuple[Expert, ...]:
+    written: Any = None  # nobody reads what it wrote
+    return (Expert(written=written, searches=searches, closed=False),)
+
+
+@pytest.mark.parametrize(
+    ("count", "shares", "kept", "refused"),
+    [
+        (1, None, 1, {Why.WRONG: 2, Why.COUNT: 5}),
+        (2, [1.0, 1.0, 0.0], 2, {Why.WRONG: 2, Why.SHARE: 1, Why.COUNT: 3}),
+        (0, None, 6, {Why.WRONG: 2}),
+    ],
+)
+def test_each_episode_of_a_teacher_is_in_the_books_once(count, shares, kept, refused):
+    made = Made(offered=2, selection=Selection(count, shares), teacher=True)
+    experts = (an_expert(1), an_expert(1), an_expert(2))
+    for name in ("a", "b"):
+        made.add(name, Attempt(experts=experts, refused=(Why.WRONG,), faults=("down",), episodes=5))
+    assert (len(made.experts), made.refused) == (kept, refused)
+    assert made.episodes == kept + made.refused.total() + len(made.faults) == 10
+    assert f"10 episodes of the teacher: {kept} kept; " in " ".join(made.lines())
+    assert why(made) == ({"b": Why.COUNT} if count else {})
+
+
+@dataclass
+class Scripted:
+    """Plays questions by their ids: one that waits never ends by itself, and calls ``then``."""
+
+    experts: int = 1
+    then: Callable[[], object] = lambda: None
+
+    async def attempt(self, question: Question) -> Attempt:
+        if question.id.startswith("waits"):
+            self.then()
+            await asyncio.Event().wait()
+        experts = tuple(an_expert(1) for _ in range(self.experts))
+        return Attempt(experts=experts, episodes=self.experts)
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, *ids: str, count: int = 0, **how: Any) -> Made:
+    """What is made of questions of these ids, in one chunk, by a ``Scripted`` teacher."""
+
+    async def made() -> Made:
+        task: Any = asyncio.current_task()
+        player = Scripted(**how, then=lambda: asyncio.get_running_loop().call_soon(task.cancel))
+
+        async def no_endpoint(*_: Any) -> tuple[Scripted, int]:
+            return player, len(ids)
+
+        monkeypatch.setattr(making, "_player", no_endpoint)
+        monkeypatch.setattr(making, "choose", lambda questions, seed: questions)
+        config = ExpertsConfig(count=count, teacher=TeacherConfig(url="http://x/v1", model="m"))
+        questions = [replace(EMMA, id=name) for name in ids]
+        return await making.make(questions, making.Library(searcher=None, agent=AGENT), config, 0)  # type: ignore[arg-type]
+
+    return asyncio.run(made())
+
+
+def test_questions_that_were_played_beside_the_last_one_that_is_taken_are_in_the_books(monkeypatch):
+    made = scripted(monkeypatch, "a", "b", "c", count=3, experts=2)
+    assert (made.tried, made.episodes, len(made.experts), made.refused) == (3, 6, 3, {Why.COUNT: 3})
+    assert (why(made), made.broken) == ({"c": Why.COUNT}, "")
+
+
+def test_a_making_that_is_stopped_keeps_the_questions_that_have_ended(monkeypatch):
+    made = scripted(monkeypatch, "a", "b", "waits", "c")
+    assert (made.tried, len(made.experts), made.broken) == (3, 3, "it was stopped")
+
+
+@pytest.mark.parametrize("ended", [0, 2])
+def test_a_question_that_is_stopped_keeps_the_episodes_that_have_ended(ended):
+    judged: list[int] = []
+
+    class Teacher(making.FromTeacher):
+        async def _play(self, question: Question, number: int) -> Any:
+            if number >= ended:
+                asyncio.get_running_loop().call_soon(task.cancel)
+                await asyncio.Event().wait()
+            judged.append(number)
+            return SimpleNamespace(stop_reason=StopReason.RETRIEVAL_FAILED, fault="down")
+
+    async def play() -> Attempt:
+        nonlocal task
+        library = making.Library(searcher=None, agent=AGENT)  # type: ignore[arg-type]
+        config = ExpertsConfig(teacher=TeacherConfig(url="http://x/v1", model="m"))
+        teacher = Teacher(library, None, config, 0, None)  # type: ignore[arg-type]
+        task = asyncio.ensure_future(teacher.attempt(EMMA))
+        return await task
+
+    task: Any = None
+    if not ended:
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(play())
+        return
+    attempt = asyncio.run(play())
+    assert (attempt.episodes, len(attempt.faults), judged) == (2, 2, [0, 1])
 
 
 @pytest.mark.parametrize("key", ["schlüssel", "two\nlines"])
