@@ -180,6 +180,8 @@ def behind_endpoint(config: RunConfig, run_dir: Path, console: Console) -> Itera
             runner.run(service.start())
         try:
             players = EndpointPlayers(config, run_dir, stage, runner)
-            yield Served(task=task, asked=asked, workers=players, weights="", index=lambda: service.identity)
+            yield Served(
+                task=task, asked=asked, workers=players, weights="", index=lambda: service.identity, ending=None
+            )
         finally:
             runner.run(service.close())

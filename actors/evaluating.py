@@ -127,7 +127,7 @@ def setting_of(config: RunConfig, served: Served[Players]) -> dict[str, Any]:
             "seed": config.seed if how.temperature else 0,
         },
         "agent": agent_settings(config.agent),
-        "exit": asdict(config.exit),
+        "exit": served.ending,  # and not the name of a file, whose content may change
         "selectivity": asdict(config.selectivity),
         "engine": "endpoint" if endpoint.url else {"dtype": config.model.dtype, "device": config.cluster.device},
         "versions": versions(config.agent, prompt_name(config.agent.prompt)),

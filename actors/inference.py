@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from actors.fetching import fetch
 from actors.health import Health
@@ -50,6 +50,8 @@ class Served(Generic[P]):
     """Checksum of the checkpoint's weights; "" where they aren't ours to see."""
     index: Callable[[], Identity]
     """What is searched."""
+    ending: dict[str, Any] | None
+    """``Inference.ending`` of how they play."""
     searchable: Callable[[], None] | None = None
     """Waits until searches are answered again; None if only the endpoint's own process could."""
 
@@ -121,6 +123,7 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
             weights=published.checksum,
             index=lambda: replicas.identity(workers.wait),
             searchable=searching.until_they_answer,
+            ending=how.ending,
         )
     finally:
         with console.phase("Ray shuts down"):

@@ -75,8 +75,8 @@ def asked_of_endpoint(config: RunConfig, task: Task, say: Callable[[str], None])
 def _sample(
     config: RunConfig, task: Task, questions: tuple[Question, ...], what: str, say: Callable[[str], None]
 ) -> tuple[tuple[Question, ...], list[Notice]]:
-    """As many as an evaluation plays, and what there is to say of their supporting documents."""
-    most = config.evaluation.limit("eval") if config.mode == "eval" else 0
+    """As many as are asked for, and what there is to say of their supporting documents."""
+    most = config.evaluation.limit(config.mode)
     if not config.data.require_evidence:  # else what is left out may make room for others
         questions = subset(questions, most)
     found, lacking = with_documents(config, task, {what: questions}, say)

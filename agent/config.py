@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from agent.errors import UserError, one_of
 from agent.formats import format_names
@@ -98,6 +99,10 @@ class GroupConfig:
     """``plain`` (K independent episodes) or ``continuation`` (DAVID-GRPO: and up to one of them replaced)."""
 
 
+CALIBRATING = ("risk", "delta", "fit_share")
+"""Settings of ``ExitConfig`` that only ``mode=calibrate`` reads: what the threshold has to keep."""
+
+
 @dataclass
 class ExitConfig:
     """Early exit, at inference: after each observation a short probe answer is made, and taken if it is confident.
@@ -129,6 +134,11 @@ class ExitConfig:
         one_of(self.confidence, ("product", "mean", "decision"), "exit.confidence")
         if self.threshold is not None and self.calibration is not None:
             raise UserError("exit.threshold and exit.calibration both give a threshold; leave one of them out")
+
+    @property
+    def probing(self) -> dict[str, Any]:
+        """The settings that decide what a probe is like, by name; a threshold only reads what it says."""
+        return {name: getattr(self, name) for name in ("confidence", "max_tokens", "before_first_search")}
 
     @property
     def on(self) -> bool:

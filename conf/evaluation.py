@@ -19,7 +19,8 @@ class EvalConfig:
     every: int = bounded(10, "at least 0")
     """Steps between evaluations; 0 evaluates only before the first step and after the last."""
     questions: int | None = bounded(None, "at least 0")
-    """Most held-out questions, the same ones every time; 0: all. None: 500 in training, all in ``mode=eval``."""
+    """Most questions that are played, the same ones every time: held-out ones, and development ones in
+    ``mode=calibrate``. 0: all. None: 500 in training, elsewhere all."""
     samples: int = bounded(1, "in [1, 1024]")
     """Episodes of each question, in ``mode=eval``."""
     temperature: float = bounded(0.0, "in [0, 10]")
@@ -41,7 +42,7 @@ class EvalConfig:
             raise UserError(f"evaluation.temperature={self.temperature:g}: set 0 (greedy), or at least 0.01")
 
     def limit(self, mode: str) -> int:
-        """Most held-out questions in ``mode``; 0: all."""
+        """Most questions in ``mode``; 0: all."""
         if self.questions is not None:
             return self.questions
         return TRAINING_SAMPLE if mode == "train" else 0

@@ -9,6 +9,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from agent.config import CALIBRATING, ExitConfig
 from agent.errors import UserError
 from conf.implied import OF_WORLD
 from tasks.config import Novice
@@ -49,6 +50,12 @@ def _no_exact_master(of: Composed) -> bool:
 def _evaluates(name: str, default: Any, why: str) -> Need:
     key = f"evaluation.{name}"
     return Need(key, (), lambda of: of(key) != default, why, modes=("train", "ask", "calibrate"))
+
+
+def _calibrates(name: str) -> Need:
+    key, default = f"exit.{name}", next(f.default for f in fields(ExitConfig) if f.name == name)
+    why = f"{name} is of mode=calibrate, which finds the threshold; exit.calibration=FILE brings it"
+    return Need(key, (), lambda of: of(key) != default, why, modes=("train", "eval", "ask"))
 
 
 def _endpoint(key: str) -> Need:
@@ -125,6 +132,14 @@ NEEDS = (
             ("temperature", 0, "elsewhere held-out questions are played greedily"),
         )
     ),
+    Need(
+        "evaluation.questions",
+        (),
+        lambda of: of("evaluation.questions") is not None,
+        "mode=ask plays one question, question=TEXT; leave it out",
+        modes=("ask",),
+    ),
+    *(_calibrates(name) for name in CALIBRATING),
     *(
         _evaluates(f"endpoint.{name}", None, "a model behind an endpoint is played by mode=eval")
         for name in ("url", "model")

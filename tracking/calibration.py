@@ -22,6 +22,12 @@ from tracking.dispensable import Dispensable
 FORMAT = 2
 
 
+def write_probes(folder: Path, rows: Sequence[EvalRow]) -> None:
+    """Writes ``probes.jsonl``: all that was played, whether or not it makes a calibration."""
+    with (folder / "probes.jsonl").open("w", encoding="utf-8") as lines:
+        lines.writelines(json_line(asdict(row)) for row in rows)
+
+
 def write(
     folder: Path,
     found: Calibration,
@@ -32,7 +38,7 @@ def write(
     agent: AgentConfig,
     console: Console,
 ) -> None:
-    """Writes ``calibration.json``, ``curve.png`` and ``probes.jsonl`` into ``folder``, and says what was found.
+    """Writes ``calibration.json`` and ``curve.png`` into ``folder``, and says what was found.
 
     ``about`` names the checkpoint, the checksum of its weights and the data.
     """
@@ -44,7 +50,7 @@ def write(
         "settings": settings(ending, selectivity, agent),
         "risk": ending.risk,
         "delta": ending.delta,
-        "scale": None if found.scale is None else {str(depth): line for depth, line in found.scale.lines.items()},
+        "scale": None if found.scale is None else found.scale.plain(),
         "threshold": found.chosen.threshold if found.chosen else None,
         "risk_bound": found.chosen.risk_bound if found.chosen else None,
         "questions": found.questions,
@@ -54,8 +60,6 @@ def write(
     }
     file = folder / "calibration.json"
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    with (folder / "probes.jsonl").open("w", encoding="utf-8") as lines:
-        lines.writelines(json_line(asdict(row)) for row in rows)
     extras = Dispensable(lambda why: console.say(why, "yellow"))
     extras.attempt("the picture of the curve", lambda: draw(folder / "curve.png", found))
     console.say(
@@ -121,9 +125,7 @@ def _scale(lines: Mapping[str, Sequence[float]] | None) -> Scale | None:
 
 def settings(ending: ExitConfig, selectivity: SelectivityConfig, agent: AgentConfig) -> dict[str, Any]:
     """Everything that decides what an episode and its probes are like, by key. Sampling plays no part in it."""
-    found: dict[str, Any] = {
-        f"exit.{name}": getattr(ending, name) for name in ("confidence", "max_tokens", "before_first_search")
-    }
+    found: dict[str, Any] = {f"exit.{name}": value for name, value in ending.probing.items()}
     found |= {f"selectivity.{name}": value for name, value in asdict(selectivity).items()}
     found |= {f"agent.{name}": value for name, value in asdict(agent).items() if name != "temperature"}
     return found if agent.prompt in PROMPTS else found | {"agent.prompt": prompt_text(agent)}

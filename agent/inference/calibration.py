@@ -162,16 +162,24 @@ def scaled(row: EvalRow, scale: Scale) -> EvalRow:
     return replace(row, probes=probes)
 
 
-def check_enough(questions: int, *, risk: float, delta: float, fit_share: float) -> None:
-    """Raises ``UserError`` if so few questions can't show the risk even if none of them is lost."""
+def check_enough(questions: int, *, risk: float, delta: float, fit_share: float, max_fault_share: float = 0.0) -> None:
+    """Raises ``UserError`` if so few questions can't show the risk even if none of them is lost.
+
+    ``max_fault_share`` of them may end in a fault: they are counted as if they did.
+    """
     needed = math.ceil(math.log(delta) / math.log(1 - risk))
-    left = questions - int(questions * fit_share)
+    viable = questions - int(questions * max_fault_share)  # as many as ``refusal`` lets through
+    left = viable - int(viable * fit_share)
     if left < needed:
-        of = f" (those that exit.fit_share={fit_share:.3g} leaves of {questions})" if fit_share else ""
+        takers = [f"exit.fit_share={fit_share:.3g}"] if fit_share else []
+        takers += [f"evaluation.max_fault_share={max_fault_share:g}"] if viable < questions else []
+        leave = "leaves" if len(takers) == 1 else "leave"
+        of = f" (those that {' and '.join(takers)} {leave} of {questions})" if takers else ""
+        other = " or lower evaluation.max_fault_share" if viable < questions else ""
         raise UserError(
             f"{left} development questions{of} can't show a risk of exit.risk={risk} at exit.delta={delta}, which "
             f"takes {needed} even if none is lost; give more (data.dev_questions_per_hop, data.dev_questions) or "
-            "raise exit.risk"
+            f"raise exit.risk{other}"
         )
 
 

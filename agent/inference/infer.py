@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from agent.config import ExitConfig, SelectivityConfig
 from agent.group import Player
@@ -27,6 +28,14 @@ class Inference:
     """Of the turns; probes are greedy."""
     seed: int = 0
     """What samples are drawn from."""
+
+    @property
+    def ending(self) -> dict[str, Any] | None:
+        """What decides where an episode ends early, wherever that was read from; None if it doesn't."""
+        if self.exit is None or self.exit.threshold is None:
+            return None
+        scale = None if self.scale is None else self.scale.plain()
+        return {"threshold": self.exit.threshold, "scale": scale, **self.exit.probing}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

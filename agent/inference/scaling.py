@@ -34,6 +34,10 @@ class Scale:
         slope, offset = self.lines[searches]
         return _sigmoid(slope * _logit(confidence) + offset)
 
+    def plain(self) -> dict[str, tuple[float, float]]:
+        """The lines as JSON has them."""
+        return {str(depth): line for depth, line in self.lines.items()}
+
 
 def fit(probes: Iterable[tuple[int, float, bool]]) -> Scale:
     """The scale of ``probes``: searches before each, its confidence, and whether an exit there loses nothing."""

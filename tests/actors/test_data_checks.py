@@ -21,6 +21,7 @@ from agent.errors import UserError
 from agent.pool.rules.epoch import Rule as Epoch
 from agent.records import Question
 from agent.tokens import Tokenizer
+from conf.evaluation import EvalConfig
 from conf.schema import RunConfig
 from learner.config import AlgorithmConfig, ModelConfig, WarmStartConfig
 from tasks.config import DataConfig
@@ -401,6 +402,16 @@ def test_a_calibration_on_training_questions_is_refused(make: Make, checkpoint: 
     found = chosen(fine, place)
     assert found.about == "calibrating on 4 development questions"
     assert "1 rows are marked answerable=false (q5), and left out" in found.notices[0].text
+
+
+@pytest.mark.parametrize(("questions", "played"), [(None, 10), (0, 10), (3, 3)])
+@pytest.mark.parametrize(("mode", "data"), [("eval", {}), ("calibrate", {"dev_questions": ROWS, "questions": None})])
+def test_as_many_questions_are_played_as_are_asked_for(
+    make: Make, checkpoint: Any, mode: str, data: dict[str, Any], questions: int | None, played: int
+) -> None:
+    config = playing(make, mode, **data)
+    config.evaluation = EvalConfig(questions=questions)
+    assert len(chosen(config, checkpoint([])).questions) == played
 
 
 def test_a_long_question_does_not_stop_an_evaluation(make: Make, checkpoint: Any) -> None:

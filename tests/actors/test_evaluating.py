@@ -21,6 +21,8 @@ from actors.questions import Asked
 from agent.config import ExitConfig
 from agent.errors import Fault, UserError
 from agent.inference.evaluation import EvalRow
+from agent.inference.infer import Inference
+from agent.inference.scaling import Scale
 from agent.pool.rules.base import rule_class
 from agent.records import Question
 from conf.evaluation import EvalConfig
@@ -80,6 +82,7 @@ class House:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
         self.weights = "w"
+        self.how = Inference()
         self.tracker = TrackerConfig()
         self.workers: Any = None
         monkeypatch.setattr(evaluating, "inference", self._inference)
@@ -95,6 +98,7 @@ class House:
             workers=self.workers,
             weights=self.weights,
             index=lambda: index,
+            ending=self.how.ending,
         )
 
     def evaluate(
@@ -229,6 +233,31 @@ def test_it_goes_on_only_with_the_same_weights(house: House) -> None:
     assert {path.name: path.read_bytes() for path in house.folder.iterdir()} == before
 
 
+def test_it_goes_on_only_with_the_same_early_exit(house: House) -> None:
+    """Wherever that was read from: a calibration's file may have been written again."""
+    house.how = Inference(exit=ExitConfig(threshold=0.9), scale=Scale(lines={1: (1.0, 0.0)}))
+    house.evaluate()
+    probes = {"confidence": "product", "max_tokens": 32, "before_first_search": False}
+    assert house.result["exit"] == {"threshold": 0.9, "scale": {"1": [1.0, 0.0]}, **probes}
+    for changed, said in (
+        (replace(house.how, exit=ExitConfig(threshold=0.5)), r"exit\.threshold=0\.5 \(was 0\.9\)"),
+        (
+            replace(house.how, scale=Scale(lines={1: (2.0, 0.0)})),
+            r"exit\.scale\.1=\[2\.0, 0\.0\] \(was \[1\.0, 0\.0\]\)",
+        ),
+    ):
+        house.how = changed
+        with pytest.raises(UserError, match=rf"holds another evaluation, .* differs: {said}$"):
+            house.evaluate()
+
+
+def test_whole_episodes_have_no_early_exit(house: House) -> None:
+    """One that records probes and ends nothing, as calibrating does, is none either."""
+    house.how = Inference(exit=ExitConfig())
+    house.evaluate()
+    assert house.result["exit"] is None
+
+
 def test_too_many_faults_are_no_result_until_they_are_played_again(house: House) -> None:
     with pytest.raises(
         Fault, match=r"^1 of 6 episodes ended in a fault, .*timeout; resume=if_any output_dir=.*eval plays these"
@@ -274,7 +303,7 @@ class Passing(Workers):
         return rows
 
 
-def calibrated(house: House, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> Any:
+def calibrated(house: House, workers: Workers, monkeypatch: pytest.MonkeyPatch, how: EvalConfig | None = None) -> Any:
     """calibration.json."""
     house.workers = workers
     monkeypatch.setattr("actors.inference.inference", house._inference)
@@ -283,6 +312,7 @@ def calibrated(house: House, workers: Workers, monkeypatch: pytest.MonkeyPatch) 
         checkpoint="model",
         pool=rule_class("recycle")(),
         exit=ExitConfig(risk=0.4, delta=0.4, fit_share=0.0),
+        evaluation=how or EvalConfig(),
     )
     launch.calibrate(config, house.folder, Console(quiet=True))
     return json.loads((house.folder / "calibration.json").read_text())
@@ -298,4 +328,20 @@ def test_a_calibration_plays_what_a_fault_ended_once_more(house: House, monkeypa
 def test_a_calibration_with_too_many_faults_is_none(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Fault, match=r"^1 of 6 episodes ended in a fault, more than evaluation\.max_fault_share=0\.01"):
         calibrated(house, Workers(1, {"q1"}), monkeypatch)
-    assert names(house.folder) == set()
+    assert names(house.folder) == {"probes.jsonl"}
+    assert [row["question_id"] for row in read(house.folder / "probes.jsonl")] == [q.id for q in QUESTIONS]
+
+
+def test_a_calibration_of_faults_alone_keeps_what_was_played(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Fault, match=r"^none of 6 questions could be evaluated: "):
+        calibrated(house, Workers(1, {q.id for q in QUESTIONS}), monkeypatch)
+    assert names(house.folder) == {"probes.jsonl"}
+
+
+def test_a_calibration_that_faults_could_spoil_plays_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = Workers(1, set())
+    with pytest.raises(
+        UserError, match=r"^1 development questions \(those that evaluation\.max_fault_share=0\.9 leaves"
+    ):
+        calibrated(house, workers, monkeypatch, EvalConfig(max_fault_share=0.9))
+    assert workers.played == []

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from agent.errors import UserError
-from agent.inference.calibration import THRESHOLDS, Ending, calibrate, ending, point, scaled, upper_bound
+from agent.inference.calibration import (
+    THRESHOLDS,
+    Ending,
+    calibrate,
+    check_enough,
+    ending,
+    point,
+    scaled,
+    upper_bound,
+)
 from agent.inference.early_exit import Probe
 from agent.inference.evaluation import EvalRow, ScoredProbe
 from agent.inference.scaling import Scale
@@ -194,6 +203,17 @@ def test_a_scaled_opening_still_bounds_the_confidence():
     assert (second.confidence, second.opening) == (scale(1, 0.2), 1.0)
     assert first.cost(0.9) == 1
     assert second.cost(0.9) == 3
+
+
+def test_enough_are_left_if_as_many_fault_as_may():
+    wanted = {"risk": 0.01, "delta": 0.05, "fit_share": 1 / 3}
+    rows = [row(1.0, (0.9, 1.0))] * 448
+    check_enough(448, **wanted)
+    said = r"297 .* \(those that exit\.fit_share=0\.333 and evaluation\.max_fault_share=0\.01 leave of 449\)"
+    with pytest.raises(UserError, match=said):
+        check_enough(449, **wanted, max_fault_share=0.01)
+    check_enough(452, **wanted, max_fault_share=0.01)
+    assert calibrate([*rows, *[row(0.0, fault=True)] * 4], **wanted).questions == 299
 
 
 def test_too_few_questions_beside_those_that_are_fitted():

@@ -81,6 +81,10 @@ def test_a_setting_that_would_do_nothing_is_refused(idle: str, more: list[str], 
         ("evaluation.temperature=0.6", ["mode=ask", "question=who?", "checkpoint=x"], "temperature is of mode=eval; "),
         ("evaluation.endpoint.url=nonsense", [], "a model behind an endpoint is played by mode=eval"),
         ("evaluation.endpoint.model=m", ["mode=calibrate", "checkpoint=x"], "a model behind an endpoint is played by "),
+        ("evaluation.questions=9", ["mode=ask", "question=who?", "checkpoint=x"], "mode=ask plays one question, "),
+        ("exit.risk=0.05", ["mode=eval", "checkpoint=x", "exit=early"], "risk is of mode=calibrate, which "),
+        ("exit.delta=0.1", ["mode=ask", "question=who?", "checkpoint=x"], "delta is of mode=calibrate, which "),
+        ("exit.fit_share=0", [], "fit_share is of mode=calibrate, which "),
     ],
 )
 def test_what_another_mode_reads_is_refused(idle: str, mode: list[str], why: str) -> None:
@@ -89,6 +93,7 @@ def test_what_another_mode_reads_is_refused(idle: str, mode: list[str], why: str
 
 def test_what_holds_anyway_may_be_said() -> None:
     launch.check_overrides(["evaluation.samples=1", "evaluation.temperature=0", "evaluation.endpoint.url=null"])
+    launch.check_overrides(["exit.risk=0.01"])
 
 
 def test_a_setting_with_what_it_needs_is_taken() -> None:

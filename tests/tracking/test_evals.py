@@ -173,6 +173,21 @@ def test_an_evaluation_goes_on_only_as_it_began(tmp_path: Path) -> None:
         begin(tmp_path, changed)
 
 
+def test_an_evaluation_goes_on_however_its_checkpoint_is_spelt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "step").mkdir(parents=True)
+    (tmp_path / "best").symlink_to(Path("run") / "step")
+    begun = {**SETTING, "checkpoint": "run/step", "weights": "w"}
+    begin(tmp_path, begun)
+    EvalRows(tmp_path).write([row("a")])
+    for spelt in ("./run/step", "run/step/", "best", str(tmp_path / "run" / "step")):
+        begin(tmp_path, {**begun, "checkpoint": spelt})
+    with pytest.raises(UserError, match=r"differs: weights=v \(was w\)$"):
+        begin(tmp_path, {**begun, "checkpoint": "best", "weights": "v"})
+    with pytest.raises(UserError, match=r"differs: checkpoint=run/other \(was run/step\)$"):
+        begin(tmp_path, {**begun, "checkpoint": "run/other"})
+
+
 @pytest.mark.parametrize("rows", [[], [row("a", fault=True)]])
 def test_a_start_that_played_nothing_binds_nobody(tmp_path: Path, rows: list[EvalRow]) -> None:
     """As with a wrong address, which is a part of the setting."""

@@ -130,6 +130,13 @@ def test_other_settings_are_other_rows_and_the_same_evaluation_counts_once() -> 
     assert [row.cell(["nq"], ["em"]) for row in rows] == ["25.0", "75.0"]
 
 
+def test_a_row_is_told_from_others_by_what_it_has() -> None:
+    """Whole episodes, and an early exit, of which the others say nothing."""
+    one = result("mine", hotpotqa=(0.1, 0.1), nq=(0.1, 0.1))
+    rows = papers.rows_of([one | {"exit": None}, one | {"exit": {"threshold": 0.9}}])
+    assert [row.name for row in rows] == ["mine, exit=None", "mine, exit.threshold=0.9"]
+
+
 def test_a_set_that_was_played_twice_is_no_seed() -> None:
     """As ``-m "data.eval_questions=[a,b],[a,c]"`` of one checkpoint leaves it."""
     jobs = [

@@ -17,7 +17,7 @@ from typing import Any
 
 from agent.errors import UserError
 from agent.readable import content_of
-from tracking.differences import differences
+from tracking.differences import NOTHING, differences
 from tracking.evals.result import RESULT, read_result
 from tracking.evals.table import escaped, markdown_row, no_formula
 
@@ -191,7 +191,7 @@ def _setting(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _apart(setting: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
     """What tells a setting from the ``others`` of its policy, as a label; empty where nothing does."""
-    found = {d.key: d.now for other in others for d in differences(other, setting)}
+    found = {d.key: d.now for other in others for d in differences(other, setting) if d.now != NOTHING}
     return ", ".join(f"{key}={value}" for key, value in sorted(found.items()))
 
 

@@ -13,6 +13,7 @@ from agent.config import AgentConfig
 from agent.errors import UserError
 from agent.inference import estimates
 from agent.inference.evaluation import EvalRow, refusal
+from agent.paths import at_home
 from agent.prompts import prompt_digest
 from agent.readable import json_of
 from tracking.differences import differences, listed
@@ -69,15 +70,24 @@ def begin(folder: Path, setting: Mapping[str, Any]) -> None:
     now = json.loads(json.dumps(setting))
     if path.is_file() and any(not row.fault for row in EvalRows(folder).last()):
         try:
-            before = json_of(path.read_text(encoding="utf-8"))
+            said = json_of(path.read_text(encoding="utf-8"))
         except ValueError:
-            before = {}
-        if differing := listed(differences(before, now)):
+            said = None
+        before = said if isinstance(said, dict) else {}
+        if differing := listed(differences(before, _as_spelt(now, before))):
             raise UserError(f"output_dir={folder}: holds another evaluation, name another folder; differs: {differing}")
         return
     aside = path.with_name(f".{SETTING}")
     aside.write_text(json.dumps(now, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     aside.replace(path)
+
+
+def _as_spelt(now: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """``now`` with its checkpoint as ``before`` calls it, if both mean one folder: what it holds, ``weights`` tell."""
+    one, other = before.get("checkpoint"), now.get("checkpoint")
+    if isinstance(one, str) and isinstance(other, str) and at_home(one).resolve() == at_home(other).resolve():
+        return now | {"checkpoint": one}
+    return now
 
 
 def note_sources(folder: Path, stamps: Mapping[str, str]) -> None:
