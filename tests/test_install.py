@@ -27,6 +27,12 @@ def loaded() -> ModuleType:
 install = loaded()
 
 
+@pytest.fixture(autouse=True)
+def _room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine's disk has left."""
+    monkeypatch.setattr(install.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1e12))
+
+
 def pretend(folder: Path, name: str, version: str | None) -> None:
     """A program that says that it is a Python of ``version``, or (None) that fails as a pyenv shim does."""
     folder.mkdir(exist_ok=True)
