@@ -17,7 +17,7 @@ HEAVY = ("ray", "torch", "vllm", "jnius", "transformers", "pyserini")
 FORBIDDEN = {
     "agent": HEAVY,
     "tasks": HEAVY,
-    "retrieval_service": ("ray", "torch", "vllm", "jnius", "pyserini"),
+    "retrieval_service": HEAVY,
     "learner": ("ray", "vllm"),
     "tracking": ("ray", "torch", "vllm"),
     "conf": ("ray", "torch", "vllm"),

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for served.py: importlib mode adds no folder by itself
 
-from served import CONFIG, PASSAGES, Running, open_index, running
+from served import CONFIG, PASSAGES, Running, Scripted, open_index, running
 
 from retrieval_service.corpus import write_corpus
 from retrieval_service.rankers import index_for
@@ -38,3 +38,15 @@ def server(served_index: Path) -> Iterator[Running]:
         read_timeout_s=2.0,
     ) as there:
         yield there
+
+
+@pytest.fixture
+def backend() -> Scripted:
+    return Scripted()
+
+
+@pytest.fixture
+def few(backend: Scripted) -> Iterator[Running]:
+    """A server over a scripted backend that gives four passages a query at most."""
+    with running(lambda: backend, max_top_k=4) as server:
+        yield server

@@ -150,3 +150,11 @@ class Scripted:
 
     def close(self) -> None:
         self.go_on.set()
+
+
+def refusal(reply: httpx.Response, status: int) -> str:
+    assert reply.status_code == status, reply.text
+    assert list(reply.json()) == ["detail"]
+    reason: str = reply.json()["detail"]
+    assert reason.isprintable()
+    return reason

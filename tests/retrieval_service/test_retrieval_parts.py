@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tracemalloc
 from collections.abc import Iterator
@@ -179,17 +178,6 @@ def test_options_suit_the_runtime() -> None:
     new = jvm.jvm_options(jvm.Java(home=Path("j"), version=25), "2g", 3)
     assert old == ["-Xmx2g", "-XX:ActiveProcessorCount=3", "-Xrs"]
     assert new == [*old, "--sun-misc-unsafe-memory-access=allow"]
-
-
-def test_importing_starts_nothing_and_pulls_in_nothing_heavy() -> None:
-    code = (
-        "import sys, pathlib\n"
-        "for file in pathlib.Path('retrieval_service').glob('*.py'):\n"
-        "    __import__(f'retrieval_service.{file.stem}')\n"
-        "heavy = {'torch', 'ray', 'vllm', 'transformers', 'jnius', 'pyserini'} & set(sys.modules)\n"
-        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def test_the_statistics_of_several_services_are_added_up() -> None:

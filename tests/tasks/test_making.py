@@ -329,8 +329,10 @@ def test_wrong_settings_of_the_teacher_are_named(settings, said):
         TeacherConfig(**settings).check()
 
 
-def test_a_greedy_teacher_plays_a_question_once():
-    TeacherConfig(temperature=0.0, episodes=1)
+def test_a_greedy_teacher_may_play_a_question_once():
+    teacher = TeacherConfig(temperature=0.0, episodes=1)
+    teacher.check()
+    assert (teacher.temperature, teacher.episodes) == (0.0, 1)
 
 
 def an_expert(searches: int) -> tuple[Expert, ...]:

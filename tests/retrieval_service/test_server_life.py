@@ -1,0 +1,170 @@
+"""How the server begins and ends: its settings, its socket, its index, and signals."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from patience import until
+from served import CONFIG, PASSAGES, PATIENCE_S, Running, Scripted, open_index, refusal, running
+
+from agent.errors import Stopped, UserError
+from retrieval_service.config import RetrievalConfig
+from retrieval_service.rankers import open_backend
+from retrieval_service.server.config import ServeConfig
+from retrieval_service.server.run import bind, serve, serve_on
+
+pytestmark = pytest.mark.jvm
+
+
+def test_ctrl_c_while_the_index_is_opened_ends_it_at_once() -> None:
+    go_on, closed = threading.Event(), threading.Event()
+
+    class Closing(Scripted):
+        def close(self) -> None:
+            closed.set()
+
+    def slowly() -> Scripted:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert go_on.wait(PATIENCE_S)
+        return Closing()
+
+    with pytest.raises(KeyboardInterrupt):
+        serve(slowly, CONFIG, ServeConfig(port=0), None, lambda url, identity: None)
+    go_on.set()
+    assert closed.wait(PATIENCE_S), "what was opened after all is closed"
+
+
+def test_no_client_is_taken_before_the_index_is_open() -> None:
+    listener = bind(ServeConfig(port=0))
+    place = listener.getsockname()[:2]
+
+    def opening() -> Scripted:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(place)
+        return Scripted()
+
+    def ready(server: Any, identity: Any) -> None:
+        socket.create_connection(place, timeout=PATIENCE_S).close()
+        server.should_exit = True
+
+    asyncio.run(serve_on(listener, opening, CONFIG, ServeConfig(), None, ready))
+
+
+def test_a_port_that_was_taken_meanwhile_is_told() -> None:
+    config = ServeConfig(port=0)
+    listener = bind(config)
+    config.port = listener.getsockname()[1]
+    other = bind(config)
+    other.listen()
+    with other, pytest.raises(UserError, match=rf"serve\.port={config.port}: can't listen there"):
+        asyncio.run(serve_on(listener, Scripted, CONFIG, config, None, lambda *told: None))
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)], ids=["SIGINT", "SIGTERM"]
+)
+def test_a_second_signal_ends_it_at_once(
+    backend: Scripted, caplog: pytest.LogCaptureFixture, number: signal.Signals, raised: type[BaseException]
+) -> None:
+    """The backend is held up to the end, and the time-out of a search is never reached."""
+    backend.go_on.clear()
+
+    def refused(url: httpx.URL) -> bool:
+        try:
+            socket.create_connection((url.host, url.port)).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    def client(url: httpx.URL) -> httpx.Response:
+        with ThreadPoolExecutor(1) as pool:
+            reply = pool.submit(httpx.post, url.join("/search"), json={"query": "x"}, timeout=PATIENCE_S)
+            assert backend.entered.acquire(timeout=PATIENCE_S)
+            os.kill(os.getpid(), number)
+            until(lambda: refused(url))
+            assert not reply.done(), "the first signal lets it be answered"
+            os.kill(os.getpid(), number)
+            return reply.result(PATIENCE_S)
+
+    with ThreadPoolExecutor(1) as pool:
+        replies: list[Future[httpx.Response]] = []
+        with pytest.raises(raised) as error:
+            serve(
+                lambda: backend,
+                RetrievalConfig(timeout_s=PATIENCE_S),
+                ServeConfig(port=0),
+                None,
+                lambda url, identity: replies.append(pool.submit(client, httpx.URL(url))),
+            )
+        assert "the server is ending" in refusal(replies[0].result(PATIENCE_S), 503)
+    backend.go_on.set()
+    assert getattr(error.value, "code", 130) == 128 + number
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("behind", [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["one", "two"])
+def test_what_takes_longer_than_the_end_waits_gets_a_503(
+    backend: Scripted, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, behind: bytes
+) -> None:
+    monkeypatch.setattr("retrieval_service.server.run.GRACE_S", 0.1)
+    backend.go_on.clear()
+    body = b'{"queries": ["a"]}'
+    head = b"POST /retrieve HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with running(lambda: backend) as server, server.connect() as connection:
+        connection.sendall(head + body + behind)
+        assert backend.entered.acquire(timeout=PATIENCE_S)
+        server.server.should_exit = True
+        told = b"".join(iter(lambda: connection.recv(65_536), b""))
+        backend.go_on.set()
+    assert told.startswith(b"HTTP/1.1 503 ")
+    assert told.endswith(b'{"detail": "the server is ending"}')
+    assert not caplog.records
+
+
+# --- settings --------------------------------------------------------------------------------------
+
+
+def test_a_port_that_is_taken_is_named(server: Running) -> None:
+    with pytest.raises(UserError, match=rf"serve\.port={server.place[1]}: can't listen there .*serve\.port=0"):
+        bind(ServeConfig(port=server.place[1]))
+    with pytest.raises(UserError, match=r"serve\.host=no\.such\.host\.invalid"):
+        bind(ServeConfig(host="no.such.host.invalid"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"port": 70_000}, r"serve\.port=70000 must lie in \[0, 65535\]"),
+        ({"max_top_k": 0}, r"serve\.max_top_k=0 must be at least 1"),
+        ({"read_timeout_s": float("nan")}, r"serve\.read_timeout_s=nan must be above 0"),
+        ({"max_passages": 99}, r"serve\.max_passages=99 must be at least serve\.max_top_k=100"),
+        ({"max_waiting": 10}, r"serve\.max_waiting=10 must be at least serve\.max_queries=4096"),
+    ],
+)
+def test_wrong_limits_are_refused(settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        ServeConfig(**settings)
+
+
+def test_an_index_that_cannot_be_opened_is_told_before_anything_is_served(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"), running(open_index(tmp_path / "none")):
+        pass
+
+
+def test_a_passage_is_found_by_its_id_in_the_backend(served_index: Path) -> None:
+    backend = open_backend(CONFIG, served_index)
+    try:
+        found = backend.document_batch(["emma", "nobody", "twin-2", "\ud800"], 2)
+    finally:
+        backend.close()
+    assert [[p.id for p in one] for one in found] == [["emma"], [], ["twin-2", "twin-10"], []]
+    assert found[0][0] == PASSAGES[0]

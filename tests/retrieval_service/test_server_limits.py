@@ -1,0 +1,182 @@
+"""What the server refuses, with which status, and what keeps others waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import httpx
+import pytest
+from patience import until
+from served import PATIENCE_S, Running, Scripted, refusal, running
+
+from retrieval_service.config import RetrievalConfig
+from retrieval_service.server import app
+
+pytestmark = pytest.mark.jvm
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "reason"),
+    [
+        ("/retrieve", {"queries": ["x" * 1001]}, 422, "a query of 1001 characters, and at most 1000"),
+        ("/retrieve", {"queries": ["x"] * 201}, 422, "201 queries, and at most 200"),
+        ("/retrieve", {"queries": ["x"], "topk": 51}, 422, "51 passages a query; from 1 to 50"),
+        (
+            "/retrieve",
+            {"queries": ["x"] * 101, "topk": 50},
+            422,
+            "101 queries for 50 passages each are 5050, and at most",
+        ),
+        ("/retrieve", {"query": ["x"] * 101, "tok_k": 50}, 422, "are 5050, and at most 5000 may be asked for at once"),
+        ("/batch_search", {"query": ["x"] * 101, "top_n": 50}, 422, "are 5050, and at most 5000"),
+        ("/retrieve", {"queries": ["x"], "topk_retrieval": 9}, 422, '"topk_retrieval" is for a server with a reranker'),
+        ("/retrieve", {"queries": ["x"], "topk": 3, "topk_rerank": 2}, 422, '"topk_rerank" is for a server with a rer'),
+        ("/retrieve", {"queries": ["x"], "topk": -1}, 422, "topk: Input should be greater than or equal to 0"),
+        ("/retrieve", {"queries": ["x"], "topk": 10**40}, 422, "passages a query"),
+        ("/retrieve", {"queries": ["x"], "topk": "3"}, 422, "topk: Input should be a valid integer"),
+        ("/retrieve", {"queries": "x"}, 422, "queries: Input should be a valid list"),
+        ("/retrieve", {"queries": ["x", 3]}, 422, "queries.1: Input should be a valid string"),
+        ("/retrieve", {"question": "x"}, 422, "the body needs"),
+        ("/retrieve", ["x"], 422, "the body is a JSON list, and an object is needed"),
+        ("/retrieve", {"query": {"a": 1}, "tok_k": 3}, 422, "query"),
+        ("/retrieve", {"queries": ["x"], "top_k": 1}, 422, '"top_k" is not read beside these keys; write "topk"'),
+        (
+            "/retrieve",
+            {"query": "x", "topk": 1, "return_score": True},
+            422,
+            '"topk" is not read beside these keys; write "tok_k"',
+        ),
+        ("/retrieve", {"query": ["x"], "topk": 2}, 422, 'query: one query is read beside "topk"; write "queries"'),
+        ("/retrieve", {"queries": ["x"], "return_score": True}, 422, 'write "return_scores"'),
+        ("/batch_search", {"query": ["x"], "k": 2}, 422, '"k" is not read beside these keys; write "top_n"'),
+        ("/search", {"query": ["x"]}, 422, "query: Input should be a valid string"),
+        ("/batch_search", {"query": "x"}, 422, "query: Input should be a valid list"),
+        ("/retrieve", {"queries": ["x" * 70_000]}, 413, "a body of more than 65536 bytes"),
+    ],
+    ids=str,
+)
+def test_what_is_over_a_limit_or_wrong_is_refused_with_the_reason(
+    server: Running, path: str, body: Any, status: int, reason: str
+) -> None:
+    assert reason in refusal(server.post(path, body), status)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"queries=x",
+        b'{"queries": ["\xff"]}',
+        b'{"queries": ["x"], "topk": NaN}',
+        b'{"queries": ["\\ud800"]}',
+    ],
+)
+def test_what_is_no_json_is_refused(server: Running, body: bytes) -> None:
+    assert "the body is no JSON" in refusal(server.client.post("/retrieve", content=body), 400)
+
+
+def test_a_large_reply_is_made_while_others_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, go_on = app._large, threading.Event()
+    begun = threading.Event()
+
+    def slowly(*given: Any) -> Any:
+        begun.set()
+        assert go_on.wait(PATIENCE_S)
+        return made(*given)
+
+    monkeypatch.setattr(app, "_large", slowly)
+    with running(Scripted) as server, ThreadPoolExecutor(1) as pool:
+        asked = {"queries": [str(n) for n in range(20)], "topk": 10, "return_scores": True}
+        large = pool.submit(server.post, "/retrieve", asked)
+        try:
+            assert begun.wait(PATIENCE_S)
+            assert httpx.get(f"{server.url}/health", timeout=PATIENCE_S).status_code == 200
+        finally:
+            go_on.set()
+        reply = large.result(PATIENCE_S)
+    assert reply.status_code == 200
+    assert [len(hits) for hits in reply.json()["result"]] == [10] * 20
+
+
+@pytest.mark.parametrize(
+    "value", [{}, [], [[]], [[], []], {"a": []}, {"result": [[{"document": {"id": "é"}, "score": 1.5}], []]}, "x", None]
+)
+def test_a_reply_in_pieces_is_the_reply(value: Any) -> None:
+    assert "".join(app._pieces(value)) == json.dumps(value)
+
+
+def test_a_full_line_is_answered_with_429_until_there_is_room() -> None:
+    backend = Scripted()
+    with running(lambda: backend, max_waiting=4, max_queries=4) as server:
+        backend.go_on.clear()
+
+        async def scene() -> None:
+            async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as http:
+                held = asyncio.ensure_future(http.post("/retrieve", json={"queries": ["a", "b", "c"]}))
+                assert await asyncio.to_thread(backend.entered.acquire, timeout=PATIENCE_S)
+                full = await http.post("/retrieve", json={"queries": ["d", "e"]})
+                assert "3 searches wait already" in refusal(full, 429)
+                assert full.headers["retry-after"] == "1"
+                last = asyncio.ensure_future(http.post("/retrieve", json={"queries": ["d"]}))
+                while (await http.get("/health")).json()["waiting"] < 4:
+                    await asyncio.sleep(0.01)
+                assert (await http.post("/search", json={"query": "e"})).status_code == 429
+                assert (await http.get("/document/e")).status_code == 429
+                assert not held.done()
+                backend.go_on.set()
+                assert [len(hits) for hits in (await held).json()["result"]] == [3, 3, 3]
+                assert (await last).status_code == 200
+                assert (await http.post("/search", json={"query": "e"})).status_code == 200
+
+        asyncio.run(scene())
+
+
+def test_a_client_that_has_gone_leaves_the_line() -> None:
+    backend = Scripted()
+    with running(lambda: backend, max_waiting=2, max_queries=2) as server:
+        backend.go_on.clear()
+        body = b'{"queries": ["a", "b"]}'
+        with server.connect() as gone:
+            gone.sendall(
+                b"POST /retrieve HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+            )
+            assert backend.entered.acquire(timeout=PATIENCE_S)
+            assert server.client.get("/health").json()["waiting"] == 2
+        until(lambda: server.client.get("/health").json()["waiting"] == 0)
+        backend.go_on.set()
+        assert server.post("/retrieve", {"queries": ["c"]}).status_code == 200
+
+
+def test_refusals_before_a_route_are_counted() -> None:
+    def counted(status: int) -> float:
+        return server.metric(f'slingshot_retrieval_requests_total{{route="other",status="{status}"}}')
+
+    sent = {400: b"nonsense\r\n\r\n", 431: b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 20_000}
+    with running(Scripted, max_connections=2) as server:
+        assert server.client.get("/health", headers={"Host": "evil.example"}).status_code == 403
+        assert server.post("/retrieve", {}, headers={"Content-Encoding": "gzip"}).status_code == 415
+        for status, head in sent.items():
+            with server.connect() as connection, suppress(ConnectionError):
+                connection.sendall(head)
+                connection.recv(12)
+            until(partial(lambda status: counted(status) == 1, status))
+        with server.connect(), server.connect() as third:
+            assert third.recv(12) == b"HTTP/1.1 429"
+        until(lambda: [counted(status) for status in (403, 415, 429)] == [1, 1, 1])
+
+
+def test_a_search_that_fails_is_a_503_and_one_that_takes_too_long_a_504() -> None:
+    backend = Scripted()
+    with running(lambda: backend, RetrievalConfig(timeout_s=0.5)) as server:
+        assert "the index is gone" in refusal(server.post("/retrieve", {"queries": ["a", "poison"]}), 503)
+        assert "the index is gone" in refusal(server.client.get("/document/a"), 503)
+        backend.go_on.clear()
+        assert "too long" in refusal(server.post("/retrieve", {"queries": ["slow"]}), 504)
+        backend.go_on.set()
