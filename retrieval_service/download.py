@@ -10,11 +10,11 @@ import errno
 import hashlib
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import sleep
 from typing import Any, NoReturn
 
 import httpx
@@ -160,7 +160,7 @@ def _download(part: Path, source: Source, progress: Progress) -> None:
                 if not passing or tries >= TRIES:
                     raise
                 asked = 0.0 if refusal is None else min(retry_after_s(refusal.headers), LONGEST_WAIT_S)
-                time.sleep(max(asked, 2.0 ** (tries - 1)))
+                sleep(max(asked, 2.0 ** (tries - 1)))
 
 
 class _Amiss(httpx.HTTPError):

@@ -78,7 +78,7 @@ def there(packed: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         )
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(download, "sleep", lambda seconds: None)
         monkeypatch.setattr(prebuilt, "keep_names", lambda index, progress: (index / FILE).touch())
         yield hub
 

@@ -43,7 +43,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with serving(Hub({FILE: CONTENT, f"{REPOSITORY}/nq/train.jsonl": CONTENT})) as there:
         point_to(there.url, monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(download.time, "sleep", lambda seconds: None)  # before it asks once more
+        monkeypatch.setattr(download, "sleep", lambda seconds: None)  # before it asks once more
         yield there
 
 
@@ -188,7 +188,7 @@ def test_a_server_that_says_when_to_ask_again_is_asked_then(
 ) -> None:
     hub.breaks_after, hub.retry_after = 0, said
     slept: list[float] = []
-    monkeypatch.setattr(download.time, "sleep", slept.append)
+    monkeypatch.setattr(download, "sleep", slept.append)
     with pytest.raises(UserError, match="is not here"):
         fetched(config(), tmp_path, "train", lambda text: None)
     assert slept == waits
