@@ -145,7 +145,18 @@ class Http:
                 f"({type(cause).__name__}); it may still be opening its index: start when it answers, or raise "
                 "retrieval.timeout_s"
             )
-        return f"no server answers there ({type(cause).__name__}: {shortened(cause)}); start it first"
+        what = f"{type(cause).__name__}: {shortened(cause)}"
+        if _is_tls(cause):
+            return (
+                f"no secure connection is made there ({what}); write http:// for a server without TLS, or name its "
+                "certificates in SSL_CERT_FILE"
+            )
+        if isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout):
+            return f"no server answers there ({what}); start it first"
+        return (
+            f"something listens there, but its answer is no HTTP or breaks off ({what}); check HOST and PORT, and "
+            "whether it wants https://"
+        )
 
     def _check_token(self, reply: _Reply) -> None:
         if reply.status in (401, 403):
@@ -298,6 +309,13 @@ def _is_identity(known: Mapping[str, Any]) -> bool:
         and (documents is None or (isinstance(documents, int) and not isinstance(documents, bool)))
         and all(known[key] is None or isinstance(known[key], str) for key in ("checksum", "analyser"))
     )
+
+
+def _is_tls(error: BaseException | None) -> bool:
+    """Whether TLS is what failed, at the root of ``error``."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _addresses(url: str, path: str) -> tuple[str, str]:

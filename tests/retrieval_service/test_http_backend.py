@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -390,6 +391,31 @@ def test_nobody_there_is_told_before_the_start() -> None:
         pass
     with pytest.raises(UserError, match=r"no server answers there \(ConnectError: .*refused\); start it first"):
         Http(None, asking(script.url), lambda seconds: None)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "answer", "told"),
+    [
+        ("http", b"SSH-2.0-x\r\n", r"something listens there, .*\(RemoteProtocolError: .*check HOST and PORT"),
+        ("http", b"", r"something listens there, but its answer is no HTTP or breaks off \(Re.*disconnected"),
+        ("http", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", r"breaks off \(Re.*received 3 bytes, expected 9"),
+        ("https", b"HTTP/1.1 400 No\r\n\r\n", r"no secure connection is made .*WRONG_VERSION_NUMBER.*write http://"),
+    ],
+    ids=["SSH", "nothing", "half", "no TLS"],
+)
+def test_what_answers_and_is_no_server_of_http_is_told(scheme: str, answer: bytes, told: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+
+        def once() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(answer)
+
+        done = pool.submit(once)
+        with pytest.raises(UserError, match=rf"^retrieval\.url={scheme}://127\.0\.0\.1:\d+: .*{told}"):
+            Http(None, asking(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}", retries=0))
+        done.result(PATIENCE_S)
 
 
 def test_a_wrong_path_or_dialect_is_told_before_the_start() -> None:
