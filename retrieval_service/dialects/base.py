@@ -22,28 +22,19 @@ Hits = tuple[Passage, ...]
 TopK = Annotated[int, Field(ge=1)]
 
 
-ALIKE = (("topk", "top_k", "tok_k", "top_n", "top_N", "k"), ("return_scores", "return_score"))
-"""Keys that mean one thing in different programs. Another one's would be ignored, and its default taken in silence."""
-RERANKED = ("topk_retrieval", "topk_rerank")
-"""Keys of Search-R1's server with a reranker: how many it looks at, and how many of them it gives."""
-
-
 class Request(BaseModel):
-    """A body of a request. Types are what they say: a number in quotes is no number. Other keys are ignored, but not
-    another program's in the place of one of these."""
+    """A body of a request. Types are what they say: a number in quotes is no number. A key that it doesn't have is
+    refused: another program's would be ignored, and the default of ours taken in silence."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
+    model_config = ConfigDict(strict=True, extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
-    def _check_alike(cls, body: Any) -> Any:
-        for name in RERANKED:
-            if name in body:
-                raise ValueError(f'"{name}" is for a server with a reranker, which this one has not; leave it out')
-        for alike in ALIKE:
-            own = next((name for name in alike if name in cls.model_fields), None)
-            if own and own not in body and (other := next((name for name in alike if name in body), None)):
-                raise ValueError(f'"{other}" is not read beside these keys; write "{own}"')
+    def _check_keys(cls, body: Any) -> Any:
+        for name in body:
+            if name not in cls.model_fields:
+                own = ", ".join(map(repr, cls.model_fields))
+                raise ValueError(f"{name[:40]!a} is no key of this request; its keys are {own}")
         return body
 
 

@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.convertors import Convertor, register_url_convertor
+from starlette.datastructures import QueryParams
 from starlette.routing import Route
 
 from retrieval_service.backend import Identity
@@ -98,6 +99,7 @@ class _Searches:
         """Held while a large reply is made: several threads at it would leave the event loop little time."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        _check_parameters(scope)
         body = _object((await receive())["body"])  # the gate gives all of it at once
         one = next((d for d in self._spoken if d.speaks(body)), None)
         if one is None:
@@ -167,6 +169,7 @@ def _add_facts(app: FastAPI, desk: Desk, identity: Identity, metrics: Metrics) -
         openapi_extra={"parameters": [FOLLOWING]},
     )
     async def one_document(request: Request, document_id: str) -> Response:
+        _check_parameters(request.scope, "following")
         given = request.query_params.get("following", "0")
         if not (given.isascii() and given.isdecimal() and len(given) < 10):
             raise Refused(422, "following: must be a number of passages")
@@ -182,6 +185,14 @@ def _add_facts(app: FastAPI, desk: Desk, identity: Identity, metrics: Metrics) -
         return HTMLResponse(page(app.openapi()))
 
 
+def _check_parameters(scope: Scope, *known: str) -> None:
+    """Refuses what stands behind the ``?`` of an address and isn't read, as keys of a body are refused."""
+    for name in QueryParams(scope["query_string"]):
+        if name not in known:
+            instead = f"{known[0]!r} is" if known else "keys of the body are"
+            raise Refused(422, f"{name[:40]!a} is not read behind the address; {instead}")
+
+
 def _object(body: bytes) -> dict[str, Any]:
     try:
         value = from_json(body, allow_inf_nan=False)
@@ -193,7 +204,7 @@ def _object(body: bytes) -> dict[str, Any]:
 
 
 def _first(error: ValidationError) -> str:
-    """The first thing that is wrong with a body: where, and what. Nothing of what was sent is in it."""
+    """The first thing that is wrong with a body: where, and what. Nothing of what was sent is in it but a key."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     what = first["msg"].removeprefix("Value error, ")
     return f"{'.'.join(map(str, first['loc']))}: {what}" if first["loc"] else what

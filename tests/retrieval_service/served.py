@@ -23,8 +23,9 @@ from retrieval_service.server.run import address, bind, serve_on
 
 PATIENCE_S = 600.0
 """How long a test waits for an event that is certain to come."""
-CONFIG = RetrievalConfig()
-"""The defaults of heap and threads, which other tests in this process are likely to start the JVM with."""
+CONFIG = RetrievalConfig(timeout_s=PATIENCE_S)
+"""The defaults of heap and threads, which other tests in this process are likely to start the JVM with. No search
+takes too long because the machine is busy."""
 PASSAGES = [
     Passage(id="emma", title="Emma (novel)", text="Emma is a novel by Jane Austen, published in 1815."),
     Passage(id="persuasion", title="Persuasion", text="Persuasion is the last novel that Jane Austen completed."),

@@ -194,6 +194,7 @@ def test_64_clients_get_what_the_searcher_gives_directly(server: Running, served
         asked = queries[number::64] + queries[: number % 2]
         for query in asked:
             reply = await http.post("/retrieve", json={"queries": [query], "topk": 5, "return_scores": True})
+            assert reply.status_code == 200, reply.text
             assert [(e["document"]["id"], e["score"]) for e in reply.json()["result"][0]] == expected[query]
 
     async def all_clients() -> None:

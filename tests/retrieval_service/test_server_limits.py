@@ -35,8 +35,6 @@ pytestmark = pytest.mark.jvm
         ),
         ("/retrieve", {"query": ["x"] * 101, "tok_k": 50}, 422, "are 5050, and at most 5000 may be asked for at once"),
         ("/batch_search", {"query": ["x"] * 101, "top_n": 50}, 422, "are 5050, and at most 5000"),
-        ("/retrieve", {"queries": ["x"], "topk_retrieval": 9}, 422, '"topk_retrieval" is for a server with a reranker'),
-        ("/retrieve", {"queries": ["x"], "topk": 3, "topk_rerank": 2}, 422, '"topk_rerank" is for a server with a rer'),
         ("/retrieve", {"queries": ["x"], "topk": -1}, 422, "topk: Input should be greater than or equal to 0"),
         ("/retrieve", {"queries": ["x"], "topk": 10**40}, 422, "passages a query"),
         ("/retrieve", {"queries": ["x"], "topk": "3"}, 422, "topk: Input should be a valid integer"),
@@ -45,16 +43,7 @@ pytestmark = pytest.mark.jvm
         ("/retrieve", {"question": "x"}, 422, "the body needs"),
         ("/retrieve", ["x"], 422, "the body is a JSON list, and an object is needed"),
         ("/retrieve", {"query": {"a": 1}, "tok_k": 3}, 422, "query"),
-        ("/retrieve", {"queries": ["x"], "top_k": 1}, 422, '"top_k" is not read beside these keys; write "topk"'),
-        (
-            "/retrieve",
-            {"query": "x", "topk": 1, "return_score": True},
-            422,
-            '"topk" is not read beside these keys; write "tok_k"',
-        ),
         ("/retrieve", {"query": ["x"], "topk": 2}, 422, 'query: one query is read beside "topk"; write "queries"'),
-        ("/retrieve", {"queries": ["x"], "return_score": True}, 422, 'write "return_scores"'),
-        ("/batch_search", {"query": ["x"], "k": 2}, 422, '"k" is not read beside these keys; write "top_n"'),
         ("/search", {"query": ["x"]}, 422, "query: Input should be a valid string"),
         ("/batch_search", {"query": "x"}, 422, "query: Input should be a valid list"),
         ("/retrieve", {"queries": ["x" * 70_000]}, 413, "a body of more than 65536 bytes"),
@@ -65,6 +54,42 @@ def test_what_is_over_a_limit_or_wrong_is_refused_with_the_reason(
     server: Running, path: str, body: Any, status: int, reason: str
 ) -> None:
     assert reason in refusal(server.post(path, body), status)
+
+
+SEARCH_R1 = "'queries', 'topk', 'return_scores'"
+DAVID_GRPO = "'query', 'tok_k', 'return_score'"
+FLASHRAG = "'query', 'top_n', 'return_score'"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "wrong", "keys"),
+    [
+        *(
+            ("/retrieve", {"queries": ["x"], name: 1}, name, SEARCH_R1)
+            for name in ("top_k", "k", "limit", "num_results", "return_score", "topk_retrieval", "TopK", "")
+        ),
+        ("/retrieve", {"queries": ["x"], "topk": 3, "topk_rerank": 2}, "topk_rerank", SEARCH_R1),
+        ("/retrieve", {"query": "x", "topk": 1, "return_score": True}, "topk", DAVID_GRPO),
+        ("/retrieve", {"query_list": ["x"], "top_k": 1}, "top_k", "'query_list', 'topk', 'return_scores'"),
+        ("/retrieve", {"query": "x", "num_results": 1}, "num_results", "'query', 'topk', 'return_scores'"),
+        *(
+            (path, {"query": query, "k": 2}, "k", FLASHRAG)
+            for path, query in (("/batch_search", ["x"]), ("/search", "x"))
+        ),
+    ],
+    ids=str,
+)
+def test_a_key_that_is_not_read_is_refused_with_those_that_are(
+    server: Running, path: str, body: Any, wrong: str, keys: str
+) -> None:
+    assert refusal(server.post(path, body), 422) == f"{wrong!r} is no key of this request; its keys are {keys}"
+
+
+def test_nor_is_one_behind_the_address(server: Running) -> None:
+    told = refusal(server.post("/retrieve?topk=1", {"queries": ["x"]}), 422)
+    assert told == "'topk' is not read behind the address; keys of the body are"
+    told = refusal(server.client.get("/document/emma?folowing=1"), 422)
+    assert told == "'folowing' is not read behind the address; 'following' is"
 
 
 @pytest.mark.parametrize(
