@@ -32,7 +32,7 @@ from agent.errors import UserError
 from agent.readable import json_of
 from retrieval_service.corpus import Record, corpus_stamp, passages_in
 from retrieval_service.download import NoRoom, check_disk
-from retrieval_service.names import FILE, Register, parts
+from retrieval_service.names import FILE, Register, cut, parts
 from retrieval_service.stamps import Stamp
 from retrieval_service.textfile import text_of
 from retrieval_service.watch import SILENT, Watch
@@ -152,7 +152,8 @@ def ensure_index(corpus: Path, recipe: Recipe, cache: Path, watch: Watch = SILEN
     """
     stamp = corpus_stamp(corpus, cache, watch.say)
     index = cache / "indexes" / f"{stamp.checksum}-{recipe.key}-v{FORMAT}"
-    work = index.parent / f".{index.name}.building"
+    building = f".{index.name}.building"
+    work = index.parent / f"{building}-{cut()}"  # parts that end elsewhere are no use to this builder
     if not index.exists():
         index.parent.mkdir(parents=True, exist_ok=True)
         with _locked(index.parent / f".{index.name}.lock"):
@@ -162,7 +163,7 @@ def ensure_index(corpus: Path, recipe: Recipe, cache: Path, watch: Watch = SILEN
             except Exception:
                 if not index.exists():  # else a builder whom no lock kept apart was first, and has taken the work away
                     raise
-    for left in index.parent.glob(f"{glob.escape(work.name)}*"):  # also of one who was killed before
+    for left in index.parent.glob(f"{glob.escape(building)}*"):  # also of one who was killed, or of another version
         shutil.rmtree(left, ignore_errors=True)
     _check_ours(index, stamp.checksum)
     return index

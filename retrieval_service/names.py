@@ -132,6 +132,11 @@ class Register:
         return Names(titles=titles, ids=self._ids, examples=tuple(self._examples))
 
 
+def cut() -> str:
+    """What ``parts`` goes by, as the part of a folder's name: another version's may end elsewhere."""
+    return f"{PART}x{PART_SIZE}"
+
+
 def parts(corpus: Path) -> Iterator[list[Record]]:
     """The passages of ``corpus`` in lists of at most ``PART`` of them, and of ``PART_SIZE`` characters and one passage.
 

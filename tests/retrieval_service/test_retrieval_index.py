@@ -206,6 +206,16 @@ def interrupted(tmp_path: Path, corpus: Path, recipe: Scripted, monkeypatch: pyt
     return tmp_path / "c" / "indexes" / left
 
 
+def test_parts_that_another_version_cut_are_not_gone_on_with(
+    tmp_path: Path, corpus: Path, recipe: Scripted, interrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names_module, "PART", 2)
+    index = ensure_index(corpus, recipe, tmp_path / "c")
+    assert recipe.worked == [0, 1, 0]
+    assert ids(index) == ["a", "b"]
+    assert folders(tmp_path / "c") == [index.name], "the old parts are gone"
+
+
 @pytest.mark.parametrize("damage", ["cut short", "another byte", "a file gone", "a file more", "no sums", "half sums"])
 def test_a_finished_part_that_is_damaged_is_made_again(
     tmp_path: Path, corpus: Path, recipe: Scripted, interrupted: Path, damage: str
@@ -258,7 +268,7 @@ def test_what_a_builder_left_beside_its_index_goes_at_the_next_start(
     tmp_path: Path, corpus: Path, recipe: Scripted
 ) -> None:
     index = ensure_index(corpus, recipe, tmp_path / "c")
-    (index.parent / f".{index.name}.building" / "part-00000").mkdir(parents=True)  # one who was killed in between
+    (index.parent / f".{index.name}.building-9" / "part-00000").mkdir(parents=True)  # one who was killed in between
     assert ensure_index(corpus, recipe, tmp_path / "c") == index
     assert folders(tmp_path / "c") == [index.name]
     assert recipe.runs == 1
