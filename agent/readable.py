@@ -11,14 +11,27 @@ from typing import Any
 from agent.errors import Fault, UserError, refused, shortened
 
 
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these keys and values, for ``json``'s ``object_pairs_hook``, which would take a key's last value.
+
+    Raises ``ValueError`` for a key that is there twice: nothing says which of the two is meant.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in found if keys.count(key) > 1)!r} is there twice")
+    return found
+
+
 def json_of(text: str | bytes) -> Any:
-    """What ``text`` is. Raises ``ValueError`` for what is no JSON, also for what is nested too deeply to be read.
+    """What ``text`` is. Raises ``ValueError`` for what is no JSON, also for a key that an object has twice and for what
+    is nested too deeply to be read.
 
     >>> json_of('{"a": [1]}')
     {'a': [1]}
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=each_once)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 from agent.answers import normalise_title
 from agent.errors import UserError, shortened
+from agent.readable import each_once
 from agent.records import Passage, document_name
 from retrieval_service.stamps import Stamp, stamp_of
 from retrieval_service.textfile import PARQUET, batch_rows, first_ink, starts_with, text_lines, text_of, twice
@@ -180,7 +181,7 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"not valid JSON ({name} is no JSON value)")
 
 
-_JSON = json.JSONDecoder(parse_constant=_no_constant)
+_JSON = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=each_once)
 
 
 def records(path: Path) -> Iterator[tuple[int, Record]]:

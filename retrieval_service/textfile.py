@@ -130,17 +130,20 @@ def _first_line(error: BaseException) -> str:
 
 
 def text_lines(path: Path, name: str) -> Iterator[tuple[int, bytes]]:
+    """``lines_of`` the text of ``path``. Raises also what ``open_text`` raises."""
+    with open_text(path, name) as file:
+        yield from lines_of(file, name)
+
+
+def lines_of(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
     """``(number, line)`` of every line, counted from 1. Memory: one line, of at most ``LONGEST_LINE`` bytes.
 
-    Raises what ``open_text`` raises, and ``UserError`` for a longer one.
+    Raises ``UserError`` for a longer one.
     """
-    with open_text(path, name) as file:
-        for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), b""), start=1):
-            if len(line) > LONGEST_LINE:
-                raise UserError(
-                    f"{name}, line {number}: is longer than {LONGEST_LINE:,} bytes; write one object a line"
-                )
-            yield number, line
+    for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), b""), start=1):
+        if len(line) > LONGEST_LINE:
+            raise UserError(f"{name}, line {number}: is longer than {LONGEST_LINE:,} bytes; write one object a line")
+        yield number, line
 
 
 def first_ink(path: Path, name: str) -> bytes:

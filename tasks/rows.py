@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 from agent.errors import UserError, shortened
 from agent.readable import json_of
-from retrieval_service.textfile import batch_rows, open_text, twice
+from retrieval_service.textfile import batch_rows, lines_of, open_text, twice
+from tasks.listed import listed
 from tasks.notices import Notice
 from tasks.tables import delimiter_of, table_rows
 
@@ -55,7 +56,7 @@ def _is_parquet(path: Path) -> bool:
 
 
 def _line_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, int, Row]]:
-    for number, line in enumerate(file, start=1):
+    for number, line in lines_of(file, name):
         if line.strip():
             where = f"{name}, line {number}"
             try:
@@ -79,19 +80,17 @@ def _is_rows(value: Any) -> bool:
 
 def _list_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, int, Row]]:
     """The objects of one list, read one by one: HotpotQA's training file is a single line of 566 MB."""
-    import ijson
-
     number = 0
     try:
-        for number, value in enumerate(ijson.items(file, "item", use_float=True), start=1):
+        for number, value in enumerate(listed(file), start=1):
             where = f"{name}, row {number}"
             yield where, number, _object(value, where, "row")
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        reason = error.args[0] if error.args and isinstance(error, ijson.JSONError) else str(error)
-        said = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
+    except UserError:
+        raise
+    except ValueError as error:
         raise UserError(
-            f"{name}, after row {number}: not JSON in UTF-8 ({said.strip().splitlines()[0]}); the file must be one "
-            "list of objects, or one object per line"
+            f"{name}, after row {number}: not JSON in UTF-8 ({error}); the file must be one list of objects, or one "
+            "object per line"
         ) from error
 
 

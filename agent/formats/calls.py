@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from agent.readable import json_of
+from agent.readable import each_once, json_of
 from agent.tools.base import Request
 from agent.tools.catalogue import KINDS
 
@@ -82,7 +82,7 @@ class JsonCalls(CallStyle):
         if not mark and beginning is None:
             return []
         body = (body if beginning is None else body[beginning.start() :]).strip().removesuffix("```")
-        decoder, found = json.JSONDecoder(), []
+        decoder, found = json.JSONDecoder(object_pairs_hook=each_once), []
         while body := body.lstrip(" \n;"):
             try:
                 value, end = decoder.raw_decode(body)

@@ -162,6 +162,7 @@ def test_a_turn_without_a_call_is_the_answer(tokenizer, text, answer):
 WRONG = [
     ("name", '{"name": "serch", "arguments": {"query": "a"}}', "there is no such tool"),
     ("json", '{"name": "search", "arguments": {"query": "a"}', "a call that is no valid JSON"),
+    ("json", '{"name": "search", "arguments": {"query": "a", "query": "b"}}', "a call that is no valid JSON"),
     ("argument", '{"name": "search", "arguments": {"q": "a"}}', "a call with other arguments than the tool takes"),
     (
         "more",

@@ -296,7 +296,7 @@ def test_without_a_configuration(folder: Path) -> None:
     assert "config.json is missing; the folder holds an adapter" in refusal(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"{ nope", b"\xff\xfe\0", b'{"model_type": "qw', b"[]", b"null", b'"text"'])
+@pytest.mark.parametrize("content", [b"", b"{ nope", b"\xff\xfe\0", b'{"a": 1, "a": 1}', b"[]", b"null", b'"text"'])
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"])
 def test_json_that_is_garbled(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)

@@ -89,6 +89,7 @@ def test_last_line_needs_no_newline(tmp_path: Path) -> None:
         (b'{"id": "b", "contents": "x"} {}', "not valid JSON"),
         (b'{"id": "b", "contents": "x", "score": NaN}', "NaN is no JSON value"),
         (b"[" * 100_000, "not valid JSON"),
+        (b'{"id": "b", "contents": "x", "id": "c"}', "the key 'id' is there twice"),
         (b'["b", "x"]', "a JSON list, not an object"),
         (record(contents="x"), 'no "id"'),
         (record(id="", contents="x"), '"id" is empty'),

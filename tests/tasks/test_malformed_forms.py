@@ -90,6 +90,10 @@ def json_cases(name: str, row: str, cut: str) -> list[tuple[bytes, str]]:
     content = good(name)
     return [
         (content[: len(content) - 9], rf", {cut}: not JSON in UTF-8 \("),
+        (
+            content.replace(b'"question"', b'"question": "What?", "question"'),
+            r", .*: not JSON .* key 'question' is there twice",
+        ),
         (rows_of(name, ["Who?", "Ed"]), rf", {row}: a list; each (row|line) must be one JSON object"),
         (second(name, question=None), rf", {row}: has no 'question' \(it has .*\)"),
         (second(name, question="  "), rf", {row}: 'question' is empty"),

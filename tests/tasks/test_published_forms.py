@@ -122,11 +122,12 @@ def test_one_list_of_objects(read, indent):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'[{"question": "q?", "answer": "a"}, {"question": "q?"', r"after row 1: not JSON in UTF-8 \(.*premature EOF"),
+        (b'[{"question": "q?", "answer": "a"}, {"question": "q?"', r"after row 1: not JSON in UTF-8 \(Expecting ',' "),
         (b'[{"question": "q?", "answer": "a"}, 3]', "row 2: the number 3; each row must be one JSON object"),
         (b'[{"question": "q?", "answer": "a"}, {"question": "r?"}]', "row 2: has no 'golden_answers'"),
-        (b'[{"question": "q\xff?"}]', r"after row 0: not JSON in UTF-8 \(.*invalid bytes in UTF8"),
+        (b'[{"question": "q\xff?"}]', r"after row 0: not JSON in UTF-8 \(a byte .* character 17\)"),
         (b'[{"question": "q?", "answer": "a"}]\n[]', "after row 1: not JSON in UTF-8"),
+        (b'[{"question": "q?", "answer": ' + b"[" * 100_000, r"after row 0: not JSON in UTF-8 \(nested too deeply, "),
         (b"[]", "the file holds no questions"),
     ],
 )
