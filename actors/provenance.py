@@ -11,7 +11,7 @@ from typing import Any
 from agent.paths import at_home
 from agent.prompts import OwnPrompt, prompt_digest
 from agent.readable import json_of
-from conf.as_trained import MADE_WITH
+from conf.as_trained import MADE_WITH, OF_THE_MACHINE
 from conf.as_trained import PROMPT as PROMPT_FILE
 from conf.schema import RunConfig
 from learner.manifest import Files, one
@@ -29,7 +29,7 @@ MODEL = ("model.name", "model.path")
 HARMLESS = (
     *("checkpoint", "question", "tracker", "report", "checkpoints", "simulation", "serve"),
     *("run", "compare", "show", "view"),
-    *("evaluation", "exit", "selectivity"),  # nothing that is evaluated is trained on
+    *("evaluation", "exit", "selectivity"),  # nothing that is evaluated is trained on; see ``EvalSeries``
     *("algorithm.rollout_budget", "algorithm.token_budget", "algorithm.mismatch_limit", "algorithm.dry_run"),
     *("algorithm.microbatch_tokens", "algorithm.logits_chunk", "algorithm.gradient_checkpointing"),  # memory alone
     "algorithm.whole_layers",
@@ -41,8 +41,7 @@ HARMLESS = (
     ),  # over before the first checkpoint
     *MODEL,  # the weights are the checkpoint's
     *("pool.lease_s", "pool.max_empty_batches", "pool.quarantine_after"),
-    *("retrieval.threads", "retrieval.heap", "retrieval.max_batch", "retrieval.cache_size", "retrieval.cache_mib"),
-    *("retrieval.timeout_s", "retrieval.retries", "retrieval.token_file", "retrieval.device"),
+    *(f"retrieval.{name}" for name in OF_THE_MACHINE),
     *("data.experts", "experts", "data.demonstrations", "data.novice", "data.strict"),
     *("data.eval_questions", "data.eval_questions_per_hop", "data.dev_questions", "data.dev_questions_per_hop"),
     "cluster",

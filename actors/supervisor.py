@@ -72,7 +72,7 @@ class Supervisor:
         self._spans = Spans(path=run_dir / SPANS, actor="supervisor")
         self.saving = Saving(config.checkpoints, run_dir / "checkpoints", resume, record.say, extras, record.saved)
         self.stopping = Stopping(self.record.say)
-        self.evals = EvalSeries(config, prepared.task.name, prepared.task.eval)
+        self.evals = EvalSeries(config, prepared.task.name, prepared.task.eval, made_with.data)
         self._totals = Totals()
         self._alarms = Alarms(config.model.dtype)
         self._reached = self._trained = 0
@@ -107,8 +107,8 @@ class Supervisor:
         if state is not None:
             if not same:
                 self.record.say(
-                    f"other held-out questions from step {state.step} on: the first evaluation, the best one and the "
-                    "alarms begin anew",
+                    f"other held-out questions, or played otherwise, from step {state.step} on: the first evaluation, "
+                    "the best one and the alarms begin anew",
                     "yellow",
                 )
             self._totals = Totals(rollouts=state.rollouts, generated_tokens=state.generated_tokens)

@@ -30,20 +30,9 @@ PLACES = ("index", "prebuilt", "url")
 WORLD = "data=world"
 _WORLD = ("world_seed", "eval_questions_per_hop", "dev_questions_per_hop", "evidence_match")
 """What the built-in world depends on, and the questions in it that aren't trained on."""
-_OF_THE_MACHINE = frozenset(
-    (
-        "backend",
-        "threads",
-        "device",
-        "heap",
-        "max_batch",
-        "cache_size",
-        "cache_mib",
-        "timeout_s",
-        "outage_s",
-        "retries",
-        "token_file",
-    )
+OF_THE_MACHINE = (
+    *("threads", "device", "heap", "max_batch", "cache_size", "cache_mib", "timeout_s", "outage_s", "retries"),
+    "token_file",
 )
 """Settings of the retrieval that change nothing in what is found."""
 
@@ -116,7 +105,7 @@ def _data(settings: Mapping[str, Any], mode: str) -> list[str]:
         seed = data.get("split_seed")
         lines.append(f"data.split_seed={settings['seed'] if seed is None else seed}")
     backend = str(retrieval["backend"])
-    known = {f.name for f in fields(settings_of(backend))} - _OF_THE_MACHINE
+    known = {f.name for f in fields(settings_of(backend))} - {"backend", *OF_THE_MACHINE}
     lines += [f"retrieval={backend}", *(f"retrieval.{n}={literal(v)}" for n, v in retrieval.items() if n in known)]
     return ["data=jsonl", *lines]
 

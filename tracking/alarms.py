@@ -16,6 +16,7 @@ from itertools import chain
 from typing import Any
 
 from learner.config import BFLOAT16_MISMATCH, SHIFTED_MISMATCH
+from tracking.metrics import same_series
 
 WINDOW = 5
 """Steps that a rule takes together."""
@@ -56,7 +57,7 @@ class History:
         self.first: list[Row] = []
         self.last: deque[Row] = deque(maxlen=WINDOW)
         self.evals: list[tuple[Row, float]] = []
-        """Each with the mean reward of the steps before it; NaN before the first step."""
+        """Of the newest series, each with the mean reward of the steps before it; NaN before the first step."""
         self.mismatches: deque[float] = deque(maxlen=WINDOW)
         self.least_mismatch = math.inf
         """The least median of ``WINDOW`` steps: a single step with few tokens may have hardly any."""
@@ -66,6 +67,8 @@ class History:
 
     def add(self, row: Row) -> None:
         if row.get("kind") == "eval":
+            if self.evals and not same_series(self.evals[-1][0], row):
+                self.evals.clear()
             self.evals.append((row, self.now("reward/mean")))
             return
         if len(self.first) < WINDOW:

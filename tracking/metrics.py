@@ -17,6 +17,15 @@ from agent.records import NO_VERSION, SEARCH, Trajectory
 from agent.tickets import QueryState
 from agent.visible import json_line
 
+SERIES = ("held_out", "played")
+"""Of an evaluation's row: digests of its questions, and of how they were played. Where one changes, another series
+begins: the numbers before and after it are no curve."""
+
+
+def same_series(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two evaluations are of one series, as far as they say: those of earlier versions don't."""
+    return all(one[name] == other[name] for name in SERIES if name in one and name in other)
+
 
 class MetricsLog:
     """Appends rows to ``path``, each on disk before ``write`` returns; NaN becomes null."""

@@ -24,7 +24,7 @@ from actors.restarts import Restarts
 from actors.supervisor import Supervisor
 from actors.threads import in_thread
 from actors.totals import Totals
-from agent.config import GroupConfig
+from agent.config import GroupConfig, SelectivityConfig
 from agent.errors import ActorLost, Fault, Unusable
 from agent.inference.evaluation import EvalRow
 from agent.pool import saved
@@ -542,6 +542,7 @@ def scripted_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
         turns: bool = False,
         best: bool = False,
         held_out: tuple[Question, ...] = (QUESTION, QUESTION),
+        selective: bool = False,
     ) -> tuple[Supervisor, dict[str, Any]]:
         run_dir = tmp_path / folder
         world.turns = turns
@@ -565,7 +566,8 @@ def scripted_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
                 warm_start=WarmStartConfig(steps=warm_start),
                 seeding=SeedingConfig(steps=seeding),
             ),
-            evaluation=EvalConfig(every=evaluate_every),
+            evaluation=EvalConfig(every=evaluate_every, saving=selective),
+            selectivity=SelectivityConfig(queries=selective),
             checkpoints=CheckpointConfig(every=save_every, keep=keep, every_minutes=0, best=best),
         )
         task: Any = SimpleNamespace(name="fake", train=(QUESTION,), eval=held_out, corpus=tmp_path)

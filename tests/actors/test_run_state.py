@@ -29,6 +29,7 @@ from conf.topology import ClusterConfig
 from learner.checkpoint import set_best, write_checkpoint
 from learner.config import AlgorithmConfig, ModelConfig, OptimizerConfig
 from learner.manifest import Files, listed
+from retrieval_service.config import RetrievalConfig
 from retrieval_service.names import digests
 from tasks.load import Task
 from tracking.metrics import MetricsLog, read, replace
@@ -320,12 +321,14 @@ def test_what_changes_nothing_that_is_learned_is_listed_and_taken(go_on: Go, tmp
     config = run_config(
         evaluation=EvalConfig(every=3),
         checkpoints=CheckpointConfig(keep=7),
+        retrieval=RetrievalConfig(outage_s=60.0),
         algorithm=AlgorithmConfig(steps=900, token_budget=5),
     )
     asked_about = dataclasses.replace(task(tmp_path).eval[0], text="where?")
     assert go_on(config, task(tmp_path, eval=(asked_about,))) == [
         "other settings from here on: algorithm.steps=900 (was 100), algorithm.token_budget=5 (was 0), "
-        "checkpoints.keep=7 (was 2), evaluation.every=3 (was 10), held-out questions: not the same"
+        "checkpoints.keep=7 (was 2), evaluation.every=3 (was 10), retrieval.outage_s=60.0 (was 600.0), "
+        "held-out questions: not the same"
     ]
 
 

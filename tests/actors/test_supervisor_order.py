@@ -517,19 +517,25 @@ def test_the_best_evaluation_keeps_its_checkpoint_where_it_is_made_up_for(play: 
     assert run_state.load(best.parent / "step-000004").best == {"step": 2, "em": 0.9}
 
 
-def test_a_run_that_goes_on_with_other_held_out_questions_compares_with_none_of_before(play: Play) -> None:
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("held_out", {"held_out": (replace(QUESTION, text="another?"),)}), ("played", {"selective": True})],
+)
+def test_evaluations_that_are_asked_or_played_otherwise_compare_with_none_of_before(
+    play: Play, name: str, other: dict[str, Any]
+) -> None:
     options = {"evaluate_every": 2, "save_every": 2, "best": True}
     driver, _ = play(World(ems={0: 0.1, 2: 0.9}), 2, **options)
     checkpoint = latest(driver.run_dir / "checkpoints")
     assert run_state.load(checkpoint).best == {"step": 2, "em": 0.9}
-    others = (replace(QUESTION, text="another?"),)
-    again, summary = play(World(ems={2: 0.4, 4: 0.5}), 4, resume=checkpoint, folder="run", held_out=others, **options)
+    again, summary = play(World(ems={2: 0.4, 4: 0.5}), 4, resume=checkpoint, folder="run", **options, **other)
     rows = read(again.record.metrics.path, "eval")
     assert [row["step"] for row in rows] == [0, 2, 2, 4], "evaluated at once"
-    assert len({row["held_out"] for row in rows[:2]}) == len({row["held_out"] for row in rows[2:]}) == 1
+    assert len({row[name] for row in rows[:2]}) == len({row[name] for row in rows[2:]}) == 1
+    assert rows[0][name] != rows[2][name]
     assert [summary[name]["em"] for name in ("first_eval", "last_eval")] == [0.4, 0.5]
     assert run_state.load(latest(again.run_dir / "checkpoints")).best == {"step": 4, "em": 0.5}
-    once_more, summary = play(World(), 6, resume=latest(again.run_dir / "checkpoints"), held_out=others, **options)
+    once_more, summary = play(World(), 6, resume=latest(again.run_dir / "checkpoints"), **options, **other)
     assert [row["step"] for row in read(once_more.record.metrics.path, "eval")] == [0, 2, 2, 4, 6], "and only then"
     assert (summary["first_eval"]["em"], summary["first_eval"]["step"]) == (0.4, 2)
 

@@ -158,6 +158,11 @@ def test_reward_up_and_em_down_is_seen_from_the_evaluation_before_the_first_step
     assert fired([evaluation(0, 0.6), *run(then={}), evaluation(10, 0.3)]) == {}
 
 
+def test_evaluations_of_other_questions_are_not_compared() -> None:
+    before, *steps, after = evaluation(0, 0.6), *run(then={"reward/mean": 0.9}), evaluation(10, 0.3)
+    assert fired([before | {"held_out": "a"}, *steps, after | {"held_out": "b"}]) == {}
+
+
 def test_a_retrieval_that_answers_nothing_is_seen_without_supporting_documents() -> None:
     unknown = {"evidence/recall": None}
     assert fired(run(first=unknown, then=unknown | {"search/empty_share": 0.4})) == {}

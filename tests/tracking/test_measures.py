@@ -105,6 +105,17 @@ def test_an_evaluation_that_scored_nothing_says_nothing_and_no_other_stands_for_
     assert (alone["rollouts"], alone["generated_tokens"]) == (120, 1200)
 
 
+def test_evaluations_of_other_questions_or_played_otherwise_are_no_measure_of_one_run() -> None:
+    """The newest ones say what the run came to; from where, nobody knows."""
+    first, last = ({"held_out": "a", "played": "x"}, {"held_out": "a", "played": "y"})
+    rows = [r | ((first if r["step"] < 4 else last) if r["kind"] == "eval" else {}) for r in RUN]
+    assert [r["step"] for r in measures.evaluations(rows)] == [4]
+    found = measures.measures(rows, 0.4)
+    assert (found["em_before"], found["em_after"], found["em_over_budget"]) == (None, 0.5, None)
+    assert not {"rollouts_to_target", "tokens_to_target"} & found.keys()
+    assert [r["step"] for r in measures.evaluations(RUN)] == [0, 2, 4], "those of earlier versions don't say"
+
+
 def test_every_measure_of_a_run_by_hand() -> None:
     assert measures.measures(RUN, 0.3) == {
         "rollouts": 160,

@@ -109,6 +109,27 @@ def test_an_evaluation_that_was_refused_is_said_and_has_no_interval(tmp_path: Pa
     assert (last["em_interval"], last["f1_interval"], last["refused"]) == (None, None, "2 of 3 questions broke")
 
 
+def test_evaluations_of_another_series_are_told_apart(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run")
+    assert all("series" not in each for each in of(folder)[0]["r0-run"]["evals"])
+    asked = [(0, "a", "x"), (2, "a", "x"), (2, "b", "x"), (3, "b", "y")]
+    rows = [
+        {"kind": "eval", "step": step, "em": 0.5, "f1": 0.5, "n": 3, "held_out": held_out, "played": how}
+        for step, held_out, how in asked
+    ]
+    made.lines(folder / "metrics.jsonl", [*rows, *(made.step(n + 1) for n in range(3))])
+    told = of(folder)[0]["r0-run"]
+    one, two, three = (
+        "series 1: from step 0",
+        "series 2: other questions, from step 2",
+        "series 3: played otherwise, from",
+    )
+    assert [each["series"] for each in told["evals"]] == [one, one, two, f"{three} step 3"]
+    assert [each["f1_interval"] is None for each in told["evals"]] == [False, True, True, False]
+    lines = [str(line) for line in in_lines.run(told, [])]
+    assert [line for line in lines if line.startswith("series")] == [one, two, f"{three} step 3"]
+
+
 def test_a_run_that_is_named_by_a_point_has_its_folders_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = made.write_run(tmp_path / "a run")
     monkeypatch.chdir(folder)

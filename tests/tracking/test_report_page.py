@@ -254,6 +254,21 @@ def test_ticks_have_all_the_digits_of_their_step(tmp_path: Path) -> None:
     read(report, look)
 
 
+def test_each_series_of_evaluations_is_a_line_of_its_own(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    made.lines(folder / "metrics.jsonl", [r | {"held_out": r["step"]} if r["kind"] == "eval" else r for r in rows])
+    report, _ = write(folder)
+
+    async def look(page: Reader) -> None:
+        of_em = "document.querySelector('#charts figure')"
+        assert await page.run(f"{of_em}.querySelectorAll('path[fill=none]').length") == 2
+        keys = await page.run(f"[...{of_em}.querySelectorAll('.key')].map(k => k.innerText.trim())")
+        assert keys == ["em, series 1: from step 0", "em, series 2: other questions, from step 3"]
+
+    read(report, look)
+
+
 def test_a_run_that_knows_only_em_says_nothing_else_of_its_evaluations(tmp_path: Path) -> None:
     """As a simulation leaves it."""
     folder = tmp_path / "run"

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tracking.metrics import UNTRAINABLE
+from tracking.metrics import UNTRAINABLE, same_series
 
 Row = Mapping[str, Any]
 
@@ -88,16 +88,20 @@ def measures(rows: Sequence[Row], target_em: float | None) -> dict[str, float | 
 
 
 def evaluations(rows: Sequence[Row]) -> list[Row]:
-    """The evaluations that scored something: one in which every episode broke says nothing of the policy."""
-    return [r for r in rows if r["kind"] == "eval" and r["em"] is not None]
+    """The evaluations of the newest series that scored something: one in which every episode broke says nothing of the
+    policy."""
+    evals = [r for r in rows if r["kind"] == "eval"]
+    return [r for r in evals if r["em"] is not None and same_series(r, evals[-1])]
 
 
 def ends(rows: Sequence[Row]) -> tuple[Row | None, Row | None]:
-    """A run's first and last evaluation. None for one that scored nothing, because every episode broke or too many did:
-    no other evaluation stands for it.
+    """A run's first and last evaluation. None for one that scored nothing, because every episode broke or too many did,
+    and for a first one of another series: no other evaluation stands for it.
     """
     evals = [r for r in rows if r["kind"] == "eval"]
     first, last = (evals[0], evals[-1]) if evals else (None, None)
+    if first and last and not same_series(first, last):
+        first = None
     return (first if first and first["em"] is not None else None), (last if last and last["em"] is not None else None)
 
 
@@ -115,7 +119,7 @@ def _evaluated(evals: Sequence[Row], target_em: float | None) -> dict[str, float
     for kind in (k for k in scored[-1] if k.startswith("em/")):
         found[f"em_before/{kind[3:]}"], found[f"em_after/{kind[3:]}"] = ((r or {}).get(kind) for r in (first, last))
     found["em_over_budget"] = mean_height(rollouts, em) if first and last else None
-    if target_em is not None:
+    if target_em is not None and same_series(evals[0], evals[-1]):  # else nobody knows whether it was there before
         found["rollouts_to_target"] = first_reach(rollouts, em, target_em)
         found["tokens_to_target"] = first_reach(tokens, em, target_em)
     of_last = dict.fromkeys((*per_question(scored[-1]), "evidence_recall"))

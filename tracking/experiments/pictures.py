@@ -117,7 +117,7 @@ def spent(rows: Sequence[Row], x: str) -> Curve:
 
     Simulated policies search for nothing: their curve is empty.
     """
-    evals = [r for r in rows if r["kind"] == "eval" and r["search/mean"] is not None]
+    evals = [r for r in evaluations(rows) if r["search/mean"] is not None]
     return [per_question(r)[x] for r in evals], [r["em"] for r in evals]
 
 

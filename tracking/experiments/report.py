@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tracking.dispensable import Dispensable
 from tracking.draws import read_draws, summarise_draws
 from tracking.experiments.measures import ends, measures, paired, pooled
 from tracking.experiments.sweep import Job, Plan, Status, read_plan, settings, status
-from tracking.metrics import read
+from tracking.metrics import read, same_series
 
 SHOWN = {
     "em_before": ("held-out EM before", 3),
@@ -153,6 +154,12 @@ def _told(folder: Path, job: Job, rows: Sequence[Mapping[str, Any]], target_em: 
     refused = [r for r in rows if r.get("kind") == "eval" and r.get("refused")]
     if refused and not message:
         message = "; ".join(f"the evaluation of step {r.get('step')} was refused: {r['refused']}" for r in refused)
+    evals = [r for r in rows if r.get("kind") == "eval"]
+    if not message and (began := [r for before, r in pairwise(evals) if not same_series(before, r)]):
+        message = (
+            f"other held-out questions, or played otherwise, from step {began[-1].get('step')} on: the evaluations "
+            "before it are left out"
+        )
     about = {"name": job.name, "condition": job.condition, "overrides": job.overrides, "seed": job.seed}
     return {**about, "status": str(state), "message": message, **told, "measures": found}
 

@@ -116,7 +116,11 @@ def run(facts: dict[str, Any], notices: list[str]) -> Iterator[Text]:
         yield text(f"alarm at step {alarm['step']}: {alarm['name']}: {alarm['what']}", "yellow")
         yield text(f"Look at {alarm['look']}. {alarm['change']}")
     yield text("")
+    series = None
     for each in facts["evals"]:
+        if (begun := each.get("series")) != series:
+            series = begun
+            yield text(str(series), "dim")
         parts = [f"held-out EM {number(each.get('em'))}"]
         if interval := each["em_interval"]:
             parts[0] += f" ({number(interval[0])} to {number(interval[1])})"

@@ -16,10 +16,14 @@ const CHARTS = [
   ["Workers replaced", ["workers/restarts"], { zero: true }],
 ];
 
+/** A line for each series of evaluations: other questions, or other ways of playing them, are no curve together. */
 function heldOut(runs) {
-  const of = (key, interval) => runs.map((r, at) => ({
-    name: runs.length > 1 ? r.label : key, colour: at, x: r.run.evals.map((e) => e.step), y: r.run.evals.map((e) => e[key]),
-    low: r.run.evals.map((e) => e[interval]?.[0]), high: r.run.evals.map((e) => e[interval]?.[1]),
+  const of = (key, interval) => runs.flatMap((r, at) => [...new Set(r.run.evals.map((e) => e.series))].map((series, nth) => {
+    const evals = r.run.evals.filter((e) => e.series === series);
+    return {
+      name: [runs.length > 1 ? r.label : key, series].filter(known).join(", "), colour: runs.length > 1 ? at : nth, dash: runs.length > 1 && nth > 0,
+      x: evals.map((e) => e.step), y: evals.map((e) => e[key]), low: evals.map((e) => e[interval]?.[0]), high: evals.map((e) => e[interval]?.[1]),
+    };
   }));
   return [lineChart("Held-out EM, with 95 % interval", of("em", "em_interval")), lineChart("Held-out F1, with 95 % interval", of("f1", "f1_interval"))];
 }
@@ -52,8 +56,9 @@ function factsTable(run) {
     `EM ${shown(e.em)}${e.em_interval ? ` (${shown(e.em_interval[0])} to ${shown(e.em_interval[1])})` : ""}`, known(e.f1) ? `F1 ${shown(e.f1)}` : null,
     known(e.n) ? `on ${e.n} ${e.samples > 1 ? "episodes" : "questions"}` : null, known(e.faults) ? `${e.faults} faults` : null, // a simulation has none of them
   ].filter(known).join(", ") + (e.refused ? `; refused as a result: ${e.refused}` : "");
-  if (first) rows.push([`held out, step ${first.step}`, em(first)]);
-  if (last && last !== first) rows.push([`held out, step ${last.step}`, em(last)]);
+  const when = (e) => [`held out, step ${e.step}`, e.series].filter(known).join(", ");
+  if (first) rows.push([when(first), em(first)]);
+  if (last && last !== first) rows.push([when(last), em(last)]);
   const whole = [["trajectories", summary?.rollouts], ["generated tokens", summary?.generated_tokens], ["seconds", summary?.time_s], ["workers replaced", summary?.restarts]];
   rows.push(...whole.filter(([, value]) => known(value)).map(([name, value]) => [name, shown(value, 0)]));
   return el("table", { id: "facts" }, rows.map(([name, value]) => el("tr", {}, el("th", {}, name), el("td", {}, el("span", { class: "text" }, value)))));

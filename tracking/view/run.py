@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tracking.alarms import Alarms
+from tracking.metrics import SERIES, same_series
 from tracking.spans import SPANS
 from tracking.view.ending import ending, of_evaluation
 from tracking.view.episodes import Evaluations
@@ -47,7 +48,7 @@ def facts(folder: Path, notices: Notices, held_out: Evaluations) -> dict[str, An
         if kind == "step":
             steps.append(row)
         elif kind == "eval":
-            evals.append(clean(row, MAX_CELL) | _intervals(row, held_out))
+            evals.append(clean(row, MAX_CELL))
         elif kind == "event":
             events.append(clean(row, MAX_EVENT))
         elif kind == "summary":
@@ -69,7 +70,7 @@ def facts(folder: Path, notices: Notices, held_out: Evaluations) -> dict[str, An
         "overrides": _text(folder / ".hydra" / "overrides.yaml", notices),
         "about": about,
         "steps": columns(steps, notices),
-        "evals": thinned(evals, "evaluations", notices),
+        "evals": thinned(_told(evals, held_out), "evaluations", notices),
         "events": [e for e in events if e.get("event") != "about"],
         "summary": summary,
         "alarms": [clean(asdict(alarm), MAX_EVENT) for alarm in alarms.all()[:MOST_ALARMS]],
@@ -94,15 +95,31 @@ def thinned(rows: list[dict[str, Any]], what: str, notices: Notices) -> list[dic
     return rows[::-1][::stride][::-1]
 
 
-def _intervals(row: dict[str, Any], held_out: Evaluations) -> dict[str, Any]:
-    """Of EM and F1. The samples of a question are alike: only its mean over them is independent of the others."""
+def _told(evals: list[dict[str, Any]], held_out: Evaluations) -> list[dict[str, Any]]:
+    """``evals`` with their intervals, and of several series with ``series``, which says when and why theirs began."""
+    times = Counter(row["step"] for row in evals)
+    told: list[dict[str, Any]] = []
+    series: list[str] = []
+    for before, row in zip([None, *evals], evals, strict=False):
+        if before is None or not same_series(before, row):
+            asked = before is not None and before.get(SERIES[0]) != row.get(SERIES[0])
+            why = "" if before is None else "other questions, " if asked else "played otherwise, "
+            series.append(f"series {len(series) + 1}: {why}from step {row['step']}")
+        # Two evaluations of one step are of two series: whose episodes are whose, the log doesn't say.
+        told.append(row | _intervals(row, held_out, logged=times[row["step"]] == 1) | {"series": series[-1]})
+    return told if len(series) > 1 else [{k: v for k, v in row.items() if k != "series"} for row in told]
+
+
+def _intervals(row: dict[str, Any], held_out: Evaluations, logged: bool) -> dict[str, Any]:
+    """Of EM and F1, from its ``logged`` episodes. The samples of a question are alike: only its mean over them is
+    independent of the others."""
     if row.get("refused"):
         return {"em_interval": None, "f1_interval": None}
     step = row["step"]
     em = wilson(row.get("em"), row.get("n"))
     if max(held_out.samples(step), row.get("samples") or 1) > 1:
         em = mean_interval([*held_out.em(step).values()])
-    return {"em_interval": em, "f1_interval": mean_interval([*held_out.f1(step).values()])}
+    return {"em_interval": em, "f1_interval": mean_interval([*held_out.f1(step).values()]) if logged else None}
 
 
 def wilson(share: Any, n: Any) -> list[float] | None:
