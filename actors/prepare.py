@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from actors.evidence import check_evidence
 from actors.plan.layouts import chosen
 from actors.prompts import playable
+from agent.aside import aside
 from agent.config import AgentConfig
 from agent.dialogue import Dialogue
 from agent.errors import UserError, shortened
@@ -152,11 +152,11 @@ def _skeleton(config: RunConfig, task: Task, run_dir: Path) -> Path:
     """
     folder = run_dir / "model"
     protocol = tags_of(config.agent)
-    with tempfile.TemporaryDirectory(prefix=".model-", dir=run_dir) as aside:
+    with aside(folder) as there:
         made = train(
             task.tokenizer_text(protocol, config.agent.top_k),
             tags=protocol.tags,
-            folder=Path(aside) / "model",
+            folder=there / "model",
             vocab_size=config.model.vocab_size,
         )
         # Positions cost a Qwen2 nothing; room to spare lets the same model be used on longer texts.

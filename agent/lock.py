@@ -9,8 +9,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What file systems without locks say."""
 
 
-def lock(descriptor: int) -> None:
-    """Locks an open file or folder until it is closed. A file system without locks is taken as it is.
+def lock(descriptor: int) -> bool:
+    """Locks an open file or folder until it is closed. False where the file system has no locks: it is taken as it is.
 
     Raises ``BlockingIOError`` if another process holds it, and ``OSError`` for what else the system refuses.
     """
@@ -19,3 +19,5 @@ def lock(descriptor: int) -> None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
+        return False
+    return True

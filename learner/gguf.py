@@ -6,7 +6,6 @@ import importlib.util
 import io
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, redirect_stderr
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from agent.aside import aside
 from agent.errors import UserError, shortened
 from agent.paths import at_home
 from agent.quiet import quietly
@@ -92,8 +92,8 @@ def dequantised(path: str | Path, given: str, cache: Path) -> Path:
     if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
         raise UserError(f"{given}: GGUF is read with {' and '.join(NEEDS)}; pip install {' '.join(missing)}")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as aside:
-        made = Path(aside) / "model"
+    with aside(folder) as there:
+        made = there / "model"
         try:
             with quietly(), redirect_stderr(io.StringIO()):  # where the conversion draws a bar of its own
                 _convert(file, made)

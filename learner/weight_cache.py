@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
+from agent.aside import aside
 from agent.errors import UserError
 from learner import manifest
 from learner.policy import Policy
@@ -35,9 +35,8 @@ def load_cached(policy: Policy, folder: Path) -> bool:
 def keep(policy: Policy, folder: Path) -> None:
     """Writes the weights to ``folder``, on the disk. If another run was first, its result is the same and stays."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    made = aside / "model"
-    try:
+    with aside(folder) as there:
+        made = there / "model"
         policy.save(made)
         manifest.write(made, manifest.Manifest(step=0, number=0, files=manifest.listed(made)))
         for path in made.iterdir():
@@ -48,5 +47,3 @@ def keep(policy: Policy, folder: Path) -> None:
         except OSError:
             if not folder.is_dir():
                 raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.aside import aside
 from agent.errors import UserError
 from agent.records import Passage
 from agent.settings import bounded
@@ -133,11 +133,11 @@ def ensure(corpus: Path, config: Settings, cache: Path, watch: Watch = SILENT) -
     both = hashlib.blake2b("\n".join(told.values()).encode(), digest_size=8).hexdigest()
     index = indexes["dense"].with_name(f"{manifest.corpus_checksum}-hybrid-{both}-v{FORMAT}")
     if not index.exists():
-        with tempfile.TemporaryDirectory(prefix=f".{index.name}.", dir=index.parent) as aside:
-            made = Path(aside) / "index"
+        with aside(index) as there:
+            made = there / "index"
             made.mkdir()
-            for part, there in indexes.items():
-                (made / part).symlink_to(Path("..") / there.name)
+            for part, single in indexes.items():
+                (made / part).symlink_to(Path("..") / single.name)
             (made / FILE).symlink_to(Path("dense") / FILE)
             write_manifest(
                 made,

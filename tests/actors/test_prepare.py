@@ -140,7 +140,7 @@ def test_what_an_earlier_run_left_in_its_place_is_never_built_on(tmp_path: Path,
         (first / MARKER).unlink()
     made = Path(prepare(run(tmp_path), tmp_path).model_path)
     assert json.loads((made / "config.json").read_text())["hidden_size"] == SIZES["hidden_size"]
-    assert not [*tmp_path.glob(".model-*")], "nothing is left aside"
+    assert not [*tmp_path.glob(".model.*")], "nothing is left aside"
 
 
 def test_what_is_imitated_is_made_where_it_will_be_needed(tmp_path: Path) -> None:

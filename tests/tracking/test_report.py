@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -390,12 +391,18 @@ def test_a_notice_of_two_runs_says_which_it_is_about(tmp_path: Path, other: str,
     assert all(notice.startswith(tuple(f"{label}: " for label in labels)) for notice in notices)
 
 
-def test_a_folder_that_takes_no_file_is_the_users_mistake_and_is_said_how_to_view_it(tmp_path: Path) -> None:
+def test_a_folder_that_takes_no_file_is_the_users_mistake_and_is_said_how_to_view_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = made.write_run(tmp_path / "run")
-    (folder / f".report.html.{os.getpid()}").mkdir()  # refused to root, too, which may write anywhere
+
+    def refuse(**given: Any) -> str:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("agent.aside.tempfile.mkdtemp", refuse)  # to root, too, which may write anywhere
     with pytest.raises(
         UserError,
-        match=r"^run=.*/run: report\.html can't be written there \(Is a directory\); mode=view view=terminal shows",
+        match=r"^run=.*/run: report\.html can't be written there \(Read-only file system\); mode=view view=terminal",
     ):
         write(folder)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agent.aside import aside
 from agent.errors import UserError
 
 T = TypeVar("T")
@@ -77,22 +77,20 @@ ELEMENT = 80
 def page(path: Path, title: str) -> Iterator[Page]:
     """The page at ``path``, in a run's folder, which is there when it is whole. Raises ``UserError`` where the folder
     takes no file."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        file = aside.open("wb")
-    except OSError as error:
-        raise UserError(
-            f"run={path.parent}: {path.name} can't be written there ({error.strerror}); mode=view view=terminal shows "
-            "the run without writing to it, or copy the folder and name the copy"
-        ) from error
-    try:
-        with file:
-            written = Page(file, title)
-            yield written
-            written.close()
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        try:
+            made = stack.enter_context(aside(path)) / path.name
+            file = stack.enter_context(made.open("wb"))
+        except OSError as error:
+            raise UserError(
+                f"run={path.parent}: {path.name} can't be written there ({error.strerror}); mode=view view=terminal "
+                "shows the run without writing to it, or copy the folder and name the copy"
+            ) from error
+        written = Page(file, title)
+        yield written
+        written.close()
+        file.close()
+        made.replace(path)
 
 
 def _hash(text: str) -> str:
