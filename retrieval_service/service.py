@@ -39,6 +39,8 @@ OVERTAKE_S = 0.05
 """How long a batch has to be out before short searches get past it."""
 STUCK = 2.0
 """Times ``timeout_s``: a batch that is out for so long never comes back."""
+CLOSE_S = 10.0
+"""Longest that a backend is waited for at the end."""
 
 
 class TooSlow(RetrievalError):
@@ -301,11 +303,11 @@ class RetrievalService:
         """Counters since the start; ``qps`` since the last call of this method."""
         return self._meter.snapshot()
 
-    async def close(self, wait: bool = True) -> None:
-        """Fails the searches in flight with ``RetrievalError``, closes the backend and joins its thread, or leaves it
-        to itself unless it is to ``wait``.
+    async def close(self, wait_s: float = CLOSE_S) -> None:
+        """Fails the searches in flight with ``RetrievalError``, closes the backend and joins its thread. A backend that
+        is at work for longer than ``wait_s`` seconds is left to itself.
 
-        Raises ``Fault`` if the backend does not return within ``config.timeout_s``. Closing twice is no error.
+        Closing twice is no error.
         """
         if self._closed:
             return
@@ -315,10 +317,7 @@ class RetrievalService:
         self._in_flight.clear()
         self._waiting.clear()
         for thread in [*self._threads]:
-            if not wait:
-                thread.leave()
-                continue
-            await thread.stop(self._config.timeout_s)
+            await thread.stop(wait_s)
 
 
 def _fail(search: _Search, error: BaseException) -> None:

@@ -27,10 +27,9 @@ KEEP_S = 60
 stalls for that long closes a connection on which the next request is under way."""
 GRACE_S = 10
 """Longest that requests under way are waited for at the end."""
-
-
 CUT_S = 1
-"""Longest that the tasks of connections that were cut are waited for. They have nothing left to do."""
+"""Longest that the tasks of connections that were cut, and then the backend, are waited for. Nobody is there any more
+whom they have something to say."""
 
 
 class Server(uvicorn.Server):
@@ -117,8 +116,13 @@ async def serve_on(
     ``stuck`` is told of a backend that never comes back. Raises what opening the backend raised, and ``UserError`` if
     another program listens at the address by then.
     """
-    service = RetrievalService(open_backend, retrieval, stuck)
     server: Server | None = None
+
+    def stuck_now(seconds: float) -> None:
+        if server is None or not server.should_exit:  # at the end nobody waits for it
+            stuck(seconds)
+
+    service = RetrievalService(open_backend, retrieval, stuck_now)
     try:
         await service.start()
         app, metrics = make_app(service, service.identity, config, token)
@@ -145,7 +149,7 @@ async def serve_on(
         await server.serve(sockets=[listener])
     finally:
         listener.close()
-        await service.close(wait=server is None or server.again is None)
+        await service.close(0 if server is not None and server.again else CUT_S)
     return server.again
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from patience import until
 from served import CONFIG, PASSAGES, PATIENCE_S, Running, Scripted, open_index, refusal, running
 
 from agent.errors import Stopped, UserError
+from agent.records import Passage
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.rankers import open_backend
 from retrieval_service.server.config import ServeConfig
 from retrieval_service.server.run import bind, serve, serve_on
+from retrieval_service.service import RetrievalService
 
 pytestmark = pytest.mark.jvm
 
@@ -29,6 +32,15 @@ pytestmark = pytest.mark.jvm
 def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Warnings and errors; another test of this process may have asked libraries for more."""
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def refused(url: httpx.URL) -> bool:
+    """Whether nobody listens there any more."""
+    try:
+        socket.create_connection((url.host, url.port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def test_ctrl_c_while_the_index_is_opened_ends_it_at_once() -> None:
@@ -84,13 +96,6 @@ def test_a_second_signal_ends_it_at_once(
     """The backend is held up to the end, and the time-out of a search is never reached."""
     backend.go_on.clear()
 
-    def refused(url: httpx.URL) -> bool:
-        try:
-            socket.create_connection((url.host, url.port)).close()
-        except ConnectionRefusedError:
-            return True
-        return False
-
     def client(url: httpx.URL) -> httpx.Response:
         with ThreadPoolExecutor(1) as pool:
             reply = pool.submit(httpx.post, url.join("/search"), json={"query": "x"}, timeout=PATIENCE_S)
@@ -115,6 +120,44 @@ def test_a_second_signal_ends_it_at_once(
     backend.go_on.set()
     assert getattr(error.value, "code", 130) == 128 + number
     assert not complaints(caplog)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_one_signal_ends_it_without_a_fault_whatever_the_index_is_at(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """The search is out for longer than all time-outs: its request gets a 503, and nothing says that it is stuck."""
+    monkeypatch.setattr("retrieval_service.server.run.GRACE_S", 0.3)
+    monkeypatch.setattr("retrieval_service.server.run.CUT_S", 0.3)
+    monkeypatch.setattr("retrieval_service.server.run._end", lambda seconds: pytest.fail("it is stuck"))
+    urls: list[httpx.URL] = []
+    told: list[Callable[[float], None]] = []
+
+    class Told(RetrievalService):
+        def __init__(self, opened: Any, config: RetrievalConfig, stuck: Callable[[float], None]) -> None:
+            super().__init__(opened, config, stuck)
+            told.append(stuck)
+
+    class Interrupted(Scripted):
+        def search_batch(self, queries: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
+            os.kill(os.getpid(), number)
+            until(lambda: refused(urls[0]))
+            told[0](60.0)
+            return super().search_batch(queries, k)
+
+    monkeypatch.setattr("retrieval_service.server.run.RetrievalService", Told)
+    backend = Interrupted()
+    backend.go_on.clear()
+    with ThreadPoolExecutor(1) as pool:
+        replies: list[Future[httpx.Response]] = []
+
+        def ready(url: str, identity: Any) -> None:
+            urls.append(httpx.URL(url))
+            replies.append(pool.submit(httpx.post, f"{url}/search", json={"query": "x"}, timeout=PATIENCE_S))
+
+        serve(lambda: backend, RetrievalConfig(timeout_s=PATIENCE_S), ServeConfig(port=0), None, ready)
+        assert "the server is ending" in refusal(replies[0].result(PATIENCE_S), 503)
+    backend.go_on.set()
 
 
 @pytest.mark.parametrize("behind", [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["one", "two"])
