@@ -79,7 +79,7 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
     if is_hub_name(path):
         fetch(config, console)  # the model, too
     with console.phase("reading the checkpoint"):
-        folder = check_model(path, given, config.agent, hub=is_hub_name(path))
+        folder = check_model(path, given, config.agent, learns=False, hub=is_hub_name(path))
         published = FolderChannel().publish(folder, 0)
         how = _how(config, published.checksum)
     fetch(config, console)

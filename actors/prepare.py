@@ -17,7 +17,7 @@ from actors.prompts import playable
 from agent.aside import aside
 from agent.config import AgentConfig
 from agent.dialogue import Dialogue
-from agent.errors import UserError, shortened
+from agent.errors import UserError
 from agent.formats.tags import tags_of
 from agent.paths import at_home
 from agent.prompts import prompt_text
@@ -25,9 +25,10 @@ from agent.records import Question
 from agent.rewards.scorer import Scorer
 from agent.tokens import Tokenizer
 from conf.schema import RunConfig
-from learner.context import context_of, could_be, window_of
+from learner.context import configuration, context_of, could_be, window_of
 from learner.digests import file_digest
 from learner.hub import Fetched, local_folder
+from learner.lacking import lacking
 from learner.model_folder import check_folder
 from learner.skeleton import write_skeleton
 from retrieval_service.names import Digests, digests
@@ -100,9 +101,9 @@ def prepare(config: RunConfig, run_dir: Path, task: Task | None = None) -> Prepa
     if model_path is None:
         model_path = str(_skeleton(config, task, run_dir))
     given = f"model.path={model_path}"
-    model = _configuration(model_path, given)
+    model = configuration(model_path, given)
     _check_context(model, given, config.agent)
-    _check_window(model, given, config.agent)
+    _check_learnable(model, given, config.agent)
     tokenizer = Tokenizer(model_path)
     dialogue = Dialogue.of(tokenizer, config.agent)
     task = playable(task, dialogue, tokenizer, config.agent.max_prompt_tokens)
@@ -129,19 +130,24 @@ def prepare(config: RunConfig, run_dir: Path, task: Task | None = None) -> Prepa
     )
 
 
-def check_model(path: str, given: str, agent: AgentConfig, *, hub: bool = True, fetched: Fetched | None = None) -> Path:
+def check_model(
+    path: str, given: str, agent: AgentConfig, *, learns: bool, hub: bool = True, fetched: Fetched | None = None
+) -> Path:
     """The folder of the model ``path``, when all that a run of ``agent`` needs of it is there. Takes a second.
 
     That is its weights, by their headers; a tokenizer of this model, with a chat template if the agent wants one;
-    and a context for the longest episode. ``fetched`` is told how much of it has come from the hub. Raises
-    ``UserError`` that starts with ``given`` (``checkpoint=…``).
+    a context for the longest episode; and if it ``learns``, an attention that the learner has. ``fetched`` is told how
+    much of it has come from the hub. Raises ``UserError`` that starts with ``given`` (``checkpoint=…``).
     """
     folder = local_folder(path, given, hub=hub, fetched=fetched)
     rows = check_folder(folder, given)
     tokenizer = Tokenizer(folder, given)
     tokenizer.check(rows)
     Dialogue.of(tokenizer, agent).prompt_ids("?")
-    _check_context(_configuration(str(folder), given), given, agent)
+    model = configuration(str(folder), given)
+    _check_context(model, given, agent)
+    if learns:
+        _check_learnable(model, given, agent)
     return folder
 
 
@@ -167,17 +173,6 @@ def _skeleton(config: RunConfig, task: Task, run_dir: Path) -> Path:
     return folder
 
 
-def _configuration(model_path: str, given: str) -> dict[str, Any]:
-    """``config.json`` of a folder or a hub's name, as transformers reads it."""
-    from transformers import AutoConfig
-
-    try:
-        read: dict[str, Any] = AutoConfig.from_pretrained(model_path, trust_remote_code=False).to_dict()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{given}: no model's configuration can be loaded from it ({shortened(error)})") from error
-    return read
-
-
 def _check_context(model: Mapping[str, Any], given: str, agent: AgentConfig) -> None:
     """Raises ``UserError`` if the model of that configuration can't take the longest episode."""
     context, longest = context_of(model), agent.longest_episode
@@ -195,8 +190,11 @@ def _check_context(model: Mapping[str, Any], given: str, agent: AgentConfig) -> 
         )
 
 
-def _check_window(model: Mapping[str, Any], given: str, agent: AgentConfig) -> None:
-    """Raises ``UserError`` if the longest episode leaves the window of its attention: the learner computes none."""
+def _check_learnable(model: Mapping[str, Any], given: str, agent: AgentConfig) -> None:
+    """Raises ``UserError`` if the learner lacks what the model computes, or the longest episode leaves the window of
+    its attention."""
+    if (why := lacking(model)) is not None:
+        raise UserError(f"{given}: {why}")
     window, longest = window_of(model), agent.longest_episode
     if window is not None and longest > window:
         raise UserError(

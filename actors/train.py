@@ -53,7 +53,7 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
         with console.phase("checking the model"):  # before gigabytes are fetched for one that is broken
             from actors.prepare import check_model
 
-            check_model(own, f"model.path={own}", config.agent)
+            check_model(own, f"model.path={own}", config.agent, learns=True)
     fetch(config, console)
     with console.phase("reading the data"):
         from actors.prepare import check_model, look, prepare
@@ -74,7 +74,7 @@ def _train(config: RunConfig, run_dir: Path, console: Console, in_short: str, na
     if config.model.path is not None:
         given = f"resume={config.resume}" if resume is not None else f"model.path={config.model.path}"
         with console.phase("checking the model") as phase:
-            folder = check_model(config.model.path, given, config.agent, fetched=phase.counting("MB"))
+            folder = check_model(config.model.path, given, config.agent, learns=True, fetched=phase.counting("MB"))
         if config.cluster.address is None or at_home(config.model.path).is_dir():
             config.model.path = str(folder)  # else the name: nodes of a cluster have snapshots of their own
     if resume is not None:

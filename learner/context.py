@@ -5,8 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from agent.errors import UserError, shortened
+
 STRETCHED = ("linear", "dynamic")
 """Kinds of positions (``rope_type``) of which ``max_position_embeddings`` is the context before they were scaled."""
+
+
+def configuration(path: str, given: str) -> dict[str, Any]:
+    """``config.json`` of a folder or a hub's name, as transformers reads it: with what its family takes for granted.
+
+    Raises ``UserError`` that starts with ``given`` when it is no model's.
+    """
+    from transformers import AutoConfig
+
+    try:
+        read: dict[str, Any] = AutoConfig.from_pretrained(path, trust_remote_code=False).to_dict()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{given}: no model's configuration can be loaded from it ({shortened(error)})") from error
+    return read
 
 
 def context_of(config: Mapping[str, Any]) -> int | None:
@@ -14,7 +30,7 @@ def context_of(config: Mapping[str, Any]) -> int | None:
 
     ``max_position_embeddings`` is that already, but for positions in ``STRETCHED``: then ``factor`` times as many fit.
     """
-    most, (kind, factor) = _whole(config.get("max_position_embeddings")), _scaling(config)
+    most, (kind, factor) = _whole(config.get("max_position_embeddings")), scaling_of(config)
     return int(most * factor) if most is not None and kind in STRETCHED else most
 
 
@@ -24,7 +40,7 @@ def could_be(config: Mapping[str, Any]) -> tuple[int, int] | None:
 
     A model card that says how to switch YaRN on leaves that field as it was (Qwen2.5's), and the engine goes by it.
     """
-    (kind, factor), most = _scaling(config), _whole(config.get("max_position_embeddings"))
+    (kind, factor), most = scaling_of(config), _whole(config.get("max_position_embeddings"))
     original = _whole(_positions(config).get("original_max_position_embeddings")) or most
     if kind != "yarn" or most is None or original is None or int(original * factor) <= most:
         return None
@@ -46,7 +62,8 @@ def _positions(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _scaling(config: Mapping[str, Any]) -> tuple[str, float]:
+def scaling_of(config: Mapping[str, Any]) -> tuple[str, float]:
+    """The kind of the model's positions (``rope_type``), and the factor by which they are scaled."""
     found = _positions(config)
     factor = found.get("factor")
     kind = str(found.get("rope_type") or found.get("type") or "default")

@@ -12,27 +12,15 @@ from transformers import PreTrainedModel
 
 from agent.errors import UserError
 from learner.attention import ATTENTION
+from learner.lacking import lacking
 from learner.packing import PackedRow, pack_rows
-
-RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier_scale")
-"""Configuration fields of models whose logits are not simply head(hidden): Gemma, Cohere, Granite."""
-
-LENGTH_DEPENDENT = ("longrope", "dynamic")
-"""Kinds of positions that transformers computes by the largest of a batch: Phi's long contexts."""
 
 
 def refuse_unsupported(model: PreTrainedModel) -> None:
     """Raises ``UserError`` for what a model's configuration says can't be computed on packed rows."""
     config, name = model.config, type(model).__name__
-    for field in RESCALED_LOGITS:
-        if getattr(config, field, None) not in (None, 1.0):
-            raise UserError(f"model {name}: {field} is not supported; its logits are rescaled after the head")
-    other = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    if other:
-        raise UserError(f"model {name}: layers of type {', '.join(sorted(other))} are not supported on packed rows")
-    positions = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
-    if positions in LENGTH_DEPENDENT:
-        raise UserError(f"model {name}: rope_type {positions} is not supported; it computes by the longest of a row")
+    if (why := lacking(config.to_dict())) is not None:
+        raise UserError(f"model {name}: {why}")
     if config._attn_implementation != ATTENTION:
         raise UserError(f"model {name}: built with attention {config._attn_implementation}, needs {ATTENTION}")
     head = model.get_output_embeddings()

@@ -48,7 +48,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 
 
 def test_a_whole_model_is_found(folder: Path) -> None:
-    assert check_model(str(folder), "checkpoint=here", AGENT) == folder
+    assert check_model(str(folder), "checkpoint=here", AGENT, learns=True) == folder
 
 
 @pytest.mark.parametrize(
@@ -66,17 +66,17 @@ def test_what_is_wrong_is_one_line_that_begins_with_what_was_given(
 ) -> None:
     spoil(folder)
     with pytest.raises(UserError, match=rf"^checkpoint=here: .*{said}") as error:
-        check_model(str(folder), "checkpoint=here", AGENT)
+        check_model(str(folder), "checkpoint=here", AGENT, learns=True)
     assert "\n" not in str(error.value)
 
 
 def test_what_the_agent_wants_of_the_model_is_checked_too(folder: Path) -> None:
     chat = AgentConfig(chat=True, max_prompt_tokens=64, max_response_tokens=64)
     with pytest.raises(UserError, match=r"^checkpoint=here: its tokenizer has no chat template, which agent\.chat"):
-        check_model(str(folder), "checkpoint=here", chat)
+        check_model(str(folder), "checkpoint=here", chat, learns=True)
     longer = AgentConfig(prompt="plain", chat=False, max_prompt_tokens=64, max_response_tokens=65)
     with pytest.raises(UserError, match=r"= 129, but the context of the model in checkpoint=here is 128 tokens"):
-        check_model(str(folder), "checkpoint=here", longer)
+        check_model(str(folder), "checkpoint=here", longer, learns=True)
 
 
 def test_a_context_is_what_the_engine_takes(folder: Path) -> None:
@@ -89,12 +89,12 @@ def test_a_context_is_what_the_engine_takes(folder: Path) -> None:
         file.write_text(json.dumps({**settings, "rope_parameters": {"rope_theta": 10_000.0, **scaling}}))
 
     scaled(rope_type="linear", factor=2.0)
-    assert check_model(str(folder), "checkpoint=here", longer) == folder
+    assert check_model(str(folder), "checkpoint=here", longer, learns=True) == folder
     scaled(rope_type="yarn", factor=4.0, original_max_position_embeddings=128)
     with pytest.raises(
         UserError, match=r"is 128 tokens; .*YaRN reaches 512 once .* has max_position_embeddings=512 beside"
     ):
-        check_model(str(folder), "checkpoint=here", longer)
+        check_model(str(folder), "checkpoint=here", longer, learns=True)
 
 
 def test_an_episode_longer_than_the_attentions_window_is_refused_before_it_is_played(
@@ -109,6 +109,17 @@ def test_an_episode_longer_than_the_attentions_window_is_refused_before_it_is_pl
     config = replace(config, model=replace(config.model, path=str(tmp_path / "model")))
     with pytest.raises(UserError, match=r"^agent\.max_prompt_tokens .* = 384, but .* window of 128 tokens"):
         prepare(config, tmp_path)
+
+
+def test_attention_that_the_learner_lacks_is_refused_of_a_model_that_learns(folder: Path) -> None:
+    """Before engines are started, which have it."""
+    file = folder / "config.json"
+    settings = json.loads(file.read_text())
+    sliding = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0, "layer_types": None}
+    file.write_text(json.dumps({**settings, **sliding}))
+    assert check_model(str(folder), "model.path=here", AGENT, learns=False) == folder
+    with pytest.raises(UserError, match=r"^model\.path=here: layers of type sliding_attention are not supported"):
+        check_model(str(folder), "model.path=here", AGENT, learns=True)
 
 
 # --- a run's own -----------------------------------------------------------------------------------
@@ -129,7 +140,7 @@ def test_a_runs_own_folder_is_a_skeleton_and_nobody_may_start_from_it(tmp_path: 
     assert (made / MARKER).is_file()
     assert Policy.from_folder(made, seed=0, dtype="float32").head.shape[1] == SIZES["hidden_size"]
     with pytest.raises(UserError, match=r"^model\.path=it: .*name one of its checkpoints"):
-        check_model(str(made), "model.path=it", AGENT)
+        check_model(str(made), "model.path=it", AGENT, learns=True)
 
 
 @pytest.mark.parametrize("left", ["half", pytest.param("other sizes", marks=pytest.mark.slow)])

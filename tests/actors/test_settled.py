@@ -15,10 +15,11 @@ from agent.pool.rules.epoch import Rule as Epoch
 from conf.schema import RunConfig
 
 
-def longest(folder: Path, description: object, response: int = 0, prompt: int = 1024) -> int:
+def longest(folder: Path, description: object, response: int = 0, prompt: int = 1024, mode: str = "train") -> int:
     (folder / "config.json").write_text(json.dumps(description))
     agent = AgentConfig(max_prompt_tokens=prompt, max_response_tokens=response)
     config = RunConfig(agent=agent, pool=Epoch())
+    config.mode = mode
     assert settle(config, str(folder), "model.path=it", nullcontext) == str(folder)
     return config.agent.max_response_tokens
 
@@ -39,3 +40,24 @@ def test_a_context_without_room_is_said(tmp_path: Path) -> None:
         longest(tmp_path, {"max_position_embeddings": 1024})
     with pytest.raises(UserError, match=r"^model\.path=it: config\.json can't be read"):
         longest(tmp_path, [])
+
+
+def test_a_response_fits_the_window_of_a_model_that_learns(tmp_path: Path) -> None:
+    """The learner computes no window, an engine does; a Qwen2 has the field and doesn't use it unless it says so."""
+    mistral = {"model_type": "mistral", "sliding_window": 4096, "max_position_embeddings": 32768}
+    assert longest(tmp_path, mistral) == 3072
+    assert longest(tmp_path, mistral, mode="eval") == 8192
+    assert longest(tmp_path, {**mistral, "max_position_embeddings": 2048}) == 1024
+    assert longest(tmp_path, {**mistral, "model_type": "qwen2", "use_sliding_window": False}) == 8192
+    with pytest.raises(
+        UserError, match=r"^agent\.max_prompt_tokens=4096 fills the window of attention of the model in"
+    ):
+        longest(tmp_path, mistral, prompt=4096)
+
+
+def test_a_model_that_the_learner_lacks_is_refused_before_it_is_planned(tmp_path: Path) -> None:
+    kinds = {"max_position_embeddings": 32768, "layer_types": ["full_attention", "sliding_attention"]}
+    assert longest(tmp_path, kinds, mode="eval") == 8192
+    for mode in ("plan", "train", "doctor"):
+        with pytest.raises(UserError, match=r"^model\.path=it: layers of type sliding_attention are not supported"):
+            longest(tmp_path, kinds, mode=mode)

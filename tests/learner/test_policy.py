@@ -203,7 +203,7 @@ def test_models_with_rescaled_logits_are_refused() -> None:
 
 
 def test_a_rescaled_head_that_no_list_names_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learner.exactness.RESCALED_LOGITS", ())
+    monkeypatch.setattr("learner.lacking.RESCALED_LOGITS", ())
     with pytest.raises(UserError, match="differ from its own forward pass"):
         Policy(GraniteForCausalLM(GraniteConfig(**COMMON, logits_scaling=8.0)))
 
