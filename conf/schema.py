@@ -164,12 +164,12 @@ class RunConfig:
             self._check_files()
         if self.retrieval.prebuilt == FITTING:
             self.retrieval = replace(self.retrieval, prebuilt=fitting(self.data.named).name)
+        if self.mode in ("train", "plan") and self.checkpoint:
+            raise UserError(
+                f"checkpoint={self.checkpoint} is for mode=eval, ask, calibrate and fetch; resume=FOLDER goes on with "
+                f"a run, and model.path={self.checkpoint} is a run from a checkpoint's weights, or its plan"
+            )
         if self.mode == "train":
-            if self.checkpoint:
-                raise UserError(
-                    f"checkpoint={self.checkpoint} is for mode=eval, ask and calibrate; resume=FOLDER goes on with a "
-                    "run, and model.path=FOLDER starts from a checkpoint's weights"
-                )
             if self.question:
                 raise UserError("question=… is for mode=ask")
             self._check_experts()

@@ -122,8 +122,8 @@ def test_a_tracker_is_looked_for_by_the_modes_that_tell_one(
 
 
 def test_a_plan_needs_no_file() -> None:
-    assert refusal(*OWN, "mode=plan", "model.path=/nowhere", "checkpoint=x") is None
-    assert refusal(*OWN, "mode=plan", "data.corpus=null", "checkpoint=x", "retrieval.index=y") is None
+    assert refusal(*OWN, "mode=plan", "model.path=/nowhere") is None
+    assert refusal(*OWN, "mode=plan", "data.corpus=null", "retrieval.index=y") is None
 
 
 @pytest.mark.parametrize(

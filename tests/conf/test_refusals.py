@@ -127,7 +127,8 @@ MISTAKES = [
         "algorithm.warm_start.steps=200 needs expert trajectories: data.experts=FILE or auto; or set ",
     ),
     (["data=jsonl", "data.questions=q.jsonl"], "data=jsonl needs data.corpus=FILE"),
-    (["checkpoint=somewhere"], "checkpoint=somewhere is for mode=eval, ask and calibrate; resume=FOLDER goes on"),
+    (["checkpoint=somewhere"], "checkpoint=somewhere is for mode=eval, ask, calibrate and fetch; resume=FOLDER goes"),
+    (["mode=plan", "checkpoint=org/name"], "checkpoint=org/name is for mode=eval, ask, calibrate and fetch; "),
     (
         ["model=[tiny]"],
         "model=[tiny]: one choice is needed, such as model=NAME; several values are a sweep, -m model=A,B",
