@@ -109,13 +109,15 @@ class _Searches:
             asked = one.asked(one.request.model_validate(body))
         except ValidationError as error:
             raise Refused(422, _first(error)) from None
-        found = await self._desk.search(asked)
-        if sum(map(len, found)) < LARGE:
-            reply = _json(one.reply(asked, found))
-        else:
-            async with self._large:
-                reply = await asyncio.to_thread(_large, one, asked, found)
+        reply = await self._reply(one, asked)
         await reply(scope, receive, send)
+
+    async def _reply(self, one: Dialect, asked: Asked) -> Response:
+        async with self._desk.search(asked) as found:
+            if sum(map(len, found)) < LARGE:
+                return _json(one.reply(asked, found))
+            async with self._large:
+                return await asyncio.to_thread(_large, one, asked, found)
 
     def described(self) -> dict[str, Any]:
         """What OpenAPI says of it."""

@@ -29,12 +29,16 @@ class ServeConfig:
     about 1.3 KB there."""
     max_body_kib: int = bounded(4096, "at least 1")
     """Longest body of a request."""
+    max_held_mib: int = bounded(512, "at least 1")
+    """Most memory that the bodies and the replies of all requests take together, in MiB, until they have been read; one
+    more is answered with 429."""
     max_waiting: int = bounded(8192, "at least 1")
     """Most searches that wait at once, of all requests together; one more request is answered with 429."""
     max_connections: int = bounded(512, "at least 1")
     """Most open connections; the next one is answered with 429 and closed."""
     read_timeout_s: float = bounded(10.0, "above 0")
-    """Longest that a client may take to send a request's head, and then its body."""
+    """Longest that a client may take to send a request's head, and then its body, and to read anything more of its
+    reply."""
 
     def __post_init__(self) -> None:
         check_bounds(self, "serve")
@@ -42,6 +46,11 @@ class ServeConfig:
             raise UserError(
                 f"serve.max_waiting={self.max_waiting} must be at least serve.max_queries={self.max_queries}, or a "
                 "request of that many could never be answered"
+            )
+        if self.max_held_mib << 10 < self.max_body_kib:
+            raise UserError(
+                f"serve.max_held_mib={self.max_held_mib} must be at least serve.max_body_kib={self.max_body_kib} KiB, "
+                "or a request of that size could never be answered"
             )
         if self.max_passages < self.max_top_k:
             raise UserError(

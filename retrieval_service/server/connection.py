@@ -23,9 +23,10 @@ class Connection(HttpToolsProtocol):
     """uvicorn's, which waits for ever for a request's head and reads one of any length.
 
     A head that isn't complete in ``read_timeout_s`` closes the connection, and one longer than ``MAX_HEAD`` or a
-    connection too many is refused first. The body's limits are the gate's. A request whose client goes away is
-    cancelled, which makes the line shorter. A wish to go on in another protocol (curl's and Java's ``Upgrade: h2c``) is
-    ignored, as RFC 9110, section 7.8, allows; uvicorn drops the body of such a request.
+    connection too many is refused first. One whose client reads nothing more of its reply for so long is closed. The
+    body's limits are the gate's. A request whose client goes away is cancelled, which makes the line shorter. A wish to
+    go on in another protocol (curl's and Java's ``Upgrade: h2c``) is ignored, as RFC 9110, section 7.8, allows; uvicorn
+    drops the body of such a request.
     """
 
     limits = ServeConfig()
@@ -35,6 +36,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._late: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
         self._head = 0
         self._running: Any = None
         if len(self.connections) > self.limits.max_connections:
@@ -95,8 +97,17 @@ class Connection(HttpToolsProtocol):
         if not self._wants_upgrade():
             super().on_message_complete()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reading()
+
+    def resume_writing(self) -> None:
+        self._was_read()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_came()
+        self._was_read()
         super().connection_lost(exc)
         if self._running is not None and not self._running.response_complete:
             self._running.scope[GONE] = self._running.disconnected = True  # uvicorn's own: of the last one sent
@@ -130,6 +141,21 @@ class Connection(HttpToolsProtocol):
         if self._late is not None:
             self._late.cancel()
             self._late = None
+
+    def _await_reading(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._unread = self.loop.call_later(self.limits.read_timeout_s, self._look_again, left)
+
+    def _look_again(self, left: int) -> None:
+        if self.transport.get_write_buffer_size() < left:
+            self._await_reading()
+        else:
+            self.transport.abort()
+
+    def _was_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _turn_away(self, status: str, reason: str, retry_after_s: int | None = None) -> None:
         self.refused(int(status[:3]))

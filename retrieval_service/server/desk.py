@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from agent.errors import RetrievalError
 from agent.records import Passage
@@ -38,8 +38,9 @@ class Desk:
         self.waiting = 0
         """Searches that have been admitted and not answered."""
 
-    async def search(self, asked: Asked) -> list[Hits]:
-        """The passages of each query."""
+    @asynccontextmanager
+    async def search(self, asked: Asked) -> AsyncIterator[list[Hits]]:
+        """The passages of each query. They are in the line until the body, which makes the reply of them, ends."""
         limit = self._config
         if len(asked.queries) > limit.max_queries:
             raise Refused(422, f"{len(asked.queries)} queries, and at most {limit.max_queries} may be asked at once")
@@ -52,11 +53,14 @@ class Desk:
             asks = f"{len(asked.queries)} queries for {asked.k} passages each are {passages}"
             raise Refused(422, f"{asks}, and at most {limit.max_passages} may be asked for at once")
         with self._in_line(len(asked.queries)):
-            if len(asked.queries) == 1:  # the commonest, and no task is needed for it
-                return [await self._one(self.service.search(asked.queries[0], asked.k))]
-            found = await asyncio.gather(
-                *(self.service.search(query, asked.k) for query in asked.queries), return_exceptions=True
-            )
+            yield await self._all(asked)
+
+    async def _all(self, asked: Asked) -> list[Hits]:
+        if len(asked.queries) == 1:  # the commonest, and no task is needed for it
+            return [await self._one(self.service.search(asked.queries[0], asked.k))]
+        found = await asyncio.gather(
+            *(self.service.search(query, asked.k) for query in asked.queries), return_exceptions=True
+        )
         for hits in found:
             if isinstance(hits, BaseException):
                 raise _refusal(hits) from hits

@@ -1,4 +1,5 @@
-"""The gate before all routes: who may enter, and the body of a request, whole and of bounded size."""
+"""The gate before all routes: who may enter, the body of a request, whole and of bounded size, and how much memory all
+bodies and replies may take together."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from typing import Any
 
 from retrieval_service.server.config import ServeConfig
 from retrieval_service.server.connection import GONE
-from retrieval_service.server.desk import Refused
+from retrieval_service.server.desk import RETRY_AFTER_S, Refused
 from retrieval_service.server.metrics import Metrics
 
 Scope = MutableMapping[str, Any]
@@ -20,6 +21,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Hold = Callable[[int], None]
+"""Takes so many bytes of what all requests may hold; raises ``Refused`` where they aren't left."""
 
 OPEN = frozenset({"/docs", "/openapi.json"})
 """Paths that need no token: they say what the program is, and nothing of the index."""
@@ -41,34 +44,64 @@ class Gate:
         self._token = token.encode() if token is not None else None
         self._local = token is None and is_loopback(config.host)
         self._metrics = metrics
+        self._held = 0
+        """Bytes of the bodies and replies that are held now."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 0
+        began, status, held = time.perf_counter(), 0, 0
+        start: Message | None = None
+
+        def hold(size: int) -> None:
+            nonlocal held
+            self._check_room(size)
+            held += size
+            self._held += size
 
         async def watched(message: Message) -> None:
-            nonlocal status
+            nonlocal status, start
             if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
+                start = message  # it waits until there is room for what follows
+                return
+            if start is not None:
+                try:
+                    hold(len(message.get("body", b"")))
+                except Refused as refused:
+                    start, message = _said(refused)
+                status = start["status"]
+                await send(start)
+                start = None
+            await send({**message, "more_body": True})
+            if not message.get("more_body", False):
+                await send({"type": "http.response.body"})  # which waits until the client has read what was sent
 
         try:
-            await self._enter(scope, receive, watched)
+            await self._enter(scope, receive, watched, hold)
         except asyncio.CancelledError:
             if not scope.get(GONE):
                 raise
         finally:
+            self._held -= held
             route = getattr(scope.get("route"), "path", None)
             self._metrics.answered(route, status, time.perf_counter() - began)
 
-    async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _check_room(self, size: int) -> None:
+        """Refuses what takes ``size`` bytes, where that is more than all requests together may take."""
+        most = self._config.max_held_mib << 20
+        if size > most:
+            raise Refused(422, f"a reply of {size} bytes, and at most {most} may be held; ask for fewer passages")
+        if self._held + size > most:
+            raise Refused(429, f"requests and replies hold {self._held} bytes already; ask again in {RETRY_AFTER_S} s")
+
+    async def _enter(self, scope: Scope, receive: Receive, send: Send, hold: Hold) -> None:
         try:
             self._check(scope)
-            body = await self._body(scope, receive)
+            body = await self._body(receive, hold)
         except Refused as refused:
-            await _say(refused, send)
+            for message in _said(refused):
+                await send(message)
             return
         if body is None:
             return  # the client has gone
@@ -107,10 +140,11 @@ class Gate:
             if coding.lower() not in (b"", b"identity"):
                 raise Refused(415, "a body that is compressed; send it as it is, without Content-Encoding")
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
+    async def _body(self, receive: Receive, hold: Hold) -> bytes | None:
         """The whole body; None if the client went away meanwhile."""
         limit = self._config.max_body_kib << 10
         parts: list[bytes] = []
+        refused: Refused | None = None
         size, more = 0, True
         try:
             async with asyncio.timeout(self._config.read_timeout_s):
@@ -118,17 +152,25 @@ class Gate:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return None
-                    size += len(message.get("body", b""))
+                    part: bytes = message.get("body", b"")
+                    size += len(part)
                     more = message.get("more_body", False)
-                    if size <= limit:
-                        parts.append(message.get("body", b""))
+                    if size > limit:
+                        refused = Refused(413, f"a body of more than {limit} bytes")
+                    elif refused is None:
+                        try:
+                            hold(len(part))
+                        except Refused as full:
+                            refused = full
+                    if refused is None:
+                        parts.append(part)
                     else:
                         parts.clear()
         except TimeoutError:
             reason = f"the body was not there after {self._config.read_timeout_s:g} s"
             raise Refused(413 if size > limit else 408, reason) from None
-        if size > limit:
-            raise Refused(413, f"a body of more than {limit} bytes")
+        if refused is not None:
+            raise refused
         return b"".join(parts)
 
 
@@ -146,7 +188,8 @@ def _name(host: str) -> str:
     return host.rpartition(":")[0] if ":" in host and not host.endswith("]") else host
 
 
-async def _say(refused: Refused, send: Send) -> None:
+def _said(refused: Refused) -> tuple[Message, Message]:
+    """A refusal as an answer."""
     body = json.dumps({"detail": refused.reason}).encode()
     headers = [
         (b"content-type", b"application/json"),
@@ -156,5 +199,7 @@ async def _say(refused: Refused, send: Send) -> None:
     ]
     if refused.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    if refused.status == 429:
+        headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
+    start = {"type": "http.response.start", "status": refused.status, "headers": headers}
+    return start, {"type": "http.response.body", "body": body}

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import socket
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import httpx
 import pytest
+from hostile import request
 from patience import until
 from served import PATIENCE_S, Running, Scripted, refusal, running
 
@@ -161,6 +165,45 @@ def test_a_full_line_is_answered_with_429_until_there_is_room() -> None:
                 assert (await http.post("/search", json={"query": "e"})).status_code == 200
 
         asyncio.run(scene())
+
+
+LARGE = {"queries": ["x"], "topk": 8}
+"""Of passages of a million characters: 16 MB, more than the buffers of two sockets take."""
+
+
+@contextmanager
+def asking_without_reading(server: Running) -> Iterator[socket.socket]:
+    """A client that has asked for ``LARGE`` and reads nothing; its reply has begun to come."""
+    body = json.dumps(LARGE).encode()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(server.place)
+        client.sendall(request(body))
+        assert client.recv(12, socket.MSG_PEEK) == b"HTTP/1.1 200"
+        yield client
+
+
+def test_what_the_replies_take_together_is_bounded(backend: Scripted) -> None:
+    backend.text = "x" * 1_000_000
+    with running(lambda: backend, RetrievalConfig(timeout_s=PATIENCE_S), max_held_mib=19) as server:
+        with asking_without_reading(server) as slow:
+            full = server.post("/retrieve", LARGE)
+            assert re.match(r"requests and replies hold 160\d{5} bytes already; ask again in 1 s", refusal(full, 429))
+            assert full.headers["retry-after"] == "1"
+            assert server.post("/retrieve", {"queries": ["x"], "topk": 1}).status_code == 200, "there is room for that"
+            body = {"queries": ["x"], "padding": "x" * 4_000_000}
+            assert "bytes already" in refusal(server.post("/retrieve", body), 429), "a body takes room, too"
+            raw = b"".join(iter(lambda: slow.recv(1 << 20), b""))
+            assert len(json.loads(raw.partition(b"\r\n\r\n")[2])["result"][0]) == 8
+        until(lambda: server.post("/retrieve", LARGE).status_code == 200)
+        told = refusal(server.post("/retrieve", {"queries": ["x"], "topk": 11}), 422)
+        assert re.match(r"a reply of 220\d{5} bytes, and at most 19922944 may be held; ask for fewer passages", told)
+
+
+def test_a_client_that_reads_nothing_of_its_reply_is_cut_off(backend: Scripted) -> None:
+    backend.text = "x" * 1_000_000
+    with running(lambda: backend, max_held_mib=20, read_timeout_s=0.5) as server, asking_without_reading(server):
+        until(lambda: server.post("/retrieve", LARGE).status_code == 200)
 
 
 def test_a_client_that_has_gone_leaves_the_line() -> None:
