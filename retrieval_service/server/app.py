@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.datastructures import QueryParams
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from retrieval_service.backend import Identity
@@ -83,7 +84,19 @@ def make_app(
     _add_dialects(app, desk, token is not None)
     _add_facts(app, desk, identity, metrics)
     app.router.routes.extend(mcp_routes)
-    return Gate(app, config, token, metrics), metrics
+    gate = Gate(app, config, token, metrics)
+    if not config.cors:
+        return gate, metrics
+    # Outermost: what a browser asks beforehand bears no token, and a page is to see a refusal's reason, too.
+    cors = CORSMiddleware(
+        gate,
+        allow_origins=config.cors,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["Retry-After"],
+        max_age=600,
+    )
+    return cors, metrics
 
 
 class _Searches:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from agent.errors import UserError
 from agent.settings import PATH, TEXT, bounded, check_bounds
+
+_ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:\d{1,5})?")
 
 
 @dataclass
@@ -19,6 +22,9 @@ class ServeConfig:
     token_file: str | None = field(default=None, metadata=PATH)
     """The file with the token that requests must bear; without one, it is taken from ``SLINGSHOT_RETRIEVAL_TOKEN``.
     Without either, whoever reaches the server may search."""
+    cors: list[str] = field(default_factory=list)
+    """Origins, such as ``http://localhost:6274``, whose pages in a browser may ask: a browser lets none do it by
+    itself."""
     max_query_chars: int = bounded(10_000, "at least 1")
     """Longest query. Lucene takes a word after the other, so a long one is slow for all."""
     max_queries: int = bounded(4096, "at least 1")
@@ -42,6 +48,12 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self, "serve")
+        for origin in self.cors:
+            if not _ORIGIN.fullmatch(origin):
+                raise UserError(
+                    f"serve.cors: {origin} is no origin as a browser sends it; write http://HOST or https://HOST:PORT, "
+                    "in lower case and without a path"
+                )
         if self.max_waiting < self.max_queries:
             raise UserError(
                 f"serve.max_waiting={self.max_waiting} must be at least serve.max_queries={self.max_queries}, or a "

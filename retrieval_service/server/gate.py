@@ -129,9 +129,12 @@ class Gate:
             host = next(_values(scope, b"host"), b"").decode("latin-1")
             if not is_loopback(_name(host)):
                 raise Refused(403, "this server answers requests to localhost or 127.0.0.1 alone; set a token")
-            for origin in _values(scope, b"origin"):
-                if not is_loopback(_name(origin.decode("latin-1").rpartition("//")[2])):
-                    raise Refused(403, "this server answers no pages but those of localhost or 127.0.0.1; set a token")
+            for origin in (value.decode("latin-1") for value in _values(scope, b"origin")):
+                if origin not in self._config.cors and not is_loopback(_name(origin.rpartition("//")[2])):
+                    raise Refused(
+                        403,
+                        "this server answers no pages but those of localhost, 127.0.0.1 and serve.cors; set a token",
+                    )
         if self._token is not None and scope["path"] not in OPEN:
             scheme, _, given = next(_values(scope, b"authorization"), b"").partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(given, self._token):

@@ -246,6 +246,38 @@ def test_a_page_of_another_name_can_not_search_here(server: Running) -> None:
         assert guarded.client.get("/health", headers=right | {"Authorization": "bearer t0ken"}).status_code == 200
 
 
+def test_a_page_of_an_origin_that_is_named_may_ask() -> None:
+    """As a browser does it: it asks beforehand, without the token, whether it may send what the page wants sent."""
+    page, other = "https://inspector.example", "https://other.example"
+    wish = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    right = {"Authorization": "Bearer t0ken"}
+    with running(Scripted, token="t0ken", cors=[page]) as server:
+        for path in ("/mcp", "/retrieve"):
+            told = server.client.options(path, headers={"Origin": page, **wish})
+            assert told.status_code == 200
+            assert told.headers["access-control-allow-origin"] == page
+            assert told.headers["access-control-allow-headers"] == "authorization,content-type"
+            assert (
+                "access-control-allow-origin"
+                not in server.client.options(path, headers={"Origin": other, **wish}).headers
+            )
+        reply = server.post("/retrieve", {"queries": ["x"]}, headers={"Origin": page, **right})
+        assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (200, page)
+        refused = server.post("/retrieve", {"queries": ["x"]}, headers={"Origin": page})
+        assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, page)
+    with running(Scripted, cors=[page]) as server:
+        assert server.client.get("/health", headers={"Origin": page}).status_code == 200
+        assert "serve.cors" in refusal(server.client.get("/health", headers={"Origin": other}), 403)
+        reply = server.client.get("/health", headers={"Origin": "http://localhost:3000"})
+        assert "access-control-allow-origin" not in reply.headers
+
+
+def test_pages_of_no_origin_may_ask_unless_one_is_named(server: Running) -> None:
+    origin = {"Origin": "http://localhost:6274"}
+    assert server.client.options("/mcp", headers=origin | {"Access-Control-Request-Method": "POST"}).status_code == 405
+    assert "access-control-allow-origin" not in server.client.get("/health", headers=origin).headers
+
+
 def test_a_body_that_is_compressed_is_refused(server: Running) -> None:
     packed = gzip.compress(b'{"queries": ["Emma"]}')
     reply = server.client.post("/retrieve", content=packed, headers={"Content-Encoding": "gzip"})

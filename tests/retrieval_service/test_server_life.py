@@ -196,6 +196,11 @@ def test_a_port_that_is_taken_is_named(server: Running) -> None:
         ({"max_top_k": 0}, r"serve\.max_top_k=0 must be at least 1"),
         ({"read_timeout_s": float("nan")}, r"serve\.read_timeout_s=nan must be above 0"),
         ({"max_passages": 99}, r"serve\.max_passages=99 must be at least serve\.max_top_k=100"),
+        (
+            {"cors": ["http://localhost:1", "*"]},
+            r"serve\.cors: \* is no origin as a browser sends it; write http://HOST",
+        ),
+        ({"cors": ["http://localhost:1/"]}, r"serve\.cors: http://localhost:1/ is no origin"),
         ({"max_held_mib": 3}, r"serve\.max_held_mib=3 must be at least serve\.max_body_kib=4096 KiB"),
         ({"max_waiting": 10}, r"serve\.max_waiting=10 must be at least serve\.max_queries=4096"),
     ],
