@@ -120,10 +120,11 @@ class RolloutWorker:
             Stretches(replace(self._spans, actor=f"{self._name} {row}"), what, SHOWN_S)
             for row, what in (("engine", "generate"), ("searches", "search"))
         )
-        # Before the engine, which takes a minute: a tool of the user's own may not be fit to be made.
-        environment = Environment.of(agent, TimedSearcher(searcher, searching))
+        # Before the engine, which takes a minute: a tool of the user's own may not be fit to be made. And in a thread,
+        # which leaves this actor answering: what it is made of may take as long.
+        environment = await asyncio.to_thread(Environment.of, agent, TimedSearcher(searcher, searching))
         try:
-            self._engine = await asyncio.to_thread(  # which leaves this actor answering
+            self._engine = await asyncio.to_thread(
                 Engine,
                 settings.model_path,
                 settings.engine,
@@ -144,7 +145,7 @@ class RolloutWorker:
             config=agent,
             generator=TimedGenerator(self._engine, generating),
             environment=environment,
-            scorer=Scorer(settings.reward, self._dialogue.protocol),
+            scorer=await asyncio.to_thread(Scorer, settings.reward, self._dialogue.protocol),  # imports the user's own
         )
         return True
 

@@ -90,20 +90,37 @@ def test_a_tool_that_cannot_be_made_is_the_users_mistake_before_the_engine_start
         asyncio.run(worker.start())
 
 
-def test_the_actor_answers_while_its_engine_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = threading.Event()
+ASKED = threading.Event()
+"""Something else ran on the actor's event loop."""
 
-    def build(*_: Any, **__: Any) -> None:
-        assert asked.wait(HANG_S), "nothing else ran on the actor's event loop"
-        raise Unfit
+
+class Slow(Search):
+    """A tool of the user's own that loads something when it is made."""
+
+    def __init__(self, config: AgentConfig, searcher: Any) -> None:
+        wait_until_asked()
+
+
+def wait_until_asked(*_: Any, **__: Any) -> None:
+    assert ASKED.wait(HANG_S if threading.current_thread() is not threading.main_thread() else 0.0)
+    raise Unfit
+
+
+@pytest.mark.parametrize(("tool", "error"), [("search", Fault), (f"{__name__}:Slow", UserError)])
+def test_the_actor_answers_while_its_engine_or_a_tool_is_made(
+    tool: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ASKED.clear()
+    worker = worker_with(wait_until_asked, monkeypatch)
+    worker._settings.agent = AgentConfig(tools=[tool])
 
     async def start_and_ask() -> None:
-        starting = asyncio.ensure_future(worker_with(build, monkeypatch).start())
+        starting = asyncio.ensure_future(worker.start())
         await asyncio.sleep(0.01)
-        asked.set()
+        ASKED.set()
         await starting
 
-    with pytest.raises(Fault, match="Unfit"):
+    with pytest.raises(error, match="Unfit"):
         asyncio.run(start_and_ask())
 
 
