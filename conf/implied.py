@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from agent.errors import UserError
@@ -173,6 +173,9 @@ def sweep_lines(override: Override) -> list[str]:
         return [line]
     if not override.is_discrete_sweep():
         raise UserError(f"{line}: has no list of values to run; write them out, or as range(start,stop,step)")
+    values = override.value()
+    if isinstance(values, ChoiceSweep | RangeSweep) and values.shuffle:  # by a generator that nothing seeds
+        raise UserError(f"{line}: shuffle() draws another order at each start; write the values in the order you want")
     found = [f"{line.partition('=')[0]}={value}" for value in override.sweep_string_iterator()]
     if not found:
         raise UserError(f"{line}: has no value to run; range(start,stop,step) leaves stop out")

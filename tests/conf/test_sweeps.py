@@ -147,6 +147,8 @@ MISTAKES = [
     (["experiment=recycling", "resume=auto"], "resume=auto: is for one run; a sweep that is started again resumes"),
     (["experiment=recycling", "seed=1,1"], "condition=epoch,seed=1: two jobs of the sweep have this name"),
     (["-m", "seed=interval(0,1)"], "seed=interval(0,1): has no list of values to run; "),
+    (["-m", "mode=simulate", "seed=shuffle(range(0,3))"], "seed=shuffle(range(0,3)): shuffle() draws another order at"),
+    (["-m", "mode=simulate", "pool=shuffle(epoch,recycle)"], "pool=shuffle(epoch,recycle): shuffle() draws another"),
     (["-m", "mode=simulate", "seed=range(0,0)"], "seed=range(0,0): has no value to run; range(start,stop,step) leaves"),
     (["-m", "seed=0,1", "hydra.output_subdir=null"], "hydra.output_subdir=null: a run's settings are kept in .hydra,"),
     (["-m", "seed=0,1", "hydra.sweep.subdir=x"], "hydra.sweep.subdir=x: a job's folder is named by what the sweep"),
