@@ -419,6 +419,16 @@ def test_a_band_spans_what_all_curves_have() -> None:
     assert np.isnan(pictures.mean_band([([0, 10], [0.0, 1.0])])[2]).all()
 
 
+def test_curves_that_share_no_part_have_no_mean_and_no_difference() -> None:
+    x, mean, half = pictures.mean_band([([0, 10], [0.0, 1.0]), ([20, 30], [0.0, 1.0])])
+    assert len(x) == len(mean) == len(half) == 0
+    early = [row for row in RUN if row["kind"] == "eval" and row["step"] < 4]
+    late = [row | {"rollouts": row["rollouts"] + 1000} for row in early]
+    assert pictures.difference(early, late) == ([], [])
+    (panel, *_) = pictures._difference({"a": {0: early}, "b": {0: late}}, "a").axes
+    assert panel.get_title() == "b (0 seeds)"
+
+
 def test_each_condition_has_a_panel_with_a_thin_line_for_each_seed_and_the_baselines_mean() -> None:
     figure = pictures._em({"a": [RUN, RUN], "b": [RUN], "c": [RUN], "d": [RUN]}, "rollouts", 0.5, "a")
     assert [axes.get_title() for axes in figure.axes[:4]] == ["a (2 seeds)", "b (1 seed)", "c (1 seed)", "d (1 seed)"]

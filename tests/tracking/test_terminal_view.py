@@ -319,6 +319,11 @@ def test_what_is_no_range_is_refused(text: str) -> None:
         in_range(text)
 
 
+def test_a_range_from_the_larger_to_the_smaller_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'0\.6\.\.0\.2': no number is in it; .*, 0\.2\.\.0\.6"):
+        in_range("0.6..0.2")
+
+
 def test_ranges() -> None:
     numbers = [-1.0, 0.0, 0.3333333, 0.5, 1.0]
     wanted = {"<0.5": 3, "<=0.5": 4, ">0": 3, ">= 0": 4, "=1": 1, "0.333": 1, "-1..0.5": 4, "0.4 to 1": 2}

@@ -130,7 +130,8 @@ def stepped(rows: Sequence[Row], key: str) -> Curve:
 def difference(rows: Sequence[Row], baseline: Sequence[Row], points: int = 101) -> Curve:
     """Held-out EM of a run less that of another, against the rollouts that both have played."""
     (x, y), (other_x, other_y) = evaluated(rows, "rollouts"), evaluated(baseline, "rollouts")
-    grid = np.linspace(max(x[0], other_x[0]), min(x[-1], other_x[-1]), points)
+    start, end = max(x[0], other_x[0]), min(x[-1], other_x[-1])
+    grid = np.linspace(start, end, points if start <= end else 0)
     return list(grid), list(np.interp(grid, x, y) - np.interp(grid, other_x, other_y))
 
 
@@ -155,9 +156,9 @@ def _pairs(report: Mapping[str, Any], condition: str, name: str) -> list[float]:
 
 
 def mean_band(curves: Sequence[Curve], points: int = 101) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x [points], mean [points] and half the 95 % interval [points] (NaN for one curve), where all curves are."""
+    """x [points], mean [points], half the 95 % interval [points] (NaN for one curve); empty where no x is in all."""
     start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
-    grid = np.linspace(start, end, points)
+    grid = np.linspace(start, end, points if start <= end else 0)
     values = np.array([np.interp(grid, x, y) for x, y in curves])
     return grid, values.mean(axis=0), np.array([half_width(list(column)) for column in values.T])
 
@@ -278,15 +279,16 @@ def _difference(seeds: Mapping[str, Mapping[int, Sequence[Row]]], baseline: str)
     figure, grid = _panels(len(others))
     widest = 0.05
     for at, ((name, shared), axes) in enumerate(zip(others.items(), grid, strict=True)):
-        curves = [difference(seeds[name][seed], seeds[baseline][seed]) for seed in shared]
+        curves = [c for seed in shared if (c := difference(seeds[name][seed], seeds[baseline][seed]))[0]]
         colour = COLOURS[list(seeds).index(name) % len(COLOURS)]
-        x, mean, half = mean_band(curves)
-        axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0)
+        if curves:
+            x, mean, half = mean_band(curves)
+            axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0)
         _thin(axes, curves, colour)
         axes.axhline(0.0, color="0.3", linewidth=0.9)
-        axes.set_title(f"{name} ({_seeds(shared)})", fontsize=10)
+        axes.set_title(f"{name} ({_seeds(curves)})", fontsize=10)
         _dress(axes, "rollouts", "" if at % PANELS else f"EM less that of {baseline}")
-        widest = max(widest, *(abs(v) for _, y in curves for v in y))
+        widest = max([widest, *(abs(v) for _, y in curves for v in y)])
     for axes in grid:
         axes.set_ylim(-1.2 * widest, 1.2 * widest)
     return figure

@@ -171,7 +171,9 @@ def in_range(text: str) -> Callable[[float], bool]:
         raise ValueError(f"{text!r}: write <0.5, >=1, =1 or 0.2..0.6")
     number = float(match[2])
     if match[3]:
-        return lambda value: number <= value <= float(match[3])
+        if number > (last := float(match[3])):
+            raise ValueError(f"{text!r}: no number is in it; write the smaller one first, {match[3]}..{match[2]}")
+        return lambda value: number <= value <= last
     return {
         "<": lambda value: value < number,
         "<=": lambda value: value <= number,
