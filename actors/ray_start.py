@@ -13,7 +13,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -138,9 +138,7 @@ def _attempt(config: RunConfig, common: dict[str, Any], deadline: float) -> str:
         """Raises unless there is time, and all that has been started lives."""
         if time.monotonic() > deadline:
             raise TimeoutError
-        for process in _children():
-            if process not in before and (name := _ended(process)) in ("raylet", "gcs_server"):
-                raise _Ended(f"Ray's {name} ended while it started")
+        _check_alive(before)
 
     try:
         with _cards_shown(config), _waiting(check, deadline):
@@ -160,6 +158,13 @@ def _attempt(config: RunConfig, common: dict[str, Any], deadline: float) -> str:
         raise
     _tell_launcher(config)
     return (context.dashboard_url or "") if config.cluster.dashboard else ""
+
+
+def _check_alive(before: Collection[int]) -> None:
+    """Raises ``_Ended`` if one of Ray's processes has ended that isn't one of ``before``."""
+    for process in _children():
+        if process not in before and (name := _ended(process)) in ("raylet", "gcs_server"):
+            raise _Ended(f"Ray's {name} ended while it started")
 
 
 @contextmanager

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import HANG_S
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the helpers: importlib mode adds no folder by itself
 
@@ -18,24 +20,31 @@ def local_ray() -> Iterator[None]:
     import ray
 
     from actors.process import QUIET
-    from actors.ray_start import patience
+    from actors.ray_start import _check_alive, _children, _waiting, patience
+
+    end, before = time.monotonic() + HANG_S, {*_children()}
+
+    def check() -> None:
+        _check_alive(before)
+        assert time.monotonic() < end, f"Ray didn't start within {HANG_S:g} s"
 
     # As a run starts it: Ray's own default, niceness 15, starves its workers where other programs are busy.
-    settings = {**QUIET, **patience(600.0), "RAY_worker_niceness": "0"}
+    settings = {**QUIET, **patience(HANG_S), "RAY_worker_niceness": "0"}
     with pytest.MonkeyPatch.context() as environment:
         # Ray's processes inherit this; the tests' own process, and what it starts later, shall not.
         for name, value in settings.items():
             environment.setenv(name, value)
         # The fake actors are in this folder's helpers, and Ray's workers import them by name.
         environment.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            object_store_memory=128 * 2**20,
-            runtime_env={"env_vars": QUIET},
-        )
+        with _waiting(check, end):  # for Ray's own processes; by itself it gives them seconds
+            ray.init(
+                address="local",
+                num_cpus=2,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                object_store_memory=128 * 2**20,
+                runtime_env={"env_vars": QUIET},
+            )
     yield
     ray.shutdown()
