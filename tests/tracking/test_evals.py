@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import operator
+import re
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +265,31 @@ def test_what_is_no_evaluation_is_refused(tmp_path: Path, text: str | None, said
     with pytest.raises(UserError) as refused:
         read_result(tmp_path, "compare=there")
     assert str(refused.value).startswith(f"compare=there: {said}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("checkpoint", 7, "checkpoint must be a text, not the number 7"),
+        ("played", [], "played must be an object, not a list"),
+        ("played.samples", "1", "played.samples must be a whole number, not a text"),
+        ("data.name", None, "data.name must be a text, not null"),
+        ("slices.0", "all", "slices[0] must be an object, not a text"),
+        ("slices.0.questions", "3", "slices[0].questions must be a whole number, not a text"),
+        ("slices.0.questions", 3.5, "slices[0].questions must be a whole number, not the number 3.5"),
+        ("slices.0.em", 0.5, "slices[0].em must be an object, not the number 0.5"),
+        ("slices.0.f1.mean", "0.5", "slices[0].f1.mean must be a number or null, not a text"),
+        ("slices.0.em.mean", float("nan"), "slices[0].em.mean must be a number or null, not the number nan"),
+    ],
+)
+def test_a_key_that_another_program_wrote_otherwise_is_named(tmp_path: Path, key: str, value: Any, said: str) -> None:
+    evaluated(tmp_path, [row("a")])
+    found = read_result(tmp_path, "compare=there")
+    *path, last = [int(part) if part.isdigit() else part for part in key.split(".")]
+    reduce(operator.getitem, path, found)[last] = value
+    (tmp_path / RESULT).write_text(json.dumps(found))
+    with pytest.raises(UserError, match=f"^{re.escape(f'compare=there: eval.json: {said}; evaluate again')}$"):
+        read_result(tmp_path, "compare=there")
 
 
 def test_rows_that_are_missing_or_of_another_version_are_named(tmp_path: Path) -> None:

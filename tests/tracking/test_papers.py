@@ -27,7 +27,12 @@ def result(checkpoint: str, **sets: tuple[float, float]) -> dict[str, Any]:
         for at, (name, (em, f1)) in enumerate(sets.items())
     ]
     data = {"name": "+".join(sets)}
-    return {"checkpoint": checkpoint, "data": data, "played": {"seed": 0}, "slices": [{"by": "all"}, *lines]}
+    return {
+        "checkpoint": checkpoint,
+        "data": data,
+        "played": {"seed": 0},
+        "slices": [{**lines[0], "by": "all", "name": "all"}, *lines],
+    }
 
 
 def test_a_policy_on_all_sets_of_a_table_has_an_average(tmp_path: Path) -> None:
@@ -197,11 +202,8 @@ def test_a_sweep_of_evaluations_ends_with_the_tables_of_its_jobs(tmp_path: Path)
 @pytest.mark.parametrize(
     ("damaged", "said"),
     [
-        ({"slices": []}, "seed=1: eval.json: damaged, or another program's"),
-        (
-            {"checkpoint": "c", "data": {}, "slices": [{"by": "set"}]},
-            "seed=1: eval.json: damaged, or another program's",
-        ),
+        ({"slices": []}, "seed=1: eval.json is none that mode=eval has written"),
+        ({"checkpoint": "c", "data": {}, "slices": [{"by": "set"}]}, "seed=1: eval.json: data.name must be a text"),
         (None, ""),
     ],
 )

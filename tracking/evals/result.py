@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from agent.inference.evaluation import EvalRow, refusal
 from agent.paths import at_home
 from agent.prompts import prompt_digest
 from agent.readable import json_of
+from tasks.rows import named
 from tracking.differences import differences, listed
 from tracking.evals.rows import EvalRows
 
@@ -106,7 +108,19 @@ def made_of(folder: Path, stamps: Mapping[str, str]) -> bool:
 
 
 def read_result(folder: Path, given: str) -> dict[str, Any]:
-    """``eval.json`` of a folder. Raises ``UserError`` that starts with ``given`` (``compare=…``) if there is none."""
+    """``eval.json`` of a folder. Raises ``UserError`` as ``written_result``, and for a value that ``mode=eval`` doesn't
+    write, with its key."""
+    found = written_result(folder, given)
+    if not found["slices"]:
+        raise UserError(f"{given}: {RESULT} is none that mode=eval has written")
+    for key, value, kind in _read_of(found):
+        if not _KINDS[kind](value):
+            raise UserError(f"{given}: {RESULT}: {key} must be {kind}, not {named(value)}; evaluate again")
+    return found
+
+
+def written_result(folder: Path, given: str) -> dict[str, Any]:
+    """The same, not looked into. Raises ``UserError`` that starts with ``given`` (``compare=…``) if there is none."""
     path = folder / RESULT
     try:
         found = json_of(path.read_text(encoding="utf-8"))
@@ -117,6 +131,31 @@ def read_result(folder: Path, given: str) -> dict[str, Any]:
     if not isinstance(found, dict) or not isinstance(found.get("slices"), list):
         raise UserError(f"{given}: {path.name} is none that mode=eval has written")
     return found
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "a text": lambda value: isinstance(value, str),
+    "an object": lambda value: isinstance(value, dict),
+    "a whole number": lambda value: type(value) is int and value >= 0,
+    "a number or null": lambda value: value is None or (type(value) in (int, float) and math.isfinite(value)),
+}
+
+
+def _read_of(found: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """Key, value and kind of all in eval.json that is read again; each is asked for once what it stands in is right."""
+    yield "checkpoint", found.get("checkpoint"), "a text"
+    yield "data", found.get("data"), "an object"
+    yield "data.name", found["data"].get("name"), "a text"
+    yield "played", found.get("played", {}), "an object"
+    yield "played.samples", found.get("played", {}).get("samples", 1), "a whole number"
+    for at, line in enumerate(found["slices"]):
+        yield f"slices[{at}]", line, "an object"
+        yield f"slices[{at}].by", line.get("by"), "a text"
+        yield f"slices[{at}].name", line.get("name"), "a text"
+        yield f"slices[{at}].questions", line.get("questions"), "a whole number"
+        for measure in ("em", "f1"):
+            yield f"slices[{at}].{measure}", line.get(measure), "an object"
+            yield f"slices[{at}].{measure}.mean", line[measure].get("mean"), "a number or null"
 
 
 def agent_settings(agent: AgentConfig) -> dict[str, Any]:

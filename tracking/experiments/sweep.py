@@ -20,7 +20,7 @@ from agent.errors import UserError
 from agent.readable import json_of
 from tracking.config import ReportConfig
 from tracking.differences import of_both
-from tracking.evals.result import RESULT, read_result
+from tracking.evals.result import RESULT, written_result
 from tracking.metrics import MetricsLog, read
 from tracking.run_folder import LOCK
 
@@ -183,7 +183,7 @@ def status(folder: Path) -> tuple[Status, str]:
 def _evaluated(folder: Path) -> bool:
     """Whether the job is an evaluation that has ended; one whose result is damaged is made anew of what was played."""
     try:
-        read_result(folder, folder.name)
+        written_result(folder, folder.name)
     except UserError:
         return False
     return True
