@@ -23,9 +23,18 @@ ENDING = ".gguf"
 NEEDS = ("gguf", "accelerate")
 """Packages that transformers reads such a file with; they are no part of an installation."""
 MAGIC = b"GGUF"
-FORMAT = 4
+FORMAT = 5
 """Of what is kept; raised when the same file would be read otherwise."""
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf\Z", re.IGNORECASE)
+_DIVISORS = "rope_freqs.weight"
+"""The tensor by which llama.cpp divides the frequencies of positions (RoPE): one number for each pair in a head."""
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+"""How Llama 3.1, 3.2 and 3.3 scale positions, but for the factor: 8, and 32 of the small ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,8 +52,8 @@ class _Cut:
 
 
 _SMOLLM, _QWEN2 = _Cut(digits=None), _Cut(digits=r"\p{N}", composed=True)
-_LLAMA3 = _Cut(digits=r"\p{N}{1,3}", whole_words=True, begins=True)
-_CUTS = {"smollm": _SMOLLM, "qwen2": _QWEN2, "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3}
+_LLAMA3_CUT = _Cut(digits=r"\p{N}{1,3}", whole_words=True, begins=True)
+_CUTS = {"smollm": _SMOLLM, "qwen2": _QWEN2, **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), _LLAMA3_CUT)}
 """By llama.cpp's name for it, ``tokenizer.ggml.pre``. The values are those of each model's own tokenizer.json: a file
 says no more than the name, and transformers takes GPT-2's for one that it doesn't know."""
 
@@ -105,21 +114,26 @@ def dequantised(path: str | Path, given: str, cache: Path) -> Path:
 
 
 def _facts(file: Path) -> dict[str, Any]:
-    """What the file says, by key, without its lists. Raises ``ValueError`` as ``_check_positions``."""
+    """What the file says, by key, without its lists; of its tensors ``_DIVISORS``, if it has it.
+
+    Raises ``ValueError`` as ``_check_positions``.
+    """
     from gguf import GGUFReader, GGUFValueType
 
     reader = GGUFReader(file)
     _check_positions(reader)
-    return {n: field.contents() for n, field in reader.fields.items() if GGUFValueType.ARRAY not in field.types}
+    facts = {n: field.contents() for n, field in reader.fields.items() if GGUFValueType.ARRAY not in field.types}
+    return facts | {tensor.name: tensor.data.copy() for tensor in reader.tensors if tensor.name == _DIVISORS}
 
 
 def _check_positions(reader: Any) -> None:
-    """Raises ``ValueError`` for scaled positions (RoPE): transformers reads none from GGUF, and would compute another
-    model. llama.cpp has Llama 3's as a tensor, others' as a setting.
+    """Raises ``ValueError`` for positions (RoPE) that are scaled otherwise than by ``_DIVISORS``: transformers reads
+    none from GGUF, and would compute another model. llama.cpp has Phi's as tensors, others' as settings.
     """
-    kinds = [field for name, field in reader.fields.items() if name.endswith(".rope.scaling.type")]
-    scaled = any(str(field.contents()) != "none" for field in kinds)
-    if scaled or any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors):
+    said = {name.partition(".rope.")[2]: field.contents() for name, field in reader.fields.items() if ".rope." in name}
+    factor = said.get("scaling.factor", said.get("scale_linear", 1.0))
+    kind = said.get("scaling.type", "none" if factor in (0.0, 1.0) else "linear")  # as llama.cpp takes it
+    if kind != "none" or any(tensor.name.startswith("rope_factors_") for tensor in reader.tensors):
         raise ValueError("its positions are scaled (RoPE), which transformers reads from the model's own folder alone")
 
 
@@ -151,10 +165,10 @@ def _convert(file: Path, folder: Path) -> None:
 
 
 def _configuration(file: Path, facts: Mapping[str, Any]) -> Any:
-    """The model's configuration, with the size of a head that the file means.
+    """The model's configuration, with the size of a head and the scaled positions that the file means.
 
-    transformers reads it of few architectures, and takes 128 for every Qwen3. Raises ``ValueError`` for heads that it
-    can't have: keys and values of two sizes, or positions in a part of a head.
+    transformers reads the size of few architectures, and takes 128 for every Qwen3. Raises ``ValueError`` for heads
+    that it can't have: keys and values of two sizes, or positions in a part of a head; and as ``_scale_positions``.
     """
     from transformers import AutoConfig
 
@@ -171,15 +185,38 @@ def _configuration(file: Path, facts: Mapping[str, Any]) -> Any:
         raise ValueError(f"its positions (RoPE) turn {turned} of a head's {head} numbers, and they have to turn all")
     if (getattr(config, "head_dim", None) or divided) != head:
         config.head_dim = head
+    if _DIVISORS in facts:
+        _scale_positions(config, facts[_DIVISORS])
     return config
+
+
+def _scale_positions(config: Any, divisors: Any) -> None:
+    """Puts into ``config`` the scaling that ``divisors``, an array of half a head's length, were made by.
+
+    Raises ``ValueError`` if it isn't ``_LLAMA3`` with some factor.
+    """
+    import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    given, plain = torch.from_numpy(divisors), config.rope_parameters
+
+    def frequencies(factor: float) -> torch.Tensor:
+        config.rope_parameters = {**plain, **_LLAMA3, "factor": factor}
+        return ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))[0]
+
+    whole, divided = frequencies(1.0), frequencies(float(given.max()))  # the slowest are divided by all of the factor
+    if given.shape != whole.shape or not torch.allclose(whole / divided, given.to(whole.dtype), rtol=1e-4):
+        raise ValueError(
+            f"its positions are scaled (RoPE, {_DIVISORS}) otherwise than Llama 3's; name the model's own folder"
+        )
 
 
 def _tokenizer(file: Path, facts: Mapping[str, Any]) -> Any:
     """The tokenizer that the file describes. Raises ``ValueError`` for one that isn't in ``_CUTS``.
 
-    SentencePiece's is as transformers makes it, but for the begin token.
+    SentencePiece's is as transformers makes it, but for the begin and end token and the space before a text.
     """
-    from tokenizers import normalizers
+    from tokenizers import decoders, normalizers, pre_tokenizers
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     kind, name = facts.get("tokenizer.ggml.model"), facts.get("tokenizer.ggml.pre")
@@ -191,10 +228,18 @@ def _tokenizer(file: Path, facts: Mapping[str, Any]) -> Any:
     # An architecture's own class would put its own way of cutting in the place of the file's when it is loaded again.
     made_by: Any = AutoTokenizer if cut is None else PreTrainedTokenizerFast
     tokenizer = made_by.from_pretrained(
-        str(file.parent), gguf_file=file.name, trust_remote_code=False, add_bos_token=bool(begins)
+        str(file.parent),
+        gguf_file=file.name,
+        trust_remote_code=False,
+        add_bos_token=bool(begins),
+        add_eos_token=bool(facts.get("tokenizer.ggml.add_eos_token", False)),
     )
+    fast = tokenizer.backend_tokenizer
+    if kind == "llama" and not facts.get("tokenizer.ggml.add_space_prefix", True):
+        fast.normalizer = None  # Phi's puts the space there
+        fast.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+        fast.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     if cut is not None:
-        fast = tokenizer.backend_tokenizer
         fast.pre_tokenizer = _pre_tokenizer(cut)
         fast.normalizer = normalizers.NFC() if cut.composed else None
         fast.model.ignore_merges = cut.whole_words

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +22,8 @@ from learner.gguf import dequantised, is_gguf, kept, unpacked
 WORDS = ["20", "ab", "aba", "ĠĠ"]
 MERGES = ["2 0", "a b", "Ġ Ġ"]
 """None makes ``aba``: it is a token only where a piece is looked up whole."""
+PIECES = ["▁a", "ab", "▁ab", "▁▁", "▁", "a", "b"]
+"""SentencePiece's."""
 needs_gguf = pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="pip install accelerate gguf")
 
 
@@ -56,21 +61,56 @@ def test_a_part_of_several_is_named(tmp_path: Path) -> None:
         dequantised(tmp_path / "x-00001-of-00002.gguf", "model.path=it", tmp_path)
 
 
+def byte_level(writer: Any, pre: str) -> int:
+    """Writes a tokenizer that cuts a text as ``pre``, and returns how many tokens it has."""
+    letters = list(bytes_to_unicode().values())
+    texts = [*letters, *WORDS, "<|endoftext|>", "<|im_end|>"]
+    writer.add_tokenizer_model("gpt2")
+    if pre:
+        writer.add_tokenizer_pre(pre)
+    writer.add_token_list(texts)
+    writer.add_token_types([1] * (len(letters) + len(WORDS)) + [3, 3])
+    writer.add_token_merges(MERGES)
+    writer.add_bos_token_id(len(texts) - 2)
+    writer.add_eos_token_id(len(texts) - 1)
+    return len(texts)
+
+
+def sentence_piece(writer: Any) -> int:
+    """Writes such a tokenizer, and returns how many tokens it has."""
+    texts = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *PIECES]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(texts)
+    writer.add_token_scores([0.0] * 259 + [-float(rank) for rank in range(len(PIECES))])
+    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * len(PIECES))
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    return len(texts)
+
+
 def small_gguf(
-    path: Path, *, without: str = "", scaled: str = "", family: str = "qwen2", head: int = 0, **said: int | bool | str
+    path: Path,
+    *,
+    without: str = "",
+    family: str = "qwen2",
+    head: int = 0,
+    pre: str | None = "qwen2",
+    divisors: Sequence[float] = (),
+    longrope: bool = False,
+    **said: int | bool | float | str,
 ) -> None:
     """A model of two layers and a width of 64, but for the tensors whose name begins with ``without``.
 
-    Its positions are ``scaled`` by a ``tensor`` or by a ``setting``. ``head`` is what the file says of a head's size; 0
-    says nothing, and it is 16. ``said`` are ``pre`` and ``add_bos_token`` of its tokenizer, and further keys of its
-    model.
+    ``head`` is what the file says of a head's size; 0 says nothing, and it is 16. Its tokenizer is byte-level and cuts
+    a text as ``pre``, or is SentencePiece's for None. Its positions are scaled by the tensor ``divisors``, or by that
+    of ``longrope``. ``said`` are further keys: of its tokenizer the booleans, of its model the others.
     """
     import gguf as files  # type: ignore[import-not-found]
 
-    width, between, letters = 64, 128, list(bytes_to_unicode().values())
-    texts = [*letters, *WORDS, "<|endoftext|>", "<|im_end|>"]
+    width, between = 64, 128
     writer = files.GGUFWriter(path, family)
-    writer.add_context_length(4096)
+    writer.add_context_length(16384)
     writer.add_embedding_length(width)
     writer.add_block_count(2)
     writer.add_feed_forward_length(between)
@@ -78,23 +118,16 @@ def small_gguf(
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(10_000.0)
-    writer.add_tokenizer_model("gpt2")
-    if pre := said.pop("pre", "qwen2"):
-        writer.add_tokenizer_pre(pre)
-    if "add_bos_token" in said:
-        writer.add_add_bos_token(said.pop("add_bos_token"))
+    tokens = sentence_piece(writer) if pre is None else byte_level(writer, pre)
     if head:
         writer.add_key_length(head)
         writer.add_value_length(head)
     for key, value in said.items():
-        writer.add_uint32(f"{family}.{key.replace('__', '.')}", value)
-    writer.add_token_list(texts)
-    writer.add_token_types([1] * (len(letters) + len(WORDS)) + [3, 3])
-    writer.add_token_merges(MERGES)
-    writer.add_bos_token_id(len(texts) - 2)
-    writer.add_eos_token_id(len(texts) - 1)
+        name = f"{'tokenizer.ggml' if isinstance(value, bool) else family}.{key.replace('__', '.')}"
+        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add[type(value)](name, value)
     query, key = (head or 16) * 4, (head or 16) * 2
-    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (len(texts), width), "output_norm.weight": (width,)}
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (tokens, width), "output_norm.weight": (width,)}
     for layer in range(2):
         own = {"attn_norm.weight": (width,), "ffn_norm.weight": (width,), "attn_output.weight": (width, query)}
         own |= {"attn_q.weight": (query, width), "ffn_down.weight": (width, between)}
@@ -105,11 +138,10 @@ def small_gguf(
             own |= {f"attn_{name}_norm.weight": (head or 16,) for name in "qk"}
         own |= {f"ffn_{name}.weight": (between, width) for name in ("gate", "up")}
         shapes |= {f"blk.{layer}.{name}": shape for name, shape in own.items()}
-    if scaled == "tensor":
-        shapes["rope_freqs.weight"] = (8,)
-    elif scaled:
-        writer.add_rope_scaling_type(files.RopeScalingType.YARN)
-        writer.add_rope_scaling_factor(4.0)
+    if longrope:
+        shapes["rope_factors_long.weight"] = (8,)
+    if divisors:
+        writer.add_tensor("rope_freqs.weight", np.array(divisors, np.float32))
     rng = np.random.default_rng(0)
     for name, shape in shapes.items():
         if not without or not name.startswith(without):
@@ -141,13 +173,91 @@ def test_what_a_file_lacks_is_never_filled_with_random_numbers(tmp_path: Path, w
         dequantised(tmp_path / "z.gguf", "model.path=it", tmp_path / "cache")
 
 
+def llama3_divisors(factor: float, low: float = 1.0) -> list[float]:
+    """As llama.cpp writes them into a file whose heads have 16 numbers."""
+    divisors = []
+    for pair in range(8):
+        wavelength = 2 * math.pi * 10_000.0 ** (pair / 8)
+        smooth = (8192 / wavelength - low) / (4.0 - low)  # 0 at the low frequency, 1 at the high one
+        divisors.append(1 / ((1 - min(1.0, max(0.0, smooth))) / factor + min(1.0, max(0.0, smooth))))
+    return divisors
+
+
 @needs_gguf
-@pytest.mark.parametrize("scaled", ["tensor", "setting"])
-def test_scaled_positions_are_refused(tmp_path: Path, scaled: str) -> None:
-    """transformers reads neither, and would go on with another model."""
-    small_gguf(tmp_path / "x.gguf", scaled=scaled)
-    with pytest.raises(UserError, match=r"^model\.path=it: .*its positions are scaled \(RoPE\)"):
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_llama_3s_scaled_positions_are_read(tmp_path: Path, factor: float) -> None:
+    """transformers reads them from config.json alone, and would go on with another model."""
+    divisors = llama3_divisors(factor)
+    assert len({*divisors}) == 3  # some frequencies stay, one is between, some are divided by the factor
+    small_gguf(tmp_path / "x.gguf", family="llama", pre="llama-bpe", divisors=divisors)
+    made = dequantised(tmp_path / "x.gguf", "model.path=it", tmp_path / "cache")
+    model = AutoModelForCausalLM.from_pretrained(made)
+    assert model.config.rope_parameters == {
+        "rope_type": "llama3",
+        "rope_theta": 10_000.0,
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    plain = [10_000.0 ** (-pair / 8) for pair in range(8)]
+    assert (model.model.rotary_emb.inv_freq.numpy() * divisors).tolist() == pytest.approx(plain, rel=1e-5)
+
+
+@needs_gguf
+@pytest.mark.parametrize(
+    ("scaled", "how"),
+    [
+        ({"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0}, r"\(RoPE\), which transformers reads from"),
+        ({"rope__scaling__factor": 4.0}, r"\(RoPE\), which"),  # llama.cpp takes it as linear
+        ({"rope__scale_linear": 4.0}, r"\(RoPE\), which"),
+        ({"longrope": True}, r"\(RoPE\), which"),
+        ({"divisors": llama3_divisors(8.0, low=2.0)}, r"\(RoPE, rope_freqs\.weight\) otherwise than Llama 3's"),
+        ({"divisors": llama3_divisors(8.0)[:4]}, r"\(RoPE, rope_freqs\.weight\) otherwise"),
+        ({"divisors": [math.nan] * 8}, r"\(RoPE, rope_freqs\.weight\) otherwise"),
+    ],
+)
+def test_otherwise_scaled_positions_are_refused(tmp_path: Path, scaled: dict[str, Any], how: str) -> None:
+    """transformers reads none of them, and would go on with another model."""
+    small_gguf(tmp_path / "x.gguf", family="llama", pre="llama-bpe", **scaled)
+    with pytest.raises(UserError, match=rf"^model\.path=it: .*its positions are scaled {how}"):
         dequantised(tmp_path / "x.gguf", "model.path=it", tmp_path / "cache")
+
+
+@needs_gguf
+@pytest.mark.parametrize("said", [{"rope__scaling__factor": 1.0}, {"rope__scaling__type": "none"}])
+def test_positions_that_are_said_to_be_unscaled(tmp_path: Path, said: dict[str, Any]) -> None:
+    small_gguf(tmp_path / "x.gguf", **said)
+    config = gguf._configuration(tmp_path / "x.gguf", gguf._facts(tmp_path / "x.gguf"))
+    assert config.rope_parameters["rope_type"] == "default"
+
+
+@needs_gguf
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+@pytest.mark.parametrize("space", [None, True, False])
+def test_sentence_pieces_begin_as_the_file_says(tmp_path: Path, family: str, space: bool | None) -> None:
+    """transformers puts a space before every text."""
+    said = {} if space is None else {"add_space_prefix": space}
+    small_gguf(tmp_path / "x.gguf", family=family, pre=None, **said)
+    gguf._tokenizer(tmp_path / "x.gguf", gguf._facts(tmp_path / "x.gguf")).save_pretrained(tmp_path / "kept")
+    tokenizer = Tokenizer(tmp_path / "kept")
+    ids = tokenizer.encode("ab  a")
+    assert tokenizer._tokenizer.convert_ids_to_tokens(ids)[0] == ("ab" if space is False else "▁ab")
+    assert tokenizer.decode(ids) == "ab  a"
+    if space is False:
+        assert tokenizer.decode(tokenizer.encode(" ab")) == " ab"
+    assert tokenizer.beginning == (1,)
+
+
+@needs_gguf
+@pytest.mark.parametrize("pre", [None, "qwen2"])
+def test_the_end_token_is_added_where_the_file_says_so(tmp_path: Path, pre: str | None) -> None:
+    for ends in (False, True):
+        small_gguf(tmp_path / "x.gguf", family="llama", pre=pre, add_eos_token=ends)
+        gguf._tokenizer(tmp_path / "x.gguf", gguf._facts(tmp_path / "x.gguf")).save_pretrained(tmp_path / f"{ends}")
+        tokenizer = Tokenizer(tmp_path / f"{ends}")
+        assert (tokenizer._tokenizer("ab")["input_ids"][-1] in tokenizer.eos_ids) == ends
+        assert tokenizer.beginning == ((1,) if pre is None else ())  # and nothing of the end
 
 
 @needs_gguf
