@@ -40,6 +40,8 @@ GAP = {"float32": 1e-4, "bfloat16": 0.02}
 """Mean gap between engine and learner, in nats, above which something other than rounding is at work."""
 SLOW = 0.7
 """Share of what is expected below which a device or a part is named."""
+WORTH = 1.03
+"""Times as fast that a setting has to make the learner to be named."""
 FAMILIES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
 
 
@@ -141,15 +143,21 @@ class _Doctor:
         if not sampled:
             return
         alone = measured.alone(config, chosen(config))
-        with self._part("the learner"):
-            env = learner_environment(config.cluster)
-            card = 0 if self._gpu else None
-            run = self._apart("learner", card, measuring.learner_speed, alone, folder, sampled, env=env)
-            self._found["learner"] = run.result(PART_S)
-        for row in self._found.get("learner", {}).get("rows", []):
-            row["planned_gib"] = planned_gib(alone, row["row"])
+        for name, learner in zip(measured.LEARNERS, (alone, otherwise(alone)), strict=True):
+            if self._gpu or learner is alone:  # on a CPU the second would take as long as all else
+                self._learner(name, learner, folder, sampled)
+        for name in measured.LEARNERS:
+            for row in self._found.get(name, {}).get("rows", []):
+                row["planned_gib"] = planned_gib(alone, row["row"])
         if self._gpu:
             self._found["ratios"] = ratios(config, self._found)
+
+    def _learner(self, name: str, alone: RunConfig, folder: Path, sampled: list[dict[str, Any]]) -> None:
+        with self._part("the learner" + (", compiled" if alone.algorithm.compile else "")):
+            card = 0 if self._gpu else None
+            env = learner_environment(alone)
+            run = self._apart(name, card, measuring.learner_speed, alone, folder, sampled, env=env)
+            self._found[name] = run.result(PART_S)
 
     def _index(self, number: int) -> int:
         """What a person knows the layout's card ``number`` by: there may be others between them, and before."""
@@ -220,6 +228,11 @@ def random_model(config: RunConfig, folder: Path) -> Path:
     made.save_pretrained(folder)
     (folder / MARKER).write_text("Random weights, for mode=doctor.\n")
     return folder
+
+
+def otherwise(config: RunConfig) -> RunConfig:
+    """With the learner compiled where it isn't, and not where it is."""
+    return replace(config, algorithm=replace(config.algorithm, compile=not config.algorithm.compile))
 
 
 def planned_gib(config: RunConfig, row: int) -> float:
@@ -304,6 +317,14 @@ def _learner_off(config: RunConfig, found: Mapping[str, Any]) -> Iterator[str]:
                 f"the learner took {row['peak_gib']:.2f} GiB in rows of {row['row']} and the plan says "
                 f"{row['planned_gib']:.2f} and {RESERVE / GIB:.2f} in reserve: lower algorithm.microbatch_tokens "
                 "if its card is nearly full"
+            )
+    largest = [found.get(name, {}).get("rows", [])[-1:] for name in measured.LEARNERS]
+    if all(largest):
+        speed, other = (rows[0]["tokens_per_s"] for rows in largest)
+        if other > WORTH * speed:
+            yield (
+                f"the learner trains {other:,.0f} tokens/s with algorithm.compile="
+                f"{str(not config.algorithm.compile).lower()}, and {speed:,.0f} as it is set: set that"
             )
     gap, limit = found.get("learner", {}).get("gap"), GAP[config.model.dtype]
     if gap and gap["mean"] > limit:

@@ -207,6 +207,7 @@ def learner_speed(config: RunConfig, folder: Path, sampled: list[dict[str, Any]]
         device=config.cluster.device,
         gradient_checkpointing=algorithm.gradient_checkpointing,
         whole_layers=algorithm.whole_layers,
+        backend=algorithm.backend,
         lora_rank=config.model.lora_rank,
     )
     gap = _gap(policy, sampled)
@@ -226,7 +227,7 @@ def learner_speed(config: RunConfig, folder: Path, sampled: list[dict[str, Any]]
         peak = torch.cuda.max_memory_allocated() / GIB if gpu else None
         speed = report.tokens / report.seconds
         rows.append({"row": row, "sequence": sequence, "tokens_per_s": speed, "peak_gib": peak})
-    return {"rows": rows, "gap": gap}
+    return {"rows": rows, "gap": gap, "compiled": algorithm.compile}
 
 
 def learner_rows(config: RunConfig) -> list[tuple[int, int]]:

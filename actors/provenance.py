@@ -32,7 +32,7 @@ HARMLESS = (
     *("evaluation", "exit", "selectivity"),  # nothing that is evaluated is trained on; see ``EvalSeries``
     *("algorithm.rollout_budget", "algorithm.token_budget", "algorithm.mismatch_limit", "algorithm.dry_run"),
     *("algorithm.microbatch_tokens", "algorithm.logits_chunk", "algorithm.gradient_checkpointing"),  # memory alone
-    "algorithm.whole_layers",
+    *("algorithm.whole_layers", "algorithm.compile"),
     *(
         "algorithm.optimizer.shard",
         "algorithm.reference",

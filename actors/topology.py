@@ -171,7 +171,7 @@ class Topology:
                 advantage=config.algorithm.choices.advantage,
             ),
         )
-        env = {**QUIET, **learner_environment(config.cluster)}
+        env = {**QUIET, **learner_environment(config)}
         world = config.cluster.learners
         if world > 1:  # a rank that waits in vain is to say so; NCCL's watchdog would end its process
             env["TORCH_NCCL_BLOCKING_WAIT"] = "1"

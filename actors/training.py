@@ -19,7 +19,7 @@ from agent.errors import UserError
 from agent.groups import Group
 from agent.readable import content_of
 from agent.seeds import derive_seed
-from conf.topology import ClusterConfig
+from conf.schema import RunConfig
 from learner.config import AlgorithmConfig, ModelConfig
 from learner.report import UpdateReport
 from tasks.demonstrations import Encoded
@@ -32,14 +32,19 @@ if TYPE_CHECKING:
     from learner.update import Updater
 
 
-def learner_environment(cluster: ClusterConfig) -> dict[str, str]:
+def learner_environment(config: RunConfig) -> dict[str, str]:
     """The variables of a learner's process: those that its speed and memory depend on."""
+    cluster = config.cluster
     # A step of a small model is thousands of parallel sections with little between them: threads that sleep there
     # cost a third of its speed. Threads that spin on would take the cores that the engines need: a millisecond.
     env = {"OMP_NUM_THREADS": str(cluster.learner_threads), "GOMP_SPINCOUNT": "300000", **cluster.nccl_environment}
     if cluster.device == "cuda":
         # Rows of all lengths leave holes in fixed blocks; NCCL and a neighbour that sleeps don't mind pages.
         env["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    if config.algorithm.compile:
+        # Found again by the other ranks and by the next run. A pool of compiling processes isn't worth it: there are
+        # some ten kernels, and it would outlive the compiling.
+        env |= {"TORCHINDUCTOR_CACHE_DIR": str(config.cache / "compiled"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     return env
 
 
@@ -118,6 +123,7 @@ class Training:
             device=settings.device,
             gradient_checkpointing=settings.algorithm.gradient_checkpointing,
             whole_layers=settings.algorithm.whole_layers,
+            backend=settings.algorithm.backend,
             lora_rank=settings.model.lora_rank,
         )
         if due(settings.algorithm, settings.device):

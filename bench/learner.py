@@ -1,6 +1,6 @@
 """What the learner adds to the arithmetic: its tokens per second against a bare forward, backward and step.
 
-    python bench/learner.py [--quick] [--model FOLDER]
+    python bench/learner.py [--quick] [--model FOLDER] [--compile]
 
 Both train the tiny model, with its settings, or the pretrained one in FOLDER, on the same rows of long-tailed episodes,
 turn by turn in one process of one thread. Time is the processor's, so that what else runs on the machine doesn't count.
@@ -9,16 +9,23 @@ entropy; it knows no ratio, no clip, no entropy and no metric. The ratio of thei
 
 Beside it, how full the rows are, for episodes of this size and for those of a 1.5B model (up to 9,216 tokens, five each
 for 12 questions an update): of what the fullest row holds, and of ``algorithm.microbatch_tokens``.
+
+With ``--compile`` a third takes its turn, the same learner with ``algorithm.compile=true``: its speed against the plain
+learner's, and the wall-clock seconds that it spends on compiling where nothing is cached. What should become quicker is
+what is neither a matrix product nor attention nor the head: norms, RoPE, SwiGLU and a residual pass through memory
+fewer times. That is much of the tiny model's work, and little of a large one's.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,44 +100,66 @@ def fullness(sequences: list[Any], limit: int) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="5 rounds instead of 15")
+    parser.add_argument(
+        "--quick", action="store_true", help="5 rounds instead of 15; of a model, 2 small ones instead of 3"
+    )
     parser.add_argument("--model", help="a pretrained model's folder, for a few large rounds")
-    arguments = parser.parse_args()
-    rounds = 3 if arguments.model else 5 if arguments.quick else 15
+    parser.add_argument("--compile", action="store_true", help="the compiled learner, too")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        measure(parser.parse_args(), Path(folder))
+
+
+def measure(arguments: argparse.Namespace, folder: Path) -> None:
+    rounds = (2 if arguments.quick else 3) if arguments.model else 5 if arguments.quick else 15
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     if arguments.model:
-        sequences = episodes(rng, 16, prompt=160, passages=240, words=24, longest=1024)
-        policies = [Policy.from_folder(arguments.model, seed=0, dtype="float32") for _ in range(2)]
+        count, longest = (8, 320) if arguments.quick else (16, 1024)
+        sequences = episodes(rng, count, prompt=160, passages=240, words=24, longest=longest)
+        make = partial(Policy.from_folder, arguments.model, seed=0, dtype="float32")
     else:
         sequences = episodes(rng, 192, prompt=40, passages=60, words=8, longest=384)
         sizes, vocabulary = ModelConfig().architecture or {}, ModelConfig().vocab_size
-        policies = [Policy.build(sizes, vocab_size=vocabulary, seed=0) for _ in range(2)]
-    ours, theirs = policies
+        make = partial(Policy.build, sizes, vocab_size=vocabulary, seed=0)
+    theirs = make()
     batch = batch_of(sequences)
     rate = 1e-6 if arguments.model else 3e-4
     config = AlgorithmConfig(
         microbatch_tokens=TINY_TOKENS, gradient_checkpointing="none", optimizer=OptimizerConfig(lr=rate)
     )
     adamw = torch.optim.AdamW(theirs.parameters(), lr=rate, fused=True)
-    with tempfile.TemporaryDirectory() as folder:
-        updater = Updater(ours, config, rng=rng, fault_folder=Path(folder))
-        rows = updater.pack(batch.samples)
-        tokens = sum(len(row.token_ids) for row in rows)
-        pairs = []
-        for step in range(rounds + 1):
-            started = time.process_time()
+    learners, first = [], []
+    for backend in ("", "inductor")[: 1 + arguments.compile]:
+        started = time.perf_counter()
+        learners.append(Updater(make(backend=backend), config, rng=rng, fault_folder=folder))
+        first.append(time.perf_counter() - started)
+    rows = learners[0].pack(batch.samples)
+    tokens = sum(len(row.token_ids) for row in rows)
+    turns = []
+    for step in range(rounds + 1):
+        turn = []
+        for number, updater in enumerate(learners):
+            wall, started = time.perf_counter(), time.process_time()
             report = updater.run(batch, step=step, version=1)  # version 0 sampled nothing here
-            pairs.append((time.process_time() - started, bare(theirs, adamw, rows)))
+            turn.append(time.process_time() - started)
+            # Once for what is made at load and at the first step; the plain learner has that, too.
+            first[number] += time.perf_counter() - wall if step == 0 else 0.0
             assert report.tokens == tokens
             assert report.updates == 1
+        turns.append((*turn, bare(theirs, adamw, rows)))
     # The first round pays for what torch sets up once.
-    ratio = statistics.median(b / a for a, b in pairs[1:])
-    seconds, baseline = (statistics.median(column) for column in zip(*pairs[1:], strict=True))
+    ratio = statistics.median(turn[-1] / turn[0] for turn in turns[1:])
+    seconds, baseline = (statistics.median(turn[i] for turn in turns[1:]) for i in (0, -1))
     print(
         f"{tokens:,} tokens in {len(rows)} rows, {report.action_tokens:,} of them actions: learner "
         f"{tokens / seconds:,.0f} tok/s, bare loop {tokens / baseline:,.0f} tok/s, ratio {ratio:.3f}"
     )
+    compiled = {}
+    if arguments.compile:
+        gain, spent = statistics.median(turn[0] / turn[1] for turn in turns[1:]), first[1] - first[0]
+        print(f"compiled: {gain:.3f} times as fast, after {spent:.0f} s of compiling")
+        compiled = {"compiled": {"ratio": round(gain, 4), "compile_s": round(spent, 1)}}
     large = [fullness(episodes(rng, 60, 350, 480, 80, 9216), LARGE_TOKENS) for _ in range(50)]
     small = [fullness(episodes(rng, 192, 40, 60, 8, 384), TINY_TOKENS) for _ in range(50)]
     packing = {}
@@ -151,6 +180,7 @@ def main() -> None:
                 "ratio": round(ratio, 4),
                 "limit": LIMIT,
                 "packing": packing,
+                **compiled,
             }
         )
     )

@@ -121,6 +121,7 @@ NAMES: dict[str, dict[str, str]] = {
         "eval_steps": "evaluation.every",
         "gradient_accumulation_steps": MICROBATCH,
         "gradient_checkpointing": "algorithm.gradient_checkpointing",
+        "torch_compile": "algorithm.compile",
         "learning_rate": LEARNING_RATE,
         "lora_r": "model.lora_rank",
         "loss_type": "algorithm.loss",

@@ -202,6 +202,9 @@ class AlgorithmConfig:
     ``mode=plan`` shows, and ``layers`` on a CPU. The result is the same."""
     whole_layers: int = bounded(0, "at least 0")
     """With ``mlp``, so many layers keep the wide projections of their feed-forward parts, too."""
+    compile: bool = False
+    """Compile the layers with torch.compile, attention apart: norms, RoPE and activations pass through memory fewer
+    times. On a CPU it needs a C++ compiler. The first step is half a minute later. Differs in the last digits only."""
     dry_run: str = "cuda"
     """Play the largest possible microbatch before the first step, so that memory normally runs out then:
     ``cuda`` (on a GPU), ``always`` or ``never``."""
@@ -253,6 +256,11 @@ class AlgorithmConfig:
         """The loss with these settings. Raises ``UserError`` for what making one of the user's own raises."""
         with told(f"{KEY}={self.loss}: __init__()"):
             return loss_class(self.loss)(self.choices)
+
+    @property
+    def backend(self) -> str:
+        """Of torch.compile, as ``learner/lean.py`` takes it."""
+        return "inductor" if self.compile else ""
 
     @property
     def needs_reference(self) -> bool:

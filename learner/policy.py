@@ -53,10 +53,11 @@ class Policy:
         *,
         gradient_checkpointing: str = "none",
         whole_layers: int = 0,
+        backend: str = "",
         lora_rank: int = 0,
         seed: int = 0,
     ) -> None:
-        """Takes ``model`` over; ``learner/lean.py`` says what ``gradient_checkpointing`` may be.
+        """Takes ``model`` over; ``learner/lean.py`` says what ``gradient_checkpointing`` and ``backend`` may be.
 
         With a ``lora_rank`` only low-rank adapters are trained, which begin from ``seed``.
 
@@ -72,7 +73,7 @@ class Policy:
             if hasattr(module, "attention_dropout"):
                 setattr(module, "attention_dropout", 0.0)  # noqa: B010 (mypy takes a module's attributes for tensors)
         model.eval()
-        keep_less(model, gradient_checkpointing, whole_layers)
+        keep_less(model, gradient_checkpointing, whole_layers, backend)
         if lora_rank:
             lora.adapt(model, lora_rank, seed)
         check_against_model(self.model, self.hidden, self.head)
@@ -87,6 +88,7 @@ class Policy:
         device: str = "cpu",
         gradient_checkpointing: str = "none",
         whole_layers: int = 0,
+        backend: str = "",
         lora_rank: int = 0,
     ) -> Policy:
         """The model at ``path``, a folder or a hub name; a run's own skeleton gets random weights from ``seed``.
@@ -106,6 +108,7 @@ class Policy:
             model,
             gradient_checkpointing=gradient_checkpointing,
             whole_layers=whole_layers,
+            backend=backend,
             lora_rank=lora_rank,
             seed=seed,
         )
@@ -126,6 +129,7 @@ class Policy:
         device: str = "cpu",
         gradient_checkpointing: str = "none",
         whole_layers: int = 0,
+        backend: str = "",
         lora_rank: int = 0,
     ) -> Policy:
         """A Qwen2 of the given sizes (``qwen2_config``) with random weights from ``seed``."""
@@ -137,6 +141,7 @@ class Policy:
             model,
             gradient_checkpointing=gradient_checkpointing,
             whole_layers=whole_layers,
+            backend=backend,
             lora_rank=lora_rank,
             seed=seed,
         )

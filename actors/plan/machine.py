@@ -82,6 +82,8 @@ class Machine:
     """Where Ray keeps its sessions."""
     compiler: str | None = "cc"
     """The C compiler that Triton would take; None if there is none."""
+    cxx: str | None = "c++"
+    """The C++ compiler that torch.compile would take on a CPU; None if there is none."""
     headers: Path | None = None
     """Python.h, where Triton would look for it and doesn't find it; None if it is there."""
     engines: frozenset[str] = frozenset({"cpu", "cuda"})
@@ -112,6 +114,8 @@ def missing(config: RunConfig, machine: Machine) -> Iterator[str]:
     """
     if config.cluster.device == "cpu":
         yield from wrong_build(config, machine.engines)
+        if config.algorithm.compile and config.cluster.learners:
+            yield from _compiling(machine)
     if config.cluster.address is None:
         if config.cluster.device == "cuda":
             yield from _gpus(config, machine)
@@ -164,16 +168,28 @@ def cards_of(cluster: ClusterConfig, found: Sequence[Gpu]) -> list[Gpu]:
     return [gpu for gpu in large if gpu in freest]
 
 
+def _compiling(machine: Machine) -> Iterator[str]:
+    """What torch.compile compiles with on a CPU; on a GPU it is Triton's toolchain."""
+    if machine.cxx is None:
+        yield (
+            "algorithm.compile=true compiles with a C++ compiler on a CPU, and there is none; install g++, set "
+            "CXX=COMPILER, or leave it out"
+        )
+    if machine.headers is not None:
+        yield f"algorithm.compile=true compiles with {_python_h(machine.headers)}; or leave it out"
+
+
 def _toolchain(machine: Machine) -> Iterator[str]:
     """What Triton compiles its launchers with, on the first call of a kernel."""
     if machine.compiler is None:
         yield "on a GPU vLLM compiles kernels with a C compiler, and there is none; install gcc, or set CC=COMPILER"
     if machine.headers is not None:
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        yield (
-            f"on a GPU vLLM compiles kernels with Python.h, and there is no {machine.headers}; on Debian and Ubuntu: "
-            f"apt install python{version}-dev"
-        )
+        yield f"on a GPU vLLM compiles kernels with {_python_h(machine.headers)}"
+
+
+def _python_h(place: Path) -> str:
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return f"Python.h, and there is no {place}; on Debian and Ubuntu: apt install python{version}-dev"
 
 
 def _shared_memory(config: RunConfig, machine: Machine) -> Iterator[str]:
@@ -243,6 +259,7 @@ def snapshot(config: RunConfig) -> Machine:
         },
         ray_folder=ray_folder,
         compiler=compiler(),
+        cxx=shutil.which(os.environ.get("CXX", "g++")),  # as torch looks: a name alone, without arguments
         headers=None if (header := Path(sysconfig.get_paths()["include"], "Python.h")).is_file() else header,
         engines=engines(),
     )

@@ -25,6 +25,9 @@ from learner.config import AlgorithmConfig
 FORMAT = 3
 """Raise it when ``doctor.json`` changes its meaning."""
 
+LEARNERS = ("learner", "learner_otherwise")
+"""In ``doctor.json``: as it is set, and with ``algorithm.compile`` the other way."""
+
 
 def place(config: RunConfig) -> Path:
     """Where the last measurement with ``config``'s card and model is kept. Models of one name may be of two sizes."""
@@ -165,9 +168,11 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         )
         if "sleep_s" in engine:
             yield f"  the engine falls asleep in {engine['sleep_s']:.2f} s and wakes in {engine['wake_s']:.2f} s"
-    for row in found.get("learner", {}).get("rows", []):
-        peak = f", peak {row['peak_gib']:.2f} of {row['planned_gib']:.2f} GiB planned" if row["peak_gib"] else ""
-        yield f"  learner: {row['tokens_per_s']:,.0f} tokens/s in rows of {row['row']:,}{peak}"
+    for name in LEARNERS:
+        learner = "learner, compiled" if found.get(name, {}).get("compiled") else "learner"
+        for row in found.get(name, {}).get("rows", []):
+            peak = f", peak {row['peak_gib']:.2f} of {row['planned_gib']:.2f} GiB planned" if row["peak_gib"] else ""
+            yield f"  {learner}: {row['tokens_per_s']:,.0f} tokens/s in rows of {row['row']:,}{peak}"
     if gap := found.get("learner", {}).get("gap"):
         yield (
             f"  engine against learner, {gap['tokens']} tokens: mean {gap['mean']:.2g} nats, median "

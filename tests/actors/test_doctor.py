@@ -97,6 +97,10 @@ def test_a_box_that_is_as_assumed_has_nothing_off(box: RunConfig) -> None:
             "the learner took 15.20 GiB in rows of 99 and the plan says 14.00 and 1.00 in reserve: lower algorithm.mi",
         ),
         ({"learner": {"rows": [], "gap": {"mean": 0.3}}}, "engine and learner differ by 0.3 nats on average (0.02 is"),
+        (
+            {"learner_otherwise": {"compiled": True, "rows": [{"row": 9216, "tokens_per_s": 4400.0}]}},
+            "the learner trains 4,400 tokens/s with algorithm.compile=true, and 4,000 as it is set: set that",
+        ),
         ({"failed": ["engine died with code -11"]}, "engine died with code -11"),
     ],
 )
@@ -259,7 +263,41 @@ def test_it_measures_the_cards_that_a_run_would_take(
         *((f"device-{card}", card, "PCI_BUS_ID") for card in "0234"),
         ("peers", "0,2,3,4", "PCI_BUS_ID"),
     ]
-    assert learner_environment(box.cluster)["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert learner_environment(box)["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+
+
+def test_on_a_gpu_the_learner_is_measured_compiled_and_not(
+    box: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is compiled is kept in the cache."""
+    monkeypatch.setattr(doctor, "gpus", lambda: (tuple(Gpu(total=23.6, index=i) for i in range(4)), "580.1"))
+    monkeypatch.setattr(doctor, "random_model", lambda config, folder: folder)
+    caches = []
+
+    class Scripted:
+        def __init__(
+            self, name: str, function: Any, config: RunConfig, *_: Any, env: dict[str, str], **__: Any
+        ) -> None:
+            self.name, self.compiled = name, config.algorithm.compile
+            caches.append(env.get("TORCHINDUCTOR_CACHE_DIR"))
+
+        def result(self, timeout_s: float) -> Any:
+            if self.name == "engine":
+                return {**healthy()["engine"], "sampled": [1]}
+            row = {"row": 9216, "sequence": 9216, "tokens_per_s": 4400.0 if self.compiled else 4000.0, "peak_gib": 13.0}
+            return {"rows": [row], "compiled": self.compiled}
+
+    monkeypatch.setattr(doctor, "Apart", Scripted)
+    examined: Any = doctor._Doctor(box, tmp_path, Console(quiet=True), {"failed": []}, doctor._cards(box))
+    examined.engine_and_learner()
+    assert caches == [None, None, str(tmp_path / "compiled")]
+    found = {**healthy(), **{name: examined._found[name] for name in measured.LEARNERS}}
+    assert [line.partition(" in ")[0] for line in measured.lines(found) if "learner" in line[:12]] == [
+        "  learner: 4,000 tokens/s",
+        "  learner, compiled: 4,400 tokens/s",
+    ]
+    (said,) = doctor.findings(box, found)
+    assert said.endswith("4,400 tokens/s with algorithm.compile=true, and 4,000 as it is set: set that")
 
 
 def test_a_card_is_called_by_its_number_whatever_becomes_of_the_others(

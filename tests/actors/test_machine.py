@@ -127,6 +127,19 @@ def test_what_triton_compiles_with_is_named() -> None:
     assert list(missing(config(device="cpu"), machine(compiler=None, headers=Path("x"), shared_memory=0))) == []
 
 
+def test_what_a_learner_is_compiled_with_on_a_cpu_is_named() -> None:
+    compiled = replace(config(device="cpu"), algorithm=AlgorithmConfig(compile=True))
+    assert list(missing(compiled, machine())) == []
+    (line,) = missing(compiled, machine(cxx=None))
+    assert line == (
+        "algorithm.compile=true compiles with a C++ compiler on a CPU, and there is none; install g++, set "
+        "CXX=COMPILER, or leave it out"
+    )
+    (line,) = missing(compiled, machine(headers=Path("/usr/include/python3.x/Python.h")))
+    assert line.startswith("algorithm.compile=true compiles with Python.h, and there is no /usr/include/python3.x/")
+    assert list(missing(config(device="cpu"), machine(cxx=None))) == [], "nothing is compiled"
+
+
 @pytest.mark.parametrize(("free", "said"), [(GIB // 16, "0.1"), (None, "0.0")])
 def test_too_little_shared_memory_is_named_with_both_cures(free: int | None, said: str) -> None:
     assert only(shared_memory=free) == (
