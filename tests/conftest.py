@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,20 @@ RUNS = "tests/e2e/"
 """The tests that play whole runs."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """They take longest and come first: processes that share the tests have something to do to the end."""
+    """Whole runs take longest and come first: processes that share the tests have something to do to the end.
+
+    Of a test that is marked ``one_in(n)`` the first case and each n-th after it are for every day; the others are slow.
+    """
     items.sort(key=lambda item: not item.nodeid.startswith(RUNS))
+    cases: Counter[str] = Counter()
+    for item in items:
+        if (mark := item.get_closest_marker("one_in")) is not None:
+            test = item.nodeid.partition("[")[0]
+            if cases[test] % mark.args[0]:
+                item.add_marker(pytest.mark.slow)
+            cases[test] += 1
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -37,6 +37,7 @@ def test_the_bare_loop_learns():
     assert found[-1] > found[0] + 0.3, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("option", "given", "least"), [("--steps", "0", 1), ("--seed", "-1", 0)])
 def test_a_number_of_the_bare_loop_that_is_too_small_is_refused(option, given, least):
     run = played(option, given)

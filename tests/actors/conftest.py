@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,24 @@ from patience import HANG_S
 sys.path.insert(0, str(Path(__file__).parent))  # for the helpers: importlib mode adds no folder by itself
 
 
-@pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """A Ray of two CPUs that writes nothing to the console."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """Ray ends with the last test of this folder: its processes are busy as long as they live."""
+    result = yield
+    if (nextitem is None or nextitem.path.parent != item.path.parent) and "ray" in sys.modules:
+        import ray
+
+        ray.shutdown()
+    return result
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> None:
+    """A Ray of two CPUs that writes nothing to the console, shared by the files of this folder."""
     import ray
 
+    if ray.is_initialized():
+        return
     from actors.process import QUIET
     from actors.ray_start import _check_alive, _children, _waiting, patience
 
@@ -46,5 +59,3 @@ def local_ray() -> Iterator[None]:
                 object_store_memory=128 * 2**20,
                 runtime_env={"env_vars": QUIET},
             )
-    yield
-    ray.shutdown()

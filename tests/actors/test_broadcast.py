@@ -141,6 +141,7 @@ def test_a_worker_that_was_replaced_is_in_the_next_broadcast(choir: Choir) -> No
     assert choir.events("rollout-2")[3:] == [("hold",), ("join", "2", "3"), ("transfer", "2"), ("has", "2")]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_in_a_broadcast_costs_one_restart_and_the_next_is_whole_again(choir: Choir) -> None:
     workers = choir.choir(2, {"rollout-1": {"transfer": ["die"]}}, max_restarts=1)
     choir.publish(workers, 1)
@@ -191,6 +192,7 @@ def test_two_broken_broadcasts_end_in_the_object_store(choir: Choir) -> None:
     assert choir.events("rollout-2", "hold") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "who",
     [

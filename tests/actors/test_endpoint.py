@@ -205,6 +205,7 @@ def test_a_turn_is_as_long_as_the_endpoints_context_has_room(model: Model, asked
     assert {body["max_tokens"] for body in model.asked} == {2048, 1024, 512, 256}
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("room", "usage", "reason"),
     [
@@ -246,6 +247,7 @@ def test_one_question_that_is_refused_is_a_fault_of_its_own(model: Model, many: 
     assert (found["episodes"], found["faults"]) == (200, 1)
 
 
+@pytest.mark.slow
 def test_a_question_that_is_refused_at_the_start_of_what_goes_on_is_a_fault(
     model: Model, many: Any, tmp_path: Path
 ) -> None:
@@ -258,6 +260,7 @@ def test_a_question_that_is_refused_at_the_start_of_what_goes_on_is_a_fault(
     assert (found["episodes"], found["faults"]) == (200, 1)
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_is_gone_ends_the_evaluation_soon(model: Model, many: Any, tmp_path: Path) -> None:
     model.down, folder = 1000, tmp_path / "run"
     with pytest.raises(Fault, match=r"^the last 20 episodes all ended in a fault: .*HTTP 503.* goes on$") as caught:
@@ -268,6 +271,7 @@ def test_an_endpoint_that_is_gone_ends_the_evaluation_soon(model: Model, many: A
     assert evaluated(many("resume=if_any", f"output_dir={folder}"), folder)["faults"] == 0
 
 
+@pytest.mark.slow
 def test_questions_that_were_refused_before_are_no_sign_that_the_endpoint_is_gone(
     model: Model, many: Any, tmp_path: Path
 ) -> None:
@@ -314,6 +318,7 @@ def test_as_many_episodes_are_played_at_a_time_as_are_asked_and_none_waits_for_a
     assert rows[-1]["question_id"] == "q000", "rows are kept as their questions end"
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -98,6 +98,7 @@ def test_what_is_given_of_a_layout_stays(given: tuple[str, ...], found: list[str
 CARDS = ("cluster=auto", "cluster.card=rtx3090", "cluster.cards=2")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("given", "kept"),
     [
@@ -115,6 +116,7 @@ def test_what_is_given_is_never_chosen(given: str, kept: Callable[[RunConfig], b
         assert gib < 24 or any(layout.step for layout in found)
 
 
+@pytest.mark.slow
 def test_another_method_is_not_chosen_unasked() -> None:
     """Adapters and shorter answers are another training; they are named."""
     config = composed(*CARDS, "cluster.gpu_memory_gib=6")
@@ -242,6 +244,7 @@ def test_cards_that_are_not_there_or_not_known_are_asked_for(box: Any) -> None:
         layouts(composed("cluster=auto"))
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_that_is_said() -> None:
     config = composed("cluster=auto", "cluster.cards=2", "cluster.gpu_memory_gib=3")
     assert all(layout.step is None for layout in layouts(config))

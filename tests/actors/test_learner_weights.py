@@ -173,6 +173,7 @@ def test_what_is_announced_is_what_a_copy_brings_and_what_comes_after_nccl(actor
     assert after.channel == "object_store"
 
 
+@pytest.mark.slow
 def test_copies_that_wait_for_a_broadcast_to_end_keep_nobody_from_abandoning_it(actor: Any) -> None:
     result(actor.start.remote())
     result(actor.begin.remote(None))

@@ -123,6 +123,7 @@ def test_learner_and_engine_get_what_was_reserved_and_a_replaced_worker_its_plac
         ray.kill(actor)
 
 
+@pytest.mark.slow
 def test_two_actors_share_a_bundle_by_halves(places: Places) -> None:
     halves = [Tenant.options(num_cpus=0.5, **places.bundle(0)).remote() for _ in range(2)]
     assert len({result(half.where.remote())[1] for half in halves}) == 2

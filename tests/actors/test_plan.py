@@ -51,6 +51,7 @@ GPU_CLUSTERS = sorted(
 # --- static parts against real tensors ------------------------------------------------------------
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_tensors_of_every_shipped_model_are_those_that_transformers_builds(name: str) -> None:
     config = composed(f"model={name}").model
@@ -261,6 +262,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize(("checkpointing", "whole"), [("layers", 0), ("mlp", 0), ("mlp", 1), ("none", 0)])
 @pytest.mark.parametrize(("vocabulary", "tied"), [(500, True), (8000, False)])
@@ -391,6 +393,7 @@ def test_the_learner_of_the_four_cards_takes_what_a_card_has() -> None:
     assert problems(config) == []
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("model", [m for m in PUBLISHED if m != "tiny"])
 @pytest.mark.parametrize("cluster", GPU_CLUSTERS)
 def test_every_shipped_model_fits_on_every_shipped_cluster(cluster: str, model: str) -> None:
@@ -484,6 +487,7 @@ def test_where_one_change_is_not_enough_the_smallest_combination_is_proposed() -
     assert not problems(config)
 
 
+@pytest.mark.slow
 def test_where_nothing_helps_that_is_said() -> None:
     config = box(("cluster.gpu_memory_gib", 2.0))
     assert smallest_change(config) is None
@@ -515,6 +519,7 @@ def test_nothing_is_too_large_for_a_cpu_but_an_episode_for_its_kv_cache() -> Non
     assert refusal(changed(config, "cluster.engine.kv_cache_gib", 2)) is None
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_every_shipped_model_can_be_tried_on_a_cpu(model: str) -> None:
     assert refusal(composed(f"model={model}")) is None

@@ -232,6 +232,7 @@ def test_the_end_of_a_lease_wakes_a_waiting_claim(start: Start) -> None:
     assert result(pool.report.remote())["accounts"]["groups"]["returned"] == {"lease_expired": 2}
 
 
+@pytest.mark.slow
 def test_the_end_of_a_lease_is_seen_by_a_take_that_came_before_the_claim(start: Start) -> None:
     pool = start(Epoch(batch_questions=1, group_size=2, lease_s=0.3))
     taking = pool.take.remote(0)
@@ -255,6 +256,7 @@ def test_a_lease_ends_and_its_holder_is_told_though_nobody_waits(start: Start) -
     assert result(pool.report.remote())["accounts"]["groups"]["returned"] == {"lease_expired": 1}
 
 
+@pytest.mark.slow
 def test_what_a_worker_held_before_it_was_cut_off_comes_back_when_it_begins_anew(start: Start) -> None:
     pool = start(Epoch(batch_questions=2, group_size=2))
     result(pool.begin.remote("w"))
@@ -374,6 +376,7 @@ def test_the_groups_themselves_come_to_whoever_takes_the_batch(start: Start) -> 
     assert [a.payload for a in batch.accepted] == list(batch.payloads), "each was fetched once"
 
 
+@pytest.mark.slow
 def test_a_group_that_arrives_damaged_is_refused_and_its_claim_goes_back_with_the_worker(start: Start) -> None:
     pool = start(Epoch(batch_questions=1, group_size=2))
     (ticket,) = claim(pool)
@@ -406,6 +409,7 @@ def test_a_batch_that_is_none_is_the_pools_fault(start: Start) -> None:
         fetched(batch)
 
 
+@pytest.mark.slow
 def test_a_group_outlives_the_worker_that_has_sent_it(start: Start) -> None:
     pool = start(Epoch(batch_questions=1, group_size=2))
     (ticket,) = claim(pool)

@@ -154,6 +154,7 @@ def test_what_an_earlier_run_left_in_its_place_is_never_built_on(tmp_path: Path,
     assert not [*tmp_path.glob(".model.*")], "nothing is left aside"
 
 
+@pytest.mark.slow
 def test_what_is_imitated_is_made_where_it_will_be_needed(tmp_path: Path) -> None:
     imitating = replace(run(tmp_path), algorithm=AlgorithmConfig(warm_start=WarmStartConfig(steps=2)))
     first = prepare(imitating, tmp_path)

@@ -304,6 +304,7 @@ ray_start.stop_ray()
 """
 
 
+@pytest.mark.slow
 def test_workers_find_our_code_before_what_the_user_has_where_he_is(tmp_path: Path) -> None:
     """A folder with an ``agent`` package or a ``tasks.py`` of one's own, the current one or on PYTHONPATH."""
     for folder in (tmp_path / "here", tmp_path / "path"):

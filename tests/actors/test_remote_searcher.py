@@ -169,6 +169,7 @@ def test_what_a_replica_has_no_room_for_waits_and_is_answered(fake: Fake, monkey
     play(scenario())
 
 
+@pytest.mark.slow
 def test_a_search_that_fails_fails_alone_once_another_replica_has_tried(fake: Fake) -> None:
     one, other = fake(held=False), fake(held=False)
 
@@ -183,6 +184,7 @@ def test_a_search_that_fails_fails_alone_once_another_replica_has_tried(fake: Fa
     assert result(other.calls.remote()) == [(["bad c", "none e"], 2)]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("query", "why"), [("raise c", "cannot search for that"), ("short c", "it gave 0 answers for 1 searches")]
 )
@@ -237,6 +239,7 @@ def test_a_search_outlasts_the_restart_of_the_only_replica(fake: Fake, impatient
     assert play(scenario()) == ["found", "found"]
 
 
+@pytest.mark.slow
 def test_a_replica_that_stands_still_is_left_out_until_it_goes_on(fake: Fake, impatient: None) -> None:
     still, other = fake(held=False), fake(held=False)
     pid = result(still.pid.remote())
@@ -372,6 +375,7 @@ def scripted(local_ray: None, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         ray.kill(actor)
 
 
+@pytest.mark.slow
 def test_a_thread_that_hangs_ends_its_process_and_ray_starts_another(
     scripted: Callable[..., Any], impatient: None, tmp_path: Path
 ) -> None:

@@ -210,6 +210,7 @@ def test_a_version_that_comes_while_an_older_one_loads_is_loaded_too_before_serv
     assert house.events("rollout-1", "run") == [("1",)]
 
 
+@pytest.mark.slow
 def test_nobody_serves_before_it_is_told_to(house: House) -> None:
     workers = house.workers(1)
     house.patiently(workers.deliver, Version(0))
@@ -219,6 +220,7 @@ def test_nobody_serves_before_it_is_told_to(house: House) -> None:
     house.watch(workers, "rollout-0", "run", "0")
 
 
+@pytest.mark.slow
 def test_dismiss_waits_for_the_groups_that_still_play(house: House) -> None:
     workers = house.workers(2, {"rollout-1": {"run": ["gate:last group"]}})
     house.patiently(workers.deliver, Version(0))
@@ -326,6 +328,7 @@ def died(house: House, name: str) -> None:
     assert cause.startswith(f"{name} died (")
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_while_it_starts_is_replaced(house: House) -> None:
     workers = house.workers(1, {"rollout-0": {"start": ["die"]}})
     house.patiently(workers.deliver, Version(0))
@@ -355,6 +358,7 @@ def test_a_worker_that_dies_of_a_new_version_is_replaced(house: House) -> None:
     assert house.events("rollout-1", "has") == [("0",), ("1",)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [pytest.param("die", marks=SLOW), "fault"])
 def test_a_worker_that_stops_serving_is_replaced_while_the_crew_waits_for_others(house: House, how: str) -> None:
     workers = house.workers(2, {"rollout-0": {"run": [how]}})
@@ -367,6 +371,7 @@ def test_a_worker_that_stops_serving_is_replaced_while_the_crew_waits_for_others
         assert house.lost[0][1] == "rollout-0: run broke"
 
 
+@pytest.mark.slow
 def test_too_many_deaths_end_the_run(house: House) -> None:
     """Of processes that somebody kills: nothing says that the next one would be killed too."""
     workers = house.workers(1, {f"rollout-{i}": {"start": ["die"]} for i in range(3)}, max_restarts=2)
@@ -379,6 +384,7 @@ def test_too_many_deaths_end_the_run(house: House) -> None:
 # --- what would only happen again ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_engine_that_has_never_started_is_not_started_again(house: House) -> None:
     workers = house.workers(1, {"rollout-0": {"start": ["fault"]}})
     with pytest.raises(Fault, match=r"^every new worker would fail in the same way: rollout-0: start broke$"):
@@ -405,6 +411,7 @@ def test_an_engine_that_starts_elsewhere_is_started_once_more(house: House, how:
     assert [w.name for w in workers.live] == ["rollout-2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [pytest.param("start", marks=SLOW), "receive"])
 def test_what_two_workers_in_a_row_raise_alike_is_not_tried_a_third_time(house: House, call: str) -> None:
     scripts = {"rollout-0": {"receive": ["", "die"]}, "rollout-1": {call: ["fault"]}, "rollout-2": {call: ["fault"]}}
@@ -424,6 +431,7 @@ def test_a_share_of_an_evaluation_that_breaks_two_workers_is_not_played_by_a_thi
     assert [name for name, _ in house.lost] == ["rollout-0"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_without_a_sound_episode_ends_with_the_engine_that_breaks(house: House) -> None:
     """An engine that dies of its first request: what was in it comes back as faults, what comes later is raised."""
     workers = house.workers(1, {"rollout-0": {"evaluate": ["faults", "faults", "fault"]}})
@@ -433,6 +441,7 @@ def test_an_evaluation_without_a_sound_episode_ends_with_the_engine_that_breaks(
     assert house.lost == []
 
 
+@pytest.mark.slow
 def test_a_version_that_arrives_damaged_at_one_worker_costs_that_worker(house: House) -> None:
     workers = house.workers(2, {"rollout-1": {"receive": ["", "damaged"]}})
     house.patiently(workers.deliver, Version(0))
@@ -458,6 +467,7 @@ def test_a_version_that_arrives_damaged_everywhere_is_the_learners_fault(house: 
     assert [name for name, _ in house.lost] == ["rollout-0"]
 
 
+@pytest.mark.slow
 def test_a_claim_that_is_none_is_the_pools_fault(house: House) -> None:
     workers = house.workers(1, {"rollout-0": {"run": ["garbled"]}})
     house.patiently(workers.deliver, Version(0))
@@ -474,6 +484,7 @@ def test_a_claim_that_is_none_is_the_pools_fault(house: House) -> None:
     assert house.lost == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("garbage", ["none", *(pytest.param(g, marks=SLOW) for g in ("short", "text", "others"))])
 def test_rows_that_are_none_cost_a_worker_and_are_played_again(house: House, garbage: str) -> None:
     workers = house.workers(1, {"rollout-0": {"evaluate": [garbage]}})
@@ -542,6 +553,7 @@ def test_errors_come_back_as_ours_in_one_line_that_names_the_actor(failing: Any,
         get(failing.fail.remote("bug"), "retrieval", tmp_path)
 
 
+@pytest.mark.slow
 def test_an_error_keeps_its_meaning_through_two_actors(failing: Any, tmp_path: Path) -> None:
     """As of the learner, which takes its batches from the pool."""
     asking = Failing.remote(tmp_path, failing)
@@ -567,6 +579,7 @@ def test_a_crash_is_told_from_a_death(failing: Any, tmp_path: Path) -> None:
     assert error.value.crash == "Fatal Python error: Aborted"
 
 
+@pytest.mark.slow
 def test_waiting_for_an_actor_raises_its_error(house: House, failing: Any) -> None:
     workers = house.workers(1)
     with pytest.raises(Fault, match=r"^learner: it broke$"):
@@ -577,6 +590,7 @@ def test_waiting_for_an_actor_raises_its_error(house: House, failing: Any) -> No
 # --- colocated on one card ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_workers_sleep_once_they_are_up_and_wake_with_what_they_had(house: House) -> None:
     workers = house.workers(2, {"rollout-1": {"start": ["gate:slow"]}})
     sleeping = house.meanwhile(workers.sleep)
@@ -591,6 +605,7 @@ def test_workers_sleep_once_they_are_up_and_wake_with_what_they_had(house: House
     assert house.events("rollout-1")[:5] == [("start",), ("sleep",), ("asleep",), ("wake",), ("awake",)]
 
 
+@pytest.mark.slow
 def test_a_serving_worker_can_sleep_between_two_batches(house: House) -> None:
     workers = house.workers(1)
     house.patiently(workers.deliver, Version(0))
@@ -638,6 +653,7 @@ def test_a_worker_that_hangs_is_replaced_after_the_deadline_of_its_phase(house: 
     assert [w.name for w in workers.live] == ["rollout-1"]
 
 
+@pytest.mark.slow
 def test_two_workers_that_a_broadcast_loses_are_replaced_once_where_the_second_is_found_hanging_meanwhile(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -694,6 +710,7 @@ def test_without_learner_and_pool_workers_wait_for_others_and_for_weights_that_m
     house.open("new pool closed")
 
 
+@pytest.mark.slow
 def test_a_worker_that_finds_its_pool_or_its_weights_gone_tries_again(house: House) -> None:
     workers = house.workers(1, {"rollout-0": {"receive": ["", "gone", "gone"], "run": ["gone"]}})
     house.patiently(workers.deliver, Version(0))

@@ -146,6 +146,7 @@ def test_too_few_questions_to_show_anything():
         calibrate(rows[:-1], risk=0.01, delta=0.05, fit_share=0)
 
 
+@pytest.mark.slow
 def test_the_chosen_threshold_keeps_its_risk_as_often_as_it_says():
     """Confidence and risk of a made-up policy: the risk of a threshold t is the chance of an exit at t, times 0.2."""
     random = np.random.default_rng(1)

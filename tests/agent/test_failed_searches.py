@@ -75,6 +75,7 @@ def played(player, question, ticket):
     return asyncio.run(play_group(player, question, ticket, size=K, worker="w"))
 
 
+@pytest.mark.slow
 def test_accepted_groups_are_those_of_an_oracle_that_never_saw_the_failed_ones(make_player, make_questions, austen):
     """One search in ten fails. The oracle plays the same draws where none does, and leaves out the groups struck."""
     questions = make_questions(200)

@@ -472,6 +472,7 @@ def test_a_group_that_is_too_old_is_returned_and_not_trained(make_pool, submit):
 # --- draws ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_draws_follow_the_weights_without_replacement(make_pool, submit):
     """Ordered triples drawn from eight weights, against their exact probabilities."""
     n, batch, batches = 8, 3, 6000

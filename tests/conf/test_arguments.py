@@ -114,6 +114,7 @@ def test_a_string_is_one_of_a_few_words_or_taken_as_it_is_typed() -> None:
     assert not CHOICES & set(taken_as())
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", NAMES)
 def test_any_character_may_be_in_a_path_a_name_or_a_sentence(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

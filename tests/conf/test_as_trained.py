@@ -148,6 +148,7 @@ PLACED: dict[str, list[str]] = {
 """Runs by where their passages are."""
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("before", PLACED)
 @pytest.mark.parametrize("mode", [["ask", "question=who?"], ["eval", "data.eval_questions={questions}"]])
 def test_a_corpus_that_is_given_is_searched(
@@ -160,6 +161,7 @@ def test_a_corpus_that_is_given_is_searched(
     assert config.retrieval.k1 == (1.5 if before in ("index", "corpus") else 0.9), "ranked as the run's was"
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("before", PLACED)
 @pytest.mark.parametrize(
     ("place", "found"),
@@ -244,6 +246,7 @@ def test_what_the_mode_does_not_read_may_be_gone(tmp_path: Path, files: dict[str
             check_inputs(*asked("mode=eval", f"checkpoint={here}"))
 
 
+@pytest.mark.slow
 def test_what_a_run_held_out_is_divided_by_its_own_seed(tmp_path: Path, files: dict[str, str]) -> None:
     plain = [a.format(**files) for a in PLACED["corpus"]]
     divided = trained(tmp_path / "divided", *plain, "data.dev_share=0.1", seed=3)

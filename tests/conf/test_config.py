@@ -63,6 +63,7 @@ def test_the_groups_are_those_of_the_command_line() -> None:
     assert set(GROUPS) - {"experiment", "condition", "cost"} <= set(RunConfig.__dataclass_fields__)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: value)
 def test_every_option_becomes_a_typed_configuration(group: str, option: str) -> None:
     (config, *_) = launch.check_overrides([f"{group}={option}", *NEEDED.get((group, option), [])]).configs

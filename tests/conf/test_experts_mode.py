@@ -170,6 +170,7 @@ make.FromEvidence, make.CHUNK, make.choose = Slow, 1, lambda questions, seed: li
 """Makes one and doesn't get on with the second."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_making_that_a_signal_ends_keeps_what_there_is(
     number: signal.Signals, files: list[str], tmp_path: Path

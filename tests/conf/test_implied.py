@@ -250,6 +250,7 @@ def test_the_plan_leaves_a_staleness_that_is_given() -> None:
     assert asked("cluster=4x3090", QWEN, *given).cluster.auto_keeps == []
 
 
+@pytest.mark.slow
 def test_the_plan_leaves_what_a_file_of_ones_own_gives(tmp_path: Path) -> None:
     """An experiment's or a condition's file says what one could say on the command line, a sweep's parameters too."""
     for name, text in {

@@ -90,6 +90,7 @@ def test_what_may_not_be_read_is_named(tmp_path: Path) -> None:
     assert found[1] == "you have no right to read it"
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("mode", ["train", "eval", "calibrate", "index"])
 def test_data_is_looked_for_by_the_modes_that_read_it(mode: str) -> None:
     Path("model").mkdir()
@@ -126,6 +127,7 @@ def test_a_plan_needs_no_file() -> None:
     assert refusal(*OWN, "mode=plan", "data.corpus=null", "retrieval.index=y") is None
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

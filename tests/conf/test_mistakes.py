@@ -50,6 +50,7 @@ OWN = ["data=jsonl", "data.questions=q", "data.corpus=c", "model=smollm2-135m"]
 BIG = ["cluster=4x3090", "model=qwen1.5b"]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("idle", "more", "why"),
     [
@@ -74,6 +75,7 @@ def test_a_setting_that_would_do_nothing_is_refused(idle: str, more: list[str], 
     assert refusal(*more, "mode=plan", idle).startswith(f"{idle}: {why}")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("idle", "mode", "why"),
     [
@@ -254,6 +256,7 @@ def test_a_hint_is_given_only_where_it_is_likely(key: str, meant: str) -> None:
     assert hint(key, settings()) == meant
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -350,6 +353,7 @@ def test_a_configuration_of_ones_own_is_used(mine: Path, command: Command) -> No
     assert "seed: 7" in out
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("by", ["--config-dir", "hydra.searchpath"])
 def test_a_file_that_is_wrong_gets_one_line(mine: Path, name: str, by: str) -> None:

@@ -125,6 +125,7 @@ def test_what_it_raises_of_a_setting_that_is_given_is_one_line() -> None:
         launch.check_overrides(["pool=own_rule_module:Picky", "pool.patience=6"])
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "values",
     [
@@ -298,6 +299,7 @@ def refusal(tmp_path: Path, *settings: str) -> str:
     return str(error.value)
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("text", BROKEN)
 @pytest.mark.parametrize("package", PLACES)
 def test_a_file_that_cannot_be_imported_is_no_matter_of_the_other_choices(
@@ -316,6 +318,7 @@ def test_it_exits_with_2_and_one_line(add: Add, tmp_path: Path, command: Command
     assert "pool=mine: importing agent/pool/rules/mine.py raised SyntaxError: " in err
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(
     ("package", "text", "message"),
     [

@@ -79,6 +79,7 @@ def test_the_budget_of_the_experiment_has_the_papers_proportions() -> None:
     assert config.algorithm.steps * config.pool.group_size * config.pool.batch_questions > 5070
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("arguments", "jobs"),
     [
@@ -163,6 +164,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(arguments) for arguments, _ in MISTAKES])
 def test_a_mistake_in_a_sweep_gets_one_line_before_anything_runs(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
@@ -202,6 +204,7 @@ def test_what_is_finished_is_not_run_again(training: Training, command: Command)
     assert states() == dict.fromkeys(JOBS, "finished")
 
 
+@pytest.mark.slow
 def test_a_failed_job_stops_no_other_and_is_named_at_the_end(training: Training, command: Command) -> None:
     sweep = ("-m", "seed=range(0,4)", "report.sweep=here")
     training.fate = {"seed=0": Fault("rollout-0 died"), "seed=2": UserError("bad data"), "seed=3": KeyError("a bug")}
@@ -270,6 +273,7 @@ def test_a_killed_job_without_a_checkpoint_starts_over_also_with_other_settings(
     assert [row["step"] for row in read(FOLDER / JOBS[0] / "metrics.jsonl", "step")] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_job_of_other_settings_is_refused_before_anything_runs(training: Training, command: Command) -> None:
     training.fate = {JOBS[1]: "Ctrl-C"}
     command(*SWEEP)
@@ -299,6 +303,7 @@ def test_an_ordinary_sweep_has_a_folder_by_the_time_and_the_same_report(training
     assert states(folder) == {"seed=0": "finished", "seed=1": "finished"}
 
 
+@pytest.mark.slow
 def test_a_report_at_any_time(training: Training, command: Command) -> None:
     command(*SWEEP)
     (FOLDER / "sweep.json").unlink()

@@ -137,6 +137,7 @@ def together() -> Together:
 # --- the same as one learner -----------------------------------------------------------------------
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("case", "world"),
     [

@@ -66,6 +66,7 @@ CASES = [
 ]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("changes", CASES, ids=lambda c: "-".join(map(str, c.values())))
 def test_agrees_with_the_plain_float64_reference(changes: dict[str, Any], tmp_path: Path) -> None:
     """Two minibatches, the second off policy: losses, gradient norms and parameters."""
@@ -92,6 +93,7 @@ def test_the_second_minibatch_is_off_policy_and_clips(tmp_path: Path) -> None:
     assert report.ratio_mean != 1
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -347,6 +349,7 @@ def test_three_in_a_row_are_a_fault_with_the_batch_in_a_file(tmp_path: Path) -> 
     assert len(saved["advantages"]) == sum(len(g.members) for g in groups if g.signal_bearing)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("kind", "offload", "dtype"),
     [

@@ -358,6 +358,7 @@ def test_a_picture_that_fails_is_named_and_the_others_are_drawn(
     assert not (folder / "groups.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("without", [["pool=epoch,seed=1"], ["pool=recycle,seed=0"], None])
 def test_a_job_without_a_step_takes_no_picture_from_the_others(
     folder: Path, without: list[str] | None, capsys: pytest.CaptureFixture[str]
