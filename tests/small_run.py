@@ -9,4 +9,5 @@ SMALL_RUN = [
     "data.demonstrations=800",
     "data.train_questions=60",
     "data.eval_questions_per_hop=8",
+    "cluster.learner_threads=1",  # two wait for each other where something else runs, and waiting is work
 ]

@@ -13,6 +13,7 @@ def run(launch):
         "agent=search",
         "tracker=none",
         "cluster.dashboard=false",
+        "cluster.learner_threads=1",
         "pool.batch_questions=4",
         "pool.group_size=4",
         "algorithm.warm_start.steps=40",
