@@ -132,16 +132,16 @@ def _attempt(config: RunConfig, common: dict[str, Any], deadline: float) -> str:
     """One start. Raises ``_Ended``, ``TimeoutError`` or ``Fault``, each with all of Ray's processes gone."""
     import ray
 
-    before = _processes() | {*_children()}
+    before = _processes() | {*children()}
 
     def check() -> None:
         """Raises unless there is time, and all that has been started lives."""
         if time.monotonic() > deadline:
             raise TimeoutError
-        _check_alive(before)
+        check_alive(before)
 
     try:
-        with _cards_shown(config), _waiting(check, deadline):
+        with _cards_shown(config), waiting(check, deadline):
             context = ray.init(
                 address="local",
                 include_dashboard=config.cluster.dashboard,
@@ -160,9 +160,9 @@ def _attempt(config: RunConfig, common: dict[str, Any], deadline: float) -> str:
     return (context.dashboard_url or "") if config.cluster.dashboard else ""
 
 
-def _check_alive(before: Collection[int]) -> None:
+def check_alive(before: Collection[int]) -> None:
     """Raises ``_Ended`` if one of Ray's processes has ended that isn't one of ``before``."""
-    for process in _children():
+    for process in children():
         if process not in before and (name := _ended(process)) in ("raylet", "gcs_server"):
             raise _Ended(f"Ray's {name} ended while it started")
 
@@ -214,7 +214,7 @@ def patience(seconds: float) -> dict[str, str]:
 
 
 @contextmanager
-def _waiting(check: Callable[[], None], deadline: float) -> Iterator[None]:
+def waiting(check: Callable[[], None], deadline: float) -> Iterator[None]:
     """Calls ``check`` while Ray waits for its server's port and for its node, whose ends are numbers in its source."""
     from ray._private import node, ray_constants, services, state
 
@@ -263,7 +263,7 @@ def _errors_into(log: Path) -> Iterator[None]:
 # --- Ray's processes -------------------------------------------------------------------------------
 
 
-def _children() -> list[Any]:
+def children() -> list[Any]:
     import psutil
 
     return psutil.Process().children()

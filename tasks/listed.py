@@ -18,7 +18,7 @@ _CUT = 16
 """Characters before the end of what was read in which what the decoder says may come of the end: no token but a text is
 longer that it takes in part, or not at all."""
 _JSON = json.JSONDecoder(object_pairs_hook=each_once)
-_BLANK = re.compile(r"[ \t\n\r]*")
+_BLANK = re.compile(r"[ \t\n\r]+")
 
 
 def listed(file: BinaryIO) -> Iterator[Any]:
@@ -54,7 +54,8 @@ class _Text:
     def sign(self) -> str:
         """The next character that is no white space; nothing at the end of the file."""
         while True:
-            self._at += len(_BLANK.match(self._text, self._at)[0])  # type: ignore[index]  # it matches nothing, too
+            if blank := _BLANK.match(self._text, self._at):
+                self._at = blank.end()
             if self._at < len(self._text) or self._ended:
                 return self._text[self._at : self._at + 1]
             self._more()

@@ -33,12 +33,12 @@ def local_ray() -> None:
     if ray.is_initialized():
         return
     from actors.process import QUIET
-    from actors.ray_start import _check_alive, _children, _waiting, patience
+    from actors.ray_start import check_alive, children, waiting, patience
 
-    end, before = time.monotonic() + HANG_S, {*_children()}
+    end, before = time.monotonic() + HANG_S, {*children()}
 
     def check() -> None:
-        _check_alive(before)
+        check_alive(before)
         assert time.monotonic() < end, f"Ray didn't start within {HANG_S:g} s"
 
     # As a run starts it: Ray's own default, niceness 15, starves its workers where other programs are busy.
@@ -49,7 +49,7 @@ def local_ray() -> None:
             environment.setenv(name, value)
         # The fake actors are in this folder's helpers, and Ray's workers import them by name.
         environment.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
-        with _waiting(check, end):  # for Ray's own processes; by itself it gives them seconds
+        with waiting(check, end):  # for Ray's own processes; by itself it gives them seconds
             ray.init(
                 address="local",
                 num_cpus=2,
