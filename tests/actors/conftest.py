@@ -33,7 +33,7 @@ def local_ray() -> None:
     if ray.is_initialized():
         return
     from actors.process import QUIET
-    from actors.ray_start import check_alive, children, waiting, patience
+    from actors.ray_start import check_alive, children, patience, waiting
 
     end, before = time.monotonic() + HANG_S, {*children()}
 

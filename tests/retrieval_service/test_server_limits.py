@@ -202,7 +202,10 @@ def test_what_the_replies_take_together_is_bounded(backend: Scripted) -> None:
 
 def test_a_client_that_reads_nothing_of_its_reply_is_cut_off(backend: Scripted) -> None:
     backend.text = "x" * 1_000_000
-    with running(lambda: backend, max_held_mib=20, read_timeout_s=0.5) as server, asking_without_reading(server) as slow:
+    with (
+        running(lambda: backend, max_held_mib=20, read_timeout_s=0.5) as server,
+        asking_without_reading(server) as slow,
+    ):
         until(lambda: server.post("/retrieve", LARGE).status_code == 200)
         got = 0
         with suppress(ConnectionError):
