@@ -43,8 +43,8 @@ class ServeConfig:
     max_connections: int = bounded(512, "at least 1")
     """Most open connections; the next one is answered with 429 and closed."""
     read_timeout_s: float = bounded(10.0, "above 0")
-    """Longest that a client may take to send a request's head, and then its body, and to read anything more of its
-    reply."""
+    """Longest that a client may take to send a request's head, and then its body; and over which it has to read at
+    least 16 KB a second of its reply."""
 
     def __post_init__(self) -> None:
         check_bounds(self, "serve")

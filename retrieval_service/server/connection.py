@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import sys
+import termios
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +18,8 @@ from retrieval_service.server.desk import RETRY_AFTER_S
 
 MAX_HEAD = 64 << 10
 """Bytes of a request's line and headers."""
+SLOWEST = 16_000
+"""Bytes of its reply that a client has to read in a second, over ``read_timeout_s``."""
 GONE = "slingshot.gone"
 """Set in the scope of a request whose client has gone, before its task is cancelled."""
 
@@ -23,10 +28,10 @@ class Connection(HttpToolsProtocol):
     """uvicorn's, which waits for ever for a request's head and reads one of any length.
 
     A head that isn't complete in ``read_timeout_s`` closes the connection, and one longer than ``MAX_HEAD`` or a
-    connection too many is refused first. One whose client reads nothing more of its reply for so long is closed. The
-    body's limits are the gate's. A request whose client goes away is cancelled, which makes the line shorter. A wish to
-    go on in another protocol (curl's and Java's ``Upgrade: h2c``) is ignored, as RFC 9110, section 7.8, allows; uvicorn
-    drops the body of such a request.
+    connection too many is refused first. One whose client reads less than ``SLOWEST`` for so long is
+    closed. The body's limits are the gate's. A request whose client goes away is cancelled, which makes the line
+    shorter. A wish to go on in another protocol (curl's and Java's ``Upgrade: h2c``) is ignored, as RFC 9110, section
+    7.8, allows; uvicorn drops the body of such a request.
     """
 
     limits = ServeConfig()
@@ -143,11 +148,18 @@ class Connection(HttpToolsProtocol):
             self._late = None
 
     def _await_reading(self) -> None:
-        left = self.transport.get_write_buffer_size()
-        self._unread = self.loop.call_later(self.limits.read_timeout_s, self._look_again, left)
+        self._unread = self.loop.call_later(self.limits.read_timeout_s, self._look_again, self._to_read())
 
-    def _look_again(self, left: int) -> None:
-        if self.transport.get_write_buffer_size() < left:
+    def _to_read(self) -> int:
+        """Bytes of the reply that the client's system has not taken: also those that ours keeps, which are megabytes,
+        and of which a third has to go before it asks for more."""
+        socket = self.transport.get_extra_info("socket")
+        queued = fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, bytes(4))
+        return self.transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
+
+    def _look_again(self, before: int) -> None:
+        # Nothing is added meanwhile, and a rest of less than that, if it is read, ends the wait.
+        if self._to_read() <= before - SLOWEST * self.limits.read_timeout_s:
             self._await_reading()
         else:
             self.transport.abort()

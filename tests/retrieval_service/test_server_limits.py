@@ -7,7 +7,7 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -21,6 +21,8 @@ from served import PATIENCE_S, Running, Scripted, refusal, running
 
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.server import app
+from retrieval_service.server.config import ServeConfig
+from retrieval_service.server.connection import SLOWEST, connection
 
 pytestmark = pytest.mark.jvm
 
@@ -212,6 +214,57 @@ def test_a_client_that_reads_nothing_of_its_reply_is_cut_off(backend: Scripted) 
             while part := slow.recv(1 << 20):
                 got += len(part)
         assert got < 8_000_000, "the reply has eight passages of a million characters"
+
+
+class Loop:
+    """Keeps what is to be called later, for the test to call it."""
+
+    def __init__(self) -> None:
+        self.later: list[Callable[[], None]] = []
+
+    def call_later(self, delay: float, call: Callable[..., None], *given: Any) -> None:
+        self.later.append(partial(call, *given))
+
+
+class Transport:
+    """Holds more than it may, before a socket that takes no more."""
+
+    def __init__(self, socket: socket.socket) -> None:
+        self.socket = socket
+        self.aborted = False
+
+    def get_extra_info(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def get_write_buffer_size(self) -> int:
+        return 10_000_000
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def test_a_client_that_reads_slowly_is_waited_for_and_one_that_hardly_reads_is_not() -> None:
+    """What it reads comes out of the system's buffer for long before the transport has less."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        ours, _ = listener.accept()
+        with ours:
+            ours.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:
+                    ours.send(bytes(1 << 20))
+            kind = connection(ServeConfig(read_timeout_s=30.0), lambda status: None)
+            slow, loop, transport = kind.__new__(kind), Loop(), Transport(ours)
+            slow.loop, slow.transport = loop, transport
+            slow._await_reading()
+            before = slow._to_read()
+            assert before > 10_000_000 + 30 * SLOWEST
+            until(lambda: client.recv(4096) and slow._to_read() <= before - 30 * SLOWEST)
+            loop.later.pop()()
+            assert not transport.aborted
+            assert client.recv(1), "at a byte a time there is always something that it has read"
+            loop.later.pop()()
+            assert transport.aborted
+            assert not loop.later
 
 
 def test_a_client_that_has_gone_leaves_the_line() -> None:
