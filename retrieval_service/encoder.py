@@ -268,13 +268,13 @@ class TextModel:
         torch.set_num_threads(threads)
         self._torch = torch
         self._manner = manner
-        self._device = device_of(device)
+        self.device = device_of(device)
         given = f"{KEY}={manner.encoder}"
         self._tokenizer, model, lacking = loaded(self.kind, folder, given)
         if missing := [name for name in lacking if not name.startswith(self.unused)]:
             raise UserError(f"{given}: its files lack {missing[0]}, which a {type(model).__name__} has{self.hint}")
-        half = self._device.startswith("cuda")
-        self._model = model.to(self._device, torch.float16 if half else torch.float32)
+        half = self.device.startswith("cuda")
+        self._model = model.to(self.device, torch.float16 if half else torch.float32)
         longest = getattr(model.config, "max_position_embeddings", None) or manner.max_tokens
         # RoBERTa's positions begin behind its padding's: its tokenizer alone says how many there are.
         self._max_tokens = min(manner.max_tokens, int(longest), int(self._tokenizer.model_max_length))
@@ -282,7 +282,7 @@ class TextModel:
     def _tokenized(self, texts: list[str]) -> Any:
         return self._tokenizer(
             texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
-        ).to(self._device)
+        ).to(self.device)
 
 
 class Encoder(TextModel):

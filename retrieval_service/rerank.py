@@ -34,7 +34,8 @@ class Reranked:
         self._inner, self._depth = inner, config.rerank_depth
         folder = encoder_folder(given, KEY)
         self._told = {"reranker": given, "reranker_weights": weights_digest(folder, f"{KEY}={given}")}
-        self._tokenizer, self._model, self._torch = _loaded(folder, given, config.threads, device_of(config.device))
+        self.device = device_of(config.device)
+        self._tokenizer, self._model, self._torch = _loaded(folder, given, config.threads, self.device)
         self.most: int = min(config.max_batch, getattr(inner, "most", config.max_batch))
         self.until: Callable[[float], None] = getattr(inner, "until", lambda end: None)
 
@@ -50,7 +51,7 @@ class Reranked:
         return ranked
 
     def _scores(self, pairs: Sequence[tuple[str, Passage]]) -> list[float]:
-        texts = [(printable(query), f"{passage.title}\n{passage.text}".strip()) for query, passage in pairs]
+        texts = [(printable(query), printable(f"{passage.title}\n{passage.text}".strip())) for query, passage in pairs]
         scores = [0.0] * len(texts)
         with self._torch.inference_mode():
             for batch in batches([passage for _, passage in texts], _AT_ONCE):

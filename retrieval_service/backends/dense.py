@@ -172,6 +172,7 @@ class Dense:
         looked = {"probes": config.probes} if kind in LISTED else {"beam": config.beam} if kind == "hnsw" else {}
         self._settings = {"vectors": kind, **looked}
         self._encoder = Encoder(folder, self._manner, threads=config.threads, device=config.device)
+        self.device = self._encoder.device
 
     def search_batch(self, queries: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
         """For each query its ``k`` nearest passages with their inner products; none for one without a character.

@@ -75,6 +75,7 @@ class Http:
     """
 
     lanes = 2
+    device = None
 
     def __init__(
         self, index: Path | None, config: RetrievalConfig, sleep: Callable[[float], None] = time.sleep

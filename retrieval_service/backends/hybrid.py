@@ -64,6 +64,7 @@ class Hybrid:
         except BaseException:
             self._lexical.close()
             raise
+        self.device = self._dense.device
         one, other = self._lexical.identity(), self._dense.identity()
         if one.documents != other.documents or (one.checksum or other.checksum) != other.checksum:
             self.close()
@@ -94,7 +95,7 @@ class Hybrid:
     def identity(self) -> Identity:
         """That of both: the settings of each, and of the fusion."""
         one, other = self._lexical.identity(), self._dense.identity()
-        fusion = {"weights": list(self._config.weights), "rank_constant": self._config.rank_constant}
+        fusion = {"fusion_weights": list(self._config.weights), "rank_constant": self._config.rank_constant}
         return Identity(
             name=other.name,
             backend="hybrid",

@@ -127,6 +127,7 @@ class Splade(LuceneSearcher):
     def _set_up(self) -> None:
         config = self._config
         self._encoder = SparseEncoder(self._folder, self._manner, threads=config.threads, device=config.device)
+        self.device = self._encoder.device
         self._hash_map, self._integer = jvm.java_class("java.util.HashMap"), jvm.java_class("java.lang.Integer")
 
     def search_batch(self, queries: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
