@@ -112,6 +112,8 @@ class RetrievalService:
         self._second_from = 0.0
         """When it may be tried again, after it couldn't be opened."""
         self._may_overtake = False
+        self.device: str | None = None
+        """Where the backend computes, once it has started; None where nobody knows."""
         self._most = config.max_batch
         self._soon: asyncio.Handle | None = None
         self._started = False
@@ -128,6 +130,7 @@ class RetrievalService:
         backend = await self._open()
         self._most = min(self._most, getattr(backend, "most", self._most))
         self._may_overtake = getattr(backend, "lanes", 1) > 1
+        self.device = getattr(backend, "device", "cpu")
 
     async def _open(self) -> Backend:
         thread = BackendThread(self._make)

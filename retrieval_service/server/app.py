@@ -23,7 +23,7 @@ from retrieval_service.dialects import spoken
 from retrieval_service.dialects.base import Asked, Dialect, Hits, document
 from retrieval_service.server.config import ServeConfig
 from retrieval_service.server.desk import RETRY_AFTER_S, Desk, Refused
-from retrieval_service.server.gate import App, Gate, Receive, Scope, Send
+from retrieval_service.server.gate import App, Counted, Gate, Receive, Scope, Send
 from retrieval_service.server.metrics import Metrics
 from retrieval_service.server.page import page
 from retrieval_service.server.tools import tools
@@ -84,19 +84,18 @@ def make_app(
     _add_dialects(app, desk, token is not None)
     _add_facts(app, desk, identity, metrics)
     app.router.routes.extend(mcp_routes)
-    gate = Gate(app, config, token, metrics)
-    if not config.cors:
-        return gate, metrics
-    # Outermost: what a browser asks beforehand bears no token, and a page is to see a refusal's reason, too.
-    cors = CORSMiddleware(
-        gate,
-        allow_origins=config.cors,
-        allow_methods=["GET", "POST"],
-        allow_headers=["*"],
-        expose_headers=["Retry-After"],
-        max_age=600,
-    )
-    return cors, metrics
+    entered: App = Gate(app, config, token)
+    if config.cors:
+        # Before the gate: what a browser asks beforehand bears no token, and a page is to see a refusal's reason, too.
+        entered = CORSMiddleware(
+            entered,
+            allow_origins=config.cors,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After"],
+            max_age=600,
+        )
+    return Counted(entered, metrics), metrics
 
 
 class _Searches:
@@ -169,13 +168,14 @@ def _add_facts(app: FastAPI, desk: Desk, identity: Identity, metrics: Metrics) -
     told = asdict(identity)
     told |= told.pop("settings")
 
-    @app.get("/health", summary="The index: name, checksum, passages, analyser, k1, b")
-    async def health() -> dict[str, Any]:
-        return {"status": "healthy", "index": told, "waiting": desk.waiting}
+    @app.get("/health", summary="The index: name, checksum, passages, analyser, k1, b; the device that computes")
+    async def health() -> Response:
+        return _json({"status": "healthy", "index": told, "device": desk.service.device, "waiting": desk.waiting})
 
     @app.get("/info", summary="David-GRPO's form of it")
     async def info() -> dict[str, Any]:
-        return {"model": identity.backend, "device": "cpu", "corpus_size": identity.documents, "index_loaded": True}
+        size, device = identity.documents, desk.service.device
+        return {"model": identity.backend, "device": device, "corpus_size": size, "index_loaded": True}
 
     @app.get(
         "/document/{document_id:anything}",

@@ -1,5 +1,5 @@
 """The gate before all routes: who may enter, the body of a request, whole and of bounded size, and how much memory all
-bodies and replies may take together."""
+bodies and replies may take together; and the count of what is answered."""
 
 from __future__ import annotations
 
@@ -31,6 +31,32 @@ SWALLOWED = 64 << 20
 """Bytes of a body too long that are still read, and dropped, so that the client gets to see why."""
 
 
+class Counted:
+    """An ASGI application around ``app`` that counts every request and how long it took."""
+
+    def __init__(self, app: App, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 0
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            route = getattr(scope.get("route"), "path", None)
+            self._metrics.answered(route, status, time.perf_counter() - began)
+
+
 class Gate:
     """An ASGI application around ``app``, which gets every body in one piece.
 
@@ -38,12 +64,11 @@ class Gate:
     a page in a browser on this machine could else search, also through a name of its own that leads here.
     """
 
-    def __init__(self, app: App, config: ServeConfig, token: str | None, metrics: Metrics) -> None:
+    def __init__(self, app: App, config: ServeConfig, token: str | None) -> None:
         self._app = app
         self._config = config
         self._token = token.encode() if token is not None else None
         self._local = token is None and is_loopback(config.host)
-        self._metrics = metrics
         self._held = 0
         """Bytes of the bodies and replies that are held now."""
 
@@ -51,7 +76,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status, held = time.perf_counter(), 0, 0
+        held = 0
         start: Message | None = None
 
         def hold(size: int) -> None:
@@ -61,7 +86,7 @@ class Gate:
             self._held += size
 
         async def watched(message: Message) -> None:
-            nonlocal status, start
+            nonlocal start
             if message["type"] == "http.response.start":
                 start = message  # it waits until there is room for what follows
                 return
@@ -70,7 +95,6 @@ class Gate:
                     hold(len(message.get("body", b"")))
                 except Refused as refused:
                     start, message = _said(refused)
-                status = start["status"]
                 await send(start)
                 start = None
             await send({**message, "more_body": True})
@@ -84,8 +108,6 @@ class Gate:
                 raise
         finally:
             self._held -= held
-            route = getattr(scope.get("route"), "path", None)
-            self._metrics.answered(route, status, time.perf_counter() - began)
 
     def _check_room(self, size: int) -> None:
         """Refuses what takes ``size`` bytes, where that is more than all requests together may take."""

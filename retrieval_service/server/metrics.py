@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from agent.visible import printable
 from retrieval_service.backend import Identity
 from retrieval_service.stats import Stats
 
@@ -67,7 +68,7 @@ class _Service(Collector):
         stats = self._stats()
         for name, about in COUNTED.items():
             yield CounterMetricFamily(f"{PREFIX}_{name}", about, value=getattr(stats, name))
-        told = {"name": self._identity.name, "backend": self._identity.backend}
+        told = {"name": printable(self._identity.name), "backend": self._identity.backend}
         told["checksum"] = self._identity.checksum or ""
         index = GaugeMetricFamily(f"{PREFIX}_index_documents", "Passages of the index", labels=list(told))
         index.add_metric(list(told.values()), self._identity.documents or 0)

@@ -270,6 +270,7 @@ def test_the_identity_names_the_encoder_and_its_manner(backend: Dense, model: Pa
     assert (told.name, told.backend, told.documents) == ("corpus.jsonl", "dense", 8)
     assert told.settings["encoder"] == str(model)
     assert told.settings["vectors"] == "flat"
+    assert backend.device == "cpu"
     assert {*Manner.__dataclass_fields__} <= {*told.settings}
 
 

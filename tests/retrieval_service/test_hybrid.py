@@ -82,7 +82,9 @@ def test_both_are_searched_and_fused(model: Path, index: Path, tmp_path: Path) -
         assert [len(hits) for hits in expected] == [2, 2, 2, 0]
         told = backend.identity()
         assert (told.backend, told.documents, told.analyser) == ("hybrid", len(PASSAGES), "porter")
-        assert {"k1", "b", "lucene_generation", "encoder", "weights", "depth"} <= {*told.settings}
+        assert {"k1", "b", "lucene_generation", "encoder", "fusion_weights", "depth"} <= {*told.settings}
+        assert told.settings["weights"] == dense.identity().settings["weights"], "the encoder's digest"
+        assert backend.device == "cpu"
         assert ids(backend.following_batch(["twin-0"], 2)[0]) == ["twin-1", "twin-2"]
         assert ids(backend.document_batch(["emma"], 2)[0]) == ["emma"]
         assert Names.load(moved / FILE).known({"Emma", "x"}, "title") == {"Emma"}
@@ -202,6 +204,13 @@ def test_a_cross_encoder_keeps_its_rankers_batches_and_computes_where_it_is_told
     inner.most = 2  # type: ignore[attr-defined]
     backend = Reranked(inner, RetrievalConfig(reranker=str(folder)))
     assert backend.most == 2
+    assert backend.device == "cpu"
+    there = Reranked(inner, RetrievalConfig(reranker=str(folder), device="cpu:0"))
+    assert there.device == "cpu:0"
+    half = Passage(id="half", title="\ud800", text="emma")
+    inner.search_batch = lambda queries, k: [(half,)] * len(queries)  # type: ignore[method-assign]
+    assert ids(there.search_batch(["emma"], 1)[0]) == ["half"]
+    del inner.search_batch
     with pytest.raises(UserError, match=r"^retrieval\.device=cuda:99: not to be had here"):
         Reranked(inner, RetrievalConfig(reranker=str(folder), device="cuda:99"))
     backend._model.classifier.weight.data.fill_(float("nan"))

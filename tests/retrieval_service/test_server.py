@@ -12,6 +12,7 @@ import pytest
 from served import CONFIG, PASSAGES, PATIENCE_S, Running, Scripted, refusal, running
 
 from retrieval_service import jvm
+from retrieval_service.backend import Identity
 from retrieval_service.corpus import corpus_stamp
 from retrieval_service.dialects import dialect, dialect_names
 
@@ -150,6 +151,22 @@ def test_health_says_which_index_it_is(server: Running, served_index: Path) -> N
     assert (index["k1"], index["b"], index["lucene_generation"]) == (0.9, 0.4, 1)
 
 
+def test_health_and_info_say_where_it_computes_and_any_name_can_be_told(server: Running) -> None:
+    assert server.client.get("/health").json()["device"] == "cpu"
+
+    class Elsewhere(Scripted):
+        device = "cuda:1"
+
+        def identity(self) -> Identity:
+            return Identity(name="caf\udce9.jsonl", backend="scripted")  # as Python reads a name that isn't in UTF-8
+
+    with running(Elsewhere) as other:
+        told = other.client.get("/health").json()
+        assert (told["index"]["name"], told["device"]) == ("caf\udce9.jsonl", "cuda:1")
+        assert other.client.get("/info").json()["device"] == "cuda:1"
+        assert 'name="caf?.jsonl"' in other.client.get("/metrics").text
+
+
 def test_metrics_count_requests_and_searches(server: Running) -> None:
     counted = 'slingshot_retrieval_requests_total{route="/search",status="200"}'
     before = server.metric(counted), server.metric("slingshot_retrieval_queries_total")
@@ -263,6 +280,11 @@ def test_a_page_of_an_origin_that_is_named_may_ask() -> None:
             )
         reply = server.post("/retrieve", {"queries": ["x"]}, headers={"Origin": page, **right})
         assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (200, page)
+        asked = {
+            status: f'slingshot_retrieval_requests_total{{route="other",status="{status}"}}' for status in (200, 400)
+        }
+        told = server.client.get("/metrics", headers=right).text
+        assert all(f"{line} 2.0" in told for line in asked.values()), "what it asks beforehand is counted, too"
         refused = server.post("/retrieve", {"queries": ["x"]}, headers={"Origin": page})
         assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, page)
     with running(Scripted, cors=[page]) as server:
