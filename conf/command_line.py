@@ -23,7 +23,6 @@ from conf.idle import check_idle
 from conf.implied import implied, sweep_lines
 from conf.mistakes import check_model, check_peers, one_line, strange_flag
 from conf.named_data import sets_together
-from conf.own_rules import register_own_rules
 from conf.schema import RunConfig
 from tracking.experiments import sweep
 from tracking.experiments.sweep import Job, Plan
@@ -81,7 +80,6 @@ def check_overrides(arguments: list[str]) -> Request:
     if given.flags.hydra_help or given.flags.shell_completion:
         return Request(arguments=(*given.for_hydra, *given.settings))
     given = replace(given, settings=sets_together(given.settings))
-    register_own_rules(given.settings)
     with opened(given.flags.config_name, given.flags.config_dir, _searched(given.settings)) as composer:
         lines = as_typed(given.settings, several=given.flags.multirun)
         asked = _asked(composer, lines)

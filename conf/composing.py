@@ -16,14 +16,14 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from agent.errors import UserError
-from conf import of_files
+from conf import of_files, own_rules
 from conf.schema import MODES, RunConfig, keys, typed
 
 FAILURES = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError, OverflowError)
@@ -48,6 +48,10 @@ class Composer:
             warnings.filterwarnings("error", message="provider=.*is not available", category=UserWarning)
             try:
                 return compose(self.primary, overrides=[*lines, *folder, *hydra_lines], return_hydra_config=True)
+            except MissingConfigException as error:  # wherever it is chosen: in a line, or in a file of the user's
+                if not own_rules.stored(error.missing_cfg_file):
+                    raise
+                return self.compose(lines, hydra_lines)
             except UserWarning as warning:
                 raise HydraException(str(warning)) from warning
             except (LookupError, AssertionError, AttributeError) as error:  # Hydra's own, of a file of settings

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import QuotedString
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from agent.errors import UserError, shortened
@@ -15,26 +10,16 @@ from agent.own import is_path, resolve
 from agent.pool.rules.base import PoolRule, checked_rule, rule_class
 
 
-def register_own_rules(settings: Sequence[str]) -> None:
-    """Puts the rules that ``settings`` (``key=value``) choose by import path where Hydra finds a group's choices.
+def stored(missing: str | None) -> bool:
+    """Puts a rule of the user's where Hydra, which misses the file of settings ``missing``, finds a group's choices.
 
-    Raises ``UserError`` for a path that is no rule.
+    Returns False if that is no import path of a rule. Raises ``UserError`` for a path that is no rule.
     """
-    for setting in settings:
-        if setting.partition("=")[0] == "pool":
-            for path in filter(is_path, _named(setting)):
-                ConfigStore.instance().store(group="pool", name=path, node=own_rule(path))
-
-
-def _named(setting: str) -> list[str]:
-    """The choices that ``setting`` names, several of a sweep; none where Hydra can't read it, which is said later."""
-    try:
-        override = OverridesParser.create().parse_override(setting)
-        values = [*override.sweep_iterator()] if override.is_sweep_override() else [override.value()]
-    except HydraException:
-        return []
-    texts = (value.text if isinstance(value, QuotedString) else value for value in values)
-    return [text for text in texts if isinstance(text, str)]
+    group, _, name = (missing or "").partition("/")
+    if group != "pool" or not is_path(name):
+        return False
+    ConfigStore.instance().store(group=group, name=name, node=own_rule(name))
+    return True
 
 
 def own_rule(path: str) -> PoolRule:

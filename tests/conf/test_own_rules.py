@@ -145,6 +145,23 @@ def test_a_sweep_may_compare_it_with_a_shipped_one(values: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "chosen"),
+    [
+        ("defaults: [{override /pool: 'own_rule_module:Patient'}]\npool: {patience: 5}", {"own_rule_module:Patient"}),
+        (
+            "hydra: {mode: MULTIRUN, sweeper: {params: {pool: 'epoch,own_rule_module:Patient'}}}",
+            {"epoch", "own_rule_module:Patient"},
+        ),
+    ],
+)
+def test_an_experiments_file_may_choose_it(tmp_path: Path, content: str, chosen: set[str]) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{content}\n")
+    request = launch.check_overrides([f"--config-dir={tmp_path}", "mode=simulate", "experiment=mine"])
+    assert {config.pool.name for config in request.configs} == chosen
+
+
+@pytest.mark.parametrize(
     ("argument", "message"),
     [
         ("pool=own_rule_module:Patiant", "own_rule_module has no Patiant; did you mean 'Patient'?"),
