@@ -69,26 +69,9 @@ def calibrate(config: RunConfig, run_dir: Path, console: Console) -> None:
 
     From full episodes on development questions.
     """
-    from actors.inference import inference
-    from actors.replay import play
-    from agent.config import CALIBRATING
-    from agent.inference.calibration import calibrate, check_enough
-    from agent.inference.evaluation import check_any_scored, refusal
-    from tracking.calibration import write, write_probes
+    from actors.calibrating import calibrate
 
-    wanted, faulty = {name: getattr(config.exit, name) for name in CALIBRATING}, config.evaluation.max_fault_share
-
-    with inference(config, run_dir, _namespace(run_dir), console) as served, console.phase("calibration") as phase:
-        check_enough(len(served.asked.questions), **wanted, max_fault_share=faulty)  # before they are played
-        counting = phase.counting("questions")
-        rows = play(served.workers, served.asked.questions, counting, step=None, searchable=served.searchable)
-        write_probes(run_dir, rows)  # before anything is refused
-        check_any_scored(rows)
-    if why := refusal(rows, faulty):
-        raise Fault(f"{why}; what is left is a biased choice of the questions: calibrate again")
-    result = calibrate(rows, **wanted)
-    about = {"checkpoint": config.checkpoint, "weights": served.weights, "data": served.task.name}
-    write(run_dir, result, rows, about, config.exit, config.selectivity, config.agent, console)
+    calibrate(config, run_dir, console, _namespace(run_dir))
 
 
 def ask(config: RunConfig, run_dir: Path, console: Console) -> None:

@@ -56,7 +56,7 @@ def evaluate(config: RunConfig, run_dir: Path, console: Console, namespace: str)
                 (run_dir / name).unlink(missing_ok=True)
             note(config, run_dir, served.task, checkpoint=setting["checkpoint"])
             after.enter_context(reported(run_dir, console))
-            rows = _played(config, run_dir, console, served)
+            rows = played(run_dir, console, served, "evaluation", step=0, samples=how.samples)
             summary = judged(rows, how.max_fault_share)
         row = {"step": 0, "data": served.task.name, "checkpoint": setting["checkpoint"], **summary}
         MetricsLog(run_dir / "metrics.jsonl").write("eval", row)
@@ -127,7 +127,8 @@ def setting_of(config: RunConfig, served: Served[Players]) -> dict[str, Any]:
             "seed": config.seed if how.temperature else 0,
         },
         "agent": agent_settings(config.agent),
-        "exit": served.ending,  # and not the name of a file, whose content may change
+        # Not the name of a file, whose content may change.
+        "exit": {"calibrating": config.exit.probing} if config.mode == "calibrate" else served.ending,
         "selectivity": asdict(config.selectivity),
         "engine": "endpoint" if endpoint.url else {"dtype": config.model.dtype, "device": config.cluster.device},
         "versions": versions(config.agent, prompt_name(config.agent.prompt)),
@@ -136,9 +137,14 @@ def setting_of(config: RunConfig, served: Served[Players]) -> dict[str, Any]:
     return plain
 
 
-def _played(config: RunConfig, run_dir: Path, console: Console, served: Served[Players]) -> list[EvalRow]:
-    """The rows of all questions: those that the folder has, and those of what is played now."""
-    samples, log = config.evaluation.samples, EvalRows(run_dir)
+def played(
+    run_dir: Path, console: Console, served: Served[Players], what: str, *, step: int | None, samples: int = 1
+) -> list[EvalRow]:
+    """The rows of all questions: those that the folder has, and those of what is played now.
+
+    ``what`` names the phase; with a ``step`` the episodes are in the folder's logs, too.
+    """
+    log = EvalRows(run_dir)
     asked: Sequence[Question] = served.asked.questions
     done = log.viable(samples)
     forget_others(run_dir, done.keys())
@@ -147,12 +153,12 @@ def _played(config: RunConfig, run_dir: Path, console: Console, served: Served[P
         console.say(
             f"{len(asked) - len(todo):,} of {len(asked):,} questions were played before; going on with the others"
         )
-    with console.phase("evaluation") as phase:
+    with console.phase(what) as phase:
         rows = play(
             served.workers,
             todo,
             phase.counting("questions"),
-            step=0,
+            step=step,
             samples=samples,
             keep=log.write,
             searchable=served.searchable,

@@ -12,7 +12,7 @@ from agent.errors import UserError
 from conf.arguments import quoted
 from conf.command_line import Request
 from conf.inputs import check_inputs
-from conf.schema import IF_ANY
+from conf.schema import IF_ANY, PLAYS_ON
 from tracking import run_folder
 from tracking.evals.result import SETTING
 
@@ -32,7 +32,7 @@ def ready(request: Request) -> Iterator[Request]:
         return
     for config in request.configs:
         check_inputs(config)
-        if config.mode in ("train", "eval") and config.resume == IF_ANY and request.new:
+        if config.mode in ("train", *PLAYS_ON) and config.resume == IF_ANY and request.new:
             raise UserError(f"resume={IF_ANY}: the same command has to find the run again: set output_dir=FOLDER")
     if request.new and request.sweep is None and request.configs[0].mode in READS:
         with TemporaryDirectory(prefix="slingshot-") as passing:
@@ -59,7 +59,7 @@ def _check_reuse(request: Request, folder: Path, left: str) -> None:
         if left != "plan.json":
             raise UserError(f"{where}: holds a run ({left}), not a sweep; name another folder")
         return
-    if config.mode == "eval" and config.resume == IF_ANY and (folder / SETTING).is_file():
+    if config.mode in PLAYS_ON and config.resume == IF_ANY and (folder / SETTING).is_file():
         return
     if config.mode != "train":
         raise UserError(f"{where}: holds a run ({left}); leave {request.setting} out, or name another folder")

@@ -61,6 +61,8 @@ MODES = (
 VIEWS = ("page", "terminal")
 INFERENCE = ("eval", "calibrate", "ask")
 """Those that play a checkpoint."""
+PLAYS_ON = ("eval", "calibrate")
+"""Those that go on in their folder with the questions that are missing."""
 OF_A_CHECKPOINT = (*INFERENCE, "fetch")
 """Those that have a use for one."""
 
@@ -94,7 +96,7 @@ class RunConfig:
     resume: str | None = field(default=None, metadata=PATH)
     """A run's folder or a checkpoint's; ``auto``, the newest run of this experiment under ``outputs/``; ``if_any``, the
     run in ``output_dir`` if it has a checkpoint, else a new one: one command starts it and goes on with it. In
-    ``mode=eval`` only ``if_any``: the evaluation in ``output_dir``, if there is one."""
+    ``mode=eval`` and ``calibrate`` only ``if_any``: what is played in ``output_dir``, if there is something."""
     resume_allow_changes: bool = False
     """Go on although settings or data have changed that decide what is learned."""
     checkpoint: str | None = field(default=None, metadata=PATH)
@@ -202,10 +204,8 @@ class RunConfig:
             )
         if self.mode == "report" and not self.report.sweep:
             raise UserError("mode=report needs report.sweep=FOLDER (a sweep's, multirun/…)")
-        if self.mode == "eval" and self.resume not in (None, IF_ANY):
-            raise UserError(
-                f"mode=eval resume={self.resume}: an evaluation goes on with resume={IF_ANY} output_dir=FOLDER"
-            )
+        if self.mode in PLAYS_ON and self.resume not in (None, IF_ANY):
+            raise UserError(f"mode={self.mode} resume={self.resume}: goes on with resume={IF_ANY} output_dir=FOLDER")
         if self.mode == "compare" and not (self.run and self.compare):
             raise UserError("mode=compare needs run=FOLDER and compare=FOLDER (of two evaluations, outputs/…)")
         if self.mode == "view" and not self.run:

@@ -1,4 +1,4 @@
-"""What ``mode=calibrate`` leaves: calibration.json, which ``exit.calibration`` reads, its curve, and all probes."""
+"""What ``mode=calibrate`` leaves: calibration.json, which ``exit.calibration`` reads, and its curve."""
 
 from __future__ import annotations
 
@@ -15,17 +15,10 @@ from agent.inference.evaluation import EvalRow
 from agent.inference.scaling import Scale
 from agent.prompts import PROMPTS, prompt_text
 from agent.readable import json_of
-from agent.visible import json_line
 from tracking.console import Console
 from tracking.dispensable import Dispensable
 
 FORMAT = 2
-
-
-def write_probes(folder: Path, rows: Sequence[EvalRow]) -> None:
-    """Writes ``probes.jsonl``: all that was played, whether or not it makes a calibration."""
-    with (folder / "probes.jsonl").open("w", encoding="utf-8") as lines:
-        lines.writelines(json_line(asdict(row)) for row in rows)
 
 
 def write(

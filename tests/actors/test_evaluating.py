@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from ray_fakes import row_of
 
-import launch
-from actors import evaluating
+from actors import calibrating, evaluating
 from actors.inference import Served
 from actors.questions import Asked
 from agent.config import ExitConfig
@@ -306,7 +305,7 @@ class Passing(Workers):
 def calibrated(house: House, workers: Workers, monkeypatch: pytest.MonkeyPatch, how: EvalConfig | None = None) -> Any:
     """calibration.json."""
     house.workers = workers
-    monkeypatch.setattr("actors.inference.inference", house._inference)
+    monkeypatch.setattr(calibrating, "inference", house._inference)
     config = RunConfig(
         mode="calibrate",
         checkpoint="model",
@@ -314,7 +313,7 @@ def calibrated(house: House, workers: Workers, monkeypatch: pytest.MonkeyPatch, 
         exit=ExitConfig(risk=0.4, delta=0.4, fit_share=0.0),
         evaluation=how or EvalConfig(),
     )
-    launch.calibrate(config, house.folder, Console(quiet=True))
+    calibrating.calibrate(config, house.folder, Console(quiet=True), "n")
     return json.loads((house.folder / "calibration.json").read_text())
 
 
@@ -328,14 +327,29 @@ def test_a_calibration_plays_what_a_fault_ended_once_more(house: House, monkeypa
 def test_a_calibration_with_too_many_faults_is_none(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Fault, match=r"^1 of 6 episodes ended in a fault, more than evaluation\.max_fault_share=0\.01"):
         calibrated(house, Workers(1, {"q1"}), monkeypatch)
-    assert names(house.folder) == {"probes.jsonl"}
-    assert [row["question_id"] for row in read(house.folder / "probes.jsonl")] == [q.id for q in QUESTIONS]
+    assert "calibration.json" not in names(house.folder)
+    workers = Workers(1, set())
+    assert calibrated(house, workers, monkeypatch)["questions"] == 6
+    assert workers.played == ["q1"], "the others were played before"
+
+
+def test_a_calibration_that_broke_off_goes_on_with_the_questions_that_are_missing(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        calibrated(house, Workers(1, set(), dies=True), monkeypatch)
+    workers = Workers(1, set())
+    found = calibrated(house, workers, monkeypatch)
+    assert workers.played == ["q2", "q3", "q4", "q5"]
+    assert found["questions"] == 6, "those from the file among them"
+    with pytest.raises(UserError, match=r"holds another evaluation, .* differs: exit=.*calibrating"):
+        house.evaluate()
 
 
 def test_a_calibration_of_faults_alone_keeps_what_was_played(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Fault, match=r"^none of 6 questions could be evaluated: "):
         calibrated(house, Workers(1, {q.id for q in QUESTIONS}), monkeypatch)
-    assert names(house.folder) == {"probes.jsonl"}
+    assert names(house.folder) == {"eval_rows.jsonl", "eval_setting.json"}
 
 
 def test_a_calibration_that_faults_could_spoil_plays_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,7 +150,7 @@ MISTAKES = [
     (["mode=eval"], "mode=eval needs checkpoint=FOLDER"),
     (
         ["mode=eval", "checkpoint=x", "resume=auto"],
-        "mode=eval resume=auto: an evaluation goes on with resume=if_any output_dir=FOLDER",
+        "mode=eval resume=auto: goes on with resume=if_any output_dir=FOLDER",
     ),
     (["mode=eval", "checkpoint=x", "evaluation.samples=4"], "evaluation.samples=4 needs evaluation.temperature above "),
     (["mode=compare", "run=x"], "mode=compare needs run=FOLDER and compare=FOLDER"),

@@ -36,7 +36,7 @@ def test_calibrating_leaves_threshold_curve_and_probes(calibrated):
     assert chosen["searches"] <= content["full"]["searches"]
     assert content["full"]["em"] - chosen["em"] <= chosen["lost"] / 60 + 1e-9
     assert (calibrated.folder / "curve.png").stat().st_size > 10_000
-    rows = [json.loads(line) for line in (calibrated.folder / "probes.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (calibrated.folder / "eval_rows.jsonl").read_text().splitlines()]
     assert len(rows) == 60
     for row in rows:
         assert not row["fault"]

@@ -14,7 +14,7 @@ from agent.errors import UserError
 from agent.inference.calibration import Calibration, calibrate
 from agent.inference.early_exit import Probe
 from agent.inference.evaluation import EvalRow, ScoredProbe
-from tracking.calibration import read_threshold, write, write_probes
+from tracking.calibration import read_threshold, write
 from tracking.console import Console
 from tracking.exit_curve import figure
 
@@ -91,16 +91,6 @@ def test_the_threshold_comes_back_as_it_was(file: Path, found: Calibration) -> N
     assert content["full"] == {"em": 1.0, "searches": 2.0, "tokens": 20.0}
     assert len(content["points"]) == len(found.points)
     assert content["points"][0]["em"] == 1.0
-    write_probes(file.parent, ROWS)
-    lines = [json.loads(line) for line in (file.parent / "probes.jsonl").read_text().splitlines()]
-    assert len(lines) == 100
-    asked = {"opening": 1.0, "opening_tokens": 0}
-    assert lines[0]["probes"] == [
-        {
-            "probe": {"searches": 1, "action_tokens": 5, "answer": "größer", "confidence": 0.8, "tokens": 3} | asked,
-            "em": 1.0,
-        }
-    ]
 
 
 def test_the_pictures_lines_are_the_points(file: Path, found: Calibration) -> None:

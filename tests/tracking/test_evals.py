@@ -15,7 +15,8 @@ import pytest
 
 from agent.config import AgentConfig
 from agent.errors import UserError
-from agent.inference.evaluation import EvalRow
+from agent.inference.early_exit import Probe
+from agent.inference.evaluation import EvalRow, ScoredProbe
 from tracking.console import Console
 from tracking.evals import table
 from tracking.evals.compare import compare, paired
@@ -141,6 +142,13 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     log.write([replace(rows[3], fault=False)])
     assert log.viable(2).keys() == {"a", "c"}, "the last attempt counts"
     assert EvalRows(tmp_path / "empty").read(1) == {}
+
+
+def test_rows_come_back_with_their_probes(tmp_path: Path) -> None:
+    probe = Probe(searches=1, action_tokens=5, answer="größer", confidence=0.8, tokens=3)
+    rows = [replace(row("a"), probes=(ScoredProbe(probe=probe, em=1.0),) * 2, probe_tokens=6), row("b")]
+    EvalRows(tmp_path).write(rows)
+    assert EvalRows(tmp_path).last() == rows
 
 
 def test_a_line_that_was_never_finished_is_no_row(tmp_path: Path) -> None:
@@ -332,7 +340,7 @@ def test_rows_of_an_earlier_version_have_no_text(tmp_path: Path) -> None:
     EvalRows(tmp_path).write([row("a")])
     file = tmp_path / ROWS
     assert '"text": ""' in file.read_text()
-    file.write_text(file.read_text().replace(', "text": ""', ""))
+    file.write_text(file.read_text().replace(', "text": ""', "").replace(', "probes": []', ""))
     assert EvalRows(tmp_path).last() == [row("a")]
 
 

@@ -1,17 +1,22 @@
-"""eval_rows.jsonl: a line per episode of an evaluation, written as they end, so that one that broke off can go on."""
+"""eval_rows.jsonl: a line per episode of an evaluation or a calibration, written as they end, so that one that broke
+off can go on."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
-from agent.inference.evaluation import EvalRow
+from agent.inference.early_exit import Probe
+from agent.inference.evaluation import EvalRow, ScoredProbe
 from tracking.metrics import append, keep_lines, read
 from tracking.trajectories import EVALUATIONS
 
 ROWS = "eval_rows.jsonl"
-_NAMES = tuple(f.name for f in fields(EvalRow) if f.name != "probes")
+_NAMES = {f.name for f in fields(EvalRow)}
+_LATER = {"probes", "text"}
+"""What rows of earlier versions lack."""
 
 
 class EvalRows:
@@ -22,7 +27,7 @@ class EvalRows:
 
     def write(self, rows: Sequence[EvalRow]) -> None:
         """Adds rows: on disk before this returns."""
-        append(self.path, [{name: getattr(row, name) for name in _NAMES} for row in rows])
+        append(self.path, map(asdict, rows))
 
     def read(self, samples: int) -> dict[str, list[EvalRow]]:
         """The episodes of each question of which all ``samples`` are there, by its id; of several attempts the last."""
@@ -36,12 +41,17 @@ class EvalRows:
     def last(self) -> list[EvalRow]:
         """The last attempt at each episode, however many of its question are there."""
         lines = read(self.path) if self.path.is_file() else []
-        rows = [EvalRow(**line) for line in lines if line.keys() | {"text"} == set(_NAMES)]
+        rows = [_row(line) for line in lines if line.keys() | _LATER == _NAMES]
         return [*{(row.question_id, row.sample): row for row in rows}.values()]
 
     def viable(self, samples: int) -> dict[str, list[EvalRow]]:
         """Those without a fault: what an evaluation that goes on need not play again."""
         return {name: own for name, own in self.read(samples).items() if not any(row.fault for row in own)}
+
+
+def _row(line: Mapping[str, Any]) -> EvalRow:
+    probes = (ScoredProbe(probe=Probe(**scored["probe"]), em=scored["em"]) for scored in line.get("probes", ()))
+    return EvalRow(**{**line, "probes": tuple(probes)})
 
 
 def forget_others(folder: Path, kept: Collection[str]) -> None:
