@@ -10,7 +10,7 @@ from typing import Any
 
 from actors.provenance import CORPUS
 from actors.run_state import RunState
-from agent.inference.evaluation import EvalRow, judged, subset
+from agent.inference.evaluation import EvalRow, check_any_scored, judged, subset
 from agent.prompts import prompt_digest
 from agent.records import Question
 from conf.as_trained import OF_THE_MACHINE
@@ -46,8 +46,13 @@ class EvalSeries:
         """Whether an evaluation is of this series; one of an earlier version doesn't say all of it."""
         return row is None or all(row.get(name, mine) == mine for name, mine in self._series.items())
 
-    def scores(self, rows: Sequence[EvalRow]) -> dict[str, Any]:
-        """What the played questions give. Raises ``Fault`` where too many of them have no score."""
+    def scores(self, rows: Sequence[EvalRow], *, needed: bool) -> dict[str, Any]:
+        """What the played questions give; where too many of them have no score, why it is no result.
+
+        Raises ``Fault`` if none has one though some are ``needed``.
+        """
+        if needed:
+            check_any_scored(rows)
         return {**self._about, **judged(rows, self._max_fault_share)}
 
     def add(self, row: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from actors.noting import note, reported
 from actors.provenance import asked as asked_settings
 from actors.replay import Players, play
 from agent.errors import Fault
-from agent.inference.evaluation import EvalRow, judged
+from agent.inference.evaluation import EvalRow, check_any_scored, judged
 from agent.paths import at_home
 from agent.records import Question
 from conf.as_trained import prompt_name
@@ -57,6 +57,7 @@ def evaluate(config: RunConfig, run_dir: Path, console: Console, namespace: str)
             note(config, run_dir, served.task, checkpoint=setting["checkpoint"])
             after.enter_context(reported(run_dir, console))
             rows = played(run_dir, console, served, "evaluation", step=0, samples=how.samples)
+            check_any_scored(rows)
             summary = judged(rows, how.max_fault_share)
         row = {"step": 0, "data": served.task.name, "checkpoint": setting["checkpoint"], **summary}
         MetricsLog(run_dir / "metrics.jsonl").write("eval", row)

@@ -76,17 +76,23 @@ class Followers:
 
     @contextmanager
     def joining(self) -> Iterator[str]:
-        """Within the context the others join at the address that it gives: a free port of this node."""
+        """Within the context the others join at the address that it gives: a free port of this node.
+
+        Raises ``Fault`` where they can't meet: another try would meet the same network.
+        """
         address = _free_port() if self._actors else ""
-        with self._together([actor.join.remote(address) for actor in self._actors]):
-            yield address
+        try:
+            with self._together([actor.join.remote(address) for actor in self._actors]):
+                yield address
+        except ActorLost as lost:
+            raise Fault(str(lost)) from lost
 
     @contextmanager
     def mirroring(self, method: str, *arguments: Any) -> Iterator[None]:
         """The others do the same as rank 0 within the context.
 
         Raises ``Fault`` that names the rank which died or broke, and ``ActorLost`` of one that did not come, whatever
-        rank 0 itself met.
+        rank 0 itself met; ``Parted`` where all have waited in vain, which is a loss of the learners, too.
         """
         with self._together([actor.mirror.remote(method, *arguments) for actor in self._actors]):
             yield

@@ -66,8 +66,7 @@ class Supervisor:
         self.run_dir = run_dir
         self.console = console
         self.watch = Watch(console)
-        self.resume = resume
-        self.made_with = made_with
+        self.resume, self.made_with = resume, made_with
         self.record = record = Record(run_dir, console, trackers, extras)
         self._spans = Spans(path=run_dir / SPANS, actor="supervisor")
         self.saving = Saving(config.checkpoints, run_dir / "checkpoints", resume, record.say, extras, record.saved)
@@ -301,7 +300,10 @@ class Supervisor:
         return last
 
     def _evaluate(self, step: int) -> None:
-        """Plays the held-out questions; no row if the run is to leave, or is stopped and none of them can be scored."""
+        """Plays the held-out questions; no row if the run is to leave, or is stopped and none of them can be scored.
+
+        Raises ``Fault`` if none can be before anything is trained. Later that ends no run: its row has no score.
+        """
         started = time.perf_counter()
         try:
             with self.watch.phase("evaluation") as phase, self._spans.span("evaluate"):
@@ -309,7 +311,7 @@ class Supervisor:
                 searchable = self.parts.searching.until_they_answer
                 counts = phase.counting("questions")
                 rows = play(self.workers, self.evals.questions, counts, step=step, searchable=searchable)
-            scores = self.evals.scores(rows)
+            scores = self.evals.scores(rows, needed=not self._trained or self.stopping.asked)
         except LeftEvaluation:
             return
         except Fault as fault:

@@ -19,10 +19,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from agent.errors import Fault
+from agent.errors import ActorLost, Fault
+
+LEARNER = "learner"
+"""The actor of rank 0. Learners that have parted meet nowhere any more: whichever says so, that one is lost, and all
+are begun anew with it."""
 
 
-class Parted(Fault):
+class Parted(ActorLost):
     """Another rank did not come to where all have to meet; who, only its actor's end tells."""
 
 
@@ -70,7 +74,9 @@ class Ranks:
         except RuntimeError as error:  # torch's own errors of a process group are of this kind
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise Parted(f"rank {self.rank} of {self.world} learners waited in vain for the others: {error}") from error
+            raise Parted(
+                LEARNER, f"rank {self.rank} of {self.world} learners waited in vain for the others: {error}"
+            ) from error
 
 
 ALONE = Ranks()
@@ -93,5 +99,7 @@ def join(address: str, rank: int, world: int, *, device: str, timeout_s: float) 
             timeout=timedelta(seconds=timeout_s),
         )
     except (RuntimeError, OSError) as error:
-        raise Parted(f"rank {rank} of {world} learners could not join the others at {address}: {error}") from error
+        raise Parted(
+            LEARNER, f"rank {rank} of {world} learners could not join the others at {address}: {error}"
+        ) from error
     return Ranks(rank=rank, world=world)

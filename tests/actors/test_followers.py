@@ -129,8 +129,9 @@ def raised(error: Exception) -> Exception:
 def test_a_learner_that_does_not_come_is_lost_and_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, late: int | None
 ) -> None:
-    """Its pings are answered: nobody else would say so. Where all have waited in vain none is to blame."""
-    calls = {name(rank): raised(Parted("nobody came")) for rank in (1, 2) if rank != late}
+    """Its pings are answered: nobody else would say so. Where all have waited in vain none is to blame, and they are
+    lost all the same."""
+    calls = {name(rank): raised(Parted("learner", "nobody came")) for rank in (1, 2) if rank != late}
 
     def wait(refs: list[str], *, num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
         return [ref for ref in refs if ref in calls], [ref for ref in refs if ref not in calls]
@@ -141,23 +142,32 @@ def test_a_learner_that_does_not_come_is_lost_and_named(
     monkeypatch.setattr(followers_module, "ray", SimpleNamespace(wait=wait, get=ended, exceptions=ray.exceptions))
     whose = {rank: SimpleNamespace(remote=lambda *_, rank=rank: name(rank)) for rank in (1, 2)}
     actors = [SimpleNamespace(mirror=whose[rank]) for rank in (1, 2)]
-    own = Parted("rank 0 waited in vain")
+    own = Parted("learner", "rank 0 waited in vain")
     with (
-        pytest.raises(Fault, match=rf"^learner-{late} did not come" if late else "^rank 0 waited") as error,
+        pytest.raises(ActorLost, match=rf"^learner-{late} did not come" if late else "^rank 0 waited") as error,
         Followers(actors, tmp_path).mirroring("update"),
     ):
         raise own
-    assert isinstance(error.value, ActorLost) == (late is not None)
-    assert late is None or error.value.actor == name(late)
+    assert error.value.actor == name(late or 0)
 
 
-def test_that_it_is_lost_reaches_the_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", [ActorLost("learner-1", "it did not come"), Parted("learner", "rank 1 waited")])
+def test_that_it_is_lost_reaches_the_supervisor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lost: ActorLost
+) -> None:
     """Through rank 0, who says it."""
 
     def ended(ref: Any) -> None:
-        raise raised(ActorLost("learner-1", "learner-1 did not come"))
+        raise raised(lost)
 
     monkeypatch.setattr(ray, "get", ended)
-    with pytest.raises(ActorLost, match=r"^learner-1 did not come$") as lost:
+    with pytest.raises(ActorLost) as found:
         get(None, "learner", tmp_path)
-    assert lost.value.actor == "learner-1"
+    assert (found.value.actor, str(found.value)) == (lost.actor, str(lost))
+
+
+def test_learners_that_cannot_meet_are_no_loss(tmp_path: Path) -> None:
+    """The run ends there: a network that lets none through will let none through again."""
+    with pytest.raises(Fault, match=r"^nobody came$") as error, Followers([], tmp_path).joining():
+        raise Parted("learner", "nobody came")
+    assert not isinstance(error.value, ActorLost)

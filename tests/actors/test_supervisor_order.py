@@ -236,14 +236,24 @@ def test_a_run_that_is_stopped_where_nothing_was_trained_yet_says_why(
         play(world, 3)
 
 
-@pytest.mark.parametrize("version", [0, 1])
-def test_an_evaluation_without_a_score_ends_the_run_and_leaves_no_row(play: Play, tmp_path: Path, version: int) -> None:
-    world = World(faults=(version,))
-    wanted = r"^none of 2 questions could be evaluated: generation_failed: head size 16$"
-    with pytest.raises(Fault, match=wanted):
+def test_a_first_evaluation_without_a_score_ends_the_run_and_leaves_no_row(play: Play, tmp_path: Path) -> None:
+    world = World(faults=(0,))
+    with pytest.raises(Fault, match=r"^none of 2 questions could be evaluated: generation_failed: head size 16$"):
         play(world, 1)
-    assert [row["step"] for row in read(tmp_path / "run" / "metrics.jsonl", "eval")] == [*range(version)]
+    assert read(tmp_path / "run" / "metrics.jsonl", "eval") == []
     assert not [event for event in world.events if "save" in event]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_later_evaluation_without_a_score_ends_nothing(play: Play, tmp_path: Path, version: int) -> None:
+    """The last one neither."""
+    world = World(faults=(version,))
+    _, summary = play(world, 2, evaluate_every=1)
+    rows = read(tmp_path / "run" / "metrics.jsonl", "eval")
+    assert [row["step"] for row in rows if row["em"] is None] == [version]
+    assert [(row["n"], row["faults"]) for row in rows] == [(0, 2) if step == version else (2, 0) for step in range(3)]
+    assert summary["step"] == 2
+    assert "save 2" in world.events
 
 
 # --- a shared card ---------------------------------------------------------------------------------
