@@ -34,6 +34,13 @@ def json_of(text: str | bytes) -> Any:
         return json.loads(text, object_pairs_hook=each_once)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    except ValueError as error:
+        raise plain(error) from None
+
+
+def plain(error: ValueError) -> ValueError:
+    """What ``json`` raises, in words for the file: for a number that is too long Python names a setting of its own."""
+    return ValueError("a number has more digits than are read") if "int_max_str_digits" in str(error) else error
 
 
 WRONG = (

@@ -20,16 +20,15 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
 from agent.answers import normalise_title
 from agent.errors import UserError, shortened
-from agent.readable import each_once
+from agent.readable import each_once, plain
 from agent.records import Passage, document_name
 from retrieval_service.stamps import Stamp, stamp_of
-from retrieval_service.textfile import PARQUET, batch_rows, first_ink, starts_with, text_lines, text_of, twice
+from retrieval_service.textfile import PARQUET, first_ink, parquet_rows, starts_with, text_lines, text_of, twice
 from retrieval_service.whole import written
 
 EXAMPLE = r'{"id": "d1", "contents": "\"Title\"\ntext"}'
@@ -119,6 +118,8 @@ def _parse(line: str) -> Record:
         raise ValueError(f"not valid JSON ({error.msg} at column {error.colno})") from None
     except RecursionError:
         raise ValueError("not valid JSON (nested too deeply)") from None
+    except ValueError as error:
+        raise plain(error) from None
     if not isinstance(record, dict):
         raise ValueError(f"a JSON {type(record).__name__}, not an object")
     return _record(record)
@@ -212,7 +213,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Record]]:
         raise UserError(f"{path}: is one JSON list; write its objects one per line, like {EXAMPLE}")
     for number, raw in text_lines(path, str(path)):
         try:
-            line = raw.decode("utf-8")
+            line = raw.decode("utf-8-sig")  # files that were joined have marks in the middle
         except UnicodeDecodeError as error:
             raise _bad_line(path, number, f"not UTF-8 (byte {error.start + 1}); save it as plain UTF-8") from None
         if not line.strip():
@@ -228,26 +229,18 @@ def _rows(path: Path) -> Iterator[tuple[int, Record]]:
     import pyarrow
     from pyarrow import parquet
 
-    number = 0
     try:
         with parquet.ParquetFile(path) as file:
             columns = file.schema_arrow.names
             there = [name for name in columns if name in ("id", "_id", "title", "text", "contents")]
             if (column := twice(there)) is not None:
                 raise UserError(f"{path}: the column '{column}' is there twice; take one out")
-            rows = chain.from_iterable(map(batch_rows, file.iter_batches(ROWS, columns=there)))
-            for number, row in enumerate(rows, start=1):
+            for number, row in parquet_rows(file.iter_batches(ROWS, columns=there), str(path)):
                 try:
                     yield number, _record(_without_nulls(row))
                 except ValueError as error:
                     told = f"{path}, row {number}: {error}; its columns are {', '.join(columns)}"
                     raise UserError(told) from None
-    except UnicodeDecodeError as error:
-        told = f"{path}, row {number + 1}: a text that is not UTF-8 ({shortened(error)}); save it as plain UTF-8"
-        raise UserError(told) from error
-    except OverflowError as error:
-        told = f"{path}, row {number + 1}: a value that can't be read ({shortened(error)}); write it as a text"
-        raise UserError(told) from error
     except (pyarrow.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None:  # the system's: the file may be whole
             raise

@@ -13,13 +13,13 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from agent.errors import UserError
+from agent.errors import UserError, shortened
 
 
 def _zstandard(file: BinaryIO) -> io.BufferedReader:
@@ -155,11 +155,25 @@ def first_ink(path: Path, name: str) -> bytes:
     return b""
 
 
-def batch_rows(batch: Any) -> Iterator[dict[str, Any]]:
-    """The rows of a batch of a Parquet file. Raises ``ValueError`` or ``OverflowError`` at one with a text that isn't
-    UTF-8 or a time that is none of Python's."""
-    try:
-        yield from batch.to_pylist()
-    except (ValueError, OverflowError):
-        for number in range(batch.num_rows):
-            yield from batch.slice(number, 1).to_pylist()
+def parquet_rows(batches: Iterable[Any], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """``(number, row)`` of every row of a Parquet file's batches, counted from 1.
+
+    Raises ``UserError`` that names the row for a value that Python can't have: a text that isn't UTF-8, a time beyond
+    its years or finer than its clock, an object with a key twice. What reading the file itself raises is the caller's.
+    """
+    number = 0
+    for batch in batches:
+        try:
+            rows: Iterable[dict[str, Any]] = batch.to_pylist()
+        except (ValueError, OverflowError):  # of which row, is found out one by one
+            rows = (batch.slice(at, 1).to_pylist()[0] for at in range(batch.num_rows))
+        try:
+            for row in rows:
+                number += 1
+                yield number, row
+        except UnicodeDecodeError as error:
+            told = f"{name}, row {number + 1}: a text that is not UTF-8 ({shortened(error)}); save it as plain UTF-8"
+            raise UserError(told) from error
+        except (ValueError, OverflowError) as error:
+            told = f"{name}, row {number + 1}: a value that can't be read ({shortened(error)}); write it as a text"
+            raise UserError(told) from error

@@ -225,7 +225,7 @@ def passages_of(block: str, protocol: TagProtocol) -> list[tuple[str, str]]:
     if not block or block == NO_RESULTS:
         return []
     label = re.compile(
-        rf'^{re.escape(protocol.result_label)} (\d+)(?:: ?(?:"(.+)"[ \t]*$)?|{_SEARCH_R1})',
+        rf'^{re.escape(protocol.result_label)} (\d{{1,9}})(?:: ?(?:"(.+)"[ \t]*$)?|{_SEARCH_R1})',
         re.IGNORECASE | re.MULTILINE,
     )
     # A passage may quote another result list: only the next number in turn starts the next passage.

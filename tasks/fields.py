@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,14 +25,20 @@ PLACES = ("metadata.", "", "metadata.metadata.")
 """Where what describes a question may stand; copies of FlashRAG's MuSiQue have their metadata twice nested."""
 
 
+_NOTHING: tuple[Any, ...] = (None, "", [])
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
 def anywhere(row: Row, field: str) -> Iterator[tuple[str, Any]]:
     """``(name, value)`` of ``field`` wherever it stands and isn't empty."""
     for place in PLACES:
-        if (value := get(row, f"{place}{field}")) not in (None, "", []):
+        if not _holds_nothing(value := get(row, f"{place}{field}")):
             yield f"{place}{field}", value
+
+
+def _holds_nothing(value: Any) -> bool:
+    """Also an object without a value: in Parquet a row that lacks one may have its keys."""
+    return value in _NOTHING or (isinstance(value, Mapping) and all(each in _NOTHING for each in value.values()))
 
 
 def first(row: Row, names: Sequence[str], where: str) -> tuple[str, Any]:
@@ -48,6 +55,8 @@ def text(named_value: tuple[str, Any], where: str) -> str:
     name, value = named_value
     if not isinstance(value, str):
         cure = f'; write it as a text: "{json.dumps(value)}"' if isinstance(value, bool | int | float) else ""
+        if isinstance(value, float) and not math.isfinite(value):  # as pandas writes what is missing
+            cure = "; leave the field out where there is none"
         raise UserError(f"{where}: '{name}' must be a text, not {named(value)}{cure}")
     try:
         value.encode()

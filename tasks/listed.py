@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from agent.readable import each_once
+from agent.readable import each_once, plain
 
 READ = 1 << 20
 """Bytes that are read at once."""
@@ -77,7 +77,7 @@ class _Text:
             except RecursionError:
                 raise ValueError(f"nested too deeply, in what begins {self.place()}") from None
             except ValueError as error:
-                raise ValueError(f"{error}, in what begins {self.place()}") from None
+                raise ValueError(f"{plain(error)}, in what begins {self.place()}") from None
             else:
                 if end + _CUT < len(self._text) or self._ended:  # else a number may go on
                     self._check(end)

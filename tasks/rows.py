@@ -11,9 +11,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from agent.errors import UserError, shortened
+from agent.errors import UserError
 from agent.readable import json_of
-from retrieval_service.textfile import batch_rows, lines_of, open_text, twice
+from retrieval_service.textfile import lines_of, open_text, parquet_rows, twice
 from tasks.listed import listed
 from tasks.notices import Notice
 from tasks.tables import delimiter_of, table_rows
@@ -62,7 +62,7 @@ def _line_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, int, Row]]:
             try:
                 value = json_of(line.decode("utf-8-sig"))  # files that were joined have marks in the middle
             except ValueError as error:  # not UTF-8, or not JSON
-                if number == 1 and _OPENED.match(line):
+                if number == 1 and _OPENED.match(line) and getattr(error, "msg", "") != "Extra data":
                     raise UserError(f"{where}: one JSON object over several lines; {_INSTEAD}") from error
                 raise UserError(
                     f"{where}: not JSON in UTF-8 ({error}); each line must be one object, or the file one list "
@@ -104,22 +104,12 @@ def _parquet_rows(path: Path, name: str, wanted: Callable[[str], bool]) -> Itera
     import pyarrow
     from pyarrow import parquet
 
-    number = 0
     try:
         file = parquet.ParquetFile(path)
         columns = [column for column in file.schema_arrow.names if wanted(column)]
         if (column := twice(columns)) is not None:
             raise UserError(f"{name}: the column '{column}' is there twice; take one out")
-        for batch in file.iter_batches(batch_size=1024, columns=columns):
-            for row in batch_rows(batch):
-                number += 1
-                yield number, row
-    except UnicodeDecodeError as error:
-        told = f"{name}, row {number + 1}: a text that is not UTF-8 ({shortened(error)}); save it as plain UTF-8"
-        raise UserError(told) from error
-    except OverflowError as error:
-        told = f"{name}, row {number + 1}: a value that can't be read ({shortened(error)}); write it as a text"
-        raise UserError(told) from error
+        yield from parquet_rows(file.iter_batches(batch_size=1024, columns=columns), name)
     except (OSError, pyarrow.ArrowException) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{name}: cannot be read as Parquet ({first})") from error

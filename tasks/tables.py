@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from agent.errors import UserError
 from agent.readable import json_of
+from retrieval_service.textfile import lines_of
 from tasks.notices import Notice
 
 csv.field_size_limit(2**31 - 1)  # a cell may hold a question's paragraphs; by itself Python stops at 128 KiB
@@ -49,6 +50,8 @@ def table_rows(
         raise UserError(f"{name}, line 1: the column '{twice[0]}' is there twice")
     for line, cells in records:
         where = f"{name}, line {line}"
+        if _names(cells) == columns:
+            raise UserError(f"{where}: is the header again, as in files that were joined; delete the line")
         if len(cells) != len(columns):
             raise UserError(
                 f"{where}: has {len(cells)} cells, and the header {len(columns)}; a cell with a "
@@ -120,9 +123,9 @@ def _records(file: BinaryIO, delimiter: str, name: str, strange: list[int]) -> I
 
 
 def _lines(file: BinaryIO, name: str, strange: list[int]) -> Iterator[str]:
-    for number, line in enumerate(file, start=1):
+    for number, line in lines_of(file, name):
         try:
-            yield line.decode("utf-8")
+            yield line.decode("utf-8-sig")  # files that were joined have marks in the middle
         except UnicodeDecodeError:
             try:
                 yield line.decode("cp1252")

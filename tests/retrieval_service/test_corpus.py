@@ -89,6 +89,7 @@ def test_last_line_needs_no_newline(tmp_path: Path) -> None:
         (b'{"id": "b", "contents": "x"} {}', "not valid JSON"),
         (b'{"id": "b", "contents": "x", "score": NaN}', "NaN is no JSON value"),
         (b"[" * 100_000, "not valid JSON"),
+        (b'{"id": "b", "contents": "x", "size": %s}' % (b"1" * 5000), "a number has more digits than are read"),
         (b'{"id": "b", "contents": "x", "id": "c"}', "the key 'id' is there twice"),
         (b'["b", "x"]', "a JSON list, not an object"),
         (record(contents="x"), 'no "id"'),
@@ -155,6 +156,11 @@ def test_beirs_lines_are_read(tmp_path: Path) -> None:
     assert list(read_corpus(path)) == [Passage(id="7", title="Emma", text="A novel.")]
 
 
+def test_a_byte_order_mark_between_joined_files_is_no_matter(tmp_path: Path) -> None:
+    path = corpus_of(tmp_path, b"\xef\xbb\xbf" + GOOD, b"\xef\xbb\xbf" + record(id="b", contents="x"))
+    assert [passage.id for passage in read_corpus(path)] == ["a", "b"]
+
+
 def test_a_record_is_a_line_of_ids_and_contents(tmp_path: Path) -> None:
     plain = corpus_of(
         tmp_path, GOOD, record(id="b", contents="No title.", url="x"), record(id="d", title="D", text="x\ny")
@@ -217,10 +223,15 @@ def test_a_row_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+TWICE = pyarrow.StructArray.from_arrays([pyarrow.array(["A"]), pyarrow.array(["B"])], names=["n", "n"])
+"""An object with a key twice."""
+
+
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
         (pyarrow.array([2**62], pyarrow.timestamp("us")), r", row 1: a value that can't be read \(.*\); write it as a"),
+        (TWICE, r", row 1: a value that can't be read \(.*duplicate field names.*\); write it as a text"),
         ([True], r', row 1: "id" is of type bool, not a string'),
     ],
 )

@@ -149,6 +149,7 @@ def test_what_no_episode_could_be_is_refused(protocol, response, reason):
         ('Result 1(Title: "A (b)") x\nResult 2(Title: "B") y\nz', [("A (b)", "x"), ("B", "y\nz")]),
         ("result 1(Title: A (b)) x\nResult 2(Title: ) y", [("A (b)", "x"), ("", "y")]),
         ("see Result 1: x", [("", "see Result 1: x")]),
+        (f"Result {'1' * 5000}: x", [("", f"Result {'1' * 5000}: x")]),
     ],
 )
 def test_passages_of_a_block(block, passages):

@@ -44,6 +44,7 @@ def test_a_list_is_read_whatever_part_of_it_is_in_memory(
         (b'["\xc3\xa9", "caf\xe9"]', "a byte that is no UTF-8 at character 11"),
         (b'[1, {"a": {"b": 1, "c": 1, "b": 1}}]', "the key 'b' is there twice, in what begins at character 5"),
         (b'[1, {"a": ' + b"[" * 100_000, "nested too deeply, in what begins at character 5"),
+        (b"[1, " + b"1" * 5000 + b"]", "a number has more digits than are read, in what begins at character 5"),
         (b'[1, "' + b"a" * 200, "longer than 100 characters is what begins at character 5"),
     ],
 )

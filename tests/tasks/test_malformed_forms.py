@@ -129,6 +129,10 @@ def table_cases(content: bytes, tab: str, answer: str) -> list[tuple[bytes, str]
         (row(b"When?", b""), r", line 3: has no 'golden_answers' \("),
         (row(b"Wh\x81n?", b"1821"), r", line 3: is neither UTF-8 nor Windows-1252; save the file as UTF-8"),
         (header, r": the file holds no questions"),
+        (
+            content + b"\xef\xbb\xbf" + header.upper() + one,
+            r", line 4: is the header again, as in files that were joined",
+        ),
         (header.replace(header.split(sign)[-1].strip(), b"reply") + one, r", line 2: has no 'golden_answers' \("),
         (header.strip() + sign + header.split(sign)[-1] + one, rf", line 1: the column '{answer}' is there twice"),
         (content.decode().encode("utf-16"), r": is encoded in UTF-16; save it as UTF-8"),

@@ -13,6 +13,7 @@ from pyarrow import parquet
 from agent.errors import UserError
 from agent.records import Question
 from tasks.files import read_questions, split
+from tasks.notices import Notice
 
 
 def jsonl(folder: Path, *rows, name: str = "q.jsonl") -> Path:
@@ -129,6 +130,14 @@ def test_a_list_of_titles_that_is_written_as_a_text(tmp_path):
     assert (question.supporting, question.kind) == (("T", "U"), "2")
 
 
+def test_supporting_documents_of_which_only_the_keys_are_there_are_none(tmp_path):
+    nothing = {"supporting_facts": {"title": None, "sent_id": None}, "paragraphs": {}}
+    row = {"question": "q?", "answer": "a", "metadata": nothing, "evidence_documents": {"id": [], "title": []}}
+    notices: list[Notice] = []
+    assert read(jsonl(tmp_path, row), notices=notices)[0].supporting == ()
+    assert notices == []
+
+
 def test_many_rows_keep_their_order_and_numbers(tmp_path):
     rows = [{"question": f"q{i}?", "answer": "a"} for i in range(2500)]
     questions = read(table(tmp_path, rows))
@@ -142,6 +151,9 @@ BAD_LINES = [
         r"not JSON in UTF-8 \(.*\); each line must be one object, .* or a table \(CSV, TSV\) with a column 'question'",
     ),
     ("[1, 2]", "a list; each line must be one JSON object"),
+    (f'{{"question": "q?", "answer": {"1" * 5000}}}', r"not JSON in UTF-8 \(a number has more digits than are read\)"),
+    ('{"question": "q?", "answer": NaN}', "'answer' must be a text, not the number nan; leave the field out where"),
+    ('{"question": "q?", "answer": "a", "type": 1e400}', "'type' must be a text, not the number inf; leave the field"),
     ('"text"', "a text; each line must be one JSON object"),
     ({"query": "q?", "answer": "a"}, r"has no 'question' \(it has answer, query\)"),
     ({}, r"has no 'question' \(it has nothing\)"),
@@ -201,6 +213,11 @@ def test_an_object_over_several_lines_is_told_what_to_write(tmp_path, indent):
             read(path)
 
 
+def test_a_comma_at_the_end_of_a_line_is_no_object_over_several(tmp_path):
+    with pytest.raises(UserError, match=r"line 1: not JSON in UTF-8 \(Extra data: .*\); each line must be one object"):
+        read(jsonl(tmp_path, '{"question": "q?", "answer": "a"},', '{"question": "r?", "answer": "b"}'))
+
+
 def test_bytes_that_are_no_utf8_are_a_bad_line(tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_bytes(b'{"question": "q?", "answer": "a"}\n{"question": "\xff", "answer": "a"}\n')
@@ -216,12 +233,17 @@ def test_a_bad_row_of_a_parquet_file_is_named(tmp_path):
 
 TIMES = pa.array([2**62], pa.timestamp("us"))
 """Of a year that Python has no date for."""
+TWICE = pa.StructArray.from_arrays([pa.array(["A"]), pa.array(["B"])], names=["title", "title"])
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
         ({"question": ["q?"], "answer": TIMES}, r", row 1: a value that can't be read \(.*\); write it as a text"),
+        (
+            {"question": ["q?"], "answer": ["a"], "metadata": TWICE},
+            r", row 1: a value that can't be read \(.*duplicate field names.*\); write it as a text",
+        ),
         (
             {"question": ["q?"], "answer": [b"a"]},
             r", row 1: 'answer' must be .* not bytes that the file doesn't mark as",
