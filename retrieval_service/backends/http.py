@@ -64,8 +64,12 @@ class _Reply:
         return f"{said}{sent_on(self.headers)}" if self.status in REDIRECTS else said
 
     def json(self) -> Any:
-        """Raises ``ValueError`` for what is no JSON."""
-        return json_of(self.content)
+        """Raises ``ValueError`` for what is no JSON, with its beginning."""
+        try:
+            return json_of(self.content)
+        except ValueError as error:
+            began = f"it begins with {self.reason[:60]!r}" if self.content else "it is empty"
+            raise ValueError(f"status {self.status}, no JSON: {error}; {began}") from error
 
 
 class Http:
@@ -240,7 +244,7 @@ class Http:
             passage = passage_of(told)
             if passage.id != printable(document_id):  # as where a proxy has changed the path
                 raise ValueError(f"it is {passage.id!r}, and {document_id!r} was asked for")
-            return (passage, *map(passage_of, items(told.get("following", []), '"following"')))
+            return (passage, *map(passage_of, items(told.get("following", []), '"following"')[: k - 1]))
         except (ValueError, AttributeError) as error:
             raise RetrievalError(f"{url}: not the document ({error})") from error
 

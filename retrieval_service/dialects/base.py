@@ -7,7 +7,7 @@ client:  queries ──body──► JSON ── POST ──► JSON ──hits�
 from __future__ import annotations
 
 import hashlib
-import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -113,9 +113,11 @@ def passage_of(document: Any, score: Any = 0.0) -> Passage:
         title, text = split_contents(titled(given, contents))
     elif not (isinstance(text, str) and isinstance(title or "", str) and (text.strip() or (title or "").strip())):
         raise ValueError('a document has neither "contents" nor "text"')
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-        raise ValueError(f"a score is {score!r}, not a number")
+    if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= sys.float_info.max:
+        raise ValueError(f"a score is {score!r:.40}, not a number")
     name = document.get("id")
+    if isinstance(name, bool) or not isinstance(name, str | int | float | None):
+        raise ValueError(f"an id is {_kind(name)}, not a string")
     if name in (None, ""):
         name = "contents-" + hashlib.blake2b(f"{title}\n{text}".encode(errors="replace"), digest_size=8).hexdigest()
     return Passage(id=str(name), title=title or "", text=text, score=float(score))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import threading
@@ -354,10 +355,29 @@ def test_a_refusal_is_a_fault_at_once() -> None:
         ("search_r1", b'{"result": [[{"document": {"contents": ""}, "score": 1}]]}', 'neither "contents" nor "text"'),
         ("search_r1", b'{"result": [[{"document": {"contents": "x"}, "score": NaN}]]}', "a score is nan, not a number"),
         ("search_r1", b'{"result": [[{"document": {"contents": "x"}, "score": "1"}]]}', "a score is '1'"),
+        ("search_r1", b'{"result": null}', '"result" is a JSON NoneType, not a list'),
+        ("search_r1", b'{"result": [null]}', "a result is a JSON NoneType, not a list"),
+        ("search_r1", b'{"result": ["Emma"]}', "a result is a JSON str, not a list"),
+        ("search_r1", b'{"result": [["Emma"]]}', "a document is a JSON str"),
+        ("search_r1", b'{"result": [[{"document": {"contents": "x"}, "score": null}]]}', "a score is None"),
+        ("search_r1", b'{"result": [[{"document": {"contents": "x"}, "score": 1%s}]]}' % (b"0" * 400), "a score is 10"),
+        ("search_r1", b'{"result": [[{"document": {"contents": "x"}, "score": 1e999}]]}', "a score is inf"),
+        ("search_r1", b'{"result": [[{"document": {"id": ["a"], "contents": "x"}}]]}', "an id is a JSON list"),
+        ("search_r1", b'{"result": [[]], "result": [[]]}', "the key 'result' is there twice"),
+        ("verl", b'{"result": [[], []]}', "it answers 2 of 1 queries"),
+        ("skyrl", b'{"result": [[], []]}', "it answers 2 of 1 queries"),
+        ("david_grpo", b'{"documents": [], "scores": []}', "it is a JSON dict, not a list"),
+        ("david_grpo", b"[]", "it answers 0 of 1 queries"),
+        ("david_grpo", b'[{"documents": null, "scores": null}]', "the documents is a JSON NoneType, not a list"),
         ("david_grpo", b'[{"documents": []}]', 'lacks "documents" or "scores"'),
         ("david_grpo", b'[{"documents": [{"contents": "x"}], "scores": []}]', "1 documents have 0 scores"),
         ("flashrag", b"[[]]", "a list of 1, not a pair"),
         ("flashrag", b"[[[]], []]", "1 lists of documents have 0 lists of scores"),
+        ("flashrag", b"[[], []]", "it answers 0 of 1 queries"),
+        ("flashrag", b'[[[{"contents": "x"}]], [[]]]', "1 documents have 0 scores"),
+        ("flashrag_single", b'[[{"contents": "x"}], ["1"]]', "a score is '1'"),
+        ("flashrag_single", b'[[[{"contents": "x"}]], [[1]]]', "a document is a JSON list"),
+        ("flashrag_single", b"[null, null]", "the first half is a JSON NoneType, not a list"),
     ],
 )
 def test_what_is_no_reply_is_a_fault_and_never_an_empty_result(name: str, reply: bytes, reason: str) -> None:
@@ -365,6 +385,40 @@ def test_what_is_no_reply_is_a_fault_and_never_an_empty_result(name: str, reply:
         with pytest.raises(RetrievalError, match=f"not a reply in the dialect {name} \\(.*{reason}"):
             http.search_batch(["q"], 3)
         assert len(script.asked) == 1, "it would be the same again"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ((200, b"<html><title>Log in</title></html>", {"Content-Type": "text/html"}), "begins with '<html><title>Log"),
+        ((200, b""), "it is empty"),
+        ((204, b""), "status 204, no JSON: .*it is empty"),
+        ((206, b'{"result": [['), "status 206, no JSON"),
+        ((302, b"", {"Location": "http://127.0.0.1/login"}), "status 302: .*sends on to http://127.0.0.1/login"),
+        ((200, b"not gzip", {"Content-Encoding": "gzip"}), r"DecodingError: .*\(2 tries\)"),
+        ((200, gzip.compress(bytes(2000))), "no JSON"),
+        ((200, gzip.compress(bytes(20_000)), {"Content-Encoding": "gzip"}), "its reply is longer than 9999 bytes"),
+        ((200, b" " * 10_000), "its reply is longer than 9999 bytes"),
+    ],
+    ids=str,
+)
+def test_an_answer_that_is_no_reply_is_told(answer: Any, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_module, "MAX_REPLY", 9999)
+    with (
+        Script(answer).running() as script,
+        opened(asking(script.url, retries=1)) as http,
+        pytest.raises(RetrievalError, match=reason),
+    ):
+        http.search_batch(["q"], 3)
+
+
+def test_a_reply_may_be_packed_and_passages_beyond_those_asked_for_are_left_out() -> None:
+    more = json.dumps({"result": [[{"document": {"id": n, "contents": "x"}, "score": 9 - n} for n in range(9)]]})
+    with (
+        Script((200, gzip.compress(more.encode()), {"Content-Encoding": "gzip"})).running() as script,
+        opened(asking(script.url)) as http,
+    ):
+        assert [p.id for p in http.search_batch(["q"], 3)[0]] == ["0", "1", "2"]
 
 
 def test_a_server_that_never_answers_is_a_fault_when_the_time_is_over() -> None:
@@ -399,9 +453,14 @@ def test_nobody_there_is_told_before_the_start() -> None:
         ("http", b"SSH-2.0-x\r\n", r"something listens there, .*\(RemoteProtocolError: .*check HOST and PORT"),
         ("http", b"", r"something listens there, but its answer is no HTTP or breaks off \(Re.*disconnected"),
         ("http", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", r"breaks off \(Re.*received 3 bytes, expected 9"),
+        (
+            "http",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabc",
+            r"breaks off \(Re.*incomplete chunked",
+        ),
         ("https", b"HTTP/1.1 400 No\r\n\r\n", r"no secure connection is made .*WRONG_VERSION_NUMBER.*write http://"),
     ],
-    ids=["SSH", "nothing", "half", "no TLS"],
+    ids=["SSH", "nothing", "half", "half a chunk", "no TLS"],
 )
 def test_what_answers_and_is_no_server_of_http_is_told(scheme: str, answer: bytes, told: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
