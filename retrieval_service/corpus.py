@@ -307,8 +307,12 @@ def write_corpus(path: Path, passages: Iterable[Passage]) -> int:
     return len(ids)
 
 
-def _unreadable(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path}: cannot read the corpus ({error.strerror}); name a JSONL or Parquet file")
+class Unreadable(UserError):
+    """The system refuses to read a corpus, perhaps for a while; nothing is wrong with what is in it."""
+
+
+def _unreadable(path: Path, error: OSError) -> Unreadable:
+    return Unreadable(f"{path}: cannot read the corpus ({error.strerror}); name a JSONL or Parquet file")
 
 
 def _bad_line(path: Path, number: int, reason: str) -> UserError:

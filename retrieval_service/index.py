@@ -30,8 +30,8 @@ from typing import Any, Protocol
 
 from agent.errors import UserError
 from agent.readable import json_of
-from retrieval_service.corpus import Record, corpus_stamp, passages_in
-from retrieval_service.download import NoRoom, check_disk
+from retrieval_service.corpus import Record, Unreadable, corpus_stamp, passages_in
+from retrieval_service.download import check_disk
 from retrieval_service.names import FILE, Register, cut, parts
 from retrieval_service.stamps import Stamp
 from retrieval_service.textfile import text_of
@@ -220,21 +220,18 @@ def _build(corpus: Path, stamp: Stamp, index: Path, recipe: Recipe, work: Path, 
     try:
         try:
             register, documents, total = Register(corpus), 0, passages_in(corpus, stamp)
-            for number, part in enumerate(parts(corpus)):
-                register.add(part)
+            for number, part in enumerate(_checked(corpus, register)):
                 _drop_damaged(part_of(work, number), watch)
                 builder.take(number, part, _further(watch, documents, total))
                 room.taken(part, total)
                 documents += len(part)
                 watch.count(documents, total)
             if not stamp.holds(corpus.stat()):
-                raise UserError(f"{corpus}: changed while it was being indexed; start again when it is complete")
+                raise _WrongCorpus(f"{corpus}: changed while it was being indexed; start again when it is complete")
             builder.finish(out)
         finally:
             builder.close()
-    except NoRoom:
-        raise
-    except UserError:
+    except _WrongCorpus:
         shutil.rmtree(work, ignore_errors=True)  # the parts of a corpus that is wrong are of no use to the next builder
         raise
     register.names().save(out / FILE)
@@ -251,6 +248,23 @@ def _build(corpus: Path, stamp: Stamp, index: Path, recipe: Recipe, work: Path, 
     )
     settle(out)
     os.rename(out, index)
+
+
+class _WrongCorpus(UserError):
+    """Nothing that was made of this corpus is ever of use."""
+
+
+def _checked(corpus: Path, register: Register) -> Iterator[list[Record]]:
+    """The parts of ``corpus``, whose names ``register`` takes in. Raises ``_WrongCorpus`` for what is wrong in it, and
+    another ``UserError`` where it can't be read at the moment."""
+    try:
+        for part in parts(corpus):
+            register.add(part)
+            yield part
+    except Unreadable:
+        raise
+    except UserError as error:
+        raise _WrongCorpus(str(error)) from error
 
 
 def _further(watch: Watch, before: int, total: int) -> Callable[[int], None]:

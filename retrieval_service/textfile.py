@@ -100,7 +100,7 @@ def open_text(path: Path, name: str) -> Iterator[BinaryIO]:
                     file.read(len(codecs.BOM_UTF8))
                 yield file
             except _DAMAGE as error:
-                if not compression:
+                if not compression or getattr(error, "errno", None) is not None:  # the system's: the file may be whole
                     raise
                 raise UserError(
                     f"{name}: the {compression} file is cut short or damaged ({_first_line(error)}); get it again"

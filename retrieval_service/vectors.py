@@ -164,12 +164,11 @@ def join_vectors(parts: Sequence[Path], out: Path, kind: str, how: How) -> None:
 
 def _join_flat(loaded: Sequence[Vectors], out: Path) -> None:
     shape = (sum(map(len, loaded)), loaded[0].shape[1])
-    whole = np.lib.format.open_memmap(out / FLAT, mode="w+", dtype=np.float32, shape=shape)
-    at = 0
-    for vectors in loaded:
-        whole[at : at + len(vectors)] = vectors
-        at += len(vectors)
-    whole.flush()
+    # Written, not mapped: on a full disk a write raises, and a page that can't be kept ends the process (SIGBUS).
+    with open(out / FLAT, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for vectors in loaded:
+            file.write(np.ascontiguousarray(vectors, "<f4").data)
 
 
 def _join_lists(loaded: Sequence[Vectors], out: Path, kind: str, lists: int) -> None:

@@ -16,6 +16,7 @@ from agent.errors import RetrievalError, UserError, one_of
 from agent.records import Passage
 from agent.settings import PATH, TEXT, bounded
 from agent.visible import printable
+from retrieval_service import jvm
 from retrieval_service.backend import Identity
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record
@@ -102,6 +103,8 @@ class DenseRecipe:
                 f"retrieval.vectors=hnsw takes vectors of at most {LONGEST} numbers; those of {config.encoder} have "
                 f"{encoder.size}: take flat or ivf"
             )
+        if config.vectors == "hnsw":
+            jvm.start_jvm(config.heap, config.threads)  # it is needed last, too
         return DenseBuilder(work, encoder, config)
 
 

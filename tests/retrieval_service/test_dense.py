@@ -17,14 +17,14 @@ from encoders import encoder, ids, overlap
 
 from agent.errors import Fault, RetrievalError, UserError
 from agent.records import Passage
-from retrieval_service import names, vectors
+from retrieval_service import jvm, names, vectors
 from retrieval_service.backends import dense, hybrid
 from retrieval_service.backends.dense import Dense, Settings
 from retrieval_service.corpus import Record, join_contents, write_corpus
 from retrieval_service.encoder import Encoder, Manner, manner_of
 from retrieval_service.rankers import index_for, open_backend
 from retrieval_service.store import PASSAGES, PassageStore, join_parts, write_part
-from retrieval_service.vectors import PART, Faiss, Flat, default_lists, join_vectors, open_vectors
+from retrieval_service.vectors import FLAT, PART, Faiss, Flat, default_lists, join_vectors, open_vectors
 from retrieval_service.watch import Watch
 
 PASSAGES_OF = [
@@ -299,6 +299,14 @@ def test_equal_scores_are_in_the_corpus_order(tmp_path: Path, monkeypatch: pytes
 # --- building --------------------------------------------------------------------------------------
 
 
+def test_vectors_that_the_disk_has_no_room_for_are_a_fault_and_end_no_process(tmp_path: Path) -> None:
+    np.save(tmp_path / PART, np.ones((3, 2), np.float32))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / FLAT).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        join_vectors([tmp_path], tmp_path / "out", "flat", Settings(encoder="x"))
+
+
 def test_an_interrupted_build_encodes_no_part_twice(
     corpus: Path, config: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -472,6 +480,14 @@ def test_vectors_that_lucene_cannot_take_are_refused_before_any_is_made(
     monkeypatch.setattr(dense, "LONGEST", 8)
     monkeypatch.setattr(Encoder, "passages", lambda self, texts: pytest.fail("encoded"))
     with pytest.raises(UserError, match=r"hnsw takes vectors of at most 8 numbers; those of .* have \d+: take flat or"):
+        index_for(corpus, replace(config, vectors="hnsw"), tmp_path)
+    monkeypatch.setattr(dense, "LONGEST", 1024)
+
+    def refuse(heap: str, threads: int) -> None:
+        raise UserError("no Java 21 or newer")
+
+    monkeypatch.setattr(jvm, "start_jvm", refuse)
+    with pytest.raises(UserError, match=r"^no Java 21 or newer"):
         index_for(corpus, replace(config, vectors="hnsw"), tmp_path)
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ from pyarrow import parquet
 
 from agent.errors import Fault, UserError
 from agent.records import Passage
-from retrieval_service import download, rankers, stamps
+from retrieval_service import download, rankers, stamps, textfile
 from retrieval_service import index as index_module
 from retrieval_service import names as names_module
 from retrieval_service.config import RetrievalConfig
@@ -166,7 +166,7 @@ def test_a_bad_corpus_is_refused_before_anything_is_indexed(tmp_path: Path, corp
     assert folders(tmp_path / "c") == []
 
 
-@pytest.mark.parametrize("interruption", [Fault("disk full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("interruption", [Fault("disk full"), UserError("no Java"), KeyboardInterrupt()])
 def test_an_interrupted_build_is_no_index_and_goes_on_where_it_was(
     tmp_path: Path, corpus: Path, recipe: Scripted, interruption: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,6 +304,26 @@ def test_a_setting_that_is_refused_costs_no_finished_part(tmp_path: Path, corpus
     recipe.refusing = recipe.during = lambda: None
     ensure_index(corpus, recipe, tmp_path / "c")
     assert recipe.worked == [0]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "packed"])
+def test_a_corpus_that_cannot_be_read_for_a_while_costs_no_finished_part(
+    tmp_path: Path, corpus: Path, recipe: Scripted, monkeypatch: pytest.MonkeyPatch, pack: Callable[[bytes], bytes]
+) -> None:
+    corpus.write_bytes(pack(corpus.read_bytes()))
+    monkeypatch.setattr(names_module, "PART", 1)
+    lines_of = textfile.lines_of
+
+    def breaking(file: Any, name: str) -> Iterator[tuple[int, bytes]]:
+        yield next(lines_of(file, name))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(textfile, "lines_of", breaking)
+    with pytest.raises(UserError, match=r"corpus\.jsonl: cannot read the corpus \(Input/output error\)"):
+        ensure_index(corpus, recipe, tmp_path / "c")
+    monkeypatch.setattr(textfile, "lines_of", lines_of)
+    ensure_index(corpus, recipe, tmp_path / "c")
+    assert recipe.worked == [0, 1]
 
 
 @pytest.mark.parametrize(("kind", "total"), [("plain", 2), ("no last newline", 2), ("gzip", 0), ("Parquet", 2)])
