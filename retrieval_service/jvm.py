@@ -18,6 +18,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,7 +90,12 @@ def probe_java(executable: str) -> Java | None:
     try:
         # It prints its settings to stderr.
         answer = subprocess.run(
-            [executable, "-XshowSettings:properties", "-version"], capture_output=True, text=True, timeout=60
+            [executable, "-XshowSettings:properties", "-version"],
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            timeout=60,
+            env={**os.environ, **_locale()},
         ).stderr
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -169,21 +175,23 @@ def start_jvm(heap: str, threads: int) -> None:
         _silence()
 
 
+def _locale() -> dict[str, str]:
+    """What makes Java read the names of files as Python does: with LC_ALL=C it would not find those beyond ASCII, nor
+    itself in a folder of such a name."""
+    return {"LC_ALL": "C.UTF-8"} if sys.getfilesystemencoding() == "utf-8" else {}
+
+
 @contextmanager
 def _environment(home: Path) -> Iterator[None]:
-    """Points pyjnius at ``home`` and leaves the environment as it was, for our children's sake.
-
-    Java reads the names of files by the locale, Python as UTF-8; with LC_ALL=C they would not find the same files.
-    """
-    before = {name: os.environ.pop(name, None) for name in ("JAVA_HOME", "JVM_PATH", "LC_ALL")}
-    os.environ["JAVA_HOME"] = str(home)
-    if before["LC_ALL"]:
-        os.environ["LC_ALL"] = "C.UTF-8"
+    """Points pyjnius at ``home`` and leaves the environment as it was, for our children's sake."""
+    given = {"JAVA_HOME": str(home), **_locale()}
+    before = {name: os.environ.pop(name, None) for name in ("JVM_PATH", *given)}
+    os.environ.update(given)
     try:
         yield
     finally:
-        del os.environ["JAVA_HOME"]
-        os.environ.pop("LC_ALL", None)
+        for name in given:
+            del os.environ[name]
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
 

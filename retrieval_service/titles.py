@@ -26,18 +26,23 @@ EVERY = 10_000
 
 
 def keep_names(index: Path, progress: Progress) -> None:
-    """Writes ``FILE`` into ``index``. Raises ``Fault`` with the last line of the process that couldn't."""
+    """Writes ``FILE`` into ``index``. Raises ``Fault`` with the last word and the exit code of the process that
+    couldn't."""
     command = [sys.executable, "-m", "retrieval_service.titles", str(index.resolve())]  # it has another working folder
     root = str(Path(__file__).parents[1])
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    said = ""
+    with subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
         assert process.stdout is not None
-        line = ""
         for line in process.stdout:
             done, _, total = line.strip().partition("/")
             if done.isdecimal() and total.isdecimal():
                 progress(int(done), int(total))
+            else:
+                said = line.strip() or said
     if process.returncode:
-        raise Fault(f"{index}: its titles can't be read: {line.strip() or f'exit code {process.returncode}'}")
+        raise Fault(f"{index}: its titles can't be read: {said or 'it said nothing'} (exit code {process.returncode})")
 
 
 def read_names(index: Path) -> Names:

@@ -7,7 +7,9 @@ import errno
 import hashlib
 import io
 import json
+import re
 import shutil
+import sys
 import tarfile
 import zipfile
 from collections import namedtuple
@@ -21,8 +23,8 @@ import pytest
 from hub import Hub, serving
 from huggingface_hub import constants
 
-from agent.errors import UserError
-from retrieval_service import download, jvm, prebuilt
+from agent.errors import Fault, UserError
+from retrieval_service import download, jvm, prebuilt, titles
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.names import FILE, searched_names
 from retrieval_service.prebuilt import archive_of, ensure_prebuilt, room_for, to_fetch
@@ -209,6 +211,30 @@ def test_without_a_network_the_line_says_what_to_put_where(
         fetched(tmp_path)
     archive.write_bytes(packed)
     assert fetched(tmp_path)[0].is_dir()
+
+
+@pytest.mark.parametrize(
+    ("does", "told"),
+    [
+        ("print('Picked up x'); print('5/9'); raise SystemExit(3)", "Picked up x (exit code 3)"),
+        ("print('5/9', flush=True); import os; os.kill(os.getpid(), 9)", "it said nothing (exit code -9)"),
+        (
+            "import sys; sys.stdout.buffer.write(bytes([233]) + b'\\n5/9\\n'); raise SystemExit(1)",
+            "\ufffd (exit code 1)",
+        ),
+    ],
+)
+def test_why_titles_cannot_be_read_is_told(
+    does: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How far it was is no reason."""
+    (tmp_path / "python").write_text(f"#!{sys.executable}\n{does}\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(titles.sys, "executable", str(tmp_path / "python"))
+    seen: list[tuple[int, int]] = []
+    with pytest.raises(Fault, match=re.escape(f"its titles can't be read: {told}")):
+        keep_names(tmp_path, lambda *how_far: seen.append(how_far))
+    assert seen == [(5, 9)]
 
 
 def test_an_archive_that_is_no_index_is_refused(there: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

