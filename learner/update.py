@@ -101,7 +101,7 @@ class Updater:
         """``update`` with a batch that is already made."""
         started = time.perf_counter()
         parts = minibatches(batch, self.config, self._rng)
-        run = _Run(self, batch, parts, step=step, version=version)
+        run = _Run(self, parts, step=step, version=version)
         for minibatch in parts:
             run.take(minibatch)
         self.ranks.check_equal(self.optimizer.parameters, "weights")
@@ -153,10 +153,15 @@ class Updater:
         return [row for row, rank in zip(rows, where, strict=True) if rank == self.ranks.rank]
 
     @torch.no_grad()
-    def score(self, policy: Policy, samples: Sequence[Sample]) -> list[FloatArray]:
-        """Each sample's (A,) action-token log-probabilities under ``policy``. No other rank has a part in it."""
-        out: list[FloatArray] = [np.zeros(0, np.float32)] * len(samples)
-        for row in self.pack(samples):
+    def score(
+        self, policy: Policy, samples: Sequence[Sample], rows: Sequence[PackedRow] | None = None
+    ) -> list[FloatArray]:
+        """Each sample's (A,) action-token log-probabilities under ``policy``. No other rank has a part in it.
+
+        With ``rows`` of these samples, of those in the rows; the others' are ``UNKNOWN``.
+        """
+        out = [UNKNOWN] * len(samples)
+        for row in self.pack(samples) if rows is None else rows:
             scored = policy.logprobs(row, temperature=self.temperature, chunk=self.config.logits_chunk)
             for member, values in zip(row.members, row.split(scored.values.cpu().numpy()), strict=True):
                 out[member] = values
@@ -186,7 +191,7 @@ class Updater:
 class _Run:
     """One call of ``Updater.update``: what is known before the first update, and the running totals."""
 
-    def __init__(self, updater: Updater, batch: Batch, parts: Sequence[Minibatch], *, step: int, version: int) -> None:
+    def __init__(self, updater: Updater, parts: Sequence[Minibatch], *, step: int, version: int) -> None:
         self.updater, self.policy, self.config = updater, updater.policy, updater.config
         self.step, self.version = step, version
         self.metrics = LossMetrics()
@@ -200,7 +205,7 @@ class _Run:
         self._packed = [updater.pack(part.samples) for part in parts]
         self._compared = False
         """The mismatch is known already, of the whole batch."""
-        self.old, self.reference = self._score_before(batch, parts)
+        self.old, self.reference = self._score_before(parts)
 
     def take(self, minibatch: Minibatch) -> None:
         """One optimizer update."""
@@ -230,9 +235,7 @@ class _Run:
             "what lscpu and nvidia-smi say"
         )
 
-    def _score_before(
-        self, batch: Batch, parts: Sequence[Minibatch]
-    ) -> tuple[dict[int, FloatArray], dict[int, FloatArray]]:
+    def _score_before(self, parts: Sequence[Minibatch]) -> tuple[dict[int, FloatArray], dict[int, FloatArray]]:
         """By index in the batch: log-probabilities under the policy before the step, and the reference.
 
         Of the samples in this rank's rows. The former are empty when there is one update: its own forward pass has
@@ -243,16 +246,26 @@ class _Run:
         if not again and self.updater.reference is None:
             return {}, {}
         rows = [(part, self.updater.own(packed)) for part, packed in zip(parts, self._packed, strict=True)]
-        used = sorted({part.indices[m] for part, own in rows for row in own for m in row.members})
-        samples = [batch.samples[i] for i in used]
-        old = self.updater.score(self.policy, samples) if again else []
+        old = self._scored(self.policy, rows) if again else {}
         if again:
-            self._compare(rows, dict(zip(used, old, strict=True)))
-        reference: list[FloatArray] = []
-        if self.updater.reference is not None:
-            with self.updater.reference.lent_to(self.policy.device):
-                reference = self.updater.score(self.updater.reference, samples)
-        return dict(zip(used, old, strict=False)), dict(zip(used, reference, strict=False))
+            self._compare(rows, old)
+        if self.updater.reference is None:
+            return old, {}
+        with self.updater.reference.lent_to(self.policy.device):
+            return old, self._scored(self.updater.reference, rows)
+
+    def _scored(self, policy: Policy, rows: Sequence[tuple[Minibatch, list[PackedRow]]]) -> dict[int, FloatArray]:
+        """Log-probabilities under ``policy`` of the samples in ``rows``, by index in the batch.
+
+        From the very rows in which they are trained on first. In bfloat16 a token's may differ by a hundredth between
+        two rows, and a ratio that is 1 would leave a narrow clip range (GSPO's is 3e-4).
+        """
+        found: dict[int, FloatArray] = {}
+        for part, own in rows:
+            new = [row for row in own if any(part.indices[m] not in found for m in row.members)]
+            values = self.updater.score(policy, part.samples, new)
+            found = {part.indices[m]: values[m] for row in new for m in row.members} | found
+        return found
 
     def _compare(self, rows: Sequence[tuple[Minibatch, list[PackedRow]]], old: Mapping[int, FloatArray]) -> None:
         """The mismatch of the whole batch, of all ranks, before the first of several updates. Raises ``Fault`` as

@@ -197,6 +197,28 @@ def test_one_update_costs_no_extra_forward_and_has_ratio_one(tmp_path: Path, mon
     assert (report.ratio_mean, report.clip_share) == (1.0, 0.0)
 
 
+def test_what_is_compared_with_the_policy_comes_from_the_rows_that_are_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another row rounds otherwise: in bfloat16 the ratios of a still policy would leave a narrow clip range."""
+    policy, anchor = tiny_policy(), tiny_policy().frozen_copy()
+    rows: dict[tuple[bool, bool], list[bytes]] = {}
+    forward = Policy.hidden
+
+    def seen(self: Policy, row: PackedRow) -> torch.Tensor:
+        rows.setdefault((self is policy, torch.is_grad_enabled()), []).append(row.token_ids.tobytes())
+        return forward(self, row)
+
+    monkeypatch.setattr(Policy, "hidden", seen)
+    still = OptimizerConfig(lr=1e-30, weight_decay=0.0)
+    config = settings(minibatch_questions=2, epochs=2, microbatch_tokens=40, kl="k2", optimizer=still)
+    report = updater(policy, tmp_path, config, anchor).update(random_groups(4, MIXED), step=0, version=0)
+    before, reference, trained = (rows[key] for key in ((True, False), (False, False), (True, True)))
+    assert before == reference == trained[: len(before)]
+    assert len(before) < len(trained) == report.microbatches  # no sample is asked twice
+    assert report.ratio_mean == 1
+
+
 @pytest.mark.parametrize("old_logprobs", ["learner", "engine"])
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_engine_gap_counts_tokens_of_the_current_version(old_logprobs: str, epochs: int, tmp_path: Path) -> None:
