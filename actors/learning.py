@@ -14,7 +14,7 @@ from agent.errors import Fault
 from tracking.metrics import UNTRAINABLE
 
 BROKEN_BATCHES = 2
-"""Batches in a row of which the engines finish no episode, and the run ends: one is an engine that broke once."""
+"""Batches in a row that engines or the reward leave nothing of, and the run ends: one is an engine that broke once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,10 +28,10 @@ class Learning:
     def next(self, pool: Any, learn: Any, name: str, totals: Totals, step: int) -> StepReport:
         """The report of ``step`` (0: of the seeding) on a batch of ``pool``, called ``name``; ``learn`` is its method.
 
-        A batch without a viable trajectory is released, and the next one is waited for. The pool ends the run after
-        ``pool.max_empty_batches`` of them. A run that is stopped waits for no other: then the report is that of a batch
-        that was skipped, and is to be released. Raises ``Fault`` if it is the engines that fail, or nothing was trained
-        before the stop.
+        A batch that nothing can be trained on of is released, and the next one is waited for. The pool ends the run
+        after ``pool.max_empty_batches`` of them. A run that is stopped waits for no other: then the report is that of a
+        batch that was skipped, and is to be released. Raises ``Fault`` if it is engines or the reward that fail, or
+        nothing was trained before the stop.
         """
         broken = 0
         while True:
@@ -46,8 +46,8 @@ class Learning:
             self.record.event(UNTRAINABLE, {"step": step, "batch": report.batch, "why": untrainable.why, **cost})
             broken = broken + 1 if untrainable.lasting else 0
             if broken >= BROKEN_BATCHES and not (self.stopping.asked and step > 1):
-                raise Fault(f"no episode of {broken} batches in a row was finished and scored: {untrainable.why}")
-            cause = "searches or tools failed" if untrainable.tools_failed else "no episode ended without a fault"
+                raise Fault(f"too few episodes of {broken} batches in a row could be scored: {untrainable.why}")
+            cause = "searches or tools failed" if untrainable.tools_failed else "too few episodes ended without a fault"
             self.record.say(f"batch {report.batch} is skipped, {cause}: {untrainable.why}", "yellow")
             if untrainable.tools_failed:
                 self.parts.searching.until_they_answer()

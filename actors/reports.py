@@ -19,13 +19,13 @@ class Untrainable:
     why: str
     """The commonest fault, or that nothing was played."""
     lasting: bool
-    """Every episode ended in a fault of an engine or of the reward: those don't end by themselves."""
+    """All that failed were engines or the reward: that doesn't end by itself."""
     tools_failed: bool = False
     """Searches or tools failed: the next batch is to wait until they are answered."""
 
     @classmethod
     def of(cls, batch: TakenBatch[Group]) -> Untrainable | None:
-        """None for a batch with a viable trajectory, of which not too many were lost to failed searches."""
+        """None for a batch with a viable trajectory, of which not too many were lost to failed searches or rewards."""
         if not batch.too_many_tool_failures and any(p.outcome.size for p in batch.played):
             return None
         broken = [t for group in batch.payloads for t in group.excluded]

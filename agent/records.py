@@ -59,16 +59,17 @@ class StopReason(StrEnum):
     @property
     def is_fault(self) -> bool:
         """A fault says nothing about the policy: its trajectory is excluded from the group."""
-        return self in (
-            StopReason.RETRIEVAL_FAILED,
-            StopReason.TOOL_FAILED,
-            StopReason.GENERATION_FAILED,
-            StopReason.REWARD_FAILED,
-        )
+        return self.is_selective or self is StopReason.GENERATION_FAILED
+
+    @property
+    def is_selective(self) -> bool:
+        """A fault that only strikes an episode that acts, or that answers: a judge is asked of an answer alone. Those
+        that are left of its group are no fair sample."""
+        return self.is_tool_failure or self is StopReason.REWARD_FAILED
 
     @property
     def is_tool_failure(self) -> bool:
-        """A fault that only strikes an episode that acts: those that are left of its group are no fair sample."""
+        """A search or a tool failed, which may answer again later."""
         return self in (StopReason.RETRIEVAL_FAILED, StopReason.TOOL_FAILED)
 
 

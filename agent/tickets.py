@@ -51,7 +51,7 @@ class Spent(NamedTuple):
     tokens: int
 
 
-_TOOL_FAILURES = tuple(reason for reason in StopReason if reason.is_tool_failure)
+_SELECTIVE = tuple(reason for reason in StopReason if reason.is_selective)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,8 +98,8 @@ class Outcome:
 
     @property
     def tool_failures(self) -> int:
-        """Trajectories that a failed search or tool has ended: those that didn't ask for one are all that is left."""
-        return sum(self.set_aside[str(r)].trajectories for r in _TOOL_FAILURES if str(r) in self.set_aside)
+        """Trajectories lost to a failed search, tool or reward: those that didn't ask for one are all that is left."""
+        return sum(self.set_aside[str(r)].trajectories for r in _SELECTIVE if str(r) in self.set_aside)
 
     def too_stale(self, version: int, limit: int) -> bool:
         """Whether a token was sampled more than ``limit`` versions before ``version``."""

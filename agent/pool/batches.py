@@ -58,7 +58,7 @@ class TakenBatch(Generic[P]):
     kept: int
     """Signal-bearing groups that were left over and wait for the next batch."""
     too_many_tool_failures: bool = False
-    """So many searches or tools failed that nothing of it was accepted (``max_tool_failures``)."""
+    """So many searches, tools or rewards failed that nothing of it was accepted (``max_tool_failures``)."""
 
     @property
     def rollouts(self) -> int:

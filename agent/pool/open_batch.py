@@ -34,12 +34,12 @@ class OpenBatch(Generic[P]):
     """Surplus of an earlier batch."""
     groups: dict[int, Played[P]] = field(default_factory=dict)  # by order
     spoiled: list[Played[P]] = field(default_factory=list)
-    """Groups with too few viable members, or with one that a failed search or tool has ended."""
+    """Groups with too few viable members, or with one lost to a failed search, tool or reward."""
     returned: Counter[str] = field(default_factory=Counter)
 
     @property
     def tool_failure_share(self) -> float:
-        """Share of the trajectories played for it that a failed search or tool has ended."""
+        """Share of the trajectories played for it that were lost to a failed search, tool or reward."""
         outcomes = [group.outcome for group in (*self.groups.values(), *self.spoiled)]
         played = sum(outcome.all_trajectories for outcome in outcomes)
         return sum(outcome.tool_failures for outcome in outcomes) / played if played else 0.0

@@ -35,6 +35,7 @@ def broken(*faults: tuple[StopReason, str]) -> Group:
 
 ENGINE = (StopReason.GENERATION_FAILED, "head size 16")
 SEARCH = (StopReason.RETRIEVAL_FAILED, "timeout")
+JUDGE = (StopReason.REWARD_FAILED, "no judge")
 
 
 def test_one_sound_trajectory_is_enough() -> None:
@@ -57,11 +58,18 @@ def test_the_commonest_fault_is_named(groups: list[Group], why: str, lasting: bo
     assert Untrainable.of(batch(*groups)) == Untrainable(why=why, lasting=lasting, tools_failed=tools_failed)
 
 
-def test_a_batch_that_lost_too_many_to_failed_searches_is_unsound_whatever_is_left() -> None:
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (SEARCH, Untrainable(why="retrieval_failed: timeout", lasting=False, tools_failed=True)),
+        (JUDGE, Untrainable(why="reward_failed: no judge", lasting=True)),
+    ],
+)
+def test_a_batch_that_lost_too_many_to_failed_searches_or_rewards_is_unsound_whatever_is_left(
+    fault: tuple[StopReason, str], said: Untrainable
+) -> None:
     score = Score(reward=1.0, outcome=1.0, evidence=None)
     viable = ScoredTrajectory(trajectory=trajectory(StopReason.NO_ACTION), score=score)
-    left = Group(question=QUESTION, ticket=TICKET, members=(viable,), excluded=broken(SEARCH).excluded)
+    left = Group(question=QUESTION, ticket=TICKET, members=(viable,), excluded=broken(fault).excluded)
     assert Untrainable.of(batch(left)) is None
-    assert Untrainable.of(replace(batch(left), too_many_tool_failures=True)) == Untrainable(
-        why="retrieval_failed: timeout", lasting=False, tools_failed=True
-    )
+    assert Untrainable.of(replace(batch(left), too_many_tool_failures=True)) == said

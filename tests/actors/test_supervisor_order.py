@@ -177,7 +177,7 @@ def test_an_alarm_of_the_last_evaluation_reaches_the_trackers(tmp_path: Path, mo
 
 def test_engines_that_finish_nothing_end_the_run_with_the_second_batch(play: Play) -> None:
     world = World(untrainable={0: BY_ENGINES, 1: BY_ENGINES})
-    with pytest.raises(Fault, match=r"^no episode of 2 batches in a row was finished and scored: .*: head size 16$"):
+    with pytest.raises(Fault, match=r"^too few episodes of 2 batches in a row could be scored: .*: head size 16$"):
         play(world, 2)
     assert world.events[len(BEGINNING) :] == ["untrainable batch 0", "release 1", "untrainable batch 1"]
 
@@ -225,7 +225,7 @@ def test_so_is_one_that_is_stopped_where_the_engines_fail(play: Play) -> None:
 
 @pytest.mark.parametrize(
     ("untrainable", "cause"),
-    [(NO_SEARCH, "no episode ended without a fault"), (TOOLS, "searches or tools failed")],
+    [(NO_SEARCH, "too few episodes ended without a fault"), (TOOLS, "searches or tools failed")],
 )
 def test_a_run_that_is_stopped_where_nothing_was_trained_yet_says_why(
     play: Play, untrainable: Untrainable, cause: str

@@ -276,11 +276,12 @@ def test_too_few_viable_trajectories_send_a_group_back(make_pool, submit):
     assert books.trajectories.in_flight == books.tokens.in_flight == books.groups.in_flight == 0
 
 
-def test_a_group_with_a_failed_search_goes_back_whole(make_pool, submit):
-    """Those that are left of it are those that didn't search."""
+@pytest.mark.parametrize("fault", [StopReason.RETRIEVAL_FAILED, StopReason.REWARD_FAILED])
+def test_a_group_with_a_failed_search_or_reward_goes_back_whole(make_pool, submit, fault):
+    """Those that are left of it are those that didn't search, or gave no answer to judge."""
     pool = make_pool(n=20, group_size=4, batch_questions=3, max_tool_failures=0.5)
     first, second, third = pool.claim("w", now=0.0, limit=3)
-    assert submit(pool, first, (1.0, 0.0, 1.0), faults=1, fault=StopReason.RETRIEVAL_FAILED)
+    assert submit(pool, first, (1.0, 0.0, 1.0), faults=1, fault=fault)
     assert submit(pool, second, (1.0, 0.0, 0.0), faults=1, fault=StopReason.GENERATION_FAILED)
     submit(pool, third, (1.0, 0.0, 0.0, 0.0))
     (again,) = pool.claim("w", now=0.0, limit=5)
@@ -289,7 +290,7 @@ def test_a_group_with_a_failed_search_goes_back_whole(make_pool, submit):
     assert [a.payload.ticket.order for a in batch.accepted] == [1, 2, 3]
     assert batch.returned == {"with_tool_failure": 1}
     assert not batch.too_many_tool_failures
-    assert pool.books.trajectories.returned == {"with_tool_failure": 3, "retrieval_failed": 1, "generation_failed": 1}
+    assert pool.books.trajectories.returned == {"with_tool_failure": 3, str(fault): 1, "generation_failed": 1}
     pool.books.check()
 
 

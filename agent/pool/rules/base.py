@@ -95,8 +95,9 @@ class PoolRule(ABC):
     min_viable: int = bounded(2, "in [2, 255]")
     """A group with fewer viable trajectories is returned; one alone has no advantage over others."""
     max_tool_failures: float = bounded(0.1, "in [0, 1]")
-    """Of a batch, most trajectories that a failed search or tool may end. Above this share nothing of the batch is
-    trained on, and the run waits until the searches are answered again: those that don't search would be left."""
+    """Of a batch, most trajectories that may be lost to a failed search, tool or reward. Above this share nothing of
+    the batch is trained on, since those that don't search, or don't answer, would be left; the run waits until searches
+    are answered again, and stops where a reward fails so in two batches in a row."""
     lease_s: float = bounded(600.0, "above 0")
     """A claim whose group makes no progress for so long, not a token, returns to the pool."""
     quarantine_after: int = bounded(2, "at least 0")
