@@ -129,23 +129,22 @@ class Places:
 
     # --- checkpoints -----------------------------------------------------------------------------
 
-    def state(self, spare: Sequence[int]) -> dict[str, Any]:
-        """All of it as arrays and numbers; the queries ``spare`` as if they were available."""
-        place = self._place.copy()
-        place[spare] = Place.AVAILABLE
-        weight = self._tree.weights.copy()
-        weight[spare] = self._weights(np.array(spare, dtype=np.int64))
+    def state(self) -> dict[str, Any]:
+        """All of it as arrays and numbers."""
         return {
             "rule": asdict(self._rule),
-            "place": place,
-            "weight": weight,
+            "place": self._place.copy(),
+            "weight": self._tree.weights.copy(),
             "looks_at": self._looks_at.copy(),
             "drawn_in": self._drawn_in.copy(),
             "round": self._round,
         }
 
     def load_state(self, state: dict[str, Any], claimed: Sequence[int]) -> None:
-        """Continues from ``state()``; the queries ``claimed`` are claimed, wherever they were."""
+        """Continues from ``state()``; the queries ``claimed`` are claimed, wherever they were.
+
+        A surplus group isn't saved: its query, the only kind that was played and isn't claimed again, can be drawn.
+        """
         self._place[:] = state["place"]
         self._tree = SumTree(state["weight"])
         self._open = SumTree(self._place == Place.AVAILABLE)
@@ -158,6 +157,7 @@ class Places:
         before = state.get("rule", now)
         if before["name"] != now["name"] and not self._rule.brings_back(available=0):
             self.bring_back_consumed()  # another rule consumed them, and nobody else would
+        self._make_available(np.flatnonzero(self._place == Place.SUBMITTED))
         if before != now:  # other weights would count until they are drawn
             self._make_available(np.flatnonzero(self._place == Place.AVAILABLE))
 

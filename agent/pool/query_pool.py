@@ -366,10 +366,9 @@ class QueryPool(Generic[P]):
         """
         if self._taken:
             raise ValueError("the pool's state is only defined when every taken batch has been released")
-        spare = [g.outcome.ticket.query for g in (*self._kept, *(g for b in self._batches for g in b.kept))]
         return {
             "ids": digest(self.ids),
-            **self._places.state(spare),  # a surplus group is lost, its query can be drawn again
+            **self._places.state(),
             "released": self._released,
             "next_batch": self._next_batch,
             "next_claim": self._next_claim,

@@ -576,6 +576,24 @@ def test_a_state_loaded_is_the_state_saved(make_pool, step):
         np.testing.assert_array_equal(again[name], value, err_msg=name)
 
 
+def test_the_query_of_a_surplus_group_is_weighed_anew_like_any_other_after_a_resume(make_pool, submit):
+    class Ageing(RECYCLE):
+        def next_look(self, ages):
+            return np.maximum(1, ages)
+
+    rule = Ageing(batch_questions=1, group_size=2, oversample=2.0, max_staleness=1, keep_surplus=True)
+    pool, other = (make_pool(n=2, rule=rule) for _ in range(2))
+    for rewards in (ZERO, SIGNAL):
+        for ticket in pool.claim("w", now=0.0, limit=2):
+            submit(pool, ticket, rewards)
+        batch = pool.take(version=0)
+        pool.release(batch.index)
+    assert batch.kept == 1
+    other.load_state(as_in_a_checkpoint(pool.state()))
+    assert other.places() == {**pool.places(), "available": 1, "submitted": 0}
+    assert (other.state()["looks_at"] >= 0).sum() == 1
+
+
 def test_a_state_is_a_copy(make_pool, step):
     pool = make_pool(n=10)
     state = as_in_a_checkpoint(pool.state())
