@@ -79,7 +79,7 @@ def normalise_title(title: str) -> str:
     >>> normalise_title('"William_King (governor)"')
     'william king (governor)'
     """
-    folded = fold(html.unescape(title) if "&" in title else title)
+    folded = fold(_without_entities(title))
     return _spaced(folded.replace("_", " ")).strip("\"' ") or _spaced(folded)
 
 
@@ -99,11 +99,13 @@ def normalise_query(query: str) -> str:
 
 def normalise_question(question: str) -> str:
     """A question for comparison: normalised like an answer, but for what tells it from another, "C++" from "C#", "1.1"
-    from "11", "hepatitis A" from "hepatitis". Empty only for a question without a visible character.
+    from "11", "hepatitis A" from "hepatitis". HTML's entities are read, as in titles. Empty only for a question without
+    a visible character.
 
     >>> normalise_question("Who made the C++?"), normalise_question("Who made the “C”?")
     ('who made c++', 'who made c')
     """
+    question = _without_entities(question)
     between, *rest = _TELLING.split(_ARTICLES.sub(_but_at_the_end, fold(question)))
     if not rest:
         return normalise(question)
@@ -125,6 +127,10 @@ def fold(text: str) -> str:
     plain = unicodedata.normalize("NFKC", text).casefold()
     plain = unicodedata.normalize("NFKC", plain).translate(_TYPOGRAPHIC)  # folding can decompose; "½" has a slash
     return "".join(c for c in plain if not _invisible(c))
+
+
+def _without_entities(text: str) -> str:
+    return html.unescape(text) if "&" in text else text
 
 
 def _invisible(character: str) -> bool:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from agent.answers import exact_match, normalise_question
 from agent.errors import UserError
 from agent.paths import at_home
 from agent.records import Question
 from agent.seeds import derive_seed
 from tasks.files import read_questions
-from tasks.notices import Notice
+from tasks.notices import Notice, some
 from tasks.paths import files_of, set_names
 
 
@@ -28,7 +29,26 @@ def read_sets(
     for name, file in zip(set_names(files), files, strict=True):
         found = read_questions(file, key=key, evidence_match=evidence_match, strict=strict, notices=notices)
         sets[name] = found if len(files) == 1 else tuple(_of_set(name, question) for question in found)
+    if notices is not None:
+        notices += _contradicting([q for found in sets.values() for q in found], f"{key}={value}")
     return sets
+
+
+def _contradicting(questions: Sequence[Question], where: str) -> list[Notice]:
+    """What there is to say of questions that have the text of an earlier one and none of its answers."""
+    firsts: dict[str, Question] = {}
+    found = []
+    for question in questions:
+        first = firsts.setdefault(normalise_question(question.text), question)
+        if first is not question and not any(exact_match(a, first.golden_answers) for a in question.golden_answers):
+            found.append((question.id, f"has the text of '{first.id}' and none of its answers"))
+    if not found:
+        return []
+    text = (
+        f"{where}: {len(found)} questions have the text of another one and none of its answers "
+        f"({some([name for name, _ in found])}): what is right for one is wrong for the other"
+    )
+    return [Notice(kind="answers", text=text, items=tuple(found))]
 
 
 def _of_set(name: str, question: Question) -> Question:

@@ -234,6 +234,8 @@ def test_queries_are_the_same_if_they_ask_for_the_same(one: str, other: str, sam
         ("What is 50% of it?", "What is $50 of it?", False),
         ("Which is the #1 song?", "which is #1 song", True),
         ("Who founded AT&T?", "Who founded AT & T", True),
+        ("Who founded AT&amp;T?", "Who founded AT & T", True),
+        ("Who wrote &quot;Emma&quot;?", "Who wrote “Emma”?", True),
         ("Who wrote the U.S. law?", "who wrote US law", True),
         ("What is a co-founder's role?", "What is the cofounders role", True),
         ("A", "The", False),

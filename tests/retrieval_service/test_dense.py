@@ -331,7 +331,7 @@ def test_an_interrupted_build_encodes_no_part_twice(
     opened = open_backend(config, index)
     assert ids(opened.search_batch(["lighthouse two"], 1)[0])
     assert sorted(file.name for file in index.iterdir()) == [
-        *("ends.npy", "ids.npy", "manifest.json", "names-v1.npz", "numbers.npy", "passages.jsonl", "vectors.npy")
+        *("ends.npy", "ids.npy", "manifest.json", names.FILE, "numbers.npy", "passages.jsonl", "vectors.npy")
     ]
     opened.close()
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agent.answers import normalise_title
 from agent.errors import UserError
-from agent.records import Passage
+from agent.records import Call, Passage, Question, Turn
+from agent.rewards.evidence import evidence_found, evidence_wanted
 from retrieval_service import names as names_module
 from retrieval_service.corpus import write_corpus
-from retrieval_service.names import among, corpus_names, digests
+from retrieval_service.names import among, corpus_names, digests, name_digest
 
 PASSAGES = [
     Passage(id="1", title="Emma (novel)", text="x"),
@@ -36,6 +38,38 @@ def test_titles_are_compared_normalised_and_ids_as_they_are(tmp_path: Path, corp
     assert names.known({"1", "5", "6", "Emma (novel)", ""}, "id") == {"1", "5"}
     assert (len(names.titles), len(names.ids)) == (3, 5)
     assert names.examples == ("Emma (novel)", "Emma (novel)", "Caf\u00e9 &amp; Bar")
+
+
+@pytest.mark.parametrize(
+    ("named", "there", "same"),
+    [
+        ("Caf\u00e9", "Cafe\u0301", True),
+        ("S\u00e3o\u00a0Paulo", "Sa\u0303o Paulo", True),
+        ("New\u2009York", "New York", True),
+        ("\u201cHeroes\u201d (album)", '"Heroes" (album)', True),
+        ("Schindler\u2019s List", "Schindler's List", True),
+        ("Tom &amp; Jerry", "Tom & Jerry", True),
+        ("2\u00bd Men", "2 1/2_Men", True),
+        ("Caf\u00e9", "Cafe", False),
+        ("The Emma", "Emma", False),
+    ],
+)
+def test_a_title_is_there_for_the_check_before_a_run_if_it_is_for_the_reward(
+    tmp_path: Path, named: str, there: str, same: bool
+) -> None:
+    write_corpus(tmp_path / "corpus.jsonl", [Passage(id="1", title=there, text="x")])
+    call = Call(tool="search", argument="x", document_ids=("1",), titles=(there,))
+    turn = Turn(action_start=0, action_end=1, observation_end=2, text="", calls=(call,))
+    question = Question(id="q", text="?", golden_answers=("a",), supporting=(named,))
+    assert (evidence_found([turn], question) == evidence_wanted(question)) == same
+    assert (corpus_names(tmp_path / "corpus.jsonl", tmp_path).known({named}, "title") == {named}) == same
+
+
+def test_a_kept_table_is_of_todays_form_of_titles() -> None:
+    """If this fails on purpose, raise ``FORMAT``: in a table that is kept, titles have the form that they had."""
+    signs = [*range(0x20, 0x250), *range(0x2000, 0x2065), *range(0x2150, 0x2160), *range(0xFF01, 0xFF5F)]
+    forms = "\n".join(normalise_title(f"A{chr(sign)} 1{chr(sign)}_e\u0301") for sign in signs)
+    assert (names_module.FORMAT, name_digest(forms)) == (2, 7763858211203477714)
 
 
 def test_a_corpus_is_read_once(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from tasks.config import DataConfig
 from tasks.files import split, split_texts
 from tasks.load import load
 from tasks.notices import FILE, Notice, left_out, some, write_notices
+from tasks.several import read_sets
 
 TEXTS = [f"who wrote book {i}?" for i in range(20)]
 
@@ -99,6 +100,25 @@ def test_training_questions_that_are_held_out_are_left_out(config, tmp_path):
         UserError, match=r"2 of 20 training questions are also in .* \(questions-4, questions-8\); data\."
     ):
         load(data, 0, tmp_path)
+
+
+def test_the_same_question_under_another_id_and_in_another_spelling_is_no_training_question(config, tmp_path):
+    data = config(questions=["Who wrote &quot;Café&quot;?", *TEXTS], eval_questions=["who wrote “Cafe\u0301”"])
+    assert texts(load(data, 0, tmp_path).train) == TEXTS
+
+
+def test_copies_of_a_question_with_other_answers_are_said(tmp_path):
+    answers = (["Ed", "E. Wood"], ["the ed"], ["Tim"], ["Tim", "E. Wood"])
+    rows = [{"question": "Who made “Ed Wood”?", "golden_answers": golden} for golden in answers]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    notices: list[Notice] = []
+    path = str(tmp_path / "q.jsonl")
+    found = read_sets(path, key="data.questions", evidence_match="title", strict=True, notices=notices)
+    assert [len(q.golden_answers) for q in found["q"]] == [2, 1, 1, 2]
+    (notice,) = notices
+    assert notice.kind == "answers"
+    assert "q.jsonl: 1 questions have the text of another one and none of its answers (q-3): what" in notice.text
+    assert notice.items == (("q-3", "has the text of 'q-1' and none of its answers"),)
 
 
 def test_training_questions_that_are_for_calibration_are_left_out(config, tmp_path):
