@@ -25,10 +25,10 @@ from agent.records import Question
 from agent.rewards.scorer import Scorer
 from agent.tokens import Tokenizer
 from conf.schema import RunConfig
-from learner.context import configuration, context_of, could_be, window_of
+from learner.context import configuration, context_of, could_be
 from learner.digests import file_digest
 from learner.hub import Fetched, local_folder
-from learner.lacking import lacking
+from learner.lacking import check_learnable
 from learner.model_folder import check_folder
 from learner.skeleton import write_skeleton
 from retrieval_service.names import Digests, digests
@@ -103,7 +103,7 @@ def prepare(config: RunConfig, run_dir: Path, task: Task | None = None) -> Prepa
     given = f"model.path={model_path}"
     model = configuration(model_path, given)
     _check_context(model, given, config.agent)
-    _check_learnable(model, given, config.agent)
+    check_learnable(model, given, config.agent)
     tokenizer = Tokenizer(model_path)
     dialogue = Dialogue.of(tokenizer, config.agent)
     task = playable(task, dialogue, tokenizer, config.agent.max_prompt_tokens)
@@ -147,7 +147,7 @@ def check_model(
     model = configuration(str(folder), given)
     _check_context(model, given, agent)
     if learns:
-        _check_learnable(model, given, agent)
+        check_learnable(model, given, agent)
     return folder
 
 
@@ -187,20 +187,6 @@ def _check_context(model: Mapping[str, Any], given: str, agent: AgentConfig) -> 
         raise UserError(
             f"agent.max_prompt_tokens + agent.max_response_tokens = {longest}, but the context of the model in "
             f"{given} is {context} tokens; lower one of them{more}"
-        )
-
-
-def _check_learnable(model: Mapping[str, Any], given: str, agent: AgentConfig) -> None:
-    """Raises ``UserError`` if the learner lacks what the model computes, or the longest episode leaves the window of
-    its attention."""
-    if (why := lacking(model)) is not None:
-        raise UserError(f"{given}: {why}")
-    window, longest = window_of(model), agent.longest_episode
-    if window is not None and longest > window:
-        raise UserError(
-            f"agent.max_prompt_tokens + agent.max_response_tokens = {longest}, but the attention of the model in "
-            f"{given} sees a window of {window} tokens, and the learner needs all of an episode in it; lower one of "
-            "them, or take a model without sliding-window attention"
         )
 
 

@@ -12,8 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from agent.config import CALIBRATING, ExitConfig
 from agent.errors import UserError
 from conf.implied import OF_WORLD
+from conf.schema import MODES, PLAYS_ON
 from tasks.config import Novice
 from tasks.making.config import AUTO, ExpertsConfig, TeacherConfig
+from tracking.config import TRACKERS
 
 Composed = Callable[[str], Any]
 """What a key is set to in the end; None if there is no such key."""
@@ -77,6 +79,16 @@ def _of_making(name: str) -> Need:
     return Need(f"experts.{name}", ruled, lambda of: of("data.experts") != AUTO, why, switched=False)
 
 
+def _of_modes(key: str, unset: Any, modes: Sequence[str], idle: Callable[[Composed], bool] | None = None) -> Need:
+    """A setting that only ``modes`` read; those that prepare others take any command as it is."""
+    others = tuple(mode for mode in MODES if mode not in (*modes, *PREPARING))
+    named = " and ".join(filter(None, (", ".join(modes[:-1]), modes[-1])))
+    return Need(key, (), idle or (lambda of: of(key) != unset), f"it is for mode={named}; leave it out", modes=others)
+
+
+PREPARING = ("plan", "fetch", "doctor")
+"""Modes that are put before the command of another one."""
+TRACKING = ("train", "eval")
 WORLDS = (*OF_WORLD, *(f"data.novice.{f.name}" for f in fields(Novice)))
 """Settings that are the built-in world's alone."""
 _FILES = ("revision", "eval_share", "split_seed", "require_evidence", "passage_words", "overlap_words")
@@ -151,6 +163,16 @@ NEEDS = (
         "it is for cluster=auto; elsewhere cluster.learners and cluster.rollout_workers say how many cards there are",
         switched=False,
     ),
+    # ``tracker=none`` may be said everywhere.
+    _of_modes("tracker", None, TRACKING, lambda of: any(of(f"tracker.{name}") for name in TRACKERS)),
+    *(_of_modes(f"tracker.{name}", False, TRACKING) for name in TRACKERS),
+    _of_modes("simulation", None, ("simulate",)),
+    _of_modes("question", None, ("ask",)),
+    _of_modes("resume", None, ("train", *PLAYS_ON)),
+    _of_modes("run", None, ("view", "compare")),
+    _of_modes("compare", None, ("view", "compare", "eval")),
+    _of_modes("show", [], ("view",)),
+    _of_modes("view", "page", ("view",)),
     *(_endpoint(f"agent.{name}") for name in ("max_response_tokens", "max_prompt_tokens")),
 )
 

@@ -166,14 +166,12 @@ class RunConfig:
             self._check_files()
         if self.retrieval.prebuilt == FITTING:
             self.retrieval = replace(self.retrieval, prebuilt=fitting(self.data.named).name)
-        if self.mode in ("train", "plan") and self.checkpoint:
+        if self.checkpoint and self.mode not in OF_A_CHECKPOINT:
             raise UserError(
                 f"checkpoint={self.checkpoint} is for mode=eval, ask, calibrate and fetch; resume=FOLDER goes on with "
-                f"a run, and model.path={self.checkpoint} is a run from a checkpoint's weights, or its plan"
+                f"a run, and model.path={self.checkpoint} is a model to begin with"
             )
         if self.mode == "train":
-            if self.question:
-                raise UserError("question=… is for mode=ask")
             self._check_experts()
             self._check_evaluation()
         if self.mode == "experts" or (self.mode == "train" and self.data.experts == AUTO):

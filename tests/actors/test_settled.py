@@ -59,5 +59,16 @@ def test_a_model_that_the_learner_lacks_is_refused_before_it_is_planned(tmp_path
     kinds = {"max_position_embeddings": 32768, "layer_types": ["full_attention", "sliding_attention"]}
     assert longest(tmp_path, kinds, mode="eval") == 8192
     for mode in ("plan", "train", "doctor"):
-        with pytest.raises(UserError, match=r"^model\.path=it: layers of type sliding_attention are not supported"):
-            longest(tmp_path, kinds, mode=mode)
+        for response in (0, 512):
+            with pytest.raises(UserError, match=r"^model\.path=it: layers of type sliding_attention are not supported"):
+                longest(tmp_path, kinds, response, mode=mode)
+
+
+def test_a_response_that_is_given_and_leaves_the_window_is_refused_before_it_is_planned(tmp_path: Path) -> None:
+    mistral = {"model_type": "mistral", "sliding_window": 4096, "max_position_embeddings": 32768}
+    assert longest(tmp_path, mistral, response=3072, mode="plan") == 3072
+    assert longest(tmp_path, mistral, response=3073, mode="eval") == 3073
+    with pytest.raises(
+        UserError, match=r"= 4097, but the attention of the model in model\.path=it sees a window of 40"
+    ):
+        longest(tmp_path, mistral, response=3073, mode="plan")
