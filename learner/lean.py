@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from socket import gethostname
 from typing import Any
 
 import torch
@@ -157,12 +158,36 @@ def _compiled(part: Callable[..., Any], backend: str) -> Callable[..., Any]:
     return torch.compile(part, fullgraph=True, dynamic=True, backend=backend)
 
 
+@cache
+def check_compiles(backend: str, device: torch.device) -> None:
+    """Raises ``UserError`` if what compiles for ``device`` fails here: now, and not at the first step."""
+    try:
+        torch.compile(lambda x: x + 1, fullgraph=True, backend=backend)(torch.ones(8, device=device))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # torch's own, and whatever a compiler's caller raises
+        raise UserError(
+            f"algorithm.compile=true: nothing can be compiled on {gethostname()}, where the learner is: "
+            f"{_first_error(error)}; mend the compiler or name another (CXX=COMPILER, on a GPU CC=COMPILER), or leave "
+            "it out"
+        ) from error
+
+
+def _first_error(error: Exception) -> str:
+    """The first line of what a compiler has printed that says an error; else of what was raised."""
+    inner = getattr(error, "inner_exception", error)
+    printed = getattr(inner, "output", None)
+    text = printed if isinstance(printed, str) else str(inner)
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(inner).__name__]
+    return next((line for line in lines if "error" in line.lower()), lines[0])
+
+
 def keep_less(model: PreTrainedModel, what: str, whole: int = 0, backend: str = "") -> None:
     """Makes ``model`` keep less, as the title says; the result of no pass changes.
 
     Layers of another kind than Qwen2's, Qwen3's and Llama's are left as they are, and checkpointed whole. With a
     ``backend`` of torch.compile the parts of a layer beside attention are compiled; ``UserError`` if there is none of
-    these kinds.
+    these kinds, or nothing can be compiled here.
     """
     for module in model.modules():
         if type(module) in NORMS:
@@ -173,6 +198,8 @@ def keep_less(model: PreTrainedModel, what: str, whole: int = 0, backend: str = 
             f"algorithm.compile=true: no layer of {type(model).__name__} is of a kind that is compiled here (Qwen2's, "
             "Qwen3's, Llama's); leave it out"
         )
+    if backend:
+        check_compiles(backend, layers[0].input_layernorm.weight.device)
     for number, layer in enumerate(layers):
         _become(layer, _LeanLayer)
         again = "product" if number >= len(layers) - whole else "input"

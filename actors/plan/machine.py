@@ -110,11 +110,12 @@ def check_cache(config: RunConfig) -> None:
 def missing(config: RunConfig, machine: Machine) -> Iterator[str]:
     """What ``machine`` lacks: what is needed, what there is, and the fix.
 
-    On an existing Ray cluster only this machine's disks count; Ray knows the GPUs (``actors/placement.py``).
+    On an existing Ray cluster only this machine's disks count; Ray knows the GPUs (``actors/placement.py``), and the
+    learner finds out what compiles where it is (``learner/lean.py``).
     """
     if config.cluster.device == "cpu":
         yield from wrong_build(config, machine.engines)
-        if config.algorithm.compile and config.cluster.learners:
+        if config.algorithm.compile and config.cluster.learners and config.cluster.address is None:
             yield from _compiling(machine)
     if config.cluster.address is None:
         if config.cluster.device == "cuda":

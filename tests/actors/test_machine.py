@@ -138,6 +138,8 @@ def test_what_a_learner_is_compiled_with_on_a_cpu_is_named() -> None:
     (line,) = missing(compiled, machine(headers=Path("/usr/include/python3.x/Python.h")))
     assert line.startswith("algorithm.compile=true compiles with Python.h, and there is no /usr/include/python3.x/")
     assert list(missing(config(device="cpu"), machine(cxx=None))) == [], "nothing is compiled"
+    afar = replace(compiled, cluster=replace(compiled.cluster, address="auto"))
+    assert list(missing(afar, machine(cxx=None))) == [], "nor here"
 
 
 @pytest.mark.parametrize(("free", "said"), [(GIB // 16, "0.1"), (None, "0.0")])

@@ -109,7 +109,7 @@ def test_data_is_looked_for_by_the_modes_that_read_it(mode: str) -> None:
         assert line.startswith(f"{key}=none: no such file or folder; ")
 
 
-@pytest.mark.parametrize(("mode", "told"), [("train", True), ("eval", True), ("ask", False)])
+@pytest.mark.parametrize(("mode", "told"), [("train", True), ("eval", True), ("plan", False)])
 def test_a_tracker_is_looked_for_by_the_modes_that_tell_one(
     monkeypatch: pytest.MonkeyPatch, mode: str, told: bool
 ) -> None:
@@ -118,7 +118,7 @@ def test_a_tracker_is_looked_for_by_the_modes_that_tell_one(
 
     monkeypatch.setattr(several, "version", version)
     Path("model").mkdir()
-    found = refusal(f"mode={mode}", "tracker=trackio", *([] if mode == "train" else ["checkpoint=model", "question=x"]))
+    found = refusal(f"mode={mode}", "tracker=trackio", *(["checkpoint=model"] if mode == "eval" else []))
     assert (found or "").startswith("tracker=trackio: the package trackio isn't installed") is told
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
@@ -201,3 +202,24 @@ def test_compiled_adapters_and_copies_are_what_they_were(compiler: Counter[str])
 def test_a_model_that_nothing_is_compiled_of_is_refused() -> None:
     with pytest.raises(UserError, match=r"^algorithm\.compile=true: no layer of GPTNeoXForCausalLM is of a kind"):
         keep_less(AutoModelForCausalLM.from_config(GPTNeoXConfig(**SIZES)), "none", backend="eager")
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (
+            CppCompileError(["g++"], "In file x.h:\nx.cpp:1:10: fatal error: cmath: No such file\nmore"),
+            "x.cpp:1:10: fat",
+        ),
+        (InvalidCxxCompiler(), "No working C++ compiler found in "),
+    ],
+)
+def test_a_compiler_that_fails_is_named_before_the_first_step(raised: Exception, said: str) -> None:
+    def failing(graph: Any, inputs: Any) -> Any:
+        raise raised
+
+    with pytest.raises(UserError) as error:
+        Policy(build("qwen2"), backend=failing)  # type: ignore[arg-type]
+    assert str(error.value).startswith("algorithm.compile=true: nothing can be compiled on ")
+    assert f", where the learner is: {said}" in str(error.value)
+    assert "\n" not in str(error.value)
