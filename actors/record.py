@@ -11,7 +11,7 @@ from actors.ray_metrics import RayMetrics
 from tracking.alarms import Alarm
 from tracking.console import Console
 from tracking.dispensable import Dispensable
-from tracking.metrics import MetricsLog
+from tracking.metrics import MetricsLog, read, series_number
 from tracking.trackers.several import Trackers
 
 GAUGES = "Ray's gauges"
@@ -52,7 +52,7 @@ class Record:
         """One evaluation."""
         self.metrics.write("eval", row)
         self._console.evaluation(row)
-        self._trackers.evaluation(row)
+        self._trackers.evaluation(row, series_number(read(self.metrics.path, "eval")))
 
     def event(self, event: str, details: Mapping[str, Any]) -> None:
         """Something that happens now and then."""

@@ -6,6 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +26,11 @@ begins: the numbers before and after it are no curve."""
 def same_series(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two evaluations are of one series, as far as they say: those of earlier versions don't."""
     return all(one[name] == other[name] for name in SERIES if name in one and name in other)
+
+
+def series_number(evals: Sequence[Mapping[str, Any]]) -> int:
+    """Which series of a run's the last of ``evals``, all of them in their order, is of; 1 is the first."""
+    return 1 + sum(not same_series(one, other) for one, other in pairwise(evals))
 
 
 class MetricsLog:

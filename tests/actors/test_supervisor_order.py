@@ -175,6 +175,20 @@ def test_an_alarm_of_the_last_evaluation_reaches_the_trackers(tmp_path: Path, mo
     assert told == [{"step": 5, "alarms/no searches": 1}]
 
 
+def test_trackers_get_each_series_of_evaluations_as_a_curve_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(record, "RayMetrics", lambda: None)
+    monkeypatch.setattr(Console, "evaluation", lambda self, row: None)
+    monkeypatch.setattr(Trackers, "log", lambda self, row, prefix: told.append(f"{prefix}{row['step']}"))
+    off = Dispensable(pytest.fail)
+    for step, played in enumerate("aabbca"):  # a start of the run each
+        evaluated = {"step": step, "held_out": "x", "played": played}
+        record.Record(tmp_path, Console(quiet=True), Trackers({}, off), off).evaluation(evaluated)
+    assert told == ["eval/0", "eval/1", "eval_2/2", "eval_2/3", "eval_3/4", "eval_4/5"]
+
+
 def test_engines_that_finish_nothing_end_the_run_with_the_second_batch(play: Play) -> None:
     world = World(untrainable={0: BY_ENGINES, 1: BY_ENGINES})
     with pytest.raises(Fault, match=r"^too few episodes of 2 batches in a row could be scored: .*: head size 16$"):

@@ -76,9 +76,10 @@ class Trackers:
         numbers = {f"{prefix}{k}": v for k, v in finite.items() if k != "step"}
         self._each(lambda run: run.log(numbers, int(row["step"])))
 
-    def evaluation(self, row: Mapping[str, Any]) -> None:
-        """An evaluation: its numbers, and its episodes."""
-        self.log(row, prefix="eval/")
+    def evaluation(self, row: Mapping[str, Any], series: int = 1) -> None:
+        """An evaluation: its numbers, and its episodes. Those of the second ``series`` of a run are no curve with those
+        of the first, and are called ``eval_2/…``."""
+        self.log(row, prefix="eval/" if series == 1 else f"eval_{series}/")
         log, step = self._log, int(row["step"])
         if not self._runs or log is None:
             return
