@@ -151,6 +151,36 @@ def test_rows_come_back_with_their_probes(tmp_path: Path) -> None:
     assert EvalRows(tmp_path).last() == rows
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"em": "1"},
+        {"em": None},
+        {"f1": float("nan")},
+        {"f1": 10**400},
+        {"kind": None},
+        {"sample": 0.5},
+        {"fault": 1},
+        {"searches": True},
+        {"evidence": "x"},
+        {"probes": [{"em": 1.0}]},
+        {"probes": None},
+    ],
+)
+def test_a_row_that_no_evaluation_wrote_is_one_line(tmp_path: Path, changed: dict[str, Any]) -> None:
+    EvalRows(tmp_path).write([row("a"), row("b")])
+    first, second = EvalRows(tmp_path).path.read_text().splitlines()
+    EvalRows(tmp_path).path.write_text(f"{first}\n{json.dumps(json.loads(second) | changed)}\n")
+    with pytest.raises(UserError, match=rf"^{tmp_path}.*jsonl, the row of question 'b': damaged, or another") as caught:
+        EvalRows(tmp_path).last()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_whole_number_in_a_row_is_a_number(tmp_path: Path) -> None:
+    EvalRows(tmp_path).write([replace(row("a"), em=1, evidence=None)])
+    assert EvalRows(tmp_path).last()[0].em == 1
+
+
 def test_a_line_that_was_never_finished_is_no_row(tmp_path: Path) -> None:
     log = EvalRows(tmp_path)
     log.write([row("a"), row("b")])

@@ -3,18 +3,21 @@ off can go on."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from agent.inference.early_exit import Probe
 from agent.inference.evaluation import EvalRow, ScoredProbe
+from agent.readable import content_of
 from tracking.metrics import append, keep_lines, read
 from tracking.trajectories import EVALUATIONS
 
 ROWS = "eval_rows.jsonl"
-_NAMES = {f.name for f in fields(EvalRow)}
+_TYPES = get_type_hints(EvalRow)
+_NAMES = {*_TYPES}
 _LATER = {"probes", "text"}
 """What rows of earlier versions lack."""
 
@@ -39,9 +42,10 @@ class EvalRows:
         }
 
     def last(self) -> list[EvalRow]:
-        """The last attempt at each episode, however many of its question are there."""
+        """The last attempt at each episode, however many of its question are there. Raises ``UserError`` for a row that
+        ``write`` can't have written."""
         lines = read(self.path) if self.path.is_file() else []
-        rows = [_row(line) for line in lines if line.keys() | _LATER == _NAMES]
+        rows = [_row(line, self.path) for line in lines if line.keys() | _LATER == _NAMES]
         return [*{(row.question_id, row.sample): row for row in rows}.values()]
 
     def viable(self, samples: int) -> dict[str, list[EvalRow]]:
@@ -49,9 +53,16 @@ class EvalRows:
         return {name: own for name, own in self.read(samples).items() if not any(row.fault for row in own)}
 
 
-def _row(line: Mapping[str, Any]) -> EvalRow:
-    probes = (ScoredProbe(probe=Probe(**scored["probe"]), em=scored["em"]) for scored in line.get("probes", ()))
-    return EvalRow(**{**line, "probes": tuple(probes)})
+def _row(line: Mapping[str, Any], path: Path) -> EvalRow:
+    with content_of(f"{path}, the row of question {line['question_id']!r}"):
+        for name, value in line.items():
+            kinds = get_args(_TYPES[name]) or (_TYPES[name],)
+            whole = type(value) is int and float in kinds
+            beyond = isinstance(value, int | float) and not math.isfinite(value)
+            if name != "probes" and (beyond or not (type(value) in kinds or whole)):
+                raise ValueError(f"'{name}' is {value!r}; evaluate again")
+        probes = (ScoredProbe(probe=Probe(**scored["probe"]), em=scored["em"]) for scored in line.get("probes", ()))
+        return EvalRow(**{**line, "probes": tuple(probes)})
 
 
 def forget_others(folder: Path, kept: Collection[str]) -> None:
