@@ -12,7 +12,7 @@ from agent.readable import json_of
 from conf.schema import INFERENCE, RunConfig
 from learner.context import configuration, context_of, window_of
 from learner.gguf import unpacked
-from learner.hub import config_file
+from learner.hub import config_file, is_hub_name
 from learner.lacking import check_learnable, lacking
 from tasks.rows import named
 
@@ -27,9 +27,12 @@ def settle(config: RunConfig, path: str, given: str, phase: Phase) -> str:
     such a model, or not with the longest episode.
     """
     path, agent, learns = unpacked(path, given, config.cache, phase), config.agent, config.mode not in INFERENCE
-    if learns or not agent.max_response_tokens:
-        with phase("reading the model's configuration"):  # of a hub's model it is fetched
-            model = _read(path, given, learns)
+    # A hub's model that our own settings describe is one that can be trained, and planned without a network.
+    known = agent.max_response_tokens > 0 and config.model.architecture is not None and is_hub_name(path)
+    if known or (agent.max_response_tokens and not learns):
+        return path
+    with phase("reading the model's configuration"):  # of a hub's model it is fetched
+        model = _read(path, given, learns)
     if not agent.max_response_tokens:
         agent.max_response_tokens = _response(model, agent, given, learns)
     if learns:

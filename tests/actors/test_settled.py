@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from actors import settled
 from actors.settled import settle
 from agent.config import AgentConfig
 from agent.errors import UserError
 from agent.pool.rules.epoch import Rule as Epoch
 from conf.schema import RunConfig
+from tests.settings import composed
 
 
 def longest(folder: Path, description: object, response: int = 0, prompt: int = 1024, mode: str = "train") -> int:
@@ -31,6 +33,22 @@ def test_a_response_fits_the_models_context(tmp_path: Path) -> None:
     linear = {"type": "linear", "factor": 2.0}
     assert longest(tmp_path, {"max_position_embeddings": 2048, "rope_scaling": linear}) == 3072
     assert longest(tmp_path, {"max_position_embeddings": 2048}, response=8192) == 8192, "what is set stays"
+
+
+def test_a_model_of_the_hub_that_our_settings_describe_is_planned_without_a_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def asked(*_: object) -> Path:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(settled, "config_file", asked)
+    for mode in ("plan", "train", "doctor", "eval"):
+        config = composed("model=qwen1.5b", "cluster=4x3090")
+        config.mode, path = mode, str(config.model.path)
+        assert settle(config, path, f"model.path={path}", nullcontext) == path
+    config.model.architecture, config.mode = None, "plan"
+    with pytest.raises(AssertionError, match="the hub was asked"):
+        settle(config, path, f"model.path={path}", nullcontext)
 
 
 def test_a_context_without_room_is_said(tmp_path: Path) -> None:
