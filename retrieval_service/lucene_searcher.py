@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -142,7 +143,7 @@ class LuceneSearcher(ABC):
         told = {**settings, "lucene_generation": lucene_generation(self._index)}
         if manifest is None:
             return Identity(
-                name=self._index.name,
+                name=Path(os.path.abspath(self._index)).name,  # also of "."
                 backend=self.backend,
                 documents=self._documents,
                 analyser=analyser,

@@ -7,6 +7,8 @@ import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from agent.records import Passage
 from retrieval_service import jvm
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.lru import Lru, weight_of
+from retrieval_service.lucene_searcher import LuceneSearcher
 from retrieval_service.stats import LATENCY_WINDOW, Meter, Stats, merged, percentile
 
 ROOT = Path(__file__).parents[2]
@@ -184,6 +187,18 @@ def test_java_reads_names_as_python_does(tmp_path: Path, monkeypatch: pytest.Mon
     with jvm._environment(tmp_path):
         assert (os.environ["LC_ALL"], os.environ["JAVA_HOME"]) == ("C.UTF-8", str(tmp_path))
     assert os.environ.get("LC_ALL") == before
+
+
+@pytest.mark.parametrize("given", [".", "../wiki", "segments/.."])
+def test_an_index_from_elsewhere_is_named_by_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    folder = tmp_path / "wiki"
+    (folder / "segments").mkdir(parents=True)
+    (folder / "segments_1").touch()
+    monkeypatch.chdir(folder)
+    opened: Any = SimpleNamespace(_index=Path(given), _manifest=None, _documents=7, backend="bm25")
+    assert LuceneSearcher._identity(opened, None, {}).name == "wiki"
 
 
 def test_options_suit_the_runtime() -> None:
