@@ -250,7 +250,7 @@ def test_a_pool_that_is_lost_in_the_seeding_takes_it_back_to_its_beginning(play:
 
 
 def test_a_fault_of_a_learner_that_lives_ends_the_run(play: Play) -> None:
-    world = World(faults=(1,))
+    world = World(faults=(0,))
     with pytest.raises(Fault, match="head size 16"):
         play(world, 3, evaluate_every=1)
     assert "forget" not in world.events

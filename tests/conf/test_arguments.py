@@ -124,9 +124,11 @@ def test_any_character_may_be_in_a_path_a_name_or_a_sentence(
     endpoint = {f"evaluation.endpoint.{key}" for key in ("url", "model")}
     checked = {"cluster.address", "exit.calibration", "retrieval.url", *endpoint}
     for instead in ("data.corpus", "retrieval.index"):  # one of them says where passages are
-        keys = sorted(set(taken_as()) - checked - {instead})
+        keys = sorted(set(taken_as()) - checked - {instead, "resume", "run", "compare"})
         config = config_of("mode=ask", "data=jsonl", "retrieval=hybrid", *(f"{key}={name}" for key in keys))
         assert {key: at(config, key) for key in keys} == dict.fromkeys(keys, name)
+    viewed = config_of("mode=view", f"run={name}", f"compare={name}")
+    assert (viewed.run, viewed.compare, config_of(f"resume={name}").resume) == (name, name, name)
 
 
 def test_any_string_of_printable_characters_arrives() -> None:

@@ -66,7 +66,8 @@ def test_the_groups_are_those_of_the_command_line() -> None:
 @pytest.mark.one_in(4)
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: value)
 def test_every_option_becomes_a_typed_configuration(group: str, option: str) -> None:
-    (config, *_) = launch.check_overrides([f"{group}={option}", *NEEDED.get((group, option), [])]).configs
+    needed = ["mode=simulate"] if group == "simulation" else NEEDED.get((group, option), [])
+    (config, *_) = launch.check_overrides([f"{group}={option}", *needed]).configs
     assert type(config) is RunConfig
     part: Any = getattr(config, group, None)
     named = {"cluster": "name", "model": "name", "pool": "name", "group": "strategy", "search_limit": "rule"}

@@ -552,7 +552,7 @@ def test_no_microbatch_is_waited_for(changes: dict[str, Any], tmp_path: Path, mo
     for tokens in (10_000, 40, 1):
         config = settings(microbatch_tokens=tokens, **changes)
         learner = updater(tiny_policy(), tmp_path, config, tiny_policy(1).frozen_copy())
-        monkeypatch.setattr(learner, "score", lambda policy, samples: [np.zeros(s.actions) for s in samples])
+        monkeypatch.setattr(learner, "score", lambda policy, samples, rows: [np.zeros(s.actions) for s in samples])
         waits.clear()
         with Watch():
             report = learner.update(random_groups(4, MIXED), step=0, version=0)
