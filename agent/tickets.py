@@ -97,7 +97,7 @@ class Outcome:
             raise ValueError(f"query {query}: {self.successes} successes of {self.size} are not {self.state}")
 
     @property
-    def tool_failures(self) -> int:
+    def selective_faults(self) -> int:
         """Trajectories lost to a failed search, tool or reward: those that didn't ask for one are all that is left."""
         return sum(self.set_aside[str(r)].trajectories for r in _SELECTIVE if str(r) in self.set_aside)
 

@@ -38,11 +38,11 @@ class OpenBatch(Generic[P]):
     returned: Counter[str] = field(default_factory=Counter)
 
     @property
-    def tool_failure_share(self) -> float:
+    def selective_fault_share(self) -> float:
         """Share of the trajectories played for it that were lost to a failed search, tool or reward."""
         outcomes = [group.outcome for group in (*self.groups.values(), *self.spoiled)]
         played = sum(outcome.all_trajectories for outcome in outcomes)
-        return sum(outcome.tool_failures for outcome in outcomes) / played if played else 0.0
+        return sum(outcome.selective_faults for outcome in outcomes) / played if played else 0.0
 
     def state(self) -> dict[str, Any]:
         """As JSON values. Its draws that are claimed or played are in flight; played groups are not saved."""

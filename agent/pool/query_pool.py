@@ -157,9 +157,9 @@ class QueryPool(Generic[P]):
         self.books.receive(outcome)
         self._places.move(ticket.query, Place.SUBMITTED)
         group = Played(outcome=outcome, payload=payload)
-        if outcome.tool_failures or outcome.size < self.rule.min_viable:
+        if outcome.selective_faults or outcome.size < self.rule.min_viable:
             batch.spoiled.append(group)
-            self._return_group(batch, outcome, "with_tool_failure" if outcome.tool_failures else "too_few_viable")
+            self._return_group(batch, outcome, "with_tool_failure" if outcome.selective_faults else "too_few_viable")
             self._redraw(batch)
         else:
             batch.groups[ticket.order] = group
@@ -247,7 +247,7 @@ class QueryPool(Generic[P]):
             self._open_batch()
         batch = self._batches.popleft()
         played = [batch.groups[order] for order in sorted(batch.groups)]
-        failing = batch.tool_failure_share > self.rule.max_tool_failures
+        failing = batch.selective_fault_share > self.rule.max_tool_failures
         fresh = []
         for group in (*batch.kept, *played):
             if failing:
