@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -65,16 +65,21 @@ def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The rows of such a file, of one kind or of all. Lines that their writer never finished are left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:  # splitlines splits in strings
-        try:
-            row = json_of(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and (kind is None or row.get("kind") == kind):
-            rows.append(row)
-    return rows
+    """The rows of such a file, of one kind or of all (``rows_of``)."""
+    return [row for row in rows_of(path) if kind is None or row.get("kind") == kind]
+
+
+def rows_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of lines, one at a time: logs are larger than memory may be. Lines that their writer never
+    finished are left out."""
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                row = json_of(line.decode(errors="replace")) if line.endswith(b"\n") else None
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                yield row
 
 
 def replace(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -17,7 +17,7 @@ from agent.tickets import QueryState
 from tracking.config import ReportConfig
 from tracking.console import Console
 from tracking.draws import write_draws
-from tracking.experiments import pictures, report, sweep
+from tracking.experiments import curves, pictures, report, sweep
 from tracking.experiments.sweep import Job, Plan, Status
 from tracking.metrics import MetricsLog, read, replace
 
@@ -327,6 +327,7 @@ def test_the_table_in_the_folder_is_markdown(folder: Path) -> None:
         for name, caption in (
             ("em", "How each seed learns: held-out exact match against rollouts"),
             ("em_tokens", "What it costs: held-out exact match against generated tokens"),
+            ("evidence", "What is found: held-out evidence recall against generated tokens"),
             ("groups", "What is played: groups that were too hard, bore signal, were too easy"),
             ("pool", "What is recycled: share of trained groups; flipped share of questions"),
             ("against", "Is it better: against pool=epoch, paired by seed"),
@@ -338,7 +339,7 @@ def test_the_table_in_the_folder_is_markdown(folder: Path) -> None:
             ),
         )
     ]
-    for name in ("em", "em_tokens", "groups", "pool", "against", "difference"):
+    for name in ("em", "em_tokens", "evidence", "groups", "pool", "against", "difference"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -373,10 +374,10 @@ def test_a_job_without_a_step_takes_no_picture_from_the_others(
 
 
 def test_what_is_spent_is_drawn_by_evaluations() -> None:
-    assert pictures.spent(RUN, "searches") == ([1.5, 3.5, 5.5], [0.2, 0.6, 0.5])
+    assert curves.spent(RUN, "searches") == ([1.5, 3.5, 5.5], [0.2, 0.6, 0.5])
     simulated = [{**row, "search/mean": None, "action_tokens/mean": None} for row in RUN if row["kind"] == "eval"]
-    assert pictures.spent(simulated, "searches") == ([], [])
-    assert pictures.spent(RUN, "question_tokens") == ([10.5, 12.5, 14.5], [0.2, 0.6, 0.5])
+    assert curves.spent(simulated, "searches") == ([], [])
+    assert curves.spent(RUN, "question_tokens") == ([10.5, 12.5, 14.5], [0.2, 0.6, 0.5])
     names = "abcdefgh"
     figure = pictures._spent({name: [RUN, RUN] for name in names}, "searches", "b")
     panels = [axes for axes in figure.axes if axes.get_title()]
@@ -412,39 +413,57 @@ def test_a_baseline_that_is_no_condition_is_said(folder: Path, capsys: pytest.Ca
 
 
 def test_a_band_spans_what_all_curves_have() -> None:
-    x, mean, half = pictures.mean_band([([0, 10], [0.0, 1.0]), ([0, 20], [0.0, 0.0])], points=3)
+    x, mean, half = curves.mean_band([([0, 10], [0.0, 1.0]), ([0, 20], [0.0, 0.0])], points=3)
     assert x.tolist() == [0, 5, 10]
     assert mean.tolist() == [0, 0.25, 0.5]
     # 1 and 0 at the end: deviation 1 / sqrt(2), over sqrt(2), times t of one degree.
     assert half.tolist() == pytest.approx([0, 12.706 * 0.25, 12.706 * 0.5])
-    assert np.isnan(pictures.mean_band([([0, 10], [0.0, 1.0])])[2]).all()
+    assert np.isnan(curves.mean_band([([0, 10], [0.0, 1.0])])[2]).all()
 
 
 def test_curves_that_share_no_part_have_no_mean_and_no_difference() -> None:
-    x, mean, half = pictures.mean_band([([0, 10], [0.0, 1.0]), ([20, 30], [0.0, 1.0])])
+    x, mean, half = curves.mean_band([([0, 10], [0.0, 1.0]), ([20, 30], [0.0, 1.0])])
     assert len(x) == len(mean) == len(half) == 0
     early = [row for row in RUN if row["kind"] == "eval" and row["step"] < 4]
     late = [row | {"rollouts": row["rollouts"] + 1000} for row in early]
-    assert pictures.difference(early, late) == ([], [])
+    assert curves.difference(early, late) == ([], [])
     (panel, *_) = pictures._difference({"a": {0: early}, "b": {0: late}}, "a").axes
     assert panel.get_title() == "b (0 seeds)"
 
 
 def test_each_condition_has_a_panel_with_a_thin_line_for_each_seed_and_the_baselines_mean() -> None:
-    figure = pictures._em({"a": [RUN, RUN], "b": [RUN], "c": [RUN], "d": [RUN]}, "rollouts", 0.5, "a")
+    figure = pictures._learnt({"a": [RUN, RUN], "b": [RUN], "c": [RUN], "d": [RUN]}, "rollouts", "em", "a", 0.5)
     assert [axes.get_title() for axes in figure.axes[:4]] == ["a (2 seeds)", "b (1 seed)", "c (1 seed)", "d (1 seed)"]
     a, b = figure.axes[:2]
     assert [line.get_linewidth() for line in a.lines] == [0.8, 0.8, 2.0, 0.8]  # seeds, mean, target
     assert [line.get_linewidth() for line in b.lines] == [1.2, 0.8, 2.0, 0.8]
     assert not any(axes.collections for axes in figure.axes), "no bands over each other"
     assert [text.get_text() for text in b.get_legend().texts] == ["mean of a"]
-    of_second = pictures._em({"a": [RUN], "b": [RUN], "c": [RUN]}, "rollouts", None, "b").axes
+    of_second = pictures._learnt({"a": [RUN], "b": [RUN], "c": [RUN]}, "rollouts", "em", "b").axes
     assert [axes.get_legend() is not None for axes in of_second] == [True, False, False], "where the baseline's mean is"
+
+
+def test_a_scale_ends_a_little_above_the_highest_share() -> None:
+    low = [{**row, "em": row["em"] / 5} if row["kind"] == "eval" else row for row in RUN]
+    (panel,) = pictures._learnt({"a": [low]}, "rollouts", "em", None).axes
+    assert panel.get_ylim() == (0, 0.2)
+    (panel,) = pictures._learnt({"a": [low]}, "rollouts", "em", None, 0.4).axes
+    assert panel.get_ylim() == (0, 0.5), "the target is in it"
+    (panel,) = pictures._learnt({"a": [RUN]}, "rollouts", "em", None).axes
+    assert panel.get_ylim() == (0, 1)
+
+
+def test_what_is_found_is_drawn_for_the_runs_whose_questions_name_documents() -> None:
+    without = [{**row, "evidence_recall": None} if row["kind"] == "eval" else row for row in RUN]
+    assert curves.evaluated(RUN, "generated_tokens", "evidence_recall") == ([0, 800, 1800], [0.25, 0.25, 0.25])
+    assert curves.evaluated(without, "generated_tokens", "evidence_recall") == ([], [])
+    first, second = pictures._learnt({"a": [RUN], "b": [without]}, "rollouts", "evidence_recall", "a").axes
+    assert (len(first.lines), len(second.lines)) == (2, 1), "the second shows the baseline alone"
 
 
 def test_a_difference_is_of_the_same_seed_at_the_same_rollouts() -> None:
     other = [evaluation(0, 0.1, 40, 0), evaluation(1, 0.5, 120, 0)]
-    x, y = pictures.difference(RUN, other, points=3)
+    x, y = curves.difference(RUN, other, points=3)
     assert (list(x), list(y)) == ([40, 80, 120], pytest.approx([0.4 - 0.1, 0.6 - 0.3, 0.55 - 0.5]))
 
 
@@ -481,19 +500,19 @@ def test_a_page_of_results_is_read_as_its_table_says(page: str) -> None:
 def test_the_group_mix_is_of_all_runs_together() -> None:
     one = [step(1, mix=(10, 0, 0)), step(2, mix=(0, 10, 0))]
     other = [step(1, mix=(0, 5, 5)), step(2, mix=(5, 5, 0)), step(3, mix=(0, 0, 10))]  # the last is beyond the first's
-    centres, shares = pictures.group_mix([one, other])
+    centres, shares = curves.group_mix([one, other])
     assert centres.tolist() == [20, 60]
     hard, signal, easy = shares.tolist()
     assert (hard, signal, easy) == ([0.25, 0.75], [0.5, 0.25], [0.25, 0.0])
 
 
 def test_a_runs_curves_are_against_its_own_cost() -> None:
-    assert pictures.evaluated(RUN, "generated_tokens") == ([0, 800, 1800], [0.2, 0.6, 0.5])
-    assert pictures.stepped(RUN, "pool/flipped_share") == ([40, 80, 120, 160], [0.0, 0.0, 0.0, 0.125])
+    assert curves.evaluated(RUN, "generated_tokens") == ([0, 800, 1800], [0.2, 0.6, 0.5])
+    assert curves.stepped(RUN, "pool/flipped_share") == ([40, 80, 120, 160], [0.0, 0.0, 0.0, 0.125])
     rows = [*RUN, step(5, mix=(0, 9, 1), recycled=None)]
-    ((x, share),) = pictures.recycled([rows])
+    ((x, share),) = curves.recycled([rows])
     assert (list(x), share) == ([20, 60, 100, 140], [0.0, 0.5, 0.5, 0.25])
-    assert pictures.recycled([[evaluation(0, 0.0, 0, 0), step(1, mix=(0, 1, 0), recycled=None)]]) == []
+    assert curves.recycled([[evaluation(0, 0.0, 0, 0), step(1, mix=(0, 1, 0), recycled=None)]]) == []
 
 
 def test_what_needs_each_draw_of_a_run_is_taken_from_its_draws(folder: Path) -> None:

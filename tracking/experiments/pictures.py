@@ -12,23 +12,36 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from tracking.dispensable import Dispensable
-from tracking.experiments.measures import evaluations, half_width, per_question, recycled_share
+from tracking.experiments.curves import (
+    RATIOS,
+    Curve,
+    Row,
+    both,
+    by_seed,
+    difference,
+    evaluated,
+    group_mix,
+    mean_band,
+    pairs,
+    recycled,
+    spent,
+    stepped,
+)
 from tracking.experiments.sweep import Status
 from tracking.palette import COLOURS
 
-Row = Mapping[str, Any]
 Runs = Mapping[str, Sequence[Sequence[Row]]]
 """The rows of each condition's finished jobs."""
-Curve = tuple[Sequence[float], Sequence[float]]
 
-MIX = {"too_hard": ("too hard", "#D55E00"), "signal": ("signal", "#0072B2"), "too_easy": ("too easy", "#BBBBBB")}
-BINS = 20
+MIX = {"too hard": "#D55E00", "signal": "#0072B2", "too easy": "#BBBBBB"}
+"""``curves.STATES`` in words, and their colours."""
+MEASURES = {"em": "held-out exact match", "evidence_recall": "held-out evidence recall"}
+"""Of an evaluation: what is drawn against what a run has cost."""
 AGAINST = {
     "em_after": "held-out EM in the end",
     "em_after/": "EM in the end, {}",
@@ -36,8 +49,6 @@ AGAINST = {
     "rollouts_per_signal_group": "rollouts per signal-bearing group",
 }
 """What is compared with the baseline seed by seed (``measures.paired``): a measure, or all of a beginning."""
-RATIOS = ("rollouts_per_signal_group",)
-"""Those of them that are no differences."""
 PANELS = 3
 """Conditions beside each other."""
 
@@ -59,14 +70,19 @@ def draw(
     target = report["target_em"]
     made: dict[str, tuple[Callable[[], Figure], str]] = {
         "em.png": (
-            lambda: _em(runs, "rollouts", target, baseline),
+            lambda: _learnt(runs, "rollouts", "em", baseline, target),
             "How each seed learns: held-out exact match against rollouts",
         ),
         "em_tokens.png": (
-            lambda: _em(runs, "generated_tokens", target, baseline),
+            lambda: _learnt(runs, "generated_tokens", "em", baseline, target),
             "What it costs: held-out exact match against generated tokens",
         ),
     }
+    if any(evaluated(rows, "rollouts", "evidence_recall")[0] for of in runs.values() for rows in of):
+        made["evidence.png"] = (
+            lambda: _learnt(runs, "generated_tokens", "evidence_recall", baseline),
+            "What is found: held-out evidence recall against generated tokens",
+        )
     # A job may finish without a step, as one that evaluates what it starts from: these have nothing to show of it.
     steps = {name: [rows for rows in of if any(r["kind"] == "step" for r in rows)] for name, of in runs.items()}
     if any(steps.values()):
@@ -78,8 +94,8 @@ def draw(
             lambda: _pool(steps),
             "What is recycled: share of trained groups; flipped share of questions",
         )
-    seeds = {name: _by_seed(report, rows, name) for name in runs}
-    if baseline is not None and any(_both(of, seeds[baseline]) for name, of in seeds.items() if name != baseline):
+    seeds = {name: by_seed(report, rows, name) for name in runs}
+    if baseline is not None and any(both(of, seeds[baseline]) for name, of in seeds.items() if name != baseline):
         made["against.png"] = (lambda: against(report), f"Is it better: against {baseline}, paired by seed")
         made["difference.png"] = (
             lambda: _difference(seeds, baseline),
@@ -103,119 +119,13 @@ def draw(
     return {file: caption for file, (_, caption) in made.items() if extras.attempt(file, partial(save, file))}
 
 
-# --- from rows to curves ---------------------------------------------------------------------------
-
-
-def evaluated(rows: Sequence[Row], x: str) -> Curve:
-    """Held-out EM of a run against ``x`` (``rollouts`` or ``generated_tokens``)."""
-    evals = evaluations(rows)
-    return [r[x] for r in evals], [r["em"] for r in evals]
-
-
-def spent(rows: Sequence[Row], x: str) -> Curve:
-    """Held-out EM of a run's evaluations against what they took per question, ``searches`` or ``question_tokens``.
-
-    Simulated policies search for nothing: their curve is empty.
-    """
-    evals = [r for r in evaluations(rows) if r["search/mean"] is not None]
-    return [per_question(r)[x] for r in evals], [r["em"] for r in evals]
-
-
-def stepped(rows: Sequence[Row], key: str) -> Curve:
-    """A metric of a run's steps against the rollouts played by their ends."""
-    steps = [r for r in rows if r["kind"] == "step"]
-    return list(np.cumsum([r["rollout/trajectories"] for r in steps])), [r[key] for r in steps]
-
-
-def difference(rows: Sequence[Row], baseline: Sequence[Row], points: int = 101) -> Curve:
-    """Held-out EM of a run less that of another, against the rollouts that both have played."""
-    (x, y), (other_x, other_y) = evaluated(rows, "rollouts"), evaluated(baseline, "rollouts")
-    start, end = max(x[0], other_x[0]), min(x[-1], other_x[-1])
-    grid = np.linspace(start, end, points if start <= end else 0)
-    return list(grid), list(np.interp(grid, x, y) - np.interp(grid, other_x, other_y))
-
-
-def _by_seed(report: Mapping[str, Any], rows: Mapping[str, Sequence[Row]], condition: str) -> dict[int, Sequence[Row]]:
-    """The finished jobs of a condition that were evaluated."""
-    jobs = [j for j in report["jobs"] if j["condition"] == condition and j["status"] == Status.FINISHED]
-    return {j["seed"]: rows[j["name"]] for j in jobs if evaluated(rows[j["name"]], "rollouts")[0]}
-
-
-def _both(one: Mapping[int, Any], other: Mapping[int, Any]) -> list[int]:
-    return sorted(one.keys() & other.keys())
-
-
-def _pairs(report: Mapping[str, Any], condition: str, name: str) -> list[float]:
-    """What each seed says of a condition against the baseline; none where the jobs are not known."""
-    finished = [j for j in report["jobs"] if j["status"] == Status.FINISHED]
-    one, other = (
-        {j["seed"]: v for j in finished if j["condition"] == c and (v := j["measures"].get(name)) is not None}
-        for c in (condition, report["baseline"])
-    )
-    return [one[s] / other[s] if name in RATIOS else one[s] - other[s] for s in _both(one, other)]
-
-
-def mean_band(curves: Sequence[Curve], points: int = 101) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x [points], mean [points], half the 95 % interval [points] (NaN for one curve); empty where no x is in all."""
-    start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
-    grid = np.linspace(start, end, points if start <= end else 0)
-    values = np.array([np.interp(grid, x, y) for x, y in curves])
-    return grid, values.mean(axis=0), np.array([half_width(list(column)) for column in values.T])
-
-
-def binned(runs: Sequence[Sequence[Row]]) -> tuple[np.ndarray, list[list[list[Row]]]]:
-    """The steps of runs by equal parts of the rollouts that all of them played: centres, and per run its bins. Each has
-    a step."""
-    steps = [[r for r in rows if r["kind"] == "step"] for rows in runs]
-    ends = [np.cumsum([r["rollout/trajectories"] for r in of_run]) for of_run in steps]
-    count = max(1, min(BINS, *(len(of_run) for of_run in steps)))
-    edges = np.linspace(0, min(e[-1] for e in ends), count + 1)
-    bins: list[list[list[Row]]] = []
-    for of_run, end in zip(steps, ends, strict=True):
-        parts: list[list[Row]] = [[] for _ in range(count)]
-        for row, last in zip(of_run, end, strict=True):
-            at = int(np.searchsorted(edges, last - row["rollout/trajectories"] / 2, side="right")) - 1
-            if at < count:
-                parts[at].append(row)
-        bins.append(parts)
-    return (edges[:-1] + edges[1:]) / 2, bins
-
-
-def group_mix(runs: Sequence[Sequence[Row]]) -> tuple[np.ndarray, np.ndarray]:
-    """Centres [n] and shares [3, n] of the groups of each state in ``MIX``, over all runs together."""
-    centres, bins = binned(runs)
-    counts = np.array(
-        [
-            [sum(r[f"groups/{state}"] for parts in bins for r in parts[at]) for at in range(len(centres))]
-            for state in MIX
-        ]
-    )
-    full = counts.sum(axis=0) > 0
-    return centres[full], counts[:, full] / counts[:, full].sum(axis=0)
-
-
-def recycled(runs: Sequence[Sequence[Row]]) -> list[Curve]:
-    """The recycled share of each run's trained groups by parts of its rollouts."""
-    if not runs:
-        return []
-    centres, bins = binned(runs)
-    curves: list[Curve] = []
-    for parts in bins:
-        known = [
-            (x, share) for x, rows in zip(centres, parts, strict=True) if (share := recycled_share(rows)) is not None
-        ]
-        if known:
-            curves.append(([x for x, _ in known], [share for _, share in known]))
-    return curves
-
-
 # --- from curves to pictures -----------------------------------------------------------------------
 
 
-def _em(runs: Runs, x: str, target: float | None, baseline: str | None) -> Figure:
+def _learnt(runs: Runs, x: str, y: str, baseline: str | None, target: float | None = None) -> Figure:
     """A panel a condition; the baseline's mean is in each."""
     figure, grid = _panels(len(runs))
-    curves = {name: [curve for rows in of if (curve := evaluated(rows, x))[0]] for name, of in runs.items()}
+    curves = {name: [curve for rows in of if (curve := evaluated(rows, x, y))[0]] for name, of in runs.items()}
     for at, ((name, of), axes) in enumerate(zip(curves.items(), grid, strict=True)):
         if baseline is not None and name != baseline and curves[baseline]:
             across, mean, _ = mean_band(curves[baseline])
@@ -224,7 +134,10 @@ def _em(runs: Runs, x: str, target: float | None, baseline: str | None) -> Figur
         if target is not None:
             axes.axhline(target, color="0.5", linewidth=0.8, linestyle=":")
         axes.set_title(f"{name} ({_seeds(runs[name])})", fontsize=10)
-        _dress(axes, x.replace("_", " "), "" if at % PANELS else "held-out exact match")
+        _dress(axes, x.replace("_", " "), "" if at % PANELS else MEASURES[y])
+    top = _top([v for of in curves.values() for _, values in of for v in values] + ([] if target is None else [target]))
+    for axes in grid:
+        axes.set_ylim(0, top)
     _legend(grid)
     return figure
 
@@ -252,7 +165,7 @@ def against(report: Mapping[str, Any]) -> Figure:
             found, colour = comparison.get(name), COLOURS[names.index(comparison["condition"]) % len(COLOURS)]
             if not found or found["mean"] is None:
                 continue
-            points = _pairs(report, comparison["condition"], name)
+            points = pairs(report, comparison["condition"], name)
             axes.plot(points, [at - 0.22] * len(points), "o", color=colour, alpha=0.45, markersize=4)
             if found["low"] is not None:
                 axes.plot([found["low"], found["high"]], [at, at], color=colour, linewidth=2)
@@ -272,9 +185,7 @@ def against(report: Mapping[str, Any]) -> Figure:
 def _difference(seeds: Mapping[str, Mapping[int, Sequence[Row]]], baseline: str) -> Figure:
     """A panel for each condition but the baseline: EM less the baseline's of the same seed, over the rollouts."""
     others = {
-        name: _both(of, seeds[baseline])
-        for name, of in seeds.items()
-        if name != baseline and _both(of, seeds[baseline])
+        name: both(of, seeds[baseline]) for name, of in seeds.items() if name != baseline and both(of, seeds[baseline])
     }
     figure, grid = _panels(len(others))
     widest = 0.05
@@ -298,9 +209,7 @@ def _groups(runs: Runs) -> Figure:
     figure, grid = _panels(len(runs))
     for at, ((name, of), axes) in enumerate(zip(runs.items(), grid, strict=True)):
         centres, shares = group_mix(of)
-        axes.stackplot(
-            centres, shares, labels=[label for label, _ in MIX.values()], colors=[colour for _, colour in MIX.values()]
-        )
+        axes.stackplot(centres, shares, labels=list(MIX), colors=list(MIX.values()))
         axes.set_title(f"{name} ({_seeds(of)})", fontsize=10)
         axes.margins(x=0)
         _dress(axes, "rollouts", "" if at % PANELS else "share of groups")
@@ -389,6 +298,11 @@ def _dress(axes: Axes, x: str, y: str) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _top(values: Sequence[float]) -> float:
+    """The end of a scale for shares: small ones would lie flat on the ground of one that ends at 1."""
+    return next((top for top in (0.1, 0.2, 0.5) if max(values, default=1.0) < 0.9 * top), 1.0)
 
 
 def _short(value: float, _: int) -> str:

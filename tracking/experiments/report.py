@@ -16,6 +16,7 @@ from tracking.config import ReportConfig
 from tracking.console import Console
 from tracking.dispensable import Dispensable
 from tracking.draws import read_draws, summarise_draws
+from tracking.experiments.gains import ends_of, gains
 from tracking.experiments.measures import ends, measures, paired, pooled
 from tracking.experiments.sweep import Job, Plan, Status, read_plan, settings, status
 from tracking.metrics import read, same_series
@@ -44,6 +45,14 @@ SHOWN = {
     "evidence_recall": ("evidence recall, last evaluation", 3),
 }
 """The table's rows: a measure's label and its decimals; ``x/*`` stands for every measure of that beginning."""
+GAINED = {
+    "em": ("EM", 3),
+    "f1": ("F1", 3),
+    "evidence_recall": ("evidence recall", 3),
+    "answerable": ("answerable", 3),
+    "searches": ("searches", 2),
+}
+"""The columns of the table over questions: a measure's label and its decimals."""
 COMPARED = {
     "em_after": "held-out EM after, difference",
     "em_after/*": "  {}",
@@ -71,7 +80,8 @@ def write(folder: Path, asked: ReportConfig, console: Console) -> None:
     rows = {job.name: _rows(folder / job.name) for job in plan.jobs}
     report = summary(folder, plan, config, rows)
     (folder / "sweep.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    tables = [t for t in (conditions_table(report), comparisons_table(report), jobs_table(report)) if t.rows]
+    made = (conditions_table(report), gains_table(report), comparisons_table(report), jobs_table(report))
+    tables = [t for t in made if t.rows]
     pictures: dict[str, str] = {}
     if any(condition["n"] for condition in report["conditions"]):
         from tracking.experiments.pictures import draw
@@ -117,16 +127,26 @@ def summary(
     jobs = [_told(folder / job.name, job, rows[job.name], config.target_em) for job in plan.jobs]
     names = list(dict.fromkeys(job["condition"] for job in jobs))
     by_seed = {name: _by_seed([j for j in jobs if j["condition"] == name]) for name in names}
+    played = {
+        name: {
+            j["seed"]: found
+            for j in jobs
+            if (j["condition"], j["status"]) == (name, Status.FINISHED)
+            and (found := ends_of(folder / j["name"], rows[j["name"]]))
+        }
+        for name in names
+    }
+    compared = [name for name in names if config.baseline in names and name != config.baseline]
     conditions = [
         {
             "name": name,
             "jobs": [j["name"] for j in jobs if j["condition"] == name],
             "n": len(by_seed[name]),
             "measures": pooled(list(by_seed[name].values())),
+            "over_questions": gains(played[name], played.get(str(config.baseline)) if name in compared else None),
         }
         for name in names
     ]
-    compared = [name for name in names if config.baseline in names and name != config.baseline]
     return {
         "title": config.title or folder.absolute().name,
         "target_em": config.target_em,
@@ -202,6 +222,30 @@ def conditions_table(report: Mapping[str, Any]) -> Table:
     )
 
 
+def gains_table(report: Mapping[str, Any]) -> Table:
+    """Lines for each condition whose episodes are known: before, after, their difference, that to the baseline."""
+    rows = []
+    for condition in report["conditions"]:
+        found = condition["over_questions"]
+        lines = {
+            "before": f"{condition['name']} ({_counted(found['seeds'], 'seed')}), before",
+            "after": "  after",
+            "gain": "  after less before",
+            "against": f"  after, less that of {report['baseline']}",
+        }
+        for line, label in lines.items():
+            cells = [(found.get(name, {}).get(line), digits) for name, (_, digits) in GAINED.items()]
+            if any(each and each["n"] for each, _ in cells):
+                rows.append(
+                    (label, *(_over_questions(each, digits, line in ("gain", "against")) for each, digits in cells))
+                )
+    return Table(
+        title="Over held-out questions, each with the mean of its seeds: mean and 95 % interval",
+        header=("", *(label for label, _ in GAINED.values())),
+        rows=tuple(rows),
+    )
+
+
 def comparisons_table(report: Mapping[str, Any]) -> Table:
     """A column per condition that is compared with the baseline."""
     comparisons = report["comparisons"]
@@ -248,10 +292,22 @@ def _mean_text(found: Mapping[str, Any] | None, finished: int, digits: int) -> s
 
 
 def _interval_text(found: Mapping[str, Any]) -> str:
-    if found["mean"] is None:
+    return "–" if found["mean"] is None else f"{_with_ends(found, '.3f')}, {_counted(found['n'], 'seed')}"
+
+
+def _over_questions(found: Mapping[str, Any] | None, digits: int, signed: bool) -> str:
+    if not found or found["mean"] is None:
         return "–"
-    ends = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
-    return f"{found['mean']:.3f}{ends}, {found['n']} {'seed' if found['n'] == 1 else 'seeds'}"
+    return _with_ends(found, f"{'+' if signed else ''}.{digits}f")
+
+
+def _with_ends(found: Mapping[str, Any], spec: str) -> str:
+    ends = "" if found["low"] is None else f" [{found['low']:{spec}}, {found['high']:{spec}}]"
+    return f"{found['mean']:{spec}}{ends}"
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def markdown(report: Mapping[str, Any], tables: Sequence[Table], pictures: Mapping[str, str]) -> str:
