@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from agent.config import AgentConfig
 from agent.errors import RetrievalError, ToolError, UserError, shortened
 from agent.own import told
-from agent.records import Passage, StopReason
+from agent.records import Passage, Repeat, StopReason
 from agent.tools.base import Request, Result, Searcher, Situation, Tool
 from agent.tools.catalogue import tool_classes
 from agent.visible import printable
@@ -89,6 +89,10 @@ def _checked(result: object, where: str) -> Result:
     passages = result.passages
     if not isinstance(passages, Sequence) or not all(isinstance(passage, Passage) for passage in passages):
         raise ToolError(f"{where} a Result whose passages are no agent.records.Passage")
+    if not (result.stop is None or isinstance(result.stop, StopReason)) or result.stop is StopReason.EARLY_EXIT:
+        raise ToolError(f"{where} a Result whose stop is {result.stop!r}, and no reason of a tool's")
+    if not (result.repeat is None or isinstance(result.repeat, Repeat)) or not isinstance(result.refused, bool):
+        raise ToolError(f"{where} a Result whose repeat is {result.repeat!r} and refused {result.refused!r}")
     said = "" if result.text is None else result.text
     texts = [result.notice, said, *(text for p in passages for text in (p.id, p.title, p.text))]
     for text in texts:

@@ -9,9 +9,11 @@ fault: the trajectory is left out and counted as ``reward_failed``, and never ge
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 from agent.errors import UserError
 from agent.records import Question, Trajectory
@@ -37,6 +39,10 @@ class Judge:
     tries: int = 3
     pause_s: float = 1.0
     """Before the second try; each later one waits twice as long."""
+    _endpoints: WeakKeyDictionary[asyncio.AbstractEventLoop, Endpoint] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
+    )
+    """The open one of each event loop: to open another for each answer would take the worker's time."""
 
     @classmethod
     def from_environment(cls) -> Judge:
@@ -58,6 +64,7 @@ class Judge:
             return 0.0
         golden = " | ".join(question.golden_answers)
         said = await self._ask(PROMPT.format(question=question.text, golden=golden, answer=trajectory.answer))
+        said = said.rpartition("</think>")[2]  # of a judge that thinks first
         word = re.match(r"\W*(yes|no)\b", said, re.IGNORECASE)
         if word is None:
             raise ValueError(f"the judge said neither yes nor no but {said[:80]!r}")
@@ -65,10 +72,13 @@ class Judge:
 
     async def _ask(self, prompt: str) -> str:
         """The reply. Raises ``EndpointError`` for none."""
-        async with Endpoint(
-            self.url, self.model, key=self.key, timeout_s=self.timeout_s, tries=self.tries, pause_s=self.pause_s
-        ) as endpoint:
-            return (await endpoint.chat([{"role": "user", "content": prompt}], temperature=0)).text
+        loop = asyncio.get_running_loop()
+        if loop not in self._endpoints:
+            endpoint = Endpoint(
+                self.url, self.model, key=self.key, timeout_s=self.timeout_s, tries=self.tries, pause_s=self.pause_s
+            )
+            self._endpoints[loop] = await endpoint.__aenter__()
+        return (await self._endpoints[loop].chat([{"role": "user", "content": prompt}], temperature=0)).text
 
 
 judge = Judge.from_environment()

@@ -21,7 +21,8 @@ and a result block is the environment's and in neither.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from agent.answers import exact_match, normalise_query
 from agent.config import AgentConfig
 from agent.errors import UserError
 from agent.formats.catalogue import format_class
-from agent.protocol import NO_RESULTS, PROTOCOLS, TagProtocol
+from agent.protocol import NO_RESULTS, PROTOCOLS, TagProtocol, ToolTags
 from agent.records import Passage, Question, Trajectory
 from agent.seeds import derive_seed
 from retrieval_service.textfile import stem
@@ -85,8 +86,10 @@ def read_experts(
 def moves_of(row: Row, question: Question, protocol: TagProtocol, where: str) -> tuple[Move, ...]:
     """The moves that ``row`` holds for its ``question``. Raises ``UserError`` that starts with ``where``, the line."""
     response = text(first(row, _RESPONSE, where), where).replace("\r\n", "\n")  # as an editor of Windows ends lines
+    others, protocol = protocol.others, replace(protocol, others=())
     try:
         turns = split_response(response, protocol)
+        _check_searches_alone((action for action, _ in turns), others)
     except ValueError as error:
         best = max(PROTOCOLS.values(), key=lambda p: _tags_in(response, p))
         more = _tags_in(response, best) > _tags_in(response, protocol)
@@ -106,6 +109,19 @@ def moves_of(row: Row, question: Question, protocol: TagProtocol, where: str) ->
     ]
     actions = [action for action, _ in turns]
     return (*(Move(action=a, passages=p) for a, p in zip(actions, passages, strict=False)), Move(action=actions[-1]))
+
+
+def _check_searches_alone(actions: Iterable[str], others: Sequence[ToolTags]) -> None:
+    """An expert calls no other tool. What stands in a passage is no call: it is neutralised before it is shown.
+
+    Raises ``ValueError`` with the reason.
+    """
+    for action in actions:
+        for tag in (tag for tool in others for tag in (tool.opening, tool.closing)):
+            if tag in action:
+                raise ValueError(
+                    f"'{tag}' in '{action[:80]}' is neither a search nor an answer, all that an expert may write"
+                )
 
 
 def _tags_in(response: str, protocol: TagProtocol) -> int:

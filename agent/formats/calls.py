@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -130,5 +131,7 @@ def check(requests: Sequence[Request], parameters: Mapping[str, Mapping[str, Map
             )
             if not right:
                 raise Malformed("a call whose argument has the wrong type")
+            if isinstance(value, float) and not math.isfinite(value):  # Python's reader takes NaN and 1e999
+                raise Malformed("a call whose number is none")
             if isinstance(value, str) and not value.strip():
                 raise Malformed("a call with nothing in it")

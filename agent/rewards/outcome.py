@@ -83,6 +83,8 @@ class Outcome:
             raise self._raised(error) from error
 
     def _checked(self, value: Any) -> float | RewardError:
+        if isinstance(value, str | bytes):  # of a judge whose reply wasn't read: now and then it is a number
+            return self._wrong(repr(value))
         try:
             number = float(value)
         except Exception:  # whatever a tensor, say, or a number that is too large raises

@@ -235,6 +235,19 @@ def test_wrong_tools_are_the_users_mistake(names, message):
             "agent.tools: count returned a Result whose passages are no agent.records.Passage",
         ),
         (
+            lambda: Result(stop="answered"),
+            "agent.tools: count returned a Result whose stop is 'answered', and no reason of a tool's",
+        ),
+        (
+            lambda: Result(stop=StopReason.EARLY_EXIT),
+            f"agent.tools: count returned a Result whose stop is {StopReason.EARLY_EXIT!r}, and no reason of a tool's",
+        ),
+        (lambda: Result(refused=None), "agent.tools: count returned a Result whose repeat is None and refused None"),
+        (
+            lambda: Result(repeat="query"),
+            "agent.tools: count returned a Result whose repeat is 'query' and refused False",
+        ),
+        (
             lambda: Result(passages=None),
             "agent.tools: count returned a Result whose passages are no agent.records.Passage",
         ),

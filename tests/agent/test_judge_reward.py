@@ -81,6 +81,21 @@ def test_yes_is_one_and_no_is_zero(endpoint, judged):
     assert judged("Brontë").members[0].score.reward == 0.0
 
 
+def test_a_judge_may_think_before_it_says_so(endpoint, judged):
+    endpoint.replies = ["<think>\nNo, or is it?\n</think>\n\nYes."]
+    assert judged("Jane").members[0].score.outcome == 1.0
+
+
+def test_one_client_asks_for_all_answers(endpoint, judged, monkeypatch):
+    import httpx
+
+    made, make = [], httpx.AsyncClient.__init__
+    monkeypatch.setattr(httpx.AsyncClient, "__init__", lambda self, **how: (made.append(self), make(self, **how))[1])
+    endpoint.replies = ["yes"]
+    assert [m.score.outcome for m in judged("Jane", "Austen", "J. A.").members] == [1.0] * 3
+    assert len(made) == 1, "a client takes longer to make than many an answer to judge"
+
+
 def test_no_answer_is_wrong_without_being_judged(endpoint, judged):
     assert judged(None).members[0].score.outcome == 0.0
     assert not endpoint.asked

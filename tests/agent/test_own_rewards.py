@@ -66,6 +66,12 @@ def not_a_number(question, trajectory):
 def a_word(question, trajectory):
     return "good"
 
+def a_digit(question, trajectory):
+    return "1"
+
+def digits_apart(question, trajectories):
+    return ["0"] * len(trajectories)
+
 def no_tensor(question, trajectory):
     class Tensor:
         def __float__(self):
@@ -177,6 +183,8 @@ def test_what_cant_be_judged_is_excluded_with_its_reason(search_protocol, emma, 
         ("too_much", r"returned 1.5; an outcome is a number in \[0, 1\]"),
         ("not_a_number", "returned nan"),
         ("a_word", "returned 'good'"),
+        ("a_digit", "returned '1'"),
+        ("digits_apart", "returned '0'"),
         ("nothing", "returned None"),
         ("no_tensor", "returned <own_rewards.no_tensor"),
         ("too_large", "returned 1000"),

@@ -14,7 +14,7 @@ from agent.dialogue import Dialogue
 from agent.environment import Environment
 from agent.episode import MALFORMED_NOTICE, play
 from agent.errors import UserError
-from agent.formats.calls import JsonCalls, Malformed, TaggedCalls
+from agent.formats.calls import JsonCalls, Malformed, TaggedCalls, check
 from agent.protocol import PROTOCOLS
 from agent.records import Completion, Finish, Passage, Question, StopReason
 from agent.tokens import Tokenizer
@@ -361,6 +361,14 @@ def test_a_call_is_one_in_whatever_order_its_keys_and_whatever_is_around_it(text
 def test_what_was_meant_as_a_call_is_no_answer(text, why):
     with pytest.raises(Malformed, match=why):
         JsonCalls().read(text)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_number_that_is_none_is_the_policys_mistake_and_no_fault_of_the_tool(number):
+    """Python's reader takes what JSON doesn't know."""
+    (request,) = TaggedCalls().read(f'<tool_call>{{"name": "sum", "arguments": {{"x": {number}}}}}</tool_call>')
+    with pytest.raises(Malformed, match="whose number is none"):
+        check([request], {"sum": {"x": {"type": "number"}}})
 
 
 @pytest.mark.parametrize("style", [JsonCalls(), TaggedCalls()])

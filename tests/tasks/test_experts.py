@@ -17,6 +17,7 @@ from agent.errors import UserError
 from agent.protocol import PROTOCOLS
 from agent.records import NO_VERSION, StopReason
 from agent.rewards.evidence import evidence_recall
+from agent.tools.catalogue import tool_classes
 from tasks.config import DataConfig
 from tasks.demonstrations import as_trajectory, encode
 from tasks.experts import check_fits, cut_blocks, passages_of, read_experts, split_response, world_experts
@@ -455,6 +456,19 @@ def test_a_block_that_is_cut_as_one_passage_is_said(read):
         "1 trajectories (q2) have result blocks that are read as one passage without a title, and cut at" in notice.text
     )
     assert cut_blocks(experts, 57) == []
+
+
+def test_a_passage_may_hold_the_tag_of_another_tool_and_an_expert_may_not_call_one(read):
+    """A passage is neutralised before it is shown. ``data.experts=auto`` plays with the search alone."""
+    protocol = SEARCH.with_tools(tool_classes(["search", "open"]))
+    block = '<result>\nResult 1: "Emma (novel)"\nIt has <open> in it.\n</result>\n'
+    row = ROW | {"trajectory": f"<search>Emma</search>\n{block}<answer>Jane Austen</answer>"}
+    (expert,) = read(row, protocol=protocol)
+    assert expert == read(row)[0]
+    assert expert.moves[0].passages[0].text == "It has <open> in it."
+    for action in ("<open>x</open> <search>Emma</search>", "<search>Emma <open></search>"):
+        with pytest.raises(UserError, match=r"line 1, id 'q1': '<open>' in '.*' is neither a search nor an answer"):
+            read(row | {"trajectory": f"{action}\n{block}<answer>Jane Austen</answer>"}, protocol=protocol)
 
 
 def test_an_expert_makes_one_call_a_turn(read):

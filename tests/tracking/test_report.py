@@ -83,6 +83,26 @@ def test_the_questions_of_training_have_their_documents_and_their_kind(tmp_path:
     ]
 
 
+def test_a_held_out_question_with_the_id_of_one_to_train_on_is_another(tmp_path: Path) -> None:
+    """As where both files count theirs from 0."""
+    folder = made.write_run(tmp_path / "run")
+    told = {"question": "Where was Bach born?", "golden_answers": ["Eisenach"]}
+    rows = [made.evaluated(step, "q1", 0.0) | told for step in (0, 3)]
+    made.lines(folder / EVALUATIONS, rows)
+    page, notices = of(folder)
+    assert not [text for text in notices if "tables don't have" in text]
+    (held_out,) = page["r0-evals"]["questions"]
+    assert held_out not in page["r0-groups"]["question"]
+    assert page["r0-questions"][held_out][:3] == ["q1", "Where was Bach born?", ["Eisenach"]]
+    assert sorted(row[0] for row in page["r0-questions"]) == ["q0", "q1", "q1"]
+    assert set(page["r0-e-0"]) == {str(held_out)}
+    asked, _ = of(folder, show=["q1"])
+    assert {part: set(found) for part, found in asked.items() if part.endswith("-asked")} == {
+        **{f"r0-e-{step}-asked": {str(held_out)} for step in (0, 3)},
+        **{f"r0-b-{batch}-asked": {"1"} for batch in range(3)},
+    }
+
+
 def test_a_question_that_a_batch_has_twice_keeps_its_groups_apart(tmp_path: Path) -> None:
     """A fault gave the first group back, and the question was drawn again for the same batch."""
     folder = made.write_run(tmp_path / "run", batches=0)

@@ -109,7 +109,7 @@ class Filler:
     def _batch(self, file: BinaryIO, name: str, groups: Mapping[str, list[Place]], *, tokens: bool) -> bool:
         """One element with what fits of ``groups``; whether all did."""
         wanted = [(q, place, {"member": place.member}) for q, places in groups.items() for place in places]
-        return self._add(file, f"b-{name}", wanted, self._limit, tokens=tokens)
+        return self._add(file, f"b-{name}", wanted, self._limit, held_out=False, tokens=tokens)
 
     def _evaluation(self, file: BinaryIO, name: str, asked: Mapping[str, dict[int, Place]], end: int) -> bool:
         """The same of an evaluation's questions, up to ``end`` bytes of the page; a sample has its number."""
@@ -118,17 +118,24 @@ class Filler:
             for q, samples in asked.items()
             for place in samples.values()
         ]
-        return self._add(file, f"e-{name}", wanted, end, tokens=False)
+        return self._add(file, f"e-{name}", wanted, end, held_out=True, tokens=False)
 
     def _add(
-        self, file: BinaryIO, name: str, wanted: list[tuple[str, Place, dict[str, int]]], end: int, *, tokens: bool
+        self,
+        file: BinaryIO,
+        name: str,
+        wanted: list[tuple[str, Place, dict[str, int]]],
+        end: int,
+        *,
+        held_out: bool,
+        tokens: bool,
     ) -> bool:
         """Adds the element ``name`` with what fits of ``wanted``, each with what is to be said of it; whether all did.
         What is there already, and what is of a question that the tables don't have, is passed over."""
         found: dict[str, list[dict[str, Any]]] = {}
         size, whole = ELEMENT + 64, True
         for question, place, more in wanted:
-            key, number = (file.name, place.start), self._questions.numbers.get(question)
+            key, number = (file.name, place.start), self._questions.numbers.get((question, held_out))
             if key in self._taken or number is None:
                 continue
             told = logged(file, place.start)

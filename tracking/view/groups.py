@@ -24,21 +24,25 @@ NAMES = (*PLAIN, *LISTS, "discarded", "worker", "seconds")
 
 @dataclass
 class Questions:
-    """The questions of a report, by number. What a row doesn't say of its question, ``told`` may, by its id."""
+    """The questions of a report, by number. What a row of training doesn't say of its own, ``told`` may, by its id.
+
+    A held-out question may have the id of one to train on, as where both files count from 0: it is another.
+    """
 
     told: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    numbers: dict[str, int] = field(default_factory=dict)
+    numbers: dict[tuple[str, bool], int] = field(default_factory=dict)
+    """By its id, and whether it is held out."""
     rows: list[list[Any]] = field(default_factory=list)
 
-    def number(self, row: dict[str, Any]) -> int:
+    def number(self, row: dict[str, Any], *, held_out: bool = False) -> int:
         """Of the question that a row of a log is about; new ones are taken in."""
         name = str(row.get("question_id", ""))
-        if name not in self.numbers:
-            self.numbers[name] = len(self.rows)
-            told = self.told.get(name, {})
+        if (name, held_out) not in self.numbers:
+            self.numbers[name, held_out] = len(self.rows)
+            told = {} if held_out else self.told.get(name, {})
             texts = [told.get(key) if row.get(key) is None else row[key] for key in QUESTION if key != "question_id"]
             self.rows.append([clean(text, MAX_QUESTION) for text in (name, *texts)])
-        return self.numbers[name]
+        return self.numbers[name, held_out]
 
     def copy(self) -> Questions:
         return Questions(self.told, dict(self.numbers), [list(row) for row in self.rows])

@@ -60,9 +60,12 @@ function viewQuestion([run], number) {
   return parts;
 }
 
+/** Signal from a question that had none when it was last drawn otherwise: what the pool counts as flipped. */
 function flip(draws, group) {
-  const before = draws[draws.indexOf(group) - 1];
-  return before && before.state !== group.state ? `${before.state} → ${group.state}` : null;
+  if (group.state !== "signal") return null;
+  const told = draws.slice(0, draws.indexOf(group)).filter((g) => ["signal", "too_hard", "too_easy"].includes(g.state));
+  const before = told.at(-1)?.state ?? "signal";
+  return before === "signal" ? null : `${before} → signal`;
 }
 
 function extremes(run, group) {

@@ -84,7 +84,8 @@ function table(columns, rows, { opens = null, id = "table", most = 100, sort = n
 
   function draw() {
     const found = kept();
-    state.first = Math.max(0, Math.min(state.first, found.length - 1));
+    const lastPage = Math.floor(Math.max(0, found.length - 1) / most) * most;
+    state.first = Math.max(0, Math.min(state.first, lastPage));
     body.replaceChildren(...found.slice(state.first, state.first + most).map((row) => {
       const cells = columns.map((c) => {
         const value = c.value(row);

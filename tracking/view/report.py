@@ -110,9 +110,9 @@ def _add_run(written: Page, folder: Path, name: str, show: Collection[str], limi
 
 def _unlisted(training: Training, evaluations: Evaluations, questions: Questions) -> int:
     """How many episodes are of no question of the report's tables."""
-    played = [(name, len(own)) for groups in training.places.values() for name, own in groups.items()]
-    played += [(name, len(own)) for asked in evaluations.places.values() for name, own in asked.items()]
-    return sum(count for name, count in played if name not in questions.numbers)
+    played = [((name, False), len(own)) for groups in training.places.values() for name, own in groups.items()]
+    played += [((name, True), len(own)) for asked in evaluations.places.values() for name, own in asked.items()]
+    return sum(count for question, count in played if question not in questions.numbers)
 
 
 def _with_events(run: dict[str, Any], room: float, notices: Notices) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _held_out(
     marks = {step: "".join(_mark(scores.get(name)) for name in names) for step, scores in em.items()}
 
     def of(count: int, questions: Questions) -> dict[str, Any]:
-        numbers = [questions.number(found.questions[name]) for name in names[:count]]
+        numbers = [questions.number(found.questions[name], held_out=True) for name in names[:count]]
         return {"questions": numbers, "em": {step: text[:count] for step, text in marks.items()}}
 
     shown, count = _with_questions(of, min(len(names), MOST_HELD_OUT), room, questions)
