@@ -4,7 +4,7 @@
     rank i:                  └────────► update (its rows) ──┘   one sum of the gradients
 
 A rank that dies or hangs leaves the others waiting where all meet (``learner/ranks.py``). They give up within
-``cluster.weight_timeout_s``, and rank 0 says who it was that didn't come: all ranks are then begun anew.
+``cluster.deadlines.update``, and rank 0 says who it was that didn't come: all ranks are then begun anew.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class FollowerActor:
         from learner.ranks import join
 
         settings = self._settings
-        ranks = join(address, self._rank, self._world, device=settings.device, timeout_s=settings.weight_timeout_s)
+        ranks = join(address, self._rank, self._world, device=settings.device, timeout_s=settings.meeting_timeout_s)
         self._training = Training(settings, ranks, lambda progress: None, lambda: self._beats.did("update"))
 
     @ray.method(concurrency_group=HEALTH)
@@ -131,7 +131,7 @@ class Followers:
             raise ActorLost(
                 late[0],
                 f"{', '.join(late)} did not come to where the learners add up their gradients within "
-                "cluster.weight_timeout_s",
+                "cluster.deadlines.update",
             ) from own
 
 

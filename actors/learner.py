@@ -88,7 +88,7 @@ class LearnerActor:
 
         settings, followers = self._settings, self._followers
         with followers.joining() as address:
-            ranks = join(address, 0, followers.world, device=settings.device, timeout_s=settings.weight_timeout_s)
+            ranks = join(address, 0, followers.world, device=settings.device, timeout_s=settings.meeting_timeout_s)
         self._training = Training(settings, ranks, self._show, lambda: self._beats.did("update"))
         self._tokenizer = Tokenizer(settings.model_path)
         self._texts = Texts(self._tokenizer.decode)

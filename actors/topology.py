@@ -163,6 +163,7 @@ class Topology:
             weight_channel=config.cluster.channel[0],
             weight_bucket=config.cluster.weight_bucket_mib * 2**20,
             weight_timeout_s=config.cluster.weight_timeout_s,
+            meeting_timeout_s=config.cluster.meeting_timeout_s,
             seed=config.seed,
             run_dir=self.run_dir,
             log=TrajectoryLog(

@@ -65,7 +65,8 @@ class LearnerSettings:
     weight_bucket: int
     """Bytes in a bucket of a broadcast."""
     weight_timeout_s: float
-    """Also of a meeting of the ranks."""
+    meeting_timeout_s: float
+    """Longest that a rank waits for the others, each of which may have another microbatch to compute."""
     seed: int
     run_dir: Path
     log: TrajectoryLog

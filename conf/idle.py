@@ -43,10 +43,14 @@ def _kl(part: str, name: str) -> Need:
     return Need(f"{part}.{name}", (f"{part}.kl",), lambda of: of(f"{part}.kl") == "none", why)
 
 
+def _wide(of: Composed) -> bool:
+    """Whether the weights are in float32."""
+    return of("model.dtype") == "float32" or (of("model.dtype") == "auto" and of("cluster.device") == "cpu")
+
+
 def _no_exact_master(of: Composed) -> bool:
-    wide = of("model.dtype") == "float32" or (of("model.dtype") == "auto" and of("cluster.device") == "cpu")
     eight_bit = of("algorithm.optimizer.kind") == "adamw8bit"
-    return of("algorithm.optimizer.exact_master") is True and (wide or not eight_bit)
+    return of("algorithm.optimizer.exact_master") is True and (_wide(of) or not eight_bit)
 
 
 def _evaluates(name: str, default: Any, why: str) -> Need:
@@ -135,6 +139,20 @@ NEEDS = (
         ("algorithm.optimizer.kind", "model.dtype"),
         _no_exact_master,
         "exact masters are for bfloat16 weights under algorithm.optimizer.kind=adamw8bit; leave it out",
+        switched=False,
+    ),
+    Need(
+        "algorithm.optimizer.shard",
+        ("cluster", "cluster.learners"),
+        lambda of: of("algorithm.optimizer.shard") is True and of("cluster.learners") == 1,
+        "one learner has all states; it is for cluster.learners of 2 or more",
+        switched=False,
+    ),
+    Need(
+        "algorithm.optimizer.float32_gradients",
+        ("cluster", "model", "model.dtype", "model.lora_rank"),
+        lambda of: of("algorithm.optimizer.float32_gradients") is True and (_wide(of) or of("model.lora_rank") > 0),
+        "gradients of float32 weights, as adapters are, are in float32 as they are; leave it out",
         switched=False,
     ),
     *(

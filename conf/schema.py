@@ -141,6 +141,7 @@ class RunConfig:
         one_of(self.view, VIEWS, "view")
         if self.model.dtype == "auto":
             self.model = replace(self.model, dtype="float32" if self.cluster.device == "cpu" else "bfloat16")
+        self.algorithm.check_old_logprobs(self.model.dtype)
         self.agent.prompt = read_once(self.agent)  # knows its prompts
         one_of(self.group.strategy, STRATEGIES, "group.strategy")
         scorer = Scorer(self.reward, tags_of(self.agent))  # knows its outcomes and gates

@@ -10,6 +10,8 @@ from agent.settings import TEXT, bounded, check_bounds
 
 AUTO = "auto"
 """The cluster whose layout the plan chooses."""
+WEEK_S = 7 * 86_400.0
+"""In the place of a deadline that is turned off."""
 CPU_BLOCK = 32
 """Tokens of a block of the KV cache on a CPU, the fewest that its attention takes: a prefix is found in whole blocks,
 and of an episode of 300 tokens vLLM's own 128 find little."""
@@ -64,7 +66,7 @@ class DeadlineConfig:
     take: float | None = bounded(3600.0, "above 0")
     """The learner waits for a batch: anybody else makes progress meanwhile."""
     update: float | None = bounded(900.0, "above 0")
-    """The learner computes a microbatch."""
+    """The learner computes a microbatch; so long, at least, several learners wait for one another's gradients."""
     publish: float | None = bounded(300.0, "above 0")
     """The learner puts the weights where the workers find them; a worker loads them."""
     save: float | None = bounded(1800.0, "above 0")
@@ -116,8 +118,7 @@ class ClusterConfig:
     weight_channel: str = "auto"
     """``nccl``, ``object_store``, or ``auto``: NCCL where every engine has a GPU of its own."""
     weight_timeout_s: float = bounded(300.0, "above 0")
-    """Seconds that a worker may take to stop for new weights, to join the NCCL group, or to load the weights; and that
-    learners wait for one another's gradients."""
+    """Seconds that a worker may take to stop for new weights, to join the NCCL group, or to load the weights."""
     weight_bucket_mib: int = bounded(256, "at least 1")
     """Weights are broadcast in buckets. A tensor that takes one past this size ends it; two are sent at a time."""
     nccl_p2p: bool = True
@@ -157,6 +158,12 @@ class ClusterConfig:
             return "object_store", "learner and engine are colocated on one card, and NCCL needs one for each"
         learners = "learner" if self.learners == 1 else f"{self.learners} learners"
         return "nccl", f"{learners} and {self.rollout_workers} engine(s) have a GPU each"
+
+    @property
+    def meeting_timeout_s(self) -> float:
+        """How long learners wait for one another: one of them may have another microbatch to compute."""
+        update = self.deadlines.update
+        return max(self.weight_timeout_s, WEEK_S if update is None else update)
 
     @property
     def nccl_environment(self) -> dict[str, str]:

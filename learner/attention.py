@@ -99,7 +99,7 @@ def packed_attention(
     if sliding_window is not None and sliding_window < layout.most_keys:
         raise UserError(f"model: sequences of {layout.most_keys} tokens exceed its sliding window of {sliding_window}")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, D)
-    grouped = q.shape[1] != k.shape[1]
+    group = q.shape[1] // k.shape[1]
     if varlen_attn is not None and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
         out = varlen_attn(
             q,
@@ -111,11 +111,13 @@ def packed_attention(
             layout.most_keys,
             scale=scaling,
             window_size=(-1, 0),
-            enable_gqa=grouped,
+            enable_gqa=group > 1,
         )
         assert isinstance(out, torch.Tensor)
         return out.unsqueeze(0), None
-    return _by_equal_shapes(q, layout.gathered(k), layout.gathered(v), layout, scaling, grouped).unsqueeze(0), None
+    if q.is_cuda:  # where only kernels that write down all of QK' take grouped heads in float32
+        k, v, group = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1), 1
+    return _by_equal_shapes(q, layout.gathered(k), layout.gathered(v), layout, scaling, group > 1).unsqueeze(0), None
 
 
 def _by_equal_shapes(

@@ -14,7 +14,9 @@ SHIFTED_MISMATCH = 0.5
 """Share of the tokens that differ which fit the token beside them: above it, the mask or the tokens are shifted. By
 chance it is under 0.3."""
 BFLOAT16_MISMATCH = 0.05
-"""Nats: a bfloat16 run whose train-inference mismatch is above this is warned. Rounding alone makes 0.001 to 0.02."""
+"""Nats: a bfloat16 run whose train-inference mismatch is above this is warned."""
+BFLOAT16_ROUNDING = 0.02
+"""Nats: the most mismatch that rounding alone makes; the least is 0.001."""
 KL = ("none", "k1", "k2", "k3")
 SCHEDULES = ("constant", "linear", "cosine")
 CHECKPOINTING = ("auto", "layers", "mlp", "none")
@@ -238,6 +240,18 @@ class AlgorithmConfig:
             raise UserError(
                 f"algorithm.constant_length={self.constant_length} is for algorithm.aggregation=constant_length, "
                 f"and it is {choices.aggregation}; leave it out"
+            )
+
+    def check_old_logprobs(self, dtype: str) -> None:
+        """Raises ``UserError`` where engine and learner differ by more than the clip range, in a model of ``dtype``:
+        ratios that should be 1 would be clipped, and the gradient of whole sequences lost."""
+        choices = self.choices
+        narrowest = min(choices.clip_low, choices.clip_high)
+        if self.old_logprobs == "engine" and dtype != "float32" and narrowest < BFLOAT16_ROUNDING:
+            raise UserError(
+                f"algorithm.old_logprobs=engine: in {dtype} engine and learner differ by up to {BFLOAT16_ROUNDING:g} "
+                f"nats a token, and algorithm.loss={self.loss} clips at {narrowest:g}; set "
+                "algorithm.old_logprobs=learner, or a wider algorithm.clip_low and clip_high"
             )
 
     @property

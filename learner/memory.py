@@ -10,6 +10,8 @@ import torch
 
 from learner.config import AlgorithmConfig
 
+MUON = "algorithm.warm_start.muon_lr=0 (AdamW's states in place of Muon's, which are in float32)"
+
 
 def knobs(config: AlgorithmConfig, *, longest: int, lora: bool) -> list[str]:
     """Settings that would take less memory than these, each with its price, the cheapest first.
@@ -49,10 +51,11 @@ def named_knobs(
     try:
         yield
     except torch.OutOfMemoryError as full:
+        first = [MUON] if "warm start" in where and config.warm_start.muon_lr else []
         wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(full))
         raise error(
             f"learner: out of GPU memory in {where}"
             + (f", when it asked for {wanted[1]} more" if wanted else "")
             + "; the cheapest first: "
-            + ", ".join(knobs(config, longest=longest, lora=lora))
+            + ", ".join([*first, *knobs(config, longest=longest, lora=lora)])
         ) from full

@@ -21,6 +21,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of x -> a x + b x^3 + c x^5. Steepest at 0 rather than exact at 1: singular values end between 0.7 and 1.2."""
 STEPS = 5
 EPSILON = 1e-7
+AT_ONCE = 1 << 24
+"""Most values that are orthogonalised together, of matrices that are no larger by themselves: 64 MiB, several times."""
 
 
 def orthogonalised(updates: Tensor) -> Tensor:
@@ -59,8 +61,10 @@ class Muon(Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_shape[parameter.shape].append(parameter)
-            for parameters in by_shape.values():
-                self._step_together(parameters, group)
+            for shape, parameters in by_shape.items():
+                count = max(1, AT_ONCE // shape.numel())
+                for at in range(0, len(parameters), count):
+                    self._step_together(parameters[at : at + count], group)
 
     def _step_together(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """One step of matrices of one shape."""

@@ -146,6 +146,8 @@ class ClippedAdamW:
         """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = _norm(gradients)
+        if gradients:
+            norm = self.ranks.agreed(norm, gradients[0].device)
         scale = min(1.0, self.config.max_grad_norm / (norm + 1e-6)) if self.config.max_grad_norm else 1.0
         for parameter in self._others:
             parameter.grad = None

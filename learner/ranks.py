@@ -21,6 +21,8 @@ from torch import Tensor
 
 from agent.errors import ActorLost, Fault
 
+_WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the bytes of a float."""
 LEARNER = "learner"
 """The actor of rank 0. Learners that have parted meet nowhere any more: whichever says so, that one is lost, and all
 are begun anew with it."""
@@ -51,14 +53,26 @@ class Ranks:
         self._together(tensors, lambda t: dist.broadcast(t, next(sources), async_op=True))
 
     def check_equal(self, tensors: Sequence[Tensor], what: str) -> None:
-        """Raises ``Fault`` if the sums of ``tensors`` aren't the same on every rank, to the bit."""
+        """Raises ``Fault`` if ``tensors`` aren't the same on every rank.
+
+        Compared are the sums of their bits as whole numbers, which no order of adding up changes: cards and processors
+        of two kinds add floats in orders of their own.
+        """
         if self.world == 1:
             return
-        sums = torch.stack([t.detach().sum(dtype=torch.float64) for t in tensors]).view(torch.int64)
+        sums = torch.stack([t.detach().view(_WHOLE[t.element_size()]).sum(dtype=torch.int64) for t in tensors])
         both = torch.stack([sums, -sums])
         self.most([both])
         if not torch.equal(both[0], -both[1]):
             raise Fault(f"the {self.world} learners no longer hold the same {what}: resume from a checkpoint")
+
+    def agreed(self, value: float, device: torch.device) -> float:
+        """The largest ``value`` of all ranks, which may differ in its last bits where the ranks' machines do."""
+        if self.world == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.float64, device=device)
+        self.most([tensor])
+        return tensor.item()
 
     def leave(self) -> None:
         """Ends the meetings; ranks that wait in one are told where the connection can tell them (gloo)."""

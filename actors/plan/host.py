@@ -26,7 +26,8 @@ def weight_bytes(config: RunConfig) -> int:
 
 
 def object_store_bytes(config: RunConfig) -> int:
-    """Size of Ray's object store: as configured, or 2.5 times the weights, for two versions and for groups.
+    """Size of Ray's object store: as configured, or 2.5 times the weights, for two versions and for groups, and the
+    states of other ranks on their way into a checkpoint.
 
     Without a learner no weights are in it.
     """
@@ -34,7 +35,7 @@ def object_store_bytes(config: RunConfig) -> int:
         return config.cluster.object_store_mib * MIB
     if not config.cluster.learners:
         return SMALLEST_STORE
-    return max(SMALLEST_STORE, weight_bytes(config) * 5 // 2)
+    return max(SMALLEST_STORE, weight_bytes(config) * 5 // 2) + _sent_to_save(config)
 
 
 def memory_bytes(config: RunConfig) -> int:
@@ -46,11 +47,20 @@ def memory_bytes(config: RunConfig) -> int:
         learner = learner_memory(config)
         learners = 2 * weight_bytes(config)  # the learner's, and the buffer that they are packed into
         if config.mode in TRAINS:
-            learners += _saved(learner)  # of a checkpoint, while it is written
+            # Of a checkpoint, while it is written; of other ranks' states their own copies, and those of rank 0.
+            learners += _saved(learner) + 2 * _sent_to_save(config)
         learners += cluster.learners * (learner.host + CUDA_PROCESS if cuda else learner.static + PROCESS)
     asleep = engine.weights if cluster.colocated else 0
     engines = cluster.rollout_workers * (CUDA_PROCESS + asleep if cuda else engine.total + PROCESS)
     return object_store_bytes(config) + heap_bytes(config.retrieval.heap) + 3 * PROCESS + learners + engines
+
+
+def _sent_to_save(config: RunConfig) -> int:
+    """Optimizer states of other ranks, which go through the object store to rank 0, which writes the checkpoint."""
+    if config.mode not in TRAINS or not config.algorithm.optimizer.shard or config.cluster.learners < 2:
+        return 0
+    learner = learner_memory(config)
+    return learner.states - learner.own_states
 
 
 def checkpoint_bytes(config: RunConfig) -> int:

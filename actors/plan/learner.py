@@ -16,12 +16,14 @@ The activations are those of transformers' eager Qwen2, Qwen3 and Llama with var
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 from actors.plan.architecture import BYTES, Architecture, architecture
 from actors.plan.cards import GIB, usable_bytes
 from actors.plan.engine import engine_memory
+from actors.plan.states import muon_bytes, state_bytes
 from conf.schema import RunConfig
 from learner.packing import shares
 
@@ -29,13 +31,6 @@ CONTEXT = int(0.5 * GIB)
 """CUDA context, loaded kernels and cuBLAS workspaces of one process."""
 RESERVE = int(1.0 * GIB)
 """Left for what the allocator can't use of what it holds, and for what is forgotten here."""
-
-BLOCK = 256
-"""Values that share a scale in 8-bit optimizer states (torchao)."""
-SMALLEST_QUANTISED = 4096
-"""Tensors of fewer values, or not a multiple of ``BLOCK``, have float32 moments and masters as without 8 bits."""
-CODEBOOK = 256 * 4
-"""Bytes of the table of 8-bit values that each quantised moment carries (torchao)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +63,8 @@ class LearnerMemory:
     """Each has the optimizer states of its share of the weights alone."""
     warm_start: bool = False
     """A supervised one, which rank 0 makes by itself."""
+    muon: bool = False
+    """It steps the hidden matrices by Muon."""
 
     # --- what stays ------------------------------------------------------------------------------
 
@@ -98,13 +95,16 @@ class LearnerMemory:
     def gradients(self) -> int:
         return sum(self.trained) * (4 if self.wide else self.trained_size)
 
-    @property
-    def _states(self) -> tuple[int, ...]:
-        """Of each trained tensor: moments, scales and tables, its master."""
+    def _counted(self, values: tuple[int, ...]) -> tuple[int, ...]:
+        """Of each trained tensor of so many values: moments, scales and tables, its master."""
         # Two float32 moments, a float32 master beside each weight that is narrower or elsewhere, torch's step count.
         each = 8 + (4 if self.trained_size < 4 or self.offload else 0)
         rest = 2 if self.exact and self.trained_size < 4 else 0
-        return _states(self.trained, each, self.optimizer == "adamw8bit", rest)
+        return state_bytes(values, each, self.optimizer == "adamw8bit", rest)
+
+    @property
+    def _states(self) -> tuple[int, ...]:
+        return self._counted(self.trained)
 
     @property
     def states(self) -> int:
@@ -158,7 +158,9 @@ class LearnerMemory:
     def kept_attention(self) -> int:
         """Bytes per token that a layer keeps beside its input for attention, and as its feed-forward part's input."""
         m, b = self.model, self.size
-        attention = b * (2 * m.query + 2 * m.key) + 4 * m.heads  # q, k, v, result; the softmax's normaliser
+        # In float32 on a GPU keys and values are written down for each query head (``learner/attention.py``).
+        keys = m.query if self.on_gpu and b == 4 else m.key
+        attention = b * (2 * m.query + 2 * keys) + 4 * m.heads  # q, k, v, result; the softmax's normaliser
         if m.family == "qwen3":
             attention += b * (m.query + m.key) + 4 * (m.heads + m.kv_heads)  # the inputs of the norms of q and k
         return self._norm + attention + b * m.hidden
@@ -284,6 +286,15 @@ class LearnerMemory:
         narrow = self.trained_size
         return (4 - narrow) * sum(self.trained) + narrow * max(self.trained) if narrow < 4 and not self.wide else 0
 
+    @property
+    def _matrices(self) -> tuple[int, ...]:
+        """Number of values in each of what Muon steps, where it does and they are on this device."""
+        if not self.muon or self.offload:
+            return ()
+        if self.lora_rank:
+            return self.trained
+        return tuple(math.prod(shape) for shape in self.model.matrices.values()) * self.model.layers
+
     # --- the peak --------------------------------------------------------------------------------
 
     @cached_property
@@ -299,9 +310,11 @@ class LearnerMemory:
             "embedding": base + self.static + self.embedding_backward,
             "update": base + self.static + self.update,
         }
-        if self.warm_start and self.shard and self.world > 1:
+        if self.warm_start and (self.muon or (self.shard and self.world > 1)):
             more = (0 if self.offload else self.states - self.own_states) - self.reference_here
-            found["warm start"] = more + max(size for phase, size in found.items() if phase != "score")
+            stays, step = muon_bytes(self._matrices, self._counted(self._matrices), self.trained_size, wide=self.wide)
+            most = max(size for phase, size in found.items() if phase != "score")
+            found["warm start"] = more + stays + max(most, base + self.static + step)
         return found
 
     @property
@@ -311,21 +324,6 @@ class LearnerMemory:
     @property
     def peak_phase(self) -> str:
         return max(self.phases, key=lambda phase: self.phases[phase])
-
-
-def quantised(values: int) -> bool:
-    """Whether a tensor of so many values has 8-bit moments."""
-    return values >= SMALLEST_QUANTISED and values % BLOCK == 0
-
-
-@lru_cache(maxsize=64)
-def _states(trained: tuple[int, ...], each: int, coarse: bool, rest: int) -> tuple[int, ...]:
-    """Bytes of each tensor's states: ``each`` a value, or coarse moments and ``rest`` a value."""
-    return tuple(2 * _moment8(n) + rest * n if coarse and quantised(n) else each * n + 4 for n in trained)
-
-
-def _moment8(values: int) -> int:
-    return values + 4 * (values // BLOCK) + CODEBOOK
 
 
 def learner_memory(config: RunConfig) -> LearnerMemory:
@@ -353,6 +351,7 @@ def learner_memory(config: RunConfig) -> LearnerMemory:
         world=max(1, config.cluster.learners),
         shard=optimizer.shard,
         warm_start=algorithm.warm_start.steps > 0,
+        muon=algorithm.warm_start.muon_lr > 0,
     )
     narrow = size < 4 and not lora
     if optimizer.exact_master is None and narrow and optimizer.kind == "adamw8bit":

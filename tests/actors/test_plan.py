@@ -15,6 +15,7 @@ from plan_box import box
 from settings import composed
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
+from actors.plan import states as planned
 from actors.plan.architecture import Architecture, architecture
 from actors.plan.cards import CARDS, GIB, usable_bytes
 from actors.plan.engine import engine_memory
@@ -26,6 +27,7 @@ from actors.plan.table import table
 from agent.errors import UserError
 from conf.schema import CheckpointConfig
 from conf.topology import ClusterConfig, EngineConfig
+from learner import muon as muon_module
 from learner.config import ModelConfig, OptimizerConfig
 from learner.optimizer import ClippedAdamW
 from learner.packing import pack_rows, seen_again
@@ -308,6 +310,30 @@ def test_a_longer_row_needs_more_and_the_longest_that_fits_is_found() -> None:
     assert longest_row(memory, memory.static) == 0
 
 
+def test_muon_has_states_of_its_own_in_the_warm_start() -> None:
+    """A float32 master and a momentum for each matrix, where 8-bit AdamW has half of that."""
+    coarse = small(optimizer="adamw8bit", warm_start=True)
+    assert "warm start" not in coarse.phases
+    muon = replace(coarse, muon=True)
+    matrices = 2 * [64 * 64, 64 * 64, 32 * 64, 32 * 64, 128 * 64, 128 * 64, 128 * 64]
+    coarse_ones = [n for n in matrices if n >= 4096]
+    counted = sum(2 * (n + n // 64 + 1024) for n in coarse_ones) + sum(12 * n + 4 for n in matrices if n < 4096)
+    assert 8 * sum(matrices) > counted
+    step = 2 * sum(matrices) + 6 * 4 * muon_module.AT_ONCE
+    assert muon.phases["warm start"] == muon.static + 8 * sum(matrices) - counted + step
+    assert planned.AT_ONCE == muon_module.AT_ONCE
+    away = replace(muon, offload=True)
+    assert away.phases["warm start"] == max(
+        size for phase, size in away.phases.items() if phase not in ("score", "warm start")
+    )
+
+
+def test_keys_and_values_are_written_down_for_each_head_in_float32_on_a_gpu() -> None:
+    here, there = small(size=4), small(size=4, on_gpu=True)
+    assert there.kept_attention - here.kept_attention == 4 * 2 * (64 - 32)
+    assert small(on_gpu=True).kept_attention == small().kept_attention
+
+
 def test_what_is_not_kept_is_made_again_of_one_layer() -> None:
     layers, mlp, one, none = (
         small(checkpointing=c, whole=w) for c, w in (("layers", 0), ("mlp", 0), ("mlp", 1), ("none", 0))
@@ -544,6 +570,17 @@ def test_the_object_store_holds_two_versions() -> None:
     assert object_store_bytes(box()) == 5 * 1_543_714_304
     assert object_store_bytes(box(("cluster.object_store_mib", 700))) == 700 * 2**20
     assert object_store_bytes(composed()) == 512 * 2**20
+
+
+def test_states_on_their_way_into_a_checkpoint_have_room() -> None:
+    """Those of other ranks: their copies, the object store's, and those of the rank that writes."""
+    four = changed(composed("cluster=4x3090-shared", "model=qwen1.5b"), "algorithm.optimizer.shard", False)
+    shared = changed(four, "algorithm.optimizer.shard", True)
+    learner = learner_memory(shared)
+    others = learner.states - learner.own_states
+    assert others > 4 * GIB
+    assert object_store_bytes(shared) - object_store_bytes(four) == others
+    assert memory_bytes(shared) - memory_bytes(four) == 3 * others
 
 
 def test_what_stays_on_the_disk_is_counted() -> None:

@@ -74,6 +74,7 @@ def learner_settings(run: RunConfig, prepared: Prepared, folder: Path, *, channe
         weight_channel=channel,
         weight_bucket=2**20,
         weight_timeout_s=60.0,
+        meeting_timeout_s=60.0,
         seed=0,
         run_dir=folder,
         log=TrajectoryLog(folder=folder, per_step=0),

@@ -59,6 +59,10 @@ BIG = ["cluster=4x3090", "model=qwen1.5b"]
         ("algorithm.optimizer.exact_master=true", [], "exact masters are for bfloat16 weights under "),
         ("algorithm.optimizer.exact_master=true", ["algorithm.optimizer.kind=adamw8bit"], "exact masters are for "),
         ("algorithm.optimizer.exact_master=true", [*BIG, "algorithm.optimizer.kind=adamw"], "exact masters are for "),
+        ("algorithm.optimizer.shard=true", [], "one learner has all states; "),
+        ("algorithm.optimizer.shard=true", BIG, "one learner has all states; "),
+        ("algorithm.optimizer.float32_gradients=true", [], "gradients of float32 weights, "),
+        ("algorithm.optimizer.float32_gradients=true", [*BIG, "model.lora_rank=8"], "gradients of float32 weights, "),
         *((f"data.{name}", OWN, "it is of data=world, ") for name in ("train_questions=9", "eval_questions_per_hop=9")),
         *((f"data.{name}", OWN, "it is of data=world, ") for name in ("demonstrations=9", "novice.double_checks=1")),
         ("data.world_seed=1", ["data=hotpotqa"], "it is of data=world, "),
@@ -107,12 +111,25 @@ def test_a_setting_with_what_it_needs_is_taken() -> None:
         [*BIG, "algorithm.optimizer.exact_master=true"],
         ["algorithm.optimizer.exact_master=false", "algorithm.optimizer.kind=adamw"],
         ["algorithm.importance_cap=5"],
+        ["cluster=4x3090-shared", "model=qwen1.5b", "algorithm.optimizer.shard=true"],
+        ["cluster=auto", "model=qwen1.5b", "algorithm.optimizer.shard=true"],
+        [*BIG, "algorithm.optimizer.float32_gradients=true"],
+        ["algorithm=gspo", "algorithm.old_logprobs=engine"],
+        [*BIG, "algorithm=grpo", "algorithm.old_logprobs=engine"],
+        [*BIG, "algorithm=gspo", "algorithm.old_logprobs=engine", "algorithm.clip_low=.1", "algorithm.clip_high=.1"],
         ["data.split_seed=null", "data.require_evidence=false"],
         ["model=qwen0.5b", "data.split_seed=1", "data.require_evidence=true"],
         [*OWN, "data.eval_share=0.1"],
         ["mode=experts", *OWN, "experts.count=9"],
     ):
         launch.check_overrides(needed)
+
+
+def test_a_clip_range_that_rounding_fills_is_refused() -> None:
+    """Ratios that should be 1 would be clipped, and nothing learnt from whole sequences."""
+    said = refusal(*BIG, "algorithm=gspo", "algorithm.old_logprobs=engine")
+    assert "algorithm.old_logprobs=engine: in bfloat16 engine and learner differ by up to 0.02 nats a token" in said
+    assert "algorithm.loss=gspo clips at 0.0003; set algorithm.old_logprobs=learner" in said
 
 
 def test_a_cap_of_no_weight_is_refused(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import torch
 from learner_cases import MIXED, SIZES, VOCABULARY, random_groups
 
 from agent.errors import Fault, UserError
-from learner.config import AlgorithmConfig, OptimizerConfig, SeedingConfig
+from learner.config import AlgorithmConfig, OptimizerConfig, SeedingConfig, WarmStartConfig
 from learner.dry_run import due, try_largest, worst_batch
-from learner.memory import knobs
+from learner.memory import knobs, named_knobs
 from learner.packing import PackedRow
 from learner.policy import Policy
 from learner.update import Updater
@@ -139,6 +139,20 @@ def test_out_of_memory_names_the_knobs(tmp_path: Path, monkeypatch: pytest.Monke
     assert "\n" not in str(caught.value)
     with pytest.raises(Fault, match=r"step 3.*2\.32 GiB.*algorithm\.optimizer\.kind=adamw8bit"):
         updater.update(random_groups(4, MIXED), step=2, version=0)
+
+
+def test_out_of_memory_in_a_warm_start_with_muon_says_what_that_takes() -> None:
+    config = AlgorithmConfig(warm_start=WarmStartConfig(steps=1, muon_lr=0.03))
+    with (
+        pytest.raises(UserError, match=r"in the warm start.*; the cheapest first: algorithm\.warm_start\.muon_lr=0 \("),
+        named_knobs("the warm start", config, longest=20, lora=False, error=UserError),
+    ):
+        full()
+    with (
+        pytest.raises(UserError, match=r"in step 1.*; the cheapest first: algorithm\.logits_chunk"),
+        named_knobs("step 1", config, longest=20, lora=False, error=UserError),
+    ):
+        full()
 
 
 def names(config: AlgorithmConfig, **facts: Any) -> list[str]:

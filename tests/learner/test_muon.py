@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from learner import muon as module
 from learner.muon import Muon, orthogonalised
 
 
@@ -54,3 +55,22 @@ def test_a_matrix_without_a_gradient_stays_and_the_state_is_kept() -> None:
 def test_what_is_no_float32_matrix_is_refused(wrong: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="float32 matrices"):
         Muon([nn.Parameter(wrong)], lr=0.1)
+
+
+def test_many_matrices_are_stepped_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together the updates of a large model are as much memory as it has, several times."""
+    torch.manual_seed(0)
+    start = [torch.randn(12, 8) for _ in range(5)]
+    together, parts = ([nn.Parameter(p.clone()) for p in start] for _ in range(2))
+    sizes: list[int] = []
+    whole = module.orthogonalised
+    for parameters, most in ((together, 1 << 24), (parts, 200)):
+        monkeypatch.setattr(module, "AT_ONCE", most)
+        monkeypatch.setattr(module, "orthogonalised", lambda updates: (sizes.append(len(updates)), whole(updates))[1])
+        muon, gradients = Muon(parameters, lr=0.1), torch.Generator().manual_seed(1)
+        for parameter in parameters:
+            parameter.grad = torch.randn(12, 8, generator=gradients)
+        muon.step()
+    assert sizes == [5, 2, 2, 1]
+    for one, other in zip(together, parts, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)

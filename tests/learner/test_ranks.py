@@ -21,6 +21,7 @@ from patience import HANG_S
 
 from agent.errors import Fault
 from agent.groups import Group
+from learner import optimizer as optimizer_module
 from learner.config import AlgorithmConfig, OptimizerConfig
 from learner.optimizer import ClippedAdamW, merged
 from learner.packing import pack_rows, shares
@@ -90,6 +91,17 @@ def differ(ranks: Ranks) -> str:
     with pytest.raises(Fault) as error:
         ranks.check_equal([torch.ones(3), torch.full((2,), float(ranks.rank))], "weights")
     return str(error.value)
+
+
+def count_otherwise(ranks: Ranks, folder: Path) -> np.ndarray:
+    """As a machine of another kind does: its norms and sums of floats differ in their last bits."""
+    torch.set_num_threads(1)
+    here = optimizer_module._norm
+    optimizer_module._norm = lambda gradients: here(gradients) * (1 + ranks.rank * 1e-7)
+    config = settings()
+    updater = learner(folder, replace(config, optimizer=replace(config.optimizer, max_grad_norm=1e-3)), ranks)
+    trained(updater, BATCHES[:3])
+    return weights(updater)
 
 
 def _run(rank: int, world: int, port: int, timeout_s: float, end: Any, pipe: Any, work: Any, given: Any) -> None:
@@ -172,7 +184,10 @@ def test_any_number_of_learners_learns_what_one_does(together: Together, tmp_pat
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("adamw", torch.bfloat16), ("adamw8bit", torch.float32)])
-def test_a_rank_has_the_states_of_its_share_and_all_of_them_are_the_whole(kind: str, dtype: torch.dtype) -> None:
+def test_a_rank_has_the_states_of_its_share_and_all_of_them_are_the_whole(
+    monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(Ranks, "agreed", lambda self, value, device: value)  # nobody else is there
     parameters = [torch.nn.Parameter(torch.ones(n, dtype=dtype)) for n in (8192, 4096, 4096, 3)]
     config = OptimizerConfig(kind=kind, shard=True)
 
@@ -201,8 +216,9 @@ def test_a_rank_has_the_states_of_its_share_and_all_of_them_are_the_whole(kind: 
             assert ours["state"].keys() == theirs["state"].keys()
 
 
-def test_each_rank_of_as_many_goes_on_with_its_own_rounding() -> None:
+def test_each_rank_of_as_many_goes_on_with_its_own_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """8-bit states without exact masters are rounded by chance, and each rank has drawn for its share alone."""
+    monkeypatch.setattr(Ranks, "agreed", lambda self, value, device: value)  # nobody else is there
     config = OptimizerConfig(kind="adamw8bit", shard=True, lr=1e-5)
     starts = [torch.full((n,), 0.02, dtype=torch.bfloat16) for n in (12288, 4096, 4096)]
 
@@ -270,6 +286,24 @@ def test_a_rank_that_does_not_come_is_waited_for_as_long_as_it_may_take(together
     assert absent == "absent"
     assert "waited in vain" in first
     assert re.search("timed out|timeout", first, re.IGNORECASE), "in the words of gloo, which has two"
+
+
+def test_learners_on_machines_that_count_otherwise_take_the_same_step(together: Together, tmp_path: Path) -> None:
+    """An update would end with ``Fault`` if their weights differed."""
+    first, second = together(2, count_otherwise, tmp_path)
+    assert np.array_equal(first, second)
+
+
+def test_what_is_compared_is_bits_and_no_sum_of_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of floats depend on the order of adding up, which processors of two kinds have of their own."""
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(Ranks, "most", lambda self, tensors: seen.extend(t.clone() for t in tensors))
+    numbers = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        for each in (numbers, numbers.flip(0)):
+            Ranks(rank=0, world=2).check_equal([each.to(dtype)], "weights")
+        assert torch.equal(*seen)
+        seen.clear()
 
 
 def test_learners_that_have_drifted_apart_are_found_out(together: Together) -> None:
