@@ -6,10 +6,9 @@ import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from actors.evidence import check_evidence
 from actors.plan.layouts import chosen
@@ -17,7 +16,6 @@ from actors.prompts import playable
 from agent.aside import aside
 from agent.config import AgentConfig
 from agent.dialogue import Dialogue
-from agent.errors import UserError
 from agent.formats.tags import tags_of
 from agent.paths import at_home
 from agent.prompts import prompt_text
@@ -25,7 +23,7 @@ from agent.records import Question
 from agent.rewards.scorer import Scorer
 from agent.tokens import Tokenizer
 from conf.schema import RunConfig
-from learner.context import configuration, context_of, could_be
+from learner.context import check_context, configuration
 from learner.digests import file_digest
 from learner.hub import Fetched, local_folder
 from learner.lacking import check_learnable
@@ -102,7 +100,7 @@ def prepare(config: RunConfig, run_dir: Path, task: Task | None = None) -> Prepa
         model_path = str(_skeleton(config, task, run_dir))
     given = f"model.path={model_path}"
     model = configuration(model_path, given)
-    _check_context(model, given, config.agent)
+    check_context(model, given, config.agent)
     check_learnable(model, given, config.agent)
     tokenizer = Tokenizer(model_path)
     dialogue = Dialogue.of(tokenizer, config.agent)
@@ -145,7 +143,7 @@ def check_model(
     tokenizer.check(rows)
     Dialogue.of(tokenizer, agent).prompt_ids("?")
     model = configuration(str(folder), given)
-    _check_context(model, given, agent)
+    check_context(model, given, agent)
     if learns:
         check_learnable(model, given, agent)
     return folder
@@ -171,23 +169,6 @@ def _skeleton(config: RunConfig, task: Task, run_dir: Path) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         made.rename(folder)
     return folder
-
-
-def _check_context(model: Mapping[str, Any], given: str, agent: AgentConfig) -> None:
-    """Raises ``UserError`` if the model of that configuration can't take the longest episode."""
-    context, longest = context_of(model), agent.longest_episode
-    if context is not None and longest > context:
-        more = ""
-        if (scaled := could_be(model)) is not None:
-            reach, original = scaled
-            more = (
-                f". Its YaRN reaches {reach} once its config.json has max_position_embeddings={reach} beside "
-                f"original_max_position_embeddings={original}"
-            )
-        raise UserError(
-            f"agent.max_prompt_tokens + agent.max_response_tokens = {longest}, but the context of the model in "
-            f"{given} is {context} tokens; lower one of them{more}"
-        )
 
 
 def _expert_demonstrations(

@@ -10,7 +10,7 @@ from agent.config import LONGEST_RESPONSE, AgentConfig
 from agent.errors import UserError
 from agent.readable import json_of
 from conf.schema import INFERENCE, RunConfig
-from learner.context import configuration, context_of, window_of
+from learner.context import check_context, configuration, context_of, window_of
 from learner.gguf import unpacked
 from learner.hub import config_file, is_hub_name
 from learner.lacking import check_learnable, lacking
@@ -24,7 +24,7 @@ def settle(config: RunConfig, path: str, given: str, phase: Phase) -> str:
 
     ``given`` is how it was named (``model.path=…``), for messages; what takes long is a ``phase``. Raises
     ``UserError`` when nothing can be read from it, or the mode is not one of ``INFERENCE`` and the learner can't train
-    such a model, or not with the longest episode.
+    such a model, or not with the longest episode, or the model's context has no room for that.
     """
     path, agent, learns = unpacked(path, given, config.cache, phase), config.agent, config.mode not in INFERENCE
     # A hub's model that our own settings describe is one that can be trained, and planned without a network.
@@ -36,6 +36,7 @@ def settle(config: RunConfig, path: str, given: str, phase: Phase) -> str:
     if not agent.max_response_tokens:
         agent.max_response_tokens = _response(model, agent, given, learns)
     if learns:
+        check_context(model, given, agent)
         check_learnable(model, given, agent)
     return path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from agent.config import AgentConfig
 from agent.errors import UserError, shortened
 
 STRETCHED = ("linear", "dynamic")
@@ -72,3 +73,20 @@ def scaling_of(config: Mapping[str, Any]) -> tuple[str, float]:
 
 def _whole(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def check_context(model: Mapping[str, Any], given: str, agent: AgentConfig) -> None:
+    """Raises ``UserError`` if the model of that configuration can't take the longest episode."""
+    context, longest = context_of(model), agent.longest_episode
+    if context is not None and longest > context:
+        more = ""
+        if (scaled := could_be(model)) is not None:
+            reach, original = scaled
+            more = (
+                f". Its YaRN reaches {reach} once its config.json has max_position_embeddings={reach} beside "
+                f"original_max_position_embeddings={original}"
+            )
+        raise UserError(
+            f"agent.max_prompt_tokens + agent.max_response_tokens = {longest}, but the context of the model in "
+            f"{given} is {context} tokens; lower one of them{more}"
+        )

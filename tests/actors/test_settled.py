@@ -32,7 +32,7 @@ def test_a_response_fits_the_models_context(tmp_path: Path) -> None:
     assert longest(tmp_path, {}) == 8192
     linear = {"type": "linear", "factor": 2.0}
     assert longest(tmp_path, {"max_position_embeddings": 2048, "rope_scaling": linear}) == 3072
-    assert longest(tmp_path, {"max_position_embeddings": 2048}, response=8192) == 8192, "what is set stays"
+    assert longest(tmp_path, {"max_position_embeddings": 2048}, response=512) == 512, "what is set stays"
 
 
 def test_a_model_of_the_hub_that_our_settings_describe_is_planned_without_a_network(
@@ -80,6 +80,14 @@ def test_a_model_that_the_learner_lacks_is_refused_before_it_is_planned(tmp_path
         for response in (0, 512):
             with pytest.raises(UserError, match=r"^model\.path=it: layers of type sliding_attention are not supported"):
                 longest(tmp_path, kinds, response, mode=mode)
+
+
+def test_a_response_that_is_given_and_leaves_the_context_is_refused_before_it_is_planned(tmp_path: Path) -> None:
+    short = {"model_type": "llama", "max_position_embeddings": 2048}
+    for mode in ("plan", "train"):
+        assert longest(tmp_path, short, response=1024, mode=mode) == 1024
+        with pytest.raises(UserError, match=r"= 2049, but the context of the model in model\.path=it is 2048 tokens"):
+            longest(tmp_path, short, response=1025, mode=mode)
 
 
 def test_a_response_that_is_given_and_leaves_the_window_is_refused_before_it_is_planned(tmp_path: Path) -> None:
