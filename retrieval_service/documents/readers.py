@@ -196,7 +196,8 @@ def read_pdf(path: Path) -> Document:
         reader = pypdf.PdfReader(path)
         if reader.is_encrypted and not reader.decrypt(""):
             raise UserError(f"{path}: is locked by a password; save it without one, or take it out of the folder")
-        document = Document(title=" ".join(str((reader.metadata or {}).get("/Title") or "").split()))
+        told = reader.metadata
+        document = Document(title=" ".join(str((told.get("/Title") if told else "") or "").split()))
         for page in reader.pages:
             text = re.sub(r"(?<=[a-zà-ÿ])-\n(?=[a-zà-ÿ])", "", page.extract_text())
             for block in _BLANK.split(text):
