@@ -6,10 +6,10 @@ import codecs
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from html.parser import HTMLParser
 from pathlib import Path
 
 from agent.errors import UserError, shortened
+from retrieval_service.documents.html_blocks import Page
 
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16's, with which it begins
@@ -126,11 +126,11 @@ def _letters(text: str) -> int:
     return sum(not letter.isascii() for letter in text) - text.count("\ufffd")
 
 
-class _Declaration(HTMLParser):
+class _Declaration(Page):
     """Finds the first encoding that a page names: in its XML declaration or in a ``meta``."""
 
     def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
+        super().__init__()
         self.name = ""
 
     def handle_pi(self, data: str) -> None:

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.answers import normalise_title
-from agent.errors import UserError
+from agent.errors import Fault, UserError, shortened
 from agent.records import Passage
 from agent.visible import printable
 from retrieval_service.corpus import write_corpus
 from retrieval_service.documents.chunks import chunks
 from retrieval_service.documents.readers import LONGEST_TITLE, READERS
 
-FORMAT = 5
+FORMAT = 6
 """Raise it when the same documents would become other passages than before."""
 LONGEST_NAME = 100
 """Bytes of a folder's name in that of its corpus; file systems take 255 in all."""
@@ -46,6 +46,12 @@ class _Reading:
                 document = READERS[file.suffix.lower()](file)
             except OSError as error:
                 raise UserError(f"{_shown(str(file))}: can't be read ({error.strerror})") from error
+            except (UserError, Fault):
+                raise
+            except Exception as error:  # whatever a file that nobody thought of makes of its reader
+                raise UserError(
+                    f"{_shown(str(file))}: can't be read ({shortened(error)}); repair it or take it out"
+                ) from error
             if document.guessed:
                 self.guessed.setdefault(document.guessed, []).append(name)
             texts = chunks(document.paragraphs, self.words, self.overlap)

@@ -26,7 +26,7 @@ def front_matter(text: str) -> tuple[str, str]:
     if front := _TOML.match(text):
         try:
             title = tomllib.loads(front[1].replace("\r\n", "\n")).get("title")
-        except (tomllib.TOMLDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # of its mistakes, and of numbers of thousands of digits
             return "", text
         return " ".join(title.split()) if isinstance(title, str) else "", text[front.end() :]
     if front := _YAML.match(text):
@@ -42,7 +42,7 @@ def _yaml_title(front: str) -> tuple[str, bool]:
 
     try:
         said = yaml.compose(front, Loader=yaml.SafeLoader)  # no objects are made: 007 and 2024-01-01 stay as written
-    except (yaml.YAMLError, RecursionError):
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):  # "\\U99999999" is no character
         return "", False
     if not isinstance(said, yaml.MappingNode):
         return "", False

@@ -1,4 +1,4 @@
-"""Documents as paragraphs: text, Markdown (markdown-it), HTML (the standard library's parser), PDF (pypdf)."""
+"""Documents as paragraphs: text, Markdown (markdown-it), HTML (``html_blocks.py``), PDF (pypdf)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from agent.errors import UserError, shortened
 from retrieval_service.documents.chunks import Paragraph
 from retrieval_service.documents.decoding import decoded, named_in_html
 from retrieval_service.documents.front_matter import front_matter
+from retrieval_service.documents.html_blocks import HEADINGS, blocks
 
 LONGEST_TITLE = 200
 """Characters; a longer first line is no title."""
@@ -41,11 +41,11 @@ def read_text(path: Path) -> Document:
     """Paragraphs between blank lines. A short first line before a blank one is the title."""
     text, guessed = decoded(path)
     document = Document(guessed=guessed)
-    blocks = [block for block in _BLANK.split(text.strip()) if block.strip()]
-    if len(blocks) > 1 and "\n" not in blocks[0].strip() and len(blocks[0]) <= LONGEST_TITLE:
-        document.title = " ".join(blocks.pop(0).split())
-    for block in blocks:
-        document.add(block)
+    parts = [part for part in _BLANK.split(text.strip()) if part.strip()]
+    if len(parts) > 1 and "\n" not in parts[0].strip() and len(parts[0]) <= LONGEST_TITLE:
+        document.title = " ".join(parts.pop(0).split())
+    for part in parts:
+        document.add(part)
     return document
 
 
@@ -95,91 +95,13 @@ def read_html(path: Path) -> Document:
     return document
 
 
-_HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
-_BLOCKS = _HEADINGS.union(
-    (
-        "address",
-        "article",
-        "aside",
-        "blockquote",
-        "body",
-        "br",
-        "caption",
-        "dd",
-        "details",
-        "div",
-        "dl",
-        "dt",
-        "figure",
-    ),
-    ("figcaption", "form", "header", "hr", "html", "li", "main", "ol", "option", "p", "pre", "section", "summary"),
-    ("table", "tbody", "tfoot", "thead", "title", "tr", "ul"),
-)
-_UNREAD = frozenset(("script", "style", "noscript", "template", "svg", "nav", "footer", "select", "button"))
-_SHOWN = (*_HEADINGS, "dt", "summary")
-"""Blocks whose button is their text: what it opens is below."""
-_FORGOTTEN = frozenset(("svg", "button"))
-"""What is left open by mistake. A text, a heading, a list or a table isn't a part of it."""
-_NOT_WITHIN = _HEADINGS.union(("article", "main", "ol", "p", "section", "table", "ul"))
-
-
-class _Html(HTMLParser):
-    """Adds what it reads to ``document``."""
-
-    def __init__(self, document: Document) -> None:
-        super().__init__(convert_charrefs=True)
-        self.document = document
-        self._text: list[str] = []
-        self._block = ""
-        self._unread: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        if tag in _NOT_WITHIN:
-            self._unread = [outer for outer in self._unread if outer not in _FORGOTTEN]
-        if tag == "button" and self._block in _SHOWN:
-            self._text.append(" ")
-        elif tag in _UNREAD:
-            self._unread.append(tag)
-        elif tag == "br" and self._block in (*_HEADINGS, "title"):
-            self._text.append(" ")  # a heading of two lines is one
-        elif tag in _BLOCKS:
-            self._end()
-            self._block = tag
-        elif tag in ("td", "th"):
-            self._text.append(" ")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self._unread:
-            del self._unread[len(self._unread) - 1 - self._unread[::-1].index(tag) :]
-        elif tag == "br":
-            self.handle_starttag(tag, ())  # as a browser reads it
-        elif tag in _BLOCKS:
-            self._end()
-
-    def handle_data(self, data: str) -> None:
-        if not self._unread:
-            self._text.append(data)
-
-    def _end(self) -> None:
-        """A block begins or ends here."""
-        text, self._text, block, self._block = " ".join("".join(self._text).split()), [], self._block, ""
-        if not text:
-            return
-        heading = block in _HEADINGS
-        if block == "title" or (heading and not self.document.title):
-            self.document.title = self.document.title or text
-        elif text != self.document.title:
-            self.document.add(text, heading=heading)
-
-    def close(self) -> None:
-        super().close()
-        self._end()
-
-
 def _html(text: str, document: Document) -> None:
-    parser = _Html(document)
-    parser.feed(text)
-    parser.close()
+    for tag, said in blocks(text):
+        heading = tag in HEADINGS
+        if tag == "title" or (heading and not document.title):
+            document.title = document.title or said
+        elif said != document.title:
+            document.add(said, heading=heading)
 
 
 def read_pdf(path: Path) -> Document:

@@ -275,6 +275,7 @@ def test_markdown(tmp_path: Path) -> None:
         ("# a comment\n# and another\ntitle: From the front\n\ntags:\n- a", "From the front"),
         ("title: two: colons\nx: y", "Heading"),
         ("tags: [a,\nb]\ntitle: From the front", "From the front"),
+        ('title: "\\U99999999"', "Heading"),
     ],
 )
 def test_the_title_of_front_matter_is_read_as_yaml(tmp_path: Path, front: str, title: str) -> None:
@@ -286,6 +287,7 @@ def test_the_title_of_front_matter_is_read_as_yaml(tmp_path: Path, front: str, t
 
 PROSE = "---\nNote: this is prose\nthat goes on.\n\n---\n\nText."
 DEEP = "x = " + "[" * 3000
+LONG = "x = " + "1" * 5000
 
 
 @pytest.mark.parametrize(
@@ -296,6 +298,7 @@ DEEP = "x = " + "[" * 3000
         ("+++\ntitle = 7\n+++\n# Heading\n\nText.", "Heading", ["Text."]),
         ("+++\nno TOML\n+++\n\nText.", "", ["+++ no TOML +++", "Text."]),
         (f"+++\n{DEEP}\n+++\n\nText.", "", [f"+++ {DEEP} +++", "Text."]),
+        (f"+++\n{LONG}\n+++\n\nText.", "", [f"+++ {LONG} +++", "Text."]),
         ("---\ntitle: Alone\n---", "Alone", []),
         ("---\r\ntitle: Dots\r\n... \r\nText.", "Dots", ["Text."]),
         # A document that begins with a rule.
@@ -351,6 +354,20 @@ def test_html(tmp_path: Path) -> None:
         ("<h1>Q</h1><svg viewBox='0'><path d='M0'><p>One</p><p>Two</p>", "Q", ["One", "Two"]),
         ("<nav><nav>x</nav>menu</nav><p>Text</p>", "", ["Text"]),
         ("<svg><title>A picture</title></svg><h1>Q</h1><p>Text", "Q", ["Text"]),
+        ("<h1><svg><title>A picture</title></svg>Q</h1><p>One <svg><title>x</title></svg>two", "Q", ["One two"]),
+        # What its parent's end ends, as in a browser.
+        ("<p>One</p><div><nav><a>x</a></div><p>Two</p>", "", ["One", "Two"]),
+        ("<article><p>One</p><footer>by me</article><article><p>Two</p></article>", "", ["One", "Two"]),
+        ("<div><nav><div>x</div>menu</nav>One</div><p>Two", "", ["One", "Two"]),
+        ("<p>One<nav><p>x</p>menu</nav>two", "", ["One", "two"]),
+        ("<form><select><option>1</form>Text", "", ["Text"]),
+        ("<head><noscript><link rel=x></head>Text", "", ["Text"]),
+        # And what can't be within it.
+        ("<select><option>1<p>Text", "", ["Text"]),
+        ("<table><tr><td><select><option>1<td>Text", "", ["Text"]),
+        ("<noscript><link rel=x><body>Text", "", ["Text"]),
+        ("<nav><a>x</a><main><p>Text", "", ["Text"]),
+        ("<noscript><p>Switch it on</p></noscript><p>Text", "", ["Text"]),
     ],
 )
 def test_what_a_page_leaves_open_or_makes_a_button_of_is_read(
@@ -359,6 +376,35 @@ def test_what_a_page_leaves_open_or_makes_a_button_of_is_read(
     (tmp_path / "a.html").write_text(html)
     document = read_html(tmp_path / "a.html")
     assert (document.title, said(document)) == (title, texts)
+
+
+@pytest.mark.parametrize(
+    ("html", "title", "texts"),
+    [
+        ("<table><tr><td><p>Name</p></td><td><p>Value</p></td></tr></table>", "", ["Name Value"]),
+        ("<table><tr><td>a<br>b<td><div>c</div>d<tr><th>e</table>f", "", ["a b c d", "e", "f"]),
+        ("<table><tbody><tr><td><ul><li>a<li>b</ul></td><td>c</td></tr><tr><td>d", "", ["a b c", "d"]),
+        ("<div><table><tr><td>a<p>b</div><p>c<p>d", "", ["a b", "c", "d"]),
+        # Tables that lay out a page.
+        ("<table><tr><td>menu<td><h1>Title</h1><p>One</p><p>Two</p></table>", "Title", ["menu", "One", "Two"]),
+        ("<table><tr><td>a<table><tr><td>b<td><p>c</table>d<p>e</table>", "", ["a", "b c", "d", "e"]),
+    ],
+)
+def test_a_row_of_a_table_is_one_line(tmp_path: Path, html: str, title: str, texts: list[str]) -> None:
+    (tmp_path / "a.html").write_text(html)
+    document = read_html(tmp_path / "a.html")
+    assert (document.title, said(document)) == (title, texts)
+
+
+@pytest.mark.parametrize(
+    "odd", ["<![foo[x]]>", "<![ endif]>", "<![if !vml]>", "<![endif]-->", "<![]>", "<![CDATA[x]]>", "<!x>"]
+)
+def test_a_declaration_that_is_none_is_a_comment(tmp_path: Path, odd: str) -> None:
+    (tmp_path / "a.html").write_text(f"<p>One</p>{odd}<p>Two</p>")
+    assert said(read_html(tmp_path / "a.html")) == ["One", "Two"]
+    (tmp_path / "a.md").write_text(f"<div>{odd}</div>\n\nText.")
+    assert said(read_markdown(tmp_path / "a.md")) == ["Text."]
+    assert named_in_html(f"{odd}<meta charset=euc-jp>".encode()) == "euc-jp"
 
 
 def test_a_damaged_byte_leaves_the_rest_utf_8_and_is_told(tmp_path: Path) -> None:
@@ -548,10 +594,20 @@ def test_a_folder_without_documents_is_named(tmp_path: Path) -> None:
     assert not list((tmp_path / "corpora").iterdir())
 
 
-def test_what_can_not_be_read_is_named(notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (PermissionError(13, "Permission denied"), r"can't be read \(Permission denied\)"),
+        (AssertionError("of its\nreader"), r"can't be read \(of its reader\); repair it or take it out"),
+        (UserError("says its own line"), "says its own line"),
+    ],
+)
+def test_what_can_not_be_read_is_named(
+    notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
+) -> None:
     def refuse(file: Path) -> Document:
-        raise PermissionError(13, "Permission denied")
+        raise UserError(f"{file}: {error}") if isinstance(error, UserError) else error
 
     monkeypatch.setitem(readers.READERS, ".md", refuse)
-    with pytest.raises(UserError, match=r"read_me\.md: can't be read \(Permission denied\)"):
+    with pytest.raises(UserError, match=rf"read_me\.md: {line}$"):
         documents_corpus(notes, tmp_path / "cache", 12, 5)

@@ -1,0 +1,119 @@
+"""An HTML page as its blocks of text, as a browser would show them: without navigation, scripts and forms."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
+_ROWS = frozenset(("caption", "table", "tbody", "tfoot", "thead", "tr"))
+_CELLS = frozenset(("td", "th"))
+_BLOCKS = HEADINGS.union(
+    _ROWS,
+    ("address", "article", "aside", "blockquote", "body", "br", "dd", "details", "div", "dl", "dt", "figure"),
+    ("figcaption", "footer", "form", "header", "hr", "html", "li", "main", "nav", "ol", "option", "p", "pre"),
+    ("section", "summary", "title", "ul"),
+)
+_UNREAD = frozenset(("script", "style", "noscript", "template", "svg", "nav", "footer", "select", "button"))
+_NESTED = _BLOCKS.union(_UNREAD, _CELLS, ("head",)) - {"br", "hr", "p"}
+"""Elements whose end tag ends what is open within them. No ``</p>`` does: a block within a paragraph has ended it."""
+_SHOWN = HEADINGS.union(("dt", "summary"))
+"""Blocks whose button is their text: what it opens is below."""
+_SMALL = ("svg", "select", "button")
+_LARGE = (*_SMALL, "noscript", "nav", "footer")
+_NOT_WITHIN = {
+    **dict.fromkeys((*HEADINGS, *_ROWS, *_CELLS, "article", "ol", "p", "section", "ul"), _SMALL),
+    **dict.fromkeys(("body", "main"), _LARGE),
+}
+"""Tags, and what none of them is a part of: if it is open, its end was forgotten."""
+
+
+class Page(HTMLParser):
+    """Python's parser, for pages as they come."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+
+    def parse_marked_section(self, i: int, report: bool = True) -> int:
+        """``<![if …]>`` and what looks like it is a comment up to its ``>``, as in a browser; Python's own raises
+        ``AssertionError`` for a word that it doesn't know."""
+        return self.parse_bogus_comment(i, report)
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """The blocks of the page ``text``, none of them empty: the tag that each began with, or nothing, and its text on
+    one line. A row of a table is one block, unless a cell holds a heading or a table."""
+    parser = _Blocks()
+    parser.feed(text)
+    parser.close()
+    return parser.found
+
+
+class _Blocks(Page):
+    """Fills ``found``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, str]] = []
+        self._block = ""
+        self._text: list[str] = []
+        self._open: list[str] = []
+        """Of the elements ``_NESTED`` those that are open, from the outermost to the innermost."""
+        self._unread = 0
+        """How many of them aren't read."""
+        self._cell = False
+        """Whether blocks belong to the row of a table that is read."""
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if self._unread and tag in _NOT_WITHIN:
+            self._end_forgotten(_NOT_WITHIN[tag])
+        shown = tag == "button" and self._block in _SHOWN
+        if not self._unread:
+            self._cell = self._cell and tag not in _ROWS and tag not in HEADINGS
+            if tag in _CELLS or tag in ("button", "select") or (tag == "br" and self._block in (*HEADINGS, "title")):
+                self._text.append(" ")  # a heading of two lines is one
+            elif tag in _BLOCKS:
+                self._part(tag)
+            self._cell = self._cell or tag in _CELLS
+        if tag in _NESTED and not shown:
+            self._open.append(tag)
+            self._unread += tag in _UNREAD
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "br":
+            self.handle_starttag(tag, ())  # as a browser reads it
+            return
+        if tag in self._open:
+            self._end(len(self._open) - 1 - self._open[::-1].index(tag))
+        if tag in _BLOCKS and not self._unread:
+            self._part("")
+
+    def handle_data(self, data: str) -> None:
+        if not self._unread:
+            self._text.append(data)
+
+    def _end_forgotten(self, tags: tuple[str, ...]) -> None:
+        for at in reversed(range(len(self._open))):
+            if self._open[at] in tags:
+                del self._open[at]
+                self._unread -= 1
+
+    def _end(self, at: int) -> None:
+        """Ends the element that is open at this place, and those within it."""
+        for tag in self._open[at:]:
+            self._unread -= tag in _UNREAD
+            self._cell = self._cell and tag not in _CELLS
+        del self._open[at:]
+
+    def _part(self, tag: str) -> None:
+        """A block begins here, with ``tag``, or ends."""
+        if self._cell:
+            self._text.append(" ")
+            return
+        if text := " ".join("".join(self._text).split()):
+            self.found.append((self._block, text))
+        self._text, self._block = [], tag
+
+    def close(self) -> None:
+        super().close()
+        self._cell = False
+        self._part("")
