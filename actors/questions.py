@@ -113,14 +113,13 @@ def _held_out(config: RunConfig, task: Task, checkpoint: Path) -> Asked:
 
 def _development(config: RunConfig, task: Task, checkpoint: Path) -> Asked:
     """Development questions, which the policy must not know: a calibration on those it does promises too much."""
-    notices: list[Notice] = []
-    found = task.development(notices)
+    found = task.development()
     if config.data.source == "jsonl" and (learnt := trained_on(checkpoint, found)):
         raise UserError(
             f"mode=calibrate: {_learnt(learnt, found)}; calibrate with the seed, the files and the data.dev_share of "
             "that run, or with other data.dev_questions"
         )
-    return Asked(questions=found, about="calibrating on {n} development questions", notices=tuple(notices))
+    return Asked(questions=found, about="calibrating on {n} development questions")
 
 
 def _learnt(learnt: set[str], found: tuple[Question, ...]) -> str:

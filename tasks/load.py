@@ -24,7 +24,6 @@ from tasks.experts import choose, read_experts, world_experts
 from tasks.named import fetched
 from tasks.notices import Notice
 from tasks.sets import sets
-from tasks.several import mixed, read_sets
 from tasks.world import World
 
 TEXT_SAMPLE = 2000
@@ -43,7 +42,7 @@ class Task:
     """File of passages, as ``retrieval_service.corpus`` reads it; None where an index or a server has them."""
     config: DataConfig
     held_back: tuple[Question, ...] = ()
-    """The training questions that ``data.dev_share`` keeps for development."""
+    """What ``data.dev_share`` or ``data.dev_questions`` keep for development."""
     notices: tuple[Notice, ...] = ()
     """What there is to say of the files."""
 
@@ -84,12 +83,11 @@ class Task:
             )
         return tuple(experts[name] for name in [*first.values()][:count])
 
-    def development(self, notices: list[Notice] | None = None) -> tuple[Question, ...]:
+    def development(self) -> tuple[Question, ...]:
         """Questions to calibrate on, none of them in ``eval``.
 
-        In the world they are held-out ones too, about entities that training has not seen. What there is to say of
-        their file is added to ``notices``. Raises ``UserError`` where there are none, or one that is held out for
-        evaluation or trained on.
+        In the world they are held-out ones too, about entities that training has not seen. Raises ``UserError`` where
+        there are none, or one that is held out for evaluation.
         """
         config = self.config
         if config.source == "world":
@@ -97,30 +95,16 @@ class Task:
             return world.dev_questions(
                 config.dev_questions_per_hop, after=asked, evidence_match=self.config.evidence_match
             )
-        if config.dev_share:
-            where, questions = f"data.dev_share={config.dev_share}", self.held_back
-        elif config.dev_questions is not None:
-            where = f"data.dev_questions={config.dev_questions}"
-            found = read_sets(
-                config.dev_questions,
-                key="data.dev_questions",
-                evidence_match=config.evidence_match,
-                strict=config.strict,
-                notices=notices,
-            )
-            questions = mixed(found, [], 0)
-        else:
+        if not self.held_back:
             raise UserError(NO_DEVELOPMENT)
-        held_out, trained = ({normalise_question(q.text) for q in side} for side in (self.eval, self.train))
-        for question in questions:
+        held_out = {normalise_question(q.text) for q in self.eval}
+        for question in self.held_back:
             if normalise_question(question.text) in held_out:
                 raise UserError(
-                    f"{where}: question '{question.id}' is held out for evaluation; leave it out, or set "
-                    "data.eval_questions=FILE with other questions"
+                    f"data.dev_questions={config.dev_questions}: question '{question.id}' is held out for evaluation; "
+                    "leave it out, or set data.eval_questions=FILE with other questions"
                 )
-            if normalise_question(question.text) in trained:
-                raise UserError(f"{where}: question '{question.id}' is a training question, too; leave it out")
-        return questions
+        return self.held_back
 
     def _experts_of_file(self, protocol: TagProtocol, without: str) -> tuple[Demonstration, ...]:
         """Raises ``UserError`` without a file (``without`` is a way out), or for a question that is held out."""
@@ -142,12 +126,14 @@ class Task:
             strict=self.config.strict,
             notices=notices,
         )
-        held_out = {normalise_question(q.text) for q in self.eval}
-        for expert in experts:
-            if normalise_question(expert.question.text) in held_out:
+        for what, side, way_out in (
+            ("held out for evaluation", self.eval, ", or set data.eval_questions=FILE with other questions"),
+            ("kept for calibration", self.held_back, ""),
+        ):
+            kept = {normalise_question(q.text) for q in side}
+            if name := next((e.question.id for e in experts if normalise_question(e.question.text) in kept), None):
                 raise UserError(
-                    f"data.experts={path}: the question of '{expert.question.id}' is held out for evaluation; leave "
-                    "that trajectory out, or set data.eval_questions=FILE with other questions"
+                    f"data.experts={path}: the question of '{name}' is {what}; leave that trajectory out{way_out}"
                 )
         return experts, notices
 

@@ -26,7 +26,7 @@ def read_by(mode: str, eval_questions: str | None) -> tuple[str, ...]:
     if mode in ("ask", "index", "serve"):
         return ()
     if mode == "eval":
-        return ("questions",) if eval_questions is None else ("eval_questions",)
+        return ("questions", "dev_questions") if eval_questions is None else ("eval_questions",)
     return KEYS
 
 

@@ -1,13 +1,13 @@
 """The user's questions by what they are for: trained on, held out for evaluation, held back for calibration.
 
     mode=train       data.questions, less what is held out of them, or is in data.eval_questions or data.dev_questions
-    mode=eval        data.eval_questions, else all of data.questions
+    mode=eval        data.eval_questions, else all of data.questions but what is held back for calibration
     mode=calibrate   as in training; data.questions may be left out if data.dev_questions are given
     mode=ask, index  none
 
-No question is on two sides: copies of a question stay together when a file is split, and a training question that is
-also in a file of held-out ones is left out of training. Texts are compared by ``normalise_question``
-(``agent/answers.py``).
+No question is on two sides: copies of a question stay together when a file is split, and what data.eval_questions or
+data.dev_questions have is left out of data.questions, before shares of them are taken and some are held out. Texts are
+compared by ``normalise_question`` (``agent/answers.py``).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Sets:
     train: tuple[Question, ...] = ()
     eval: tuple[Question, ...] = ()
     held_back: tuple[Question, ...] = ()
-    """What ``data.dev_share`` keeps for development."""
+    """What ``data.dev_share`` or ``data.dev_questions`` keep for development."""
     notices: tuple[Notice, ...] = ()
 
 
@@ -87,23 +87,23 @@ class _Reader:
     def without(
         self, sets: Mapping[str, tuple[Question, ...]], key: str, others: Sequence[Question]
     ) -> dict[str, tuple[Question, ...]]:
-        """Training ``sets`` less the questions whose text is among ``others``, those of ``data.<key>``."""
+        """``sets``, the files of ``data.questions``, less what ``others`` have, the questions of ``data.<key>``."""
         texts = {normalise_question(q.text) for q in others}
-        train = [q for questions in sets.values() for q in questions]
-        leaks = {q.id for q in train if normalise_question(q.text) in texts}
+        found = [q for questions in sets.values() for q in questions]
+        leaks = {q.id for q in found if normalise_question(q.text) in texts}
         where, there = f"data.questions={self.value('questions')}", f"data.{key}={self.value(key)}"
         left = {name: tuple(q for q in questions if q.id not in leaks) for name, questions in sets.items()}
         if not leaks:
             return left
-        if len(leaks) == len(train):
-            raise UserError(f"{where}: every question is also in {there}; none is left to train on")
+        if len(leaks) == len(found):
+            raise UserError(f"{where}: every question is also in {there}; none is left")
         if self.config.shares and (gone := [name for name, questions in left.items() if not questions]):
             raise UserError(f"{where}: every question of {gone[0]} is also in {there}; leave that file out")
         self.notices.append(
             left_out(
-                f"{where}: {len(leaks)} of {len(train)} training questions are also in {there} "
-                f"({some([q.id for q in train if q.id in leaks])})",
-                [(q.id, f"its text is also in {there}") for q in train if q.id in leaks],
+                f"{where}: {len(leaks)} of {len(found)} questions are also in {there} "
+                f"({some([q.id for q in found if q.id in leaks])})",
+                [(q.id, f"its text is also in {there}") for q in found if q.id in leaks],
                 strict=self.config.strict,
             )
         )
@@ -134,26 +134,31 @@ def sets(config: DataConfig, seed: int, mode: str) -> Sets:
     files = reader.sets("questions") if config.questions is not None else {}
     name = reader.name("questions" if files else "dev_questions")
     held_out: tuple[Question, ...] = ()
-    held_back: tuple[Question, ...] = ()
+    held_back = reader.read("dev_questions") if config.dev_questions is not None else ()
     if config.eval_questions is not None:
         held_out = reader.read("eval_questions")
         files = reader.without(files, "eval_questions", held_out)
+    if held_back:
+        files = reader.without(files, "dev_questions", held_back)
     train = reader.shared(files) if files else ()
     if train and config.eval_questions is None:
         train, held_out = reader.split(train, "eval")
     if train and config.dev_share:
         train, held_back = reader.split(train, "dev")
-    elif train and config.dev_questions is not None and mode == "train":
-        (train,) = reader.without({name: train}, "dev_questions", reader.read("dev_questions")).values()
     return Sets(name=name, train=train, eval=held_out, held_back=held_back, notices=tuple(reader.notices))
 
 
 def _evaluated(reader: _Reader) -> Sets:
     """All of the file that is given, less the calibration's questions, on which an early exit would look too good."""
     config = reader.config
-    key = "questions" if config.eval_questions is None else "eval_questions"
-    questions = reader.shared(reader.sets(key)) if key == "questions" else reader.read(key)
-    if key == "questions" and config.dev_share:
+    if config.eval_questions is not None:
+        questions = reader.read("eval_questions")
+        return Sets(name=reader.name("eval_questions"), eval=questions, notices=tuple(reader.notices))
+    files = reader.sets("questions")
+    if config.dev_questions is not None:
+        files = reader.without(files, "dev_questions", reader.read("dev_questions"))
+    questions = reader.shared(files)
+    if config.dev_share:
         train = reader.split(questions, "eval")[0]  # as the run that trained did it
         held_back = {q.id for q in reader.split(train, "dev")[1]}
         questions = tuple(q for q in questions if q.id not in held_back)
@@ -164,4 +169,4 @@ def _evaluated(reader: _Reader) -> Sets:
                 items=tuple((name, "held back for calibration") for name in held_back),
             )
         )
-    return Sets(name=reader.name(key), eval=questions, notices=tuple(reader.notices))
+    return Sets(name=reader.name("questions"), eval=questions, notices=tuple(reader.notices))

@@ -110,7 +110,7 @@ def test_ones_own_files_are_trained_on_as_they_come(trained):
     run = trained
     assert run.code == 0, run.output
     assert run.rows("eval")[-1]["n"] == 4
-    assert "4 of 25 training questions are also in data.eval_questions=" in run.output
+    assert "4 of 25 questions are also in data.eval_questions=" in run.output
     assert "1 of 21 training questions have a prompt of more than agent.max_prompt_tokens=100 tokens" in run.output
     assert "1 of 4 held-out questions name supporting documents that the corpus lacks, such as 'Nowhere'" in run.output
     listed = [json.loads(line) for line in (run.folder / "data_notices.jsonl").read_text().splitlines()]

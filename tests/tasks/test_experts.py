@@ -375,10 +375,11 @@ def test_a_tasks_experts_are_those_of_the_file(task):
         task.experts(SEARCH, 2, 4, 0)
 
 
-def test_an_experts_question_must_not_be_held_out(task):
-    held_out = replace(task.eval[0], text="Who wrote 1?")
-    with pytest.raises(UserError, match="the question of 'e1' is held out for evaluation"):
-        replace(task, eval=(held_out,)).experts(SEARCH, 2, 3, 0)
+@pytest.mark.parametrize(("side", "what"), [("eval", "held out for evaluation"), ("held_back", "kept for calibration")])
+def test_an_experts_question_must_not_be_held_out(task, side, what):
+    kept = replace(task.eval[0], text="Who wrote 1?")
+    with pytest.raises(UserError, match=f"the question of 'e1' is {what}; leave that trajectory out"):
+        replace(task, **{side: (kept,)}).experts(SEARCH, 2, 3, 0)
 
 
 def test_a_task_without_experts(task):

@@ -14,6 +14,7 @@ from tasks.config import DataConfig
 from tasks.files import split, split_texts
 from tasks.load import load
 from tasks.notices import FILE, Notice, left_out, some, write_notices
+from tasks.paths import read_by
 from tasks.several import read_sets
 
 TEXTS = [f"who wrote book {i}?" for i in range(20)]
@@ -93,12 +94,10 @@ def test_training_questions_that_are_held_out_are_left_out(config, tmp_path):
     assert texts(task.train) == [t for i, t in enumerate(TEXTS) if i not in (3, 7)]
     assert len(task.eval) == 3
     (notice,) = task.notices
-    assert "2 of 20 training questions are also in data.eval_questions=" in notice.text
+    assert "2 of 20 questions are also in data.eval_questions=" in notice.text
     assert [name for name, _ in notice.items] == ["questions-4", "questions-8"]
     data.strict = True
-    with pytest.raises(
-        UserError, match=r"2 of 20 training questions are also in .* \(questions-4, questions-8\); data\."
-    ):
+    with pytest.raises(UserError, match=r"2 of 20 questions are also in .* \(questions-4, questions-8\); data\."):
         load(data, 0, tmp_path)
 
 
@@ -124,11 +123,11 @@ def test_copies_of_a_question_with_other_answers_are_said(tmp_path):
 def test_training_questions_that_are_for_calibration_are_left_out(config, tmp_path):
     task = load(config(questions=TEXTS, eval_questions=["what else?"], dev_questions=TEXTS[:2]), 0, tmp_path)
     assert texts(task.train) == TEXTS[2:]
-    assert "2 of 20 training questions are also in data.dev_questions=" in task.notices[0].text
+    assert "2 of 20 questions are also in data.dev_questions=" in task.notices[0].text
 
 
 def test_a_file_that_is_held_out_whole_leaves_nothing_to_train_on(config, tmp_path):
-    with pytest.raises(UserError, match=r"every question is also in data\.eval_questions=.*none is left to train on"):
+    with pytest.raises(UserError, match=r"every question is also in data\.eval_questions=.*none is left$"):
         load(config(questions=TEXTS, eval_questions=TEXTS), 0, tmp_path)
 
 
@@ -183,10 +182,19 @@ def test_a_calibration_needs_its_own_questions_alone(config, tmp_path):
     assert texts(load(config(dev_questions=TEXTS), 0, tmp_path, mode="calibrate").development()) == TEXTS
 
 
-def test_a_development_question_is_no_training_question(config, tmp_path):
-    task = load(config(questions=TEXTS, eval_questions=["x?"], dev_questions=TEXTS[:1]), 0, tmp_path, mode="calibrate")
-    with pytest.raises(UserError, match="question 'dev_questions-1' is a training question, too; leave it out"):
-        task.development()
+def test_calibration_and_evaluation_leave_out_and_take_what_training_did(config, tmp_path):
+    data = config(questions=TEXTS, dev_questions=[TEXTS[0].upper(), "what else?"])
+    run, calibration, evaluation = (load(data, 3, tmp_path, mode=mode) for mode in ("train", "calibrate", "eval"))
+    assert {*texts(run.train), *texts(run.eval)} == {*TEXTS[1:]}
+    assert (calibration.train, calibration.eval) == (run.train, run.eval)
+    assert texts(calibration.development()) == [TEXTS[0].upper(), "what else?"]
+    assert texts(evaluation.eval) == TEXTS[1:]
+    for task in (run, calibration, evaluation):
+        (notice,) = task.notices
+        assert "1 of 20 questions are also in data.dev_questions=" in notice.text
+    assert read_by("eval", data.eval_questions) == ("questions", "dev_questions")
+    with pytest.raises(UserError, match=r"every question is also in data\.dev_questions=.*none is left$"):
+        load(config(questions=TEXTS[:2], dev_questions=TEXTS), 0, tmp_path, mode="eval")
 
 
 def test_compressed_files_have_their_names_without_the_suffixes(config, tmp_path):

@@ -108,14 +108,18 @@ def test_shares_hold_of_what_is_used(config, tmp_path: Path) -> None:
     assert len(longer & first) > 90, "more questions move few"
 
 
-def test_shares_are_of_what_is_left_to_train_on(config, tmp_path: Path) -> None:
-    """Questions that are held out in a file of their own are no part of the mixture."""
+@pytest.mark.parametrize("key", ["eval_questions", "dev_questions"])
+def test_shares_are_of_what_is_left(config, tmp_path: Path, key: str) -> None:
+    """Questions that are kept in a file of their own are no part of the mixture."""
     held_out = tmp_path / "held_out.jsonl"
     rows = [{"id": f"h{i}", "question": f"nq {i}?", "answer": "a"} for i in range(60)]
     held_out.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = config({"hotpotqa": 70, "nq": 90}, shares=[0.7, 0.3], eval_questions=str(held_out))
-    assert Counter(q.id.split("/")[0] for q in load(data, 0, tmp_path).train) == {"hotpotqa": 70, "nq": 30}
-    data = config({"hotpotqa": 70, "nq": 60}, shares=[0.7, 0.3], eval_questions=str(held_out))
+    data = config({"hotpotqa": 70, "nq": 90}, shares=[0.7, 0.3], **{key: str(held_out)})
+    mixture = [name for name in drawn(data, 0, tmp_path) if "/" in name]
+    assert Counter(name.split("/")[0] for name in mixture) == {"hotpotqa": 70, "nq": 30}
+    if key == "dev_questions":
+        assert {q.id for q in load(data, 0, tmp_path, mode="eval").eval} == {*mixture}
+    data = config({"hotpotqa": 70, "nq": 60}, shares=[0.7, 0.3], **{key: str(held_out)})
     with pytest.raises(
         UserError, match=r"^data\.questions=.*: every question of nq is also in .*; leave that file out$"
     ):

@@ -130,7 +130,8 @@ def test_a_file_of_development_questions(files, tmp_path):
     task = load(DataConfig(source="jsonl", dev_questions=dev, **files), 0, tmp_path)
     assert [q.id for q in task.development()] == ["dev-1"]
     assert len(task.train) == 16
-    write(tmp_path / "dev.jsonl", [{"question": f"{task.eval[0].text.upper()}", "answer": "that"}])
+    held_out = write(tmp_path / "held.jsonl", [{"question": "AND this?", "answer": "that"}])
+    task = load(DataConfig(source="jsonl", dev_questions=dev, eval_questions=held_out, **files), 0, tmp_path)
     with pytest.raises(UserError, match=r"^data\.dev_questions=.*dev\.jsonl: question 'dev-1' is held out"):
         task.development()
 
