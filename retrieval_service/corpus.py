@@ -1,5 +1,5 @@
-"""A corpus on disk: one JSON object per line, ``{"id": "d1", "contents": "\\"Title\\"\\ntext"}``, plain or compressed,
-or a Parquet file of such rows.
+"""A corpus on disk: one JSON object per line, ``{"id": "d1", "contents": "\\"Title\\"\\ntext"}``, or one list of them,
+plain or compressed, or a Parquet file of such rows.
 
 | field | taken from |
 | --- | --- |
@@ -8,7 +8,8 @@ or a Parquet file of such rows.
 | title | ``title``; without it, or beside ``contents`` that begin with it, the first line of the contents |
 
 A ``title`` that isn't the contents' first line becomes it: ``{"id", "title", "text"}`` is read like the line above. A
-``text`` beside ``contents`` must be a part of them. Further keys of a line are allowed and ignored.
+``text`` beside ``contents`` must be a part of them; beside a title alone it may be blank or null, since a page that is
+only a title is a passage, too. Further keys of a line are allowed and ignored.
 
 Everything is checked here, with the line number, before any of it reaches Lucene, which would skip a bad record and
 say nothing.
@@ -27,8 +28,18 @@ from agent.answers import normalise_title
 from agent.errors import UserError, shortened
 from agent.readable import each_once, plain
 from agent.records import Passage, document_name
+from retrieval_service.listed import listed
 from retrieval_service.stamps import Stamp, stamp_of
-from retrieval_service.textfile import PARQUET, first_ink, parquet_rows, starts_with, text_lines, text_of, twice
+from retrieval_service.textfile import (
+    PARQUET,
+    first_ink,
+    open_text,
+    parquet_rows,
+    starts_with,
+    text_lines,
+    text_of,
+    twice,
+)
 from retrieval_service.whole import written
 
 EXAMPLE = r'{"id": "d1", "contents": "\"Title\"\ntext"}'
@@ -113,16 +124,20 @@ def parse_record(line: str) -> Passage:
 
 def _parse(line: str) -> Record:
     try:
-        record = _JSON.decode(line)
+        value = _JSON.decode(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg} at column {error.colno})") from None
     except RecursionError:
         raise ValueError("not valid JSON (nested too deeply)") from None
     except ValueError as error:
         raise plain(error) from None
-    if not isinstance(record, dict):
-        raise ValueError(f"a JSON {type(record).__name__}, not an object")
-    return _record(record)
+    return _of(value)
+
+
+def _of(value: Any) -> Record:
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON {type(value).__name__}, not an object")
+    return _record(value)
 
 
 def _record(record: Mapping[str, Any]) -> Record:
@@ -141,12 +156,11 @@ def _record(record: Mapping[str, Any]) -> Record:
 
 def _contents(record: Mapping[str, Any]) -> str:
     """The contents with the title as their first line, if the record names one."""
-    title = " ".join(_text(record, "title").split()) if record.get("title") not in (None, "") else ""
+    title = "" if _is_blank(record.get("title")) else " ".join(_text(record, "title").split())
     if "contents" not in record:
-        # A page that is only a title is a passage, too.
-        return join_contents(title, "" if title and record["text"] == "" else _text(record, "text"))
+        return join_contents(title, "" if title and _is_blank(record["text"]) else _text(record, "text"))
     contents = _text(record, "contents")
-    if record.get("text") not in (None, "") and not _within(_text(record, "text"), contents):
+    if not _is_blank(record.get("text")) and not _within(_text(record, "text"), contents):
         raise ValueError('"text" is not a part of "contents"; leave out the one that is not to be searched')
     return titled(title, contents)
 
@@ -162,13 +176,17 @@ def _within(text: str, contents: str) -> bool:
     return text in contents or " ".join(text.split()) in " ".join(contents.split())
 
 
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not _INK.search(value))
+
+
 def _text(record: Mapping[str, Any], key: str) -> str:
     if key not in record:
         raise ValueError(f'no "{key}"')
     value = record[key]
     if not isinstance(value, str):
         raise ValueError(f'"{key}" is of type {type(value).__name__}, not a string')
-    if not _INK.search(value):
+    if _is_blank(value):
         raise ValueError(f'"{key}" is empty')
     try:
         value.encode()
@@ -186,8 +204,8 @@ _JSON = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=each_onc
 
 
 def records(path: Path) -> Iterator[tuple[int, Record]]:
-    """``(line, record)`` in order, each checked as it is read; of a Parquet file, ``(row, record)``. Memory: one line,
-    or one batch of rows.
+    """``(line, record)`` in order, each checked as it is read; of a list or a Parquet file ``(row, record)``. Memory:
+    one line, one object of the list, or one batch of rows.
 
     Raises ``UserError`` naming the file, the line and the reason: bad JSON or UTF-8, an empty line, a missing, empty or
     non-string id or contents, or no passage at all; or a file that is damaged or no text. That an id is there twice is
@@ -195,7 +213,7 @@ def records(path: Path) -> Iterator[tuple[int, Record]]:
     """
     number = 0
     try:
-        for number, record in _rows(path) if unit_of(path) == "row" else _lines(path):
+        for number, record in _numbered(path):
             yield number, record
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -204,13 +222,40 @@ def records(path: Path) -> Iterator[tuple[int, Record]]:
 
 
 def unit_of(path: Path) -> str:
-    """What ``records`` counts: a ``row`` of a Parquet file, else a ``line``. Raises ``OSError``."""
-    return "row" if starts_with(path, PARQUET) else "line"
+    """What ``records`` counts: a ``row`` of a list or a Parquet file, else a ``line``. Raises as ``records``."""
+    return "row" if starts_with(path, PARQUET) or _is_list(path) else "line"
+
+
+def _is_list(path: Path) -> bool:
+    return first_ink(path, str(path)) == b"["
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, Record]]:
+    if starts_with(path, PARQUET):
+        return _rows(path)
+    return _listed(path) if _is_list(path) else _lines(path)
+
+
+def _listed(path: Path) -> Iterator[tuple[int, Record]]:
+    """The objects of one list, read one by one, as David-GRPO's ``build_hotpotqa_corpus.py`` writes them."""
+    number = 0
+    try:
+        with open_text(path, str(path)) as file:
+            for number, value in enumerate(listed(file), start=1):
+                try:
+                    record = _of(value)
+                except ValueError as error:
+                    raise UserError(f"{path}, row {number}: {error}; a row must be like {EXAMPLE}") from None
+                yield number, record
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(
+            f"{path}, after row {number}: not JSON in UTF-8 ({error}); write one list of objects, or one object a line"
+        ) from error
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Record]]:
-    if first_ink(path, str(path)) == b"[":  # before a line is read, which may be all of a large file
-        raise UserError(f"{path}: is one JSON list; write its objects one per line, like {EXAMPLE}")
     for number, raw in text_lines(path, str(path)):
         try:
             line = raw.decode("utf-8-sig")  # files that were joined have marks in the middle
@@ -251,7 +296,8 @@ def _rows(path: Path) -> Iterator[tuple[int, Record]]:
 
 def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
     whole = {key: str(row[key]) for key in ("id", "_id") if type(row.get(key)) is int}  # true is an int, too
-    return {key: value for key, value in {**row, **whole}.items() if value is not None}
+    given = {key: value for key, value in {**row, **whole}.items() if value is not None}
+    return {"text": "", **given} if "text" in row else given
 
 
 def read_corpus(path: Path) -> Iterator[Passage]:
@@ -260,7 +306,7 @@ def read_corpus(path: Path) -> Iterator[Passage]:
 
 
 def passages_in(path: Path, stamp: Stamp) -> int:
-    """How many passages a corpus has, if its lines are right; 0 where only unpacking it would tell."""
+    """How many passages a corpus has, if its lines are right; 0 where only reading it would tell: packed, or a list."""
     if starts_with(path, PARQUET):
         import pyarrow
         from pyarrow import parquet
@@ -269,7 +315,10 @@ def passages_in(path: Path, stamp: Stamp) -> int:
             return int(parquet.read_metadata(path).num_rows)
         except (pyarrow.ArrowException, OSError):  # whoever reads its rows says what is wrong with it
             return 0
-    if text_of(path) > 1:
+    try:
+        if text_of(path) > 1 or _is_list(path):
+            return 0
+    except UserError:  # whoever reads its lines says what is wrong with it
         return 0
     with open(path, "rb") as file:
         file.seek(max(0, stamp.size - 1))
@@ -312,7 +361,7 @@ class Unreadable(UserError):
 
 
 def _unreadable(path: Path, error: OSError) -> Unreadable:
-    return Unreadable(f"{path}: cannot read the corpus ({error.strerror}); name a JSONL or Parquet file")
+    return Unreadable(f"{path}: cannot read the corpus ({error.strerror}); name a file of JSON or Parquet")
 
 
 def _bad_line(path: Path, number: int, reason: str) -> UserError:

@@ -53,7 +53,7 @@ class DataConfig:
     dev_questions: str | None = field(default=None, metadata=PATH)
     """File of development questions, for ``mode=calibrate`` (``source: jsonl``)."""
     corpus: str | None = field(default=None, metadata=PATH)
-    """JSONL or Parquet file of passages, ``id`` and ``contents``, or ``title`` and ``text`` (``source: jsonl``); a
+    """File of passages in JSON or Parquet, ``id`` and ``contents``, or ``title`` and ``text`` (``source: jsonl``); a
     folder of documents (``retrieval_service/documents``); or ``wiki-18``, which is fetched (``tasks/named.py``). Not
     needed with an index that is named, or a server."""
     passage_words: int = bounded(120, "at least 10")

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 from agent.errors import UserError
 from agent.readable import json_of
+from retrieval_service.listed import listed
 from retrieval_service.textfile import lines_of, open_text, parquet_rows, twice
-from tasks.listed import listed
 from tasks.notices import Notice
 from tasks.tables import delimiter_of, table_rows
 

@@ -14,15 +14,17 @@ from pyarrow import parquet
 from agent.errors import UserError
 from agent.records import Passage
 from retrieval_service import corpus as corpus_module
-from retrieval_service import stamps, textfile
+from retrieval_service import listed, stamps, textfile
 from retrieval_service.corpus import (
     MAX_CONTENTS,
     MAX_ID_BYTES,
     corpus_stamp,
     join_contents,
+    passages_in,
     read_corpus,
     records,
     split_contents,
+    unit_of,
     write_corpus,
 )
 from retrieval_service.names import Register, parts
@@ -101,7 +103,7 @@ def test_last_line_needs_no_newline(tmp_path: Path) -> None:
         (record(id="b", title="x"), 'no "contents" (it has "id", "title")'),
         (record(id="b", content="x"), 'no "contents" (it has "content", "id")'),
         (record(), 'no "id" (it has nothing)'),
-        (record(id="b", title="x", text=None), '"text" is of type NoneType, not a string'),
+        (record(id="b", text=None), '"text" is of type NoneType, not a string'),
         (record(id="b", title="x", text=["y"]), '"text" is of type list, not a string'),
         (record(id="b", title="", text=""), '"text" is empty'),
         (record(id="b", title=["x"], contents="y"), '"title" is of type list, not a string'),
@@ -135,6 +137,9 @@ def test_a_bad_line_is_named(tmp_path: Path, bad: bytes, reason: str) -> None:
         ({"title": " Emma\n(novel) ", "text": "A novel.\nBy Austen."}, "Emma (novel)", "A novel.\nBy Austen."),
         ({"title": '"Heroes" (album)', "text": "By Bowie."}, '"Heroes" (album)', "By Bowie."),
         ({"title": "Emma", "text": ""}, "Emma", ""),
+        ({"title": "Emma", "text": " \n\x01"}, "Emma", ""),
+        ({"title": "Emma", "text": None}, "Emma", ""),
+        ({"title": " ", "text": "No title."}, "", "No title."),
         ({"text": "No title."}, "", "No title."),
         ({"title": None, "text": "No title,\ntwo lines."}, "", "No title,\ntwo lines."),
         ({"title": "Emma", "contents": "A novel."}, "Emma", "A novel."),
@@ -190,6 +195,14 @@ def test_a_parquet_file_is_read_like_lines(tmp_path: Path, monkeypatch: pytest.M
         Passage(id="9", title="C", text="three"),
     ]
     assert [number for number, _ in records(path)] == [1, 2, 3]
+
+
+def test_a_null_text_of_a_parquet_file_is_none(tmp_path: Path) -> None:
+    path = parquet_of(tmp_path, id=["a", "b"], title=["Emma", None], text=pyarrow.array([None, None], pyarrow.string()))
+    passages = read_corpus(path)
+    assert next(passages) == Passage(id="a", title="Emma", text="")
+    with pytest.raises(UserError, match=r'row 2: "text" is empty; its columns are id, title, text$'):
+        next(passages)
 
 
 @pytest.mark.parametrize(
@@ -282,11 +295,31 @@ def test_a_parquet_file_that_is_cut_short_is_one_line(tmp_path: Path, kept: int)
 
 
 @pytest.mark.parametrize("start", [b"[\n", b"\n \n\t[\n", b"\xef\xbb\xbf[", b" " * 2000 + b"["])
-def test_a_json_list_is_named_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes) -> None:
-    monkeypatch.setattr(textfile, "text_lines", lambda path, name: pytest.fail("a line was read"))
-    monkeypatch.setattr(corpus_module, "text_lines", textfile.text_lines)
-    with pytest.raises(UserError, match=r"corpus\.jsonl: is one JSON list; write its objects one per line"):
-        count_passages(corpus_of(tmp_path, start + GOOD + b"]"))
+def test_one_list_is_read_object_by_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes) -> None:
+    """As David-GRPO's corpus is."""
+    monkeypatch.setattr(listed, "READ", 16)
+    path = corpus_of(tmp_path, start + GOOD + b",", b" " + record(id="b", contents="x"), b"]")
+    told = [(1, Passage(id="a", title="Emma", text="A novel.")), (2, Passage(id="b", title="", text="x"))]
+    assert [(number, found.passage) for number, found in records(path)] == told
+    assert (unit_of(path), passages_in(path, corpus_stamp(path, tmp_path / "cache"))) == ("row", 0)
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert count_passages(path) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'[%s, {"id": "b"}]', r', row 2: no "contents" \(it has "id"\); a row must be like \{'),
+        (b"[%s, [7]]", ", row 2: a JSON list, not an object; a row must be like "),
+        (b"[%s, {]", r", after row 1: not JSON in UTF-8 \(.* at character \d+\); write one list of objects, or one"),
+        (b"[%s, %%s]" % GOOD, ", row 2: id 'a' is taken by row 1; every id must be unique"),
+        (b"[]%.0s", ": the corpus is empty; it needs"),
+    ],
+)
+def test_a_bad_object_of_a_list_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    with pytest.raises(UserError, match=rf"corpus\.jsonl{said}") as caught:
+        count_passages(corpus_of(tmp_path, content % GOOD))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_line_that_may_be_all_of_a_large_file_is_not_read_whole(

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tasks import listed as module
-from tasks.listed import listed
+from retrieval_service import listed as module
+from retrieval_service.listed import listed
 
 VALUES = [{"a": [1, 2.5e10, -3, 'é\U0001f600 \\ " ', None, True, {"b": {}}]}, [], 1234567, -0.5e-3, "t", False, {}]
 
