@@ -1,6 +1,7 @@
 """The rows of a user's file, whatever holds them: JSONL, one JSON list of objects, CSV, TSV or Parquet.
 
-Its first bytes say which. Text may be compressed and have a byte order mark (``retrieval_service/textfile.py``).
+Its first bytes say which. Text may be compressed and have a byte order mark (``retrieval_service/textfile.py``). Where
+a row has ``Question`` and no ``question``, its names are compared in lower case, as a table's are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from agent.readable import json_of
 from retrieval_service.listed import listed
 from retrieval_service.textfile import lines_of, open_text, parquet_rows, twice
 from tasks.notices import Notice
-from tasks.tables import delimiter_of, table_rows
+from tasks.tables import QUESTION, delimiter_of, table_rows
 
 Row = Mapping[str, Any]
 _INSTEAD = "write its list of rows, or one object per line (for TriviaQA: data=triviaqa)"
@@ -97,7 +98,15 @@ def _list_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, int, Row]]:
 def _object(value: Any, where: str, what: str) -> Row:
     if not isinstance(value, dict):
         raise UserError(f"{where}: {named(value)}; each {what} must be one JSON object")
-    return value
+    return _plain(value)
+
+
+def _plain(row: Row) -> Row:
+    """``row``, with its names in lower case where its question is only then found and no two become one."""
+    if QUESTION in row:
+        return row
+    small = {name.lower(): value for name, value in row.items()}
+    return small if QUESTION in small and len(small) == len(row) else row
 
 
 def _parquet_rows(path: Path, name: str, wanted: Callable[[str], bool]) -> Iterator[tuple[int, Row]]:
@@ -106,10 +115,11 @@ def _parquet_rows(path: Path, name: str, wanted: Callable[[str], bool]) -> Itera
 
     try:
         file = parquet.ParquetFile(path)
-        columns = [column for column in file.schema_arrow.names if wanted(column)]
+        columns = [column for column in file.schema_arrow.names if wanted(column) or wanted(column.lower())]
         if (column := twice(columns)) is not None:
             raise UserError(f"{name}: the column '{column}' is there twice; take one out")
-        yield from parquet_rows(file.iter_batches(batch_size=1024, columns=columns), name)
+        for number, row in parquet_rows(file.iter_batches(batch_size=1024, columns=columns), name):
+            yield number, _plain(row)
     except (OSError, pyarrow.ArrowException) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{name}: cannot be read as Parquet ({first})") from error

@@ -1,7 +1,7 @@
 """Search-R1's: ``{queries, topk, return_scores}``.
 
 ``search_r1/search/retrieval_server.py`` and ``retrieval_request.py`` of PeterGriffinJin/Search-R1. verl's search tool,
-SkyRL's, slime's and rllm's send the same. Its own server breaks where no scores are asked for; here that is answered
+SkyRL's and slime's send the same. Its own server breaks where no scores are asked for; here that is answered
 as it was meant.
 """
 

@@ -335,6 +335,16 @@ def test_bamboogle_and_bamtwoogle(read):
     assert (question.text, question.golden_answers, notices) == ("Où?", ("Liège",), [])
 
 
+def test_bamboogles_names_are_read_in_any_file(read, tmp_path):
+    rows = [{"Question": "Who?", "Answer": "a", "Url": "x"}]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    for content in ((tmp_path / "x.parquet").read_bytes(), json.dumps(rows).encode(), json.dumps(rows[0]).encode()):
+        ((question,), notices) = read(content)
+        assert (question.text, question.golden_answers, notices) == ("Who?", ("a",), [])
+    with pytest.raises(UserError, match=r"line 1: has no 'question' \(it has QUESTION, Question, answer\)"):
+        read([{"Question": "Who?", "QUESTION": "What?", "answer": "a"}])
+
+
 @pytest.mark.parametrize("cell", ['"[""politician"", ""political leader""]"', '["politician", "political leader"]'])
 def test_popqa(read, cell):
     """TSV whose answers are a list in JSON, in a cell with quotes or without."""
