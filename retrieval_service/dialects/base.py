@@ -108,6 +108,7 @@ def passage_of(document: Any, score: Any = 0.0) -> Passage:
     if not isinstance(document, dict):
         raise ValueError(f"a document is {_kind(document)}, not an object")
     contents, title, text = (document.get(key) for key in ("contents", "title", "text"))
+    text = "" if text is None and "text" in document else text  # as in a corpus, beside a title
     if isinstance(contents, str) and contents.strip():
         given = " ".join(title.split()) if isinstance(title, str) else ""
         title, text = split_contents(titled(given, contents))

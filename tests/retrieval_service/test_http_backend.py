@@ -572,6 +572,7 @@ def test_documents_of_any_server_are_passages() -> None:
     assert passage_of({"id": 7, "contents": '"T"\nx'}, 1) == Passage(id="7", title="T", text="x", score=1.0)
     assert passage_of({"id": "a", "title": "T", "text": "x"}) == Passage(id="a", title="T", text="x")
     assert passage_of({"id": "a", "text": "x"}).title == ""
+    assert passage_of({"id": "a", "title": "T", "text": None}) == Passage(id="a", title="T", text="")
     beside = {"id": "a", "title": "A \n Title", "contents": "One line.\nAnother."}
     assert passage_of(beside) == Passage(id="a", title="A Title", text="One line.\nAnother.")
     assert passage_of({"id": "a", "title": "T", "contents": "x"}) == Passage(id="a", title="T", text="x")
