@@ -110,7 +110,7 @@ def encoder_of(
     Raises ``UserError`` if it is another, or is ``asked`` to be used in another manner.
     """
     names = Manner.__dataclass_fields__
-    made = Manner(**{name: value for name, value in made_with.items() if name in names})
+    made = Manner(**{name: made_with[name] for name in names})
     given = given or made.encoder
     folder = encoder_folder(given, KEY)
     kept = {name: value for name, value in asdict(made).items() if name not in ("encoder", "weights")}

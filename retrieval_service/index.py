@@ -24,7 +24,7 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -193,11 +193,27 @@ def read_manifest(index: Path) -> Manifest | None:
             raise UserError(
                 f"{index}: its format is {told['format']}, this version reads {FORMAT}; delete it and build it again"
             )
-        return Manifest(**told)
+        manifest = Manifest(**told)
+        if not isinstance(manifest.made_with, dict):
+            raise TypeError("made_with is no object")
+        return replace(manifest, made_with=_MadeWith(manifest.made_with, index))
     except UserError:
         raise
     except (ValueError, TypeError) as error:
         raise UserError(f"{file}: damaged ({error}); delete {index} and build it again") from error
+
+
+class _MadeWith(dict[str, Any]):
+    """What a manifest says that an index was made with; what it lacks raises ``UserError`` where it is asked for."""
+
+    def __init__(self, values: Any = (), index: Path | None = None) -> None:
+        super().__init__(values)
+        self._index = index
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(
+            f"{self._index}: its {MANIFEST} is damaged (made_with has no {name}); delete the folder and build it again"
+        )
 
 
 def write_manifest(index: Path, manifest: Manifest) -> None:

@@ -6,6 +6,7 @@ import errno
 import gzip
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +24,10 @@ from agent.records import Passage
 from retrieval_service import download, rankers, stamps, textfile
 from retrieval_service import index as index_module
 from retrieval_service import names as names_module
+from retrieval_service.backends.bm25 import _analyser
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record, corpus_stamp, write_corpus
+from retrieval_service.encoder import encoder_of
 from retrieval_service.index import (
     FORMAT,
     MANIFEST,
@@ -449,6 +452,22 @@ def test_what_is_no_complete_index_is_named(tmp_path: Path, corpus: Path, recipe
         check_index(index, "scripted")
     (index / MANIFEST).write_text('{"documents": 2}')
     with pytest.raises(UserError, match="damaged"):
+        check_index(index, "scripted")
+
+
+def test_what_a_manifest_has_lost_is_said_where_it_is_asked_for(tmp_path: Path, corpus: Path, recipe: Scripted) -> None:
+    index = ensure_index(corpus, recipe, tmp_path / "c")
+    manifest = json.loads((index / MANIFEST).read_text())
+    (index / MANIFEST).write_text(json.dumps(manifest | {"made_with": {}}))
+    told = check_index(index, "scripted")
+    assert told is not None
+    said = rf"^{re.escape(str(index))}: its manifest\.json is damaged \(made_with has no analyser\); delete the folder"
+    with pytest.raises(UserError, match=said):
+        _analyser(index, told, RetrievalConfig())
+    with pytest.raises(UserError, match="made_with has no encoder"):
+        encoder_of(index, told.made_with, None, {})
+    (index / MANIFEST).write_text(json.dumps(manifest | {"made_with": None}))
+    with pytest.raises(UserError, match=r"manifest\.json: damaged \(made_with is no object\)"):
         check_index(index, "scripted")
 
 
