@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from html.parser import HTMLParser
 
 HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
@@ -58,6 +59,8 @@ class _Blocks(Page):
         self._text: list[str] = []
         self._open: list[str] = []
         """Of the elements ``_NESTED`` those that are open, from the outermost to the innermost."""
+        self._count: Counter[str] = Counter()
+        """The same by their tags: in a table without end tags thousands are open, too many to look through."""
         self._unread = 0
         """How many of them aren't read."""
         self._cell = False
@@ -76,14 +79,15 @@ class _Blocks(Page):
             self._cell = self._cell or tag in _CELLS
         if tag in _NESTED and not shown:
             self._open.append(tag)
+            self._count[tag] += 1
             self._unread += tag in _UNREAD
 
     def handle_endtag(self, tag: str) -> None:
         if tag == "br":
             self.handle_starttag(tag, ())  # as a browser reads it
             return
-        if tag in self._open:
-            self._end(len(self._open) - 1 - self._open[::-1].index(tag))
+        if self._count[tag]:
+            self._end(next(at for at in reversed(range(len(self._open))) if self._open[at] == tag))
         if tag in _BLOCKS and not self._unread:
             self._part("")
 
@@ -92,14 +96,14 @@ class _Blocks(Page):
             self._text.append(data)
 
     def _end_forgotten(self, tags: tuple[str, ...]) -> None:
-        for at in reversed(range(len(self._open))):
-            if self._open[at] in tags:
-                del self._open[at]
-                self._unread -= 1
+        if forgotten := sum(self._count.pop(tag, 0) for tag in tags):
+            self._open = [tag for tag in self._open if tag not in tags]
+            self._unread -= forgotten
 
     def _end(self, at: int) -> None:
         """Ends the element that is open at this place, and those within it."""
         for tag in self._open[at:]:
+            self._count[tag] -= 1
             self._unread -= tag in _UNREAD
             self._cell = self._cell and tag not in _CELLS
         del self._open[at:]

@@ -20,7 +20,7 @@ from tracking.trajectories import EVALUATIONS
 SUMMARY = {"kind": "summary", "step": 4, "stopped_early": False, "interrupted": False}
 
 
-def episode(step: int, question: str, em: float | None, sample: int = 0, **more: Any) -> dict[str, Any]:
+def episode(step: int, question: str, em: Any, sample: int = 0, **more: Any) -> dict[str, Any]:
     """A row of ``eval_trajectories.jsonl``."""
     row = {"step": step, "sample": sample, "question_id": question, "fault": "", "em": em, "f1": em, "searches": 2}
     return {**row, "evidence": 0.5, "answerable": None, **more}
@@ -57,7 +57,7 @@ def test_a_question_has_the_mean_of_its_episodes_and_of_one_that_was_played_agai
 
 def test_a_fault_is_no_value_and_a_line_that_is_none_is_left_out(tmp_path: Path) -> None:
     broken = [episode(4, "b", None, fault="search_failed: no answer"), {"step": 4}, episode(4, "c", None)]
-    strange = [{"step": [4], "question_id": "a"}, {"step": 4, "question_id": 7, "em": 1.0}, episode(4, "d", "much")]  # type: ignore[arg-type]
+    strange = [{"step": [4], "question_id": "a"}, {"step": 4, "question_id": 7, "em": 1.0}, episode(4, "d", "much")]
     logged(tmp_path, [*BEFORE, episode(4, "a", 1.0), *broken, *strange])
     with (tmp_path / EVALUATIONS).open("a") as file:
         file.write('no object\n[1]\n{"step": 4, "question_id": "a", "em": 0.0')
@@ -142,7 +142,7 @@ def test_a_report_has_a_table_over_questions_where_the_episodes_are_known(tmp_pa
     report.write(tmp_path, ReportConfig(), Console(quiet=True))
     lines = (tmp_path / "table.md").read_text().splitlines()
     start = lines.index("## Over held-out questions, each with the mean of its seeds: mean and 95 % interval") + 2
-    assert lines[start] == "|  | EM | F1 | evidence recall | answerable | searches |"
+    assert lines[start] == "|  | EM | F1 | evidence | answerable | searches |"
     # Two of three questions were gained; evidence of one of them, by half.
     gain = "+0.667 [+0.000, +1.000] | +0.667 [+0.000, +1.000] | +0.167 [+0.000, +0.500] | – | +0.00 [+0.00, +0.00] |"
     assert [line.split(" | ")[0] for line in lines[start + 2 : start + 9]] == [

@@ -190,6 +190,11 @@ def _share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
+def seeds(count: int) -> str:
+    """So many, in words."""
+    return f"{count} {'seed' if count == 1 else 'seeds'}"
+
+
 # --- runs together ---------------------------------------------------------------------------------
 
 

@@ -32,6 +32,7 @@ from tracking.experiments.curves import (
     spent,
     stepped,
 )
+from tracking.experiments.measures import seeds
 from tracking.experiments.sweep import Status
 from tracking.palette import COLOURS
 
@@ -94,11 +95,11 @@ def draw(
             lambda: _pool(steps),
             "What is recycled: share of trained groups; flipped share of questions",
         )
-    seeds = {name: by_seed(report, rows, name) for name in runs}
-    if baseline is not None and any(both(of, seeds[baseline]) for name, of in seeds.items() if name != baseline):
+    of_seeds = {name: by_seed(report, rows, name) for name in runs}
+    if baseline is not None and any(both(of, of_seeds[baseline]) for name, of in of_seeds.items() if name != baseline):
         made["against.png"] = (lambda: against(report), f"Is it better: against {baseline}, paired by seed")
         made["difference.png"] = (
-            lambda: _difference(seeds, baseline),
+            lambda: _difference(of_seeds, baseline),
             f"When is it better: held-out exact match less that of {baseline}, paired by seed",
         )
     if any(spent(rows, "searches")[0] for of in runs.values() for rows in of):
@@ -133,7 +134,7 @@ def _learnt(runs: Runs, x: str, y: str, baseline: str | None, target: float | No
         _thin(axes, of, COLOURS[at % len(COLOURS)])
         if target is not None:
             axes.axhline(target, color="0.5", linewidth=0.8, linestyle=":")
-        axes.set_title(f"{name} ({_seeds(runs[name])})", fontsize=10)
+        axes.set_title(f"{name} ({seeds(len(runs[name]))})", fontsize=10)
         _dress(axes, x.replace("_", " "), "" if at % PANELS else MEASURES[y])
     top = _top([v for of in curves.values() for _, values in of for v in values] + ([] if target is None else [target]))
     for axes in grid:
@@ -182,22 +183,24 @@ def against(report: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _difference(seeds: Mapping[str, Mapping[int, Sequence[Row]]], baseline: str) -> Figure:
+def _difference(of_seeds: Mapping[str, Mapping[int, Sequence[Row]]], baseline: str) -> Figure:
     """A panel for each condition but the baseline: EM less the baseline's of the same seed, over the rollouts."""
     others = {
-        name: both(of, seeds[baseline]) for name, of in seeds.items() if name != baseline and both(of, seeds[baseline])
+        name: both(of, of_seeds[baseline])
+        for name, of in of_seeds.items()
+        if name != baseline and both(of, of_seeds[baseline])
     }
     figure, grid = _panels(len(others))
     widest = 0.05
     for at, ((name, shared), axes) in enumerate(zip(others.items(), grid, strict=True)):
-        curves = [c for seed in shared if (c := difference(seeds[name][seed], seeds[baseline][seed]))[0]]
-        colour = COLOURS[list(seeds).index(name) % len(COLOURS)]
+        curves = [c for seed in shared if (c := difference(of_seeds[name][seed], of_seeds[baseline][seed]))[0]]
+        colour = COLOURS[list(of_seeds).index(name) % len(COLOURS)]
         if curves:
             x, mean, half = mean_band(curves)
             axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0)
         _thin(axes, curves, colour)
         axes.axhline(0.0, color="0.3", linewidth=0.9)
-        axes.set_title(f"{name} ({_seeds(curves)})", fontsize=10)
+        axes.set_title(f"{name} ({seeds(len(curves))})", fontsize=10)
         _dress(axes, "rollouts", "" if at % PANELS else f"EM less that of {baseline}")
         widest = max([widest, *(abs(v) for _, y in curves for v in y)])
     for axes in grid:
@@ -210,7 +213,7 @@ def _groups(runs: Runs) -> Figure:
     for at, ((name, of), axes) in enumerate(zip(runs.items(), grid, strict=True)):
         centres, shares = group_mix(of)
         axes.stackplot(centres, shares, labels=list(MIX), colors=list(MIX.values()))
-        axes.set_title(f"{name} ({_seeds(of)})", fontsize=10)
+        axes.set_title(f"{name} ({seeds(len(of))})", fontsize=10)
         axes.margins(x=0)
         _dress(axes, "rollouts", "" if at % PANELS else "share of groups")
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -237,7 +240,7 @@ def _spent(runs: Runs, x: str, baseline: str | None) -> Figure:
         if baseline is not None and name != baseline:
             _paths(axes, curves[baseline], "0.6", baseline)
         _paths(axes, of, COLOURS[at % len(COLOURS)])
-        axes.set_title(f"{name} ({_seeds(of)})", fontsize=10)
+        axes.set_title(f"{name} ({seeds(len(of))})", fontsize=10)
         label = {"searches": "searches per question", "question_tokens": "generated tokens per question"}[x]
         _dress(axes, label, "" if at % PANELS else "held-out exact match")
     _legend(grid)
@@ -263,7 +266,7 @@ def _lines(axes: Axes, curves: Mapping[str, Sequence[Curve]]) -> None:
     """The seeds and the mean of each condition that has curves; a condition keeps its colour in every picture."""
     for at, (name, of) in enumerate(curves.items()):
         if of:
-            _thin(axes, of, COLOURS[at % len(COLOURS)], f"{name} ({_seeds(of)})")
+            _thin(axes, of, COLOURS[at % len(COLOURS)], f"{name} ({seeds(len(of))})")
 
 
 def _thin(axes: Axes, curves: Sequence[Curve], colour: str, label: str | None = None) -> None:
@@ -287,10 +290,6 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
         if at >= count:
             axes.set_axis_off()
     return figure, grid[:count]
-
-
-def _seeds(of: Sequence[Any]) -> str:
-    return f"{len(of)} {'seed' if len(of) == 1 else 'seeds'}"
 
 
 def _dress(axes: Axes, x: str, y: str) -> None:

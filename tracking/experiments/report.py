@@ -16,8 +16,9 @@ from tracking.config import ReportConfig
 from tracking.console import Console
 from tracking.dispensable import Dispensable
 from tracking.draws import read_draws, summarise_draws
-from tracking.experiments.gains import ends_of, gains
-from tracking.experiments.measures import ends, measures, paired, pooled
+from tracking.evals.table import COLUMNS
+from tracking.experiments.gains import MEASURES, Ends, ends_of, gains
+from tracking.experiments.measures import ends, measures, paired, pooled, seeds
 from tracking.experiments.sweep import Job, Plan, Status, read_plan, settings, status
 from tracking.metrics import read, same_series
 
@@ -45,14 +46,6 @@ SHOWN = {
     "evidence_recall": ("evidence recall, last evaluation", 3),
 }
 """The table's rows: a measure's label and its decimals; ``x/*`` stands for every measure of that beginning."""
-GAINED = {
-    "em": ("EM", 3),
-    "f1": ("F1", 3),
-    "evidence_recall": ("evidence recall", 3),
-    "answerable": ("answerable", 3),
-    "searches": ("searches", 2),
-}
-"""The columns of the table over questions: a measure's label and its decimals."""
 COMPARED = {
     "em_after": "held-out EM after, difference",
     "em_after/*": "  {}",
@@ -127,15 +120,7 @@ def summary(
     jobs = [_told(folder / job.name, job, rows[job.name], config.target_em) for job in plan.jobs]
     names = list(dict.fromkeys(job["condition"] for job in jobs))
     by_seed = {name: _by_seed([j for j in jobs if j["condition"] == name]) for name in names}
-    played = {
-        name: {
-            j["seed"]: found
-            for j in jobs
-            if (j["condition"], j["status"]) == (name, Status.FINISHED)
-            and (found := ends_of(folder / j["name"], rows[j["name"]]))
-        }
-        for name in names
-    }
+    played = {name: _played(folder, [j for j in jobs if j["condition"] == name], rows) for name in names}
     compared = [name for name in names if config.baseline in names and name != config.baseline]
     conditions = [
         {
@@ -195,6 +180,14 @@ def _by_seed(jobs: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float | N
     return by_seed
 
 
+def _played(
+    folder: Path, jobs: Sequence[Mapping[str, Any]], rows: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[int, Ends]:
+    """What the finished ones of a condition's jobs say of each question, by their seeds."""
+    finished = {j["seed"]: j["name"] for j in jobs if j["status"] == Status.FINISHED}
+    return {seed: found for seed, name in finished.items() if (found := ends_of(folder / name, rows[name]))}
+
+
 def missing_baseline(report: Mapping[str, Any]) -> str:
     """What to say when the baseline is none of the conditions; empty when it is, or when there is none."""
     names = [c["name"] for c in report["conditions"]]
@@ -228,20 +221,19 @@ def gains_table(report: Mapping[str, Any]) -> Table:
     for condition in report["conditions"]:
         found = condition["over_questions"]
         lines = {
-            "before": f"{condition['name']} ({_counted(found['seeds'], 'seed')}), before",
+            "before": f"{condition['name']} ({seeds(found['seeds'])}), before",
             "after": "  after",
             "gain": "  after less before",
             "against": f"  after, less that of {report['baseline']}",
         }
         for line, label in lines.items():
-            cells = [(found.get(name, {}).get(line), digits) for name, (_, digits) in GAINED.items()]
-            if any(each and each["n"] for each, _ in cells):
-                rows.append(
-                    (label, *(_over_questions(each, digits, line in ("gain", "against")) for each, digits in cells))
-                )
+            each = {name: found.get(name, {}).get(line) for name in MEASURES}
+            if any(interval and interval["n"] for interval in each.values()):
+                sign = "+" if line in ("gain", "against") else ""
+                rows.append((label, *(_over_questions(interval, name, sign) for name, interval in each.items())))
     return Table(
         title="Over held-out questions, each with the mean of its seeds: mean and 95 % interval",
-        header=("", *(label for label, _ in GAINED.values())),
+        header=("", *(COLUMNS[name] for name in MEASURES)),
         rows=tuple(rows),
     )
 
@@ -292,22 +284,18 @@ def _mean_text(found: Mapping[str, Any] | None, finished: int, digits: int) -> s
 
 
 def _interval_text(found: Mapping[str, Any]) -> str:
-    return "–" if found["mean"] is None else f"{_with_ends(found, '.3f')}, {_counted(found['n'], 'seed')}"
+    return "–" if found["mean"] is None else f"{_with_ends(found, '.3f')}, {seeds(found['n'])}"
 
 
-def _over_questions(found: Mapping[str, Any] | None, digits: int, signed: bool) -> str:
+def _over_questions(found: Mapping[str, Any] | None, measure: str, sign: str) -> str:
     if not found or found["mean"] is None:
         return "–"
-    return _with_ends(found, f"{'+' if signed else ''}.{digits}f")
+    return _with_ends(found, f"{sign}.{2 if measure == 'searches' else 3}f")
 
 
 def _with_ends(found: Mapping[str, Any], spec: str) -> str:
     ends = "" if found["low"] is None else f" [{found['low']:{spec}}, {found['high']:{spec}}]"
     return f"{found['mean']:{spec}}{ends}"
-
-
-def _counted(count: int, thing: str) -> str:
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def markdown(report: Mapping[str, Any], tables: Sequence[Table], pictures: Mapping[str, str]) -> str:
