@@ -63,6 +63,11 @@ class Engine:
         return self.thread.version
 
     @property
+    def dead(self) -> str | None:
+        """What the engine died of; None while it lives."""
+        return self.thread.dead
+
+    @property
     def stats(self) -> Counters:
         """Counters since the engine started."""
         return copy.copy(self.thread.counters)

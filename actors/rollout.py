@@ -307,6 +307,9 @@ class RolloutWorker:
             async with self._alone:
                 self._at_play -= 1
                 self._alone.notify_all()
+        if group.excluded and (why := self._engine.dead):
+            # What the engine still held is gone: the long episodes. And the question may be what it died of.
+            raise Fault(f"the engine is dead: {why}")
         await pool.submit.remote(group.outcome(), packed(group))
 
     async def _give_up_lost(self) -> None:

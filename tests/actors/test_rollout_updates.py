@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +35,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.version: int | None = None
+        self.dead: str | None = None
         self.events: list[str] = []
 
     async def load_weights(self, tensors: Any, version: int) -> None:
@@ -56,6 +57,7 @@ class FakeEngine:
 class PlayedGroup:
     versions: tuple[int, int | None, int | None]
     """Its ticket, and what the engine held when it began and ended."""
+    excluded: tuple[str, ...] = ()
 
     def outcome(self) -> int:
         return self.versions[0]
@@ -201,6 +203,33 @@ def test_a_group_that_cancels_itself_is_a_fault_that_names_its_question(
         monkeypatch.setitem(rollout_module.STRATEGIES, "plain", cancels)
         with pytest.raises(Fault, match=r"^the group of question q was cancelled by its own code"):
             await scene.run()
+
+    play(scenario())
+
+
+def test_what_a_dead_engine_leaves_of_a_group_is_not_submitted_and_a_whole_group_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The episodes that had ended before are the short ones; and the claim has to be there when the worker is lost."""
+
+    async def scenario() -> None:
+        scene = Scene(monkeypatch, tmp_path, in_flight=True)
+        await scene.receive(0)
+
+        async def broken(player: Any, question: Any, ticket: Ticket, **how: Any) -> PlayedGroup:
+            group = await scene._play(player, question, ticket, **how)
+            return replace(group, excluded=("generation_failed",)) if ticket.claim_id else group
+
+        monkeypatch.setitem(rollout_module.STRATEGIES, "plain", broken)
+        running = scene.run()
+        await settle()
+        scene.engine.dead = "RuntimeError: CUDA error"
+        scene.gates[0].set()
+        await settle()
+        scene.gates[1].set()
+        with pytest.raises(Fault, match=r"^the engine is dead: RuntimeError: CUDA error$"):
+            await running
+        assert scene.submitted == [(0, 0, 0)]
 
     play(scenario())
 
