@@ -60,8 +60,9 @@ class Player:
 async def play_group(player: Player, question: Question, ticket: Ticket, *, size: int, worker: str) -> Group:
     """K = ``size`` episodes at the training temperature, scored; faulted ones are set apart.
 
-    A ticket with a pilot has as many played first, and the others only if these don't decide the group
-    as the ticket says. An episode's seed is that of its place in the group, whichever way it is played.
+    A ticket with a pilot has as many played first, and the others only if these don't decide the group as the ticket
+    says, and no failed search, tool or reward is among them. An episode's seed is that of its place in the group,
+    whichever way it is played.
     """
     started = time.monotonic()
 
@@ -97,6 +98,8 @@ async def play_group(player: Player, question: Question, ticket: Ticket, *, size
     scored = await scorer.score(question, first)
     if ticket.pilot:
         piloted = group(scored)
+        if any(t.stop_reason.is_selective for t in piloted.excluded):
+            return piloted  # the pool takes it back whole
         if not piloted.excluded:
             pilot = (piloted.successes, len(piloted.members))
             if (ticket.cut_hard and piloted.state is QueryState.TOO_HARD) or (

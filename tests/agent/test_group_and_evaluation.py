@@ -12,7 +12,7 @@ from agent.answers import has_words
 from agent.config import AgentConfig, RewardConfig
 from agent.dialogue import Dialogue
 from agent.environment import Environment
-from agent.errors import Fault, RetrievalError
+from agent.errors import Fault, GenerationError, RetrievalError
 from agent.group import Player, play_group
 from agent.inference.evaluation import (
     EvalRow,
@@ -343,8 +343,22 @@ def test_a_probe_that_does_not_decide_is_the_first_half_of_the_group(make_player
 
 
 def test_a_probe_with_a_fault_decides_nothing(make_player, codec, emma, austen):
-    policy = Policy(codec, lambda n: "x")
-    player = make_player(policy, Shelf([austen], failing={0}))
+    class Breaks(Policy):
+        async def generate(self, *args, **how):
+            if not self.seeds:
+                self.seeds.append(how["seed"])
+                raise GenerationError("aborted")
+            return await super().generate(*args, **how)
+
+    player = make_player(Breaks(codec, lambda n: "x"), Shelf([austen]))
     ticket = Ticket(claim_id=0, query=0, batch=0, order=0, seed=9, pilot=2, cut_hard=True, cut_easy=True)
     group = asyncio.run(play_group(player, emma, ticket, size=4, worker="w"))
     assert (len(group.members), len(group.excluded), group.cut_short, group.pilot) == (3, 1, False, None)
+
+
+def test_a_probe_with_a_failed_search_ends_a_group_that_goes_back_whole(make_player, codec, emma, austen):
+    player = make_player(Policy(codec, lambda n: "x"), Shelf([austen], failing={0}))
+    ticket = Ticket(claim_id=0, query=0, batch=0, order=0, seed=9, pilot=2)
+    group = asyncio.run(play_group(player, emma, ticket, size=4, worker="w"))
+    assert (len(group.members), len(group.excluded), group.cut_short, group.pilot) == (1, 1, False, None)
+    assert group.outcome().selective_faults == 1
