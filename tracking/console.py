@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any, TextIO, TypeVar, cast
+from typing import Any, TextIO, cast
 
 from rich.box import SIMPLE
 from rich.console import Console as RichConsole
@@ -17,8 +17,6 @@ from rich.text import Text
 from agent.visible import visible
 from tasks.notices import FILE, Notice
 from tracking.progress import Phase, Phases
-
-T = TypeVar("T")
 
 
 class Console:
@@ -88,17 +86,22 @@ class Console:
 
 
 class _Output:
-    """Standard output, or nothing once that can't be written to: a run outlasts its terminal, and its ``tee``."""
+    """Standard output, or nothing once that can't be written to: a run outlasts its terminal, and its ``tee``.
+
+    Python refuses a write within another. What a signal's handler says while a reader lets this thread wait (``less``,
+    Ctrl-S) is written after that.
+    """
 
     def __init__(self) -> None:
-        self._gone = False
+        self._gone = self._busy = False
+        self._later: list[str] = []
 
     def write(self, text: str) -> int:
-        return len(text) if self._gone else self._try(lambda out: out.write(text), len(text))
+        self._do(lambda out: out.write(text), text)
+        return len(text)
 
     def flush(self) -> None:
-        if not self._gone:
-            self._try(lambda out: out.flush(), None)
+        self._do(lambda out: out.flush(), "")
 
     @property
     def rich_proxied_file(self) -> _Output:
@@ -108,14 +111,24 @@ class _Output:
     def __getattr__(self, name: str) -> Any:
         return getattr(_standard_output(), name)
 
-    def _try(self, do: Callable[[TextIO], T], otherwise: T) -> T:
+    def _do(self, do: Callable[[TextIO], object], text: str) -> None:
+        if self._gone:
+            return
+        if self._busy:  # rich lets one thread write at a time: it is this one
+            self._later.append(text)
+            return
+        self._busy = True
         try:
-            return do(_standard_output())
+            do(out := _standard_output())
+            while self._later:
+                out.write(self._later.pop(0))
+                out.flush()
         except OSError:
             self._gone = True
             with suppress(OSError, ValueError):  # what Python has kept is not to fail again at its exit
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return otherwise
+        finally:
+            self._busy = False
 
 
 def _standard_output() -> TextIO:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import subprocess
@@ -76,6 +77,29 @@ def test_a_run_outlasts_whoever_reads_its_output(moving: bool) -> None:
         os.close(reader)  # nobody reads from now on
         assert (run.communicate(timeout=300)[1], run.returncode) == ("", 0)
         assert Path(end.name).read_text() == "the end"
+
+
+def test_what_a_signals_handler_says_within_a_write_comes_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that stands still (``less``, Ctrl-S) keeps the run in a write, where Ctrl-C finds it."""
+    written: list[bytes] = []
+
+    class Stalled(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            written.append(bytes(data))
+            if len(written) == 1:
+                console.say("stopping")  # as a handler that Python lets in here does
+            return len(data)
+
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(Stalled())))
+    console = Console()
+    console.say("a step")
+    console.say("saved")
+    lines = b"".join(written).decode().split("\n")
+    assert lines[0] == "a step"
+    assert lines[-3:] == ["stopping", "saved", ""]
 
 
 def test_a_table_in_a_file_has_all_the_room_it_needs_also_with_colours(
