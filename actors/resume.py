@@ -112,8 +112,14 @@ def resumed(
             (run_dir / name).unlink(missing_ok=True)
         say(f"resume={IF_ANY}: {run_dir} has no checkpoint, the run starts", "")
         return None
+    own = run_dir / "checkpoints"
+    if config.resume == "auto" and own.is_dir() and found.path.parent.resolve() != own.resolve():
+        raise UserError(
+            f"output_dir={run_dir}: holds a run, and resume=auto goes on from {found.path}; resume={run_dir} goes on "
+            "with what is there, another folder with the newest"
+        )
     _compare(found.path, now, config.resume_allow_changes, say)
-    if found.path.parent.resolve() == (run_dir / "checkpoints").resolve():
+    if found.path.parent.resolve() == own.resolve():
         go_back_to(found.path)  # before its logs do
     carry_metrics(found.path, run_dir)
     try:

@@ -69,6 +69,8 @@ def _check_reuse(request: Request, folder: Path, left: str) -> None:
 
         if config.resume == IF_ANY and left != "plan.json":
             return
+        if config.resume == "auto" and goes_on:
+            return  # which run is the same experiment is known once the model's own settings are: ``resumed``
         # Which of its checkpoints is whole is looked at when the run starts.
         found = resume.find(config.resume, Path("outputs"), folder, provenance.asked(config), check=lambda path: None)
         if found.path is not None and found.path.parent.parent.resolve() == folder.resolve():

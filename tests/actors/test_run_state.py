@@ -15,6 +15,7 @@ import pytest
 from actors import run_state
 from actors.provenance import Provenance, asked
 from actors.resume import carry_best, carry_metrics, find, resumed, rewind
+from actors.start import _check_reuse
 from agent.config import AgentConfig
 from agent.errors import UserError
 from agent.pool import saved
@@ -23,6 +24,7 @@ from agent.pool.rules.dynamic import Rule as Dynamic
 from agent.pool.rules.recycle import Rule as Recycle
 from agent.records import Question
 from conf import as_trained
+from conf.command_line import Request
 from conf.evaluation import EvalConfig
 from conf.schema import CheckpointConfig, RunConfig
 from conf.topology import ClusterConfig
@@ -214,6 +216,30 @@ def test_auto_without_any_checkpoint_says_so(tmp_path: Path, exists: bool) -> No
         (outputs / "2026-01-01" / "10-00-00" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match=r"^resume=auto: no run under .*outputs has a checkpoint$"):
         find("auto", outputs, tmp_path, SETTINGS)
+
+
+def test_auto_goes_on_in_the_folder_of_the_newest_run_and_in_no_other_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the model's own configuration sets isn't known yet where a command's folder is looked at."""
+    monkeypatch.chdir(tmp_path)
+    outputs = Path("outputs")
+    settled = run_config(agent=AgentConfig(max_response_tokens=3072))
+    settled.resume = "auto"
+    made_with = Provenance.of(settled, task(tmp_path))
+    older, newest = (checkpoint(outputs / run, 1, made_with=made_with) for run in ("older", "newest"))
+    os.utime(older.parent, (1000, 1000))
+
+    def goes_on(run: str) -> Path | None:
+        as_typed = dataclasses.replace(settled, agent=AgentConfig(max_response_tokens=0))
+        _check_reuse(Request(configs=(as_typed,), folder=outputs / run), outputs / run, "checkpoints")
+        return resumed(settled, outputs / run, outputs, made_with, lambda text, style: None)
+
+    assert goes_on("newest") == newest
+    with pytest.raises(
+        UserError, match=r"^output_dir=outputs/older: holds a run, and resume=auto goes on from .*newest"
+    ):
+        goes_on("older")
 
 
 def test_a_runs_folder_means_its_last_checkpoint_and_a_checkpoint_itself(tmp_path: Path) -> None:
