@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import ssl
 import time
@@ -22,7 +21,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from agent.errors import RetrievalError, UserError, refused, shortened
+from agent.errors import RetrievalError, UserError, shortened
 from agent.readable import json_of
 from agent.records import Passage
 from agent.visible import printable
@@ -31,6 +30,7 @@ from retrieval_service.backend import Identity, Unavailable
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.dialects import dialect
 from retrieval_service.dialects.base import items, passage_of
+from retrieval_service.environment import trusted
 from retrieval_service.retry import PASSING, retry_after_s
 from retrieval_service.token import read_token
 
@@ -99,7 +99,7 @@ class Http:
             limits=httpx.Limits(max_connections=config.threads),
             follow_redirects=False,  # a token isn't carried on to another host
             trust_env=False,  # no proxy, and no password of ~/.netrc in place of the token
-            verify=_trusted(config.url),
+            verify=trusted(config.url),
         )
         self._threads = ThreadPoolExecutor(config.threads, "retrieval-http")
         try:
@@ -339,22 +339,6 @@ def _quoted(document_id: str) -> str:
     """An id as the end of a path. One of dots would else be taken for a step up."""
     quoted = quote(document_id, safe="", errors="replace")
     return quoted.replace(".", "%2E") if document_id in (".", "..") else quoted
-
-
-def _trusted(url: str) -> ssl.SSLContext | bool:
-    """The certificates by which a server is known: those of SSL_CERT_FILE or SSL_CERT_DIR, else certifi's.
-
-    Raises ``UserError`` for a file that can't be read. Over http there are none.
-    """
-    if not url.lower().startswith("https:"):
-        return True
-    try:
-        return httpx.create_ssl_context()
-    except OSError as error:
-        raise UserError(
-            f"SSL_CERT_FILE={os.environ.get('SSL_CERT_FILE')}: can't be read as certificates ({refused(error)}); name "
-            "a file of them in PEM, or unset it"
-        ) from error
 
 
 Backend = Http

@@ -15,6 +15,7 @@ from agent.prompts import check_placeholders
 from agent.protocol import PROTOCOLS
 from agent.settings import SENTENCE, bounded, check_bounds
 from retrieval_service.address import is_askable
+from retrieval_service.environment import reached
 from tasks.making.endpoint import COMPLETIONS, Endpoint
 
 AUTO = "auto"
@@ -58,7 +59,8 @@ class EndpointConfig:
         check_bounds(self, self.KEY)
 
     def check(self) -> None:
-        """To be called where it is used. Raises ``UserError`` for an address that is none, or without a model."""
+        """To be called where it is used. Raises ``UserError`` for an address that is none, without a model, or with
+        certificates or proxies of the environment that can't be used."""
         key = self.KEY
         if self.url is not None and (problem := _wrong(self.url, self.SECRET)):
             shown = re.sub("//[^/]*@", "//…@", self.url)  # a password is for no log
@@ -70,6 +72,8 @@ class EndpointConfig:
             raise UserError(f"{key}.url={self.url} needs {key}.model=NAME, the model's name there")
         if self.url is None and self.model is not None:
             raise UserError(f"{key}.model={self.model} needs {key}.url=http://HOST:PORT/v1")
+        if self.url is not None:
+            reached(self.url)  # before an index is opened
 
     def client(self) -> Endpoint:
         """Of the endpoint; its key is taken from the environment."""

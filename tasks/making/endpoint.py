@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from agent.errors import Fault, shortened
 from agent.readable import json_of
 from retrieval_service.address import sent_on
+from retrieval_service.environment import reached
 from retrieval_service.retry import PASSING, retry_after_s
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Endpoint:
 
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx.AsyncClient(
+            **reached(self._url),
             timeout=httpx.Timeout(self._timeout_s, pool=None),
             limits=httpx.Limits(max_connections=None),  # who asks knows how many requests are open
             headers=headers,
@@ -104,9 +106,10 @@ class Endpoint:
         raise AssertionError("unreachable")
 
     def _read(self, response: httpx.Response, told: Any, code: int, stop: Sequence[str]) -> Reply:
-        shown = " ".join(response.text[:80].split())
+        said = _said(response)
+        shown = " ".join(said[:80].split())
         if code != 200:
-            full = code in TOO_LARGE and _FULL.search(response.text) is not None
+            full = code in TOO_LARGE and _FULL.search(said) is not None
             within = f" with the error {code}" if code != response.status_code else ""
             what = f"HTTP {response.status_code} {response.reason_phrase}{within}: {_why(response, told)!r}"
             what += sent_on(response.headers)
@@ -126,6 +129,11 @@ class Endpoint:
             raise EndpointError(f"{self._url}: the reply has no finish_reason: it was cut: {shown!r}", code)
         self.answered += 1
         return Reply(text=text, finish=finish, tokens=_tokens(told), stopped_by=_stopped_by(choice, stop))
+
+
+def _said(response: httpx.Response) -> str:
+    """The reply as text, whatever character set it says that it has: httpx raises where it isn't true."""
+    return response.content.decode(errors="replace")
 
 
 def _parsed(response: httpx.Response) -> Any:
@@ -165,7 +173,7 @@ def _why(response: httpx.Response, told: Any) -> str:
         said = _error(told)["message"]
     except (LookupError, TypeError):
         said = None
-    return " ".join((said if isinstance(said, str) else response.text[:80]).split())[:300]
+    return " ".join((said if isinstance(said, str) else _said(response)[:80]).split())[:300]
 
 
 def _text(choice: Mapping[str, Any]) -> Any:

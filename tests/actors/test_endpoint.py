@@ -95,7 +95,6 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Model]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         state.url = f"http://127.0.0.1:{server.server_port}/v1"
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setenv("ENDPOINT_KEY", "secret")
         monkeypatch.setattr(settings, "Endpoint", functools.partial(Endpoint, pause_s=0.0))
         yield state

@@ -70,7 +70,7 @@ def school(monkeypatch: pytest.MonkeyPatch) -> Iterator[School]:
         state.keys.append(key)
         return state.reply(body)
 
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # for other machines: nobody answers there
     monkeypatch.setenv("TEACHER_KEY", "secret")
     monkeypatch.setattr(settings, "Endpoint", functools.partial(Endpoint, pause_s=0.0))
     with posted(answer) as state.port:
@@ -170,7 +170,6 @@ def test_a_teacher_is_told_what_the_policy_is_told(make, school, tmp_path):
 
 
 def test_an_endpoint_that_is_gone_ends_the_making_and_is_no_wrong_answer(make, monkeypatch, tmp_path):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(settings, "Endpoint", functools.partial(Endpoint, pause_s=0.0))
     twins = [replace(EMMA, id=f"e{i}") for i in range(30)]
     made = make(*twins, teacher=teacher(9, episodes=2, tries=2))  # nothing listens on the port "discard"
@@ -337,6 +336,14 @@ def test_where_an_endpoint_sends_on_to_is_told(monkeypatch):
     moved = httpx.Response(308, headers={"Location": "https://x/v1/chat/completions?key=secret"})
     with pytest.raises(EndpointError, match=r"HTTP 308 .* \(it sends on to https://x/v1/chat/completions\)$"):
         asked_of(monkeypatch, moved)
+
+
+def test_a_refusal_is_read_whatever_character_set_it_says_that_it_has(monkeypatch):
+    import httpx
+
+    page = httpx.Response(400, headers={"Content-Type": "text/html; charset=utf-16"}, content=b"<p>no.</p>")
+    with pytest.raises(EndpointError, match=r"HTTP 400 Bad Request: '<p>no.</p>'$"):
+        asked_of(monkeypatch, page)
 
 
 def test_a_wait_that_the_endpoint_asks_for_is_kept(monkeypatch):
