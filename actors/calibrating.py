@@ -15,7 +15,7 @@ from agent.inference.calibration import calibrate as calibration
 from agent.inference.calibration import check_enough
 from agent.inference.evaluation import check_any_scored, refusal
 from conf.schema import RunConfig
-from tracking.calibration import write
+from tracking.calibration import texts_of, write
 from tracking.console import Console
 from tracking.evals.result import begin
 
@@ -37,5 +37,10 @@ def calibrate(config: RunConfig, run_dir: Path, console: Console, namespace: str
             f"{why}; what is left is a biased choice of the questions: resume=if_any output_dir={run_dir} plays these "
             "again"
         )
-    about = {"checkpoint": config.checkpoint, "weights": served.weights, "data": served.task.name}
+    about = {
+        "checkpoint": config.checkpoint,
+        "weights": served.weights,
+        "data": served.task.name,
+        "texts": texts_of(served.asked.questions),
+    }
     write(run_dir, calibration(rows, **wanted), rows, about, config.exit, config.selectivity, config.agent, console)

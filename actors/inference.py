@@ -30,6 +30,7 @@ from agent.paths import at_home
 from conf.schema import RunConfig
 from learner.hub import is_hub_name
 from retrieval_service.backend import Identity
+from retrieval_service.names import Digests
 from tasks.load import Task, load
 from tasks.notices import write_notices
 from tracking.calibration import read_threshold
@@ -81,11 +82,11 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
     with console.phase("reading the checkpoint"):
         folder = check_model(path, given, config.agent, learns=False, hub=is_hub_name(path))
         published = FolderChannel().publish(folder, 0)
-        how = _how(config, published.checksum)
+        how, calibrated = _how(config, published.checksum)
     fetch(config, console)
     with console.phase("reading the data"):
         task = load(config.data, config.seed, config.cache, mode=config.mode, say=console.say)
-        questions = asked(config, task, folder, console.say)
+        questions = asked(config, task, folder, console.say, calibrated)
         write_notices(run_dir, questions.notices)
     console.notices(questions.notices, run_dir)
     if questions.about:
@@ -130,16 +131,18 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
             stop_ray()
 
 
-def _how(config: RunConfig, weights: str) -> Inference:
-    """How ``config.mode`` plays: calibration needs every probe of full episodes, the others a threshold."""
-    ending, scale = config.exit, None
+def _how(config: RunConfig, weights: str) -> tuple[Inference, Digests | None]:
+    """How ``config.mode`` plays: calibration needs every probe of full episodes, the others a threshold; and the texts
+    that it was found on, if that is known."""
+    ending, scale, calibrated = config.exit, None, None
     if ending.calibration is not None:
         path = at_home(ending.calibration)
-        threshold, scale = read_threshold(path, ending, config.selectivity, config.agent, weights)
+        threshold, scale, calibrated = read_threshold(path, ending, config.selectivity, config.agent, weights)
         ending = replace(ending, threshold=threshold, calibration=None)
     probes = ending.on or config.mode == "calibrate"
     inference = Inference(exit=ending if probes else None, scale=scale, selectivity=config.selectivity)
     if config.mode != "eval":
-        return inference
+        return inference, calibrated
     wanted = config.evaluation
-    return replace(inference, samples=wanted.samples, temperature=wanted.temperature, seed=config.seed)
+    inference = replace(inference, samples=wanted.samples, temperature=wanted.temperature, seed=config.seed)
+    return inference, calibrated

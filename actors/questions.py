@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actors.evidence import with_documents
@@ -14,9 +14,10 @@ from agent.inference.evaluation import subset
 from agent.records import Question
 from agent.tokens import Tokenizer
 from conf.schema import RunConfig
+from retrieval_service.names import Digests
 from tasks.load import Task
 from tasks.notices import Notice, some
-from tasks.trained import trained_on
+from tasks.trained import ids_among, trained_on
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,10 +30,16 @@ class Asked:
     notices: tuple[Notice, ...] = ()
 
 
-def asked(config: RunConfig, task: Task, checkpoint: Path, say: Callable[[str], None] = lambda text: None) -> Asked:
+def asked(
+    config: RunConfig,
+    task: Task,
+    checkpoint: Path,
+    say: Callable[[str], None] = lambda text: None,
+    calibrated: Digests | None = None,
+) -> Asked:
     """The questions that ``config.mode`` plays with ``checkpoint``: none for ``ask``, which brings its own.
 
-    ``say`` is told of what takes long.
+    ``say`` is told of what takes long. ``calibrated`` are the texts that ``exit.calibration`` was made on.
 
     Raises ``UserError`` where no question is left, or only such as the checkpoint's run has trained on, and where most
     prompts are too long, or that of ``ask`` is.
@@ -47,6 +54,8 @@ def asked(config: RunConfig, task: Task, checkpoint: Path, say: Callable[[str], 
         return Asked()
     what, choose = ("development", _development) if config.mode == "calibrate" else ("held-out", _held_out)
     chosen = choose(config, task, checkpoint)
+    if calibrated is not None:
+        chosen = _but_calibrated(config, chosen, calibrated)
     tokenizer = Tokenizer(checkpoint)
     dialogue = Dialogue.of(tokenizer, config.agent)
     questions, long = short_enough(
@@ -109,6 +118,29 @@ def _held_out(config: RunConfig, task: Task, checkpoint: Path) -> Asked:
         about=about,
         notices=(Notice(kind="left_out", text=text, items=_items(learnt)),),
     )
+
+
+def _but_calibrated(config: RunConfig, chosen: Asked, calibrated: Digests) -> Asked:
+    """Less those on which early exit looks too good, its threshold having been found on them. As with what was trained
+    on, those of a file for evaluation are played all the same."""
+    data, found = config.data, chosen.questions
+    known = ids_among(found, calibrated)
+    if not known:
+        return chosen
+    said = (
+        f"exit.calibration={config.exit.calibration}: was made on {len(known):,} of the {len(found):,} questions "
+        f"({some(sorted(known))})"
+    )
+    items = tuple((name, "the calibration was made on it") for name in sorted(known))
+    if data.source == "world" or data.eval_questions is not None:
+        notice = Notice(kind="calibrated_on", text=f"{said}, on which early exit looks too good", items=items)
+        return replace(chosen, notices=(*chosen.notices, notice))
+    instead = f"data.eval_questions={data.questions}"
+    if len(known) == len(found):
+        raise UserError(f"{said}; name others, or play these all the same with {instead}")
+    notice = Notice(kind="left_out", text=f"{said}, which are left out; {instead} plays them, too", items=items)
+    left = tuple(q for q in found if q.id not in known)
+    return replace(chosen, questions=left, notices=(*chosen.notices, notice))
 
 
 def _development(config: RunConfig, task: Task, checkpoint: Path) -> Asked:

@@ -22,7 +22,8 @@ class Notice:
     kind: str
     """``left_out`` (questions that are not played), ``evidence`` (supporting documents that are not named or not
     there), ``answers`` (how they are compared, or that they contradict each other), ``trained_on`` (by the checkpoint
-    that plays them), ``unread`` (fields of a file) or ``format`` (how this model's episodes are written)."""
+    that plays them), ``calibrated_on`` (its early exit), ``unread`` (fields of a file) or ``format`` (how this model's
+    episodes are written)."""
     text: str
     items: tuple[tuple[str, str], ...] = ()
     """A question's id, and why it is here."""

@@ -38,8 +38,11 @@ def trained_on(checkpoint: Path, questions: Sequence[Question]) -> set[str] | No
     None where nothing is recorded: for a model that no run of ours has made. Raises ``UserError`` for a damaged record.
     """
     recorded = _recorded(checkpoint)
-    if recorded is None:
-        return None
+    return None if recorded is None else ids_among(questions, recorded)
+
+
+def ids_among(questions: Sequence[Question], recorded: Digests) -> set[str]:
+    """Ids of those of ``questions`` whose text is among those that were ``recorded``."""
     texts = {q.id: normalise_question(q.text) for q in questions}
     known = among(set(texts.values()), recorded)
     return {name for name, text in texts.items() if text in known}

@@ -8,6 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from agent.answers import normalise_question
 from agent.config import AgentConfig, ExitConfig, SelectivityConfig
 from agent.errors import UserError
 from agent.inference.calibration import Calibration
@@ -15,10 +18,13 @@ from agent.inference.evaluation import EvalRow
 from agent.inference.scaling import Scale
 from agent.prompts import PROMPTS, prompt_text
 from agent.readable import json_of
+from agent.records import Question
+from retrieval_service.names import Digests, digests
 from tracking.console import Console
 from tracking.dispensable import Dispensable
 
 FORMAT = 2
+_ON_DISK = np.dtype(">u8")
 
 
 def write(
@@ -33,7 +39,7 @@ def write(
 ) -> None:
     """Writes ``calibration.json`` and ``curve.png`` into ``folder``, and says what was found.
 
-    ``about`` names the checkpoint, the checksum of its weights and the data.
+    ``about`` names the checkpoint, the checksum of its weights, the data, and the questions by ``texts_of``.
     """
     from tracking.exit_curve import draw
 
@@ -76,10 +82,16 @@ def write(
     console.say(f"{file}; the curve: {folder / 'curve.png'}")
 
 
+def texts_of(questions: Sequence[Question]) -> str:
+    """Digests of the questions' texts, 8 bytes each, so that an evaluation knows those that a threshold was made on."""
+    return digests(normalise_question(q.text) for q in questions).astype(_ON_DISK).tobytes().hex()
+
+
 def read_threshold(
     path: Path, ending: ExitConfig, selectivity: SelectivityConfig, agent: AgentConfig, weights: str
-) -> tuple[float, Scale | None]:
-    """The threshold in the file ``path``, and its scale; it has to be made with these settings and weights.
+) -> tuple[float, Scale | None, Digests | None]:
+    """The threshold in the file ``path``, its scale, and the texts that it was made on (None where an earlier version
+    has written it); it has to be made with these settings and weights.
 
     Raises ``UserError`` for a file that is missing or broken, was made with others, or holds no threshold.
     """
@@ -89,6 +101,7 @@ def read_threshold(
         fits = content["format"] == FORMAT
         known, threshold, made_for = content["settings"], content["threshold"], content["weights"]
         scale = _scale(content["scale"]) if fits else None
+        texts = _texts(content["texts"]) if "texts" in content else None
         if fits and not isinstance(known, dict):
             raise TypeError("its settings are no JSON object")
         threshold = None if threshold is None else float(threshold)
@@ -105,7 +118,12 @@ def read_threshold(
             )
     if threshold is None:
         raise UserError(f"{where}: no threshold kept the risk; calibrate with a larger exit.risk or more questions")
-    return threshold, scale
+    return threshold, scale, texts
+
+
+def _texts(told: str) -> Digests:
+    """Raises ``TypeError`` or ``ValueError`` for anything else than ``texts_of`` gives."""
+    return np.sort(np.frombuffer(bytes.fromhex(told), _ON_DISK).astype(np.uint64))
 
 
 def _scale(lines: Mapping[str, Sequence[float]] | None) -> Scale | None:

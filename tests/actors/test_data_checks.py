@@ -15,6 +15,7 @@ from actors import prompts
 from actors.prepare import look, prepare
 from actors.prompts import short_enough, too_long
 from actors.questions import asked
+from agent.answers import normalise_question
 from agent.config import AgentConfig, GroupConfig, RewardConfig
 from agent.dialogue import Dialogue
 from agent.errors import UserError
@@ -24,6 +25,7 @@ from agent.tokens import Tokenizer
 from conf.evaluation import EvalConfig
 from conf.schema import RunConfig
 from learner.config import AlgorithmConfig, ModelConfig, WarmStartConfig
+from retrieval_service.names import Digests, digests
 from tasks.config import DataConfig
 from tasks.load import load
 from tasks.notices import FILE
@@ -365,6 +367,28 @@ def test_an_evaluation_leaves_out_what_the_checkpoint_was_trained_on(make: Make,
         "the checkpoint's run has trained on 3 of the 10 questions (q0, q3, q4), which are left out"
     )
     assert len(notice.items) == 3
+
+
+def test_an_evaluation_leaves_out_what_its_early_exit_was_calibrated_on(make: Make, checkpoint: Any) -> None:
+    place, calibrated = checkpoint([0]), digests(normalise_question(ROWS[n]["question"]) for n in (0, 1, 3))
+
+    def played(which: Digests, **data: Any) -> Any:
+        config = playing(make, "eval", **data)
+        config.exit.calibration = "calibration.json"
+        task = load(config.data, config.seed, config.cache, mode=config.mode)
+        return asked(config, task, place, calibrated=which)
+
+    found = played(calibrated)
+    assert [q.id for q in found.questions] == ["q2", "q4", "q5", "q6", "q7", "q8", "q9"]
+    assert found.about.startswith("evaluating 7 of the 10 questions of data.questions=")
+    assert found.notices[1].text.startswith(
+        "exit.calibration=calibration.json: was made on 2 of the 9 questions (q1, q3), which are left out; data.eval_q"
+    )
+    given = played(calibrated, eval_questions=ROWS, questions=None)
+    assert len(given.questions) == 10
+    assert "was made on 3 of the 10 questions (q0, q1, q3), on which early exit looks too good" in given.notices[1].text
+    with pytest.raises(UserError, match=r"was made on 9 of the 9 questions .*; name others, or play these all"):
+        played(digests(normalise_question(row["question"]) for row in ROWS))
 
 
 def test_a_file_for_evaluation_is_played_whole_all_the_same(make: Make, checkpoint: Any) -> None:

@@ -204,6 +204,7 @@ def calibration(folder: Path) -> Kind:
         "threshold": 0.5,
         "scale": {"0": [1.0, 0.0], "1": [0.5, 0.1]},
         "settings": settings(ending, every, agent),
+        "texts": "00ff" * 8,
     }
     (file,) = written(folder, calibration__json=json.dumps(content, indent=1).encode())
     return Kind(folder, (file,), lambda path: read_threshold(path, ending, every, agent, "abc"))

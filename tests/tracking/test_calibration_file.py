@@ -14,7 +14,9 @@ from agent.errors import UserError
 from agent.inference.calibration import Calibration, calibrate
 from agent.inference.early_exit import Probe
 from agent.inference.evaluation import EvalRow, ScoredProbe
-from tracking.calibration import read_threshold, write
+from agent.records import Question
+from tasks.trained import ids_among
+from tracking.calibration import read_threshold, texts_of, write
 from tracking.console import Console
 from tracking.exit_curve import figure
 
@@ -55,17 +57,34 @@ def file(tmp_path: Path, found: Calibration) -> Path:
 
 def read(file: Path, **changed: Any) -> float:
     given = {"ending": ENDING, "selectivity": ALL, "agent": AGENT, "weights": "abc", **changed}
-    threshold, scale = read_threshold(file, **given)
+    threshold, scale, texts = read_threshold(file, **given)
     assert scale is None
+    assert texts is None
     return threshold
 
 
 def test_the_scale_comes_back_as_it_was(tmp_path: Path) -> None:
     found = calibrate(ROWS, risk=0.2, delta=0.05, fit_share=0.5)
     write(tmp_path, found, ROWS, ABOUT, ENDING, ALL, AGENT, Console(quiet=True))
-    threshold, scale = read_threshold(tmp_path / "calibration.json", ENDING, ALL, AGENT, "abc")
+    threshold, scale, _ = read_threshold(tmp_path / "calibration.json", ENDING, ALL, AGENT, "abc")
     assert found.chosen is not None
     assert (threshold, scale) == (found.chosen.threshold, found.scale)
+
+
+def test_the_questions_that_it_was_made_on_come_back(tmp_path: Path, found: Calibration) -> None:
+    asked = [Question(id=f"q{n}", text=f"Who wrote book {n}?", golden_answers=("x",)) for n in range(5)]
+    about = ABOUT | {"texts": texts_of(asked[:3])}
+    write(tmp_path, found, ROWS, about, ENDING, ALL, AGENT, Console(quiet=True))
+    texts = read_threshold(tmp_path / "calibration.json", ENDING, ALL, AGENT, "abc")[2]
+    assert texts is not None
+    assert ids_among(asked, texts) == {"q0", "q1", "q2"}
+
+
+@pytest.mark.parametrize("texts", [None, 7, "00", "no hex", ["00ff"]])
+def test_texts_that_are_none(file: Path, texts: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"texts": texts}))
+    with pytest.raises(UserError, match="can't be read"):
+        read(file)
 
 
 @pytest.mark.parametrize("scale", [[1, 2], {"1": 0.5}, {"one": [1.0, 2.0]}, {"1": ["a", 2.0]}])
