@@ -66,39 +66,25 @@ class EndpointPlayers:
         chunk: int = CHUNK,
         keep: Callable[[list[EvalRow]], None] = lambda rows: None,
     ) -> list[EvalRow]:
-        """See ``WorkerPool.evaluate``; rows are kept ``chunk`` questions at a time, whatever is still played. Raises
-        ``UserError`` for an endpoint that refuses everything, and ``Fault`` once ``PATIENCE`` episodes in a row have
-        ended in a fault."""
-        samples, done = self._config.evaluation.samples, 0
+        """See ``WorkerPool.evaluate``; rows are kept as their questions end: whatever ends this process, what is paid
+        for is there. Raises ``UserError`` for an endpoint that refuses everything, and ``Fault`` once ``PATIENCE``
+        episodes in a row have ended in a fault."""
         found: dict[int, list[EvalRow]] = {}
-        unwritten: list[Played] = []
-        checked = 0
-
-        def write() -> None:
-            if not unwritten:
-                return
-            if step is not None:
-                self._log.write(step, unwritten, Texts(CODEC.decode))
-            keep([row for _, _, row in unwritten])
-            unwritten.clear()
+        texts, checked = Texts(CODEC.decode), 0
 
         def ended(number: int, episodes: Sequence[Played]) -> None:
-            nonlocal done, checked
+            nonlocal checked
             found[number] = [row for _, _, row in episodes]
-            unwritten.extend(episodes)
-            done += 1
+            if step is not None:
+                self._log.write(step, episodes, texts)
+            keep(found[number])
             if played is not None:
-                played(done, len(questions))
-            if len(unwritten) >= chunk * samples:
-                write()
+                played(len(found), len(questions))
             while checked in found:  # in their order: a refusal takes no time, and would come before all answers
                 checked += 1
                 self._check_alive(found[checked - 1])
 
-        try:
-            self._runner.run(self._play(questions, ended))
-        finally:
-            write()
+        self._runner.run(self._play(questions, ended))
         return [row for number in range(len(questions)) for row in found[number]]
 
     def _check_alive(self, rows: Sequence[EvalRow]) -> None:

@@ -157,6 +157,22 @@ def test_a_model_behind_an_endpoint_is_evaluated_as_a_checkpoint_is(model: Model
     assert emma["action_tokens"] == 14
 
 
+def test_a_question_is_on_disk_when_it_has_ended(
+    model: Model, asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ends the process next: its answer is paid for."""
+    rows, there, says = tmp_path / "run" / "eval_rows.jsonl", [], Model.says
+
+    def counted(state: Model, messages: list[dict[str, str]]) -> str:
+        if len(messages) == 1:
+            there.append(len(read(rows)) if rows.is_file() else 0)
+        return says(state, messages)
+
+    monkeypatch.setattr(Model, "says", counted)
+    evaluated(asked("evaluation.endpoint.parallel=1"), tmp_path / "run")
+    assert there == [0, 1, 2]
+
+
 def test_an_episode_that_fills_the_endpoints_context_is_wrong_and_no_fault(
     model: Model, asked: Any, tmp_path: Path
 ) -> None:
