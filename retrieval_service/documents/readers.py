@@ -17,6 +17,9 @@ from retrieval_service.documents.html_blocks import HEADINGS, blocks
 
 LONGEST_TITLE = 200
 """Characters; a longer first line is no title."""
+NESTING = 200
+"""Lists and quotes that are read within one another, an item of a list counting as well. At its limit, by itself 20,
+markdown-it leaves out the rest of the document."""
 _BREAK = re.compile(r"\A<br\b[^>]*>\Z", re.IGNORECASE)
 _BLANK = re.compile(r"\n\s*\n")
 
@@ -50,7 +53,8 @@ def read_text(path: Path) -> Document:
 
 
 def read_markdown(path: Path) -> Document:
-    """Its blocks without the marks. The title is the front matter's, else the first heading."""
+    """Its blocks without the marks. The title is the front matter's, else the first heading. Raises ``UserError`` for
+    one that is nested too deeply."""
     from markdown_it import MarkdownIt
 
     text, guessed = decoded(path)
@@ -58,7 +62,10 @@ def read_markdown(path: Path) -> Document:
     document.title, text = front_matter(text)
     before = ""
     cells: list[str] | None = None  # of the row of a table that is being read
-    for token in MarkdownIt("commonmark").enable("table").parse(text):
+    tokens = MarkdownIt("commonmark", {"maxNesting": NESTING}).enable("table").parse(text)
+    if any(token.level >= NESTING - 1 for token in tokens):
+        raise UserError(f"{path}: has lists or quotes within one another too deeply; flatten it, or take it out")
+    for token in tokens:
         if token.type == "tr_open":
             cells = []
         elif token.type == "tr_close":

@@ -317,6 +317,20 @@ def test_what_is_front_matter_and_what_is_a_part_of_the_text(
     assert (read_markdown(file).title, said(read_markdown(file))) == (title, texts)
 
 
+@pytest.mark.parametrize(("nested", "deepest"), [("list", 95), ("quote", 190)])
+def test_what_is_nested_in_markdown_is_read_to_the_end_or_refused(tmp_path: Path, nested: str, deepest: int) -> None:
+    def text(depth: int) -> str:
+        items = "".join(f"{'  ' * at}- item {at}\n" for at in range(depth))
+        return (items if nested == "list" else f"{'>' * depth} said\n") + "\n# After\n\nThe end.\n"
+
+    file = tmp_path / "a.md"
+    file.write_text(text(deepest))
+    assert (read_markdown(file).title, said(read_markdown(file))[-1]) == ("After", "The end.")
+    file.write_text(text(250))
+    with pytest.raises(UserError, match=r"a\.md: has lists or quotes within one another too deeply; flatten it"):
+        read_markdown(file)
+
+
 def test_a_break_in_markdown_parts_words_and_a_rule_is_no_front_matter(tmp_path: Path) -> None:
     file = tmp_path / "a.md"
     file.write_text("| a | b |\n|---|---|\n| one<br>two | three<BR />four |\n\n- x<br>y\n")
