@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -11,10 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from agent.config import CALIBRATING, ExitConfig
 from agent.errors import UserError
+from agent.paths import at_home
 from conf.implied import OF_WORLD
 from conf.schema import MODES, PLAYS_ON
+from retrieval_service.server.config import ServeConfig
+from retrieval_service.vectors import LISTED
 from tasks.config import Novice
 from tasks.making.config import AUTO, ExpertsConfig, TeacherConfig
+from tasks.paths import KEYS
 from tracking.config import TRACKERS
 
 Composed = Callable[[str], Any]
@@ -90,9 +94,48 @@ def _of_modes(key: str, unset: Any, modes: Sequence[str], idle: Callable[[Compos
     return Need(key, (), idle or (lambda of: of(key) != unset), f"it is for mode={named}; leave it out", modes=others)
 
 
+def _searching(key: str, ruled_by: Sequence[str], idle: Callable[[Composed], bool], why: str) -> Need:
+    """A setting of the passages, which all modes read that search or build an index."""
+    return Need(key, tuple(ruled_by), idle, why, switched=False, modes=SEARCHING)
+
+
+def _of_bm25(name: str) -> Need:
+    why = "it is of BM25, which this ranker hasn't; leave it out, or set retrieval=bm25 or hybrid"
+    return _searching(
+        f"retrieval.{name}", _RANKER, lambda of: of("retrieval.backend") in ("dense", "splade", "http"), why
+    )
+
+
+def _of_a_server(name: str) -> Need:
+    why = "it is for a server that is asked; set retrieval=http retrieval.url=http://HOST:PORT, too"
+    return _searching(f"retrieval.{name}", (*_RANKER, "retrieval.url"), lambda of: of("retrieval.url") is None, why)
+
+
+def _of_vectors(name: str, kinds: Sequence[str]) -> Need:
+    """What an index was made with, only opening it tells."""
+    return _searching(
+        f"retrieval.{name}",
+        (*_RANKER, "retrieval.vectors", "retrieval.index"),
+        lambda of: of("retrieval.vectors") not in kinds and of("retrieval.index") is None,
+        f"it is for retrieval.vectors={' and '.join(kinds)}; set that, too",
+    )
+
+
+def _of_a_folder(name: str) -> Need:
+    why = "documents of a folder are cut by it; data.corpus=FILE and an index have their passages already"
+    return _searching(f"data.{name}", ("data", "data.corpus"), _no_documents, why)
+
+
+def _no_documents(of: Composed) -> bool:
+    corpus = of("data.corpus")
+    return of("data.source") == "jsonl" and (corpus is None or at_home(str(corpus)).is_file())
+
+
 PREPARING = ("plan", "fetch", "doctor")
 """Modes that are put before the command of another one."""
 TRACKING = ("train", "eval")
+SEARCHING = ("train", "plan", "eval", "calibrate", "ask", "experts", "index", "serve")
+_RANKER = ("retrieval", "retrieval.backend")
 WORLDS = (*OF_WORLD, *(f"data.novice.{f.name}" for f in fields(Novice)))
 """Settings that are the built-in world's alone."""
 _FILES = ("revision", "eval_share", "split_seed", "require_evidence", "passage_words", "overlap_words")
@@ -109,6 +152,29 @@ NEEDS = (
         "data.eval_questions are what is held out; leave one of them out (data.eval_questions=null)",
         switched=False,
     ),
+    *(_of_a_folder(name) for name in ("passage_words", "overlap_words")),
+    _searching(
+        "data.revision",
+        ("data", *(f"data.{key}" for key in KEYS)),
+        lambda of: of("data.source") == "jsonl" and not any("flashrag:" in str(of(f"data.{key}")) for key in KEYS),
+        "it is of questions that are fetched by name, flashrag:SET/SPLIT; leave it out",
+    ),
+    *(_of_bm25(name) for name in ("analyser", "k1", "b")),
+    *(_of_a_server(name) for name in ("dialect", "retries", "token_file")),
+    _searching(
+        "retrieval.rerank_depth",
+        ("retrieval.reranker",),
+        lambda of: of("retrieval.reranker") is None,
+        "it is how much a cross-encoder reads; set retrieval.reranker=FOLDER, too",
+    ),
+    _searching(
+        "retrieval.vectors",
+        ("retrieval.index",),
+        lambda of: of("retrieval.index") is not None,
+        "an index that is named says how its vectors are kept; leave it out",
+    ),
+    _of_vectors("beam", ("hnsw",)),
+    *(_of_vectors(name, LISTED) for name in ("lists", "probes")),
     *(_of_making(f.name) for f in fields(ExpertsConfig) if f.name != "teacher"),
     *(_of_making(f"teacher.{f.name}") for f in fields(TeacherConfig)),
     *(_kl("algorithm", name) for name in ("kl_coefficient", "kl_zero_variance")),
@@ -185,6 +251,7 @@ NEEDS = (
     _of_modes("tracker", None, TRACKING, lambda of: any(of(f"tracker.{name}") for name in TRACKERS)),
     *(_of_modes(f"tracker.{name}", False, TRACKING) for name in TRACKERS),
     _of_modes("simulation", None, ("simulate",)),
+    *(_of_modes(f"serve.{name}", default, ("serve",)) for name, default in asdict(ServeConfig()).items()),
     _of_modes("question", None, ("ask",)),
     _of_modes("resume", None, ("train", *PLAYS_ON)),
     _of_modes("run", None, ("view", "compare")),

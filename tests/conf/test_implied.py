@@ -179,7 +179,8 @@ def test_a_checkpoint_is_evaluated_on_what_it_was_trained_on(tmp_path: Path) -> 
     own = checkpoint(tmp_path / "own", data, RetrievalConfig(k1=1.2))
     config = asked("mode=eval", f"checkpoint={own}")
     assert (config.data, config.retrieval.k1) == (replace(data, split_seed=0), 1.2)
-    vectors = asked("retrieval=dense", "retrieval.encoder=x", "retrieval.probes=7", QWEN, "data.corpus=c").retrieval
+    lists = ("retrieval.vectors=ivf", "retrieval.probes=7")
+    vectors = asked("retrieval=dense", "retrieval.encoder=x", *lists, QWEN, "data.corpus=c").retrieval
     dense = checkpoint(tmp_path / "dense", data, vectors)
     found = asked("mode=eval", f"checkpoint={dense}").retrieval
     assert (found.backend, getattr(found, "encoder", None), getattr(found, "probes", None)) == ("dense", "x", 7)
