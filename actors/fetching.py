@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from actors.plan.downloads import downloads, models, rankers
+from actors.plan.downloads import downloads, models
 from conf.schema import RunConfig
 from learner.hub import local_folder
 from learner.model_folder import to_fetch
 from retrieval_service.download import Progress, Show, size_text
 from retrieval_service.encoder import encoder_folder
 from retrieval_service.prebuilt import ensure_prebuilt
+from retrieval_service.rankers import models_of
 from tasks.named import ensure, named
 from tracking.console import Console
 
@@ -34,7 +35,7 @@ def fetch(config: RunConfig, console: Console) -> bool:
             ensure(file, console.say, show)
     if config.retrieval.prebuilt is not None and config.cluster.address is None:
         ensure_prebuilt(config.retrieval.prebuilt, config.cache, console.say, show)
-    for setting, ranker in rankers(config):
+    for setting, ranker in models_of(config.retrieval):
         if to_fetch(ranker):
             with console.phase(f"fetching {ranker}"):
                 encoder_folder(ranker, setting)

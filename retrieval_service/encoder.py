@@ -87,6 +87,12 @@ def encoder_folder(given: str, key: str) -> Path:
         ) from error
 
 
+def lasting(given: str) -> str:
+    """What an index calls the encoder ``given``: a folder by its whole path, since it is opened from others, too."""
+    folder = at_home(given)
+    return str(folder.absolute()) if folder.is_dir() else given
+
+
 def manner_of(folder: Path, given: str, asked: dict[str, Any]) -> Manner:
     """How the encoder in ``folder`` is used: as ``asked`` (the fields of ``Manner``), else as its own files say.
 
@@ -249,6 +255,13 @@ def loaded(kind: str, folder: Path, given: str) -> tuple[Any, Any, list[str]]:
     return tokenizer, model.eval(), sorted(report["missing_keys"])
 
 
+def most_tokens(model: Any, tokenizer: Any, wanted: int) -> int:
+    """How many of the ``wanted`` tokens ``model`` has positions for; a text's others are cut off."""
+    positions = getattr(model.config, "max_position_embeddings", None) or wanted
+    # RoBERTa's positions begin behind its padding's: its tokenizer alone says how many there are.
+    return min(wanted, int(positions), int(tokenizer.model_max_length))
+
+
 class TextModel:
     """A model of texts, as transformers' class ``kind``. For one thread; torch works on ``threads`` processors from
     then on.
@@ -275,9 +288,7 @@ class TextModel:
             raise UserError(f"{given}: its files lack {missing[0]}, which a {type(model).__name__} has{self.hint}")
         half = self.device.startswith("cuda")
         self._model = model.to(self.device, torch.float16 if half else torch.float32)
-        longest = getattr(model.config, "max_position_embeddings", None) or manner.max_tokens
-        # RoBERTa's positions begin behind its padding's: its tokenizer alone says how many there are.
-        self._max_tokens = min(manner.max_tokens, int(longest), int(self._tokenizer.model_max_length))
+        self._max_tokens = most_tokens(model, self._tokenizer, manner.max_tokens)
 
     def _tokenized(self, texts: list[str]) -> Any:
         return self._tokenizer(

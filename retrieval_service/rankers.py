@@ -15,6 +15,7 @@ from retrieval_service import backends
 from retrieval_service.backend import Backend
 from retrieval_service.backends import backend_module, backend_names
 from retrieval_service.config import RetrievalConfig
+from retrieval_service.index import read_manifest
 from retrieval_service.prebuilt import ensure_prebuilt
 from retrieval_service.rerank import Reranked
 from retrieval_service.watch import SILENT, Watch
@@ -40,6 +41,25 @@ def own_settings() -> dict[str, type[RetrievalConfig]]:
         with suppress(UserError):  # said where it is chosen
             found[name] = settings_of(name)
     return {name: kind for name, kind in found.items() if kind is not RetrievalConfig}
+
+
+def models_of(config: RetrievalConfig) -> list[tuple[str, str]]:
+    """Key and name of the models that rank passages. Of an index that is named the encoder is the one that made it.
+
+    Raises ``UserError`` for an index whose manifest is damaged.
+    """
+    found = {key: getattr(config, key, None) for key in ("encoder", "reranker")}
+    if hasattr(config, "encoder") and config.encoder is None and config.index is not None:
+        found["encoder"] = _encoder_of(at_home(config.index))
+    return [(f"retrieval.{key}", name) for key, name in found.items() if name]
+
+
+def _encoder_of(index: Path) -> str | None:
+    for folder in (index, index / "dense"):  # a hybrid one has it in a part
+        manifest = read_manifest(folder)
+        if manifest is not None and isinstance(name := manifest.made_with.get("encoder"), str):
+            return name
+    return None
 
 
 def open_backend(config: RetrievalConfig, index: Path | None) -> Backend:

@@ -13,11 +13,11 @@ from agent.records import Passage
 from agent.visible import printable
 from retrieval_service.backend import Backend, Identity
 from retrieval_service.config import RetrievalConfig
-from retrieval_service.encoder import batches, device_of, encoder_folder, loaded, weights_digest
+from retrieval_service.encoder import batches, device_of, encoder_folder, loaded, most_tokens, weights_digest
 
 KEY = "retrieval.reranker"
 MAX_TOKENS = 512
-"""Of query and passage together; longer passages are cut."""
+"""Most of query and passage together; longer ones are cut."""
 _AT_ONCE = 32
 
 
@@ -36,6 +36,7 @@ class Reranked:
         self._told = {"reranker": given, "reranker_weights": weights_digest(folder, f"{KEY}={given}")}
         self.device = device_of(config.device)
         self._tokenizer, self._model, self._torch = _loaded(folder, given, config.threads, self.device)
+        self._max_tokens = most_tokens(self._model, self._tokenizer, MAX_TOKENS)
         self.most: int = min(config.max_batch, getattr(inner, "most", config.max_batch))
         self.until: Callable[[float], None] = getattr(inner, "until", lambda end: None)
 
@@ -60,7 +61,7 @@ class Reranked:
                     [texts[at][1] for at in batch],
                     padding=True,
                     truncation="longest_first",
-                    max_length=MAX_TOKENS,
+                    max_length=self._max_tokens,
                     return_tensors="pt",
                 ).to(self._model.device)
                 for at, score in zip(batch, self._model(**encoded).logits[:, 0].tolist(), strict=True):

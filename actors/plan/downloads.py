@@ -12,6 +12,7 @@ from learner.hub import kept_in
 from learner.model_folder import to_fetch
 from retrieval_service import prebuilt
 from retrieval_service.download import size_text
+from retrieval_service.rankers import models_of
 from retrieval_service.wikipedia import PREBUILT
 from tasks.named import named
 
@@ -72,15 +73,9 @@ def _index(config: RunConfig) -> Iterator[Download]:
 
 
 def _rankers(config: RunConfig) -> Iterator[Download]:
-    for key, path in rankers(config):
+    for key, path in models_of(config.retrieval):
         if to_fetch(path):
             yield Download(what=f"{key}={path}", to=kept_in(path), size=None)
-
-
-def rankers(config: RunConfig) -> list[tuple[str, str]]:
-    """Key and path of the models that rank passages."""
-    found = ((key, getattr(config.retrieval, key, None)) for key in ("encoder", "reranker"))
-    return [(f"retrieval.{key}", path) for key, path in found if path]
 
 
 def _model(config: RunConfig) -> Iterator[Download]:

@@ -17,7 +17,7 @@ from retrieval_service import jvm
 from retrieval_service.backend import Identity
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record
-from retrieval_service.encoder import KEY, encoder_folder, encoder_of, manner_of
+from retrieval_service.encoder import KEY, encoder_folder, encoder_of, lasting, manner_of
 from retrieval_service.index import Builder, ensure_index
 from retrieval_service.lucene import LuceneBuilder
 from retrieval_service.lucene_searcher import LuceneSearcher
@@ -38,7 +38,7 @@ class Settings(RetrievalConfig):
     encoder: str | None = field(default=None, metadata=PATH)
     """A folder with a SPLADE model in safetensors, or its name on the hub. An index that is named says its own."""
     max_tokens: int | None = bounded(None, "at least 8")
-    """Where a passage is cut off; None: at 256."""
+    """Where a passage is cut off; None: where the encoder's own files say, else at 256."""
 
     def __post_init__(self) -> None:
         RetrievalConfig.__post_init__(self)
@@ -70,7 +70,8 @@ class SpladeRecipe:
         self._manner = manner_of(self._folder, config.encoder, config.asked)
         anserini = jvm.anserini_version()
         self.key = f"splade-{self._manner.key}-anserini-{anserini}"
-        self.made_with: dict[str, Any] = {**asdict(self._manner), "anserini": anserini}
+        self.made_with: dict[str, Any] = asdict(self._manner)
+        self.made_with |= {"encoder": lasting(config.encoder), "anserini": anserini}
 
     def builder(self, work: Path) -> Builder:
         """Loads the encoder, and starts the JVM."""

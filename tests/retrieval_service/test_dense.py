@@ -20,9 +20,11 @@ from agent.records import Passage
 from retrieval_service import jvm, names, vectors
 from retrieval_service.backends import dense, hybrid
 from retrieval_service.backends.dense import Dense, Settings
+from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record, join_contents, write_corpus
 from retrieval_service.encoder import Encoder, Manner, manner_of
-from retrieval_service.rankers import index_for, open_backend
+from retrieval_service.index import FORMAT, Manifest, write_manifest
+from retrieval_service.rankers import index_for, models_of, open_backend
 from retrieval_service.store import PASSAGES, PassageStore, join_parts, write_part
 from retrieval_service.vectors import FLAT, PART, Faiss, Flat, default_lists, join_vectors, open_vectors
 from retrieval_service.watch import Watch
@@ -354,6 +356,26 @@ def test_an_index_says_its_encoder_and_takes_no_other(
     assert index_for(corpus, Settings(encoder=str(other)), tmp_path) != index
     assert index_for(corpus, Settings(encoder=str(model), pooling="cls"), tmp_path) != index
     assert index_for(corpus, Settings(encoder=str(moved)), tmp_path) == index
+
+
+def test_an_index_names_the_encoder_that_is_to_be_fetched(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder by its whole path: the index is opened from another one."""
+    monkeypatch.chdir(model.parent)
+    recipe = dense.DenseRecipe(Settings(encoder=model.name))
+    assert recipe.made_with["encoder"] == str(model)
+    folder = tmp_path / "hybrid"
+    (folder / "dense").mkdir(parents=True)
+    told: dict[str, Any] = {"format": FORMAT, "documents": 1, "corpus": "c", "corpus_checksum": "0"}
+    write_manifest(folder, Manifest(**told, backend="hybrid", made_with={"bm25": "a", "dense": "b"}))
+    write_manifest(folder / "dense", Manifest(**told, backend="dense", made_with={"encoder": "org/name"}))
+    for index in (folder, folder / "dense"):
+        config = Settings(index=str(index), reranker="org/cross")
+        assert models_of(config) == [("retrieval.encoder", "org/name"), ("retrieval.reranker", "org/cross")]
+    assert models_of(Settings(index=str(folder), encoder="own")) == [("retrieval.encoder", "own")]
+    assert models_of(Settings(index=str(tmp_path))) == []
+    assert models_of(RetrievalConfig(index=str(folder))) == []
 
 
 def test_what_is_no_whole_dense_index_is_named(corpus: Path, config: Settings, tmp_path: Path) -> None:

@@ -210,6 +210,8 @@ def test_a_cross_encoder_keeps_its_rankers_batches_and_computes_where_it_is_told
     half = Passage(id="half", title="\ud800", text="emma")
     inner.search_batch = lambda queries, k: [(half,)] * len(queries)  # type: ignore[method-assign]
     assert ids(there.search_batch(["emma"], 1)[0]) == ["half"]
+    half = Passage(id="long", title="", text="emma " * 100)  # the model has 64 positions
+    assert ids(there.search_batch(["emma novel"], 1)[0]) == ["long"]
     del inner.search_batch
     with pytest.raises(UserError, match=r"^retrieval\.device=cuda:99: not to be had here"):
         Reranked(inner, RetrievalConfig(reranker=str(folder), device="cuda:99"))
