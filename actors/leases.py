@@ -4,34 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import ray
 
 from agent.episode import Generator
-from agent.records import Completion
+from agent.records import Completion, Passage
 from agent.tickets import Ticket
+from agent.tools.base import Searcher
 
 RENEWALS = 4
 """In the time of a lease."""
+_AT_PLAY: ContextVar[Paced] = ContextVar("the group whose code runs")
 
 
 class Paced:
     """A ``Generator`` that is one group's way to the engine, and knows whether the group gets on.
 
-    ``steps`` counts what the engine does: while a request of the group is in it, that counts for the group.
+    ``steps`` counts what the engine does: while a request of the group is in it, that counts for the group. So do
+    answered searches, anybody's, while one of the group is in line (``PacedSearcher``).
     """
 
     def __init__(self, engine: Generator, steps: Callable[[], int]) -> None:
         self._engine = engine
         self._steps = steps
         self._turns = 0
-        """Requests that were begun or ended."""
+        """Requests and searches that were begun or ended."""
         self._inside = 0
-        self._seen: tuple[int, int] | None = None
+        self._in_line = 0
+        self._answered: Callable[[], int] = int
+        self._seen: tuple[int, int, int] | None = None
         self._ended = False
 
     async def generate(
@@ -50,9 +56,21 @@ class Paced:
 
     def moved(self) -> bool:
         """Whether anything has happened since this was asked last."""
-        now = self._turns, self._steps() if self._inside else 0
+        now = self._turns, self._steps() if self._inside else 0, self._answered() if self._in_line else 0
         before, self._seen = self._seen, now
         return now != before
+
+    @contextmanager
+    def searching(self, answered: Callable[[], int]) -> Iterator[None]:
+        """A search of the group is under way; ``answered`` counts those that have ended well."""
+        self._turns += 1
+        self._in_line += 1
+        self._answered = answered
+        try:
+            yield
+        finally:
+            self._turns += 1
+            self._in_line -= 1
 
     def end(self) -> None:
         """Nothing of the group gets on to the engine any more, which may be about to sleep."""
@@ -69,6 +87,30 @@ class Paced:
         finally:
             self._turns += 1
             self._inside -= 1
+
+
+class PacedSearcher:
+    """The worker's ``Searcher``, which knows for which group it is asked: where more is searched than there is time
+    for, a group may stand in line for longer than a lease."""
+
+    def __init__(self, searcher: Searcher) -> None:
+        self._searcher = searcher
+        self._answered = 0
+
+    async def search(self, query: str, k: int) -> tuple[Passage, ...]:
+        """See ``agent.tools.base.Searcher``."""
+        return await self._paced(self._searcher.search(query, k))
+
+    async def following(self, document_id: str, k: int) -> tuple[Passage, ...]:
+        """See ``agent.tools.base.Searcher``."""
+        return await self._paced(self._searcher.following(document_id, k))
+
+    async def _paced(self, search: Awaitable[tuple[Passage, ...]]) -> tuple[Passage, ...]:
+        group = _AT_PLAY.get(None)  # none in an evaluation
+        with nullcontext() if group is None else group.searching(lambda: self._answered):
+            hits = await search
+        self._answered += 1
+        return hits
 
 
 @dataclass(slots=True)
@@ -107,9 +149,11 @@ class Leases:
     def playing(self, ticket: Ticket, paced: Paced) -> Iterator[None]:
         """The group of ``ticket`` is played in the body."""
         self._held[ticket.claim_id].paced = paced
+        before = _AT_PLAY.set(paced)
         try:
             yield
         finally:
+            _AT_PLAY.reset(before)
             del self._held[ticket.claim_id]
 
     def gave_up(self, group: asyncio.Task[None]) -> bool:

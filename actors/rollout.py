@@ -18,7 +18,7 @@ import ray
 
 from actors.engine import Engine
 from actors.engine_thread import Counters
-from actors.leases import Leases, Paced
+from actors.leases import Leases, Paced, PacedSearcher
 from actors.payloads import packed
 from actors.placement import nearest
 from actors.process import log_to
@@ -122,7 +122,8 @@ class RolloutWorker:
         )
         # Before the engine, which takes a minute: a tool of the user's own may not be fit to be made. And in a thread,
         # which leaves this actor answering: what it is made of may take as long.
-        environment = await asyncio.to_thread(Environment.of, agent, TimedSearcher(searcher, searching))
+        timed = PacedSearcher(TimedSearcher(searcher, searching))
+        environment = await asyncio.to_thread(Environment.of, agent, timed)
         try:
             self._engine = await asyncio.to_thread(
                 Engine,

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import ray
 
-from actors.leases import Leases, Paced
+from actors.leases import Leases, Paced, PacedSearcher
 from agent.pool.claims import Claims
+from agent.records import Passage
 from agent.tickets import Ticket
 
 
@@ -66,6 +67,57 @@ def test_a_group_moves_with_its_turns_and_with_the_engine_while_it_is_asked() ->
         assert paced.moved()
         engine.steps += 1
         assert not paced.moved()
+
+    asyncio.run(scenario())
+
+
+def test_a_group_in_line_for_a_search_moves_with_the_searches_that_are_answered() -> None:
+    """Where more is searched than there is time for, none is dropped: a lease must not end what waits its turn."""
+
+    class Line:
+        def __init__(self) -> None:
+            self.asked: dict[str, asyncio.Future[tuple[Passage, ...]]] = {}
+
+        async def search(self, query: str, k: int) -> tuple[Passage, ...]:
+            self.asked[query] = asyncio.get_running_loop().create_future()
+            return await self.asked[query]
+
+        following = search
+
+    async def scenario() -> None:
+        line = Line()
+        searcher, leases = PacedSearcher(line), Leases(None, "w", lease_s=600.0)
+        groups = [Paced(Engine(), int) for _ in range(2)]
+
+        async def group(number: int) -> None:
+            with leases.playing(tickets[number], groups[number]):
+                await asyncio.gather(searcher.search(f"first {number}", 3), searcher.following(f"second {number}", 3))
+                await asyncio.Event().wait()  # its reward, say
+
+        tickets = [Ticket(claim_id=i, query=i, batch=0, order=i, seed=i) for i in range(2)]
+        tasks = [asyncio.ensure_future(group(number)) for number in range(2)]
+        for ticket, task in zip(tickets, tasks, strict=True):
+            leases.claimed(ticket, "q", task)
+        alone = asyncio.ensure_future(searcher.search("an evaluation's", 3))
+
+        async def moved(*ended: str) -> list[bool]:
+            while len(line.asked) < 5:
+                await asyncio.sleep(0)
+            for query in ended:
+                line.asked[query].set_result(())
+            for _ in range(10):
+                await asyncio.sleep(0)
+            return [each.moved() for each in groups]
+
+        assert await moved() == [True, True], "they have begun"
+        assert await moved() == [False, False], "no search is answered"
+        assert await moved("an evaluation's") == [True, True]
+        assert await moved("first 0", "second 0") == [True, True]
+        assert await moved("first 1") == [False, True], "the one is in no line any more"
+        assert await moved() == [False, False]
+        for task in tasks:
+            task.cancel()
+        await alone
 
     asyncio.run(scenario())
 
