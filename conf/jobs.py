@@ -43,6 +43,8 @@ def job(composed: DictConfig, folder: Path, mode: Callable[[RunConfig, Path, Con
                 config.resume = str(folder)
             elif config.mode in REPORTED:  # others only look, and a failed job's logs stay
                 sweep.clear(folder)
+            else:
+                sweep.forget_failure(folder)
             mode(config, folder, console)
         except Exception as error:
             foreseen = isinstance(error, (UserError, Fault, OSError))

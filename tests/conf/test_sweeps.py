@@ -341,6 +341,25 @@ def test_simulated_runs_are_a_sweep_too(command: Command) -> None:
     assert states(Path("sim")) == {"pool=recycle": "finished", "pool=adaptive": "finished"}
 
 
+def test_a_job_that_writes_no_rows_has_not_failed_once_it_is_done(tmp_path: Path) -> None:
+    """A calibration, say, for which the search service was down the first time."""
+    fate: list[Exception] = [Fault("no search was answered")]
+
+    def calibrate(config: RunConfig, folder: Path, console: object) -> None:
+        (folder / "rows").touch()
+        if fate:
+            raise fate.pop()
+
+    folder = tmp_path / "seed=0"
+    folder.mkdir()
+    composed = dictionary("mode=calibrate", "checkpoint=c", "data.dev_questions=q", "data=jsonl", "data.corpus=c")
+    job(composed, folder, calibrate)
+    assert sweep.status(folder) == (sweep.Status.FAILED, "no search was answered")
+    job(composed, folder, calibrate)
+    assert sweep.status(folder)[0] is not sweep.Status.FAILED
+    assert (folder / "rows").exists(), "what it goes on with"
+
+
 # --- evaluations -----------------------------------------------------------------------------------
 
 

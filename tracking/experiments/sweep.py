@@ -21,7 +21,7 @@ from agent.readable import json_of
 from tracking.config import ReportConfig
 from tracking.differences import of_both
 from tracking.evals.result import RESULT, written_result
-from tracking.metrics import MetricsLog, read
+from tracking.metrics import MetricsLog, keep_lines, read
 from tracking.run_folder import LOCK
 
 PLAN = "plan.json"
@@ -220,6 +220,11 @@ def clear(folder: Path) -> None:
 def record_failure(folder: Path, message: str) -> None:
     """Notes in a job's metrics why it ended."""
     MetricsLog(folder / "metrics.jsonl").write("event", {"event": "failed", "message": message})
+
+
+def forget_failure(folder: Path) -> None:
+    """Takes it back, as the job starts again: one that writes no rows would count as failed however it ends."""
+    keep_lines(folder / "metrics.jsonl", lambda row: row.get("event") != "failed")
 
 
 def check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
