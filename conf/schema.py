@@ -98,7 +98,7 @@ class RunConfig:
     run in ``output_dir`` if it has a checkpoint, else a new one: one command starts it and goes on with it. In
     ``mode=eval`` and ``calibrate`` only ``if_any``: what is played in ``output_dir``, if there is something."""
     resume_allow_changes: bool = False
-    """Go on although settings or data have changed that decide what is learned."""
+    """Go on although settings or data have changed that decide what is learned; its questions have to be the same."""
     checkpoint: str | None = field(default=None, metadata=PATH)
     """Checkpoint to evaluate, to calibrate or to ask; a checkpoint's folder or a model's."""
     question: str | None = field(default=None, metadata=SENTENCE)
