@@ -91,10 +91,10 @@ class Paced:
 
 class PacedSearcher:
     """The worker's ``Searcher``, which knows for which group it is asked: where more is searched than there is time
-    for, a group may stand in line for longer than a lease."""
+    for, a group may stand in line for longer than a lease. ``did`` is called after each answered search."""
 
-    def __init__(self, searcher: Searcher) -> None:
-        self._searcher = searcher
+    def __init__(self, searcher: Searcher, did: Callable[[], None]) -> None:
+        self._searcher, self._did = searcher, did
         self._answered = 0
 
     async def search(self, query: str, k: int) -> tuple[Passage, ...]:
@@ -110,6 +110,7 @@ class PacedSearcher:
         with nullcontext() if group is None else group.searching(lambda: self._answered):
             hits = await search
         self._answered += 1
+        self._did()
         return hits
 
 

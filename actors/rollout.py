@@ -100,7 +100,7 @@ class RolloutWorker:
 
     @ray.method(concurrency_group=HEALTH)
     async def ping(self) -> Pulse:
-        """See ``actors/health.py``. An engine's steps are what it and an evaluation get on by."""
+        """See ``actors/health.py``. An engine gets on by its steps, an evaluation by these and by answered searches."""
         steps: int | None = self._engine.progress if hasattr(self, "_engine") else None
         evaluating = steps if self._beats.under_way("evaluate") else None
         return self._beats.pulse({"generate": steps, "evaluate": evaluating})
@@ -122,8 +122,8 @@ class RolloutWorker:
         )
         # Before the engine, which takes a minute: a tool of the user's own may not be fit to be made. And in a thread,
         # which leaves this actor answering: what it is made of may take as long.
-        timed = PacedSearcher(TimedSearcher(searcher, searching))
-        environment = await asyncio.to_thread(Environment.of, agent, timed)
+        paced = PacedSearcher(TimedSearcher(searcher, searching), lambda: self._beats.did("evaluate"))
+        environment = await asyncio.to_thread(Environment.of, agent, paced)
         try:
             self._engine = await asyncio.to_thread(
                 Engine,

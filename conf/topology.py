@@ -60,7 +60,7 @@ class DeadlineConfig:
     generate: float | None = bounded(600.0, "above 0")
     """An engine that has requests makes a step."""
     evaluate: float | None = bounded(900.0, "above 0")
-    """A worker's part of an evaluation: a step of its engine, or the end of an episode."""
+    """A worker's part of an evaluation: a step of its engine, an answered search, or its end."""
     search: float | None = bounded(300.0, "above 0")
     """The retrieval actor, which has searches, answers one."""
     take: float | None = bounded(3600.0, "above 0")

@@ -86,7 +86,8 @@ def test_a_group_in_line_for_a_search_moves_with_the_searches_that_are_answered(
 
     async def scenario() -> None:
         line = Line()
-        searcher, leases = PacedSearcher(line), Leases(None, "w", lease_s=600.0)
+        did: list[str] = []
+        searcher, leases = PacedSearcher(line, lambda: did.append("evaluate")), Leases(None, "w", lease_s=600.0)
         groups = [Paced(Engine(), int) for _ in range(2)]
 
         async def group(number: int) -> None:
@@ -115,6 +116,7 @@ def test_a_group_in_line_for_a_search_moves_with_the_searches_that_are_answered(
         assert await moved("first 0", "second 0") == [True, True]
         assert await moved("first 1") == [False, True], "the one is in no line any more"
         assert await moved() == [False, False]
+        assert len(did) == 4, "evaluations get on by these, too"
         for task in tasks:
             task.cancel()
         await alone
