@@ -8,8 +8,7 @@ finished part has the checksums of its files; one that has others now is made ag
 Of several builders a lock lets one work. Where locks don't reach other machines, these share the folder: each works
 under names of its own, a part is the same whoever made it, and who is last takes the index of the first.
 
-The corpus is read once: each passage is checked, looked for among the ids so far, and handed on to the builder, in
-parts.
+The corpus is read in parts: each passage is checked, looked for among the ids so far, and handed on to the builder.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import json
 import os
 import platform
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -91,6 +91,8 @@ class Recipe(Protocol):
     """What an index depends on besides the corpus, as a part of a folder's name."""
     made_with: dict[str, Any]
     """The same for its manifest."""
+    slow: bool
+    """Whether a part takes so long that the corpus is first read to its end, for what may be wrong there."""
 
     def builder(self, work: Path) -> Builder:
         """One that works in the folder ``work``, where an earlier one may have left parts."""
@@ -159,7 +161,7 @@ def ensure_index(corpus: Path, recipe: Recipe, cache: Path, watch: Watch = SILEN
         with _locked(index.parent / f".{index.name}.lock"):
             try:
                 if not index.exists():
-                    _build(corpus, stamp, index, recipe, work, watch)
+                    _build(corpus, stamp, index, recipe, cache, work, watch)
             except Exception:
                 if not index.exists():  # else a builder whom no lock kept apart was first, and has taken the work away
                     raise
@@ -227,7 +229,7 @@ def _check_ours(index: Path, checksum: str) -> None:
         raise UserError(f"{index}: not the complete index that its name says; delete it and start again")
 
 
-def _build(corpus: Path, stamp: Stamp, index: Path, recipe: Recipe, work: Path, watch: Watch) -> None:
+def _build(corpus: Path, stamp: Stamp, index: Path, recipe: Recipe, cache: Path, work: Path, watch: Watch) -> None:
     work.mkdir(exist_ok=True)
     out = aside(work, "index")
     shutil.rmtree(out, ignore_errors=True)
@@ -235,6 +237,10 @@ def _build(corpus: Path, stamp: Stamp, index: Path, recipe: Recipe, work: Path, 
     builder = recipe.builder(work)  # a setting that it refuses is no reason to throw parts away
     try:
         try:
+            if recipe.slow and not part_of(work, 0).exists():
+                if stamp.size > SMALL:
+                    watch.say(f"reading {corpus} for what may be wrong with it, before it is encoded")
+                deque(_checked(corpus, Register(corpus)), maxlen=0)
             register, documents, total = Register(corpus), 0, passages_in(corpus, stamp)
             for number, part in enumerate(_checked(corpus, register)):
                 _drop_damaged(part_of(work, number), watch)
@@ -242,7 +248,8 @@ def _build(corpus: Path, stamp: Stamp, index: Path, recipe: Recipe, work: Path, 
                 room.taken(part, total)
                 documents += len(part)
                 watch.count(documents, total)
-            if not stamp.holds(corpus.stat()):
+            # Its times alone tell little: a link to it, or new rights, change them.
+            if not stamp.holds(corpus.stat()) and corpus_stamp(corpus, cache, watch.say).checksum != stamp.checksum:
                 raise _WrongCorpus(f"{corpus}: changed while it was being indexed; start again when it is complete")
             builder.finish(out)
         finally:

@@ -81,6 +81,7 @@ class DenseRecipe:
     """How the indexes of ``retrieval=dense`` are made. Reads the encoder's files. Raises ``UserError`` without one."""
 
     backend = "dense"
+    slow = True
 
     def __init__(self, config: Settings) -> None:
         if config.encoder is None:

@@ -61,6 +61,7 @@ class SpladeRecipe:
     """How the indexes of ``retrieval=splade`` are made. Reads the encoder's files. Raises ``UserError`` without one."""
 
     backend = "splade"
+    slow = True
 
     def __init__(self, config: Settings) -> None:
         if config.encoder is None:

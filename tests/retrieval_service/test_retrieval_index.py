@@ -48,6 +48,7 @@ class Scripted:
 
     backend = "scripted"
     key = "scripted"
+    slow = False
     made_with: dict[str, Any] = {"analyser": "none"}  # noqa: RUF012
 
     def __init__(self) -> None:
@@ -389,6 +390,30 @@ def test_a_corpus_that_changes_meanwhile_is_not_indexed(tmp_path: Path, corpus: 
     with pytest.raises(UserError, match="changed while it was being indexed"):
         ensure_index(corpus, recipe, tmp_path / "c")
     assert folders(tmp_path / "c") == []
+
+
+def test_a_corpus_of_which_only_the_times_change_is_indexed(tmp_path: Path, corpus: Path, recipe: Scripted) -> None:
+    recipe.reading = lambda: os.utime(corpus, (1, 1))
+    assert ids(ensure_index(corpus, recipe, tmp_path / "c")) == ["a", "b"]
+
+
+@pytest.mark.parametrize("last", ["", '{"id": "a", "contents": "again"}'])
+def test_what_is_wrong_at_the_end_is_found_before_a_part_is_encoded(
+    tmp_path: Path, corpus: Path, recipe: Scripted, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    monkeypatch.setattr(names_module, "PART", 1)
+    corpus.write_text(f"{(right := corpus.read_text())}{last}\n")
+    recipe.slow = True
+    with pytest.raises(UserError, match="line 3"):
+        ensure_index(corpus, recipe, tmp_path / "c")
+    assert recipe.worked == []
+    recipe.slow = False
+    with pytest.raises(UserError, match="line 3"):
+        ensure_index(corpus, recipe, tmp_path / "c")
+    assert recipe.worked != [], "what is quick is read once"
+    corpus.write_text(right)
+    recipe.slow, recipe.worked = True, []
+    assert ids(ensure_index(corpus, recipe, tmp_path / "c")) == ["a", "b"]
 
 
 def test_concurrent_builders_build_once(tmp_path: Path, corpus: Path, recipe: Scripted) -> None:
