@@ -3,7 +3,7 @@ plain or compressed, or a Parquet file of such rows.
 
 | field | taken from |
 | --- | --- |
-| id | ``id``, else ``_id`` (BEIR) |
+| id | ``id``, else ``_id`` (BEIR): a text, or a whole number, which becomes one |
 | contents | ``contents``, else ``text``: the title, if there is one, in quotes on the first line, then the text |
 | title | ``title``; without it, or beside ``contents`` that begin with it, the first line of the contents |
 
@@ -145,7 +145,7 @@ def _record(record: Mapping[str, Any]) -> Record:
     if "contents" not in record and "text" not in record:
         there = ", ".join(f'"{key}"' for key in sorted(record)) or "nothing"
         raise ValueError(f'no "{"contents" if id_key in record else "id"}" (it has {there})')
-    name = _text(record, id_key)
+    name = str(record[id_key]) if type(record.get(id_key)) is int else _text(record, id_key)  # true is an int, too
     if len(name.encode()) > MAX_ID_BYTES:
         raise ValueError(f'"{id_key}" is longer than {MAX_ID_BYTES} bytes')
     contents = _contents(record)
@@ -270,7 +270,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Record]]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Record]]:
-    """The rows of a Parquet file: the columns of a line's keys, in batches. Its ids may be whole numbers."""
+    """The rows of a Parquet file: the columns of a line's keys, in batches."""
     import pyarrow
     from pyarrow import parquet
 
@@ -295,8 +295,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Record]]:
 
 
 def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
-    whole = {key: str(row[key]) for key in ("id", "_id") if type(row.get(key)) is int}  # true is an int, too
-    given = {key: value for key, value in {**row, **whole}.items() if value is not None}
+    given = {key: value for key, value in row.items() if value is not None}
     return {"text": "", **given} if "text" in row else given
 
 

@@ -78,6 +78,17 @@ def test_reads_passages_in_order_and_ignores_further_keys(tmp_path: Path) -> Non
     assert count_passages(path) == 2
 
 
+def test_an_id_may_be_a_whole_number(tmp_path: Path) -> None:
+    """As pandas writes it, and as Anserini's own reader takes it: an index that it built keeps such lines."""
+    lines = (record(id=0, contents="zero"), record(_id=-7, title="T", text="x"), record(id=10**30, contents="many"))
+    path = corpus_of(tmp_path, *lines)
+    assert [passage.id for passage in read_corpus(path)] == ["0", "-7", str(10**30)]
+    assert json.loads(next(records(path))[1].line) == {"id": "0", "contents": "zero"}
+    path = corpus_of(tmp_path, record(id=1, contents="x"), record(id="1", contents="y"))
+    with pytest.raises(UserError, match="line 2: id '1' is taken by line 1"):
+        count_passages(path)
+
+
 def test_last_line_needs_no_newline(tmp_path: Path) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_bytes(GOOD)
@@ -96,7 +107,8 @@ def test_last_line_needs_no_newline(tmp_path: Path) -> None:
         (b'["b", "x"]', "a JSON list, not an object"),
         (record(contents="x"), 'no "id"'),
         (record(id="", contents="x"), '"id" is empty'),
-        (record(id=7, contents="x"), '"id" is of type int, not a string'),
+        (record(id=7.0, contents="x"), '"id" is of type float, not a string'),
+        (record(id=None, contents="x"), '"id" is of type NoneType, not a string'),
         (record(id=True, contents="x"), '"id" is of type bool, not a string'),
         (record(id="i" * (MAX_ID_BYTES + 1), contents="x"), '"id" is longer than'),
         (record(id="a", contents="x"), "id 'a' is taken by line 1"),
@@ -108,7 +120,7 @@ def test_last_line_needs_no_newline(tmp_path: Path) -> None:
         (record(id="b", title="", text=""), '"text" is empty'),
         (record(id="b", title=["x"], contents="y"), '"title" is of type list, not a string'),
         (record(id="b", title="x", contents="y", text="z"), '"text" is not a part of "contents"'),
-        (record(_id=7, contents="x"), '"_id" is of type int, not a string'),
+        (record(_id=[7], contents="x"), '"_id" is of type list, not a string'),
         (record(id="b", contents=" \n"), '"contents" is empty'),
         (record(id="b", contents="\0"), '"contents" is empty'),  # to Java, that is
         (record(id="b", contents="\u3000\x01 "), '"contents" is empty'),
