@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -111,7 +112,7 @@ def encoder_of(
     index: Path, made_with: Mapping[str, Any], given: str | None, asked: Mapping[str, Any]
 ) -> tuple[Manner, Path]:
     """How the encoder that made ``index`` is used, by its manifest, and its folder: the one that is ``given``, if it is
-    the same.
+    the same. Of a name on the hub it may be an earlier snapshot: a later one has other files.
 
     Raises ``UserError`` if it is another, or is ``asked`` to be used in another manner.
     """
@@ -120,7 +121,10 @@ def encoder_of(
     given = given or made.encoder
     folder = encoder_folder(given, KEY)
     kept = {name: value for name, value in asdict(made).items() if name not in ("encoder", "weights")}
-    now = manner_of(folder, given, kept | {name: value for name, value in asked.items() if value is not None})
+    wanted = kept | {name: value for name, value in asked.items() if value is not None}
+    now = manner_of(folder, given, wanted)
+    if now.weights != made.weights and (before := _snapshot_of(given, made.weights)) is not None:
+        folder, now = before, manner_of(before, given, wanted)
     if now.key != made.key:
         differing = [name for name in names if getattr(now, name) != getattr(made, name) and name != "encoder"]
         raise UserError(
@@ -128,6 +132,20 @@ def encoder_of(
             "one, or build an index of its own"
         )
     return now, folder
+
+
+def _snapshot_of(name: str, weights: str) -> Path | None:
+    """The snapshot of the hub's ``name`` on this machine that has these ``weights``: its newest may have others."""
+    from huggingface_hub import constants
+
+    kept = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots")
+    if at_home(name).is_dir() or not _HUB_NAME.fullmatch(name):
+        return None
+    for folder in sorted(kept.glob("*")):
+        with suppress(UserError):  # of one that isn't whole
+            if weights_digest(folder, name) == weights:
+                return folder
+    return None
 
 
 def _called(folder: Path, given: str) -> list[str]:

@@ -180,7 +180,8 @@ def corpus_names(corpus: Path, cache: Path, say: Callable[[str], None] = lambda 
     """
     checksum = corpus_stamp(corpus, cache, say).checksum
     for file in (cache / "indexes").glob(f"{checksum}-*/{FILE}"):
-        return Names.load(file)
+        if file.is_file():  # of a hybrid index it is a link, and what it leads to may be deleted
+            return Names.load(file)
     file = cache / "corpora" / f"{checksum}-{FILE}"
     if not file.is_file():
         if corpus.stat().st_size > LARGE:

@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 from encoders import PASSAGES as GIVEN
 from encoders import encoder, ids, overlap
+from huggingface_hub import constants
 
 from agent.errors import Fault, RetrievalError, UserError
 from agent.records import Passage
+from retrieval_service import encoder as encoders_module
 from retrieval_service import jvm, names, vectors
 from retrieval_service.backends import dense, hybrid
 from retrieval_service.backends.dense import Dense, Settings
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record, join_contents, write_corpus
-from retrieval_service.encoder import Encoder, Manner, manner_of
+from retrieval_service.encoder import Encoder, Manner, encoder_of, manner_of
 from retrieval_service.index import FORMAT, Manifest, write_manifest
 from retrieval_service.rankers import index_for, models_of, open_backend
 from retrieval_service.store import PASSAGES, PassageStore, join_parts, write_part
@@ -376,6 +378,25 @@ def test_an_index_names_the_encoder_that_is_to_be_fetched(
     assert models_of(Settings(index=str(folder), encoder="own")) == [("retrieval.encoder", "own")]
     assert models_of(Settings(index=str(tmp_path))) == []
     assert models_of(RetrievalConfig(index=str(folder))) == []
+
+
+def test_an_index_of_the_hubs_encoder_outlives_its_next_commit(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshots = tmp_path / "models--org--name" / "snapshots"
+    old = shutil.copytree(model, snapshots / "old")
+    new = shutil.copytree(model, snapshots / "a newer one")
+    (snapshots / "a part").mkdir()
+    config = new / "config.json"
+    config.write_text(config.read_text().replace("{", '{"note": 1,', 1))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(encoders_module, "encoder_folder", lambda given, key: new)
+    made = manner_of(old, "org/name", {})
+    found, folder = encoder_of(tmp_path / "index", asdict(made), None, {})
+    assert (found, folder) == (made, old)
+    shutil.rmtree(old)
+    with pytest.raises(UserError, match=r"was made with org/name, and .*=org/name differs in weights; use that one"):
+        encoder_of(tmp_path / "index", asdict(made), None, {})
 
 
 def test_what_is_no_whole_dense_index_is_named(corpus: Path, config: Settings, tmp_path: Path) -> None:
