@@ -55,7 +55,7 @@ class EndpointPlayers:
         self._failed = {row.question_id for row in played if row.fault}
         """Questions that a fault has ended before. That they fail again tells nothing of the endpoint."""
         self._in_a_row: list[str] = []
-        """What the newest episodes ended in, as long as all of them ended in a fault."""
+        """What the newest questions ended in, as long as all of their episodes ended in a fault."""
 
     def evaluate(
         self,
@@ -67,8 +67,8 @@ class EndpointPlayers:
         keep: Callable[[list[EvalRow]], None] = lambda rows: None,
     ) -> list[EvalRow]:
         """See ``WorkerPool.evaluate``; rows are kept as their questions end: whatever ends this process, what is paid
-        for is there. Raises ``UserError`` for an endpoint that refuses everything, and ``Fault`` once ``PATIENCE``
-        episodes in a row have ended in a fault."""
+        for is there. Raises ``UserError`` for an endpoint that refuses everything, and ``Fault`` once nothing but
+        faults has come of ``PATIENCE`` questions in a row."""
         found: dict[int, list[EvalRow]] = {}
         texts, checked = Texts(CODEC.decode), 0
 
@@ -88,15 +88,15 @@ class EndpointPlayers:
         return [row for number in range(len(questions)) for row in found[number]]
 
     def _check_alive(self, rows: Sequence[EvalRow]) -> None:
-        for row in rows:
-            if not row.fault:
-                self._in_a_row.clear()
-            elif row.question_id not in self._failed:
-                self._in_a_row.append(f"{row.stop_reason}: {row.error}")
+        faults = [f"{row.stop_reason}: {row.error}" for row in rows if row.fault]
+        if len(faults) < len(rows):
+            self._in_a_row.clear()
+        elif rows[0].question_id not in self._failed:
+            self._in_a_row.append(faults[0])
         self._failed |= {row.question_id for row in rows if row.fault}
         if len(self._in_a_row) >= PATIENCE:
             raise Fault(
-                f"the last {len(self._in_a_row)} episodes all ended in a fault: {commonest(self._in_a_row)}; "
+                f"nothing but faults came of the last {len(self._in_a_row)} questions: {commonest(self._in_a_row)}; "
                 f"resume=if_any output_dir={self._run_dir} goes on"
             )
 

@@ -88,9 +88,9 @@ class Endpoint:
         import httpx
 
         body = {"model": self._model, "messages": [*map(dict, messages)], **settings}
+        pause = self._pause_s
         for attempt in range(self._tries):
-            last = attempt == self._tries - 1
-            pause = self._pause_s * 2**attempt
+            last, asked = attempt == self._tries - 1, 0.0
             try:
                 response = await self._client.post(self._url, json=body)
             except httpx.HTTPError as error:
@@ -101,8 +101,9 @@ class Endpoint:
                 code = _code(response, told)
                 if last or code not in PASSING:
                     return self._read(response, told, code, settings.get("stop", ()))
-                pause = max(pause, retry_after_s(response.headers))
-            await asyncio.sleep(min(pause, LONGEST_PAUSE_S))
+                asked = retry_after_s(response.headers)
+            await asyncio.sleep(min(max(pause, asked), LONGEST_PAUSE_S))
+            pause = min(2 * pause, LONGEST_PAUSE_S)  # not 2**attempt, which no float holds for ever
         raise AssertionError("unreachable")
 
     def _read(self, response: httpx.Response, told: Any, code: int, stop: Sequence[str]) -> Reply:

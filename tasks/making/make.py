@@ -83,7 +83,7 @@ async def make(
                     continue
                 made.add(question.id, attempt)  # those behind the last one that is taken, too: they were played
                 if attempt.broken:
-                    in_a_row += len(attempt.faults)
+                    in_a_row += 1
                 elif attempt.played:
                     in_a_row = 0
             if stopped:
@@ -91,7 +91,7 @@ async def make(
                 break
             progress(min(at + chunk, len(ordered)), len(ordered))
             if in_a_row >= PATIENCE and not made.selection.full:
-                made.broken = f"the last {in_a_row} episodes all ended in a fault: {commonest(made.faults)}"
+                made.broken = f"nothing but faults came of the last {in_a_row} questions: {commonest(made.faults)}"
                 break
     return made
 

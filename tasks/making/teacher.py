@@ -25,7 +25,8 @@ from tasks.making.episodes import CODEC, completion
 FEWEST = 32
 """Tokens of a turn that are still asked for as an endpoint's context gets full."""
 PATIENCE = 20
-"""Episodes in a row that end in a fault, after which nothing more is asked of an endpoint."""
+"""Questions in a row of which no episode has an end of its own, after which nothing more is asked of an endpoint. One
+that a host refuses fails as often as it is asked: it counts once."""
 REFUSED = frozenset({401, 403, 404})
 """HTTP codes of an endpoint, a model or a key that are wrong, whatever is asked: unless something was answered before.
 Then it is that one request (some hosts refuse a flagged text with 403)."""

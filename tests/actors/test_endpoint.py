@@ -7,7 +7,7 @@ import functools
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -17,7 +17,9 @@ import pytest
 
 import launch
 from actors import evaluating
+from actors.endpoint import EndpointPlayers
 from agent.errors import Fault, UserError
+from agent.inference.evaluation import EvalRow
 from conf.schema import RunConfig
 from tasks.making import config as settings
 from tasks.making.endpoint import Endpoint, Reply
@@ -278,12 +280,35 @@ def test_a_question_that_is_refused_at_the_start_of_what_goes_on_is_a_fault(
 @pytest.mark.slow
 def test_an_endpoint_that_is_gone_ends_the_evaluation_soon(model: Model, many: Any, tmp_path: Path) -> None:
     model.down, folder = 1000, tmp_path / "run"
-    with pytest.raises(Fault, match=r"^the last 20 episodes all ended in a fault: .*HTTP 503.* goes on$") as caught:
+    with pytest.raises(
+        Fault, match=r"^nothing but faults came of the last 20 questions: .*HTTP 503.* goes on$"
+    ) as caught:
         evaluated(many(), folder)
     assert f"; resume=if_any output_dir={folder} goes on" in str(caught.value)
     assert len(model.asked) == 20
     model.down = 0
     assert evaluated(many("resume=if_any", f"output_dir={folder}"), folder)["faults"] == 0
+
+
+def test_a_question_that_is_refused_as_often_as_it_is_asked_counts_once(asked: Any, tmp_path: Path) -> None:
+    """With many samples one of them would else end the evaluation."""
+    config = asked("evaluation.samples=64", "evaluation.temperature=1")
+    players = EndpointPlayers(config, tmp_path, stage=None, runner=None)  # type: ignore[arg-type]  # nothing is played
+    row = EvalRow(
+        question_id="", kind="", answer=None, em=0.0, f1=0.0, evidence=None, searches=0, action_tokens=0,
+        stop_reason="generation_failed", fault=True, error="HTTP 403",
+    )  # fmt: skip
+
+    def faulty(name: str) -> list[EvalRow]:
+        return [replace(row, question_id=name, sample=n) for n in range(64)]
+
+    for n in range(19):
+        players._check_alive(faulty(f"q{n}"))
+    players._check_alive([*faulty("q19")[1:], replace(row, question_id="q19", fault=False)])
+    for n in range(20, 39):
+        players._check_alive(faulty(f"q{n}"))
+    with pytest.raises(Fault, match=r"^nothing but faults came of the last 20 questions: generation_failed: HTTP"):
+        players._check_alive(faulty("q39"))
 
 
 @pytest.mark.slow

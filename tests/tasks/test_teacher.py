@@ -173,16 +173,16 @@ def test_an_endpoint_that_is_gone_ends_the_making_and_is_no_wrong_answer(make, m
     monkeypatch.setattr(settings, "Endpoint", functools.partial(Endpoint, pause_s=0.0))
     twins = [replace(EMMA, id=f"e{i}") for i in range(30)]
     made = make(*twins, teacher=teacher(9, episodes=2, tries=2))  # nothing listens on the port "discard"
-    assert (made.tried, made.episodes, len(made.faults)) == (10, 20, 20)
+    assert (made.tried, made.episodes, len(made.faults)) == (20, 40, 40), "a question counts once"
     assert not made.refused
     assert set(why(made).values()) == {Why.FAULT}
     assert "ConnectError" in made.broken
     unnamed = [replace(EMMA, id=f"u{i}", supporting=()) for i in range(30)]
     made = make(*twins, *unnamed, teacher=teacher(9, episodes=2, tries=2))
-    assert made.episodes == 20, "a question that can't be tried tells nothing of the endpoint"
+    assert made.episodes == 40, "a question that can't be tried tells nothing of the endpoint"
     from actors.experts import write
 
-    with pytest.raises(Fault, match="ended early: the last 20 episodes all ended in a fault"):
+    with pytest.raises(Fault, match="ended early: nothing but faults came of the last 20 questions"):
         write(made, tmp_path)
 
 
@@ -233,6 +233,11 @@ def test_a_count_of_tokens_that_is_no_number_is_none_and_no_fault(monkeypatch, c
 def test_an_error_inside_http_200_is_waited_for_as_the_same_code_is(monkeypatch, trouble):
     good = {"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}]}
     assert asked_of(monkeypatch, trouble, good).text == "hello"
+
+
+def test_an_endpoint_may_be_waited_for_as_long_as_one_likes(monkeypatch):
+    good = {"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}]}
+    assert asked_of(monkeypatch, *[{"error": {"code": 503}}] * 1100, good, tries=1101).text == "hello"
 
 
 def test_an_error_inside_http_200_that_wont_pass_is_told_with_its_code(monkeypatch):
@@ -313,7 +318,7 @@ def test_ids_of_a_questions_other_episodes_are_nobody_elses(make, school):
     assert len({e.written.row["id"] for e in made.experts}) == len(made.experts) == 4
 
 
-def asked_of(monkeypatch, *bodies: Any) -> Any:
+def asked_of(monkeypatch, *bodies: Any, tries: int = 3) -> Any:
     """What a client makes of an endpoint that answers HTTP 200 with each of ``bodies`` in turn, or with a response."""
     import httpx
 
@@ -323,7 +328,7 @@ def asked_of(monkeypatch, *bodies: Any) -> Any:
         return replies.pop(0)
 
     async def ask() -> Any:
-        async with Endpoint("http://x/v1", "m", pause_s=0.0) as endpoint:
+        async with Endpoint("http://x/v1", "m", pause_s=0.0, tries=tries) as endpoint:
             return await endpoint.chat([])
 
     monkeypatch.setattr(httpx.AsyncClient, "post", post)
