@@ -13,11 +13,11 @@ from agent.config import CALIBRATING, ExitConfig
 from agent.errors import UserError
 from agent.paths import at_home
 from conf.implied import OF_WORLD
-from conf.schema import MODES, PLAYS_ON
+from conf.schema import INFERENCE, MODES, PLAYS_ON
 from retrieval_service.server.config import ServeConfig
 from retrieval_service.vectors import LISTED
 from tasks.config import Novice
-from tasks.making.config import AUTO, ExpertsConfig, TeacherConfig
+from tasks.making.config import AUTO, EndpointConfig, ExpertsConfig, TeacherConfig
 from tasks.paths import KEYS
 from tracking.config import TRACKERS
 
@@ -85,6 +85,30 @@ def _of_making(name: str) -> Need:
     why = "experts are made with data.experts=auto, or by mode=experts; set the one, or leave it out"
     ruled = ("data.experts",)
     return Need(f"experts.{name}", ruled, lambda of: of("data.experts") != AUTO, why, switched=False)
+
+
+def _of_a_teacher(name: str) -> Need:
+    url = "experts.teacher.url"
+    why = f"there is no teacher; set {url}, too, or leave it out"
+    return Need(f"experts.teacher.{name}", (url,), lambda of: of(url) is None, why, modes=("train", "experts"))
+
+
+def _without_a_teacher(name: str) -> Need:
+    url, why = "experts.teacher.url", "a teacher thinks and asks for itself; leave it out, or experts.teacher.url"
+    return Need(f"experts.{name}", (), lambda of: of(url) is not None, why, modes=("train", "experts"))
+
+
+def _of_an_endpoint(name: str) -> Need:
+    url = "evaluation.endpoint.url"
+    why = f"nothing is behind an endpoint; set {url}, too, or leave it out"
+    return Need(f"evaluation.endpoint.{name}", (url,), lambda of: of(url) is None, why, modes=("train", *INFERENCE))
+
+
+def _of_an_exit(name: str) -> Need:
+    places = ("exit.threshold", "exit.calibration")
+    why = "there is no early exit; set exit=early, exit.threshold or exit.calibration, too"
+    modes = ("train", "eval", "ask")
+    return Need(f"exit.{name}", ("exit", *places), lambda of: all(of(p) is None for p in places), why, modes=modes)
 
 
 def _of_modes(key: str, unset: Any, modes: Sequence[str], idle: Callable[[Composed], bool] | None = None) -> Need:
@@ -177,6 +201,10 @@ NEEDS = (
     *(_of_vectors(name, LISTED) for name in ("lists", "probes")),
     *(_of_making(f.name) for f in fields(ExpertsConfig) if f.name != "teacher"),
     *(_of_making(f"teacher.{f.name}") for f in fields(TeacherConfig)),
+    *(_of_a_teacher(f.name) for f in fields(TeacherConfig) if f.name not in ("url", "model")),
+    *(_without_a_teacher(name) for name in ("guess_titles", "thoughts", "answer_thoughts")),
+    *(_of_an_endpoint(f.name) for f in fields(EndpointConfig) if f.name not in ("url", "model")),
+    *(_of_an_exit(name) for name in ExitConfig().probing),
     *(_kl("algorithm", name) for name in ("kl_coefficient", "kl_zero_variance")),
     _kl("algorithm.seeding", "kl_coefficient"),
     Need(
