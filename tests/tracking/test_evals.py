@@ -144,6 +144,9 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     assert EvalRows(tmp_path / "empty").read(1) == {}
 
 
+PROBE = {"searches": 1, "action_tokens": 5, "answer": None, "confidence": 0.8, "tokens": 3}
+
+
 def test_rows_come_back_with_their_probes(tmp_path: Path) -> None:
     probe = Probe(searches=1, action_tokens=5, answer="größer", confidence=0.8, tokens=3)
     rows = [replace(row("a"), probes=(ScoredProbe(probe=probe, em=1.0),) * 2, probe_tokens=6), row("b")]
@@ -164,6 +167,9 @@ def test_rows_come_back_with_their_probes(tmp_path: Path) -> None:
         {"searches": True},
         {"evidence": "x"},
         {"probes": [{"em": 1.0}]},
+        {"probes": [{"em": "1", "probe": PROBE}]},
+        {"probes": [{"em": 1.0, "probe": PROBE | {"confidence": None}}]},
+        {"probes": [{"em": 1.0, "probe": PROBE | {"tokens": "3"}}]},
         {"probes": None},
     ],
 )

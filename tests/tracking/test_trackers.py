@@ -89,6 +89,18 @@ def test_tensorboard_shows_the_numbers_and_the_episodes(tmp_path: Path, tensorbo
     assert all(line.startswith("    ") for line in text.splitlines()), "nothing in it is markup"
 
 
+def test_the_episodes_of_another_series_are_another_table(tmp_path: Path, tensorboard: None) -> None:
+    folder = tmp_path / "run"
+    trackers = opened(asked(folder, "tensorboard"))
+    for step, series in ((1, 1), (2, 2)):
+        made.lines(folder / EVALUATIONS, [made.evaluated(n, f"q{n}", 1.0) for n in range(1, step + 1)])
+        trackers.evaluation({"step": step, "em": 0.25}, series)
+    trackers.close()
+    shown = events(folder)
+    assert set(shown) == {"eval/em", "eval/episodes", "eval_2/em", "eval_2/episodes"}
+    assert "question_id: q2\n" in shown["eval_2/episodes"][0][1]
+
+
 def test_a_resumed_run_voids_what_tensorboard_was_told_after_its_checkpoint(tmp_path: Path, tensorboard: None) -> None:
     folder = tmp_path / "run"
     for first, steps, value in ((0, (1, 2, 3), 0.0), (2, (2,), 1.0)):

@@ -16,7 +16,7 @@ from tracking.metrics import append, keep_lines, read
 from tracking.trajectories import EVALUATIONS
 
 ROWS = "eval_rows.jsonl"
-_TYPES = get_type_hints(EvalRow)
+_TYPES, _PROBE = get_type_hints(EvalRow), get_type_hints(Probe)
 _NAMES = {*_TYPES}
 _LATER = {"probes", "text"}
 """What rows of earlier versions lack."""
@@ -55,14 +55,23 @@ class EvalRows:
 
 def _row(line: Mapping[str, Any], path: Path) -> EvalRow:
     with content_of(f"{path}, the row of question {line['question_id']!r}"):
-        for name, value in line.items():
-            kinds = get_args(_TYPES[name]) or (_TYPES[name],)
-            whole = type(value) is int and float in kinds
-            beyond = isinstance(value, int | float) and not math.isfinite(value)
-            if name != "probes" and (beyond or not (type(value) in kinds or whole)):
-                raise ValueError(f"'{name}' is {value!r}; evaluate again")
-        probes = (ScoredProbe(probe=Probe(**scored["probe"]), em=scored["em"]) for scored in line.get("probes", ()))
-        return EvalRow(**{**line, "probes": tuple(probes)})
+        told = {name: _as_written(name, value, _TYPES[name]) for name, value in line.items() if name != "probes"}
+        return EvalRow(**told, probes=tuple(map(_probe, line.get("probes", ()))))
+
+
+def _probe(told: Mapping[str, Any]) -> ScoredProbe:
+    found = {name: _as_written(f"probes: {name}", value, _PROBE[name]) for name, value in told["probe"].items()}
+    return ScoredProbe(probe=Probe(**found), em=_as_written("probes: em", told["em"], float))
+
+
+def _as_written(name: str, value: Any, kind: Any) -> Any:
+    """``value``. Raises ``ValueError`` unless it is of a ``kind``, and finite."""
+    kinds = get_args(kind) or (kind,)
+    whole = type(value) is int and float in kinds
+    beyond = isinstance(value, int | float) and not math.isfinite(value)
+    if beyond or not (type(value) in kinds or whole):
+        raise ValueError(f"'{name}' is {value!r}; evaluate again")
+    return value
 
 
 def forget_others(folder: Path, kept: Collection[str]) -> None:

@@ -22,6 +22,8 @@ class Episodes:
 
     rows: tuple[tuple[Any, ...], ...]
     """In the order of ``COLUMNS``."""
+    name: str = "eval/episodes"
+    """What trackers call the table."""
 
 
 class EpisodesLog:

@@ -79,13 +79,15 @@ class Trackers:
     def evaluation(self, row: Mapping[str, Any], series: int = 1) -> None:
         """An evaluation: its numbers, and its episodes. Those of the second ``series`` of a run are no curve with those
         of the first, and are called ``eval_2/…``."""
-        self.log(row, prefix="eval/" if series == 1 else f"eval_{series}/")
+        prefix = "eval/" if series == 1 else f"eval_{series}/"
+        self.log(row, prefix=prefix)
         log, step = self._log, int(row["step"])
         if not self._runs or log is None:
             return
         episodes = self._extras.attempt(TABLE, lambda: log.of(step))
         if episodes is not None and episodes.rows:
-            self._each(lambda run: run.episodes(episodes, step))
+            named = replace(episodes, name=f"{prefix}episodes")
+            self._each(lambda run: run.episodes(named, step))
 
     def close(self) -> None:
         """Closes each: one that is off, too, since what it was told before may not be written yet."""

@@ -26,7 +26,7 @@ class Tracker(base.Tracker):
             self._writer.add_scalar(name, value, step)
 
     def episodes(self, episodes: Episodes, step: int) -> None:
-        self._writer.add_text("eval/episodes", _markdown(episodes), step)
+        self._writer.add_text(episodes.name, _markdown(episodes), step)
         self._writer.flush()
 
     def close(self) -> None:

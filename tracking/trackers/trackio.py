@@ -34,7 +34,7 @@ class Tracker(base.Tracker):
         import trackio
 
         table = trackio.Table(columns=list(COLUMNS), data=[list(row) for row in episodes.rows])
-        self._run.log({"eval/episodes": table}, step=step)
+        self._run.log({episodes.name: table}, step=step)
 
     def close(self) -> None:
         self._run.finish()

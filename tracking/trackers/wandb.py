@@ -57,7 +57,7 @@ class Tracker(base.Tracker):
         import wandb
 
         table = wandb.Table(columns=list(COLUMNS), data=[list(row) for row in episodes.rows], allow_mixed_types=True)
-        self._run.log({"eval/episodes": table, "step": step})
+        self._run.log({episodes.name: table, "step": step})
 
     def close(self) -> None:
         import wandb
