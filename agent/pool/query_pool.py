@@ -387,7 +387,7 @@ class QueryPool(Generic[P]):
         if self._next_claim or self._next_batch:
             raise ValueError("load_state() on a pool in use: make a new one")
         if state["ids"] != digest(self.ids):
-            raise UserError("its questions are others: resume with the same data, or begin with model.path=CHECKPOINT")
+            raise UserError("it has other questions; resume with the same data, or begin with model.path=CHECKPOINT")
         self.history.load_state(state)
         for name in ("released", "next_batch", "next_claim"):
             setattr(self, f"_{name}", int(state[name]))
