@@ -21,6 +21,7 @@ from actors.replicas import Replicas
 from actors.restarts import Restarts
 from actors.searching import Searching
 from actors.settled import settle
+from actors.stopping import at_once
 from actors.topology import Topology, named
 from actors.weights import FolderChannel
 from actors.worker_pool import WorkerPool
@@ -64,8 +65,14 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
     What there is to say of the questions goes to ``console``.
 
     Raises ``UserError`` when the checkpoint is no model's folder, when ``exit.calibration`` isn't for it, or for bad
-    data.
+    data; and ``Stopped`` for a signal that has ended it.
     """
+    with at_once(), _serving(config, run_dir, namespace, console) as served:
+        yield served
+
+
+@contextmanager
+def _serving(config: RunConfig, run_dir: Path, namespace: str, console: Console) -> Iterator[Served[WorkerPool]]:
     given = f"checkpoint={config.checkpoint}"
     path = settle(config, str(config.checkpoint), given, console.phase)
     if config.model.path == config.checkpoint:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,10 +17,10 @@ import pytest
 from ray_fakes import row_of
 
 from actors import calibrating, evaluating
-from actors.inference import Served
+from actors.inference import Served, inference
 from actors.questions import Asked
 from agent.config import ExitConfig
-from agent.errors import Fault, UserError
+from agent.errors import Fault, Stopped, UserError
 from agent.inference.evaluation import EvalRow
 from agent.inference.infer import Inference
 from agent.inference.scaling import Scale
@@ -359,3 +361,26 @@ def test_a_calibration_that_faults_could_spoil_plays_nothing(house: House, monke
     ):
         calibrated(house, workers, monkeypatch, EvalConfig(max_fault_share=0.9))
     assert workers.played == []
+
+
+def test_a_signal_ends_what_plays_a_checkpoint_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its report is written, Ray shuts down, and a sweep says how it goes on."""
+    ended: list[str] = []
+
+    @contextmanager
+    def serving(*_: Any) -> Iterator[str]:
+        try:
+            yield "who plays"
+        finally:
+            ended.append("Ray")
+
+    monkeypatch.setattr("actors.inference._serving", serving)
+
+    def plays(nothing: Any = None) -> None:
+        with inference(nothing, nothing, "", nothing):
+            os.kill(os.getpid(), signal.SIGTERM)
+            ended.append("the evaluation")
+
+    with pytest.raises(Stopped, match=r"^stopped by SIGTERM$"):
+        plays()
+    assert ended == ["Ray"]
