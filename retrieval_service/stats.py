@@ -49,7 +49,7 @@ COUNTED = ("queries", "cache_hits", "shared", "batches", "failures", "timeouts")
 
 def since(before: Stats | None, now: Stats) -> Stats:
     """``now`` less the totals of ``before``; all of it where the service has been started anew in between."""
-    if before is None or now.queries < before.queries:
+    if before is None or any(getattr(now, name) < getattr(before, name) for name in COUNTED):
         return now
     return replace(now, **{name: getattr(now, name) - getattr(before, name) for name in COUNTED})
 

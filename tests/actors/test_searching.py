@@ -130,18 +130,19 @@ def test_the_end_of_another_actor_is_not_taken_for_the_retrievals() -> None:
 
 
 def test_counts_are_of_the_time_since_the_last_step() -> None:
-    """One failure is one in the step in which it happened, and none later; a replica that was started anew has few."""
+    """One failure is one in the step in which it happened, and none later; a replica that was started anew has few, or
+    has answered more than before and failed less."""
 
     def totals(queries: int, failures: int) -> Stats:
         counts = {"cache_hits": 0, "shared": 0, "batches": queries, "timeouts": 0}
         return Stats(queries=queries, failures=failures, qps=1.0, p50_s=0.1, p99_s=0.2, **counts)
 
-    told = [iter([totals(10, 3), totals(14, 3), totals(2, 1)]), iter([totals(5, 0), totals(5, 0), totals(6, 0)])]
+    told = [iter([totals(10, 3), totals(14, 3), totals(2, 1)]), iter([totals(5, 2), totals(5, 2), totals(6, 0)])]
     replicas = [SimpleNamespace(stats=SimpleNamespace(remote=lambda of=of: next(of))) for of in told]
     watched = Searching(replicas, lambda ref, actor: ref, lambda text, style: None, 600.0, lambda: False)
     found = [watched.stats() for _ in range(3)]
-    assert [row["retrieval/queries"] for row in found] == [15, 4, 3]
-    assert [row["retrieval/failures"] for row in found] == [3, 0, 1]
+    assert [row["retrieval/queries"] for row in found] == [15, 4, 8]
+    assert [row["retrieval/failures"] for row in found] == [5, 0, 1]
 
 
 def test_replicas_are_waited_for_over_their_own_ends_alone() -> None:
