@@ -84,15 +84,14 @@ class Builder(Protocol):
 
 
 class Recipe(Protocol):
-    """How the indexes of a backend are made."""
+    """How the indexes of a backend are made. ``slow = True`` says that a part takes so long that the corpus is first
+    read to its end, for what may be wrong there."""
 
     backend: str
     key: str
     """What an index depends on besides the corpus, as a part of a folder's name."""
     made_with: dict[str, Any]
     """The same for its manifest."""
-    slow: bool
-    """Whether a part takes so long that the corpus is first read to its end, for what may be wrong there."""
 
     def builder(self, work: Path) -> Builder:
         """One that works in the folder ``work``, where an earlier one may have left parts."""
@@ -237,7 +236,7 @@ def _build(corpus: Path, stamp: Stamp, index: Path, recipe: Recipe, cache: Path,
     builder = recipe.builder(work)  # a setting that it refuses is no reason to throw parts away
     try:
         try:
-            if recipe.slow and not part_of(work, 0).exists():
+            if getattr(recipe, "slow", False) and not part_of(work, 0).exists():
                 if stamp.size > SMALL:
                     watch.say(f"reading {corpus} for what may be wrong with it, before it is encoded")
                 deque(_checked(corpus, Register(corpus)), maxlen=0)

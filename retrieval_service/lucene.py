@@ -51,7 +51,6 @@ class LuceneRecipe:
     """How the indexes of ``retrieval=bm25`` are made."""
 
     backend = "bm25"
-    slow = False
 
     def __init__(self, config: RetrievalConfig) -> None:
         self._config = config

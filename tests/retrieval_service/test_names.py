@@ -13,7 +13,7 @@ from agent.errors import UserError
 from agent.records import Call, Passage, Question, Turn
 from agent.rewards.evidence import evidence_found, evidence_wanted
 from retrieval_service import names as names_module
-from retrieval_service.corpus import write_corpus
+from retrieval_service.corpus import corpus_stamp, write_corpus
 from retrieval_service.names import among, corpus_names, digests, name_digest
 
 PASSAGES = [
@@ -78,6 +78,14 @@ def test_a_corpus_is_read_once(tmp_path: Path, corpus: Path, monkeypatch: pytest
     again = corpus_names(corpus, tmp_path / "cache")
     assert np.array_equal(again.titles, first.titles)
     assert again.examples == first.examples
+
+
+def test_names_of_an_index_whose_parts_are_gone_are_passed_over(tmp_path: Path, corpus: Path) -> None:
+    """Python 3.13 finds a link by its name that leads nowhere, those before it don't."""
+    checksum = corpus_stamp(corpus, tmp_path).checksum
+    (tmp_path / "indexes" / f"{checksum}-hybrid").mkdir(parents=True)
+    (tmp_path / "indexes" / f"{checksum}-hybrid" / names_module.FILE).symlink_to("nowhere")
+    assert corpus_names(corpus, tmp_path).known({"Emma (novel)"}, "title") == {"Emma (novel)"}
 
 
 def test_a_changed_corpus_is_read_anew(tmp_path: Path, corpus: Path) -> None:
