@@ -105,7 +105,7 @@ def experts(config: RunConfig, run_dir: Path, console: Console) -> None:
     from actors.stopping import at_once
     from learner.hub import local_folder
     from tasks.load import load
-    from tasks.making.made import REPORT
+    from tasks.making.made import REPORT, Kept
     from tasks.notices import write_notices
 
     check_cache(config)
@@ -122,7 +122,7 @@ def experts(config: RunConfig, run_dir: Path, console: Console) -> None:
         console.say("no model.path: nothing is measured against agent.max_response_tokens", "yellow")
     with at_once():
         with console.phase("making expert trajectories") as phase:
-            made = made_here(Order.of(config, task, model), phase.counting("questions"))
+            made = made_here(Order.of(config, task, model), phase.counting("questions"), keep=Kept(run_dir))
         for line in made.lines():
             console.say(line)
         file = write(made, run_dir)

@@ -31,7 +31,7 @@ from tasks.demonstrations import Demonstration, as_trajectory, control_tokens, e
 from tasks.experts import check_fits
 from tasks.load import Task
 from tasks.making.config import ExpertsConfig
-from tasks.making.made import FILE, REPORT, Made, whole
+from tasks.making.made import FILE, REPORT, Expert, Made, whole
 from tasks.making.make import Library, make
 
 Report = Callable[[int, int], None]
@@ -80,14 +80,16 @@ class Order:
         return json.dumps(told, sort_keys=True)
 
 
-def made_here(order: Order, report: Report, *, again: bool = True) -> Made:
+def made_here(
+    order: Order, report: Report, *, again: bool = True, keep: Callable[[Expert], None] = lambda expert: None
+) -> Made:
     """Makes them in this process, which has a JVM from then on. A signal ends the making, and what there is by then is
-    returned; ``again`` is that of ``actors.stopping.told``.
+    returned; ``again`` is that of ``actors.stopping.told``, ``keep`` that of ``make``.
 
     Raises ``UserError`` for a wrong corpus, index or endpoint, ``Fault`` if Lucene fails, and ``Stopped`` for a signal
     that came before anything could be made.
     """
-    return asyncio.run(_made(order, report, again=again))
+    return asyncio.run(_made(order, report, again=again, keep=keep))
 
 
 def made_apart(order: Order, report: Report) -> Made:
@@ -144,7 +146,12 @@ def _child(order: Order, out: Connection) -> None:
 
 
 async def _made(
-    order: Order, report: Report, hand_over: Callable[[Made], None] = lambda made: None, *, again: bool
+    order: Order,
+    report: Report,
+    hand_over: Callable[[Made], None] = lambda made: None,
+    *,
+    again: bool,
+    keep: Callable[[Expert], None] = lambda expert: None,
 ) -> Made:
     """See ``made_here``; ``hand_over`` is called with what was made while a signal still ends nothing."""
     wanted = {name for question in order.questions for name in question.supporting}
@@ -156,7 +163,8 @@ async def _made(
         titles = {p.id: p.title for p in read_corpus(order.corpus) if p.id in wanted}
     service = RetrievalService(opener(order.corpus, order.retrieval, order.cache), order.retrieval)
     await service.start()
-    making, came = asyncio.ensure_future(_making(order, service, there, titles, report)), list[signal.Signals]()
+    going = _making(order, service, there, titles, report, keep)
+    making, came = asyncio.ensure_future(going), list[signal.Signals]()
     loop = asyncio.get_running_loop()
 
     def stop(number: signal.Signals) -> None:
@@ -178,11 +186,16 @@ async def _made(
 
 
 async def _making(
-    order: Order, searcher: Searcher, there: Collection[str] | None, titles: Mapping[str, str], report: Report
+    order: Order,
+    searcher: Searcher,
+    there: Collection[str] | None,
+    titles: Mapping[str, str],
+    report: Report,
+    keep: Callable[[Expert], None],
 ) -> Made:
     fits = _measure(order.model, order.agent)
     library = Library(searcher=searcher, agent=order.agent, there=there, titles=titles, fits=fits)
-    return await make(order.questions, library, order.experts, order.seed, report)
+    return await make(order.questions, library, order.experts, order.seed, report, keep)
 
 
 def _measure(model: Path | None, agent: AgentConfig) -> Callable[[Demonstration], bool]:

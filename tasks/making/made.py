@@ -231,13 +231,29 @@ class Made:
     def write(self, folder: Path, settings: str = "") -> Path:
         """The file of trajectories, with its report beside it. ``settings`` names all that decides them; by it a file
         that is whole is known again (``whole``)."""
-        rows = "".join(json.dumps(e.written.row, ensure_ascii=False) + "\n" for e in self.experts)
+        rows = "".join(map(_line, self.experts))
         (folder / FILE).write_text(rows, encoding="utf-8")
         ended = self.experts and not self.broken and self.stopped is None
         of = {"of": _seal(settings, rows)} if ended else {}
         report = json.dumps(self.report() | of, ensure_ascii=False, indent=1)
         (folder / REPORT).write_text(report + "\n", encoding="utf-8")
         return folder / FILE
+
+
+class Kept:
+    """Writes each expert into the file in ``folder`` as it is taken: a teacher's may be hours of work, and paid for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file, self._mode = folder / FILE, "w"
+
+    def __call__(self, expert: Expert) -> None:
+        with self._file.open(self._mode, encoding="utf-8") as file:
+            file.write(_line(expert))
+        self._mode = "a"
+
+
+def _line(expert: Expert) -> str:
+    return json.dumps(expert.written.row, ensure_ascii=False) + "\n"
 
 
 def whole(folder: Path, settings: str) -> bool:

@@ -58,8 +58,10 @@ async def make(
     config: ExpertsConfig,
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    keep: Callable[[Expert], None] = lambda expert: None,
 ) -> Made:
-    """Experts of ``questions``, which are tried in an order that ``seed`` decides. ``progress`` is told of those done.
+    """Experts of ``questions``, which are tried in an order that ``seed`` decides. ``progress`` is told of those done,
+    ``keep`` of each expert that is taken.
 
     One that is cancelled, as by Ctrl-C, returns what there is, with the reason in ``broken``: all episodes that have
     ended. Raises ``UserError`` for an endpoint that refuses everything.
@@ -81,7 +83,10 @@ async def make(
             for question, attempt in zip(some, attempts, strict=True):
                 if attempt is None:
                     continue
+                taken = len(made.experts)
                 made.add(question.id, attempt)  # those behind the last one that is taken, too: they were played
+                for expert in made.experts[taken:]:
+                    keep(expert)
                 if attempt.broken:
                     in_a_row += 1
                 elif attempt.played:

@@ -25,7 +25,7 @@ from tasks.making import config as settings
 from tasks.making import make as making
 from tasks.making.config import ExpertsConfig, TeacherConfig
 from tasks.making.endpoint import Endpoint, EndpointError
-from tasks.making.made import Made, Why
+from tasks.making.made import FILE, Kept, Made, Why
 from tasks.making.teacher import turn
 
 pytestmark = pytest.mark.jvm
@@ -309,6 +309,35 @@ def test_a_making_that_is_stopped_keeps_what_there_is(school, index):
     school.scripts = [[*RIGHT], [*RIGHT]]
     made = asyncio.run(stopped())
     assert (len(made.experts), made.broken) == (1, "it was stopped")
+
+
+def test_what_a_teacher_has_earned_is_on_disk_before_more_is_asked(school, index, tmp_path, monkeypatch):
+    """Whatever ends the process then: it is paid for."""
+    (tmp_path / FILE).write_text("of another making\n")
+    there, reply = [], School.reply
+
+    def counted(state: School, body: dict) -> tuple[int, str]:
+        if len(body["messages"]) == 1:
+            there.append((tmp_path / FILE).read_text().count('"id": '))
+        return reply(state, body)
+
+    async def made() -> Made:
+        service = RetrievalService(lambda: open_backend(RetrievalConfig(), index), RetrievalConfig())
+        await service.start()
+        try:
+            library = making.Library(searcher=service, agent=AGENT, there=THERE)
+            config = ExpertsConfig(teacher=teacher(school.port, episodes=1))
+            questions = [replace(EMMA, id=name) for name in "abc"]
+            return await making.make(questions, library, config, 0, keep=Kept(tmp_path))
+        finally:
+            await service.close()
+
+    monkeypatch.setattr(School, "reply", counted)
+    school.scripts = [[*RIGHT] for _ in range(3)]
+    result = asyncio.run(made())
+    assert there == [0, 1, 2]
+    kept = (tmp_path / FILE).read_text()
+    assert result.write(tmp_path).read_text() == kept
 
 
 def test_ids_of_a_questions_other_episodes_are_nobody_elses(make, school):
