@@ -135,9 +135,9 @@ class Parts:
         self.playing_for = None
         self.workers.forget()
 
-    def wait(self, ref: Any, actor: str) -> Any:
-        """The result of ``ref``, a call of ``actor``, while all others are watched. Raises its error."""
-        return self.workers.wait(ref, actor)
+    def wait(self, ref: Any, actor: str, given_up: Callable[[], bool] = lambda: False) -> Any:
+        """See ``WorkerPool.wait``: all others are watched meanwhile."""
+        return self.workers.wait(ref, actor, given_up)
 
     @contextmanager
     def learners_turn(self, pool: Any = None) -> Iterator[None]:

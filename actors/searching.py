@@ -22,12 +22,13 @@ no cache answers in the place of a retriever that is dead."""
 
 
 class Searching:
-    """The ``replicas`` of one run. ``wait`` gets an actor's answer, or raises ``Fault`` where it has died."""
+    """The ``replicas`` of one run. ``wait`` gets an actor's answer, or raises ``Fault`` where it has died; it takes a
+    function as well, and leaves off with None once that says so (``WorkerPool.wait``)."""
 
     def __init__(
         self,
         replicas: Iterable[Any],
-        wait: Callable[[Any, str], Any],
+        wait: Callable[..., Any],
         say: Callable[[str, str], None],
         outage_s: float,
         stopped: Callable[[], bool],
@@ -66,6 +67,8 @@ class Searching:
                 if said != began:
                     self._say(f"retrieval answers again after {now - began:.0f} s", "")
                 return
+            if self._stopped():
+                return
             if now - began >= self._outage_s:
                 raise Fault(
                     f"retrieval has not answered for {now - began:.0f} s (retrieval.outage_s): {problem}; fix what "
@@ -79,11 +82,14 @@ class Searching:
     def _problem(self) -> str | None:
         for replica in self._replicas:
             try:
-                (found,) = self._wait(replica.search_many.remote([f"{PROBE} {next(self._probes)}"], 1), RETRIEVAL)
+                search = replica.search_many.remote([f"{PROBE} {next(self._probes)}"], 1)
+                answer = self._wait(search, RETRIEVAL, self._stopped)  # it may open its index first
             except Fault as fault:
                 _check_of_retrieval(fault)
                 return str(fault)
-            if isinstance(found, str):
+            if answer is None:
+                return "it has not answered yet"
+            if isinstance(found := answer[0], str):
                 return found
         return None
 

@@ -254,10 +254,12 @@ class WorkerPool:
         worker = self.live[0]
         return self.wait(worker.actor.ask.remote(question), worker.name)
 
-    def wait(self, ref: Any, actor: str) -> Any:
-        """The result of ``ref``, a call of ``actor``, while dead workers are replaced. Raises its error."""
+    def wait(self, ref: Any, actor: str, given_up: Callable[[], bool] = lambda: False) -> Any:
+        """The result of ``ref``, a call of ``actor``, while dead workers are replaced; None once nobody wants it any
+        more (``given_up``). Raises its error."""
         while self._next([ref]) is None:
-            pass
+            if given_up():
+                return None
         return get(ref, actor, self._log_dir)
 
     def dismiss(self, timeout_s: float = 30.0) -> None:

@@ -450,7 +450,7 @@ class FakeWorkerPool:
         self.world.serving = self.world.delivered = None
         self.world.happens("forget")
 
-    def wait(self, value: Any, actor: str) -> Any:
+    def wait(self, value: Any, actor: str, given_up: Any = None) -> Any:
         assert actor in ("learner", "pool", "seeding-pool", "retrieval")
         return value
 

@@ -15,6 +15,8 @@ from actors.searching import PROBE, Searching
 from agent.errors import Fault, Final
 from retrieval_service.stats import Stats
 
+NEVER = object()
+"""In the place of an answer: there is none."""
 FINE: tuple[Any, ...] = ()
 """What a search that finds nothing returns: an answer like any other."""
 
@@ -51,8 +53,13 @@ class Clock:
         self.now += seconds
 
 
-def answered(ref: Any, actor: str) -> Any:
+def answered(ref: Any, actor: str, given_up: Any = None) -> Any:
+    """As ``WorkerPool.wait``, which gives up an answer that doesn't come."""
     assert actor == "retrieval"
+    if ref is NEVER:
+        while not given_up():
+            pass
+        return None
     if isinstance(ref, Exception):
         raise ref
     return [ref]
@@ -105,11 +112,23 @@ def test_a_user_need_not_wait() -> None:
     assert clock.now == 5
 
 
+def test_a_user_need_not_wait_for_a_retrieval_that_opens_its_index_either() -> None:
+    """It may take longer than an outage may last: then the run is saved all the same."""
+
+    def stopped() -> bool:
+        clock.now += 400.0
+        return clock.now >= 1000.0
+
+    watched, clock, said = searching(Replica(NEVER), outage_s=600.0, stopped=stopped)
+    watched.until_they_answer()
+    assert said == []
+
+
 def test_the_end_of_another_actor_is_not_taken_for_the_retrievals() -> None:
     """All are watched while one is waited for: the learner's end is the supervisor's to get over."""
 
     def watching(error: Fault) -> Any:
-        def wait(ref: Any, actor: str) -> Any:
+        def wait(ref: Any, actor: str, given_up: Any = None) -> Any:
             raise error
 
         replica = SimpleNamespace(
