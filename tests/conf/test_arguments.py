@@ -123,10 +123,17 @@ def test_any_character_may_be_in_a_path_a_name_or_a_sentence(
     Path(name).write_text("{tools} {question}")  # agent.prompt is read at once
     endpoint = {f"evaluation.endpoint.{key}" for key in ("url", "model")}
     checked = {"cluster.address", "exit.calibration", "retrieval.url", *endpoint}
+    elsewhere = {"data.revision", "retrieval.token_file"}  # of sets by name, and of a server that is asked
+    served = {"serve.host", "serve.token_file"}
     for instead in ("data.corpus", "retrieval.index"):  # one of them says where passages are
-        keys = sorted(set(taken_as()) - checked - {instead, "resume", "run", "compare"})
+        keys = sorted(set(taken_as()) - checked - elsewhere - served - {instead, "resume", "run", "compare"})
         config = config_of("mode=ask", "data=jsonl", "retrieval=hybrid", *(f"{key}={name}" for key in keys))
         assert {key: at(config, key) for key in keys} == dict.fromkeys(keys, name)
+    asking = ("mode=experts", "data=hotpotqa", "retrieval=http", "retrieval.url=http://localhost:1")
+    fetched = config_of(*asking, *(f"{key}={name}" for key in elsewhere))
+    assert {key: at(fetched, key) for key in elsewhere} == dict.fromkeys(elsewhere, name)
+    serving = config_of("mode=serve", *(f"{key}={name}" for key in served))
+    assert {key: at(serving, key) for key in served} == dict.fromkeys(served, name)
     viewed = config_of("mode=view", f"run={name}", f"compare={name}")
     assert (viewed.run, viewed.compare, config_of(f"resume={name}").resume) == (name, name, name)
 
