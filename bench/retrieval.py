@@ -1,13 +1,14 @@
 """What the search server costs: queries per second of 64 clients, against Lucene called directly and a plain server.
 
-    python bench/retrieval.py [--quick] [--passages N] [--keep FOLDER]
+    python bench/retrieval.py [--quick] [--passages N] [--queries N] [--keep FOLDER]
 
 Three ways to the same passages, each in a process of its own, over one synthetic index (words drawn by Zipf's law, 60
 a passage, 6 a query, no query twice, so no cache helps):
 
 - ``direct``: ``batch_search`` of Anserini's searcher, which Pyserini calls, in batches of 64 with as many threads, and
   the contents of each hit read;
-- ``served``: ``mode=serve``'s server, asked by 64 clients, a query a request;
+- ``served``: ``mode=serve``'s server, asked by 64 clients, ``--queries`` a request (1: verl's tool; a trainer that
+  searches for a batch of episodes at once, as Search-R1's does, sends as many as there are episodes);
 - ``loop``: a faithful copy in form of Search-R1's ``retrieval_server.py``: FastAPI with a synchronous handler, whose
   threads search each request's queries one after the other.
 
@@ -33,7 +34,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -173,13 +174,13 @@ def loop(index: Path) -> None:
 # --- the clients -----------------------------------------------------------------------------------
 
 
-async def one_client(host: str, port: int, texts: Iterator[str], end: float, took: list[float]) -> None:
-    """Asks one query after the other until ``end``, or as long as there are any."""
+async def one_client(host: str, port: int, texts: Iterator[str], queries: int, end: float, took: list[float]) -> None:
+    """Asks ``queries`` at a time, one request after the other, until ``end``, or as long as there are any."""
     reader, writer = await asyncio.open_connection(host, port)
-    for text in texts:
+    while request := list(islice(texts, queries)):
         if (began := time.perf_counter()) >= end:
             break
-        body = json.dumps({"queries": [text], "topk": K, "return_scores": True}).encode()
+        body = json.dumps({"queries": request, "topk": K, "return_scores": True}).encode()
         head = f"POST /retrieve HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         answer = await reader.readuntil(b"\r\n\r\n")
@@ -196,7 +197,7 @@ def processor_seconds(pid: int) -> float:
     return times.user + times.system
 
 
-def ask(url: str, seconds: float, seed: int, pid: int) -> None:
+def ask(url: str, seconds: float, seed: int, queries: int, pid: int) -> None:
     """Prints the queries per second of all clients together, their latencies, and what the server ``pid`` worked."""
     host, _, port = url.removeprefix("http://").partition(":")
     language = Language(seed)
@@ -204,15 +205,17 @@ def ask(url: str, seconds: float, seed: int, pid: int) -> None:
 
     async def all_clients() -> dict[str, float]:
         waiting, warm = iter(texts), iter(texts[-WARM:])
-        await asyncio.gather(*(one_client(host, int(port), warm, math.inf, []) for _ in range(CLIENTS)))
+        await asyncio.gather(*(one_client(host, int(port), warm, queries, math.inf, []) for _ in range(CLIENTS)))
         took: list[float] = []
         began, worked, before = time.perf_counter(), time.process_time(), processor_seconds(pid)
-        await asyncio.gather(*(one_client(host, int(port), waiting, began + seconds, took) for _ in range(CLIENTS)))
+        await asyncio.gather(
+            *(one_client(host, int(port), waiting, queries, began + seconds, took) for _ in range(CLIENTS))
+        )
         elapsed = time.perf_counter() - began
         took.sort()
         return {
-            "qps": len(took) / elapsed,
-            "cpu_ms": 1e3 * (processor_seconds(pid) - before) / len(took),
+            "qps": len(took) * queries / elapsed,
+            "cpu_ms": 1e3 * (processor_seconds(pid) - before) / (len(took) * queries),
             "p50_ms": 1e3 * took[len(took) // 2],
             "p99_ms": 1e3 * took[len(took) * 99 // 100],
             "client_cores": (time.process_time() - worked) / elapsed,
@@ -233,7 +236,7 @@ def call(*arguments: object) -> dict[str, float]:
     return told
 
 
-def asked(way: str, index: Path, seconds: float, seed: int) -> dict[str, float]:
+def asked(way: str, index: Path, seconds: float, seed: int, queries: int) -> dict[str, float]:
     """What the clients measure of the server ``way``, with its memory and the seconds that it took to start."""
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, __file__, way, str(index)], stdout=subprocess.PIPE, text=True)
@@ -241,20 +244,20 @@ def asked(way: str, index: Path, seconds: float, seed: int) -> dict[str, float]:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         start = time.perf_counter() - began
-        told = call("ask", url, seconds, seed, process.pid)
+        told = call("ask", url, seconds, seed, queries, process.pid)
         return {**told, "start_s": start, "rss_mib": psutil.Process(process.pid).memory_info().rss / 2**20}
     finally:
         process.terminate()
         process.wait()
 
 
-def compare(index: Path, rounds: int, seconds: float) -> dict[str, dict[str, float]]:
+def compare(index: Path, rounds: int, seconds: float, queries: int) -> dict[str, dict[str, float]]:
     """Medians over the rounds, by way; in those of ``direct`` and ``loop`` the ratio of ``served`` to it."""
     found: dict[str, list[dict[str, float]]] = {"direct": [], "served": [], "loop": []}
     for seed in range(rounds):
         found["direct"].append(call("direct", index, seconds, seed))
         for way in ("served", "loop"):
-            found[way].append(asked(way, index, seconds, seed))
+            found[way].append(asked(way, index, seconds, seed, queries))
         for way in LIMITS:
             there, here = found[way][-1], found["served"][-1]
             there["ratio"] = here["qps"] / there["qps"]
@@ -271,7 +274,7 @@ def part(way: str, target: str, *numbers: str) -> None:
     if way == "direct":
         direct(Path(target), float(numbers[0]), int(numbers[1]))
     elif way == "ask":
-        ask(target, float(numbers[0]), int(numbers[1]), int(numbers[2]))
+        ask(target, float(numbers[0]), *map(int, numbers[1:]))
     else:
         {"served": served, "loop": loop}[way](Path(target))
 
@@ -283,17 +286,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="10,000 passages unless told otherwise, one round")
     parser.add_argument("--passages", type=int)
+    parser.add_argument("--queries", type=int, default=1, help="of a request")
     parser.add_argument("--keep", type=Path, help="a folder in which the index is looked for, and kept")
     given = parser.parse_args()
     passages = given.passages or (10_000 if given.quick else 100_000)
     with tempfile.TemporaryDirectory() as folder:
         index = built(given.keep or Path(folder), passages)
-        rows = compare(index, 1 if given.quick else 3, 3.0 if given.quick else 10.0)
+        rows = compare(index, 1 if given.quick else 3, 3.0 if given.quick else 10.0, given.queries)
     for way, numbers in rows.items():
         print(f"{way:7}", "  ".join(f"{key} {value:g}" for key, value in numbers.items()))
     result = [
         {
-            "bench": f"retrieval/{passages}/served",
+            "bench": f"retrieval/{passages}/served" + (f"/{given.queries}" if given.queries > 1 else ""),
             "value": rows["served"]["qps"],
             "unit": "queries per second",
             "baseline": way,
