@@ -26,17 +26,17 @@ class Paced:
     """A ``Generator`` that is one group's way to the engine, and knows whether the group gets on.
 
     ``steps`` counts what the engine does: while a request of the group is in it, that counts for the group. So do
-    answered searches, anybody's, while one of the group is in line (``PacedSearcher``).
+    searches that are ``answered``, anybody's, while one of the group is in line (``PacedSearcher``).
     """
 
-    def __init__(self, engine: Generator, steps: Callable[[], int]) -> None:
+    def __init__(self, engine: Generator, steps: Callable[[], int], answered: Callable[[], int]) -> None:
         self._engine = engine
         self._steps = steps
+        self._answered = answered
         self._turns = 0
         """Requests and searches that were begun or ended."""
         self._inside = 0
         self._in_line = 0
-        self._answered: Callable[[], int] = int
         self._seen: tuple[int, int, int] | None = None
         self._ended = False
 
@@ -61,11 +61,10 @@ class Paced:
         return now != before
 
     @contextmanager
-    def searching(self, answered: Callable[[], int]) -> Iterator[None]:
-        """A search of the group is under way; ``answered`` counts those that have ended well."""
+    def searching(self) -> Iterator[None]:
+        """A search of the group is under way."""
         self._turns += 1
         self._in_line += 1
-        self._answered = answered
         try:
             yield
         finally:
@@ -95,7 +94,8 @@ class PacedSearcher:
 
     def __init__(self, searcher: Searcher, did: Callable[[], None]) -> None:
         self._searcher, self._did = searcher, did
-        self._answered = 0
+        self.answered = 0
+        """Searches that have ended well."""
 
     async def search(self, query: str, k: int) -> tuple[Passage, ...]:
         """See ``agent.tools.base.Searcher``."""
@@ -107,9 +107,9 @@ class PacedSearcher:
 
     async def _paced(self, search: Awaitable[tuple[Passage, ...]]) -> tuple[Passage, ...]:
         group = _AT_PLAY.get(None)  # none in an evaluation
-        with nullcontext() if group is None else group.searching(lambda: self._answered):
+        with nullcontext() if group is None else group.searching():
             hits = await search
-        self._answered += 1
+        self.answered += 1
         self._did()
         return hits
 

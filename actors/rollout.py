@@ -122,8 +122,8 @@ class RolloutWorker:
         )
         # Before the engine, which takes a minute: a tool of the user's own may not be fit to be made. And in a thread,
         # which leaves this actor answering: what it is made of may take as long.
-        paced = PacedSearcher(TimedSearcher(searcher, searching), lambda: self._beats.did("evaluate"))
-        environment = await asyncio.to_thread(Environment.of, agent, paced)
+        self._searcher = PacedSearcher(TimedSearcher(searcher, searching), lambda: self._beats.did("evaluate"))
+        environment = await asyncio.to_thread(Environment.of, agent, self._searcher)
         try:
             self._engine = await asyncio.to_thread(
                 Engine,
@@ -290,7 +290,8 @@ class RolloutWorker:
     async def _play(self, pool: Any, strategy: Strategy, ticket: Ticket, question: Question, leases: Leases) -> None:
         await self._open.wait()
         self._at_play += 1
-        paced = Paced(self._player.generator, lambda: self._engine.stats.steps)
+        steps, answered = lambda: self._engine.stats.steps, lambda: self._searcher.answered
+        paced = Paced(self._player.generator, steps, answered)
         player = replace(self._player, generator=paced)
         try:
             with self._spans.span("play a group"), leases.playing(ticket, paced):

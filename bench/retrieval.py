@@ -289,6 +289,8 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=1, help="of a request")
     parser.add_argument("--keep", type=Path, help="a folder in which the index is looked for, and kept")
     given = parser.parse_args()
+    if given.queries < 1:
+        parser.error("--queries must be at least 1")
     passages = given.passages or (10_000 if given.quick else 100_000)
     with tempfile.TemporaryDirectory() as folder:
         index = built(given.keep or Path(folder), passages)

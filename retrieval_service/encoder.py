@@ -88,12 +88,6 @@ def encoder_folder(given: str, key: str) -> Path:
         ) from error
 
 
-def lasting(given: str) -> str:
-    """What an index calls the encoder ``given``: a folder by its whole path, since it is opened from others, too."""
-    folder = at_home(given)
-    return str(folder.absolute()) if folder.is_dir() else given
-
-
 def manner_of(folder: Path, given: str, asked: dict[str, Any]) -> Manner:
     """How the encoder in ``folder`` is used: as ``asked`` (the fields of ``Manner``), else as its own files say.
 
@@ -105,7 +99,9 @@ def manner_of(folder: Path, given: str, asked: dict[str, Any]) -> Manner:
             f"retrieval.encoder={given}: nothing in it says how its tokens become one vector; set retrieval.pooling to "
             f"one of {', '.join(POOLINGS)}"
         )
-    return Manner(encoder=given, weights=weights_digest(folder, f"retrieval.encoder={given}"), **said)
+    # A folder by its whole path: an index that was made by it is opened from others, too.
+    name = str(folder) if at_home(given).is_dir() else given
+    return Manner(encoder=name, weights=weights_digest(folder, f"retrieval.encoder={given}"), **said)
 
 
 def encoder_of(

@@ -21,9 +21,13 @@ def trained_texts(questions: Sequence[Question], begun_from: Path) -> Digests:
 
     Raises ``UserError`` if that one's record is damaged.
     """
-    before = _recorded(begun_from)
-    texts = digests(normalise_question(q.text) for q in questions)
+    before, texts = _recorded(begun_from), digests_of(questions)
     return texts if before is None else np.union1d(before, texts)
+
+
+def digests_of(questions: Sequence[Question]) -> Digests:
+    """By which their texts are known again, sorted."""
+    return digests(normalise_question(q.text) for q in questions)
 
 
 def write_trained(checkpoint: Path, texts: Digests) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from agent.answers import normalise_question
 from agent.config import AgentConfig, ExitConfig, SelectivityConfig
 from agent.errors import UserError
 from agent.inference.calibration import Calibration
@@ -19,7 +18,8 @@ from agent.inference.scaling import Scale
 from agent.prompts import PROMPTS, prompt_text
 from agent.readable import json_of
 from agent.records import Question
-from retrieval_service.names import Digests, digests
+from retrieval_service.names import Digests
+from tasks.trained import digests_of
 from tracking.console import Console
 from tracking.dispensable import Dispensable
 
@@ -84,7 +84,7 @@ def write(
 
 def texts_of(questions: Sequence[Question]) -> str:
     """Digests of the questions' texts, 8 bytes each, so that an evaluation knows those that a threshold was made on."""
-    return digests(normalise_question(q.text) for q in questions).astype(_ON_DISK).tobytes().hex()
+    return digests_of(questions).astype(_ON_DISK).tobytes().hex()
 
 
 def read_threshold(

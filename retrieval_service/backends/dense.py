@@ -20,7 +20,7 @@ from retrieval_service import jvm
 from retrieval_service.backend import Identity
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record
-from retrieval_service.encoder import KEY, POOLINGS, Encoder, encoder_folder, encoder_of, lasting, manner_of
+from retrieval_service.encoder import KEY, POOLINGS, Encoder, encoder_folder, encoder_of, manner_of
 from retrieval_service.hnsw import LONGEST
 from retrieval_service.index import Builder, aside, check_index, ensure_index, keep_part, part_of
 from retrieval_service.store import PassageStore, join_parts, write_part
@@ -93,8 +93,7 @@ class DenseRecipe:
         self._manner = manner_of(self._folder, config.encoder, config.asked)
         lists = f"-{config.lists}" if config.lists and config.vectors in LISTED else ""
         self.key = f"dense-{self._manner.key}-{config.vectors}{lists}"
-        self.made_with: dict[str, Any] = asdict(self._manner)
-        self.made_with |= {"encoder": lasting(config.encoder), "vectors": config.vectors}
+        self.made_with: dict[str, Any] = {**asdict(self._manner), "vectors": config.vectors}
 
     def builder(self, work: Path) -> Builder:
         """Loads the encoder."""

@@ -17,7 +17,7 @@ from retrieval_service import jvm
 from retrieval_service.backend import Identity
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record
-from retrieval_service.encoder import KEY, encoder_folder, encoder_of, lasting, manner_of
+from retrieval_service.encoder import KEY, encoder_folder, encoder_of, manner_of
 from retrieval_service.index import Builder, ensure_index
 from retrieval_service.lucene import LuceneBuilder
 from retrieval_service.lucene_searcher import LuceneSearcher
@@ -71,8 +71,7 @@ class SpladeRecipe:
         self._manner = manner_of(self._folder, config.encoder, config.asked)
         anserini = jvm.anserini_version()
         self.key = f"splade-{self._manner.key}-anserini-{anserini}"
-        self.made_with: dict[str, Any] = asdict(self._manner)
-        self.made_with |= {"encoder": lasting(config.encoder), "anserini": anserini}
+        self.made_with: dict[str, Any] = {**asdict(self._manner), "anserini": anserini}
 
     def builder(self, work: Path) -> Builder:
         """Loads the encoder, and starts the JVM."""

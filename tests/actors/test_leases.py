@@ -51,7 +51,7 @@ def generate(paced: Paced) -> asyncio.Future[Any]:
 def test_a_group_moves_with_its_turns_and_with_the_engine_while_it_is_asked() -> None:
     async def scenario() -> None:
         engine = Engine()
-        paced = Paced(engine, lambda: engine.steps)
+        paced = Paced(engine, lambda: engine.steps, int)
         assert paced.moved(), "it has just begun"
         assert not paced.moved()
         engine.steps += 1
@@ -88,7 +88,7 @@ def test_a_group_in_line_for_a_search_moves_with_the_searches_that_are_answered(
         line = Line()
         did: list[str] = []
         searcher, leases = PacedSearcher(line, lambda: did.append("evaluate")), Leases(None, "w", lease_s=600.0)
-        groups = [Paced(Engine(), int) for _ in range(2)]
+        groups = [Paced(Engine(), int, lambda: searcher.answered) for _ in range(2)]
 
         async def group(number: int) -> None:
             with leases.playing(tickets[number], groups[number]):
@@ -140,7 +140,7 @@ def test_what_waits_or_moves_is_renewed_and_what_stands_still_is_not() -> None:
         leases = Leases(SimpleNamespace(renew=SimpleNamespace(remote=renew)), "w", lease_s=0.04)
         waits, moves, stands = (Ticket(claim_id=i, query=i, batch=0, order=i, seed=i) for i in range(3))
         engine = Engine()
-        moving, standing = Paced(engine, lambda: engine.steps), Paced(engine, lambda: 0)
+        moving, standing = Paced(engine, lambda: engine.steps, int), Paced(engine, int, int)
         group = asyncio.ensure_future(asyncio.Event().wait())
         for ticket in (waits, moves, stands):
             leases.claimed(ticket, "q", group)
@@ -180,8 +180,8 @@ def test_a_group_that_stands_still_for_a_lease_is_cancelled_and_said(capsys: pyt
         for ticket in (moves, stands):
             claims.add(ticket, "w", now=now)
         going, stuck = (
-            play(leases, moves, Paced(engine, lambda: engine.steps)),
-            play(leases, stands, Paced(engine, int)),
+            play(leases, moves, Paced(engine, lambda: engine.steps, int)),
+            play(leases, stands, Paced(engine, int, int)),
         )
         keeping = asyncio.ensure_future(leases.keep())
         with pytest.raises(asyncio.CancelledError):
@@ -206,7 +206,7 @@ def test_groups_that_no_pool_will_take_are_cancelled() -> None:
         leases = Leases(SimpleNamespace(renew=SimpleNamespace(remote=renew)), "w", lease_s=0.04)
         engine = Engine()
         ticket = Ticket(claim_id=0, query=0, batch=0, order=0, seed=0)
-        group = play(leases, ticket, Paced(engine, lambda: engine.steps))
+        group = play(leases, ticket, Paced(engine, lambda: engine.steps, int))
         with pytest.raises(ray.exceptions.RayActorError):
             await leases.keep()
         leases.end()
@@ -226,7 +226,7 @@ def test_a_group_whose_claim_is_gone_is_cancelled_until_it_ends_and_asks_the_eng
         leases = Leases(SimpleNamespace(renew=SimpleNamespace(remote=renew)), "w", lease_s=600.0)
         ticket = Ticket(claim_id=8, query=0, batch=0, order=0, seed=0)
         engine = Engine()
-        paced = Paced(engine, lambda: 0)
+        paced = Paced(engine, int, int)
         cancelled = 0
 
         async def stubborn() -> None:

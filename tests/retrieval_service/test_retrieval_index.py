@@ -49,6 +49,7 @@ class Scripted:
     backend = "scripted"
     key = "scripted"
     made_with: dict[str, Any] = {"analyser": "none"}  # noqa: RUF012
+    slow = False
 
     def __init__(self) -> None:
         self.runs = 0
@@ -402,11 +403,11 @@ def test_what_is_wrong_at_the_end_is_found_before_a_part_is_encoded(
 ) -> None:
     monkeypatch.setattr(names_module, "PART", 1)
     corpus.write_text(f"{(right := corpus.read_text())}{last}\n")
-    recipe.slow = True  # type: ignore[attr-defined]
+    recipe.slow = True
     with pytest.raises(UserError, match="line 3"):
         ensure_index(corpus, recipe, tmp_path / "c")
     assert recipe.worked == []
-    del recipe.slow  # type: ignore[attr-defined]
+    recipe.slow = False
     with pytest.raises(UserError, match="line 3"):
         ensure_index(corpus, recipe, tmp_path / "c")
     assert recipe.worked != [], "what is quick is read once"

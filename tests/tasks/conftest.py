@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -33,15 +34,21 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(index: Path) -> Callable[..., Made]:
-    """Makes experts of questions on the real index."""
+    """Makes experts of questions on the real index; ``told`` are the functions that ``make`` tells of its progress."""
 
-    def run(*questions: Question, agent: AgentConfig = AGENT, seed: int = 0, **settings) -> Made:
+    def run(
+        *questions: Question,
+        agent: AgentConfig = AGENT,
+        seed: int = 0,
+        told: Mapping[str, Callable[..., None]] = MappingProxyType({}),
+        **settings,
+    ) -> Made:
         async def made() -> Made:
             service = RetrievalService(lambda: open_backend(RetrievalConfig(), index), RetrievalConfig())
             await service.start()
             try:
                 library = making.Library(searcher=service, agent=agent, there=THERE)
-                return await making.make(questions, library, ExpertsConfig(**settings), seed)
+                return await making.make(questions, library, ExpertsConfig(**settings), seed, **told)
             finally:
                 await service.close()
 

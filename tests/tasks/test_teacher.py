@@ -11,21 +11,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from expert_cases import AGENT, EMMA, EMMA_PROTOCOL, THERE, why
+from expert_cases import AGENT, EMMA, EMMA_PROTOCOL, why
 from posted import posted
 
 from agent.errors import Fault, UserError
 from agent.protocol import PROTOCOLS
 from agent.records import Finish
-from retrieval_service.config import RetrievalConfig
-from retrieval_service.rankers import open_backend
-from retrieval_service.service import RetrievalService
 from tasks.experts import read_experts
 from tasks.making import config as settings
-from tasks.making import make as making
-from tasks.making.config import ExpertsConfig, TeacherConfig
+from tasks.making.config import TeacherConfig
 from tasks.making.endpoint import Endpoint, EndpointError
-from tasks.making.made import FILE, Kept, Made, Why
+from tasks.making.made import FILE, Kept, Why
 from tasks.making.teacher import turn
 
 pytestmark = pytest.mark.jvm
@@ -289,29 +285,18 @@ def test_a_request_that_is_refused_after_others_were_answered_is_a_fault(make, s
     assert "HTTP 403" in made.faults[0]
 
 
-def test_a_making_that_is_stopped_keeps_what_there_is(school, index):
-    async def stopped() -> Made:
-        service = RetrievalService(lambda: open_backend(RetrievalConfig(), index), RetrievalConfig())
-        await service.start()
-        try:
-            library = making.Library(searcher=service, agent=AGENT, there=THERE)
-            config = ExpertsConfig(teacher=teacher(school.port, episodes=1))
-            task = asyncio.current_task()
-            assert task is not None
-
-            def progress(done: int, total: int) -> None:
-                task.cancel()
-
-            return await making.make([EMMA, replace(EMMA, id="b")], library, config, 0, progress)
-        finally:
-            await service.close()
+def test_a_making_that_is_stopped_keeps_what_there_is(make, school):
+    def stop(done: int, total: int) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
 
     school.scripts = [[*RIGHT], [*RIGHT]]
-    made = asyncio.run(stopped())
+    made = make(EMMA, replace(EMMA, id="b"), teacher=teacher(school.port, episodes=1), told={"progress": stop})
     assert (len(made.experts), made.broken) == (1, "it was stopped")
 
 
-def test_what_a_teacher_has_earned_is_on_disk_before_more_is_asked(school, index, tmp_path, monkeypatch):
+def test_what_a_teacher_has_earned_is_on_disk_before_more_is_asked(make, school, tmp_path, monkeypatch):
     """Whatever ends the process then: it is paid for."""
     (tmp_path / FILE).write_text("of another making\n")
     there, reply = [], School.reply
@@ -321,23 +306,13 @@ def test_what_a_teacher_has_earned_is_on_disk_before_more_is_asked(school, index
             there.append((tmp_path / FILE).read_text().count('"id": '))
         return reply(state, body)
 
-    async def made() -> Made:
-        service = RetrievalService(lambda: open_backend(RetrievalConfig(), index), RetrievalConfig())
-        await service.start()
-        try:
-            library = making.Library(searcher=service, agent=AGENT, there=THERE)
-            config = ExpertsConfig(teacher=teacher(school.port, episodes=1))
-            questions = [replace(EMMA, id=name) for name in "abc"]
-            return await making.make(questions, library, config, 0, keep=Kept(tmp_path))
-        finally:
-            await service.close()
-
     monkeypatch.setattr(School, "reply", counted)
     school.scripts = [[*RIGHT] for _ in range(3)]
-    result = asyncio.run(made())
+    questions = [replace(EMMA, id=name) for name in "abc"]
+    made = make(*questions, teacher=teacher(school.port, episodes=1), told={"keep": Kept(tmp_path)})
     assert there == [0, 1, 2]
     kept = (tmp_path / FILE).read_text()
-    assert result.write(tmp_path).read_text() == kept
+    assert made.write(tmp_path).read_text() == kept
 
 
 def test_ids_of_a_questions_other_episodes_are_nobody_elses(make, school):
