@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from agent.answers import normalise_title
-from agent.records import Call, document_name
+from agent.records import Call, Passage, document_name
 from agent.tools.base import Request, Result, Situation, Tool
 
 UNKNOWN_NOTICE = "No document of this name was found yet. Name one by its title, or by the number of its result."
@@ -36,10 +36,15 @@ class Open(Tool):
         last = last_shown(request.text, situation)
         if last is None:
             return Result(notice=UNKNOWN_NOTICE)
-        # Of several calls of one document in a turn each reads on where the one before it ends.
-        skipped = self.config.top_k * sum(last_shown(other.text, situation) == last for other in situation.before)
-        passages = (await self.searcher.following(last, skipped + self.config.top_k))[skipped:]
-        return Result(passages=passages) if passages else Result(notice=END_NOTICE)
+        # Of several calls of one document in a turn each reads on where the one before it ends. No more passages are
+        # asked for at once than by a search: a server has a limit of them.
+        passages: tuple[Passage, ...] = ()
+        for _ in range(1 + sum(last_shown(other.text, situation) == last for other in situation.before)):
+            passages = await self.searcher.following(last, self.config.top_k)
+            if not passages:
+                return Result(notice=END_NOTICE)
+            last = passages[-1].id
+        return Result(passages=passages)
 
 
 def last_shown(name: str, situation: Situation) -> str | None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from agent.records import Passage
 from retrieval_service.dialects import base
 from retrieval_service.dialects.base import Asked, Hits, document, items, passage_of
 
@@ -50,12 +51,21 @@ class Dialect(base.Dialect):
         return {self.key: list(queries), "topk": k, "return_scores": True}
 
     def hits(self, reply: Any) -> list[Hits]:
+        """See ``base.Dialect``. Servers of others that ignore ``return_scores`` rank without telling scores: 0 in all
+        passages. A reply in which some have one is damaged."""
         if not isinstance(reply, dict) or "result" not in reply:
             raise ValueError('it has no "result"')
-        return [tuple(map(_passage, items(hits, "a result"))) for hits in items(reply["result"], '"result"')]
+        results = [items(hits, "a result") for hits in items(reply["result"], '"result"')]
+        if len({_is_scored(entry) for hits in results for entry in hits}) > 1:
+            raise ValueError("some documents have a score, and others have none")
+        return [tuple(map(_passage, hits)) for hits in results]
 
 
-def _passage(entry: Any) -> Any:
+def _passage(entry: Any) -> Passage:
     if isinstance(entry, dict) and "document" in entry:
         return passage_of(entry["document"], entry.get("score", 0.0))
     return passage_of(entry)
+
+
+def _is_scored(entry: Any) -> bool:
+    return isinstance(entry, dict) and {"document", "score"} <= entry.keys()

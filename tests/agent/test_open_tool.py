@@ -14,6 +14,7 @@ from agent.records import Call, Passage, Question, Repeat, StopReason, Turn
 from agent.tools.base import Request, Situation
 from agent.tools.open import END_NOTICE, LIMIT, LIMIT_NOTICE, UNKNOWN_NOTICE
 
+TOP_K = 2
 BOOKS = {"Emma": 5, "1984": 3, "": 2}
 QUESTION = Question(id="q", text="Who?", golden_answers=("x",))
 
@@ -33,6 +34,7 @@ class Shelf:
         return tuple(next(p for p in self.passages if p.id == f"{name}#0") for name in query.split())
 
     async def following(self, document_id: str, k: int) -> tuple[Passage, ...]:
+        assert k <= TOP_K, "a server refuses more than a search may ask for"
         self.asked.append(document_id)
         if document_id.startswith("1984"):
             raise RetrievalError("the index is gone")
@@ -54,7 +56,7 @@ def both(one: Turn, other: Turn) -> Turn:
 
 def read_on(document: str, *turns: Turn):
     shelf = Shelf()
-    environment = Environment.of(AgentConfig(tools=["search", "open"], top_k=2), shelf)
+    environment = Environment.of(AgentConfig(tools=["search", "open"], top_k=TOP_K), shelf)
     request = Request(tool="open", arguments={"document": document})
     response = asyncio.run(environment.respond([request], Situation(turns=turns, max_searches=1)))
     (result,) = response.results
@@ -106,7 +108,7 @@ def test_what_no_search_has_shown_cannot_be_opened(document, turns):
 
 
 def test_two_calls_of_one_document_in_a_turn_read_on_one_after_the_other():
-    environment = Environment.of(AgentConfig(tools=["search", "open"], top_k=2, max_parallel=3), Shelf())
+    environment = Environment.of(AgentConfig(tools=["search", "open"], top_k=TOP_K, max_parallel=3), Shelf())
     requests = [Request(tool="open", arguments={"document": name}) for name in ("Emma", "1", "file")]
     turns = [shown("file#0"), shown("Emma#0")]
     response = asyncio.run(environment.respond(requests, Situation(turns=turns, max_searches=1)))

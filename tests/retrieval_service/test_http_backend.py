@@ -363,6 +363,16 @@ def test_a_refusal_is_a_fault_at_once() -> None:
         ("search_r1", b'{"result": [[{"document": {"contents": "x"}, "score": 1%s}]]}' % (b"0" * 400), "a score is 10"),
         ("search_r1", b'{"result": [[{"document": {"contents": "x"}, "score": 1e999}]]}', "a score is inf"),
         ("search_r1", b'{"result": [[{"document": {"id": ["a"], "contents": "x"}}]]}', "an id is a JSON list"),
+        (
+            "search_r1",
+            b'{"result": [[{"document": {"contents": "x"}, "score": 1}, {"document": {"contents": "y"}}]]}',
+            "some documents have a score, and others have none",
+        ),
+        (
+            "search_r1",
+            b'{"result": [[{"contents": "x"}, {"document": {"contents": "y"}, "score": 1}]]}',
+            "some documents have a score, and others have none",
+        ),
         ("search_r1", b'{"result": [[]], "result": [[]]}', "the key 'result' is there twice"),
         ("verl", b'{"result": [[], []]}', "it answers 2 of 1 queries"),
         ("skyrl", b'{"result": [[], []]}', "it answers 2 of 1 queries"),
@@ -570,6 +580,13 @@ def test_a_foreign_server_is_known_by_its_address_and_its_passages_by_their_cont
         assert first[0][0].id.startswith("contents-")
         with pytest.raises(RetrievalError, match="can't say what follows"):
             http.following_batch(["q"], 1)
+
+
+@pytest.mark.parametrize("entry", [{"contents": "x"}, {"document": {"contents": "x"}}])
+def test_a_server_that_tells_no_scores_ranks_without_them(entry: dict[str, Any]) -> None:
+    reply = json.dumps({"result": [[entry, entry]]}).encode()
+    with Script((200, reply)).running() as script, opened(asking(script.url)) as http:
+        assert [(p.text, p.score) for p in http.search_batch(["q"], 3)[0]] == [("x", 0.0)] * 2
 
 
 def test_documents_of_any_server_are_passages() -> None:
