@@ -15,7 +15,7 @@ from agent.paths import at_home
 from conf.implied import OF_WORLD
 from conf.schema import INFERENCE, MODES, PLAYS_ON
 from retrieval_service.server.config import ServeConfig
-from retrieval_service.vectors import LISTED
+from retrieval_service.vectors import LISTED, vectors_of
 from tasks.config import Novice
 from tasks.making.config import AUTO, EndpointConfig, ExpertsConfig, TeacherConfig
 from tasks.paths import KEYS
@@ -135,13 +135,36 @@ def _of_a_server(name: str) -> Need:
     return _searching(f"retrieval.{name}", (*_RANKER, "retrieval.url"), lambda of: of("retrieval.url") is None, why)
 
 
-def _of_vectors(name: str, kinds: Sequence[str]) -> Need:
-    """What an index was made with, only opening it tells."""
+def _of_vectors(name: str, kinds: Sequence[str]) -> tuple[Need, Need]:
+    key, named = f"retrieval.{name}", " and ".join(kinds)
+    return (
+        _searching(
+            key,
+            (*_RANKER, "retrieval.vectors", "retrieval.index"),
+            lambda of: of("retrieval.vectors") not in kinds and of("retrieval.index") is None,
+            f"it is for retrieval.vectors={named}; set that, too",
+        ),
+        _searching(
+            key,
+            (*_RANKER, "retrieval.index"),
+            lambda of: _vectors_of_index(of) not in (None, *kinds),
+            f"it is for an index of retrieval.vectors={named}, and the one that is named keeps its own otherwise; "
+            "leave it out",
+        ),
+    )
+
+
+def _vectors_of_index(of: Composed) -> str | None:
+    index = of("retrieval.index")
+    return None if index is None else vectors_of(at_home(str(index)))
+
+
+def _of_building(name: str) -> Need:
     return _searching(
         f"retrieval.{name}",
-        (*_RANKER, "retrieval.vectors", "retrieval.index"),
-        lambda of: of("retrieval.vectors") not in kinds and of("retrieval.index") is None,
-        f"it is for retrieval.vectors={' and '.join(kinds)}; set that, too",
+        ("retrieval.index",),
+        lambda of: of("retrieval.index") is not None,
+        "an index that is named says how its vectors are kept; leave it out",
     )
 
 
@@ -191,14 +214,9 @@ NEEDS = (
         lambda of: of("retrieval.reranker") is None,
         "it is how much a cross-encoder reads; set retrieval.reranker=FOLDER, too",
     ),
-    _searching(
-        "retrieval.vectors",
-        ("retrieval.index",),
-        lambda of: of("retrieval.index") is not None,
-        "an index that is named says how its vectors are kept; leave it out",
-    ),
-    _of_vectors("beam", ("hnsw",)),
-    *(_of_vectors(name, LISTED) for name in ("lists", "probes")),
+    *map(_of_building, ("vectors", "lists")),
+    *_of_vectors("beam", ("hnsw",)),
+    *(need for name in ("lists", "probes") for need in _of_vectors(name, LISTED)),
     *(_of_making(f.name) for f in fields(ExpertsConfig) if f.name != "teacher"),
     *(_of_making(f"teacher.{f.name}") for f in fields(TeacherConfig)),
     *(_of_a_teacher(f.name) for f in fields(TeacherConfig) if f.name not in ("url", "model")),

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ import numpy.typing as npt
 from agent.errors import UserError, shortened
 from retrieval_service.encoder import Vectors
 from retrieval_service.hnsw import Hnsw, write_graph
+from retrieval_service.index import read_manifest
 
 LISTED = ("ivf", "ivf_sq8")
 """Faiss's, in lists."""
@@ -138,6 +140,16 @@ def open_vectors(folder: Path, kind: str, how: How) -> Nearest:
     if kind == "hnsw":
         return Hnsw(folder / GRAPH, how.beam, how.heap, how.threads)
     return Faiss(folder / FAISS, how.probes, how.threads)
+
+
+def vectors_of(index: Path) -> str | None:
+    """How an index keeps its vectors, a hybrid one in its folder ``dense``. None for one that has none or can't be
+    read: what is wrong with it is said where it is opened."""
+    with suppress(UserError, OSError):
+        for folder in (index, index / "dense"):
+            if (manifest := read_manifest(folder)) is not None and "vectors" in manifest.made_with:
+                return str(manifest.made_with["vectors"])
+    return None
 
 
 def import_faiss() -> Any:

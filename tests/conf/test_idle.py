@@ -13,6 +13,7 @@ from agent.errors import UserError
 from conf.idle import check_idle
 from retrieval_service.backends import dense, hybrid, splade
 from retrieval_service.config import RetrievalConfig
+from retrieval_service.index import FORMAT, Manifest, write_manifest
 from retrieval_service.server.config import ServeConfig
 from tasks.config import DataConfig
 
@@ -65,6 +66,32 @@ def test_a_setting_that_would_do_nothing_is_refused(
     lines = [line.replace("FILE", str(tmp_path / "c.jsonl")) for line in lines]
     first = next(line for line in lines if "." in line)
     assert refusal(mode, ranker, *lines).startswith(f"{first}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "message"),
+    [
+        ("flat", "retrieval.probes=8", "it is for an index of retrieval.vectors=ivf and ivf_sq8, and the one that is"),
+        ("hnsw", "retrieval.probes=8", "it is for an index of retrieval.vectors=ivf and ivf_sq8, and the one that is"),
+        ("ivf", "retrieval.beam=400", "it is for an index of retrieval.vectors=hnsw, and the one that is named keeps"),
+        ("ivf", "retrieval.lists=512", "an index that is named says how its vectors are kept; leave it out"),
+        ("ivf_sq8", "retrieval.probes=8", ""),
+        ("hnsw", "retrieval.beam=400", ""),
+        (None, "retrieval.beam=400", ""),  # what is wrong with the index is said where it is opened
+    ],
+)
+@pytest.mark.parametrize(("ranker", "folder"), [("dense", "."), ("hybrid", "dense")])
+def test_a_search_among_vectors_has_the_settings_of_the_index_that_is_named(
+    tmp_path: Path, kind: str | None, line: str, message: str, ranker: str, folder: str
+) -> None:
+    (tmp_path / folder).mkdir(exist_ok=True)
+    manifest = Manifest(
+        format=FORMAT, backend="dense", documents=1, corpus="c", corpus_checksum="0", made_with={"vectors": kind}
+    )
+    if kind is not None:
+        write_manifest(tmp_path / folder, manifest)
+    told = refusal("serve", ranker, f"retrieval.index={tmp_path}", line)
+    assert told.startswith(f"{line}: {message}") if message else told == ""
 
 
 @pytest.mark.parametrize(
