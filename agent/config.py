@@ -124,7 +124,7 @@ class ExitConfig:
     fit_share: float = bounded(1 / 3, "in [0, 1)")
     """``mode=calibrate``: share of the development questions that tells what a confidence is worth after each number
     of searches (``agent/inference/scaling.py``); the others find the threshold. 0 takes confidences as they are."""
-    risk: float = bounded(0.01, "in (0, 1)")
+    risk: float = bounded(0.01, "in [0.000001, 1)")
     """``mode=calibrate``: most that the share of questions may be that an exit loses."""
     delta: float = bounded(0.05, "in (0, 1)")
     """``mode=calibrate``: chance that the risk is higher all the same."""

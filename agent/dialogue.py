@@ -15,8 +15,8 @@ from agent.formats.base import Format, Shown
 from agent.formats.catalogue import format_class
 from agent.neutral import ENCODINGS, Neutraliser
 from agent.own import told
-from agent.protocol import NO_RESULTS, THOUGHT_END, Action, TagProtocol
-from agent.records import Finish, Passage
+from agent.protocol import NO_RESULTS, THINK, THOUGHT_END, Action, TagProtocol
+from agent.records import Finish, Passage, Turn
 from agent.tokens import TokenCodec
 from agent.tools.base import Result
 from agent.tools.catalogue import tool_classes
@@ -112,8 +112,18 @@ class Dialogue:
     def action_ids(self, action: str, *, first: bool = False, last: bool = False) -> list[int]:
         """Ids of an expert's action, which is written in the tags of ``protocol``; ``first`` follows the prompt, and
         ``last`` ends the episode. Where a thought has been opened, the expert closes it before it acts."""
-        closed = self.codec.encode(f"\n{THOUGHT_END}\n\n") if self._begun(first) else []
-        return [*closed, *self._format.written(action, last=last)]
+        return [*self._closed(self._begun(first)), *self._format.written(action, last=last)]
+
+    def answer_ids(self, turns: Sequence[Turn]) -> list[int]:
+        """Ids that open an answer behind ``turns`` and their observations; they close a thought that is open there."""
+        said = self._begun(first=not turns)
+        if self._format.in_tags:  # all turns are one message, and what an earlier one has opened may still be
+            said = self._begun(first=True) + "".join(turn.text for turn in turns)
+        return [*self._closed(said), *self.codec.encode(self.protocol.answer_open)]
+
+    def _closed(self, said: str) -> list[int]:
+        """Ids that close the thought which ``said`` has left open; none if it has left none."""
+        return self.codec.encode(f"\n{THOUGHT_END}\n\n") if said.rfind(THINK) > said.rfind(THOUGHT_END) else []
 
     def _encode_prompt(self, question: str) -> tuple[int, ...]:
         return (*self._format.beginning, *self.codec.encode(self.prompt_text(question)))

@@ -167,7 +167,7 @@ def check_enough(questions: int, *, risk: float, delta: float, fit_share: float,
 
     ``max_fault_share`` of them may end in a fault: they are counted as if they did.
     """
-    needed = math.ceil(math.log(delta) / math.log(1 - risk))
+    needed = math.ceil(math.log(delta) / math.log1p(-risk))
     viable = questions - int(questions * max_fault_share)  # as many as ``refusal`` lets through
     left = viable - int(viable * fit_share)
     if left < needed:

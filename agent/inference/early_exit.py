@@ -4,8 +4,9 @@
          │                                                           └─ below: forgotten
          └──────────────────────────► the episode's next turn, as if nothing had been asked
 
-A probe leaves the episode's own tokens as they are: it is a branch, and its tokens are counted apart. So one
-full episode with all of its probes says how it would have ended at every threshold (``calibration.py``).
+Where a thought is open it is closed first: an answer within one is none. A probe leaves the episode's own tokens as
+they are: it is a branch, and its tokens are counted apart. So one full episode with all of its probes says how it would
+have ended at every threshold (``calibration.py``).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Probe:
     confidence: float
     """In [0, 1], scaled where there is a scale; 0 without an answer."""
     tokens: int
-    """Tokens generated for it; the forced tag isn't."""
+    """Tokens generated for it; the forced tag, and what closes a thought before it, aren't."""
     opening: float = 1.0
     """The most that ``confidence`` can be: the chance that the policy answers at all at this point, where ``decision``
     asked for it, scaled as it is."""
@@ -86,21 +87,23 @@ class EarlyExit:
         self._dialogue = dialogue
         self._generator = generator
         self._context = context
-        self._forced = dialogue.codec.encode(dialogue.protocol.answer_open)
         self.probes: list[Probe] = []
 
     async def ends(self, context: Sequence[int], turns: Sequence[Turn]) -> bool:
         """See ``Watcher``. It probes after a turn with a call that was answered by more than a notice that it repeats,
         and where there is room for it."""
         new = any(call.repeat is None for call in turns[-1].answered) if turns else self._config.before_first_search
-        room = self._context - len(context) - len(self._forced)
+        forced = self._dialogue.answer_ids(turns)
+        room = self._context - len(context) - len(forced)
         if not new or room < 1:
             return False
-        probe = await self._probe(context, turns, min(self._config.max_tokens, room))
+        probe = await self._probe(context, turns, forced, min(self._config.max_tokens, room))
         self.probes.append(probe)
         return self._config.threshold is not None and probe.confidence >= self._config.threshold
 
-    async def _probe(self, context: Sequence[int], turns: Sequence[Turn], limit: int) -> Probe:
+    async def _probe(
+        self, context: Sequence[int], turns: Sequence[Turn], forced: Sequence[int], limit: int
+    ) -> Probe:
         config, protocol = self._config, self._dialogue.protocol
         searches = sum(turn.searches for turn in turns)
         probe = Probe(
@@ -112,14 +115,14 @@ class EarlyExit:
         )
         chance = 1.0
         if config.confidence == "decision":
-            chance = math.exp(await self._generator.score(context, self._forced))
-            probe = replace(probe, opening=self._worth(searches, chance), opening_tokens=len(self._forced))
+            chance = math.exp(await self._generator.score(context, forced))
+            probe = replace(probe, opening=self._worth(searches, chance), opening_tokens=len(forced))
             if config.threshold is not None and probe.opening < config.threshold:
                 return probe
         end = self._dialogue.end
         stop = (protocol.answer_close, end) if end else (protocol.answer_close,)
         completion = await self._generator.generate(
-            [*context, *self._forced], max_new_tokens=limit, stop=stop, temperature=0.0, seed=0
+            [*context, *forced], max_new_tokens=limit, stop=stop, temperature=0.0, seed=0
         )
         text = protocol.answer_open + self._dialogue.codec.decode(completion.token_ids)
         answer = protocol.parse(text).answer or None

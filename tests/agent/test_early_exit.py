@@ -227,6 +227,19 @@ def test_a_braced_answer_can_be_probed(run, codec):
     assert codec.decode(script.probed[0][0]).endswith("\\boxed{")
 
 
+def test_a_thought_that_is_open_is_closed_before_the_answer(run, codec):
+    turns = [f"<think>Hm. {search('a')}", f"So. {search('b')}", f"Yes.</think>{search('c')}", "<answer>x</answer>"]
+    how = ExitConfig(confidence="decision")
+    inferred, script, _ = run(turns, [("p</answer>", [0.0])] * 3, exit=how, openings=[0.5] * 3)
+    closed = codec.encode("\n</think>\n\n<answer>")
+    forced = [closed, closed, codec.encode("<answer>")]
+    assert [prompt for prompt, _ in script.probed] == [
+        [*turn, *ids] for turn, ids in zip(script.episode[1:], forced, strict=True)
+    ]
+    assert [ids for _, ids in script.scored] == forced
+    assert [p.opening_tokens for p in inferred.probes] == [len(ids) for ids in forced]
+
+
 def test_nothing_is_probed_without_new_passages(run):
     turns = [search("a"), search("a"), search("b"), "<answer>x</answer>"]
     inferred, _, _ = run(
@@ -350,7 +363,7 @@ def test_off_by_default(run, codec):
         ({"confidence": "sum"}, r"exit\.confidence=sum is not known"),
         ({"max_tokens": 0}, r"exit\.max_tokens=0 must be at least 1"),
         ({"fit_share": 1.0}, r"exit\.fit_share=1\.0 must lie in \[0, 1\)"),
-        ({"risk": 0.0}, r"exit\.risk=0\.0 must lie in \(0, 1\)"),
+        ({"risk": 1e-17}, r"exit\.risk=1e-17 must lie in \[0\.000001, 1\)"),
         ({"delta": 1.0}, r"exit\.delta=1\.0 must lie in \(0, 1\)"),
     ],
 )

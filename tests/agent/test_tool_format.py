@@ -240,6 +240,10 @@ def test_a_thought_that_the_template_opens_is_no_answer_before_it_is_closed(tmp_
     for first in (True, False):
         said = tokenizer.decode(dialogue.action_ids("<answer> x</answer>", first=first, last=True))
         assert dialogue.parse(said, Finish.STOP, first=first).answer == "x"
+    assert t.turns
+    for turns in ((), t.turns[:1]):
+        probe = tokenizer.decode(dialogue.answer_ids(turns))
+        assert dialogue.parse(probe + "x</answer>", Finish.STOP, first=not turns).answer == "x"
 
 
 def test_an_expert_writes_calls_as_the_model_does(tokenizer, family):
