@@ -101,9 +101,7 @@ class EarlyExit:
         self.probes.append(probe)
         return self._config.threshold is not None and probe.confidence >= self._config.threshold
 
-    async def _probe(
-        self, context: Sequence[int], turns: Sequence[Turn], forced: Sequence[int], limit: int
-    ) -> Probe:
+    async def _probe(self, context: Sequence[int], turns: Sequence[Turn], forced: Sequence[int], limit: int) -> Probe:
         config, protocol = self._config, self._dialogue.protocol
         searches = sum(turn.searches for turn in turns)
         probe = Probe(

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,14 @@ class Selection:
         self.taken: Counter[int] = Counter()
 
     @property
+    def wanting(self) -> float:
+        """How many more are taken; infinity without a ``count``."""
+        return self._count - self.taken.total() if self._count else inf
+
+    @property
     def full(self) -> bool:
         """Whether nothing more is taken."""
-        return bool(self._count) and self.taken.total() >= self._count
+        return self.wanting <= 0
 
     def take(self, alternatives: tuple[Expert, ...]) -> Expert | None:
         """The one of ``alternatives`` whose bucket lacks most of its share; None if there is no room for any."""

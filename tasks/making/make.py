@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, 
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from itertools import count
+from math import ceil
 from typing import Any, Protocol, TypeVar
 
 from agent.answers import exact_match, has_words, is_closed
@@ -73,12 +74,12 @@ async def make(
     )
     in_a_row = 0
     async with AsyncExitStack() as stack:
-        player, chunk = await _player(stack, library, config, seed, frozenset(q.id for q in questions))
+        player = await _player(stack, library, config, seed, frozenset(q.id for q in questions))
         ordered = choose(questions, seed)
-        for at in range(0, len(ordered), chunk):
-            if made.selection.full:
-                break
-            some = ordered[at : at + chunk]
+        at = 0
+        while at < len(ordered) and not made.selection.full:
+            some = ordered[at : at + player.at_once(made.selection.wanting)]
+            at += len(some)
             attempts, stopped = await _ended(map(player.attempt, some))
             for question, attempt in zip(some, attempts, strict=True):
                 if attempt is None:
@@ -94,7 +95,7 @@ async def make(
             if stopped:
                 made.broken = "it was stopped"
                 break
-            progress(min(at + chunk, len(ordered)), len(ordered))
+            progress(at, len(ordered))
             if in_a_row >= PATIENCE and not made.selection.full:
                 made.broken = f"nothing but faults came of the last {in_a_row} questions: {commonest(made.faults)}"
                 break
@@ -118,6 +119,10 @@ async def _ended(plays: Iterable[Coroutine[Any, Any, T]]) -> tuple[list[T | None
 
 
 class _Player(Protocol):
+    def at_once(self, wanting: float) -> int:
+        """How many questions are played at a time while ``wanting`` more experts are taken."""
+        ...
+
     async def attempt(self, question: Question) -> Attempt:
         """Plays ``question``. One that is cancelled gives what has ended, and raises if nothing has."""
         ...
@@ -125,17 +130,17 @@ class _Player(Protocol):
 
 async def _player(
     stack: AsyncExitStack, library: Library, config: ExpertsConfig, seed: int, ids: Collection[str]
-) -> tuple[_Player, int]:
-    """Who plays, and how many questions at a time. ``ids`` are all the questions'."""
+) -> _Player:
+    """Who plays. ``ids`` are all the questions'."""
     agent, teacher = library.agent, config.teacher
     # A teacher plays in tags: it is told what the policy is told where that plays in them, but for `plain`, which says
     # nothing of them.
     own = format_class(agent.format).in_tags and agent.prompt not in PROMPTS
     stage = Stage(agent, library.searcher, prompt=agent.prompt if own else "instruct")
     if teacher.url is None:
-        return FromEvidence(library, stage, config, seed), CHUNK
+        return FromEvidence(library, stage, config, seed)
     endpoint = await stack.enter_async_context(teacher.client())
-    return FromTeacher(library, stage, config, seed, endpoint, ids), teacher.parallel
+    return FromTeacher(library, stage, config, seed, endpoint, ids)
 
 
 def _refusal(question: Question, library: Library) -> Attempt | None:
@@ -176,6 +181,10 @@ class FromEvidence:
     stage: Stage
     config: ExpertsConfig
     seed: int
+
+    def at_once(self, wanting: float) -> int:
+        """See ``_Player``: one that is played in vain costs next to nothing."""
+        return CHUNK
 
     async def attempt(self, question: Question) -> Attempt:
         """One episode; with ``experts.search_shares`` also one with as few searches as can be."""
@@ -273,6 +282,11 @@ class FromTeacher:
 
     def __post_init__(self) -> None:
         self._places = asyncio.Semaphore(self.config.teacher.parallel)
+
+    def at_once(self, wanting: float) -> int:
+        """See ``_Player``: as many as may be needed if all episodes are right, since the endpoint may be paid for."""
+        teacher = self.config.teacher
+        return ceil(min(teacher.parallel, wanting / teacher.episodes))
 
     async def attempt(self, question: Question) -> Attempt:
         """``experts.teacher.episodes`` episodes. Raises ``UserError`` for an endpoint that refuses everything."""

@@ -366,6 +366,9 @@ class Scripted:
     experts: int = 1
     then: Callable[[], object] = lambda: None
 
+    def at_once(self, wanting: float) -> int:
+        return 9
+
     async def attempt(self, question: Question) -> Attempt:
         if question.id.startswith("waits"):
             self.then()
@@ -381,8 +384,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *ids: str, count: int = 0, **how: 
         task: Any = asyncio.current_task()
         player = Scripted(**how, then=lambda: asyncio.get_running_loop().call_soon(task.cancel))
 
-        async def no_endpoint(*_: Any) -> tuple[Scripted, int]:
-            return player, len(ids)
+        async def no_endpoint(*_: Any) -> Scripted:
+            return player
 
         monkeypatch.setattr(making, "_player", no_endpoint)
         monkeypatch.setattr(making, "choose", lambda questions, seed: questions)

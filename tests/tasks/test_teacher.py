@@ -73,8 +73,8 @@ def school(monkeypatch: pytest.MonkeyPatch) -> Iterator[School]:
         yield state
 
 
-def teacher(port: int, **settings) -> TeacherConfig:
-    return TeacherConfig(url=f"http://127.0.0.1:{port}/v1/", model="a-teacher", parallel=1, **settings)
+def teacher(port: int, *, parallel: int = 1, **settings) -> TeacherConfig:
+    return TeacherConfig(url=f"http://127.0.0.1:{port}/v1/", model="a-teacher", parallel=parallel, **settings)
 
 
 RIGHT: list[Reply] = ["I look. <search>Emma (novel)", "<search> Jane Austen </search>", "So <answer>Steventon"]
@@ -313,6 +313,26 @@ def test_what_a_teacher_has_earned_is_on_disk_before_more_is_asked(make, school,
     assert there == [0, 1, 2]
     kept = (tmp_path / FILE).read_text()
     assert made.write(tmp_path).read_text() == kept
+
+
+@pytest.mark.parametrize(
+    ("count", "episodes", "replies", "played"),
+    [
+        (1, 1, RIGHT, 1),
+        (2, 4, RIGHT, 8),  # of a question one is taken, since all have its queries: another question is asked
+        (1, 2, ["I know it."], 12),
+    ],
+)
+def test_no_more_is_asked_of_a_teacher_than_is_wanted(make, school, monkeypatch, count, episodes, replies, played):
+    """However many episodes may be under way."""
+
+    def by_its_place(body: dict) -> tuple[int, str]:
+        return School(scripts=[[replies[len(body["messages"]) // 2]]]).reply(body)
+
+    monkeypatch.setattr(school, "reply", by_its_place)
+    questions = [replace(EMMA, id=name) for name in "abcdef"]
+    made = make(*questions, count=count, teacher=teacher(school.port, parallel=8, episodes=episodes))
+    assert (made.episodes, len(made.experts)) == (played, count if replies == RIGHT else 0)
 
 
 def test_ids_of_a_questions_other_episodes_are_nobody_elses(make, school):
