@@ -210,8 +210,8 @@ class Parts:
         for question in quarantined:
             self.record.event("quarantined", {"question": question.id, "worker": name})
             self.record.say(
-                f"question {question.id} was claimed when {self.config.pool.quarantine_after} workers died "
-                "(pool.quarantine_after): it is quarantined, and never drawn again",
+                f"question {question.id} was claimed when workers died, more often than any other that {name} held "
+                f"(pool.quarantine_after={self.config.pool.quarantine_after}): it is never drawn again",
                 "yellow",
             )
 

@@ -25,14 +25,15 @@ class Lost(NamedTuple):
     returned: int
     """Claims that went back, the quarantined ones included."""
     quarantined: tuple[int, ...]
-    """Queries that are never drawn again."""
+    """Queries that are never drawn again; one at most."""
 
 
 class Claims:
     """All claims of a pool. A lease of ``lease_s`` seconds begins with the claim and anew with each renewal.
 
     A query that was claimed when ``quarantine_after`` workers died, with no group of it played to its end in between,
-    may be what kills them; 0 suspects none.
+    may be what kills them; 0 suspects none. So may all that were claimed with it: none is accused before it was there
+    more often than each of the others. Deaths for another cause find the same queries together only by chance.
     """
 
     def __init__(self, lease_s: float, quarantine_after: int) -> None:
@@ -73,10 +74,13 @@ class Claims:
             del self._held[ticket.claim_id]
         return tickets
 
-    def died(self, query: int) -> bool:
-        """A worker died while it held ``query``; whether that is once too often."""
-        self.deaths[query] += 1
-        return 0 < self._quarantine_after <= self.deaths[query]
+    def died(self, held: Iterable[int]) -> tuple[int, ...]:
+        """A worker died while it held these queries: the one that has killed it, or none if that can't be told."""
+        queries = [*held]
+        self.deaths.update(queries)
+        most = max((self.deaths[query] for query in queries), default=0)
+        those = tuple(query for query in queries if self.deaths[query] == most)
+        return those if len(those) == 1 and 0 < self._quarantine_after <= most else ()
 
     @property
     def next_deadline(self) -> float | None:

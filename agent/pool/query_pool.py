@@ -171,15 +171,16 @@ class QueryPool(Generic[P]):
         return self._claims.renew(worker, held, moved, now=now)
 
     def worker_lost(self, worker: str, *, suspect: bool = True) -> Lost:
-        """Returns all claims of a dead worker. Questions that may have killed it (``suspect``) are quarantined."""
+        """Returns all claims of a dead worker. If it may have died of its question (``suspect``) and it can be told of
+        which (``Claims``), that one is quarantined."""
         tickets = self._claims.ends(lambda claim: claim.worker == worker)
-        quarantined = [ticket.query for ticket in tickets if suspect and self._claims.died(ticket.query)]
+        quarantined = self._claims.died(ticket.query for ticket in tickets) if suspect else ()
         for ticket in tickets:
             if ticket.query in quarantined:
                 self._return_claim(ticket, "quarantined", Place.QUARANTINED)
             else:
                 self._return_claim(ticket, "worker_lost")
-        return Lost(len(tickets), tuple(quarantined))
+        return Lost(len(tickets), quarantined)
 
     def expire(self, *, now: float) -> int:
         """Returns the claims whose lease has run out; the number of them."""

@@ -226,6 +226,36 @@ def test_a_question_that_two_workers_died_of_is_quarantined(make_pool, submit):
     assert resumed.worker_lost("fourth").quarantined == (killer,), "a checkpoint knows who is suspected"
 
 
+def test_deaths_that_found_the_same_questions_together_accuse_none_until_the_others_are_played(make_pool, submit):
+    """Workers that die of a full memory would else empty a small pool."""
+    pool = make_pool(n=6, batch_questions=6)
+    for worker in ("first", "second"):
+        assert len(pool.claim(worker, now=0.0, limit=6)) == 6
+        assert pool.worker_lost(worker) == Lost(6, ())
+    pool.release(pool.take(version=0).index)  # its draws are used up
+    assert pool.places()["quarantined"] == 0
+    held = pool.claim("fourth", now=0.0, limit=6)
+    for ticket in held[2:]:
+        assert submit(pool, ticket)
+    assert pool.worker_lost("fourth") == Lost(2, ())
+    one, other = pool.claim("fifth", now=0.0, limit=6)
+    assert submit(pool, other)
+    assert pool.worker_lost("fifth") == Lost(1, (one.query,))
+
+
+def test_the_question_that_was_there_at_the_most_deaths_is_the_one(make_pool):
+    """Of a larger pool, each death finds others beside it."""
+    pool = make_pool(n=6, batch_questions=6)
+    once, twice = pool.claim("first", now=0.0), pool.claim("second", now=0.0)
+    assert pool.worker_lost("second") == Lost(1, ())
+    rest = pool.claim("third", now=0.0, limit=5)
+    assert twice[0].query in {t.query for t in rest}
+    assert pool.worker_lost("third") == Lost(5, (twice[0].query,))
+    assert pool.worker_lost("first") == Lost(1, ())
+    assert pool.places()["quarantined"] == 1
+    assert once[0].query != twice[0].query
+
+
 def test_workers_that_broke_of_something_else_accuse_no_question(make_pool):
     pool = make_pool(n=6, batch_questions=6)
     for worker in ("first", "second"):

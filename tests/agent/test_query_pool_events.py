@@ -83,6 +83,8 @@ class World:
     held: dict[int, Claim] = field(default_factory=dict)
     deaths: Counter[int] = field(default_factory=Counter)
     """Workers that died with a query since its last group was played."""
+    killer: int | None = None
+    """The query that the newest death is laid to."""
     gone: list[Claim] = field(default_factory=list)
     """Claims that ran out or died; their groups may still arrive."""
     submitted: dict[int, dict[int, tuple[Group, Claim]]] = field(default_factory=dict)
@@ -190,7 +192,7 @@ class World:
             query = claim.ticket.query
             del self.held[claim.ticket.claim_id]
             self.gone.append(claim)
-            guilty = reason == "worker_lost" and 0 < self.rule.quarantine_after <= self.deaths[query]
+            guilty = reason == "worker_lost" and query == self.killer
             self.place[query] = Place.QUARANTINED if guilty else Place.AVAILABLE
             self.returned["groups"]["quarantined" if guilty else reason] += 1
             self.events["quarantined"] += guilty
@@ -200,6 +202,9 @@ class World:
         worker = f"w{self.rng.randrange(4)}"
         held = [c for c in self.held.values() if c.worker == worker]
         self.deaths.update(c.ticket.query for c in held)
+        ranked = sorted(((self.deaths[c.ticket.query], c.ticket.query) for c in held), reverse=True)
+        (most, first), (next_most, _) = *ranked[:2], *[(0, -1)] * (2 - len(ranked[:2]))
+        self.killer = first if most > next_most and 0 < self.rule.quarantine_after <= most else None
         lost = self.lose(held, "worker_lost")
         guilty = tuple(c.ticket.query for c in held if self.place[c.ticket.query] == Place.QUARANTINED)
         assert self.pool.worker_lost(worker) == Lost(lost, guilty)

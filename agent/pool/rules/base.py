@@ -101,8 +101,8 @@ class PoolRule(ABC):
     lease_s: float = bounded(600.0, "above 0")
     """A claim whose group makes no progress for so long, not a token, returns to the pool."""
     quarantine_after: int = bounded(2, "at least 0")
-    """Workers that die while they hold a question, none of its groups played in between, and it is never drawn again;
-    0 draws it for ever."""
+    """Workers that die while they hold a question, none of its groups played in between, before it may be what kills
+    them, and is never drawn again (``agent/pool/claims.py``); 0 draws it for ever."""
     max_empty_batches: int = bounded(10, "at least 1")
     """The run stops after this many batches in a row without a signal-bearing group."""
 
