@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from agent.errors import ActorLost, Fault
+from agent.errors import ActorLost
 
 _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By the bytes of a float."""
@@ -53,7 +53,7 @@ class Ranks:
         self._together(tensors, lambda t: dist.broadcast(t, next(sources), async_op=True))
 
     def check_equal(self, tensors: Sequence[Tensor], what: str) -> None:
-        """Raises ``Fault`` if ``tensors`` aren't the same on every rank.
+        """Raises ``ActorLost`` if ``tensors`` aren't the same on every rank: nobody knows whose are right.
 
         Compared are the sums of their bits as whole numbers, which no order of adding up changes: cards and processors
         of two kinds add floats in orders of their own.
@@ -64,7 +64,7 @@ class Ranks:
         both = torch.stack([sums, -sums])
         self.most([both])
         if not torch.equal(both[0], -both[1]):
-            raise Fault(f"the {self.world} learners no longer hold the same {what}: resume from a checkpoint")
+            raise ActorLost(LEARNER, f"the {self.world} learners no longer hold the same {what}")
 
     def agreed(self, value: float, device: torch.device) -> float:
         """The largest ``value`` of all ranks, which may differ in its last bits where the ranks' machines do."""

@@ -19,7 +19,7 @@ import torch
 from learner_cases import MIXED, random_groups, tiny_policy
 from patience import HANG_S
 
-from agent.errors import Fault
+from agent.errors import ActorLost
 from agent.groups import Group
 from learner import optimizer as optimizer_module
 from learner.config import AlgorithmConfig, OptimizerConfig
@@ -88,9 +88,9 @@ def end_in_the_sum(ranks: Ranks, folder: Path, how: str) -> str:
 
 
 def differ(ranks: Ranks) -> str:
-    with pytest.raises(Fault) as error:
+    with pytest.raises(ActorLost) as error:
         ranks.check_equal([torch.ones(3), torch.full((2,), float(ranks.rank))], "weights")
-    return str(error.value)
+    return f"{error.value.actor} is lost: {error.value}"
 
 
 def count_otherwise(ranks: Ranks, folder: Path) -> np.ndarray:
@@ -289,7 +289,7 @@ def test_a_rank_that_does_not_come_is_waited_for_as_long_as_it_may_take(together
 
 
 def test_learners_on_machines_that_count_otherwise_take_the_same_step(together: Together, tmp_path: Path) -> None:
-    """An update would end with ``Fault`` if their weights differed."""
+    """An update would end with ``ActorLost`` if their weights differed."""
     first, second = together(2, count_otherwise, tmp_path)
     assert np.array_equal(first, second)
 
@@ -306,6 +306,6 @@ def test_what_is_compared_is_bits_and_no_sum_of_floats(monkeypatch: pytest.Monke
         seen.clear()
 
 
-def test_learners_that_have_drifted_apart_are_found_out(together: Together) -> None:
-    found = "the 2 learners no longer hold the same weights: resume from a checkpoint"
+def test_learners_that_have_drifted_apart_are_lost(together: Together) -> None:
+    found = "learner is lost: the 2 learners no longer hold the same weights"
     assert together(2, differ) == [found] * 2
