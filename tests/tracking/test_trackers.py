@@ -280,6 +280,38 @@ def test_what_a_tracker_raises_in_time_is_its_own() -> None:
     assert in_time(lambda: 3) == 3
 
 
+@pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_one_whose_library_would_end_the_process_is_off_and_the_others_go_on(
+    tmp_path: Path, end: type[BaseException]
+) -> None:
+    """No signal of a user's comes to the thread of a tracker."""
+
+    class Ending(Heard):
+        def log(self, numbers: Mapping[str, float], step: int) -> None:
+            raise end("no more")
+
+        @staticmethod
+        def abandon() -> None:
+            raise SystemExit("no more")
+
+        def close(self) -> None:
+            raise end("no more")
+
+    told: list[str] = []
+    given = asked(tmp_path)
+    heard = Heard(given)
+    runs = {"wandb": (Ending(given), InTime(60)), "trackio": (heard, InTime(60))}
+    trackers = Trackers(runs, Dispensable(told.append), unopened=[Ending])
+    for step in (1, 2):
+        trackers.log({"step": step, "x": 2.0})
+    trackers.close()
+    assert told == [
+        "the tracker wandb failed and is off for the rest of this run, which goes on: "
+        f"RuntimeError: it raised {end.__name__}: no more"
+    ]
+    assert heard.heard == [(1, {"x": 2.0}), (2, {"x": 2.0}), "closed"]
+
+
 @pytest.mark.parametrize("broken", ["__init__", "of"])
 def test_a_log_that_cant_be_read_is_no_table_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str

@@ -14,7 +14,8 @@ T = TypeVar("T")
 class InTime:
     """Makes calls one after the other, in a thread of its own.
 
-    One that takes longer than ``limit_s`` is left behind with the thread; no other may follow it.
+    One that takes longer than ``limit_s`` is left behind with the thread; no other may follow it. What would end a
+    process (``SystemExit``, a ``KeyboardInterrupt`` that no user sent) ends none: it is raised as ``RuntimeError``.
     """
 
     def __init__(self, limit_s: float) -> None:
@@ -45,5 +46,9 @@ class InTime:
             do, future = asked
             try:
                 future.set_result(do())
-            except BaseException as error:  # it is the caller's
+            except Exception as error:  # it is the caller's
                 future.set_exception(error)
+            except BaseException as error:
+                harmless = RuntimeError(f"it raised {type(error).__name__}: {error}")
+                harmless.__cause__ = error
+                future.set_exception(harmless)

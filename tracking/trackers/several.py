@@ -20,6 +20,8 @@ from tracking.trackers.episodes import EpisodesLog
 from tracking.trackers.in_time import InTime
 
 TABLE = "the trackers' table of episodes"
+ANYTHING = (Exception, SystemExit)
+"""What a library raises. A ``KeyboardInterrupt`` in the main thread is the user's."""
 
 
 def check_installed(config: TrackerConfig) -> None:
@@ -97,7 +99,7 @@ class Trackers:
                 _leave(run, in_time)
             in_time.end()
         for made in self._unopened:  # now, since one that was too slow may have been opened since
-            with suppress(Exception):  # whatever a library raises
+            with suppress(*ANYTHING):
                 made.abandon()
 
     def _each(self, do: Callable[[Tracker], None]) -> None:
@@ -111,7 +113,7 @@ def _leave(run: Tracker, in_time: InTime) -> None:
         if not in_time.hangs:
             in_time(run.close)
             return
-    with suppress(Exception):
+    with suppress(*ANYTHING):
         run.abandon()
 
 
