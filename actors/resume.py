@@ -14,7 +14,7 @@ from agent.paths import at_home
 from agent.pool import saved
 from agent.readable import content_of
 from conf.schema import IF_ANY, RunConfig
-from learner.checkpoint import BEST, checkpoints, go_back_to, latest, latest_sound, place, set_best
+from learner.checkpoint import BEST, checkpoints, go_back_to, latest, latest_sound, place, put_back, set_best
 from tracking.differences import listed
 from tracking.metrics import UNTRAINABLE, keep_lines, read, replace
 from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
@@ -46,6 +46,7 @@ def find(
     if resume == "auto":
         return _newest(outputs, settings, check)
     path = run_dir if resume == IF_ANY else at_home(resume)
+    put_back(path.parent)
     if (path / "manifest.json").is_file() and resume != IF_ANY:
         path = path.resolve() if path.is_symlink() else path  # checkpoints/best moves on
         check(path)
@@ -61,7 +62,7 @@ def find(
 
 
 def _newest(outputs: Path, settings: Mapping[str, Any], check: Check) -> Found:
-    folders = {m.parent.parent for m in outputs.glob("**/checkpoints/step-*/manifest.json")}
+    folders = {m.parent.parent for m in outputs.glob("**/checkpoints/*step-*/manifest.json")}
     damaged: list[str] = []
     other: Path | None = None
     for folder in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True):

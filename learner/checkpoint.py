@@ -21,6 +21,8 @@ from learner.manifest import Files, Manifest
 BEST = "best"
 """Beside the checkpoints: a link to the one with the best evaluation."""
 _ASIDE = ".tmp-"
+_REPLACED = f"{_ASIDE}replaced-"
+"""A checkpoint whose name another of the same step is about to get."""
 _NAME = re.compile(r"step-(\d{6,})$")
 _NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
 """What file systems say (CIFS, some FUSE) that sync files and no folders."""
@@ -54,6 +56,7 @@ class Writing:
         self._lock.enter_context(_alone(root))
         self.folder = root / f"{_ASIDE}{self._final.name}"
         try:
+            _put_back(root)
             for leftover in root.glob(f"{_ASIDE}*"):  # of a writer that was killed
                 _discard(leftover)
             self.folder.mkdir()
@@ -71,12 +74,13 @@ class Writing:
         manifest.write(self.folder, Manifest(step=self._step, number=_next_number(root), files=files))
         for path in (*self.folder.rglob("*"), self.folder):
             _sync(path)
-        replaced = _aside(self._final) if self._final.exists() else None
+        replaced = root / f"{_REPLACED}{self._final.name}"
+        if self._final.exists():  # a kill before the next line leaves it to ``_put_back``
+            self._final.rename(replaced)
         self.folder.rename(self._final)
         _sync(root)
         # It is written: what can't be taken away now is left to the next one.
-        if replaced is not None:
-            _discard(replaced)
+        _discard(replaced)
         if keep > 0:
             _prune(root, keep, {path.resolve() for path in (*spare, root / BEST)})
         self._lock.close()
@@ -85,6 +89,7 @@ class Writing:
     def discard(self) -> None:
         """Takes away what there is: a full disk needs the room."""
         _discard(self.folder)
+        _put_back(self._root)
         self._lock.close()
 
 
@@ -99,6 +104,7 @@ def checkpoints(root: Path) -> list[Path]:
     Not in that of their steps: a run that went back to an earlier one has left later ones behind. One whose manifest
     can't be read counts as the newest.
     """
+    put_back(root)
     found = [(int(match[1]), path) for path in root.glob("step-*") if (match := _NAME.match(path.name))]
     return [path for _, path in sorted(found, key=lambda pair: (_number(pair[1]), pair[0]))]
 
@@ -129,6 +135,16 @@ def latest_sound(root: Path, check: Callable[[Path], Any]) -> tuple[Path | None,
             if _number(path) < math.inf:
                 before = step
     return None, refused
+
+
+def put_back(root: Path) -> None:
+    """Gives a checkpoint under ``root`` its name again whose writer was killed while another was to get it.
+
+    Whoever may write there can do so, and only while nobody else writes.
+    """
+    if any(root.glob(f"{_REPLACED}*")):
+        with suppress(Fault, OSError), _alone(root):
+            _put_back(root)
 
 
 def go_back_to(path: Path) -> None:
@@ -243,6 +259,14 @@ def _discard(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def _put_back(root: Path) -> None:
+    """See ``put_back``; by who keeps others out. Where the new one has its name, the old one is a leftover."""
+    for replaced in root.glob(f"{_REPLACED}*"):
+        named = root / replaced.name.removeprefix(_REPLACED)
+        if not named.exists():
+            replaced.rename(named)
 
 
 def _aside(path: Path) -> Path:

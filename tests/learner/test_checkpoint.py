@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from agent.errors import Fault, UserError
 from learner.checkpoint import (
+    Writing,
     checkpoints,
     go_back_to,
     latest,
@@ -95,6 +97,54 @@ def test_the_same_step_again_replaces(tmp_path: Path) -> None:
     path = write(tmp_path, 1, text="new")
     assert (path / "pool" / "state").read_text() == "new"
     assert verify(path) == 1
+
+
+@pytest.mark.parametrize("finds", [latest, lambda root: write(root, 2) and root / "step-000001"])
+def test_a_kill_while_one_takes_the_place_of_another_leaves_the_other(
+    finds: Callable[[Path], Path | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads or writes there next gives it its name again, once the killed one no longer holds its lock."""
+    write(tmp_path, 1, text="old")
+    writing = Writing(tmp_path, 1)
+    files = fill(writing.folder, "new")
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if target.name == "step-000001" and path == writing.folder:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            writing.finish(files)
+    assert latest(tmp_path) is None, "it is another's to write now"
+    writing._lock.close()
+    found = finds(tmp_path)
+    assert found == tmp_path / "step-000001"
+    assert (found / "pool" / "state").read_text() == "old"
+    assert verify(found) == 1
+    write(tmp_path, 3)
+    assert not [*tmp_path.glob(".tmp-*")]
+
+
+def test_one_that_can_not_get_its_name_leaves_it_to_the_one_that_had_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 1, text="old")
+    rename = Path.rename
+
+    def fails(path: Path, target: Path) -> Path:
+        if path.name == ".tmp-step-000001":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", fails)
+        with pytest.raises(OSError, match="Input/output"):
+            write(tmp_path, 1, text="new")
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+    assert (tmp_path / "step-000001" / "pool" / "state").read_text() == "old"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pool/state"])
