@@ -18,11 +18,12 @@ from retrieval_service.corpus import write_corpus
 from retrieval_service.documents.chunks import chunks
 from retrieval_service.documents.readers import LONGEST_TITLE, READERS
 
-FORMAT = 7
+FORMAT = 8
 """Raise it when the same documents would become other passages than before."""
 LONGEST_NAME = 100
 """Bytes of a folder's name in that of its corpus; file systems take 255 in all."""
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_ESCAPED = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""What doesn't stand on a line, and what it is written with."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -67,7 +68,7 @@ class _Reading:
         passages of a document are told from those of others."""
         stem = " ".join(_whole(file.stem).replace("_", " ").replace("-", " ").split())
         title = _whole(given)[:LONGEST_TITLE].strip() or stem or name
-        if normalise_title(title) in self.titles:
+        while normalise_title(title) in self.titles:  # "A.txt" and "a.txt" are alike, too
             title = f"{title} ({name})"
         self.titles.add(normalise_title(title))
         return title
@@ -165,8 +166,9 @@ def _fingerprint(folder: Path, files: list[Path], words: int, overlap: int) -> s
 
 
 def _shown(name: str) -> str:
-    """A file's name on one line, in UTF-8; two names stay two. Bytes of another encoding become ``\\udce9``."""
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], name).encode(errors="backslashreplace").decode()
+    """A file's name on one line, in UTF-8; two names stay two. Bytes of another encoding become ``\\udce9``, and a
+    backslash two."""
+    return _ESCAPED.sub(lambda found: repr(found[0])[1:-1], name).encode(errors="backslashreplace").decode()
 
 
 def _whole(text: str) -> str:

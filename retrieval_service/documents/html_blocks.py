@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from html import unescape
 from html.parser import HTMLParser
 
 HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
@@ -29,32 +30,77 @@ _NOT_WITHIN = {
 
 
 class Page(HTMLParser):
-    """Python's parser, for pages as they come."""
+    """Python's parser, for pages as they come: given whole, it takes a time in proportion to their length."""
 
-    def __init__(self) -> None:
+    def __init__(self, xhtml: bool = False) -> None:
         super().__init__(convert_charrefs=True)
+        self._xhtml = xhtml
+        self._endless: set[str] = set()
+        """Ends that were looked for in vain: they aren't there further on, either."""
+
+    def read(self, text: str) -> None:
+        """Takes the whole page."""
+        # Behind the last > nothing can end. Python's own looks for it at each < anew.
+        end = text.rfind(">") + 1
+        self.feed(text[:end])
+        self.close()
+        if end < len(text) and (rest := unescape(text[end:])):
+            self.handle_data(rest)
+
+    def parse_comment(self, i: int, report: bool = True) -> int:
+        """The start of a comment without an end is text."""
+        if self._has_end("-->", i):
+            return super().parse_comment(i, report)
+        self.handle_data("<!--")
+        return i + len("<!--")
+
+    def parse_html_declaration(self, i: int) -> int:
+        """In XHTML a CDATA section is text as it stands."""
+        start = "<![CDATA["
+        if not (self._xhtml and self.rawdata.startswith(start, i) and self._has_end("]]>", i)):
+            return super().parse_html_declaration(i)
+        end = self.rawdata.index("]]>", i)
+        self.handle_data(self.rawdata[i + len(start) : end])
+        return end + len("]]>")
 
     def parse_marked_section(self, i: int, report: bool = True) -> int:
         """``<![if …]>`` and what looks like it is a comment up to its ``>``, as in a browser; Python's own raises
         ``AssertionError`` for a word that it doesn't know."""
         return self.parse_bogus_comment(i, report)
 
+    def _has_end(self, mark: str, i: int) -> bool:
+        if mark not in self._endless and self.rawdata.find(mark, i) < 0:
+            self._endless.add(mark)
+        return mark not in self._endless
 
-def blocks(text: str) -> list[tuple[str, str]]:
+
+def blocks(text: str, xhtml: bool = False) -> list[tuple[str, str]]:
     """The blocks of the page ``text``, none of them empty: the tag that each began with, or nothing, and its text on
-    one line. A row of a table is one block, unless a cell holds a heading or a table."""
-    parser = _Blocks()
-    parser.feed(text)
-    parser.close()
+    one line. A row of a table is one block, unless a cell holds a heading or a table.
+
+    A ``nav`` that only the end of the page ends would hold all that follows: its end was forgotten, and it is read.
+    """
+    parser = _Blocks(xhtml)
+    parser.read(text)
+    if parser.forgotten:
+        parser = _Blocks(xhtml, frozenset(parser.forgotten))
+        parser.read(text)
     return parser.found
 
 
 class _Blocks(Page):
     """Fills ``found``."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, xhtml: bool, read: frozenset[int] = frozenset()) -> None:
+        """``read``: which ones of the elements ``nav`` are read, by their numbers."""
+        super().__init__(xhtml)
         self.found: list[tuple[str, str]] = []
+        self.forgotten: list[int] = []
+        """Of the elements ``nav`` those that only the end of the page ended."""
+        self._read = read
+        self._count_navs = 0
+        self._navs: list[int] = []
+        """Those that are open."""
         self._block = ""
         self._text: list[str] = []
         self._open: list[str] = []
@@ -77,6 +123,11 @@ class _Blocks(Page):
             elif tag in _BLOCKS:
                 self._part(tag)
             self._cell = self._cell or tag in _CELLS
+        if tag == "nav":
+            self._count_navs += 1
+            if self._count_navs in self._read:
+                return
+            self._navs.append(self._count_navs)
         if tag in _NESTED and not shown:
             self._open.append(tag)
             self._count[tag] += 1
@@ -99,9 +150,14 @@ class _Blocks(Page):
         if forgotten := sum(self._count.pop(tag, 0) for tag in tags):
             self._open = [tag for tag in self._open if tag not in tags]
             self._unread -= forgotten
+            self._navs = [] if "nav" in tags else self._navs
 
     def _end(self, at: int) -> None:
         """Ends the element that is open at this place, and those within it."""
+        navs = self._open[at:].count("nav")
+        if navs and self._open[at] in ("body", "html"):
+            self.forgotten += self._navs[-navs:]
+        del self._navs[len(self._navs) - navs :]
         for tag in self._open[at:]:
             self._count[tag] -= 1
             self._unread -= tag in _UNREAD
@@ -117,7 +173,8 @@ class _Blocks(Page):
             self.found.append((self._block, text))
         self._text, self._block = [], tag
 
-    def close(self) -> None:
-        super().close()
+    def read(self, text: str) -> None:
+        super().read(text)
+        self.forgotten += self._navs
         self._cell = False
         self._part("")

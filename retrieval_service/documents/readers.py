@@ -95,15 +95,16 @@ def _inline(token: Any) -> str:
 
 
 def read_html(path: Path) -> Document:
-    """Its text by blocks, without navigation, scripts and styles. The title is ``<title>``, else the first heading."""
+    """Its text by blocks, without navigation, scripts and styles. The title is ``<title>``, else the first heading.
+    XHTML is known by the file's name, or by an XML declaration."""
     text, guessed = decoded(path, named_in_html)
     document = Document(guessed=guessed)
-    _html(text, document)
+    _html(text, document, xhtml=path.suffix.lower() == ".xhtml" or text.startswith("<?xml"))
     return document
 
 
-def _html(text: str, document: Document) -> None:
-    for tag, said in blocks(text):
+def _html(text: str, document: Document, *, xhtml: bool = False) -> None:
+    for tag, said in blocks(text, xhtml):
         heading = tag in HEADINGS
         if tag == "title" or (heading and not document.title):
             document.title = document.title or said

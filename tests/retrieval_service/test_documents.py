@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import codecs
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent.answers import normalise_title
 from agent.errors import UserError
 from agent.records import Passage
 from retrieval_service.corpus import document_of, read_corpus
@@ -18,6 +20,7 @@ from retrieval_service.documents import readers
 from retrieval_service.documents.chunks import Paragraph, chunks
 from retrieval_service.documents.decoding import named_in_html
 from retrieval_service.documents.folder import documents_corpus
+from retrieval_service.documents.html_blocks import blocks
 from retrieval_service.documents.readers import Document, read_html, read_markdown, read_pdf, read_text
 
 
@@ -382,6 +385,13 @@ def test_html(tmp_path: Path) -> None:
         ("<noscript><link rel=x><body>Text", "", ["Text"]),
         ("<nav><a>x</a><main><p>Text", "", ["Text"]),
         ("<noscript><p>Switch it on</p></noscript><p>Text", "", ["Text"]),
+        # Only the end of the page would end it.
+        ("<body><nav><a>Home</a><p>One</p><p>Two</p></body></html>", "", ["Home", "One", "Two"]),
+        ("<nav>x</nav><nav><ul><li>Home</ul><nav>y</nav><p>One", "", ["Home", "One"]),
+        ("<body><nav>x<nav>y<select><option>z</select><p>One</body><p>Two", "", ["x", "y", "One", "Two"]),
+        ("<p>One</p><!-- two <p>Three</p>", "", ["One", "<!-- two", "Three"]),
+        ("<p>One</p><!-- two", "", ["One", "<!-- two"]),
+        ("<script><!-- x --></script><p>One &amp", "", ["One &"]),
     ],
 )
 def test_what_a_page_leaves_open_or_makes_a_button_of_is_read(
@@ -408,6 +418,25 @@ def test_a_row_of_a_table_is_one_line(tmp_path: Path, html: str, title: str, tex
     (tmp_path / "a.html").write_text(html)
     document = read_html(tmp_path / "a.html")
     assert (document.title, said(document)) == (title, texts)
+
+
+@pytest.mark.parametrize("piece", ["<!--", "<a ", "<a x='", "<p", "<![CDATA["])
+@pytest.mark.parametrize("end", ["", "<p>The end."])
+def test_a_page_in_which_nothing_ends_takes_a_time_like_its_length(piece: str, end: str) -> None:
+    page = 40_000 * piece + end
+    began = time.process_time()
+    blocks(page, xhtml=True)
+    assert time.process_time() - began < 5, "it took a minute, and four for twice as much"
+
+
+def test_a_cdata_section_is_text_in_xhtml_alone(tmp_path: Path) -> None:
+    page = "<p>One <![CDATA[a < b && <c>]]> two <![CDATA[never ended</p>"
+    (tmp_path / "a.xhtml").write_text(page)
+    assert said(read_html(tmp_path / "a.xhtml")) == ["One a < b && <c> two"]
+    (tmp_path / "a.html").write_text(f'<?xml version="1.0"?>{page}')
+    assert said(read_html(tmp_path / "a.html")) == ["One a < b && <c> two"]
+    (tmp_path / "a.html").write_text(page)
+    assert said(read_html(tmp_path / "a.html")) == ["One ]]> two"]
 
 
 @pytest.mark.parametrize(
@@ -551,19 +580,38 @@ def test_a_folder_that_can_not_be_read_is_named(notes: Path, tmp_path: Path, mon
 def test_any_name_of_a_file_will_do(tmp_path: Path) -> None:
     folder = tmp_path / "notes"
     folder.mkdir()
-    for name in (b"caf\xe9.txt", b"caf\xe8.txt", b"two\nlines.txt", b"two lines.txt"):
+    names = (
+        b"caf\xe9.txt",
+        b"caf\xe8.txt",
+        b"two\nlines.txt",
+        b"two\\nlines.txt",
+        b"two lines.txt",
+        b"a\xe2\x80\xa8b.txt",
+    )
+    for name in names:
         (folder / os.fsdecode(name)).write_text("x")
     (folder / os.fsdecode(b"none\xe9.txt")).write_text("")
     lines: list[str] = []
     found = [(p.id, p.title) for p in read_corpus(documents_corpus(folder, tmp_path / "cache", 12, 5, lines.append))]
     assert found == [
+        ("a\\u2028b.txt#0", "a b"),
         ("caf\\udce8.txt#0", "caf?"),
         ("caf\\udce9.txt#0", "caf? (caf\\udce9.txt)"),
         ("two\\nlines.txt#0", "two lines"),
         ("two lines.txt#0", "two lines (two lines.txt)"),
+        ("two\\\\nlines.txt#0", "two\\nlines"),
     ]
     assert lines[0].endswith("such as none\\udce9.txt")
     "".join(lines).encode()
+
+
+def test_documents_whose_titles_and_names_are_alike_have_titles_of_their_own(tmp_path: Path) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for name in ("0.txt", "A.txt", "a.txt", "c.txt"):
+        (folder / name).write_text("The same\n\nA text.")
+    titles = [normalise_title(p.title) for p in read_corpus(documents_corpus(folder, tmp_path / "cache", 12, 5))]
+    assert len(set(titles)) == len(titles) == 4
 
 
 @pytest.mark.parametrize("name", ["n" * 255, "é" * 127, "x" * 99 + "é"])
