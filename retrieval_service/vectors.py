@@ -165,13 +165,27 @@ def import_faiss() -> Any:
 
 def join_vectors(parts: Sequence[Path], out: Path, kind: str, how: How) -> None:
     """Makes the vectors' files in the folder ``out`` of those of ``parts``, one part in memory at a time."""
-    loaded = [np.load(part / PART, mmap_mode="r") for part in parts]
+    loaded = _Parts(parts)
     if kind == "hnsw":
         write_graph(loaded, out / GRAPH, how.heap, how.threads)
     elif kind == "flat":
         _join_flat(loaded, out)
     else:
         _join_lists(loaded, out, kind, how.lists or default_lists(sum(map(len, loaded))))
+
+
+class _Parts(Sequence[Vectors]):
+    """The vectors of each part, mapped when they are asked for: a mapping keeps a file open, of which a process has a
+    thousand or so."""
+
+    def __init__(self, parts: Sequence[Path]) -> None:
+        self._files = [part / PART for part in parts]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, at: Any) -> Any:
+        return np.load(self._files[at], mmap_mode="r")
 
 
 def _join_flat(loaded: Sequence[Vectors], out: Path) -> None:

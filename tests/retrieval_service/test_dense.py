@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
 import sys
 from collections.abc import Iterator
@@ -456,6 +458,17 @@ def parts_of(folder: Path, sizes: list[int]) -> list[Path]:
         np.save(folder / f"{number}" / "vectors.npy", drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
         made.append(folder / f"{number}")
     return made
+
+
+def test_more_parts_are_joined_than_a_process_may_have_files(tmp_path: Path) -> None:
+    parts = parts_of(tmp_path, [2] * 60)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 30, hard))
+    try:
+        join_vectors(parts, tmp_path, "flat", Settings(encoder="x"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(open_vectors(tmp_path, "flat", Settings(encoder="x"))) == 120
 
 
 @pytest.mark.jvm
