@@ -17,6 +17,7 @@ from actors.inference import Served
 from actors.plan.machine import check_cache
 from actors.questions import asked_of_endpoint
 from actors.replay import CHUNK
+from actors.stopping import at_once, run_until_told
 from agent.errors import Fault, commonest
 from agent.inference.evaluation import EvalRow, eval_row, retrieved
 from agent.inference.infer import Inferred
@@ -84,7 +85,7 @@ class EndpointPlayers:
                 checked += 1
                 self._check_alive(found[checked - 1])
 
-        self._runner.run(self._play(questions, ended))
+        run_until_told(self._runner, self._play(questions, ended))
         return [row for number in range(len(questions)) for row in found[number]]
 
     def _check_alive(self, rows: Sequence[EvalRow]) -> None:
@@ -145,8 +146,14 @@ class EndpointPlayers:
 def behind_endpoint(config: RunConfig, run_dir: Path, console: Console) -> Iterator[Served[EndpointPlayers]]:
     """The data, and the model that plays it. What there is to say of the questions goes to ``console``.
 
-    Raises ``UserError`` for bad data or a bad index.
+    Raises ``UserError`` for bad data or a bad index, and ``Stopped`` for a signal that has ended it.
     """
+    with at_once(), _behind(config, run_dir, console) as served:
+        yield served
+
+
+@contextmanager
+def _behind(config: RunConfig, run_dir: Path, console: Console) -> Iterator[Served[EndpointPlayers]]:
     check_cache(config)
     fetch(config, console)
     with console.phase("reading the data"):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from actors.launcher import has_launcher
 from agent.errors import Stopped
+
+T = TypeVar("T")
 
 LEAVING = (signal.SIGTERM, signal.SIGHUP)
 """They come before a kill: what there is has to be saved, and nothing else done."""
@@ -86,6 +89,32 @@ def told(take: Callable[[signal.Signals], None], *, again: bool = True) -> Itera
 
     with _handled((signal.SIGINT, *LEAVING), handler):
         yield
+
+
+def run_until_told(runner: asyncio.Runner, work: Coroutine[Any, Any, T]) -> T:
+    """What ``work`` comes to in the loop of ``runner``. The first signal cancels it, and raises as in ``at_once`` once
+    it has ended: one that is raised within a loop leaves the loop's other tasks behind, which go on with its next run.
+    """
+    came: list[signal.Signals] = []
+
+    async def cancellable() -> T:
+        task, loop = asyncio.ensure_future(work), asyncio.get_running_loop()
+
+        def stop(number: signal.Signals) -> None:
+            came.append(number)
+            loop.call_soon_threadsafe(task.cancel)
+
+        with told(stop):
+            return await task
+
+    try:
+        result = runner.run(cancellable())
+    except asyncio.CancelledError:
+        if not came:
+            raise
+    if came:
+        _stop(came[0], None)
+    return result
 
 
 def _stop(number: int, frame: Any) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import os
 import re
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +20,7 @@ import pytest
 import launch
 from actors import evaluating
 from actors.endpoint import EndpointPlayers
-from agent.errors import Fault, UserError
+from agent.errors import Fault, Stopped, UserError
 from agent.inference.evaluation import EvalRow
 from conf.schema import RunConfig
 from tasks.making import config as settings
@@ -173,6 +175,40 @@ def test_a_question_is_on_disk_when_it_has_ended(
     monkeypatch.setattr(Model, "says", counted)
     evaluated(asked("evaluation.endpoint.parallel=1"), tmp_path / "run")
     assert there == [0, 1, 2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_it_in_order_and_it_goes_on_from_there(
+    model: Model, asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """As an evaluation of a checkpoint: what is played is on disk, and the report is written."""
+
+    def nobody(number: int, frame: Any) -> None:
+        raise AssertionError("nobody takes the signal")
+
+    config, says, folder = asked("evaluation.endpoint.parallel=1"), Model.says, tmp_path / "run"
+
+    def stops(state: Model, messages: list[dict[str, str]]) -> str:
+        if len(state.asked) == 3:  # the second question
+            os.kill(os.getpid(), number)
+        return says(state, messages)
+
+    before = signal.signal(number, nobody)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(Model, "says", stops)
+            with pytest.raises(KeyboardInterrupt) as stopped:
+                evaluated(config, folder)
+        assert signal.getsignal(number) is nobody
+    finally:
+        signal.signal(number, before)
+    assert isinstance(stopped.value, Stopped) == (number != signal.SIGINT)
+    assert len(read(folder / "eval_rows.jsonl")) == 1
+    assert (folder / "report.html").is_file()
+    model.asked.clear()
+    found = evaluated(asked("resume=if_any", f"output_dir={folder}"), folder)
+    assert found["data"]["questions"] == 3
+    assert len({body["messages"][0]["content"] for body in model.asked}) == 2, "two are left to play"
 
 
 def test_an_episode_that_fills_the_endpoints_context_is_wrong_and_no_fault(
