@@ -17,6 +17,7 @@ from agent.aside import aside
 from agent.config import AgentConfig
 from agent.dialogue import Dialogue
 from agent.formats.tags import tags_of
+from agent.hub import Fetched
 from agent.paths import at_home
 from agent.prompts import prompt_text
 from agent.records import Question
@@ -25,7 +26,7 @@ from agent.tokens import Tokenizer
 from conf.schema import RunConfig
 from learner.context import check_context, configuration
 from learner.digests import file_digest
-from learner.hub import Fetched, local_folder
+from learner.hub import local_folder
 from learner.lacking import check_learnable
 from learner.model_folder import check_folder
 from learner.skeleton import write_skeleton

@@ -13,9 +13,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from agent.errors import UserError, shortened
+from agent.hub import kept_in
 from agent.quiet import quietly
 from agent.readable import json_of
-from learner.hub import CONFIG, is_hub_name, kept_in
+from learner.hub import CONFIG, is_hub_name
 from learner.skeleton import is_skeleton
 
 if TYPE_CHECKING:

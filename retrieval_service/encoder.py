@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.errors import Fault, UserError, shortened
+from agent.hub import HUB_NAME, kept_in, snapshot
 from agent.paths import at_home
 from agent.quiet import quietly
 from agent.readable import json_of
@@ -31,7 +32,6 @@ Vectors = npt.NDArray[np.float32]
 POOLINGS = ("mean", "cls", "last")
 FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/config.json"]
 LEFT_OUT = ["onnx/*", "openvino/*"]
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PREFIXES = (
     (re.compile(r"(^|[/_-])e5-(small|base|large)(?!.*instruct)"), "query: ", "passage: "),
     (
@@ -74,18 +74,9 @@ def encoder_folder(given: str, key: str) -> Path:
     folder = at_home(given)
     if folder.is_dir():
         return folder.absolute()
-    if not _HUB_NAME.fullmatch(given):
+    if not HUB_NAME.fullmatch(given):
         raise UserError(f"{key}={given}: no such folder, and not a hub's name (org/name)")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(given, allow_patterns=FETCHED, ignore_patterns=LEFT_OUT))
-    except Exception as error:  # whatever its client and the network raise
-        raise UserError(
-            f"{key}={given}: no such folder here, no whole copy in this machine's cache, and the hub can't be asked "
-            f"({shortened(error)}); where there is a network, `hf download {given} --local-dir FOLDER`, "
-            f"then {key}=FOLDER"
-        ) from error
+    return snapshot(given, f"{key}={given}", FETCHED, LEFT_OUT)
 
 
 def manner_of(folder: Path, given: str, asked: dict[str, Any]) -> Manner:
@@ -132,12 +123,9 @@ def encoder_of(
 
 def _snapshot_of(name: str, weights: str) -> Path | None:
     """The snapshot of the hub's ``name`` on this machine that has these ``weights``: its newest may have others."""
-    from huggingface_hub import constants
-
-    kept = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots")
-    if at_home(name).is_dir() or not _HUB_NAME.fullmatch(name):
+    if at_home(name).is_dir() or not HUB_NAME.fullmatch(name):
         return None
-    for folder in sorted(kept.glob("*")):
+    for folder in sorted((kept_in(name) / "snapshots").glob("*")):
         with suppress(UserError):  # of one that isn't whole
             if weights_digest(folder, name) == weights:
                 return folder
@@ -148,7 +136,7 @@ def _called(folder: Path, given: str) -> list[str]:
     """What a model goes by: its hub name, the last part of its folder, and what its configuration says of where it came
     from. The folders above may be called after anything."""
     parts = Path(given).parts
-    names = [given] if _HUB_NAME.fullmatch(given) else [*parts[-1:], *(p for p in parts if p.startswith("models--"))]
+    names = [given] if HUB_NAME.fullmatch(given) else [*parts[-1:], *(p for p in parts if p.startswith("models--"))]
     names.append(str(_json(folder / "config.json", {}).get("_name_or_path", "")))
     return [name.lower().replace("_", "-") for name in names]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.plan.architecture import architecture
+from agent.hub import kept_in
 from conf.schema import INFERENCE, OF_A_CHECKPOINT, RunConfig
-from learner.hub import kept_in
 from learner.model_folder import to_fetch
 from retrieval_service import prebuilt
 from retrieval_service.download import size_text

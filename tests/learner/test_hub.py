@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from agent.errors import UserError
+from agent.hub import HUB_NAME
 from learner.hub import local_folder
 
 COMMIT = "0123456789012345678901234567890123456789"
@@ -34,11 +37,32 @@ def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    "path", ["/nowhere/at/all", "a/b/c", "name", "./org/name", "../org/name", "~/org/name", "-x/y"]
+    "path",
+    [
+        *("/nowhere/at/all", "a/b/c", "name", "./org/name", "../org/name", "~/org/name", "-x/y"),
+        *(
+            "org/na--me",
+            "org/name.",
+            "org-/name",
+            "org/a..b",
+            "org/name.git",
+            f"org/{'n' * 97}",
+            "org/name\n",
+            "org/n me",
+        ),
+    ],
 )
 def test_what_is_neither_a_folder_nor_a_hubs_name(cache: Path, path: str) -> None:
     with pytest.raises(UserError, match=r"^model\.path=it: no such folder, and not a hub's name \(org/name\)"):
         local_folder(path, "model.path=it")
+
+
+def test_a_name_that_is_taken_is_one_that_the_hubs_client_takes() -> None:
+    parts = ["name", "a-b", "a--b", "a.b", "a..b", "a_b", "_a", "a-", "a.", ".a", "a_", "name.git", "n" * 96, "n" * 97]
+    for name in ("/".join(both) for both in product(parts, parts)):
+        if HUB_NAME.fullmatch(name):
+            validate_repo_id(name)
+    assert all(HUB_NAME.fullmatch(name) for name in ("a/b", "Qwen/Qwen2.5-0.5B-Instruct", "a_b/c.d-e_f", "0/1_"))
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
