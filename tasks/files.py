@@ -1,12 +1,12 @@
 """The user's questions, in our own layout and in those that the field's data sets are published in.
 
 HotpotQA, 2WikiMultihopQA, MuSiQue (official, on the hub, and as FlashRAG has them), Bamboogle, BamTwoogle, PopQA,
-TriviaQA on the hub, AntiLeak-Bench, Search-R1, verl, David-GRPO.
+TriviaQA on the hub, AntiLeak-Bench, Search-R1, verl, David-GRPO, rLLM.
 
 | field | taken from, first that is there |
 | --- | --- |
-| text | ``question``; ``extra_info.question`` (verl); what follows ``question below:`` or ``Question:`` in the ``prompt`` (David-GRPO's Parquet) |
-| golden answers, a text, a whole number or a list of them, which may be JSON within a text | ``golden_answers``, ``answers``, ``answer``; an ``answer`` with ``value`` and ``aliases`` (TriviaQA); ``possible_answers``, a list in JSON within a text (PopQA); ``reward_model.ground_truth`` or its ``target`` (Search-R1, verl); and beside any of them ``answer_aliases`` (MuSiQue), and for ``answer_id`` (2Wiki) the names in the ``id_aliases.json`` beside the file |
+| text | ``question``; ``extra_info.question`` (verl, rLLM's rows for it); what follows ``question below:`` or ``Question:`` in the ``prompt`` (David-GRPO's Parquet) |
+| golden answers, a text, a whole number or a list of them, which may be JSON within a text | ``golden_answers``, ``answers``, ``answer``; an ``answer`` with ``value`` and ``aliases`` (TriviaQA); ``possible_answers``, a list in JSON within a text (PopQA); ``reward_model.ground_truth`` or its ``target`` (Search-R1, verl); ``ground_truth``, ``extra_info.ground_truth`` (rLLM); and beside any of them ``answer_aliases`` (MuSiQue), and for ``answer_id`` (2Wiki) the names in the ``id_aliases.json`` beside the file |
 | what several answers mean | ``answers_mean``: ``any`` of them is right (if nothing is said), or ``all`` are needed, and aliases aren't read |
 | id | ``id``, ``_id``, after ``data_source`` if that is named (Search-R1 mixes sets that both count from train_0); the file's name and the line |
 | supporting titles | ``supporting_titles``; ``supporting_facts`` (HotpotQA, 2Wiki); ``paragraphs`` with ``is_supporting`` (MuSiQue); ``question_decomposition`` with ``support_paragraph`` (FlashRAG); ``evidence_documents`` (David-GRPO) |
@@ -46,6 +46,8 @@ _ANSWERS = (
     _POSSIBLE,
     "reward_model.ground_truth.target",
     "reward_model.ground_truth",
+    "ground_truth",
+    "extra_info.ground_truth",
 )
 
 

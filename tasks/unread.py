@@ -16,7 +16,8 @@ from tasks.rows import Row, named
 _OBJECTS = ("metadata", "extra_info", "reward_model")
 _READ = frozenset(
     {"id", "_id", "question", "golden_answers", "answers", "answer", "answer_aliases", "answerable", "data_source"}
-    | {"possible_answers", "answers_mean", "answer_id", "type", "level", "prompt", *_OBJECTS, *supporting.NAMES}
+    | {"possible_answers", "answers_mean", "answer_id", "type", "level", "prompt", "ground_truth"}
+    | {*_OBJECTS, *supporting.NAMES}
 )
 """Fields that are read, in the row or in its metadata."""
 _ALIKE = 0.85

@@ -384,6 +384,15 @@ def test_search_r1_and_verl_in_parquet(read, tmp_path):
     ]
 
 
+def test_rllm_in_parquet(read, tmp_path):
+    rows = [{"question": "Who?", "ground_truth": "A B", "data_source": "hotpotqa"}]
+    placeholder = {"prompt": [{"role": "user", "content": "placeholder"}], "reward_model": {"ground_truth": None}}
+    for name, written in (("train", rows), ("train_verl", [placeholder | {"extra_info": row} for row in rows])):
+        parquet.write_table(pa.Table.from_pylist(written), tmp_path / f"{name}.parquet")
+        (question,), notices = read((tmp_path / f"{name}.parquet").read_bytes())
+        assert (question.text, question.golden_answers, notices) == ("Who?", ("A B",), [])
+
+
 ALIASES = [
     {"Q_id": "Q3", "aliases": ["U.S.", "", "America"], "demonyms": []},
     {"Q_id": "Q3", "aliases": [], "demonyms": [" ", "American"]},
