@@ -32,6 +32,8 @@ def check_inputs(config: RunConfig) -> None:
             raise UserError(f"{key}={path}: {problem}")
         if key == "checkpoint" and is_gguf(path):
             continue
+        if not (at_home(path).is_file() or at_home(path).is_dir() or key.endswith("token_file")):
+            raise UserError(f"{key}={path}: is a pipe or a device, and is read more than once; write it into a file")
         if key in _FOLDERS and not at_home(path).is_dir():
             raise UserError(f"{key}={path}: is a file, and a folder is needed")
     if config.mode in ("train", "eval"):

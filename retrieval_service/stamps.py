@@ -53,7 +53,7 @@ def stamp_of(path: Path, cache: Path, say: Callable[[str], None] = lambda text: 
     ``say`` is told of a reading that takes long, and why it is needed. Raises ``OSError`` if the file can't be read,
     and ``UserError`` if it changes meanwhile, or its stamp can't be kept.
     """
-    path = path.resolve()
+    path = Path(os.path.realpath(path))  # of links in a circle ``resolve`` raises a RuntimeError
     file = cache / "stamps" / f"{hashlib.blake2b(bytes(path), digest_size=16).hexdigest()}.json"
     before = path.stat()
     kept = _kept(file)

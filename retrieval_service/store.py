@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from agent.records import Passage
+from retrieval_service.arrays import mapped
 from retrieval_service.corpus import Record, document_of, parse_record
 from retrieval_service.names import name_digest
 
@@ -50,12 +51,14 @@ class PassageStore:
     """The passages of the store in ``folder``. Raises ``OSError`` or ``ValueError`` if it is damaged."""
 
     def __init__(self, folder: Path) -> None:
-        self._ends = np.load(folder / ENDS, mmap_mode="r")
-        self._ids = np.load(folder / IDS, mmap_mode="r")
-        self._numbers = np.load(folder / NUMBERS, mmap_mode="r")
+        self._ends = mapped(folder / ENDS, np.uint64)
+        self._ids = mapped(folder / IDS, np.uint64)
+        self._numbers = mapped(folder / NUMBERS, np.uint32)
+        if not 0 < len(self._ends) == len(self._ids) == len(self._numbers):
+            raise ValueError(f"{ENDS}, {IDS} and {NUMBERS} are of different numbers of passages, or of none")
         self._file = open(folder / PASSAGES, "rb")  # noqa: SIM115 - closed by close
         self._lines = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        if len(self._lines) != int(self._ends[-1]) or len(self._ids) != len(self._ends):
+        if len(self._lines) != int(self._ends[-1]):
             raise ValueError(f"{PASSAGES} has {len(self._lines)} bytes, not {int(self._ends[-1])}")
 
     def __len__(self) -> int:

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.errors import UserError, shortened
+from retrieval_service.arrays import mapped
 from retrieval_service.encoder import Vectors
 from retrieval_service.hnsw import Hnsw, write_graph
 from retrieval_service.index import read_manifest
@@ -77,7 +78,7 @@ class Flat:
     """Exact search. Memory: ``BLOCK`` scores for each query, and the pages of the file that the system keeps."""
 
     def __init__(self, file: Path) -> None:
-        self._vectors: Vectors = np.load(file, mmap_mode="r")
+        self._vectors: Vectors = mapped(file, np.float32, 2)
 
     def __len__(self) -> int:
         return len(self._vectors)
@@ -185,7 +186,7 @@ class _Parts(Sequence[Vectors]):
         return len(self._files)
 
     def __getitem__(self, at: Any) -> Any:
-        return np.load(self._files[at], mmap_mode="r")
+        return mapped(self._files[at], np.float32, 2)
 
 
 def _join_flat(loaded: Sequence[Vectors], out: Path) -> None:

@@ -153,6 +153,13 @@ def test_a_path_that_is_not_there_is_named(arguments: list[str], line: str) -> N
     assert str(refusal(*arguments)).startswith(line)
 
 
+def test_a_pipe_is_no_file_but_of_a_token() -> None:
+    os.mkfifo("pipe")
+    line = "data.corpus=pipe: is a pipe or a device, and is read more than once; write it into a file"
+    assert refusal("mode=index", "data.corpus=pipe") == line
+    assert refusal("mode=serve", "data=world", "serve.token_file=pipe") is None
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

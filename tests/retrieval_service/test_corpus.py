@@ -359,8 +359,10 @@ def test_an_empty_or_missing_corpus_is_refused(tmp_path: Path) -> None:
         count_passages(corpus_of(tmp_path))
     with pytest.raises(UserError, match=r"none\.jsonl: cannot read the corpus"):
         count_passages(tmp_path / "none.jsonl")
-    with pytest.raises(UserError, match="cannot read the corpus"):
-        corpus_stamp(tmp_path, tmp_path)
+    (tmp_path / "circle").symlink_to("circle")
+    for path in (tmp_path, tmp_path / "circle"):
+        with pytest.raises(UserError, match="cannot read the corpus"):
+            corpus_stamp(path, tmp_path)
 
 
 def test_reading_streams(tmp_path: Path) -> None:

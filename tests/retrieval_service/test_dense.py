@@ -415,6 +415,23 @@ def test_what_is_no_whole_dense_index_is_named(corpus: Path, config: Settings, t
         open_backend(config, index)
 
 
+ARCHIVE, PICKLE = b"PK\3\4", b"\x80\4N."
+
+
+@pytest.mark.parametrize("file", ["ends.npy", "ids.npy", "numbers.npy", "vectors.npy"])
+@pytest.mark.parametrize("content", [b"", ARCHIVE, PICKLE, np.array(3), np.zeros((3, 3, 3)), np.zeros(0), "short"])
+def test_an_array_that_is_damaged_is_named(
+    corpus: Path, config: Settings, tmp_path: Path, file: str, content: Any
+) -> None:
+    index = index_for(corpus, config, tmp_path)
+    if isinstance(content, bytes):
+        (index / file).write_bytes(content)
+    else:
+        np.save(index / file, np.load(index / file)[:-1] if isinstance(content, str) else content)
+    with pytest.raises(UserError, match=r"(can't be read \(.*|holds .* vectors, not .*); delete it and build it again"):
+        open_backend(config, index)
+
+
 def test_an_encoder_is_needed_and_looked_for(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"retrieval=dense needs retrieval\.encoder=FOLDER or a name on the hub"):
         Settings()
