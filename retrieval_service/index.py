@@ -65,6 +65,10 @@ class Manifest:
     """What the index depends on besides the corpus, such as ``analyser`` and ``anserini``."""
 
 
+_KINDS = {"backend": str, "documents": int, "corpus": str, "corpus_checksum": str, "made_with": dict}
+"""What a manifest holds."""
+
+
 class Builder(Protocol):
     """Makes one index of the parts of a corpus. Called and closed by one thread."""
 
@@ -192,11 +196,12 @@ def read_manifest(index: Path) -> Manifest | None:
         told = json_of(file.read_bytes())
         if isinstance(told, dict) and told.get("format", FORMAT) != FORMAT:
             raise UserError(
-                f"{index}: its format is {told['format']}, this version reads {FORMAT}; delete it and build it again"
+                f"{index}: its format is {told['format']!r}, this version reads {FORMAT}; delete it and build it again"
             )
         manifest = Manifest(**told)
-        if not isinstance(manifest.made_with, dict):
-            raise TypeError("made_with is no object")
+        for name, kind in _KINDS.items():
+            if not isinstance(value := getattr(manifest, name), kind) or isinstance(value, bool):
+                raise TypeError(f"{name} is {value!r:.40}")
         return replace(manifest, made_with=_MadeWith(manifest.made_with, index))
     except UserError:
         raise

@@ -140,6 +140,8 @@ def open_vectors(folder: Path, kind: str, how: How) -> Nearest:
         return Flat(folder / FLAT)
     if kind == "hnsw":
         return Hnsw(folder / GRAPH, how.beam, how.heap, how.threads)
+    if kind not in LISTED:
+        raise UserError(f"{folder}: keeps its vectors as {kind}, which isn't one of {', '.join(KINDS)}; build it again")
     return Faiss(folder / FAISS, how.probes, how.threads)
 
 

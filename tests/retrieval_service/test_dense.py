@@ -432,6 +432,11 @@ def test_an_array_that_is_damaged_is_named(
         open_backend(config, index)
 
 
+def test_a_way_to_keep_vectors_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"keeps its vectors as flatt, which isn.t one of flat, hnsw, ivf, ivf_sq8"):
+        open_vectors(tmp_path, "flatt", Settings(encoder="x"))
+
+
 def test_an_encoder_is_needed_and_looked_for(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"retrieval=dense needs retrieval\.encoder=FOLDER or a name on the hub"):
         Settings()

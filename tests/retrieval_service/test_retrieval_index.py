@@ -491,9 +491,10 @@ def test_what_a_manifest_has_lost_is_said_where_it_is_asked_for(tmp_path: Path, 
         _analyser(index, told, RetrievalConfig())
     with pytest.raises(UserError, match="made_with has no encoder"):
         encoder_of(index, told.made_with, None, {})
-    (index / MANIFEST).write_text(json.dumps(manifest | {"made_with": None}))
-    with pytest.raises(UserError, match=r"manifest\.json: damaged \(made_with is no object\)"):
-        check_index(index, "scripted")
+    for name, value in (("made_with", None), ("documents", "2"), ("documents", True), ("backend", 3), ("corpus", [])):
+        (index / MANIFEST).write_text(json.dumps(manifest | {name: value}))
+        with pytest.raises(UserError, match=rf"manifest\.json: damaged \({name} is {re.escape(repr(value))}\); delete"):
+            check_index(index, "scripted")
 
 
 def test_an_index_of_another_format_is_refused(tmp_path: Path, corpus: Path, recipe: Scripted) -> None:
