@@ -1,16 +1,14 @@
 """Text files of the user's, as they come: plain or compressed, with or without a byte order mark.
 
-What a file is, its first bytes say; its name doesn't matter. Read are gzip, bzip2, xz and Zstandard (of several
-frames, too). Archives, Parquet files and UTF-16 are refused by name, since their first line would only be called
-no JSON.
+What a file is, its first bytes say; its name doesn't matter. Read are gzip, bzip2, xz and Zstandard, of several
+streams or frames, too. Archives, Parquet files and UTF-16 are refused by name, since their first line would only be
+called no JSON.
 """
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import gzip
-import io
 import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,21 +18,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from agent.errors import UserError, shortened
-
-
-def _zstandard(file: BinaryIO) -> io.BufferedReader:
-    import pyarrow
-
-    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd"))
-
+from retrieval_service.unpacking import bzip2, xz, zstandard
 
 _COMPRESSIONS: dict[bytes, tuple[str, Callable[[BinaryIO], Any]]] = {
     b"\x1f\x8b": ("gzip", gzip.open),
-    b"BZh": ("bzip2", bz2.open),
-    b"\xfd7zXZ\x00": ("xz", lzma.open),
-    b"\x28\xb5\x2f\xfd": ("Zstandard", _zstandard),
+    b"BZh": ("bzip2", bzip2),
+    b"\xfd7zXZ\x00": ("xz", xz),
+    b"\x28\xb5\x2f\xfd": ("Zstandard", zstandard),
     # Frames to be skipped, which a writer with several threads begins with (RFC 8878, section 3.1.2).
-    **{bytes((0x50 + kind, 0x2A, 0x4D, 0x18)): ("Zstandard", _zstandard) for kind in range(16)},
+    **{bytes((0x50 + kind, 0x2A, 0x4D, 0x18)): ("Zstandard", zstandard) for kind in range(16)},
 }
 """How a compressed file starts, what that is called, and what unpacks it."""
 PARQUET = b"PAR1"

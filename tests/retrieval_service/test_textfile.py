@@ -88,6 +88,19 @@ def test_a_file_that_is_cut_short(file, kind, left):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("kind", PACKERS)
+@pytest.mark.parametrize("rest", [b"garbage", b"\x1f\x8b", b"BZ", b"\xfd7zX", bytes(8) + b"x"])
+def test_what_follows_in_a_compressed_file_is_read_or_refused(file, kind, rest):
+    packed = PACKERS[kind](TEXT[:1000])
+    for damaged in (packed + rest, packed + packed[:-1], packed + b"\1" + packed[1:]):
+        with pytest.raises(UserError, match=rf"the {kind} file is cut short or damaged"):
+            read(file(damaged))
+
+
+def test_the_streams_of_an_xz_file_may_have_zero_bytes_between_them(file):
+    assert read(file(lzma.compress(TEXT) + bytes(8) + lzma.compress(TEXT) + bytes(4))) == TEXT + TEXT
+
+
 @pytest.mark.parametrize("kind", ["gzip", "bzip2", "xz"])
 def test_a_file_that_is_damaged(file, kind):
     packed = bytearray(PACKERS[kind](TEXT))
