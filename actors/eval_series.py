@@ -12,25 +12,25 @@ from actors.provenance import CORPUS
 from actors.run_state import RunState
 from agent.inference.evaluation import EvalRow, check_any_scored, judged, subset
 from agent.prompts import prompt_digest
-from agent.records import Question
 from conf.as_trained import OF_THE_MACHINE
 from conf.schema import RunConfig
 from tasks.digest import digest_of
+from tasks.load import Task
 from tracking.metrics import SERIES
 
 
 class EvalSeries:
-    """Evaluations of one run that play the same held-out ``questions`` in the same way: others are no measure of its
-    progress. ``data`` has digests of what the run reads (``Provenance``).
+    """Evaluations of one run that play the same held-out ``questions`` of ``task`` in the same way: others are no
+    measure of its progress. ``data`` has digests of what the run reads (``Provenance``).
 
     ``first`` and ``last`` are rows of metrics.jsonl without their kind, None before there is one.
     """
 
-    def __init__(self, config: RunConfig, name: str, held_out: Sequence[Question], data: Mapping[str, str]) -> None:
+    def __init__(self, config: RunConfig, task: Task, data: Mapping[str, str]) -> None:
         self._max_fault_share = config.evaluation.max_fault_share
-        self.questions = subset(held_out, config.evaluation.limit(config.mode))
+        self.questions = subset(task.eval, config.evaluation.limit(config.mode))
         self._series = dict(zip(SERIES, (digest_of(self.questions), _played(config, data)), strict=True))
-        self._about = {"data": name, **self._series}
+        self._about = {"data": task.held_out_name or task.name, **self._series}
         self.first: dict[str, Any] | None = None
         self.last: dict[str, Any] | None = None
 

@@ -19,6 +19,7 @@ from tracking.view.mode import view_at_end
 def note(config: RunConfig, run_dir: Path, task: Task, *, checkpoint: str | None = None) -> None:
     """Notes what the run runs on and from, as an event in its metrics; of an evaluation, its ``checkpoint``."""
     cluster, retrieval = config.cluster, config.retrieval
+    other = f" ({task.held_out_name})" if task.held_out_name else ""
     noted = {
         "code": about.code(),
         "packages": about.packages(),
@@ -26,7 +27,7 @@ def note(config: RunConfig, run_dir: Path, task: Task, *, checkpoint: str | None
         "cluster": f"{cluster.name}, {cluster.rollout_workers} rollout worker(s) on {cluster.device}",
         "model": f"{config.model.name} {config.model.path or ''}".strip(),
         "dtype": config.model.dtype,
-        "data": f"{task.name}: {len(task.train)} questions to train on, {len(task.eval)} held out",
+        "data": f"{task.name}: {len(task.train)} questions to train on, {len(task.eval)} held out{other}",
         "index": f"{retrieval.backend} over {retrieval.place or task.corpus}, {config.agent.top_k} passages a search",
     }
     if checkpoint is not None:

@@ -71,7 +71,7 @@ class Supervisor:
         self._spans = Spans(path=run_dir / SPANS, actor="supervisor")
         self.saving = Saving(config.checkpoints, run_dir / "checkpoints", resume, record.say, extras, record.saved)
         self.stopping = Stopping(self.record.say)
-        self.evals = EvalSeries(config, prepared.task.name, prepared.task.eval, made_with.data)
+        self.evals = EvalSeries(config, prepared.task, made_with.data)
         self._totals = Totals()
         self._alarms = Alarms(config.model.dtype)
         self._reached = self._trained = 0

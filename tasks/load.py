@@ -35,12 +35,15 @@ class Task:
     """What is learned. Holds no open files, and pickles."""
 
     name: str
+    """What the questions are called that the mode is about (``tasks/sets.py``)."""
     train: tuple[Question, ...]
     eval: tuple[Question, ...]
     """Held-out questions; in the world they share no entity with ``train``."""
     corpus: Path | None
     """File of passages, as ``retrieval_service.corpus`` reads it; None where an index or a server has them."""
     config: DataConfig
+    held_out_name: str = ""
+    """What the questions of ``eval`` are called; empty if as ``name`` says."""
     held_back: tuple[Question, ...] = ()
     """What ``data.dev_share`` or ``data.dev_questions`` keep for development."""
     notices: tuple[Notice, ...] = ()
@@ -182,6 +185,7 @@ def load(
     found = sets(config, seed, mode)
     return Task(
         name=found.name,
+        held_out_name=found.held_out_name,
         train=found.train,
         eval=found.eval,
         corpus=corpus,

@@ -33,6 +33,9 @@ class Sets:
     """The questions of one run."""
 
     name: str
+    """What the questions are called that the mode is about: those that are trained on, evaluated, or calibrated on."""
+    held_out_name: str = ""
+    """What those of ``eval`` are called; empty if as ``name`` says."""
     train: tuple[Question, ...] = ()
     eval: tuple[Question, ...] = ()
     held_back: tuple[Question, ...] = ()
@@ -132,11 +135,12 @@ def sets(config: DataConfig, seed: int, mode: str) -> Sets:
     if mode == "eval":
         return _evaluated(reader)
     files = reader.sets("questions") if config.questions is not None else {}
-    name = reader.name("questions" if files else "dev_questions")
+    calibrated = not files or (mode == "calibrate" and config.dev_questions is not None)
+    name, held_out_name = reader.name("dev_questions" if calibrated else "questions"), ""
     held_out: tuple[Question, ...] = ()
     held_back = reader.read("dev_questions") if config.dev_questions is not None else ()
     if config.eval_questions is not None:
-        held_out = reader.read("eval_questions")
+        held_out, held_out_name = reader.read("eval_questions"), reader.name("eval_questions")
         files = reader.without(files, "eval_questions", held_out)
     if held_back:
         files = reader.without(files, "dev_questions", held_back)
@@ -145,7 +149,14 @@ def sets(config: DataConfig, seed: int, mode: str) -> Sets:
         train, held_out = reader.split(train, "eval")
     if train and config.dev_share:
         train, held_back = reader.split(train, "dev")
-    return Sets(name=name, train=train, eval=held_out, held_back=held_back, notices=tuple(reader.notices))
+    return Sets(
+        name=name,
+        held_out_name=held_out_name,
+        train=train,
+        eval=held_out,
+        held_back=held_back,
+        notices=tuple(reader.notices),
+    )
 
 
 def _evaluated(reader: _Reader) -> Sets:

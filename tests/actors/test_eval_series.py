@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,8 +15,11 @@ from conf.evaluation import EvalConfig
 from conf.schema import CheckpointConfig, RunConfig
 from learner.config import ModelConfig
 from retrieval_service.config import RetrievalConfig
+from tasks.config import DataConfig
+from tasks.load import Task
 
 ASKED = (Question(id="e", text="when?", golden_answers=("then",)),)
+TASK = Task(name="t", train=(), eval=ASKED, corpus=None, config=DataConfig())
 EXIT = {"evaluation": EvalConfig(saving=True), "exit": ExitConfig(threshold=0.9)}
 
 
@@ -26,7 +30,14 @@ def same(before: dict[str, Any], now: dict[str, Any], corpus: str = "one") -> bo
 
 
 def series(settings: dict[str, Any], corpus: str) -> EvalSeries:
-    return EvalSeries(RunConfig(**{"pool": Rule(), **settings}), "t", ASKED, {"corpus": corpus})
+    return EvalSeries(RunConfig(**{"pool": Rule(), **settings}), TASK, {"corpus": corpus})
+
+
+def test_an_evaluation_is_called_as_the_questions_that_it_plays() -> None:
+    config = RunConfig(pool=Rule())
+    for held_out_name, data in (("", "t"), ("others", "others")):
+        about = EvalSeries(config, replace(TASK, held_out_name=held_out_name), {}).scores([], needed=False)
+        assert about["data"] == data
 
 
 @pytest.mark.parametrize(

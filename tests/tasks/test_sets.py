@@ -17,6 +17,7 @@ from tasks.notices import FILE, Notice, left_out, some, write_notices
 from tasks.paths import read_by
 from tasks.several import read_sets
 
+MODES = ("train", "calibrate", "eval")
 TEXTS = [f"who wrote book {i}?" for i in range(20)]
 
 
@@ -144,6 +145,18 @@ def test_an_evaluation_plays_all_of_the_file_that_it_is_given(config, tmp_path):
         assert (texts(task.eval), task.train) == (TEXTS, ())
     both = load(config(questions=["other?"], eval_questions=TEXTS), 0, tmp_path, mode="eval")
     assert (texts(both.eval), both.name) == (TEXTS, "eval_questions")
+
+
+def test_questions_are_called_as_their_own_file(config, tmp_path):
+    data = config(questions=TEXTS, eval_questions=["other?"], dev_questions=["third?"])
+    names = {mode: (t.name, t.held_out_name) for mode in MODES if (t := load(data, 0, tmp_path, mode=mode))}
+    assert names == {
+        "train": ("questions", "eval_questions"),
+        "calibrate": ("dev_questions", "eval_questions"),
+        "eval": ("eval_questions", ""),
+    }
+    assert load(config(questions=TEXTS, dev_share=0.2), 0, tmp_path, mode="calibrate").name == "questions"
+    assert load(config(questions=TEXTS), 0, tmp_path).held_out_name == "", "they are of the same file"
 
 
 def test_an_evaluation_reads_only_what_it_plays(config, tmp_path):
