@@ -50,9 +50,12 @@ _MIXED = re.compile(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215f\u2189])")
 _SPACELESS = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 """How the names of letters begin that may end a word anywhere."""
 _POINT = re.compile(r"(?<=\d)\.(?=\d)")
-_TELLING = re.compile(r"(\w*\s*[+#%&$@*=<>^|~§‰]+|(?<![^\s(])-\d+|\d+(?:[./:-]\d+)+|(?<!\w)a(?=\W*\Z))")
+_SIGNS = r"[+#%&$@*=<>^|~§‰]"
+_TELLING = re.compile(rf"(\w*+\s*+{_SIGNS}+|(?<![^\s(])-\d+|\d+(?:[./:-]\d+)+|(?<!\w)a(?=\W*\Z))")
 """What tells one question from another and has no part in the normal form of answers: a sign with the word before it, a
 number that is negative or of several parts, and an "a" at the end, which is a name there."""
+_MAY_TELL = re.compile(rf"{_SIGNS}|-\d|\d[./:]\d|(?<!\w)a\W*\Z")
+"""What is in every text that has something of ``_TELLING``, and in few others: most questions are quickly done."""
 
 
 def normalise(text: str) -> str:
@@ -106,7 +109,9 @@ def normalise_question(question: str) -> str:
     ('who made c++', 'who made c')
     """
     question = _without_entities(question)
-    between, *rest = _TELLING.split(_ARTICLES.sub(_but_at_the_end, fold(question)))
+    folded = fold(question)
+    telling = _MAY_TELL.search(folded) is not None
+    between, *rest = _TELLING.split(_ARTICLES.sub(_but_at_the_end, folded)) if telling else [folded]
     if not rest:
         return normalise(question)
     parts = [_without_punctuation(between)]
