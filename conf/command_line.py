@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from agent.errors import UserError
 from conf.arguments import Arguments, as_typed, read
 from conf.composing import Composer, checked, opened, without_hydra
-from conf.idle import check_idle
+from conf.idle import PREPARING, check_idle
 from conf.implied import implied, sweep_lines
 from conf.mistakes import check_model, check_peers, one_line, strange_flag
 from conf.named_data import sets_together
@@ -173,6 +173,9 @@ def _request(composer: Composer, asked: _Asked, given: Arguments) -> Request:
         raise UserError(f"{several.input_line}: several values are a job each and need -m; a list is written [a,b]")
     with one_line(composer, asked.first):
         config = checked(composed)
+    if config.mode not in ("report", *PREPARING):
+        for line in (o for o in asked.ours if str(o.key_or_group).startswith("report.") and o.value() is not None):
+            raise UserError(f"{line.input_line}: it is of a sweep's report; run several jobs, with -m, or leave it out")
     if given.only_looks:
         part = given.flags.package
         if part not in (None, "_global_") and OmegaConf.select(composed, part) is None:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from agent.config import CALIBRATING, ExitConfig
+from agent.config import CALIBRATING, ExitConfig, SelectivityConfig
 from agent.errors import UserError
 from agent.paths import at_home
+from agent.simulation.policies import SimulationConfig
+from conf.evaluation import EvalConfig
 from conf.implied import OF_WORLD
-from conf.schema import INFERENCE, MODES, PLAYS_ON
+from conf.schema import INFERENCE, MODES, PLAYS_ON, CheckpointConfig
 from retrieval_service.server.config import ServeConfig
 from retrieval_service.vectors import LISTED, vectors_of
 from tasks.config import Novice
 from tasks.making.config import AUTO, EndpointConfig, ExpertsConfig, TeacherConfig
 from tasks.paths import KEYS
-from tracking.config import TRACKERS
+from tracking.config import TRACKERS, TrackerConfig
 
+_THRESHOLDS = ("threshold", "calibration")
+_SELECTIVE = fields(SelectivityConfig)
 Composed = Callable[[str], Any]
 """What a key is set to in the end; None if there is no such key."""
 
@@ -59,13 +63,13 @@ def _no_exact_master(of: Composed) -> bool:
 
 def _evaluates(name: str, default: Any, why: str) -> Need:
     key = f"evaluation.{name}"
-    return Need(key, (), lambda of: of(key) != default, why, modes=("train", "ask", "calibrate"))
+    return Need(key, (), lambda of: of(key) != default, why, modes=_all_but("eval"))
 
 
 def _calibrates(name: str) -> Need:
     key, default = f"exit.{name}", next(f.default for f in fields(ExitConfig) if f.name == name)
     why = f"{name} is of mode=calibrate, which finds the threshold; exit.calibration=FILE brings it"
-    return Need(key, (), lambda of: of(key) != default, why, modes=("train", "eval", "ask"))
+    return Need(key, (), lambda of: of(key) != default, why, modes=_all_but("calibrate"))
 
 
 def _endpoint(key: str) -> Need:
@@ -105,17 +109,32 @@ def _of_an_endpoint(name: str) -> Need:
 
 
 def _of_an_exit(name: str) -> Need:
-    places = ("exit.threshold", "exit.calibration")
+    places = tuple(f"exit.{name}" for name in _THRESHOLDS)
     why = "there is no early exit; set exit=early, exit.threshold or exit.calibration, too"
     modes = ("train", "eval", "ask")
     return Need(f"exit.{name}", ("exit", *places), lambda of: all(of(p) is None for p in places), why, modes=modes)
 
 
 def _of_modes(key: str, unset: Any, modes: Sequence[str], idle: Callable[[Composed], bool] | None = None) -> Need:
-    """A setting that only ``modes`` read; those that prepare others take any command as it is."""
-    others = tuple(mode for mode in MODES if mode not in (*modes, *PREPARING))
+    """A setting that only ``modes`` read."""
     named = " and ".join(filter(None, (", ".join(modes[:-1]), modes[-1])))
-    return Need(key, (), idle or (lambda of: of(key) != unset), f"it is for mode={named}; leave it out", modes=others)
+    why = f"it is for mode={named}; leave it out"
+    return Need(key, (), idle or (lambda of: of(key) != unset), why, modes=_all_but(*modes))
+
+
+def _all_but(*modes: str) -> tuple[str, ...]:
+    """Those that prepare others take any command as it is."""
+    return tuple(mode for mode in MODES if mode not in (*modes, *PREPARING))
+
+
+def _part_of_modes(part: str, settings: Any, modes: Sequence[str]) -> Iterator[Need]:
+    """All settings of a dataclass that only ``modes`` read, and of those that are in it."""
+    for f in fields(settings):
+        key, unset = f"{part}.{f.name}", getattr(settings, f.name)
+        if is_dataclass(unset):
+            yield from _part_of_modes(key, unset, modes)
+        else:
+            yield _of_modes(key, unset, modes)
 
 
 def _searching(key: str, ruled_by: Sequence[str], idle: Callable[[Composed], bool], why: str) -> Need:
@@ -181,11 +200,16 @@ def _no_documents(of: Composed) -> bool:
 PREPARING = ("plan", "fetch", "doctor")
 """Modes that are put before the command of another one."""
 TRACKING = ("train", "eval")
+EVALUATING = ("train", "eval", "calibrate")
+"""Those that play questions of a file, or of the world, greedily."""
+EXITING = ("train", *INFERENCE)
+MAKING = ("train", "experts")
 SEARCHING = ("train", "plan", "eval", "calibrate", "ask", "experts", "index", "serve")
 _RANKER = ("retrieval", "retrieval.backend")
 WORLDS = (*OF_WORLD, *(f"data.novice.{f.name}" for f in fields(Novice)))
 """Settings that are the built-in world's alone."""
 _FILES = ("revision", "eval_share", "split_seed", "require_evidence", "passage_words", "overlap_words")
+_OF_EVALUATIONS = ("questions", "max_fault_share")
 FILES = tuple(f"data.{name}" for name in _FILES)
 """Those that are the files' alone, and that nothing else refuses with ``data=world``."""
 
@@ -274,13 +298,8 @@ NEEDS = (
             ("temperature", 0, "elsewhere held-out questions are played greedily"),
         )
     ),
-    Need(
-        "evaluation.questions",
-        (),
-        lambda of: of("evaluation.questions") is not None,
-        "mode=ask plays one question, question=TEXT; leave it out",
-        modes=("ask",),
-    ),
+    *(_of_modes(f"evaluation.{name}", getattr(EvalConfig(), name), EVALUATING) for name in _OF_EVALUATIONS),
+    *(_of_modes(f"evaluation.{name}", getattr(EvalConfig(), name), ("train",)) for name in ("every", "saving")),
     *(_calibrates(name) for name in CALIBRATING),
     *(
         _evaluates(f"endpoint.{name}", None, "a model behind an endpoint is played by mode=eval")
@@ -295,11 +314,20 @@ NEEDS = (
     ),
     # ``tracker=none`` may be said everywhere.
     _of_modes("tracker", None, TRACKING, lambda of: any(of(f"tracker.{name}") for name in TRACKERS)),
-    *(_of_modes(f"tracker.{name}", False, TRACKING) for name in TRACKERS),
+    _of_modes("tracker.trajectories_per_step", TrackerConfig().trajectories_per_step, ("train",)),
+    *_part_of_modes("tracker", TrackerConfig(), TRACKING),
+    *_part_of_modes("checkpoints", CheckpointConfig(), ("train",)),
+    *_part_of_modes("experts", ExpertsConfig(), MAKING),
+    _of_modes("exit", None, EXITING, lambda of: any(of(f"exit.{name}") is not None for name in _THRESHOLDS)),
+    *_part_of_modes("exit", ExitConfig(), EXITING),
+    _of_modes("selectivity", None, EXITING, lambda of: any(of(f"selectivity.{f.name}") for f in _SELECTIVE)),
+    *_part_of_modes("selectivity", SelectivityConfig(), EXITING),
     _of_modes("simulation", None, ("simulate",)),
-    *(_of_modes(f"serve.{name}", default, ("serve",)) for name, default in asdict(ServeConfig()).items()),
+    *_part_of_modes("simulation", SimulationConfig(), ("simulate",)),
+    *_part_of_modes("serve", ServeConfig(), ("serve",)),
     _of_modes("question", None, ("ask",)),
     _of_modes("resume", None, ("train", *PLAYS_ON)),
+    _of_modes("resume_allow_changes", False, ("train",)),
     _of_modes("run", None, ("view", "compare")),
     _of_modes("compare", None, ("view", "compare", "eval")),
     _of_modes("show", [], ("view",)),

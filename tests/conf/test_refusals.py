@@ -7,6 +7,7 @@ import pytest
 import launch
 from agent.errors import UserError
 
+ASK, EVAL = ("mode=ask", "checkpoint=x", "question=who"), ("mode=eval", "checkpoint=x")
 MISTAKES = [
     # keys
     (["sed=1"], "sed is not a setting; did you mean 'seed'?"),
@@ -144,6 +145,19 @@ MISTAKES = [
     (["mode=simulate", "tracker=wandb"], "tracker=wandb: it is for mode=train and eval; leave it out"),
     (["mode=ask", "checkpoint=x", "question=who", "tracker=[none,trackio]"], "tracker=[none,trackio]: it is for mode="),
     (["mode=index", "data.corpus=c", "tracker.wandb=true"], "tracker.wandb=true: it is for mode=train and eval; "),
+    ([*ASK, "tracker.project=mine"], "tracker.project=mine: it is for mode=train and eval; leave it out"),
+    ([*EVAL, "tracker.trajectories_per_step=3"], "tracker.trajectories_per_step=3: it is for mode=train; leave it out"),
+    ([*EVAL, "resume_allow_changes=true"], "resume_allow_changes=true: it is for mode=train; leave it out"),
+    ([*EVAL, "checkpoints.every=3"], "checkpoints.every=3: it is for mode=train; leave it out"),
+    ([*EVAL, "evaluation.every=3"], "evaluation.every=3: it is for mode=train; leave it out"),
+    ([*ASK, "evaluation.max_fault_share=0.5"], "evaluation.max_fault_share=0.5: it is for mode=train, eval and calib"),
+    (["mode=serve", "evaluation.samples=3"], "evaluation.samples=3: samples is of mode=eval; "),
+    ([*EVAL, "experts.teacher.url=http://x/v1"], "experts.teacher.url=http://x/v1: it is for mode=train and experts; "),
+    (["mode=index", "exit.threshold=0.9"], "exit.threshold=0.9: it is for mode=train, eval, calibrate and ask; "),
+    (["mode=serve", "exit=early"], "exit=early: it is for mode=train, eval, calibrate and ask; leave it out"),
+    (["mode=view", "run=x", "selectivity=query"], "selectivity=query: it is for mode=train, eval, calibrate and ask; "),
+    (["simulation.queries=5"], "simulation.queries=5: it is for mode=simulate; leave it out"),
+    (["report.title=mine"], "report.title=mine: it is of a sweep's report; run several jobs, with -m, or leave it out"),
     (["mode=simulate", "checkpoint=x"], "checkpoint=x is for mode=eval, ask, calibrate and fetch; "),
     (["mode=doctor", "checkpoint=x"], "checkpoint=x is for mode=eval, ask, calibrate and fetch; "),
     (["mode=experts", "checkpoint=x"], "checkpoint=x is for mode=eval, ask, calibrate and fetch; "),
