@@ -127,7 +127,7 @@ def test_any_character_may_be_in_a_path_a_name_or_a_sentence(
     served = {"serve.host", "serve.token_file"}
     for instead in ("data.corpus", "retrieval.index"):  # one of them says where passages are
         keys = sorted(set(taken_as()) - checked - elsewhere - served - {instead, "resume", "run", "compare"})
-        config = config_of("mode=ask", "data=jsonl", "retrieval=hybrid", *(f"{key}={name}" for key in keys))
+        config = config_of("mode=fetch", "data=jsonl", "retrieval=hybrid", *(f"{key}={name}" for key in keys))
         assert {key: at(config, key) for key in keys} == dict.fromkeys(keys, name)
     asking = ("mode=experts", "data=hotpotqa", "retrieval=http", "retrieval.url=http://localhost:1")
     fetched = config_of(*asking, *(f"{key}={name}" for key in elsewhere))
