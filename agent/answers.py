@@ -110,8 +110,8 @@ def normalise_question(question: str) -> str:
     """
     question = _without_entities(question)
     folded = fold(question)
-    telling = _MAY_TELL.search(folded) is not None
-    between, *rest = _TELLING.split(_ARTICLES.sub(_but_at_the_end, folded)) if telling else [folded]
+    found = _TELLING.split(_ARTICLES.sub(_but_at_the_end, folded)) if _MAY_TELL.search(folded) else [folded]
+    between, *rest = found
     if not rest:
         return normalise(question)
     parts = [_without_punctuation(between)]
