@@ -127,7 +127,7 @@ def _documents(folder: Path) -> tuple[list[Path], Counter[str]]:
                 tops += [link for name in folders if os.path.islink(link := os.path.join(here, name))]
                 for file in (Path(here, name) for name in names if not name.startswith(".")):
                     if not file.is_file():
-                        others["dangling links"] += not file.exists()
+                        others["pipes and devices" if file.exists() else "dangling links"] += 1
                     elif file.suffix.lower() in READERS:
                         files.append(file)
                     else:

@@ -48,6 +48,8 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self, "serve")
+        if not self.host.strip():  # as of a variable that isn't set, and the system would listen everywhere
+            raise UserError("serve.host is empty; write 127.0.0.1 for this machine alone, 0.0.0.0 for everywhere")
         for origin in self.cors:
             if not _ORIGIN.fullmatch(origin):
                 raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import faulthandler
 import os
 import signal
@@ -89,9 +90,11 @@ def bind(config: ServeConfig) -> socket.socket:
 
 
 def _not_there(config: ServeConfig, error: OSError) -> UserError:
+    mend = "serve.host is an address or a name of this machine, such as 127.0.0.1, localhost or 0.0.0.0"
+    if error.errno in (errno.EADDRINUSE, errno.EACCES):
+        mend = "serve.port=0 takes a free port"
     return UserError(
-        f"serve.host={config.host} serve.port={config.port}: can't listen there ({refused(error)}); serve.port=0 takes "
-        "a free port"
+        f"serve.host={config.host} serve.port={config.port}: can't listen there ({refused(error)}); {mend}"
     )
 
 

@@ -544,7 +544,7 @@ def test_a_folder_is_a_corpus_of_passages_with_titles(notes: Path, tmp_path: Pat
     ]
 
 
-def test_linked_folders_are_read_once_and_dangling_links_counted(notes: Path, tmp_path: Path) -> None:
+def test_linked_folders_are_read_once_and_what_is_no_file_is_counted(notes: Path, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     (shared / ".git").mkdir(parents=True)
     (shared / ".git" / "notes.md").write_text("Hidden.")
@@ -556,12 +556,14 @@ def test_linked_folders_are_read_once_and_dangling_links_counted(notes: Path, tm
     (notes / "round").symlink_to("round")
     (notes / "gone.md").symlink_to("nowhere.md")
     (notes / "file.md").symlink_to(shared / "b.md")
+    os.mkfifo(notes / "pipe.md")
     lines: list[str] = []
     found = read_corpus(documents_corpus(notes, tmp_path / "cache", 100, 5, lines.append))
     assert [p.id for p in found] == [
         *("deep/read_me.md#0", "file.md#0", "linked/b.md#0", "read-me.md#0", "some_name.TXT#0"),
     ]
-    assert "3 files are no text, Markdown, HTML and PDF and are left out (2 dangling links, 1 .png)" in lines[0]
+    assert "4 files are no text, Markdown, HTML and PDF and are left out (2 dangling links, " in lines[0]
+    assert "1 pipes and devices" in lines[0]
 
 
 def test_a_folder_that_can_not_be_read_is_named(notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

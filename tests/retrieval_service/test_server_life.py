@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -185,13 +186,17 @@ def test_what_takes_longer_than_the_end_waits_gets_a_503(
 def test_a_port_that_is_taken_is_named(server: Running) -> None:
     with pytest.raises(UserError, match=rf"serve\.port={server.place[1]}: can't listen there .*serve\.port=0"):
         bind(ServeConfig(port=server.place[1]))
-    with pytest.raises(UserError, match=r"serve\.host=no\.such\.host\.invalid"):
-        bind(ServeConfig(host="no.such.host.invalid"))
+    for host in ("no.such.host.invalid", "[::1]", "http://localhost"):
+        with pytest.raises(
+            UserError, match=rf"^serve\.host={re.escape(host)} .*\(.*\); serve\.host is an address or a"
+        ):
+            bind(ServeConfig(host=host))
 
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
+        ({"host": ""}, r"serve\.host is empty; write 127\.0\.0\.1 for this machine alone"),
         ({"port": 70_000}, r"serve\.port=70000 must lie in \[0, 65535\]"),
         ({"max_top_k": 0}, r"serve\.max_top_k=0 must be at least 1"),
         ({"read_timeout_s": float("nan")}, r"serve\.read_timeout_s=nan must be above 0"),
