@@ -23,7 +23,7 @@ def read_token(file: str | None, key: str) -> str | None:
     else:
         where = f"{key}={file}"
         try:
-            token = at_home(file).read_text(encoding="utf-8")
+            token = at_home(file).read_text(encoding="utf-8-sig")  # as an editor may write it
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{where}: can't be read as text ({type(error).__name__}); write one token into it"

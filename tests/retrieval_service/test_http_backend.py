@@ -107,6 +107,11 @@ def test_a_file_without_a_token_is_refused_and_not_shown(tmp_path: Path, text: s
         read_token(str(tmp_path / "none"), "serve.token_file")
 
 
+def test_a_token_may_stand_behind_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "token").write_bytes(b"\xef\xbb\xbfsecret\r\n")
+    assert read_token(str(tmp_path / "token"), "serve.token_file") == "secret"
+
+
 class Echoing(Scripted):
     """Knows a passage of any id but those that begin with ``no``."""
 
