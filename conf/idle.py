@@ -115,11 +115,18 @@ def _of_an_exit(name: str) -> Need:
     return Need(f"exit.{name}", ("exit", *places), lambda of: all(of(p) is None for p in places), why, modes=modes)
 
 
-def _of_modes(key: str, unset: Any, modes: Sequence[str], idle: Callable[[Composed], bool] | None = None) -> Need:
-    """A setting that only ``modes`` read."""
+def _of_modes(
+    key: str,
+    unset: Any,
+    modes: Sequence[str],
+    idle: Callable[[Composed], bool] | None = None,
+    *,
+    taken: Sequence[str] = (),
+) -> Need:
+    """A setting that only ``modes`` read, and that is ``taken`` in others, too."""
     named = " and ".join(filter(None, (", ".join(modes[:-1]), modes[-1])))
     why = f"it is for mode={named}; leave it out"
-    return Need(key, (), idle or (lambda of: of(key) != unset), why, modes=_all_but(*modes))
+    return Need(key, (), idle or (lambda of: of(key) != unset), why, modes=_all_but(*modes, *taken))
 
 
 def _all_but(*modes: str) -> tuple[str, ...]:
@@ -127,14 +134,14 @@ def _all_but(*modes: str) -> tuple[str, ...]:
     return tuple(mode for mode in MODES if mode not in (*modes, *PREPARING))
 
 
-def _part_of_modes(part: str, settings: Any, modes: Sequence[str]) -> Iterator[Need]:
-    """All settings of a dataclass that only ``modes`` read, and of those that are in it."""
+def _part_of_modes(part: str, settings: Any, modes: Sequence[str], *, taken: Sequence[str] = ()) -> Iterator[Need]:
+    """All settings of a dataclass, as ``_of_modes``, and of those that are in it."""
     for f in fields(settings):
         key, unset = f"{part}.{f.name}", getattr(settings, f.name)
         if is_dataclass(unset):
-            yield from _part_of_modes(key, unset, modes)
+            yield from _part_of_modes(key, unset, modes, taken=taken)
         else:
-            yield _of_modes(key, unset, modes)
+            yield _of_modes(key, unset, modes, taken=taken)
 
 
 def _searching(key: str, ruled_by: Sequence[str], idle: Callable[[Composed], bool], why: str) -> Need:
@@ -299,7 +306,11 @@ NEEDS = (
         )
     ),
     *(_of_modes(f"evaluation.{name}", getattr(EvalConfig(), name), EVALUATING) for name in _OF_EVALUATIONS),
-    *(_of_modes(f"evaluation.{name}", getattr(EvalConfig(), name), ("train",)) for name in ("every", "saving")),
+    # A checkpoint is played by the command that trained it, with another mode behind it: what trains is taken there.
+    *(
+        _of_modes(f"evaluation.{name}", getattr(EvalConfig(), name), ("train",), taken=INFERENCE)
+        for name in ("every", "saving")
+    ),
     *(_calibrates(name) for name in CALIBRATING),
     *(
         _evaluates(f"endpoint.{name}", None, "a model behind an endpoint is played by mode=eval")
@@ -314,10 +325,10 @@ NEEDS = (
     ),
     # ``tracker=none`` may be said everywhere.
     _of_modes("tracker", None, TRACKING, lambda of: any(of(f"tracker.{name}") for name in TRACKERS)),
-    _of_modes("tracker.trajectories_per_step", TrackerConfig().trajectories_per_step, ("train",)),
-    *_part_of_modes("tracker", TrackerConfig(), TRACKING),
-    *_part_of_modes("checkpoints", CheckpointConfig(), ("train",)),
-    *_part_of_modes("experts", ExpertsConfig(), MAKING),
+    *(_of_modes(f"tracker.{name}", False, TRACKING) for name in TRACKERS),
+    *_part_of_modes("tracker", TrackerConfig(), TRACKING, taken=INFERENCE),
+    *_part_of_modes("checkpoints", CheckpointConfig(), ("train",), taken=INFERENCE),
+    *_part_of_modes("experts", ExpertsConfig(), MAKING, taken=INFERENCE),
     _of_modes("exit", None, EXITING, lambda of: any(of(f"exit.{name}") is not None for name in _THRESHOLDS)),
     *_part_of_modes("exit", ExitConfig(), EXITING),
     _of_modes("selectivity", None, EXITING, lambda of: any(of(f"selectivity.{f.name}") for f in _SELECTIVE)),

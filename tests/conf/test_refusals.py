@@ -8,6 +8,7 @@ import launch
 from agent.errors import UserError
 
 ASK, EVAL = ("mode=ask", "checkpoint=x", "question=who"), ("mode=eval", "checkpoint=x")
+TRAINED = ("tracker.trajectories_per_step=-1", "evaluation.every=0", "checkpoints.every=3", "data.demonstrations=9")
 MISTAKES = [
     # keys
     (["sed=1"], "sed is not a setting; did you mean 'seed'?"),
@@ -145,14 +146,13 @@ MISTAKES = [
     (["mode=simulate", "tracker=wandb"], "tracker=wandb: it is for mode=train and eval; leave it out"),
     (["mode=ask", "checkpoint=x", "question=who", "tracker=[none,trackio]"], "tracker=[none,trackio]: it is for mode="),
     (["mode=index", "data.corpus=c", "tracker.wandb=true"], "tracker.wandb=true: it is for mode=train and eval; "),
-    ([*ASK, "tracker.project=mine"], "tracker.project=mine: it is for mode=train and eval; leave it out"),
-    ([*EVAL, "tracker.trajectories_per_step=3"], "tracker.trajectories_per_step=3: it is for mode=train; leave it out"),
     ([*EVAL, "resume_allow_changes=true"], "resume_allow_changes=true: it is for mode=train; leave it out"),
-    ([*EVAL, "checkpoints.every=3"], "checkpoints.every=3: it is for mode=train; leave it out"),
-    ([*EVAL, "evaluation.every=3"], "evaluation.every=3: it is for mode=train; leave it out"),
     ([*ASK, "evaluation.max_fault_share=0.5"], "evaluation.max_fault_share=0.5: it is for mode=train, eval and calib"),
+    (["mode=serve", "tracker.project=mine"], "tracker.project=mine: it is for mode=train and eval; leave it out"),
+    (["mode=serve", "checkpoints.every=3"], "checkpoints.every=3: it is for mode=train; leave it out"),
+    (["mode=simulate", "evaluation.every=3"], "evaluation.every=3: it is for mode=train; leave it out"),
+    (["mode=serve", "experts.count=9"], "experts.count=9: it is for mode=train and experts; leave it out"),
     (["mode=serve", "evaluation.samples=3"], "evaluation.samples=3: samples is of mode=eval; "),
-    ([*EVAL, "experts.teacher.url=http://x/v1"], "experts.teacher.url=http://x/v1: it is for mode=train and experts; "),
     (["mode=index", "exit.threshold=0.9"], "exit.threshold=0.9: it is for mode=train, eval, calibrate and ask; "),
     (["mode=serve", "exit=early"], "exit=early: it is for mode=train, eval, calibrate and ask; leave it out"),
     (["mode=view", "run=x", "selectivity=query"], "selectivity=query: it is for mode=train, eval, calibrate and ask; "),
@@ -234,6 +234,10 @@ def test_a_mistake_gets_one_line_that_names_it(arguments: list[str], message: st
         # No tracker may be said everywhere, and a run's command is planned as it is.
         ["mode=simulate", "tracker=none"],
         ["mode=plan", "tracker=wandb", "tracker.project=mine", "resume=auto"],
+        # What was trained is played by the same command, with another mode behind it.
+        [*TRAINED, *EVAL],
+        [*TRAINED, *ASK],
+        [*TRAINED, "mode=calibrate", "checkpoint=x"],
         ["--cfg", "job"],
         ["+model.architecture.rope_theta=1000"],
         ["seed=1", "seed=2"],

@@ -17,7 +17,7 @@ from small_run import SMALL_RUN
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "faults"))  # for damage.py: importlib mode adds no folder by itself
-SMALL = [*SMALL_RUN, "reward.evidence_weight=0.5"]
+SMALL = [*SMALL_RUN, "reward.evidence_weight=0.5", "evaluation.every=0", "tracker.trajectories_per_step=-1"]
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,7 @@ def launch(start, tmp_path_factory) -> Callable[..., Run]:
 
 @pytest.fixture(scope="session")
 def small() -> list[str]:
-    """Overrides of a small training run of the built-in world."""
-    return [*SMALL, "evaluation.every=0", "tracker.trajectories_per_step=-1"]
-
-
-@pytest.fixture(scope="session")
-def played() -> list[str]:
-    """Overrides with which such a run's checkpoint is played."""
+    """Overrides of a small run of the built-in world."""
     return SMALL
 
 

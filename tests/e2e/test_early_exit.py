@@ -10,11 +10,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def calibrated(whole, launch, played):
+def calibrated(whole, launch, small):
     """20 development questions per hop, and a risk so high that a threshold with many exits is found."""
     run = launch(
         "calibrate",
-        *played,
+        *small,
         "mode=calibrate",
         f"checkpoint={whole.checkpoint}",
         "data.eval_questions_per_hop=1",
@@ -45,13 +45,11 @@ def test_calibrating_leaves_threshold_curve_and_probes(calibrated):
         assert all(0 <= p["probe"]["confidence"] <= 1 for p in row["probes"])
 
 
-def test_what_was_computed_is_what_is_played(calibrated, whole, launch, played):
+def test_what_was_computed_is_what_is_played(calibrated, whole, launch, small):
     """Held-out questions 0 to 20 of each hop are the development questions 1 to 20, and three more."""
     file = calibrated.folder / "calibration.json"
     checkpoint = f"checkpoint={whole.checkpoint}"
-    run = launch(
-        "exits", *played, "mode=eval", checkpoint, "data.eval_questions_per_hop=21", f"exit.calibration={file}"
-    )
+    run = launch("exits", *small, "mode=eval", checkpoint, "data.eval_questions_per_hop=21", f"exit.calibration={file}")
     assert run.code == 0, run.output
     (row,) = run.rows("eval")
     content = json.loads(file.read_text())
@@ -66,18 +64,18 @@ def test_what_was_computed_is_what_is_played(calibrated, whole, launch, played):
     assert "early exits" in run.output
 
 
-def test_a_calibration_for_other_settings_is_refused(calibrated, whole, launch, played):
+def test_a_calibration_for_other_settings_is_refused(calibrated, whole, launch, small):
     file = calibrated.folder / "calibration.json"
     asked = ["mode=eval", f"checkpoint={whole.checkpoint}", f"exit.calibration={file}", "exit.max_tokens=5"]
-    run = launch("refused", *played, *asked)
+    run = launch("refused", *small, *asked)
     assert run.code == 2
     assert "was made with exit.max_tokens=32, not 5; set it back or calibrate again" in run.output
 
 
-def test_asking_with_an_early_exit_and_selective_searches(whole, launch, played):
+def test_asking_with_an_early_exit_and_selective_searches(whole, launch, small):
     question = next(t["question"] for t in whole.trajectories() if t["searches"])
     asked = ["mode=ask", f"question='{question}'", f"checkpoint={whole.checkpoint}", "exit.threshold=0.000001"]
-    run = launch("exit-ask", *played, *asked, "selectivity=evidence")
+    run = launch("exit-ask", *small, *asked, "selectivity=evidence")
     assert run.code == 0, run.output
     assert "early exit, confidence " in run.output
     assert "\nanswer: " in run.output

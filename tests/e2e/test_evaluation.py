@@ -12,10 +12,10 @@ from patience import finished, until
 pytestmark = pytest.mark.slow
 
 
-def test_an_evaluation_that_was_stopped_goes_on_by_the_same_command(whole, start, played, launch, tmp_path):
+def test_an_evaluation_that_was_stopped_goes_on_by_the_same_command(whole, start, small, launch, tmp_path):
     folder = tmp_path / "eval"
     rows = folder / "eval_rows.jsonl"
-    asked = [*played, "mode=eval", f"checkpoint={whole.checkpoint}", "data.eval_questions_per_hop=100"]
+    asked = [*small, "mode=eval", f"checkpoint={whole.checkpoint}", "data.eval_questions_per_hop=100"]
     asked += ["evaluation.samples=16", "evaluation.temperature=1.0"]
     process = start(folder, *asked, "resume=if_any")
     until(lambda: rows.is_file() and rows.stat().st_size, process)

@@ -81,8 +81,8 @@ def test_a_run_in_which_everything_fails_ends_with_the_cause(launch, small, unpl
         ),
     ],
 )
-def test_what_scores_nothing_is_a_fault_in_every_mode(launch, played, unplayable, asked, said):
-    run = launch("unplayable", *played, *asked, f"checkpoint={unplayable}")
+def test_what_scores_nothing_is_a_fault_in_every_mode(launch, small, unplayable, asked, said):
+    run = launch("unplayable", *small, *asked, f"checkpoint={unplayable}")
     assert run.code == 1, run.output
     assert f"slingshot: fault: {said}" in run.output.splitlines()[-1]
     assert "head_dim=16" in run.output.splitlines()[-1]

@@ -168,9 +168,9 @@ def test_checkpoint_loads_in_transformers_and_in_vllm_as_it_is(whole, gap_elsewh
     assert gap_elsewhere(whole.checkpoint) < 1e-5
 
 
-def test_an_evaluation_serves_the_checkpoint(whole, launch, played):
+def test_an_evaluation_serves_the_checkpoint(whole, launch, small):
     """``mode=eval`` finds the run's own last evaluation again."""
-    run = launch("eval", *played, "mode=eval", f"checkpoint={whole.checkpoint}")
+    run = launch("eval", *small, "mode=eval", f"checkpoint={whole.checkpoint}")
     assert run.code == 0, run.output
     (row,) = run.rows("eval")
     last = whole.rows("eval")[-1]
@@ -178,9 +178,9 @@ def test_an_evaluation_serves_the_checkpoint(whole, launch, played):
 
 
 @pytest.mark.slow
-def test_a_question_is_asked_of_the_checkpoint(whole, launch, played):
+def test_a_question_is_asked_of_the_checkpoint(whole, launch, small):
     question = whole.trajectories()[0]["question"]
-    asked = launch("ask", *played, "mode=ask", f"question='{question}'", f"checkpoint={whole.checkpoint}")
+    asked = launch("ask", *small, "mode=ask", f"question='{question}'", f"checkpoint={whole.checkpoint}")
     assert asked.code == 0, asked.output
     assert "answer" in asked.output
 
