@@ -201,7 +201,10 @@ class Health:
             hung.write_stacks(pulse.pid, self._log_dir / f"{patient.name}.log", str(hangs))
             hung.kill(pulse.pid)
         if patient.restarts:
-            if pulse is None or pulse.node != self._node:
+            if pulse is None:  # its next process would be as silent, and few such fit into an hour
+                log = self._log_dir / f"{patient.name}.log"
+                raise Final(f"{patient.name} can't be started, no process of it has answered a ping: {why}; see {log}")
+            if pulse.node != self._node:
                 ray.kill(patient.actor, no_restart=False)
             patient.begin()
         else:

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from actors.calls import POLL_S, Died
 from actors.health import Health
+from agent.errors import Final
 from retrieval_service.backend import Identity
+
+FAILED_STARTS = 3
+"""Ends in a row of a process that has never had its index open. An index may take long: few such fit into an hour."""
 
 
 class Replicas:
     """The retrieval actors ``by_name``, whose indexes open from now on. ``lost`` is told of each that died or hung.
 
-    What waits for them goes on waiting over such an end, until ``lost`` raises: it counts them.
+    What waits for them goes on waiting over such an end, until ``lost`` raises, which counts them, or one was never
+    open in ``FAILED_STARTS`` processes: then that raises ``Final``.
     """
 
     def __init__(self, by_name: Mapping[str, Any], health: Health, lost: Callable[[Died], None]) -> None:
         self._by_name = by_name
+        self._lost = lost
+        self._failed: Counter[str] = Counter()
         for name, replica in by_name.items():
-            health.watch(name, replica, lost, restarts=True)
+            health.watch(name, replica, partial(self._ended, name), restarts=True)
         self._opening = {name: replica.start.remote() for name, replica in by_name.items()}
+
+    def _ended(self, name: str, error: Died) -> None:
+        self._lost(error)
+        self._failed[name] += name in self._opening
+        if self._failed[name] >= FAILED_STARTS:
+            raise Final(f"{name} has ended {FAILED_STARTS} times before its index was open: {error}")
 
     def are_open(self, wait: Callable[[Any, str], Any]) -> None:
         """Waits until all indexes are open; ``wait`` gets an actor's answer."""

@@ -203,6 +203,38 @@ def test_one_that_ray_starts_again_is_watched_again(ward: Open) -> None:
     assert until(lambda: ward.look() or ward.health._patients["patient"].pulse).pid != pid
 
 
+@ray.remote(num_cpus=0, max_restarts=-1)
+class Stillborn:
+    """Each of its processes ends before it has answered anything."""
+
+    def ping(self) -> Pulse:
+        os._exit(1)
+
+
+def test_one_that_ray_starts_again_and_never_comes_up_is_the_end_of_the_run(local_ray: None, tmp_path: Path) -> None:
+    """An hour may have so few of its starts that their number ends nothing."""
+    lost: list[Died] = []
+    now = 0.0
+    health = Health(DeadlineConfig(start=30.0), tmp_path, clock=lambda: now)
+    patient = Stillborn.remote()
+    health.watch("retrieval", patient, lost.append, restarts=True)
+
+    def look() -> None:
+        nonlocal now
+        ray.wait([health._patients["retrieval"].asked], timeout=0.5)
+        now += 5.0
+        health.look()
+
+    wanted = (
+        r"^retrieval can't be started, no process of it has answered a ping: start has made no progress for 35 s "
+        r"\(cluster\.deadlines\.start\); see .*retrieval\.log$"
+    )
+    with pytest.raises(Final, match=wanted):
+        until(look)
+    assert lost == []
+    ray.kill(patient)
+
+
 @pytest.mark.slow
 def test_one_that_ray_gives_up_is_the_end_of_the_run(ward: Open) -> None:
     """Whoever waits until it is back would wait for ever."""

@@ -178,3 +178,34 @@ def test_replicas_are_waited_for_over_their_own_ends_alone() -> None:
         with pytest.raises(Died, match="the learner died"):
             getattr(replicas, ask)(wait)
         assert not ends
+
+
+def test_replicas_that_end_each_time_before_their_index_is_open_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long each takes for that; after it has been open, an end says nothing of the next start."""
+    monkeypatch.setattr("actors.replicas.POLL_S", 0.0)
+    told: list[Any] = []
+    lost: list[Died] = []
+    died = Died("retrieval died (OutOfMemoryError)", actor="retrieval")
+    health = SimpleNamespace(watch=lambda name, actor, ended, **more: told.append(ended))
+    replica = SimpleNamespace(start=SimpleNamespace(remote=lambda: None))
+    ends = 2
+
+    def wait(ref: Any, actor: str) -> Any:
+        nonlocal ends
+        if ends == 0:
+            return True
+        ends -= 1
+        told[-1](died)
+        raise died
+
+    replicas = Replicas({"retrieval": replica}, health, lost.append)  # type: ignore[arg-type]
+    replicas.are_open(wait)
+    for _ in range(9):
+        told[-1](died)
+    ends = 9
+    again = Replicas({"retrieval": replica}, health, lost.append)  # type: ignore[arg-type]
+    with pytest.raises(
+        Final, match=r"^retrieval has ended 3 times before its index was open: retrieval died \(OutOfMemoryError\)$"
+    ):
+        again.are_open(wait)
+    assert len(lost) == 2 + 9 + 3
