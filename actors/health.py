@@ -96,6 +96,10 @@ class Health:
         """Its end is no news."""
         self._patients.pop(name, None)
 
+    def only(self, *names: str) -> None:
+        """From now on the end of any other is no news."""
+        self._patients = {name: patient for name, patient in self._patients.items() if name in names}
+
     def look(self) -> None:
         """Looks at every actor, unless that was less than a second ago. Raises what a ``lost`` raises."""
         now = self._clock()

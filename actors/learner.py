@@ -73,6 +73,8 @@ class LearnerActor:
         self._followers = Followers(followers, log_dir)
         self._spans = Spans(path=settings.run_dir / SPANS, actor="learner")
         self._step = 0
+        self._between_steps = True
+        """False from the beginning of an update until its step is done; for ever if that breaks with other weights."""
         self._seeding: _Seeding | None = None
         self._taken: tuple[TakenBatch[Group], float] | None = None
         self._to_save: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] | None = None
@@ -138,6 +140,7 @@ class LearnerActor:
         assert seeding is not None, "begin_seeding comes first"
         report = self._learn(pool, seeding.step, seeding.inject, log=None)
         seeding.step += report.untrainable is None
+        self._between_steps = True
         return report
 
     def begin(self, checkpoint: Path | None) -> Published:
@@ -178,6 +181,7 @@ class LearnerActor:
         """One batch: take, update, publish."""
         report = self._learn(pool, self._step, lambda group: group, log=self._settings.log)
         self._step += report.untrainable is None
+        self._between_steps = True
         return report
 
     def _learn(
@@ -198,6 +202,7 @@ class LearnerActor:
                 "the log of trajectories", lambda: log.write(batch, self._publisher.version, self._texts)
             )
         self._show(Progress(what="update"))
+        self._between_steps = False
         with self._publisher.steady:
             with self._spans.span("update"), self._beats.phase("update"):
                 report = self._update([prepared(a.payload) for a in batch.accepted], step)
@@ -236,18 +241,24 @@ class LearnerActor:
         """All ranks update on the same groups."""
         version = self._publisher.version
         shared = ray.put(groups) if self._followers.world > 1 else None
-        with self._followers.mirroring("update", shared, step, version):
-            return self._training.update(groups, step, version)
+        try:
+            with self._followers.mirroring("update", shared, step, version):
+                return self._training.update(groups, step, version)
+        except Exception:
+            self._between_steps = self._seeding is None and not self._training.changed
+            raise
 
     @during("save")
     def copy_for_saving(self, folder: Path) -> None:
         """Copies all that changes in the next step, for ``save``; what is small is written at once.
 
-        Called while no other save is under way.
+        Called while no other save is under way. Raises ``Fault`` if a step has broken in its middle.
         """
         from learner.host_copy import copied
         from learner.optimizer import merged
 
+        if not self._between_steps:
+            raise Fault("its last step broke off in the middle")
         training = self._training
         self._show(Progress(what="copying for the checkpoint"))
         self._tokenizer.save(folder)

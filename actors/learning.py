@@ -17,13 +17,15 @@ BROKEN_BATCHES = 2
 """Batches in a row that engines or the reward leave nothing of, and the run ends: one is an engine that broke once."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Learning:
     """Asks the learner of one run for its steps."""
 
     parts: Parts
     record: Record
     stopping: Stopping
+    under_way: Any = None
+    """The learner's call that was not waited for to its end."""
 
     def next(self, pool: Any, learn: Any, name: str, totals: Totals, step: int) -> StepReport:
         """The report of ``step`` (0: of the seeding) on a batch of ``pool``, called ``name``; ``learn`` is its method.
@@ -36,7 +38,9 @@ class Learning:
         broken = 0
         while True:
             with self.parts.learners_turn(pool):
-                report: StepReport = self.parts.wait(learn.remote(pool), "learner")
+                self.under_way = learn.remote(pool)
+                report: StepReport = self.parts.wait(self.under_way, "learner")
+                self.under_way = None
             self.record.given_up(report.notes)
             untrainable = report.untrainable
             if untrainable is None:
@@ -56,3 +60,12 @@ class Learning:
                     raise Fault(f"stopped after batch {report.batch} was skipped, {cause}: {untrainable.why}")
                 return report
             self.parts.wait(pool.release.remote(report.batch), name)
+
+    def last(self) -> StepReport | None:
+        """The report of the step that was under way when a fault of others ended the waiting for it, once the pool is
+        closed; None if it has come to no batch, or to nothing that could be trained on."""
+        try:
+            report: StepReport | None = self.parts.wait(self.under_way, "learner") if self.under_way else None
+        except Fault:  # the closed pool's, or the learner's own: then its weights can't be saved, which it says
+            return None
+        return None if report is None or report.untrainable is not None else report

@@ -48,7 +48,7 @@ class Parts:
         limit = config.cluster.restarts_per_hour
         self.health = Health(config.cluster.deadlines, self.topology.log_dir)
         self._retrieval_restarts = Restarts("the retrieval", limit)
-        self._losses = Restarts("learner or pool", limit)
+        self.losses = Restarts("learner or pool", limit)
         self.worker_restarts = Restarts("rollout workers", limit)
         self._stopped, self._watch = stopped, watch
         self.learner: Any = None
@@ -58,6 +58,7 @@ class Parts:
         self.workers: WorkerPool | Any = None
         self._together: tuple[str, ...] = ()
         """If one of them is lost, all are."""
+        self._alone = False
 
     def begin(self, checkpoint: Path | None) -> Any:
         """Starts learner and pool, as they were saved into ``checkpoint`` if there is one, and at first all others.
@@ -115,19 +116,18 @@ class Parts:
         return self._replicas.identity(self.wait)
 
     def lost(self, fault: Fault) -> dict[str, Fault]:
-        """Which of learner and pool are gone, if any, and why. Else raises ``fault``. All are to ``end`` then.
-
-        Raises a ``Fault``, too, if that was once too often.
-        """
+        """Which of learner and pool are gone after ``fault``, if any, and why. All are to ``end`` then."""
         if self.workers is None:
             raise fault
         gone: dict[str, Fault] = {**self.health.gone(*self._together)}
         if isinstance(fault, Died | ActorLost) and fault.actor in self._together:
             gone = {fault.actor: fault, **gone}
-        if not gone:
-            raise fault
-        self._losses.count(str(next(iter(gone.values()))))
         return gone
+
+    def alone(self) -> None:
+        """From now on learner and pool are all that is watched: the run ends, whatever becomes of the others."""
+        self._alone = True
+        self.health.only(*self._together)
 
     def end(self) -> None:
         """Ends learner and pool, whatever state they are in."""
@@ -137,6 +137,8 @@ class Parts:
 
     def wait(self, ref: Any, actor: str, given_up: Callable[[], bool] = lambda: False) -> Any:
         """See ``WorkerPool.wait``: all others are watched meanwhile."""
+        if self._alone:
+            return self.health.answer(ref, actor)
         return self.workers.wait(ref, actor, given_up)
 
     @contextmanager

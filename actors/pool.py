@@ -111,18 +111,25 @@ class PoolActor:
         return taken
 
     async def take(self, version: int) -> TakenBatch[ray.ObjectRef]:
-        """The oldest batch, once it is complete."""
+        """The oldest batch, once it is complete. Raises ``Fault`` if the pool is closed before."""
         while not self._pool.ready:
+            if self._closed:
+                raise Fault("the pool is closed, and no batch is complete")
             await self._wait()
         return self._pool.take(version=version)
 
-    async def release(self, batch: int, *, checkpoint: Path | None = None, draws: Path | None = None) -> Released:
-        """Ends the batch, and saves the pool into the folder of a ``checkpoint`` and its record to ``draws``.
+    async def release(
+        self, batch: int | None, *, checkpoint: Path | None = None, draws: Path | None = None
+    ) -> Released:
+        """Ends the batch, and saves the pool into the folder of a ``checkpoint`` and its record to ``draws``. At the
+        end of a run ``batch`` is None: whichever is taken, if there is one.
 
         All in one call: right after it, waiting claims are served and the batches' random generators move on. What
         can't be written holds nobody up: it is in the result.
         """
-        self._pool.release(batch)
+        batch = self._pool.taken if batch is None else batch
+        if batch is not None:
+            self._pool.release(batch)
         files, failed = {}, ""
         if checkpoint is not None:
             try:
@@ -193,7 +200,7 @@ class PoolActor:
         return self._pool.progress()
 
     async def close(self) -> None:
-        """No more claims: workers that wait for one get none and end."""
+        """No more claims: workers that wait for one get none and end. Nor does a batch come that isn't complete."""
         self._closed = True
         await self._notify()
 

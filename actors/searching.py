@@ -14,6 +14,8 @@ from retrieval_service.stats import Stats, merged, since
 
 RETRIEVAL = "retrieval"
 """What the names of its actors begin with."""
+UNKNOWN = {"retrieval/qps": 0.0, "retrieval/p99_s": float("nan")}
+"""Its metrics where nobody can tell."""
 SAY_EVERY_S = 60.0
 ASK_EVERY_S = 1.0
 PROBE = "is the search answered"
@@ -51,7 +53,7 @@ class Searching:
             self._before = totals
         except Fault as fault:  # Ray is restarting it; the searches that it lost are counted where they were asked
             _check_of_retrieval(fault)
-            return {"retrieval/qps": 0.0, "retrieval/p99_s": float("nan")}
+            return UNKNOWN
         return {f"retrieval/{name}": value for name, value in asdict(stats).items()}
 
     def until_they_answer(self) -> None:

@@ -23,19 +23,20 @@ from actors.calls import LAST_LINES, get
 from actors.eval_series import EvalSeries
 from actors.learning import Learning
 from actors.parts import Parts
-from actors.prepare import Prepared, warm_started
+from actors.preparation import seed, warm_start
+from actors.prepare import Prepared
 from actors.provenance import Provenance
 from actors.record import Record
 from actors.replay import play
-from actors.reports import Released
+from actors.reports import Released, StepReport
 from actors.resume import rewind
 from actors.saving import Saving
+from actors.searching import UNKNOWN
 from actors.stopping import LeftEvaluation, Stopping
 from actors.totals import Totals
 from actors.watch import Watch
 from actors.worker_pool import WorkerPool
-from agent.config import GroupConfig
-from agent.errors import Fault
+from agent.errors import Fault, refused
 from conf.schema import RunConfig
 from learner.manifest import Files
 from tracking.alarms import Alarms
@@ -76,6 +77,10 @@ class Supervisor:
         self._alarms = Alarms(config.model.dtype)
         self._reached = self._trained = 0
         """The last step that was released, and that was trained."""
+        self._untold: StepReport | None = None
+        """Of the last trained step, until its row is written."""
+        self._began = 0.0
+        """When the step began, of the clock ``time.perf_counter``."""
         self.parts = Parts(config, prepared, run_dir, self.record, self.watch, lambda: self.stopping.asked)
         self.saving.idle = self.parts.health.look
         self._learning = Learning(parts=self.parts, record=record, stopping=self.stopping)
@@ -101,6 +106,7 @@ class Supervisor:
         state = run_state.load(checkpoint) if checkpoint is not None else None
         self._reached = self._trained = 0 if state is None else state.step
         self._totals, self._alarms = Totals(), Alarms(self.config.model.dtype)
+        self._untold = self._learning.under_way = None
         same = self.evals.goes_on(state)
         self.saving.goes_on(state.best if state is not None and same else None)
         if state is not None:
@@ -148,11 +154,14 @@ class Supervisor:
                 self.saving.evaluated(self._reached, row["em"])
 
     def _recovered(self, fault: Fault) -> Path | None:
-        """The sound checkpoint to go on from after ``fault``, if that ended learner or pool; else raises it."""
+        """The sound checkpoint to go on from after ``fault``, if that ended learner or pool. Else saves, raises."""
         began = self.record.time_s
-        if self.stopping.asked:
-            raise fault
         gone = self.parts.lost(fault)
+        if not gone:
+            self._rescue()
+        if self.stopping.asked or not gone:
+            raise fault
+        self.parts.losses.count(str(next(iter(gone.values()))))
         who, (cause, *_) = " and ".join(gone), map(str, gone.values())
         if "learner" not in gone:  # it may be writing a checkpoint, which is as good as if nobody had been lost
             with self.watch.phase("a checkpoint is written"):
@@ -172,6 +181,27 @@ class Supervisor:
         )
         return checkpoint
 
+    def _rescue(self) -> None:
+        """Saves what is trained since the last checkpoint, before a fault of others than learner and pool ends the run.
+
+        A step that the learner is in is waited for, if it has its batch. Why nothing can be saved is told.
+        """
+        saved = self.saving.newest()
+        known = 0 if saved is None else run_state.load(saved).step
+        if self.parts.playing_for is not self.parts.pool or not (self._trained > known or self._learning.under_way):
+            return
+        try:
+            self.parts.alone()
+            self._wait(self.parts.pool.close.remote(), "pool")
+            if (report := self._learning.last()) is not None:
+                self._trained, self._untold = self._trained + 1, report
+            if self._untold is not None:
+                self._tell(self._trained, self._untold, 0.0, UNKNOWN)
+            if self._trained > known:
+                self._save(self._trained, None, last=True)
+        except (Fault, OSError) as error:
+            self.record.say(f"what is trained since the last checkpoint can't be saved: {refused(error)}", "yellow")
+
     @property
     def workers(self) -> WorkerPool:
         """The rollout workers."""
@@ -181,7 +211,7 @@ class Supervisor:
 
     def _start(self, checkpoint: Path | None) -> None:
         """Brings up what isn't, as it was saved into ``checkpoint``, until the workers hold its version."""
-        config, prepared, parts = self.config, self.prepared, self.parts
+        config, parts = self.config, self.parts
         built = parts.begin(checkpoint)
         learner = parts.learner
         with self.watch.phase("the actors start", learner=learner):
@@ -189,17 +219,10 @@ class Supervisor:
             parameters = self._wait(built, "learner")
         self.record.say(f"policy {config.model.name}: {parameters:,} parameters")
         if checkpoint is None and config.algorithm.warm_start.steps:
-            with parts.learners_turn(), self.watch.phase("warm start", learner=learner):
-                report = self._wait(
-                    learner.warm_start.remote(warm_started(config.cache, prepared.warm_start_key), prepared.imitated),
-                    "learner",
-                )
-            self.record.event("warm_start", report)
-            how = "from the cache" if report["cached"] else f"{report['steps']} steps, loss {report['loss']:.3f}"
-            self.record.say(f"warm start by imitation: {how}, {report['seconds']:.1f} s")
+            warm_start(self._learning, self.watch)
         if checkpoint is None and config.algorithm.seeding.steps:
             parts.index_is_open()
-            self._seed()
+            seed(self._learning, self.watch, self._totals)
         # An engine that starts counts what comes to its card meanwhile as its own: a checkpoint's states wait for it.
         with parts.learners_turn(), self.watch.phase("the learner prepares the first version"):
             published = self._wait(learner.begin.remote(checkpoint), "learner")
@@ -211,37 +234,6 @@ class Supervisor:
         self.record.event("serving", {"version": published.version, "index": asdict(index)})
         self.record.say(f"{config.cluster.rollout_workers} rollout worker(s) serve version {published.version}")
 
-    def _seed(self) -> None:
-        """The expert seeding: steps as below, over the experts' questions alone and in plain groups.
-
-        It is part of the preparation: nothing is evaluated or saved before its end.
-        """
-        steps, experts = self.config.algorithm.seeding.steps, self.prepared.experts
-        started = time.perf_counter()
-        pool, learner = self.parts.seeding_pool(tuple(e.question for e in experts)), self.parts.learner
-        with self.parts.learners_turn():
-            published = self._wait(learner.begin_seeding.remote(experts), "learner")
-        self.workers.deliver(published)
-        self.workers.serve(pool, GroupConfig())
-        injected = 0
-        for step in range(1, steps + 1):
-            with self.watch.phase("expert seeding", learner=learner, pool=pool):
-                report = self._learning.next(pool, learner.seed, "seeding-pool", self._totals, 0)
-            if report.published:
-                self.workers.deliver(report.published)
-            if step == steps:
-                self._wait(pool.close.remote(), "seeding-pool")
-            self._wait(pool.release.remote(report.batch), "seeding-pool")
-            self._totals.count(report)
-            injected += report.metrics["learner/expert_sequences"]
-            self.record.event("seeding", {"step": step, "version": report.version, **report.metrics})
-        self.workers.rest()
-        self.parts.seeded()
-        self.record.say(
-            f"expert seeding: {steps} steps on {len(experts)} questions, {injected} expert sequences trained on, "
-            f"{time.perf_counter() - started:.1f} s"
-        )
-
     # --- one step --------------------------------------------------------------------------------
 
     def _step(self, step: int) -> bool:
@@ -250,7 +242,7 @@ class Supervisor:
         A Ctrl-C that comes too late for this step's release makes the next one the last; one that comes while nothing
         can be trained on, the one before.
         """
-        started = time.perf_counter()
+        self._began = time.perf_counter()
         self.saving.look()
         learner, pool = self.parts.learner, self.parts.pool
         with self.watch.phase(f"step {step}", learner=learner, pool=pool):
@@ -260,33 +252,16 @@ class Supervisor:
             self.record.say(f"step {self._reached} is saved as it is, without an evaluation", "yellow")
             self._save(self._reached, report.batch, last=True)
             return True
-        self._trained = step
+        self._trained, self._untold = step, report
         delivered = 0.0
         if report.published:
             with self._spans.span("deliver"):
                 delivered = self.workers.deliver(report.published)
-        places, search = self._wait(pool.report.remote(), "pool"), self.parts.searching.stats()
-        now = time.perf_counter()
-        row = {
-            "step": step,
-            "version": report.version,
-            "time_s": self.record.time_s,
-            "time/step_s": now - started,
-            **report.metrics,
-            "weights/publish_s": report.metrics["weights/put_s"] + delivered,
-            **pool_metrics(places),
-            **search,
-            "workers/restarts": self.workers.restarts,
-        }
-        self._totals.count(report)
+        row = self._tell(step, report, delivered, self.parts.searching.stats())
         last = self._totals.end(step, self.config.algorithm)
-        alarms = self._alarms.add(row)
-        row |= {f"alarms/{alarm.name}": 1 for alarm in self._alarms.active}
-        self.record.step(row, self._totals.so_far(step, self.config.algorithm))
         self.watch.reached(step)
         if step == 1 and row["search/mean"] == 0:
             self.record.say(no_searches(self.config), "yellow")
-        self.record.alarms(alarms)
         if self._due(step) or self.stopping.asked:
             self._evaluate(step)
         last = last or self.stopping.asked
@@ -298,6 +273,28 @@ class Supervisor:
             self._wait(pool.release.remote(report.batch), "pool")
         self._reached = step
         return last
+
+    def _tell(self, step: int, report: StepReport, delivered: float, search: dict[str, float]) -> dict[str, Any]:
+        """Writes the row of a trained step, whose weights were ``delivered`` in so many seconds, and returns it."""
+        places = self._wait(self.parts.pool.report.remote(), "pool")
+        row = {
+            "step": step,
+            "version": report.version,
+            "time_s": self.record.time_s,
+            "time/step_s": time.perf_counter() - self._began,
+            **report.metrics,
+            "weights/publish_s": report.metrics["weights/put_s"] + delivered,
+            **pool_metrics(places),
+            **search,
+            "workers/restarts": self.workers.restarts,
+        }
+        self._totals.count(report)
+        alarms = self._alarms.add(row)
+        row |= {f"alarms/{alarm.name}": 1 for alarm in self._alarms.active}
+        self._untold = None
+        self.record.step(row, self._totals.so_far(step, self.config.algorithm))
+        self.record.alarms(alarms)
+        return row
 
     def _evaluate(self, step: int) -> None:
         """Plays the held-out questions; no row if the run is to leave, or is stopped and none of them can be scored.
@@ -345,8 +342,11 @@ class Supervisor:
         self.workers.idle = self._go_on_evaluating
         self.watch.look()
 
-    def _save(self, step: int, batch: int, *, last: bool) -> None:
-        """Begins the checkpoint of ``step``; its ``batch`` is released in it, or without it if that can't be begun."""
+    def _save(self, step: int, batch: int | None, *, last: bool) -> None:
+        """Begins the checkpoint of ``step``; its ``batch`` is released in it, or without it if that can't be begun.
+
+        None is that of the run's end: whichever is taken.
+        """
         released = False
 
         def cut(folder: Path) -> Callable[[], Files]:

@@ -205,6 +205,11 @@ class Training:
             self.ranks.leave()  # the others are not to wait for what doesn't come
             raise
 
+    @property
+    def changed(self) -> bool:
+        """Whether the newest update of the main run has touched the weights."""
+        return self.updater.changed
+
     def optimizer_state(self) -> dict[str, Any]:
         """This rank's part of a sharded optimizer's state, on the CPU."""
         from learner.host_copy import copied

@@ -80,6 +80,8 @@ class Updater:
         self.progress = progress
         self._rng = rng
         self._skipped_in_a_row = 0
+        self.changed = False
+        """Whether the newest update has come to an optimizer step."""
 
     def update(self, groups: Sequence[Group], *, step: int, version: int) -> UpdateReport:
         """Runs every minibatch of every epoch over ``groups``.
@@ -100,6 +102,7 @@ class Updater:
     def run(self, batch: Batch, *, step: int, version: int) -> UpdateReport:
         """``update`` with a batch that is already made."""
         started = time.perf_counter()
+        self.changed = False
         parts = minibatches(batch, self.config, self._rng)
         run = _Run(self, parts, step=step, version=version)
         for minibatch in parts:
@@ -172,6 +175,7 @@ class Updater:
         """Takes the optimizer step and returns the gradient's norm, or None if it had to be skipped."""
         norm = self.optimizer.clip()
         if math.isfinite(loss) and math.isfinite(norm):
+            self.changed = True
             self.optimizer.step(self.schedule(step))
             self._skipped_in_a_row = 0
             return norm

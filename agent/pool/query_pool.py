@@ -63,10 +63,7 @@ class QueryPool(Generic[P]):
     # --- claim -----------------------------------------------------------------------------------
 
     def claim(self, worker: str, *, now: float, limit: int = 1) -> list[Ticket]:
-        """Up to ``limit`` tickets for ``worker``; none when all open batches are fully drawn.
-
-        Nor when every query is in flight: a batch waits for those that come back.
-        """
+        """Up to ``limit`` tickets for ``worker``; none while all open batches are drawn, or all queries in flight."""
         tickets: list[Ticket] = []
         while len(tickets) < limit:
             if (batch := self._drawable_batch()) is None:
@@ -127,8 +124,7 @@ class QueryPool(Generic[P]):
         return batch
 
     def _wants(self, batch: OpenBatch[P]) -> int:
-        room = self.rule.batch_questions - len(batch.kept)
-        return self.rule.wants(room=room, drawn=batch.drawn, zero=batch.zero)
+        return self.rule.wants(room=self.rule.batch_questions - len(batch.kept), drawn=batch.drawn, zero=batch.zero)
 
     def progress(self) -> tuple[int, int]:
         """Groups of the oldest open batch that are here, and as many as it has drawn or wants so far."""
@@ -171,8 +167,7 @@ class QueryPool(Generic[P]):
         return self._claims.renew(worker, held, moved, now=now)
 
     def worker_lost(self, worker: str, *, suspect: bool = True) -> Lost:
-        """Returns all claims of a dead worker. If it may have died of its question (``suspect``) and it can be told of
-        which (``Claims``), that one is quarantined."""
+        """Returns all claims of a dead worker. The question that it may have died of (``suspect``) is quarantined."""
         tickets = self._claims.ends(lambda claim: claim.worker == worker)
         quarantined = self._claims.died(ticket.query for ticket in tickets) if suspect else ()
         for ticket in tickets:
@@ -337,6 +332,11 @@ class QueryPool(Generic[P]):
         self._released += 1
 
     # --- reading ---------------------------------------------------------------------------------
+
+    @property
+    def taken(self) -> int | None:
+        """The batch that is taken and has to be released next, if there is one."""
+        return min(self._taken, default=None)
 
     def places(self) -> dict[str, int]:
         """Number of queries in each place; they add up to the size of the pool."""

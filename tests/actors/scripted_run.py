@@ -25,7 +25,7 @@ from actors.supervisor import Supervisor
 from actors.threads import in_thread
 from actors.totals import Totals
 from agent.config import GroupConfig, SelectivityConfig
-from agent.errors import ActorLost, Fault, Unusable
+from agent.errors import ActorLost, Fault, Final, Unusable
 from agent.inference.evaluation import EvalRow
 from agent.pool import saved
 from agent.pool.history import DRAW
@@ -90,6 +90,7 @@ class World:
         pinged_first: bool = False,
         slow_disk: bool = False,
         restarts: int = 0,
+        final: tuple[str, ...] = (),
     ) -> None:
         self.events: list[str] = []
         self.pinged_first = pinged_first
@@ -130,6 +131,8 @@ class World:
         """Events during which one of them gives what can't be used, and which."""
         self.hangs = dict(hangs or {})
         """Events during which a follower of the learner doesn't come to where they meet, and which."""
+        self.final = list(final)
+        """Events during which a part other than these fails once too often; ``wait 3``: for the report of step 3."""
         self.dead: str | None = None
         self.restarts = restarts
         """Workers that were replaced."""
@@ -158,6 +161,9 @@ class World:
             if self.pinged_first:
                 self.forget(self.dead)
             raise Died(f"{self.dead} died", actor=self.dead)
+        if event in self.final:
+            self.final.remove(event)
+            raise Final("rollout workers failed too often")
         if event in self.garbage:
             raise Unusable(self.garbage.pop(event), "it is damaged")
         if event in self.hangs:
@@ -175,6 +181,10 @@ class FakeLearner(Remote):
         self._world = world
         self._copied: tuple[int, str] | None = None
         self._step = self._batch = 0
+
+    @property
+    def taken(self) -> int:
+        return self._batch
 
     def start(self) -> int:
         return 1000
@@ -216,7 +226,8 @@ class FakeLearner(Remote):
 
     def begin(self, checkpoint: Path | None) -> Any:
         if checkpoint is not None:
-            self._step = self._batch = self._world.published = run_state.load(checkpoint).step
+            self._step = self._world.published = run_state.load(checkpoint).step
+            self._batch = self._world.released
         self._world.happens(f"begin {self._step}")
         return SimpleNamespace(version=self._world.published)
 
@@ -299,12 +310,16 @@ class FakePool(Remote):
         if checkpoint is not None:
             self._world.released = saved.load(checkpoint / "training")["released"]
 
-    def release(self, batch: int, *, checkpoint: Path | None = None, draws: Path | None = None) -> Released:
+    def release(self, batch: int | None, *, checkpoint: Path | None = None, draws: Path | None = None) -> Released:
         world = self._world
-        assert batch == world.released
-        assert world.delivered == world.published, "released before the workers hold the weights"
+        if batch is None:
+            assert world.closed, "a worker may get a claim with weights that it doesn't hold"
+            world.released = world.parts["learner"].taken
+        else:
+            assert batch == world.released
+            assert world.delivered == world.published, "released before the workers hold the weights"
+            world.released += 1
         assert (checkpoint is None) == (draws is None)
-        world.released += 1
         world.happens(f"release {world.released}{' with state' if checkpoint else ''}")
         if checkpoint is not None:
             (checkpoint / "training").mkdir()
@@ -424,6 +439,9 @@ class FakeHealth:
 
     def look(self) -> None: ...
 
+    def only(self, *names: str) -> None:
+        self._watched &= {*names}
+
     def answer(self, value: Any, name: str) -> Any:
         return value
 
@@ -452,6 +470,8 @@ class FakeWorkerPool:
 
     def wait(self, value: Any, actor: str, given_up: Any = None) -> Any:
         assert actor in ("learner", "pool", "seeding-pool", "retrieval")
+        if (step := getattr(value, "version", None)) and f"wait {step}" in self.world.final:
+            self.world.happens(f"wait {step}")
         return value
 
     def sleep(self) -> None:

@@ -256,6 +256,13 @@ def test_who_is_gone_is_asked_when_something_broke(ward: Open) -> None:
     assert str(gone["patient"]).startswith("patient died (ActorDiedError)")
 
 
+def test_at_the_end_of_a_run_the_end_of_what_it_no_longer_needs_is_no_news(ward: Open) -> None:
+    ward = ward()
+    ward.health.watch("learner", ward.patient, ward.lost.append)
+    ward.health.only("learner", "pool")
+    assert [*ward.health._patients] == ["learner"]
+
+
 def test_the_names_of_those_that_ended_are_free_afterwards(ward: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray gives a name up some time after the actor's death, and the next of that name is made at once."""
     asked, find = iter(("still there", "still there", None)), ray.get_actor

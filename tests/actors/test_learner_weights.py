@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -208,3 +209,22 @@ def test_an_abandoned_sender_sends_no_further_bucket(monkeypatch: pytest.MonkeyP
     with pytest.raises(Fault, match="the broadcast was abandoned"):
         sender.send({"a": torch.ones(1), "b": torch.ones(1), "c": torch.ones(1)})
     assert given == ["a", "destroyed", "b"]
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_weights_are_saved_after_a_step_that_broke_if_it_had_not_touched_them(tmp_path: Path, changed: bool) -> None:
+    def breaks(*_: Any) -> None:
+        raise Fault("the GPU's memory is full")
+
+    settings = SimpleNamespace(run_dir=tmp_path, log=None)
+    actor = LearnerActor.__ray_metadata__.modified_class(settings, tmp_path)  # type: ignore[attr-defined]
+    actor._training = SimpleNamespace(update=breaks, changed=changed)
+    actor._publisher = SimpleNamespace(steady=nullcontext(), version=3)
+    actor._tokenizer = SimpleNamespace(save=lambda folder: (folder / "tokenizer.json").write_text(""))
+    actor._taken = SimpleNamespace(accepted=()), 0.0
+    with pytest.raises(Fault, match="memory is full"):
+        actor.step(None)
+    wanted = r"^its last step broke off in the middle$" if changed else "has no attribute 'updater'"
+    with pytest.raises(Fault if changed else AttributeError, match=wanted):
+        actor.copy_for_saving(tmp_path)
+    assert (tmp_path / "tokenizer.json").exists() == (not changed), "it has begun to copy"

@@ -221,6 +221,27 @@ def test_the_question_that_two_workers_died_of_is_named(start: Start) -> None:
     assert report["accounts"]["groups"]["returned"] == {"worker_lost": 1, "quarantined": 1}
 
 
+def test_a_pool_that_is_closed_gives_no_batch_that_is_not_complete_and_can_be_saved(
+    start: Start, tmp_path: Path
+) -> None:
+    """At the end of a run: whoever waits for a batch is free, and one that was taken is released in what is saved."""
+    pool = start(Epoch(batch_questions=2, group_size=2))
+    for ticket in claim(pool, "w0"):
+        assert submitted(pool, played(ticket))
+    result(pool.take.remote(0))
+    taking = pool.take.remote(0)
+    result(pool.report.remote())
+    assert pending(taking)
+    result(pool.close.remote())
+    with pytest.raises(Fault, match=r"^pool: the pool is closed, and no batch is complete$"):
+        get(taking, "pool", tmp_path)
+    for name in ("taken", "again"):
+        (tmp_path / name).mkdir()
+        done = result(pool.release.remote(None, checkpoint=tmp_path / name, draws=tmp_path / "draws.parquet"))
+        assert done.failed == ""
+        assert saved.load(tmp_path / name / "training")["released"] == 1
+
+
 @pytest.mark.slow
 def test_the_end_of_a_lease_wakes_a_waiting_claim(start: Start) -> None:
     pool = start(Epoch(batch_questions=2, group_size=2, lease_s=0.5))

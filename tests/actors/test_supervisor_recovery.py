@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scripted_run import (
@@ -12,6 +13,8 @@ from scripted_run import (
 )
 
 from actors import record, run_state
+from actors.reports import Untrainable
+from actors.searching import UNKNOWN, Searching
 from agent.errors import Fault, UserError
 from learner.checkpoint import checkpoints, latest
 from tracking.metrics import read
@@ -254,6 +257,73 @@ def test_a_fault_of_a_learner_that_lives_ends_the_run(play: Play) -> None:
     with pytest.raises(Fault, match="head size 16"):
         play(world, 3, evaluate_every=1)
     assert "forget" not in world.events
+
+
+# --- the run ends with a fault, and learner and pool live ------------------------------------------
+
+BY_ENGINES = Untrainable(why="generation_failed: head size 16", lasting=True)
+NO_SEARCH = Untrainable(why="retrieval_failed: timeout", lasting=False, tools_failed=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "last", "batches"),
+    [
+        ({"untrainable": {3: BY_ENGINES, 4: BY_ENGINES}}, 3, 5),
+        ({"untrainable": {3: NO_SEARCH}}, 3, 4),
+        ({"final": ("wait 3",)}, 3, 3),
+        ({"final": ("deliver 3",)}, 3, 3),
+        ({"final": ("evaluate version 3",)}, 3, 3),
+        ({"final": ("wait 1",)}, 1, 1),
+    ],
+)
+def test_what_is_trained_is_saved_before_a_fault_of_others_ends_the_run(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], last: int, batches: int
+) -> None:
+    """Among them the step that the learner was in. The run that is resumed goes on after it, and no row is missing."""
+
+    def outage(searching: Searching) -> None:
+        raise Fault("retrieval has not answered for 600 s")
+
+    monkeypatch.setattr(Searching, "until_they_answer", outage)
+    world = World(**given)
+    with pytest.raises(Fault, match=r"rollout workers failed too often|2 batches in a row|has not answered for 600 s"):
+        play(world, 6, evaluate_every=3)
+    root = tmp_path / "run" / "checkpoints"
+    (saved,) = checkpoints(root)
+    run_state.check(saved)
+    state = run_state.load(saved)
+    assert (state.step, world.released, world.closed) == (last, batches, True)
+    monkeypatch.undo()
+    again = World()
+    driver, summary = scripted_run(tmp_path, monkeypatch)(again, 6, evaluate_every=3, resume=saved)
+    assert again.events[: again.events.index(f"step {last + 1}")][0] == f"begin {last}"
+    rows = read(driver.record.metrics.path, "step")
+    assert [row["step"] for row in rows] == [*range(1, 7)]
+    always = {"time/step_s", "weights/publish_s", "rollout/mismatch", "pool/available", *UNKNOWN}
+    assert all(always <= row.keys() for row in rows)
+    assert summary["step"] == 6
+    assert summary["rollouts"] == 8 * (6 + batches - last)
+
+
+def test_a_checkpoint_that_has_all_that_is_trained_is_not_written_again(play: Play, tmp_path: Path) -> None:
+    world = World(untrainable={3: BY_ENGINES, 4: BY_ENGINES})
+    with pytest.raises(Fault, match="2 batches in a row"):
+        play(world, 6, save_every=3)
+    assert world.events.count("save 3") == 1
+    assert not world.closed
+
+
+def test_what_can_not_be_saved_either_is_said_and_the_fault_is_the_first_one(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(record.Record, "say", lambda self, text, style="": said.append(text))
+    with pytest.raises(Fault, match="2 batches in a row"):
+        play(World(untrainable={3: BY_ENGINES, 4: BY_ENGINES}, full=(3,)), 6)
+    assert checkpoints(tmp_path / "run" / "checkpoints") == []
+    assert said[-1].startswith(
+        "what is trained since the last checkpoint can't be saved: the checkpoint of step 3 can't be written: "
+    )
 
 
 def test_losses_end_the_run_when_there_are_too_many_within_an_hour(play: Play) -> None:

@@ -1,0 +1,56 @@
+"""What comes before the first step of a run: the warm start by imitation, and the expert seeding."""
+
+from __future__ import annotations
+
+import time
+
+from actors.learning import Learning
+from actors.prepare import warm_started
+from actors.totals import Totals
+from actors.watch import Watch
+from agent.config import GroupConfig
+
+
+def warm_start(learning: Learning, watch: Watch) -> None:
+    """The supervised steps, or what they came to in an earlier run."""
+    parts, record, learner = learning.parts, learning.record, learning.parts.learner
+    prepared = parts.prepared
+    cached = warm_started(parts.config.cache, prepared.warm_start_key)
+    with parts.learners_turn(), watch.phase("warm start", learner=learner):
+        report = parts.wait(learner.warm_start.remote(cached, prepared.imitated), "learner")
+    record.event("warm_start", report)
+    how = "from the cache" if report["cached"] else f"{report['steps']} steps, loss {report['loss']:.3f}"
+    record.say(f"warm start by imitation: {how}, {report['seconds']:.1f} s")
+
+
+def seed(learning: Learning, watch: Watch, totals: Totals) -> None:
+    """Steps like those of the run, over the experts' questions alone and in plain groups; ``totals`` count them.
+
+    It is part of the preparation: nothing is evaluated or saved before its end.
+    """
+    parts, record = learning.parts, learning.record
+    steps, experts = parts.config.algorithm.seeding.steps, parts.prepared.experts
+    started = time.perf_counter()
+    pool, learner = parts.seeding_pool(tuple(e.question for e in experts)), parts.learner
+    with parts.learners_turn():
+        published = parts.wait(learner.begin_seeding.remote(experts), "learner")
+    parts.workers.deliver(published)
+    parts.workers.serve(pool, GroupConfig())
+    injected = 0
+    for step in range(1, steps + 1):
+        with watch.phase("expert seeding", learner=learner, pool=pool):
+            report = learning.next(pool, learner.seed, "seeding-pool", totals, 0)
+        if report.published:
+            parts.workers.deliver(report.published)
+        if step == steps:
+            parts.wait(pool.close.remote(), "seeding-pool")
+        parts.wait(pool.release.remote(report.batch), "seeding-pool")
+        totals.count(report)
+        injected += report.metrics["learner/expert_sequences"]
+        record.event("seeding", {"step": step, "version": report.version, **report.metrics})
+    parts.workers.rest()
+    parts.seeded()
+    record.say(
+        f"expert seeding: {steps} steps on {len(experts)} questions, {injected} expert sequences trained on, "
+        f"{time.perf_counter() - started:.1f} s"
+    )
