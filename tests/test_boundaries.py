@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import subprocess
 import sys
@@ -60,9 +61,14 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imported(path: Path, *, lazily: bool = True) -> Iterator[str]:
     """Top-level names of what a source file imports; without ``lazily``, only what runs when it is imported."""
-    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    waiting: list[ast.AST] = [parsed(path)]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.Import):
@@ -83,7 +89,11 @@ def loaded_with(modules: list[str]) -> set[str]:
     return set(json.loads(run.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("place", FORBIDDEN)
+@pytest.mark.parametrize(
+    "place",
+    # The learner's are torch and transformers: seconds.
+    [pytest.param(place, marks=pytest.mark.slow) if place == "learner" else place for place in FORBIDDEN],
+)
 def test_importing_a_room_does_not_import(place):
     modules = [module_name(path) for path in sources(place)]
     if not modules:
@@ -118,7 +128,7 @@ def test_what_brings_vllm_is_imported_where_it_is_needed(module):
     users = [path for path in sources("actors") if module in path.read_text(encoding="utf-8")]
     assert users
     for path in users:
-        body = ast.parse(path.read_text(encoding="utf-8")).body
+        body = parsed(path).body
         at_once = any(isinstance(node, ast.ImportFrom) and node.module == module for node in body)
         assert not at_once or path.name == "nccl.py", path
 
@@ -126,13 +136,14 @@ def test_what_brings_vllm_is_imported_where_it_is_needed(module):
 # --- the whole house ---------------------------------------------------------------------------------
 
 
+@functools.cache
 def arrows() -> dict[str, set[str]]:
     """For each module of the product, the modules of it that it imports anywhere, under TYPE_CHECKING too."""
     modules = {module_name(path): path for place in (*ROOMS, "launch") for path in sources(place)}
     found: dict[str, set[str]] = {}
     for name, path in modules.items():
         named: set[str] = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ImportFrom) and node.module:
                 each = {f"{node.module}.{alias.name}" for alias in node.names}
                 named |= each & modules.keys() or {node.module}
@@ -143,7 +154,7 @@ def arrows() -> dict[str, set[str]]:
 
 
 def test_no_modules_import_each_other_in_a_circle():
-    waiting = arrows()
+    waiting = dict(arrows())
     while free := [name for name, needs in waiting.items() if not needs & waiting.keys()]:
         for name in free:
             del waiting[name]

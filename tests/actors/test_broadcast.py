@@ -95,6 +95,7 @@ def choir(board: Any, tmp_path: Path) -> Iterator[Choir]:
     choir.end()
 
 
+@pytest.mark.slow
 def test_all_stop_join_and_take_in_and_the_group_stays_open(choir: Choir) -> None:
     workers = choir.choir(2)
     choir.publish(workers, 1)
@@ -224,6 +225,7 @@ def test_a_learner_that_hangs_ends_the_run_with_what_to_do(choir: Choir) -> None
         choir.publish(workers, 1)
 
 
+@pytest.mark.slow
 def test_a_learner_that_dies_ends_the_run(choir: Choir) -> None:
     workers = choir.choir(1)
     ray.kill(choir.learner)

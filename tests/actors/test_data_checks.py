@@ -221,6 +221,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(prepare(config, place).model_path)
 
 
+@pytest.mark.slow
 def test_long_prompts_are_found_exactly(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompts, "CHUNK", 7)
     tokenizer = Tokenizer(folder)

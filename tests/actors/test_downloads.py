@@ -61,6 +61,7 @@ def test_the_plan_of_the_box_names_data_index_downloads_memory_and_disk(tmp_path
     assert f"  disk: 34.9 GiB in {tmp_path}/run, 5.5 GiB in {tmp_path}" in said
 
 
+@pytest.mark.slow
 def test_what_is_here_is_not_fetched(tmp_path: Path) -> None:
     for split in ("train", "dev"):
         (tmp_path / "questions" / "flashrag").mkdir(parents=True, exist_ok=True)

@@ -105,8 +105,14 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Model]:
         server.shutdown()
 
 
+@pytest.fixture(scope="module")
+def indexes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the one index of these tests is kept."""
+    return tmp_path_factory.mktemp("indexes")
+
+
 @pytest.fixture
-def asked(model: Model, tmp_path: Path) -> Any:
+def asked(model: Model, tmp_path: Path, indexes: Path) -> Any:
     rows = [
         {
             "id": book,
@@ -126,7 +132,7 @@ def asked(model: Model, tmp_path: Path) -> Any:
                 "mode=eval",
                 *(f"evaluation.endpoint.url={model.url}", "evaluation.endpoint.model=org/some-model"),
                 *("data=jsonl", f"data.eval_questions={tmp_path / 'ask.jsonl'}"),
-                *(f"data.corpus={tmp_path / 'corpus.jsonl'}", f"cache_dir={tmp_path / 'cache'}"),
+                *(f"data.corpus={tmp_path / 'corpus.jsonl'}", f"cache_dir={indexes}"),
                 *more,
             ]
         ).configs
@@ -177,6 +183,7 @@ def test_a_question_is_on_disk_when_it_has_ended(
     assert there == [0, 1, 2]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_ends_it_in_order_and_it_goes_on_from_there(
     model: Model, asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
@@ -292,6 +299,7 @@ def many(asked: Any, tmp_path: Path) -> Any:
     )
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("code", [403, 404])
 def test_one_question_that_is_refused_is_a_fault_of_its_own(model: Model, many: Any, tmp_path: Path, code: int) -> None:
     """Some hosts refuse a flagged text with 403: what is asked again is that question alone."""

@@ -35,6 +35,7 @@ def test_nothing_is_generated_before_there_are_weights(room: RoomProcess) -> Non
 
 
 # A greedy token's is that of temperature 1: the confidence of an early exit is made of such.
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
 def test_logprobs_are_the_models_after_every_update(room: RoomProcess, temperature: float) -> None:
     for seed in (1, 2, 3, 4, 1):
@@ -150,6 +151,7 @@ def test_it_ends_with_the_end_token(room: RoomProcess) -> None:
 
 
 # By token id, and (as "zzz" is no token of its own) by text.
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("stop", [TAGS[1:], (*TAGS[1:], "zzz")])
 def test_it_ends_with_a_tag_that_is_one_token(room: RoomProcess, stop: tuple[str, ...]) -> None:
     done = room.call(engine_room.with_tags, stop)

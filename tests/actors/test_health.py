@@ -138,6 +138,7 @@ def test_a_phase_without_progress_is_named_and_the_stacks_say_where_it_hangs(war
     assert "block" in ward.log.read_text().partition("what its threads do")[2]
 
 
+@pytest.mark.slow
 def test_work_renews_a_deadline_however_long_the_phase_lasts(ward: Open) -> None:
     ward = ward(DeadlineConfig(update=30.0))
     ward.look()
@@ -152,6 +153,7 @@ def test_work_renews_a_deadline_however_long_the_phase_lasts(ward: Open) -> None
     )
 
 
+@pytest.mark.slow
 def test_an_idle_actor_and_a_phase_without_a_deadline_are_left_alone(ward: Open) -> None:
     ward = ward(DeadlineConfig(update=None))
     ward.look()
@@ -166,6 +168,7 @@ def test_an_idle_actor_and_a_phase_without_a_deadline_are_left_alone(ward: Open)
     assert not ward.lost
 
 
+@pytest.mark.slow
 def test_a_supervisor_that_was_stopped_itself_accuses_nobody(ward: Open) -> None:
     ward = ward(DeadlineConfig(update=30.0))
     ward.look()
@@ -248,6 +251,7 @@ def test_one_that_ray_gives_up_is_the_end_of_the_run(ward: Open) -> None:
         until(ward.look)
 
 
+@pytest.mark.slow
 def test_who_is_gone_is_asked_when_something_broke(ward: Open) -> None:
     ward = ward()
     assert ward.health.gone("patient", "nobody") == {}
@@ -263,6 +267,7 @@ def test_at_the_end_of_a_run_the_end_of_what_it_no_longer_needs_is_no_news(ward:
     assert [*ward.health._patients] == ["learner"]
 
 
+@pytest.mark.slow
 def test_the_names_of_those_that_ended_are_free_afterwards(ward: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray gives a name up some time after the actor's death, and the next of that name is made at once."""
     asked, find = iter(("still there", "still there", None)), ray.get_actor

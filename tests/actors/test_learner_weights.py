@@ -187,6 +187,7 @@ def test_copies_that_wait_for_a_broadcast_to_end_keep_nobody_from_abandoning_it(
     assert [result(copy).version for copy in copies] == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_an_abandoned_sender_sends_no_further_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     """NCCL's abort wakes a sender before it is done with the group: nothing may be asked of it any more."""
     from actors import nccl

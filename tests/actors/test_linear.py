@@ -55,21 +55,14 @@ OLDER = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 """Hides AVX-512 on a processor that has it."""
 
 
-@pytest.mark.parametrize(
-    ("threads", "caller", "flags"),
-    [
-        pytest.param(1, 2, {}, marks=pytest.mark.slow),
-        (2, 1, {}),
-        pytest.param(1, 2, OLDER, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("threads", "caller", "flags"), [(2, 1, {}), (1, 2, {}), (1, 2, OLDER)])
 def test_products_are_right_after_every_reload_in_a_thread_with_a_setting_of_its_own(
     threads: int, caller: int, flags: dict[str, str]
 ) -> None:
     env = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")} | {"VLLM_LOGGING_LEVEL": "ERROR"}
-    done = subprocess.run(
-        [sys.executable, "-c", PRODUCTS, json.dumps([threads, caller])], capture_output=True, text=True, env=env | flags
-    )
+    asked = json.dumps([threads, caller])
+    done = subprocess.run([sys.executable, "-c", PRODUCTS, asked], capture_output=True, text=True, env=env | flags)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.split("RESULT", 1)[1]) == []
 

@@ -109,6 +109,7 @@ def places(local_ray: None) -> Iterator[Places]:
     granted.release()
 
 
+@pytest.mark.slow
 def test_learner_and_engine_get_what_was_reserved_and_a_replaced_worker_its_place(places: Places) -> None:
     (node,) = set(places.nodes)
     assert len(places.nodes) == 2

@@ -53,7 +53,7 @@ GPU_CLUSTERS = sorted(
 # --- static parts against real tensors ------------------------------------------------------------
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_tensors_of_every_shipped_model_are_those_that_transformers_builds(name: str) -> None:
     config = composed(f"model={name}").model
@@ -73,6 +73,7 @@ def test_the_tensors_of_every_shipped_model_are_those_that_transformers_builds(n
     assert memory.weights == memory.gradients == sum(p.nbytes for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_every_shipped_model_is_checked() -> None:
     folder = Path(__file__).parents[2] / "conf" / "model"
     shipped = {file.stem for file in folder.glob("*.yaml")} - {"folder"}

@@ -448,6 +448,7 @@ def test_a_group_outlives_the_worker_that_has_sent_it(start: Start) -> None:
     assert pickle.dumps(group) == pickle.dumps(sent)
 
 
+@pytest.mark.slow
 def test_bad_questions_are_the_users_mistake(start: Start, tmp_path: Path) -> None:
     pool = start(Epoch(), [QUESTIONS[0], QUESTIONS[0]], begin=False)
     with pytest.raises(UserError, match=r"^question id q0 occurs more than once in the training data$"):

@@ -143,7 +143,8 @@ def test_a_runs_own_folder_is_a_skeleton_and_nobody_may_start_from_it(tmp_path: 
         check_model(str(made), "model.path=it", AGENT, learns=True)
 
 
-@pytest.mark.parametrize("left", ["half", pytest.param("other sizes", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("left", ["half", "other sizes"])
 def test_what_an_earlier_run_left_in_its_place_is_never_built_on(tmp_path: Path, left: str) -> None:
     first = Path(prepare(run(tmp_path, hidden_size=32), tmp_path).model_path)
     if left == "half":

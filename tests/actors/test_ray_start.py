@@ -349,6 +349,7 @@ with at_once():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.jvm
 def test_ray_leaves_a_jvm_and_a_run_their_signals() -> None:
     """Java meets SIGSEGV by design, such as for a null pointer; another handler ends the process. Ray's handler of

@@ -86,6 +86,7 @@ async def turn() -> None:
         await asyncio.sleep(0)
 
 
+@pytest.mark.slow
 def test_what_waits_during_a_call_goes_out_together_in_the_next(fake: Fake, in_turn: None) -> None:
     actor = fake()
 
@@ -150,6 +151,7 @@ def test_an_idle_searcher_sends_at_once_and_takes_its_actors_in_turn(fake: Fake)
     assert result(actors[1].calls.remote()) == [(["b"], 1), (["d"], 1)]
 
 
+@pytest.mark.slow
 def test_what_a_replica_has_no_room_for_waits_and_is_answered(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.searcher.ROOM", 5)
     monkeypatch.setattr("actors.searcher.CALL", 2)

@@ -246,10 +246,12 @@ def test_the_worlds_experts_are_prepared(prepared: Prepared) -> None:
     assert {e.question for e in prepared.experts} <= set(prepared.task.train)
 
 
+@pytest.mark.slow
 def test_no_seeding_no_experts(folder: Path) -> None:
     assert prepare(config(folder, seeding=SeedingConfig()), folder).experts == ()
 
 
+@pytest.mark.slow
 def test_an_expert_that_does_not_fit_is_refused_before_anything_starts(folder: Path) -> None:
     with pytest.raises(UserError, match=r"searches, more than agent\.max_searches=1; raise the limit"):
         prepare(config(folder, agent=AgentConfig(**{**vars(AGENT), "max_searches": 1})), folder)

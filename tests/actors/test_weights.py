@@ -119,6 +119,7 @@ def test_the_object_store_carries_what_was_published(local_ray: None) -> None:
     assert _same(asyncio.run(channel.receive(published)), kept)
 
 
+@pytest.mark.slow
 def test_every_worker_reads_the_same_version(local_ray: None) -> None:
     import ray
 

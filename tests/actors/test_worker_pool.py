@@ -182,6 +182,7 @@ def test_workers_that_are_up_before_there_is_a_version_get_the_first(house: Hous
     assert house.events("rollout-0", "has") == house.events("rollout-1", "has") == [("0",)]
 
 
+@pytest.mark.slow
 def test_a_late_worker_gets_the_newest_version_before_it_serves(house: House) -> None:
     workers = house.workers(2, {"rollout-1": {"start": ["gate:engine"]}})
     house.patiently(workers.deliver, Version(0))
@@ -235,6 +236,7 @@ def test_dismiss_waits_for_the_groups_that_still_play(house: House) -> None:
     assert len(house.events("rollout-1", "ran")) == 1
 
 
+@pytest.mark.slow
 def test_a_worker_whose_pool_has_closed_is_idle(house: House) -> None:
     workers = house.workers(1)
     house.patiently(workers.deliver, Version(0))
@@ -293,6 +295,7 @@ def test_evaluation_returns_a_row_per_question_in_order(house: House) -> None:
     assert max(at_once for _, at_once in house.events("rollout-0", "evaluate")) == "at once 2"
 
 
+@pytest.mark.slow
 def test_evaluation_of_nothing_is_empty(house: House) -> None:
     workers = house.workers(1)
     house.patiently(workers.deliver, Version(0))
@@ -393,6 +396,7 @@ def test_an_engine_that_has_never_started_is_not_started_again(house: House) -> 
     assert house.events("rollout-1") == []
 
 
+@pytest.mark.slow
 def test_the_cause_comes_with_the_logs_last_lines(house: House, tmp_path: Path) -> None:
     (tmp_path / "rollout-0.log").write_text("what vLLM said\n")
     workers = house.workers(1, {"rollout-0": {"start": ["fault"]}})
@@ -544,6 +548,7 @@ def failing(local_ray: None, tmp_path: Path) -> Iterator[Any]:
     ray.kill(actor)
 
 
+@pytest.mark.slow
 def test_errors_come_back_as_ours_in_one_line_that_names_the_actor(failing: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^file\.jsonl:3: bad$"):
         get(failing.fail.remote("user"), "retrieval", tmp_path)
@@ -566,6 +571,7 @@ def test_an_error_keeps_its_meaning_through_two_actors(failing: Any, tmp_path: P
     ray.kill(asking)
 
 
+@pytest.mark.slow
 def test_a_dead_actor_is_reported_with_its_last_words(failing: Any, tmp_path: Path) -> None:
     with pytest.raises(Fault, match=r"^failing died \(\w+\); its last lines:\n[^$]*the last words"):
         get(failing.fail.remote("die"), "failing", tmp_path)

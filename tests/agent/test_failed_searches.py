@@ -108,6 +108,7 @@ def test_accepted_groups_are_those_of_an_oracle_that_never_saw_the_failed_ones(m
     assert searching[True] / searching.total() == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.slow
 def test_nothing_is_trained_on_from_the_time_of_a_dead_retrieval(make_player, make_questions, austen):
     """Half of the episodes don't search, and would be all that is left."""
     shelf = Shelf(austen, 0.0)

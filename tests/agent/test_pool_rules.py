@@ -568,6 +568,7 @@ def test_adaptive_finds_the_queries_with_signal_and_gives_the_others_a_way_back(
     assert (run.pool.history.draws > drawn).all(), "none is written off"
 
 
+@pytest.mark.slow
 def test_exploration_draws_uniformly_whatever_the_weights(make_questions, make_group):
     class Lopsided(ADAPTIVE):
         def weights(self, history, queries, batch):

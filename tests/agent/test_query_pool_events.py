@@ -397,7 +397,7 @@ EVENTS = {"claim": 30, "submit": 30, "take": 14, "release": 14, "expire": 7, "cr
 EVENTS |= {"restart": 1, "renew": 2}
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize(
     ("n", "rule", "stale_share", "events"), CASES, ids=[f"{r.name}-{r.max_staleness}-of-{n}" for n, r, _, _ in CASES]
 )

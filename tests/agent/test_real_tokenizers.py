@@ -78,7 +78,7 @@ class Script:
         return Completion(token_ids=ids, logprobs=(-0.1,) * len(ids), versions=(0,) * len(ids), finish=Finish.STOP)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 def test_episodes_are_what_apply_chat_template_makes_of_their_messages(tokenizer, kind, monkeypatch):
     _, _, thinking, json_calls = KINDS[kind]
     config = AgentConfig(format="tools", max_parallel=3, max_searches=20, thinking=thinking)

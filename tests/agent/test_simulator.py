@@ -107,6 +107,7 @@ def test_unsolvable_queries_are_never_solved():
     assert 0.4 < (chances < 1e-12).mean() < 0.6
 
 
+@pytest.mark.slow
 def test_adaptive_needs_fewer_rollouts_per_group_with_signal_than_recycle():
     """One scenario of many; the table of the documentation has the others."""
     config = dataclasses.replace(SMALL, queries=1000)

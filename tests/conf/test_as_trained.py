@@ -85,6 +85,7 @@ def test_a_folder_that_no_run_wrote_is_a_model(tmp_path: Path) -> None:
     assert agent_of([str(tmp_path)]) == []
 
 
+@pytest.mark.slow
 def test_models_that_no_run_wrote_are_evaluated_alike_one_by_one_and_in_a_sweep() -> None:
     names = ["Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-1.5B-Instruct"]
     for more in ([], ["data=hotpotqa"]):
@@ -99,6 +100,7 @@ def test_models_that_no_run_wrote_are_evaluated_alike_one_by_one_and_in_a_sweep(
             assert (job.model.path, job.model.dtype, job.data.source) == (name, "bfloat16", "jsonl")
 
 
+@pytest.mark.slow
 def test_each_model_behind_an_endpoint_has_its_own_name() -> None:
     asked_of = ["mode=eval", "evaluation.endpoint.url=http://there/v1", "data=hotpotqa"]
     jobs = asked("-m", *asked_of, "evaluation.endpoint.model=one,two")
@@ -148,7 +150,7 @@ PLACED: dict[str, list[str]] = {
 """Runs by where their passages are."""
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("before", PLACED)
 @pytest.mark.parametrize("mode", [["ask", "question=who?"], ["eval", "data.eval_questions={questions}"]])
 def test_a_corpus_that_is_given_is_searched(
@@ -190,6 +192,7 @@ def test_another_ranker_ranks_the_same_corpus(tmp_path: Path, files: dict[str, s
     assert (config.data.corpus, config.retrieval.b, config.retrieval.k1) == (files["corpus"], 0.1, 0.9)
 
 
+@pytest.mark.slow
 def test_a_corpus_beside_another_place_is_refused(files: dict[str, str]) -> None:
     given = ["data=jsonl", f"data.questions={files['questions']}", f"data.corpus={files['corpus']}"]
     for place, key in (
@@ -234,6 +237,7 @@ def test_a_ranker_of_ones_own_that_is_gone_is_named(tmp_path: Path, files: dict[
         asked("mode=eval", f"checkpoint={here}")
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("gone", ["questions", "corpus"])
 def test_what_the_mode_does_not_read_may_be_gone(tmp_path: Path, files: dict[str, str], gone: str) -> None:
     here = trained(tmp_path / "here", *(a.format(**files) for a in PLACED["corpus"]))

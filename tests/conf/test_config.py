@@ -63,7 +63,7 @@ def test_the_groups_are_those_of_the_command_line() -> None:
     assert set(GROUPS) - {"experiment", "condition", "cost"} <= set(RunConfig.__dataclass_fields__)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(10)
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: value)
 def test_every_option_becomes_a_typed_configuration(group: str, option: str) -> None:
     needed = ["mode=simulate"] if group == "simulation" else NEEDED.get((group, option), [])
@@ -118,6 +118,7 @@ def test_trackers_are_chosen_by_name_and_several_together(choice: str, names: tu
     assert config.tracker.names == names
 
 
+@pytest.mark.slow
 def test_training_evaluates_on_a_sample_and_mode_eval_on_everything() -> None:
     assert composed().evaluation.limit("train") == TRAINING_SAMPLE == 500
     assert composed().evaluation.limit("eval") == 0
@@ -223,6 +224,7 @@ def test_plain_grpo_is_the_same_in_every_experiment(experiment: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_cards_of_24_gib_have_8_bit_moments_and_only_the_tiny_model_keeps_all_activations() -> None:
     for file in (CONF / "cluster").glob("*.yaml"):
         if file.stem == "auto":  # the layout that the plan chooses says it

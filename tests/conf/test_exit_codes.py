@@ -87,6 +87,7 @@ def test_hydras_own_errors_are_one_line_too(leave: Any, argument: str) -> None:
     assert err.count("\n") == 1
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "question",
     ["Who wrote Emma?", "Where was Emma's author born, and when?", 'What is (x=3) in "y": [a] or {b}?', "größer 世界?"],
@@ -108,6 +109,7 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_machine_without_the_gpus_is_told_so(tmp_path: Path) -> None:
     done = command(tmp_path, "cluster=4x3090", "model=qwen1.5b")
     assert (done.returncode, done.stdout) == (2, "")
@@ -116,6 +118,7 @@ def test_a_machine_without_the_gpus_is_told_so(tmp_path: Path) -> None:
         assert part in first
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_before_the_machine_is_looked_at(tmp_path: Path) -> None:
     done = command(tmp_path, "cluster=4x3090", "model=qwen1.5b", "algorithm.optimizer.kind=adamw")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

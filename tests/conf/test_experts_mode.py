@@ -184,6 +184,7 @@ def test_a_making_that_a_signal_ends_keeps_what_there_is(
     assert f"slingshot: stopped by {number.name}; 1 expert trajectories are in {written}" in output
 
 
+@pytest.mark.slow
 def test_so_does_one_in_a_process_of_its_own(tmp_path: Path, files: list[str]) -> None:
     """The child is to end at once, and only once it has handed over what it has."""
     (tmp_path / "slow.py").write_text(SLOW)

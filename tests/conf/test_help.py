@@ -72,6 +72,7 @@ def test_help_is_the_page_whatever_else_is_asked(command: Command, arguments: li
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.slow
 def test_hydras_own_help_is_still_there(command: Command) -> None:
     code, out, err = command("--hydra-help")
     assert (code, err) == (0, "")

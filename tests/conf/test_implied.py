@@ -32,6 +32,7 @@ def refusal(*arguments: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -51,6 +52,7 @@ def test_a_model_trains_on_hotpotqa_and_searches_wikipedia(arguments: list[str])
     assert (config.retrieval.prebuilt, config.data.corpus) == (HOTPOTQA.name, None)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -70,6 +72,7 @@ def test_the_tiny_model_and_who_means_the_world_stay_with_it(arguments: list[str
     assert (config.data.source, config.retrieval.prebuilt) == ("world", None)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -88,6 +91,7 @@ def test_who_names_files_of_their_own_means_them(arguments: list[str]) -> None:
     assert config.retrieval.prebuilt is None
 
 
+@pytest.mark.slow
 def test_what_is_said_counts() -> None:
     own = asked(QWEN, "data=jsonl", "data.questions=q", "data.corpus=c")
     assert (own.data.questions, own.retrieval.prebuilt) == ("q", None)
@@ -144,6 +148,7 @@ def checkpoint(folder: Path, data: DataConfig, retrieval: RetrievalConfig) -> Pa
     return folder
 
 
+@pytest.mark.slow
 def test_ones_own_files_count_beside_a_checkpoint_of_the_world(tmp_path: Path) -> None:
     """They were passed over, and the world's questions played in their place."""
     world = f"checkpoint={checkpoint(tmp_path / 'world', DataConfig(), RetrievalConfig())}"
@@ -193,6 +198,7 @@ def test_a_checkpoint_is_evaluated_on_what_it_was_trained_on(tmp_path: Path) -> 
     )
 
 
+@pytest.mark.slow
 def test_wikipedia_by_vectors_is_built_of_wiki_18() -> None:
     config = asked(QWEN, "retrieval=wikipedia-dense")
     assert (config.data.eval_questions, config.data.corpus) == (HELD_OUT, "wiki-18")
@@ -243,6 +249,7 @@ def test_a_sweep_over_named_sets_searches_wikipedia_in_each_job() -> None:
     assert {config.retrieval.prebuilt for config in configs} == {WIKI_18.name}
 
 
+@pytest.mark.slow
 def test_the_plan_leaves_a_staleness_that_is_given() -> None:
     assert asked("cluster=auto", QWEN).cluster.auto_keeps == []
     given = ("pool.max_staleness=0", "cluster.engine.gpu_memory_utilization=0.5", "seed=3")
@@ -279,6 +286,7 @@ def test_the_plan_leaves_what_a_file_of_ones_own_gives(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_only_the_plan_is_left_the_number_of_learners() -> None:
     assert asked("cluster=auto", QWEN).cluster.learners == 0
     assert refusal("cluster=4x3090", QWEN, "cluster.learners=0") == (

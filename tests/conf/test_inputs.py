@@ -90,7 +90,7 @@ def test_what_may_not_be_read_is_named(tmp_path: Path) -> None:
     assert found[1] == "you have no right to read it"
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("mode", ["train", "eval", "calibrate", "index"])
 def test_data_is_looked_for_by_the_modes_that_read_it(mode: str) -> None:
     Path("model").mkdir()
@@ -160,6 +160,7 @@ def test_a_pipe_is_no_file_but_of_a_token() -> None:
     assert refusal("mode=serve", "data=world", "serve.token_file=pipe") is None
 
 
+@pytest.mark.one_in(10)
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -35,6 +35,7 @@ def test_a_list_that_is_written_without_brackets() -> None:
     assert refusal("-m", "data.shares=.7,.3").endswith("is written data.shares=[a,b]")
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("part", ["algorithm", "algorithm.seeding"])
 def test_a_coefficient_of_no_kl_term_is_refused(part: str) -> None:
     wanted = f"{part}.kl_coefficient=0.04: there is no KL term; set {part}.kl=k1, k2 or k3, too"
@@ -50,7 +51,7 @@ OWN = ["data=jsonl", "data.questions=q", "data.corpus=c", "model=smollm2-135m"]
 BIG = ["cluster=4x3090", "model=qwen1.5b"]
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(10)
 @pytest.mark.parametrize(
     ("idle", "more", "why"),
     [
@@ -106,6 +107,7 @@ def test_what_holds_anyway_may_be_said() -> None:
     launch.check_overrides(["exit.risk=0.01"])
 
 
+@pytest.mark.slow
 def test_a_setting_with_what_it_needs_is_taken() -> None:
     for needed in (
         ["algorithm.reference=cpu", "algorithm.seeding.kl=k3"],
@@ -231,6 +233,7 @@ def test_a_command_that_was_pasted_is_answered_at_once() -> None:
     assert line.count(" name; here it is ") == 3
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
@@ -258,6 +261,7 @@ def test_a_flag_that_is_none_gets_one_line(arguments: list[str], answer: str) ->
 # --- misspelt --------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("key", "meant"),
     [
@@ -374,7 +378,7 @@ def test_a_configuration_of_ones_own_is_used(mine: Path, command: Command) -> No
     assert "seed: 7" in out
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(10)
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("by", ["--config-dir", "hydra.searchpath"])
 def test_a_file_that_is_wrong_gets_one_line(mine: Path, name: str, by: str) -> None:

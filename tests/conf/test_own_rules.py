@@ -161,6 +161,7 @@ def test_an_experiments_file_may_choose_it(tmp_path: Path, content: str, chosen:
     assert {config.pool.name for config in request.configs} == chosen
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
@@ -316,7 +317,7 @@ def refusal(tmp_path: Path, *settings: str) -> str:
     return str(error.value)
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(10)
 @pytest.mark.parametrize("text", BROKEN)
 @pytest.mark.parametrize("package", PLACES)
 def test_a_file_that_cannot_be_imported_is_no_matter_of_the_other_choices(
@@ -335,7 +336,7 @@ def test_it_exits_with_2_and_one_line(add: Add, tmp_path: Path, command: Command
     assert "pool=mine: importing agent/pool/rules/mine.py raised SyntaxError: " in err
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(
     ("package", "text", "message"),
     [

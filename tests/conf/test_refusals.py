@@ -199,7 +199,7 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(arguments) for arguments, _ in MISTAKES])
 def test_a_mistake_gets_one_line_that_names_it(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
@@ -208,7 +208,7 @@ def test_a_mistake_gets_one_line_that_names_it(arguments: list[str], message: st
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -34,6 +34,7 @@ def test_a_run_has_a_new_folder_by_the_time(training: Training, command: Command
     assert all(len(read(folder / "metrics.jsonl", "step")) == 4 for folder in folders)
 
 
+@pytest.mark.slow
 def test_runs_of_the_same_second_have_folders_of_their_own(
     training: Training, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +75,7 @@ def test_a_run_that_a_signal_has_ended_says_so(
     )
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("key", ["output_dir", "hydra.run.dir"])
 def test_a_used_folder_is_refused(training: Training, command: Command, key: str) -> None:
     assert command(f"{key}=run")[0] == 0
@@ -129,6 +131,7 @@ ROW = EvalRow(
 )
 
 
+@pytest.mark.slow
 def test_an_evaluation_goes_on_in_its_folder_by_resume_if_any(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +163,7 @@ def test_resume_auto_may_go_on_in_the_same_folder(training: Training, command: C
     assert training.played == [("run", 1), ("run", 3)]
 
 
+@pytest.mark.slow
 def test_a_folder_that_only_was_planned_in_is_not_used(training: Training, command: Command) -> None:
     assert command("mode=plan", "output_dir=run")[0] == 0
     assert command("output_dir=run")[0] == 0
@@ -250,6 +254,7 @@ def test_who_only_looks_leaves_no_folder(training: Training, command: Command) -
 # --- where nothing can be written ------------------------------------------------------------------
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("mode", ["train", *(pytest.param(m, marks=pytest.mark.slow) for m in ("plan", "simulate"))])
 @pytest.mark.parametrize("key", ["output_dir", "hydra.run.dir", "report.sweep", "hydra.sweep.dir"])
 def test_a_folder_that_cannot_be_written_to_gets_one_line(
@@ -274,6 +279,7 @@ def test_the_default_folder_that_cannot_be_made_gets_one_line(training: Training
     assert f"{Path.cwd()}/outputs is a file, not a folder; another folder is named by output_dir=FOLDER" in err
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_a_fault_with_the_files_name(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(config: RunConfig, run_dir: Path, console: Any) -> None:
         raise OSError(28, "No space left on device", str(run_dir / "metrics.jsonl"))
@@ -288,6 +294,7 @@ def test_a_disk_that_fills_up_is_a_fault_with_the_files_name(command: Command, m
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_gone_from_under_its_user_gets_one_line(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()

@@ -51,6 +51,7 @@ def test_an_experiment_is_a_sweep_by_itself() -> None:
     assert asked.plan.report.baseline == "recycle"
 
 
+@pytest.mark.slow
 def test_what_an_experiment_gives_to_all_jobs_is_in_no_name(training: Training, command: Command) -> None:
     """Its settings that no condition may replace are parameters of its sweep, each of one value."""
     for name in ("questions", "eval_questions", "corpus"):
@@ -79,7 +80,7 @@ def test_the_budget_of_the_experiment_has_the_papers_proportions() -> None:
     assert config.algorithm.steps * config.pool.group_size * config.pool.batch_questions > 5070
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("arguments", "jobs"),
     [
@@ -103,6 +104,7 @@ def test_the_command_line_goes_before_the_experiment(arguments: list[str], jobs:
     assert names(sweep_of("experiment=recycling", *arguments)) == jobs
 
 
+@pytest.mark.slow
 def test_a_sweep_of_the_command_line_is_named_by_what_it_varies() -> None:
     asked = sweep_of("-m", "pool=epoch,recycle", "seed=7", "mode=plan", "report.sweep=here")
     assert names(asked) == ["pool=epoch", "pool=recycle"]
@@ -114,6 +116,7 @@ def test_a_sweep_of_the_command_line_is_named_by_what_it_varies() -> None:
     ]
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -164,7 +167,7 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(arguments) for arguments, _ in MISTAKES])
 def test_a_mistake_in_a_sweep_gets_one_line_before_anything_runs(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:

@@ -18,6 +18,21 @@ from small_run import SMALL_RUN
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "faults"))  # for damage.py: importlib mode adds no folder by itself
 SMALL = [*SMALL_RUN, "reward.evidence_weight=0.5", "evaluation.every=0", "tracker.trajectories_per_step=-1"]
+BOTH_METHODS = [
+    "experiment=david_grpo",
+    "agent=search",
+    "pool=recycle",
+    *SMALL,
+    "algorithm.minibatch_questions=3",
+    "algorithm.seeding.steps=1",
+    "algorithm.steps=4",
+    "search_limit=anneal",
+    "search_limit.start=1",
+    "search_limit.steps=1",
+    "checkpoints.every=2",
+    "checkpoints.keep=0",
+]
+"""DAVID-GRPO with query recycling: seeding, then steps with continuations, two updates each, and a growing limit."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +106,15 @@ def small() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def whole(launch, small) -> Run:
+def both() -> list[str]:
+    """Overrides of the run that all tests of the session read."""
+    return BOTH_METHODS
+
+
+@pytest.fixture(scope="session")
+def whole(launch, both) -> Run:
     """Four steps in one go."""
-    run = launch("whole", *small, "algorithm.steps=4", "checkpoints.every=2", "checkpoints.keep=0")
+    run = launch("whole", *both)
     assert run.code == 0, run.output
     return run
 

@@ -48,15 +48,12 @@ def test_a_service_is_started_asked_and_ended(start, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_over_http_earns_what_it_earns_over_its_own_index(start, launch, small, whole, tmp_path):
+def test_a_run_over_http_earns_what_it_earns_over_its_own_index(start, launch, both, whole, tmp_path):
     """The same seed, the same steps: the passages come from a server in another process, and are the same."""
     with serving(start, tmp_path / "served") as url:
         run = launch(
             "over_http",
-            *small,
-            "algorithm.steps=4",
-            "checkpoints.every=2",
-            "checkpoints.keep=0",
+            *both,
             "retrieval=http",
             f"retrieval.url={url}",
         )

@@ -1,4 +1,4 @@
-"""A training run from the command line: what it leaves behind, what it promises of its numbers, and resuming it."""
+"""A training run by both methods from the command line: what it leaves behind, what it promises, and resuming it."""
 
 from __future__ import annotations
 
@@ -97,10 +97,36 @@ def test_engine_and_learner_agree_at_every_step(whole):
 
 
 def test_versions_follow_the_updates(whole):
-    version = 0
+    """One for the seeding, then one for each step that trained, however many updates it took."""
+    version = 1
     for row in whole.rows("step"):
-        version += row["learner/updates"]
+        version += row["learner/updates"] > 0
         assert row["version"] == version
+    assert any(row["learner/updates"] == 2 for row in whole.rows("step"))
+
+
+def test_the_seeding_trains_on_experts_before_the_first_step(whole):
+    (seeding,) = [row for row in whole.rows("event") if row["event"] == "seeding"]
+    assert seeding["learner/expert_sequences"] > 0, "a barely warm policy solves few"
+    assert seeding["rollout/trajectories"] == 4 * 4
+    assert seeding["rollout/mismatch"] <= 1e-5
+    first = whole.rows("eval")[0]
+    assert (first["step"], first["rollouts"]) == (0, 16)
+    assert (whole.folder / "logs" / "seeding-pool.log").is_file()
+
+
+def test_continuations_are_played_and_counted(whole):
+    steps = whole.rows("step")
+    assert sum(row["continuation/attempted"] for row in steps) > 0
+    for row in steps:
+        assert row["rollout/trajectories"] == 6 * 4 + 4 * row["continuation/attempted"]
+        assert 0 <= row["continuation/replaced"] <= row["continuation/attempted"] <= 6
+
+
+def test_the_budget_of_searches_reaches_every_episode(whole):
+    """One search in the first batch, the agent's five in the others; an evaluation has five in any case."""
+    assert [row["search/limit_mean"] for row in whole.rows("step")] == [1, 5, 5, 5]
+    assert max(t["searches"] for t in whole.trajectories() if t["batch"] == 0) == 1
 
 
 def test_books_balance_at_every_step(whole):
@@ -110,7 +136,10 @@ def test_books_balance_at_every_step(whole):
             account = {k: row[f"books/{unit}/{k}"] for k in ("received", "accepted", "in_flight")}
             assert account["received"] == account["accepted"] + returned + account["in_flight"]
             assert account["in_flight"] == 0  # synchronous: nothing is under way between take and release
-    assert whole.rows("step")[-1]["books/groups/received"] == 4 * 6
+    steps = whole.rows("step")
+    assert steps[-1]["books/groups/received"] == 4 * 6
+    assert steps[-1]["books/trajectories/received"] == sum(row["rollout/trajectories"] for row in steps)
+    assert steps[-1]["books/tokens/received"] == sum(row["rollout/generated_tokens"] for row in steps)
 
 
 def test_evidence_comes_from_real_hits(whole):
@@ -120,9 +149,9 @@ def test_evidence_comes_from_real_hits(whole):
     assert all(t["evidence"] == 0.0 for t in whole.trajectories() if not t["searches"])
 
 
-def test_stopped_and_resumed_equals_one_go(whole, launch, small):
+def test_stopped_and_resumed_equals_one_go(whole, launch, both):
     """Stopped after step 2 and resumed: the pool, the optimizer and the draws go on as if nothing had been."""
-    resumed = launch("resumed", *small, "algorithm.steps=4", f"resume={whole.folder}/checkpoints/step-000002")
+    resumed = launch("resumed", *both, f"resume={whole.folder}/checkpoints/step-000002")
     assert resumed.code == 0, resumed.output
     assert [row["step"] for row in resumed.rows("step")] == [1, 2, 3, 4]  # the old rows are carried over
     after = {t["batch"] for t in resumed.trajectories()}
@@ -135,9 +164,9 @@ def test_stopped_and_resumed_equals_one_go(whole, launch, small):
 
 
 @pytest.mark.slow
-def test_same_seed_gives_the_same_run(whole, launch, small):
+def test_same_seed_gives_the_same_run(whole, launch, both):
     """The exact part of docs/dataflow.md: questions, and while no sampled token differs, the trajectories."""
-    again = launch("again", *small, "algorithm.steps=2")
+    again = launch("again", *both, "algorithm.steps=2")
     assert again.code == 0, again.output
     first = {0, 1}
     ours, theirs = _played(again, first), _played(whole, first)
@@ -164,10 +193,12 @@ def test_adapters_under_8_bit_adamw_train_publish_and_resume(whole, launch, smal
     assert gap_elsewhere(run.checkpoint) < 1e-5
 
 
+@pytest.mark.slow
 def test_checkpoint_loads_in_transformers_and_in_vllm_as_it_is(whole, gap_elsewhere):
     assert gap_elsewhere(whole.checkpoint) < 1e-5
 
 
+@pytest.mark.slow
 def test_an_evaluation_serves_the_checkpoint(whole, launch, small):
     """``mode=eval`` finds the run's own last evaluation again."""
     run = launch("eval", *small, "mode=eval", f"checkpoint={whole.checkpoint}")

@@ -158,6 +158,7 @@ def check_compiled(compiled: Policy, plain: Policy, compiler: Counter[str], rows
     assert not counters["graph_break"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "level", "whole", "tied", "backend"),
     [("qwen3", "none", 0, True, "aot_eager"), ("qwen2", "mlp", 2, False, "eager")],
@@ -186,6 +187,7 @@ def test_what_inductor_compiles_gives_the_plain_result(
     assert kept(compiled) <= kept(lean), "the plan counts with what the latter keeps"
 
 
+@pytest.mark.slow
 def test_compiled_adapters_and_copies_are_what_they_were(compiler: Counter[str]) -> None:
     lora, plain = [Policy(build("qwen2"), lora_rank=2, seed=3, backend=backend) for backend in ("eager", "")]
     check_compiled(lora, plain, compiler, ROWS[:2])

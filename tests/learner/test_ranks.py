@@ -273,6 +273,7 @@ def test_rows_are_dealt_evenly_and_none_is_lost() -> None:
 # --- what goes wrong -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_waiting_of_the_others(together: Together, tmp_path: Path) -> None:
     """Mostly by the connection. Where that is yet to be made as the rank dies, gloo waits out its time."""
     first, killed, third = together(3, end_in_the_sum, tmp_path, "killed", timeout_s=30.0)

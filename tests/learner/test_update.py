@@ -371,7 +371,7 @@ def test_three_in_a_row_are_a_fault_with_the_batch_in_a_file(tmp_path: Path) -> 
     assert len(saved["advantages"]) == sum(len(g.members) for g in groups if g.signal_bearing)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(
     ("kind", "offload", "dtype"),
     [

@@ -65,6 +65,7 @@ def test_muon_learns_too() -> None:
     assert losses[-1] < 0.6 * losses[0]
 
 
+@pytest.mark.slow
 def test_8_bit_adamw_on_bfloat16_weights_learns_as_float32_does() -> None:
     sizes = {**SIZES, "hidden_size": 64, "intermediate_size": 64}  # large enough for 8-bit moments
     losses = []

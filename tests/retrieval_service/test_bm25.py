@@ -120,7 +120,7 @@ def test_two_threads_that_search_at_once_get_their_own_hits(index: Path, monkeyp
 
     def searched(_: int) -> list[list[tuple[Passage, ...]]]:
         backend = Bm25(index, CONFIG)
-        found = [backend.search_batch(some, 3) for _ in range(40) for some in shifted]
+        found = [backend.search_batch(some, 3) for _ in range(15) for some in shifted]
         backend.close()
         return found
 
@@ -289,6 +289,7 @@ def test_a_process_with_a_jvm_is_quiet_and_keeps_its_signals_and_environment(ind
     assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
 
 
+@pytest.mark.slow
 def test_a_library_that_takes_the_signals_of_the_jvm_does_not_keep_them(index: Path) -> None:
     """Java would end the process at its next null pointer."""
     code = (
@@ -310,6 +311,7 @@ def test_a_library_that_takes_the_signals_of_the_jvm_does_not_keep_them(index: P
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_names_of_files_are_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     """A container's locale is often C, and Java takes the names of files from it."""
     corpus = tmp_path / "größer 世界" / "corpus.jsonl"
@@ -331,6 +333,7 @@ def test_names_of_files_are_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HOTPOT.is_dir(), reason="the HotpotQA sample is not here")
 def test_recall_on_hotpotqa_is_that_of_its_table(tmp_path: Path) -> None:
     """At 3, 5 and 10 passages the mean share of a question's documents, and the share of questions with both."""
@@ -373,6 +376,7 @@ def test_an_id_that_is_not_there_has_no_following(bm25: Bm25) -> None:
         bm25.following_batch(["twin-3"], 0)
 
 
+@pytest.mark.slow
 def test_an_index_of_many_parts_is_one_of_a_single_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Long documents are read in the corpus's order, whatever parts and threads they came through."""
     parts = [

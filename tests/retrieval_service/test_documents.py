@@ -259,6 +259,7 @@ def test_markdown(tmp_path: Path) -> None:
     assert (read_markdown(file).title, said(read_markdown(file))) == ("From the front", ["# A heading", "Text."])
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("front", "title"),
     [

@@ -99,6 +99,7 @@ def test_a_name_alone_finds_a_passage_of_its_entity():
     assert all(engine.search(title, 2)[0].title == title for title in titles)
 
 
+@pytest.mark.slow
 def test_demonstrations_depend_on_the_seed_alone(made):
     assert demonstrations(0, 40, SEARCH, 2) == made[:40]
     assert demonstrations(1, 40, SEARCH, 2) != made[:40]
@@ -128,6 +129,7 @@ def test_the_novice_is_as_lazy_as_it_should_be(made):
     assert {relation for chain in two_hop for relation in chain} == {chain[0] for chain in chains(1)}
 
 
+@pytest.mark.slow
 def test_a_novice_that_checks_makes_its_last_search_again():
     novice = Novice(hop_shares=[1, 1, 1], answers_early=0, omits_keyword=0, double_checks=0.6)
     made = demonstrations(0, 600, SEARCH, 2, novice)

@@ -446,6 +446,7 @@ def test_a_key_that_can_not_be_sent_is_named(monkeypatch, key):
 MINI = Path(__file__).parents[3] / "shared" / "data" / "multihop_mini"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not MINI.is_dir(), reason="the questions from HotpotQA and MuSiQue are not here")
 def test_real_questions_have_their_experts(tmp_path_factory):
     """A sample of the real questions on the 11,791 real passages: most can be done, and every row is read again."""

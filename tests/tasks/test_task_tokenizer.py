@@ -37,6 +37,7 @@ def tokenizer(folder) -> Tokenizer:
     return Tokenizer(folder)
 
 
+@pytest.mark.slow
 def test_names_keywords_and_tags_are_single_tokens(tokenizer):
     for word in (*name_words(), *RELATIONS):
         assert len(tokenizer.encode(f" {word}")) == 1
@@ -89,6 +90,7 @@ def test_equal_texts_give_equal_files(text, folder, tmp_path):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_text_does_not_depend_on_the_worlds_seed(text, tmp_path):
     other = load(DataConfig(world_seed=5, demonstrations=2), 1, tmp_path)
     assert list(other.tokenizer_text(SEARCH, 2)) == text
@@ -117,6 +119,7 @@ def test_other_tags_and_an_instructing_prompt(tmp_path):
     assert "Question: who?" in tokenizer.decode(prompt)
 
 
+@pytest.mark.slow
 def test_how_long_episodes_are(tokenizer):
     """An expert's episodes of 1, 2 and 3 hops fit the tiny model's context many times over."""
     dialogue = Dialogue.of(tokenizer, AgentConfig(prompt="plain", chat=False))

@@ -123,7 +123,10 @@ def test_the_baseline_is_compared_in_the_seeds_that_both_have() -> None:
 # --- in the report ---------------------------------------------------------------------------------
 
 
-def test_a_report_has_a_table_over_questions_where_the_episodes_are_known(tmp_path: Path) -> None:
+def test_a_report_has_a_table_over_questions_where_the_episodes_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tracking.experiments.pictures.draw", lambda *_: {})  # seconds
     jobs = [Job(overrides={"pool": rule, "seed": "0"}, seed=0) for rule in ("epoch", "recycle")]
     for each in jobs:
         replace(tmp_path / each.name / "metrics.jsonl", [*RUN[:-1], SUMMARY])

@@ -124,6 +124,7 @@ def test_another_number_of_workers_is_simulated_from_the_same_run(run):
     assert simulate(found.latencies, two, steps=20, seed=0).rollout_s < 0.65 * found.rollout_s
 
 
+@pytest.mark.slow
 def test_a_line_that_its_writer_never_finished_is_left_out(run):
     found = calibrate(run, half=3.0, recompute=2.0, seed=0)
     with (run / "trajectories.jsonl").open("a") as file:

@@ -248,6 +248,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the pictures of a report, which take seconds."""
+    monkeypatch.setattr(pictures, "draw", lambda *_: {})
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_of_a_sweep_of_which_a_part_is_done(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report.write(folder, ReportConfig(sweep=str(folder)), Console())
     content = json.loads((folder / "sweep.json").read_text())
@@ -343,6 +350,7 @@ def test_the_table_in_the_folder_is_markdown(folder: Path) -> None:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_picture_that_fails_is_named_and_the_others_are_drawn(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,6 +409,7 @@ def test_a_sweep_of_which_nothing_is_done_has_a_report_without_pictures(tmp_path
     assert not list(tmp_path.glob("*.png"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_baseline_that_is_no_condition_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report.write(folder, ReportConfig(baseline="epoch"), Console())
     said = "nothing is compared: report.baseline=epoch is no condition here (pool=epoch, pool=recycle, pool=dynamic)"
@@ -467,6 +476,7 @@ def test_a_difference_is_of_the_same_seed_at_the_same_rollouts() -> None:
     assert (list(x), list(y)) == ([40, 80, 120], pytest.approx([0.4 - 0.1, 0.6 - 0.3, 0.55 - 0.5]))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_comparison_shows_seeds_mean_and_interval(folder: Path) -> None:
     report.write(folder, ReportConfig(), Console(quiet=True))
     told = json.loads((folder / "sweep.json").read_text())
@@ -515,6 +525,7 @@ def test_a_runs_curves_are_against_its_own_cost() -> None:
     assert curves.recycled([[evaluation(0, 0.0, 0, 0), step(1, mix=(0, 1, 0), recycled=None)]]) == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_needs_each_draw_of_a_run_is_taken_from_its_draws(folder: Path) -> None:
     log = np.zeros(4, dtype=DRAW)
     unseen, hard, signal, consumed = (STATES.index(QueryState(s)) for s in ("unseen", "too_hard", "signal", "consumed"))
@@ -537,6 +548,7 @@ def test_a_damaged_row_is_no_end_of_a_job(tmp_path: Path, row: dict[str, Any]) -
     assert not sweep.interrupted(tmp_path)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_row_without_its_kind_ends_no_report(folder: Path) -> None:
     name = "pool=epoch,seed=0"
     replace(folder / name / "metrics.jsonl", [{"step": 1}, *RUN[:-1], SUMMARY])

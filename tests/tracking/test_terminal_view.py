@@ -147,6 +147,7 @@ def test_a_run_is_read_filtered_and_searched_in_a_terminal(tmp_path: Path) -> No
         assert screen.written.rstrip().endswith("\x1b[?1049l\x1b[?25h")
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_the_terminal_as_it_was(tmp_path: Path, number: signal.Signals) -> None:
     folder = made.write_run(tmp_path / "run")
@@ -172,6 +173,7 @@ def test_a_signal_ends_a_search_and_the_view(tmp_path: Path) -> None:
         viewer.key("\r")
 
 
+@pytest.mark.slow
 def test_hostile_text_reaches_a_terminal_as_text(tmp_path: Path) -> None:
     folder, evil = made.write_run(tmp_path / "a\x1b[31mrun"), "\n".join(made.HOSTILE)
     turns = [made.turn(evil, [("Emma", evil), (made.HOSTILE[7], "x" * 10_000_000)]), made.last_turn(evil)]
@@ -196,6 +198,7 @@ def test_hostile_text_reaches_a_terminal_as_text(tmp_path: Path) -> None:
         assert len(screen.written) < 1_000_000
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
