@@ -590,7 +590,7 @@ def scripted_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
             selectivity=SelectivityConfig(queries=selective),
             checkpoints=CheckpointConfig(every=save_every, keep=keep, every_minutes=0, best=best),
         )
-        task: Any = SimpleNamespace(name="fake", train=(QUESTION,), eval=held_out, corpus=tmp_path)
+        task: Any = SimpleNamespace(name="fake", train=(QUESTION,), eval=held_out, held_out_name="", corpus=tmp_path)
         experts: Any = (SimpleNamespace(question=QUESTION),)
         prepared = Prepared(
             task=task, model_path="nowhere", warm_start_key="the key", experts=experts, imitated="episodes"

@@ -91,7 +91,7 @@ class House:
 
     @contextmanager
     def _inference(self, config: RunConfig, run_dir: Path, namespace: str, console: Console) -> Iterator[Served]:
-        task: Any = SimpleNamespace(name="world", train=(), eval=QUESTIONS, corpus="c.jsonl")
+        task: Any = SimpleNamespace(name="world", train=(), eval=QUESTIONS, held_out_name="", corpus="c.jsonl")
         index = Identity(name="c", backend="bm25")
         yield Served(
             task=task,

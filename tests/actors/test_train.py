@@ -29,7 +29,7 @@ def closed() -> list[str]:
 @pytest.fixture
 def breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: list[str]) -> Any:
     """Trains in ``tmp_path`` until the supervisor raises an error."""
-    task = SimpleNamespace(name="world", train=(), eval=(), corpus="c.jsonl", notices=())
+    task = SimpleNamespace(name="world", train=(), eval=(), held_out_name="", corpus="c.jsonl", notices=())
     scripted: dict[str, Any] = {
         "plan.layouts.settled": lambda config: config,
         "plan.fit.refusal": lambda config: "",
