@@ -30,12 +30,26 @@ def local_ray() -> None:
     """A Ray of two CPUs that writes nothing to the console, shared by the files of this folder."""
     import ray
 
-    if ray.is_initialized():
-        return
+    from actors.ray_start import ATTEMPTS, _Ended
+
+    end, attempt = time.monotonic() + HANG_S, 1
+    while not ray.is_initialized():
+        try:
+            _start(end)
+        except _Ended:  # Ray gives its agents 15 s, which may be too few; a run tries as often
+            ray.shutdown()
+            if attempt == ATTEMPTS:
+                raise
+            attempt += 1
+
+
+def _start(end: float) -> None:
+    import ray
+
     from actors.process import QUIET
     from actors.ray_start import check_alive, children, patience, waiting
 
-    end, before = time.monotonic() + HANG_S, {*children()}
+    before = {*children()}
 
     def check() -> None:
         check_alive(before)
