@@ -23,7 +23,7 @@ FORMAT = 8
 LONGEST_NAME = 100
 """Bytes of a folder's name in that of its corpus; file systems take 255 in all."""
 _ESCAPED = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029]")
-"""What doesn't stand on a line, and what it is written with."""
+"""What can't stand on a line, and the backslash that it is written with."""
 
 
 @dataclass(kw_only=True, slots=True)
