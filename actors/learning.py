@@ -10,7 +10,7 @@ from actors.record import Record
 from actors.reports import StepReport
 from actors.stopping import Stopping
 from actors.totals import Totals
-from agent.errors import Fault
+from agent.errors import Fault, UserError
 from tracking.metrics import UNTRAINABLE
 
 BROKEN_BATCHES = 2
@@ -66,6 +66,6 @@ class Learning:
         closed; None if it has come to no batch, or to nothing that could be trained on."""
         try:
             report: StepReport | None = self.parts.wait(self.under_way, "learner") if self.under_way else None
-        except Fault:  # the closed pool's, or the learner's own: then its weights can't be saved, which it says
+        except (Fault, UserError):  # the closed pool's, or the learner's own: then it says if it can't be saved
             return None
         return None if report is None or report.untrainable is not None else report

@@ -17,7 +17,7 @@ from actors.health import Health
 from actors.prepare import Prepared
 from actors.record import Record
 from actors.replicas import Replicas
-from actors.restarts import Restarts
+from actors.restarts import Losses, Restarts
 from actors.searching import Searching
 from actors.topology import Topology, named
 from actors.watch import Watch
@@ -48,7 +48,7 @@ class Parts:
         limit = config.cluster.restarts_per_hour
         self.health = Health(config.cluster.deadlines, self.topology.log_dir)
         self._retrieval_restarts = Restarts("the retrieval", limit)
-        self.losses = Restarts("learner or pool", limit)
+        self.losses = Losses(config.cluster.losses_in_a_row)
         self.worker_restarts = Restarts("rollout workers", limit)
         self._stopped, self._watch = stopped, watch
         self.learner: Any = None
@@ -115,13 +115,13 @@ class Parts:
         """What is searched; a retrieval that is down is waited for."""
         return self._replicas.identity(self.wait)
 
-    def lost(self, fault: Fault) -> dict[str, Fault]:
-        """Which of learner and pool are gone after ``fault``, if any, and why. All are to ``end`` then."""
+    def lost(self, error: Exception) -> dict[str, Fault]:
+        """Which of learner and pool are gone after ``error``, if any, and why. All are to ``end`` then."""
         if self.workers is None:
-            raise fault
+            raise error
         gone: dict[str, Fault] = {**self.health.gone(*self._together)}
-        if isinstance(fault, Died | ActorLost) and fault.actor in self._together:
-            gone = {fault.actor: fault, **gone}
+        if isinstance(error, Died | ActorLost) and error.actor in self._together:
+            gone = {error.actor: error, **gone}
         return gone
 
     def alone(self) -> None:

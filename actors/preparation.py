@@ -1,8 +1,10 @@
-"""What comes before the first step of a run: the warm start by imitation, and the expert seeding."""
+"""What comes before the first step of a run: its parts start, the warm start by imitation, and the expert seeding."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
+from pathlib import Path
 
 from actors.learning import Learning
 from actors.prepare import warm_started
@@ -11,7 +13,34 @@ from actors.watch import Watch
 from agent.config import GroupConfig
 
 
-def warm_start(learning: Learning, watch: Watch) -> None:
+def start(learning: Learning, watch: Watch, totals: Totals, checkpoint: Path | None) -> None:
+    """Brings up what isn't, as it was saved into ``checkpoint``, until the workers hold its version."""
+    parts, record = learning.parts, learning.record
+    config, engines = parts.config, parts.config.cluster.rollout_workers
+    built = parts.begin(checkpoint)
+    learner = parts.learner
+    with watch.phase("the actors start", learner=learner):
+        parts.pool_is_there()
+        parameters = parts.wait(built, "learner")
+    record.say(f"policy {config.model.name}: {parameters:,} parameters")
+    if checkpoint is None and config.algorithm.warm_start.steps:
+        _warm_start(learning, watch)
+    if checkpoint is None and config.algorithm.seeding.steps:
+        parts.index_is_open()
+        _seed(learning, watch, totals)
+    # An engine that starts counts what comes to its card meanwhile as its own: a checkpoint's states wait for it.
+    with parts.learners_turn(), watch.phase("the learner prepares the first version"):
+        published = parts.wait(learner.begin.remote(checkpoint), "learner")
+    with watch.phase("the retrieval index opens"):
+        parts.index_is_open()
+    with watch.phase(f"{engines} engine(s) start and take the weights"):
+        parts.workers.deliver(published)
+    index = parts.index()
+    record.event("serving", {"version": published.version, "index": asdict(index)})
+    record.say(f"{engines} rollout worker(s) serve version {published.version}")
+
+
+def _warm_start(learning: Learning, watch: Watch) -> None:
     """The supervised steps, or what they came to in an earlier run."""
     parts, record, learner = learning.parts, learning.record, learning.parts.learner
     prepared = parts.prepared
@@ -23,7 +52,7 @@ def warm_start(learning: Learning, watch: Watch) -> None:
     record.say(f"warm start by imitation: {how}, {report['seconds']:.1f} s")
 
 
-def seed(learning: Learning, watch: Watch, totals: Totals) -> None:
+def _seed(learning: Learning, watch: Watch, totals: Totals) -> None:
     """Steps like those of the run, over the experts' questions alone and in plain groups; ``totals`` count them.
 
     It is part of the preparation: nothing is evaluated or saved before its end.

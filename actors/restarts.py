@@ -1,4 +1,4 @@
-"""How often parts of a run may be replaced: so many an hour, however long the run."""
+"""How often parts of a run may be lost: so many an hour, or so many times without a step in between."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from agent.errors import Final
 
 SETTING = "cluster.restarts_per_hour"
+IN_A_ROW = "cluster.losses_in_a_row"
 HOUR_S = 3600.0
 
 
@@ -33,4 +34,31 @@ class Restarts:
         if len(self._recent) > self._limit:
             raise Final(
                 f"{self._what} failed {len(self._recent)} times within an hour ({SETTING}={self._limit}): {cause}"
+            )
+
+
+class Losses:
+    """Counts the losses of learner or pool, each of which takes the run back to its last checkpoint.
+
+    Nobody knows how much is played again each time, so no hour bounds them: a run that is lost ``limit`` times in a row
+    without a step beyond all that it had before would be again.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._in_a_row = self._furthest = 0
+
+    def reached(self, step: int) -> None:
+        """``step`` is trained. One that is played again is nothing new."""
+        if step > self._furthest:
+            self._furthest, self._in_a_row = step, 0
+
+    def count(self, cause: str) -> None:
+        """One more, for ``cause``. Raises ``Final`` with it if that is the ``limit``-th in a row."""
+        self._in_a_row += 1
+        if self._in_a_row >= self._limit:
+            times = f"{self._in_a_row} times in a row" if self._in_a_row > 1 else "once"
+            raise Final(
+                f"learner or pool was lost {times} before step {self._furthest + 1} was trained "
+                f"({IN_A_ROW}={self._limit}); mend the cause and resume: {cause}"
             )

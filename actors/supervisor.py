@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from actors.calls import LAST_LINES, get
 from actors.eval_series import EvalSeries
 from actors.learning import Learning
 from actors.parts import Parts
-from actors.preparation import seed, warm_start
+from actors.preparation import start
 from actors.prepare import Prepared
 from actors.provenance import Provenance
 from actors.record import Record
@@ -36,7 +36,7 @@ from actors.stopping import LeftEvaluation, Stopping
 from actors.totals import Totals
 from actors.watch import Watch
 from actors.worker_pool import WorkerPool
-from agent.errors import Fault, refused
+from agent.errors import Fault, UserError, refused
 from conf.schema import RunConfig
 from learner.manifest import Files
 from tracking.alarms import Alarms
@@ -98,8 +98,8 @@ class Supervisor:
         while True:
             try:
                 return self._train(checkpoint)
-            except Fault as fault:
-                checkpoint = self._recovered(fault)
+            except (Fault, UserError, OSError) as error:
+                checkpoint = self._recovered(error)
 
     def _train(self, checkpoint: Path | None) -> dict[str, Any]:
         """The run from ``checkpoint``, or from its beginning, to its end."""
@@ -107,6 +107,7 @@ class Supervisor:
         self._reached = self._trained = 0 if state is None else state.step
         self._totals, self._alarms = Totals(), Alarms(self.config.model.dtype)
         self._untold = self._learning.under_way = None
+        self.parts.losses.reached(self._trained)
         same = self.evals.goes_on(state)
         self.saving.goes_on(state.best if state is not None and same else None)
         if state is not None:
@@ -119,7 +120,7 @@ class Supervisor:
             self._totals = Totals(rollouts=state.rollouts, generated_tokens=state.generated_tokens)
             self._recall()
             self.record.tracked = state.trackers | self.record.tracked
-        self._start(checkpoint)
+        start(self._learning, self.watch, self._totals, checkpoint)
         if state is None or (not same and self.evals.last is None) or self._owes(self._reached):
             self._evaluate(self._reached)
         if checkpoint is not None:
@@ -153,14 +154,16 @@ class Supervisor:
                 self.evals.add({name: value for name, value in row.items() if name != "kind"})
                 self.saving.evaluated(self._reached, row["em"])
 
-    def _recovered(self, fault: Fault) -> Path | None:
-        """The sound checkpoint to go on from after ``fault``, if that ended learner or pool. Else saves, raises."""
+    def _recovered(self, error: Fault | UserError | OSError) -> Path | None:
+        """The sound checkpoint to go on from after a fault that ended learner or pool. Else saves, raises ``error``."""
         began = self.record.time_s
-        gone = self.parts.lost(fault)
+        gone = self.parts.lost(error)
         if not gone:
             self._rescue()
-        if self.stopping.asked or not gone:
-            raise fault
+            if isinstance(error, UserError) and (saved := self.saving.checkpoint) not in (None, self.resume):
+                raise UserError(f"{error}; resume with resume={saved}") from error
+        if self.stopping.asked or not gone or not isinstance(error, Fault):
+            raise error
         self.parts.losses.count(str(next(iter(gone.values()))))
         who, (cause, *_) = " and ".join(gone), map(str, gone.values())
         if "learner" not in gone:  # it may be writing a checkpoint, which is as good as if nobody had been lost
@@ -182,9 +185,9 @@ class Supervisor:
         return checkpoint
 
     def _rescue(self) -> None:
-        """Saves what is trained since the last checkpoint, before a fault of others than learner and pool ends the run.
+        """Saves what is trained since the last checkpoint, before what learner and pool live through ends the run.
 
-        A step that the learner is in is waited for, if it has its batch. Why nothing can be saved is told.
+        A step that the learner is in is waited for, if it has its batch. What can't be saved is told.
         """
         saved = self.saving.newest()
         known = 0 if saved is None else run_state.load(saved).step
@@ -199,40 +202,15 @@ class Supervisor:
                 self._tell(self._trained, self._untold, 0.0, UNKNOWN)
             if self._trained > known:
                 self._save(self._trained, None, last=True)
-        except (Fault, OSError) as error:
-            self.record.say(f"what is trained since the last checkpoint can't be saved: {refused(error)}", "yellow")
+        except (Fault, UserError, OSError) as error:
+            steps = f"steps {known + 1} to {self._trained} are" if self._trained > known + 1 else f"step {known + 1} is"
+            after = f"after step {known}" if known else "from the beginning"
+            self.record.say(f"{steps} lost, and a resumed run goes on {after}: {refused(error)}", "yellow")
 
     @property
     def workers(self) -> WorkerPool:
         """The rollout workers."""
         return self.parts.workers
-
-    # --- start -----------------------------------------------------------------------------------
-
-    def _start(self, checkpoint: Path | None) -> None:
-        """Brings up what isn't, as it was saved into ``checkpoint``, until the workers hold its version."""
-        config, parts = self.config, self.parts
-        built = parts.begin(checkpoint)
-        learner = parts.learner
-        with self.watch.phase("the actors start", learner=learner):
-            parts.pool_is_there()
-            parameters = self._wait(built, "learner")
-        self.record.say(f"policy {config.model.name}: {parameters:,} parameters")
-        if checkpoint is None and config.algorithm.warm_start.steps:
-            warm_start(self._learning, self.watch)
-        if checkpoint is None and config.algorithm.seeding.steps:
-            parts.index_is_open()
-            seed(self._learning, self.watch, self._totals)
-        # An engine that starts counts what comes to its card meanwhile as its own: a checkpoint's states wait for it.
-        with parts.learners_turn(), self.watch.phase("the learner prepares the first version"):
-            published = self._wait(learner.begin.remote(checkpoint), "learner")
-        with self.watch.phase("the retrieval index opens"):
-            parts.index_is_open()
-        with self.watch.phase(f"{config.cluster.rollout_workers} engine(s) start and take the weights"):
-            self.workers.deliver(published)
-        index = parts.index()
-        self.record.event("serving", {"version": published.version, "index": asdict(index)})
-        self.record.say(f"{config.cluster.rollout_workers} rollout worker(s) serve version {published.version}")
 
     # --- one step --------------------------------------------------------------------------------
 
@@ -253,6 +231,7 @@ class Supervisor:
             self._save(self._reached, report.batch, last=True)
             return True
         self._trained, self._untold = step, report
+        self.parts.losses.reached(step)
         delivered = 0.0
         if report.published:
             with self._spans.span("deliver"):
@@ -288,11 +267,12 @@ class Supervisor:
             **search,
             "workers/restarts": self.workers.restarts,
         }
-        self._totals.count(report)
         alarms = self._alarms.add(row)
         row |= {f"alarms/{alarm.name}": 1 for alarm in self._alarms.active}
-        self._untold = None
-        self.record.step(row, self._totals.so_far(step, self.config.algorithm))
+        totals = replace(self._totals)
+        totals.count(report)
+        self.record.step(row, totals.so_far(step, self.config.algorithm))
+        self._totals, self._untold = totals, None  # now: a row that can't be written is tried once more
         self.record.alarms(alarms)
         return row
 

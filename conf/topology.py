@@ -131,8 +131,10 @@ class ClusterConfig:
     start_timeout_s: float = bounded(600.0, "above 0")
     """Longest that Ray, or an actor, may take to start."""
     restarts_per_hour: int = bounded(12, "at least 0")
-    """How often within an hour rollout workers are replaced, learner and pool together, or the retrieval, before the
-    run stops."""
+    """How often within an hour rollout workers are replaced, or the retrieval, before the run stops."""
+    losses_in_a_row: int = bounded(3, "at least 1")
+    """How often learner or pool are lost without a new step in between before the run stops. Each time it goes back to
+    its last checkpoint."""
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
     object_store_mib: int = bounded(0, "at least 0")
     """Ray's object store on this machine; 0 makes room for two versions of the weights, and takes at least 512."""

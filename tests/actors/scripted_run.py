@@ -25,7 +25,7 @@ from actors.supervisor import Supervisor
 from actors.threads import in_thread
 from actors.totals import Totals
 from agent.config import GroupConfig, SelectivityConfig
-from agent.errors import ActorLost, Fault, Final, Unusable
+from agent.errors import ActorLost, Fault, Final, Unusable, UserError
 from agent.inference.evaluation import EvalRow
 from agent.pool import saved
 from agent.pool.history import DRAW
@@ -91,6 +91,7 @@ class World:
         slow_disk: bool = False,
         restarts: int = 0,
         final: tuple[str, ...] = (),
+        mistakes: tuple[str, ...] = (),
     ) -> None:
         self.events: list[str] = []
         self.pinged_first = pinged_first
@@ -133,6 +134,8 @@ class World:
         """Events during which a follower of the learner doesn't come to where they meet, and which."""
         self.final = list(final)
         """Events during which a part other than these fails once too often; ``wait 3``: for the report of step 3."""
+        self.mistakes = mistakes
+        """Events during which a mistake of the user's shows."""
         self.dead: str | None = None
         self.restarts = restarts
         """Workers that were replaced."""
@@ -164,6 +167,8 @@ class World:
         if event in self.final:
             self.final.remove(event)
             raise Final("rollout workers failed too often")
+        if event in self.mistakes:
+            raise UserError("no such tool")
         if event in self.garbage:
             raise Unusable(self.garbage.pop(event), "it is damaged")
         if event in self.hangs:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from scripted_run import (
 
 from actors import record, run_state
 from actors.reports import Untrainable
+from actors.resume import carry_metrics
 from actors.searching import UNKNOWN, Searching
 from agent.errors import Fault, UserError
 from learner.checkpoint import checkpoints, latest
-from tracking.metrics import read
+from tracking.metrics import MetricsLog, read
 
 
 @pytest.fixture
@@ -274,6 +277,8 @@ NO_SEARCH = Untrainable(why="retrieval_failed: timeout", lasting=False, tools_fa
         ({"final": ("deliver 3",)}, 3, 3),
         ({"final": ("evaluate version 3",)}, 3, 3),
         ({"final": ("wait 1",)}, 1, 1),
+        ({"mistakes": ("deliver 3",)}, 3, 3),
+        ({"mistakes": ("evaluate version 3",)}, 3, 3),
     ],
 )
 def test_what_is_trained_is_saved_before_a_fault_of_others_ends_the_run(
@@ -286,9 +291,11 @@ def test_what_is_trained_is_saved_before_a_fault_of_others_ends_the_run(
 
     monkeypatch.setattr(Searching, "until_they_answer", outage)
     world = World(**given)
-    with pytest.raises(Fault, match=r"rollout workers failed too often|2 batches in a row|has not answered for 600 s"):
-        play(world, 6, evaluate_every=3)
     root = tmp_path / "run" / "checkpoints"
+    ends = r"rollout workers failed too often|2 batches in a row|has not answered for 600 s"
+    ends += rf"|^no such tool; resume with resume={root}/step-000003$"
+    with pytest.raises((Fault, UserError), match=ends):
+        play(world, 6, evaluate_every=3)
     (saved,) = checkpoints(root)
     run_state.check(saved)
     state = run_state.load(saved)
@@ -322,16 +329,84 @@ def test_what_can_not_be_saved_either_is_said_and_the_fault_is_the_first_one(
         play(World(untrainable={3: BY_ENGINES, 4: BY_ENGINES}, full=(3,)), 6)
     assert checkpoints(tmp_path / "run" / "checkpoints") == []
     assert said[-1].startswith(
-        "what is trained since the last checkpoint can't be saved: the checkpoint of step 3 can't be written: "
+        "steps 1 to 3 are lost, and a resumed run goes on from the beginning: the checkpoint of step 3 can't be "
+        "written: "
     )
 
 
-def test_losses_end_the_run_when_there_are_too_many_within_an_hour(play: Play) -> None:
-    world = World(deaths={f"step {n}": "learner" for n in range(1, 20)})
+@pytest.mark.parametrize("again", [False, True])
+def test_a_full_disk_costs_the_steps_since_the_checkpoint_if_no_room_is_made_and_says_which(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """``metrics.jsonl`` is what has to be written. No checkpoint is damaged or left behind by halves."""
+    said: list[str] = []
+    monkeypatch.setattr(record.Record, "say", lambda self, text, style="": said.append(text))
+    write, full = MetricsLog.write, [4] if again else [4, 4]
+
+    def written(self: MetricsLog, kind: str, row: Mapping[str, Any]) -> None:
+        if kind == "step" and row["step"] in full:
+            full.remove(row["step"])
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
+        write(self, kind, row)
+
+    monkeypatch.setattr(MetricsLog, "write", written)
+    with pytest.raises(OSError, match="No space left on device"):
+        play(World(), 6, save_every=2)
+    root = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in root.iterdir()) == ["step-000002", *(["step-000004"] if again else [])]
+    saved = latest(root)
+    assert saved is not None
+    run_state.check(saved)
+    lost = "steps 3 to 4 are lost, and a resumed run goes on after step 2: "
+    lost += f"{root.parent}/metrics.jsonl: No space left on device"
+    assert said.count(lost) == (not again)
+    carry_metrics(saved, root.parent)
+    driver, summary = play(World(), 6, resume=saved)
+    assert [row["step"] for row in read(driver.record.metrics.path, "step")] == [1, 2, 3, 4, 5, 6]
+    assert summary["rollouts"] == 48
+
+
+@pytest.mark.parametrize("who", ["learner", "pool"])
+def test_a_run_that_is_lost_thrice_without_a_new_step_ends(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    """Nobody knows how long each time takes: steps that are played again are no progress."""
+    world = World()
+    lose(world, monkeypatch, lambda event: event == "step 4", who)
     with pytest.raises(
-        Fault, match=r"^learner or pool failed 13 times within an hour \(cluster.restarts_per_hour=12\)"
+        Fault,
+        match=r"^learner or pool was lost 3 times in a row before step 4 was trained \(cluster.losses_in_a_row=3\); "
+        rf"mend the cause and resume: {who} died",
     ):
-        play(world, 20, save_every=1)
+        play(world, 20, save_every=2)
+    assert world.model_of == [None, "step-000002", "step-000002"]
+    assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000002"]
+
+
+def test_losses_with_a_new_step_between_them_end_no_run(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    seen: dict[str, int] = {}
+
+    def twice(event: str) -> bool:
+        seen[event] = seen.get(event, 0) + 1
+        return event.startswith("step ") and seen[event] <= 2
+
+    lose(world, monkeypatch, twice, "learner")
+    _, summary = play(world, 9, save_every=1)
+    assert summary["step"] == 9
+    assert len(world.model_of) == 1 + 2 * 9
+
+
+def lose(world: World, monkeypatch: pytest.MonkeyPatch, when: Callable[[str], bool], who: str) -> None:
+    """Loses ``who`` at each event that ``when`` says."""
+    happens = world.happens
+
+    def lost(event: str) -> None:
+        if when(event):
+            world.deaths[event] = who
+        happens(event)
+
+    monkeypatch.setattr(world, "happens", lost)
 
 
 def test_a_run_that_is_to_end_does_not_begin_again(play: Play) -> None:

@@ -52,6 +52,7 @@ SETTINGS = [
     "cluster.deadlines.start=60",
     "cluster.deadlines.ping=5",
     "cluster.restarts_per_hour=1000",
+    "cluster.losses_in_a_row=1000",
     "pool.max_empty_batches=1000000",
 ]
 

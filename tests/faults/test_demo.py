@@ -22,8 +22,9 @@ WANTED = 0.40
 @pytest.mark.faults
 def test_the_demo_learns_with_a_fault_every_half_minute(tmp_path: Path) -> None:
     before, rng, done = segments(), random.Random(SEED), []
-    settings = ["tracker=none", "cluster.dashboard=false", "checkpoints.every=3", "cluster.restarts_per_hour=1000"]
-    run = Damaged.start(tmp_path / "demo", tmp_path / "cache", *settings, "cluster.deadlines.ping=5")
+    settings = ["tracker=none", "cluster.dashboard=false", "checkpoints.every=3", "cluster.deadlines.ping=5"]
+    settings += ["cluster.restarts_per_hour=1000", "cluster.losses_in_a_row=1000"]
+    run = Damaged.start(tmp_path / "demo", tmp_path / "cache", *settings)
     try:
         run.wait(run.steps)
         while run.process.poll() is None:
