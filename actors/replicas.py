@@ -14,14 +14,14 @@ from agent.errors import Final
 from retrieval_service.backend import Identity
 
 FAILED_STARTS = 3
-"""Ends in a row of a process that has never had its index open. An index may take long: few such fit into an hour."""
+"""Ends in a row of processes whose index was waited for. An index may take long: few such fit into an hour."""
 
 
 class Replicas:
     """The retrieval actors ``by_name``, whose indexes open from now on. ``lost`` is told of each that died or hung.
 
-    What waits for them goes on waiting over such an end, until ``lost`` raises, which counts them, or one was never
-    open in ``FAILED_STARTS`` processes: then that raises ``Final``.
+    What waits for them goes on waiting over such an end, until ``lost`` raises, which counts them, or the index that is
+    waited for was not open in ``FAILED_STARTS`` processes in a row: then that raises ``Final``.
     """
 
     def __init__(self, by_name: Mapping[str, Any], health: Health, lost: Callable[[Died], None]) -> None:
@@ -44,7 +44,7 @@ class Replicas:
             while name in self._opening:
                 try:
                     wait(self._opening[name], name)
-                    del self._opening[name]
+                    del self._opening[name], self._failed[name]
                 except Died as error:
                     if error.actor != name:  # seen while this was waited for
                         raise
@@ -52,13 +52,17 @@ class Replicas:
                     self._opening[name] = replica.start.remote()
 
     def identity(self, wait: Callable[[Any, str], Any]) -> Identity:
-        """What is searched."""
+        """What is searched. Raises ``Final``, too, if that is asked ``FAILED_STARTS`` times of processes that end."""
         name, replica = next(iter(self._by_name.items()))
-        while True:
+        for _ in range(FAILED_STARTS):
+            self.are_open(wait)
             try:
                 identity: Identity = wait(replica.identity.remote(), name)
                 return identity
             except Died as error:
                 if error.actor != name:
                     raise
+                end = error
                 time.sleep(POLL_S)
+                self._opening[name] = replica.start.remote()  # from now on its ends are those of a start
+        raise Final(f"{name} has ended {FAILED_STARTS} times as it was asked what it searches: {end}")

@@ -209,3 +209,37 @@ def test_replicas_that_end_each_time_before_their_index_is_open_end_the_run(monk
     ):
         again.are_open(wait)
     assert len(lost) == 2 + 9 + 3
+
+
+@pytest.mark.parametrize(
+    ("opens", "wanted"),
+    [
+        (False, "retrieval has ended 3 times before its index was open: retrieval died"),
+        (True, "retrieval has ended 3 times as it was asked what it searches: retrieval died"),
+    ],
+)
+def test_a_retrieval_that_does_not_come_back_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, opens: bool, wanted: str
+) -> None:
+    """Learner and pool have been lost, and so has it, which had been open: however long each of its starts takes."""
+    monkeypatch.setattr("actors.replicas.POLL_S", 0.0)
+    told: list[Any] = []
+    died = Died("retrieval died", actor="retrieval")
+    health = SimpleNamespace(watch=lambda name, actor, ended, **more: told.append(ended))
+    calls = {call: SimpleNamespace(remote=lambda call=call: call) for call in ("start", "identity")}
+    asked: list[str] = []
+
+    def wait(ref: Any, actor: str) -> Any:
+        asked.append(ref)
+        assert len(asked) < 99, "it is waited for for ever"
+        if ref == "start" and (opens or len(asked) == 1):
+            return True
+        told[-1](died)
+        raise died
+
+    replicas = Replicas({"retrieval": SimpleNamespace(**calls)}, health, lambda error: None)  # type: ignore[arg-type]
+    replicas.are_open(wait)
+    with pytest.raises(Final, match=f"^{wanted}$"):
+        replicas.identity(wait)
+    again = ["identity", "start", "identity", "start", "identity"] if opens else ["identity", "start", "start", "start"]
+    assert asked == ["start", *again]
