@@ -23,7 +23,7 @@ class Loss(ClippedLoss):
     defaults = Choices(advantage="std", aggregation="sequence_mean", clip_low=3e-4, clip_high=4e-4)
 
     def surrogate(self, row: LossInput) -> Surrogate:
-        return self.clip(row.sequence_mean(row.log_ratio).exp(), row.advantages)
+        return self.clip(row.sequence_mean(row.log_ratio), row.advantages)
 
     def importance(self, row: LossInput, cap: float) -> Tensor:
         """The sequence's: the tokens' geometric mean, truncated."""

@@ -159,6 +159,23 @@ def test_cispo_counts_the_tokens_whose_weight_is_bounded() -> None:
     assert LossMetrics.of(sums.tolist()).clipped == 1
 
 
+@pytest.mark.parametrize("name", loss_names())
+@pytest.mark.parametrize("advantage", [1.0, 0.0])
+def test_a_ratio_that_no_number_holds_is_clipped_as_any_other(name: str, advantage: float) -> None:
+    """0 * inf = NaN, in the loss or in its gradient, would cost the whole update."""
+    logprobs = torch.tensor([-0.1, -1.0], requires_grad=True)
+    row = loss_input(
+        logprobs, torch.tensor([-200.0, -1.0]), torch.zeros(2), torch.tensor([advantage, 1.0]), torch.ones(2), [1, 1]
+    )
+    config = AlgorithmConfig(loss=name)
+    total, _ = policy_loss(config.build_loss(), row, logprobs, torch.ones(2), config)
+    total.backward()
+    assert math.isfinite(total.item())
+    assert logprobs.grad is not None
+    weight = config.choices.clip_high + 1 if name == "cispo" else 0.0  # where a clipped token keeps its gradient
+    assert logprobs.grad.tolist() == pytest.approx([-weight * advantage, -1.0])
+
+
 # --- packing ---------------------------------------------------------------------------------------
 
 
