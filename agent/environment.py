@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from agent.config import AgentConfig
 from agent.errors import RetrievalError, ToolError, UserError, shortened
-from agent.own import told
+from agent.own import BREAKS, told
 from agent.records import Passage, Repeat, StopReason
 from agent.tools.base import Request, Result, Searcher, Situation, Tool
 from agent.tools.catalogue import tool_classes
@@ -73,7 +73,7 @@ class Environment:
             result = await self._tools[request.tool].call(request, replace(situation, before=before))
         except ToolError:
             raise
-        except Exception as error:  # whatever a tool of the user's own raises costs its trajectory alone
+        except BREAKS as error:  # whatever a tool of the user's own raises costs its trajectory alone
             what = f"{type(error).__name__}: {shortened(error)}"
             raise ToolError(f"agent.tools: {request.tool} raised {what}") from error
         return _checked(result, f"agent.tools: {request.tool} returned")
@@ -89,8 +89,11 @@ def _checked(result: object, where: str) -> Result:
     passages = result.passages
     if not isinstance(passages, Sequence) or not all(isinstance(passage, Passage) for passage in passages):
         raise ToolError(f"{where} a Result whose passages are no agent.records.Passage")
-    if not (result.stop is None or isinstance(result.stop, StopReason)) or result.stop is StopReason.EARLY_EXIT:
-        raise ToolError(f"{where} a Result whose stop is {result.stop!r}, and no reason of a tool's")
+    stop: object = result.stop
+    if not (stop is None or isinstance(stop, StopReason)) or stop in (StopReason.EARLY_EXIT, StopReason.ANSWERED):
+        raise ToolError(f"{where} a Result whose stop is {stop!r}, and no reason of a tool's")
+    if isinstance(stop, StopReason) and stop.is_fault:  # nothing would say what broke
+        raise ToolError(f"{where} a Result whose stop is {stop!r}; where something broke, it has to raise ToolError")
     if not (result.repeat is None or isinstance(result.repeat, Repeat)) or not isinstance(result.refused, bool):
         raise ToolError(f"{where} a Result whose repeat is {result.repeat!r} and refused {result.refused!r}")
     said = "" if result.text is None else result.text

@@ -15,6 +15,9 @@ from typing import Any
 
 from agent.errors import UserError, nearest, shortened
 
+BREAKS = (Exception, SystemExit)
+"""What code of the user's own raises where it breaks: a library's ``sys.exit()`` is to end no process of ours."""
+
 
 @contextmanager
 def told(where: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
@@ -28,7 +31,7 @@ def told(where: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
         raise
     except but:
         raise
-    except Exception as error:
+    except BREAKS as error:
         raise UserError(f"{where} raised {type(error).__name__}: {shortened(error)}") from error
 
 
@@ -66,7 +69,7 @@ def imported(module_name: str, where: str, called: str) -> ModuleType:
     """
     try:
         return importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
+    except BREAKS as error:
         raise UserError(f"{where}: {_import_problem(module_name, called, error)}") from error
 
 

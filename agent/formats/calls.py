@@ -131,7 +131,15 @@ def check(requests: Sequence[Request], parameters: Mapping[str, Mapping[str, Map
             )
             if not right:
                 raise Malformed("a call whose argument has the wrong type")
-            if isinstance(value, float) and not math.isfinite(value):  # Python's reader takes NaN and 1e999
+            if schema["type"] == "number" and not _is_float(value):
                 raise Malformed("a call whose number is none")
             if isinstance(value, str) and not value.strip():
                 raise Malformed("a call with nothing in it")
+
+
+def _is_float(number: float) -> bool:
+    """Whether a tool can compute with it: Python's reader takes NaN, 1e999 and whole numbers beyond all floats."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False

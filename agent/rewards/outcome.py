@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from agent.errors import RewardError, one_of, shortened
-from agent.own import check_function, is_path, resolve
+from agent.own import BREAKS, check_function, is_path, resolve
 from agent.records import MAX_REWARD, Question, Trajectory
 from agent.rewards import outcomes
 from agent.shipped import file_of, member_of, module_names
@@ -65,7 +65,7 @@ class Outcome:
             return list(value)
         except TypeError:
             raise self._wrong("something that is no list of numbers") from None
-        except Exception as error:
+        except BREAKS as error:
             raise self._raised(error) from error
 
     async def _one(self, question: Question, trajectory: Trajectory) -> float | RewardError:
@@ -79,7 +79,7 @@ class Outcome:
         try:
             value = self._function(question, given)
             return await value if inspect.isawaitable(value) else value
-        except Exception as error:
+        except BREAKS as error:
             raise self._raised(error) from error
 
     def _checked(self, value: Any) -> float | RewardError:

@@ -59,7 +59,7 @@ class Result:
     """The tool did nothing, since a limit of its own is reached."""
     repeat: Repeat | None = None
     stop: StopReason | None = None
-    """Ends the episode; nothing is shown then."""
+    """Ends the episode; nothing is shown then. Neither an answer's nor a fault's: what breaks is raised."""
 
     def unseen(self) -> Result:
         """What is left of it when the policy never gets to see it: no evidence."""

@@ -242,6 +242,16 @@ def test_wrong_tools_are_the_users_mistake(names, message):
             lambda: Result(stop=StopReason.EARLY_EXIT),
             f"agent.tools: count returned a Result whose stop is {StopReason.EARLY_EXIT!r}, and no reason of a tool's",
         ),
+        (
+            lambda: Result(stop=StopReason.ANSWERED),
+            f"agent.tools: count returned a Result whose stop is {StopReason.ANSWERED!r}, and no reason of a tool's",
+        ),
+        (
+            lambda: Result(stop=StopReason.TOOL_FAILED),
+            f"agent.tools: count returned a Result whose stop is {StopReason.TOOL_FAILED!r}; where something broke, it "
+            "has to raise ToolError",
+        ),
+        (lambda: sys.exit("usage: count"), "agent.tools: count raised SystemExit: usage: count"),
         (lambda: Result(refused=None), "agent.tools: count returned a Result whose repeat is None and refused None"),
         (
             lambda: Result(repeat="query"),
@@ -273,6 +283,7 @@ def test_a_defect_of_a_tool_costs_its_trajectory_alone(does, fault: str) -> None
         (RuntimeError("no key"), r"__init__\(\) raised RuntimeError: no key$"),
         (Fault("no server"), r"__init__\(\) raised Fault: no server$"),
         (UserError("set COUNT_KEY"), r"set COUNT_KEY$"),
+        (SystemExit("usage: count"), r"__init__\(\) raised SystemExit: usage: count$"),
     ],
 )
 def test_a_tool_that_cannot_be_made_is_named(error, said: str, monkeypatch) -> None:

@@ -95,6 +95,9 @@ def breaks_off(question, trajectories):
 def nothing(question, trajectory):
     return None
 
+def leaves(question, trajectory):
+    raise SystemExit("no key")
+
 def with_more(question, trajectory, *, strict=False):
     return 1.0
 
@@ -117,6 +120,7 @@ a_number = 3
 def _own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_rewards.py").write_text(OWN)
     (tmp_path / "own_broken.py").write_text("1 / 0")
+    (tmp_path / "own_empty.py").write_text("")
     (tmp_path / "own_lacking.py").write_text("import a_package_that_nobody_has")
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -191,6 +195,7 @@ def test_what_cant_be_judged_is_excluded_with_its_reason(search_protocol, emma, 
         ("by_key", "returned a dict, which is no list of numbers"),
         ("digits", "returned a str, which is no list of numbers"),
         ("breaks_off", "raised ZeroDivisionError"),
+        ("leaves", "raised SystemExit: no key"),
     ],
 )
 def test_a_failure_is_never_a_zero(search_protocol, emma, answers, name, why):
@@ -214,6 +219,7 @@ def test_no_trajectory_is_no_question_to_a_judge(search_protocol, emma, make_tra
         ("own_rewards:by_lenght", "own_rewards has no by_lenght; did you mean 'by_length'?"),
         ("own_reward:by_length", "there is no module own_reward; set PYTHONPATH to the folder that holds it"),
         ("own_rewards.inner:by_length", "there is no module own_rewards.inner; set PYTHONPATH"),
+        ("own_empty:judge", "own_empty has no judge; valid names: none"),
         ("own_broken:judge", "importing own_broken raised ZeroDivisionError: division by zero"),
         ("own_lacking:judge", "own_lacking imports a_package_that_nobody_has, which isn't installed"),
         ("own_rewards:a_number", "is no function; it is of type int"),

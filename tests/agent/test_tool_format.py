@@ -367,9 +367,9 @@ def test_what_was_meant_as_a_call_is_no_answer(text, why):
         JsonCalls().read(text)
 
 
-@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "9" * 400])
 def test_a_number_that_is_none_is_the_policys_mistake_and_no_fault_of_the_tool(number):
-    """Python's reader takes what JSON doesn't know."""
+    """Python's reader takes what JSON doesn't know, and whole numbers that no float holds."""
     (request,) = TaggedCalls().read(f'<tool_call>{{"name": "sum", "arguments": {{"x": {number}}}}}</tool_call>')
     with pytest.raises(Malformed, match="whose number is none"):
         check([request], {"sum": {"x": {"type": "number"}}})

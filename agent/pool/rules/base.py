@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.errors import Fault, UserError, shortened
-from agent.own import check_class
+from agent.own import BREAKS, check_class
 from agent.pool import rules as pool_rules
 from agent.pool.beta_binomial import chance_of_any
 from agent.pool.history import QueryHistory
@@ -46,7 +46,7 @@ def _named(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(rule, *arguments, **named)
         except Fault:
             raise
-        except Exception as error:
+        except BREAKS as error:
             what = f"{type(error).__name__}: {shortened(error)}"
             raise Fault(f"pool={rule.name}: {method.__name__}() raised {what}") from error
 
@@ -152,7 +152,7 @@ class PoolRule(ABC):
         """What ``candidates`` says. Raises ``Fault`` for what is no number of draws, as for all that follow."""
         try:
             found: Any = self.candidates
-        except Exception as error:
+        except BREAKS as error:
             raise self._wrong("candidates", f"raised {type(error).__name__}: {shortened(error)}") from error
         if not _whole(found) or found < 1:
             raise self._wrong("candidates", f"is {found!r}; it needs a number of draws, 1 or more")
