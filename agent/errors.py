@@ -116,7 +116,10 @@ def shortened(error: BaseException, limit: int = 300) -> str:
     >>> shortened(ValueError("1 error:\\n  no such layer"))
     '1 error: no such layer'
     """
-    text = " ".join(str(error).split()) or type(error).__name__
+    try:
+        text = " ".join(str(error).split()) or type(error).__name__
+    except Exception:  # what a class of the user's own says of itself may be broken, too
+        text = type(error).__name__
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 

@@ -84,12 +84,12 @@ class Outcome:
 
     def _checked(self, value: Any) -> float | RewardError:
         if isinstance(value, str | bytes):  # of a judge whose reply wasn't read: now and then it is a number
-            return self._wrong(repr(value))
+            return self._wrong(_printed(value))
         try:
             number = float(value)
         except Exception:  # whatever a tensor, say, or a number that is too large raises
-            return self._wrong(repr(value))
-        return number if 0 <= number <= MAX_REWARD else self._wrong(repr(value))
+            return self._wrong(_printed(value))
+        return number if 0 <= number <= MAX_REWARD else self._wrong(_printed(value))
 
     def _raised(self, error: Exception) -> RewardError:
         return RewardError(f"{KEY}={self._name} raised {type(error).__name__}: {shortened(error)}")
@@ -98,3 +98,10 @@ class Outcome:
         return RewardError(
             f"{KEY}={self._name} returned {shortened(ValueError(returned), 80)}; an outcome is a number in [0, 1]"
         )
+
+
+def _printed(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception:  # of a tensor whose card has failed, say
+        return f"a {type(value).__name__}"

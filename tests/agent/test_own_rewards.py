@@ -95,6 +95,17 @@ def breaks_off(question, trajectories):
 def nothing(question, trajectory):
     return None
 
+class Mute(Exception):
+    def __repr__(self):
+        raise RuntimeError("not even that")
+    __str__ = __repr__
+
+def says_nothing(question, trajectory):
+    raise Mute
+
+def shows_nothing(question, trajectory):
+    return Mute()
+
 def leaves(question, trajectory):
     raise SystemExit("no key")
 
@@ -196,6 +207,8 @@ def test_what_cant_be_judged_is_excluded_with_its_reason(search_protocol, emma, 
         ("digits", "returned a str, which is no list of numbers"),
         ("breaks_off", "raised ZeroDivisionError"),
         ("leaves", "raised SystemExit: no key"),
+        ("says_nothing", "raised Mute: Mute$"),
+        ("shows_nothing", "returned a Mute; an outcome"),
     ],
 )
 def test_a_failure_is_never_a_zero(search_protocol, emma, answers, name, why):
