@@ -106,7 +106,7 @@ class Tool(ABC):
     description: ClassVar[str]
     """A sentence or two for the policy: what it does, and what comes back."""
     parameters: ClassVar[Mapping[str, Mapping[str, Any]]]
-    """Its arguments by name, each a JSON schema with ``type`` and ``description``; all are required."""
+    """Its arguments by name, each a JSON schema of ``type`` and ``description`` and nothing else; all are required."""
 
     def __init__(self, config: AgentConfig, searcher: Searcher) -> None:
         """Made once in each rollout worker."""
@@ -115,7 +115,7 @@ class Tool(ABC):
 
     @abstractmethod
     async def call(self, request: Request, situation: Situation) -> Result:
-        """Answers one request, whose arguments have been checked against ``parameters``.
+        """Answers one request, whose arguments are those of ``parameters``, each of its type.
 
         The requests of one turn are answered concurrently. Raises ``ToolError`` where something broke: the
         trajectory is then excluded from its group, since that says nothing about the policy.

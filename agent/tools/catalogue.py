@@ -61,6 +61,8 @@ def _check(tool: type[Tool], where: str) -> None:
     for attribute in ("name", "description", "parameters"):
         if getattr(tool, attribute, None) in (None, ""):  # no parameters at all are some
             raise UserError(f"{where}: the tool has no '{attribute}'")
+    if not isinstance(tool.description, str) or not tool.description.strip():
+        raise UserError(f"{where}: the tool's 'description', which the policy reads, must be a text")
     if not isinstance(tool.name, str) or not _NAME.fullmatch(tool.name):
         raise UserError(f"{where}: the tool's name '{tool.name}' must be small letters, digits and underscores")
     if not inspect.iscoroutinefunction(tool.call):
@@ -74,3 +76,8 @@ def _check(tool: type[Tool], where: str) -> None:
             raise UserError(f"{where}: the type of its parameter '{name}' must be one of {', '.join(KINDS)}")
         if not isinstance(told := schema.get("description"), str) or not told.strip():
             raise UserError(f"{where}: its parameter '{name}' needs a 'description', which the policy reads")
+        if unchecked := sorted(str(word) for word in schema if word not in ("type", "description")):
+            raise UserError(
+                f"{where}: its parameter '{name}' has '{unchecked[0]}', by which no call is checked; say it in the "
+                "description, and answer what doesn't fit with a notice"
+            )

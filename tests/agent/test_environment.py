@@ -374,6 +374,12 @@ async def _takes_text(self, text):
     [
         ({"name": "My Tool"}, "the tool's name 'My Tool' must be"),
         ({"description": ""}, "the tool has no 'description'"),
+        ({"description": " "}, "the tool's 'description', which the policy reads, must be a text"),
+        ({"description": ["Counts."]}, "the tool's 'description', which the policy reads, must be a text"),
+        (
+            {"parameters": {"n": {"type": "string", "description": "a word", "enum": ["a", "b"]}}},
+            "its parameter 'n' has 'enum', by which no call is checked; say it in the description, and answer",
+        ),
         ({"parameters": {"n": {"type": "text"}}}, "the type of its parameter 'n' must be one of"),
         ({"parameters": {"n": {"type": "string"}}}, "its parameter 'n' needs a 'description', which the policy reads"),
         ({"parameters": {"n": {"type": "string", "description": " "}}}, "its parameter 'n' needs a 'description'"),
