@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 JSON = (CONFIG, "generation_config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json")
+ADAPTER = "adapter_config.json"
+MERGE = "the folder holds an adapter: merge it into its base model first"
 FLOATS = ("F64", "F32", "F16", "BF16")
 COMPARED_ROWS = 16
 """Rows of an embedding and of a head that should be one: two different ones differ in every row."""
@@ -97,8 +99,8 @@ def _check_small(folder: Path) -> None:
             _there(file)
     if not (folder / CONFIG).is_file():
         mend = "name a folder with a model in Hugging Face format, a run's checkpoints/step-… or your own"
-        if (folder / "adapter_config.json").is_file():
-            mend = "the folder holds an adapter: merge it into its base model first"
+        if (folder / ADAPTER).is_file():
+            mend = MERGE
         raise _Broken(f"{CONFIG} is missing{_unfinished(folder)}; {mend}")
     for name in JSON:
         if (folder / name).is_file():
@@ -134,7 +136,10 @@ def _no_weights(folder: Path) -> str:
     if is_skeleton(folder):
         return f"{WEIGHTS} is missing: a run started here from random weights; name one of its checkpoints"
     missing = f"{WEIGHTS} is missing"
-    if pickles := sorted(file.name for kind in ("*.bin", "*.pt", "*.pth") for file in folder.glob(kind)):
+    if (folder / ADAPTER).is_file():
+        return f"{missing}; {MERGE}"
+    # A trainer's folder has other pickles, too (training_args.bin, optimizer.pt), of which no model can be made.
+    if pickles := sorted(file.name for file in folder.glob("pytorch_model*.bin")):
         return (
             f"{missing}, and {pickles[0]} is a pickle, which is never loaded here; if you trust it, convert it: "
             'python -c "from transformers import AutoModelForCausalLM as M; M.from_pretrained('

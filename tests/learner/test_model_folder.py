@@ -159,7 +159,24 @@ def test_a_folder_without_weights(folder: Path) -> None:
         weight_files(folder)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "consolidated.00.pth"])
+def test_an_adapter_with_its_models_configuration(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text("{}")
+    assert "model.safetensors is missing; the folder holds an adapter: merge it" in refusal(folder)
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    assert "model.safetensors is missing; the folder holds an adapter: merge it" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["training_args.bin", "optimizer.pt", "rng_state.pth", "consolidated.00.pth"])
+def test_a_pickle_that_no_model_can_be_made_of_is_not_to_be_converted(folder: Path, name: str) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / name).write_bytes(b"cos\nsystem\n(S'touch unpickled'\ntR.")
+    assert refusal(folder).endswith(
+        "model.safetensors is missing (or model.safetensors.index.json and what it names); download the weights again"
+    )
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])
 def test_a_pickle_is_never_loaded_and_how_to_convert_it_is_said(folder: Path, name: str) -> None:
     (folder / WEIGHTS).unlink()
     (folder / name).write_bytes(b"cos\nsystem\n(S'touch unpickled'\ntR.")
