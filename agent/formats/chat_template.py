@@ -164,9 +164,12 @@ class ChatTemplate:
             raise UserError(
                 f"{WHERE}: turns in {self.family}'s chat template don't end with a special token; set agent.format=tags"
             )
-        self.dropped = prompt.removeprefix(one[:at]) if prompt.startswith(one[:at]) else one[:at]
+        head = one[:at]
+        self.dropped = prompt.removeprefix(head) if prompt.startswith(head) else ""
         """What stands before a turn while it is written, and not any more afterwards; usually nothing."""
-        self.written_as = self._sample(len(one[:at]))
+        self.added = head.removeprefix(prompt) if head.startswith(prompt) else ""
+        """What stands before a turn only once it is written; usually nothing."""
+        self.written_as = self._sample(len(head))
 
     def _sample(self, head: int) -> str:
         """How the template writes the call ``SAMPLE``: a rendering from there on, or nothing if it can't."""

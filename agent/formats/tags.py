@@ -8,7 +8,7 @@ from agent.config import AgentConfig
 from agent.errors import UserError, one_of
 from agent.formats.base import Format, Shown
 from agent.formats.catalogue import format_class
-from agent.formats.chat_template import ASSISTANT as MARK
+from agent.formats.chat_template import FIRST as MARK
 from agent.formats.chat_template import opened, own_end, template_options
 from agent.prompts import tag_prompt
 from agent.protocol import PROTOCOLS, Action, TagProtocol
@@ -63,10 +63,10 @@ class TagFormat(Format):
         self._asking = tag_prompt(config, self.protocol, tools)
         self._open = codec.encode(f"\n{self.protocol.result_open}\n")
         self._close = codec.encode(f"\n{self.protocol.result_close}\n")
-        if self._chat and MARK not in codec.render([{"role": "user", "content": MARK}], options=self._options):
+        if self._chat and self._asking.of(MARK).strip() not in self.prompt(MARK):  # tags, say, as &lt;search&gt;
             raise UserError(
-                "this model's chat template leaves out what the user says; give its tokenizer one that shows a "
-                "message's content as it is, or set agent.chat=false"
+                "this model's chat template leaves out or rewrites what the user says; give its tokenizer one that "
+                "shows a message's content as it is, or set agent.chat=false"
             )
         # The answer is one long turn: it is thought about once.
         self.begun = (opened(self.prompt("?")) if self._chat else "", "")

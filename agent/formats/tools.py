@@ -145,7 +145,8 @@ class ToolFormat(Format):
             ours += [*turn, *self.observation(shown, turn[-1])]
         if ours == self._codec.encode(self._template.render(messages)):
             return ()
-        what = f"drops {self._template.dropped!r} from" if self._template.dropped else "rewrites"
+        dropped, added = self._template.dropped, self._template.added
+        what = f"drops {dropped!r} from" if dropped else f"adds {added!r} to" if added else "rewrites"
         return (
             f"{self._template.family}'s chat template {what} earlier turns; an episode keeps every "
             "token as the policy saw and wrote it",

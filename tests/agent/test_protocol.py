@@ -223,14 +223,15 @@ def test_a_box_within_a_thought_that_the_template_opens_is_no_answer(tmp_path):
     assert tokenizer.decode(dialogue.action_ids("\\boxed{x}")) == "\\boxed{x}"
 
 
-def test_a_template_that_drops_the_question_is_one_clear_line(tmp_path):
-    parts = chat_templates.PLAIN.replace("m.content", "(m.content | map(attribute='text') | join)")
-    tokenizer = chat_templates.small_tokenizer(tmp_path, parts)
+@pytest.mark.parametrize("content", ["(m.content | map(attribute='text') | join)", "(m.content | e)", "m.content[:20]"])
+@pytest.mark.parametrize("prompt", ["instruct", "plain"])
+def test_a_template_that_drops_or_rewrites_the_question_is_one_clear_line(tmp_path, content, prompt):
+    tokenizer = chat_templates.small_tokenizer(tmp_path, chat_templates.PLAIN.replace("m.content", content))
     with pytest.raises(
-        UserError, match=r"^this model's chat template leaves out what the user says; .*agent\.chat=false$"
+        UserError, match=r"^this model's chat template leaves out or rewrites what the user says; .*agent\.chat=false$"
     ):
-        Dialogue.of(tokenizer, AgentConfig())
-    Dialogue.of(tokenizer, AgentConfig(chat=False))
+        Dialogue.of(tokenizer, AgentConfig(prompt=prompt))
+    Dialogue.of(tokenizer, AgentConfig(prompt=prompt, chat=False))
 
 
 def test_passages_are_numbered_cut_and_titled(make_dialogue, codec):

@@ -291,6 +291,22 @@ def test_thinking_is_switched_by_the_template(tmp_path, thinking):
     assert t.searches == 1
 
 
+@pytest.mark.parametrize(
+    ("template", "what"),
+    [
+        (chat_templates.PLAIN.replace("{{ '<|im_start|>assistant\\n' }}", ""), "adds '<|im_start|>assistant\\n' to"),
+        (
+            chat_templates.PLAIN.replace("{{ '<|im_start|>' + m.role", "{{ loop.index ~ '<|im_start|>' + m.role"),
+            "rewrites",
+        ),
+    ],
+)
+def test_what_a_template_does_to_earlier_turns_is_said(tmp_path, template, what):
+    tokenizer = chat_templates.small_tokenizer(tmp_path, template)
+    (notice,) = Dialogue.of(tokenizer, config()).notices
+    assert f"chat template {what} earlier turns;" in notice
+
+
 def test_thinking_without_a_switch_is_the_users_mistake(tmp_path):
     tokenizer = chat_templates.small_tokenizer(tmp_path, chat_templates.QWEN25)
     with pytest.raises(UserError, match=r"agent\.thinking=false, but this model's chat template has no switch"):
