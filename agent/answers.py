@@ -134,6 +134,11 @@ def fold(text: str) -> str:
     return "".join(c for c in plain if not _invisible(c))
 
 
+def is_blank(text: str) -> bool:
+    """Whether ``text`` has no visible character: zero-width spaces are as little an answer or a query as blanks are."""
+    return not fold(text).strip()
+
+
 def _without_entities(text: str) -> str:
     return html.unescape(text) if "&" in text else text
 

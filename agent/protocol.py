@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from agent.answers import is_blank
 from agent.errors import UserError
 from agent.records import SEARCH
 from agent.tools.base import Request, Tool
@@ -145,7 +146,7 @@ class TagProtocol:
             content = text[start + len(opening) : closes[tag]].strip()
             if call is None:
                 return Action(answer=content)
-            if not content:
+            if is_blank(content):
                 return Action(malformed="a call with nothing in it")
             return Action(requests=(Request(tool=call.tool, arguments={call.argument: content}),))
         box = self.last_box(text) if self.braced_answer else None

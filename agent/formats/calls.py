@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from agent.answers import is_blank
 from agent.readable import each_once, json_of
 from agent.tools.base import Request
 from agent.tools.catalogue import KINDS
@@ -133,7 +134,7 @@ def check(requests: Sequence[Request], parameters: Mapping[str, Mapping[str, Map
                 raise Malformed("a call whose argument has the wrong type")
             if schema["type"] == "number" and not _is_float(value):
                 raise Malformed("a call whose number is none")
-            if isinstance(value, str) and not value.strip():
+            if isinstance(value, str) and is_blank(value):
                 raise Malformed("a call with nothing in it")
 
 

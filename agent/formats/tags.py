@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from agent.answers import is_blank
 from agent.config import AgentConfig
 from agent.errors import UserError, one_of
 from agent.formats.base import Format, Shown
@@ -94,7 +95,7 @@ class TagFormat(Format):
         if self._most == 1 or not action.requests:
             return action
         (request,) = action.requests
-        lines = [line for line in map(str.strip, request.text.splitlines()) if line]
+        lines = [line for line in map(str.strip, request.text.splitlines()) if not is_blank(line)]
         if len(lines) > self._most:
             return Action(malformed=f"more than {self._most} calls in one turn")
         (argument,) = request.arguments

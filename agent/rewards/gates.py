@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agent.answers import normalise_query
+from agent.answers import is_blank, normalise_query
 from agent.protocol import THOUGHT_END, TagProtocol
 from agent.records import Trajectory
 
 
 def _no_answer(trajectory: Trajectory, protocol: TagProtocol) -> bool:
-    return not (trajectory.answer or "").strip()
+    return is_blank(trajectory.answer or "")
 
 
 def _no_search(trajectory: Trajectory, protocol: TagProtocol) -> bool:

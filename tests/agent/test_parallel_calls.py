@@ -115,5 +115,5 @@ def test_a_continuation_goes_on_after_a_turn_that_met_the_limit(play_script, mak
 
 def test_lines_without_text_are_no_calls(make_dialogue, codec):
     dialogue = make_dialogue(codec, max_parallel=2)
-    assert [r.text for r in dialogue.parse("<search>\na\n\n</search>", Finish.STOP).requests] == ["a"]
+    assert [r.text for r in dialogue.parse("<search>\na\n\n\u200b\n</search>", Finish.STOP).requests] == ["a"]
     assert dialogue.parse("<search>\n \n</search>", Finish.STOP).malformed

@@ -32,6 +32,7 @@ NOTHING = (None, None)
         ("<answer>  </answer>", (None, "")),
         ("<search></search>", NOTHING),
         ("<search> \n </search>", NOTHING),
+        ("<search>\u200b\u00a0\ufeff</search>", NOTHING),
         ("emma</search>", NOTHING),
         ("Jane</answer>", NOTHING),
         ("<search>emma", NOTHING),

@@ -187,7 +187,13 @@ CLOSED = [  # gate, protocol, trajectories that it sets to 0, trajectories that 
     (
         "no_answer",
         "search",
-        [[SEARCH], ["hm"], [SEARCH, "<answer>cut"], [SEARCH, "<answer> </answer>"]],
+        [
+            [SEARCH],
+            ["hm"],
+            [SEARCH, "<answer>cut"],
+            [SEARCH, "<answer> </answer>"],
+            [SEARCH, {"text": "<answer>\u200b</answer>", "answer": "\u200b"}],
+        ],
         [[SEARCH, ANSWER], [ANSWER]],
     ),
     (

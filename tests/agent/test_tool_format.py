@@ -171,6 +171,7 @@ WRONG = [
     ),
     ("type", '{"name": "search", "arguments": {"query": 1}}', "a call whose argument has the wrong type"),
     ("empty", '{"name": "search", "arguments": {"query": " "}}', "a call with nothing in it"),
+    ("invisible", '{"name": "search", "arguments": {"query": "\\u200b"}}', "a call with nothing in it"),
     ("none", '{"name": "search"}', "a call without arguments"),
 ]
 
