@@ -91,7 +91,7 @@ class Outcome:
             return self._wrong(_printed(value))
         return number if 0 <= number <= MAX_REWARD else self._wrong(_printed(value))
 
-    def _raised(self, error: Exception) -> RewardError:
+    def _raised(self, error: BaseException) -> RewardError:
         return RewardError(f"{KEY}={self._name} raised {type(error).__name__}: {shortened(error)}")
 
     def _wrong(self, returned: str) -> RewardError:
