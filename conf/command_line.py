@@ -19,10 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from agent.errors import UserError
 from conf.arguments import Arguments, as_typed, read
 from conf.composing import Composer, checked, opened, without_hydra
-from conf.idle import PREPARING, check_idle
+from conf.idle import check_idle
 from conf.implied import implied, sweep_lines
 from conf.mistakes import check_model, check_peers, one_line, strange_flag
 from conf.named_data import sets_together
+from conf.needs import PREPARING
 from conf.schema import RunConfig
 from tracking.experiments import sweep
 from tracking.experiments.sweep import Job, Plan
@@ -99,6 +100,8 @@ class _Asked:
     """Those that are not Hydra's own."""
     first: tuple[str, ...]
     composed: DictConfig
+    given: tuple[Override, ...] = ()
+    """Those of ``ours`` that the user gave; the others went without saying."""
 
 
 def _asked(composer: Composer, lines: Sequence[str]) -> _Asked:
@@ -115,8 +118,7 @@ def _asked(composer: Composer, lines: Sequence[str]) -> _Asked:
     _check_same_for_all(composer, overrides, more)
     if more:
         asked = _composed(composer, [*more, *lines], [*map(composer.parse, more), *overrides])
-    check_idle(overrides, asked.composed)
-    return asked
+    return replace(asked, given=tuple(o for o in overrides if not o.is_hydra_override()))
 
 
 def _check_same_for_all(composer: Composer, overrides: Sequence[Override], more: list[str]) -> None:
@@ -173,6 +175,7 @@ def _request(composer: Composer, asked: _Asked, given: Arguments) -> Request:
         raise UserError(f"{several.input_line}: several values are a job each and need -m; a list is written [a,b]")
     with one_line(composer, asked.first):
         config = checked(composed)
+    check_idle(asked.given, lambda _: composed)
     if config.mode not in ("report", *PREPARING):
         for line in (o for o in asked.ours if str(o.key_or_group).startswith("report.") and o.value() is not None):
             raise UserError(f"{line.input_line}: it is of a sweep's report; run several jobs, with -m, or leave it out")
@@ -212,6 +215,7 @@ def _sweep(composer: Composer, asked: _Asked, arguments: tuple[str, ...]) -> Req
         for line in lines[1:]:  # each is checked beside the others' first values: that is one of the jobs
             configs.append(_check(composer, [*first[:at], line, *first[at + 1 :]]))
     _check_experiments(composer, asked)
+    check_idle(asked.given, lambda lines: _job(composer, lines), tuple(merged.values()))
     folder, jobs = Path(composed.hydra.sweep.dir), []
     before = sweep.planned(folder).jobs
     # What the experiment varies, or an earlier sweep into this folder, names a job with one value of it, too.
@@ -282,6 +286,11 @@ def _plain(config: Any) -> dict[str, Any]:
     content = OmegaConf.to_container(config, resolve=False)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
+
+
+def _job(composer: Composer, lines: Sequence[str]) -> DictConfig:
+    with one_line(composer, lines):
+        return composer.compose(lines)
 
 
 def _check(composer: Composer, lines: list[str]) -> RunConfig:

@@ -44,6 +44,8 @@ def adaptive(config: SearchLimitConfig, ceiling: int, history: QueryHistory, que
 
 
 RULES: dict[str, Limit] = {"fixed": fixed, "anneal": anneal, "adaptive": adaptive}
+OF_RULES = {"anneal": ("start", "end", "steps"), "adaptive": ("fewest", "most", "spare", "widen")}
+"""The settings that a rule reads; ``fixed`` reads none."""
 
 
 def _or(value: int | None, ceiling: int) -> int:

@@ -36,7 +36,7 @@ def refusal(mode: str, ranker: str, *lines: str) -> str:
         if "." in key:
             OmegaConf.update(composed, key, value.split(",")[0])
     try:
-        check_idle(OverridesParser.create().parse_overrides(list(lines)), composed)
+        check_idle(OverridesParser.create().parse_overrides(list(lines)), lambda _: composed)
     except UserError as error:
         return str(error)
     return ""

@@ -110,7 +110,7 @@ def test_what_holds_anyway_may_be_said() -> None:
 @pytest.mark.slow
 def test_a_setting_with_what_it_needs_is_taken() -> None:
     for needed in (
-        ["algorithm.reference=cpu", "algorithm.seeding.kl=k3"],
+        ["algorithm.reference=cpu", "algorithm.seeding.kl=k3", "algorithm.seeding.steps=1"],
         [*BIG, "algorithm.whole_layers=5", "algorithm.gradient_checkpointing=mlp"],
         [*BIG, "algorithm.whole_layers=0"],
         ["-m", *BIG, "algorithm.whole_layers=5", "algorithm.gradient_checkpointing=mlp,layers"],
