@@ -162,7 +162,9 @@ def _behind(config: RunConfig, run_dir: Path, console: Console) -> Iterator[Serv
         write_notices(run_dir, asked.notices)
     console.notices(asked.notices, run_dir)
     console.say(asked.about)
-    service = RetrievalService(opener(task.corpus, config.retrieval, config.cache), config.retrieval)
+    service = RetrievalService(
+        opener(task.corpus, config.retrieval, config.cache, top_k=config.agent.top_k), config.retrieval
+    )
     stage = Stage(config.agent, service, prompt=config.agent.prompt)
     limits = config.agent  # of the turns, which the endpoint is told; nobody here can count an episode's tokens
     config.agent = replace(

@@ -161,7 +161,9 @@ async def _made(
     titles: dict[str, str] = {}
     if by_id and order.corpus is not None:
         titles = {p.id: p.title for p in read_corpus(order.corpus) if p.id in wanted}
-    service = RetrievalService(opener(order.corpus, order.retrieval, order.cache), order.retrieval)
+    service = RetrievalService(
+        opener(order.corpus, order.retrieval, order.cache, top_k=order.agent.top_k), order.retrieval
+    )
     await service.start()
     going = _making(order, service, there, titles, report, keep)
     making, came = asyncio.ensure_future(going), list[signal.Signals]()

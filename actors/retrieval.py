@@ -40,11 +40,19 @@ def noted(log_dir: Path, name: str) -> Path:
 class RetrievalActor:
     """Serves passages from one index; builds the index of ``corpus`` first if there is none."""
 
-    def __init__(self, corpus: Path | None, config: RetrievalConfig, cache_dir: Path, log_dir: Path, name: str) -> None:
+    def __init__(
+        self,
+        corpus: Path | None,
+        config: RetrievalConfig,
+        cache_dir: Path,
+        log_dir: Path,
+        name: str,
+        top_k: int = 1,
+    ) -> None:
         log_to(log_dir, name)
         self._name = name
         self._config = config
-        self._opener = lambda: opener(corpus, config, cache_dir)
+        self._opener = lambda: opener(corpus, config, cache_dir, top_k=top_k)
         self._beats = Beats()
         self._noted = noted(log_dir, name)
         self._service: RetrievalService | None = None

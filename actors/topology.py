@@ -128,7 +128,7 @@ class Topology:
                 max_concurrency=1000,
                 runtime_env={"env_vars": QUIET},
                 **on_node(node),
-            ).remote(self.corpus, self.config.retrieval, self.config.cache, self.log_dir, name)
+            ).remote(self.corpus, self.config.retrieval, self.config.cache, self.log_dir, name, self.config.agent.top_k)
             for node, name in zip(nodes, names, strict=True)
         }
 

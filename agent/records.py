@@ -109,7 +109,8 @@ class Passage:
     id: str
     title: str
     text: str
-    score: float = 0.0
+    score: float | None = None
+    """None where nobody tells one: a document that is opened, or the passage of a server that gives none."""
 
 
 def document_name(passage_id: str, title: str) -> str:

@@ -51,9 +51,10 @@ class Backend(Protocol):
 
     It may have attributes: ``lanes = 2`` says that it is cheap to open once more, for a second thread; ``most`` is the
     largest batch that makes sense; ``device`` where it computes, if that isn't ``cpu``, None where nobody knows; a
-    method ``until`` is told before each batch when nobody waits for it any more, by ``time.monotonic``. A batch that
-    raises is asked again in halves, so that one query fails alone, unless it is ``Unavailable`` that is raised, or the
-    time is over.
+    method ``until`` is told before each batch when nobody waits for it any more, by ``time.monotonic``; a method
+    ``check_depth(k, setting)``, which is called once after opening, raises ``UserError`` that names ``setting`` if it
+    gives no ``k`` passages of a search. A batch that raises is asked again in halves, so that one query fails alone,
+    unless it is ``Unavailable`` that is raised, or the time is over.
     """
 
     def __init__(self, index: Path | None, config: Any) -> None:

@@ -177,7 +177,7 @@ class LuceneSearcher(ABC):
 
     @jvm.calling()
     def following_batch(self, document_ids: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
-        """For each passage its at most ``k`` successors of the same document, in the corpus's order; score 0.
+        """For each passage its at most ``k`` successors of the same document, in the corpus's order, without scores.
 
         Lucene's numbers of passages are their order in the corpus (``lucene.py``); in an index that was built elsewhere
         by several threads they needn't be. Raises ``ValueError`` for ``k < 1`` and ``RetrievalError`` for an id that

@@ -62,19 +62,29 @@ def _encoder_of(index: Path) -> str | None:
     return None
 
 
-def open_backend(config: RetrievalConfig, index: Path | None) -> Backend:
+def open_backend(config: RetrievalConfig, index: Path | None, top_k: int = 1) -> Backend:
     """The ranker that ``config.backend`` names, over ``index``; call it in the thread that will search.
 
-    Raises ``UserError`` if ``index`` is not an index that this ranker can use, or the server doesn't answer.
+    Raises ``UserError`` if ``index`` is not an index that this ranker can use, or the server doesn't answer, or not a
+    search for ``agent.top_k`` passages.
     """
     backend: Backend = backend_module(config.backend).Backend(index, config)
-    if config.reranker is None:
-        return backend
     try:
-        return Reranked(backend, config)
+        _check_depth(backend, config, top_k)
+        return backend if config.reranker is None else Reranked(backend, config)
     except BaseException:
         backend.close()
         raise
+
+
+def _check_depth(backend: Backend, config: RetrievalConfig, top_k: int) -> None:
+    """Another's server may give fewer passages of a search than will be asked for."""
+    depths = {"agent.top_k": top_k}
+    if config.reranker is not None:
+        depths["retrieval.rerank_depth"] = config.rerank_depth
+    setting = max(depths, key=lambda key: depths[key])
+    if depths[setting] > 1 and (check := getattr(backend, "check_depth", None)) is not None:
+        check(depths[setting], setting)
 
 
 def index_for(corpus: Path | None, config: RetrievalConfig, cache: Path, watch: Watch = SILENT) -> Path:
@@ -91,15 +101,18 @@ def index_for(corpus: Path | None, config: RetrievalConfig, cache: Path, watch: 
     return index
 
 
-def opener(corpus: Path | None, config: RetrievalConfig, cache: Path, watch: Watch = SILENT) -> Callable[[], Backend]:
-    """What opens the ranker over the server or the index that ``config`` names, else over the index of ``corpus``.
+def opener(
+    corpus: Path | None, config: RetrievalConfig, cache: Path, watch: Watch = SILENT, top_k: int = 1
+) -> Callable[[], Backend]:
+    """What opens the ranker over the server or the index that ``config`` names, else over the index of ``corpus``;
+    ``top_k`` is how many passages of a search will be asked for, as far as that is known.
 
     That is built below ``cache`` if it isn't there, and a published one is fetched, by the first call alone: whoever
     opens one more searches the same, whatever has become of the corpus. A call raises ``UserError`` for a bad corpus or
     index, or a server that doesn't answer.
     """
     index = lru_cache(lambda: _found(corpus, config, cache, watch))
-    return lambda: open_backend(config, index())
+    return lambda: open_backend(config, index(), top_k)
 
 
 def _found(corpus: Path | None, config: RetrievalConfig, cache: Path, watch: Watch) -> Path | None:

@@ -104,7 +104,7 @@ class Http:
         self._threads = ThreadPoolExecutor(config.threads, "retrieval-http")
         try:
             self._identity = self._look()
-            self._try()
+            self._try(1, self._of_dialect())
         except BaseException:
             self.close()
             raise
@@ -170,10 +170,14 @@ class Http:
                 "retrieval.token_file=FILE or SLINGSHOT_RETRIEVAL_TOKEN"
             )
 
-    def _try(self) -> None:
-        """One search, by which a wrong path or dialect is told at once. A server that is busy may do it later."""
+    def check_depth(self, k: int, setting: str) -> None:
+        """Raises ``UserError`` that names ``setting`` if no ``k`` passages may be asked for there; see ``Backend``."""
+        self._try(k, f"{setting}={k} asks for so many passages of a search; lower it, or raise the server's limit")
+
+    def _try(self, k: int, mend: str) -> None:
+        """One search, by which what is wrong is told at once. A server that is busy may do it later."""
         try:
-            reply = self._once("POST", self._url, self._end(), self._request([TRIAL], 1))
+            reply = self._once("POST", self._url, self._end(), self._request([TRIAL], k))
             self._check_token(reply)
             if reply.status in DEFINITE:
                 raise RetrievalError(f"{self._url}: status {reply.status}: {reply.reason}")
@@ -182,10 +186,11 @@ class Http:
         except httpx.HTTPError:
             return
         except RetrievalError as error:
-            raise UserError(
-                f"retrieval.url={self._config.url}: a first search fails ({shortened(error)}); give the path of "
-                f"searches there, and its dialect in place of retrieval.dialect={self._config.dialect}"
-            ) from error
+            first = "a first search" if k == 1 else f"a search for {k} passages"
+            raise UserError(f"retrieval.url={self._config.url}: {first} fails ({shortened(error)}); {mend}") from error
+
+    def _of_dialect(self) -> str:
+        return f"give the path of searches there, and its dialect in place of retrieval.dialect={self._config.dialect}"
 
     def identity(self) -> Identity:
         return self._identity

@@ -73,7 +73,8 @@ class Dialect(ABC):
 
     @abstractmethod
     def reply(self, asked: Asked, found: Sequence[Hits]) -> Any:
-        """The reply, made of what JSON has; ``found`` are each query's passages, best first."""
+        """The reply, made of what JSON has; ``found`` are each query's passages, best first. A passage without a score
+        isn't given one: its entry has none, or null where a list has to have one."""
 
     # --- the client's side ---
 
@@ -99,9 +100,9 @@ def document(passage: Passage) -> dict[str, str]:
     }
 
 
-def passage_of(document: Any, score: Any = 0.0) -> Passage:
+def passage_of(document: Any, score: Any = None) -> Passage:
     """The passage that a reply's document is: its title stands beside its contents or on their first line, as in a
-    corpus (``corpus.py``). One without an id is named by a digest of its contents.
+    corpus (``corpus.py``). One without an id is named by a digest of its contents. A score of None is none.
 
     Raises ``ValueError`` with the reason if it is none.
     """
@@ -114,14 +115,16 @@ def passage_of(document: Any, score: Any = 0.0) -> Passage:
         title, text = split_contents(titled(given, contents))
     elif not (isinstance(text, str) and isinstance(title or "", str) and (text.strip() or (title or "").strip())):
         raise ValueError('a document has neither "contents" nor "text"')
-    if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= sys.float_info.max:
+    if isinstance(score, bool) or not (
+        score is None or (isinstance(score, int | float) and abs(score) <= sys.float_info.max)
+    ):
         raise ValueError(f"a score is {score!r:.40}, not a number")
     name = document.get("id")
     if isinstance(name, bool) or not isinstance(name, str | int | float | None):
         raise ValueError(f"an id is {_kind(name)}, not a string")
     if name in (None, ""):
         name = "contents-" + hashlib.blake2b(f"{title}\n{text}".encode(errors="replace"), digest_size=8).hexdigest()
-    return Passage(id=str(name), title=title or "", text=text, score=float(score))
+    return Passage(id=str(name), title=title or "", text=text, score=None if score is None else float(score))
 
 
 def items(value: Any, what: str) -> list[Any]:
@@ -132,11 +135,19 @@ def items(value: Any, what: str) -> list[Any]:
 
 
 def paired(documents: Any, scores: Any) -> Hits:
-    """The passages of a list of documents and a list of as many scores; raises ``ValueError`` for anything else."""
+    """The passages of a list of documents and a list of as many scores, null where none is told; raises ``ValueError``
+    for anything else."""
     documents, scores = items(documents, "the documents"), items(scores, "the scores")
     if len(documents) != len(scores):
         raise ValueError(f"{len(documents)} documents have {len(scores)} scores")
-    return tuple(map(passage_of, documents, scores))
+    return scored_alike(tuple(map(passage_of, documents, scores)))
+
+
+def scored_alike(hits: Hits) -> Hits:
+    """``hits`` of one reply; raises ``ValueError`` if some have a score and others none: the reply is damaged."""
+    if len({passage.score is None for passage in hits}) > 1:
+        raise ValueError("some documents have a score, and others have none")
+    return hits
 
 
 def _kind(value: Any) -> str:

@@ -8,13 +8,14 @@ as it was meant.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from agent.records import Passage
 from retrieval_service.dialects import base
-from retrieval_service.dialects.base import Asked, Hits, document, items, passage_of
+from retrieval_service.dialects.base import Asked, Hits, document, items, passage_of, scored_alike
 
 TOP_K = 3
 """Of its launch script."""
@@ -45,27 +46,30 @@ class Dialect(base.Dialect):
     def reply(self, asked: Asked, found: Sequence[Hits]) -> Any:
         if not asked.scores:
             return {"result": [[document(p) for p in hits] for hits in found]}
-        return {"result": [[{"document": document(p), "score": p.score} for p in hits] for hits in found]}
+        return {"result": [list(map(scored, hits)) for hits in found]}
 
     def body(self, queries: Sequence[str], k: int) -> dict[str, Any]:
         return {self.key: list(queries), "topk": k, "return_scores": True}
 
     def hits(self, reply: Any) -> list[Hits]:
-        """See ``base.Dialect``. Servers of others that ignore ``return_scores`` rank without telling scores: 0 in all
-        passages. A reply in which some have one is damaged."""
+        """See ``base.Dialect``. Servers of others that ignore ``return_scores`` rank without telling scores."""
         if not isinstance(reply, dict) or "result" not in reply:
             raise ValueError('it has no "result"')
-        results = [items(hits, "a result") for hits in items(reply["result"], '"result"')]
-        if len({_is_scored(entry) for hits in results for entry in hits}) > 1:
-            raise ValueError("some documents have a score, and others have none")
-        return [tuple(map(_passage, hits)) for hits in results]
+        results = [tuple(map(passage, items(hits, "a result"))) for hits in items(reply["result"], '"result"')]
+        scored_alike(tuple(chain(*results)))
+        return results
 
 
-def _passage(entry: Any) -> Passage:
+def scored(passage: Passage) -> dict[str, Any]:
+    """A passage as an entry of a reply with scores; one that has none is told without."""
+    entry = {"document": document(passage)}
+    return entry if passage.score is None else {**entry, "score": passage.score}
+
+
+def passage(entry: Any) -> Passage:
+    """The passage of such an entry, or of a bare document. Raises ``ValueError`` if it is neither."""
     if isinstance(entry, dict) and "document" in entry:
-        return passage_of(entry["document"], entry.get("score", 0.0))
+        if entry.get("score", 0) is None:  # as of one that is NaN: where there is none, there is no key
+            raise ValueError("a score is None, not a number")
+        return passage_of(entry["document"], entry.get("score"))
     return passage_of(entry)
-
-
-def _is_scored(entry: Any) -> bool:
-    return isinstance(entry, dict) and {"document", "score"} <= entry.keys()

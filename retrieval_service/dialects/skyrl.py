@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import field_validator
 
-from retrieval_service.dialects import base, david_grpo, search_r1
+from retrieval_service.dialects import base, david_grpo, rllm, search_r1
 from retrieval_service.dialects.base import Asked
 
 
@@ -32,7 +32,7 @@ class Dialect(search_r1.Dialect):
     batched = False
 
     def speaks(self, body: Mapping[str, Any]) -> bool:
-        return "query" in body and not david_grpo.is_meant(body)
+        return "query" in body and rllm.MARK not in body and not david_grpo.is_meant(body)
 
     def asked(self, request: Any) -> Asked:
         k = request.topk or search_r1.TOP_K

@@ -246,7 +246,7 @@ def test_the_nearest_come_first_as_in_all_of_them_compared(backend: Dense, confi
             order = np.argsort(-row, kind="stable")[:k]
             assert ids(hits) == [PASSAGES_OF[n].id for n in order]
             np.testing.assert_allclose([hit.score for hit in hits], row[order], atol=1e-5)
-            assert [replace(hit, score=0.0) for hit in hits] == [PASSAGES_OF[n] for n in order]
+            assert [replace(hit, score=None) for hit in hits] == [PASSAGES_OF[n] for n in order]
 
 
 def test_a_query_without_a_character_has_no_hits_and_odd_ones_have(backend: Dense) -> None:

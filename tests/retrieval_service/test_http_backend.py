@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from agent.records import Passage
 from retrieval_service.backends import http as http_module
 from retrieval_service.backends.http import TRIAL, Http
 from retrieval_service.config import RetrievalConfig
-from retrieval_service.dialects import dialect_names
+from retrieval_service.dialects import dialect, dialect_names
 from retrieval_service.dialects.base import passage_of
 from retrieval_service.rankers import open_backend, opener
 from retrieval_service.retry import retry_after_s
@@ -83,6 +84,23 @@ def test_a_service_over_a_service_is_one(tmp_path: Path) -> None:
         with running(opener(tmp_path / "unread.jsonl", config, tmp_path), config) as outer:
             asked = {"queries": ["a", "b"], "return_scores": True}
             assert outer.post("/retrieve", asked).json() == inner.post("/retrieve", asked).json()
+
+
+class Unscored(Scripted):
+    """Passages that nobody has given a score."""
+
+    def search_batch(self, queries: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
+        return [tuple(replace(p, score=None) for p in hits) for hits in super().search_batch(queries, k)]
+
+
+@pytest.mark.parametrize("name", dialect_names())
+def test_no_score_stays_none_from_server_to_server(name: str) -> None:
+    with running(Unscored) as server, opened(asking(server.url, dialect=name)) as http:
+        assert [p.score for p in http.search_batch(["q"], 2)[0]] == [None, None]
+        spoken = dialect(name)
+        told = server.post(spoken.path, spoken.body(["q"], 2)).text
+        assert "0.0" not in told
+        assert told.count("null") == (2 if told.startswith("[") else 0), "where a list has to have one"
 
 
 def test_a_token_goes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -513,6 +531,23 @@ def test_a_wrong_path_or_dialect_is_told_before_the_start() -> None:
                 assert len(http.search_batch(["q"], 3)[0]) == 1
 
 
+@pytest.mark.parametrize(
+    ("settings", "top_k", "setting"),
+    [({}, 60, "agent.top_k=60"), ({"reranker": "r", "rerank_depth": 51}, 5, "retrieval.rerank_depth=51")],
+)
+def test_more_passages_than_a_server_gives_are_told_before_the_start(
+    settings: dict[str, Any], top_k: int, setting: str
+) -> None:
+    with running(Scripted, max_top_k=50) as server:
+        config = asking(server.url, **settings)
+        with pytest.raises(
+            UserError,
+            match=rf"^retrieval\.url=.*: a search for \d+ passages fails \(.*from 1 to 50 may.*; {setting} asks for so",
+        ):
+            open_backend(config, None, top_k)
+        open_backend(asking(server.url), None, 50).close()
+
+
 def test_a_server_that_is_not_ready_has_no_name_yet() -> None:
     told = json.dumps({"index": {"name": "wiki", "documents": 7, "backend": "bm25"}}).encode()
     with Script((200, ONE)).running() as script:
@@ -591,7 +626,7 @@ def test_a_foreign_server_is_known_by_its_address_and_its_passages_by_their_cont
 def test_a_server_that_tells_no_scores_ranks_without_them(entry: dict[str, Any]) -> None:
     reply = json.dumps({"result": [[entry, entry]]}).encode()
     with Script((200, reply)).running() as script, opened(asking(script.url)) as http:
-        assert [(p.text, p.score) for p in http.search_batch(["q"], 3)[0]] == [("x", 0.0)] * 2
+        assert [(p.text, p.score) for p in http.search_batch(["q"], 3)[0]] == [("x", None)] * 2
 
 
 def test_documents_of_any_server_are_passages() -> None:
