@@ -18,6 +18,7 @@ _BLOCKS = HEADINGS.union(
 _UNREAD = frozenset(("script", "style", "noscript", "template", "svg", "nav", "footer", "select", "button"))
 _NESTED = _BLOCKS.union(_UNREAD, _CELLS, ("head",)) - {"br", "hr", "p"}
 """Elements whose end tag ends what is open within them. No ``</p>`` does: a block within a paragraph has ended it."""
+_LINKS = ("a", "li", "ul")
 _SHOWN = HEADINGS.union(("dt", "summary"))
 """Blocks whose button is their text: what it opens is below."""
 _SMALL = ("svg", "select", "button")
@@ -78,7 +79,8 @@ def blocks(text: str, xhtml: bool = False) -> list[tuple[str, str]]:
     """The blocks of the page ``text``, none of them empty: the tag that each began with, or nothing, and its text on
     one line. A row of a table is one block, unless a cell holds a heading or a table.
 
-    A ``nav`` that only the end of the page ends would hold all that follows: its end was forgotten, and it is read.
+    A ``nav`` that only the end of the page ends would hold all that follows: its end was forgotten, and it is read. So
+    is one that the end of what it is in ends, if it holds more than links.
     """
     parser = _Blocks(xhtml)
     parser.read(text)
@@ -96,11 +98,14 @@ class _Blocks(Page):
         super().__init__(xhtml)
         self.found: list[tuple[str, str]] = []
         self.forgotten: list[int] = []
-        """Of the elements ``nav`` those that only the end of the page ended."""
+        """Of the elements ``nav`` those whose end was forgotten."""
         self._read = read
         self._count_navs = 0
         self._navs: list[int] = []
         """Those that are open."""
+        self._linked = False
+        self._words = {True: 0, False: 0}
+        """Of the outermost of them: in links and items of lists, and elsewhere."""
         self._block = ""
         self._text: list[str] = []
         self._open: list[str] = []
@@ -115,6 +120,8 @@ class _Blocks(Page):
     def handle_starttag(self, tag: str, attrs: object) -> None:
         if self._unread and tag in _NOT_WITHIN:
             self._end_forgotten(_NOT_WITHIN[tag])
+        if tag in _BLOCKS or tag == "a":
+            self._linked = tag in _LINKS
         shown = tag == "button" and self._block in _SHOWN
         if not self._unread:
             self._cell = self._cell and tag not in _ROWS and tag not in HEADINGS
@@ -127,6 +134,8 @@ class _Blocks(Page):
             self._count_navs += 1
             if self._count_navs in self._read:
                 return
+            if not self._navs:
+                self._words = {True: 0, False: 0}
             self._navs.append(self._count_navs)
         if tag in _NESTED and not shown:
             self._open.append(tag)
@@ -137,6 +146,7 @@ class _Blocks(Page):
         if tag == "br":
             self.handle_starttag(tag, ())  # as a browser reads it
             return
+        self._linked = self._linked and tag not in _LINKS
         if self._count[tag]:
             self._end(next(at for at in reversed(range(len(self._open))) if self._open[at] == tag))
         if tag in _BLOCKS and not self._unread:
@@ -145,6 +155,8 @@ class _Blocks(Page):
     def handle_data(self, data: str) -> None:
         if not self._unread:
             self._text.append(data)
+        elif self._unread == len(self._navs):
+            self._words[self._linked] += len(data.split())
 
     def _end_forgotten(self, tags: tuple[str, ...]) -> None:
         if forgotten := sum(self._count.pop(tag, 0) for tag in tags):
@@ -155,7 +167,8 @@ class _Blocks(Page):
     def _end(self, at: int) -> None:
         """Ends the element that is open at this place, and those within it."""
         navs = self._open[at:].count("nav")
-        if navs and self._open[at] in ("body", "html"):
+        by = self._open[at]
+        if navs and (by in ("body", "html") or (by != "nav" and self._words[False] > self._words[True])):
             self.forgotten += self._navs[-navs:]
         del self._navs[len(self._navs) - navs :]
         for tag in self._open[at:]:

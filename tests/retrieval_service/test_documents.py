@@ -386,6 +386,10 @@ def test_html(tmp_path: Path) -> None:
         ("<noscript><link rel=x><body>Text", "", ["Text"]),
         ("<nav><a>x</a><main><p>Text", "", ["Text"]),
         ("<noscript><p>Switch it on</p></noscript><p>Text", "", ["Text"]),
+        # Its end was forgotten, if there is more than links before that of its parent.
+        ("<div><nav><ul><li><a>Home</a></ul><p>One two</p></div><p>Three", "", ["Home", "One two", "Three"]),
+        ("<header><nav><a>Home</a><h1>Title</h1>One two</header><p>Three", "Title", ["Home", "One two", "Three"]),
+        ("<header><nav>Menu <a>Home</a> <a>Away</a><script>a b c</script></header><p>One", "", ["One"]),
         # Only the end of the page would end it.
         ("<body><nav><a>Home</a><p>One</p><p>Two</p></body></html>", "", ["Home", "One", "Two"]),
         ("<nav>x</nav><nav><ul><li>Home</ul><nav>y</nav><p>One", "", ["Home", "One"]),
