@@ -22,6 +22,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from agent.errors import UserError
+from agent.paths import LONGEST_NAME, LONGEST_PATH
 from conf.schema import taken_as
 
 OF_HYDRA = {"hydra.run.dir": "path", "hydra.sweep.dir": "path", "hydra.job.name": "text"}
@@ -156,6 +157,7 @@ def _one(setting: str, value: str, kind: str) -> str:
         if not text:
             raise UserError(f"{setting}: has no value; leave it out, or write null (is a shell's variable unset?)")
         text = _at_home(setting, text)
+        _check_length(setting.partition("=")[0], text)
     if kind == "sentence" and not in_quotes:
         text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", text)
     if in_quotes:
@@ -169,6 +171,17 @@ def _at_home(setting: str, path: str) -> str:
     if home == path and (path == "~" or path.startswith("~/")):
         raise UserError(f"{setting}: the home folder is unknown here; set HOME, or write the path without ~")
     return home
+
+
+def _check_length(key: str, path: str) -> None:
+    """Raises ``UserError`` for a path, or one of a list, that no file can have: the system says it without the key."""
+    for one in path.strip("[]").split(",") if path.startswith("[") else (path,):
+        longest = max(map(len, os.fsencode(one).split(b"/")))
+        if longest > LONGEST_NAME or len(os.fsencode(one)) > LONGEST_PATH:
+            raise UserError(
+                f"{key}={one[:40]}…: is too long for a path: a name in it has {longest} bytes, of {LONGEST_NAME} that "
+                f"file systems take, and all of it {len(os.fsencode(one))}, of {LONGEST_PATH}; write a shorter one"
+            )
 
 
 def _parsed(value: str) -> Any:

@@ -13,6 +13,7 @@ corpus, which takes long to read, the size alone. A file that was put there by h
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +22,7 @@ from typing import Any
 from urllib.parse import quote
 
 from agent.errors import UserError
+from agent.paths import LONGEST_NAME
 from agent.readable import json_of
 from retrieval_service.download import Show, Source, already, downloaded, hidden, hub_url, on_hub, sha256, size_text
 from tasks.config import DataConfig
@@ -143,6 +145,12 @@ def _named_split(key: str, name: str, cache: Path, revision: str) -> Named:
     if revision != BRANCH:  # a folder: the file's name is what the set is called
         folder /= f"@{quote(revision, safe='')}"
     path = folder / f"{match[1]}-{match[2]}.jsonl"
+    for given, kept in ((f"data.revision={revision}", folder), (f"data.{key}={name}", _note_of(path))):
+        if (length := len(os.fsencode(kept.name))) > LONGEST_NAME:
+            raise UserError(
+                f"{given[:60]}…: is too long: it would be kept as a file whose name has {length} bytes, and file "
+                f"systems take {LONGEST_NAME}; name a branch, a tag or a commit of {REPOSITORY}, and a set of it"
+            )
     return Named(key=key, name=name, file=f"{match[1]}/{match[2]}.jsonl", path=path, revision=revision)
 
 

@@ -195,6 +195,17 @@ def test_an_empty_path_is_refused(key: str) -> None:
         launch.check_overrides([f"{key}="])
 
 
+@pytest.mark.parametrize("key", ["output_dir", "data.questions", "model.path", "retrieval.index", "hydra.run.dir"])
+def test_a_path_that_no_file_can_have_is_told_with_its_key(key: str) -> None:
+    for path, length in (("x" * 256, 256), (f"a/{'é' * 128}/b", 256), ("x/" * 2048 + "y", 1)):
+        with pytest.raises(
+            UserError, match=rf"^{key}=.{{40}}…: is too long for a path: a name in it has {length} bytes"
+        ):
+            as_typed([f"{key}={path}"], several=False)
+    for path in ("x" * 255, f"[{','.join(['x' * 200] * 30)}]"):
+        assert as_typed([f"{key}={path}"], several=False)
+
+
 def test_what_is_quoted_for_hydra_stays() -> None:
     assert as_typed(["question='it\\'s'", 'model.path="a b"'], several=False) == [
         "question='it\\'s'",

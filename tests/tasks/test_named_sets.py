@@ -121,6 +121,23 @@ def test_a_revision_is_a_folder_of_the_cache_whatever_it_is_called(tmp_path: Pat
     assert found.path == tmp_path / "questions" / "flashrag" / folder / "hotpotqa-train.jsonl"
 
 
+@pytest.mark.parametrize(
+    ("questions", "revision", "told"),
+    [
+        ("flashrag:nq/train", "v" * 255, "data.revision=vvv"),
+        ("flashrag:nq/train", "é" * 43, "data.revision=ééé"),  # six bytes each, as it is kept
+        (f"flashrag:{'n' * 240}/train", "main", "data.questions=flashrag:nnn"),
+    ],
+)
+def test_what_is_too_long_for_a_files_name_is_told_with_its_key(
+    tmp_path: Path, questions: str, revision: str, told: str
+) -> None:
+    with pytest.raises(
+        UserError, match=rf"^{told}.*…: is too long: .* whose name has \d+ bytes, and file systems take"
+    ):
+        named.named(config(questions, revision=revision), tmp_path, "train")
+
+
 def test_a_download_that_was_interrupted_goes_on(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.breaks_after = 1000
     with pytest.raises(UserError, match=r"^data\.questions=flashrag:hotpotqa/train: is not here, and the hub can't be"):
