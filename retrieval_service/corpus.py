@@ -118,7 +118,7 @@ class Record:
 
 
 def parse_record(line: str) -> Passage:
-    """One line of a corpus as a passage (score 0). Raises ``ValueError`` with the reason."""
+    """One line of a corpus as a passage, without a score. Raises ``ValueError`` with the reason."""
     return _parse(line).passage
 
 

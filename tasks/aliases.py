@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from agent.errors import UserError
 from agent.records import Question
 from tasks.fields import first, get, text, texts
 from tasks.notices import Notice
@@ -62,10 +63,13 @@ def _without_empty(named_value: tuple[str, Any], where: str) -> tuple[str, ...]:
 def _names(file: Path, key: str, wanted: frozenset[str]) -> dict[str, tuple[str, ...]]:
     """Of each entity that is ``wanted``, what the file calls it."""
     known: dict[str, tuple[str, ...]] = {}
+    where = None
     for where, _, row in rows(file, key):
         entity = text(first(row, ("Q_id",), where), where)
         if entity not in wanted:
             continue
         given = [(name, row.get(name)) for name in ("aliases", "demonyms")]
         known[entity] = (*known.get(entity, ()), *(each for value in given for each in _without_empty(value, where)))
+    if where is None:
+        raise UserError(f"{key}={file}: holds no names; get it again, or delete it")
     return known

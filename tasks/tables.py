@@ -7,6 +7,7 @@ list, except in the question. Lines that are not UTF-8, as Bamboogle has some, a
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
@@ -17,6 +18,8 @@ from tasks.notices import Notice
 
 csv.field_size_limit(2**31 - 1)  # a cell may hold a question's paragraphs; by itself Python stops at 128 KiB
 QUESTION = "question"
+_LIST = re.compile(r"""\s*\[(?:.*\]\s*\Z|\s*["'])""", re.DOTALL)
+"""A text in brackets, or one that begins a list."""
 _KINDS = {"\t": "TSV", ",": "CSV", ";": "CSV"}
 """What separates columns, and what a file that it does is called."""
 
@@ -70,10 +73,10 @@ def _value(column: str, cell: str, where: str) -> Any:
 
 
 def list_in(named_value: tuple[str, Any], where: str) -> Any:
-    """The list that a text in brackets holds in JSON; any other value as it is."""
+    """The list that a text in brackets holds in JSON; any other value as it is. A bracket with a quote behind it begins
+    a list whatever follows: one that was cut off is no text."""
     _, value = named_value
-    bracketed = isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]")
-    return json_list(named_value, where) if bracketed else value
+    return json_list(named_value, where) if isinstance(value, str) and _LIST.match(value) else value
 
 
 def json_list(named_value: tuple[str, Any], where: str) -> Any:

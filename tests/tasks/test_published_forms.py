@@ -442,6 +442,9 @@ def test_other_names_of_2wikis_answers(read, tmp_path):
     assert two.golden_answers == ("yes",)
     assert not notices
     assert read([HOTPOT | {"answer_id": 3}])[1] == [], "other sets' answer_id is no entity"
+    (tmp_path / "id_aliases.json").write_bytes(b"\n")
+    with pytest.raises(UserError, match=r"id_aliases\.json: holds no names; get it again, or delete it$"):
+        read(json.dumps(rows).encode(), name="dev.json")
 
 
 def test_answers_all_of_which_are_needed_are_not_taken_one_by_one(read):

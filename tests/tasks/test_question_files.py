@@ -172,6 +172,7 @@ BAD_LINES = [
         r"""'golden_answers' must be a list in JSON, \["a", "b"\], w""",
     ),
     ({"question": "q?", "golden_answers": "['a'\n 'b']"}, "'golden_answers' must be a list in JSON"),
+    ({"question": "q?", "golden_answers": '["a", "b'}, "'golden_answers' must be a list in JSON"),
     ({"question": "q?", "answer_aliases": "['a']", "answer": "a"}, "'answer_aliases' must be a list in JSON"),
     (
         {"question": "q?", "reward_model": {"ground_truth": '{"target": ["a"]}'}},
