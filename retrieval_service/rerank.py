@@ -47,8 +47,8 @@ class Reranked:
         scores = iter(self._scores(pairs))
         ranked = []
         for hits in found:
-            scored = [replace(passage, score=next(scores)) for passage in hits]
-            ranked.append(tuple(sorted(scored, key=lambda passage: -passage.score)[:k]))
+            scored = sorted(((next(scores), passage) for passage in hits), key=lambda pair: -pair[0])
+            ranked.append(tuple(replace(passage, score=score) for score, passage in scored[:k]))
         return ranked
 
     def _scores(self, pairs: Sequence[tuple[str, Passage]]) -> list[float]:

@@ -66,7 +66,6 @@ def composed(lines: Sequence[str]) -> DictConfig:
             "there is no warm start with",
         ),
         (["mode=plan", "algorithm.seeding.experts=8"], "there is no seeding with algorithm.seeding.steps=0; set that "),
-        (["algorithm.seeding.kl=k3", "algorithm.reference=cpu"], "there is no KL term, and so no reference; set "),
         (["search_limit.start=2"], "it is of search_limit=anneal; set that, too, or leave it out"),
         (["search_limit=anneal", "search_limit.spare=2"], "it is of search_limit=adaptive; set that, too, or leave it"),
         (["search_limit=adaptive", "search_limit.steps=9"], "it is of search_limit=anneal; set that, too, or leave it"),
