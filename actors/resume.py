@@ -14,7 +14,7 @@ from agent.paths import at_home
 from agent.pool import saved
 from agent.readable import content_of
 from conf.schema import IF_ANY, RunConfig
-from learner.checkpoint import BEST, checkpoints, go_back_to, latest, latest_sound, place, put_back, set_best
+from learner.checkpoint import BEST, checkpoints, go_back_to, is_there, latest, latest_sound, place, set_best
 from tracking.differences import listed
 from tracking.metrics import UNTRAINABLE, keep_lines, read, replace
 from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
@@ -46,8 +46,7 @@ def find(
     if resume == "auto":
         return _newest(outputs, settings, check)
     path = run_dir if resume == IF_ANY else at_home(resume)
-    put_back(path.parent)
-    if (path / "manifest.json").is_file() and resume != IF_ANY:
+    if resume != IF_ANY and is_there(path) and (path / "manifest.json").is_file():
         path = path.resolve() if path.is_symlink() else path  # checkpoints/best moves on
         check(path)
         return Found(path=path)

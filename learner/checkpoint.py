@@ -147,6 +147,13 @@ def put_back(root: Path) -> None:
             _put_back(root)
 
 
+def is_there(path: Path) -> bool:
+    """Whether anything is at ``path``, such as a checkpoint, or one that its folder can be ``put_back`` to."""
+    if not path.exists():
+        put_back(path.parent)
+    return path.exists()
+
+
 def go_back_to(path: Path) -> None:
     """Lets the checkpoint ``path`` be the one that was written last of those beside it, as a run goes on from it.
 

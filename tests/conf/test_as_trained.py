@@ -39,6 +39,20 @@ def test_a_checkpoint_is_played_as_it_was_trained(tmp_path: Path, mode: list[str
     assert (config.model.dtype, config.model.path, config.model.name) == ("bfloat16", str(here), "it's")
 
 
+@pytest.mark.parametrize("named", ["step-000002", "best"])
+def test_a_checkpoint_that_a_kill_left_without_its_name_is_found_by_it(tmp_path: Path, named: str) -> None:
+    """Between two renames: another of the same step was to get the name."""
+    here = checkpoint(tmp_path / "step-000002")
+    (tmp_path / "best").symlink_to(here.name)
+    here.rename(tmp_path / f".tmp-replaced-{here.name}")
+    (config,) = asked("mode=eval", f"checkpoint={tmp_path / named}")
+    check_inputs(config)
+    assert config.agent == TRAINED
+    here.rename(tmp_path / f".tmp-replaced-{here.name}")
+    (config,) = asked("mode=train", f"resume={tmp_path / named}")
+    check_inputs(config)
+
+
 def test_a_prompt_of_ones_own_stays_with_the_checkpoint(tmp_path: Path) -> None:
     own = tmp_path / "own.txt"
 
