@@ -26,12 +26,13 @@ from actors.plan.cards import GIB, card
 from actors.plan.fit import refusal
 from actors.plan.layouts import chosen
 from actors.plan.learner import RESERVE, learner_memory
-from actors.plan.machine import Gpu, cards_of, gpus, missing, snapshot
+from actors.plan.machine import Gpu, cards_of, check_cache, gpus, missing, snapshot
 from actors.process import QUIET
 from actors.training import learner_environment
 from agent.errors import Fault, UserError, refused, shortened
 from conf.schema import RunConfig
 from learner.skeleton import MARKER
+from retrieval_service.whole import written
 from tracking.console import Console
 
 PART_S = 420.0
@@ -48,7 +49,7 @@ FAMILIES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "
 def examine(config: RunConfig, run_dir: Path, console: Console) -> dict[str, Any]:
     """All of it; what was found, as it is in ``run_dir/doctor.json`` and where the plan looks for it.
 
-    Raises ``UserError`` if nothing can be measured here at all.
+    Raises ``UserError`` if nothing can be measured here at all, or nothing be kept of it.
     """
     lacking = [*missing(config, snapshot(config)), *filter(None, [refusal(config)])]
     for line in lacking:
@@ -56,6 +57,7 @@ def examine(config: RunConfig, run_dir: Path, console: Console) -> dict[str, Any
     cards = _cards(config)
     if config.cluster.device == "cuda" and not cards:
         raise UserError(f"cluster={config.cluster.name} runs on GPUs and this machine shows none: nothing to measure")
+    check_cache(config)
     found: dict[str, Any] = {
         "format": measured.FORMAT,
         "made": datetime.now().isoformat(timespec="minutes"),
@@ -71,14 +73,14 @@ def examine(config: RunConfig, run_dir: Path, console: Console) -> dict[str, Any
     doctor.engine_and_learner()
     found["seconds"] = time.monotonic() - started
     found["findings"] = findings(config, found)
-    text = json.dumps(found, indent=1)
-    for file in (run_dir / "doctor.json", measured.place(config)):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
-    for line in measured.lines(found):
+    for line in measured.lines(found):  # said before it is written: the disk may be full
         console.say(line)
     for line in found["findings"]:
         console.say(line, "yellow")
+    for path in (run_dir / "doctor.json", measured.place(config)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written(path) as file:
+            file.write(json.dumps(found, indent=1).encode())
     end = "nothing is off" if not found["findings"] and not lacking else "see above"
     console.say(f"{end}; {run_dir / 'doctor.json'}, which mode=plan uses from now on; {found['seconds']:.0f} s", "bold")
     return found

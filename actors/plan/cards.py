@@ -58,5 +58,5 @@ def nominal_gib(config: ClusterConfig) -> float:
 
 
 def usable_bytes(config: ClusterConfig) -> int:
-    """What CUDA has of each GPU; 0 without one."""
-    return int(USABLE * nominal_gib(config) * GIB) if config.device == "cuda" else 0
+    """What CUDA has of each GPU, at least a byte; 0 without one."""
+    return max(1, int(USABLE * nominal_gib(config) * GIB)) if config.device == "cuda" else 0

@@ -80,10 +80,12 @@ def output_bytes(config: RunConfig) -> int:
     """The run's folder: the checkpoints that are kept, the best one, one that is being written, and the small files."""
     if config.mode not in TRAINS:
         return DISK_MARGIN
-    kept = config.checkpoints.keep
-    if not kept and config.checkpoints.every:
-        kept = config.algorithm.steps // config.checkpoints.every
-    best = bool(config.checkpoints.best and config.checkpoints.keep)  # where all are kept, it is one of them
+    checkpoints, steps = config.checkpoints, config.algorithm.steps
+    kept = checkpoints.keep
+    if not kept and checkpoints.every:
+        kept = steps // checkpoints.every
+    kept = min(kept, steps)  # a run saves once in a step at most
+    best = bool(checkpoints.best and checkpoints.keep)  # where all are kept, it is one of them
     return (max(1, kept) + best + 1) * checkpoint_bytes(config) + DISK_MARGIN
 
 

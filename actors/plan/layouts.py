@@ -21,6 +21,8 @@ from learner.config import AlgorithmConfig
 
 SIDE_BY_SIDE = 0.88
 """vLLM's share of a card of its own, as in the shipped clusters."""
+LEAST_SHARE = 0.1
+"""Its least share: where that is too much for a card, nothing fits."""
 SHARE = "cluster.engine.gpu_memory_utilization"
 KIND = "algorithm.optimizer.kind"
 OPEN = frozenset({"cluster.learners", "cluster.rollout_workers", SHARE, KIND, "pool.max_staleness"})
@@ -105,9 +107,9 @@ def _share(config: RunConfig) -> float:
     """What vLLM may have of a card: beside an idle learner with exact masters, what that leaves."""
     limit = usable_bytes(config.cluster)
     if not config.cluster.colocated:
-        return min(SIDE_BY_SIDE, most_alone(config, limit))
+        return max(LEAST_SHARE, min(SIDE_BY_SIDE, most_alone(config, limit)))
     rest = CONTEXT + replace(learner_memory(config), exact=True).at_rest + RESERVE
-    return max(0.1, int((limit - rest) / limit * 100) / 100)
+    return max(LEAST_SHARE, int((limit - rest) / limit * 100) / 100)
 
 
 def recommended(found: list[Layout]) -> Layout:

@@ -39,13 +39,18 @@ def place(config: RunConfig) -> Path:
 
 
 def measured(config: RunConfig) -> Mapping[str, Any] | None:
-    """What the doctor found; None if it hasn't looked. Raises ``UserError`` for a file that can't be read."""
+    """What the doctor found; None if it hasn't looked, or another version of it has.
+
+    Raises ``UserError`` for a file that can't be read.
+    """
     file = place(config)
-    if not file.is_file():
-        return None
     try:
+        if not file.is_file():
+            return None
         found = json_of(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
+        if found.get("format") != FORMAT:
             return None
         _check(found)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

@@ -11,7 +11,7 @@ from actors.plan.engine import EngineMemory, engine_memory
 from actors.plan.fit import advice, changes, longest_row, problems
 from actors.plan.host import DISK_MARGIN, heap_bytes, memory_bytes, object_store_bytes, output_bytes
 from actors.plan.learner import LearnerMemory, learner_memory
-from actors.plan.measured import assumptions, measured
+from actors.plan.measured import assumptions, measured, place
 from actors.plan.measured import lines as as_measured
 from actors.plan.roofline import ASSUMED, Assumptions, step
 from conf.schema import RunConfig
@@ -65,6 +65,8 @@ def table(config: RunConfig) -> str:
     )
     if (doctors := measured(config)) is not None:
         lines += as_measured(doctors)
+    elif place(config).is_file():
+        lines.append(f"not counted with: {place(config)}, of another version of mode=doctor; run it again")
     found = problems(config)
     lines += [f"does not fit: {problem}" for problem in found]
     if found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -200,9 +202,11 @@ def test_the_plan_takes_what_was_measured_and_says_so(box: RunConfig) -> None:
     assert step(box, measured.assumptions(box)).learning.seconds > 1.8 * step(box).learning.seconds
     file.write_text(json.dumps(healthy(format=measured.FORMAT + 1)))
     assert measured.assumptions(box) == ASSUMED, "of another doctor's kind"
+    assert f"not counted with: {file}, of another version of mode=doctor; run it again" in table(box)
     where = r"rtx3090-qwen1\.5b-\d+-bfloat16\.json: can't be read"
     for damaged, why in (
         ("{", ".*"),
+        ("[]", "no JSON object"),
         (json.dumps({"format": measured.FORMAT}), "no 'host'"),
         (json.dumps(healthy(ratios={"decode": 0})), "ratios.decode is 0, and not a number above 0"),
         (json.dumps(healthy(ratios=["x"])), ".*"),
@@ -237,6 +241,36 @@ def test_a_machine_without_the_clusters_gpus_has_nothing_to_measure(
     ):
         doctor.examine(box, tmp_path, console)
     assert any("needs 4 CUDA GPUs of 24 GiB" in line for line in said)
+
+
+@pytest.fixture
+def nothing_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in ("devices", "ways", "engine_and_learner"):
+        monkeypatch.setattr(doctor._Doctor, part, lambda self: self._found["failed"].append("a part broke"))
+
+
+@pytest.mark.usefixtures("nothing_to_measure")
+def test_what_was_found_is_said_where_it_cant_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk shows after minutes of measuring; half a file would keep the plan from counting at all."""
+
+    def full(path: Path) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    said: list[str] = []
+    console: Any = SimpleNamespace(say=lambda text, style="": said.append(text))
+    monkeypatch.setattr(doctor, "written", full)
+    local = composed(f"cache_dir={tmp_path / 'cache'}")
+    with pytest.raises(OSError, match="No space left"):
+        doctor.examine(local, tmp_path, console)
+    assert "a part broke" in said
+    assert not measured.place(local).exists()
+
+
+@pytest.mark.usefixtures("nothing_to_measure")
+def test_a_cache_that_nothing_can_be_kept_in_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^cache_dir=.*file: .*; name another with cache_dir=FOLDER$"):
+        doctor.examine(composed(f"cache_dir={tmp_path / 'file'}"), tmp_path, Console(quiet=True))
 
 
 def test_it_measures_the_cards_that_a_run_would_take(

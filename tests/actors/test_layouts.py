@@ -57,6 +57,14 @@ def test_every_way_to_divide_the_cards_is_compared_and_uses_all_of_them() -> Non
     assert shortest <= best.step.seconds <= shortest / module.WORTH
 
 
+@pytest.mark.parametrize("gib", ["1", "1e-10"])
+def test_cards_that_hold_nothing_are_told_so(gib: str) -> None:
+    """And no setting is named that nobody has given."""
+    tiny = composed("cluster=auto", "cluster.cards=2", f"cluster.gpu_memory_gib={gib}")
+    with pytest.raises(UserError, match=r"^cluster=auto: no layout fits with what is given; take a smaller model"):
+        recommended(layouts(tiny))
+
+
 @pytest.mark.parametrize(
     ("cards", "among"),
     [

@@ -591,6 +591,8 @@ def test_what_stays_on_the_disk_is_counted() -> None:
     assert output_bytes(config) == 4 * one + GIB // 4, "two kept, the best one, and one that is written"
     assert output_bytes(changed(config, "checkpoints.best", False)) == 3 * one + GIB // 4
     assert output_bytes(changed(config, "checkpoints.keep", 0)) == 6 * one + GIB // 4
+    few = changed(changed(config, "checkpoints.keep", 1000), "algorithm.steps", 7)
+    assert output_bytes(few) == 9 * one + GIB // 4, "a run makes one a step at most"
     assert output_bytes(changed(config, "mode", "plan")) == output_bytes(config), "of a training run"
     assert output_bytes(changed(config, "mode", "serve")) == GIB // 4
     adapted = changed(config, "model.lora_rank", 8)
