@@ -173,9 +173,9 @@ def _request(composer: Composer, asked: _Asked, given: Arguments) -> Request:
         return Request(arguments=arguments) if given.only_looks else request
     for several in (o for o in asked.ours if o.is_sweep_override()):
         raise UserError(f"{several.input_line}: several values are a job each and need -m; a list is written [a,b]")
+    check_idle(asked.given, lambda _: composed)
     with one_line(composer, asked.first):
         config = checked(composed)
-    check_idle(asked.given, lambda _: composed)
     if config.mode not in ("report", *PREPARING):
         for line in (o for o in asked.ours if str(o.key_or_group).startswith("report.") and o.value() is not None):
             raise UserError(f"{line.input_line}: it is of a sweep's report; run several jobs, with -m, or leave it out")
@@ -210,12 +210,12 @@ def _sweep(composer: Composer, asked: _Asked, arguments: tuple[str, ...]) -> Req
     merged = {o.get_key_element(): o for o in (*params, *asked.ours)}
     values = [sweep_lines(o) for o in merged.values()]
     first = [lines[0] for lines in values]
+    check_idle(asked.given, lambda lines: _job(composer, lines), tuple(merged.values()))
     configs = [_check(composer, first)]
     for at, lines in enumerate(values):
         for line in lines[1:]:  # each is checked beside the others' first values: that is one of the jobs
             configs.append(_check(composer, [*first[:at], line, *first[at + 1 :]]))
     _check_experiments(composer, asked)
-    check_idle(asked.given, lambda lines: _job(composer, lines), tuple(merged.values()))
     folder, jobs = Path(composed.hydra.sweep.dir), []
     before = sweep.planned(folder).jobs
     # What the experiment varies, or an earlier sweep into this folder, names a job with one value of it, too.

@@ -36,15 +36,17 @@ def test_a_list_that_is_written_without_brackets() -> None:
 
 
 @pytest.mark.one_in(2)
-@pytest.mark.parametrize("part", ["algorithm", "algorithm.seeding"])
-def test_a_coefficient_of_no_kl_term_is_refused(part: str) -> None:
+@pytest.mark.parametrize(("part", "more"), [("algorithm", []), ("algorithm.seeding", ["algorithm.seeding.steps=1"])])
+def test_a_coefficient_of_no_kl_term_is_refused(part: str, more: list[str]) -> None:
+    given = [*more, f"{part}.kl_coefficient=0.04"]
     wanted = f"{part}.kl_coefficient=0.04: there is no KL term; set {part}.kl=k1, k2 or k3, too"
-    assert refusal(f"{part}.kl_coefficient=0.04") == refusal("-m", f"{part}.kl_coefficient=0.04", "seed=0,1") == wanted
+    assert refusal(*given) == wanted
+    assert refusal("-m", *given, "seed=0,1") == f"{wanted}; no job of the sweep has a use for it"
     for kl in ("k3", "none"):
-        launch.check_overrides([f"{part}.kl_coefficient=0.04", f"{part}.kl={kl}"])
+        launch.check_overrides([*given, f"{part}.kl={kl}"])
     launch.check_overrides(["algorithm=grpo", "algorithm.kl_coefficient=0.04"])
-    launch.check_overrides(["-m", "algorithm=dapo_david,grpo", f"{part}.kl_coefficient=0.04"])
-    launch.check_overrides(["-m", f"{part}.kl_coefficient=0.04", f"{part}.kl=none,k2"])
+    launch.check_overrides(["-m", "algorithm=dapo_david,grpo", "algorithm.kl_coefficient=0.04"])
+    launch.check_overrides(["-m", *given, f"{part}.kl=none,k2"])
 
 
 OWN = ["data=jsonl", "data.questions=q", "data.corpus=c", "model=smollm2-135m"]
