@@ -132,7 +132,7 @@ class ClusterConfig:
     """Longest that Ray, or an actor, may take to start."""
     restarts_per_hour: int = bounded(12, "at least 0")
     """How often within an hour rollout workers are replaced, or the retrieval, before the run stops."""
-    losses_in_a_row: int = bounded(3, "at least 1")
+    losses_in_a_row: int = bounded(5, "at least 1")
     """How often learner or pool are lost without a new step in between before the run stops. Each time it goes back to
     its last checkpoint."""
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)

@@ -134,6 +134,8 @@ def check(requests: Sequence[Request], parameters: Mapping[str, Mapping[str, Map
                 raise Malformed("a call whose argument has the wrong type")
             if schema["type"] == "number" and not _is_float(value):
                 raise Malformed("a call whose number is none")
+            if value not in schema.get("enum", [value]):
+                raise Malformed("a call whose argument is none of its choices")
             if isinstance(value, str) and is_blank(value):
                 raise Malformed("a call with nothing in it")
 

@@ -106,7 +106,11 @@ class Tool(ABC):
     description: ClassVar[str]
     """A sentence or two for the policy: what it does, and what comes back."""
     parameters: ClassVar[Mapping[str, Mapping[str, Any]]]
-    """Its arguments by name, each a JSON schema of ``type`` and ``description`` and nothing else; all are required."""
+    """Its arguments by name, each a JSON schema with ``type`` and ``description``; all are required.
+
+    Calls are checked by ``type`` and ``enum``. What else it says, the policy reads, and the tool answers what doesn't
+    fit with a notice.
+    """
 
     def __init__(self, config: AgentConfig, searcher: Searcher) -> None:
         """Made once in each rollout worker."""
@@ -115,7 +119,7 @@ class Tool(ABC):
 
     @abstractmethod
     async def call(self, request: Request, situation: Situation) -> Result:
-        """Answers one request, whose arguments are those of ``parameters``, each of its type.
+        """Answers one request, whose arguments are those of ``parameters``, each of its type and one of its ``enum``.
 
         The requests of one turn are answered concurrently. Raises ``ToolError`` where something broke: the
         trajectory is then excluded from its group, since that says nothing about the policy.

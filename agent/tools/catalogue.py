@@ -76,8 +76,6 @@ def _check(tool: type[Tool], where: str) -> None:
             raise UserError(f"{where}: the type of its parameter '{name}' must be one of {', '.join(KINDS)}")
         if not isinstance(told := schema.get("description"), str) or not told.strip():
             raise UserError(f"{where}: its parameter '{name}' needs a 'description', which the policy reads")
-        if unchecked := sorted(str(word) for word in schema if word not in ("type", "description")):
-            raise UserError(
-                f"{where}: its parameter '{name}' has '{unchecked[0]}', by which no call is checked; say it in the "
-                "description, and answer what doesn't fit with a notice"
-            )
+        choices = schema.get("enum", [""])
+        if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
+            raise UserError(f"{where}: the 'enum' of its parameter '{name}' must be a list of the values it takes")

@@ -377,8 +377,8 @@ async def _takes_text(self, text):
         ({"description": " "}, "the tool's 'description', which the policy reads, must be a text"),
         ({"description": ["Counts."]}, "the tool's 'description', which the policy reads, must be a text"),
         (
-            {"parameters": {"n": {"type": "string", "description": "a word", "enum": ["a", "b"]}}},
-            "its parameter 'n' has 'enum', by which no call is checked; say it in the description, and answer",
+            {"parameters": {"n": {"type": "string", "description": "a word", "enum": "ab"}}},
+            "the 'enum' of its parameter 'n' must be a list of the values it takes",
         ),
         ({"parameters": {"n": {"type": "text"}}}, "the type of its parameter 'n' must be one of"),
         ({"parameters": {"n": {"type": "string"}}}, "its parameter 'n' needs a 'description', which the policy reads"),

@@ -189,6 +189,13 @@ def test_a_malformed_call_ends_the_episode_or_is_answered_with_a_notice(tokenize
     assert MALFORMED_NOTICE.format(why=why) in tokenizer.decode(engine.prompts[1])
 
 
+def test_an_argument_is_one_of_its_choices_where_it_has_some():
+    parameters = {"sort": {"by": {"type": "string", "description": "what to sort by", "enum": ["date", "title"]}}}
+    check([Request(tool="sort", arguments={"by": "date"})], parameters)
+    with pytest.raises(Malformed, match="a call whose argument is none of its choices"):
+        check([Request(tool="sort", arguments={"by": "Date"})], parameters)
+
+
 @pytest.mark.parametrize(
     "text", ["<tool_call>{}", "{}</tool_call>", "<tool_call>x</tool_call><tool_call>", "<answer>x"]
 )
