@@ -130,14 +130,14 @@ def test_a_run_that_has_lost_wandbs_process_ends_without_a_word_of_it(tmp_path: 
         "from tracking.config import TrackerConfig\n"
         "from tracking.dispensable import Dispensable\n"
         "from tracking.trackers.base import Asked\n"
+        "from tracking.trackers.in_time import InTime\n"
         "from tracking.trackers.several import Trackers\n"
-        "config = TrackerConfig(wandb=True, wandb_mode='offline', timeout_s=60.0)\n"
-        "asked = Asked(config=config, folder=Path(sys.argv[1]), settings={})\n"
-        "run = Trackers.open(asked, {}, Dispensable(print))\n"
+        "from tracking.trackers.wandb import Tracker\n"
+        "config = TrackerConfig(wandb=True, wandb_mode='offline')\n"
+        "opened = Tracker(Asked(config=config, folder=Path(sys.argv[1]), settings={}))\n"
         "(core,) = [p for p in psutil.Process().children(recursive=True) if p.name() == 'wandb-core']\n"
         "core.send_signal(signal.SIGSTOP)\n"
-        "run._runs['wandb'][1]._limit_s = 1.0\n"  # not before: on a machine with much to do opening takes longer
-        "run.close()\n"
+        "Trackers({'wandb': (opened, InTime(1.0))}, Dispensable(print)).close()\n"
         "core.kill()\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
