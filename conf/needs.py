@@ -51,7 +51,7 @@ def _kl(part: str, name: str) -> Need:
 def _steps(part: str, name: str, what: str) -> Need:
     steps = f"{part}.steps"
     why = f"there is no {what} with {steps}=0; set that above 0, or leave it out"
-    return Need(f"{part}.{name}", (steps,), lambda of: of(steps) == 0, why, switched=False)
+    return Need(f"{part}.{name}", (steps,), lambda of: of(steps) == 0, why)
 
 
 def _of_a_limit(name: str, rule: str) -> Need:

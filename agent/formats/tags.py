@@ -64,7 +64,7 @@ class TagFormat(Format):
         self._asking = tag_prompt(config, self.protocol, tools)
         self._open = codec.encode(f"\n{self.protocol.result_open}\n")
         self._close = codec.encode(f"\n{self.protocol.result_close}\n")
-        if self._chat and self._asking.of(MARK).strip() not in self.prompt(MARK):  # tags, say, as &lt;search&gt;
+        if self._chat and self._asking.of(MARK).strip() not in self._rendered(MARK):  # tags, say, as &lt;search&gt;
             raise UserError(
                 "this model's chat template leaves out or rewrites what the user says; give its tokenizer one that "
                 "shows a message's content as it is, or set agent.chat=false"
@@ -74,10 +74,10 @@ class TagFormat(Format):
 
     def prompt(self, question: str) -> str:
         """See ``Format``. With ``agent.chat`` the chat template is around it."""
-        text = self._asking.of(question)
-        if not self._chat:
-            return text
-        return self._codec.render([{"role": "user", "content": text}], options=self._options)
+        return self._rendered(question) if self._chat else self._asking.of(question)
+
+    def _rendered(self, question: str) -> str:
+        return self._codec.render([{"role": "user", "content": self._asking.of(question)}], options=self._options)
 
     def parse(self, text: str, finish: Finish) -> Action:
         """See ``Format``. A turn that closes an action is whole, whatever ended it; an answer without a closing tag of

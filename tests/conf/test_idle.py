@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from agent.errors import UserError
 from conf.idle import check_idle
@@ -22,21 +23,25 @@ RANKERS = {"bm25": RetrievalConfig, "dense": dense.Settings, "hybrid": hybrid.Se
 
 def refusal(mode: str, ranker: str, *lines: str) -> str:
     """What ``check_idle`` says of what ``lines`` make of the defaults; nothing if they are taken."""
-    made = {} if ranker == "bm25" else {"encoder": "somewhere"}
-    composed = OmegaConf.create(
-        {
-            "mode": mode,
-            "data": {**asdict(DataConfig()), "source": "jsonl"},
-            "retrieval": asdict(RANKERS[ranker](**made)),
-            "serve": asdict(ServeConfig()),
-        }
-    )
-    for line in lines:
-        key, _, value = line.partition("=")
-        if "." in key:
-            OmegaConf.update(composed, key, value.split(",")[0])
+
+    def composed(job: Sequence[str]) -> DictConfig:
+        settings = dict(line.split("=", 1) for line in job)
+        chosen = settings.pop("retrieval", ranker)
+        made = {} if chosen == "bm25" else {"encoder": "somewhere"}
+        found = OmegaConf.create(
+            {
+                "mode": mode,
+                "data": {**asdict(DataConfig()), "source": "jsonl"},
+                "retrieval": asdict(RANKERS[chosen](**made)),
+                "serve": asdict(ServeConfig()),
+            }
+        )
+        for key, value in settings.items():
+            OmegaConf.update(found, key, value)
+        return found
+
     try:
-        check_idle(OverridesParser.create().parse_overrides(list(lines)), lambda _: composed)
+        check_idle(OverridesParser.create().parse_overrides(list(lines)), composed)
     except UserError as error:
         return str(error)
     return ""
@@ -98,7 +103,7 @@ def test_a_search_among_vectors_has_the_settings_of_the_index_that_is_named(
     ("mode", "ranker", "lines"),
     [
         ("index", "hybrid", ["retrieval.analyser=de", "retrieval.k1=1.2"]),
-        ("train", "dense", ["retrieval=bm25,dense", "retrieval.k1=1.2"]),  # one of the jobs has a use for it
+        ("train", "dense", ["retrieval=dense,bm25", "retrieval.k1=1.2"]),  # one of the jobs has a use for it
         ("serve", "bm25", ["retrieval.url=http://h:1", "retrieval.dialect=flashrag", "retrieval.token_file=secret"]),
         ("serve", "bm25", ["retrieval.reranker=r", "retrieval.rerank_depth=50"]),
         ("index", "dense", ["retrieval.vectors=ivf", "retrieval.lists=512", "retrieval.probes=8"]),

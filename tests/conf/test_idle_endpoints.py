@@ -61,10 +61,6 @@ def composed(lines: Sequence[str]) -> DictConfig:
             ["algorithm.warm_start.lr=1e-4"],
             "there is no warm start with algorithm.warm_start.steps=0; set that",
         ),
-        (
-            ["algorithm.warm_start.steps=0", "algorithm.warm_start.cache=false"],
-            "there is no warm start with",
-        ),
         (["mode=plan", "algorithm.seeding.experts=8"], "there is no seeding with algorithm.seeding.steps=0; set that "),
         (["search_limit.start=2"], "it is of search_limit=anneal; set that, too, or leave it out"),
         (["search_limit=anneal", "search_limit.spare=2"], "it is of search_limit=adaptive; set that, too, or leave it"),
@@ -91,6 +87,7 @@ def test_what_an_endpoint_a_teacher_or_an_exit_lacks_is_told(lines: list[str], w
         ["mode=eval", "checkpoint=x", "exit=none", "exit.max_tokens=8"],
         ["mode=calibrate", "checkpoint=x", "exit.max_tokens=8"],
         ["algorithm.warm_start.steps=5", "algorithm.warm_start.lr=1e-4"],
+        ["algorithm.warm_start.steps=0", "algorithm.warm_start.lr=1e-4"],  # a script turns it off
         ["algorithm.seeding.steps=5", "algorithm.seeding.experts=8"],
         ["search_limit=anneal", "search_limit.start=2", "search_limit.steps=9"],
         ["search_limit=adaptive", "search_limit.spare=2"],

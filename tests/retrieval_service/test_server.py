@@ -75,7 +75,7 @@ def test_rllm_gets_an_object_with_flat_results(server: Running) -> None:
     """Its tool sends these two keys, and reads ``results``; the words of the scores are as it writes them."""
     same = server.post("/retrieve", {"queries": ["Emma"], "topk": 2, "return_scores": True}).json()["result"][0]
     told = server.post("/retrieve", {"query": "Emma", "top_k": 2}).json()
-    assert told == {"query": "Emma", "results": same, "num_results": 2}
+    assert told == {"query": "Emma", "results": same, "num_results": len(same)}
 
 
 def test_search_r1_reads_a_topk_of_0_as_none(server: Running) -> None:
