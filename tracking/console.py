@@ -23,7 +23,8 @@ class Console:
     """Prints to standard output; ``quiet`` prints nothing."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._rich = RichConsole(file=cast(TextIO, _Output()), quiet=quiet, highlight=False, soft_wrap=True)
+        out = cast(TextIO, _Output())
+        self._rich = RichConsole(file=out, quiet=quiet, highlight=False, soft_wrap=True, emoji=False)
         if not self._rich.file.isatty():
             self._rich.width = 10_000  # a file or a pipe has no width that a table would have to fit into
         self._phases = Phases(self._rich)
@@ -45,7 +46,7 @@ class Console:
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table whose first column names what the others give."""
-        table = Table(title=visible(title), title_justify="left", title_style="bold", box=SIMPLE)
+        table = Table(title=Text(visible(title), "bold"), title_justify="left", box=SIMPLE)
         for at, name in enumerate(header):
             table.add_column(Text(visible(name)), justify="right" if at else "left", overflow="fold")
         for row in rows:

@@ -52,6 +52,15 @@ def test_what_others_wrote_gives_no_orders_to_a_terminal(capsys: pytest.CaptureF
     assert not {"\x1b", "\x07", "\x9b", "\u202e", "\r"} & {*shown}
 
 
+def test_what_others_wrote_is_no_markup_and_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    console.say("card:100:x [red]y[/red]")
+    console.table("[/b] agent.tools=[search,open] :x:", ["[red]"], [["[bold]:100:"]])
+    shown = capsys.readouterr().out
+    for text in ("card:100:x [red]y[/red]\n", "[/b] agent.tools=[search,open] :x:", " [red] ", " [bold]:100: "):
+        assert text in shown
+
+
 @pytest.mark.parametrize("moving", [False, True])
 def test_a_run_outlasts_whoever_reads_its_output(moving: bool) -> None:
     code = (
