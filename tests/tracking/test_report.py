@@ -205,6 +205,12 @@ def end_of(folder: Path, rows: list[dict[str, Any]], config: str = made.CONFIG) 
     return end.partition("At the pace of its last steps ")[2]
 
 
+@pytest.mark.parametrize("config", ["algorithm:\n  steps: 2024-13-45\n", "[" * 1_000])
+def test_a_configuration_that_is_damaged_says_no_time(tmp_path: Path, config: str) -> None:
+    rows = [made.step(n, time_s=60.0 * n) for n in (1, 2)]
+    assert end_of(made.write_run(tmp_path / "run"), rows, config) == ""
+
+
 def test_the_time_left_is_no_difference_between_the_clocks_of_two_starts(tmp_path: Path) -> None:
     folder = made.write_run(tmp_path / "run")
     resumed = {"kind": "event", "event": "resumed", "step": 4, "path": str(folder / "checkpoints" / "step-000004")}
@@ -315,6 +321,12 @@ def test_a_page_allows_its_own_program_and_style_and_nothing_else(tmp_path: Path
         r"innerHTML|insertAdjacent|outerHTML|document\.write|eval\(|new Function|setAttribute\(\"on", program
     )
     assert not re.search(r"\bfetch\(|XMLHttpRequest|import\(|https?://(?!www\.w3\.org/2000/svg)", program)
+
+
+def test_a_page_of_a_folder_with_an_odd_name_is_written(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/{style}\xff"))
+    (path, _) = write(made.write_run(folder))
+    assert "<title>Slingshot: {style}?</title>" in path.read_text(encoding="utf-8")
 
 
 def test_numbers_that_json_lacks_are_unknown(tmp_path: Path) -> None:

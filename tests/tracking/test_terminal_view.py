@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import view_runs as made
 from patience import until
+from rich.cells import cell_len
 
 from agent.errors import Stopped
 from agent.visible import visible
@@ -290,6 +291,36 @@ def test_a_log_that_is_gone_or_was_replaced_shows_no_other_episode(tmp_path: Pat
     for key in "c/emma\r":
         viewer.key(key)
     assert "1 of 6 (14 logged)" in "".join(line.plain for line in viewer.lines(80, 24))
+
+
+@pytest.mark.parametrize("width", [1, 30, 40, 60, 77, 78, 120])
+def test_a_list_fits_into_the_terminal(tmp_path: Path, width: int) -> None:
+    viewer = Viewer(made.write_run(tmp_path / "run"))
+    head, row = (line.plain for line in viewer.lines(width, 24)[2:4])
+    assert cell_len(head) == cell_len(row)
+    if width >= 40:
+        assert len(head) <= width
+        assert "what of" in row
+        assert ("answered" in row) == (width >= 60)
+
+
+def test_the_end_of_what_is_typed_is_seen_in_a_narrow_terminal(tmp_path: Path) -> None:
+    viewer = Viewer(made.write_run(tmp_path / "run"))
+    for key in "r>=0.25":
+        viewer.key(key)
+    foot = viewer.lines(40, 24)[-1].plain
+    assert foot.endswith("=1, 0.2..0.6: >=0.25▏")
+    assert len(foot) == 40
+    assert viewer.lines(200, 24)[-1].plain.startswith("reward, or EM")
+
+
+def test_a_line_of_the_screen_is_one_line(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "a\nrun")
+    broke = {"kind": "event", "event": "fault", "why": "it\nbroke\there"}
+    made.lines(folder / "metrics.jsonl", [made.step(1), broke])
+    for lines in (Viewer(folder, ["no\nsuch"]).lines(80, 24), Viewer(folder).lines(80, 24)):
+        assert len(lines) == 24
+        assert not [line.plain for line in lines if {"\n", "\t"} & {*line.plain}]
 
 
 def test_questions_that_are_asked_for_come_first(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
+from agent.readable import WRONG
 from tracking.metrics import UNTRAINABLE
 from tracking.progress import duration
-from tracking.view.shapes import is_number
+from tracking.shapes import is_number
 
 LATELY = 10
 """Steps whose pace the others are taken to keep."""
@@ -72,7 +73,7 @@ def _steps_left(rows: Sequence[Row], steps: Sequence[Row], config: str | None) -
     try:
         asked = yaml.safe_load(config or "")["algorithm"]
         wanted = asked["steps"]
-    except (yaml.YAMLError, KeyError, TypeError):
+    except (yaml.YAMLError, *WRONG):  # a date that is none, and the like
         return None
     done = steps[-1].get("step")
     if not is_number(wanted) or not is_number(done):

@@ -11,10 +11,10 @@ from typing import Any
 
 from agent.records import StopReason
 from tracking.metrics import UNTRAINABLE
+from tracking.shapes import EVENT, HEAD
 from tracking.trajectories import EVALUATIONS, TRAJECTORIES
 from tracking.view.episodes import logged, shown
 from tracking.view.lines import Notices, lines
-from tracking.view.shapes import EVENT, HEAD
 
 FAULTS = frozenset(str(reason) for reason in StopReason if reason.is_fault)
 _NUMBER = r"([+-]?(?:\d+(?:\.(?!\.)\d*)?|\.\d+)(?:[eE][+-]?\d+)?)"

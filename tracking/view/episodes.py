@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tracking.shapes import EPISODE, HEAD, QUESTION, shaped
 from tracking.trajectories import EVALUATIONS, TRAJECTORIES
 from tracking.view.lines import Notices, clean, lines, parsed
-from tracking.view.shapes import EPISODE, HEAD, QUESTION, shaped
 
 PLAIN, PASSAGE, SUPPORTING, FOUND = range(4)
 """Kinds of a piece of an observation; ``FOUND`` is a supporting passage that the episode sees for the first time."""

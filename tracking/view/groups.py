@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tracking.shapes import GROUP, QUESTION
 from tracking.trajectories import GROUPS
 from tracking.view.episodes import group_of
 from tracking.view.lines import MAX_CELL, Notices, clean, lines, shortened
-from tracking.view.shapes import GROUP, QUESTION
 
 MOST = 30_000
 """Groups in a report: as many bytes as half of it, at 200 a group."""

@@ -3,7 +3,8 @@ escapes (``agent/visible.py``): none of them reaches the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.cells import set_cell_size
@@ -20,14 +21,17 @@ HEAD = ("where", "score", "srch", "end", "id", "question", "answer")
 
 
 def columns(width: int) -> tuple[int, ...]:
-    """Cells of each column of the list."""
-    rest = max(30, width - 14 - 6 - 5 - 17 - 6)
-    return 14, 6, 5, 17, rest // 5, rest - rest // 5 - rest // 4, rest // 4
+    """Cells of each column of the list; 0 for one that a narrow terminal has no room for."""
+    rest = width - 14 - 6 - 5 - 17 - 6
+    if rest >= 30:
+        return 14, 6, 5, 17, rest // 5, rest - rest // 5 - rest // 4, rest // 4
+    end = 17 if width >= 60 else 0
+    return 14, 6, 0, end, 0, max(1, width - 14 - 6 - end - 2 - bool(end)), 0
 
 
 def head(width: int) -> Text:
     """The list's first line."""
-    return one_line(" ".join(map(_cell, HEAD, columns(width))), "bold")
+    return one_line(_cells(HEAD, width), "bold")
 
 
 def row(entry: Entry, width: int, *, here: bool) -> Text:
@@ -37,7 +41,7 @@ def row(entry: Entry, width: int, *, here: bool) -> Text:
         *(where, number(entry.score), "–" if entry.searches is None else str(entry.searches), entry.stop),
         *(entry.question_id, entry.question, "–" if entry.answer is None else entry.answer),
     )
-    line = one_line(" ".join(map(_cell, texts, columns(width))))
+    line = one_line(_cells(texts, width))
     line.stylize(_style(entry))
     if here:
         line.stylize("reverse")
@@ -50,13 +54,14 @@ def _style(entry: Entry) -> str:
     return "" if entry.score is None else "green" if entry.score > 0.5 else "red"
 
 
-def _cell(text: str, width: int) -> str:
-    return set_cell_size(" ".join(visible(text).split()), width)
+def _cells(texts: Sequence[str], width: int) -> str:
+    sizes = zip(texts, columns(width), strict=True)
+    return " ".join(set_cell_size(" ".join(visible(text).split()), size) for text, size in sizes if size)
 
 
 def one_line(text: str, style: str = "") -> Text:
-    """Text that is cut where the terminal ends."""
-    return Text(visible(text), style=style, no_wrap=True, overflow="crop")
+    """Text that is cut where the terminal ends, also where it has ends of lines."""
+    return Text(re.sub(r"[\t\n]", " ", visible(text)), style=style, no_wrap=True, overflow="crop")
 
 
 def number(value: Any, digits: int = 3) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.readable import json_of
-from tracking.view.shapes import Shape, is_number, shaped
+from tracking.shapes import Shape, is_number, shaped
 
 MAX_TEXT = 20_000
 """Characters of one text that a report shows."""

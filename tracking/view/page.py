@@ -49,11 +49,11 @@ class Page:
             "base-uri 'none'; form-action 'none'"
         )
         head, self._foot = (HERE / "report.html").read_text(encoding="utf-8").split("<!-- data -->")
-        for mark, text in (("{policy}", policy), ("{title}", escape(title)), ("{style}", style)):
+        for mark, text in (("{policy}", policy), ("{style}", style), ("{title}", escape(title))):
             head = head.replace(mark, text)
         self._file = file
         self.size = 0
-        self._write(head.encode())
+        self._write(head.encode("utf-8", "replace"))  # a folder's name need not be UTF-8
         self.rest = len(self._program.encode()) + len(self._foot.encode())
         """Bytes that ``close`` will add."""
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from tracking.alarms import Alarms
 from tracking.metrics import SERIES, same_series
+from tracking.shapes import EVALUATION, EVENT, SPAN, STEP, SUMMARY, is_number, shaped
 from tracking.spans import SPANS
 from tracking.view.ending import ending, of_evaluation
 from tracking.view.episodes import Evaluations
 from tracking.view.groups import in_words
 from tracking.view.lines import MAX_CELL, Notices, clean, lines, short, shortened
-from tracking.view.shapes import EVALUATION, EVENT, SPAN, STEP, SUMMARY, is_number, shaped
 
 MOST_ALARMS = 200
 MOST_STEPS = 2_000

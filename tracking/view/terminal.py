@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console as RichConsole
 from rich.control import Control
 from rich.text import Text
@@ -29,8 +30,8 @@ from tracking.view.in_lines import one_line
 from tracking.view.lines import Notices
 from tracking.view.run import facts
 
-IN_LIST = "↑↓ Enter  / text  r reward  s end  f faults  u use  : question  c all  i run  R reread  q leave"
-INSIDE = "↑↓ space scroll  n p next, previous  a all episodes of the question  q back"
+IN_LIST = "q leave  ↑↓ Enter  / text  r reward  s end  f faults  u use  c all  : question  i run  R reread"
+INSIDE = "q back  ↑↓ space scroll  n p next, previous  a all episodes of the question"
 _ALIKE = {
     "up": ("\x1b[A", "\x1bOA", "k"),
     "down": ("\x1b[B", "\x1bOB", "j"),
@@ -203,7 +204,7 @@ class Viewer:
         self._height = height
         shown = self._lines_inside(width, height) if self._inside else self._lines_of_list(width, height)
         if self._asking is not None:
-            foot = one_line(f"{self._asking[0]}: {self._typed}▏", "bold")
+            foot = one_line(_end(f"{self._asking[0]}: {self._typed}▏", width), "bold")
         else:
             foot = one_line(self._said or (INSIDE if self._inside else IN_LIST), "yellow" if self._said else "dim")
         return [*shown[: height - 1], *[Text()] * (height - 1 - len(shown)), foot]
@@ -232,6 +233,13 @@ class Viewer:
         last = min(self._length, self._top + room)
         place = one_line(f"lines {self._top + 1} to {last} of {self._length}", "dim")
         return [place, *lines[self._top : last]]
+
+
+def _end(text: str, width: int) -> str:
+    """As much of a line's end as ``width`` cells hold: where the next letter is typed."""
+    while cell_len(text) > width:
+        text = text[1:]
+    return text
 
 
 def browse(folder: Path, show: Collection[str], console: Console) -> None:
