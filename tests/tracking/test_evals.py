@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markdown_shown import shown_by_markdown
 
 from agent.config import AgentConfig
 from agent.errors import UserError
@@ -119,14 +120,45 @@ def test_the_tables_say_the_same_in_three_forms(tmp_path: Path) -> None:
 def test_latex_keeps_what_a_name_says() -> None:
     lines = [{"by": "type", "name": "a&b~c^d\\e#{}$", "questions": 1}]
     assert r"a\&b\textasciitilde{}c\textasciicircum{}d\textbackslash{}e\#\{\}\$ & 1 \\" in table.latex(lines)
+    lines = [{"by": "type", "name": "<a> --b", "questions": 1}]
+    assert r"\textless{}a\textgreater{} -{}-b & 1 \\" in table.latex(lines)
+    for name in ("[2pt]", "*"):  # an option of \midrule, or of the line before
+        assert f"\\midrule\n{{}}{name} & 1 " in table.latex([lines[0] | {"name": name}])
 
 
 def test_a_name_breaks_no_table_and_is_no_formula() -> None:
     line = {"by": "type", "name": "=1+1\n| a", "questions": 1}
     assert table.markdown([line]).splitlines()[-1] == "| =1+1 &#124; a | 1 |"
-    assert "\n=1+1 | a & 1 " in table.latex([line])
+    assert "\n=1+1 \\textbar{} a & 1 " in table.latex([line])
     for name in ("=1+1", "+1", "-1", "@a"):
         assert f"\ntype,'{name},1\n" in table.comma_separated([line | {"name": name}])
+
+
+def test_markdown_shows_a_name_as_it_is(tmp_path: Path) -> None:
+    names = [
+        "<b>x</b>",
+        "*a*",
+        "_a_ b_c",
+        "`a`",
+        "~~a~~",
+        "a|b",
+        "a\\|b",
+        "[a](b)",
+        "![a][b]",
+        "&lt;",
+        "<a@b.c>",
+        "\\*",
+    ]
+    lines = [{"by": "type", "name": name, "questions": 1} for name in names]
+    about = "run_1 of *seed=* <x>\n[a](b): c"
+    table.write(tmp_path, "eval", lines, about)
+    shown = shown_by_markdown((tmp_path / "eval.md").read_text())
+    assert shown.splitlines() == [
+        *about.splitlines(),
+        "",
+        "questions",
+        *(word for name in names for word in (name, "1")),
+    ]
 
 
 # --- going on ------------------------------------------------------------------------------------

@@ -92,10 +92,17 @@ def test_a_set_that_fewer_seeds_have_says_so_and_the_average_is_of_the_seeds_tha
     assert row.cell(["hotpotqa", "musique"], ["em"]) == papers.MISSING, "no seed has both"
 
 
+def test_a_set_that_lacks_a_measure_has_no_number() -> None:
+    found = result("a", hotpotqa=(0.1, 0.2), musique=(0.1, 0.1), bamboogle=(0.1, 0.1))
+    found["slices"][1]["f1"]["mean"] = None
+    (_, lines), *_ = papers.tables(papers.rows_of([found]))
+    assert lines[1][1] == papers.MISSING
+
+
 def test_a_checkpoints_name_breaks_no_table(tmp_path: Path) -> None:
     papers.write(tmp_path, [result("=a|b\nc", hotpotqa=(0.1, 0.1), musique=(0.1, 0.1))])
     assert "| =a&#124;b c | 10.0 / 10.0 |" in (tmp_path / "benchmark.md").read_text()
-    assert "\n=a|b c & 10.0 / 10.0 &" in (tmp_path / "benchmark.tex").read_text()
+    assert "\n=a\\textbar{}b c & 10.0 / 10.0 &" in (tmp_path / "benchmark.tex").read_text()
     assert '"\'=a|b\nc",10.0' in (tmp_path / "benchmark.csv").read_text()
 
 

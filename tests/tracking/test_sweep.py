@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from markdown_shown import shown_by_markdown
 from sweep_rows import RUN, evaluation, step
 
 from agent.errors import UserError
@@ -328,7 +330,7 @@ def test_the_table_in_the_folder_is_markdown(folder: Path) -> None:
     assert "| rollouts per signal-bearing group | 8.00 ± 0.00 | 8.00 | – |" in lines
     assert "| held-out EM after, difference | 0.100, 1 seed | – |" in lines
     assert "| &nbsp;&nbsp;2-hop | 0.000, 1 seed | – |" in lines
-    assert "| pool=recycle,seed=1 | 0.200 | 0.200 | 40 | 400 | failed: a \\| b c |" in lines
+    assert "| pool=recycle,seed=1 | 0.200 | 0.200 | 40 | 400 | failed: a &#124; b c |" in lines
     assert [line for line in lines if line.startswith("![")] == [
         f"![{caption}]({name}.png)"
         for name, caption in (
@@ -546,6 +548,47 @@ def test_a_damaged_row_is_no_end_of_a_job(tmp_path: Path, row: dict[str, Any]) -
     replace(tmp_path / "metrics.jsonl", [row])
     assert sweep.status(tmp_path)[0] in (sweep.Status.UNFINISHED, sweep.Status.FAILED)
     assert not sweep.interrupted(tmp_path)
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("at", "changed"),
+    [
+        (0, {"em/1-hop": "0.5"}),
+        (0, {"em": math.nan}),
+        (0, {"step": [1]}),
+        (0, {"time_s": math.inf}),
+        (1, {"rollout/generated_tokens": 10**400}),
+        (2, {"groups/signal": math.nan}),
+    ],
+)
+def test_a_value_that_no_run_writes_makes_no_number_and_ends_no_report(
+    folder: Path, at: int, changed: dict[str, Any]
+) -> None:
+    name = "pool=epoch,seed=0"
+    rows = [*RUN[:-1], SUMMARY]
+    rows[at] = {**rows[at], **changed}
+    (folder / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report.write(folder, ReportConfig(sweep=str(folder)), Console(quiet=True))
+    text = (folder / "sweep.json").read_text()
+    content = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    told = {j["name"]: j for j in content["jobs"]}
+    assert (told[name]["status"], told[name]["measures"]) == ("unreadable", {})
+    assert told[name]["message"].startswith("its files: damaged")
+    assert content["conditions"][0]["n"] == 1
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_markup_in_a_title_or_a_message_is_shown_as_it_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    title, message = "[/b] tools=[search,open] :100: *a* <b>", "no </search> in `x`; seed=* | a_b __c__"
+    replace(folder / "pool=recycle,seed=1" / "metrics.jsonl", [RUN[0], step(1), {**FAILED, "message": message}])
+    report.write(folder, ReportConfig(title=title), Console())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"{title}: mean ± half the 95 % interval" in printed
+    assert f"failed: {message}" in printed
+    shown = shown_by_markdown((folder / "table.md").read_text())
+    assert shown.startswith(f"{title}\n")
+    assert f"failed: {message}\n" in shown
 
 
 @pytest.mark.usefixtures("undrawn")

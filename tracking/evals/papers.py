@@ -19,7 +19,7 @@ from agent.errors import UserError
 from agent.readable import content_of
 from tracking.differences import NOTHING, differences
 from tracking.evals.result import RESULT, read_result
-from tracking.evals.table import escaped, markdown_row, no_formula
+from tracking.evals.table import latex_row, markdown_row, no_formula
 
 FILE = "benchmark"
 AVERAGE = "Avg."
@@ -199,7 +199,7 @@ def _sets(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The line of each set; of an evaluation of one set that one's."""
     slices = [line for line in result["slices"] if line["by"] == "set"]
     named = {line["name"]: line for line in slices} or {result["data"]["name"]: result["slices"][0]}
-    return {name: line for name, line in named.items() if line["em"]["mean"] is not None}
+    return {name: line for name, line in named.items() if all(line[each]["mean"] is not None for each in MEASURES)}
 
 
 def _counts(rows: Sequence[Row], begins: str) -> list[str]:
@@ -288,10 +288,9 @@ def _markdown(found: Sequence[tuple[str, list[list[str]]]]) -> str:
 def _latex(found: Sequence[tuple[str, list[list[str]]]]) -> str:
     text = []
     for title, (head, *body) in found:
-        rows = [" & ".join(map(escaped, row)) + r" \\" for row in body]
         columns = "l" + "r" * (len(head) - 1)
-        text.append(f"% {title}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{' & '.join(map(escaped, head))} \\\\\n")
-        text.append("\\midrule\n" + "\n".join(rows) + "\n\\bottomrule\n\\end{tabular}\n")
+        text.append(f"% {title}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{latex_row(head)}\n")
+        text.append("\\midrule\n" + "\n".join(map(latex_row, body)) + "\n\\bottomrule\n\\end{tabular}\n")
     return "".join(text)
 
 

@@ -24,8 +24,20 @@ COLUMNS = {
 SHARES = ("em", "f1", "cover_em", "evidence_recall", "answerable")
 """Columns in percent, as are those of pass@k."""
 _DECIMALS = {"searches": 2}
-_LATEX = re.compile(r"[&%$#_{}~^\\]")
-_ESCAPED = {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+_LATEX = re.compile(r"[&%$#_{}~^\\<>|–±]|-(?=-)")
+_ESCAPED = {
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "–": "--",
+    "-": "-{}",
+    "±": r"$\pm$",
+}
+_MARKUP = re.compile(r"[\\`*<~]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|\](?=[\[(:])")
+"""What GitHub's Markdown takes for markup within a line. An underscore in a word, and brackets alone, are none."""
 
 Line = Mapping[str, Any]
 
@@ -69,18 +81,37 @@ def markdown(lines: Sequence[Line], *, signed: bool = False) -> str:
 
 
 def markdown_row(cells: Sequence[str]) -> str:
-    """A line of a table of GitHub's Markdown."""
-    return f"| {' | '.join(' '.join(cell.split()).replace('|', '&#124;') for cell in cells)} |\n"
+    """A line of a table of GitHub's Markdown. An indent of a cell is kept."""
+    return f"| {' | '.join(map(_markdown_cell, cells))} |\n"
+
+
+def _markdown_cell(text: str) -> str:
+    indent = "&nbsp;" * (len(text) - len(text.lstrip(" ")))
+    return indent + markdown_text(text).replace("|", "&#124;")
+
+
+def markdown_text(text: str) -> str:
+    """``text`` as Markdown shows it as it is, in one line.
+
+    >>> markdown_text("a <b> *c* d_e")
+    'a \\\\<b> \\\\*c\\\\* d_e'
+    """
+    return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def latex(lines: Sequence[Line], *, signed: bool = False) -> str:
     """A tabular of the package booktabs."""
-    body = [[escaped(cell) for cell in row] for row in cells(lines, signed=signed)]
-    rows = [" & ".join(row) + r" \\" for row in body]
-    head = " & ".join(map(escaped, header(lines))) + r" \\"
+    rows = map(latex_row, cells(lines, signed=signed))
+    head = latex_row(header(lines))
     alignment = "l" + "r" * (len(header(lines)) - 1)
     text = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule"]
     return "\n".join([*text, r"\end{tabular}"]) + "\n"
+
+
+def latex_row(cells: Sequence[str]) -> str:
+    """A line of a tabular. LaTeX would take ``[`` or ``*`` at its beginning for an option of the line before."""
+    row = " & ".join(map(escaped, cells))
+    return ("{}" if row.startswith(("[", "*")) else "") + row + r" \\"
 
 
 def comma_separated(lines: Sequence[Line]) -> str:
@@ -106,7 +137,7 @@ def no_formula(text: str) -> str:
 def write(folder: Path, name: str, lines: Sequence[Line], about: str, *, signed: bool = False) -> None:
     """Writes ``name.md``, ``name.csv`` and ``name.tex``. ``about`` says what the table is of."""
     texts = {
-        "md": f"{about}\n\n{markdown(lines, signed=signed)}",
+        "md": "\n".join(map(markdown_text, about.splitlines())) + f"\n\n{markdown(lines, signed=signed)}",
         "csv": comma_separated(lines),
         "tex": "".join(f"% {line}\n" for line in about.splitlines()) + latex(lines, signed=signed),
     }
@@ -129,8 +160,4 @@ def _cell(found: Mapping[str, Any], measure: str, signed: bool) -> str:
 
 def escaped(text: str) -> str:
     """``text`` as LaTeX has it."""
-    return (
-        _LATEX.sub(lambda match: _ESCAPED.get(match[0], "\\" + match[0]), " ".join(text.split()))
-        .replace("–", "--")
-        .replace("±", r"$\pm$")
-    )
+    return _LATEX.sub(lambda match: _ESCAPED.get(match[0], "\\" + match[0]), " ".join(text.split()))

@@ -15,6 +15,7 @@ from typing import Any
 from agent.inference.estimates import interval
 from tracking.experiments.measures import ends
 from tracking.metrics import rows_of
+from tracking.shapes import is_number
 from tracking.trajectories import EVALUATIONS
 
 Row = Mapping[str, Any]
@@ -64,7 +65,7 @@ def _measured(played: Mapping[str, Mapping[Any, Row]]) -> dict[str, dict[str, fl
     found: dict[str, dict[str, float]] = {}
     for name in MEASURES:
         for question, episodes in played.items():
-            known = [v for values in episodes.values() if isinstance(v := values.get(name), int | float)]
+            known = [v for values in episodes.values() if is_number(v := values.get(name))]
             if known:
                 found.setdefault(name, {})[question] = sum(known) / len(known)
     return found

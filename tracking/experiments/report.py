@@ -12,15 +12,17 @@ from typing import Any
 
 from agent.errors import UserError
 from agent.readable import content_of
+from tasks.rows import named
 from tracking.config import ReportConfig
 from tracking.console import Console
 from tracking.dispensable import Dispensable
 from tracking.draws import read_draws, summarise_draws
-from tracking.evals.table import COLUMNS
+from tracking.evals.table import COLUMNS, markdown_row, markdown_text
 from tracking.experiments.gains import MEASURES, Ends, ends_of, gains
 from tracking.experiments.measures import ends, measures, paired, pooled, seeds
 from tracking.experiments.sweep import Job, Plan, Status, read_plan, settings, status
 from tracking.metrics import read, same_series
+from tracking.shapes import is_number, whole
 
 SHOWN = {
     "em_before": ("held-out EM before", 3),
@@ -153,9 +155,11 @@ def _told(folder: Path, job: Job, rows: Sequence[Mapping[str, Any]], target_em: 
         with content_of("its files"):
             found = measures(rows, target_em) | _drawn(folder)
             told["first_eval"], told["last_eval"] = ends(rows)
+            _check(found, ends(rows))
             told |= {name: found.pop(name) for name in ("rollouts", "generated_tokens")}
     except UserError as error:
-        state, message = Status.UNREADABLE, str(error)
+        state, message, found = Status.UNREADABLE, str(error), {}
+        told |= {"first_eval": None, "last_eval": None}
     refused = [r for r in rows if r.get("kind") == "eval" and r.get("refused")]
     if refused and not message:
         message = "; ".join(f"the evaluation of step {r.get('step')} was refused: {r['refused']}" for r in refused)
@@ -167,6 +171,20 @@ def _told(folder: Path, job: Job, rows: Sequence[Mapping[str, Any]], target_em: 
         )
     about = {"name": job.name, "condition": job.condition, "overrides": job.overrides, "seed": job.seed}
     return {**about, "status": str(state), "message": message, **told, "measures": found}
+
+
+def _check(found: Mapping[str, Any], evals: Sequence[Mapping[str, Any] | None]) -> None:
+    """Raises ``ValueError`` for a measure, or an evaluation, of rows that no run has written: what isn't known is null
+    there."""
+    for name, value in found.items():
+        if value is not None and not is_number(value):
+            raise ValueError(f"'{name}' comes to {named(value)}")
+    for row in evals:
+        if row is not None and not whole(row["step"]):
+            raise ValueError(f"an evaluation is of step {named(row['step'])}")
+        for name, value in (row or {}).items():
+            if isinstance(value, float) and not is_number(value):
+                raise ValueError(f"'{name}' of an evaluation is {named(value)}")
 
 
 def _by_seed(jobs: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float | None]]:
@@ -300,17 +318,11 @@ def _with_ends(found: Mapping[str, Any], spec: str) -> str:
 
 def markdown(report: Mapping[str, Any], tables: Sequence[Table], pictures: Mapping[str, str]) -> str:
     """``table.md``: the tables, and the pictures (file name to caption) below them."""
-    parts = [f"# {report['title']}"]
+    parts = [f"# {markdown_text(report['title'])}"]
     for table in tables:
         lines = [table.header, ("---", *["---:"] * (len(table.header) - 1)), *table.rows]
-        parts += [f"## {table.title}", "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)]
+        parts += [f"## {markdown_text(table.title)}", "".join(map(markdown_row, lines)).rstrip()]
     if note := missing_baseline(report):
-        parts.append(note)
-    parts += [f"![{caption}]({file})" for file, caption in pictures.items()]
+        parts.append(markdown_text(note))
+    parts += [f"![{markdown_text(caption)}]({file})" for file, caption in pictures.items()]
     return "\n\n".join(parts) + "\n"
-
-
-def _cell(text: str) -> str:
-    """A cell's text: no bar may end it early, no line may; an indent is kept."""
-    indent = "&nbsp;" * (len(text) - len(text.lstrip(" ")))
-    return indent + " ".join(text.split()).replace("|", "\\|")
