@@ -28,5 +28,13 @@ def printable(text: str) -> str:
 
 def json_line(row: Mapping[str, Any]) -> str:
     """``row`` as one line of JSON for programs and for people: letters as they are, control characters as escapes."""
-    text = json.dumps(row, ensure_ascii=False)
-    return _HIDDEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
+    return _escaped(json.dumps(row, ensure_ascii=False)) + "\n"
+
+
+def json_text(value: Any) -> str:
+    """``value`` as JSON of many lines, in the same letters."""
+    return _escaped(json.dumps(value, ensure_ascii=False, indent=1)) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return _HIDDEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from agent.inference.scaling import Scale
 from agent.prompts import PROMPTS, prompt_text
 from agent.readable import json_of
 from agent.records import Question
+from agent.visible import json_text
 from retrieval_service.names import Digests
 from tasks.trained import digests_of
 from tracking.console import Console
@@ -58,7 +58,7 @@ def write(
         "points": [asdict(point) for point in found.points],
     }
     file = folder / "calibration.json"
-    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(json_text(content), encoding="utf-8")
     extras = Dispensable(lambda why: console.say(why, "yellow"))
     extras.attempt("the picture of the curve", lambda: draw(folder / "curve.png", found))
     console.say(

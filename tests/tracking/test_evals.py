@@ -18,6 +18,7 @@ from agent.config import AgentConfig
 from agent.errors import UserError
 from agent.inference.early_exit import Probe
 from agent.inference.evaluation import EvalRow, ScoredProbe
+from agent.visible import visible
 from tracking.console import Console
 from tracking.evals import table
 from tracking.evals.compare import compare, paired
@@ -132,6 +133,14 @@ def test_a_name_breaks_no_table_and_is_no_formula() -> None:
     assert "\n=1+1 \\textbar{} a & 1 " in table.latex([line])
     for name in ("=1+1", "+1", "-1", "@a"):
         assert f"\ntype,'{name},1\n" in table.comma_separated([line | {"name": name}])
+
+
+def test_control_characters_of_a_name_are_escapes_in_its_tables(tmp_path: Path) -> None:
+    lines = [{"by": "type", "name": "a\x1b]0;x\x07\u202eb", "questions": 1}]
+    table.write(tmp_path, "eval", lines, "on \x1b[2J")
+    texts = {ending: (tmp_path / f"eval.{ending}").read_text() for ending in ("md", "csv", "tex")}
+    assert [text for text in texts.values() if visible(text) != text] == []
+    assert "type,a\\x1b]0;x\\x07\\u202eb,1" in texts["csv"]
 
 
 def test_markdown_shows_a_name_as_it_is(tmp_path: Path) -> None:

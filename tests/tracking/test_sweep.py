@@ -16,6 +16,7 @@ from sweep_rows import RUN, evaluation, step
 from agent.errors import UserError
 from agent.pool.history import DRAW, STATES
 from agent.tickets import QueryState
+from agent.visible import visible
 from tracking.config import ReportConfig
 from tracking.console import Console
 from tracking.draws import write_draws
@@ -589,6 +590,18 @@ def test_markup_in_a_title_or_a_message_is_shown_as_it_is(folder: Path, capsys: 
     shown = shown_by_markdown((folder / "table.md").read_text())
     assert shown.startswith(f"{title}\n")
     assert f"failed: {message}\n" in shown
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_control_characters_and_half_surrogate_pairs_in_a_message_are_escapes(folder: Path) -> None:
+    name, message = "pool=recycle,seed=1", "no \x1b[31m\u202e \ud800"
+    replace(folder / name / "metrics.jsonl", [RUN[0], step(1), {**FAILED, "message": message}])
+    report.write(folder, ReportConfig(), Console(quiet=True))
+    told = {j["name"]: j for j in json.loads((folder / "sweep.json").read_text())["jobs"]}
+    assert told[name]["message"] == message
+    table = (folder / "table.md").read_text()
+    assert "failed: no \\x1b[31m\\u202e \\ud800\n" in shown_by_markdown(table)
+    assert visible(table) == table
 
 
 @pytest.mark.usefixtures("undrawn")

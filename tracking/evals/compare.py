@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from agent.errors import UserError
 from agent.inference import estimates
 from agent.inference.evaluation import EvalRow
+from agent.visible import json_text
 from tracking.console import Console
 from tracking.differences import differences, listed
 from tracking.evals import table
@@ -43,8 +43,7 @@ def compare(folder: Path, other: Path, out: Path, console: Console, *, seed: int
     notices += [f"{_other(strangers)}, and left out"] if strangers else []
     names = {"this": _named(one, folder), "other": _named(two, other)}
     told = {**names, "notices": notices, "bootstrap": {"seed": seed, "resamples": estimates.RESAMPLES}, "slices": lines}
-    text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
-    (out / f"{COMPARISON}.json").write_text(text, encoding="utf-8")
+    (out / f"{COMPARISON}.json").write_text(json_text(told), encoding="utf-8")
     about = f"{names['this']} less {names['other']}; paired by question, 95 % intervals"
     table.write(out, COMPARISON, lines, "\n".join([about, *notices]), signed=True)
     for notice in notices:

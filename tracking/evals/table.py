@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agent.visible import visible
+
 COLUMNS = {
     "em": "EM",
     "f1": "F1",
@@ -96,7 +98,7 @@ def markdown_text(text: str) -> str:
     >>> markdown_text("a <b> *c* d_e")
     'a \\\\<b> \\\\*c\\\\* d_e'
     """
-    return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
+    return _MARKUP.sub(r"\\\g<0>", _in_a_line(text))
 
 
 def latex(lines: Sequence[Line], *, signed: bool = False) -> str:
@@ -130,8 +132,10 @@ def comma_separated(lines: Sequence[Line]) -> str:
 
 
 def no_formula(text: str) -> str:
-    """``text`` as a spreadsheet takes it for text: one that it would compute gets an apostrophe before it."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    """``text`` as a spreadsheet takes it for text: one that it would compute gets an apostrophe before it. Control
+    characters are escapes, as in all tables."""
+    text = visible(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
 
 
 def write(folder: Path, name: str, lines: Sequence[Line], about: str, *, signed: bool = False) -> None:
@@ -139,7 +143,7 @@ def write(folder: Path, name: str, lines: Sequence[Line], about: str, *, signed:
     texts = {
         "md": "\n".join(map(markdown_text, about.splitlines())) + f"\n\n{markdown(lines, signed=signed)}",
         "csv": comma_separated(lines),
-        "tex": "".join(f"% {line}\n" for line in about.splitlines()) + latex(lines, signed=signed),
+        "tex": "".join(f"% {visible(line)}\n" for line in about.splitlines()) + latex(lines, signed=signed),
     }
     for ending, text in texts.items():
         (folder / f"{name}.{ending}").write_text(text, encoding="utf-8")
@@ -160,4 +164,9 @@ def _cell(found: Mapping[str, Any], measure: str, signed: bool) -> str:
 
 def escaped(text: str) -> str:
     """``text`` as LaTeX has it."""
-    return _LATEX.sub(lambda match: _ESCAPED.get(match[0], "\\" + match[0]), " ".join(text.split()))
+    return _LATEX.sub(lambda match: _ESCAPED.get(match[0], "\\" + match[0]), _in_a_line(text))
+
+
+def _in_a_line(text: str) -> str:
+    """``text`` in one line, with control characters as escapes: a table may be read in a terminal."""
+    return visible(" ".join(text.split()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from agent.errors import UserError
 from agent.readable import content_of
+from agent.visible import json_text
 from tasks.rows import named
 from tracking.config import ReportConfig
 from tracking.console import Console
@@ -74,7 +74,7 @@ def write(folder: Path, asked: ReportConfig, console: Console) -> None:
     config = settings(asked, plan.report)
     rows = {job.name: _rows(folder / job.name) for job in plan.jobs}
     report = summary(folder, plan, config, rows)
-    (folder / "sweep.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "sweep.json").write_text(json_text(report), encoding="utf-8")
     made = (conditions_table(report), gains_table(report), comparisons_table(report), jobs_table(report))
     tables = [t for t in made if t.rows]
     pictures: dict[str, str] = {}

@@ -7,7 +7,6 @@ FOLDER/sweep.json, table.md, *.png      the report (``tracking/experiments/repor
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 from agent.errors import UserError
 from agent.readable import json_of
+from agent.visible import json_text
 from tracking.config import ReportConfig
 from tracking.differences import of_both
 from tracking.evals.result import RESULT, written_result
@@ -129,7 +129,7 @@ def save_plan(folder: Path, plan: Plan) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".{PLAN}"
     content = {"report": asdict(report), "jobs": [{"overrides": j.overrides, "seed": j.seed} for j in jobs]}
-    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.write_text(json_text(content), encoding="utf-8")
     aside.rename(folder / PLAN)
 
 
