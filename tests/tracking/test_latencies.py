@@ -97,6 +97,11 @@ def broken(run, what):
         (run / "metrics.jsonl").unlink()
     elif what == "no trajectories":
         (run / "trajectories.jsonl").unlink()
+    elif what == "no times":
+        log = run / "metrics.jsonl"
+        log.write_text(log.read_text().replace('"time_s"', '"time"'))
+    elif what == "no pool":
+        (run / ".hydra" / "config.yaml").write_text("cluster: {}\n")
     elif what == "empty trajectories":
         (run / "trajectories.jsonl").write_text("")
 
@@ -110,6 +115,8 @@ def broken(run, what):
         ("metrics", r"not the folder of a run"),
         ("no trajectories", r"tracker\.trajectories_per_step"),
         ("empty trajectories", r"holds no episode"),
+        ("no times", r"damaged, or another program's \('time_s'\)"),
+        ("no pool", r"damaged, or another program's"),
     ],
 )
 def test_a_folder_that_cant_be_read_from_is_refused(run, what, message):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import UserError
+from agent.readable import content_of
 from agent.simulation.pipeline import Latencies, Layout, fit_engine
 from tracking.metrics import read
 
@@ -41,8 +42,14 @@ def calibrate(run: Path, *, half: float, recompute: float, seed: int) -> Calibra
     costs (``recompute``) can't be seen in it; ``bench/rollout.py`` measures both. The engine's speed is fitted: the
     simulated rollouts of a batch take as long as the real ones.
 
-    Raises ``UserError`` for a folder without the files of a run, and for a run that was not synchronous or too short.
+    Raises ``UserError`` for a folder without the files of a run, or with damaged ones, and for a run that was not
+    synchronous or too short.
     """
+    with content_of(str(run)):
+        return _calibrated(run, half, recompute, seed)
+
+
+def _calibrated(run: Path, half: float, recompute: float, seed: int) -> Calibration:
     settings = _settings(run)
     if settings["pool"]["max_staleness"] != 0:
         raise UserError(
