@@ -86,9 +86,15 @@ def test_a_folder_that_is_no_sweeps_is_refused(tmp_path: Path) -> None:
     (tmp_path / "seed=0" / "eval.json").touch()
     with pytest.raises(UserError, match="a folder of evaluations, and mode=report is of training and simulation"):
         sweep.read_plan(tmp_path)
-    (tmp_path / "plan.json").write_text('{"jobs": [')
-    with pytest.raises(UserError, match=r"plan\.json is damaged .*; delete it, and start the sweep again"):
-        sweep.read_plan(tmp_path)
+    for damaged in (
+        '{"jobs": [',
+        '{"jobs": [], "report": {"title": 5}}',
+        '{"jobs": [{"overrides": {"condition": null}, "seed": 0}], "report": {}}',
+        '{"jobs": [{"overrides": {}, "seed": Infinity}], "report": {}}',
+    ):
+        (tmp_path / "plan.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"plan\.json is damaged .*; delete it, and start the sweep again"):
+            sweep.read_plan(tmp_path)
 
 
 def test_the_report_is_as_asked_for_now_else_as_the_sweep_was_started() -> None:

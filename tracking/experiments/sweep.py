@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import UserError
-from agent.readable import json_of
+from agent.readable import WRONG, json_of
 from agent.visible import json_text
 from tracking.config import ReportConfig
 from tracking.differences import of_both
@@ -143,7 +143,11 @@ def read_plan(folder: Path) -> Plan:
     try:
         content = json_of((folder / PLAN).read_text(encoding="utf-8"))
         jobs = tuple(Job(overrides=dict(j["overrides"]), seed=int(j["seed"])) for j in content["jobs"])
-        return Plan(jobs=jobs, report=ReportConfig(**content["report"]))
+        report = ReportConfig(**content["report"])
+        texts = [text for text in (report.sweep, report.title, report.baseline) if text is not None]
+        if not all(isinstance(text, str) for text in (*texts, *(v for job in jobs for v in job.overrides.values()))):
+            raise TypeError("a setting in it is no text")
+        return Plan(jobs=jobs, report=report)
     except FileNotFoundError as error:
         if any(folder.glob(f"*/{RESULT}")):
             raise UserError(
@@ -151,7 +155,7 @@ def read_plan(folder: Path) -> Plan:
                 "tables of evaluations are made by the command that played them: it plays none again that has ended"
             ) from error
         raise UserError(f"report.sweep={folder}: no {PLAN} there; name a sweep's folder (multirun/…)") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except WRONG as error:
         raise UserError(
             f"{folder / PLAN} is damaged ({error}); delete it, and start the sweep again to write it anew"
         ) from error
