@@ -71,15 +71,24 @@ def read(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
 
 def rows_of(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a file of lines, one at a time: logs are larger than memory may be. Lines that their writer never
-    finished are left out."""
+    finished are left out, and so are damaged ones (``damaged_lines``)."""
+    return (row for row in _each_line(path) if row is not None)
+
+
+def damaged_lines(path: Path) -> int:
+    """How many lines of such a file are no objects; one at its end that its writer never finished isn't counted."""
+    return sum(row is None for row in _each_line(path))
+
+
+def _each_line(path: Path) -> Iterator[dict[str, Any] | None]:
     with path.open("rb") as file:
         for line in file:
-            try:
-                row = json_of(line.decode(errors="replace")) if line.endswith(b"\n") else None
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                yield row
+            if line.endswith(b"\n"):
+                try:
+                    row = json_of(line.decode(errors="replace"))
+                except ValueError:
+                    row = None
+                yield row if isinstance(row, dict) else None
 
 
 def replace(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

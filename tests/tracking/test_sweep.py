@@ -599,6 +599,18 @@ def test_markup_in_a_title_or_a_message_is_shown_as_it_is(folder: Path, capsys: 
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_damaged_line_of_a_finished_job_is_said(folder: Path) -> None:
+    log = folder / "pool=epoch,seed=0" / "metrics.jsonl"
+    first, *others = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([first, "\0\0\n", *others, '{"kind": "ev']))
+    report.write(folder, ReportConfig(), Console(quiet=True))
+    told = json.loads((folder / "sweep.json").read_text())["jobs"]
+    assert (told[0]["status"], told[0]["rollouts"]) == ("finished", 160)
+    assert told[0]["message"] == "metrics.jsonl: 1 line is damaged and left out"
+    assert told[1]["message"] == ""
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_control_characters_and_half_surrogate_pairs_in_a_message_are_escapes(folder: Path) -> None:
     name, message = "pool=recycle,seed=1", "no \x1b[31m\u202e \ud800"
     replace(folder / name / "metrics.jsonl", [RUN[0], step(1), {**FAILED, "message": message}])

@@ -21,7 +21,7 @@ from tracking.evals.table import COLUMNS, markdown_row, markdown_text
 from tracking.experiments.gains import MEASURES, Ends, ends_of, gains
 from tracking.experiments.measures import ends, measures, paired, pooled, seeds
 from tracking.experiments.sweep import Job, Plan, Status, read_plan, settings, status
-from tracking.metrics import read, same_series
+from tracking.metrics import damaged_lines, read, same_series
 from tracking.shapes import is_number, whole
 
 SHOWN = {
@@ -94,6 +94,11 @@ def write(folder: Path, asked: ReportConfig, console: Console) -> None:
 def _rows(folder: Path) -> list[dict[str, Any]]:
     file = folder / "metrics.jsonl"
     return read(file) if file.is_file() else []
+
+
+def _damaged(folder: Path) -> int:
+    file = folder / "metrics.jsonl"
+    return damaged_lines(file) if file.is_file() else 0
 
 
 def _drawn(folder: Path) -> dict[str, float | None]:
@@ -169,6 +174,8 @@ def _told(folder: Path, job: Job, rows: Sequence[Mapping[str, Any]], target_em: 
             f"other held-out questions, or played otherwise, from step {began[-1].get('step')} on: the evaluations "
             "before it are left out"
         )
+    if not message and (damaged := _damaged(folder)):
+        message = f"metrics.jsonl: {damaged} {'line is' if damaged == 1 else 'lines are'} damaged and left out"
     about = {"name": job.name, "condition": job.condition, "overrides": job.overrides, "seed": job.seed}
     return {**about, "status": str(state), "message": message, **told, "measures": found}
 
