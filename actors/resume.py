@@ -14,7 +14,7 @@ from agent.paths import at_home
 from agent.pool import saved
 from agent.readable import content_of
 from conf.schema import IF_ANY, RunConfig
-from learner.checkpoint import BEST, checkpoints, go_back_to, is_there, latest, latest_sound, place, set_best
+from learner.checkpoint import BEST, checkpoints, go_back_to, latest, latest_sound, place, put_back, set_best
 from tracking.differences import listed
 from tracking.metrics import UNTRAINABLE, keep_lines, read, replace
 from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
@@ -46,7 +46,9 @@ def find(
     if resume == "auto":
         return _newest(outputs, settings, check)
     path = run_dir if resume == IF_ANY else at_home(resume)
-    if resume != IF_ANY and is_there(path) and (path / "manifest.json").is_file():
+    for root in (path.parent, path / "checkpoints"):
+        put_back(root)
+    if resume != IF_ANY and (path / "manifest.json").is_file():
         path = path.resolve() if path.is_symlink() else path  # checkpoints/best moves on
         check(path)
         return Found(path=path)
@@ -65,6 +67,7 @@ def _newest(outputs: Path, settings: Mapping[str, Any], check: Check) -> Found:
     damaged: list[str] = []
     other: Path | None = None
     for folder in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True):
+        put_back(folder)
         newest = latest(folder)
         made_with = next((told for path in reversed(checkpoints(folder)) if (told := Provenance.load(path))), None)
         if made_with is None or not made_with.same_experiment(settings):

@@ -15,7 +15,7 @@ from actors.launcher import tell
 from actors.threads import in_thread
 from agent.errors import ActorLost, Fault, UserError, refused
 from conf.schema import CheckpointConfig
-from learner.checkpoint import Writing, go_back_to, latest_sound, set_best
+from learner.checkpoint import Writing, go_back_to, latest_sound, put_back, set_best
 from learner.manifest import Files
 from tracking.dispensable import Dispensable
 
@@ -194,6 +194,7 @@ class Saving:
         found: Path | None = None
         wrong: list[str] = []
         if newest.parent.resolve() == self._root.resolve():
+            put_back(self._root)
             found, wrong = latest_sound(self._root, check)
         if found is not None:
             go_back_to(found)

@@ -7,7 +7,6 @@ Whatever is said on the command line counts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
@@ -18,7 +17,7 @@ from conf.as_trained import PLACES, WORLD, agent_of, data_of
 from conf.composing import Composer
 from conf.schema import INFERENCE, OF_A_CHECKPOINT
 from conf.topology import AUTO
-from learner.checkpoint import is_there
+from learner.checkpoint import put_back
 
 ANY_MODEL = "model=folder"
 """The choice for a model that is given by its path."""
@@ -87,9 +86,8 @@ def _model_and_agent(overrides: Sequence[Override], mode: str) -> list[str]:
     given = {str(o.key_or_group): o for o in overrides}
     found: list[str] = []
     checkpoints = values(given.get("checkpoint")) if mode in OF_A_CHECKPOINT else []
-    for path in checkpoints:
-        with suppress(OSError):
-            is_there(at_home(path))  # before anything is looked for in it
+    for path in (*checkpoints, *(values(given.get("resume")) if mode == "train" else [])):
+        put_back(at_home(path).parent)  # before anything is looked for in it
     if checkpoints and "agent" not in given:
         found += agent_of(checkpoints)
     if "model" in given:

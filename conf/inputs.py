@@ -13,7 +13,6 @@ from agent.errors import UserError
 from agent.paths import at_home
 from agent.settings import KIND, PATH
 from conf.schema import IF_ANY, INFERENCE, OF_A_CHECKPOINT, RunConfig
-from learner.checkpoint import is_there
 from learner.gguf import is_gguf
 from learner.hub import is_hub_name
 from tasks.making.config import AUTO
@@ -101,7 +100,7 @@ def missing(path: str) -> str | None:
     """Why ``path`` can't be read, and what is there that may be meant; None if it can."""
     wanted = at_home(path).absolute()
     try:
-        if is_there(wanted):
+        if wanted.exists():
             readable = os.access(wanted, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
             return None if readable else "you have no right to read it"
         there = next(folder for folder in wanted.parents if folder.exists())

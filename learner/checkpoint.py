@@ -102,9 +102,8 @@ def checkpoints(root: Path) -> list[Path]:
     """The checkpoints under ``root`` in the order in which they were written.
 
     Not in that of their steps: a run that went back to an earlier one has left later ones behind. One whose manifest
-    can't be read counts as the newest.
+    can't be read counts as the newest. One that a kill left without its name is none of them before it is ``put_back``.
     """
-    put_back(root)
     found = [(int(match[1]), path) for path in root.glob("step-*") if (match := _NAME.match(path.name))]
     return [path for _, path in sorted(found, key=lambda pair: (_number(pair[1]), pair[0]))]
 
@@ -140,18 +139,12 @@ def latest_sound(root: Path, check: Callable[[Path], Any]) -> tuple[Path | None,
 def put_back(root: Path) -> None:
     """Gives a checkpoint under ``root`` its name again whose writer was killed while another was to get it.
 
-    Whoever may write there can do so, and only while nobody else writes.
+    For whoever goes on to look for a checkpoint, and may write there; it is done only while nobody else writes.
     """
-    if any(root.glob(f"{_REPLACED}*")):
-        with suppress(Fault, OSError), _alone(root):
-            _put_back(root)
-
-
-def is_there(path: Path) -> bool:
-    """Whether anything is at ``path``, such as a checkpoint, or one that its folder can be ``put_back`` to."""
-    if not path.exists():
-        put_back(path.parent)
-    return path.exists()
+    with suppress(Fault, OSError):
+        if any(root.glob(f"{_REPLACED}*")):
+            with _alone(root):
+                _put_back(root)
 
 
 def go_back_to(path: Path) -> None:

@@ -250,6 +250,16 @@ def test_a_runs_folder_means_its_last_checkpoint_and_a_checkpoint_itself(tmp_pat
     assert find(str(tmp_path / "checkpoints" / "best"), tmp_path, tmp_path, SETTINGS).path == first.resolve()
 
 
+@pytest.mark.parametrize("resume", ["auto", "if_any", "run", "run/checkpoints/step-000100", "run/checkpoints/best"])
+def test_a_checkpoint_that_a_kill_left_without_its_name_is_gone_on_from(tmp_path: Path, resume: str) -> None:
+    run = tmp_path / "run"
+    last = checkpoint(run, 100, made_with=MADE_WITH)
+    set_best(last)
+    last.rename(last.with_name(f".tmp-replaced-{last.name}"))
+    named = resume if resume in ("auto", "if_any") else str(tmp_path / resume)
+    assert find(named, tmp_path, run, SETTINGS).path == last
+
+
 def test_a_damaged_one_gives_way_to_the_one_before_unless_it_is_named(tmp_path: Path) -> None:
     first, last = checkpoint(tmp_path, 99), checkpoint(tmp_path, 100)
     (last / "training" / "pool.json").write_text("{}")

@@ -14,7 +14,7 @@ from agent.config import AgentConfig
 from agent.errors import UserError
 from agent.prompts import prompt_text
 from conf.as_trained import MADE_WITH, agent_of, prompt_name
-from conf.inputs import check_inputs
+from conf.inputs import check_inputs, missing
 from conf.schema import RunConfig
 
 TRAINED = AgentConfig(prompt="plain", chat=False, tools=["search", "open"], top_k=2, temperature=1.0, thinking=None)
@@ -49,6 +49,7 @@ def test_a_checkpoint_that_a_kill_left_without_its_name_is_found_by_it(tmp_path:
     check_inputs(config)
     assert config.agent == TRAINED
     here.rename(tmp_path / f".tmp-replaced-{here.name}")
+    assert missing(str(tmp_path / named)) is not None, "it was only looked for"
     (config,) = asked("mode=train", f"resume={tmp_path / named}")
     check_inputs(config)
 

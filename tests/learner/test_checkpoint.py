@@ -17,6 +17,7 @@ from learner.checkpoint import (
     latest,
     latest_sound,
     load_state,
+    put_back,
     save_state,
     set_best,
     verify,
@@ -99,11 +100,14 @@ def test_the_same_step_again_replaces(tmp_path: Path) -> None:
     assert verify(path) == 1
 
 
-@pytest.mark.parametrize("finds", [latest, lambda root: write(root, 2) and root / "step-000001"])
+@pytest.mark.parametrize(
+    "finds", [lambda root: put_back(root) or latest(root), lambda root: write(root, 2) and root / "step-000001"]
+)
 def test_a_kill_while_one_takes_the_place_of_another_leaves_the_other(
     finds: Callable[[Path], Path | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever reads or writes there next gives it its name again, once the killed one no longer holds its lock."""
+    """Whoever writes there next, or puts it back, gives it its name again once the killed one no longer holds its lock.
+    Who only looks changes nothing."""
     write(tmp_path, 1, text="old")
     writing = Writing(tmp_path, 1)
     files = fill(writing.folder, "new")
@@ -118,8 +122,10 @@ def test_a_kill_while_one_takes_the_place_of_another_leaves_the_other(
         patched.setattr(Path, "rename", killed)
         with pytest.raises(KeyboardInterrupt):
             writing.finish(files)
+    put_back(tmp_path)
     assert latest(tmp_path) is None, "it is another's to write now"
     writing._lock.close()
+    assert latest(tmp_path) is None, "it was only looked for"
     found = finds(tmp_path)
     assert found == tmp_path / "step-000001"
     assert (found / "pool" / "state").read_text() == "old"
