@@ -29,7 +29,7 @@ from actors.plan.learner import RESERVE, learner_memory
 from actors.plan.machine import Gpu, cards_of, check_cache, gpus, missing, snapshot
 from actors.process import QUIET
 from actors.training import learner_environment
-from agent.errors import Fault, UserError, refused, shortened
+from agent.errors import Fault, UserError, refused
 from conf.schema import RunConfig
 from learner.skeleton import MARKER
 from retrieval_service.whole import written
@@ -209,6 +209,7 @@ def random_model(config: RunConfig, folder: Path) -> Path:
     """
     from transformers import AutoConfig
 
+    from learner.context import as_transformers_reads
     from learner.hub import config_file
     from tasks.tokenizer import train
 
@@ -220,13 +221,10 @@ def random_model(config: RunConfig, folder: Path) -> Path:
         made = AutoConfig.for_model(model.family, **sizes, bos_token_id=None, eos_token_id=None)
         made.architectures = [FAMILIES[model.family]]
     else:
-        path = config_file(str(model.path), f"model.path={model.path}").parent
-        try:
-            made = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            given = f"model.path={model.path}"
-            raise UserError(f"{given}: no model's configuration can be loaded from it ({shortened(error)})") from error
-    made.dtype, made.max_position_embeddings = model.dtype, max(longest, made.max_position_embeddings)
+        given = f"model.path={model.path}"
+        made = as_transformers_reads(config_file(str(model.path), given).parent, given)
+    made.dtype = model.dtype
+    made.max_position_embeddings = max(longest, getattr(made, "max_position_embeddings", None) or 0)
     made.save_pretrained(folder)
     (folder / MARKER).write_text("Random weights, for mode=doctor.\n")
     return folder

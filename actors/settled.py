@@ -10,7 +10,7 @@ from agent.config import LONGEST_RESPONSE, AgentConfig
 from agent.errors import UserError
 from agent.readable import json_of
 from conf.schema import INFERENCE, RunConfig
-from learner.context import check_context, configuration, context_of, window_of
+from learner.context import check_context, check_positions, configuration, context_of, window_of
 from learner.gguf import unpacked
 from learner.hub import config_file, is_hub_name
 from learner.lacking import check_learnable, lacking
@@ -53,6 +53,7 @@ def _read(path: str, given: str, learns: bool) -> dict[str, Any]:
             raise TypeError(f"{named(read)} and no object")
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{given}: {file.name} can't be read ({error}); download it again") from error
+    check_positions(read, given)
     if learns and (why := lacking(read)) is not None:
         raise UserError(f"{given}: {why}")
     # Whether the family uses this field is known to transformers, which takes a second to load.

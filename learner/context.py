@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from agent.config import AgentConfig
 from agent.errors import UserError, shortened
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 STRETCHED = ("linear", "dynamic")
 """Kinds of positions (``rope_type``) of which ``max_position_embeddings`` is the context before they were scaled."""
@@ -15,15 +20,33 @@ STRETCHED = ("linear", "dynamic")
 def configuration(path: str, given: str) -> dict[str, Any]:
     """``config.json`` of a folder or a hub's name, as transformers reads it: with what its family takes for granted.
 
-    Raises ``UserError`` that starts with ``given`` when it is no model's.
+    Raises ``UserError`` that starts with ``given`` when it is no model's, and as ``check_positions``.
     """
+    read: dict[str, Any] = as_transformers_reads(path, given).to_dict()
+    check_positions(read, given)
+    return read
+
+
+def as_transformers_reads(path: str | Path, given: str) -> PreTrainedConfig:
+    """The configuration of a folder or a hub's name. Raises ``UserError`` that starts with ``given`` for no model's."""
     from transformers import AutoConfig
 
     try:
-        read: dict[str, Any] = AutoConfig.from_pretrained(path, trust_remote_code=False).to_dict()
-    except (OSError, ValueError) as error:
+        read: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # what a wrong field raises depends on the field and on the family
         raise UserError(f"{given}: no model's configuration can be loaded from it ({shortened(error)})") from error
     return read
+
+
+def check_positions(config: Mapping[str, Any], given: str) -> None:
+    """Raises ``UserError`` that starts with ``given`` for a context or a scaling of positions that no model has."""
+    most, factor = _whole(config.get("max_position_embeddings")), _positions(config).get("factor")
+    if most is not None and most < 1:
+        raise UserError(f"{given}: config.json says max_position_embeddings={most}, a context of no token; mend it")
+    if factor is not None and not (isinstance(factor, int | float) and 0 < factor < math.inf):
+        raise UserError(
+            f"{given}: config.json scales positions (RoPE) by factor={factor!r}, which is no number above 0; mend it"
+        )
 
 
 def context_of(config: Mapping[str, Any]) -> int | None:

@@ -11,6 +11,8 @@ from agent.paths import at_home
 CONFIG = "config.json"
 FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 """Configuration, weights, tokenizer. Pickles are never fetched, since they are never loaded."""
+MISSING = "is missing"
+"""What ``out_of_place`` says where nothing is."""
 LEFT_OUT = ["consolidated*", "*/*"]
 """The same weights once more, in other formats."""
 
@@ -37,11 +39,20 @@ def is_hub_name(path: str) -> bool:
     return bool(HUB_NAME.fullmatch(path)) and not Path(path).exists() and not Path(path).parent.exists()
 
 
+def out_of_place(file: Path) -> str:
+    """What to say behind the name of a ``file`` that isn't there, or isn't one; nothing if it is."""
+    if file.is_file():
+        return ""
+    if file.is_symlink() and not file.exists():
+        return "is a link to a file that is missing"
+    return "is a folder, and a file is needed" if file.is_dir() else MISSING
+
+
 def config_file(path: str, given: str) -> Path:
     """``config.json`` of the model ``path``; of a hub's model nothing else is fetched. Raises as ``local_folder``."""
     if at_home(path).exists() or not HUB_NAME.fullmatch(path):
         file = local_folder(path, given) / CONFIG
-        if not file.is_file():
-            raise UserError(f"{given}: {CONFIG} is missing; name a folder with a model in Hugging Face format")
+        if wrong := out_of_place(file):
+            raise UserError(f"{given}: {CONFIG} {wrong}; name a folder with a model in Hugging Face format")
         return file
     return snapshot(path, given, [CONFIG], LEFT_OUT) / CONFIG

@@ -126,7 +126,7 @@ def _from_json(file: Path) -> Architecture:
     if not isinstance(found, dict):
         raise UserError(f"{file}: no JSON object; model.path must be a model's folder")
     # A configuration without this field means transformers' default, which is not to tie.
-    return _build(found.get("model_type", ""), {"tie_word_embeddings": False, **found}, str(file))
+    return _build(str(found.get("model_type") or ""), {"tie_word_embeddings": False, **found}, str(file))
 
 
 def _build(family: str, sizes: Mapping[str, Any], place: str) -> Architecture:

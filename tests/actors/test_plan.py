@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +107,14 @@ def test_a_folder_at_hand_is_read(tmp_path: Path) -> None:
     Qwen2Config(**sizes, num_key_value_heads=1, vocab_size=99, tie_word_embeddings=True).save_pretrained(tmp_path)
     found = architecture(ModelConfig(path=str(tmp_path)))
     assert (found.family, found.vocabulary, found.kv_heads, found.head_dim, found.tied) == ("qwen2", 99, 1, 32, True)
+
+
+def test_a_kind_of_model_that_is_no_text_is_one_that_isnt_known(tmp_path: Path) -> None:
+    """What is wrong with it is said where the model is checked."""
+    Qwen2Config(num_hidden_layers=3).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": ["qwen2"]}))
+    assert architecture(ModelConfig(path=str(tmp_path))).layers == 3
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,9 @@ def test_a_context_without_room_is_said(tmp_path: Path) -> None:
         longest(tmp_path, {"max_position_embeddings": 1024})
     with pytest.raises(UserError, match=r"^model\.path=it: config\.json can't be read"):
         longest(tmp_path, [])
+    for factor in (float("inf"), float("nan")):
+        with pytest.raises(UserError, match=r"^model\.path=it: config\.json scales positions \(RoPE\) by factor="):
+            longest(tmp_path, {"max_position_embeddings": 2048, "rope_scaling": {"type": "linear", "factor": factor}})
 
 
 def test_a_response_fits_the_window_of_a_model_that_learns(tmp_path: Path) -> None:

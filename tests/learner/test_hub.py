@@ -15,7 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from agent.errors import UserError
 from agent.hub import HUB_NAME
-from learner.hub import local_folder
+from learner.hub import config_file, local_folder
 
 COMMIT = "0123456789012345678901234567890123456789"
 
@@ -34,6 +34,19 @@ def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("HOME", str(tmp_path))
     for path in (tmp_path / "org" / "name", "org/name", "./org/name", "~/org/name"):
         assert local_folder(path, "model.path=it") == tmp_path / "org" / "name"
+
+
+def test_what_stands_in_the_place_of_a_configuration_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    with pytest.raises(UserError, match=r"^model\.path=it: config\.json is missing; name a folder"):
+        config_file(str(tmp_path), "model.path=it")
+    file.symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"^model\.path=it: config\.json is a link to a file that is missing; name a"):
+        config_file(str(tmp_path), "model.path=it")
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(UserError, match=r"^model\.path=it: config\.json is a folder, and a file is needed; name a"):
+        config_file(str(tmp_path), "model.path=it")
 
 
 @pytest.mark.parametrize(
