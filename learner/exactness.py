@@ -56,6 +56,11 @@ def check_against_model(model: PreTrainedModel, hidden: Callable[[PackedRow], Te
         texts = [torch.from_numpy(p.astype(np.int64)).to(model.device)[None] for p in probes]
         alone = [model(input_ids=ids, use_cache=False).logits[0] for ids in texts]
     theirs = torch.cat(alone)
+    if not (theirs.isfinite().all() and ours.isfinite().all()):
+        raise UserError(
+            f"model {type(model).__name__}: its logits are no numbers; its config.json or its weights are damaged: "
+            "download them again"
+        )
     tolerance = 1e-3 if ours.dtype in (torch.float32, torch.float64) else 5e-2
     if not (ours - theirs).abs().max() <= tolerance * theirs.abs().max().clamp(min=1.0):
         raise UserError(f"model {type(model).__name__}: its logits on a packed row differ from its own forward pass")

@@ -16,20 +16,32 @@ from agent.errors import UserError, shortened
 from agent.hub import kept_in
 from agent.quiet import quietly
 from agent.readable import json_of
-from learner.hub import CONFIG, is_hub_name
+from learner.hub import CONFIG, MISSING, is_hub_name, out_of_place
 from learner.skeleton import is_skeleton
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-JSON = (CONFIG, "generation_config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json")
+GENERATION = "generation_config.json"
+JSON = (CONFIG, GENERATION, "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
+TEMPLATES = ("*.jinja", "additional_chat_templates/*.jinja")
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 ADAPTER = "adapter_config.json"
 MERGE = "the folder holds an adapter: merge it into its base model first"
 FLOATS = ("F64", "F32", "F16", "BF16")
 COMPARED_ROWS = 16
 """Rows of an embedding and of a head that should be one: two different ones differ in every row."""
+_PLAIN = {
+    "_attn_implementation": None,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "return_dict": True,
+    "transformers_weights": None,
+}
+"""Fields of config.json that are no matter of the model: how its attention is computed, how transformers answers, and
+where it looks for weights. Another program, or an earlier transformers, may have left them there."""
 _POINTER = b"version https://git-lfs"
 
 
@@ -54,6 +66,8 @@ def check_folder(folder: Path, given: str) -> int:
     try:
         _check_small(folder)
         tensors = _tensors(folder)
+        if (folder / ADAPTER).is_file():  # which of the two is loaded depends on whether peft is installed
+            raise _Broken(f"{ADAPTER}: {MERGE}, or take that file away if the model is meant without it")
         model = _described(folder)  # last: it takes seconds to import what builds it
         _compare(model, tensors)
         _compare_tied(folder, model, tensors)
@@ -94,9 +108,11 @@ def to_fetch(path: str | None) -> bool:
 
 def _check_small(folder: Path) -> None:
     """The files beside the weights: none is garbled, or only a line that says where it is."""
-    for pattern in ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"):
+    for pattern in ("*.json", "*.model", "*.txt", "*.tiktoken", *TEMPLATES):
         for file in sorted(folder.glob(pattern)):
             _there(file)
+            if pattern in TEMPLATES:
+                _template(file)
     if not (folder / CONFIG).is_file():
         mend = "name a folder with a model in Hugging Face format, a run's checkpoints/step-… or your own"
         if (folder / ADAPTER).is_file():
@@ -105,6 +121,8 @@ def _check_small(folder: Path) -> None:
     for name in JSON:
         if (folder / name).is_file():
             _json(folder / name)
+    if (folder / GENERATION).is_file():
+        _check_ids(_json(folder / GENERATION))
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
@@ -121,10 +139,10 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
 
 def _there(file: Path) -> bool:
     """Whether there is such a file. Raises ``_Broken`` for what stands in its place."""
-    if file.is_symlink() and not file.exists():
-        raise _Broken(f"{file.name} is a link to a file that is missing; download it again")
-    if not file.is_file():
-        return False
+    if wrong := out_of_place(file):
+        if wrong == MISSING:
+            return False
+        raise _Broken(f"{file.name} {wrong}; download it again")
     with file.open("rb") as stream:  # a clone without git-lfs has a line of text in the place of each large file
         if stream.read(len(_POINTER)) == _POINTER:
             raise _Broken(f"{file.name} is a git-lfs pointer and not the file; run `git lfs pull` in {file.parent}")
@@ -174,6 +192,25 @@ def _json(file: Path) -> dict[str, Any]:
     return content
 
 
+def _template(file: Path) -> None:
+    """A chat template that is empty would be taken for none at all."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise _Broken(f"{file.name} can't be read ({error}); download it again") from error
+    if not text.strip():
+        raise _Broken(f"{file.name} is empty; download it again, or take it away if the model has no chat template")
+
+
+def _check_ids(generation: Mapping[str, Any]) -> None:
+    """An engine stops on these."""
+    for name in TOKEN_IDS:
+        value = generation.get(name)
+        for each in value if isinstance(value, list) else [value]:
+            if each is not None and type(each) is not int:
+                raise _Broken(f"{GENERATION}: {name} is {value!r}, and it has to be a token's id; download it again")
+
+
 def _index(folder: Path) -> dict[str, str]:
     """File by tensor."""
     named = _json(folder / INDEX).get("weight_map")
@@ -215,20 +252,40 @@ def _tensors(folder: Path) -> dict[str, _Tensor]:
     return found
 
 
+def config_of(folder: Path) -> PreTrainedConfig:
+    """The model's configuration, without what it says of how transformers is to compute and to answer.
+
+    Raises what transformers raises for one that is wrong.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    for name, plain in _PLAIN.items():
+        if getattr(config, name, plain) != plain:
+            setattr(config, name, plain)
+    return config
+
+
 def _described(folder: Path) -> PreTrainedModel:
     """The model of ``config.json``, without memory for its tensors."""
     with quietly():
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
         try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            config = config_of(folder)
             with torch.device("meta"):
                 model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         except Exception as error:  # what a wrong field raises depends on the field and on the model
             raise _Broken(f"{CONFIG} describes no causal language model ({shortened(error)})") from error
     if getattr(config, "quantization_config", None) is not None:
         raise _Broken(f"{CONFIG} says that the weights are quantised; name the folder of the model before that")
+    kind, named = type(model).__name__, config.architectures
+    if not isinstance(named, list) or named[:1] != [kind]:
+        raise _Broken(
+            f"{CONFIG} has architectures={named}, by which an engine loads the weights, and by model_type="
+            f'{config.model_type} they are a {kind}\'s; if they are, set "architectures": ["{kind}"] there'
+        )
     return model
 
 

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, Qwen2ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+)
 
 from agent.errors import UserError, shortened
+from agent.readable import json_of
 from learner import lora
 from learner.attention import ATTENTION, Layout
 from learner.exactness import check_against_model, refuse_unsupported
 from learner.hub import local_folder
 from learner.lean import keep_less
 from learner.logprobs import selected_logprobs
-from learner.model_folder import check_folder
+from learner.model_folder import GENERATION, TOKEN_IDS, check_folder, config_of
 from learner.packing import PackedRow, seen_again
 from learner.skeleton import is_skeleton, qwen2_config
 
@@ -299,24 +309,36 @@ def _loaded(path: str | Path, device: str, dtype: torch.dtype) -> PreTrainedMode
     folder = local_folder(path, given)
     check_folder(folder, given)  # transformers itself fills what is missing with random numbers
     try:
+        config = config_of(folder)
         model = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True, trust_remote_code=False
+            str(folder),
+            config=config,
+            generation_config=_generation(folder, config),
+            dtype=dtype,
+            attn_implementation=ATTENTION,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{given}: no causal language model could be loaded ({shortened(error)})") from error
     _check_values(model, given)
-    _make_savable(model)
     return _move(model, device, dtype)
 
 
-def _make_savable(model: PreTrainedModel) -> None:
-    """Drops settings of generation that transformers reads and refuses to write: ours are ``agent``'s."""
-    asked = model.generation_config
+def _generation(folder: Path, config: PreTrainedConfig) -> GenerationConfig:
+    """What the folder says of how texts are generated; the ids of its tokens alone where transformers can't read all of
+    it, or refuses to write it again. Our own settings are ``agent``'s."""
+    if not (folder / GENERATION).is_file():
+        asked = GenerationConfig.from_model_config(config)
+        told: dict[str, Any] = asked.to_dict()
+    else:
+        told = json_of((folder / GENERATION).read_text(encoding="utf-8"))
     try:
+        asked = GenerationConfig.from_dict(told)
         asked.validate(strict=True)
-    except ValueError:
-        ids = {name: getattr(asked, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        model.generation_config = GenerationConfig(**ids)
+    except Exception:  # what a wrong field raises depends on the field
+        return GenerationConfig(**{name: told[name] for name in TOKEN_IDS if told.get(name) not in (None, -1)})
+    return asked
 
 
 def _check_values(model: PreTrainedModel, given: str) -> None:
@@ -325,9 +347,20 @@ def _check_values(model: PreTrainedModel, given: str) -> None:
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise UserError(f"{given}: {name} has values that are no numbers; {again}")
-    embeddings: nn.Module = model.get_input_embeddings()
-    if not any(parameter.any() for parameter in embeddings.parameters()):
-        raise UserError(f"{given}: the embeddings are zeros throughout; {again}")
+    filled: dict[str, bool] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:  # biases and norms of zeros are made, and single matrices of new layers
+            part = _part(name)
+            filled[part] = filled.get(part, False) or bool(parameter.any())
+    for part, values in filled.items():
+        if not values:
+            raise UserError(f"{given}: {part} is zeros throughout; {again}")
+
+
+def _part(name: str) -> str:
+    """Of which layer a parameter is, ``model.layers.1``; itself outside of them."""
+    found = re.match(r".*?\.\d+(?=\.)", name)
+    return found[0] if found else name
 
 
 def _move(model: PreTrainedModel, device: str, dtype: torch.dtype) -> PreTrainedModel:

@@ -130,7 +130,7 @@ def test_a_saved_policy_is_whole(tmp_path: Path) -> None:
 def test_the_headers_of_a_model_of_gigabytes_take_no_time(tmp_path: Path) -> None:
     """1.5B parameters in a file with nothing but holes after its header: reading them would take seconds."""
     sizes = {"hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2}
-    config = qwen2_config({**sizes, "intermediate_size": 8960}, vocab_size=151936)
+    config = qwen2_config({**sizes, "intermediate_size": 8960}, vocab_size=151936, architectures=["Qwen2ForCausalLM"])
     config.save_pretrained(tmp_path)
     with torch.device("meta"):
         model = Qwen2ForCausalLM(config)
@@ -165,6 +165,12 @@ def test_an_adapter_with_its_models_configuration(folder: Path) -> None:
     assert "model.safetensors is missing; the folder holds an adapter: merge it" in refusal(folder)
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     assert "model.safetensors is missing; the folder holds an adapter: merge it" in refusal(folder)
+
+
+def test_an_adapter_beside_its_model(folder: Path) -> None:
+    """With peft installed transformers loads both, and an engine the model alone."""
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/name"}')
+    assert "adapter_config.json: the folder holds an adapter: merge it into its base model first, or" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", ["training_args.bin", "optimizer.pt", "rng_state.pth", "consolidated.00.pth"])
@@ -339,6 +345,36 @@ def test_a_configuration_that_is_of_no_model(folder: Path, changed: dict[str, An
     assert "config.json describes no causal language model" in refusal(folder)
 
 
+@pytest.mark.parametrize("named", [None, [], "Qwen2ForCausalLM", ["LlamaForCausalLM"], ["Qwen2Model"]])
+def test_a_model_that_an_engine_would_take_for_another(folder: Path, named: Any) -> None:
+    """transformers goes by the one field, vLLM by the other."""
+    configure(folder, architectures=named)
+    message = refusal(folder)
+    assert f"config.json has architectures={named}, by which an engine loads" in message
+    assert message.endswith('a Qwen2ForCausalLM\'s; if they are, set "architectures": ["Qwen2ForCausalLM"] there')
+
+
+@pytest.mark.parametrize("value", ["x", ["x"], 1.5, True, {"id": 1}])
+def test_ids_that_no_engine_can_stop_on(folder: Path, value: Any) -> None:
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    assert f"generation_config.json: eos_token_id is {value!r}, and it has to be a token's id" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"])
+def test_a_folder_in_a_files_place(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    assert f"{name} is a folder, and a file is needed" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/tool_use.jinja"])
+@pytest.mark.parametrize(("content", "why"), [(b"", "is empty"), (b" \n", "is empty"), (b"\xff{{", "can't be read")])
+def test_a_chat_template_that_is_damaged(folder: Path, name: str, content: bytes, why: str) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(content)
+    assert f"{Path(name).name} {why}" in refusal(folder)
+
+
 def test_quantised_weights(folder: Path) -> None:
     configure(folder, quantization_config={"quant_method": "gptq", "bits": 4})
     assert "config.json says that the weights are quantised" in refusal(folder)
@@ -414,13 +450,50 @@ def test_values_that_no_training_leaves_behind(folder: Path) -> None:
     held = load_file(folder / WEIGHTS)
     embedding, norm = "model.embed_tokens.weight", "model.norm.weight"
     for name, value, why in (
-        (embedding, 0.0, "the embeddings are zeros throughout"),
+        (embedding, 0.0, f"{embedding} is zeros throughout"),
         (norm, float("nan"), f"{norm} has values that are no numbers"),
         (norm, float("inf"), f"{norm} has values that are no numbers"),
     ):
         save_file({**held, name: torch.full_like(held[name], value)}, folder / WEIGHTS)
         with pytest.raises(UserError, match=f"^model.path={folder}: {why}; the weights are damaged; download them"):
             Policy.from_folder(folder, seed=0, dtype="float32")
+
+
+def test_a_layer_that_was_never_filled(folder: Path) -> None:
+    """The end of a file that was made as large as it will be: its values are numbers, and no model's."""
+    held = load_file(folder / WEIGHTS)
+    last = {name: torch.zeros_like(value) if ".1." in name else value for name, value in held.items()}
+    save_file(last, folder / WEIGHTS)
+    with pytest.raises(UserError, match=r": model\.layers\.1 is zeros throughout; the weights are damaged; download"):
+        Policy.load(folder)
+    new = {name: torch.zeros_like(value) if "1.mlp.down" in name else value for name, value in held.items()}
+    save_file(new, folder / WEIGHTS)
+    assert Policy.load(folder).head.any(), "a single matrix of zeros is how layers are added"
+
+
+@pytest.mark.parametrize("changed", [{"rms_norm_eps": -1.0}, {"rms_norm_eps": float("nan")}])
+def test_a_configuration_that_computes_no_numbers(folder: Path, changed: dict[str, float]) -> None:
+    configure(folder, **changed)
+    with pytest.raises(UserError, match=r"Qwen2ForCausalLM: its logits are no numbers; its config\.json or"):
+        Policy.load(folder)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"_attn_implementation": "eager"},
+        {"attn_implementation": "flash_attention_2"},
+        {"output_attentions": True},
+        {"output_hidden_states": True},
+        {"return_dict": False},
+        {"transformers_weights": "other.safetensors"},
+    ],
+)
+def test_what_is_no_matter_of_the_model_is_left_out(folder: Path, changed: dict[str, Any]) -> None:
+    plain = Policy.load(folder)
+    configure(folder, **changed)
+    assert check_folder(folder, "model.path=here") == VOCABULARY
+    assert torch.equal(Policy.load(folder).head, plain.head)
 
 
 def test_nobody_elses_folder_is_filled_with_random_weights(folder: Path) -> None:

@@ -229,7 +229,16 @@ def test_a_model_without_grouped_heads_is_one_group_a_head() -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", [{"temperature": 0.6, "top_p": 0.9}, {"do_sample": False, "top_k": 20}, {"early_stopping": True}]
+    "asked",
+    [
+        {"temperature": 0.6, "top_p": 0.9},
+        {"do_sample": False, "top_k": 20},
+        {"early_stopping": True},
+        {"early_stopping": "x"},
+        {"pad_token_id": -1},
+        {"watermarking_config": 5},
+        {"cache_implementation": "none such"},
+    ],
 )
 def test_settings_of_generation_that_transformers_refuses_to_write_are_dropped(
     tmp_path: Path, asked: dict[str, Any]
