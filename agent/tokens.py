@@ -79,7 +79,7 @@ class Tokenizer:
 
         Where its files are missing, transformers makes an empty one without an error.
         """
-        with content_of(self._given):
+        with content_of(f"{self._given}: its tokenizer"):
             self._check(rows)
 
     def _check(self, rows: int) -> None:
@@ -105,7 +105,7 @@ class Tokenizer:
             )
         if not self.eos_ids:
             raise UserError(
-                f"{self._given}: its tokenizer has no end token; name it as eos_token in tokenizer_config.json"
+                f"{self._given}: its tokenizer has no end token{hint}; name it as eos_token in tokenizer_config.json"
             )
 
     @cached_property
@@ -130,7 +130,7 @@ class Tokenizer:
     @cached_property
     def beginning(self) -> tuple[int, ...]:
         # Whatever puts it there, a post-processor or add_bos_token; what comes after the text isn't taken.
-        with content_of(self._given):
+        with content_of(f"{self._given}: its tokenizer"):
             text, whole = self.encode(SAMPLE), self._tokenizer.encode(SAMPLE, add_special_tokens=True)
         for at in range(len(whole) - len(text) + 1):
             if whole[at : at + len(text)] == text:
@@ -181,13 +181,15 @@ class Tokenizer:
                 "need; set agent.chat=false and agent.format=tags"
             )
         try:
-            return self._tokenizer.apply_chat_template(
+            text: str = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
                 tools=[dict(tool) for tool in tools] or None,
                 tokenize=False,
                 add_generation_prompt=True,
                 **(options or {}),
             )
+            text.encode()  # half a character, as JSON may have it, is none that a tokenizer takes
+            return text
         except Exception as error:  # a template is a program
             raise UserError(
                 f"{self._given}: its chat template fails ({type(error).__name__}: {shortened(error)}); fix it or set "

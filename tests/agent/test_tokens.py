@@ -120,6 +120,14 @@ def test_no_document_or_question_forges_a_token(tokenizer, make_dialogue, attack
         assert asked.count(special) == plain.count(special)
 
 
+def test_a_chat_template_with_half_a_character_is_the_users_to_mend(made):
+    folder = made("half a character", None)
+    file = folder / "tokenizer_config.json"  # in JSON it can be written
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": TEMPLATE + "\ud83d"}))
+    with pytest.raises(UserError, match=r"its chat template fails \(UnicodeEncodeError: .*agent\.chat=false"):
+        Tokenizer(folder).render(ASKED)
+
+
 def test_a_chat_template_that_fails_is_the_users_to_mend(made):
     with pytest.raises(UserError, match=r"its chat template fails \(UndefinedError: .*agent\.chat=false") as error:
         Tokenizer(made("broken chat", "{{ messages[0].no.such.field }}")).render(ASKED)
@@ -194,6 +202,13 @@ def test_a_tokenizer_that_doesnt_give_a_text_back(folder):
     PreTrainedTokenizerFast(tokenizer_file=str(file), eos_token="<|end|>").save_pretrained(folder / "alone")
     with pytest.raises(UserError, match=r"its tokenizer makes 'question: who wrote .*' of 'Question: Who wrote "):
         Tokenizer(folder / "alone").check(1000)
+
+
+def test_what_is_wrong_with_a_tokenizer_is_said_of_it(folder):
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": "x"}))
+    with pytest.raises(UserError, match=r"^model\.path=.*: its tokenizer: damaged, or another program's \("):
+        assert Tokenizer(folder).beginning
 
 
 def test_a_tokenizer_without_an_end_token(folder):
