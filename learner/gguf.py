@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from agent.aside import aside
-from agent.errors import UserError, shortened
+from agent.errors import Fault, UserError, refused, shortened
 from agent.paths import at_home
 from agent.quiet import quietly
 from learner.digests import file_digest
+from learner.hub import MISSING, out_of_place
 
 ENDING = ".gguf"
 NEEDS = ("gguf", "accelerate")
@@ -26,6 +27,15 @@ MAGIC = b"GGUF"
 FORMAT = 5
 """Of what is kept; raised when the same file would be read otherwise."""
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf\Z", re.IGNORECASE)
+_A_PART = "is one part of several; join them first (llama.cpp's llama-gguf-split --merge)"
+_LONGEST_STEM = 150
+"""Bytes of a file's name in that of its folder, which has a digest and more behind it."""
+_KINDS = ("general.architecture", "general.type", "split.count")
+_NEEDED = (
+    *(("context_length",), ("embedding_length",), ("block_count",), ("attention.head_count", "ssm.state_size")),
+    ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"),
+)
+"""What every file says of its architecture, one of each: transformers has a value of its own for what isn't there."""
 _DIVISORS = "rope_freqs.weight"
 """The tensor by which llama.cpp divides the frequencies of positions (RoPE): one number for each pair in a head."""
 _LLAMA3 = {
@@ -76,7 +86,8 @@ def unpacked(path: str, given: str, cache: Path, phase: Callable[[str], Abstract
 
 def kept(file: Path, cache: Path) -> Path:
     """Where ``cache`` keeps the model in ``file``: by its content, and by who read it."""
-    return cache / "gguf" / f"{file.stem}-{FORMAT}-{version('transformers')}-{file_digest(file)}"
+    name = file.stem.encode(errors="ignore")[:_LONGEST_STEM].decode(errors="ignore")
+    return cache / "gguf" / f"{name}-{FORMAT}-{version('transformers')}-{file_digest(file)}"
 
 
 def dequantised(path: str | Path, given: str, cache: Path) -> Path:
@@ -88,13 +99,16 @@ def dequantised(path: str | Path, given: str, cache: Path) -> Path:
     it, is one part of several, or a package for it is missing.
     """
     file = at_home(path).absolute()
-    if not file.is_file():
-        raise UserError(f"{given}: no such file")
-    with file.open("rb") as stream:
-        if stream.read(len(MAGIC)) != MAGIC:
-            raise UserError(f"{given}: is no GGUF file; it doesn't begin with {MAGIC.decode()}")
+    try:
+        if wrong := out_of_place(file):
+            raise UserError(f"{given}: {'no such file' if wrong == MISSING else wrong}")
+        with file.open("rb") as stream:
+            if stream.read(len(MAGIC)) != MAGIC:
+                raise UserError(f"{given}: is no GGUF file; it doesn't begin with {MAGIC.decode()}")
+    except OSError as error:
+        raise UserError(f"{given}: can't be read ({error.strerror})") from error
     if _PART.search(file.name):
-        raise UserError(f"{given}: is one part of several; join them first (llama.cpp's llama-gguf-split --merge)")
+        raise UserError(f"{given}: {_A_PART}")
     folder = kept(file, cache)
     if folder.is_dir():
         return folder
@@ -107,6 +121,10 @@ def dequantised(path: str | Path, given: str, cache: Path) -> Path:
             with quietly(), redirect_stderr(io.StringIO()):  # where the conversion draws a bar of its own
                 _convert(file, made)
         except Exception as error:  # the tokenizers' own is no more than that
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:  # of the machine
+                raise Fault(
+                    f"{given}: can't be made a folder in {folder.parent} ({refused(error) or 'out of memory'})"
+                ) from error
             raise UserError(f"{given}: holds no model that transformers can read ({shortened(error)})") from error
         if not folder.is_dir():  # another process may have been faster
             shutil.move(made, folder)
@@ -116,14 +134,31 @@ def dequantised(path: str | Path, given: str, cache: Path) -> Path:
 def _facts(file: Path) -> dict[str, Any]:
     """What the file says, by key, without its lists; of its tensors ``_DIVISORS``, if it has it.
 
-    Raises ``ValueError`` as ``_check_positions``.
+    Raises ``ValueError`` for a file that is cut short, and as ``_check_whole`` and ``_check_positions``.
     """
     from gguf import GGUFReader, GGUFValueType
 
-    reader = GGUFReader(file)
+    try:
+        reader = GGUFReader(file)
+    except Exception as error:  # of a dozen kinds
+        raise ValueError(f"it is cut short, damaged or too new: {shortened(error)}; download it again") from error
+    _check_whole(reader)
     _check_positions(reader)
     facts = {n: field.contents() for n, field in reader.fields.items() if GGUFValueType.ARRAY not in field.types}
     return facts | {tensor.name: tensor.data.copy() for tensor in reader.tensors if tensor.name == _DIVISORS}
+
+
+def _check_whole(reader: Any) -> None:
+    """Raises ``ValueError`` for what is no model or a part of one, or doesn't say how it is built."""
+    said = {name: field.contents() for name, field in reader.fields.items() if name in _KINDS}
+    if (kind := said.get("general.type", "model")) != "model":
+        raise ValueError(f"it is no model, but of type {kind} (general.type)")
+    if said.get("split.count", 1) > 1:
+        raise ValueError(f"it {_A_PART}")
+    family = said.get("general.architecture")
+    for keys in _NEEDED if family is not None else ():
+        if not any(f"{family}.{key}" in reader.fields for key in keys):
+            raise ValueError(f"it doesn't say its {family}.{keys[0]}; download another")
 
 
 def _check_positions(reader: Any) -> None:
@@ -168,7 +203,8 @@ def _configuration(file: Path, facts: Mapping[str, Any]) -> Any:
     """The model's configuration, with the size of a head and the scaled positions that the file means.
 
     transformers reads the size of few architectures, and takes 128 for every Qwen3. Raises ``ValueError`` for heads
-    that it can't have: keys and values of two sizes, or positions in a part of a head; and as ``_scale_positions``.
+    that it can't have: keys and values of two sizes, or positions in a part of a head; for a window of its attention
+    that isn't read; and as ``_scale_positions``.
     """
     from transformers import AutoConfig
 
@@ -183,6 +219,10 @@ def _configuration(file: Path, facts: Mapping[str, Any]) -> Any:
         raise ValueError(f"its heads have keys of {head} numbers and values of {values}, and they have to be as long")
     if (turned := size("rope.dimension_count", head)) != head:
         raise ValueError(f"its positions (RoPE) turn {turned} of a head's {head} numbers, and they have to turn all")
+    if (window := size("attention.sliding_window", 0)) not in (0, getattr(config, "sliding_window", None)):
+        raise ValueError(
+            f"its attention has a window of {window} tokens, which transformers reads from the model's own folder alone"
+        )
     if (getattr(config, "head_dim", None) or divided) != head:
         config.head_dim = head
     if _DIVISORS in facts:

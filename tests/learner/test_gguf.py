@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import math
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from agent.errors import UserError
+from agent.aside import aside
+from agent.errors import Fault, UserError
 from agent.tokens import Tokenizer
 from learner import gguf
 from learner.gguf import dequantised, is_gguf, kept, unpacked
@@ -53,6 +55,38 @@ def test_a_damaged_file_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^model\.path=it: holds no model that transformers can read"):
         dequantised(tmp_path / "x.gguf", "model.path=it", tmp_path / "cache")
     assert not [*(tmp_path / "cache" / "gguf").iterdir()]
+
+
+def test_what_stands_in_the_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").mkdir()
+    (tmp_path / "y.gguf").symlink_to("nowhere")
+    for name, wrong in (("x", "is a folder, and a file is needed"), ("y", "is a link to a file that is missing")):
+        with pytest.raises(UserError, match=rf"^model\.path=it: {wrong}$"):
+            dequantised(tmp_path / f"{name}.gguf", "model.path=it", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("stem", ["x" * 250, "\u6a21" * 83])
+def test_a_long_name_is_cut_in_that_of_the_folder(tmp_path: Path, stem: str) -> None:
+    (tmp_path / f"{stem}.gguf").write_bytes(b"GGUF")
+    made = kept(tmp_path / f"{stem}.gguf", tmp_path / "cache")
+    assert made.name.startswith(stem[:50])
+    made.parent.mkdir(parents=True)
+    with aside(made) as there:
+        there.rename(made)
+
+
+@needs_gguf
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError()])
+def test_a_machine_without_room_is_no_damaged_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def full(file: Path, folder: Path) -> None:
+        raise error
+
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(gguf, "_convert", full)
+    with pytest.raises(Fault, match=r"^model\.path=it: can't be made a folder in .*/cache/gguf \("):
+        dequantised(tmp_path / "x.gguf", "model.path=it", tmp_path / "cache")
 
 
 def test_a_part_of_several_is_named(tmp_path: Path) -> None:
@@ -98,13 +132,15 @@ def small_gguf(
     pre: str | None = "qwen2",
     divisors: Sequence[float] = (),
     longrope: bool = False,
+    left_out: str = "",
     **said: int | bool | float | str,
 ) -> None:
     """A model of two layers and a width of 64, but for the tensors whose name begins with ``without``.
 
     ``head`` is what the file says of a head's size; 0 says nothing, and it is 16. Its tokenizer is byte-level and cuts
     a text as ``pre``, or is SentencePiece's for None. Its positions are scaled by the tensor ``divisors``, or by that
-    of ``longrope``. ``said`` are further keys: of its tokenizer the booleans, of its model the others.
+    of ``longrope``. ``said`` are further keys: of its tokenizer the booleans, of its model the others, and as they
+    are those with a point. The key ``left_out`` is not written.
     """
     import gguf as files  # type: ignore[import-not-found]
 
@@ -124,6 +160,7 @@ def small_gguf(
         writer.add_value_length(head)
     for key, value in said.items():
         name = f"{'tokenizer.ggml' if isinstance(value, bool) else family}.{key.replace('__', '.')}"
+        name = key if "." in key else name
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
         add[type(value)](name, value)
     query, key = (head or 16) * 4, (head or 16) * 2
@@ -146,6 +183,8 @@ def small_gguf(
     for name, shape in shapes.items():
         if not without or not name.startswith(without):
             writer.add_tensor(name, rng.standard_normal(shape).astype(np.float32))
+    for written in writer.kv_data:
+        written.pop(left_out, None)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -169,7 +208,10 @@ def test_what_a_file_lacks_is_never_filled_with_random_numbers(tmp_path: Path, w
         dequantised(tmp_path / "y.gguf", "model.path=it", tmp_path / "cache")
     content = (tmp_path / "x.gguf").read_bytes()
     (tmp_path / "z.gguf").write_bytes(content[:1000])  # within its header
-    with pytest.raises(UserError, match="holds no model that transformers can read"):
+    with pytest.raises(UserError, match=r"holds no model that .* read \(it is cut short, damaged or too new: "):
+        dequantised(tmp_path / "z.gguf", "model.path=it", tmp_path / "cache")
+    (tmp_path / "z.gguf").write_bytes(content[:-1000])  # within its last tensor
+    with pytest.raises(UserError, match=r"\(it is cut short, damaged or too new: .*; download it again\)$"):
         dequantised(tmp_path / "z.gguf", "model.path=it", tmp_path / "cache")
 
 
@@ -286,6 +328,26 @@ def test_the_tokenizer_is_the_one_that_the_file_describes(
     whole = vocabulary.convert_ids_to_tokens(tokenizer.encode("aba"))
     assert whole == (["aba"] if pre == "llama-bpe" else ["ab", "a"])
     assert tokenizer.beginning == ((vocabulary.bos_token_id,) if begins else ())
+
+
+@needs_gguf
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("general.type", "adapter", r"it is no model, but of type adapter \(general\.type\)"),
+        ("split.count", 2, r"it is one part of several; join them first"),
+        ("attention__sliding_window", 64, r"its attention has a window of 64 tokens, which transformers reads from"),
+        *(
+            ("left_out", f"qwen2.{name}", rf"it doesn't say its qwen2\.{name}; download another")
+            for name in ("context_length", "attention.head_count", "attention.layer_norm_rms_epsilon")
+        ),
+    ],
+)
+def test_what_would_be_taken_for_another_model_is_refused(tmp_path: Path, key: str, value: Any, why: str) -> None:
+    """transformers has a value of its own for what a file doesn't say, and doesn't look at all that it says."""
+    small_gguf(tmp_path / "x.gguf", **{key: value})
+    with pytest.raises(UserError, match=rf"^model\.path=it: holds no model .*\({why}"):
+        dequantised(tmp_path / "x.gguf", "model.path=it", tmp_path / "cache")
 
 
 @needs_gguf
