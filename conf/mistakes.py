@@ -140,6 +140,8 @@ def _as_said(lines: Sequence[str], error: Exception, valid: Sequence[str]) -> st
     message = _first_line(error)
     if about and culprit not in valid and _key(line) != culprit:
         return f"{line}: {culprit} is not a setting; {hint(str(culprit), valid)}"
+    if "is not Optional" in message or "NoneType is not a subclass" in message:
+        return f"{line if about else culprit}: null is no value for it; leave it out, or give one"
     if "is not a ListConfig" in message and culprit:
         return f"{line}: is one value and not a list, which is written {culprit}=[a,b]"
     return f"{line}: {message}" if line else message
