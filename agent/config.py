@@ -48,7 +48,7 @@ class AgentConfig:
     """Actions and observations together; 0 takes what the model's context leaves, 8192 at most."""
     max_passage_chars: int = bounded(2000, "at least 1")
     """A longer passage is cut, so that one document can't fill the context."""
-    temperature: float = bounded(0.6, "at least 0.01")
+    temperature: float = bounded(0.6, "at least 0.01 and at most 10")
     """Sampling temperature in training, which needs a distribution (below 0.01 vLLM samples at 0.01); evaluation has
     ``evaluation.temperature``."""
 

@@ -27,7 +27,8 @@ RANGE = "range"
 MOST = 2**31 - 1
 """Upper bound of a setting that needs none: what every library below takes as a number."""
 _BOUNDS = re.compile(
-    r"at least (?P<least>\S+)|above (?P<above>\S+)|in (?P<open>[\[(])(?P<low>\S+), (?P<high>\S+?)(?P<end>[\])])"
+    r"(?:at least (?P<least>\S+)|above (?P<above>\S+))(?: and at most (?P<most>\S+))?|"
+    r"in (?P<open>[\[(])(?P<low>\S+), (?P<high>\S+?)(?P<end>[\])])"
 )
 
 
@@ -36,7 +37,7 @@ class Range:
     """The numbers that a setting may be."""
 
     text: str
-    """As messages say it: ``at least 1``, ``above 0``, ``in [0, 1)``."""
+    """As messages say it: ``at least 1``, ``above 0``, ``above 0 and at most 1``, ``in [0, 1)``."""
     low: float
     high: float
     low_open: bool = False
@@ -50,7 +51,8 @@ class Range:
             raise ValueError(f"{text!r}: write 'at least 1', 'above 0' or 'in [0, 1)'")
         if match["open"] is None:
             low = match["least"] or match["above"]
-            return cls(text=text, low=float(low), high=MOST, low_open=match["least"] is None)
+            high = float(match["most"] or MOST)
+            return cls(text=text, low=float(low), high=high, low_open=match["least"] is None)
         low, high = float(match["low"]), float(match["high"])
         return cls(text=text, low=low, high=high, low_open=match["open"] == "(", high_open=match["end"] == ")")
 
@@ -62,7 +64,7 @@ class Range:
         """What is to be said of a number outside."""
         if self.text.startswith("in "):
             return f"must lie {self.text}"
-        return f"must be at most {MOST}" if number > self.high else f"must be {self.text}"
+        return f"must be at most {MOST}" if number > self.high == MOST else f"must be {self.text}"
 
 
 def bounded(default: Any, text: str) -> Any:

@@ -72,8 +72,8 @@ class WarmStartConfig:
     steps: int = bounded(0, "at least 0")
     """0 leaves the policy as it is."""
     batch_size: int = bounded(8, "at least 1")
-    lr: float = bounded(5.0e-5, "above 0")
-    muon_lr: float = bounded(0.0, "at least 0")
+    lr: float = bounded(5.0e-5, "above 0 and at most 1")
+    muon_lr: float = bounded(0.0, "at least 0 and at most 1")
     """Learning rate of Muon on the hidden matrices; 0 leaves them to AdamW. A model trained from scratch
     learns in half the steps with it (0.03); a pretrained one is better off without."""
     warmup_steps: int = bounded(5, "at least 0")
@@ -100,7 +100,7 @@ class SeedingConfig:
     """0 leaves it out; DAVID-GRPO takes 50."""
     experts: int = bounded(4, "at least 1")
     """Expert trajectories, one per question: from ``data.experts``, or the built-in world's."""
-    lr: float = bounded(1.0e-5, "above 0")
+    lr: float = bounded(1.0e-5, "above 0 and at most 1")
     kl: str = "none"
     """``none``, ``k1``, ``k2`` or ``k3``, against the policy that the seeding starts with."""
     kl_coefficient: float = bounded(0.001, "at least 0")
@@ -128,10 +128,10 @@ class OptimizerConfig:
     shard: bool = False
     """With several learners (``cluster.learners``), each keeps the states of its share of the weights alone, and sends
     the others what it has updated."""
-    lr: float = bounded(1.0e-6, "above 0")
+    lr: float = bounded(1.0e-6, "above 0 and at most 1")
     betas: list[float] = bounded([0.9, 0.999], "in [0, 1)")
-    eps: float = bounded(1.0e-8, "above 0")
-    weight_decay: float = bounded(0.01, "at least 0")
+    eps: float = bounded(1.0e-8, "above 0 and at most 1")
+    weight_decay: float = bounded(0.01, "at least 0 and at most 10")
     max_grad_norm: float = bounded(1.0, "at least 0")
     schedule: str = "constant"
     """``constant``, ``linear`` or ``cosine`` decay to 0 over the run, after the warm-up."""

@@ -75,6 +75,8 @@ def test_what_lies_outside_is_refused_with_key_and_range(key: str, kind: Any, f:
     [
         ("at least 1", (1, 7, MOST), (0, 0.9, -1, MOST + 1)),
         ("above 0", (1e-30, 3.5), (0.0, -1e-30, 1e300)),
+        ("above 0 and at most 1", (1e-30, 1.0), (0.0, 1.1, math.inf)),
+        ("at least 0.5 and at most 10", (0.5, 10), (0.4, 10.1)),
         ("in [0, 1)", (0.0, 0.999), (1.0, -0.1)),
         ("in (0, 1]", (1.0, 1e-9), (0.0, 1.1)),
     ],
@@ -86,7 +88,7 @@ def test_a_range_is_what_it_says(text: str, inside: tuple[float, ...], beyond: t
 
 
 def test_a_range_that_nobody_can_read_is_a_mistake_of_ours() -> None:
-    for text in ("[0, 1]", "between 0 and 1", "at least one", ""):
+    for text in ("[0, 1]", "between 0 and 1", "at least one", "at most 1", ""):
         with pytest.raises(ValueError, match=r"at least|could not convert"):
             Range.of(text)
 
