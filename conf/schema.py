@@ -72,7 +72,7 @@ class CheckpointConfig:
     """When the run is saved; a last checkpoint is always written."""
 
     every: int = bounded(20, "at least 0")
-    """Steps between checkpoints; 0 saves only the last."""
+    """Steps between checkpoints; 0: none by steps."""
     every_minutes: float = bounded(20.0, "at least 0")
     """Minutes after which the next release is saved, however few steps they were; 0: by steps alone."""
     keep: int = bounded(2, "at least 0")

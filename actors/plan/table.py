@@ -9,7 +9,7 @@ from actors.plan.cards import GIB, card, usable_bytes
 from actors.plan.downloads import downloads, room
 from actors.plan.engine import EngineMemory, engine_memory
 from actors.plan.fit import advice, changes, longest_row, problems
-from actors.plan.host import DISK_MARGIN, heap_bytes, memory_bytes, object_store_bytes, output_bytes
+from actors.plan.host import DISK_MARGIN, checkpoint_bytes, heap_bytes, memory_bytes, object_store_bytes, output_bytes
 from actors.plan.learner import LearnerMemory, learner_memory
 from actors.plan.measured import assumptions, measured, place
 from actors.plan.measured import lines as as_measured
@@ -100,6 +100,12 @@ def _data(config: RunConfig) -> Iterator[str]:
         yield "  everything is here"
     run, cache = output_bytes(config) / GIB, (DISK_MARGIN + room(config)) / GIB
     yield f"  disk: {run:.1f} GiB in {config.output_dir}, {cache:.1f} GiB in {config.cache}"
+    checkpoints = config.checkpoints
+    if not checkpoints.keep and (checkpoints.every_minutes or checkpoints.best):  # how many is known afterwards
+        yield (
+            f"  more of it, {checkpoint_bytes(config) / GIB:.1f} GiB each, for checkpoints between those of "
+            "checkpoints.every (checkpoints.every_minutes, best): checkpoints.keep=0 keeps all"
+        )
 
 
 def _questions(data: DataConfig) -> str:

@@ -600,6 +600,9 @@ def test_what_stays_on_the_disk_is_counted() -> None:
     assert output_bytes(config) == 4 * one + GIB // 4, "two kept, the best one, and one that is written"
     assert output_bytes(changed(config, "checkpoints.best", False)) == 3 * one + GIB // 4
     assert output_bytes(changed(config, "checkpoints.keep", 0)) == 6 * one + GIB // 4
+    more = "checkpoints.every_minutes, best): checkpoints.keep=0 keeps all"  # how many nobody knows before
+    assert more in table(changed(config, "checkpoints.keep", 0))
+    assert more not in table(config)
     few = changed(changed(config, "checkpoints.keep", 1000), "algorithm.steps", 7)
     assert output_bytes(few) == 9 * one + GIB // 4, "a run makes one a step at most"
     assert output_bytes(changed(config, "mode", "plan")) == output_bytes(config), "of a training run"
