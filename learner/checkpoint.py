@@ -202,6 +202,8 @@ def load_state(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
+    except (PermissionError, IsADirectoryError) as error:  # another one may be damage: a place before the file
+        raise UserError(f"{path} can't be read ({error.strerror})") from error
     except Exception as error:  # of a dozen kinds, as the file is damaged
         raise UserError(f"{path} is damaged or holds more than tensors and numbers") from error
 

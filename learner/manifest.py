@@ -82,13 +82,17 @@ def put(path: Path, manifest: Manifest) -> None:
 def read(path: Path) -> Manifest:
     """The manifest of the checkpoint ``path``. Raises ``UserError`` if it is missing or damaged."""
     file = path / MANIFEST
-    if not file.is_file():
-        raise UserError(f"checkpoint {path}: {MANIFEST} is missing; is this a checkpoint's folder?")
     try:
+        if not file.is_file():
+            raise UserError(f"checkpoint {path}: {MANIFEST} is missing; is this a checkpoint's folder?")
         content: Mapping[str, Any] = json_of(file.read_text())
         files = {name: File(bytes=int(f["bytes"]), blake2b=str(f["blake2b"])) for name, f in content["files"].items()}
         return Manifest(step=int(content["step"]), number=int(content.get("number", 0)), files=files)
-    except (OSError, *WRONG) as error:
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"checkpoint {path}: {MANIFEST} can't be read ({error.strerror})") from error
+    except WRONG as error:
         raise UserError(f"checkpoint {path}: {MANIFEST} is damaged; resume from another checkpoint") from error
 
 

@@ -335,6 +335,26 @@ def test_a_damaged_manifest(content: str, tmp_path: Path) -> None:
         verify(path)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_what_may_not_be_read_is_not_said_to_be_damaged(tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    save_state(path / "s.pt", {})
+    for folder in (tmp_path, *tmp_path.parents[:3]):  # one more where several processes share the tests
+        folder.chmod(folder.stat().st_mode | 0o055)
+    for name in (MANIFEST, "s.pt"):
+        (path / name).chmod(0o600)
+    os.setegid(65534)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(UserError, match=r"manifest\.json can't be read \(Permission denied\)"):
+            verify(path)
+        with pytest.raises(UserError, match=r"s\.pt can't be read \(Permission denied\)"):
+            load_state(path / "s.pt")
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
 def test_state_round_trip(tmp_path: Path) -> None:
     state = {"t": torch.arange(3), "n": 2**100, "s": "x", "l": [1.5, None], "d": {"a": {1: True}}}
     save_state(tmp_path / "s.pt", state)
