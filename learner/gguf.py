@@ -24,7 +24,7 @@ ENDING = ".gguf"
 NEEDS = ("gguf", "accelerate")
 """Packages that transformers reads such a file with; they are no part of an installation."""
 MAGIC = b"GGUF"
-FORMAT = 5
+FORMAT = 6
 """Of what is kept; raised when the same file would be read otherwise."""
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf\Z", re.IGNORECASE)
 _A_PART = "is one part of several; join them first (llama.cpp's llama-gguf-split --merge)"
