@@ -280,13 +280,20 @@ def _described(folder: Path) -> PreTrainedModel:
             raise _Broken(f"{CONFIG} describes no causal language model ({shortened(error)})") from error
     if getattr(config, "quantization_config", None) is not None:
         raise _Broken(f"{CONFIG} says that the weights are quantised; name the folder of the model before that")
-    kind, named = type(model).__name__, config.architectures
-    if not isinstance(named, list) or named[:1] != [kind]:
+    kind = type(model).__name__
+    if not _named(config, kind):
         raise _Broken(
-            f"{CONFIG} has architectures={named}, by which an engine loads the weights, and by model_type="
-            f'{config.model_type} they are a {kind}\'s; if they are, set "architectures": ["{kind}"] there'
+            f"{CONFIG} has architectures={config.architectures}, by which an engine loads the weights, and by "
+            f'model_type={config.model_type} they are a {kind}\'s; if they are, set "architectures": ["{kind}"] there'
         )
     return model
+
+
+def _named(config: Any, kind: str) -> bool:
+    """Whether ``architectures`` names a ``kind``, or what has it and pictures or sounds beside it."""
+    first = config.architectures[0] if isinstance(config.architectures, list) and config.architectures else None
+    several = config.get_text_config(decoder=True) is not config
+    return first == kind or (several and str(first).endswith("ForConditionalGeneration"))
 
 
 def _compare(model: PreTrainedModel, tensors: Mapping[str, _Tensor]) -> None:

@@ -8,6 +8,7 @@ import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2ForCausalLM
 
 from agent.errors import UserError
-from learner.model_folder import INDEX, WEIGHTS, check_folder, weight_files
+from learner.model_folder import INDEX, WEIGHTS, _named, check_folder, weight_files
 from learner.policy import Policy
 from learner.skeleton import MARKER, qwen2_config
 
@@ -352,6 +353,13 @@ def test_a_model_that_an_engine_would_take_for_another(folder: Path, named: Any)
     message = refusal(folder)
     assert f"config.json has architectures={named}, by which an engine loads" in message
     assert message.endswith('a Qwen2ForCausalLM\'s; if they are, set "architectures": ["Qwen2ForCausalLM"] there')
+
+
+def test_a_model_of_texts_and_pictures_is_named_by_all_of_it() -> None:
+    config = SimpleNamespace(architectures=["Qwen3_5ForConditionalGeneration"], get_text_config=lambda decoder: None)
+    assert _named(config, "Qwen3_5ForCausalLM")
+    config.get_text_config = lambda decoder: config
+    assert not _named(config, "Qwen3_5ForCausalLM")
 
 
 @pytest.mark.parametrize("value", ["x", ["x"], 1.5, True, {"id": 1}])
