@@ -17,11 +17,17 @@ from retrieval_service.server.config import ServeConfig
 from retrieval_service.server.desk import RETRY_AFTER_S
 
 MAX_HEAD = 64 << 10
-"""Bytes of a request's line and headers."""
+"""Bytes of a request's line and headers; and of what follows a body's last byte, or stands between two of its bytes."""
+BETWEEN = len(b": \r\n")
+"""Bytes of a header beside its name and value."""
 SLOWEST = 16_000
 """Bytes of its reply that a client has to read in a second, over ``read_timeout_s``."""
 GONE = "slingshot.gone"
 """Set in the scope of a request whose client has gone, before its task is cancelled."""
+
+
+class _TooLong(Exception):
+    """Ends the parser's work on a head."""
 
 
 class Connection(HttpToolsProtocol):
@@ -29,9 +35,10 @@ class Connection(HttpToolsProtocol):
 
     A head that isn't complete in ``read_timeout_s`` closes the connection, and one longer than ``MAX_HEAD`` or a
     connection too many is refused first. One whose client reads less than ``SLOWEST`` for so long is closed. The body's
-    limits are the gate's. A request whose client goes away is cancelled, which makes the line shorter. A wish to go on
-    in another protocol (curl's and Java's ``Upgrade: h2c``) is ignored, as RFC 9110, section 7.8, allows; uvicorn drops
-    the body of such a request.
+    limits are the gate's, but for the headers that may follow it and what stands between its chunks: as a head's.
+    A request whose client goes away is cancelled, which makes the line shorter. A wish to go on in another protocol
+    (curl's and Java's ``Upgrade: h2c``) is ignored, as RFC 9110, section 7.8, allows; uvicorn drops the body of such a
+    request.
     """
 
     limits = ServeConfig()
@@ -43,6 +50,7 @@ class Connection(HttpToolsProtocol):
         self._late: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
         self._head = 0
+        """Bytes that have come since the last head or part of a body."""
         self._running: Any = None
         if len(self.connections) > self.limits.max_connections:
             self._turn_away(
@@ -56,8 +64,7 @@ class Connection(HttpToolsProtocol):
             return
         if self._late is None and self.cycle.response_complete:
             self._await_head()  # another request, on a connection that was kept
-        if self._late is not None or not self.cycle.more_body:
-            self._head += len(data)  # of the next request too, while this one is answered
+        self._head += len(data)  # of the next request too, while this one is answered
         self._feed(data)
         if self._head > MAX_HEAD and not self.transport.is_closing():
             self._turn_away("431 Request Header Fields Too Large", f"the head has more than {MAX_HEAD} bytes")
@@ -77,7 +84,8 @@ class Connection(HttpToolsProtocol):
                     left = left[upgrade.args[0] :]
                     self._begin_again()
         except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+            if self._head <= MAX_HEAD:
+                self.send_400_response("Invalid HTTP request received.")
 
     def _wants_upgrade(self) -> bool:
         """Whether the parser is at a request that will come again without its upgrade."""
@@ -95,8 +103,16 @@ class Connection(HttpToolsProtocol):
         if self._wants_upgrade():
             return
         self._head_came()
-        self._head = 0  # a body may have come with the end of its head
+        # All of it may have come at once, and its body with it.
+        self._head = len(self.url) + sum(len(name) + len(value) + BETWEEN for name, value in self.headers)
+        if self._head > MAX_HEAD:
+            raise _TooLong
+        self._head = 0
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._head = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         if not self._wants_upgrade():

@@ -137,6 +137,34 @@ def test_a_head_without_an_end_is_refused(server: Running) -> None:
     assert told.startswith(b"HTTP/1.1 431 ")
 
 
+def test_a_long_head_that_comes_at_once_is_refused() -> None:
+    """Also with its body, behind the body of another request, and with a wish for another protocol."""
+    body = b'{"queries":["emma"]}'
+    short = request(body).replace(b"Connection: close\r\n", b"")
+    wish = ("Connection: Upgrade", "Upgrade: h2c")
+    fits = request(body, "/retrieve", "POST", "X: " + "y" * 60_000)
+    long = request(body, "/retrieve", "POST", "X: " + "y" * 70_000)
+    wishes = request(body, "/retrieve", "POST", "X: " + "y" * 70_000, *wish)
+    with running(Scripted) as server:
+        told = asyncio.run(open_ended(server.place, fits, long, wishes, short + long))
+    assert [answer.count(b"HTTP/1.1 200") for answer in told[:3]] == [1, 0, 0]
+    assert told[3].count(b"HTTP/1.1 200") <= 1, "of the short one"
+    assert all(answer == CUT or b"HTTP/1.1 431 " in answer for answer in told[1:])
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [b"0\r\nX: " + b"y" * 8_000_000, b"0\r\n" + b"A: b\r\n" * 500_000, b"1;" + b"x" * 8_000_000],
+    ids=["a trailer", "trailers", "a chunk's extension"],
+)
+def test_nor_may_one_stand_behind_a_body(endless: bytes) -> None:
+    """Or between two of its chunks: the parser keeps it in memory, whatever the limits of a body."""
+    head = b"POST /retrieve HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with running(Scripted) as server:
+        (told,) = asyncio.run(open_ended(server.place, head + endless))
+    assert told == CUT or told.startswith(b"HTTP/1.1 431 "), "and not when the body took too long"
+
+
 def test_nor_is_one_that_follows_a_request_which_is_being_answered() -> None:
     backend = Scripted()
     with running(lambda: backend) as server:
