@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from agent.records import Passage
 from retrieval_service.corpus import contents_of, split_contents, titled
@@ -36,6 +36,14 @@ class Request(BaseModel):
                 own = ", ".join(map(repr, cls.model_fields))
                 raise ValueError(f"{name[:40]!a} is no key of this request; its keys are {own}")
         return body
+
+
+def mistake(error: ValidationError) -> str:
+    """The first thing that is wrong with a request, on one line: where, and what. Nothing of what was sent is in it but
+    a key."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    what = first["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(map(str, first['loc']))}: {what}" if first["loc"] else what
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from retrieval_service.backend import Identity
 from retrieval_service.dialects import spoken
-from retrieval_service.dialects.base import Asked, Dialect, Hits, document
+from retrieval_service.dialects.base import Asked, Dialect, Hits, document, mistake
 from retrieval_service.server.config import ServeConfig
 from retrieval_service.server.desk import RETRY_AFTER_S, Desk, Refused
 from retrieval_service.server.gate import App, Counted, Gate, Receive, Scope, Send
@@ -120,7 +120,7 @@ class _Searches:
         try:
             asked = one.asked(one.request.model_validate(body))
         except ValidationError as error:
-            raise Refused(422, _first(error)) from None
+            raise Refused(422, mistake(error)) from None
         reply = await self._reply(one, asked)
         await reply(scope, receive, send)
 
@@ -216,13 +216,6 @@ def _object(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Refused(422, f"the body is a JSON {type(value).__name__}, and an object is needed")
     return value
-
-
-def _first(error: ValidationError) -> str:
-    """The first thing that is wrong with a body: where, and what. Nothing of what was sent is in it but a key."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    what = first["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(map(str, first['loc']))}: {what}" if first["loc"] else what
 
 
 def _json(value: Any) -> Response:

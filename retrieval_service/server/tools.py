@@ -15,12 +15,12 @@ from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.transport_security import TransportSecuritySettings
-from pydantic import ConfigDict, Field
+from pydantic import Field, ValidationError
 from starlette.routing import BaseRoute, Route
 
 from agent.records import Passage
 from agent.visible import printable
-from retrieval_service.dialects.base import Asked
+from retrieval_service.dialects.base import Asked, Request, mistake
 from retrieval_service.server.config import ServeConfig
 from retrieval_service.server.desk import Desk, Refused
 
@@ -55,7 +55,7 @@ def tools(desk: Desk, config: ServeConfig) -> tuple[MCPServer[Any], list[BaseRou
         "slingshot-retrieval",
         version=_version(),
         instructions="Search passages, then fetch one by its id.",
-        tools=[_strict(search), _strict(fetch)],
+        tools=[_Strict.of(search), _Strict.of(fetch)],
         log_level="ERROR",
     )
     app = server.streamable_http_app(
@@ -70,17 +70,30 @@ def tools(desk: Desk, config: ServeConfig) -> tuple[MCPServer[Any], list[BaseRou
     return server, [Route(r.path, r.endpoint, methods=["POST"]) for r in app.routes if isinstance(r, Route)]
 
 
-def _strict(call: Callable[..., Any]) -> Tool:
-    """A tool that refuses what ``call`` doesn't take: MCP's own drop arguments and make numbers of words."""
-    tool = Tool.from_function(call)
+class _Strict(Tool):
+    """A tool that refuses what its function doesn't take, in one line: MCP's own drop arguments, make numbers of words,
+    and tell mistakes in pydantic's many lines."""
 
-    class Arguments(tool.fn_metadata.arg_model):  # type: ignore[name-defined]
-        model_config = ConfigDict(strict=True, extra="forbid")
+    @classmethod
+    def of(cls, call: Callable[..., Any]) -> _Strict:
+        """The tool of ``call``."""
+        tool = cls.from_function(call)
 
-    Arguments.__name__ = tool.fn_metadata.arg_model.__name__
-    tool.fn_metadata.arg_model = Arguments
-    tool.parameters = Arguments.model_json_schema(by_alias=True)
-    return tool
+        class Arguments(tool.fn_metadata.arg_model, Request):  # type: ignore[name-defined]
+            pass
+
+        Arguments.__name__ = tool.fn_metadata.arg_model.__name__
+        tool.fn_metadata.arg_model = Arguments
+        tool.parameters = Arguments.model_json_schema(by_alias=True)
+        return tool
+
+    async def run(self, arguments: dict[str, Any], context: Any, convert_result: bool = False) -> Any:
+        """See ``Tool``."""
+        try:
+            self.fn_metadata.validate_arguments(arguments)
+        except ValidationError as error:
+            raise ToolError(f"Error executing tool {self.name}: {mistake(error)}") from None
+        return await super().run(arguments, context, convert_result)
 
 
 def _version() -> str:
