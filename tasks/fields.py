@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ PLACES = ("metadata.", "", "metadata.metadata.")
 
 
 _NOTHING: tuple[Any, ...] = (None, "", [])
+_PYTHON = re.compile(r"""\s*(?:\(\s*(["'])(?:(?!\1).)*\1\s*,|array\(\s*\[).*\)\s*\Z""", re.DOTALL)
+"""A tuple that begins with a text, or an array, as Python writes them into a cell. ``(3, 4)`` may be an answer."""
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -88,13 +91,19 @@ def true_or_false(named_value: tuple[str, Any], where: str) -> bool:
 def texts(named_value: tuple[str, Any], where: str) -> tuple[str, ...]:
     """A text as one of a kind, or a list of at least one text; whole numbers are texts, as in a table.
 
-    A list that is written as a text is read as in a table, in JSON; an object in a text is refused.
+    A list that is written as a text is read as in a table, in JSON; an object in a text is refused, as is a tuple or
+    an array of Python's.
     """
     name, value = named_value[0], list_in(named_value, where)
     if isinstance(value, str) and value.strip().startswith("{") and value.strip().endswith("}"):
         raise UserError(
             f"{where}: '{name}' is an object within a text ({short(value)}); write the object, without the quotes. A "
             """text with braces of its own is written ["{a}"]"""
+        )
+    if isinstance(value, str) and _PYTHON.match(value):
+        raise UserError(
+            f"""{where}: '{name}' is Python's way to write several values ({short(value)}); write a list in JSON, """
+            """["a", "b"]. A text with parentheses of its own is written ["(a)"]"""
         )
     if isinstance(value, str | int | float):
         return (text_or_number((name, value), where),)
