@@ -41,6 +41,7 @@ class _Reading:
     titles: set[str] = field(default_factory=set)
 
     def passages(self) -> Iterator[Passage]:
+        """Raises ``UserError`` for a document that can't be read, and in the end where none holds a text."""
         for file in self.files:
             name = _shown(file.relative_to(self.folder).as_posix())
             try:
@@ -62,6 +63,10 @@ class _Reading:
             title = self._title(document.title, file, name)
             for number, text in enumerate(texts):
                 yield Passage(id=f"{name}#{number}", title=title, text=_whole(text))
+        if len(self.silent) == len(self.files):
+            raise UserError(
+                f"{self.folder}: there is no text in its {len(self.files)} documents; scanned pages need OCR first"
+            )
 
     def _title(self, given: str, file: Path, name: str) -> str:
         """The document's own, or its file's name. Of two that are alike the second has its path with it: by titles the
@@ -95,9 +100,6 @@ def documents_corpus(
         reading = _Reading(folder=folder, files=files, words=words, overlap=overlap)
         count = write_corpus(corpus, reading.passages())
         read = len(files) - len(reading.silent)
-        if not count:
-            corpus.unlink()
-            raise UserError(f"{folder}: there is no text in its {len(files)} documents; scanned pages need OCR first")
         if reading.silent:
             say(f"{folder}: {len(reading.silent)} files hold no text and are left out, such as {reading.silent[0]}")
         for guess, names in reading.guessed.items():
@@ -156,12 +158,16 @@ def _called(folder: Path) -> str:
 
 
 def _fingerprint(folder: Path, files: list[Path], words: int, overlap: int) -> str:
-    """Changes when a file is added, taken away, renamed or written to. Reads no file."""
+    """Changes when a file is added, taken away, renamed or written to. Reads no file.
+
+    Files out of an archive may have the lengths and times of its next version's: the change time tells them apart.
+    """
     digest = hashlib.blake2b(f"{FORMAT} {words} {overlap}".encode(), digest_size=16)
     for file in files:
         stat = file.stat()
         name = file.relative_to(folder).as_posix()
-        digest.update(f"\0{name}\0{stat.st_size} {stat.st_mtime_ns}".encode(errors="surrogateescape"))
+        now = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+        digest.update(f"\0{name}\0{now}".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -644,13 +644,17 @@ def test_it_is_read_again_only_if_something_has_changed(
     os.utime(notes / "read-me.md", (1e9, 1e9))
     second = documents_corpus(notes, tmp_path / "cache", 12, 5)
     assert second != first
+    (notes / "read-me.md").write_text("# Read me\n\nAnother word.")
+    os.utime(notes / "read-me.md", (1e9, 1e9))
+    third = documents_corpus(notes, tmp_path / "cache", 12, 5)
+    assert [p.text for p in read_corpus(third) if p.id == "read-me.md#0"] == ["Another word."]
     (notes / "picture.png").unlink()
-    assert documents_corpus(notes, tmp_path / "cache", 12, 5) == second
+    assert documents_corpus(notes, tmp_path / "cache", 12, 5) == third
     (notes / "read-me.md").rename(notes / "read.md")
-    assert documents_corpus(notes, tmp_path / "cache", 12, 5) != second
+    assert documents_corpus(notes, tmp_path / "cache", 12, 5) != third
 
 
-def test_a_folder_without_documents_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_documents_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rows").mkdir()
     with pytest.raises(UserError, match=r"rows: holds no documents; text, Markdown, HTML and PDF are read"):
         documents_corpus(tmp_path / "rows", tmp_path, 12, 5)
@@ -660,6 +664,11 @@ def test_a_folder_without_documents_is_named(tmp_path: Path) -> None:
     (tmp_path / "rows" / "a.md").write_text("")
     with pytest.raises(UserError, match=r"rows: there is no text in its 1 documents; scanned pages need OCR first"):
         documents_corpus(tmp_path / "rows", tmp_path, 12, 5)
+    # A process that is killed unlinks nothing: no corpus may be there before it is known to be one.
+    monkeypatch.setattr(Path, "unlink", lambda path: pytest.fail(f"{path} was there"))
+    with pytest.raises(UserError, match="there is no text in its 1 documents"):
+        documents_corpus(tmp_path / "rows", tmp_path, 12, 5)
+    monkeypatch.undo()
     assert not list((tmp_path / "corpora").iterdir())
 
 
