@@ -77,7 +77,7 @@ def ensure_prebuilt(name: str, cache: Path, say: Callable[[str], None] = print, 
                 say(f"unpacking {archive}, which is deleted then, to {index}")
                 with show(f"unpacking the index {name}") as progress:
                     _unpack(wanted, archive, index, given, progress)
-                archive.unlink()
+            archive_of(name, cache).unlink(missing_ok=True)  # also that of one who was killed before
             check_index(index, "bm25")
             if not (index / FILE).is_file():
                 say(

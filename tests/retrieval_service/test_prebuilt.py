@@ -159,6 +159,14 @@ def test_one_that_was_interrupted_goes_on(there: Hub, packed: bytes, tmp_path: P
     assert folder.is_dir()
 
 
+def test_an_archive_that_a_kill_left_beside_its_index_goes(there: Hub, packed: bytes, tmp_path: Path) -> None:
+    folder, _ = fetched(tmp_path)
+    (folder / FILE).unlink()
+    archive_of(HOTPOTQA.name, tmp_path).write_bytes(packed)
+    assert fetched(tmp_path)[0] == folder
+    assert not archive_of(HOTPOTQA.name, tmp_path).exists()
+
+
 def test_one_that_came_damaged_is_refused(there: Hub, packed: bytes, tmp_path: Path) -> None:
     there.files[ON_HUB] = packed[:-9] + bytes(9)
     with pytest.raises(UserError, match=r"\.tar\.gz came damaged \(its checksum is another\); start again"):
