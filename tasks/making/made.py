@@ -15,6 +15,7 @@ from typing import Any
 
 from agent.errors import commonest
 from agent.readable import WRONG, json_of
+from retrieval_service.whole import written
 from tasks.making.episodes import Written
 from tasks.notices import some
 
@@ -238,11 +239,13 @@ class Made:
         """The file of trajectories, with its report beside it. ``settings`` names all that decides them; by it a file
         that is whole is known again (``whole``)."""
         rows = "".join(map(_line, self.experts))
-        (folder / FILE).write_text(rows, encoding="utf-8")
+        with written(folder / FILE) as file:  # in whose place is what was kept so far
+            file.write(rows.encode())
         ended = self.experts and not self.broken and self.stopped is None
         of = {"of": _seal(settings, rows)} if ended else {}
         report = json.dumps(self.report() | of, ensure_ascii=False, indent=1)
-        (folder / REPORT).write_text(report + "\n", encoding="utf-8")
+        with written(folder / REPORT) as file:
+            file.write(f"{report}\n".encode())
         return folder / FILE
 
 
