@@ -1,8 +1,8 @@
 """Text files of the user's, as they come: plain or compressed, with or without a byte order mark.
 
 What a file is, its first bytes say; its name doesn't matter. Read are gzip, bzip2, xz and Zstandard, of several
-streams or frames, too. Archives, Parquet files and UTF-16 are refused by name, since their first line would only be
-called no JSON.
+streams or frames, too. Archives, Parquet files (which are read elsewhere, as they are) and UTF-16 are refused by name,
+since their first line would only be called no JSON.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ PARQUET = b"PAR1"
 PACKED = 3.0
 """Bytes of text in one of a compressed file: about what gzip makes of English."""
 _NO_TEXT = {
-    b"PK\x03\x04": "a zip archive; unpack it",
+    b"PK\x03\x04": "a zip archive, or a workbook; unpack it, or save its table as a text",
     b"7z\xbc\xaf": "a 7z archive; unpack it",
     b"Rar!": "a rar archive; unpack it",
-    PARQUET: "a Parquet file, which can't be read here; write it as JSONL",
+    PARQUET: "a Parquet file that is compressed as a whole; unpack it",
     b"\xff\xfe": "encoded in UTF-16; save it as UTF-8",
     b"\xfe\xff": "encoded in UTF-16; save it as UTF-8",
 }

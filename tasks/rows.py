@@ -12,7 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from agent.errors import UserError
+from agent.errors import UserError, shortened
 from agent.readable import json_of
 from retrieval_service.listed import listed
 from retrieval_service.textfile import lines_of, open_text, parquet_rows, twice
@@ -30,9 +30,9 @@ def rows(
 ) -> Iterator[tuple[str, int, Row]]:
     """``(where, number, object)`` of every row of a file: its file and line in words, and its number from 1.
 
-    ``key`` is the setting that names the file. Of a Parquet file only the columns that are ``wanted`` are read. Blank
-    lines are counted and not read. What was read otherwise than it should have been is added to ``notices``. Raises
-    ``UserError`` that names file, line and reason.
+    ``key`` is the setting that names the file. Of a Parquet file only the columns that are ``wanted`` are read; of the
+    others a row has the names, for messages. Blank lines are counted and not read. What was read otherwise than it
+    should have been is added to ``notices``. Raises ``UserError`` that names file, line and reason.
     """
     name = f"{key}={path}"
     try:
@@ -118,11 +118,11 @@ def _parquet_rows(path: Path, name: str, wanted: Callable[[str], bool]) -> Itera
         columns = [column for column in file.schema_arrow.names if wanted(column) or wanted(column.lower())]
         if (column := twice(columns)) is not None:
             raise UserError(f"{name}: the column '{column}' is there twice; take one out")
+        others = dict.fromkeys((column for column in file.schema_arrow.names if column not in columns), "")
         for number, row in parquet_rows(file.iter_batches(batch_size=1024, columns=columns), name):
-            yield number, _plain(row)
+            yield number, others | _plain(row)
     except (OSError, pyarrow.ArrowException) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"{name}: cannot be read as Parquet ({first})") from error
+        raise UserError(f"{name}: cannot be read as Parquet ({shortened(error)})") from error
 
 
 def named(value: Any) -> str:

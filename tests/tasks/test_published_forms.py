@@ -498,7 +498,7 @@ def test_files_that_are_damaged_or_no_utf8_are_one_line(read):
         (gzip.compress(json.dumps([HOTPOT] * 50).encode())[:-20], "the gzip file is cut short or damaged"),
         (gzip.compress(json.dumps(HOTPOT).encode() + b"\n")[:-20], "the gzip file is cut short or damaged"),
         (json.dumps(HOTPOT).encode("utf-16"), "is encoded in UTF-16; save it as UTF-8"),
-        (b"PK\x03\x04", "is a zip archive; unpack it"),
+        (b"PK\x03\x04", "is a zip archive, or a workbook; unpack it"),
     ):
         with pytest.raises(UserError, match=rf"^data\.questions=.*q\.jsonl: {message}") as caught:
             read(content)

@@ -251,6 +251,8 @@ TWICE = pa.StructArray.from_arrays([pa.array(["A"]), pa.array(["B"])], names=["t
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
+        ({"query": ["q?"], "gold": ["a"]}, r", row 1: has no 'question' \(it has gold, query\)"),
+        ({"question": ["q?"], "gold": ["a"]}, r", row 1: has no 'golden_answers' \(it has gold, question\)"),
         ({"question": ["q?"], "answer": TIMES}, r", row 1: a value that can't be read \(.*\); write it as a text"),
         (
             {"question": ["q?"], "answer": ["a"], "metadata": TWICE},
