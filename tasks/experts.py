@@ -40,6 +40,7 @@ from tasks.fields import first, text
 from tasks.files import Unplayable, question_of
 from tasks.notices import Notice, some
 from tasks.rows import Row, rows
+from tasks.several import contradicting
 from tasks.unread import Unread
 from tasks.world import World
 
@@ -66,7 +67,8 @@ def read_experts(
     """
     experts: dict[str, Demonstration] = {}
     unread, unplayable = Unread(), Unplayable()
-    for line, number, row in rows(path, key):
+    found: list[Notice] = []
+    for line, number, row in rows(path, key, notices=found):
         if unplayable.has(row, line, f"{stem(path)}-{number}"):
             continue
         question = question_of(row, line, f"{stem(path)}-{number}", evidence_match)
@@ -75,7 +77,9 @@ def read_experts(
         if question.id in experts:
             raise UserError(f"{where}: this id is already taken; one trajectory per question")
         experts[question.id] = Demonstration(question=question, moves=moves_of(row, question, protocol, where))
-    found = [*unread.notices(f"{key}={path}"), *unplayable.notices(f"{key}={path}", strict=strict)]
+    found += unread.notices(f"{key}={path}")
+    found += unplayable.notices(f"{key}={path}", strict=strict)
+    found += contradicting([expert.question for expert in experts.values()], f"{key}={path}")
     if not experts:
         raise UserError(f"{key}={path}: the file holds no trajectories{unplayable.without}")
     if notices is not None:

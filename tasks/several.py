@@ -30,11 +30,11 @@ def read_sets(
         found = read_questions(file, key=key, evidence_match=evidence_match, strict=strict, notices=notices)
         sets[name] = found if len(files) == 1 else tuple(_of_set(name, question) for question in found)
     if notices is not None:
-        notices += _contradicting([q for found in sets.values() for q in found], f"{key}={value}")
+        notices += contradicting([q for found in sets.values() for q in found], f"{key}={value}")
     return sets
 
 
-def _contradicting(questions: Sequence[Question], where: str) -> list[Notice]:
+def contradicting(questions: Sequence[Question], where: str) -> list[Notice]:
     """What there is to say of questions that have the text of an earlier one and none of its answers."""
     firsts: dict[str, Question] = {}
     found = []

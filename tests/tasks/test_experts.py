@@ -279,6 +279,7 @@ def test_a_wrong_line_is_named_with_its_reason(read, changed, message):
 def test_experts_of_questions_that_can_not_be_played_are_left_out_as_questions_are(read, tmp_path):
     many = {"golden_answers": [f"a{i}" for i in range(9)], "answers_mean": "all"}
     both = {"golden_answers": ["Austen", "Emma"], "answers_mean": "all", "trajectory": "<answer>Emma, Austen</answer>"}
+    both["question"] = "Who wrote what?"
     rows = [ROW, {**ROW, "id": "none", "answerable": False}, {**ROW, "id": "many", **many}, {**ROW, "id": "b", **both}]
     assert [e.question.id for e in read(*rows)] == ["q1", "b"]
     notices: list[Notice] = []
@@ -445,6 +446,28 @@ def test_a_misspelt_field_is_said(tmp_path):
     (tmp_path / "e").write_text(json.dumps({**ROW, "metadata": {"supporting_title": ["x"]}}))
     read_experts(tmp_path / "e", SEARCH, key="data.experts", notices=notices)
     assert "in 1 of 1 rows 'metadata.supporting_title' isn't read; did you mean" in notices[0].text
+
+
+def test_trajectories_of_one_question_are_taken_and_those_that_contradict_each_other_said(tmp_path):
+    """A teacher's file has several of one question; for the seeding a task takes one of them."""
+    path, notices = tmp_path / "experts.jsonl", []
+    other = {**ROW, "id": "c", "golden_answers": ["Emma"], "trajectory": "<answer>Emma</answer>"}
+    rows = ({**ROW, "id": "a"}, {**ROW, "id": "b", "question": f"{ROW['question']} "}, other)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(read_experts(path, SEARCH, key="data.experts", notices=notices)) == 3
+    (notice,) = notices
+    assert notice.items == (("c", "has the text of 'a' and none of its answers"),)
+    assert notice.text.startswith(f"data.experts={path}: 1 questions have the text of another one and none of its")
+
+
+def test_a_table_of_experts_that_is_not_utf_8_is_said(tmp_path):
+    path, notices = tmp_path / "experts.csv", []
+    path.write_bytes("question,answer,trajectory\nWho?,Capé,<answer>Capé</answer>\n".encode("cp1252"))
+    (expert,) = read_experts(path, SEARCH, key="data.experts", notices=notices)
+    assert expert.question.golden_answers == ("Capé",)
+    assert [notice.text.partition(": ")[2] for notice in notices] == [
+        "1 lines are not UTF-8 and were read as Windows-1252 (line 2)"
+    ]
 
 
 def test_a_block_that_is_cut_as_one_passage_is_said(read):
