@@ -33,7 +33,7 @@ from tasks.experts import read_experts
 from tasks.making import make as making
 from tasks.making.config import ExpertsConfig, TeacherConfig
 from tasks.making.evidence import named, telling
-from tasks.making.made import Attempt, Expert, Made, Selection, Why
+from tasks.making.made import FILE, Attempt, Expert, Made, Selection, Why
 from tasks.making.make import answer_in, only_closed
 from tasks.together import together
 
@@ -434,6 +434,19 @@ def test_a_question_that_is_stopped_keeps_the_episodes_that_have_ended(ended):
         return
     attempt = asyncio.run(play())
     assert (attempt.episodes, len(attempt.faults), judged) == (2, 2, [0, 1])
+
+
+def test_what_was_kept_stays_until_all_of_it_is_written(tmp_path, monkeypatch):
+    """The end of a process leaves one of the two files, as a full disk does."""
+    (tmp_path / FILE).write_text("hours of a teacher's work\n")
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("retrieval_service.whole.settle", full)
+    with pytest.raises(OSError, match="No space left"):
+        Made(offered=0, selection=Selection(0, None)).write(tmp_path)
+    assert (tmp_path / FILE).read_text() == "hours of a teacher's work\n"
 
 
 @pytest.mark.parametrize("key", ["schlüssel", "two\nlines"])
