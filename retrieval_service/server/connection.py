@@ -35,10 +35,9 @@ class Connection(HttpToolsProtocol):
 
     A head that isn't complete in ``read_timeout_s`` closes the connection, and one longer than ``MAX_HEAD`` or a
     connection too many is refused first. One whose client reads less than ``SLOWEST`` for so long is closed. The body's
-    limits are the gate's, but for the headers that may follow it and what stands between its chunks: as a head's.
-    A request whose client goes away is cancelled, which makes the line shorter. A wish to go on in another protocol
-    (curl's and Java's ``Upgrade: h2c``) is ignored, as RFC 9110, section 7.8, allows; uvicorn drops the body of such a
-    request.
+    limits are the gate's; the headers that may follow it, and what stands between its chunks, have a head's. A request
+    whose client goes away is cancelled, which makes the line shorter. A wish to go on in another protocol (curl's and
+    Java's ``Upgrade: h2c``) is ignored, as RFC 9110, section 7.8, allows; uvicorn drops the body of such a request.
     """
 
     limits = ServeConfig()

@@ -75,7 +75,7 @@ class _Strict(Tool):
     and tell mistakes in pydantic's many lines."""
 
     @classmethod
-    def of(cls, call: Callable[..., Any]) -> _Strict:
+    def of(cls, call: Callable[..., Any]) -> Tool:
         """The tool of ``call``."""
         tool = cls.from_function(call)
 
