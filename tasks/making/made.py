@@ -13,7 +13,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from agent.errors import commonest
+from agent.errors import UserError, commonest
 from agent.readable import WRONG, json_of
 from retrieval_service.whole import written
 from tasks.making.episodes import Written
@@ -250,15 +250,22 @@ class Made:
 
 
 class Kept:
-    """Writes each expert into the file in ``folder`` as it is taken: a teacher's may be hours of work, and paid for."""
+    """Writes each expert into the file in ``folder`` as it is taken: a teacher's may be hours of work, and paid for.
+
+    Raises ``UserError`` where the file is there already, with another making's: nothing goes on with it.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._file, self._mode = folder / FILE, "w"
+        self._file = folder / FILE
+        if self._file.exists() and self._file.stat().st_size:
+            raise UserError(
+                f"{self._file}: is there already, of another making, and would be replaced; move it away, or set "
+                "output_dir=FOLDER to another one"
+            )
 
     def __call__(self, expert: Expert) -> None:
-        with self._file.open(self._mode, encoding="utf-8") as file:
+        with self._file.open("a", encoding="utf-8") as file:
             file.write(_line(expert))
-        self._mode = "a"
 
 
 def _line(expert: Expert) -> str:

@@ -298,7 +298,7 @@ def test_a_making_that_is_stopped_keeps_what_there_is(make, school):
 
 def test_what_a_teacher_has_earned_is_on_disk_before_more_is_asked(make, school, tmp_path, monkeypatch):
     """Whatever ends the process then: it is paid for."""
-    (tmp_path / FILE).write_text("of another making\n")
+    (tmp_path / FILE).touch()
     there, reply = [], School.reply
 
     def counted(state: School, body: dict) -> tuple[int, str]:
@@ -313,6 +313,9 @@ def test_what_a_teacher_has_earned_is_on_disk_before_more_is_asked(make, school,
     assert there == [0, 1, 2]
     kept = (tmp_path / FILE).read_text()
     assert made.write(tmp_path).read_text() == kept
+    with pytest.raises(UserError, match=r"experts\.jsonl: is there already, of another making, and would be replaced"):
+        Kept(tmp_path)
+    assert (tmp_path / FILE).read_text() == kept
 
 
 @pytest.mark.parametrize(
