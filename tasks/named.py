@@ -25,6 +25,7 @@ from agent.errors import UserError
 from agent.paths import LONGEST_NAME
 from agent.readable import json_of
 from retrieval_service.download import Show, Source, already, downloaded, hidden, hub_url, on_hub, sha256, size_text
+from retrieval_service.whole import written
 from tasks.config import DataConfig
 from tasks.paths import WIKI_18, files_of, is_named, listed, read_by
 
@@ -172,7 +173,8 @@ def _note_of(path: Path) -> Path:
 
 
 def _write_note(path: Path, note: Note) -> None:
-    _note_of(path).write_text(json.dumps(asdict(note), indent=1) + "\n")
+    with written(_note_of(path)) as file:  # half a note would be no one's, and cost the file beside it
+        file.write(f"{json.dumps(asdict(note), indent=1)}\n".encode())
 
 
 def _kept(wanted: Named) -> Note | None:

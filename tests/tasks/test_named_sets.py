@@ -262,6 +262,22 @@ def test_what_was_changed_later_is_refused(hub: Hub, tmp_path: Path) -> None:
         fetched(config(), tmp_path, "train", lambda text: None)
 
 
+def test_a_note_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "questions" / "flashrag" / "hotpotqa-train.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT)
+
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("retrieval_service.whole.settle", full)
+        with pytest.raises(OSError, match="No space left"):
+            fetched(config(), tmp_path, "train", lambda text: None)
+    assert [file.name for file in path.parent.iterdir() if "source" in file.name] == []
+    assert fetched(config(), tmp_path, "train", lambda text: None).questions == str(path)
+
+
 def test_without_a_network_the_line_says_what_to_put_where(hub: Hub, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as caught:
