@@ -46,6 +46,9 @@ class Population:
 
     DECAY = 0.95
     """Per batch."""
+    LEAST = 1e-12
+    """The weight at which the moments stop to fade: beside one more query they count for nothing long before, and what
+    fades on becomes a number that has no digits left."""
 
     def __init__(self) -> None:
         self.weight, self.mean_sum, self.square_sum = 1.0, 0.5, 0.375
@@ -64,7 +67,9 @@ class Population:
 
     def forget(self) -> None:
         """One batch has passed."""
-        self.load([x * self.DECAY for x in self.values()])
+        if self.weight > self.LEAST:
+            self.weight, self.mean_sum, self.square_sum = (x * self.DECAY for x in self.values()[:3])
+        self.signal, self.rollouts = self.signal * self.DECAY, self.rollouts * self.DECAY
 
     def values(self) -> list[float]:
         """All that ``load`` needs."""

@@ -131,6 +131,19 @@ def test_a_population_without_variety_stays_a_distribution(successes):
     assert 0.3 <= a + b <= 4.0 + 1e-12
 
 
+def test_a_population_is_remembered_however_long_no_new_query_is_drawn():
+    """One success in eight, always, and the imagined query: a mean of (0.5 + 20 / 8) / 21 = 1/7, and as many
+    pseudo-counts as may be."""
+    population = Population()
+    for _ in range(20):
+        population.observe(1, 8)
+    for _ in range(20_000):
+        population.forget()
+    assert population.beta == pytest.approx((4 / 7, 24 / 7), rel=1e-9)
+    population.observe(8, 8)
+    assert population.beta == pytest.approx((0.98 * 0.3, 0.02 * 0.3)), "of one new query, the limits of a mean and sum"
+
+
 def test_signal_per_rollout_is_what_draws_of_late_brought():
     population = Population()
     assert population.signal_per_rollout == 0.0
