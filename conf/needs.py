@@ -8,8 +8,10 @@ from typing import Any
 
 from agent.config import CALIBRATING, ExitConfig, SelectivityConfig
 from agent.paths import at_home
+from agent.pool.rules.base import ACCEPTED, rule_class, rule_names
 from agent.pool.search_limits import OF_RULES
 from agent.simulation.policies import SimulationConfig
+from agent.tickets import QueryState
 from conf.evaluation import EvalConfig
 from conf.implied import OF_WORLD
 from conf.schema import INFERENCE, MODES, PLAYS_ON, CheckpointConfig
@@ -46,6 +48,16 @@ class Need:
 def _kl(part: str, name: str) -> Need:
     why = f"there is no KL term; set {part}.kl=k1, k2 or k3, too"
     return Need(f"{part}.{name}", (f"{part}.kl",), lambda of: of(f"{part}.kl") == "none", why)
+
+
+def _no_zero_variance(of: Composed) -> bool:
+    """Whether no group without variance comes to a KL term: the pool's rule returns it, and the seeding, which trains
+    on all groups, has no such term."""
+    name = of("pool.name")
+    seeded = of("algorithm.seeding.steps") and of("algorithm.seeding.kl") != "none"
+    if of("algorithm.kl_zero_variance") is not True or seeded or name not in rule_names():
+        return False
+    return rule_class(name)().verdicts([QueryState.TOO_EASY]) != [ACCEPTED]
 
 
 def _steps(part: str, name: str, what: str) -> Need:
@@ -268,6 +280,13 @@ NEEDS = (
     *(_of_a_limit(name, rule) for rule, names in OF_RULES.items() for name in names),
     *(_kl("algorithm", name) for name in ("kl_coefficient", "kl_zero_variance")),
     _kl("algorithm.seeding", "kl_coefficient"),
+    Need(
+        "algorithm.kl_zero_variance",
+        ("pool", "algorithm.seeding.steps", "algorithm.seeding.kl"),
+        _no_zero_variance,
+        "the pool's rule trains on no group without variance; set pool=epoch, which does, or leave it out",
+        switched=False,
+    ),
     Need(
         "algorithm.reference",
         ("algorithm.kl", "algorithm.seeding.kl"),

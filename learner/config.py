@@ -185,7 +185,7 @@ class AlgorithmConfig:
     """Where the KL term's reference policy is kept: ``device``, or ``cpu`` (host memory; it comes to the device to be
     asked)."""
     kl_zero_variance: bool = False
-    """Also apply the KL term to zero-advantage groups."""
+    """Also apply the KL term to zero-variance groups, where the pool's rule trains on them (``pool=epoch``)."""
     aggregation: str | None = None
     """``token_mean``, ``sequence_mean``, ``constant_length`` or ``prompt_balanced`` (``learner/batch.py``)."""
     constant_length: int | None = bounded(None, "at least 1")

@@ -18,6 +18,7 @@ CONDITIONS = {
     "annealed": ("search_limit.rule", "anneal"),
     "plain": ("seed", 1),
 }
+ZERO = "algorithm.kl_zero_variance=true"
 TEACHER, ENDPOINT = "experts.teacher.url=http://x/v1", "evaluation.endpoint.url=http://x/v1"
 
 
@@ -41,6 +42,8 @@ def composed(lines: Sequence[str]) -> DictConfig:
             key, value = "exit.threshold", 0.9 if value == "early" else None
         elif key == "search_limit":
             key = "search_limit.rule"
+        elif key == "pool":
+            key = "pool.name"
         elif key == "condition":
             key, value = CONDITIONS[str(value)]
         OmegaConf.update(made, key, value)
@@ -70,6 +73,13 @@ def composed(lines: Sequence[str]) -> DictConfig:
             "it is of search_limit=adaptive; set that, too, or leave it out",
         ),
         (["exit.confidence=mean"], "there is no early exit; set exit=early, exit.threshold or exit.calibration, too"),
+        *(
+            (
+                [f"pool={rule}", "algorithm.kl=k2", ZERO],
+                "the pool's rule trains on no group without variance; set pool=",
+            )
+            for rule in ("recycle", "dynamic", "adaptive")
+        ),
     ],
 )
 def test_what_an_endpoint_a_teacher_or_an_exit_lacks_is_told(lines: list[str], why: str) -> None:
@@ -92,6 +102,10 @@ def test_what_an_endpoint_a_teacher_or_an_exit_lacks_is_told(lines: list[str], w
         ["search_limit=anneal", "search_limit.start=2", "search_limit.steps=9"],
         ["search_limit=adaptive", "search_limit.spare=2"],
         ["mode=eval", "checkpoint=x", "algorithm.seeding.experts=8", "search_limit.start=2"],  # left of its training
+        ["pool=epoch", "algorithm.kl=k2", ZERO],
+        ["pool=my_package.rules:Rule", "algorithm.kl=k2", ZERO],
+        ["pool=recycle", "algorithm.kl=k2", "algorithm.kl_zero_variance=false"],
+        ["pool=recycle", "algorithm.kl=k2", "algorithm.seeding.kl=k2", "algorithm.seeding.steps=5", ZERO],
     ],
 )
 def test_with_these_they_are_taken(lines: list[str]) -> None:
