@@ -180,10 +180,19 @@ def test_nothing_found_cuts_at_the_prompt_and_the_best_may_be_the_worst(play):
         ([[answer("wrong")]] * 2, replace(QUESTION, supporting=()), None),
         ([[answer("wrong")]] * 2, replace(QUESTION, supporting=(" ", "\n")), None),
         ([[BROKEN]] * 2, QUESTION, None),
+        ([[answer("wrong")], [""]], QUESTION, None),
         ([[BROKEN], [answer("wrong")], [answer("wrong")]], QUESTION, None),
         ([[search("ab"), answer("right")], [answer("wrong")]], QUESTION, RewardConfig(search_cost=0.1)),
     ],
-    ids=["perfect", "no metadata", "titles of nothing", "none viable", "goes back", "perfect but for its cost"],
+    ids=[
+        "perfect",
+        "no metadata",
+        "titles of nothing",
+        "none viable",
+        "one viable",
+        "goes back",
+        "perfect but for its cost",
+    ],
 )
 def test_when_nothing_is_continued(play, first, question, reward):
     group, script = play(first, question=question, reward=reward)
