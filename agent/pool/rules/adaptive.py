@@ -69,7 +69,7 @@ class Rule(OversamplingRule):
         return weights
 
     def next_look(self, ages: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        return np.maximum(1, ages)  # an old belief changes slowly: looks at ages 1, 2, 4, 8, …
+        return np.maximum(1, ages)  # an old belief changes slowly: looks whenever its age has doubled
 
     def retained(self, age: Any) -> Any:
         return 0.5 ** (np.asarray(age, dtype=np.float64) / self.half_life)
