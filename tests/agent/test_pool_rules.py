@@ -467,8 +467,24 @@ def test_a_surplus_is_trained_on_in_the_next_batch(make_questions, make_group):
     for rule_of in (RECYCLE, DYNAMIC, ADAPTIVE):
         with pytest.raises(UserError, match=r"keep_surplus=true needs pool\.max_staleness"):
             rule_of(keep_surplus=True)
-    with pytest.raises(UserError, match="no meaning for pool=epoch"):
-        EPOCH(keep_surplus=True, max_staleness=1)
+
+
+@pytest.mark.parametrize(
+    ("rule_of", "more", "which"),
+    [
+        (EPOCH, {}, "epoch,"),
+        (DYNAMIC, {}, "dynamic,"),
+        (ADAPTIVE, {}, "adaptive,"),
+        (RECYCLE, {"stop_early": True, "oversample": 2.0}, r"recycle with pool\.stop_early=true,"),
+        (RECYCLE, {}, r"recycle with pool\.oversample=1,"),
+    ],
+)
+def test_a_rule_whose_batches_are_full_before_they_have_a_surplus_keeps_none(rule_of, more, which):
+    with pytest.raises(UserError, match=f"no meaning for pool={which} which never has a surplus"):
+        rule_of(keep_surplus=True, max_staleness=1, **more)
+    # Each draw beyond the first three stands for one that brought no signal: never do more than three bear it.
+    rule = rule_of(batch_questions=3, max_staleness=1, **more)
+    assert all(rule.wants(room=3, drawn=3 + zero, zero=zero) <= 0 for zero in range(4))
 
 
 # --- adaptive ------------------------------------------------------------------------------------

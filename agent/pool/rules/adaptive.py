@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from agent.pool.beta_binomial import chance_of_both
 from agent.pool.history import QueryHistory
-from agent.pool.rules.base import ACCEPTED, AT_ONCE, FloatVector, OversamplingRule, draws_until_full
+from agent.pool.rules.base import ACCEPTED, AT_ONCE, FloatVector, OversamplingRule, draws_until_full, refuse_surplus
 from agent.settings import bounded
 
 LARGEST = 300.0
@@ -43,6 +43,10 @@ class Rule(OversamplingRule):
     """Draws in a row with the same zero-variance outcome that retire a query; 0 never does."""
     longest_rest: int = bounded(64, "in [1, 1000000]")
     """Most batches that a retired query rests."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_surplus(self, "pool=adaptive")
 
     def wanted(self, *, room: int, drawn: int, zero: int) -> int:
         return draws_until_full(room, drawn, zero, self.candidates)

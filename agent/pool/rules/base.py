@@ -317,6 +317,12 @@ def draws_until_full(room: int, drawn: int, zero: int, bound: int) -> int:
     return min(room + zero, bound) - drawn
 
 
+def refuse_surplus(rule: PoolRule, which: str) -> None:
+    """Raises ``UserError`` if a rule is to keep a surplus whose batches are full before they have one."""
+    if rule.keep_surplus:
+        raise UserError(f"pool.keep_surplus=true has no meaning for {which}, which never has a surplus")
+
+
 def oversampled(questions: int, factor: float) -> int:
     """ceil(k B)."""
     return math.ceil(Fraction(str(factor)) * questions)  # 1.1 of 50 are 55, and 1.1 * 50 is a little more

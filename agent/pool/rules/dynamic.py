@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agent.pool.history import QueryHistory
-from agent.pool.rules.base import FOREVER, OversamplingRule, draws_until_full
+from agent.pool.rules.base import FOREVER, OversamplingRule, draws_until_full, refuse_surplus
 from agent.settings import bounded
 
 
@@ -15,6 +15,10 @@ class Rule(OversamplingRule):
 
     name: str = "dynamic"
     oversample: float = bounded(2.0, "at least 1")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_surplus(self, "pool=dynamic")
 
     def wanted(self, *, room: int, drawn: int, zero: int) -> int:
         return draws_until_full(room, drawn, zero, self.candidates)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agent.errors import UserError
 from agent.pool.history import QueryHistory
-from agent.pool.rules.base import ACCEPTED, AT_ONCE, FOREVER, PoolRule
+from agent.pool.rules.base import ACCEPTED, AT_ONCE, FOREVER, PoolRule, refuse_surplus
 from agent.tickets import QueryState
 
 
@@ -22,8 +21,7 @@ class Rule(PoolRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.keep_surplus:
-            raise UserError("pool.keep_surplus=true has no meaning for pool=epoch, which never has a surplus")
+        refuse_surplus(self, "pool=epoch")
 
     @property
     def candidates(self) -> int:

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 from agent.errors import one_of
 from agent.pool.history import QueryHistory
-from agent.pool.rules.base import ACCEPTED, AT_ONCE, FOREVER, OversamplingRule, draws_until_full, oversampled
+from agent.pool.rules.base import (
+    ACCEPTED,
+    AT_ONCE,
+    FOREVER,
+    OversamplingRule,
+    draws_until_full,
+    oversampled,
+    refuse_surplus,
+)
 
 
 @dataclass
@@ -25,6 +33,10 @@ class Rule(OversamplingRule):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of(self.when_dry, ("reset", "keep"), "pool.when_dry")
+        if self.stop_early:
+            refuse_surplus(self, "pool=recycle with pool.stop_early=true")
+        if self.candidates == self.batch_questions:
+            refuse_surplus(self, f"pool=recycle with pool.oversample={self.oversample:g}")
 
     def wanted(self, *, room: int, drawn: int, zero: int) -> int:
         if self.stop_early:
