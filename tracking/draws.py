@@ -61,7 +61,7 @@ class DrawSummary:
     trained_queries: int
     """Queries that were trained on at least once, with signal."""
     flipped_share: float
-    """Of these, how many went from zero-variance at some draw to signal-bearing at a later one."""
+    """Of the drawn queries, how many went from zero-variance at some draw to signal-bearing at a later one."""
     flipped_from_hard: float
     """Share of the flips whose last draw before was too hard: the policy has improved."""
     flipped_from_easy: float
