@@ -116,6 +116,7 @@ def _serving(config: RunConfig, run_dir: Path, namespace: str, console: Console)
             health=health,
             log_dir=topology.log_dir,
             weight_timeout_s=config.cluster.weight_timeout_s,
+            samples=topology.inference.samples,
         )
         with console.phase("the retrieval index opens"):
             replicas.are_open(workers.wait)

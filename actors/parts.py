@@ -168,6 +168,7 @@ class Parts:
             health=self.health,
             log_dir=self.topology.log_dir,
             weight_timeout_s=self._weight_timeout_s,
+            samples=self.topology.inference.samples,
         )
         self.workers.idle = self._watch.look
         self.searching = Searching(

@@ -22,7 +22,7 @@ from actors.broadcast import Broadcast
 from actors.calls import POLL_S, Died, Hangs, get
 from actors.health import Health
 from actors.repeats import Repeats, hopeless
-from actors.replay import CHUNK, are_rows
+from actors.replay import CHUNK, ROOM, Share, Shares, are_rows
 from actors.restarts import Restarts
 from actors.weights import Published
 from agent.config import GroupConfig
@@ -61,7 +61,8 @@ class WorkerPool:
 
     ``make`` creates a worker's actor by name, ``lost`` is told a dead worker's name, its cause, and whether the
     questions that it held may be that, and ``restarts`` counts them. ``wait`` watches the workers while it waits for
-    another call. A worker that doesn't load new weights within ``weight_timeout_s`` is replaced like one that died.
+    another call. A worker that doesn't load new weights within ``weight_timeout_s`` is replaced like one that died. In
+    an evaluation they play ``samples`` episodes of each question.
     """
 
     def __init__(
@@ -74,10 +75,12 @@ class WorkerPool:
         health: Health,
         log_dir: Path,
         weight_timeout_s: float,
+        samples: int = 1,
     ) -> None:
         self.broadcast: Broadcast | None = None
         """How a version that is published by broadcast reaches the workers that are live."""
         self._weight_timeout_s = weight_timeout_s
+        self._samples = samples
         self._make = make
         self._lost = lost
         self._restarts = restarts
@@ -208,46 +211,44 @@ class WorkerPool:
     ) -> list[EvalRow]:
         """The rows of the questions, in order; a dead worker's share is played by another.
 
-        ``played`` is told how many questions of how many are done, and ``keep`` is given the rows of each ``chunk`` of
-        them as it ends. The workers log the episodes as those of ``step``, if there is one. Raises ``Fault`` when a
-        worker breaks before any episode has had an end of its own: the next would, too.
+        A question that costs worker after worker is given up (``Shares``): its episodes are faults. ``played`` is told
+        how many questions of how many are done, and ``keep`` is given the rows of each ``chunk`` of them as it ends.
+        The workers log the episodes as those of ``step``, if there is one. Raises ``Fault`` when a worker breaks before
+        any episode has had an end of its own: the next would, too.
         """
-        todo = [(at, tuple(questions[at : at + chunk])) for at in range(0, len(questions), chunk)]
-        rows: dict[int, list[EvalRow]] = {}
-        finished = 0
-        pending: dict[Any, tuple[_Worker, tuple[int, tuple[Question, ...]]]] = {}
+        shares = Shares(questions, chunk, self._samples)
+        pending: dict[Any, tuple[_Worker, Share]] = {}
         try:
-            while todo or pending:
-                load = {w.name: sum(p[0] is w for p in pending.values()) for w in self.live}
-                # Two chunks per worker: the engine stays full while the longest episodes of one chunk end.
-                free = [w for w in self.live if load[w.name] < 2]
-                if todo and free:
+            while shares.todo or pending:
+                load = {w.name: sum(share.room for by, share in pending.values() if by is w) for w in self.live}
+                free = [w for w in self.live if shares.todo and load[w.name] + shares.todo[0].room <= ROOM]
+                if free:
                     worker = min(free, key=lambda w: load[w.name])
-                    share = todo.pop(0)
-                    pending[worker.actor.evaluate.remote(share[1], step)] = (worker, share)
+                    share = shares.todo.pop(0)
+                    pending[worker.actor.evaluate.remote(share.questions, step)] = (worker, share)
                     continue
                 done = self._next([*pending])
                 if done is None:
                     continue
                 worker, share = pending.pop(done)
-                viable = any(not row.fault for played in rows.values() for row in played)
-                result = self._result(done, worker, "evaluate", final=bool(rows) and not viable)
-                if worker in self._workers and not are_rows(result, share[1]):
-                    self._replace(worker, f"{worker.name} answered {len(share[1])} questions with something else")
-                if worker not in self._workers:
-                    todo.append(share)
-                else:
-                    rows[share[0]] = result
-                    finished += len(share[1])
-                    keep(result)
-                    if played is not None:
-                        played(finished, len(questions))
+                rows = self._result(done, worker, "evaluate", final=shares.hopeless)
+                if worker in self._workers and not are_rows(rows, share.questions):
+                    self._replace(
+                        worker, f"{worker.name} answered {len(share.questions)} questions with something else"
+                    )
+                if worker in self._workers:
+                    shares.played(share, rows)
+                elif (rows := shares.lose(share)) is None:
+                    continue
+                keep(rows)
+                if played is not None:
+                    played(shares.finished, len(questions))
         finally:  # whoever leaves an evaluation needs no more of it, and may put the engines to sleep next
             for ref in pending:
                 ray.cancel(ref)
             if pending:
                 ray.wait([*pending], num_returns=len(pending), timeout=CANCELLED_S)
-        return [row for at in sorted(rows) for row in rows[at]]
+        return shares.rows
 
     def ask(self, question: Question) -> tuple[Inferred, list[str]]:
         """One greedy episode by any live worker, and the text of each turn's observation."""

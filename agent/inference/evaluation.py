@@ -16,7 +16,7 @@ from agent.group import Player
 from agent.inference.early_exit import Probe
 from agent.inference.infer import Inference, Inferred, infer
 from agent.protocol import PROTOCOLS
-from agent.records import Question, Repeat
+from agent.records import Question, Repeat, StopReason
 from agent.rewards.evidence import evidence_recall, evidence_wanted
 
 _NUMBER = re.compile(rf"^\W*(?:{'|'.join(p.result_label for p in PROTOCOLS.values())}) \d+: ", re.M)
@@ -132,8 +132,32 @@ def eval_row(question: Question, inferred: Inferred, retrieved: Sequence[str] = 
         withheld=trajectory.repeats(Repeat.EVIDENCE),
         probes=tuple(ScoredProbe(probe=p, em=_em(p.answer, question)) for p in inferred.probes),
         probe_tokens=inferred.probe_tokens,
-        text=hashlib.blake2b(normalise(question.text).encode(), digest_size=8).hexdigest(),
+        text=_digest(question),
     )
+
+
+def unplayed(question: Question, samples: int, error: str) -> list[EvalRow]:
+    """The rows of ``samples`` episodes of a question that could not be played to an end, for ``error``: faults."""
+    row = EvalRow(
+        question_id=question.id,
+        kind=question.kind,
+        answer=None,
+        em=0.0,
+        f1=0.0,
+        evidence=None,
+        searches=0,
+        action_tokens=0,
+        stop_reason=str(StopReason.GENERATION_FAILED),
+        fault=True,
+        error=error,
+        documents=len(evidence_wanted(question)),
+        text=_digest(question),
+    )
+    return [replace(row, sample=sample) for sample in range(samples)]
+
+
+def _digest(question: Question) -> str:
+    return hashlib.blake2b(normalise(question.text).encode(), digest_size=8).hexdigest()
 
 
 def _answerable(question: Question, retrieved: Sequence[str]) -> float | None:

@@ -27,6 +27,7 @@ from actors.totals import Totals
 from agent.config import GroupConfig, SelectivityConfig
 from agent.errors import ActorLost, Fault, Final, Unusable, UserError
 from agent.inference.evaluation import EvalRow
+from agent.inference.infer import Inference
 from agent.pool import saved
 from agent.pool.history import DRAW
 from agent.pool.rules.epoch import Rule as Epoch
@@ -401,6 +402,7 @@ class FakeTopology:
     def __init__(self, world: World, run_dir: Path) -> None:
         self.world = world
         self.log_dir = run_dir / "logs"
+        self.inference = Inference()
         self.followers: dict[str, Any] = {name: Remote() for name in world.hangs.values()}
 
     def _part(self, name: str, part: Any) -> Any:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from ray_fakes import row_of
 
-from actors.replay import play
+from actors.replay import ROOM, Shares, play
 from agent.inference.evaluation import EvalRow
 from agent.records import Question
 
@@ -47,6 +48,35 @@ class Workers:
         ]
         keep(rows)
         return rows
+
+
+@pytest.mark.parametrize("killer", ["q0", "q2", "q4"])
+def test_a_question_that_kills_whoever_plays_it_is_given_up_alone(killer: str) -> None:
+    shares, deaths = Shares(QUESTIONS, 4, samples=2), 0
+    while shares.todo:
+        share = shares.todo.pop(0)
+        if any(q.id == killer for q in share.questions):
+            deaths += 1
+            shares.lose(share)
+        else:
+            shares.played(share, [replace(row_of(q), sample=k) for q in share.questions for k in range(2)])
+    assert [(row.question_id, row.sample, row.fault) for row in shares.rows] == [
+        (q.id, k, q.id == killer) for q in QUESTIONS for k in range(2)
+    ]
+    given_up = [row for row in shares.rows if row.fault]
+    assert {row.error for row in given_up} == {f"{deaths} rollout workers were lost while they played it"}
+    assert shares.finished == len(QUESTIONS)
+    assert not shares.hopeless
+
+
+def test_one_death_is_nobodys_and_those_that_were_lost_are_played_with_no_other() -> None:
+    shares = Shares(QUESTIONS[:1], 4, samples=1)
+    (share,) = shares.todo
+    shares.todo.clear()
+    assert share.room < ROOM
+    assert shares.lose(share) is None
+    (again,) = shares.todo
+    assert (again.questions, again.room) == (share.questions, ROOM)
 
 
 def played(workers: Any, **more: Any) -> list[EvalRow]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray_fakes import PATIENCE_S, Board, FakeWorker, Version, result, row_of, until
+from ray_fakes import KILLER, PATIENCE_S, Board, FakeWorker, Version, result, row_of, until
 
 from actors.broadcast import Outcome
 from actors.calls import Died, Hangs, get
@@ -319,6 +319,21 @@ def test_the_only_workers_share_waits_for_its_replacement(house: House) -> None:
     assert house.patiently(workers.evaluate, QUESTIONS[:3]) == [row_of(q) for q in QUESTIONS[:3]]
     assert house.lost == [("rollout-0", "rollout-0: evaluate broke")]
     assert house.events("rollout-1", "has") == [("3",)]
+
+
+@pytest.mark.slow
+def test_a_question_that_kills_workers_is_given_up_and_the_others_are_played(house: House) -> None:
+    workers = house.workers(1, max_restarts=9)
+    house.patiently(workers.deliver, Version(0))
+    killer = Question(id="killer", text=KILLER, golden_answers=("she",))
+    asked = [*QUESTIONS[:3], killer, *QUESTIONS[3:5]]
+    kept: list[Any] = []
+    rows = house.patiently(partial(workers.evaluate, chunk=6, keep=kept.extend), asked)
+    assert [row.question_id for row in rows] == [q.id for q in asked]
+    assert [row for row in rows if not row.fault] == [row_of(q) for q in QUESTIONS[:5]]
+    assert rows[3].error == "4 rollout workers were lost while they played it"  # of 6, 3, 2 and 1 questions
+    assert len(house.lost) == workers.restarts == 4
+    assert sorted(row.question_id for row in kept) == sorted(q.id for q in asked)
 
 
 # --- death -----------------------------------------------------------------------------------------
