@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import ray
 
@@ -19,6 +19,7 @@ from agent.tools.base import Searcher
 
 RENEWALS = 4
 """In the time of a lease."""
+Played = TypeVar("Played")
 _AT_PLAY: ContextVar[Paced] = ContextVar("the group whose code runs")
 
 
@@ -114,6 +115,19 @@ class PacedSearcher:
         return hits
 
 
+async def left_behind(group: Coroutine[Any, Any, Played]) -> Played:
+    """What ``group`` gives. If this is cancelled, so is ``group``, whose end isn't waited for: code of the user's own
+    may catch the cancellation and go on for ever."""
+    task = asyncio.ensure_future(group)
+    try:
+        await asyncio.wait({task})
+    except asyncio.CancelledError:
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # or asyncio would log it
+        task.cancel()
+        raise
+    return task.result()
+
+
 @dataclass(slots=True)
 class _Held:
     """A claim of this worker, and the task that plays its group."""
@@ -125,7 +139,7 @@ class _Held:
     """None before the group has begun: what it waits for is known, and its lease begins when it does."""
 
     def end(self) -> None:
-        """Cancels the group, and again each time: code of the user's own may catch that."""
+        """Cancels the group, and lets nothing of it get to the engine: code of the user's own may catch that."""
         if self.paced is not None:
             self.paced.end()
         self.group.cancel()

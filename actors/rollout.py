@@ -18,7 +18,7 @@ import ray
 
 from actors.engine import Engine
 from actors.engine_thread import Counters
-from actors.leases import Leases, Paced, PacedSearcher
+from actors.leases import Leases, Paced, PacedSearcher, left_behind
 from actors.payloads import packed
 from actors.placement import nearest
 from actors.process import log_to
@@ -295,7 +295,9 @@ class RolloutWorker:
         player = replace(self._player, generator=paced)
         try:
             with self._spans.span("play a group"), leases.playing(ticket, paced):
-                group = await strategy(player, question, ticket, size=self._settings.group_size, worker=self._name)
+                group = await left_behind(
+                    strategy(player, question, ticket, size=self._settings.group_size, worker=self._name)
+                )
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():

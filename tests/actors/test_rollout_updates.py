@@ -91,6 +91,8 @@ class Scene:
         self.gone: list[int] = []
         self.ended: list[int] = []
         """Groups that were cancelled."""
+        self.stubborn = False
+        """Whether a group catches its cancellation, and goes on."""
         self.pool_is_lost = False
 
     async def _received(self, published: Published) -> dict[str, int]:
@@ -114,11 +116,13 @@ class Scene:
         assert isinstance(player.generator, Paced), "nobody would know whether the group gets on"
         before, number = self.engine.version, ticket.claim_id
         self.begun.append(number)
-        try:
-            await self.gates[number].wait()
-        except asyncio.CancelledError:
-            self.ended.append(number)
-            raise
+        while not self.gates[number].is_set():
+            try:
+                await self.gates[number].wait()
+            except asyncio.CancelledError:
+                self.ended.append(number)
+                if not self.stubborn:
+                    raise
         return PlayedGroup((number, before, self.engine.version))
 
     async def _submit(self, outcome: int, group: bytes) -> None:
@@ -163,9 +167,10 @@ def test_new_weights_come_in_mid_episode(monkeypatch: pytest.MonkeyPatch, tmp_pa
     play(scenario())
 
 
+@pytest.mark.parametrize("stubborn", [False, True])
 @pytest.mark.parametrize("lost", [False, True])
 def test_groups_that_hang_keep_no_place_for_ever(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], lost: bool
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], lost: bool, stubborn: bool
 ) -> None:
     """With a tool that never answers in both places: the next two are played all the same, and a lost pool is seen."""
 
@@ -177,15 +182,36 @@ def test_groups_that_hang_keep_no_place_for_ever(
         running = scene.run()
         await settle()
         assert scene.begun == [0, 1]
-        scene.pool_is_lost, scene.gone = lost, [0, 1]
+        scene.pool_is_lost, scene.gone, scene.stubborn = lost, [0, 1], stubborn
         assert await running == (None if lost else 4)
         await settle()
         assert scene.ended == [0, 1]
         assert sorted(scene.submitted) == ([] if lost else [(2, 0, 0), (3, 0, 0)])
         assert scene.worker._at_play == 0
+        scene.stubborn = False  # or the loop's own end would wait for them
 
     play(scenario())
     assert capsys.readouterr().out.count("the group of question q has stood still") == (0 if lost else 2)
+
+
+def test_weights_dont_wait_for_a_group_that_has_lost_its_claim_and_never_ends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        scene = Scene(monkeypatch, tmp_path, in_flight=False)
+        scene.stubborn, scene.gone = True, [0]
+        await scene.receive(0)
+        running = scene.run()
+        await settle()
+        scene.gates[1].set()
+        await scene.receive(1)
+        for gate in scene.gates[2:]:
+            gate.set()
+        assert await running == 4
+        assert sorted(scene.submitted) == [(1, 0, 0), (2, 1, 1), (3, 1, 1)]
+        scene.stubborn = False  # or the loop's own end would wait for it
+
+    play(scenario())
 
 
 def test_a_group_that_cancels_itself_is_a_fault_that_names_its_question(
