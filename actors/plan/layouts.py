@@ -12,7 +12,7 @@ from actors.plan.engine import CONTEXT
 from actors.plan.fit import changed, fitted, most_alone, problems, smallest_change
 from actors.plan.learner import RESERVE, learner_memory
 from actors.plan.machine import NEARLY, Gpu, gpus, shown
-from actors.plan.measured import assumptions
+from actors.plan.measured import assumptions, basis
 from actors.plan.roofline import Step, step
 from agent.errors import UserError
 from conf.schema import INFERENCE, RunConfig
@@ -132,7 +132,7 @@ def comparison(config: RunConfig) -> str:
     cluster = best.config.cluster
     lines = [
         f"cluster=auto model={config.model.name}: {_count(cluster.cards, 'card')} ({cluster.card}, "
-        f"{nominal_gib(cluster):g} GiB)"
+        f"{nominal_gib(cluster):g} GiB), {basis(best.config)}"
     ]
     for layout in sorted(found, key=_seconds):
         said = f"{layout.step.seconds:8.1f} s a step, {layout.step.limit}" if layout.step else "   does not fit"

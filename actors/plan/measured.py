@@ -73,6 +73,12 @@ def assumptions(config: RunConfig) -> Assumptions:
     return ASSUMED if found is None or config.cluster.device == "cpu" else adjusted(found.get("ratios", {}))
 
 
+def basis(config: RunConfig) -> str:
+    """Where the plan's seconds for ``config`` come from."""
+    never = assumptions(config) == ASSUMED
+    return "a projection that was never run" if never else "with what was measured here"
+
+
 def adjusted(ratios: Mapping[str, float]) -> Assumptions:
     """``ASSUMED`` with the ``ratios`` that were measured; what wasn't stays."""
     decode = ratios.get("decode", 1.0)

@@ -11,9 +11,9 @@ from actors.plan.engine import EngineMemory, engine_memory
 from actors.plan.fit import advice, changes, longest_row, problems
 from actors.plan.host import DISK_MARGIN, checkpoint_bytes, heap_bytes, memory_bytes, object_store_bytes, output_bytes
 from actors.plan.learner import LearnerMemory, learner_memory
-from actors.plan.measured import assumptions, measured, place
+from actors.plan.measured import assumptions, basis, measured, place
 from actors.plan.measured import lines as as_measured
-from actors.plan.roofline import ASSUMED, Assumptions, step
+from actors.plan.roofline import Assumptions, step
 from conf.schema import RunConfig
 from retrieval_service.download import size_text
 from retrieval_service.wikipedia import PREBUILT
@@ -195,8 +195,7 @@ def _longest(learner: LearnerMemory, engine: EngineMemory, config: RunConfig) ->
 
 def _times(config: RunConfig) -> Iterator[str]:
     gpu, assumed = card(config.cluster.card), assumptions(config)
-    never = assumed == ASSUMED
-    yield "a step by the roofline, " + ("a projection that was never run:" if never else "with what was measured here:")
+    yield f"a step by the roofline, {basis(config)}:"
     for share, name in ((assumed.response_share, "expected"), (1.0, "all responses at their longest")):
         s = step(config, replace(assumed, response_share=share))
         how = "overlapped" if s.overlapped else "one after the other"

@@ -262,7 +262,7 @@ def test_where_nothing_fits_that_is_said() -> None:
 
 def test_the_comparison_names_the_cards_and_the_shortest_first() -> None:
     lines = comparison(composed("cluster=auto", "cluster.cards=2")).splitlines()
-    assert lines[0] == "cluster=auto model=qwen1.5b: 2 cards (rtx3090, 24 GiB)"
+    assert lines[0] == "cluster=auto model=qwen1.5b: 2 cards (rtx3090, 24 GiB), a projection that was never run"
     seconds = [float(line.split(" s a step")[0].split()[-1]) for line in lines if " s a step" in line]
     assert seconds == sorted(seconds)
     assert len(seconds) == 3
