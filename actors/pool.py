@@ -163,9 +163,8 @@ class PoolActor:
         None is, unless its questions are ``suspect``.
         """
         self._lost.add(worker)
-        if (
-            not self._there
-        ):  # Ray promises no order of calls: this one came before ``start``, and nobody has claimed yet
+        # Ray promises no order of calls: this one may come before ``start``, and then nobody has claimed yet.
+        if not self._there:
             return 0, []
         lost = self._pool.worker_lost(worker, suspect=suspect)
         await self._notify()
