@@ -120,7 +120,7 @@ def _parquet_rows(path: Path, name: str, wanted: Callable[[str], bool]) -> Itera
             raise UserError(f"{name}: the column '{column}' is there twice; take one out")
         others = dict.fromkeys((column for column in file.schema_arrow.names if column not in columns), "")
         for number, row in parquet_rows(file.iter_batches(batch_size=1024, columns=columns), name):
-            yield number, others | _plain(row)
+            yield number, {**others, **_plain(row)}
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{name}: cannot be read as Parquet ({shortened(error)})") from error
 

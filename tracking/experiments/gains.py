@@ -65,7 +65,7 @@ def _measured(played: Mapping[str, Mapping[Any, Row]]) -> dict[str, dict[str, fl
     found: dict[str, dict[str, float]] = {}
     for name in MEASURES:
         for question, episodes in played.items():
-            known = [v for values in episodes.values() if is_number(v := values.get(name))]
+            known: list[float] = [values[name] for values in episodes.values() if is_number(values.get(name))]
             if known:
                 found.setdefault(name, {})[question] = sum(known) / len(known)
     return found
