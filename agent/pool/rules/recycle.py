@@ -35,7 +35,7 @@ class Rule(OversamplingRule):
         one_of(self.when_dry, ("reset", "keep"), "pool.when_dry")
         if self.stop_early:
             refuse_surplus(self, "pool=recycle with pool.stop_early=true")
-        if self.candidates == self.batch_questions:
+        if self.keep_surplus and self.candidates == self.batch_questions:  # a rule of one's own may have its own
             refuse_surplus(self, f"pool=recycle with pool.oversample={self.oversample:g}")
 
     def wanted(self, *, room: int, drawn: int, zero: int) -> int:
