@@ -21,6 +21,7 @@ from agent.errors import Fault
 from agent.inference.evaluation import EvalRow, check_any_scored, judged
 from agent.paths import at_home
 from agent.records import Question
+from agent.visible import json_text
 from conf.as_trained import prompt_name
 from conf.inputs import stamps
 from conf.schema import RunConfig
@@ -107,7 +108,7 @@ def write(run_dir: Path, found: dict[str, Any], console: Console) -> None:
     title = f"{found['checkpoint']} on {found['data']['name']}, {mode}; in brackets 95 % intervals"
     table.write(run_dir, name, lines, title)
     with written(run_dir / RESULT) as file:  # that it is there says that the evaluation has ended
-        file.write((json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+        file.write(json_text(found).encode())
     console.table(title, table.header(lines), table.cells(lines))
     for about_table, (head, *body) in papers.write(run_dir, [found]):
         console.table(about_table, head, body)

@@ -11,6 +11,7 @@ from typing import Any
 from agent.paths import at_home
 from agent.prompts import OwnPrompt, prompt_digest
 from agent.readable import json_of
+from agent.visible import json_text
 from conf.as_trained import MADE_WITH, OF_THE_MACHINE
 from conf.as_trained import PROMPT as PROMPT_FILE
 from conf.schema import RunConfig
@@ -92,7 +93,7 @@ class Provenance:
         """Writes ``MADE_WITH``, and ``PROMPT`` where it is the user's own, and lists them."""
         (checkpoint / MADE_WITH).parent.mkdir(exist_ok=True)
         told = {"settings": self.settings, "data": self.data}
-        (checkpoint / MADE_WITH).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+        (checkpoint / MADE_WITH).write_text(json_text(told), encoding="utf-8")
         files = one(checkpoint, MADE_WITH.as_posix())
         if self.prompt:
             (checkpoint / PROMPT_FILE).write_text(self.prompt, encoding="utf-8")
@@ -103,7 +104,7 @@ class Provenance:
     def load(cls, checkpoint: Path) -> Provenance | None:
         """What ``save`` wrote; None in a checkpoint of an earlier version, or a damaged one."""
         try:
-            found = cls(**json_of((checkpoint / MADE_WITH).read_text()))
+            found = cls(**json_of((checkpoint / MADE_WITH).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
         return found if isinstance(found.settings, dict) and isinstance(found.data, dict) else None

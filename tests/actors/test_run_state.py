@@ -260,6 +260,17 @@ def test_a_checkpoint_that_a_kill_left_without_its_name_is_gone_on_from(tmp_path
     assert find(named, tmp_path, run, SETTINGS).path == last
 
 
+@pytest.mark.parametrize("name", ["Fragen über alles.jsonl", "質問.jsonl", "caf\udce9.jsonl"])
+def test_a_checkpoint_says_what_it_was_made_with_whatever_the_names_and_the_locale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """``\\udce9`` is a byte of a path that isn't UTF-8, as Python has it. The locale is Latin-1 here."""
+    monkeypatch.setattr("io.text_encoding", lambda encoding, stacklevel=2: encoding or "latin-1")
+    made = Provenance(settings={"data": {"questions": name}}, data={"train": "1"})
+    made.save(tmp_path)
+    assert Provenance.load(tmp_path) == made
+
+
 def test_a_damaged_one_gives_way_to_the_one_before_unless_it_is_named(tmp_path: Path) -> None:
     first, last = checkpoint(tmp_path, 99), checkpoint(tmp_path, 100)
     (last / "training" / "pool.json").write_text("{}")
