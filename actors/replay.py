@@ -56,7 +56,7 @@ class Shares:
     @property
     def hopeless(self) -> bool:
         """Whether every episode so far has ended in a fault."""
-        return bool(self._rows) and all(row.fault for row in self.rows)
+        return bool(self._rows) and all(row.fault for rows in self._rows.values() for row in rows)
 
     def played(self, share: Share, rows: list[EvalRow]) -> None:
         """``rows`` are those of ``share``."""
