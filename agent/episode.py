@@ -13,8 +13,9 @@ from typing import Protocol
 
 from agent.config import AgentConfig, SelectivityConfig
 from agent.dialogue import Dialogue
-from agent.environment import Environment
+from agent.environment import Environment, Response
 from agent.errors import Fault, GenerationError, NoRoom, UserError
+from agent.protocol import Action
 from agent.records import NO_VERSION, Completion, Finish, Question, StopReason, Trajectory, Turn
 from agent.seeds import derive_seed
 from agent.tools.base import Result, Situation
@@ -81,11 +82,14 @@ class _Response:
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
 
-    def act(self, completion: Completion) -> None:
+    def act(self, completion: Completion) -> tuple[int, int]:
+        """Appends what was sampled; where it begins and ends."""
+        start = len(self.ids)
         self.ids += completion.token_ids
         self.mask += [True] * len(completion.token_ids)
         self.logprobs += completion.logprobs
         self.versions += completion.versions
+        return start, len(self.ids)
 
     @classmethod
     def of(cls, start: Prefix) -> _Response:
@@ -106,12 +110,111 @@ class _Response:
         self.versions += [NO_VERSION] * len(ids)
 
 
-def _encoded(dialogue: Dialogue, results: Sequence[Result], last: int) -> tuple[list[int], str]:
-    """``Dialogue.results_ids``, or none and why: a text that a tokenizer makes a tag of costs its trajectory alone."""
-    try:
-        return dialogue.results_ids(results, last=last), ""
-    except Fault as error:
-        return [], str(error)
+_End = tuple[StopReason, str]
+"""Why an episode is over, and what broke if that is a fault."""
+
+
+class _Episode:
+    """One attempt so far. Each turn says how it ends the episode, or None if that goes on."""
+
+    def __init__(self, question: Question, dialogue: Dialogue, config: AgentConfig, start: Prefix | None) -> None:
+        self._question, self._dialogue, self._config = question, dialogue, config
+        self._prompt = dialogue.prompt_ids(question.text) if start is None else start.trajectory.prompt_ids.tolist()
+        if len(self._prompt) > config.max_prompt_tokens:
+            raise UserError(
+                f"question {question.id}: its prompt has {len(self._prompt)} tokens, more than "
+                f"agent.max_prompt_tokens={config.max_prompt_tokens}; shorten the question or raise the limit"
+            )
+        self._response = _Response() if start is None else _Response.of(start)
+        self._inherited = len(self._response.ids)
+        self.turns: list[Turn] = [] if start is None else [*start.kept]
+
+    @property
+    def context(self) -> list[int]:
+        """All tokens so far."""
+        return [*self._prompt, *self._response.ids]
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The most that the next turn may have."""
+        config = self._config
+        limit = config.max_new_tokens if self.turns else config.max_new_tokens_first
+        return min(limit, config.max_response_tokens - len(self._response.ids))
+
+    def without_request(self, completion: Completion, text: str, action: Action) -> _End | None:
+        """A turn that asks for nothing: it answers, or is none. A notice may tell the policy so."""
+        start, end = self._response.act(completion)
+        notice: list[int] = []
+        fault = ""
+        if action.malformed and self._config.malformed == "notice":
+            notice, fault = self._encoded([Result(notice=MALFORMED_NOTICE.format(why=action.malformed))])
+            fits = end + len(notice) < self._config.max_response_tokens
+            self._response.observe(notice if fits else ())
+        at = len(self._response.ids)
+        turn = Turn(action_start=start, action_end=end, observation_end=at, text=text, answer=action.answer)
+        self.turns.append(turn)
+        if fault:
+            return StopReason.TOOL_FAILED, fault
+        if turn.observed:
+            return None
+        if notice:
+            return StopReason.RESPONSE_TOKENS, ""
+        if action.answer is not None:
+            return StopReason.ANSWERED, ""
+        if completion.finish is Finish.LENGTH:
+            full = completion.full or end >= self._config.max_response_tokens
+            return StopReason.RESPONSE_TOKENS if full else StopReason.TURN_TOKENS, ""
+        return StopReason.MALFORMED if action.malformed else StopReason.NO_ACTION, ""
+
+    def with_requests(self, completion: Completion, text: str, action: Action, given: Response) -> _End | None:
+        """A turn with requests, for which the environment has ``given`` the results."""
+        start, end = self._response.act(completion)
+        results, stop, fault = given.results, given.stop, given.fault
+        observation: list[int] = []
+        if not stop:
+            observation, fault = self._encoded(results)
+            if fault:
+                stop = StopReason.TOOL_FAILED
+            elif end + len(observation) >= self._config.max_response_tokens:
+                # No room for one more action: the policy never acts on these results, so they are no evidence.
+                stop, observation = StopReason.RESPONSE_TOKENS, []
+            if stop:
+                results = tuple(result.unseen() for result in results)
+        self._response.observe(observation)
+        self.turns.append(
+            Turn(
+                action_start=start,
+                action_end=end,
+                observation_end=len(self._response.ids),
+                text=text,
+                calls=tuple(r.call(request) for r, request in zip(results, action.requests, strict=True)),
+            )
+        )
+        return None if stop is None else (stop, fault)
+
+    def _encoded(self, results: Sequence[Result]) -> tuple[list[int], str]:
+        """What the policy is shown of ``results``; or none and why: a text that a tokenizer makes a tag of costs its
+        trajectory alone."""
+        try:
+            return self._dialogue.results_ids(results, last=self._response.ids[-1]), ""
+        except Fault as error:
+            return [], str(error)
+
+    def over(self, reason: StopReason, fault: str = "") -> Trajectory:
+        """Its record."""
+        response = self._response
+        return Trajectory(
+            question_id=self._question.id,
+            prompt_ids=self._prompt,  # type: ignore[arg-type]  # lists become arrays in the record
+            token_ids=response.ids,  # type: ignore[arg-type]
+            action_mask=response.mask,  # type: ignore[arg-type]
+            logprobs=response.logprobs,  # type: ignore[arg-type]
+            versions=response.versions,  # type: ignore[arg-type]
+            turns=tuple(self.turns),
+            stop_reason=reason,
+            fault=fault,
+            inherited=self._inherited,
+        )
 
 
 async def play(
@@ -139,101 +242,32 @@ async def play(
     a result that the tokenizer would make a tag of (``StopReason.TOOL_FAILED``). Raises ``UserError`` when the prompt
     is longer than ``config.max_prompt_tokens``.
     """
-    prompt = dialogue.prompt_ids(question.text) if start is None else start.trajectory.prompt_ids.tolist()
-    if len(prompt) > config.max_prompt_tokens:
-        raise UserError(
-            f"question {question.id}: its prompt has {len(prompt)} tokens, more than "
-            f"agent.max_prompt_tokens={config.max_prompt_tokens}; shorten the question or raise the limit"
-        )
-    response = _Response() if start is None else _Response.of(start)
-    inherited = len(response.ids)
-    turns: list[Turn] = [] if start is None else [*start.kept]
+    episode = _Episode(question, dialogue, config, start)
     search_limit = config.max_searches if max_searches is None else max_searches
-    selective = selectivity or SelectivityConfig()
-
-    def finish(reason: StopReason, fault: str = "") -> Trajectory:
-        return Trajectory(
-            question_id=question.id,
-            prompt_ids=prompt,  # type: ignore[arg-type]  # lists become arrays in the record
-            token_ids=response.ids,  # type: ignore[arg-type]
-            action_mask=response.mask,  # type: ignore[arg-type]
-            logprobs=response.logprobs,  # type: ignore[arg-type]
-            versions=response.versions,  # type: ignore[arg-type]
-            turns=tuple(turns),
-            stop_reason=reason,
-            fault=fault,
-            inherited=inherited,
-        )
-
+    situation = Situation(
+        turns=episode.turns, max_searches=search_limit, selectivity=selectivity or SelectivityConfig()
+    )
     while True:
-        room = config.max_response_tokens - len(response.ids)
-        limit = config.max_new_tokens if turns else config.max_new_tokens_first
-        context = [*prompt, *response.ids]
+        context = episode.context
         try:
-            if watcher is not None and await watcher.ends(context, turns):
-                return finish(StopReason.EARLY_EXIT)
+            if watcher is not None and await watcher.ends(context, episode.turns):
+                return episode.over(StopReason.EARLY_EXIT)
             completion = await generator.generate(
                 context,
-                max_new_tokens=min(limit, room),
+                max_new_tokens=episode.max_new_tokens,
                 stop=dialogue.stop,
                 temperature=temperature,
-                seed=derive_seed(seed, len(turns)),
+                seed=derive_seed(seed, len(episode.turns)),
             )
         except GenerationError as error:
-            return finish(StopReason.GENERATION_FAILED, str(error))
+            return episode.over(StopReason.GENERATION_FAILED, str(error))
         except NoRoom:
-            return finish(StopReason.RESPONSE_TOKENS)
-        begin = len(response.ids)
-        response.act(completion)
-        end = len(response.ids)
+            return episode.over(StopReason.RESPONSE_TOKENS)
         text = dialogue.codec.decode(completion.token_ids)
-        action = dialogue.parse(text, completion.finish, first=not turns)
-
-        if not action.requests:
-            notice: list[int] = []
-            fault = ""
-            if action.malformed and config.malformed == "notice":
-                said = Result(notice=MALFORMED_NOTICE.format(why=action.malformed))
-                notice, fault = _encoded(dialogue, [said], response.ids[-1])
-                fits = end + len(notice) < config.max_response_tokens
-                response.observe(notice if fits else ())
-            at = len(response.ids)
-            turns.append(Turn(action_start=begin, action_end=end, observation_end=at, text=text, answer=action.answer))
-            if fault:
-                return finish(StopReason.TOOL_FAILED, fault)
-            if notice:
-                if turns[-1].observed:
-                    continue
-                return finish(StopReason.RESPONSE_TOKENS)
-            if action.answer is not None:
-                return finish(StopReason.ANSWERED)
-            if completion.finish is Finish.LENGTH:
-                full = completion.full or len(response.ids) >= config.max_response_tokens
-                return finish(StopReason.RESPONSE_TOKENS if full else StopReason.TURN_TOKENS)
-            return finish(StopReason.MALFORMED if action.malformed else StopReason.NO_ACTION)
-
-        given = await environment.respond(
-            action.requests, Situation(turns=turns, max_searches=search_limit, selectivity=selective)
-        )
-        results, stop, fault = given.results, given.stop, given.fault
-        observation: list[int] = []
-        if not stop:
-            observation, fault = _encoded(dialogue, results, response.ids[-1])
-            if fault:
-                stop, results = StopReason.TOOL_FAILED, tuple(result.unseen() for result in results)
-        if not stop and end + len(observation) >= config.max_response_tokens:
-            # No room for one more action: the policy never acts on these results, so they are no evidence.
-            stop, observation = StopReason.RESPONSE_TOKENS, []
-            results = tuple(result.unseen() for result in results)
-        response.observe(observation)
-        turns.append(
-            Turn(
-                action_start=begin,
-                action_end=end,
-                observation_end=len(response.ids),
-                text=text,
-                calls=tuple(r.call(request) for r, request in zip(results, action.requests, strict=True)),
-            )
-        )
-        if stop is not None:
-            return finish(stop, fault)
+        action = dialogue.parse(text, completion.finish, first=not episode.turns)
+        if action.requests:
+            end = episode.with_requests(completion, text, action, await environment.respond(action.requests, situation))
+        else:
+            end = episode.without_request(completion, text, action)
+        if end is not None:
+            return episode.over(*end)
