@@ -211,9 +211,13 @@ def learner_speed(config: RunConfig, folder: Path, sampled: list[dict[str, Any]]
         lora_rank=config.model.lora_rank,
     )
     gap = _gap(policy, sampled)
-    reference = policy.frozen_copy(host=algorithm.reference == "cpu") if algorithm.kl != "none" else None
     updater = Updater(
-        policy, algorithm, rng=np.random.default_rng(0), fault_folder=folder, temperature=1.0, reference=reference
+        policy,
+        algorithm,
+        rng=np.random.default_rng(0),
+        fault_folder=folder,
+        temperature=1.0,
+        reference=policy.reference_for(algorithm),
     )
     updater.run(worst_batch(4, 4, policy.head.shape[0]), step=0, version=NOBODYS)
     rows = []

@@ -234,7 +234,7 @@ class Training:
             rng=np.random.default_rng(derive_seed(settings.seed, rng)),
             fault_folder=settings.run_dir,
             temperature=settings.agent.temperature,
-            reference=None if algorithm.kl == "none" else self.policy.frozen_copy(host=algorithm.reference == "cpu"),
+            reference=self.policy.reference_for(algorithm),
             ranks=self.ranks,
             progress=self._did,
         )

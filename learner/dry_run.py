@@ -77,7 +77,7 @@ def try_largest(
             rng=np.random.default_rng(0),
             fault_folder=Path(folder),
             temperature=temperature,
-            reference=policy.frozen_copy(host=config.reference == "cpu") if config.kl != "none" else None,
+            reference=policy.reference_for(config),
             ranks=ranks,
         )
         updater.run(worst_batch(4, 4, vocabulary), step=0, version=NOBODYS)

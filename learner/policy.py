@@ -27,6 +27,7 @@ from agent.errors import UserError, shortened
 from agent.readable import json_of
 from learner import lora
 from learner.attention import ATTENTION, Layout
+from learner.config import AlgorithmConfig
 from learner.exactness import check_against_model, refuse_unsupported
 from learner.hub import local_folder
 from learner.lean import keep_less
@@ -289,6 +290,10 @@ class Policy:
             for tensor in (*twin.model.parameters(), *twin.model.buffers()):
                 tensor.data = tensor.data.to("cpu").pin_memory()
         return twin
+
+    def reference_for(self, algorithm: AlgorithmConfig) -> Policy | None:
+        """The frozen copy for the KL term of ``algorithm``, where that has it kept; None without a KL term."""
+        return None if algorithm.kl == "none" else self.frozen_copy(host=algorithm.reference == "cpu")
 
     @contextmanager
     def lent_to(self, device: torch.device | str) -> Iterator[None]:
