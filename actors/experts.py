@@ -80,16 +80,14 @@ class Order:
         return json.dumps(told, sort_keys=True)
 
 
-def made_here(
-    order: Order, report: Report, *, again: bool = True, keep: Callable[[Expert], None] = lambda expert: None
-) -> Made:
+def made_here(order: Order, report: Report, *, keep: Callable[[Expert], None] = lambda expert: None) -> Made:
     """Makes them in this process, which has a JVM from then on. A signal ends the making, and what there is by then is
-    returned; ``again`` is that of ``actors.stopping.told``, ``keep`` that of ``make``.
+    returned; ``keep`` is that of ``make``.
 
     Raises ``UserError`` for a wrong corpus, index or endpoint, ``Fault`` if Lucene fails, and ``Stopped`` for a signal
     that came before anything could be made.
     """
-    return asyncio.run(_made(order, report, again=again, keep=keep))
+    return asyncio.run(_made(order, report, again=True, keep=keep))
 
 
 def made_apart(order: Order, report: Report) -> Made:
@@ -153,7 +151,8 @@ async def _made(
     again: bool,
     keep: Callable[[Expert], None] = lambda expert: None,
 ) -> Made:
-    """See ``made_here``; ``hand_over`` is called with what was made while a signal still ends nothing."""
+    """See ``made_here``; ``hand_over`` is called with what was made while a signal still ends nothing, and ``again`` is
+    that of ``actors.stopping.told``."""
     wanted = {name for question in order.questions for name in question.supporting}
     by_id = any(question.evidence_match == "id" for question in order.questions)
     names = searched_names(order.corpus, order.retrieval, order.cache)

@@ -28,12 +28,12 @@ ROWS = (0.25, 0.5, 1.0)
 """The learner's rows, as shares of the longest that it would be given."""
 
 
-def _median_s(run: Callable[[], Any], done: Callable[[], Any], rounds: int = 5) -> float:
-    """Median seconds of ``run``, after one that doesn't count; ``done`` waits for the device."""
+def _median_s(run: Callable[[], Any], done: Callable[[], Any]) -> float:
+    """Median seconds of five times ``run``, after one that doesn't count; ``done`` waits for the device."""
     run()
     done()
     taken = []
-    for _ in range(rounds):
+    for _ in range(5):
         started = time.perf_counter()
         run()
         done()

@@ -58,10 +58,10 @@ class Beats:
                 self._under_way[name] -= 1
                 self._work[name] += 1
 
-    def did(self, name: str, work: int = 1) -> None:
-        """Some ``work`` of a phase is done."""
+    def did(self, name: str) -> None:
+        """One more piece of a phase's work is done."""
         with self._lock:
-            self._work[name] += work
+            self._work[name] += 1
 
     def under_way(self, name: str) -> bool:
         """Whether the phase is."""
