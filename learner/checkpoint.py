@@ -28,18 +28,6 @@ _NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
 """What file systems say (CIFS, some FUSE) that sync files and no folders."""
 
 
-def write_checkpoint(
-    root: Path, step: int, write: Callable[[Path], Files], *, keep: int = 0, spare: Collection[Path] = ()
-) -> Path:
-    """Writes ``root/step-000100`` (for step 100) with what ``write`` puts into a folder and lists; see ``Writing``."""
-    writing = Writing(root, step)
-    try:
-        return writing.finish(write(writing.folder), keep=keep, spare=spare)
-    except BaseException:
-        writing.discard()
-        raise
-
-
 class Writing:
     """A checkpoint that is being written: ``root/step-000100``, for step 100.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoint_writing import write_checkpoint
 
 from actors import run_state
 from actors.provenance import Provenance, asked
@@ -28,7 +29,7 @@ from conf.command_line import Request
 from conf.evaluation import EvalConfig
 from conf.schema import CheckpointConfig, RunConfig
 from conf.topology import ClusterConfig
-from learner.checkpoint import set_best, write_checkpoint
+from learner.checkpoint import set_best
 from learner.config import AlgorithmConfig, ModelConfig, OptimizerConfig
 from learner.manifest import Files, listed
 from retrieval_service.config import RetrievalConfig

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoint_writing import write_checkpoint
 
 import launch
 from actors import resume, run_state
 from actors.provenance import Provenance, asked
 from agent.pool import saved
 from conf.schema import RunConfig
-from learner.checkpoint import write_checkpoint
 from learner.manifest import Files, listed
 from retrieval_service.names import digests
 from tracking.metrics import MetricsLog

@@ -228,6 +228,7 @@ def tokenizer(folder: Path) -> Kind:
 def checkpoint(folder: Path) -> Kind:
     import numpy as np
     import torch
+    from checkpoint_writing import write_checkpoint
 
     from actors import run_state
     from actors.provenance import Provenance
@@ -237,7 +238,7 @@ def checkpoint(folder: Path) -> Kind:
     from agent.pool.rules.recycle import Rule
     from agent.readable import content_of
     from learner import manifest
-    from learner.checkpoint import load_state, save_state, write_checkpoint
+    from learner.checkpoint import load_state, save_state
     from learner.config import AlgorithmConfig
     from learner.manifest import MANIFEST, Files, listed
     from learner.policy import Policy

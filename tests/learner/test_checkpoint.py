@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_writing import write_checkpoint
 
 from agent.errors import Fault, UserError
 from learner.checkpoint import (
@@ -21,7 +22,6 @@ from learner.checkpoint import (
     save_state,
     set_best,
     verify,
-    write_checkpoint,
 )
 from learner.manifest import MANIFEST, Files, listed
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoint_writing import write_checkpoint
 from learner_cases import MIXED, SIZES, VOCABULARY, Reference, as_expert, group, random_groups, tiny_policy, trajectory
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,7 +17,7 @@ from agent.errors import Fault
 from agent.groups import Group
 from agent.records import StopReason
 from learner.batch import make_batch
-from learner.checkpoint import load_state, save_state, write_checkpoint
+from learner.checkpoint import load_state, save_state
 from learner.config import BFLOAT16_MISMATCH, AlgorithmConfig, OptimizerConfig
 from learner.losses.base import loss_names
 from learner.manifest import Files, listed
