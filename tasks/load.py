@@ -49,11 +49,6 @@ class Task:
     notices: tuple[Notice, ...] = ()
     """What there is to say of the files."""
 
-    @property
-    def supporting_known(self) -> bool:
-        """Whether every training question names its supporting documents."""
-        return all(question.supporting for question in self.train)
-
     def demonstrations(self, protocol: TagProtocol, top_k: int) -> tuple[Demonstration, ...]:
         """What a supervised warm start imitates: the world's lazy novice (``top_k`` passages a search), or the
         trajectories of ``data.experts``. Made anew by each call, in seconds.

@@ -44,7 +44,7 @@ def test_the_world(tmp_path):
     task = load(config, 0, tmp_path)
     assert (task.name, len(task.train), len(task.eval)) == ("world", 30, 15)
     assert Counter(q.kind for q in task.train) == {"1-hop": 15, "2-hop": 15}
-    assert task.supporting_known
+    assert all(question.supporting for question in task.train)
     assert tuple(read_corpus(task.corpus)) == World(0).passages
     assert len(task.demonstrations(SEARCH, 2)) == 4
     assert pickle.loads(pickle.dumps(task)) == task
@@ -72,7 +72,7 @@ def test_ones_own_files(files, tmp_path):
     task = load(DataConfig(source="jsonl", **files), 0, tmp_path / "cache")
     assert (task.name, len(task.train), len(task.eval)) == ("ask", 16, 4)
     assert str(task.corpus) == files["corpus"]
-    assert not task.supporting_known
+    assert not any(question.supporting for question in task.train)
     assert not (tmp_path / "cache").exists()
     other = load(DataConfig(source="jsonl", **files), 1, tmp_path)
     assert {q.id for q in other.eval} != {q.id for q in task.eval}
@@ -181,7 +181,7 @@ def test_hotpotqa(tmp_path):
     config = DataConfig(source="jsonl", questions=str(SHARED / "questions.jsonl"), corpus=str(SHARED / "corpus.jsonl"))
     task = load(config, 0, tmp_path)
     assert (len(task.train), len(task.eval)) == (48, 12)
-    assert task.supporting_known
+    assert all(question.supporting for question in task.train)
     titles = {p.title.casefold() for p in read_corpus(task.corpus)}
     assert all(t.casefold() in titles for q in (*task.train, *task.eval) for t in q.supporting)
     assert {q.kind for q in task.train} <= {"bridge", "comparison"}
