@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
 
+from checkpoint_writing import write_checkpoint  # noqa: E402
 from mutations import damaged  # noqa: E402
 
 from agent.errors import UserError  # noqa: E402
@@ -228,7 +229,6 @@ def tokenizer(folder: Path) -> Kind:
 def checkpoint(folder: Path) -> Kind:
     import numpy as np
     import torch
-    from checkpoint_writing import write_checkpoint
 
     from actors import run_state
     from actors.provenance import Provenance
