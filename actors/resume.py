@@ -156,15 +156,13 @@ def carry_metrics(checkpoint: Path, run_dir: Path) -> None:
     A run that is resumed in its own folder thereby forgets what came after the checkpoint, also the
     trajectories that it is going to play again.
     """
-    old_dir, state = checkpoint.parent.parent, run_state.load(checkpoint)
-    step = state.step
+    old_dir, (step, released) = checkpoint.parent.parent, _held(checkpoint)
     if (old_dir / "metrics.jsonl").is_file():
-        released = _released(checkpoint)
         kept = [row for row in read(old_dir / "metrics.jsonl") if _is_before(row, step, released)]
         told = {"kind": "event", "event": "resumed", "step": step, "path": str(checkpoint)}
         replace(run_dir / "metrics.jsonl", [*kept, told])
     if old_dir.resolve() == run_dir.resolve():
-        _forget_episodes(run_dir, checkpoint)
+        _forget_episodes(run_dir, step, released)
 
 
 def carry_best(checkpoint: Path, run_dir: Path) -> None:
@@ -187,29 +185,32 @@ def rewind(run_dir: Path, checkpoint: Path | None) -> None:
 
     Events stay, for they have happened; but what a batch has cost that is played again counts once.
     """
-    last = -1 if checkpoint is None else run_state.load(checkpoint).step
-    released = _released(checkpoint)
+    last, released = _held(checkpoint)
 
     def stays(row: Mapping[str, Any]) -> bool:
         return row["step"] <= last if row["kind"] in ("step", "eval") else _is_held(row, last, released)
 
     keep_lines(run_dir / "metrics.jsonl", stays)
-    _forget_episodes(run_dir, checkpoint)
+    _forget_episodes(run_dir, last, released)
 
 
-def _forget_episodes(run_dir: Path, checkpoint: Path | None) -> None:
-    released, step = _released(checkpoint), -1 if checkpoint is None else run_state.load(checkpoint).step
+def _forget_episodes(run_dir: Path, step: int, released: int) -> None:
+    """Takes out what was played after ``step``, and for later batches than the ``released`` ones."""
     for name in (TRAJECTORIES, GROUPS):
         keep_lines(run_dir / name, lambda row: row["batch"] < released)
     keep_lines(run_dir / EVALUATIONS, lambda row: row["step"] <= step)
 
 
-def _released(checkpoint: Path | None) -> int:
-    """The batches that a checkpoint holds. Not its steps: a batch without a viable trajectory is none."""
+def _held(checkpoint: Path | None) -> tuple[int, int]:
+    """The last step that a checkpoint holds, and how many batches: one without a viable trajectory is no step.
+
+    Without a checkpoint not even step 0, which is that of the first evaluation.
+    """
     if checkpoint is None:
-        return 0
+        return -1, 0
+    step = run_state.load(checkpoint).step
     with content_of(f"checkpoint {checkpoint}: the pool"):
-        return int(saved.load(checkpoint / run_state.TRAINING)["released"])
+        return step, int(saved.load(checkpoint / run_state.TRAINING)["released"])
 
 
 def _is_held(event: Mapping[str, Any], step: int, released: int) -> bool:
