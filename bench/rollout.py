@@ -57,8 +57,9 @@ from learner.config import ModelConfig  # noqa: E402
 from learner.policy import Policy  # noqa: E402
 from learner.skeleton import write_skeleton  # noqa: E402
 from tasks.config import DataConfig  # noqa: E402
-from tasks.demonstrations import Demonstration, demonstrations  # noqa: E402
+from tasks.demonstrations import Demonstration  # noqa: E402
 from tasks.load import load  # noqa: E402
+from tasks.novice import demonstrations  # noqa: E402
 from tasks.tokenizer import train  # noqa: E402
 
 LIMIT = 0.85

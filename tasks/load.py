@@ -19,10 +19,11 @@ from retrieval_service.documents.folder import documents_corpus
 from retrieval_service.download import Show, hidden
 from tasks.characters import Characters
 from tasks.config import NO_DEVELOPMENT, DataConfig
-from tasks.demonstrations import Demonstration, demonstrations, encode
+from tasks.demonstrations import Demonstration, encode
 from tasks.experts import choose, read_experts, world_experts
 from tasks.named import fetched
 from tasks.notices import Notice
+from tasks.novice import demonstrations
 from tasks.sets import sets
 from tasks.world import World
 

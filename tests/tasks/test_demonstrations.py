@@ -16,7 +16,8 @@ from agent.protocol import PROTOCOLS
 from agent.records import Passage, Question
 from tasks.bm25 import Bm25
 from tasks.config import Novice
-from tasks.demonstrations import TWO_HOP_CHAINS, Demonstration, Encoded, Move, as_trajectory, demonstrations, encode
+from tasks.demonstrations import Demonstration, Encoded, Move, as_trajectory, encode
+from tasks.novice import TWO_HOP_CHAINS, demonstrations
 from tasks.world import SPLITS, World, chains
 
 SEARCH = PROTOCOLS["search"]

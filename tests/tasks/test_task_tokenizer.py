@@ -13,8 +13,9 @@ from agent.dialogue import Dialogue
 from agent.protocol import PROTOCOLS
 from agent.tokens import Tokenizer
 from tasks.config import DataConfig, Novice
-from tasks.demonstrations import demonstrations, encode
+from tasks.demonstrations import encode
 from tasks.load import load
+from tasks.novice import demonstrations
 from tasks.tokenizer import END, train
 from tasks.world import RELATIONS, World, name_words
 
