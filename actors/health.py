@@ -20,6 +20,7 @@ import ray
 
 from actors import hung
 from actors.calls import POLL_S, Died, Hangs, died, get
+from actors.placement import is_there
 from actors.pulse import ANSWER, Pulse
 from agent.errors import Fault, Final
 from conf.topology import DeadlineConfig
@@ -141,7 +142,7 @@ class Health:
             ray.kill(patient.actor)
         deadline = time.monotonic() + FREED_S
         for name in names:
-            while _taken(name):
+            while is_there(name):
                 if time.monotonic() > deadline:
                     raise Fault(f"Ray still holds the name of {name}, which ended {FREED_S:.0f} s ago")
                 time.sleep(0.05)
@@ -240,12 +241,3 @@ class Health:
         except ray.exceptions.RayError as error:
             return error
         return None
-
-
-def _taken(name: str) -> bool:
-    """Whether an actor of this name is there."""
-    try:
-        ray.get_actor(name)
-    except ValueError:
-        return False
-    return True
