@@ -20,8 +20,8 @@ from tracking.draws import read_draws, summarise_draws
 from tracking.evals.table import COLUMNS, markdown_row, markdown_text
 from tracking.experiments.gains import MEASURES, Ends, ends_of, gains
 from tracking.experiments.measures import ends, measures, paired, pooled, seeds
-from tracking.experiments.sweep import Job, Plan, Status, read_plan, settings, status
-from tracking.metrics import damaged_lines, read, same_series
+from tracking.experiments.sweep import Job, Plan, Status, read_plan, rows_of, settings, status
+from tracking.metrics import damaged_lines, same_series
 from tracking.shapes import is_number, whole
 
 SHOWN = {
@@ -72,7 +72,7 @@ def write(folder: Path, asked: ReportConfig, console: Console) -> None:
     """
     plan = read_plan(folder)
     config = settings(asked, plan.report)
-    rows = {job.name: _rows(folder / job.name) for job in plan.jobs}
+    rows = {job.name: rows_of(folder / job.name) for job in plan.jobs}
     report = summary(folder, plan, config, rows)
     (folder / "sweep.json").write_text(json_text(report), encoding="utf-8")
     made = (conditions_table(report), gains_table(report), comparisons_table(report), jobs_table(report))
@@ -89,11 +89,6 @@ def write(folder: Path, asked: ReportConfig, console: Console) -> None:
     if note := missing_baseline(report):
         console.say(note, "yellow")
     console.say(f"report: {folder / 'table.md'}")
-
-
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    file = folder / "metrics.jsonl"
-    return read(file) if file.is_file() else []
 
 
 def _damaged(folder: Path) -> int:

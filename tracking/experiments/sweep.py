@@ -172,7 +172,7 @@ def settings(asked: ReportConfig, planned: ReportConfig) -> ReportConfig:
 
 def status(folder: Path) -> tuple[Status, str]:
     """How far the job in ``folder`` is, and what it failed with."""
-    rows = _rows(folder)
+    rows = rows_of(folder)
     failed = bool(rows) and rows[-1].get("event") == "failed"
     if not failed and _evaluated(folder):  # its files may have changed since
         return Status.FINISHED, ""
@@ -193,14 +193,15 @@ def _evaluated(folder: Path) -> bool:
     return True
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a job's metrics; none before it has started."""
     file = folder / "metrics.jsonl"
     return read(file) if file.is_file() else []
 
 
 def interrupted(folder: Path) -> bool:
     """Whether the job's run was ended by its user."""
-    summaries = [r for r in _rows(folder) if r.get("kind") == "summary"]
+    summaries = [r for r in rows_of(folder) if r.get("kind") == "summary"]
     return bool(summaries) and bool(summaries[-1].get("interrupted"))
 
 
