@@ -8,24 +8,14 @@ run's own beginning; the mismatch alone is judged by each step. The same rules s
 from __future__ import annotations
 
 import math
-import statistics
-from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any
 
-from learner.config import BFLOAT16_MISMATCH, SHIFTED_MISMATCH
-from tracking.metrics import same_series
+from learner.config import SHIFTED_MISMATCH
+from tracking.history import MISMATCH_FLOOR, WINDOW, History, Row, number
 
-WINDOW = 5
-"""Steps that a rule takes together."""
 MISMATCH_GROWTH = 100.0
 """Times the least of the run, a median of ``WINDOW`` steps; bfloat16's rounding by itself varies by ten."""
-MISMATCH_FLOOR = 1e-3
-"""Nats a token; float32's rounding stays far below it, and growth below it says nothing."""
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,83 +38,21 @@ class Alarm:
         return f"{self.name}: {self.what}; look at {self.look}. {self.change}"
 
 
-class History:
-    """What the rules see: the first and the last steps, and all evaluations. ``dtype`` is the model's."""
-
-    def __init__(self, dtype: str) -> None:
-        self.mismatch_bound = MISMATCH_FLOOR if dtype == "float32" else BFLOAT16_MISMATCH
-        """Nats a token that rounding doesn't explain."""
-        self.first: list[Row] = []
-        self.last: deque[Row] = deque(maxlen=WINDOW)
-        self.evals: list[tuple[Row, float]] = []
-        """Of the newest series, each with the mean reward of the steps before it; NaN before the first step."""
-        self.mismatches: deque[float] = deque(maxlen=WINDOW)
-        self.least_mismatch = math.inf
-        """The least median of ``WINDOW`` steps: a single step with few tokens may have hardly any."""
-        self.best_throughput = 0.0
-        self.overlaps = False
-        """Rollouts and updates overlap (``pool.max_staleness`` above 0)."""
-
-    def add(self, row: Row) -> None:
-        if row.get("kind") == "eval":
-            if self.evals and not same_series(self.evals[-1][0], row):
-                self.evals.clear()
-            self.evals.append((row, self.now("reward/mean")))
-            return
-        if len(self.first) < WINDOW:
-            self.first.append(row)
-        self.last.append(row)
-        if (mismatch := _number(row, "rollout/mismatch")) is not None:
-            self.mismatches.append(mismatch)
-            if len(self.mismatches) == WINDOW:
-                self.least_mismatch = min(self.least_mismatch, statistics.median(self.mismatches))
-        self.overlaps = self.overlaps or (_number(row, "rollout/staleness_max") or 0) > 0
-        if self.full:
-            speed = statistics.median(values) if (values := self._values("rollout/tokens_per_s", self.last)) else 0.0
-            self.best_throughput = max(self.best_throughput, speed)
-
-    @property
-    def full(self) -> bool:
-        return len(self.last) == WINDOW
-
-    def now(self, name: str) -> float:
-        """The mean of the last steps; NaN without a number."""
-        return _mean(self._values(name, self.last))
-
-    def then(self, name: str) -> float:
-        """The mean of the first steps."""
-        return _mean(self._values(name, self.first))
-
-    def share(self, parts: Sequence[str], wholes: Sequence[str]) -> float:
-        """The sum of some counts over the last steps, divided by that of others."""
-        total = sum(chain.from_iterable(self._values(name, self.last) for name in wholes))
-        return sum(chain.from_iterable(self._values(name, self.last) for name in parts)) / total if total else math.nan
-
-    def length(self, rows: Sequence[Row] | deque[Row]) -> float:
-        """Generated tokens a trajectory."""
-        played = sum(self._values("rollout/trajectories", rows))
-        return sum(self._values("rollout/generated_tokens", rows)) / played if played else math.nan
-
-    @staticmethod
-    def _values(name: str, rows: Sequence[Row] | deque[Row]) -> list[float]:
-        return [value for row in rows if (value := _number(row, name)) is not None]
-
-
 # --- the rules: what is wrong, or None -----------------------------------------------------------------
 
 
 def _mismatch(h: History) -> str | None:
-    if h.last and (drifted := _number(h.last[-1], "rollout/drifted_tokens")):
+    if h.last and (drifted := number(h.last[-1], "rollout/drifted_tokens")):
         return f"{drifted:,.0f} sampled tokens are no longer the text that was parsed and scored"
-    newest = _number(h.last[-1], "rollout/mismatch") if h.last else None
+    newest = number(h.last[-1], "rollout/mismatch") if h.last else None
     if newest is None:
         return None
     if newest > h.mismatch_bound:
-        first = _number(h.first[0], "rollout/mismatch")
+        first = number(h.first[0], "rollout/mismatch")
         at_first = "" if first is None else f", at first by {first:.1g}"
         if first is not None and first > h.mismatch_bound:
             at_first = ", from the first step on"
-        if (_number(h.last[-1], "rollout/mismatch_shifted") or 0.0) > SHIFTED_MISMATCH:
+        if (number(h.last[-1], "rollout/mismatch_shifted") or 0.0) > SHIFTED_MISMATCH:
             at_first += "; most fit the token before or after"
         return f"engine and learner differ by {newest:.3g} nats a token{at_first}"
     if newest > MISMATCH_FLOOR and newest > MISMATCH_GROWTH * h.least_mismatch:
@@ -169,8 +97,11 @@ def _found_nothing(h: History) -> str | None:
 
 
 def _reward_up_em_down(h: History) -> str | None:
-    scored = [(em, n, reward, row.get("step")) for row, reward in h.evals if (em := _number(row, "em")) is not None
-              and (n := _number(row, "n"))]  # fmt: skip
+    scored = [
+        (em, n, reward, row.get("step"))
+        for row, reward in h.evals
+        if (em := number(row, "em")) is not None and (n := number(row, "n"))
+    ]
     if len(scored) < 2:
         return None
     em, n, reward, _ = scored[-1]
@@ -215,11 +146,8 @@ def _idle_bound(h: History) -> float:
 
 
 def _slower(h: History) -> str | None:
-    values = h._values("rollout/tokens_per_s", h.last)
-    now = statistics.median(values) if values else math.nan
-    if now < 0.5 * h.best_throughput:
-        return f"{now:,.0f} generated tokens a second, before {h.best_throughput:,.0f}"
-    return None
+    now, best = h.throughput, h.best_throughput
+    return f"{now:,.0f} generated tokens a second, before {best:,.0f}" if now < 0.5 * best else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -366,7 +294,7 @@ class Alarms:
         """Takes in the next row, of a step or an evaluation; the alarms that begin with it."""
         self._history.add(row)
         self._steps += row.get("kind") != "eval"
-        step = int(_number(row, "step") or 0)
+        step = int(number(row, "step") or 0)
         new = []
         judged = [rule for rule in RULES if self._history.full or rule.at_once]
         found = {rule.name: what for rule in judged if (what := rule.find(self._history)) is not None}
@@ -383,18 +311,3 @@ class Alarms:
             if held is None:
                 new.append(alarm)
         return new
-
-
-def _number(row: Row, name: str) -> float | None:
-    value = row.get(name)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:  # an integer of more than 308 digits, in a file that was damaged
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan

@@ -153,26 +153,26 @@ def batch_metrics(batch: TakenBatch[Group], version: int) -> dict[str, Any]:
     seconds = _rollout_seconds(groups)
     limits = [g.ticket.max_searches for g in groups if g.ticket.max_searches is not None]
     row: dict[str, Any] = {
-        "reward/mean": _mean([m.score.reward for m in members]),
-        "outcome/mean": _mean([m.score.outcome for m in members]),
-        "evidence/recall": _mean(recalls),
-        "search/mean": _mean([m.trajectory.searches for m in members]),
-        "search/limit_mean": _mean(limits),
-        "search/empty_share": _mean([not call.titles for call in searches]),
-        "search/refused_share": _mean([_refused(m.trajectory) for m in members]),
+        "reward/mean": mean([m.score.reward for m in members]),
+        "outcome/mean": mean([m.score.outcome for m in members]),
+        "evidence/recall": mean(recalls),
+        "search/mean": mean([m.trajectory.searches for m in members]),
+        "search/limit_mean": mean(limits),
+        "search/empty_share": mean([not call.titles for call in searches]),
+        "search/refused_share": mean([_refused(m.trajectory) for m in members]),
         "groups/signal": batch.states[QueryState.SIGNAL],
         "groups/too_easy": batch.states[QueryState.TOO_EASY],
         "groups/too_hard": batch.states[QueryState.TOO_HARD],
         "groups/accepted": len(batch.accepted),
         "groups/kept": batch.kept,
         "groups/cut_short": sum(g.cut_short for g in groups),
-        "pool/recycled_share": _mean([a.recycled for a in signal]),
+        "pool/recycled_share": mean([a.recycled for a in signal]),
         "pool/recovered_too_hard": sum(a.before is QueryState.TOO_HARD for a in signal),
         "pool/recovered_too_easy": sum(a.before is QueryState.TOO_EASY for a in signal),
         "continuation/attempted": len(extras),
         "continuation/replaced": int(sum(e["replaced"] for e in extras)),
         "continuation/extra_tokens": int(sum(e["extra_tokens"] for e in extras)),
-        "continuation/mean_gain": _mean([e["gain"] for e in extras if e["replaced"]]),
+        "continuation/mean_gain": mean([e["gain"] for e in extras if e["replaced"]]),
         "rollout/trajectories": batch.rollouts,
         "rollout/excluded": len(excluded),
         "rollout/generated_tokens": batch.generated_tokens,
@@ -240,5 +240,6 @@ def pool_metrics(report: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """NaN of nothing."""
     return sum(values) / len(values) if values else math.nan

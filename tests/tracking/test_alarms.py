@@ -11,7 +11,8 @@ from view_runs import step
 
 import launch
 from conf.schema import keys
-from tracking.alarms import RULES, WINDOW, Alarms
+from tracking.alarms import RULES, Alarms
+from tracking.history import WINDOW
 
 
 def fired(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
