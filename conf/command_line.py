@@ -205,7 +205,7 @@ def _sweep(composer: Composer, asked: _Asked, arguments: tuple[str, ...]) -> Req
         raise UserError(f"resume={composed.resume}: is for one run; a sweep that is started again resumes its jobs")
     for line in (line for line in asked.first if line.lstrip("+").startswith("output_dir=")):
         raise UserError(f"{line}: each job of a sweep has a folder of its own; report.sweep=FOLDER is where they go")
-    params = [composer.parse(f"{key}={value}") for key, value in (composed.hydra.sweeper.params or {}).items()]
+    params = composer.varied(composed)
     # As the sweeper does it: the command line replaces a parameter of the same key.
     merged = {o.get_key_element(): o for o in (*params, *asked.ours)}
     values = [sweep_lines(o) for o in merged.values()]

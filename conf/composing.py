@@ -66,6 +66,10 @@ class Composer:
                     f"{_place_of(error) or 'a file of settings'}: is not UTF-8; save it as UTF-8"
                 ) from error
 
+    def varied(self, composed: DictConfig) -> list[Override]:
+        """What a file varies in a sweep, as overrides."""
+        return [self.parse(f"{key}={value}") for key, value in (composed.hydra.sweeper.params or {}).items()]
+
     def composes(self, lines: Sequence[str]) -> bool:
         """Whether ``lines`` make anything."""
         try:

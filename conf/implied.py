@@ -6,7 +6,7 @@ Whatever is said on the command line counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
@@ -39,7 +39,7 @@ _SEVERAL = ("tracker", "experiment", "condition")
 """Groups of which several choices may stand together."""
 _OWN = ("data.questions", "data.eval_questions")
 """Files of the user's, of which the built-in world has none."""
-_ELSEWHERE = ("retrieval", "retrieval.index", "retrieval.url", "retrieval.prebuilt", "retrieval.backend")
+_ELSEWHERE = {"retrieval", "retrieval.index", "retrieval.url", "retrieval.prebuilt", "retrieval.backend"}
 
 
 def implied(composer: Composer, overrides: Sequence[Override], composed: DictConfig) -> list[str]:
@@ -48,9 +48,10 @@ def implied(composer: Composer, overrides: Sequence[Override], composed: DictCon
     ``composed`` is what these make, of a sweep with the first value of each.
     """
     _check_choices(overrides, composed)
-    model = _model_and_agent(overrides, composed.mode)
+    given = {str(o.key_or_group): o for o in overrides}
+    model = _model_and_agent(given, composed.mode)
     chosen = "folder" if ANY_MODEL in model else composed.hydra.runtime.choices["model"]
-    return [*model, *_questions_and_passages(overrides, composed, chosen), *_kept(composer, overrides, composed)]
+    return [*model, *_questions_and_passages(given, composed, chosen), *_kept(composer, given, composed)]
 
 
 def _check_choices(overrides: Sequence[Override], composed: DictConfig) -> None:
@@ -65,25 +66,23 @@ def _check_choices(overrides: Sequence[Override], composed: DictConfig) -> None:
         )
 
 
-def _kept(composer: Composer, overrides: Sequence[Override], composed: DictConfig) -> list[str]:
+def _kept(composer: Composer, given: Mapping[str, Override], composed: DictConfig) -> list[str]:
     """``cluster=auto`` doesn't choose what is given, even where that is the default: on the command line, or by a file
     that stands for one, an experiment's or a condition's, of all that a sweep varies."""
-    given = {str(o.key_or_group): o for o in overrides}
     clusters = [composed.hydra.runtime.choices["cluster"], *values(given.get("cluster"))]
     if AUTO not in clusters:
         return []
-    params = [composer.parse(f"{key}={value}") for key, value in (composed.hydra.sweeper.params or {}).items()]
+    params = composer.varied(composed)
     said = {*given, *(str(param.key_or_group) for param in params)}
-    for override in (o for o in (*params, *overrides) if str(o.key_or_group) in _FOR_LINES):
+    for override in (o for o in (*params, *given.values()) if str(o.key_or_group) in _FOR_LINES):
         for line in sweep_lines(override):
             said |= composer.said_by([line], _FOR_LINES)
     kept = sorted(key for key in said if key.partition(".")[0] in _PLANNED and "." in key)
     return [f"cluster.auto_keeps=[{','.join(kept)}]"] if kept else []
 
 
-def _model_and_agent(overrides: Sequence[Override], mode: str) -> list[str]:
+def _model_and_agent(given: Mapping[str, Override], mode: str) -> list[str]:
     """The default model's settings aren't meant for a model that is given by its path; a checkpoint brings its own."""
-    given = {str(o.key_or_group): o for o in overrides}
     found: list[str] = []
     checkpoints = values(given.get("checkpoint")) if mode in OF_A_CHECKPOINT else []
     for path in (*checkpoints, *(values(given.get("resume")) if mode == "train" else [])):
@@ -97,13 +96,12 @@ def _model_and_agent(overrides: Sequence[Override], mode: str) -> list[str]:
     return [ANY_MODEL, *found] if named else found
 
 
-def _questions_and_passages(overrides: Sequence[Override], composed: DictConfig, model: str) -> list[str]:
+def _questions_and_passages(given: Mapping[str, Override], composed: DictConfig, model: str) -> list[str]:
     """HotpotQA and Wikipedia for any ``model`` but ``tiny``; Wikipedia for named questions that come without passages;
     of a checkpoint what its run was trained on."""
-    given = {str(o.key_or_group) for o in overrides}
     choices, mode = composed.hydra.runtime.choices, composed.mode
     found: list[str] = []
-    if choices["retrieval"] == DENSE and not given.intersection(("data.corpus", "retrieval.index")):
+    if choices["retrieval"] == DENSE and not given.keys() & {"data.corpus", "retrieval.index"}:
         found.append("data.corpus=wiki-18")
         if mode in ("index", "serve") and "data" not in given:
             return ["data=jsonl", *found]
@@ -112,35 +110,34 @@ def _questions_and_passages(overrides: Sequence[Override], composed: DictConfig,
     if mode not in ASKING:
         return found
     if choices["data"] == "world" and "data" not in given:
-        checkpoints = values(next((o for o in overrides if o.key_or_group == "checkpoint"), None))
+        checkpoints = values(given.get("checkpoint"))
         divided = mode == "calibrate" or (mode == "eval" and "data.eval_questions" not in given)
         before = data_of(checkpoints, mode if divided else "") if mode in OF_A_CHECKPOINT else None
         of_the_world = _of_the_world(given)
-        own = given.intersection((*_OWN, "data.corpus") if mode in INFERENCE else _OWN)
+        own = given.keys() & ({*_OWN, "data.corpus"} if mode in INFERENCE else {*_OWN})
         if before is not None and (WORLD in before if of_the_world else not (own and WORLD in before)):
             return [*_fitting(before, given, composed), *found]
         if of_the_world:
             return found
         if own:
             return ["data=jsonl", *found]
-        tiny = any(value == "tiny" for o in overrides if o.key_or_group == "model" for value in values(o))
-        if tiny or model == "tiny":
+        if "tiny" in (model, *values(given.get("model"))):
             return []
         found.append(QUESTIONS)
     named = QUESTIONS in found or any(
         str(composed.data[key] or "").lstrip("['\"").startswith("flashrag:") for key in ("questions", "eval_questions")
     )
-    if named and choices["retrieval"] == "bm25" and not given.intersection(_ELSEWHERE) and not composed.data.corpus:
+    if named and choices["retrieval"] == "bm25" and not given.keys() & _ELSEWHERE and not composed.data.corpus:
         found.append(PASSAGES)
     return found
 
 
-def _fitting(before: Sequence[str], given: set[str], composed: DictConfig) -> list[str]:
+def _fitting(before: Sequence[str], given: Mapping[str, Override], composed: DictConfig) -> list[str]:
     """What goes with the settings that are ``given``, of those of a checkpoint's run.
 
     Another ranker ranks the same corpus. Another corpus is ranked as the run's was, another place has its own ranking.
     """
-    moved, other = "data.corpus" in given, bool(given.intersection(_ELSEWHERE))
+    moved, other = "data.corpus" in given, bool(given.keys() & _ELSEWHERE)
     places = [f"retrieval.{name}" for name in PLACES]
     server = any(line.startswith("retrieval.url=") and not line.endswith("=null") for line in before)
     kept = []
@@ -155,7 +152,7 @@ def _fitting(before: Sequence[str], given: set[str], composed: DictConfig) -> li
     return [line for line in kept if not (placed and line.startswith("data.corpus="))]
 
 
-def _of_the_world(given: set[str]) -> bool:
+def _of_the_world(given: Mapping[str, Override]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for key in given for name in OF_WORLD)
 
 
