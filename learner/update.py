@@ -351,9 +351,8 @@ class _Run:
 
     def report(self, seconds: float) -> UpdateReport:
         metrics = self.metrics
-        tokens, computed = (
-            sum(n) for n in ([r.whole_tokens for r in self.rows], [len(r.token_ids) for r in self.rows])
-        )
+        tokens = sum(row.whole_tokens for row in self.rows)
+        computed = sum(len(row.token_ids) for row in self.rows)
         action_tokens = int(sum(row.selected.sum() for row in self.rows))
         return UpdateReport(
             updates=len(self.norms),

@@ -218,8 +218,8 @@ def _disks(config: RunConfig, machine: Machine) -> Iterator[str]:
     """A line for each folder that can't be written to, and each file system too small for all that goes there."""
     need = {"outputs": output_bytes(config), "cache": DISK_MARGIN + room(config), "ray": DISK_MARGIN}
     folders = {"outputs": config.output_dir, "cache": str(config.cache), "ray": machine.ray_folder}
-    mend = {"outputs": "output_dir or a smaller checkpoints.keep", "cache": "cache_dir", "ray": "RAY_TMPDIR"}
     place = {"outputs": "output_dir", "cache": "cache_dir", "ray": "RAY_TMPDIR"}
+    mend = place | {"outputs": "output_dir or a smaller checkpoints.keep"}
     refused = {name: disk.refusal for name, disk in machine.disks.items() if disk.refusal}
     for name, refusal in refused.items():
         yield f"{place[name]}={folders[name]}: {refusal}; name another with {place[name]}=FOLDER"
