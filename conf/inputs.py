@@ -52,21 +52,10 @@ def _read(config: RunConfig) -> Iterator[tuple[str, str]]:
     if mode in INFERENCE and config.exit.calibration:
         yield "exit.calibration", config.exit.calibration
     if mode in (*INFERENCE, "train", "experts", "index", "serve", "fetch") and config.data.source == "jsonl":
-        unread = {*KEYS} - {*read_by(mode, config.data.eval_questions)}
-        for f in fields(config.data):
-            if (
-                f.metadata.get(KIND) == PATH[KIND]
-                and f.name not in unread
-                and (path := getattr(config.data, f.name))
-                and (f.name, path) != ("experts", AUTO)
-            ):
-                key = f"data.{f.name}"
-                files = files_of(path, key) if f.name in KEYS else (path,)
-                yield from ((key, file) for file in files if not is_named(file) and file != WIKI_18)
-    if mode in (*INFERENCE, "train", "experts", "serve") and config.retrieval.index:
-        yield "retrieval.index", config.retrieval.index
-    if mode in (*INFERENCE, "train", "experts", "serve") and config.retrieval.token_file:
-        yield "retrieval.token_file", config.retrieval.token_file
+        yield from _data_files(config)
+    if mode in (*INFERENCE, "train", "experts", "serve"):
+        retrieval = {"index": config.retrieval.index, "token_file": config.retrieval.token_file}
+        yield from ((f"retrieval.{name}", path) for name, path in retrieval.items() if path)
     if mode == "serve" and config.serve.token_file:
         yield "serve.token_file", config.serve.token_file
     if mode == "report":
@@ -75,6 +64,17 @@ def _read(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "run", str(config.run)
     if mode in ("view", "compare", "eval") and config.compare:
         yield "compare", config.compare
+
+
+def _data_files(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Those of the settings of the data; what is named and fetched, or made, is none."""
+    data = config.data
+    unread = {*KEYS} - {*read_by(config.mode, data.eval_questions)}
+    for name in (f.name for f in fields(data) if f.metadata.get(KIND) == PATH[KIND] and f.name not in unread):
+        path = getattr(data, name)
+        if path and (name, path) != ("experts", AUTO):
+            files = files_of(path, f"data.{name}") if name in KEYS else (path,)
+            yield from ((f"data.{name}", file) for file in files if not is_named(file) and file != WIKI_18)
 
 
 def stamps(config: RunConfig) -> dict[str, str]:
