@@ -24,7 +24,8 @@ from yaml import YAMLError
 
 from agent.errors import UserError
 from conf import of_files, own_rules
-from conf.schema import MODES, RunConfig, keys, typed
+from conf.schema import MODES, RunConfig, typed
+from conf.tree import keys
 
 FAILURES = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError, OverflowError)
 """What composing raises for a mistake of its user's."""

@@ -14,7 +14,7 @@ from agent.own import is_path
 from conf import of_files, peers
 from conf.composing import FAILURES, Composer
 from conf.hints import LISTING, hint
-from conf.schema import keys
+from conf.tree import keys
 
 OWN_CODE = {"reward": "reward.outcome", "algorithm": "algorithm.loss"}
 """Groups whose files say more than one thing, and the setting in them that takes code of one's own."""

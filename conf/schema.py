@@ -167,6 +167,10 @@ class RunConfig:
             self._check_files()
         if self.retrieval.prebuilt == FITTING:
             self.retrieval = replace(self.retrieval, prebuilt=fitting(self.data.named).name)
+        self._check_mode()
+
+    def _check_mode(self) -> None:
+        """What the mode needs, and what it has no use for."""
         if self.checkpoint and self.mode not in OF_A_CHECKPOINT:
             raise UserError(
                 f"checkpoint={self.checkpoint} is for mode=eval, ask, calibrate and fetch; resume=FOLDER goes on with "
@@ -248,21 +252,25 @@ class RunConfig:
                 f"model={self.model.name} is made from scratch, with a tokenizer that is trained on data.corpus=FILE, "
                 "which is missing; take a pretrained model (model=smollm2-135m)"
             )
-        if data.evidence_match == "id" and (self.mode == "experts" or data.experts == AUTO):
+        if self._titled:
             raise UserError("data.evidence_match=id: experts are made with the titles of data.corpus=FILE; name it")
 
     def _check_passages(self) -> None:
         """A corpus beside an index or a server is read for its words and titles alone; nobody would search it."""
         data, place = self.data, self.retrieval.place
         scratch = self.mode in ("train", "plan") and self.model.path is None
-        titled = data.evidence_match == "id" and (self.mode == "experts" or data.experts == AUTO)
         # A run goes on as it was asked for; mode=index says of a place what it is there.
         others = bool(self.resume) or self.mode in ("fetch", "index")
-        if data.corpus and place and not (scratch or titled or others):
+        if data.corpus and place and not (scratch or self._titled or others):
             raise UserError(
                 f"data.corpus={data.corpus} and {self.retrieval.place_key}={place} both say where passages come from; "
                 "leave one out (retrieval=bm25 searches the corpus)"
             )
+
+    @property
+    def _titled(self) -> bool:
+        """Whether experts are made of documents that are named by id: their titles are taken from the corpus."""
+        return self.data.evidence_match == "id" and (self.mode == "experts" or self.data.experts == AUTO)
 
     def _check_endpoint(self) -> None:
         self.evaluation.endpoint.check()
@@ -385,15 +393,4 @@ def taken_as(kind: Any = RunConfig, prefix: str = "") -> dict[str, str]:
     if kind is RunConfig:
         for settings in own_settings().values():
             found |= taken_as(settings, "retrieval.")
-    return found
-
-
-def keys(node: Any = None, prefix: str = "") -> list[str]:
-    """All dotted keys of a (composed) configuration, for messages that name the nearest valid one."""
-    found = []
-    items: Any = node.items_ex(resolve=False) if isinstance(node, DictConfig) else vars(node).items()
-    for name, value in items:
-        found.append(f"{prefix}{name}")
-        if is_dataclass(value) or (isinstance(value, DictConfig) and not value._is_none()):
-            found += keys(value, f"{prefix}{name}.")
     return found

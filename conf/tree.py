@@ -1,4 +1,5 @@
-"""Checks of a composed configuration before it is typed: unknown keys, and numbers that no machine word holds."""
+"""A composed configuration before it is typed: its keys, and checks for unknown ones and for numbers that no machine
+word holds."""
 
 from __future__ import annotations
 
@@ -9,6 +10,16 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from agent.errors import UserError
 from conf.hints import hint
+
+
+def keys(config: Any, prefix: str = "") -> list[str]:
+    """All dotted keys of a configuration, for messages that name the nearest valid one."""
+    found = []
+    for name, value in config.items_ex(resolve=False):
+        found.append(f"{prefix}{name}")
+        if isinstance(value, DictConfig) and not value._is_none():
+            found += keys(value, f"{prefix}{name}.")
+    return found
 
 
 def check_tree(config: DictConfig, prefix: str = "") -> None:

@@ -17,7 +17,8 @@ from agent.pool.rules.base import rule_class, rule_names
 from agent.pool.search_limits import RULES
 from agent.strategies import STRATEGIES
 from conf.evaluation import TRAINING_SAMPLE, EvalConfig
-from conf.schema import CheckpointConfig, RunConfig, keys
+from conf.schema import CheckpointConfig, RunConfig
+from conf.tree import keys
 from learner.losses.base import Choices, loss_class
 from retrieval_service.backends import backend_names
 from retrieval_service.config import RetrievalConfig

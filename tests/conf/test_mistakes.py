@@ -13,7 +13,7 @@ from agent.errors import UserError
 from conf import named_data, peers
 from conf.help import groups
 from conf.hints import LISTING, hint
-from conf.schema import keys
+from conf.tree import keys
 
 
 def settings(*overrides: str) -> list[str]:

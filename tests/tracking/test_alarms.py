@@ -10,7 +10,7 @@ import pytest
 from view_runs import step
 
 import launch
-from conf.schema import keys
+from conf.tree import keys
 from tracking.alarms import RULES, Alarms
 from tracking.history import WINDOW
 
