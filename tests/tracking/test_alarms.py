@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from settings import dictionary
 from view_runs import step
 
-import launch
 from conf.tree import keys
 from tracking.alarms import RULES, Alarms
 from tracking.history import WINDOW
@@ -210,7 +210,6 @@ SETTING = re.compile(r"\b(?:algorithm|agent|cluster|data|reward|pool|model|evalu
 
 
 def test_the_settings_that_an_alarm_names_exist() -> None:
-    (config,) = launch.check_overrides(["tracker=none"]).configs
     named = {key for rule in RULES for key in SETTING.findall(f"{rule.look} {rule.change}")}
     assert len(named) > 10
-    assert named <= set(keys(config))
+    assert named <= set(keys(dictionary()))
