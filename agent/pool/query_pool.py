@@ -244,28 +244,18 @@ class QueryPool(Generic[P]):
         batch = self._batches.popleft()
         played = [batch.groups[order] for order in sorted(batch.groups)]
         failing = batch.selective_fault_share > self.rule.max_tool_failures
-        fresh = []
-        for group in (*batch.kept, *played):
-            if failing:
-                self._return_group(batch, group.outcome, "with_tool_failure")
-            elif group.outcome.too_stale(version, self.rule.max_staleness):
-                self._return_group(batch, group.outcome, "too_stale")
-            else:
-                fresh.append(group)
-        verdicts = self.rule.verdicts([g.outcome.state for g in fresh])
-        keeps = [
-            self.rule.keep_surplus
-            and verdict == UNSELECTED
-            and not group.outcome.too_stale(version + 1, self.rule.max_staleness)
-            for group, verdict in zip(fresh, verdicts, strict=True)
-        ]
-        surplus = [group for group, keep in zip(fresh, keeps, strict=True) if keep]
-        accepted = []
+        fresh = self._fresh(batch, [*batch.kept, *played], version, failing)
+        surplus: list[Played[P]] = []
+        accepted: list[Accepted[P]] = []
+        states: Counter[QueryState] = Counter()
         taken: list[tuple[int, int]] = []
-        for group, verdict, keep in zip(fresh, verdicts, keeps, strict=True):
-            if keep:
-                continue  # undecided: it has its verdict in the next batch
+        for group, verdict in zip(fresh, self.rule.verdicts([g.outcome.state for g in fresh]), strict=True):
             outcome, query = group.outcome, group.outcome.ticket.query
+            stays_fresh = not outcome.too_stale(version + 1, self.rule.max_staleness)
+            if verdict == UNSELECTED and self.rule.keep_surplus and stays_fresh:
+                surplus.append(group)  # undecided: it has its verdict in the next batch
+                continue
+            states[outcome.state] += 1
             before = self.history.state_of(query)
             rest = self._decide(outcome, batch.index, verdict)
             if verdict != ACCEPTED:
@@ -277,12 +267,9 @@ class QueryPool(Generic[P]):
             accepted.append(Accepted(played=group, before=before))
         self._taken[batch.index] = taken
         self.history.population.forget()
-        if self._batches:
-            self._batches[0].kept += surplus
-        else:
-            self._kept += surplus
+        of_the_next = self._batches[0].kept if self._batches else self._kept
+        of_the_next.extend(surplus)
         self.books.check()
-        states = Counter(g.outcome.state for g, keep in zip(fresh, keeps, strict=True) if not keep)
         self._count_empty(states, batch.returned)
         return TakenBatch(
             index=batch.index,
@@ -293,6 +280,19 @@ class QueryPool(Generic[P]):
             kept=len(surplus),
             too_many_tool_failures=failing,
         )
+
+    def _fresh(self, batch: OpenBatch[P], groups: Sequence[Played[P]], version: int, failing: bool) -> list[Played[P]]:
+        """Those of ``groups`` that may be trained on at ``version``: none of a batch that is ``failing``. The others
+        are returned."""
+        fresh = []
+        for group in groups:
+            if failing:
+                self._return_group(batch, group.outcome, "with_tool_failure")
+            elif group.outcome.too_stale(version, self.rule.max_staleness):
+                self._return_group(batch, group.outcome, "too_stale")
+            else:
+                fresh.append(group)
+        return fresh
 
     def _decide(self, outcome: Outcome, batch: int, verdict: str) -> int:
         """Enters the draw into the history; the query's rest."""
