@@ -229,11 +229,6 @@ class Turn:
         return sum(call.tool == SEARCH for call in self.answered)
 
     @property
-    def searched(self) -> bool:
-        """Whether the retriever was asked, and the environment answered."""
-        return self.searches > 0
-
-    @property
     def document_ids(self) -> tuple[str, ...]:
         """What all calls of the turn retrieved."""
         return tuple(d for call in self.calls for d in call.document_ids)

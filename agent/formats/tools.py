@@ -125,12 +125,9 @@ class ToolFormat(Format):
         if request is not None:
             call = next(c for c in self.protocol.calls if c.tool == request.tool)
             thought = action[: action.rindex(call.opening)].strip()
-            apart = "\n" if thought else ""
-            action = (
-                thought + apart + self._style.write(request)
-                if isinstance(self._style, TaggedCalls)
-                else (self._style.write(request))
-            )
+            action = self._style.write(request)
+            if thought and isinstance(self._style, TaggedCalls):
+                action = f"{thought}\n{action}"
         return self._codec.encode(action.strip() + self._template.end)
 
     def _differences(self) -> tuple[str, ...]:

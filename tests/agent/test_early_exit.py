@@ -323,7 +323,7 @@ def test_a_query_is_not_searched_twice(run, codec):
     t = inferred.trajectory
     assert (t.searches, t.repeats(Repeat.QUERY), t.repeats(Repeat.EVIDENCE)) == (2, 1, 0)
     assert t.turns[1].document_ids == ()
-    assert (t.turns[1].query, t.turns[1].searched) == ("A  b!", False)
+    assert (t.turns[1].query, t.turns[1].searches) == ("A  b!", 0)
     row = eval_row(QUESTION, inferred)
     assert (row.searches, row.skipped, row.withheld) == (2, 1, 0)
 

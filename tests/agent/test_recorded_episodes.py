@@ -89,7 +89,7 @@ def facts(t) -> list:
     turns = [
         (
             *(turn.action_start, turn.action_end, turn.observation_end, turn.text, turn.query, turn.answer),
-            *(turn.document_ids, turn.titles, turn.refused, repeat(turn), turn.searched),
+            *(turn.document_ids, turn.titles, turn.refused, repeat(turn), turn.searches > 0),
         )
         for turn in t.turns
     ]
@@ -121,7 +121,7 @@ def test_recorded_episodes_are_what_they_were(codec, make_dialogue, make_engine,
         if last is not None and last[0] == protocol and rng.random() < 0.5:
             _, question, config, before = last
             kept = 0
-            while kept < len(before.turns) and before.turns[kept].searched:
+            while kept < len(before.turns) and before.turns[kept].searches:
                 kept += 1
             start = Prefix(trajectory=before, turns=rng.randrange(kept + 1))
             engine.version = 5
