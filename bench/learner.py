@@ -160,14 +160,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         gain, spent = statistics.median(turn[0] / turn[1] for turn in turns[1:]), first[1] - first[0]
         print(f"compiled: {gain:.3f} times as fast, after {spent:.0f} s of compiling")
         compiled = {"compiled": {"ratio": round(gain, 4), "compile_s": round(spent, 1)}}
-    large = [fullness(episodes(rng, 60, 350, 480, 80, 9216), LARGE_TOKENS) for _ in range(50)]
-    small = [fullness(episodes(rng, 192, 40, 60, 8, 384), TINY_TOKENS) for _ in range(50)]
-    packing = {}
-    for name, limit, found in (("tiny", TINY_TOKENS, small), ("1.5B", LARGE_TOKENS, large)):
-        fullest, room = (statistics.mean(column) for column in zip(*found, strict=True))
-        worst = min(f for f, _ in found)
-        print(f"packing {name}: {fullest:.3f} of the fullest row (worst {worst:.3f}), {room:.3f} of {limit} tokens")
-        packing[name] = {"of_fullest_row": round(fullest, 4), "worst": round(worst, 4), "of_limit": round(room, 4)}
+    packing = packed(rng)
     print(
         json.dumps(
             {
@@ -186,6 +179,19 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     )
     if ratio < LIMIT or min(p["of_fullest_row"] for p in packing.values()) < 0.95:
         sys.exit("below the limits: 0.85 of the bare loop, 0.95 of the fullest row")
+
+
+def packed(rng: np.random.Generator) -> dict[str, dict[str, float]]:
+    """How full rows of two kinds of batches are."""
+    large = [fullness(episodes(rng, 60, 350, 480, 80, 9216), LARGE_TOKENS) for _ in range(50)]
+    small = [fullness(episodes(rng, 192, 40, 60, 8, 384), TINY_TOKENS) for _ in range(50)]
+    packing = {}
+    for name, limit, found in (("tiny", TINY_TOKENS, small), ("1.5B", LARGE_TOKENS, large)):
+        fullest, room = (statistics.mean(column) for column in zip(*found, strict=True))
+        worst = min(f for f, _ in found)
+        print(f"packing {name}: {fullest:.3f} of the fullest row (worst {worst:.3f}), {room:.3f} of {limit} tokens")
+        packing[name] = {"of_fullest_row": round(fullest, 4), "worst": round(worst, 4), "of_limit": round(room, 4)}
+    return packing
 
 
 if __name__ == "__main__":
