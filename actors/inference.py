@@ -23,7 +23,7 @@ from actors.searching import Searching
 from actors.settled import settle
 from actors.stopping import at_once
 from actors.topology import Topology, named
-from actors.weights import FolderChannel
+from actors.weights import FolderChannel, Published
 from actors.worker_pool import WorkerPool
 from agent.errors import UserError
 from agent.inference.infer import Inference
@@ -71,8 +71,20 @@ def inference(config: RunConfig, run_dir: Path, namespace: str, console: Console
         yield served
 
 
-@contextmanager
-def _serving(config: RunConfig, run_dir: Path, namespace: str, console: Console) -> Iterator[Served[WorkerPool]]:
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """A checkpoint and the questions for it, checked."""
+
+    folder: Path
+    """The checkpoint's."""
+    published: Published
+    task: Task
+    asked: Asked
+    how: Inference
+
+
+def _read(config: RunConfig, run_dir: Path, console: Console) -> _Read:
+    """What there is before Ray is started; ``config`` is settled for this machine."""
     given = f"checkpoint={config.checkpoint}"
     path = settle(config, str(config.checkpoint), given, console.phase)
     if config.model.path == config.checkpoint:
@@ -98,10 +110,16 @@ def _serving(config: RunConfig, run_dir: Path, namespace: str, console: Console)
     console.notices(questions.notices, run_dir)
     if questions.about:
         console.say(questions.about)
+    return _Read(folder=folder, published=published, task=task, asked=questions, how=how)
+
+
+@contextmanager
+def _serving(config: RunConfig, run_dir: Path, namespace: str, console: Console) -> Iterator[Served[WorkerPool]]:
+    read = _read(config, run_dir, console)
     with console.phase("starting Ray"):
         start_ray(config, namespace)
     try:
-        topology = Topology(config, run_dir, str(folder), task.corpus, how)
+        topology = Topology(config, run_dir, str(read.folder), read.task.corpus, read.how)
         topology.check_nodes()
         retrieval = topology.retrieval()
         health = Health(config.cluster.deadlines, topology.log_dir)
@@ -121,18 +139,18 @@ def _serving(config: RunConfig, run_dir: Path, namespace: str, console: Console)
         with console.phase("the retrieval index opens"):
             replicas.are_open(workers.wait)
         with console.phase(f"{config.cluster.rollout_workers} engine(s) start and take the weights"):
-            workers.deliver(published)
+            workers.deliver(read.published)
         searching = Searching(
             retrieval.values(), workers.wait, console.say, config.retrieval.outage_s, stopped=lambda: False
         )
         yield Served(
-            task=task,
-            asked=questions,
+            task=read.task,
+            asked=read.asked,
             workers=workers,
-            weights=published.checksum,
+            weights=read.published.checksum,
             index=lambda: replicas.identity(workers.wait),
             searchable=searching.until_they_answer,
-            ending=how.ending,
+            ending=read.how.ending,
         )
     finally:
         with console.phase("Ray shuts down"):
