@@ -270,6 +270,7 @@ class LearnerActor:
         reference = training.reference.weights() if training.reference is not None else {}  # these never change
         weights, state = copied((training.policy.weights(), state))
         self._to_save = weights, reference, state
+        training.leave_card()  # what merging adapters took: a colocated engine is awake
 
     @ray.method(concurrency_group="saving")
     @during("save")

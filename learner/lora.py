@@ -87,13 +87,24 @@ def unwrap(model: nn.Module) -> None:
         setattr(model.get_submodule(parent), last, plain)
 
 
-@torch.no_grad()
-def merged_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The state of the plain model with merged weights, under its own names; tied tensors are one object."""
+def plain_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The state of the plain model, under its own names and without what adapters add; tied tensors are one object."""
     state = model.state_dict(keep_vars=True)
-    for name, layer in layers(model):
-        state[f"{name}.weight"] = layer.merged()
+    for name, _ in layers(model):
         del state[f"{name}.lora_a"], state[f"{name}.lora_b"]
+    return state
+
+
+@torch.no_grad()
+def merged_weights(model: nn.Module, to: str | None = None) -> dict[str, Tensor]:
+    """``plain_weights`` with the adapters merged.
+
+    With the device ``to`` each merged weight goes there before the next one is made: all of them together take as much
+    of the model's device as the model.
+    """
+    state = plain_weights(model)
+    for name, layer in layers(model):
+        state[f"{name}.weight"] = layer.merged().to(layer.weight.device if to is None else to)
     return state
 
 

@@ -229,21 +229,18 @@ class Policy:
 
         Adapters are merged. A tensor that two names share (tied embeddings) is listed once, under the first name.
         """
-        seen: set[int] = set()
-        out = {}
-        for name, tensor in lora.merged_weights(self.model).items():
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
-                out[name] = tensor.detach()
-        return out
+        return _each_once(lora.merged_weights(self.model))
 
     def published(self) -> dict[str, Tensor]:
         """``current`` as contiguous copies on the CPU, which stay as they are."""
         return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in self.current().items()}
 
     def weights(self) -> dict[str, Tensor]:
-        """What ``save`` writes: the (merged) weights under Hugging Face's names, live where nothing is merged."""
-        return {name: tensor.detach() for name, tensor in lora.merged_weights(self.model).items()}
+        """What ``save`` writes: the weights under Hugging Face's names, merged ones on the CPU, all others live.
+
+        A run is saved while a colocated engine has the card: there is no room on it for all that is merged.
+        """
+        return {name: tensor.detach() for name, tensor in lora.merged_weights(self.model, "cpu").items()}
 
     def save(self, path: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Writes ``weights``, those of now if none are given, and the configuration in Hugging Face format.
@@ -258,7 +255,7 @@ class Policy:
         Raises ``UserError`` when the weights are another model's.
         """
         tensors = {k: v for file in sorted(path.glob("*.safetensors")) for k, v in load_file(file).items()}
-        wanted = self.published()
+        wanted = _each_once(lora.plain_weights(self.model))
         for name in sorted(wanted.keys() | tensors.keys()):
             if name not in wanted or name not in tensors or wanted[name].shape != tensors[name].shape:
                 raise UserError(f"{path}: these are the weights of another model; {name} differs")
@@ -307,6 +304,14 @@ class Policy:
         finally:
             for tensor, data in zip(tensors, home, strict=True):
                 tensor.data = data
+
+
+def _each_once(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without gradient, a tensor that several names share under the first of them alone."""
+    first: dict[int, str] = {}
+    for name, tensor in weights.items():
+        first.setdefault(id(tensor), name)
+    return {name: weights[name].detach() for name in first.values()}
 
 
 def _loaded(path: str | Path, device: str, dtype: torch.dtype) -> PreTrainedModel:

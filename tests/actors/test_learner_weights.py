@@ -212,6 +212,29 @@ def test_an_abandoned_sender_sends_no_further_bucket(monkeypatch: pytest.MonkeyP
     assert given == ["a", "destroyed", "b"]
 
 
+def test_a_card_that_is_shared_gets_back_what_a_copy_for_saving_took(tmp_path: Path) -> None:
+    """The engine is awake then, and merging adapters leaves as much in the learner's allocator as it has taken."""
+    done: list[str] = []
+
+    def weights() -> dict[str, Any]:
+        done.append("merged")
+        return {}
+
+    algorithm = SimpleNamespace(optimizer=SimpleNamespace(shard=False))
+    settings = SimpleNamespace(run_dir=tmp_path, algorithm=algorithm)
+    actor = LearnerActor.__ray_metadata__.modified_class(settings, tmp_path)  # type: ignore[attr-defined]
+    actor._tokenizer = SimpleNamespace(save=lambda folder: None)
+    actor._publisher = SimpleNamespace(version=3)
+    actor._training = SimpleNamespace(
+        policy=SimpleNamespace(weights=weights, adapters=dict),
+        updater=SimpleNamespace(state=lambda: {"optimizer": {}}),
+        reference=None,
+        leave_card=lambda: done.append("given back"),
+    )
+    actor.copy_for_saving(tmp_path)
+    assert done == ["merged", "given back"]
+
+
 @pytest.mark.parametrize("changed", [False, True])
 def test_weights_are_saved_after_a_step_that_broke_if_it_had_not_touched_them(tmp_path: Path, changed: bool) -> None:
     def breaks(*_: Any) -> None:

@@ -15,6 +15,7 @@ from agent.errors import UserError
 from learner.batch import Batch, Sample
 from learner.config import AlgorithmConfig, OptimizerConfig
 from learner.dry_run import try_largest, worst_batch
+from learner.lora import layers
 from learner.optimizer import ClippedAdamW
 from learner.packing import PackedRow, pack_rows
 from learner.policy import Policy
@@ -186,6 +187,18 @@ def test_a_reference_on_the_host_costs_the_card_nothing_but_while_it_is_asked() 
     assert on_host.device.type == "cpu"
     assert all(p.is_pinned() for p in on_host.model.parameters())
     assert torch.cuda.memory_allocated() <= held + 2**20
+
+
+def test_adapters_that_are_merged_to_be_saved_have_no_room_on_the_card() -> None:
+    """A colocated engine is awake while a run is saved."""
+    policy = small(lora_rank=8)
+    policy.weights()  # once for the workspace of the matrix products
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    weights = policy.weights()
+    adapted = [(name, layer.weight.nbytes) for name, layer in layers(policy.model)]
+    assert {weights[f"{name}.weight"].device.type for name, _ in adapted} == {"cpu"}
+    assert torch.cuda.max_memory_allocated() - held < sum(size for _, size in adapted)
 
 
 def test_compiled_8_bit_steps_resume_exactly_and_follow_float32() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from agent.errors import UserError
 from learner.batch import make_batch
 from learner.checkpoint import load_state, save_state
 from learner.config import AlgorithmConfig, ModelConfig, OptimizerConfig
-from learner.lora import layers
+from learner.lora import LowRank, layers, merged_weights
 from learner.policy import Policy
 from learner.update import Updater
 
@@ -142,6 +144,36 @@ def test_a_reference_is_a_plain_model(tmp_path: Path) -> None:
     frozen.save(tmp_path / "reference")
     frozen.load_weights(tmp_path / "reference")
     assert policy.adapted
+
+
+def test_one_merged_matrix_at_a_time_is_on_the_device_when_all_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A colocated engine has the card while a run is saved. The meta device stands for the CPU, and the CPU for it."""
+    policy, real, made = adapted(), LowRank.merged, list[Any]()
+
+    def watched(layer: LowRank) -> torch.Tensor:
+        assert not any(merged() is not None for merged in made), "a second one beside it"
+        merged = real(layer)
+        made.append(weakref.ref(merged))
+        return merged
+
+    monkeypatch.setattr(LowRank, "merged", watched)
+    elsewhere = {name for name, tensor in merged_weights(policy.model, "meta").items() if tensor.is_meta}
+    assert elsewhere == {f"{name}.weight" for name, _ in layers(policy.model)}
+    assert len(made) == len(elsewhere)
+
+
+def test_weights_are_compared_with_those_of_a_file_without_merging(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = adapted()
+    train(policy, tmp_path, range(2))
+    policy.save(tmp_path / "model")
+    merged = policy.published()
+    loaded = adapted()
+    with monkeypatch.context() as patched:
+        patched.setattr(LowRank, "merged", lambda layer: pytest.fail("it takes as much of the card as the model"))
+        loaded.load_weights(tmp_path / "model")
+    assert all(torch.equal(tensor, merged[name]) for name, tensor in loaded.published().items())
 
 
 def test_a_negative_rank_is_refused() -> None:
