@@ -158,6 +158,7 @@ class Receiver(NCCLWeightTransferEngine):
         """Loads bucket by bucket. Raises ``Fault`` for other bytes than were announced; they are in the model then."""
         assert isinstance(update, Update)
         arrived = Digest()
+        loaded: torch.cuda.Event | None = None
 
         def expected() -> Iterator[tuple[str, tuple[list[int], torch.dtype]]]:
             for name, dtype, shape in zip(update.names, update.dtype_names, update.shapes, strict=True):
@@ -166,9 +167,16 @@ class Receiver(NCCLWeightTransferEngine):
                 yield name, (shape, getattr(torch, dtype))
 
         def load(tensors: list[tuple[str, torch.Tensor]]) -> None:
+            # Buckets come on two streams by turns. Of a layer that is in two buckets vLLM keeps what came first and
+            # reads it on the second one's stream, while its memory would be given out again on the first one's.
+            nonlocal loaded
+            stream = torch.cuda.current_stream()
+            if loaded is not None:
+                stream.wait_event(loaded)
             for name, tensor in tensors:
                 arrived.add(name, tensor)
             self.model.load_weights(tensors)  # type: ignore[operator]  # a model's own method
+            loaded = stream.record_event()
 
         packed_tensor.packed_nccl_broadcast_consumer(
             iterator=expected(),

@@ -16,6 +16,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -387,6 +388,8 @@ async def broadcast(room: Room, bucket: int, damaged: bool) -> tuple[list[int], 
 
         def __init__(self, rank: int) -> None:
             self.rank = rank
+            self.received: list[Stream] = []
+            """The stream of each bucket."""
 
         def broadcast(self, tensor: torch.Tensor, src: int) -> None:
             assert (src, tensor.dtype, tensor.ndim) == (0, torch.uint8, 1)
@@ -396,6 +399,10 @@ async def broadcast(room: Room, bucket: int, damaged: bool) -> tuple[list[int], 
                 sizes.append(len(tensor))
                 wire.put(tensor.clone())
                 return
+            for earlier, later in pairwise(self.received[-2:]):
+                assert earlier in later.waited, "it may read of a bucket whose memory is given out again"
+                later.waited.clear()
+            self.received.append(current())
             sent = wire.get(timeout=HANG_S)
             if damaged and len(wire.queue) == 0:
                 sent[-1] ^= 1
