@@ -41,7 +41,6 @@ TINY = [
 ]
 ONE = ["cluster=1x24gb", *TINY]
 TWO = ["cluster=2x24gb", *TINY]
-FOUR = ["cluster=4x3090", *TINY]
 BFLOAT16 = 0.05
 """Nats, the mean gap above which an alarm fires."""
 two_cards = pytest.mark.skipif(CARDS < 2, reason="needs two GPUs")
@@ -119,17 +118,19 @@ def test_four_cards(launch: Callable[..., Path], layout: str) -> None:
     assert rows[-1]["version"] >= 1, "learnt and published"
 
 
-def test_four_cards_in_the_shares_of_one(launch: Callable[..., Path]) -> None:
-    """The actors of ``cluster=4x3090`` on one card that Ray takes for four; weights go through the object store."""
+def test_two_cards_in_the_shares_of_one(launch: Callable[..., Path]) -> None:
+    """The actors of ``cluster=2x24gb`` on one card that Ray takes for two; weights go through the object store.
+
+    One engine alone: vLLM counts as its own what a second one takes of the card while it starts.
+    """
     if CARDS != 1:
         pytest.skip("with several cards they have one each")
-    node = Nodes("--num-gpus=4", CUDA_VISIBLE_DEVICES="0,0,0,0")
+    node = Nodes("--num-gpus=2", CUDA_VISIBLE_DEVICES="0,0")
     try:
-        shares = ["cluster.engine.gpu_memory_utilization=0.15", "cluster.weight_channel=object_store"]
-        joined = [f"cluster.address={node.address}", *shares]
-        # vLLM's engines can't bear that a neighbour gives memory back while they profile.
+        joined = [f"cluster.address={node.address}", "cluster.weight_channel=object_store"]
+        # Nor can it bear that a neighbour gives memory back meanwhile.
         quiet = ["algorithm.dry_run=never", "algorithm.steps=3"]
-        rows = healthy(launch("shares", *FOUR, *joined, *quiet, **node.access), 3)
+        rows = healthy(launch("shares", *TWO, *joined, *quiet, **node.access), 3)
         assert rows[-1]["version"] >= 1, "learnt and published"
     finally:
         node.end()

@@ -105,7 +105,7 @@ def test_five_steps_of_a_1_5b_policy_on_a_24_gib_card(tmp_path: Path, capsys: py
     assert dry_run.tokens == config.microbatch_tokens
     assert 0 < dry_run.peak_bytes <= LEARNER
     updater = Updater(policy, config, rng=np.random.default_rng(0), fault_folder=tmp_path)
-    before = policy.model.model.layers[0].mlp.up_proj.weight.detach().clone()
+    before = policy.model.model.layers[0].mlp.up_proj.weight.detach().cpu()  # on the card it would be in the peak
     torch.cuda.reset_peak_memory_stats()
     reports = [updater.run(batch_of(step, 12, 151_936), step=step, version=0) for step in range(5)]
     peak = torch.cuda.max_memory_allocated()
@@ -117,7 +117,7 @@ def test_five_steps_of_a_1_5b_policy_on_a_24_gib_card(tmp_path: Path, capsys: py
         )
     assert all(r.updates == 1 and np.isfinite([r.loss, r.grad_norm]).all() for r in reports)
     assert peak <= dry_run.peak_bytes, "the dry run has to be the worst that can come"
-    moved = policy.model.model.layers[0].mlp.up_proj.weight.detach() != before
+    moved = policy.model.model.layers[0].mlp.up_proj.weight.detach().cpu() != before
     assert 0 < moved.float().mean() < 1
 
 
@@ -261,4 +261,5 @@ def test_offloaded_states_take_no_room_on_the_card(tmp_path: Path) -> None:
         torch.cuda.empty_cache()
     count = len(results[0])
     assert held[0] - held[1] > 11 * count  # 12 bytes a parameter
-    assert (results[0] - results[1]).abs().max() <= 2 * 1e-4  # Adam's first step is the sign of the gradient
+    # Adam's first step is the sign of the gradient, and bfloat16 rounds what comes of it.
+    assert ((results[0] - results[1]).abs() <= 2 * 1e-4 + 2**-7 * results[0].abs()).all()
