@@ -25,7 +25,7 @@ from actors.plan.installation import engines, wrong_build
 from actors.plan.learner import learner_memory
 from actors.plan.memory import available
 from actors.plan.ray_address import reach
-from agent.errors import UserError, all_of
+from agent.errors import UserError, all_of, refused
 from conf.schema import RunConfig
 from conf.topology import ClusterConfig
 from tracking.run_folder import unwritable
@@ -34,6 +34,10 @@ OLDEST_DRIVER = 580
 """CUDA 13, which the pinned torch and vLLM are built for, needs this one."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 """The variable by which CUDA, and with it Ray, is shown fewer GPUs than there are."""
+DRIVER_S = 60.0
+"""Longest that ``nvidia-smi`` may take: where no daemon keeps the driver awake, it starts it for each card in turn."""
+NO_CARDS = 6
+"""What ``nvidia-smi`` ends with where the driver works and has no card."""
 _LONGEST_SOCKET = 107 if sys.platform == "linux" else 103
 """Bytes of a Unix socket's path."""
 NEARLY = 0.95
@@ -246,7 +250,8 @@ def _disks(config: RunConfig, machine: Machine) -> Iterator[str]:
 def snapshot(config: RunConfig) -> Machine:
     """This machine, now."""
     ray_folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # as Ray itself chooses
-    cards, driver = gpus() if config.cluster.device == "cuda" else ((), None)
+    here = config.cluster.device == "cuda" and config.cluster.address is None
+    cards, driver = gpus() if here else ((), None)
     shared = Path("/dev/shm")
     return Machine(
         gpus=cards,
@@ -275,17 +280,29 @@ def compiler() -> str | None:
 def gpus() -> tuple[tuple[Gpu, ...], str | None]:
     """Each NVIDIA GPU that CUDA_VISIBLE_DEVICES leaves, and the driver's version, as the driver reports them.
 
-    Nothing without a driver. Raises ``UserError`` where it gives no number, as of a card that is cut into MIG slices.
+    Nothing without a driver. Raises ``UserError`` where it gives no number, as of a card that is cut into MIG slices,
+    and where ``nvidia-smi`` fails: with a driver that doesn't work, a machine with cards looks like one without.
     """
     if shutil.which("nvidia-smi") is None:
         return (), None
     fields = "memory.total,memory.used,driver_version,uuid,name"
     query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    said, fault = "", ""
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=8, check=True).stdout
-    except (subprocess.SubprocessError, OSError):
-        return (), None
-    rows = [line.split(", ") for line in answer.splitlines() if line.count(", ") == 4]
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=DRIVER_S, check=False)
+        said = answer.stdout
+        if answer.returncode not in (0, NO_CARDS):
+            fault = " ".join(f"{said} {answer.stderr}".split())[:200] or f"code {answer.returncode}"
+    except subprocess.TimeoutExpired:
+        fault = f"no answer for {DRIVER_S:g} s"
+    except OSError as error:
+        fault = refused(error)
+    rows = [line.split(", ") for line in said.splitlines() if line.count(", ") == 4]
+    if fault and not rows:  # beside rows it is a warning
+        raise UserError(
+            f"nvidia-smi fails, and without it no GPU can be used ({fault}); mend the driver: after an update the "
+            "machine has to be restarted"
+        )
     found = tuple(_gpu(i, rows[i]) for i in _visible([row[3].strip() for row in rows]))
     return found, rows[0][2].strip() if rows else None
 

@@ -331,10 +331,43 @@ def test_the_compiler_is_that_of_triton(tmp_path: Path, monkeypatch: pytest.Monk
     assert compiler() is None
 
 
-@pytest.mark.parametrize(("output", "code"), [("", 0), ("No devices were found\\n", 6), ("NVIDIA-SMI has failed", 9)])
+@pytest.mark.parametrize(("output", "code"), [("", 0), ("No devices were found\\n", 6)])
 def test_a_driver_without_gpus_has_none(driver: Callable[..., None], output: str, code: int) -> None:
     driver(output, code)
     assert gpus() == ((), None)
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "said"),
+    [
+        ("Failed to initialize NVML:\\n  Driver/library version mismatch\\n", 18, "NVML: Driver/library version mis"),
+        ("", 255, "code 255"),
+    ],
+)
+def test_a_driver_that_does_not_work_is_not_taken_for_a_machine_without_gpus(
+    driver: Callable[..., None], output: str, code: int, said: str
+) -> None:
+    driver(output, code)
+    with pytest.raises(
+        UserError, match=rf"^nvidia-smi fails, and without it no GPU can be used \(.*{said}.*restarted$"
+    ):
+        check_machine(config())
+    assert snapshot(config(address="auto")).gpus == (), "those of the Ray cluster are elsewhere"
+
+
+def test_a_warning_beside_the_cards_is_one(driver: Callable[..., None]) -> None:
+    driver(f"{TWO}WARNING: infoROM is corrupted at gpu 0000:01:00.0\\n", 14)
+    assert [gpu.name for gpu in gpus()[0]] == ["NVIDIA GeForce RTX 3090", "NVIDIA H100"]
+
+
+def test_a_driver_that_hangs_is_named(
+    driver: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver("")
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(looked_at, "DRIVER_S", 0.1)
+    with pytest.raises(UserError, match=r"^nvidia-smi fails, .* \(no answer for 0\.1 s\); mend the driver"):
+        gpus()
 
 
 def test_a_machine_without_a_driver_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
