@@ -300,8 +300,8 @@ def gpus() -> tuple[tuple[Gpu, ...], str | None]:
     rows = [line.split(", ") for line in said.splitlines() if line.count(", ") == 4]
     if fault and not rows:  # beside rows it is a warning
         raise UserError(
-            f"nvidia-smi fails, and without it no GPU can be used ({fault}); mend the driver: after an update the "
-            "machine has to be restarted"
+            f"nvidia-smi fails, and without it no GPU can be used ({fault}); mend the driver (after an update the "
+            "machine has to be restarted), or use cluster=local"
         )
     found = tuple(_gpu(i, rows[i]) for i in _visible([row[3].strip() for row in rows]))
     return found, rows[0][2].strip() if rows else None

@@ -348,9 +348,7 @@ def test_a_driver_that_does_not_work_is_not_taken_for_a_machine_without_gpus(
     driver: Callable[..., None], output: str, code: int, said: str
 ) -> None:
     driver(output, code)
-    with pytest.raises(
-        UserError, match=rf"^nvidia-smi fails, and without it no GPU can be used \(.*{said}.*restarted$"
-    ):
+    with pytest.raises(UserError, match=rf"^nvidia-smi fails, and without it no GPU can be used \(.*{said}.*=local$"):
         check_machine(config())
     assert snapshot(config(address="auto")).gpus == (), "those of the Ray cluster are elsewhere"
 
@@ -366,7 +364,7 @@ def test_a_driver_that_hangs_is_named(
     driver("")
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
     monkeypatch.setattr(looked_at, "DRIVER_S", 0.1)
-    with pytest.raises(UserError, match=r"^nvidia-smi fails, .* \(no answer for 0\.1 s\); mend the driver"):
+    with pytest.raises(UserError, match=r"^nvidia-smi fails, .* \(no answer for 0\.1 s\); mend the driver \("):
         gpus()
 
 
