@@ -9,7 +9,7 @@ shared memory by itself. Brings vllm: import this file inside functions.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from threading import Event, Thread
 from typing import Any, TypeVar
@@ -79,21 +79,26 @@ class Sender:
         if self._group.disabled:  # vLLM goes on without a library, and broadcasts nothing
             raise Fault("NCCL is not there or disabled (VLLM_DISABLE_PYNCCL)")
 
-    def send(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Broadcasts ``tensors`` in their order, and returns when the last bucket has left."""
-        # vLLM packs on streams of its own, and they wait for nobody: adapters are merged on this one just before.
+    def send(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Broadcasts ``tensors`` (by name) in their order, and returns when the last bucket has left."""
         made = torch.cuda.current_stream().record_event()
 
-        def when_made(item: tuple[str, torch.Tensor]) -> torch.Tensor:
-            _check_open(self._left)
-            torch.cuda.current_stream().wait_event(made)
-            return item[1]
+        def when_made() -> Iterator[tuple[str, torch.Tensor]]:
+            coming = iter(tensors)
+            while True:
+                _check_open(self._left)
+                # vLLM packs on streams of its own, which wait for nobody, and there adapters are merged: the update
+                # that changes them may not have ended.
+                torch.cuda.current_stream().wait_event(made)
+                if (item := next(coming, None)) is None:
+                    return
+                yield item
 
         packed_tensor.packed_nccl_broadcast_producer(
-            iterator=iter(tensors.items()),
+            iterator=when_made(),
             group=self._group,
             src=0,
-            post_iter_func=when_made,
+            post_iter_func=lambda item: item[1],
             buffer_size_bytes=self._bucket,
         )
         torch.cuda.empty_cache()  # buckets of other streams than the update's, which can't use them

@@ -12,7 +12,7 @@ Torch is imported where tensors are touched: pool and supervisor, which only pas
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -163,15 +163,16 @@ class Announced:
 class NcclChannel:
     """From the learner's GPU to all engines' at once. Publishing only announces: the broadcast follows."""
 
-    def publish(self, tensors: Mapping[str, torch.Tensor], version: int, learner: Any) -> Published:
-        """``tensors`` are those that ``learner`` is going to send; they must not change before."""
-        announced = Announced(
-            names=tuple(tensors),
-            dtypes=tuple(str(t.dtype)[6:] for t in tensors.values()),
-            shapes=tuple(tuple(t.shape) for t in tensors.values()),
-            learner=learner,
-        )
-        return Published(channel="nccl", version=version, checksum=digest(tensors), handle=announced)
+    def publish(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int, learner: Any) -> Published:
+        """``tensors`` (by name) are those that ``learner`` is going to send; they must not change before."""
+        whole, names, dtypes, shapes = Digest(), list[str](), list[str](), list[tuple[int, ...]]()
+        for name, tensor in tensors:
+            whole.add(name, tensor)
+            names.append(name)
+            dtypes.append(str(tensor.dtype)[6:])
+            shapes.append(tuple(tensor.shape))
+        announced = Announced(names=(*names,), dtypes=(*dtypes,), shapes=(*shapes,), learner=learner)
+        return Published(channel="nccl", version=version, checksum=whole.hex(), handle=announced)
 
     async def copy(self, published: Published) -> Published:
         """For one worker alone: the newest version, which may be a later one, through the object store."""
@@ -211,14 +212,6 @@ class Digest:
         """Of all tensors so far; waits for the GPU."""
         text = "\n".join(f"{what} {int(total)}" for what, total in zip(self._what, self._sums, strict=True))
         return xxhash.xxh3_64_hexdigest(text.encode())
-
-
-def digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """The ``Digest`` of all ``tensors``, in their order."""
-    whole = Digest()
-    for name, tensor in tensors.items():
-        whole.add(name, tensor)
-    return whole.hex()
 
 
 CHANNELS: dict[str, type[Any]] = {

@@ -10,7 +10,7 @@ training does; the memory of all gradients and moments is saved all the same. vL
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -96,16 +96,14 @@ def plain_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def merged_weights(model: nn.Module, to: str | None = None) -> dict[str, Tensor]:
-    """``plain_weights`` with the adapters merged.
+def merged_weights(model: nn.Module, plain: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of ``plain`` weights of ``model``, with its adapters merged.
 
-    With the device ``to`` each merged weight goes there before the next one is made: all of them together take as much
-    of the model's device as the model.
+    A merged one is made when it comes, and is nobody's: all of them together take as much of the device as the model.
     """
-    state = plain_weights(model)
-    for name, layer in layers(model):
-        state[f"{name}.weight"] = layer.merged().to(layer.weight.device if to is None else to)
-    return state
+    adapted = {f"{name}.weight": layer for name, layer in layers(model)}
+    for name, tensor in plain.items():
+        yield name, adapted[name].merged() if name in adapted else tensor
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:

@@ -224,23 +224,25 @@ class Policy:
         outer = {id(self.model.get_input_embeddings().weight), id(self.head)}
         return [p for p in self.parameters() if p.ndim == 2 and id(p) not in outer]
 
-    def current(self) -> dict[str, Tensor]:
-        """Name to tensor, for the engines: Hugging Face names, model dtype, where they are and as they change.
+    def current(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors for the engines: Hugging Face names, model dtype, where they are and as they change.
 
-        Adapters are merged. A tensor that two names share (tied embeddings) is listed once, under the first name.
+        Adapters are merged, each when it comes. A tensor that two names share (tied embeddings) comes once, under the
+        first name.
         """
-        return _each_once(lora.merged_weights(self.model))
+        return lora.merged_weights(self.model, _each_once(lora.plain_weights(self.model)))
 
     def published(self) -> dict[str, Tensor]:
         """``current`` as contiguous copies on the CPU, which stay as they are."""
-        return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in self.current().items()}
+        return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in self.current()}
 
     def weights(self) -> dict[str, Tensor]:
-        """What ``save`` writes: the weights under Hugging Face's names, merged ones on the CPU, all others live.
-
-        A run is saved while a colocated engine has the card: there is no room on it for all that is merged.
-        """
-        return {name: tensor.detach() for name, tensor in lora.merged_weights(self.model, "cpu").items()}
+        """What ``save`` writes: the weights under Hugging Face's names, merged ones on the CPU, all others live."""
+        plain = lora.plain_weights(self.model)
+        return {
+            name: tensor.detach() if tensor is plain[name] else tensor.to("cpu")
+            for name, tensor in lora.merged_weights(self.model, plain)
+        }
 
     def save(self, path: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Writes ``weights``, those of now if none are given, and the configuration in Hugging Face format.

@@ -435,10 +435,10 @@ async def broadcast(room: Room, bucket: int, damaged: bool) -> tuple[list[int], 
         playing = [asyncio.ensure_future(room.generate(p, seed=n, max_new_tokens=300)) for n, p in enumerate(prompts)]
         await room.generate(room.prompt(9), max_new_tokens=20)
         assert not any(task.done() for task in playing), "too fast: the broadcast finds nothing in flight"
-        tensors = room.policy(22).current()
-        published = NcclChannel().publish(tensors, 22, None)
+        policy = room.policy(22)
+        published = NcclChannel().publish(policy.current(), 22, None)
         await room.engine.hold()
-        sending = asyncio.ensure_future(asyncio.to_thread(sender.send, tensors))
+        sending = asyncio.ensure_future(asyncio.to_thread(sender.send, policy.current()))
         said = await _refusal(room.engine.transfer(published))
         await sending
         done = await asyncio.gather(*playing, return_exceptions=True)

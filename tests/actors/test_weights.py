@@ -22,7 +22,6 @@ from actors.weights import (
     Published,
     TensorSpec,
     checksum,
-    digest,
     pack,
     unpack,
 )
@@ -202,9 +201,17 @@ def test_a_folder_that_has_changed_is_refused(tmp_path: Path, damage: str) -> No
 # --- by broadcast ----------------------------------------------------------------------------------
 
 
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    """Of all of them, in their order."""
+    whole = Digest()
+    for name, tensor in tensors.items():
+        whole.add(name, tensor)
+    return whole.hex()
+
+
 def test_a_broadcast_is_announced_by_what_will_come_and_nothing_is_copied() -> None:
     tensors = _odd_tensors()
-    published = NcclChannel().publish(tensors, 5, "the learner")
+    published = NcclChannel().publish(tensors.items(), 5, "the learner")
     announced = published.handle
     assert (published.channel, published.version, announced.learner) == ("nccl", 5, "the learner")
     assert CHANNELS[published.channel] is NcclChannel

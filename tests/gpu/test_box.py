@@ -105,7 +105,7 @@ def test_weights_are_broadcast_and_change_in_mid_episode(launch: Callable[..., P
 
 @two_cards
 def test_merged_adapters_are_broadcast_whole(launch: Callable[..., Path]) -> None:
-    """The merge runs on the learner's own stream, and is packed on others; the receiver checks the digest."""
+    """The merge runs on the streams that pack, the update on the learner's own; the receiver checks the digest."""
     folder = launch("merged", *TWO, "model.lora_rank=8", "algorithm.steps=3")
     healthy(folder, 3)
     assert "object store" not in (folder / "metrics.jsonl").read_text(), "NCCL was not given up"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -189,16 +189,16 @@ def test_a_reference_on_the_host_costs_the_card_nothing_but_while_it_is_asked() 
     assert torch.cuda.memory_allocated() <= held + 2**20
 
 
-def test_adapters_that_are_merged_to_be_saved_have_no_room_on_the_card() -> None:
-    """A colocated engine is awake while a run is saved."""
+@pytest.mark.parametrize("asked", [Policy.published, Policy.weights, lambda policy: [*map(len, policy.current())]])
+def test_all_that_is_merged_is_never_on_the_card_together(asked: Callable[[Policy], Any]) -> None:
+    """It takes as much as the model, and a colocated engine is awake while a run is saved."""
     policy = small(lora_rank=8)
-    policy.weights()  # once for the workspace of the matrix products
+    asked(policy)  # once for the workspace of the matrix products
     torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated()
-    weights = policy.weights()
-    adapted = [(name, layer.weight.nbytes) for name, layer in layers(policy.model)]
-    assert {weights[f"{name}.weight"].device.type for name, _ in adapted} == {"cpu"}
-    assert torch.cuda.max_memory_allocated() - held < sum(size for _, size in adapted)
+    kept = asked(policy)
+    assert torch.cuda.max_memory_allocated() - held < sum(layer.weight.nbytes for _, layer in layers(policy.model))
+    assert len(kept) > 0
 
 
 def test_compiled_8_bit_steps_resume_exactly_and_follow_float32() -> None:

@@ -15,7 +15,7 @@ from agent.errors import UserError
 from learner.batch import make_batch
 from learner.checkpoint import load_state, save_state
 from learner.config import AlgorithmConfig, ModelConfig, OptimizerConfig
-from learner.lora import LowRank, layers, merged_weights
+from learner.lora import LowRank, layers
 from learner.policy import Policy
 from learner.update import Updater
 
@@ -146,20 +146,26 @@ def test_a_reference_is_a_plain_model(tmp_path: Path) -> None:
     assert policy.adapted
 
 
-def test_one_merged_matrix_at_a_time_is_on_the_device_when_all_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A colocated engine has the card while a run is saved. The meta device stands for the CPU, and the CPU for it."""
-    policy, real, made = adapted(), LowRank.merged, list[Any]()
+def asked_for(policy: Policy) -> list[float]:
+    return [float(tensor.sum()) for _, tensor in policy.current()]
+
+
+@pytest.mark.parametrize("asked", [asked_for, Policy.published, Policy.weights])
+def test_a_merged_matrix_is_gone_before_the_next_but_one_is_made(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them take as much of the device as the model. What is kept is on the CPU: here, a copy of each."""
+    policy, made = adapted(), list[Any]()
+    merged, move = LowRank.merged, torch.Tensor.to
 
     def watched(layer: LowRank) -> torch.Tensor:
-        assert not any(merged() is not None for merged in made), "a second one beside it"
-        merged = real(layer)
-        made.append(weakref.ref(merged))
-        return merged
+        assert sum(one() is not None for one in made) <= 1
+        tensor = merged(layer)
+        made.append(weakref.ref(tensor))
+        return tensor
 
     monkeypatch.setattr(LowRank, "merged", watched)
-    elsewhere = {name for name, tensor in merged_weights(policy.model, "meta").items() if tensor.is_meta}
-    assert elsewhere == {f"{name}.weight" for name, _ in layers(policy.model)}
-    assert len(made) == len(elsewhere)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *where, **how: move(tensor, *where, **how).clone())
+    asked(policy)
+    assert len(made) == len(list(layers(policy.model)))
 
 
 def test_weights_are_compared_with_those_of_a_file_without_merging(
