@@ -208,25 +208,25 @@ def refusal(rows: Sequence[EvalRow], max_fault_share: float) -> str | None:
 
 
 def summarise(rows: Sequence[EvalRow]) -> dict[str, Any]:
-    """The metrics of an evaluation: means over the rows without a fault, and ``em/<kind>`` per kind.
+    """The metrics of an evaluation: means over the questions of their rows without a fault, and ``em/<kind>`` per kind.
 
-    A mean of nothing is None. ``error`` is the commonest fault's, if there was any.
+    A question counts once, with the mean over its episodes, as in ``eval.json`` (``estimates.py``). A mean of nothing
+    is None. ``error`` is the commonest fault's, if there was any.
     """
     viable = [r for r in rows if not r.fault]
-    recalls = [r.evidence for r in viable if r.evidence is not None]
     summary: dict[str, Any] = {
         "n": len(viable),
         "faults": len(rows) - len(viable),
-        "em": _mean([r.em for r in viable]),
-        "f1": _mean([r.f1 for r in viable]),
-        "cover_em": _mean([r.cover for r in viable]),
-        "answerable": _mean([r.answerable for r in viable if r.answerable is not None]),
-        "evidence_recall": _mean(recalls),
-        "search/mean": _mean([r.searches for r in viable]),
-        "search/skipped_mean": _mean([r.skipped for r in viable]),
-        "search/withheld_mean": _mean([r.withheld for r in viable]),
-        "action_tokens/mean": _mean([r.action_tokens for r in viable]),
-        "probe_tokens/mean": _mean([r.probe_tokens for r in viable]),
+        "em": _mean(viable, lambda r: r.em),
+        "f1": _mean(viable, lambda r: r.f1),
+        "cover_em": _mean(viable, lambda r: r.cover),
+        "answerable": _mean(viable, lambda r: r.answerable),
+        "evidence_recall": _mean(viable, lambda r: r.evidence),
+        "search/mean": _mean(viable, lambda r: r.searches),
+        "search/skipped_mean": _mean(viable, lambda r: r.skipped),
+        "search/withheld_mean": _mean(viable, lambda r: r.withheld),
+        "action_tokens/mean": _mean(viable, lambda r: r.action_tokens),
+        "probe_tokens/mean": _mean(viable, lambda r: r.probe_tokens),
         "stop": dict(Counter(r.stop_reason for r in rows)),
     }
     if (samples := 1 + max((r.sample for r in rows), default=0)) > 1:
@@ -234,9 +234,14 @@ def summarise(rows: Sequence[EvalRow]) -> dict[str, Any]:
     if errors := [r.error for r in rows if r.error]:
         summary["error"] = commonest(errors)
     for kind in sorted({r.kind for r in viable if r.kind}):
-        summary[f"em/{kind}"] = _mean([r.em for r in viable if r.kind == kind])
+        summary[f"em/{kind}"] = _mean([r for r in viable if r.kind == kind], lambda r: r.em)
     return summary
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _mean(rows: Sequence[EvalRow], of: Callable[[EvalRow], float | None]) -> float | None:
+    """Over the questions that have one, of the mean over their ``rows``."""
+    known: dict[str, list[float]] = {}
+    for row in rows:
+        if (value := of(row)) is not None:
+            known.setdefault(row.question_id, []).append(value)
+    return sum(sum(each) / len(each) for each in known.values()) / len(known) if known else None

@@ -14,6 +14,7 @@ from agent.dialogue import Dialogue
 from agent.environment import Environment
 from agent.errors import Fault, GenerationError, RetrievalError
 from agent.group import Player, play_group
+from agent.inference.estimates import interval, values
 from agent.inference.evaluation import (
     EvalRow,
     check_any_scored,
@@ -170,22 +171,29 @@ def test_answers_all_of_which_are_needed_may_be_retrieved_one_by_one(make_trajec
     assert eval_row(emma, played, ["Jane Austen wrote it"]).answerable == 1.0
 
 
-def test_a_summary_leaves_faults_out():
-    def row(kind, em, evidence, fault=False):
-        return EvalRow(
-            question_id="q",
-            kind=kind,
-            answer=None,
-            em=em,
-            f1=em / 2,
-            evidence=evidence,
-            searches=2,
-            action_tokens=10,
-            stop_reason="retrieval_failed" if fault else "answered",
-            fault=fault,
-        )
+def row(question, kind="", em=0.0, evidence=None, *, sample=0, fault=False):
+    return EvalRow(
+        question_id=question,
+        kind=kind,
+        answer=None,
+        em=em,
+        f1=em / 2,
+        evidence=evidence,
+        searches=2,
+        action_tokens=10,
+        stop_reason="retrieval_failed" if fault else "answered",
+        fault=fault,
+        sample=sample,
+    )
 
-    rows = [row("bridge", 1.0, 0.5), row("bridge", 0.0, None), row("comparison", 1.0, 1.0), row("hop", 1.0, 1.0, True)]
+
+def test_a_summary_leaves_faults_out():
+    rows = [
+        row("a", "bridge", 1.0, 0.5),
+        row("b", "bridge", 0.0, None),
+        row("c", "comparison", 1.0, 1.0),
+        row("d", "hop", 1.0, 1.0, fault=True),
+    ]
     assert summarise(rows) == {
         "n": 3,
         "faults": 1,
@@ -204,6 +212,14 @@ def test_a_summary_leaves_faults_out():
         "em/comparison": 1.0,
     }
     assert summarise([])["em"] is None
+
+
+def test_a_summary_has_the_numbers_of_the_result_where_a_fault_took_an_episode():
+    """A question counts once, however many of its episodes are left."""
+    rows = [row("a", "x", 1.0, sample=k, fault=k == 3) for k in range(4)] + [row("b", "x", sample=k) for k in range(4)]
+    found = summarise(rows)
+    assert (found["n"], found["faults"], found["em"], found["f1"], found["em/x"]) == (7, 1, 0.5, 0.25, 0.5)
+    assert found["em"] == interval([*values(rows, "em").values()], 0)["mean"]
 
 
 def test_what_broke_is_kept(make_player, codec, austen):
