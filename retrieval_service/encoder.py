@@ -96,10 +96,14 @@ def manner_of(folder: Path, given: str, asked: dict[str, Any]) -> Manner:
 
 
 def encoder_of(
-    index: Path, made_with: Mapping[str, Any], given: str | None, asked: Mapping[str, Any]
+    index: Path, made_with: Mapping[str, Any], given: str | None, asked: Mapping[str, Any], *, named: bool = True
 ) -> tuple[Manner, Path]:
     """How the encoder that made ``index`` is used, by its manifest, and its folder: the one that is ``given``, if it is
     the same. Of a name on the hub it may be an earlier snapshot: a later one has other files.
+
+    Queries have the prefix that is ``asked`` for. Without one it is that of an index which is ``named``; one that was
+    found by its corpus may be of a run that asked for another, since passages don't depend on it, and there it is the
+    encoder's own.
 
     Raises ``UserError`` if it is another, or is ``asked`` to be used in another manner.
     """
@@ -107,7 +111,8 @@ def encoder_of(
     made = Manner(**{name: made_with[name] for name in names})
     given = given or made.encoder
     folder = encoder_folder(given, KEY)
-    kept = {name: value for name, value in asdict(made).items() if name not in ("encoder", "weights")}
+    others = ("encoder", "weights") if named else ("encoder", "weights", "query_prefix")
+    kept = {name: value for name, value in asdict(made).items() if name not in others}
     wanted = kept | {name: value for name, value in asked.items() if value is not None}
     now = manner_of(folder, given, wanted)
     if now.weights != made.weights and (before := _snapshot_of(given, made.weights)) is not None:

@@ -158,7 +158,9 @@ class Dense:
                 f"{index}: not a dense index of this program's (it has no manifest); build it with mode=index"
             )
         self._index, self._manifest = index, manifest
-        self._manner, folder = encoder_of(index, manifest.made_with, config.encoder, config.asked)
+        self._manner, folder = encoder_of(
+            index, manifest.made_with, config.encoder, config.asked, named=config.index is not None
+        )
         kind = str(manifest.made_with["vectors"])
         try:
             self._store = PassageStore(index)

@@ -362,6 +362,22 @@ def test_an_index_says_its_encoder_and_takes_no_other(
     assert index_for(corpus, Settings(encoder=str(moved)), tmp_path) == index
 
 
+def test_a_search_has_the_prefix_of_now_and_not_of_the_run_that_built_the_index(
+    corpus: Path, config: Settings, model: Path, tmp_path: Path
+) -> None:
+    asked = Settings(encoder=str(model), query_prefix="two: ")
+    index = index_for(corpus, asked, tmp_path)
+    assert index_for(corpus, config, tmp_path) == index, "passages don't depend on it"
+
+    def prefix(config: Settings) -> str:
+        opened = open_backend(config, index)
+        opened.close()
+        return str(opened.identity().settings["query_prefix"])
+
+    assert (prefix(config), prefix(asked)) == ("query: ", "two: ")
+    assert prefix(Settings(index=str(index))) == "two: ", "an index that is named says how it is searched"
+
+
 def test_an_index_names_the_encoder_that_is_to_be_fetched(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
