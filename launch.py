@@ -113,7 +113,7 @@ def experts(config: RunConfig, run_dir: Path, console: Console) -> None:
     _settle(config, console)
     fetch_all(config, console)
     with console.phase("reading the data"):
-        task = load(config.data, config.seed, config.cache)
+        task = load(config.data, config.seed, config.cache, say=console.say)
         given = config.model.path
         model = None if given is None else local_folder(given, f"model.path={given}")
         write_notices(run_dir, task.notices)

@@ -157,7 +157,7 @@ def _behind(config: RunConfig, run_dir: Path, console: Console) -> Iterator[Serv
     check_cache(config)
     fetch(config, console)
     with console.phase("reading the data"):
-        task = load(config.data, config.seed, config.cache, mode="eval")
+        task = load(config.data, config.seed, config.cache, mode="eval", say=console.say)
         asked = asked_of_endpoint(config, task, console.say)
         write_notices(run_dir, asked.notices)
     console.notices(asked.notices, run_dir)

@@ -234,6 +234,22 @@ def test_an_episode_that_fills_the_endpoints_context_is_wrong_and_no_fault(
         evaluated(asked(), tmp_path / "none")
 
 
+def test_what_there_is_to_say_of_a_folder_of_documents_is_said(
+    model: Model, asked: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    for book, writer in BOOKS.items():
+        (pages / f"{book}.txt").write_text(f"{book}\n\n{book} is a novel by the author {writer}. 5 £.", "cp1252")
+    config = asked("evaluation.questions=0")
+    config.data.corpus = str(pages)
+    (tmp_path / "run").mkdir()
+    evaluating.evaluate(config, tmp_path / "run", Console(), "n")
+    out = capsys.readouterr().out
+    assert f"{pages}: 3 files are not UTF-8 and are read as Windows-1252, such as Emma.txt" in out
+    assert f"{pages}: 3 documents are 3 passages, in " in out
+
+
 def test_samples_and_faults_are_those_of_every_evaluation(model: Model, asked: Any, tmp_path: Path) -> None:
     how = ("evaluation.samples=2", "evaluation.temperature=0.7", "evaluation.endpoint.tries=1")
     model.down = 1  # a fault, whose question is played again

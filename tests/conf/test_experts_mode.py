@@ -69,6 +69,22 @@ def test_the_mode_writes_a_file_and_says_what_it_couldnt_do(command: Command, fi
     assert f"data.experts={tmp_path / 'made' / 'experts.jsonl'}" in out
 
 
+def test_what_there_is_to_say_of_a_folder_of_documents_is_said(
+    command: Command, files: list[str], tmp_path: Path
+) -> None:
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    for title, writer in WRITERS.items():
+        (pages / f"{title}.txt").write_text(f"{title}\n\nA novel by {writer}.", "cp1252")
+    (pages / "notes.odt").touch()
+    mine = [f"data.corpus={pages}" if each.startswith("data.corpus=") else each for each in files]
+    code, out, err = command("mode=experts", *mine, "output_dir=made")
+    assert (code, err) == (0, "")
+    assert "3 expert trajectories of 3 questions tried" in out
+    assert f"{pages}: 1 files are no text, Markdown, HTML and PDF and are left out (1 .odt)" in out
+    assert f"{pages}: 1 files are not UTF-8 and are read as Windows-1252, such as Villette.txt" in out
+
+
 def test_nothing_that_can_be_made_is_the_users_mistake(command: Command, files: list[str]) -> None:
     code, _, err = command("mode=experts", *files, "agent.max_passage_chars=5")
     assert code == 2
