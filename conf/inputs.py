@@ -15,6 +15,7 @@ from agent.settings import KIND, PATH
 from conf.schema import IF_ANY, INFERENCE, OF_A_CHECKPOINT, RunConfig
 from learner.gguf import is_gguf
 from learner.hub import is_hub_name
+from tasks.aliases import FILE as ALIASES
 from tasks.making.config import AUTO
 from tasks.paths import KEYS, WIKI_18, files_of, is_named, read_by
 from tracking.trackers.several import check_installed
@@ -77,13 +78,26 @@ def _data_files(config: RunConfig) -> Iterator[tuple[str, str]]:
             yield from ((f"data.{name}", file) for file in files if not is_named(file) and file != WIKI_18)
 
 
+def _read_if_there(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """The same of what is read where it is there: the names beside 2WikiMultihopQA's questions, a prompt that isn't one
+    of ours, and models that rank passages, unless they are the hub's."""
+    data, retrieval = config.data, config.retrieval
+    for key in read_by(config.mode, data.eval_questions):
+        files = files_of(value, f"data.{key}") if (value := getattr(data, key)) else ()
+        yield from ((f"data.{key}", str(at_home(file).with_name(ALIASES))) for file in files if not is_named(file))
+    yield "agent.prompt", config.agent.prompt
+    for name in ("encoder", "reranker"):
+        if path := getattr(retrieval, name, None):
+            yield f"retrieval.{name}", path
+
+
 def stamps(config: RunConfig) -> dict[str, str]:
     """Of each file and folder that ``config.mode`` reads, by its resolved path: its size and when it changed (ns).
 
     A link to a checkpoint, such as ``checkpoints/best``, is that checkpoint.
     """
     found = {}
-    for key, path in _read(config):
+    for key, path in (*_read(config), *(each for each in _read_if_there(config) if at_home(each[1]).exists())):
         if key != "compare" and not key.endswith("token_file"):
             place = at_home(path).resolve()
             files = []

@@ -391,9 +391,12 @@ def test_an_evaluation_that_has_ended_is_skipped_and_one_that_has_not_goes_on(tm
     assert sweep.status(folder)[0] is sweep.Status.FINISHED
 
 
-@pytest.mark.parametrize("changed", ["q", "weights"])
+@pytest.mark.parametrize(
+    "changed", ["q", "weights", "id_aliases.json", "prompt.txt", "encoder/model.safetensors", "reranker/config.json"]
+)
 def test_an_evaluation_of_files_that_have_changed_is_looked_at_again(tmp_path: Path, changed: str) -> None:
-    """It says itself whether that makes another one of it; then its numbers are no result of this sweep."""
+    """Or have come, as the names of 2WikiMultihopQA's answers do once a notice has asked for them. It says itself
+    whether that makes another one of it; then its numbers are no result of this sweep."""
     asked = []
 
     def evaluate(config: RunConfig, folder: Path, console: object) -> None:
@@ -402,13 +405,20 @@ def test_an_evaluation_of_files_that_have_changed_is_looked_at_again(tmp_path: P
 
     folder = tmp_path / "seed=0"
     folder.mkdir()
-    for name in ("q", "c", "somewhere", "weights"):
-        (tmp_path / name).mkdir() if name == "somewhere" else (tmp_path / name).write_text("before")
+    for name in ("somewhere", "encoder", "reranker"):
+        (tmp_path / name).mkdir()
+    for name in ("q", "c", "weights"):
+        (tmp_path / name).write_text("before")
+    (tmp_path / "prompt.txt").write_text("{tools} {question}")
     (tmp_path / "somewhere" / "model.safetensors").symlink_to(tmp_path / "weights")
-    composed = dictionary("mode=eval", "checkpoint=somewhere", "data.eval_questions=q", "data=jsonl", "data.corpus=c")
+    ranker = ("retrieval=dense", "retrieval.encoder=encoder", "retrieval.reranker=reranker")
+    own = ("data.eval_questions=q", "data=jsonl", "data.corpus=c", "agent.prompt=prompt.txt")
+    composed = dictionary("mode=eval", "checkpoint=somewhere", *own, *ranker)
     (folder / "eval.json").write_text('{"slices": []}')
     note_sources(folder, stamps(typed(composed)))
-    (tmp_path / changed).write_text("after, and longer")
+    job(composed, folder, evaluate)
+    assert asked == [], "nothing has changed"
+    (tmp_path / changed).write_text("{tools} {question} after, and longer")
     job(composed, folder, evaluate)
     assert asked == ["seed=0"]
     assert sweep.status(folder) == (sweep.Status.FAILED, "holds another evaluation")
