@@ -9,12 +9,14 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from agent.errors import Fault, Stopped, UserError, refused
+from agent.paths import at_home
 from conf.command_line import Sweep
 from conf.inputs import stamps
 from conf.schema import IF_ANY, RunConfig, typed
 from tracking import run_folder
 from tracking.console import Console
 from tracking.dispensable import Dispensable
+from tracking.evals.compare import compare
 from tracking.evals.result import made_of
 from tracking.experiments import sweep
 
@@ -36,6 +38,8 @@ def job(composed: DictConfig, folder: Path, mode: Callable[[RunConfig, Path, Con
             finished = sweep.status(folder)[0] is sweep.Status.FINISHED
             if finished and (not evaluated or made_of(folder, stamps(config))):
                 console.say(f"{folder.name}: finished before")
+                if evaluated and config.compare:  # with another one, perhaps, than when it was played
+                    compare(folder, at_home(config.compare), folder, console, seed=config.seed, given="output_dir")
                 return
             if evaluated:
                 config.resume = IF_ANY  # what is played there already stays

@@ -13,11 +13,13 @@ from settings import dictionary
 
 import launch
 from agent.errors import Fault, Stopped, UserError
+from agent.inference.evaluation import EvalRow
 from conf.command_line import Sweep
 from conf.inputs import stamps
 from conf.jobs import job
 from conf.schema import IF_ANY, RunConfig, typed
-from tracking.evals.result import note_sources
+from tracking.evals.result import note_sources, result
+from tracking.evals.rows import EvalRows
 from tracking.experiments import sweep
 from tracking.metrics import read
 
@@ -422,6 +424,43 @@ def test_an_evaluation_of_files_that_have_changed_is_looked_at_again(tmp_path: P
     job(composed, folder, evaluate)
     assert asked == ["seed=0"]
     assert sweep.status(folder) == (sweep.Status.FAILED, "holds another evaluation")
+
+
+def test_an_evaluation_that_has_ended_is_compared_with_what_is_asked_for_now(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def evaluate(config: RunConfig, folder: Path, console: object) -> None:
+        raise AssertionError("it has ended")
+
+    own = ("mode=eval", "checkpoint=somewhere", "data.eval_questions=q", "data=jsonl", "data.corpus=c")
+    for name, em in (("seed=0", 1.0), ("other", 0.0)):
+        folder = tmp_path / name
+        folder.mkdir()
+        rows = [
+            EvalRow(
+                question_id=question,
+                kind="",
+                answer="x",
+                em=em,
+                f1=em,
+                evidence=None,
+                searches=1,
+                action_tokens=1,
+                stop_reason="answered",
+                fault=False,
+            )
+            for question in "ab"
+        ]
+        EvalRows(folder).write(rows)
+        setting = {"checkpoint": name, "data": {"name": "q"}, "played": {"samples": 1}}
+        found = result(rows, setting, samples=1, seed=0, max_fault_share=0.0)
+        (folder / "eval.json").write_text(json.dumps(found))
+        note_sources(folder, stamps(typed(dictionary(*own))))
+    job(dictionary(*own, "compare=other"), tmp_path / "seed=0", evaluate)
+    assert "seed=0: finished before" in (out := capsys.readouterr().out)
+    assert "EM: better on 2, worse on 0, alike on 0 questions" in out
+    assert json.loads((tmp_path / "seed=0" / "comparison.json").read_text())["other"] == "other (other)"
+    assert sweep.status(tmp_path / "seed=0")[0] is sweep.Status.FINISHED
 
 
 # --- more of a sweep -------------------------------------------------------------------------------
