@@ -74,7 +74,7 @@ def listed(files: Sequence[str]) -> str:
 
 def set_names(files: Sequence[Path]) -> tuple[str, ...]:
     """What the sets in different ``files`` are called: of each the shortest end of its path that no other has, and that
-    says more than which split it is.
+    says more than which split it is, unless these are the splits of one folder.
 
     >>> set_names([Path("data/nq/train.jsonl"), Path("popqa/dev.jsonl.gz"), Path("own.jsonl")])
     ('nq', 'popqa', 'own')
@@ -82,7 +82,7 @@ def set_names(files: Sequence[Path]) -> tuple[str, ...]:
     parts = [[*file.absolute().parts[1:-1], stem(file)] for file in files]
     if len({*map(tuple, parts)}) < len(files):
         parts = [[*file.absolute().parts[1:]] for file in files]
-    if len({file.absolute().parent for file in files}) > 1:
+    if len(files) == 1 or len({file.absolute().parent for file in files}) > 1:
         parts = [_without_split(each, parts) for each in parts]
     if len(files) > 1:
         while len({each[-1] for each in parts}) == 1 and all(len(each) > 1 for each in parts):

@@ -43,7 +43,9 @@ def test_a_file_is_named_once() -> None:
 @pytest.mark.parametrize(
     ("files", "names"),
     [
-        (["x/train.jsonl.gz"], ("train",)),
+        (["musique/dev.jsonl.gz"], ("musique",)),
+        (["musique/own.jsonl"], ("own",)),
+        (["/dev.jsonl"], ("dev",)),
         (["x/nq.jsonl", "y/popqa.csv"], ("nq", "popqa")),
         (["/nq/train.jsonl", "/popqa/train.jsonl"], ("nq", "popqa")),
         (["/v1/nq/train.jsonl", "/v2/nq/train.jsonl"], ("v1", "v2")),
