@@ -84,7 +84,7 @@ def _read_if_there(config: RunConfig) -> Iterator[tuple[str, str]]:
     data, retrieval = config.data, config.retrieval
     for key in read_by(config.mode, data.eval_questions):
         files = files_of(value, f"data.{key}") if (value := getattr(data, key)) else ()
-        yield from ((f"data.{key}", str(at_home(file).with_name(ALIASES))) for file in files if not is_named(file))
+        yield from ((f"data.{key}", str(at_home(file).parent / ALIASES)) for file in files if not is_named(file))
     yield "agent.prompt", config.agent.prompt
     for name in ("encoder", "reranker"):
         if path := getattr(retrieval, name, None):
