@@ -97,7 +97,8 @@ def stamps(config: RunConfig) -> dict[str, str]:
     A link to a checkpoint, such as ``checkpoints/best``, is that checkpoint.
     """
     found = {}
-    for key, path in (*_read(config), *(each for each in _read_if_there(config) if at_home(each[1]).exists())):
+    others = ((key, path) for key, path in _read_if_there(config) if os.path.exists(at_home(path)))
+    for key, path in (*_read(config), *others):
         if key != "compare" and not key.endswith("token_file"):
             place = at_home(path).resolve()
             files = []
