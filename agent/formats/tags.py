@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from agent.answers import is_blank
 from agent.config import AgentConfig
 from agent.errors import UserError, one_of
 from agent.formats.base import Format, Shown
+from agent.formats.calls import Malformed, check
 from agent.formats.catalogue import format_class
 from agent.formats.chat_template import FIRST as MARK
 from agent.formats.chat_template import opened, own_end, template_options
@@ -60,7 +62,7 @@ class TagFormat(Format):
         self.end = own_end(codec, self._options) if self._chat else ""
         self.stop = (*self.protocol.stop, self.end) if self.end else self.protocol.stop
         self._most = config.max_parallel
-        self._tools = {tool.name for tool in tools}
+        self._parameters = {tool.name: tool.parameters for tool in tools}
         self._asking = tag_prompt(config, self.protocol, tools)
         self._open = codec.encode(f"\n{self.protocol.result_open}\n")
         self._close = codec.encode(f"\n{self.protocol.result_close}\n")
@@ -90,16 +92,23 @@ class TagFormat(Format):
         action = self.protocol.parse(said)
         if finish is Finish.LENGTH and not end and action.answer is not None and self.protocol.braced_answer:
             return Action()
-        if any(request.tool not in self._tools for request in action.requests):
-            return Action(malformed="there is no such tool")
-        if self._most == 1 or not action.requests:
-            return action
-        (request,) = action.requests
+        try:
+            requests = self._each(action.requests)
+            check(requests, self._parameters)
+        except Malformed as why:
+            return Action(malformed=str(why))
+        return replace(action, requests=requests)
+
+    def _each(self, requests: Sequence[Request]) -> tuple[Request, ...]:
+        """The calls of a turn, which has one or none: a line each where there may be several. Raises ``Malformed``."""
+        if self._most == 1 or not requests:
+            return tuple(requests)
+        (request,) = requests
         lines = [line for line in map(str.strip, request.text.splitlines()) if not is_blank(line)]
         if len(lines) > self._most:
-            return Action(malformed=f"more than {self._most} calls in one turn")
+            raise Malformed(f"more than {self._most} calls in one turn")
         (argument,) = request.arguments
-        return Action(requests=tuple(Request(tool=request.tool, arguments={argument: line}) for line in lines))
+        return tuple(Request(tool=request.tool, arguments={argument: line}) for line in lines)
 
     def observation(self, shown: Sequence[Shown], last: int | None) -> list[int]:
         """See ``Format``: a result block for each."""

@@ -414,3 +414,15 @@ def test_a_tool_may_take_nothing_where_no_tag_has_to_hold_it(monkeypatch, codec)
     assert dialogue.parse(called, Finish.STOP).requests == (Request(tool="count", arguments={}),)
     with pytest.raises(UserError, match=r"'count' takes other arguments than one text, .*set agent\.format=tools"):
         Dialogue.of(codec, AgentConfig(tools=tools))
+
+
+def test_what_stands_in_a_tag_is_one_of_the_choices_of_its_argument(monkeypatch, codec):
+    module = types.ModuleType("a_module_with_a_tool_that_sorts")
+    by = {"type": "string", "description": "what to sort by", "enum": ["date", "title"]}
+    module.Mine = type("Mine", (Count,), {"parameters": {"by": by}})
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    dialogue = Dialogue.of(codec, AgentConfig(tools=["search", f"{module.__name__}:Mine"], max_parallel=2))
+    action = dialogue.parse("<count>date\ntitle</count>", Finish.STOP)
+    assert [request.arguments for request in action.requests] == [{"by": "date"}, {"by": "title"}]
+    action = dialogue.parse("<count>date\nDate</count>", Finish.STOP)
+    assert (action.requests, action.malformed) == ((), "a call whose argument is none of its choices")
