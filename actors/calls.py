@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from actors.process import last_crash, last_lines
-from agent.errors import ActorLost, Fault, UserError, last_line
+from agent.errors import ActorLost, Fault, Final, UserError, last_line
 
 POLL_S = 1.0
 """How long one wait lasts at most, so that a Ctrl-C is seen."""
@@ -39,9 +39,9 @@ class Hangs(Died):
 def get(ref: Any, actor: str, log_dir: Path, *, mistakes: bool = True) -> Any:
     """The result of a finished call of ``actor``, its errors as ours.
 
-    A ``UserError`` stays one where a call may show ``mistakes`` of the user's, and so does ``ActorLost``, of another
-    actor; anything else that the call raised becomes a ``Fault`` that names the actor, and the end of its process a
-    ``Died`` with the last lines of its log.
+    A ``UserError`` stays one where a call may show ``mistakes`` of the user's; ``Final`` does, and ``ActorLost``, of
+    another actor. Anything else that the call raised becomes a ``Fault`` that names the actor, and the end of its
+    process a ``Died`` with the last lines of its log.
     """
     try:
         return ray.get(ref)
@@ -51,7 +51,7 @@ def get(ref: Any, actor: str, log_dir: Path, *, mistakes: bool = True) -> Any:
             cause = cause.cause
         if isinstance(cause, UserError) and mistakes:
             raise UserError(str(cause)) from error
-        if isinstance(cause, ActorLost):
+        if isinstance(cause, ActorLost | Final):
             raise type(cause)(*cause.args) from error
         text = str(cause) if isinstance(cause, Fault | UserError) else f"{type(cause).__name__}: {cause}"
         if isinstance(cause, ray.exceptions.RayError):  # of an actor that this one has asked: pages

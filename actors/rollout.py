@@ -29,7 +29,7 @@ from actors.weights import CHANNELS, NcclChannel, Published
 from agent.config import AgentConfig, GroupConfig, RewardConfig
 from agent.dialogue import Dialogue
 from agent.environment import Environment
-from agent.errors import Fault, Unusable, UserError, shortened
+from agent.errors import Fault, Final, Unusable, UserError, shortened
 from agent.group import Player
 from agent.inference.evaluation import EvalRow, evaluate
 from agent.inference.infer import Inference, Inferred, infer
@@ -205,7 +205,7 @@ class RolloutWorker:
         """Claims from ``pool`` and plays by the strategy of ``group`` until the pool closes; returns the number of
         groups it played, and None if the pool is gone or out of reach: then nobody would take what is in flight.
 
-        Raises what a group raised: the supervisor then replaces this worker.
+        Raises what a group raised: the supervisor then replaces this worker. ``Final`` if the pool can't draw.
         """
         strategy = STRATEGIES[group.strategy]
         leases = self._leases = Leases(pool, self._name, self._settings.lease_s)
@@ -280,8 +280,13 @@ class RolloutWorker:
         return self._engine.stats
 
     async def _claim(self, pool: Any, limit: int) -> list[tuple[Ticket, Question]]:
-        with self._spans.span("claim", SHOWN_S):
-            claimed: list[tuple[Ticket, Question]] = await pool.claim.remote(self._name, limit)
+        try:
+            with self._spans.span("claim", SHOWN_S):
+                claimed: list[tuple[Ticket, Question]] = await pool.claim.remote(self._name, limit)
+        except ray.exceptions.RayTaskError as error:  # a rule of the user's own, say: any other worker would get that
+            cause = error.cause
+            why = str(cause) if isinstance(cause, Fault) else f"{type(cause).__name__}: {shortened(cause)}"
+            raise Final(f"the pool can't draw a question: {why}") from error
         for ticket, question in claimed:
             if not isinstance(ticket, Ticket) or not isinstance(question, Question):
                 raise Unusable("pool", f"a claim is of {type(ticket).__name__} and {type(question).__name__}")

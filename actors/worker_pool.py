@@ -26,7 +26,7 @@ from actors.replay import CHUNK, ROOM, Share, Shares, are_rows
 from actors.restarts import Restarts
 from actors.weights import Published
 from agent.config import GroupConfig
-from agent.errors import Fault, Unusable
+from agent.errors import Fault, Final, Unusable
 from agent.inference.evaluation import EvalRow
 from agent.inference.infer import Inferred
 from agent.records import Question
@@ -356,14 +356,16 @@ class WorkerPool:
     def _result(self, ref: Any, worker: _Worker, call: str, *, final: bool = False) -> Any:
         """The result of a worker's ``call``; None if the worker is lost, which replaces it, or was left alone.
 
-        An error in its input is the user's and ends the run, unless another has started with the same; so does a fault
-        that would only repeat itself, or with ``final`` any that was raised. Anything else costs one worker.
+        An error in its input is the user's and ends the run, unless another has started with the same; ``Final`` does,
+        a fault that would only repeat itself, or with ``final`` any that was raised. Anything else costs one worker.
         """
         if worker not in self._workers:
             return None
         try:
             mistakes = call != "start" or not self._repeats.has_started
             result = get(ref, worker.name, self._log_dir, mistakes=mistakes)
+        except Final:
+            raise
         except Fault as error:
             # A group that breaks says nothing of the next one: others may have been played for hours in between.
             again = call != "run" and self._repeats.would(call, error)

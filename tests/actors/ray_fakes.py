@@ -18,7 +18,7 @@ from patience import HANG_S
 from actors.pulse import HEALTH, Beats, Pulse, during
 from actors.retrieval import RetrievalActor
 from agent.config import GroupConfig
-from agent.errors import Fault, Unusable, UserError
+from agent.errors import Fault, Final, Unusable, UserError
 from agent.inference.evaluation import EvalRow
 from agent.records import Passage, Question
 from retrieval_service.backend import Identity
@@ -120,10 +120,10 @@ class Board:
 class FakeWorker:
     """A rollout worker that follows ``script``: for each method, what its successive calls do.
 
-    ``die`` ends the process, ``fault`` and ``user`` raise, ``faults`` gives an evaluation of nothing but faults,
-    ``hang`` hangs, ``gone`` finds no weights or no pool, ``gate:NAME`` waits for a gate of the board and goes on. It
-    insists on being used as a worker may be: started first, loaded before it serves, never an older version of one
-    learner.
+    ``die`` ends the process, ``fault``, ``final`` and ``user`` raise, ``faults`` gives an evaluation of nothing but
+    faults, ``hang`` hangs, ``gone`` finds no weights or no pool, ``gate:NAME`` waits for a gate of the board and goes
+    on. It insists on being used as a worker may be: started first, loaded before it serves, never an older version of
+    one learner.
     """
 
     def __init__(self, name: str, board: Any, page: str, script: dict[str, list[str]]) -> None:
@@ -238,6 +238,8 @@ class FakeWorker:
             raise Unusable("learner", f"{method} got damaged weights")
         elif step == "garbled":
             raise Unusable("pool", f"{method} got a damaged claim")
+        elif step == "final":
+            raise Final(f"{method} can't go on")
         elif step == "user":
             raise UserError(f"{method} got bad input")
         elif step == "hang":

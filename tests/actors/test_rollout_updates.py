@@ -22,7 +22,7 @@ from actors.payloads import DIGEST, is_whole
 from actors.rollout import RolloutWorker
 from actors.weights import Published
 from agent.config import AgentConfig, GroupConfig
-from agent.errors import Fault, Unusable
+from agent.errors import Fault, Final, Unusable
 from agent.group import Player
 from agent.records import Question
 from agent.tickets import Ticket
@@ -268,6 +268,30 @@ def test_a_claim_of_no_question_is_the_pools_fault(monkeypatch: pytest.MonkeyPat
         with pytest.raises(Unusable, match=r"^what the pool gave can't be used: a claim is of Ticket and NoneType$"):
             await scene.run()
         assert scene.begun == []
+
+    play(scenario())
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (Fault("pool=mine: wanted() raised KeyError: 'x'"), r"pool=mine: wanted\(\) raised KeyError: 'x'"),
+        (IndexError("list index\nout of range"), "IndexError: list index out of range"),
+    ],
+)
+def test_a_pool_that_cannot_draw_is_told_as_that_and_not_as_an_end_of_the_worker(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, why: str
+) -> None:
+    async def scenario() -> None:
+        scene = Scene(monkeypatch, tmp_path, in_flight=True)
+        await scene.receive(0)
+
+        async def claim(name: str, limit: int) -> None:
+            raise ray.exceptions.RayTaskError("claim", "its traceback", error).as_instanceof_cause()
+
+        scene.pool.claim = SimpleNamespace(remote=claim)
+        with pytest.raises(Final, match=rf"^the pool can't draw a question: {why}$"):
+            await scene.run()
 
     play(scenario())
 

@@ -27,7 +27,7 @@ from actors.process import log_to
 from actors.restarts import Restarts
 from actors.worker_pool import WorkerPool
 from agent.config import GroupConfig
-from agent.errors import Fault, Unusable, UserError
+from agent.errors import Fault, Final, Unusable, UserError
 from agent.records import Question
 from conf.topology import DeadlineConfig
 
@@ -500,6 +500,16 @@ def test_a_claim_that_is_none_is_the_pools_fault(house: House) -> None:
     house.patiently(workers.deliver, Version(0))
     workers.serve("another pool", PLAIN)
     house.until_phases(workers, "serving")
+    assert house.lost == []
+
+
+@pytest.mark.slow
+def test_a_pool_that_cannot_draw_costs_no_worker(house: House) -> None:
+    workers = house.workers(1, {"rollout-0": {"run": ["final"]}})
+    house.patiently(workers.deliver, Version(0))
+    workers.serve("pool", PLAIN)
+    with pytest.raises(Final, match=r"^run can't go on$"):
+        house.watch(workers, "rollout-1", "run")
     assert house.lost == []
 
 
