@@ -66,10 +66,11 @@ def _steps(part: str, name: str, what: str) -> Need:
     return Need(f"{part}.{name}", (steps,), lambda of: of(steps) == 0, why)
 
 
-def _of_a_limit(name: str, rule: str) -> Need:
-    why = f"it is of search_limit={rule}; set that, too, or leave it out"
+def _of_a_limit(name: str) -> Need:
+    rules = [rule for rule, names in OF_RULES.items() if name in names]
+    why = f"it is of search_limit={' and '.join(rules)}; set that, too, or leave it out"
     ruled = ("search_limit", "search_limit.rule")
-    return Need(f"search_limit.{name}", ruled, lambda of: of("search_limit.rule") != rule, why, switched=False)
+    return Need(f"search_limit.{name}", ruled, lambda of: of("search_limit.rule") not in rules, why, switched=False)
 
 
 def _wide(of: Composed) -> bool:
@@ -188,7 +189,7 @@ def _of_vectors(name: str, kinds: Sequence[str]) -> tuple[Need, Need]:
         _searching(
             key,
             (*_RANKER, "retrieval.vectors", "retrieval.index"),
-            lambda of: of("retrieval.vectors") not in kinds and of("retrieval.index") is None,
+            lambda of: _is_dense(of) and of("retrieval.vectors") not in kinds and of("retrieval.index") is None,
             f"it is for retrieval.vectors={named}; set that, too",
         ),
         _searching(
@@ -201,8 +202,13 @@ def _of_vectors(name: str, kinds: Sequence[str]) -> tuple[Need, Need]:
     )
 
 
+def _is_dense(of: Composed) -> bool:
+    """Whether the settings of vectors are those of dense retrieval: a ranker of the user's own may name its own so."""
+    return of("retrieval.backend") in ("dense", "hybrid")
+
+
 def _vectors_of_index(of: Composed) -> str | None:
-    index = of("retrieval.index")
+    index = of("retrieval.index") if _is_dense(of) else None
     return None if index is None else vectors_of(at_home(str(index)))
 
 
@@ -210,7 +216,7 @@ def _of_building(name: str) -> Need:
     return _searching(
         f"retrieval.{name}",
         ("retrieval.index",),
-        lambda of: of("retrieval.index") is not None,
+        lambda of: _is_dense(of) and of("retrieval.index") is not None,
         "an index that is named says how its vectors are kept; leave it out",
     )
 
@@ -277,7 +283,7 @@ NEEDS = (
     *(_of_an_exit(name) for name in ExitConfig().probing),
     *(_steps("algorithm.warm_start", f.name, "warm start") for f in fields(WarmStartConfig) if f.name != "steps"),
     *(_steps("algorithm.seeding", f.name, "seeding") for f in fields(SeedingConfig) if f.name != "steps"),
-    *(_of_a_limit(name, rule) for rule, names in OF_RULES.items() for name in names),
+    *(_of_a_limit(name) for name in dict.fromkeys(name for names in OF_RULES.values() for name in names)),
     *(_kl("algorithm", name) for name in ("kl_coefficient", "kl_zero_variance")),
     _kl("algorithm.seeding", "kl_coefficient"),
     Need(

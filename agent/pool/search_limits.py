@@ -1,7 +1,7 @@
 """How many searches an episode of training may have: fixed, annealed, or adapted to what its query needed of late.
 
 The pool asks when a query is drawn, and the answer travels in the ticket: whoever plays it, and whenever, it is
-the same. To add a rule, write a function here and put it into the table; its name is then a valid
+the same. To add a rule, write a function here and put it into both tables; its name is then a valid
 ``search_limit.rule``.
 """
 

@@ -10,6 +10,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from agent.errors import UserError
+from agent.pool.search_limits import OF_RULES
+from conf import needs
 from conf.idle import check_idle
 from conf.schema import RunConfig
 
@@ -110,6 +112,14 @@ def test_what_an_endpoint_a_teacher_or_an_exit_lacks_is_told(lines: list[str], w
 )
 def test_with_these_they_are_taken(lines: list[str]) -> None:
     assert refusal(*lines) == ""
+
+
+def test_a_setting_may_be_of_several_rules_of_the_search_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OF_RULES, "mine", ("fewest",))
+    need = needs._of_a_limit("fewest")
+    idle = {rule: need.idle({"search_limit.rule": rule}.get) for rule in ("adaptive", "mine", "fixed")}
+    assert idle == {"adaptive": False, "mine": False, "fixed": True}
+    assert need.why.startswith("it is of search_limit=adaptive and mine; ")
 
 
 SEEDS = "seed=1,2,3"

@@ -265,6 +265,7 @@ from retrieval_service.config import RetrievalConfig
 @dataclass
 class Settings(RetrievalConfig):
     depth: int = 3
+    probes: int = 8
 """
 UNDRESSED = SETTINGS.replace("@dataclass\n", "")
 DIALECT = "from retrieval_service.dialects.search_r1 import Dialect as Theirs\n\n\nclass Dialect(Theirs):\n    pass\n"
@@ -454,8 +455,9 @@ def test_a_rankers_settings_are_those_of_its_group(add: Add, tmp_path: Path) -> 
     add("retrieval_service.backends", BACKEND + SETTINGS)
     (tmp_path / "conf" / "retrieval" / "mine.yaml").write_text("defaults: [mine_settings]\nbackend: mine\n")
     where = f"hydra.searchpath=[{tmp_path / 'conf'}]"
-    (config,) = launch.check_overrides([where, "retrieval=mine", "retrieval.depth=5"]).configs
-    assert vars(config.retrieval)["depth"] == 5
+    given = ("retrieval.depth=5", "retrieval.probes=9")  # dense retrieval has such a one, too
+    (config,) = launch.check_overrides([where, "retrieval=mine", *given]).configs
+    assert (vars(config.retrieval)["depth"], vars(config.retrieval)["probes"]) == (5, 9)
 
 
 @pytest.mark.parametrize(
