@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent.confidences import CONFIDENCES
 from agent.errors import UserError, one_of
 from agent.formats import format_names
 from agent.settings import PATH, bounded, check_bounds
@@ -131,7 +132,7 @@ class ExitConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self, "exit")
-        one_of(self.confidence, ("product", "mean", "decision"), "exit.confidence")
+        one_of(self.confidence, CONFIDENCES, "exit.confidence")
         if self.threshold is not None and self.calibration is not None:
             raise UserError("exit.threshold and exit.calibration both give a threshold; leave one of them out")
 

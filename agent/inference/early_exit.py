@@ -12,33 +12,15 @@ have ended at every threshold (``calibration.py``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from agent.confidences import CONFIDENCES
 from agent.config import ExitConfig
 from agent.dialogue import Dialogue
 from agent.episode import Generator
 from agent.inference.scaling import Scale
 from agent.records import Turn
-
-
-def _product(logprobs: Sequence[float]) -> float:
-    return math.exp(sum(logprobs))
-
-
-CONFIDENCES: dict[str, Callable[[Sequence[float]], float]] = {
-    "decision": _product,
-    "product": _product,
-    "mean": lambda logprobs: math.exp(sum(logprobs) / len(logprobs)),
-}
-"""From the log-probabilities of a probe's tokens, the closing tag's included, to a confidence in [0, 1].
-
-The product is the chance that the policy would write exactly this answer, once it answers: a threshold on it
-is a threshold on a probability. It falls with the answer's length; the geometric mean doesn't, and is for
-answers that are long in themselves. The decision is the product times the chance that the policy answers at
-all at this point, tag and all: what it knows of being done is in that. A policy that thinks before it answers
-never opens an answer right after an observation; with such, ask for the product.
-"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

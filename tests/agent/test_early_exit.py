@@ -7,12 +7,13 @@ import math
 
 import pytest
 
+from agent.confidences import CONFIDENCES
 from agent.config import AgentConfig, ExitConfig, RewardConfig, SelectivityConfig
 from agent.dialogue import Dialogue
 from agent.environment import Environment
 from agent.errors import GenerationError, UserError
 from agent.group import Player
-from agent.inference.early_exit import CONFIDENCES, Probe
+from agent.inference.early_exit import Probe
 from agent.inference.evaluation import ScoredProbe, eval_row, evaluate, summarise
 from agent.inference.infer import Inference, Inferred, infer
 from agent.inference.scaling import Scale
@@ -107,6 +108,13 @@ def test_confidences_by_hand():
     logprobs = [math.log(0.5), math.log(0.8), 0.0]
     assert CONFIDENCES["product"](logprobs) == pytest.approx(0.4)
     assert CONFIDENCES["mean"](logprobs) == pytest.approx(0.4 ** (1 / 3))
+
+
+def test_what_is_in_the_table_may_be_asked_for(monkeypatch):
+    monkeypatch.setitem(CONFIDENCES, "least", lambda logprobs: math.exp(min(logprobs)))
+    assert ExitConfig(confidence="least").probing["confidence"] == "least"
+    with pytest.raises(UserError, match=r"^exit\.confidence=most is not known; "):
+        ExitConfig(confidence="most")
 
 
 # --- probes ----------------------------------------------------------------------------------------
