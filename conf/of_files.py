@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 
 from agent.errors import UserError, shortened
 from agent.pool.rules.base import PoolRule, rule_names
 from agent.shipped import file_of
-from conf.own_rules import rule_of_file
+from conf.own_rules import check_types, rule_of_file
 from retrieval_service.backends import KEY, backend_names
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.rankers import settings_of
@@ -54,8 +53,8 @@ def _settings(name: str) -> type[RetrievalConfig]:
             f"{name}_settings in `defaults` stands for"
         )
     try:
-        OmegaConf.structured(settings)
-    except Exception as error:  # what OmegaConf says of a type that it can't hold
+        check_types(settings)
+    except Exception as error:
         raise UserError(
             f"{KEY}={name}: its Settings can't be made ({type(error).__name__}: {shortened(error)})"
         ) from error

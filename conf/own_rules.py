@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
@@ -36,12 +39,17 @@ def rule_of_file(name: str) -> PoolRule:
 def _with_defaults(rule: type[PoolRule], name: str, where: str) -> PoolRule:
     try:
         made = rule(name=name)
-        OmegaConf.structured(made)
+        check_types(made)
     except UserError as error:
         raise UserError(f"{where}: with its own defaults, {error}") from error
-    except Exception as error:  # whatever its own __post_init__ raises, and OmegaConf says of a type that it can't hold
+    except Exception as error:  # whatever its own __post_init__ raises
         raise UserError(
             f"{where}: its settings can't be made ({type(error).__name__}: {shortened(error)}); a field is a "
             "number, true or false, a text, or a list or dict of these"
         ) from error
     return made
+
+
+def check_types(settings: Any) -> None:
+    """Raises what OmegaConf says of a field that it can't hold, and JSON of one that no checkpoint could tell."""
+    json.dumps(OmegaConf.to_container(OmegaConf.structured(settings)))

@@ -345,6 +345,11 @@ def test_it_exits_with_2_and_one_line(add: Add, tmp_path: Path, command: Command
         ("agent.pool.rules", BARE, "Rule of agent/pool/rules/mine.py is no dataclass; write @dataclass above it"),
         ("agent.pool.rules", NARROW, "mine.py: wanted must take (self, *, room, drawn, zero), as PoolRule's does"),
         ("agent.pool.rules", RULE.replace("int = 3", "object = object()"), "its settings can't be made"),
+        (
+            "agent.pool.rules",
+            f"from pathlib import Path\n{RULE.replace('int = 3', 'Path = Path()')}",
+            "its settings can't be made (TypeError: Object of type PosixPath is not JSON serializable); a field is",
+        ),
         ("learner.losses", "from learner.losses.base import Loss", "learner/losses/mine.py needs a class `Loss`"),
         ("learner.losses", LOSS.replace("defaults", "default"), "Loss of learner/losses/mine.py lacks defaults; see"),
         ("learner.losses", LOSS.replace("Choices(", "dict("), "its defaults must be a learner.losses.base.Choices(…)"),
@@ -458,6 +463,15 @@ def test_a_rankers_settings_are_those_of_its_group(add: Add, tmp_path: Path) -> 
     given = ("retrieval.depth=5", "retrieval.probes=9")  # dense retrieval has such a one, too
     (config,) = launch.check_overrides([where, "retrieval=mine", *given]).configs
     assert (vars(config.retrieval)["depth"], vars(config.retrieval)["probes"]) == (5, 9)
+
+
+def test_a_rankers_setting_of_a_type_that_no_checkpoint_holds_is_named(add: Add, tmp_path: Path) -> None:
+    add(
+        "retrieval_service.backends",
+        f"from pathlib import Path\n{BACKEND}{SETTINGS.replace('int = 3', 'Path = Path()')}",
+    )
+    (tmp_path / "conf" / "retrieval" / "mine.yaml").write_text("defaults: [mine_settings]\nbackend: mine\n")
+    assert "retrieval.backend=mine: its Settings can't be made (TypeError: Obj" in refusal(tmp_path, "retrieval=mine")
 
 
 @pytest.mark.parametrize(
