@@ -7,12 +7,13 @@ neutralised first (``agent/neutral.py``).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
 
 from agent.config import AgentConfig
-from agent.errors import UserError
+from agent.errors import Fault, UserError
 from agent.formats.base import Format, Shown
-from agent.formats.catalogue import format_class
+from agent.formats.catalogue import KEY, format_class
 from agent.neutral import ENCODINGS, Neutraliser
 from agent.own import told
 from agent.protocol import NO_RESULTS, THINK, THOUGHT_END, Action, TagProtocol
@@ -28,12 +29,14 @@ MARKER = "Who wrote Emma?"
 class Dialogue:
     """What an episode needs to know of text and tokens.
 
-    Raises ``Fault`` when a tokenizer turns neutralised text into a tag or a special token all the same.
+    Raises ``Fault`` when a tokenizer turns neutralised text into a tag or a special token all the same, and
+    ``UserError`` that names its method for whatever else the format raises, which may be the user's own.
     """
 
-    def __init__(self, codec: TokenCodec, format: Format, *, max_passage_chars: int) -> None:
+    def __init__(self, codec: TokenCodec, format: Format, *, name: str, max_passage_chars: int) -> None:
         self.codec = codec
         self._format = format
+        self._key = f"{KEY}={name}"
         self._max_passage_chars = max_passage_chars
         self._neutraliser = Neutraliser(codec, format.marks)
         self._prompt = lru_cache(ENCODINGS)(self._encode_prompt)
@@ -42,14 +45,25 @@ class Dialogue:
     def of(cls, codec: TokenCodec, config: AgentConfig) -> Dialogue:
         """The dialogue that ``config`` describes.
 
-        Raises ``UserError`` for an unknown protocol, prompt or tool, and for a format that leaves the question out.
+        Raises ``UserError`` for an unknown protocol, prompt or tool, and for a format that isn't whole or leaves the
+        question out.
         """
         make, tools = format_class(config.format), tool_classes(config.tools)
-        with told(f"agent.format={config.format}: __init__()"):
+        where = f"{KEY}={config.format}"
+        with told(f"{where}: __init__()"):
             format = make(codec, config, tools)
-        if MARKER not in format.prompt(MARKER):
-            raise UserError(f"agent.format={config.format}: its prompt lacks the question")
-        return cls(codec, format, max_passage_chars=config.max_passage_chars)
+        if missing := [name for name in Format.__annotations__ if not hasattr(format, name)]:
+            raise UserError(f"{where}: its __init__() sets no {', '.join(missing)}; see agent/formats/base.py")
+        dialogue = cls(codec, format, name=config.format, max_passage_chars=config.max_passage_chars)
+        with dialogue._asking("prompt"):
+            asked = MARKER in format.prompt(MARKER)
+        if not asked:
+            raise UserError(f"{where}: its prompt lacks the question")
+        return dialogue
+
+    def _asking(self, method: str) -> AbstractContextManager[None]:
+        """The format is asked in the body."""
+        return told(f"{self._key}: {method}()", but=(Fault,))
 
     @property
     def protocol(self) -> TagProtocol:
@@ -87,7 +101,9 @@ class Dialogue:
 
     def prompt_text(self, question: str) -> str:
         """The prompt for ``question`` as text."""
-        return self._format.prompt(self._neutraliser.harmless(question)[0])
+        harmless, _ = self._neutraliser.harmless(question)
+        with self._asking("prompt"):
+            return self._format.prompt(harmless)
 
     def neutral(self, question: str) -> str:
         """``question`` without tags and special tokens, as its prompt has it unless the tokenizer rebuilds one."""
@@ -95,7 +111,8 @@ class Dialogue:
 
     def parse(self, text: str, finish: Finish, *, first: bool = False) -> Action:
         """What a turn of the policy asks for; ``first`` says that it follows the prompt."""
-        return self._format.parse(self._begun(first) + text, finish)
+        with self._asking("parse"):
+            return self._format.parse(self._begun(first) + text, finish)
 
     def _begun(self, first: bool) -> str:
         return self._format.begun[0 if first else 1]
@@ -103,7 +120,9 @@ class Dialogue:
     def results_ids(self, results: Sequence[Result], last: int | None = None) -> list[int]:
         """Ids of all that stands between a turn, whose last token is ``last``, and the next one: ``results`` in their
         order, and what the format puts around them."""
-        return self._format.observation([self._shown(result) for result in results], last)
+        shown = [self._shown(result) for result in results]
+        with self._asking("observation"):
+            return self._format.observation(shown, last)
 
     def observation_ids(self, passages: Sequence[Passage], last: int | None = None) -> list[int]:
         """``results_ids`` of one search that found ``passages``."""
@@ -112,7 +131,8 @@ class Dialogue:
     def action_ids(self, action: str, *, first: bool = False, last: bool = False) -> list[int]:
         """Ids of an expert's action, which is written in the tags of ``protocol``; ``first`` follows the prompt, and
         ``last`` ends the episode. Where a thought has been opened, the expert closes it before it acts."""
-        return [*self._closed(self._begun(first)), *self._format.written(action, last=last)]
+        with self._asking("written"):
+            return [*self._closed(self._begun(first)), *self._format.written(action, last=last)]
 
     def answer_ids(self, turns: Sequence[Turn]) -> list[int]:
         """Ids that open an answer behind ``turns`` and their observations; they close a thought that is open there."""

@@ -16,6 +16,8 @@ from agent.dialogue import Dialogue
 from agent.errors import UserError
 from agent.formats.tags import tags_of
 from agent.prompts import fill, prompt_digest, prompt_text, read_once
+from agent.records import Finish
+from agent.tools.base import Result
 
 
 @pytest.fixture
@@ -172,3 +174,35 @@ def test_a_format_that_leaves_the_question_out_is_refused(codec, plainish):
     plainish('def prompt(self, question):\n        return "Question:"')
     with pytest.raises(UserError, match=r"^agent\.format=plainish: its prompt lacks the question$"):
         Dialogue.of(codec, AgentConfig(format="plainish"))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "def __init__(self, codec, config, tools):\n        pass",
+            r"its __init__\(\) sets no protocol, stop, marks; see ",
+        ),
+        ("def prompt(self, question):\n        return {}[question]", r"prompt\(\) raised KeyError: 'Who wrote Emma\?'"),
+        ("def prompt(self, question):\n        pass", r"prompt\(\) raised TypeError: "),
+    ],
+)
+def test_a_format_that_is_not_whole_is_named_at_the_start(codec, plainish, body, message):
+    plainish(body)
+    with pytest.raises(UserError, match=rf"^agent\.format=plainish: {message}"):
+        Dialogue.of(codec, AgentConfig(format="plainish", chat=False))
+
+
+@pytest.mark.parametrize(
+    ("method", "ask"),
+    [
+        ("parse(self, text, finish)", lambda dialogue: dialogue.parse("x", Finish.STOP)),
+        ("observation(self, shown, last)", lambda dialogue: dialogue.results_ids([Result(text="x")])),
+        ("written(self, action, *, last)", lambda dialogue: dialogue.action_ids("x")),
+    ],
+)
+def test_what_a_format_raises_names_its_method(codec, plainish, method, ask):
+    plainish(f"def {method}:\n        raise IndexError('far off')")
+    name = method.partition("(")[0]
+    with pytest.raises(UserError, match=rf"^agent\.format=plainish: {name}\(\) raised IndexError: far off$"):
+        ask(Dialogue.of(codec, AgentConfig(format="plainish")))
