@@ -254,7 +254,7 @@ class Topology:
         complete late, and all at once (docs/pipeline.md).
         """
         config = self.config
-        return config.cluster.groups_per_worker or math.ceil(config.pool.candidates / config.cluster.rollout_workers)
+        return config.cluster.groups_per_worker or math.ceil(config.pool.bound() / config.cluster.rollout_workers)
 
     @property
     def _gpus(self) -> float:

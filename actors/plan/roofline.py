@@ -103,7 +103,7 @@ def step(config: RunConfig, assumed: Assumptions = ASSUMED) -> Step:
 
 def _rollouts(config: RunConfig, engine: EngineMemory, gpu: Card, assumed: Assumptions) -> Rollouts:
     pool, agent = config.pool, config.agent
-    trajectories = pool.candidates * pool.group_size
+    trajectories = pool.bound() * pool.group_size
     mine = math.ceil(trajectories / config.cluster.rollout_workers)
     response = assumed.response_share * agent.max_response_tokens
     actions = assumed.action_share * response

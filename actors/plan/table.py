@@ -60,7 +60,7 @@ def table(config: RunConfig) -> str:
     lines += _data(config)
     pool = config.pool
     lines.append(
-        f"a batch: {pool.candidates} questions x {pool.group_size} trajectories, at most {pool.batch_questions} groups "
+        f"a batch: {pool.bound()} questions x {pool.group_size} trajectories, at most {pool.batch_questions} groups "
         f"trained; staleness at most {pool.max_staleness}"
     )
     if (doctors := measured(config)) is not None:

@@ -165,7 +165,7 @@ def simulate(config: SimulationConfig, rule: PoolRule, seed: int) -> Iterator[Si
     left = config.rollouts_per_query * config.queries
     while left > 0:
         rollouts, em = 0, float(policy.chances(held_out, practised=False).mean())
-        while tickets := pool.claim("simulated", now=0.0, limit=rule.candidates):
+        while tickets := pool.claim("simulated", now=0.0, limit=rule.bound()):
             queries = np.array([t.query for t in tickets])
             for ticket, chance in zip(tickets, policy.chances(queries), strict=True):
                 played = _play(ticket, float(chance), rule.group_size, policy.version)

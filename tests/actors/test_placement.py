@@ -17,7 +17,7 @@ from actors import topology
 from actors.placement import ANYWHERE, Places, bundles, engine_nodes, lacking, nearest, on_node, reserve
 from actors.process import QUIET
 from actors.topology import Topology, seeding_rule
-from agent.errors import UserError
+from agent.errors import Fault, UserError
 from agent.pool.rules.epoch import Rule as Epoch
 from conf.schema import RunConfig
 from conf.topology import ClusterConfig
@@ -80,6 +80,17 @@ def test_a_worker_plays_its_share_of_one_batch_however_many_are_open(
 ) -> None:
     config = RunConfig(pool=Epoch(batch_questions=8, max_staleness=2), cluster=ClusterConfig(**cluster))
     assert Topology(config, tmp_path, "model", tmp_path).groups_in_flight == groups
+
+
+def test_a_rule_that_can_not_say_how_much_it_draws_is_named_before_a_worker_is_made(tmp_path: Path) -> None:
+    class Failing(Epoch):
+        @property
+        def candidates(self) -> int:
+            raise KeyError("share")
+
+    made = Topology(RunConfig(pool=Failing(), cluster=ClusterConfig()), tmp_path, "model", tmp_path)
+    with pytest.raises(Fault, match=r"^pool=epoch: candidates raised KeyError: 'share'$"):
+        _ = made.groups_in_flight
 
 
 def test_the_seedings_pool_bears_as_many_skipped_batches_as_the_runs() -> None:
