@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_module
 
 import launch
 from agent.errors import UserError
+from agent.pool.rules.base import rule_names
 from conf import named_data, peers
 from conf.help import groups
 from conf.hints import LISTING, hint
@@ -176,10 +177,8 @@ def test_what_may_have_been_meant(given: str, said: str) -> None:
 def test_a_glob_is_of_the_choices_that_there_are() -> None:
     found = launch.check_overrides(["-m", "pool=glob(*)", "retrieval=glob(b*)"]).sweep
     assert found is not None
-    assert [job.overrides for job in found.plan.jobs] == [
-        {"pool": pool} for pool in ("adaptive", "dynamic", "epoch", "recycle")
-    ]
-    wanted = "pool=glob(x*): matches no choice of pool: adaptive, dynamic, epoch, recycle"
+    assert [job.overrides for job in found.plan.jobs] == [{"pool": pool} for pool in rule_names()]
+    wanted = f"pool=glob(x*): matches no choice of pool: {', '.join(rule_names())}"
     assert refusal("-m", "pool=glob(x*)") == wanted
     assert refusal("-m", "seed=glob(*)") == "seed=glob(*): matches no choice of seed: it is no group"
 

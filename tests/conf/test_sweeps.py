@@ -113,9 +113,8 @@ def test_a_sweep_of_the_command_line_is_named_by_what_it_varies() -> None:
     assert [job.seed for job in asked.plan.jobs] == [7, 7]
     assert (asked.folder, asked.mode) == (Path("here"), "plan")
     assert names(sweep_of("-m", "seed=1")) == ["all"]
-    assert names(sweep_of("-m", "model=glob(*, exclude=[*qwen*,smol*,folder])")) == [
-        *("model=llama1b", "model=llama1b-base", "model=tiny"),
-    ]
+    asked = sweep_of("-m", "model=glob([llama1b*,tiny], exclude=[*-base])")
+    assert names(asked) == ["model=llama1b", "model=tiny"]
 
 
 @pytest.mark.one_in(8)
