@@ -143,7 +143,8 @@ class Places:
     def load_state(self, state: dict[str, Any], claimed: Sequence[int]) -> None:
         """Continues from ``state()``; the queries ``claimed`` are claimed, wherever they were.
 
-        A surplus group isn't saved: its query, the only kind that was played and isn't claimed again, can be drawn.
+        Others that were claimed or played can be drawn: a surplus group isn't saved, and of a draw that ended the run,
+        as its ticket could not be made, there is nothing to save.
         """
         self._place[:] = state["place"]
         self._tree = SumTree(state["weight"])
@@ -152,12 +153,14 @@ class Places:
         self._round = int(state["round"])
         for query in np.flatnonzero(state["looks_at"] >= 0):
             self._look_later(int(query), int(state["looks_at"][query]))
+        left = np.isin(self._place, (Place.CLAIMED, Place.SUBMITTED))
+        left[[*claimed]] = False
         self._place[[*claimed]] = Place.CLAIMED
         now = asdict(self._rule)
         before = state.get("rule", now)
         if before["name"] != now["name"] and not self._rule.brings_back(available=0):
             self.bring_back_consumed()  # another rule consumed them, and nobody else would
-        self._make_available(np.flatnonzero(self._place == Place.SUBMITTED))
+        self._make_available(np.flatnonzero(left))
         if before != now:  # other weights would count until they are drawn
             self._make_available(np.flatnonzero(self._place == Place.AVAILABLE))
 

@@ -624,6 +624,19 @@ def test_the_query_of_a_surplus_group_is_weighed_anew_like_any_other_after_a_res
     assert (other.state()["looks_at"] >= 0).sum() == 1
 
 
+def test_a_query_whose_ticket_could_not_be_made_can_be_drawn_after_a_resume(make_pool):
+    class Breaking(RECYCLE):
+        def cuts(self, history, query, batch):
+            raise KeyError("x")
+
+    pool, other = make_pool(n=4, rule=Breaking(batch_questions=2, group_size=2)), make_pool(n=4)
+    with pytest.raises(Fault, match=r"cuts\(\) raised KeyError"):
+        pool.claim("w", now=0.0)
+    assert pool.places()["claimed"] == 1
+    other.load_state(as_in_a_checkpoint(pool.state()))
+    assert other.places()["available"] == 4
+
+
 def test_a_state_is_a_copy(make_pool, step):
     pool = make_pool(n=10)
     state = as_in_a_checkpoint(pool.state())
