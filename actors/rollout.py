@@ -170,9 +170,12 @@ class RolloutWorker:
         return published.version
 
     async def hold(self) -> None:
-        """Stops the engine with its requests, for the weights that ``transfer`` or ``receive`` brings next."""
-        async with self._between_groups():
-            await self._engine.hold()
+        """Stops the engine with its requests, for the weights that ``transfer`` or ``receive`` brings next.
+
+        Without updates in flight no group is begun before these: it would wait for the engine, and ``receive`` for it.
+        """
+        await self._end_groups()
+        await self._engine.hold()
 
     async def join(self, group: bytes, rank: int, world: int) -> None:
         """Becomes ``rank`` of a broadcast's group of ``world``."""
@@ -182,8 +185,11 @@ class RolloutWorker:
     @during("publish")
     async def transfer(self, published: Published) -> int:
         """Takes a version from the broadcast that the learner sends meanwhile; returns it."""
-        with self._spans.span("take weights"):
-            await self._engine.transfer(published)
+        try:
+            with self._spans.span("take weights"):
+                await self._engine.transfer(published)
+        finally:
+            self._open.set()
         return published.version
 
     async def abandon(self) -> None:
@@ -327,17 +333,20 @@ class RolloutWorker:
             with suppress(ray.exceptions.RayActorError):  # then ``run`` ends with all that plays
                 await self._leases.renew()
 
-    @asynccontextmanager
-    async def _between_groups(self) -> AsyncIterator[None]:
-        """Without updates in flight: no group is begun from now on, and all that play have ended."""
+    async def _end_groups(self) -> None:
+        """Without updates in flight: no group is begun until ``_open`` is set, and all that play have ended."""
         if self._settings.in_flight_updates:
-            yield
             return
         self._open.clear()
+        await self._give_up_lost()
+        async with self._alone:
+            await self._alone.wait_for(lambda: self._at_play == 0)
+
+    @asynccontextmanager
+    async def _between_groups(self) -> AsyncIterator[None]:
+        """So it is in the body."""
         try:
-            await self._give_up_lost()
-            async with self._alone:
-                await self._alone.wait_for(lambda: self._at_play == 0)
+            await self._end_groups()
             yield
         finally:
             self._open.set()

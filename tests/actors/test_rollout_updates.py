@@ -46,6 +46,10 @@ class FakeEngine:
     async def hold(self) -> None:
         self.events.append("hold")
 
+    async def transfer(self, published: Published) -> None:
+        self.version = published.version
+        self.events.append(f"transfer {published.version}")
+
     async def sleep(self) -> None:
         self.events.append("sleep")
 
@@ -319,7 +323,12 @@ def test_new_weights_wait_for_the_groups_that_play_and_no_other_begins(
     play(scenario())
 
 
-def test_a_broadcast_waits_for_them_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["transfer", "receive"])
+def test_a_broadcast_waits_for_them_too_and_no_other_begins_before_its_weights_are_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by: str
+) -> None:
+    """It would wait for an engine that is held; and one to which the weights come by another way, for it."""
+
     async def scenario() -> None:
         scene = Scene(monkeypatch, tmp_path, in_flight=False)
         await scene.receive(0)
@@ -331,8 +340,15 @@ def test_a_broadcast_waits_for_them_too(monkeypatch: pytest.MonkeyPatch, tmp_pat
         for gate in scene.gates:
             gate.set()
         await holding
+        await settle()
         assert scene.engine.events == ["load 0", "hold"]
+        assert scene.begun == [0, 1]
+        if by == "transfer":
+            assert await scene.worker.transfer(Published(channel="nccl", version=1, checksum="", handle=None)) == 1
+        else:
+            await scene.receive(1)
         assert await running == 4
+        assert sorted(scene.submitted) == [(0, 0, 0), (1, 0, 0), (2, 1, 1), (3, 1, 1)]
 
     play(scenario())
 
