@@ -213,10 +213,10 @@ def test_calibration_and_evaluation_leave_out_and_take_what_training_did(config,
 def test_compressed_files_have_their_names_without_the_suffixes(config, tmp_path):
     import gzip
 
-    packed = tmp_path / "train.jsonl.gz"
+    packed = tmp_path / "own.jsonl.gz"
     packed.write_bytes(gzip.compress(Path(write(tmp_path / "x", TEXTS)).read_bytes()))
     task = load(config(questions=str(packed), eval_questions=["x?"]), 0, tmp_path)
-    assert (task.name, task.train[0].id) == ("train", "train-1")
+    assert (task.name, task.train[0].id) == ("own", "own-1")
 
 
 # --- notices ---------------------------------------------------------------------------------------
