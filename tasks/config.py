@@ -29,7 +29,7 @@ class Novice:
 
     def __post_init__(self) -> None:
         check_bounds(self, "data.novice")
-        _check_hop_shares(self.hop_shares, "data.novice.hop_shares")
+        check_three(self.hop_shares, "data.novice.hop_shares")
 
 
 @dataclass
@@ -116,7 +116,7 @@ class DataConfig:
             )
         if self.dev_share and self.dev_questions is not None:
             raise UserError("data.dev_share and data.dev_questions both give development questions; leave one out")
-        _check_hop_shares(self.hop_shares, "data.hop_shares")
+        check_three(self.hop_shares, "data.hop_shares")
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -134,6 +134,7 @@ class DataConfig:
             )
 
 
-def _check_hop_shares(shares: list[float], key: str) -> None:
+def check_three(shares: list[float], key: str) -> None:
+    """Raises ``UserError`` unless these are proportions of three parts."""
     if len(shares) != 3 or sum(shares) <= 0:
         raise UserError(f"{key}={shares} must be three numbers, not all 0")

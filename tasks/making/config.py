@@ -16,6 +16,7 @@ from agent.protocol import PROTOCOLS
 from agent.settings import SENTENCE, bounded, check_bounds
 from retrieval_service.address import is_askable
 from retrieval_service.environment import reached
+from tasks.config import check_three
 from tasks.making.endpoint import COMPLETIONS, Endpoint
 
 AUTO = "auto"
@@ -152,10 +153,10 @@ class ExpertsConfig:
     def __post_init__(self) -> None:
         check_bounds(self, "experts")
         shares = self.search_shares
-        if shares is not None and (len(shares) != 3 or sum(shares) <= 0):
-            raise UserError(f"experts.search_shares={shares} must be three numbers, not all 0")
-        if shares is not None and not self.count:
-            raise UserError("experts.search_shares needs experts.count=N: how many trajectories they are shares of")
+        if shares is not None:
+            check_three(shares, "experts.search_shares")
+            if not self.count:
+                raise UserError("experts.search_shares needs experts.count=N: how many trajectories they are shares of")
         _check_templates(self.thoughts, "experts.thoughts", THOUGHT)
         _check_templates(self.answer_thoughts, "experts.answer_thoughts", ANSWER_THOUGHT)
 
