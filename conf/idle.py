@@ -45,7 +45,7 @@ class _Jobs:
         self.several = any(len(lines) > 1 for lines in self._values.values())
 
     def serve(self, need: Need, line: str) -> bool:
-        """Whether ``line`` does something in one of the jobs; one whose mode the need isn't asked of counts, too."""
+        """Whether ``line`` does something in one of the jobs, or stands in one whose mode ``need`` says nothing of."""
         read: set[str] = {"mode"}
         first = self._made({key: lines[0] for key, lines in self._values.items()} | {need.key: line})
 

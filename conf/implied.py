@@ -67,8 +67,8 @@ def _check_choices(overrides: Sequence[Override], composed: DictConfig) -> None:
 
 
 def _kept(composer: Composer, given: Mapping[str, Override], composed: DictConfig) -> list[str]:
-    """``cluster=auto`` doesn't choose what is given, even where that is the default: on the command line, or by a file
-    that stands for one, an experiment's or a condition's, of all that a sweep varies."""
+    """What ``cluster=auto`` isn't to choose: each setting that the command line gives, or a file of an experiment or a
+    condition, in any job of a sweep. It may have its default's value: somebody has asked for that."""
     clusters = [composed.hydra.runtime.choices["cluster"], *values(given.get("cluster"))]
     if AUTO not in clusters:
         return []

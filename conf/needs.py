@@ -40,7 +40,7 @@ class Need:
     """Whether the setting does nothing with the others."""
     why: str
     switched: bool = True
-    """Whether one who gives a deciding setting, too, knows: a script that turns the thing on and off."""
+    """It may stand beside one of ``ruled_by``: a script turns the thing on and off by that, and leaves the rest."""
     modes: tuple[str, ...] = ("train", "plan")
     """Where it is asked about: in others it may have been left in a command."""
 

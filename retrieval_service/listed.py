@@ -15,8 +15,8 @@ READ = 1 << 20
 LONGEST = 1 << 26
 """Characters of a value that are read: a text that doesn't end where it should may be all of a large file."""
 _CUT = 16
-"""Characters before the end of what was read in which what the decoder says may come of the end: no token but a text is
-longer that it takes in part, or not at all."""
+"""Characters before the end of what was read. Where the decoder stops within them, the end may have cut a token: of a
+number it leaves the exponent, of ``true`` all."""
 _JSON = json.JSONDecoder(object_pairs_hook=each_once)
 _BLANK = re.compile(r"[ \t\n\r]+")
 
@@ -94,7 +94,7 @@ class _Text:
             raise ValueError(f"a byte that is no UTF-8 {self.place(self._at + error.start)}") from None
 
     def _more(self) -> None:
-        """Reads on, at least as much as there is left: what is decoded again is no more than what is decoded once."""
+        """Reads on, at least as much as there is left: so a long value is decoded a few times, not at each block."""
         left = self._text[self._at :]
         content = self._file.read(max(READ, len(left)))
         self._before += self._at

@@ -166,8 +166,8 @@ _SEED, _STEP = re.compile(r"(?<![\w.])seed=\d+"), re.compile(r"step-\d+")
 
 
 def _policies(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Of each result its checkpoint without the seed; and without the step where that differs from seed to seed, and
-    each has one alone: runs of one budget end at steps of their own."""
+    """What each result is a policy of: its checkpoint, without the seed. The step is left out, too, where each seed has
+    one checkpoint and their steps differ: runs of one budget end at steps of their own."""
     given = [str(result["checkpoint"]) for result in results]
     named = [_SEED.sub("seed=*", name) for name in given]
     runs = [_STEP.sub("step-*", name) for name in given]
