@@ -169,18 +169,22 @@ def _policies(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """What each result is a policy of: its checkpoint, without the seed. The step is left out, too, where each seed has
     one checkpoint and their steps differ: runs of one budget end at steps of their own."""
     given = [str(result["checkpoint"]) for result in results]
-    named = [_SEED.sub("seed=*", name) for name in given]
     runs = [_STEP.sub("step-*", name) for name in given]
-    alike: dict[str, dict[str, set[str]]] = {}  # without seed and step -> run -> its checkpoints
-    for name, run in zip(given, runs, strict=True):
-        alike.setdefault(_SEED.sub("seed=*", run), {}).setdefault(run, set()).add(name)
+    policies = [_seedless(run) for run in runs]
+    checkpoints: dict[str, dict[str, set[str]]] = {}  # policy -> run -> its checkpoints
+    for policy, run, name in zip(policies, runs, given, strict=True):
+        checkpoints.setdefault(policy, {}).setdefault(run, set()).add(name)
     found = []
-    for name, run in zip(named, runs, strict=True):
-        one = _SEED.sub("seed=*", run)
-        same_steps = len({n for n, r in zip(named, runs, strict=True) if _SEED.sub("seed=*", r) == one}) == 1
-        each_once = all(len(checkpoints) == 1 for checkpoints in alike[one].values())
-        found.append(one if each_once and not same_steps else name)
+    for policy, name in zip(policies, given, strict=True):
+        of_runs = checkpoints[policy].values()
+        one_each = all(len(own) == 1 for own in of_runs)
+        same_steps = len({_seedless(each) for own in of_runs for each in own}) == 1
+        found.append(policy if one_each and not same_steps else _seedless(name))
     return found
+
+
+def _seedless(name: str) -> str:
+    return _SEED.sub("seed=*", name)
 
 
 def _setting(result: Mapping[str, Any]) -> dict[str, Any]:
