@@ -509,7 +509,7 @@ def test_a_pool_that_cannot_draw_costs_no_worker(house: House) -> None:
     house.patiently(workers.deliver, Version(0))
     workers.serve("pool", PLAIN)
     with pytest.raises(Final, match=r"^run can't go on$"):
-        house.watch(workers, "rollout-1", "run")
+        house.watch(workers, "rollout-1", "run", "0")
     assert house.lost == []
 
 
