@@ -38,6 +38,7 @@ from agent.errors import Fault, Stopped, UserError, refused
 from agent.visible import visible
 from conf.arguments import asks_for_help
 from conf.command_line import check_overrides
+from conf.composing import by_flags
 from conf.schema import RunConfig, register, typed
 
 if TYPE_CHECKING:
@@ -363,6 +364,7 @@ def _start(arguments: list[str], debug: bool, launched: bool) -> None:
         launch()
     with ready(request) as for_hydra:
         sys.argv[1:] = for_hydra.arguments
+        by_flags()
         if for_hydra.sweep is None:
             _run()
         else:

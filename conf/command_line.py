@@ -34,6 +34,8 @@ FIXED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "hydra.output_subdir": ((".hydra",), "a run's settings are kept in .hydra, where resuming it looks for them"),
 }
 """Settings of Hydra's that this program relies on: what they may be set to, and why."""
+FLAGS = ("--run", "--multirun")
+"""By which Hydra knows whether there is one job or several (``composing.by_flags``)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,7 +171,7 @@ def _request(composer: Composer, asked: _Asked, given: Arguments) -> Request:
         mode = RunMode.RUN
     arguments = (*given.for_hydra, *asked.lines)
     if mode is RunMode.MULTIRUN:
-        request = _sweep(composer, asked, arguments)
+        request = _sweep(composer, asked, ("--multirun", *(f for f in given.for_hydra if f not in FLAGS), *asked.lines))
         return Request(arguments=arguments) if given.only_looks else request
     for several in (o for o in asked.ours if o.is_sweep_override()):
         raise UserError(f"{several.input_line}: several values are a job each and need -m; a list is written [a,b]")

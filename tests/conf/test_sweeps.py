@@ -6,9 +6,11 @@ import json
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conf_runs import Command, Training
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from settings import dictionary
 
 import launch
@@ -135,6 +137,29 @@ def test_what_is_no_sweep(arguments: list[str]) -> None:
 def test_the_report_of_an_experiment_runs_once() -> None:
     asked = launch.check_overrides(["experiment=recycling", "mode=report"])
     assert (asked.sweep, asked.arguments) == (None, ("experiment=recycling", "mode=report", "hydra.mode=RUN"))
+
+
+@pytest.mark.parametrize("flag", [[], ["--run"], ["--multirun"]], ids=str)
+def test_hydra_is_told_of_a_sweep_by_one_flag(flag: list[str]) -> None:
+    asked = launch.check_overrides([*flag, "experiment=recycling", "--config-dir=."])
+    assert asked.arguments[:3] == ("--multirun", "--config-dir", str(Path.cwd()))
+    assert asked.arguments[3] == "experiment=recycling"
+
+
+def test_hydra_composes_once_what_has_been_checked(training: Training, command: Command) -> None:
+    composed: list[list[str]] = []
+    real = ConfigLoaderImpl.load_configuration
+
+    def watched(loader: ConfigLoaderImpl, config_name: Any, overrides: list[str], *others: Any, **named: Any) -> Any:
+        composed.append(overrides)
+        return real(loader, config_name, overrides, *others, **named)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ConfigLoaderImpl, "load_configuration", watched)
+        assert command("output_dir=run")[0] == 0
+    assert [name for name, _ in training.played] == ["run"]
+    assert sum("hydra.mode=RUN" in overrides for overrides in composed) == 1, "Hydra's own"
+    assert len(composed) == 2
 
 
 MISTAKES = [
