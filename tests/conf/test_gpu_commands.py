@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from by_path import module_at
 
 import launch
 from actors.plan.fit import refusal
 from actors.plan.layouts import settled
 
-
-def _box() -> ModuleType:
-    """The file as a module of its own: no test of it is collected here."""
-    spec = importlib.util.spec_from_file_location("box", Path(__file__).parents[1] / "gpu" / "test_box.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-BOX = _box()
+BOX = module_at(Path(__file__).parents[1] / "gpu" / "test_box.py")
 
 
 class Asked(Exception):
