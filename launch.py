@@ -38,7 +38,7 @@ from agent.errors import Fault, Stopped, UserError, refused
 from agent.visible import visible
 from conf.arguments import asks_for_help
 from conf.command_line import check_overrides
-from conf.composing import by_flags
+from conf.composing import run
 from conf.schema import RunConfig, register, typed
 
 if TYPE_CHECKING:
@@ -271,8 +271,7 @@ def _namespace(run_dir: Path) -> str:
 # --- from the command line to a mode ---------------------------------------------------------------
 
 
-@hydra.main(config_path="conf", config_name="config", version_base=None)
-def _run(composed: DictConfig) -> None:
+def _job(composed: DictConfig) -> None:
     """One job: a run, or one of a sweep's."""
     from tracking.console import Console
 
@@ -295,6 +294,10 @@ def _run(composed: DictConfig) -> None:
         _leave(1, f"fault: {refused(error)}", debug)
     except KeyboardInterrupt as error:
         _leave(*_stopped(error), debug)
+
+
+_by_hydra = hydra.main(config_path="conf", config_name="config", version_base=None)(_job)
+"""Hydra's own way to the jobs of a sweep, and to what is only shown."""
 
 
 def _stopped(error: KeyboardInterrupt) -> tuple[int, str]:
@@ -362,15 +365,17 @@ def _start(arguments: list[str], debug: bool, launched: bool) -> None:
     runs = request.folder is not None  # --cfg and --info only show what would be run
     if launched and runs and any(config.mode in WITH_RAY for config in request.configs):
         launch()
-    with ready(request) as for_hydra:
-        sys.argv[1:] = for_hydra.arguments
-        by_flags()
-        if for_hydra.sweep is None:
-            _run()
+    with ready(request) as asked:
+        if asked.composed is not None and asked.folder is not None:
+            run(asked.composed, asked.folder, _job)
+            return
+        sys.argv[1:] = asked.arguments  # where Hydra's own way finds them
+        if asked.sweep is None:
+            _by_hydra()
         else:
             from conf.jobs import run_sweep
 
-            if end := run_sweep(for_hydra.sweep, _run):
+            if end := run_sweep(asked.sweep, _by_hydra):
                 _leave(*end, debug)
 
 

@@ -22,7 +22,7 @@ READS = ("view", "report")
 
 @contextmanager
 def ready(request: Request) -> Iterator[Request]:
-    """``request`` with the folder that it got, which Hydra is told of, for as long as it is held.
+    """``request`` with the folder that it got, for as long as it is held.
 
     Raises ``UserError`` if something that is read isn't there, or the folder can't be written to, is written to by
     another process, or holds another run.
@@ -47,9 +47,10 @@ def ready(request: Request) -> Iterator[Request]:
 
 def _in(request: Request, folder: Path) -> Request:
     """The request in ``folder``: Hydra's own setting has a time in it that would have gone on."""
-    place = f"hydra.{'run' if request.sweep is None else 'sweep'}.dir={quoted(str(folder))}"
-    sweep = replace(request.sweep, folder=folder) if request.sweep is not None else None
-    return replace(request, folder=folder, sweep=sweep, arguments=(*request.arguments, place))
+    if request.sweep is None:
+        return replace(request, folder=folder)
+    told = (*request.arguments, f"hydra.sweep.dir={quoted(str(folder))}")
+    return replace(request, folder=folder, sweep=replace(request.sweep, folder=folder), arguments=told)
 
 
 def _check_reuse(request: Request, folder: Path, left: str) -> None:

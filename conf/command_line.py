@@ -34,8 +34,6 @@ FIXED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "hydra.output_subdir": ((".hydra",), "a run's settings are kept in .hydra, where resuming it looks for them"),
 }
 """Settings of Hydra's that this program relies on: what they may be set to, and why."""
-FLAGS = ("--run", "--multirun")
-"""By which Hydra knows whether there is one job or several (``composing.by_flags``)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +60,9 @@ class Request:
     configs: tuple[RunConfig, ...] = field(default=(), repr=False)
     """The run; or of a sweep's jobs so many that each value is in one of them."""
     arguments: tuple[str, ...] = ()
-    """All that Hydra has to be told, but for the folder."""
+    """Of a sweep, or of what is only shown: all that Hydra has to be told."""
+    composed: DictConfig | None = field(default=None, repr=False)
+    """Of a run: its settings and, as ``hydra``, Hydra's own."""
 
 
 def check_overrides(arguments: list[str]) -> Request:
@@ -171,7 +171,7 @@ def _request(composer: Composer, asked: _Asked, given: Arguments) -> Request:
         mode = RunMode.RUN
     arguments = (*given.for_hydra, *asked.lines)
     if mode is RunMode.MULTIRUN:
-        request = _sweep(composer, asked, ("--multirun", *(f for f in given.for_hydra if f not in FLAGS), *asked.lines))
+        request = _sweep(composer, asked, arguments)
         return Request(arguments=arguments) if given.only_looks else request
     for several in (o for o in asked.ours if o.is_sweep_override()):
         raise UserError(f"{several.input_line}: several values are a job each and need -m; a list is written [a,b]")
@@ -186,8 +186,6 @@ def _request(composer: Composer, asked: _Asked, given: Arguments) -> Request:
         if part not in (None, "_global_") and OmegaConf.select(composed, part) is None:
             raise UserError(f"--package={part}: there is no such part of the settings; --cfg job shows all")
         return Request(configs=(config,), arguments=arguments)
-    if composed.hydra.mode is RunMode.MULTIRUN:
-        arguments += ("hydra.mode=RUN",)  # an experiment's file makes a sweep of what is asked for; its report is none
     keys = [line.partition("=")[0].lstrip("+") for line in asked.lines]
     setting = next((key for key in ("output_dir", "hydra.run.dir") if key in keys), None)
     folder = Path(config.output_dir if setting == "output_dir" else composed.hydra.run.dir)
@@ -196,7 +194,7 @@ def _request(composer: Composer, asked: _Asked, given: Arguments) -> Request:
         setting=setting or "output_dir",
         new=setting is None,
         configs=(config,),
-        arguments=arguments,
+        composed=composed,
     )
 
 

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import yaml
 from hydra import compose, initialize_config_module
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.utils import configure_log, run_job
 from hydra.errors import HydraException, MissingConfigException
-from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from hydra.types import HydraContext, RunMode, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -30,6 +31,8 @@ from conf.tree import keys
 
 FAILURES = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError, OverflowError)
 """What composing raises for a mistake of its user's."""
+OF_THE_JOB = {"output_dir": "${hydra:runtime.output_dir}"}
+"""Its default, which Hydra fills in as a job begins."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,12 +47,10 @@ class Composer:
 
         Raises one of ``FAILURES``; ``UserError`` that names it for a file that isn't UTF-8.
         """
-        # Its default is filled in by a running Hydra.
-        folder = [] if any(line.lstrip("+").startswith("output_dir=") for line in lines) else ["output_dir=."]
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="provider=.*is not available", category=UserWarning)
             try:
-                return compose(self.primary, overrides=[*lines, *folder, *hydra_lines], return_hydra_config=True)
+                return compose(self.primary, overrides=[*lines, *hydra_lines], return_hydra_config=True)
             except MissingConfigException as error:  # wherever it is chosen: in a line, or in a file of the user's
                 if not own_rules.stored(error.missing_cfg_file):
                     raise
@@ -140,7 +141,7 @@ def opened(primary: str | None, folder: str | None, search: Sequence[str]) -> It
     for place in search:
         if (path := place.removeprefix("file://")) and "://" not in path and not Path(path).is_dir():
             raise UserError(f"hydra.searchpath: {path}: no such folder")
-    with initialize_config_module("conf", version_base=None):
+    with initialize_config_module("conf", job_name="launch", version_base=None):
         if folder is not None or search:
             # As Hydra orders them: the user's folders after ours, and before the schema.
             places = create_config_search_path("pkg://conf")
@@ -195,20 +196,36 @@ def _check_primary(composer: Composer) -> None:
             ) from error
 
 
-def by_flags() -> None:
-    """Has Hydra tell one job from several by its flags alone.
+def run(composed: DictConfig, folder: Path, task: TaskFunction) -> None:
+    """Has Hydra run ``task`` as a job of its own in ``folder``, with settings that a ``Composer`` has made.
 
-    To find out whether a file of settings makes a sweep it would compose all of them once more, and so takes a seventh
-    of a command's start; what composes here knows, and says so by the flag.
+    ``hydra.main`` would compose all of them once more, which is a sixth of a command's start.
     """
-    Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
+    own = composed.hydra
+    own.mode, own.run.dir = RunMode.RUN, str(folder)
+    configure_log(own.hydra_logging, own.verbose)
+    callbacks, name = Callbacks(composed), own.job.config_name
+    callbacks.on_run_start(config=composed, config_name=name)
+    done = run_job(
+        task_function=task,
+        config=composed,
+        job_dir_key="hydra.run.dir",
+        job_subdir_key=None,
+        hydra_context=HydraContext(
+            config_loader=ConfigLoaderImpl(create_config_search_path(None)), callbacks=callbacks
+        ),
+    )
+    callbacks.on_run_end(config=composed, config_name=name, job_return=done)
+    _ = done.return_value  # raises what the task has raised
 
 
 def without_hydra(composed: DictConfig) -> DictConfig:
-    """A copy without Hydra's own settings."""
+    """A copy without Hydra's own settings, and without the folder that it makes for a job."""
     bare = composed.copy()
     with open_dict(bare):
         bare.pop("hydra", None)
+    if OmegaConf.to_container(OmegaConf.masked_copy(bare, "output_dir"), resolve=False) == OF_THE_JOB:
+        bare.output_dir = "."
     return bare
 
 

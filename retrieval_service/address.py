@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-import httpx
-
 MOST_SHOWN = 200
 """Characters of an address that a server names."""
 
@@ -16,6 +14,8 @@ def is_askable(url: str) -> bool:
 
     Else httpx and the system's resolver raise, each in its own way, where nobody thinks of a setting any more.
     """
+    import httpx  # a command that names no server starts without it
+
     try:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or " " in parts.netloc or parts.port == 0:

@@ -13,15 +13,17 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from time import sleep
-from typing import Any, NoReturn
-
-import httpx
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from agent.errors import UserError, refused, shortened
 from retrieval_service.retry import PASSING, retry_after_s
 from retrieval_service.whole import settle
+
+if TYPE_CHECKING:
+    import httpx
 
 Progress = Callable[[int, int], None]
 """Is told how many of how many bytes are there."""
@@ -146,6 +148,8 @@ def downloaded(source: Source, path: Path, given: str, progress: Progress) -> Pa
 
 def _download(part: Path, source: Source, progress: Progress) -> None:
     """Appends what ``part`` lacks, over as many connections as it takes."""
+    import httpx  # most commands download nothing
+
     tries = 0
     with httpx.Client(timeout=TIMEOUT_S, follow_redirects=True) as client:
         while True:
@@ -153,7 +157,7 @@ def _download(part: Path, source: Source, progress: Progress) -> None:
             try:
                 _append(client, part, source, progress)
                 return
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, _Amiss) as error:
                 refusal = error.response if isinstance(error, httpx.HTTPStatusError) else None
                 passing = refusal is None or refusal.status_code in PASSING
                 tries = 1 if part.exists() and part.stat().st_size > before else tries + 1
@@ -163,7 +167,7 @@ def _download(part: Path, source: Source, progress: Progress) -> None:
                 sleep(max(asked, 2.0 ** (tries - 1)))
 
 
-class _Amiss(httpx.HTTPError):
+class _Amiss(Exception):
     """A success that isn't the file, or not all of it. The next answer may be right."""
 
 
@@ -204,7 +208,7 @@ def _start_of(answer: httpx.Response, have: int, source: Source) -> int:
     Raises ``_Amiss`` for what can be seen to be something else: a proxy and a login page say 200, too.
     """
     start, size = 0, answer.headers.get("Content-Length", "")
-    if answer.status_code == httpx.codes.PARTIAL_CONTENT:
+    if answer.status_code == HTTPStatus.PARTIAL_CONTENT:
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
         start, size = (int(found[1]), found[2]) if found else (have, "")
     if size != str(source.size):
@@ -231,6 +235,7 @@ def _headers(source: Source) -> dict[str, str]:
 
 
 def _unreachable(error: Exception, given: str, url: str, path: Path) -> NoReturn:
+    import httpx
     from huggingface_hub import constants
 
     if isinstance(error, UserError):

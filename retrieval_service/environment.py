@@ -8,8 +8,6 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
-
 from agent.errors import UserError, refused, shortened
 
 PROXIES = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
@@ -23,6 +21,8 @@ def trusted(url: str) -> ssl.SSLContext | bool:
     """
     if not url.lower().startswith("https:"):
         return False
+    import httpx
+
     try:
         return httpx.create_ssl_context()
     except OSError as error:
@@ -37,6 +37,8 @@ def reached(url: str) -> dict[str, Any]:
 
     Raises ``UserError`` for certificates or proxies that can't be used.
     """
+    import httpx
+
     made: dict[str, Any] = {"verify": trusted(url), "trust_env": not _is_here(url)}
     try:
         httpx.Client(**made | {"verify": False}).close()

@@ -16,10 +16,8 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
-
-import httpx
 
 from agent.errors import RetrievalError, UserError, shortened
 from agent.readable import json_of
@@ -29,10 +27,12 @@ from retrieval_service.address import sent_on
 from retrieval_service.backend import Identity, Unavailable
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.dialects import dialect
-from retrieval_service.dialects.base import items, passage_of
 from retrieval_service.environment import trusted
 from retrieval_service.retry import PASSING, retry_after_s
 from retrieval_service.token import read_token
+
+if TYPE_CHECKING:
+    import httpx  # with pydantic an eighth of a command's start: imported where a server is asked
 
 FIRST_WAIT_S = 0.25
 LONGEST_WAIT_S = 8.0
@@ -84,6 +84,8 @@ class Http:
     def __init__(
         self, index: Path | None, config: RetrievalConfig, sleep: Callable[[float], None] = time.sleep
     ) -> None:
+        import httpx
+
         if config.url is None:
             raise UserError("retrieval=http needs retrieval.url=http://HOST:PORT/PATH")
         self._config = config
@@ -141,6 +143,8 @@ class Http:
 
     def _no_health(self, error: RetrievalError) -> str:
         """Why there is no answer from ``/health``, and what to do."""
+        import httpx
+
         cause = error.__cause__
         if not isinstance(cause, httpx.HTTPError):
             return f"the server isn't ready ({shortened(error)}); start when it is"
@@ -176,6 +180,8 @@ class Http:
 
     def _try(self, k: int, mend: str) -> None:
         """One search, by which what is wrong is told at once. A server that is busy may do it later."""
+        import httpx
+
         try:
             reply = self._once("POST", self._url, self._end(), self._request([TRIAL], k))
             self._check_token(reply)
@@ -240,6 +246,8 @@ class Http:
         return list(self._threads.map(lambda name: self._document(name, k, end, texts), document_ids))
 
     def _document(self, document_id: str, k: int, end: float, texts: int) -> tuple[Passage, ...]:
+        from retrieval_service.dialects.base import items, passage_of
+
         url = f"{self._base}/document/{_quoted(document_id)}"
         reply = self._ask("GET", url, end, texts, params={"following": k - 1}, also=(404,))
         if reply.status == 404:
@@ -262,6 +270,8 @@ class Http:
         status that may be the fault of one of them ends the tries after the second one: each half would else wait as
         long again, and all of them lose their time to the one.
         """
+        import httpx
+
         wait = FIRST_WAIT_S
         for left in range(self._config.retries, -1, -1):
             asked = 0.0
@@ -290,6 +300,8 @@ class Http:
 
     def _once(self, method: str, url: str, end: float, request: dict[str, Any]) -> _Reply:
         """One request. httpx's time-outs are for one read each: the whole has an end here."""
+        import httpx
+
         content = bytearray()
         with self._client.stream(
             method,

@@ -23,7 +23,7 @@ ROOT = Path(launch.__file__).parent
 def test_nothing_watches_over_what_only_shows_settings(looks: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
     monkeypatch.setattr(launch, "launch", lambda: called.append("launcher"))
-    monkeypatch.setattr(launch, "_run", lambda: called.append("run"))
+    monkeypatch.setattr(launch, "_by_hydra", lambda: called.append("run"))
     monkeypatch.setattr(sys, "argv", ["launch.py", *looks])
     launch.main(launched=True)
     assert called == ["run"]
@@ -153,7 +153,7 @@ def test_a_typing_error_exits_2_with_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", ["conf.schema", "launch"])
 def test_the_settings_import_nothing_heavy(module: str) -> None:
-    heavy = ("torch", "ray", "vllm", "transformers", "pyserini", "jnius", "wandb", "datasets")
+    heavy = ("torch", "ray", "vllm", "transformers", "pyserini", "jnius", "wandb", "datasets", "httpx", "pydantic")
     code = f"import sys, {module}; print(sorted(set({heavy!r}) & set(sys.modules)))"
     done = run([sys.executable, "-c", code], cwd=ROOT)
     assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -80,7 +80,7 @@ def test_hydras_own_help_is_still_there(command: Command) -> None:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    heavy = ("torch", "ray", "vllm", "transformers", "pyserini", "jnius", "wandb", "datasets")
+    heavy = ("torch", "ray", "vllm", "transformers", "pyserini", "jnius", "wandb", "datasets", "httpx", "pydantic")
     code = f"import sys, launch; launch.main(); print(sorted(set({heavy!r}) & set(sys.modules)))"
     root = CONF.parent
     done = subprocess.run([sys.executable, "-c", code, "-h"], capture_output=True, text=True, cwd=root, check=False)

@@ -6,11 +6,14 @@ import json
 import re
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from conf_runs import Command, Training
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 from settings import dictionary
 
 import launch
@@ -136,17 +139,16 @@ def test_what_is_no_sweep(arguments: list[str]) -> None:
 
 def test_the_report_of_an_experiment_runs_once() -> None:
     asked = launch.check_overrides(["experiment=recycling", "mode=report"])
-    assert (asked.sweep, asked.arguments) == (None, ("experiment=recycling", "mode=report", "hydra.mode=RUN"))
+    assert asked.sweep is None
+    assert asked.composed is not None
+    assert (asked.composed.mode, list(asked.composed.hydra.overrides.task)) == (
+        "report",
+        ["experiment=recycling", "mode=report"],
+    )
 
 
-@pytest.mark.parametrize("flag", [[], ["--run"], ["--multirun"]], ids=str)
-def test_hydra_is_told_of_a_sweep_by_one_flag(flag: list[str]) -> None:
-    asked = launch.check_overrides([*flag, "experiment=recycling", "--config-dir=."])
-    assert asked.arguments[:3] == ("--multirun", "--config-dir", str(Path.cwd()))
-    assert asked.arguments[3] == "experiment=recycling"
-
-
-def test_hydra_composes_once_what_has_been_checked(training: Training, command: Command) -> None:
+def test_what_is_composed_and_checked_is_what_runs(training: Training, command: Command) -> None:
+    """Hydra doesn't compose it once more: that would be a sixth of a command's start."""
     composed: list[list[str]] = []
     real = ConfigLoaderImpl.load_configuration
 
@@ -156,10 +158,31 @@ def test_hydra_composes_once_what_has_been_checked(training: Training, command: 
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ConfigLoaderImpl, "load_configuration", watched)
-        assert command("output_dir=run")[0] == 0
+        assert command("output_dir=run", "seed=7")[0] == 0
     assert [name for name, _ in training.played] == ["run"]
-    assert sum("hydra.mode=RUN" in overrides for overrides in composed) == 1, "Hydra's own"
-    assert len(composed) == 2
+    assert composed == [["output_dir=run", "seed=7"]]
+    kept = OmegaConf.load(Path("run/.hydra/hydra.yaml")).hydra
+    assert (kept.run.dir, kept.mode, kept.job.name) == ("run", RunMode.RUN.name, "launch")
+    assert kept.runtime.output_dir == str(Path("run").absolute())
+    assert OmegaConf.load(Path("run/.hydra/config.yaml")).seed == 7
+    assert list(OmegaConf.load(Path("run/.hydra/overrides.yaml"))) == ["output_dir=run", "seed=7"]
+
+
+class Heard(Callback):
+    """What Hydra tells of a run."""
+
+    told: ClassVar[list[str]] = []
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self.told.append(f"start of seed {config.seed}")
+
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        self.told.append(f"end: {kwargs['job_return'].status.name}")
+
+
+def test_callbacks_of_hydras_hear_of_a_run(training: Training, command: Command) -> None:
+    assert command("seed=7", f"+hydra.callbacks.mine._target_={__name__}.Heard")[0] == 0
+    assert Heard.told == ["start of seed 7", "end: COMPLETED"]
 
 
 MISTAKES = [

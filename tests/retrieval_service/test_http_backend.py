@@ -194,7 +194,7 @@ def test_a_servers_certificate_is_checked_by_those_that_the_user_names(
     first = Path(certifi.where()).read_text().partition("-----END CERTIFICATE-----")
     (tmp_path / "own.pem").write_text("".join(first[:2]))
     seen: list[Any] = []
-    monkeypatch.setattr(http_module.httpx, "Client", lambda **settings: seen.append(settings["verify"]) or 1 / 0)
+    monkeypatch.setattr(httpx, "Client", lambda **settings: seen.append(settings["verify"]) or 1 / 0)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "own.pem"))
     with pytest.raises(ZeroDivisionError):
         Http(None, asking("https://h:1"))
