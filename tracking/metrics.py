@@ -164,7 +164,7 @@ def batch_metrics(batch: TakenBatch[Group], version: int) -> dict[str, Any]:
         "groups/too_easy": batch.states[QueryState.TOO_EASY],
         "groups/too_hard": batch.states[QueryState.TOO_HARD],
         "groups/accepted": len(batch.accepted),
-        "groups/kept": batch.kept,
+        "groups/kept": len(batch.kept),
         "groups/cut_short": sum(g.cut_short for g in groups),
         "pool/recycled_share": mean([a.recycled for a in signal]),
         "pool/recovered_too_hard": sum(a.before is QueryState.TOO_HARD for a in signal),

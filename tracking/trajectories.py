@@ -54,19 +54,23 @@ class TrajectoryLog:
     advantage: str = "std"
 
     def write(self, batch: TakenBatch[Group], version: int, texts: Texts) -> None:
-        """Accepted groups come before returned ones; in a group, trajectories that a fault excluded come last."""
+        """Accepted groups come before the others; in a group, trajectories that a fault excluded come last."""
         accepted = {a.outcome.ticket.claim_id: a for a in batch.accepted}
+
+        def verdict(group: Group) -> bool | None:
+            """None for one that is kept: the next batch decides."""
+            claim = group.ticket.claim_id
+            return None if claim in batch.kept else claim in accepted
+
         groups = sorted(batch.payloads, key=lambda g: (g.ticket.claim_id not in accepted, g.ticket.order))
         chosen = [(group, member) for group in groups for member in range(len(group.members) + len(group.excluded))]
         if self.per_step >= 0:
             chosen = chosen[: self.per_step]
-        rows = [
-            trajectory_row(group, member, batch.index, version, group.ticket.claim_id in accepted, texts)
-            for group, member in chosen
-        ]
+        rows = [trajectory_row(group, member, batch.index, version, verdict(group), texts) for group, member in chosen]
         _append(self.folder / TRAJECTORIES, rows)
         of_groups = (
-            group_row(g, accepted.get(g.ticket.claim_id), batch.index, version, self.advantage) for g in groups
+            group_row(g, verdict(g), accepted.get(g.ticket.claim_id), batch.index, version, self.advantage)
+            for g in groups
         )
         _append(self.folder / GROUPS, of_groups)
 
@@ -82,7 +86,9 @@ class EvaluationLog:
         _append(self.path, [evaluation_row(*each, step, texts) for each in played])
 
 
-def trajectory_row(group: Group, member: int, batch: int, version: int, accepted: bool, texts: Texts) -> dict[str, Any]:
+def trajectory_row(
+    group: Group, member: int, batch: int, version: int, verdict: bool | None, texts: Texts
+) -> dict[str, Any]:
     """The JSON object of one trajectory: number ``member`` of the group's members and then of its excluded ones."""
     score: Score | None = None
     if member < len(group.members):
@@ -96,7 +102,7 @@ def trajectory_row(group: Group, member: int, batch: int, version: int, accepted
         "version": version,
         **_question(group.question),
         "state": str(group.state),
-        "accepted": accepted,
+        "accepted": verdict,
         "reward": score and score.reward,
         "outcome": score and score.outcome,
         "evidence": score and score.evidence,
@@ -125,7 +131,9 @@ def evaluation_row(question: Question, inferred: Inferred, row: EvalRow, step: i
     }
 
 
-def group_row(group: Group, accepted: Accepted | None, batch: int, version: int, advantage: str) -> dict[str, Any]:
+def group_row(
+    group: Group, verdict: bool | None, accepted: Accepted | None, batch: int, version: int, advantage: str
+) -> dict[str, Any]:
     """The JSON object of one group. Lists go by the members; ``advantages`` are 0 where no signal is."""
     members = [m.trajectory for m in group.members]
     advantages = group_advantages(group.rewards, advantage).tolist() if members else []
@@ -135,7 +143,7 @@ def group_row(group: Group, accepted: Accepted | None, batch: int, version: int,
         "version": version,
         **_question(group.question),
         "state": str(group.state),
-        "accepted": accepted is not None,
+        "accepted": verdict,
         "before": str(accepted.before) if accepted else None,
         "recycled": accepted.recycled if accepted else None,
         "rewards": [_short(r) for r in group.rewards],

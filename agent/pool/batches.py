@@ -55,8 +55,8 @@ class TakenBatch(Generic[P]):
     """Groups of this batch that went back, by reason."""
     played: tuple[Played[P], ...]
     """Every group that was played for the batch, accepted or not, in draw order."""
-    kept: int
-    """Signal-bearing groups that were left over and wait for the next batch."""
+    kept: frozenset[int]
+    """Claims of the signal-bearing groups that were left over and wait for the next batch, undecided."""
     too_many_tool_failures: bool = False
     """So many searches, tools or rewards failed that nothing of it was accepted (``max_tool_failures``)."""
 

@@ -277,7 +277,7 @@ class QueryPool(Generic[P]):
             states=states,
             returned=batch.returned,
             played=tuple(sorted((*played, *batch.spoiled), key=lambda g: g.outcome.ticket.order)),
-            kept=len(surplus),
+            kept=frozenset(group.outcome.ticket.claim_id for group in surplus),
             too_many_tool_failures=failing,
         )
 

@@ -26,7 +26,7 @@ def trajectory(stop: StopReason, fault: str = "") -> Trajectory:
 
 def batch(*groups: Group) -> TakenBatch[Group]:
     played = tuple(Played(outcome=group.outcome(), payload=group) for group in groups)
-    return TakenBatch(index=0, accepted=(), states=Counter(), returned=Counter(), played=played, kept=0)
+    return TakenBatch(index=0, accepted=(), states=Counter(), returned=Counter(), played=played, kept=frozenset())
 
 
 def broken(*faults: tuple[StopReason, str]) -> Group:

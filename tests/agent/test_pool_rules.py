@@ -450,16 +450,17 @@ def test_a_surplus_is_trained_on_in_the_next_batch(make_questions, make_group):
 
     play(0)
     first = pool.take(version=0)
-    assert (len(first.accepted), first.kept, first.returned) == (2, 2, {})
+    assert (len(first.accepted), len(first.kept), first.returned) == (2, 2, {})
     assert pool.places()["submitted"] == 2 + 4, "the surplus, and the next batch"
     pool.release(0)
     assert pool.books.groups.in_flight == 6
     second = pool.take(version=1)
     kept = [g.ticket.query for g in first.payloads if g not in [a.payload for a in first.accepted]]
     assert [a.payload.ticket.query for a in second.accepted] == kept, "drawn first, trained on first"
+    assert {a.payload.ticket.claim_id for a in second.accepted} == first.kept
     drawn = [(int(row["query"]), int(row["batch"])) for row in pool.history.log if row["accepted"]][2:]
     assert drawn == [(query, 0) for query in kept], "for the batch that they were drawn for"
-    assert second.kept == 0, "what was played by version 0 would be too old for the batch after"
+    assert not second.kept, "what was played by version 0 would be too old for the batch after"
     assert second.returned == {UNSELECTED: 4}
     pool.release(1)
     pool.books.check()

@@ -83,9 +83,9 @@ def group(
 
 
 def batch(
-    groups: Sequence[Group], accepted: dict[int, QueryState], returned: dict[str, int], kept: int = 0
+    groups: Sequence[Group], accepted: dict[int, QueryState], returned: dict[str, int], kept: Sequence[int] = ()
 ) -> TakenBatch[Group]:
-    """``accepted`` says by order what the query was before."""
+    """``accepted`` says by order what the query was before; ``kept`` are orders."""
     played = tuple(Played(outcome=g.outcome(), payload=g) for g in groups)
     return TakenBatch(
         index=3,
@@ -97,7 +97,7 @@ def batch(
         states=Counter(g.state for g in groups),
         returned=Counter(returned),
         played=played,
-        kept=kept,
+        kept=frozenset(g.ticket.claim_id for g in groups if g.ticket.order in kept),
     )
 
 

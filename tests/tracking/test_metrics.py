@@ -99,7 +99,7 @@ def batch(make: Any) -> TakenBatch:
         make.group(4, [(0.0, 0.0, None), (1.0, 1.0, None)], [t("q4", version=3), t("q4")], worker="w0", limit=5),
     ]
     accepted = {0: QueryState.TOO_HARD, 1: QueryState.UNSEEN}
-    return make.batch(groups, accepted, {"zero_variance": 2, "too_stale": 1}, kept=1)
+    return make.batch(groups, accepted, {"zero_variance": 2, "too_stale": 1}, kept=[4])
 
 
 def test_every_number_of_a_batch_by_hand(batch: TakenBatch) -> None:

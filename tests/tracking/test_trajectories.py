@@ -121,6 +121,14 @@ def test_every_group_has_a_line_whatever_the_limit_of_episodes_is(tmp_path: Path
     assert lines(tmp_path / TRAJECTORIES) == []
 
 
+def test_a_kept_group_is_neither_accepted_nor_refused_until_the_next_batch(tmp_path: Path, make: Any) -> None:
+    groups = [make.group(n, [(0.0, 0.0, None), (1.0, 1.0, None)], [make.trajectory(f"q{n}")] * 2) for n in range(3)]
+    of_three = make.batch(groups, {0: QueryState.UNSEEN}, {"unselected": 1}, kept=[1])
+    TrajectoryLog(folder=tmp_path, per_step=-1).write(of_three, 7, TEXTS)
+    assert [row["accepted"] for row in lines(tmp_path / GROUPS)] == [True, None, False]
+    assert [row["accepted"] for row in lines(tmp_path / TRAJECTORIES)] == [True, True, None, None, False, False]
+
+
 def test_a_line_of_training_says_what_is_known_of_its_question(tmp_path: Path, make: Any) -> None:
     question = Question(id="q0", text="who?", golden_answers=("yes",), supporting=("emma",), kind="2-hop")
     one = replace(make.group(0, [(1.0, 1.0, None)], [make.trajectory("q0")]), question=question)
