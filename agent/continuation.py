@@ -45,11 +45,11 @@ async def play_with_continuation(
 
     The best and the worst are the first ones on ties, and the same one if all rewards are equal. Left as it
     is: a group whose question names no supporting documents, that the pool wanted cut short, or that it is going to
-    take back whole: with a failed search, tool or reward, or without two viable rollouts (``pool.min_viable``).
+    take back whole: with a failed search, tool or reward, or with too few viable rollouts (``pool.min_viable``).
     """
     group = await play_group(player, question, ticket, size=size, worker=worker)
     goes_back = any(t.stop_reason.is_selective for t in group.excluded)
-    complete = len(group.members) > 1 and not (group.cut_short or goes_back)
+    complete = len(group.members) >= ticket.min_viable and not (group.cut_short or goes_back)
     if not complete or not evidence_wanted(question) or any(m.score.perfect for m in group.members):
         return group
     best = group.members[group.rewards.index(max(group.rewards))]

@@ -40,6 +40,8 @@ class Ticket:
     """Play no more if the pilot says too hard."""
     cut_easy: bool = False
     """Play no more if the pilot says too easy."""
+    min_viable: int = 2
+    """With fewer viable rollouts the pool takes the group back."""
     max_searches: int | None = None
     """Most searches of each rollout (``agent/pool/search_limits.py``); None is ``agent.max_searches``."""
 

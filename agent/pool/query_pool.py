@@ -71,8 +71,7 @@ class QueryPool(Generic[P]):
             if batch.reissue:
                 order, query, max_searches = batch.reissue.popleft()
             else:
-                drawn = self._places.draw(batch.random)
-                if drawn is None:
+                if (drawn := self._places.draw(batch.random)) is None:
                     break
                 order, query = batch.orders, drawn
                 max_searches = self._limits.limit(self.history, query, batch.index) if self._limits else None
@@ -94,6 +93,7 @@ class QueryPool(Generic[P]):
             pilot=self.rule.pilot if cut_hard or cut_easy else 0,
             cut_hard=cut_hard,
             cut_easy=cut_easy,
+            min_viable=self.rule.min_viable,
             max_searches=max_searches,
         )
         self._next_claim += 1

@@ -207,6 +207,14 @@ def test_a_group_that_was_cut_short_is_not_continued(play, monkeypatch):
     assert (group.extra, len(script.prompts)) == ({}, 2)
 
 
+@pytest.mark.parametrize("wanted", [2, 3])
+def test_a_group_with_fewer_viable_rollouts_than_the_pool_takes_is_not_continued(play, monkeypatch, wanted):
+    monkeypatch.setattr(f"{__name__}.TICKET", replace(TICKET, min_viable=wanted))
+    group, script = play([[answer("wrong")], [""], [answer("no")]], [[answer("wrong")]] * 3)
+    assert len(group.members) == 2
+    assert (bool(group.extra), len(script.prompts)) == ((True, 6) if wanted == 2 else (False, 3))
+
+
 def test_faulted_continuations_are_counted_and_are_no_data(play, codec):
     group, _ = play([[answer("wrong")], [answer("no")]], [[""], [search("a"), BROKEN]])
     assert group.rewards == (0.0, 0.0)

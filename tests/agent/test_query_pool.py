@@ -289,6 +289,7 @@ def test_an_outcome_must_answer_its_claim(make_pool, make_group, submit):
 def test_too_few_viable_trajectories_send_a_group_back(make_pool, submit):
     pool = make_pool(n=20, group_size=4, min_viable=3)
     first, second = pool.claim("w", now=0.0, limit=2)
+    assert first.min_viable == 3, "who plays it knows"
     assert submit(pool, first, (1.0, 0.0), faults=2)
     assert submit(pool, second, (1.0, 0.0, 0.0), faults=1)
     assert not pool.ready
