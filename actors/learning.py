@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from actors.parts import Parts
 from actors.record import Record
-from actors.reports import StepReport
+from actors.reports import Released, StepReport
 from actors.stopping import Stopping
 from actors.totals import Totals
 from agent.errors import Fault, UserError
@@ -26,6 +27,8 @@ class Learning:
     stopping: Stopping
     under_way: Any = None
     """The learner's call that was not waited for to its end."""
+    batch: int | None = None
+    """The batch of its newest report, until it is released."""
 
     def next(self, pool: Any, learn: Any, name: str, totals: Totals, step: int) -> StepReport:
         """The report of ``step`` (0: of the seeding) on a batch of ``pool``, called ``name``; ``learn`` is its method.
@@ -40,7 +43,7 @@ class Learning:
             with self.parts.learners_turn(pool):
                 self.under_way = learn.remote(pool)
                 report: StepReport = self.parts.wait(self.under_way, "learner")
-                self.under_way = None
+            self.under_way, self.batch = None, report.batch
             self.record.given_up(report.notes)
             untrainable = report.untrainable
             if untrainable is None:
@@ -59,7 +62,13 @@ class Learning:
                 if step <= 1:  # there is nothing to save
                     raise Fault(f"stopped after batch {report.batch} was skipped, {cause}: {untrainable.why}")
                 return report
-            self.parts.wait(pool.release.remote(report.batch), name)
+            self.release(pool, name)
+
+    def release(self, pool: Any, name: str, **saved: Path) -> Released:
+        """Ends the batch of the newest report, if it hasn't ended; see ``PoolActor.release``."""
+        done: Released = self.parts.wait(pool.release.remote(self.batch, **saved), name)
+        self.batch = None
+        return done
 
     def last(self) -> StepReport | None:
         """The report of the step that was under way when a fault of others ended the waiting for it, once the pool is
@@ -68,4 +77,7 @@ class Learning:
             report: StepReport | None = self.parts.wait(self.under_way, "learner") if self.under_way else None
         except (Fault, UserError):  # the closed pool's, or the learner's own: then it says if it can't be saved
             return None
-        return None if report is None or report.untrainable is not None else report
+        if report is None or report.untrainable is not None:
+            return None
+        self.batch = report.batch
+        return report

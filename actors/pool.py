@@ -58,6 +58,8 @@ class PoolActor:
         self._there = self._closed = False
         self._lost: set[str] = set()  # a dead worker's claim may still be waiting here
         self._begun: Counter[str] = Counter()  # and so may one that its worker has left
+        self._before_take: dict[str, Any] = {}
+        """The pool's state before the newest batch was taken."""
         self._looked = time.monotonic()
         self._frozen_s = 0.0
         """Seconds in which the machine stood still (a frozen container, say): its workers renewed nothing either."""
@@ -116,37 +118,40 @@ class PoolActor:
             if self._closed:
                 raise Fault("the pool is closed, and no batch is complete")
             await self._wait()
+        self._before_take = self._pool.state()
         return self._pool.take(version=version)
 
     async def release(
         self, batch: int | None, *, checkpoint: Path | None = None, draws: Path | None = None
     ) -> Released:
-        """Ends the batch, and saves the pool into the folder of a ``checkpoint`` and its record to ``draws``. At the
-        end of a run ``batch`` is None: whichever is taken, if there is one.
+        """Ends the batch, and saves the pool into the folder of a ``checkpoint`` and its record to ``draws``.
+
+        At the end of a run ``batch`` is None if the learner has come to the end of none that isn't released. One that
+        is taken then was not trained on: it is saved as one to be taken, and played again after a resume.
 
         All in one call: right after it, waiting claims are served and the batches' random generators move on. What
         can't be written holds nobody up: it is in the result.
         """
-        batch = self._pool.taken if batch is None else batch
-        if batch is not None:
+        if batch is not None and self._pool.taken is not None:  # who didn't wait for an answer asks once more
             self._pool.release(batch)
         files, failed = {}, ""
         if checkpoint is not None:
+            state = self._pool.state() if self._pool.taken is None else self._before_take
             try:
-                files = self._save(checkpoint)
+                files = self._save(checkpoint, state)
             except OSError as error:
                 failed = refused(error)
-        if draws is not None:
-            self._extras.attempt(draws.name, lambda: write_draws(draws, self._pool.history.log, self._pool.ids))
+            if draws is not None:
+                self._extras.attempt(draws.name, lambda: write_draws(draws, state["log"], self._pool.ids))
         notes, self._notes[:] = tuple(self._notes), []
         await self._notify()
         return Released(files=files, failed=failed, notes=notes)
 
     @during("save")
-    def _save(self, checkpoint: Path) -> Files:
+    def _save(self, checkpoint: Path, state: dict[str, Any]) -> Files:
         before = names(checkpoint)
         (checkpoint / TRAINING).mkdir(exist_ok=True)
-        saved.save(checkpoint / TRAINING, self._pool.state())
+        saved.save(checkpoint / TRAINING, state)
         return listed(checkpoint, without=before)
 
     async def renew(self, worker: str, held: list[int], moved: list[int]) -> list[int]:

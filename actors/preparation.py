@@ -73,7 +73,7 @@ def _seed(learning: Learning, watch: Watch, totals: Totals) -> None:
             parts.workers.deliver(report.published)
         if step == steps:
             parts.wait(pool.close.remote(), "seeding-pool")
-        parts.wait(pool.release.remote(report.batch), "seeding-pool")
+        learning.release(pool, "seeding-pool")
         totals.count(report)
         injected += report.metrics["learner/expert_sequences"]
         record.event("seeding", {"step": step, "version": report.version, **report.metrics})

@@ -28,7 +28,7 @@ from actors.prepare import Prepared
 from actors.provenance import Provenance
 from actors.record import Record
 from actors.replay import play
-from actors.reports import Released, StepReport
+from actors.reports import StepReport
 from actors.resume import rewind
 from actors.saving import Saving
 from actors.searching import UNKNOWN
@@ -106,7 +106,7 @@ class Supervisor:
         state = run_state.load(checkpoint) if checkpoint is not None else None
         self._reached = self._trained = 0 if state is None else state.step
         self._totals, self._alarms = Totals(), Alarms(self.config.model.dtype)
-        self._untold = self._learning.under_way = None
+        self._untold = self._learning.under_way = self._learning.batch = None
         self.parts.losses.reached(self._trained)
         same = self.evals.goes_on(state)
         self.saving.goes_on(state.best if state is not None and same else None)
@@ -201,7 +201,7 @@ class Supervisor:
             if self._untold is not None:
                 self._tell(self._trained, self._untold, 0.0, UNKNOWN)
             if self._trained > known:
-                self._save(self._trained, None, last=True)
+                self._save(self._trained, last=True)
         except (Fault, UserError, OSError) as error:
             steps = f"steps {known + 1} to {self._trained} are" if self._trained > known + 1 else f"step {known + 1} is"
             after = f"after step {known}" if known else "from the beginning"
@@ -228,7 +228,7 @@ class Supervisor:
         if report.untrainable is not None:  # the run is stopped where there is no step to end
             self._wait(pool.close.remote(), "pool")
             self.record.say(f"step {self._reached} is saved as it is, without an evaluation", "yellow")
-            self._save(self._reached, report.batch, last=True)
+            self._save(self._reached, last=True)
             return True
         self._trained, self._untold = step, report
         self.parts.losses.reached(step)
@@ -247,9 +247,9 @@ class Supervisor:
         if last:  # before the release, so that no worker starts on a batch that nobody will take
             self._wait(pool.close.remote(), "pool")
         if last or self.saving.due(step):
-            self._save(step, report.batch, last=last)
+            self._save(step, last=last)
         else:
-            self._wait(pool.release.remote(report.batch), "pool")
+            self._learning.release(pool, "pool")
         self._reached = step
         return last
 
@@ -322,18 +322,12 @@ class Supervisor:
         self.workers.idle = self._go_on_evaluating
         self.watch.look()
 
-    def _save(self, step: int, batch: int | None, *, last: bool) -> None:
-        """Begins the checkpoint of ``step``; its ``batch`` is released in it, or without it if that can't be begun.
-
-        None is that of the run's end: whichever is taken.
-        """
-        released = False
+    def _save(self, step: int, *, last: bool) -> None:
+        """Begins the checkpoint of ``step``; its batch is released in it, or without it if that can't be begun."""
+        pool = self.parts.pool
 
         def cut(folder: Path) -> Callable[[], Files]:
-            nonlocal released
-            draws = self.run_dir / "draws.parquet"
-            done: Released = self._wait(self.parts.pool.release.remote(batch, checkpoint=folder, draws=draws), "pool")
-            released = True
+            done = self._learning.release(pool, "pool", checkpoint=folder, draws=self.run_dir / "draws.parquet")
             self.record.given_up(done.notes)
             if done.failed:
                 raise Fault(done.failed)
@@ -358,8 +352,8 @@ class Supervisor:
 
         with self.watch.phase(f"the checkpoint of step {step} is copied"), self._spans.span("copy for saving"):
             self.saving.begin(step, cut, last=last)
-        if not released:
-            self._wait(self.parts.pool.release.remote(batch), "pool")
+        if self._learning.batch is not None:
+            self._learning.release(pool, "pool")
 
     def _summary(self, step: int) -> dict[str, Any]:
         summary = {

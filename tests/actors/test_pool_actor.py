@@ -224,12 +224,19 @@ def test_the_question_that_two_workers_died_of_is_named(start: Start) -> None:
 def test_a_pool_that_is_closed_gives_no_batch_that_is_not_complete_and_can_be_saved(
     start: Start, tmp_path: Path
 ) -> None:
-    """At the end of a run: whoever waits for a batch is free, and one that was taken is released in what is saved."""
-    pool = start(Epoch(batch_questions=2, group_size=2))
-    for ticket in claim(pool, "w0"):
-        assert submitted(pool, played(ticket))
-    result(pool.take.remote(0))
-    taking = pool.take.remote(0)
+    """At the end of a run: whoever waits for a batch is free, and one that was taken, and that nothing was made from,
+    is played again after a resume."""
+    rule = Epoch(batch_questions=2, group_size=2)
+    pool = start(rule)
+    for batch in range(2):
+        tickets = claim(pool, "w0")
+        for ticket in tickets:
+            assert submitted(pool, played(ticket, version=batch))
+        assert len(result(pool.take.remote(batch)).accepted) == 2
+        if batch == 0:
+            for _ in range(2):  # the answer to the first call was not waited for
+                result(pool.release.remote(0))
+    taking = pool.take.remote(1)
     result(pool.report.remote())
     assert pending(taking)
     result(pool.close.remote())
@@ -240,6 +247,10 @@ def test_a_pool_that_is_closed_gives_no_batch_that_is_not_complete_and_can_be_sa
         done = result(pool.release.remote(None, checkpoint=tmp_path / name, draws=tmp_path / "draws.parquet"))
         assert done.failed == ""
         assert saved.load(tmp_path / name / "training")["released"] == 1
+        assert len(read_draws(tmp_path / "draws.parquet")) == 2, "the record has what was trained on"
+    resumed = start(rule, checkpoint=tmp_path / "taken")
+    assert result(resumed.report.remote())["accounts"]["groups"]["accepted"] == 2
+    assert [(t.batch, t.query, t.seed) for t in claim(resumed)] == [(t.batch, t.query, t.seed) for t in tickets]
 
 
 @pytest.mark.slow

@@ -312,6 +312,26 @@ def test_what_is_trained_is_saved_before_a_fault_of_others_ends_the_run(
     assert summary["rollouts"] == 8 * (6 + batches - last)
 
 
+def test_a_step_after_which_an_engine_does_not_wake_is_saved_as_it_was_trained(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a shared card: the learner's report is there, and nobody has read it yet."""
+    world = World()
+    happens = world.happens
+
+    def tired(event: str) -> None:
+        happens(event)
+        if event == "wake" and "step 3" in world.events:
+            raise Fault("rollout workers failed too often")
+
+    monkeypatch.setattr(world, "happens", tired)
+    with pytest.raises(Fault, match="failed too often"):
+        play(world, 6, turns=True)
+    (saved,) = checkpoints(tmp_path / "run" / "checkpoints")
+    assert (run_state.load(saved).step, world.released) == (3, 3)
+    assert [row["step"] for row in read(tmp_path / "run" / "metrics.jsonl", "step")] == [1, 2, 3]
+
+
 def test_a_checkpoint_that_has_all_that_is_trained_is_not_written_again(play: Play, tmp_path: Path) -> None:
     world = World(untrainable={3: BY_ENGINES, 4: BY_ENGINES})
     with pytest.raises(Fault, match="2 batches in a row"):
