@@ -125,11 +125,6 @@ class Policy:
         )
 
     @classmethod
-    def load(cls, path: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Policy:
-        """Loads a folder or hub name. Raises ``UserError`` when there is no whole model there."""
-        return cls(_loaded(path, device, dtype))
-
-    @classmethod
     def build(
         cls,
         architecture: Mapping[str, int],

@@ -293,7 +293,7 @@ def checkpoint(folder: Path) -> Kind:
         if (made := Provenance.load(path)) is not None:
             made.changes(Provenance(settings={"seed": 0}, data={}))
         saved.restore(pool(), path, "training")
-        loaded = Policy.load(path)
+        loaded = Policy.from_folder(path, seed=0, dtype="float32")
         with content_of(f"checkpoint {path}: training/learner.pt"):  # as ``LearnerActor.begin`` does
             learnt = load_state(path / "training" / "learner.pt")
             loaded.load_adapters(learnt["adapters"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,11 @@ def tiny_policy(seed: int = 0, dtype: torch.dtype = torch.float32) -> Policy:
     """A Qwen2 of about 4,000 parameters whose logits are far enough from uniform to be worth comparing."""
     sizes: dict[str, Any] = {**SIZES, "initializer_range": 0.2}
     return Policy.build(sizes, vocab_size=VOCABULARY, seed=seed, dtype=dtype)
+
+
+def loaded_policy(path: Path, dtype: torch.dtype = torch.float32) -> Policy:
+    """The policy that a learner starts from in the folder ``path``."""
+    return Policy.from_folder(path, seed=0, dtype=str(dtype).removeprefix("torch."))
 
 
 def trajectory(

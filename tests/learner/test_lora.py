@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learner_cases import MIXED, SIZES, VOCABULARY, random_groups
+from learner_cases import MIXED, SIZES, VOCABULARY, loaded_policy, random_groups
 from safetensors.torch import load_file
 from torch import nn
 
@@ -70,7 +70,7 @@ def test_what_is_published_is_what_was_trained(dtype: torch.dtype, tmp_path: Pat
     published = policy.published()
     assert files.keys() == published.keys()
     assert all(torch.equal(files[n], published[n]) for n in files)
-    engine = Policy.load(tmp_path / "model", dtype=dtype)
+    engine = loaded_policy(tmp_path / "model", dtype)
     assert not engine.adapted
     samples = make_batch(random_groups(7, MIXED), "std").samples
     for ours, theirs in zip(learner.score(policy, samples), learner.score(engine, samples), strict=True):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from learner_cases import SIZES, VOCABULARY
+from learner_cases import SIZES, VOCABULARY, loaded_policy
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2ForCausalLM
 
@@ -100,7 +100,7 @@ def test_shards_are_as_good_as_one_file(folder: Path) -> None:
     shard(folder)
     assert check_folder(folder, "model.path=here") == VOCABULARY
     assert [file.name for file in weight_files(folder)] == list(SHARDS)
-    assert Policy.load(folder).head.shape == (VOCABULARY, SIZES["hidden_size"])
+    assert loaded_policy(folder).head.shape == (VOCABULARY, SIZES["hidden_size"])
 
 
 def test_files_that_are_none_of_the_weights_are_left_alone(folder: Path) -> None:
@@ -473,17 +473,17 @@ def test_a_layer_that_was_never_filled(folder: Path) -> None:
     last = {name: torch.zeros_like(value) if ".1." in name else value for name, value in held.items()}
     save_file(last, folder / WEIGHTS)
     with pytest.raises(UserError, match=r": model\.layers\.1 is zeros throughout; the weights are damaged; download"):
-        Policy.load(folder)
+        loaded_policy(folder)
     new = {name: torch.zeros_like(value) if "1.mlp.down" in name else value for name, value in held.items()}
     save_file(new, folder / WEIGHTS)
-    assert Policy.load(folder).head.any(), "a single matrix of zeros is how layers are added"
+    assert loaded_policy(folder).head.any(), "a single matrix of zeros is how layers are added"
 
 
 @pytest.mark.parametrize("changed", [{"rms_norm_eps": -1.0}, {"rms_norm_eps": float("nan")}])
 def test_a_configuration_that_computes_no_numbers(folder: Path, changed: dict[str, float]) -> None:
     configure(folder, **changed)
     with pytest.raises(UserError, match=r"Qwen2ForCausalLM: its logits are no numbers; its config\.json or"):
-        Policy.load(folder)
+        loaded_policy(folder)
 
 
 @pytest.mark.parametrize(
@@ -498,17 +498,16 @@ def test_a_configuration_that_computes_no_numbers(folder: Path, changed: dict[st
     ],
 )
 def test_what_is_no_matter_of_the_model_is_left_out(folder: Path, changed: dict[str, Any]) -> None:
-    plain = Policy.load(folder)
+    plain = loaded_policy(folder)
     configure(folder, **changed)
     assert check_folder(folder, "model.path=here") == VOCABULARY
-    assert torch.equal(Policy.load(folder).head, plain.head)
+    assert torch.equal(loaded_policy(folder).head, plain.head)
 
 
 def test_nobody_elses_folder_is_filled_with_random_weights(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
-    for make in (Policy.load, lambda path: Policy.from_folder(path, seed=0, dtype="float32")):
-        with pytest.raises(UserError, match=r"model\.safetensors is missing"):
-            make(folder)
+    with pytest.raises(UserError, match=r"model\.safetensors is missing"):
+        loaded_policy(folder)
 
 
 def test_a_skeleton_is_no_model_to_start_from(folder: Path) -> None:

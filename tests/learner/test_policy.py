@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learner_cases import SIZES, VOCABULARY, tiny_policy
+from learner_cases import SIZES, VOCABULARY, loaded_policy, tiny_policy
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -72,8 +72,8 @@ def test_positions_are_as_exact_in_bfloat16_as_an_engine_has_them(tmp_path: Path
     write_skeleton(tmp_path / "skeleton", ModelConfig(architecture=SIZES), context=64)
     narrow = torch.bfloat16
     built = Policy.build(SIZES, vocab_size=VOCABULARY, seed=0, dtype=narrow)
-    loaded = Policy.load(tmp_path / "model", dtype=narrow)
-    begun = Policy.from_folder(tmp_path / "skeleton", seed=0, dtype="bfloat16")
+    loaded = loaded_policy(tmp_path / "model", narrow)
+    begun = loaded_policy(tmp_path / "skeleton", narrow)
     for policy in (built, loaded, begun, loaded.frozen_copy()):
         assert {p.dtype for p in policy.model.parameters()} == {narrow}
         for (name, buffer), (_, right) in zip(policy.model.named_buffers(), exact.model.named_buffers(), strict=True):
@@ -102,7 +102,7 @@ def test_an_untied_head_is_published() -> None:
 def test_save_and_load_are_exact_and_plain(tmp_path: Path) -> None:
     policy = tiny_policy()
     policy.save(tmp_path)
-    twin = Policy.load(tmp_path)
+    twin = loaded_policy(tmp_path)
     ours, theirs = policy.published(), twin.published()
     assert all(torch.equal(ours[n], theirs[n]) for n in ours)
     assert ATTENTION not in (tmp_path / "config.json").read_text()
@@ -167,7 +167,7 @@ def test_a_policy_that_is_lent_comes_home() -> None:
 def test_loaded_weights_are_aligned(tmp_path: Path) -> None:
     """Where a file has them, matrix products may take another path: a resumed run would differ."""
     tiny_policy().save(tmp_path)
-    assert not any(p.data_ptr() % ALIGNMENT for p in Policy.load(tmp_path).model.parameters())
+    assert not any(p.data_ptr() % ALIGNMENT for p in loaded_policy(tmp_path).model.parameters())
 
 
 def test_a_misspelt_size_names_the_right_one() -> None:
@@ -176,9 +176,8 @@ def test_a_misspelt_size_names_the_right_one() -> None:
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
-    for make in (Policy.load, lambda path: Policy.from_folder(path, seed=0, dtype="float32")):
-        with pytest.raises(UserError, match=r"model\.path"):
-            make(tmp_path)
+    with pytest.raises(UserError, match=r"model\.path"):
+        loaded_policy(tmp_path)
 
 
 COMMON: dict[str, Any] = {
@@ -247,7 +246,7 @@ def test_settings_of_generation_that_transformers_refuses_to_write_are_dropped(
     tiny_policy().save(tmp_path / "given")
     file = tmp_path / "given" / "generation_config.json"
     file.write_text(json.dumps({"eos_token_id": 7, "_from_model_config": False, **asked}))
-    policy = Policy.load(tmp_path / "given")
+    policy = loaded_policy(tmp_path / "given")
     policy.save(tmp_path / "saved")
     written = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
     assert written["eos_token_id"] == 7

@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_writing import write_checkpoint
-from learner_cases import MIXED, SIZES, VOCABULARY, Reference, as_expert, group, random_groups, tiny_policy, trajectory
+from learner_cases import (
+    MIXED,
+    SIZES,
+    VOCABULARY,
+    Reference,
+    as_expert,
+    group,
+    loaded_policy,
+    random_groups,
+    tiny_policy,
+    trajectory,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from agent.errors import Fault
@@ -401,7 +412,7 @@ def test_resuming_is_bit_identical(kind: str, offload: bool, dtype: torch.dtype,
     for step in range(3, 6):
         learner.update(batches[step], step=step, version=step)
 
-    resumed = Policy.load(path, dtype=dtype)
+    resumed = loaded_policy(path, dtype)
     other = Updater(resumed, config, rng=np.random.default_rng(99), fault_folder=tmp_path)
     other.load_state(load_state(path / "learner.pt"))
     reports = [other.update(batches[step], step=step, version=step) for step in range(3, 6)]
