@@ -72,7 +72,7 @@ class Parts:
             self.retrieval = topology.retrieval()
             self._replicas = Replicas(named(self.retrieval), self.health, self._retrieval_lost)
         elif self.config.cluster.colocated:
-            self.workers.rest()  # what they played was for the pool that is gone
+            self.workers.until_idle()  # what they played was for the pool that is gone
             self.workers.sleep()
         self.learner = topology.learner(checkpoint)
         self._together = ("learner", *topology.followers, "pool", "seeding-pool")

@@ -77,7 +77,7 @@ def _seed(learning: Learning, watch: Watch, totals: Totals) -> None:
         totals.count(report)
         injected += report.metrics["learner/expert_sequences"]
         record.event("seeding", {"step": step, "version": report.version, **report.metrics})
-    parts.workers.rest()
+    parts.workers.until_idle()
     parts.seeded()
     record.say(
         f"expert seeding: {steps} steps on {len(experts)} questions, {injected} expert sequences trained on, "

@@ -174,7 +174,7 @@ class WorkerPool:
                 worker.phase, worker.task = "idle" if worker.phase == "serving" else "empty", None
                 worker.blameless = False
 
-    def rest(self) -> None:
+    def until_idle(self) -> None:
         """Waits until all workers are idle, so that they may serve another query pool; theirs has to be closed."""
         self._job = None
         while any(w.phase == "serving" for w in self._workers):

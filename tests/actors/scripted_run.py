@@ -505,11 +505,11 @@ class FakeWorkerPool:
         world.serving = pool
         world.happens("serve the seeding" if seeding else "serve")
 
-    def rest(self) -> None:
+    def until_idle(self) -> None:
         if self.world.serving is not None:  # else it is gone, which ends their claims, too
-            assert self.world.serving.closed, "workers that wait for a claim never rest"
+            assert self.world.serving.closed, "workers that wait for a claim are never idle"
         self.world.serving = None
-        self.world.happens("rest")
+        self.world.happens("idle")
 
     def evaluate(
         self,

@@ -87,7 +87,7 @@ def test_expert_seeding_comes_between_the_warm_start_and_the_first_step(play: Pl
     assert world.events == [
         *("warm start", "begin seeding", "deliver 0", "serve the seeding"),
         *("seed 1", "deliver 1", "release seed 1"),
-        *("seed 2", "deliver 2", "close seeding", "release seed 2", "rest"),
+        *("seed 2", "deliver 2", "close seeding", "release seed 2", "idle"),
         *("begin 0", "deliver 2", "evaluate version 2", "serve"),
         *("step 1", "deliver 3", "evaluate version 3", "close", "release 1 with state", "save 1", "dismiss"),
     ]
@@ -200,7 +200,7 @@ def test_an_unsound_batch_of_the_seeding_is_none_of_its_steps(play: Play) -> Non
     world = World(untrainable={0: NO_SEARCH})
     driver, _ = play(world, 0 + 1, seeding=1)
     assert [e["step"] for e in read(driver.record.metrics.path) if e.get("event") == "untrainable_batch"] == [0, 1]
-    seeding = world.events[world.events.index("serve the seeding") + 1 : world.events.index("rest")]
+    seeding = world.events[world.events.index("serve the seeding") + 1 : world.events.index("idle")]
     assert seeding == [
         *("untrainable seed 1", "release seed 1"),
         *("seed 2", "deliver 1", "close seeding", "release seed 2"),
@@ -278,7 +278,7 @@ def test_on_a_shared_card_the_engines_sleep_while_the_learner_works(play: Play) 
     play(world, 2, warm_start=5, seeding=1, turns=True)
     assert world.events == [
         *("sleep", "warm start", "wake", "sleep", "begin seeding", "wake", "deliver 0", "serve the seeding"),
-        *("take", "sleep", "seed 1", "wake", "deliver 1", "close seeding", "release seed 1", "rest"),
+        *("take", "sleep", "seed 1", "wake", "deliver 1", "close seeding", "release seed 1", "idle"),
         *("sleep", "begin 0", "wake", "deliver 1", "evaluate version 1", "serve"),
         *("take", "sleep", "step 1", "wake", "deliver 2", "release 1"),
         *(

@@ -249,17 +249,17 @@ def test_a_worker_whose_pool_has_closed_is_idle(house: House) -> None:
 
 
 @pytest.mark.slow
-def test_workers_that_rest_may_serve_another_pool(house: House) -> None:
+def test_workers_that_are_idle_may_serve_another_pool(house: House) -> None:
     workers = house.workers(2, {"rollout-1": {"run": ["gate:last group"]}})
     house.patiently(workers.deliver, Version(0))
     workers.serve("seeding", PLAIN)
     house.until_phases(workers, "serving", "serving")
     house.open("seeding closed")
-    resting = house.meanwhile(workers.rest)
+    waiting = house.meanwhile(workers.until_idle)
     house.await_event("rollout-0", "ran")
-    assert not resting.done(), "a group still plays"
+    assert not waiting.done(), "a group still plays"
     house.open("last group")
-    resting.result(PATIENCE_S)
+    waiting.result(PATIENCE_S)
     house.until_phases(workers, "idle", "idle")
     workers.serve("pool", PLAIN)
     house.until_phases(workers, "serving", "serving")
@@ -268,11 +268,11 @@ def test_workers_that_rest_may_serve_another_pool(house: House) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_before_the_rest_is_replaced_by_one_that_rests(house: House) -> None:
+def test_a_worker_that_dies_before_all_are_idle_is_replaced_by_an_idle_one(house: House) -> None:
     workers = house.workers(1, {"rollout-0": {"run": ["die"]}})
     house.patiently(workers.deliver, Version(0))
     workers.serve("seeding", PLAIN)
-    house.patiently(workers.rest)
+    house.patiently(workers.until_idle)
     house.until_phases(workers, "idle")
     assert house.events("rollout-1", "run") == []
 

@@ -267,10 +267,10 @@ class PoolRule(ABC):
         if not self.pilot:
             return False, False
         a, b = history.beta(query, batch)
-        rest = self.group_size - self.pilot
-        limit = rest * history.population.signal_per_rollout
+        others = self.group_size - self.pilot
+        limit = others * history.population.signal_per_rollout
         # Successes after as many failures, and failures after as many successes.
-        return chance_of_any(a, b + self.pilot, rest) < limit, chance_of_any(b, a + self.pilot, rest) < limit
+        return chance_of_any(a, b + self.pilot, others) < limit, chance_of_any(b, a + self.pilot, others) < limit
 
     def next_look(self, ages: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """Batches after which the weight of queries last drawn ``ages`` batches ago is computed anew; 0: never."""
