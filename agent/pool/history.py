@@ -61,7 +61,8 @@ class Population:
         self.square_sum += successes * (successes - 1) / (size * (size - 1))
 
     def spend(self, *, signal: bool, rollouts: int) -> None:
-        """A draw of any query cost ``rollouts`` and brought signal, or didn't."""
+        """A draw of any query brought signal with the ``rollouts`` of its group, or didn't. What a continuation has
+        played besides is left out, as it is of the further rollouts that ``PoolRule.cuts`` compares this with."""
         self.signal += signal
         self.rollouts += rollouts
 
