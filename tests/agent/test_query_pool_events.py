@@ -274,7 +274,7 @@ class World:
                 self.rest(claim, verdict)
             decided.append(group)
         assert [a.payload for a in batch.accepted] == [g for g, _ in accepted]
-        assert batch.kept == len(self.kept)
+        assert batch.kept == {claim.ticket.claim_id for _, claim in self.kept}
         for group, _ in accepted:
             assert self.version - group.oldest_version <= self.rule.max_staleness
         assert batch.states == Counter(g.state for g in decided)
