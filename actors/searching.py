@@ -78,7 +78,7 @@ class Searching:
                 )
             if now == began or now - said >= SAY_EVERY_S:
                 said = now
-                self._say(f"rollouts wait for retrieval ({now - began:.0f} s so far): {problem}", "yellow")
+                self._say(f"episodes wait for retrieval ({now - began:.0f} s so far): {problem}", "yellow")
             self._sleep(ASK_EVERY_S)
 
     def _problem(self) -> str | None:

@@ -93,8 +93,8 @@ def test_rollouts_wait_until_each_replica_answers_with_a_line_a_minute() -> None
     watched.until_they_answer()
     assert slow.asked == 102
     assert said == [
-        "rollouts wait for retrieval (0 s so far): timeout",
-        "rollouts wait for retrieval (60 s so far): timeout",
+        "episodes wait for retrieval (0 s so far): timeout",
+        "episodes wait for retrieval (60 s so far): timeout",
         f"retrieval answers again after {clock.now:.0f} s",
     ]
 

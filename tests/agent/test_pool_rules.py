@@ -347,7 +347,7 @@ def test_weights_that_are_none_name_the_rule(make_questions, weight):
     class Wrong(Own):
         given = staticmethod(lambda queries: np.full(len(queries), weight))
 
-    with pytest.raises(Fault, match=r"^pool=mine: weights\(\) returned .* for 4 queries; each needs a finite weight"):
+    with pytest.raises(Fault, match=r"^pool=mine: weights\(\) returned .* for 4 questions; each needs a finite weight"):
         pool_of(make_questions(4), Wrong(name="mine"), seed=1)
 
 
@@ -387,12 +387,12 @@ def one_batch(make_questions, make_group, rule) -> None:
         ("select", lambda *_: None, r"select\(\) returned \[None\] for 1 groups"),
         ("rest", lambda *_: 2**40, r"rest\(\) returned 1099511627776; it needs"),
         ("wanted", lambda *_, **__: True, r"wanted\(\) returned True; it needs a number of draws"),
-        ("weights", lambda *_: "x", r"weights\(\) returned 'x' for 1 queries; each needs a finite weight"),
+        ("weights", lambda *_: "x", r"weights\(\) returned 'x' for 1 questions; each needs a finite weight"),
         ("resets", lambda *_, **__: "no", r"resets\(\) returned 'no'; it needs True or False"),
         ("cuts", lambda *_: False, r"cuts\(\) returned False; it needs two of True and False"),
         ("cuts", lambda *_: (0, 1), r"cuts\(\) returned \(0, 1\); it needs two of True and False"),
-        ("next_look", lambda *_: None, r"next_look\(\) returned None for 1 queries; each needs a number of batches"),
-        ("next_look", lambda _, ages: ages - 5.5, r"next_look\(\) returned .* for 1 queries; each needs a number of"),
+        ("next_look", lambda *_: None, r"next_look\(\) returned None for 1 questions; each needs a number of batches"),
+        ("next_look", lambda _, ages: ages - 5.5, r"next_look\(\) returned .* for 1 questions; each needs a number of"),
         ("retained", lambda *_: "half", r"retained\(\) returned 'half' for .*; each age needs a share in \[0, 1\]"),
         ("retained", lambda _, age: age + 1.5, r"retained\(\) returned .*; each age needs a share in \[0, 1\]"),
         ("candidates", 0, r"candidates is 0; it needs a number of draws, 1 or more"),

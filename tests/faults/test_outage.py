@@ -28,7 +28,7 @@ def test_nothing_is_trained_on_from_a_minute_without_retrieval(tmp_path: Path) -
         run.order("retrieval", "outage", "publishing")  # between two batches
         run.wait(outage.exists)
         began = time.time()
-        run.wait(lambda: time.time() - began >= OUTAGE_S and "rollouts wait for retrieval" in run.output)
+        run.wait(lambda: time.time() - began >= OUTAGE_S and "episodes wait for retrieval" in run.output)
         waiting = run.steps()
         outage.unlink()
         ended = time.time()

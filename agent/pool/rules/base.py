@@ -200,7 +200,7 @@ class PoolRule(ABC):
         if found.shape != queries.shape or not (np.isfinite(found) & (found >= 0)).all():
             raise self._wrong(
                 "weights()",
-                f"returned {_printed(said)} for {len(queries)} queries; each needs a finite weight of at least 0",
+                f"returned {_printed(said)} for {len(queries)} questions; each needs a finite weight of at least 0",
             )
         return found
 
@@ -221,7 +221,7 @@ class PoolRule(ABC):
         if found.shape != ages.shape or not ((found >= 0) & (found <= LONGEST) & (np.floor(found) == found)).all():
             raise self._wrong(
                 "next_look()",
-                f"returned {_printed(said)} for {len(ages)} queries; each needs a number of batches, 0 for never",
+                f"returned {_printed(said)} for {len(ages)} questions; each needs a number of batches, 0 for never",
             )
         return found.astype(np.int64)
 
