@@ -10,7 +10,7 @@ A file is JSONL with one trajectory per line, in the tags of the run's protocol 
 | --- | --- |
 | question, golden answers, id, supporting documents, kind | as in a file of questions (``tasks/files.py``) |
 | the response: actions and result blocks | ``trajectory``, else ``expert_response`` (DAVID-GRPO's own file) |
-| passages | the result blocks: ``Result 1: "Title"``, a new line, the text, then ``Result 2: …`` (the protocol's label, in any case), or as Search-R1 has them, ``Doc 1(Title: "Title") text``; a block of another form is one passage without a title |
+| passages | the result blocks: ``Result 1: "Title"``, a new line, the text, then ``Result 2: …`` (the protocol's label, in any case), or as Search-R1 has them, ``Doc 1(Title: "Title") text``, or verl, ``Doc 1 (Title: "Title")``, a new line, the text and an empty line; a block of another form is one passage without a title |
 | document ids | ``document_ids``, a list of ids for each result block; without it no id is known |
 
 It may be compressed, as any file of questions. Other fields (a ``prompt``, say) are left alone: the policy is trained on the prompt that it gets in its own
@@ -45,8 +45,8 @@ from tasks.unread import Unread
 from tasks.world import World
 
 _RESPONSE = ("trajectory", "expert_response")
-_SEARCH_R1 = r'\(Title: ?(?:"(.*?)"|((?:[^()\n]|\([^()\n]*\))*))\)'
-"""What stands behind a passage's number in the layout of Search-R1."""
+_SEARCH_R1 = r' ?\(Title: ?(?:"(.*?)"|((?:[^()\n]|\([^()\n]*\))*))\)'
+"""What stands behind a passage's number in the layout of Search-R1, and, after a blank, of verl."""
 
 
 def read_experts(
@@ -256,9 +256,13 @@ def passages_of(block: str, protocol: TagProtocol) -> list[tuple[str, str]]:
     if not starts or starts[0].start() > 0:
         return [("", block)]
     ends = [*(match.start() for match in starts[1:]), len(block)]
-    texts = [block[m.end() : end].lstrip() for m, end in zip(starts, ends, strict=True)]
-    apart = [text.removesuffix("\n") for text in texts[:-1]]  # the line that the next label stands on
-    return [(m[2] or m[3] or m[4] or "", text) for m, text in zip(starts, [*apart, texts[-1]], strict=True)]
+    found = []
+    for match, end in zip(starts, ends, strict=True):
+        text = block[match.end() : end].lstrip()
+        if end < len(block):  # the next label stands on a line of its own; verl has an empty one before it
+            text = text.removesuffix("\n").removesuffix("\n" if match[0].endswith(")") else "")
+        found.append((match[2] or match[3] or match[4] or "", text))
+    return found
 
 
 def cut_blocks(experts: Sequence[Demonstration], limit: int) -> list[Notice]:

@@ -149,6 +149,8 @@ def test_what_no_episode_could_be_is_refused(protocol, response, reason):
         ("some other list", [("", "some other list")]),
         ('Result 1(Title: "A (b)") x\nResult 2(Title: "B") y\nz', [("A (b)", "x"), ("B", "y\nz")]),
         ("result 1(Title: A (b)) x\nResult 2(Title: ) y", [("A (b)", "x"), ("", "y")]),
+        ('Result 1 (Title: "A (b)")\nx\ny\n\nResult 2 (Title: B)\nz', [("A (b)", "x\ny"), ("B", "z")]),  # verl
+        ('Result 1: "A"\nx\n\nResult 2: "B"\ny', [("A", "x\n"), ("B", "y")]),  # ours, of a passage that was cut
         ("see Result 1: x", [("", "see Result 1: x")]),
         (f"Result {'1' * 5000}: x", [("", f"Result {'1' * 5000}: x")]),
     ],
