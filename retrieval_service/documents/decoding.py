@@ -47,8 +47,8 @@ def decoded(path: Path, declared: Callable[[bytes], str] = lambda data: "") -> t
     read as that: its server has said so, or a tool has written it anew. What is neither is read as UTF-8 with damage
     or as Windows-1252, whichever it looks like, if the document names nothing else.
 
-    UTF-16 without a mark is known by its zero bytes, of which text has no others but a stray one: most of them are in
-    one half of its bytes. ISO-2022-JP is known by what it switches alphabets with.
+    UTF-16 without a mark is known by its zero bytes, most of them in one half of its bytes; a single one is stray.
+    ISO-2022-JP is known by what it switches alphabets with.
 
     Raises ``UserError`` for a file that is no text, or isn't in the encoding that it names.
     """
@@ -64,7 +64,7 @@ def decoded(path: Path, declared: Callable[[bytes], str] = lambda data: "") -> t
                 ) from error
     data = data.removeprefix(codecs.BOM_UTF8)
     utf_8 = _strictly(data, "utf-8")
-    if (zeros := data.count(0)) and (zeros > len(data) / 8 or utf_8 is None):
+    if (zeros := data.count(0)) > 1 and (zeros > len(data) / 8 or utf_8 is None):
         first = data[::2].count(0)
         text = _strictly(data, "utf-16-be" if 2 * first > zeros else "utf-16-le")
         if text is None or "\0" in text:

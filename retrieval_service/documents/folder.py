@@ -18,7 +18,7 @@ from retrieval_service.corpus import write_corpus
 from retrieval_service.documents.chunks import chunks
 from retrieval_service.documents.readers import LONGEST_TITLE, READERS
 
-FORMAT = 8
+FORMAT = 9
 """Raise it when the same documents would become other passages than before."""
 LONGEST_NAME = 100
 """Bytes of a folder's name in that of its corpus; file systems take 255 in all."""

@@ -111,10 +111,12 @@ def test_utf_16_is_known_without_a_mark(tmp_path: Path, text: str, encoding: str
     assert (read_text(file).title, said(read_text(file))) == (title, [body])
 
 
-def test_a_stray_zero_byte_is_no_utf_16(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
+@pytest.mark.parametrize("text", ["Größe und Maß\0", "Où est la forêt ?\0", "Paris\0"])
+def test_a_stray_zero_byte_is_no_utf_16(tmp_path: Path, text: str, encoding: str) -> None:
     file = tmp_path / "a.txt"
-    file.write_bytes("Größe und Maß\0".encode())
-    assert said(read_text(file)) == ["Größe und Maß\0"]
+    file.write_bytes(text.encode(encoding))
+    assert said(read_text(file)) == [text]
 
 
 @pytest.mark.parametrize("data", [b"\x7fELF\2\1\1\0\0\0\0\0\0\0\3\0", b"PK\3\4\n\0\0\0\0\0\x8a\xd8", b"a\0\0\0b\0\0\0"])
