@@ -15,7 +15,9 @@ _BLOCKS = HEADINGS.union(
     ("figcaption", "footer", "form", "header", "hr", "html", "li", "main", "nav", "ol", "option", "p", "pre"),
     ("section", "summary", "title", "ul"),
 )
-_UNREAD = frozenset(("script", "style", "noscript", "template", "svg", "nav", "footer", "select", "button"))
+HIDDEN = frozenset(("script", "style", "template"))
+"""Elements of which no browser shows anything."""
+_UNREAD = HIDDEN.union(("noscript", "svg", "nav", "footer", "select", "button"))
 _NESTED = _BLOCKS.union(_UNREAD, _CELLS, ("head",)) - {"br", "hr", "p"}
 """Elements whose end tag ends what is open within them. No ``</p>`` does: a block within a paragraph has ended it."""
 _LINKS = ("a", "li", "ul")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from agent.errors import UserError, shortened
 from retrieval_service.documents.chunks import Paragraph
 from retrieval_service.documents.decoding import decoded, named_in_html
 from retrieval_service.documents.front_matter import front_matter
-from retrieval_service.documents.html_blocks import HEADINGS, blocks
+from retrieval_service.documents.html_blocks import HEADINGS, HIDDEN, blocks
 
 LONGEST_TITLE = 200
 """Characters; a longer first line is no title."""
@@ -22,6 +22,8 @@ NESTING = 200
 markdown-it leaves out the rest of the document."""
 _BREAK = re.compile(r"\A<br\b[^>]*>\Z", re.IGNORECASE)
 _BLANK = re.compile(r"\n\s*\n")
+_HIDDEN = re.compile(rf"<(/?)({'|'.join(sorted(HIDDEN))})(?=[\s/>])", re.IGNORECASE)
+"""The tag at which an element begins, or ends, that isn't read."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -72,9 +74,9 @@ def read_markdown(path: Path) -> Document:
             document.add(" ".join(cells or ()))
             cells = None
         elif token.type == "inline" and cells is not None:
-            cells.append("".join(map(_inline, token.children or ())))
+            cells.append(_said(token.children or ()))
         elif token.type == "inline":
-            said = "".join(map(_inline, token.children or ()))
+            said = _said(token.children or ())
             heading = before == "heading_open"
             if heading and not document.title:
                 document.title = " ".join(said.split())
@@ -86,6 +88,20 @@ def read_markdown(path: Path) -> Document:
             _html(token.content, document)
         before = token.type
     return document
+
+
+def _said(tokens: Iterable[Any]) -> str:
+    """What a block says, without the scripts and the like that begin and end in it."""
+    parts: list[str] = []
+    begun: dict[str, int] = {}
+    for token in tokens:
+        tag = _HIDDEN.match(token.content) if token.type == "html_inline" else None
+        if tag and not tag[1]:
+            begun.setdefault(tag[2].lower(), len(parts))
+        elif tag:
+            del parts[begun.pop(tag[2].lower(), len(parts)) :]
+        parts.append(_inline(token))
+    return "".join(parts)
 
 
 def _inline(token: Any) -> str:

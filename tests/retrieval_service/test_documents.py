@@ -347,6 +347,22 @@ def test_a_break_in_markdown_parts_words_and_a_rule_is_no_front_matter(tmp_path:
     assert said(read_markdown(file))[-1] == "Body."
 
 
+@pytest.mark.parametrize(
+    ("text", "texts"),
+    [
+        ("One <script>if (a < b) { *c* }</script>two", ["One two"]),
+        ("One <STYLE type=x>p {}</STYLE>two <template>x</template>three", ["One two three"]),
+        ("# A <style>p {}</style>part\n\n| a |\n|---|\n| b<script>c()</script> |", ["a", "b"]),
+        ("A <script> tag runs code, `<script>` too.", ["A tag runs code, <script> too."]),
+        ("One <script-x>two</script-x> <b>three</b></script>", ["One two three"]),
+    ],
+)
+def test_scripts_and_styles_within_a_line_of_markdown_are_not_read(tmp_path: Path, text: str, texts: list[str]) -> None:
+    (tmp_path / "a.md").write_text(text)
+    document = read_markdown(tmp_path / "a.md")
+    assert (document.title, said(document)) == ("A part" if text.startswith("#") else "", texts)
+
+
 def test_html(tmp_path: Path) -> None:
     file = tmp_path / "a.html"
     file.write_text(
