@@ -6,6 +6,7 @@ a document with id, title, text and url.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from importlib import metadata
 from typing import Annotated, Any
@@ -15,7 +16,10 @@ from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.transport_security import TransportSecuritySettings
+from mcp.types import INVALID_REQUEST, jsonrpc_message_adapter
 from pydantic import Field, ValidationError
+from pydantic_core import from_json
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from agent.records import Passage
@@ -23,8 +27,13 @@ from agent.visible import printable
 from retrieval_service.dialects.base import Asked, Request, mistake
 from retrieval_service.server.config import ServeConfig
 from retrieval_service.server.desk import Desk, Refused
+from retrieval_service.server.gate import App, Message, Receive, Scope, Send
 
 TOP_K = 5
+NO_MESSAGE = (
+    'the body is no message of JSON-RPC: an object with "jsonrpc": "2.0", a "method" and, if there are any, "params", '
+    "which are an object"
+)
 
 
 def tools(desk: Desk, config: ServeConfig) -> tuple[MCPServer[Any], list[BaseRoute]]:
@@ -67,7 +76,38 @@ def tools(desk: Desk, config: ServeConfig) -> tuple[MCPServer[Any], list[BaseRou
         transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
     )
     # No stream without an end and no session is to be had here: GET and DELETE are answered with 405.
-    return server, [Route(r.path, r.endpoint, methods=["POST"]) for r in app.routes if isinstance(r, Route)]
+    return server, [Route(r.path, _Messages(r.endpoint), methods=["POST"]) for r in app.routes if isinstance(r, Route)]
+
+
+class _Messages:
+    """The application ``app`` for messages of JSON-RPC alone. What is none is refused in one line; MCP's own says it in
+    pydantic's many, some for each kind of message that it isn't."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        given: list[Message] = [await receive()]  # the gate gives all of a body at once
+
+        async def again() -> Message:
+            return given.pop() if given else await receive()
+
+        if _is_message(given[0]["body"]):
+            await self._app(scope, again, send)
+            return
+        told = {"jsonrpc": "2.0", "id": None, "error": {"code": INVALID_REQUEST, "message": NO_MESSAGE}}
+        await Response(json.dumps(told), 400, media_type="application/json")(scope, receive, send)
+
+
+def _is_message(body: bytes) -> bool:
+    """Whether ``body`` is one, or no JSON at all, which MCP tells in one line."""
+    try:
+        jsonrpc_message_adapter.validate_python(from_json(body), by_name=False)
+    except ValidationError:
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 class _Strict(Tool):

@@ -11,12 +11,12 @@ import pytest
 from served import PASSAGES, Running, Scripted
 
 pytestmark = pytest.mark.jvm
+ACCEPT = {"Accept": "application/json, text/event-stream"}
 
 
 def mcp(server: Running, method: str, **params: Any) -> dict[str, Any]:
     """The result of one request of the Model Context Protocol."""
-    body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-    reply = server.post("/mcp", body, headers={"Accept": "application/json, text/event-stream"})
+    reply = server.post("/mcp", {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}, headers=ACCEPT)
     result: dict[str, Any] = reply.json()["result"]
     return result
 
@@ -66,6 +66,28 @@ def test_mcp_takes_its_own_arguments_alone(few: Running, arguments: dict[str, An
     told = call(few, "search", arguments)
     assert told["isError"]
     assert told["content"][0]["text"] == f"Error executing tool search: {reason}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [{"jsonrpc": "2.0", "id": 1, "method": "tools/list"}],
+        {"id": 1, "method": "tools/list"},
+        {"jsonrpc": "1.0", "id": 1, "method": "tools/list"},
+        {"jsonrpc": "2.0", "id": 1},
+        {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": [1]},
+        3,
+        b"{",
+    ],
+    ids=str,
+)
+def test_what_is_no_message_for_mcp_is_told_in_one_line(few: Running, body: Any) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    reply = few.client.post("/mcp", content=content, headers={**ACCEPT, "Content-Type": "application/json"})
+    assert reply.status_code == 400
+    said: str = reply.json()["error"]["message"]
+    assert said.isprintable()
+    assert said.startswith("Parse error: " if isinstance(body, bytes) else "the body is no message of JSON-RPC: an obj")
 
 
 def test_mcp_says_which_arguments_it_takes(few: Running) -> None:
