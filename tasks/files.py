@@ -32,6 +32,7 @@ from tasks import supporting
 from tasks.aliases import entity_of, with_aliases
 from tasks.asked import question_in
 from tasks.fields import anywhere, first, text, text_or_number, texts, true_or_false
+from tasks.hops import of_earlier_hop
 from tasks.notices import Notice, left_out, some
 from tasks.rows import Row, rows
 from tasks.tables import json_list
@@ -63,6 +64,7 @@ def read_questions(
     questions: dict[str, Question] = {}
     entities: dict[str, str] = {}
     all_needed: list[tuple[str, str]] = []
+    earlier: list[tuple[str, str]] = []
     found: list[Notice] = []
     unread, unplayable = Unread(), Unplayable()
     for where, number, row in rows(path, key, is_like_a_field, found):
@@ -76,6 +78,8 @@ def read_questions(
         if question.id in questions:
             raise UserError(f"{where}: id '{question.id}' is already taken; ids must differ (or leave them all out)")
         questions[question.id] = question
+        if not question.needed and (hop := of_earlier_hop(row, question.golden_answers)):
+            earlier.append((question.id, f"'{hop}' answers an earlier hop and counts as right"))
         if not question.needed and (entity := entity_of(row)):
             entities[question.id] = entity
     if entities:
@@ -87,6 +91,10 @@ def read_questions(
         ids = some([i for i, _ in all_needed])
         line = f"{key}={path}: {len(all_needed)} rows need all of their answers, and one alone is wrong ({ids})"
         found.append(Notice(kind="answers", text=line, items=tuple(all_needed)))
+    if earlier:
+        ids = some([i for i, _ in earlier])
+        line = f"{key}={path}: in {len(earlier)} rows the answer to an earlier hop counts as right ({ids}); take it out"
+        found.append(Notice(kind="answers", text=line, items=tuple(earlier)))
     if not questions:
         raise UserError(f"{key}={path}: the file holds no questions{unplayable.without}")
     if notices is not None:

@@ -46,7 +46,7 @@ def _paragraphs(name: str, value: Any, where: str) -> tuple[str, ...]:
     """MuSiQue: ``[{title, paragraph_text, is_supporting}, …]``."""
     return tuple(
         text((f"{name}[{i}].title", paragraph.get("title")), where)
-        for i, paragraph in enumerate(_objects(value))
+        for i, paragraph in enumerate(objects(value))
         if _supports(f"{name}[{i}]", paragraph, where, unsaid=False)
     )
 
@@ -55,7 +55,7 @@ def _steps(name: str, value: Any, where: str) -> tuple[str, ...]:
     """MuSiQue as FlashRAG has it: ``[{question, answer, support_paragraph: {title, …}}, …]``."""
     return tuple(
         text((f"{name}[{i}].support_paragraph.title", get(step, "support_paragraph.title")), where)
-        for i, step in enumerate(_objects(value))
+        for i, step in enumerate(objects(value))
         if step.get("support_paragraph") is not None
         and _supports(f"{name}[{i}].support_paragraph", step["support_paragraph"], where, unsaid=True)
     )
@@ -71,14 +71,14 @@ def _documents(field: str) -> Form:
     """David-GRPO: ``[{id, title, content}, …]``."""
 
     def read(name: str, value: Any, where: str) -> tuple[str, ...]:
-        if not (objects := _objects(value)):
+        if not (documents := objects(value)):
             raise UserError(f"{where}: '{name}' must be a list of objects with id and title, not {named(value)}")
-        return tuple(text_or_number((f"{name}[{i}].{field}", d.get(field)), where) for i, d in enumerate(objects))
+        return tuple(text_or_number((f"{name}[{i}].{field}", d.get(field)), where) for i, d in enumerate(documents))
 
     return read
 
 
-def _objects(value: Any) -> list[Mapping[str, Any]]:
+def objects(value: Any) -> list[Mapping[str, Any]]:
     """A list of objects, which on the hub is an object of lists; empty for anything else of that name."""
     if isinstance(value, Mapping) and value and all(isinstance(column, list) for column in value.values()):
         if len({len(column) for column in value.values()}) > 1:
@@ -104,12 +104,12 @@ def supporting(row: Row, where: str, evidence_match: str) -> tuple[str, ...]:
     """Titles or ids of the supporting documents, each once, from the first field that names any; else none."""
     for field, read in FORMS[evidence_match].items():
         for name, value in anywhere(row, field):
-            if found := read(name, _unquoted(value), where):
+            if found := read(name, unquoted(value), where):
                 return tuple(dict.fromkeys(found))
     return ()
 
 
-def _unquoted(value: Any) -> Any:
+def unquoted(value: Any) -> Any:
     """The list or object that a text is in JSON, as 2WikiMultihopQA's rows on the hub have them; else ``value``."""
     if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
         return value

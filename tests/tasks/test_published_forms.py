@@ -163,6 +163,28 @@ def test_musique(read, row):
     assert not notices
 
 
+def test_an_answer_to_an_earlier_hop_that_counts_as_right_is_said(read):
+    """Lists that were made of the answers to all hops are about; none of them says so."""
+    aliased = MUSIQUE | {"answer_aliases": ["in 1821", "missouri."]}
+    of_flashrag = {
+        "id": "f",
+        "question": "When?",
+        "golden_answers": ["b", "d"],
+        "metadata": {"question_decomposition": STEPS},
+    }
+    alike = MUSIQUE | {"id": "alike", "question_decomposition": [{"answer": "the 1821"}, {"answer": 1821}]}
+    _, (notice,) = read([aliased, of_flashrag, alike, MUSIQUE | {"id": "right"}])
+    assert notice.kind == "answers"
+    said = f"q.jsonl: in 2 rows the answer to an earlier hop counts as right ({MUSIQUE['id']}, f); take it out"
+    assert notice.text.endswith(said)
+    assert notice.items == (
+        (MUSIQUE["id"], "'missouri.' answers an earlier hop and counts as right"),
+        ("f", "'b' answers an earlier hop and counts as right"),
+    )
+    _, (all_needed,) = read([of_flashrag | {"answers_mean": "all"}])
+    assert "need all of their answers" in all_needed.text
+
+
 @pytest.mark.parametrize("no", [False, "False", "false", 0, "0"])
 def test_a_distractor_is_no_evidence_however_it_is_marked(read, no):
     paragraphs = [paragraph(0, "Missouri", "True"), paragraph(1, "Noise", no)]
