@@ -6,6 +6,7 @@ import json
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any
 
 from agent.errors import Fault, UserError, refused, shortened
@@ -41,6 +42,19 @@ def json_of(text: str | bytes) -> Any:
 def plain(error: ValueError) -> ValueError:
     """What ``json`` raises, in words for the file: for a number that is too long Python names a setting of its own."""
     return ValueError("a number has more digits than are read") if "int_max_str_digits" in str(error) else error
+
+
+def named(value: Any) -> str:
+    """A value of JSON or Parquet in words, for a message.
+
+    >>> named(None), named([1]), named(7.5)
+    ('null', 'a list', 'the number 7.5')
+    """
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    if isinstance(value, bytes):
+        return "bytes that the file doesn't mark as a text"
+    plain = isinstance(value, int | float | Decimal)
+    return kinds.get(type(value), f"the number {value}" if plain else f"a value of type {type(value).__name__}")
 
 
 WRONG = (

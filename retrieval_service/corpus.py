@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 from agent.answers import normalise_title
 from agent.errors import UserError, shortened
-from agent.readable import each_once, plain
+from agent.readable import each_once, named, plain
 from agent.records import Passage, document_name
 from retrieval_service.listed import listed
 from retrieval_service.stamps import Stamp, stamp_of
@@ -136,7 +136,7 @@ def _parse(line: str) -> Record:
 
 def _of(value: Any) -> Record:
     if not isinstance(value, dict):
-        raise ValueError(f"a JSON {type(value).__name__}, not an object")
+        raise ValueError(f"{named(value)}, not an object")
     return _record(value)
 
 
@@ -185,7 +185,7 @@ def _text(record: Mapping[str, Any], key: str) -> str:
         raise ValueError(f'no "{key}"')
     value = record[key]
     if not isinstance(value, str):
-        raise ValueError(f'"{key}" is of type {type(value).__name__}, not a string')
+        raise ValueError(f'"{key}" is {named(value)}, not a text')
     if _is_blank(value):
         raise ValueError(f'"{key}" is empty')
     try:

@@ -10,7 +10,8 @@ from typing import Any
 
 from agent.answers import fold
 from agent.errors import UserError
-from tasks.rows import Row, named
+from agent.readable import named
+from tasks.rows import Row
 from tasks.tables import list_in, short
 
 

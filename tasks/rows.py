@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from agent.errors import UserError, shortened
-from agent.readable import json_of
+from agent.readable import json_of, named
 from retrieval_service.listed import listed
 from retrieval_service.textfile import lines_of, open_text, parquet_rows, twice
 from tasks.notices import Notice
@@ -123,12 +122,3 @@ def _parquet_rows(path: Path, name: str, wanted: Callable[[str], bool]) -> Itera
             yield number, {**others, **_plain(row)}
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{name}: cannot be read as Parquet ({shortened(error)})") from error
-
-
-def named(value: Any) -> str:
-    """A JSON value in words, for a message."""
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    if isinstance(value, bytes):
-        return "bytes that the file doesn't mark as a text"
-    plain = isinstance(value, int | float | Decimal)
-    return kinds.get(type(value), f"the number {value}" if plain else f"a value of type {type(value).__name__}")

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from agent.errors import UserError
-from agent.readable import json_of
+from agent.readable import json_of, named
 from tasks.fields import anywhere, get, text, text_or_number, texts, true_or_false
-from tasks.rows import Row, named
+from tasks.rows import Row
 
 Form = Callable[[str, Any, str], tuple[str, ...]]
 """From a field's dotted name, its value and the row's place in words."""

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 
+from agent.readable import named
 from agent.records import Question
 from tasks import supporting
 from tasks.fields import anywhere
 from tasks.notices import Notice
-from tasks.rows import Row, named
+from tasks.rows import Row
 
 _OBJECTS = ("metadata", "extra_info", "reward_model")
 _READ = frozenset(

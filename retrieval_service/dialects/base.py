@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from agent.readable import named
 from agent.records import Passage
 from retrieval_service.corpus import contents_of, split_contents, titled
 
@@ -115,7 +116,7 @@ def passage_of(document: Any, score: Any = None) -> Passage:
     Raises ``ValueError`` with the reason if it is none.
     """
     if not isinstance(document, dict):
-        raise ValueError(f"a document is {_kind(document)}, not an object")
+        raise ValueError(f"a document is {named(document)}, not an object")
     contents, title, text = (document.get(key) for key in ("contents", "title", "text"))
     text = "" if text is None and "text" in document else text  # as in a corpus, beside a title
     if isinstance(contents, str) and contents.strip():
@@ -129,7 +130,7 @@ def passage_of(document: Any, score: Any = None) -> Passage:
         raise ValueError(f"a score is {score!r:.40}, not a number")
     name = document.get("id")
     if isinstance(name, bool) or not isinstance(name, str | int | float | None):
-        raise ValueError(f"an id is {_kind(name)}, not a string")
+        raise ValueError(f"an id is {named(name)}, not a text")
     if name in (None, ""):
         name = "contents-" + hashlib.blake2b(f"{title}\n{text}".encode(errors="replace"), digest_size=8).hexdigest()
     return Passage(id=str(name), title=title or "", text=text, score=None if score is None else float(score))
@@ -138,7 +139,7 @@ def passage_of(document: Any, score: Any = None) -> Passage:
 def items(value: Any, what: str) -> list[Any]:
     """``value`` if it is a list; raises ``ValueError`` that says what is none otherwise."""
     if not isinstance(value, list):
-        raise ValueError(f"{what} is {_kind(value)}, not a list")
+        raise ValueError(f"{what} is {named(value)}, not a list")
     return value
 
 
@@ -156,7 +157,3 @@ def scored_alike(hits: Hits) -> Hits:
     if len({passage.score is None for passage in hits}) > 1:
         raise ValueError("some documents have a score, and others have none")
     return hits
-
-
-def _kind(value: Any) -> str:
-    return f"a JSON {type(value).__name__}"

@@ -70,6 +70,6 @@ def passage(entry: Any) -> Passage:
     """The passage of such an entry, or of a bare document. Raises ``ValueError`` if it is neither."""
     if isinstance(entry, dict) and "document" in entry:
         if entry.get("score", 0) is None:  # as of one that is NaN: where there is none, there is no key
-            raise ValueError("a score is None, not a number")
+            raise ValueError("a score is null, not a number")
         return passage_of(entry["document"], entry.get("score"))
     return passage_of(entry)

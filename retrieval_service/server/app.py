@@ -18,6 +18,7 @@ from starlette.datastructures import QueryParams
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
+from agent.readable import named
 from retrieval_service.backend import Identity
 from retrieval_service.dialects import spoken
 from retrieval_service.dialects.base import Asked, Dialect, Hits, document, mistake
@@ -214,7 +215,7 @@ def _object(body: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise Refused(400, f"the body is no JSON: {error}") from None
     if not isinstance(value, dict):
-        raise Refused(422, f"the body is a JSON {type(value).__name__}, and an object is needed")
+        raise Refused(422, f"the body is {named(value)}, and an object is needed")
     return value
 
 
