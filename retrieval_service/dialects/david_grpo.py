@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from retrieval_service.dialects import base
 from retrieval_service.dialects.base import Asked, Hits, TopK, document, items, paired
@@ -27,6 +27,14 @@ class Request(base.Request):
     query: str | list[str]
     tok_k: TopK = Field(default=3)
     return_score: bool = True
+
+    @field_validator("query", mode="before")
+    @classmethod
+    def _check_queries(cls, query: Any) -> Any:
+        # Of two types pydantic says what the first one lacks, also where the second one is meant.
+        if not all(isinstance(each, str) for each in (query if isinstance(query, list) else [query])):
+            raise ValueError("Input should be a valid string, or a list of them")
+        return query
 
 
 class Dialect(base.Dialect):

@@ -48,7 +48,10 @@ pytestmark = pytest.mark.jvm
         ("/retrieve", {"queries": ["x", 3]}, 422, "queries.1: Input should be a valid string"),
         ("/retrieve", {"question": "x"}, 422, "the body needs"),
         ("/retrieve", ["x"], 422, "the body is a list, and an object is needed"),
-        ("/retrieve", {"query": {"a": 1}, "tok_k": 3}, 422, "query"),
+        *(
+            ("/retrieve", {"query": query, "tok_k": 3}, 422, "query: Input should be a valid string, or a list of them")
+            for query in ({"a": 1}, ["x", 3], None)
+        ),
         ("/retrieve", {"query": ["x"], "topk": 2}, 422, 'query: one query is read beside "topk"; write "queries"'),
         ("/search", {"query": ["x"]}, 422, "query: Input should be a valid string"),
         ("/batch_search", {"query": "x"}, 422, "query: Input should be a valid list"),
