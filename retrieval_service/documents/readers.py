@@ -105,9 +105,9 @@ def _said(tokens: Iterable[Any]) -> str:
 
 
 def _inline(token: Any) -> str:
-    if token.type in ("softbreak", "hardbreak") or _BREAK.match(token.content):
-        return "\n"
-    return "" if token.type == "html_inline" else str(token.content)
+    if token.type == "html_inline":
+        return "\n" if _BREAK.match(token.content) else ""
+    return "\n" if token.type in ("softbreak", "hardbreak") else str(token.content)
 
 
 def read_html(path: Path) -> Document:

@@ -341,6 +341,8 @@ def test_a_break_in_markdown_parts_words_and_a_rule_is_no_front_matter(tmp_path:
     file = tmp_path / "a.md"
     file.write_text("| a | b |\n|---|---|\n| one<br>two | three<BR />four |\n\n- x<br>y\n")
     assert said(read_markdown(file)) == ["a b", "one two three four", "x y"]
+    file.write_text("Write `<br>` for a break.")
+    assert said(read_markdown(file)) == ["Write <br> for a break."]
     file.write_text("---\n\nAn introduction.\n\n---\n\n# Title\n\nBody.\n")
     assert said(read_markdown(file)) == ["An introduction.", "Body."]
     file.write_text("---\nOnly a rule: no key\n---\nBody.\n")
