@@ -21,9 +21,9 @@ class Notice:
 
     kind: str
     """``left_out`` (questions that are not played), ``evidence`` (supporting documents that are not named or not
-    there), ``answers`` (how they are compared, or that they contradict each other), ``trained_on`` (by the checkpoint
-    that plays them), ``calibrated_on`` (its early exit), ``unread`` (fields of a file) or ``format`` (how this model's
-    episodes are written)."""
+    there), ``answers`` (how they are compared, that they contradict each other, or that an earlier hop's is among
+    them), ``trained_on`` (by the checkpoint that plays them), ``calibrated_on`` (its early exit), ``unread`` (fields of
+    a file) or ``format`` (how this model's episodes are written)."""
     text: str
     items: tuple[tuple[str, str], ...] = ()
     """A question's id, and why it is here."""
