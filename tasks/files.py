@@ -173,6 +173,11 @@ def _named_answers(row: Row, where: str) -> tuple[str, ...]:
     if name == _POSSIBLE:
         return texts((name, json_list((name, value), where)), where)
     if isinstance(value, Mapping) and value.get("value") is not None:  # TriviaQA
+        if value["value"] == "<unk>":
+            raise UserError(
+                f"{where}: '{name}.value' is <unk>, as in TriviaQA's test set, whose answers aren't published; take "
+                "the validation set"
+            )
         aliases = () if value.get("aliases") in (None, []) else texts((f"{name}.aliases", value["aliases"]), where)
         return (text_or_number((f"{name}.value", value["value"]), where), *aliases)
     return texts((name, value), where)

@@ -169,6 +169,10 @@ BAD_LINES = [
     ({"question": "q?", "golden_answers": ["a", None]}, r"'golden_answers\[1\]' must be a text, not null"),
     ({"question": "q?", "answer": 3.5}, "'answer' must be a text, not the number 3.5; write it as a text: \"3.5\""),
     ({"question": "q?", "answer": {"text": "a"}}, "'answer' must be a list of texts, not an object"),
+    (
+        {"question": "q?", "answer": {"value": "<unk>", "aliases": []}},
+        "'answer.value' is <unk>, as in TriviaQA's test set, whose answers aren't published; take the validation set",
+    ),
     ({"question": "q?", "answer": True}, "'answer' must be a text, not true or false; write it as a text: \"true\""),
     (
         {"question": "q?", "golden_answers": "['a', 'b']"},
