@@ -256,7 +256,7 @@ def passages_of(block: str, protocol: TagProtocol) -> list[tuple[str, str]]:
     if not starts or starts[0].start() > 0:
         return [("", block)]
     ends = [*(match.start() for match in starts[1:]), len(block)]
-    found = []
+    found: list[tuple[str, str]] = []
     for match, end in zip(starts, ends, strict=True):
         text = block[match.end() : end].lstrip()
         if end < len(block):  # the next label stands on a line of its own; verl has an empty one before it
