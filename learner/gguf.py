@@ -17,6 +17,7 @@ from agent.aside import aside
 from agent.errors import Fault, UserError, refused, shortened
 from agent.paths import at_home
 from agent.quiet import quietly
+from learner import manifest
 from learner.digests import file_digest
 from learner.hub import MISSING, out_of_place
 
@@ -94,9 +95,9 @@ def dequantised(path: str | Path, given: str, cache: Path) -> Path:
     """The folder, under ``cache``, of the model in a GGUF file: float32 weights, configuration and tokenizer.
 
     Its weights are those that the file's blocks stand for, so what quantising lost stays lost. It is made at the first
-    call for a file with this content, in seconds to minutes, whole or not at all. Raises ``UserError`` that starts
-    with ``given`` (``model.path=…``) when the file is none, holds no model that transformers can read, lacks tensors of
-    it, is one part of several, or a package for it is missing.
+    call for a file with this content, in seconds to minutes, whole or not at all, and again where it has been damaged
+    since. Raises ``UserError`` that starts with ``given`` (``model.path=…``) when the file is none, holds no model that
+    transformers can read, lacks tensors of it, is one part of several, or a package for it is missing.
     """
     file = at_home(path).absolute()
     try:
@@ -110,7 +111,7 @@ def dequantised(path: str | Path, given: str, cache: Path) -> Path:
     if _PART.search(file.name):
         raise UserError(f"{given}: {_A_PART}")
     folder = kept(file, cache)
-    if folder.is_dir():
+    if _is_whole(folder):
         return folder
     if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
         raise UserError(f"{given}: GGUF is read with {' and '.join(NEEDS)}; pip install {' '.join(missing)}")
@@ -120,15 +121,26 @@ def dequantised(path: str | Path, given: str, cache: Path) -> Path:
         try:
             with quietly(), redirect_stderr(io.StringIO()):  # where the conversion draws a bar of its own
                 _convert(file, made)
+            manifest.write(made, manifest.Manifest(step=0, number=0, files=manifest.listed(made)))
         except Exception as error:  # the tokenizers' own is no more than that
             if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:  # of the machine
                 raise Fault(
                     f"{given}: can't be made a folder in {folder.parent} ({refused(error) or 'out of memory'})"
                 ) from error
             raise UserError(f"{given}: holds no model that transformers can read ({shortened(error)})") from error
-        if not folder.is_dir():  # another process may have been faster
-            shutil.move(made, folder)
+        if not _is_whole(folder):  # another process may have been faster
+            shutil.rmtree(folder, ignore_errors=True)
+            made.rename(folder)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether ``folder`` is there and holds what was written into it."""
+    try:
+        manifest.check(folder)
+    except UserError:
+        return False
+    return True
 
 
 def _facts(file: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from agent.aside import aside
 from agent.errors import Fault, UserError
 from agent.tokens import Tokenizer
-from learner import gguf
+from learner import gguf, manifest
 from learner.gguf import dequantised, is_gguf, kept, unpacked
 
 WORDS = ["20", "ab", "aba", "ĠĠ"]
@@ -396,12 +396,44 @@ def test_another_transformers_reads_a_file_anew(tmp_path: Path, monkeypatch: pyt
     assert kept(tmp_path / "x.gguf", tmp_path) != before
 
 
+def small_folder(folder: Path) -> None:
+    """Stands for a model's."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(bytes(100))
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone", "emptied"])
+def test_a_folder_that_was_damaged_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(gguf, "NEEDS", ())
+    monkeypatch.setattr(gguf, "_convert", lambda file, folder: small_folder(folder))
+    made = dequantised(tmp_path / "x.gguf", "model.path=it", tmp_path / "cache")
+    weights = made / "model.safetensors"
+    match damage:
+        case "cut":
+            weights.write_bytes(bytes(99))
+        case "changed":
+            weights.write_bytes(bytes(50) + b"x" + bytes(49))
+        case "gone":
+            (made / "config.json").unlink()
+        case "emptied":
+            for file in made.iterdir():
+                file.unlink()
+    assert dequantised(tmp_path / "x.gguf", "model.path=it", tmp_path / "cache") == made
+    assert weights.read_bytes() == bytes(100)
+    assert (made / "config.json").read_text() == "{}"
+    monkeypatch.setattr(gguf, "_convert", None)
+    assert dequantised(tmp_path / "x.gguf", "model.path=it", tmp_path / "cache") == made, "it is whole again"
+
+
 def test_a_folder_made_before_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the file's content, whatever it is called, and without the packages."""
     (tmp_path / "x.gguf").write_bytes(b"GGUF one")
     monkeypatch.setattr(gguf, "NEEDS", ("no_such_package",))
     made = kept(tmp_path / "x.gguf", tmp_path / "cache")
-    made.mkdir(parents=True)
+    small_folder(made)
+    manifest.write(made, manifest.Manifest(step=0, number=0, files=manifest.listed(made)))
     said: list[str] = []
 
     @contextmanager
