@@ -5,6 +5,7 @@ cards ──► layouts (learners, engines, colocated or not, overlapped or not)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from actors.plan.cards import CARDS, nominal_gib, usable_bytes
@@ -70,7 +71,7 @@ def layouts(config: RunConfig) -> list[Layout]:
 
     Raises ``UserError`` if there are none.
     """
-    found = _with_cards(config)
+    found, _ = _with_cards(config)
     return [_layout(found, *shape) for shape in _shapes(found)]
 
 
@@ -127,6 +128,7 @@ def recommended(found: list[Layout]) -> Layout:
 
 def comparison(config: RunConfig) -> str:
     """``mode=plan cluster=auto``: the layouts, the shortest step first, and the one that is recommended."""
+    config, small = _with_cards(config)
     found = layouts(config)
     best = recommended(found)
     cluster = best.config.cluster
@@ -134,6 +136,8 @@ def comparison(config: RunConfig) -> str:
         f"cluster=auto model={config.model.name}: {_count(cluster.cards, 'card')} ({cluster.card}, "
         f"{nominal_gib(cluster):g} GiB), {basis(best.config)}"
     ]
+    if small:
+        lines.append(f"  {_left_out(small)}")
     for layout in sorted(found, key=_seconds):
         said = f"{layout.step.seconds:8.1f} s a step, {layout.step.limit}" if layout.step else "   does not fit"
         lines.append(f"  {layout!s:<40}{said}")
@@ -161,18 +165,19 @@ def settled_and_said(config: RunConfig) -> tuple[RunConfig, str]:
         return _engines_alone(config), ""
     if config.cluster.name != AUTO:
         return config, ""
-    config = _with_cards(config)
+    config, small = _with_cards(config)
     if not left_open(config):
         return config, ""
     best = recommended(layouts(config))
     kept = replace(best.config.cluster, auto_keeps=sorted(OPEN.union(config.cluster.auto_keeps)))
-    return replace(best.config, cluster=kept), f"cluster=auto: {best}: {' '.join(best.settings)}"
+    said = [f"cluster=auto: {best}: {' '.join(best.settings)}", *([_left_out(small)] if small else [])]
+    return replace(best.config, cluster=kept), "; ".join(said)
 
 
 def _engines_alone(config: RunConfig) -> RunConfig:
     """Of ``cluster=auto`` an engine on every card."""
     if config.cluster.name == AUTO:
-        config = _with_cards(config)
+        config, _ = _with_cards(config)
         engines = config.cluster.rollout_workers or config.cluster.cards
         config = replace(config, cluster=replace(config.cluster, rollout_workers=engines))
         if SHARE not in config.cluster.auto_keeps:
@@ -211,12 +216,15 @@ def _shapes(config: RunConfig) -> list[tuple[int, int, bool, int]]:
     return found
 
 
-def _with_cards(config: RunConfig) -> RunConfig:
-    """``config`` with its number and kind of cards known. Where both are given the machine isn't asked."""
+def _with_cards(config: RunConfig) -> tuple[RunConfig, tuple[Gpu, ...]]:
+    """``config`` with its number and kind of cards known, and those of this machine that are too small to count.
+
+    Where both are given the machine isn't asked.
+    """
     cluster = config.cluster
     count, named = cluster.cards or _asked_for(cluster), cluster.card != AUTO
     if named and count:
-        return replace(config, cluster=replace(cluster, cards=count))
+        return replace(config, cluster=replace(cluster, cards=count)), ()
     found, _ = gpus()
     if not found and not count:
         raise UserError(
@@ -229,7 +237,13 @@ def _with_cards(config: RunConfig) -> RunConfig:
     gib = cluster.gpu_memory_gib
     if smallest and not gib and smallest.total < NEARLY * CARDS[kind].gib:  # a laptop's, by the same name
         gib = int(smallest.total)
-    return replace(config, cluster=replace(cluster, cards=count or len(usable), card=kind, gpu_memory_gib=gib))
+    small = () if count else tuple(gpu for gpu in found if gpu not in usable)
+    return replace(config, cluster=replace(cluster, cards=count or len(usable), card=kind, gpu_memory_gib=gib)), small
+
+
+def _left_out(small: Sequence[Gpu]) -> str:
+    named = ", ".join(f"GPU {gpu.index} ({gpu.name}, {gpu.total:.0f} GiB)" for gpu in small)
+    return f"left out: {named}; under half of the largest card's memory"
 
 
 def _asked_for(cluster: ClusterConfig) -> int:

@@ -203,6 +203,19 @@ def test_cards_are_as_large_as_they_are_and_one_for_the_screen_is_none(box: Any)
     assert (run.cluster.card, run.cluster.gpu_memory_gib, run.cluster.gpus) == ("rtx3090", 0, 2)
 
 
+def test_cards_that_are_too_small_to_count_are_named(box: Any) -> None:
+    cards = [Gpu(total=23.7, name="NVIDIA GeForce RTX 3090", index=index) for index in (0, 2)]
+    box(cards[0], Gpu(total=4.0, name="NVIDIA GeForce GT 1030", index=1), cards[1])
+    named = "left out: GPU 1 (NVIDIA GeForce GT 1030, 4 GiB); under half of the largest card's memory"
+    first, second, *_ = comparison(composed("cluster=auto")).splitlines()
+    assert ": 2 cards (rtx3090, 24 GiB), " in first
+    assert second == f"  {named}"
+    assert settled_and_said(composed("cluster=auto"))[1].endswith(f"; {named}")
+    assert "left out" not in comparison(composed("cluster=auto", "cluster.cards=2")), "they were counted by the user"
+    box(*cards)
+    assert "left out" not in comparison(composed("cluster=auto"))
+
+
 def test_an_evaluation_has_an_engine_on_every_card_and_no_learner(box: Any) -> None:
     box(*[Gpu(total=24.0, name="NVIDIA GeForce RTX 3090")] * 4)
     for cluster, engines in (("auto", 4), ("4x3090-shared", 4), ("4x3090", 3), ("1x24gb", 1)):
