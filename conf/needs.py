@@ -66,6 +66,12 @@ def _steps(part: str, name: str, what: str) -> Need:
     return Need(f"{part}.{name}", (steps,), lambda of: of(steps) == 0, why)
 
 
+def _warm_up(part: str, steps: str) -> Need:
+    key = f"{part}.warmup_steps"
+    why = f"the warm-up is longer than {steps}, so that the learning rate is never reached; lower it"
+    return Need(key, (), lambda of: 0 < of(steps) < of(key), why, switched=False)
+
+
 def _of_a_limit(name: str) -> Need:
     rules = [rule for rule, names in OF_RULES.items() if name in names]
     why = f"it is of search_limit={' and '.join(rules)}; set that, too, or leave it out"
@@ -283,6 +289,8 @@ NEEDS = (
     *(_of_an_exit(name) for name in ExitConfig().probing),
     *(_steps("algorithm.warm_start", f.name, "warm start") for f in fields(WarmStartConfig) if f.name != "steps"),
     *(_steps("algorithm.seeding", f.name, "seeding") for f in fields(SeedingConfig) if f.name != "steps"),
+    _warm_up("algorithm.optimizer", "algorithm.steps"),
+    _warm_up("algorithm.warm_start", "algorithm.warm_start.steps"),
     *(_of_a_limit(name) for name in dict.fromkeys(name for names in OF_RULES.values() for name in names)),
     *(_kl("algorithm", name) for name in ("kl_coefficient", "kl_zero_variance")),
     _kl("algorithm.seeding", "kl_coefficient"),

@@ -66,6 +66,14 @@ def composed(lines: Sequence[str]) -> DictConfig:
             ["algorithm.warm_start.lr=1e-4"],
             "there is no warm start with algorithm.warm_start.steps=0; set that",
         ),
+        (
+            ["algorithm.steps=20", "algorithm.optimizer.warmup_steps=21"],
+            "the warm-up is longer than algorithm.steps, and",
+        ),
+        (
+            ["algorithm.warm_start.steps=9", "algorithm.warm_start.warmup_steps=10"],
+            "the warm-up is longer than algorithm.warm_start.steps, so that the learning rate is never reached; ",
+        ),
         (["mode=plan", "algorithm.seeding.experts=8"], "there is no seeding with algorithm.seeding.steps=0; set that "),
         (["search_limit.start=2"], "it is of search_limit=anneal; set that, too, or leave it out"),
         (["search_limit=anneal", "search_limit.spare=2"], "it is of search_limit=adaptive; set that, too, or leave it"),
@@ -100,6 +108,8 @@ def test_what_an_endpoint_a_teacher_or_an_exit_lacks_is_told(lines: list[str], w
         ["mode=calibrate", "checkpoint=x", "exit.max_tokens=8"],
         ["algorithm.warm_start.steps=5", "algorithm.warm_start.lr=1e-4"],
         ["algorithm.warm_start.steps=0", "algorithm.warm_start.lr=1e-4"],  # a script turns it off
+        ["algorithm.warm_start.steps=0", "algorithm.warm_start.warmup_steps=10"],
+        ["algorithm.steps=20", "algorithm.optimizer.warmup_steps=20"],
         ["algorithm.seeding.steps=5", "algorithm.seeding.experts=8"],
         ["search_limit=anneal", "search_limit.start=2", "search_limit.steps=9"],
         ["search_limit=adaptive", "search_limit.spare=2"],
