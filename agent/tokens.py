@@ -107,6 +107,12 @@ class Tokenizer:
             raise UserError(
                 f"{self._given}: its tokenizer has no end token{hint}; name it as eos_token in tokenizer_config.json"
             )
+        end: str = self._tokenizer.eos_token
+        if not end or (len(end) == 1 and end.isalnum()):
+            raise UserError(
+                f"{self._given}: its tokenizer's end token is {end!r}, at which no turn can end; name the model's own "
+                "as eos_token in tokenizer_config.json"
+            )
 
     @cached_property
     def special_tokens(self) -> tuple[str, ...]:

@@ -220,6 +220,15 @@ def test_a_tokenizer_without_an_end_token(folder):
         Tokenizer(alone).check(1000)
 
 
+@pytest.mark.parametrize("end", ["", "a"])
+def test_an_end_token_that_is_none(folder, end):
+    fits = rows(folder)
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token": end}))
+    with pytest.raises(UserError, match=rf"^model\.path=.*: its tokenizer's end token is '{end}', at which "):
+        Tokenizer(folder).check(fits)
+
+
 # --- what the model expects before a text ---------------------------------------------------------
 
 BOS, EOS = 1, 2
