@@ -27,7 +27,7 @@ from actors.plan.memory import available
 from actors.plan.ray_address import reach
 from agent.errors import UserError, all_of, refused
 from conf.schema import RunConfig
-from conf.topology import ClusterConfig
+from conf.topology import AUTO, ClusterConfig
 from tracking.run_folder import unwritable
 
 OLDEST_DRIVER = 580
@@ -147,12 +147,15 @@ def _gpus(config: RunConfig, machine: Machine) -> Iterator[str]:
     engine = engine_memory(config, limit)
     learner = learner_memory(config) if cluster.learners else None
     need = (engine.playing if learner is None else max(needs(learner, engine, colocated=cluster.colocated))) / GIB
-    free = min(gpu.total - gpu.used for gpu in taken)
-    if free < need:
+    free = [gpu.total - gpu.used for gpu in taken]
+    if min(free) < need:
+        enough = sum(each >= need for each in free)
+        fewer = f"cluster.cards={enough} leaves it out, " if cluster.name == AUTO and enough else ""
         yield (
-            f"cluster={cluster.name} needs {need:.1f} GiB free on each of {cluster.gpus} GPUs and one has {free:.1f}; "
-            "end what runs on it (nvidia-smi shows it), or take less: mode=plan cluster.gpu_memory_gib="
-            f"{int(free)} says how, and vLLM's share, cluster.engine.gpu_memory_utilization, is of the whole card"
+            f"cluster={cluster.name} needs {need:.1f} GiB free on each of {cluster.gpus} GPUs and one has "
+            f"{min(free):.1f}; end what runs on it (nvidia-smi shows it), {fewer}or take less: mode=plan "
+            f"cluster.gpu_memory_gib={int(min(free))} says how, and vLLM's share, "
+            "cluster.engine.gpu_memory_utilization, is of the whole card"
         )
     if _major(machine.driver) < OLDEST_DRIVER:
         yield (

@@ -99,6 +99,14 @@ def test_a_card_in_use_is_named() -> None:
     assert list(missing(config(), machine(gpus=in_use))) == [], "the four others will do"
 
 
+def test_cluster_auto_can_do_without_a_card_in_use() -> None:
+    in_use = (*(Gpu(total=24.0),) * 3, Gpu(total=24.0, used=9.5))
+    (line,) = missing(config(name="auto"), machine(gpus=in_use))
+    assert "; end what runs on it (nvidia-smi shows it), cluster.cards=3 leaves it out, or take less: " in line
+    (line,) = missing(config(name="auto"), machine(gpus=(Gpu(total=24.0, used=9.5),) * 4))
+    assert "cluster.cards" not in line
+
+
 def test_beside_a_sleeping_engine_a_colocated_learner_needs_more() -> None:
     """What ``problems`` adds up, and the dry run doesn't see: no engine is there yet."""
     shared = settings.composed("model=qwen1.5b", "cluster=1x24gb")
