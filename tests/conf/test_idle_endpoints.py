@@ -68,7 +68,7 @@ def composed(lines: Sequence[str]) -> DictConfig:
         ),
         (
             ["algorithm.steps=20", "algorithm.optimizer.warmup_steps=21"],
-            "the warm-up is longer than algorithm.steps, and",
+            "the warm-up is longer than algorithm.steps, so",
         ),
         (
             ["algorithm.warm_start.steps=9", "algorithm.warm_start.warmup_steps=10"],
