@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, permutations
 from typing import Any
@@ -222,6 +222,8 @@ def fitted(config: RunConfig, fixed: Collection[str] = ()) -> tuple[RunConfig, t
         return config, ()
     free = [knob for knob in KNOBS if not any(f"{key}.".startswith(f"{knob.key}.") for key in fixed)]
     usable = [knob for knob in free if knob.key in DEPENDENT or knob.value(config) is not None]
+    if problems(_with_all(config, usable)):
+        return None  # what all of them don't make fit, no few of them do: thousands of combinations are spared
     for count in range(1, MOST_CHANGES + 1):
         for chosen in combinations(usable, count):
             if (change := _change(config, chosen)) is not None:
@@ -235,13 +237,26 @@ def _change(config: RunConfig, knobs: tuple[_Knob, ...]) -> tuple[RunConfig, tup
     if any(a == b or b.startswith(f"{a}.") for a, b in permutations(keys, 2)):
         return None  # one would undo the other
     written = {}
-    for knob in sorted(knobs, key=lambda knob: DEPENDENT.index(knob.key) if knob.key in DEPENDENT else -1):
+    for knob in _in_order(knobs):
         value = knob.value(config)
         if value is None:
             return None
         config = changed(config, knob.key, value)
         written[knob.key] = _written(knob.key, value)
     return None if problems(config) else (config, tuple(written[knob.key] for knob in knobs))
+
+
+def _with_all(config: RunConfig, knobs: Sequence[_Knob]) -> RunConfig:
+    """``config`` with all that these save, those that come later in the place of those that they undo."""
+    for knob in _in_order(knobs):
+        if (value := knob.value(config)) is not None:
+            config = changed(config, knob.key, value)
+    return config
+
+
+def _in_order(knobs: Sequence[_Knob]) -> list[_Knob]:
+    """Those last whose value depends on the others."""
+    return sorted(knobs, key=lambda knob: DEPENDENT.index(knob.key) if knob.key in DEPENDENT else -1)
 
 
 def changed(config: Any, key: str, value: Any) -> Any:

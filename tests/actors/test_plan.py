@@ -16,6 +16,7 @@ from plan_box import box
 from settings import composed
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
+from actors.plan import fit
 from actors.plan import states as planned
 from actors.plan.architecture import Architecture, architecture
 from actors.plan.cards import CARDS, GIB, usable_bytes
@@ -523,8 +524,8 @@ def test_where_one_change_is_not_enough_the_smallest_combination_is_proposed() -
     assert not problems(config)
 
 
-@pytest.mark.slow
-def test_where_nothing_helps_that_is_said() -> None:
+def test_where_nothing_helps_that_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "_change", None)  # no combination is tried
     config = box(("cluster.gpu_memory_gib", 2.0))
     assert smallest_change(config) is None
     assert advice(config).endswith("take a smaller model or a larger card")
