@@ -34,6 +34,7 @@ from yaml import YAMLError
 
 from actors.launcher import launch, tell
 from actors.start import ready
+from agent.config import LONGEST_RESPONSE
 from agent.errors import Fault, Stopped, UserError, refused
 from agent.visible import visible
 from conf.arguments import asks_for_help
@@ -254,6 +255,8 @@ def _settle(config: RunConfig, console: Console) -> None:
 
     if path := config.model.path:
         config.model.path = settle(config, path, f"model.path={path}", console.phase)
+    elif not config.agent.max_response_tokens:
+        config.agent.max_response_tokens = LONGEST_RESPONSE  # a model from scratch has what context it needs
 
 
 def _in_short(config: RunConfig) -> str:

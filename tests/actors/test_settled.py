@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+import launch
 from actors import settled
 from actors.settled import settle
-from agent.config import AgentConfig
+from agent.config import LONGEST_RESPONSE, AgentConfig
 from agent.errors import UserError
 from agent.pool.rules.epoch import Rule as Epoch
 from conf.schema import RunConfig
 from tests.settings import composed
+from tracking.console import Console
 
 
 def longest(folder: Path, description: object, response: int = 0, prompt: int = 1024, mode: str = "train") -> int:
@@ -101,3 +103,9 @@ def test_a_response_that_is_given_and_leaves_the_window_is_refused_before_it_is_
         UserError, match=r"= 4097, but the attention of the model in model\.path=it sees a window of 40"
     ):
         longest(tmp_path, mistral, response=3073, mode="plan")
+
+
+def test_a_response_that_is_left_open_has_room_beside_a_model_from_scratch() -> None:
+    config = composed("agent.max_response_tokens=0")
+    launch._settle(config, Console())
+    assert config.agent.max_response_tokens == LONGEST_RESPONSE
