@@ -23,7 +23,7 @@ _MARK = "\u0300-\u036f"
 """Combining marks of Latin letters; one that has no composed form stays behind its letter, and is no end of a word."""
 _ARTICLES = re.compile(rf"(?<![{_MARK}])\b(a|an|the)\b(?![{_MARK}])")
 _QUERY_ARTICLES = re.compile(r"(?<!\S)(?:an|the)(?!\S)|^a(?!\S)")
-"""Of a query; an "a" within it may be a name."""
+"""Articles of a query: "an" and "the" anywhere, "a" only at its beginning, since elsewhere it may be a name."""
 _AROUND_WORDS = "".join(c for c in string.punctuation if c not in "+#%&$@*")
 """Signs that tell nothing at either end of a query's word."""
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -46,16 +46,16 @@ all years earns as much as the right one."""
 SOFT_PART = 0.2
 """Ours: share of the longer text's characters that a part of it has to have. A letter is a part of nearly anything."""
 _MIXED = re.compile(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215f\u2189])")
-"""Between a number and a fraction of one character: "2½" is "2 1/2", and not "21/2"."""
+"""The place between a number and a one-character fraction, for a space: "2½" is "2 1/2", not "21/2"."""
 _SPACELESS = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
-"""How the names of letters begin that may end a word anywhere."""
+"""Beginnings of the Unicode names of letters after which a word may end anywhere."""
 _POINT = re.compile(r"(?<=\d)\.(?=\d)")
 _SIGNS = r"[+#%&$@*=<>^|~§‰]"
 _TELLING = re.compile(rf"(\w*+\s*+{_SIGNS}+|(?<![^\s(])-\d+|\d+(?:[./:-]\d+)+|(?<!\w)a(?=\W*\Z))")
 """What tells one question from another and has no part in the normal form of answers: a sign with the word before it, a
 number that is negative or of several parts, and an "a" at the end, which is a name there."""
 _MAY_TELL = re.compile(rf"{_SIGNS}|-\d|\d[./:]\d|(?<!\w)a\W*\Z")
-"""What is in every text that has something of ``_TELLING``, and in few others: most questions are quickly done."""
+"""A quick test before ``_TELLING``: it is found in every text in which that is found, and in few others."""
 
 
 def normalise(text: str) -> str:

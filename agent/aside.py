@@ -1,4 +1,4 @@
-"""Room beside a file's or folder's place, to make it there and rename it: it then is whole, or not there at all."""
+"""A temporary folder beside a path. What is made in it and renamed to the path is whole, or not there at all."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _SUFFIX = ".aside"
 def aside(path: Path) -> Iterator[Path]:
     """A new folder beside ``path``, on the same disk, which is gone at the end of the body.
 
-    Those that earlier makers of ``path`` left, since they were killed, are deleted first. One whose maker lives is
-    locked, by whichever process; where the file system has no locks, all stay.
+    Such folders of makers of ``path`` that were killed are deleted first. A maker that lives holds a lock on its own;
+    where the file system has no locks, none is deleted.
     """
     _clear(path)
     folder, held = _made(path)

@@ -22,7 +22,7 @@ CONFIDENCES: dict[str, Callable[[Sequence[float]], float]] = {
 
 The product is the chance that the policy would write exactly this answer, once it answers: a threshold on it
 is a threshold on a probability. It falls with the answer's length; the geometric mean doesn't, and is for
-answers that are long in themselves. The decision is the product times the chance that the policy answers at
-all at this point, tag and all: what it knows of being done is in that. A policy that thinks before it answers
-never opens an answer right after an observation; with such, ask for the product.
+answers that are long in themselves. The decision is the product times the chance that the policy opens an answer
+at this point, which says whether it considers itself done. A policy that thinks before it answers never opens an
+answer right after an observation: take the product there.
 """

@@ -23,7 +23,7 @@ from agent.tools.base import Result
 from agent.tools.catalogue import tool_classes
 
 MARKER = "Who wrote Emma?"
-"""A question that every prompt of it has to have in it."""
+"""A question for a trial: a prompt that is made of it has to contain it."""
 
 
 class Dialogue:

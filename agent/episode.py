@@ -142,7 +142,7 @@ class _Episode:
         return min(limit, config.max_response_tokens - len(self._response.ids))
 
     def without_request(self, completion: Completion, text: str, action: Action) -> _End | None:
-        """A turn that asks for nothing: it answers, or is none. A notice may tell the policy so."""
+        """A turn without a request: an answer, or no valid action, of which a notice may tell the policy."""
         start, end = self._response.act(completion)
         notice: list[int] = []
         fault = ""

@@ -42,7 +42,7 @@ class Fault(RuntimeError):
 
 
 class Final(Fault):
-    """The run can't go on. Whoever waits for something that may come back isn't to wait for this."""
+    """The run can't go on. Code that waits for what may come back must not wait after this fault."""
 
 
 class ActorLost(Fault):
@@ -79,7 +79,7 @@ class RewardError(Fault):
 
 
 class NoRoom(RuntimeError):
-    """A context that holds no more turns, of an engine that knows its length and doesn't tell: no fault."""
+    """The context has no room for another turn, and only the engine knows how long it is. This is no fault."""
 
 
 class GenerationError(Fault):

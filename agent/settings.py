@@ -21,7 +21,7 @@ PATH: dict[str, Any] = {KIND: "path"}
 TEXT: dict[str, Any] = {KIND: "text"}
 """A name or an address: any character may be in it."""
 SENTENCE: dict[str, Any] = {KIND: "sentence"}
-"""The same, and nothing in it stands for something else."""
+"""The same, and ``${…}`` in it isn't filled in."""
 RANGE = "range"
 """The key of the bounds in a field's metadata."""
 MOST = 2**31 - 1

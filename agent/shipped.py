@@ -30,7 +30,7 @@ def module_of(package: str, name: str, key: str) -> ModuleType:
 
 
 def member_of(package: str, name: str, member: str, key: str, needs: str, *, base: type[Any] | None = None) -> Any:
-    """What that module calls ``member``; ``base``, which it may have imported by the same name, isn't meant.
+    """What that module calls ``member``, unless it is ``base``, imported under the same name.
 
     Raises ``UserError`` as ``module_of`` does, and that the file needs what ``needs`` says if there is nothing.
     """

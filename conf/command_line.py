@@ -58,7 +58,7 @@ class Request:
     new: bool = False
     """Whether the user left it to the time: then it is a new one."""
     configs: tuple[RunConfig, ...] = field(default=(), repr=False)
-    """The run; or of a sweep's jobs so many that each value is in one of them."""
+    """The run's; of a sweep those of as many jobs as it takes to have each value in one of them."""
     arguments: tuple[str, ...] = ()
     """Of a sweep, or of what is only shown: all that Hydra has to be told."""
     composed: DictConfig | None = field(default=None, repr=False)

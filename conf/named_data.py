@@ -20,7 +20,8 @@ _KEYS = ("questions", "eval_questions")
 
 
 def sets_together(settings: Sequence[str]) -> tuple[str, ...]:
-    """``settings`` with the lists of files in place of a list of named sets, first: what is said besides counts.
+    """``settings`` with the lists of files in place of a list of named sets. They come first, so that settings beside
+    the list win.
 
     Raises ``UserError`` for a list that holds anything else.
     """

@@ -40,7 +40,8 @@ class Need:
     """Whether the setting does nothing with the others."""
     why: str
     switched: bool = True
-    """It may stand beside one of ``ruled_by``: a script turns the thing on and off by that, and leaves the rest."""
+    """Whether it may be given together with one of ``ruled_by``: a script that turns the thing on and off by that one
+    setting leaves the others as they are."""
     modes: tuple[str, ...] = ("train", "plan")
     """Where it is asked about: in others it may have been left in a command."""
 
@@ -106,8 +107,7 @@ def _endpoint(key: str) -> Need:
 
 
 def _with(key: str, source: str, why: str) -> Need:
-    """A setting of the data that only another ``source`` than this one reads. Left as it is by default, it may be said:
-    a seed of null, or no evidence required."""
+    """A setting of the data that isn't read with this ``source``. Null and false ask for nothing, and may be given."""
     return Need(
         key, ("data",), lambda of: of("data.source") == source and of(key) not in (None, False), why, switched=False
     )

@@ -13,8 +13,8 @@ AUTO = "auto"
 WEEK_S = 7 * 86_400.0
 """In the place of a deadline that is turned off."""
 CPU_BLOCK = 32
-"""Tokens of a block of the KV cache on a CPU, the fewest that its attention takes: a prefix is found in whole blocks,
-and of an episode of 300 tokens vLLM's own 128 find little."""
+"""Tokens in a block of the KV cache on a CPU, the fewest that vLLM's attention takes there. A prefix is found in whole
+blocks: with vLLM's default of 128 little of an episode of 300 tokens is found."""
 
 
 @dataclass

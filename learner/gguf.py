@@ -36,7 +36,7 @@ _NEEDED = (
     *(("context_length",), ("embedding_length",), ("block_count",), ("attention.head_count", "ssm.state_size")),
     ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"),
 )
-"""What every file says of its architecture, one of each: transformers has a value of its own for what isn't there."""
+"""Keys of the architecture, one of each group in every file: for a missing one transformers makes up a value."""
 _DIVISORS = "rope_freqs.weight"
 """The tensor by which llama.cpp divides the frequencies of positions (RoPE): one number for each pair in a head."""
 _LLAMA3 = {

@@ -1,13 +1,13 @@
 """What a layer keeps for its backward pass, and what it computes again there: chosen by what the memory allows.
 
     layers   each layer's input is kept, all else computed again (transformers' own checkpointing)
-    mlp      attention keeps what it needs; the feed-forward part keeps its input. Of the last ``whole`` layers it
-             keeps its two projections, so that no matrix product is computed again; backward is with them when
-             most is kept, and leaves them before it makes others again
+    mlp      attention keeps what it needs; the feed-forward part keeps its input. In the last ``whole`` layers that
+             part also keeps its two wide projections, so that no matrix product is computed again there. Backward
+             begins with these layers, and has freed what they keep before it computes anything of the others again
     none     all is kept
 
-What a matrix product of the feed-forward part costs again is most of a layer's forward pass; attention's is cheap to
-keep. In all of them a norm keeps its input and one number per token, where transformers' keeps two float32 copies.
+The matrix products of the feed-forward part are most of a layer's forward pass; what attention needs is cheap to keep.
+In all of them a norm keeps its input and one number per token, where transformers' keeps two float32 copies.
 
 A module changes its class in place: names, parameters, copies and adapters stay what they are.
 """

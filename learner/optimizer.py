@@ -17,7 +17,7 @@ from learner.packing import shares
 from learner.ranks import ALONE, Ranks
 
 _SETTINGS = ("betas", "eps", "weight_decay", "momentum")
-"""Of a group of parameters, what the configuration says and no step changes."""
+"""Keys of a group of parameters that come from the configuration and that no step changes."""
 
 
 def schedule_factor(schedule: str, step: int, steps: int, warmup_steps: int) -> float:

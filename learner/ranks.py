@@ -24,8 +24,8 @@ from agent.errors import ActorLost
 _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By the bytes of a float."""
 LEARNER = "learner"
-"""The actor of rank 0. Learners that have parted meet nowhere any more: whichever says so, that one is lost, and all
-are begun anew with it."""
+"""The actor of rank 0. Learners that have lost one another can't go on: whichever of them says so, this actor counts as
+lost, and all are started again."""
 
 
 class Parted(ActorLost):

@@ -38,10 +38,10 @@ class Format(ABC):
     marks: tuple[str, ...]
     """Strings that no untrusted text may contain, special tokens aside."""
     end: str = ""
-    """Of ``stop`` the special token that ends a turn whatever it is about, where the model's end token is another."""
+    """The special token in ``stop`` that ends any turn, where the model's end token is another one; else empty."""
     begun: tuple[str, str] = ("", "")
-    """What the prompt has already opened of the first turn, and what stands before a later turn of that: ``<think>`` or
-    nothing."""
+    """What is open where the first turn begins, since the prompt has opened it, and where a later turn begins:
+    ``<think>`` or nothing."""
     ends_turns: bool = False
     """Whether ``written`` brings the token that ends a turn; otherwise an answer without a closing tag lacks it."""
     notices: tuple[str, ...] = ()

@@ -100,12 +100,12 @@ class ChatTemplate:
         self._learn()
 
     def _difference(self, tools: Sequence[Mapping[str, Any]]) -> str:
-        """What the template renders with ``tools``; nothing if that is what it renders without."""
+        """The rendering with ``tools``; empty if it is the same without them."""
         shown = self._codec.render(ASKED, tools=tools, options=self._options)
         return "" if shown == self._codec.render(ASKED, options=self._options) else shown
 
     def _takes_results(self, tools: Sequence[Mapping[str, Any]]) -> bool:
-        """Mistral's fails for one that has no call's id."""
+        """Whether it renders a tool's result. Mistral's fails, since the result doesn't name the id of its call."""
         turn = [*ASKED, {"role": "assistant", "content": ASSISTANT}, {"role": "tool", "content": FIRST}]
         try:
             return bool(self._codec.render(turn, tools=tools, options=self._options))
@@ -166,9 +166,9 @@ class ChatTemplate:
             )
         head = one[:at]
         self.dropped = prompt.removeprefix(head) if prompt.startswith(head) else ""
-        """What stands before a turn while it is written, and not any more afterwards; usually nothing."""
+        """Text that the template puts before a turn that is being written, and drops afterwards; usually nothing."""
         self.added = head.removeprefix(prompt) if head.startswith(prompt) else ""
-        """What stands before a turn only once it is written; usually nothing."""
+        """Text that it puts before a turn only afterwards; usually nothing."""
         self.written_as = self._sample(len(head))
 
     def _sample(self, head: int) -> str:

@@ -66,8 +66,8 @@ def pass_at(n: int, correct: int, k: int) -> float:
 
 
 def passes(rows: Sequence[EvalRow], k: int, samples: int) -> dict[str, float]:
-    """pass@k of each question of which no fault ended one of the ``samples`` episodes: of the same ones for every k,
-    since otherwise more tries could seem to be worse than fewer."""
+    """pass@k of each question that has all of its ``samples`` episodes without a fault. So the questions are the same
+    for every k: otherwise more tries could seem worse than fewer."""
     found = by_question(rows)
     return {q: pass_at(samples, sum(r.em == 1.0 for r in own), k) for q, own in found.items() if len(own) == samples}
 
@@ -112,8 +112,8 @@ def _in_order(name: str) -> list[str | int]:
 
 
 def slices(rows: Sequence[EvalRow]) -> list[tuple[str, str, list[EvalRow]]]:
-    """What a table has a line for: by what, the name, and the rows. All; by set, of several; by type; by the supporting
-    documents. A type begins with its set, where there are several (``tasks/several.py``).
+    """The lines of a table, each as the division, the part's name, and its rows: all rows; by set, where there are
+    several; by type, whose name then begins with its set (``tasks/several.py``); by number of supporting documents.
 
     A division that has one part, or the parts of the one before, is left out.
     """

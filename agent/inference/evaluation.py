@@ -20,7 +20,7 @@ from agent.records import Question, Repeat, StopReason
 from agent.rewards.evidence import evidence_recall, evidence_wanted
 
 _NUMBER = re.compile(rf"^\W*(?:{'|'.join(p.result_label for p in PROTOCOLS.values())}) \d+: ", re.M)
-"""Before each passage, as ``Dialogue`` lists them: no evidence that an answer is 3."""
+"""The label and number that ``Dialogue`` puts before each passage: the number must not count as an answer found."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

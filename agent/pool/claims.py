@@ -32,8 +32,8 @@ class Claims:
     """All claims of a pool. A lease of ``lease_s`` seconds begins with the claim and anew with each renewal.
 
     A query that was claimed when ``quarantine_after`` workers died, with no group of it played to its end in between,
-    may be what kills them; 0 suspects none. So may all that were claimed with it: none is accused before it was there
-    more often than each of the others. Deaths for another cause find the same queries together only by chance.
+    may be what kills them; 0 suspects none. So may every query that was claimed with it: one is quarantined only once
+    it was there at more deaths than each of the others. Deaths from another cause strike different queries.
     """
 
     def __init__(self, lease_s: float, quarantine_after: int) -> None:

@@ -47,8 +47,8 @@ class Population:
     DECAY = 0.95
     """Per batch."""
     LEAST = 1e-12
-    """The weight at which the moments stop to fade: beside one more query they count for nothing long before, and what
-    fades on becomes a number that has no digits left."""
+    """The moments don't fade below this weight, or they would underflow. Beside one more query they count for nothing
+    long before."""
 
     def __init__(self) -> None:
         self.weight, self.mean_sum, self.square_sum = 1.0, 0.5, 0.375

@@ -14,7 +14,7 @@ from agent.errors import UserError, one_of
 from agent.pool.history import NEVER, QueryHistory
 
 Limit = Callable[[SearchLimitConfig, int, QueryHistory, int, int], int | None]
-"""Of the configuration, ``agent.max_searches``, the history, a query and its batch: the limit, None for the agent's."""
+"""(configuration, ``agent.max_searches``, history, query, batch) to the limit; None is the agent's own."""
 
 
 def fixed(config: SearchLimitConfig, ceiling: int, history: QueryHistory, query: int, batch: int) -> int | None:

@@ -59,10 +59,10 @@ class Result:
     """The tool did nothing, since a limit of its own is reached."""
     repeat: Repeat | None = None
     stop: StopReason | None = None
-    """Ends the episode; nothing is shown then. Neither an answer's nor a fault's: what breaks is raised."""
+    """A reason to end the episode, which shows nothing then: neither an answer nor a fault, since a fault is raised."""
 
     def unseen(self) -> Result:
-        """What is left of it when the policy never gets to see it: no evidence."""
+        """This result where the policy never gets to see it: without its passages, which are no evidence then."""
         return replace(self, passages=(), repeat=None)
 
     def call(self, request: Request) -> Call:

@@ -63,7 +63,7 @@ def _printed(value: Any) -> str:
 
 
 def _floats(value: Any) -> FloatVector:
-    """``value`` as an array; of no shape that fits anything if it is none of numbers."""
+    """``value`` as an array of floats; if it isn't one of numbers, an array whose shape fits nothing."""
     try:
         return np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
@@ -95,8 +95,8 @@ class PoolRule(ABC):
     min_viable: int = bounded(2, "in [2, 255]")
     """A group with fewer viable trajectories is returned; one alone has no advantage over others."""
     max_tool_failures: float = bounded(0.1, "in [0, 1]")
-    """Of a batch, most trajectories that may be lost to a failed search, tool or reward. Above this share nothing of
-    the batch is trained on, since those that don't search, or don't answer, would be left; the run waits until searches
+    """Share of a batch's trajectories that may be lost to a failed search, tool or reward. Above it nothing of the
+    batch is trained on, since those that don't search, or don't answer, would be left; the run waits until searches
     are answered again, and stops where a reward fails so in two batches in a row."""
     lease_s: float = bounded(600.0, "above 0")
     """A claim whose group makes no progress for so long, not a token, returns to the pool."""
@@ -149,7 +149,7 @@ class PoolRule(ABC):
                 setattr(cls, name, _named(vars(cls)[name]))
 
     def bound(self) -> int:
-        """What ``candidates`` says. Raises ``Fault`` for what is no number of draws, as for all that follow."""
+        """What ``candidates`` says. Like the methods below, raises ``Fault`` for what the rule must not return."""
         try:
             found: Any = self.candidates
         except BREAKS as error:
@@ -259,10 +259,10 @@ class PoolRule(ABC):
         return np.ones(len(queries))
 
     def cuts(self, history: QueryHistory, query: int, batch: int) -> tuple[bool, bool]:
-        """Whether to leave it at a pilot that found only failures, and at one that found only successes.
+        """Whether to play no more after a pilot of failures alone, and after one of successes alone.
 
-        So it is when the chance that the other rollouts differ from the pilot's, per rollout, is below
-        what rollouts of late have brought.
+        That is so where the chance that one of the other rollouts differs, divided by their number, is below the
+        signal-bearing groups per rollout of late.
         """
         if not self.pilot:
             return False, False
