@@ -97,15 +97,9 @@ def _found_nothing(h: History) -> str | None:
 
 
 def _reward_up_em_down(h: History) -> str | None:
-    scored = [
-        (em, n, reward, row.get("step"))
-        for row, reward in h.evals
-        if (em := number(row, "em")) is not None and (n := number(row, "n"))
-    ]
-    if len(scored) < 2:
+    if h.scored is None or h.best is None:
         return None
-    em, n, reward, _ = scored[-1]
-    best, best_n, reward_then, at = max(scored[:-1], key=lambda one: one[0])
+    (em, n, reward, _), (best, best_n, reward_then, at) = h.scored, h.best
     if math.isnan(reward_then):  # before the first step
         reward_then = h.then("reward/mean")
     noise = 2 * math.sqrt(best * (1 - best) / best_n + em * (1 - em) / n)

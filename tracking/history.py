@@ -7,7 +7,7 @@ import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from learner.config import BFLOAT16_MISMATCH
 from tracking.metrics import mean, same_series
@@ -20,16 +20,32 @@ MISMATCH_FLOOR = 1e-3
 Row = Mapping[str, Any]
 
 
+class Scored(NamedTuple):
+    """An evaluation that has a score."""
+
+    em: float
+    n: float
+    reward: float
+    """The mean reward of the steps before it; NaN before the first step."""
+    step: Any
+
+
 class History:
-    """What the rules see: the first and the last steps, and all evaluations. ``dtype`` is the model's."""
+    """What the rules see: the first and the last steps, the newest evaluation and the best before it.
+
+    ``dtype`` is the model's.
+    """
 
     def __init__(self, dtype: str) -> None:
         self.mismatch_bound = MISMATCH_FLOOR if dtype == "float32" else BFLOAT16_MISMATCH
         """Nats a token that rounding doesn't explain."""
         self.first: list[Row] = []
         self.last: deque[Row] = deque(maxlen=WINDOW)
-        self.evals: list[tuple[Row, float]] = []
-        """Of the newest series, each with the mean reward of the steps before it; NaN before the first step."""
+        self._evaluation: Row | None = None
+        self.scored: Scored | None = None
+        """The newest evaluation of the newest series."""
+        self.best: Scored | None = None
+        """The best one of that series before it, the first of equals."""
         self.mismatches: deque[float] = deque(maxlen=WINDOW)
         self.least_mismatch = math.inf
         """The least median of ``WINDOW`` steps: a single step with few tokens may have hardly any."""
@@ -39,9 +55,7 @@ class History:
 
     def add(self, row: Row) -> None:
         if row.get("kind") == "eval":
-            if self.evals and not same_series(self.evals[-1][0], row):
-                self.evals.clear()
-            self.evals.append((row, self.now("reward/mean")))
+            self._evaluated(row)
             return
         if len(self.first) < WINDOW:
             self.first.append(row)
@@ -53,6 +67,17 @@ class History:
         self.overlaps = self.overlaps or (number(row, "rollout/staleness_max") or 0) > 0
         if self.full and self.throughput > self.best_throughput:
             self.best_throughput = self.throughput
+
+    def _evaluated(self, row: Row) -> None:
+        if self._evaluation is not None and not same_series(self._evaluation, row):
+            self.scored = self.best = None
+        self._evaluation = row
+        em, n = number(row, "em"), number(row, "n")
+        if em is None or not n:
+            return
+        if self.scored is not None and (self.best is None or self.scored.em > self.best.em):
+            self.best = self.scored
+        self.scored = Scored(em=em, n=n, reward=self.now("reward/mean"), step=row.get("step"))
 
     @property
     def full(self) -> bool:

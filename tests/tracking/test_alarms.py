@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import UserDict
 from collections.abc import Iterable
 from typing import Any
 
@@ -157,6 +158,21 @@ def test_reward_up_and_em_down_is_seen_from_the_evaluation_before_the_first_step
     said = "reward rose from 0.500 to 0.900 while held-out EM fell from 0.600 (step 0) to 0.300"
     assert fired(hacking) == {"reward up, held-out EM down": said}
     assert fired([evaluation(0, 0.6), *run(then={}), evaluation(10, 0.3)]) == {}
+
+
+def test_an_evaluation_is_looked_at_once_however_long_the_run() -> None:
+    asked: list[str] = []
+
+    class Told(UserDict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            asked.append(name)
+            return super().__getitem__(name)
+
+    alarms = Alarms()
+    for n in range(50):
+        alarms.add(Told(evaluation(n, 0.5)))
+        alarms.add(step(n + 1))
+    assert asked.count("em") == 50
 
 
 def test_evaluations_of_other_questions_are_not_compared() -> None:
