@@ -15,6 +15,7 @@ from view_runs import data, members, of
 from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
 from tracking.view.episodes import FOUND
 from tracking.view.filling import spread
+from tracking.view.groups import draws
 from tracking.view.lines import MAX_TEXT, Notices
 from tracking.view.report import write
 from tracking.view.run import mean_interval, spans
@@ -182,6 +183,21 @@ def test_no_more_spans_are_kept_than_the_timeline_shows(tmp_path: Path, monkeypa
     page, notices = of(folder)
     assert page["r0-spans"]["start"] == [0.0, 1.0]
     assert "the timeline has the newest 2 of 3 spans" in notices
+
+
+def test_no_more_groups_are_kept_than_the_table_shows_and_those_that_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tracking.view.groups.MOST", 3)
+    folder = made.write_run(tmp_path / "run", batches=5)
+    found = draws(folder, Notices(), instead=[], asked=["q0"])
+    rows = [(row["batch"], row["question_id"], row["draw"]) for row in found.rows]
+    assert rows == [(b, q, b + 1) for b in range(5) for q in ("q0", "q1") if q == "q0" or b > 1]
+    assert (found.count, found.first) == (10, 0)
+    page, notices = of(folder)
+    assert page["r0-groups"]["batch"] == [3, 4, 4]
+    assert page["r0-groups"]["draw"] == [4, 5, 5]
+    assert "the table of groups has the newest 3 of 10" in notices
 
 
 def test_what_is_in_no_table_is_not_said_to_want_room(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +50,37 @@ class Questions:
         return Questions(self.told, dict(self.numbers), [list(row) for row in self.rows])
 
 
-def draws(folder: Path, notices: Notices, *, instead: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The groups, sorted by batch and place in it, each with ``draw``: which of its question's draws it is, from 1.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Played:
+    """The groups that a run has played."""
+
+    rows: list[dict[str, Any]]
+    """The newest ``MOST``, and all of the questions that are asked for, sorted by batch and place in it; each with
+    ``draw``: which of its question's draws it is, from 1."""
+    count: int
+    """How many there are, those without a row here too."""
+    first: int | None
+    """The batch of the first of them; None without any."""
+
+
+def draws(folder: Path, notices: Notices, *, instead: list[dict[str, Any]], asked: Collection[str] = ()) -> Played:
+    """The groups of the run in ``folder``; those of the questions that are ``asked`` for are all there.
 
     A run without ``groups.jsonl`` has the groups ``instead``, made of the episodes that it logged.
     """
-    rows = [line.row for line in lines(folder / GROUPS, notices, GROUP)] or instead
-    rows = [row for row in rows if row.get("batch") is not None and row.get("question_id") is not None]
-    rows.sort(key=lambda row: (row["batch"], row.get("order") or 0))
+    kept: deque[dict[str, Any]] = deque(maxlen=MOST)  # all of a long run's would take gigabytes
+    wanted: list[dict[str, Any]] = []
+    played: list[tuple[int, int, str]] = []
+    for row in chain((line.row for line in lines(folder / GROUPS, notices, GROUP)), instead):
+        if row.get("batch") is None or row.get("question_id") is None:
+            continue
+        played.append(group_of(row))
+        (wanted if row["question_id"] in asked else kept).append(row)
+    rows = sorted((*wanted, *kept), key=lambda row: group_of(row)[:2])
     fates = _fates(folder, notices)
     # A batch may have a question twice: a fault gave the first of its groups back.
     places: dict[str, set[tuple[int, int]]] = {}
-    for batch, order, name in (*fates, *map(group_of, rows)):
+    for batch, order, name in (*fates, *played):
         places.setdefault(name, set()).add((batch, order))
     drawn = {name: sorted(found) for name, found in places.items()}
     for row in rows:
@@ -68,7 +89,7 @@ def draws(folder: Path, notices: Notices, *, instead: list[dict[str, Any]]) -> l
         if (fate := fates.get(key)) is not None:
             row["before"], row["after"], row["accepted"] = fate
             row["recycled"] = row["before"] not in ("unseen", "consumed")
-    return rows
+    return Played(rows=rows, count=len(played), first=min((batch for batch, *_ in played), default=None))
 
 
 def newest(rows: list[dict[str, Any]], count: int, asked: Collection[str]) -> list[dict[str, Any]]:
@@ -87,11 +108,9 @@ def table(rows: list[dict[str, Any]], questions: Questions) -> dict[str, list[An
     return _without_repeats(columns)
 
 
-def say_where(
-    folder: Path, events: Sequence[Mapping[str, Any]], rows: Sequence[dict[str, Any]], notices: Notices
-) -> None:
-    """A notice of the folders that have the groups before the first of ``rows``: the run was resumed from there."""
-    first = rows[0]["batch"] if rows else None
+def say_where(folder: Path, events: Sequence[Mapping[str, Any]], first: int | None, notices: Notices) -> None:
+    """A notice of the folders that have the groups before batch ``first``, the first one here: the run was resumed from
+    there."""
     paths = [str(e.get("path")) for e in events if e.get("event") == "resumed"]
     others = dict.fromkeys(str(run) for path in paths if (run := Path(path).parent.parent) != folder.absolute())
     if others and first != 0:

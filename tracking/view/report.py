@@ -11,7 +11,7 @@ from agent.errors import UserError
 from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
 from tracking.view.episodes import Evaluations, Training, find_evaluations, find_training
 from tracking.view.filling import Filler
-from tracking.view.groups import MOST, Questions, draws, newest, say_where, table
+from tracking.view.groups import MOST, Played, Questions, draws, newest, say_where, table
 from tracking.view.lines import MAX_CELL, Notices, shortened
 from tracking.view.page import Page, encoded, fitted, page
 from tracking.view.run import MOST_EVENTS, facts, spans, timeline
@@ -74,8 +74,8 @@ def _add_run(written: Page, folder: Path, name: str, show: Collection[str], limi
     of_training = Notices() if run["evaluation"] else notices  # what only a training run writes isn't missing there
     training = find_training(folder, of_training, groups=not has_groups)
     questions = Questions(training.questions)
-    played = draws(folder, of_training, instead=list(training.groups.values()))
-    say_where(folder, run["events"], played, notices)
+    played = draws(folder, of_training, instead=list(training.groups.values()), asked=show)
+    say_where(folder, run["events"], played.first, notices)
     if unknown := [repr(q) for q in show if q not in training.questions and q not in evaluations.questions]:
         notices.add(f"show: no episode of a question {shortened(' or '.join(unknown), MAX_CELL)} is logged")
     room = max(0, limit - written.size - written.rest)
@@ -124,16 +124,16 @@ def _with_events(run: dict[str, Any], room: float, notices: Notices) -> dict[str
 
 
 def _groups(
-    played: list[dict[str, Any]], questions: Questions, room: float, notices: Notices, asked: Collection[str]
+    played: Played, questions: Questions, room: float, notices: Notices, asked: Collection[str]
 ) -> dict[str, Any]:
     """The table of groups; their questions go into ``questions``."""
 
     def of(count: int, questions: Questions) -> dict[str, Any]:
-        return table(newest(played, count, asked), questions)
+        return table(newest(played.rows, count, asked), questions)
 
-    shown, count = _with_questions(of, min(len(played), MOST), room, questions)
-    if count < len(played):
-        notices.add(f"the table of groups has the newest {count:,} of {len(played):,}")
+    shown, count = _with_questions(of, min(len(played.rows), MOST), room, questions)
+    if count < played.count:
+        notices.add(f"the table of groups has the newest {count:,} of {played.count:,}")
     return shown
 
 
