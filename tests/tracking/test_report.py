@@ -22,6 +22,7 @@ from agent.errors import UserError
 from agent.pool.history import DRAW
 from agent.visible import visible
 from tracking.draws import write_draws
+from tracking.experiments.sweep import record_failure
 from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
 from tracking.view import in_lines
 from tracking.view.episode_list import read_entries, read_episode
@@ -250,6 +251,19 @@ def test_a_run_that_broke_says_why(tmp_path: Path) -> None:
     folder = made.write_run(tmp_path / "run")
     made.lines(folder / "metrics.jsonl", [made.step(1), {"kind": "event", "event": "fault", "why": "the engine died"}])
     assert of(folder)[0]["r0-run"]["end"] == "The run broke after step 1: the engine died"
+
+
+def test_a_job_of_a_sweep_that_failed_before_its_run_began_says_why(tmp_path: Path) -> None:
+    record_failure(tmp_path / "job", "data.corpus=x.jsonl is missing")
+    assert of(tmp_path / "job")[0]["r0-run"]["end"] == "The run broke after step 0: data.corpus=x.jsonl is missing"
+
+
+def test_curves_that_are_thinned_say_how_much(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run")
+    made.lines(folder / "metrics.jsonl", [made.step(n + 1) for n in range(4_100)])
+    page, notices = of(folder)
+    assert page["r0-run"]["steps"]["step"][-2:] == [4_097, 4_100]
+    assert "the curves show one in 3 of 4,100 steps" in notices
 
 
 def test_an_evaluation_lacks_nothing_of_a_training_run(tmp_path: Path) -> None:

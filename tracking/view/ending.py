@@ -21,20 +21,29 @@ BUDGETS = {"rollout_budget": "rollout/trajectories", "token_budget": "rollout/ge
 ANEW = ("resumed", "recovered")
 """Events after which steps are played again or the clock starts again."""
 
+BROKE = {"fault": "why", "failed": "message"}
+"""Events that say what ended a run, and under which name. A job of a sweep fails, be it before its run has begun."""
+
 Row = Mapping[str, Any]
 
 
-def ending(rows: Sequence[Row], summary: Row | None, config: str | None, broke: Row | None = None) -> str:
+def why_broken(events: Sequence[Row]) -> str | None:
+    """What the last of the ``events`` that ended the run says; None of one that goes on or has ended by itself."""
+    said = (str(e.get(BROKE[e["event"]])) for e in reversed(events) if e.get("event") in BROKE)
+    return next(said, None)
+
+
+def ending(rows: Sequence[Row], summary: Row | None, config: str | None, broke: str | None = None) -> str:
     """How the run of these ``rows`` of ``metrics.jsonl`` ended, or when it will: at the pace of its last steps.
 
-    ``config`` is its ``config.yaml``, and ``broke`` the event that says why it broke.
+    ``config`` is its ``config.yaml``, and ``broke`` says why it broke.
     """
     if summary is not None:
         how = "was stopped" if summary.get("interrupted") else "has ended"
         return f"The run {how} after step {summary.get('step')}."
     steps = [row for row in rows if row.get("kind") == "step"]
     if broke is not None:
-        return f"The run broke after step {steps[-1].get('step') if steps else 0}: {broke.get('why')}"
+        return f"The run broke after step {steps[-1].get('step') if steps else 0}: {broke}"
     if not steps:
         return "No step has ended yet."
     said = f"No summary: the run goes on, or it broke, after step {steps[-1].get('step')}."
@@ -46,10 +55,10 @@ def ending(rows: Sequence[Row], summary: Row | None, config: str | None, broke: 
     return f"{said} At the pace of its last steps {which} {math.ceil(count):,} take {duration(left_s)}."
 
 
-def of_evaluation(checkpoint: str, evals: Sequence[Row], broke: Row | None) -> str:
+def of_evaluation(checkpoint: str, evals: Sequence[Row], broke: str | None) -> str:
     """The same of a ``mode=eval`` of ``checkpoint``, whose row is in ``evals`` once all is played."""
     if broke is not None:
-        return f"The evaluation of {checkpoint} broke: {broke.get('why')}"
+        return f"The evaluation of {checkpoint} broke: {broke}"
     return f"An evaluation of {checkpoint}{'' if evals else ' that goes on, or was stopped'}."
 
 

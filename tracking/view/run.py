@@ -12,7 +12,7 @@ from tracking.alarms import Alarms
 from tracking.metrics import SERIES, same_series
 from tracking.shapes import EVALUATION, EVENT, SPAN, STEP, SUMMARY, is_number, shaped
 from tracking.spans import SPANS
-from tracking.view.ending import ending, of_evaluation
+from tracking.view.ending import ending, of_evaluation, why_broken
 from tracking.view.episodes import Evaluations
 from tracking.view.groups import in_words
 from tracking.view.lines import MAX_CELL, Notices, clean, lines, short, shortened
@@ -53,7 +53,7 @@ def facts(folder: Path, notices: Notices, held_out: Evaluations) -> dict[str, An
             events.append(clean(row, MAX_EVENT))
         elif kind == "summary":
             summary = clean(row)
-    broke = next((e for e in reversed(events) if e.get("event") == "fault"), None)
+    broke = why_broken(events)
     about = next((e for e in reversed(events) if e.get("event") == "about"), None)
     alarms = Alarms(str((about or {}).get("dtype", "")))
     for row in rows:
@@ -91,7 +91,7 @@ def thinned(rows: list[dict[str, Any]], what: str, notices: Notices) -> list[dic
     """``rows``, or of more than ``MOST_STEPS`` every second, third, … one, the last one among them."""
     stride = -(-len(rows) // MOST_STEPS) or 1
     if stride > 1:
-        notices.add(f"the curves show every {stride}th of {len(rows):,} {what}")
+        notices.add(f"the curves show one in {stride} of {len(rows):,} {what}")
     return rows[::-1][::stride][::-1]
 
 
