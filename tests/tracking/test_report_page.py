@@ -108,6 +108,7 @@ def test_each_view_opens_from_the_disk_sorts_filters_searches_and_links(tmp_path
         assert await page.run("document.querySelectorAll('#members .passage').length") == 8
         found = await page.run("[...document.querySelectorAll('#members .found')].map(e => e.textContent)")
         assert found == ['Result 1: "Emma"\na novel\n'] * 4
+        assert "turn 1, action, trained" in await page.text("#members")
 
         await page.click("#members a")  # and an episode stands alone
         await page.until("document.body.dataset.view === '#/episode/0/0/0/0'")
@@ -130,6 +131,7 @@ def test_each_view_opens_from_the_disk_sorts_filters_searches_and_links(tmp_path
         assert await page.column("evaluations", 1) == ["1", "0"]
         assert await page.column("evaluations", 2) == ["–", "flipped"]
         assert await page.column("evaluations", 3) == ["–", "as before"]
+        assert "turn 1, action\n" in await page.text(), "a held-out question is not trained on"
 
         await page.go("#/actors")
         assert await page.text("#busy") == "Busy between 0 and 3 s: learner 33 %, rollout-0 33 %"
@@ -281,6 +283,24 @@ def test_a_run_that_knows_only_em_says_nothing_else_of_its_evaluations(tmp_path:
         facts = dict(cells)
         assert facts["held out, step 0"] == "EM 0.500"
         assert "workers replaced" not in facts
+
+    read(report, look)
+
+
+def test_the_groups_of_an_evaluation_say_where_its_episodes_are(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run")
+    for name in (TRAJECTORIES, GROUPS):
+        (folder / name).unlink()
+    report, _ = write(folder)
+
+    async def look(page: Reader) -> None:
+        await page.go("#/groups")
+        assert (
+            "No group has been logged. The episodes of evaluations are under Questions over time." in await page.text()
+        )
+        await page.click("#main a")
+        await page.until("document.body.dataset.view === '#/questions'")
+        assert len(await page.column("questions", 0)) == 3
 
     read(report, look)
 

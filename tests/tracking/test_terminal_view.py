@@ -25,6 +25,7 @@ from rich.cells import cell_len
 from agent.errors import Stopped
 from agent.visible import visible
 from tracking.trajectories import EVALUATIONS, TRAJECTORIES
+from tracking.view import in_lines
 from tracking.view.episode_list import Filters, in_range, read_entries, read_episode
 from tracking.view.lines import MAX_TEXT, Notices
 from tracking.view.terminal import Viewer
@@ -112,9 +113,7 @@ def test_a_run_is_read_filtered_and_searched_in_a_terminal(tmp_path: Path) -> No
         screen.type("f")
         screen.shows("1 of 1 (31 logged): faults", "retrieval_failed", "odd")
         screen.type("\r")
-        screen.shows(
-            "fault: gone", "turn 1, action, trained", "<search> emma </search>", 'Result 1: "Emma"', "no answer"
-        )
+        screen.shows("fault: gone", "turn 1, action", "<search> emma </search>", 'Result 1: "Emma"', "no answer")
         screen.type("qc")
         screen.shows("1 of 31")
         screen.type("r<0.5\r")
@@ -187,7 +186,7 @@ def test_hostile_text_reaches_a_terminal_as_text(tmp_path: Path) -> None:
     with terminal(f"run={folder}", f"output_dir={tmp_path / 'out'}", width=240, height=100) as screen:
         screen.shows("1 of 3 (3 logged)", "\\x1b[31mred\\x1b[0m", "\\u202eright to left")
         screen.type("/" + "right to left\r\r")
-        screen.shows("turn 1, action, trained", "javascript:document.title", "</script><script>", "nul \\x00")
+        screen.shows("turn 1, action", "javascript:document.title", "</script><script>", "nul \\x00")
         screen.type("G")
         screen.shows("more characters are left out of this report")
         screen.type("qiqs:red\r")
@@ -235,6 +234,36 @@ def test_the_episodes_are_those_of_the_report(tmp_path: Path) -> None:
     told = read_episode(entries[3])
     assert (told["question"], told["reward"], told["turns"][0]["found"]) == ("what of q0?", 1.0, ["Emma"])
     assert [kind for _, kind in told["turns"][0]["observation"]] == [0, 3, 1]
+
+
+def test_only_what_is_trained_is_called_so(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run", batches=0)
+    trained, returned, broken = made.played(0, 0, [1.0, 0.0, 0.0])
+    made.lines(folder / TRAJECTORIES, [trained, returned | {"accepted": False}, broken | {"fault": "the search broke"}])
+    made.lines(folder / EVALUATIONS, [made.evaluated(0, "e0", 1.0)])
+    said = [
+        [line.plain for line in in_lines.episode(entry, read_episode(entry))]
+        for entry in read_entries(folder, Notices())
+    ]
+    assert ["turn 1, action, trained" in lines for lines in said] == [False, True, False, False]
+    assert ["observation, masked" in lines for lines in said] == [False, True, False, False]
+    assert all("turn 1, action" in lines and "observation" in lines for lines in (said[0], *said[2:]))
+
+
+def test_a_log_of_an_earlier_version_is_listed_without_what_it_lacks(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "run", batches=0)
+    lacking = {k: v for k, v in made.evaluated(0, "e0", 1.0).items() if k not in ("question", "stop_reason")}
+    made.lines(folder / EVALUATIONS, [lacking])
+    (entry,) = read_entries(folder, Notices())
+    assert (entry.question, entry.stop) == ("e0", "–")
+    assert "None" not in "".join(line.plain for line in in_lines.episode(entry, read_episode(entry)))
+
+
+def test_alarms_are_seen_in_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    folder = made.write_run(tmp_path / "2026-11-30")
+    made.lines(folder / "metrics.jsonl", [made.step(n, **{"rollout/mismatch": 0.2}) for n in (1, 2, 3)])
+    title = Viewer(folder).lines(80, 24)[0].plain
+    assert title.startswith("2026-11-30: 1 alarm, i shows them. No summary: the run goes on")
 
 
 def test_the_episodes_are_in_the_order_in_which_they_were_played(tmp_path: Path) -> None:

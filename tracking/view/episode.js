@@ -1,4 +1,5 @@
-// An episode: what the policy wrote (trained) and what it read (masked), turn by turn, and what it was worth.
+// An episode: what the policy wrote and what it read, turn by turn, and what it was worth. Of a group that was accepted
+// the former is trained, the latter masked.
 
 const KINDS = ["", "passage", "passage supporting", "passage supporting found"];
 
@@ -6,6 +7,7 @@ function episodeBox(episode, question, { advantage = null, more = null, tokens =
   const right = (episode.reward ?? episode.em ?? 0) > 0.5;
   const parts = [["outcome", episode.outcome], ["evidence", episode.evidence], ["gate", episode.gate ? `${episode.gate} closed: the reward is 0` : undefined],
     ["cost", episode.cost || undefined], ["EM", episode.em], ["F1", episode.f1], ["advantage", advantage], ["searches", episode.searches], ["tokens", episode.action_tokens]];
+  const trained = Boolean(episode.accepted) && !episode.fault;
   const score = episode.em !== undefined ? episode.em : episode.reward;
   return el("div", { class: "episode" },
     el("div", {}, el("b", {}, nameOf(episode)), " ",
@@ -15,24 +17,24 @@ function episodeBox(episode, question, { advantage = null, more = null, tokens =
     episode.fault ? el("div", { class: "bad text" }, episode.fault) : null,
     el("div", {}, "answer: ", el("b", { class: "text" }, episode.answer ?? "none")),
     (episode.turns ?? []).map((turn, at) => [
-      turnBox(turn, at, tokens),
+      turnBox(turn, at, tokens, trained),
       episode.inherited_turns === at + 1 ? el("div", { class: "cut" }, "A continuation: what is above was taken over from another episode; from here it was played anew.") : null,
     ]));
 }
 
 const nameOf = ({ member, sample }) => (member !== undefined ? `Member ${member}` : sample !== undefined ? `Sample ${sample}` : "Held out");
 
-function turnBox(turn, at, tokens) {
+function turnBox(turn, at, tokens, trained) {
   const notes = (turn.calls ?? []).flatMap((c) => [c.refused ? `${c.tool}: refused, its limit is reached` : null, c.repeat ? `${c.tool}: repeats a ${c.repeat}` : null]).filter(Boolean);
   const searched = (turn.calls ?? []).map((c) => `${c.tool}: ${c.argument}`);
   return el("div", { class: "turn" },
-    el("div", { class: "who" }, `turn ${at + 1}, action, trained`),
-    el("div", { class: "trained text" }, tokens && turn.tokens ? tokenSpans(turn) : turn.text ?? ""),
+    el("div", { class: "who" }, `turn ${at + 1}, action${trained ? ", trained" : ""}`),
+    el("div", { class: "action text" }, tokens && turn.tokens ? tokenSpans(turn) : turn.text ?? ""),
     searched.length ? el("div", { class: "who text" }, `asks ${searched.join("; ")}`) : null,
     turn.found?.length ? el("div", { class: "good" }, `finds ${turn.found.join(", ")}`) : null,
     notes.length ? el("div", { class: "bad" }, notes.join("; ")) : null,
-    turn.observation?.length ? [el("div", { class: "who" }, "observation, masked"),
-      el("div", { class: "masked" }, turn.observation.map(([text, kind]) => el("pre", { class: KINDS[kind] }, text)))] : null);
+    turn.observation?.length ? [el("div", { class: "who" }, `observation${trained ? ", masked" : ""}`),
+      el("div", { class: "observation" }, turn.observation.map(([text, kind]) => el("pre", { class: KINDS[kind] }, text)))] : null);
 }
 
 /** The tokens of an action; the less likely one was, the warmer its ground. */

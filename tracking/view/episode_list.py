@@ -73,7 +73,7 @@ def _entry(file: Path, start: int, row: dict[str, Any], held_out: bool, skipped:
     when, question = row.get("step" if held_out else "batch"), row.get("question_id")
     if when is None or question is None:
         return None
-    stop = str(row.get("stop_reason"))
+    stop = row.get("stop_reason") or "–"  # a log of an earlier version may lack it
     return Entry(
         file=file,
         start=start,
@@ -83,7 +83,7 @@ def _entry(file: Path, start: int, row: dict[str, Any], held_out: bool, skipped:
         order=row.get("order") or 0,
         member=row.get("sample" if held_out else "member") or 0,
         question_id=question[:SHORT],
-        question=(row.get("question") or "")[:SHORT],
+        question=(row.get("question") or question)[:SHORT],
         score=row.get("em" if held_out else "reward"),
         searches=row.get("searches"),
         stop=stop[:SHORT],

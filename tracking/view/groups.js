@@ -29,7 +29,10 @@ function groupColumns(run) {
 const yes = (value) => (value === null || value === undefined ? null : value ? "yes" : "no");
 
 function viewGroups([run]) {
-  if (!run.groups.length) return [el("h1", {}, "Groups"), el("p", {}, "No group has been logged.")];
+  if (!run.groups.length) {
+    const held = run.evals.questions.length ? [" The episodes of evaluations are under ", link("#/questions", "Questions over time"), "."] : [];
+    return [el("h1", {}, "Groups"), el("p", {}, "No group has been logged.", held)];
+  }
   return [
     el("h1", {}, "Groups"), el("p", {}, "A row for each group that was played: K episodes of one question. A click opens it; a click on a head sorts."),
     table(groupColumns(run), run.groups, { opens: groupHash, id: "groups", sort: [0, true] }),

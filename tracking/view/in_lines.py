@@ -77,7 +77,7 @@ def episode(entry: Entry, told: dict[str, Any]) -> Iterator[Text]:
     if not told:
         yield text("The log has changed meanwhile: R reads it anew.", "red")
         return
-    yield text(str(told.get("question")), "bold")
+    yield text(told.get("question") or entry.question_id, "bold")
     yield text(f"id {entry.question_id}; right answers: {' | '.join(map(str, told.get('golden_answers') or []))}")
     if supporting := told.get("supporting"):
         yield text(f"supporting documents: {' | '.join(map(str, supporting))}", "dim")
@@ -87,8 +87,9 @@ def episode(entry: Entry, told: dict[str, Any]) -> Iterator[Text]:
     yield text(f"{where}{scores}, {number(told.get('searches'))} searches, ended: {entry.stop}", _style(entry))
     if fault := told.get("fault"):
         yield text(f"fault: {fault}", "magenta")
+    trained = bool(told.get("accepted")) and not entry.fault
     for at, turn in enumerate(told.get("turns", []), 1):
-        yield from _turn(at, turn)
+        yield from _turn(at, turn, trained)
         if told.get("inherited_turns") == at:
             yield text("── a continuation: what is above was taken over, from here it was played anew ──", "yellow")
     answer = told.get("answer")
@@ -96,9 +97,9 @@ def episode(entry: Entry, told: dict[str, Any]) -> Iterator[Text]:
     yield text("no answer" if answer is None else f"answer: {answer}", "bold")
 
 
-def _turn(at: int, turn: dict[str, Any]) -> Iterator[Text]:
+def _turn(at: int, turn: dict[str, Any], trained: bool) -> Iterator[Text]:
     yield text("")
-    yield text(f"turn {at}, action, trained", "cyan")
+    yield text(f"turn {at}, action{', trained' if trained else ''}", "cyan")
     yield text(str(turn.get("text", "")))
     for call in turn.get("calls", []):
         notes = ", refused: its limit is reached" if call.get("refused") else ""
@@ -107,7 +108,7 @@ def _turn(at: int, turn: dict[str, Any]) -> Iterator[Text]:
     if found := turn.get("found"):
         yield text(f"finds {', '.join(map(str, found))}", "green")
     if observation := turn.get("observation"):
-        yield text("observation, masked", "cyan")
+        yield text(f"observation{', masked' if trained else ''}", "cyan")
         for piece, kind in observation:
             yield text(piece.strip("\n"), STYLES.get(kind, "dim"))
 

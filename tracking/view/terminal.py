@@ -213,8 +213,9 @@ class Viewer:
         room = max(1, height - 4)
         first = max(0, min(self._at - room // 2, len(self._listed) - room))
         alarms = len(self._facts["alarms"])
-        more = f" {alarms} {'alarm' if alarms == 1 else 'alarms'}: i shows them." if alarms else ""
-        title = one_line(f"{self._facts['name']}: {self._facts['end']}{more}", "bold")
+        # First, since the end of the line may not fit.
+        more = f"{alarms} {'alarm' if alarms == 1 else 'alarms'}, i shows them. " if alarms else ""
+        title = one_line(f"{self._facts['name']}: {more}{self._facts['end']}", "bold")
         at = f"{self._at + 1 if self._listed else 0} of {len(self._listed):,} ({len(self._entries):,} logged)"
         count = one_line(f"{at}: {self._filters}", "" if self._listed else "yellow")
         rows = [
