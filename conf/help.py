@@ -39,7 +39,7 @@ def choices(group: str) -> list[str]:
 def _head() -> Iterator[str]:
     yield from _wrapped(
         "Slingshot trains a small language model to answer multi-hop questions by searching, with reinforcement "
-        "learning. Every setting is a key with a value, most of them have one already, and a group sets many at once.",
+        "learning. Every setting is a key, nearly all have a default, and a group sets many at once.",
         "",
     )
     yield ""

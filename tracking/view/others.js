@@ -137,7 +137,7 @@ function viewCompare(runs) {
   if (runs.length > 1) {
     const both = (title, name, how) => lineChart(title, runs.filter((r) => r.run.steps[name]).map((r) => ({ name: r.label, colour: runs.indexOf(r), x: r.run.steps.step, y: r.run.steps[name] })), how);
     parts.push(el("div", { class: "charts", id: "both" }, heldOut(runs), CHARTS.flatMap(([title, names, how]) => (how.stacked ? names : names.slice(0, 1)).map((n) => both(names.length > 1 ? n : title, n, { zero: how.zero })))));
-  } else parts.push(el("p", {}, "mode=view run=FOLDER compare=FOLDER puts two runs on each other."));
+  } else parts.push(el("p", {}, "mode=view run=FOLDER compare=FOLDER compares two runs."));
   if (sources.length < 2) return [...parts, el("p", {}, "Fewer than two evaluations have logged their episodes.")];
   const found = el("div"), state = { left: 0, right: sources.length - 1 };
   if (runs.length > 1) state.left = sources.filter((s) => s.run === runs[0]).length - 1;
