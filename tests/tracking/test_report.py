@@ -455,7 +455,8 @@ def test_a_folder_that_takes_no_file_is_the_users_mistake_and_is_said_how_to_vie
 
 def test_a_folder_that_holds_no_run_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"^run=.*: is not the folder of a run: it has no metrics\.jsonl; name outputs/"
+        UserError,
+        match=r"^run=.*: is not the folder of a run: it has no metrics\.jsonl; name outputs/DATE/TIME, or a sweep",
     ):
         write(tmp_path)
     with pytest.raises(UserError, match=r"^compare=.*: is not the folder of a run"):

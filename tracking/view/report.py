@@ -62,7 +62,10 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def check(folder: Path, key: str) -> None:
     """Raises ``UserError`` if ``folder``, the value of ``key``, holds no run."""
     if not any((folder / name).is_file() for name in ("metrics.jsonl", TRAJECTORIES, GROUPS, EVALUATIONS)):
-        raise UserError(f"{key}={folder}: is not the folder of a run: it has no metrics.jsonl; name outputs/DATE/TIME")
+        raise UserError(
+            f"{key}={folder}: is not the folder of a run: it has no metrics.jsonl; name outputs/DATE/TIME, or a "
+            "sweep's job"
+        )
 
 
 def _add_run(written: Page, folder: Path, name: str, show: Collection[str], limit: int) -> dict[str, Any]:
