@@ -11,6 +11,7 @@ the fix; a fault exits 1 with the actor, the cause and the checkpoint to resume 
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
@@ -23,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 # The command `slingshot` would find an `agent` or a `conf` of the user's own on PYTHONPATH before ours.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+if __name__ == "__main__":
+    gc.disable()  # of what is made up to the mode next to nothing is garbage, and looking for it takes a twentieth
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -365,6 +368,7 @@ def _main(launched: bool) -> None:
 def _start(arguments: list[str], debug: bool, launched: bool) -> None:
     """Runs what is asked for, once it is right and has a folder."""
     request = check_overrides(arguments)
+    gc.enable()
     runs = request.folder is not None  # --cfg and --info only show what would be run
     if launched and runs and any(config.mode in WITH_RAY for config in request.configs):
         launch()

@@ -104,20 +104,20 @@ def on_hub(repository: str, file: str, revision: str, given: str, path: Path) ->
     )
 
 
-def part_of(source: Source, path: Path) -> Path:
-    """Where the beginning of ``path`` is kept until it is whole."""
-    return path.parent / f".{path.name}.{source.checksum[:16]}.part"
+def part_of(path: Path, checksum: str) -> Path:
+    """Where the beginning of ``path`` is kept until it is whole, and has that ``checksum``."""
+    return path.parent / f".{path.name}.{checksum[:16]}.part"
 
 
-def begun(source: Source, path: Path) -> int:
+def begun(path: Path, checksum: str) -> int:
     """Bytes of ``path`` that an earlier attempt has fetched."""
-    part = part_of(source, path)
+    part = part_of(path, checksum)
     return part.stat().st_size if part.is_file() else 0
 
 
 def already(source: Source, path: Path) -> str:
     """What to say of ``begun``, behind the size; nothing where there is nothing."""
-    have = begun(source, path)
+    have = begun(path, source.checksum)
     return f", of which {size_text(have)} are here already" if have else ""
 
 
@@ -128,10 +128,10 @@ def downloaded(source: Source, path: Path, given: str, progress: Progress) -> Pa
     server that can't be asked, or sends something else, a disk that is too small, and a file that came whole and
     damaged, which is then deleted.
     """
-    part = part_of(source, path)
-    if begun(source, path) > source.size:
+    part = part_of(path, source.checksum)
+    if begun(path, source.checksum) > source.size:
         part.unlink()
-    check_disk(path.parent, source.size - begun(source, path), given)
+    check_disk(path.parent, source.size - begun(path, source.checksum), given)
     try:
         _download(part, source, progress)
     except Exception as error:  # whatever the network raises

@@ -43,7 +43,7 @@ def to_fetch(name: str, cache: Path) -> int:
     wanted = PREBUILT[name]
     if index_of(name, cache).is_dir() or archive_of(name, cache).is_file():
         return 0
-    return wanted.size - min(wanted.size, begun(_source(wanted), archive_of(name, cache)))
+    return wanted.size - min(wanted.size, begun(archive_of(name, cache), wanted.md5))
 
 
 def room_for(name: str, cache: Path) -> int:
@@ -102,7 +102,7 @@ def _fetch(wanted: Prebuilt, archive: Path, given: str, say: Callable[[str], Non
             raise UserError(f"{given}: {archive} is damaged or another file (MD5); delete it, and it is fetched")
         return
     source = _source(wanted)
-    check_disk(archive.parent, wanted.size - begun(source, archive) + wanted.unpacked, given)
+    check_disk(archive.parent, wanted.size - begun(archive, wanted.md5) + wanted.unpacked, given)
     say(
         f"fetching the index {wanted.name} ({wanted.documents:,} passages: {wanted.about}): {size_text(wanted.size)}"
         f"{already(source, archive)}, about {size_text(wanted.unpacked)} unpacked, from {source.url}, to {archive}"
