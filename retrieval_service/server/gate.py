@@ -119,8 +119,7 @@ class Gate:
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send, hold: Hold) -> None:
         try:
-            self._check(scope)
-            body = await self._body(receive, hold)
+            body = await self._body(receive, hold, self._refusal(scope))
         except Refused as refused:
             for message in _said(refused):
                 await send(message)
@@ -146,30 +145,36 @@ class Gate:
         finally:
             scope["route"] = inner.get("route")
 
-    def _check(self, scope: Scope) -> None:
+    def _refusal(self, scope: Scope) -> Refused | None:
+        """What is wrong with a request whatever its body is."""
         if self._local:
             host = next(_values(scope, b"host"), b"").decode("latin-1")
             if not is_loopback(_name(host)):
-                raise Refused(403, "this server answers requests to localhost or 127.0.0.1 alone; set a token")
+                return Refused(403, "this server answers requests to localhost or 127.0.0.1 alone; set a token")
             for origin in (value.decode("latin-1") for value in _values(scope, b"origin")):
                 if origin not in self._config.cors and not is_loopback(_name(origin.rpartition("//")[2])):
-                    raise Refused(
+                    return Refused(
                         403,
                         "this server answers no pages but those of localhost, 127.0.0.1 and serve.cors; set a token",
                     )
         if self._token is not None and scope["path"] not in OPEN:
             scheme, _, given = next(_values(scope, b"authorization"), b"").partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(given, self._token):
-                raise Refused(401, "a token is needed: Authorization: Bearer TOKEN")
+                return Refused(401, "a token is needed: Authorization: Bearer TOKEN")
         for coding in _values(scope, b"content-encoding"):
             if coding.lower() not in (b"", b"identity"):
-                raise Refused(415, "a body that is compressed; send it as it is, without Content-Encoding")
+                return Refused(415, "a body that is compressed; send it as it is, without Content-Encoding")
+        return None
 
-    async def _body(self, receive: Receive, hold: Hold) -> bytes | None:
-        """The whole body; None if the client went away meanwhile."""
+    async def _body(self, receive: Receive, hold: Hold, refused: Refused | None) -> bytes | None:
+        """The whole body; None if the client went away meanwhile.
+
+        Where the request is ``refused`` it is read, too: a connection that is closed on what is unread is reset, and
+        the client doesn't get to see why.
+        """
+        early = refused
         limit = self._config.max_body_kib << 10
         parts: list[bytes] = []
-        refused: Refused | None = None
         size, more = 0, True
         try:
             async with asyncio.timeout(self._config.read_timeout_s):
@@ -180,7 +185,7 @@ class Gate:
                     part: bytes = message.get("body", b"")
                     size += len(part)
                     more = message.get("more_body", False)
-                    if size > limit:
+                    if size > limit and early is None:
                         refused = Refused(413, f"a body of more than {limit} bytes")
                     elif refused is None:
                         try:
@@ -192,6 +197,8 @@ class Gate:
                     else:
                         parts.clear()
         except TimeoutError:
+            if early is not None:
+                raise early from None
             reason = f"the body was not there after {self._config.read_timeout_s:g} s"
             raise Refused(413 if size > limit else 408, reason) from None
         if refused is not None:

@@ -23,6 +23,7 @@ from retrieval_service.config import RetrievalConfig
 from retrieval_service.server import app
 from retrieval_service.server.config import ServeConfig
 from retrieval_service.server.connection import SLOWEST, connection
+from retrieval_service.server.gate import Gate
 
 pytestmark = pytest.mark.jvm
 
@@ -312,3 +313,25 @@ def test_a_search_that_fails_is_a_503_and_one_that_takes_too_long_a_504() -> Non
         backend.go_on.clear()
         assert "too long" in refusal(server.post("/retrieve", {"queries": ["slow"]}), 504)
         backend.go_on.set()
+
+
+@pytest.mark.parametrize(
+    ("header", "status"), [((b"origin", b"http://evil.example"), 403), ((b"content-encoding", b"gzip"), 415)]
+)
+def test_a_body_is_read_before_its_request_is_refused(header: tuple[bytes, bytes], status: int) -> None:
+    """Closed on what is unread, the connection would be reset: the client wouldn't see the reason."""
+    parts = [{"type": "http.request", "body": b"x", "more_body": more} for more in (True, True, False)]
+    told: list[Any] = []
+
+    async def receive() -> Any:
+        return parts.pop(0)
+
+    async def send(message: Any) -> None:
+        told.append((message["type"], message.get("status"), len(parts)))
+
+    async def app(*_: Any) -> None:
+        raise AssertionError("nothing gets past the gate")
+
+    scope = {"type": "http", "method": "POST", "path": "/mcp", "headers": [(b"host", b"localhost"), header]}
+    asyncio.run(Gate(app, ServeConfig(), None)(scope, receive, send))
+    assert told[0] == ("http.response.start", status, 0)
