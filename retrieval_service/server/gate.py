@@ -172,7 +172,6 @@ class Gate:
         Where the request is ``refused`` it is read, too: a connection that is closed on what is unread is reset, and
         the client doesn't get to see why.
         """
-        early = refused
         limit = self._config.max_body_kib << 10
         parts: list[bytes] = []
         size, more = 0, True
@@ -185,7 +184,7 @@ class Gate:
                     part: bytes = message.get("body", b"")
                     size += len(part)
                     more = message.get("more_body", False)
-                    if size > limit and early is None:
+                    if refused is None and size > limit:
                         refused = Refused(413, f"a body of more than {limit} bytes")
                     elif refused is None:
                         try:
@@ -197,10 +196,8 @@ class Gate:
                     else:
                         parts.clear()
         except TimeoutError:
-            if early is not None:
-                raise early from None
-            reason = f"the body was not there after {self._config.read_timeout_s:g} s"
-            raise Refused(413 if size > limit else 408, reason) from None
+            late = Refused(408, f"the body was not there after {self._config.read_timeout_s:g} s")
+            raise refused or late from None
         if refused is not None:
             raise refused
         return b"".join(parts)
