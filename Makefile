@@ -29,8 +29,9 @@ TEST_PROCESSES ?= 2
 test: $(READY_CPU)
 	$(PYTHON_CPU) -m pytest -q -n $(TEST_PROCESSES) -m "not slow and not gpu and not faults"
 
+# The slow ones, too; of a part of them: make test-all TESTS=tests/actors
 test-all: $(READY_CPU)
-	$(PYTHON_CPU) -m pytest -q -m "not gpu and not faults"
+	$(PYTHON_CPU) -m pytest -q -m "not gpu and not faults" $(TESTS)
 
 # Every part of a real run killed, stopped, slowed down and hung in every phase: hours.
 test-faults: $(READY_CPU)

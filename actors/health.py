@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
 from actors import hung
@@ -29,6 +30,8 @@ LONGEST_LOOK_S = 5.0
 """Between two looks no more than this counts: who was stopped himself has watched nobody."""
 PATIENCE = 6
 """Times the deadline of a ping, for a process that isn't stopped."""
+ENDS_S = 5.0
+"""How long a process that Ray was told to kill may take to end."""
 FREED_S = 60.0
 """How long Ray may need to give up the name of an actor that has ended: on a full machine more than a moment."""
 WORKS = 0.1
@@ -136,10 +139,15 @@ class Health:
 
         All the names are free afterwards. Raises ``Fault`` if Ray holds one for longer than ``FREED_S``.
         """
-        for patient in [self._patients.pop(name) for name in names if name in self._patients]:
-            if patient.pulse is not None and patient.pulse.node == self._node:
-                hung.kill(patient.pulse.pid)
+        ended = [self._patients.pop(name) for name in names if name in self._patients]
+        pids = [each.pulse.pid for each in ended if each.pulse is not None and each.pulse.node == self._node]
+        families = [hung.family(pid) for pid in pids]
+        for patient in ended:
             ray.kill(patient.actor)
+        # Ray first: a process that somebody else has killed is an unexpected death to it, and it tells the user so.
+        psutil.wait_procs([family[0] for family in families if family and not hung.stopped(family[0].pid)], ENDS_S)
+        for family in families:
+            hung.kill(family)
         deadline = time.monotonic() + FREED_S
         for name in names:
             while is_there(name):
@@ -204,7 +212,7 @@ class Health:
         hangs, pulse = Hangs(patient.name, why), patient.pulse
         if pulse is not None and pulse.node == self._node:
             hung.write_stacks(pulse.pid, self._log_dir / f"{patient.name}.log", str(hangs))
-            hung.kill(pulse.pid)
+            hung.kill(hung.family(pulse.pid))
         if patient.restarts:
             if pulse is None:  # its next process would be as silent, and few such fit into an hour
                 log = self._log_dir / f"{patient.name}.log"

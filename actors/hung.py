@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -71,10 +72,17 @@ def _spied(pid: int, output: int) -> bool:
     return done.returncode == 0
 
 
-def kill(pid: int) -> None:
-    """Ends a process and all that it has started, whatever state they are in."""
-    with contextlib.suppress(psutil.NoSuchProcess):
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all that it has started; none if it is gone."""
+    try:
         process = psutil.Process(pid)
-        for each in (*process.children(recursive=True), process):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """Ends ``processes`` at once, whatever state they are in."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()

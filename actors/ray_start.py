@@ -49,7 +49,7 @@ def start_ray(config: RunConfig, namespace: str) -> str:
     os.environ.update(QUIET)
     if cluster.address is None:
         os.environ["RAY_worker_niceness"] = str(cluster.niceness)  # noqa: SIM112 (Ray spells its settings so)
-        for name, value in patience(cluster.start_timeout_s).items():
+        for name, value in of_a_local_cluster(cluster.start_timeout_s).items():
             os.environ.setdefault(name, value)
     # Ray protects a local cluster with a token by default, and warns its user that it does.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
@@ -204,10 +204,11 @@ def _tell_launcher(config: RunConfig) -> None:
     launcher.tell(head=pids, session=node.get_session_dir_path(), logs=str(_log_dir(config)), leaving=False)
 
 
-def patience(seconds: float) -> dict[str, str]:
-    """Ray's settings for how long its processes wait for one another."""
-    whole = math.ceil(seconds)
+def of_a_local_cluster(timeout_s: float) -> dict[str, str]:
+    """Ray's settings of a cluster whose processes may take ``timeout_s`` to start."""
+    whole = math.ceil(timeout_s)
     return {
+        "RAY_prestart_worker_first_driver": "0",  # a process for each core, none of which an actor of ours would use
         "RAY_worker_register_timeout_seconds": str(whole),
         "RAY_agent_register_timeout_ms": str(1000 * whole),
     }

@@ -94,6 +94,17 @@ def test_the_workflow_runs_the_two_commands_on_each_supported_python():
     assert "${{ matrix.command }}" in commands
 
 
+def test_the_slow_tests_are_run_each_night_and_none_is_left_out():
+    workflow = read_yaml(ROOT / ".github/workflows/nightly.yml")
+    (job,) = workflow["jobs"].values()
+    (command,) = [step["run"] for step in job["steps"] if step.get("run", "").startswith("make")]
+    assert command == 'make test-all TESTS="${{ matrix.tests }}"'
+    assert "$(TESTS)" in (ROOT / "Makefile").read_text()
+    *parts, others = [part["tests"] for part in job["strategy"]["matrix"]["include"]]
+    assert others == " ".join(f"--ignore={part}" for part in parts)
+    assert all((ROOT / part).is_dir() for part in parts)
+
+
 def test_the_hooks_run_make_check_and_download_nothing():
     repos = read_yaml(ROOT / ".pre-commit-config.yaml")["repos"]
     assert [repo["repo"] for repo in repos] == ["local"]

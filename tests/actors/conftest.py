@@ -47,7 +47,7 @@ def _start(end: float) -> None:
     import ray
 
     from actors.process import QUIET
-    from actors.ray_start import check_alive, children, patience, waiting
+    from actors.ray_start import check_alive, children, of_a_local_cluster, waiting
 
     before = {*children()}
 
@@ -56,7 +56,7 @@ def _start(end: float) -> None:
         assert time.monotonic() < end, f"Ray didn't start within {HANG_S:g} s"
 
     # As a run starts it: Ray's own default, niceness 15, starves its workers where other programs are busy.
-    settings = {**QUIET, **patience(HANG_S), "RAY_worker_niceness": "0"}
+    settings = {**QUIET, **of_a_local_cluster(HANG_S), "RAY_worker_niceness": "0"}
     with pytest.MonkeyPatch.context() as environment:
         # Ray's processes inherit this; the tests' own process, and what it starts later, shall not.
         for name, value in settings.items():

@@ -287,6 +287,15 @@ def test_the_name_of_one_whose_death_a_ping_saw_is_free(ward: Open) -> None:
     assert ward(name="patient").pid != first.pid
 
 
+def test_one_that_is_stopped_is_ended_too(ward: Open) -> None:
+    """Ray asks a process to end itself, which this one can't."""
+    ward = ward()
+    until(lambda: ward.look() or ward.health._patients["patient"].pulse)
+    os.kill(ward.pid, signal.SIGSTOP)
+    ward.health.end("patient")
+    until(lambda: not _alive(ward.pid))
+
+
 def test_a_name_that_ray_does_not_give_up_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ray, "get_actor", lambda name: name)
     monkeypatch.setattr("actors.health.FREED_S", 0.0)

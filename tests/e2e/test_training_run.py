@@ -86,6 +86,10 @@ def test_the_console_says_first_what_is_run_and_where(whole):
     assert first == f"run {whole.folder}: model tiny, data world, pool recycle, cluster local, seed 0"
 
 
+def test_the_pool_of_the_seeding_ends_without_a_word_of_rays(whole):
+    assert "(raylet)" not in whole.output
+
+
 def test_engine_and_learner_agree_at_every_step(whole):
     """The alarm for stale weights, wrong masks and shifted tokens: float32, synchronous, every step."""
     trained = [row for row in whole.rows("step") if row["learner/updates"]]
