@@ -15,7 +15,7 @@ class SummaryWriter:
     """Writes a line of JSON for each call into ``log_dir``."""
 
     def __init__(self, log_dir: str, purge_step: int | None = None) -> None:
-        assert purge_step is None or purge_step > 0
+        assert purge_step is None or purge_step >= 0
         Path(log_dir).mkdir(parents=True, exist_ok=True)
         self._file = (Path(log_dir) / "events.out.tfevents.scripted").open("a", encoding="utf-8")
         self._put(purge_step=purge_step)

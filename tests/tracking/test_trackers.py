@@ -47,7 +47,8 @@ def events(folder: Path) -> dict[str, list[tuple[int, Any]]]:
         found: dict[str, list[tuple[int, Any]]] = {}
         for row in map(json.loads, files[-1].read_text().splitlines()):
             if "purge_step" in row:
-                found = {tag: [e for e in of if e[0] < (row["purge_step"] or math.inf)] for tag, of in found.items()}
+                end = math.inf if row["purge_step"] is None else row["purge_step"]
+                found = {tag: [e for e in of if e[0] < end] for tag, of in found.items()}
             else:
                 found.setdefault(row["tag"], []).append((row["step"], row.get("value", row.get("text"))))
         return found
@@ -109,6 +110,21 @@ def test_a_resumed_run_voids_what_tensorboard_was_told_after_its_checkpoint(tmp_
             trackers.log({"step": step, "reward/mean": value})
         trackers.close()
     assert events(folder)["reward/mean"] == [(1, 0.0), (2, 1.0)]
+
+
+@pytest.mark.parametrize("again", [0, 2, 3])
+def test_steps_that_a_run_tells_again_after_a_recovery_are_shown_once(
+    tmp_path: Path, tensorboard: None, again: int
+) -> None:
+    folder = tmp_path / "run"
+    trackers = opened(asked(folder, "tensorboard"))
+    for steps, value in ((range(4), 0.0), (range(again, 5), 1.0)):
+        for step in steps:
+            trackers.log({"step": step, "reward/mean": value})
+            trackers.evaluation({"step": step, "em": value})
+    trackers.close()
+    for name in ("reward/mean", "eval/em"):
+        assert events(folder)[name] == [(step, float(step >= again)) for step in range(5)]
 
 
 @pytest.fixture
