@@ -153,6 +153,7 @@ def test_evidence_comes_from_real_hits(whole):
     assert all(t["evidence"] == 0.0 for t in whole.trajectories() if not t["searches"])
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_equals_one_go(whole, launch, both):
     """Stopped after step 2 and resumed: the pool, the optimizer and the draws go on as if nothing had been."""
     resumed = launch("resumed", *both, f"resume={whole.folder}/checkpoints/step-000002")
