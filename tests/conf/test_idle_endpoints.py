@@ -3,7 +3,9 @@ alone; and those of a sweep, of which no job has a use for one."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from functools import cache
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -34,10 +36,16 @@ def refusal(*lines: str) -> str:
     return ""
 
 
-def composed(lines: Sequence[str]) -> DictConfig:
-    """What ``lines`` make of the defaults; a ``condition`` sets what its name says."""
+@cache  # a tenth of a second for each
+def _defaults() -> DictConfig:
     made = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(RunConfig), enum_to_str=True))
     assert isinstance(made, DictConfig)
+    return made
+
+
+def composed(lines: Sequence[str]) -> DictConfig:
+    """What ``lines`` make of the defaults; a ``condition`` sets what its name says."""
+    made = copy.deepcopy(_defaults())
     for override in OverridesParser.create().parse_overrides(list(lines)):
         key, value = str(override.key_or_group), override.value()
         if key == "exit":
