@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conf_runs import exit_of
+from conf_runs import Command, exit_of
 from patience import run
 
 import launch
@@ -100,7 +100,7 @@ def test_a_question_may_have_any_punctuation(leave: Any, question: str) -> None:
 # --- the command itself ------------------------------------------------------------------------------
 
 
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def started(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """``python launch.py`` in ``folder`` on a machine without a GPU."""
     return run(
         [sys.executable, str(ROOT / "launch.py"), *arguments],
@@ -111,7 +111,7 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_a_machine_without_the_gpus_is_told_so(tmp_path: Path) -> None:
-    done = command(tmp_path, "cluster=4x3090", "model=qwen1.5b")
+    done = started(tmp_path, "cluster=4x3090", "model=qwen1.5b")
     assert (done.returncode, done.stdout) == (2, "")
     first = done.stderr.splitlines()[0]
     for part in ("needs 4 CUDA GPUs of 24 GiB", "this machine has none", "mode=plan"):
@@ -120,22 +120,23 @@ def test_a_machine_without_the_gpus_is_told_so(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_does_not_fit_is_refused_before_the_machine_is_looked_at(tmp_path: Path) -> None:
-    done = command(tmp_path, "cluster=4x3090", "model=qwen1.5b", "algorithm.optimizer.kind=adamw")
+    done = started(tmp_path, "cluster=4x3090", "model=qwen1.5b", "algorithm.optimizer.kind=adamw")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     for part in ("the learner needs 27.8 GiB at its peak", "algorithm.optimizer.kind=adamw8bit makes it fit"):
         assert part in done.stderr
 
 
-def test_a_plan_needs_no_gpu(tmp_path: Path) -> None:
-    done = command(tmp_path, "mode=plan", "cluster=4x3090", "model=qwen1.5b")
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
+def test_a_plan_needs_no_gpu(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi
+    code, out, err = command("mode=plan", "cluster=4x3090", "model=qwen1.5b")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
     assert lines[0].startswith("cluster=4x3090 model=qwen1.5b: 1,543,714,304 parameters in bfloat16, 4 x rtx3090 ")
     assert {"GPU 0: learner", "GPU 1 to 3: rollout-0 to rollout-2, each"} <= set(lines)
 
 
 def test_a_sweep_runs_a_job_per_value_wherever_the_flag_stands(tmp_path: Path) -> None:
-    done = command(tmp_path, "seed=1", "-m", "mode=plan", "pool=epoch,recycle")
+    done = started(tmp_path, "seed=1", "-m", "mode=plan", "pool=epoch,recycle")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("cluster=local model=tiny") == 2
     jobs = sorted(file.parent.parent for file in tmp_path.glob("multirun/*/*/*/.hydra/overrides.yaml"))
@@ -145,12 +146,13 @@ def test_a_sweep_runs_a_job_per_value_wherever_the_flag_stands(tmp_path: Path) -
 
 
 def test_a_typing_error_exits_2_with_one_line(tmp_path: Path) -> None:
-    done = command(tmp_path, "pool.group_siz=4")
+    done = started(tmp_path, "pool.group_siz=4")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "slingshot: pool.group_siz is not a setting; did you mean 'pool.group_size'?\n"
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow  # test_help asks it of the command itself
 @pytest.mark.parametrize("module", ["conf.schema", "launch"])
 def test_the_settings_import_nothing_heavy(module: str) -> None:
     heavy = ("torch", "ray", "vllm", "transformers", "pyserini", "jnius", "wandb", "datasets", "httpx", "pydantic")
