@@ -31,6 +31,7 @@ def _cases() -> list[Any]:
     return cases
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("test", "given"), _cases())
 def test_its_command_is_taken_and_fits(
     test: Any, given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -87,6 +87,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert (done.stdout, done.stderr) == (f"{PAGE}[]\n", "")
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_is_no_error() -> None:
     """As ``| head`` does."""
     root = CONF.parent

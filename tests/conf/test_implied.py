@@ -109,6 +109,7 @@ def test_what_is_said_counts() -> None:
     assert asked("mode=serve", "retrieval=wikipedia").retrieval.prebuilt == WIKI_18.name
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -179,23 +180,40 @@ def test_a_checkpoint_is_evaluated_on_what_it_was_trained_on(tmp_path: Path) -> 
     assert refusal("-m", "mode=eval", f"checkpoint={seventh},{world}").startswith(
         f"checkpoint={world}: was trained with another data.e"
     )
-    data = DataConfig(source="jsonl", questions="['a','b,c']", corpus="it's", shares=[1.0, 0.5], evidence_match="id")
-    data = replace(data, passage_words=60, overlap_words=10)
-    own = checkpoint(tmp_path / "own", data, RetrievalConfig(k1=1.2))
+
+
+OWN = DataConfig(
+    source="jsonl",
+    questions="['a','b,c']",
+    corpus="it's",
+    shares=[1.0, 0.5],
+    evidence_match="id",
+    passage_words=60,
+    overlap_words=10,
+)
+
+
+def test_one_of_ones_own_files_is_evaluated_on_them(tmp_path: Path) -> None:
+    own = checkpoint(tmp_path / "own", OWN, RetrievalConfig(k1=1.2))
     config = asked("mode=eval", f"checkpoint={own}")
-    assert (config.data, config.retrieval.k1) == (replace(data, split_seed=0), 1.2)
-    lists = ("retrieval.vectors=ivf", "retrieval.probes=7")
-    vectors = asked("retrieval=dense", "retrieval.encoder=x", *lists, QWEN, "data.corpus=c").retrieval
-    dense = checkpoint(tmp_path / "dense", data, vectors)
-    found = asked("mode=eval", f"checkpoint={dense}").retrieval
-    assert (found.backend, getattr(found, "encoder", None), getattr(found, "probes", None)) == ("dense", "x", 7)
+    assert (config.data, config.retrieval.k1) == (replace(OWN, split_seed=0), 1.2)
     config = asked("mode=eval", f"checkpoint={own}", "retrieval=wikipedia", "data.eval_questions=q")
     assert (config.data.eval_questions, config.retrieval.k1) == ("q", 0.9)
     assert config.retrieval.prebuilt == WIKI_18.name
     assert asked("mode=eval", f"checkpoint={own}", "data=hotpotqa").retrieval.prebuilt == HOTPOTQA.name
+    world = checkpoint(tmp_path / "world", DataConfig(), RetrievalConfig())
     assert refusal("-m", "mode=eval", f"checkpoint={own},{world}").startswith(
         f"checkpoint={world}: was trained with another data"
     )
+
+
+@pytest.mark.slow
+def test_a_run_that_searched_by_vectors_is_evaluated_by_them(tmp_path: Path) -> None:
+    lists = ("retrieval.vectors=ivf", "retrieval.probes=7")
+    vectors = asked("retrieval=dense", "retrieval.encoder=x", *lists, QWEN, "data.corpus=c").retrieval
+    dense = checkpoint(tmp_path / "dense", OWN, vectors)
+    found = asked("mode=eval", f"checkpoint={dense}").retrieval
+    assert (found.backend, getattr(found, "encoder", None), getattr(found, "probes", None)) == ("dense", "x", 7)
 
 
 @pytest.mark.slow
@@ -229,9 +247,10 @@ def test_the_benchmark_is_of_the_papers_sets_over_their_wikipedia() -> None:
             ["data=world,hotpotqa"],
             "data=world,hotpotqa: data=hotpotqa implies retrieval=wikipedia, data=world implies nothing else; ",
         ),
-        (
+        pytest.param(
             ["data=hotpotqa,jsonl", QWEN, "data.corpus=null"],
             "data=hotpotqa,jsonl: data=jsonl implies nothing else, data=hotpotqa implies retrieval=wikipedia; ",
+            marks=pytest.mark.slow,
         ),
         (
             ["retrieval=wikipedia,wikipedia-dense", QWEN],

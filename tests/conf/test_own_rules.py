@@ -125,7 +125,7 @@ def test_what_it_raises_of_a_setting_that_is_given_is_one_line() -> None:
         launch.check_overrides(["pool=own_rule_module:Picky", "pool.patience=6"])
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(
     "values",
     [
@@ -318,7 +318,7 @@ def refusal(tmp_path: Path, *settings: str) -> str:
     return str(error.value)
 
 
-@pytest.mark.one_in(10)
+@pytest.mark.one_in(11)
 @pytest.mark.parametrize("text", BROKEN)
 @pytest.mark.parametrize("package", PLACES)
 def test_a_file_that_cannot_be_imported_is_no_matter_of_the_other_choices(
@@ -337,7 +337,7 @@ def test_it_exits_with_2_and_one_line(add: Add, tmp_path: Path, command: Command
     assert "pool=mine: importing agent/pool/rules/mine.py raised SyntaxError: " in err
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize(
     ("package", "text", "message"),
     [
@@ -439,6 +439,7 @@ def test_a_file_is_checked_like_a_path(add: Add, tmp_path: Path, package: str, t
     assert message in refusal(tmp_path, *PLACES[package])
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("package", "text"),
     [
