@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from composed_once import remember
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
 from omegaconf import OmegaConf
 
 from conf.composing import opened
@@ -51,6 +52,7 @@ def test_what_is_given_out_is_a_copy() -> None:
         composed.seed, composed.model.name = 4, "another"
         assert (composer.compose(["seed=3"]).seed, composer.compose(["seed=3"]).model.name) == (3, "tiny")
     line = OverridesParser.create().parse_override("seed=choice(1,2)")
+    assert isinstance(line._value, ChoiceSweep)
     line._value.list.append(3)
     assert [*OverridesParser.create().parse_override("seed=choice(1,2)").sweep_string_iterator()] == ["1", "2"]
 
