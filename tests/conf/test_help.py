@@ -58,6 +58,7 @@ def test_the_page_fits_a_terminal() -> None:
     assert len(PAGE.splitlines()) < 100
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("example", help_page.EXAMPLES)
 def test_the_examples_are_right(example: str) -> None:
     program, script, *arguments = shlex.split(example)

@@ -109,7 +109,9 @@ def test_data_is_looked_for_by_the_modes_that_read_it(mode: str) -> None:
         assert line.startswith(f"{key}=none: no such file or folder; ")
 
 
-@pytest.mark.parametrize(("mode", "told"), [("train", True), ("eval", True), ("plan", False)])
+@pytest.mark.parametrize(
+    ("mode", "told"), [("train", True), pytest.param("eval", True, marks=pytest.mark.slow), ("plan", False)]
+)
 def test_a_tracker_is_looked_for_by_the_modes_that_tell_one(
     monkeypatch: pytest.MonkeyPatch, mode: str, told: bool
 ) -> None:

@@ -87,7 +87,7 @@ def test_the_budget_of_the_experiment_has_the_papers_proportions() -> None:
     assert config.algorithm.steps * config.pool.group_size * config.pool.batch_questions > 5070
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("arguments", "jobs"),
     [
