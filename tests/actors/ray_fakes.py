@@ -116,9 +116,8 @@ class Board:
         return [e[n:] for e in self._events[page] if e[:n] == beginning]
 
 
-@ray.remote
 class FakeWorker:
-    """A rollout worker that follows ``script``: for each method, what its successive calls do.
+    """A rollout worker that follows ``script``: for each method, what its successive calls do. See ``lasting.py``.
 
     ``die`` ends the process, ``fault``, ``final`` and ``user`` raise, ``faults`` gives an evaluation of nothing but
     faults, ``hang`` hangs, ``gone`` finds no weights or no pool, ``gate:NAME`` waits for a gate of the board and goes
@@ -264,9 +263,9 @@ def row_of(question: Question) -> EvalRow:
     )
 
 
-@ray.remote
 class FakeRetrieval:
     """Answers each query with passages made from it, records its calls, and waits in each call for ``go``.
+    See ``lasting.py``.
 
     Not ``held``, it waits only for a query ``wait …``. A query ``bad …`` fails, ``raise …`` raises out of the call,
     ``none …`` has None for an answer, ``short …`` takes the answers of its whole call with it.

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import ray
-from ray_fakes import Board, FakeSender, Version, result
+from lasting import Lent, lasting
+from ray_fakes import Board, FakeSender, FakeWorker, Version, result
 from test_worker_pool import House
 
 from actors import broadcast
@@ -56,8 +57,8 @@ def board(local_ray: None) -> Iterator[Any]:
 class Choir(House):
     """A house whose workers gets its weights by broadcast."""
 
-    def __init__(self, board: Any, log_dir: Path) -> None:
-        super().__init__(board, log_dir)
+    def __init__(self, board: Any, crew: Lent, log_dir: Path) -> None:
+        super().__init__(board, crew, log_dir)
         self.said: list[str] = []
         self.learner: Any = None
 
@@ -73,7 +74,6 @@ class Choir(House):
     ) -> WorkerPool:
         """A workers whose workers all hold version 0, which came as a copy for each."""
         self.learner = FakeSender.options(num_cpus=0).remote(self.board, self.page, learner or {})
-        self.actors.append(self.learner)
         workers = self.workers(size, scripts, max_restarts)
         workers.broadcast = Broadcast(
             self.learner, timeout_s=timeout_s, hold_s=hold_s, say=self.said.append, log_dir=self._log_dir
@@ -87,10 +87,22 @@ class Choir(House):
     def publish(self, workers: WorkerPool, version: int) -> None:
         self.patiently(workers.deliver, Version(version, "nccl"))
 
+    def end(self) -> None:
+        super().end()
+        if self.learner is not None:
+            ray.kill(self.learner)
+
+
+@pytest.fixture(scope="module")
+def crew(local_ray: None) -> Iterator[Lent]:
+    crew = Lent(lasting(FakeWorker))
+    yield crew
+    crew.end()
+
 
 @pytest.fixture
-def choir(board: Any, tmp_path: Path) -> Iterator[Choir]:
-    choir = Choir(board, tmp_path)
+def choir(board: Any, crew: Lent, tmp_path: Path) -> Iterator[Choir]:
+    choir = Choir(board, crew, tmp_path)
     yield choir
     choir.end()
 

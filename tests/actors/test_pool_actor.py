@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from lasting import Lent, lasting
 from ray_fakes import pending, result, until
 
 from actors import pool as pool_module
@@ -38,10 +39,16 @@ QUESTIONS = tuple(Question(id=f"q{i}", text=f"question {i}?", golden_answers=("y
 Start = Callable[..., Any]
 
 
+@pytest.fixture(scope="module")
+def pools(local_ray: None) -> Iterator[Lent]:
+    pools = Lent(lasting(PoolActor.__ray_metadata__.modified_class))  # type: ignore[attr-defined]
+    yield pools
+    pools.end()
+
+
 @pytest.fixture
-def start(local_ray: None, tmp_path: Path) -> Iterator[Start]:
+def start(pools: Lent, tmp_path: Path) -> Iterator[Start]:
     """Starts a pool actor over ``QUESTIONS``; keyword arguments are the actor's."""
-    actors = []
 
     def make(
         rule: Any,
@@ -51,17 +58,13 @@ def start(local_ray: None, tmp_path: Path) -> Iterator[Start]:
         checkpoint: Path | None = None,
         **settings: Any,
     ) -> Any:
-        pool = PoolActor.options(num_cpus=0, max_concurrency=100).remote(
-            tuple(questions), rule, 7, tmp_path / "logs", **settings
-        )
-        actors.append(pool)
+        pool = pools.take(tuple(questions), rule, 7, tmp_path / "logs", **settings)
         if begin:
             result(pool.start.remote(checkpoint))
         return pool
 
     yield make
-    for actor in actors:
-        ray.kill(actor)
+    pools.give_back()
 
 
 def played(ticket: Ticket, rewards: Sequence[float] = (0.0, 1.0), *, version: int = 0, faults: int = 0) -> Group:

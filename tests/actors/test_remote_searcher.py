@@ -9,11 +9,13 @@ import random
 import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from lasting import Lent, lasting
 from patience import until
 from ray_fakes import PATIENCE_S, FakeRetrieval, ScriptedRetrieval, hits, result
 
@@ -29,18 +31,30 @@ from retrieval_service.rankers import index_for, open_backend
 Fake = Callable[..., Any]
 
 
+@pytest.fixture(scope="module")
+def fakes(local_ray: None) -> Iterator[Lent]:
+    fakes = Lent(lasting(FakeRetrieval))
+    yield fakes
+    fakes.end()
+
+
 @pytest.fixture
-def fake(local_ray: None) -> Iterator[Fake]:
-    """Makes fake retrieval actors."""
+def fake(fakes: Lent) -> Iterator[Fake]:
+    """Makes fake retrieval actors. One that is ``harmed``, or starts again, has a process of its own."""
     actors = []
 
-    def make(*, restarts: int = 0, **settings: Any) -> Any:
-        options = {"num_cpus": 0, "max_concurrency": 100, "max_restarts": restarts}
-        actors.append(FakeRetrieval.options(**options).remote(**settings))
-        result(actors[-1].ping.remote())  # it is up
-        return actors[-1]
+    def make(*, harmed: bool = False, restarts: int = 0, **settings: Any) -> Any:
+        if harmed or restarts:
+            options = {"num_cpus": 0, "max_concurrency": 100, "max_restarts": restarts}
+            actors.append(ray.remote(FakeRetrieval).options(**options).remote(**settings))  # type: ignore[attr-defined]
+            actor = actors[-1]
+        else:
+            actor = fakes.take(**settings)
+        result(actor.ping.remote())  # it is up
+        return actor
 
     yield make
+    fakes.give_back()
     for actor in actors:
         ray.kill(actor)
 
@@ -201,7 +215,7 @@ def test_a_search_that_breaks_its_call_fails_alone(fake: Fake, query: str, why: 
 
 
 def test_the_searches_of_a_replica_that_dies_are_answered_by_another(fake: Fake) -> None:
-    actor, alive = fake(), fake(held=False)
+    actor, alive = fake(harmed=True), fake(held=False)
 
     async def scenario() -> list[str]:
         searcher = RemoteSearcher([actor], [alive], timeout_s=PATIENCE_S)
@@ -243,7 +257,7 @@ def test_a_search_outlasts_the_restart_of_the_only_replica(fake: Fake, impatient
 
 @pytest.mark.slow
 def test_a_replica_that_stands_still_is_left_out_until_it_goes_on(fake: Fake, impatient: None) -> None:
-    still, other = fake(held=False), fake(held=False)
+    still, other = fake(harmed=True, held=False), fake(held=False)
     pid = result(still.pid.remote())
 
     async def scenario() -> None:
@@ -263,7 +277,7 @@ def test_a_replica_that_stands_still_is_left_out_until_it_goes_on(fake: Fake, im
 
 
 def test_without_any_replica_searches_fail_after_a_while_and_then_at_once(fake: Fake) -> None:
-    actor = fake()
+    actor = fake(harmed=True)
     ray.kill(actor)
 
     async def scenario() -> list[str]:
@@ -314,30 +328,38 @@ def _line(id: str, title: str, text: str) -> str:
     return json.dumps({"id": id, "contents": join_contents(title, text)}) + "\n"
 
 
-@pytest.fixture
-def retrieval(local_ray: None, tmp_path: Path) -> Iterator[Callable[[str], Any]]:
-    """Makes a retrieval actor over a corpus, as ``actors.topology`` does."""
-    actors = []
+def _actor(corpus: Path, lines: str, folder: Path) -> Any:
+    """A retrieval actor over a corpus, as ``actors.topology`` makes it."""
+    corpus.write_text(lines)
+    config = RetrievalConfig(heap="128m", threads=1)
+    return RetrievalActor.options(num_cpus=0, max_concurrency=100, runtime_env={"env_vars": QUIET}).remote(
+        corpus, config, folder / "cache", folder / "logs", "retrieval"
+    )
 
-    def make(lines: str) -> Any:
-        corpus = tmp_path / "corpus.jsonl"
-        corpus.write_text(lines)
-        config = RetrievalConfig(heap="128m", threads=1)
-        actors.append(
-            RetrievalActor.options(num_cpus=0, max_concurrency=100, runtime_env={"env_vars": QUIET}).remote(
-                corpus, config, tmp_path / "cache", tmp_path / "logs", "retrieval"
-            )
-        )
-        return actors[-1]
 
-    yield make
-    for actor in actors:
-        ray.kill(actor)
+@dataclass(frozen=True)
+class Library:
+    """A retrieval actor, and what it said of its corpus at first, when that was a bad one."""
+
+    actor: Any
+    refusal: UserError
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def library(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Library]:
+    folder = tmp_path_factory.mktemp("library")
+    actor = _actor(folder / "corpus.jsonl", _line(*CORPUS[0]) + '{"id": "d2"}\n', folder)
+    with pytest.raises(UserError) as refusal:
+        get(actor.start.remote(), "retrieval", folder / "logs")
+    (folder / "corpus.jsonl").write_text("".join(_line(*d) for d in CORPUS))
+    yield Library(actor, refusal.value, folder)
+    ray.kill(actor)
 
 
 @pytest.mark.jvm
-def test_the_retrieval_actor_finds_passages_and_counts(retrieval: Callable[[str], Any], tmp_path: Path) -> None:
-    actor = retrieval("".join(_line(*d) for d in CORPUS))
+def test_the_retrieval_actor_finds_passages_and_counts(library: Library) -> None:
+    actor = library.actor
     found = result(actor.search_many.remote(["Jane Austen novel", "berlin", "xyzzy"], 2))  # starts by itself
     assert [[p.id for p in passages] for passages in found][0::2] == [["d1"], []]
     assert {p.id for p in found[1]} == {"d2", "d3"}
@@ -358,7 +380,7 @@ def test_the_retrieval_actor_finds_passages_and_counts(retrieval: Callable[[str]
     assert after == (), "the next passage has another title"
     (unknown,) = play(outcomes_of(RemoteSearcher([actor], timeout_s=PATIENCE_S).following("d9", 2)))
     assert unknown.endswith("the index holds no passage 'd9'")
-    assert (tmp_path / "cache" / "indexes").is_dir()
+    assert (library.folder / "cache" / "indexes").is_dir()
 
 
 @pytest.fixture
@@ -427,12 +449,13 @@ def test_a_process_in_place_of_another_searches_the_same_or_refuses(
 
 
 @pytest.mark.slow
-def test_what_could_not_be_opened_is_tried_again(retrieval: Callable[[str], Any], tmp_path: Path) -> None:
-    actor = retrieval("")  # an empty corpus
+def test_what_could_not_be_opened_is_tried_again(local_ray: None, tmp_path: Path) -> None:
+    actor = _actor(tmp_path / "corpus.jsonl", "", tmp_path)  # an empty corpus
     with pytest.raises(UserError):
         get(actor.start.remote(), "retrieval", tmp_path / "logs")
     (tmp_path / "corpus.jsonl").write_text("".join(_line(*d) for d in CORPUS))
     assert result(actor.start.remote()) is True
+    ray.kill(actor)
 
 
 @pytest.mark.slow
@@ -502,11 +525,9 @@ def test_200_000_searches_under_ray_give_what_lucene_gives(local_ray: None, tmp_
 
 
 @pytest.mark.jvm
-def test_a_bad_corpus_is_the_users_mistake_with_file_and_line(retrieval: Callable[[str], Any], tmp_path: Path) -> None:
-    actor = retrieval(_line(*CORPUS[0]) + '{"id": "d2"}\n')
-    with pytest.raises(UserError) as error:
-        get(actor.start.remote(), "retrieval", tmp_path / "logs")
-    assert "corpus.jsonl" in str(error.value)
-    assert "line 2" in str(error.value)
-    assert '"contents"' in str(error.value)
-    assert "\n" not in str(error.value)
+def test_a_bad_corpus_is_the_users_mistake_with_file_and_line(library: Library) -> None:
+    said = str(library.refusal)
+    assert "corpus.jsonl" in said
+    assert "line 2" in said
+    assert '"contents"' in said
+    assert "\n" not in said

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import ray
+from lasting import Lent, lasting
 from ray_fakes import KILLER, PATIENCE_S, Board, FakeWorker, Version, result, row_of, until
 
 from actors.broadcast import Outcome
@@ -39,11 +40,12 @@ QUESTIONS = [Question(id=f"q{i}", text="who?", golden_answers=("she",)) for i in
 class House:
     """A workers, its page of the board, and everybody whom the workers has called lost."""
 
-    def __init__(self, board: Any, log_dir: Path) -> None:
+    def __init__(self, board: Any, crew: Lent, log_dir: Path) -> None:
         self.board = board
         self.page = log_dir.name
         self.lost: list[tuple[str, str]] = []
-        self.actors: list[Any] = []
+        self.actors: dict[str, Any] = {}
+        self._crew = crew
         self._log_dir = log_dir
         self.deadlines = DeadlineConfig()
 
@@ -54,9 +56,8 @@ class House:
 
         def make(name: str) -> Any:
             script = (scripts or {}).get(name, {})
-            actor = FakeWorker.options(num_cpus=0, max_concurrency=100).remote(name, self.board, self.page, script)
-            self.actors.append(actor)
-            return actor
+            self.actors[name] = self._crew.take(name, self.board, self.page, script)
+            return self.actors[name]
 
         return WorkerPool(
             make,
@@ -112,8 +113,8 @@ class House:
         until(reached)
 
     def end(self) -> None:
-        for actor in self.actors:
-            ray.kill(actor)
+        """Whoever was lost has been killed, or will be at once."""
+        self._crew.give_back(*(self.actors[name] for name, _ in self.lost))
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +124,16 @@ def board(local_ray: None) -> Iterator[Any]:
     ray.kill(board)
 
 
+@pytest.fixture(scope="module")
+def crew(local_ray: None) -> Iterator[Lent]:
+    crew = Lent(lasting(FakeWorker))
+    yield crew
+    crew.end()
+
+
 @pytest.fixture
-def house(board: Any, tmp_path: Path) -> Iterator[House]:
-    house = House(board, tmp_path)
+def house(board: Any, crew: Lent, tmp_path: Path) -> Iterator[House]:
+    house = House(board, crew, tmp_path)
     yield house
     house.end()
 
@@ -713,7 +721,7 @@ def test_an_idle_worker_that_dies_is_replaced_before_anybody_needs_it(house: Hou
     workers = house.workers(1)
     house.patiently(workers.deliver, Version(0))
     house.until_phases(workers, "idle")
-    ray.kill(house.actors[0])
+    ray.kill(house.actors["rollout-0"])
     house.watch(workers, "rollout-1", "has", "0")
     assert [name for name, _ in house.lost] == ["rollout-0"]
 
