@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray_fakes import result, until
+from ray_fakes import PATIENCE_S, result, until
 
 from actors.calls import Died, Hangs, died, get
 from actors.health import Health
@@ -222,18 +222,20 @@ def test_one_that_ray_starts_again_and_never_comes_up_is_the_end_of_the_run(loca
     patient = Stillborn.remote()
     health.watch("retrieval", patient, lost.append, restarts=True)
 
-    def look() -> None:
+    def look(times: int) -> None:
         nonlocal now
-        ray.wait([health._patients["retrieval"].asked], timeout=0.5)
-        now += 5.0
-        health.look()
+        for _ in range(times):
+            now += 5.0
+            health.look()
 
     wanted = (
         r"^retrieval can't be started, no process of it has answered a ping: start has made no progress for \d+ s "
         r"\(cluster\.deadlines\.start\); see .*retrieval\.log$"
     )
+    look(5)
+    assert ray.wait([health._patients["retrieval"].asked], timeout=PATIENCE_S)[0], "its process has ended"
     with pytest.raises(Final, match=wanted):
-        until(look)
+        look(2)  # the end of a process shortly before the deadline gives the next one no more time
     assert lost == []
     ray.kill(patient)
 
@@ -258,13 +260,6 @@ def test_who_is_gone_is_asked_when_something_broke(ward: Open) -> None:
     os.kill(ward.pid, signal.SIGKILL)
     gone = until(lambda: ward.health.gone("patient", "nobody"))
     assert str(gone["patient"]).startswith("patient died (ActorDiedError)")
-
-
-def test_at_the_end_of_a_run_the_end_of_what_it_no_longer_needs_is_no_news(ward: Open) -> None:
-    ward = ward()
-    ward.health.watch("learner", ward.patient, ward.lost.append)
-    ward.health.only("learner", "pool")
-    assert [*ward.health._patients] == ["learner"]
 
 
 @pytest.mark.slow
@@ -324,13 +319,27 @@ class Unmade:
     def __init__(self) -> None:
         raise OSError(28, "No space left on device")
 
-    def ask(self) -> None:
+    def ping(self) -> None:
         """Is never answered."""
 
 
-def test_one_that_can_not_be_made_says_why(local_ray: None, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def unmade(local_ray: None) -> Any:
+    """The handle of an actor that can't be made."""
+    return Unmade.remote()
+
+
+def test_one_that_can_not_be_made_says_why(unmade: Any, tmp_path: Path) -> None:
     with pytest.raises(Died, match=r"^pool died \(it can't be made: OSError: \[Errno 28\] No space left on device\)$"):
-        get(Unmade.remote().ask.remote(), "pool", tmp_path)
+        get(unmade.ping.remote(), "pool", tmp_path)
+
+
+def test_at_the_end_of_a_run_the_end_of_what_it_no_longer_needs_is_no_news(unmade: Any, tmp_path: Path) -> None:
+    health = Health(DeadlineConfig(), tmp_path)
+    for name in ("learner", "rollout-0"):
+        health.watch(name, unmade, pytest.fail)
+    health.only("learner", "pool")
+    assert [*health._patients] == ["learner"]
 
 
 def test_restarts_are_counted_by_the_hour() -> None:

@@ -143,10 +143,18 @@ def test_two_actors_share_a_bundle_by_halves(places: Places) -> None:
         ray.kill(half)
 
 
-def test_an_actor_can_be_put_on_a_node(places: Places) -> None:
-    tenant = Tenant.options(num_cpus=0, **on_node(places.nodes[0])).remote()
-    assert result(tenant.where.remote())[0] == places.nodes[0]
+@pytest.fixture(scope="module")
+def tenant(local_ray: None) -> Iterator[Any]:
+    """Put on this node, without a GPU: of a machine's two, which this process stands for."""
+    env = {**QUIET, "CUDA_VISIBLE_DEVICES": "0,1"}
+    here = on_node(ray.get_runtime_context().get_node_id())
+    tenant = Tenant.options(num_cpus=0, runtime_env={"env_vars": env}, **here).remote()
+    yield tenant
     ray.kill(tenant)
+
+
+def test_an_actor_can_be_put_on_a_node(tenant: Any, places: Places) -> None:
+    assert result(tenant.where.remote())[0] == places.nodes[0]
     assert on_node(ANYWHERE) == {}
 
 
@@ -181,12 +189,9 @@ def test_what_a_run_cannot_lose_is_on_the_learners_node(tmp_path: Path) -> None:
     assert spread.home == "learner's"
 
 
-def test_an_actor_that_was_given_no_gpu_sees_none(local_ray: None) -> None:
-    """Of a machine's two, which this process stands for: Ray shows an actor all of them unless it is told not to."""
-    env = {**QUIET, "CUDA_VISIBLE_DEVICES": "0,1"}
-    tenant = Tenant.options(num_cpus=0, runtime_env={"env_vars": env}).remote()
+def test_an_actor_that_was_given_no_gpu_sees_none(tenant: Any) -> None:
+    """Ray shows an actor all of them unless it is told not to."""
     assert result(tenant.sees.remote()) == ""
-    ray.kill(tenant)
 
 
 def test_what_could_never_be_reserved_is_refused_at_once(local_ray: None) -> None:
