@@ -17,7 +17,9 @@ import pytest
 
 import actors  # noqa: F401 - before any test imports Ray: see there
 
-sys.path.insert(0, str(Path(__file__).parent))  # for patience.py: importlib mode adds no folder by itself
+sys.path.insert(0, str(Path(__file__).parent))  # for the helpers: importlib mode adds no folder by itself
+
+from one_ray import shares_ray
 
 # A shell that starts a job in the background has it ignore Ctrl-C, and its children inherit that; here are tests
 # of what a Ctrl-C does.
@@ -79,11 +81,12 @@ RUNS = "tests/e2e/"
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole runs take longest and come first: processes that share the tests have something to do to the end.
+    """Whole runs take longest and come first, then what is on one Ray: processes that share the tests have something to
+    do to the end.
 
     Of a test that is marked ``one_in(n)`` the first case and each n-th after it are for every day; the others are slow.
     """
-    items.sort(key=lambda item: not item.nodeid.startswith(RUNS))
+    items.sort(key=lambda item: (not item.nodeid.startswith(RUNS), not shares_ray(item.path)))
     cases: Counter[str] = Counter()
     for item in items:
         if (mark := item.get_closest_marker("one_in")) is not None:
@@ -96,13 +99,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """How the processes of ``pytest -n`` share the tests: a file is never cut, and one process has all whole runs,
-    since two runs at once would need the memory of two. Not by xdist's groups: its 3.8 finds none under pytest 9.2.
+    since two runs at once would need the memory of two. One has all that is on one Ray, too. Not by xdist's groups: its
+    3.8 finds none under pytest 9.2.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return RUNS if nodeid.startswith(RUNS) else nodeid.partition("::")[0]
+            file = nodeid.partition("::")[0]
+            if nodeid.startswith(RUNS):
+                return RUNS
+            return "one Ray" if shares_ray(config.rootpath / file) else file
 
     config.option.loadscopereorder = False
     return ByFile(config, log)

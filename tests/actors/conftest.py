@@ -1,4 +1,4 @@
-"""One local Ray for all tests of this folder, started by the first that needs it."""
+"""One local Ray for the tests of this folder that need one, started by the first of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from one_ray import shares_ray
 from patience import HANG_S
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the helpers: importlib mode adds no folder by itself
@@ -16,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # for the helpers: importlib mod
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
-    """Ray ends with the last test of this folder: its processes are busy as long as they live."""
+    """Ray ends with the last file that has tests on it: its processes are busy as long as they live."""
     result = yield
-    if (nextitem is None or nextitem.path.parent != item.path.parent) and "ray" in sys.modules:
+    if shares_ray(item.path) and (nextitem is None or not shares_ray(nextitem.path)):
         import ray
 
         ray.shutdown()
@@ -45,6 +46,7 @@ def local_ray() -> None:
 
 def _start(end: float) -> None:
     import ray
+    from ray._private.node import Node
 
     from actors.process import QUIET
     from actors.ray_start import check_alive, children, of_a_local_cluster, waiting
@@ -55,12 +57,15 @@ def _start(end: float) -> None:
         check_alive(before)
         assert time.monotonic() < end, f"Ray didn't start within {HANG_S:g} s"
 
-    # As a run starts it: Ray's own default, niceness 15, starves its workers where other programs are busy.
+    # As a run starts it: Ray's own default, niceness 15, starves its workers where other programs are busy. What a run
+    # gives its workers as their environment they inherit here.
     settings = {**QUIET, **of_a_local_cluster(HANG_S), "RAY_worker_niceness": "0"}
     with pytest.MonkeyPatch.context() as environment:
         # Ray's processes inherit this; the tests' own process, and what it starts later, shall not.
         for name, value in settings.items():
             environment.setenv(name, value)
+        for unused in ("start_monitor", "start_log_monitor", "start_api_server"):  # a process each
+            environment.setattr(Node, unused, lambda self, **_: None)
         # The fake actors are in this folder's helpers, and Ray's workers import them by name.
         environment.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
         with waiting(check, end):  # for Ray's own processes; by itself it gives them seconds
@@ -71,5 +76,4 @@ def _start(end: float) -> None:
                 log_to_driver=False,
                 logging_level="ERROR",
                 object_store_memory=128 * 2**20,
-                runtime_env={"env_vars": QUIET},
             )
