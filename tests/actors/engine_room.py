@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import multiprocessing
 import os
 import threading
@@ -22,7 +23,9 @@ from typing import Any
 
 from patience import HANG_S, Pulse
 from scripted_core import PipelinedCore, ScriptedCore
+from vllm_resolved import broken
 
+from agent.errors import UserError
 from agent.records import Completion, Finish
 
 TAGS = ("<search>", "</search>", "</answer>")
@@ -296,15 +299,19 @@ async def gaps_without_cure(room: Room, seed: int) -> list[float]:
         utils.dispatch_cpu_unquantized_gemm = cure
 
 
-async def update_in_flight(room: Room) -> list[tuple[list[int], dict[int, list[float]], list[float]]]:
-    """Long requests across two updates: for each, its versions, its gaps by version, and its stale gaps.
+async def update_in_flight(
+    room: Room, length: int = 400
+) -> list[tuple[list[int], dict[int, list[float]], list[float]]]:
+    """Requests of ``length`` across two updates: for each, its versions, its gaps by version, and its stale gaps.
 
     A token's stale gap is the distance to what the version before the token's own says of it.
     """
     seeds = (21, 22, 23)
+    for seed in seeds:  # not while the requests are under way
+        room.policy(seed)
     await room.load(seeds[0])
     prompts = [room.prompt(n) for n in (0, 1, 2, 3, 0, 0)]
-    long = [asyncio.ensure_future(room.generate(p, seed=n, max_new_tokens=400)) for n, p in enumerate(prompts)]
+    long = [asyncio.ensure_future(room.generate(p, seed=n, max_new_tokens=length)) for n, p in enumerate(prompts)]
     for seed in seeds[1:]:
         # A short request that comes later and ends tells that the long ones are on their way.
         await room.generate(room.prompt(9), seed=seed, max_new_tokens=20)
@@ -324,8 +331,9 @@ async def held(room: Room) -> tuple[int, int, list[list[int]]]:
 
     How many had ended before those, how many vLLM had been given, and the versions of each one's tokens.
     """
+    room.policy(22)
     await room.load(21)
-    playing = [asyncio.ensure_future(room.generate(room.prompt(n), seed=n, max_new_tokens=300)) for n in range(3)]
+    playing = [asyncio.ensure_future(room.generate(room.prompt(n), seed=n, max_new_tokens=150)) for n in range(3)]
     await room.generate(room.prompt(9), max_new_tokens=20)
     await room.engine.hold()
     playing += [asyncio.ensure_future(room.generate(room.prompt(n), seed=n, max_new_tokens=5)) for n in (4, 5)]
@@ -431,11 +439,10 @@ async def broadcast(room: Room, bucket: int, damaged: bool) -> tuple[list[int], 
         await room.load(21)
         sender = Sender(b"g" * 128, 2, bucket=bucket, timeout_s=HANG_S)
         await room.engine.join(b"g" * 128, 1, 2, bucket=bucket, timeout_s=HANG_S)
-        prompts = [room.prompt(n) for n in range(3)]
-        playing = [asyncio.ensure_future(room.generate(p, seed=n, max_new_tokens=300)) for n, p in enumerate(prompts)]
+        prompts, policy = [room.prompt(n) for n in range(3)], room.policy(22)
+        playing = [asyncio.ensure_future(room.generate(p, seed=n, max_new_tokens=200)) for n, p in enumerate(prompts)]
         await room.generate(room.prompt(9), max_new_tokens=20)
         assert not any(task.done() for task in playing), "too fast: the broadcast finds nothing in flight"
-        policy = room.policy(22)
         published = NcclChannel().publish(policy.current(), 22, None)
         await room.engine.hold()
         sending = asyncio.ensure_future(asyncio.to_thread(sender.send, policy.current()))
@@ -510,21 +517,25 @@ async def shared_prefix(room: Room) -> list[tuple[int, int]]:
     return [*found, await counted([prefix])]
 
 
+SOMETIMES = 80
+"""Most tokens of a completion of ``sometimes``."""
+
+
 async def sometimes(room: Room, tokens: list[int], **request: Any) -> list[Completion]:
     """Eight completions of a policy that now and then writes one of ``tokens``."""
 
-    async def play() -> list[Completion]:
+    async def play(length: int) -> list[Completion]:
         return list(
             await asyncio.gather(
-                *(room.generate(room.prompt(n), seed=n, max_new_tokens=150, **request) for n in range(8))
+                *(room.generate(room.prompt(n), seed=n, max_new_tokens=length, **request) for n in range(8))
             )
         )
 
     await room.load(32)
-    common = Counter(t for c in await play() for t in c.token_ids).most_common(len(tokens))
+    common = Counter(t for c in await play(40) for t in c.token_ids).most_common(len(tokens))
     twins = dict(zip(tokens, (twin for twin, _ in common), strict=True))
     await room.engine.load_weights(_policy(room.folder, 32, twins).published(), 33)
-    return await play()
+    return await play(SOMETIMES)
 
 
 async def with_tags(room: Room, stop: tuple[str, ...]) -> list[tuple[Completion, str]]:
@@ -551,7 +562,7 @@ async def refused(room: Room, prompts: list[list[int]]) -> tuple[list[str], list
 async def crowd(room: Room, count: int) -> list[tuple[int, int, float]]:
     """``count`` requests at once, three times what the engine decodes together: wanted and got lengths, mean gap."""
     await room.load(34)
-    wanted = [5 + 7 * n % 60 for n in range(count)]
+    wanted = [5 + 7 * n % 30 for n in range(count)]
     prompts = [room.prompt(n, 6 + n % 30) for n in range(count)]
     done = await asyncio.gather(
         *(room.generate(p, seed=n, max_new_tokens=w) for n, (p, w) in enumerate(zip(prompts, wanted, strict=True)))
@@ -569,14 +580,14 @@ async def cancelled_callers(room: Room) -> tuple[list[int], int, list[str]]:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: complaints.append(str(context)))
     await room.load(31)
-    tasks = [asyncio.ensure_future(room.generate(room.prompt(n), seed=n, max_new_tokens=200)) for n in range(10)]
+    tasks = [asyncio.ensure_future(room.generate(room.prompt(n), seed=n, max_new_tokens=100)) for n in range(10)]
     await room.generate(room.prompt(9), max_new_tokens=5)
     assert not any(t.done() for t in tasks)
     for task in tasks[::2]:
         task.cancel()
     done = await asyncio.gather(*tasks[1::2])
     after = await room.generate(room.prompt(3), max_new_tokens=7)
-    left = asyncio.ensure_future(room.generate(room.prompt(0), max_new_tokens=200))
+    left = asyncio.ensure_future(room.generate(room.prompt(0), max_new_tokens=100))
     await room.generate(room.prompt(1), max_new_tokens=3)
     assert not left.done()
     left.cancel()
@@ -629,6 +640,57 @@ async def close_in_flight(room: Room) -> tuple[list[str], list[str]]:
     later = [await _refusal(room.generate(room.prompt(0))), await _refusal(room.load(31))]
     await room.engine.close()
     return list(await asyncio.gather(*waiting)), later
+
+
+# --- what we take from vLLM -------------------------------------------------------------------------
+
+
+def private_things(room: Room) -> list[str]:
+    """See ``vllm_resolved.broken``."""
+    return broken()
+
+
+def other_devices(room: Room) -> list[str]:
+    """What is said of a device that isn't that of the installed vLLM, by an engine and by the check."""
+    from actors.vllm_adapter import Vllm, check_device
+
+    check_device("cpu", "cpu")
+    calls = (
+        lambda: Vllm({}, device="cuda"),
+        lambda: check_device("cpu", "cuda"),
+        lambda: check_device("cuda", ""),
+    )
+    said = []
+    for call in calls:
+        try:
+            call()
+        except UserError as error:
+            said.append(str(error))
+    return said
+
+
+def unloaded(room: Room, tied: bool) -> list[str]:
+    """What vLLM still says of layers that no weights came for."""
+    from actors.vllm_adapter import RELOADING, UNLOADED, expect_unloaded
+
+    logger = logging.getLogger(RELOADING)
+    heard: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record.getMessage())
+
+    ear, before = Ear(), [*logger.filters]
+    logger.addHandler(ear)
+    try:
+        expect_unloaded(tied=not tied)
+        expect_unloaded(tied=tied)
+        for layer in ("ParallelLMHead", "RotaryEmbedding", "Llama3RotaryEmbedding", "RMSNorm"):
+            logger.warning(UNLOADED, layer)
+    finally:
+        logger.removeHandler(ear)
+        logger.filters[:] = before
+    return heard
 
 
 # --- over a scripted core, for what real vLLM doesn't do on demand ----------------------------------

