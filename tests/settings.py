@@ -15,7 +15,7 @@ register()
 
 def composed(*overrides: str) -> RunConfig:
     """The configuration of a run with these settings, in a folder named ``here``."""
-    return typed(dictionary(*overrides))
+    return typed(_made(overrides))
 
 
 def dictionary(*overrides: str) -> DictConfig:

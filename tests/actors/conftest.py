@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import composed_once
 import pytest
+import tokenizer_once
 from one_ray import shares_ray
 from patience import HANG_S
 
@@ -24,6 +26,17 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
         ray.shutdown()
     return result
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _made_once() -> Iterator[None]:
+    """Most of what tests of the plan cost is composing, and most of that is the same in all of them. So is the
+    tokenizer of the built-in world.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        composed_once.remember(patch)
+        tokenizer_once.remember(patch)
+        yield
 
 
 @pytest.fixture(scope="module")

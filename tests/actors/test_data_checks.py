@@ -216,7 +216,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         agent=AGENT,
         data=data,
         pool=Epoch(),
-        model=ModelConfig(architecture=SIZES, vocab_size=300),
+        model=ModelConfig(architecture=SIZES),
     )
     return Path(prepare(config, place).model_path)
 

@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def box(tmp_path: Path) -> RunConfig:
-    return composed("cluster=4x3090", "model=qwen1.5b", f"cache_dir={tmp_path}")
+    return replace(composed("cluster=4x3090", "model=qwen1.5b"), cache_dir=str(tmp_path))
 
 
 def device(**changed: Any) -> dict[str, Any]:
