@@ -178,6 +178,7 @@ def test_a_supervisor_that_was_stopped_itself_accuses_nobody(ward: Open) -> None
     assert not ward.lost
 
 
+@pytest.mark.slow
 def test_a_death_is_told_once_and_of_one_that_starts_again_each(ward: Open) -> None:
     once = ward()
     once.look()

@@ -67,6 +67,7 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("code", [0, 1, 2, 130])
 def test_what_the_driver_says_and_ends_with_is_all(start: Any, code: int) -> None:
     process = start(f"print('hello'); print('a line', file=sys.stderr); tell(said=True); sys.exit({code})")
@@ -164,6 +165,7 @@ except Stopped as stopped:
 """
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.usefixtures("hangup_counts")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("to_all", [False, True], ids=["to the launcher", "to all of its job"])

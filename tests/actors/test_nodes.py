@@ -37,6 +37,7 @@ def test_each_thing_that_a_node_lacks_is_said(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_nodes_of_a_run_are_asked_before_it_starts(local_ray: None, tmp_path: Path) -> None:
     (node,) = {entry["NodeID"] for entry in ray.nodes() if entry["Alive"]}
     check_nodes([node, node], tmp_path, tmp_path / "cache", [], 600.0)

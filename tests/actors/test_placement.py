@@ -153,6 +153,7 @@ def tenant(local_ray: None) -> Iterator[Any]:
     ray.kill(tenant)
 
 
+@pytest.mark.slow
 def test_an_actor_can_be_put_on_a_node(tenant: Any, places: Places) -> None:
     assert result(tenant.where.remote())[0] == places.nodes[0]
     assert on_node(ANYWHERE) == {}
@@ -189,6 +190,7 @@ def test_what_a_run_cannot_lose_is_on_the_learners_node(tmp_path: Path) -> None:
     assert spread.home == "learner's"
 
 
+@pytest.mark.slow
 def test_an_actor_that_was_given_no_gpu_sees_none(tenant: Any) -> None:
     """Ray shows an actor all of them unless it is told not to."""
     assert result(tenant.sees.remote()) == ""

@@ -276,8 +276,8 @@ def test_a_replica_that_stands_still_is_left_out_until_it_goes_on(fake: Fake, im
     play(scenario())
 
 
-def test_without_any_replica_searches_fail_after_a_while_and_then_at_once(fake: Fake) -> None:
-    actor = fake(harmed=True)
+def test_without_any_replica_searches_fail_after_a_while_and_then_at_once(local_ray: None) -> None:
+    actor = ray.remote(FakeRetrieval).remote()  # type: ignore[attr-defined]
     ray.kill(actor)
 
     async def scenario() -> list[str]:
@@ -357,6 +357,7 @@ def library(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     ray.kill(actor)
 
 
+@pytest.mark.slow
 @pytest.mark.jvm
 def test_the_retrieval_actor_finds_passages_and_counts(library: Library) -> None:
     actor = library.actor
@@ -524,6 +525,7 @@ def test_200_000_searches_under_ray_give_what_lucene_gives(local_ray: None, tmp_
     ray.kill(actor)
 
 
+@pytest.mark.slow
 @pytest.mark.jvm
 def test_a_bad_corpus_is_the_users_mistake_with_file_and_line(library: Library) -> None:
     said = str(library.refusal)

@@ -673,10 +673,8 @@ def test_a_worker_that_is_lost_in_its_sleep_is_replaced_when_there_is_room_again
 # --- workers that hang, and workers that others have left alone ---------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("call", "phase"),
-    [("start", "start"), *(pytest.param(call, call, marks=SLOW) for call in ("evaluate", "sleep"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("call", "phase"), [(call, call) for call in ("start", "evaluate", "sleep")])
 def test_a_worker_that_hangs_is_replaced_after_the_deadline_of_its_phase(house: House, call: str, phase: str) -> None:
     setattr(house.deadlines, phase, 2.0)  # for the first: on a busy machine the next may need longer to begin
     workers = house.workers(1, {"rollout-0": {call: ["hang"]}})
