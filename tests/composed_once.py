@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.defaults_list import DefaultsList, Overrides
+from hydra._internal.defaults_list import DefaultsList, Overrides, create_defaults_list
 from hydra.core.config_store import ConfigNode, ConfigStore
 from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from conf import of_files
 
-_find, _merge = config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list
+_find, _merge = create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list
 _parse = OverridesParser.parse_rule
 _found: dict[Any, DefaultsList] = {}
 """Which files choices lead to."""
@@ -93,7 +93,7 @@ def _find_once(
 
 
 def _merge_once(self: ConfigLoaderImpl, defaults: Sequence[ResultDefault], repo: Any) -> DictConfig:
-    key = (_place(repo), tuple(map(astuple, defaults)))
+    key = (_place(repo), tuple(astuple(default) for default in defaults))
     if key not in _merged:
         _merged[key] = pickle.dumps(_merge(self, defaults=[*defaults], repo=repo))
     found = pickle.loads(_merged[key])

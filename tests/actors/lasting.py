@@ -38,10 +38,9 @@ def lasting(cls: type) -> Any:
 
     # What is made first is made by the constructor: of two calls, either may come first.
     names = [name for name, _ in inspect.getmembers(cls, inspect.isfunction) if not name.startswith("_")]
-    methods = {name: passed_on(name) for name in names}
-    return ray.remote(num_cpus=0, max_concurrency=1000)(
-        type(cls.__name__, (), {"__init__": begin, "anew": anew, **methods})
-    )  # type: ignore[call-overload]
+    methods = {"__init__": begin, "anew": anew, **{name: passed_on(name) for name in names}}
+    holder = type(cls.__name__, (), methods)
+    return ray.remote(num_cpus=0, max_concurrency=1000)(holder)  # type: ignore[call-overload]
 
 
 class Lent:
