@@ -141,6 +141,7 @@ def test_the_learner_is_measured_in_the_rows_that_the_plan_projects(
 
     monkeypatch.setattr(update, "pack_rows", packed)
     small = [f"agent.{key}=32" for key in ("max_prompt_tokens", "max_response_tokens")]
+    small.append("model.architecture.num_hidden_layers=1")
     config = composed("model=tiny", "algorithm.microbatch_tokens=150", "algorithm.epochs=2", *small)
     alone = measured.alone(config, chosen(config))
     folder = doctor.random_model(config, tmp_path / "model")
