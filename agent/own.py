@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
+from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -136,9 +137,10 @@ def check_class(found: Any, base: type[Any], where: str) -> None:
     missing = {*getattr(found, "__abstractmethods__", ()), *(name for name in variables if not hasattr(found, name))}
     if missing:
         raise UserError(f"{where} lacks {', '.join(sorted(missing))}; see {home.replace('.', '/')}.py")
-    check_methods(found, base, where)
+    check_methods(found, base, where)  # type: ignore[arg-type]  # mypy holds that a type has no hash
 
 
+@cache
 def check_methods(found: type, base: type, where: str) -> None:
     """Raises ``UserError``, which ``where`` begins, for a method of ``found`` that can't be called as ``base``'s is.
 
