@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from agent.inference.early_exit import Probe
 from agent.inference.evaluation import EvalRow, ScoredProbe
 from agent.records import Question
 from tasks.trained import ids_among
+from tracking import exit_curve
 from tracking.calibration import read_threshold, texts_of, write
 from tracking.console import Console
 from tracking.exit_curve import figure
@@ -44,15 +46,30 @@ def row(confidence: float, em: float) -> EvalRow:
 ROWS = [row(0.8, 1.0)] * 90 + [row(0.1, 0.0)] * 10
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def found() -> Calibration:
     return calibrate(ROWS, risk=ENDING.risk, delta=ENDING.delta, fit_share=0)
 
 
+@pytest.fixture(scope="module")
+def written(found: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with file and picture, for all: to draw one takes half a second."""
+    folder = tmp_path_factory.mktemp("calibration")
+    write(folder, found, ROWS, ABOUT, ENDING, ALL, AGENT, Console(quiet=True))
+    return folder
+
+
 @pytest.fixture
-def file(tmp_path: Path, found: Calibration) -> Path:
-    write(tmp_path, found, ROWS, ABOUT, ENDING, ALL, AGENT, Console(quiet=True))
+def file(written: Path, tmp_path: Path) -> Path:
+    """A copy, to be changed."""
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     return tmp_path / "calibration.json"
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the picture."""
+    monkeypatch.setattr(exit_curve, "draw", lambda *_: None)
 
 
 def read(file: Path, **changed: Any) -> float:
@@ -63,6 +80,7 @@ def read(file: Path, **changed: Any) -> float:
     return threshold
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_scale_comes_back_as_it_was(tmp_path: Path) -> None:
     found = calibrate(ROWS, risk=0.2, delta=0.05, fit_share=0.5)
     write(tmp_path, found, ROWS, ABOUT, ENDING, ALL, AGENT, Console(quiet=True))
@@ -71,6 +89,7 @@ def test_the_scale_comes_back_as_it_was(tmp_path: Path) -> None:
     assert (threshold, scale) == (found.chosen.threshold, found.scale)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_questions_that_it_was_made_on_come_back(tmp_path: Path, found: Calibration) -> None:
     asked = [Question(id=f"q{n}", text=f"Who wrote book {n}?", golden_answers=("x",)) for n in range(5)]
     about = ABOUT | {"texts": texts_of(asked[:3])}
@@ -145,6 +164,7 @@ def test_sampling_and_the_wanted_risk_change_nothing(file: Path, found: Calibrat
     assert read(file, agent=AgentConfig(temperature=0.1), ending=ExitConfig(risk=0.3)) == found.chosen.threshold
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("confidence", "saves"), [(0.8, True), (0.01, False)])
 def test_it_says_when_nothing_is_saved(tmp_path: Path, capsys: Any, confidence: float, saves: bool) -> None:
     rows = [row(confidence, 1.0)] * 100
@@ -152,6 +172,7 @@ def test_it_says_when_nothing_is_saved(tmp_path: Path, capsys: Any, confidence: 
     assert ("nothing is saved at this threshold" in capsys.readouterr().out) != saves
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_faults_are_told(tmp_path: Path, capsys: Any) -> None:
     rows = [*ROWS, replace(row(0.8, 1.0), fault=True)]
     found = calibrate(rows, risk=0.1, delta=0.05, fit_share=0)
@@ -169,6 +190,7 @@ def test_a_file_that_is_none(file: Path) -> None:
         read(file)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_calibration_that_found_nothing(tmp_path: Path) -> None:
     rows = [row(1.0, 0.0)] * 100
     nothing = calibrate(rows, risk=0.1, delta=0.05, fit_share=0)

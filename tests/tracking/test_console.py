@@ -71,7 +71,7 @@ def test_a_run_outlasts_whoever_reads_its_output(moving: bool) -> None:
         f"    assert (console._phases._live is not None) is {moving}\n"
         "    os.write(2, b'begins\\n')\n"
         "    sys.stdin.read()\n"
-        "    for line in range(2000): console.say('a line of the run')\n"
+        "    for line in range(200): console.say('a line of the run')\n"
         "open(sys.argv[1], 'w').write('the end')\n"
     )
     with tempfile.NamedTemporaryFile() as end:

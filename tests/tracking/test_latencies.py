@@ -34,13 +34,12 @@ EPISODES = [
 ]
 
 
-@pytest.fixture
-def run(tmp_path):
+def write_run(folder):
     """Nine steps of 3.5 seconds each, an evaluation of 10 seconds after the fourth, and a slow first step."""
-    (tmp_path / ".hydra").mkdir()
-    (tmp_path / ".hydra" / "config.yaml").write_text(CONFIG)
-    (tmp_path / "trajectories.jsonl").write_text("".join(json.dumps(row) + "\n" for row in EPISODES))
-    log = MetricsLog(tmp_path / "metrics.jsonl")
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "config.yaml").write_text(CONFIG)
+    (folder / "trajectories.jsonl").write_text("".join(json.dumps(row) + "\n" for row in EPISODES))
+    log = MetricsLog(folder / "metrics.jsonl")
     now = 60.0
     for step in range(1, 10):
         log.write("step", {"step": step, "time_s": now, **STEP})
@@ -48,12 +47,22 @@ def run(tmp_path):
         if step == 4:
             log.write("eval", {"step": step})
             now += 10
-    return tmp_path
+    return folder
 
 
-def test_a_runs_latencies(run):
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What is read from such a run: the engine's speed is looked for in simulations of a second together."""
+    return calibrate(write_run(tmp_path_factory.mktemp("run")), half=3.0, recompute=2.0, seed=0)
+
+
+def test_a_runs_latencies(found):
     """3.5 s from step to step: rollouts 2, update 1, publication 0.25, and 0.25 that are nobody else's."""
-    found = calibrate(run, half=3.0, recompute=2.0, seed=0)
     latencies = found.latencies
     assert found.step_s == pytest.approx(3.5)
     assert found.rollout_s == pytest.approx(2.0)
@@ -125,15 +134,15 @@ def test_a_folder_that_cant_be_read_from_is_refused(run, what, message):
         calibrate(run, half=3.0, recompute=0.0, seed=0)
 
 
-def test_another_number_of_workers_is_simulated_from_the_same_run(run):
-    found = calibrate(run, half=0.0, recompute=0.0, seed=0)
+def test_another_number_of_workers_is_simulated_from_the_same_run(found):
+    found = dataclasses.replace(found, latencies=dataclasses.replace(found.latencies, half=0.0))
+    one = simulate(found.latencies, found.layout, steps=20, seed=0)
     two = dataclasses.replace(found.layout, rollout_workers=2)
-    assert simulate(found.latencies, two, steps=20, seed=0).rollout_s < 0.65 * found.rollout_s
+    assert simulate(found.latencies, two, steps=20, seed=0).rollout_s < 0.65 * one.rollout_s
 
 
 @pytest.mark.slow
-def test_a_line_that_its_writer_never_finished_is_left_out(run):
-    found = calibrate(run, half=3.0, recompute=2.0, seed=0)
+def test_a_line_that_its_writer_never_finished_is_left_out(run, found):
     with (run / "trajectories.jsonl").open("a") as file:
         file.write('{"action_tokens": 6}\n{"action_tokens": 6, "tur')
     assert calibrate(run, half=3.0, recompute=2.0, seed=0) == found

@@ -17,11 +17,16 @@ from tracking.trajectories import EVALUATIONS, GROUPS, TRAJECTORIES
 from tracking.view.report import write
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
-from browser import browser, program
-
-pytestmark = pytest.mark.skipif(program() is None, reason="no Chromium on this machine")
 
 Look = Callable[[Any], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def _chromium() -> None:
+    from browser import program  # and with it aiohttp, for this file alone
+
+    if program() is None:
+        pytest.skip("no Chromium on this machine")
 
 
 class Reader:
@@ -60,6 +65,7 @@ class Reader:
 
 def read(report: Path, look: Look) -> None:
     """Opens ``report``, lets ``look`` look, and asserts that nothing was asked of a network and nothing went wrong."""
+    from browser import browser
 
     async def session() -> None:
         address = report.absolute().as_uri()

@@ -303,6 +303,7 @@ def test_a_report_of_a_sweep_of_which_a_part_is_done(folder: Path, capsys: pytes
         assert text in printed
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_job_whose_evaluation_was_refused_or_whose_files_are_damaged_is_named_and_the_others_are_reported(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

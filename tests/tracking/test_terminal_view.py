@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import pty
@@ -14,21 +15,23 @@ import sys
 import termios
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import view_runs as made
 from patience import until
 from rich.cells import cell_len
+from rich.text import Text
 
-from agent.errors import Stopped
+from agent.errors import Stopped, UserError
 from agent.visible import visible
+from tracking.console import Console
 from tracking.trajectories import EVALUATIONS, TRAJECTORIES
 from tracking.view import in_lines
 from tracking.view.episode_list import Filters, in_range, read_entries, read_episode
 from tracking.view.lines import MAX_TEXT, Notices
-from tracking.view.terminal import Viewer
+from tracking.view.terminal import Viewer, browse
 
 ROOT = Path(__file__).parents[2]
 OURS = re.compile(r"\x1b\[(?:[0-9;]*m|\?25[lh]|\?1049[lh]|H|1A|2K)")
@@ -147,7 +150,7 @@ def test_a_run_is_read_filtered_and_searched_in_a_terminal(tmp_path: Path) -> No
         assert screen.written.rstrip().endswith("\x1b[?1049l\x1b[?25h")
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_the_terminal_as_it_was(tmp_path: Path, number: signal.Signals) -> None:
     folder = made.write_run(tmp_path / "run")
@@ -158,6 +161,66 @@ def test_a_signal_leaves_the_terminal_as_it_was(tmp_path: Path, number: signal.S
         assert screen.ends() == 128 + number
         assert termios.tcgetattr(screen.theirs) == screen.before
         until(lambda: f"stopped by {number.name}" in screen.written.partition("\x1b[?1049l\x1b[?25h")[2])
+
+
+@contextmanager
+def terminal_here(term: str) -> Iterator[tuple[int, list[bytes]]]:
+    """A terminal of 60 by 10 as this process's own: its end for programs, and what they have written."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 10, 60, 0, 0))
+    written: list[bytes] = []
+
+    def read() -> None:  # who changes a terminal's settings waits until all has been read
+        with suppress(OSError):
+            while True:
+                written.append(os.read(ours, 65536))
+
+    threading.Thread(target=read, daemon=True).start()
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        os.fdopen(os.dup(theirs), "r") as keys,
+        os.fdopen(os.dup(theirs), "w") as screen,
+    ):
+        patched.setenv("TERM", term)
+        patched.setattr(sys, "stdin", keys)
+        patched.setattr(sys, "stdout", screen)
+        yield theirs, written
+    os.close(theirs)  # which ends the reading
+
+
+def test_what_is_raised_meanwhile_leaves_the_terminal_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a signal's handler, whose cases above are slow."""
+    folder = made.write_run(tmp_path / "run")
+    with terminal_here("xterm-256color") as (theirs, written):
+        before = termios.tcgetattr(theirs)
+
+        def stop(self: Viewer, width: int, height: int) -> list[Text]:
+            assert termios.tcgetattr(theirs) != before
+            raise Stopped(signal.SIGTERM)
+
+        monkeypatch.setattr(Viewer, "lines", stop)
+        with pytest.raises(Stopped):
+            browse(folder, [], Console(quiet=True))
+        assert termios.tcgetattr(theirs) == before
+        sys.stdout.flush()
+        until(lambda: b"".join(written).endswith(b"\x1b[?1049l\x1b[?25h"), hang_s=60.0)
+        assert b"\x1b[?1049h" in b"".join(written)
+
+
+@pytest.mark.parametrize(
+    ("term", "said"),
+    [("dumb", "can't draw on a terminal of TERM=dumb"), ("xterm", "needs a terminal, and its input or output is a")],
+)
+def test_where_nothing_can_be_drawn_it_is_said(monkeypatch: pytest.MonkeyPatch, term: str, said: str) -> None:
+    with terminal_here(term):
+        if term == "xterm":
+            monkeypatch.setattr(sys, "stdin", io.StringIO())
+        with pytest.raises(
+            UserError, match=rf"^view=terminal {said}.*; without view=terminal, report\.html is written$"
+        ):
+            browse(Path("nobody looks"), [], Console(quiet=True))
 
 
 def test_a_signal_ends_a_search_and_the_view(tmp_path: Path) -> None:
@@ -198,7 +261,7 @@ def test_hostile_text_reaches_a_terminal_as_text(tmp_path: Path) -> None:
         assert len(screen.written) < 1_000_000
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import view_runs as made
-from wandb.sdk import wandb_setup
 
 from tracking.config import TrackerConfig
 from tracking.dispensable import Dispensable
@@ -24,6 +23,8 @@ from tracking.trajectories import EVALUATIONS
 @pytest.fixture(autouse=True)
 def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user without credentials; their home."""
+    from wandb.sdk import wandb_setup  # a second, for this file alone
+
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
@@ -120,6 +121,7 @@ def test_what_was_told_before_a_call_that_failed_is_written(tmp_path: Path, monk
     assert b"reward/mean" in record.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_that_has_lost_wandbs_process_ends_without_a_word_of_it(tmp_path: Path) -> None:
     """In a process of its own: what is tried is its end."""
     script = tmp_path / "script.py"
