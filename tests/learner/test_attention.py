@@ -46,6 +46,7 @@ def gradients(model: PreTrainedModel) -> torch.Tensor:
     return out
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("checkpointing", ["none", "mlp", "layers"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-13)])
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama"])

@@ -70,6 +70,7 @@ class Plain(Policy):
         self.model = model.eval()
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("level", "whole"), LEVELS)
 @pytest.mark.parametrize("kind", KINDS)

@@ -76,6 +76,7 @@ def plain(
     return loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("aggregation", ["prompt_balanced", "token_mean"])
 def test_chunked_packed_and_checkpointed_is_plain(

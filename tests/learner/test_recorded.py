@@ -183,6 +183,7 @@ def measured(changes: dict[str, Any], tmp: Path) -> list[float]:
     return [r.loss, r.grad_norm, r.kl, r.clip_share, r.ratio_mean, r.importance_mean, r.importance_max, mixed]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("changes", "recorded"),
     RECORDED,
