@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,25 @@ WORDS = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 def small_tokenizer(folder: Path, template: str, *, family: str = "chatml", eos: str | None = None) -> Tokenizer:
     """A byte-level BPE tokenizer with merges across line ends, and ``template`` as its chat template; its end token is
     ``eos``, or what ends a turn."""
-    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Fast
     from transformers import PreTrainedTokenizerFast
+
+    llama = family == "llama"
+    wrapped: Any = PreTrainedTokenizerFast(
+        tokenizer_object=Fast.from_str(_trained()),
+        eos_token=eos or ("<|eot_id|>" if llama else "<|im_end|>"),
+        bos_token="<|begin_of_text|>" if llama else None,
+        chat_template=template,
+    )
+    wrapped.save_pretrained(str(folder))
+    return Tokenizer(folder)
+
+
+@cache
+def _trained() -> str:
+    """The tokenizer itself, which is the same with every template."""
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Fast
 
     made = Fast(models.BPE())
     split = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
@@ -115,12 +132,4 @@ def small_tokenizer(folder: Path, template: str, *, family: str = "chatml", eos:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=list(SPECIAL), initial_alphabet=alphabet)
     made.train_from_iterator([TEXT] * 20, trainer)
-    llama = family == "llama"
-    wrapped: Any = PreTrainedTokenizerFast(
-        tokenizer_object=made,
-        eos_token=eos or ("<|eot_id|>" if llama else "<|im_end|>"),
-        bos_token="<|begin_of_text|>" if llama else None,
-        chat_template=template,
-    )
-    wrapped.save_pretrained(str(folder))
-    return Tokenizer(folder)
+    return made.to_str()

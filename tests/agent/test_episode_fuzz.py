@@ -195,7 +195,7 @@ def check(t, engine, library, dialogue, config: AgentConfig, temperature: float)
         assert [turn.refused for turn in t.turns[-2:]] == [True, True]
 
 
-@pytest.mark.parametrize("episodes", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("episodes", [300, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_thousands_of_random_episodes(make_engine, make_library, make_dialogue, codec, nfkc_codec, episodes):
     reasons: Counter[StopReason] = Counter()
     met: Counter[str] = Counter()

@@ -546,6 +546,7 @@ def test_adaptive_checks_its_settings(changed):
         ADAPTIVE(**changed)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("sharpness", [0.0, 20.0, 100.0])
 def test_adaptive_draws_what_may_be_drawn_however_sharply(played, sharpness):
     """Chances of every size, those of nothing too: no weight becomes nothing or infinite."""

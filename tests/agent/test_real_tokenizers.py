@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import cache
 from pathlib import Path
 
 import chat_templates
@@ -41,6 +42,12 @@ TEXTS = [
 THOUGHTS = ("", "I look it up.\n", '<think>\nIt is "Emma".\n</think>\n\n')
 
 
+@cache
+def as_it_is(name: str) -> Tokenizer:
+    """A family's own, which takes a second to load."""
+    return Tokenizer(real_tokenizer(name))
+
+
 @pytest.fixture(params=KINDS)
 def kind(request):
     return request.param
@@ -49,9 +56,9 @@ def kind(request):
 @pytest.fixture
 def tokenizer(kind, tmp_path: Path) -> Tokenizer:
     name, template, _, _ = KINDS[kind]
-    folder = real_tokenizer(name)
     if template is None:
-        return Tokenizer(folder)
+        return as_it_is(name)
+    folder = real_tokenizer(name)
     for file in FILES:
         (tmp_path / file).write_bytes((folder / file).read_bytes())
     tokenizer = Tokenizer(tmp_path)
@@ -154,7 +161,7 @@ def without(ids: list[int], block: list[int]) -> list[int]:
 
 
 def test_qwen3s_own_tools_and_results_are_used(tmp_path: Path) -> None:
-    dialogue = Dialogue.of(Tokenizer(real_tokenizer("qwen3")), AgentConfig(format="tools"))
+    dialogue = Dialogue.of(as_it_is("qwen3"), AgentConfig(format="tools"))
     assert "# Tools" in dialogue.prompt_text("Who?")
     assert dialogue.stop == ("<|im_end|>",)
     shown = dialogue.codec.decode(dialogue.observation_ids([Passage(id="d", title="Emma", text="A novel.")]))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 import chat_templates
 import pytest
@@ -68,10 +70,21 @@ def family(request):
     return request.param
 
 
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory) -> Callable[[str], Tokenizer]:
+    """That of a family, made once: nobody changes it."""
+
+    @cache
+    def make(family: str) -> Tokenizer:
+        template, kind = FAMILIES[family]
+        return chat_templates.small_tokenizer(tmp_path_factory.mktemp("tokenizer"), template, family=kind)
+
+    return make
+
+
 @pytest.fixture
-def tokenizer(family, tmp_path) -> Tokenizer:
-    template, kind = FAMILIES[family]
-    return chat_templates.small_tokenizer(tmp_path, template, family=kind)
+def tokenizer(family, tokenizers) -> Tokenizer:
+    return tokenizers(family)
 
 
 def config(**changed) -> AgentConfig:
@@ -176,6 +189,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("text", "why"), [(t, w) for _, t, w in WRONG], ids=[n for n, *_ in WRONG])
 def test_a_malformed_call_ends_the_episode_or_is_answered_with_a_notice(tokenizer, family, text, why):
     if family == "llama":
