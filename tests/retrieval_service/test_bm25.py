@@ -112,24 +112,27 @@ def test_a_batch_is_its_searches_one_by_one(bm25: Bm25) -> None:
     assert bm25.search_batch([], 3) == []
 
 
-def test_two_threads_that_search_at_once_get_their_own_hits(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rounds", [4, pytest.param(15, marks=pytest.mark.slow)])
+def test_two_threads_that_search_at_once_get_their_own_hits(
+    index: Path, monkeypatch: pytest.MonkeyPatch, rounds: int
+) -> None:
     """A service searches in two. Each finds what it finds alone, however often Python changes between them."""
     monkeypatch.setattr(lucene_searcher, "KEPT_PASSAGES", 1)
     queries = [f"{passage.title} {passage.text}" for passage in PASSAGES]
     shifted = [queries[n:] + queries[:n] for n in range(len(queries))]
 
-    def searched(_: int) -> list[list[tuple[Passage, ...]]]:
+    def searched(rounds: int) -> list[list[tuple[Passage, ...]]]:
         backend = Bm25(index, CONFIG)
-        found = [backend.search_batch(some, 3) for _ in range(15) for some in shifted]
+        found = [backend.search_batch(some, 3) for _ in range(rounds) for some in shifted]
         backend.close()
         return found
 
-    alone = searched(0)
+    alone = rounds * searched(1)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(2) as threads:
-            assert list(threads.map(searched, range(2))) == [alone, alone]
+            assert list(threads.map(searched, [rounds, rounds])) == [alone, alone]
     finally:
         sys.setswitchinterval(before)
 
@@ -267,6 +270,7 @@ def test_the_service_answers_from_lucene(index: Path) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_a_process_with_a_jvm_is_quiet_and_keeps_its_signals_and_environment(index: Path) -> None:
     code = (
         "import os, signal, sys\n"

@@ -58,12 +58,27 @@ def corpus(tmp_path: Path) -> Path:
     return tmp_path / "corpus.jsonl"
 
 
+@pytest.fixture(scope="module")
+def built(config: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of parts of three passages, for all who only read it."""
+    folder = tmp_path_factory.mktemp("built")
+    write_corpus(folder / "corpus.jsonl", PASSAGES_OF)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(names, "PART", 3)
+        return index_for(folder / "corpus.jsonl", config, folder)
+
+
 @pytest.fixture
-def backend(corpus: Path, config: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dense]:
-    """Over an index of parts of three passages, searched in blocks of two."""
-    monkeypatch.setattr(names, "PART", 3)
+def index(built: Path, tmp_path: Path) -> Path:
+    """A copy, to be damaged."""
+    return shutil.copytree(built, tmp_path / "index")
+
+
+@pytest.fixture
+def backend(built: Path, config: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dense]:
+    """Searched in blocks of two."""
     monkeypatch.setattr(vectors, "BLOCK", 2)
-    opened = open_backend(config, index_for(corpus, config, tmp_path))
+    opened = open_backend(config, built)
     assert isinstance(opened, Dense)
     yield opened
     opened.close()
@@ -196,6 +211,7 @@ def test_an_encoder_whose_files_do_not_fit_is_refused(model: Path, tmp_path: Pat
     assert "its tokenizer has no pad token" in refusal()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 @pytest.mark.parametrize("normalise", [True, False])
 def test_vectors_are_those_of_the_model_by_hand(model: Path, pooling: str, normalise: bool) -> None:
@@ -417,8 +433,7 @@ def test_an_index_of_the_hubs_encoder_outlives_its_next_commit(
         encoder_of(tmp_path / "index", asdict(made), None, {})
 
 
-def test_what_is_no_whole_dense_index_is_named(corpus: Path, config: Settings, tmp_path: Path) -> None:
-    index = index_for(corpus, config, tmp_path)
+def test_what_is_no_whole_dense_index_is_named(index: Path, config: Settings, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no manifest"):
         open_backend(config, tmp_path)
     (index / PASSAGES).write_bytes((index / PASSAGES).read_bytes()[:-1])
@@ -436,10 +451,7 @@ ARCHIVE, PICKLE = b"PK\3\4", b"\x80\4N."
 
 @pytest.mark.parametrize("file", ["ends.npy", "ids.npy", "numbers.npy", "vectors.npy"])
 @pytest.mark.parametrize("content", [b"", ARCHIVE, PICKLE, np.array(3), np.zeros((3, 3, 3)), np.zeros(0), "short"])
-def test_an_array_that_is_damaged_is_named(
-    corpus: Path, config: Settings, tmp_path: Path, file: str, content: Any
-) -> None:
-    index = index_for(corpus, config, tmp_path)
+def test_an_array_that_is_damaged_is_named(index: Path, config: Settings, file: str, content: Any) -> None:
     if isinstance(content, bytes):
         (index / file).write_bytes(content)
     else:
@@ -511,7 +523,7 @@ def test_more_parts_are_joined_than_a_process_may_have_files(tmp_path: Path) -> 
 
 @pytest.mark.jvm
 def test_lucenes_graph_finds_what_all_of_them_compared_give(tmp_path: Path) -> None:
-    parts = parts_of(tmp_path, [700, 900, 400])
+    parts = parts_of(tmp_path, [350, 450, 200])
     np.save(parts[2] / PART, 3 * np.load(parts[2] / PART))  # vectors of any length
     how = Settings(encoder="x")
     for kind in ("hnsw", "flat"):
@@ -523,7 +535,7 @@ def test_lucenes_graph_finds_what_all_of_them_compared_give(tmp_path: Path) -> N
     shares = {}
     for beam in (1, 100):
         found = open_vectors(tmp_path / "moved", "hnsw", replace(how, beam=beam))
-        assert len(found) == len(exact) == 2000
+        assert len(found) == len(exact) == 1000
         (scores, numbers), (true_scores, truth) = found.search(queries, 10), exact.search(queries, 10)
         shares[beam] = overlap(numbers, truth)
         found.close()
@@ -635,9 +647,8 @@ def test_lists_grow_with_the_root_of_the_passages() -> None:
     assert [default_lists(n) for n in (1, 1000, 100_000, 21_000_000)] == [1, 15, 1265, 18330]
 
 
-def test_what_an_index_was_made_with_is_in_its_manifest(corpus: Path, config: Settings, tmp_path: Path) -> None:
-    index = index_for(corpus, config, tmp_path)
-    told = json.loads((index / "manifest.json").read_text())
+def test_what_an_index_was_made_with_is_in_its_manifest(built: Path) -> None:
+    told = json.loads((built / "manifest.json").read_text())
     assert told["backend"] == "dense"
     assert told["made_with"]["pooling"] == "mean"
     assert told["made_with"]["vectors"] == "flat"

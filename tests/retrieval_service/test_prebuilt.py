@@ -13,7 +13,7 @@ import sys
 import tarfile
 import zipfile
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +26,7 @@ from huggingface_hub import constants
 from agent.errors import Fault, UserError
 from retrieval_service import download, jvm, prebuilt, titles
 from retrieval_service.config import RetrievalConfig
+from retrieval_service.download import Progress
 from retrieval_service.names import FILE, searched_names
 from retrieval_service.prebuilt import archive_of, ensure_prebuilt, room_for, to_fetch
 from retrieval_service.rankers import opener
@@ -90,10 +91,22 @@ def fetched(cache: Path) -> tuple[Path, list[str]]:
     return ensure_prebuilt(HOTPOTQA.name, cache, said.append), said
 
 
+def names_kept_from_here(index: Path, progress: Progress) -> None:
+    """As ``keep_names`` has it done in a process of its own, whose JVM takes seconds to start."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(jvm, "start_jvm", lambda heap, threads: None)  # it runs, with other settings
+        titles.read_names(index.resolve()).save(index / FILE)
+
+
+@pytest.mark.parametrize("keep", [names_kept_from_here, pytest.param(keep_names, marks=pytest.mark.slow)])
 def test_an_index_is_fetched_once_and_searched(
-    there: Hub, packed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    keep: Callable[[Path, Progress], None],
+    there: Hub,
+    packed: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(prebuilt, "keep_names", keep_names)  # in a process of its own
+    monkeypatch.setattr(prebuilt, "keep_names", keep)
     assert (to_fetch(HOTPOTQA.name, tmp_path), room_for(HOTPOTQA.name, tmp_path)) == (len(packed), len(packed) * 5 // 2)
     monkeypatch.chdir(tmp_path)
     folder, (first, second, third) = fetched(Path())
