@@ -239,10 +239,17 @@ def test_a_good_file_is_read(name: str, tmp_path: Path) -> None:
     assert len(CASES[name]) >= 10
 
 
+TWINS = ("2wiki.json", "bamtwoogle.csv", "david.parquet")
+"""Forms that are read as another one of the list is."""
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
-    [(name, *case) for name, cases in CASES.items() for case in cases],
-    ids=[f"{name}-{number}" for name, cases in CASES.items() for number, _ in enumerate(cases, start=1)],
+    [
+        pytest.param(name, *case, id=f"{name}-{number}", marks=[pytest.mark.slow] if name in TWINS else [])
+        for name, cases in CASES.items()
+        for number, case in enumerate(cases, start=1)
+    ],
 )
 def test_what_is_wrong_with_a_file_is_one_line(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)

@@ -211,7 +211,7 @@ def test_a_server_that_says_when_to_ask_again_is_asked_then(
     assert slept == waits
 
 
-@pytest.mark.parametrize("have", [0, 1000])
+@pytest.mark.parametrize("have", [pytest.param(0, marks=pytest.mark.slow), 1000])
 @pytest.mark.parametrize(
     ("kind", "body", "lengths", "reason"),
     [
