@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from by_path import module_at
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,6 +33,32 @@ def rewards(*arguments: str) -> list[float]:
     return [float(number) for number in re.findall(r"^step .*  reward (\S+) ", run.stdout, re.MULTILINE)]
 
 
+def test_the_bare_loop_imitates_plays_and_updates(tmp_path, monkeypatch, capsys):
+    """In smaller worlds, with less to imitate and to play: a few seconds of this process."""
+    import torch
+
+    from learner.config import WarmStartConfig
+
+    bare_loop = module_at(ROOT / "examples" / "bare_loop.py")
+    monkeypatch.setattr(bare_loop, "NAMES", bare_loop.NAMES[:8])
+    monkeypatch.setattr(bare_loop, "K", 3)
+    monkeypatch.setattr(bare_loop, "WarmStartConfig", lambda **all: WarmStartConfig(**{**all, "steps": 50}))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        asyncio.run(bare_loop.main(tmp_path, steps=2, seed=0, vllm=False))
+    finally:
+        torch.set_num_threads(threads)
+    said = capsys.readouterr().out
+    ((first, last),) = re.findall(r"^imitation: loss (\S+) at first, (\S+) in the end$", said, re.MULTILINE)
+    assert float(last) < float(first) / 2
+    assert (
+        len(re.findall(r"^step .*/2  reward \S+  searches \S+  trained on [1-8] of 8 groups$", said, re.MULTILINE)) == 2
+    )
+    assert "\nQuestion: who taught the teacher of " in said
+
+
+@pytest.mark.slow
 def test_the_bare_loop_learns():
     found = rewards()
     assert len(found) == 10

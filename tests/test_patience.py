@@ -61,6 +61,7 @@ def test_run_brings_back_what_was_written() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (4, "out\n", "err\n")
 
 
+@pytest.mark.slow
 def test_pytest_says_what_runs_when_it_has_been_silent(tmp_path: Path) -> None:
     """In a pytest of its own, whose test ends when the line about it has been written."""
     (tmp_path / "conftest.py").write_text(
