@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.weights import Published
+from agent.collector import without_collector
 from agent.errors import Fault, GenerationError
 
 if TYPE_CHECKING:
@@ -177,8 +178,9 @@ class EngineThread:
         self._pump()
 
     def _build(self, arguments: dict[str, Any], device: str, transfers: bool) -> None:
-        from actors.nccl import BACKEND, register
-        from actors.vllm_adapter import Vllm
+        with without_collector():
+            from actors.nccl import BACKEND, register
+            from actors.vllm_adapter import Vllm
 
         if transfers:
             register()

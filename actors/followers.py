@@ -21,6 +21,7 @@ from actors.calls import Died, get
 from actors.process import log_to
 from actors.pulse import HEALTH, Beats, Pulse
 from actors.training import LearnerSettings, Training
+from agent.collector import without_collector
 from agent.errors import ActorLost, Fault
 
 SETTLED_S = 10.0
@@ -38,7 +39,8 @@ class FollowerActor:
 
     def join(self, address: str) -> None:
         """Meets the other ranks, before anything else."""
-        from learner.ranks import join
+        with without_collector():
+            from learner.ranks import join
 
         settings = self._settings
         ranks = join(address, self._rank, self._world, device=settings.device, timeout_s=settings.meeting_timeout_s)

@@ -24,6 +24,7 @@ from actors.reports import StepReport, Untrainable
 from actors.run_state import LEARNER, TRAINING
 from actors.training import LearnerSettings, Training
 from actors.weights import Published
+from agent.collector import without_collector
 from agent.errors import Fault
 from agent.groups import Group
 from agent.pool.batches import TakenBatch
@@ -86,7 +87,8 @@ class LearnerActor:
     @during("start")
     def start(self) -> int:
         """Loads or builds the policy and tries the largest step; returns the policy's number of parameters."""
-        from learner.ranks import join
+        with without_collector():
+            from learner.ranks import join
 
         settings, followers = self._settings, self._followers
         with followers.joining() as address:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.run_state import LEARNER, TRAINING
+from agent.collector import without_collector
 from agent.config import AgentConfig
 from agent.errors import UserError
 from agent.groups import Group
@@ -109,10 +110,11 @@ class Training:
 
     def start(self) -> int:
         """Loads or builds the policy and tries the largest step; returns the policy's number of parameters."""
-        import torch
+        with without_collector():
+            import torch
 
-        from learner.dry_run import due, try_largest
-        from learner.policy import Policy
+            from learner.dry_run import due, try_largest
+            from learner.policy import Policy
 
         settings = self.settings
         self._show(Progress(what="the learner loads the policy"))

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from agent.collector import without_collector
 from agent.errors import UserError, shortened
 from agent.readable import content_of
 
@@ -65,7 +66,8 @@ class Tokenizer:
     """
 
     def __init__(self, path: str | Path, given: str | None = None) -> None:
-        from transformers import AutoTokenizer
+        with without_collector():
+            from transformers import AutoTokenizer
 
         self._given = given or f"model.path={path}"
         self._path = Path(path)

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from agent.collector import without_collector
 from agent.errors import Fault, UserError, shortened
 from agent.hub import HUB_NAME, kept_in, snapshot
 from agent.paths import at_home
@@ -247,7 +248,8 @@ def loaded(kind: str, folder: Path, given: str) -> tuple[Any, Any, list[str]]:
 
     Raises ``UserError`` that begins with ``given`` for what can't be loaded, or takes one text at a time.
     """
-    import transformers
+    with without_collector():
+        import transformers
 
     try:
         with quietly():
