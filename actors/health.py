@@ -141,11 +141,11 @@ class Health:
         """
         ended = [self._patients.pop(name) for name in names if name in self._patients]
         pids = [each.pulse.pid for each in ended if each.pulse is not None and each.pulse.node == self._node]
-        families = [hung.family(pid) for pid in pids]
+        families = [family for pid in pids if (family := hung.family(pid))]
         for patient in ended:
             ray.kill(patient.actor)
         # Ray first: a process that somebody else has killed is an unexpected death to it, and it tells the user so.
-        psutil.wait_procs([family[0] for family in families if family and not hung.stopped(family[0].pid)], ENDS_S)
+        psutil.wait_procs([family[0] for family in families if not hung.stopped(family[0].pid)], ENDS_S)
         for family in families:
             hung.kill(family)
         deadline = time.monotonic() + FREED_S

@@ -1,4 +1,4 @@
-"""What the tests of this folder remember of Hydra's compositions is what Hydra makes."""
+"""What tests remember of Hydra's compositions (``tests/composed_once.py``) is what Hydra makes."""
 
 from __future__ import annotations
 
