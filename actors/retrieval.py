@@ -20,6 +20,7 @@ import ray
 
 from actors.process import log_to, processor_seconds
 from actors.pulse import HEALTH, Beats, Pulse, during
+from agent.collector import settle
 from agent.errors import RetrievalError
 from agent.readable import json_of
 from agent.records import Passage
@@ -87,6 +88,7 @@ class RetrievalActor:
         if known is None:
             with written(self._noted) as file:  # this process may be killed at any moment
                 file.write(json.dumps(asdict(service.identity)).encode() + b"\n")
+        settle()
         self._service = service
         return service
 

@@ -15,6 +15,7 @@ from types import FrameType
 
 import uvicorn
 
+from agent.collector import settle
 from agent.errors import Stopped, UserError, refused
 from retrieval_service.backend import Backend, Identity
 from retrieval_service.config import RetrievalConfig
@@ -170,10 +171,13 @@ def serve(
     """
     listener = bind(config)
     url = address(listener)
+
+    def opened(_: Server, identity: Identity) -> None:
+        settle()
+        ready(url, identity)
+
     with asyncio.Runner(loop_factory=uvicorn.Config(app=None, loop="auto").get_loop_factory()) as runner:  # type: ignore[arg-type]
-        again = runner.run(
-            serve_on(listener, open_backend, retrieval, config, token, lambda _, identity: ready(url, identity), _end)
-        )
+        again = runner.run(serve_on(listener, open_backend, retrieval, config, token, opened, _end))
     if again is not None:
         raise KeyboardInterrupt if again == signal.SIGINT else Stopped(signal.Signals(again))
 
