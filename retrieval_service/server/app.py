@@ -16,6 +16,7 @@ from pydantic_core import from_json
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.datastructures import QueryParams
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.routing import Route
 
 from agent.readable import named
@@ -82,10 +83,10 @@ def make_app(
         redoc_url=None,
     )
     app.add_exception_handler(Refused, _refused)
-    _add_dialects(app, desk, token is not None)
+    searches = _add_dialects(app, desk, token is not None)
     _add_facts(app, desk, identity, metrics)
     app.router.routes.extend(mcp_routes)
-    entered: App = Gate(app, config, token)
+    entered: App = Gate(_Direct(app, searches), config, token)
     if config.cors:
         # Before the gate: what a browser asks beforehand bears no token, and a page is to see a refusal's reason, too.
         entered = CORSMiddleware(
@@ -99,11 +100,38 @@ def make_app(
     return Counted(entered, metrics), metrics
 
 
-class _Searches:
-    """The ASGI application of one path, for the dialects that are spoken there.
+class _Direct:
+    """The ASGI application that leads searches to theirs, and the rest to ``app``, which is FastAPI's: what that does
+    for a request costs more than a short search."""
 
-    It is no handler of FastAPI's, whose work for a request costs more than a short search.
-    """
+    def __init__(self, app: App, searches: Sequence[Route]) -> None:
+        self._app = app
+        self._searches = {route.path: (route, ServerErrorMiddleware(_Told(route.endpoint))) for route in searches}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found = self._searches.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if found is None:
+            await self._app(scope, receive, send)
+            return
+        scope["route"], searches = found
+        await searches(scope, receive, send)
+
+
+class _Told:
+    """An ASGI application around ``app`` that answers what is refused there with the reason."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except Refused as refused:
+            await _said(refused)(scope, receive, send)
+
+
+class _Searches:
+    """The ASGI application of one path, for the dialects that are spoken there."""
 
     def __init__(self, desk: Desk, spoken: Sequence[Dialect], large: asyncio.Lock) -> None:
         self._desk = desk
@@ -122,13 +150,16 @@ class _Searches:
             asked = one.asked(one.request.model_validate(body))
         except ValidationError as error:
             raise Refused(422, mistake(error)) from None
-        reply = await self._reply(one, asked)
-        await reply(scope, receive, send)
+        reply = (await self._reply(one, asked)).encode("ascii")
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(reply))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": reply})
 
-    async def _reply(self, one: Dialect, asked: Asked) -> Response:
-        async with self._desk.search(asked) as found:
+    async def _reply(self, one: Dialect, asked: Asked) -> str:
+        with self._desk.admit(asked):
+            found = await self._desk.search(asked)
             if sum(map(len, found)) < LARGE:
-                return _json(one.reply(asked, found))
+                return json.dumps(one.reply(asked, found))
             async with self._large:
                 return await asyncio.to_thread(_large, one, asked, found)
 
@@ -144,13 +175,15 @@ class _Searches:
         }
 
 
-def _add_dialects(app: FastAPI, desk: Desk, guarded: bool) -> None:
+def _add_dialects(app: FastAPI, desk: Desk, guarded: bool) -> list[Route]:
+    """Adds the paths of searches, and gives their routes."""
     by_path: dict[str, list[Dialect]] = {}
     for each in spoken()[0]:
         by_path.setdefault(each.path, []).append(each)
     large = asyncio.Lock()
     searches = {path: _Searches(desk, alike, large) for path, alike in by_path.items()}
-    app.router.routes.extend(Route(path, endpoint, methods=["POST"]) for path, endpoint in searches.items())
+    routes = [Route(path, endpoint, methods=["POST"]) for path, endpoint in searches.items()]
+    app.router.routes.extend(routes)  # for what isn't POST, which is refused there
     others = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -163,6 +196,7 @@ def _add_dialects(app: FastAPI, desk: Desk, guarded: bool) -> None:
         return described
 
     app.openapi = openapi  # type: ignore[method-assign]
+    return routes
 
 
 def _add_facts(app: FastAPI, desk: Desk, identity: Identity, metrics: Metrics) -> None:
@@ -224,8 +258,8 @@ def _json(value: Any) -> Response:
     return Response(json.dumps(value), media_type="application/json")
 
 
-def _large(dialect: Dialect, asked: Asked, found: Sequence[Hits]) -> Response:
-    return Response("".join(_pieces(dialect.reply(asked, found))), media_type="application/json")
+def _large(dialect: Dialect, asked: Asked, found: Sequence[Hits]) -> str:
+    return "".join(_pieces(dialect.reply(asked, found)))
 
 
 def _pieces(value: Any) -> Iterator[str]:
@@ -246,5 +280,9 @@ def _pieces(value: Any) -> Iterator[str]:
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if error.status in (429, 503) else {}
-    return Response(json.dumps({"detail": error.reason}), error.status, headers, "application/json")
+    return _said(error)
+
+
+def _said(refused: Refused) -> Response:
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if refused.status in (429, 503) else {}
+    return Response(json.dumps({"detail": refused.reason}), refused.status, headers, "application/json")

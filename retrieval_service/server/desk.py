@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from agent.errors import RetrievalError
 from agent.records import Passage
@@ -38,9 +38,8 @@ class Desk:
         self.waiting = 0
         """Searches that have been admitted and not answered."""
 
-    @asynccontextmanager
-    async def search(self, asked: Asked) -> AsyncIterator[list[Hits]]:
-        """The passages of each query. They are in the line until the body, which makes the reply of them, ends."""
+    def admit(self, asked: Asked) -> AbstractContextManager[None]:
+        """A place in the line for what is asked, until the context ends: that is when its reply is made, too."""
         limit = self._config
         if len(asked.queries) > limit.max_queries:
             raise Refused(422, f"{len(asked.queries)} queries, and at most {limit.max_queries} may be asked at once")
@@ -52,10 +51,10 @@ class Desk:
         if passages > limit.max_passages:
             asks = f"{len(asked.queries)} queries for {asked.k} passages each are {passages}"
             raise Refused(422, f"{asks}, and at most {limit.max_passages} may be asked for at once")
-        with self._in_line(len(asked.queries)):
-            yield await self._all(asked)
+        return self._in_line(len(asked.queries))
 
-    async def _all(self, asked: Asked) -> list[Hits]:
+    async def search(self, asked: Asked) -> list[Hits]:
+        """The passages of each query of what was admitted."""
         if len(asked.queries) == 1:  # the commonest, and no task is needed for it
             return [await self._one(self.service.search(asked.queries[0], asked.k))]
         found = await asyncio.gather(

@@ -8,7 +8,7 @@ import hmac
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from retrieval_service.server.config import ServeConfig
@@ -26,6 +26,8 @@ Hold = Callable[[int], None]
 
 OPEN = frozenset({"/docs", "/openapi.json"})
 """Paths that need no token: they say what the program is, and nothing of the index."""
+LOOKED_AT = (b"host", b"origin", b"authorization", b"content-encoding")
+"""Headers that say whether a request may enter."""
 LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){1,3}|::1|\[::1\]", re.IGNORECASE)
 SWALLOWED = 64 << 20
 """Bytes of a body too long that are still read, and dropped, so that the client gets to see why."""
@@ -147,21 +149,25 @@ class Gate:
 
     def _refusal(self, scope: Scope) -> Refused | None:
         """What is wrong with a request whatever its body is."""
+        given: dict[bytes, list[bytes]] = {name: [] for name in LOOKED_AT}
+        for name, value in scope["headers"]:
+            if name in LOOKED_AT:
+                given[name].append(value)
         if self._local:
-            host = next(_values(scope, b"host"), b"").decode("latin-1")
+            host = next(iter(given[b"host"]), b"").decode("latin-1")
             if not is_loopback(_name(host)):
                 return Refused(403, "this server answers requests to localhost or 127.0.0.1 alone; set a token")
-            for origin in (value.decode("latin-1") for value in _values(scope, b"origin")):
+            for origin in (value.decode("latin-1") for value in given[b"origin"]):
                 if origin not in self._config.cors and not is_loopback(_name(origin.rpartition("//")[2])):
                     return Refused(
                         403,
                         "this server answers no pages but those of localhost, 127.0.0.1 and serve.cors; set a token",
                     )
         if self._token is not None and scope["path"] not in OPEN:
-            scheme, _, given = next(_values(scope, b"authorization"), b"").partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(given, self._token):
+            scheme, _, token = next(iter(given[b"authorization"]), b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(token, self._token):
                 return Refused(401, "a token is needed: Authorization: Bearer TOKEN")
-        for coding in _values(scope, b"content-encoding"):
+        for coding in given[b"content-encoding"]:
             if coding.lower() not in (b"", b"identity"):
                 return Refused(415, "a body that is compressed; send it as it is, without Content-Encoding")
         return None
@@ -206,10 +212,6 @@ class Gate:
 def is_loopback(host: str) -> bool:
     """Whether an address is reached from this machine alone."""
     return LOOPBACK.fullmatch(host) is not None
-
-
-def _values(scope: Scope, name: bytes) -> Iterator[bytes]:
-    return (value for key, value in scope["headers"] if key == name)
 
 
 def _name(host: str) -> str:

@@ -42,11 +42,17 @@ class Metrics:
         line = Gauge(f"{PREFIX}_waiting", "Searches that are not answered yet", registry=self._registry)
         line.set_function(waiting)
         self._registry.register(_Service(stats, identity))
+        self._series: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        """By route and status: looking one up by its labels takes longer than counting."""
 
     def answered(self, route: str | None, status: int, seconds: float) -> None:
         """One request has ended; status 0 if its client went away first."""
-        self._requests.labels(route or OTHER, str(status)).inc()
-        self._seconds.labels(route or OTHER).observe(seconds)
+        key = (route or OTHER, status)
+        if key not in self._series:
+            self._series[key] = self._requests.labels(key[0], str(status)), self._seconds.labels(key[0])
+        requests, durations = self._series[key]
+        requests.inc()
+        durations.observe(seconds)
 
     def turned_away(self, status: int) -> None:
         """A connection was refused before its request was read."""

@@ -45,7 +45,9 @@ def tools(desk: Desk, config: ServeConfig) -> tuple[MCPServer[Any], list[BaseRou
     async def search(query: str, top_k: int = min(TOP_K, config.max_top_k)) -> dict[str, Any]:
         """Finds the passages that fit a query best: id, title, text and url of each, and score if any, best first."""
         try:
-            async with desk.search(Asked(queries=(query,), k=top_k, scores=True)) as (hits,):
+            asked = Asked(queries=(query,), k=top_k, scores=True)
+            with desk.admit(asked):
+                (hits,) = await desk.search(asked)
                 return {"results": [_shown(p) | ({} if p.score is None else {"score": p.score}) for p in hits]}
         except Refused as refused:
             raise ToolError(refused.reason) from None
