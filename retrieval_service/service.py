@@ -16,9 +16,11 @@ All state lives on the event loop, so there are no locks; only the backends live
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
+from statistics import median
 
 from agent.errors import RetrievalError
 from agent.records import Passage
@@ -35,8 +37,12 @@ Key = tuple[str, int, str]
 """What identifies a search: the query (or id), as it is, k, and the backend's method."""
 LONG = 300
 """Characters of a text from which on a search may be slow: it shares no batch with short ones."""
-OVERTAKE_S = 0.05
-"""How long a batch has to be out before short searches get past it."""
+OVERTAKE_S, OVERTAKE = 0.05, 2.0
+"""How long a batch has to be out before short searches get past it: at least so many seconds, and so many times what
+batches of short ones take. On a large index every batch takes long, and a second one beside it would only take its
+threads."""
+RECENT = 9
+"""Batches that say what they take."""
 STUCK = 2.0
 """Times ``timeout_s``: a batch that is out for so long never comes back."""
 CLOSE_S = 10.0
@@ -112,6 +118,8 @@ class RetrievalService:
         self._second_from = 0.0
         """When it may be tried again, after it couldn't be opened."""
         self._may_overtake = False
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        """Seconds of the first lane's last batches of short searches."""
         self.device: str | None = None
         """Where the backend computes, once it has started; None where nobody knows."""
         self._most = config.max_batch
@@ -260,12 +268,15 @@ class RetrievalService:
         first = self._lanes[0]
         if not first.batch:
             self._send(first, self._waiting.values())
-        elif self._may_overtake and self._meter.clock() - first.moved >= OVERTAKE_S:
+        elif self._may_overtake and self._meter.clock() - first.moved >= self._overtake_s():
             short = [search for search in self._waiting.values() if not search.is_long]
             if short and self._second is None and self._meter.clock() >= self._second_from:
                 self._second = asyncio.ensure_future(self._open_second())
             if short and len(self._lanes) > 1 and not self._lanes[1].batch:
                 self._send(self._lanes[1], short)
+
+    def _overtake_s(self) -> float:
+        return max(OVERTAKE_S, OVERTAKE * median(self._recent or (0.0,)))
 
     def _send(self, lane: _Lane, waiting: Iterable[_Search]) -> None:
         """Sends the oldest of ``waiting`` to the backend, and what asks for the same in the same way."""
@@ -283,14 +294,18 @@ class RetrievalService:
         stuck_s = STUCK * timeout_s
         timers = [loop.call_later(stuck_s, self._stuck, stuck_s)]
         if self._may_overtake and lane is self._lanes[0]:
-            timers.append(loop.call_later(OVERTAKE_S + 0.005, self._dispatch))  # timers may be early by a little
+            timers.append(
+                loop.call_later(self._overtake_s() + 0.005, self._dispatch)
+            )  # timers may be early by a little
         answer.add_done_callback(lambda answer: self._answered(lane, answer, timers))
 
     def _answered(self, lane: _Lane, answer: asyncio.Future[Batch], timers: Iterable[asyncio.TimerHandle]) -> None:
         """Hands a batch's hits, or its failures, to those who wait for them, and sends the next batch."""
         for timer in timers:
             timer.cancel()
-        batch, lane.batch, lane.moved = lane.batch, [], self._meter.clock()
+        batch, sent, lane.batch, lane.moved = lane.batch, lane.moved, [], self._meter.clock()
+        if lane is self._lanes[0] and not batch[0].is_long:
+            self._recent.append(lane.moved - sent)
         if self._closed:
             return
         for search, found in zip(batch, answer.result(), strict=True):

@@ -340,6 +340,52 @@ def test_a_quick_search_gets_past_a_slow_one_where_the_backend_can_be_opened_twi
     assert second.closed
 
 
+def test_where_every_batch_takes_long_none_is_overtaken() -> None:
+    made: list[ScriptedBackend] = []
+    now = 0.0
+
+    def make_backend() -> Backend:
+        backend = ScriptedBackend()
+        backend.lanes = 2  # type: ignore[attr-defined]
+        made.append(backend)
+        return backend
+
+    async def run() -> None:
+        nonlocal now
+        service = RetrievalService(make_backend, RetrievalConfig(timeout_s=PATIENCE_S))
+        service._meter.clock = lambda: now
+        await service.start()
+
+        async def asked(name: str, seconds: float) -> asyncio.Task[Any]:
+            """A search of ``name`` that has been out for so long when another one comes."""
+            nonlocal now
+            made[0].freed.clear()
+            slow = asyncio.create_task(service.search(f"wait {name}", 1))
+            assert await asyncio.to_thread(made[0].entered.acquire, timeout=PATIENCE_S)
+            now += seconds
+            return slow
+
+        for turn in range(9):
+            slow = await asked(str(turn), 1.0)
+            made[0].freed.set()
+            await slow
+        slow = await asked("as long as usual", 1.9)
+        behind = asyncio.create_task(service.search("behind", 1))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert service._second is None
+        now += 0.2
+        assert await service.search("past it", 1) == hits("past it", 1)
+        assert await behind == hits("behind", 1)
+        assert not slow.done()
+        made[0].freed.set()
+        await slow
+        await service.close()
+
+    asyncio.run(run())
+    assert [batch for batch, _ in made[1].batches] == [("behind", "past it")]
+
+
 def test_a_second_backend_that_searches_something_else_is_not_used() -> None:
     made: list[ScriptedBackend] = []
     settled = threading.Semaphore(0)
