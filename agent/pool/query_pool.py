@@ -242,13 +242,13 @@ class QueryPool(Generic[P]):
         if not self._batches:
             self._open_batch()
         batch = self._batches.popleft()
+        taken = self._taken.setdefault(batch.index, [])  # from now on, whatever the rule raises below
         played = [batch.groups[order] for order in sorted(batch.groups)]
         failing = batch.selective_fault_share > self.rule.max_tool_failures
         fresh = self._fresh(batch, [*batch.kept, *played], version, failing)
         surplus: list[Played[P]] = []
         accepted: list[Accepted[P]] = []
         states: Counter[QueryState] = Counter()
-        taken: list[tuple[int, int]] = []
         for group, verdict in zip(fresh, self.rule.verdicts([g.outcome.state for g in fresh]), strict=True):
             outcome, query = group.outcome, group.outcome.ticket.query
             stays_fresh = not outcome.too_stale(version + 1, self.rule.max_staleness)
@@ -265,7 +265,6 @@ class QueryPool(Generic[P]):
             self.books.accept(outcome)
             taken.append((query, rest))
             accepted.append(Accepted(played=group, before=before))
-        self._taken[batch.index] = taken
         self.history.population.forget()
         of_the_next = self._batches[0].kept if self._batches else self._kept
         of_the_next.extend(surplus)
@@ -327,8 +326,9 @@ class QueryPool(Generic[P]):
         """The workers hold the weights made from ``batch`` (or it made none): the next may open."""
         if batch != self._released or batch not in self._taken:
             raise ValueError(f"release of batch {batch}, but {self._released} is the next to be released")
-        for query, rest in self._taken.pop(batch):
+        for query, rest in self._taken[batch]:
             self._places.rest(query, rest)
+        del self._taken[batch]  # only now: the rule, which is asked for weights, may raise
         self._released += 1
 
     # --- reading ---------------------------------------------------------------------------------

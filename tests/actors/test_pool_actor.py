@@ -27,7 +27,9 @@ from actors.reports import Released
 from agent.errors import Fault, Unusable, UserError
 from agent.groups import Group
 from agent.pool import saved
+from agent.pool.history import QueryHistory
 from agent.pool.query_pool import QueryPool
+from agent.pool.rules.base import AT_ONCE
 from agent.pool.rules.epoch import Rule as Epoch
 from agent.pool.rules.recycle import Rule as Recycle
 from agent.records import Question, Score, ScoredTrajectory, StopReason, Trajectory, Turn
@@ -254,6 +256,56 @@ def test_a_pool_that_is_closed_gives_no_batch_that_is_not_complete_and_can_be_sa
     resumed = start(rule, checkpoint=tmp_path / "taken")
     assert result(resumed.report.remote())["accounts"]["groups"]["accepted"] == 2
     assert [(t.batch, t.query, t.seed) for t in claim(resumed)] == [(t.batch, t.query, t.seed) for t in tickets]
+
+
+class Own(Recycle):
+    """A rule of the user's own: nothing is consumed."""
+
+    def rest(self, verdict: str, history: QueryHistory, query: int) -> int:
+        return AT_ONCE
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("method", ["select", "rest", "weights"])
+def test_a_batch_in_which_a_rule_broke_is_played_again_after_a_resume(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is saved as it ends. Without that batch the pool would open no other, and who goes on waits for ever."""
+    monkeypatch.setattr(pool_module, "log_to", lambda *_: None)
+
+    def made() -> Any:
+        rule = Own(batch_questions=2, group_size=2)
+        return PoolActor.__ray_metadata__.modified_class(QUESTIONS, rule, 7, tmp_path)  # type: ignore[attr-defined]
+
+    def fails(*_: object) -> None:
+        raise KeyError("x")
+
+    async def batch(pool: Any, version: int) -> list[tuple[int, int, int]]:
+        tickets = [ticket for ticket, _ in await asyncio.wait_for(pool.claim("w", 8), 20)]
+        for ticket, rewards in zip(tickets, ((0.0, 1.0), (1.0, 1.0)), strict=True):
+            group = played(ticket, rewards, version=version)
+            await pool.submit(group.outcome(), packed(group))
+        return [(ticket.batch, ticket.query, ticket.seed) for ticket in tickets]
+
+    async def scenario() -> None:
+        pool = made()
+        await pool.start()
+        await batch(pool, 0)
+        await pool.take(0)
+        await pool.release(0)
+        drawn = await batch(pool, 1)
+        with monkeypatch.context() as broken:
+            broken.setattr(Own, method, fails)
+            with pytest.raises(KeyError):
+                await pool.take(1)
+            await pool.close()
+            assert (await pool.release(None, checkpoint=tmp_path)).failed == ""
+        resumed = made()
+        await resumed.start(tmp_path)
+        assert await batch(resumed, 1) == drawn
+        assert len((await resumed.take(1)).accepted) == 1
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from agent.errors import Fault, UserError
 from agent.pool.claims import Lost
 from agent.pool.history import STATES
 from agent.pool.query_pool import QueryPool
-from agent.pool.rules.base import rule_class
+from agent.pool.rules.base import AT_ONCE, rule_class
 from agent.records import StopReason
 from agent.tickets import QueryState
 
@@ -485,6 +485,29 @@ def test_batches_are_released_in_order_once_and_after_their_take(make_pool, subm
         pool.release(0)
     pool.release(1)
     assert pool.places()["consumed"] == 4
+
+
+def test_a_batch_whose_release_its_rule_broke_off_is_not_released(make_pool, submit, monkeypatch):
+    class Returning(RECYCLE):
+        def rest(self, verdict, history, query):
+            return AT_ONCE
+
+    def fails(*_):
+        raise KeyError("x")
+
+    pool = make_pool(rule=Returning(batch_questions=2, group_size=2))
+    for ticket in pool.claim("w", now=0.0, limit=2):
+        submit(pool, ticket)
+    pool.take(version=0)
+    with monkeypatch.context() as broken:
+        broken.setattr(Returning, "weights", fails)
+        for _ in range(2):
+            with pytest.raises(KeyError):
+                pool.release(0)
+            assert pool.taken == 0
+    pool.release(0)
+    assert pool.taken is None
+    assert pool.places()["available"] == 6
 
 
 def test_a_group_that_is_too_old_is_returned_and_not_trained(make_pool, submit):
