@@ -168,6 +168,8 @@ class Places:
 
     def _make_available(self, queries: npt.NDArray[np.int64]) -> None:
         """Weighs ``queries`` and lets them be drawn, wherever they were."""
+        if len(queries) == 0:
+            return  # a rule is asked about queries: one of the user's own may look for their largest weight
         self._place[queries] = Place.AVAILABLE
         self._tree.set_many(queries, self._weights(queries))
         self._open.set_many(queries, 1.0)

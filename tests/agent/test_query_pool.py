@@ -664,6 +664,21 @@ def test_a_query_whose_ticket_could_not_be_made_can_be_drawn_after_a_resume(make
     assert other.places()["available"] == 4
 
 
+def test_a_rule_is_asked_for_weights_of_queries_that_there_are(make_pool, step):
+    """Nothing was in flight at the checkpoint; a rule that looks for its largest weight would break there."""
+
+    class Relative(RECYCLE):
+        def weights(self, history, queries, batch):
+            weights = 1.0 + history.draws[queries]
+            return weights / weights.max()
+
+    rule = Relative(batch_questions=2, group_size=2)
+    pool, other = make_pool(rule=rule), make_pool(rule=rule)
+    step(pool, ZERO)
+    other.load_state(as_in_a_checkpoint(pool.state()))
+    assert drawn(other.claim("w", now=0.0, limit=2)) == drawn(pool.claim("w", now=0.0, limit=2))
+
+
 def test_a_state_is_a_copy(make_pool, step):
     pool = make_pool(n=10)
     state = as_in_a_checkpoint(pool.state())
