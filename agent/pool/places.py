@@ -170,8 +170,9 @@ class Places:
         """Weighs ``queries`` and lets them be drawn, wherever they were."""
         if len(queries) == 0:
             return  # a rule is asked about queries: one of the user's own may look for their largest weight
+        weights = self._weights(queries)  # before anything changes: the rule may raise
         self._place[queries] = Place.AVAILABLE
-        self._tree.set_many(queries, self._weights(queries))
+        self._tree.set_many(queries, weights)
         self._open.set_many(queries, 1.0)
         self._looks_at[queries] = -1
         drawn = queries[self._history.draws[queries] > 0]  # an unseen query's weight never changes

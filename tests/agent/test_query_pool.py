@@ -679,6 +679,28 @@ def test_a_rule_is_asked_for_weights_of_queries_that_there_are(make_pool, step):
     assert drawn(other.claim("w", now=0.0, limit=2)) == drawn(pool.claim("w", now=0.0, limit=2))
 
 
+def test_queries_that_a_rule_could_not_weigh_are_not_available(make_pool, step, monkeypatch):
+    """Else the checkpoint of the run's end had them with a weight of 0, and they were drawn last."""
+
+    class Mine(RECYCLE):
+        def weights(self, history, queries, batch):
+            return np.ones(len(queries))
+
+    def fails(*_):
+        raise KeyError("x")
+
+    rule = Mine(batch_questions=2, group_size=2)
+    pool, other = make_pool(n=3, rule=rule), make_pool(n=3, rule=rule)
+    step(pool)
+    with monkeypatch.context() as broken:
+        broken.setattr(Mine, "weights", fails)
+        with pytest.raises(KeyError):
+            pool.claim("w", now=0.0)  # too few are left: the consumed ones come back
+    other.load_state(as_in_a_checkpoint(pool.state()))
+    assert other.state()["weight"].sum() == other.places()["available"] == 1
+    assert len(other.claim("w", now=0.0, limit=2)) == 2
+
+
 def test_a_state_is_a_copy(make_pool, step):
     pool = make_pool(n=10)
     state = as_in_a_checkpoint(pool.state())
