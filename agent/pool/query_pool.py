@@ -42,7 +42,7 @@ class QueryPool(Generic[P]):
 
     def __init__(self, ids: Sequence[str], rule: PoolRule, *, seed: int, limits: SearchLimits | None = None) -> None:
         check_ids(ids)
-        self.ids = ids
+        self.ids, self._digest = ids, digest(ids)  # once: each take asks for a state
         self.rule = rule
         self.books = Books()
         self.history = QueryHistory(len(ids), rule.keeps)
@@ -368,7 +368,7 @@ class QueryPool(Generic[P]):
         if self._taken:
             raise ValueError("the pool's state is only defined when every taken batch has been released")
         return {
-            "ids": digest(self.ids),
+            "ids": self._digest,
             **self._places.state(),
             "released": self._released,
             "next_batch": self._next_batch,
@@ -387,7 +387,7 @@ class QueryPool(Generic[P]):
         """
         if self._next_claim or self._next_batch:
             raise ValueError("load_state() on a pool in use: make a new one")
-        if state["ids"] != digest(self.ids):
+        if state["ids"] != self._digest:
             raise UserError("it has other questions; resume with the same data, or begin with model.path=CHECKPOINT")
         self.history.load_state(state)
         for name in ("released", "next_batch", "next_claim"):

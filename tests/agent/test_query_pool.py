@@ -710,6 +710,19 @@ def test_a_state_is_a_copy(make_pool, step):
         np.testing.assert_array_equal(live[name], value, err_msg=name)
 
 
+def test_a_state_reads_no_names():
+    """The pool's actor makes one before each take, and a million names take a third of a second."""
+
+    class Names(list):
+        def __iter__(self):
+            raise AssertionError("the names are read")
+
+    names = [f"q{i}" for i in range(6)]
+    pool = QueryPool(names, RECYCLE(batch_questions=2, group_size=2), seed=0)
+    pool.ids = Names(names)
+    assert pool.state()["ids"] == QueryPool(names, EPOCH(), seed=1).state()["ids"]
+
+
 def test_work_in_flight_is_claimed_again_before_anything_else(make_pool, submit):
     """Also by a pool with several open batches, some of them half played, under a rule whose draws went on."""
     pool = make_pool(n=12, batch_questions=3, max_staleness=1)
