@@ -66,11 +66,13 @@ class Record:
         """A line for the person who watches."""
         self._console.say(f"[{self.time_s:6.1f} s] {text}", style)
 
-    def alarms(self, alarms: Sequence[Alarm]) -> None:
-        """What ``tracking/alarms.py`` has found."""
+    def alarms(self, alarms: Sequence[Alarm], *, in_row: bool) -> None:
+        """What ``tracking/alarms.py`` has found. With ``in_row`` trackers know it from the row of its step: a number
+        that they are told twice is one of a run that went back."""
         for alarm in alarms:
             self.event("alarm", {"step": alarm.step, "name": alarm.name, "what": alarm.what})
-            self._trackers.log({"step": alarm.step, f"alarms/{alarm.name}": 1})  # after the last step no row has it
+            if not in_row:  # one of the last evaluation is in no row
+                self._trackers.log({"step": alarm.step, f"alarms/{alarm.name}": 1})
             self.say(f"alarm: {alarm}", "yellow")
 
     def given_up(self, notes: Sequence[str]) -> None:

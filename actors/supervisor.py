@@ -273,7 +273,7 @@ class Supervisor:
         totals.count(report)
         self.record.step(row, totals.so_far(step, self.config.algorithm))
         self._totals, self._untold = totals, None  # now: a row that can't be written is tried once more
-        self.record.alarms(alarms)
+        self.record.alarms(alarms, in_row=True)
         return row
 
     def _evaluate(self, step: int) -> None:
@@ -303,7 +303,7 @@ class Supervisor:
         row |= {"time_s": self.record.time_s, **asdict(self._totals)}
         self.evals.add(row)
         self.record.evaluation(row)
-        self.record.alarms(self._alarms.add({"kind": "eval", **row}))
+        self.record.alarms(self._alarms.add({"kind": "eval", **row}), in_row=False)
         self.saving.evaluated(step, row["em"])
 
     def _due(self, step: int) -> bool:

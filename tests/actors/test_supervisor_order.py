@@ -171,8 +171,19 @@ def test_an_alarm_of_the_last_evaluation_reaches_the_trackers(tmp_path: Path, mo
     monkeypatch.setattr(Trackers, "log", lambda self, row: told.append(dict(row)))
     off = Dispensable(pytest.fail)
     alarm = Alarm(name="no searches", what="0.00", look="the actions", change="Seed it.", step=5, last=5)
-    record.Record(tmp_path, Console(quiet=True), Trackers({}, off), off).alarms([alarm])
+    record.Record(tmp_path, Console(quiet=True), Trackers({}, off), off).alarms([alarm], in_row=False)
     assert told == [{"step": 5, "alarms/no searches": 1}]
+
+
+def test_trackers_are_told_once_of_an_alarm_at_a_step(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of TensorBoard takes a number that comes again for a run that went back, and hides the step."""
+    told: list[tuple[int, str]] = []
+    monkeypatch.setattr(
+        Trackers, "log", lambda self, row, prefix="": told.extend((row["step"], f"{prefix}{name}") for name in row)
+    )
+    play(World(searches=0), 6)
+    assert [step for step, name in told if name == "alarms/no searches"] == [5, 6]
+    assert len(set(told)) == len(told)
 
 
 def test_trackers_get_each_series_of_evaluations_as_a_curve_of_its_own(
