@@ -89,9 +89,7 @@ class ChatTemplate:
         self._codec = codec
         self._options = template_options(codec, thinking)
         self._tools: Sequence[Mapping[str, Any]] = tools
-        self.native = (
-            bool(tools) and tools[0]["function"]["name"] in self._difference(tools) and self._takes_results(tools)
-        )
+        self.native = bool(tools) and self._takes(tools)
         """Whether the template itself describes the tools, and takes their results. Otherwise the system prompt has to
         describe them, and results are the user's messages."""
         if not self.native:
@@ -99,18 +97,16 @@ class ChatTemplate:
         self._system = self._takes_a_system_prompt()
         self._learn()
 
-    def _difference(self, tools: Sequence[Mapping[str, Any]]) -> str:
-        """The rendering with ``tools``; empty if it is the same without them."""
-        shown = self._codec.render(ASKED, tools=tools, options=self._options)
-        return "" if shown == self._codec.render(ASKED, options=self._options) else shown
-
-    def _takes_results(self, tools: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether it renders a tool's result. Mistral's fails, since the result doesn't name the id of its call."""
+    def _takes(self, tools: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether it describes ``tools`` and renders a result. Some fail for any tool, and Mistral's for a result that
+        doesn't name the id of its call."""
         turn = [*ASKED, {"role": "assistant", "content": ASSISTANT}, {"role": "tool", "content": FIRST}]
         try:
-            return bool(self._codec.render(turn, tools=tools, options=self._options))
+            shown, answered = (self._codec.render(m, tools=tools, options=self._options) for m in (ASKED, turn))
         except UserError:
             return False
+        plain = self._codec.render(ASKED, options=self._options)
+        return tools[0]["function"]["name"] in shown and shown != plain and bool(answered)
 
     def _takes_a_system_prompt(self) -> bool:
         mark = "SYSTEM-mark"

@@ -74,6 +74,8 @@ XML = QWEN25.replace(
 """XML between Qwen's tags, as Qwen3-Coder has it."""
 REFUSING = QWEN25.replace(_CALLS, "{% if m.tool_calls %}{{ raise_exception('a call needs an id') }}{% endif %}")
 """One whose calls need what we don't have, as Mistral's do."""
+NO_TOOLS = "{% if tools %}{{ raise_exception('no tools here') }}{% endif %}" + PLAIN
+"""One that fails for any tool."""
 NO_RESULTS = QWEN25.replace(_RESULT, "{{ raise_exception('a result needs the id of its call') }}")
 """One that fails for results, as Mistral's does."""
 R1 = QWEN25.replace("{{ '<|im_start|>assistant\\n' }}", "{{ '<|im_start|>assistant\\n<think>\\n' }}")

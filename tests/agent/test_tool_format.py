@@ -235,7 +235,7 @@ def test_the_tools_are_described_once(tokenizer, family):
     assert "write <tool_call>" in prompt or family in ("qwen2.5", "qwen3", "llama")
 
 
-@pytest.mark.parametrize("name", ["LFM", "GRANITE", "XML", "REFUSING", "NO_RESULTS"])
+@pytest.mark.parametrize("name", ["LFM", "GRANITE", "XML", "REFUSING", "NO_TOOLS", "NO_RESULTS"])
 def test_a_template_whose_calls_or_results_are_others_describes_no_tools(tmp_path, name):
     """Our prompt does, with Qwen's calls: else the model would be told one form, and be read in another."""
     tokenizer = chat_templates.small_tokenizer(tmp_path, getattr(chat_templates, name))
