@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from agent.config import AgentConfig
-from agent.errors import Fault
+from agent.errors import Fault, UserError
 from agent.formats.base import Format, Shown
 from agent.formats.calls import CallStyle, JsonCalls, Malformed, TaggedCalls, check
 from agent.formats.chat_template import SAMPLE, ChatTemplate, beyond_eos, opened
@@ -125,10 +125,23 @@ class ToolFormat(Format):
         if request is not None:
             call = next(c for c in self.protocol.calls if c.tool == request.tool)
             thought = action[: action.rindex(call.opening)].strip()
-            action = self._style.write(request)
+            action = self._style.write(self._as_taken(request))
             if thought and isinstance(self._style, TaggedCalls):
                 action = f"{thought}\n{action}"
         return self._codec.encode(action.strip() + self._template.end)
+
+    def _as_taken(self, request: Request) -> Request:
+        """An expert's ``request`` with the argument's name of the tool, which may be a search of the user's own.
+
+        Raises ``UserError`` for a tool that doesn't take one text.
+        """
+        names = [*self._parameters.get(request.tool, ())]
+        if len(names) != 1:
+            raise UserError(
+                f"agent.tools has no '{request.tool}' that takes one text, as experts call it; leave the experts out, "
+                "or give the tool one argument"
+            )
+        return Request(tool=request.tool, arguments={names[0]: request.text})
 
     def _differences(self) -> tuple[str, ...]:
         """Where an episode isn't what the template makes of the same messages, token for token."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,6 +23,7 @@ from agent.protocol import PROTOCOLS
 from agent.records import Completion, Finish, Passage, Question, StopReason
 from agent.tokens import Tokenizer
 from agent.tools.base import Request
+from agent.tools.search import Search
 
 QUESTION = Question(id="q", text="Who wrote <|im_end|> Emma?", golden_answers=("x",))
 FAMILIES = {
@@ -274,6 +277,22 @@ def test_an_expert_writes_calls_as_the_model_does(tokenizer, family):
     searching = tokenizer.decode(dialogue.action_ids("I look. <search> emma </search>"))
     assert searching == ("" if family == "llama" else "I look.\n") + call(family, "emma") + end
     assert tokenizer.decode(dialogue.action_ids("<answer> x</answer>", last=True)) == f"<answer> x</answer>{end}"
+
+
+def test_an_expert_calls_a_search_of_ones_own_as_it_is_called(tokenizer, family, monkeypatch):
+    """Else it would be imitated in what the policy's turns are malformed for."""
+    texts = {name: {"type": "string", "description": "A text."} for name in ("text", "place")}
+    module = types.ModuleType("a_module_with_searches")
+    module.One = type("One", (Search,), {"parameters": {"text": texts["text"]}})
+    module.Two = type("Two", (Search,), {"parameters": texts})
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    dialogue = Dialogue.of(tokenizer, config(tools=[f"{module.__name__}:One"]))
+    said = tokenizer.decode(dialogue.action_ids("<search> emma </search>"))
+    assert dialogue.parse(said, Finish.STOP).requests == (Request(tool="search", arguments={"text": "emma"}),)
+    for tool in (f"{module.__name__}:Two", "open"):
+        dialogue = Dialogue.of(tokenizer, config(tools=[tool]))
+        with pytest.raises(UserError, match=r"^agent\.tools has no 'search' that takes one text, as experts call it;"):
+            dialogue.action_ids("<search> emma </search>")
 
 
 @pytest.mark.parametrize("protocol", ["search", "autocoa"])
