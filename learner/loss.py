@@ -145,7 +145,7 @@ def _check_each(value: object, row: LossInput, returned: str, *, marks: bool = F
 def try_loss(loss: Loss, config: AlgorithmConfig, device: torch.device) -> None:
     """Asks ``loss`` once for a row of two short sequences, so that a broken one is told before anything is played.
 
-    Raises ``UserError`` as ``policy_loss``, and for what backward raises.
+    Raises ``UserError`` as ``policy_loss``, for what backward raises, and for a loss or a gradient that isn't finite.
     """
     logprobs = torch.linspace(-2.0, -0.5, 5, device=device).requires_grad_()
     before, ones = logprobs.detach() - 0.1, torch.ones(5, device=device)
@@ -153,6 +153,11 @@ def try_loss(loss: Loss, config: AlgorithmConfig, device: torch.device) -> None:
     total, _ = policy_loss(loss, row, logprobs, ones, replace(config, kl="none"))
     with told(f"{KEY}={config.loss}: the gradient of surrogate()", but=(torch.OutOfMemoryError,)):
         total.backward()
+    gradient = logprobs.grad
+    if gradient is None or not (total.isfinite() and gradient.isfinite().all()):
+        raise UserError(
+            f"{KEY}={config.loss}: for a row of ordinary values the loss of surrogate(), or its gradient, isn't finite"
+        )
 
 
 def policy_loss(

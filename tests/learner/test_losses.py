@@ -282,6 +282,17 @@ class Turned(Reinforce):
         found.values.register_hook(lambda gradient: 1 / 0)
         return found
 
+class Odd(Reinforce):
+    def surrogate(self, row):
+        found = super().surrogate(row)
+        return Surrogate(values=found.values * float("nan"), clipped=found.clipped, ratio=found.ratio)
+
+class Steep(Reinforce):
+    def surrogate(self, row):
+        found = super().surrogate(row)
+        at_its_edge = (row.logprobs - row.logprobs.detach()).sqrt()
+        return Surrogate(values=found.values + at_its_edge, clipped=found.clipped, ratio=found.ratio)
+
 class Unmade(Reinforce):
     def __init__(self, choices):
         self.scale = choices.scale
@@ -364,7 +375,7 @@ def test_a_loss_that_gives_something_else_than_a_value_for_each_token(name: str,
 
 
 @pytest.mark.usefixtures("_own")
-@pytest.mark.parametrize("name", ["Meant", "Plain", "Weighed", "Broken", "Frozen", "Counted", "Turned"])
+@pytest.mark.parametrize("name", ["Meant", "Plain", "Weighed", "Broken", "Frozen", "Counted", "Turned", "Odd", "Steep"])
 def test_a_broken_loss_is_told_before_anything_is_played(name: str, tmp_path: Path) -> None:
     config = AlgorithmConfig(loss=f"own_losses:{name}", kl="k2")
     policy = tiny_policy()
