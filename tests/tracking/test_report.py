@@ -297,6 +297,18 @@ def test_passages_are_told_apart_marked_and_found_once() -> None:
     assert "tokens" not in turns[0]
 
 
+def test_passages_in_a_string_of_json_are_told_apart() -> None:
+    """So Llama 3's chat template writes results."""
+    odd = made.turn("a", [("Émile", "a \\n2: novel\nof his"), ('The "X"', "1: y"), ("", "z")], supporting=[1])
+    listed = odd["observation"].removeprefix("\n<result>\n").replace('Result 3: ""\n', "Result 3: ")
+    odd["observation"] = f"<|eot_id|>\n{json.dumps(listed, ensure_ascii=False)}<|eot_id|>"
+    (seen,) = shown(made.episode("q", [odd]), tokens=False)["turns"]
+    pieces = [text for text, _ in seen["observation"]]
+    assert [kind for _, kind in seen["observation"]] == [PLAIN, PASSAGE, FOUND, PASSAGE]
+    assert "".join(pieces) == odd["observation"]
+    assert [piece.partition(":")[0][-8:] for piece in pieces[1:]] == ["Result 1", "Result 2", "Result 3"]
+
+
 def test_an_observation_that_lists_no_passages_is_one_piece() -> None:
     odd = made.turn("a", [("Emma", "a novel")]) | {"observation": "\nThe search limit is reached.\n"}
     assert shown(made.episode("q", [odd]), tokens=False)["turns"][0]["observation"] == [[odd["observation"], PLAIN]]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from agent.formats.chat_template import ESCAPES
 from tracking.shapes import EPISODE, HEAD, QUESTION, shaped
 from tracking.trajectories import EVALUATIONS, TRAJECTORIES
 from tracking.view.lines import Notices, clean, lines, parsed
@@ -196,9 +197,12 @@ class _Passage:
 
     @property
     def head(self) -> re.Pattern[str]:
-        """How its first line begins."""
+        r"""How its first line begins; in a result that a chat template writes as a string of JSON (Llama 3), behind a
+        quote or ``\n``."""
         title = self.title.replace("\n", " ")
-        return re.compile(rf'^[^\n"]{{0,40}}\b{self.number}: ' + (f'"{re.escape(title)}"' if title else ""), re.M)
+        titles = "|".join(re.escape(text) for text in dict.fromkeys(escape(title) for escape in ESCAPES))
+        quoted = rf'\\?"(?:{titles})' if title else ""
+        return re.compile(rf'(?:^"?|\\n)[^\n"\\]{{0,40}}\b{self.number}: {quoted}', re.M)
 
 
 def _passages(call: dict[str, Any]) -> list[_Passage]:
