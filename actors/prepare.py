@@ -23,6 +23,7 @@ from agent.prompts import prompt_text
 from agent.records import Question
 from agent.rewards.scorer import Scorer
 from agent.tokens import Tokenizer
+from agent.tools.catalogue import tool_classes
 from conf.schema import RunConfig
 from learner.context import check_context, configuration
 from learner.digests import file_digest
@@ -184,7 +185,7 @@ def _expert_demonstrations(
 
 
 def _warm_start_key(config: RunConfig, model_path: str) -> str:
-    """A digest of the settings, the model's files, the experts' file and the seed.
+    """A digest of the settings, the model's files, the experts' file, what is told of the tools, and the seed.
 
     How exactly the optimizer counts is as the plan chooses it for the card: the weights depend on it.
     """
@@ -199,6 +200,7 @@ def _warm_start_key(config: RunConfig, model_path: str) -> str:
         "agent": asdict(config.agent),
     }
     settings["prompt"] = prompt_text(config.agent)
+    settings["tools"] = [f"{tool.description} {dict(tool.parameters)}" for tool in tool_classes(config.agent.tools)]
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=12)
     model = local_folder(model_path, f"model.path={model_path}")  # on a cluster the path is the hub's name
     files = [path for path in sorted(model.iterdir()) if path.suffix in _OF_THE_MODEL and path.is_file()]

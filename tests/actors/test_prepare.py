@@ -19,6 +19,7 @@ from agent.config import AgentConfig
 from agent.errors import UserError
 from agent.pool.rules.epoch import Rule as Epoch
 from agent.protocol import PROTOCOLS
+from agent.tools.search import Search
 from conf.schema import RunConfig
 from conf.topology import ClusterConfig
 from learner.config import AlgorithmConfig, ModelConfig, OptimizerConfig, WarmStartConfig
@@ -202,6 +203,14 @@ def test_the_cache_knows_the_models_weights_and_its_template(tmp_path: Path) -> 
     keys = [key(config_json="{}", model_safetensors="a"), key(model_safetensors="b"), key(template_jinja="{{ x }}")]
     assert len({*keys}) == 3
     assert key(notes_txt="of no matter", model_safetensors="b") == keys[-1]
+
+
+def test_the_cache_knows_what_is_told_of_the_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stands in the prompt, and a tool of the user's own changes without its name."""
+    imitating = replace(run(tmp_path), algorithm=AlgorithmConfig(warm_start=WarmStartConfig(steps=2)))
+    key = _warm_start_key(imitating, str(tmp_path))
+    monkeypatch.setattr(Search, "description", "Looks things up.")
+    assert _warm_start_key(imitating, str(tmp_path)) != key
 
 
 def test_the_cache_knows_a_model_by_its_hubs_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
