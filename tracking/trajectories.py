@@ -178,7 +178,7 @@ def _episode(trajectory: Trajectory, question: Question, texts: Texts, *, tokens
         "fault": trajectory.fault,
         "searches": trajectory.searches,
         "action_tokens": trajectory.action_tokens,
-        "inherited_turns": sum(turn.observation_end <= trajectory.inherited for turn in trajectory.turns),
+        "inherited_turns": sum(0 < turn.observation_end <= trajectory.inherited for turn in trajectory.turns),
         "turns": [
             _turn(trajectory, at, question, texts) | (_tokens(trajectory, turn, texts) if tokens else {})
             for at, turn in enumerate(trajectory.turns)

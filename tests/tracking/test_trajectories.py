@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from agent.inference.evaluation import eval_row
 from agent.inference.infer import Inferred
 from agent.pool.batches import TakenBatch
-from agent.records import Question, StopReason
+from agent.records import Question, StopReason, Trajectory, Turn
 from agent.tickets import QueryState
 from tracking.metrics import keep_lines
 from tracking.spans import Spans
@@ -159,6 +160,28 @@ def test_a_fault_of_an_evaluation_has_no_exact_match(tmp_path: Path, make: Any) 
     log.write(4, [(question, inferred, eval_row(question, inferred))], TEXTS)
     (row,) = lines(log.path)
     assert (row["em"], row["f1"], row["fault"]) == (None, None, "it broke")
+
+
+def test_a_turn_without_a_token_is_none_of_a_continuation(tmp_path: Path) -> None:
+    """A model behind an endpoint may say nothing."""
+    question = Question(id="q", text="Who?", golden_answers=("x",))
+    nothing = Turn(action_start=0, action_end=0, observation_end=0, text="")
+    empty: Any = np.zeros(0)
+    inferred = Inferred(
+        trajectory=Trajectory(
+            question_id="q",
+            prompt_ids=np.ones(1, np.int32),
+            token_ids=empty,
+            action_mask=empty,
+            logprobs=empty,
+            versions=empty,
+            turns=(nothing,),
+            stop_reason=StopReason.NO_ACTION,
+        )
+    )
+    log = EvaluationLog(path=tmp_path / EVALUATIONS)
+    log.write(0, [(question, inferred, eval_row(question, inferred))], TEXTS)
+    assert lines(log.path)[0]["inherited_turns"] == 0
 
 
 def test_what_comes_after_a_checkpoint_is_forgotten_a_line_at_a_time(tmp_path: Path) -> None:
