@@ -6,7 +6,7 @@ TriviaQA on the hub, AntiLeak-Bench, Search-R1, verl, David-GRPO, rLLM.
 | field | taken from, first that is there |
 | --- | --- |
 | text | ``question``; ``extra_info.question`` (verl, rLLM's rows for it); what follows ``question below:`` or ``Question:`` in the ``prompt`` (David-GRPO's Parquet) |
-| golden answers, a text, a whole number or a list of them, which may be JSON within a text | ``golden_answers``, ``answers``, ``answer``; an ``answer`` with ``value`` and ``aliases`` (TriviaQA); ``possible_answers``, a list in JSON within a text (PopQA); ``reward_model.ground_truth`` or its ``target`` (Search-R1, verl); ``ground_truth``, ``extra_info.ground_truth`` (rLLM); and beside any of them ``answer_aliases`` (MuSiQue), and for ``answer_id`` (2Wiki) the names in the ``id_aliases.json`` beside the file |
+| golden answers, a text, a whole number or a list of them, which may be JSON within a text | ``golden_answers``, ``answers``, ``answer``; an ``answer`` with ``value`` and ``aliases`` (TriviaQA); ``possible_answers``, a list in JSON within a text (PopQA); ``reward_model.ground_truth`` or its ``target`` (Search-R1, verl); ``ground_truth``, ``extra_info.ground_truth`` (rLLM); and beside any of them ``answer_aliases`` (MuSiQue) and ``answer 2`` (Bamboogle's table), and for ``answer_id`` (2Wiki) the names in the ``id_aliases.json`` beside the file |
 | what several answers mean | ``answers_mean``: ``any`` of them is right (if nothing is said), or ``all`` are needed, and aliases aren't read |
 | id | ``id``, ``_id``, after ``data_source`` if that is named (Search-R1 mixes sets that both count from train_0); the file's name and the line |
 | supporting titles | ``supporting_titles``; ``supporting_facts`` (HotpotQA, 2Wiki); ``paragraphs`` with ``is_supporting`` (MuSiQue); ``question_decomposition`` with ``support_paragraph`` (FlashRAG); ``evidence_documents`` (David-GRPO) |
@@ -50,6 +50,9 @@ _ANSWERS = (
     "ground_truth",
     "extra_info.ground_truth",
 )
+
+
+_ALIASES = ("answer_aliases", "answer 2")
 
 
 def read_questions(
@@ -158,8 +161,9 @@ def _golden(row: Row, where: str) -> tuple[str, ...]:
     """The row's answers, each once; with other names of them, unless all are needed: which of them a name is of isn't
     said."""
     golden = _named_answers(row, where)
-    for aliases in () if mean_all(row, where) else anywhere(row, "answer_aliases"):
-        golden += texts(aliases, where)
+    for name in () if mean_all(row, where) else _ALIASES:
+        for aliases in anywhere(row, name):
+            golden += texts(aliases, where)
     if mean_all(row, where):  # two spellings of one are one: an answer that names it once is whole
         spellings: dict[str, str] = {}
         for answer in golden:

@@ -17,7 +17,7 @@ from tasks.rows import Row
 _OBJECTS = ("metadata", "extra_info", "reward_model")
 _READ = frozenset(
     {"id", "_id", "question", "golden_answers", "answers", "answer", "answer_aliases", "answerable", "data_source"}
-    | {"possible_answers", "answers_mean", "answer_id", "type", "level", "prompt", "ground_truth"}
+    | {"answer 2", "possible_answers", "answers_mean", "answer_id", "type", "level", "prompt", "ground_truth"}
     | {*_OBJECTS, *supporting.NAMES}
 )
 """Fields that are read, in the row or in its metadata."""
@@ -28,7 +28,8 @@ _ALIKE = 0.85
 @lru_cache(maxsize=4096)
 def _meant(name: str) -> str | None:
     """The field that an unknown one may be meant for. Short names are near to too many."""
-    close = difflib.get_close_matches(name.lower(), sorted(n for n in _READ if len(n) > 6), n=1, cutoff=_ALIKE)
+    names = sorted(n for n in _READ if len(n) > 6 and n.isidentifier())
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=_ALIKE)
     return close[0] if close and name not in _READ else None
 
 

@@ -357,6 +357,15 @@ def test_bamboogle_and_bamtwoogle(read):
     assert (question.text, question.golden_answers, notices) == ("Où?", ("Liège",), [])
 
 
+def test_bamboogles_second_column_of_answers_is_read(read):
+    """The published table has columns without a name, and one question with two answers."""
+    content = b"Question,,,,Answer,Answer 2\r\nWho?,,,,Mildred Warner,Mildred Gale\r\nWhen?,,,,1999,\r\n"
+    questions, notices = read(content, name="bamboogle.csv")
+    assert [q.golden_answers for q in questions] == [("Mildred Warner", "Mildred Gale"), ("1999",)]
+    assert not notices
+    assert read([{"Question": "Who?", "Answer": "a", "Answer 2": "b"}])[0][0].golden_answers == ("a", "b")
+
+
 def test_bamboogles_names_are_read_in_any_file(read, tmp_path):
     rows = [{"Question": "Who?", "Answer": "a", "Url": "x"}]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
