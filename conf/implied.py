@@ -18,6 +18,7 @@ from conf.composing import Composer
 from conf.schema import INFERENCE, OF_A_CHECKPOINT
 from conf.topology import AUTO
 from learner.checkpoint import put_back
+from tasks.paths import is_named
 
 ANY_MODEL = "model=folder"
 """The choice for a model that is given by its path."""
@@ -125,7 +126,7 @@ def _questions_and_passages(given: Mapping[str, Override], composed: DictConfig,
             return []
         found.append(QUESTIONS)
     named = QUESTIONS in found or any(
-        str(composed.data[key] or "").lstrip("['\"").startswith("flashrag:") for key in ("questions", "eval_questions")
+        is_named(str(composed.data[key] or "").lstrip("['\"")) for key in ("questions", "eval_questions")
     )
     if named and choices["retrieval"] == "bm25" and not given.keys() & _ELSEWHERE and not composed.data.corpus:
         found.append(PASSAGES)

@@ -2,12 +2,13 @@
 
 ``flashrag:SET/SPLIT`` is a file of FlashRAG's data sets on the hub, ``RUC-NLPIR/FlashRAG_datasets``:
 ``hotpotqa/train``, ``musique/dev``, ``2wikimultihopqa/train``, ``nq/test``, ``triviaqa/test``, ``popqa/test``,
-``bamboogle/test`` and others; ``conf/data`` names the usual ones. ``data.corpus=wiki-18`` is the papers' corpus, from
-the same place.
+``bamboogle/test`` and others; ``conf/data`` names the usual ones. ``github:bamtwoogle`` and ``github:antileak`` are the
+files that these sets' authors publish, of a fixed commit. ``data.corpus=wiki-18`` is the papers' corpus, from the hub.
 
-What is fetched is said first. It goes on where an earlier attempt was interrupted, is compared with the hub's checksum,
-and lies in the cache with a note beside it: from which commit, and its SHA-256, which every later run compares; of the
-corpus, which takes long to read, the size alone. A file that was put there by hand is taken as it is, and noted.
+What is fetched is said first. It goes on where an earlier attempt was interrupted, is compared with the checksum that
+the hub or this file names, and lies in the cache with a note beside it: from which commit, and its SHA-256, which every
+later run compares; of the corpus, which takes long to read, the size alone. A file that was put there by hand is taken
+as it is, unless its checksum is known, and noted.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from agent.readable import json_of
 from retrieval_service.download import Show, Source, already, downloaded, hidden, hub_url, on_hub, sha256, size_text
 from retrieval_service.whole import written
 from tasks.config import DataConfig
-from tasks.paths import WIKI_18, files_of, is_named, listed, read_by
+from tasks.paths import GITHUB, WIKI_18, files_of, is_named, listed, read_by
 
 REPOSITORY = "RUC-NLPIR/FlashRAG_datasets"
 _NAME = re.compile(r"flashrag:([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w-]*)")
@@ -47,6 +48,23 @@ SIZES = {
 }
 """About how many bytes, for the plan, which asks nobody: NQ's as the hub shows them, HotpotQA's by its own files."""
 CORPUS_SHA256 = "7abd929223399cd63c52b499f289bf4f9039be1e9f8c43e1cb3938305b2317db"
+_RAW = "https://raw.githubusercontent.com"
+_BAMTWOOGLE, _ANTILEAK = "fd75eaf1ff92c9b05c19708239a16d127bf10d18", "9daf9304a598fc778bdb8f34f90413f39d79489e"
+ON_GITHUB = {
+    "bamtwoogle.csv": Source(
+        url=f"{_RAW}/google-research-datasets/BamTwoogle/{_BAMTWOOGLE}/bamtwoogle.csv",
+        size=9_480,
+        checksum="4aa38764c257ed08f84f28dc72a681b74d6f33c4c12b30c8f1f2776647a5eec1",
+        commit=_BAMTWOOGLE,
+    ),
+    "antileak.json": Source(
+        url=f"{_RAW}/BobXWu/AntiLeak-Bench/{_ANTILEAK}/releases/en_20220101_20230101/multihop-gold.json",
+        size=14_964_498,
+        checksum="",  # nobody publishes one
+        commit=_ANTILEAK,
+    ),
+}
+"""By what the file is called here: the set's name and what it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +91,8 @@ class Named:
     """In the repository."""
     path: Path
     revision: str
+    known: Source | None = None
+    """What the file has to be, where this code says so and nobody need be asked."""
 
     @property
     def given(self) -> str:
@@ -81,19 +101,11 @@ class Named:
     @property
     def about(self) -> int | None:
         """About how many bytes it has; None where only the hub knows."""
-        return CORPUS_SIZE if self.pinned else SIZES.get(self.file)
-
-    @property
-    def pinned(self) -> bool:
-        """Whether this code says what the file has to be, so that nobody need be asked."""
-        return self.file == CORPUS
+        return SIZES.get(self.file) if self.known is None else self.known.size
 
     def source(self) -> Source:
         """Raises ``UserError`` where the hub doesn't have it, or can't be asked."""
-        if self.pinned:
-            url = hub_url(REPOSITORY, self.file, self.revision)
-            return Source(url=url, size=CORPUS_SIZE, checksum=CORPUS_SHA256, commit=self.revision)
-        return on_hub(REPOSITORY, self.file, self.revision, self.given, self.path)
+        return self.known or on_hub(REPOSITORY, self.file, self.revision, self.given, self.path)
 
 
 def named(config: DataConfig, cache: Path, mode: str) -> list[Named]:
@@ -102,11 +114,14 @@ def named(config: DataConfig, cache: Path, mode: str) -> list[Named]:
     for key in read_by(mode, config.eval_questions):
         value = getattr(config, key)
         for file in files_of(value, f"data.{key}") if value else ():
-            if is_named(file):
+            if file.startswith(GITHUB):
+                found.append(_on_github(key, file, cache))
+            elif is_named(file):
                 found.append(_named_split(key, file, cache, config.revision))
     if config.corpus == WIKI_18:
-        path = cache / "corpora" / Path(CORPUS).name
-        found.append(Named(key="corpus", name=WIKI_18, file=CORPUS, path=path, revision=CORPUS_COMMIT))
+        path, url = cache / "corpora" / Path(CORPUS).name, hub_url(REPOSITORY, CORPUS, CORPUS_COMMIT)
+        known = Source(url=url, size=CORPUS_SIZE, checksum=CORPUS_SHA256, commit=CORPUS_COMMIT)
+        found.append(Named(key="corpus", name=WIKI_18, file=CORPUS, path=path, revision=CORPUS_COMMIT, known=known))
     return found
 
 
@@ -134,6 +149,15 @@ def fetched(
             files = (value,) if key == "corpus" else files_of(value, f"data.{key}")
             changed[key] = listed([paths.get(file, file) for file in files])
     return replace(config, **changed)
+
+
+def _on_github(key: str, name: str, cache: Path) -> Named:
+    files = {f"{GITHUB}{Path(file).stem}": file for file in ON_GITHUB}
+    if name not in files:
+        raise UserError(f"data.{key}={name}: is none of the sets that are read from GitHub, {', '.join(files)}")
+    file, known = files[name], ON_GITHUB[files[name]]
+    path = cache / "questions" / "github" / file
+    return Named(key=key, name=name, file=file, path=path, revision=known.commit, known=known)
 
 
 def _named_split(key: str, name: str, cache: Path, revision: str) -> Named:
@@ -188,14 +212,14 @@ def _kept(wanted: Named) -> Note | None:
         note = Note(**json_of(_note_of(path).read_text()))
     except FileNotFoundError:
         note = Note(sha256=sha256(path), size=size)
-        if wanted.pinned and note.sha256 != CORPUS_SHA256:
+        if wanted.known and wanted.known.checksum not in ("", note.sha256):
             raise UserError(f"{given}: {path} is another file (SHA-256); delete it, and it is fetched") from None
         _write_note(path, note)
         return note
     except (ValueError, TypeError) as error:
         raise UserError(f"{given}: {_note_of(path)} can't be read; delete it and {path.name}") from error
     # The corpus isn't read at every start: one that has changed has another stamp (stamps.py), and so another index.
-    if note.size != size or (not wanted.pinned and note.sha256 != sha256(path)):
+    if note.size != size or (wanted.key != "corpus" and note.sha256 != sha256(path)):
         raise UserError(
             f"{given}: {path} is not what it was when it came (SHA-256); delete it, and it is fetched again, or delete "
             f"{_note_of(path).name} beside it if you have put another file there"
@@ -206,9 +230,10 @@ def _kept(wanted: Named) -> Note | None:
 def _fetch(wanted: Named, say: Callable[[str], None], show: Show) -> None:
     """Fetches the file, which appears when it is whole and right."""
     path, source = wanted.path, wanted.source()
+    place = f"of {REPOSITORY} (revision {wanted.revision}, commit {source.commit[:7]})"
     say(
-        f"fetching {wanted.file} of {REPOSITORY} (revision {wanted.revision}, commit {source.commit[:7]}): "
-        f"{size_text(source.size)}{already(source, path)}, to {path}"
+        f"fetching {wanted.file} {place if source.on_hub else f'from {source.url}'}: {size_text(source.size)}"
+        f"{already(source, path)}, to {path}"
     )
     with show(f"fetching {wanted.file}") as progress:
         part = downloaded(source, path, wanted.given, progress)

@@ -17,6 +17,8 @@ _LIST = re.compile(r"\[(.*)\]", re.DOTALL)
 _FILE = re.compile(r"""\s*(?:'([^']*)'|"([^"]*)"|([^,'"]*?))\s*(,|$)""")
 
 
+GITHUB = "github:"
+"""Before the name of a set that its authors publish there."""
 WIKI_18 = "wiki-18"
 """A corpus by name (``tasks/named.py``); a file of this name is ``./wiki-18``."""
 
@@ -32,7 +34,7 @@ def read_by(mode: str, eval_questions: str | None) -> tuple[str, ...]:
 
 def is_named(file: str) -> bool:
     """Whether ``file`` is the name of a published set, which is fetched (``tasks/named.py``), and no path."""
-    return file.startswith("flashrag:")
+    return file.startswith(("flashrag:", GITHUB))
 
 
 def files_of(value: str, key: str) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def _questions(config: RunConfig) -> Iterator[Download]:
     for each in named(config.data, config.cache, config.mode):
         if not each.path.is_file():
             size = each.about
-            yield Download(what=each.given, to=each.path, size=size, exact=each.pinned, room=size or 0)
+            yield Download(what=each.given, to=each.path, size=size, exact=each.known is not None, room=size or 0)
 
 
 def _index(config: RunConfig) -> Iterator[Download]:

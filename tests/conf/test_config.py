@@ -37,7 +37,7 @@ NEEDED = {
     **{("data", name): ["data.corpus=c.jsonl", "model=smollm2-135m"] for name in ("nq", "triviaqa")},
     **{
         ("data", name): ["data.corpus=c.jsonl", "mode=eval", "checkpoint=x"]
-        for name in ("popqa", "bamboogle", "benchmark")
+        for name in ("popqa", "bamboogle", "bamtwoogle", "antileak", "benchmark")
     },
     ("exit", "early"): ["mode=eval", "checkpoint=folder"],
     ("experiment", "benchmark"): ["checkpoint=folder"],

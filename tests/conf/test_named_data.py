@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import launch
 from agent.errors import UserError
 from conf.named_data import sets_together
 from conf.schema import RunConfig
+from retrieval_service.wikipedia import WIKI_18
+from tasks.named import named
+from tasks.paths import set_names
 
 MORE = ("data.corpus=c.jsonl", "model=smollm2-135m")
 
@@ -32,6 +37,17 @@ def test_several_sets_are_lists_of_files() -> None:
     assert data.eval_questions == "own.jsonl", "what is said besides counts"
 
 
+def test_the_six_sets_of_a_paper_are_several_by_name(tmp_path: Path) -> None:
+    six = "data=[hotpotqa,2wiki,musique,bamboogle,bamtwoogle,antileak]"
+    (config,) = launch.check_overrides(["mode=eval", "checkpoint=org/name", six]).configs
+    files = named(config.data, tmp_path, "eval")
+    assert [each.name for each in files[-2:]] == ["github:bamtwoogle", "github:antileak"]
+    assert set_names([each.path for each in files])[-3:] == ("bamboogle-test", "bamtwoogle", "antileak")
+    assert config.retrieval.prebuilt == WIKI_18.name
+    (alone,) = launch.check_overrides(["mode=eval", "checkpoint=org/name", "data=antileak"]).configs
+    assert (alone.data.named, alone.retrieval.prebuilt) == (("github:antileak",), WIKI_18.name)
+
+
 def test_several_sets_in_a_sweep_of_something_else() -> None:
     configs = launch.check_overrides(["-m", "data=[hotpotqa,nq]", "seed=0,1", *MORE]).configs
     assert {config.data.questions for config in configs} == {"['flashrag:hotpotqa/train','flashrag:nq/train']"}
@@ -42,7 +58,7 @@ def test_several_sets_in_a_sweep_of_something_else() -> None:
     [
         (
             "data=[hotpotq,nq]",
-            "hotpotq is none of the named sets 2wiki, bamboogle, hotpotqa, musique, nq, popqa, trivi",
+            "hotpotq is none of the named sets 2wiki, antileak, bamboogle, bamtwoogle, hotpotqa, musique, nq",
         ),
         ("data=[world,nq]", "world is none of the named sets"),
         ("data=[]", "nothing is none of the named sets"),

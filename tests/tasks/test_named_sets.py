@@ -19,7 +19,7 @@ from huggingface_hub import constants
 from agent.errors import UserError
 from retrieval_service import download
 from retrieval_service.corpus import read_corpus
-from retrieval_service.download import Progress
+from retrieval_service.download import Progress, Source
 from tasks import named
 from tasks.config import DataConfig
 from tasks.load import load
@@ -326,6 +326,7 @@ def test_a_disk_that_is_too_small_is_said_before(hub: Hub, tmp_path: Path, monke
     [
         ("flashrag:hotpotqa", "main", "a named set is written flashrag:SET/SPLIT, such as flashrag:hotpotqa/train"),
         ("flashrag:../train", "main", "a named set is written flashrag:SET/SPLIT"),
+        ("github:x", "main", "is none of the sets that are read from GitHub, github:bamtwoogle, github:antileak"),
         ("flashrag:hotpotq/train", "main", f"{REPOSITORY} has no hotpotq/train.jsonl at revision main"),
         ("flashrag:hotpotqa/train", "v9", rf"the hub has no revision v9 of {REPOSITORY} \(data\.revision\)"),
     ],
@@ -333,6 +334,44 @@ def test_a_disk_that_is_too_small_is_said_before(hub: Hub, tmp_path: Path, monke
 def test_a_name_that_is_none(hub: Hub, tmp_path: Path, questions: str, revision: str, message: str) -> None:
     with pytest.raises(UserError, match=f"^data.questions={questions}: {message}"):
         fetched(config(questions, revision=revision), tmp_path, "train", lambda text: None)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_set_that_its_authors_publish_is_fetched_from_there(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    content = b"question,answer\nWho?,Ed\n"
+    checksum = hashlib.sha256(content).hexdigest()
+    url = f"{hub.url.replace('127.0.0.1', 'localhost')}/bamtwoogle.csv"
+    there = Source(url=url, size=len(content), checksum=checksum if known else "", commit="c" * 40)
+    monkeypatch.setitem(named.ON_GITHUB, "bamtwoogle.csv", there)
+    data = config(eval_questions="github:bamtwoogle", revision="v2")
+    path = tmp_path / "questions" / "github" / "bamtwoogle.csv"
+    with pytest.raises(
+        UserError, match=rf"^data\.eval_questions=github:bamtwoogle: .* {url} elsewhere and put it at {path}$"
+    ):
+        fetched(data, tmp_path, "eval", lambda text: None)
+    hub.files["bamtwoogle.csv"], said = content + b"When?,1821\n", []
+    with pytest.raises(UserError, match="localhost can't be asked \\(it sends a file of 35 bytes, not the one of 24"):
+        fetched(data, tmp_path, "eval", lambda text: None)
+    hub.files["bamtwoogle.csv"] = content
+    assert fetched(data, tmp_path, "eval", said.append).eval_questions == str(path)
+    assert said == [f"fetching bamtwoogle.csv from {url}: 0.0 MB, to {path}"]
+    assert path.read_bytes() == content
+    note = json.loads(path.with_suffix(".source.json").read_text())
+    assert note == {"sha256": checksum, "size": len(content), "revision": "c" * 40, "commit": "c" * 40}
+    requests = len(hub.asked)
+    fetched(data, tmp_path, "eval", said.append)
+    path.write_bytes(content.replace(b"Ed", b"Al"))
+    with pytest.raises(UserError, match=r"is not what it was when it came \(SHA-256\)"):
+        fetched(data, tmp_path, "eval", said.append)
+    path.with_suffix(".source.json").unlink()
+    if known:
+        with pytest.raises(UserError, match=r"is another file \(SHA-256\); delete it, and it is fetched"):
+            fetched(data, tmp_path, "eval", said.append)
+    else:
+        fetched(data, tmp_path, "eval", said.append)
+    assert (len(hub.asked), len(said)) == (requests, 1)
 
 
 def test_the_corpus_of_the_papers_by_its_name(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
