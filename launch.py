@@ -117,8 +117,9 @@ def experts(config: RunConfig, run_dir: Path, console: Console) -> None:
     started = time.perf_counter()
     _settle(config, console)
     fetch_all(config, console)
-    with console.phase("reading the data"):
-        task = load(config.data, config.seed, config.cache, say=console.say)
+    with console.phase("reading the data") as phase:
+        count = phase.counting("documents")
+        task = load(config.data, config.seed, config.cache, say=console.say, count=count)
         given = config.model.path
         model = None if given is None else local_folder(given, f"model.path={given}")
         write_notices(run_dir, task.notices)
@@ -148,8 +149,9 @@ def index(config: RunConfig, run_dir: Path, console: Console) -> None:
     check_cache(config)
     started = time.perf_counter()
     fetch_all(config, console)
-    with console.phase("reading the data"):
-        corpus = load(config.data, config.seed, config.cache, mode="index", say=console.say).corpus
+    with console.phase("reading the data") as phase:
+        count = phase.counting("documents")
+        corpus = load(config.data, config.seed, config.cache, mode="index", say=console.say, count=count).corpus
     with console.phase("building the index") as phase:
         watch = Watch(say=console.say, count=phase.counting("passages"))
         folder = index_for(corpus, config.retrieval, config.cache, watch)

@@ -156,8 +156,9 @@ def behind_endpoint(config: RunConfig, run_dir: Path, console: Console) -> Itera
 def _behind(config: RunConfig, run_dir: Path, console: Console) -> Iterator[Served[EndpointPlayers]]:
     check_cache(config)
     fetch(config, console)
-    with console.phase("reading the data"):
-        task = load(config.data, config.seed, config.cache, mode="eval", say=console.say)
+    with console.phase("reading the data") as phase:
+        count = phase.counting("documents")
+        task = load(config.data, config.seed, config.cache, mode="eval", say=console.say, count=count)
         asked = asked_of_endpoint(config, task, console.say)
         write_notices(run_dir, asked.notices)
     console.notices(asked.notices, run_dir)

@@ -103,8 +103,9 @@ def _read(config: RunConfig, run_dir: Path, console: Console) -> _Read:
         published = FolderChannel().publish(folder, 0)
         how, calibrated = _how(config, published.checksum)
     fetch(config, console)
-    with console.phase("reading the data"):
-        task = load(config.data, config.seed, config.cache, mode=config.mode, say=console.say)
+    with console.phase("reading the data") as phase:
+        count = phase.counting("documents")
+        task = load(config.data, config.seed, config.cache, mode=config.mode, say=console.say, count=count)
         questions = asked(config, task, folder, console.say, calibrated)
         write_notices(run_dir, questions.notices)
     console.notices(questions.notices, run_dir)

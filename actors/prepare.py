@@ -70,14 +70,18 @@ def warm_started(cache: Path, key: str) -> Path:
     return cache / "warm_start" / key
 
 
-def look(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> Task:
+def look(
+    config: RunConfig,
+    say: Callable[[str], None] = lambda text: None,
+    count: Callable[[int, int], None] = lambda done, total: None,
+) -> Task:
     """The data of a training run, checked as far as no tokenizer is needed: before anything is built or started.
 
-    ``say`` is told of what takes long. Raises ``UserError`` for bad data, an unknown protocol or reward, or wrong
-    expert trajectories.
+    ``say`` is told of what takes long, ``count`` how many of a folder's documents are read. Raises ``UserError`` for
+    bad data, an unknown protocol or reward, or wrong expert trajectories.
     """
     Scorer(config.reward, tags_of(config.agent))  # the workers make theirs when it is late to complain
-    task = load(config.data, config.seed, config.cache, say=say)
+    task = load(config.data, config.seed, config.cache, say=say, count=count)
     experts: list[Question] = []
     notices = list(task.notices)
     if config.data.experts not in (None, AUTO):  # a run's own are made when its tokenizer is known

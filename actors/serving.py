@@ -39,7 +39,8 @@ def serve(config: RunConfig, console: Console) -> None:
         if first is not None:
             return first()  # one more, over the same index: the data may have changed since
         with console.phase("opening the index") as phase:
-            corpus = load(config.data, config.seed, config.cache, mode="serve", say=console.say).corpus
+            count = phase.counting("documents")
+            corpus = load(config.data, config.seed, config.cache, mode="serve", say=console.say, count=count).corpus
             watch = Watch(say=console.say, count=phase.counting("passages"))
             first = opener(corpus, config.retrieval, config.cache, watch)
             return first()

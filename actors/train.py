@@ -92,10 +92,10 @@ class _Begun:
 
 def _begun(config: RunConfig, run_dir: Path, console: Console) -> _Begun:
     """The data, and the checkpoint that the run goes on from, if it does. ``config`` gets its model and its experts."""
-    with console.phase("reading the data"):
+    with console.phase("reading the data") as phase:
         from actors.prepare import look
 
-        task = look(config, console.say)  # wrong data is refused before anything is built
+        task = look(config, console.say, phase.counting("documents"))  # wrong data is refused before anything is built
     with console.phase("loading PyTorch"):
         from actors.provenance import Provenance  # what is refused above shall be refused at once
         from actors.resume import resumed

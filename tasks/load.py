@@ -166,18 +166,19 @@ def load(
     mode: str = "train",
     say: Callable[[str], None] = lambda text: None,
     show: Show = hidden,
+    count: Callable[[int, int], None] = lambda done, total: None,
 ) -> Task:
     """The task that ``config`` describes. The world's corpus, and what is fetched, is kept below the folder ``cache``.
 
     ``seed`` chooses what is held out of the user's questions; the world has a seed of its own, so that
     runs with different seeds answer the same questions. ``mode`` says which of the user's files are needed
-    (``tasks/sets.py``), ``say`` is told of what is fetched of them, and ``show`` shows it. Raises ``UserError`` for
-    files that are missing or wrong.
+    (``tasks/sets.py``), ``say`` is told of what is fetched of them, and ``show`` shows it; ``count`` is told how many
+    of a folder's documents are read. Raises ``UserError`` for files that are missing or wrong.
     """
     if config.source == "world":
         return _world_task(config, cache)
     config = fetched(config, cache, mode, say, show)
-    corpus = _corpus(config, cache, say)
+    corpus = _corpus(config, cache, say, count)
     found = sets(config, seed, mode)
     return Task(
         name=found.name,
@@ -191,13 +192,15 @@ def load(
     )
 
 
-def _corpus(config: DataConfig, cache: Path, say: Callable[[str], None]) -> Path | None:
+def _corpus(
+    config: DataConfig, cache: Path, say: Callable[[str], None], count: Callable[[int, int], None]
+) -> Path | None:
     """The file of passages that ``data.corpus`` names, or that is made of the folder that it names."""
     if not config.corpus:
         return None
     path = at_home(config.corpus)
     if path.is_dir():
-        return documents_corpus(path, cache, config.passage_words, config.overlap_words, say)
+        return documents_corpus(path, cache, config.passage_words, config.overlap_words, say, count)
     if not path.is_file():
         raise UserError(
             f"data.corpus={path}: no such file; name one of passages (id, contents), or a folder of documents"

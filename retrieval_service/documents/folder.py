@@ -40,9 +40,9 @@ class _Reading:
     """Files whose encoding was guessed, by how they were read."""
     titles: set[str] = field(default_factory=set)
 
-    def passages(self) -> Iterator[Passage]:
+    def passages(self, count: Callable[[int, int], None]) -> Iterator[Passage]:
         """Raises ``UserError`` for a document that can't be read, and in the end where none holds a text."""
-        for file in self.files:
+        for number, file in enumerate(self.files, start=1):
             name = _shown(file.relative_to(self.folder).as_posix())
             try:
                 document = READERS[file.suffix.lower()](file)
@@ -56,6 +56,7 @@ class _Reading:
                 ) from error
             if document.guessed:
                 self.guessed.setdefault(document.guessed, []).append(name)
+            count(number, len(self.files))
             texts = chunks(document.paragraphs, self.words, self.overlap)
             if not texts:
                 self.silent.append(name)
@@ -80,13 +81,19 @@ class _Reading:
 
 
 def documents_corpus(
-    folder: Path, cache: Path, words: int, overlap: int, say: Callable[[str], None] = lambda text: None
+    folder: Path,
+    cache: Path,
+    words: int,
+    overlap: int,
+    say: Callable[[str], None] = lambda text: None,
+    count: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """The passages of the documents below ``folder``, as a JSONL file below ``cache``: of at most ``words`` words, with
     ``overlap`` of the one before (``chunks.py``), the document's title on each, and ids like ``notes/a.md#3``.
 
     Hidden files are left out, and links are followed. ``say`` is told where the passages are, and which files were left
-    out. Raises ``UserError`` for a folder without documents, and for one that can't be read.
+    out, ``count`` how many documents of how many are read. Raises ``UserError`` for a folder without documents, and for
+    one that can't be read.
     """
     files, others = _documents(folder)
     kinds = "text, Markdown, HTML and PDF"
@@ -98,13 +105,13 @@ def documents_corpus(
         if others:
             say(f"{folder}: {sum(others.values())} files are no {kinds} and are left out ({_kinds(others)})")
         reading = _Reading(folder=folder, files=files, words=words, overlap=overlap)
-        count = write_corpus(corpus, reading.passages())
+        written = write_corpus(corpus, reading.passages(count))
         read = len(files) - len(reading.silent)
         if reading.silent:
             say(f"{folder}: {len(reading.silent)} files hold no text and are left out, such as {reading.silent[0]}")
         for guess, names in reading.guessed.items():
             say(f"{folder}: {len(names)} files {guess}, such as {names[0]}")
-        say(f"{folder}: {read} documents are {count:,} passages, in {corpus}")
+        say(f"{folder}: {read} documents are {written:,} passages, in {corpus}")
     return corpus
 
 

@@ -21,7 +21,7 @@ def test_a_second_lane_reads_no_data_again(tmp_path: Path, monkeypatch: pytest.M
     loaded: list[str] = []
     opened: list[Any] = []
 
-    def load(*given: Any, mode: str, say: Callable[[str], None]) -> Any:
+    def load(*given: Any, mode: str, **told: Any) -> Any:
         loaded.append(mode)
         return SimpleNamespace(corpus=tmp_path / f"corpus-{len(loaded)}.jsonl")
 

@@ -35,7 +35,7 @@ def breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: list[str]) -
         "plan.fit.refusal": lambda config: "",
         "plan.machine.check_machine": lambda config: None,
         "fetching.fetch": lambda config, console: None,
-        "prepare.look": lambda config, say: task,
+        "prepare.look": lambda config, say, count: task,
         "prepare.prepare": lambda config, run_dir, task: SimpleNamespace(task=task),
         "provenance.Provenance.of": lambda config, task, say: SimpleNamespace(settings={}),
         "ray_start.start_ray": lambda config, namespace: None,

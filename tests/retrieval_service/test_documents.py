@@ -552,7 +552,10 @@ def notes(tmp_path: Path) -> Path:
 
 def test_a_folder_is_a_corpus_of_passages_with_titles(notes: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    corpus = documents_corpus(notes, tmp_path / "cache", 12, 5, lines.append)
+    counted: list[tuple[int, int]] = []
+    count = lambda done, total: counted.append((done, total))  # noqa: E731
+    corpus = documents_corpus(notes, tmp_path / "cache", 12, 5, lines.append, count)
+    assert counted == [(1, 4), (2, 4), (3, 4), (4, 4)]
     found = list(read_corpus(corpus))
     assert [(p.id, p.title) for p in found] == [
         *((f"deep/read_me.md#{n}", "Read me") for n in range(5)),
