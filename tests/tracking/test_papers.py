@@ -38,7 +38,8 @@ def result(checkpoint: str, **sets: tuple[float, float]) -> dict[str, Any]:
 def test_a_policy_on_all_sets_of_a_table_has_an_average(tmp_path: Path) -> None:
     sets = {name: (0.1 * at, 0.1 * at + 0.05) for at, name in enumerate(SIX)}
     (title, lines), (_, recycling) = papers.write(tmp_path, [result("mine", **sets)])
-    assert title == "DAVID-GRPO: EM / F1, Qwen2.5-1.5B, as in arXiv 2601.21699, January 2026"
+    of = "EM / F1, Qwen2.5-1.5B, as in arXiv 2601.21699, January 2026; AntiLeak-m over a Wikipedia of 2024"
+    assert title == f"DAVID-GRPO: {of}"
     assert lines[0] == ["", "HotpotQA", "2Wiki", "MuSiQue", "Bamboogle", "BamTwoogle", "AntiLeak-m", "Avg."]
     assert lines[1] == [
         "mine",

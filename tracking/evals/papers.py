@@ -45,7 +45,7 @@ class Paper:
 PAPERS = (
     Paper(
         name="DAVID-GRPO",
-        source="EM / F1, Qwen2.5-1.5B, as in arXiv 2601.21699, January 2026",
+        source="EM / F1, Qwen2.5-1.5B, as in arXiv 2601.21699, January 2026; AntiLeak-m over a Wikipedia of 2024",
         columns={
             "hotpot": "HotpotQA",
             "2wiki": "2Wiki",
