@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import io
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -32,8 +34,20 @@ WIDTH = 300
 """Characters of a log's line that a message shows; vLLM's lists of what it supports have thousands."""
 
 
+class _Log(io.FileIO):
+    """A descriptor of an actor's log. What a full disk doesn't take is lost: no actor breaks of what it tells."""
+
+    def write(self, content: Any, /) -> int:
+        with contextlib.suppress(OSError):
+            return super().write(content)
+        return len(content)
+
+
 def log_to(folder: Path, actor: str) -> None:
-    """Sends this process's output, of Python and of native code alike, to ``folder/actor.log``."""
+    """Sends this process's output, of Python and of native code alike, to ``folder/actor.log``.
+
+    From then on no print raises ``OSError``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = os.open(folder / f"{actor}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     sys.stdout.flush()
@@ -41,6 +55,15 @@ def log_to(folder: Path, actor: str) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
+    sys.stdout, sys.stderr = (
+        io.TextIOWrapper(
+            io.BufferedWriter(_Log(descriptor, "w", closefd=False)),
+            encoding="utf-8",
+            errors="backslashreplace",
+            line_buffering=True,
+        )
+        for descriptor in (1, 2)
+    )
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)  # what every thread does, for actors/health.py
     print(f"[slingshot] {actor}, niceness {os.nice(0)}, pid {os.getpid()}", flush=True)

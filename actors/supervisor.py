@@ -69,7 +69,7 @@ class Supervisor:
         self.watch = Watch(console)
         self.resume, self.made_with = resume, made_with
         self.record = record = Record(run_dir, console, trackers, extras)
-        self._spans = Spans(path=run_dir / SPANS, actor="supervisor")
+        self._spans = Spans(path=run_dir / SPANS, actor="supervisor", extras=extras)
         self.saving = Saving(config.checkpoints, run_dir / "checkpoints", resume, record.say, extras, record.saved)
         self.stopping = Stopping(self.record.say)
         self.evals = EvalSeries(config, prepared.task, made_with.data)

@@ -633,6 +633,14 @@ def test_a_steps_row_joins_the_learners_the_pools_and_the_searches_numbers(play:
     assert serving["index"] == asdict(INDEX), "what is searched is known of each run"
 
 
+def test_the_drivers_spans_that_can_not_be_written_are_told_as_all_that_a_run_does_without(
+    play: Play, tmp_path: Path
+) -> None:
+    (tmp_path / "run" / "spans.jsonl").mkdir(parents=True)
+    with pytest.raises(pytest.fail.Exception, match=r"^spans\.jsonl failed and is off for the rest of this run"):
+        play(World(), 1)  # whose ``extras`` say it by ``pytest.fail``
+
+
 def test_searches_that_cannot_be_counted_cost_no_step(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: Any) -> Stats:
         raise Fault("retrieval died")
