@@ -6,6 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -57,11 +58,8 @@ def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     Raises ``OSError`` that names the file: of a full disk, the system itself doesn't say.
     """
     text = "".join(map(json_line, rows))
-    try:
-        with path.open("ab+") as file:
-            file.write(line_end(file) + text.encode())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    with _naming(path), path.open("ab+") as file:
+        file.write(line_end(file) + text.encode())
 
 
 def read(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
@@ -92,17 +90,16 @@ def _each_line(path: Path) -> Iterator[dict[str, Any] | None]:
 
 
 def replace(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Puts ``rows`` (as ``read`` gives them) in the place of a file's, all or none."""
+    """Puts ``rows`` (as ``read`` gives them) in the place of a file's, all or none. Raises as ``append``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}")
-    aside.write_text("".join(map(json_line, rows)), encoding="utf-8")
-    aside.rename(path)
+    with _in_place_of(path) as new:
+        new.writelines(json_line(row).encode() for row in rows)
 
 
 def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Takes the rows out of a log that ``keep`` refuses or raises at, and one that was never finished; all or none.
 
-    A line at a time: logs are larger than memory may be. A log that isn't there stays so.
+    A line at a time: logs are larger than memory may be. A log that isn't there stays so. Raises as ``append``.
     """
     if not path.is_file():
         return
@@ -113,10 +110,31 @@ def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
         except (ValueError, KeyError, TypeError):  # its writer never finished it
             return False
 
-    aside = path.with_name(f".{path.name}")
-    with path.open("rb") as old, aside.open("wb") as new:
+    with path.open("rb") as old, _in_place_of(path) as new:
         new.writelines(line for line in old if kept(line))
-    aside.replace(path)
+
+
+@contextmanager
+def _in_place_of(path: Path) -> Iterator[BinaryIO]:
+    """A file whose content becomes that of ``path`` with the end of the body, and that is gone if that raises."""
+    aside = path.with_name(f".{path.name}")
+    try:
+        with _naming(path):
+            with aside.open("wb") as new:
+                yield new
+            aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)  # a full disk needs the room
+        raise
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Has each ``OSError`` of the body name ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _plain(value: Any) -> Any:

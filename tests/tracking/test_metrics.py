@@ -15,7 +15,8 @@ from agent.groups import Group
 from agent.pool.batches import TakenBatch
 from agent.records import SEARCH, Call, Repeat, StopReason, Trajectory
 from agent.tickets import QueryState
-from tracking.metrics import MetricsLog, batch_metrics, drifted_tokens, read
+from tracking import metrics
+from tracking.metrics import MetricsLog, batch_metrics, drifted_tokens, keep_lines, read
 
 # --- the file --------------------------------------------------------------------------------------
 
@@ -55,6 +56,21 @@ def test_what_json_cannot_say_becomes_null(tmp_path: Path) -> None:
 
     row = json.loads(log.path.read_text(), parse_constant=refuse)
     assert row == {"kind": "step", "a": None, "b": None, "c": {"d": None, "1": 2.0}, "e": [None, 1.0], "f": None}
+
+
+@pytest.mark.parametrize(
+    "write", [lambda path: metrics.replace(path, [{"step": 2}]), lambda path: keep_lines(path, lambda row: True)]
+)
+def test_a_full_disk_as_a_file_is_replaced_is_told_with_its_name_and_costs_nothing(tmp_path: Path, write: Any) -> None:
+    """A run that goes on in its folder begins so."""
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.write("step", {"step": 1})
+    (tmp_path / ".metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as error:
+        write(log.path)
+    assert error.value.filename == str(log.path)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"], "what is made aside goes: it takes room"
+    assert read(log.path) == [{"kind": "step", "step": 1}]
 
 
 def test_any_text_stays_on_its_line(tmp_path: Path) -> None:
