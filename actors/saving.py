@@ -7,11 +7,13 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from actors.calls import Died
 from actors.launcher import tell
+from actors.resume import carry_best
 from actors.threads import in_thread
 from agent.errors import ActorLost, Fault, UserError, refused
 from conf.schema import CheckpointConfig
@@ -21,6 +23,8 @@ from tracking.dispensable import Dispensable
 
 FAILED_SAVES = 3
 """Saves in a row that fail, and the run ends: one may be a disk that somebody is about to make room on."""
+BEST_LINK = "the link checkpoints/best"
+"""What the run goes on without."""
 LAST_S = 300.0
 """How long a run that ends with a fault waits for the checkpoint that is being written."""
 
@@ -186,7 +190,8 @@ class Saving:
     def sound(self, check: Callable[[Path], Any]) -> Path | None:
         """The ``newest`` that ``check`` lets pass, from which the run goes on; None where none was written yet.
 
-        Those that it refuses are told. Raises ``UserError`` where there are some, and none is whole.
+        ``checkpoints/best`` leads to the best one up to there. Those that ``check`` refuses are told. Raises
+        ``UserError`` where there are some, and none is whole.
         """
         newest = self.newest()
         if newest is None:
@@ -209,12 +214,13 @@ class Saving:
             raise UserError(f"no checkpoint of {self._root} is whole: {'; '.join(wrong)}")
         for why in wrong:
             self._say(f"{why}: using {found}", "yellow")
+        self._extras.attempt(BEST_LINK, partial(carry_best, found, self._root.parent))
         self.checkpoint = found
         return found
 
     def _link_best(self, checkpoint: Path, best: dict[str, Any]) -> None:
         self._linked = best
-        self._extras.attempt("the link checkpoints/best", lambda: set_best(checkpoint, self._root))
+        self._extras.attempt(BEST_LINK, lambda: set_best(checkpoint, self._root))
 
     def _failure(self, step: int, error: Fault | OSError, *, last: bool) -> None:
         self._failed += 1

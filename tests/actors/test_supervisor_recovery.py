@@ -186,6 +186,27 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(
     assert [path.name for path in checkpoints(root)] == ["step-000002", "step-000004", "step-000006"]
 
 
+def test_a_run_that_goes_back_behind_its_best_evaluation_has_the_best_one_before(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next of the same step may be worse, and the best one isn't to be pruned for it."""
+    root = tmp_path / "run" / "checkpoints"
+    world = World(deaths={"step 7": "learner"}, ems={2: 0.5, 4: 0.3, 6: 0.9, 8: 0.4})
+    damages(world, monkeypatch, "step 7", root / "step-000006" / "model.safetensors")
+    happens = world.happens
+
+    def worse(event: str) -> None:
+        world.ems = {**world.ems, 6: 0.2} if event == "step 7" else world.ems
+        happens(event)
+
+    monkeypatch.setattr(world, "happens", worse)
+    play(world, 8, evaluate_every=2, save_every=2, keep=2, best=True)
+    assert world.model_of == [None, "step-000004"]
+    assert [path.name for path in checkpoints(root)] == ["step-000002", "step-000006", "step-000008"]
+    assert (root / "best").resolve() == (root / "step-000002").resolve()
+    assert run_state.load(root / "step-000008").best == {"step": 2, "em": 0.5}
+
+
 @pytest.mark.parametrize("folder", ["run", "again"])
 def test_a_run_whose_checkpoints_are_all_damaged_ends_and_says_so(
     play: Play, monkeypatch: pytest.MonkeyPatch, folder: str
