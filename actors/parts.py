@@ -51,6 +51,7 @@ class Parts:
         self.losses = Losses(config.cluster.losses_in_a_row)
         self.worker_restarts = Restarts("rollout workers", limit)
         self._stopped, self._watch = stopped, watch
+        self._replicas: Replicas | Any = None
         self.learner: Any = None
         self.pool: Any = None
         self.playing_for: Any = None
@@ -67,11 +68,11 @@ class Parts:
         the card is the learner's until it is up and has given back what it tried.
         """
         first, topology = self.workers is None, self.topology
-        if first:
+        if self._replicas is None:
             topology.check_nodes()
             self.retrieval = topology.retrieval()
             self._replicas = Replicas(named(self.retrieval), self.health, self._retrieval_lost)
-        elif self.config.cluster.colocated:
+        if not first and self.config.cluster.colocated:
             self.workers.until_idle()  # what they played was for the pool that is gone
             self.workers.sleep()
         self.learner = topology.learner(checkpoint)
@@ -117,8 +118,6 @@ class Parts:
 
     def lost(self, error: Exception) -> dict[str, Fault]:
         """Which of learner and pool are gone after ``error``, if any, and why. All are to ``end`` then."""
-        if self.workers is None:
-            raise error
         gone: dict[str, Fault] = {**self.health.gone(*self._together)}
         if isinstance(error, Died | ActorLost) and error.actor in self._together:
             gone = {error.actor: error, **gone}
@@ -133,7 +132,8 @@ class Parts:
         """Ends learner and pool, whatever state they are in."""
         self.health.end(*self._together)
         self.playing_for = None
-        self.workers.forget()
+        if self.workers is not None:  # else a learner of an engine's card was lost before there was an engine
+            self.workers.forget()
 
     def wait(self, ref: Any, actor: str, given_up: Callable[[], bool] = lambda: False) -> Any:
         """See ``WorkerPool.wait``: all others are watched meanwhile."""

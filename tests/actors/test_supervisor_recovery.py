@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 from scripted_run import (
+    FakeLearner,
     Play,
     World,
     scripted_run,
 )
 
 from actors import record, run_state
+from actors.calls import Died
 from actors.reports import Untrainable
 from actors.resume import carry_metrics
 from actors.searching import UNKNOWN, Searching
@@ -265,6 +267,27 @@ def test_without_a_checkpoint_the_run_begins_again(play: Play) -> None:
         ("eval", 3),
     ]
     assert summary["rollouts"] == 24
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_a_learner_that_is_lost_before_there_are_workers_is_started_again(
+    play: Play, monkeypatch: pytest.MonkeyPatch, turns: bool
+) -> None:
+    """As it is on a shared card, where the learner is the first to start. The retrieval stays."""
+    world, left = World(), [Died("learner died", actor="learner")]
+    start = FakeLearner.start
+
+    def lost(self: FakeLearner) -> int:
+        if left:
+            world.dead = "learner"
+            raise left.pop()
+        return start(self)
+
+    monkeypatch.setattr(FakeLearner, "start", lost)
+    driver, summary = play(world, 2, turns=turns)
+    assert (summary["step"], world.model_of) == (2, [None, None])
+    (recovered,) = [r for r in read(driver.record.metrics.path) if r.get("event") == "recovered"]
+    assert (recovered["lost"], recovered["steps_lost"]) == ("learner", 0)
 
 
 @pytest.mark.parametrize("turns", [False, True])
