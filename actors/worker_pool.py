@@ -52,8 +52,6 @@ class _Worker:
     """It was left without weights or without a pool, since another actor is gone, and tries again."""
     died: str = ""
     """What is known of its end."""
-    blameless: bool = False
-    """What it was given is damaged, and its task has failed of that: it is ready for another."""
 
 
 class WorkerPool:
@@ -170,9 +168,6 @@ class WorkerPool:
         self.broadcast = None
         for worker in self._workers:
             worker.wanted = False
-            if worker.blameless:
-                worker.phase, worker.task = "idle" if worker.phase == "serving" else "empty", None
-                worker.blameless = False
 
     def until_idle(self) -> None:
         """Waits until all workers are idle, so that they may serve another query pool; theirs has to be closed."""
@@ -367,18 +362,23 @@ class WorkerPool:
         except Final:
             raise
         except Fault as error:
+            if isinstance(error, Unusable) and self._is_void(worker, ref):  # who gave that is gone already
+                return None
             # A group that breaks says nothing of the next one: others may have been played for hours in between.
             again = call != "run" and self._repeats.would(call, error)
             if isinstance(error, Unusable) and (again or call == "run"):  # it isn't the workers that fail
-                if worker.task == ref:  # raised again with each look, until all of that is void
-                    worker.blameless = True
-                raise
+                raise  # and again with each look, until all of that is void
             if again or (call != "run" and final and not isinstance(error, Died)):
                 raise hopeless(worker.name, error, self._log_dir) from error
             self._replace(worker, str(error))
             return None
         self._repeats.went_well(call)
         return result
+
+    def _is_void(self, worker: _Worker, ref: Any) -> bool:
+        """Whether the ``task`` of a worker, if ``ref`` is that, began before a ``forget``."""
+        serving = worker.phase == "serving"
+        return worker.task == ref and (worker.job is not self._job if serving else not worker.wanted)
 
     def _replace(self, worker: _Worker, cause: str, *, counted: bool = True, suspect: bool = True) -> None:
         """Starts another in its place; if ``counted``, as one of the restarts that an hour may have. Once.

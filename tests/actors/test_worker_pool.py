@@ -512,6 +512,22 @@ def test_a_claim_that_is_none_is_the_pools_fault(house: House) -> None:
 
 
 @pytest.mark.slow
+def test_what_several_workers_got_damaged_costs_its_giver_once(house: House) -> None:
+    """The second is heard of when the first has had the pool replaced."""
+    workers = house.workers(2, {f"rollout-{n}": {"run": ["garbled"]} for n in range(2)})
+    house.patiently(workers.deliver, Version(0))
+    house.until_phases(workers, "idle", "idle")
+    workers.serve("pool", PLAIN)
+    with pytest.raises(Unusable):
+        house.watch(workers, "rollout-2", "run")
+    workers.forget()
+    house.patiently(workers.deliver, Version(0))
+    workers.serve("another pool", PLAIN)
+    house.until_phases(workers, "serving", "serving")
+    assert house.lost == []
+
+
+@pytest.mark.slow
 def test_a_pool_that_cannot_draw_costs_no_worker(house: House) -> None:
     workers = house.workers(1, {"rollout-0": {"run": ["final"]}})
     house.patiently(workers.deliver, Version(0))
