@@ -382,8 +382,9 @@ def _start(arguments: list[str], debug: bool, launched: bool) -> None:
         if asked.sweep is None:
             _by_hydra()
         else:
-            from conf.jobs import run_sweep
+            from conf.jobs import goes_on, run_sweep
 
+            tell(goes_on=goes_on(asked.sweep))  # resume= is for one run
             if end := run_sweep(asked.sweep, _by_hydra):
                 _leave(*end, debug)
 

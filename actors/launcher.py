@@ -49,7 +49,8 @@ def has_launcher() -> bool:
 def tell(**facts: Any) -> None:
     """Tells the launcher, if there is one: ``head`` (the processes of Ray's that have to live), ``session`` and
     ``logs`` (Ray's folder, and where its logs belong after a fault), ``leaving`` (their end is no fault any more),
-    ``checkpoint`` (to resume from), ``said`` (the driver has had its last word)."""
+    ``checkpoint`` (to resume from), ``goes_on`` (what to do in place of that), ``said`` (the driver has had its last
+    word)."""
     if _pipe is not None:
         with suppress(OSError):  # the launcher was killed, and this process is about to be
             os.write(_pipe, json.dumps(facts).encode() + b"\n")
@@ -212,8 +213,10 @@ class _Launcher:
             why = f"the driver ended with exit code {os.WEXITSTATUS(status)} and no word; Ray may have ended it"
         if logs := next(reversed(self._sessions.values()), None):
             why += f"; Ray's logs are in {Path(logs, 'ray')}"
-        saved = self._facts.get("checkpoint")
-        return 1, f"fault: {why}" + (f"; resume with resume={saved}" if saved else "")
+        goes_on = self._facts.get("goes_on")
+        if goes_on is None and (saved := self._facts.get("checkpoint")):
+            goes_on = f"resume with resume={saved}"
+        return 1, f"fault: {why}" + (f"; {goes_on}" if goes_on else "")
 
     # --- what is left -----------------------------------------------------------------------------
 

@@ -73,6 +73,12 @@ def _tables(asked: Sweep, console: Console) -> None:
         console.table(title, head, body)
 
 
+def goes_on(asked: Sweep) -> str:
+    """How its user goes on with a sweep that was ended."""
+    again = "the same command" if asked.plan.report.sweep else f"the same command with report.sweep={asked.folder}"
+    return f"{again} goes on"
+
+
 def run_sweep(asked: Sweep, run: Callable[[], None]) -> tuple[int, str] | None:
     """``run`` plays all jobs of a sweep; then its report is made.
 
@@ -96,9 +102,8 @@ def run_sweep(asked: Sweep, run: Callable[[], None]) -> tuple[int, str] | None:
     if asked.mode == "eval":
         extras.attempt("the tables of the evaluations", lambda: _tables(asked, console))
     if stopped is not None:
-        again = "the same command" if asked.plan.report.sweep else f"the same command with report.sweep={asked.folder}"
         code, why = (stopped.code, stopped.by) if isinstance(stopped, Stopped) else (130, "stopped")
-        return code, f"{why}; {again} goes on"
+        return code, f"{why}; {goes_on(asked)}"
     states = {job.name: sweep.status(asked.folder / job.name) for job in asked.plan.jobs}
     if failed := {name: message for name, (state, message) in states.items() if state is sweep.Status.FAILED}:
         listed = "; ".join(f"{name}: {message}" for name, message in failed.items())

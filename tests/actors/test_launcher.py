@@ -112,6 +112,17 @@ def test_a_driver_that_is_killed_has_its_line_said(start: Any, ready: Any) -> No
     )
 
 
+def test_a_sweep_whose_driver_is_killed_goes_on_as_a_sweep(start: Any, ready: Any) -> None:
+    """Its jobs tell of checkpoints, and a sweep takes no ``resume=``."""
+    body = "tell(goes_on='the same command goes on'); tell(checkpoint='/runs/seed=1/step-000004')"
+    process = start(f"{body}; ready(); time.sleep(1000)")
+    os.kill(int(ready(process)[0]), signal.SIGKILL)
+    assert end(process)[2] == (
+        "slingshot: fault: the driver was killed by SIGKILL (the memory may be full, or somebody did it); the same "
+        "command goes on\n"
+    )
+
+
 def test_a_driver_that_ends_without_a_word_has_its_line_said(start: Any) -> None:
     code, out, err = end(start("os._exit(7)"))
     assert (code, out) == (1, "")

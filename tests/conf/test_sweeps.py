@@ -275,9 +275,14 @@ def test_a_failed_job_stops_no_other_and_is_named_at_the_end(training: Training,
     assert states(Path("here")) == dict.fromkeys(ends, "finished")
 
 
-def test_ctrl_c_ends_the_sweep_and_the_same_command_goes_on(training: Training, command: Command) -> None:
+def test_ctrl_c_ends_the_sweep_and_the_same_command_goes_on(
+    training: Training, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, str] = {}
+    monkeypatch.setattr(launch, "tell", told.update)
     training.fate = {JOBS[1]: "Ctrl-C"}
     code, out, err = command(*SWEEP)
+    assert told["goes_on"] == "the same command goes on", "what the launcher says for a driver that was killed"
     assert (code, err) == (130, "slingshot: stopped; the same command goes on\n")
     assert states() == dict(zip(JOBS, ("finished", "unfinished"), strict=True))
     assert "unfinished" in out
