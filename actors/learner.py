@@ -129,6 +129,7 @@ class LearnerActor:
         self._training.leave_card()
         return {"steps": config.steps, "cached": False, "seconds": seconds, "loss": losses[-1]}
 
+    @during("start")
     def begin_seeding(self, experts: Sequence[Expert]) -> Published:
         """Starts the expert seeding, with an optimizer (and a KL reference) of its own; publishes the first version."""
         with self._followers.mirroring("begin_seeding"):
@@ -199,11 +200,12 @@ class LearnerActor:
             self.take(pool)
         assert self._taken is not None
         (batch, idle), self._taken = self._taken, None
-        if log is not None:
-            self._extras.attempt(
-                "the log of trajectories", lambda: log.write(batch, self._publisher.version, self._texts)
-            )
         self._show(Progress(what="update"))
+        if log is not None:
+            with self._beats.phase("update"):  # a file system may hang
+                self._extras.attempt(
+                    "the log of trajectories", lambda: log.write(batch, self._publisher.version, self._texts)
+                )
         self._between_steps = False
         with self._publisher.steady:
             with self._spans.span("update"), self._beats.phase("update"):

@@ -110,6 +110,16 @@ def test_a_copy_is_to_be_had_while_the_learner_waits_for_a_batch(room: Room) -> 
     assert beside(room.learner.copy).result(PATIENCE_S).version == 1
 
 
+def test_a_log_of_episodes_that_hangs_is_seen_as_an_update_that_does(room: Room) -> None:
+    learner, seen = room.learner, []
+    learner._texts = None
+    learner._settings.log = SimpleNamespace(write=lambda *_: seen.append(learner._beats.under_way("update")))
+    room.batch_there.set()
+    room.updated.set()
+    learner.step(room.pool)
+    assert seen == [True]
+
+
 def test_a_copy_is_never_of_weights_in_mid_update(room: Room) -> None:
     room.batch_there.set()
     stepping = beside(lambda: room.learner.step(room.pool))

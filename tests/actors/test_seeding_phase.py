@@ -174,6 +174,13 @@ def expert_logprob(actor: Any) -> float:
     return float(np.concatenate(actor._training.seeding.score(actor._training.policy, samples)).mean())
 
 
+def test_the_beginning_of_the_seeding_is_a_phase_in_which_a_learner_may_hang(start: Any, prepared: Prepared) -> None:
+    actor, seen = start(), []
+    actor._training.begin_seeding = lambda: seen.append(actor._beats.under_way("start"))
+    actor.begin_seeding(prepared.experts)
+    assert seen == [True]
+
+
 def test_every_step_takes_all_questions_and_learns_from_the_experts(start: Any, prepared: Prepared) -> None:
     actor = start()
     pool = Pool(prepared, {})

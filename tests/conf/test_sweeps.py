@@ -278,7 +278,7 @@ def test_a_failed_job_stops_no_other_and_is_named_at_the_end(training: Training,
 def test_ctrl_c_ends_the_sweep_and_the_same_command_goes_on(
     training: Training, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: dict[str, str] = {}
+    told: dict[str, Any] = {}
     monkeypatch.setattr(launch, "tell", told.update)
     training.fate = {JOBS[1]: "Ctrl-C"}
     code, out, err = command(*SWEEP)
