@@ -17,6 +17,10 @@ POLL_S = 1.0
 
 LAST_LINES = "; its last lines:\n"
 """What follows it in a message is an actor's log."""
+STORE_FULL = (
+    "Ray's object store is full ({}): make room on the disk of Ray's folder (/tmp/ray, or RAY_TMPDIR), which takes "
+    "what the store has no room for, or raise cluster.object_store_mib"
+)
 
 
 class Died(Fault):
@@ -54,7 +58,9 @@ def get(ref: Any, actor: str, log_dir: Path, *, mistakes: bool = True) -> Any:
         if isinstance(cause, ActorLost | Final):
             raise type(cause)(*cause.args) from error
         text = str(cause) if isinstance(cause, Fault | UserError) else f"{type(cause).__name__}: {cause}"
-        if isinstance(cause, ray.exceptions.RayError):  # of an actor that this one has asked: pages
+        if isinstance(cause, ray.exceptions.ObjectStoreFullError | ray.exceptions.OutOfDiskError):
+            text = STORE_FULL.format(type(cause).__name__)
+        elif isinstance(cause, ray.exceptions.RayError):  # of an actor that this one has asked: pages
             text = f"{type(cause).__name__} of another actor"
         raise Fault(f"{actor}: {text}") from error
     except ray.exceptions.RayError as error:

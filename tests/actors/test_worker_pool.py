@@ -587,7 +587,14 @@ class Failing:
             os._exit(1)
         if how == "crash":
             os.abort()
-        raise {"user": UserError("file.jsonl:3: bad"), "fault": Fault("it broke"), "bug": KeyError("x")}[how]
+        full = ray.exceptions.OutOfDiskError("x")
+        errors = {
+            "user": UserError("file.jsonl:3: bad"),
+            "fault": Fault("it broke"),
+            "bug": KeyError("x"),
+            "full": full,
+        }
+        raise errors[how]
 
 
 @pytest.fixture
@@ -605,6 +612,10 @@ def test_errors_come_back_as_ours_in_one_line_that_names_the_actor(failing: Any,
         get(failing.fail.remote("fault"), "retrieval", tmp_path)
     with pytest.raises(Fault, match=r"^retrieval: KeyError: 'x'$"):
         get(failing.fail.remote("bug"), "retrieval", tmp_path)
+    with pytest.raises(
+        Fault, match=r"^retrieval: Ray's object store is full \(OutOfDiskError\): make room on the disk"
+    ):
+        get(failing.fail.remote("full"), "retrieval", tmp_path)
 
 
 @pytest.mark.slow
