@@ -124,22 +124,23 @@ def _serving(config: RunConfig, run_dir: Path, namespace: str, console: Console)
         topology.check_nodes()
         retrieval = topology.retrieval()
         health = Health(config.cluster.deadlines, topology.log_dir)
-        limit = config.cluster.restarts_per_hour
+        cluster = config.cluster
+        limit, in_vain = cluster.restarts_per_hour, cluster.losses_in_a_row * cluster.rollout_workers
         losses = Restarts("the retrieval", limit)
         replicas = Replicas(named(retrieval), health, lambda error: losses.count(str(error)))
         workers = WorkerPool(
             lambda name: topology.worker(name, retrieval),
             lambda name, cause, suspect: None,
-            size=config.cluster.rollout_workers,
-            restarts=Restarts("rollout workers", limit),
+            size=cluster.rollout_workers,
+            restarts=Restarts("rollout workers", limit, in_a_row=in_vain),
             health=health,
             log_dir=topology.log_dir,
-            weight_timeout_s=config.cluster.weight_timeout_s,
+            weight_timeout_s=cluster.weight_timeout_s,
             samples=topology.inference.samples,
         )
         with console.phase("the retrieval index opens"):
             replicas.are_open(workers.wait)
-        with console.phase(f"{config.cluster.rollout_workers} engine(s) start and take the weights"):
+        with console.phase(f"{cluster.rollout_workers} engine(s) start and take the weights"):
             workers.deliver(read.published)
         searching = Searching(
             retrieval.values(), workers.wait, console.say, config.retrieval.outage_s, stopped=lambda: False

@@ -45,11 +45,12 @@ class Parts:
         self.topology = Topology(
             config, run_dir, prepared.model_path, prepared.task.corpus, config.evaluation_inference
         )
-        limit = config.cluster.restarts_per_hour
+        limit, in_a_row = config.cluster.restarts_per_hour, config.cluster.losses_in_a_row
         self.health = Health(config.cluster.deadlines, self.topology.log_dir)
         self._retrieval_restarts = Restarts("the retrieval", limit)
-        self.losses = Losses(config.cluster.losses_in_a_row)
-        self.worker_restarts = Restarts("rollout workers", limit)
+        self.losses = Losses(in_a_row)
+        in_vain = in_a_row * config.cluster.rollout_workers
+        self.worker_restarts = Restarts("rollout workers", limit, in_a_row=in_vain)
         self._stopped, self._watch = stopped, watch
         self._replicas: Replicas | Any = None
         self.learner: Any = None

@@ -14,26 +14,40 @@ HOUR_S = 3600.0
 
 
 class Restarts:
-    """Counts the replacements of one kind of part, ``what``: at most ``limit`` within an hour."""
+    """Counts the replacements of one kind of part, ``what``: at most ``limit`` within an hour.
 
-    def __init__(self, what: str, limit: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+    However long each start takes, they are fewer than ``in_a_row`` while no part of the kind comes to work; None: any
+    number of them.
+    """
+
+    def __init__(
+        self, what: str, limit: int, *, in_a_row: int | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.total = 0
         """Since the start of the run; one that goes on from a checkpoint begins with what that knows of."""
         self._what = what
-        self._limit = limit
+        self._limit, self._in_a_row = limit, in_a_row
         self._clock = clock
         self._recent: deque[float] = deque()
+        self._in_vain = 0
 
-    def count(self, cause: str) -> None:
-        """One more, for ``cause``. Raises ``Final`` with it if that is one too many."""
+    def count(self, cause: str, *, at_work: bool = True) -> None:
+        """One more, for ``cause``, when any part of the kind, be it this one, was ``at_work``. Raises ``Final`` with it
+        if that is one too many."""
         now = self._clock()
         self.total += 1
+        self._in_vain = 0 if at_work else self._in_vain + 1
         self._recent.append(now)
         while now - self._recent[0] >= HOUR_S:
             self._recent.popleft()
         if len(self._recent) > self._limit:
             raise Final(
                 f"{self._what} failed {len(self._recent)} times within an hour ({SETTING}={self._limit}): {cause}"
+            )
+        if self._in_vain == self._in_a_row:
+            raise Final(
+                f"{self._what} failed {self._in_vain} times in a row before any came to work ({IN_A_ROW}, for each of "
+                f"them): {cause}"
             )
 
 

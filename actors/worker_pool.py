@@ -378,7 +378,7 @@ class WorkerPool:
     def _is_void(self, worker: _Worker, ref: Any) -> bool:
         """Whether the ``task`` of a worker, if ``ref`` is that, began before a ``forget``."""
         serving = worker.phase == "serving"
-        return worker.task == ref and (worker.job is not self._job if serving else not worker.wanted)
+        return bool(worker.task == ref) and (worker.job is not self._job if serving else not worker.wanted)
 
     def _replace(self, worker: _Worker, cause: str, *, counted: bool = True, suspect: bool = True) -> None:
         """Starts another in its place; if ``counted``, as one of the restarts that an hour may have. Once.
@@ -387,6 +387,7 @@ class WorkerPool:
         """
         if worker not in self._workers:  # it was found hanging while the pool was told of another
             return
+        at_work = bool(self.live)
         self._workers.remove(worker)
         self._health.forget(worker.name)
         ray.kill(worker.actor)
@@ -396,4 +397,4 @@ class WorkerPool:
             self._add()
         self._lost(worker.name, cause, suspect)
         if counted:
-            self._restarts.count(cause)
+            self._restarts.count(cause, at_work=at_work)

@@ -354,6 +354,15 @@ def test_restarts_are_counted_by_the_hour() -> None:
         restarts.count("it broke again")
 
 
+def test_restarts_in_which_none_comes_to_work_end_however_long_each_takes() -> None:
+    restarts = Restarts("workers", 2, in_a_row=3, clock=iter(n * HOUR_S for n in range(9)).__next__)
+    for at_work in (False, False, True, False, False):
+        restarts.count("it hangs", at_work=at_work)
+    wanted = r"^workers failed 3 times in a row before any came to work \(cluster.losses_in_a_row, for each of them\): "
+    with pytest.raises(Final, match=wanted + "it hangs$"):
+        restarts.count("it hangs", at_work=False)
+
+
 def _alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

@@ -50,7 +50,11 @@ class House:
         self.deadlines = DeadlineConfig()
 
     def workers(
-        self, size: int, scripts: dict[str, dict[str, list[str]]] | None = None, max_restarts: int = 3
+        self,
+        size: int,
+        scripts: dict[str, dict[str, list[str]]] | None = None,
+        max_restarts: int = 3,
+        in_a_row: int | None = None,
     ) -> WorkerPool:
         """``scripts`` by the worker's name; one that has none does all it is asked."""
 
@@ -63,7 +67,7 @@ class House:
             make,
             self._lose,
             size=size,
-            restarts=Restarts("rollout workers", max_restarts),
+            restarts=Restarts("rollout workers", max_restarts, in_a_row=in_a_row),
             health=Health(self.deadlines, self._log_dir),
             log_dir=self._log_dir,
             weight_timeout_s=300.0,
@@ -404,6 +408,18 @@ def test_too_many_deaths_end_the_run(house: House) -> None:
     wanted = r"^rollout workers failed 3 times within an hour \(cluster.restarts_per_hour=2\): rollout-2 died \("
     with pytest.raises(Fault, match=wanted):
         house.patiently(workers.deliver, Version(0))
+    assert [name for name, _ in house.lost] == ["rollout-0", "rollout-1", "rollout-2"]
+
+
+@pytest.mark.slow
+def test_workers_none_of_which_comes_to_work_end_the_run(house: House) -> None:
+    """However long each takes. What one that has worked dies of doesn't count."""
+    dies = {"rollout-0": {"run": ["die"]}, "rollout-1": {"start": ["die"]}, "rollout-2": {"receive": ["die"]}}
+    workers = house.workers(1, dies, max_restarts=9, in_a_row=2)
+    house.patiently(workers.deliver, Version(0))
+    workers.serve("pool", PLAIN)
+    with pytest.raises(Final, match=r"^rollout workers failed 2 times in a row before any came to work "):
+        house.watch(workers, "rollout-3", "run", "0")
     assert [name for name, _ in house.lost] == ["rollout-0", "rollout-1", "rollout-2"]
 
 
