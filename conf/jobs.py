@@ -93,6 +93,8 @@ def run_sweep(asked: Sweep, run: Callable[[], None]) -> tuple[int, str] | None:
         run()
     except KeyboardInterrupt as error:
         stopped = error
+    except OSError as error:  # what a job failed with could not be noted: a full disk, say
+        return 1, f"fault: {refused(error)}; {goes_on(asked)}"
     console = Console()
     extras = Dispensable(lambda why: console.say(why, "yellow"), then="is left out")
     if reported:

@@ -275,6 +275,22 @@ def test_a_failed_job_stops_no_other_and_is_named_at_the_end(training: Training,
     assert states(Path("here")) == dict.fromkeys(ends, "finished")
 
 
+def test_a_failure_that_a_full_disk_keeps_from_being_noted_is_a_fault_of_the_sweep(
+    training: Training, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path, message: str) -> None:
+        raise OSError(28, "No space left on device", str(folder / "metrics.jsonl"))
+
+    training.fate = {JOBS[0]: Fault("rollout-0 died")}
+    monkeypatch.setattr(sweep, "record_failure", full)
+    code, _, err = command(*SWEEP)
+    assert (code, training.played) == (1, [(name, 1) for name in JOBS])
+    assert err.splitlines()[-1] == (
+        f"slingshot: fault: {FOLDER.absolute()}/{JOBS[0]}/metrics.jsonl: No space left on device; the same command "
+        "goes on"
+    )
+
+
 def test_ctrl_c_ends_the_sweep_and_the_same_command_goes_on(
     training: Training, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
