@@ -22,6 +22,7 @@ from agent.inference.evaluation import EvalRow, check_any_scored, judged
 from agent.paths import at_home
 from agent.records import Question
 from agent.visible import json_text
+from agent.writing import naming
 from conf.as_trained import prompt_name
 from conf.inputs import stamps
 from conf.schema import RunConfig
@@ -107,7 +108,8 @@ def write(run_dir: Path, found: dict[str, Any], console: Console) -> None:
     mode = "greedy" if not played["temperature"] else f"{played['samples']} at temperature {played['temperature']:g}"
     title = f"{found['checkpoint']} on {found['data']['name']}, {mode}; in brackets 95 % intervals"
     table.write(run_dir, name, lines, title)
-    with written(run_dir / RESULT) as file:  # that it is there says that the evaluation has ended
+    whole = run_dir / RESULT  # that it is there says that the evaluation has ended
+    with naming(whole), written(whole) as file:
         file.write(json_text(found).encode())
     console.table(title, table.header(lines), table.cells(lines))
     for about_table, (head, *body) in papers.write(run_dir, [found]):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from agent.errors import UserError
 from agent.visible import json_line
+from agent.writing import write_text
 
 FILE = "data_notices.jsonl"
 """The list of all questions that notices are about, in a run's folder."""
@@ -52,4 +53,4 @@ def write_notices(folder: Path, notices: Iterable[Notice]) -> None:
         json_line({"kind": notice.kind, "id": name, "why": why}) for notice in notices for name, why in notice.items
     ]
     if lines:
-        (folder / FILE).write_text("".join(lines), encoding="utf-8")
+        write_text(folder / FILE, "".join(lines))

@@ -18,6 +18,7 @@ from agent.prompts import PROMPTS, prompt_text
 from agent.readable import json_of
 from agent.records import Question
 from agent.visible import json_text
+from agent.writing import write_text
 from retrieval_service.names import Digests
 from tasks.trained import digests_of
 from tracking.console import Console
@@ -58,7 +59,7 @@ def write(
         "points": [asdict(point) for point in found.points],
     }
     file = folder / "calibration.json"
-    file.write_text(json_text(content), encoding="utf-8")
+    write_text(file, json_text(content))
     extras = Dispensable(lambda why: console.say(why, "yellow"))
     extras.attempt("the picture of the curve", lambda: draw(folder / "curve.png", found))
     console.say(

@@ -18,6 +18,7 @@ from agent.readable import json_of
 from agent.records import NO_VERSION, SEARCH, Trajectory
 from agent.tickets import QueryState
 from agent.visible import json_line
+from agent.writing import naming
 
 SERIES = ("held_out", "played")
 """Of an evaluation's row: digests of its questions, and of how they were played. Where one changes, another series
@@ -58,7 +59,7 @@ def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     Raises ``OSError`` that names the file: of a full disk, the system itself doesn't say.
     """
     text = "".join(map(json_line, rows))
-    with _naming(path), path.open("ab+") as file:
+    with naming(path), path.open("ab+") as file:
         file.write(line_end(file) + text.encode())
 
 
@@ -119,22 +120,13 @@ def _in_place_of(path: Path) -> Iterator[BinaryIO]:
     """A file whose content becomes that of ``path`` with the end of the body, and that is gone if that raises."""
     aside = path.with_name(f".{path.name}")
     try:
-        with _naming(path):
+        with naming(path):
             with aside.open("wb") as new:
                 yield new
             aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)  # a full disk needs the room
         raise
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Has each ``OSError`` of the body name ``path``."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _plain(value: Any) -> Any:

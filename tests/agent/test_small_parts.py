@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from agent.config import AgentConfig
-from agent.errors import Fault, UserError, nearest, one_of
+from agent.errors import Fault, UserError, nearest, one_of, refused
 from agent.pool.books import Account, Books
 from agent.seeds import derive_seed
+from agent.writing import write_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +55,14 @@ def test_nearest_names():
     one_of("a", ["a"], "key")
     with pytest.raises(UserError, match=r"pool\.rule=epoc is not known; did you mean 'epoch'"):
         one_of("epoc", ["epoch", "recycle"], "pool.rule")
+
+
+def test_a_file_that_a_full_disk_does_not_take_is_named(tmp_path):
+    file = tmp_path / "table.md"
+    file.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as error:
+        write_text(file, "| EM |\n")
+    assert refused(error.value) == f"{file}: No space left on device"
 
 
 def test_books_balance():

@@ -10,6 +10,7 @@ from agent.errors import UserError
 from agent.inference import estimates
 from agent.inference.evaluation import EvalRow
 from agent.visible import json_text
+from agent.writing import write_text
 from tracking.console import Console
 from tracking.differences import differences, listed
 from tracking.evals import table
@@ -43,7 +44,7 @@ def compare(folder: Path, other: Path, out: Path, console: Console, *, seed: int
     notices += [f"{_other(strangers)}, and left out"] if strangers else []
     names = {"this": _named(one, folder), "other": _named(two, other)}
     told = {**names, "notices": notices, "bootstrap": {"seed": seed, "resamples": estimates.RESAMPLES}, "slices": lines}
-    (out / f"{COMPARISON}.json").write_text(json_text(told), encoding="utf-8")
+    write_text(out / f"{COMPARISON}.json", json_text(told))
     about = f"{names['this']} less {names['other']}; paired by question, 95 % intervals"
     table.write(out, COMPARISON, lines, "\n".join([about, *notices]), signed=True)
     for notice in notices:

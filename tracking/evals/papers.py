@@ -17,6 +17,7 @@ from typing import Any
 
 from agent.errors import UserError
 from agent.readable import content_of
+from agent.writing import write_text
 from tracking.differences import NOTHING, differences
 from tracking.evals.result import RESULT, read_result
 from tracking.evals.table import latex_row, markdown_row, no_formula
@@ -263,7 +264,7 @@ def write(folder: Path, results: Sequence[Mapping[str, Any]]) -> list[tuple[str,
     if found:
         texts = {"md": _markdown(found), "tex": _latex(found), "csv": _comma_separated(found)}
         for ending, text in texts.items():
-            (folder / f"{FILE}.{ending}").write_text(text, encoding="utf-8")
+            write_text(folder / f"{FILE}.{ending}", text)
     return found
 
 

@@ -18,6 +18,7 @@ from agent.paths import at_home
 from agent.prompts import prompt_digest
 from agent.readable import json_of
 from agent.visible import json_text
+from agent.writing import write_text
 from tasks.rows import named
 from tracking.differences import differences, listed
 from tracking.evals.rows import EvalRows
@@ -81,7 +82,7 @@ def begin(folder: Path, setting: Mapping[str, Any]) -> None:
             raise UserError(f"output_dir={folder}: holds another evaluation, name another folder; differs: {differing}")
         return
     aside = path.with_name(f".{SETTING}")
-    aside.write_text(json_text(now), encoding="utf-8")
+    write_text(aside, json_text(now))
     aside.replace(path)
 
 
@@ -95,7 +96,7 @@ def _as_spelt(now: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
 
 def note_sources(folder: Path, stamps: Mapping[str, str]) -> None:
     """Notes what the result in ``folder`` was made of: a stamp of each file that was read (``conf/inputs.py``)."""
-    (folder / SOURCES).write_text(json_text(dict(stamps)), encoding="utf-8")
+    write_text(folder / SOURCES, json_text(dict(stamps)))
 
 
 def made_of(folder: Path, stamps: Mapping[str, str]) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.visible import visible
+from agent.writing import write_text
 
 COLUMNS = {
     "em": "EM",
@@ -146,7 +147,7 @@ def write(folder: Path, name: str, lines: Sequence[Line], about: str, *, signed:
         "tex": "".join(f"% {visible(line)}\n" for line in about.splitlines()) + latex(lines, signed=signed),
     }
     for ending, text in texts.items():
-        (folder / f"{name}.{ending}").write_text(text, encoding="utf-8")
+        write_text(folder / f"{name}.{ending}", text)
 
 
 def _cell(found: Mapping[str, Any], measure: str, signed: bool) -> str:

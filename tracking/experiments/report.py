@@ -12,6 +12,7 @@ from typing import Any
 from agent.errors import UserError
 from agent.readable import content_of
 from agent.visible import json_text
+from agent.writing import write_text
 from tasks.rows import named
 from tracking.config import ReportConfig
 from tracking.console import Console
@@ -74,7 +75,7 @@ def write(folder: Path, asked: ReportConfig, console: Console) -> None:
     config = settings(asked, plan.report)
     rows = {job.name: rows_of(folder / job.name) for job in plan.jobs}
     report = summary(folder, plan, config, rows)
-    (folder / "sweep.json").write_text(json_text(report), encoding="utf-8")
+    write_text(folder / "sweep.json", json_text(report))
     made = (conditions_table(report), gains_table(report), comparisons_table(report), jobs_table(report))
     tables = [t for t in made if t.rows]
     pictures: dict[str, str] = {}
@@ -83,7 +84,7 @@ def write(folder: Path, asked: ReportConfig, console: Console) -> None:
 
         extras = Dispensable(lambda why: console.say(why, "yellow"), then="is left out of the report")
         pictures = extras.attempt("the pictures of the report", lambda: draw(folder, report, rows, extras)) or {}
-    (folder / "table.md").write_text(markdown(report, tables, pictures), encoding="utf-8")
+    write_text(folder / "table.md", markdown(report, tables, pictures))
     for table in tables:
         console.table(table.title, table.header, table.rows)
     if note := missing_baseline(report):

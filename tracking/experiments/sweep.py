@@ -18,6 +18,7 @@ from typing import Any
 from agent.errors import UserError
 from agent.readable import WRONG, json_of
 from agent.visible import json_text
+from agent.writing import write_text
 from tracking.config import ReportConfig
 from tracking.differences import of_both
 from tracking.evals.result import RESULT, written_result
@@ -129,7 +130,7 @@ def save_plan(folder: Path, plan: Plan) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".{PLAN}"
     content = {"report": asdict(report), "jobs": [{"overrides": j.overrides, "seed": j.seed} for j in jobs]}
-    aside.write_text(json_text(content), encoding="utf-8")
+    write_text(aside, json_text(content))
     aside.rename(folder / PLAN)
 
 
