@@ -16,8 +16,8 @@ HOUR_S = 3600.0
 class Restarts:
     """Counts the replacements of one kind of part, ``what``: at most ``limit`` within an hour.
 
-    However long each start takes, they are fewer than ``in_a_row`` while no part of the kind comes to work; None: any
-    number of them.
+    Starts may take so long that few fit into an hour: where no part of the kind comes to work for one, they are fewer
+    than ``in_a_row``; None: any number of them.
     """
 
     def __init__(
@@ -29,14 +29,15 @@ class Restarts:
         self._limit, self._in_a_row = limit, in_a_row
         self._clock = clock
         self._recent: deque[float] = deque()
-        self._in_vain = 0
+        self._in_vain: list[float] = []
+        """The times of those since one was at work."""
 
     def count(self, cause: str, *, at_work: bool = True) -> None:
         """One more, for ``cause``, when any part of the kind, be it this one, was ``at_work``. Raises ``Final`` with it
         if that is one too many."""
         now = self._clock()
         self.total += 1
-        self._in_vain = 0 if at_work else self._in_vain + 1
+        self._in_vain = [] if at_work else [*self._in_vain, now]
         self._recent.append(now)
         while now - self._recent[0] >= HOUR_S:
             self._recent.popleft()
@@ -44,10 +45,11 @@ class Restarts:
             raise Final(
                 f"{self._what} failed {len(self._recent)} times within an hour ({SETTING}={self._limit}): {cause}"
             )
-        if self._in_vain == self._in_a_row:
+        times = len(self._in_vain)
+        if self._in_a_row is not None and times >= self._in_a_row and now - self._in_vain[0] >= HOUR_S:
             raise Final(
-                f"{self._what} failed {self._in_vain} times in a row before any came to work ({IN_A_ROW}, for each of "
-                f"them): {cause}"
+                f"{self._what} failed {times} times in a row, for more than an hour, before any came to work "
+                f"({IN_A_ROW}, for each of them): {cause}"
             )
 
 

@@ -134,7 +134,7 @@ class ClusterConfig:
     """How often within an hour rollout workers are replaced, or the retrieval, before the run stops."""
     losses_in_a_row: int = bounded(5, "at least 1")
     """How often learner or pool are lost without a new step in between before the run stops. Each time it goes back to
-    its last checkpoint. So often, too, each rollout worker is replaced before one of them has come to work."""
+    its last checkpoint. So often, too, each rollout worker is replaced while none comes to work for an hour."""
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
     object_store_mib: int = bounded(0, "at least 0")
     """Ray's object store on this machine; 0 makes room for two versions of the weights, and takes at least 512."""

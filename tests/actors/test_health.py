@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -354,13 +355,18 @@ def test_restarts_are_counted_by_the_hour() -> None:
         restarts.count("it broke again")
 
 
-def test_restarts_in_which_none_comes_to_work_end_however_long_each_takes() -> None:
-    restarts = Restarts("workers", 2, in_a_row=3, clock=iter(n * HOUR_S for n in range(9)).__next__)
-    for at_work in (False, False, True, False, False):
-        restarts.count("it hangs", at_work=at_work)
-    wanted = r"^workers failed 3 times in a row before any came to work \(cluster.losses_in_a_row, for each of them\): "
-    with pytest.raises(Final, match=wanted + "it hangs$"):
-        restarts.count("it hangs", at_work=False)
+@pytest.mark.parametrize(("minutes", "ends"), [(6, 11), (30, 3), (90, 3), (None, None)])
+def test_restarts_of_which_none_comes_to_work_end_however_long_each_takes(
+    minutes: int | None, ends: int | None
+) -> None:
+    """None: one in between does its work."""
+    clock = iter(60.0 * (minutes or 30) * n for n in range(99)).__next__
+    restarts, counted = Restarts("workers", 12, in_a_row=3, clock=clock), 0
+    wanted = rf"^workers failed {ends} times in a row, for more than an hour, before any came to work \("
+    with pytest.raises(Final, match=wanted) if ends else nullcontext():
+        for counted in range(1, 40):
+            restarts.count("it hangs", at_work=minutes is None and counted % 2 == 0)
+    assert counted == (ends or 39)
 
 
 def _alive(pid: int) -> bool:

@@ -25,7 +25,7 @@ from actors.broadcast import Outcome
 from actors.calls import Died, Hangs, get
 from actors.health import Health
 from actors.process import log_to
-from actors.restarts import Restarts
+from actors.restarts import HOUR_S, Restarts
 from actors.worker_pool import WorkerPool
 from agent.config import GroupConfig
 from agent.errors import Fault, Final, Unusable, UserError
@@ -54,7 +54,7 @@ class House:
         size: int,
         scripts: dict[str, dict[str, list[str]]] | None = None,
         max_restarts: int = 3,
-        in_a_row: int | None = None,
+        restarts: Restarts | None = None,
     ) -> WorkerPool:
         """``scripts`` by the worker's name; one that has none does all it is asked."""
 
@@ -67,7 +67,7 @@ class House:
             make,
             self._lose,
             size=size,
-            restarts=Restarts("rollout workers", max_restarts, in_a_row=in_a_row),
+            restarts=restarts or Restarts("rollout workers", max_restarts),
             health=Health(self.deadlines, self._log_dir),
             log_dir=self._log_dir,
             weight_timeout_s=300.0,
@@ -413,12 +413,13 @@ def test_too_many_deaths_end_the_run(house: House) -> None:
 
 @pytest.mark.slow
 def test_workers_none_of_which_comes_to_work_end_the_run(house: House) -> None:
-    """However long each takes. What one that has worked dies of doesn't count."""
+    """Though each takes an hour. What one that has worked dies of doesn't count."""
     dies = {"rollout-0": {"run": ["die"]}, "rollout-1": {"start": ["die"]}, "rollout-2": {"receive": ["die"]}}
-    workers = house.workers(1, dies, max_restarts=9, in_a_row=2)
+    restarts = Restarts("rollout workers", 9, in_a_row=2, clock=itertools.count(0.0, HOUR_S).__next__)
+    workers = house.workers(1, dies, restarts=restarts)
     house.patiently(workers.deliver, Version(0))
     workers.serve("pool", PLAIN)
-    with pytest.raises(Final, match=r"^rollout workers failed 2 times in a row before any came to work "):
+    with pytest.raises(Final, match=r"^rollout workers failed 2 times in a row, for more than an hour, before "):
         house.watch(workers, "rollout-3", "run", "0")
     assert [name for name, _ in house.lost] == ["rollout-0", "rollout-1", "rollout-2"]
 
