@@ -10,7 +10,7 @@ It has a class ``Backend``, made as ``Backend(index, config)``, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,6 +42,12 @@ def check_same(first: Identity, now: Identity) -> None:
         raise Fault(f"what is searched has changed since the start: {said}; put it back, or start a new run")
 
 
+SEARCH, FOLLOWING, DOCUMENT = "search_batch", "following_batch", "document_batch"
+"""A backend's methods that answer a batch."""
+Read = Callable[[], list[tuple[Passage, ...]]]
+"""Reads what a batch has found."""
+
+
 class Unavailable(RetrievalError):
     """Nothing can be answered at the moment: the backend needn't be asked for each query by itself."""
 
@@ -53,8 +59,10 @@ class Backend(Protocol):
     largest batch that makes sense; ``device`` where it computes, if that isn't ``cpu``, None where nobody knows; a
     method ``until`` is told before each batch when nobody waits for it any more, by ``time.monotonic``; a method
     ``check_depth(k, setting)``, which is called once after opening, raises ``UserError`` that names ``setting`` if it
-    gives no ``k`` passages of a search. A batch that raises is asked again in halves, so that one query fails alone,
-    unless it is ``Unavailable`` that is raised, or the time is over.
+    gives no ``k`` passages of a search; a method ``begin_batch(queries, k)``, which searches as ``search_batch`` does
+    and gives a ``Read`` for another thread, so that the backend may search on meanwhile: that thread calls
+    ``end_reading()`` last. A batch that raises is asked again in halves, so that one query fails alone, unless it is
+    ``Unavailable`` that is raised, or the time is over.
     """
 
     def __init__(self, index: Path | None, config: Any) -> None:

@@ -244,17 +244,22 @@ def java_class(name: str) -> Any:
 
 
 def own_method(target: Any, name: str, signature: str) -> Any:
-    """The method ``name`` of the Java object ``target`` that has ``signature`` (in the JVM's notation), for one thread.
+    """The method ``name`` of the Java object ``target``, or the static one of the class of that name, that has
+    ``signature`` (in the JVM's notation), for one thread.
 
     Nothing else uses it, so it may be called without ``calling()`` once that thread has called it there: what pyjnius
     learns of the classes of its results it then knows.
     """
     import jnius
 
+    static = isinstance(target, str)
     with calling():
-        java_class(target.__javaclass__.replace("/", "."))  # whole, before pyjnius knows it by one method
-        parts = {"__javaclass__": target.__javaclass__, name: jnius.JavaMethod(signature)}
-        return getattr(jnius.cast(jnius.MetaJavaClass("Own", (jnius.JavaClass,), parts), target), name)
+        whole = target if static else target.__javaclass__.replace("/", ".")
+        java_class(whole)  # before pyjnius knows it by one method
+        own = (jnius.JavaStaticMethod if static else jnius.JavaMethod)(signature)
+        parts = {"__javaclass__": whole.replace(".", "/"), name: own}
+        only = jnius.MetaJavaClass("Own", (jnius.JavaClass,), parts)
+        return getattr(only if static else jnius.cast(only, target), name)
 
 
 def java_error() -> type[Exception]:

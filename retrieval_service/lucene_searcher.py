@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,13 +13,14 @@ from agent.errors import RetrievalError, UserError
 from agent.records import Passage
 from agent.visible import printable
 from retrieval_service import jvm
-from retrieval_service.backend import Identity
+from retrieval_service.backend import Identity, Read
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import document_of, parse_record
 from retrieval_service.index import Manifest, check_index
 from retrieval_service.lru import Lru, weight_of
 from retrieval_service.lucene import check_lucene, first_line, lucene_generation
 
+AS_LIST = "([Ljava/lang/Object;)Ljava/util/List;"
 BATCH_SEARCH = "(Ljava/util/List;Ljava/util/List;II)Ljava/util/Map;"
 KEPT_PASSAGES, KEPT_BYTES = 50_000, 256 << 20
 """Most passages kept as Python objects, and their bytes; the popular ones needn't be read and parsed for every
@@ -58,13 +60,13 @@ class LuceneSearcher(ABC):
         self._passages: Lru[str, Passage] = Lru(
             KEPT_PASSAGES, KEPT_BYTES, lambda key, passage: weight_of(key, (passage,))
         )
-        self._array_list = jvm.java_class("java.util.ArrayList")
         try:
             self._check()
             self._set_up()
         except BaseException:
             self.close()
             raise
+        self._list = jvm.own_method("java.util.Arrays", "asList", AS_LIST)
         self._batch_search = jvm.own_method(self._searcher, "batch_search", BATCH_SEARCH)
         # A query is a policy's text, not ours: one with over 1,024 different words is slow, not an error.
         jvm.java_class("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(2**31 - 1)
@@ -79,8 +81,15 @@ class LuceneSearcher(ABC):
         """Makes the searcher ready for queries."""
 
     @abstractmethod
-    def search_batch(self, queries: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
+    def begin_batch(self, queries: Sequence[str], k: int) -> Read:
         """See ``Backend``."""
+
+    def search_batch(self, queries: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
+        """For each query its at most ``k`` best passages with their scores: best first, equals by id.
+
+        Raises ``ValueError`` for ``k < 1`` and ``RetrievalError`` if Lucene fails, and what the ranker itself raises.
+        """
+        return self.begin_batch(queries, k)()
 
     @abstractmethod
     def identity(self) -> Identity:
@@ -104,20 +113,27 @@ class LuceneSearcher(ABC):
                 f"{self._index}: its documents are not passages ({error}); build it from a corpus"
             ) from error
 
-    def _search(self, queries: Any, count: int, k: int) -> list[tuple[Passage, ...]]:
-        """Of each of the ``count`` elements of ``queries``, a Java list, its at most ``k`` best passages: best first,
-        equals by id. Raises ``RetrievalError`` if Lucene fails."""
-        k = min(k, self._documents)
-        with jvm.calling():
-            keys = self._array_list()
-            for number in range(count):
-                keys.add(str(number))
+    def _begin(self, queries: Any, count: int, k: int) -> Read:
+        """Searches for the ``count`` elements of ``queries``, a Java list: for each its at most ``k`` best passages,
+        best first, equals by id. Raises ``RetrievalError`` if Lucene fails."""
+        jvm.keep_signals()
         try:
-            hits = self._batch_search(queries, keys, k, self._config.threads)
-            with jvm.calling():
-                return [tuple(map(self._passage, hits.get(str(number)))) for number in range(count)]
+            keys = self._list(list(map(str, range(count))))
+            hits = self._batch_search(queries, keys, min(k, self._documents), self._config.threads)
         except self._java_error as error:
             raise RetrievalError(f"Lucene: {self._cause(queries, k) or first_line(error)}") from error
+        return partial(self._read, hits, count)
+
+    @jvm.calling()
+    def _read(self, hits: Any, count: int) -> list[tuple[Passage, ...]]:
+        try:
+            return [tuple(map(self._passage, hits.get(str(number)))) for number in range(count)]
+        except self._java_error as error:
+            raise RetrievalError(f"Lucene: {first_line(error)}") from error
+
+    def end_reading(self) -> None:
+        """See ``Backend``."""
+        jvm.detach_thread()
 
     @jvm.calling()
     def _cause(self, queries: Any, k: int) -> str | None:

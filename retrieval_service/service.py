@@ -1,7 +1,7 @@
 """The asynchronous front of a backend: cache, coalescing, time-outs.
 
     search ──► cache ──► in flight? ──► waiting ──batch──► BackendThread ──► cache, callers
-              (hit: done)  (join it)   (one batch is out at a time; what arrives meanwhile is the next)
+              (hit: done)  (join it)   (one batch is searched at a time; what arrives meanwhile is the next)
 
 Who waits in line isn't timed: more searches than there is time for are slower, not fewer. A search fails when the
 backend works on it for too long, or when nothing at all comes back.
@@ -24,15 +24,13 @@ from statistics import median
 
 from agent.errors import RetrievalError
 from agent.records import Passage
-from retrieval_service.backend import Backend, Identity, check_same
+from retrieval_service.backend import DOCUMENT, FOLLOWING, SEARCH, Backend, Identity, check_same
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.lru import Lru, weight_of
 from retrieval_service.stats import Meter, Stats
 from retrieval_service.worker import BackendThread, Batch
 
 Hits = tuple[Passage, ...]
-SEARCH, FOLLOWING, DOCUMENT = "search_batch", "following_batch", "document_batch"
-"""The backend's methods."""
 Key = tuple[str, int, str]
 """What identifies a search: the query (or id), as it is, k, and the backend's method."""
 LONG = 300
@@ -75,12 +73,12 @@ class _Search:
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class _Lane:
-    """A thread with its backend, and the batch that is out there."""
+    """A thread with its backend, and the batch that is searched there."""
 
     thread: BackendThread
     batch: list[_Search] = field(default_factory=list)
     moved: float
-    """When a batch was last sent or came back."""
+    """When a batch was last sent, or the backend was free again."""
 
 
 class RetrievalService:
@@ -289,33 +287,38 @@ class RetrievalService:
         self._meter.batches += 1
         _, k, method = lane.batch[0].key
         texts, timeout_s = [search.key[0] for search in lane.batch], self._config.timeout_s
-        answer = lane.thread.ask(method, texts, k, timeout_s)
+        searched = lane.thread.ask(method, texts, k, timeout_s)
         loop = asyncio.get_running_loop()
         stuck_s = STUCK * timeout_s
-        timers = [loop.call_later(stuck_s, self._stuck, stuck_s)]
+        stuck, overtake = loop.call_later(stuck_s, self._stuck, stuck_s), None
         if self._may_overtake and lane is self._lanes[0]:
-            timers.append(
-                loop.call_later(self._overtake_s() + 0.005, self._dispatch)
-            )  # timers may be early by a little
-        answer.add_done_callback(lambda answer: self._answered(lane, answer, timers))
+            # Timers may be early by a little.
+            overtake = loop.call_later(self._overtake_s() + 0.005, self._dispatch)
+        batch = lane.batch
+        searched.answers.add_done_callback(lambda answers: self._answered(batch, answers, stuck))
+        searched.free.add_done_callback(lambda _: self._free(lane, overtake))
 
-    def _answered(self, lane: _Lane, answer: asyncio.Future[Batch], timers: Iterable[asyncio.TimerHandle]) -> None:
-        """Hands a batch's hits, or its failures, to those who wait for them, and sends the next batch."""
-        for timer in timers:
-            timer.cancel()
+    def _free(self, lane: _Lane, overtake: asyncio.TimerHandle | None) -> None:
+        """Sends the next batch: the backend has searched this one."""
+        if overtake is not None:
+            overtake.cancel()
         batch, sent, lane.batch, lane.moved = lane.batch, lane.moved, [], self._meter.clock()
         if lane is self._lanes[0] and not batch[0].is_long:
             self._recent.append(lane.moved - sent)
+        self._dispatch()
+
+    def _answered(self, batch: list[_Search], answers: asyncio.Future[Batch], stuck: asyncio.TimerHandle) -> None:
+        """Hands a batch's hits, or its failures, to those who wait for them."""
+        stuck.cancel()
         if self._closed:
             return
-        for search, found in zip(batch, answer.result(), strict=True):
+        for search, found in zip(batch, answers.result(), strict=True):
             del self._in_flight[search.key]
             if isinstance(found, RetrievalError):
                 _fail(search, found)
             else:
                 self._cache.put(search.key, found)
                 search.hits.set_result(found)
-        self._dispatch()
 
     def stats(self) -> Stats:
         """Counters since the start; ``qps`` since the last call of this method."""

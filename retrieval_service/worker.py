@@ -2,6 +2,13 @@
 
 A JVM wants a single caller, and an event loop must not wait for one. Results travel back to the loop as
 futures. The thread is a daemon: a backend that never returns must not keep the process from ending.
+
+A backend that can part a search from reading what it found (``begin_batch``) has a second thread for that, so that it
+searches on meanwhile.
+
+    jobs ──► search ──► Searched.free ──► the next job
+                │
+                └─found─► read ──► Searched.answers          (one batch is read, one more may wait for it)
 """
 
 from __future__ import annotations
@@ -12,15 +19,35 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agent.errors import Fault, RetrievalError
 from agent.records import Passage
-from retrieval_service.backend import Backend, Unavailable
+from retrieval_service.backend import SEARCH, Backend, Read, Unavailable
 
 Answer = tuple[Passage, ...] | RetrievalError
 Batch = list[Answer]
-Job = tuple[str, Sequence[str], int, float, "asyncio.Future[Batch]"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Searched:
+    """What becomes of a batch."""
+
+    free: asyncio.Future[None]
+    """Done when the backend can take the next one: before the answers, if these are read in another thread."""
+    answers: asyncio.Future[Batch]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Job:
+    method: str
+    texts: Sequence[str]
+    k: int
+    timeout_s: float
+    searched: Searched
+    parted: bool = True
+    """Whether what is found may be read in the other thread. If that fails, it is asked once more in this one."""
 
 
 class BackendThread:
@@ -28,7 +55,8 @@ class BackendThread:
 
     def __init__(self, make_backend: Callable[[], Backend]) -> None:
         self._make_backend = make_backend
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._found: queue.Queue[tuple[Read, _Job] | None] = queue.Queue(maxsize=1)
         self._loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[Backend] = self._loop.create_future()
         self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -40,11 +68,11 @@ class BackendThread:
         self._thread.start()
         return await self._opened
 
-    def ask(self, method: str, texts: Sequence[str], k: int, timeout_s: float) -> asyncio.Future[Batch]:
+    def ask(self, method: str, texts: Sequence[str], k: int, timeout_s: float) -> Searched:
         """Queues one batch for the backend's ``search_batch`` or another of its methods; see ``answers``."""
-        future: asyncio.Future[Batch] = self._loop.create_future()
-        self._jobs.put((method, texts, k, timeout_s, future))
-        return future
+        searched = Searched(free=self._loop.create_future(), answers=self._loop.create_future())
+        self._jobs.put(_Job(method=method, texts=texts, k=k, timeout_s=timeout_s, searched=searched))
+        return searched
 
     def leave(self) -> None:
         """Lets the thread close the backend and end after what it is at, and doesn't wait for it."""
@@ -67,18 +95,50 @@ class BackendThread:
             self._settle(self._ended, None, None)
             return
         self._settle(self._opened, backend, None)
+        begin = getattr(backend, "begin_batch", None)
+        reading = threading.Thread(target=self._read, args=(backend,), name="reading", daemon=True)
+        if begin is not None:
+            reading.start()
         while (job := self._jobs.get()) is not None:
-            method, texts, k, timeout_s, future = job
-            end = time.monotonic() + timeout_s
+            end = time.monotonic() + job.timeout_s
             if (until := getattr(backend, "until", None)) is not None:
                 until(end)
-            self._settle(future, answers(getattr(backend, method), texts, k, end), None)
+            if begin is None or job.method != SEARCH or not self._begin(begin, job):
+                self._settle(job.searched.answers, answers(getattr(backend, job.method), job.texts, job.k, end), None)
+                self._settle(job.searched.free, None, None)
+        if begin is not None:
+            self._found.put(None)
+            reading.join()
         try:
             backend.close()
         except Exception as error:
             self._settle(self._ended, None, error)
         else:
             self._settle(self._ended, None, None)
+
+    def _begin(self, begin: Callable[[Sequence[str], int], Read], job: _Job) -> bool:
+        """Searches, and leaves what is found to the other thread; not if that has failed, or does."""
+        if not job.parted:
+            return False
+        try:
+            found = begin(job.texts, job.k)
+        except BaseException:
+            return False
+        self._found.put((found, job))
+        self._settle(job.searched.free, None, None)
+        return True
+
+    def _read(self, backend: Any) -> None:
+        while (one := self._found.get()) is not None:
+            found, job = one
+            try:
+                batch = checked(found(), job.texts)
+            except BaseException:
+                self._jobs.put(replace(job, parted=False))
+            else:
+                self._settle(job.searched.answers, batch, None)
+            del one, found
+        backend.end_reading()
 
     def _settle(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
         def settle() -> None:
@@ -102,11 +162,7 @@ def answers(call: Callable[[Sequence[str], int], Any], texts: Sequence[str], k: 
     ``end`` (by ``time.monotonic``), and not where the backend says that it is ``Unavailable``.
     """
     try:
-        found = call(texts, k)
-        if not isinstance(found, list) or len(found) != len(texts):
-            count = len(found) if isinstance(found, list) else type(found).__name__
-            raise Fault(f"the backend answered {count} of {len(texts)} queries")
-        return [_passages(hits) for hits in found]
+        return checked(call(texts, k), texts)
     except BaseException as error:
         failure = RetrievalError(f"search failed: {type(error).__name__}: {error}")
         failure.__cause__ = error
@@ -117,6 +173,14 @@ def answers(call: Callable[[Sequence[str], int], Any], texts: Sequence[str], k: 
     for half in (texts[:middle], texts[middle:]):
         both += [failure] * len(half) if time.monotonic() >= end else answers(call, half, k, end)
     return both
+
+
+def checked(found: Any, texts: Sequence[str]) -> Batch:
+    """What a backend has found of ``texts``. Raises ``Fault`` if it isn't something of each."""
+    if not isinstance(found, list) or len(found) != len(texts):
+        count = len(found) if isinstance(found, list) else type(found).__name__
+        raise Fault(f"the backend answered {count} of {len(texts)} queries")
+    return [_passages(hits) for hits in found]
 
 
 def _passages(hits: Any) -> Answer:

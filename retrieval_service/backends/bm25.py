@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent.errors import UserError
-from agent.records import Passage
 from agent.visible import printable
-from retrieval_service import jvm
-from retrieval_service.backend import Identity
+from retrieval_service.backend import Identity, Read
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.index import Manifest, ensure_index
 from retrieval_service.lucene import LuceneRecipe, analyse_with
@@ -35,19 +33,14 @@ class Bm25(LuceneSearcher):
             analyse_with(self._searcher, self._analyser)
         self._searcher.set_bm25(self._config.k1, self._config.b)
 
-    def search_batch(self, queries: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
-        """For each query its at most ``k`` best passages with their scores: best first, equals by id.
+    def begin_batch(self, queries: Sequence[str], k: int) -> Read:
+        """See ``Backend``. A query is a bag of words, without operators; one without an indexed word has no hits.
 
-        A query is a bag of words, without operators; one without a word that is indexed has no hits.
         Raises ``ValueError`` for ``k < 1`` and ``RetrievalError`` if Lucene fails.
         """
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
-        with jvm.calling():
-            texts = self._array_list()
-            for query in queries:
-                texts.add(printable(query))
-        return self._search(texts, len(queries), k)
+        return self._begin(self._list(list(map(printable, queries))), len(queries), k)
 
     def identity(self) -> Identity:
         """The index's, with the analyser, ``k1`` and ``b``."""

@@ -14,7 +14,7 @@ from agent.records import Passage
 from agent.settings import PATH, bounded
 from agent.visible import printable
 from retrieval_service import jvm
-from retrieval_service.backend import Identity
+from retrieval_service.backend import Identity, Read
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import Record
 from retrieval_service.encoder import KEY, encoder_folder, encoder_of, manner_of
@@ -129,20 +129,20 @@ class Splade(LuceneSearcher):
         config = self._config
         self._encoder = SparseEncoder(self._folder, self._manner, threads=config.threads, device=config.device)
         self.device = self._encoder.device
-        self._hash_map, self._integer = jvm.java_class("java.util.HashMap"), jvm.java_class("java.lang.Integer")
+        self._array_list, self._hash_map = jvm.java_class("java.util.ArrayList"), jvm.java_class("java.util.HashMap")
+        self._integer = jvm.java_class("java.lang.Integer")
 
-    def search_batch(self, queries: Sequence[str], k: int) -> list[tuple[Passage, ...]]:
-        """For each query its at most ``k`` best passages with their scores: best first, equals by id.
+    def begin_batch(self, queries: Sequence[str], k: int) -> Read:
+        """See ``Backend``. A query without a character, or without a term that is indexed, has no hits.
 
-        A query without a character, or without a term that is indexed, has no hits. Raises ``ValueError`` for
-        ``k < 1``, ``RetrievalError`` if Lucene fails, and ``Fault`` for weights that aren't finite.
+        Raises ``ValueError`` for ``k < 1``, ``RetrievalError`` if Lucene fails, and ``Fault`` for weights that aren't
+        finite.
         """
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
         asked = [at for at, query in enumerate(queries) if query.strip()]
-        found: list[tuple[Passage, ...]] = [()] * len(queries)
         if not asked:
-            return found
+            return lambda: [()] * len(queries)
         weights = self._encoder.weights([printable(queries[at]) for at in asked])
         with jvm.calling():
             maps = self._array_list()
@@ -151,9 +151,13 @@ class Splade(LuceneSearcher):
                 for term, weight in weighed.items():
                     terms.put(term, self._integer(weight))
                 maps.add(terms)
-        for at, hits in zip(asked, self._search(maps, len(asked), k), strict=True):
-            found[at] = hits
-        return found
+        read = self._begin(maps, len(asked), k)
+
+        def all_of_them() -> list[tuple[Passage, ...]]:
+            found = dict(zip(asked, read(), strict=True))
+            return [found.get(at, ()) for at in range(len(queries))]
+
+        return all_of_them
 
     def identity(self) -> Identity:
         """The index's, by its manifest, with the encoder and its manner."""

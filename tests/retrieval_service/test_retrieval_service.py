@@ -340,6 +340,101 @@ def test_a_quick_search_gets_past_a_slow_one_where_the_backend_can_be_opened_twi
     assert second.closed
 
 
+class PartedBackend(ScriptedBackend):
+    """Reads what it has found in another thread; a query ``unread …`` holds that up until ``read_on``, and what is
+    found of ``unreadable …`` can't be read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read_on = threading.Event()
+        self.reading: list[tuple[str, ...]] = []
+        self.readers: set[int] = set()
+        self.ended = 0
+
+    def begin_batch(self, queries: Sequence[str], k: int) -> Callable[[], list[Any]]:
+        found = super().search_batch(queries, k)
+
+        def read() -> list[Any]:
+            self.readers.add(threading.get_ident())
+            self.reading.append(tuple(queries))
+            if any(query.startswith("unread ") for query in queries):
+                assert self.read_on.wait(PATIENCE_S)
+            if any(query.startswith("unreadable") for query in queries):
+                raise OSError("half a passage")
+            return found
+
+        return read
+
+    def search_batch(self, queries: Sequence[str], k: int) -> list[Any]:
+        return self.begin_batch(queries, k)()
+
+    def end_reading(self) -> None:
+        self.ended += 1
+        self.readers.add(threading.get_ident())
+
+
+def parted(scene: Callable[[RetrievalService, PartedBackend], Coroutine[Any, Any, None]]) -> PartedBackend:
+    made: list[PartedBackend] = []
+
+    def make_backend() -> Backend:
+        made.append(PartedBackend())
+        return made[-1]
+
+    async def run() -> None:
+        service = RetrievalService(make_backend, RetrievalConfig())
+        await service.start()
+        await scene(service, made[0])
+        await service.close()
+
+    asyncio.run(run())
+    (backend,) = made
+    assert backend.closed
+    return backend
+
+
+def test_the_next_batch_is_searched_while_one_is_read() -> None:
+    async def scene(service: RetrievalService, backend: PartedBackend) -> None:
+        slow = asyncio.create_task(service.search("unread 1", 2))
+        assert await asyncio.to_thread(backend.entered.acquire, timeout=PATIENCE_S)
+        second = asyncio.create_task(service.search("2", 2))
+        assert await asyncio.to_thread(backend.entered.acquire, timeout=PATIENCE_S)
+        assert not slow.done()
+        assert not second.done()
+        backend.read_on.set()
+        assert (await slow, await second) == (hits("unread 1", 2), hits("2", 2))
+        assert await service.following("x", 1) == hits("after x", 1)
+
+    backend = parted(scene)
+    assert backend.reading == [("unread 1",), ("2",)]
+    assert backend.ended == len(backend.readers) == 1
+    assert not backend.readers & backend.threads, "the thread that searches doesn't read"
+
+
+def test_what_cannot_be_read_fails_alone() -> None:
+    async def scene(service: RetrievalService, backend: PartedBackend) -> None:
+        found = await asyncio.gather(
+            *(service.search(query, 1) for query in ("a", "unreadable", "b")), return_exceptions=True
+        )
+        assert found[::2] == [hits("a", 1), hits("b", 1)]
+        assert str(found[1]) == "search failed: OSError: half a passage"
+        with pytest.raises(RetrievalError, match="the index is gone"):
+            await service.search("poison", 1)
+
+    parted(scene)
+
+
+def test_a_parted_backend_that_is_closed_in_mid_read_fails_who_waits() -> None:
+    async def scene(service: RetrievalService, backend: PartedBackend) -> None:
+        waiting = asyncio.create_task(service.search("unread 1", 1))
+        assert await asyncio.to_thread(backend.entered.acquire, timeout=PATIENCE_S)
+        asyncio.get_running_loop().call_soon(backend.read_on.set)
+        await service.close()
+        with pytest.raises(RetrievalError, match="closed"):
+            await waiting
+
+    assert parted(scene).ended == 1
+
+
 def test_where_every_batch_takes_long_none_is_overtaken() -> None:
     made: list[ScriptedBackend] = []
     now = 0.0
