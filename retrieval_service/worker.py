@@ -46,8 +46,8 @@ class _Job:
     k: int
     timeout_s: float
     searched: Searched
-    parted: bool = True
-    """Whether what is found may be read in the other thread. If that fails, it is asked once more in this one."""
+    unread: BaseException | None = None
+    """Why what was found could not be read."""
 
 
 class BackendThread:
@@ -103,9 +103,21 @@ class BackendThread:
             end = time.monotonic() + job.timeout_s
             if (until := getattr(backend, "until", None)) is not None:
                 until(end)
-            if begin is None or job.method != SEARCH or not self._begin(begin, job):
-                self._settle(job.searched.answers, answers(getattr(backend, job.method), job.texts, job.k, end), None)
-                self._settle(job.searched.free, None, None)
+            call, broken = getattr(backend, job.method), job.unread
+            if begin is not None and job.method == SEARCH and broken is None:
+                try:
+                    found = begin(job.texts, job.k)
+                except BaseException as error:
+                    broken = error
+                else:
+                    self._found.put((found, job))
+                    del found  # an object of Java's, which this thread must not be the last to hold
+                    self._settle(job.searched.free, None, None)
+                    continue
+            asked = call, job.texts, job.k, end
+            batch = answers(*asked) if broken is None else apart(broken, *asked)
+            self._settle(job.searched.answers, batch, None)
+            self._settle(job.searched.free, None, None)
         if begin is not None:
             self._found.put(None)
             reading.join()
@@ -116,25 +128,13 @@ class BackendThread:
         else:
             self._settle(self._ended, None, None)
 
-    def _begin(self, begin: Callable[[Sequence[str], int], Read], job: _Job) -> bool:
-        """Searches, and leaves what is found to the other thread; not if that has failed, or does."""
-        if not job.parted:
-            return False
-        try:
-            found = begin(job.texts, job.k)
-        except BaseException:
-            return False
-        self._found.put((found, job))
-        self._settle(job.searched.free, None, None)
-        return True
-
     def _read(self, backend: Any) -> None:
         while (one := self._found.get()) is not None:
             found, job = one
             try:
                 batch = checked(found(), job.texts)
-            except BaseException:
-                self._jobs.put(replace(job, parted=False))
+            except BaseException as error:
+                self._jobs.put(replace(job, unread=error))
             else:
                 self._settle(job.searched.answers, batch, None)
             del one, found
@@ -158,16 +158,24 @@ class BackendThread:
 def answers(call: Callable[[Sequence[str], int], Any], texts: Sequence[str], k: int, end: float) -> Batch:
     """What ``call`` says to each of ``texts``: its passages, or a ``RetrievalError`` with the cause in its text.
 
-    A batch that fails is asked again in halves, so that a text that can't be answered fails alone; neither half after
-    ``end`` (by ``time.monotonic``), and not where the backend says that it is ``Unavailable``.
+    A batch that fails is asked ``apart``.
     """
     try:
         return checked(call(texts, k), texts)
     except BaseException as error:
-        failure = RetrievalError(f"search failed: {type(error).__name__}: {error}")
-        failure.__cause__ = error
-        if len(texts) == 1 or isinstance(error, Unavailable):
-            return [failure] * len(texts)
+        return apart(error, call, texts, k, end)
+
+
+def apart(
+    error: BaseException, call: Callable[[Sequence[str], int], Any], texts: Sequence[str], k: int, end: float
+) -> Batch:
+    """The ``answers`` to a batch that has failed with ``error``: it is asked again in halves, so that a text that can't
+    be answered fails alone; neither half after ``end`` (by ``time.monotonic``), and not where the backend says that it
+    is ``Unavailable``."""
+    failure = RetrievalError(f"search failed: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    if len(texts) == 1 or isinstance(error, Unavailable):
+        return [failure] * len(texts)
     middle = len(texts) // 2
     both: Batch = []
     for half in (texts[:middle], texts[middle:]):

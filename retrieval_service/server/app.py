@@ -150,16 +150,16 @@ class _Searches:
             asked = one.asked(one.request.model_validate(body))
         except ValidationError as error:
             raise Refused(422, mistake(error)) from None
-        reply = (await self._reply(one, asked)).encode("ascii")
+        reply = await self._reply(one, asked)
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(reply))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": reply})
 
-    async def _reply(self, one: Dialect, asked: Asked) -> str:
+    async def _reply(self, one: Dialect, asked: Asked) -> bytes:
         with self._desk.admit(asked):
             found = await self._desk.search(asked)
             if sum(map(len, found)) < LARGE:
-                return json.dumps(one.reply(asked, found))
+                return json.dumps(one.reply(asked, found)).encode("ascii")
             async with self._large:
                 return await asyncio.to_thread(_large, one, asked, found)
 
@@ -258,8 +258,8 @@ def _json(value: Any) -> Response:
     return Response(json.dumps(value), media_type="application/json")
 
 
-def _large(dialect: Dialect, asked: Asked, found: Sequence[Hits]) -> str:
-    return "".join(_pieces(dialect.reply(asked, found)))
+def _large(dialect: Dialect, asked: Asked, found: Sequence[Hits]) -> bytes:
+    return "".join(_pieces(dialect.reply(asked, found))).encode("ascii")
 
 
 def _pieces(value: Any) -> Iterator[str]:

@@ -420,7 +420,9 @@ def test_what_cannot_be_read_fails_alone() -> None:
         with pytest.raises(RetrievalError, match="the index is gone"):
             await service.search("poison", 1)
 
-    parted(scene)
+    backend = parted(scene)
+    asked = [batch for batch, _ in backend.batches]
+    assert len(asked) == len(set(asked)), "nothing is asked twice in the same way"
 
 
 def test_a_parted_backend_that_is_closed_in_mid_read_fails_who_waits() -> None:
