@@ -35,7 +35,7 @@ class Searched:
     """What becomes of a batch."""
 
     free: asyncio.Future[None]
-    """Done when the backend can take the next one: before the answers, if these are read in another thread."""
+    """Done when the backend can take the next one, before the answers: whoever gets one may ask again at once."""
     answers: asyncio.Future[Batch]
 
 
@@ -116,8 +116,8 @@ class BackendThread:
                     continue
             asked = call, job.texts, job.k, end
             batch = answers(*asked) if broken is None else apart(broken, *asked)
-            self._settle(job.searched.answers, batch, None)
             self._settle(job.searched.free, None, None)
+            self._settle(job.searched.answers, batch, None)
         if begin is not None:
             self._found.put(None)
             reading.join()

@@ -373,6 +373,24 @@ class PartedBackend(ScriptedBackend):
         self.readers.add(threading.get_ident())
 
 
+@pytest.mark.parametrize("kind", [ScriptedBackend, PartedBackend])
+@pytest.mark.parametrize("query", ["a", "poison"])
+def test_who_asks_again_at_once_finds_the_backend_free(kind: type[ScriptedBackend], query: str) -> None:
+    order = []
+
+    async def run() -> None:
+        thread = worker.BackendThread(kind)
+        await thread.start()
+        searched = thread.ask("search_batch", [query], 1, PATIENCE_S)
+        searched.answers.add_done_callback(lambda _: order.append("answers"))
+        searched.free.add_done_callback(lambda _: order.append("free"))
+        await searched.answers
+        await thread.stop(PATIENCE_S)
+
+    asyncio.run(run())
+    assert order == ["free", "answers"]
+
+
 def parted(scene: Callable[[RetrievalService, PartedBackend], Coroutine[Any, Any, None]]) -> PartedBackend:
     made: list[PartedBackend] = []
 
