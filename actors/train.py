@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.launcher import tell
 from actors.stopping import at_once
+from agent.collector import without_collector
 from agent.errors import Fault, Stopped, UserError, refused
 from agent.paths import at_home
 from conf.schema import RunConfig
@@ -93,10 +94,11 @@ class _Begun:
 def _begun(config: RunConfig, run_dir: Path, console: Console) -> _Begun:
     """The data, and the checkpoint that the run goes on from, if it does. ``config`` gets its model and its experts."""
     with console.phase("reading the data") as phase:
-        from actors.prepare import look
+        with without_collector():
+            from actors.prepare import look
 
         task = look(config, console.say, phase.counting("documents"))  # wrong data is refused before anything is built
-    with console.phase("loading PyTorch"):
+    with console.phase("loading PyTorch"), without_collector():
         from actors.provenance import Provenance  # what is refused above shall be refused at once
         from actors.resume import resumed
     with console.phase("comparing with the checkpoint" if config.resume else "taking digests of the data"):
