@@ -76,6 +76,18 @@ def hits(query: str, k: int) -> tuple[Passage, ...]:
     return tuple(Passage(id=f"{query}-{n}", title="", text="x", score=1.0 / (n + 1)) for n in range(k))
 
 
+def opened_twice(made: list[ScriptedBackend]) -> Callable[[], Backend]:
+    """Opens a backend for each lane of a service, of which it may have two, and puts it into ``made``."""
+
+    def make_backend() -> Backend:
+        backend = ScriptedBackend()
+        backend.lanes = 2  # type: ignore[attr-defined]
+        made.append(backend)
+        return backend
+
+    return make_backend
+
+
 class House:
     """A started service, its backend, and ways to bring both to a known point."""
 
@@ -308,14 +320,8 @@ def test_who_waits_in_line_is_not_timed_as_long_as_the_line_moves() -> None:
 def test_a_quick_search_gets_past_a_slow_one_where_the_backend_can_be_opened_twice() -> None:
     made: list[ScriptedBackend] = []
 
-    def make_backend() -> Backend:
-        backend = ScriptedBackend()
-        backend.lanes = 2  # type: ignore[attr-defined]
-        made.append(backend)
-        return backend
-
     async def run() -> None:
-        service = RetrievalService(make_backend, RetrievalConfig())
+        service = RetrievalService(opened_twice(made), RetrievalConfig())
         await service.start()
         assert await service.search("at ease", 2) == hits("at ease", 2)
         assert len(made) == 1, "a second is opened when it is needed"
@@ -459,15 +465,9 @@ def test_where_every_batch_takes_long_none_is_overtaken() -> None:
     made: list[ScriptedBackend] = []
     now = 0.0
 
-    def make_backend() -> Backend:
-        backend = ScriptedBackend()
-        backend.lanes = 2  # type: ignore[attr-defined]
-        made.append(backend)
-        return backend
-
     async def run() -> None:
         nonlocal now
-        service = RetrievalService(make_backend, RetrievalConfig(timeout_s=PATIENCE_S))
+        service = RetrievalService(opened_twice(made), RetrievalConfig(timeout_s=PATIENCE_S))
         service._meter.clock = lambda: now
         await service.start()
 
