@@ -1,7 +1,10 @@
 """The asynchronous front of a backend: cache, coalescing, time-outs.
 
-    search ──► cache ──► in flight? ──► waiting ──batch──► BackendThread ──► cache, callers
+    search ──► cache ──► in flight? ──► Line ──batch──► BackendThread ──► cache, callers
               (hit: done)  (join it)   (one batch is searched at a time; what arrives meanwhile is the next)
+
+A thread that has searched a batch takes the next one out of the line by itself: the event loop may be busy with the
+answers to the last one for longer than it takes to search a query.
 
 Who waits in line isn't timed: more searches than there is time for are slower, not fewer. A search fails when the
 backend works on it for too long, or when nothing at all comes back.
@@ -10,31 +13,26 @@ A backend that can be opened twice (``lanes``) gets a second thread, for short s
 takes long, so that what is quick needn't wait for what is slow. All backends of a service search the same: one that
 has another identity than the first isn't used.
 
-All state lives on the event loop, so there are no locks; only the backends live in the threads.
+All other state lives on the event loop, so there are no locks but the line's; the backends live in the threads.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 from agent.errors import RetrievalError
-from agent.records import Passage
 from retrieval_service.backend import DOCUMENT, FOLLOWING, SEARCH, Backend, Identity, check_same
 from retrieval_service.config import RetrievalConfig
+from retrieval_service.line import LONG, Hits, Key, Line, Search
 from retrieval_service.lru import Lru, weight_of
 from retrieval_service.stats import Meter, Stats
-from retrieval_service.worker import BackendThread, Batch
+from retrieval_service.worker import BackendThread, Batch, Job
 
-Hits = tuple[Passage, ...]
-Key = tuple[str, int, str]
-"""What identifies a search: the query (or id), as it is, k, and the backend's method."""
-LONG = 300
-"""Characters of a text from which on a search may be slow: it shares no batch with short ones."""
 OVERTAKE_S, OVERTAKE = 0.05, 2.0
 """How long a batch has to be out before short searches get past it: at least so many seconds, and so many times what
 batches of short ones take. On a large index every batch takes long, and a second one beside it would only take its
@@ -52,23 +50,12 @@ class TooSlow(RetrievalError):
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
-class _Search:
-    """One search in flight and those who wait for it."""
+class _Batch:
+    """Searches that a backend gets at once."""
 
-    key: Key
-    hits: asyncio.Future[Hits]
-    waiters: int = 0
-    sent: float | None = None
-    """When it went to the backend."""
-
-    @property
-    def is_long(self) -> bool:
-        return len(self.key[0]) >= LONG
-
-    @property
-    def alike(self) -> tuple[int, str, bool]:
-        """What searches of one batch have in common."""
-        return *self.key[1:], self.is_long
+    searches: list[Search]
+    sent: float
+    stuck: asyncio.TimerHandle | None = None
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -76,9 +63,10 @@ class _Lane:
     """A thread with its backend, and the batch that is searched there."""
 
     thread: BackendThread
-    batch: list[_Search] = field(default_factory=list)
+    batch: _Batch | None = None
     moved: float
     """When a batch was last sent, or the backend was free again."""
+    overtake: asyncio.TimerHandle | None = None
 
 
 class RetrievalService:
@@ -105,9 +93,9 @@ class RetrievalService:
             config.cache_size, config.cache_mib << 20, lambda key, hits: weight_of(key[0], hits)
         )
         self._meter = Meter()
-        self._in_flight: dict[Key, _Search] = {}
-        self._waiting: dict[Key, _Search] = {}
-        """The part of ``_in_flight`` that has not gone to a backend, oldest first."""
+        self._in_flight: dict[Key, Search] = {}
+        self._line = Line()
+        """The part of ``_in_flight`` that no backend has got."""
         self._threads: list[BackendThread] = []
         self._lanes: list[_Lane] = []
         """Those of the threads whose backends are open. The first takes everything, the second what is short."""
@@ -139,7 +127,7 @@ class RetrievalService:
         self.device = getattr(backend, "device", "cpu")
 
     async def _open(self) -> Backend:
-        thread = BackendThread(self._make)
+        thread = BackendThread(self._make, _nothing if self._lanes else self._next)
         self._threads.append(thread)
         try:
             backend = await thread.start()
@@ -222,15 +210,16 @@ class RetrievalService:
         self._meter.ended(began)
         return hits
 
-    def _enqueue(self, key: Key) -> _Search:
-        search = _Search(key=key, hits=asyncio.get_running_loop().create_future())
-        self._in_flight[key] = self._waiting[key] = search
+    def _enqueue(self, key: Key) -> Search:
+        search = Search(key=key, hits=asyncio.get_running_loop().create_future())
+        self._in_flight[key] = search
+        self._line.join(search)
         if self._soon is None:
             # Not at once: whoever else is about to search in this turn of the loop shares the batch.
             self._soon = asyncio.get_running_loop().call_soon(self._dispatch)
         return search
 
-    async def _wait(self, search: _Search, began: float) -> Hits:
+    async def _wait(self, search: Search, began: float) -> Hits:
         """Waits for a search that others may wait for, too: neither a time-out nor a cancellation touches it."""
         search.waiters += 1
         try:
@@ -238,9 +227,9 @@ class RetrievalService:
                 await asyncio.wait((search.hits,), timeout=left)
         finally:
             search.waiters -= 1
-            if not search.waiters and self._waiting.get(search.key) is search:
-                # Nobody waits any more, and the backend has not seen it: spare it.
-                del self._waiting[search.key], self._in_flight[search.key]
+            if not search.waiters and self._line.leave(search):
+                # Nobody waits any more, and no backend has seen it: spare it.
+                del self._in_flight[search.key]
         if not search.hits.done():
             self._meter.timeouts += 1
             raise TooSlow(f"the search took longer than {self._config.timeout_s:g} s: {search.key[0][:LONG]!r}")
@@ -251,7 +240,7 @@ class RetrievalService:
             raise RetrievalError(str(error)) from error.__cause__
         return search.hits.result()
 
-    def _end(self, search: _Search, began: float) -> float:
+    def _end(self, search: Search, began: float) -> float:
         """When somebody who has asked at ``began`` gives up: that long after the backend got the search. While it
         waits in line, that long after anything moved there."""
         lanes = self._lanes[:1] if search.is_long else self._lanes
@@ -261,58 +250,76 @@ class RetrievalService:
     def _dispatch(self) -> None:
         """Gives what waits to the lanes that are free, the oldest first."""
         self._soon = None
-        if not self._waiting or self._closed:
+        if not self._line or self._closed:
             return
         first = self._lanes[0]
-        if not first.batch:
-            self._send(first, self._waiting.values())
-        elif self._may_overtake and self._meter.clock() - first.moved >= self._overtake_s():
-            short = [search for search in self._waiting.values() if not search.is_long]
-            if short and self._second is None and self._meter.clock() >= self._second_from:
+        if first.batch is None:
+            self._send(first, self._take())
+        elif self._may_overtake and self._line.has_short and first.moved + self._overtake_s() <= self._meter.clock():
+            if self._second is None and self._meter.clock() >= self._second_from:
                 self._second = asyncio.ensure_future(self._open_second())
-            if short and len(self._lanes) > 1 and not self._lanes[1].batch:
-                self._send(self._lanes[1], short)
+            if len(self._lanes) > 1 and self._lanes[1].batch is None:
+                self._send(self._lanes[1], self._take(short=True))
 
     def _overtake_s(self) -> float:
         return max(OVERTAKE_S, OVERTAKE * median(self._recent or (0.0,)))
 
-    def _send(self, lane: _Lane, waiting: Iterable[_Search]) -> None:
-        """Sends the oldest of ``waiting`` to the backend, and what asks for the same in the same way."""
-        waiting = list(waiting)
-        alike = (search for search in waiting if search.alike == waiting[0].alike)
-        lane.batch, lane.moved = list(islice(alike, self._most)), self._meter.clock()
-        for search in lane.batch:
-            search.sent = lane.moved
-            del self._waiting[search.key]
+    def _take(self, short: bool = False) -> _Batch | None:
+        now = self._meter.clock()
+        searches = self._line.take(self._most, now, short)
+        return _Batch(searches=searches, sent=now) if searches else None
+
+    def _send(self, lane: _Lane, batch: _Batch | None) -> None:
+        if batch is not None:
+            job = self._job(lane, batch)
+            job.begun()
+            lane.thread.ask(job)
+
+    def _next(self) -> Job | None:
+        """In the first lane's thread, which has searched its batch: the next one, if any waits."""
+        batch = None if self._closed else self._take()
+        return None if batch is None else self._job(self._lanes[0], batch)
+
+    def _job(self, lane: _Lane, batch: _Batch) -> Job:
+        _, k, method = batch.searches[0].key
+        return Job(
+            method=method,
+            texts=[search.key[0] for search in batch.searches],
+            k=k,
+            timeout_s=self._config.timeout_s,
+            begun=partial(self._begun, lane, batch),
+            free=partial(self._free, lane, batch),
+            answered=partial(self._answered, batch),
+        )
+
+    def _begun(self, lane: _Lane, batch: _Batch) -> None:
+        """Sets the clocks of a batch that a backend has got."""
+        lane.batch, lane.moved = batch, batch.sent
         self._meter.batches += 1
-        _, k, method = lane.batch[0].key
-        texts, timeout_s = [search.key[0] for search in lane.batch], self._config.timeout_s
-        searched = lane.thread.ask(method, texts, k, timeout_s)
-        loop = asyncio.get_running_loop()
-        stuck_s = STUCK * timeout_s
-        stuck, overtake = loop.call_later(stuck_s, self._stuck, stuck_s), None
+        loop, stuck_s = asyncio.get_running_loop(), STUCK * self._config.timeout_s
+        batch.stuck = loop.call_later(stuck_s, self._stuck, stuck_s)
         if self._may_overtake and lane is self._lanes[0]:
             # Timers may be early by a little.
-            overtake = loop.call_later(self._overtake_s() + 0.005, self._dispatch)
-        batch = lane.batch
-        searched.answers.add_done_callback(lambda answers: self._answered(batch, answers, stuck))
-        searched.free.add_done_callback(lambda _: self._free(lane, overtake))
+            lane.overtake = loop.call_later(self._overtake_s() + 0.005, self._dispatch)
 
-    def _free(self, lane: _Lane, overtake: asyncio.TimerHandle | None) -> None:
-        """Sends the next batch: the backend has searched this one."""
-        if overtake is not None:
-            overtake.cancel()
-        batch, sent, lane.batch, lane.moved = lane.batch, lane.moved, [], self._meter.clock()
-        if lane is self._lanes[0] and not batch[0].is_long:
-            self._recent.append(lane.moved - sent)
+    def _free(self, lane: _Lane, batch: _Batch, following: Job | None) -> None:
+        """Notes that the backend has searched a batch and is at ``following``, or else sends the next one."""
+        if lane.overtake is not None:
+            lane.overtake.cancel()
+        lane.batch, lane.moved, lane.overtake = None, self._meter.clock(), None
+        if following is not None:
+            following.begun()
+        if lane is self._lanes[0] and not batch.searches[0].is_long:
+            self._recent.append(lane.moved - batch.sent)
         self._dispatch()
 
-    def _answered(self, batch: list[_Search], answers: asyncio.Future[Batch], stuck: asyncio.TimerHandle) -> None:
+    def _answered(self, batch: _Batch, answers: Batch) -> None:
         """Hands a batch's hits, or its failures, to those who wait for them."""
-        stuck.cancel()
+        if batch.stuck is not None:
+            batch.stuck.cancel()
         if self._closed:
             return
-        for search, found in zip(batch, answers.result(), strict=True):
+        for search, found in zip(batch.searches, answers, strict=True):
             del self._in_flight[search.key]
             if isinstance(found, RetrievalError):
                 _fail(search, found)
@@ -336,12 +343,16 @@ class RetrievalService:
         for search in self._in_flight.values():
             _fail(search, RetrievalError("the retrieval service was closed"))
         self._in_flight.clear()
-        self._waiting.clear()
+        self._line.clear()
         for thread in [*self._threads]:
             await thread.stop(wait_s)
 
 
-def _fail(search: _Search, error: BaseException) -> None:
+def _nothing() -> None:
+    """What the second lane is to search next: only the first one asks by itself."""
+
+
+def _fail(search: Search, error: BaseException) -> None:
     search.hits.set_exception(error)
     # Marks it as seen: asyncio would complain of it if all who waited have left.
     search.hits.exception()

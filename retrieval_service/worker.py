@@ -1,14 +1,14 @@
 """One thread that owns a backend: makes it, calls it, closes it.
 
-A JVM wants a single caller, and an event loop must not wait for one. Results travel back to the loop as
-futures. The thread is a daemon: a backend that never returns must not keep the process from ending.
+A JVM wants a single caller, and an event loop must not wait for one. Results travel back to the
+loop. The thread is a daemon: a backend that never returns must not keep the process from ending.
 
 A backend that can part a search from reading what it found (``begin_batch``) has a second thread for that, so that it
 searches on meanwhile.
 
-    jobs ──► search ──► Searched.free ──► the next job
+    jobs ──► search ──► Job.free ──► the next job
                 │
-                └─found─► read ──► Searched.answers          (one batch is read, one more may wait for it)
+                └─found─► read ──► Job.answered          (one batch is read, one more may wait for it)
 """
 
 from __future__ import annotations
@@ -31,32 +31,35 @@ Batch = list[Answer]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Searched:
-    """What becomes of a batch."""
+class Job:
+    """A batch for the backend's ``search_batch`` or another of its methods, and what is called on the event loop."""
 
-    free: asyncio.Future[None]
-    """Done when the backend can take the next one, before the answers: whoever gets one may ask again at once."""
-    answers: asyncio.Future[Batch]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Job:
     method: str
     texts: Sequence[str]
     k: int
     timeout_s: float
-    searched: Searched
+    begun: Callable[[], None]
+    """For the job's owner, who calls it for one that the thread has taken by itself (``free``)."""
+    free: Callable[[Job | None], None]
+    """The backend has searched the batch, and is at this one, if any. Before ``answered``: whoever gets an answer may
+    ask again at once."""
+    answered: Callable[[Batch], None]
     unread: BaseException | None = None
     """Why what was found could not be read."""
 
 
 class BackendThread:
-    """Runs one backend in one thread, for the event loop that calls these methods."""
+    """Runs one backend in one thread, for the event loop that calls these methods.
 
-    def __init__(self, make_backend: Callable[[], Backend]) -> None:
+    ``following`` is called in that thread as soon as the backend has searched a job: what it is to do next, if that is
+    known already. After None it waits until it is asked.
+    """
+
+    def __init__(self, make_backend: Callable[[], Backend], following: Callable[[], Job | None]) -> None:
         self._make_backend = make_backend
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._found: queue.Queue[tuple[Read, _Job] | None] = queue.Queue(maxsize=1)
+        self._following = following
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._found: queue.Queue[tuple[Read, Job] | None] = queue.Queue(maxsize=1)
         self._loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[Backend] = self._loop.create_future()
         self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -68,11 +71,9 @@ class BackendThread:
         self._thread.start()
         return await self._opened
 
-    def ask(self, method: str, texts: Sequence[str], k: int, timeout_s: float) -> Searched:
-        """Queues one batch for the backend's ``search_batch`` or another of its methods; see ``answers``."""
-        searched = Searched(free=self._loop.create_future(), answers=self._loop.create_future())
-        self._jobs.put(_Job(method=method, texts=texts, k=k, timeout_s=timeout_s, searched=searched))
-        return searched
+    def ask(self, job: Job) -> None:
+        """Queues one batch; see ``answers``."""
+        self._jobs.put(job)
 
     def leave(self) -> None:
         """Lets the thread close the backend and end after what it is at, and doesn't wait for it."""
@@ -112,12 +113,12 @@ class BackendThread:
                 else:
                     self._found.put((found, job))
                     del found  # an object of Java's, which this thread must not be the last to hold
-                    self._settle(job.searched.free, None, None)
+                    self._free(job)
                     continue
             asked = call, job.texts, job.k, end
             batch = answers(*asked) if broken is None else apart(broken, *asked)
-            self._settle(job.searched.free, None, None)
-            self._settle(job.searched.answers, batch, None)
+            self._free(job)
+            self._tell(job.answered, batch)
         if begin is not None:
             self._found.put(None)
             reading.join()
@@ -136,9 +137,16 @@ class BackendThread:
             except BaseException as error:
                 self._jobs.put(replace(job, unread=error))
             else:
-                self._settle(job.searched.answers, batch, None)
+                self._tell(job.answered, batch)
             del one, found
         backend.end_reading()
+
+    def _free(self, job: Job) -> None:
+        if job.unread is None:  # or it was told when the job was searched
+            following = self._following()
+            if following is not None:
+                self._jobs.put(following)
+            self._tell(job.free, following)
 
     def _settle(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
         def settle() -> None:
@@ -150,9 +158,12 @@ class BackendThread:
             else:
                 future.set_exception(error)
 
+        self._tell(settle)
+
+    def _tell(self, call: Callable[..., None], *told: Any) -> None:
         # A loop that was closed before the service raises this, and then nothing waits for the result.
         with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(settle)
+            self._loop.call_soon_threadsafe(call, *told)
 
 
 def answers(call: Callable[[Sequence[str], int], Any], texts: Sequence[str], k: int, end: float) -> Batch:

@@ -382,19 +382,53 @@ class PartedBackend(ScriptedBackend):
 @pytest.mark.parametrize("kind", [ScriptedBackend, PartedBackend])
 @pytest.mark.parametrize("query", ["a", "poison"])
 def test_who_asks_again_at_once_finds_the_backend_free(kind: type[ScriptedBackend], query: str) -> None:
-    order = []
+    order: list[str] = []
 
     async def run() -> None:
-        thread = worker.BackendThread(kind)
+        thread = worker.BackendThread(kind, lambda: order.append("following"))
         await thread.start()
-        searched = thread.ask("search_batch", [query], 1, PATIENCE_S)
-        searched.answers.add_done_callback(lambda _: order.append("answers"))
-        searched.free.add_done_callback(lambda _: order.append("free"))
-        await searched.answers
+        done = asyncio.Event()
+        job = worker.Job(
+            method="search_batch",
+            texts=[query],
+            k=1,
+            timeout_s=PATIENCE_S,
+            begun=lambda: order.append("begun"),
+            free=lambda following: order.append("free"),
+            answered=lambda answers: (order.append("answers"), done.set())[1],
+        )
+        thread.ask(job)
+        await done.wait()
         await thread.stop(PATIENCE_S)
 
     asyncio.run(run())
-    assert order == ["free", "answers"]
+    assert order == ["following", "free", "answers"]
+
+
+@pytest.mark.parametrize("kind", [ScriptedBackend, PartedBackend])
+def test_the_backend_goes_on_while_the_event_loop_is_busy(kind: type[ScriptedBackend]) -> None:
+    async def run() -> None:
+        backend = kind()
+        service = RetrievalService(lambda: backend, RetrievalConfig(max_batch=2))
+        await service.start()
+        house = House(service, backend)
+        held = await house.hold()
+        tasks = [house.search(query) for query in "abcde"]
+        left = house.search("left")
+        await house.submitted()
+        left.cancel()
+        await house.submitted()
+        backend.go_on.set()
+        for _ in range(3):
+            assert backend.entered.acquire(timeout=PATIENCE_S), "it waits for the loop"
+        assert not held.done()
+        assert [await task for task in (held, *tasks)] == [hits(query, 3) for query in ("held", *"abcde")]
+        assert await service.search("f", 3) == hits("f", 3)
+        assert service.stats().batches == 5
+        await service.close()
+        assert [batch for batch, _ in backend.batches] == [("held",), ("a", "b"), ("c", "d"), ("e",), ("f",)]
+
+    asyncio.run(run())
 
 
 def parted(scene: Callable[[RetrievalService, PartedBackend], Coroutine[Any, Any, None]]) -> PartedBackend:
