@@ -23,7 +23,7 @@ import ray
 
 from agent.errors import RetrievalError, shortened
 from agent.records import Passage
-from retrieval_service.service import LONG, OVERTAKE_S
+from retrieval_service.service import LONG, OVERTAKE_S, asked
 
 CALL = 64
 """Most searches of one call: what a backend takes at once."""
@@ -31,6 +31,8 @@ ROOM = 256
 """Most searches of this worker at one replica."""
 CALLS = 8
 """Most calls of this worker at one replica."""
+MOST = 1000
+"""Passages of a search. A tool of the user's own may ask for as many as the policy names."""
 LOSSES = 3
 """Replicas that may die, or fall silent, on one search; it may be what kills them."""
 ERRORS = 3
@@ -118,13 +120,15 @@ class RemoteSearcher:
 
     async def search(self, query: str, k: int) -> Hits:
         """See ``agent.tools.base.Searcher``."""
-        return await self._ask("search_many", query, k)
+        return await self._ask("search_many", *asked(query, k))
 
     async def following(self, document_id: str, k: int) -> Hits:
         """See ``agent.tools.base.Searcher``."""
-        return await self._ask("following_many", document_id, k)
+        return await self._ask("following_many", *asked(document_id, k))
 
     async def _ask(self, method: str, text: str, k: int) -> Hits:
+        if k > MOST:
+            raise ValueError(f"k={k}: must be at most {MOST}")
         loop = asyncio.get_running_loop()
         if self._given_up:
             raise self._none_answers()

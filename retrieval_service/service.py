@@ -23,7 +23,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import index
 from statistics import median
+from typing import SupportsIndex
 
 from agent.errors import RetrievalError
 from retrieval_service.backend import DOCUMENT, FOLLOWING, SEARCH, Backend, Identity, check_same
@@ -43,6 +45,20 @@ STUCK = 2.0
 """Times ``timeout_s``: a batch that is out for so long never comes back."""
 CLOSE_S = 10.0
 """Longest that a backend is waited for at the end."""
+
+
+def asked(text: object, k: object) -> tuple[str, int]:
+    """A search's text and number of passages, as plain ones: a tool of the user's own may give anything.
+
+    Raises ``TypeError`` for what is no text or no number, ``ValueError`` for ``k < 1``.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"the text of a search is of type {type(text).__name__}; it must be a text")
+    if isinstance(k, bool) or not isinstance(k, SupportsIndex):
+        raise TypeError(f"k={k!r}: must be a whole number of passages")
+    if (number := index(k)) < 1:
+        raise ValueError(f"k={number}: must be at least 1")
+    return str.__str__(text), number
 
 
 class TooSlow(RetrievalError):
@@ -167,25 +183,23 @@ class RetrievalService:
 
     async def search(self, query: str, k: int) -> Hits:
         """The at most ``k`` best passages for ``query``, best first; none if it matches nothing. See ``_ask``."""
-        return await self._ask((query, k, SEARCH))
+        return await self._ask((*asked(query, k), SEARCH))
 
     async def following(self, document_id: str, k: int) -> Hits:
         """The at most ``k`` passages that come after ``document_id`` in the same document. See ``_ask``."""
-        return await self._ask((document_id, k, FOLLOWING))
+        return await self._ask((*asked(document_id, k), FOLLOWING))
 
     async def document(self, document_id: str, k: int = 1) -> Hits:
         """The passage ``document_id`` and the at most ``k - 1`` after it; none if it isn't there. See ``_ask``."""
-        return await self._ask((document_id, k, DOCUMENT))
+        return await self._ask((*asked(document_id, k), DOCUMENT))
 
     async def _ask(self, key: Key) -> Hits:
         """What the backend says to ``key``, or has said before.
 
         Raises ``RetrievalError`` if the backend fails or the service is closed, its ``TooSlow`` if the backend works on
-        it for longer than ``config.timeout_s`` seconds, or nothing comes back for so long, and ``ValueError`` for
-        ``k < 1``. Cancelling a caller leaves others who wait for the same search alone.
+        it for longer than ``config.timeout_s`` seconds, or nothing comes back for so long; ``TypeError`` and
+        ``ValueError`` as ``asked``. Cancelling a caller leaves others who wait for the same search alone.
         """
-        if key[1] < 1:
-            raise ValueError(f"k={key[1]}: must be at least 1")
         if self._closed:
             raise RetrievalError("the retrieval service is closed")
         if not self._lanes:

@@ -13,7 +13,8 @@ from agent.records import Call, Passage, Repeat, StopReason, Turn
 
 
 class Searcher(Protocol):
-    """The retriever, as tools see it."""
+    """The retriever, as tools see it. What it is asked is a text, and a number of passages of at least 1 and, in a run,
+    at most 1000; it raises ``TypeError`` or ``ValueError`` for anything else."""
 
     async def search(self, query: str, k: int) -> tuple[Passage, ...]:
         """The top ``k`` passages, possibly none. Raises ``RetrievalError`` when it can't tell."""

@@ -8,11 +8,13 @@ import os
 import random
 import signal
 import time
+import types
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from lasting import Lent, lasting
@@ -163,6 +165,48 @@ def test_an_idle_searcher_sends_at_once_and_takes_its_actors_in_turn(fake: Fake)
     play(scenario())
     assert result(actors[0].calls.remote()) == [(["a"], 1), (["c"], 1)]
     assert result(actors[1].calls.remote()) == [(["b"], 1), (["d"], 1)]
+
+
+class Named(str):
+    """A text that brings more along, as those of parsers do."""
+
+
+@pytest.mark.parametrize(
+    ("text", "k", "error"),
+    [
+        (None, 3, TypeError),
+        (5, 3, TypeError),
+        (["a"], 3, TypeError),
+        ("a", [3], TypeError),
+        ("a", 3.0, TypeError),
+        ("a", True, TypeError),
+        ("a", 0, ValueError),
+        ("a", 10**10, ValueError),
+    ],
+)
+def test_what_a_tool_of_ones_own_asks_wrongly_is_its_own_fault_and_holds_up_no_other(
+    text: Any, k: Any, error: type[Exception]
+) -> None:
+    """It stood in the line for ever, and with it all that came later."""
+    calls: list[Any] = []
+
+    async def answer(queries: list[str], k: int) -> list[tuple[Any, ...]]:
+        calls.append((queries, k))
+        return [hits(query, k) for query in queries]
+
+    method = types.SimpleNamespace(remote=answer)
+    actor = types.SimpleNamespace(search_many=method, following_many=method)
+
+    async def scenario() -> None:
+        searcher = RemoteSearcher([actor], timeout_s=PATIENCE_S)
+        for ask in (searcher.search, searcher.following):
+            with pytest.raises(error):
+                await ask(text, k)
+        assert await searcher.search(Named("b"), np.int64(2)) == hits("b", 2)  # type: ignore[arg-type]
+        ((query,), number) = calls[0]
+        assert (type(query), type(number)) == (str, int)
+
+    play(scenario())
 
 
 @pytest.mark.slow

@@ -742,8 +742,13 @@ def test_start_raises_what_making_the_backend_raised() -> None:
 
 def test_misuse_is_told() -> None:
     async def scene(house: House) -> None:
-        with pytest.raises(ValueError, match="k=0"):
-            await house.service.search("a", 0)
+        for k, error, why in ((0, ValueError, "k=0: must be at least 1"), ("3", TypeError, "k='3': must be a whole")):
+            with pytest.raises(error, match=why):
+                await house.service.search("a", k)  # type: ignore[arg-type]
+        for text in (None, 3, ["a"]):
+            with pytest.raises(TypeError, match="the text of a search is of type"):
+                await house.service.following(text, 3)  # type: ignore[arg-type]
+        assert await house.service.search("a", 3) == hits("a", 3)
         with pytest.raises(RuntimeError, match="started already"):
             await house.service.start()
 
