@@ -101,7 +101,8 @@ def _checked(result: object, where: str) -> Result:
     for text in texts:
         if not isinstance(text, str):
             raise ToolError(f"{where} a Result with a {type(text).__name__} in the place of a text")
-    if all(text == printable(text) for text in texts):
+    # A page's parser gives texts that keep the page: no record is to hold, or to send, that.
+    if all(type(text) is str and text == printable(text) for text in texts):
         return result
     return replace(
         result,

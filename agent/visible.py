@@ -22,8 +22,9 @@ def visible(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` as tokenizers and Java take it: halves of surrogate pairs become question marks, which are no words."""
-    return text.encode("utf-8", "replace").decode()
+    """``text`` as tokenizers and Java take it, a plain one: halves of surrogate pairs become question marks, which are
+    no words."""
+    return str.encode(text, "utf-8", "replace").decode()
 
 
 def json_line(row: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import re
 import sys
 import types
@@ -327,6 +328,36 @@ def test_what_a_tool_tells_can_be_encoded() -> None:
     request = Request(tool=Half.name, arguments={"text": "x"})
     (result,) = asyncio.run(environment.respond([request], Situation(turns=(), max_searches=1))).results
     assert (result.text, result.notice, result.passages) == ("x?", "n?", (Passage(id="d?", title="t?", text="p?"),))
+
+
+class Parsed(str):
+    """A text of a page's parser, which keeps the page: it can't be pickled, and isn't equal to itself."""
+
+    def __new__(cls, text: str) -> Parsed:
+        made = super().__new__(cls, text)
+        made.page = lambda: text  # type: ignore[attr-defined]
+        return made
+
+    def encode(self, *_):
+        raise TypeError("which encoding?")
+
+    def __eq__(self, other):
+        return False
+
+    __hash__ = str.__hash__
+
+
+def test_what_a_tool_tells_is_plain_text() -> None:
+    class Reader(Count):
+        async def call(self, request: Request, situation: Situation) -> Result:
+            passage = Passage(id=Parsed("d"), title=Parsed("t"), text=Parsed("p"))
+            return Result(text=Parsed("x"), notice=Parsed("n"), passages=[passage])  # type: ignore[arg-type]
+
+    environment = Environment([Reader(AgentConfig(), Shelf())])  # type: ignore[arg-type]
+    request = Request(tool=Reader.name, arguments={"text": "x"})
+    (result,) = asyncio.run(environment.respond([request], Situation(turns=(), max_searches=1))).results
+    assert pickle.loads(pickle.dumps(result)) == result
+    assert (result.text, result.notice, result.passages) == ("x", "n", (Passage(id="d", title="t", text="p"),))
 
 
 def test_the_search_may_be_a_tool_of_ones_own() -> None:
