@@ -66,8 +66,9 @@ class Environment:
         return Response(results=tuple(r.unseen() for r in results) if stop else tuple(results), stop=stop)
 
     async def _answer(self, requests: Sequence[Request], number: int, situation: Situation) -> Result:
-        request = requests[number]
-        before = tuple(other for other in requests[:number] if other.tool == request.tool)
+        # Copies: a tool of the user's own may change what it is given, and what was asked is on record.
+        *earlier, request = (replace(each, arguments=dict(each.arguments)) for each in requests[: number + 1])
+        before = tuple(other for other in earlier if other.tool == request.tool)
         result: object
         try:
             result = await self._tools[request.tool].call(request, replace(situation, before=before))

@@ -330,6 +330,24 @@ def test_what_a_tool_tells_can_be_encoded() -> None:
     assert (result.text, result.notice, result.passages) == ("x?", "n?", (Passage(id="d?", title="t?", text="p?"),))
 
 
+def test_what_a_tool_does_to_its_arguments_is_not_on_record() -> None:
+    """It isn't told to others of the turn either, and what it makes of them may be no JSON."""
+    seen = []
+
+    class Changing(Count):
+        async def call(self, request: Request, situation: Situation) -> Result:
+            seen.append([other.text for other in situation.before])
+            for each in (*situation.before, request):
+                each.arguments.update(text=object(), more=1)  # type: ignore[attr-defined]
+            return Result(text="x")
+
+    environment = Environment([Changing(AgentConfig(), Shelf())])  # type: ignore[arg-type]
+    requests = [Request(tool=Changing.name, arguments={"text": text}) for text in "ab"]
+    given = asyncio.run(environment.respond(requests, Situation(turns=(), max_searches=1)))
+    assert [r.call(request).argument for r, request in zip(given.results, requests, strict=True)] == ["a", "b"]
+    assert seen == [[], ["a"]]
+
+
 class Parsed(str):
     """A text of a page's parser, which keeps the page: it can't be pickled, and isn't equal to itself."""
 
