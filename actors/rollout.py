@@ -314,10 +314,7 @@ class RolloutWorker:
             if task is None or task.cancelling():
                 raise
             # Its claim would be drawn again a lease later, and end so again.
-            raise Fault(
-                f"the group of question {question.id} was cancelled by its own code: a tool or a reward raises "
-                "asyncio.CancelledError; raise another error there"
-            ) from None
+            raise Fault(f"the group of question {question.id} was cancelled by its own code") from None
         finally:
             async with self._alone:
                 self._at_play -= 1

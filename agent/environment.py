@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from agent.config import AgentConfig
 from agent.errors import RetrievalError, ToolError, UserError, shortened
-from agent.own import BREAKS, told
+from agent.own import AWAITED_BREAKS, is_cancelled, told
 from agent.records import Passage, Repeat, StopReason
 from agent.tools.base import Request, Result, Searcher, Situation, Tool
 from agent.tools.catalogue import tool_classes
@@ -74,7 +74,9 @@ class Environment:
             result = await self._tools[request.tool].call(request, replace(situation, before=before))
         except ToolError:
             raise
-        except BREAKS as error:  # whatever a tool of the user's own raises costs its trajectory alone
+        except AWAITED_BREAKS as error:  # whatever a tool of the user's own raises costs its trajectory alone
+            if is_cancelled(error):
+                raise
             what = f"{type(error).__name__}: {shortened(error)}"
             raise ToolError(f"agent.tools: {request.tool} raised {what}") from error
         return _checked(result, f"agent.tools: {request.tool} returned")

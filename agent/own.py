@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import inspect
 import sys
@@ -18,6 +19,14 @@ from agent.errors import UserError, nearest, shortened
 
 BREAKS = (Exception, SystemExit)
 """What code of the user's own raises where it breaks: a library's ``sys.exit()`` is to end no process of ours."""
+AWAITED_BREAKS = (*BREAKS, asyncio.CancelledError)
+"""The same of what is awaited: a client whose connection is gone may raise a cancellation that nobody has asked for."""
+
+
+def is_cancelled(error: BaseException) -> bool:
+    """Whether ``error`` is the cancellation of the task that runs, which has to go on."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling() > 0)
 
 
 @contextmanager

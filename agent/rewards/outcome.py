@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from agent.errors import RewardError, one_of, shortened
-from agent.own import BREAKS, check_function, is_path, resolve
+from agent.own import AWAITED_BREAKS, BREAKS, check_function, is_cancelled, is_path, resolve
 from agent.records import MAX_REWARD, Question, Trajectory
 from agent.rewards import outcomes
 from agent.shipped import file_of, member_of, module_names
@@ -79,7 +79,9 @@ class Outcome:
         try:
             value = self._function(question, given)
             return await value if inspect.isawaitable(value) else value
-        except BREAKS as error:
+        except AWAITED_BREAKS as error:
+            if is_cancelled(error):
+                raise
             raise self._raised(error) from error
 
     def _checked(self, value: Any) -> float | RewardError:

@@ -330,6 +330,36 @@ def test_what_a_tool_tells_can_be_encoded() -> None:
     assert (result.text, result.notice, result.passages) == ("x?", "n?", (Passage(id="d?", title="t?", text="p?"),))
 
 
+def test_a_cancellation_that_nobody_asked_for_is_the_tools_failure() -> None:
+    """As a client raises whose connection is gone; an episode that is given up ends all the same."""
+    entered = asyncio.Event()
+
+    class Cancelled(Count):
+        async def call(self, request: Request, situation: Situation) -> Result:
+            if request.text == "waits":
+                entered.set()
+                await asyncio.Event().wait()
+            raise asyncio.CancelledError
+
+    environment = Environment([Cancelled(AgentConfig(), Shelf())])  # type: ignore[arg-type]
+
+    async def asked(text: str):
+        request = Request(tool=Cancelled.name, arguments={"text": text})
+        return await environment.respond([request], Situation(turns=(), max_searches=1))
+
+    async def given_up() -> None:
+        episode = asyncio.ensure_future(asked("waits"))
+        await entered.wait()
+        episode.cancel()
+        await episode
+
+    response = asyncio.run(asked("x"))
+    assert response.stop is StopReason.TOOL_FAILED
+    assert response.fault == "agent.tools: count raised CancelledError: CancelledError"
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(given_up())
+
+
 def test_what_a_tool_does_to_its_arguments_is_not_on_record() -> None:
     """It isn't told to others of the turn either, and what it makes of them may be no JSON."""
     seen = []

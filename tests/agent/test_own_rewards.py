@@ -100,6 +100,18 @@ class Mute(Exception):
         raise RuntimeError("not even that")
     __str__ = __repr__
 
+waiting = []
+
+async def waits(question, trajectories):
+    waiting.append(question)
+    await asyncio.Event().wait()
+
+async def gives_up(question, trajectory):
+    raise asyncio.CancelledError("the client is gone")
+
+async def gives_all_up(question, trajectories):
+    raise asyncio.CancelledError
+
 def says_nothing(question, trajectory):
     raise Mute
 
@@ -208,6 +220,8 @@ def test_what_cant_be_judged_is_excluded_with_its_reason(search_protocol, emma, 
         ("breaks_off", "raised ZeroDivisionError"),
         ("leaves", "raised SystemExit: no key"),
         ("says_nothing", "raised Mute: Mute$"),
+        ("gives_up", "raised CancelledError: the client is gone$"),
+        ("gives_all_up", "raised CancelledError: CancelledError$"),
         ("shows_nothing", "returned a Mute; an outcome"),
     ],
 )
@@ -218,6 +232,19 @@ def test_a_failure_is_never_a_zero(search_protocol, emma, answers, name, why):
     for trajectory in found.excluded:
         assert trajectory.fault.startswith(f"reward.outcome=own_rewards:{name} ")
         assert re.search(why, trajectory.fault), trajectory.fault
+
+
+def test_a_judge_that_is_given_up_ends(search_protocol, emma, answers):
+    async def given_up():
+        scorer = Scorer(RewardConfig(outcome="own_rewards:waits"), search_protocol)
+        scoring = asyncio.ensure_future(scorer.score(emma, answers))
+        while not sys.modules["own_rewards"].waiting:
+            await asyncio.sleep(0)
+        scoring.cancel()
+        await scoring
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(given_up())
 
 
 def test_no_trajectory_is_no_question_to_a_judge(search_protocol, emma, make_trajectory):
