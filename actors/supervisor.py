@@ -239,7 +239,7 @@ class Supervisor:
         row = self._tell(step, report, delivered, self.parts.searching.stats())
         last = self._totals.end(step, self.config.algorithm)
         self.watch.reached(step)
-        if step == 1 and row["search/mean"] == 0:
+        if step == 1 and row["tools/mean"] == 0:
             self.record.say(no_searches(self.config), "yellow")
         if self._due(step) or self.stopping.asked:
             self._evaluate(step)

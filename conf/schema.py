@@ -27,6 +27,7 @@ from agent.simulation.policies import SimulationConfig
 from agent.strategies import STRATEGIES
 from conf import of_files
 from conf.evaluation import EvalConfig
+from conf.searches import check_searches
 from conf.topology import ClusterConfig
 from conf.tree import check_tree
 from learner.config import AlgorithmConfig, ModelConfig
@@ -151,6 +152,7 @@ class RunConfig:
                 "group=continuation compares two groups; use group=plain, or a function of (question, trajectory)"
             )
         SearchLimits(self.search_limit, self.agent.max_searches)  # knows its rules and what fits the agent
+        check_searches(self.agent, self.reward, self.search_limit, self.selectivity)
         if self.mode not in INFERENCE:
             self.cluster.check_chosen("learners")
         if self.cluster.colocated and self.pool.max_staleness:

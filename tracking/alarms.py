@@ -76,8 +76,8 @@ def _longer(h: History) -> str | None:
 
 
 def _no_searches(h: History) -> str | None:
-    now = h.now("search/mean")
-    return f"{now:.2f} searches an episode" if now < 0.1 else None
+    now, calls = h.now("search/mean"), h.now("tools/mean")
+    return f"{now:.2f} searches an episode" if now < 0.1 and not calls >= 0.1 else None  # NaN in an older run
 
 
 def _search_limit(h: History) -> str | None:

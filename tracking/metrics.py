@@ -144,6 +144,7 @@ def batch_metrics(batch: TakenBatch[Group], version: int) -> dict[str, Any]:
 
     Means are over the members of all groups, accepted or not (so a continuation that replaced a rollout
     counts and what was discarded doesn't); ``rollout/`` and ``stop/`` count everything that was played.
+    ``tools/mean`` is of the calls of any tool that were answered, ``search/mean`` of the one called ``search``.
     ``search/empty_share`` is of the searches that the retriever has answered, those without a passage;
     ``search/refused_share`` of the members, those that asked for more searches than they had. A share of the
     accepted groups counts the signal-bearing ones: the others carry no gradient. ``recovered_…`` are those
@@ -166,6 +167,7 @@ def batch_metrics(batch: TakenBatch[Group], version: int) -> dict[str, Any]:
         "reward/mean": mean([m.score.reward for m in members]),
         "outcome/mean": mean([m.score.outcome for m in members]),
         "evidence/recall": mean(recalls),
+        "tools/mean": mean([sum(len(turn.answered) for turn in m.trajectory.turns) for m in members]),
         "search/mean": mean([m.trajectory.searches for m in members]),
         "search/limit_mean": mean(limits),
         "search/empty_share": mean([not call.titles for call in searches]),

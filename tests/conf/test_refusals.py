@@ -8,6 +8,7 @@ import launch
 from agent.errors import UserError
 
 ASK, EVAL = ("mode=ask", "checkpoint=x", "question=who"), ("mode=eval", "checkpoint=x")
+OPEN_ALONE = "agent.tools=['open'] has no tool called 'search', and "
 TRAINED = ("tracker.trajectories_per_step=-1", "evaluation.every=0", "checkpoints.every=3", "data.demonstrations=9")
 MISTAKES = [
     # keys
@@ -81,6 +82,19 @@ MISTAKES = [
     (["data.experts=e.jsonl"], "data.experts: data=world makes its own expert trajectories"),
     (["reward.outcome=f2"], "reward.outcome=f2 is not known; "),
     (["reward.gates=[no_anwser]"], "reward.gates=no_anwser is not known; did you mean 'no_answer'?"),
+    (
+        ["agent.tools=[open]", "agent.prompt=plain", "reward=david"],
+        OPEN_ALONE + "the gate no_search of reward.gates counts searches; ",
+    ),
+    (["agent.tools=[open]", "agent.prompt=plain", "cost=search"], OPEN_ALONE + "reward.search_cost counts searches; "),
+    (
+        ["agent.tools=[open]", "agent.prompt=plain", "search_limit=anneal", "search_limit.start=1"],
+        OPEN_ALONE + "search_limit.rule=anneal counts searches; ",
+    ),
+    (
+        ["mode=eval", "checkpoint=x", "agent.tools=[open]", "agent.prompt=plain", "selectivity=query"],
+        OPEN_ALONE + "selectivity counts searches; give the tool that retrieves this name (Tool.name), or leave it out",
+    ),
     (["data.evidence_match=url"], "data.evidence_match=url is not known; "),
     (["reward.evidence_match=id"], "reward.evidence_match is not a setting; here it is data.evidence_match"),
     (["retrieval.heap=lots"], "retrieval.heap=lots: must be at least 64m"),

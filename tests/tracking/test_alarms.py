@@ -60,6 +60,11 @@ ONE_EACH = {
 }
 
 
+def test_calls_of_a_tool_that_is_no_search_are_calls() -> None:
+    assert fired(run(first={"search/mean": 0.0, "tools/mean": 2.0}, then={"search/mean": 0.0, "tools/mean": 2.0})) == {}
+    assert list(fired(run(then={"search/mean": 0.0, "tools/mean": 0.05}))) == ["no searches"]
+
+
 @pytest.mark.parametrize("name", [rule.name for rule in RULES])
 def test_each_rule_sounds_alone_at_what_it_is_for(name: str) -> None:
     assert list(fired(ONE_EACH[name])) == [name]

@@ -130,6 +130,7 @@ def test_every_number_of_a_batch_by_hand(batch: TakenBatch) -> None:
         "reward/mean": (1 + 0 + 0.5 + 0.75 + 1 + 1 + 0 + 0 + 0 + 1) / 10,
         "outcome/mean": (1 + 0 + 1 + 1 + 1 + 1 + 0 + 0 + 0 + 1) / 10,
         "evidence/recall": (0.5 + 0 + 0.25 + 1 + 1 + 0 + 0) / 7,
+        "tools/mean": (2 + 1 + 1 + 3) / 10,
         "search/mean": (2 + 1 + 1 + 3) / 10,
         "search/limit_mean": (2 + 5) / 2,
         "search/empty_share": 0.0,
@@ -213,7 +214,7 @@ def test_the_staleness_counts_a_surplus_of_the_batch_before(make: Any) -> None:
 
 def test_a_batch_without_any_group_has_no_means(make: Any) -> None:
     row = batch_metrics(make.batch([], {}, {"lease_expired": 2}), version=5)
-    means = ("reward/mean", "outcome/mean", "evidence/recall", "search/mean", "pool/recycled_share")
+    means = ("reward/mean", "outcome/mean", "evidence/recall", "tools/mean", "search/mean", "pool/recycled_share")
     shares = ("search/empty_share", "search/refused_share")
     assert all(math.isnan(row[key]) for key in (*means, *shares, "rollout/tokens_per_s"))
     counts = ("groups/signal", "groups/too_easy", "groups/too_hard", "rollout/trajectories", "rollout/generated_tokens")
