@@ -6,9 +6,11 @@ neutralised first (``agent/neutral.py``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
+
+import numpy as np
 
 from agent.config import AgentConfig
 from agent.errors import Fault, UserError
@@ -30,7 +32,8 @@ class Dialogue:
     """What an episode needs to know of text and tokens.
 
     Raises ``Fault`` when a tokenizer turns neutralised text into a tag or a special token all the same, and
-    ``UserError`` that names its method for whatever else the format raises, which may be the user's own.
+    ``UserError`` that names its method for whatever else the format raises, which may be the user's own, and for what
+    it returns that is something else.
     """
 
     def __init__(self, codec: TokenCodec, format: Format, *, name: str, max_passage_chars: int) -> None:
@@ -54,12 +57,26 @@ class Dialogue:
             format = make(codec, config, tools)
         if missing := [name for name in Format.__annotations__ if not hasattr(format, name)]:
             raise UserError(f"{where}: its __init__() sets no {', '.join(missing)}; see agent/formats/base.py")
+        for name in ("stop", "marks", "notices"):
+            if not _are_texts(getattr(format, name)):
+                raise UserError(f"{where}: its '{name}' must be a tuple of texts, none of them empty")
         dialogue = cls(codec, format, name=config.format, max_passage_chars=config.max_passage_chars)
-        with dialogue._asking("prompt"):
-            asked = MARKER in format.prompt(MARKER)
-        if not asked:
+        if MARKER not in dialogue.prompt_text(MARKER):
             raise UserError(f"{where}: its prompt lacks the question")
+        # What every episode asks of it: one that gives something else is told before anything is played.
+        dialogue.parse("", Finish.STOP, first=True)
+        dialogue._observed([dialogue._shown(Result())], None)
         return dialogue
+
+    def _wrong(self, method: str, found: object, needed: str) -> UserError:
+        return UserError(f"{self._key}: {method}() returned {type(found).__name__}, and {needed} is needed")
+
+    def _ids(self, method: str, found: object) -> list[int]:
+        """What a method of the format gave, as token ids. Raises ``UserError`` that names it if they are none."""
+        ids = [*found] if isinstance(found, Iterable) else []
+        if not ids or not all(isinstance(i, int | np.integer) for i in ids):
+            raise self._wrong(method, found, "a list of token ids that isn't empty")
+        return list(map(int, ids))
 
     def _asking(self, method: str) -> AbstractContextManager[None]:
         """The format is asked in the body."""
@@ -103,7 +120,10 @@ class Dialogue:
         """The prompt for ``question`` as text."""
         harmless, _ = self._neutraliser.harmless(question)
         with self._asking("prompt"):
-            return self._format.prompt(harmless)
+            text: object = self._format.prompt(harmless)
+        if not isinstance(text, str):
+            raise self._wrong("prompt", text, "a text")
+        return text
 
     def neutral(self, question: str) -> str:
         """``question`` without tags and special tokens, as its prompt has it unless the tokenizer rebuilds one."""
@@ -112,7 +132,12 @@ class Dialogue:
     def parse(self, text: str, finish: Finish, *, first: bool = False) -> Action:
         """What a turn of the policy asks for; ``first`` says that it follows the prompt."""
         with self._asking("parse"):
-            return self._format.parse(self._begun(first) + text, finish)
+            action: object = self._format.parse(self._begun(first) + text, finish)
+            if isinstance(action, Action):
+                action.check()
+        if not isinstance(action, Action):
+            raise self._wrong("parse", action, "an agent.protocol.Action")
+        return action
 
     def _begun(self, first: bool) -> str:
         return self._format.begun[0 if first else 1]
@@ -120,9 +145,12 @@ class Dialogue:
     def results_ids(self, results: Sequence[Result], last: int | None = None) -> list[int]:
         """Ids of all that stands between a turn, whose last token is ``last``, and the next one: ``results`` in their
         order, and what the format puts around them."""
-        shown = [self._shown(result) for result in results]
+        return self._observed([self._shown(result) for result in results], last)
+
+    def _observed(self, shown: Sequence[Shown], last: int | None) -> list[int]:
         with self._asking("observation"):
-            return self._format.observation(shown, last)
+            found = self._format.observation(shown, last)
+        return self._ids("observation", found)
 
     def observation_ids(self, passages: Sequence[Passage], last: int | None = None) -> list[int]:
         """``results_ids`` of one search that found ``passages``."""
@@ -132,7 +160,8 @@ class Dialogue:
         """Ids of an expert's action, which is written in the tags of ``protocol``; ``first`` follows the prompt, and
         ``last`` ends the episode. Where a thought has been opened, the expert closes it before it acts."""
         with self._asking("written"):
-            return [*self._closed(self._begun(first)), *self._format.written(action, last=last)]
+            found = self._format.written(action, last=last)
+        return [*self._closed(self._begun(first)), *self._ids("written", found)]
 
     def answer_ids(self, turns: Sequence[Turn]) -> list[int]:
         """Ids that open an answer behind ``turns`` and their observations; they close a thought that is open there."""
@@ -165,3 +194,7 @@ class Dialogue:
             text = passage.text[: self._max_passage_chars]
             shown.append(f'{label} {number}: "{title}"\n{text}' if title else f"{label} {number}: {text}")
         return "\n".join(shown) or NO_RESULTS
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, tuple | list) and all(isinstance(text, str) and text for text in value)

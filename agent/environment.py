@@ -70,6 +70,8 @@ class Environment:
         *earlier, request = (replace(each, arguments=dict(each.arguments)) for each in requests[: number + 1])
         before = tuple(other for other in earlier if other.tool == request.tool)
         result: object
+        if request.tool not in self._tools:  # the shipped formats find that malformed
+            raise ToolError(f"agent.format: a call of '{request.tool}', and agent.tools has {', '.join(self._tools)}")
         try:
             result = await self._tools[request.tool].call(request, replace(situation, before=before))
         except ToolError:

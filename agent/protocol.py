@@ -31,6 +31,15 @@ class Action:
     malformed: str = ""
     """Why a turn that closes an action is none, in words of ours."""
 
+    def check(self) -> None:
+        """Raises ``TypeError`` for an action that isn't made of these: a format of the user's own gives it."""
+        if not isinstance(self.requests, tuple) or not all(isinstance(each, Request) for each in self.requests):
+            raise TypeError("an Action's requests must be a tuple of agent.tools.base.Request")
+        if not isinstance(self.answer, str | None) or not isinstance(self.malformed, str):
+            raise TypeError("an Action's answer must be a text or None, and malformed a text")
+        for request in self.requests:
+            _ = request.text  # arguments that JSON hasn't couldn't be recorded
+
     @property
     def query(self) -> str | None:
         """What it searches for first, or None."""

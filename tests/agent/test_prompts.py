@@ -184,7 +184,29 @@ def test_a_format_that_leaves_the_question_out_is_refused(codec, plainish):
             r"its __init__\(\) sets no protocol, stop, marks; see ",
         ),
         ("def prompt(self, question):\n        return {}[question]", r"prompt\(\) raised KeyError: 'Who wrote Emma\?'"),
-        ("def prompt(self, question):\n        pass", r"prompt\(\) raised TypeError: "),
+        ("def prompt(self, question):\n        pass", r"prompt\(\) returned NoneType, and a text is needed$"),
+        ("stop = property(lambda self: '</search>', lambda *_: None)", "its 'stop' must be a tuple of texts"),
+        ("marks = property(lambda self: ('<a>', ''), lambda *_: None)", "its 'marks' must be a tuple of texts"),
+        (
+            "def parse(self, text, finish):\n        pass",
+            r"parse\(\) returned NoneType, and an agent\.proto",
+        ),
+        (
+            "def observation(self, shown, last):\n        return []",
+            r"observation\(\) returned list, and a list of",
+        ),
+        (
+            "def observation(self, shown, last):\n        pass",
+            r"observation\(\) returned NoneType, and a list",
+        ),
+        (
+            "def observation(self, shown, last):\n        return [1.5]",
+            r"observation\(\) returned list, and a list of",
+        ),
+        (
+            "def observation(self, shown, last):\n        return '</a>'",
+            r"observation\(\) returned str, and a list of",
+        ),
     ],
 )
 def test_a_format_that_is_not_whole_is_named_at_the_start(codec, plainish, body, message):
@@ -206,3 +228,39 @@ def test_what_a_format_raises_names_its_method(codec, plainish, method, ask):
     name = method.partition("(")[0]
     with pytest.raises(UserError, match=rf"^agent\.format=plainish: {name}\(\) raised IndexError: far off$"):
         ask(Dialogue.of(codec, AgentConfig(format="plainish")))
+
+
+@pytest.mark.parametrize(
+    ("returned", "why"),
+    [
+        ("Action(answer=3)", "raised TypeError: an Action's answer must be a text or None"),
+        ("Action(malformed=None)", "raised TypeError: an Action's answer must be a text or None, and malformed a text"),
+        ("Action(requests=None)", "raised TypeError: an Action's requests must be a tuple of"),
+        ("Action(requests=({},))", "raised TypeError: an Action's requests must be a tuple of"),
+        ("Action(requests=(Request(tool='search', arguments={'query': print}),))", "raised TypeError: .* JSON"),
+        ("(Action(),)", "returned tuple, and an agent.protocol.Action is needed"),
+    ],
+)
+def test_what_a_format_takes_for_an_action_is_one(codec, plainish, returned, why):
+    """The worker that played it was lost instead, and the next one."""
+    plainish(
+        "def parse(self, text, finish):\n"
+        "        from agent.protocol import Action\n"
+        "        from agent.tools.base import Request\n"
+        f"        return {returned} if text else Action()"
+    )
+    dialogue = Dialogue.of(codec, AgentConfig(format="plainish"))
+    with pytest.raises(UserError, match=rf"^agent\.format=plainish: parse\(\) {why}"):
+        dialogue.parse("x", Finish.STOP)
+
+
+def test_ids_that_a_format_gives_are_plain(codec, plainish):
+    plainish(
+        "def observation(self, shown, last):\n"
+        "        import numpy\n"
+        "        return numpy.array(super().observation(shown, last))"
+    )
+    own, shipped = (Dialogue.of(codec, AgentConfig(format=format)) for format in ("plainish", "tags"))
+    ids = own.results_ids([Result(text="x")])
+    assert ids == shipped.results_ids([Result(text="x")])
+    assert {*map(type, ids)} == {int}
