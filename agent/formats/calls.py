@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from agent.answers import is_blank
 from agent.readable import each_once, json_of
 from agent.tools.base import Request
-from agent.tools.catalogue import KINDS
+from agent.tools.catalogue import fits
 
 
 class Malformed(ValueError):
@@ -127,16 +127,14 @@ def check(requests: Sequence[Request], parameters: Mapping[str, Mapping[str, Map
             raise Malformed("a call with other arguments than the tool takes")
         for name, schema in wanted.items():
             value = request.arguments[name]
-            right = isinstance(value, KINDS[schema["type"]]) and (
-                isinstance(value, bool) == (schema["type"] == "boolean")
-            )
-            if not right:
+            if not fits(value, schema["type"]):
                 raise Malformed("a call whose argument has the wrong type")
             if schema["type"] == "number" and not _is_float(value):
                 raise Malformed("a call whose number is none")
-            if value not in schema.get("enum", [value]):
-                raise Malformed("a call whose argument is none of its choices")
-            if isinstance(value, str) and is_blank(value):
+            if "enum" in schema:
+                if value not in schema["enum"]:
+                    raise Malformed("a call whose argument is none of its choices")
+            elif isinstance(value, str) and is_blank(value):
                 raise Malformed("a call with nothing in it")
 
 

@@ -109,8 +109,9 @@ class Tool(ABC):
     parameters: ClassVar[Mapping[str, Mapping[str, Any]]]
     """Its arguments by name, each a JSON schema with ``type`` and ``description``; all are required.
 
-    Calls are checked by ``type`` and ``enum``. What else it says, the policy reads, and the tool answers what doesn't
-    fit with a notice. With ``agent.format=tags`` the policy reads the argument's name alone.
+    Calls are checked by ``type`` and ``enum``, and a text without one may not be blank. What else it says, the policy
+    reads, and the tool answers what doesn't fit with a notice. With ``agent.format=tags`` the policy reads the
+    argument's name alone.
     """
 
     def __init__(self, config: AgentConfig, searcher: Searcher) -> None:

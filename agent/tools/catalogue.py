@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeGuard
 
 from agent import tools as shipped
-from agent.errors import UserError, one_of
+from agent.errors import UserError, one_of, shortened
 from agent.own import check_methods, is_path, resolve
 from agent.shipped import module_names, module_of, own_class
 from agent.tools.base import Tool
@@ -17,6 +18,11 @@ from agent.tools.base import Tool
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 KINDS: dict[str, type | tuple[type, ...]] = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
 """JSON schema's types of an argument, and ours."""
+
+
+def fits(value: Any, kind: str) -> bool:
+    """Whether an argument's ``value`` is of the type ``kind``; true and false are no numbers."""
+    return isinstance(value, KINDS[kind]) and isinstance(value, bool) == (kind == "boolean")
 
 
 def tool_names() -> list[str]:
@@ -76,6 +82,20 @@ def _check(tool: type[Tool], where: str) -> None:
             raise UserError(f"{where}: the type of its parameter '{name}' must be one of {', '.join(KINDS)}")
         if not isinstance(told := schema.get("description"), str) or not told.strip():
             raise UserError(f"{where}: its parameter '{name}' needs a 'description', which the policy reads")
-        choices = schema.get("enum", [""])
-        if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
-            raise UserError(f"{where}: the 'enum' of its parameter '{name}' must be a list of the values it takes")
+        if "enum" in schema:
+            _check_choices(schema["enum"], kind, f"{where}: the 'enum' of its parameter '{name}'")
+        try:
+            json.dumps(schema)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{where}: the schema of its parameter '{name}' is no JSON ({shortened(error)}); chat templates and "
+                "prompts write it down as that"
+            ) from error
+
+
+def _check_choices(choices: Any, kind: str, what: str) -> None:
+    if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
+        raise UserError(f"{what} must be a list of the values it takes")
+    for choice in choices:
+        if not fits(choice, kind):
+            raise UserError(f"{what} has {choice!r}, which is no {kind}: no call could be right with it")

@@ -459,6 +459,18 @@ async def _takes_text(self, text):
             {"parameters": {"n": {"type": "string", "description": "a word", "enum": "ab"}}},
             "the 'enum' of its parameter 'n' must be a list of the values it takes",
         ),
+        (
+            {"parameters": {"n": {"type": "integer", "description": "a number", "enum": [1, "2"]}}},
+            "the 'enum' of its parameter 'n' has '2', which is no integer",
+        ),
+        (
+            {"parameters": {"n": {"type": "integer", "description": "a number", "enum": [1, True]}}},
+            "the 'enum' of its parameter 'n' has True, which is no integer",
+        ),
+        (
+            {"parameters": {"n": {"type": "integer", "description": "a number", "default": print}}},
+            "the schema of its parameter 'n' is no JSON",
+        ),
         ({"parameters": {"n": {"type": "text"}}}, "the type of its parameter 'n' must be one of"),
         ({"parameters": {"n": {"type": "string"}}}, "its parameter 'n' needs a 'description', which the policy reads"),
         ({"parameters": {"n": {"type": "string", "description": " "}}}, "its parameter 'n' needs a 'description'"),

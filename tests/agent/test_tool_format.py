@@ -211,6 +211,8 @@ def test_an_argument_is_one_of_its_choices_where_it_has_some():
     check([Request(tool="sort", arguments={"by": "date"})], parameters)
     with pytest.raises(Malformed, match="a call whose argument is none of its choices"):
         check([Request(tool="sort", arguments={"by": "Date"})], parameters)
+    parameters["sort"]["by"]["enum"].append("")
+    check([Request(tool="sort", arguments={"by": ""})], parameters)
 
 
 @pytest.mark.parametrize(
