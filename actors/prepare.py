@@ -204,7 +204,8 @@ def _warm_start_key(config: RunConfig, model_path: str) -> str:
         "agent": asdict(config.agent),
     }
     settings["prompt"] = prompt_text(config.agent)
-    settings["tools"] = [f"{tool.description} {dict(tool.parameters)}" for tool in tool_classes(config.agent.tools)]
+    tools = tool_classes(config.agent.tools)
+    settings["tools"] = [f"{tool.name} {tool.description} {dict(tool.parameters)}" for tool in tools]
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=12)
     model = local_folder(model_path, f"model.path={model_path}")  # on a cluster the path is the hub's name
     files = [path for path in sorted(model.iterdir()) if path.suffix in _OF_THE_MODEL and path.is_file()]

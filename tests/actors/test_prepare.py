@@ -209,8 +209,10 @@ def test_the_cache_knows_what_is_told_of_the_tools(tmp_path: Path, monkeypatch: 
     """It stands in the prompt, and a tool of the user's own changes without its name."""
     imitating = replace(run(tmp_path), algorithm=AlgorithmConfig(warm_start=WarmStartConfig(steps=2)))
     key = _warm_start_key(imitating, str(tmp_path))
-    monkeypatch.setattr(Search, "description", "Looks things up.")
-    assert _warm_start_key(imitating, str(tmp_path)) != key
+    for what, said in (("description", "Looks things up."), ("name", "look_up")):
+        with monkeypatch.context() as patch:
+            patch.setattr(Search, what, said)
+            assert _warm_start_key(imitating, str(tmp_path)) != key
 
 
 def test_the_cache_knows_a_model_by_its_hubs_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
