@@ -115,5 +115,14 @@ class TagFormat(Format):
         return [id for block in shown for id in (*self._open, *block.ids, *self._close)]
 
     def written(self, action: str, *, last: bool) -> list[int]:
-        """See ``Format``: as it is. A protocol whose answer has no closing tag still needs an end token."""
+        """See ``Format``: as it is. A protocol whose answer has no closing tag still needs an end token.
+
+        Raises ``UserError`` for a call of a tool that isn't there: the policy would learn a malformed one.
+        """
+        for request in self.protocol.parse(action).requests:
+            if request.tool not in self._parameters:
+                raise UserError(
+                    f"agent.tools has no '{request.tool}', which experts and the world's demonstrations call; leave "
+                    "them out (data.experts, algorithm.warm_start.steps=0), or give the tool that retrieves this name"
+                )
         return self._codec.encode(action)

@@ -507,6 +507,13 @@ def test_a_tool_may_take_nothing_where_no_tag_has_to_hold_it(monkeypatch, codec)
         Dialogue.of(codec, AgentConfig(tools=tools))
 
 
+def test_an_expert_calls_no_tool_that_isnt_there(codec):
+    dialogue = Dialogue.of(codec, AgentConfig(tools=["open"], prompt="plain"))
+    assert dialogue.action_ids("<answer>x</answer>")
+    with pytest.raises(UserError, match=r"^agent\.tools has no 'search', which experts and the world's demonstrations"):
+        dialogue.action_ids("<search>x</search>")
+
+
 def test_what_stands_in_a_tag_is_one_of_the_choices_of_its_argument(monkeypatch, codec):
     module = types.ModuleType("a_module_with_a_tool_that_sorts")
     by = {"type": "string", "description": "what to sort by", "enum": ["date", "title"]}
