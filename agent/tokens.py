@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
+from unicodedata import category
 
 from agent.collector import without_collector
 from agent.errors import UserError, shortened
@@ -116,12 +117,16 @@ class Tokenizer:
                 "as eos_token in tokenizer_config.json"
             )
 
+    @property
+    def _added(self) -> Iterable[Any]:
+        return self._tokenizer.added_tokens_decoder.values()
+
     @cached_property
     def special_tokens(self) -> tuple[str, ...]:
         # Added tokens match anywhere in a text, whether or not they are flagged as special.
         # White space or a single character forges nothing, and occurs in every document: also as SentencePiece
-        # writes it (Gemma has tokens of several "▁").
-        added = self._tokenizer.get_added_vocab()
+        # writes it (Gemma has tokens of several "▁"). Nor do words that a tokenizer was given for its field.
+        added = [token.content for token in self._added if token.special or not _is_word(token.content)]
         names = {*added, *self._tokenizer.all_special_tokens}
         return tuple(sorted(name for name in names if len(name.replace("\u2581", " ").strip()) > 1))
 
@@ -207,3 +212,8 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Writes the tokenizer's files into the folder ``path``."""
         self._tokenizer.save_pretrained(str(path))
+
+
+def _is_word(token: str) -> bool:
+    """Whether it is of letters and what stands between them, as a name or a term is; what frames a text is not."""
+    return all(char.isalnum() or char in " \u2581-'’.&+" or category(char)[0] == "M" for char in token)

@@ -58,6 +58,24 @@ def test_special_tokens_are_all_that_forge_something(tokenizer):
     assert tokenizer.eos_ids == tuple(tokenizer.encode("<|im_end|>"))
 
 
+def test_words_that_were_added_to_a_tokenizer_forge_nothing(made, tmp_path, make_dialogue):
+    """They were broken wherever they stood, and with them the answers that stand in passages."""
+    from transformers import AddedToken, AutoTokenizer
+
+    words, marks = ["COVID-19", "a\u0301spirin", "New York", "St. John's"], ["Human:", "[SEP2]", "__end__"]
+    wider = AutoTokenizer.from_pretrained(made("chat", TEMPLATE))
+    wider.add_tokens([*words, *marks])
+    wider.add_tokens([AddedToken("stopword", special=True)], special_tokens=True)
+    wider.save_pretrained(tmp_path)
+    tokenizer = Tokenizer(tmp_path)
+    assert {*marks, "stopword", "<tool>"} <= {*tokenizer.special_tokens}
+    assert not {*words} & {*tokenizer.special_tokens}
+    passage = Passage(id="1", title="New York", text="for COVID-19, at St. John's")
+    shown = make_dialogue(tokenizer).observation_ids([passage])
+    assert f'"New York"\n{passage.text}' in tokenizer.decode(shown)
+    assert tokenizer.encode("COVID-19")[0] in shown, "as the model knows it"
+
+
 def test_white_space_as_sentencepiece_writes_it_forges_nothing(tmp_path, make_dialogue):
     """Gemma has tokens of several spaces: two of them stand in many a passage."""
     from tokenizers import AddedToken, decoders, models, normalizers
