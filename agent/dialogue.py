@@ -184,7 +184,9 @@ class Dialogue:
         return Shown(text=text, ids=ids)
 
     def _told(self, result: Result) -> str:
-        return self._listed(result.passages) if result.text is None else result.text[: self._max_passage_chars]
+        if result.text is None:
+            return self._listed(result.passages)
+        return result.text[: self._max_passage_chars * max(1, len(result.passages))]
 
     def _listed(self, passages: Sequence[Passage]) -> str:
         """``passages`` in their order, numbered from 1."""

@@ -51,9 +51,11 @@ class Result:
     """What a tool gives for one request. The policy is shown the first of ``notice``, ``text`` and ``passages``."""
 
     passages: tuple[Passage, ...] = ()
-    """What was retrieved; it counts as evidence once it is shown."""
+    """What was retrieved. It counts as evidence once the turn is answered, also where ``text`` or ``notice`` stands for
+    it: a tool that lays its passages out by itself gives both."""
     text: str | None = None
-    """What a tool that retrieves nothing found out. It isn't trusted: tags in it are broken."""
+    """What a tool found out, in its own words. It isn't trusted: tags in it are broken. It is cut at
+    ``agent.max_passage_chars`` characters, as a passage is; beside passages, at so many for each."""
     notice: str = ""
     """A remark of ours. It is trusted: nothing from outside may be in it."""
     refused: bool = False

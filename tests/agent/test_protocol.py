@@ -16,6 +16,7 @@ from agent.inference.early_exit import EarlyExit
 from agent.neutral import neutralise
 from agent.protocol import PROTOCOLS, VERSION, Action
 from agent.records import Completion, Finish, Passage
+from agent.tools.base import Result
 from tasks.demonstrations import end_ids
 
 NOTHING = (None, None)
@@ -245,6 +246,15 @@ def test_passages_are_numbered_cut_and_titled(make_dialogue, codec):
     assert codec.decode(dialogue.observation_ids(passages)) == (
         '\n<result>\nResult 1: "A B"\n0123456789\nResult 2: no title\nResult 3: "longlonglo"\n\n</result>\n'
     )
+
+
+def test_a_text_has_the_room_of_the_passages_that_it_lays_out(make_dialogue, codec):
+    """Else those that were cut off would be evidence that nobody has read."""
+    dialogue = make_dialogue(codec, max_passage_chars=4)
+    passages = tuple(Passage(id=name, title="", text="x" * 9) for name in "ab")
+    for given, shown in (((), "0123"), (passages, "01234567")):
+        told = codec.decode(dialogue.results_ids([Result(text="0123456789", passages=given)]))
+        assert told == f"\n<result>\n{shown}\n</result>\n"
 
 
 ATTACKS = [
