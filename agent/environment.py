@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 from agent.config import AgentConfig
@@ -73,7 +74,8 @@ class Environment:
         if request.tool not in self._tools:  # the shipped formats find that malformed
             raise ToolError(f"agent.format: a call of '{request.tool}', and agent.tools has {', '.join(self._tools)}")
         try:
-            result = await self._tools[request.tool].call(request, replace(situation, before=before))
+            standing = replace(situation, turns=tuple(situation.turns), before=before)
+            result = await self._tools[request.tool].call(request, standing)
         except ToolError:
             raise
         except AWAITED_BREAKS as error:  # whatever a tool of the user's own raises costs its trajectory alone
@@ -123,7 +125,7 @@ def _made(name: str, tool: type[Tool], config: AgentConfig, searcher: Searcher) 
     where = f"agent.tools={name}"
     try:
         with told(f"{where}: __init__()"):
-            return tool(config, searcher)
+            return tool(copy(config), searcher)  # it may set its own numbers, and only these
     except UserError as error:
         if str(error).startswith(where):
             raise

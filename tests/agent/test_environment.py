@@ -14,7 +14,7 @@ import pytest
 
 from agent.config import AgentConfig, SelectivityConfig
 from agent.dialogue import Dialogue, format_class
-from agent.environment import Environment
+from agent.environment import Environment, _made
 from agent.errors import Fault, RetrievalError, ToolError, UserError
 from agent.formats.base import Format
 from agent.formats.tags import tags_of
@@ -376,6 +376,25 @@ def test_what_a_tool_does_to_its_arguments_is_not_on_record() -> None:
     given = asyncio.run(environment.respond(requests, Situation(turns=(), max_searches=1)))
     assert [r.call(request).argument for r, request in zip(given.results, requests, strict=True)] == ["a", "b"]
     assert seen == [[], ["a"]]
+
+
+def test_what_a_tool_does_to_the_episode_or_the_settings_is_its_own() -> None:
+    class Changing(Count):
+        def __init__(self, config, searcher):
+            config.top_k = 9
+            super().__init__(config, searcher)
+
+        async def call(self, request: Request, situation: Situation) -> Result:
+            situation.turns.clear()  # type: ignore[attr-defined]
+            return Result(text="x")
+
+    config, turns = AgentConfig(top_k=3, tools=["search", f"{__name__}:Count"]), [searched("a", "b")]
+    tool = _made("mine", Changing, config, Shelf())  # type: ignore[arg-type]
+    assert (tool.config.top_k, config.top_k) == (9, 3)
+    request = Request(tool=Changing.name, arguments={"text": "x"})
+    given = asyncio.run(Environment([tool]).respond([request], Situation(turns=turns, max_searches=1)))
+    assert given.fault == "agent.tools: count raised AttributeError: 'tuple' object has no attribute 'clear'"
+    assert len(turns) == 1
 
 
 class Parsed(str):

@@ -351,6 +351,20 @@ def test_weights_that_are_none_name_the_rule(make_questions, weight):
         pool_of(make_questions(4), Wrong(name="mine"), seed=1)
 
 
+def test_a_rule_that_changes_the_queries_it_is_given_changes_its_own(make_questions):
+    """Else the pool would put others in the place of those that it asked about."""
+
+    def weigh(queries):
+        queries[:] = 0
+        return np.ones(len(queries))
+
+    pool = pool_of(make_questions(4), type("Changing", (Own,), {"given": staticmethod(weigh)})(name="mine"), seed=1)
+    tickets = pool.claim("w", now=0.0, limit=4)
+    pool.worker_lost("w")
+    assert pool.places()["available"] == 4
+    assert {ticket.query for ticket in tickets} == {0, 1, 2, 3}
+
+
 @pytest.mark.parametrize("verdicts", [["accept"], [], [ACCEPTED, ACCEPTED]])
 def test_verdicts_that_are_none_name_the_rule(make_questions, make_group, verdicts):
     class Wrong(Own):

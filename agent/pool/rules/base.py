@@ -195,7 +195,7 @@ class PoolRule(ABC):
 
     def weighs(self, history: QueryHistory, queries: npt.NDArray[np.int64], batch: int) -> FloatVector:
         """What ``weights`` says."""
-        said: Any = self.weights(history, queries, batch)
+        said: Any = self.weights(history, queries.copy(), batch)  # one that sorts them sorts its own
         found = _floats(said)
         if found.shape != queries.shape or not (np.isfinite(found) & (found >= 0)).all():
             raise self._wrong(
