@@ -16,6 +16,7 @@ VERSION = 2
 _TEXT_COMMAND = re.compile(
     r"\\(?:text|textbf|textit|textrm|textsf|texttt|emph|mbox|mathrm|mathbf|mathit)\s*\{([^{}]*)\}"
 )
+_BRACE = re.compile("[{}]")
 _ESCAPED = re.compile(r"\\([&%$#_{} ])")
 THINK, THOUGHT_END = "<think>", "</think>"
 """What models write around their thoughts."""
@@ -166,15 +167,16 @@ class TagProtocol:
         said = text.rfind(THOUGHT_END) + 1
         if text.find(THINK, said) >= 0:
             return None
-        start = text.rfind(self.answer_open, said)
-        while start >= 0:
-            depth, begin = 1, start + len(self.answer_open)
-            for at in range(begin, len(text)):
-                depth += {"{": 1, "}": -1}.get(text[at], 0)
-                if depth == 0:
-                    return begin, at
-            start = text.rfind(self.answer_open, said, start)
-        return None
+        last: tuple[int, int] | None = None
+        opened: list[int] = []  # where the content begins of each brace that is open
+        for brace in _BRACE.finditer(text, said):
+            if brace[0] == "{":
+                opened.append(brace.end())
+                continue
+            begin = opened.pop() if opened else 0
+            if text.endswith(self.answer_open, said, begin) and (last is None or begin > last[0]):
+                last = begin, brace.start()
+        return last
 
 
 def _without_latex(content: str) -> str:

@@ -45,14 +45,19 @@ class TaggedCalls(CallStyle):
         'To call a tool, write <tool_call>\n{"name": the tool\'s name, "arguments": an object with its arguments}\n'
         "</tool_call> and end your turn. The result comes back between <tool_response> and </tool_response>."
     )
-    _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+    _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
     def read(self, text: str) -> list[Request]:
         """See ``CallStyle``."""
-        rest = self._CALL.sub("", text)
-        if "<tool_call>" in rest or "</tool_call>" in rest:
+        bodies, rest, at = [], [], 0
+        while (start := text.find(self._OPEN, at)) >= 0 and (end := text.find(self._CLOSE, start)) >= 0:
+            bodies.append(text[start + len(self._OPEN) : end])
+            rest.append(text[at:start])
+            at = end + len(self._CLOSE)
+        other = "".join([*rest, text[at:]])
+        if self._OPEN in other or self._CLOSE in other:
             raise Malformed("a call with one of its two tags missing")
-        return [_request(_loaded(body), "arguments") for body in self._CALL.findall(text)]
+        return [_request(_loaded(body), "arguments") for body in bodies]
 
     def write(self, request: Request) -> str:
         """See ``CallStyle``."""

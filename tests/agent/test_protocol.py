@@ -98,6 +98,14 @@ def test_autocoa_protocol(text, action):
     assert (parsed.query, parsed.answer) == action
 
 
+def test_a_policy_that_repeats_an_opening_is_read_at_once():
+    """As one does that has broken down. It took the square of a turn's length: minutes for this one."""
+    opened = "\\boxed{" * 50_000
+    assert PROTOCOLS["autocoa"].parse(opened) == Action()
+    assert PROTOCOLS["autocoa"].parse(f"\\boxed{{Jane}} {opened}").answer == "Jane"
+    assert PROTOCOLS["autocoa"].parse(f"{opened}Jane}}").answer == "Jane"
+
+
 def test_what_stops_a_turn_and_what_is_forbidden_in_documents():
     search, autocoa = PROTOCOLS["search"], PROTOCOLS["autocoa"]
     assert search.stop == ("</search>", "</answer>")

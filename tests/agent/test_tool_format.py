@@ -223,6 +223,14 @@ def test_what_is_opened_and_not_closed_is_malformed(tmp_path, text):
     assert run(tokenizer, [text])[0].stop_reason is StopReason.MALFORMED
 
 
+def test_a_call_that_is_opened_again_and_again_is_read_at_once():
+    """It took the square of a turn's length: minutes for this one."""
+    whole = TaggedCalls().write(Request(tool="search", arguments={"query": "Emma"}))
+    for text in ("<tool_call>" * 100_000, f"{whole}\n{'<tool_call>' * 100_000}"):
+        with pytest.raises(Malformed, match="one of its two tags missing"):
+            TaggedCalls().read(text)
+
+
 def test_a_notice_without_room_ends_the_episode(tokenizer, family):
     bad = call(family, "a", "b")
     settings = config(malformed="notice", max_response_tokens=len(tokenizer.encode(bad)) + 5)
