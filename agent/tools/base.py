@@ -22,7 +22,8 @@ class Searcher(Protocol):
     async def following(self, document_id: str, k: int) -> tuple[Passage, ...]:
         """The at most ``k`` passages that come after this one in the same document; none at its end.
 
-        Raises ``RetrievalError`` when it can't tell.
+        Raises ``RetrievalError`` when it can't tell, and for an id that isn't there: what the policy names may be
+        none, and what was shown (``Situation.turns``) is one.
         """
 
 
