@@ -143,9 +143,10 @@ def _check_each(value: object, row: LossInput, returned: str, *, marks: bool = F
 
 
 def try_loss(loss: Loss, config: AlgorithmConfig, device: torch.device) -> None:
-    """Asks ``loss`` once for a row of two short sequences, so that a broken one is told before anything is played.
+    """Asks ``loss`` for a row of two short sequences, so that a broken one is told before anything is played.
 
-    Raises ``UserError`` as ``policy_loss``, for what backward raises, and for a loss or a gradient that isn't finite.
+    Raises ``UserError`` as ``policy_loss``, for what backward raises, for a loss or a gradient that isn't finite, and
+    for one in which a token's loss depends on what else is in its row.
     """
     logprobs = torch.linspace(-2.0, -0.5, 5, device=device).requires_grad_()
     before, ones = logprobs.detach() - 0.1, torch.ones(5, device=device)
@@ -157,6 +158,35 @@ def try_loss(loss: Loss, config: AlgorithmConfig, device: torch.device) -> None:
     if gradient is None or not (total.isfinite() and gradient.isfinite().all()):
         raise UserError(
             f"{KEY}={config.loss}: for a row of ordinary values the loss of surrogate(), or its gradient, isn't finite"
+        )
+    _try_apart(loss, config, device)
+
+
+def _try_apart(loss: Loss, config: AlgorithmConfig, device: torch.device) -> None:
+    """Compares what ``loss`` says of two sequences in one row and in a row each. One that draws at random isn't judged.
+
+    Raises ``UserError`` if that differs by more than rounding: what is learned would depend on the memory there is.
+    """
+    logprobs = torch.linspace(-2.0, -0.5, 5, device=device).requires_grad_()
+    old, ones = logprobs.detach() - 0.1 * torch.arange(5, device=device), torch.ones(5, device=device)
+    mismatch, advantages = 0.1 * old, torch.tensor([0.5, 0.5, 0.5, -1.0, -1.0], device=device)
+
+    def said(begin: int, *lengths: int) -> Tensor:
+        of = slice(begin, begin + sum(lengths))
+        row = loss_input(logprobs[of], old[of], mismatch[of], advantages[of], ones[of], lengths)
+        values = _surrogate(loss, row, config.loss).values.detach()
+        if not (config.importance_cap and config.old_logprobs == "learner"):
+            return values
+        return torch.stack([values, _importance(loss, row, config.loss, config.importance_cap)])
+
+    together = said(0, 3, 2)
+    if not torch.equal(together, said(0, 3, 2)):
+        return
+    if not torch.allclose(together, torch.cat([said(0, 3), said(3, 2)], dim=-1), rtol=1e-3, atol=1e-6):
+        raise UserError(
+            f"{KEY}={config.loss}: surrogate() or importance() gives a token something else beside another sequence "
+            "than alone; sequences share rows as memory allows, so it may take no mean or sum over a row "
+            "(row.sequence_mean is one over each sequence, and algorithm.aggregation divides)"
         )
 
 

@@ -293,6 +293,22 @@ class Steep(Reinforce):
         at_its_edge = (row.logprobs - row.logprobs.detach()).sqrt()
         return Surrogate(values=found.values + at_its_edge, clipped=found.clipped, ratio=found.ratio)
 
+class Divided(Reinforce):
+    def surrogate(self, row):
+        found = super().surrogate(row)
+        return Surrogate(values=found.values / row.trained.sum(), clipped=found.clipped, ratio=found.ratio)
+
+class Centred(Reinforce):
+    def importance(self, row, cap):
+        factor = row.mismatch.exp()
+        return factor / factor.mean()
+
+class Drawn(Reinforce):
+    def surrogate(self, row):
+        found = super().surrogate(row)
+        kept = row.logprobs.detach().new_empty(len(row.old)).uniform_(0.5, 1.5)
+        return Surrogate(values=found.values * kept, clipped=found.clipped, ratio=found.ratio)
+
 class Unmade(Reinforce):
     def __init__(self, choices):
         self.scale = choices.scale
@@ -382,6 +398,17 @@ def test_a_broken_loss_is_told_before_anything_is_played(name: str, tmp_path: Pa
     with pytest.raises(UserError, match=rf"^algorithm\.loss=own_losses:{name}: ") as error:
         Updater(policy, config, rng=np.random.default_rng(0), fault_folder=tmp_path, reference=policy)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("_own")
+@pytest.mark.parametrize(("name", "wrong"), [("Divided", True), ("Centred", True), ("Drawn", False)])
+def test_a_loss_in_which_a_token_depends_on_the_other_sequence_of_its_row_is_told(name: str, wrong: bool) -> None:
+    config = AlgorithmConfig(loss=f"own_losses:{name}")
+    if not wrong:  # it draws at random: nothing can be said of it
+        try_loss(config.build_loss(), config, torch.device("cpu"))
+        return
+    with pytest.raises(UserError, match=rf"^algorithm\.loss=own_losses:{name}: .* something else beside another seq"):
+        try_loss(config.build_loss(), config, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", loss_names())
