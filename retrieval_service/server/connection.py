@@ -114,8 +114,13 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if not self._wants_upgrade():
-            super().on_message_complete()
+        if self._wants_upgrade():
+            return
+        super().on_message_complete()
+        if self.cycle is self._running:
+            # uvicorn stops reading where much of a body comes at once, until somebody asks for more of it: a client
+            # that goes away meanwhile wouldn't be noticed.
+            self.flow.resume_reading()
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -15,9 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from hostile import request
 from patience import until
 from served import PATIENCE_S, Running, Scripted, refusal, running
+from uvicorn.server import ServerState
 
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.server import app
@@ -285,6 +287,54 @@ def test_a_client_that_has_gone_leaves_the_line() -> None:
         until(lambda: server.client.get("/health").json()["waiting"] == 0)
         backend.go_on.set()
         assert server.post("/retrieve", {"queries": ["c"]}).status_code == 200
+
+
+class Read(asyncio.Transport):
+    """A transport of which the test says what comes, and that knows whether more would be read."""
+
+    reading = True
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.reading = False
+
+
+def test_nor_does_it_stay_where_much_of_its_body_came_at_once() -> None:
+    """As the queries of a whole batch of rollouts do: the head before, from most clients."""
+    read, gone = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+        read.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(PATIENCE_S)
+        gone.set()
+
+    async def scene() -> None:
+        kind = connection(ServeConfig(), lambda status: None)
+        ours = kind(config=uvicorn.Config(app, log_config=None), server_state=ServerState(), app_state={})
+        ours.connection_made(transport := Read())
+        data = request(b"x" * 100_000).replace(b"Connection: close\r\n", b"")
+        ours.data_received(data[:1000])
+        await asyncio.sleep(0)
+        ours.data_received(data[1000:])
+        await read.wait()
+        assert transport.reading, "or nobody hears that the client goes away"
+        ours.data_received(request(b""))
+        assert not transport.reading, "a second request waits, and no third is read"
+        ours.connection_lost(None)
+        await gone.wait()
+
+    asyncio.run(scene())
 
 
 def test_refusals_before_a_route_are_counted() -> None:
