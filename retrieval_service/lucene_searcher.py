@@ -66,6 +66,7 @@ class LuceneSearcher(ABC):
         except BaseException:
             self.close()
             raise
+        # Of tuples: a list is read back afterwards, and a text of Java's that begins with U+FFFE can't be.
         self._list = jvm.own_method("java.util.Arrays", "asList", AS_LIST)
         self._batch_search = jvm.own_method(self._searcher, "batch_search", BATCH_SEARCH)
         # A query is a policy's text, not ours: one with over 1,024 different words is slow, not an error.
@@ -118,7 +119,7 @@ class LuceneSearcher(ABC):
         best first, equals by id. Raises ``RetrievalError`` if Lucene fails."""
         jvm.keep_signals()
         try:
-            keys = self._list(list(map(str, range(count))))
+            keys = self._list(tuple(map(str, range(count))))
             hits = self._batch_search(queries, keys, min(k, self._documents), self._config.threads)
         except self._java_error as error:
             raise RetrievalError(f"Lucene: {self._cause(queries, k) or first_line(error)}") from error

@@ -40,7 +40,7 @@ class Bm25(LuceneSearcher):
         """
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
-        return self._begin(self._list(list(map(printable, queries))), len(queries), k)
+        return self._begin(self._list(tuple(map(printable, queries))), len(queries), k)
 
     def identity(self) -> Identity:
         """The index's, with the analyser, ``k1`` and ``b``."""

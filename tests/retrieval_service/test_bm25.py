@@ -149,12 +149,25 @@ def test_a_query_without_an_indexed_word_has_no_hits(bm25: Bm25, query: str) -> 
         "title:x emma~2^ [a TO b} /x/ \\",
         "+emma -emma && || !",
         "emma \ud800\x00\u202e",
+        "\ufeff emma",
+        "\ufffe emma ß",
         "emma " + "x" * 10_000,
         "emma " * 2_000,
         "emma " + " ".join(f"word{n}" for n in range(5_000)),
         "emma" + "".join(chr(0x4E00 + n) for n in range(5_000)),
     ],
-    ids=["operators", "syntax", "signs", "controls", "long", "repeated", "many clauses", "many characters"],
+    ids=[
+        "operators",
+        "syntax",
+        "signs",
+        "controls",
+        "mark",
+        "no mark",
+        "long",
+        "repeated",
+        "many clauses",
+        "many characters",
+    ],
 )
 def test_a_weird_query_is_a_bag_of_words(bm25: Bm25, query: str) -> None:
     (hits,) = bm25.search_batch([query], 3)
