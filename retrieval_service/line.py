@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -63,12 +64,15 @@ class Line:
                 del self._waiting[search.key]
             return waits
 
-    def take(self, most: int, now: float, short: bool = False) -> list[Search]:
-        """The oldest search, and at most ``most - 1`` others that ask for the same in the same way: a batch that is
-        sent ``now``. With ``short`` those that aren't long. None where none waits."""
+    def take(self, most: Callable[[Search], int], now: float, *, short: bool = False) -> list[Search]:
+        """The oldest search, and those that ask for the same in the same way, ``most`` of the oldest at most: a batch
+        that is sent ``now``. With ``short`` none that is long. Nothing where none waits."""
         with self._lock:
             waiting = [search for search in self._waiting.values() if not (short and search.is_long)]
-            batch = list(islice((search for search in waiting if search.alike == waiting[0].alike), most))
+            if not waiting:
+                return []
+            alike = (search for search in waiting if search.alike == waiting[0].alike)
+            batch = list(islice(alike, most(waiting[0])))
             for search in batch:
                 search.sent = now
                 del self._waiting[search.key]

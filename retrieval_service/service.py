@@ -7,7 +7,8 @@ A thread that has searched a batch takes the next one out of the line by itself:
 answers to the last one for longer than it takes to search a query.
 
 Who waits in line isn't timed: more searches than there is time for are slower, not fewer. A search fails when the
-backend works on it for too long, or when nothing at all comes back.
+backend works on it for too long, or when nothing at all comes back; a batch has no more searches than the backend has
+shown to answer in that time (``pace.py``).
 
 A backend that can be opened twice (``lanes``) gets a second thread, for short searches alone. It is used while a batch
 takes long, so that what is quick needn't wait for what is slow. All backends of a service search the same: one that
@@ -32,6 +33,7 @@ from retrieval_service.backend import DOCUMENT, FOLLOWING, SEARCH, Backend, Iden
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.line import LONG, Hits, Key, Line, Search
 from retrieval_service.lru import Lru, weight_of
+from retrieval_service.pace import FIRST, Pace
 from retrieval_service.stats import Meter, Stats
 from retrieval_service.worker import BackendThread, Batch, Job
 
@@ -125,6 +127,8 @@ class RetrievalService:
         self.device: str | None = None
         """Where the backend computes, once it has started; None where nobody knows."""
         self._most = config.max_batch
+        self._paces: dict[tuple[str, bool], Pace] = {}
+        """Of each method, and of long texts apart."""
         self._soon: asyncio.Handle | None = None
         self._started = False
         self._closed = False
@@ -143,7 +147,7 @@ class RetrievalService:
         self.device = getattr(backend, "device", "cpu")
 
     async def _open(self) -> Backend:
-        thread = BackendThread(self._make, _nothing if self._lanes else self._next)
+        thread = BackendThread(self._make)
         self._threads.append(thread)
         try:
             backend = await thread.start()
@@ -268,31 +272,37 @@ class RetrievalService:
             return
         first = self._lanes[0]
         if first.batch is None:
-            self._send(first, self._take())
+            self._send(first, self._take(first))
         elif self._may_overtake and self._line.has_short and first.moved + self._overtake_s() <= self._meter.clock():
             if self._second is None and self._meter.clock() >= self._second_from:
                 self._second = asyncio.ensure_future(self._open_second())
             if len(self._lanes) > 1 and self._lanes[1].batch is None:
-                self._send(self._lanes[1], self._take(short=True))
+                self._send(self._lanes[1], self._take(self._lanes[1], short=True))
 
     def _overtake_s(self) -> float:
         return max(OVERTAKE_S, OVERTAKE * median(self._recent or (0.0,)))
 
-    def _take(self, short: bool = False) -> _Batch | None:
-        now = self._meter.clock()
-        searches = self._line.take(self._most, now, short)
-        return _Batch(searches=searches, sent=now) if searches else None
+    def _pace(self, search: Search) -> Pace:
+        kind = search.key[2], search.is_long
+        if kind not in self._paces:
+            first = 1 if search.is_long else FIRST
+            self._paces[kind] = Pace(limit=self._most, timeout_s=self._config.timeout_s, first=first)
+        return self._paces[kind]
 
-    def _send(self, lane: _Lane, batch: _Batch | None) -> None:
-        if batch is not None:
-            job = self._job(lane, batch)
+    def _take(self, lane: _Lane, *, short: bool = False) -> Job | None:
+        now = self._meter.clock()
+        searches = self._line.take(lambda oldest: self._pace(oldest).most, now, short=short)
+        return self._job(lane, _Batch(searches=searches, sent=now)) if searches else None
+
+    def _send(self, lane: _Lane, job: Job | None) -> None:
+        if job is not None:
             job.begun()
             lane.thread.ask(job)
 
-    def _next(self) -> Job | None:
-        """In the first lane's thread, which has searched its batch: the next one, if any waits."""
-        batch = None if self._closed else self._take()
-        return None if batch is None else self._job(self._lanes[0], batch)
+    def _next(self, lane: _Lane, batch: _Batch) -> Job | None:
+        """In the lane's thread, which has searched ``batch``: what it does next, if that waits."""
+        self._pace(batch.searches[0]).took(len(batch.searches), self._meter.clock() - batch.sent)
+        return self._take(lane) if lane is self._lanes[0] and not self._closed else None
 
     def _job(self, lane: _Lane, batch: _Batch) -> Job:
         _, k, method = batch.searches[0].key
@@ -302,6 +312,7 @@ class RetrievalService:
             k=k,
             timeout_s=self._config.timeout_s,
             begun=partial(self._begun, lane, batch),
+            following=partial(self._next, lane, batch),
             free=partial(self._free, lane, batch),
             answered=partial(self._answered, batch),
         )
@@ -360,10 +371,6 @@ class RetrievalService:
         self._line.clear()
         for thread in [*self._threads]:
             await thread.stop(wait_s)
-
-
-def _nothing() -> None:
-    """What the second lane is to search next: only the first one asks by itself."""
 
 
 def _fail(search: Search, error: BaseException) -> None:

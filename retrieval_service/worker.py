@@ -32,7 +32,8 @@ Batch = list[Answer]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Job:
-    """A batch for the backend's ``search_batch`` or another of its methods, and what is called on the event loop."""
+    """A batch for the backend's ``search_batch`` or another of its methods. What it has to call is called on the event
+    loop, but for ``following``."""
 
     method: str
     texts: Sequence[str]
@@ -40,6 +41,9 @@ class Job:
     timeout_s: float
     begun: Callable[[], None]
     """For the job's owner, who calls it for one that the thread has taken by itself (``free``)."""
+    following: Callable[[], Job | None]
+    """Called in the thread as soon as the backend has searched the batch: what it does next. After None it waits until
+    it is asked."""
     free: Callable[[Job | None], None]
     """The backend has searched the batch, and is at this one, if any. Before ``answered``: whoever gets an answer may
     ask again at once."""
@@ -49,15 +53,10 @@ class Job:
 
 
 class BackendThread:
-    """Runs one backend in one thread, for the event loop that calls these methods.
+    """Runs one backend in one thread, for the event loop that calls these methods."""
 
-    ``following`` is called in that thread as soon as the backend has searched a job: what it is to do next, if that is
-    known already. After None it waits until it is asked.
-    """
-
-    def __init__(self, make_backend: Callable[[], Backend], following: Callable[[], Job | None]) -> None:
+    def __init__(self, make_backend: Callable[[], Backend]) -> None:
         self._make_backend = make_backend
-        self._following = following
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._found: queue.Queue[tuple[Read, Job] | None] = queue.Queue(maxsize=1)
         self._loop = asyncio.get_running_loop()
@@ -143,7 +142,7 @@ class BackendThread:
 
     def _free(self, job: Job) -> None:
         if job.unread is None:  # or it was told when the job was searched
-            following = self._following()
+            following = job.following()
             if following is not None:
                 self._jobs.put(following)
             self._tell(job.free, following)

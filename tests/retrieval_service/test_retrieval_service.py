@@ -317,6 +317,30 @@ def test_who_waits_in_line_is_not_timed_as_long_as_the_line_moves() -> None:
     play(scene, timeout_s=0.3, max_batch=4)
 
 
+def test_a_batch_has_no_more_searches_than_fit_into_the_time_of_one() -> None:
+    """Each takes as long as all of its batch: of 64 at once at a second each none would be answered in 30."""
+    now, each_s = 0.0, 1.0
+
+    async def scene(house: House) -> None:
+        nonlocal each_s
+        house.service._meter.clock = lambda: now
+        given = house.backend.search_batch
+
+        def one_by_one(queries: Sequence[str], k: int) -> list[Any]:
+            nonlocal now
+            now += each_s * len(queries)
+            return given(queries, k)
+
+        house.backend.search_batch = one_by_one  # type: ignore[method-assign]
+        await asyncio.gather(*(house.service.search(f"q{n}", 1) for n in range(64)))
+        await asyncio.gather(*(house.service.search(f"{n} {'long' * 100}", 1) for n in range(8)))
+        each_s = 2.5
+        await asyncio.gather(*(house.service.search(f"slow {n}", 1) for n in range(56)))
+
+    sizes = [len(batch) for batch, _ in play(scene, timeout_s=30.0).batches]
+    assert sizes == [*(4, 8, 16, 16, 16, 4), *(1, 2, 4, 1), *(16, 8, 8, 8, 8, 8)]
+
+
 def test_a_quick_search_gets_past_a_slow_one_where_the_backend_can_be_opened_twice() -> None:
     made: list[ScriptedBackend] = []
 
@@ -385,7 +409,7 @@ def test_who_asks_again_at_once_finds_the_backend_free(kind: type[ScriptedBacken
     order: list[str] = []
 
     async def run() -> None:
-        thread = worker.BackendThread(kind, lambda: order.append("following"))
+        thread = worker.BackendThread(kind)
         await thread.start()
         done = asyncio.Event()
         job = worker.Job(
@@ -394,6 +418,7 @@ def test_who_asks_again_at_once_finds_the_backend_free(kind: type[ScriptedBacken
             k=1,
             timeout_s=PATIENCE_S,
             begun=lambda: order.append("begun"),
+            following=lambda: order.append("following"),
             free=lambda following: order.append("free"),
             answered=lambda answers: (order.append("answers"), done.set())[1],
         )
@@ -764,7 +789,7 @@ def test_books_add_up_under_load() -> None:
         stats = house.service.stats()
         assert stats.queries == 1200
         assert stats.cache_hits + stats.shared == 1200 - 40
-        assert stats.batches == 5
+        assert stats.batches == 6, "of 4, and then of 8"
         assert stats.qps > 0
         assert 0 <= stats.p50_s <= stats.p99_s
 
