@@ -14,6 +14,7 @@ reads what is needed and keeps what it has room for.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -75,10 +76,19 @@ def default_lists(vectors: int) -> int:
 
 
 class Flat:
-    """Exact search. Memory: ``BLOCK`` scores for each query, and the pages of the file that the system keeps."""
+    """Exact search, by torch, on ``threads`` processors: numpy has all of them, and within Ray one.
 
-    def __init__(self, file: Path) -> None:
-        self._vectors: Vectors = mapped(file, np.float32, 2)
+    Memory: ``BLOCK`` scores for each query, and the pages of the file that the system keeps.
+    """
+
+    def __init__(self, file: Path, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._torch = torch
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is anything written
+            self._vectors: Any = torch.from_numpy(mapped(file, np.float32, 2))
 
     def __len__(self) -> int:
         return len(self._vectors)
@@ -86,21 +96,20 @@ class Flat:
     def search(self, queries: Vectors, k: int) -> tuple[Vectors, Numbers]:
         """See ``Nearest``. Passages of equal scores are in the corpus's order; where not all of them are among the
         ``k``, it isn't defined which ones are."""
-        scores = np.full((len(queries), 0), -np.inf, np.float32)
-        numbers = np.full((len(queries), 0), -1, np.int64)
+        torch, asked = self._torch, self._torch.from_numpy(queries)
+        scores = torch.full((len(queries), 0), -math.inf)
+        numbers = torch.full((len(queries), 0), -1)
         for start in range(0, len(self._vectors), BLOCK):
-            block = np.asarray(self._vectors[start : start + BLOCK])
-            found = queries @ block.T
-            here = np.broadcast_to(np.arange(start, start + len(block)), found.shape)
-            if len(block) > k:
-                best = np.argpartition(-found, k - 1, axis=1)[:, :k]
-                best.sort(axis=1)
-                found, here = np.take_along_axis(found, best, 1), np.take_along_axis(here, best, 1)
-            scores, numbers = np.concatenate((scores, found), 1), np.concatenate((numbers, here), 1)
+            found = asked @ self._vectors[start : start + BLOCK].T
+            here = torch.arange(found.shape[1]).expand(found.shape)
+            if found.shape[1] > k:
+                here = found.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
+                found = found.gather(1, here)
+            scores, numbers = torch.cat((scores, found), 1), torch.cat((numbers, here + start), 1)
             # Stable: those of lower number stay before their equals.
-            order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-            scores, numbers = np.take_along_axis(scores, order, 1), np.take_along_axis(numbers, order, 1)
-        return scores, numbers
+            order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+            scores, numbers = scores.gather(1, order), numbers.gather(1, order)
+        return scores.numpy(), numbers.numpy()
 
     def close(self) -> None:
         """The system unmaps the file with the last reference."""
@@ -137,7 +146,7 @@ class Faiss:
 def open_vectors(folder: Path, kind: str, how: How) -> Nearest:
     """The vectors of an index in ``folder``. Raises ``UserError`` that names the file that can't be opened."""
     if kind == "flat":
-        return Flat(folder / FLAT)
+        return Flat(folder / FLAT, how.threads)
     if kind == "hnsw":
         return Hnsw(folder / GRAPH, how.beam, how.heap, how.threads)
     if kind not in LISTED:

@@ -303,7 +303,7 @@ def test_what_is_not_finite_is_a_fault(backend: Dense, model: Path) -> None:
     with pytest.raises(Fault, match=r"^retrieval\.encoder=given makes no finite vector of 'query: by emma'$"):
         made.queries(["novel", "by emma"])
     assert isinstance(backend._vectors, Flat)
-    backend._vectors._vectors = np.full_like(backend._vectors._vectors, np.nan)
+    backend._vectors._vectors = backend._vectors._vectors * np.nan
     with pytest.raises(
         RetrievalError, match=r"a score is no finite number: its vectors are damaged; delete it and build it again$"
     ):
@@ -313,9 +313,27 @@ def test_what_is_not_finite_is_a_fault(backend: Dense, model: Path) -> None:
 def test_equal_scores_are_in_the_corpus_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vectors, "BLOCK", 3)
     np.save(tmp_path / "v.npy", np.array([[1.0], [2.0], [1.0], [1.0], [2.0], [1.0], [1.0]], np.float32))
-    scores, numbers = Flat(tmp_path / "v.npy").search(np.array([[1.0], [-1.0]], np.float32), 4)
+    scores, numbers = Flat(tmp_path / "v.npy", threads=2).search(np.array([[1.0], [-1.0]], np.float32), 4)
     assert numbers.tolist() == [[1, 4, 0, 2], [0, 2, 3, 5]]
     assert scores.tolist() == [[2, 2, 1, 1], [-1, -1, -1, -1]]
+
+
+@pytest.mark.filterwarnings("error")
+def test_vectors_are_compared_on_as_many_processors_as_are_set(tmp_path: Path) -> None:
+    """Not on all, and in a run's process for searches on more than the one that Ray gives to numpy."""
+    torch = pytest.importorskip("torch")
+    before, rng = torch.get_num_threads(), np.random.default_rng(0)
+    np.save(tmp_path / "v.npy", rng.standard_normal((50, 4), np.float32))
+    try:
+        for threads in (before + 1, before):
+            flat = Flat(tmp_path / "v.npy", threads)
+            assert torch.get_num_threads() == threads
+            scores, numbers = flat.search(np.eye(4, dtype=np.float32), 50)
+            everything = np.load(tmp_path / "v.npy").T
+            assert numbers.tolist() == (-everything).argsort(axis=1).tolist()
+            np.testing.assert_allclose(scores, -np.sort(-everything, axis=1))
+    finally:
+        torch.set_num_threads(before)
 
 
 # --- building --------------------------------------------------------------------------------------
@@ -608,7 +626,7 @@ def test_faiss_finds_what_all_of_them_compared_give(tmp_path: Path, kind: str, l
     assert sorted(file.name for file in (tmp_path / kind).iterdir()) == ["vectors.faiss", "vectors.lists"]
     (tmp_path / kind).rename(tmp_path / "moved")
     found = Faiss(tmp_path / "moved" / "vectors.faiss", probes=100, threads=2)
-    exact = Flat(tmp_path / "flat" / "vectors.npy")
+    exact = Flat(tmp_path / "flat" / "vectors.npy", threads=2)
     assert len(found) == len(exact) == 2000
     queries = np.load(parts[1] / "vectors.npy")[:50] + 0.1
     (scores, numbers), (true_scores, truth) = found.search(queries, 10), exact.search(queries, 10)

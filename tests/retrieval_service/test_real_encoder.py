@@ -45,7 +45,7 @@ def along_a_graph(flat: Path, folder: Path) -> tuple[int, float]:
     write_graph([vectors], folder / "graph", settings.heap, settings.threads)
     graph = Hnsw(folder / "graph", settings.beam, settings.heap, settings.threads)
     queries = vectors[:: len(vectors) // 100]
-    (_, found), (_, truth) = graph.search(queries, k), Flat(flat).search(queries, k)
+    (_, found), (_, truth) = graph.search(queries, k), Flat(flat, settings.threads).search(queries, k)
     graph.close()
     return truth.size, overlap(found, truth)
 
