@@ -57,9 +57,10 @@ class LuceneSearcher(ABC):
             ) from error
         self._documents: int = self._searcher.get_total_num_docs()
         self._reader: Any = None
-        self._passages: Lru[str, Passage] = Lru(
-            KEPT_PASSAGES, KEPT_BYTES, lambda key, passage: weight_of(key, (passage,))
+        self._passages: Lru[int, Passage] = Lru(
+            KEPT_PASSAGES, KEPT_BYTES, lambda number, passage: weight_of("", (passage,))
         )
+        """By Lucene's numbers: an id isn't safe, since pyjnius takes its first character for a byte order mark."""
         try:
             self._check()
             self._set_up()
@@ -148,10 +149,11 @@ class LuceneSearcher(ABC):
         return None
 
     def _passage(self, hit: Any) -> Passage:
-        passage = self._passages.get(hit.docid)
+        number: int = hit.lucene_docid
+        passage = self._passages.get(number)
         if passage is None:
             passage = parse_record(hit.lucene_document.get("raw"))
-            self._passages.put(passage.id, passage)
+            self._passages.put(number, passage)
         return Passage(id=passage.id, title=passage.title, text=passage.text, score=hit.score)
 
     def _identity(self, analyser: str | None, settings: Mapping[str, Any]) -> Identity:

@@ -40,6 +40,7 @@ PASSAGES = [
     Passage(id="untitled", title="", text="A passage about lighthouses, without a title."),
     Passage(id="tokyo", title="東京", text="東京は日本の首都である。 😀"),
     *(Passage(id=f"twin-{n}", title="Twin", text="The very same marmalade.") for n in (3, 1, 2, 10)),
+    *(Passage(id=name, title="", text="A shibboleth.") for name in ("\ufeffemma", "\ufffeß")),
 ]
 
 
@@ -135,6 +136,13 @@ def test_two_threads_that_search_at_once_get_their_own_hits(
             assert list(threads.map(searched, [rounds, rounds])) == [alone, alone]
     finally:
         sys.setswitchinterval(before)
+
+
+def test_an_id_may_begin_with_any_character(bm25: Bm25) -> None:
+    """Also with a byte order mark, as of a column that was read with the file's; and beside the same without one."""
+    assert ids(bm25.search_batch(["emma"], 3)[0]) == ["emma"]
+    assert {*ids(bm25.search_batch(["shibboleth"], 3)[0])} == {"\ufeffemma", "\ufffeß"}
+    assert [ids(found) for found in bm25.document_batch(["emma", "\ufeffemma"], 1)] == [["emma"], ["\ufeffemma"]]
 
 
 @pytest.mark.parametrize("query", ["", " \n\t", "?!... --- ***", "the of and", "xyzzy", "\x00", "\ud800", "😎"])
