@@ -39,7 +39,7 @@ from retrieval_service.worker import BackendThread, Batch, Job
 
 OVERTAKE_S, OVERTAKE = 0.05, 2.0
 """How long a batch has to be out before short searches get past it: at least so many seconds, and so many times what
-batches of short ones take. On a large index every batch takes long, and a second one beside it would only take its
+batches of short queries take. On a large index every batch takes long, and a second one beside it would only take its
 threads."""
 RECENT = 9
 """Batches that say what they take."""
@@ -123,7 +123,7 @@ class RetrievalService:
         """When it may be tried again, after it couldn't be opened."""
         self._may_overtake = False
         self._recent: deque[float] = deque(maxlen=RECENT)
-        """Seconds of the first lane's last batches of short searches."""
+        """Seconds of the first lane's last batches of short queries. What is known by its id takes much less."""
         self.device: str | None = None
         """Where the backend computes, once it has started; None where nobody knows."""
         self._most = config.max_batch
@@ -334,7 +334,8 @@ class RetrievalService:
         lane.batch, lane.moved, lane.overtake = None, self._meter.clock(), None
         if following is not None:
             following.begun()
-        if lane is self._lanes[0] and not batch.searches[0].is_long:
+        first = batch.searches[0]
+        if lane is self._lanes[0] and first.key[2] == SEARCH and not first.is_long:
             self._recent.append(lane.moved - batch.sent)
         self._dispatch()
 

@@ -543,6 +543,7 @@ def test_where_every_batch_takes_long_none_is_overtaken() -> None:
             slow = await asked(str(turn), 1.0)
             made[0].freed.set()
             await slow
+            await service.following(f"what follows it comes at once {turn}", 1)
         slow = await asked("as long as usual", 1.9)
         behind = asyncio.create_task(service.search("behind", 1))
         await asyncio.sleep(0)
