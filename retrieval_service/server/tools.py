@@ -150,5 +150,5 @@ def _shown(passage: Passage) -> dict[str, Any]:
         "id": printable(passage.id),
         "title": printable(passage.title),
         "text": printable(passage.text),
-        "url": f"/document/{quote(passage.id, safe='')}",
+        "url": f"/document/{quote(printable(passage.id), safe='')}",
     }

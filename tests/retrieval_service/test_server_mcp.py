@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from served import PASSAGES, Running, Scripted
 
+from agent.records import Passage
+
 pytestmark = pytest.mark.jvm
 ACCEPT = {"Accept": "application/json, text/event-stream"}
 
@@ -99,9 +101,10 @@ def test_mcp_says_which_arguments_it_takes(few: Running) -> None:
 
 
 def test_mcp_gives_passages_that_utf_8_cannot_hold(few: Running, backend: Scripted) -> None:
-    backend.text = "half \ud800 a pair"
+    half = "half \ud800 a pair"
+    backend.search_batch = lambda queries, k: [(Passage(id=half, title=half, text=half),)]  # type: ignore[method-assign]
     (found,) = json.loads(call(few, "search", {"query": "odd", "top_k": 1})["content"][0]["text"])["results"]
-    assert (found["id"], found["text"]) == ("odd-0", "half ? a pair")
+    assert found == dict.fromkeys(("id", "title", "text"), "half ? a pair") | {"url": "/document/half%20%3F%20a%20pair"}
 
 
 def test_mcp_offers_no_stream_without_an_end(server: Running) -> None:
