@@ -23,11 +23,10 @@ from actors.pulse import HEALTH, Beats, Pulse, during
 from agent.collector import settle
 from agent.errors import RetrievalError
 from agent.readable import json_of
-from agent.records import Passage
 from retrieval_service.backend import Identity
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.rankers import opener
-from retrieval_service.service import RetrievalService
+from retrieval_service.service import Hits, RetrievalService
 from retrieval_service.stats import Meter, Stats
 from retrieval_service.whole import written
 
@@ -102,17 +101,34 @@ class RetrievalActor:
         )
         os._exit(1)
 
-    async def search_many(self, queries: list[str], k: int) -> list[tuple[Passage, ...] | str]:
+    async def search_many(self, queries: list[str], k: int) -> list[Hits | str]:
         """For each query its top ``k`` passages, or the reason for which it failed, as text."""
         service = await self._started()
         with self._beats.phase("search"):
-            return await _all([service.search(query, k) for query in queries])
+            return await self._all([service.search(query, k) for query in queries])
 
-    async def following_many(self, document_ids: list[str], k: int) -> list[tuple[Passage, ...] | str]:
+    async def following_many(self, document_ids: list[str], k: int) -> list[Hits | str]:
         """The same for the ``k`` passages after each of ``document_ids``."""
         service = await self._started()
         with self._beats.phase("search"):
-            return await _all([service.following(d, k) for d in document_ids])
+            return await self._all([service.following(d, k) for d in document_ids])
+
+    async def _all(self, asked: list[Coroutine[Any, Any, Hits]]) -> list[Hits | str]:
+        async def counted(search: Coroutine[Any, Any, Hits]) -> Hits:
+            try:
+                return await search
+            finally:
+                self._beats.did("search")  # those of one call may wait for one another
+
+        answers: list[Hits | str] = []
+        for result in await asyncio.gather(*map(counted, asked), return_exceptions=True):
+            if isinstance(result, RetrievalError):
+                answers.append(str(result))
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                answers.append(result)
+        return answers
 
     async def identity(self) -> Identity:
         """What is searched, once the index is open."""
@@ -120,16 +136,3 @@ class RetrievalActor:
 
     async def stats(self) -> Stats:
         return self._service.stats() if self._service is not None else Meter().snapshot()
-
-
-async def _all(asked: list[Coroutine[Any, Any, tuple[Passage, ...]]]) -> list[tuple[Passage, ...] | str]:
-    results = await asyncio.gather(*asked, return_exceptions=True)
-    answers: list[tuple[Passage, ...] | str] = []
-    for result in results:
-        if isinstance(result, RetrievalError):
-            answers.append(str(result))
-        elif isinstance(result, BaseException):
-            raise result
-        else:
-            answers.append(result)
-    return answers

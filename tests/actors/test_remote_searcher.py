@@ -12,6 +12,7 @@ import types
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,11 @@ from ray_fakes import PATIENCE_S, FakeRetrieval, ScriptedRetrieval, hits, result
 
 from actors.calls import get
 from actors.process import QUIET
+from actors.pulse import Beats
 from actors.retrieval import RetrievalActor, noted
 from actors.searcher import RemoteSearcher
 from agent.errors import Fault, RetrievalError, UserError
+from agent.records import Passage
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import join_contents
 from retrieval_service.rankers import index_for, open_backend
@@ -426,6 +429,33 @@ def test_the_retrieval_actor_finds_passages_and_counts(library: Library) -> None
     (unknown,) = play(outcomes_of(RemoteSearcher([actor], timeout_s=PATIENCE_S).following("d9", 2)))
     assert unknown.endswith("the index holds no passage 'd9'")
     assert (library.folder / "cache" / "indexes").is_dir()
+
+
+def test_each_search_that_is_answered_is_work_of_the_actor() -> None:
+    """A slow ranker may need minutes for a call of many: it gets on all the same (``cluster.deadlines.search``)."""
+
+    async def scenario() -> list[int]:
+        go, work = asyncio.Event(), list[int]()
+
+        async def search(query: str, k: int) -> tuple[Passage, ...]:
+            if query != "quick":
+                await go.wait()
+            if query == "wrong":
+                raise RetrievalError("it can't be read")
+            return hits(query, k)
+
+        kind: Any = RetrievalActor.__ray_metadata__.modified_class  # type: ignore[attr-defined]
+        actor = kind.__new__(kind)
+        actor._beats, actor._service = Beats(), SimpleNamespace(search=search)
+        call = asyncio.ensure_future(actor.search_many(["quick", "slow", "wrong"], 1))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        work.append(actor._beats._work["search"])
+        go.set()
+        assert await call == [hits("quick", 1), hits("slow", 1), "it can't be read"]
+        return [*work, actor._beats._work["search"]]
+
+    assert asyncio.run(scenario()) == [2, 5], "its begin and a search, two more, and its end"
 
 
 @pytest.fixture
