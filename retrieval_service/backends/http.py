@@ -14,17 +14,17 @@ import ssl
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from agent.errors import RetrievalError, UserError, shortened
+from agent.errors import Fault, RetrievalError, UserError, shortened
 from agent.readable import json_of
 from agent.records import Passage
 from agent.visible import printable
 from retrieval_service.address import sent_on
-from retrieval_service.backend import Identity, Unavailable
+from retrieval_service.backend import Identity, Unavailable, check_same
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.dialects import dialect
 from retrieval_service.environment import trusted
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 FIRST_WAIT_S = 0.25
 LONGEST_WAIT_S = 8.0
+LOOK_AGAIN_S, LOOK_S = 60.0, 5.0
+"""How often a server is asked whether it still searches the same, and how long its answer is waited for: it may have
+been started anew, over something else."""
 MAX_REPLY = 256 << 20
 """Bytes of a reply that are read."""
 TRIAL = "a first one"
@@ -106,6 +109,7 @@ class Http:
         self._threads = ThreadPoolExecutor(config.threads, "retrieval-http")
         try:
             self._identity = self._look()
+            self._look_at = time.monotonic() + LOOK_AGAIN_S
             self._try(1, self._of_dialect())
         except BaseException:
             self.close()
@@ -126,6 +130,10 @@ class Http:
         except RetrievalError as error:
             raise UserError(f"retrieval.url={self._config.url}: {self._no_health(error)}") from error
         self._check_token(reply)
+        return self._told(reply)
+
+    def _told(self, reply: _Reply) -> Identity:
+        """What an answer of ``/health`` says; the address alone, where that is no server's that says more."""
         try:
             told = reply.json()["index"]
             known = {key: told.get(key) for key in ("name", "documents", "checksum", "analyser")}
@@ -140,6 +148,26 @@ class Http:
                 backend="http",
                 settings={"url": self._config.url, "dialect": self._config.dialect},
             )
+
+    def _check_same(self) -> None:
+        """Raises ``Unavailable`` if something else is searched there by now. Of a server that is busy, isn't there or
+        refuses the token the search that follows tells more."""
+        import httpx
+
+        if time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + LOOK_AGAIN_S
+        try:
+            reply = self._once("GET", f"{self._base}/health", min(self._end(), time.monotonic() + LOOK_S), {})
+        except (httpx.HTTPError, RetrievalError):
+            return
+        if reply.status in (*PASSING, 401, 403):
+            return
+        try:
+            check_same(replace(self._identity, settings={}), replace(self._told(reply), settings={}))
+        except Fault as error:
+            self._look_at = 0.0  # until it is put back
+            raise Unavailable(f"{self._base}: {error}") from error
 
     def _no_health(self, error: RetrievalError) -> str:
         """Why there is no answer from ``/health``, and what to do."""
@@ -205,6 +233,7 @@ class Http:
         """One request for all queries, or one for each where the dialect has no lists, ``threads`` at a time."""
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
+        self._check_same()
         end = self._end()
         if self._dialect.batched:
             return self._search(queries, k, end, len(queries)) if queries else []

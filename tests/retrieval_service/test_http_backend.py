@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import certifi
@@ -22,6 +23,7 @@ from served import CONFIG, PATIENCE_S, Running, Scripted, running
 
 from agent.errors import RetrievalError, UserError
 from agent.records import Passage
+from retrieval_service.backend import Unavailable
 from retrieval_service.backends import http as http_module
 from retrieval_service.backends.http import TRIAL, Http
 from retrieval_service.config import RetrievalConfig
@@ -563,6 +565,35 @@ def test_a_server_that_is_not_ready_has_no_name_yet() -> None:
         script.health = [(405, b"")]
         with opened(asking(script.url)) as http:
             assert http.identity().name == script.url
+
+
+def test_a_server_that_searches_something_else_by_now_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was started anew, over another index: results of the two would be taken for one."""
+    now = [0.0]
+    monkeypatch.setattr(http_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def health(**index: Any) -> list[tuple[int, bytes]]:
+        return [(200, json.dumps({"index": {"name": "wiki", "documents": 7, "backend": "bm25", **index}}).encode())]
+
+    with Script((200, ONE)).running() as script:
+        script.health = health()
+        with opened(asking(script.url)) as http:
+            for busy in ([(503, b"loading")], [(401, b"")], health(uptime_s=9)):
+                script.health = busy
+                now[0] += http_module.LOOK_AGAIN_S
+                assert len(http.search_batch(["q"], 3)[0]) == 1
+            for other in (health(documents=8), health(name="nq"), health(checksum="5"), [(404, b"another program")]):
+                script.health = other
+                now[0] += 1.0
+                assert len(http.search_batch(["q"], 3)[0]) == 1, "it isn't asked each time"
+                now[0] += http_module.LOOK_AGAIN_S
+                for _ in range(2):
+                    with pytest.raises(
+                        Unavailable, match=r"^http://\S*: what is searched has changed since the start: "
+                    ):
+                        http.search_batch(["q"], 3)
+                script.health = health()
+                assert len(http.search_batch(["q"], 3)[0]) == 1, "it was put back"
 
 
 @pytest.mark.parametrize(
