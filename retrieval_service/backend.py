@@ -59,10 +59,8 @@ class Backend(Protocol):
     largest batch that makes sense; ``device`` where it computes, if that isn't ``cpu``, None where nobody knows; a
     method ``until`` is told before each batch when nobody waits for it any more, by ``time.monotonic``; a method
     ``check_depth(k, setting)``, which is called once after opening, raises ``UserError`` that names ``setting`` if it
-    gives no ``k`` passages of a search; a method ``begin_batch(queries, k)``, which searches as ``search_batch`` does
-    and gives a ``Read`` for another thread, so that the backend may search on meanwhile: that thread calls
-    ``end_reading()`` last. A batch that raises is asked again in halves, so that one query fails alone, unless it is
-    ``Unavailable`` that is raised, or the time is over.
+    gives no ``k`` passages of a search; and those of ``Parted``. A batch that raises is asked again in halves, so that
+    one query fails alone, unless it is ``Unavailable`` that is raised, or the time is over.
     """
 
     def __init__(self, index: Path | None, config: Any) -> None:
@@ -98,3 +96,14 @@ class Backend(Protocol):
     def close(self) -> None:
         """Lets go of files; called once, last."""
         ...
+
+
+class Parted:
+    """What a backend has, too, that can search on while another thread reads what it found."""
+
+    def begin_batch(self, queries: Sequence[str], k: int) -> Read:
+        """Searches as ``search_batch`` does, and gives what reads it, for the other thread."""
+        raise NotImplementedError
+
+    def end_reading(self) -> None:
+        """The other thread calls it last."""

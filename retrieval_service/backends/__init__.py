@@ -11,7 +11,7 @@ from typing import Any
 from agent.errors import UserError
 from agent.own import check_function, check_methods
 from agent.shipped import file_of, member_of, module_names, module_of
-from retrieval_service.backend import Backend
+from retrieval_service.backend import Backend, Parted
 
 KEY = "retrieval.backend"
 _ENSURE = ("corpus", "config", "cache", "watch")
@@ -30,10 +30,11 @@ def backend_module(name: str) -> Any:
     where = f"{KEY}={name}: Backend of {file_of(__name__, name)}"
     if not isinstance(found, type):
         raise UserError(f"{where} must be a class")
-    wanted = [method for method in vars(Backend) if not method.startswith("_")]
-    if missing := [method for method in wanted if not hasattr(found, method)]:
-        raise UserError(f"{where} lacks {', '.join(missing)}; see retrieval_service/backend.py")
-    check_methods(found, Backend, where)
+    for interface in (Backend, Parted) if hasattr(found, "begin_batch") else (Backend,):
+        wanted = [method for method in vars(interface) if not method.startswith("_")]
+        if missing := [method for method in wanted if not hasattr(found, method)]:
+            raise UserError(f"{where} lacks {', '.join(missing)}; see retrieval_service/backend.py")
+        check_methods(found, interface, where)
     if not getattr(module, "REMOTE", False):
         needs = f"a function `ensure({', '.join(_ENSURE)})`, which builds its index, or REMOTE = True"
         ensure = member_of(__name__, name, "ensure", KEY, needs)

@@ -255,6 +255,9 @@ class Backend:
 
 def ensure(corpus, config, cache, watch): ...
 """
+PARTED = BACKEND.replace(
+    "    def close", "    def begin_batch(self, some, k): ...\n    def end_reading(self): ...\n    def close"
+)
 REMOTE = BACKEND.partition("def ensure")[0] + "REMOTE = True\n"
 SETTINGS = """
 from dataclasses import dataclass
@@ -401,6 +404,12 @@ def test_it_exits_with_2_and_one_line(add: Add, tmp_path: Path, command: Command
         ("retrieval_service.backends", "", "retrieval_service/backends/mine.py needs a class `Backend`; see"),
         ("retrieval_service.backends", "def Backend(index, config): ...", "backends/mine.py must be a class"),
         ("retrieval_service.backends", BACKEND.replace("close", "shut"), "backends/mine.py lacks close; see"),
+        ("retrieval_service.backends", PARTED.replace("end_", ""), "backends/mine.py lacks end_reading; see"),
+        (
+            "retrieval_service.backends",
+            PARTED.replace("some", "some, more"),
+            "begin_batch must take (self, queries, k)",
+        ),
         ("retrieval_service.backends", BACKEND.replace("queries, k", "queries"), "must take (self, queries, k), as"),
         (
             "retrieval_service.backends",
@@ -448,6 +457,7 @@ def test_a_file_is_checked_like_a_path(add: Add, tmp_path: Path, package: str, t
         ("agent.formats", FORMAT),
         ("agent.rewards.outcomes", "def outcome(question, trajectory): ..."),
         ("retrieval_service.backends", BACKEND),
+        ("retrieval_service.backends", PARTED),
         ("retrieval_service.dialects", DIALECT),
     ],
 )
