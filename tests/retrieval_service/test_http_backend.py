@@ -594,6 +594,12 @@ def test_a_server_that_searches_something_else_by_now_is_a_fault(monkeypatch: py
                         http.search_batch(["q"], 3)
                 script.health = health()
                 assert len(http.search_batch(["q"], 3)[0]) == 1, "it was put back"
+        script.health = health(checksum="5", k1=0.9)
+        with opened(asking(script.url)) as http:
+            script.health = health(checksum="5", k1=1.2)
+            now[0] += http_module.LOOK_AGAIN_S
+            with pytest.raises(Unavailable, match="has changed since the start: settings "):
+                http.search_batch(["q"], 3)
 
 
 @pytest.mark.parametrize(
