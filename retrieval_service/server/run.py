@@ -24,9 +24,10 @@ from retrieval_service.server.config import ServeConfig
 from retrieval_service.server.connection import Connection, connection
 from retrieval_service.service import RetrievalService
 
-KEEP_S = 60
+KEEP_S = 75
 """Longest that a connection without a request stays open. After uvicorn's 5 s, a server or a client that a busy machine
-stalls for that long closes a connection on which the next request is under way."""
+stalls for that long closes a connection on which the next request is under way. Balancers (nginx, AWS's) keep theirs
+for 60 s and have to be the first to close: they send no POST a second time."""
 GRACE_S = 10
 """Longest that requests under way are waited for at the end."""
 CUT_S = 1

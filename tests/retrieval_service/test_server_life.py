@@ -78,6 +78,17 @@ def test_no_client_is_taken_before_the_index_is_open() -> None:
     asyncio.run(serve_on(listener, opening, CONFIG, ServeConfig(), None, ready))
 
 
+def test_a_connection_stays_open_for_longer_than_a_balancer_keeps_it() -> None:
+    there: list[Any] = []
+
+    def ready(server: Any, identity: Any) -> None:
+        there.append(server)
+        server.should_exit = True
+
+    asyncio.run(serve_on(bind(ServeConfig(port=0)), Scripted, CONFIG, ServeConfig(), None, ready))
+    assert there[0].config.timeout_keep_alive > 60
+
+
 def test_a_port_that_was_taken_meanwhile_is_told() -> None:
     config = ServeConfig(port=0)
     listener = bind(config)
