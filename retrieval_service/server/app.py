@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -245,7 +246,7 @@ def _check_parameters(scope: Scope, *known: str) -> None:
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        value = from_json(body, allow_inf_nan=False)
+        value = from_json(body.removeprefix(BOM_UTF8), allow_inf_nan=False)  # as an editor writes it
     except ValueError as error:
         raise Refused(400, f"the body is no JSON: {error}") from None
     if not isinstance(value, dict):

@@ -128,6 +128,14 @@ def test_every_dialects_example_is_answered_and_read(server: Running) -> None:
         assert [[p.id for p in hits] for hits in found] == [["emma", "persuasion"]]
 
 
+def test_a_body_may_begin_with_a_byte_order_mark(server: Running) -> None:
+    """As of a file that an editor saved, and ``curl -d @FILE`` sends; Search-R1's own server reads it, too."""
+    body = b'{"queries": ["Emma Austen"], "topk": 1}'
+    told = server.client.post("/retrieve", content=b"\xef\xbb\xbf" + body)
+    assert told.json() == server.client.post("/retrieve", content=body).json()
+    assert told.status_code == 200
+
+
 def test_no_query_no_results_and_a_query_of_nothing_no_passages(server: Running) -> None:
     assert server.post("/retrieve", {"queries": []}).json() == {"result": []}
     assert server.post("/retrieve", {"queries": ["", "\x00", "the of"]}).json() == {"result": [[], [], []]}
