@@ -146,6 +146,8 @@ class LuceneSearcher(ABC):
             self._searcher.search(queries.get(0), k)
         except self._java_error as error:
             return first_line(error)
+        except UnicodeDecodeError:  # of a query that can't be had back, see ``_list``
+            return None
         return None
 
     def _passage(self, hit: Any) -> Passage:

@@ -224,6 +224,8 @@ def test_a_failure_names_its_cause(index: Path) -> None:
     backend.close()
     with pytest.raises(RetrievalError, match=r"AlreadyClosedException.*closed"):
         backend.search_batch(["emma"], 3)
+    with pytest.raises(RetrievalError, match=r"^Lucene: java\.lang\.RuntimeException: "):
+        backend.search_batch(["\ufffeß"], 3)
 
 
 def test_what_is_no_index_is_named(index: Path, tmp_path: Path) -> None:
