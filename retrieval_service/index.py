@@ -13,8 +13,6 @@ The corpus is read in parts: each passage is checked, looked for among the ids s
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import glob
 import hashlib
 import json
@@ -23,7 +21,7 @@ import platform
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +33,7 @@ from retrieval_service.download import check_disk
 from retrieval_service.names import FILE, Register, cut, parts
 from retrieval_service.stamps import Stamp
 from retrieval_service.textfile import text_of
+from retrieval_service.turns import in_turn
 from retrieval_service.watch import SILENT, Watch
 from retrieval_service.whole import settle
 
@@ -46,8 +45,6 @@ ROOM = 2
 large as its text until the first one is there."""
 SUMS = "part.sums"
 """The file with the checksums of the others of a part."""
-UNLOCKABLE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
-"""What a file system without locks says."""
 SMALL = 100_000_000
 """Bytes of a corpus for which nobody asks how much room there is."""
 
@@ -161,7 +158,7 @@ def ensure_index(corpus: Path, recipe: Recipe, cache: Path, watch: Watch = SILEN
     work = index.parent / f"{building}-{cut()}"  # parts that end elsewhere are no use to this builder
     if not index.exists():
         index.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(index.parent / f".{index.name}.lock"):
+        with in_turn(index.parent / f".{index.name}.lock", watch.say, f"builds the index of {corpus}"):
             try:
                 if not index.exists():
                     _build(corpus, stamp, index, recipe, cache, work, watch)
@@ -334,15 +331,3 @@ def _size(path: Path) -> int:
             with suppress(FileNotFoundError):
                 size += os.stat(os.path.join(folder, file)).st_size
     return size
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds the lock ``path``, which the system frees when its holder dies."""
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in UNLOCKABLE:
-                raise
-        yield

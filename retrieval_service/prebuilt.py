@@ -29,6 +29,7 @@ from retrieval_service.index import FORMAT, Manifest, check_index, write_manifes
 from retrieval_service.lucene import ANALYSER
 from retrieval_service.names import FILE
 from retrieval_service.titles import keep_names
+from retrieval_service.turns import in_turn
 from retrieval_service.whole import settle
 from retrieval_service.wikipedia import PREBUILT, Prebuilt, index_of
 
@@ -57,13 +58,11 @@ def ensure_prebuilt(name: str, cache: Path, say: Callable[[str], None] = print, 
     Of several who want it one fetches it, reads its titles and deletes the archive; the others wait. Raises
     ``UserError`` where it can't be asked for, came damaged, or has no room, and for a folder that isn't the index.
     """
-    from huggingface_hub.utils import WeakFileLock
-
     wanted, index = PREBUILT[name], index_of(name, cache)
     given = f"retrieval.prebuilt={name}"
     if not (index / FILE).is_file():
         index.parent.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(index.parent / f".{index.name}.lock"):
+        with in_turn(index.parent / f".{index.name}.lock", say, f"fetches the index {name}, or reads its titles"):
             for leftover in index.parent.glob(f"{_unpacking(index)}*"):  # of one who was killed
                 shutil.rmtree(leftover)
             if not index.is_dir():

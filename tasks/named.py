@@ -26,6 +26,7 @@ from agent.errors import UserError
 from agent.paths import LONGEST_NAME
 from agent.readable import json_of
 from retrieval_service.download import Show, Source, already, downloaded, hidden, hub_url, on_hub, sha256, size_text
+from retrieval_service.turns import in_turn
 from retrieval_service.whole import written
 from tasks.config import DataConfig
 from tasks.paths import GITHUB, WIKI_18, files_of, is_named, listed, read_by
@@ -181,10 +182,8 @@ def _named_split(key: str, name: str, cache: Path, revision: str) -> Named:
 
 def ensure(wanted: Named, say: Callable[[str], None], show: Show = hidden) -> None:
     """Has the file at ``wanted.path``, whole and as it was when it came. Raises as ``fetched``."""
-    from huggingface_hub.utils import WeakFileLock
-
     wanted.path.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(wanted.path.with_suffix(".lock")):  # jobs that start together fetch it once
+    with in_turn(wanted.path.with_suffix(".lock"), say, f"fetches {wanted.file}"):  # jobs that start together: once
         note = _kept(wanted)
         # A branch moves: what it was when it was fetched stays, so that runs can be compared. Another revision in a
         # place of this one's was put there before each had its own.

@@ -278,20 +278,6 @@ def test_what_a_builder_left_beside_its_index_goes_at_the_next_start(
     assert recipe.runs == 1
 
 
-def test_a_file_system_without_locks_will_do(
-    tmp_path: Path, corpus: Path, recipe: Scripted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(file: object, what: int) -> None:
-        raise OSError(refused, "refused")
-
-    monkeypatch.setattr(index_module.fcntl, "flock", refuse)
-    refused = errno.EIO
-    with pytest.raises(OSError, match="refused"):
-        ensure_index(corpus, recipe, tmp_path / "c")
-    refused = errno.ENOLCK
-    assert ids(ensure_index(corpus, recipe, tmp_path / "c")) == ["a", "b"]
-
-
 def test_a_setting_that_is_refused_costs_no_finished_part(tmp_path: Path, corpus: Path, recipe: Scripted) -> None:
     def refuse() -> None:
         raise UserError("retrieval.device=cuda: not to be had here")
@@ -445,7 +431,7 @@ def test_who_loses_the_race_takes_the_winners_index(
     tmp_path: Path, corpus: Path, recipe: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two machines whom no lock keeps apart: the second finds the place taken when it is done."""
-    monkeypatch.setattr(index_module, "_locked", lambda path: nullcontext())
+    monkeypatch.setattr(index_module, "in_turn", lambda *told: nullcontext())
     machine = "one"
     monkeypatch.setattr(index_module.platform, "node", lambda: machine)
     won: list[Path] = []

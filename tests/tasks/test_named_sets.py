@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
@@ -136,6 +137,15 @@ def test_what_is_too_long_for_a_files_name_is_told_with_its_key(
         UserError, match=rf"^{told}.*…: is too long: .* whose name has \d+ bytes, and file systems take"
     ):
         named.named(config(questions, revision=revision), tmp_path, "train")
+
+
+def test_a_file_system_without_locks_will_do(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: object, what: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    for _ in range(2):  # it is fetched, and is there
+        assert Path(str(fetched(config(), tmp_path, "train", lambda text: None).questions)).read_bytes() == CONTENT
 
 
 def test_a_download_that_was_interrupted_goes_on(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
