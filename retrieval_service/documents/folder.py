@@ -16,10 +16,13 @@ from agent.records import Passage
 from agent.visible import printable
 from retrieval_service.corpus import write_corpus
 from retrieval_service.documents.chunks import chunks
-from retrieval_service.documents.readers import LONGEST_TITLE, READERS
+from retrieval_service.documents.kept import keep, kept, properties
+from retrieval_service.documents.readers import LONGEST_TITLE, READERS, Document, pdf_package
 
 FORMAT = 9
 """Raise it when the same documents would become other passages than before."""
+TOLD, MOST = 5, 100
+"""Files that can't be read: in the line that ends the command, and after which no more are looked for."""
 LONGEST_NAME = 100
 """Bytes of a folder's name in that of its corpus; file systems take 255 in all."""
 _ESCAPED = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -34,6 +37,10 @@ class _Reading:
     files: list[Path]
     words: int
     overlap: int
+    cache: Path
+    say: Callable[[str], None]
+    broken: list[str] = field(default_factory=list)
+    """What is wrong with files that can't be read."""
     silent: list[str] = field(default_factory=list)
     """Files without a text."""
     guessed: dict[str, list[str]] = field(default_factory=dict)
@@ -41,22 +48,15 @@ class _Reading:
     titles: set[str] = field(default_factory=set)
 
     def passages(self, count: Callable[[int, int], None]) -> Iterator[Passage]:
-        """Raises ``UserError`` for a document that can't be read, and in the end where none holds a text."""
+        """Raises ``UserError`` in the end for documents that can't be read, and where none holds a text."""
         for number, file in enumerate(self.files, start=1):
             name = _shown(file.relative_to(self.folder).as_posix())
-            try:
-                document = READERS[file.suffix.lower()](file)
-            except OSError as error:
-                raise UserError(f"{_shown(str(file))}: can't be read ({error.strerror})") from error
-            except (UserError, Fault):
-                raise
-            except Exception as error:  # whatever a file that nobody thought of makes of its reader
-                raise UserError(
-                    f"{_shown(str(file))}: can't be read ({shortened(error)}); repair it or take it out"
-                ) from error
+            document = self._document(file)
+            count(number, len(self.files))
+            if document is None:
+                continue
             if document.guessed:
                 self.guessed.setdefault(document.guessed, []).append(name)
-            count(number, len(self.files))
             texts = chunks(document.paragraphs, self.words, self.overlap)
             if not texts:
                 self.silent.append(name)
@@ -64,10 +64,48 @@ class _Reading:
             title = self._title(document.title, file, name)
             for number, text in enumerate(texts):
                 yield Passage(id=f"{name}#{number}", title=title, text=_whole(text))
+        if self.broken:
+            raise UserError(self._wrong())
         if len(self.silent) == len(self.files):
             raise UserError(
                 f"{self.folder}: there is no text in its {len(self.files)} documents; scanned pages need OCR first"
             )
+
+    def _document(self, file: Path) -> Document | None:
+        """What ``file`` holds. None for one that can't be read, which is said at once.
+
+        The others are read all the same: that may take hours, and should find all that are broken. Raises ``UserError``
+        after ``MOST``.
+        """
+        try:
+            before = properties(file)
+            found = None if before is None else kept(file, before, self.cache)
+            document = found or READERS[file.suffix.lower()](file)
+            same = before is not None and found is None and properties(file) == before
+        except Fault:
+            raise
+        except UserError as error:
+            why = str(error)
+        except OSError as error:
+            why = f"{_shown(str(file))}: can't be read ({error.strerror})"
+        except Exception as error:  # whatever a file that nobody thought of makes of its reader
+            why = f"{_shown(str(file))}: can't be read ({shortened(error)}); repair it or take it out"
+        else:
+            if same and before is not None:
+                keep(file, before, document, self.cache)
+            return document
+        self.broken.append(why)
+        if len(self.broken) == MOST:
+            raise UserError(self._wrong())
+        self.say(f"{why}; reading on, to find all that can't be read")
+        return None
+
+    def _wrong(self) -> str:
+        if len(self.broken) == 1:
+            return self.broken[0]
+        listed = " ".join(f"({number}) {why}" for number, why in enumerate(self.broken[:TOLD], start=1))
+        more = " … (all are told above)" if len(self.broken) > TOLD else ""
+        return f"{self.folder}: {len(self.broken)} documents can't be read: {listed}{more}"
 
     def _title(self, given: str, file: Path, name: str) -> str:
         """The document's own, or its file's name. Of two that are alike the second has its path with it: by titles the
@@ -89,11 +127,12 @@ def documents_corpus(
     count: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """The passages of the documents below ``folder``, as a JSONL file below ``cache``: of at most ``words`` words, with
-    ``overlap`` of the one before (``chunks.py``), the document's title on each, and ids like ``notes/a.md#3``.
+    ``overlap`` of the one before (``chunks.py``), the document's title on each, and ids like ``notes/a.md#3``. What is
+    read of files that take long is kept there, too (``kept.py``).
 
     Hidden files are left out, and links are followed. ``say`` is told where the passages are, and which files were left
-    out, ``count`` how many documents of how many are read. Raises ``UserError`` for a folder without documents, and for
-    one that can't be read.
+    out or can't be read, ``count`` how many documents of how many are read. Raises ``UserError`` for a folder without
+    documents, and for those that can't be read, all of them.
     """
     files, others = _documents(folder)
     kinds = "text, Markdown, HTML and PDF"
@@ -104,7 +143,9 @@ def documents_corpus(
     if not corpus.exists():
         if others:
             say(f"{folder}: {sum(others.values())} files are no {kinds} and are left out ({_kinds(others)})")
-        reading = _Reading(folder=folder, files=files, words=words, overlap=overlap)
+        if pdf := next((file for file in files if file.suffix.lower() == ".pdf"), None):
+            pdf_package(pdf)  # before the others are read
+        reading = _Reading(folder=folder, files=files, words=words, overlap=overlap, cache=cache, say=say)
         written = write_corpus(corpus, reading.passages(count))
         read = len(files) - len(reading.silent)
         if reading.silent:

@@ -128,15 +128,21 @@ def _html(text: str, document: Document, *, xhtml: bool = False) -> None:
             document.add(said, heading=heading)
 
 
-def read_pdf(path: Path) -> Document:
-    """The text of its pages, hyphens at the ends of lines undone. The title is its metadata's. Raises ``UserError``
-    without pypdf, and for a file that is damaged or locked."""
+def pdf_package(path: Path) -> Any:
+    """What reads a PDF. Raises ``UserError`` where it isn't installed."""
     try:
         import pypdf
     except ImportError:
         raise UserError(
             f"{path}: reading a PDF needs pypdf: `pip install pypdf`, or take it out of the folder"
         ) from None
+    return pypdf
+
+
+def read_pdf(path: Path) -> Document:
+    """The text of its pages, hyphens at the ends of lines undone. The title is its metadata's. Raises ``UserError``
+    without pypdf, and for a file that is damaged or locked."""
+    pypdf = pdf_package(path)
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it tells of every oddity that it can cope with
     try:
         reader = pypdf.PdfReader(path)

@@ -16,7 +16,7 @@ from agent.errors import UserError
 from agent.records import Passage
 from retrieval_service.corpus import document_of, read_corpus
 from retrieval_service.documents import folder as folder_module
-from retrieval_service.documents import readers
+from retrieval_service.documents import kept, readers
 from retrieval_service.documents.chunks import Paragraph, chunks
 from retrieval_service.documents.decoding import named_in_html
 from retrieval_service.documents.folder import documents_corpus
@@ -710,5 +710,94 @@ def test_what_can_not_be_read_is_named(
         raise UserError(f"{file}: {error}") if isinstance(error, UserError) else error
 
     monkeypatch.setitem(readers.READERS, ".md", refuse)
+    (notes / "read-me.md").unlink()
     with pytest.raises(UserError, match=rf"read_me\.md: {line}$"):
+        documents_corpus(notes, tmp_path / "cache", 12, 5)
+
+
+def test_all_that_can_not_be_read_is_found_at_once(notes: Path, tmp_path: Path) -> None:
+    for number in range(7):
+        (notes / f"{number}.html").write_bytes(b'<meta charset="utf-7">\xff')
+    lines: list[str] = []
+    with pytest.raises(UserError) as caught:
+        documents_corpus(notes, tmp_path / "cache", 12, 5, lines.append)
+    told = str(caught.value)
+    assert told.startswith(f"{notes}: 7 documents can't be read: (1) {notes}/0.html: says that it is in 'utf-7', which")
+    assert told.count(".html: says") == 5
+    assert told.endswith(" … (all are told above)")
+    assert next(line for line in lines if "3.html" in line).endswith("; reading on, to find all that can't be read")
+    assert len([line for line in lines if "reading on" in line]) == 7
+    assert not list((tmp_path / "cache" / "corpora").iterdir())
+
+
+def test_a_folder_of_which_nothing_can_be_read_is_given_up(
+    notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(file: Path) -> Document:
+        read.append(file)
+        raise OSError(5, "Input/output error", str(file))
+
+    read: list[Path] = []
+    monkeypatch.setattr(folder_module, "MOST", 2)
+    monkeypatch.setitem(readers.READERS, ".md", gone)
+    monkeypatch.setitem(readers.READERS, ".txt", gone)
+    with pytest.raises(UserError, match=r": 2 documents can't be read: \(1\) .*can't be read \(Input/output error\)"):
+        documents_corpus(notes, tmp_path / "cache", 12, 5)
+    assert len(read) == 2
+
+
+def test_what_was_read_of_a_pdf_is_kept(notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def slowly(file: Path) -> Document:
+        read.append(file.name)
+        document = Document(title="Half a \ud83d pair")
+        document.add(file.read_text(), heading=True)
+        return document
+
+    def interrupt(file: Path) -> Document:
+        raise KeyboardInterrupt
+
+    def corpus() -> list[Passage]:
+        return list(read_corpus(documents_corpus(notes, tmp_path / "cache", 12, 5)))
+
+    monkeypatch.setattr(folder_module, "pdf_package", lambda path: None)
+    monkeypatch.setattr(kept, "version", lambda package: made_by)
+    monkeypatch.setitem(readers.READERS, ".pdf", slowly)
+    made_by = "6.0"
+    (notes / "a.pdf").write_text("The first.")
+    (notes / "b.PDF").write_text("The second.")
+    with monkeypatch.context() as patched:
+        patched.setitem(readers.READERS, ".md", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            corpus()
+    found = corpus()
+    assert read == ["a.pdf", "b.PDF"], "what an interrupted reading has read is there"
+    (notes / "some_name.TXT").write_text("Another paragraph.")
+    assert [p for p in corpus() if "pdf" in p.id.lower()] == [p for p in found if "pdf" in p.id.lower()]
+    assert len(read) == 2, "another file has changed"
+    (notes / "b.PDF").write_text("Another second.")
+    assert "Another second." in [p.text for p in corpus()]
+    assert read[2:] == ["b.PDF"]
+    made_by = "6.1"
+    (notes / "some_name.TXT").write_text("One paragraph more.")
+    corpus()
+    assert read[3:] == ["a.pdf", "b.PDF"], "another version may read otherwise"
+    for file in (tmp_path / "cache" / "documents").rglob("*.json"):
+        file.write_text('{"of": [], "paragraphs": 7}' if file.name < "8" else "half a")
+    (notes / "some_name.TXT").write_text("Only one paragraph.")
+    assert [p.text for p in corpus() if p.id == "a.pdf#0"] == ["The first."]
+    assert read[5:] == ["a.pdf", "b.PDF"], "a damaged one is only read again"
+
+
+def test_a_cache_that_can_not_keep_what_was_read_is_no_document_that_can_not_be_read(
+    notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_module, "pdf_package", lambda path: None)
+    monkeypatch.setattr(kept, "version", lambda package: "6.0")
+    monkeypatch.setitem(readers.READERS, ".pdf", lambda file: Document(title="A"))
+    (notes / "a.pdf").write_text("x")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "documents").write_text("a file")
+    with pytest.raises(UserError, match=r"^\S+/documents/\w\w: what was read of a\.pdf can't be kept there"):
         documents_corpus(notes, tmp_path / "cache", 12, 5)
