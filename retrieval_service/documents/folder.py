@@ -27,6 +27,8 @@ LONGEST_NAME = 100
 """Bytes of a folder's name in that of its corpus; file systems take 255 in all."""
 _ESCAPED = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029]")
 """What can't stand on a line, and the backslash that it is written with."""
+_HELD = re.compile(rb"process \d+ on ")
+"""How the lock of a run's folder begins."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -160,7 +162,8 @@ def _documents(folder: Path) -> tuple[list[Path], Counter[str]]:
     """The documents in the order of their names, and of the other files how many there are by their names' ends.
 
     Links are followed; a folder that is there under several names is read under one, its own if that is below
-    ``folder``. Raises ``UserError`` for a folder that can't be read.
+    ``folder``. Folders of runs are left out: their reports have the questions with the right answers. Raises
+    ``UserError`` for a folder that can't be read.
     """
     files: list[Path] = []
     others: Counter[str] = Counter()
@@ -173,6 +176,10 @@ def _documents(folder: Path) -> tuple[list[Path], Counter[str]]:
                     folders.clear()
                     continue
                 seen.add(real)
+                if here != str(folder) and _is_of_a_run(Path(here)):
+                    others["folders of runs"] += 1
+                    folders.clear()
+                    continue
                 folders[:] = sorted(name for name in folders if not name.startswith("."))
                 tops += [link for name in folders if os.path.islink(link := os.path.join(here, name))]
                 for file in (Path(here, name) for name in names if not name.startswith(".")):
@@ -192,6 +199,15 @@ def _documents(folder: Path) -> tuple[list[Path], Counter[str]]:
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def _is_of_a_run(folder: Path) -> bool:
+    """Whether a run or a sweep of this program was written there (``tracking/run_folder.py``)."""
+    try:
+        with open(folder / ".lock", "rb") as file:
+            return _HELD.match(file.read(100)) is not None
+    except OSError:
+        return False
 
 
 def _kinds(others: Counter[str]) -> str:

@@ -22,6 +22,7 @@ from retrieval_service.documents.decoding import named_in_html
 from retrieval_service.documents.folder import documents_corpus
 from retrieval_service.documents.html_blocks import blocks
 from retrieval_service.documents.readers import Document, read_html, read_markdown, read_pdf, read_text
+from tracking import run_folder
 
 
 def paragraphs(*texts: str) -> list[Paragraph]:
@@ -605,6 +606,23 @@ def test_a_folder_that_can_not_be_read_is_named(notes: Path, tmp_path: Path, mon
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match=r"notes/deep: can't be read \(Permission denied\); make it readable"):
         documents_corpus(notes, tmp_path / "cache", 12, 5)
+
+
+def test_folders_of_runs_are_no_documents(notes: Path, tmp_path: Path) -> None:
+    for name in ("2026-11-30/12-00-00", "own"):
+        with run_folder.claimed(notes / "outputs" / name, "output_dir"):
+            (notes / "outputs" / name / "report.html").write_text("Who wrote Emma? Right: Jane Austen")
+            (notes / "outputs" / name / "deep").mkdir()
+            (notes / "outputs" / name / "deep" / "eval.md").write_text("| EM | 100 |")
+    (notes / "deep" / ".lock").write_text("of another program")
+    lines: list[str] = []
+    found = documents_corpus(notes, tmp_path / "cache", 12, 5, lines.append)
+    assert {p.id.partition("#")[0] for p in read_corpus(found)} == {"deep/read_me.md", "read-me.md", "some_name.TXT"}
+    assert "3 files are no text, Markdown, HTML and PDF and are left out (2 folders of runs, 1 .png)" in lines[0]
+    with run_folder.claimed(notes / "outputs" / "another", "output_dir"):
+        assert documents_corpus(notes, tmp_path / "cache", 12, 5) == found, "a further run changes nothing"
+    run = documents_corpus(notes / "outputs" / "own", tmp_path / "cache", 12, 5)
+    assert [p.id for p in read_corpus(run)] == ["deep/eval.md#0", "report.html#0"], "what is named is read"
 
 
 def test_any_name_of_a_file_will_do(tmp_path: Path) -> None:
