@@ -32,8 +32,8 @@ from tracking import about
 from tracking.console import Console
 from tracking.dispensable import Dispensable
 from tracking.evals import papers, table
-from tracking.evals.compare import compare
-from tracking.evals.result import RESULT, agent_settings, begin, note_sources, read_result, result, versions
+from tracking.evals.compare import check_comparable, compare
+from tracking.evals.result import RESULT, agent_settings, begin, note_sources, result, versions
 from tracking.evals.rows import EvalRows, forget_others
 from tracking.metrics import MetricsLog
 from tracking.trackers.base import Asked as Tracked
@@ -49,10 +49,12 @@ def evaluate(config: RunConfig, run_dir: Path, console: Console, namespace: str)
     how, other = config.evaluation, at_home(config.compare) if config.compare else None
     sources = stamps(config)  # what changes from now on is noticed
     if other is not None:
-        read_result(other, f"compare={config.compare}")  # before hours of playing
+        check_comparable(other)  # before hours of playing
     with ExitStack() as after:
         with _opened(config, run_dir, namespace, console) as served:
             setting = setting_of(config, served)
+            if other is not None:
+                check_comparable(other, served.asked.questions)
             begin(run_dir, setting)
             for name in (RESULT, "metrics.jsonl"):  # of a start before this one
                 (run_dir / name).unlink(missing_ok=True)

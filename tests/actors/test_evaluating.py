@@ -292,6 +292,28 @@ def test_an_evaluation_is_compared_with_another(house: House, tmp_path: Path) ->
     assert (found["slices"][0]["em"]["mean"], found["slices"][0]["em"]["alike"], found["notices"]) == (0.0, 6, [])
 
 
+def test_what_can_not_be_compared_is_said_before_anything_is_played(house: House, tmp_path: Path) -> None:
+    house.evaluate()
+    other, rows = house.folder, house.folder / "eval_rows.jsonl"
+    house.folder = tmp_path / "second"
+    house.folder.mkdir()
+    text = rows.read_text()
+    of_sets = r"^compare=.* no question in common .*: the one was of several sets \('nq/q0' is of nq\) and the other of"
+    for now, said in (
+        (text.replace('"question_id": "', '"question_id": "nq/'), of_sets),
+        (re.sub(r'"text": "\w*"', '"text": "another"', text), r": 6 ids \(.*\) are of other questions in the one than"),
+    ):
+        rows.write_text(now)
+        with pytest.raises(UserError, match=said):
+            house.evaluate(compare=other)
+        assert house.workers.played == []
+    rows.unlink()
+    with pytest.raises(UserError, match=r"eval_rows\.jsonl is missing: the episodes are compared one by one"):
+        house.evaluate(compare=other)
+    assert house.workers.played == []
+    assert names(house.folder) == set(), "nothing binds the folder"
+
+
 # --- calibrating ---------------------------------------------------------------------------------
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from agent.errors import UserError
 from agent.inference import estimates
-from agent.inference.evaluation import EvalRow
+from agent.inference.evaluation import EvalRow, unplayed
+from agent.records import Question
 from agent.visible import json_text
 from agent.writing import write_text
 from tracking.console import Console
@@ -36,10 +37,7 @@ def compare(folder: Path, other: Path, out: Path, console: Console, *, seed: int
     rows = [[row for row in own if row.question_id not in strangers] for own in all_rows]
     lines = paired(rows[0], rows[1], seed)
     if not lines:
-        why = f": {_other(strangers)}" if strangers else _of_sets(rows[0], rows[1]) or _of_sets(rows[1], rows[0])
-        raise UserError(
-            f"{given}={folder} and compare={other} have no question in common of which both have a score{why}"
-        )
+        raise UserError(_nothing_common(f"{given}={folder} and compare={other} have", rows[0], rows[1], strangers))
     notices = notices_of(one, two, lines[0]["questions"])
     notices += [f"{_other(strangers)}, and left out"] if strangers else []
     names = {"this": _named(one, folder), "other": _named(two, other)}
@@ -53,6 +51,24 @@ def compare(folder: Path, other: Path, out: Path, console: Console, *, seed: int
     em = lines[0]["em"]
     console.say(f"EM: better on {em['better']}, worse on {em['worse']}, alike on {em['alike']} questions")
     console.say(f"comparison: {out / COMPARISON}.json, .md, .csv, .tex")
+
+
+def check_comparable(other: Path, questions: Sequence[Question] | None = None) -> None:
+    """For before an evaluation is played: raises ``UserError`` where it couldn't be compared with the one in ``other``,
+    as far as its ``questions`` are known."""
+    rows = _rows(other, read_result(other, f"compare={other}"))
+    if questions is None:
+        return
+    asked = [row for question in questions for row in unplayed(question, 1, "")]
+    strangers = _other_questions(asked, rows)
+    asked = [row for row in asked if row.question_id not in strangers]
+    if not {row.question_id for row in asked} & estimates.by_question(rows).keys():
+        raise UserError(_nothing_common(f"compare={other} and the questions to be played have", asked, rows, strangers))
+
+
+def _nothing_common(what: str, rows: Sequence[EvalRow], others: Sequence[EvalRow], strangers: set[str]) -> str:
+    why = f": {_other(strangers)}" if strangers else _of_sets(rows, others) or _of_sets(others, rows)
+    return f"{what} no question in common of which both have a score{why}"
 
 
 def _rows(folder: Path, result: Mapping[str, Any]) -> list[EvalRow]:
