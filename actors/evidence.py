@@ -82,7 +82,7 @@ def with_documents(
     if task.config.source == "world":
         return found, []  # its corpus is made with its questions
     if not any(q.supporting for questions in found.values() for q in questions):
-        return found, []
+        return found, [_nothing_required(found, config.data.evidence_match)] if required else []
     names = searched_names(task.corpus, config.retrieval, config.cache, say)
     if names is None:
         if required:
@@ -119,6 +119,12 @@ def with_documents(
                 )
         notices.append(notice)
     return found, notices
+
+
+def _nothing_required(sets: Mapping[str, Sequence[Question]], match: str) -> Notice:
+    count = sum(map(len, sets.values()))
+    named = f"none of {count} questions names supporting documents by {match}"
+    return Notice(kind="evidence", text=f"data.require_evidence=true leaves nothing out: {named}")
 
 
 def _lacking(what: str, count: int, lacking: Mapping[str, Sequence[str]], *, left_out: bool) -> Notice:

@@ -180,6 +180,14 @@ def test_questions_whose_documents_the_corpus_lacks_can_be_left_out(make: Make) 
         look(make(named(*[["Gone"]] * 10), data=data))
 
 
+def test_evidence_that_is_required_and_named_nowhere_leaves_nothing_out_and_that_is_said(make: Make) -> None:
+    held_out = {"eval_questions": [{"question": "else?", "answer": "x"}], "require_evidence": True}
+    (text,) = told(make(data=held_out))
+    assert text == (
+        "data.require_evidence=true leaves nothing out: none of 11 questions names supporting documents by title"
+    )
+
+
 def test_shares_that_no_longer_hold_are_told(make: Make, tmp_path: Path) -> None:
     """What the corpus lacks is known when the sets have been mixed."""
     other = tmp_path / "other.jsonl"
