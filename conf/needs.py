@@ -20,7 +20,7 @@ from retrieval_service.server.config import ServeConfig
 from retrieval_service.vectors import LISTED, vectors_of
 from tasks.config import Novice
 from tasks.making.config import AUTO, EndpointConfig, ExpertsConfig, TeacherConfig
-from tasks.paths import KEYS
+from tasks.paths import KEYS, WIKI_18
 from tracking.config import TRACKERS, TrackerConfig
 
 _THRESHOLDS = ("threshold", "calibration")
@@ -234,7 +234,7 @@ def _of_a_folder(name: str) -> Need:
 
 def _no_documents(of: Composed) -> bool:
     corpus = of("data.corpus")
-    return of("data.source") == "jsonl" and (corpus is None or at_home(str(corpus)).is_file())
+    return of("data.source") == "jsonl" and (corpus in (None, WIKI_18) or at_home(str(corpus)).is_file())
 
 
 PREPARING = ("plan", "fetch", "doctor")

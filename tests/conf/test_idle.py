@@ -59,6 +59,7 @@ def refusal(mode: str, ranker: str, *lines: str) -> str:
         ("index", "dense", ["retrieval.lists=512"], "it is for retrieval.vectors=ivf and ivf_sq8; set that, too"),
         ("train", "hybrid", ["retrieval.beam=400", "retrieval.vectors=ivf"], "it is for retrieval.vectors=hnsw; set"),
         ("index", "bm25", ["data.passage_words=60", "data.corpus=FILE"], "documents of a folder are cut by it"),
+        ("index", "bm25", ["data.passage_words=60", "data.corpus=wiki-18"], "documents of a folder are cut by it"),
         ("serve", "bm25", ["data.overlap_words=0", "retrieval.index=i"], "documents of a folder are cut by it"),
         ("train", "bm25", ["data.revision=abc", "data.questions=q.jsonl"], "it is of questions that are fetched by"),
         ("train", "bm25", ["serve.port=8001"], "it is for mode=serve; leave it out"),
