@@ -53,6 +53,7 @@ _ANSWERS = (
 
 
 _ALIASES = ("answer_aliases", "answer 2")
+_UNANSWERED = "a question needs an answer: of a test set that is published without, take the development set"
 
 
 def read_questions(
@@ -173,7 +174,12 @@ def _golden(row: Row, where: str) -> tuple[str, ...]:
 
 
 def _named_answers(row: Row, where: str) -> tuple[str, ...]:
-    name, value = first(row, _ANSWERS, where)
+    try:
+        name, value = first(row, _ANSWERS, where)
+    except UserError as error:
+        raise UserError(f"{error}; {_UNANSWERED}") from None
+    if value == "":
+        raise UserError(f"{where}: '{name}' is empty; {_UNANSWERED}")
     if name == _POSSIBLE:
         return texts((name, json_list((name, value), where)), where)
     if isinstance(value, Mapping) and value.get("value") is not None:  # TriviaQA

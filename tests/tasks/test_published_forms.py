@@ -105,6 +105,17 @@ def test_hotpotqa_and_2wiki(read, row):
     assert read([row]) == ((READ,), [])
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [({}, r"has no 'golden_answers' \(it has _id, context, question\)"), ({"answer": ""}, "'answer' is empty")],
+)
+def test_a_test_set_without_answers_is_told_as_that(read, answer, said):
+    """HotpotQA's fullwiki test set as its authors have it, and as the hub does."""
+    row = {"_id": "a", "question": "Who?", "context": [["T", ["s"]]]} | answer
+    with pytest.raises(UserError, match=rf", row 1: {said}; a question needs an answer: of a test set that is publish"):
+        read(json.dumps([row]).encode())
+
+
 def test_a_level_stands_in_for_a_type(read):
     (one, two), _ = read([without(HOTPOT, "type"), {"question": "q?", "answer": "a", "level": 3}])
     assert (one.kind, two.kind) == ("hard", "3")
