@@ -178,8 +178,8 @@ def load(
     if config.source == "world":
         return _world_task(config, cache)
     config = fetched(config, cache, mode, say, show)
+    found = sets(config, seed, mode)  # before a folder of documents, which may take hours
     corpus = _corpus(config, cache, say, count)
-    found = sets(config, seed, mode)
     return Task(
         name=found.name,
         held_out_name=found.held_out_name,

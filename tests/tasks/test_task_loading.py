@@ -141,6 +141,16 @@ def test_a_corpus_that_is_not_there(files, tmp_path):
         load(DataConfig(source="jsonl", **files | {"corpus": str(tmp_path / "nothing.jsonl")}), 0, tmp_path)
 
 
+def test_what_is_wrong_with_questions_is_said_before_a_folder_of_documents_is_read(files, tmp_path):
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "a.txt").write_text("A text.")
+    questions = write(tmp_path / "bad.jsonl", [{"question": "q?"}])
+    config = DataConfig(source="jsonl", questions=questions, corpus=str(tmp_path / "documents"))
+    with pytest.raises(UserError, match="has no 'golden_answers'"):
+        load(config, 0, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_tokenizer_for_ones_own_files(files, tmp_path):
     task = load(DataConfig(source="jsonl", **files), 0, tmp_path)
     text = list(task.tokenizer_text(SEARCH, 2))
