@@ -203,9 +203,9 @@ def _raise(error: OSError) -> None:
 
 def _is_of_a_run(folder: Path) -> bool:
     """Whether a run or a sweep of this program was written there (``tracking/run_folder.py``)."""
+    lock = folder / ".lock"
     try:
-        with open(folder / ".lock", "rb") as file:
-            return _HELD.match(file.read(100)) is not None
+        return lock.is_file() and _HELD.match(lock.read_bytes()[:100]) is not None
     except OSError:
         return False
 
