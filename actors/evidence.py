@@ -90,7 +90,7 @@ def with_documents(
                 "data.require_evidence=true needs an index that was built here; what another one holds isn't known: "
                 "leave retrieval.index or retrieval.url out, or set data.require_evidence=false"
             )
-        return found, []
+        return found, _unknown(config, found)
     notices: list[Notice] = []
     for what, questions in found.items():
         wanted = {name for q in questions for name in q.supporting}
@@ -119,6 +119,16 @@ def with_documents(
                 )
         notices.append(notice)
     return found, notices
+
+
+def _unknown(config: RunConfig, sets: Mapping[str, Sequence[Question]]) -> list[Notice]:
+    """Of an index that was built elsewhere, or a server."""
+    if not config.retrieval.elsewhere:
+        return []
+    count = sum(bool(q.supporting) for questions in sets.values() for q in questions)
+    place = f"{config.retrieval.place_key}={config.retrieval.place}"
+    text = f"{count} questions name supporting documents; whether {place} has them isn't known here"
+    return [Notice(kind="evidence", text=text)]
 
 
 def _nothing_required(sets: Mapping[str, Sequence[Question]], match: str) -> Notice:

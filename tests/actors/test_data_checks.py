@@ -156,10 +156,14 @@ def test_documents_of_experts_are_looked_up_too(make: Make) -> None:
     )
 
 
-def test_another_index_may_hold_other_documents(make: Make) -> None:
+@pytest.mark.parametrize("place", [{"index": "elsewhere"}, {"url": "http://127.0.0.1:1", "backend": "http"}])
+def test_that_nobody_knows_what_another_index_or_a_server_holds_is_said(make: Make, place: dict[str, str]) -> None:
     from retrieval_service.config import RetrievalConfig
 
-    assert told(make(named(["Gone"]), retrieval=RetrievalConfig(index="elsewhere"))) == []
+    (key, value), *_ = place.items()
+    (text,) = told(make(named(["Gone"]), retrieval=RetrievalConfig(**place)))
+    assert text == f"1 questions name supporting documents; whether retrieval.{key}={value} has them isn't known here"
+    assert told(make(retrieval=RetrievalConfig(**place))) == []
 
 
 def test_questions_whose_documents_the_corpus_lacks_can_be_left_out(make: Make) -> None:
