@@ -115,7 +115,7 @@ def slices(rows: Sequence[EvalRow]) -> list[tuple[str, str, list[EvalRow]]]:
     """The lines of a table, each as the division, the part's name, and its rows: all rows; by set, where there are
     several; by type, whose name then begins with its set (``tasks/several.py``); by number of supporting documents.
 
-    A division that has one part, or the parts of the one before, is left out.
+    A division that has one part, or the parts of the one before, is left out, and so is a set among the types.
     """
     found: list[tuple[str, str, list[EvalRow]]] = [("all", "all", list(rows))]
     seen = [[frozenset(range(len(rows)))]]
@@ -133,5 +133,8 @@ def slices(rows: Sequence[EvalRow]) -> list[tuple[str, str, list[EvalRow]]]:
         if not named or division in seen or (by != "type" and len(named) < 2):
             continue
         seen.append(division)
-        found += [(by, name, [rows[at] for at in parts[name]]) for name in named]
+        listed = {
+            name for kind, name, _ in found if kind == "set"
+        }  # a set whose questions have no type is its own type
+        found += [(by, name, [rows[at] for at in parts[name]]) for name in named if by != "type" or name not in listed]
     return found
