@@ -30,11 +30,9 @@ def fetch(config: RunConfig, console: Console) -> bool:
     for each in wanted:
         console.say(f"to be fetched: {each}")
     show = shown(console)
-    if config.data.source == "jsonl":
-        for file in named(config.data, config.cache, config.mode):
-            ensure(file, console.say, show)
-    if config.retrieval.prebuilt is not None and config.cluster.address is None:
-        ensure_prebuilt(config.retrieval.prebuilt, config.cache, console.say, show)
+    files = named(config.data, config.cache, config.mode) if config.data.source == "jsonl" else []
+    for file in (file for file in files if file.key != "corpus"):
+        ensure(file, console.say, show)
     for setting, ranker in models_of(config.retrieval):
         if to_fetch(ranker):
             with console.phase(f"fetching {ranker}"):
@@ -43,6 +41,12 @@ def fetch(config: RunConfig, console: Console) -> bool:
         if to_fetch(path):
             with console.phase(f"fetching the model {path}") as phase:
                 local_folder(path, f"{key}={path}", fetched=phase.counting("MB"))
+    # What is largest comes last, and its name is known here: a misspelt set or model, or one behind a licence, is told
+    # before it.
+    for file in (file for file in files if file.key == "corpus"):
+        ensure(file, console.say, show)
+    if config.retrieval.prebuilt is not None and config.cluster.address is None:
+        ensure_prebuilt(config.retrieval.prebuilt, config.cache, console.say, show)
     return bool(wanted)
 
 
