@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from actors.plan.downloads import downloads, models
 from conf.schema import RunConfig
@@ -12,8 +13,11 @@ from learner.model_folder import to_fetch
 from retrieval_service.download import Progress, Show, size_text
 from retrieval_service.encoder import encoder_folder
 from retrieval_service.prebuilt import ensure_prebuilt
+from retrieval_service.prebuilt import to_fetch as bytes_to_fetch
 from retrieval_service.rankers import models_of
-from tasks.named import ensure, named
+from tasks.named import ensure, fetched, named
+from tasks.paths import read_by
+from tasks.several import read_sets
 from tracking.console import Console
 
 
@@ -41,13 +45,26 @@ def fetch(config: RunConfig, console: Console) -> bool:
         if to_fetch(path):
             with console.phase(f"fetching the model {path}") as phase:
                 local_folder(path, f"{key}={path}", fetched=phase.counting("MB"))
-    # What is largest comes last, and its name is known here: a misspelt set or model, or one behind a licence, is told
-    # before it.
-    for file in (file for file in files if file.key == "corpus"):
+    # What is largest comes last, and its name is known here. Before it is told whatever may be wrong: a misspelt set or
+    # model, one behind a licence, a bad line in the questions.
+    corpora = [file for file in files if file.key == "corpus"]
+    index = config.retrieval.prebuilt if config.cluster.address is None else None
+    if any(not file.path.is_file() for file in corpora) or (index and bytes_to_fetch(index, config.cache)):
+        with console.phase("reading the questions"):
+            _check_questions(config)
+    for file in corpora:
         ensure(file, console.say, show)
-    if config.retrieval.prebuilt is not None and config.cluster.address is None:
-        ensure_prebuilt(config.retrieval.prebuilt, config.cache, console.say, show)
+    if index is not None:
+        ensure_prebuilt(index, config.cache, console.say, show)
     return bool(wanted)
+
+
+def _check_questions(config: RunConfig) -> None:
+    """Raises ``UserError`` for what is wrong with the files of questions, which are all here."""
+    data = fetched(replace(config.data, corpus=None), config.cache, config.mode, lambda text: None)
+    for key in read_by(config.mode, data.eval_questions):
+        if value := getattr(data, key):
+            read_sets(value, key=f"data.{key}", evidence_match=data.evidence_match, strict=data.strict, notices=None)
 
 
 def shown(console: Console) -> Show:

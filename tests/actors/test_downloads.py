@@ -123,24 +123,30 @@ def test_a_checkpoint_that_is_a_hubs_name_is_fetched(tmp_path: Path, monkeypatch
     assert taken == [("org/name", "checkpoint=org/name"), (qwen, f"model.path={qwen}")]
 
 
-@pytest.mark.parametrize("passages", [["retrieval=wikipedia"], ["data.corpus=wiki-18"]])
-def test_what_is_largest_is_fetched_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passages: list[str]) -> None:
-    """A name that nobody has is told before hours of downloading."""
+@pytest.mark.parametrize("passages", ["retrieval=wikipedia", "data.corpus=wiki-18"])
+def test_what_is_largest_is_fetched_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passages: str) -> None:
+    """A name that nobody has, or a bad line of the questions, is told before hours of downloading."""
     taken: list[str] = []
 
     def refuse(path: str, given: str, fetched: object) -> None:
         raise UserError(f"{given}: the hub has no such model")
 
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "who?", "answer": "Ed"}\n{"question": "when?"}')
     monkeypatch.setattr(fetching, "ensure", lambda file, say, show: taken.append(file.name))
     monkeypatch.setattr(fetching, "ensure_prebuilt", lambda name, *told: taken.append(name))
     monkeypatch.setattr(fetching, "local_folder", refuse)
-    config = asked(tmp_path, "mode=fetch", "data=nq", "checkpoint=org/nmae", *passages)
+    questions = f"data.eval_questions={rows}"
+    config = asked(tmp_path, "mode=fetch", "data=jsonl", questions, "checkpoint=org/nmae", passages)
     with pytest.raises(UserError, match=r"^checkpoint=org/nmae: the hub has no such model"):
         fetch(config, Console(quiet=True))
-    assert taken == ["flashrag:nq/train", "flashrag:nq/test"]
     monkeypatch.setattr(fetching, "local_folder", lambda path, given, fetched: taken.append(path))
+    with pytest.raises(UserError, match=r"^data\.eval_questions=.*rows\.jsonl, line 2: has no 'golden_answers'"):
+        fetch(config, Console(quiet=True))
+    assert taken == ["org/nmae"]
+    rows.write_text('{"question": "who?", "answer": "Ed"}')
     fetch(config, Console(quiet=True))
-    assert taken[4:] == ["org/nmae", config.retrieval.prebuilt or "wiki-18"]
+    assert taken[2:] == [config.retrieval.prebuilt or "wiki-18"]
 
 
 def test_each_mode_has_what_it_reads(tmp_path: Path) -> None:
