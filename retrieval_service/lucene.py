@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -127,11 +128,13 @@ class LuceneBuilder:
 
     def _settle(self) -> None:
         """Waits for the oldest part. Raises ``Fault`` unless Lucene has all of its passages."""
-        done, documents, indexer, future = self._busy.popleft()
+        done, documents, indexer, future = self._busy[0]  # it stays there if Ctrl-C ends the waiting
         try:
             future.get()
         except jvm.java_error() as error:
+            self._busy.popleft()
             raise Fault(f"Lucene failed to index the corpus: {first_line(error)}") from error
+        self._busy.popleft()
         counters = indexer.getCounters()
         names = ("indexed", "empty", "unindexable", "skipped", "errors")
         counts = {name: getattr(counters, name).get() for name in names}
@@ -154,13 +157,12 @@ class LuceneBuilder:
 
     @jvm.calling()
     def close(self) -> None:
-        """Waits for what Lucene is at: it writes into folders that are about to go."""
+        """Waits for what Lucene is at: it writes into folders that are about to go. What it finishes is kept for the
+        next builder."""
         self._executor.shutdown()
-        for *_, future in self._busy:
-            try:
-                future.get()
-            except jvm.java_error():
-                continue  # its cause has been told, or another one has
+        while self._busy:
+            with suppress(Fault, OSError):  # its cause has been told, or another one has
+                self._settle()
 
 
 @jvm.calling()

@@ -275,6 +275,14 @@ def test_a_part_that_was_finished_is_not_indexed_again(tmp_path: Path) -> None:
     backend.close()
 
 
+def test_what_is_under_way_where_a_build_is_interrupted_is_kept(tmp_path: Path) -> None:
+    builder = LuceneBuilder(tmp_path, CONFIG)
+    builder.take(0, [Record(id="a", contents="One.")], lambda done: None)
+    builder.take(1, [Record(id="b", contents="   ")], lambda done: None)  # one that Lucene drops
+    builder.close()
+    assert [path.name for path in tmp_path.iterdir() if ".busy" not in path.name] == ["part-00000"]
+
+
 def test_the_jvm_starts_once(index: Path) -> None:
     jvm.start_jvm(CONFIG.heap, CONFIG.threads)
     with pytest.raises(UserError, match=r"retrieval\.heap=3g.*already runs"):
