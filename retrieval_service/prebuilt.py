@@ -95,6 +95,11 @@ def _source(wanted: Prebuilt) -> Source:
 
 def _fetch(wanted: Prebuilt, archive: Path, given: str, say: Callable[[str], None], show: Show) -> None:
     """Has the archive, verified."""
+    if archive.is_dir():
+        raise UserError(
+            f"{given}: {archive} is a folder, not the archive; take it away, or, if it is the index, name it: "
+            f"retrieval.index={archive}"
+        )
     if archive.is_file():  # by hand, or from an attempt whose disk was full
         check_disk(archive.parent, wanted.unpacked, given)
         if checksum_of(archive, wanted.md5) != wanted.md5:

@@ -203,6 +203,8 @@ def _write_note(path: Path, note: Note) -> None:
 def _kept(wanted: Named) -> Note | None:
     """The note of a file that is here, and is what it was; None where there is none."""
     path, given = wanted.path, wanted.given
+    if path.is_dir():
+        raise UserError(f"{given}: {path} is a folder, not the file; take it away, and the file is fetched")
     if not path.is_file():
         _note_of(path).unlink(missing_ok=True)  # of a file that was deleted: another one may come in its place
         return None

@@ -159,6 +159,14 @@ def test_a_python_that_unpacks_anywhere_is_refused_before_anything_is_fetched(
     assert not there.asked
 
 
+def test_a_folder_in_the_archives_place_is_told_before_anything_is_fetched(there: Hub, tmp_path: Path) -> None:
+    """As a browser leaves it that unpacks what it has fetched."""
+    archive_of(HOTPOTQA.name, tmp_path).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"^retrieval\.prebuilt=beir.*\.tar\.gz is a folder, .*: retrieval\.index=/"):
+        fetched(tmp_path)
+    assert not there.asked
+
+
 def test_one_that_was_interrupted_goes_on(there: Hub, packed: bytes, tmp_path: Path) -> None:
     there.breaks_after = 1000
     with pytest.raises(UserError, match=r"^retrieval\.prebuilt=beir.*: is not here, and the hub can't be asked \(it"):

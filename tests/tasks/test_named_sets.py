@@ -272,6 +272,13 @@ def test_what_was_changed_later_is_refused(hub: Hub, tmp_path: Path) -> None:
         fetched(config(), tmp_path, "train", lambda text: None)
 
 
+def test_a_folder_in_the_files_place_is_told_before_anything_is_fetched(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "questions" / "flashrag" / "hotpotqa-train.jsonl").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"^data\.questions=.*hotpotqa-train\.jsonl is a folder, not the file"):
+        fetched(config(), tmp_path, "train", lambda text: None)
+    assert hub.asked == []
+
+
 def test_a_note_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "questions" / "flashrag" / "hotpotqa-train.jsonl"
     path.parent.mkdir(parents=True)
