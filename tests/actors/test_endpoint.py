@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import launch
-from actors import evaluating
+from actors import endpoint, evaluating
 from actors.endpoint import EndpointPlayers
 from agent.errors import Fault, Stopped, UserError
 from agent.inference.evaluation import EvalRow
@@ -53,6 +53,8 @@ class Model:
     """The usage of a reply that only thinks, up to its limit."""
 
     def says(self, messages: list[dict[str, str]]) -> str:
+        if messages == [{"role": "user", "content": "Hello."}]:
+            return "Hello."
         assert [m["role"] for m in messages] == ["user", "assistant"] * (len(messages) // 2) + ["user"]
         book = next(book for book in BOOKS if book in messages[0]["content"].rpartition("Question")[2])
         if len(messages) == 1 and book != "Ulysses":
@@ -271,6 +273,22 @@ def test_an_endpoint_that_refuses_is_a_users_mistake(model: Model, asked: Any, t
         UserError, match=r"^evaluation\.endpoint\.url=.*, evaluation\.endpoint\.model=org/some-model: .*ENDPOINT_KEY$"
     ):
         evaluated(asked(), tmp_path / "run")
+
+
+def test_before_gigabytes_are_fetched_the_endpoint_has_to_answer(
+    model: Model, asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[RunConfig] = []
+    monkeypatch.setattr(endpoint, "downloads", lambda config: ("an index",))
+    monkeypatch.setattr(endpoint, "fetch", lambda config, console: fetched.append(config))
+    for code, kind, said in ((401, UserError, "ENDPOINT_KEY$"), (503, Fault, "HTTP 503")):
+        model.down, model.code = 100, code
+        with pytest.raises(kind, match=said):
+            evaluated(asked("evaluation.endpoint.tries=1"), tmp_path / "run")
+    assert (fetched, len(model.asked)) == ([], 2)
+    model.down, model.asked = 0, []
+    assert evaluated(asked(), tmp_path / "run")["faults"] == 0
+    assert (len(fetched), [body["max_tokens"] for body in model.asked].count(endpoint.WORD)) == (1, 1)
 
 
 def test_a_turn_is_as_long_as_the_endpoints_context_has_room(model: Model, asked: Any, tmp_path: Path) -> None:
