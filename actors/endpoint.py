@@ -14,13 +14,11 @@ from pathlib import Path
 
 from actors.fetching import fetch
 from actors.inference import Served
-from actors.plan.downloads import downloads
 from actors.plan.machine import check_cache
 from actors.questions import asked_of_endpoint
 from actors.replay import CHUNK
 from actors.stopping import at_once, run_until_told
 from agent.errors import Fault, commonest
-from agent.formats.tags import tags_of
 from agent.inference.evaluation import EvalRow, eval_row, retrieved
 from agent.inference.infer import Inferred
 from agent.records import Question
@@ -37,8 +35,6 @@ from tracking.console import Console
 from tracking.evals.rows import EvalRows
 from tracking.trajectories import EVALUATIONS, EvaluationLog, Texts
 
-WORD = 16
-"""Tokens that the endpoint may say to show that it answers."""
 Played = tuple[Question, Inferred, EvalRow]
 
 
@@ -146,22 +142,6 @@ class EndpointPlayers:
         return question, inferred, replace(row, sample=sample, action_tokens=model.tokens)
 
 
-def _check_answers(config: RunConfig) -> None:
-    """Has the endpoint say a word, before gigabytes are fetched for one that isn't there, or refuses its key or its
-    model. Raises ``UserError`` or ``Fault`` as its first turn would."""
-    how, limits = config.evaluation.endpoint, replace(config.agent, max_new_tokens_first=WORD)
-    protocol = tags_of(config.agent)
-
-    async def ask() -> None:
-        async with how.client() as client:
-            teacher = Teacher(client, protocol, how, limits)
-            await teacher.generate(
-                CODEC.encode("Hello."), max_new_tokens=WORD, stop=protocol.stop, temperature=0.0, seed=0
-            )
-
-    asyncio.run(ask())
-
-
 @contextmanager
 def behind_endpoint(config: RunConfig, run_dir: Path, console: Console) -> Iterator[Served[EndpointPlayers]]:
     """The data, and the model that plays it. What there is to say of the questions goes to ``console``.
@@ -175,9 +155,6 @@ def behind_endpoint(config: RunConfig, run_dir: Path, console: Console) -> Itera
 @contextmanager
 def _behind(config: RunConfig, run_dir: Path, console: Console) -> Iterator[Served[EndpointPlayers]]:
     check_cache(config)
-    if downloads(config):
-        with console.phase("asking the endpoint"):
-            _check_answers(config)
     fetch(config, console)
     with console.phase("reading the data") as phase:
         count = phase.counting("documents")

@@ -15,6 +15,8 @@ from retrieval_service.encoder import encoder_folder
 from retrieval_service.prebuilt import ensure_prebuilt
 from retrieval_service.prebuilt import to_fetch as bytes_to_fetch
 from retrieval_service.rankers import models_of
+from tasks.making.config import AUTO, EndpointConfig
+from tasks.making.teacher import check_answers
 from tasks.named import ensure, fetched, named
 from tasks.paths import read_by
 from tasks.several import read_sets
@@ -28,6 +30,9 @@ def fetch(config: RunConfig, console: Console) -> bool:
     fetched or kept.
     """
     wanted = downloads(config)
+    if wanted and (endpoint := _endpoint(config)) is not None:  # before gigabytes are fetched for one that isn't there
+        with console.phase("asking the endpoint"):
+            check_answers(endpoint, config.agent)
     known = sum(each.size or 0 for each in wanted)
     if len(wanted) > 1:
         console.say(f"{len(wanted)} downloads are needed, about {size_text(known)} in all")
@@ -57,6 +62,14 @@ def fetch(config: RunConfig, console: Console) -> bool:
     if index is not None:
         ensure_prebuilt(index, config.cache, console.say, show)
     return bool(wanted)
+
+
+def _endpoint(config: RunConfig) -> EndpointConfig | None:
+    """The endpoint that ``config.mode`` is going to ask; ``mode=fetch`` asks none."""
+    if config.mode == "eval":
+        return config.evaluation.endpoint if config.evaluation.endpoint.url else None
+    making = config.mode == "experts" or (config.mode == "train" and config.data.experts == AUTO)
+    return config.experts.teacher if making and config.experts.teacher.url else None
 
 
 def _check_questions(config: RunConfig) -> None:

@@ -8,20 +8,24 @@ reasoned and not by wording, is that of RFT (Yuan et al. 2023, arXiv 2308.01825)
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agent.answers import normalise_query
 from agent.config import AgentConfig
 from agent.errors import GenerationError, NoRoom, UserError
+from agent.formats.tags import tags_of
 from agent.protocol import TagProtocol
 from agent.records import Completion, Finish, Trajectory
 from tasks.making.config import EndpointConfig
 from tasks.making.endpoint import Endpoint, EndpointError, Reply
 from tasks.making.episodes import CODEC, completion
 
+WORD = 16
+"""Tokens that an endpoint may say to show that it answers."""
 FEWEST = 32
 """Tokens of a turn that are still asked for as an endpoint's context gets full."""
 PATIENCE = 20
@@ -104,6 +108,20 @@ class Teacher:
     async def score(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> float:
         """See ``Generator``; nothing asks for it without an early exit."""
         raise NotImplementedError
+
+
+def check_answers(config: EndpointConfig, agent: AgentConfig) -> None:
+    """Has the endpoint say a word. Raises ``UserError`` for a wrong address, model or key, ``GenerationError`` where
+    it doesn't answer."""
+    limits, protocol = replace(agent, max_new_tokens_first=WORD), tags_of(agent)
+
+    async def ask() -> None:
+        async with config.client() as client:
+            await Teacher(client, protocol, config, limits).generate(
+                CODEC.encode("Hello."), max_new_tokens=WORD, stop=protocol.stop, temperature=0.0, seed=0
+            )
+
+    asyncio.run(ask())
 
 
 def turn(text: str, protocol: TagProtocol, stop: Sequence[str], finish: Finish, stopped_by: str | None = None) -> str:

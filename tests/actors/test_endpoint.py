@@ -18,13 +18,16 @@ from typing import Any
 import pytest
 
 import launch
-from actors import endpoint, evaluating
+from actors import evaluating, fetching
 from actors.endpoint import EndpointPlayers
 from agent.errors import Fault, Stopped, UserError
 from agent.inference.evaluation import EvalRow
 from conf.schema import RunConfig
+from retrieval_service.wikipedia import HOTPOTQA
 from tasks.making import config as settings
+from tasks.making.config import TeacherConfig
 from tasks.making.endpoint import Endpoint, Reply
+from tasks.making.teacher import WORD
 from tracking.console import Console
 from tracking.metrics import read
 
@@ -278,17 +281,26 @@ def test_an_endpoint_that_refuses_is_a_users_mistake(model: Model, asked: Any, t
 def test_before_gigabytes_are_fetched_the_endpoint_has_to_answer(
     model: Model, asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetched: list[RunConfig] = []
-    monkeypatch.setattr(endpoint, "downloads", lambda config: ("an index",))
-    monkeypatch.setattr(endpoint, "fetch", lambda config, console: fetched.append(config))
+    fetched: list[str] = []
+    monkeypatch.setattr(fetching, "ensure_prebuilt", lambda name, *told: fetched.append(name))
+    monkeypatch.setattr(fetching, "local_folder", lambda path, given, fetched: None)
+    config = asked("evaluation.endpoint.tries=1")
+    config.cache_dir, config.retrieval.prebuilt = str(tmp_path / "empty"), HOTPOTQA.name
     for code, kind, said in ((401, UserError, "ENDPOINT_KEY$"), (503, Fault, "HTTP 503")):
         model.down, model.code = 100, code
         with pytest.raises(kind, match=said):
-            evaluated(asked("evaluation.endpoint.tries=1"), tmp_path / "run")
-    assert (fetched, len(model.asked)) == ([], 2)
+            fetching.fetch(config, Console(quiet=True))
+    assert fetched == []
     model.down, model.asked = 0, []
-    assert evaluated(asked(), tmp_path / "run")["faults"] == 0
-    assert (len(fetched), [body["max_tokens"] for body in model.asked].count(endpoint.WORD)) == (1, 1)
+    fetching.fetch(config, Console(quiet=True))
+    assert (fetched, [body["max_tokens"] for body in model.asked]) == ([HOTPOTQA.name], [WORD])
+    config.mode, config.evaluation.endpoint.url = "experts", None
+    config.experts.teacher = TeacherConfig(url=model.url, model="m")
+    fetching.fetch(config, Console(quiet=True))
+    assert len(model.asked) == 2, "so has a teacher"
+    config.mode = "fetch"
+    fetching.fetch(config, Console(quiet=True))
+    assert len(model.asked) == 2, "the machine that fetches may be another one"
 
 
 def test_a_turn_is_as_long_as_the_endpoints_context_has_room(model: Model, asked: Any, tmp_path: Path) -> None:
