@@ -178,9 +178,12 @@ def _why(response: httpx.Response, told: Any) -> str:
 
 
 def _text(choice: Mapping[str, Any]) -> Any:
-    """What the model said. Nothing, where a parser of thoughts gave them all another place: they never ended."""
+    """What the model said. Nothing, where a parser of thoughts gave them all another place: they never ended. Of parts,
+    as Mistral's thinking models have them, those that are text."""
     message = choice["message"]
     said = message["content"]
+    if isinstance(said, list):
+        said = "".join(part["text"] for part in said if part["type"] == "text") or None
     elsewhere = any(message.get(key) for key in ("tool_calls", "function_call", "refusal"))
     return "" if said is None and choice.get("finish_reason") in ("stop", "length") and not elsewhere else said
 

@@ -193,6 +193,8 @@ def test_an_endpoint_that_is_gone_ends_the_making_and_is_no_wrong_answer(make, m
             '{"choices": [{"message": {"content": null, "tool_calls": [1]}, "finish_reason": "stop"}]}',
             "the reply has no text",
         ),
+        ('{"choices": [{"message": {"content": [{"type": "text"}]}, "finish_reason": "stop"}]}', "no chat completion"),
+        ('{"choices": [{"message": {"content": ["x"]}, "finish_reason": "stop"}]}', "the reply is no chat completion"),
         ('{"choices": [{"message": {"content": "\\ud83d <search>x"}}]}', "half a surrogate pair"),
         ('{"choices": [{"message": {"content": "<answer>Jane Aus"}}]}', "no finish_reason: it was cut"),
         (
@@ -250,6 +252,17 @@ def test_as_many_requests_are_open_as_are_asked_and_none_waits_against_its_time_
             assert endpoint._client._transport._pool._max_connections > 10_000
 
     asyncio.run(ask())
+
+
+def test_a_reply_in_parts_is_its_text(monkeypatch):
+    parts = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "Hm. <search>no</search>"}]},
+        {"type": "text", "text": "I look. "},
+        {"type": "text", "text": "<search>Emma (novel)</search>"},
+    ]
+    for content, text in ((parts, "I look. <search>Emma (novel)</search>"), (parts[:1], "")):
+        choice = {"message": {"content": content}, "finish_reason": "stop"}
+        assert asked_of(monkeypatch, {"choices": [choice]}).text == text
 
 
 @pytest.mark.parametrize("finish", ["stop", "length"])
