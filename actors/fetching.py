@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from actors.plan.downloads import downloads, models
+from agent.formats.tags import tags_of
+from agent.paths import at_home
 from conf.schema import RunConfig
 from learner.hub import local_folder
 from learner.model_folder import to_fetch
@@ -15,6 +17,7 @@ from retrieval_service.encoder import encoder_folder
 from retrieval_service.prebuilt import ensure_prebuilt
 from retrieval_service.prebuilt import to_fetch as bytes_to_fetch
 from retrieval_service.rankers import models_of
+from tasks.experts import read_experts
 from tasks.making.config import AUTO, EndpointConfig
 from tasks.making.teacher import check_answers
 from tasks.named import ensure, fetched, named
@@ -73,11 +76,19 @@ def _endpoint(config: RunConfig) -> EndpointConfig | None:
 
 
 def _check_questions(config: RunConfig) -> None:
-    """Raises ``UserError`` for what is wrong with the files of questions, which are all here."""
+    """Raises ``UserError`` for what is wrong with the files of questions, which are all here, and of experts."""
     data = fetched(replace(config.data, corpus=None), config.cache, config.mode, lambda text: None)
     for key in read_by(config.mode, data.eval_questions):
         if value := getattr(data, key):
             read_sets(value, key=f"data.{key}", evidence_match=data.evidence_match, strict=data.strict, notices=None)
+    if config.mode in ("train", "fetch") and data.experts not in (None, AUTO):
+        read_experts(
+            at_home(str(data.experts)),
+            tags_of(config.agent),
+            key="data.experts",
+            evidence_match=data.evidence_match,
+            strict=data.strict,
+        )
 
 
 def shown(console: Console) -> Show:

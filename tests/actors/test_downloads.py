@@ -145,8 +145,13 @@ def test_what_is_largest_is_fetched_last(tmp_path: Path, monkeypatch: pytest.Mon
         fetch(config, Console(quiet=True))
     assert taken == ["org/nmae"]
     rows.write_text('{"question": "who?", "answer": "Ed"}')
+    config.data.experts = str(rows)
+    with pytest.raises(UserError, match=r"^data\.experts=.*rows\.jsonl, line 1, .*: has no 'trajectory'"):
+        fetch(config, Console(quiet=True))
+    assert {*taken} == {"org/nmae"}
+    config.data.experts = None
     fetch(config, Console(quiet=True))
-    assert taken[2:] == [config.retrieval.prebuilt or "wiki-18"]
+    assert taken[-1] == (config.retrieval.prebuilt or "wiki-18")
 
 
 def test_each_mode_has_what_it_reads(tmp_path: Path) -> None:
