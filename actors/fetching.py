@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from actors.plan.downloads import downloads, models
+from actors.plan.downloads import downloads, models, room
 from agent.formats.tags import tags_of
 from agent.paths import at_home
 from conf.schema import RunConfig
 from learner.hub import local_folder
 from learner.model_folder import to_fetch
-from retrieval_service.download import Progress, Show, size_text
+from retrieval_service.download import Progress, Show, check_disk, size_text
 from retrieval_service.encoder import encoder_folder
 from retrieval_service.prebuilt import ensure_prebuilt
 from retrieval_service.prebuilt import to_fetch as bytes_to_fetch
@@ -41,6 +41,9 @@ def fetch(config: RunConfig, console: Console) -> bool:
         console.say(f"{len(wanted)} downloads are needed, about {size_text(known)} in all")
     for each in wanted:
         console.say(f"to be fetched: {each}")
+    if wanted and config.cluster.address is None:  # all of it, before the first byte
+        config.cache.mkdir(parents=True, exist_ok=True)
+        check_disk(config.cache, room(config), "what is to be fetched")
     show = shown(console)
     files = named(config.data, config.cache, config.mode) if config.data.source == "jsonl" else []
     for file in (file for file in files if file.key != "corpus"):

@@ -115,6 +115,11 @@ def begun(path: Path, checksum: str) -> int:
     return part.stat().st_size if part.is_file() else 0
 
 
+def most_begun(path: Path) -> int:
+    """The same, whatever its checksum is going to be."""
+    return max((part.stat().st_size for part in path.parent.glob(f".{path.name}.*.part")), default=0)
+
+
 def already(source: Source, path: Path) -> str:
     """What to say of ``begun``, behind the size; nothing where there is nothing."""
     have = begun(path, source.checksum)

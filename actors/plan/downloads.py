@@ -11,7 +11,7 @@ from agent.hub import kept_in
 from conf.schema import INFERENCE, OF_A_CHECKPOINT, RunConfig
 from learner.model_folder import to_fetch
 from retrieval_service import prebuilt
-from retrieval_service.download import size_text
+from retrieval_service.download import most_begun, size_text
 from retrieval_service.rankers import models_of
 from retrieval_service.wikipedia import PREBUILT
 from tasks.named import named
@@ -55,7 +55,7 @@ def _questions(config: RunConfig) -> Iterator[Download]:
         return
     for each in named(config.data, config.cache, config.mode):
         if not each.path.is_file():
-            size = each.about
+            size = None if each.about is None else max(0, each.about - most_begun(each.path))
             yield Download(what=each.given, to=each.path, size=size, exact=each.known is not None, room=size or 0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from retrieval_service.wikipedia import HOTPOTQA, WIKI_18
 from tracking.console import Console
 
 BOX = ("cluster=4x3090", "model=qwen1.5b")
+Usage = namedtuple("Usage", "total used free")
 
 
 def asked(cache: Path, *arguments: str) -> RunConfig:
@@ -47,6 +49,7 @@ def in_the_hubs_cache(cache: Path, name: str, *files: str) -> Path:
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(1, 1, 10**12))
 
 
 def test_the_plan_of_the_box_names_data_index_downloads_memory_and_disk(tmp_path: Path) -> None:
@@ -152,6 +155,26 @@ def test_what_is_largest_is_fetched_last(tmp_path: Path, monkeypatch: pytest.Mon
     config.data.experts = None
     fetch(config, Console(quiet=True))
     assert taken[-1] == (config.retrieval.prebuilt or "wiki-18")
+
+
+def test_what_an_earlier_attempt_has_fetched_needs_no_more_room(tmp_path: Path) -> None:
+    config = asked(tmp_path, "mode=index", "data=jsonl", "data.corpus=wiki-18")
+    whole = room(config)
+    (tmp_path / "corpora").mkdir()
+    (tmp_path / "corpora" / ".wiki-18.jsonl.gz.0123456789abcdef.part").write_bytes(bytes(1000))
+    assert room(config) == whole - 1000
+
+
+def test_a_disk_that_is_too_small_for_all_is_told_before_the_first_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = asked(tmp_path / "new", *BOX)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(1, 1, room(config) - 1))
+    monkeypatch.setattr(fetching, "ensure", lambda *told: pytest.fail("fetched"))
+    with pytest.raises(
+        UserError, match=r"^what is to be fetched: needs 5\.\d\d GB in .*new, where 5\.\d\d GB are free;"
+    ):
+        fetch(config, Console(quiet=True))
 
 
 def test_each_mode_has_what_it_reads(tmp_path: Path) -> None:

@@ -284,6 +284,7 @@ def test_before_gigabytes_are_fetched_the_endpoint_has_to_answer(
     fetched: list[str] = []
     monkeypatch.setattr(fetching, "ensure_prebuilt", lambda name, *told: fetched.append(name))
     monkeypatch.setattr(fetching, "local_folder", lambda path, given, fetched: None)
+    monkeypatch.setattr(fetching, "check_disk", lambda folder, needed, given: None)
     config = asked("evaluation.endpoint.tries=1")
     config.cache_dir, config.retrieval.prebuilt = str(tmp_path / "empty"), HOTPOTQA.name
     for code, kind, said in ((401, UserError, "ENDPOINT_KEY$"), (503, Fault, "HTTP 503")):
