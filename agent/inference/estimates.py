@@ -133,8 +133,7 @@ def slices(rows: Sequence[EvalRow]) -> list[tuple[str, str, list[EvalRow]]]:
         if not named or division in seen or (by != "type" and len(named) < 2):
             continue
         seen.append(division)
-        listed = {
-            name for kind, name, _ in found if kind == "set"
-        }  # a set whose questions have no type is its own type
+        # A set whose questions have no type is its own type.
+        listed = {name for kind, name, _ in found if kind == "set"}
         found += [(by, name, [rows[at] for at in parts[name]]) for name in named if by != "type" or name not in listed]
     return found
