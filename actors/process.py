@@ -13,21 +13,17 @@ from typing import Any
 
 import psutil
 
-from actors import SIGNALS
+from actors import SIGNALS, UNTRACKED
 
 QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    "DO_NOT_TRACK": "1",
+    **UNTRACKED,
     **SIGNALS,
 }
-"""Nothing here reports usage or looks for updates unless its user asks for it, and an actor that was given no GPU sees
-none: left alone, Ray shows it all of them."""
+"""An actor that was given no GPU sees none: left alone, Ray shows it all of them."""
 
 
 WIDTH = 300

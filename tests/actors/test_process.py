@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from actors import UNTRACKED
+from actors.process import QUIET
+
 ROOT = Path(__file__).parents[2]
 ACTOR = """
 import os, sys
@@ -30,6 +33,17 @@ def test_all_that_a_process_says_is_in_its_log_in_its_order(tmp_path: Path) -> N
     first, *others = (tmp_path / "learner.log").read_text(encoding="utf-8").splitlines()
     assert first.startswith("[slingshot] learner, niceness ")
     assert others == ["dry run: é", "no weights", "native"]
+
+
+def test_no_library_reports_usage_in_any_mode() -> None:
+    """The driver's own downloads come before Ray is started, and most modes start none."""
+    code = "import launch; from huggingface_hub import constants; print(constants.HF_HUB_DISABLE_TELEMETRY)"
+    environment = {name: value for name, value in os.environ.items() if name not in UNTRACKED}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment, check=True
+    )
+    assert done.stdout == "True\n"
+    assert UNTRACKED.items() <= QUIET.items(), "and so in the actors"
 
 
 def test_a_log_on_a_full_disk_ends_no_process(tmp_path: Path) -> None:
