@@ -57,6 +57,11 @@ def _least_tokens(engine: EngineMemory) -> int:
     return (-(-engine.episode // CPU_BLOCK) + 1) * CPU_BLOCK
 
 
+def least_cache(engine: EngineMemory) -> int:
+    """The smallest ``cluster.engine.kv_cache_gib``, on a CPU."""
+    return -(-_least_tokens(engine) * engine.kv_per_token // GIB)
+
+
 def _cache_problems(engine: EngineMemory) -> Iterator[str]:
     least = _least_tokens(engine)
     if engine.kv_cache < least * engine.kv_per_token:
@@ -103,8 +108,7 @@ def refusal(config: RunConfig) -> str | None:
 def advice(config: RunConfig) -> str:
     """The smallest change that makes a configuration with ``problems`` fit, as one would type it."""
     if not usable_bytes(config.cluster):
-        engine = engine_memory(config, 0)
-        return f"{KV_CACHE}={-(-_least_tokens(engine) * engine.kv_per_token // GIB)} makes it fit"
+        return f"{KV_CACHE}={least_cache(engine_memory(config, 0))} makes it fit"
     change = smallest_change(config)
     if change is None:
         return "no change of the learner's or the engine's settings makes it fit: take a smaller model or a larger card"

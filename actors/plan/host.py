@@ -40,19 +40,30 @@ def object_store_bytes(config: RunConfig) -> int:
 
 def memory_bytes(config: RunConfig) -> int:
     """CPU memory of all actors on this machine, the object store included."""
-    cluster, learners = config.cluster, 0
+    return sum(memory_parts(config).values())
+
+
+def memory_parts(config: RunConfig) -> dict[str, int]:
+    """The same by what takes it."""
+    cluster = config.cluster
     engine = engine_memory(config, usable_bytes(cluster))
     cuda = cluster.device == "cuda"
+    asleep = engine.weights if cluster.colocated else 0
+    parts = {
+        "retrieval's JVM heap": heap_bytes(config.retrieval.heap),
+        "Ray's object store": object_store_bytes(config),
+        "rollout workers": cluster.rollout_workers * (CUDA_PROCESS + asleep if cuda else engine.total + PROCESS),
+        "other processes": 3 * PROCESS,
+    }
     if cluster.learners:
         learner = learner_memory(config)
-        learners = 2 * weight_bytes(config)  # the learner's, and the buffer that they are packed into
-        if config.mode in TRAINS:
-            # Of a checkpoint, while it is written; of other ranks' states their own copies, and those of rank 0.
-            learners += _saved(learner) + 2 * _sent_to_save(config)
-        learners += cluster.learners * (learner.host + CUDA_PROCESS if cuda else learner.static + PROCESS)
-    asleep = engine.weights if cluster.colocated else 0
-    engines = cluster.rollout_workers * (CUDA_PROCESS + asleep if cuda else engine.total + PROCESS)
-    return object_store_bytes(config) + heap_bytes(config.retrieval.heap) + 3 * PROCESS + learners + engines
+        parts["learners" if cluster.learners > 1 else "learner"] = cluster.learners * (
+            learner.host + CUDA_PROCESS if cuda else learner.static + PROCESS
+        )
+        parts["weights to publish"] = 2 * weight_bytes(config)  # a copy, and the buffer that they are packed into
+        if config.mode in TRAINS:  # of other ranks' states their own copies, and those of rank 0
+            parts["a checkpoint"] = _saved(learner) + 2 * _sent_to_save(config)
+    return parts
 
 
 def _sent_to_save(config: RunConfig) -> int:

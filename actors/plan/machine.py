@@ -23,6 +23,7 @@ from actors.plan.fit import needs
 from actors.plan.host import DISK_MARGIN, memory_bytes, object_store_bytes, output_bytes
 from actors.plan.installation import engines, wrong_build
 from actors.plan.learner import learner_memory
+from actors.plan.less_memory import advice
 from actors.plan.memory import available
 from actors.plan.ray_address import reach
 from agent.errors import UserError, all_of, refused
@@ -216,8 +217,7 @@ def _memory(config: RunConfig, machine: Machine) -> Iterator[str]:
     if machine.memory < need:
         yield (
             f"cluster={config.cluster.name} model={config.model.name} needs {need / GIB:.1f} GiB of CPU memory and "
-            f"{machine.memory / GIB:.1f} are available; end other programs, or use fewer cluster.rollout_workers or a "
-            "smaller retrieval.heap"
+            f"{machine.memory / GIB:.1f} are available; end other programs, or {advice(config, machine.memory)}"
         )
 
 

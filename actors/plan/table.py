@@ -9,7 +9,7 @@ from actors.plan.cards import GIB, card, usable_bytes
 from actors.plan.downloads import downloads, room
 from actors.plan.engine import EngineMemory, engine_memory
 from actors.plan.fit import advice, changes, longest_row, problems
-from actors.plan.host import DISK_MARGIN, checkpoint_bytes, heap_bytes, memory_bytes, object_store_bytes, output_bytes
+from actors.plan.host import DISK_MARGIN, checkpoint_bytes, memory_bytes, memory_parts, output_bytes
 from actors.plan.learner import LearnerMemory, learner_memory
 from actors.plan.measured import assumptions, basis, measured, place
 from actors.plan.measured import lines as as_measured
@@ -48,12 +48,7 @@ def table(config: RunConfig) -> str:
     lines += _section(
         "CPU: all actors",
         [
-            (
-                "retrieval's JVM heap",
-                heap_bytes(config.retrieval.heap),
-                "on each node with an engine" * bool(cluster.address),
-            ),
-            ("Ray's object store", object_store_bytes(config), ""),
+            *((part, count, _remark(part, config)) for part, count in memory_parts(config).items()),
             ("together", memory_bytes(config), ""),
         ],
     )
@@ -75,6 +70,15 @@ def table(config: RunConfig) -> str:
         lines += _times(config)
         lines += [f"would save {saved / GIB:.2f} GiB of the learner's peak: {text}" for text, saved in changes(config)]
     return "\n".join(lines)
+
+
+def _remark(part: str, config: RunConfig) -> str:
+    """What there is to say of a part of the CPU memory."""
+    if part == "retrieval's JVM heap" and config.cluster.address:
+        return "on each node with an engine"
+    return {"a checkpoint": "while it is written", "other processes": "the driver, the pool, the retrieval"}.get(
+        part, ""
+    )
 
 
 def _data(config: RunConfig) -> Iterator[str]:

@@ -14,9 +14,11 @@ import pytest
 import settings
 from plan_box import SIZES
 
+from actors.plan import less_memory
 from actors.plan import machine as looked_at
 from actors.plan.cards import GIB, usable_bytes
 from actors.plan.engine import engine_memory
+from actors.plan.fit import changed
 from actors.plan.host import memory_bytes, output_bytes
 from actors.plan.learner import RESERVE, learner_memory
 from actors.plan.machine import (
@@ -162,6 +164,35 @@ def test_too_little_memory_is_named() -> None:
     need = memory_bytes(config())
     assert list(missing(config(), machine(memory=need))) == []
     assert only(memory=need - 1).startswith(f"cluster=box model=m needs {need / GIB:.1f} GiB of CPU memory and ")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "training", "cure"),
+    [
+        ({}, {}, "cluster.rollout_workers=1"),
+        ({"rollout_workers": 1}, {"kind": "adamw", "offload": True}, "algorithm.optimizer.offload=false "),
+        ({"rollout_workers": 1}, {"kind": "adamw8bit"}, "model.lora_rank=16"),
+        ({"device": "cpu", "rollout_workers": 1}, {"kind": "adamw"}, "algorithm.optimizer.kind=adamw8bit"),
+    ],
+)
+def test_a_cure_for_too_little_memory_is_one(cluster: dict[str, Any], training: dict[str, Any], cure: str) -> None:
+    """Each is the first that gives as much as it does, and what is told is enough where it is set."""
+    asked = replace(config(**cluster), algorithm=AlgorithmConfig(optimizer=OptimizerConfig(**training)))
+    asked = changed(asked, "retrieval.heap", less_memory.HEAP)
+    keys = [setting.partition("=")[0] for setting in cure.split()]
+    (change,) = [change for change in less_memory._changes(asked) if change[0][0] == keys[0]]
+    less = asked
+    for key, value in change:
+        less = changed(less, key, value)
+    lines = [*missing(asked, machine(memory=memory_bytes(less), engines=frozenset({"cpu", "cuda"})))]
+    assert [line for line in lines if f"end other programs, or set {cure}" in line], lines
+    assert not [line for line in missing(less, machine(memory=memory_bytes(less))) if "CPU memory" in line]
+
+
+def test_where_no_setting_gives_enough_memory_none_is_named() -> None:
+    assert only(memory=GIB).endswith(
+        "or take a smaller model: no other setting makes that enough (mode=plan shows what takes it)"
+    )
 
 
 def test_folders_on_one_disk_need_the_sum() -> None:

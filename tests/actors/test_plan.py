@@ -638,6 +638,9 @@ def test_the_table_has_a_line_per_part_on_each_card() -> None:
     assert titles[1:4] == ["GPU 0: learner", "GPU 1 to 3: rollout-0 to rollout-2, each", "CPU: all actors"]
     assert "  optimizer states            5.797 GiB    6,224,656,948 bytes  adamw8bit, exact masters" in lines
     assert any(line.startswith("  28,672 bytes of KV cache a token: ") for line in lines)
+    memory = lines[lines.index("CPU: all actors") + 1 : lines.index("data and index")]
+    *parts, together = [int(line.partition(" GiB ")[2].split()[0].replace(",", "")) for line in memory]
+    assert sum(parts) == together, "nothing of it is left unsaid"
     assert "a batch: 24 questions x 4 trajectories, at most 16 groups trained; staleness at most 0" in lines
     assert "a projection that was never run" in text
     assert "does not fit" not in text
