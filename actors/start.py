@@ -18,6 +18,8 @@ from tracking.evals.result import SETTING
 
 READS = ("view", "report")
 """Modes that write into the folder that they are given, and leave nothing anywhere else."""
+FORESEES = ("plan", "fetch")
+"""Modes that write nothing into a run's folder: put before the command of a run that is there, they leave it alone."""
 
 
 @contextmanager
@@ -34,8 +36,12 @@ def ready(request: Request) -> Iterator[Request]:
         check_inputs(config)
         if config.mode in ("train", *PLAYS_ON) and config.resume == IF_ANY and request.new:
             raise UserError(f"resume={IF_ANY}: the same command has to find the run again: set output_dir=FOLDER")
-    if request.new and request.sweep is None and request.configs[0].mode in READS:
+    mode = request.configs[0].mode
+    foreseen = mode in FORESEES and not request.new and run_folder.trace(request.folder) is not None
+    if request.sweep is None and (foreseen or (request.new and mode in READS)):
         with TemporaryDirectory(prefix="slingshot-") as passing:
+            if foreseen and request.composed is not None:
+                request.composed.output_dir = str(request.folder)  # of which it speaks
             yield _in(request, Path(passing))
         return
     folder = run_folder.make_new(request.folder, request.setting) if request.new else request.folder

@@ -217,6 +217,9 @@ def _sweep(composer: Composer, asked: _Asked, arguments: tuple[str, ...]) -> Req
             configs.append(_check(composer, [*first[:at], line, *first[at + 1 :]]))
     _check_experiments(composer, asked)
     folder, jobs = Path(composed.hydra.sweep.dir), []
+    aside = composed.mode in PREPARING and any(folder.glob("*/.hydra"))
+    if aside:  # the jobs that are there are the sweep's that is prepared
+        folder = Path(composer.compose([*asked.first, "report.sweep=null"]).hydra.sweep.dir)
     before = sweep.planned(folder).jobs
     # What the experiment varies, or an earlier sweep into this folder, names a job with one value of it, too.
     own = {o.get_key_element() for o in (*params, *merged.values()) if o.is_sweep_override()}
@@ -241,7 +244,7 @@ def _sweep(composer: Composer, asked: _Asked, arguments: tuple[str, ...]) -> Req
         sweep=Sweep(folder=folder, plan=Plan(jobs=tuple(jobs), report=configs[0].report), mode=configs[0].mode),
         folder=folder,
         setting="hydra.sweep.dir" if by_hydra else "report.sweep",
-        new=not by_hydra and not configs[0].report.sweep,
+        new=aside or (not by_hydra and not configs[0].report.sweep),
         configs=tuple(configs),
         arguments=(*arguments, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(shared)}]"),
     )

@@ -84,7 +84,7 @@ def test_a_used_folder_is_refused(training: Training, command: Command, key: str
         *(2, ""),
         f"slingshot: {key}=run: holds a run (metrics.jsonl); another folder starts a new one\n",
     )
-    assert command(f"{key}=run", "mode=plan", "seed=5") == (
+    assert command(f"{key}=run", "mode=index") == (
         *(2, ""),
         f"slingshot: {key}=run: holds a run (metrics.jsonl); leave {key} out, or name another folder\n",
     )
@@ -169,6 +169,19 @@ def test_a_folder_that_only_was_planned_in_is_not_used(training: Training, comma
     assert command("output_dir=run")[0] == 0
 
 
+@pytest.mark.parametrize("key", ["output_dir", pytest.param("hydra.run.dir", marks=pytest.mark.slow)])
+def test_the_plan_of_a_run_that_is_there_leaves_it_alone(training: Training, command: Command, key: str) -> None:
+    """A report of a bug comes with the same command and mode=plan behind it."""
+    asked = [f"{key}=run", "resume=if_any"] if key == "output_dir" else [f"{key}=run"]
+    command(*asked)
+    before = {path: path.stat().st_mtime_ns for path in [Path("run"), *Path("run").rglob("*")]}
+    code, out, err = command(*asked, "mode=plan", "seed=5")
+    assert (code, err) == (0, "")
+    assert "GiB in run," in out
+    assert {path: path.stat().st_mtime_ns for path in [Path("run"), *Path("run").rglob("*")]} == before
+    assert [path.name for path in Path().iterdir()] == ["run"]
+
+
 def test_a_folder_that_another_process_writes_to_is_refused(training: Training, command: Command) -> None:
     with claimed(Path("run"), "output_dir"):
         for arguments in (["output_dir=run"], ["output_dir=run", "mode=plan"]):
@@ -234,6 +247,16 @@ def test_sweeps_of_the_same_second_have_folders_of_their_own(
     assert [command("-m", "seed=0,1")[0] for _ in range(2)] == [0, 0]
     assert sorted(path.name for path in noon.parent.iterdir()) == ["12-00-00", "12-00-00-2"]
     assert all((noon.with_name(name) / "table.md").is_file() for name in ("12-00-00", "12-00-00-2"))
+
+
+def test_the_plan_of_a_sweep_that_is_there_leaves_it_alone(training: Training, command: Command) -> None:
+    asked = ["-m", "seed=0,1", "report.sweep=here"]
+    command(*asked)
+    before = {path: path.stat().st_mtime_ns for path in [Path("here"), *Path("here").rglob("*")]}
+    code, out, err = command(*asked, "mode=plan", "algorithm.steps=7")
+    assert (code, err, out.count("a batch: ")) == (0, "", 2)
+    assert {path: path.stat().st_mtime_ns for path in [Path("here"), *Path("here").rglob("*")]} == before
+    assert len([*Path("multirun").glob("*/*/seed=*")]) == 2
 
 
 @pytest.mark.slow

@@ -358,7 +358,7 @@ def test_a_job_of_other_settings_is_refused_before_anything_runs(training: Train
         f"slingshot: {FOLDER}/{JOBS[0]} holds a run with algorithm.optimizer.lr=1.4e-05, not 0.0003; "
         "set it back, delete that folder, or put the sweep elsewhere with report.sweep=FOLDER\n"
     )
-    assert "holds a run with mode=train, not plan" in command(*SWEEP, "mode=plan")[2]
+    assert "holds a run with mode=train, not index" in command(*SWEEP, "mode=index")[2]
     assert (training.played, (FOLDER / JOBS[1] / "metrics.jsonl").read_text()) == ([], kept)
     assert command(*SWEEP, "algorithm.optimizer.lr=3e-4", "report.sweep=multirun/other")[0] == 0
     assert states(Path("multirun/other")) == dict.fromkeys(JOBS, "finished")
