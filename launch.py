@@ -37,6 +37,7 @@ from yaml import YAMLError
 
 from actors.launcher import launch, tell
 from actors.start import ready
+from actors.streams import stand_in
 from agent.config import LONGEST_RESPONSE
 from agent.errors import Fault, Stopped, UserError, refused
 from agent.visible import visible
@@ -341,6 +342,7 @@ def command() -> None:
 
 def _main(launched: bool) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    stand_in()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack a letter of a path

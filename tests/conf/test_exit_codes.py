@@ -29,6 +29,18 @@ def test_nothing_watches_over_what_only_shows_settings(looks: list[str], monkeyp
     assert called == ["run"]
 
 
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", pytest.param(">&-", marks=pytest.mark.slow)])
+def test_a_closed_stream_is_as_good_as_nobody_who_reads(closed: str, tmp_path: Path) -> None:
+    """A file that took its number would have in it what is said."""
+    simulated = "mode=simulate simulation.queries=200 simulation.rollouts_per_query=8 output_dir=run"
+    command = f'exec "{sys.executable}" "{ROOT / "launch.py"}" {simulated} {closed}'
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    said = (tmp_path / "run/.lock").read_text()
+    assert said.startswith("process ")
+    assert said.count("\n") == 1
+
+
 # --- from an error to an exit code -------------------------------------------------------------------
 
 
