@@ -8,6 +8,8 @@ import signal
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+_FEW = 3
+"""Names that are told all, rather than the one that may be meant."""
 LONGEST_LINE = 1500
 """Characters of a message; what is quoted of a wrong file may be all of it."""
 
@@ -132,13 +134,16 @@ def refused(error: BaseException) -> str:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A phrase naming the closest valid spelling of ``name``, to end an error message with.
+    """A phrase naming the closest valid spelling of ``name``, to end an error message with; all of them where it is
+    like none, or where they are few and it isn't much like one.
 
     >>> nearest("rul", ["rule", "lease_s"])
     "did you mean 'rule'?"
+    >>> nearest("gpu", ["cuda", "cpu"])
+    'valid names: cpu, cuda'
     """
     options = sorted(set(valid))
-    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.75 if len(options) <= _FEW else 0.6)
     if close:
         return f"did you mean '{close[0]}'?"
     return "valid names: " + (", ".join(options) or "none")

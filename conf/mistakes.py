@@ -113,6 +113,8 @@ def _unknown(composer: Composer, lines: Sequence[str], composed: DictConfig) -> 
         groups = difflib.get_close_matches(key, valid, n=3, cutoff=0.6)
         if meant := next((group for group in groups if value in composer.options(group)), None):
             return f"{key} is not a setting; did you mean {meant}={value}?"
+        if choices := of_files.with_setting(key):
+            return f"{key} is a setting of {' and '.join(choices)}, and another is chosen; choose that, too"
         return f"{key} is not a setting; {hint(key, valid)}"
     return None
 
@@ -142,9 +144,19 @@ def _as_said(lines: Sequence[str], error: Exception, valid: Sequence[str]) -> st
         return f"{line}: {culprit} is not a setting; {hint(str(culprit), valid)}"
     if "is not Optional" in message or "NoneType is not a subclass" in message:
         return f"{line if about else culprit}: null is no value for it; leave it out, or give one"
+    if about and "is not a subclass of" in message:
+        inner = sorted({name.removeprefix(f"{culprit}.").partition(".")[0] for name in valid if _is_in(culprit, name)})
+        same = [name for name in valid if name != culprit and name.rpartition(".")[2] == culprit]
+        or_that = "".join(f"; or did you mean {name}={line.partition('=')[2]}?" for name in sorted(same, key=len)[:1])
+        names = ", ".join(inner)
+        return f"{line}: stands for several settings; write {culprit}.NAME=VALUE, NAME one of {names}{or_that}"
     if "is not a ListConfig" in message and culprit:
         return f"{line}: is one value and not a list, which is written {culprit}=[a,b]"
     return f"{line}: {message}" if line else message
+
+
+def _is_in(part: str | None, name: str) -> bool:
+    return name.startswith(f"{part}.")
 
 
 def _first_line(error: Exception) -> str:

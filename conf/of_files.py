@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -87,6 +87,17 @@ def inner(group: str) -> set[str]:
     """Choices of ``group`` that only files of settings name."""
     brought = BROUGHT.get(group)
     return set() if brought is None else {f"{name}{brought.suffix}" for name in brought.names()}
+
+
+def with_setting(key: str) -> list[str]:
+    """The choices of a group, ``pool=adaptive``, that have the setting ``key`` where the one that was chosen hasn't."""
+    group, _, name = key.partition(".")
+    brought, found = BROUGHT.get(group), []
+    for choice in () if brought is None else brought.names():
+        with suppress(UserError):
+            if brought is not None and name in {f.name for f in fields(brought.node(choice))}:
+                found.append(f"{group}={choice}")
+    return found
 
 
 def problem(error: Exception) -> str | None:

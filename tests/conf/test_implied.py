@@ -126,7 +126,7 @@ def test_what_is_said_counts() -> None:
             ["data=jsonl", "data.questions=q", "retrieval=wikipedia"],
             "model=tiny is made from scratch, with a tokenizer",
         ),
-        (["retrieval.prebuilt=wikipedia"], "retrieval.prebuilt=wikipedia is not known; did you mean"),
+        (["retrieval.prebuilt=wikipedia"], "retrieval.prebuilt=wikipedia is not known; valid names: auto, "),
         (
             ["retrieval=wikipedia", "retrieval.index=f"],
             "retrieval.prebuilt and retrieval.index both say where passages",

@@ -276,6 +276,15 @@ def test_a_flag_that_is_none_gets_one_line(arguments: list[str], answer: str) ->
         ("tracking.total", LISTING),
         ("foo.bar.baz", LISTING),
         ("xpool", "did you mean 'pool'?"),
+        ("group_size", "did you mean 'pool.group_size'?"),
+        ("questions", "did you mean 'data.questions' or 'evaluation.questions'?"),
+        ("device", "did you mean 'cluster.device' or 'retrieval.device'?"),
+        ("algorithm.weight_decay", "did you mean 'algorithm.optimizer.weight_decay'?"),
+        ("cluster.gpu_memory_utilization", "did you mean 'cluster.engine.gpu_memory_utilization'?"),
+        ("agent.temp", "did you mean 'agent.temperature'?"),
+        ("pool.size", "did you mean 'pool.group_size'?"),
+        ("checkpoints.rule", "valid names: best, every, every_minutes, keep; elsewhere there is 'search_limit.rule'"),
+        ("checkpoints.path", "valid names: best, every, every_minutes, keep; elsewhere there is 'model.path'"),
     ],
 )
 def test_a_hint_is_given_only_where_it_is_likely(key: str, meant: str) -> None:
@@ -304,7 +313,22 @@ def test_a_hint_is_given_only_where_it_is_likely(key: str, meant: str) -> None:
         (["hydra.run.dir=null"], "hydra.run.dir=null: field 'hydra.run.dir' is not Optional"),
         (["hydra/launcher=joblib"], "hydra/launcher=joblib: no such hydra/launcher; valid names: basic"),
         (["hydra.job.chdir=true"], "hydra.job.chdir=true: paths are relative to the folder that you start in; "),
-        (["algorithm={lr:1e-5}"], "algorithm={lr:1e-5}: algorithm.lr is not a setting; did you mean "),
+        (["algorithm={lr:1e-5}"], "algorithm={lr:1e-5}: algorithm.lr is not a setting; did you mean 'algorithm.seed"),
+        (["pool.cooldown=4"], "pool.cooldown is a setting of pool=adaptive, and another is chosen; choose that, too"),
+        (
+            ["retrieval.weights=[1,2]"],
+            "retrieval.weights is a setting of retrieval=hybrid, and another is chosen; choose that, too",
+        ),
+        (
+            ["algorithm.optimizer=adamw"],
+            "algorithm.optimizer=adamw: stands for several settings; write algorithm.optimizer.NAME=VALUE, NAME",
+        ),
+        (
+            ["experts=auto"],
+            "experts=auto: stands for several settings; write experts.NAME=VALUE, NAME one of answer_thoughts, ",
+        ),
+        (["cluster.device=gpu"], "cluster.device=gpu is not known; valid names: cpu, cuda"),
+        (["data=squad"], "data=squad: no such data; valid names: 2wiki, antileak, "),
         (
             ["mode=plan", "cluster.deadlines={ping:3,answr:4}"],
             "cluster.deadlines={ping:3,answr:4}: cluster.deadlines.answr is not a setting; did you mean 'cluster.deadl",
@@ -318,6 +342,10 @@ def test_a_hint_is_given_only_where_it_is_likely(key: str, meant: str) -> None:
 )
 def test_a_mistake_is_named(arguments: list[str], line: str) -> None:
     assert refusal(*arguments).startswith(line)
+
+
+def test_a_value_of_a_part_may_be_meant_for_a_setting_of_its_name() -> None:
+    assert refusal("experts=auto").endswith("; or did you mean data.experts=auto?")
 
 
 # --- files of one's own ----------------------------------------------------------------------------
