@@ -228,8 +228,8 @@ def _with_cards(config: RunConfig) -> tuple[RunConfig, tuple[Gpu, ...]]:
     found, _ = gpus()
     if not found and not count:
         raise UserError(
-            f"cluster=auto: this machine has no GPU{shown()}; say which ones to plan for: cluster.card=rtx3090 "
-            "cluster.cards=4"
+            f"cluster=auto: this machine has no GPU{shown()}; use cluster=local, or say which ones mode=plan plans "
+            "for: cluster.card=rtx3090 cluster.cards=4"
         )
     usable = [gpu for gpu in found if gpu.total >= max(g.total for g in found) / 2]  # no small one for the screen
     smallest = min(usable, key=lambda gpu: gpu.total, default=None)

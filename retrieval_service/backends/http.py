@@ -1,6 +1,6 @@
 """A search service somewhere else, over HTTP, in any dialect of ``retrieval_service/dialects/``.
 
-A request that fails for a reason that may pass (no connection, no answer, 429, 5xx) is sent again after a wait that
+A request that fails for a reason that may pass (no connection, no answer, ``PASSING``) is sent again after a wait that
 doubles, or that the server names; all within ``retrieval.timeout_s``. What remains is a fault: a failed search is
 never an empty result, and neither is a reply that isn't one.
 """

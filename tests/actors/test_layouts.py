@@ -258,7 +258,10 @@ def test_an_engine_that_is_too_small_is_refused_before_it_plays() -> None:
 
 def test_cards_that_are_not_there_or_not_known_are_asked_for(box: Any) -> None:
     box()
-    with pytest.raises(UserError, match=r"cluster=auto: this machine has no GPU; say which ones .* cluster\.cards=4"):
+    with pytest.raises(
+        UserError,
+        match=r"cluster=auto: this machine has no GPU; use cluster=local, or say which ones .* cluster\.cards=4",
+    ):
         layouts(composed("cluster=auto"))
     box(Gpu(total=16.0, name="Tesla T4"))
     with pytest.raises(UserError, match=r"cluster=auto: Tesla T4 is not known here; .* cluster\.card="):
