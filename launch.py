@@ -354,6 +354,11 @@ def _main(launched: bool) -> None:
 
             print(page({name: mode.__doc__ for name, mode in MODES.items()}), end="", flush=True)
             return
+        if "--version" in arguments:
+            from tracking import about
+
+            print(f"Slingshot {about.code()}\n{about.packages()}\n{about.hardware()}", flush=True)
+            return
         _start(arguments, debug, launched)
     except UserError as error:
         _leave(2, str(error), debug)

@@ -75,6 +75,7 @@ def _groups() -> Iterator[str]:
 def _foot() -> Iterator[str]:
     yield ""
     yield "  python launch.py --cfg job [GROUP=CHOICE …]    all settings as they would be"
+    yield "  python launch.py --version                     the versions, the machine"
     yield "  python launch.py --hydra-help                  the flags of Hydra"
     yield ""
     yield from _wrapped(f"README.md and docs/ in {CONF.parent} say more.", "")

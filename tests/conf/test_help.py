@@ -13,6 +13,7 @@ from conf_runs import Command
 import launch
 from conf import help as help_page
 from conf.schema import MODES
+from tracking import about
 
 CONF = Path(help_page.__file__).parent
 PAGE = help_page.page({name: mode.__doc__ for name, mode in launch.MODES.items()})
@@ -70,6 +71,18 @@ def test_the_examples_are_right(example: str) -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["help"], ["mode=plan", "--help"], ["-m", "sed=1", "-h"]])
 def test_help_is_the_page_whatever_else_is_asked(command: Command, arguments: list[str]) -> None:
     assert command(*arguments) == (0, PAGE, "")
+    assert list(Path().iterdir()) == []
+
+
+def test_the_version_is_ours_and_what_it_runs_on(command: Command) -> None:
+    """And not Hydra's."""
+    code, out, err = command("--version")
+    assert (code, err) == (0, "")
+    own, packages, machine = out.splitlines()
+    assert own == f"Slingshot {about.code()}"
+    assert packages.startswith("Python 3.")
+    assert "torch " in packages
+    assert " GiB memory" in machine
     assert list(Path().iterdir()) == []
 
 
