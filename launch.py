@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import io
 import os
+import signal
 import sys
 import time
 import traceback
@@ -26,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 if __name__ == "__main__":
     gc.disable()  # of what is made up to the mode next to nothing is garbage, and looking for it takes a twentieth
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # while modules are read, seconds on a cold disk: no traceback
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -41,9 +44,9 @@ from actors.streams import stand_in
 from agent.config import LONGEST_RESPONSE
 from agent.errors import Fault, Stopped, UserError, refused
 from agent.visible import visible
-from conf.arguments import asks_for_help
 from conf.command_line import check_overrides
 from conf.composing import run
+from conf.help import described
 from conf.schema import RunConfig, register, typed
 
 if TYPE_CHECKING:
@@ -337,6 +340,8 @@ def main(launched: bool = False) -> None:
 
 def command() -> None:
     """``python launch.py``, and the installed command ``slingshot``."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     main(launched=True)
 
 
@@ -349,15 +354,8 @@ def _main(launched: bool) -> None:
     arguments = sys.argv[1:]
     debug = any(argument.lower() == "debug=true" for argument in arguments)
     try:
-        if asks_for_help(arguments):
-            from conf.help import page
-
-            print(page({name: mode.__doc__ for name, mode in MODES.items()}), end="", flush=True)
-            return
-        if "--version" in arguments:
-            from tracking import about
-
-            print(f"Slingshot {about.code()}\n{about.packages()}\n{about.hardware()}", flush=True)
+        if told := described(arguments, {name: mode.__doc__ for name, mode in MODES.items()}):
+            print(told, end="", flush=True)
             return
         _start(arguments, debug, launched)
     except UserError as error:

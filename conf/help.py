@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+from conf.arguments import asks_for_help
 
 CONF = Path(__file__).parent
 WIDTH = 79
@@ -18,6 +20,17 @@ EXAMPLES = {
 }
 _DEFAULT = re.compile(r"^  - (\w+): (\S+) +# (.+)$", re.MULTILINE)
 """A group in the list of defaults of ``config.yaml``: its name, its default, what it decides."""
+
+
+def described(arguments: Sequence[str], modes: Mapping[str, str | None]) -> str:
+    """What is shown in place of a run: the page of help, or the versions; nothing where neither is asked for."""
+    if asks_for_help(arguments):
+        return page(modes)
+    if "--version" not in arguments:
+        return ""
+    from tracking import about
+
+    return f"Slingshot {about.code()}\n{about.packages()}\n{about.hardware()}\n"
 
 
 def page(modes: Mapping[str, str | None]) -> str:

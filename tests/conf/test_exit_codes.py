@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,18 @@ def test_a_closed_stream_is_as_good_as_nobody_who_reads(closed: str, tmp_path: P
     said = (tmp_path / "run/.lock").read_text()
     assert said.startswith("process ")
     assert said.count("\n") == 1
+
+
+def test_ctrl_c_before_all_is_read_is_no_traceback(tmp_path: Path) -> None:
+    """Ctrl-C comes as the first of our modules is read."""
+    (tmp_path / "hydra.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    read = f"runpy.run_path({str(ROOT / 'launch.py')!r}, run_name='__main__')"
+    program = f"import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); {read}"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", ""), "130 in a shell"
 
 
 # --- from an error to an exit code -------------------------------------------------------------------
