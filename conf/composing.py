@@ -31,8 +31,15 @@ from conf.tree import keys
 
 FAILURES = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError, OverflowError)
 """What composing raises for a mistake of its user's."""
+SEVERAL = ("tracker", "experiment", "condition")
+"""Groups of which several choices may stand together."""
 OF_THE_JOB = {"output_dir": "${hydra:runtime.output_dir}"}
 """Its default, which Hydra fills in as a job begins."""
+
+
+def one_choice(group: str) -> str:
+    """What to say where a list, or nothing, is given for a group that needs one choice."""
+    return f"one choice is needed, such as {group}=NAME; several values are a sweep, -m {group}=A,B"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

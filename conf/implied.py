@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from agent.errors import UserError
 from agent.paths import at_home
 from conf.as_trained import PLACES, WORLD, agent_of, data_of
-from conf.composing import Composer
+from conf.composing import SEVERAL, Composer, one_choice
 from conf.schema import INFERENCE, OF_A_CHECKPOINT
 from conf.topology import AUTO
 from learner.checkpoint import put_back
@@ -36,8 +36,6 @@ _PLANNED = ("agent", "algorithm", "cluster", "model", "pool")
 _FOR_LINES = ("experiment", "condition")
 """Groups whose files say what one could say on the command line."""
 _NEEDED = ("model", "data", "retrieval", "cluster")
-_SEVERAL = ("tracker", "experiment", "condition")
-"""Groups of which several choices may stand together."""
 _OWN = ("data.questions", "data.eval_questions")
 """Files of the user's, of which the built-in world has none."""
 _ELSEWHERE = {"retrieval", "retrieval.index", "retrieval.url", "retrieval.prebuilt", "retrieval.backend"}
@@ -58,13 +56,11 @@ def implied(composer: Composer, overrides: Sequence[Override], composed: DictCon
 def _check_choices(overrides: Sequence[Override], composed: DictConfig) -> None:
     """Raises ``UserError`` where a list is to stand for one choice, or nothing for one that every run needs."""
     listed = [str(o.key_or_group) for o in overrides if not o.is_sweep_override() and isinstance(o.value(), list)]
-    groups = [key for key in listed if key not in _SEVERAL and isinstance(composed.get(key), DictConfig)]
+    groups = [key for key in listed if key not in SEVERAL and isinstance(composed.get(key), DictConfig)]
     choices = composed.hydra.runtime.choices
     for group in (*groups, *(name for name in _NEEDED if not isinstance(choices.get(name), str))):
         line = next((str(o.input_line) for o in overrides if str(o.key_or_group) == group), group)
-        raise UserError(
-            f"{line}: one choice is needed, such as {group}=NAME; several values are a sweep, -m {group}=A,B"
-        )
+        raise UserError(f"{line}: {one_choice(group)}")
 
 
 def _kept(composer: Composer, given: Mapping[str, Override], composed: DictConfig) -> list[str]:

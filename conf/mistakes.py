@@ -11,8 +11,10 @@ from yaml import YAMLError
 
 from agent.errors import UserError, nearest
 from agent.own import is_path
+from agent.paths import at_home
 from conf import of_files, peers
-from conf.composing import FAILURES, Composer
+from conf.composing import FAILURES, SEVERAL, Composer, one_choice
+from conf.help import choices as files_of
 from conf.hints import LISTING, hint
 from conf.tree import keys
 
@@ -48,6 +50,8 @@ def _mistake(composer: Composer, lines: Sequence[str], hydra_lines: Sequence[str
                 if is_path(wrong) and (own := OWN_CODE.get(key.lstrip("+"))):
                     return f"{line}: is no choice of {key.lstrip('+')}; did you mean {own}={wrong}?"
                 return f"{line}: no such {key.lstrip('+')}; {nearest(wrong, options)}"
+            if value.startswith("[") and key not in SEVERAL:
+                return f"{line}: {one_choice(key)}"
             if key.startswith("+"):
                 return f"{line}: there is a {key.lstrip('+')} already; write {line.lstrip('+')} to choose another"
             choices.append(line)
@@ -96,11 +100,13 @@ def check_peers(lines: Sequence[str]) -> None:
 
 
 def check_model(lines: Sequence[str]) -> None:
-    """Raises ``UserError`` for a path or a hub name in the place of a choice of model."""
+    """Raises ``UserError`` for a path or a hub name in the place of a choice of model, or the other way round."""
     for line in lines:
         key, _, value = line.partition("=")
         if key == "model" and (set(value) & set("/~") or value.endswith(".gguf")):
             raise UserError(f"{line}: is no choice of model; did you mean model.path={value}?")
+        if key == "model.path" and value in {*files_of("model")} - {"folder"} and not at_home(value).exists():
+            raise UserError(f"{line}: there is no such folder; did you mean model={value}?")
 
 
 def _unknown(composer: Composer, lines: Sequence[str], composed: DictConfig) -> str | None:
@@ -114,7 +120,9 @@ def _unknown(composer: Composer, lines: Sequence[str], composed: DictConfig) -> 
         if meant := next((group for group in groups if value in composer.options(group)), None):
             return f"{key} is not a setting; did you mean {meant}={value}?"
         if choices := of_files.with_setting(key):
-            return f"{key} is a setting of {' and '.join(choices)}, and another is chosen; choose that, too"
+            named = " and ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
+            which = "one of them" if choices[1:] else "that"
+            return f"{key} is a setting of {named} alone; choose {which}, too, or leave it out"
         return f"{key} is not a setting; {hint(key, valid)}"
     return None
 

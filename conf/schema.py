@@ -205,7 +205,8 @@ class RunConfig:
             self._check_endpoint()
         elif self.mode in INFERENCE and not self.checkpoint:
             raise UserError(
-                f"mode={self.mode} needs checkpoint=FOLDER (a run's checkpoints/step-… or a model's folder)"
+                f"mode={self.mode} needs checkpoint=FOLDER (a run's checkpoints/step-…, a model's folder, or a model's "
+                "name on the hub)"
             )
         if self.mode == "report" and not self.report.sweep:
             raise UserError("mode=report needs report.sweep=FOLDER (a sweep's, multirun/…)")

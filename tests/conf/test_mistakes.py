@@ -314,10 +314,10 @@ def test_a_hint_is_given_only_where_it_is_likely(key: str, meant: str) -> None:
         (["hydra/launcher=joblib"], "hydra/launcher=joblib: no such hydra/launcher; valid names: basic"),
         (["hydra.job.chdir=true"], "hydra.job.chdir=true: paths are relative to the folder that you start in; "),
         (["algorithm={lr:1e-5}"], "algorithm={lr:1e-5}: algorithm.lr is not a setting; did you mean 'algorithm.seed"),
-        (["pool.cooldown=4"], "pool.cooldown is a setting of pool=adaptive, and another is chosen; choose that, too"),
+        (["pool.cooldown=4"], "pool.cooldown is a setting of pool=adaptive alone; choose that, too, or leave it out"),
         (
             ["retrieval.weights=[1,2]"],
-            "retrieval.weights is a setting of retrieval=hybrid, and another is chosen; choose that, too",
+            "retrieval.weights is a setting of retrieval=hybrid alone; choose that, too, or leave it out",
         ),
         (
             ["algorithm.optimizer=adamw"],

@@ -18,7 +18,10 @@ MISTAKES = [
     (["+foo.bar=1"], "foo is not a setting; "),
     (["+pool.group_siz=3"], "pool.group_siz is not a setting; did you mean 'pool.group_size'?"),
     (["++pool.group_siz=3"], "pool.group_siz is not a setting; did you mean 'pool.group_size'?"),
-    (["pool=epoch", "pool.oversample=2"], "pool.oversample is not a setting; valid names: batch_questions, "),
+    (
+        ["pool=epoch", "pool.oversample=2"],
+        "pool.oversample is a setting of pool=adaptive, pool=dynamic and pool=recycle alone; choose one ",
+    ),
     (
         ["model.architecture.hidden_siz=3"],
         "model.architecture.hidden_siz is not a setting; did you mean 'model.architecture.hidden_size'?",
@@ -158,6 +161,8 @@ MISTAKES = [
     (["retrieval=[bm25,dense]"], "retrieval=[bm25,dense]: one choice is needed"),
     (["algorithm=[gspo,grpo]"], "algorithm=[gspo,grpo]: one choice is needed, such as algorithm=NAME; several values"),
     (["reward=[david,em]"], "reward=[david,em]: one choice is needed"),
+    (["pool=[epoch,recycle]"], "pool=[epoch,recycle]: one choice is needed, such as pool=NAME; several values are a s"),
+    (["model.path=qwen0.5b"], "model.path=qwen0.5b: there is no such folder; did you mean model=qwen0.5b?"),
     (["cluster=4x3090", "cluster.cards=2"], "cluster.cards=2: it is for cluster=auto; elsewhere cluster.learners and"),
     (["question=Who?"], "question=Who?: it is for mode=ask; leave it out"),
     # what a mode doesn't read
@@ -212,7 +217,7 @@ MISTAKES = [
     (["-m", "algorithm.kl=k1,k9"], "algorithm.kl=k9 is not known; "),
     (["-m", "seed=1,2", "agent.temperature=1,0"], "agent.temperature=0.0 must be at least 0.01"),
     (["-m", "sed=1,2"], "sed is not a setting; did you mean 'seed'?"),
-    (["-m", "pool=recycle,epoch", "pool.oversample=2"], "pool.oversample is not a setting; "),
+    (["-m", "pool=recycle,epoch", "pool.oversample=2"], "pool.oversample is a setting of pool=adaptive, "),
     (["seed=1,2"], "seed=1,2: several values are a job each and need -m; "),
 ]
 
