@@ -27,6 +27,8 @@ from conf.schema import taken_as
 
 OF_HYDRA = {"hydra.run.dir": "path", "hydra.sweep.dir": "path", "hydra.job.name": "text"}
 """Hydra's own settings that are taken as they are typed."""
+NEVER_NULL = (*OF_HYDRA, "output_dir", "cache_dir", "agent.prompt")
+"""Paths that every run has."""
 _SWEEP_FUNCTION = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag)\s*\(.*\)\s*", re.DOTALL)
 _WHOLE_OR_COMMA = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\[[^\[\]]*\]|(,)""")
 
@@ -155,7 +157,8 @@ def _one(setting: str, value: str, kind: str) -> str:
     text = parsed.text if in_quotes else value
     if kind == "path":
         if not text:
-            raise UserError(f"{setting}: has no value; leave it out, or write null (is a shell's variable unset?)")
+            null = "" if setting.partition("=")[0] in NEVER_NULL else ", or write null"
+            raise UserError(f"{setting}: has no value; leave it out{null} (is a shell's variable unset?)")
         text = _at_home(setting, text)
         _check_length(setting.partition("=")[0], text)
     if kind == "sentence" and not in_quotes:

@@ -9,11 +9,13 @@ from typing import Any, get_type_hints
 
 import pytest
 from conf_runs import Command, Training
+from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 import launch
 from agent.errors import UserError
-from conf.arguments import as_typed, quoted, read
+from conf.arguments import NEVER_NULL, as_typed, quoted, read
 from conf.schema import RunConfig, taken_as
 from retrieval_service.rankers import own_settings
 
@@ -191,8 +193,16 @@ def test_null_is_nothing(written: str) -> None:
 
 @pytest.mark.parametrize("key", ["data.questions", "output_dir", "hydra.run.dir", "resume", "checkpoint"])
 def test_an_empty_path_is_refused(key: str) -> None:
-    with pytest.raises(UserError, match=rf"^{key}=: has no value; leave it out, .* variable unset"):
+    null = "" if key in NEVER_NULL else ", or write null"
+    with pytest.raises(UserError, match=rf"^{key}=: has no value; leave it out{null} \(is a shell's variable unset"):
         launch.check_overrides([f"{key}="])
+
+
+def test_a_path_that_cannot_be_null_is_not_told_to_be() -> None:
+    paths = {key for key, kind in taken_as().items() if kind == "path"}
+    with initialize_config_module("conf", version_base=None):
+        composed = compose("config", overrides=["output_dir=here"])
+    assert paths & {*NEVER_NULL} == {key for key in paths if OmegaConf.select(composed, key) is not None}
 
 
 @pytest.mark.parametrize("key", ["output_dir", "data.questions", "model.path", "retrieval.index", "hydra.run.dir"])
