@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from conf.tree import keys
 
 FAILURES = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError, OverflowError)
 """What composing raises for a mistake of its user's."""
+_EMPTY = re.compile(r"=\s*,|,\s*(,|\Z)")
 SEVERAL = ("tracker", "experiment", "condition")
 """Groups of which several choices may stand together."""
 OF_THE_JOB = {"output_dir": "${hydra:runtime.output_dir}"}
@@ -115,6 +117,8 @@ class Composer:
         except HydraException as error:
             if "=" not in argument:
                 raise UserError(f"{argument}: not key=value{self._meant(argument)}") from error
+            if _EMPTY.search(argument):
+                raise UserError(f"{argument}: a comma has no value beside it; leave it out") from error
             raise UserError(
                 f"{argument}: can't be read; a value with any of ,=:;#&!~'()[]{{}} or a letter like é in it needs "
                 "quotes inside the shell's: key=\"'value'\""

@@ -314,6 +314,8 @@ def test_a_hint_is_given_only_where_it_is_likely(key: str, meant: str) -> None:
         (["hydra/launcher=joblib"], "hydra/launcher=joblib: no such hydra/launcher; valid names: basic"),
         (["hydra.job.chdir=true"], "hydra.job.chdir=true: paths are relative to the folder that you start in; "),
         (["algorithm={lr:1e-5}"], "algorithm={lr:1e-5}: algorithm.lr is not a setting; did you mean 'algorithm.seed"),
+        (["-m", "seed=0,1,"], "seed=0,1,: a comma has no value beside it; leave it out"),
+        (["-m", "pool=,epoch"], "pool=,epoch: a comma has no value beside it; leave it out"),
         (["pool.cooldown=4"], "pool.cooldown is a setting of pool=adaptive alone; choose that, too, or leave it out"),
         (
             ["retrieval.weights=[1,2]"],
