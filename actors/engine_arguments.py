@@ -28,6 +28,9 @@ def engine_environment(config: EngineConfig, device: str) -> dict[str, str]:
             "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(config.threads),
+            # vLLM compiles a sum of the sampler's (batched_count_greater_than), whatever enforce_eager says: that takes
+            # a C++ compiler, a folder whose files may be executed, and seconds, to save a copy of the logits.
+            "TORCHDYNAMO_DISABLE": "1",
         }
     return env
 

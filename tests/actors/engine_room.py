@@ -645,6 +645,13 @@ async def close_in_flight(room: Room) -> tuple[list[str], list[str]]:
 # --- what we take from vLLM -------------------------------------------------------------------------
 
 
+def compiled(room: Room) -> int:
+    """How many functions torch has compiled so far."""
+    from torch._dynamo.utils import counters
+
+    return sum(counters["frames"].values())
+
+
 def private_things(room: Room) -> list[str]:
     """See ``vllm_resolved.broken``."""
     return broken()

