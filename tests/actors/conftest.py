@@ -13,6 +13,7 @@ import pytest
 import tokenizer_once
 from one_ray import shares_ray
 from patience import HANG_S
+from unmeasured import unmeasured
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the helpers: importlib mode adds no folder by itself
 
@@ -26,6 +27,13 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
         ray.shutdown()
     return result
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _unmeasured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        unmeasured(patch, tmp_path_factory.mktemp("measured"))
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

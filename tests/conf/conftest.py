@@ -12,8 +12,16 @@ sys.path.insert(0, str(Path(__file__).parent))  # for the helpers: importlib mod
 
 from composed_once import remember
 from conf_runs import Command, Training, exit_of
+from unmeasured import unmeasured
 
 import launch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _unmeasured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        unmeasured(patch, tmp_path_factory.mktemp("measured"))
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

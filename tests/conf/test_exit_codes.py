@@ -126,11 +126,11 @@ def test_a_question_may_have_any_punctuation(leave: Any, question: str) -> None:
 
 
 def started(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """``python launch.py`` in ``folder`` on a machine without a GPU."""
+    """``python launch.py`` in ``folder`` on a machine without a GPU, of a user who has measured nothing on it."""
     return run(
         [sys.executable, str(ROOT / "launch.py"), *arguments],
         cwd=folder,
-        env={**os.environ, "PATH": str(folder), "OMP_NUM_THREADS": "1"},  # no nvidia-smi
+        env={**os.environ, "PATH": str(folder), "HOME": str(folder), "OMP_NUM_THREADS": "1"},  # no nvidia-smi
     )
 
 
