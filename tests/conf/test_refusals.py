@@ -125,7 +125,14 @@ MISTAKES = [
     # what is missing
     (["data=jsonl"], "data=jsonl needs data.questions=FILE and data.corpus=FILE"),
     (["data=jsonl", "data.corpus=c", "model=smollm2-135m"], "data=jsonl needs data.questions=FILE"),
-    (["data=jsonl", "data.eval_questions=q", "data.corpus=c"], "data=jsonl needs data.questions=FILE"),
+    (
+        ["data=jsonl", "data.eval_questions=q", "data.corpus=c"],
+        "q is for evaluation alone (mode=eval); mode=train needs ",
+    ),
+    (
+        ["data=popqa", "model=smollm2-135m"],
+        "flashrag:popqa/test is for evaluation alone (mode=eval); mode=train needs qu",
+    ),
     (["mode=index", "data=jsonl", "data.questions=q"], "mode=index builds the index of data.corpus=FILE, or"),
     (
         ["mode=eval", "data=jsonl", "data.corpus=c", "checkpoint=x"],
