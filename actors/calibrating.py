@@ -20,6 +20,14 @@ from tracking.console import Console
 from tracking.evals.result import begin
 
 
+def more_questions(config: RunConfig) -> str:
+    """The settings by which there are more development questions."""
+    played = "a larger evaluation.questions, or " if config.evaluation.questions else ""
+    if config.data.source == "world":
+        return f"{played}a larger data.dev_questions_per_hop"
+    return f"{played}data.dev_questions=FILE with more, or a larger data.dev_share in training"
+
+
 def calibrate(config: RunConfig, run_dir: Path, console: Console, namespace: str) -> None:
     """Plays, and writes ``calibration.json`` with its curve.
 
@@ -28,7 +36,8 @@ def calibrate(config: RunConfig, run_dir: Path, console: Console, namespace: str
     """
     wanted, faulty = {name: getattr(config.exit, name) for name in CALIBRATING}, config.evaluation.max_fault_share
     with inference(config, run_dir, namespace, console) as served:
-        check_enough(len(served.asked.questions), **wanted, max_fault_share=faulty)  # before they are played
+        # Before they are played.
+        check_enough(len(served.asked.questions), **wanted, max_fault_share=faulty, more=more_questions(config))
         begin(run_dir, setting_of(config, served))
         rows = played(run_dir, console, served, "calibration", step=None)
         check_any_scored(rows)

@@ -162,10 +162,12 @@ def scaled(row: EvalRow, scale: Scale) -> EvalRow:
     return replace(row, probes=probes)
 
 
-def check_enough(questions: int, *, risk: float, delta: float, fit_share: float, max_fault_share: float = 0.0) -> None:
+def check_enough(
+    questions: int, *, risk: float, delta: float, fit_share: float, max_fault_share: float = 0.0, more: str = "more"
+) -> None:
     """Raises ``UserError`` if so few questions can't show the risk even if none of them is lost.
 
-    ``max_fault_share`` of them may end in a fault: they are counted as if they did.
+    ``more`` says how there are more. ``max_fault_share`` of them may end in a fault: they are counted as if they did.
     """
     needed = math.ceil(math.log(delta) / math.log1p(-risk))
     viable = questions - int(questions * max_fault_share)  # as many as ``refusal`` lets through
@@ -178,8 +180,7 @@ def check_enough(questions: int, *, risk: float, delta: float, fit_share: float,
         other = " or lower evaluation.max_fault_share" if viable < questions else ""
         raise UserError(
             f"{left} development questions{of} can't show a risk of exit.risk={risk} at exit.delta={delta}, which "
-            f"takes {needed} even if none is lost; give more (data.dev_questions_per_hop, data.dev_questions) or "
-            f"raise exit.risk{other}"
+            f"takes {needed} even if none is lost; give {more}, or raise exit.risk{other}"
         )
 
 

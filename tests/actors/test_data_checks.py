@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from actors import prompts
+from actors.calibrating import more_questions
 from actors.prepare import look, prepare
 from actors.prompts import short_enough, too_long
 from actors.questions import asked
@@ -497,3 +498,9 @@ def test_the_console_says_each_notice_and_where_the_questions_are_listed(
     assert said[-1] == f"data: all of these questions are listed in {tmp_path / FILE}"
     Console().notices((), tmp_path)
     assert capsys.readouterr().out == ""
+
+
+def test_more_development_questions_come_by_the_settings_of_the_data(make: Make) -> None:
+    assert more_questions(make()) == "data.dev_questions=FILE with more, or a larger data.dev_share in training"
+    world = RunConfig(pool=Epoch(), evaluation=EvalConfig(questions=5))
+    assert more_questions(world) == "a larger evaluation.questions, or a larger data.dev_questions_per_hop"
