@@ -225,10 +225,9 @@ class RunConfig:
         self._check_corpus()
         self._check_passages()
         if self.mode in ("train", "experts") and data.questions is None:
-            if data.eval_questions:
-                given = f"{data.eval_questions} is for evaluation alone (mode=eval)"
-                raise UserError(f"{given}; mode={self.mode} needs questions to train on, data.questions=FILE")
-            raise UserError("data=jsonl needs data.questions=FILE")
+            given = f"{data.eval_questions} is for evaluation alone (mode=eval)"
+            only = f"{given}; mode={self.mode} needs questions to train on, " if data.eval_questions else ""
+            raise UserError(f"{only or 'data=jsonl needs '}data.questions=FILE")
         if self.mode == "eval" and data.questions is None and data.eval_questions is None:
             raise UserError("mode=eval data=jsonl needs data.eval_questions=FILE")
         if self.mode == "calibrate" and data.dev_questions is None:

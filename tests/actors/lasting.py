@@ -58,7 +58,7 @@ class Lent:
         """An actor with a new object, made of these arguments."""
         if self._idle:
             actor = self._idle.pop()
-            # Until its process is up, Ray may give it calls in another order: one of the test before must not come last.
+            # Until its process is up, Ray may give it calls in another order, one of the test before last.
             result(actor.here.remote())
             result(actor.anew.remote(*given, **named))
         else:
