@@ -319,6 +319,8 @@ class RetrievalService:
 
     def _begun(self, lane: _Lane, batch: _Batch) -> None:
         """Sets the clocks of a batch that a backend has got."""
+        if self._closed:  # just then: it may never be searched, and nobody waits for it
+            return
         lane.batch, lane.moved = batch, batch.sent
         self._meter.batches += 1
         loop, stuck_s = asyncio.get_running_loop(), STUCK * self._config.timeout_s
