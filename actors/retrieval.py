@@ -105,30 +105,13 @@ class RetrievalActor:
         """For each query its top ``k`` passages, or the reason for which it failed, as text."""
         service = await self._started()
         with self._beats.phase("search"):
-            return await self._all([service.search(query, k) for query in queries])
+            return await _all([service.search(query, k) for query in queries], self._beats)
 
     async def following_many(self, document_ids: list[str], k: int) -> list[Hits | str]:
         """The same for the ``k`` passages after each of ``document_ids``."""
         service = await self._started()
         with self._beats.phase("search"):
-            return await self._all([service.following(d, k) for d in document_ids])
-
-    async def _all(self, asked: list[Coroutine[Any, Any, Hits]]) -> list[Hits | str]:
-        async def counted(search: Coroutine[Any, Any, Hits]) -> Hits:
-            try:
-                return await search
-            finally:
-                self._beats.did("search")  # those of one call may wait for one another
-
-        answers: list[Hits | str] = []
-        for result in await asyncio.gather(*map(counted, asked), return_exceptions=True):
-            if isinstance(result, RetrievalError):
-                answers.append(str(result))
-            elif isinstance(result, BaseException):
-                raise result
-            else:
-                answers.append(result)
-        return answers
+            return await _all([service.following(d, k) for d in document_ids], self._beats)
 
     async def identity(self) -> Identity:
         """What is searched, once the index is open."""
@@ -136,3 +119,21 @@ class RetrievalActor:
 
     async def stats(self) -> Stats:
         return self._service.stats() if self._service is not None else Meter().snapshot()
+
+
+async def _all(asked: list[Coroutine[Any, Any, Hits]], beats: Beats) -> list[Hits | str]:
+    async def counted(search: Coroutine[Any, Any, Hits]) -> Hits:
+        try:
+            return await search
+        finally:
+            beats.did("search")  # those of one call may wait for one another
+
+    answers: list[Hits | str] = []
+    for result in await asyncio.gather(*map(counted, asked), return_exceptions=True):
+        if isinstance(result, RetrievalError):
+            answers.append(str(result))
+        elif isinstance(result, BaseException):
+            raise result
+        else:
+            answers.append(result)
+    return answers

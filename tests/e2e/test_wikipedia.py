@@ -101,7 +101,7 @@ def test_the_boxs_command_fetches_what_it_names_and_trains(hub: Hub, whole, tmp_
     written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     (noted,) = (row for row in written if row.get("event") == "about")
     assert noted["index"] == f"bm25 over {HOTPOTQA.name}, 2 passages a search"
-    assert noted["data"].startswith("hotpotqa: 60 questions to train on, 12 held out")
+    assert noted["data"].startswith("hotpotqa-train: 60 questions to train on, 12 held out (hotpotqa-dev)")
     assert next(row for row in written if row["kind"] == "step")["search/mean"] > 0
     (made,) = (tmp_path / "run" / "checkpoints").glob("step-*/training/made_with.json")
     assert json.loads(made.read_text())["data"]["corpus"] == HOTPOTQA.md5

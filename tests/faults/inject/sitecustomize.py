@@ -125,8 +125,8 @@ def changed_retrieval(module):
     """A search is answered with nothing that a search could give; in an outage, none is answered."""
     all_answers = module._all
 
-    async def watched(asked):
-        answers = await all_answers(asked)
+    async def watched(asked, beats):
+        answers = await all_answers(asked, beats)
         if (Path(FOLDER) / "outage").exists():
             return ["the index is gone"] * len(answers)
         return [None] * len(answers) if spoilt("retrieval") else answers
