@@ -110,9 +110,9 @@ class BackendThread:
                 except BaseException as error:
                     broken = error
                 else:
+                    self._free(job)  # first, or the reading thread may tell the answers before that
                     self._found.put((found, job))
                     del found  # an object of Java's, which this thread must not be the last to hold
-                    self._free(job)
                     continue
             asked = call, job.texts, job.k, end
             batch = answers(*asked) if broken is None else apart(broken, *asked)
